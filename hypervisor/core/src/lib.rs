@@ -1,1 +1,11 @@
-//! (being written)
+//! The rules of the hypervisor: what is allowed, and what follows from it.
+//!
+//! Touches: values, and memory through the traits of [`machine`].
+//! Never touches: a register, a device, a raw pointer. It knows nobody but the ABI, so it runs in ring 0, in a unit
+//! test and in `tests/sim` alike.
+//! Keeps: P1-P12 of `hypervisor/ARCHITECTURE.md`.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod machine;

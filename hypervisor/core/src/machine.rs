@@ -1,0 +1,224 @@
+//! What the rules ask of a machine. `hv-machine` implements these traits over the hardware, `tests/sim` over a
+//! vector of pages. They return facts and carry out orders; no rule lives behind them.
+
+use crate::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt};
+use core::sync::atomic::AtomicU64;
+
+/// A frame's memory as words. Guests and the page walker of every CPU may touch it at the same time.
+pub type Page = [AtomicU64; ENTRIES];
+
+/// Memory by machine frame, through the direct map.
+pub trait Frames {
+    /// Number of the highest RAM frame, plus one. Frames at or above it, and holes below, are never passed to the other
+    /// methods: the frame table knows which frames are RAM.
+    fn frame_limit(&self) -> u64;
+    /// The frame as words. Page-table entries are read and exchanged here.
+    fn page(&self, frame: Frame) -> &Page;
+    /// Copies bytes out of a frame. `offset + to.len()` never passes the end of the page.
+    fn read(&self, frame: Frame, offset: usize, to: &mut [u8]);
+    /// Copies bytes into a frame. `offset + from.len()` never passes the end of the page.
+    fn write(&self, frame: Frame, offset: usize, from: &[u8]);
+    /// Fills a frame with zeros.
+    fn zero(&self, frame: Frame);
+    /// Copies a whole frame.
+    fn copy(&self, from: Frame, to: Frame);
+    /// Says in the machine-to-physical table which pseudo-physical page a frame is (ABI core 2.2).
+    fn set_m2p(&self, frame: Frame, pfn: u64);
+    /// The entry of the machine-to-physical table for a frame.
+    fn m2p(&self, frame: Frame) -> u64;
+    /// What belongs into slot 256 + `index` (0..16) of every guest L4: 0 or a complete entry.
+    fn hole_entry(&self, index: usize) -> u64;
+}
+
+/// What a flush removes from a CPU's translation caches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flush {
+    /// Everything that a guest can have put there.
+    All,
+    /// The translation of one address.
+    Page(GuestVirt),
+}
+
+/// The physical CPUs as a group.
+pub trait Cpus {
+    /// The CPU this code runs on.
+    fn this_cpu(&self) -> CpuId;
+    /// Flushes on every CPU of the set, this one included if named, and returns when all have done so.
+    fn flush(&self, cpus: CpuSet, what: Flush);
+    /// Makes a CPU leave its guest, or its sleep, soon.
+    fn kick(&self, cpu: CpuId);
+}
+
+/// Time.
+pub trait Clock {
+    /// Nanoseconds since power-on: monotonic and common to all CPUs.
+    fn now(&self) -> u64;
+    /// Asks for a timer interrupt on this CPU at this time; `u64::MAX` asks for none. Replaces the request before.
+    fn arm(&self, deadline: u64);
+    /// The time-stamp counter.
+    fn tsc(&self) -> u64;
+    /// Frequency of the time-stamp counter in kHz.
+    fn tsc_khz(&self) -> u64;
+    /// The time-stamp counter's value when [`Clock::now`] was 0.
+    fn tsc_origin(&self) -> u64;
+    /// Seconds and nanoseconds since 1970 (UTC) at time 0.
+    fn wallclock(&self) -> (u64, u32);
+}
+
+/// The machine's own console.
+pub trait Console {
+    /// Prints bytes as they are.
+    fn put(&self, bytes: &[u8]);
+    /// Takes typed bytes that have arrived; returns how many.
+    fn take(&self, to: &mut [u8]) -> usize;
+}
+
+/// The part of this CPU's state that belongs to the vcpu it runs and that the rules change one piece at a time. Everything
+/// here acts on the CPU at once; `switch_out` and `switch_in` in `hv-machine` move the whole of it.
+pub trait CpuState {
+    /// Loads a page-table root, which flushes this CPU's translations. The only way to change the root.
+    fn load_root(&self, root: Frame);
+    /// The FS base.
+    fn fs_base(&self) -> u64;
+    /// Sets the FS base; canonical.
+    fn set_fs_base(&self, base: u64);
+    /// The GS base the guest has active.
+    fn gs_base(&self) -> u64;
+    /// Sets the GS base the guest has active; canonical.
+    fn set_gs_base(&self, base: u64);
+    /// Loads a selector into the guest's GS and returns the base it brought; `None` if the selector does not load, in
+    /// which case GS is null. The active base is preserved by the caller.
+    fn load_gs(&self, selector: u16) -> Option<u64>;
+    /// CR0.TS.
+    fn set_task_switched(&self, on: bool);
+    /// The CR4 bits a guest may choose: TSD, DE, FSGSBASE, OSXSAVE. Others of `bits` are ignored.
+    fn set_guest_cr4(&self, bits: u64);
+    /// XCR0; the rules have checked it against CPUID.
+    fn set_xcr0(&self, value: u64);
+    /// Loads debug register 0..=3, 6 or 7; the rules have normalised the value.
+    fn set_debug(&self, register: u8, value: u64);
+    /// Reads debug register 6.
+    fn debug_status(&self) -> u64;
+    /// Maps a guest's GDT frames as pages 0..14 of this CPU's table; `None` maps a page of zeros.
+    fn load_gdt(&self, frames: &[Option<Frame>; 14]);
+    /// Sets the LDT to `entries` descriptors (0: none), with no page of it mapped yet.
+    fn load_ldt(&self, entries: u32);
+    /// Maps one page (0..16) of the LDT.
+    fn map_ldt(&self, page: u8, frame: Frame);
+    /// If a faulting address lies in this CPU's LDT window: the byte offset into the LDT.
+    fn ldt_offset(&self, address: u64) -> Option<u32>;
+    /// Whether a faulting address lies in this CPU's GDT window: the byte offset into the GDT.
+    fn gdt_offset(&self, address: u64) -> Option<u32>;
+    /// CPUID as the hardware answers it: EAX, EBX, ECX, EDX.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
+    /// TSC_AUX, where RDTSCP and RDPID exist.
+    fn set_tsc_aux(&self, value: u32);
+}
+
+/// All of it: what a whole hypervisor needs.
+pub trait Machine: Frames + Cpus + Clock + Console + CpuState + Sync + 'static {}
+
+/// The general registers of a vcpu in the order ring 0's entry code pushes them, which is the ABI's `user_regs` order
+/// (ABI core 10.3), so that contexts copy straight. The CPU pushes the last five words itself, ending at a 16-byte boundary.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Registers {
+    /// Keeps the end of the structure at a 16-byte boundary; entry code may use it.
+    pub scratch: u64,
+    /// R15.
+    pub r15: u64,
+    /// R14.
+    pub r14: u64,
+    /// R13.
+    pub r13: u64,
+    /// R12.
+    pub r12: u64,
+    /// RBP.
+    pub rbp: u64,
+    /// RBX.
+    pub rbx: u64,
+    /// R11: after SYSCALL the flags of the caller.
+    pub r11: u64,
+    /// R10: fourth hypercall argument.
+    pub r10: u64,
+    /// R9.
+    pub r9: u64,
+    /// R8: fifth hypercall argument.
+    pub r8: u64,
+    /// RAX: hypercall number and result.
+    pub rax: u64,
+    /// RCX: after SYSCALL the return address.
+    pub rcx: u64,
+    /// RDX: third hypercall argument.
+    pub rdx: u64,
+    /// RSI: second hypercall argument.
+    pub rsi: u64,
+    /// RDI: first hypercall argument.
+    pub rdi: u64,
+    /// The CPU's error code for the last exit (low half); entry code may keep the vector in the high half.
+    pub error: u64,
+    /// RIP.
+    pub rip: u64,
+    /// CS: the selector, upper bits zero.
+    pub cs: u64,
+    /// RFLAGS. IF is always set, IOPL always 0 (P12).
+    pub rflags: u64,
+    /// RSP.
+    pub rsp: u64,
+    /// SS: the selector, upper bits zero.
+    pub ss: u64,
+}
+const _: () = assert!(size_of::<Registers>() == 176);
+
+/// What a vcpu owns of a CPU besides [`Registers`] and what is loaded through [`CpuState`]; saved and loaded by `hv-machine`.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Segments {
+    /// DS, ES, FS, GS selectors.
+    pub selectors: [u16; 4],
+    /// FS base.
+    pub fs_base: u64,
+    /// The GS base that was active.
+    pub gs_base: u64,
+}
+
+/// Why `run` came back from a guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// SYSCALL from 64-bit code: a hypercall or a system call. RCX and R11 hold what the CPU left there.
+    Syscall,
+    /// SYSCALL from compatibility code (AMD).
+    Syscall32,
+    /// SYSENTER from compatibility code (Intel); RIP and RSP of the caller are lost.
+    Sysenter,
+    /// An exception or INT n: vector, error code (0 if none) and CR2 for a page fault.
+    Fault {
+        /// 0..=31, or 0x80 for the system-call gate.
+        vector: u8,
+        /// As the CPU pushed it.
+        error: u32,
+        /// CR2, only for vector 14.
+        address: u64,
+    },
+    /// The return to the guest itself faulted (bad CS, SS or RIP): registers are as they were.
+    ReturnFault {
+        /// 11, 12, 13 or 14.
+        vector: u8,
+        /// As the CPU pushed it.
+        error: u32,
+    },
+    /// A device or another CPU wanted attention; it has been acknowledged.
+    Interrupt(Interrupt),
+}
+
+/// Which interrupt ended a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Interrupt {
+    /// The deadline given to [`Clock::arm`] passed.
+    Timer,
+    /// [`Cpus::kick`].
+    Kick,
+    /// Bytes arrived on the console.
+    Console,
+    /// None of these, or an NMI.
+    Other,
+}
