@@ -1,0 +1,80 @@
+//! Building the bare-metal images.
+
+use crate::{TARGET, sysroot};
+use anyhow::{Context, Result};
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use xshell::{Shell, cmd};
+
+/// The packages that are images rather than libraries.
+pub(crate) const IMAGES: [&str; 3] = ["hypervisor", "dom0", "guests"];
+
+/// What to build.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Cargo profile: `release`, or `checked` (release with assertions, what the system tests boot)
+    #[arg(long, default_value = "release")]
+    pub(crate) profile: String,
+}
+
+/// Builds every image with `profile` and returns the folder they lie in.
+pub(crate) fn images(sh: &Shell, profile: &str) -> Result<PathBuf> {
+    sysroot::ensure_target(sh)?;
+    let packages = IMAGES
+        .into_iter()
+        .filter(|name| is_bare_metal(sh, name))
+        .flat_map(|name| ["-p", name]);
+    let packages: Vec<&str> = packages.collect();
+    if packages.is_empty() {
+        eprintln!("no image to build yet");
+    } else {
+        bare_metal(cmd!(
+            sh,
+            "cargo build --profile {profile} --target {TARGET} {packages...}"
+        ))
+        .run()?;
+    }
+    Ok(target_dir(sh)?.join(TARGET).join(profile))
+}
+
+/// Cargo for the bare-metal target: RUSTFLAGS in the environment would replace the flags of `.cargo/config.toml`.
+pub(crate) fn bare_metal(command: xshell::Cmd<'_>) -> xshell::Cmd<'_> {
+    command
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .quiet()
+}
+
+/// Cargo's target folder, wherever the environment or a configuration puts it.
+pub(crate) fn target_dir(sh: &Shell) -> Result<PathBuf> {
+    if let Some(dir) = env::var_os("CARGO_TARGET_DIR") {
+        return Ok(sh.current_dir().join(dir));
+    }
+    let metadata = cmd!(sh, "cargo metadata --no-deps --format-version 1 --offline")
+        .quiet()
+        .read()?;
+    let (_, rest) = metadata
+        .split_once("\"target_directory\":\"")
+        .context("cargo metadata has no target_directory")?;
+    let (path, _) = rest
+        .split_once('"')
+        .context("cargo metadata has no target_directory")?;
+    Ok(path.into())
+}
+
+/// Whether an image's package has become a bare-metal program (a placeholder for the host cannot be built).
+fn is_bare_metal(sh: &Shell, name: &str) -> bool {
+    let folder = sh.current_dir().join(if name == "guests" {
+        "tests/guests"
+    } else {
+        name
+    });
+    let bins = fs::read_dir(folder.join("src/bin"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    bins.chain([folder.join("src/main.rs")])
+        .any(|file| fs::read_to_string(file).is_ok_and(|text| text.contains("no_std")))
+}
