@@ -2,8 +2,9 @@
 //!
 //! apt's own state is never touched. The address of the archive comes from `apt-get indextargets` alone.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use xshell::{Shell, cmd};
 
 /// The helper behind apt's downloads: it knows the machine's proxy and certificates and checks the hash.
@@ -49,23 +50,66 @@ pub(crate) fn extract(sh: &Shell, deb: &Path, target: &Path) -> Result<()> {
         .context("cannot unpack a Debian package")
 }
 
-/// Signed indexes of a few suites, read with state of our own.
+/// Unpacks only the files of a package that match one of tar's `patterns` into the existing folder `target`.
+pub(crate) fn extract_some(deb: &Path, target: &Path, patterns: &[&str]) -> Result<()> {
+    let mut tarfile = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(deb)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let pipe = tarfile.stdout.take().context("dpkg-deb has no output")?;
+    // A pattern without a match makes tar complain; what is needed is looked for afterwards by the caller.
+    Command::new("tar")
+        .args(["-x", "--no-same-owner", "--wildcards", "-C"])
+        .arg(target)
+        .args(patterns)
+        .stdin(pipe)
+        .stderr(Stdio::null())
+        .status()?;
+    ensure!(tarfile.wait()?.success(), "cannot unpack {}", deb.display());
+    Ok(())
+}
+
+/// Where apt is told to look for what is installed.
+pub(crate) enum Installed {
+    /// Nothing counts as installed: only the indexes matter.
+    Nothing,
+    /// The packages of this machine, so that only what is missing is named.
+    Host,
+}
+
+/// Signed indexes of a few suites of the machine's archive, read with state of our own.
 pub(crate) struct Lists {
+    archive: String,
     options: Vec<String>,
 }
 
 impl Lists {
-    /// Writes a private `sources.list` with `sources` into `dir` and fetches the indexes.
-    pub(crate) fn update(sh: &Shell, dir: &Path, sources: &str) -> Result<Self> {
+    /// Fetches the indexes of `suites` into the folder `dir`.
+    pub(crate) fn update(
+        sh: &Shell,
+        dir: &Path,
+        suites: &[&str],
+        installed: Installed,
+    ) -> Result<Self> {
+        let archive = archive(sh)?;
+        let sources: String = suites
+            .iter()
+            .map(|suite| format!("deb {archive} {suite} main\n"))
+            .collect();
         sh.write_file(dir.join("sources.list"), sources)?;
         sh.create_dir(dir.join("lists/partial"))?;
         sh.create_dir(dir.join("cache/archives/partial"))?;
         let d = dir.display();
+        let status = match installed {
+            Installed::Nothing => "/dev/null",
+            Installed::Host => "/var/lib/dpkg/status",
+        };
         let options = [
             format!("Dir::Etc::SourceList={d}/sources.list"),
             "Dir::Etc::SourceParts=/dev/null".into(),
             format!("Dir::State={d}"),
-            "Dir::State::status=/dev/null".into(),
+            format!("Dir::State::status={status}"),
             format!("Dir::Cache={d}/cache"),
             "APT::Sandbox::User=".into(),
             "Acquire::Languages=none".into(),
@@ -81,10 +125,10 @@ impl Lists {
             .quiet()
             .run()
             .context("cannot fetch the package indexes")?;
-        Ok(Self { options })
+        Ok(Self { archive, options })
     }
 
-    /// The records of `package`, newest first, as `apt-cache show` prints them.
+    /// The records of `package` (or `package=version`), newest first.
     pub(crate) fn records(&self, sh: &Shell, package: &str) -> Result<Vec<Record>> {
         let options = &self.options;
         let text = cmd!(sh, "apt-cache {options...} show {package}")
@@ -97,6 +141,46 @@ impl Lists {
             .filter(|record| !record.trim().is_empty())
             .map(|r| Record(r.to_owned()))
             .collect())
+    }
+
+    /// The newest record of `package`.
+    pub(crate) fn record(&self, sh: &Shell, package: &str) -> Result<Record> {
+        let newest = self.records(sh, package)?.into_iter().next();
+        newest.with_context(|| format!("the package indexes have no {package}"))
+    }
+
+    /// Everything that installing `package` from `suite` would add to this machine, as found by apt's own solver.
+    pub(crate) fn missing(&self, sh: &Shell, package: &str, suite: &str) -> Result<Vec<Record>> {
+        let options = &self.options;
+        let plan =
+            cmd!(sh, "apt-get {options...} --print-uris -qq -y install --no-install-recommends -t {suite} {package}")
+                .quiet()
+                .ignore_stderr()
+                .read()
+                .with_context(|| format!("apt finds no way to install {package} from {suite}"))?;
+        let mut records = Vec::new();
+        // 'ADDRESS' NAME_VERSION_ARCHITECTURE.deb SIZE HASH, where the colon of an epoch is written %3a.
+        for name in plan.lines().filter_map(|line| line.split(' ').nth(1)) {
+            let mut parts = name.split('_');
+            let (Some(package), Some(version)) = (parts.next(), parts.next()) else {
+                bail!("apt names a file {name}, which is no package");
+            };
+            records.push(self.record(sh, &format!("{package}={}", version.replace("%3a", ":")))?);
+        }
+        Ok(records)
+    }
+
+    /// Fetches the package of `record` into the folder `dir` and returns the file.
+    pub(crate) fn fetch(
+        &self,
+        sh: &Shell,
+        record: &Record,
+        dir: &Path,
+    ) -> Result<std::path::PathBuf> {
+        let file = dir.join(format!("{}.deb", record.field("Package")?));
+        let uri = format!("{}{}", self.archive, record.field("Filename")?);
+        download(sh, &uri, &file, record.field("SHA256")?)?;
+        Ok(file)
     }
 }
 
@@ -114,5 +198,10 @@ impl Record {
             Some(value) => Ok(value.trim()),
             None => bail!("a package record has no field {name}"),
         }
+    }
+
+    /// The size of the package file in bytes.
+    pub(crate) fn size(&self) -> Result<u64> {
+        Ok(self.field("Size")?.parse()?)
     }
 }

@@ -8,18 +8,21 @@ use std::path::PathBuf;
 use xshell::{Shell, cmd};
 
 /// The packages that are images rather than libraries.
-pub(crate) const IMAGES: [&str; 3] = ["hypervisor", "dom0", "guests"];
+pub const IMAGES: [&str; 3] = ["hypervisor", "dom0", "guests"];
 
 /// What to build.
 #[derive(clap::Args)]
-pub(crate) struct Options {
+pub struct Options {
     /// Cargo profile: `release`, or `checked` (release with assertions, what the system tests boot)
     #[arg(long, default_value = "release")]
-    pub(crate) profile: String,
+    pub profile: String,
 }
 
 /// Builds every image with `profile` and returns the folder they lie in.
-pub(crate) fn images(sh: &Shell, profile: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// No `core` for the target, or a failed build.
+pub fn images(sh: &Shell, profile: &str) -> Result<PathBuf> {
     sysroot::ensure_target(sh)?;
     let packages = IMAGES
         .into_iter()
@@ -39,7 +42,7 @@ pub(crate) fn images(sh: &Shell, profile: &str) -> Result<PathBuf> {
 }
 
 /// Cargo for the bare-metal target: RUSTFLAGS in the environment would replace the flags of `.cargo/config.toml`.
-pub(crate) fn bare_metal(command: xshell::Cmd<'_>) -> xshell::Cmd<'_> {
+pub fn bare_metal(command: xshell::Cmd<'_>) -> xshell::Cmd<'_> {
     command
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
@@ -47,7 +50,10 @@ pub(crate) fn bare_metal(command: xshell::Cmd<'_>) -> xshell::Cmd<'_> {
 }
 
 /// Cargo's target folder, wherever the environment or a configuration puts it.
-pub(crate) fn target_dir(sh: &Shell) -> Result<PathBuf> {
+///
+/// # Errors
+/// Cargo does not say.
+pub fn target_dir(sh: &Shell) -> Result<PathBuf> {
     if let Some(dir) = env::var_os("CARGO_TARGET_DIR") {
         return Ok(sh.current_dir().join(dir));
     }

@@ -2,18 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-mod apt;
-mod build;
-mod cache;
-mod sysroot;
-
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use std::path::Path;
 use xshell::Shell;
-
-/// The bare-metal target of every image.
-pub(crate) const TARGET: &str = "x86_64-unknown-none";
+use xtask::{build, kernels, qemu, root, sysroot};
 
 /// Builds, runs and checks Tenon.
 #[derive(Parser)]
@@ -31,7 +23,11 @@ enum Verb {
     Doctor,
     /// Make `core` for the bare-metal target available to plain cargo in this checkout
     #[command(hide = true)]
-    Provision,
+    Provision {
+        /// Fetch QEMU, the kernels and the initramfs too, and print where they are
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 fn main() -> Result<()> {
@@ -40,16 +36,34 @@ fn main() -> Result<()> {
     sh.change_dir(root());
     match arguments.verb {
         Verb::Build(options) => build::images(&sh, &options.profile).map(drop),
-        Verb::Doctor => {
-            println!("{}", sysroot::state(&sh)?);
-            Ok(())
-        }
-        Verb::Provision => sysroot::ensure_target(&sh),
+        Verb::Doctor => doctor(&sh),
+        Verb::Provision { all } => provision(&sh, all),
     }
 }
 
-/// The top folder of the checkout.
-pub(crate) fn root() -> &'static Path {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here)
+fn provision(sh: &Shell, all: bool) -> Result<()> {
+    sysroot::ensure_target(sh)?;
+    if all {
+        println!("{:?}", qemu::Qemu::find(sh, None)?.command());
+        for name in kernels::names() {
+            let kernel = kernels::stock(sh, name)?;
+            println!("{}\n{}", kernel.bzimage.display(), kernel.vmlinux.display());
+        }
+        println!("{}", kernels::ramdisk(sh)?.display());
+    }
+    Ok(())
+}
+
+fn doctor(sh: &Shell) -> Result<()> {
+    println!("target   {}", sysroot::state(sh)?);
+    println!("emulator {}", qemu::Qemu::state()?);
+    for name in kernels::names() {
+        let state = if kernels::is_cached(name)? {
+            "in the cache"
+        } else {
+            "would be fetched from the distribution"
+        };
+        println!("kernel   stock {name}: {state}");
+    }
+    Ok(())
 }

@@ -24,7 +24,10 @@ const PINNED: &[(&str, &str, &str)] = &[(
 const CONFIG: &str = ".cargo/sysroot.toml";
 
 /// Makes the bare-metal target usable from this checkout; quick when there is nothing to do.
-pub(crate) fn ensure_target(sh: &Shell) -> Result<()> {
+///
+/// # Errors
+/// The source of this compiler's libraries cannot be found or built.
+pub fn ensure_target(sh: &Shell) -> Result<()> {
     if installed(sh)? {
         return Ok(sh.remove_path(CONFIG)?);
     }
@@ -54,7 +57,10 @@ pub(crate) fn ensure_target(sh: &Shell) -> Result<()> {
 }
 
 /// One line for `doctor`: where the bare-metal `core` comes from.
-pub(crate) fn state(sh: &Shell) -> Result<String> {
+///
+/// # Errors
+/// The compiler does not answer.
+pub fn state(sh: &Shell) -> Result<String> {
     if installed(sh)? {
         return Ok(format!("{TARGET} is installed with the toolchain"));
     }
@@ -156,7 +162,7 @@ fn debian_source(sh: &Shell, version: &str) -> Result<PathBuf> {
     let scratch = cache::scratch()?;
     let (path, sha256) = match PINNED.iter().find(|(pinned, ..)| *pinned == version) {
         Some((_, path, sha256)) => ((*path).to_owned(), (*sha256).to_owned()),
-        None => indexed(sh, &archive, version, scratch.path())?,
+        None => indexed(sh, version, scratch.path())?,
     };
     eprintln!("fetching the source of rustc {version}'s libraries (45 MB, once)");
     let deb = scratch.path().join("rust-src.deb");
@@ -173,13 +179,10 @@ fn debian_source(sh: &Shell, version: &str) -> Result<PathBuf> {
 }
 
 /// Looks `version` up in the signed indexes of the archive's living suites.
-fn indexed(sh: &Shell, archive: &str, version: &str, dir: &Path) -> Result<(String, String)> {
+fn indexed(sh: &Shell, version: &str, dir: &Path) -> Result<(String, String)> {
     let suites = ["stable", "testing", "unstable"];
-    let sources: String = suites
-        .iter()
-        .map(|suite| format!("deb {archive} {suite} main\n"))
-        .collect();
-    let records = apt::Lists::update(sh, dir, &sources)?.records(sh, "rust-src")?;
+    let lists = apt::Lists::update(sh, dir, &suites, apt::Installed::Nothing)?;
+    let records = lists.records(sh, "rust-src")?;
     let mut seen = Vec::new();
     for record in &records {
         let packaged = record.field("Version")?;

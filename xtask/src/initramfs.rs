@@ -1,0 +1,71 @@
+//! The initramfs of our guests: busybox, an init script, and nothing else.
+
+use crate::cache;
+use anyhow::{Context, Result};
+use cpio::{NewcBuilder, newc};
+use std::collections::hash_map::DefaultHasher;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::io::{Cursor, Write};
+use std::path::{Path, PathBuf};
+
+/// The first program of a guest. `tenon.oneshot` on the kernel's command line ends the guest at once.
+const INIT: &str = include_str!("init.sh");
+
+const DIRECTORY: u32 = 0o040_755;
+const PROGRAM: u32 = 0o100_755;
+const CHARACTER_DEVICE: u32 = 0o020_600;
+
+/// Builds the archive around `busybox`, or returns the one built earlier from the same parts.
+pub(crate) fn build(busybox: &Path) -> Result<PathBuf> {
+    let program =
+        fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
+    let mut hasher = DefaultHasher::new();
+    (INIT, &program).hash(&mut hasher);
+    let target = cache::dir()?
+        .join("initramfs")
+        .join(format!("{:016x}.cpio", hasher.finish()));
+    if target.is_file() {
+        return Ok(target);
+    }
+    let scratch = cache::scratch()?;
+    let staging = scratch.path().join("initramfs");
+    fs::write(&staging, archive(&program)?)?;
+    cache::publish(&staging, &target)?;
+    Ok(target)
+}
+
+fn archive(busybox: &[u8]) -> Result<Vec<u8>> {
+    let mut out = Cursor::new(Vec::new());
+    for name in ["bin", "dev", "proc", "sys", "root", "tmp", "run", "etc"] {
+        entry(&mut out, NewcBuilder::new(name).mode(DIRECTORY), &[])?;
+    }
+    // The kernel opens it for init before any file system is mounted.
+    let console = NewcBuilder::new("dev/console")
+        .mode(CHARACTER_DEVICE)
+        .rdev_major(5)
+        .rdev_minor(1);
+    entry(&mut out, console, &[])?;
+    entry(
+        &mut out,
+        NewcBuilder::new("bin/busybox").mode(PROGRAM),
+        busybox,
+    )?;
+    entry(
+        &mut out,
+        NewcBuilder::new("init").mode(PROGRAM),
+        INIT.as_bytes(),
+    )?;
+    newc::trailer(&mut out)?;
+    Ok(out.into_inner())
+}
+
+fn entry(out: &mut Cursor<Vec<u8>>, header: NewcBuilder, data: &[u8]) -> Result<()> {
+    let mut writer = header.write(
+        out,
+        u32::try_from(data.len()).context("a file too large for an initramfs")?,
+    );
+    writer.write_all(data)?;
+    writer.finish()?;
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! Stock kernels and the userland they start: fetched from the distribution once, kept in the cache.
+
+use crate::{apt, cache, initramfs, unpack};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use xshell::Shell;
+
+/// One stock kernel we know how to fetch.
+struct Stock {
+    /// What it is called on the command line.
+    name: &'static str,
+    /// The suite whose `linux-image-amd64` names it.
+    suite: &'static str,
+}
+
+/// The kernels that are booted as guests.
+const STOCK: &[Stock] = &[Stock {
+    name: "6.1",
+    suite: "bookworm",
+}];
+
+/// The kernel that `run` starts where none is named.
+pub const DEFAULT: &str = "6.1";
+
+/// A kernel in the cache, in both of its forms.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// The file as the distribution ships it.
+    pub bzimage: PathBuf,
+    /// The ELF file inside it, unpacked.
+    pub vmlinux: PathBuf,
+}
+
+/// The names of the kernels that can be fetched.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    STOCK.iter().map(|stock| stock.name)
+}
+
+/// The stock kernel called `name`, fetched first if need be.
+///
+/// # Errors
+/// An unknown name, or no way to fetch it.
+pub fn stock(sh: &Shell, name: &str) -> Result<Kernel> {
+    let Some(stock) = STOCK.iter().find(|stock| stock.name == name) else {
+        bail!(
+            "no stock kernel {name}; there are: {}",
+            names().collect::<Vec<_>>().join(", ")
+        );
+    };
+    let folder = cache::dir()?.join("kernel").join(name);
+    let kernel = Kernel {
+        bzimage: folder.join("bzImage"),
+        vmlinux: folder.join("vmlinux"),
+    };
+    if !folder.is_dir() {
+        let _lock = cache::lock("kernel")?;
+        if !folder.is_dir() {
+            fetch(sh, stock, &folder).with_context(|| {
+                format!("cannot fetch the stock kernel {name}; a kernel file can be named instead with --kernel")
+            })?;
+        }
+    }
+    Ok(kernel)
+}
+
+/// Whether the stock kernel called `name` is in the cache.
+///
+/// # Errors
+/// No cache folder can be named.
+pub fn is_cached(name: &str) -> Result<bool> {
+    Ok(cache::dir()?.join("kernel").join(name).is_dir())
+}
+
+fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
+    let scratch = cache::scratch()?;
+    let lists = apt::Lists::update(sh, scratch.path(), &[stock.suite], apt::Installed::Nothing)?;
+    let mut record = lists.record(sh, "linux-image-amd64")?;
+    // The metapackage names the image, and from 6.13 on the image names the package with the kernel itself.
+    for _ in 0..2 {
+        let depends = record.field("Depends").unwrap_or_default();
+        let mut names = depends
+            .split(',')
+            .filter_map(|entry| entry.split_whitespace().next());
+        match names
+            .find(|name| name.starts_with("linux-image-") || name.starts_with("linux-binary-"))
+        {
+            Some(next) => record = lists.record(sh, next)?,
+            None => break,
+        }
+    }
+    let (package, version) = (record.field("Package")?, record.field("Version")?);
+    let size = record.size()? / 1_000_000;
+    eprintln!(
+        "fetching the stock kernel {} ({package} {version}, {size} MB, once)",
+        stock.name
+    );
+    let deb = lists.fetch(sh, &record, scratch.path())?;
+    let (root, staging) = (scratch.path().join("root"), scratch.path().join("kernel"));
+    fs::create_dir_all(&root)?;
+    fs::create_dir_all(&staging)?;
+    apt::extract_some(
+        &deb,
+        &root,
+        &["./boot/vmlinuz-*", "./usr/lib/modules/*/vmlinuz"],
+    )?;
+    let file = find(&root, "vmlinuz").with_context(|| format!("{package} holds no kernel"))?;
+    let bzimage = fs::read(&file)?;
+    let vmlinux = unpack::kernel(&bzimage)
+        .with_context(|| format!("the kernel in {package} cannot be unpacked"))?;
+    fs::write(staging.join("bzImage"), bzimage)?;
+    fs::write(staging.join("vmlinux"), vmlinux)?;
+    fs::write(staging.join("version"), format!("{package} {version}\n"))?;
+    cache::publish(&staging, folder)
+}
+
+/// The first file below `folder` whose name starts with `prefix`.
+fn find(folder: &Path, prefix: &str) -> Option<PathBuf> {
+    let entries: Vec<PathBuf> = fs::read_dir(folder)
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    let named = |path: &&PathBuf| {
+        path.is_file()
+            && path
+                .file_name()
+                .is_some_and(|n| n.as_encoded_bytes().starts_with(prefix.as_bytes()))
+    };
+    let here = entries.iter().find(named).cloned();
+    here.or_else(|| {
+        entries
+            .iter()
+            .filter(|path| path.is_dir())
+            .find_map(|path| find(path, prefix))
+    })
+}
+
+/// The standard initramfs of our guests: a static busybox and the script that starts it.
+///
+/// # Errors
+/// No way to fetch busybox.
+pub fn ramdisk(sh: &Shell) -> Result<PathBuf> {
+    let busybox = cache::dir()?.join("busybox").join("busybox");
+    if !busybox.is_file() {
+        let _lock = cache::lock("busybox")?;
+        if !busybox.is_file() {
+            fetch_busybox(sh, &busybox)
+                .context("cannot fetch busybox; an initramfs can be named with --ramdisk")?;
+        }
+    }
+    initramfs::build(&busybox)
+}
+
+fn fetch_busybox(sh: &Shell, target: &Path) -> Result<()> {
+    let scratch = cache::scratch()?;
+    let lists = apt::Lists::update(sh, scratch.path(), &["bookworm"], apt::Installed::Nothing)?;
+    let record = lists.record(sh, "busybox-static")?;
+    eprintln!(
+        "fetching busybox {} for the guests' initramfs (1 MB, once)",
+        record.field("Version")?
+    );
+    let deb = lists.fetch(sh, &record, scratch.path())?;
+    let root = scratch.path().join("root");
+    apt::extract(sh, &deb, &root)?;
+    let file =
+        find(&root.join("bin"), "busybox").or_else(|| find(&root.join("usr/bin"), "busybox"));
+    cache::publish(&file.context("busybox-static holds no busybox")?, target)
+}

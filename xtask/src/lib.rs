@@ -1,0 +1,24 @@
+//! The parts of the project's own tool that the system tests use as well: QEMU, kernels, the boot bundle.
+
+#![forbid(unsafe_code)]
+
+mod apt;
+pub mod build;
+mod cache;
+mod initramfs;
+pub mod kernels;
+pub mod qemu;
+pub mod sysroot;
+mod unpack;
+
+use std::path::Path;
+
+/// The bare-metal target of every image.
+pub const TARGET: &str = "x86_64-unknown-none";
+
+/// The top folder of the checkout.
+#[must_use]
+pub fn root() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}
