@@ -1,0 +1,154 @@
+//! The toolstack's calls on domains: Xen's domctl, as far as ours uses it. Xen versions this interface and may change it
+//! between releases; the numbers here are those of version 0x15 (Xen 4.17).
+
+/// [`Domctl::interface_version`].
+pub const INTERFACE_VERSION: u32 = 0x15;
+
+numbers! {
+    /// Commands of `domctl`.
+    DomctlOp: u32 {
+        /// [`CreateDomain`]; `domain` in: wanted id or 0 for any, out: the id.
+        CreateDomain = 1,
+        /// Ends a domain and returns all it had. `ERESTART` while there is more to do.
+        DestroyDomain = 2,
+        /// Stops it from running.
+        PauseDomain = 3,
+        /// Lets it run.
+        UnpauseDomain = 4,
+        /// [`DomainInfo`] of the domain with the lowest id at or above `domain`.
+        GetDomainInfo = 5,
+        /// [`MaxMem`].
+        MaxMem = 11,
+        /// [`VcpuContextArg`].
+        SetVcpuContext = 12,
+        /// [`VcpuContextArg`].
+        GetVcpuContext = 13,
+        /// [`MaxVcpus`].
+        MaxVcpus = 15,
+    }
+}
+layout! {
+    /// The argument of `domctl`.
+    Domctl: 144 {
+        /// A [`DomctlOp`].
+        cmd: u32,
+        /// [`INTERFACE_VERSION`].
+        interface_version: u32,
+        /// Which domain.
+        domain: u16,
+        /// Zero.
+        pad: [u16; 3],
+        /// The command's own structure.
+        payload: [u8; 128],
+    }
+}
+layout! {
+    /// A domain to be.
+    CreateDomain: 64 {
+        /// Unused.
+        ssidref: u32,
+        /// Its UUID.
+        handle: [u8; 16],
+        /// Only 0: a PV guest.
+        flags: u32,
+        /// Unused.
+        iommu_opts: u32,
+        /// Vcpus it may have.
+        max_vcpus: u32,
+        /// Ports it may have.
+        max_evtchn_port: u32,
+        /// Frames its grant table may have; negative: default.
+        max_grant_frames: i32,
+        /// Frames its table of mapped grants may have; negative: default.
+        max_maptrack_frames: i32,
+        /// Grant version 1.
+        grant_opts: u32,
+        /// Unused.
+        vmtrace_size: u32,
+        /// Unused.
+        cpupool_id: u32,
+        /// Unused.
+        arch: [u32; 2],
+    }
+}
+layout! {
+    /// What is known of a domain.
+    DomainInfo: 112 {
+        /// Its id.
+        domain: u16,
+        /// Zero.
+        pad1: u16,
+        /// [`info`] bits.
+        flags: u32,
+        /// Pages it has.
+        tot_pages: u64,
+        /// Pages it may have.
+        max_pages: u64,
+        /// Zero.
+        outstanding_pages: u64,
+        /// Zero.
+        shr_pages: u64,
+        /// Zero.
+        paged_pages: u64,
+        /// Frame of its shared_info page.
+        shared_info_frame: u64,
+        /// Nanoseconds its vcpus have run.
+        cpu_time: u64,
+        /// Vcpus online.
+        nr_online_vcpus: u32,
+        /// Highest vcpu number.
+        max_vcpu_id: u32,
+        /// Zero.
+        ssidref: u32,
+        /// Its UUID.
+        handle: [u8; 16],
+        /// Zero.
+        cpupool: u32,
+        /// Zero.
+        gpaddr_bits: u8,
+        /// Zero.
+        pad2: [u8; 7],
+        /// Zero.
+        arch_config: [u32; 2],
+    }
+}
+/// Bits of [`DomainInfo::flags`].
+pub mod info {
+    /// Being destroyed.
+    pub const DYING: u32 = 1;
+    /// Has shut down; the reason is in bits 16..24.
+    pub const SHUTDOWN: u32 = 1 << 2;
+    /// Paused by the toolstack.
+    pub const PAUSED: u32 = 1 << 3;
+    /// No vcpu wants to run.
+    pub const BLOCKED: u32 = 1 << 4;
+    /// A vcpu runs.
+    pub const RUNNING: u32 = 1 << 5;
+    /// Where the shutdown reason starts.
+    pub const SHUTDOWN_SHIFT: u32 = 16;
+}
+layout! {
+    /// A limit.
+    MaxMem: 8 {
+        /// In KiB.
+        max_memkb: u64,
+    }
+}
+layout! {
+    /// A vcpu's state, in or out.
+    VcpuContextArg: 16 {
+        /// Which.
+        vcpu: u32,
+        /// Zero.
+        pad: u32,
+        /// Address of a [`crate::context::VcpuContext`].
+        context: u64,
+    }
+}
+layout! {
+    /// How many vcpus to give.
+    MaxVcpus: 4 {
+        /// Number.
+        max: u32,
+    }
+}

@@ -1,0 +1,116 @@
+//! Memory reservations and maps (core 4.10).
+
+numbers! {
+    /// Commands of `memory_op`: the low 6 bits of its first argument.
+    MemoryOp: u32 {
+        /// Allocate frames. [`Reservation`].
+        IncreaseReservation = 0,
+        /// Return frames. [`Reservation`].
+        DecreaseReservation = 1,
+        /// The highest machine frame.
+        MaximumRamPage = 2,
+        /// Pages a domain has.
+        CurrentReservation = 3,
+        /// Pages a domain may have.
+        MaximumReservation = 4,
+        /// Frames of the machine-to-physical table; tools.
+        MachphysMfnList = 5,
+        /// Allocate frames for given pages. [`Reservation`].
+        PopulatePhysmap = 6,
+        /// Not for PV guests.
+        AddToPhysmap = 7,
+        /// The caller's memory map. [`MemoryMap`].
+        MemoryMap = 9,
+        /// The machine's memory map; dom0.
+        MachineMemoryMap = 10,
+        /// Swap frames for others. [`Exchange`].
+        Exchange = 11,
+        /// Where the machine-to-physical table is. [`MachphysMapping`].
+        MachphysMapping = 12,
+        /// Not for PV guests.
+        AddToPhysmapBatch = 23,
+        /// Virtual NUMA; refused.
+        GetVnumainfo = 26,
+        /// Reserved device memory; refused.
+        ReservedDeviceMemoryMap = 27,
+        /// Resource mapping; refused.
+        AcquireResource = 28,
+    }
+}
+/// Bits of the first argument that hold the command; the rest is the extent to start at.
+pub const COMMAND_BITS: u32 = 6;
+
+layout! {
+    /// Frames to allocate or return.
+    Reservation: 32 {
+        /// Address of an array: frames to return, or pages in and frames out.
+        extent_start: u64,
+        /// How many.
+        nr_extents: u64,
+        /// Each is 2^order frames.
+        extent_order: u32,
+        /// Address limits; ignored.
+        mem_flags: u32,
+        /// Whose.
+        domid: u16,
+        /// Zero.
+        pad: [u16; 3],
+    }
+}
+layout! {
+    /// Frames to give and to take.
+    Exchange: 72 {
+        /// Given.
+        give: Reservation,
+        /// Taken.
+        take: Reservation,
+        /// Out: extents done.
+        nr_exchanged: u64,
+    }
+}
+layout! {
+    /// Asks for a memory map.
+    MemoryMap: 16 {
+        /// In: room. Out: entries.
+        nr_entries: u32,
+        /// Zero.
+        pad: u32,
+        /// Address of an array of [`E820Entry`].
+        buffer: u64,
+    }
+}
+/// One range of a memory map: 20 bytes, unaligned.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    zerocopy::FromBytes,
+    zerocopy::IntoBytes,
+    zerocopy::Immutable,
+    zerocopy::KnownLayout,
+)]
+#[repr(C, packed)]
+pub struct E820Entry {
+    /// First byte.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+    /// 1 RAM, 2 reserved, 3 ACPI, 4 ACPI NVS, 5 unusable.
+    pub kind: u32,
+}
+const _: () = assert!(size_of::<E820Entry>() == 20);
+/// [`E820Entry::kind`] of RAM.
+pub const E820_RAM: u32 = 1;
+layout! {
+    /// Where the machine-to-physical table is.
+    MachphysMapping: 24 {
+        /// Out: first address.
+        v_start: u64,
+        /// Out: first address after it.
+        v_end: u64,
+        /// Out: highest frame number it can hold.
+        max_mfn: u64,
+    }
+}

@@ -1,0 +1,86 @@
+//! Pages both sides write: shared_info, vcpu_info, time (core 10.1, 10.2).
+
+layout! {
+    /// Time of a vcpu: written by the hypervisor under a version (core 6.1).
+    TimeInfo: 32 {
+        /// Odd while the record changes.
+        version: u32,
+        /// Zero.
+        pad0: u32,
+        /// The counter at `system_time`.
+        tsc_timestamp: u64,
+        /// Nanoseconds since the hypervisor started.
+        system_time: u64,
+        /// Multiplier of the shifted difference, in 2^-32.
+        tsc_to_system_mul: u32,
+        /// Left shift of the difference, right if negative.
+        tsc_shift: i8,
+        /// Bit 0: the same on all vcpus. Bit 1: the guest was stopped.
+        flags: u8,
+        /// Zero.
+        pad1: [u8; 2],
+    }
+}
+/// Bit of [`TimeInfo::flags`]: every vcpu's tuple agrees.
+pub const TIME_TSC_STABLE: u8 = 1;
+
+layout! {
+    /// What a vcpu and the hypervisor share (core 10.2).
+    VcpuInfo: 64 {
+        /// Set by the hypervisor, cleared by the guest: an event waits.
+        evtchn_upcall_pending: u8,
+        /// The guest's virtual interrupt mask.
+        evtchn_upcall_mask: u8,
+        /// Zero.
+        pad0: [u8; 6],
+        /// Which words of the pending bits to look at.
+        evtchn_pending_sel: u64,
+        /// Address of the last page fault.
+        cr2: u64,
+        /// Zero.
+        pad1: u64,
+        /// Time.
+        time: TimeInfo,
+    }
+}
+
+/// vcpu_info records inside the shared_info page.
+pub const LEGACY_VCPUS: usize = 32;
+
+/// Offsets inside the shared_info page (core 10.1).
+pub mod offset {
+    /// Pending bits: 64 words.
+    pub const EVTCHN_PENDING: usize = 0x800;
+    /// Mask bits: 64 words.
+    pub const EVTCHN_MASK: usize = 0xa00;
+    /// Version of the wall clock.
+    pub const WC_VERSION: usize = 0xc00;
+    /// Seconds.
+    pub const WC_SEC: usize = 0xc04;
+    /// Nanoseconds.
+    pub const WC_NSEC: usize = 0xc08;
+    /// Seconds, upper half.
+    pub const WC_SEC_HI: usize = 0xc0c;
+    /// Highest pseudo-physical frame, guest-written.
+    pub const ARCH_MAX_PFN: usize = 0xc10;
+    /// Frame list of the guest's p2m, guest-written.
+    pub const ARCH_P2M_LIST_LIST: usize = 0xc18;
+    /// Why an NMI.
+    pub const ARCH_NMI_REASON: usize = 0xc20;
+}
+
+/// Offsets inside a vcpu_info record (core 10.2).
+pub mod vcpu_info {
+    /// `evtchn_upcall_pending`.
+    pub const UPCALL_PENDING: usize = 0;
+    /// `evtchn_upcall_mask`.
+    pub const UPCALL_MASK: usize = 1;
+    /// `evtchn_pending_sel`.
+    pub const PENDING_SEL: usize = 8;
+    /// `arch.cr2`.
+    pub const CR2: usize = 0x10;
+    /// `time`.
+    pub const TIME: usize = 0x20;
+    /// Size of the record.
+    pub const SIZE: usize = 64;
+}
