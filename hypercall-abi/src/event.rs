@@ -78,10 +78,7 @@ impl Virq {
     /// Whether each vcpu has one of its own.
     #[must_use]
     pub const fn per_vcpu(self) -> bool {
-        matches!(
-            self,
-            Self::Timer | Self::Debug | Self::Xenoprof | Self::Xenpmu
-        )
+        matches!(self, Self::Timer | Self::Debug | Self::Xenoprof | Self::Xenpmu)
     }
 }
 

@@ -8,4 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod decode;
 pub mod machine;
+pub mod policy;
+pub mod time;

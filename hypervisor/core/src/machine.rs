@@ -170,6 +170,37 @@ pub struct Registers {
 }
 const _: () = assert!(size_of::<Registers>() == 176);
 
+impl Registers {
+    /// A general register by the number instructions use: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8..R15.
+    #[must_use]
+    pub fn general(&self, number: u8) -> u64 {
+        let mut copy = *self;
+        *copy.general_mut(number)
+    }
+
+    /// The same, to change it.
+    pub fn general_mut(&mut self, number: u8) -> &mut u64 {
+        match number & 15 {
+            0 => &mut self.rax,
+            1 => &mut self.rcx,
+            2 => &mut self.rdx,
+            3 => &mut self.rbx,
+            4 => &mut self.rsp,
+            5 => &mut self.rbp,
+            6 => &mut self.rsi,
+            7 => &mut self.rdi,
+            8 => &mut self.r8,
+            9 => &mut self.r9,
+            10 => &mut self.r10,
+            11 => &mut self.r11,
+            12 => &mut self.r12,
+            13 => &mut self.r13,
+            14 => &mut self.r14,
+            _ => &mut self.r15,
+        }
+    }
+}
+
 /// What a vcpu owns of a CPU besides [`Registers`] and what is loaded through [`CpuState`]; saved and loaded by `hv-machine`.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Segments {

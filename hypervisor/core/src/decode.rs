@@ -1,0 +1,589 @@
+//! Decoding of the few instructions ring 0 carries out for a guest: privileged ones a PV kernel still executes, and plain
+//! writes to a page-table page (ABI core 3.9, 4.7).
+//!
+//! Touches: a copy of at most 15 code bytes, and the guest's registers to compute an address.
+//! Never touches: memory. What may be done is decided by the callers, `emulate` and `paging`.
+
+use crate::machine::Registers;
+
+/// Code bytes copied from the guest; an instruction has at most 15.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Code {
+    bytes: [u8; 15],
+    length: usize,
+    at: usize,
+}
+
+impl Code {
+    /// The first 15 of these bytes.
+    #[must_use]
+    pub fn new(from: &[u8]) -> Self {
+        let mut code = Self::default();
+        for (to, byte) in code.bytes.iter_mut().zip(from) {
+            *to = *byte;
+            code.length += 1;
+        }
+        code
+    }
+
+    fn next(&mut self) -> Option<u8> {
+        let byte = self.bytes.get(self.at).copied().filter(|_| self.at < self.length)?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    /// A little-endian value of `size` bytes, sign-extended.
+    fn signed(&mut self, size: u8) -> Option<u64> {
+        let mut value = 0u64;
+        for n in 0..u32::from(size) {
+            value |= u64::from(self.next()?) << (8 * n);
+        }
+        Some(sign_extend(value, size))
+    }
+}
+
+/// The second operand of a memory instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// A general register, numbered as in the instruction.
+    Register(u8),
+    /// A constant, sign-extended to the operand size.
+    Constant(u64),
+}
+
+/// What an instruction does to its memory operand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Store.
+    Mov,
+    /// Store, and load the old value into the register.
+    Xchg,
+    /// Store if equal to the accumulator.
+    CmpXchg,
+    /// Bitwise and.
+    And,
+    /// Bitwise or.
+    Or,
+    /// Set a bit.
+    Bts,
+    /// Clear a bit.
+    Btr,
+}
+
+/// Where the port number of an I/O instruction comes from, and its operand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PortAccess {
+    /// `None`: in DX.
+    pub port: Option<u8>,
+    /// Bytes: 1, 2 or 4.
+    pub size: u8,
+}
+
+/// An instruction ring 0 knows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Instruction {
+    /// Clear the interrupt flag.
+    Cli,
+    /// Set the interrupt flag.
+    Sti,
+    /// Read a port into the accumulator.
+    In(PortAccess),
+    /// Write the accumulator to a port.
+    Out(PortAccess),
+    /// Move from control register to general register.
+    FromControl {
+        /// CR number.
+        control: u8,
+        /// General register.
+        to: u8,
+    },
+    /// Move from general register to control register.
+    ToControl {
+        /// CR number.
+        control: u8,
+        /// General register.
+        from: u8,
+    },
+    /// Move from debug register to general register.
+    FromDebug {
+        /// DR number.
+        debug: u8,
+        /// General register.
+        to: u8,
+    },
+    /// Move from general register to debug register.
+    ToDebug {
+        /// DR number.
+        debug: u8,
+        /// General register.
+        from: u8,
+    },
+    /// Clear CR0.TS.
+    Clts,
+    /// Read a model-specific register.
+    Rdmsr,
+    /// Write a model-specific register.
+    Wrmsr,
+    /// Set XCR0.
+    Xsetbv,
+    /// Write back caches.
+    Wbinvd,
+    /// CPUID.
+    Cpuid,
+    /// INT n.
+    Int(u8),
+    /// A write to memory.
+    Write {
+        /// What kind.
+        change: Change,
+        /// Linear address of the operand, segment base included.
+        address: u64,
+        /// Operand size in bytes: 1, 2, 4 or 8.
+        size: u8,
+        /// The other operand.
+        source: Source,
+        /// Whether byte registers 4..8 mean AH, CH, DH, BH.
+        legacy_bytes: bool,
+    },
+}
+
+/// A decoded instruction and its length in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decoded {
+    /// What it is.
+    pub instruction: Instruction,
+    /// By how much RIP moves on.
+    pub length: u64,
+}
+
+/// Bases of FS and GS, for operands with such a prefix.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SegmentBases {
+    /// FS base.
+    pub fs: u64,
+    /// GS base.
+    pub gs: u64,
+}
+
+#[derive(Default)]
+struct Prefixes {
+    operand16: bool,
+    address32: bool,
+    rex: Option<u8>,
+    base: u64,
+}
+
+impl Prefixes {
+    fn rex_bit(&self, bit: u8) -> u8 {
+        self.rex.map_or(0, |rex| rex >> bit & 1)
+    }
+
+    fn size(&self) -> u8 {
+        match (self.rex_bit(3), self.operand16) {
+            (1, _) => 8,
+            (_, true) => 2,
+            _ => 4,
+        }
+    }
+}
+
+/// Decodes one instruction of 64-bit code at `registers.rip`. `None`: cut short, or not one we carry out.
+#[must_use]
+pub fn decode(code: &Code, registers: &Registers, bases: SegmentBases) -> Option<Decoded> {
+    let mut code = *code;
+    let mut prefixes = Prefixes::default();
+    let opcode = loop {
+        match code.next()? {
+            0x66 => prefixes.operand16 = true,
+            0x67 => prefixes.address32 = true,
+            0x64 => prefixes.base = bases.fs,
+            0x65 => prefixes.base = bases.gs,
+            // Lock and repeat change nothing here: every write is atomic, no string instruction is decoded. Segment
+            // overrides other than FS and GS have no effect in 64-bit mode.
+            0xf0 | 0xf2 | 0xf3 | 0x26 | 0x2e | 0x36 | 0x3e => {}
+            rex @ 0x40..=0x4f => {
+                prefixes.rex = Some(rex);
+                break code.next()?; // anything between REX and opcode would cancel it; then it is no opcode of ours
+            }
+            opcode => break opcode,
+        }
+    };
+    let instruction = if opcode == 0x0f {
+        let second = code.next()?;
+        two_bytes(second, &mut code, &prefixes, registers)?
+    } else {
+        one_byte(opcode, &mut code, &prefixes, registers)?
+    };
+    Some(Decoded {
+        instruction,
+        length: code.at as u64,
+    })
+}
+
+fn one_byte(opcode: u8, code: &mut Code, prefixes: &Prefixes, registers: &Registers) -> Option<Instruction> {
+    let wide = |bit: u8| if bit & 1 == 0 { 1 } else { prefixes.size() };
+    let port_size = |bit: u8| match (bit & 1, prefixes.operand16) {
+        (0, _) => 1,
+        (_, true) => 2,
+        _ => 4,
+    };
+    Some(match opcode {
+        0xfa => Instruction::Cli,
+        0xfb => Instruction::Sti,
+        0xe4 | 0xe5 => Instruction::In(PortAccess {
+            port: Some(code.next()?),
+            size: port_size(opcode),
+        }),
+        0xec | 0xed => Instruction::In(PortAccess {
+            port: None,
+            size: port_size(opcode),
+        }),
+        0xe6 | 0xe7 => Instruction::Out(PortAccess {
+            port: Some(code.next()?),
+            size: port_size(opcode),
+        }),
+        0xee | 0xef => Instruction::Out(PortAccess {
+            port: None,
+            size: port_size(opcode),
+        }),
+        0xcd => Instruction::Int(code.next()?),
+        0x08 | 0x09 => write(Change::Or, wide(opcode), None, code, prefixes, registers)?,
+        0x20 | 0x21 => write(Change::And, wide(opcode), None, code, prefixes, registers)?,
+        0x86 | 0x87 => write(Change::Xchg, wide(opcode), None, code, prefixes, registers)?,
+        0x88 | 0x89 => write(Change::Mov, wide(opcode), None, code, prefixes, registers)?,
+        0x80 | 0x81 | 0x83 => {
+            let size = wide(opcode);
+            let constant = if opcode == 0x81 { size.min(4) } else { 1 };
+            write(
+                Change::And,
+                size,
+                Some((constant, &[(1, Change::Or), (4, Change::And)])),
+                code,
+                prefixes,
+                registers,
+            )?
+        }
+        0xc6 | 0xc7 => {
+            let size = wide(opcode);
+            write(
+                Change::Mov,
+                size,
+                Some((size.min(4), &[(0, Change::Mov)])),
+                code,
+                prefixes,
+                registers,
+            )?
+        }
+        _ => return None,
+    })
+}
+
+fn two_bytes(opcode: u8, code: &mut Code, prefixes: &Prefixes, registers: &Registers) -> Option<Instruction> {
+    let size = prefixes.size();
+    Some(match opcode {
+        0x01 if code.next()? == 0xd1 => Instruction::Xsetbv,
+        0x06 => Instruction::Clts,
+        0x09 => Instruction::Wbinvd,
+        0x20..=0x23 => {
+            let modrm = code.next()?;
+            let special = modrm >> 3 & 7 | prefixes.rex_bit(2) << 3;
+            let general = modrm & 7 | prefixes.rex_bit(0) << 3;
+            match opcode {
+                0x20 => Instruction::FromControl {
+                    control: special,
+                    to: general,
+                },
+                0x21 => Instruction::FromDebug {
+                    debug: special,
+                    to: general,
+                },
+                0x22 => Instruction::ToControl {
+                    control: special,
+                    from: general,
+                },
+                _ => Instruction::ToDebug {
+                    debug: special,
+                    from: general,
+                },
+            }
+        }
+        0x30 => Instruction::Wrmsr,
+        0x32 => Instruction::Rdmsr,
+        0xa2 => Instruction::Cpuid,
+        0xab => write(Change::Bts, size, None, code, prefixes, registers)?,
+        0xb3 => write(Change::Btr, size, None, code, prefixes, registers)?,
+        0xba => write(
+            Change::Bts,
+            size,
+            Some((1, &[(5, Change::Bts), (6, Change::Btr)])),
+            code,
+            prefixes,
+            registers,
+        )?,
+        0xb0 => write(Change::CmpXchg, 1, None, code, prefixes, registers)?,
+        0xb1 => write(Change::CmpXchg, size, None, code, prefixes, registers)?,
+        _ => return None,
+    })
+}
+
+/// A memory write: ModRM, address and, for groups, the constant and the change its /digit chooses.
+fn write(
+    change: Change,
+    size: u8,
+    group: Option<(u8, &[(u8, Change)])>,
+    code: &mut Code,
+    prefixes: &Prefixes,
+    registers: &Registers,
+) -> Option<Instruction> {
+    let modrm = code.next()?;
+    let digit = modrm >> 3 & 7;
+    let change = match group {
+        None => change,
+        Some((_, choices)) => choices.iter().find(|(number, _)| *number == digit)?.1,
+    };
+    let constant_bytes = group.map_or(0, |(bytes, _)| bytes);
+    let relative = effective_address(modrm, constant_bytes, code, prefixes, registers)?;
+    let (source, offset) = match group {
+        Some(_) => {
+            let constant = code.signed(constant_bytes)?;
+            // A constant bit number wraps inside the operand.
+            match change {
+                Change::Bts | Change::Btr => (Source::Constant(constant & (u64::from(size) * 8 - 1)), 0),
+                _ => (Source::Constant(constant), 0),
+            }
+        }
+        None => {
+            let register = digit | prefixes.rex_bit(2) << 3;
+            match change {
+                // A bit number in a register reaches beyond the operand, in steps of its size, forwards and backwards.
+                Change::Bts | Change::Btr => {
+                    let bit = sign_extend(truncate(registers.general(register), size), size);
+                    let shift = u32::from(size).trailing_zeros() + 3;
+                    let unit = (bit.cast_signed() >> shift)
+                        .cast_unsigned()
+                        .wrapping_mul(u64::from(size));
+                    (Source::Constant(bit & (u64::from(size) * 8 - 1)), unit)
+                }
+                _ => (Source::Register(register), 0),
+            }
+        }
+    };
+    Some(Instruction::Write {
+        change,
+        address: prefixes.base.wrapping_add(relative).wrapping_add(offset),
+        size,
+        source,
+        legacy_bytes: prefixes.rex.is_none(),
+    })
+}
+
+/// The address a ModRM byte names, without segment base. `tail`: bytes of constant that follow, which count for
+/// RIP-relative addresses.
+fn effective_address(modrm: u8, tail: u8, code: &mut Code, prefixes: &Prefixes, registers: &Registers) -> Option<u64> {
+    let (mode, rm) = (modrm >> 6, modrm & 7);
+    let mut address = match (mode, rm) {
+        (3, _) => return None, // a register operand writes no memory
+        (0, 5) => {
+            let displacement = code.signed(4)?;
+            let next = code.at as u64 + u64::from(tail);
+            registers.rip.wrapping_add(next).wrapping_add(displacement)
+        }
+        (_, 4) => {
+            let sib = code.next()?;
+            let index = sib >> 3 & 7 | prefixes.rex_bit(1) << 3;
+            let base = sib & 7 | prefixes.rex_bit(0) << 3;
+            let scaled = if index == 4 {
+                0
+            } else {
+                registers.general(index) << (sib >> 6)
+            };
+            let base = if sib & 7 == 5 && mode == 0 {
+                code.signed(4)?
+            } else {
+                registers.general(base)
+            };
+            base.wrapping_add(scaled)
+        }
+        _ => registers.general(rm | prefixes.rex_bit(0) << 3),
+    };
+    address = match mode {
+        1 => address.wrapping_add(code.signed(1)?),
+        2 => address.wrapping_add(code.signed(4)?),
+        _ => address,
+    };
+    Some(if prefixes.address32 {
+        address & 0xffff_ffff
+    } else {
+        address
+    })
+}
+
+/// The low `size` bytes of a value.
+#[must_use]
+pub fn truncate(value: u64, size: u8) -> u64 {
+    if size >= 8 {
+        value
+    } else {
+        value & ((1 << (u32::from(size) * 8)) - 1)
+    }
+}
+
+fn sign_extend(value: u64, size: u8) -> u64 {
+    let unused = 64u32.saturating_sub(u32::from(size) * 8);
+    ((value << unused).cast_signed() >> unused).cast_unsigned()
+}
+
+/// The result of a change, and whether the instruction stores at all: `old` is what memory holds, `operand` the register
+/// or constant, `accumulator` RAX. All are truncated to the operand size.
+#[must_use]
+pub fn apply(change: Change, old: u64, operand: u64, accumulator: u64, size: u8) -> Option<u64> {
+    // Decoding has reduced a bit number to less than the operand's bits.
+    let bit = u32::try_from(operand & 63).unwrap_or(0);
+    let new = match change {
+        Change::Mov | Change::Xchg => operand,
+        Change::CmpXchg if truncate(accumulator, size) != old => return None,
+        Change::CmpXchg => operand,
+        Change::And => old & operand,
+        Change::Or => old | operand,
+        Change::Bts => old | 1u64.wrapping_shl(bit),
+        Change::Btr => old & !1u64.wrapping_shl(bit),
+    };
+    Some(truncate(new, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write_of(bytes: &[u8], registers: &Registers) -> (Change, u64, u8, Source, u64) {
+        let bases = SegmentBases {
+            fs: 0x1000_0000,
+            gs: 0x2000_0000,
+        };
+        let decoded = decode(&Code::new(bytes), registers, bases).expect("decodes");
+        match decoded.instruction {
+            Instruction::Write {
+                change,
+                address,
+                size,
+                source,
+                ..
+            } => (change, address, size, source, decoded.length),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_forms_linux_writes_page_tables_with() {
+        let r = Registers {
+            rbx: 0x5000,
+            rdx: 0x6000,
+            rdi: 0x7000,
+            rip: 0x100,
+            r9: 0x9000,
+            rcx: 70,
+            ..Default::default()
+        };
+        assert_eq!(
+            write_of(&[0x48, 0x89, 0x2b], &r),
+            (Change::Mov, 0x5000, 8, Source::Register(5), 3)
+        );
+        assert_eq!(
+            write_of(&[0x48, 0x89, 0x34, 0xda], &r),
+            (Change::Mov, 0x6000 + 8 * 0x5000, 8, Source::Register(6), 4)
+        );
+        assert_eq!(
+            write_of(&[0x48, 0x87, 0x07], &r),
+            (Change::Xchg, 0x7000, 8, Source::Register(0), 3)
+        );
+        assert_eq!(
+            write_of(&[0xf0, 0x80, 0x27, 0xfd], &r),
+            (Change::And, 0x7000, 1, Source::Constant(!2), 4)
+        );
+        assert_eq!(
+            write_of(&[0xf0, 0x48, 0x0f, 0xb1, 0x17], &r),
+            (Change::CmpXchg, 0x7000, 8, Source::Register(2), 5)
+        );
+        assert_eq!(
+            write_of(&[0xf0, 0x48, 0x0f, 0xba, 0x37, 5], &r),
+            (Change::Btr, 0x7000, 8, Source::Constant(5), 6)
+        );
+        assert_eq!(
+            write_of(&[0x48, 0xc7, 0x05, 0x10, 0, 0, 0, 1, 0, 0, 0], &r),
+            (Change::Mov, 0x100 + 11 + 0x10, 8, Source::Constant(1), 11)
+        );
+        assert_eq!(
+            write_of(&[0x65, 0x49, 0x89, 0x41, 0xf8], &r),
+            (Change::Mov, 0x2000_8ff8, 8, Source::Register(0), 5)
+        );
+        assert_eq!(
+            write_of(&[0x48, 0x0f, 0xab, 0x0f], &r),
+            (Change::Bts, 0x7008, 8, Source::Constant(6), 4)
+        );
+        assert_eq!(
+            write_of(&[0x83, 0x0f, 0xff], &r),
+            (Change::Or, 0x7000, 4, Source::Constant(u64::MAX), 3)
+        );
+    }
+
+    #[test]
+    fn privileged_instructions() {
+        let one = |bytes: &[u8]| {
+            decode(&Code::new(bytes), &Registers::default(), SegmentBases::default()).map(|d| (d.instruction, d.length))
+        };
+        assert_eq!(one(&[0xfa]), Some((Instruction::Cli, 1)));
+        assert_eq!(
+            one(&[0x0f, 0x20, 0xd0]),
+            Some((Instruction::FromControl { control: 2, to: 0 }, 3))
+        );
+        assert_eq!(
+            one(&[0x41, 0x0f, 0x22, 0xe4]),
+            Some((Instruction::ToControl { control: 4, from: 12 }, 4))
+        );
+        assert_eq!(
+            one(&[0x66, 0xef]),
+            Some((Instruction::Out(PortAccess { port: None, size: 2 }), 2))
+        );
+        assert_eq!(one(&[0x0f, 0x01, 0xd1]), Some((Instruction::Xsetbv, 3)));
+        assert_eq!(one(&[0x0f, 0x01, 0xd0]), None);
+        assert_eq!(one(&[0x66, 0xcd, 0x20]), Some((Instruction::Int(0x20), 3)));
+        assert_eq!(one(&[0x0f]), None);
+        assert_eq!(one(&[]), None);
+    }
+
+    #[test]
+    fn random_bytes_never_panic_and_never_decode_past_their_end() {
+        let mut seed = 0x1234_5678_9abc_def1_u64;
+        let mut known = 0u32;
+        for round in 0..200_000 {
+            let mut bytes = [0u8; 15];
+            for byte in &mut bytes {
+                seed ^= seed << 13;
+                seed ^= seed >> 7;
+                seed ^= seed << 17;
+                *byte = seed.to_le_bytes()[3];
+            }
+            let length = (seed % 16) as usize;
+            let registers = Registers {
+                rax: seed,
+                rbx: !seed,
+                ..Default::default()
+            };
+            let used = bytes.get(..length).unwrap_or(&bytes);
+            if let Some(decoded) = decode(&Code::new(used), &registers, SegmentBases::default()) {
+                known += 1;
+                assert!(decoded.length <= length as u64, "round {round}: {used:x?}");
+            }
+        }
+        assert!(known > 1000, "only {known} decoded");
+    }
+
+    #[test]
+    fn changes() {
+        assert_eq!(apply(Change::And, 0xff, !2, 0, 1), Some(0xfd));
+        assert_eq!(apply(Change::CmpXchg, 5, 9, 5, 8), Some(9));
+        assert_eq!(apply(Change::CmpXchg, 5, 9, 6, 8), None);
+        assert_eq!(apply(Change::Btr, 0xff, 5, 0, 8), Some(0xdf));
+        assert_eq!(apply(Change::Mov, 0, u64::MAX, 0, 4), Some(0xffff_ffff));
+    }
+}

@@ -1,0 +1,177 @@
+//! What a guest sees of the processor: CPUID and XCR0 (ABI core 3.13).
+//!
+//! Touches: nothing; it filters what the hardware says.
+//! Never touches: the guest's registers; `emulate` puts the answer there.
+//! Keeps: an allow list. A leaf or bit nobody has reviewed here reads 0 (P10).
+
+use crate::machine::CpuState;
+
+/// First leaf of the hypervisor's own.
+const HYPERVISOR: u32 = 0x4000_0000;
+/// XCR0 components a guest may use: x87, SSE, AVX, AVX-512.
+const XCR0_KNOWN: u64 = 0b1110_0111;
+/// Machine address width we report: no PV guest then asks for version 2 grants (io 1.1).
+const ADDRESS_BITS: u32 = 44;
+/// The version we answer as: that of the ABI we speak.
+pub const VERSION: u64 = 4 << 16 | 17;
+
+const fn bits(list: &[u32]) -> u32 {
+    let mut mask = 0;
+    let mut rest = list;
+    while let [first, tail @ ..] = rest {
+        mask |= 1 << *first;
+        rest = tail;
+    }
+    mask
+}
+
+// FPU DE TSC MSR PAE CX8 APIC SEP CMOV PAT CLFSH MMX FXSR SSE SSE2 SS. Machine check is hidden, which keeps Linux away
+// from its MSRs.
+const F1_EDX: u32 = bits(&[0, 2, 4, 5, 6, 8, 9, 11, 15, 16, 19, 23, 24, 25, 26, 27]);
+// SSE3 PCLMUL SSSE3 FMA CX16 SSE4.1 SSE4.2 MOVBE POPCNT AES XSAVE AVX F16C RDRAND.
+const F1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 19, 20, 22, 23, 25, 26, 28, 29, 30]);
+const F1_ECX_XSAVE: u32 = bits(&[26]);
+const F1_ECX_OSXSAVE: u32 = bits(&[27]);
+const F1_ECX_HYPERVISOR: u32 = bits(&[31]);
+// FSGSBASE BMI1 AVX2 FDP BMI2 ERMS FCS AVX512F,DQ RDSEED ADX IFMA CLFLUSHOPT CLWB AVX512PF,ER,CD SHA AVX512BW,VL.
+const F7_EBX: u32 = bits(&[0, 3, 5, 6, 8, 9, 13, 16, 17, 18, 19, 21, 23, 24, 26, 27, 28, 29, 30, 31]);
+const F7_EBX_FSGSBASE: u32 = bits(&[0]);
+// PREFETCHWT1 VBMI VBMI2 GFNI VAES VPCLMUL VNNI BITALG VPOPCNTDQ RDPID MOVDIRI MOVDIR64B.
+const F7_ECX: u32 = bits(&[0, 1, 6, 8, 9, 10, 11, 12, 14, 22, 27, 28]);
+// 4VNNIW 4FMAPS FSRM VP2INTERSECT MD_CLEAR SERIALIZE AVX512FP16.
+const F7_EDX: u32 = bits(&[2, 3, 4, 8, 10, 14, 23]);
+// SHA512 SM3 SM4 AVX-VNNI AVX512-BF16 FZRM FSRS FSRCS AVX-IFMA.
+const F7_1_EAX: u32 = bits(&[0, 1, 2, 4, 5, 10, 11, 12, 23]);
+const F7_2_EDX: u32 = bits(&[5]);
+// XSAVEOPT and XGETBV with ECX = 1. XSAVEC is left out, so no compacted size has to be computed.
+const XSAVE_EXTRAS: u32 = bits(&[0, 2]);
+// Bits of leaf 1 EDX that AMD repeats, then SYSCALL NX MMXEXT FFXSR RDTSCP LM 3DNOWEXT 3DNOW.
+const AMD_REPEATS: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24]);
+const E1_EDX: u32 = F1_EDX & AMD_REPEATS | bits(&[11, 20, 22, 25, 27, 29, 30, 31]);
+// LAHF ABM SSE4A MISALIGNSSE 3DNOWPREFETCH XOP FMA4 TBM.
+const E1_ECX: u32 = bits(&[0, 5, 6, 7, 8, 11, 16, 21]);
+const E7_EDX: u32 = bits(&[8]);
+// CLZERO XSAVEERPTR.
+const E8_EBX: u32 = bits(&[0, 2]);
+// NO_NEST_BP LFENCE_DISPATCH NSCB.
+const E21_EAX: u32 = bits(&[0, 2, 6]);
+
+/// What the answer depends on besides the hardware.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// The vcpu's XCR0.
+    pub xcr0: u64,
+    /// Frequency of the time-stamp counter in kHz.
+    pub tsc_khz: u64,
+    /// Multiplier and shift that turn counts into nanoseconds (ABI core 6.1).
+    pub tsc_scale: (u32, i8),
+}
+
+/// The XCR0 bits a guest may set on this machine.
+pub fn xcr0_allowed<M: CpuState>(m: &M) -> u64 {
+    let [_, _, features, _] = m.cpuid(1, 0);
+    if features & F1_ECX_XSAVE == 0 {
+        return 1;
+    }
+    let [low, _, _, high] = m.cpuid(0xd, 0);
+    let known = (u64::from(low) | u64::from(high) << 32) & XCR0_KNOWN;
+    // AVX-512 comes whole or not at all.
+    if known & 0xe0 == 0xe0 { known } else { known & 0x7 }
+}
+
+/// Whether XSETBV may load `value`: bit 0 set, within what is allowed, and no component without what it builds on.
+pub fn xcr0_valid<M: CpuState>(m: &M, value: u64) -> bool {
+    let avx_needs_sse = value & 4 == 0 || value & 2 != 0;
+    let avx512_whole = matches!(value & 0xe0, 0 | 0xe0) && (value & 0xe0 == 0 || value & 4 != 0);
+    value & 1 != 0 && value & !xcr0_allowed(m) == 0 && avx_needs_sse && avx512_whole
+}
+
+/// Whether the guest may turn on CR4.FSGSBASE.
+pub fn has_fsgsbase<M: CpuState>(m: &M) -> bool {
+    let [_, features, ..] = m.cpuid(7, 0);
+    features & F7_EBX_FSGSBASE != 0
+}
+
+/// Whether the guest may turn on CR4.OSXSAVE.
+pub fn has_xsave<M: CpuState>(m: &M) -> bool {
+    let [_, _, features, _] = m.cpuid(1, 0);
+    features & F1_ECX_XSAVE != 0
+}
+
+/// EAX, EBX, ECX, EDX of a leaf as a guest sees them.
+pub fn cpuid<M: CpuState>(m: &M, leaf: u32, subleaf: u32, view: &View) -> [u32; 4] {
+    if leaf & 0xffff_0000 == HYPERVISOR {
+        return hypervisor_leaf(leaf, subleaf, view);
+    }
+    let [max_basic, ..] = m.cpuid(0, 0);
+    let [max_extended, ..] = m.cpuid(0x8000_0000, 0);
+    if leaf > max_basic.min(0xd) && !(0x8000_0000..=max_extended.min(0x8000_0021)).contains(&leaf) {
+        return [0; 4];
+    }
+    let [a, b, c, d] = m.cpuid(leaf, subleaf);
+    match (leaf, subleaf) {
+        (0, _) => [a.min(0xd), b, c, d],
+        (1, _) => {
+            let mut ecx = c & F1_ECX | F1_ECX_HYPERVISOR;
+            if ecx & F1_ECX_XSAVE != 0 {
+                ecx |= F1_ECX_OSXSAVE; // shown even before the guest sets CR4.OSXSAVE: Linux looks for both
+            }
+            [a, b & 0xffff, ecx, d & F1_EDX]
+        }
+        (2, _) | (0x8000_0002..=0x8000_0006, _) => [a, b, c, d],
+        (4, _) => [a & 0x3fff, b, c, d],
+        (7, 0) => [a.min(2), b & F7_EBX, c & F7_ECX, d & F7_EDX],
+        (7, 1) => [a & F7_1_EAX, 0, 0, 0],
+        (7, 2) => [0, 0, 0, d & F7_2_EDX],
+        (0xd, _) => xsave_leaf(m, subleaf, [a, b, c, d], view.xcr0),
+        (0x8000_0000, _) => [a.min(0x8000_0021), b, c, d],
+        (0x8000_0001, _) => [a, 0, c & E1_ECX, d & E1_EDX],
+        (0x8000_0007, _) => [0, 0, 0, d & E7_EDX],
+        (0x8000_0008, _) => [(a & 0xff).min(ADDRESS_BITS) | 48 << 8, b & E8_EBX, 0, 0],
+        (0x8000_0021, _) => [a & E21_EAX, 0, 0, 0],
+        _ => [0; 4],
+    }
+}
+
+fn xsave_leaf<M: CpuState>(m: &M, subleaf: u32, [a, b, c, _]: [u32; 4], xcr0: u64) -> [u32; 4] {
+    let allowed = xcr0_allowed(m);
+    if !has_xsave(m) {
+        return [0; 4];
+    }
+    match subleaf {
+        0 => [
+            (allowed & 0xffff_ffff) as u32,
+            area_size(m, xcr0),
+            area_size(m, allowed),
+            0,
+        ],
+        1 => [a & XSAVE_EXTRAS, 0, 0, 0],
+        2..=62 if allowed >> subleaf & 1 != 0 => [a, b, c & 2, 0],
+        _ => [0; 4],
+    }
+}
+
+/// Bytes of a standard XSAVE area with these components.
+fn area_size<M: CpuState>(m: &M, components: u64) -> u32 {
+    let legacy_and_header = 512 + 64;
+    (2..8)
+        .filter(|n| components >> n & 1 != 0)
+        .fold(legacy_and_header, |size, n| {
+            let [bytes, offset, ..] = m.cpuid(0xd, n);
+            size.max(offset.saturating_add(bytes))
+        })
+}
+
+fn hypervisor_leaf(leaf: u32, subleaf: u32, view: &View) -> [u32; 4] {
+    let khz = u32::try_from(view.tsc_khz).unwrap_or(u32::MAX);
+    match (leaf - HYPERVISOR, subleaf) {
+        (0, _) => [HYPERVISOR + 5, 0x566e_6558, 0x6558_4d4d, 0x4d4d_566e],
+        (1, _) => [(VERSION & 0xffff_ffff) as u32, 0, 0, 0],
+        (2, _) => [1, HYPERVISOR, 1, 0],
+        (3, 0) => [0, 0, khz, 0],
+        (3, 1) => [0, 0, view.tsc_scale.0, u32::from(view.tsc_scale.1.cast_unsigned())],
+        (3, 2) => [khz, 0, 0, 0],
+        (5, _) => [0, ADDRESS_BITS, 0, 0],
+        _ => [0; 4],
+    }
+}

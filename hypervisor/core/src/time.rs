@@ -1,0 +1,63 @@
+//! Time as guests compute it: the scale of the time-stamp counter and the versioned records (ABI core 6).
+
+use hypercall_abi::shared::{TIME_TSC_STABLE, TimeInfo};
+
+/// Multiplier and shift that turn a difference of counts into nanoseconds: `(delta << shift) * mul >> 32`.
+#[must_use]
+pub fn scale(khz: u64) -> (u32, i8) {
+    let (mut hz, mut shift) = (u128::from(khz.max(1)) * 1000, 0i8);
+    while hz > 2_000_000_000 {
+        hz >>= 1;
+        shift -= 1;
+    }
+    while hz <= 1_000_000_000 {
+        hz <<= 1;
+        shift += 1;
+    }
+    let mul = (1_000_000_000u128 << 32) / hz;
+    (u32::try_from(mul).unwrap_or(u32::MAX), shift)
+}
+
+/// The record a guest reads, with `version` even. One origin serves all vcpus, so the records always agree.
+#[must_use]
+pub fn record(version: u32, khz: u64, tsc_origin: u64) -> TimeInfo {
+    let (tsc_to_system_mul, tsc_shift) = scale(khz);
+    TimeInfo {
+        version,
+        tsc_timestamp: tsc_origin,
+        system_time: 0,
+        tsc_to_system_mul,
+        tsc_shift,
+        flags: TIME_TSC_STABLE,
+        ..TimeInfo::default()
+    }
+}
+
+/// Nanoseconds by the guest's own formula.
+#[must_use]
+pub fn nanoseconds(delta: u64, (mul, shift): (u32, i8)) -> u64 {
+    let delta = u128::from(delta);
+    let shifted = if shift < 0 {
+        delta >> shift.unsigned_abs()
+    } else {
+        delta << shift.unsigned_abs()
+    };
+    u64::try_from((shifted * u128::from(mul)) >> 32).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_are_exact_to_a_part_in_a_million() {
+        for khz in [
+            1_000, 32_768, 999_999, 1_000_000, 1_000_001, 2_400_000, 3_999_999, 6_000_000,
+        ] {
+            let (mul, shift) = scale(khz);
+            assert!(mul >= 1 << 31, "{khz}: {mul:#x}");
+            let second = nanoseconds(khz * 1000, (mul, shift));
+            assert!(second.abs_diff(1_000_000_000) < 1000, "{khz} kHz: {second}");
+        }
+    }
+}
