@@ -1,10 +1,10 @@
 //! Building the bare-metal images.
 
 use crate::{TARGET, sysroot};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use xshell::{Shell, cmd};
 
 /// The packages that are images rather than libraries.
@@ -39,6 +39,20 @@ pub fn images(sh: &Shell, profile: &str) -> Result<PathBuf> {
         .run()?;
     }
     Ok(target_dir(sh)?.join(TARGET).join(profile))
+}
+
+/// The file of one image in the folder that [`images`] returned.
+///
+/// # Errors
+/// It has not been built.
+pub fn image(folder: &Path, name: &str) -> Result<PathBuf> {
+    let file = folder.join(name);
+    ensure!(
+        file.is_file(),
+        "there is no {}: `cargo xtask build` makes it",
+        file.display()
+    );
+    Ok(file)
 }
 
 /// Cargo for the bare-metal target: RUSTFLAGS in the environment would replace the flags of `.cargo/config.toml`.

@@ -4,9 +4,12 @@
 
 mod apt;
 pub mod build;
+pub mod bundle;
 mod cache;
 mod initramfs;
+pub mod kernel_file;
 pub mod kernels;
+pub mod machine;
 pub mod qemu;
 pub mod sysroot;
 mod unpack;

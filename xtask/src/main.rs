@@ -2,8 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+mod run;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 use xshell::Shell;
 use xtask::{build, kernels, qemu, root, sysroot};
 
@@ -19,6 +22,8 @@ struct Arguments {
 enum Verb {
     /// Build the bare-metal images: hypervisor, dom0 and the test guests
     Build(build::Options),
+    /// Boot the hypervisor in an emulated machine, with its console on this terminal
+    Run(run::Options),
     /// Say what this machine has and lacks
     Doctor,
     /// Make `core` for the bare-metal target available to plain cargo in this checkout
@@ -30,15 +35,24 @@ enum Verb {
     },
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    act(arguments.verb).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn act(verb: Verb) -> Result<ExitCode> {
     let sh = Shell::new()?;
     sh.change_dir(root());
-    match arguments.verb {
-        Verb::Build(options) => build::images(&sh, &options.profile).map(drop),
-        Verb::Doctor => doctor(&sh),
-        Verb::Provision { all } => provision(&sh, all),
+    match verb {
+        Verb::Build(options) => build::images(&sh, &options.profile).map(drop)?,
+        Verb::Run(options) => return run::run(&sh, &options),
+        Verb::Doctor => doctor(&sh)?,
+        Verb::Provision { all } => provision(&sh, all)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn provision(sh: &Shell, all: bool) -> Result<()> {

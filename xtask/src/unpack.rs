@@ -33,7 +33,9 @@ pub(crate) fn kernel(bzimage: &[u8]) -> Result<Vec<u8>> {
     // The last word of the payload is the unpacked size.
     let mut out = Vec::new();
     if payload.starts_with(b"\xfd7zXZ\0") {
-        lzma_rust2::XzReader::new(payload, false).read_to_end(&mut out)?;
+        lzma_rust2::XzReader::new(payload, false)
+            .read_to_end(&mut out)
+            .context("the compressed payload is damaged")?;
     } else {
         bail!(
             "the payload starts with {:02x?}, which is no compression we know",

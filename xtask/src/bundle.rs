@@ -1,0 +1,225 @@
+//! The boot bundle: the one module the hypervisor is started with, a `newc` cpio archive.
+//!
+//! The hypervisor reads the entries of the first domain, dom0's toolstack those of the guests:
+//!
+//! | entry | content |
+//! | --- | --- |
+//! | `dom0` | the ELF file of dom0 |
+//! | `dom0.cmdline` | its command line (optional) |
+//! | `guests/<name>/config` | `key = value` lines in the names of `xl.cfg`: `name`, `memory` (MiB), `vcpus`, `kernel`, `ramdisk`, `extra` |
+//! | `guests/<name>/kernel` | the guest's kernel, bzImage or ELF |
+//! | `guests/<name>/ramdisk` | its initial ramdisk (optional) |
+//! | `first/kernel`, `first/ramdisk`, `first/cmdline` | instead of `dom0`: a kernel that is started as the first domain |
+//!
+//! `kernel` and `ramdisk` in a configuration name entries of the bundle. Text values stand in double quotes. Entries
+//! are regular files; there are no directories, and the order means nothing.
+
+use anyhow::{Context, Result};
+use cpio::{NewcBuilder, newc};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+const REGULAR_FILE: u32 = 0o100_644;
+
+/// A bundle being put together.
+#[derive(Clone, Debug, Default)]
+pub struct Bundle {
+    entries: Vec<(String, Content)>,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    Text(String),
+    File(PathBuf),
+}
+
+/// A guest that dom0 starts.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// What the domain is called.
+    pub name: String,
+    /// Its memory in MiB.
+    pub memory: u32,
+    /// How many virtual CPUs it has.
+    pub vcpus: u32,
+    /// The kernel file.
+    pub kernel: PathBuf,
+    /// The initial ramdisk, if it has one.
+    pub ramdisk: Option<PathBuf>,
+    /// The kernel's command line.
+    pub extra: String,
+}
+
+impl Bundle {
+    /// A bundle whose first domain is dom0.
+    #[must_use]
+    pub fn dom0(elf: &Path, cmdline: &str) -> Self {
+        Self::default()
+            .with_file("dom0", elf)
+            .with_text("dom0.cmdline", cmdline)
+    }
+
+    /// A bundle whose first domain is a kernel of its own.
+    #[must_use]
+    pub fn first(kernel: &Path, ramdisk: Option<&Path>, cmdline: &str) -> Self {
+        let bundle = Self::default()
+            .with_file("first/kernel", kernel)
+            .with_text("first/cmdline", cmdline);
+        match ramdisk {
+            Some(ramdisk) => bundle.with_file("first/ramdisk", ramdisk),
+            None => bundle,
+        }
+    }
+
+    /// Adds a guest for dom0 to start.
+    #[must_use]
+    pub fn guest(self, guest: &Guest) -> Self {
+        let folder = format!("guests/{}", guest.name);
+        let mut config = format!(
+            "name = {}\nmemory = {}\nvcpus = {}\nkernel = {}\n",
+            quoted(&guest.name),
+            guest.memory,
+            guest.vcpus,
+            quoted(&format!("{folder}/kernel"))
+        );
+        let mut bundle = self.with_file(&format!("{folder}/kernel"), &guest.kernel);
+        if let Some(ramdisk) = &guest.ramdisk {
+            config += &format!("ramdisk = {}\n", quoted(&format!("{folder}/ramdisk")));
+            bundle = bundle.with_file(&format!("{folder}/ramdisk"), ramdisk);
+        }
+        config += &format!("extra = {}\n", quoted(&guest.extra));
+        bundle.with_text(&format!("{folder}/config"), &config)
+    }
+
+    /// Adds an entry with the content of a file.
+    #[must_use]
+    pub fn with_file(mut self, name: &str, file: &Path) -> Self {
+        self.entries
+            .push((name.to_owned(), Content::File(file.to_owned())));
+        self
+    }
+
+    /// Adds an entry with the given text.
+    #[must_use]
+    pub fn with_text(mut self, name: &str, text: &str) -> Self {
+        self.entries
+            .push((name.to_owned(), Content::Text(text.to_owned())));
+        self
+    }
+
+    /// Writes the archive to a temporary file that disappears with the returned value.
+    ///
+    /// # Errors
+    /// A part that cannot be read or is 4 GiB or larger, or no room for the archive.
+    pub fn write(&self) -> Result<tempfile::NamedTempFile> {
+        let file = tempfile::Builder::new()
+            .prefix("tenon-bundle-")
+            .suffix(".cpio")
+            .tempfile()?;
+        let mut out = BufWriter::new(file.reopen()?);
+        self.archive(&mut out)
+            .context("cannot write the boot bundle")?;
+        out.flush().context("cannot write the boot bundle")?;
+        Ok(file)
+    }
+
+    fn archive(&self, out: &mut impl Write) -> Result<()> {
+        for (name, content) in &self.entries {
+            let header = NewcBuilder::new(name).mode(REGULAR_FILE);
+            match content {
+                Content::Text(text) => {
+                    let mut entry = header.write(&mut *out, size(name, text.len() as u64)?);
+                    entry.write_all(text.as_bytes())?;
+                    entry.finish()?;
+                }
+                Content::File(path) => {
+                    let at = || format!("cannot read {} for {name}", path.display());
+                    let length = fs::metadata(path).with_context(at)?.len();
+                    let mut entry = header.write(&mut *out, size(name, length)?);
+                    io::copy(&mut File::open(path).with_context(at)?, &mut entry)
+                        .with_context(at)?;
+                    entry.finish()?;
+                }
+            }
+        }
+        newc::trailer(out)?;
+        Ok(())
+    }
+}
+
+fn size(name: &str, length: u64) -> Result<u32> {
+    u32::try_from(length)
+        .with_context(|| format!("{name} has {length} bytes, and an archive entry less than 4 GiB"))
+}
+
+/// A text value of a configuration.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::io::Read;
+
+    fn read_back(bundle: &Bundle) -> BTreeMap<String, Vec<u8>> {
+        let mut file = bundle.write().unwrap().reopen().unwrap();
+        let mut found = BTreeMap::new();
+        loop {
+            let mut reader = newc::Reader::new(file).unwrap();
+            if reader.entry().is_trailer() {
+                return found;
+            }
+            let name = reader.entry().name().to_owned();
+            let mut data = Vec::new();
+            reader.read_to_end(&mut data).unwrap();
+            found.insert(name, data);
+            file = reader.finish().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_guest_has_kernel_ramdisk_and_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let [dom0, kernel, ramdisk] =
+            ["dom0", "kernel", "ramdisk"].map(|name| dir.path().join(name));
+        for (path, text) in [
+            (&dom0, "D"),
+            (&kernel, "KERNEL"),
+            (&ramdisk, "ramdisk of a guest"),
+        ] {
+            fs::write(path, text).unwrap();
+        }
+        let guest = Guest {
+            name: "web".into(),
+            memory: 128,
+            vcpus: 1,
+            kernel,
+            ramdisk: Some(ramdisk),
+            extra: "quiet \"a b\"".into(),
+        };
+        let entries = read_back(&Bundle::dom0(&dom0, "verbose").guest(&guest));
+        assert_eq!(entries["dom0"], b"D");
+        assert_eq!(entries["dom0.cmdline"], b"verbose");
+        assert_eq!(entries["guests/web/kernel"], b"KERNEL");
+        assert_eq!(entries["guests/web/ramdisk"], b"ramdisk of a guest");
+        let config = "name = \"web\"\nmemory = 128\nvcpus = 1\nkernel = \"guests/web/kernel\"\n\
+                      ramdisk = \"guests/web/ramdisk\"\nextra = \"quiet \\\"a b\\\"\"\n";
+        assert_eq!(
+            String::from_utf8_lossy(&entries["guests/web/config"]),
+            config
+        );
+        assert_eq!(entries.len(), 5);
+    }
+
+    #[test]
+    fn a_missing_part_is_named() {
+        let error = Bundle::first(Path::new("no/such/kernel"), None, "")
+            .write()
+            .unwrap_err();
+        assert!(format!("{error:#}").contains("no/such/kernel"), "{error:#}");
+    }
+}

@@ -1,0 +1,120 @@
+//! The emulated machine: how it is put together and what its end means.
+
+use crate::qemu::{self, Qemu};
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+
+/// Where the machine's first serial line leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// To standard input and output as they are.
+    Plain,
+    /// To a terminal: Ctrl-C belongs to the guest, and Ctrl-A X ends the machine.
+    Terminal,
+}
+
+/// A command that boots `hypervisor` (an ELF file) with the archive `bundle` in `memory` MiB.
+///
+/// `options` is the hypervisor's own command line. The machine has one serial line, and a device at port 0xf4
+/// through which the hypervisor ends it: see [`End`].
+#[must_use]
+pub fn command(
+    qemu: &Qemu,
+    memory: u32,
+    hypervisor: &Path,
+    bundle: &Path,
+    options: &str,
+    console: Console,
+) -> Command {
+    let mut command = qemu.command();
+    command.args(qemu::accelerator());
+    command.args([
+        "-m",
+        &memory.to_string(),
+        "-nodefaults",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
+    command.arg("-chardev").arg(match console {
+        Console::Plain => "stdio,id=com1",
+        Console::Terminal => "stdio,id=com1,mux=on,signal=off",
+    });
+    command.args([
+        "-serial",
+        "chardev:com1",
+        "-device",
+        "isa-debug-exit,iobase=0xf4,iosize=4",
+    ]);
+    command
+        .arg("-kernel")
+        .arg(hypervisor)
+        .arg("-initrd")
+        .arg(bundle)
+        .arg("-append")
+        .arg(options);
+    command
+}
+
+/// Why a machine ended. Writing `v` to port 0xf4 ends QEMU with the status `2v + 1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The hypervisor wrote 0x10: everything that was asked for went well.
+    Success,
+    /// The hypervisor wrote 0x11: it panicked, or a domain it cannot do without failed.
+    Panic,
+    /// The machine was reset or switched off without a word from the hypervisor.
+    Reset,
+    /// QEMU itself refused to start or gave up.
+    Emulator,
+    /// The hypervisor wrote another value, or QEMU was killed by a signal (`None`).
+    Other(Option<i32>),
+}
+
+impl End {
+    /// The meaning of QEMU's exit status.
+    #[must_use]
+    pub fn of(status: ExitStatus) -> Self {
+        match status.code() {
+            Some(33) => Self::Success,
+            Some(35) => Self::Panic,
+            Some(0) => Self::Reset,
+            Some(1) => Self::Emulator,
+            other => Self::Other(other),
+        }
+    }
+
+    /// One line for the user.
+    #[must_use]
+    pub fn explanation(self) -> String {
+        match self {
+            Self::Success => "the machine ended in good order".into(),
+            Self::Panic => {
+                "the hypervisor panicked, or the first domain failed: see the console above".into()
+            }
+            Self::Reset => {
+                "the machine was reset without a word from the hypervisor (a triple fault?)".into()
+            }
+            Self::Emulator => "QEMU could not run the machine: see its message above".into(),
+            Self::Other(Some(code)) => format!("the machine ended with the unknown status {code}"),
+            Self::Other(None) => "QEMU was killed".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn every_status_has_its_meaning() {
+        let exited = |code: i32| End::of(ExitStatus::from_raw(code << 8));
+        assert_eq!(exited(33), End::Success);
+        assert_eq!(exited(35), End::Panic);
+        assert_eq!(exited(0), End::Reset);
+        assert_eq!(exited(1), End::Emulator);
+        assert_eq!(exited(5), End::Other(Some(5)));
+        assert_eq!(End::of(ExitStatus::from_raw(9)), End::Other(None));
+    }
+}
