@@ -1,0 +1,222 @@
+//! Why a file cannot become a domain: what was wrong, and where.
+
+use core::fmt;
+
+use elf::parse::ParseError;
+
+/// A name out of a note, cut to what a message needs.
+pub type Name = heapless::String<32>;
+
+/// A refusal to make a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageError {
+    /// The first bytes are not those of an ELF file we can read.
+    NotElf(ElfFault),
+    /// A 32-bit ELF file.
+    NotElf64,
+    /// The file is for another processor: its `e_machine`.
+    NotX86_64(u16),
+    /// The table of program headers lies outside the file, or its entries have another size.
+    ProgramHeaders {
+        /// File offset where the table should end.
+        end: u64,
+        /// Bytes the file has.
+        file_len: u64,
+    },
+    /// No segment is to be loaded.
+    NoLoadSegment,
+    /// A segment reaches beyond the end of the file.
+    SegmentTruncated {
+        /// Its program header.
+        index: usize,
+        /// File offset where it should end.
+        end: u64,
+        /// Bytes the file has.
+        file_len: u64,
+    },
+    /// A segment is larger in the file than in memory.
+    SegmentSizes {
+        /// Its program header.
+        index: usize,
+    },
+    /// A segment's physical address lies below PADDR_OFFSET, or its end beyond the address space.
+    SegmentAddress {
+        /// Its program header.
+        index: usize,
+        /// The address in question.
+        address: u64,
+    },
+    /// A note ends outside its segment.
+    NoteTruncated {
+        /// File offset of the note's header.
+        at: u64,
+    },
+    /// A numeric note has neither 4 nor 8 bytes.
+    NoteSize {
+        /// The note's number.
+        note: u32,
+        /// Bytes it has.
+        len: usize,
+    },
+    /// There is no note with the owner `Xen`: not a paravirtual kernel.
+    NoXenNotes,
+    /// Note XEN_VERSION is missing.
+    NoXenVersion,
+    /// Note XEN_VERSION names an interface other than `xen-3.0`.
+    XenVersion(Name),
+    /// Neither LOADER starts with `generic` nor GUEST_OS with `linux`; GUEST_OS's value.
+    UnknownGuest(Name),
+    /// The kernel requires a feature nobody here knows.
+    RequiredFeatureUnknown(Name),
+    /// The kernel requires a feature a paravirtual domain cannot have.
+    RequiredFeatureRefused(Name),
+    /// VIRT_BASE is not page-aligned, not canonical, or the region would leave its half of the address
+    /// space or meet the slots the hypervisor keeps.
+    VirtBase {
+        /// VIRT_BASE.
+        base: u64,
+        /// Pages that should be mapped from there on.
+        pages: u64,
+    },
+    /// The entry point is outside the kernel.
+    Entry {
+        /// Where the kernel wants to start.
+        entry: u64,
+        /// First address of the kernel.
+        start: u64,
+        /// End of the kernel, exclusive.
+        end: u64,
+    },
+    /// The hypercall page is not page-aligned or outside the kernel.
+    HypercallPage {
+        /// Where the kernel wants it.
+        page: u64,
+    },
+    /// The domain is too small.
+    TooLittleMemory {
+        /// Pages that would do.
+        needed: u64,
+        /// Pages it has.
+        given: u64,
+    },
+}
+
+/// What the ELF reader did not like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElfFault {
+    /// Another magic number.
+    Magic,
+    /// Neither 32 nor 64 bits.
+    Class,
+    /// Not little-endian.
+    Endianness,
+    /// An unknown version of the format.
+    Version,
+    /// The header is cut off.
+    Truncated,
+}
+
+impl From<ParseError> for ImageError {
+    fn from(error: ParseError) -> Self {
+        Self::NotElf(match error {
+            ParseError::BadMagic(_) => ElfFault::Magic,
+            ParseError::UnsupportedElfClass(_) => ElfFault::Class,
+            ParseError::UnsupportedElfEndianness(_) => ElfFault::Endianness,
+            ParseError::UnsupportedVersion(_) => ElfFault::Version,
+            _ => ElfFault::Truncated,
+        })
+    }
+}
+
+impl fmt::Display for ElfFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Magic => "wrong magic number",
+            Self::Class => "unknown class",
+            Self::Endianness => "not little-endian",
+            Self::Version => "unknown version",
+            Self::Truncated => "header cut off",
+        })
+    }
+}
+
+impl fmt::Display for ImageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotElf(fault) => write!(f, "not an ELF file: {fault}"),
+            Self::NotElf64 => write!(f, "not a 64-bit ELF file"),
+            Self::NotX86_64(machine) => {
+                write!(f, "ELF file for machine {machine}, not x86-64 (62)")
+            }
+            Self::ProgramHeaders { end, file_len } => {
+                write!(
+                    f,
+                    "program headers end at byte {end:#x}, the file has {file_len:#x}"
+                )
+            }
+            Self::NoLoadSegment => write!(f, "no segment to load"),
+            Self::SegmentTruncated {
+                index,
+                end,
+                file_len,
+            } => {
+                write!(
+                    f,
+                    "segment {index} ends at byte {end:#x}, the file has {file_len:#x}"
+                )
+            }
+            Self::SegmentSizes { index } => {
+                write!(f, "segment {index} is larger in the file than in memory")
+            }
+            Self::SegmentAddress { index, address } => {
+                write!(
+                    f,
+                    "segment {index}: physical address {address:#x} is outside the domain"
+                )
+            }
+            Self::NoteTruncated { at } => write!(f, "the ELF note at byte {at:#x} is cut off"),
+            Self::NoteSize { note, len } => {
+                write!(f, "Xen note {note} has {len} bytes, not 4 or 8")
+            }
+            Self::NoXenNotes => write!(f, "no Xen notes: not a paravirtual kernel"),
+            Self::NoXenVersion => write!(f, "no Xen note XEN_VERSION (5)"),
+            Self::XenVersion(v) => write!(f, "Xen note XEN_VERSION is \"{v}\", not \"xen-3.0\""),
+            Self::UnknownGuest(os) => {
+                write!(
+                    f,
+                    "Xen note LOADER is not \"generic\" and GUEST_OS is \"{os}\", not \"linux\""
+                )
+            }
+            Self::RequiredFeatureUnknown(name) => {
+                write!(f, "the kernel requires the unknown feature \"{name}\"")
+            }
+            Self::RequiredFeatureRefused(name) => {
+                write!(
+                    f,
+                    "the kernel requires the feature \"{name}\", which no paravirtual domain has"
+                )
+            }
+            Self::VirtBase { base, pages } => {
+                write!(f, "{pages} pages cannot be mapped at VIRT_BASE {base:#x}")
+            }
+            Self::Entry { entry, start, end } => {
+                write!(
+                    f,
+                    "entry {entry:#x} is outside the kernel at {start:#x}..{end:#x}"
+                )
+            }
+            Self::HypercallPage { page } => write!(
+                f,
+                "the hypercall page {page:#x} is not a page of the kernel"
+            ),
+            Self::TooLittleMemory { needed, given } => {
+                write!(
+                    f,
+                    "too little memory: needs {needed} pages for the kernel at least, has {given}"
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for ImageError {}
