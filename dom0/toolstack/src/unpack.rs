@@ -1,0 +1,315 @@
+//! From a bzImage to the ELF file inside.
+//!
+//! A kernel build wraps the ELF file into a loader for bare machines, which a paravirtual domain does not
+//! need. The setup
+//! header says where the compressed file is; its last four bytes are its unpacked size, whatever the compression. So the
+//! output has a known size before we start, and is refused if it is larger than the caller has room for.
+
+use alloc::borrow::Cow;
+use alloc::string::String;
+use alloc::{format, vec};
+use core::fmt;
+
+use lzma_rust2::{Read, XzReader};
+
+const ELF_MAGIC: &[u8] = b"\x7fELF";
+/// Setup header: where it says `HdrS`, the protocol's version, the size of the setup code, the place of the payload.
+const SETUP_SECTS: usize = 0x1f1;
+const HEADER_MAGIC: usize = 0x202;
+const VERSION: usize = 0x206;
+const PAYLOAD_OFFSET: usize = 0x248;
+const PAYLOAD_LENGTH: usize = 0x24c;
+/// The first protocol that says where the payload is.
+const OLDEST_VERSION: u16 = 0x0208;
+/// The largest block of a legacy lz4 frame, unpacked.
+const LZ4_BLOCK: usize = 8 << 20;
+
+/// How a kernel may be compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "names of formats")]
+pub enum Compression {
+    Gzip,
+    Bzip2,
+    Xz,
+    Lzma,
+    Lzo,
+    Lz4,
+    Zstd,
+}
+
+impl Compression {
+    const MAGIC: [(Self, &'static [u8]); 7] = [
+        (Self::Gzip, &[0x1f, 0x8b]),
+        (Self::Bzip2, b"BZh"),
+        (Self::Xz, &[0xfd, b'7', b'z', b'X', b'Z', 0]),
+        (Self::Lzma, &[0x5d, 0]),
+        (Self::Lzo, &[0x89, b'L', b'Z', b'O', 0]),
+        (Self::Lz4, &[2, 0x21, 0x4c, 0x18]),
+        (Self::Zstd, &[0x28, 0xb5, 0x2f, 0xfd]),
+    ];
+
+    fn of(payload: &[u8]) -> Option<Self> {
+        Self::MAGIC
+            .iter()
+            .find(|(_, magic)| payload.starts_with(magic))
+            .map(|(format, _)| *format)
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gzip => "gzip",
+            Self::Bzip2 => "bzip2",
+            Self::Xz => "xz",
+            Self::Lzma => "lzma",
+            Self::Lzo => "lzo",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        })
+    }
+}
+
+/// Why there is no ELF file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnpackError {
+    /// Neither an ELF file nor a bzImage.
+    NotAKernel,
+    /// A bzImage so old that it does not say where its payload is: its boot protocol.
+    OldProtocol(u16),
+    /// The file ends before the payload does.
+    Truncated {
+        /// Bytes the file should have.
+        needed: u64,
+        /// Bytes it has.
+        given: usize,
+    },
+    /// A compression nobody knows: the first bytes of the payload.
+    UnknownCompression([u8; 4]),
+    /// A known compression that we cannot undo.
+    UnsupportedCompression(Compression),
+    /// The unpacked file would be too large.
+    TooLarge {
+        /// Bytes it claims to have.
+        size: usize,
+        /// Bytes there is room for.
+        limit: usize,
+    },
+    /// The payload cannot be unpacked.
+    Corrupt(Compression, String),
+    /// The payload unpacks to another number of bytes than it says.
+    WrongSize {
+        /// Bytes it claims to have.
+        claimed: usize,
+        /// Bytes it has.
+        unpacked: usize,
+    },
+    /// What comes out is not an ELF file.
+    NotElf(Compression),
+}
+
+impl fmt::Display for UnpackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAKernel => write!(f, "neither an ELF file nor a bzImage"),
+            Self::OldProtocol(version) => {
+                write!(
+                    f,
+                    "bzImage with boot protocol {version:#06x}, older than {OLDEST_VERSION:#06x}"
+                )
+            }
+            Self::Truncated { needed, given } => write!(f, "bzImage cut off: needs {needed} bytes, has {given}"),
+            Self::UnknownCompression(magic) => write!(f, "bzImage with an unknown compression, magic {magic:02x?}"),
+            Self::UnsupportedCompression(format) => write!(f, "bzImage compressed with {format}, which we cannot undo"),
+            Self::TooLarge { size, limit } => write!(f, "the kernel unpacks to {size} bytes, limit is {limit}"),
+            Self::Corrupt(format, why) => write!(f, "the {format} payload of the bzImage is corrupt: {why}"),
+            Self::WrongSize { claimed, unpacked } => {
+                write!(
+                    f,
+                    "the payload of the bzImage claims {claimed} bytes and unpacks to {unpacked}"
+                )
+            }
+            Self::NotElf(format) => write!(f, "the {format} payload of the bzImage is not an ELF file"),
+        }
+    }
+}
+
+impl core::error::Error for UnpackError {}
+
+/// The ELF file in `image`, which is a bzImage or already an ELF file. At most `limit` bytes are unpacked; with xz, up to
+/// as many again are needed meanwhile.
+///
+/// # Errors
+/// Says what is wrong with the file. A kernel is refused before unpacking if it is larger than `limit`.
+pub fn unpack(image: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, UnpackError> {
+    if image.starts_with(ELF_MAGIC) {
+        return Ok(Cow::Borrowed(image));
+    }
+    let payload = payload(image)?;
+    let magic = payload.first_chunk().copied().unwrap_or_default();
+    let format = Compression::of(payload).ok_or(UnpackError::UnknownCompression(magic))?;
+    let cut = || UnpackError::Corrupt(format, "too short".into());
+    let (packed, size) = payload.split_last_chunk::<4>().ok_or_else(cut)?;
+    let size = usize::try_from(u32::from_le_bytes(*size)).unwrap_or(usize::MAX);
+    if size > limit {
+        return Err(UnpackError::TooLarge { size, limit });
+    }
+    let mut out = vec![0; size];
+    let unpacked = match format {
+        Compression::Gzip => gzip(payload, &mut out),
+        Compression::Xz => xz(packed, &mut out, limit),
+        Compression::Lz4 => lz4(packed, &mut out),
+        Compression::Zstd => zstd(packed, &mut out, limit),
+        other => return Err(UnpackError::UnsupportedCompression(other)),
+    };
+    match unpacked.map_err(|why| UnpackError::Corrupt(format, why))? {
+        unpacked if unpacked != size => Err(UnpackError::WrongSize {
+            claimed: size,
+            unpacked,
+        }),
+        _ if !out.starts_with(ELF_MAGIC) => Err(UnpackError::NotElf(format)),
+        _ => Ok(Cow::Owned(out)),
+    }
+}
+
+/// The compressed file with its size at the end.
+fn payload(image: &[u8]) -> Result<&[u8], UnpackError> {
+    if bytes::<4>(image, HEADER_MAGIC) != Some(*b"HdrS") {
+        return Err(UnpackError::NotAKernel);
+    }
+    let truncated = |needed| UnpackError::Truncated {
+        needed,
+        given: image.len(),
+    };
+    let header_cut = || truncated(PAYLOAD_LENGTH as u64 + 4);
+    let version = bytes(image, VERSION).map(u16::from_le_bytes).ok_or_else(header_cut)?;
+    if version < OLDEST_VERSION {
+        return Err(UnpackError::OldProtocol(version));
+    }
+    let word = |at| {
+        bytes(image, at)
+            .map(u32::from_le_bytes)
+            .map(u64::from)
+            .ok_or_else(header_cut)
+    };
+    let sectors = match image.get(SETUP_SECTS) {
+        None | Some(0) => 4,
+        Some(sectors) => u64::from(*sectors),
+    };
+    let start = (sectors + 1) * 512 + word(PAYLOAD_OFFSET)?;
+    let end = start + word(PAYLOAD_LENGTH)?;
+    let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
+    range
+        .and_then(|(start, end)| image.get(start..end))
+        .ok_or_else(|| truncated(end))
+}
+
+fn bytes<const N: usize>(image: &[u8], at: usize) -> Option<[u8; N]> {
+    image.get(at..)?.first_chunk().copied()
+}
+
+/// Ten bytes, optional fields by flags, the deflated file, its checksum and size.
+fn gzip(payload: &[u8], out: &mut [u8]) -> Result<usize, String> {
+    const CHECKSUM: u8 = 2;
+    const EXTRA: u8 = 4;
+    const NAME: u8 = 8;
+    const COMMENT: u8 = 16;
+    let header = || -> Option<&[u8]> {
+        let (fixed, mut rest) = payload.split_first_chunk::<10>()?;
+        let flags = fixed[3];
+        if flags & EXTRA != 0 {
+            let (len, extra) = rest.split_first_chunk()?;
+            rest = extra.get(usize::from(u16::from_le_bytes(*len))..)?;
+        }
+        for _ in 0..(flags & (NAME | COMMENT)).count_ones() {
+            let end = rest.iter().position(|byte| *byte == 0)?;
+            rest = rest.get(end + 1..)?;
+        }
+        rest.get(usize::from(flags & CHECKSUM)..)
+    };
+    let rest = header().ok_or("header cut off")?;
+    let (rest, checksum) = rest
+        .split_last_chunk::<8>()
+        .map(|(rest, end)| (rest, [end[0], end[1], end[2], end[3]]))
+        .ok_or("cut off")?;
+    let size = miniz_oxide::inflate::decompress_slice_iter_to_slice(out, core::iter::once(rest), false, true)
+        .map_err(|status| format!("{status:?}"))?;
+    let crc = crc32(out.get(..size).unwrap_or(out));
+    if crc == u32::from_le_bytes(checksum) {
+        Ok(size)
+    } else {
+        Err("wrong checksum".into())
+    }
+}
+
+/// The CRC of gzip, four bits at a time.
+fn crc32(bytes: &[u8]) -> u32 {
+    const TABLE: [u32; 16] = {
+        let mut table = [0; 16];
+        let mut i = 0u32;
+        while i < 16 {
+            let mut crc = i;
+            let mut bit = 0;
+            while bit < 4 {
+                crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+                bit += 1;
+            }
+            table[i as usize] = crc;
+            i += 1;
+        }
+        table
+    };
+    let nibble = |crc: u32| crc >> 4 ^ TABLE[(crc & 15) as usize];
+    !bytes
+        .iter()
+        .fold(u32::MAX, |crc, byte| nibble(nibble(crc ^ u32::from(*byte))))
+}
+
+/// Kernels use the x86 filter; blocks and checks are the reader's business.
+fn xz(packed: &[u8], out: &mut [u8], limit: usize) -> Result<usize, String> {
+    // The dictionary is never larger than it needs to be by more than a factor of two, and at least 8 MiB by habit.
+    let memory_kb = u32::try_from((2 * limit).max(64 << 20) >> 10).unwrap_or(u32::MAX);
+    let mut reader = XzReader::new_mem_limit(packed, false, memory_kb);
+    let mut done = 0;
+    loop {
+        // One byte more than expected shows a payload that is larger than it claims.
+        let mut surplus = [0; 1];
+        let room = out
+            .get_mut(done..)
+            .filter(|room| !room.is_empty())
+            .unwrap_or(&mut surplus);
+        match reader.read(room).map_err(|error| format!("{error:?}"))? {
+            0 => return Ok(done),
+            n => done += n,
+        }
+        if done > out.len() {
+            return Err("larger than it claims".into());
+        }
+    }
+}
+
+/// The legacy frame: after the magic number, blocks of up to 8 MiB, each behind its packed size.
+fn lz4(packed: &[u8], out: &mut [u8]) -> Result<usize, String> {
+    let mut rest = packed.get(4..).unwrap_or(&[]);
+    let mut done = 0;
+    while let Some((len, after)) = rest.split_first_chunk() {
+        let len = usize::try_from(u32::from_le_bytes(*len)).unwrap_or(usize::MAX);
+        let (block, after) = after.split_at_checked(len).ok_or("block cut off")?;
+        let end = out.len().min(done + LZ4_BLOCK);
+        let room = out.get_mut(done..end).unwrap_or(&mut []);
+        done += lz4_flex::block::decompress_into(block, room).map_err(|error| format!("{error}"))?;
+        rest = after;
+    }
+    if rest.is_empty() {
+        Ok(done)
+    } else {
+        Err("block size cut off".into())
+    }
+}
+
+fn zstd(packed: &[u8], out: &mut [u8], limit: usize) -> Result<usize, String> {
+    let mut decoder = ruzstd::decoding::FrameDecoder::new();
+    // The highest levels use windows of 128 MiB whatever the size of the file; memory is taken as it fills.
+    decoder.set_max_window_size((limit as u64).max(128 << 20));
+    decoder.decode_all(packed, out).map_err(|error| format!("{error}"))
+}

@@ -1,0 +1,279 @@
+//! Kernels in every wrapping, and wrappings without a kernel.
+
+use std::borrow::Cow;
+
+use lzma_rust2::{FilterType, Write, XzOptions, XzWriter};
+use toolstack::unpack::{Compression, UnpackError, unpack};
+
+const LIMIT: usize = 64 << 20;
+
+/// An "ELF file" with something to compress, and x86 calls for the filter.
+fn kernel() -> Vec<u8> {
+    let mut elf = b"\x7fELF".to_vec();
+    for i in 0..40_000u32 {
+        elf.extend_from_slice(&[0xe8]);
+        elf.extend_from_slice(&(i.wrapping_mul(2_654_435_761) >> 20).to_le_bytes());
+        elf.extend_from_slice(b"text text text");
+    }
+    elf
+}
+
+fn bzimage(payload: &[u8]) -> Vec<u8> {
+    let mut image = vec![0; 0x1000];
+    image[0x1f1] = 2;
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
+    image[0x248..0x24c].copy_from_slice(&0xa00u32.to_le_bytes());
+    image[0x24c..0x250].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
+    image.extend_from_slice(payload);
+    image.extend_from_slice(b"relocations and a signature");
+    image
+}
+
+fn sized(mut packed: Vec<u8>, size: usize) -> Vec<u8> {
+    packed.extend_from_slice(&u32::try_from(size).unwrap().to_le_bytes());
+    packed
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |mut crc, byte| {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+        }
+        crc
+    })
+}
+
+fn gzip(data: &[u8], flags: u8, fields: &[u8]) -> Vec<u8> {
+    let mut packed = vec![0x1f, 0x8b, 8, flags, 0, 0, 0, 0, 2, 3];
+    packed.extend_from_slice(fields);
+    packed.extend(miniz_oxide::deflate::compress_to_vec(data, 6));
+    packed.extend_from_slice(&crc32(data).to_le_bytes());
+    sized(packed, data.len())
+}
+
+fn xz(data: &[u8]) -> Vec<u8> {
+    let mut options = XzOptions::with_preset(3);
+    options.prepend_pre_filter(FilterType::BcjX86, 0);
+    let mut writer = XzWriter::new(Vec::new(), options).unwrap();
+    writer.write_all(data).unwrap();
+    sized(writer.finish().unwrap(), data.len())
+}
+
+fn zstd(data: &[u8]) -> Vec<u8> {
+    let packed = ruzstd::encoding::compress_to_vec(data, ruzstd::encoding::CompressionLevel::Fastest);
+    sized(packed, data.len())
+}
+
+fn lz4(data: &[u8]) -> Vec<u8> {
+    let mut packed = vec![2, 0x21, 0x4c, 0x18];
+    for block in data.chunks(8 << 20) {
+        let block = lz4_flex::block::compress(block);
+        packed.extend_from_slice(&u32::try_from(block.len()).unwrap().to_le_bytes());
+        packed.extend(block);
+    }
+    sized(packed, data.len())
+}
+
+type Packer = fn(&[u8]) -> Vec<u8>;
+const FORMATS: [(Compression, Packer); 4] = [
+    (Compression::Gzip, |data| gzip(data, 0, b"")),
+    (Compression::Xz, xz),
+    (Compression::Zstd, zstd),
+    (Compression::Lz4, lz4),
+];
+
+fn refusal(image: &[u8]) -> String {
+    unpack(image, LIMIT).unwrap_err().to_string()
+}
+
+#[test]
+fn every_format_of_a_distribution_is_unpacked() {
+    let elf = kernel();
+    for (format, pack) in FORMATS {
+        let image = bzimage(&pack(&elf));
+        assert!(unpack(&image, elf.len()).unwrap() == elf, "{format}");
+    }
+    // A gzip header may carry an extra field, a name, a comment and a checksum.
+    let image = bzimage(&gzip(&elf, 2 | 4 | 8 | 16, b"\x03\0abcvmlinux\0no comment\0cc"));
+    assert!(unpack(&image, LIMIT).unwrap() == elf);
+}
+
+#[test]
+fn a_kernel_of_several_lz4_blocks_is_unpacked() {
+    let mut elf = kernel();
+    elf.resize(17 << 20, 5);
+    assert!(unpack(&bzimage(&lz4(&elf)), LIMIT).unwrap() == elf);
+}
+
+#[test]
+fn an_elf_file_passes_through() {
+    assert!(matches!(unpack(&kernel(), 0), Ok(Cow::Borrowed(_))));
+}
+
+#[test]
+fn four_setup_sectors_are_meant_by_none() {
+    let elf = kernel();
+    let mut image = bzimage(&zstd(&elf));
+    image[0x1f1] = 0;
+    image[0x248..0x24c].copy_from_slice(&0x600u32.to_le_bytes());
+    assert!(unpack(&image, LIMIT).unwrap() == elf);
+}
+
+#[test]
+fn what_is_not_a_kernel_is_refused() {
+    assert_eq!(refusal(b""), "neither an ELF file nor a bzImage");
+    assert_eq!(refusal(&[0; 4096]), "neither an ELF file nor a bzImage");
+    let mut old = bzimage(&zstd(&kernel()));
+    old[0x206..0x208].copy_from_slice(&0x206u16.to_le_bytes());
+    assert_eq!(refusal(&old), "bzImage with boot protocol 0x0206, older than 0x0208");
+    assert_eq!(refusal(&old[..0x207]), "bzImage cut off: needs 592 bytes, has 519");
+    let image = bzimage(&zstd(&kernel()));
+    assert_eq!(refusal(&image[..0x24a]), "bzImage cut off: needs 592 bytes, has 586");
+    let needed = image.len() - 27;
+    assert_eq!(
+        refusal(&image[..5000]),
+        format!("bzImage cut off: needs {needed} bytes, has 5000")
+    );
+    let mut beyond = image;
+    beyond[0x248..0x250].copy_from_slice(&[0xff; 8]);
+    assert_eq!(
+        refusal(&beyond),
+        "bzImage cut off: needs 8589936126 bytes, has 164000".replace("164000", &beyond.len().to_string())
+    );
+}
+
+#[test]
+fn a_compression_we_cannot_undo_is_named() {
+    assert_eq!(
+        refusal(&bzimage(b"PKzip and more")),
+        "bzImage with an unknown compression, magic [50, 4b, 7a, 69]"
+    );
+    assert_eq!(
+        refusal(&bzimage(b"")),
+        "bzImage with an unknown compression, magic [00, 00, 00, 00]"
+    );
+    assert_eq!(
+        refusal(&bzimage(b"BZh9......\0\0\0\0")),
+        "bzImage compressed with bzip2, which we cannot undo"
+    );
+    assert_eq!(
+        refusal(&bzimage(b"\x5d\0......\0\0\0\0")),
+        "bzImage compressed with lzma, which we cannot undo"
+    );
+    assert_eq!(
+        refusal(&bzimage(b"\x89LZO\0...\0\0\0\0")),
+        "bzImage compressed with lzo, which we cannot undo"
+    );
+}
+
+#[test]
+fn output_is_bounded() {
+    let elf = kernel();
+    for (format, pack) in FORMATS {
+        let packed = pack(&elf);
+        let too_large = UnpackError::TooLarge {
+            size: elf.len(),
+            limit: elf.len() - 1,
+        };
+        assert_eq!(unpack(&bzimage(&packed), elf.len() - 1), Err(too_large), "{format}");
+        // A payload that lies about its size cannot write more than it claimed.
+        for claimed in [0, 4, elf.len() - 1, elf.len() + 1] {
+            let mut lying = packed.clone();
+            lying.truncate(packed.len() - 4);
+            let error = unpack(&bzimage(&sized(lying, claimed)), LIMIT).unwrap_err();
+            assert!(
+                matches!(error, UnpackError::Corrupt(f, _) if f == format)
+                    || matches!(error, UnpackError::WrongSize { .. }),
+                "{format} {claimed}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_unpacks_to_something_else_is_refused() {
+    for (format, pack) in FORMATS {
+        let error = unpack(&bzimage(&pack(b"#!/bin/sh\nexit 1\n")), LIMIT).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("the {format} payload of the bzImage is not an ELF file")
+        );
+    }
+}
+
+#[test]
+fn a_damaged_gzip_payload_fails_its_checksum() {
+    let elf = kernel();
+    let mut packed = gzip(&elf, 0, b"");
+    let at = packed.len() - 8;
+    packed[at] ^= 1;
+    assert_eq!(
+        refusal(&bzimage(&packed)),
+        "the gzip payload of the bzImage is corrupt: wrong checksum"
+    );
+}
+
+#[test]
+fn damaged_payloads_never_panic() {
+    let seed = std::env::var("TENON_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| {
+            u64::from(
+                std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .unwrap()
+                    .subsec_nanos(),
+            ) | 1
+        });
+    println!("TENON_SEED={seed}");
+    let mut state: u64 = seed;
+    let mut below = |end: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % end as u64).unwrap()
+    };
+    let elf = &kernel()[..6000];
+    let mut refused = 0;
+    for (_, pack) in FORMATS {
+        let whole = bzimage(&pack(elf));
+        for _ in 0..400 {
+            let mut image = whole.clone();
+            for _ in 0..=below(3) {
+                // The header now and then, else the payload.
+                let at = if below(4) == 0 {
+                    0x1f0 + below(0x60)
+                } else {
+                    0x1000 + below(image.len() - 0x1000)
+                };
+                image[at] = u8::try_from(below(256)).unwrap();
+            }
+            if below(4) == 0 {
+                image.truncate(below(image.len()));
+            }
+            if let Err(error) = unpack(&image, 1 << 20) {
+                assert!(!error.to_string().is_empty());
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 400, "{refused}");
+}
+
+/// `TENON_TEST_BZIMAGE` names a stock kernel, `TENON_TEST_KERNEL` the same one unpacked.
+#[test]
+fn a_stock_kernel_is_unpacked() {
+    let Ok(path) = std::env::var("TENON_TEST_BZIMAGE") else {
+        eprintln!("TENON_TEST_BZIMAGE is not set: nothing tested");
+        return;
+    };
+    let image = std::fs::read(&path).unwrap();
+    let elf = unpack(&image, 256 << 20).unwrap_or_else(|error| panic!("{path}: {error}"));
+    guest_image::Kernel::parse(&elf).unwrap_or_else(|error| panic!("{path}: {error}"));
+    if let Ok(expected) = std::env::var("TENON_TEST_KERNEL") {
+        assert!(elf == std::fs::read(expected).unwrap());
+    }
+}
