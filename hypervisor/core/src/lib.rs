@@ -8,7 +8,11 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod claim;
 pub mod decode;
+pub mod fault;
+pub mod frame;
+pub mod lock;
 pub mod machine;
 pub mod policy;
 pub mod time;

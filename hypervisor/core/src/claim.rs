@@ -1,0 +1,269 @@
+//! A guest's address is a claim. It is tested by walking the guest's own page tables, and what it names is copied in or
+//! out through the direct map.
+//!
+//! Touches: memory, by frame. Never touches: a guest virtual address as a pointer; counts; locks.
+//! Keeps: P7 (a bad address is a [`Fault`]), and of P1 that nothing is written through a read-only mapping.
+//!
+//! Nothing in here waits or answers a flush between the walk and the use of a frame, so the frame cannot change hands in
+//! between: whoever takes it away must first have this CPU flush (P4). The accessed and dirty bits are not set.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
+
+use crate::addr::{Frame, GuestVirt, PAGE_SIZE};
+use crate::frame::FrameTable;
+use crate::machine::Frames;
+use core::sync::atomic::Ordering::SeqCst;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const LARGE: u64 = 1 << 7;
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
+/// How often a byte is tried again because its neighbours changed.
+const TRIES: usize = 64;
+
+/// What is intended with a guest's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// To read it.
+    Read,
+    /// To write it.
+    Write,
+}
+
+/// The claim does not hold: the page fault the guest itself would have had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// For CR2.
+    pub address: GuestVirt,
+    /// The page is present but does not allow the access.
+    pub present: bool,
+    /// The access was a write.
+    pub write: bool,
+}
+
+impl Fault {
+    /// The error code of the page fault, for user mode.
+    #[must_use]
+    pub fn error(self) -> u32 {
+        u32::from(self.present) | u32::from(self.write) << 1 | 1 << 2
+    }
+}
+
+/// Where a walk ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Path {
+    /// The L1 table.
+    pub table: Frame,
+    /// The slot in it.
+    pub index: usize,
+    /// What the slot held.
+    pub entry: u64,
+    /// Whether all four levels allow writing.
+    pub writable: bool,
+    /// Whether all four levels allow ring 3.
+    pub user: bool,
+}
+
+impl Path {
+    /// The frame of a present entry.
+    #[must_use]
+    pub fn frame(&self) -> Option<Frame> {
+        Frame::containing(self.entry & FRAME).filter(|_| self.entry & PRESENT != 0)
+    }
+}
+
+/// Walks from a root to the L1 slot of an address, which may hold a present entry or not. `None` if a higher level is not
+/// present, leads nowhere, or the address is not a guest's.
+#[must_use]
+pub fn walk(m: &impl Frames, table: &FrameTable, root: Frame, at: GuestVirt) -> Option<Path> {
+    if !at.is_guests() {
+        return None;
+    }
+    let mut path = Path {
+        table: root,
+        index: 0,
+        entry: 0,
+        writable: true,
+        user: true,
+    };
+    for level in [4, 3, 2, 1] {
+        if !table.is_ram(path.table) {
+            return None;
+        }
+        path.index = at.slot(level);
+        path.entry = m.page(path.table).get(path.index)?.load(SeqCst);
+        path.writable &= path.entry & WRITABLE != 0;
+        path.user &= path.entry & USER != 0;
+        if level > 1 {
+            if path.entry & LARGE != 0 {
+                return None;
+            }
+            path.table = path.frame()?;
+        }
+    }
+    Some(path)
+}
+
+/// The memory behind one page-table root.
+#[derive(Debug)]
+pub struct View<'m, M> {
+    m: &'m M,
+    table: &'m FrameTable,
+    root: Frame,
+}
+
+impl<M> Clone for View<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M> Copy for View<'_, M> {}
+
+impl<'m, M: Frames> View<'m, M> {
+    /// Memory as the tables from `root` show it; `root` is a validated L4 that somebody holds.
+    #[must_use]
+    pub fn new(m: &'m M, table: &'m FrameTable, root: Frame) -> Self {
+        Self { m, table, root }
+    }
+
+    /// The frame behind an address. It stays that only until this CPU waits for something or lets go of a lock.
+    ///
+    /// # Errors
+    /// [`Fault`]: not mapped, not for ring 3, not for writing, or no RAM.
+    pub fn frame(&self, at: GuestVirt, access: Access) -> Result<Frame, Fault> {
+        let write = access == Access::Write;
+        let fault = |present| Fault {
+            address: at,
+            present,
+            write,
+        };
+        let path = walk(self.m, self.table, self.root, at).ok_or(fault(false))?;
+        let frame = path.frame().ok_or(fault(false))?;
+        if !path.user || write && !path.writable || !self.table.is_ram(frame) {
+            return Err(fault(true));
+        }
+        Ok(frame)
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Errors
+    /// [`Fault`] at the first byte that cannot be read; those before it are in `to`.
+    pub fn read_bytes(&self, at: GuestVirt, to: &mut [u8]) -> Result<(), Fault> {
+        let (mut at, mut rest) = (at, to);
+        while !rest.is_empty() {
+            let frame = self.frame(at, Access::Read)?;
+            let here = rest.len().min(PAGE_SIZE.saturating_sub(at.offset()));
+            let Some((now, later)) = rest.split_at_mut_checked(here) else {
+                break;
+            };
+            self.m.read(frame, at.offset(), now);
+            (at, rest) = (at.plus(here as u64), later);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Errors
+    /// [`Fault`] at the first byte that cannot be written; those before it are written.
+    pub fn write_bytes(&self, at: GuestVirt, from: &[u8]) -> Result<(), Fault> {
+        let (mut at, mut rest) = (at, from);
+        while !rest.is_empty() {
+            let frame = self.frame(at, Access::Write)?;
+            let here = rest.len().min(PAGE_SIZE.saturating_sub(at.offset()));
+            let Some((now, later)) = rest.split_at_checked(here) else {
+                break;
+            };
+            self.m.write(frame, at.offset(), now);
+            (at, rest) = (at.plus(here as u64), later);
+        }
+        Ok(())
+    }
+
+    /// Copies a value in: once, so that what is judged is what is used.
+    ///
+    /// # Errors
+    /// As [`View::read_bytes`].
+    pub fn read<T: FromBytes + IntoBytes>(&self, at: GuestVirt) -> Result<T, Fault> {
+        let mut value = T::new_zeroed();
+        self.read_bytes(at, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Copies a value out.
+    ///
+    /// # Errors
+    /// As [`View::write_bytes`].
+    pub fn write<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Result<(), Fault> {
+        self.write_bytes(at, value.as_bytes())
+    }
+
+    /// Replaces an aligned word if it holds `old`; else says what it holds.
+    ///
+    /// # Errors
+    /// [`Fault`], also for a word that is not aligned.
+    pub fn exchange_u64(
+        &self,
+        at: GuestVirt,
+        old: u64,
+        new: u64,
+    ) -> Result<Result<(), u64>, Fault> {
+        let fault = Fault {
+            address: at,
+            present: true,
+            write: true,
+        };
+        let frame = self.frame(at, Access::Write)?;
+        let word = self
+            .m
+            .page(frame)
+            .get(at.offset() / 8)
+            .filter(|_| at.0.is_multiple_of(8))
+            .ok_or(fault)?;
+        Ok(word.compare_exchange(old, new, SeqCst, SeqCst).map(|_| ()))
+    }
+
+    /// Replaces a byte if it holds `old`; else says what it holds.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub fn exchange_u8(&self, at: GuestVirt, old: u8, new: u8) -> Result<Result<(), u8>, Fault> {
+        let fault = Fault {
+            address: at,
+            present: true,
+            write: true,
+        };
+        let frame = self.frame(at, Access::Write)?;
+        let word = self.m.page(frame).get(at.offset() / 8).ok_or(fault)?;
+        let shift = (at.0 & 7) * 8;
+        let mut seen = word.load(SeqCst);
+        for _ in 0..TRIES {
+            let byte = ((seen >> shift) & 0xff) as u8;
+            if byte != old {
+                return Ok(Err(byte));
+            }
+            let next = seen & !(0xff << shift) | u64::from(new) << shift;
+            match word.compare_exchange(seen, next, SeqCst, SeqCst) {
+                Ok(_) => return Ok(Ok(())),
+                Err(now) => seen = now,
+            }
+        }
+        Ok(Err(((seen >> shift) & 0xff) as u8)) // the guest's own CPUs would not let us have it; theirs to bear
+    }
+}

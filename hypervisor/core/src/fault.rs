@@ -1,0 +1,56 @@
+//! Faults that `tests/sim` plants into these rules to show that its audit would catch them. Without the feature
+//! `planted-fault`, which no image has, none of this exists: [`planted`] is the constant `false`.
+
+/// A rule to leave out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Fault {
+    /// A replaced entry keeps its use of the frame.
+    SkipUseDrop = 1,
+    /// A writable leaf is counted like a read-only one.
+    SkipWritableCheck,
+    /// Frames change type and owner without a flush.
+    SkipFlush,
+    /// Unfinished work is not finished first, and unfinished tables are used like others.
+    IgnoreUnfinished,
+    /// Anybody's frame will do.
+    SkipOwnerCheck,
+    /// A promotion that fails does not return what it took.
+    SkipUnwind,
+    /// A change of the write bit counts as harmless.
+    WideFastPath,
+    /// A pinned table can be pinned again.
+    PinTwice,
+    /// A root keeps the guest's entries in the hypervisor's slots.
+    SkipHoleFill,
+    /// A frame given back goes to the pool though others map it.
+    FreeEarly,
+    /// Frames reach a new owner with the old contents.
+    SkipScrub,
+    /// Destroying a domain forgets the pins.
+    ForgetPins,
+}
+
+#[cfg(feature = "planted-fault")]
+static PLANTED: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(0);
+
+/// Plants a fault in this process, or removes it.
+#[cfg(feature = "planted-fault")]
+pub fn plant(fault: Option<Fault>) {
+    PLANTED.store(
+        fault.map_or(0, |f| f as u32),
+        core::sync::atomic::Ordering::Relaxed,
+    );
+}
+
+/// Whether this rule is to be left out.
+#[cfg(feature = "planted-fault")]
+pub(crate) fn planted(fault: Fault) -> bool {
+    PLANTED.load(core::sync::atomic::Ordering::Relaxed) == fault as u32
+}
+
+/// Whether this rule is to be left out: never.
+#[cfg(not(feature = "planted-fault"))]
+pub(crate) const fn planted(_: Fault) -> bool {
+    false
+}

@@ -1,0 +1,32 @@
+//! The frame table: who owns each frame, what it is used as, and how often.
+//!
+//! Touches: a few words per frame, and the machine's flush. [`state`] holds the rules, as pure functions on the value of
+//! a word; [`table`] holds the only loop that applies them; [`epoch`] knows which CPU flushed since when; [`pool`] hands
+//! out free frames.
+//! Never touches: page-table entries, domains, locks other than the pool's.
+//! Keeps: P2 (counts), P4 (flush before a new type or owner), P10 (frames are zeroed for a new owner).
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+pub mod epoch;
+pub mod pool;
+pub mod state;
+pub mod table;
+
+pub use state::{Owner, Refused, Use};
+pub use table::{FrameTable, Info, Left, Taken};

@@ -1,0 +1,425 @@
+//! The words of all frames, and the one loop that changes them.
+
+use super::epoch::Epochs;
+use super::pool::FreeList;
+pub use super::state::{Left, Taken};
+use super::state::{OwnerState, TakeError, TypeState};
+use super::{Owner, Refused, Use};
+use crate::addr::{CpuSet, DomainId, Frame};
+use crate::fault::{Fault, planted};
+use crate::lock::Leaf;
+use crate::machine::{Cpus, Frames};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use spin::Once;
+
+/// Words kept for each frame: type, owner, stamp, link.
+pub const WORDS: usize = 4;
+/// What the machine-to-physical table says of frames that are nobody's memory.
+pub const NO_PFN: u64 = u64::MAX;
+/// In a stamp: a domain other than the owner has used the frame, so any CPU may know it.
+const SHARED: u64 = 1 << 63;
+/// How often a type is tried again because another CPU used the frame between our flush and our step.
+const TRIES: usize = 16;
+
+/// The words of one frame.
+pub(super) struct Words<'a> {
+    pub(super) kind: &'a AtomicU64,
+    pub(super) owner: &'a AtomicU64,
+    pub(super) stamp: &'a AtomicU64,
+    pub(super) link: &'a AtomicU64,
+}
+
+/// All frames of the machine, their flush epochs and the free ones among them.
+#[derive(Debug)]
+pub struct FrameTable {
+    words: Once<&'static [AtomicU64]>,
+    pub(super) epochs: Epochs,
+    pub(super) pool: Leaf<FreeList>,
+    owned: [AtomicU32; DomainId::FIRST_RESERVED as usize],
+}
+
+/// A look at a frame's two words; others may change them at once, except where a lock or a use held prevents it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Info {
+    /// Type, uses, flags.
+    pub kind: TypeState,
+    /// Owner and references.
+    pub owner: OwnerState,
+}
+
+/// Who takes a frame, and whose it must be.
+#[derive(Clone, Copy, Debug)]
+pub struct Taker {
+    /// The domain the frame must belong (or be lent) to.
+    pub from: DomainId,
+    /// The domain on whose behalf it is taken.
+    pub by: DomainId,
+    /// CPUs that may hold translations of `from`; used only if nobody else ever mapped the frame.
+    pub cpus: CpuSet,
+}
+
+impl Default for FrameTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FrameTable {
+    /// A table of no frames, to be a static.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            words: Once::new(),
+            epochs: Epochs::new(),
+            pool: Leaf::new(FreeList::EMPTY),
+            owned: [const { AtomicU32::new(0) }; DomainId::FIRST_RESERVED as usize],
+        }
+    }
+
+    /// Gives the table its words: [`WORDS`] zeros for each frame below the limit. No frame is RAM until
+    /// [`FrameTable::add`] says so. Only the first call counts.
+    pub fn init(&self, words: &'static [AtomicU64]) {
+        self.words.call_once(|| words);
+    }
+
+    /// The number of the highest frame the table knows, plus one.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        let frames = self.words.get().map_or(0, |w| w.len() / WORDS);
+        u32::try_from(frames).unwrap_or(u32::MAX)
+    }
+
+    /// The clock of flushes.
+    #[must_use]
+    pub fn epochs(&self) -> &Epochs {
+        &self.epochs
+    }
+
+    /// How many frames a domain owns, those it gave back while they were mapped included.
+    #[must_use]
+    pub fn owned(&self, id: DomainId) -> u32 {
+        self.owned
+            .get(usize::from(id.0))
+            .map_or(0, |n| n.load(SeqCst))
+    }
+
+    pub(super) fn count_owned(&self, owner: Owner, up: bool) {
+        let Owner::Guest(id) = owner else { return };
+        if let Some(n) = self.owned.get(usize::from(id.0)) {
+            if up {
+                n.fetch_add(1, SeqCst)
+            } else {
+                n.fetch_sub(1, SeqCst)
+            };
+        }
+    }
+
+    pub(super) fn words(&self, frame: Frame) -> Option<Words<'_>> {
+        let at = frame.index().checked_mul(WORDS)?;
+        let [kind, owner, stamp, link] = self.words.get()?.get(at..at.checked_add(WORDS)?)? else {
+            return None;
+        };
+        Some(Words {
+            kind,
+            owner,
+            stamp,
+            link,
+        })
+    }
+
+    /// The frame's state now; `None` above the limit.
+    #[must_use]
+    pub fn info(&self, frame: Frame) -> Option<Info> {
+        let w = self.words(frame)?;
+        Some(Info {
+            kind: TypeState::from_bits(w.kind.load(SeqCst)),
+            owner: OwnerState::from_bits(w.owner.load(SeqCst)),
+        })
+    }
+
+    /// Whether the frame is RAM. Does not change after boot.
+    #[must_use]
+    pub fn is_ram(&self, frame: Frame) -> bool {
+        self.info(frame)
+            .is_some_and(|i| i.owner.owner != Owner::NotRam)
+    }
+
+    /// The level of a validated page table that belongs to `owner`.
+    #[must_use]
+    pub fn live_table(&self, frame: Frame, owner: DomainId) -> Option<u8> {
+        self.info(frame)
+            .filter(|i| i.owner.owner == Owner::Guest(owner))?
+            .kind
+            .live_table()
+    }
+
+    /// Takes a reference: the frame keeps its owner and contents until it is dropped.
+    ///
+    /// # Errors
+    /// [`Refused::NoSuchFrame`], [`Refused::NotOwner`], [`Refused::TooManyUses`].
+    pub fn take_ref(&self, frame: Frame, from: DomainId, by: DomainId) -> Result<(), Refused> {
+        let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
+        step(w.owner, |bits| {
+            Ok::<_, Refused>((OwnerState::from_bits(bits).take(from)?.bits(), ()))
+        })?;
+        if from != by {
+            w.stamp.fetch_or(SHARED, SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Drops a reference. With the last one the frame goes to the pool.
+    pub fn drop_ref(&self, frame: Frame) {
+        let Some(w) = self.words(frame) else {
+            return bug(frame, "reference to no frame");
+        };
+        let dropped = step(w.owner, |bits| {
+            let next = OwnerState::from_bits(bits).drop_ref().ok_or(())?;
+            if next.refs == 0 {
+                self.stamp(&w); // before the count says that nobody knows the frame
+            }
+            Ok::<_, ()>((next.bits(), next))
+        });
+        match dropped {
+            Ok(OwnerState { refs: 0, owner, .. }) => {
+                self.count_owned(owner, false);
+                self.push_free(frame);
+            }
+            Ok(_) => {}
+            Err(()) => bug(frame, "reference dropped twice"),
+        }
+    }
+
+    /// Takes a reference and a use of that kind, flushing first if the frame was something else (P4). On
+    /// [`Taken::Started`] the caller validates the contents and then calls [`FrameTable::promoted`] or
+    /// [`FrameTable::demoted`].
+    ///
+    /// # Errors
+    /// As [`FrameTable::take_ref`], and [`Refused::WrongType`], [`Refused::Unfinished`], [`Refused::Raced`].
+    pub fn take_use(
+        &self,
+        m: &impl Cpus,
+        frame: Frame,
+        want: Use,
+        taker: Taker,
+    ) -> Result<Taken, Refused> {
+        self.take_ref(frame, taker.from, taker.by)?;
+        let taken = self.take_type(m, frame, want, taker.cpus);
+        if taken.is_err() {
+            self.drop_ref(frame);
+        }
+        taken
+    }
+
+    fn take_type(
+        &self,
+        m: &impl Cpus,
+        frame: Frame,
+        want: Use,
+        cpus: CpuSet,
+    ) -> Result<Taken, Refused> {
+        let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
+        for _ in 0..TRIES {
+            let mut stale = CpuSet::default();
+            let taken = step(w.kind, |bits| {
+                // Asked again in every round, for the word as it is now: a use in between moves its turn and its stamp.
+                let stamp = w.stamp.load(SeqCst);
+                let known_to = if stamp & SHARED == 0 {
+                    cpus
+                } else {
+                    self.epochs.all()
+                };
+                stale = self.epochs.stale(known_to, stamp & !SHARED);
+                let (next, taken) = TypeState::from_bits(bits).take(want, stale.is_empty())?;
+                Ok((next.bits(), taken))
+            });
+            match taken {
+                Ok(taken) => return Ok(taken),
+                Err(TakeError::Refused(why)) => return Err(why),
+                Err(TakeError::FlushFirst) => self.epochs.flush(m, stale),
+            }
+        }
+        Err(Refused::Raced)
+    }
+
+    /// Drops a use and its reference. A table's last use stays with the caller, who takes the table down and then calls
+    /// [`FrameTable::demoted`].
+    pub fn drop_use(&self, frame: Frame) -> Left {
+        let Some(w) = self.words(frame) else {
+            bug(frame, "use of no frame");
+            return Left::Used;
+        };
+        let left = step(w.kind, |bits| {
+            let (next, left) = TypeState::from_bits(bits).drop_use().ok_or(())?;
+            if left == Left::Unused {
+                self.stamp(&w);
+            }
+            Ok::<_, ()>((next.bits(), left))
+        });
+        match left {
+            Ok(Left::TakeDown(level)) => Left::TakeDown(level),
+            Ok(left) => {
+                self.drop_ref(frame);
+                left
+            }
+            Err(()) => {
+                bug(frame, "use dropped twice");
+                Left::Used
+            }
+        }
+    }
+
+    /// The contents of a frame whose use was [`Taken::Started`] are valid.
+    pub fn promoted(&self, frame: Frame) {
+        self.change_type(frame, TypeState::promoted);
+    }
+
+    /// The last use of a table ends: its entries hold nothing any more.
+    pub fn demoted(&self, frame: Frame) {
+        if let Some(w) = self.words(frame) {
+            self.stamp(&w);
+        }
+        self.change_type(frame, TypeState::demoted);
+        self.drop_ref(frame);
+    }
+
+    fn change_type(&self, frame: Frame, rule: impl Fn(TypeState) -> Option<TypeState>) {
+        let done = self.words(frame).is_some_and(|w| {
+            step(w.kind, |bits| {
+                Ok::<_, ()>((rule(TypeState::from_bits(bits)).ok_or(())?.bits(), ()))
+            })
+            .is_ok()
+        });
+        if !done {
+            bug(frame, "not being promoted or demoted");
+        }
+    }
+
+    /// Marks a use the caller took as the frame's pin.
+    ///
+    /// # Errors
+    /// [`Refused::AlreadyPinned`], [`Refused::NotTable`].
+    pub fn pin(&self, frame: Frame) -> Result<(), Refused> {
+        let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
+        step(w.kind, |bits| {
+            Ok((TypeState::from_bits(bits).pin()?.bits(), ()))
+        })
+    }
+
+    /// Takes the mark of the pin from a frame of `owner`; the caller drops the use.
+    ///
+    /// # Errors
+    /// [`Refused::NotOwner`], [`Refused::NotPinned`].
+    pub fn unpin(&self, frame: Frame, owner: DomainId) -> Result<(), Refused> {
+        let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
+        if OwnerState::from_bits(w.owner.load(SeqCst)).owner != Owner::Guest(owner) {
+            return Err(Refused::NotOwner);
+        }
+        step(w.kind, |bits| {
+            Ok((TypeState::from_bits(bits).unpin()?.bits(), ()))
+        })
+    }
+
+    /// Takes a use as writable for the hypervisor to write on a domain's behalf or for a device or grant to hold. Needs
+    /// no lock. Ended by [`FrameTable::drop_use`].
+    ///
+    /// # Errors
+    /// As [`FrameTable::take_use`].
+    pub fn take_writable(
+        &self,
+        m: &impl Cpus,
+        frame: Frame,
+        from: DomainId,
+        by: DomainId,
+    ) -> Result<(), Refused> {
+        self.take_use(
+            m,
+            frame,
+            Use::Writable,
+            Taker {
+                from,
+                by,
+                cpus: self.epochs.all(),
+            },
+        )
+        .map(|_| ())
+    }
+
+    /// The owner gives a frame back. It goes to the pool when nobody uses it any more, at once if nobody does.
+    ///
+    /// # Errors
+    /// [`Refused::NoSuchFrame`], [`Refused::NotOwner`].
+    pub fn give_back(&self, m: &impl Frames, frame: Frame, id: DomainId) -> Result<(), Refused> {
+        let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
+        let seen = OwnerState::from_bits(w.owner.load(SeqCst)).owner;
+        step(w.owner, |bits| {
+            Ok((OwnerState::from_bits(bits).give_back(id)?.bits(), ()))
+        })
+        .map_err(|why| {
+            if seen == Owner::NotRam {
+                Refused::NoSuchFrame
+            } else {
+                why
+            }
+        })?;
+        m.set_m2p(frame, NO_PFN);
+        if planted(Fault::FreeEarly) {
+            self.count_owned(Owner::Guest(id), false);
+            self.push_free(frame);
+            return Ok(());
+        }
+        self.drop_ref(frame);
+        Ok(())
+    }
+
+    /// A destroyed domain leaves a frame: like [`FrameTable::give_back`], and if others still use the frame it is
+    /// nobody's until they let go. `false` if the frame is not `id`'s own memory.
+    pub fn abandon(&self, m: &impl Frames, frame: Frame, id: DomainId) -> bool {
+        let Some(w) = self.words(frame) else {
+            return false;
+        };
+        let was = step(w.owner, |bits| {
+            let was = OwnerState::from_bits(bits);
+            if was.owner == Owner::Guest(id) && was.refs > 0 {
+                Ok((was.orphaned().bits(), was))
+            } else {
+                Err(())
+            }
+        });
+        let Ok(was) = was else { return false };
+        self.count_owned(was.owner, false);
+        if was.allocated {
+            m.set_m2p(frame, NO_PFN);
+            self.drop_ref(frame);
+        }
+        true
+    }
+
+    fn stamp(&self, w: &Words<'_>) {
+        let now = self.epochs.now();
+        let _ = step(w.stamp, |bits| {
+            Ok::<_, ()>((bits & SHARED | (bits & !SHARED).max(now), ()))
+        });
+    }
+}
+
+/// The one loop: applies a rule to a word until nobody came between.
+pub(super) fn step<T, E>(
+    word: &AtomicU64,
+    mut rule: impl FnMut(u64) -> Result<(u64, T), E>,
+) -> Result<T, E> {
+    let mut old = word.load(SeqCst);
+    loop {
+        let (new, result) = rule(old)?;
+        match word.compare_exchange_weak(old, new, SeqCst, SeqCst) {
+            Ok(_) => return Ok(result),
+            Err(now) => old = now,
+        }
+    }
+}
+
+/// A promise of ours is broken. The frame stays as it is, which leaks it and harms nobody.
+pub(super) fn bug(frame: Frame, what: &str) {
+    log::error!("{frame:?}: {what}");
+    debug_assert!(cfg!(feature = "planted-fault"), "{frame:?}: {what}");
+}
