@@ -86,12 +86,7 @@ pub(crate) struct Lists {
 
 impl Lists {
     /// Fetches the indexes of `suites` into the folder `dir`.
-    pub(crate) fn update(
-        sh: &Shell,
-        dir: &Path,
-        suites: &[&str],
-        installed: Installed,
-    ) -> Result<Self> {
+    pub(crate) fn update(sh: &Shell, dir: &Path, suites: &[&str], installed: Installed) -> Result<Self> {
         let archive = archive(sh)?;
         let sources: String = suites
             .iter()
@@ -116,10 +111,7 @@ impl Lists {
             "Debug::NoLocking=true".into(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".into(),
         ];
-        let options: Vec<String> = options
-            .into_iter()
-            .flat_map(|option| ["-o".into(), option])
-            .collect();
+        let options: Vec<String> = options.into_iter().flat_map(|option| ["-o".into(), option]).collect();
         let arguments = &options;
         cmd!(sh, "apt-get {arguments...} -qq update")
             .quiet()
@@ -152,12 +144,14 @@ impl Lists {
     /// Everything that installing `package` from `suite` would add to this machine, as found by apt's own solver.
     pub(crate) fn missing(&self, sh: &Shell, package: &str, suite: &str) -> Result<Vec<Record>> {
         let options = &self.options;
-        let plan =
-            cmd!(sh, "apt-get {options...} --print-uris -qq -y install --no-install-recommends -t {suite} {package}")
-                .quiet()
-                .ignore_stderr()
-                .read()
-                .with_context(|| format!("apt finds no way to install {package} from {suite}"))?;
+        let plan = cmd!(
+            sh,
+            "apt-get {options...} --print-uris -qq -y install --no-install-recommends -t {suite} {package}"
+        )
+        .quiet()
+        .ignore_stderr()
+        .read()
+        .with_context(|| format!("apt finds no way to install {package} from {suite}"))?;
         let mut records = Vec::new();
         // 'ADDRESS' NAME_VERSION_ARCHITECTURE.deb SIZE HASH, where the colon of an epoch is written %3a.
         for name in plan.lines().filter_map(|line| line.split(' ').nth(1)) {
@@ -171,12 +165,7 @@ impl Lists {
     }
 
     /// Fetches the package of `record` into the folder `dir` and returns the file.
-    pub(crate) fn fetch(
-        &self,
-        sh: &Shell,
-        record: &Record,
-        dir: &Path,
-    ) -> Result<std::path::PathBuf> {
+    pub(crate) fn fetch(&self, sh: &Shell, record: &Record, dir: &Path) -> Result<std::path::PathBuf> {
         let file = dir.join(format!("{}.deb", record.field("Package")?));
         let uri = format!("{}{}", self.archive, record.field("Filename")?);
         download(sh, &uri, &file, record.field("SHA256")?)?;

@@ -24,11 +24,10 @@ pub struct Options {
 /// No `core` for the target, or a failed build.
 pub fn images(sh: &Shell, profile: &str) -> Result<PathBuf> {
     sysroot::ensure_target(sh)?;
-    let packages = IMAGES
+    let packages: Vec<&str> = bare_metal_packages(sh)
         .into_iter()
-        .filter(|name| is_bare_metal(sh, name))
-        .flat_map(|name| ["-p", name]);
-    let packages: Vec<&str> = packages.collect();
+        .flat_map(|name| ["-p", name])
+        .collect();
     if packages.is_empty() {
         eprintln!("no image to build yet");
     } else {
@@ -77,19 +76,21 @@ pub fn target_dir(sh: &Shell) -> Result<PathBuf> {
     let (_, rest) = metadata
         .split_once("\"target_directory\":\"")
         .context("cargo metadata has no target_directory")?;
-    let (path, _) = rest
-        .split_once('"')
-        .context("cargo metadata has no target_directory")?;
+    let (path, _) = rest.split_once('"').context("cargo metadata has no target_directory")?;
     Ok(path.into())
+}
+
+/// Those of the [`IMAGES`] that can be built for the bare-metal target.
+#[must_use]
+pub fn bare_metal_packages(sh: &Shell) -> Vec<&'static str> {
+    IMAGES.into_iter().filter(|name| is_bare_metal(sh, name)).collect()
 }
 
 /// Whether an image's package has become a bare-metal program (a placeholder for the host cannot be built).
 fn is_bare_metal(sh: &Shell, name: &str) -> bool {
-    let folder = sh.current_dir().join(if name == "guests" {
-        "tests/guests"
-    } else {
-        name
-    });
+    let folder = sh
+        .current_dir()
+        .join(if name == "guests" { "tests/guests" } else { name });
     let bins = fs::read_dir(folder.join("src/bin"))
         .into_iter()
         .flatten()

@@ -96,16 +96,14 @@ impl Bundle {
     /// Adds an entry with the content of a file.
     #[must_use]
     pub fn with_file(mut self, name: &str, file: &Path) -> Self {
-        self.entries
-            .push((name.to_owned(), Content::File(file.to_owned())));
+        self.entries.push((name.to_owned(), Content::File(file.to_owned())));
         self
     }
 
     /// Adds an entry with the given text.
     #[must_use]
     pub fn with_text(mut self, name: &str, text: &str) -> Self {
-        self.entries
-            .push((name.to_owned(), Content::Text(text.to_owned())));
+        self.entries.push((name.to_owned(), Content::Text(text.to_owned())));
         self
     }
 
@@ -119,8 +117,7 @@ impl Bundle {
             .suffix(".cpio")
             .tempfile()?;
         let mut out = BufWriter::new(file.reopen()?);
-        self.archive(&mut out)
-            .context("cannot write the boot bundle")?;
+        self.archive(&mut out).context("cannot write the boot bundle")?;
         out.flush().context("cannot write the boot bundle")?;
         Ok(file)
     }
@@ -138,8 +135,7 @@ impl Bundle {
                     let at = || format!("cannot read {} for {name}", path.display());
                     let length = fs::metadata(path).with_context(at)?.len();
                     let mut entry = header.write(&mut *out, size(name, length)?);
-                    io::copy(&mut File::open(path).with_context(at)?, &mut entry)
-                        .with_context(at)?;
+                    io::copy(&mut File::open(path).with_context(at)?, &mut entry).with_context(at)?;
                     entry.finish()?;
                 }
             }
@@ -150,8 +146,7 @@ impl Bundle {
 }
 
 fn size(name: &str, length: u64) -> Result<u32> {
-    u32::try_from(length)
-        .with_context(|| format!("{name} has {length} bytes, and an archive entry less than 4 GiB"))
+    u32::try_from(length).with_context(|| format!("{name} has {length} bytes, and an archive entry less than 4 GiB"))
 }
 
 /// A text value of a configuration.
@@ -184,13 +179,8 @@ mod tests {
     #[test]
     fn a_guest_has_kernel_ramdisk_and_configuration() {
         let dir = tempfile::tempdir().unwrap();
-        let [dom0, kernel, ramdisk] =
-            ["dom0", "kernel", "ramdisk"].map(|name| dir.path().join(name));
-        for (path, text) in [
-            (&dom0, "D"),
-            (&kernel, "KERNEL"),
-            (&ramdisk, "ramdisk of a guest"),
-        ] {
+        let [dom0, kernel, ramdisk] = ["dom0", "kernel", "ramdisk"].map(|name| dir.path().join(name));
+        for (path, text) in [(&dom0, "D"), (&kernel, "KERNEL"), (&ramdisk, "ramdisk of a guest")] {
             fs::write(path, text).unwrap();
         }
         let guest = Guest {
@@ -208,10 +198,7 @@ mod tests {
         assert_eq!(entries["guests/web/ramdisk"], b"ramdisk of a guest");
         let config = "name = \"web\"\nmemory = 128\nvcpus = 1\nkernel = \"guests/web/kernel\"\n\
                       ramdisk = \"guests/web/ramdisk\"\nextra = \"quiet \\\"a b\\\"\"\n";
-        assert_eq!(
-            String::from_utf8_lossy(&entries["guests/web/config"]),
-            config
-        );
+        assert_eq!(String::from_utf8_lossy(&entries["guests/web/config"]), config);
         assert_eq!(entries.len(), 5);
     }
 

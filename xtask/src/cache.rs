@@ -20,20 +20,17 @@ pub(crate) fn dir() -> Result<PathBuf> {
 /// Released when the returned file is dropped.
 pub(crate) fn lock(kind: &str) -> Result<File> {
     let dir = dir()?;
-    fs::create_dir_all(&dir)
-        .with_context(|| format!("cannot create the cache folder {}", dir.display()))?;
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create the cache folder {}", dir.display()))?;
     let path = dir.join(format!("{kind}.lock"));
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    file.lock()
-        .with_context(|| format!("cannot lock {}", path.display()))?;
+    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
     Ok(file)
 }
 
 /// A scratch folder inside the cache, so that what is made in it can be renamed into place.
 pub(crate) fn scratch() -> Result<tempfile::TempDir> {
     let dir = dir()?;
-    fs::create_dir_all(&dir)
-        .with_context(|| format!("cannot create the cache folder {}", dir.display()))?;
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create the cache folder {}", dir.display()))?;
     Ok(tempfile::Builder::new().prefix("part-").tempdir_in(&dir)?)
 }
 
@@ -44,7 +41,6 @@ pub(crate) fn publish(staging: &Path, target: &Path) -> Result<()> {
     }
     match fs::rename(staging, target) {
         Err(_) if target.exists() => Ok(()),
-        other => other
-            .with_context(|| format!("cannot move {} to {}", staging.display(), target.display())),
+        other => other.with_context(|| format!("cannot move {} to {}", staging.display(), target.display())),
     }
 }

@@ -18,8 +18,7 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 
 /// Builds the archive around `busybox`, or returns the one built earlier from the same parts.
 pub(crate) fn build(busybox: &Path) -> Result<PathBuf> {
-    let program =
-        fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
+    let program = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let mut hasher = DefaultHasher::new();
     (INIT, &program).hash(&mut hasher);
     let target = cache::dir()?
@@ -46,16 +45,8 @@ fn archive(busybox: &[u8]) -> Result<Vec<u8>> {
         .rdev_major(5)
         .rdev_minor(1);
     entry(&mut out, console, &[])?;
-    entry(
-        &mut out,
-        NewcBuilder::new("bin/busybox").mode(PROGRAM),
-        busybox,
-    )?;
-    entry(
-        &mut out,
-        NewcBuilder::new("init").mode(PROGRAM),
-        INIT.as_bytes(),
-    )?;
+    entry(&mut out, NewcBuilder::new("bin/busybox").mode(PROGRAM), busybox)?;
+    entry(&mut out, NewcBuilder::new("init").mode(PROGRAM), INIT.as_bytes())?;
     newc::trailer(&mut out)?;
     Ok(out.into_inner())
 }

@@ -1,6 +1,6 @@
 //! Stock kernels and the userland they start: fetched from the distribution once, kept in the cache.
 
-use crate::{apt, cache, initramfs, unpack};
+use crate::{apt, cache, initramfs, kernel_file};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -79,12 +79,8 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
     // The metapackage names the image, and from 6.13 on the image names the package with the kernel itself.
     for _ in 0..2 {
         let depends = record.field("Depends").unwrap_or_default();
-        let mut names = depends
-            .split(',')
-            .filter_map(|entry| entry.split_whitespace().next());
-        match names
-            .find(|name| name.starts_with("linux-image-") || name.starts_with("linux-binary-"))
-        {
+        let mut names = depends.split(',').filter_map(|entry| entry.split_whitespace().next());
+        match names.find(|name| name.starts_with("linux-image-") || name.starts_with("linux-binary-")) {
             Some(next) => record = lists.record(sh, next)?,
             None => break,
         }
@@ -99,16 +95,12 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
     let (root, staging) = (scratch.path().join("root"), scratch.path().join("kernel"));
     fs::create_dir_all(&root)?;
     fs::create_dir_all(&staging)?;
-    apt::extract_some(
-        &deb,
-        &root,
-        &["./boot/vmlinuz-*", "./usr/lib/modules/*/vmlinuz"],
-    )?;
+    apt::extract_some(&deb, &root, &["./boot/vmlinuz-*", "./usr/lib/modules/*/vmlinuz"])?;
     let file = find(&root, "vmlinuz").with_context(|| format!("{package} holds no kernel"))?;
     let bzimage = fs::read(&file)?;
-    let vmlinux = unpack::kernel(&bzimage)
-        .with_context(|| format!("the kernel in {package} cannot be unpacked"))?;
-    fs::write(staging.join("bzImage"), bzimage)?;
+    let vmlinux =
+        kernel_file::unpack(&bzimage).with_context(|| format!("the kernel in {package} cannot be unpacked"))?;
+    fs::write(staging.join("bzImage"), &bzimage)?;
     fs::write(staging.join("vmlinux"), vmlinux)?;
     fs::write(staging.join("version"), format!("{package} {version}\n"))?;
     cache::publish(&staging, folder)
@@ -116,11 +108,7 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
 
 /// The first file below `folder` whose name starts with `prefix`.
 fn find(folder: &Path, prefix: &str) -> Option<PathBuf> {
-    let entries: Vec<PathBuf> = fs::read_dir(folder)
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
+    let entries: Vec<PathBuf> = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
     let named = |path: &&PathBuf| {
         path.is_file()
             && path
@@ -145,8 +133,7 @@ pub fn ramdisk(sh: &Shell) -> Result<PathBuf> {
     if !busybox.is_file() {
         let _lock = cache::lock("busybox")?;
         if !busybox.is_file() {
-            fetch_busybox(sh, &busybox)
-                .context("cannot fetch busybox; an initramfs can be named with --ramdisk")?;
+            fetch_busybox(sh, &busybox).context("cannot fetch busybox; an initramfs can be named with --ramdisk")?;
         }
     }
     initramfs::build(&busybox)
@@ -163,7 +150,6 @@ fn fetch_busybox(sh: &Shell, target: &Path) -> Result<()> {
     let deb = lists.fetch(sh, &record, scratch.path())?;
     let root = scratch.path().join("root");
     apt::extract(sh, &deb, &root)?;
-    let file =
-        find(&root.join("bin"), "busybox").or_else(|| find(&root.join("usr/bin"), "busybox"));
+    let file = find(&root.join("bin"), "busybox").or_else(|| find(&root.join("usr/bin"), "busybox"));
     cache::publish(&file.context("busybox-static holds no busybox")?, target)
 }

@@ -12,7 +12,6 @@ pub mod kernels;
 pub mod machine;
 pub mod qemu;
 pub mod sysroot;
-mod unpack;
 
 use std::path::Path;
 

@@ -18,14 +18,7 @@ pub enum Console {
 /// `options` is the hypervisor's own command line. The machine has one serial line, and a device at port 0xf4
 /// through which the hypervisor ends it: see [`End`].
 #[must_use]
-pub fn command(
-    qemu: &Qemu,
-    memory: u32,
-    hypervisor: &Path,
-    bundle: &Path,
-    options: &str,
-    console: Console,
-) -> Command {
+pub fn command(qemu: &Qemu, memory: u32, hypervisor: &Path, bundle: &Path, options: &str, console: Console) -> Command {
     let mut command = qemu.command();
     command.args(qemu::accelerator());
     command.args([
@@ -89,12 +82,8 @@ impl End {
     pub fn explanation(self) -> String {
         match self {
             Self::Success => "the machine ended in good order".into(),
-            Self::Panic => {
-                "the hypervisor panicked, or the first domain failed: see the console above".into()
-            }
-            Self::Reset => {
-                "the machine was reset without a word from the hypervisor (a triple fault?)".into()
-            }
+            Self::Panic => "the hypervisor panicked, or the first domain failed: see the console above".into(),
+            Self::Reset => "the machine was reset without a word from the hypervisor (a triple fault?)".into(),
             Self::Emulator => "QEMU could not run the machine: see its message above".into(),
             Self::Other(Some(code)) => format!("the machine ended with the unknown status {code}"),
             Self::Other(None) => "QEMU was killed".into(),

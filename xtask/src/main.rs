@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+mod check;
 mod run;
+mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -24,6 +26,10 @@ enum Verb {
     Build(build::Options),
     /// Boot the hypervisor in an emulated machine, with its console on this terminal
     Run(run::Options),
+    /// Check format, lints and the shape of the project
+    Check,
+    /// Run every test, on the host and in emulated machines
+    Test(test::Options),
     /// Say what this machine has and lacks
     Doctor,
     /// Make `core` for the bare-metal target available to plain cargo in this checkout
@@ -49,6 +55,8 @@ fn act(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Build(options) => build::images(&sh, &options.profile).map(drop)?,
         Verb::Run(options) => return run::run(&sh, &options),
+        Verb::Check => check::check(&sh)?,
+        Verb::Test(options) => return test::test(&sh, &options),
         Verb::Doctor => doctor(&sh)?,
         Verb::Provision { all } => provision(&sh, all)?,
     }

@@ -76,15 +76,9 @@ impl Qemu {
         };
         Ok(match (installed.version(), Self::cached()?) {
             (Ok((major, version)), _) if major >= OLDEST => format!("QEMU {version} on PATH"),
-            (_, Some(cached)) => format!(
-                "QEMU {} in {}",
-                cached.version()?.1,
-                cached.program.display()
-            ),
+            (_, Some(cached)) => format!("QEMU {} in {}", cached.version()?.1, cached.program.display()),
             (Ok((_, version)), None) => {
-                format!(
-                    "QEMU {version} on PATH is too old (need {OLDEST}): one would be fetched from the distribution"
-                )
+                format!("QEMU {version} on PATH is too old (need {OLDEST}): one would be fetched from the distribution")
             }
             (Err(_), None) => {
                 format!("no {PROGRAM} on PATH: one would be fetched from the distribution (16 MB)")
@@ -100,10 +94,7 @@ impl Qemu {
             let lib = |path: &str| root.join(path).into_os_string();
             let libraries = [lib("usr/lib/x86_64-linux-gnu"), lib("lib/x86_64-linux-gnu")];
             command.env("LD_LIBRARY_PATH", libraries.join(OsStr::new(":")));
-            command.env(
-                "QEMU_MODULE_DIR",
-                root.join("usr/lib/x86_64-linux-gnu/qemu"),
-            );
+            command.env("QEMU_MODULE_DIR", root.join("usr/lib/x86_64-linux-gnu/qemu"));
             for firmware in ["usr/share/qemu", "usr/share/seabios"] {
                 command.arg("-L").arg(root.join(firmware));
             }
@@ -126,10 +117,7 @@ impl Qemu {
             .and_then(|line| line.strip_prefix("QEMU emulator version "));
         let version = version.with_context(|| format!("{name} does not answer like QEMU"))?;
         let number = version.split(' ').next().unwrap_or(version).to_owned();
-        let major = number
-            .split('.')
-            .next()
-            .and_then(|major| major.parse().ok());
+        let major = number.split('.').next().and_then(|major| major.parse().ok());
         Ok((
             major.with_context(|| format!("{name} has the version {number}"))?,
             number,
@@ -138,10 +126,7 @@ impl Qemu {
 
     /// A QEMU fetched earlier.
     fn cached() -> Result<Option<Self>> {
-        let folders = fs::read_dir(cache::dir()?.join("qemu"))
-            .into_iter()
-            .flatten()
-            .flatten();
+        let folders = fs::read_dir(cache::dir()?.join("qemu")).into_iter().flatten().flatten();
         let mut found: Vec<_> = folders.map(|entry| Self::unpacked(entry.path())).collect();
         found.retain(|qemu| qemu.program.is_file());
         found.sort_by(|a, b| a.program.cmp(&b.program));
@@ -181,16 +166,10 @@ fn fetch(sh: &Shell, installed: &Qemu) -> Result<Qemu> {
     };
     let lists = apt::Lists::update(sh, scratch.path(), &suites, apt::Installed::Host)?;
     let packages = lists.missing(sh, "qemu-system-x86", suite)?;
-    let size = packages
+    let size = packages.iter().map(apt::Record::size).sum::<Result<u64>>()? / 1_000_000;
+    let main = packages
         .iter()
-        .map(apt::Record::size)
-        .sum::<Result<u64>>()?
-        / 1_000_000;
-    let main = packages.iter().find(|record| {
-        record
-            .field("Package")
-            .is_ok_and(|name| name == "qemu-system-x86")
-    });
+        .find(|record| record.field("Package").is_ok_and(|name| name == "qemu-system-x86"));
     let version = main
         .context("apt's plan for QEMU lacks QEMU itself")?
         .field("Version")?
@@ -220,15 +199,8 @@ fn fetch(sh: &Shell, installed: &Qemu) -> Result<Qemu> {
 #[must_use]
 pub fn accelerator() -> [&'static str; 4] {
     let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let virtualization = flags
-        .split_whitespace()
-        .any(|flag| flag == "vmx" || flag == "svm");
-    let usable = virtualization
-        && fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .is_ok();
+    let virtualization = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
+    let usable = virtualization && fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     if usable {
         ["-accel", "kvm", "-cpu", "host"]
     } else {

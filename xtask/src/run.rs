@@ -38,12 +38,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PATH")]
     ramdisk: Option<PathBuf>,
     /// More words for the guest kernel's command line
-    #[arg(
-        long,
-        value_name = "WORDS",
-        default_value = "",
-        allow_hyphen_values = true
-    )]
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     extra: String,
     /// End the machine, as a failure, after this many seconds
     #[arg(long, value_name = "SECONDS")]
@@ -85,9 +80,7 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
 }
 
 fn cmdline(options: &Options) -> String {
-    format!("console=hvc0 {}", options.extra)
-        .trim_end()
-        .to_owned()
+    format!("console=hvc0 {}", options.extra).trim_end().to_owned()
 }
 
 fn dom0_bundle(sh: &Shell, options: &Options, dom0: &Path) -> Result<Bundle> {
@@ -112,11 +105,7 @@ fn dom0_bundle(sh: &Shell, options: &Options, dom0: &Path) -> Result<Bundle> {
 fn first_bundle(sh: &Shell, options: &Options, first: &str, images: &Path) -> Result<Bundle> {
     let guest = images.join(first);
     if !first.contains('/') && guest.is_file() {
-        return Ok(Bundle::first(
-            &guest,
-            options.ramdisk.as_deref(),
-            &options.extra,
-        ));
+        return Ok(Bundle::first(&guest, options.ramdisk.as_deref(), &options.extra));
     }
     let kernel = if kernels::names().any(|name| name == first) {
         kernels::stock(sh, first)?.vmlinux
@@ -134,11 +123,7 @@ fn first_bundle(sh: &Shell, options: &Options, first: &str, images: &Path) -> Re
 /// Runs the machine to its end, or to the time limit (`None`).
 fn boot(options: &Options, qemu: &Qemu, hypervisor: &Path, archive: &Path) -> Result<Option<End>> {
     let interactive = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let console = if interactive {
-        Console::Terminal
-    } else {
-        Console::Plain
-    };
+    let console = if interactive { Console::Terminal } else { Console::Plain };
     let words = options.hypervisor.join(" ");
     let mut command = machine::command(qemu, options.memory, hypervisor, archive, &words, console);
     let stopped = stop_on_signals()?;

@@ -39,18 +39,12 @@ pub fn ensure_target(sh: &Shell) -> Result<()> {
             build(sh, &sysroot, version)?;
         }
     }
-    let flag = sysroot
-        .to_str()
-        .context("the path of the cache folder is not UTF-8")?;
+    let flag = sysroot.to_str().context("the path of the cache folder is not UTF-8")?;
     let text = format!(
         "# Written by `cargo xtask provision`.\n[target.{TARGET}]\n\
          rustflags = [\"--sysroot\", {flag:?}]\nrustdocflags = [\"--sysroot\", {flag:?}]\n"
     );
-    if fs::read_to_string(sh.current_dir().join(CONFIG))
-        .ok()
-        .as_deref()
-        != Some(&text)
-    {
+    if fs::read_to_string(sh.current_dir().join(CONFIG)).ok().as_deref() != Some(&text) {
         sh.write_file(CONFIG, text)?;
     }
     Ok(())
@@ -69,27 +63,18 @@ pub fn state(sh: &Shell) -> Result<String> {
     Ok(if built(&sysroot) {
         format!("core and alloc for {TARGET} in {}", sysroot.display())
     } else {
-        format!(
-            "the toolchain lacks {TARGET}: core and alloc would be built once from source (45 MB fetched)"
-        )
+        format!("the toolchain lacks {TARGET}: core and alloc would be built once from source (45 MB fetched)")
     })
 }
 
 /// The cache is keyed by the compiler's commit: its libraries fit no other.
 fn folder(version: &rustc_version::VersionMeta) -> Result<PathBuf> {
-    let hash = version
-        .commit_hash
-        .as_deref()
-        .unwrap_or(&version.short_version_string);
+    let hash = version.commit_hash.as_deref().unwrap_or(&version.short_version_string);
     Ok(cache::dir()?.join("sysroot").join(hash))
 }
 
 fn built(sysroot: &Path) -> bool {
-    sysroot
-        .join("lib/rustlib")
-        .join(TARGET)
-        .join("lib")
-        .is_dir()
+    sysroot.join("lib/rustlib").join(TARGET).join("lib").is_dir()
 }
 
 fn build(sh: &Shell, sysroot: &Path, version: rustc_version::VersionMeta) -> Result<()> {
@@ -108,11 +93,7 @@ fn build(sh: &Shell, sysroot: &Path, version: rustc_version::VersionMeta) -> Res
         .cargo(cargo)
         .rustc_version(version)
         // Fat LTO through core needs the bitcode; a kernel has no unwinder.
-        .rustflags([
-            "-Cembed-bitcode=yes",
-            "-Cpanic=abort",
-            "-Cdebuginfo=line-tables-only",
-        ])
+        .rustflags(["-Cembed-bitcode=yes", "-Cpanic=abort", "-Cdebuginfo=line-tables-only"])
         .build_from_source(&source)?;
     ensure!(
         built(sysroot),
@@ -170,11 +151,8 @@ fn debian_source(sh: &Shell, version: &str) -> Result<PathBuf> {
     let unpacked = scratch.path().join("rust-src");
     apt::extract(sh, &deb, &unpacked)?;
     // Only `library` stays: a tenth of the package.
-    cache::publish(
-        &unpacked.join(format!("usr/src/rustc-{version}/library")),
-        &library,
-    )
-    .context("unexpected layout of rust-src")?;
+    cache::publish(&unpacked.join(format!("usr/src/rustc-{version}/library")), &library)
+        .context("unexpected layout of rust-src")?;
     Ok(library)
 }
 
@@ -187,10 +165,7 @@ fn indexed(sh: &Shell, version: &str, dir: &Path) -> Result<(String, String)> {
     for record in &records {
         let packaged = record.field("Version")?;
         if packaged.split(['+', '~', '-']).next() == Some(version) {
-            return Ok((
-                record.field("Filename")?.to_owned(),
-                record.field("SHA256")?.to_owned(),
-            ));
+            return Ok((record.field("Filename")?.to_owned(), record.field("SHA256")?.to_owned()));
         }
         seen.push(packaged);
     }

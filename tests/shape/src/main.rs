@@ -1,0 +1,46 @@
+//! The shape of the project, checked: `shape [HYPERVISOR]`, run in the top folder of the checkout.
+//!
+//! It looks at four things: which crate depends on which, where `unsafe` stands and why, how many lines run in ring 0,
+//! and (given the release hypervisor's ELF file) which functions of ring 0 can panic.
+
+#![forbid(unsafe_code)]
+
+mod arrows;
+mod lines;
+mod panics;
+mod source;
+mod unsafety;
+
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let hypervisor = std::env::args_os().nth(1).map(PathBuf::from);
+    match violations(Path::new("."), hypervisor.as_deref()) {
+        Ok(found) if found.is_empty() => ExitCode::SUCCESS,
+        Ok(found) => {
+            for line in &found {
+                eprintln!("shape: {line}");
+            }
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("shape: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Everything that is wrong, one line each.
+fn violations(root: &Path, hypervisor: Option<&Path>) -> Result<Vec<String>> {
+    let crates = source::crates(root)?;
+    let mut found = arrows::check(&crates);
+    found.extend(unsafety::check(&crates));
+    found.extend(lines::check(root)?);
+    match hypervisor {
+        Some(elf) => found.extend(panics::check(elf, &root.join("tests/shape/panics.txt"))?),
+        None => println!("panics of ring 0: not looked at, no hypervisor given"),
+    }
+    Ok(found)
+}
