@@ -1,0 +1,92 @@
+//! What the guest was told at its start: the start info and the command line (core 1.4).
+
+use hypercall_abi::start_info::{StartInfo, flags};
+
+/// The facts of this boot; lives as long as the guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Boot {
+    info: &'static StartInfo,
+    stack_end: u64,
+}
+
+impl Boot {
+    /// Wraps the start info the guest was entered with; `stack_end` is the stack pointer it was entered with.
+    ///
+    /// # Safety
+    /// `info` points to a valid start info that nobody writes from now on.
+    pub(crate) unsafe fn new(info: *const StartInfo, stack_end: u64) -> Self {
+        // SAFETY: valid and never written again, by this function's contract.
+        let info = unsafe { &*info };
+        Self { info, stack_end }
+    }
+
+    /// The start info as the builder wrote it.
+    #[must_use]
+    pub fn info(&self) -> &'static StartInfo {
+        self.info
+    }
+
+    /// First address after the boot stack: where the builder's layout ends and padding begins (core 1.3).
+    #[must_use]
+    pub fn layout_end(&self) -> u64 {
+        self.stack_end
+    }
+
+    /// Whether this is the first domain.
+    #[must_use]
+    pub fn is_first_domain(&self) -> bool {
+        self.info.flags & flags::INITDOMAIN != 0
+    }
+
+    /// The command line; bytes that are not UTF-8 end it.
+    #[must_use]
+    pub fn command_line(&self) -> &'static str {
+        command_line(self.info)
+    }
+
+    /// The value of `key=value` on the command line.
+    #[must_use]
+    pub fn argument(&self, key: &str) -> Option<&'static str> {
+        argument(self.command_line(), key)
+    }
+}
+
+fn command_line(info: &StartInfo) -> &str {
+    let bytes = info.cmd_line.split(|&b| b == 0).next().unwrap_or(&[]);
+    match core::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(e) => core::str::from_utf8(&bytes[..e.valid_up_to()]).unwrap_or(""),
+    }
+}
+
+/// The value of the last `key=value` word of `line`.
+#[must_use]
+pub fn argument<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    line.split_ascii_whitespace()
+        .rev()
+        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_argument_is_found_by_its_whole_key_and_the_last_one_wins() {
+        assert_eq!(argument("test=a how=ud2 test=b", "test"), Some("b"));
+        assert_eq!(argument("mytest=a", "test"), None);
+        assert_eq!(argument("test", "test"), None);
+        assert_eq!(argument("test=", "test"), Some(""));
+    }
+
+    #[test]
+    fn a_command_line_ends_at_its_zero_or_at_bytes_that_are_no_text() {
+        let mut info = StartInfo::default();
+        info.cmd_line[..7].copy_from_slice(b"one two");
+        assert_eq!(command_line(&info), "one two");
+        info.cmd_line[4] = 0xff;
+        assert_eq!(command_line(&info), "one ");
+        info.cmd_line = [b'x'; 1024];
+        assert_eq!(command_line(&info).len(), 1024);
+    }
+}

@@ -1,0 +1,131 @@
+//! Where text goes, and the back end of `log`.
+//!
+//! `console_io` serves the first domain and test guests (core 8.2). A domain that the hypervisor does not let print there
+//! stays silent unless it sets a sink of its own.
+
+use crate::hypercall;
+use core::fmt::{self, Write};
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use hypercall_abi::sched::ShutdownReason;
+
+/// Takes text. Must not log.
+pub type Sink = fn(&str);
+
+static SINK: AtomicUsize = AtomicUsize::new(0);
+
+/// Sends what is printed to `sink` from now on.
+pub fn set_sink(sink: Sink) {
+    SINK.store(sink as usize, Ordering::Release);
+}
+
+/// Prints on the hypervisor's console, as far as it takes it.
+pub fn write_to_hypervisor(text: &str) {
+    let _ = hypercall::console_write(text.as_bytes());
+}
+
+struct Output;
+
+impl Write for Output {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let sink = SINK.load(Ordering::Acquire);
+        if sink == 0 {
+            write_to_hypervisor(text);
+        } else {
+            // SAFETY: `set_sink` alone stores here, and it stores a `Sink`.
+            let sink = unsafe { core::mem::transmute::<usize, Sink>(sink) };
+            sink(text);
+        }
+        Ok(())
+    }
+}
+
+/// Collects pieces into lines, so that one line is one write and other domains' text cannot fall into it.
+struct LineBuffer {
+    bytes: [u8; 256],
+    used: usize,
+}
+
+impl LineBuffer {
+    fn flush(&mut self) {
+        let text = self.bytes.get(..self.used).unwrap_or(&[]);
+        if let Ok(text) = core::str::from_utf8(text) {
+            let _ = Output.write_str(text);
+        }
+        self.used = 0;
+    }
+}
+
+impl Write for LineBuffer {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for character in text.chars() {
+            if self.used + character.len_utf8() > self.bytes.len() {
+                self.flush();
+            }
+            let room = &mut self.bytes[self.used..];
+            self.used += character.encode_utf8(room).len();
+        }
+        Ok(())
+    }
+}
+
+/// Prints; used by [`crate::print!`].
+pub fn print(arguments: fmt::Arguments<'_>) {
+    let mut buffer = LineBuffer {
+        bytes: [0; 256],
+        used: 0,
+    };
+    let _ = buffer.write_fmt(arguments);
+    buffer.flush();
+}
+
+/// Prints to the console.
+#[macro_export]
+macro_rules! print {
+    ($($arg:tt)*) => { $crate::console::print(format_args!($($arg)*)) };
+}
+
+/// Prints a line to the console.
+#[macro_export]
+macro_rules! println {
+    () => { $crate::console::print(format_args!("\n")) };
+    ($($arg:tt)*) => { $crate::console::print(format_args!("{}\n", format_args!($($arg)*))) };
+}
+
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let level = match record.level() {
+                log::Level::Error => "error: ",
+                log::Level::Warn => "warning: ",
+                _ => "",
+            };
+            print(format_args!("{}: {level}{}\n", record.target(), record.args()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Makes `log` print here.
+pub(crate) fn init() {
+    if log::set_logger(&Logger).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
+}
+
+static PANICKED: AtomicBool = AtomicBool::new(false);
+
+/// Says where a panic was and crashes the domain. Used by [`crate::entry!`].
+pub fn panicked(info: &PanicInfo<'_>) -> ! {
+    if !PANICKED.swap(true, Ordering::Relaxed) {
+        println!("\n{info}\n@@ done: failed");
+    }
+    hypercall::shutdown(ShutdownReason::Crash)
+}

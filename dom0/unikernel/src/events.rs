@@ -1,0 +1,364 @@
+//! Event channels, 2-level format (core 5): the shared pending and mask bits, the upcall, and who waits for a port.
+//!
+//! Code runs with upcalls masked, and [`crate::tasks`] looks at the pending bits whenever it is idle. A handler set with
+//! [`on_event`] runs from there, or from the upcall in a guest that unmasks on purpose.
+
+use crate::boot::Boot;
+use crate::hypercall;
+use crate::memory::{PAGE, Window};
+use crate::sync::MaskMutex;
+use alloc::vec::Vec;
+use core::future::Future;
+use core::pin::Pin;
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use core::task::{Context, Poll, Waker};
+use hypercall_abi::shared::{offset, vcpu_info};
+use hypercall_abi::{Errno, domid};
+
+/// The mapped shared_info page; null before [`init`].
+static SHARED: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
+
+/// What is known of a port of ours.
+#[derive(Default)]
+struct Slot {
+    call: Option<fn(u32)>,
+    /// Raised since the last [`wait`] saw it.
+    fired: bool,
+    /// Times it was raised, as far as we saw.
+    count: u64,
+    waiting: Option<Waker>,
+}
+
+static SLOTS: MaskMutex<Vec<Slot>> = MaskMutex::new(Vec::new());
+
+/// Maps the shared page.
+///
+/// # Safety
+/// Called once, after memory works.
+///
+/// # Panics
+/// If the hypervisor refuses to show the page.
+pub(crate) unsafe fn init(boot: &Boot) {
+    let frame = boot.info().shared_info / PAGE;
+    let window = Window::map(&[frame], domid::SELF, true);
+    let window = window.unwrap_or_else(|e| panic!("shared_info is not mapped: {e:?}"));
+    SHARED.store(window.leak(), Ordering::Release);
+}
+
+/// A byte of the shared page.
+fn byte(offset: usize) -> Option<&'static AtomicU8> {
+    let page = SHARED.load(Ordering::Acquire);
+    // SAFETY: once set, the page stays mapped; callers name offsets below 4096; the other side is the hypervisor, hence
+    // an atomic.
+    (!page.is_null()).then(|| unsafe { AtomicU8::from_ptr(page.add(offset)) })
+}
+
+/// A word of the shared page.
+fn word(offset: usize) -> Option<&'static AtomicU64> {
+    debug_assert!(offset.is_multiple_of(8));
+    let page = SHARED.load(Ordering::Acquire);
+    // SAFETY: as in `byte`, and callers name aligned offsets.
+    (!page.is_null()).then(|| unsafe { AtomicU64::from_ptr(page.add(offset).cast()) })
+}
+
+/// The word of an array of port bits, and the bit, for `port`.
+fn port_bit(array: usize, port: u32) -> Option<(&'static AtomicU64, u64)> {
+    let index = usize::try_from(port / 64).ok().filter(|&index| index < 64)?;
+    Some((word(array + index * 8)?, 1 << (port % 64)))
+}
+
+/// A pointer to this vcpu's time record (core 6.1); null before the page is mapped.
+pub(crate) fn time_record() -> *const u8 {
+    let page = SHARED.load(Ordering::Acquire);
+    if page.is_null() {
+        page
+    } else {
+        page.wrapping_add(vcpu_info::TIME)
+    }
+}
+
+/// A pointer to the shared page; null before it is mapped.
+#[must_use]
+pub fn shared_page() -> *mut u8 {
+    SHARED.load(Ordering::Acquire)
+}
+
+/// Address of the last page fault, as the hypervisor recorded it.
+#[must_use]
+pub fn page_fault_address() -> u64 {
+    word(vcpu_info::CR2).map_or(0, |word| word.load(Ordering::Relaxed))
+}
+
+/// Masks upcalls; answers the mask as it was (1 before [`init`]: the mask starts set, core 1.3).
+pub fn mask_upcalls() -> u8 {
+    byte(vcpu_info::UPCALL_MASK).map_or(1, |mask| mask.swap(1, Ordering::AcqRel))
+}
+
+/// Sets the mask to what [`mask_upcalls`] answered; delivers what waits if that unmasks (core 3.8).
+pub fn restore_upcalls(mask: u8) {
+    if mask == 0 {
+        unmask_upcalls();
+    }
+}
+
+/// Lets upcalls in, at once if one waits.
+pub fn unmask_upcalls() {
+    if let Some(mask) = byte(vcpu_info::UPCALL_MASK) {
+        mask.store(0, Ordering::SeqCst);
+        if upcall_pending() {
+            hypercall::version();
+        }
+    }
+}
+
+/// The upcall mask now.
+#[must_use]
+pub fn upcall_mask() -> u8 {
+    byte(vcpu_info::UPCALL_MASK).map_or(1, |mask| mask.load(Ordering::Acquire))
+}
+
+/// Whether the hypervisor says that an event waits.
+#[must_use]
+pub fn upcall_pending() -> bool {
+    byte(vcpu_info::UPCALL_PENDING).is_some_and(|pending| pending.load(Ordering::SeqCst) != 0)
+}
+
+/// The event upcall. It runs masked (core 3.8); what arrives meanwhile is met by the loop.
+pub(crate) fn upcall() {
+    scan();
+}
+
+/// Deals with every port that is pending and not masked.
+pub fn scan() {
+    let (Some(pending), Some(selector)) = (byte(vcpu_info::UPCALL_PENDING), word(vcpu_info::PENDING_SEL)) else {
+        return;
+    };
+    while pending.swap(0, Ordering::AcqRel) != 0 {
+        let selected = selector.swap(0, Ordering::AcqRel);
+        for index in bits(selected) {
+            scan_word(index);
+        }
+    }
+}
+
+fn scan_word(index: u32) {
+    let at = usize::try_from(index).unwrap_or(0) * 8;
+    let (Some(pending), Some(mask)) = (word(offset::EVTCHN_PENDING + at), word(offset::EVTCHN_MASK + at)) else {
+        return;
+    };
+    let ready = pending.load(Ordering::Acquire) & !mask.load(Ordering::Acquire);
+    for bit in bits(ready) {
+        pending.fetch_and(!(1 << bit), Ordering::AcqRel);
+        dispatch(index * 64 + bit);
+    }
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut word: u64) -> impl Iterator<Item = u32> {
+    core::iter::from_fn(move || {
+        let bit = word.trailing_zeros();
+        word &= word.wrapping_sub(1);
+        (bit < 64).then_some(bit)
+    })
+}
+
+fn dispatch(port: u32) {
+    let Some((call, waiting)) = with_slot(port, |slot| {
+        slot.fired = true;
+        slot.count += 1;
+        (slot.call, slot.waiting.take())
+    }) else {
+        return;
+    };
+    if let Some(call) = call {
+        call(port);
+    }
+    if let Some(waker) = waiting {
+        waker.wake();
+    }
+}
+
+/// Runs `f` on what is known of a port; `None` if nobody prepared it.
+fn with_slot<T>(port: u32, f: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+    let mut slots = SLOTS.lock();
+    slots.get_mut(usize::try_from(port).ok()?).map(f)
+}
+
+/// Forgets what was known of a port and makes room for it.
+fn prepare(port: u32) {
+    let mut slots = SLOTS.lock();
+    let index = usize::try_from(port).unwrap_or(0);
+    while slots.len() <= index {
+        slots.push(Slot::default());
+    }
+    if let Some(slot) = slots.get_mut(index) {
+        *slot = Slot::default();
+    }
+}
+
+/// Starts listening to a port just bound: nothing is remembered of an earlier use of its number.
+pub fn open(port: u32) {
+    prepare(port);
+    set_port_mask(port, false);
+}
+
+/// Calls `call(port)` whenever the port is raised.
+pub fn on_event(port: u32, call: fn(u32)) {
+    open(port);
+    with_slot(port, |slot| slot.call = Some(call));
+    deliver_missed(port);
+}
+
+/// Waits until the port has been raised since the last wait. One task per port.
+pub fn wait(port: u32) -> impl Future<Output = ()> {
+    Wait { port }
+}
+
+struct Wait {
+    port: u32,
+}
+
+impl Future for Wait {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        with_slot(self.port, |slot| {
+            if core::mem::take(&mut slot.fired) {
+                Poll::Ready(())
+            } else {
+                slot.waiting = Some(context.waker().clone());
+                Poll::Pending
+            }
+        })
+        .unwrap_or(Poll::Pending)
+    }
+}
+
+/// How often the port was seen raised.
+#[must_use]
+pub fn count(port: u32) -> u64 {
+    with_slot(port, |slot| slot.count).unwrap_or(0)
+}
+
+/// Masks or unmasks a port in the shared bits, without a call.
+pub fn set_port_mask(port: u32, masked: bool) {
+    if let Some((word, bit)) = port_bit(offset::EVTCHN_MASK, port) {
+        if masked {
+            word.fetch_or(bit, Ordering::AcqRel);
+        } else {
+            word.fetch_and(!bit, Ordering::AcqRel);
+            deliver_missed(port);
+        }
+    }
+}
+
+/// A port that became pending while it was masked has no selector bit: set it as the hypervisor would have (core 5.1).
+fn deliver_missed(port: u32) {
+    if !is_pending(port) {
+        return;
+    }
+    if let (Some(selector), Some(pending)) = (word(vcpu_info::PENDING_SEL), byte(vcpu_info::UPCALL_PENDING)) {
+        selector.fetch_or(1 << (port / 64), Ordering::AcqRel);
+        pending.store(1, Ordering::SeqCst);
+        if upcall_mask() == 0 {
+            hypercall::version();
+        }
+    }
+}
+
+/// Whether a port is masked.
+#[must_use]
+pub fn is_masked(port: u32) -> bool {
+    port_bit(offset::EVTCHN_MASK, port).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+}
+
+/// Whether a port is pending.
+#[must_use]
+pub fn is_pending(port: u32) -> bool {
+    port_bit(offset::EVTCHN_PENDING, port).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+}
+
+/// Clears the pending bit of a port; answers whether it was set.
+pub fn clear_pending(port: u32) -> bool {
+    port_bit(offset::EVTCHN_PENDING, port).is_some_and(|(word, bit)| word.fetch_and(!bit, Ordering::AcqRel) & bit != 0)
+}
+
+/// An open port that is closed when dropped.
+#[derive(Debug)]
+pub struct Channel {
+    port: u32,
+}
+
+impl Channel {
+    /// Joins an unbound port of another domain.
+    ///
+    /// # Errors
+    /// As [`hypercall::bind_interdomain`].
+    pub fn connect(remote: u16, remote_port: u32) -> Result<Self, Errno> {
+        hypercall::bind_interdomain(remote, remote_port).map(Self::adopt)
+    }
+
+    /// A port that `remote` may join.
+    ///
+    /// # Errors
+    /// As [`hypercall::allocate_unbound`].
+    pub fn offer(remote: u16) -> Result<Self, Errno> {
+        hypercall::allocate_unbound(domid::SELF, remote).map(Self::adopt)
+    }
+
+    /// Takes over a port that is bound already.
+    #[must_use]
+    pub fn adopt(port: u32) -> Self {
+        open(port);
+        Self { port }
+    }
+
+    /// The number of our port.
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Raises the other end; a port whose other end is gone swallows it.
+    pub fn notify(&self) {
+        let _ = hypercall::send(self.port);
+    }
+
+    /// Waits until the other end raised us.
+    pub async fn wait(&self) {
+        wait(self.port).await;
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        let _ = hypercall::close(self.port);
+        prepare(self.port);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_listed_from_the_lowest() {
+        assert!(bits(0).next().is_none());
+        assert_eq!(bits(1 | 1 << 5 | 1 << 63).collect::<Vec<_>>(), [0, 5, 63]);
+        assert_eq!(bits(u64::MAX).count(), 64);
+    }
+
+    #[test]
+    fn before_the_shared_page_is_mapped_nothing_is_touched() {
+        assert_eq!(mask_upcalls(), 1);
+        unmask_upcalls();
+        assert!(!is_pending(5));
+        assert_eq!(page_fault_address(), 0);
+        scan();
+    }
+
+    #[test]
+    fn a_port_out_of_range_has_no_bits() {
+        assert!(port_bit(offset::EVTCHN_MASK, 4096).is_none());
+    }
+}

@@ -1,0 +1,430 @@
+//! Memory of this domain: pages, page tables, the heap, and windows onto frames of others.
+//!
+//! Page *n* lies at [`VIRT_BASE`]` + n * 4096` and nowhere else. The builder maps only the first pages so (core 1.3);
+//! [`init`] extends that mapping over the rest, making page tables as Linux does: filled while writable, read-only next,
+//! and only then hung into the live tree (core 4.8).
+//!
+//! ```text
+//! 0xffffffff_80000000  VIRT_BASE: page 0, 1, 2, ... (at most 1 GiB; what a domain has beyond is left alone)
+//! 0xffffffff_c0000000  windows: shared pages, granted and foreign frames (64 MiB)
+//! ```
+
+mod heap;
+mod window;
+
+use crate::boot::Boot;
+use crate::hypercall;
+use crate::sync::MaskMutex;
+use hypercall_abi::mmu::{MmuUpdate, pte, uvmf};
+use hypercall_abi::{Errno, domid, start_info};
+
+pub use window::Window;
+
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+/// Address of page 0.
+pub const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
+/// Pages the linear mapping can hold.
+const LINEAR_PAGES: u64 = 1 << 18;
+/// Flags of an entry that maps an own page; the hypervisor adds what ring 3 needs (core 4.2).
+const LEAF: u64 = pte::PRESENT | pte::WRITE | pte::ACCESSED | pte::DIRTY;
+/// Flags of an entry that leads to a table.
+const BRANCH: u64 = LEAF | pte::USER;
+/// Entries of a page table.
+const ENTRIES: u64 = 512;
+
+/// What we know of our memory.
+struct Memory {
+    /// The p2m list of the builder: frame of each page.
+    p2m: &'static [u64],
+    /// Frame of page, backwards; read-only, the hypervisor's (core 2.2).
+    m2p: u64,
+    /// Frames [`Memory::m2p`] can tell of.
+    m2p_entries: u64,
+    /// One bit per page: in use, or not ours to give out.
+    used: &'static mut [u64],
+    /// Pages from here on are not mapped yet.
+    mapped_end: u64,
+    /// Where the next search for a free page starts.
+    hint: u64,
+    /// Address of the root table.
+    root: u64,
+}
+
+static MEMORY: MaskMutex<Option<Memory>> = MaskMutex::new(None);
+
+/// Runs `f` on the memory; `None` before [`init`].
+fn with<T>(f: impl FnOnce(&mut Memory) -> T) -> Option<T> {
+    MEMORY.lock().as_mut().map(f)
+}
+
+/// Maps all pages and makes the rest of the library's memory functions work.
+///
+/// # Safety
+/// Called once, on vcpu 0, while the builder's layout stands as it was built.
+///
+/// # Panics
+/// If the domain is too small or the hypervisor refuses to map its own pages.
+pub(crate) unsafe fn init(boot: &Boot) {
+    let info = boot.info();
+    let pages = usize::try_from(info.nr_pages).expect("nr_pages fits an address space");
+    // SAFETY: the builder mapped the list here, `nr_pages` long (core 1.3), and nobody writes it.
+    let p2m = unsafe { core::slice::from_raw_parts(info.mfn_list as *const u64, pages) };
+    let m2p = hypercall::machphys_mapping().expect("machphys_mapping is refused");
+    let limit = info.nr_pages.min(LINEAR_PAGES);
+    let first_free = (boot.layout_end() - VIRT_BASE) / PAGE;
+    let bitmap_words = limit.div_ceil(64);
+    let bitmap_pages = (bitmap_words * 8).div_ceil(PAGE);
+    let words = usize::try_from(bitmap_words).expect("at most 4096");
+    let bitmap = (VIRT_BASE + first_free * PAGE) as *mut u64;
+    // SAFETY: the padding after the boot stack is mapped, writable, at least 512 KiB (core 1.3) and used by nobody; the
+    // bitmap of 2^18 pages takes 32 KiB of it.
+    let used = unsafe {
+        bitmap.write_bytes(0, words);
+        core::slice::from_raw_parts_mut(bitmap, words)
+    };
+    let mut memory = Memory {
+        p2m,
+        m2p: m2p.v_start,
+        m2p_entries: ((m2p.v_end - m2p.v_start) / 8).min(m2p.max_mfn.saturating_add(1)),
+        used,
+        mapped_end: 0,
+        hint: first_free,
+        root: info.pt_base,
+    };
+    memory.reserve(0, first_free + bitmap_pages);
+    memory.reserve(limit, bitmap_words * 64 - limit);
+    memory.reserve(info.first_p2m_pfn, info.nr_p2m_frames);
+    if info.flags & start_info::flags::MOD_START_PFN != 0 {
+        memory.reserve(info.mod_start, info.mod_len.div_ceil(PAGE));
+    }
+    while memory.mapped_end < limit && memory.is_mapped(memory.mapped_end) {
+        memory.mapped_end += ENTRIES;
+    }
+    while memory.mapped_end < limit {
+        memory.extend(limit).expect("mapping our own pages is refused");
+    }
+    memory.mapped_end = limit;
+    *MEMORY.lock() = Some(memory);
+}
+
+impl Memory {
+    fn reserve(&mut self, first: u64, count: u64) {
+        for page in first..first.saturating_add(count) {
+            self.set_used(page, true);
+        }
+    }
+
+    fn word(&mut self, page: u64) -> Option<&mut u64> {
+        self.used.get_mut(usize::try_from(page / 64).ok()?)
+    }
+
+    fn set_used(&mut self, page: u64, used: bool) {
+        let bit = 1 << (page % 64);
+        if let Some(word) = self.word(page) {
+            *word = if used { *word | bit } else { *word & !bit };
+        }
+    }
+
+    fn is_free(&self, page: u64) -> bool {
+        let word = usize::try_from(page / 64).ok();
+        word.and_then(|word| self.used.get(word))
+            .is_some_and(|word| word & (1 << (page % 64)) == 0)
+    }
+
+    /// Takes `count` pages in a row out of those already mapped.
+    fn take(&mut self, count: u64) -> Option<u64> {
+        let end = self.mapped_end;
+        let first = run_of(self.hint..end, count, |page| self.is_free(page))
+            .or_else(|| run_of(0..end, count, |page| self.is_free(page)))?;
+        self.reserve(first, count);
+        self.hint = first + count;
+        Some(first)
+    }
+
+    fn release(&mut self, first: u64, count: u64) {
+        for page in first..first + count {
+            debug_assert!(!self.is_free(page), "page {page} is released twice");
+            self.set_used(page, false);
+        }
+        self.hint = self.hint.min(first);
+    }
+
+    /// The frame of a page.
+    fn frame(&self, page: u64) -> Option<u64> {
+        self.p2m.get(usize::try_from(page).ok()?).copied()
+    }
+
+    /// The page of a frame, if it is ours.
+    fn page(&self, frame: u64) -> Option<u64> {
+        if frame >= self.m2p_entries {
+            return None;
+        }
+        // SAFETY: inside the table as the hypervisor described it; it may change under us, hence volatile.
+        let page = unsafe { ((self.m2p + frame * 8) as *const u64).read_volatile() };
+        (self.frame(page) == Some(frame)).then_some(page)
+    }
+
+    /// The address of the table an entry leads to.
+    fn table(&self, entry: u64) -> Option<u64> {
+        if entry & pte::PRESENT == 0 {
+            return None;
+        }
+        Some(linear(self.page((entry & pte::FRAME) / PAGE)?))
+    }
+
+    /// The address of the entry for `va` in the table of `level` (4 is the root), if the way there exists.
+    fn slot(&self, va: u64, level: u32) -> Option<u64> {
+        let mut table = self.root;
+        for upper in (level + 1..=4).rev() {
+            table = self.table(read_entry(table + index(va, upper) * 8))?;
+        }
+        Some(table + index(va, level) * 8)
+    }
+
+    fn is_mapped(&self, page: u64) -> bool {
+        let slot = self.slot(linear(page), 1);
+        slot.is_some_and(|slot| read_entry(slot) & pte::PRESENT != 0)
+    }
+
+    /// The machine address of an entry, given its address.
+    fn machine_address(&self, address: u64) -> Option<u64> {
+        let page = address.checked_sub(VIRT_BASE)? / PAGE;
+        Some(self.frame(page)? * PAGE + address % PAGE)
+    }
+
+    /// Maps the next 512 pages.
+    fn extend(&mut self, limit: u64) -> Result<(), Errno> {
+        let first = self.mapped_end;
+        let table = self.take(1).ok_or(Errno::NoMem)?;
+        for i in 0..ENTRIES {
+            let page = first + i;
+            let frame = self.frame(page).filter(|_| page < limit);
+            let entry = frame.map_or(0, |frame| entry_for(frame, LEAF));
+            // SAFETY: `table` is a page of ours that nobody else uses, still mapped writable.
+            unsafe { ((linear(table) + i * 8) as *mut u64).write_volatile(entry) };
+        }
+        self.hang_in(table, linear(first), 2)?;
+        self.mapped_end = first + ENTRIES;
+        Ok(())
+    }
+
+    /// Makes a filled page the table that the entry of `level` for `va` leads to.
+    fn hang_in(&mut self, table: u64, va: u64, level: u32) -> Result<(), Errno> {
+        self.make_tables(va, level)?;
+        let frame = self.frame(table).ok_or(Errno::Inval)?;
+        let slot = self.slot(va, level).ok_or(Errno::Inval)?;
+        let ptr = self.machine_address(slot).ok_or(Errno::Inval)?;
+        let update = MmuUpdate {
+            ptr,
+            val: entry_for(frame, BRANCH),
+        };
+        // SAFETY: the page is ours, and from here on only the hypervisor writes it; the slot was empty, so no address
+        // in use changes its meaning.
+        unsafe {
+            hypercall::update_va_mapping(linear(table), entry_for(frame, LEAF & !pte::WRITE), uvmf::INVLPG)?;
+            hypercall::mmu_update(&[update], domid::SELF)?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the table holding the entry of `level` for `va` exists.
+    fn make_tables(&mut self, va: u64, level: u32) -> Result<(), Errno> {
+        if self.slot(va, level).is_some() || level == 4 {
+            return Ok(());
+        }
+        self.make_tables(va, level + 1)?;
+        let table = self.take(1).ok_or(Errno::NoMem)?;
+        // SAFETY: a page of ours that nobody else uses.
+        unsafe { (linear(table) as *mut u8).write_bytes(0, 4096) };
+        self.hang_in(table, va, level + 1)
+    }
+}
+
+/// The first run of `count` pages in `range` that are all free.
+fn run_of(range: core::ops::Range<u64>, count: u64, is_free: impl Fn(u64) -> bool) -> Option<u64> {
+    let mut first = range.start;
+    let mut found = 0;
+    for page in range {
+        if found == count {
+            break;
+        }
+        if is_free(page) {
+            found += 1;
+        } else {
+            first = page + 1;
+            found = 0;
+        }
+    }
+    (found == count).then_some(first)
+}
+
+/// The address of a page.
+#[must_use]
+pub fn linear(page: u64) -> u64 {
+    VIRT_BASE + page * PAGE
+}
+
+/// An entry that leads to `frame`.
+fn entry_for(frame: u64, flags: u64) -> u64 {
+    (frame * PAGE) | flags
+}
+
+/// The index of `va` in a table of `level`.
+fn index(va: u64, level: u32) -> u64 {
+    (va >> (12 + 9 * (level - 1))) % ENTRIES
+}
+
+/// Reads a page-table entry by its address.
+fn read_entry(address: u64) -> u64 {
+    // SAFETY: callers pass addresses of slots in tables of ours, which are mapped for as long as the guest lives. The
+    // CPU may set bits meanwhile, hence volatile.
+    unsafe { (address as *const u64).read_volatile() }
+}
+
+/// The frame behind an address of ours in the linear mapping.
+#[must_use]
+pub fn frame_of(address: u64) -> Option<u64> {
+    let page = address.checked_sub(VIRT_BASE)? / PAGE;
+    with(|memory| memory.frame(page)).flatten()
+}
+
+/// The frame of a page.
+#[must_use]
+pub fn frame_of_page(page: u64) -> Option<u64> {
+    with(|memory| memory.frame(page)).flatten()
+}
+
+/// The page that lies in a frame of ours.
+#[must_use]
+pub fn page_of_frame(frame: u64) -> Option<u64> {
+    with(|memory| memory.page(frame)).flatten()
+}
+
+/// The address at which we may read the entry of `level` (1..=4) that translates `va`, if there is one.
+#[must_use]
+pub fn entry_address(va: u64, level: u32) -> Option<u64> {
+    with(|memory| memory.slot(va, level)).flatten()
+}
+
+/// The machine address of the entry of `level` that translates `va`, as `mmu_update` wants it.
+#[must_use]
+pub fn entry_machine_address(va: u64, level: u32) -> Option<u64> {
+    with(|memory| memory.machine_address(memory.slot(va, level)?)).flatten()
+}
+
+/// The entry of `level` that translates `va`.
+#[must_use]
+pub fn entry(va: u64, level: u32) -> Option<u64> {
+    entry_address(va, level).map(read_entry)
+}
+
+/// Pages that are free.
+#[must_use]
+pub fn free_pages() -> u64 {
+    with(|memory| {
+        let words = memory.used.iter();
+        words.map(|word| u64::from(word.count_zeros())).sum()
+    })
+    .unwrap_or(0)
+}
+
+/// Pages in a row, owned: page-aligned memory that goes back when this is dropped.
+#[derive(Debug)]
+pub struct Pages {
+    first: u64,
+    count: u64,
+}
+
+impl Pages {
+    /// Takes `count` zeroed pages.
+    #[must_use]
+    pub fn allocate(count: u64) -> Option<Self> {
+        let first = with(|memory| memory.take(count))??;
+        let pages = Self { first, count };
+        // SAFETY: the pages were free, so nobody refers to them.
+        unsafe {
+            pages.pointer().write_bytes(0, usize::try_from(count * PAGE).ok()?);
+        };
+        Some(pages)
+    }
+
+    /// The number of the first page.
+    #[must_use]
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The address of the first byte.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        linear(self.first)
+    }
+
+    /// The first byte.
+    #[must_use]
+    pub fn pointer(&self) -> *mut u8 {
+        self.address() as *mut u8
+    }
+
+    /// The frame of page `i` of these.
+    #[must_use]
+    pub fn frame(&self, i: u64) -> Option<u64> {
+        frame_of_page(self.first + i).filter(|_| i < self.count)
+    }
+
+    /// Keeps the pages for ever.
+    #[must_use]
+    pub fn leak(self) -> u64 {
+        let address = self.address();
+        core::mem::forget(self);
+        address
+    }
+
+    /// Maps page `i` writable or read-only, as a page must be before it serves as a page table.
+    ///
+    /// # Errors
+    /// As `update_va_mapping`; in particular while the page is in use as a table.
+    pub fn set_writable(&self, i: u64, writable: bool) -> Result<(), Errno> {
+        let frame = self.frame(i).ok_or(Errno::Inval)?;
+        let flags = if writable { LEAF } else { LEAF & !pte::WRITE };
+        let va = self.address() + i * PAGE;
+        // SAFETY: the address keeps leading to the same page of ours.
+        unsafe { hypercall::update_va_mapping(va, entry_for(frame, flags), uvmf::INVLPG) }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        with(|memory| memory.release(self.first, self.count));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_found_only_where_all_its_pages_are_free() {
+        let free = [true, false, true, true, false, true, true, true];
+        let is_free = |page: u64| free[usize::try_from(page).unwrap()];
+        assert_eq!(run_of(0..8, 1, is_free), Some(0));
+        assert_eq!(run_of(0..8, 2, is_free), Some(2));
+        assert_eq!(run_of(0..8, 3, is_free), Some(5));
+        assert_eq!(run_of(0..8, 4, is_free), None);
+        assert_eq!(run_of(3..7, 3, is_free), None);
+        assert_eq!(run_of(0..0, 1, is_free), None);
+    }
+
+    #[test]
+    fn indices_are_the_nine_bit_groups_of_an_address() {
+        let va = 0xffff_ffff_8020_1000;
+        assert_eq!([4, 3, 2, 1].map(|l| index(va, l)), [511, 510, 1, 1]);
+    }
+}

@@ -1,0 +1,1 @@
+//! Running arbitrary code and catching what becomes of it: for guests whose purpose is to test the hypervisor.

@@ -1,0 +1,182 @@
+//! The clock and the one-shot timer (core 6).
+
+use crate::sync::MaskMutex;
+use crate::{events, hypercall};
+use alloc::collections::BTreeMap;
+use core::arch::x86_64::_rdtsc;
+use core::future::Future;
+use core::pin::Pin;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use core::task::{Context, Poll, Waker};
+use hypercall_abi::event::Virq;
+use hypercall_abi::shared::TimeInfo;
+
+static PORT: AtomicU32 = AtomicU32::new(0);
+
+/// Who sleeps, by deadline; the second half of the key tells sleepers with one deadline apart.
+static SLEEPERS: MaskMutex<BTreeMap<(u64, u64), Waker>> = MaskMutex::new(BTreeMap::new());
+
+/// Binds the timer interrupt and stops the tick.
+///
+/// # Panics
+/// If the hypervisor refuses what it must grant (core 6.3).
+pub(crate) fn init() {
+    let port = hypercall::bind_virq(Virq::Timer, 0).expect("the timer interrupt is not bound");
+    PORT.store(port, Ordering::Relaxed);
+    events::on_event(port, |_| wake_sleepers());
+    hypercall::stop_periodic_timer(0).expect("the tick does not stop");
+}
+
+/// The port of the timer interrupt.
+#[must_use]
+pub fn timer_port() -> u32 {
+    PORT.load(Ordering::Relaxed)
+}
+
+/// The time record of vcpu 0, read consistently.
+#[must_use]
+pub fn record() -> TimeInfo {
+    let record = events::time_record().cast::<TimeInfo>();
+    if record.is_null() {
+        return TimeInfo::default();
+    }
+    loop {
+        // SAFETY: the shared page stays mapped and the record is aligned; the hypervisor writes it meanwhile, which the
+        // version tells (core 6.1), hence volatile reads between fences.
+        let (before, copy, after) = unsafe {
+            let version = (&raw const (*record).version).read_volatile();
+            fence(Ordering::Acquire);
+            let copy = record.read_volatile();
+            fence(Ordering::Acquire);
+            (version, copy, (&raw const (*record).version).read_volatile())
+        };
+        if before == after && before & 1 == 0 {
+            return copy;
+        }
+    }
+}
+
+/// System time at counter value `tsc` by a record.
+#[must_use]
+pub fn system_time(record: &TimeInfo, tsc: u64) -> u64 {
+    let delta = u128::from(tsc.saturating_sub(record.tsc_timestamp));
+    let shift = u32::from(record.tsc_shift.unsigned_abs());
+    let shifted = if record.tsc_shift < 0 {
+        delta >> shift
+    } else {
+        delta << shift
+    };
+    let elapsed = (shifted * u128::from(record.tsc_to_system_mul)) >> 32;
+    let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
+    record.system_time.saturating_add(elapsed)
+}
+
+/// Nanoseconds since the hypervisor started.
+#[must_use]
+pub fn now_ns() -> u64 {
+    let record = record();
+    // SAFETY: reading the counter is allowed in every ring.
+    system_time(&record, unsafe { _rdtsc() })
+}
+
+/// Waits without sleeping.
+pub fn spin_ns(ns: u64) {
+    let end = now_ns() + ns;
+    while now_ns() < end {
+        core::hint::spin_loop();
+    }
+}
+
+fn wake_sleepers() {
+    loop {
+        let due = {
+            let mut sleepers = SLEEPERS.lock();
+            match sleepers.first_entry() {
+                Some(first) if first.key().0 <= now_ns() => first.remove(),
+                Some(first) => {
+                    let deadline = first.key().0;
+                    drop(sleepers);
+                    arm(deadline);
+                    return;
+                }
+                None => return,
+            }
+        };
+        due.wake();
+    }
+}
+
+/// A deadline already past is raised at once, so no wake-up is lost between the look at the clock and the call.
+fn arm(deadline_ns: u64) {
+    let _ = hypercall::set_singleshot_timer(0, deadline_ns);
+}
+
+/// Sleeps until `deadline_ns` of [`now_ns`].
+pub fn sleep_until(deadline_ns: u64) -> impl Future<Output = ()> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    Sleep {
+        key: (deadline_ns, NEXT.fetch_add(1, Ordering::Relaxed)),
+    }
+}
+
+/// Sleeps for `ns`.
+pub fn sleep_ns(ns: u64) -> impl Future<Output = ()> {
+    sleep_until(now_ns() + ns)
+}
+
+struct Sleep {
+    key: (u64, u64),
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if now_ns() >= self.key.0 {
+            return Poll::Ready(());
+        }
+        let first = {
+            let mut sleepers = SLEEPERS.lock();
+            sleepers.insert(self.key, context.waker().clone());
+            sleepers.keys().next().copied()
+        };
+        if first == Some(self.key) {
+            arm(self.key.0);
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        SLEEPERS.lock().remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// core 6.1: for 2 GHz, mul is 2^31 and the shift 0; for 1 GHz the difference is doubled first.
+    #[test]
+    fn time_is_scaled_by_shift_and_multiplier() {
+        let two_ghz = TimeInfo {
+            tsc_timestamp: 1000,
+            system_time: 5,
+            tsc_to_system_mul: 1 << 31,
+            ..TimeInfo::default()
+        };
+        assert_eq!(system_time(&two_ghz, 3000), 1005);
+        let one_ghz = TimeInfo {
+            tsc_shift: 1,
+            ..two_ghz
+        };
+        assert_eq!(system_time(&one_ghz, 3000), 2005);
+        let four_ghz = TimeInfo {
+            tsc_shift: -1,
+            ..two_ghz
+        };
+        assert_eq!(system_time(&four_ghz, 5000), 1005);
+        assert_eq!(system_time(&two_ghz, 0), 5, "a counter behind the record");
+    }
+}
