@@ -86,6 +86,21 @@ pub fn bare_metal_packages(sh: &Shell) -> Vec<&'static str> {
     IMAGES.into_iter().filter(|name| is_bare_metal(sh, name)).collect()
 }
 
+/// The names of the test guests: the programs in `tests/guests/src/bin`.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn test_guests(sh: &Shell) -> Result<Vec<String>> {
+    let folder = sh.current_dir().join("tests/guests/src/bin");
+    let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let stems = entries.flatten().map(|entry| entry.path().with_extension(""));
+    let mut names: Vec<String> = stems
+        .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
 /// Whether an image's package has become a bare-metal program (a placeholder for the host cannot be built).
 fn is_bare_metal(sh: &Shell, name: &str) -> bool {
     let folder = sh

@@ -1,6 +1,6 @@
 //! `cargo xtask check`: format, lints, and the shape of the project.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::time::Instant;
 use xshell::{Shell, cmd};
 use xtask::{TARGET, build, sysroot};
@@ -9,7 +9,10 @@ use xtask::{TARGET, build, sysroot};
 pub(crate) fn check(sh: &Shell) -> Result<()> {
     let start = Instant::now();
     step("format");
-    cmd!(sh, "cargo fmt --all --check").quiet().run()?;
+    cmd!(sh, "cargo fmt --all -- --check -l")
+        .quiet()
+        .run()
+        .context("the files named above are not formatted: run `cargo fmt --all`")?;
 
     step("lints on the host");
     // The images are programs without an operating system: they are looked at for their own target only.

@@ -171,7 +171,6 @@ impl Drop for Running {
 
 /// Runs one suite, shows what it prints, and adds its tests to `total`.
 fn run_suite(name: &str, mut command: Command, deadline: Instant, total: &mut Tally) -> Result<()> {
-    println!("== {name}");
     let start = Instant::now();
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut suite = Running(child.with_context(|| format!("the suite {name} does not start"))?);
@@ -216,12 +215,14 @@ fn run_suite(name: &str, mut command: Command, deadline: Instant, total: &mut Ta
         println!("the suite {name} ended without a result ({status})");
         tally.failed += 1;
     }
-    println!(
-        "   {} passed, {} failed in {:.1} s",
-        tally.passed,
-        tally.failed,
-        start.elapsed().as_secs_f64()
-    );
+    // A package without tests of its own has an empty suite.
+    if tally != Tally::default() {
+        let seconds = start.elapsed().as_secs_f64();
+        println!(
+            "{name}: {} passed, {} failed in {seconds:.1} s",
+            tally.passed, tally.failed
+        );
+    }
     *total = Tally {
         passed: total.passed + tally.passed,
         failed: total.failed + tally.failed,
@@ -247,6 +248,7 @@ fn is_noise(line: &str) -> bool {
     line.is_empty()
         || (line.starts_with("test ") && (line.ends_with(" ... ok") || line.starts_with("test result: ok")))
         || (line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")))
+        || line.starts_with("all doctests ran in ")
         || line.bytes().all(|byte| byte == b'.')
 }
 

@@ -1,1 +1,376 @@
-//! (being written)
+//! The harness of the system tests: a machine that is booted, watched, typed into, and never outlives its test.
+//!
+//! ```no_run
+//! # use boot::{Machine, Setup};
+//! # use std::time::Duration;
+//! # fn story(bundle: xtask::bundle::Bundle) -> anyhow::Result<()> {
+//! let mut machine = Machine::boot("a_guest_answers", &Setup::new(bundle))?;
+//! machine.expect("login: ", Duration::from_secs(30))?;
+//! machine.type_line("root")?;
+//! machine.finish()?.require_success()
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod guests;
+
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use xshell::Shell;
+use xtask::build;
+use xtask::bundle::Bundle;
+use xtask::machine::{self, Console, End};
+use xtask::qemu::Qemu;
+
+/// The Cargo profile of the images that are booted: release code with every assertion on.
+pub const PROFILE: &str = "checked";
+
+/// How many lines of the console a failure shows; the whole of it is in the file that is named as well.
+const SHOWN: usize = 40;
+
+/// The machine a test wants.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// What the hypervisor is booted with.
+    pub bundle: Bundle,
+    /// The hypervisor's own command line.
+    pub options: String,
+    /// Memory of the machine in MiB.
+    pub memory: u32,
+    /// The machine is ended, as a failure, after this long.
+    pub limit: Duration,
+}
+
+impl Setup {
+    /// A machine of 512 MiB for a minute.
+    #[must_use]
+    pub fn new(bundle: Bundle) -> Self {
+        Self {
+            bundle,
+            options: String::new(),
+            memory: 512,
+            limit: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The folder with the images that are booted.
+///
+/// # Errors
+/// Cargo's target folder is unknown.
+pub fn images() -> Result<PathBuf> {
+    Ok(build::target_dir(&shell()?)?.join(xtask::TARGET).join(PROFILE))
+}
+
+/// A shell in the top folder of the checkout, as the functions of `xtask` want it.
+///
+/// # Errors
+/// There is no current folder.
+pub fn shell() -> Result<Shell> {
+    let sh = Shell::new()?;
+    sh.change_dir(xtask::root());
+    Ok(sh)
+}
+
+/// A running machine. Its QEMU is killed when this is dropped.
+pub struct Machine {
+    child: Child,
+    input: ChildStdin,
+    console: Arc<Shared>,
+    /// How much of the console earlier calls of [`Machine::expect`] have used up.
+    mark: usize,
+    deadline: Instant,
+    folder: PathBuf,
+    // The archive is on disk as long as the machine may read it.
+    _bundle: Box<dyn Send>,
+}
+
+/// What the reader thread and the test share.
+#[derive(Default)]
+struct Shared {
+    state: Mutex<Output>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Output {
+    bytes: Vec<u8>,
+    closed: bool,
+}
+
+impl Shared {
+    /// A panic of another thread leaves the bytes as good as they were.
+    fn lock(&self) -> MutexGuard<'_, Output> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a machine ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The reason of the end; `None` if its time was up.
+    pub end: Option<End>,
+    /// Everything the machine printed.
+    pub console: String,
+    /// Where that is kept.
+    pub log: PathBuf,
+}
+
+impl Machine {
+    /// Boots the hypervisor with what `setup` says. `name` is that of the test, and of the folder with its logs.
+    ///
+    /// # Errors
+    /// No image, no QEMU, or no room for the bundle.
+    pub fn boot(name: &str, setup: &Setup) -> Result<Self> {
+        let sh = shell()?;
+        let hypervisor = build::image(&images()?, "hypervisor").with_context(|| {
+            format!("the system tests boot images of the profile {PROFILE}: run them with `cargo xtask test`")
+        })?;
+        let qemu = Qemu::find(&sh, None)?;
+        let folder = build::target_dir(&sh)?.join("tmp/system").join(name);
+        fs::create_dir_all(&folder)?;
+        let bundle = setup.bundle.write()?;
+        let mut command = machine::command(
+            &qemu,
+            setup.memory,
+            &hypervisor,
+            bundle.path(),
+            &setup.options,
+            Console::Plain,
+        );
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(folder.join("qemu.log"))?);
+        let mut child = command.spawn().context("cannot start QEMU")?;
+        let output = child.stdout.take().context("QEMU without output")?;
+        let input = child.stdin.take().context("QEMU without input")?;
+        let console = Arc::new(Shared::default());
+        let log = File::create(folder.join("console.log"))?;
+        let shared = Arc::clone(&console);
+        thread::spawn(move || watch(output, log, &shared));
+        let deadline = Instant::now() + setup.limit;
+        Ok(Self {
+            child,
+            input,
+            console,
+            mark: 0,
+            deadline,
+            folder,
+            _bundle: Box::new(bundle),
+        })
+    }
+
+    /// Waits until the machine prints `text`, and returns everything from the last match up to the end of this one.
+    ///
+    /// # Errors
+    /// `within` or the machine's own limit is over, or the machine ended, before the text came.
+    pub fn expect(&mut self, text: &str, within: Duration) -> Result<String> {
+        let until = self.deadline.min(Instant::now() + within);
+        let mut output = self.console.lock();
+        let why = loop {
+            let unread = output.bytes.get(self.mark..).unwrap_or_default();
+            if let Some(at) = position(unread, text.as_bytes()) {
+                let length = at + text.len();
+                let seen = String::from_utf8_lossy(&unread[..length]).into_owned();
+                self.mark += length;
+                return Ok(seen);
+            }
+            if output.closed {
+                break "the machine ended";
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break "the time was up";
+            }
+            let waited = self.console.changed.wait_timeout(output, left);
+            output = waited.unwrap_or_else(PoisonError::into_inner).0;
+        };
+        let console = String::from_utf8_lossy(&output.bytes).into_owned();
+        drop(output);
+        bail!(
+            "waiting for {text:?}: {why}\n{}",
+            excerpt(&console, &self.folder.join("console.log"))
+        );
+    }
+
+    /// Types a line on the machine's console, and the return key.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        let typed = self
+            .input
+            .write_all(format!("{line}\n").as_bytes())
+            .and_then(|()| self.input.flush());
+        typed.with_context(|| format!("cannot type {line:?}: the machine ended"))
+    }
+
+    /// Everything the machine has printed so far.
+    #[must_use]
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&self.console.lock().bytes).into_owned()
+    }
+
+    /// Waits for the end of the machine, and ends it if its limit is over.
+    ///
+    /// # Errors
+    /// QEMU cannot be waited for.
+    pub fn finish(mut self) -> Result<Outcome> {
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break Some(status);
+            }
+            if Instant::now() >= self.deadline {
+                self.child.kill()?;
+                self.child.wait()?;
+                break None;
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
+        // The end of QEMU closes its output: what is still on the way arrives now.
+        let mut output = self.console.lock();
+        while !output.closed {
+            output = self
+                .console
+                .changed
+                .wait(output)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        let console = String::from_utf8_lossy(&output.bytes).into_owned();
+        drop(output);
+        Ok(Outcome {
+            end: status.map(End::of),
+            console,
+            log: self.folder.join("console.log"),
+        })
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Outcome {
+    /// An error unless the hypervisor ended the machine in good order.
+    ///
+    /// # Errors
+    /// Says how it ended, with the last lines of the console and the file that has all of them.
+    pub fn require_success(&self) -> Result<()> {
+        match self.end {
+            Some(End::Success) => Ok(()),
+            other => {
+                let why = other.map_or_else(|| "the machine did not end in time".to_owned(), End::explanation);
+                bail!("{why}\n{}", self.excerpt())
+            }
+        }
+    }
+
+    /// An error unless the machine ended in good order *and* the tests in its guest said at the end that they passed.
+    ///
+    /// # Errors
+    /// As [`Outcome::require_success`]; neither half alone counts.
+    pub fn require_passed(&self) -> Result<()> {
+        self.require_success()?;
+        let said = self.console.lines().rev().find_map(|line| line.split_once("@@ done: "));
+        match said.map(|(_, word)| word.trim_end()) {
+            Some("passed") => Ok(()),
+            Some(other) => bail!("the guest ended with the word {other:?}\n{}", self.excerpt()),
+            None => bail!("the guest ended without a word\n{}", self.excerpt()),
+        }
+    }
+
+    fn excerpt(&self) -> String {
+        excerpt(&self.console, &self.log)
+    }
+}
+
+/// The end of a console, and where the whole of it lies.
+fn excerpt(console: &str, log: &Path) -> String {
+    let lines: Vec<&str> = console.lines().collect();
+    let shown = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
+    format!("--- the end of {}\n{shown}\n---", log.display())
+}
+
+/// Copies what the machine prints to the file and to the test, until the machine ends.
+fn watch(mut output: impl Read, mut log: File, shared: &Shared) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = output.read(&mut buffer) {
+        // A full disk must not stop the test: it reads the bytes in memory.
+        let _ = log.write_all(&buffer[..length]);
+        shared.lock().bytes.extend_from_slice(&buffer[..length]);
+        shared.changed.notify_all();
+    }
+    shared.lock().closed = true;
+    shared.changed.notify_all();
+}
+
+/// Where `needle` first stands in `text`.
+fn position(text: &[u8], needle: &[u8]) -> Option<usize> {
+    if needle.is_empty() {
+        return Some(0);
+    }
+    text.windows(needle.len()).position(|window| window == needle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(end: Option<End>, console: &str) -> Outcome {
+        Outcome {
+            end,
+            console: console.into(),
+            log: "console.log".into(),
+        }
+    }
+
+    #[test]
+    fn a_guest_passes_only_with_both_halves() {
+        let good = Some(End::Success);
+        outcome(good, "@@ done: failed\n@@ done: passed\r\n")
+            .require_passed()
+            .unwrap();
+        outcome(good, "(guest) @@ done: passed\nand more\n")
+            .require_passed()
+            .unwrap();
+        for (end, console) in [
+            (good, ""),
+            (good, "@@ done: passed\n@@ done: failed\n"),
+            (Some(End::Panic), "@@ done: passed\n"),
+            (Some(End::Reset), "@@ done: passed\n"),
+            (None, "@@ done: passed\n"),
+        ] {
+            let error = outcome(end, console).require_passed().unwrap_err().to_string();
+            assert!(error.contains("console.log"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_failure_shows_the_end_of_the_console() {
+        let console: String = (0..100).map(|n| format!("line {n}\n")).collect();
+        let error = outcome(None, &console).require_success().unwrap_err().to_string();
+        assert!(
+            error.contains("line 99") && error.contains("line 60") && !error.contains("line 59"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn text_is_found_once_it_is_there() {
+        assert_eq!(position(b"abcabd", b"abd"), Some(3));
+        assert_eq!(position(b"abc", b"abcd"), None);
+        assert_eq!(position(b"", b""), Some(0));
+    }
+}

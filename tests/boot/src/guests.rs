@@ -1,0 +1,76 @@
+//! The tests inside the test guests, as found in their ELF files: no list of them is kept by hand.
+
+use crate::{Machine, Setup};
+use anyhow::{Context, Result};
+use object::read::elf::ElfFile64;
+use object::{Endianness, Object, ObjectSection};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+use xtask::bundle::Bundle;
+
+/// A record of the `.tests` section: the name, padded with zeros, and the function's address.
+const RECORD: usize = 64;
+const NAME: usize = 56;
+
+/// The names of the tests in the guest at `path`; none if it has no tests of its own.
+///
+/// # Errors
+/// The file cannot be read, is no ELF file, or has a damaged table of tests.
+pub fn tests(path: &Path) -> Result<Vec<String>> {
+    let file = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    names(&file).with_context(|| format!("the tests of {}", path.display()))
+}
+
+fn names(file: &[u8]) -> Result<Vec<String>> {
+    let elf = ElfFile64::<Endianness>::parse(file)?;
+    let Some(section) = elf.section_by_name(".tests") else {
+        return Ok(Vec::new());
+    };
+    parse(section.data()?)
+}
+
+fn parse(table: &[u8]) -> Result<Vec<String>> {
+    let (records, rest) = table.as_chunks::<RECORD>();
+    anyhow::ensure!(
+        rest.is_empty(),
+        "the table has {} bytes, which is no number of records",
+        table.len()
+    );
+    let name = |record: &[u8; RECORD]| {
+        let name = record[..NAME].split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok(std::str::from_utf8(name).context("a name that is not text")?.to_owned())
+    };
+    records.iter().map(name).collect()
+}
+
+/// Boots the guest at `path` alone, as the first domain, to run its test called `test`.
+///
+/// # Errors
+/// The test did not pass.
+pub fn run(path: &Path, test: &str) -> Result<()> {
+    let guest = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut setup = Setup::new(Bundle::first(path, None, &format!("test={test}")));
+    setup.memory = 256;
+    setup.limit = Duration::from_secs(30);
+    Machine::boot(&format!("{guest}-{test}"), &setup)?
+        .finish()?
+        .require_passed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_from_the_records() {
+        let mut table = vec![0; 2 * RECORD];
+        table[..4].copy_from_slice(b"adds");
+        table[RECORD..RECORD + NAME].fill(b'x');
+        assert_eq!(parse(&table).unwrap(), ["adds".to_owned(), "x".repeat(NAME)]);
+        assert!(parse(&[]).unwrap().is_empty());
+        assert!(parse(&table[1..]).is_err());
+        table[0] = 0xff;
+        assert!(parse(&table).is_err());
+    }
+}
