@@ -1,12 +1,23 @@
-//! Making and ending domains: what dom0 does by hand of the user.
+//! Making and ending domains: what dom0 does on behalf of a person.
 //!
-//! [`unpack`] turns what a distribution ships as a kernel into an ELF file.
+//! [`config`] reads what a guest should be, [`unpack`] turns what a distribution ships as a kernel into an
+//! ELF file, [`create`] makes a domain of both and introduces it to the store, [`end`] says why a domain
+//! ended and does what its configuration wants then.
 //!
-//! Touches: the bytes it is given; domains through traits.
+//! Touches: domains through the [`Hypervisor`] trait, the tree through the [`Store`] trait.
 //! Never touches: hypercalls, shared memory, devices. It runs as well on a host, against fakes.
+//! Keeps: a domain that could not be made leaves nothing behind.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod config;
+pub mod create;
+pub mod end;
+mod privileged;
+mod tree;
 pub mod unpack;
+
+pub use privileged::{DomainId, Hypervisor, Summary, domains};
+pub use tree::{Access, Node, Store};

@@ -1,13 +1,14 @@
 //! From a bzImage to the ELF file inside.
 //!
 //! A kernel build wraps the ELF file into a loader for bare machines, which a paravirtual domain does not
-//! need. The setup
-//! header says where the compressed file is; its last four bytes are its unpacked size, whatever the compression. So the
-//! output has a known size before we start, and is refused if it is larger than the caller has room for.
+//! need. The setup header says where the compressed file is; its last four bytes are its unpacked size,
+//! whatever the compression. So the output has a known size before we start, and is refused if it is larger
+//! than the caller has room for.
 
 use alloc::borrow::Cow;
+use alloc::format;
 use alloc::string::String;
-use alloc::{format, vec};
+use alloc::vec::Vec;
 use core::fmt;
 
 use lzma_rust2::{Read, XzReader};
@@ -95,6 +96,11 @@ pub enum UnpackError {
         /// Bytes there is room for.
         limit: usize,
     },
+    /// There is no memory to unpack to.
+    NoMemory {
+        /// Bytes it claims to have.
+        size: usize,
+    },
     /// The payload cannot be unpacked.
     Corrupt(Compression, String),
     /// The payload unpacks to another number of bytes than it says.
@@ -122,6 +128,7 @@ impl fmt::Display for UnpackError {
             Self::UnknownCompression(magic) => write!(f, "bzImage with an unknown compression, magic {magic:02x?}"),
             Self::UnsupportedCompression(format) => write!(f, "bzImage compressed with {format}, which we cannot undo"),
             Self::TooLarge { size, limit } => write!(f, "the kernel unpacks to {size} bytes, limit is {limit}"),
+            Self::NoMemory { size } => write!(f, "no memory for the {size} bytes the kernel unpacks to"),
             Self::Corrupt(format, why) => write!(f, "the {format} payload of the bzImage is corrupt: {why}"),
             Self::WrongSize { claimed, unpacked } => {
                 write!(
@@ -136,8 +143,8 @@ impl fmt::Display for UnpackError {
 
 impl core::error::Error for UnpackError {}
 
-/// The ELF file in `image`, which is a bzImage or already an ELF file. At most `limit` bytes are unpacked; with xz, up to
-/// as many again are needed meanwhile.
+/// The ELF file in `image`, which is a bzImage or already an ELF file. At most `limit` bytes are unpacked;
+/// the dictionary of xz and the window of zstd need as many again meanwhile.
 ///
 /// # Errors
 /// Says what is wrong with the file. A kernel is refused before unpacking if it is larger than `limit`.
@@ -154,7 +161,10 @@ pub fn unpack(image: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, UnpackError> 
     if size > limit {
         return Err(UnpackError::TooLarge { size, limit });
     }
-    let mut out = vec![0; size];
+    let mut out = Vec::new();
+    out.try_reserve_exact(size)
+        .map_err(|_| UnpackError::NoMemory { size })?;
+    out.resize(size, 0);
     let unpacked = match format {
         Compression::Gzip => gzip(payload, &mut out),
         Compression::Xz => xz(packed, &mut out, limit),

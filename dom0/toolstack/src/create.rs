@@ -1,0 +1,410 @@
+//! A domain is made: empty, filled, its page tables judged, its first vcpu set, its place in the store written. Then
+//! devices are added by whoever serves them, and [`Guest::start`] lets it run.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+use guest_image::{Builder, Config, Kernel, MachineFrame, PAGE_SIZE, Pfn, Plan, Start, Wiring};
+use hypercall_abi::context::{UserRegs, VcpuContext, flags};
+use hypercall_abi::grant::{Entry, REF_CONSOLE, REF_XENSTORE, entry};
+use hypercall_abi::selector;
+use zerocopy::IntoBytes;
+
+use crate::config::GuestConfig;
+use crate::privileged::{DomainId, Hypervisor};
+use crate::tree::{self, Store};
+use crate::unpack::unpack;
+
+/// Pages asked for in one call.
+const BATCH: usize = 512;
+const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
+/// Interrupts on, and the bit that is always set. What the guest takes for its interrupt flag is elsewhere.
+const FIRST_RFLAGS: u64 = 0x202;
+/// Protected, paged, with write protection and a coprocessor.
+const FIRST_CR0: u64 = 0x8005_0033;
+
+/// What a domain is made of.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// What it should be.
+    pub config: &'a GuestConfig,
+    /// The kernel: a bzImage or an ELF file.
+    pub kernel: &'a [u8],
+    /// The ramdisk, empty for none.
+    pub ramdisk: &'a [u8],
+    /// A name for good, of random bytes.
+    pub uuid: [u8; 16],
+    /// Who serves its store and console.
+    pub backend: DomainId,
+    /// Bytes the kernel may unpack to.
+    pub kernel_limit: usize,
+}
+
+/// A page shared with the domain, and the domain's port to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ring {
+    /// The page.
+    pub page: MachineFrame,
+    /// The domain's port, to be bound by the backend.
+    pub port: u32,
+}
+
+/// A domain that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// Its number.
+    pub domain: DomainId,
+    /// Its name for good.
+    pub uuid: [u8; 16],
+    /// What it was made of.
+    pub config: GuestConfig,
+    /// Its way to the store.
+    pub store: Ring,
+    /// Its console.
+    pub console: Ring,
+}
+
+/// What was being done when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "see Display")]
+pub enum Step {
+    Unpack,
+    Plan,
+    CreateDomain,
+    LimitMemory,
+    FindSharedInfo,
+    Populate,
+    OpenPorts,
+    Fill,
+    SeedGrants,
+    PinRoot,
+    SetVcpu,
+    WriteTree,
+    Introduce,
+    Unpause,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unpack => "unpacking the kernel",
+            Self::Plan => "planning its memory",
+            Self::CreateDomain => "creating the domain",
+            Self::LimitMemory => "setting its memory limit",
+            Self::FindSharedInfo => "finding its shared-info page",
+            Self::Populate => "giving it memory",
+            Self::OpenPorts => "opening its ports",
+            Self::Fill => "filling its memory",
+            Self::SeedGrants => "granting its rings",
+            Self::PinRoot => "pinning its page tables",
+            Self::SetVcpu => "setting its first vcpu",
+            Self::WriteTree => "writing its store entries",
+            Self::Introduce => "introducing it to the store",
+            Self::Unpause => "letting it run",
+        })
+    }
+}
+
+/// A guest could not be made. Nothing is left of it, unless `left_over` says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateError {
+    /// The guest's name.
+    pub name: String,
+    /// What was being done.
+    pub step: Step,
+    /// Why it failed.
+    pub why: String,
+    /// What could not be undone either, and why.
+    pub left_over: Vec<String>,
+}
+
+impl fmt::Display for CreateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "guest {}: {}: {}", self.name, self.step, self.why)?;
+        self.left_over
+            .iter()
+            .try_for_each(|what| write!(f, "; left over: {what}"))
+    }
+}
+
+impl core::error::Error for CreateError {}
+
+/// A failed step, before the undoing.
+struct Failed(Step, String);
+
+/// Puts a step's name to an error of anybody's.
+fn at<E: fmt::Display>(step: Step) -> impl FnOnce(E) -> Failed {
+    move |error| Failed(step, error.to_string())
+}
+
+/// Makes a domain, paused.
+///
+/// # Errors
+/// The step that failed and why. Everything made so far is destroyed first.
+pub fn create<H: Hypervisor, S: Store>(
+    hypervisor: &mut H,
+    store: &mut S,
+    request: &Request<'_>,
+) -> Result<Guest, CreateError> {
+    let name = &request.config.name;
+    let nothing_yet = |Failed(step, why)| CreateError {
+        name: name.clone(),
+        step,
+        why,
+        left_over: Vec::new(),
+    };
+    // Everything that can be refused without a domain is judged before there is one.
+    let elf = unpack(request.kernel, request.kernel_limit)
+        .map_err(at(Step::Unpack))
+        .map_err(nothing_yet)?;
+    let plan = plan(request, &elf).map_err(nothing_yet)?;
+    let created = hypervisor.create(&request.uuid, request.config.vcpus);
+    let domain = created.map_err(at(Step::CreateDomain)).map_err(nothing_yet)?;
+
+    build(hypervisor, domain, &plan, request)
+        .and_then(|guest| {
+            let nodes = tree::nodes(&guest, request.backend);
+            store.write(domain, &nodes).map_err(at(Step::WriteTree))?;
+            Ok(guest)
+        })
+        .map_err(|Failed(step, why)| {
+            // A tree is written as a whole or not at all, so there is none.
+            let left_over = hypervisor
+                .destroy(domain)
+                .err()
+                .map(|error| format!("domain {domain}: {error}"));
+            CreateError {
+                name: name.clone(),
+                step,
+                why,
+                left_over: left_over.into_iter().collect(),
+            }
+        })
+}
+
+fn plan<'a>(request: &Request<'a>, elf: &'a [u8]) -> Result<Plan<'a>, Failed> {
+    let config = Config {
+        nr_pages: request.config.memory * PAGES_PER_MIB,
+        ramdisk: request.ramdisk,
+        command_line: request.config.extra.as_bytes(),
+        // Neither privileged nor the first domain.
+        flags: 0,
+        rings: true,
+    };
+    Kernel::parse(elf)
+        .and_then(|kernel| Plan::new(kernel, config))
+        .map_err(at(Step::Plan))
+}
+
+/// Fills an empty domain.
+fn build<H: Hypervisor>(
+    hypervisor: &mut H,
+    domain: DomainId,
+    plan: &Plan<'_>,
+    request: &Request<'_>,
+) -> Result<Guest, Failed> {
+    let config = request.config;
+    hypervisor
+        .set_max_memory(domain, config.memory << 10)
+        .map_err(at(Step::LimitMemory))?;
+    let info = hypervisor.info(domain).map_err(at(Step::FindSharedInfo))?;
+    let info = info.filter(|info| info.domain == domain.0);
+    let shared_info = info
+        .ok_or_else(|| Failed(Step::FindSharedInfo, "no such domain".into()))?
+        .shared_info_frame;
+    let frames = populate(hypervisor, domain, plan.config.nr_pages)?;
+
+    let mut open = || {
+        hypervisor
+            .open_port(domain, request.backend)
+            .map_err(at(Step::OpenPorts))
+    };
+    let (store_port, console_port) = (open()?, open()?);
+    let wiring = Wiring {
+        shared_info: MachineFrame(shared_info),
+        store_port,
+        console_port,
+    };
+    let mut memory = Memory {
+        hypervisor,
+        domain,
+        frames: &frames,
+    };
+    let start = plan.construct(&mut memory, &wiring).map_err(at(Step::Fill))?;
+
+    let rings = start
+        .store
+        .zip(start.console)
+        .ok_or_else(|| Failed(Step::SeedGrants, "no ring pages".into()))?;
+    seed_grants(hypervisor, domain, request.backend, rings)?;
+    hypervisor.pin_root(domain, start.root).map_err(at(Step::PinRoot))?;
+    hypervisor
+        .set_vcpu(domain, 0, &first_context(&start))
+        .map_err(at(Step::SetVcpu))?;
+    Ok(Guest {
+        domain,
+        uuid: request.uuid,
+        config: config.clone(),
+        store: Ring {
+            page: rings.0,
+            port: store_port,
+        },
+        console: Ring {
+            page: rings.1,
+            port: console_port,
+        },
+    })
+}
+
+/// Frames for all pages, in batches so that no single call is long.
+fn populate<H: Hypervisor>(hypervisor: &mut H, domain: DomainId, nr_pages: u64) -> Result<Vec<MachineFrame>, Failed> {
+    let mut frames = Vec::new();
+    let count = usize::try_from(nr_pages).unwrap_or(usize::MAX);
+    frames.try_reserve_exact(count).map_err(at(Step::Populate))?;
+    frames.resize(count, MachineFrame(0));
+    let mut first = 0;
+    for batch in frames.chunks_mut(BATCH) {
+        let got = hypervisor
+            .populate(domain, Pfn(first), batch)
+            .map_err(at(Step::Populate))?;
+        first += got as u64;
+        if got != batch.len() {
+            let why = format!("the machine has only {first} of {nr_pages} pages left");
+            return Err(Failed(Step::Populate, why));
+        }
+    }
+    Ok(frames)
+}
+
+/// The domain's memory, for the plan to be carried out in.
+struct Memory<'a, H> {
+    hypervisor: &'a mut H,
+    domain: DomainId,
+    frames: &'a [MachineFrame],
+}
+
+impl<H: Hypervisor> Builder for Memory<'_, H> {
+    type Error = String;
+
+    fn frame_of(&mut self, pfn: Pfn) -> Result<MachineFrame, String> {
+        let frame = usize::try_from(pfn.0).ok().and_then(|index| self.frames.get(index));
+        frame
+            .copied()
+            .ok_or_else(|| format!("the domain has no page {:#x}", pfn.0))
+    }
+
+    fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), String> {
+        let frame = self.frame_of(pfn)?;
+        let written = self.hypervisor.write(self.domain, frame, offset, bytes);
+        written.map_err(|error| format!("page {:#x}: {error}", pfn.0))
+    }
+
+    /// Frames of a new domain are zero: the hypervisor shows a domain nothing of another's (P10).
+    fn zero(&mut self, _: Pfn, _: usize, _: usize) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// The backend finds the rings by grants, so that it needs no authority over the domain.
+fn seed_grants<H: Hypervisor>(
+    hypervisor: &mut H,
+    domain: DomainId,
+    backend: DomainId,
+    (store, console): (MachineFrame, MachineFrame),
+) -> Result<(), Failed> {
+    let table = hypervisor.grant_table(domain).map_err(at(Step::SeedGrants))?;
+    for (reference, page) in [(REF_CONSOLE, console), (REF_XENSTORE, store)] {
+        let beyond = |_| {
+            Failed(
+                Step::SeedGrants,
+                format!("frame {:#x} is beyond what a grant can name", page.0),
+            )
+        };
+        let frame = u32::try_from(page.0).map_err(beyond)?;
+        let grant = Entry {
+            flags: entry::PERMIT_ACCESS,
+            domid: backend.0,
+            frame,
+        };
+        let offset = reference as usize * size_of::<Entry>();
+        hypervisor
+            .write(domain, table, offset, grant.as_bytes())
+            .map_err(at(Step::SeedGrants))?;
+    }
+    Ok(())
+}
+
+/// The state of vcpu 0 at the first instruction (core 1.5).
+fn first_context(start: &Start) -> VcpuContext {
+    let user_regs = UserRegs {
+        rip: start.entry,
+        rsp: start.stack,
+        rsi: start.start_info,
+        rflags: FIRST_RFLAGS,
+        cs: selector::GUEST_CS,
+        ss: u64::from(selector::GUEST_SS),
+        ..UserRegs::default()
+    };
+    let mut context = VcpuContext {
+        flags: flags::IN_KERNEL | flags::ONLINE,
+        user_regs,
+        kernel_ss: u64::from(selector::GUEST_SS),
+        kernel_sp: start.stack,
+        ..VcpuContext::default()
+    };
+    context.ctrlreg[0] = FIRST_CR0;
+    context.ctrlreg[3] = start.root.address();
+    context.debugreg[6] = 0xffff_0ff0;
+    context.debugreg[7] = 0x400;
+    context
+}
+
+impl Guest {
+    /// Introduces the domain to the store, and lets it run. Its devices must be in the tree by now.
+    ///
+    /// # Errors
+    /// The step that failed and why; the domain is destroyed first.
+    pub fn start<H: Hypervisor, S: Store>(self, hypervisor: &mut H, store: &mut S) -> Result<Self, CreateError> {
+        let Ring { page, port } = self.store;
+        let introduced = store.introduce(self.domain, page, port).map_err(at(Step::Introduce));
+        match introduced.and_then(|()| hypervisor.unpause(self.domain).map_err(at(Step::Unpause))) {
+            Ok(()) => Ok(self),
+            Err(Failed(step, why)) => {
+                let name = self.config.name.clone();
+                Err(CreateError {
+                    name,
+                    step,
+                    why,
+                    left_over: self.destroy(hypervisor, store),
+                })
+            }
+        }
+    }
+
+    /// Ends the domain and forgets it. Goes on whatever fails, and says what could not be undone.
+    #[must_use = "what is left over should be told"]
+    pub fn destroy<H: Hypervisor, S: Store>(self, hypervisor: &mut H, store: &mut S) -> Vec<String> {
+        let mut left_over = Vec::new();
+        let mut note = |what: String, error: Option<String>| {
+            left_over.extend(error.map(|error| format!("{what}: {error}")));
+        };
+        // The store lets go of its page first, so that the domain's frames are free when it is gone.
+        let released = store.release(self.domain);
+        note(
+            format!("store connection of domain {}", self.domain),
+            released.err().map(|e| e.to_string()),
+        );
+        for path in [tree::home(self.domain), tree::vm(&self.uuid)] {
+            let removed = store.remove(&path);
+            note(path, removed.err().map(|e| e.to_string()));
+        }
+        let destroyed = hypervisor.destroy(self.domain);
+        note(
+            format!("domain {}", self.domain),
+            destroyed.err().map(|e| e.to_string()),
+        );
+        left_over
+    }
+}

@@ -1,0 +1,186 @@
+//! A domain ended: why, and what follows from that.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt::{self, Write};
+
+use hypercall_abi::context::UserRegs;
+use hypercall_abi::domctl::info;
+use hypercall_abi::sched::ShutdownReason;
+
+use crate::config::{Action, GuestConfig};
+use crate::create::Guest;
+use crate::privileged::Hypervisor;
+use crate::tree::{Access, Node, Store, home};
+
+/// How a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// What it said; `None` for a number the ABI does not have, or if the domain is gone altogether.
+    pub reason: Option<ShutdownReason>,
+    /// What its configuration wants to happen.
+    pub action: Action,
+    /// For a person: who, why, and for a crash where, with registers.
+    pub report: String,
+}
+
+/// What a guest may be asked for. It need not obey.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// End.
+    Poweroff,
+    /// End, to be made anew.
+    Reboot,
+}
+
+/// What is left of a guest after its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing.
+    Gone,
+    /// Nothing, but its configuration wants it made anew.
+    Restart(GuestConfig),
+    /// All of it, not running.
+    Preserved(Guest),
+}
+
+/// Why a guest ended, or `None` while it has not.
+///
+/// # Errors
+/// When the hypervisor will not say.
+pub fn end_of<H: Hypervisor>(hypervisor: &mut H, guest: &Guest) -> Result<Option<End>, H::Error> {
+    let (name, domain) = (&guest.config.name, guest.domain);
+    let Some(found) = hypervisor.info(domain)?.filter(|found| found.domain == domain.0) else {
+        let report = format!("guest {name} (domain {domain}) is gone");
+        return Ok(Some(End {
+            reason: None,
+            action: Action::Destroy,
+            report,
+        }));
+    };
+    if found.flags & info::SHUTDOWN == 0 {
+        return Ok(None);
+    }
+    let number = found.flags >> info::SHUTDOWN_SHIFT & 0xff;
+    let reason = ShutdownReason::from_number(u64::from(number));
+    let config = &guest.config;
+    let (verb, action) = match reason {
+        Some(ShutdownReason::Poweroff) => ("powered off", config.on_poweroff),
+        Some(ShutdownReason::Reboot) => ("rebooted", config.on_reboot),
+        // Nobody here can wake it.
+        Some(ShutdownReason::Suspend) => ("suspended itself", config.on_poweroff),
+        Some(ShutdownReason::Crash) => ("crashed", config.on_crash),
+        Some(ShutdownReason::Watchdog) => ("missed its watchdog", config.on_crash),
+        Some(ShutdownReason::SoftReset) => ("asked for a soft reset", config.on_crash),
+        None => ("ended for an unknown reason", config.on_crash),
+    };
+    let mut report = format!("guest {name} (domain {domain}) {verb}");
+    if action_is_for_crash(reason) {
+        describe_crash(hypervisor, guest, &mut report)?;
+    }
+    Ok(Some(End { reason, action, report }))
+}
+
+fn action_is_for_crash(reason: Option<ShutdownReason>) -> bool {
+    use ShutdownReason::{Poweroff, Reboot, Suspend};
+    !matches!(reason, Some(Poweroff | Reboot | Suspend))
+}
+
+/// The hypervisor's words and the registers of the vcpu they are about, as far as they can be had.
+fn describe_crash<H: Hypervisor>(hypervisor: &mut H, guest: &Guest, report: &mut String) -> Result<(), H::Error> {
+    let said = hypervisor.crash_report(guest.domain)?;
+    let vcpu = said.as_ref().map_or(0, |(vcpu, _)| *vcpu);
+    if let Some((vcpu, text)) = said {
+        // It goes to a terminal, and a guest may have had a hand in it.
+        let text = text.replace(|c: char| !c.is_ascii_graphic() && c != ' ', "?");
+        report.push_str(&format!(": vcpu {vcpu}: {text}"));
+    }
+    match hypervisor.vcpu(guest.domain, vcpu) {
+        // Writing to a string does not fail.
+        Ok(context) => drop(write!(report, "{}", Registers(&context.user_regs, context.ctrlreg[3]))),
+        Err(error) => report.push_str(&format!("\n  no registers: {error}")),
+    }
+    Ok(())
+}
+
+/// General registers and the root table, four to a line.
+struct Registers<'a>(&'a UserRegs, u64);
+
+impl fmt::Display for Registers<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(r, cr3) = self;
+        write!(
+            f,
+            "\n  rip {:04x}:{:016x} rsp {:04x}:{:016x} ",
+            r.cs,
+            r.rip,
+            r.ss & 0xffff,
+            r.rsp
+        )?;
+        write!(f, "rflags {:x} cr3 {cr3:x}", r.rflags)?;
+        let general = [
+            ("rax", r.rax),
+            ("rbx", r.rbx),
+            ("rcx", r.rcx),
+            ("rdx", r.rdx),
+            ("rsi", r.rsi),
+            ("rdi", r.rdi),
+            ("rbp", r.rbp),
+            ("r8 ", r.r8),
+            ("r9 ", r.r9),
+            ("r10", r.r10),
+            ("r11", r.r11),
+            ("r12", r.r12),
+            ("r13", r.r13),
+            ("r14", r.r14),
+            ("r15", r.r15),
+        ];
+        for line in general.chunks(4) {
+            f.write_str("\n ")?;
+            line.iter()
+                .try_for_each(|(name, value)| write!(f, " {name} {value:016x}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Guest {
+    /// Does what the configuration wants. The second part names what could not be undone.
+    pub fn finish<H: Hypervisor, S: Store>(
+        self,
+        end: &End,
+        hypervisor: &mut H,
+        store: &mut S,
+    ) -> (Outcome, Vec<String>) {
+        match end.action {
+            Action::Preserve => (Outcome::Preserved(self), vec![]),
+            Action::Destroy => (Outcome::Gone, self.destroy(hypervisor, store)),
+            Action::Restart => {
+                let config = self.config.clone();
+                (Outcome::Restart(config), self.destroy(hypervisor, store))
+            }
+        }
+    }
+
+    /// Asks the guest to end, by the node it watches.
+    ///
+    /// # Errors
+    /// Those of [`Store::write`].
+    pub fn ask<S: Store>(&self, wish: Wish, store: &mut S) -> Result<(), S::Error> {
+        let value = match wish {
+            Wish::Poweroff => "poweroff",
+            Wish::Reboot => "reboot",
+        };
+        let path = format!("{}/control/shutdown", home(self.domain));
+        store.write(
+            self.domain,
+            &[Node {
+                path,
+                value: value.to_string(),
+                access: Access::Own,
+            }],
+        )
+    }
+}

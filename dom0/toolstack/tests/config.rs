@@ -1,0 +1,98 @@
+//! What a configuration may say, and how it is told that it may not.
+
+use toolstack::config::{Action, GuestConfig};
+
+const GOOD: &str = "# a guest\nname = \"web\"\nmemory = 256\nkernel = \"vmlinuz\"\n";
+
+fn refusal(text: &str) -> String {
+    GuestConfig::parse(text).unwrap_err().to_string()
+}
+
+fn and(more: &str) -> String {
+    refusal(&format!("{GOOD}{more}\n"))
+}
+
+#[test]
+fn what_is_not_said_has_a_default() {
+    let config = GuestConfig::parse(GOOD).unwrap();
+    assert_eq!(
+        (config.name.as_str(), config.memory, config.kernel.as_str()),
+        ("web", 256, "vmlinuz")
+    );
+    assert_eq!((config.vcpus, config.ramdisk, config.extra.as_str()), (1, None, ""));
+    let actions = (config.on_poweroff, config.on_reboot, config.on_crash);
+    assert_eq!(actions, (Action::Destroy, Action::Restart, Action::Destroy));
+}
+
+#[test]
+fn everything_can_be_said() {
+    let text = format!(
+        "{GOOD}vcpus = 4\nramdisk = 'initrd.img'\nextra = 'console=hvc0 root=/dev/xvda'\non_poweroff = 'preserve'\n\
+         on_reboot = \"destroy\"\non_crash = 'restart'\n"
+    );
+    let config = GuestConfig::parse(&text).unwrap();
+    assert_eq!((config.vcpus, config.ramdisk.as_deref()), (4, Some("initrd.img")));
+    assert_eq!(config.extra, "console=hvc0 root=/dev/xvda");
+    let actions = (config.on_poweroff, config.on_reboot, config.on_crash);
+    assert_eq!(actions, (Action::Preserve, Action::Destroy, Action::Restart));
+}
+
+#[test]
+fn errors_name_the_line_and_the_key() {
+    assert!(and("colour = 'red'").starts_with("line 5: colour: unknown field `colour`, expected one of"));
+    assert!(
+        and("vcpus = 'two'").starts_with("line 5: vcpus: invalid type"),
+        "{}",
+        and("vcpus = 'two'")
+    );
+    assert_eq!(and("vcpus = 0"), "line 5: vcpus: 1 to 32 vcpus");
+    assert_eq!(and("vcpus = 33"), "line 5: vcpus: 1 to 32 vcpus");
+    assert!(and("on_crash = 'dance'").starts_with("line 5: on_crash: unknown variant `dance`"));
+    assert!(
+        and("memory = 512").starts_with("line 5: memory: duplicate key"),
+        "{}",
+        and("memory = 512")
+    );
+    assert_eq!(and("\nramdisk = ''"), "line 6: ramdisk: the name of a file");
+    assert_eq!(
+        and(&format!("extra = '{}'", "x".repeat(1024))),
+        "line 5: extra: at most 1023 bytes without a NUL"
+    );
+    assert_eq!(
+        and("extra = \"a\\u0000b\""),
+        "line 5: extra: at most 1023 bytes without a NUL"
+    );
+    assert!(and("vcpus =").starts_with("line 5: vcpus: "), "{}", and("vcpus ="));
+    assert!(and("nonsense").starts_with("line 5: "), "{}", and("nonsense"));
+    assert_eq!(
+        refusal("name = 'a b'\nmemory = 1\nkernel = 'k'"),
+        "line 1: name: 1 to 64 letters, digits, `-`, `_` or `.`"
+    );
+    assert_eq!(
+        refusal("name = 'a'\nmemory = 0\nkernel = 'k'"),
+        "line 2: memory: a number of MiB from 1 on"
+    );
+    assert!(refusal("name = 'a'\nmemory = -1\nkernel = 'k'").starts_with("line 2: memory: "));
+}
+
+#[test]
+fn a_missing_key_is_named() {
+    assert_eq!(refusal(""), "missing field `name`");
+    assert_eq!(refusal("name = 'a'\nmemory = 4\n"), "missing field `kernel`");
+}
+
+#[test]
+fn damaged_text_never_panics() {
+    let text = format!("{GOOD}vcpus = 4\nextra = \"ä\\u00e4 [a.b]\"\non_crash = 'restart'\n");
+    for cut in 0..text.len() {
+        for byte in [b'"', b'=', b'[', b'\n', 0xff, 0] {
+            let mut damaged = text.clone().into_bytes();
+            damaged[cut] = byte;
+            let damaged = String::from_utf8_lossy(&damaged);
+            if let Err(error) = GuestConfig::parse(&damaged) {
+                assert!(!error.to_string().is_empty());
+            }
+        }
+        let _ = text.get(..cut).map(GuestConfig::parse);
+    }
+}
