@@ -49,6 +49,12 @@ impl Frame {
         u64::from(self.0)
     }
 
+    /// Its number, as narrow as it is.
+    #[must_use]
+    pub const fn as_u32(self) -> u32 {
+        self.0
+    }
+
     /// Its number, to index tables with one element per frame.
     #[must_use]
     pub fn index(self) -> usize {

@@ -6,20 +6,10 @@
 //!
 //! Nothing in here waits or answers a flush between the walk and the use of a frame, so the frame cannot change hands in
 //! between: whoever takes it away must first have this CPU flush (P4). The accessed and dirty bits are not set.
-#![deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![cfg_attr(
     test,
-    allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing
-    )
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
 use crate::addr::{Frame, GuestVirt, PAGE_SIZE};
@@ -218,12 +208,7 @@ impl<'m, M: Frames> View<'m, M> {
     ///
     /// # Errors
     /// [`Fault`], also for a word that is not aligned.
-    pub fn exchange_u64(
-        &self,
-        at: GuestVirt,
-        old: u64,
-        new: u64,
-    ) -> Result<Result<(), u64>, Fault> {
+    pub fn exchange_u64(&self, at: GuestVirt, old: u64, new: u64) -> Result<Result<(), u64>, Fault> {
         let fault = Fault {
             address: at,
             present: true,

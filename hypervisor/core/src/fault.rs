@@ -1,5 +1,5 @@
 //! Faults that `tests/sim` plants into these rules to show that its audit would catch them. Without the feature
-//! `planted-fault`, which no image has, none of this exists: [`planted`] is the constant `false`.
+//! `planted-fault`, which no image has, none of this exists: `planted` is the constant `false`.
 
 /// A rule to leave out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,10 +37,7 @@ static PLANTED: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::n
 /// Plants a fault in this process, or removes it.
 #[cfg(feature = "planted-fault")]
 pub fn plant(fault: Option<Fault>) {
-    PLANTED.store(
-        fault.map_or(0, |f| f as u32),
-        core::sync::atomic::Ordering::Relaxed,
-    );
+    PLANTED.store(fault.map_or(0, |f| f as u32), core::sync::atomic::Ordering::Relaxed);
 }
 
 /// Whether this rule is to be left out.

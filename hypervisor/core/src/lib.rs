@@ -14,5 +14,6 @@ pub mod fault;
 pub mod frame;
 pub mod lock;
 pub mod machine;
+pub mod paging;
 pub mod policy;
 pub mod time;

@@ -151,11 +151,7 @@ impl<L: Level, T> Lock<L, T> {
     }
 
     /// Two locks of one level, in the one order all CPUs use (their addresses). `None` if they are the same lock.
-    pub fn lock_both<'t, H: Level>(
-        a: &'t Self,
-        b: &'t Self,
-        _held: &'t mut Held<H>,
-    ) -> Option<BothGuard<'t, L, T>>
+    pub fn lock_both<'t, H: Level>(a: &'t Self, b: &'t Self, _held: &'t mut Held<H>) -> Option<BothGuard<'t, L, T>>
     where
         L: Above<H>,
     {

@@ -112,11 +112,7 @@ mod tests {
         let early = e.begin();
         let stamp = e.now();
         e.done(e.all(), early);
-        assert_eq!(
-            e.stale(e.all(), stamp),
-            e.all(),
-            "the flush began before the use ended"
-        );
+        assert_eq!(e.stale(e.all(), stamp), e.all(), "the flush began before the use ended");
         e.flush(&m, CpuSet(1));
         assert_eq!((m.0.get(), e.stale(e.all(), stamp)), (1, CpuSet(1 << 63)));
         assert!(e.stale(CpuSet(1), stamp).is_empty());

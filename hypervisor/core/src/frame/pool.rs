@@ -21,10 +21,7 @@ pub(super) struct FreeList {
 }
 
 impl FreeList {
-    pub(super) const EMPTY: Self = Self {
-        head: NIL,
-        count: 0,
-    };
+    pub(super) const EMPTY: Self = Self { head: NIL, count: 0 };
 }
 
 impl FrameTable {
@@ -35,8 +32,7 @@ impl FrameTable {
             let Some(w) = self.words(frame) else { return };
             let fresh = step(w.owner, |bits| match OwnerState::from_bits(bits) {
                 OwnerState {
-                    owner: Owner::NotRam,
-                    ..
+                    owner: Owner::NotRam, ..
                 }
                 | OwnerState {
                     owner: Owner::Hypervisor,
@@ -81,12 +77,7 @@ impl FrameTable {
     ///
     /// # Errors
     /// [`Refused::NoMemory`].
-    pub fn populate(
-        &self,
-        m: &(impl Frames + Cpus),
-        id: DomainId,
-        pfn: u64,
-    ) -> Result<Frame, Refused> {
+    pub fn populate(&self, m: &(impl Frames + Cpus), id: DomainId, pfn: u64) -> Result<Frame, Refused> {
         self.hand_out(m, Owner::Guest(id), pfn)
     }
 
@@ -103,37 +94,19 @@ impl FrameTable {
     ///
     /// # Errors
     /// [`Refused::NoMemory`].
-    pub fn allocate_run(
-        &self,
-        m: &(impl Frames + Cpus),
-        owner: Owner,
-        order: u32,
-        pfn: u64,
-    ) -> Result<Frame, Refused> {
+    pub fn allocate_run(&self, m: &(impl Frames + Cpus), owner: Owner, order: u32, pfn: u64) -> Result<Frame, Refused> {
         let size = 1u32.checked_shl(order).ok_or(Refused::NoMemory)?;
         let first = self.pool.with(|list| {
             let run = (0..self.limit()).step_by(size as usize).find(|&start| {
-                frames(Frame::from_u32(start), size)
-                    .all(|f| self.info(f).is_some_and(|i| i.owner.owner == Owner::Free))
-                    && start
-                        .checked_add(size)
-                        .is_some_and(|end| end <= self.limit())
+                frames(Frame::from_u32(start), size).all(|f| self.info(f).is_some_and(|i| i.owner.owner == Owner::Free))
+                    && start.checked_add(size).is_some_and(|end| end <= self.limit())
             })?;
             frames(Frame::from_u32(run), size).for_each(|f| self.unlink(list, f));
             Some(Frame::from_u32(run))
         });
         let first = first.ok_or(Refused::NoMemory)?;
         for (n, frame) in (0..).zip(frames(first, size)) {
-            self.prepare(
-                m,
-                frame,
-                owner,
-                if pfn == NO_PFN {
-                    pfn
-                } else {
-                    pfn.wrapping_add(n)
-                },
-            );
+            self.prepare(m, frame, owner, if pfn == NO_PFN { pfn } else { pfn.wrapping_add(n) });
         }
         Ok(first)
     }
@@ -147,9 +120,7 @@ impl FrameTable {
         let was = step(w.owner, |bits| {
             let was = OwnerState::from_bits(bits);
             match was.owner {
-                Owner::Hypervisor | Owner::Lent(_) if was.allocated => {
-                    Ok((was.orphaned().bits(), was.owner))
-                }
+                Owner::Hypervisor | Owner::Lent(_) if was.allocated => Ok((was.orphaned().bits(), was.owner)),
                 _ => Err(()),
             }
         });
@@ -165,9 +136,7 @@ impl FrameTable {
 
     fn hand_out(&self, m: &(impl Frames + Cpus), owner: Owner, pfn: u64) -> Result<Frame, Refused> {
         let frame = self.pool.with(|list| {
-            let frame = Some(list.head)
-                .filter(|&head| head != NIL)
-                .map(Frame::from_u32)?;
+            let frame = Some(list.head).filter(|&head| head != NIL).map(Frame::from_u32)?;
             self.unlink(list, frame);
             Some(frame)
         });
@@ -204,8 +173,7 @@ impl FrameTable {
         w.kind.store(kind.bits(), SeqCst);
         m.set_m2p(frame, pfn);
         self.count_owned(owner, true);
-        w.owner
-            .store(state(owner, if lent { 2 } else { 1 }).bits(), SeqCst);
+        w.owner.store(state(owner, if lent { 2 } else { 1 }).bits(), SeqCst);
     }
 
     pub(super) fn push_free(&self, frame: Frame) {

@@ -186,11 +186,7 @@ impl TypeState {
             if self.used_as == want && self.validated {
                 return Ok((Self { count: 1, ..self }, Taken::Ready));
             }
-            if self.used_as != want
-                && self.used_as != Use::None
-                && !flushed
-                && !planted(Fault::SkipFlush)
-            {
+            if self.used_as != want && self.used_as != Use::None && !flushed && !planted(Fault::SkipFlush) {
                 return Err(TakeError::FlushFirst);
             }
             let ready = want == Use::Writable;
@@ -263,16 +259,9 @@ impl TypeState {
     /// # Errors
     /// [`Refused::AlreadyPinned`], or [`Refused::NotTable`] for what is no validated table.
     pub fn pin(self) -> Result<Self, Refused> {
-        match (
-            self.pinned,
-            self.validated && self.count > 0,
-            self.used_as.level(),
-        ) {
+        match (self.pinned, self.validated && self.count > 0, self.used_as.level()) {
             (true, ..) if !planted(Fault::PinTwice) => Err(Refused::AlreadyPinned),
-            (_, true, Some(_)) => Ok(Self {
-                pinned: true,
-                ..self
-            }),
+            (_, true, Some(_)) => Ok(Self { pinned: true, ..self }),
             _ => Err(Refused::NotTable),
         }
     }
@@ -283,10 +272,7 @@ impl TypeState {
     /// [`Refused::NotPinned`].
     pub fn unpin(self) -> Result<Self, Refused> {
         if self.pinned {
-            Ok(Self {
-                pinned: false,
-                ..self
-            })
+            Ok(Self { pinned: false, ..self })
         } else {
             Err(Refused::NotPinned)
         }
@@ -404,10 +390,7 @@ impl OwnerState {
             Owner::Lent(id) => (4, id.0),
             Owner::Orphan => (5, 0),
         };
-        u64::from(domain)
-            | kind << 16
-            | u64::from(self.allocated) << 19
-            | u64::from(self.refs) << 32
+        u64::from(domain) | kind << 16 | u64::from(self.allocated) << 19 | u64::from(self.refs) << 32
     }
 
     /// Takes one more reference to a frame that must be `from`'s: its own memory or lent to it.
@@ -534,9 +517,7 @@ mod tests {
                                 ..s
                             }
                         );
-                        assert!(
-                            s.used_as == want && s.validated && !s.partial && taken == Taken::Ready
-                        );
+                        assert!(s.used_as == want && s.validated && !s.partial && taken == Taken::Ready);
                     }
                 }
             }
@@ -580,10 +561,7 @@ mod tests {
                         Left::TakeDown(level) => {
                             assert_eq!(want.level(), Some(level));
                             assert!(back.partial && !back.validated && back.count == 1);
-                            assert!(
-                                back.take(want, true).is_err(),
-                                "a table going down gains no uses"
-                            );
+                            assert!(back.take(want, true).is_err(), "a table going down gains no uses");
                             assert_eq!(back.demoted().unwrap().count, 0);
                         }
                     }
@@ -603,12 +581,7 @@ mod tests {
     fn an_idle_frame_used_meanwhile_is_told_apart() {
         let (used, _) = TypeState::FRESH.take(Use::Writable, true).unwrap();
         let (idle, _) = used.drop_use().unwrap();
-        let (idle_again, _) = idle
-            .take(Use::Writable, true)
-            .unwrap()
-            .0
-            .drop_use()
-            .unwrap();
+        let (idle_again, _) = idle.take(Use::Writable, true).unwrap().0.drop_use().unwrap();
         assert_ne!(idle.bits(), idle_again.bits());
     }
 
@@ -634,14 +607,7 @@ mod tests {
         };
         assert_eq!(s.take(them), Err(Refused::NotOwner));
         assert_eq!(s.take(us).unwrap().drop_ref(), Some(s));
-        assert_eq!(
-            OwnerState {
-                refs: u32::MAX,
-                ..s
-            }
-            .take(us),
-            Err(Refused::TooManyUses)
-        );
+        assert_eq!(OwnerState { refs: u32::MAX, ..s }.take(us), Err(Refused::TooManyUses));
         assert_eq!(OwnerState { refs: 0, ..s }.take(us), Err(Refused::NotOwner));
         assert_eq!(OwnerState { refs: 0, ..s }.drop_ref(), None);
         let given = s.give_back(us).unwrap();

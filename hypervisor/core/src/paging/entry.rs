@@ -1,0 +1,195 @@
+//! What a page-table entry says, and which entries a guest may have.
+
+use super::Refused;
+use crate::addr::Frame;
+
+/// P: the entry counts.
+pub const PRESENT: u64 = 1;
+/// RW: what lies behind may be written.
+pub const WRITABLE: u64 = 1 << 1;
+/// US: ring 3 may pass.
+pub const USER: u64 = 1 << 2;
+/// A: the CPU has used the entry.
+pub const ACCESSED: u64 = 1 << 5;
+/// D: the CPU has written through the entry.
+pub const DIRTY: u64 = 1 << 6;
+/// G: a load of CR3 keeps the translation.
+pub const GLOBAL: u64 = 1 << 8;
+/// NX: no execution.
+pub const NO_EXECUTE: u64 = 1 << 63;
+/// PWT, PCD and, at level 1, PAT.
+pub const CACHE: u64 = 1 << 3 | 1 << 4 | 1 << 7;
+/// The frame number's place.
+pub const FRAME: u64 = 0x000f_ffff_ffff_f000;
+/// Bits 9..=11 and 52..=62: the guest's to use.
+const SOFTWARE: u64 = 7 << 9 | 0x7ff << 52;
+/// What a guest may set above level 1, besides the frame.
+const UPPER: u64 = PRESENT | WRITABLE | USER | ACCESSED | DIRTY | SOFTWARE | NO_EXECUTE;
+/// Bits that change nothing about what a present entry holds. RW is not among them (isolation, XSA-182).
+const HARMLESS: u64 = ACCESSED | DIRTY | SOFTWARE | NO_EXECUTE;
+
+/// How leaves become ones that the guest's kernel and user rings can use; a value of the domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeafRule {
+    /// Set in every leaf.
+    pub set: u64,
+    /// Set in addition in a leaf that the guest gave without US, to tell kernel leaves from user ones.
+    pub kernel_mark: u64,
+}
+
+impl LeafRule {
+    /// Kernel and user both in ring 3 (ABI core 4.2): US everywhere, bit 52 marks the kernel's.
+    pub const RING_3: Self = Self {
+        set: USER,
+        kernel_mark: 1 << 52,
+    };
+}
+
+/// What an entry leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// Nothing: not present.
+    Nothing,
+    /// A page.
+    Leaf {
+        /// Which.
+        frame: Frame,
+        /// May it be written.
+        writable: bool,
+    },
+    /// A table of the level below.
+    Table(Frame),
+}
+
+/// An entry that may stand in a table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// What it leads to.
+    pub target: Target,
+    /// The entry with the bits we force.
+    pub raw: u64,
+    /// It asks for another cacheability than write-back.
+    pub uncached: bool,
+}
+
+/// Judges what a guest wants to have in a table of this level.
+///
+/// # Errors
+/// [`Refused::BadBits`]. Entries that are not present are never refused.
+pub fn parse(raw: u64, level: u8, rule: LeafRule) -> Result<Entry, Refused> {
+    if raw & PRESENT == 0 {
+        return Ok(Entry {
+            target: Target::Nothing,
+            raw,
+            uncached: false,
+        });
+    }
+    let frame = Frame::containing(raw & FRAME).ok_or(Refused::BadBits)?;
+    if level == 1 {
+        let mark = if raw & USER == 0 { rule.kernel_mark } else { 0 };
+        let target = Target::Leaf {
+            frame,
+            writable: raw & WRITABLE != 0,
+        };
+        return Ok(Entry {
+            target,
+            raw: raw & !GLOBAL | rule.set | mark,
+            uncached: raw & CACHE != 0,
+        });
+    }
+    if raw & !(UPPER | FRAME) != 0 {
+        return Err(Refused::BadBits);
+    }
+    let accessed = if level == 4 { ACCESSED } else { 0 };
+    Ok(Entry {
+        target: Target::Table(frame),
+        raw: raw | USER | accessed,
+        uncached: false,
+    })
+}
+
+/// What an entry that stands in a table leads to: it was parsed when it was written.
+#[must_use]
+pub fn target(raw: u64, level: u8) -> Target {
+    match Frame::containing(raw & FRAME) {
+        Some(frame) if raw & PRESENT != 0 && level == 1 => Target::Leaf {
+            frame,
+            writable: raw & WRITABLE != 0,
+        },
+        Some(frame) if raw & PRESENT != 0 => Target::Table(frame),
+        _ => Target::Nothing,
+    }
+}
+
+/// Whether one present entry can replace another without touching any count.
+#[must_use]
+pub fn holds_the_same(old: u64, new: u64) -> bool {
+    old & new & PRESENT != 0 && (old ^ new) & !HARMLESS == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const F: u64 = 0x1234_5000;
+
+    #[test]
+    fn every_flag_of_every_level_is_judged() {
+        for level in 1..=4 {
+            for bit in (0..12).chain(52..64) {
+                let raw = F | PRESENT | 1 << bit;
+                let allowed = level == 1 || UPPER & 1 << bit != 0;
+                let got = parse(raw, level, LeafRule::RING_3);
+                assert_eq!(got.is_ok(), allowed, "level {level} bit {bit}");
+                let Ok(entry) = got else { continue };
+                assert_eq!(entry.raw & GLOBAL, 0);
+                assert_ne!(entry.raw & USER, 0);
+                assert_eq!(entry.uncached, CACHE & 1 << bit != 0);
+                if level == 1 {
+                    assert_eq!(
+                        entry.raw & 1 << 52 != 0,
+                        bit != 2,
+                        "only kernel leaves are marked by us"
+                    );
+                }
+            }
+            for bit in 44..52 {
+                assert_eq!(
+                    parse(F | PRESENT | 1 << bit, level, LeafRule::RING_3),
+                    Err(Refused::BadBits)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn absent_entries_may_hold_anything() {
+        for level in 1..=4 {
+            let raw = !PRESENT;
+            assert_eq!(parse(raw, level, LeafRule::RING_3).unwrap().raw, raw);
+            assert_eq!(target(raw, level), Target::Nothing);
+        }
+    }
+
+    #[test]
+    fn only_bits_without_meaning_for_counts_are_harmless() {
+        let old = F | PRESENT | USER;
+        for bit in 0..64 {
+            let harmless = [5, 6, 9, 10, 11, 63].contains(&bit) || (52..=62).contains(&bit);
+            assert_eq!(holds_the_same(old, old ^ 1 << bit), harmless, "bit {bit}");
+        }
+        assert!(!holds_the_same(0, 0));
+    }
+
+    #[test]
+    fn what_was_parsed_is_what_is_dropped() {
+        for level in 1..=4 {
+            for low in 0..0x1000 {
+                if let Ok(entry) = parse(F | low, level, LeafRule::RING_3) {
+                    assert_eq!(target(entry.raw, level), entry.target);
+                    assert_eq!(parse(entry.raw, level, LeafRule::RING_3).map(|e| e.raw), Ok(entry.raw));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Which CPUs may know a domain's translations, and the flush that a session owes them.
+
+use super::{Session, Space};
+use crate::addr::{CpuId, CpuSet};
+use crate::frame::FrameTable;
+use crate::machine::{Cpus, Frames};
+use core::sync::atomic::Ordering::SeqCst;
+
+impl Space {
+    /// A CPU is about to load a root of this domain. Called before the load.
+    pub fn enter(&self, table: &FrameTable, cpu: CpuId) {
+        table.epochs().runs_guest(cpu);
+        self.cpus.fetch_or(CpuSet::only(cpu).0, SeqCst);
+    }
+
+    /// A CPU has loaded a root of somebody else, and thereby flushed. Called after the load.
+    pub fn leave(&self, cpu: CpuId) {
+        self.cpus.fetch_and(!CpuSet::only(cpu).0, SeqCst);
+    }
+
+    /// The CPUs that may hold translations of this domain.
+    #[must_use]
+    pub fn cpus(&self) -> CpuSet {
+        CpuSet(self.cpus.load(SeqCst))
+    }
+}
+
+impl<M: Frames + Cpus> Session<'_, M> {
+    /// Every write to an L4 passes here after it was made. What a later mode must do for each copy of a root, it does
+    /// here; now an L4 is like any upper table.
+    pub(super) fn upper_written(&mut self, was_present: bool) {
+        // CPUs cache upper entries; the guest is promised that the call flushed them (ABI core 4.4).
+        self.flush |= was_present;
+    }
+
+    /// Flushes now what the session owes; otherwise its end does.
+    pub fn settle(&mut self) {
+        if core::mem::take(&mut self.flush) {
+            self.table.epochs().flush(self.m, self.space.cpus());
+        }
+    }
+}
+
+impl<M: Frames + Cpus> Drop for Session<'_, M> {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}

@@ -1,0 +1,206 @@
+//! Page tables of guests: who may point where, and what follows when it changes.
+//!
+//! Touches: page-table entries and the counts of the frames they lead to. [`entry`] judges one entry, `promote` turns a
+//! frame into a table and back, `update` changes tables, `descriptors` does the same for descriptor pages, `flush` knows
+//! who must forget what.
+//! Never touches: a vcpu's state, grants, hypercall numbers, guest virtual addresses except to find a slot.
+//! Keeps: P1, P2, P3, P4, P8.
+//!
+//! # How a call that takes long is carried out (P8)
+//!
+//! All work on one domain's tables is done in a [`Session`], which holds the domain's paging lock and has a budget of
+//! entries to look at. Work without an answer (taking tables down) is left as a debt when the budget ends: the call is
+//! done, and the next session pays first. Work with an answer (making a table) ends with [`Stop::More`]: **nothing of the
+//! request has happened yet**, and the caller must have the vcpu execute the same request again, without the requests of
+//! its batch that are done. Every operation pays the domain's debts and continues its unfinished work first, whoever
+//! began it. The outcome waits with the domain, the new table held by one use, for an operation that needs that frame as
+//! that table: it finds the table ready, or is told why it is none. So the answer is delivered once, and the request is
+//! never remembered: it is decoded and checked anew. Up to [`WAITING`] outcomes wait; the oldest one beyond is let go.
+//!
+//! For `dispatch`: on `More`, store how many requests are done in the registers or the argument block so that executing
+//! the instruction again starts at the interrupted one; leave RIP at the instruction; let events be delivered. A domain
+//! being destroyed calls [`Session::tear_down`] until it stops saying `More`.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod descriptors;
+pub mod entry;
+mod flush;
+mod promote;
+mod update;
+
+pub use crate::frame::state::Refused;
+pub use promote::{Holding, WAITING};
+pub use update::{Slot, TableWrite};
+
+use crate::addr::{CpuSet, DomainId};
+use crate::frame::FrameTable;
+use crate::frame::table::Taker;
+use crate::lock::{Above, Domain, Guard, Held, Level, Lock};
+use crate::machine::{Cpus, Frames};
+use core::ops::Range;
+use core::sync::atomic::AtomicU64;
+use promote::Work;
+
+/// Entries one call may look at: some tens of microseconds.
+pub const BUDGET: u32 = 4096;
+
+/// Why an operation did not happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// It is not allowed.
+    Refused(Refused),
+    /// Not yet: have the vcpu execute its call again.
+    More,
+}
+
+impl From<Refused> for Stop {
+    fn from(why: Refused) -> Self {
+        Self::Refused(why)
+    }
+}
+
+/// Done, or why not.
+pub type Outcome<T> = Result<T, Stop>;
+
+/// A domain's memory as far as page tables go: part of the domain.
+#[derive(Debug)]
+pub struct Space {
+    id: DomainId,
+    cpus: AtomicU64,
+    state: Lock<Domain, State>,
+}
+
+/// What the paging lock guards.
+#[derive(Debug)]
+struct State {
+    work: Work,
+    rule: entry::LeafRule,
+    devices: heapless::Vec<Range<u32>, 8>,
+    /// The domain is being destroyed: the next frame to look at, first for pins, then to give it away.
+    dying: Option<Sweep>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Sweep {
+    Pins(u32),
+    Frames(u32),
+    Done,
+}
+
+impl Space {
+    /// The space of a domain that owns nothing yet.
+    #[must_use]
+    pub const fn new(id: DomainId) -> Self {
+        let state = State {
+            work: Work::new(),
+            rule: entry::LeafRule::RING_3,
+            devices: heapless::Vec::new(),
+            dying: None,
+        };
+        Self {
+            id,
+            cpus: AtomicU64::new(0),
+            state: Lock::new(state),
+        }
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn id(&self) -> DomainId {
+        self.id
+    }
+
+    /// Takes the paging lock for a series of operations that together look at no more than `budget` entries
+    /// ([`BUDGET`]; at least 1). No guest memory is copied meanwhile.
+    pub fn open<'a, M: Frames + Cpus, H: Level>(
+        &'a self,
+        m: &'a M,
+        table: &'a FrameTable,
+        budget: u32,
+        held: &'a mut Held<H>,
+    ) -> Session<'a, M>
+    where
+        Domain: Above<H>,
+    {
+        Session {
+            m,
+            table,
+            space: self,
+            state: self.state.lock(held),
+            budget: budget.max(1),
+            flush: false,
+        }
+    }
+}
+
+/// Operations on one domain's page tables, under its lock. When it ends it flushes what the operations owe.
+#[must_use]
+pub struct Session<'a, M: Frames + Cpus> {
+    m: &'a M,
+    table: &'a FrameTable,
+    space: &'a Space,
+    state: Guard<'a, Domain, State>,
+    budget: u32,
+    flush: bool,
+}
+
+impl<M: Frames + Cpus> Session<'_, M> {
+    /// The proof for taking locks above the paging lock.
+    pub fn held(&mut self) -> &mut Held<Domain> {
+        self.state.parts().1
+    }
+
+    /// Lets the domain map frames outside RAM, with any cacheability. RAM is mapped write-back only, whatever the domain
+    /// (XSA-402).
+    ///
+    /// # Errors
+    /// [`Refused::TooManyUses`]: eight ranges are known already.
+    pub fn allow_device(&mut self, frames: Range<u32>) -> Result<(), Refused> {
+        self.state.devices.push(frames).map_err(|_| Refused::TooManyUses)
+    }
+
+    fn id(&self) -> DomainId {
+        self.space.id
+    }
+
+    fn taker(&self, from: DomainId) -> Taker {
+        let cpus = if from == self.id() {
+            self.space.cpus()
+        } else {
+            CpuSet(u64::MAX)
+        };
+        Taker {
+            from,
+            by: self.id(),
+            cpus,
+        }
+    }
+
+    /// Begins an operation: debts are paid and unfinished work is finished first.
+    fn ready(&mut self) -> Outcome<()> {
+        if self.state.dying.is_some() {
+            return Err(Refused::Dying.into());
+        }
+        if !crate::fault::planted(crate::fault::Fault::IgnoreUnfinished) {
+            self.run()?;
+        }
+        self.budget = self.budget.checked_sub(1).ok_or(Stop::More)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,321 @@
+//! From a frame to a page table and back: one loop in two directions over at most four cursors.
+//!
+//! A table on the stack holds one use of itself; its entries below `next` hold what they lead to. Climbing, an entry is
+//! counted once what it leads to is ready; descending, it is no longer counted before what it leads to goes. A refusal
+//! only turns the direction. Where the loop stops for lack of budget, the stack says everything.
+
+use super::entry::{self, Target};
+use super::{Outcome, Refused, Session, Stop};
+use crate::addr::{ENTRIES, Frame, HOLE_SLOTS};
+use crate::fault::{Fault, planted};
+use crate::frame::table::bug;
+use crate::frame::{Left, Taken, Use};
+use crate::machine::{Cpus, Frames};
+use core::sync::atomic::Ordering::SeqCst;
+
+/// Outcomes of interrupted promotions that wait for their request.
+pub const WAITING: usize = 8;
+/// How often an entry is tried again because the CPU set its accessed or dirty bit.
+pub(super) const TRIES: usize = 8;
+
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    table: Frame,
+    level: u8,
+    next: usize,
+    up: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Finished {
+    table: Frame,
+    level: u8,
+    result: Result<(), Refused>,
+}
+
+/// A domain's unfinished work.
+#[derive(Debug)]
+pub(super) struct Work {
+    stack: heapless::Vec<Cursor, 4>,
+    /// What the climb on the stack is for; `None` for a descent from a dropped table.
+    goal: Option<(Frame, u8)>,
+    failed: Option<Refused>,
+    /// Ready for the requests that asked, oldest first. A success holds one use.
+    finished: heapless::Vec<Finished, WAITING>,
+}
+
+impl Work {
+    pub(super) const fn new() -> Self {
+        Self {
+            stack: heapless::Vec::new(),
+            goal: None,
+            failed: None,
+            finished: heapless::Vec::new(),
+        }
+    }
+
+    fn push(&mut self, table: Frame, level: u8, up: bool) {
+        let next = if up { 0 } else { ENTRIES };
+        if self.stack.push(Cursor { table, level, next, up }).is_err() {
+            bug(table, "levels do not fall along the stack");
+        }
+    }
+}
+
+/// Something that unfinished work holds, for an audit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holding {
+    /// One use of a table on its way up or down, whose first `counted` entries hold what they lead to.
+    OnTheWay {
+        /// The table.
+        table: Frame,
+        /// Its level.
+        level: u8,
+        /// How many entries count.
+        counted: usize,
+    },
+    /// One use of a finished table that waits for its request.
+    Waiting {
+        /// The table.
+        table: Frame,
+        /// Its level.
+        level: u8,
+    },
+}
+
+impl<M: Frames + Cpus> Session<'_, M> {
+    /// Everything that this domain's unfinished work holds.
+    pub fn holdings(&self) -> impl Iterator<Item = Holding> {
+        let work = &self.state.work;
+        let on_the_way = work.stack.iter().map(|c| Holding::OnTheWay {
+            table: c.table,
+            level: c.level,
+            counted: c.next,
+        });
+        let finished = work.finished.iter().filter(|f| f.result.is_ok());
+        on_the_way.chain(finished.map(|f| Holding::Waiting {
+            table: f.table,
+            level: f.level,
+        }))
+    }
+
+    /// Continues unfinished work as far as the budget goes.
+    ///
+    /// # Errors
+    /// [`Stop::More`] if some is left.
+    pub fn run(&mut self) -> Outcome<()> {
+        while let Some(top) = self.state.work.stack.last().copied() {
+            self.budget = self.budget.checked_sub(1).ok_or(Stop::More)?;
+            match top {
+                Cursor {
+                    up: true,
+                    next: ENTRIES,
+                    ..
+                } => self.arrive_up(top),
+                Cursor { up: true, .. } => self.climb(top),
+                Cursor { up: false, next: 0, .. } => self.arrive_down(top),
+                Cursor { up: false, .. } => self.descend(top),
+            }
+        }
+        Ok(())
+    }
+
+    fn climb(&mut self, top: Cursor) {
+        if top.level == 4 && HOLE_SLOTS.contains(&top.next) {
+            return self.move_to(HOLE_SLOTS.end);
+        }
+        match self.take_in_place(top) {
+            Ok(Taken::Ready) => self.move_to(top.next.saturating_add(1)),
+            Ok(Taken::Started) => {} // a cursor above us brings the child up; then we count it
+            Err(why) => {
+                self.state.work.failed = Some(why);
+                self.turn();
+            }
+        }
+    }
+
+    /// Judges the entry under the cursor and takes what it leads to.
+    fn take_in_place(&mut self, top: Cursor) -> Result<Taken, Refused> {
+        let word = self.m.page(top.table).get(top.next).ok_or(Refused::Misaligned)?;
+        for _ in 0..TRIES {
+            let raw = word.load(SeqCst);
+            let entry = entry::parse(raw, top.level, self.state.rule)?;
+            // The guest cannot write the frame any more; stale upper entries may still let a CPU set A and D in it.
+            if entry.raw != raw && word.compare_exchange(raw, entry.raw, SeqCst, SeqCst).is_err() {
+                continue;
+            }
+            return match entry.target {
+                Target::Nothing => Ok(Taken::Ready),
+                Target::Leaf { .. } => self.take_leaf(&entry, self.id()).map(|()| Taken::Ready),
+                Target::Table(frame) => {
+                    let level = top.level.saturating_sub(1);
+                    let taken = self.take_typed(frame, level)?;
+                    if taken == Taken::Started {
+                        self.state.work.push(frame, level, true);
+                    }
+                    Ok(taken)
+                }
+            };
+        }
+        Err(Refused::Raced)
+    }
+
+    fn descend(&mut self, top: Cursor) {
+        let at = top.next.saturating_sub(1);
+        if top.level == 4 && HOLE_SLOTS.contains(&at) {
+            return self.move_to(HOLE_SLOTS.start);
+        }
+        self.move_to(at);
+        if let Some(word) = self.m.page(top.table).get(at)
+            && !(planted(Fault::SkipUnwind) && self.state.work.failed.is_some())
+        {
+            self.drop_target(word.load(SeqCst), top.level);
+        }
+    }
+
+    /// All entries hold: the table is one.
+    fn arrive_up(&mut self, top: Cursor) {
+        if top.level == 4 && !planted(Fault::SkipHoleFill) {
+            for (n, word) in self
+                .m
+                .page(top.table)
+                .iter()
+                .skip(HOLE_SLOTS.start)
+                .take(HOLE_SLOTS.len())
+                .enumerate()
+            {
+                word.store(self.m.hole_entry(n), SeqCst);
+            }
+        }
+        self.table.promoted(top.table);
+        self.state.work.stack.pop();
+        match self.state.work.stack.last_mut() {
+            Some(parent) => parent.next = parent.next.saturating_add(1),
+            None => self.finish(Ok(())),
+        }
+    }
+
+    /// No entry holds: the table is none.
+    fn arrive_down(&mut self, top: Cursor) {
+        self.table.demoted(top.table);
+        self.state.work.stack.pop();
+        match self.state.work.stack.last_mut() {
+            Some(parent) => parent.up = false, // a climb whose child did not come up; a descent goes on
+            None => {
+                if let Some(why) = self.state.work.failed.take() {
+                    self.finish(Err(why));
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, result: Result<(), Refused>) {
+        let Some((table, level)) = self.state.work.goal.take() else {
+            return;
+        };
+        if self.state.work.finished.is_full() {
+            self.forget_oldest();
+        }
+        let _ = self.state.work.finished.push(Finished { table, level, result }); // there is room now
+    }
+
+    /// Lets go of an outcome nobody came for; `false` if there is none.
+    pub(super) fn forget_oldest(&mut self) -> bool {
+        if self.state.work.finished.is_empty() {
+            return false;
+        }
+        let oldest = self.state.work.finished.remove(0);
+        if oldest.result.is_ok() {
+            self.drop_table(oldest.table);
+        }
+        true
+    }
+
+    /// Turns a climb round, for the domain is dying.
+    pub(super) fn abandon_climb(&mut self) {
+        if self.state.work.stack.last().is_some_and(|top| top.up) {
+            self.state.work.failed = Some(Refused::Dying);
+            self.turn();
+        }
+    }
+
+    fn turn(&mut self) {
+        if let Some(top) = self.state.work.stack.last_mut() {
+            top.up = false;
+        }
+    }
+
+    fn move_to(&mut self, next: usize) {
+        if let Some(top) = self.state.work.stack.last_mut() {
+            top.next = next;
+        }
+    }
+
+    fn take_typed(&mut self, frame: Frame, level: u8) -> Result<Taken, Refused> {
+        let want = Use::table(level).ok_or(Refused::BadBits)?;
+        self.table.take_use(self.m, frame, want, self.taker(self.id()))
+    }
+
+    /// Takes one use of a frame of this domain as a table of a level, promoting it if need be.
+    pub(super) fn take_table(&mut self, frame: Frame, level: u8) -> Outcome<()> {
+        if let Some(outcome) = self.collect(frame, level) {
+            return outcome;
+        }
+        match self.take_typed(frame, level)? {
+            Taken::Ready => Ok(()),
+            Taken::Started => {
+                self.state.work.goal = Some((frame, level));
+                self.state.work.push(frame, level, true);
+                self.run()?;
+                self.collect(frame, level).unwrap_or(Err(Stop::More))
+            }
+        }
+    }
+
+    fn collect(&mut self, frame: Frame, level: u8) -> Option<Outcome<()>> {
+        let finished = &mut self.state.work.finished;
+        let at = finished.iter().position(|f| f.table == frame && f.level == level)?;
+        Some(finished.remove(at).result.map_err(Stop::Refused))
+    }
+
+    /// Takes what a leaf leads to: a reference, and a use as writable if it may be written.
+    pub(super) fn take_leaf(&self, entry: &entry::Entry, from: crate::addr::DomainId) -> Result<(), Refused> {
+        let Target::Leaf { frame, writable } = entry.target else {
+            return Ok(());
+        };
+        if !self.table.is_ram(frame) {
+            let known = self.state.devices.iter().any(|range| range.contains(&frame.as_u32()));
+            return if known { Ok(()) } else { Err(Refused::NotYourDevice) };
+        }
+        if entry.uncached {
+            return Err(Refused::CacheBits);
+        }
+        if writable && !planted(Fault::SkipWritableCheck) {
+            return self
+                .table
+                .take_use(self.m, frame, Use::Writable, self.taker(from))
+                .map(|_| ());
+        }
+        self.table.take_ref(frame, from, self.id())
+    }
+
+    /// Drops what an entry led to; a table that was used by nothing else starts to go down.
+    pub(super) fn drop_target(&mut self, raw: u64, level: u8) {
+        match entry::target(raw, level) {
+            Target::Leaf { frame, .. } if !self.table.is_ram(frame) => {}
+            Target::Leaf { frame, writable: true } if !planted(Fault::SkipWritableCheck) => {
+                self.table.drop_use(frame);
+            }
+            Target::Leaf { frame, .. } => self.table.drop_ref(frame),
+            Target::Table(frame) => self.drop_table(frame),
+            Target::Nothing => {}
+        }
+    }
+
+    /// Drops one use of a table; the last one starts its way down.
+    pub(super) fn drop_table(&mut self, frame: Frame) {
+        if let Left::TakeDown(level) = self.table.drop_use(frame) {
+            self.state.work.push(frame, level, false);
+        }
+    }
+}

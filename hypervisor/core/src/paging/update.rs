@@ -1,0 +1,393 @@
+//! Changes of live tables: acquire before write, write, release after write.
+
+use super::entry::{self, Target};
+use super::promote::TRIES;
+use super::{Outcome, Refused, Session, Stop, Sweep};
+use crate::addr::{DomainId, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, PAGE_SIZE};
+use crate::claim;
+use crate::fault::{Fault, planted};
+use crate::frame::table::Taker;
+use crate::frame::{Owner, Use};
+use crate::machine::{Cpus, Frames};
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+/// One word of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slot {
+    /// The frame.
+    pub table: Frame,
+    /// Which word of it, below 512.
+    pub index: usize,
+}
+
+impl Slot {
+    /// The slot at a machine address.
+    ///
+    /// # Errors
+    /// [`Refused::Misaligned`], [`Refused::NoSuchFrame`].
+    pub fn at(address: u64) -> Result<Self, Refused> {
+        if !address.is_multiple_of(8) {
+            return Err(Refused::Misaligned);
+        }
+        let index = ((address & 0xfff) / 8) as usize;
+        Ok(Self {
+            table: Frame::containing(address).ok_or(Refused::NoSuchFrame)?,
+            index,
+        })
+    }
+
+    /// The word; only of frames that are RAM.
+    pub(super) fn word<M: Frames>(self, m: &M) -> Result<&AtomicU64, Refused> {
+        m.page(self.table).get(self.index).ok_or(Refused::Misaligned)
+    }
+}
+
+/// A guest's write to one of its own L1 tables that the CPU stopped (ABI core 4.7).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableWrite {
+    /// The slot the faulting address lies in.
+    pub slot: Slot,
+    /// What it held when we looked.
+    pub value: u64,
+}
+
+/// How a new entry meets the old one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// Replaces it.
+    Store,
+    /// Replaces it, keeping accessed and dirty bits.
+    KeepBits,
+    /// Replaces it if it is exactly this.
+    Exchange(u64),
+}
+
+impl<M: Frames + Cpus> Session<'_, M> {
+    /// One request of mmu_update (ABI core 4.4). `address` holds the command in its low three bits. `from` is the domain
+    /// whose frames a new leaf may map; the caller has checked that this domain may map them.
+    ///
+    /// # Errors
+    /// [`Stop::More`], or why the request is refused.
+    pub fn mmu_update(&mut self, address: u64, value: u64, from: DomainId) -> Outcome<()> {
+        let how = match address & 7 {
+            0 | 3 => How::Store,
+            1 => return self.set_m2p(address, value),
+            2 => How::KeepBits,
+            _ => return Err(Refused::Unknown.into()),
+        };
+        self.ready()?;
+        let slot = Slot::at(address & !7)?;
+        let info = self.table.info(slot.table).ok_or(Refused::NoSuchFrame)?;
+        if info.kind.count > 0 && info.kind.used_as.level().is_some() {
+            return self.write_entry(slot, value, how, from).map(|_| ());
+        }
+        self.table
+            .take_use(self.m, slot.table, Use::Writable, self.taker(self.id()))?;
+        slot.word(self.m)?.store(value, SeqCst);
+        self.table.drop_use(slot.table);
+        Ok(())
+    }
+
+    fn set_m2p(&mut self, address: u64, pfn: u64) -> Outcome<()> {
+        self.ready()?;
+        let frame = Frame::containing(address).ok_or(Refused::NoSuchFrame)?;
+        let owner = self.table.info(frame).ok_or(Refused::NoSuchFrame)?.owner;
+        if owner.owner != Owner::Guest(self.id()) || !owner.allocated {
+            return Err(Refused::NotOwner.into());
+        }
+        self.m.set_m2p(frame, pfn);
+        Ok(())
+    }
+
+    /// The L1 slot that translates an address under a root, in a table of this domain.
+    ///
+    /// # Errors
+    /// [`Refused::NotMapped`], [`Refused::NotTable`].
+    pub fn slot_of(&self, root: Frame, at: GuestVirt) -> Result<Slot, Refused> {
+        let path = claim::walk(self.m, self.table, root, at).ok_or(Refused::NotMapped)?;
+        match self.table.live_table(path.table, self.id()) {
+            Some(1) => Ok(Slot {
+                table: path.table,
+                index: path.index,
+            }),
+            _ => Err(Refused::NotTable),
+        }
+    }
+
+    /// update_va_mapping (ABI core 4.5) without its flush.
+    ///
+    /// # Errors
+    /// [`Stop::More`], or why the request is refused.
+    pub fn update_va(&mut self, root: Frame, at: GuestVirt, value: u64, from: DomainId) -> Outcome<()> {
+        self.ready()?;
+        let slot = self.slot_of(root, at)?;
+        self.write_entry(slot, value, How::Store, from).map(|_| ())
+    }
+
+    /// Puts a leaf for frames of `from` into an L1 slot: a grant's or a foreign mapping. The entry holds its own
+    /// references like any leaf, whoever else holds some; the grant takes its own (P6). A guest that overwrites the entry
+    /// drops the entry's references alone.
+    ///
+    /// # Errors
+    /// [`Stop::More`], [`Refused::NotTable`] for a slot of no L1 table, and those of any update.
+    pub fn map_leaf(&mut self, slot: Slot, raw: u64, from: DomainId) -> Outcome<()> {
+        self.ready()?;
+        self.need_l1(slot)?;
+        self.write_entry(slot, raw, How::Store, from).map(|_| ())
+    }
+
+    /// Removes the leaf that [`Session::map_leaf`] put, if it is still there, and flushes it when the session settles.
+    ///
+    /// # Errors
+    /// [`Refused::Mismatch`] if the slot leads elsewhere or with other rights, and those of any update.
+    pub fn unmap_leaf(&mut self, slot: Slot, frame: Frame, writable: bool) -> Outcome<()> {
+        self.ready()?;
+        self.need_l1(slot)?;
+        let old = slot.word(self.m)?.load(SeqCst);
+        if entry::target(old, 1) != (Target::Leaf { frame, writable }) {
+            return Err(Refused::Mismatch.into());
+        }
+        self.write_entry(slot, 0, How::Store, self.id())?;
+        self.flush = true;
+        Ok(())
+    }
+
+    fn need_l1(&self, slot: Slot) -> Result<(), Refused> {
+        if self.table.live_table(slot.table, self.id()) == Some(1) {
+            Ok(())
+        } else {
+            Err(Refused::NotTable)
+        }
+    }
+
+    /// Whether a write fault is one to an own L1 table through a read-only mapping, and to which slot.
+    ///
+    /// # Errors
+    /// [`Refused::NotTableWrite`]: the fault is the guest's.
+    pub fn find_table_write(&mut self, root: Frame, at: GuestVirt) -> Outcome<TableWrite> {
+        self.ready()?;
+        let path = claim::walk(self.m, self.table, root, at).ok_or(Refused::NotTableWrite)?;
+        let table = path
+            .frame()
+            .filter(|_| path.entry & entry::WRITABLE == 0)
+            .ok_or(Refused::NotTableWrite)?;
+        if self.table.live_table(table, self.id()) != Some(1) {
+            return Err(Refused::NotTableWrite.into());
+        }
+        let slot = Slot {
+            table,
+            index: at.offset() / 8,
+        };
+        Ok(TableWrite {
+            slot,
+            value: slot.word(self.m)?.load(SeqCst),
+        })
+    }
+
+    /// Carries out a write that [`Session::find_table_write`] found: the whole word, unconditionally or only in place of
+    /// `expected`. `Some(now)`: the slot holds something else than expected and is unchanged.
+    ///
+    /// # Errors
+    /// [`Stop::More`], or why the new entry is refused: then the fault is the guest's.
+    pub fn write_table(&mut self, slot: Slot, expected: Option<u64>, new: u64) -> Outcome<Option<u64>> {
+        self.ready()?;
+        self.need_l1(slot)?;
+        self.write_entry(slot, new, expected.map_or(How::Store, How::Exchange), self.id())
+    }
+
+    fn write_entry(&mut self, slot: Slot, new: u64, how: How, from: DomainId) -> Outcome<Option<u64>> {
+        let level = self.table.live_table(slot.table, self.id()).ok_or(Refused::NotTable)?;
+        if level == 4 && HOLE_SLOTS.contains(&slot.index) {
+            return Err(Refused::HoleSlot.into());
+        }
+        let new = entry::parse(new, level, self.state.rule)?;
+        let word = slot.word(self.m)?;
+        let mut old = word.load(SeqCst);
+        // Looked at before anything is taken, so that a doomed exchange does nothing.
+        if let How::Exchange(expected) = how
+            && expected != old
+        {
+            return Ok(Some(old));
+        }
+        let wide = if planted(Fault::WideFastPath) {
+            entry::WRITABLE
+        } else {
+            0
+        };
+        let harmless = entry::holds_the_same(old, new.raw ^ (old ^ new.raw) & wide);
+        if !harmless {
+            self.take(&new, level, from)?;
+        }
+        for _ in 0..TRIES {
+            let kept = if how == How::KeepBits && new.target != Target::Nothing {
+                old & (entry::ACCESSED | entry::DIRTY)
+            } else {
+                0
+            };
+            match word.compare_exchange(old, new.raw | kept, SeqCst, SeqCst) {
+                Ok(_) => {
+                    if level > 1 {
+                        self.upper_written(old & entry::PRESENT != 0);
+                    }
+                    if !harmless && !planted(Fault::SkipUseDrop) {
+                        self.release(old, level);
+                    }
+                    return Ok(None);
+                }
+                // Under the domain's lock only the CPU writes here, and only A and D: the entry holds what it held.
+                Err(now) => old = now,
+            }
+            if matches!(how, How::Exchange(expected) if expected != old) {
+                break;
+            }
+        }
+        if !harmless {
+            self.release(new.raw, level);
+        }
+        if matches!(how, How::Exchange(_)) {
+            Ok(Some(old))
+        } else {
+            Err(Refused::Raced.into())
+        }
+    }
+
+    fn take(&mut self, new: &entry::Entry, level: u8, from: DomainId) -> Outcome<()> {
+        match new.target {
+            Target::Nothing => Ok(()),
+            Target::Leaf { .. } => Ok(self.take_leaf(new, from)?),
+            Target::Table(frame) => self.take_table(frame, level.saturating_sub(1)),
+        }
+    }
+
+    fn release(&mut self, old: u64, level: u8) {
+        self.drop_target(old, level);
+        let _ = self.run(); // what the budget does not pay is a debt
+    }
+
+    fn release_table(&mut self, frame: Frame) {
+        self.drop_table(frame);
+        let _ = self.run(); // likewise
+    }
+
+    /// Pins a frame of this domain as a table of a level (ABI core 4.6).
+    ///
+    /// # Errors
+    /// [`Stop::More`], [`Refused::AlreadyPinned`], or why the frame is no such table.
+    pub fn pin(&mut self, frame: Frame, level: u8) -> Outcome<()> {
+        self.ready()?;
+        let info = self.table.info(frame).ok_or(Refused::NoSuchFrame)?;
+        if info.owner.owner == Owner::Guest(self.id()) && info.kind.pinned && !planted(Fault::PinTwice) {
+            return Err(Refused::AlreadyPinned.into());
+        }
+        self.take_table(frame, level)?;
+        let pinned = self.table.pin(frame);
+        if pinned.is_err() {
+            self.release_table(frame);
+        }
+        Ok(pinned?)
+    }
+
+    /// Takes the pin away.
+    ///
+    /// # Errors
+    /// [`Stop::More`], [`Refused::NotOwner`], [`Refused::NotPinned`].
+    pub fn unpin(&mut self, frame: Frame) -> Outcome<()> {
+        self.ready()?;
+        self.table.unpin(frame, self.id())?;
+        self.release_table(frame);
+        Ok(())
+    }
+
+    /// Replaces a root that a vcpu holds. `load` is called between taking the new one and dropping the old one, because
+    /// a CPU must not run on a table that is going away: it loads the new root if this CPU has the old one loaded.
+    ///
+    /// # Errors
+    /// [`Stop::More`], or why the frame is no L4; `load` has not been called then.
+    pub fn switch_root(&mut self, old: Option<Frame>, new: Option<Frame>, load: impl FnOnce()) -> Outcome<()> {
+        self.ready()?;
+        if old == new {
+            load();
+            return Ok(());
+        }
+        if let Some(new) = new {
+            self.take_table(new, 4)?;
+        }
+        load();
+        if let Some(old) = old {
+            self.release_table(old);
+        }
+        Ok(())
+    }
+
+    /// Zeroes a page of `from` (CLEAR_PAGE, ABI core 4.6).
+    ///
+    /// # Errors
+    /// Those of a frame that is not `from`'s or not to be written.
+    pub fn clear_page(&mut self, frame: Frame, from: DomainId) -> Outcome<()> {
+        self.ready()?;
+        self.table.take_use(self.m, frame, Use::Writable, self.taker(from))?;
+        self.m.zero(frame);
+        self.table.drop_use(frame);
+        Ok(())
+    }
+
+    /// Copies a page of `from` to another (COPY_PAGE, ABI core 4.6).
+    ///
+    /// # Errors
+    /// Those of a frame that is not `from`'s, or a target that is not to be written.
+    pub fn copy_page(&mut self, source: Frame, target: Frame, from: DomainId) -> Outcome<()> {
+        self.ready()?;
+        let taker: Taker = self.taker(from);
+        self.table.take_ref(source, from, taker.by)?;
+        let taken = self.table.take_use(self.m, target, Use::Writable, taker);
+        if taken.is_ok() {
+            self.m.copy(source, target);
+            self.table.drop_use(target);
+        }
+        self.table.drop_ref(source);
+        taken?;
+        Ok(())
+    }
+
+    /// Destroys the domain's memory: unfinished work is abandoned, pins go, every frame leaves the domain (P11). Before,
+    /// no vcpu of the domain runs any more and its roots, descriptor pages and other uses have been dropped. Frames that
+    /// other domains still map go to the pool when they let go. All other operations are refused from the first call on.
+    ///
+    /// # Errors
+    /// [`Stop::More`]: call again.
+    pub fn tear_down(&mut self) -> Outcome<()> {
+        if self.state.dying.is_none() {
+            self.abandon_climb();
+            self.state.dying = Some(Sweep::Pins(0));
+        }
+        loop {
+            self.run()?;
+            if self.forget_oldest() {
+                continue;
+            }
+            self.budget = self.budget.checked_sub(1).ok_or(Stop::More)?;
+            let limit = self.table.limit();
+            let next = match self.state.dying {
+                Some(Sweep::Pins(at)) if at < limit => {
+                    let frame = Frame::from_u32(at);
+                    if !planted(Fault::ForgetPins) && self.table.unpin(frame, self.id()).is_ok() {
+                        self.drop_table(frame);
+                    }
+                    Sweep::Pins(at.saturating_add(1))
+                }
+                Some(Sweep::Pins(_)) => Sweep::Frames(0),
+                Some(Sweep::Frames(at)) if at < limit => {
+                    self.table.abandon(self.m, Frame::from_u32(at), self.id());
+                    Sweep::Frames(at.saturating_add(1))
+                }
+                _ => Sweep::Done,
+            };
+            self.state.dying = Some(next);
+            if matches!(next, Sweep::Done) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+const _: () = assert!(ENTRIES * 8 == PAGE_SIZE);
