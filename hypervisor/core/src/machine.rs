@@ -236,6 +236,8 @@ pub enum Exit {
         vector: u8,
         /// As the CPU pushed it.
         error: u32,
+        /// CR2, only for vector 14: where the descriptor of CS or SS lies, in a table's window.
+        address: u64,
     },
     /// A device or another CPU wanted attention; it has been acknowledged.
     Interrupt(Interrupt),

@@ -1,0 +1,83 @@
+//! From the loader to `main`, read from the top.
+
+mod loader;
+
+use crate::acpi::{self, Topology};
+use crate::memory::{self, boot_bytes};
+use crate::{HARDWARE, Hardware, Ranges, apic, cpu, ioapic, serial, smp, timer};
+use core::ops::Range;
+use core::sync::atomic::AtomicU64;
+use heapless::Vec;
+use loader::Loaded;
+
+#[cfg(target_os = "none")]
+core::arch::global_asm!(include_str!("boot.s"), start = sym start);
+
+/// What the machine is when `main` gets it.
+pub struct BootInfo {
+    /// The command line, without the image's own name.
+    pub cmdline: &'static str,
+    /// The first module's bytes (the boot bundle); empty if the loader brought none.
+    pub module: &'static [u8],
+    /// The frames the module lies in, and nothing else: free once it has been unpacked.
+    pub module_frames: Range<u64>,
+    /// All RAM, in frames.
+    pub ram: Ranges,
+    /// The RAM nobody uses: without the first MiB, the image, the module, and the tables built at boot.
+    pub free: Ranges,
+    /// Four zeroed words for each frame below [`hv_core::machine::Frames::frame_limit`].
+    pub frame_words: &'static [AtomicU64],
+    /// The machine.
+    pub hardware: &'static Hardware,
+}
+
+unsafe extern "Rust" {
+    /// Defined by [`crate::entry!`].
+    #[cfg(target_os = "none")]
+    fn hypervisor_main(boot: BootInfo) -> !;
+}
+
+/// The first Rust code: 64-bit mode, the boot tables, the boot stack.
+extern "C" fn start(magic: u32, information: u32) -> ! {
+    serial::init();
+    let loaded = match loader::read(magic, information.into()) {
+        Ok(loaded) => loaded,
+        Err(reason) => panic!("cannot boot: {reason}"),
+    };
+    let mut free = loaded.ram.clone();
+    free.remove(0..256);
+    free.remove(memory::image_frames());
+    free.remove(loaded.module_frames());
+    let topology = topology(&loaded);
+    let mut devices = Vec::<u64, 9>::new();
+    let _ = devices.push(apic::address());
+    devices.extend(topology.ioapics.iter().map(|ioapic| ioapic.address));
+    let layout = memory::build(&loaded.ram, &mut free, &devices);
+    cpu::init(smp::prepare(&topology));
+    apic::init();
+    ioapic::init(&topology);
+    timer::init();
+    let boot = BootInfo {
+        cmdline: loaded.cmdline,
+        module: loaded.module,
+        module_frames: loaded.module_frames(),
+        ram: loaded.ram,
+        free,
+        frame_words: layout.frame_words,
+        hardware: &HARDWARE,
+    };
+    // SAFETY: `entry!` defines it with this signature; without that the image does not link.
+    #[cfg(target_os = "none")]
+    unsafe {
+        hypervisor_main(boot)
+    }
+    #[cfg(not(target_os = "none"))]
+    panic!("no image to start with {} frames", boot.free.frames())
+}
+
+/// The interrupt controllers by ACPI, or where they usually are.
+fn topology(loaded: &Loaded) -> Topology {
+    let handed = loaded.rsdp.as_deref().map(|bytes| acpi::read(bytes, &boot_bytes));
+    let searched = || acpi::read(boot_bytes(acpi::search(&boot_bytes)?, 36)?, &boot_bytes);
+    handed.flatten().or_else(searched).unwrap_or_else(Topology::usual)
+}

@@ -1,0 +1,169 @@
+//! Moving a vcpu's FPU state and segments off a CPU and onto it.
+//!
+//! The FPU is saved and loaded whole, with every component the CPU has and a frame can hold, whatever the vcpu's XCR0
+//! says: SSE registers are usable without their XCR0 bit, and nothing of one vcpu may show in another (P10).
+
+use super::tables;
+use crate::Hardware;
+use crate::insn;
+use crate::memory::page;
+use crate::percpu::{self, Cpu};
+use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use hv_core::addr::{Frame, PAGE_SIZE};
+use hv_core::machine::{CpuState, Frames, Segments};
+
+/// The components we can switch: x87, SSE, AVX, AVX-512; 0 without XSAVE.
+static COMPONENTS: AtomicU64 = AtomicU64::new(0);
+
+/// Components offered to nobody stay off: MPX, PKRU, AMX.
+const WANTED: u64 = 0xe7;
+
+/// Finds out what there is and turns it on.
+pub(super) fn init(cpu: &Cpu) {
+    set_task_switched(false);
+    if cpu.cr4.load(Relaxed) & 1 << 18 == 0 {
+        return;
+    }
+    let [low, ..] = insn::cpuid(0xd, 0);
+    let all = u64::from(low) & WANTED;
+    let fits = |components: u64| {
+        insn::xsetbv(components);
+        insn::cpuid(0xd, 0)[1] as usize <= PAGE_SIZE
+    };
+    let chosen = [all, all & 7, all & 3, 1]
+        .into_iter()
+        .find(|&components| fits(components));
+    COMPONENTS.store(chosen.unwrap_or(1), Relaxed);
+    cpu.xcr0.store(chosen.unwrap_or(1), Relaxed);
+    cpu.guest_xcr0.store(1, Relaxed);
+}
+
+/// Bytes of the area where FXSAVE and the legacy part of XSAVE put things.
+const CONTROL_WORD: usize = 0;
+const MXCSR: usize = 24;
+const HEADER: usize = 512;
+
+impl Hardware {
+    /// Puts the power-on state into a save area: FCW 0x0040, empty tags, MXCSR 0x1f80 (ABI core 1.5). The first 512
+    /// bytes are FXSAVE's; the word at 512 has a bit for each component whose content counts (1 x87, 2 SSE).
+    pub fn reset_fpu(&self, area: Frame) {
+        self.zero(area);
+        self.write(area, CONTROL_WORD, &0x0040u16.to_le_bytes());
+        self.write(area, MXCSR, &0x1f80u32.to_le_bytes());
+        self.write(area, HEADER, &1u64.to_le_bytes());
+    }
+
+    /// Saves what the vcpu that ran here owns of this CPU besides its registers. `area` holds its FPU until it runs
+    /// again.
+    pub fn switch_out(&self, segments: &mut Segments, area: Frame) {
+        segments.selectors = tables::selectors();
+        segments.fs_base = self.fs_base();
+        segments.gs_base = self.gs_base();
+        let cpu = percpu::this();
+        set_task_switched(false);
+        let to = page(area).as_ptr();
+        match COMPONENTS.load(Relaxed) {
+            // SAFETY: the area is a whole frame for this vcpu's FPU alone, aligned; FXSAVE writes 512 bytes of it.
+            0 => unsafe { asm!("fxsave64 [{}]", in(reg) to, options(nostack, preserves_flags)) },
+            components => {
+                use_xcr0(cpu, components);
+                // SAFETY: as above; `init` has chosen components that fit into a frame.
+                unsafe {
+                    asm!(
+                        "xsave64 [{}]",
+                        in(reg) to,
+                        in("eax") u32::MAX,
+                        in("edx") u32::MAX,
+                        options(nostack, preserves_flags),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Loads what [`Self::switch_out`] saved, and the XCR0 given to [`CpuState::set_xcr0`]. CR0.TS is clear
+    /// afterwards. GDT and LDT must be this vcpu's already.
+    ///
+    /// # Errors
+    /// The selectors (DS, ES, FS, GS) that did not load and are null now; 0 for those that did.
+    pub fn switch_in(&self, segments: &Segments, area: Frame) -> Result<(), [u16; 4]> {
+        let cpu = percpu::this();
+        set_task_switched(false);
+        use_xcr0(cpu, COMPONENTS.load(Relaxed));
+        if !restore(area) {
+            self.reset_fpu(area);
+            restore(area);
+        }
+        use_xcr0(cpu, cpu.guest_xcr0.load(Relaxed));
+        let mut failed = [0; 4];
+        let [.., gs] = segments.selectors;
+        for (which, (&selector, failed)) in segments.selectors.iter().zip(&mut failed).enumerate().take(3) {
+            if !tables::load_data_segment(which, selector) {
+                *failed = selector;
+            }
+        }
+        if !tables::load_gs(gs) {
+            failed[3] = gs;
+        }
+        self.set_fs_base(segments.fs_base);
+        self.set_gs_base(segments.gs_base);
+        if failed == [0; 4] { Ok(()) } else { Err(failed) }
+    }
+}
+
+/// Loads the FPU from a save area; false if the CPU refuses its content.
+fn restore(area: Frame) -> bool {
+    let from = page(area).as_ptr();
+    let mut loaded = 0u32;
+    macro_rules! restore {
+        ($instruction:literal) => {
+            asm!(
+                concat!("2: ", $instruction, " [{from}]"),
+                "mov {loaded:e}, 1",
+                "3:",
+                ".pushsection hv_fixups, \"a\"",
+                ".quad 2b, 3b",
+                ".popsection",
+                from = in(reg) from,
+                loaded = inout(reg) loaded,
+                in("eax") u32::MAX,
+                in("edx") u32::MAX,
+                options(nostack, preserves_flags),
+            )
+        };
+    }
+    // SAFETY: the area is a whole, aligned frame; ring 0 is compiled without FPU instructions, so its registers
+    // are the guest's alone; the fault that bad content causes is ended by the fix-up.
+    unsafe {
+        match COMPONENTS.load(Relaxed) {
+            0 => restore!("fxrstor64"),
+            _ => restore!("xrstor64"),
+        }
+    }
+    loaded != 0
+}
+
+/// Makes XCR0 `value`, where there is one.
+pub(super) fn use_xcr0(cpu: &Cpu, value: u64) {
+    if COMPONENTS.load(Relaxed) != 0 && cpu.xcr0.swap(value, Relaxed) != value {
+        insn::xsetbv(value);
+    }
+}
+
+/// Sets or clears CR0.TS.
+pub(super) fn set_task_switched(on: bool) {
+    // SAFETY: ring 0 uses no FPU instruction, besides those above, which clear TS first.
+    unsafe {
+        match on {
+            false => asm!("clts", options(nomem, nostack, preserves_flags)),
+            true => asm!(
+                "mov {0}, cr0",
+                "or {0}, 8",
+                "mov cr0, {0}",
+                out(reg) _,
+                options(nomem, nostack),
+            ),
+        }
+    }
+}

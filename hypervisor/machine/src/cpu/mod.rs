@@ -1,0 +1,228 @@
+//! The CPU's own state: what is set once, and what the rules change for each vcpu.
+
+pub(crate) mod fpu;
+mod tables;
+
+use crate::insn::{self, msr};
+use crate::memory::{self, DATA};
+use crate::percpu::{self, Cpu, LDT_PAGES, OWN_PAGE, zeros_entry};
+use crate::{Hardware, entry};
+use core::arch::asm;
+use core::sync::atomic::Ordering::Relaxed;
+use hv_core::addr::Frame;
+use hv_core::machine::CpuState;
+use x86_64::registers::control::Cr4Flags as Cr4;
+
+/// The order of memory types that guests are told (ABI core 3.14).
+const PAT: u64 = 0x0000_0501_0007_0406;
+/// EFER: SYSCALL, long mode, no-execute.
+const EFER: u64 = 0xd01;
+/// What SYSCALL clears: AC, VM, RF, NT, IOPL, DF, IF, TF and the arithmetic flags.
+const SFMASK: u64 = 0x7_7fd5;
+/// SYSCALL loads 0xe008 and 0xe010, SYSRET 0xe033 and 0xe02b (ABI core 1.6).
+const STAR: u64 = 0xe023 << 48 | 0xe008 << 32;
+/// CR4 bits a guest may choose. OSXSAVE is on wherever it exists, whatever the guest chose: it makes CPUID honest.
+const GUEST_CR4: Cr4 = Cr4::TIMESTAMP_DISABLE
+    .union(Cr4::DEBUGGING_EXTENSIONS)
+    .union(Cr4::FSGSBASE);
+
+/// Features that decide what we use: CPUID leaves 1 and 7.
+#[derive(Clone, Copy)]
+struct Features {
+    xsave: bool,
+    fsgsbase: bool,
+    smep: bool,
+    smap: bool,
+    rdtscp: bool,
+}
+
+fn features() -> Features {
+    let bit = |word: u32, bit: u32| word & 1 << bit != 0;
+    let [_, ebx7, ..] = if insn::max_leaf(0) >= 7 {
+        insn::cpuid(7, 0)
+    } else {
+        [0; 4]
+    };
+    Features {
+        xsave: bit(insn::cpuid(1, 0)[2], 26),
+        fsgsbase: bit(ebx7, 0),
+        smep: bit(ebx7, 7),
+        smap: bit(ebx7, 20),
+        rdtscp: bit(insn::cpuid(0x8000_0001, 0)[3], 27),
+    }
+}
+
+/// Makes the CPU it runs on the one `cpu` describes: tables, registers, features. The final page tables are in use.
+pub(crate) fn init(cpu: &'static Cpu) {
+    let has = features();
+    if has.smap {
+        tables::enable_clac();
+    }
+    tables::load(cpu);
+    let address = |symbol: *const u8| symbol as u64;
+    let stack = cpu.tss.ist[usize::from(percpu::IST_DEBUG) - 1].load(Relaxed);
+    let registers = [
+        (msr::GS_BASE, &raw const *cpu as u64),
+        (msr::GUEST_GS_BASE, 0),
+        (msr::FS_BASE, 0),
+        (msr::EFER, EFER),
+        (msr::STAR, STAR),
+        (msr::LSTAR, address(&raw const entry::entry_syscall)),
+        (msr::CSTAR, address(&raw const entry::entry_syscall32)),
+        (msr::SFMASK, SFMASK),
+        (msr::SYSENTER_CS, 0xe008),
+        (msr::SYSENTER_ESP, stack),
+        (msr::SYSENTER_EIP, address(&raw const entry::entry_sysenter)),
+        (msr::PAT, PAT),
+    ];
+    for (register, value) in registers {
+        // SAFETY: GS base is this CPU's `Cpu`; the entry points are the entry code; EFER keeps what is on; the PAT
+        // keeps write-back (0) and uncached (3) where our tables use them.
+        unsafe { insn::wrmsr(register, value) };
+    }
+    let mut cr4 = Cr4::PHYSICAL_ADDRESS_EXTENSION
+        | Cr4::PAGE_GLOBAL
+        | Cr4::MACHINE_CHECK_EXCEPTION
+        | Cr4::OSFXSR
+        | Cr4::OSXMMEXCPT_ENABLE;
+    cr4.set(Cr4::OSXSAVE, has.xsave);
+    cr4.set(Cr4::SUPERVISOR_MODE_EXECUTION_PROTECTION, has.smep);
+    cr4.set(Cr4::SUPERVISOR_MODE_ACCESS_PREVENTION, has.smap);
+    write_cr4(cpu, cr4.bits());
+    cpu.root.store(memory::root().address(), Relaxed);
+    fpu::init(cpu);
+}
+
+/// Writes CR4 and remembers it.
+fn write_cr4(cpu: &Cpu, value: u64) {
+    // SAFETY: `value` is what `init` chose (features the CPU has) plus or minus bits of GUEST_CR4, none of which
+    // matters to ring 0; paging stays as it is.
+    unsafe { asm!("mov cr4, {}", in(reg) value, options(nostack, preserves_flags)) };
+    cpu.cr4.store(value, Relaxed);
+}
+
+impl CpuState for Hardware {
+    fn load_root(&self, root: Frame) {
+        percpu::this().root.store(root.address(), Relaxed);
+        // SAFETY: the rules load only validated L4 tables or our own root, and both hold our sixteen slots (P3).
+        unsafe { insn::write_cr3(root.address()) };
+    }
+
+    fn fs_base(&self) -> u64 {
+        insn::rdmsr(msr::FS_BASE)
+    }
+
+    fn set_fs_base(&self, base: u64) {
+        // SAFETY: ring 0 does not use FS; the address is canonical by this method's contract.
+        unsafe { insn::wrmsr(msr::FS_BASE, base) };
+    }
+
+    fn gs_base(&self) -> u64 {
+        insn::rdmsr(msr::GUEST_GS_BASE)
+    }
+
+    fn set_gs_base(&self, base: u64) {
+        // SAFETY: the guest's GS base waits in this register while ring 0 runs; canonical by contract.
+        unsafe { insn::wrmsr(msr::GUEST_GS_BASE, base) };
+    }
+
+    fn load_gs(&self, selector: u16) -> Option<u64> {
+        tables::load_gs(selector).then(|| self.gs_base())
+    }
+
+    fn set_task_switched(&self, on: bool) {
+        fpu::set_task_switched(on);
+    }
+
+    fn set_guest_cr4(&self, bits: u64) {
+        let cpu = percpu::this();
+        let mut allowed = GUEST_CR4;
+        allowed.set(Cr4::FSGSBASE, features().fsgsbase);
+        let old = cpu.cr4.load(Relaxed);
+        let new = old & !GUEST_CR4.bits() | bits & allowed.bits();
+        if new != old {
+            write_cr4(cpu, new);
+        }
+    }
+
+    fn set_xcr0(&self, value: u64) {
+        let cpu = percpu::this();
+        cpu.guest_xcr0.store(value, Relaxed);
+        fpu::use_xcr0(cpu, value);
+    }
+
+    fn set_debug(&self, register: u8, value: u64) {
+        // SAFETY: the rules keep breakpoints out of the hypervisor's slots and GD clear, so none of these can stop
+        // ring 0 anywhere but where `entry_debug` expects it.
+        unsafe {
+            match register {
+                0 => asm!("mov dr0, {}", in(reg) value, options(nomem, nostack, preserves_flags)),
+                1 => asm!("mov dr1, {}", in(reg) value, options(nomem, nostack, preserves_flags)),
+                2 => asm!("mov dr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)),
+                3 => asm!("mov dr3, {}", in(reg) value, options(nomem, nostack, preserves_flags)),
+                6 => asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)),
+                _ => asm!("mov dr7, {}", in(reg) value, options(nomem, nostack, preserves_flags)),
+            }
+        }
+    }
+
+    fn debug_status(&self) -> u64 {
+        let value;
+        // SAFETY: reads a register; GD is never set.
+        unsafe { asm!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags)) };
+        value
+    }
+
+    fn load_gdt(&self, frames: &[Option<Frame>; 14]) {
+        let cpu = percpu::this();
+        for (index, frame) in (0..OWN_PAGE).zip(frames) {
+            // Writable: the CPU sets the accessed bit of a descriptor it loads.
+            let entry = frame.map_or_else(zeros_entry, |frame| frame.address() | DATA.bits());
+            if cpu.window(index).swap(entry, Relaxed) != entry {
+                insn::invlpg(cpu.gdt() + index * 4096);
+            }
+        }
+    }
+
+    fn load_ldt(&self, entries: u32) {
+        let cpu = percpu::this();
+        let mapped = cpu.ldt_mapped.swap(0, Relaxed);
+        for page in (0..LDT_PAGES).filter(|page| mapped & 1 << page != 0) {
+            cpu.ldt_window(page).store(0, Relaxed);
+            insn::invlpg(cpu.ldt() + page * 4096);
+        }
+        if cpu.ldt_entries.swap(entries, Relaxed) != entries {
+            tables::load_ldt(cpu, entries);
+        }
+    }
+
+    fn map_ldt(&self, page: u8, frame: Frame) {
+        let (cpu, page) = (percpu::this(), u64::from(page));
+        assert!(page < LDT_PAGES, "an LDT has 16 pages");
+        cpu.ldt_window(page).store(frame.address() | DATA.bits(), Relaxed);
+        insn::invlpg(cpu.ldt() + page * 4096);
+        cpu.ldt_mapped.fetch_or(1 << page, Relaxed);
+    }
+
+    fn ldt_offset(&self, address: u64) -> Option<u32> {
+        let offset = address.checked_sub(percpu::this().ldt())?;
+        u32::try_from(offset).ok().filter(|&offset| offset < 0x1_0000)
+    }
+
+    fn gdt_offset(&self, address: u64) -> Option<u32> {
+        let offset = address.checked_sub(percpu::this().gdt())?;
+        u32::try_from(offset).ok().filter(|&offset| offset < 0x1_0000)
+    }
+
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        insn::cpuid(leaf, subleaf)
+    }
+
+    fn set_tsc_aux(&self, value: u32) {
+        let cpu = percpu::this();
+        if cpu.tsc_aux.swap(value, Relaxed) != value && features().rdtscp {
+            // SAFETY: only RDTSCP and RDPID read it, and ring 0 executes neither.
+            unsafe { insn::wrmsr(msr::TSC_AUX, value.into()) };
+        }
+    }
+}

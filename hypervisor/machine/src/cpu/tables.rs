@@ -1,0 +1,212 @@
+//! Descriptor tables: our page of the GDT, the interrupt table, and selectors that may not load.
+
+use crate::entry;
+use crate::memory::image_address;
+use crate::percpu::{self, Cpu, Tss};
+use core::arch::asm;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+
+/// Selectors of ring 0 and the two system descriptors (ABI core 1.6).
+const CODE: u16 = 0xe008;
+const STACK: u16 = 0xe010;
+const TASK: u16 = 0xe040;
+const LDT: u16 = 0xe050;
+/// Bytes of a GDT whose last page is ours, minus one.
+const GDT_LIMIT: u16 = 0xefff;
+
+/// The flat segments: selector and descriptor.
+const SEGMENTS: [(u16, u64); 5] = [
+    (CODE, 0x00af_9b00_0000_ffff),
+    (STACK, 0x00cf_9300_0000_ffff),
+    (0xe023, 0x00cf_fb00_0000_ffff),
+    (0xe02b, 0x00cf_f300_0000_ffff),
+    (0xe033, 0x00af_fb00_0000_ffff),
+];
+
+/// The interrupt table, one for all CPUs.
+#[repr(C, align(4096))]
+struct Gates([[AtomicU64; 2]; 256]);
+#[unsafe(link_section = ".bss.entry_tables")]
+static GATES: Gates = Gates([const { [const { AtomicU64::new(0) }; 2] }; 256]);
+
+/// A table's address and limit as the CPU takes them.
+#[repr(C, packed)]
+struct Pointer {
+    limit: u16,
+    base: u64,
+}
+
+/// The word of our descriptor page for a selector.
+fn descriptor(cpu: &Cpu, selector: u16) -> &'static AtomicU64 {
+    &cpu.descriptors()[usize::from(selector & 0xff8) / 8]
+}
+
+/// Writes a 16-byte system descriptor of `kind` (0x89 free TSS, 0x82 LDT).
+fn set_system(cpu: &Cpu, selector: u16, kind: u64, base: u64, limit: u64) {
+    let low =
+        limit & 0xffff | (base & 0xff_ffff) << 16 | kind << 40 | (limit >> 16 & 0xf) << 48 | (base >> 24 & 0xff) << 56;
+    descriptor(cpu, selector).store(low, Relaxed);
+    descriptor(cpu, selector + 8).store(base >> 32, Relaxed);
+}
+
+/// Fills this CPU's tables and loads them with all segment registers.
+pub(super) fn load(cpu: &'static Cpu) {
+    for (selector, value) in SEGMENTS {
+        descriptor(cpu, selector).store(value, Relaxed);
+    }
+    set_system(cpu, TASK, 0x89, cpu.tss.base(), u64::from(Tss::BYTES) - 1);
+    set_gates();
+    let gdt = Pointer {
+        limit: GDT_LIMIT,
+        base: cpu.gdt(),
+    };
+    let idt = Pointer {
+        limit: 0xfff,
+        base: &raw const GATES as u64,
+    };
+    // SAFETY: the GDT window shows our page with the descriptors just written, zeros elsewhere; the gates lead to
+    // the entry code; the task segment and its stacks are this CPU's own. CS is reloaded by the far return.
+    unsafe {
+        asm!(
+            "lgdt [{gdt}]",
+            "lidt [{idt}]",
+            "mov ss, {stack:x}",
+            "mov ds, {null:x}",
+            "mov es, {null:x}",
+            "mov fs, {null:x}",
+            "mov gs, {null:x}",
+            "ltr {task:x}",
+            "lldt {null:x}",
+            "push {code}",
+            "lea {scratch}, [rip + 2f]",
+            "push {scratch}",
+            "retfq",
+            "2:",
+            gdt = in(reg) &raw const gdt,
+            idt = in(reg) &raw const idt,
+            stack = in(reg) STACK,
+            null = in(reg) 0u16,
+            task = in(reg) TASK,
+            code = in(reg) u64::from(CODE),
+            scratch = out(reg) _,
+        );
+    }
+}
+
+/// One gate per vector. INT3, INTO and INT 0x80 may be used by ring 3 (ABI core 3.2); four have stacks of their own.
+fn set_gates() {
+    let vectors = &raw const entry::entry_vectors as u64;
+    for (vector, gate) in (0u64..).zip(&GATES.0) {
+        let (target, stack) = match vector {
+            1 => (&raw const entry::entry_debug as u64, percpu::IST_DEBUG),
+            2 => (&raw const entry::entry_nmi as u64, percpu::IST_NMI),
+            8 => (&raw const entry::entry_double_fault as u64, percpu::IST_DOUBLE_FAULT),
+            18 => (&raw const entry::entry_machine_check as u64, percpu::IST_MACHINE_CHECK),
+            _ => (vectors + vector * 16, 0),
+        };
+        let ring: u64 = if matches!(vector, 3 | 4 | 0x80) { 3 } else { 0 };
+        let flags = 0x8e | ring << 5;
+        let low = target & 0xffff
+            | u64::from(CODE) << 16
+            | u64::from(stack) << 32
+            | flags << 40
+            | (target >> 16 & 0xffff) << 48;
+        gate[0].store(low, Relaxed);
+        gate[1].store(target >> 32, Relaxed);
+    }
+}
+
+/// Sets the LDT to `entries` descriptors in this CPU's window.
+pub(super) fn load_ldt(cpu: &Cpu, entries: u32) {
+    let selector = if entries == 0 { 0 } else { LDT };
+    let limit = (u64::from(entries) * 8).wrapping_sub(1) & 0xf_ffff;
+    set_system(cpu, LDT, 0x82, cpu.ldt(), limit);
+    // SAFETY: the descriptor is a valid LDT over a window that only guest descriptors are ever mapped into.
+    unsafe { asm!("lldt {0:x}", in(reg) selector, options(nostack, preserves_flags)) };
+}
+
+/// Turns the placeholder at the entry into CLAC, so that a guest's AC flag does not switch SMAP off.
+pub(super) fn enable_clac() {
+    let text = image_address(&raw const entry::entry_clac);
+    crate::memory::write_physical(text, &[0x0f, 0x01, 0xca]);
+}
+
+/// Loads a selector into GS while the guest's base is the active one; GS is null if it does not load.
+pub(super) fn load_gs(selector: u16) -> bool {
+    load_with_swap(selector) || {
+        load_with_swap(0);
+        false
+    }
+}
+
+/// One attempt to load the guest's GS. The fault it may take is ended by the fix-up.
+fn load_with_swap(selector: u16) -> bool {
+    let mut loaded = 0u32;
+    // SAFETY: between the two SWAPGS only `nested` may run, on the fault of the marked instruction, and on that
+    // path it does not use GS. The guest's base changes, as wanted.
+    unsafe {
+        asm!(
+            "swapgs",
+            "2: mov gs, {selector:x}",
+            "mov {loaded:e}, 1",
+            "3: swapgs",
+            ".pushsection hv_fixups, \"a\"",
+            ".quad 2b, 3b",
+            ".popsection",
+            selector = in(reg) selector,
+            loaded = inout(reg) loaded,
+            options(nostack, preserves_flags),
+        );
+    }
+    loaded != 0
+}
+
+/// Loads DS, ES or FS (0, 1, 2), and null if the selector does not load.
+pub(super) fn load_data_segment(which: usize, selector: u16) -> bool {
+    let attempt = |selector: u16| {
+        let mut loaded = 0u32;
+        macro_rules! load {
+            ($register:literal) => {
+                asm!(
+                    concat!("2: mov ", $register, ", {selector:x}"),
+                    "mov {loaded:e}, 1",
+                    "3:",
+                    ".pushsection hv_fixups, \"a\"",
+                    ".quad 2b, 3b",
+                    ".popsection",
+                    selector = in(reg) selector,
+                    loaded = inout(reg) loaded,
+                    options(nostack, preserves_flags),
+                )
+            };
+        }
+        // SAFETY: ring 0 uses none of the three; a fault at the marked instruction is ended by the fix-up.
+        unsafe {
+            match which {
+                0 => load!("ds"),
+                1 => load!("es"),
+                _ => load!("fs"),
+            }
+        }
+        loaded != 0
+    };
+    attempt(selector) || {
+        attempt(0);
+        false
+    }
+}
+
+/// The selectors of DS, ES, FS, GS.
+pub(super) fn selectors() -> [u16; 4] {
+    let (ds, es, fs, gs): (u16, u16, u16, u16);
+    // SAFETY: reads registers.
+    unsafe {
+        asm!(
+            "mov {0:x}, ds", "mov {1:x}, es", "mov {2:x}, fs", "mov {3:x}, gs",
+            out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    [ds, es, fs, gs]
+}

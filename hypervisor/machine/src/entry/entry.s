@@ -1,0 +1,234 @@
+// Into ring 0 and out of it.
+//
+// A guest runs between `enter_guest` and the next entry below. All entries build the same frame, which is the vcpu's
+// `Registers`: the CPU's stack for entries from ring 3 is the end of that structure, so it pushes the last five words
+// itself. The high half of the error word says which entry it was: a vector, FAILED_RETURN + a vector, or one of the
+// three system-call instructions.
+//
+// In ring 0 the GS base is our `Cpu`, except from `swapgs` to the return instruction and from an entry to its
+// `swapgs`. Only NMI, machine check, double fault and debug exceptions can arrive in those gaps. They have stacks
+// of their own and do not use GS.
+
+.macro save_registers
+    push rdi
+    push rsi
+    push rdx
+    push rcx
+    push rax
+    push r8
+    push r9
+    push r10
+    push r11
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push r14
+    push r15
+    sub rsp, 8
+.endm
+
+.macro load_registers
+    add rsp, 8
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rax
+    pop rcx
+    pop rdx
+    pop rsi
+    pop rdi
+.endm
+
+.section .entry.text, "ax", @progbits
+
+.balign 16
+.global entry_common
+entry_common:
+    test byte ptr [rsp + 16], 3         // CS: from ring 3?
+    jz entry_nested
+    swapgs
+entry_save:
+    cld
+.global entry_clac
+entry_clac:
+    nop dword ptr [rax]                 // becomes CLAC where there is SMAP
+    save_registers
+    mov rsp, gs:[{HOST_STACK}]
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbx
+    pop rbp
+    ret
+
+// ---- fn enter_guest(rdi = registers): comes back through `entry_save`.
+.global enter_guest
+enter_guest:
+    push rbp
+    push rbx
+    push r12
+    push r13
+    push r14
+    push r15
+    mov gs:[{HOST_STACK}], rsp
+    mov rsp, rdi
+    load_registers
+    add rsp, 8
+    swapgs
+entry_return:
+    iretq
+
+// ---- The same by SYSRET: RCX and R11 are lost. RIP has been found canonical, CS and SS flat.
+.global enter_guest_sysret
+enter_guest_sysret:
+    push rbp
+    push rbx
+    push r12
+    push r13
+    push r14
+    push r15
+    mov gs:[{HOST_STACK}], rsp
+    mov rsp, rdi
+    load_registers
+    mov rcx, [rsp + 8]
+    mov r11, [rsp + 24]
+    mov rsp, [rsp + 32]
+    swapgs
+    sysretq
+
+// ---- SYSCALL. SFMASK has cleared IF, DF, TF, NT, AC.
+.balign 16
+.global entry_syscall
+entry_syscall:
+    swapgs
+    mov gs:[{SCRATCH}], rsp
+    mov rsp, gs:[{REGISTERS_END}]
+    push 0xe02b
+    push qword ptr gs:[{SCRATCH}]
+    push r11
+    push 0xe033
+    push rcx
+    push 0
+    mov dword ptr [rsp + 4], {SYSCALL}
+    jmp entry_save
+
+.balign 16
+.global entry_syscall32
+entry_syscall32:
+    swapgs
+    mov gs:[{SCRATCH}], rsp
+    mov rsp, gs:[{REGISTERS_END}]
+    push 0xe02b
+    push qword ptr gs:[{SCRATCH}]
+    push r11
+    push 0xe023
+    push rcx
+    push 0
+    mov dword ptr [rsp + 4], {SYSCALL32}
+    jmp entry_save
+
+// ---- SYSENTER clears IF alone and tells neither RIP nor RSP.
+.balign 16
+.global entry_sysenter
+entry_sysenter:
+    swapgs
+    mov rsp, gs:[{REGISTERS_END}]
+    push 0xe02b
+    push 0
+    pushfq
+    or qword ptr [rsp], 0x200
+    push 0xe023
+    push 0
+    push 0
+    mov dword ptr [rsp + 4], {SYSENTER}
+    push 2
+    popfq
+    jmp entry_save
+
+// ---- A fault at the return itself. The frame lies right below RIP in `Registers`, over registers that are still
+// in the CPU: move the error word to its place and save as if the guest had faulted.
+entry_failed_return:
+    swapgs
+    pop qword ptr [rsp + 40]
+    add rsp, 40
+    or dword ptr [rsp + 4], {FAILED_RETURN}
+    jmp entry_save
+
+// ---- From ring 0: the return, an interrupt in `idle`, an instruction with a fix-up, or our bug.
+entry_nested:
+    push rax
+    lea rax, [rip + entry_return]
+    cmp rax, [rsp + 16]
+    pop rax
+    je entry_failed_return
+entry_report:
+    cld
+    save_registers
+    mov rdi, rsp
+    mov rbx, rsp
+    and rsp, -16
+    call {nested}
+    mov rsp, rbx
+    load_registers
+    add rsp, 8
+    iretq
+
+// ---- #DB, on its own stack. In ring 0 it is the guest's: a breakpoint on the stack slot of MOV SS before SYSCALL
+// or INT, or a single step over SYSENTER, whose TF must not go on stepping through us.
+.balign 16
+.global entry_debug
+entry_debug:
+    test byte ptr [rsp + 8], 3
+    jnz 2f
+    and qword ptr [rsp + 16], -257
+    iretq
+2:  swapgs
+    push rax
+    push rbx
+    mov rax, gs:[{REGISTERS_END}]
+    mov rbx, [rsp + 16]
+    mov [rax - 40], rbx
+    mov rbx, [rsp + 24]
+    mov [rax - 32], rbx
+    mov rbx, [rsp + 32]
+    mov [rax - 24], rbx
+    mov rbx, [rsp + 40]
+    mov [rax - 16], rbx
+    mov rbx, [rsp + 48]
+    mov [rax - 8], rbx
+    pop rbx
+    pop rax
+    mov rsp, gs:[{REGISTERS_END}]
+    sub rsp, 40
+    push 0
+    mov dword ptr [rsp + 4], 1
+    jmp entry_save
+
+// ---- NMI, on its own stack: counted, nothing else. A second one cannot come before IRETQ.
+.balign 16
+.global entry_nmi
+entry_nmi:
+    lock inc qword ptr [rip + {nmis}]
+    iretq
+
+// ---- Double fault and machine check, on their own stacks: the end.
+.balign 16
+.global entry_double_fault
+entry_double_fault:
+    mov dword ptr [rsp + 4], 8
+    jmp entry_report
+.balign 16
+.global entry_machine_check
+entry_machine_check:
+    push 0
+    mov dword ptr [rsp + 4], 18
+    jmp entry_report

@@ -1,0 +1,250 @@
+//! Running a guest is a function call: [`Hardware::run`] goes in and says why it came back.
+
+use crate::insn;
+use crate::percpu::{self, Cpu};
+use crate::{Hardware, apic, report, smp, timer};
+use core::arch::asm;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::{AtomicU64, fence};
+use hv_core::addr::GuestVirt;
+use hv_core::machine::{Exit, Interrupt, Registers};
+
+/// High half of the error word: SYSCALL.
+const SYSCALL: u32 = 0x200;
+/// High half of the error word: SYSCALL from compatibility code.
+const SYSCALL32: u32 = 0x201;
+/// High half of the error word: SYSENTER.
+const SYSENTER: u32 = 0x202;
+/// High half of the error word: added to the vector of a fault at the return to the guest.
+const FAILED_RETURN: u32 = 0x100;
+
+/// Flat selectors of 64-bit guest code and data (ABI core 1.6).
+const FLAT: (u64, u64) = (0xe033, 0xe02b);
+/// TF, RF, VM: SYSRET handles none of them the way IRET does.
+const EXACT_FLAGS: u64 = 0x3_0100;
+
+/// NMIs seen; nobody asked for one.
+static NMIS: AtomicU64 = AtomicU64::new(0);
+
+#[cfg(target_os = "none")]
+core::arch::global_asm!(include_str!("vectors.s"), options(att_syntax));
+#[cfg(target_os = "none")]
+core::arch::global_asm!(
+    include_str!("entry.s"),
+    HOST_STACK = const percpu::HOST_STACK,
+    SCRATCH = const percpu::SCRATCH,
+    REGISTERS_END = const percpu::REGISTERS_END,
+    SYSCALL = const SYSCALL,
+    SYSCALL32 = const SYSCALL32,
+    SYSENTER = const SYSENTER,
+    FAILED_RETURN = const FAILED_RETURN,
+    nested = sym nested,
+    nmis = sym NMIS,
+);
+
+unsafe extern "C" {
+    pub(crate) static entry_vectors: u8;
+    pub(crate) static entry_clac: u8;
+    pub(crate) static entry_syscall: u8;
+    pub(crate) static entry_syscall32: u8;
+    pub(crate) static entry_sysenter: u8;
+    pub(crate) static entry_debug: u8;
+    pub(crate) static entry_nmi: u8;
+    pub(crate) static entry_double_fault: u8;
+    pub(crate) static entry_machine_check: u8;
+    fn enter_guest(registers: *mut Registers);
+    fn enter_guest_sysret(registers: *mut Registers);
+}
+
+/// What a return to the guest must keep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Return {
+    /// Every register.
+    Exact,
+    /// RCX and R11 may be lost, as after a hypercall: the short way may be taken.
+    Short,
+}
+
+impl Hardware {
+    /// Runs the guest whose state is in `registers` and in the CPU until it needs attention, with interrupts on.
+    ///
+    /// The rules have seen to RFLAGS (IF set, IOPL 0) and to CS and SS of ring 3; what else may be wrong with them
+    /// comes back as [`Exit::ReturnFault`].
+    pub fn run(&self, registers: &mut Registers, how: Return) -> Exit {
+        assert!(
+            registers.cs & 3 == 3 && registers.ss & 3 == 3 && registers.rflags & 0x3200 == 0x200,
+            "a guest must run in ring 3, interruptible, with IOPL 0"
+        );
+        let cpu = percpu::this();
+        let short = how == Return::Short && short_way(registers);
+        let end = (&raw mut *registers).wrapping_add(1) as u64;
+        cpu.tss.rsp0.store(end, Relaxed);
+        cpu.registers_end.store(end, Relaxed);
+        cpu.in_guest.store(true, Relaxed);
+        // Either we see the request for a flush, or the CPU that makes it sees us in the guest and interrupts.
+        if smp::several() {
+            fence(SeqCst);
+        }
+        smp::flush_if_asked(cpu);
+        // SAFETY:
+        // 1. `registers` is exclusively ours until the call returns; its end is 16-aligned (its type is), as the CPU
+        //    needs it, and the entry code writes nothing outside it.
+        // 2. CS and SS are of ring 3 (asserted), so the guest cannot touch memory of ring 0 (P12); for the short
+        //    way CS, SS and RIP have been checked.
+        // 3. The entry code keeps the callee-saved registers on this stack and comes back by the address in `Cpu`.
+        unsafe {
+            match short {
+                true => enter_guest_sysret(registers),
+                false => enter_guest(registers),
+            }
+        }
+        cpu.in_guest.store(false, Relaxed);
+        self.decode(cpu, registers)
+    }
+
+    /// What the entry code left in the error word, as an [`Exit`].
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the word has two halves, and a vector is a byte"
+    )]
+    fn decode(&self, cpu: &Cpu, registers: &Registers) -> Exit {
+        let (kind, error) = ((registers.error >> 32) as u32, registers.error as u32);
+        match kind {
+            SYSCALL => Exit::Syscall,
+            SYSCALL32 => Exit::Syscall32,
+            SYSENTER => Exit::Sysenter,
+            0x80 | 0..=0x1f => Exit::Fault {
+                vector: kind as u8,
+                error,
+                address: fault_address(kind),
+            },
+            FAILED_RETURN.. => {
+                let vector = kind - FAILED_RETURN;
+                Exit::ReturnFault {
+                    vector: vector as u8,
+                    error,
+                    address: fault_address(vector),
+                }
+            }
+            vector => Exit::Interrupt(interrupt(cpu, vector)),
+        }
+    }
+
+    /// Sleeps until an interrupt, and says which.
+    pub fn idle(&self) -> Interrupt {
+        let cpu = percpu::this();
+        smp::flush_if_asked(cpu);
+        if cpu.woken.load(Relaxed) == 0 {
+            // SAFETY: interrupts come in at HLT alone (STI delays them by one instruction); `nested` handles them
+            // and touches nothing but `cpu.woken`, the controllers and the console's ring, none of which is locked
+            // here.
+            unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
+        }
+        let woken = cpu.woken.swap(0, Relaxed);
+        let order = [Interrupt::Timer, Interrupt::Console, Interrupt::Kick];
+        order
+            .into_iter()
+            .find(|&kind| woken & bit(kind) != 0)
+            .unwrap_or(Interrupt::Other)
+    }
+}
+
+/// Whether SYSRET does the same as IRET, but for RCX and R11. It must not meet a RIP that is not canonical: on
+/// some CPUs it would fault in ring 0 with the guest's stack. And after an entry that left SS null, some CPUs
+/// would keep it so.
+fn short_way(registers: &Registers) -> bool {
+    let ss: u16;
+    // SAFETY: reads a segment register.
+    unsafe { asm!("mov {0:x}, ss", out(reg) ss, options(nomem, nostack, preserves_flags)) };
+    (registers.cs, registers.ss) == FLAT
+        && GuestVirt(registers.rip).is_canonical()
+        && registers.rflags & EXACT_FLAGS == 0
+        && ss != 0
+}
+
+/// CR2, for page faults: nothing can have overwritten it since, as ring 0 takes no page fault it survives.
+fn fault_address(vector: u32) -> u64 {
+    match vector {
+        14 => insn::cr2(),
+        _ => 0,
+    }
+}
+
+/// Acknowledges an interrupt.
+fn interrupt(cpu: &Cpu, vector: u32) -> Interrupt {
+    let kind = match vector {
+        apic::TIMER => timer::fired(cpu),
+        apic::KICK => Interrupt::Kick,
+        apic::SERIAL => {
+            crate::serial::receive();
+            Interrupt::Console
+        }
+        apic::FLUSH => {
+            smp::flush_if_asked(cpu);
+            Interrupt::Other
+        }
+        _ => Interrupt::Other,
+    };
+    if vector != apic::SPURIOUS {
+        apic::acknowledge();
+    }
+    kind
+}
+
+/// The bit in [`Cpu::woken`] for a kind of interrupt.
+fn bit(kind: Interrupt) -> u32 {
+    match kind {
+        Interrupt::Timer => 1,
+        Interrupt::Kick => 2,
+        Interrupt::Console => 4,
+        Interrupt::Other => 8,
+    }
+}
+
+/// A pair made by an instruction that may fault: where it is, and where to go on if it does.
+#[repr(C)]
+struct Fixup {
+    site: u64,
+    resume: u64,
+}
+
+unsafe extern "C" {
+    #[cfg(target_os = "none")]
+    static __start_hv_fixups: Fixup;
+    #[cfg(target_os = "none")]
+    static __stop_hv_fixups: Fixup;
+}
+
+/// Where to go on after a fault at `site`, if the instruction there is allowed to fault.
+#[cfg(target_os = "none")]
+fn fixup(site: u64) -> Option<u64> {
+    let (start, stop) = (&raw const __start_hv_fixups, &raw const __stop_hv_fixups);
+    let bytes = stop as usize - start as usize;
+    // SAFETY: `link.ld` puts the pairs, and nothing else, between these symbols, in constant memory.
+    let all = unsafe { core::slice::from_raw_parts(start, bytes / size_of::<Fixup>()) };
+    all.iter().find(|fixup| fixup.site == site).map(|fixup| fixup.resume)
+}
+
+#[cfg(not(target_os = "none"))]
+fn fixup(_: u64) -> Option<u64> {
+    let _ = |fixup: Fixup| (fixup.site, fixup.resume);
+    None
+}
+
+/// An exception or interrupt that came while ring 0 ran.
+extern "C" fn nested(registers: &mut Registers) {
+    let vector = registers.error >> 32;
+    match u32::try_from(vector) {
+        // Only `idle` lets interrupts in.
+        Ok(vector @ 0x20..) => {
+            let cpu = percpu::this();
+            let kind = interrupt(cpu, vector);
+            cpu.woken.fetch_or(bit(kind), Relaxed);
+        }
+        Ok(11..=14) => match fixup(registers.rip) {
+            Some(resume) => registers.rip = resume,
+            None => report::fatal(vector, registers, insn::cr2()),
+        },
+        _ => report::fatal(vector, registers, insn::cr2()),
+    }
+}

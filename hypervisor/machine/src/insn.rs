@@ -1,0 +1,110 @@
+//! Single instructions that Rust has no words for. Nothing here decides anything.
+
+use core::arch::asm;
+use core::arch::x86_64::{__cpuid_count, _rdtsc};
+use x86_64::registers::model_specific::Msr;
+
+/// CPUID: EAX, EBX, ECX, EDX.
+pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let r = __cpuid_count(leaf, subleaf);
+    [r.eax, r.ebx, r.ecx, r.edx]
+}
+
+/// The highest leaf of the range that starts at `base`.
+pub(crate) fn max_leaf(base: u32) -> u32 {
+    cpuid(base, 0)[0]
+}
+
+/// The time-stamp counter.
+pub(crate) fn tsc() -> u64 {
+    // SAFETY: every CPU in 64-bit mode has RDTSC, and ring 0 may always execute it.
+    unsafe { _rdtsc() }
+}
+
+/// Model-specific registers this crate uses.
+pub(crate) mod msr {
+    pub(crate) const APIC_BASE: u32 = 0x1b;
+    pub(crate) const SYSENTER_CS: u32 = 0x174;
+    pub(crate) const SYSENTER_ESP: u32 = 0x175;
+    pub(crate) const SYSENTER_EIP: u32 = 0x176;
+    pub(crate) const PAT: u32 = 0x277;
+    pub(crate) const TSC_DEADLINE: u32 = 0x6e0;
+    pub(crate) const EFER: u32 = 0xc000_0080;
+    pub(crate) const STAR: u32 = 0xc000_0081;
+    pub(crate) const LSTAR: u32 = 0xc000_0082;
+    pub(crate) const CSTAR: u32 = 0xc000_0083;
+    pub(crate) const SFMASK: u32 = 0xc000_0084;
+    pub(crate) const FS_BASE: u32 = 0xc000_0100;
+    pub(crate) const GS_BASE: u32 = 0xc000_0101;
+    /// While ring 0 runs: the GS base the guest has active.
+    pub(crate) const GUEST_GS_BASE: u32 = 0xc000_0102;
+    pub(crate) const TSC_AUX: u32 = 0xc000_0103;
+    /// First register of the LAPIC in its MSR form.
+    pub(crate) const X2APIC: u32 = 0x800;
+}
+
+/// Reads a model-specific register.
+pub(crate) fn rdmsr(register: u32) -> u64 {
+    // SAFETY: reading the registers in `msr` has no side effect; an absent one would be a reported ring-0 fault.
+    unsafe { Msr::new(register).read() }
+}
+
+/// Writes a model-specific register.
+///
+/// # Safety
+/// The value must keep ring 0's own state valid: entry points, GS base, paging attributes.
+pub(crate) unsafe fn wrmsr(register: u32, value: u64) {
+    // SAFETY: by this function's contract.
+    unsafe { Msr::new(register).write(value) };
+}
+
+/// Loads a page-table root.
+///
+/// # Safety
+/// The table must hold our sixteen slots.
+pub(crate) unsafe fn write_cr3(root: u64) {
+    // SAFETY: by this function's contract all code, stack and data stay mapped where they are.
+    unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) };
+}
+
+/// Reads a byte from an I/O port.
+pub(crate) fn in8(port: u16) -> u8 {
+    let value;
+    // SAFETY: the ports used by this crate are those of the PC's fixed devices; no device there can write to memory.
+    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Writes a byte to an I/O port.
+pub(crate) fn out8(port: u16, value: u8) {
+    // SAFETY: as for `in8`.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// Writes a word to an I/O port.
+pub(crate) fn out32(port: u16, value: u32) {
+    // SAFETY: as for `in8`.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// The address of the last page fault.
+pub(crate) fn cr2() -> u64 {
+    let value;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Removes the translation of one address from this CPU's caches.
+pub(crate) fn invlpg(address: u64) {
+    // SAFETY: only forgets; the tables say what is true.
+    unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) };
+}
+
+/// Writes XCR0.
+pub(crate) fn xsetbv(value: u64) {
+    let (low, high) = (value & 0xffff_ffff, value >> 32);
+    // SAFETY: the value is a subset of what CPUID offers, by the rules' check or our own choice; ring 0 keeps
+    // nothing in the registers it governs.
+    unsafe { asm!("xsetbv", in("ecx") 0, in("rax") low, in("rdx") high, options(nomem, nostack, preserves_flags)) };
+}

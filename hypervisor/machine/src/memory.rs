@@ -1,0 +1,363 @@
+//! The hypervisor's own page tables, and RAM frame by frame through the direct map.
+//!
+//! The tables are built once at boot and then only their leaves for the per-CPU windows change: every guest root
+//! holds copies of our sixteen L4 entries, which therefore never move.
+
+use crate::insn;
+use crate::ranges::Ranges;
+use crate::{Hardware, percpu};
+use core::ops::Range;
+use core::ptr;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use hv_core::addr::{ENTRIES, Frame, HOLE_SLOTS, HOLE_START, M2P_START, PAGE_SIZE};
+use hv_core::machine::{Frames, Page};
+use x86_64::structures::paging::PageTableFlags as Flags;
+
+/// Bytes that one L4 entry reaches.
+const SLOT: u64 = 1 << 39;
+/// LAPIC and IOAPICs.
+pub(crate) const DEVICES: u64 = HOLE_START + SLOT;
+/// Per-CPU GDT and LDT windows.
+pub(crate) const WINDOWS: u64 = HOLE_START + 4 * SLOT;
+/// The image: virtual = physical + this. Also in `link.ld`.
+pub(crate) const IMAGE: u64 = HOLE_START + 5 * SLOT;
+/// The direct map: virtual = physical + this.
+const DIRECT: u64 = HOLE_START + 6 * SLOT;
+/// The boot tables' direct map ends here, and what we allocate at boot lies below.
+pub(crate) const BOOT_LIMIT: u64 = 4 << 30;
+
+/// Flags of tables and plain data of ours.
+const TABLE: Flags = Flags::PRESENT.union(Flags::WRITABLE).union(Flags::ACCESSED);
+/// Text: nobody writes it.
+pub(crate) const TEXT: Flags = Flags::PRESENT.union(Flags::GLOBAL).union(Flags::ACCESSED);
+/// Constants.
+pub(crate) const CONSTANT: Flags = TEXT.union(Flags::NO_EXECUTE);
+/// Memory of ours.
+pub(crate) const DATA: Flags = CONSTANT.union(Flags::WRITABLE).union(Flags::DIRTY);
+/// Device registers.
+const DEVICE: Flags = DATA.union(Flags::NO_CACHE).union(Flags::WRITE_THROUGH);
+/// What ring 3 may read.
+const GUEST_CONSTANT: Flags = CONSTANT.union(Flags::USER_ACCESSIBLE);
+
+/// Number of the highest RAM frame plus one.
+static FRAME_LIMIT: AtomicU64 = AtomicU64::new(0);
+/// Machine address of the machine-to-physical table, which is contiguous.
+static M2P: AtomicU64 = AtomicU64::new(0);
+/// Our own root: only the sixteen slots, no guest.
+static ROOT: AtomicU64 = AtomicU64::new(0);
+
+unsafe extern "C" {
+    static image_physical: u8;
+    static text_start: u8;
+    static text_end: u8;
+    static ro_start: u8;
+    static ro_end: u8;
+    static data_start: u8;
+    static image_end: u8;
+    static boot_stack_guard: u8;
+}
+
+/// Virtual addresses of the image's data, stacks included.
+pub(crate) fn image_data() -> Range<u64> {
+    (&raw const data_start as u64)..(&raw const image_end as u64)
+}
+
+/// The frames the image was loaded into, boot part included.
+pub(crate) fn image_frames() -> Range<u64> {
+    let end = (&raw const image_end as u64) - IMAGE;
+    (&raw const image_physical as u64) / 4096..end / 4096
+}
+
+/// The machine address of something inside the image.
+pub(crate) fn image_address<T>(at: *const T) -> u64 {
+    (at as u64).wrapping_sub(IMAGE)
+}
+
+/// Bytes of RAM or firmware tables while the boot tables are still in use; `None` if they reach beyond those.
+pub(crate) fn boot_bytes(address: u64, length: u64) -> Option<&'static [u8]> {
+    let end = address.checked_add(length)?;
+    if address == 0 || end > BOOT_LIMIT {
+        return None;
+    }
+    // SAFETY: the boot tables and the final direct map both map [0, 4 GiB) of RAM at DIRECT, and `boot` calls this
+    // only for what the loader and the firmware handed over, which nobody writes any more.
+    Some(unsafe { core::slice::from_raw_parts((DIRECT + address) as *const u8, usize::try_from(length).ok()?) })
+}
+
+/// `count` words at a machine address, for the life of the hypervisor.
+///
+/// # Safety
+/// The words lie in RAM that nobody else was given, inside the direct map of the tables in use now and later.
+unsafe fn words(address: u64, count: u64) -> &'static [AtomicU64] {
+    let count = usize::try_from(count).unwrap_or(0);
+    // SAFETY: by this function's contract; atomics make sharing sound, and a frame's address is aligned.
+    unsafe { core::slice::from_raw_parts((DIRECT + address) as *const AtomicU64, count) }
+}
+
+/// The frame as words. Only for frames that are RAM.
+pub(crate) fn page(frame: Frame) -> &'static Page {
+    debug_assert!(frame.number() < FRAME_LIMIT.load(Relaxed).max(BOOT_LIMIT / 4096));
+    let at = (DIRECT + frame.address()) as *const Page;
+    // SAFETY:
+    // 1. The contract of `Frames`: the frame is RAM, and all RAM is in the direct map, writable, for ever.
+    // 2. A frame's start is aligned for words, and the page ends where the frame ends.
+    // 3. Whoever else uses the frame (guests, page walkers, other CPUs) may do so at any time: words are atomic.
+    unsafe { &*at }
+}
+
+/// Our own root table.
+pub(crate) fn root() -> Frame {
+    Frame::containing(ROOT.load(Relaxed)).unwrap_or(Frame::from_u32(0))
+}
+
+/// Builds the hypervisor's page tables out of frames it takes from `free`.
+pub(crate) struct Builder<'a> {
+    root: Frame,
+    free: &'a mut Ranges,
+    huge: bool,
+}
+
+impl<'a> Builder<'a> {
+    /// Empty tables with all sixteen slots present, so that later mappings appear in every guest's root.
+    pub(crate) fn new(free: &'a mut Ranges) -> Self {
+        let huge = insn::cpuid(0x8000_0001, 0)[3] & 1 << 26 != 0;
+        let root = new_table(free);
+        for slot in HOLE_SLOTS {
+            let mut flags = TABLE;
+            if slot == 256 {
+                flags = flags.difference(Flags::WRITABLE) | Flags::USER_ACCESSIBLE;
+            }
+            page(root)[slot].store(new_table(free).address() | flags.bits(), Relaxed);
+        }
+        ROOT.store(root.address(), Relaxed);
+        Self { root, free, huge }
+    }
+
+    /// Maps `bytes` (rounded up to pages) at `virt`, with the largest pages that fit.
+    pub(crate) fn map(&mut self, virt: u64, phys: u64, bytes: u64, flags: Flags) {
+        let end = virt + bytes.next_multiple_of(4096);
+        let mut virt = virt;
+        let mut phys = phys;
+        while virt < end {
+            let fits = |size: u64| (virt | phys).is_multiple_of(size) && end - virt >= size;
+            let level = match () {
+                () if self.huge && fits(1 << 30) => 3,
+                () if fits(1 << 21) => 2,
+                () => 1,
+            };
+            let size = 1u64 << (12 + 9 * (level - 1));
+            let large = if level > 1 { Flags::HUGE_PAGE } else { Flags::empty() };
+            self.entry(virt, level).store(phys | (flags | large).bits(), Relaxed);
+            virt += size;
+            phys += size;
+        }
+    }
+
+    /// The entry for `virt` in its table of `level`; tables on the way are made.
+    pub(crate) fn entry(&mut self, virt: u64, level: u32) -> &'static AtomicU64 {
+        let index = |level: u32| ((virt >> (12 + 9 * (level - 1))) & 0x1ff) as usize;
+        let mut table = self.root;
+        for upper in (level + 1..=4).rev() {
+            let entry = &page(table)[index(upper)];
+            if entry.load(Relaxed) == 0 {
+                let user = TABLE | Flags::USER_ACCESSIBLE;
+                let flags = if virt < DEVICES { user } else { TABLE };
+                entry.store(new_table(self.free).address() | flags.bits(), Relaxed);
+            }
+            table = table_of(entry.load(Relaxed));
+        }
+        &page(table)[index(level)]
+    }
+
+    /// Memory of our own: `bytes` of RAM, filled with `fill`.
+    pub(crate) fn allocate(&mut self, bytes: u64, fill: u64) -> (u64, &'static [AtomicU64]) {
+        let frames = bytes.div_ceil(4096);
+        let Some(first) = self.free.take(frames, 1, BOOT_LIMIT / 4096) else {
+            panic!("not enough RAM below 4 GiB for {frames} frames of tables");
+        };
+        // SAFETY: just taken from the free frames below BOOT_LIMIT, which both sets of tables map.
+        let words = unsafe { words(first * 4096, frames * ENTRIES as u64) };
+        words.iter().for_each(|word| word.store(fill, Relaxed));
+        (first * 4096, words)
+    }
+}
+
+/// The table an upper entry points to.
+fn table_of(entry: u64) -> Frame {
+    Frame::containing(entry & 0x000f_ffff_ffff_f000).unwrap_or(Frame::from_u32(0))
+}
+
+/// A zeroed frame for a table.
+fn new_table(free: &mut Ranges) -> Frame {
+    let number = free.take(1, 1, BOOT_LIMIT / 4096).and_then(Frame::new);
+    let Some(frame) = number else {
+        panic!("not enough RAM below 4 GiB for page tables");
+    };
+    Hardware(()).zero(frame);
+    frame
+}
+
+/// What [`build`] leaves for boot.
+pub(crate) struct Layout {
+    /// Four zeroed words per frame.
+    pub(crate) frame_words: &'static [AtomicU64],
+}
+
+/// Builds the final tables and loads them. `devices` are machine addresses of register pages, mapped in their order
+/// from [`DEVICES`] on.
+pub(crate) fn build(ram: &Ranges, free: &mut Ranges, devices: &[u64]) -> Layout {
+    let limit = ram.limit();
+    FRAME_LIMIT.store(limit, Relaxed);
+    let mut tables = Builder::new(free);
+    for range in ram.iter() {
+        let bytes = (range.end - range.start) * 4096;
+        tables.map(DIRECT + range.start * 4096, range.start * 4096, bytes, DATA);
+    }
+    map_image(&mut tables);
+    for (virt, &phys) in (DEVICES..).step_by(PAGE_SIZE).zip(devices) {
+        tables.map(virt, phys, 4096, DEVICE);
+    }
+    percpu::map_windows(&mut tables);
+    let (m2p, _) = tables.allocate(limit * 8, u64::MAX);
+    M2P.store(m2p, Relaxed);
+    tables.map(M2P_START, m2p, limit * 8, GUEST_CONSTANT);
+    let (_, words) = tables.allocate(limit * 32, 0);
+    let frame_words = words.get(..usize::try_from(limit * 4).unwrap_or(0)).unwrap_or(&[]);
+    // SAFETY: the new root maps the image, the stack inside it and all RAM at the addresses they have now; the low
+    // identity map that disappears is used by nobody since `start`.
+    unsafe { insn::write_cr3(tables.root.address()) };
+    Layout { frame_words }
+}
+
+/// Maps the image with the rights each part needs. The boot part stays out: it is done.
+fn map_image(tables: &mut Builder<'_>) {
+    let guard = &raw const boot_stack_guard as u64;
+    let (text, text_stop) = (&raw const text_start as u64, &raw const text_end as u64);
+    let (constants, constants_stop) = (&raw const ro_start as u64, &raw const ro_end as u64);
+    let data = image_data();
+    let parts = [
+        (text..text_stop, TEXT),
+        (constants..constants_stop, CONSTANT),
+        (data.start..guard, DATA),
+        (guard + 4096..data.end, DATA),
+    ];
+    for (part, flags) in parts {
+        tables.map(part.start, part.start - IMAGE, part.end - part.start, flags);
+    }
+}
+
+/// Changes a few bytes of the image where the direct map shows them: text itself is not writable.
+pub(crate) fn write_physical(address: u64, bytes: &[u8]) {
+    if let Some(frame) = Frame::containing(address) {
+        Hardware(()).write(frame, (address & 0xfff) as usize, bytes);
+    }
+}
+
+/// The longest naturally aligned access that fits at `address`, so that an aligned field is read or written at once.
+fn step(address: usize, left: usize) -> usize {
+    [8, 4, 2]
+        .into_iter()
+        .find(|&size| address.is_multiple_of(size) && left >= size)
+        .unwrap_or(1)
+}
+
+/// The first four of eight bytes.
+fn low_half([a, b, c, d, ..]: [u8; 8]) -> u32 {
+    u32::from_le_bytes([a, b, c, d])
+}
+
+impl Hardware {
+    /// The hypervisor's own root table, without any guest: to be loaded when the last guest's goes away.
+    #[must_use]
+    pub fn root(&self) -> Frame {
+        root()
+    }
+}
+
+impl Frames for Hardware {
+    fn frame_limit(&self) -> u64 {
+        FRAME_LIMIT.load(Relaxed)
+    }
+
+    fn page(&self, frame: Frame) -> &Page {
+        page(frame)
+    }
+
+    fn read(&self, frame: Frame, offset: usize, to: &mut [u8]) {
+        assert!(offset + to.len() <= PAGE_SIZE, "a read beyond the frame");
+        let from = page(frame).as_ptr().cast::<u8>();
+        let mut at = 0;
+        while at < to.len() {
+            let size = step(offset + at, to.len() - at);
+            // SAFETY: `offset + at + size` lies inside the page, aligned for `size`. Guests may write meanwhile: the
+            // accesses are volatile, each byte is taken once, and any value is a valid integer.
+            let value = unsafe {
+                let from = from.add(offset + at);
+                match size {
+                    8 => from.cast::<u64>().read_volatile(),
+                    4 => from.cast::<u32>().read_volatile().into(),
+                    2 => from.cast::<u16>().read_volatile().into(),
+                    _ => from.read_volatile().into(),
+                }
+            };
+            to[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
+            at += size;
+        }
+    }
+
+    fn write(&self, frame: Frame, offset: usize, from: &[u8]) {
+        assert!(offset + from.len() <= PAGE_SIZE, "a write beyond the frame");
+        let to = page(frame).as_ptr().cast_mut().cast::<u8>();
+        let mut at = 0;
+        while at < from.len() {
+            let size = step(offset + at, from.len() - at);
+            let mut value = [0; 8];
+            value[..size].copy_from_slice(&from[at..at + size]);
+            // SAFETY: `offset + at + size` lies inside the page, aligned for `size`; the page consists of atomics, so
+            // writing through a shared reference's address is allowed. Volatile, as guests watch.
+            unsafe {
+                let to = to.add(offset + at);
+                match size {
+                    8 => to.cast::<u64>().write_volatile(u64::from_le_bytes(value)),
+                    4 => to.cast::<u32>().write_volatile(low_half(value)),
+                    2 => to
+                        .cast::<u16>()
+                        .write_volatile(u16::from_le_bytes([value[0], value[1]])),
+                    _ => to.write_volatile(value[0]),
+                }
+            }
+            at += size;
+        }
+    }
+
+    fn zero(&self, frame: Frame) {
+        page(frame).iter().for_each(|word| word.store(0, Relaxed));
+    }
+
+    fn copy(&self, from: Frame, to: Frame) {
+        for (from, to) in page(from).iter().zip(page(to)) {
+            to.store(from.load(Relaxed), Relaxed);
+        }
+    }
+
+    fn set_m2p(&self, frame: Frame, pfn: u64) {
+        m2p_word(frame).store(pfn, Relaxed);
+    }
+
+    fn m2p(&self, frame: Frame) -> u64 {
+        m2p_word(frame).load(Relaxed)
+    }
+
+    fn hole_entry(&self, index: usize) -> u64 {
+        page(root())[HOLE_SLOTS.start + index].load(Relaxed)
+    }
+}
+
+/// The table's word for a frame, through the direct map.
+fn m2p_word(frame: Frame) -> &'static AtomicU64 {
+    assert!(frame.number() < FRAME_LIMIT.load(Relaxed), "{frame:?} is no RAM");
+    let table = ptr::with_exposed_provenance::<AtomicU64>(usize::try_from(DIRECT + M2P.load(Relaxed)).unwrap_or(0));
+    // SAFETY: the table has one word for each frame below the limit, lies in the direct map, and is shared as
+    // atomics.
+    unsafe { &*table.add(frame.index()) }
+}

@@ -1,0 +1,267 @@
+//! What each CPU has of its own: a [`Cpu`], a page of descriptors, trap stacks, and a window in slot 260.
+//!
+//! While ring 0 runs, the GS base is the address of this CPU's [`Cpu`]. While a guest runs, the GS base is the
+//! guest's, and ours waits in the register SWAPGS exchanges it with.
+
+use crate::memory::{self, CONSTANT, DATA, WINDOWS, image_address};
+use core::arch::asm;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use hv_core::machine::Page;
+
+/// CPUs we have room for.
+pub(crate) const MAX_CPUS: usize = 8;
+
+/// Pages of a GDT window; the last but one is the CPU's own.
+const GDT_PAGES: u64 = 16;
+/// The page of the window, and of every guest's table, that belongs to us.
+pub(crate) const OWN_PAGE: u64 = 14;
+/// Pages of an LDT window.
+pub(crate) const LDT_PAGES: u64 = 16;
+/// Bytes of one CPU's windows.
+const WINDOW: u64 = (GDT_PAGES + LDT_PAGES) * 4096;
+
+/// The task-state segment: stacks for entries from ring 3 and for the exceptions that may come anywhere.
+#[repr(C)]
+pub(crate) struct Tss {
+    /// Puts the 64-bit words of the segment, which begins right after, on their natural boundary.
+    _align: AtomicU32,
+    start: AtomicU32,
+    /// Stack for entries from ring 3: the end of the `Registers` of the vcpu that runs.
+    pub(crate) rsp0: AtomicU64,
+    _rsp12: [AtomicU64; 2],
+    _reserved1: AtomicU64,
+    pub(crate) ist: [AtomicU64; 7],
+    _reserved2: AtomicU64,
+    _reserved3: AtomicU16,
+    pub(crate) io_bitmap: AtomicU16,
+}
+
+impl Tss {
+    /// Bytes of the segment.
+    pub(crate) const BYTES: u16 = 104;
+
+    const fn new() -> Self {
+        Self {
+            _align: AtomicU32::new(0),
+            start: AtomicU32::new(0),
+            rsp0: AtomicU64::new(0),
+            _rsp12: [const { AtomicU64::new(0) }; 2],
+            _reserved1: AtomicU64::new(0),
+            ist: [const { AtomicU64::new(0) }; 7],
+            _reserved2: AtomicU64::new(0),
+            _reserved3: AtomicU16::new(0),
+            io_bitmap: AtomicU16::new(0),
+        }
+    }
+
+    /// Where the CPU sees it begin.
+    pub(crate) fn base(&self) -> u64 {
+        &raw const self.start as u64
+    }
+}
+
+/// One CPU's constants and state. Atomics let it be shared, mostly with nobody.
+#[repr(C, align(4096))]
+pub(crate) struct Cpu {
+    /// Its own address, to get from GS to Rust.
+    this: AtomicU64,
+    /// Where `run` left its stack.
+    host_stack: AtomicU64,
+    /// The guest's stack pointer for a moment on SYSCALL.
+    scratch: AtomicU64,
+    /// The end of the running vcpu's `Registers`.
+    pub(crate) registers_end: AtomicU64,
+    /// The stacks.
+    pub(crate) tss: Tss,
+    /// Its number.
+    pub(crate) id: AtomicU32,
+    /// How interrupts name it.
+    pub(crate) apic_id: AtomicU32,
+    /// The page-table root it uses.
+    pub(crate) root: AtomicU64,
+    /// Whether it has been started.
+    pub(crate) online: AtomicBool,
+    /// Whether a guest runs, or is about to.
+    pub(crate) in_guest: AtomicBool,
+    /// Another CPU wants everything flushed before a guest runs here again.
+    pub(crate) flush: AtomicBool,
+    /// Interrupts that came during `idle`.
+    pub(crate) woken: AtomicU32,
+    /// When the timer interrupt is due.
+    pub(crate) deadline: AtomicU64,
+    /// XCR0 as it is in hardware.
+    pub(crate) xcr0: AtomicU64,
+    /// The XCR0 the vcpu wants.
+    pub(crate) guest_xcr0: AtomicU64,
+    /// CR4 as it is in hardware.
+    pub(crate) cr4: AtomicU64,
+    /// TSC_AUX as it is in hardware.
+    pub(crate) tsc_aux: AtomicU32,
+    /// Descriptors in the LDT.
+    pub(crate) ldt_entries: AtomicU32,
+    /// Which LDT pages are mapped.
+    pub(crate) ldt_mapped: AtomicU32,
+    /// Machine address of the table that maps the windows.
+    window_table: AtomicU64,
+}
+
+/// Offsets the entry code uses.
+pub(crate) const HOST_STACK: usize = offset_of!(Cpu, host_stack);
+pub(crate) const SCRATCH: usize = offset_of!(Cpu, scratch);
+pub(crate) const REGISTERS_END: usize = offset_of!(Cpu, registers_end);
+const _: () = assert!(offset_of!(Cpu, tss.rsp0) % 8 == 0 && offset_of!(Tss, rsp0) == 8);
+const _: () = assert!(offset_of!(Tss, io_bitmap) + 2 - 4 == Tss::BYTES as usize);
+
+impl Cpu {
+    const fn new() -> Self {
+        Self {
+            this: AtomicU64::new(0),
+            host_stack: AtomicU64::new(0),
+            scratch: AtomicU64::new(0),
+            registers_end: AtomicU64::new(0),
+            tss: Tss::new(),
+            id: AtomicU32::new(0),
+            apic_id: AtomicU32::new(0),
+            root: AtomicU64::new(0),
+            online: AtomicBool::new(false),
+            in_guest: AtomicBool::new(false),
+            flush: AtomicBool::new(false),
+            woken: AtomicU32::new(0),
+            deadline: AtomicU64::new(0),
+            xcr0: AtomicU64::new(0),
+            guest_xcr0: AtomicU64::new(0),
+            cr4: AtomicU64::new(0),
+            tsc_aux: AtomicU32::new(0),
+            ldt_entries: AtomicU32::new(0),
+            ldt_mapped: AtomicU32::new(0),
+            window_table: AtomicU64::new(0),
+        }
+    }
+
+    /// Where its GDT begins.
+    pub(crate) fn gdt(&self) -> u64 {
+        WINDOWS + u64::from(self.id.load(Relaxed)) * WINDOW
+    }
+
+    /// Where its LDT begins.
+    pub(crate) fn ldt(&self) -> u64 {
+        self.gdt() + GDT_PAGES * 4096
+    }
+
+    /// The entry that maps page `index` of its windows (GDT 0..16, LDT 16..32).
+    pub(crate) fn window(&self, index: u64) -> &'static core::sync::atomic::AtomicU64 {
+        let table = hv_core::addr::Frame::containing(self.window_table.load(Relaxed));
+        let first = (self.gdt() >> 12) & 0x1ff;
+        let page = memory::page(table.unwrap_or(hv_core::addr::Frame::from_u32(0)));
+        &page[usize::try_from(first + index).unwrap_or(0) & 0x1ff]
+    }
+
+    /// The entry for LDT page `index`.
+    pub(crate) fn ldt_window(&self, index: u64) -> &'static AtomicU64 {
+        self.window(GDT_PAGES + index)
+    }
+
+    /// Its own page of descriptors.
+    pub(crate) fn descriptors(&self) -> &'static Page {
+        &OWN_DESCRIPTORS[self.id.load(Relaxed) as usize].0
+    }
+}
+
+/// All CPUs; the first [`crate::smp::count`] are in use.
+#[unsafe(link_section = ".bss.entry_cpus")]
+pub(crate) static CPUS: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS];
+
+/// A page by itself.
+#[repr(C, align(4096))]
+struct OwnPage(Page);
+
+/// Page 14 of each CPU's GDT.
+#[unsafe(link_section = ".bss.entry_tables")]
+static OWN_DESCRIPTORS: [OwnPage; MAX_CPUS] = [const { OwnPage([const { AtomicU64::new(0) }; 512]) }; MAX_CPUS];
+
+/// What a GDT page shows where a guest has none.
+#[unsafe(link_section = ".bss.entry_tables")]
+static ZEROS: OwnPage = OwnPage([const { AtomicU64::new(0) }; 512]);
+
+/// The entry that maps the page of zeros.
+pub(crate) fn zeros_entry() -> u64 {
+    image_address(&raw const ZEROS) | CONSTANT.bits()
+}
+
+/// Stacks for what may come anywhere, even where the stack pointer is the guest's.
+#[repr(C, align(16))]
+pub(crate) struct TrapStacks {
+    double_fault: [u8; 8192],
+    machine_check: [u8; 8192],
+    nmi: [u8; 1024],
+    debug: [u8; 1024],
+}
+
+/// Which entry of the interrupt stack table is whose, counted from 1 as in a gate.
+pub(crate) const IST_DOUBLE_FAULT: u8 = 1;
+pub(crate) const IST_MACHINE_CHECK: u8 = 2;
+pub(crate) const IST_NMI: u8 = 3;
+pub(crate) const IST_DEBUG: u8 = 4;
+
+/// Memory that only the CPU writes to.
+struct Stacks(core::cell::UnsafeCell<[TrapStacks; MAX_CPUS]>);
+// SAFETY: Rust code never refers to the content; each CPU uses its own element as a stack.
+unsafe impl Sync for Stacks {}
+
+#[unsafe(link_section = ".bss.entry_stacks")]
+static STACKS: Stacks = Stacks(core::cell::UnsafeCell::new(
+    [const {
+        TrapStacks {
+            double_fault: [0; 8192],
+            machine_check: [0; 8192],
+            nmi: [0; 1024],
+            debug: [0; 1024],
+        }
+    }; MAX_CPUS],
+));
+
+/// Maps every CPU's windows: the CPU's own page, zeros for the other GDT pages, nothing for the LDT.
+pub(crate) fn map_windows(tables: &mut memory::Builder<'_>) {
+    for (cpu, id) in CPUS.iter().zip(0u32..) {
+        cpu.id.store(id, Relaxed);
+        for page in 0..GDT_PAGES - 1 {
+            tables.entry(cpu.gdt() + page * 4096, 1).store(zeros_entry(), Relaxed);
+        }
+        let own = image_address(cpu.descriptors()) | DATA.bits();
+        tables.entry(cpu.gdt() + OWN_PAGE * 4096, 1).store(own, Relaxed);
+        let table = tables.entry(cpu.gdt(), 2).load(Relaxed) & 0x000f_ffff_ffff_f000;
+        cpu.window_table.store(table, Relaxed);
+    }
+}
+
+/// Fills in the addresses of CPU `id`, before it may take an exception.
+pub(crate) fn prepare(id: usize) -> &'static Cpu {
+    let cpu = &CPUS[id];
+    cpu.this.store(&raw const *cpu as u64, Relaxed);
+    let stacks = STACKS.0.get() as u64 + (id * size_of::<TrapStacks>()) as u64;
+    let ends = [
+        offset_of!(TrapStacks, machine_check),
+        offset_of!(TrapStacks, nmi),
+        offset_of!(TrapStacks, debug),
+        size_of::<TrapStacks>(),
+    ];
+    for (stack, end) in cpu.tss.ist.iter().zip(ends) {
+        stack.store(stacks + end as u64, Relaxed);
+    }
+    // Beyond the limit: no port is open to ring 3.
+    cpu.tss.io_bitmap.store(Tss::BYTES, Relaxed);
+    cpu.deadline.store(u64::MAX, Relaxed);
+    cpu
+}
+
+/// This CPU's [`Cpu`].
+pub(crate) fn this() -> &'static Cpu {
+    let at: *const Cpu;
+    // SAFETY: ring 0 runs with GS at a `Cpu` whose first word is its own address (`prepare`, `cpu::init`, and
+    // SWAPGS in every entry); elements of `CPUS` live for ever and consist of atomics.
+    unsafe {
+        asm!("mov {}, gs:[0]", out(reg) at, options(nostack, preserves_flags, readonly, pure));
+        &*at
+    }
+}

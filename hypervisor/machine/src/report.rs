@@ -1,0 +1,153 @@
+//! What the hypervisor says about itself: log lines, the last words of a panic, and the end of the machine.
+
+use crate::insn::{in8, out8, out32};
+use crate::memory::image_data;
+use crate::{Hardware, Verdict, serial};
+use core::arch::asm;
+use core::fmt::{self, Write};
+use hv_core::machine::{Console, Registers};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+/// Sends log records to the console, each a line that begins with its level.
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let level = match record.level() {
+            Level::Error => "error",
+            Level::Warn => "warn",
+            Level::Info => "info",
+            Level::Debug => "debug",
+            Level::Trace => "trace",
+        };
+        let mut line = Line::default();
+        let _ = writeln!(line, "[{level}] {}", record.args());
+        Hardware(()).put(line.text());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Makes the macros of `log` print on the console, from `level` up. Later calls change the level alone.
+pub fn init_logger(level: LevelFilter) {
+    let _ = log::set_logger(&Logger);
+    log::set_max_level(level);
+}
+
+/// A line of text being put together, so that it reaches the console whole. What is too long is cut.
+#[derive(Default)]
+struct Line(heapless::String<512>);
+
+impl Line {
+    fn text(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            if self.0.push(c).is_err() {
+                // Full: the end of the line matters more than its last letter.
+                let _ = self.0.pop();
+                return self.0.push('\n').map_err(|_| fmt::Error);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The console for last words: takes no lock.
+struct LastWords;
+
+impl Write for LastWords {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        serial::put_now(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Prints the return addresses of the frames from `frame` (a frame pointer) on, as far as they lie in the image's
+/// stacks.
+fn backtrace(mut frame: u64) {
+    let stacks = image_data();
+    for _ in 0..32 {
+        if !frame.is_multiple_of(8) || !stacks.contains(&frame) || !stacks.contains(&(frame + 15)) {
+            return;
+        }
+        // SAFETY: sixteen aligned bytes inside the image's own data; at worst they are no frame and the numbers
+        // are odd.
+        let [next, caller] = unsafe { (frame as *const [u64; 2]).read_volatile() };
+        let _ = writeln!(LastWords, "  at {caller:#x}");
+        // The unmapped guard page lies below the stack, and callers lie above: only upwards.
+        if caller == 0 || next <= frame {
+            return;
+        }
+        frame = next;
+    }
+}
+
+/// Reports an exception that ring 0 caused and nobody expected, and ends the machine.
+pub(crate) fn fatal(vector: u64, r: &Registers, address: u64) -> ! {
+    let error = r.error & 0xffff_ffff;
+    let _ = writeln!(
+        LastWords,
+        "panic: exception {vector} (error {error:#x}) at {:#x}, CR2 {address:#x}",
+        r.rip
+    );
+    let _ = writeln!(
+        LastWords,
+        "  cs {:#x} rflags {:#x} ss {:#x} rsp {:#x}",
+        r.cs, r.rflags, r.ss, r.rsp
+    );
+    let _ = writeln!(
+        LastWords,
+        "  rax {:#x} rbx {:#x} rcx {:#x} rdx {:#x}",
+        r.rax, r.rbx, r.rcx, r.rdx
+    );
+    let _ = writeln!(
+        LastWords,
+        "  rsi {:#x} rdi {:#x} rbp {:#x} r8 {:#x} r9 {:#x}",
+        r.rsi, r.rdi, r.rbp, r.r8, r.r9
+    );
+    let _ = writeln!(LastWords, "  r10 {:#x} r11 {:#x} r12 {:#x}", r.r10, r.r11, r.r12);
+    let _ = writeln!(LastWords, "  r13 {:#x} r14 {:#x} r15 {:#x}", r.r13, r.r14, r.r15);
+    backtrace(r.rbp);
+    Hardware(()).power_off(Verdict::Failure)
+}
+
+/// The end of a Rust panic: message, place, callers, exit.
+#[cfg(target_os = "none")]
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    let place = info.location();
+    let (file, line) = place.map_or(("?", 0), |place| (place.file(), place.line()));
+    let _ = writeln!(LastWords, "panic: {} ({file}:{line})", info.message());
+    let frame: u64;
+    // SAFETY: copies a register; frame pointers are forced on for this target.
+    unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags)) };
+    backtrace(frame);
+    Hardware(()).power_off(Verdict::Failure)
+}
+
+impl Hardware {
+    /// Ends the machine: the emulator's exit device, else the keyboard controller's reset, else a halt for ever.
+    pub fn power_off(&self, verdict: Verdict) -> ! {
+        let code = match verdict {
+            Verdict::Success => 0x10,
+            Verdict::Failure => 0x11,
+        };
+        out32(0xf4, code);
+        // The controller takes a command once its input buffer is empty.
+        let _ = (0..100_000).any(|_| in8(0x64) & 2 == 0);
+        out8(0x64, 0xfe);
+        loop {
+            // SAFETY: with interrupts off this stops the CPU, which is what we want.
+            unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! COM1: the machine's console. Output waits for the transmitter; input arrives by interrupt into a small ring.
+
+use crate::Hardware;
+use crate::insn::{in8, out8};
+use hv_core::machine::Console;
+use spin::Mutex;
+
+/// I/O ports of COM1.
+const BASE: u16 = 0x3f8;
+/// Line status: data waits to be read.
+const DATA_READY: u8 = 1;
+/// Line status: the transmitter takes another byte.
+const CAN_SEND: u8 = 0x20;
+
+/// What has been typed and not yet taken.
+static INPUT: Mutex<heapless::Deque<u8, 512>> = Mutex::new(heapless::Deque::new());
+/// Keeps the bytes of one `put` together.
+static OUTPUT: Mutex<()> = Mutex::new(());
+
+/// Sets 115200 baud, 8 bits, no parity, queues on, and asks for interrupts on input.
+pub(crate) fn init() {
+    let setup = [
+        (3, 0x80), // divisor latch
+        (0, 1),
+        (1, 0),
+        (3, 3),    // 8n1
+        (2, 7),    // queues on and empty
+        (4, 0x0b), // DTR, RTS, OUT2: interrupts reach the line
+        (1, 1),    // interrupt when data is ready
+    ];
+    for (register, value) in setup {
+        out8(BASE + register, value);
+    }
+}
+
+/// Whether there is a UART at all: an empty bus reads as ones.
+fn present() -> bool {
+    in8(BASE + 5) != 0xff
+}
+
+/// Sends bytes without the lock, for reports from places that may have interrupted its holder.
+pub(crate) fn put_now(bytes: &[u8]) {
+    if !present() {
+        return;
+    }
+    for &byte in bytes {
+        // A stuck line must not hang the machine: give up waiting after about a second.
+        let ready = (0..1_000_000).any(|_| in8(BASE + 5) & CAN_SEND != 0);
+        if ready {
+            out8(BASE, byte);
+        }
+    }
+}
+
+/// Empties the UART into the ring; what does not fit is lost, as on any line.
+pub(crate) fn receive() {
+    let mut input = INPUT.lock();
+    if !present() {
+        return;
+    }
+    while in8(BASE + 5) & DATA_READY != 0 {
+        let byte = in8(BASE);
+        let _ = input.push_back(byte);
+    }
+}
+
+impl Console for Hardware {
+    fn put(&self, bytes: &[u8]) {
+        let _whole = OUTPUT.lock();
+        put_now(bytes);
+    }
+
+    fn take(&self, to: &mut [u8]) -> usize {
+        receive();
+        let mut input = INPUT.lock();
+        let mut count = 0;
+        for (slot, byte) in to.iter_mut().zip(core::iter::from_fn(|| input.pop_front())) {
+            *slot = byte;
+            count += 1;
+        }
+        count
+    }
+}

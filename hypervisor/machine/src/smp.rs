@@ -1,0 +1,89 @@
+//! The CPUs as a group. Only the first is started so far; everything else is written for several.
+
+use crate::acpi::Topology;
+use crate::insn::{self, invlpg};
+use crate::percpu::{self, CPUS, Cpu};
+use crate::{Hardware, apic};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use core::sync::atomic::{AtomicU32, fence};
+use hv_core::addr::{CpuId, CpuSet};
+use hv_core::machine::{Cpus, Flush};
+
+/// CPUs started.
+static ONLINE: AtomicU32 = AtomicU32::new(0);
+
+/// Names the CPUs of the machine and prepares the one we run on, which is number 0.
+pub(crate) fn prepare(topology: &Topology) -> &'static Cpu {
+    let [_, ebx, ..] = insn::cpuid(1, 0);
+    let own = ebx >> 24;
+    let others = topology.cpus.iter().copied().filter(|&id| id != own);
+    for (cpu, apic_id) in CPUS.iter().zip(core::iter::once(own).chain(others)) {
+        cpu.apic_id.store(apic_id, Relaxed);
+    }
+    let cpu = percpu::prepare(0);
+    cpu.online.store(true, Release);
+    ONLINE.store(1, Release);
+    cpu
+}
+
+/// Whether more than one CPU runs.
+pub(crate) fn several() -> bool {
+    ONLINE.load(Relaxed) > 1
+}
+
+/// Forgets every translation of a guest: they are never global.
+fn flush_all(cpu: &Cpu) {
+    // SAFETY: loads the root that is in use.
+    unsafe { insn::write_cr3(cpu.root.load(Relaxed)) };
+}
+
+/// Does what other CPUs have asked for, before a guest runs here again.
+pub(crate) fn flush_if_asked(cpu: &Cpu) {
+    if cpu.flush.load(Acquire) {
+        flush_all(cpu);
+        cpu.flush.store(false, Release);
+    }
+}
+
+/// Asks another CPU to flush. It does so at once if it runs a guest, else before it runs one; ring 0 itself uses no
+/// guest's translations, so the second kind need not be waited for, and nobody waits for a CPU that waits.
+fn ask(cpu: &Cpu) {
+    cpu.flush.store(true, SeqCst);
+    fence(SeqCst);
+    if cpu.in_guest.load(SeqCst) {
+        apic::send(cpu.apic_id.load(Relaxed), apic::FLUSH);
+    }
+}
+
+impl Cpus for Hardware {
+    fn this_cpu(&self) -> CpuId {
+        CpuId(percpu::this().id.load(Relaxed))
+    }
+
+    fn flush(&self, cpus: CpuSet, what: Flush) {
+        let this = percpu::this();
+        let id = |cpu: &Cpu| CpuId(cpu.id.load(Relaxed));
+        let others = || {
+            CPUS.iter()
+                .filter(|cpu| cpus.without(id(this)).has(id(cpu)) && cpu.online.load(Acquire))
+        };
+        others().for_each(ask);
+        if cpus.has(id(this)) {
+            match what {
+                Flush::All => flush_all(this),
+                Flush::Page(at) => invlpg(at.0),
+            }
+        }
+        for cpu in others() {
+            while cpu.in_guest.load(Acquire) && cpu.flush.load(Acquire) {
+                core::hint::spin_loop();
+            }
+        }
+    }
+
+    fn kick(&self, cpu: CpuId) {
+        if let Some(cpu) = CPUS.get(cpu.0 as usize).filter(|cpu| cpu.online.load(Acquire)) {
+            apic::send(cpu.apic_id.load(Relaxed), apic::KICK);
+        }
+    }
+}
