@@ -1,0 +1,58 @@
+//! Why a request is refused, and the one place that turns it into the words of the protocol.
+
+use core::fmt;
+
+/// A refusal. Its name travels in an ERROR reply (ABI 3.2); clients compare the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreError {
+    /// The request is malformed: path, permission list, number, or number of strings.
+    Invalid,
+    /// The caller lacks the right, or the request is for privileged callers only.
+    Access,
+    /// This watch is registered already.
+    Exists,
+    /// No such node, watch, domain or transaction.
+    NotFound,
+    /// The caller's memory quota is used up.
+    NoMemory,
+    /// One of the caller's quotas (nodes, size, watches, transactions) is used up.
+    NoSpace,
+    /// The server does not know this request.
+    NotSupported,
+    /// A transaction inside a transaction.
+    Busy,
+    /// The transaction met a concurrent change; start it again.
+    Again,
+    /// The answer, or an event, would not fit into a message.
+    TooBig,
+    /// Only a privileged caller changes an owner.
+    NotPermitted,
+}
+
+impl StoreError {
+    /// The name in the protocol.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Invalid => "EINVAL",
+            Self::Access => "EACCES",
+            Self::Exists => "EEXIST",
+            Self::NotFound => "ENOENT",
+            Self::NoMemory => "ENOMEM",
+            Self::NoSpace => "ENOSPC",
+            Self::NotSupported => "ENOSYS",
+            Self::Busy => "EBUSY",
+            Self::Again => "EAGAIN",
+            Self::TooBig => "E2BIG",
+            Self::NotPermitted => "EPERM",
+        }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl core::error::Error for StoreError {}

@@ -1,0 +1,265 @@
+//! Who may do what with a node (ABI 3.5).
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Write;
+
+use crate::domain::{Caller, DomainId};
+use crate::error::StoreError;
+
+/// A set of rights: read, write, both, none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rights {
+    /// May read the value, the children's names and the permissions.
+    pub read: bool,
+    /// May write the value, create children and remove the node.
+    pub write: bool,
+}
+
+impl Rights {
+    /// Neither.
+    pub const NONE: Self = Self {
+        read: false,
+        write: false,
+    };
+    /// Read only.
+    pub const READ: Self = Self {
+        read: true,
+        write: false,
+    };
+    /// Write only.
+    pub const WRITE: Self = Self {
+        read: false,
+        write: true,
+    };
+    /// Both.
+    pub const BOTH: Self = Self {
+        read: true,
+        write: true,
+    };
+
+    const fn letter(self) -> char {
+        match (self.read, self.write) {
+            (false, false) => 'n',
+            (true, false) => 'r',
+            (false, true) => 'w',
+            (true, true) => 'b',
+        }
+    }
+
+    const fn from_letter(letter: u8) -> Option<Self> {
+        match letter {
+            b'n' => Some(Self::NONE),
+            b'r' => Some(Self::READ),
+            b'w' => Some(Self::WRITE),
+            b'b' => Some(Self::BOTH),
+            _ => None,
+        }
+    }
+
+    const fn include(self, wanted: Self) -> bool {
+        (self.read || !wanted.read) && (self.write || !wanted.write)
+    }
+}
+
+/// One entry of a permission list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permission {
+    /// Whom it is about.
+    pub domain: DomainId,
+    /// What it grants.
+    pub rights: Rights,
+}
+
+impl Permission {
+    /// Reads an entry such as `r5`.
+    ///
+    /// # Errors
+    /// Unknown letter, or no domain number.
+    pub fn parse(text: &[u8]) -> Result<Self, StoreError> {
+        let (letter, number) = text.split_first().ok_or(StoreError::Invalid)?;
+        let rights = Rights::from_letter(*letter).ok_or(StoreError::Invalid)?;
+        Ok(Self {
+            domain: DomainId::parse(number)?,
+            rights,
+        })
+    }
+}
+
+/// A permission list. The first entry names the owner, who may do everything; its rights are those
+/// of everyone the list does not name. The entries after it are the exceptions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permissions {
+    owner: DomainId,
+    others: Rights,
+    exceptions: Vec<Permission>,
+}
+
+impl Permissions {
+    /// Only the owner (and privileged callers) may do anything.
+    #[must_use]
+    pub const fn private(owner: DomainId) -> Self {
+        Self {
+            owner,
+            others: Rights::NONE,
+            exceptions: Vec::new(),
+        }
+    }
+
+    /// Builds a list from its entries.
+    ///
+    /// # Errors
+    /// No entry at all.
+    pub fn new(entries: &[Permission]) -> Result<Self, StoreError> {
+        let (first, rest) = entries.split_first().ok_or(StoreError::Invalid)?;
+        Ok(Self {
+            owner: first.domain,
+            others: first.rights,
+            exceptions: rest.to_vec(),
+        })
+    }
+
+    /// Reads a list as it is written in configurations: `n0,r5`.
+    ///
+    /// # Errors
+    /// An entry is malformed, or there is none.
+    pub fn parse(text: &str) -> Result<Self, StoreError> {
+        let entries: Result<Vec<_>, _> = text
+            .split(',')
+            .map(|entry| Permission::parse(entry.as_bytes()))
+            .collect();
+        Self::new(&entries?)
+    }
+
+    /// The owner.
+    #[must_use]
+    pub const fn owner(&self) -> DomainId {
+        self.owner
+    }
+
+    /// All entries, the owner's first.
+    pub fn entries(&self) -> impl Iterator<Item = Permission> {
+        let first = Permission {
+            domain: self.owner,
+            rights: self.others,
+        };
+        core::iter::once(first).chain(self.exceptions.iter().copied())
+    }
+
+    /// Number of entries.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.exceptions.len() + 1
+    }
+
+    /// Never: a list has an owner.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Whether `caller` has all of `wanted`.
+    #[must_use]
+    pub fn allow(&self, caller: &Caller, wanted: Rights) -> bool {
+        if caller.privileged || caller.acts_for(self.owner) {
+            return true;
+        }
+        let exception = self.exceptions.iter().find(|entry| caller.acts_for(entry.domain));
+        exception.map_or(self.others, |entry| entry.rights).include(wanted)
+    }
+
+    /// Whether `caller` may change this list.
+    #[must_use]
+    pub fn controlled_by(&self, caller: &Caller) -> bool {
+        caller.privileged || caller.acts_for(self.owner)
+    }
+
+    /// The same list with another owner: what a node inherits whose creator is unprivileged.
+    #[must_use]
+    pub fn owned_by(&self, owner: DomainId) -> Self {
+        Self { owner, ..self.clone() }
+    }
+
+    /// The same list without the exceptions that `keep` refuses.
+    #[must_use]
+    pub fn retaining(&self, keep: impl Fn(DomainId) -> bool) -> Self {
+        let exceptions = self.exceptions.iter().copied().filter(|entry| keep(entry.domain));
+        Self {
+            exceptions: exceptions.collect(),
+            ..*self
+        }
+    }
+
+    /// Whether an exception names this domain.
+    #[must_use]
+    pub fn mention(&self, domain: DomainId) -> bool {
+        self.exceptions.iter().any(|entry| entry.domain == domain)
+    }
+
+    /// The list as GET_PERMS sends it: every entry terminated.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut text = String::new();
+        for entry in self.entries() {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{}{}\0", entry.rights.letter(), entry.domain);
+        }
+        text.into_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(domain: u16) -> Caller {
+        Caller {
+            domain: DomainId(domain),
+            privileged: false,
+            target: None,
+        }
+    }
+
+    #[test]
+    fn the_owner_may_all_the_named_what_is_named_the_rest_the_default() {
+        let list = Permissions::parse("r1,n2,w3,b4").unwrap();
+        let expected = [
+            (1, [true, true, true]),
+            (2, [false, false, false]),
+            (3, [false, true, false]),
+            (4, [true, true, true]),
+            (5, [true, false, false]),
+        ];
+        for (domain, rights) in expected {
+            let seen = [Rights::READ, Rights::WRITE, Rights::BOTH].map(|wanted| list.allow(&caller(domain), wanted));
+            assert_eq!(seen, rights, "domain {domain}");
+        }
+        assert!(list.allow(
+            &Caller {
+                privileged: true,
+                ..caller(2)
+            },
+            Rights::BOTH
+        ));
+        assert!(list.allow(
+            &Caller {
+                target: Some(DomainId(1)),
+                ..caller(2)
+            },
+            Rights::BOTH
+        ));
+        assert!(!list.allow(&caller(0), Rights::WRITE), "no number is privileged");
+    }
+
+    #[test]
+    fn lists_are_read_and_written() {
+        let list = Permissions::parse("n0,r5").unwrap();
+        assert_eq!(list.encode(), b"n0\0r5\0");
+        assert_eq!(list.owned_by(DomainId(7)).encode(), b"n7\0r5\0");
+        assert_eq!(list.retaining(|domain| domain != DomainId(5)).encode(), b"n0\0");
+        for bad in ["", "n", "x0", "n-1", "n0,", "n32752", "n99999", "r 1", "n0,r1x"] {
+            assert_eq!(Permissions::parse(bad), Err(StoreError::Invalid), "{bad:?}");
+        }
+        assert_eq!(Permissions::new(&[]), Err(StoreError::Invalid));
+    }
+}
