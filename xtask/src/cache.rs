@@ -6,7 +6,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// `$XDG_CACHE_HOME/tenon`, or `~/.cache/tenon`.
-pub(crate) fn dir() -> Result<PathBuf> {
+///
+/// # Errors
+/// The user has neither.
+pub fn dir() -> Result<PathBuf> {
     let base = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())

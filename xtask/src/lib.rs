@@ -5,7 +5,7 @@
 mod apt;
 pub mod build;
 pub mod bundle;
-mod cache;
+pub mod cache;
 mod initramfs;
 pub mod kernel_file;
 pub mod kernels;

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod doctor;
 mod run;
 mod test;
 
@@ -57,7 +58,7 @@ fn act(verb: Verb) -> Result<ExitCode> {
         Verb::Run(options) => return run::run(&sh, &options),
         Verb::Check => check::check(&sh)?,
         Verb::Test(options) => return test::test(&sh, &options),
-        Verb::Doctor => doctor(&sh)?,
+        Verb::Doctor => doctor::doctor(&sh)?,
         Verb::Provision { all } => provision(&sh, all)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -72,20 +73,6 @@ fn provision(sh: &Shell, all: bool) -> Result<()> {
             println!("{}\n{}", kernel.bzimage.display(), kernel.vmlinux.display());
         }
         println!("{}", kernels::ramdisk(sh)?.display());
-    }
-    Ok(())
-}
-
-fn doctor(sh: &Shell) -> Result<()> {
-    println!("target   {}", sysroot::state(sh)?);
-    println!("emulator {}", qemu::Qemu::state()?);
-    for name in kernels::names() {
-        let state = if kernels::is_cached(name)? {
-            "in the cache"
-        } else {
-            "would be fetched from the distribution"
-        };
-        println!("kernel   stock {name}: {state}");
     }
     Ok(())
 }

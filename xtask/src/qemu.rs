@@ -65,24 +65,26 @@ impl Qemu {
         })
     }
 
-    /// One line for `doctor`.
+    /// For `doctor`: whether there is a QEMU, and which.
     ///
     /// # Errors
     /// No cache folder can be named.
-    pub fn state() -> Result<String> {
+    pub fn state() -> Result<(bool, String)> {
         let installed = Self {
             program: PROGRAM.into(),
             unpacked: None,
         };
         Ok(match (installed.version(), Self::cached()?) {
-            (Ok((major, version)), _) if major >= OLDEST => format!("QEMU {version} on PATH"),
-            (_, Some(cached)) => format!("QEMU {} in {}", cached.version()?.1, cached.program.display()),
-            (Ok((_, version)), None) => {
-                format!("QEMU {version} on PATH is too old (need {OLDEST}): one would be fetched from the distribution")
-            }
-            (Err(_), None) => {
-                format!("no {PROGRAM} on PATH: one would be fetched from the distribution (16 MB)")
-            }
+            (Ok((major, version)), _) if major >= OLDEST => (true, format!("QEMU {version} on PATH")),
+            (_, Some(cached)) => (
+                true,
+                format!("QEMU {} in {}", cached.version()?.1, cached.program.display()),
+            ),
+            (Ok((_, version)), None) => (
+                false,
+                format!("QEMU {version} on PATH is older than {OLDEST}: one would be fetched (15 MB)"),
+            ),
+            (Err(_), None) => (false, format!("no {PROGRAM} on PATH: one would be fetched (15 MB)")),
         })
     }
 

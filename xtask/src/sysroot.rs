@@ -50,20 +50,22 @@ pub fn ensure_target(sh: &Shell) -> Result<()> {
     Ok(())
 }
 
-/// One line for `doctor`: where the bare-metal `core` comes from.
+/// For `doctor`: whether the bare-metal `core` is there, and where it comes from.
 ///
 /// # Errors
 /// The compiler does not answer.
-pub fn state(sh: &Shell) -> Result<String> {
+pub fn state(sh: &Shell) -> Result<(bool, String)> {
     if installed(sh)? {
-        return Ok(format!("{TARGET} is installed with the toolchain"));
+        return Ok((true, format!("{TARGET} is installed with the toolchain")));
     }
-    let version = rustc_version::version_meta()?;
-    let sysroot = folder(&version)?;
+    let sysroot = folder(&rustc_version::version_meta()?)?;
     Ok(if built(&sysroot) {
-        format!("core and alloc for {TARGET} in {}", sysroot.display())
+        (true, format!("core and alloc for {TARGET} in {}", sysroot.display()))
     } else {
-        format!("the toolchain lacks {TARGET}: core and alloc would be built once from source (45 MB fetched)")
+        (
+            false,
+            format!("the toolchain lacks {TARGET}: core and alloc would be built once from source (45 MB fetched)"),
+        )
     })
 }
 

@@ -53,7 +53,7 @@ const ARROWS: &[Allowed] = &[
             "zerocopy",
         ],
     ),
-    ring0("guest-image", &["hypercall-abi"], &["elf", "zerocopy"]),
+    ring0("guest-image", &["hypercall-abi"], &["elf", "heapless", "zerocopy"]),
     ring0(
         "hypervisor",
         &["guest-image", "hv-core", "hv-machine", "hypercall-abi"],

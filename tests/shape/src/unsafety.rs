@@ -41,14 +41,11 @@ pub(crate) fn check(crates: &[Crate]) -> Vec<String> {
     found
 }
 
-/// Whether `path` is the root file of a library, a program or a test program.
+/// Whether `path` is the root file of a library or a program. (The tests beside them are only searched for the word.)
 fn is_root(folder: &Path, path: &Path) -> bool {
     let path = path.strip_prefix(folder).unwrap_or(path);
-    let parent = path.parent().unwrap_or(Path::new(""));
     ["src/lib.rs", "src/main.rs"].iter().any(|root| path == Path::new(root))
-        || ["src/bin", "tests", "benches", "examples"]
-            .iter()
-            .any(|dir| parent == Path::new(dir))
+        || path.parent() == Some(Path::new("src/bin"))
 }
 
 /// How often `unsafe` stands in a line of code as a word; in an attribute such as `#[unsafe(naked)]` too.
