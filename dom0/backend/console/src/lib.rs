@@ -1,1 +1,159 @@
-//! (being written)
+//! The console back end: drains what a guest prints, hands over what is typed for it (ABI 2).
+//!
+//! Touches: one guest's console page, through [`SharedPage`]; a bounded memory of what it printed.
+//! Never touches: event channels (it says when to notify), terminals (it hands out bytes), clocks.
+//! Keeps: a guest that prints is never held up by whoever reads along. Draining goes on whatever
+//! happens to the bytes, since a stock kernel spins with interrupts off while its ring is full.
+//! Memory per guest is fixed: what is too old is dropped, and counted.
+//!
+//! A terminal attached to one guest gets the bytes as they are ([`Scrollback::since`]); where
+//! several guests share a display each goes through a [`LineWriter`], which lets no control
+//! character pass.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
+extern crate alloc;
+
+mod lines;
+mod scrollback;
+
+use alloc::collections::VecDeque;
+
+use ring_protocol::console::{BackEnd, set_connected};
+use ring_protocol::{BadIndices, SharedPage};
+
+pub use lines::{LINE_MAX, LineWriter};
+pub use scrollback::{Scrollback, Since};
+
+/// Keystrokes we keep for a guest that does not read them.
+pub const TYPED_MAX: usize = 4096;
+/// A good budget for [`Console::serve`]: one ring full.
+pub const BUDGET: usize = 2048;
+
+/// What a [`Console::serve`] call leaves to its caller.
+#[must_use = "a guest that is not notified waits for ever"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// The guest's event channel must be sent to: an index moved. Never send without this, a stock
+    /// kernel punishes idle events with delays.
+    pub notify: bool,
+    /// More output waits. Give other guests their turn, then serve again without waiting.
+    pub again: bool,
+    /// Bytes taken from the guest.
+    pub taken: usize,
+}
+
+/// One guest's console.
+#[derive(Clone, Debug)]
+pub struct Console {
+    ends: BackEnd,
+    typed: VecDeque<u8>,
+    printed: Scrollback,
+    stopped: Option<BadIndices>,
+}
+
+impl Console {
+    /// Connects to a guest's console page where the last back end stopped, if there was one. Serve
+    /// at once and notify once: output may wait since long.
+    ///
+    /// # Errors
+    /// The indices in the page contradict each other.
+    pub fn attach<P: SharedPage>(page: &P, scrollback_bytes: usize) -> Result<Self, BadIndices> {
+        Ok(Self {
+            ends: BackEnd::attach(page)?,
+            typed: VecDeque::new(),
+            printed: Scrollback::new(scrollback_bytes),
+            stopped: None,
+        })
+    }
+
+    /// Takes up to `budget` bytes of output, keeps them and shows each piece to `sink`; gives the
+    /// guest what was typed, as far as there is room. Call on the guest's event, after
+    /// [`type_in`](Self::type_in), and while `again` is set.
+    ///
+    /// # Errors
+    /// The guest's indices are impossible. Its console is not served any more; every later call
+    /// says the same.
+    pub fn serve<P: SharedPage>(
+        &mut self,
+        page: &P,
+        budget: usize,
+        sink: impl FnMut(&[u8]),
+    ) -> Result<Served, BadIndices> {
+        if let Some(why) = self.stopped {
+            return Err(why);
+        }
+        self.exchange(page, budget, sink).inspect_err(|why| {
+            self.stopped = Some(*why);
+            set_connected(page, false);
+        })
+    }
+
+    fn exchange<P: SharedPage>(
+        &mut self,
+        page: &P,
+        budget: usize,
+        mut sink: impl FnMut(&[u8]),
+    ) -> Result<Served, BadIndices> {
+        let mut buffer = [0; 512];
+        let mut taken = 0;
+        while taken < budget {
+            let room = buffer.len().min(budget - taken);
+            let count = self
+                .ends
+                .output
+                .read(page, buffer.get_mut(..room).unwrap_or_default())?;
+            if count == 0 {
+                break;
+            }
+            taken += count;
+            let bytes = buffer.get(..count).unwrap_or_default();
+            self.printed.push(bytes);
+            sink(bytes);
+        }
+        let given = self.give_typed(page)?;
+        let again = self.ends.output.available(page)? > 0;
+        Ok(Served {
+            notify: taken > 0 || given > 0,
+            again,
+            taken,
+        })
+    }
+
+    fn give_typed<P: SharedPage>(&mut self, page: &P) -> Result<usize, BadIndices> {
+        let mut given = 0;
+        loop {
+            let (front, _) = self.typed.as_slices();
+            let count = self.ends.input.write(page, front)?;
+            if count == 0 {
+                return Ok(given);
+            }
+            self.typed.drain(..count);
+            given += count;
+        }
+    }
+
+    /// Queues keystrokes for the guest; says how many were taken. The rest finds no room, because
+    /// the guest does not read: drop it, or try again later.
+    pub fn type_in(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(TYPED_MAX.saturating_sub(self.typed.len()));
+        self.typed.extend(bytes.iter().take(taken));
+        taken
+    }
+
+    /// What the guest printed last.
+    #[must_use]
+    pub const fn scrollback(&self) -> &Scrollback {
+        &self.printed
+    }
+
+    /// Why this console is not served any more.
+    #[must_use]
+    pub const fn stopped(&self) -> Option<BadIndices> {
+        self.stopped
+    }
+}
