@@ -1,7 +1,7 @@
 //! Stock kernels and the userland they start: fetched from the distribution once, kept in the cache.
 
 use crate::{apt, cache, initramfs, kernel_file};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use xshell::Shell;
@@ -15,10 +15,20 @@ struct Stock {
 }
 
 /// The kernels that are booted as guests.
-const STOCK: &[Stock] = &[Stock {
-    name: "6.1",
-    suite: "bookworm",
-}];
+const STOCK: &[Stock] = &[
+    Stock {
+        name: "6.1",
+        suite: "bookworm",
+    },
+    Stock {
+        name: "6.12",
+        suite: "trixie",
+    },
+    Stock {
+        name: "7.2",
+        suite: "testing",
+    },
+];
 
 /// The kernel that `run` starts where none is named.
 pub const DEFAULT: &str = "6.1";
@@ -86,6 +96,11 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
         }
     }
     let (package, version) = (record.field("Package")?, record.field("Version")?);
+    ensure!(
+        version.starts_with(&format!("{}.", stock.name)),
+        "{} has moved on to the kernel {version}",
+        stock.suite
+    );
     let size = record.size()? / 1_000_000;
     eprintln!(
         "fetching the stock kernel {} ({package} {version}, {size} MB, once)",

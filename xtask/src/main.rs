@@ -36,7 +36,7 @@ enum Verb {
     /// Make `core` for the bare-metal target available to plain cargo in this checkout
     #[command(hide = true)]
     Provision {
-        /// Fetch QEMU, the kernels and the initramfs too, and print where they are
+        /// Fetch QEMU, the default kernel and the initramfs too, and print where they are
         #[arg(long)]
         all: bool,
     },
@@ -68,10 +68,8 @@ fn provision(sh: &Shell, all: bool) -> Result<()> {
     sysroot::ensure_target(sh)?;
     if all {
         println!("{:?}", qemu::Qemu::find(sh, None)?.command());
-        for name in kernels::names() {
-            let kernel = kernels::stock(sh, name)?;
-            println!("{}\n{}", kernel.bzimage.display(), kernel.vmlinux.display());
-        }
+        let kernel = kernels::stock(sh, kernels::DEFAULT)?;
+        println!("{}\n{}", kernel.bzimage.display(), kernel.vmlinux.display());
         println!("{}", kernels::ramdisk(sh)?.display());
     }
     Ok(())

@@ -64,9 +64,7 @@ pub(crate) fn test(sh: &Shell, options: &Options) -> Result<ExitCode> {
 }
 
 fn run_all(sh: &Shell, options: &Options, deadline: Instant, total: &mut Tally) -> Result<()> {
-    let wanted = |package: &str| options.package.as_deref().is_none_or(|only| only == package);
-    let mut suites = suites(sh)?;
-    suites.retain(|suite| wanted(&suite.package));
+    let mut suites = suites(sh, options.package.as_deref())?;
     suites.sort_by_key(|suite| suite.package == SYSTEM);
     let mut prepared = false;
     for suite in &suites {
@@ -108,12 +106,14 @@ fn prepare_system_tests(sh: &Shell) -> Result<()> {
 }
 
 /// Builds every test program of the host and lists them.
-fn suites(sh: &Shell) -> Result<Vec<Suite>> {
+fn suites(sh: &Shell, only: Option<&str>) -> Result<Vec<Suite>> {
     let start = Instant::now();
-    let without = build::IMAGES.into_iter().flat_map(|name| ["--exclude", name]);
+    let mut which = vec!["--workspace"];
+    which.extend(build::IMAGES.into_iter().flat_map(|name| ["--exclude", name]));
+    let which = only.map_or(which, |package| vec!["--package", package]);
     let messages = cmd!(
         sh,
-        "cargo test --quiet --no-run --workspace {without...} --message-format json-render-diagnostics"
+        "cargo test --quiet --no-run {which...} --message-format json-render-diagnostics"
     );
     let messages = messages.quiet().read().context("the tests do not build")?;
     println!("== tests built in {:.1} s", start.elapsed().as_secs_f64());
