@@ -51,6 +51,7 @@ trap_common:
     push r14
     push r15
     push rax
+    cld                                     // the hypervisor leaves DF as it was
     mov rdi, rsp
     call trap_entry
     pop rax

@@ -112,7 +112,19 @@ pub fn gate(vector: u8, dpl: u8, masks_events: bool) -> TrapInfo {
         flags: dpl & 3 | if masks_events { TRAP_MASKS_EVENTS } else { 0 },
         cs: selector::GUEST_CS,
         pad: 0,
-        address: Stubs::get().traps + u64::from(vector) * Stubs::SIZE,
+        address: handler_address(u64::from(vector)),
+    }
+}
+
+/// The address of the stub behind a number of [`TrapFrame::vector`].
+#[must_use]
+pub fn handler_address(vector: u64) -> u64 {
+    let stubs = Stubs::get();
+    match vector {
+        EVENT => stubs.event,
+        SYSCALL => stubs.syscall,
+        FAILSAFE => stubs.failsafe,
+        _ => stubs.traps + vector * Stubs::SIZE,
     }
 }
 
