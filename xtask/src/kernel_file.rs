@@ -1,6 +1,6 @@
 //! Refusing a guest kernel that cannot work, before a machine is started for it.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use guest_image::Kernel;
 use std::borrow::Cow;
 use std::fs;
@@ -16,7 +16,7 @@ const LIMIT: usize = 256 << 20;
 pub fn check(path: &Path) -> Result<()> {
     let inspect = || -> Result<()> {
         let file = fs::read(path).context("cannot be read")?;
-        Kernel::parse(&unpack(&file)?)?;
+        Kernel::parse(&unpack(&file)?).map_err(|error| anyhow!("{error}"))?;
         Ok(())
     };
     inspect().with_context(|| format!("unusable kernel {}", path.display()))

@@ -1,4 +1,5 @@
 //! What a configuration may say, and how it is told that it may not.
+#![forbid(unsafe_code)]
 
 use toolstack::config::{Action, GuestConfig};
 

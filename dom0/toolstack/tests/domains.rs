@@ -1,4 +1,5 @@
 //! Domains made and ended against a hypervisor and a store that count what exists.
+#![forbid(unsafe_code)]
 
 #[allow(dead_code, reason = "shared by tests")]
 mod common;
@@ -163,7 +164,7 @@ fn a_bad_kernel_makes_no_domain() {
     );
     assert_eq!(
         refusal(b"\x7fELF"),
-        "guest web: planning its memory: not an ELF file: header cut off"
+        "guest web: planning its memory: not an ELF file, or its header is cut off"
     );
     let small = GuestConfig {
         memory: 1,

@@ -1,4 +1,5 @@
 //! Kernels in every wrapping, and wrappings without a kernel.
+#![forbid(unsafe_code)]
 
 use std::borrow::Cow;
 

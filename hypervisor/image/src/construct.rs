@@ -88,51 +88,18 @@ pub struct Start {
     pub console: Option<MachineFrame>,
 }
 
-/// What was being written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// The load segment with this program header.
-    Segment(usize),
-    /// The page of hypercall stubs.
-    HypercallPage,
-    /// The ramdisk.
-    Ramdisk,
-    /// The p2m list.
-    P2m,
-    /// Page tables.
-    Tables,
-    /// The start-info page.
-    StartInfo,
-    /// The store page and the console page.
-    Rings,
-}
-
 /// A [`Builder`] refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConstructError<E> {
     /// What was being written.
-    pub step: Step,
+    pub part: &'static str,
     /// Why not.
     pub error: E,
 }
 
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Segment(index) => write!(f, "segment {index}"),
-            Self::HypercallPage => f.write_str("the hypercall page"),
-            Self::Ramdisk => f.write_str("the ramdisk"),
-            Self::P2m => f.write_str("the p2m list"),
-            Self::Tables => f.write_str("the page tables"),
-            Self::StartInfo => f.write_str("the start-info page"),
-            Self::Rings => f.write_str("the store and console pages"),
-        }
-    }
-}
-
 impl<E: fmt::Display> fmt::Display for ConstructError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "writing {}: {}", self.step, self.error)
+        write!(f, "writing {}: {}", self.part, self.error)
     }
 }
 
@@ -143,36 +110,20 @@ impl Plan<'_> {
     ///
     /// # Errors
     /// The first refusal of `builder`; the domain is then of no use.
-    pub fn construct<B: Builder>(
-        &self,
-        builder: &mut B,
-        wiring: &Wiring,
-    ) -> Result<Start, ConstructError<B::Error>> {
-        let at = |step| move |error| ConstructError { step, error };
+    pub fn construct<B: Builder>(&self, builder: &mut B, wiring: &Wiring) -> Result<Start, ConstructError<B::Error>> {
+        let at = |part| move |error| ConstructError { part, error };
         for segment in self.kernel.segments() {
-            let step = at(Step::Segment(segment.index));
-            write_bytes(builder, segment.start, segment.bytes).map_err(step)?;
-            write_zeros(
-                builder,
-                segment.start + segment.bytes.len() as u64,
-                segment.zeros,
-            )
-            .map_err(step)?;
+            write_bytes(builder, segment.start, segment.bytes).map_err(at("a segment"))?;
+            write_zeros(builder, segment.start + segment.bytes.len() as u64, segment.zeros).map_err(at("a segment"))?;
         }
-        self.write_hypercall_page(builder)
-            .map_err(at(Step::HypercallPage))?;
-        write_bytes(
-            builder,
-            self.layout.ramdisk.start * PAGE_SIZE,
-            self.config.ramdisk,
-        )
-        .map_err(at(Step::Ramdisk))?;
-        self.write_p2m(builder).map_err(at(Step::P2m))?;
-        self.write_tables(builder).map_err(at(Step::Tables))?;
-        self.write_rings(builder).map_err(at(Step::Rings))?;
+        self.write_hypercall_page(builder).map_err(at("the hypercall page"))?;
+        write_bytes(builder, self.layout.ramdisk.start * PAGE_SIZE, self.config.ramdisk).map_err(at("the ramdisk"))?;
+        self.write_p2m(builder).map_err(at("the p2m list"))?;
+        self.write_tables(builder).map_err(at("the page tables"))?;
+        self.write_rings(builder).map_err(at("the store and console pages"))?;
         self.write_start_info(builder, wiring)
-            .map_err(at(Step::StartInfo))?;
-        self.start(builder).map_err(at(Step::Tables))
+            .map_err(at("the start-info page"))?;
+        self.start(builder).map_err(at("the page tables"))
     }
 
     fn start<B: Builder>(&self, builder: &mut B) -> Result<Start, B::Error> {
@@ -192,84 +143,61 @@ impl Plan<'_> {
             return Ok(());
         };
         let page = Pfn(va.wrapping_sub(self.kernel.virt_base) / PAGE_SIZE);
-        (0..128u8).try_for_each(|number| {
-            builder.write(page, usize::from(number) * STUB, &hypercall_stub(number))
-        })
+        (0..128u8).try_for_each(|number| builder.write(page, usize::from(number) * STUB, &hypercall_stub(number)))
     }
 
     /// The list, and zeros up to the end of its last page: a kernel writes there.
     fn write_p2m<B: Builder>(&self, builder: &mut B) -> Result<(), B::Error> {
         let list = self.layout.p2m;
         let pages = self.config.nr_pages;
+        let bytes = pages * 8;
         write_words(builder, list.start, 0, pages, |builder, pfn| {
             Ok(builder.frame_of(Pfn(pfn))?.0)
         })?;
         write_zeros(
             builder,
-            list.start * PAGE_SIZE + pages * 8,
-            list.count() * PAGE_SIZE - pages * 8,
+            list.start * PAGE_SIZE + bytes,
+            list.count() * PAGE_SIZE - bytes,
         )
     }
 
     fn write_tables<B: Builder>(&self, builder: &mut B) -> Result<(), B::Error> {
         for tables in [self.layout.tables, self.layout.p2m_tables] {
-            write_zeros(
-                builder,
-                tables.start * PAGE_SIZE,
-                tables.count() * PAGE_SIZE,
-            )?;
+            write_zeros(builder, tables.start * PAGE_SIZE, tables.count() * PAGE_SIZE)?;
         }
-        for mapping in [Some(self.layout.region), self.layout.p2m_mapping]
-            .into_iter()
-            .flatten()
-        {
-            self.write_mapping(builder, &mapping)?;
-        }
-        Ok(())
+        self.write_mapping(builder, &self.layout.region)?;
+        self.layout
+            .p2m_mapping
+            .iter()
+            .try_for_each(|mapping| self.write_mapping(builder, mapping))
     }
 
     /// Entries of level 1 lead to the pages, those of a higher level to the tables of the level below.
-    fn write_mapping<B: Builder>(
-        &self,
-        builder: &mut B,
-        mapping: &Mapping,
-    ) -> Result<(), B::Error> {
+    fn write_mapping<B: Builder>(&self, builder: &mut B, mapping: &Mapping) -> Result<(), B::Error> {
         let root = self.layout.tables.start;
         for level in 1..=4 {
-            let table = if level == 4 {
-                root
-            } else {
-                mapping.first_table(level)
-            };
+            let table = if level == 4 { root } else { mapping.first_table(level) };
             let target = if level == 1 {
                 mapping.backing
             } else {
                 mapping.first_table(level - 1)
             };
-            write_words(
-                builder,
-                table,
-                mapping.first_entry(level),
-                mapping.entries(level),
-                |builder, index| {
-                    let pfn = target + index;
-                    let flags = match level {
-                        1 if self.layout.tables.contains(pfn) => READ_ONLY_ENTRY,
-                        1 => PAGE_ENTRY,
-                        _ => TABLE_ENTRY,
-                    };
-                    Ok(builder.frame_of(Pfn(pfn))?.address() | flags)
-                },
-            )?;
+            let (first, count) = (mapping.first_entry(level), mapping.entries(level));
+            write_words(builder, table, first, count, |builder, index| {
+                let pfn = target + index;
+                let flags = match level {
+                    1 if self.layout.tables.contains(pfn) => READ_ONLY_ENTRY,
+                    1 => PAGE_ENTRY,
+                    _ => TABLE_ENTRY,
+                };
+                Ok(builder.frame_of(Pfn(pfn))?.address() | flags)
+            })?;
         }
         Ok(())
     }
 
     fn write_rings<B: Builder>(&self, builder: &mut B) -> Result<(), B::Error> {
-        for page in [self.layout.store, self.layout.console]
-            .into_iter()
-            .flatten()
-        {
+        for page in [self.layout.store, self.layout.console].into_iter().flatten() {
             builder.zero(page, 0, PAGE)?;
         }
         match self.layout.console {
@@ -278,11 +206,7 @@ impl Plan<'_> {
         }
     }
 
-    fn write_start_info<B: Builder>(
-        &self,
-        builder: &mut B,
-        wiring: &Wiring,
-    ) -> Result<(), B::Error> {
+    fn write_start_info<B: Builder>(&self, builder: &mut B, wiring: &Wiring) -> Result<(), B::Error> {
         let layout = &self.layout;
         let page = layout.start_info;
         let by_pfn = self.ramdisk_by_pfn();
@@ -294,11 +218,8 @@ impl Plan<'_> {
         };
         let p2m = layout.p2m_mapping.and(self.kernel.init_p2m);
         // A table left out of this range would be mapped writable by the kernel, and refused.
-        let p2m_pages = p2m.map_or((0, 0), |_| {
-            (layout.p2m.start, layout.p2m_tables.end - layout.p2m.start)
-        });
-        let mut frame =
-            |pfn: Option<Pfn>| pfn.map_or(Ok(0), |pfn| builder.frame_of(pfn).map(|frame| frame.0));
+        let p2m_pages = p2m.map_or((0, 0), |_| (layout.p2m.start, layout.p2m_tables.end - layout.p2m.start));
+        let mut frame = |pfn: Option<Pfn>| pfn.map_or(Ok(0), |pfn| builder.frame_of(pfn).map(|frame| frame.0));
         let mut info = StartInfo {
             nr_pages: self.config.nr_pages,
             shared_info: wiring.shared_info.address(),
@@ -318,14 +239,8 @@ impl Plan<'_> {
         };
         fill(&mut info.magic, MAGIC);
         let [command_line @ .., _nul] = &mut info.cmd_line;
-        fill(
-            command_line,
-            self.config
-                .command_line
-                .split(|b| *b == 0)
-                .next()
-                .unwrap_or(&[]),
-        );
+        let up_to_nul = self.config.command_line.split(|b| *b == 0).next();
+        fill(command_line, up_to_nul.unwrap_or(&[]));
         builder.zero(page, 0, PAGE)?;
         builder.write(page, 0, info.as_bytes())
     }
@@ -335,9 +250,7 @@ impl Plan<'_> {
 #[must_use]
 pub fn hypercall_stub(number: u8) -> [u8; STUB] {
     /// push rcx; push r11; mov eax, number; syscall; pop r11; pop rcx; ret
-    const CALL: [u8; 14] = [
-        0x51, 0x41, 0x53, 0xb8, 0, 0, 0, 0, 0x0f, 0x05, 0x41, 0x5b, 0x59, 0xc3,
-    ];
+    const CALL: [u8; 14] = [0x51, 0x41, 0x53, 0xb8, 0, 0, 0, 0, 0x0f, 0x05, 0x41, 0x5b, 0x59, 0xc3];
     /// push rcx; push r11; push rax; mov eax, number; syscall. The kernel jumps here, and iret does not come back.
     const IRET: [u8; 11] = [0x51, 0x41, 0x53, 0x50, 0xb8, 0, 0, 0, 0, 0x0f, 0x05];
     let mut stub = [0xcc; STUB];
@@ -380,11 +293,7 @@ fn pieces(start: u64, len: u64) -> impl Iterator<Item = (Pfn, usize, usize)> {
         let len = (PAGE_SIZE - offset).min(end - at);
         at += len;
         // Both are at most a page.
-        (len > 0).then_some((
-            Pfn(page),
-            usize::try_from(offset).ok()?,
-            usize::try_from(len).ok()?,
-        ))
+        (len > 0).then_some((Pfn(page), usize::try_from(offset).ok()?, usize::try_from(len).ok()?))
     })
 }
 
@@ -406,11 +315,7 @@ fn write_words<B: Builder>(
             slot.copy_from_slice(&value(builder, index)?.to_le_bytes());
             filled += 1;
         }
-        write_bytes(
-            builder,
-            start + done * 8,
-            buffer.get(..filled * 8).unwrap_or(&buffer),
-        )?;
+        write_bytes(builder, start + done * 8, buffer.get(..filled * 8).unwrap_or(&buffer))?;
         done += filled as u64;
     }
     Ok(())

@@ -2,16 +2,11 @@
 
 use core::fmt;
 
-use elf::parse::ParseError;
-
-/// A name out of a note, cut to what a message needs.
-pub type Name = heapless::String<32>;
-
 /// A refusal to make a plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ImageError {
-    /// The first bytes are not those of an ELF file we can read.
-    NotElf(ElfFault),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageError<'a> {
+    /// Not a complete header of a little-endian ELF file.
+    NotElf,
     /// A 32-bit ELF file.
     NotElf64,
     /// The file is for another processor: its `e_machine`.
@@ -63,13 +58,11 @@ pub enum ImageError {
     /// Note XEN_VERSION is missing.
     NoXenVersion,
     /// Note XEN_VERSION names an interface other than `xen-3.0`.
-    XenVersion(Name),
+    XenVersion(&'a [u8]),
     /// Neither LOADER starts with `generic` nor GUEST_OS with `linux`; GUEST_OS's value.
-    UnknownGuest(Name),
-    /// The kernel requires a feature nobody here knows.
-    RequiredFeatureUnknown(Name),
-    /// The kernel requires a feature a paravirtual domain cannot have.
-    RequiredFeatureRefused(Name),
+    UnknownGuest(&'a [u8]),
+    /// The kernel requires a feature that nobody knows, or that a paravirtual domain cannot have.
+    RequiredFeature(&'a [u8]),
     /// VIRT_BASE is not page-aligned, not canonical, or the region would leave its half of the address
     /// space or meet the slots the hypervisor keeps.
     VirtBase {
@@ -101,69 +94,20 @@ pub enum ImageError {
     },
 }
 
-/// What the ELF reader did not like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ElfFault {
-    /// Another magic number.
-    Magic,
-    /// Neither 32 nor 64 bits.
-    Class,
-    /// Not little-endian.
-    Endianness,
-    /// An unknown version of the format.
-    Version,
-    /// The header is cut off.
-    Truncated,
-}
-
-impl From<ParseError> for ImageError {
-    fn from(error: ParseError) -> Self {
-        Self::NotElf(match error {
-            ParseError::BadMagic(_) => ElfFault::Magic,
-            ParseError::UnsupportedElfClass(_) => ElfFault::Class,
-            ParseError::UnsupportedElfEndianness(_) => ElfFault::Endianness,
-            ParseError::UnsupportedVersion(_) => ElfFault::Version,
-            _ => ElfFault::Truncated,
-        })
-    }
-}
-
-impl fmt::Display for ElfFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Magic => "wrong magic number",
-            Self::Class => "unknown class",
-            Self::Endianness => "not little-endian",
-            Self::Version => "unknown version",
-            Self::Truncated => "header cut off",
-        })
-    }
-}
-
-impl fmt::Display for ImageError {
+impl fmt::Display for ImageError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotElf(fault) => write!(f, "not an ELF file: {fault}"),
+            Self::NotElf => write!(f, "not an ELF file, or its header is cut off"),
             Self::NotElf64 => write!(f, "not a 64-bit ELF file"),
             Self::NotX86_64(machine) => {
                 write!(f, "ELF file for machine {machine}, not x86-64 (62)")
             }
             Self::ProgramHeaders { end, file_len } => {
-                write!(
-                    f,
-                    "program headers end at byte {end:#x}, the file has {file_len:#x}"
-                )
+                write!(f, "program headers end at byte {end:#x}, the file has {file_len:#x}")
             }
             Self::NoLoadSegment => write!(f, "no segment to load"),
-            Self::SegmentTruncated {
-                index,
-                end,
-                file_len,
-            } => {
-                write!(
-                    f,
-                    "segment {index} ends at byte {end:#x}, the file has {file_len:#x}"
-                )
+            Self::SegmentTruncated { index, end, file_len } => {
+                write!(f, "segment {index} ends at byte {end:#x}, the file has {file_len:#x}")
             }
             Self::SegmentSizes { index } => {
                 write!(f, "segment {index} is larger in the file than in memory")
@@ -180,35 +124,28 @@ impl fmt::Display for ImageError {
             }
             Self::NoXenNotes => write!(f, "no Xen notes: not a paravirtual kernel"),
             Self::NoXenVersion => write!(f, "no Xen note XEN_VERSION (5)"),
-            Self::XenVersion(v) => write!(f, "Xen note XEN_VERSION is \"{v}\", not \"xen-3.0\""),
+            Self::XenVersion(v) => write!(f, "Xen note XEN_VERSION is \"{}\", not \"xen-3.0\"", short(v)),
             Self::UnknownGuest(os) => {
+                let os = short(os);
                 write!(
                     f,
                     "Xen note LOADER is not \"generic\" and GUEST_OS is \"{os}\", not \"linux\""
                 )
             }
-            Self::RequiredFeatureUnknown(name) => {
-                write!(f, "the kernel requires the unknown feature \"{name}\"")
-            }
-            Self::RequiredFeatureRefused(name) => {
+            Self::RequiredFeature(name) => {
                 write!(
                     f,
-                    "the kernel requires the feature \"{name}\", which no paravirtual domain has"
+                    "the kernel requires the feature \"{}\", which we do not have",
+                    short(name)
                 )
             }
             Self::VirtBase { base, pages } => {
                 write!(f, "{pages} pages cannot be mapped at VIRT_BASE {base:#x}")
             }
             Self::Entry { entry, start, end } => {
-                write!(
-                    f,
-                    "entry {entry:#x} is outside the kernel at {start:#x}..{end:#x}"
-                )
+                write!(f, "entry {entry:#x} is outside the kernel at {start:#x}..{end:#x}")
             }
-            Self::HypercallPage { page } => write!(
-                f,
-                "the hypercall page {page:#x} is not a page of the kernel"
-            ),
+            Self::HypercallPage { page } => write!(f, "the hypercall page {page:#x} is not a page of the kernel"),
             Self::TooLittleMemory { needed, given } => {
                 write!(
                     f,
@@ -219,4 +156,9 @@ impl fmt::Display for ImageError {
     }
 }
 
-impl core::error::Error for ImageError {}
+/// As much of a foreign name as a message needs, printable.
+fn short(name: &[u8]) -> core::slice::EscapeAscii<'_> {
+    name.get(..32).unwrap_or(name).escape_ascii()
+}
+
+impl core::error::Error for ImageError<'_> {}

@@ -1,6 +1,5 @@
 //! The ELF file and its Xen notes. Everything here is foreign: each number is checked before it is used.
 
-use core::fmt;
 use core::ops::Range;
 
 use elf::abi::{EI_NIDENT, EM_X86_64, PT_LOAD, PT_NOTE, SHT_NOTE};
@@ -11,24 +10,26 @@ use elf::section::SectionHeader;
 use elf::segment::ProgramHeader;
 use hypercall_abi::elfnote::{Note, OWNER};
 
-use crate::error::{ElfFault, ImageError, Name};
+use crate::PAGE_SIZE;
+use crate::error::ImageError;
 use crate::layout::{CANONICAL_BITS, is_canonical};
-use crate::{PAGE_SIZE, Pfn};
 
+/// Notes have numbers below this.
+const NOTES: usize = 20;
 /// Bytes of the ELF64 header.
 const HEADER_LEN: usize = 64;
 
 /// XENFEAT names of note FEATURES, with their bits.
-const FEATURES: [(&str, u32); 7] = [
-    ("writable_page_tables", 0),
-    ("writable_descriptor_tables", 1),
-    ("auto_translated_physmap", 2),
+const FEATURES: [(&[u8], u32); 7] = [
+    (b"writable_page_tables", 0),
+    (b"writable_descriptor_tables", 1),
+    (b"auto_translated_physmap", 2),
     (SUPERVISOR_MODE_KERNEL, 3),
-    ("pae_pgdir_above_4gb", 4),
-    ("hvm_callback_vector", 8),
-    ("dom0", 11),
+    (b"pae_pgdir_above_4gb", 4),
+    (b"hvm_callback_vector", 8),
+    (b"dom0", 11),
 ];
-const SUPERVISOR_MODE_KERNEL: &str = "supervisor_mode_kernel";
+const SUPERVISOR_MODE_KERNEL: &[u8] = b"supervisor_mode_kernel";
 
 /// A paravirtual kernel: a checked ELF file and what its Xen notes ask for.
 #[derive(Clone, Copy)]
@@ -53,17 +54,6 @@ pub struct Kernel<'a> {
     pub span: (u64, u64),
 }
 
-/// Without the file, which is large.
-impl fmt::Debug for Kernel<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (at, entry, features) = (self.addresses(), self.entry, self.features);
-        write!(
-            f,
-            "Kernel({at:#x?}, entry {entry:#x}, features {features:#x})"
-        )
-    }
-}
-
 /// What a load segment asks for.
 #[derive(Clone, Copy)]
 pub struct Segment<'a> {
@@ -77,37 +67,15 @@ pub struct Segment<'a> {
     pub zeros: u64,
 }
 
-impl Segment<'_> {
-    /// The page the segment starts in, and the offset in it.
-    #[must_use]
-    pub const fn place(&self) -> (Pfn, u64) {
-        (Pfn(self.start / PAGE_SIZE), self.start % PAGE_SIZE)
-    }
-}
-
-/// What the notes said; `None` where they were silent.
-#[derive(Default)]
-struct Notes<'a> {
-    any: bool,
-    entry: Option<u64>,
-    hypercall_page: Option<u64>,
-    virt_base: Option<u64>,
-    paddr_offset: Option<u64>,
-    xen_version: Option<&'a [u8]>,
-    guest_os: &'a [u8],
-    loader: &'a [u8],
-    feature_names: &'a [u8],
-    features: u32,
-    init_p2m: Option<u64>,
-    mod_start_pfn: Option<u64>,
-}
+/// The descriptors of the Xen notes, by number.
+struct Notes<'a>([Option<&'a [u8]>; NOTES]);
 
 impl<'a> Kernel<'a> {
     /// Reads the headers, segments and notes of `file`.
     ///
     /// # Errors
     /// Says what is wrong with the file, and where; [`ImageError::NoXenNotes`] for a kernel that is not paravirtual.
-    pub fn parse(file: &'a [u8]) -> Result<Self, ImageError> {
+    pub fn parse(file: &'a [u8]) -> Result<Self, ImageError<'a>> {
         let header = read_header(file)?;
         let headers = program_headers(file, &header)?;
         let notes = read_notes(file, &header, headers)?;
@@ -115,13 +83,13 @@ impl<'a> Kernel<'a> {
         let mut kernel = Self {
             file,
             headers,
-            entry: notes.entry.unwrap_or(header.e_entry),
-            virt_base: notes.virt_base.unwrap_or(0),
-            paddr_offset: notes.paddr_offset.unwrap_or(0),
-            hypercall_page: notes.hypercall_page,
-            init_p2m: notes.init_p2m,
-            unmapped_ramdisk: notes.mod_start_pfn.is_some_and(|v| v != 0),
-            features: notes.features | notes.named_features()?,
+            entry: notes.number(Note::Entry)?.unwrap_or(header.e_entry),
+            virt_base: notes.number(Note::VirtBase)?.unwrap_or(0),
+            paddr_offset: notes.number(Note::PaddrOffset)?.unwrap_or(0),
+            hypercall_page: notes.number(Note::HypercallPage)?,
+            init_p2m: notes.number(Note::InitP2m)?,
+            unmapped_ramdisk: notes.number(Note::ModStartPfn)?.is_some_and(|v| v != 0),
+            features: notes.features()?,
             span: (u64::MAX, 0),
         };
         for (index, header) in kernel.load_headers() {
@@ -157,11 +125,7 @@ impl<'a> Kernel<'a> {
     }
 
     /// Loads go by physical address: Linux's per-CPU segment has virtual address 0.
-    fn check_segment(
-        &self,
-        index: usize,
-        header: &ProgramHeader,
-    ) -> Result<Segment<'a>, ImageError> {
+    fn check_segment(&self, index: usize, header: &ProgramHeader) -> Result<Segment<'a>, ImageError<'a>> {
         let bytes = file_bytes(self.file, index, header)?;
         let zeros = header
             .p_memsz
@@ -171,11 +135,8 @@ impl<'a> Kernel<'a> {
             index,
             address: header.p_paddr,
         };
-        let start = header
-            .p_paddr
-            .checked_sub(self.paddr_offset)
-            .ok_or(outside.clone())?;
-        let end = start.checked_add(header.p_memsz).ok_or(outside.clone())?;
+        let start = header.p_paddr.checked_sub(self.paddr_offset).ok_or(outside)?;
+        let end = start.checked_add(header.p_memsz).ok_or(outside)?;
         if end > 1 << CANONICAL_BITS {
             Err(outside)
         } else {
@@ -188,7 +149,7 @@ impl<'a> Kernel<'a> {
         }
     }
 
-    fn check_addresses(&self) -> Result<(), ImageError> {
+    fn check_addresses(&self) -> Result<(), ImageError<'a>> {
         let pages = self.span.1.div_ceil(PAGE_SIZE);
         if !self.virt_base.is_multiple_of(PAGE_SIZE) || !is_canonical(self.virt_base) {
             return Err(ImageError::VirtBase {
@@ -197,9 +158,7 @@ impl<'a> Kernel<'a> {
             });
         }
         // As distances from VIRT_BASE, so that a kernel may end with the address space.
-        let within = |address: u64| {
-            (self.span.0..self.span.1).contains(&address.wrapping_sub(self.virt_base))
-        };
+        let within = |address: u64| (self.span.0..self.span.1).contains(&address.wrapping_sub(self.virt_base));
         if !within(self.entry) {
             let Range { start, end } = self.addresses();
             return Err(ImageError::Entry {
@@ -209,30 +168,21 @@ impl<'a> Kernel<'a> {
             });
         }
         match self.hypercall_page {
-            Some(page) if !page.is_multiple_of(PAGE_SIZE) || !within(page) => {
-                Err(ImageError::HypercallPage { page })
-            }
+            Some(page) if !page.is_multiple_of(PAGE_SIZE) || !within(page) => Err(ImageError::HypercallPage { page }),
             _ => Ok(()),
         }
     }
 }
 
-fn read_header(file: &[u8]) -> Result<FileHeader<LittleEndian>, ImageError> {
+fn read_header(file: &[u8]) -> Result<FileHeader<LittleEndian>, ImageError<'_>> {
     // The reader panics on a file shorter than its identification.
-    let Some((header, _)) = file.split_at_checked(HEADER_LEN) else {
-        let magic = b"\x7fELF".get(..file.len()).unwrap_or(b"\x7fELF");
-        let fault = if file.starts_with(magic) {
-            ElfFault::Truncated
-        } else {
-            ElfFault::Magic
-        };
-        return Err(ImageError::NotElf(fault));
-    };
-    let ident = parse_ident::<LittleEndian>(header)?;
+    let header = file.get(..HEADER_LEN).ok_or(ImageError::NotElf)?;
+    let ident = parse_ident::<LittleEndian>(header).map_err(|_| ImageError::NotElf)?;
     if ident.1 != Class::ELF64 {
         return Err(ImageError::NotElf64);
     }
-    let header = FileHeader::parse_tail(ident, header.get(EI_NIDENT..).unwrap_or(&[]))?;
+    let tail = header.get(EI_NIDENT..).unwrap_or(&[]);
+    let header = FileHeader::parse_tail(ident, tail).map_err(|_| ImageError::NotElf)?;
     match header.e_machine {
         EM_X86_64 => Ok(header),
         other => Err(ImageError::NotX86_64(other)),
@@ -242,19 +192,14 @@ fn read_header(file: &[u8]) -> Result<FileHeader<LittleEndian>, ImageError> {
 fn program_headers<'a>(
     file: &'a [u8],
     header: &FileHeader<LittleEndian>,
-) -> Result<ParsingTable<'a, LittleEndian, ProgramHeader>, ImageError> {
+) -> Result<ParsingTable<'a, LittleEndian, ProgramHeader>, ImageError<'a>> {
     let len = u64::from(header.e_phnum) * u64::from(header.e_phentsize);
     let outside = ImageError::ProgramHeaders {
         end: header.e_phoff.saturating_add(len),
         file_len: len_of(file),
     };
-    let table = slice(file, header.e_phoff, len)
-        .filter(|_| header.e_phnum == 0 || header.e_phentsize == 56);
-    Ok(ParsingTable::new(
-        LittleEndian,
-        Class::ELF64,
-        table.ok_or(outside)?,
-    ))
+    let table = slice(file, header.e_phoff, len).filter(|_| header.e_phnum == 0 || header.e_phentsize == 56);
+    Ok(ParsingTable::new(LittleEndian, Class::ELF64, table.ok_or(outside)?))
 }
 
 /// Notes are in segments; a file stripped of those may still have sections.
@@ -262,124 +207,113 @@ fn read_notes<'a>(
     file: &'a [u8],
     header: &FileHeader<LittleEndian>,
     headers: ParsingTable<'a, LittleEndian, ProgramHeader>,
-) -> Result<Notes<'a>, ImageError> {
-    let mut notes = Notes::default();
-    for (index, segment) in headers
-        .iter()
-        .enumerate()
-        .filter(|(_, h)| h.p_type == PT_NOTE)
-    {
+) -> Result<Notes<'a>, ImageError<'a>> {
+    let mut notes = Notes([None; NOTES]);
+    for (index, segment) in headers.iter().enumerate().filter(|(_, h)| h.p_type == PT_NOTE) {
         notes.read(file_bytes(file, index, &segment)?, segment.p_offset)?;
     }
-    if !notes.any {
+    if notes.is_empty() {
         let len = u64::from(header.e_shnum) * u64::from(header.e_shentsize);
         let table = slice(file, header.e_shoff, len)
             .filter(|_| header.e_shentsize == 64)
             .unwrap_or(&[]);
         let sections = ParsingTable::<_, SectionHeader>::new(LittleEndian, Class::ELF64, table);
         for section in sections.iter().filter(|s| s.sh_type == SHT_NOTE) {
-            let bytes = slice(file, section.sh_offset, section.sh_size);
-            notes.read(
-                bytes.ok_or(ImageError::NoteTruncated {
-                    at: section.sh_offset,
-                })?,
-                section.sh_offset,
-            )?;
+            let at = section.sh_offset;
+            let bytes = slice(file, at, section.sh_size).ok_or(ImageError::NoteTruncated { at })?;
+            notes.read(bytes, at)?;
         }
     }
-    if notes.any {
-        Ok(notes)
-    } else {
-        Err(ImageError::NoXenNotes)
+    if notes.is_empty() {
+        return Err(ImageError::NoXenNotes);
     }
+    Ok(notes)
 }
 
 impl<'a> Notes<'a> {
     /// Takes up the Xen notes among `bytes`, which start at byte `offset` of the file.
     ///
     /// Names and descriptors are padded to 4 bytes whatever the segment's alignment says.
-    fn read(&mut self, bytes: &'a [u8], offset: u64) -> Result<(), ImageError> {
+    fn read(&mut self, bytes: &'a [u8], offset: u64) -> Result<(), ImageError<'a>> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            let truncated = ImageError::NoteTruncated {
-                at: offset + (len_of(bytes) - len_of(rest)),
-            };
-            let (note, after) = split_note(rest).ok_or(truncated)?;
-            if note.owner == OWNER {
-                self.take(note.number, note.descriptor)?;
+            let at = offset + (len_of(bytes) - len_of(rest));
+            let (note, after) = split_note(rest).ok_or(ImageError::NoteTruncated { at })?;
+            let slot = usize::try_from(note.number)
+                .ok()
+                .and_then(|number| self.0.get_mut(number));
+            if let Some(slot) = slot.filter(|_| note.owner == OWNER) {
+                *slot = Some(note.descriptor);
             }
             rest = after;
         }
         Ok(())
     }
 
-    fn take(&mut self, note: u32, bytes: &'a [u8]) -> Result<(), ImageError> {
-        self.any = true;
-        let number = || {
-            number(bytes).ok_or(ImageError::NoteSize {
-                note,
-                len: bytes.len(),
-            })
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(Option::is_none)
+    }
+
+    fn bytes(&self, note: Note) -> Option<&'a [u8]> {
+        self.0.get(note as usize).copied().flatten()
+    }
+
+    fn text(&self, note: Note) -> &'a [u8] {
+        self.bytes(note)
+            .and_then(|text| text.split(|b| *b == 0).next())
+            .unwrap_or(&[])
+    }
+
+    fn number(&self, note: Note) -> Result<Option<u64>, ImageError<'a>> {
+        let number = |bytes: &[u8]| match bytes.len() {
+            4 => bytes.first_chunk().map(|word| u64::from(u32::from_le_bytes(*word))),
+            8 => bytes.first_chunk().map(|word| u64::from_le_bytes(*word)),
+            _ => None,
         };
-        match Note::from_number(u64::from(note)) {
-            Some(Note::Entry) => self.entry = Some(number()?),
-            Some(Note::HypercallPage) => self.hypercall_page = Some(number()?),
-            Some(Note::VirtBase) => self.virt_base = Some(number()?),
-            Some(Note::PaddrOffset) => self.paddr_offset = Some(number()?),
-            Some(Note::XenVersion) => self.xen_version = Some(bytes),
-            Some(Note::GuestOs) => self.guest_os = bytes,
-            Some(Note::Loader) => self.loader = bytes,
-            Some(Note::Features) => self.feature_names = bytes,
-            Some(Note::InitP2m) => self.init_p2m = Some(number()?),
-            Some(Note::ModStartPfn) => self.mod_start_pfn = Some(number()?),
-            // A bitmap of which only the first word has a meaning.
-            Some(Note::SupportedFeatures) => {
-                self.features = bytes
-                    .first_chunk()
-                    .map_or(0, |word| u32::from_le_bytes(*word))
-            }
-            _ => {}
-        }
-        Ok(())
+        let refuse = |len| ImageError::NoteSize { note: note as u32, len };
+        self.bytes(note)
+            .map(|bytes| number(bytes).ok_or(refuse(bytes.len())))
+            .transpose()
     }
 
-    fn check_guest(&self) -> Result<(), ImageError> {
-        let version = self.xen_version.ok_or(ImageError::NoXenVersion)?;
+    fn check_guest(&self) -> Result<(), ImageError<'a>> {
+        let (version, os) = (self.text(Note::XenVersion), self.text(Note::GuestOs));
         if !version.starts_with(b"xen-3.0") {
-            return Err(ImageError::XenVersion(name(version)));
+            let missing = self.bytes(Note::XenVersion).is_none();
+            return Err(if missing {
+                ImageError::NoXenVersion
+            } else {
+                ImageError::XenVersion(version)
+            });
         }
-        if !self.loader.starts_with(b"generic") && !self.guest_os.starts_with(b"linux") {
-            return Err(ImageError::UnknownGuest(name(self.guest_os)));
+        if !self.text(Note::Loader).starts_with(b"generic") && !os.starts_with(b"linux") {
+            return Err(ImageError::UnknownGuest(os));
         }
         Ok(())
     }
 
-    /// The bits of note FEATURES, a list that ends where the note does and not with a NUL.
+    /// The features the kernel copes with. Note FEATURES is a list that ends where the note does and not with a NUL, note
+    /// SUPPORTED_FEATURES a bitmap of which only the first word has a meaning.
     ///
     /// A required feature (`!`) is one the kernel needs to be *asked about*, not one to be offered: Linux "requires"
     /// writable page tables and runs without. So it must be known, and only the impossible one is refused.
-    fn named_features(&self) -> Result<u32, ImageError> {
-        let mut bits = 0;
+    fn features(&self) -> Result<u32, ImageError<'a>> {
+        let bitmap = self
+            .bytes(Note::SupportedFeatures)
+            .and_then(|bytes| bytes.first_chunk());
+        let mut bits = bitmap.map_or(0, |word| u32::from_le_bytes(*word));
         for entry in self
-            .feature_names
-            .split(|b| matches!(b, b'|' | 0))
-            .filter(|e| !e.is_empty())
+            .text(Note::Features)
+            .split(|b| *b == b'|')
+            .filter(|entry| !entry.is_empty())
         {
             let required = entry.strip_prefix(b"!");
             let wanted = required.unwrap_or(entry);
-            match FEATURES
-                .iter()
-                .find(|(known, _)| known.as_bytes() == wanted)
-            {
-                Some((SUPERVISOR_MODE_KERNEL, _)) if required.is_some() => {
-                    return Err(ImageError::RequiredFeatureRefused(name(wanted)));
-                }
-                Some((_, bit)) => bits |= 1 << bit,
-                None if required.is_some() => {
-                    return Err(ImageError::RequiredFeatureUnknown(name(wanted)));
-                }
-                None => {}
+            let known = FEATURES.iter().find(|(name, _)| *name == wanted);
+            if required.is_some() && (known.is_none() || wanted == SUPERVISOR_MODE_KERNEL) {
+                return Err(ImageError::RequiredFeature(wanted));
             }
+            bits |= known.map_or(0, |(_, bit)| 1 << bit);
         }
         Ok(bits)
     }
@@ -394,18 +328,13 @@ struct RawNote<'a> {
 /// The note at the start of `bytes`, and what follows.
 fn split_note(bytes: &[u8]) -> Option<(RawNote<'_>, &[u8])> {
     let (header, rest) = bytes.split_at_checked(12)?;
-    let word = |at: usize| {
-        header
-            .get(at..at + 4)?
-            .try_into()
-            .ok()
-            .map(u32::from_le_bytes)
-    };
+    let word = |at: usize| header.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
     let (owner, rest) = split_padded(rest, word(0)?)?;
     let (descriptor, rest) = split_padded(rest, word(4)?)?;
+    let number = word(8)?;
     Some((
         RawNote {
-            number: word(8)?,
+            number,
             owner,
             descriptor,
         },
@@ -420,37 +349,7 @@ fn split_padded(bytes: &[u8], len: u32) -> Option<(&[u8], &[u8])> {
     Some((bytes.get(..len)?, bytes.get(padded..).unwrap_or(&[])))
 }
 
-fn number(bytes: &[u8]) -> Option<u64> {
-    match bytes.len() {
-        4 => Some(u64::from(u32::from_le_bytes(*bytes.first_chunk()?))),
-        8 => Some(u64::from_le_bytes(*bytes.first_chunk()?)),
-        _ => None,
-    }
-}
-
-/// The printable start of `bytes`.
-fn name(bytes: &[u8]) -> Name {
-    let mut name = Name::new();
-    let printable = bytes.iter().take_while(|b| **b != 0).map(|b| {
-        if b.is_ascii_graphic() {
-            char::from(*b)
-        } else {
-            '?'
-        }
-    });
-    for c in printable {
-        if name.push(c).is_err() {
-            break;
-        }
-    }
-    name
-}
-
-fn file_bytes<'a>(
-    file: &'a [u8],
-    index: usize,
-    header: &ProgramHeader,
-) -> Result<&'a [u8], ImageError> {
+fn file_bytes<'a>(file: &'a [u8], index: usize, header: &ProgramHeader) -> Result<&'a [u8], ImageError<'a>> {
     let end = header.p_offset.saturating_add(header.p_filesz);
     let truncated = ImageError::SegmentTruncated {
         index,

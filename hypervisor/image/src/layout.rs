@@ -137,8 +137,7 @@ impl Mapping {
     }
 
     fn end(&self) -> u64 {
-        self.start
-            .saturating_add(self.pages.saturating_mul(PAGE_SIZE))
+        self.start.saturating_add(self.pages.saturating_mul(PAGE_SIZE))
     }
 
     /// Where the entries of `level` for this range start, counted through all tables of that level from address 0.
@@ -198,14 +197,10 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// [`ImageError::TooLittleMemory`] when it needs more than `config.nr_pages`, [`ImageError::VirtBase`] when it does
     /// not fit where the kernel wants to be.
-    pub fn new(kernel: Kernel<'a>, config: Config<'a>) -> Result<Self, ImageError> {
+    pub fn new(kernel: Kernel<'a>, config: Config<'a>) -> Result<Self, ImageError<'a>> {
         let layout = lay_out(&kernel, &config, config.nr_pages)?;
         if layout.pages() <= config.nr_pages {
-            return Ok(Self {
-                kernel,
-                config,
-                layout,
-            });
+            return Ok(Self { kernel, config, layout });
         }
         // A larger domain has a larger p2m list: name a size that will do.
         let mut needed = layout.pages();
@@ -248,29 +243,22 @@ impl Cursor {
 }
 
 /// The layout of a domain of `nr_pages`, which may turn out to need more.
-fn lay_out(kernel: &Kernel<'_>, config: &Config<'_>, nr_pages: u64) -> Result<Layout, ImageError> {
+fn lay_out(kernel: &Kernel<'_>, config: &Config<'_>, nr_pages: u64) -> Result<Layout, ImageError<'static>> {
     let too_large = ImageError::VirtBase {
         base: kernel.virt_base,
         pages: nr_pages,
     };
-    let list_pages = nr_pages
-        .checked_mul(8)
-        .ok_or(too_large.clone())?
-        .div_ceil(PAGE_SIZE);
+    let list_pages = nr_pages.checked_mul(8).ok_or(too_large)?.div_ceil(PAGE_SIZE);
     let ramdisk_pages = (config.ramdisk.len() as u64).div_ceil(PAGE_SIZE);
 
     // Whether INIT_P2M can be honoured depends on where the region ends, hence a second try.
-    let try_with = |p2m_at: Option<u64>| -> Result<Layout, ImageError> {
+    let try_with = |p2m_at: Option<u64>| -> Result<Layout, ImageError<'static>> {
         let kernel_pages = PfnRange {
             start: kernel.span.0 / PAGE_SIZE,
             end: kernel.span.1.div_ceil(PAGE_SIZE),
         };
         let mut cursor = Cursor(kernel_pages.end);
-        let mut ramdisk = cursor.take(if kernel.unmapped_ramdisk {
-            0
-        } else {
-            ramdisk_pages
-        });
+        let mut ramdisk = cursor.take(if kernel.unmapped_ramdisk { 0 } else { ramdisk_pages });
         let mut p2m = cursor.take(if p2m_at.is_some() { 0 } else { list_pages });
         let start_info = cursor.page();
         let store = config.rings.then(|| cursor.page());
@@ -324,7 +312,7 @@ fn lay_out(kernel: &Kernel<'_>, config: &Config<'_>, nr_pages: u64) -> Result<La
 }
 
 /// The region that holds `used` pages, its own tables, the stack and the padding.
-fn size_region(base: u64, used: u64) -> Result<Mapping, ImageError> {
+fn size_region(base: u64, used: u64) -> Result<Mapping, ImageError<'static>> {
     let start = base & ((1 << CANONICAL_BITS) - 1);
     let mut region = Mapping::new(base, 0);
     loop {
@@ -333,10 +321,8 @@ fn size_region(base: u64, used: u64) -> Result<Mapping, ImageError> {
         let end = pages
             .checked_mul(PAGE_SIZE)
             .and_then(|len| start.checked_add(len))
-            .ok_or(refused.clone())?;
-        let end = end
-            .checked_next_multiple_of(REGION_ALIGN)
-            .ok_or(refused.clone())?;
+            .ok_or(refused)?;
+        let end = end.checked_next_multiple_of(REGION_ALIGN).ok_or(refused)?;
         let larger = Mapping::new(base, (end - start) / PAGE_SIZE);
         if !larger.is_allowed() {
             return Err(refused);

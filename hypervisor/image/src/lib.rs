@@ -18,8 +18,8 @@ mod error;
 mod kernel;
 mod layout;
 
-pub use construct::{Builder, ConstructError, Start, Step, Wiring, hypercall_stub};
-pub use error::{ElfFault, ImageError, Name};
+pub use construct::{Builder, ConstructError, Start, Wiring, hypercall_stub};
+pub use error::ImageError;
 pub use kernel::{Kernel, Segment};
 pub use layout::{Config, Layout, PfnRange, Plan};
 

@@ -1,4 +1,5 @@
 //! Files that are not kernels: each is a clear refusal, none a panic.
+#![forbid(unsafe_code)]
 
 #[allow(dead_code, reason = "shared by two tests")]
 mod common;
@@ -7,7 +8,7 @@ use common::*;
 use guest_image::{Config, ImageError, Kernel, Plan, Wiring};
 
 fn refusal(file: &[u8]) -> String {
-    Kernel::parse(file).unwrap_err().to_string()
+    Kernel::parse(file).err().unwrap().to_string()
 }
 
 fn with_notes(all: &[Vec<u8>]) -> Vec<u8> {
@@ -22,21 +23,15 @@ fn patched(offset: usize, bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn what_is_not_an_elf64_for_this_machine_is_refused() {
-    assert_eq!(refusal(b""), "not an ELF file: header cut off");
+    assert_eq!(refusal(b""), "not an ELF file, or its header is cut off");
     assert_eq!(
         refusal(b"MZ\0\0 a bzImage, perhaps"),
-        "not an ELF file: wrong magic number"
+        "not an ELF file, or its header is cut off"
     );
-    assert_eq!(
-        refusal(&linux(&[])[..40]),
-        "not an ELF file: header cut off"
-    );
+    assert_eq!(refusal(&linux(&[])[..40]), "not an ELF file, or its header is cut off");
     assert_eq!(refusal(&patched(4, &[1])), "not a 64-bit ELF file");
-    assert_eq!(refusal(&patched(4, &[9])), "not an ELF file: unknown class");
-    assert_eq!(
-        refusal(&patched(5, &[2])),
-        "not an ELF file: not little-endian"
-    );
+    assert_eq!(refusal(&patched(4, &[9])), "not an ELF file, or its header is cut off");
+    assert_eq!(refusal(&patched(5, &[2])), "not an ELF file, or its header is cut off");
     assert_eq!(
         refusal(&patched(18, &[183, 0])),
         "ELF file for machine 183, not x86-64 (62)"
@@ -45,10 +40,7 @@ fn what_is_not_an_elf64_for_this_machine_is_refused() {
         refusal(&patched(54, &[55, 0])),
         "program headers end at byte 0x11c, the file has 0x3d34"
     );
-    assert!(
-        refusal(&linux(&[])[..100])
-            .starts_with("program headers end at byte 0x120, the file has 0x64")
-    );
+    assert!(refusal(&linux(&[])[..100]).starts_with("program headers end at byte 0x120, the file has 0x64"));
 }
 
 #[test]
@@ -85,10 +77,7 @@ fn a_bad_segment_is_named() {
         refusal(&with_notes(&below)),
         "segment 0: physical address 0x1000 is outside the domain"
     );
-    assert_eq!(
-        refusal(&elf(&[notes(&linux_notes(BASE))])),
-        "no segment to load"
-    );
+    assert_eq!(refusal(&elf(&[notes(&linux_notes(BASE))])), "no segment to load");
 }
 
 #[test]
@@ -107,10 +96,7 @@ fn bad_notes_are_named() {
             .map(|(_, n)| n)
             .collect::<Vec<_>>()
     };
-    assert_eq!(
-        refusal(&with_notes(&without(1))),
-        "no Xen note XEN_VERSION (5)"
-    );
+    assert_eq!(refusal(&with_notes(&without(1))), "no Xen note XEN_VERSION (5)");
     let and = |extra: Vec<u8>| refusal(&with_notes(&[good(), vec![extra]].concat()));
     assert_eq!(
         and(note(5, b"xen-4.0\0")),
@@ -119,17 +105,13 @@ fn bad_notes_are_named() {
     assert_eq!(and(note(1, b"123")), "Xen note 1 has 3 bytes, not 4 or 8");
     assert_eq!(
         and(note(10, b"!teleport|dom0")),
-        "the kernel requires the unknown feature \"teleport\""
+        "the kernel requires the feature \"teleport\", which we do not have"
     );
     assert_eq!(
         and(note(10, b"dom0|!supervisor_mode_kernel")),
-        "the kernel requires the feature \"supervisor_mode_kernel\", which no paravirtual domain has"
+        "the kernel requires the feature \"supervisor_mode_kernel\", which we do not have"
     );
-    let strange = [
-        note(5, b"xen-3.0"),
-        note(6, b"plan9\0"),
-        note(8, b"special"),
-    ];
+    let strange = [note(5, b"xen-3.0"), note(6, b"plan9\0"), note(8, b"special")];
     assert_eq!(
         refusal(&with_notes(&strange)),
         "Xen note LOADER is not \"generic\" and GUEST_OS is \"plan9\", not \"linux\""
@@ -147,11 +129,7 @@ fn bad_notes_are_named() {
 
 #[test]
 fn a_region_in_the_hypervisors_slots_is_refused() {
-    for base in [
-        0xffff_8000_0000_0000u64,
-        0x7fff_ffff_f000,
-        0xffff_ffff_ffff_0000,
-    ] {
+    for base in [0xffff_8000_0000_0000u64, 0x7fff_ffff_f000, 0xffff_ffff_ffff_0000] {
         let all = [
             number(1, base.wrapping_add(0x1000)),
             number(3, base),
@@ -166,10 +144,7 @@ fn a_region_in_the_hypervisors_slots_is_refused() {
                 ..Config::default()
             },
         );
-        assert!(
-            matches!(plan, Err(ImageError::VirtBase { .. })),
-            "{base:#x}"
-        );
+        assert!(matches!(plan, Err(ImageError::VirtBase { .. })), "{base:#x}");
     }
 }
 
@@ -243,11 +218,7 @@ fn a_corrupted_kernel_never_panics() {
         });
     println!("TENON_SEED={seed}");
     let mut random = Random(seed);
-    let all = [
-        number(15, 0x80_0000_0000),
-        number(16, 1),
-        number(2, BASE + 0x1000),
-    ];
+    let all = [number(15, 0x80_0000_0000), number(16, 1), number(2, BASE + 0x1000)];
     let all = [linux_notes(BASE + 0x1000), all.to_vec()].concat();
     let whole = elf(&[
         load(0x1000, &[1; 64], 0x1000),
@@ -259,14 +230,7 @@ fn a_corrupted_kernel_never_panics() {
         let mut file = whole.clone();
         for _ in 0..=random.below(4) {
             let at = random.below(file.len());
-            let values = [
-                0,
-                1,
-                0x7f,
-                0x80,
-                0xff,
-                u8::try_from(random.next() & 0xff).unwrap(),
-            ];
+            let values = [0, 1, 0x7f, 0x80, 0xff, u8::try_from(random.next() & 0xff).unwrap()];
             file[at] = values[random.below(values.len())];
         }
         if random.below(8) == 0 {
@@ -284,8 +248,7 @@ fn a_corrupted_kernel_never_panics() {
                 planned += 1;
                 // Whatever the file says, a plan stays within its domain.
                 if planned % 16 == 0 {
-                    plan.construct(&mut Domain::new(nr_pages), &Wiring::default())
-                        .unwrap();
+                    plan.construct(&mut Domain::new(nr_pages), &Wiring::default()).unwrap();
                 }
             }
             Ok(_) => {}
@@ -295,8 +258,5 @@ fn a_corrupted_kernel_never_panics() {
             }
         }
     }
-    assert!(
-        planned > 1000 && refused > 1000,
-        "{planned} planned, {refused} refused"
-    );
+    assert!(planned > 1000 && refused > 1000, "{planned} planned, {refused} refused");
 }

@@ -145,10 +145,7 @@ impl Domain {
         let mut passed = [0; 4];
         for level in (0..4u32).rev() {
             passed[level as usize] = table;
-            let entry = self.word(
-                table,
-                usize::try_from((va >> (12 + 9 * level)) & 511).unwrap() * 8,
-            );
+            let entry = self.word(table, usize::try_from((va >> (12 + 9 * level)) & 511).unwrap() * 8);
             if entry & 1 == 0 {
                 return None;
             }
@@ -178,8 +175,7 @@ impl Builder for Domain {
         if self.broken == Some(pfn.0) {
             return Err(format!("page {:#x} is broken", pfn.0));
         }
-        self.pages[usize::try_from(pfn.0).unwrap()][offset..offset + bytes.len()]
-            .copy_from_slice(bytes);
+        self.pages[usize::try_from(pfn.0).unwrap()][offset..offset + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 }
