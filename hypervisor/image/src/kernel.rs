@@ -292,7 +292,7 @@ impl<'a> Notes<'a> {
         Ok(())
     }
 
-    /// The features the kernel copes with. Note FEATURES is a list that ends where the note does and not with a NUL, note
+    /// The features the kernel copes with. Note FEATURES is a list that ends where the note does, not with a NUL, note
     /// SUPPORTED_FEATURES a bitmap of which only the first word has a meaning.
     ///
     /// A required feature (`!`) is one the kernel needs to be *asked about*, not one to be offered: Linux "requires"
