@@ -91,23 +91,28 @@ fn measure() -> (u64, u64) {
     (per_second(tsc) / 1000, per_second(count))
 }
 
-/// Ticks of both clocks while the PIT counts down once; `None` if it does not.
+/// Ticks of both clocks while the PIT counts down once; `None` if there is no PIT.
 fn pit_run() -> Option<(u64, u64)> {
+    const COMMAND: u16 = 0x43;
+    const CHANNEL_0: u16 = 0x40;
     let [low, high] = PIT_COUNT.to_le_bytes();
-    // Channel 2: gate off, speaker off; one-shot from PIT_COUNT; gate on.
-    let control = in8(0x61) & 0xfc;
-    out8(0x61, control);
-    out8(0x43, 0xb0);
-    out8(0x42, low);
-    out8(0x42, high);
     apic::write(register::TIMER, apic::MASKED | apic::TIMER);
     apic::write(register::INITIAL_COUNT, u32::MAX);
-    out8(0x61, control | 1);
+    // One-shot: counts from the moment the high byte is there, and then its output, bit 7 of its status, goes up.
+    out8(COMMAND, 0x30);
+    out8(CHANNEL_0, low);
+    out8(CHANNEL_0, high);
     let (start, count) = (insn::tsc(), apic::read(register::CURRENT_COUNT));
-    let done = (0..20_000_000).any(|_| in8(0x61) & 0x20 != 0);
+    let status = || {
+        out8(COMMAND, 0xe2);
+        in8(CHANNEL_0)
+    };
+    let done = (0..10_000_000).map(|_| status()).find(|status| status & 0x80 != 0);
     let (end, rest) = (insn::tsc(), apic::read(register::CURRENT_COUNT));
     apic::write(register::INITIAL_COUNT, 0);
-    (done && in8(0x61) != 0xff).then(|| (end.wrapping_sub(start), count.wrapping_sub(rest).into()))
+    // The mode reads back as we set it, unless nobody is there.
+    done.filter(|status| status & 0x3f == 0x30)
+        .map(|_| (end.wrapping_sub(start), count.wrapping_sub(rest).into()))
 }
 
 /// Nanoseconds for a number of ticks; the product needs 96 bits.
@@ -208,7 +213,7 @@ mod rtc {
         unix_time(stable(), format & 4 != 0, format & 2 != 0)
     }
 
-    /// Seconds since 1970 from the clock's registers. The century is ours.
+    /// Seconds since 1970 from the clock's registers, or 0 if those make no date. The century is ours.
     pub(super) fn unix_time(fields: [u8; 6], binary: bool, day_hours: bool) -> u64 {
         let plain = |value: u8| {
             u64::from(if binary {
@@ -218,12 +223,15 @@ mod rtc {
             })
         };
         let [seconds, minutes, hours, day, month, year] = fields;
+        if !(1..=12).contains(&plain(month)) || !(1..=31).contains(&plain(day)) {
+            return 0;
+        }
         let afternoon = !day_hours && hours & 0x80 != 0;
         let mut hour = plain(hours & 0x7f);
         if !day_hours {
             hour = hour % 12 + if afternoon { 12 } else { 0 };
         }
-        let days = days(2000 + plain(year), plain(month).clamp(1, 12), plain(day).max(1));
+        let days = days(2000 + plain(year), plain(month), plain(day));
         ((days * 24 + hour) * 60 + plain(minutes)) * 60 + plain(seconds)
     }
 
@@ -250,6 +258,7 @@ mod tests {
         assert_eq!(binary(12), 0);
         assert_eq!(binary(0x80 | 12), 12 * 3600);
         assert_eq!(binary(0x80 | 11), 23 * 3600);
+        assert_eq!(bcd([0xff; 6]), 0);
     }
 
     #[test]
