@@ -1,9 +1,9 @@
 //! The tests inside the test guests, as found in their ELF files: no list of them is kept by hand.
 
-use crate::{Machine, Setup};
+use crate::{Machine, Setup, position};
 use anyhow::{Context, Result};
 use object::read::elf::ElfFile64;
-use object::{Endianness, Object, ObjectSection};
+use object::{Endianness, Object, ObjectSection, ObjectSymbol};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -13,13 +13,21 @@ use xtask::bundle::Bundle;
 const RECORD: usize = 64;
 const NAME: usize = 56;
 
-/// The names of the tests in the guest at `path`; none if it has no tests of its own.
+/// What a guest prints last if all went well.
+const PASSED: &[u8] = b"@@ done: passed";
+
+/// What the tests of the guest at `path` are called. One that has no table of tests, yet says in the end that it
+/// passed, is a single test, whose name is `None`; one that never says so is part of some story, and no test.
 ///
 /// # Errors
 /// The file cannot be read, is no ELF file, or has a damaged table of tests.
-pub fn tests(path: &Path) -> Result<Vec<String>> {
+pub fn tests(path: &Path) -> Result<Vec<Option<String>>> {
     let file = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    names(&file).with_context(|| format!("the tests of {}", path.display()))
+    let names = names(&file).with_context(|| format!("the tests of {}", path.display()))?;
+    if names.is_empty() && position(&file, PASSED).is_some() {
+        return Ok(vec![None]);
+    }
+    Ok(names.into_iter().map(Some).collect())
 }
 
 fn names(file: &[u8]) -> Result<Vec<String>> {
@@ -27,7 +35,17 @@ fn names(file: &[u8]) -> Result<Vec<String>> {
     let Some(section) = elf.section_by_name(".tests") else {
         return Ok(Vec::new());
     };
-    parse(section.data()?)
+    // The section may begin with a few bytes that align the table.
+    let start = elf
+        .symbol_by_name("tests_start")
+        .map_or(section.address(), |symbol| symbol.address());
+    let padding = usize::try_from(start - section.address().min(start))?;
+    parse(
+        section
+            .data()?
+            .get(padding..)
+            .context("the table of tests lies outside its section")?,
+    )
 }
 
 fn parse(table: &[u8]) -> Result<Vec<String>> {
@@ -44,18 +62,20 @@ fn parse(table: &[u8]) -> Result<Vec<String>> {
     records.iter().map(name).collect()
 }
 
-/// Boots the guest at `path` alone, as the first domain, to run its test called `test`.
+/// Boots the guest at `path` alone, as the first domain, to run its test called `test`, or all that it does.
 ///
 /// # Errors
 /// The test did not pass.
-pub fn run(path: &Path, test: &str) -> Result<()> {
+pub fn run(path: &Path, test: Option<&str>) -> Result<()> {
     let guest = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut setup = Setup::new(Bundle::first(path, None, &format!("test={test}")));
+    let (name, words) = match test {
+        Some(test) => (format!("{guest}-{test}"), format!("test={test}")),
+        None => (guest.into_owned(), String::new()),
+    };
+    let mut setup = Setup::new(Bundle::first(path, None, &words));
     setup.memory = 256;
     setup.limit = Duration::from_secs(30);
-    Machine::boot(&format!("{guest}-{test}"), &setup)?
-        .finish()?
-        .require_passed()
+    Machine::boot(&name, &setup)?.finish()?.require_passed()
 }
 
 #[cfg(test)]

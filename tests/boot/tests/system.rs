@@ -41,7 +41,10 @@ fn trials() -> Result<Vec<Trial>> {
             let path = build::image(&boot::images()?, &name)?;
             for test in guests::tests(&path)? {
                 let path = path.clone();
-                trials.push(trial(format!("{name}::{test}"), move || guests::run(&path, &test)));
+                let title = test
+                    .as_ref()
+                    .map_or_else(|| name.clone(), |test| format!("{name}::{test}"));
+                trials.push(trial(title, move || guests::run(&path, test.as_deref())));
             }
         }
     }
