@@ -2,6 +2,7 @@
 //!
 //! apt's own state is never touched. The address of the archive comes from `apt-get indextargets` alone.
 
+use crate::cache;
 use anyhow::{Context, Result, bail, ensure};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,22 +13,60 @@ const HELPER: &str = "/usr/lib/apt/apt-helper";
 
 /// The address of the Debian archive apt is configured for, with a trailing slash.
 pub(crate) fn archive(sh: &Shell) -> Result<String> {
+    if let Some(archive) = configured(sh, &[])? {
+        return Ok(archive);
+    }
+    // apt knows the labels of its archives from their indexes, and a fresh machine has none: fetch them for ourselves.
+    let scratch = cache::scratch()?;
+    let state = &private_state(sh, scratch.path(), Installed::Nothing)?;
+    // One foreign archive out of reach is no reason to stop: what counts is what can be asked afterwards.
+    cmd!(sh, "apt-get {state...} -qq update")
+        .quiet()
+        .ignore_stderr()
+        .ignore_status()
+        .run()?;
+    configured(sh, state)?.context("apt has no Debian archive configured")
+}
+
+/// The Debian archive among those apt knows the label of.
+fn configured(sh: &Shell, options: &[String]) -> Result<Option<String>> {
     let query = [
         "--format",
         "$(REPO_URI) $(LABEL)",
         "Identifier: Packages",
         "Component: main",
     ];
-    let targets = cmd!(sh, "apt-get indextargets {query...}")
+    let targets = cmd!(sh, "apt-get {options...} indextargets {query...}")
         .quiet()
         .ignore_stderr()
         .read();
-    targets
-        .context("no apt on this machine")?
+    let targets = targets.context("no apt on this machine")?;
+    Ok(targets
         .lines()
         .find_map(|line| line.strip_suffix(" Debian"))
-        .map(str::to_owned)
-        .context("apt has no Debian archive configured")
+        .map(str::to_owned))
+}
+
+/// Options that make apt keep its state in the folder `dir` instead of its own.
+fn private_state(sh: &Shell, dir: &Path, installed: Installed) -> Result<Vec<String>> {
+    sh.create_dir(dir.join("lists/partial"))?;
+    sh.create_dir(dir.join("cache/archives/partial"))?;
+    let d = dir.display();
+    let status = match installed {
+        Installed::Nothing => "/dev/null",
+        Installed::Host => "/var/lib/dpkg/status",
+    };
+    let options = [
+        format!("Dir::State={d}"),
+        format!("Dir::State::lists={d}/lists"),
+        format!("Dir::State::status={status}"),
+        format!("Dir::Cache={d}/cache"),
+        "APT::Sandbox::User=".into(),
+        "Acquire::Languages=none".into(),
+        "Debug::NoLocking=true".into(),
+        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".into(),
+    ];
+    Ok(options.into_iter().flat_map(|option| ["-o".into(), option]).collect())
 }
 
 /// Fetches `uri` into `file`; apt's helper refuses anything whose SHA-256 is not `sha256`.
@@ -93,25 +132,12 @@ impl Lists {
             .map(|suite| format!("deb {archive} {suite} main\n"))
             .collect();
         sh.write_file(dir.join("sources.list"), sources)?;
-        sh.create_dir(dir.join("lists/partial"))?;
-        sh.create_dir(dir.join("cache/archives/partial"))?;
-        let d = dir.display();
-        let status = match installed {
-            Installed::Nothing => "/dev/null",
-            Installed::Host => "/var/lib/dpkg/status",
-        };
-        let options = [
-            format!("Dir::Etc::SourceList={d}/sources.list"),
+        let mut options = private_state(sh, dir, installed)?;
+        let sources = [
+            format!("Dir::Etc::SourceList={}/sources.list", dir.display()),
             "Dir::Etc::SourceParts=/dev/null".into(),
-            format!("Dir::State={d}"),
-            format!("Dir::State::status={status}"),
-            format!("Dir::Cache={d}/cache"),
-            "APT::Sandbox::User=".into(),
-            "Acquire::Languages=none".into(),
-            "Debug::NoLocking=true".into(),
-            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".into(),
         ];
-        let options: Vec<String> = options.into_iter().flat_map(|option| ["-o".into(), option]).collect();
+        options.extend(sources.into_iter().flat_map(|option| ["-o".into(), option]));
         let arguments = &options;
         cmd!(sh, "apt-get {arguments...} -qq update")
             .quiet()
