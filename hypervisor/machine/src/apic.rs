@@ -66,9 +66,11 @@ pub(crate) fn init() {
     BY_MSR.store(base & 1 << 10 != 0, Relaxed);
     // SAFETY: sets the global enable bit alone; the register page stays where it is mapped.
     unsafe { insn::wrmsr(msr::APIC_BASE, base | 1 << 11) };
-    for entry in [register::TIMER, register::LINT0, register::LINT1, register::ERROR] {
+    for entry in [register::TIMER, register::LINT0, register::ERROR] {
         write(entry, MASKED | SPURIOUS);
     }
+    // NMI, as on every PC; the entry code counts it.
+    write(register::LINT1, 4 << 8);
     write(register::TASK_PRIORITY, 0);
     write(register::SPURIOUS, 1 << 8 | SPURIOUS);
 }
