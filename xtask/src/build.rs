@@ -93,9 +93,11 @@ pub fn bare_metal_packages(sh: &Shell) -> Vec<&'static str> {
 pub fn test_guests(sh: &Shell) -> Result<Vec<String>> {
     let folder = sh.current_dir().join("tests/guests/src/bin");
     let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let stems = entries.flatten().map(|entry| entry.path().with_extension(""));
-    let mut names: Vec<String> = stems
-        .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
+    // A program is a file, or a folder with a `main.rs`; other folders hold the modules of the file beside them.
+    let program = |path: &PathBuf| path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").is_file();
+    let programs = entries.flatten().map(|entry| entry.path()).filter(program);
+    let mut names: Vec<String> = programs
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
         .collect();
     names.sort();
     Ok(names)
