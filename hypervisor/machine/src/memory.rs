@@ -7,10 +7,10 @@ use crate::insn;
 use crate::ranges::Ranges;
 use crate::{Hardware, percpu};
 use core::ops::Range;
-use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::addr::{ENTRIES, Frame, HOLE_SLOTS, HOLE_START, M2P_START, PAGE_SIZE};
 use hv_core::machine::{Frames, Page};
+use spin::Once;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 /// Bytes that one L4 entry reaches.
@@ -41,8 +41,8 @@ const GUEST_CONSTANT: Flags = CONSTANT.union(Flags::USER_ACCESSIBLE);
 
 /// Number of the highest RAM frame plus one.
 static FRAME_LIMIT: AtomicU64 = AtomicU64::new(0);
-/// Machine address of the machine-to-physical table, which is contiguous.
-static M2P: AtomicU64 = AtomicU64::new(0);
+/// The machine-to-physical table as we write it: through the direct map.
+static M2P: Once<&'static [AtomicU64]> = Once::new();
 /// Our own root: only the sixteen slots, no guest.
 static ROOT: AtomicU64 = AtomicU64::new(0);
 
@@ -218,8 +218,8 @@ pub(crate) fn build(ram: &Ranges, free: &mut Ranges, devices: &[u64]) -> Layout 
         tables.map(virt, phys, 4096, DEVICE);
     }
     percpu::map_windows(&mut tables);
-    let (m2p, _) = tables.allocate(limit * 8, u64::MAX);
-    M2P.store(m2p, Relaxed);
+    let (m2p, m2p_words) = tables.allocate(limit * 8, u64::MAX);
+    M2P.call_once(|| m2p_words);
     tables.map(M2P_START, m2p, limit * 8, GUEST_CONSTANT);
     let (_, words) = tables.allocate(limit * 32, 0);
     let frame_words = words.get(..usize::try_from(limit * 4).unwrap_or(0)).unwrap_or(&[]);
@@ -253,17 +253,43 @@ pub(crate) fn write_physical(address: u64, bytes: &[u8]) {
     }
 }
 
-/// The longest naturally aligned access that fits at `address`, so that an aligned field is read or written at once.
-fn step(address: usize, left: usize) -> usize {
-    [8, 4, 2]
-        .into_iter()
-        .find(|&size| address.is_multiple_of(size) && left >= size)
-        .unwrap_or(1)
+/// Bytes from an offset to the next word.
+fn to_word(offset: usize) -> usize {
+    offset.wrapping_neg() % 8
 }
 
-/// The first four of eight bytes.
-fn low_half([a, b, c, d, ..]: [u8; 8]) -> u32 {
-    u32::from_le_bytes([a, b, c, d])
+/// Writes less than a word, in naturally aligned pieces, so that an aligned field changes at once and its neighbours,
+/// which a guest may be writing, not at all.
+fn write_small(frame: Frame, offset: usize, from: &[u8]) {
+    if offset + from.len() > PAGE_SIZE {
+        return;
+    }
+    let to = page(frame).as_ptr().cast_mut().cast::<u8>();
+    let mut rest = from;
+    while let [a, ..] = *rest {
+        let at = offset + from.len() - rest.len();
+        // SAFETY: `at` and the bytes of `rest` after it lie inside the page (checked above), and each access is
+        // aligned. The page consists of atomics, so writing through a shared reference's address is allowed.
+        let written = unsafe {
+            match *rest {
+                [a, b, c, d, ..] if at.is_multiple_of(4) => {
+                    to.add(at)
+                        .cast::<u32>()
+                        .write_volatile(u32::from_le_bytes([a, b, c, d]));
+                    4
+                }
+                [a, b, ..] if at.is_multiple_of(2) => {
+                    to.add(at).cast::<u16>().write_volatile(u16::from_le_bytes([a, b]));
+                    2
+                }
+                _ => {
+                    to.add(at).write_volatile(a);
+                    1
+                }
+            }
+        };
+        rest = rest.get(written..).unwrap_or(&[]);
+    }
 }
 
 impl Hardware {
@@ -284,50 +310,32 @@ impl Frames for Hardware {
     }
 
     fn read(&self, frame: Frame, offset: usize, to: &mut [u8]) {
-        assert!(offset + to.len() <= PAGE_SIZE, "a read beyond the frame");
-        let from = page(frame).as_ptr().cast::<u8>();
-        let mut at = 0;
-        while at < to.len() {
-            let size = step(offset + at, to.len() - at);
-            // SAFETY: `offset + at + size` lies inside the page, aligned for `size`. Guests may write meanwhile: the
-            // accesses are volatile, each byte is taken once, and any value is a valid integer.
-            let value = unsafe {
-                let from = from.add(offset + at);
-                match size {
-                    8 => from.cast::<u64>().read_volatile(),
-                    4 => from.cast::<u32>().read_volatile().into(),
-                    2 => from.cast::<u16>().read_volatile().into(),
-                    _ => from.read_volatile().into(),
-                }
-            };
-            to[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
-            at += size;
+        debug_assert!(offset + to.len() <= PAGE_SIZE, "a read beyond the frame");
+        let mut words = page(frame).iter().skip(offset / 8);
+        let mut word = || words.next().map_or([0; 8], |word| word.load(Relaxed).to_le_bytes());
+        let (head, body) = to.split_at_mut(to_word(offset).min(to.len()));
+        if !head.is_empty() {
+            head.iter_mut()
+                .zip(word().into_iter().skip(offset % 8))
+                .for_each(|(to, from)| *to = from);
+        }
+        let (whole, tail) = body.as_chunks_mut();
+        whole.iter_mut().for_each(|to| *to = word());
+        if !tail.is_empty() {
+            tail.iter_mut().zip(word()).for_each(|(to, from)| *to = from);
         }
     }
 
     fn write(&self, frame: Frame, offset: usize, from: &[u8]) {
-        assert!(offset + from.len() <= PAGE_SIZE, "a write beyond the frame");
-        let to = page(frame).as_ptr().cast_mut().cast::<u8>();
-        let mut at = 0;
-        while at < from.len() {
-            let size = step(offset + at, from.len() - at);
-            let mut value = [0; 8];
-            value[..size].copy_from_slice(&from[at..at + size]);
-            // SAFETY: `offset + at + size` lies inside the page, aligned for `size`; the page consists of atomics, so
-            // writing through a shared reference's address is allowed. Volatile, as guests watch.
-            unsafe {
-                let to = to.add(offset + at);
-                match size {
-                    8 => to.cast::<u64>().write_volatile(u64::from_le_bytes(value)),
-                    4 => to.cast::<u32>().write_volatile(low_half(value)),
-                    2 => to
-                        .cast::<u16>()
-                        .write_volatile(u16::from_le_bytes([value[0], value[1]])),
-                    _ => to.write_volatile(value[0]),
-                }
-            }
-            at += size;
+        debug_assert!(offset + from.len() <= PAGE_SIZE, "a write beyond the frame");
+        let (head, body) = from.split_at(to_word(offset).min(from.len()));
+        let (whole, tail) = body.as_chunks();
+        let at = offset + head.len();
+        write_small(frame, offset, head);
+        for (word, from) in page(frame).iter().skip(at / 8).zip(whole) {
+            word.store(u64::from_le_bytes(*from), Relaxed);
         }
+        write_small(frame, at + 8 * whole.len(), tail);
     }
 
     fn zero(&self, frame: Frame) {
@@ -341,23 +349,22 @@ impl Frames for Hardware {
     }
 
     fn set_m2p(&self, frame: Frame, pfn: u64) {
-        m2p_word(frame).store(pfn, Relaxed);
+        if let Some(word) = m2p_word(frame) {
+            word.store(pfn, Relaxed);
+        }
     }
 
     fn m2p(&self, frame: Frame) -> u64 {
-        m2p_word(frame).load(Relaxed)
+        m2p_word(frame).map_or(u64::MAX, |word| word.load(Relaxed))
     }
 
     fn hole_entry(&self, index: usize) -> u64 {
-        page(root())[HOLE_SLOTS.start + index].load(Relaxed)
+        let entries = page(root()).get(HOLE_SLOTS).unwrap_or(&[]);
+        entries.get(index).map_or(0, |entry| entry.load(Relaxed))
     }
 }
 
-/// The table's word for a frame, through the direct map.
-fn m2p_word(frame: Frame) -> &'static AtomicU64 {
-    assert!(frame.number() < FRAME_LIMIT.load(Relaxed), "{frame:?} is no RAM");
-    let table = ptr::with_exposed_provenance::<AtomicU64>(usize::try_from(DIRECT + M2P.load(Relaxed)).unwrap_or(0));
-    // SAFETY: the table has one word for each frame below the limit, lies in the direct map, and is shared as
-    // atomics.
-    unsafe { &*table.add(frame.index()) }
+/// The table's word for a frame, if the frame is below the limit.
+fn m2p_word(frame: Frame) -> Option<&'static AtomicU64> {
+    M2P.get()?.get(frame.index())
 }

@@ -38,7 +38,7 @@ const PARTS: &[(&str, usize, &[&str])] = &[
     ("core, the rest", 800, &["hypervisor/core/src"]),
     (
         "machine/boot, smp, acpi",
-        680,
+        560,
         &[
             "hypervisor/machine/src/boot",
             "hypervisor/machine/src/smp",
@@ -47,20 +47,20 @@ const PARTS: &[(&str, usize, &[&str])] = &[
     ),
     (
         "machine/entry, cpu",
-        750,
+        920,
         &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"],
     ),
     ("machine/memory", 300, &["hypervisor/machine/src/memory"]),
     (
         "machine/apic, ioapic, timer",
-        480,
+        360,
         &[
             "hypervisor/machine/src/apic",
             "hypervisor/machine/src/ioapic",
             "hypervisor/machine/src/timer",
         ],
     ),
-    ("machine, the rest", 190, &["hypervisor/machine/src"]),
+    ("machine, the rest", 540, &["hypervisor/machine/src"]),
     ("image", 950, &["hypervisor/image/src"]),
     ("hypervisor/src", 300, &["hypervisor/src"]),
     ("hypercall-abi", 600, &["hypercall-abi/src"]),

@@ -197,8 +197,7 @@ impl CpuState for Hardware {
     }
 
     fn map_ldt(&self, page: u8, frame: Frame) {
-        let (cpu, page) = (percpu::this(), u64::from(page));
-        assert!(page < LDT_PAGES, "an LDT has 16 pages");
+        let (cpu, page) = (percpu::this(), u64::from(page) % LDT_PAGES);
         cpu.ldt_window(page).store(frame.address() | DATA.bits(), Relaxed);
         insn::invlpg(cpu.ldt() + page * 4096);
         cpu.ldt_mapped.fetch_or(1 << page, Relaxed);
