@@ -42,6 +42,10 @@ pub(crate) fn init() {
         khz > 0,
         "nothing to measure the time-stamp counter against: no PIT, and CPUID does not say"
     );
+    assert!(
+        by_deadline || measured.1 > 0,
+        "nothing to measure the LAPIC's timer against: no PIT"
+    );
     TSC_KHZ.store(khz, Relaxed);
     SCALE.store((1_000_000 << 32) / khz, Relaxed);
     APIC_HZ.store(if by_deadline { 0 } else { measured.1 }, Relaxed);
@@ -83,7 +87,7 @@ fn told_khz() -> Option<u64> {
 /// The frequencies of the time-stamp counter (kHz) and the LAPIC's timer (Hz) by the PIT: the shortest of a few
 /// measurements, since whatever disturbs one makes it longer.
 fn measure() -> (u64, u64) {
-    let runs = core::iter::from_fn(pit_run).take(4);
+    let runs = core::iter::from_fn(pit_run).take(5);
     let Some((tsc, count)) = runs.min_by_key(|&(tsc, _)| tsc) else {
         return (0, 0);
     };
@@ -101,8 +105,9 @@ fn pit_run() -> Option<(u64, u64)> {
     // One-shot: counts from the moment the high byte is there, and then its output, bit 7 of its status, goes up.
     out8(COMMAND, 0x30);
     out8(CHANNEL_0, low);
+    // Before it starts and after it ends: a delay anywhere makes the run longer, never shorter.
+    let (count, start) = (apic::read(register::CURRENT_COUNT), insn::tsc());
     out8(CHANNEL_0, high);
-    let (start, count) = (insn::tsc(), apic::read(register::CURRENT_COUNT));
     let status = || {
         out8(COMMAND, 0xe2);
         in8(CHANNEL_0)

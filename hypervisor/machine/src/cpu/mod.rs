@@ -11,6 +11,7 @@ use core::arch::asm;
 use core::sync::atomic::Ordering::Relaxed;
 use hv_core::addr::Frame;
 use hv_core::machine::CpuState;
+use spin::Once;
 use x86_64::registers::control::Cr4Flags as Cr4;
 
 /// The order of memory types that guests are told (ABI core 3.14).
@@ -36,7 +37,13 @@ struct Features {
     rdtscp: bool,
 }
 
-fn features() -> Features {
+/// What this machine's CPUs have; they are all alike.
+fn features() -> &'static Features {
+    static FOUND: Once<Features> = Once::new();
+    FOUND.call_once(find_features)
+}
+
+fn find_features() -> Features {
     let bit = |word: u32, bit: u32| word & 1 << bit != 0;
     let [_, ebx7, ..] = if insn::max_leaf(0) >= 7 {
         insn::cpuid(7, 0)
