@@ -72,6 +72,7 @@ pub mod physdev;
 pub mod sched;
 pub mod shared;
 pub mod start_info;
+pub mod stub;
 pub mod tenon;
 pub mod vcpu;
 pub mod version;

@@ -1,21 +1,53 @@
 //! The hypervisor's image: in which order things happen.
+//!
+//! Touches: what it boots with, once; then it only passes on: from [`hv_machine`] to [`hv_core`] and back.
+//! Never touches: a rule, or a register.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![forbid(unsafe_code)]
 
 #[cfg(target_os = "none")]
+mod boot;
+#[cfg(target_os = "none")]
+mod options;
+#[cfg(target_os = "none")]
+mod run;
+
+#[cfg(target_os = "none")]
 hv_machine::entry!(main);
+
+/// All state of ring 0.
+#[cfg(target_os = "none")]
+static WORLD: hv_core::world::World = hv_core::world::World::new();
 
 #[cfg(target_os = "none")]
 fn main(boot: hv_machine::BootInfo) -> ! {
+    use hv_core::addr::Frame;
+    let hw = boot.hardware;
     hv_machine::init_logger(log::LevelFilter::Info);
+    let options = match options::Options::parse(boot.cmdline) {
+        Ok(options) => options,
+        Err(why) => {
+            log::error!("{why}");
+            hw.power_off(hv_machine::Verdict::Failure)
+        }
+    };
+    log::set_max_level(options.log);
     log::info!("Tenon {}", env!("CARGO_PKG_VERSION"));
-    log::info!("command line: {:?}", boot.cmdline);
-    for range in boot.ram.iter() {
-        log::info!("RAM {:#x}..{:#x}", range.start << 12, range.end << 12);
+    WORLD.frames.init(boot.frame_words);
+    let ranges = |ranges: &hv_machine::Ranges, with: &dyn Fn(Frame, u32)| {
+        for range in ranges.iter() {
+            if let (Some(first), Ok(count)) = (Frame::new(range.start), u32::try_from(range.end - range.start)) {
+                with(first, count);
+            }
+        }
+    };
+    ranges(&boot.free, &|first, count| WORLD.frames.add(first, count));
+    ranges(&boot.ram, &|first, count| WORLD.frames.reserve(first, count));
+    let mut held = hv_core::lock::Held::entering_ring_0();
+    if boot::first_domain(&boot, &WORLD, &mut held, &options).is_err() {
+        hw.power_off(hv_machine::Verdict::Failure)
     }
-    let free = boot.free.frames() / 256;
-    log::info!("{free} MiB free, module of {} bytes", boot.module.len());
-    boot.hardware.power_off(hv_machine::Verdict::Success)
+    run::run(hw, &WORLD, &mut held)
 }
 
 #[cfg(not(target_os = "none"))]

@@ -8,12 +8,22 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod calls;
 pub mod claim;
 pub mod decode;
+pub mod dispatch;
+pub mod domain;
+pub mod emulate;
+pub mod event;
 pub mod fault;
 pub mod frame;
+pub mod grant;
 pub mod lock;
 pub mod machine;
+pub mod memory;
 pub mod paging;
 pub mod policy;
+pub mod sched;
 pub mod time;
+pub mod trap;
+pub mod world;

@@ -243,6 +243,28 @@ impl<T> Leaf<T> {
     }
 }
 
+/// A value that one CPU owns for as long as it likes, a vcpu while it runs. It is only ever tried for, never waited for
+/// by rules that hold a lock, so it needs no level.
+#[derive(Debug)]
+pub struct Owned<T>(TicketMutex<T, Answering>);
+
+impl<T> Owned<T> {
+    /// Nobody's.
+    pub const fn new(value: T) -> Self {
+        Self(TicketMutex::new(value))
+    }
+
+    /// Takes it, unless somebody owns it.
+    pub fn try_take(&self) -> Option<impl DerefMut<Target = T> + '_> {
+        self.0.try_lock()
+    }
+
+    /// Takes it, waiting until its owner lets go. The proof says that nobody can wait for us meanwhile.
+    pub fn take<'t>(&'t self, _held: &mut Held<Nothing>) -> impl DerefMut<Target = T> + use<'t, T> {
+        self.0.lock()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

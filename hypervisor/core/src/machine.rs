@@ -171,6 +171,32 @@ pub struct Registers {
 const _: () = assert!(size_of::<Registers>() == 176);
 
 impl Registers {
+    /// All zero, which no guest can run with.
+    pub const ZERO: Self = Self {
+        scratch: 0,
+        r15: 0,
+        r14: 0,
+        r13: 0,
+        r12: 0,
+        rbp: 0,
+        rbx: 0,
+        r11: 0,
+        r10: 0,
+        r9: 0,
+        r8: 0,
+        rax: 0,
+        rcx: 0,
+        rdx: 0,
+        rsi: 0,
+        rdi: 0,
+        error: 0,
+        rip: 0,
+        cs: 0,
+        rflags: 0,
+        rsp: 0,
+        ss: 0,
+    };
+
     /// A general register by the number instructions use: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8..R15.
     #[must_use]
     pub fn general(&self, number: u8) -> u64 {

@@ -2,8 +2,8 @@
 
 use core::fmt;
 
-use hypercall_abi::Hypercall;
 use hypercall_abi::start_info::{MAGIC, StartInfo, flags};
+use hypercall_abi::stub;
 use zerocopy::IntoBytes;
 
 use crate::layout::{Mapping, Plan};
@@ -20,8 +20,6 @@ const PAGE_ENTRY: u64 = 0x23;
 /// A page table's own page: present, accessed.
 const READ_ONLY_ENTRY: u64 = 0x21;
 
-/// Bytes of a hypercall stub.
-const STUB: usize = 32;
 /// Offset of the connection state in a console page, and its value while nobody serves the page.
 const CONSOLE_CONNECTION: usize = 3088;
 const CONSOLE_DISCONNECTED: u8 = 1;
@@ -121,8 +119,7 @@ impl Plan<'_> {
         self.write_p2m(builder).map_err(at("the p2m list"))?;
         self.write_tables(builder).map_err(at("the page tables"))?;
         self.write_rings(builder).map_err(at("the store and console pages"))?;
-        self.write_start_info(builder, wiring)
-            .map_err(at("the start-info page"))?;
+        self.write_start_info(builder, wiring).map_err(at("the start-info page"))?;
         self.start(builder).map_err(at("the page tables"))
     }
 
@@ -143,7 +140,7 @@ impl Plan<'_> {
             return Ok(());
         };
         let page = Pfn(va.wrapping_sub(self.kernel.virt_base) / PAGE_SIZE);
-        (0..128u8).try_for_each(|number| builder.write(page, usize::from(number) * STUB, &hypercall_stub(number)))
+        (0..128u8).try_for_each(|number| builder.write(page, usize::from(number) * stub::SIZE, &stub::code(number)))
     }
 
     /// The list, and zeros up to the end of its last page: a kernel writes there.
@@ -151,14 +148,8 @@ impl Plan<'_> {
         let list = self.layout.p2m;
         let pages = self.config.nr_pages;
         let bytes = pages * 8;
-        write_words(builder, list.start, 0, pages, |builder, pfn| {
-            Ok(builder.frame_of(Pfn(pfn))?.0)
-        })?;
-        write_zeros(
-            builder,
-            list.start * PAGE_SIZE + bytes,
-            list.count() * PAGE_SIZE - bytes,
-        )
+        write_words(builder, list.start, 0, pages, |builder, pfn| Ok(builder.frame_of(Pfn(pfn))?.0))?;
+        write_zeros(builder, list.start * PAGE_SIZE + bytes, list.count() * PAGE_SIZE - bytes)
     }
 
     fn write_tables<B: Builder>(&self, builder: &mut B) -> Result<(), B::Error> {
@@ -166,10 +157,7 @@ impl Plan<'_> {
             write_zeros(builder, tables.start * PAGE_SIZE, tables.count() * PAGE_SIZE)?;
         }
         self.write_mapping(builder, &self.layout.region)?;
-        self.layout
-            .p2m_mapping
-            .iter()
-            .try_for_each(|mapping| self.write_mapping(builder, mapping))
+        self.layout.p2m_mapping.iter().try_for_each(|mapping| self.write_mapping(builder, mapping))
     }
 
     /// Entries of level 1 lead to the pages, those of a higher level to the tables of the level below.
@@ -177,11 +165,7 @@ impl Plan<'_> {
         let root = self.layout.tables.start;
         for level in 1..=4 {
             let table = if level == 4 { root } else { mapping.first_table(level) };
-            let target = if level == 1 {
-                mapping.backing
-            } else {
-                mapping.first_table(level - 1)
-            };
+            let target = if level == 1 { mapping.backing } else { mapping.first_table(level - 1) };
             let (first, count) = (mapping.first_entry(level), mapping.entries(level));
             write_words(builder, table, first, count, |builder, index| {
                 let pfn = target + index;
@@ -244,24 +228,6 @@ impl Plan<'_> {
         builder.zero(page, 0, PAGE)?;
         builder.write(page, 0, info.as_bytes())
     }
-}
-
-/// One of the 128 stubs in the page for kernels without a hypercall instruction of their own.
-#[must_use]
-pub fn hypercall_stub(number: u8) -> [u8; STUB] {
-    /// push rcx; push r11; mov eax, number; syscall; pop r11; pop rcx; ret
-    const CALL: [u8; 14] = [0x51, 0x41, 0x53, 0xb8, 0, 0, 0, 0, 0x0f, 0x05, 0x41, 0x5b, 0x59, 0xc3];
-    /// push rcx; push r11; push rax; mov eax, number; syscall. The kernel jumps here, and iret does not come back.
-    const IRET: [u8; 11] = [0x51, 0x41, 0x53, 0x50, 0xb8, 0, 0, 0, 0, 0x0f, 0x05];
-    let mut stub = [0xcc; STUB];
-    if u64::from(number) == Hypercall::Iret.number() {
-        fill(&mut stub, &IRET);
-        stub[5] = number;
-    } else {
-        fill(&mut stub, &CALL);
-        stub[4] = number;
-    }
-    stub
 }
 
 /// Copies as much as there is room for.

@@ -113,10 +113,7 @@ impl fmt::Display for ImageError<'_> {
                 write!(f, "segment {index} is larger in the file than in memory")
             }
             Self::SegmentAddress { index, address } => {
-                write!(
-                    f,
-                    "segment {index}: physical address {address:#x} is outside the domain"
-                )
+                write!(f, "segment {index}: physical address {address:#x} is outside the domain")
             }
             Self::NoteTruncated { at } => write!(f, "the ELF note at byte {at:#x} is cut off"),
             Self::NoteSize { note, len } => {
@@ -127,17 +124,10 @@ impl fmt::Display for ImageError<'_> {
             Self::XenVersion(v) => write!(f, "Xen note XEN_VERSION is \"{}\", not \"xen-3.0\"", short(v)),
             Self::UnknownGuest(os) => {
                 let os = short(os);
-                write!(
-                    f,
-                    "Xen note LOADER is not \"generic\" and GUEST_OS is \"{os}\", not \"linux\""
-                )
+                write!(f, "Xen note LOADER is not \"generic\" and GUEST_OS is \"{os}\", not \"linux\"")
             }
             Self::RequiredFeature(name) => {
-                write!(
-                    f,
-                    "the kernel requires the feature \"{}\", which we do not have",
-                    short(name)
-                )
+                write!(f, "the kernel requires the feature \"{}\", which we do not have", short(name))
             }
             Self::VirtBase { base, pages } => {
                 write!(f, "{pages} pages cannot be mapped at VIRT_BASE {base:#x}")
@@ -147,10 +137,7 @@ impl fmt::Display for ImageError<'_> {
             }
             Self::HypercallPage { page } => write!(f, "the hypercall page {page:#x} is not a page of the kernel"),
             Self::TooLittleMemory { needed, given } => {
-                write!(
-                    f,
-                    "too little memory: needs {needed} pages for the kernel at least, has {given}"
-                )
+                write!(f, "too little memory: needs {needed} pages for the kernel at least, has {given}")
             }
         }
     }

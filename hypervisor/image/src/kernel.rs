@@ -106,8 +106,7 @@ impl<'a> Kernel<'a> {
 
     /// The segments to load, in the order of the file.
     pub fn segments(&self) -> impl Iterator<Item = Segment<'a>> + '_ {
-        self.load_headers()
-            .filter_map(|(index, header)| self.check_segment(index, &header).ok())
+        self.load_headers().filter_map(|(index, header)| self.check_segment(index, &header).ok())
     }
 
     /// The virtual addresses of the kernel.
@@ -118,54 +117,29 @@ impl<'a> Kernel<'a> {
 
     /// Segments that occupy memory, with the numbers of their headers.
     fn load_headers(&self) -> impl Iterator<Item = (usize, ProgramHeader)> + use<'a> {
-        self.headers
-            .iter()
-            .enumerate()
-            .filter(|(_, h)| h.p_type == PT_LOAD && h.p_memsz > 0)
+        self.headers.iter().enumerate().filter(|(_, h)| h.p_type == PT_LOAD && h.p_memsz > 0)
     }
 
     /// Loads go by physical address: Linux's per-CPU segment has virtual address 0.
     fn check_segment(&self, index: usize, header: &ProgramHeader) -> Result<Segment<'a>, ImageError<'a>> {
         let bytes = file_bytes(self.file, index, header)?;
-        let zeros = header
-            .p_memsz
-            .checked_sub(header.p_filesz)
-            .ok_or(ImageError::SegmentSizes { index })?;
-        let outside = ImageError::SegmentAddress {
-            index,
-            address: header.p_paddr,
-        };
+        let zeros = header.p_memsz.checked_sub(header.p_filesz).ok_or(ImageError::SegmentSizes { index })?;
+        let outside = ImageError::SegmentAddress { index, address: header.p_paddr };
         let start = header.p_paddr.checked_sub(self.paddr_offset).ok_or(outside)?;
         let end = start.checked_add(header.p_memsz).ok_or(outside)?;
-        if end > 1 << CANONICAL_BITS {
-            Err(outside)
-        } else {
-            Ok(Segment {
-                index,
-                start,
-                bytes,
-                zeros,
-            })
-        }
+        if end > 1 << CANONICAL_BITS { Err(outside) } else { Ok(Segment { index, start, bytes, zeros }) }
     }
 
     fn check_addresses(&self) -> Result<(), ImageError<'a>> {
         let pages = self.span.1.div_ceil(PAGE_SIZE);
         if !self.virt_base.is_multiple_of(PAGE_SIZE) || !is_canonical(self.virt_base) {
-            return Err(ImageError::VirtBase {
-                base: self.virt_base,
-                pages,
-            });
+            return Err(ImageError::VirtBase { base: self.virt_base, pages });
         }
         // As distances from VIRT_BASE, so that a kernel may end with the address space.
         let within = |address: u64| (self.span.0..self.span.1).contains(&address.wrapping_sub(self.virt_base));
         if !within(self.entry) {
             let Range { start, end } = self.addresses();
-            return Err(ImageError::Entry {
-                entry: self.entry,
-                start,
-                end,
-            });
+            return Err(ImageError::Entry { entry: self.entry, start, end });
         }
         match self.hypercall_page {
             Some(page) if !page.is_multiple_of(PAGE_SIZE) || !within(page) => Err(ImageError::HypercallPage { page }),
@@ -194,10 +168,7 @@ fn program_headers<'a>(
     header: &FileHeader<LittleEndian>,
 ) -> Result<ParsingTable<'a, LittleEndian, ProgramHeader>, ImageError<'a>> {
     let len = u64::from(header.e_phnum) * u64::from(header.e_phentsize);
-    let outside = ImageError::ProgramHeaders {
-        end: header.e_phoff.saturating_add(len),
-        file_len: len_of(file),
-    };
+    let outside = ImageError::ProgramHeaders { end: header.e_phoff.saturating_add(len), file_len: len_of(file) };
     let table = slice(file, header.e_phoff, len).filter(|_| header.e_phnum == 0 || header.e_phentsize == 56);
     Ok(ParsingTable::new(LittleEndian, Class::ELF64, table.ok_or(outside)?))
 }
@@ -214,9 +185,7 @@ fn read_notes<'a>(
     }
     if notes.is_empty() {
         let len = u64::from(header.e_shnum) * u64::from(header.e_shentsize);
-        let table = slice(file, header.e_shoff, len)
-            .filter(|_| header.e_shentsize == 64)
-            .unwrap_or(&[]);
+        let table = slice(file, header.e_shoff, len).filter(|_| header.e_shentsize == 64).unwrap_or(&[]);
         let sections = ParsingTable::<_, SectionHeader>::new(LittleEndian, Class::ELF64, table);
         for section in sections.iter().filter(|s| s.sh_type == SHT_NOTE) {
             let at = section.sh_offset;
@@ -239,9 +208,7 @@ impl<'a> Notes<'a> {
         while !rest.is_empty() {
             let at = offset + (len_of(bytes) - len_of(rest));
             let (note, after) = split_note(rest).ok_or(ImageError::NoteTruncated { at })?;
-            let slot = usize::try_from(note.number)
-                .ok()
-                .and_then(|number| self.0.get_mut(number));
+            let slot = usize::try_from(note.number).ok().and_then(|number| self.0.get_mut(number));
             if let Some(slot) = slot.filter(|_| note.owner == OWNER) {
                 *slot = Some(note.descriptor);
             }
@@ -259,9 +226,7 @@ impl<'a> Notes<'a> {
     }
 
     fn text(&self, note: Note) -> &'a [u8] {
-        self.bytes(note)
-            .and_then(|text| text.split(|b| *b == 0).next())
-            .unwrap_or(&[])
+        self.bytes(note).and_then(|text| text.split(|b| *b == 0).next()).unwrap_or(&[])
     }
 
     fn number(&self, note: Note) -> Result<Option<u64>, ImageError<'a>> {
@@ -271,20 +236,14 @@ impl<'a> Notes<'a> {
             _ => None,
         };
         let refuse = |len| ImageError::NoteSize { note: note as u32, len };
-        self.bytes(note)
-            .map(|bytes| number(bytes).ok_or(refuse(bytes.len())))
-            .transpose()
+        self.bytes(note).map(|bytes| number(bytes).ok_or(refuse(bytes.len()))).transpose()
     }
 
     fn check_guest(&self) -> Result<(), ImageError<'a>> {
         let (version, os) = (self.text(Note::XenVersion), self.text(Note::GuestOs));
         if !version.starts_with(b"xen-3.0") {
             let missing = self.bytes(Note::XenVersion).is_none();
-            return Err(if missing {
-                ImageError::NoXenVersion
-            } else {
-                ImageError::XenVersion(version)
-            });
+            return Err(if missing { ImageError::NoXenVersion } else { ImageError::XenVersion(version) });
         }
         if !self.text(Note::Loader).starts_with(b"generic") && !os.starts_with(b"linux") {
             return Err(ImageError::UnknownGuest(os));
@@ -298,15 +257,9 @@ impl<'a> Notes<'a> {
     /// A required feature (`!`) is one the kernel needs to be *asked about*, not one to be offered: Linux "requires"
     /// writable page tables and runs without. So it must be known, and only the impossible one is refused.
     fn features(&self) -> Result<u32, ImageError<'a>> {
-        let bitmap = self
-            .bytes(Note::SupportedFeatures)
-            .and_then(|bytes| bytes.first_chunk());
+        let bitmap = self.bytes(Note::SupportedFeatures).and_then(|bytes| bytes.first_chunk());
         let mut bits = bitmap.map_or(0, |word| u32::from_le_bytes(*word));
-        for entry in self
-            .text(Note::Features)
-            .split(|b| *b == b'|')
-            .filter(|entry| !entry.is_empty())
-        {
+        for entry in self.text(Note::Features).split(|b| *b == b'|').filter(|entry| !entry.is_empty()) {
             let required = entry.strip_prefix(b"!");
             let wanted = required.unwrap_or(entry);
             let known = FEATURES.iter().find(|(name, _)| *name == wanted);
@@ -332,14 +285,7 @@ fn split_note(bytes: &[u8]) -> Option<(RawNote<'_>, &[u8])> {
     let (owner, rest) = split_padded(rest, word(0)?)?;
     let (descriptor, rest) = split_padded(rest, word(4)?)?;
     let number = word(8)?;
-    Some((
-        RawNote {
-            number,
-            owner,
-            descriptor,
-        },
-        rest,
-    ))
+    Some((RawNote { number, owner, descriptor }, rest))
 }
 
 /// The last element may lack its padding.
@@ -351,11 +297,7 @@ fn split_padded(bytes: &[u8], len: u32) -> Option<(&[u8], &[u8])> {
 
 fn file_bytes<'a>(file: &'a [u8], index: usize, header: &ProgramHeader) -> Result<&'a [u8], ImageError<'a>> {
     let end = header.p_offset.saturating_add(header.p_filesz);
-    let truncated = ImageError::SegmentTruncated {
-        index,
-        end,
-        file_len: len_of(file),
-    };
+    let truncated = ImageError::SegmentTruncated { index, end, file_len: len_of(file) };
     slice(file, header.p_offset, header.p_filesz).ok_or(truncated)
 }
 

@@ -49,10 +49,7 @@ pub struct PfnRange {
 
 impl PfnRange {
     fn new(start: u64, len: u64) -> Self {
-        Self {
-            start,
-            end: start + len,
-        }
+        Self { start, end: start + len }
     }
 
     /// Pages in the range.
@@ -105,11 +102,7 @@ impl Layout {
     /// Pages taken: the domain must have as many.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        self.region_end
-            .0
-            .max(self.ramdisk.end)
-            .max(self.p2m.end)
-            .max(self.p2m_tables.end)
+        self.region_end.0.max(self.ramdisk.end).max(self.p2m.end).max(self.p2m_tables.end)
     }
 }
 
@@ -128,12 +121,7 @@ pub(crate) struct Mapping {
 
 impl Mapping {
     fn new(va: u64, pages: u64) -> Self {
-        Self {
-            start: va & ((1 << CANONICAL_BITS) - 1),
-            pages,
-            backing: 0,
-            tables: 0,
-        }
+        Self { start: va & ((1 << CANONICAL_BITS) - 1), pages, backing: 0, tables: 0 }
     }
 
     fn end(&self) -> u64 {
@@ -148,11 +136,7 @@ impl Mapping {
     /// Entries of `level` this range takes: pages for level 1, tables of the level below for the others.
     pub(crate) fn entries(&self, level: u32) -> u64 {
         let shift = 3 + 9 * level;
-        if self.pages == 0 {
-            0
-        } else {
-            ((self.end() - 1) >> shift) - (self.start >> shift) + 1
-        }
+        if self.pages == 0 { 0 } else { ((self.end() - 1) >> shift) - (self.start >> shift) + 1 }
     }
 
     /// The first table of `level`, 1 to 3.
@@ -207,10 +191,7 @@ impl<'a> Plan<'a> {
         loop {
             let larger = lay_out(&kernel, &config, needed)?.pages();
             if larger <= needed {
-                return Err(ImageError::TooLittleMemory {
-                    needed,
-                    given: config.nr_pages,
-                });
+                return Err(ImageError::TooLittleMemory { needed, given: config.nr_pages });
             }
             needed = larger;
         }
@@ -244,19 +225,13 @@ impl Cursor {
 
 /// The layout of a domain of `nr_pages`, which may turn out to need more.
 fn lay_out(kernel: &Kernel<'_>, config: &Config<'_>, nr_pages: u64) -> Result<Layout, ImageError<'static>> {
-    let too_large = ImageError::VirtBase {
-        base: kernel.virt_base,
-        pages: nr_pages,
-    };
+    let too_large = ImageError::VirtBase { base: kernel.virt_base, pages: nr_pages };
     let list_pages = nr_pages.checked_mul(8).ok_or(too_large)?.div_ceil(PAGE_SIZE);
     let ramdisk_pages = (config.ramdisk.len() as u64).div_ceil(PAGE_SIZE);
 
     // Whether INIT_P2M can be honoured depends on where the region ends, hence a second try.
     let try_with = |p2m_at: Option<u64>| -> Result<Layout, ImageError<'static>> {
-        let kernel_pages = PfnRange {
-            start: kernel.span.0 / PAGE_SIZE,
-            end: kernel.span.1.div_ceil(PAGE_SIZE),
-        };
+        let kernel_pages = PfnRange { start: kernel.span.0 / PAGE_SIZE, end: kernel.span.1.div_ceil(PAGE_SIZE) };
         let mut cursor = Cursor(kernel_pages.end);
         let mut ramdisk = cursor.take(if kernel.unmapped_ramdisk { 0 } else { ramdisk_pages });
         let mut p2m = cursor.take(if p2m_at.is_some() { 0 } else { list_pages });
@@ -296,15 +271,9 @@ fn lay_out(kernel: &Kernel<'_>, config: &Config<'_>, nr_pages: u64) -> Result<La
             p2m_mapping,
         })
     };
-    if let Some(va) = kernel
-        .init_p2m
-        .filter(|va| va.is_multiple_of(PAGE_SIZE) && is_canonical(*va))
-    {
+    if let Some(va) = kernel.init_p2m.filter(|va| va.is_multiple_of(PAGE_SIZE) && is_canonical(*va)) {
         let layout = try_with(Some(va))?;
-        if layout
-            .p2m_mapping
-            .is_some_and(|p2m| va < kernel.virt_base && may_coexist(&p2m, &layout.region))
-        {
+        if layout.p2m_mapping.is_some_and(|p2m| va < kernel.virt_base && may_coexist(&p2m, &layout.region)) {
             return Ok(layout);
         }
     }
@@ -318,10 +287,7 @@ fn size_region(base: u64, used: u64) -> Result<Mapping, ImageError<'static>> {
     loop {
         let pages = used + 1 + region.table_count() + 1 + PADDING_PAGES;
         let refused = ImageError::VirtBase { base, pages };
-        let end = pages
-            .checked_mul(PAGE_SIZE)
-            .and_then(|len| start.checked_add(len))
-            .ok_or(refused)?;
+        let end = pages.checked_mul(PAGE_SIZE).and_then(|len| start.checked_add(len)).ok_or(refused)?;
         let end = end.checked_next_multiple_of(REGION_ALIGN).ok_or(refused)?;
         let larger = Mapping::new(base, (end - start) / PAGE_SIZE);
         if !larger.is_allowed() {

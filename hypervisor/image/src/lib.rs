@@ -18,7 +18,7 @@ mod error;
 mod kernel;
 mod layout;
 
-pub use construct::{Builder, ConstructError, Start, Wiring, hypercall_stub};
+pub use construct::{Builder, ConstructError, Start, Wiring};
 pub use error::ImageError;
 pub use kernel::{Kernel, Segment};
 pub use layout::{Config, Layout, PfnRange, Plan};

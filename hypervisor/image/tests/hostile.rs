@@ -24,33 +24,20 @@ fn patched(offset: usize, bytes: &[u8]) -> Vec<u8> {
 #[test]
 fn what_is_not_an_elf64_for_this_machine_is_refused() {
     assert_eq!(refusal(b""), "not an ELF file, or its header is cut off");
-    assert_eq!(
-        refusal(b"MZ\0\0 a bzImage, perhaps"),
-        "not an ELF file, or its header is cut off"
-    );
+    assert_eq!(refusal(b"MZ\0\0 a bzImage, perhaps"), "not an ELF file, or its header is cut off");
     assert_eq!(refusal(&linux(&[])[..40]), "not an ELF file, or its header is cut off");
     assert_eq!(refusal(&patched(4, &[1])), "not a 64-bit ELF file");
     assert_eq!(refusal(&patched(4, &[9])), "not an ELF file, or its header is cut off");
     assert_eq!(refusal(&patched(5, &[2])), "not an ELF file, or its header is cut off");
-    assert_eq!(
-        refusal(&patched(18, &[183, 0])),
-        "ELF file for machine 183, not x86-64 (62)"
-    );
-    assert_eq!(
-        refusal(&patched(54, &[55, 0])),
-        "program headers end at byte 0x11c, the file has 0x3d34"
-    );
+    assert_eq!(refusal(&patched(18, &[183, 0])), "ELF file for machine 183, not x86-64 (62)");
+    assert_eq!(refusal(&patched(54, &[55, 0])), "program headers end at byte 0x11c, the file has 0x3d34");
     assert!(refusal(&linux(&[])[..100]).starts_with("program headers end at byte 0x120, the file has 0x64"));
 }
 
 #[test]
 fn a_bad_segment_is_named() {
     let file = linux(&[]);
-    assert!(
-        refusal(&file[..0x3000]).starts_with("segment 3 ends at byte"),
-        "{}",
-        refusal(&file[..0x3000])
-    );
+    assert!(refusal(&file[..0x3000]).starts_with("segment 3 ends at byte"), "{}", refusal(&file[..0x3000]));
     // The third header: physical address, then size in the file.
     let third = 64 + 2 * 56;
     assert_eq!(
@@ -58,25 +45,13 @@ fn a_bad_segment_is_named() {
         "segment 2 ends at byte 0x10000002480, the file has 0x3d34"
             .replace("2480", &format!("{:04x}", 0x120 + 0x2345 + 7))
     );
-    assert_eq!(
-        refusal(&patched(third + 40, &5u64.to_le_bytes())),
-        "segment 2 is larger in the file than in memory"
-    );
+    assert_eq!(refusal(&patched(third + 40, &5u64.to_le_bytes())), "segment 2 is larger in the file than in memory");
     assert_eq!(
         refusal(&patched(third + 24, &u64::MAX.to_le_bytes())),
         "segment 2: physical address 0xffffffffffffffff is outside the domain"
     );
-    let below = [
-        number(3, 0),
-        number(4, 0x2000),
-        number(1, 0),
-        note(5, b"xen-3.0"),
-        note(8, b"generic"),
-    ];
-    assert_eq!(
-        refusal(&with_notes(&below)),
-        "segment 0: physical address 0x1000 is outside the domain"
-    );
+    let below = [number(3, 0), number(4, 0x2000), number(1, 0), note(5, b"xen-3.0"), note(8, b"generic")];
+    assert_eq!(refusal(&with_notes(&below)), "segment 0: physical address 0x1000 is outside the domain");
     assert_eq!(refusal(&elf(&[notes(&linux_notes(BASE))])), "no segment to load");
 }
 
@@ -84,29 +59,14 @@ fn a_bad_segment_is_named() {
 fn bad_notes_are_named() {
     let good = || linux_notes(BASE + 0x1000);
     assert!(Kernel::parse(&with_notes(&good())).is_ok());
-    assert_eq!(
-        refusal(&elf(&[load(0, &[1], 1)])),
-        "no Xen notes: not a paravirtual kernel"
-    );
-    let without = |nr: usize| {
-        good()
-            .into_iter()
-            .enumerate()
-            .filter(|(i, _)| *i != nr)
-            .map(|(_, n)| n)
-            .collect::<Vec<_>>()
-    };
+    assert_eq!(refusal(&elf(&[load(0, &[1], 1)])), "no Xen notes: not a paravirtual kernel");
+    let without =
+        |nr: usize| good().into_iter().enumerate().filter(|(i, _)| *i != nr).map(|(_, n)| n).collect::<Vec<_>>();
     assert_eq!(refusal(&with_notes(&without(1))), "no Xen note XEN_VERSION (5)");
     let and = |extra: Vec<u8>| refusal(&with_notes(&[good(), vec![extra]].concat()));
-    assert_eq!(
-        and(note(5, b"xen-4.0\0")),
-        "Xen note XEN_VERSION is \"xen-4.0\", not \"xen-3.0\""
-    );
+    assert_eq!(and(note(5, b"xen-4.0\0")), "Xen note XEN_VERSION is \"xen-4.0\", not \"xen-3.0\"");
     assert_eq!(and(note(1, b"123")), "Xen note 1 has 3 bytes, not 4 or 8");
-    assert_eq!(
-        and(note(10, b"!teleport|dom0")),
-        "the kernel requires the feature \"teleport\", which we do not have"
-    );
+    assert_eq!(and(note(10, b"!teleport|dom0")), "the kernel requires the feature \"teleport\", which we do not have");
     assert_eq!(
         and(note(10, b"dom0|!supervisor_mode_kernel")),
         "the kernel requires the feature \"supervisor_mode_kernel\", which we do not have"
@@ -130,40 +90,19 @@ fn bad_notes_are_named() {
 #[test]
 fn a_region_in_the_hypervisors_slots_is_refused() {
     for base in [0xffff_8000_0000_0000u64, 0x7fff_ffff_f000, 0xffff_ffff_ffff_0000] {
-        let all = [
-            number(1, base.wrapping_add(0x1000)),
-            number(3, base),
-            note(5, b"xen-3.0"),
-            note(8, b"generic"),
-        ];
+        let all = [number(1, base.wrapping_add(0x1000)), number(3, base), note(5, b"xen-3.0"), note(8, b"generic")];
         let file = with_notes(&all);
-        let plan = Plan::new(
-            Kernel::parse(&file).unwrap(),
-            Config {
-                nr_pages: 4096,
-                ..Config::default()
-            },
-        );
+        let plan = Plan::new(Kernel::parse(&file).unwrap(), Config { nr_pages: 4096, ..Config::default() });
         assert!(matches!(plan, Err(ImageError::VirtBase { .. })), "{base:#x}");
     }
 }
 
 #[test]
 fn optional_and_known_features_are_collected() {
-    let kernel = with_notes(
-        &[
-            linux_notes(BASE + 0x1000),
-            vec![note(10, b"dom0|!writable_page_tables|what")],
-        ]
-        .concat(),
-    );
+    let kernel = with_notes(&[linux_notes(BASE + 0x1000), vec![note(10, b"dom0|!writable_page_tables|what")]].concat());
     assert_eq!(Kernel::parse(&kernel).unwrap().features, 0x8801);
-    let kernel = with_notes(&[
-        note(5, b"xen-3.0"),
-        note(6, b"linux"),
-        number(1, 0x1000),
-        note(10, b"pae_pgdir_above_4gb"),
-    ]);
+    let kernel =
+        with_notes(&[note(5, b"xen-3.0"), note(6, b"linux"), number(1, 0x1000), note(10, b"pae_pgdir_above_4gb")]);
     assert_eq!(Kernel::parse(&kernel).unwrap().features, 1 << 4);
 }
 
@@ -205,26 +144,14 @@ impl Random {
 
 #[test]
 fn a_corrupted_kernel_never_panics() {
-    let seed = std::env::var("TENON_SEED")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or_else(|| {
-            u64::from(
-                std::time::SystemTime::now()
-                    .duration_since(std::time::UNIX_EPOCH)
-                    .unwrap()
-                    .subsec_nanos(),
-            ) | 1
-        });
+    let seed = std::env::var("TENON_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
+        u64::from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos()) | 1
+    });
     println!("TENON_SEED={seed}");
     let mut random = Random(seed);
     let all = [number(15, 0x80_0000_0000), number(16, 1), number(2, BASE + 0x1000)];
     let all = [linux_notes(BASE + 0x1000), all.to_vec()].concat();
-    let whole = elf(&[
-        load(0x1000, &[1; 64], 0x1000),
-        load(0x2000, b"data", 0x3000),
-        notes(&all),
-    ]);
+    let whole = elf(&[load(0x1000, &[1; 64], 0x1000), load(0x2000, b"data", 0x3000), notes(&all)]);
     let (mut planned, mut refused) = (0, 0);
     for _ in 0..60_000 {
         let mut file = whole.clone();
@@ -237,12 +164,7 @@ fn a_corrupted_kernel_never_panics() {
             file.truncate(random.below(file.len()));
         }
         let nr_pages = [0, 1, 1500, 4096, 1 << 40, u64::MAX][random.below(6)];
-        let config = Config {
-            nr_pages,
-            ramdisk: &[1; 5000],
-            rings: true,
-            ..Config::default()
-        };
+        let config = Config { nr_pages, ramdisk: &[1; 5000], rings: true, ..Config::default() };
         match Kernel::parse(&file).and_then(|kernel| Plan::new(kernel, config)) {
             Ok(plan) if nr_pages <= 4096 => {
                 planned += 1;

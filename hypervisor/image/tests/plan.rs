@@ -5,25 +5,14 @@
 mod common;
 
 use common::*;
-use guest_image::{
-    Config, ImageError, Kernel, Layout, MachineFrame, Pfn, PfnRange, Plan, Start, Wiring, hypercall_stub,
-};
+use guest_image::{Config, ImageError, Kernel, Layout, MachineFrame, Pfn, PfnRange, Plan, Start, Wiring};
 
 const MIB: u64 = 256;
 const INIT_P2M: u64 = 0x80_0000_0000;
-const WIRING: Wiring = Wiring {
-    shared_info: MachineFrame(0x777),
-    store_port: 1,
-    console_port: 2,
-};
+const WIRING: Wiring = Wiring { shared_info: MachineFrame(0x777), store_port: 1, console_port: 2 };
 
 fn config(nr_pages: u64) -> Config<'static> {
-    Config {
-        nr_pages,
-        command_line: b"console=hvc0",
-        rings: true,
-        ..Config::default()
-    }
+    Config { nr_pages, command_line: b"console=hvc0", rings: true, ..Config::default() }
 }
 
 fn build(file: &[u8], config: Config<'_>) -> (Layout, Domain, Start) {
@@ -39,15 +28,9 @@ fn check_mapping(plan: &Plan<'_>, domain: &Domain, start: &Start) {
     let layout = &plan.layout;
     let mut tables = vec![layout.tables.start];
     for pfn in 0..layout.region_end.0 {
-        let (entry, passed) = domain
-            .walk(start.root, plan.kernel.virt_base.wrapping_add(pfn << 12))
-            .unwrap();
+        let (entry, passed) = domain.walk(start.root, plan.kernel.virt_base.wrapping_add(pfn << 12)).unwrap();
         assert_eq!(Domain::pfn_of(entry >> 12), pfn);
-        assert_eq!(
-            entry & 0xfff,
-            if layout.tables.contains(pfn) { 0x21 } else { 0x23 },
-            "pfn {pfn:#x}"
-        );
+        assert_eq!(entry & 0xfff, if layout.tables.contains(pfn) { 0x21 } else { 0x23 }, "pfn {pfn:#x}");
         tables.extend(passed);
     }
     let behind = plan.kernel.virt_base.wrapping_add(layout.region_end.0 << 12);
@@ -59,13 +42,8 @@ fn check_mapping(plan: &Plan<'_>, domain: &Domain, start: &Start) {
     } else {
         let mut own = Vec::new();
         for page in 0..layout.p2m.count() {
-            let (entry, passed) = domain
-                .walk(start.root, plan.kernel.init_p2m.unwrap() + (page << 12))
-                .unwrap();
-            assert_eq!(
-                (Domain::pfn_of(entry >> 12), entry & 0xfff),
-                (layout.p2m.start + page, 0x23)
-            );
+            let (entry, passed) = domain.walk(start.root, plan.kernel.init_p2m.unwrap() + (page << 12)).unwrap();
+            assert_eq!((Domain::pfn_of(entry >> 12), entry & 0xfff), (layout.p2m.start + page, 0x23));
             own.extend(&passed[..3]);
         }
         own.sort_unstable();
@@ -76,16 +54,10 @@ fn check_mapping(plan: &Plan<'_>, domain: &Domain, start: &Start) {
     tables.sort_unstable();
     tables.dedup();
     assert_eq!(tables, (layout.tables.start..layout.tables.end).collect::<Vec<_>>());
-    assert_eq!(
-        listed,
-        (layout.p2m_tables.start..layout.p2m_tables.end).collect::<Vec<_>>()
-    );
+    assert_eq!(listed, (layout.p2m_tables.start..layout.p2m_tables.end).collect::<Vec<_>>());
     for pfn in 0..plan.config.nr_pages {
         let at = layout.p2m.start + pfn / 512;
-        assert_eq!(
-            domain.word(at, usize::try_from(pfn % 512).unwrap() * 8),
-            Domain::frame(pfn)
-        );
+        assert_eq!(domain.word(at, usize::try_from(pfn % 512).unwrap() * 8), Domain::frame(pfn));
     }
     // Entries that lead nowhere are zero, whatever was in the page.
     for table in (layout.tables.start..layout.tables.end).chain(layout.p2m_tables.start..layout.p2m_tables.end) {
@@ -104,13 +76,7 @@ fn range(start: u64, end: u64) -> PfnRange {
 fn a_stock_kernel_gets_the_layout_of_the_start_of_day() {
     let ramdisk = [7; 5000];
     let file = linux(&[number(15, INIT_P2M), number(16, 1)]);
-    let (layout, domain, start) = build(
-        &file,
-        Config {
-            ramdisk: &ramdisk,
-            ..config(64 * MIB)
-        },
-    );
+    let (layout, domain, start) = build(&file, Config { ramdisk: &ramdisk, ..config(64 * MIB) });
     // 16 MiB of gap, the kernel to 0x1304010.
     assert_eq!(layout.kernel, range(0x1000, 0x1305));
     assert_eq!(layout.start_info, Pfn(0x1305));
@@ -145,14 +111,7 @@ fn a_stock_kernel_gets_the_layout_of_the_start_of_day() {
 fn start_info_says_where_everything_is() {
     let ramdisk = [7; 5000];
     let file = linux(&[number(15, INIT_P2M), number(16, 1)]);
-    let (layout, domain, _) = build(
-        &file,
-        Config {
-            ramdisk: &ramdisk,
-            flags: 0x10,
-            ..config(64 * MIB)
-        },
-    );
+    let (layout, domain, _) = build(&file, Config { ramdisk: &ramdisk, flags: 0x10, ..config(64 * MIB) });
     let page = layout.start_info.0;
     let word = |offset| domain.word(page, offset);
     let bytes = &domain.pages[usize::try_from(page).unwrap()];
@@ -178,13 +137,7 @@ fn start_info_says_where_everything_is() {
 #[test]
 fn without_the_notes_ramdisk_and_list_are_in_the_region() {
     let ramdisk = [7; 5000];
-    let (layout, domain, _) = build(
-        &linux(&[]),
-        Config {
-            ramdisk: &ramdisk,
-            ..config(64 * MIB)
-        },
-    );
+    let (layout, domain, _) = build(&linux(&[]), Config { ramdisk: &ramdisk, ..config(64 * MIB) });
     assert_eq!(layout.ramdisk, range(0x1305, 0x1307));
     assert_eq!(layout.p2m, range(0x1307, 0x1327));
     assert_eq!(layout.start_info, Pfn(0x1327));
@@ -199,27 +152,11 @@ fn without_the_notes_ramdisk_and_list_are_in_the_region() {
 
 #[test]
 fn the_first_domain_has_no_rings() {
-    let (layout, domain, start) = build(
-        &linux(&[]),
-        Config {
-            rings: false,
-            flags: 3,
-            ..config(64 * MIB)
-        },
-    );
-    assert_eq!(
-        (layout.store, layout.console, start.store, start.console),
-        (None, None, None, None)
-    );
+    let (layout, domain, start) = build(&linux(&[]), Config { rings: false, flags: 3, ..config(64 * MIB) });
+    assert_eq!((layout.store, layout.console, start.store, start.console), (None, None, None, None));
     assert_eq!(layout.tables.start, layout.start_info.0 + 1);
     assert_eq!(domain.word(layout.start_info.0, 0x30), 3);
-    assert_eq!(
-        (
-            domain.word(layout.start_info.0, 0x38),
-            domain.word(layout.start_info.0, 0x48)
-        ),
-        (0, 0)
-    );
+    assert_eq!((domain.word(layout.start_info.0, 0x38), domain.word(layout.start_info.0, 0x48)), (0, 0));
 }
 
 #[test]
@@ -239,28 +176,12 @@ fn half_a_mebibyte_of_padding_is_kept_and_the_region_ends_at_four() {
 #[test]
 fn a_kernel_of_our_own_may_sit_anywhere() {
     // Across boundaries of L1, L2 and L3 tables, in the lower half, and at the very end of the address space.
-    for base in [
-        0,
-        0x1000,
-        0x3f_ffff_e000,
-        0x7f_ffe0_0000,
-        0xffff_8800_0000_0000,
-        0xffff_ffff_ff80_0000,
-    ] {
-        let all = [
-            number(1, base + 8),
-            number(3, base),
-            number(4, base),
-            note(5, b"xen-3.0"),
-            note(8, b"generic"),
-        ];
+    for base in [0, 0x1000, 0x3f_ffff_e000, 0x7f_ffe0_0000, 0xffff_8800_0000_0000, 0xffff_ffff_ff80_0000] {
+        let all = [number(1, base + 8), number(3, base), number(4, base), note(5, b"xen-3.0"), note(8, b"generic")];
         let file = elf(&[load(base, &[0x90; 0x3000], 0x5000), notes(&all)]);
         let (layout, domain, start) = build(&file, config(2048 + 1024));
         assert_eq!(layout.kernel, range(0, 5), "at {base:#x}");
-        assert_eq!(
-            (start.entry, start.start_info),
-            (base + 8, base.wrapping_add(layout.start_info.0 << 12))
-        );
+        assert_eq!((start.entry, start.start_info), (base + 8, base.wrapping_add(layout.start_info.0 << 12)));
         assert_eq!(domain.pages[2], [0x90; 4096]);
         assert_eq!(domain.pages[3], [0; 4096]);
     }
@@ -269,13 +190,7 @@ fn a_kernel_of_our_own_may_sit_anywhere() {
 #[test]
 fn an_unusable_place_for_the_list_is_ignored() {
     // Not aligned, not canonical, the hypervisor's, above the kernel, in the kernel's own slot.
-    for va in [
-        INIT_P2M + 8,
-        1 << 50,
-        0xffff_8000_0000_0000,
-        BASE + (1 << 30),
-        BASE - (1 << 30),
-    ] {
+    for va in [INIT_P2M + 8, 1 << 50, 0xffff_8000_0000_0000, BASE + (1 << 30), BASE - (1 << 30)] {
         let (layout, _, _) = build(&linux(&[number(15, va)]), config(64 * MIB));
         assert!(layout.p2m.end < layout.region_end.0, "{va:#x}");
     }
@@ -289,42 +204,20 @@ fn the_hypercall_page_is_filled() {
     let file = linux(&[number(2, BASE + 0x100_1000)]);
     let (_, domain, _) = build(&file, config(64 * MIB));
     for number in 0..128u8 {
-        assert_eq!(
-            domain.pages[0x1001][usize::from(number) * 32..][..32],
-            hypercall_stub(number)
-        );
+        assert_eq!(domain.pages[0x1001][usize::from(number) * 32..][..32], hypercall_abi::stub::code(number));
     }
     let slot = |n: usize| &domain.pages[0x1001][n * 32..][..16];
-    assert_eq!(
-        slot(5),
-        &[
-            0x51, 0x41, 0x53, 0xb8, 5, 0, 0, 0, 0x0f, 5, 0x41, 0x5b, 0x59, 0xc3, 0xcc, 0xcc
-        ]
-    );
-    assert_eq!(
-        slot(23),
-        &[
-            0x51, 0x41, 0x53, 0x50, 0xb8, 23, 0, 0, 0, 0x0f, 5, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc
-        ]
-    );
+    assert_eq!(slot(5), &[0x51, 0x41, 0x53, 0xb8, 5, 0, 0, 0, 0x0f, 5, 0x41, 0x5b, 0x59, 0xc3, 0xcc, 0xcc]);
+    assert_eq!(slot(23), &[0x51, 0x41, 0x53, 0x50, 0xb8, 23, 0, 0, 0, 0x0f, 5, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc]);
     for page in [BASE + 0x100_1008, BASE, BASE + 0x200_0000] {
-        assert_eq!(
-            Kernel::parse(&linux(&[number(2, page)])).err(),
-            Some(ImageError::HypercallPage { page })
-        );
+        assert_eq!(Kernel::parse(&linux(&[number(2, page)])).err(), Some(ImageError::HypercallPage { page }));
     }
 }
 
 #[test]
 fn a_long_command_line_is_cut() {
     let line = [b'x'; 2000];
-    let (layout, domain, _) = build(
-        &linux(&[]),
-        Config {
-            command_line: &line,
-            ..config(64 * MIB)
-        },
-    );
+    let (layout, domain, _) = build(&linux(&[]), Config { command_line: &line, ..config(64 * MIB) });
     let page = &domain.pages[usize::try_from(layout.start_info.0).unwrap()];
     assert_eq!((page[0x80 + 1022], page[0x80 + 1023]), (b'x', 0));
 }
@@ -333,21 +226,13 @@ fn a_long_command_line_is_cut() {
 fn the_least_memory_named_is_enough_and_no_more() {
     let ramdisk = vec![1; 20 << 20];
     for file in [linux(&[]), linux(&[number(15, INIT_P2M), number(16, 1)])] {
-        let with = |nr_pages| Config {
-            ramdisk: &ramdisk,
-            ..config(nr_pages)
-        };
+        let with = |nr_pages| Config { ramdisk: &ramdisk, ..config(nr_pages) };
         let kernel = Kernel::parse(&file).unwrap();
         let error = Plan::new(kernel, with(1000)).err().unwrap();
-        let ImageError::TooLittleMemory { needed, given: 1000 } = error else {
-            panic!("{error}")
-        };
+        let ImageError::TooLittleMemory { needed, given: 1000 } = error else { panic!("{error}") };
         assert!(error.to_string().contains(&format!("needs {needed} pages")), "{error}");
         assert!(Plan::new(kernel, with(needed)).is_ok());
-        assert!(matches!(
-            Plan::new(kernel, with(needed - 1)),
-            Err(ImageError::TooLittleMemory { .. })
-        ));
+        assert!(matches!(Plan::new(kernel, with(needed - 1)), Err(ImageError::TooLittleMemory { .. })));
         build(&file, with(needed));
     }
     let kernel = linux(&[]);
@@ -360,14 +245,7 @@ fn the_least_memory_named_is_enough_and_no_more() {
 fn a_refusal_says_what_was_being_written() {
     let ramdisk = [7; 5000];
     let file = linux(&[number(15, INIT_P2M), number(16, 1), number(2, BASE + 0x100_2000)]);
-    let plan = Plan::new(
-        Kernel::parse(&file).unwrap(),
-        Config {
-            ramdisk: &ramdisk,
-            ..config(64 * MIB)
-        },
-    )
-    .unwrap();
+    let plan = Plan::new(Kernel::parse(&file).unwrap(), Config { ramdisk: &ramdisk, ..config(64 * MIB) }).unwrap();
     let parts = [
         (0x1000, "a segment"),
         (0x1300, "a segment"),
@@ -379,10 +257,7 @@ fn a_refusal_says_what_was_being_written() {
         (0x1305, "the start-info page"),
     ];
     for (broken, part) in parts {
-        let mut domain = Domain {
-            broken: Some(broken),
-            ..Domain::new(64 * MIB)
-        };
+        let mut domain = Domain { broken: Some(broken), ..Domain::new(64 * MIB) };
         let error = plan.construct(&mut domain, &WIRING).unwrap_err();
         assert_eq!(error.part, part);
         assert_eq!(error.to_string(), format!("writing {part}: page {broken:#x} is broken"));
@@ -400,19 +275,10 @@ fn a_real_kernel_can_be_planned() {
     };
     let file = std::fs::read(&path).unwrap();
     let kernel = Kernel::parse(&file).unwrap_or_else(|error| panic!("{path}: {error}"));
-    assert_eq!(
-        (kernel.virt_base, kernel.paddr_offset, kernel.init_p2m),
-        (BASE, 0, Some(INIT_P2M))
-    );
+    assert_eq!((kernel.virt_base, kernel.paddr_offset, kernel.init_p2m), (BASE, 0, Some(INIT_P2M)));
     assert_eq!(kernel.features & 1, 1);
     let ramdisk = vec![3; 12_345_678];
-    let (layout, _, _) = build(
-        &file,
-        Config {
-            ramdisk: &ramdisk,
-            ..config(256 * MIB)
-        },
-    );
+    let (layout, _, _) = build(&file, Config { ramdisk: &ramdisk, ..config(256 * MIB) });
     // As measured with Xen's own builder: 41 tables for the 76 MiB of Debian's 6.1.
     assert_eq!(layout.tables.count(), 3 + layout.region_end.0 / 512);
 }

@@ -54,7 +54,7 @@ use crate::frame::table::Taker;
 use crate::lock::{Above, Domain, Guard, Held, Level, Lock};
 use crate::machine::{Cpus, Frames};
 use core::ops::Range;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst};
 use promote::Work;
 
 /// Entries one call may look at: some tens of microseconds.
@@ -81,7 +81,7 @@ pub type Outcome<T> = Result<T, Stop>;
 /// A domain's memory as far as page tables go: part of the domain.
 #[derive(Debug)]
 pub struct Space {
-    id: DomainId,
+    id: AtomicU16,
     cpus: AtomicU64,
     state: Lock<Domain, State>,
 }
@@ -114,7 +114,7 @@ impl Space {
             dying: None,
         };
         Self {
-            id,
+            id: AtomicU16::new(id.0),
             cpus: AtomicU64::new(0),
             state: Lock::new(state),
         }
@@ -123,7 +123,20 @@ impl Space {
     /// Whose it is.
     #[must_use]
     pub fn id(&self) -> DomainId {
-        self.id
+        DomainId(self.id.load(SeqCst))
+    }
+
+    /// Makes it the space of another domain, which owns nothing yet; the last one has been torn down.
+    pub fn begin<H: Level>(&self, id: DomainId, held: &mut Held<H>)
+    where
+        Domain: Above<H>,
+    {
+        let mut state = self.state.lock(held);
+        state.dying = None;
+        state.rule = entry::LeafRule::RING_3;
+        state.devices.clear();
+        self.cpus.store(0, SeqCst);
+        self.id.store(id.0, SeqCst);
     }
 
     /// Takes the paging lock for a series of operations that together look at no more than `budget` entries
@@ -176,7 +189,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     }
 
     fn id(&self) -> DomainId {
-        self.space.id
+        self.space.id()
     }
 
     fn taker(&self, from: DomainId) -> Taker {

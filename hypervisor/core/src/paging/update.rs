@@ -319,6 +319,12 @@ impl<M: Frames + Cpus> Session<'_, M> {
         Ok(())
     }
 
+    /// Drops a root that a vcpu held and no CPU has loaded. What it leads to is taken down as far as the budget goes; the
+    /// rest is a debt.
+    pub fn drop_root(&mut self, root: Frame) {
+        self.release_table(root);
+    }
+
     /// Zeroes a page of `from` (CLEAR_PAGE, ABI core 4.6).
     ///
     /// # Errors

@@ -17,13 +17,7 @@ pub(crate) struct Part {
 }
 
 pub(crate) fn load(paddr: u64, bytes: &[u8], memsz: u64) -> Part {
-    Part {
-        kind: LOAD,
-        vaddr: 0,
-        paddr,
-        bytes: bytes.to_vec(),
-        memsz,
-    }
+    Part { kind: LOAD, vaddr: 0, paddr, bytes: bytes.to_vec(), memsz }
 }
 
 /// A note of the owner `Xen`.
@@ -43,13 +37,7 @@ pub(crate) fn number(number: u32, value: u64) -> Vec<u8> {
 }
 
 pub(crate) fn notes(all: &[Vec<u8>]) -> Part {
-    Part {
-        kind: NOTE,
-        vaddr: 0,
-        paddr: 0,
-        bytes: all.concat(),
-        memsz: 0,
-    }
+    Part { kind: NOTE, vaddr: 0, paddr: 0, bytes: all.concat(), memsz: 0 }
 }
 
 /// What Linux has, but for INIT_P2M and MOD_START_PFN.
@@ -116,10 +104,7 @@ pub(crate) struct Domain {
 
 impl Domain {
     pub(crate) fn new(pages: u64) -> Self {
-        Self {
-            pages: vec![[0x5a; 4096]; usize::try_from(pages).unwrap()],
-            broken: None,
-        }
+        Self { pages: vec![[0x5a; 4096]; usize::try_from(pages).unwrap()], broken: None }
     }
 
     /// Frames come out of order, as in a machine that has run for a while.
@@ -132,11 +117,7 @@ impl Domain {
     }
 
     pub(crate) fn word(&self, pfn: u64, offset: usize) -> u64 {
-        u64::from_le_bytes(
-            self.pages[usize::try_from(pfn).unwrap()][offset..offset + 8]
-                .try_into()
-                .unwrap(),
-        )
+        u64::from_le_bytes(self.pages[usize::try_from(pfn).unwrap()][offset..offset + 8].try_into().unwrap())
     }
 
     /// Walks the tables: the leaf entry and the three table pages passed, or `None` where nothing is mapped.

@@ -1,0 +1,283 @@
+//! Traps, callbacks, segment bases, debug registers, the way back from a trap (ABI core 3).
+
+use crate::addr::GuestVirt;
+use crate::domain::vcpu::{DR6_CLEAR, Handler};
+use crate::machine::Machine;
+use crate::trap::{crash, flags, toggle};
+use crate::world::Ctx;
+use core::sync::atomic::Ordering;
+use hypercall_abi::Errno;
+use hypercall_abi::callback::{
+    ASSIST_DISABLE, ASSIST_ENABLE, Assist, CALLBACK_MASKS_EVENTS, CallbackOp, CallbackRegister, CallbackType,
+    CallbackUnregister, IretContext, SegmentBase, TrapInfo,
+};
+use hypercall_abi::physdev::{PhysdevOp, SetIobitmap, SetIopl};
+use zerocopy::IntoBytes;
+
+/// Gates of a trap table, one per vector.
+const GATES: usize = 256;
+/// DR7: breakpoints enabled; general detect; bits that read as 1, and those that read as 0.
+const DR7_ENABLED: u64 = 0xff;
+const DR7_DETECT: u64 = 1 << 13;
+const DR7_ONE: u64 = 1 << 10;
+const DR7_ZERO: u64 = 1 << 11 | 1 << 12 | 1 << 14 | 1 << 15;
+
+/// Takes over the gates of a list that ends with address 0; NULL closes all gates (ABI core 10.4).
+///
+/// # Errors
+/// `Inval` for an address no handler can have, or a list without an end.
+pub fn set_trap_table<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64) -> Result<u64, Errno> {
+    let frame = ctx.own.traps.ok_or(Errno::NoMem)?;
+    if list == 0 {
+        ctx.m.zero(frame);
+        return Ok(0);
+    }
+    // As many gates as there are vectors, and the end of the list.
+    for n in 0..=GATES as u64 {
+        let gate: TrapInfo = ctx.read(list.wrapping_add(n * size_of::<TrapInfo>() as u64))?;
+        if gate.address == 0 {
+            return Ok(0);
+        }
+        if !GuestVirt(gate.address).is_canonical() {
+            return Err(Errno::Inval);
+        }
+        ctx.m.write(frame, usize::from(gate.vector) * size_of::<TrapInfo>(), gate.as_bytes());
+    }
+    Err(Errno::Inval)
+}
+
+/// Says where bounces from user mode find the kernel stack.
+pub fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>, ss: u64, sp: u64) -> u64 {
+    (ctx.own.kernel_ss, ctx.own.kernel_sp) = (ss & 0xffff | 3, sp);
+    0
+}
+
+/// Registers event, failsafe and system-call handlers the old way.
+///
+/// # Errors
+/// `Inval` for an address no handler can have.
+pub fn set_callbacks<M: Machine>(ctx: &mut Ctx<'_, M>, addresses: [u64; 3]) -> Result<u64, Errno> {
+    if addresses.iter().any(|address| !GuestVirt(*address).is_canonical()) {
+        return Err(Errno::Inval);
+    }
+    let [event, failsafe, syscall] = addresses.map(|address| Handler { address, masks_events: false });
+    (ctx.own.callbacks.event, ctx.own.callbacks.failsafe, ctx.own.callbacks.syscall) = (event, failsafe, syscall);
+    Ok(0)
+}
+
+/// `callback_op` (ABI core 3.4).
+///
+/// # Errors
+/// `NoSys` for unknown commands and types, `Inval` for addresses no handler can have and for what cannot be unregistered.
+pub fn callback_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
+    match CallbackOp::from_number(command).ok_or(Errno::NoSys)? {
+        CallbackOp::Register => {
+            let call: CallbackRegister = ctx.read(arg)?;
+            if !GuestVirt(call.address).is_canonical() {
+                return Err(Errno::Inval);
+            }
+            let masks_events = call.flags & CALLBACK_MASKS_EVENTS != 0;
+            let handler = Handler { address: call.address, masks_events };
+            let callbacks = &mut ctx.own.callbacks;
+            match CallbackType::from_number(u64::from(call.kind)).ok_or(Errno::NoSys)? {
+                CallbackType::Event => callbacks.event = handler,
+                CallbackType::Failsafe => callbacks.failsafe = handler,
+                CallbackType::Syscall => callbacks.syscall = handler,
+                CallbackType::Syscall32 => callbacks.syscall32 = handler,
+                CallbackType::Sysenter => callbacks.sysenter = handler,
+                CallbackType::Nmi => set_nmi(ctx, call.address)?,
+                CallbackType::SysenterDeprecated => return Err(Errno::NoSys),
+            }
+        }
+        CallbackOp::Unregister => {
+            let call: CallbackUnregister = ctx.read(arg)?;
+            match CallbackType::from_number(u64::from(call.kind)).ok_or(Errno::NoSys)? {
+                CallbackType::Nmi => set_nmi(ctx, 0)?,
+                _ => return Err(Errno::Inval),
+            }
+        }
+    }
+    Ok(0)
+}
+
+/// Sets the gate of vector 2.
+fn set_nmi<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Result<(), Errno> {
+    const NMI: u8 = 2;
+    let frame = ctx.own.traps.ok_or(Errno::NoMem)?;
+    let gate =
+        TrapInfo { vector: NMI, flags: hypercall_abi::callback::TRAP_MASKS_EVENTS, address, ..Default::default() };
+    ctx.m.write(frame, usize::from(NMI) * size_of::<TrapInfo>(), gate.as_bytes());
+    Ok(())
+}
+
+/// `nmi_op`: 0 registers the handler whose address is at `arg`, 1 takes it away.
+///
+/// # Errors
+/// `NoSys` for other commands.
+pub fn nmi_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
+    match command {
+        0 => {
+            let address: u64 = ctx.read(arg)?;
+            if !GuestVirt(address).is_canonical() {
+                return Err(Errno::Inval);
+            }
+            set_nmi(ctx, address)?;
+        }
+        1 => set_nmi(ctx, 0)?,
+        _ => return Err(Errno::NoSys),
+    }
+    Ok(0)
+}
+
+/// Sets or clears the guest's CR0.TS.
+pub fn fpu_taskswitch<M: Machine>(ctx: &mut Ctx<'_, M>, set: u64) -> u64 {
+    ctx.own.task_switched = set != 0;
+    ctx.m.set_task_switched(set != 0);
+    0
+}
+
+/// Sets a debug register (ABI core 3.11).
+///
+/// # Errors
+/// `Perm` for addresses of the hypervisor and for bits that would catch it; `Inval` for values wider than the register;
+/// `NoDev` for registers there are not.
+pub fn write_debug<M: Machine>(ctx: &mut Ctx<'_, M>, register: u64, value: u64) -> Result<u64, Errno> {
+    let (index, value) = match register {
+        0..=3 if !GuestVirt(value).is_guests() => return Err(Errno::Perm),
+        0..=3 => (register, value),
+        4..=7 if value >> 32 != 0 => return Err(Errno::Inval),
+        4 | 6 => (6, value & !(1 << 12) | DR6_CLEAR),
+        5 | 7 if value & DR7_DETECT != 0 => return Err(Errno::Perm),
+        5 | 7 => (7, io_breakpoints_off(value & !DR7_ZERO | DR7_ONE)),
+        _ => return Err(Errno::NoDev),
+    };
+    let slot = usize::try_from(index).ok().and_then(|n| ctx.own.debug.get_mut(n)).ok_or(Errno::NoDev)?;
+    *slot = value;
+    load_debug(ctx);
+    Ok(0)
+}
+
+/// Breakpoints on ports do not exist for a guest without ports: they are turned off.
+fn io_breakpoints_off(mut dr7: u64) -> u64 {
+    const ON_PORT: u64 = 2;
+    for n in 0..4 {
+        if dr7 >> (16 + 4 * n) & 3 == ON_PORT {
+            dr7 &= !(3 << (2 * n));
+        }
+    }
+    dr7
+}
+
+/// Loads the debug registers if any breakpoint is on; without one they stay as they are, and DR7 is off.
+pub fn load_debug<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    let [d0, d1, d2, d3, _, _, _, dr7] = ctx.own.debug;
+    if dr7 & DR7_ENABLED == 0 {
+        ctx.m.set_debug(7, crate::domain::vcpu::DR7_CLEAR);
+        return;
+    }
+    for (register, value) in (0u8..).zip([d0, d1, d2, d3]) {
+        ctx.m.set_debug(register, value);
+    }
+    ctx.m.set_debug(7, dr7);
+}
+
+/// Reads a debug register.
+///
+/// # Errors
+/// `NoDev` for registers there are not.
+pub fn read_debug<M: Machine>(ctx: &Ctx<'_, M>, register: u64) -> Result<u64, Errno> {
+    let index = match register {
+        4 => 6,
+        5 => 7,
+        other => other,
+    };
+    usize::try_from(index).ok().and_then(|n| ctx.own.debug.get(n)).copied().ok_or(Errno::NoDev)
+}
+
+/// `set_segment_base` (ABI core 3.11).
+///
+/// # Errors
+/// `Inval` for bases no segment can have and for unknown bases.
+pub fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>, which: u64, base: u64) -> Result<u64, Errno> {
+    let which = SegmentBase::from_number(which).ok_or(Errno::Inval)?;
+    if which != SegmentBase::GsUserSelector && !GuestVirt(base).is_canonical() {
+        return Err(Errno::Inval);
+    }
+    match which {
+        SegmentBase::Fs => ctx.m.set_fs_base(base),
+        SegmentBase::GsUser => ctx.own.gs_user = base,
+        SegmentBase::GsKernel => ctx.m.set_gs_base(base),
+        SegmentBase::GsUserSelector => {
+            let selector = u16::try_from(base & 0xffff).unwrap_or(0);
+            let selector = if selector & 0xfffc == 0 { selector } else { selector | 3 };
+            let active = ctx.m.gs_base();
+            ctx.own.gs_user = ctx.m.load_gs(selector).unwrap_or(0);
+            ctx.m.set_gs_base(active);
+        }
+    }
+    Ok(0)
+}
+
+/// `vm_assist` (ABI core 3.12).
+///
+/// # Errors
+/// `Inval` for unknown assists, `NoSys` for unknown commands.
+pub fn vm_assist<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, assist: u64) -> Result<u64, Errno> {
+    let bit = 1u64 << Assist::from_number(assist).ok_or(Errno::Inval)?.number();
+    match u32::try_from(command) {
+        Ok(ASSIST_ENABLE) => ctx.domain.assists.fetch_or(bit, Ordering::Relaxed),
+        Ok(ASSIST_DISABLE) => ctx.domain.assists.fetch_and(!bit, Ordering::Relaxed),
+        _ => return Err(Errno::NoSys),
+    };
+    Ok(0)
+}
+
+/// The way back from a trap: registers from the frame on the guest's stack (ABI core 3.7). True if RCX and R11 may be
+/// lost on the way.
+pub fn iret<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
+    let sp = ctx.own.regs.rsp;
+    let Ok(frame) = ctx.read::<IretContext>(sp) else {
+        crash(ctx, format_args!("iret with a bad stack at {sp:#x}"));
+        return false;
+    };
+    if frame.cs & 3 == 3 && !toggle(ctx) {
+        crash(ctx, format_args!("iret to user mode without a user page table"));
+        return false;
+    }
+    if ctx.domain.assisted(Assist::ArchitecturalIopl) {
+        ctx.own.iopl = u8::try_from(frame.rflags >> 12 & 3).unwrap_or(0);
+    }
+    let regs = &mut ctx.own.regs;
+    (regs.rip, regs.rsp, regs.rax) = (frame.rip, frame.rsp, frame.rax);
+    (regs.cs, regs.ss) = (frame.cs & 0xffff | 3, frame.ss & 0xffff | 3);
+    regs.rflags = frame.rflags & flags::GUEST | flags::IF | 2;
+    let lossy = frame.flags & hypercall_abi::callback::IRET_IN_SYSCALL != 0;
+    if !lossy {
+        (regs.rcx, regs.r11) = (frame.rcx, frame.r11);
+    }
+    ctx.own.nmi_masked = false;
+    ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, frame.rflags & flags::IF == 0);
+    lossy
+}
+
+/// `physdev_op`: what a guest without devices may ask (ABI core 8.2).
+///
+/// # Errors
+/// `NoSys` for everything about real devices, `Inval` for an IOPL above 3.
+pub fn physdev_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
+    match PhysdevOp::from_number(command).ok_or(Errno::NoSys)? {
+        PhysdevOp::SetIopl => {
+            let SetIopl { iopl } = ctx.read(arg)?;
+            ctx.own.iopl = u8::try_from(iopl).ok().filter(|level| *level <= 3).ok_or(Errno::Inval)?;
+        }
+        PhysdevOp::SetIobitmap => {
+            let SetIobitmap { bitmap, nr_ports, .. } = ctx.read(arg)?;
+            if nr_ports > 0x1_0000 || !GuestVirt(bitmap).is_guests() {
+                return Err(Errno::Inval);
+            }
+            ctx.own.iobitmap = (GuestVirt(bitmap), nr_ports);
+        }
+        PhysdevOp::IrqEoi => return Err(Errno::NoSys),
+    }
+    Ok(0)
+}

@@ -1,0 +1,98 @@
+//! What a guest may know of us, and the machine's console (ABI core 8).
+
+use crate::addr::{HOLE_START, PAGE_SIZE};
+use crate::dispatch::Progress;
+use crate::machine::Machine;
+use crate::policy;
+use crate::world::Ctx;
+use hypercall_abi::Errno;
+use hypercall_abi::physdev::ConsoleIo;
+use hypercall_abi::version::{CompileInfo, FeatureInfo, VersionOp, feature};
+
+/// Bytes of console output handled at once.
+const CHUNK: usize = 128;
+/// Bytes of console output handled before others get a chance (P8).
+const BATCH: u64 = 2048;
+
+/// `xen_version` (ABI core 8.1).
+///
+/// # Errors
+/// `NoSys` for unknown commands, `Perm` for what only the toolstack may know, `Inval` for a second word of features.
+pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
+    match VersionOp::from_number(command).ok_or(Errno::NoSys)? {
+        VersionOp::Version => return Ok(policy::VERSION),
+        VersionOp::Extraversion => ctx.write(arg, &text::<16>(b".0-tenon"))?,
+        VersionOp::CompileInfo => {
+            let info = CompileInfo { compiler: text(b"rustc"), by: text(b"tenon"), ..Default::default() };
+            ctx.write(arg, &info)?;
+        }
+        VersionOp::Capabilities => ctx.write(arg, &text::<1024>(b"xen-3.0-x86_64 "))?,
+        VersionOp::Changeset => ctx.write(arg, &text::<64>(env!("CARGO_PKG_VERSION").as_bytes()))?,
+        VersionOp::PlatformParameters => ctx.write(arg, &HOLE_START)?,
+        VersionOp::GetFeatures => {
+            let mut info: FeatureInfo = ctx.read(arg)?;
+            if info.submap_idx != 0 {
+                return Err(Errno::Inval);
+            }
+            info.submap = feature::MMU_PT_UPDATE_PRESERVE_AD | feature::HIGHMEM_ASSIST | feature::GNTTAB_MAP_AVAIL_BITS;
+            if ctx.domain.powers().control {
+                info.submap |= feature::DOM0;
+            }
+            ctx.write(arg, &info)?;
+        }
+        VersionOp::Pagesize => {
+            return if arg == 0 { Ok(PAGE_SIZE as u64) } else { Err(Errno::Inval) };
+        }
+        VersionOp::GuestHandle => {
+            let handle = ctx.domain.papers.with(|papers| papers.handle);
+            ctx.write(arg, &handle)?;
+        }
+        VersionOp::Commandline => return Err(Errno::Perm),
+        VersionOp::BuildId => return Err(Errno::NoSys),
+    }
+    Ok(0)
+}
+
+/// Text in a field of zeros.
+fn text<const N: usize>(from: &[u8]) -> [u8; N] {
+    let mut field = [0; N];
+    field.iter_mut().zip(from).for_each(|(to, byte)| *to = *byte);
+    field
+}
+
+/// `console_io(command, count, buffer)` for domains that were given the console.
+///
+/// # Errors
+/// `Perm` without the power, `NoSys` for unknown commands, `Fault` for a bad buffer.
+pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Result<Progress, Errno> {
+    let [command, count, buffer, ..] = *args;
+    let powers = ctx.domain.powers();
+    let mut chunk = [0u8; CHUNK];
+    match ConsoleIo::from_number(command).ok_or(Errno::NoSys)? {
+        ConsoleIo::Write if powers.console_write => {
+            let mut left = count.min(BATCH);
+            let mut at = buffer;
+            while left > 0 {
+                let now = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+                let part = chunk.get_mut(..now).ok_or(Errno::Inval)?;
+                ctx.read_bytes(at, part)?;
+                ctx.m.put(part);
+                at = at.wrapping_add(now as u64);
+                left -= now as u64;
+            }
+            let done = count.min(BATCH);
+            (args[1], args[2]) = (count - done, at);
+            Ok(if done == count { Progress::Done(0) } else { Progress::More })
+        }
+        ConsoleIo::Read if powers.console_read => {
+            let room = usize::try_from(count).unwrap_or(CHUNK).min(CHUNK);
+            let part = chunk.get_mut(..room).ok_or(Errno::Inval)?;
+            // The buffer is tried before bytes are taken from the console, so that none is lost.
+            ctx.write_bytes(buffer, part)?;
+            let taken = ctx.m.take(part);
+            ctx.write_bytes(buffer, part.get(..taken).unwrap_or_default())?;
+            Ok(Progress::Done(taken as u64))
+        }
+        _ => Err(Errno::Perm),
+    }
+}

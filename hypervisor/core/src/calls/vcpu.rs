@@ -1,0 +1,217 @@
+//! `vcpu_op`: vcpus are set up, brought up and down, and told the time (ABI core 6, 7).
+
+use crate::addr::{Frame, GuestVirt, PAGE_SIZE, VcpuId};
+use crate::dispatch::Progress;
+use crate::domain::context;
+use crate::domain::vcpu::{Place, Vcpu};
+use crate::machine::Machine;
+use crate::sched::ops;
+use crate::time;
+use crate::world::{Ctx, Next, World};
+use core::sync::atomic::Ordering;
+use hypercall_abi::Errno;
+use hypercall_abi::callback::Assist;
+use hypercall_abi::sched::ShutdownReason;
+use hypercall_abi::shared::{TimeInfo, vcpu_info};
+use hypercall_abi::vcpu::{
+    RUNSTATE_UPDATE, RegisterArea, RegisterVcpuInfo, Runstate, RunstateInfo, SetPeriodicTimer, SetSingleshotTimer,
+    VcpuOp,
+};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// Carries out one `vcpu_op`.
+///
+/// # Errors
+/// `NoEnt` for a vcpu there is not, `NoSys` for unknown commands, and those of ABI core 7.
+pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg: u64) -> Result<Progress, Errno> {
+    let number = VcpuId(u32::try_from(number).map_err(|_| Errno::NoEnt)?);
+    let vcpu = ctx.world.vcpu(ctx.domain, number).ok_or(Errno::NoEnt)?;
+    let own_timer = if number == ctx.vcpu.number() { Ok(()) } else { Err(Errno::Inval) };
+    match VcpuOp::from_number(command).ok_or(Errno::NoSys)? {
+        VcpuOp::Initialise => return context::initialise(ctx, vcpu, arg),
+        VcpuOp::Up => up(ctx, vcpu)?,
+        VcpuOp::Down => down(ctx, vcpu),
+        VcpuOp::IsUp => return Ok(Progress::Done(u64::from(vcpu.online.load(Ordering::SeqCst)))),
+        VcpuOp::GetRunstateInfo => {
+            let info = with_own(ctx, vcpu, |own| own.runstate)?;
+            ctx.write(arg, &info)?;
+        }
+        VcpuOp::RegisterRunstateMemoryArea => {
+            let area = area(ctx, arg)?;
+            with_own(ctx, vcpu, |own| own.runstate_area = area)?;
+            if number == ctx.vcpu.number() {
+                write_areas(ctx);
+            } else if let Some(at) = area {
+                let info = with_own(ctx, vcpu, |own| own.runstate)?;
+                ctx.write(at.0, &info)?;
+            }
+        }
+        VcpuOp::SetPeriodicTimer => {
+            let SetPeriodicTimer { period_ns } = ctx.read(arg)?;
+            ops::start_tick(ctx, vcpu, period_ns)?;
+        }
+        VcpuOp::StopPeriodicTimer => vcpu.period.store(0, Ordering::Relaxed),
+        VcpuOp::SetSingleshotTimer => {
+            own_timer?;
+            let SetSingleshotTimer { timeout_abs_ns, .. } = ctx.read(arg)?;
+            ops::start_timer(ctx, timeout_abs_ns);
+        }
+        VcpuOp::StopSingleshotTimer => {
+            own_timer?;
+            vcpu.deadline.store(u64::MAX, Ordering::Relaxed);
+        }
+        VcpuOp::RegisterVcpuInfo => register_info(ctx, vcpu, arg)?,
+        VcpuOp::SendNmi => {
+            if arg != 0 {
+                return Err(Errno::Inval);
+            }
+            vcpu.nmi.store(true, Ordering::Release);
+            ctx.world.sched.nudge(ctx.m, vcpu);
+            ctx.world.sched.wake(ctx.m, ctx.world, vcpu);
+        }
+        VcpuOp::GetPhysid => return Err(Errno::Inval),
+        VcpuOp::RegisterVcpuTimeMemoryArea => {
+            let area = area(ctx, arg)?;
+            with_own(ctx, vcpu, |own| own.time_area = area)?;
+            if number == ctx.vcpu.number() {
+                write_areas(ctx);
+            }
+        }
+        VcpuOp::RegisterRunstatePhysArea | VcpuOp::RegisterVcpuTimePhysArea => return Err(Errno::NoSys),
+    }
+    Ok(Progress::Done(0))
+}
+
+/// The address in a [`RegisterArea`]; 0 takes the area away.
+fn area<M: Machine>(ctx: &Ctx<'_, M>, arg: u64) -> Result<Option<GuestVirt>, Errno> {
+    let RegisterArea { address } = ctx.read(arg)?;
+    match GuestVirt(address) {
+        GuestVirt(0) => Ok(None),
+        at if at.is_guests() => Ok(Some(at)),
+        _ => Err(Errno::Fault),
+    }
+}
+
+/// Looks into a vcpu: the caller's own, or one that does not run just now.
+fn with_own<M: Machine, R>(
+    ctx: &mut Ctx<'_, M>,
+    vcpu: &Vcpu,
+    look: impl FnOnce(&mut crate::domain::vcpu::VcpuState) -> R,
+) -> Result<R, Errno> {
+    if vcpu.number() == ctx.vcpu.number() {
+        return Ok(look(ctx.own));
+    }
+    let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
+    Ok(look(&mut own))
+}
+
+fn up<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) -> Result<(), Errno> {
+    if !with_own(ctx, vcpu, |own| own.initialised)? {
+        return Err(Errno::Inval);
+    }
+    if !vcpu.online.swap(true, Ordering::SeqCst) {
+        ctx.world.sched.start(ctx.m, vcpu);
+    }
+    Ok(())
+}
+
+fn down<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) {
+    vcpu.online.store(false, Ordering::SeqCst);
+    if vcpu.number() == ctx.vcpu.number() {
+        ctx.next = Next::Leave;
+    } else {
+        vcpu.moves(Place::Blocked, Place::Off);
+        ctx.world.sched.nudge(ctx.m, vcpu);
+    }
+    let anybody = ctx.domain.vcpu_numbers().filter_map(|number| ctx.world.vcpu(ctx.domain, number));
+    if !anybody.into_iter().any(|other| other.online.load(Ordering::SeqCst)) {
+        ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Poweroff as u32);
+    }
+}
+
+/// Moves a vcpu's record to a place of the guest's choice, once (ABI core 10.2).
+fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Result<(), Errno> {
+    let call: RegisterVcpuInfo = ctx.read(arg)?;
+    let offset = usize::try_from(call.offset).map_err(|_| Errno::NxIo)?;
+    if offset % 8 != 0 || offset > PAGE_SIZE - vcpu_info::SIZE {
+        return Err(Errno::NxIo);
+    }
+    let frame = Frame::new(call.mfn).ok_or(Errno::Inval)?;
+    let old = vcpu.info.load(Ordering::Acquire);
+    if Frame::containing(old).is_some_and(|at| old != 0 && Some(at) != ctx.domain.shared_info()) {
+        return Err(Errno::Busy);
+    }
+    let id = ctx.domain.id();
+    ctx.world.frames.take_writable(ctx.m, frame, id, id).map_err(|_| Errno::Acces)?;
+    let mut record = [0u8; vcpu_info::SIZE];
+    match Frame::containing(old).filter(|_| old != 0) {
+        Some(at) => ctx.m.read(at, usize::try_from(old & 0xfff).unwrap_or(0), &mut record),
+        None => record[vcpu_info::UPCALL_MASK] = 1,
+    }
+    ctx.m.write(frame, offset, &record);
+    vcpu.info.store(frame.address() | offset as u64, Ordering::Release);
+    ctx.world.write_time(ctx.m, vcpu);
+    // An event that came while the record moved set its bits in the old place: the guest is made to look at all ports.
+    ctx.m.write(frame, offset + vcpu_info::PENDING_SEL, &u64::MAX.to_le_bytes());
+    ctx.m.write(frame, offset + vcpu_info::UPCALL_PENDING, &[1]);
+    Ok(())
+}
+
+impl World {
+    /// Writes a vcpu's time record under the version protocol (ABI core 6.1).
+    pub fn write_time<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
+        let at = vcpu.info.load(Ordering::Acquire);
+        let Some(frame) = Frame::containing(at).filter(|_| at != 0) else {
+            return;
+        };
+        let offset = usize::try_from(at & 0xfff).unwrap_or(0) + vcpu_info::TIME;
+        let mut old = TimeInfo::new_zeroed();
+        m.read(frame, offset, old.as_mut_bytes());
+        let version = old.version & !1;
+        let record = time::record(version.wrapping_add(1), m.tsc_khz(), m.tsc_origin());
+        m.write(frame, offset, record.as_bytes());
+        m.write(frame, offset, &version.wrapping_add(2).to_le_bytes());
+    }
+}
+
+/// Notes that a vcpu enters a state.
+pub fn enter_state<M: Machine>(ctx: &mut Ctx<'_, M>, state: Runstate) {
+    let now = ctx.m.now();
+    let info = &mut ctx.own.runstate;
+    let spent = now.saturating_sub(info.state_entry_time);
+    if let Some(total) = usize::try_from(info.state).ok().and_then(|n| info.time.get_mut(n)) {
+        *total = total.saturating_add(spent);
+    }
+    if info.state == Runstate::Running as u32 {
+        ctx.domain.cpu_time.fetch_add(spent, Ordering::Relaxed);
+    }
+    (info.state, info.state_entry_time) = (state as u32, now);
+    if state == Runstate::Running || ctx.domain.assisted(Assist::RunstateUpdateFlag) {
+        write_areas(ctx);
+    }
+}
+
+/// Writes the areas the guest reads, or notes that they wait: in user mode its kernel addresses mean nothing.
+pub fn write_areas<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    ctx.own.areas_stale = !ctx.own.kernel_mode;
+    if !ctx.own.kernel_mode {
+        return;
+    }
+    if let Some(at) = ctx.own.runstate_area {
+        let info = ctx.own.runstate;
+        // A guest that unmaps its own area reads nothing; that is its affair.
+        let _ = if ctx.domain.assisted(Assist::RunstateUpdateFlag) {
+            let begun = RunstateInfo { state_entry_time: info.state_entry_time | RUNSTATE_UPDATE, ..info };
+            ctx.write(at.0, &begun).and_then(|()| ctx.write(at.0.wrapping_add(8), &info.state_entry_time))
+        } else {
+            ctx.write(at.0, &info)
+        };
+    }
+    if let Some(at) = ctx.own.time_area
+        && let Ok(old) = ctx.read::<TimeInfo>(at.0)
+    {
+        let version = old.version & !1;
+        let record = time::record(version.wrapping_add(1), ctx.m.tsc_khz(), ctx.m.tsc_origin());
+        let _ = ctx.write(at.0, &record).and_then(|()| ctx.write(at.0, &version.wrapping_add(2)));
+    }
+}

@@ -1,0 +1,300 @@
+//! A vcpu: what other CPUs may look at, and what belongs to the CPU that runs it.
+
+use crate::addr::{Frame, GuestVirt, VcpuId};
+use crate::dispatch::Call;
+use crate::lock::Owned;
+use crate::machine::{Registers, Segments};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use hypercall_abi::event::VIRQS;
+use hypercall_abi::vcpu::{Runstate, RunstateInfo};
+
+/// A callback or trap handler of the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Handler {
+    /// Where; 0 if not registered.
+    pub address: u64,
+    /// Whether it starts with upcalls masked.
+    pub masks_events: bool,
+}
+
+/// The callbacks a vcpu registers for itself (ABI core 3.4).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Callbacks {
+    /// Event upcall.
+    pub event: Handler,
+    /// Segment registers that did not load.
+    pub failsafe: Handler,
+    /// SYSCALL from 64-bit user code.
+    pub syscall: Handler,
+    /// SYSCALL from compatibility code.
+    pub syscall32: Handler,
+    /// SYSENTER from compatibility code.
+    pub sysenter: Handler,
+}
+
+/// An exception to be delivered before the guest runs on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Trap {
+    /// Its vector.
+    pub vector: u8,
+    /// Its error code, for the vectors that have one.
+    pub error: Option<u32>,
+}
+
+/// A vcpu's registers and tables. Whoever holds the lock of [`Vcpu::own`] owns the vcpu: the CPU that runs it for as long
+/// as it does, the toolstack while it is stopped.
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuState {
+    /// General registers.
+    pub regs: Registers,
+    /// Segment registers and bases while it is off the CPU.
+    pub segments: Segments,
+    /// Whether the guest kernel runs, or guest user code.
+    pub kernel_mode: bool,
+    /// Root of kernel mode.
+    pub kernel_root: Option<Frame>,
+    /// Root of user mode.
+    pub user_root: Option<Frame>,
+    /// GS base of kernel mode, valid in user mode.
+    pub gs_kernel: u64,
+    /// GS base of user mode, valid in kernel mode.
+    pub gs_user: u64,
+    /// Stack a bounce from user mode starts with.
+    pub kernel_sp: u64,
+    /// Its segment, kept for the guest only.
+    pub kernel_ss: u64,
+    /// Handlers.
+    pub callbacks: Callbacks,
+    /// Frame of 256 [`hypercall_abi::callback::TrapInfo`].
+    pub traps: Option<Frame>,
+    /// Frame of the extended state.
+    pub fpu: Option<Frame>,
+    /// The FPU state is not the guest's yet: `fpu` is to be filled with the reset state.
+    pub fpu_fresh: bool,
+    /// The guest's CR0.TS.
+    pub task_switched: bool,
+    /// The guest's CR2.
+    pub cr2: u64,
+    /// The guest's CR4 as it reads it.
+    pub cr4: u64,
+    /// XCR0.
+    pub xcr0: u64,
+    /// TSC_AUX.
+    pub tsc_aux: u32,
+    /// Virtual I/O privilege level.
+    pub iopl: u8,
+    /// Address of the I/O bitmap and the ports it covers.
+    pub iobitmap: (GuestVirt, u32),
+    /// Frames of the global descriptor table.
+    pub gdt: [Option<Frame>; 14],
+    /// Descriptors in it.
+    pub gdt_entries: u32,
+    /// Address of the local descriptor table.
+    pub ldt_base: GuestVirt,
+    /// Descriptors in it.
+    pub ldt_entries: u32,
+    /// Pages of it that are mapped.
+    pub ldt_mapped: [Option<Frame>; 16],
+    /// Debug registers.
+    pub debug: [u64; 8],
+    /// An exception to be delivered.
+    pub trap: Option<Trap>,
+    /// A non-maskable interrupt waits.
+    pub nmi_pending: bool,
+    /// One is being handled.
+    pub nmi_masked: bool,
+    /// A hypercall that is not finished: it goes on before the guest does (P8).
+    pub call: Option<Call>,
+    /// How time was spent.
+    pub runstate: RunstateInfo,
+    /// Where the guest wants to read it.
+    pub runstate_area: Option<GuestVirt>,
+    /// Where the guest wants a second copy of the time.
+    pub time_area: Option<GuestVirt>,
+    /// The areas wait for kernel mode to be written.
+    pub areas_stale: bool,
+    /// The context has been set.
+    pub initialised: bool,
+}
+
+/// DR6 without any event, DR7 without any breakpoint.
+pub const DR6_CLEAR: u64 = 0xffff_0ff0;
+/// DR7 at reset.
+pub const DR7_CLEAR: u64 = 0x400;
+
+impl VcpuState {
+    /// A vcpu nobody has set up.
+    #[must_use]
+    pub const fn new() -> Self {
+        const NONE: Handler = Handler { address: 0, masks_events: false };
+        Self {
+            regs: Registers::ZERO,
+            segments: Segments { selectors: [0; 4], fs_base: 0, gs_base: 0 },
+            kernel_mode: true,
+            kernel_root: None,
+            user_root: None,
+            gs_kernel: 0,
+            gs_user: 0,
+            kernel_sp: 0,
+            kernel_ss: 0,
+            callbacks: Callbacks { event: NONE, failsafe: NONE, syscall: NONE, syscall32: NONE, sysenter: NONE },
+            traps: None,
+            fpu: None,
+            fpu_fresh: true,
+            task_switched: false,
+            cr2: 0,
+            cr4: 0,
+            xcr0: 1,
+            tsc_aux: 0,
+            iopl: 0,
+            iobitmap: (GuestVirt(0), 0),
+            gdt: [None; 14],
+            gdt_entries: 0,
+            ldt_base: GuestVirt(0),
+            ldt_entries: 0,
+            ldt_mapped: [None; 16],
+            debug: [0, 0, 0, 0, 0, 0, DR6_CLEAR, DR7_CLEAR],
+            trap: None,
+            nmi_pending: false,
+            nmi_masked: false,
+            call: None,
+            runstate: RunstateInfo { state: Runstate::Offline as u32, pad: 0, state_entry_time: 0, time: [0; 4] },
+            runstate_area: None,
+            time_area: None,
+            areas_stale: false,
+            initialised: false,
+        }
+    }
+
+    /// The root that is or will be loaded.
+    #[must_use]
+    pub fn root(&self) -> Option<Frame> {
+        if self.kernel_mode { self.kernel_root } else { self.user_root }
+    }
+}
+
+impl Default for VcpuState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Where a vcpu is in the scheduler's life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Place {
+    /// Not to be run: down, paused, or of a domain that has ended.
+    Off = 0,
+    /// Sleeps until an event.
+    Blocked = 1,
+    /// In the run queue.
+    Queued = 2,
+    /// On a CPU.
+    Running = 3,
+}
+
+/// What a vcpu polls for (ABI core 5.4).
+pub mod polling {
+    /// Nothing.
+    pub const NO: u32 = 0;
+    /// Several ports; other values name the one.
+    pub const MANY: u32 = u32::MAX;
+}
+
+/// One vcpu of the machine's fixed set.
+pub struct Vcpu {
+    /// Slot of its domain plus one; 0 if free.
+    pub(crate) domain: AtomicU16,
+    /// Its number in the domain.
+    pub(crate) number: AtomicU32,
+    /// Its index into the world's vcpus.
+    pub(crate) index: AtomicU16,
+    /// The CPU it runs on, or ran on last.
+    pub(crate) cpu: AtomicU32,
+    /// A [`Place`].
+    pub(crate) place: AtomicU8,
+    /// Brought up by the guest.
+    pub(crate) online: AtomicBool,
+    /// A [`polling`] value.
+    pub(crate) polling: AtomicU32,
+    /// Machine address of its vcpu_info record.
+    pub(crate) info: AtomicU64,
+    /// Port of each virtual interrupt, 0 if not bound.
+    pub(crate) virqs: [AtomicU16; VIRQS as usize],
+    /// One-shot deadline, `u64::MAX` if none.
+    pub(crate) deadline: AtomicU64,
+    /// Period of the tick, 0 if none.
+    pub(crate) period: AtomicU64,
+    /// Next tick.
+    pub(crate) next_tick: AtomicU64,
+    /// Deadline of a poll.
+    pub(crate) poll_deadline: AtomicU64,
+    /// Another vcpu sent an NMI.
+    pub(crate) nmi: AtomicBool,
+    /// Its registers and tables.
+    pub own: Owned<VcpuState>,
+}
+
+impl Vcpu {
+    /// A free one.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            domain: AtomicU16::new(0),
+            number: AtomicU32::new(0),
+            index: AtomicU16::new(0),
+            cpu: AtomicU32::new(0),
+            place: AtomicU8::new(Place::Off as u8),
+            online: AtomicBool::new(false),
+            polling: AtomicU32::new(polling::NO),
+            info: AtomicU64::new(0),
+            virqs: [const { AtomicU16::new(0) }; VIRQS as usize],
+            deadline: AtomicU64::new(u64::MAX),
+            period: AtomicU64::new(0),
+            next_tick: AtomicU64::new(0),
+            poll_deadline: AtomicU64::new(u64::MAX),
+            nmi: AtomicBool::new(false),
+            own: Owned::new(VcpuState::new()),
+        }
+    }
+
+    /// Its number in its domain.
+    #[must_use]
+    pub fn number(&self) -> VcpuId {
+        VcpuId(self.number.load(Ordering::Relaxed))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        match self.place.load(Ordering::SeqCst) {
+            1 => Place::Blocked,
+            2 => Place::Queued,
+            3 => Place::Running,
+            _ => Place::Off,
+        }
+    }
+
+    /// Moves it from one place to another; false if it was not there.
+    pub fn moves(&self, from: Place, to: Place) -> bool {
+        self.place.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// The earliest time at which it wants a timer interrupt; `running`: ticks are only given to a vcpu that runs.
+    #[must_use]
+    pub fn next_deadline(&self, running: bool) -> u64 {
+        let one_shot = self.deadline.load(Ordering::Relaxed).min(self.poll_deadline.load(Ordering::Relaxed));
+        let tick = if running && self.period.load(Ordering::Relaxed) != 0 {
+            self.next_tick.load(Ordering::Relaxed)
+        } else {
+            u64::MAX
+        };
+        one_shot.min(tick)
+    }
+}
+
+impl Default for Vcpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}

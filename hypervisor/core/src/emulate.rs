@@ -1,0 +1,439 @@
+//! The few instructions that ring 0 carries out for a guest (ABI core 3.9, 3.13, 3.14, 4.7).
+//!
+//! Touches: the vcpu's registers, its code bytes (copied once), the CPU state a privileged instruction would change.
+//! Never touches: devices. Ports read as all ones and swallow what is written.
+
+use crate::addr::{Frame, GuestVirt};
+use crate::calls;
+use crate::calls::mmu::TableWritten;
+use crate::claim::View;
+use crate::decode::{self, Code, Decoded, Instruction, PortAccess, SegmentBases, Source};
+use crate::domain::vcpu::Trap;
+use crate::machine::Machine;
+use crate::policy;
+use crate::time;
+use crate::trap::{self, flags, set_cr2};
+use crate::world::Ctx;
+use hypercall_abi::callback::Assist;
+use hypercall_abi::selector;
+
+/// CR0 as a guest reads it, but for TS: PG AM WP NE ET MP PE (ABI core 1.5).
+const CR0: u64 = 0x8005_0033;
+const CR0_TS: u64 = 1 << 3;
+/// CR4 bits a guest always reads as set: PAE MCE OSFXSR OSXMMEXCPT.
+pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
+const CR4_TSD: u64 = 1 << 2;
+const CR4_DE: u64 = 1 << 3;
+const CR4_FSGSBASE: u64 = 1 << 16;
+const CR4_OSXSAVE: u64 = 1 << 18;
+
+/// UD2 and the letters "xen", which a guest puts before CPUID to ask us rather than the hardware.
+const FORCED_CPUID: [u8; 7] = [0x0f, 0x0b, b'x', b'e', b'n', 0x0f, 0xa2];
+const DEBUG: u8 = 1;
+/// DR6: a single step.
+const DR6_STEP: u64 = 1 << 14;
+
+/// Copies the code at RIP, up to the end of what is mapped.
+fn fetch<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Code> {
+    let view = View::new(ctx.m, &ctx.world.frames, ctx.own.root()?);
+    let at = GuestVirt(ctx.own.regs.rip);
+    let mut bytes = [0u8; 15];
+    let here = bytes.len().min(crate::addr::PAGE_SIZE - at.offset());
+    let (first, rest) = bytes.split_at_mut_checked(here)?;
+    view.read_bytes(at, first).ok()?;
+    let length = if view.read_bytes(at.plus(here as u64), rest).is_ok() { 15 } else { here };
+    Some(Code::new(bytes.get(..length)?))
+}
+
+/// Whether CS selects 64-bit code: the flat selector, or a descriptor of the guest's GDT with the L bit.
+fn long_mode<M: Machine>(ctx: &Ctx<'_, M>) -> bool {
+    const LONG: u64 = 1 << 53;
+    let cs = u16::try_from(ctx.own.regs.cs & 0xffff).unwrap_or(0);
+    if cs >= selector::FIRST_RESERVED {
+        return cs == selector::GUEST_CS;
+    }
+    if cs & 4 != 0 {
+        return false; // nobody runs 64-bit code from a local descriptor table
+    }
+    let index = usize::from(cs >> 3);
+    let Some(Some(frame)) = ctx.own.gdt.get(index / 512) else {
+        return false;
+    };
+    let descriptor = ctx.m.page(*frame).get(index % 512);
+    descriptor.is_some_and(|word| word.load(core::sync::atomic::Ordering::Relaxed) & LONG != 0)
+}
+
+fn decode_here<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Decoded> {
+    if !long_mode(ctx) {
+        return None;
+    }
+    let bases = SegmentBases { fs: ctx.m.fs_base(), gs: ctx.m.gs_base() };
+    decode::decode(&fetch(ctx)?, &ctx.own.regs, bases)
+}
+
+/// Moves past an instruction that has been carried out.
+fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) {
+    let regs = &mut ctx.own.regs;
+    regs.rip = regs.rip.wrapping_add(length);
+    regs.rflags &= !flags::RF;
+    if regs.rflags & flags::TF != 0 {
+        if let Some(dr6) = ctx.own.debug.get_mut(6) {
+            *dr6 |= DR6_STEP;
+        }
+        ctx.own.trap = Some(Trap { vector: DEBUG, error: None });
+    }
+}
+
+/// If RIP is at a forced CPUID, answers it.
+pub fn forced_cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
+    let mut bytes = [0u8; FORCED_CPUID.len()];
+    let Some(root) = ctx.own.root() else { return false };
+    let view = View::new(ctx.m, &ctx.world.frames, root);
+    if view.read_bytes(GuestVirt(ctx.own.regs.rip), &mut bytes).is_err() || bytes != FORCED_CPUID {
+        return false;
+    }
+    cpuid(ctx);
+    retire(ctx, FORCED_CPUID.len() as u64);
+    true
+}
+
+fn cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    let khz = ctx.m.tsc_khz();
+    let view = policy::View { xcr0: ctx.own.xcr0, tsc_khz: khz, tsc_scale: time::scale(khz) };
+    let [leaf, subleaf] = [ctx.own.regs.rax, ctx.own.regs.rcx].map(low32);
+    let [a, b, c, d] = policy::cpuid(ctx.m, leaf, subleaf, &view).map(u64::from);
+    let regs = &mut ctx.own.regs;
+    (regs.rax, regs.rbx, regs.rcx, regs.rdx) = (a, b, c, d);
+}
+
+/// An INT n whose hardware gate is closed to ring 3: delivered if the guest's own gate is open to its caller. False if
+/// the general-protection fault stands.
+pub fn software_interrupt<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8) -> bool {
+    let caller = if ctx.own.kernel_mode { 1 } else { 3 };
+    if trap::gate(ctx, vector).address == 0 || trap::gate_privilege(ctx, vector) < caller {
+        return false;
+    }
+    let Some(Decoded { instruction: Instruction::Int(n), length }) = decode_here(ctx) else {
+        return false;
+    };
+    if n != vector {
+        return false;
+    }
+    ctx.own.regs.rip = ctx.own.regs.rip.wrapping_add(length);
+    ctx.own.trap = Some(Trap { vector, error: None });
+    true
+}
+
+/// Carries out the privileged instruction at RIP. False: the fault is the guest's.
+pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
+    let Some(Decoded { instruction, length }) = decode_here(ctx) else {
+        return false;
+    };
+    let kernel = ctx.own.kernel_mode;
+    let done = match instruction {
+        Instruction::Cli | Instruction::Sti => has_iopl(ctx),
+        Instruction::In(access) => port_access(ctx, access).map(|port| read_port(ctx, port, access.size)).is_some(),
+        Instruction::Out(access) => port_access(ctx, access).is_some(),
+        Instruction::FromControl { control, to } if kernel => from_control(ctx, control, to),
+        Instruction::ToControl { control, from } if kernel => to_control(ctx, control, from),
+        Instruction::FromDebug { debug, to } if kernel => match calls::cpu::read_debug(ctx, u64::from(debug)) {
+            Ok(value) => {
+                *ctx.own.regs.general_mut(to) = value;
+                true
+            }
+            Err(_) => false,
+        },
+        Instruction::ToDebug { debug, from } if kernel => {
+            let value = ctx.own.regs.general(from);
+            calls::cpu::write_debug(ctx, u64::from(debug), value).is_ok()
+        }
+        Instruction::Clts if kernel => {
+            ctx.own.task_switched = false;
+            ctx.m.set_task_switched(false);
+            true
+        }
+        Instruction::Rdmsr if kernel => read_msr(ctx),
+        Instruction::Wrmsr if kernel => write_msr(ctx),
+        Instruction::Xsetbv if kernel => set_xcr0(ctx),
+        Instruction::Wbinvd => kernel,
+        Instruction::Cpuid => {
+            cpuid(ctx);
+            true
+        }
+        _ => false,
+    };
+    if done {
+        retire(ctx, length);
+    }
+    done
+}
+
+/// Whether the caller's virtual IOPL lets it use ports and the interrupt flag.
+fn has_iopl<M: Machine>(ctx: &Ctx<'_, M>) -> bool {
+    let privilege = match (ctx.own.kernel_mode, ctx.domain.assisted(Assist::ArchitecturalIopl)) {
+        (false, _) => 3,
+        (true, false) => 1,
+        (true, true) => 0,
+    };
+    ctx.own.iopl >= privilege
+}
+
+/// The port of an I/O instruction, if the caller may use it.
+fn port_access<M: Machine>(ctx: &Ctx<'_, M>, access: PortAccess) -> Option<u16> {
+    let port = access.port.map_or(ctx.own.regs.rdx & 0xffff, u64::from);
+    let number = u16::try_from(port).ok()?;
+    if has_iopl(ctx) {
+        return Some(number);
+    }
+    let (bitmap, covers) = ctx.own.iobitmap;
+    if u32::from(number) + u32::from(access.size) > covers {
+        return None;
+    }
+    let mut bits = [0u8; 2];
+    ctx.read_bytes(bitmap.plus(port / 8).0, &mut bits).ok()?;
+    let wanted = ((1u16 << access.size) - 1) << (port % 8);
+    (u16::from_le_bytes(bits) & wanted == 0).then_some(number)
+}
+
+/// No domain has a device behind a port: ones, except where ones would make a guest wait for a counter (ABI core 3.9).
+fn read_port<M: Machine>(ctx: &mut Ctx<'_, M>, port: u16, size: u8) {
+    const PIT_CHANNEL_2: u16 = 0x42;
+    let value = if port == PIT_CHANNEL_2 { 0 } else { u64::MAX };
+    let mask = decode::truncate(u64::MAX, size);
+    let old = ctx.own.regs.rax;
+    let kept = if size == 4 { 0 } else { old & !mask };
+    ctx.own.regs.rax = kept | value & mask;
+}
+
+fn from_control<M: Machine>(ctx: &mut Ctx<'_, M>, control: u8, to: u8) -> bool {
+    let value = match control {
+        0 => CR0 | if ctx.own.task_switched { CR0_TS } else { 0 },
+        2 => ctx.own.cr2,
+        3 => ctx.own.kernel_root.map_or(0, Frame::address),
+        4 => ctx.own.cr4 | CR4_FIXED,
+        _ => return false,
+    };
+    *ctx.own.regs.general_mut(to) = value;
+    true
+}
+
+fn to_control<M: Machine>(ctx: &mut Ctx<'_, M>, control: u8, from: u8) -> bool {
+    let value = ctx.own.regs.general(from);
+    match control {
+        0 => {
+            if value & !CR0_TS != CR0 {
+                return false;
+            }
+            ctx.own.task_switched = value & CR0_TS != 0;
+            ctx.m.set_task_switched(ctx.own.task_switched);
+        }
+        2 => set_cr2(ctx, value),
+        3 => return calls::mmu::load_kernel_root(ctx, value >> crate::addr::PAGE_SHIFT).is_ok(),
+        4 => set_cr4(ctx, value),
+        _ => return false,
+    }
+    true
+}
+
+/// Keeps the bits of CR4 a guest may choose and ignores the others (ABI core 3.9).
+pub fn set_cr4<M: Machine>(ctx: &mut Ctx<'_, M>, value: u64) {
+    ctx.own.cr4 = value & cr4_choice(ctx.m);
+    ctx.m.set_guest_cr4(ctx.own.cr4);
+}
+
+/// The bits of CR4 a guest may choose on this machine.
+pub fn cr4_choice<M: Machine>(m: &M) -> u64 {
+    let fsgsbase = if policy::has_fsgsbase(m) { CR4_FSGSBASE } else { 0 };
+    let osxsave = if policy::has_xsave(m) { CR4_OSXSAVE } else { 0 };
+    CR4_TSD | CR4_DE | fsgsbase | osxsave
+}
+
+fn set_xcr0<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
+    let regs = &ctx.own.regs;
+    let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
+    if regs.rcx & 0xffff_ffff != 0 || !policy::xcr0_valid(ctx.m, value) {
+        return false;
+    }
+    ctx.own.xcr0 = value;
+    ctx.m.set_xcr0(value);
+    true
+}
+
+fn low32(value: u64) -> u32 {
+    u32::try_from(value & 0xffff_ffff).unwrap_or(0)
+}
+
+/// Model-specific registers a guest may know of (ABI core 3.14).
+mod msr {
+    pub(super) const TSC: u32 = 0x10;
+    pub(super) const PLATFORM_ID: u32 = 0x17;
+    pub(super) const APIC_BASE: u32 = 0x1b;
+    pub(super) const FEATURE_CONTROL: u32 = 0x3a;
+    pub(super) const MICROCODE: u32 = 0x8b;
+    pub(super) const PLATFORM_INFO: u32 = 0xce;
+    pub(super) const MISC_FEATURES: u32 = 0x140;
+    pub(super) const MISC_ENABLE: u32 = 0x1a0;
+    pub(super) const PAT: u32 = 0x277;
+    pub(super) const HYPERCALL_PAGE: u32 = 0x4000_0000;
+    pub(super) const EFER: u32 = 0xc000_0080;
+    pub(super) const FS_BASE: u32 = 0xc000_0100;
+    pub(super) const GS_BASE: u32 = 0xc000_0101;
+    pub(super) const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    pub(super) const TSC_AUX: u32 = 0xc000_0103;
+    pub(super) const HWCR: u32 = 0xc001_0015;
+    pub(super) const DE_CFG: u32 = 0xc001_1029;
+}
+/// SCE LME LMA NXE.
+const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
+/// WB WT UC- UC WC WP UC UC.
+const PAT: u64 = 0x0000_0501_0007_0406;
+/// MISC_ENABLE: branch trace, precise events unavailable; xTPR disabled.
+const MISC_ENABLE: u64 = 1 << 11 | 1 << 12 | 1 << 23;
+
+fn read_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
+    let value = match low32(ctx.own.regs.rcx) {
+        msr::TSC => ctx.m.tsc(),
+        msr::APIC_BASE => 0xfee0_0800 | if ctx.vcpu.number().0 == 0 { 0x100 } else { 0 },
+        msr::FEATURE_CONTROL => 1,
+        msr::MISC_ENABLE => MISC_ENABLE,
+        msr::PAT => PAT,
+        msr::EFER => EFER,
+        msr::FS_BASE => ctx.m.fs_base(),
+        msr::GS_BASE => ctx.m.gs_base(),
+        msr::KERNEL_GS_BASE => ctx.own.gs_user,
+        msr::TSC_AUX => u64::from(ctx.own.tsc_aux),
+        msr::DE_CFG => 2,
+        msr::PLATFORM_ID
+        | msr::MICROCODE
+        | msr::PLATFORM_INFO
+        | msr::MISC_FEATURES
+        | msr::HYPERCALL_PAGE
+        | msr::HWCR => 0,
+        _ => return false,
+    };
+    let regs = &mut ctx.own.regs;
+    (regs.rax, regs.rdx) = (value & 0xffff_ffff, value >> 32);
+    true
+}
+
+fn write_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
+    let regs = &ctx.own.regs;
+    let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
+    let base = GuestVirt(value).is_canonical();
+    match low32(regs.rcx) {
+        msr::FS_BASE if base => ctx.m.set_fs_base(value),
+        msr::GS_BASE if base => ctx.m.set_gs_base(value),
+        msr::KERNEL_GS_BASE if base => ctx.own.gs_user = value,
+        msr::EFER => return value == EFER,
+        msr::MICROCODE | msr::MISC_FEATURES => return value == 0,
+        msr::MISC_ENABLE | msr::HWCR | msr::DE_CFG => {} // dropped
+        msr::TSC_AUX => match u32::try_from(value) {
+            Ok(aux) => {
+                ctx.own.tsc_aux = aux;
+                ctx.m.set_tsc_aux(aux);
+            }
+            Err(_) => return false,
+        },
+        msr::HYPERCALL_PAGE => return calls::mmu::fill_hypercall_page(ctx, value).is_ok(),
+        _ => return false,
+    }
+    true
+}
+
+/// A write to a page that the guest has mapped read-only because it is one of its L1 tables: carried out as an update of
+/// one entry (ABI core 4.7). False: an ordinary page fault.
+pub fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> bool {
+    let Some(Decoded {
+        instruction: Instruction::Write { change, address: operand, size, source, legacy_bytes },
+        length,
+    }) = decode_here(ctx)
+    else {
+        return false;
+    };
+    let page = !(crate::addr::PAGE_SIZE as u64 - 1);
+    if operand & page != address & page || operand % u64::from(size) != 0 {
+        return false;
+    }
+    let value = match source {
+        Source::Constant(value) => value,
+        Source::Register(number) => register(ctx, number, size, legacy_bytes),
+    };
+    let (value, accumulator) = (decode::truncate(value, size), ctx.own.regs.rax);
+    let shift = 8 * u32::try_from(operand & 7).unwrap_or(0);
+    let field = decode::truncate(u64::MAX, size) << shift;
+    // The entry is replaced only if it still holds what the new value was computed from; else we look again.
+    let written = calls::mmu::write_own_table(ctx, GuestVirt(operand), |entry| {
+        let old = (entry & field) >> shift;
+        decode::apply(change, old, value, accumulator, size).map(|new| entry & !field | new << shift)
+    });
+    let (entry, stored) = match written {
+        TableWritten::Done(entry, stored) => (entry, stored),
+        TableWritten::Again => return true,
+        TableWritten::NotOurs => return false,
+    };
+    let old = (entry & field) >> shift;
+    finish_write(ctx, change, source, size, legacy_bytes, old, stored);
+    retire(ctx, length);
+    true
+}
+
+fn register<M: Machine>(ctx: &Ctx<'_, M>, number: u8, size: u8, legacy_bytes: bool) -> u64 {
+    if size == 1 && legacy_bytes && (4..8).contains(&number) {
+        ctx.own.regs.general(number - 4) >> 8
+    } else {
+        ctx.own.regs.general(number)
+    }
+}
+
+fn set_register<M: Machine>(ctx: &mut Ctx<'_, M>, number: u8, size: u8, legacy_bytes: bool, value: u64) {
+    let high_byte = size == 1 && legacy_bytes && (4..8).contains(&number);
+    let (number, shift) = if high_byte { (number - 4, 8) } else { (number, 0) };
+    let slot = ctx.own.regs.general_mut(number);
+    let field = if size == 4 { u64::MAX } else { decode::truncate(u64::MAX, size) << shift };
+    *slot = *slot & !field | decode::truncate(value, size) << shift;
+}
+
+/// Registers and flags as the instruction leaves them.
+fn finish_write<M: Machine>(
+    ctx: &mut Ctx<'_, M>,
+    change: decode::Change,
+    source: Source,
+    size: u8,
+    legacy_bytes: bool,
+    old: u64,
+    stored: bool,
+) {
+    use decode::Change;
+    const CF: u64 = 1;
+    const PF: u64 = 1 << 2;
+    const ZF: u64 = 1 << 6;
+    const SF: u64 = 1 << 7;
+    const OF: u64 = 1 << 11;
+    let set = |rflags: u64, flag: u64, on: bool| if on { rflags | flag } else { rflags & !flag };
+    let mut rflags = ctx.own.regs.rflags;
+    match (change, source) {
+        (Change::Xchg, Source::Register(number)) => set_register(ctx, number, size, legacy_bytes, old),
+        (Change::CmpXchg, _) => {
+            rflags = set(rflags, ZF, stored);
+            if !stored {
+                set_register(ctx, 0, size, false, old);
+            }
+        }
+        (Change::Bts | Change::Btr, Source::Constant(bit)) => {
+            rflags = set(rflags, CF, old.wrapping_shr(low32(bit)) & 1 != 0);
+        }
+        (Change::And | Change::Or, _) => {
+            let operand = match source {
+                Source::Constant(value) => value,
+                Source::Register(number) => register(ctx, number, size, legacy_bytes),
+            };
+            let result = decode::apply(change, old, decode::truncate(operand, size), 0, size).unwrap_or(0);
+            let sign = 1u64 << (u32::from(size) * 8 - 1);
+            rflags = set(rflags & !(CF | OF), ZF, result == 0);
+            rflags = set(rflags, SF, result & sign != 0);
+            rflags = set(rflags, PF, (result & 0xff).count_ones().is_multiple_of(2));
+        }
+        _ => {}
+    }
+    ctx.own.regs.rflags = rflags;
+}

@@ -1,0 +1,269 @@
+//! `event_channel_op`: ports are allocated, joined, moved and closed (ABI core 5.2).
+//!
+//! Every change of a port happens under one lock of the world, so that both ends of a channel change together (P5).
+//! Replies are written before anything is changed: a guest whose reply page is bad has changed nothing.
+
+use super::port::{Binding, PortState};
+use crate::addr::{DomainId, Port, VcpuId};
+use crate::domain::vcpu::Vcpu;
+use crate::domain::{Domain, PORT_FRAMES};
+use crate::machine::Machine;
+use crate::world::{Ctx, World};
+use core::sync::atomic::Ordering;
+use hypercall_abi::event::{
+    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, PORTS, PortArg, PortStatus, Reset, Status,
+    VIRQS, Virq,
+};
+use hypercall_abi::{Errno, domid};
+
+/// Ports in a frame of them.
+const PORTS_PER_FRAME: u32 = 512;
+
+/// Carries out one `event_channel_op`.
+///
+/// # Errors
+/// Those of ABI core 5.2, table of commands.
+pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
+    let command = EventOp::from_number(command).ok_or(Errno::NoSys)?;
+    match command {
+        EventOp::Send => {
+            let PortArg { port } = ctx.read(arg)?;
+            ctx.world.send(ctx.m, ctx.domain, Port(port)).ok_or(Errno::Inval)?;
+        }
+        EventOp::BindInterdomain => bind_interdomain(ctx, arg)?,
+        EventOp::BindVirq => bind_virq(ctx, arg)?,
+        EventOp::Close => {
+            let PortArg { port } = ctx.read(arg)?;
+            let (world, m) = (ctx.world, ctx.m);
+            let _guard = world.ports.lock(ctx.held);
+            world.close(m, ctx.domain, Port(port))?;
+        }
+        EventOp::Status => status(ctx, arg)?,
+        EventOp::AllocUnbound => {
+            let mut call: AllocUnbound = ctx.read(arg)?;
+            let domain = ctx.controlled(call.dom)?;
+            let remote = if call.remote_dom == domid::SELF { ctx.domain.id() } else { DomainId(call.remote_dom) };
+            reply_then_bind(ctx, domain, Binding::Unbound(remote), VcpuId(0), |ctx, port| {
+                call.port = port.0;
+                ctx.write(arg, &call)
+            })?;
+        }
+        EventOp::BindIpi => {
+            let mut call: BindIpi = ctx.read(arg)?;
+            let vcpu = existing(ctx, call.vcpu)?;
+            reply_then_bind(ctx, ctx.domain, Binding::Ipi, vcpu, |ctx, port| {
+                call.port = port.0;
+                ctx.write(arg, &call)
+            })?;
+        }
+        EventOp::BindVcpu => bind_vcpu(ctx, arg)?,
+        EventOp::Unmask => {
+            let PortArg { port } = ctx.read(arg)?;
+            used(ctx, ctx.domain, Port(port))?;
+            ctx.world.unmask(ctx.m, ctx.domain, Port(port));
+        }
+        EventOp::Reset => {
+            let Reset { dom } = ctx.read(arg)?;
+            let domain = ctx.controlled(dom)?;
+            let (world, m) = (ctx.world, ctx.m);
+            let _guard = world.ports.lock(ctx.held);
+            world.close_all(m, domain);
+        }
+        EventOp::BindPirq => return Err(Errno::Perm),
+        EventOp::ExpandArray => return Err(Errno::OpNotSupp),
+        EventOp::InitControl | EventOp::SetPriority => return Err(Errno::NoSys),
+    }
+    Ok(0)
+}
+
+fn existing<M: Machine>(ctx: &Ctx<'_, M>, number: u32) -> Result<VcpuId, Errno> {
+    let number = VcpuId(number);
+    ctx.domain.vcpu_index(number).map(|_| number).ok_or(Errno::NoEnt)
+}
+
+fn used<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain, port: Port) -> Result<PortState, Errno> {
+    let state = ctx.world.port(ctx.m, domain, port);
+    if state.binding == Binding::Closed { Err(Errno::Inval) } else { Ok(state) }
+}
+
+/// Finds a free port, writes the reply that names it, and binds it.
+fn reply_then_bind<'a, M: Machine>(
+    ctx: &mut Ctx<'a, M>,
+    domain: &'a Domain,
+    binding: Binding,
+    vcpu: VcpuId,
+    mut reply: impl FnMut(&Ctx<'a, M>, Port) -> Result<(), Errno>,
+) -> Result<Port, Errno> {
+    // The lock is not held across the guest copy; if the port is gone afterwards, the next is tried.
+    loop {
+        let (world, m) = (ctx.world, ctx.m);
+        let port = {
+            let _guard = world.ports.lock(ctx.held);
+            world.free_port(m, domain)?
+        };
+        reply(ctx, port)?;
+        let _guard = world.ports.lock(ctx.held);
+        if world.port(m, domain, port).binding == Binding::Closed {
+            world.set_port(m, domain, port, PortState { binding, vcpu });
+            world.clear_pending(m, domain, port);
+            return Ok(port);
+        }
+    }
+}
+
+fn bind_interdomain<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
+    let mut call: BindInterdomain = ctx.read(arg)?;
+    let remote = ctx.named(call.remote_dom)?;
+    let (world, m, me) = (ctx.world, ctx.m, ctx.domain.id());
+    let at = Port(call.remote_port);
+    let waits_for_me = |state: PortState| state.binding == Binding::Unbound(me);
+    if !waits_for_me(world.port(m, remote, at)) {
+        return Err(Errno::Inval);
+    }
+    let binding = Binding::Interdomain(remote.id(), at);
+    let local = reply_then_bind(ctx, ctx.domain, binding, VcpuId(0), |ctx, port| {
+        call.local_port = port.0;
+        ctx.write(arg, &call)
+    })?;
+    let guard = world.ports.lock(ctx.held);
+    let state = world.port(m, remote, at);
+    if !waits_for_me(state) {
+        world.set_port(m, ctx.domain, local, PortState::CLOSED);
+        return Err(Errno::Inval);
+    }
+    world.set_port(m, remote, at, PortState { binding: Binding::Interdomain(me, local), ..state });
+    drop(guard);
+    // Events sent while the other end was alone are not lost on the one that joins (ABI core 5.2).
+    world.raise(m, ctx.domain, local);
+    Ok(())
+}
+
+fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
+    let mut call: BindVirq = ctx.read(arg)?;
+    if call.virq >= VIRQS {
+        return Err(Errno::Inval);
+    }
+    let virq = Virq::from_number(u64::from(call.virq));
+    let per_vcpu = virq.is_some_and(Virq::per_vcpu);
+    if !per_vcpu && call.vcpu != 0 {
+        return Err(Errno::Inval);
+    }
+    if !per_vcpu && virq != Some(Virq::Argo) {
+        let powers = ctx.domain.powers();
+        let allowed = if virq == Some(Virq::Console) { powers.console_read } else { powers.control };
+        if !allowed {
+            return Err(Errno::Perm);
+        }
+    }
+    let number = existing(ctx, call.vcpu)?;
+    let vcpu = ctx.world.vcpu(ctx.domain, number).ok_or(Errno::NoEnt)?;
+    let slot = usize::try_from(call.virq).ok().and_then(|n| vcpu.virqs.get(n)).ok_or(Errno::Inval)?;
+    if slot.load(Ordering::Acquire) != 0 {
+        return Err(Errno::Exist);
+    }
+    let port = reply_then_bind(ctx, ctx.domain, Binding::Virq(call.virq), number, |ctx, port| {
+        call.port = port.0;
+        ctx.write(arg, &call)
+    })?;
+    let port16 = u16::try_from(port.0).map_err(|_| Errno::NoSpc)?;
+    if slot.compare_exchange(0, port16, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        let (world, m) = (ctx.world, ctx.m);
+        let _guard = world.ports.lock(ctx.held);
+        world.set_port(m, ctx.domain, port, PortState::CLOSED);
+        return Err(Errno::Exist);
+    }
+    Ok(())
+}
+
+fn bind_vcpu<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
+    let call: BindVcpu = ctx.read(arg)?;
+    let vcpu = existing(ctx, call.vcpu)?;
+    let (world, m, port) = (ctx.world, ctx.m, Port(call.port));
+    let _guard = world.ports.lock(ctx.held);
+    let state = world.port(m, ctx.domain, port);
+    match state.binding {
+        Binding::Interdomain(..) | Binding::Unbound(_) => {}
+        Binding::Virq(virq) if !Virq::from_number(u64::from(virq)).is_some_and(Virq::per_vcpu) => {}
+        _ => return Err(Errno::Inval),
+    }
+    world.set_port(m, ctx.domain, port, PortState { vcpu, ..state });
+    Ok(())
+}
+
+fn status<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
+    let mut call: Status = ctx.read(arg)?;
+    let domain = ctx.controlled(call.dom)?;
+    if call.port == 0 || call.port >= PORTS {
+        return Err(Errno::Inval);
+    }
+    let state = ctx.world.port(ctx.m, domain, Port(call.port));
+    (call.status, call.detail, call.remote_port) = match state.binding {
+        Binding::Closed => (PortStatus::Closed as u32, 0, 0),
+        Binding::Unbound(remote) => (PortStatus::Unbound as u32, u32::from(remote.0), 0),
+        Binding::Interdomain(remote, port) => (PortStatus::Interdomain as u32, u32::from(remote.0), port.0),
+        Binding::Virq(virq) => (PortStatus::Virq as u32, virq, 0),
+        Binding::Ipi => (PortStatus::Ipi as u32, 0, 0),
+    };
+    call.vcpu = state.vcpu.0;
+    ctx.write(arg, &call)
+}
+
+impl World {
+    fn set_port<M: Machine>(&self, m: &M, domain: &Domain, port: Port, state: PortState) {
+        if let Some(word) = self.port_word(m, domain, port) {
+            word.store(state.to_word(), Ordering::Release);
+        }
+    }
+
+    /// The lowest free port; another frame of ports is allocated when all are taken.
+    fn free_port<M: Machine>(&self, m: &M, domain: &Domain) -> Result<Port, Errno> {
+        for (chunk, slot) in (0u32..).zip(&domain.port_frames).take(PORT_FRAMES) {
+            if slot.load(Ordering::Acquire) == 0 {
+                let frame = self.frames.allocate(m).map_err(|_| Errno::NoMem)?;
+                slot.store(u32::try_from(frame.number()).map_err(|_| Errno::NoMem)?, Ordering::Release);
+            }
+            let first = chunk.saturating_mul(PORTS_PER_FRAME);
+            for port in first.max(1)..first.saturating_add(PORTS_PER_FRAME) {
+                if self.port_word(m, domain, Port(port)).is_some_and(|word| word.load(Ordering::Acquire) == 0) {
+                    return Ok(Port(port));
+                }
+            }
+        }
+        Err(Errno::NoSpc)
+    }
+
+    /// Closes a port; the other end of a channel waits for the domain again.
+    fn close<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> Result<(), Errno> {
+        let state = self.port(m, domain, port);
+        match state.binding {
+            Binding::Closed => return Err(Errno::Inval),
+            Binding::Interdomain(other, at) => {
+                if let Some(other) = self.domain(other) {
+                    let end = self.port(m, other, at);
+                    self.set_port(m, other, at, PortState { binding: Binding::Unbound(domain.id()), ..end });
+                }
+            }
+            Binding::Virq(virq) => {
+                let vcpu: Option<&Vcpu> = self.vcpu(domain, state.vcpu);
+                let on_zero = self.vcpu(domain, VcpuId(0));
+                for vcpu in [vcpu, on_zero].into_iter().flatten() {
+                    if let Some(slot) = usize::try_from(virq).ok().and_then(|n| vcpu.virqs.get(n)) {
+                        let mine = u16::try_from(port.0).unwrap_or(0);
+                        let _ = slot.compare_exchange(mine, 0, Ordering::AcqRel, Ordering::Acquire);
+                    }
+                }
+            }
+            Binding::Unbound(_) | Binding::Ipi => {}
+        }
+        self.set_port(m, domain, port, PortState::CLOSED);
+        self.clear_pending(m, domain, port);
+        Ok(())
+    }
+
+    /// Closes all ports of a domain. The caller holds the lock of ports.
+    pub(crate) fn close_all<M: Machine>(&self, m: &M, domain: &Domain) {
+        for port in 1..PORTS {
+            let _ = self.close(m, domain, Port(port));
+        }
+    }
+}

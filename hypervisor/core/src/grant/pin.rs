@@ -1,0 +1,261 @@
+//! Pins: a grant in use. One word per entry of a table records the frame and how often it is in use, out of the granter's
+//! reach (ABI io 1.4).
+
+use super::Grants;
+use crate::addr::{DomainId, Frame};
+use crate::domain::Domain;
+use crate::lock::{Held, Nothing};
+use crate::machine::Machine;
+use crate::world::World;
+use core::sync::atomic::{AtomicU64, Ordering};
+use hypercall_abi::grant::{entry, status};
+
+/// How often a pin is tried while the granter changes the entry under us.
+const TRIES: u32 = 5;
+/// Most uses of a kind.
+const MAX_USES: u64 = 0xff00;
+
+/// The record of an entry in use: frame in bits 0..32, uses for reading in 32..48, for writing in 48..64.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Active(u64);
+
+impl Active {
+    const READ: u64 = 1 << 32;
+    const WRITE: u64 = 1 << 48;
+
+    fn frame(self) -> Frame {
+        Frame::from_u32(u32::try_from(self.0 & 0xffff_ffff).unwrap_or(0))
+    }
+
+    fn readers(self) -> u64 {
+        self.0 >> 32 & 0xffff
+    }
+
+    fn writers(self) -> u64 {
+        self.0 >> 48
+    }
+
+    fn idle(self) -> bool {
+        self.0 >> 32 == 0
+    }
+
+    fn unit(writable: bool) -> u64 {
+        if writable { Self::WRITE } else { Self::READ }
+    }
+}
+
+/// A grant in use by somebody.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Pin {
+    pub(super) owner: DomainId,
+    pub(super) gref: u32,
+    pub(super) frame: Frame,
+    pub(super) writable: bool,
+}
+
+impl World {
+    /// Puts a grant of `owner` to use by `user`.
+    pub(super) fn pin<M: Machine>(
+        &self,
+        m: &M,
+        held: &mut Held<Nothing>,
+        owner: &Domain,
+        gref: u32,
+        user: DomainId,
+        writable: bool,
+    ) -> Result<Pin, i16> {
+        let _guard = owner.grants.lock.lock(held);
+        let (Some((table, index)), Some((pins, slot))) = (owner.grants.entry(gref), owner.grants.pins(gref)) else {
+            return Err(status::BAD_GNTREF);
+        };
+        let word = m.page(table).get(index).ok_or(status::BAD_GNTREF)?;
+        let record = m.page(pins).get(slot).ok_or(status::BAD_GNTREF)?;
+        let active = Active(record.load(Ordering::Relaxed));
+        if active.readers() >= MAX_USES || active.writers() >= MAX_USES {
+            return Err(status::GENERAL_ERROR);
+        }
+        let frame = mark_in_use(word, user, writable, active)?;
+        let taken = if writable {
+            self.frames.take_writable(m, frame, owner.id(), user)
+        } else {
+            self.frames.take_ref(frame, owner.id(), user)
+        };
+        if taken.is_err() {
+            clear_marks(word, active);
+            return Err(status::BAD_PAGE);
+        }
+        let uses = active.0 & !0xffff_ffff;
+        record.store(frame.number() | uses.wrapping_add(Active::unit(writable)), Ordering::Relaxed);
+        Ok(Pin { owner: owner.id(), gref, frame, writable })
+    }
+
+    /// Ends a use. The caller has flushed every translation it had given.
+    pub(super) fn unpin<M: Machine>(&self, m: &M, held: &mut Held<Nothing>, pin: Pin) {
+        if let Some(owner) =
+            self.domains.iter().find(|domain| domain.id() == pin.owner && domain.shared_info().is_some())
+        {
+            let _guard = owner.grants.lock.lock(held);
+            if let (Some((table, index)), Some((pins, slot))) =
+                (owner.grants.entry(pin.gref), owner.grants.pins(pin.gref))
+                && let (Some(word), Some(record)) = (m.page(table).get(index), m.page(pins).get(slot))
+            {
+                let active = Active(record.load(Ordering::Relaxed).wrapping_sub(Active::unit(pin.writable)));
+                record.store(active.0, Ordering::Relaxed);
+                clear_marks(word, active);
+            }
+        }
+        if pin.writable {
+            self.frames.drop_use(pin.frame);
+        } else {
+            self.frames.drop_ref(pin.frame);
+        }
+    }
+}
+
+/// Marks a shared entry as in use, if it allows this user this use, and says which frame it is for. An entry in use keeps
+/// the frame it had, whatever its granter writes meanwhile.
+fn mark_in_use(word: &AtomicU64, user: DomainId, writable: bool, active: Active) -> Result<Frame, i16> {
+    for _ in 0..TRIES {
+        let seen = word.load(Ordering::Acquire);
+        let [f0, f1, d0, d1, n0, n1, n2, n3] = seen.to_le_bytes();
+        let flags = u16::from_le_bytes([f0, f1]);
+        let allowed = flags & entry::TYPE == entry::PERMIT_ACCESS
+            && flags & entry::SUB_PAGE == 0
+            && u16::from_le_bytes([d0, d1]) == user.0
+            && !(writable && flags & entry::READONLY != 0);
+        if !allowed {
+            return Err(status::GENERAL_ERROR);
+        }
+        let marks = entry::READING | if writable { entry::WRITING } else { 0 };
+        let marked = seen | u64::from(marks);
+        if word.compare_exchange(seen, marked, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            let named = Frame::from_u32(u32::from_le_bytes([n0, n1, n2, n3]));
+            return Ok(if active.idle() { named } else { active.frame() });
+        }
+    }
+    Err(status::GENERAL_ERROR)
+}
+
+/// Takes the marks away that no use stands behind any more.
+fn clear_marks(word: &AtomicU64, active: Active) {
+    if active.writers() == 0 {
+        word.fetch_and(!u64::from(entry::WRITING), Ordering::AcqRel);
+    }
+    if active.idle() {
+        word.fetch_and(!u64::from(entry::READING), Ordering::AcqRel);
+    }
+}
+
+/// A handle: what a domain has mapped. Two words: bits 0..4 of the first are flags, its upper half is the reference; the
+/// second holds owner and frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Handle {
+    pub(super) pin: Pin,
+    pub(super) host: bool,
+    pub(super) device: bool,
+}
+
+impl Handle {
+    const USED: u64 = 1;
+    const WRITABLE: u64 = 2;
+    const HOST: u64 = 4;
+    const DEVICE: u64 = 8;
+
+    pub(super) fn to_words(self) -> [u64; 2] {
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        let flags = Self::USED
+            | bit(self.pin.writable, Self::WRITABLE)
+            | bit(self.host, Self::HOST)
+            | bit(self.device, Self::DEVICE);
+        [flags | u64::from(self.pin.gref) << 32, u64::from(self.pin.owner.0) | self.pin.frame.number() << 32]
+    }
+
+    pub(super) fn from_words([first, second]: [u64; 2]) -> Option<Self> {
+        let low = |word: u64| u32::try_from(word & 0xffff_ffff).unwrap_or(0);
+        let owner = DomainId(u16::try_from(second & 0xffff).unwrap_or(0));
+        let frame = Frame::from_u32(low(second >> 32));
+        let pin = Pin { owner, gref: low(first >> 32), frame, writable: first & Self::WRITABLE != 0 };
+        (first & Self::USED != 0).then_some(Self {
+            pin,
+            host: first & Self::HOST != 0,
+            device: first & Self::DEVICE != 0,
+        })
+    }
+}
+
+impl Grants {
+    /// The words of a handle.
+    pub(super) fn handle_words<'m, M: Machine>(&self, m: &'m M, handle: u32) -> Option<[&'m AtomicU64; 2]> {
+        let (frame, index) = Self::at(&self.handles, handle, super::HANDLES_PER_FRAME)?;
+        let page = m.page(frame);
+        Some([page.get(index * 2)?, page.get(index * 2 + 1)?])
+    }
+
+    pub(super) fn handle<M: Machine>(&self, m: &M, handle: u32) -> Option<Handle> {
+        Handle::from_words(self.handle_words(m, handle)?.map(|word| word.load(Ordering::Acquire)))
+    }
+
+    pub(super) fn set_handle<M: Machine>(&self, m: &M, handle: u32, value: Option<Handle>) {
+        let Some(words) = self.handle_words(m, handle) else {
+            return;
+        };
+        let values = value.map_or([0, 0], Handle::to_words);
+        words.iter().zip(values).for_each(|(word, value)| word.store(value, Ordering::Release));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USER: DomainId = DomainId(7);
+
+    fn shared(flags: u16, domid: u16, frame: u32) -> AtomicU64 {
+        AtomicU64::new(u64::from(flags) | u64::from(domid) << 16 | u64::from(frame) << 32)
+    }
+
+    #[test]
+    fn only_the_grantee_and_only_as_granted() {
+        let idle = Active(0);
+        let ok = shared(entry::PERMIT_ACCESS, 7, 0x99);
+        assert_eq!(mark_in_use(&ok, USER, true, idle), Ok(Frame::from_u32(0x99)));
+        assert_eq!(
+            ok.load(Ordering::Relaxed) & 0xffff,
+            u64::from(entry::PERMIT_ACCESS | entry::READING | entry::WRITING)
+        );
+        for (flags, domid, writable) in [
+            (entry::INVALID, 7, false),
+            (entry::ACCEPT_TRANSFER, 7, false),
+            (entry::PERMIT_ACCESS, 8, false),
+            (entry::PERMIT_ACCESS | entry::READONLY, 7, true),
+            (entry::PERMIT_ACCESS | entry::SUB_PAGE, 7, false),
+        ] {
+            assert_eq!(mark_in_use(&shared(flags, domid, 1), USER, writable, idle), Err(status::GENERAL_ERROR));
+        }
+    }
+
+    #[test]
+    fn an_entry_in_use_keeps_its_frame() {
+        let moved = shared(entry::PERMIT_ACCESS, 7, 0x100);
+        assert_eq!(mark_in_use(&moved, USER, false, Active(0x99 | Active::READ)), Ok(Frame::from_u32(0x99)));
+    }
+
+    #[test]
+    fn marks_go_with_the_last_use_of_their_kind() {
+        let word = shared(entry::PERMIT_ACCESS | entry::READING | entry::WRITING, 7, 1);
+        clear_marks(&word, Active(1 | Active::READ));
+        assert_eq!(word.load(Ordering::Relaxed) & 0xffff, u64::from(entry::PERMIT_ACCESS | entry::READING));
+        clear_marks(&word, Active(1));
+        assert_eq!(word.load(Ordering::Relaxed) & 0xffff, u64::from(entry::PERMIT_ACCESS));
+    }
+
+    #[test]
+    fn handles_survive_their_words() {
+        let pin = Pin { owner: DomainId(0x7fef), gref: 511, frame: Frame::from_u32(u32::MAX), writable: true };
+        for (host, device) in [(true, false), (false, true), (true, true)] {
+            let handle = Handle { pin, host, device };
+            assert_eq!(Handle::from_words(handle.to_words()), Some(handle));
+        }
+        assert_eq!(Handle::from_words([0, 0]), None);
+    }
+}

@@ -1,0 +1,385 @@
+//! Which guest handler gets which fault, and the frame we push for it (ABI core 3.2-3.8).
+//!
+//! Touches: the vcpu's registers, its kernel stack, its trap table.
+//! Never touches: a page-table entry; a fault that is a page-table write goes to `paging`, an instruction to `emulate`.
+//! Keeps: P12. After a bounce the selectors are the flat ones, IF is set, IOPL is 0.
+
+use crate::dispatch::Call;
+use crate::domain::vcpu::{DR6_CLEAR, Handler, Trap};
+use crate::emulate;
+use crate::machine::{Exit, Interrupt, Machine};
+use crate::world::{Ctx, Next, World};
+use core::fmt::{self, Write};
+use core::sync::atomic::Ordering;
+use hypercall_abi::callback::{Assist, TRAP_MASKS_EVENTS, TrapInfo};
+use hypercall_abi::event::Virq;
+use hypercall_abi::sched::ShutdownReason;
+use hypercall_abi::selector;
+use hypercall_abi::shared::vcpu_info;
+use zerocopy::{FromZeros, IntoBytes};
+
+/// RFLAGS bits.
+pub mod flags {
+    /// Trap.
+    pub const TF: u64 = 1 << 8;
+    /// Interrupt.
+    pub const IF: u64 = 1 << 9;
+    /// Direction.
+    pub const DF: u64 = 1 << 10;
+    /// I/O privilege level.
+    pub const IOPL: u64 = 3 << 12;
+    /// Nested task.
+    pub const NT: u64 = 1 << 14;
+    /// Resume.
+    pub const RF: u64 = 1 << 16;
+    /// Virtual 8086.
+    pub const VM: u64 = 1 << 17;
+    /// Alignment check.
+    pub const AC: u64 = 1 << 18;
+    /// What a guest may have in RFLAGS: the arithmetic flags, TF, DF, NT, RF, AC, ID and the bit that is always set.
+    pub const GUEST: u64 = 0xd5 | TF | DF | 1 << 11 | NT | RF | AC | 1 << 21 | 2;
+}
+
+const UD: u8 = 6;
+const NM: u8 = 7;
+const GP: u8 = 13;
+const PF: u8 = 14;
+/// Page fault: the entry was present, the access a write, by user mode, a reserved bit was set, an instruction fetch.
+const PF_PRESENT: u32 = 1;
+const PF_WRITE: u32 = 2;
+const PF_USER: u32 = 4;
+const PF_RESERVED: u32 = 8;
+const PF_FETCH: u32 = 16;
+
+/// What a run ended with is handled: a hypercall is noted for `dispatch`, a fault repaired or delivered.
+pub fn handle<M: Machine>(ctx: &mut Ctx<'_, M>, exit: Exit) {
+    ctx.short = false;
+    if !ctx.own.kernel_mode {
+        count(ctx, 0);
+    }
+    match exit {
+        Exit::Syscall if ctx.own.kernel_mode => {
+            count(ctx, 1);
+            ctx.own.call = Some(Call::from_registers(&ctx.own.regs));
+        }
+        Exit::Syscall => {
+            let handler = ctx.own.callbacks.syscall;
+            system_call(ctx, handler);
+        }
+        Exit::Syscall32 => {
+            let handler = ctx.own.callbacks.syscall32;
+            system_call(ctx, handler);
+        }
+        Exit::Sysenter => sysenter(ctx),
+        Exit::Fault { vector, error, address } => fault(ctx, vector, error, address),
+        Exit::ReturnFault { vector, error, address } => return_fault(ctx, vector, error, address),
+        Exit::Interrupt(Interrupt::Console) => ctx.world.raise_global(ctx.m, Virq::Console),
+        Exit::Interrupt(_) => {}
+    }
+}
+
+fn count<M: Machine>(ctx: &Ctx<'_, M>, which: usize) {
+    if let Some(counter) = ctx.domain.entries.get(which) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn system_call<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler) {
+    if handler.address == 0 {
+        ctx.own.regs.rip = ctx.own.regs.rip.wrapping_sub(2);
+        ctx.own.trap = Some(Trap { vector: UD, error: None });
+        return;
+    }
+    bounce(ctx, handler, None);
+    ctx.own.regs.rflags &= !flags::DF;
+}
+
+fn sysenter<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    let handler = ctx.own.callbacks.sysenter;
+    if handler.address == 0 {
+        ctx.own.trap = Some(Trap { vector: GP, error: Some(0) });
+        return;
+    }
+    let regs = &mut ctx.own.regs;
+    (regs.rip, regs.rsp, regs.cs, regs.ss) = (0, 0, 3, u64::from(selector::GUEST_SS));
+    regs.rflags &= !flags::TF;
+    bounce(ctx, handler, None);
+}
+
+fn fault<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8, error: u32, address: u64) {
+    let deliver = |ctx: &mut Ctx<'_, M>, error| ctx.own.trap = Some(Trap { vector, error });
+    match vector {
+        PF => page_fault(ctx, error, address),
+        GP => general_protection(ctx, error),
+        UD if emulate::forced_cpuid(ctx) => {}
+        UD => deliver(ctx, None),
+        NM => {
+            ctx.m.set_task_switched(false);
+            ctx.own.task_switched = false;
+            deliver(ctx, None);
+        }
+        1 => {
+            let status = ctx.m.debug_status();
+            if let Some(dr6) = ctx.own.debug.get_mut(6) {
+                *dr6 |= status & !DR6_CLEAR | DR6_CLEAR;
+            }
+            ctx.m.set_debug(6, DR6_CLEAR);
+            deliver(ctx, None);
+        }
+        // The gate of INT 0x80 exists in hardware; without a handler it is as if it did not.
+        0x80 if gate(ctx, 0x80).address == 0 => {
+            ctx.own.regs.rip = ctx.own.regs.rip.wrapping_sub(2);
+            ctx.own.trap = Some(Trap { vector: GP, error: Some(0x402) });
+        }
+        8 | 10 | 11 | 12 | 17 | 21 => deliver(ctx, Some(error)),
+        0 | 3 | 4 | 5 | 16 | 19 | 0x80 => deliver(ctx, None),
+        _ => crash(ctx, format_args!("exception {vector} (error {error:#x}) that no guest can cause")),
+    }
+}
+
+fn general_protection<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) {
+    const INSTRUCTION_GATE: u32 = 2; // bit 1: the selector index is a vector
+    if error & 3 == INSTRUCTION_GATE
+        && let Ok(vector) = u8::try_from(error >> 3)
+        && emulate::software_interrupt(ctx, vector)
+    {
+        return;
+    }
+    if error == 0 && emulate::instruction(ctx) {
+        return;
+    }
+    ctx.own.trap = Some(Trap { vector: GP, error: Some(error) });
+}
+
+/// Going back failed: the guest had a bad CS, SS or RIP. It gets the exception where it wanted to go.
+fn return_fault<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8, error: u32, address: u64) {
+    match vector {
+        PF => page_fault(ctx, error, address),
+        _ => ctx.own.trap = Some(Trap { vector, error: Some(error) }),
+    }
+}
+
+fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
+    if error & PF_RESERVED != 0 {
+        return crash(ctx, format_args!("reserved bits in a page table at {address:#x}"));
+    }
+    if let Some(offset) = ctx.m.ldt_offset(address) {
+        if crate::calls::descriptors::map_ldt_page(ctx, offset) {
+            return;
+        }
+        let base = ctx.own.ldt_base.plus(u64::from(offset));
+        return deliver_page_fault(ctx, error, base.0);
+    }
+    if let Some(offset) = ctx.m.gdt_offset(address) {
+        ctx.own.trap = Some(Trap { vector: GP, error: Some(offset & 0xfff8) });
+        return;
+    }
+    let writable = ctx.own.kernel_mode && ctx.domain.assisted(Assist::WritablePagetables);
+    if writable
+        && error & (PF_WRITE | PF_PRESENT | PF_FETCH) == (PF_WRITE | PF_PRESENT)
+        && emulate::table_write(ctx, address)
+    {
+        count(ctx, 1);
+        return;
+    }
+    deliver_page_fault(ctx, error, address);
+}
+
+fn deliver_page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
+    set_cr2(ctx, address);
+    let user = if ctx.own.kernel_mode { 0 } else { PF_USER };
+    ctx.own.trap = Some(Trap { vector: PF, error: Some(error & !PF_USER | user) });
+}
+
+/// Sets the guest's CR2, also where it reads it without asking.
+pub fn set_cr2<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) {
+    ctx.own.cr2 = address;
+    let at = ctx.vcpu.info.load(Ordering::Acquire);
+    if let Some(frame) = crate::addr::Frame::containing(at).filter(|_| at != 0) {
+        let offset = usize::try_from(at & 0xfff).unwrap_or(0) + vcpu_info::CR2;
+        ctx.m.write(frame, offset, &address.to_le_bytes());
+    }
+}
+
+/// Delivers what waits, in the ABI's order: exception, NMI, event. Called before every entry into the guest.
+pub fn prepare<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    if let Some(trap) = ctx.own.trap.take() {
+        exception(ctx, trap);
+    }
+    if ctx.vcpu.nmi.swap(false, Ordering::AcqRel) {
+        ctx.own.nmi_pending = true;
+    }
+    if ctx.own.nmi_pending && !ctx.own.nmi_masked {
+        ctx.own.nmi_pending = false;
+        let handler = gate(ctx, 2);
+        if handler.address != 0 {
+            ctx.own.nmi_masked = true;
+            bounce(ctx, handler, None);
+        }
+    }
+    if ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.own.callbacks.event.address != 0 {
+        let handler = Handler { masks_events: true, ..ctx.own.callbacks.event };
+        bounce(ctx, handler, None);
+    }
+}
+
+fn exception<M: Machine>(ctx: &mut Ctx<'_, M>, trap: Trap) {
+    let handler = gate(ctx, trap.vector);
+    if handler.address == 0 {
+        let (rip, cr2) = (ctx.own.regs.rip, ctx.own.cr2);
+        let error = trap.error.unwrap_or(0);
+        return crash(
+            ctx,
+            format_args!("no handler for exception {} (error {error:#x}) at {rip:#x}, cr2 {cr2:#x}", trap.vector),
+        );
+    }
+    bounce(ctx, handler, trap.error);
+}
+
+/// The guest's handler of a vector.
+pub fn gate<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> Handler {
+    let Some(frame) = ctx.own.traps else {
+        return Handler::default();
+    };
+    let mut info = TrapInfo::new_zeroed();
+    ctx.m.read(frame, usize::from(vector) * size_of::<TrapInfo>(), info.as_mut_bytes());
+    Handler { address: info.address, masks_events: info.flags & TRAP_MASKS_EVENTS != 0 }
+}
+
+/// The least privileged ring that may raise a vector by INT n.
+pub fn gate_privilege<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> u8 {
+    let Some(frame) = ctx.own.traps else { return 0 };
+    let mut info = TrapInfo::new_zeroed();
+    ctx.m.read(frame, usize::from(vector) * size_of::<TrapInfo>(), info.as_mut_bytes());
+    info.flags & 3
+}
+
+/// Enters the guest kernel at `handler`, with the frame of ABI core 3.3 on its stack.
+pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<u32>) {
+    let masked = ctx.world.upcall_mask(ctx.m, ctx.vcpu);
+    let from_kernel = ctx.own.kernel_mode;
+    if !from_kernel && !toggle(ctx) {
+        return crash(ctx, format_args!("a user fault without a kernel page table"));
+    }
+    let regs = ctx.own.regs;
+    let (base, cs) = if from_kernel { (regs.rsp, regs.cs & 0xfffc) } else { (ctx.own.kernel_sp, regs.cs & 0xffff) };
+    let mut rflags = regs.rflags & !(flags::IF | flags::IOPL);
+    if !masked {
+        rflags |= flags::IF;
+    }
+    if ctx.domain.assisted(Assist::ArchitecturalIopl) {
+        rflags |= u64::from(ctx.own.iopl) << 12;
+    }
+    let cs_word = cs | u64::from(masked) << 32;
+    let common = [regs.rip, cs_word, rflags, regs.rsp, regs.ss];
+    let mut frame = [0u64; 8];
+    let words = if error.is_some() { 8 } else { 7 };
+    let head = [regs.rcx, regs.r11].into_iter().chain(error.map(u64::from)).chain(common);
+    frame.iter_mut().zip(head).for_each(|(to, from)| *to = from);
+    let sp = (base & !15).wrapping_sub(words * 8);
+    let bytes = frame.as_bytes().get(..usize::try_from(words * 8).unwrap_or(0)).unwrap_or_default();
+    if ctx.write_bytes(sp, bytes).is_err() {
+        let (rip, address) = (ctx.own.regs.rip, handler.address);
+        return crash(ctx, format_args!("no stack at {sp:#x} for the handler {address:#x}; stopped at {rip:#x}"));
+    }
+    if handler.masks_events {
+        ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, true);
+    }
+    let regs = &mut ctx.own.regs;
+    (regs.rip, regs.rsp) = (handler.address, sp);
+    (regs.cs, regs.ss) = (u64::from(selector::GUEST_CS), u64::from(selector::GUEST_SS));
+    regs.rflags &= !(flags::AC | flags::VM | flags::RF | flags::NT | flags::TF);
+    ctx.short = true; // the handler takes RCX and R11 from its frame
+}
+
+/// Delivers the failsafe callback: segment registers held `wanted`, which did not load (ABI core 3.5).
+pub fn failsafe<M: Machine>(ctx: &mut Ctx<'_, M>, wanted: [u16; 4]) {
+    let handler = ctx.own.callbacks.failsafe;
+    if handler.address == 0 {
+        return; // before the guest has one, null selectors are all it can have meant
+    }
+    bounce(ctx, handler, None);
+    // The four selectors stand between R11 and RIP: the frame just pushed moves down by four words.
+    let sp = ctx.own.regs.rsp;
+    let mut head = [0u64; 2];
+    if ctx.read_bytes(sp, head.as_mut_bytes()).is_err() {
+        return;
+    }
+    let [ds, es, fs, gs] = wanted.map(u64::from);
+    let frame = [head[0], head[1], ds, es, fs, gs];
+    let sp = sp.wrapping_sub(32);
+    if ctx.write_bytes(sp, frame.as_bytes()).is_ok() {
+        ctx.own.regs.rsp = sp;
+    } else {
+        crash(ctx, format_args!("no stack at {sp:#x} for the failsafe callback"));
+    }
+}
+
+/// Changes between guest kernel and guest user mode: root, GS base. False if there is no root to change to.
+pub fn toggle<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
+    let to = if ctx.own.kernel_mode { ctx.own.user_root } else { ctx.own.kernel_root };
+    let Some(root) = to else { return false };
+    let active = ctx.m.gs_base();
+    if ctx.own.kernel_mode {
+        ctx.own.gs_kernel = active;
+        ctx.m.set_gs_base(ctx.own.gs_user);
+    } else {
+        ctx.own.gs_user = active;
+        ctx.m.set_gs_base(ctx.own.gs_kernel);
+    }
+    ctx.own.kernel_mode = !ctx.own.kernel_mode;
+    ctx.m.load_root(root);
+    if ctx.own.kernel_mode && ctx.own.areas_stale {
+        crate::calls::vcpu::write_areas(ctx);
+    }
+    true
+}
+
+/// Ends the caller's domain for a fault of its own (P7). `why` is what the toolstack prints.
+pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
+    let number = ctx.vcpu.number().0;
+    ctx.domain.papers.with(|papers| {
+        if papers.report.length == 0 {
+            papers.report.vcpu = number;
+            let mut text = Text { to: &mut papers.report.text, used: 0 };
+            let _ = text.write_fmt(why);
+            papers.report.length = text.used;
+        }
+    });
+    let regs = &ctx.own.regs;
+    log::warn!("{}v{number} crashed: {why}", ctx.domain.id());
+    log::info!("rip {:#x} cs {:#x} rsp {:#x} flags {:#x}", regs.rip, regs.cs, regs.rsp, regs.rflags);
+    ctx.own.call = None;
+    ctx.own.trap = None;
+    ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Crash as u32);
+    ctx.next = Next::Leave;
+}
+
+/// Text cut to what fits.
+struct Text<'a> {
+    to: &'a mut [u8; 128],
+    used: u32,
+}
+
+impl Write for Text<'_> {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        for byte in s.bytes() {
+            let at = usize::try_from(self.used).map_err(|_| fmt::Error)?;
+            *self.to.get_mut(at).ok_or(fmt::Error)? = byte;
+            self.used += 1;
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// A domain has ended by itself: its vcpus stop, and whoever controls domains hears of it.
+    pub fn shut_down<M: Machine>(&self, m: &M, domain: &crate::domain::Domain, reason: u32) {
+        if domain.note_shutdown(reason) {
+            for vcpu in domain.vcpu_numbers().filter_map(|number| self.vcpu(domain, number)) {
+                self.sched.nudge(m, vcpu);
+            }
+            self.raise_global(m, Virq::DomExc);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! All state of ring 0, and the context in which a call of a guest is judged.
+
+use crate::addr::{DomainId, GuestVirt, VcpuId};
+use crate::claim::View;
+use crate::domain::vcpu::{Vcpu, VcpuState};
+use crate::domain::{Domain, Life};
+use crate::frame::FrameTable;
+use crate::lock::{Domains, Held, Lock, Nothing, Ports};
+use crate::machine::Machine;
+use crate::sched::Scheduler;
+use hypercall_abi::{Errno, domid};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Domains that can exist at once. A domain's slot is its id modulo this number.
+pub const MAX_DOMAINS: u16 = 128;
+/// Vcpus that can exist at once.
+pub const MAX_VCPUS: usize = 512;
+
+/// Everything ring 0 knows.
+pub struct World {
+    /// Owners, types and counts of all frames.
+    pub frames: FrameTable,
+    /// Domains by slot.
+    pub domains: [Domain; MAX_DOMAINS as usize],
+    /// Vcpus.
+    pub vcpus: [Vcpu; MAX_VCPUS],
+    /// Who runs next.
+    pub sched: Scheduler,
+    /// Held while ports are joined or parted.
+    pub(crate) ports: Lock<Ports, ()>,
+    /// Held while domains are made or unmade; the next id to try.
+    pub(crate) census: Lock<Domains, u16>,
+}
+
+impl World {
+    /// An empty world.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            frames: FrameTable::new(),
+            domains: [const { Domain::new() }; MAX_DOMAINS as usize],
+            vcpus: [const { Vcpu::new() }; MAX_VCPUS],
+            sched: Scheduler::new(),
+            ports: Lock::new(()),
+            census: Lock::new(0),
+        }
+    }
+
+    /// The domain with this id, if it is alive.
+    pub fn domain(&self, id: DomainId) -> Option<&Domain> {
+        let domain = self.domains.get(usize::from(id.0 % MAX_DOMAINS))?;
+        (domain.life() == Life::Alive && domain.id() == id).then_some(domain)
+    }
+
+    /// A vcpu of a domain.
+    pub fn vcpu(&self, domain: &Domain, number: VcpuId) -> Option<&Vcpu> {
+        self.vcpus.get(domain.vcpu_index(number)?)
+    }
+
+    /// The domain a vcpu belongs to.
+    pub fn domain_of(&self, vcpu: &Vcpu) -> Option<&Domain> {
+        let slot = usize::from(vcpu.domain.load(core::sync::atomic::Ordering::Acquire)).checked_sub(1)?;
+        self.domains.get(slot)
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Shown by those who may control other domains; only [`Ctx::control`] makes one.
+#[derive(Clone, Copy, Debug)]
+pub struct ControlAuthority(());
+
+/// What the caller wants from the scheduler when its call is over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// Run on.
+    Stay,
+    /// Let somebody else run.
+    Leave,
+}
+
+/// A vcpu on this CPU: the world, the machine, and what it owns.
+pub struct Ctx<'a, M> {
+    /// The machine.
+    pub m: &'a M,
+    /// The world.
+    pub world: &'a World,
+    /// The caller's domain.
+    pub domain: &'a Domain,
+    /// The caller.
+    pub vcpu: &'a Vcpu,
+    /// What it owns.
+    pub own: &'a mut VcpuState,
+    /// The proof that no lock is held.
+    pub held: &'a mut Held<Nothing>,
+    /// What is to happen afterwards.
+    pub next: Next,
+    /// RCX and R11 may be lost on the way back to the guest.
+    pub short: bool,
+}
+
+impl<'a, M: Machine> Ctx<'a, M> {
+    /// Memory as the guest kernel sees it: only a guest's kernel may call.
+    ///
+    /// # Errors
+    /// A vcpu without a root has no addresses.
+    pub fn view(&self) -> Result<View<'a, M>, Errno> {
+        let root = self.own.kernel_root.ok_or(Errno::Fault)?;
+        Ok(View::new(self.m, &self.world.frames, root))
+    }
+
+    /// Copies a structure in, once.
+    ///
+    /// # Errors
+    /// `Fault` if the address is not readable by the guest.
+    pub fn read<T: FromBytes + IntoBytes>(&self, at: u64) -> Result<T, Errno> {
+        let mut value = T::new_zeroed();
+        self.read_bytes(at, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Errors
+    /// As [`Ctx::read`].
+    pub fn read_bytes(&self, at: u64, to: &mut [u8]) -> Result<(), Errno> {
+        self.view()?.read_bytes(GuestVirt(at), to).map_err(|_| Errno::Fault)
+    }
+
+    /// Copies a structure out.
+    ///
+    /// # Errors
+    /// `Fault` if the address is not writable by the guest.
+    pub fn write<T: IntoBytes + Immutable>(&self, at: u64, value: &T) -> Result<(), Errno> {
+        self.write_bytes(at, value.as_bytes())
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Errors
+    /// As [`Ctx::write`].
+    pub fn write_bytes(&self, at: u64, from: &[u8]) -> Result<(), Errno> {
+        self.view()?.write_bytes(GuestVirt(at), from).map_err(|_| Errno::Fault)
+    }
+
+    /// The domain an argument names: SELF, or a living domain.
+    ///
+    /// # Errors
+    /// `Srch` if there is none.
+    pub fn named(&self, id: u16) -> Result<&'a Domain, Errno> {
+        if id == domid::SELF || id == self.domain.id().0 {
+            return Ok(self.domain);
+        }
+        self.world.domain(DomainId(id)).ok_or(Errno::Srch)
+    }
+
+    /// The domain an argument names, which must be the caller unless the caller controls others.
+    ///
+    /// # Errors
+    /// `Perm` without the power, `Srch` if there is no such domain.
+    pub fn controlled(&self, id: u16) -> Result<&'a Domain, Errno> {
+        if id != domid::SELF && id != self.domain.id().0 {
+            self.control()?;
+        }
+        self.named(id)
+    }
+
+    /// The caller's authority over other domains.
+    ///
+    /// # Errors
+    /// `Perm` if it has none.
+    pub fn control(&self) -> Result<ControlAuthority, Errno> {
+        if self.domain.powers().control { Ok(ControlAuthority(())) } else { Err(Errno::Perm) }
+    }
+}

@@ -1,0 +1,115 @@
+//! The life of a CPU: pick a vcpu, let it run, see to what it wants, until the machine is turned off.
+
+use hv_core::dispatch;
+use hv_core::domain::vcpu::Vcpu;
+use hv_core::lock::{Held, Nothing};
+use hv_core::machine::{Clock, CpuState, Exit, Interrupt};
+use hv_core::sched::{SLICE, switch};
+use hv_core::trap;
+use hv_core::world::{Ctx, Next, World};
+use hv_machine::{Hardware, Return, Verdict};
+use hypercall_abi::event::Virq;
+use hypercall_abi::sched::ShutdownReason;
+
+/// Runs domains until the one that may turns the machine off.
+pub(crate) fn run(hw: &'static Hardware, world: &'static World, held: &mut Held<Nothing>) -> ! {
+    loop {
+        match world.sched.pick(hw, world) {
+            Some(vcpu) => turn(hw, world, held, vcpu),
+            None => sleep(hw, world),
+        }
+        if let Some(verdict) = verdict(world) {
+            hw.power_off(verdict);
+        }
+    }
+}
+
+/// Nobody wants to run: waits for an interrupt.
+fn sleep(hw: &'static Hardware, world: &'static World) {
+    world.sched.set_idle(hw, true);
+    world.sched.tick(hw, world, u64::MAX);
+    if !world.sched.has_waiting() {
+        match hw.idle() {
+            Interrupt::Console => world.raise_global(hw, Virq::Console),
+            Interrupt::Timer | Interrupt::Kick | Interrupt::Other => {}
+        }
+    }
+    world.sched.set_idle(hw, false);
+}
+
+/// One vcpu's turn on this CPU.
+fn turn(hw: &'static Hardware, world: &'static World, held: &mut Held<Nothing>, vcpu: &Vcpu) {
+    let Some(domain) = world.domain_of(vcpu) else { return };
+    {
+        let mut own = vcpu.own.take(held);
+        let Some(fpu) = own.fpu else { return };
+        let mut ctx = Ctx { m: hw, world, domain, vcpu, own: &mut own, held, next: Next::Stay, short: false };
+        switch::arrive(&mut ctx);
+        if core::mem::take(&mut ctx.own.fpu_fresh) {
+            hw.reset_fpu(fpu);
+        }
+        let loaded = hw.switch_in(&ctx.own.segments, fpu);
+        switch::settle(&mut ctx);
+        if let Err(wanted) = loaded {
+            trap::failsafe(&mut ctx, wanted);
+        }
+        stay(hw, world, &mut ctx);
+        switch::depart(&mut ctx);
+        hw.switch_out(&mut ctx.own.segments, fpu);
+        hw.load_root(hw.root());
+        switch::gone(&mut ctx);
+    }
+    world.sched.put_back(hw, world, vcpu);
+}
+
+/// Lets the vcpu run until it wants or has to leave.
+fn stay(hw: &'static Hardware, world: &'static World, ctx: &mut Ctx<'_, Hardware>) {
+    let slice_end = hw.now().saturating_add(SLICE);
+    let mut limited = false;
+    world.sched.tick(hw, world, u64::MAX);
+    while ctx.next == Next::Stay {
+        if !limited && world.sched.has_waiting() {
+            limited = true;
+            world.sched.expect(hw, slice_end);
+        }
+        if ctx.own.call.is_some() {
+            dispatch::step(ctx);
+            if ctx.own.call.is_some() && world.sched.is_due(hw) {
+                tick(hw, world, ctx, slice_end);
+            }
+            continue;
+        }
+        trap::prepare(ctx);
+        if ctx.next == Next::Leave {
+            break;
+        }
+        let exit = hw.run(&mut ctx.own.regs, if ctx.short { Return::Short } else { Return::Exact });
+        trap::handle(ctx, exit);
+        if exit == Exit::Interrupt(Interrupt::Timer) {
+            tick(hw, world, ctx, slice_end);
+        }
+        if !ctx.domain.runs() {
+            ctx.next = Next::Leave;
+        }
+    }
+}
+
+/// The timer's time has come: for deadlines, or for the end of the slice.
+fn tick(hw: &'static Hardware, world: &'static World, ctx: &mut Ctx<'_, Hardware>, slice_end: u64) {
+    let limit = if world.sched.has_waiting() { slice_end } else { u64::MAX };
+    if limit <= hw.now() {
+        ctx.next = Next::Leave;
+    }
+    world.sched.tick(hw, world, if ctx.next == Next::Leave { u64::MAX } else { limit });
+}
+
+/// Whether a domain that may turn the machine off has done so, and how.
+fn verdict(world: &World) -> Option<Verdict> {
+    let ended = world.domains.iter().filter(|domain| domain.powers().machine);
+    ended.filter_map(|domain| domain.shutdown_reason()).next().map(|reason| {
+        match ShutdownReason::from_number(u64::from(reason)) {
+            Some(ShutdownReason::Poweroff | ShutdownReason::Reboot) => Verdict::Success,
+            _ => Verdict::Failure,
+        }
+    })
+}
