@@ -264,17 +264,16 @@ impl Store {
     fn decode_and_perform(&mut self, id: ConnectionId, message: &Message) -> Outcome {
         let connection = self.connections.get(&id).ok_or(StoreError::NotFound)?;
         let Message { header, payload } = message;
+        if header.transaction != 0 && !connection.transactions.contains_key(&header.transaction) {
+            return Err(StoreError::NotFound);
+        }
         let request = Request::decode(header.kind, payload, &connection.caller, &self.quotas)?;
         self.perform(id, header.transaction, request)
     }
 
     /// Carries out one request. What watches hear of is the caller's to fire.
     pub(crate) fn perform(&mut self, id: ConnectionId, transaction: u32, request: Request<'_>) -> Outcome {
-        let connection = self.connections.get(&id).ok_or(StoreError::NotFound)?;
-        if transaction != 0 && !connection.transactions.contains_key(&transaction) {
-            return Err(StoreError::NotFound);
-        }
-        let caller = connection.caller;
+        let caller = self.connections.get(&id).ok_or(StoreError::NotFound)?.caller;
         match request {
             Request::Read(path) => self.look(id, transaction, &path, |node| Ok(node.value.clone())),
             Request::Directory(path) => self.look(id, transaction, &path, directory),

@@ -117,9 +117,10 @@ impl Changes {
         if added.nodes > removed.nodes && now.nodes + added.nodes - removed.nodes > quotas.nodes {
             return Err(StoreError::NoSpace);
         }
+        // An open transaction holds copies of all it adds; after the commit only these are left.
         let grown = added.bytes.saturating_sub(removed.bytes);
-        let open = if self.explicit { self.bytes } else { 0 };
-        if grown + open > 0 && now.bytes + grown + open + other_bytes > quotas.memory_bytes {
+        let more = if self.explicit { self.bytes } else { grown };
+        if more > 0 && now.bytes + more + other_bytes > quotas.memory_bytes {
             return Err(StoreError::NoMemory);
         }
         Ok(())
