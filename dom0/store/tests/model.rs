@@ -470,6 +470,10 @@ impl Run {
 
     fn watch(&mut self, who: u16, path: String, token: String) {
         let known = |w: &Watch| w.who == who && w.path == path && w.token == token;
+        let full = self.model.watches.iter().filter(|watch| watch.who == who).count() >= 100;
+        if full && !self.model.watches.iter().any(known) {
+            return;
+        }
         if let Some(at) = self.model.watches.iter().position(known) {
             assert_eq!(
                 self.ask(who, 0, WATCH, &format!("{path}|{token}|")).0,

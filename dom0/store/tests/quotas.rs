@@ -168,7 +168,7 @@ fn who_does_not_read_is_not_read() {
 }
 
 #[test]
-fn a_hundred_thousand_levels_are_refused_without_recursion() {
+fn depth_costs_neither_recursion_nor_other_domains() {
     let mut world = World::new(&[5]);
     let deep = format!("data{}|x", "/a".repeat(1000));
     assert_eq!(world.ask(World::guest(5), WRITE, &deep), refused("ENOSPC"));
