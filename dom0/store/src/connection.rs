@@ -45,7 +45,7 @@ impl Connection {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Item {
+pub(crate) enum Item {
     Reply(Vec<u8>),
     Event(WatchEvent),
 }
@@ -128,6 +128,39 @@ impl Outbox {
 
     pub(crate) fn has_events(&self) -> bool {
         self.events > 0
+    }
+
+    /// What is left of the message being sent.
+    pub(crate) fn unsent_head(&self) -> &[u8] {
+        self.head.get(self.sent..).unwrap_or_default()
+    }
+
+    /// Whole messages that wait, in order.
+    pub(crate) fn items(&self) -> impl Iterator<Item = &Item> {
+        self.queue.iter()
+    }
+
+    /// Events that stand for others.
+    pub(crate) fn overflow(&self) -> impl Iterator<Item = &WatchEvent> {
+        self.overflow.iter()
+    }
+
+    /// Puts back what [`unsent_head`](Self::unsent_head) said.
+    pub(crate) fn restore_head(&mut self, head: Vec<u8>) {
+        (self.head, self.sent) = (head, 0);
+    }
+
+    /// Puts back one of [`items`](Self::items).
+    pub(crate) fn restore(&mut self, item: Item) {
+        match item {
+            Item::Reply(message) => self.reply(message),
+            Item::Event(event) => self.push_event(event),
+        }
+    }
+
+    /// Puts back one of [`overflow`](Self::overflow).
+    pub(crate) fn restore_overflow(&mut self, event: WatchEvent) {
+        self.overflow.push_back(event);
     }
 
     fn pop(&mut self, quotas: &Quotas) -> Option<Item> {

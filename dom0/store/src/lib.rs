@@ -19,6 +19,7 @@
 //! | `connection`, `server` | whose turn is it, and what follows? |
 //! | [`local`] | the same for callers in our own domain |
 //! | [`transport`] | how do the bytes get here? |
+//! | `snapshot` | how does a new server go on where this one stopped? |
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -37,6 +38,7 @@ pub mod permission;
 pub mod quota;
 mod request;
 mod server;
+mod snapshot;
 pub mod transport;
 pub mod tree;
 mod view;
@@ -48,4 +50,5 @@ pub use error::StoreError;
 pub use path::Path;
 pub use quota::Quotas;
 pub use server::{Duty, FEATURES, Handled, Store};
+pub use snapshot::SnapshotError;
 pub use watch::WatchEvent;

@@ -1,8 +1,7 @@
 //! Who may do what with a node (ABI 3.5).
 
-use alloc::string::String;
+use alloc::format;
 use alloc::vec::Vec;
-use core::fmt::Write;
 
 use crate::domain::{Caller, DomainId};
 use crate::error::StoreError;
@@ -83,6 +82,12 @@ impl Permission {
             domain: DomainId::parse(number)?,
             rights,
         })
+    }
+
+    /// Writes the entry as [`parse`](Self::parse) reads it.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        format!("{}{}", self.rights.letter(), self.domain).into_bytes()
     }
 }
 
@@ -199,12 +204,12 @@ impl Permissions {
     /// The list as GET_PERMS sends it: every entry terminated.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut text = String::new();
+        let mut text = Vec::new();
         for entry in self.entries() {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{}{}\0", entry.rights.letter(), entry.domain);
+            text.extend(entry.encode());
+            text.push(0);
         }
-        text.into_bytes()
+        text
     }
 }
 

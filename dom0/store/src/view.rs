@@ -77,6 +77,14 @@ impl Changes {
         }
     }
 
+    /// A transaction whose contents were lost: it goes on, and ends with "again".
+    pub(crate) fn lost() -> Self {
+        Self {
+            doomed: Some(StoreError::Again),
+            ..Self::explicit()
+        }
+    }
+
     /// The commit will be refused with this, whatever follows.
     pub(crate) fn doom(&mut self, why: StoreError) {
         self.doomed.get_or_insert(why);

@@ -1,0 +1,341 @@
+//! The whole store as bytes, so that a new server goes on as if the old one never left (ABI 9.5).
+//!
+//! Stock guests cannot register watches again or repeat requests: what they have open must survive.
+//! A snapshot taken between two steps agrees with the ring pages, because a step publishes indices
+//! only for bytes the store has taken or given. It holds the tree, the domains with their watches,
+//! half messages and unfetched output, and the numbers of open transactions. These come back
+//! doomed: they read the live tree, and end with "again", which clients repeat by themselves.
+//! Sessions of our own domain are not kept, they die with the old server.
+//!
+//! Layout: magic, checksum of the rest, the rest; numbers little-endian, byte strings with their
+//! length in front. Nothing in a snapshot is believed before the checksum and the audit agree.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::connection::{Connection, Item};
+use crate::domain::{Caller, ConnectionId, DomainId};
+use crate::path::Path;
+use crate::permission::{Permission, Permissions};
+use crate::quota::Quotas;
+use crate::server::{Domain, Store};
+use crate::tree::Node;
+use crate::view::Changes;
+use crate::watch::{Watch, WatchEvent};
+use crate::wire::HEADER_BYTES;
+
+const MAGIC: &[u8; 8] = b"TNSTORE1";
+
+/// Why a snapshot is not used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotError {
+    /// It is none, or of another version.
+    Magic,
+    /// It changed since it was taken.
+    Checksum,
+    /// It ends early or a field is impossible, at this offset behind the checksum.
+    Malformed(usize),
+    /// The store in it contradicts itself.
+    Audit(String),
+}
+
+impl fmt::Display for SnapshotError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Magic => f.write_str("no store snapshot of this version"),
+            Self::Checksum => f.write_str("store snapshot has a wrong checksum"),
+            Self::Malformed(at) => write!(f, "store snapshot is malformed at byte {at}"),
+            Self::Audit(why) => write!(f, "store snapshot contradicts itself: {why}"),
+        }
+    }
+}
+
+impl Store {
+    /// Writes everything down that a new server needs.
+    #[must_use]
+    pub fn save(&self) -> Vec<u8> {
+        let mut out = Writer(Vec::new());
+        out.number(self.own.0);
+        let nodes: Vec<_> = self.tree.iter().collect();
+        out.list(&nodes, |out, (path, node)| {
+            out.bytes(path.as_str().as_bytes());
+            out.bytes(&node.value);
+            let entries: Vec<_> = node.permissions.entries().collect();
+            out.list(&entries, |out, entry| out.bytes(&entry.encode()));
+        });
+        let domains: Vec<_> = self.domains.iter().collect();
+        out.list(&domains, |out, (domain, state)| {
+            out.number(domain.0);
+            out.flag(state.shut_down);
+            self.save_connection(out, **domain);
+        });
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&checksum(&out.0).to_le_bytes());
+        bytes.append(&mut out.0);
+        bytes
+    }
+
+    fn save_connection(&self, out: &mut Writer, domain: DomainId) {
+        let id = ConnectionId::Domain(domain);
+        let Some(connection) = self.connections.get(&id) else {
+            out.flag(false);
+            return;
+        };
+        out.flag(true);
+        out.option(connection.caller.target.map(|target| u32::from(target.0)));
+        out.bytes(connection.input.partial());
+        let transactions: Vec<_> = connection.transactions.keys().copied().collect();
+        out.list(&transactions, |out, number| out.word(*number));
+        out.bytes(connection.outbox.unsent_head());
+        let items: Vec<_> = connection.outbox.items().collect();
+        out.list(&items, |out, item| out.item(item));
+        let overflow: Vec<_> = connection.outbox.overflow().collect();
+        out.list(&overflow, |out, event| out.event(event));
+        let watches: Vec<_> = self
+            .watches
+            .iter()
+            .filter(|(_, watch)| watch.connection == id)
+            .collect();
+        out.list(&watches, |out, (path, watch)| {
+            out.bytes(path.as_str().as_bytes());
+            out.flag(watch.relative);
+            out.option(watch.depth);
+            out.bytes(&watch.token);
+        });
+    }
+
+    /// Makes a store from a snapshot. Attach the links again ([`Link::attach`]), without any
+    /// introduction. Every watch fires once, since changes of the last moments may be unknown.
+    ///
+    /// [`Link::attach`]: crate::transport::Link::attach
+    ///
+    /// # Errors
+    /// The snapshot is damaged; nothing of it should be used then.
+    pub fn restore(snapshot: &[u8], quotas: Quotas) -> Result<Self, SnapshotError> {
+        let rest = snapshot.strip_prefix(MAGIC).ok_or(SnapshotError::Magic)?;
+        let (sum, body) = rest.split_first_chunk().ok_or(SnapshotError::Checksum)?;
+        if u64::from_le_bytes(*sum) != checksum(body) {
+            return Err(SnapshotError::Checksum);
+        }
+        let mut reader = Reader { bytes: body, at: 0 };
+        let store = Self::read(&mut reader, quotas);
+        let mut store = store.filter(|_| reader.at == body.len()).ok_or(reader.malformed())?;
+        store.audit().map_err(SnapshotError::Audit)?;
+        store.fire_every_watch();
+        Ok(store)
+    }
+
+    fn read(from: &mut Reader<'_>, quotas: Quotas) -> Option<Self> {
+        let own = from.domain()?;
+        let mut store = Self::new(own, quotas);
+        for _ in 0..from.word()? {
+            let path = from.path(own)?;
+            let value = from.bytes()?.to_vec();
+            let permissions = from.permissions()?;
+            // A directory comes before what lies in it, so that each node finds its parent.
+            if let Some(parent) = path.parent() {
+                let mut grown = Node::clone(store.tree.get(&parent)?);
+                grown.children.insert(path.name().into());
+                store.tree.insert(parent, grown);
+            }
+            store.tree.insert(path, Node::leaf(value, permissions));
+        }
+        for _ in 0..from.word()? {
+            let domain = from.domain()?;
+            let shut_down = from.flag()?;
+            store.domains.insert(domain, Domain { shut_down });
+            if from.flag()? {
+                store.read_connection(from, domain)?;
+            }
+        }
+        Some(store)
+    }
+
+    fn read_connection(&mut self, from: &mut Reader<'_>, domain: DomainId) -> Option<()> {
+        let id = ConnectionId::Domain(domain);
+        let target = match from.option()? {
+            Some(target) => Some(DomainId(u16::try_from(target).ok()?)),
+            None => None,
+        };
+        let mut connection = Connection::new(Caller {
+            domain,
+            privileged: false,
+            target,
+        });
+        let (taken, whole) = connection.input.push(from.bytes()?).ok()?;
+        if whole.is_some() || taken != connection.input.partial().len() {
+            return None;
+        }
+        for _ in 0..from.word()? {
+            connection.transactions.insert(from.word()?, Changes::lost());
+        }
+        let head = from.bytes()?.to_vec();
+        connection.outbox.restore_head(head);
+        for _ in 0..from.word()? {
+            connection.outbox.restore(from.item()?);
+        }
+        for _ in 0..from.word()? {
+            connection.outbox.restore_overflow(from.event()?);
+        }
+        for _ in 0..from.word()? {
+            let path = from.path(domain)?;
+            let relative = from.flag()?;
+            let depth = from.option()?;
+            let token: Box<[u8]> = from.bytes()?.into();
+            let watch = Watch {
+                connection: id,
+                home: domain,
+                relative,
+                token,
+                depth,
+            };
+            self.watches.add(path, watch).ok()?;
+        }
+        self.connections.insert(id, connection);
+        Some(())
+    }
+
+    fn fire_every_watch(&mut self) {
+        for (path, watch) in self.watches.iter() {
+            if let Some(connection) = self.connections.get_mut(&watch.connection) {
+                let event = watch.event(path);
+                connection.outbox.event(event.clone(), event, &self.quotas);
+            }
+        }
+    }
+}
+
+/// FNV-1a over 64 bits: finds accidents, and accidents are all it has to find.
+fn checksum(bytes: &[u8]) -> u64 {
+    let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn number(&mut self, number: u16) {
+        self.word(number.into());
+    }
+
+    fn word(&mut self, word: u32) {
+        self.0.extend_from_slice(&word.to_le_bytes());
+    }
+
+    fn flag(&mut self, flag: bool) {
+        self.0.push(flag.into());
+    }
+
+    fn option(&mut self, word: Option<u32>) {
+        self.flag(word.is_some());
+        self.word(word.unwrap_or(0));
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        // Longer byte strings do not exist: values, tokens and messages are far shorter.
+        self.word(u32::try_from(bytes.len()).unwrap_or(0));
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn list<T>(&mut self, items: &[T], mut one: impl FnMut(&mut Self, &T)) {
+        self.word(u32::try_from(items.len()).unwrap_or(0));
+        for item in items {
+            one(self, item);
+        }
+    }
+
+    fn event(&mut self, event: &WatchEvent) {
+        self.bytes(event.path.as_bytes());
+        self.bytes(&event.token);
+    }
+
+    fn item(&mut self, item: &Item) {
+        match item {
+            Item::Reply(message) => {
+                self.flag(false);
+                self.bytes(message);
+            }
+            Item::Event(event) => {
+                self.flag(true);
+                self.event(event);
+            }
+        }
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    const fn malformed(&self) -> SnapshotError {
+        SnapshotError::Malformed(self.at)
+    }
+
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let taken = self.bytes.get(self.at..)?.get(..count)?;
+        self.at += count;
+        Some(taken)
+    }
+
+    fn word(&mut self) -> Option<u32> {
+        let bytes = self.take(4)?.first_chunk()?;
+        Some(u32::from_le_bytes(*bytes))
+    }
+
+    fn domain(&mut self) -> Option<DomainId> {
+        u16::try_from(self.word()?).ok().map(DomainId)
+    }
+
+    fn flag(&mut self) -> Option<bool> {
+        match self.take(1)? {
+            [0] => Some(false),
+            [1] => Some(true),
+            _ => None,
+        }
+    }
+
+    fn option(&mut self) -> Option<Option<u32>> {
+        let present = self.flag()?;
+        let word = self.word()?;
+        Some(present.then_some(word))
+    }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let count = usize::try_from(self.word()?).ok()?;
+        self.take(count)
+    }
+
+    fn path(&mut self, own: DomainId) -> Option<Path> {
+        Path::resolve_special(self.bytes()?, own)
+            .ok()
+            .map(|resolved| resolved.path)
+    }
+
+    fn permissions(&mut self) -> Option<Permissions> {
+        let mut entries = Vec::new();
+        for _ in 0..self.word()? {
+            entries.push(Permission::parse(self.bytes()?).ok()?);
+        }
+        Permissions::new(&entries).ok()
+    }
+
+    fn event(&mut self) -> Option<WatchEvent> {
+        let path = core::str::from_utf8(self.bytes()?).ok()?.into();
+        Some(WatchEvent {
+            path,
+            token: self.bytes()?.into(),
+        })
+    }
+
+    fn item(&mut self) -> Option<Item> {
+        if self.flag()? {
+            return self.event().map(Item::Event);
+        }
+        let message = self.bytes()?;
+        (message.len() >= HEADER_BYTES).then(|| Item::Reply(message.to_vec()))
+    }
+}
