@@ -266,13 +266,25 @@ pub fn execute(code: Code, registers: &Registers) -> Stop {
     finish()
 }
 
+/// Runs a probe with event upcalls ending it like any trap.
+fn until_event(probe: impl FnOnce() -> Stop) -> Stop {
+    CATCH_EVENTS.store(true, Ordering::Relaxed);
+    let stop = probe();
+    CATCH_EVENTS.store(false, Ordering::Relaxed);
+    let _ = events::mask_upcalls();
+    stop
+}
+
 /// As [`execute`], with an event upcall ending the probe like any trap.
 #[must_use]
 pub fn execute_until_event(code: Code, registers: &Registers) -> Stop {
-    CATCH_EVENTS.store(true, Ordering::Relaxed);
-    let stop = execute(code, registers);
-    CATCH_EVENTS.store(false, Ordering::Relaxed);
-    stop
+    until_event(|| execute(code, registers))
+}
+
+/// As [`enter_by_iret`], with an event upcall ending the probe like any trap.
+#[must_use]
+pub fn enter_by_iret_until_event(frame: &IretContext, registers: &Registers) -> Stop {
+    until_event(|| enter_by_iret(frame, registers))
 }
 
 /// Enters `frame` by the `iret` hypercall. RAX, RCX and R11 of `registers` have no effect; RSP neither.
@@ -498,6 +510,14 @@ impl UserSpace {
         let mut stop = enter_by_iret(frame, registers);
         stop.ended = stop.frame.vector == 6 && stop.frame.from_user() && stop.frame.rip == end;
         stop
+    }
+}
+
+impl UserSpace {
+    /// As [`Self::run`], with an event upcall ending the probe like any trap.
+    #[must_use]
+    pub fn run_until_event(&self, code: Code, frame: &IretContext, registers: &Registers) -> Stop {
+        until_event(|| self.run(code, frame, registers))
     }
 }
 

@@ -2,6 +2,8 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod tables;
+
 pub use unikernel::abi::{self, Errno, Hypercall};
 pub use unikernel::probe::{self, Registers, call};
 pub use unikernel::{code, events, hypercall, memory, test};
