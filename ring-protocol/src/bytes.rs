@@ -82,12 +82,7 @@ impl ByteRing {
     #[must_use]
     pub const fn new(data: usize, size: u32, cons: usize, prod: usize) -> Self {
         let size = if size == 0 { 0 } else { 1 << size.ilog2() };
-        Self {
-            data,
-            size,
-            cons,
-            prod,
-        }
+        Self { data, size, cons, prod }
     }
 
     /// Number of bytes the ring holds.
@@ -101,11 +96,7 @@ impl ByteRing {
     /// # Errors
     /// They contradict each other.
     pub fn window<P: SharedPage>(&self, page: &P) -> Result<Window, BadIndices> {
-        Window::new(
-            page.load_u32(self.cons),
-            page.load_u32(self.prod),
-            self.size,
-        )
+        Window::new(page.load_u32(self.cons), page.load_u32(self.prod), self.size)
     }
 
     /// Sets both indices to zero: only before the peer has seen the page, or agreed to start anew.
@@ -281,10 +272,7 @@ mod tests {
                 size: 8
             })
         );
-        assert!(
-            Reader::attach(RING, &page).is_ok(),
-            "cons 1, prod 9 is a full ring"
-        );
+        assert!(Reader::attach(RING, &page).is_ok(), "cons 1, prod 9 is a full ring");
         page.store_u32(8, 0);
         assert!(Reader::attach(RING, &page).is_err());
         assert!(Writer::attach(RING, &page).is_err());
@@ -294,13 +282,7 @@ mod tests {
     fn a_ring_without_size_carries_nothing() {
         let ring = ByteRing::new(0, 0, 8, 12);
         let page: WordPage<4> = WordPage::new();
-        assert_eq!(
-            Writer::attach(ring, &page).unwrap().write(&page, b"a"),
-            Ok(0)
-        );
-        assert_eq!(
-            Reader::attach(ring, &page).unwrap().read(&page, &mut [0]),
-            Ok(0)
-        );
+        assert_eq!(Writer::attach(ring, &page).unwrap().write(&page, b"a"), Ok(0));
+        assert_eq!(Reader::attach(ring, &page).unwrap().read(&page, &mut [0]), Ok(0));
     }
 }

@@ -99,11 +99,7 @@ mod tests {
         let mut guest = FrontEnd::attach(&page).unwrap();
         guest.output.write(&page, b"hello").unwrap();
         let mut bytes = [0; 2];
-        BackEnd::attach(&page)
-            .unwrap()
-            .output
-            .read(&page, &mut bytes)
-            .unwrap();
+        BackEnd::attach(&page).unwrap().output.read(&page, &mut bytes).unwrap();
         let mut rest = [0; 8];
         let mut second = BackEnd::attach(&page).unwrap();
         assert_eq!(second.output.read(&page, &mut rest), Ok(3));

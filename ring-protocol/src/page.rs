@@ -87,8 +87,7 @@ impl<const WORDS: usize> SharedPage for WordPage<WORDS> {
     }
 
     fn load_u32(&self, offset: usize) -> u32 {
-        self.word(offset)
-            .map_or(0, |word| word.load(Ordering::Acquire))
+        self.word(offset).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     fn store_u32(&self, offset: usize, value: u32) {

@@ -82,10 +82,7 @@ impl Layout {
     /// # Errors
     /// Not even one slot fits.
     pub fn new(ring_bytes: usize, entry_bytes: usize) -> Result<Self, RingError> {
-        let room = ring_bytes
-            .saturating_sub(SLOTS)
-            .checked_div(entry_bytes)
-            .unwrap_or(0);
+        let room = ring_bytes.saturating_sub(SLOTS).checked_div(entry_bytes).unwrap_or(0);
         let fit = u32::try_from(room).unwrap_or(u32::MAX / 2);
         match fit.checked_ilog2() {
             Some(log) => Ok(Self {
@@ -152,12 +149,7 @@ impl Incoming {
 
     /// Checks a new snapshot of the peer's index. `base` is the oldest entry whose slot is still
     /// busy: `base <= cons <= seen`, and distances from it order the rest.
-    fn look(
-        &mut self,
-        base: u32,
-        now: u32,
-        window: Result<Window, RingError>,
-    ) -> Result<u32, RingError> {
+    fn look(&mut self, base: u32, now: u32, window: Result<Window, RingError>) -> Result<u32, RingError> {
         if let Some(broken) = self.broken {
             return Err(broken);
         }
@@ -242,12 +234,7 @@ impl BackRing {
     ///
     /// # Errors
     /// These numbers and the indices in the page contradict each other.
-    pub fn attach_at<P: SharedPage>(
-        page: &P,
-        layout: Layout,
-        consumed: u32,
-        answered: u32,
-    ) -> Result<Self, RingError> {
+    pub fn attach_at<P: SharedPage>(page: &P, layout: Layout, consumed: u32, answered: u32) -> Result<Self, RingError> {
         let published = page.load_u32(RESPONSES);
         let requested = page.load_u32(REQUESTS);
         let all = layout.window(published, requested)?.pending();
@@ -375,11 +362,7 @@ impl FrontRing {
     ///
     /// # Errors
     /// The entry is longer than a slot.
-    pub fn submit<P: SharedPage>(
-        &mut self,
-        page: &P,
-        request: &[u8],
-    ) -> Result<Option<u32>, RingError> {
+    pub fn submit<P: SharedPage>(&mut self, page: &P, request: &[u8]) -> Result<Option<u32>, RingError> {
         if self.room() == 0 {
             return Ok(None);
         }
@@ -445,10 +428,7 @@ mod tests {
     #[test]
     fn the_known_rings_have_the_known_number_of_slots() {
         let slots = |pages: usize, entry| Layout::new(pages * 4096, entry).unwrap().entries();
-        assert_eq!(
-            [1, 2, 4, 8, 16].map(|pages| slots(pages, 112)),
-            [32, 64, 128, 256, 512]
-        );
+        assert_eq!([1, 2, 4, 8, 16].map(|pages| slots(pages, 112)), [32, 64, 128, 256, 512]);
         assert_eq!([12, 8, 16].map(|entry| slots(1, entry)), [256, 256, 128]);
         for (bytes, entry) in [(0, 8), (64, 8), (4096, 0), (100, 112)] {
             assert_eq!(Layout::new(bytes, entry), Err(RingError::NoSlots));
@@ -511,10 +491,7 @@ mod tests {
         // A fifth request while none is answered would lie in a slot still in use.
         page.store_u32(0, 5);
         while back.take(&page, &mut [0]).is_some() {}
-        assert_eq!(
-            back.look(&page),
-            Err(RingError::IndexJump { from: 0, to: 5 })
-        );
+        assert_eq!(back.look(&page), Err(RingError::IndexJump { from: 0, to: 5 }));
         page.store_u32(0, 4);
         assert!(back.look(&page).is_err(), "broken for good");
     }
@@ -526,19 +503,14 @@ mod tests {
         page.store_u32(0, 3);
         assert_eq!(back.look(&page), Ok(3));
         back.take(&page, &mut [0]);
-        page.store_u32(0, 2);
-        assert_eq!(
-            back.look(&page),
-            Err(RingError::WentBack { seen: 3, now: 2 })
-        );
+        // Even behind what was consumed.
+        page.store_u32(0, 0);
+        assert_eq!(back.look(&page), Err(RingError::WentBack { seen: 3, now: 0 }));
         assert_eq!(back.take(&page, &mut [0]), None);
 
         let mut front = FrontRing::init(&page, layout);
         page.store_u32(8, 1);
-        assert_eq!(
-            front.look(&page),
-            Err(RingError::IndexJump { from: 0, to: 1 })
-        );
+        assert_eq!(front.look(&page), Err(RingError::IndexJump { from: 0, to: 1 }));
     }
 
     #[test]
@@ -565,14 +537,8 @@ mod tests {
         assert_eq!(exact.take(&page, &mut byte), Some(2));
         assert_eq!(&byte, b"c");
 
-        assert!(
-            BackRing::attach_at(&page, layout, 4, 1).is_err(),
-            "never requested"
-        );
-        assert!(
-            BackRing::attach_at(&page, layout, 1, 2).is_err(),
-            "never consumed"
-        );
+        assert!(BackRing::attach_at(&page, layout, 4, 1).is_err(), "never requested");
+        assert!(BackRing::attach_at(&page, layout, 1, 2).is_err(), "never consumed");
         page.store_u32(0, 9);
         assert!(BackRing::attach(&page, layout).is_err());
     }

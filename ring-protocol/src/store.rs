@@ -71,10 +71,7 @@ impl Server {
     pub fn attach<P: SharedPage>(page: &P) -> Result<Self, BadIndices> {
         let requests = Reader::attach(REQUESTS, page)?;
         let responses = Writer::attach(RESPONSES, page)?;
-        Ok(Self {
-            requests,
-            responses,
-        })
+        Ok(Self { requests, responses })
     }
 
     /// Whether the guest asks for a new start. The answer is a new [`introduce`](Self::introduce).
@@ -105,10 +102,7 @@ impl Client {
     pub fn attach<P: SharedPage>(page: &P) -> Result<Self, BadIndices> {
         let requests = Writer::attach(REQUESTS, page)?;
         let responses = Reader::attach(RESPONSES, page)?;
-        Ok(Self {
-            requests,
-            responses,
-        })
+        Ok(Self { requests, responses })
     }
 }
 

@@ -63,10 +63,7 @@ fn a_back_end_takes_only_what_fits_whatever_the_front_end_writes() {
         let (mut taken, mut answered) = (0u32, 0u32);
         let mut broken = false;
         for _ in 0..60 {
-            page.store_u32(
-                random.below(4) as usize * 4,
-                random.index(start.wrapping_add(taken)),
-            );
+            page.store_u32(random.below(4) as usize * 4, random.index(start.wrapping_add(taken)));
             let before = page.load_u32(0);
             match back.look(&page) {
                 Ok(waiting) => {
@@ -139,11 +136,7 @@ fn honest_ends_lose_and_invent_nothing() {
             match random.below(6) {
                 0 => {
                     let request = random.next();
-                    if front
-                        .submit(&page, &request.to_le_bytes())
-                        .unwrap()
-                        .is_some()
-                    {
+                    if front.submit(&page, &request.to_le_bytes()).unwrap().is_some() {
                         expected_requests.push_back(request);
                     } else {
                         assert_eq!(front.room(), 0);
@@ -201,12 +194,7 @@ fn a_byte_ring_survives_any_indices_and_touches_only_its_bytes() {
         }
         let mut around = [0; 128];
         page.read(0, &mut around);
-        assert!(
-            around[..16]
-                .iter()
-                .chain(&around[56..])
-                .all(|byte| *byte == 0)
-        );
+        assert!(around[..16].iter().chain(&around[56..]).all(|byte| *byte == 0));
     }
 }
 
@@ -221,9 +209,7 @@ fn a_byte_ring_is_a_stream() {
     let mut writer = Writer::attach(ring, &page).unwrap();
     let (mut sent, mut received) = (0u8, 0u8);
     for _ in 0..20_000 {
-        let chunk: Vec<u8> = (0..random.below(90))
-            .map(|i| sent.wrapping_add(i as u8))
-            .collect();
+        let chunk: Vec<u8> = (0..random.below(90)).map(|i| sent.wrapping_add(i as u8)).collect();
         sent = sent.wrapping_add(writer.write(&page, &chunk).unwrap() as u8);
         let mut buffer = vec![0; random.below(90) as usize];
         let count = reader.read(&page, &mut buffer).unwrap();

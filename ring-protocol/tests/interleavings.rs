@@ -36,10 +36,7 @@ impl SharedPage for LoomPage {
     }
     fn write(&self, offset: usize, from: &[u8]) {
         for (word, bytes) in self.0[offset / 4..].iter().zip(from.chunks_exact(4)) {
-            word.store(
-                u32::from_le_bytes(bytes.try_into().unwrap()),
-                Ordering::Relaxed,
-            );
+            word.store(u32::from_le_bytes(bytes.try_into().unwrap()), Ordering::Relaxed);
         }
     }
     fn fence(&self) {
@@ -80,11 +77,7 @@ fn no_wakeup_is_lost() {
         assert_eq!(taken, [10, 11][..taken.len()]);
         // The back end sleeps now. The push it did not see must have woken it.
         if let Some(missed) = notified.get(taken.len()) {
-            assert!(
-                missed,
-                "asleep after {} of {PUSHES}, nobody notified",
-                taken.len()
-            );
+            assert!(missed, "asleep after {} of {PUSHES}, nobody notified", taken.len());
         }
     });
 }

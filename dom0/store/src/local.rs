@@ -155,7 +155,8 @@ impl Session<'_> {
         self.store.ask(self.id, Request::Unwatch(watch)).map(drop)
     }
 
-    /// The oldest event not fetched yet.
+    /// The oldest event not fetched yet. After more than a queue full of them, a watch reports its
+    /// own path instead of each change: then look at everything below it.
     pub fn next_event(&mut self) -> Option<WatchEvent> {
         let connection = self.store.connections.get_mut(&self.id)?;
         connection.outbox.next_event(&self.store.quotas)

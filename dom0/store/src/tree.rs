@@ -58,7 +58,7 @@ impl Node {
 pub struct Usage {
     /// Number of nodes.
     pub nodes: usize,
-    /// Bytes, as [`Node::cost`] counts them.
+    /// Bytes: paths, values, names of children, permissions, and a little for each node.
     pub bytes: usize,
 }
 
