@@ -6,12 +6,7 @@ fn main() {
     }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/link.ld");
     println!("cargo::rerun-if-changed={script}");
-    for argument in [
-        &*format!("-T{script}"),
-        "--no-pie",
-        "-zmax-page-size=0x1000",
-        "--build-id=none",
-    ] {
+    for argument in [&*format!("-T{script}"), "--no-pie", "-zmax-page-size=0x1000", "--build-id=none"] {
         println!("cargo::rustc-link-arg-bins={argument}");
     }
 }

@@ -73,10 +73,6 @@ impl Errno {
     /// The error the hypervisor answered; a number this list lacks reads as [`Errno::Inval`].
     pub fn from_rax(rax: u64) -> Result<u64, Self> {
         let negated = rax.wrapping_neg();
-        if (1..=4095).contains(&negated) {
-            Err(Self::from_number(negated).unwrap_or(Self::Inval))
-        } else {
-            Ok(rax)
-        }
+        if (1..=4095).contains(&negated) { Err(Self::from_number(negated).unwrap_or(Self::Inval)) } else { Ok(rax) }
     }
 }

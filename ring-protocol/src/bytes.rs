@@ -37,10 +37,7 @@ pub struct BadIndices {
 impl fmt::Display for BadIndices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cons, prod, size } = self;
-        write!(
-            f,
-            "ring indices cons={cons:#x} prod={prod:#x} span more than {size} bytes"
-        )
+        write!(f, "ring indices cons={cons:#x} prod={prod:#x} span more than {size} bytes")
     }
 }
 
@@ -255,23 +252,9 @@ mod tests {
         let mut writer = Writer::attach(RING, &page).unwrap();
         let mut reader = Reader::attach(RING, &page).unwrap();
         page.store_u32(12, 9);
-        assert_eq!(
-            reader.read(&page, &mut [0; 4]),
-            Err(BadIndices {
-                cons: 0,
-                prod: 9,
-                size: 8
-            })
-        );
+        assert_eq!(reader.read(&page, &mut [0; 4]), Err(BadIndices { cons: 0, prod: 9, size: 8 }));
         page.store_u32(8, 1);
-        assert_eq!(
-            writer.write(&page, b"a"),
-            Err(BadIndices {
-                cons: 1,
-                prod: 0,
-                size: 8
-            })
-        );
+        assert_eq!(writer.write(&page, b"a"), Err(BadIndices { cons: 1, prod: 0, size: 8 }));
         assert!(Reader::attach(RING, &page).is_ok(), "cons 1, prod 9 is a full ring");
         page.store_u32(8, 0);
         assert!(Reader::attach(RING, &page).is_err());

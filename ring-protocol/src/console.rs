@@ -59,10 +59,7 @@ impl FrontEnd {
     /// # Errors
     /// The indices of one direction contradict each other.
     pub fn attach<P: SharedPage>(page: &P) -> Result<Self, BadIndices> {
-        Ok(Self {
-            output: Writer::attach(OUTPUT, page)?,
-            input: Reader::attach(INPUT, page)?,
-        })
+        Ok(Self { output: Writer::attach(OUTPUT, page)?, input: Reader::attach(INPUT, page)? })
     }
 }
 

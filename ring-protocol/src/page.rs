@@ -65,9 +65,7 @@ impl<const WORDS: usize> WordPage<WORDS> {
     /// A page of zeroes.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            words: [const { AtomicU32::new(0) }; WORDS],
-        }
+        Self { words: [const { AtomicU32::new(0) }; WORDS] }
     }
 
     fn word(&self, offset: usize) -> Option<&AtomicU32> {

@@ -85,10 +85,7 @@ impl Layout {
         let room = ring_bytes.saturating_sub(SLOTS).checked_div(entry_bytes).unwrap_or(0);
         let fit = u32::try_from(room).unwrap_or(u32::MAX / 2);
         match fit.checked_ilog2() {
-            Some(log) => Ok(Self {
-                entries: 1 << log,
-                entry_bytes,
-            }),
+            Some(log) => Ok(Self { entries: 1 << log, entry_bytes }),
             None => Err(RingError::NoSlots),
         }
     }
@@ -140,11 +137,7 @@ struct Incoming {
 
 impl Incoming {
     const fn at(cons: u32) -> Self {
-        Self {
-            cons,
-            seen: cons,
-            broken: None,
-        }
+        Self { cons, seen: cons, broken: None }
     }
 
     /// Checks a new snapshot of the peer's index. `base` is the oldest entry whose slot is still
@@ -156,11 +149,7 @@ impl Incoming {
         let seen = self.seen;
         let checked = window.and_then(|window| {
             let went_back = window.pending() < seen.wrapping_sub(base);
-            if went_back {
-                Err(RingError::WentBack { seen, now })
-            } else {
-                Ok(())
-            }
+            if went_back { Err(RingError::WentBack { seen, now }) } else { Ok(()) }
         });
         match checked {
             Ok(()) => self.seen = now,
@@ -189,10 +178,7 @@ struct Outgoing {
 
 impl Outgoing {
     const fn at(index: u32) -> Self {
-        Self {
-            prepared: index,
-            published: index,
-        }
+        Self { prepared: index, published: index }
     }
 
     /// Publishes what is prepared; true when the peer asked to be woken within that step.
@@ -241,23 +227,13 @@ impl BackRing {
         let taken = layout.window(published, consumed)?.pending();
         let done = layout.window(published, answered)?.pending();
         if taken > all {
-            return Err(RingError::IndexJump {
-                from: consumed,
-                to: requested,
-            });
+            return Err(RingError::IndexJump { from: consumed, to: requested });
         }
         if done > taken {
             return Err(RingError::NothingToAnswer);
         }
-        let responses = Outgoing {
-            prepared: answered,
-            published,
-        };
-        Ok(Self {
-            layout,
-            requests: Incoming::at(consumed),
-            responses,
-        })
+        let responses = Outgoing { prepared: answered, published };
+        Ok(Self { layout, requests: Incoming::at(consumed), responses })
     }
 
     /// Takes a new snapshot of the requests; says how many wait.
@@ -345,11 +321,7 @@ impl FrontRing {
         page.store_u32(RESPONSES, 0);
         page.store_u32(REQUEST_EVENT, 1);
         page.store_u32(RESPONSE_EVENT, 1);
-        Self {
-            layout,
-            requests: Outgoing::at(0),
-            responses: Incoming::at(0),
-        }
+        Self { layout, requests: Outgoing::at(0), responses: Incoming::at(0) }
     }
 
     /// How many requests can be submitted now.
@@ -388,11 +360,7 @@ impl FrontRing {
         let asked = self.requests.published.wrapping_sub(from);
         let window = self.layout.window(from, now).and_then(|window| {
             let unasked = window.pending() > asked;
-            if unasked {
-                Err(RingError::IndexJump { from, to: now })
-            } else {
-                Ok(window)
-            }
+            if unasked { Err(RingError::IndexJump { from, to: now }) } else { Ok(window) }
         });
         self.responses.look(from, now, window)
     }

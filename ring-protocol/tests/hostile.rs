@@ -1,9 +1,6 @@
 //! Peers that write whatever they like, and peers that keep the rules, at random.
 
-#![allow(
-    clippy::cast_possible_truncation,
-    reason = "random numbers are cut to size on purpose"
-)]
+#![allow(clippy::cast_possible_truncation, reason = "random numbers are cut to size on purpose")]
 use std::collections::VecDeque;
 
 use ring_protocol::bytes::{ByteRing, Reader, Writer};
@@ -36,15 +33,10 @@ impl Random {
 }
 
 fn seed() -> u64 {
-    let seed = std::env::var("SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_else(|| {
-            let now = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .unwrap();
-            now.as_nanos() as u64
-        });
+    let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        now.as_nanos() as u64
+    });
     println!("SEED={seed}");
     seed
 }
@@ -111,10 +103,7 @@ fn a_front_end_takes_only_answers_it_asked_for() {
             while front.take(&page, &mut [0; 8]).is_some() {
                 taken += 1;
             }
-            assert!(
-                taken <= asked && asked - taken <= 4,
-                "{taken} answers to {asked} requests"
-            );
+            assert!(taken <= asked && asked - taken <= 4, "{taken} answers to {asked} requests");
             let _ = front.rearm(&page, random.below(5) as u32);
         }
     }

@@ -214,10 +214,7 @@ pub fn decode(code: &Code, registers: &Registers, bases: SegmentBases) -> Option
     } else {
         one_byte(opcode, &mut code, &prefixes, registers)?
     };
-    Some(Decoded {
-        instruction,
-        length: code.at as u64,
-    })
+    Some(Decoded { instruction, length: code.at as u64 })
 }
 
 fn one_byte(opcode: u8, code: &mut Code, prefixes: &Prefixes, registers: &Registers) -> Option<Instruction> {
@@ -230,22 +227,10 @@ fn one_byte(opcode: u8, code: &mut Code, prefixes: &Prefixes, registers: &Regist
     Some(match opcode {
         0xfa => Instruction::Cli,
         0xfb => Instruction::Sti,
-        0xe4 | 0xe5 => Instruction::In(PortAccess {
-            port: Some(code.next()?),
-            size: port_size(opcode),
-        }),
-        0xec | 0xed => Instruction::In(PortAccess {
-            port: None,
-            size: port_size(opcode),
-        }),
-        0xe6 | 0xe7 => Instruction::Out(PortAccess {
-            port: Some(code.next()?),
-            size: port_size(opcode),
-        }),
-        0xee | 0xef => Instruction::Out(PortAccess {
-            port: None,
-            size: port_size(opcode),
-        }),
+        0xe4 | 0xe5 => Instruction::In(PortAccess { port: Some(code.next()?), size: port_size(opcode) }),
+        0xec | 0xed => Instruction::In(PortAccess { port: None, size: port_size(opcode) }),
+        0xe6 | 0xe7 => Instruction::Out(PortAccess { port: Some(code.next()?), size: port_size(opcode) }),
+        0xee | 0xef => Instruction::Out(PortAccess { port: None, size: port_size(opcode) }),
         0xcd => Instruction::Int(code.next()?),
         0x08 | 0x09 => write(Change::Or, wide(opcode), None, code, prefixes, registers)?,
         0x20 | 0x21 => write(Change::And, wide(opcode), None, code, prefixes, registers)?,
@@ -254,25 +239,11 @@ fn one_byte(opcode: u8, code: &mut Code, prefixes: &Prefixes, registers: &Regist
         0x80 | 0x81 | 0x83 => {
             let size = wide(opcode);
             let constant = if opcode == 0x81 { size.min(4) } else { 1 };
-            write(
-                Change::And,
-                size,
-                Some((constant, &[(1, Change::Or), (4, Change::And)])),
-                code,
-                prefixes,
-                registers,
-            )?
+            write(Change::And, size, Some((constant, &[(1, Change::Or), (4, Change::And)])), code, prefixes, registers)?
         }
         0xc6 | 0xc7 => {
             let size = wide(opcode);
-            write(
-                Change::Mov,
-                size,
-                Some((size.min(4), &[(0, Change::Mov)])),
-                code,
-                prefixes,
-                registers,
-            )?
+            write(Change::Mov, size, Some((size.min(4), &[(0, Change::Mov)])), code, prefixes, registers)?
         }
         _ => return None,
     })
@@ -289,22 +260,10 @@ fn two_bytes(opcode: u8, code: &mut Code, prefixes: &Prefixes, registers: &Regis
             let special = modrm >> 3 & 7 | prefixes.rex_bit(2) << 3;
             let general = modrm & 7 | prefixes.rex_bit(0) << 3;
             match opcode {
-                0x20 => Instruction::FromControl {
-                    control: special,
-                    to: general,
-                },
-                0x21 => Instruction::FromDebug {
-                    debug: special,
-                    to: general,
-                },
-                0x22 => Instruction::ToControl {
-                    control: special,
-                    from: general,
-                },
-                _ => Instruction::ToDebug {
-                    debug: special,
-                    from: general,
-                },
+                0x20 => Instruction::FromControl { control: special, to: general },
+                0x21 => Instruction::FromDebug { debug: special, to: general },
+                0x22 => Instruction::ToControl { control: special, from: general },
+                _ => Instruction::ToDebug { debug: special, from: general },
             }
         }
         0x30 => Instruction::Wrmsr,
@@ -312,14 +271,7 @@ fn two_bytes(opcode: u8, code: &mut Code, prefixes: &Prefixes, registers: &Regis
         0xa2 => Instruction::Cpuid,
         0xab => write(Change::Bts, size, None, code, prefixes, registers)?,
         0xb3 => write(Change::Btr, size, None, code, prefixes, registers)?,
-        0xba => write(
-            Change::Bts,
-            size,
-            Some((1, &[(5, Change::Bts), (6, Change::Btr)])),
-            code,
-            prefixes,
-            registers,
-        )?,
+        0xba => write(Change::Bts, size, Some((1, &[(5, Change::Bts), (6, Change::Btr)])), code, prefixes, registers)?,
         0xb0 => write(Change::CmpXchg, 1, None, code, prefixes, registers)?,
         0xb1 => write(Change::CmpXchg, size, None, code, prefixes, registers)?,
         _ => return None,
@@ -359,9 +311,7 @@ fn write(
                 Change::Bts | Change::Btr => {
                     let bit = sign_extend(truncate(registers.general(register), size), size);
                     let shift = u32::from(size).trailing_zeros() + 3;
-                    let unit = (bit.cast_signed() >> shift)
-                        .cast_unsigned()
-                        .wrapping_mul(u64::from(size));
+                    let unit = (bit.cast_signed() >> shift).cast_unsigned().wrapping_mul(u64::from(size));
                     (Source::Constant(bit & (u64::from(size) * 8 - 1)), unit)
                 }
                 _ => (Source::Register(register), 0),
@@ -392,16 +342,8 @@ fn effective_address(modrm: u8, tail: u8, code: &mut Code, prefixes: &Prefixes, 
             let sib = code.next()?;
             let index = sib >> 3 & 7 | prefixes.rex_bit(1) << 3;
             let base = sib & 7 | prefixes.rex_bit(0) << 3;
-            let scaled = if index == 4 {
-                0
-            } else {
-                registers.general(index) << (sib >> 6)
-            };
-            let base = if sib & 7 == 5 && mode == 0 {
-                code.signed(4)?
-            } else {
-                registers.general(base)
-            };
+            let scaled = if index == 4 { 0 } else { registers.general(index) << (sib >> 6) };
+            let base = if sib & 7 == 5 && mode == 0 { code.signed(4)? } else { registers.general(base) };
             base.wrapping_add(scaled)
         }
         _ => registers.general(rm | prefixes.rex_bit(0) << 3),
@@ -411,21 +353,13 @@ fn effective_address(modrm: u8, tail: u8, code: &mut Code, prefixes: &Prefixes, 
         2 => address.wrapping_add(code.signed(4)?),
         _ => address,
     };
-    Some(if prefixes.address32 {
-        address & 0xffff_ffff
-    } else {
-        address
-    })
+    Some(if prefixes.address32 { address & 0xffff_ffff } else { address })
 }
 
 /// The low `size` bytes of a value.
 #[must_use]
 pub fn truncate(value: u64, size: u8) -> u64 {
-    if size >= 8 {
-        value
-    } else {
-        value & ((1 << (u32::from(size) * 8)) - 1)
-    }
+    if size >= 8 { value } else { value & ((1 << (u32::from(size) * 8)) - 1) }
 }
 
 fn sign_extend(value: u64, size: u8) -> u64 {
@@ -456,58 +390,27 @@ mod tests {
     use super::*;
 
     fn write_of(bytes: &[u8], registers: &Registers) -> (Change, u64, u8, Source, u64) {
-        let bases = SegmentBases {
-            fs: 0x1000_0000,
-            gs: 0x2000_0000,
-        };
+        let bases = SegmentBases { fs: 0x1000_0000, gs: 0x2000_0000 };
         let decoded = decode(&Code::new(bytes), registers, bases).expect("decodes");
         match decoded.instruction {
-            Instruction::Write {
-                change,
-                address,
-                size,
-                source,
-                ..
-            } => (change, address, size, source, decoded.length),
+            Instruction::Write { change, address, size, source, .. } => (change, address, size, source, decoded.length),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn the_forms_linux_writes_page_tables_with() {
-        let r = Registers {
-            rbx: 0x5000,
-            rdx: 0x6000,
-            rdi: 0x7000,
-            rip: 0x100,
-            r9: 0x9000,
-            rcx: 70,
-            ..Default::default()
-        };
-        assert_eq!(
-            write_of(&[0x48, 0x89, 0x2b], &r),
-            (Change::Mov, 0x5000, 8, Source::Register(5), 3)
-        );
+        let r =
+            Registers { rbx: 0x5000, rdx: 0x6000, rdi: 0x7000, rip: 0x100, r9: 0x9000, rcx: 70, ..Default::default() };
+        assert_eq!(write_of(&[0x48, 0x89, 0x2b], &r), (Change::Mov, 0x5000, 8, Source::Register(5), 3));
         assert_eq!(
             write_of(&[0x48, 0x89, 0x34, 0xda], &r),
             (Change::Mov, 0x6000 + 8 * 0x5000, 8, Source::Register(6), 4)
         );
-        assert_eq!(
-            write_of(&[0x48, 0x87, 0x07], &r),
-            (Change::Xchg, 0x7000, 8, Source::Register(0), 3)
-        );
-        assert_eq!(
-            write_of(&[0xf0, 0x80, 0x27, 0xfd], &r),
-            (Change::And, 0x7000, 1, Source::Constant(!2), 4)
-        );
-        assert_eq!(
-            write_of(&[0xf0, 0x48, 0x0f, 0xb1, 0x17], &r),
-            (Change::CmpXchg, 0x7000, 8, Source::Register(2), 5)
-        );
-        assert_eq!(
-            write_of(&[0xf0, 0x48, 0x0f, 0xba, 0x37, 5], &r),
-            (Change::Btr, 0x7000, 8, Source::Constant(5), 6)
-        );
+        assert_eq!(write_of(&[0x48, 0x87, 0x07], &r), (Change::Xchg, 0x7000, 8, Source::Register(0), 3));
+        assert_eq!(write_of(&[0xf0, 0x80, 0x27, 0xfd], &r), (Change::And, 0x7000, 1, Source::Constant(!2), 4));
+        assert_eq!(write_of(&[0xf0, 0x48, 0x0f, 0xb1, 0x17], &r), (Change::CmpXchg, 0x7000, 8, Source::Register(2), 5));
+        assert_eq!(write_of(&[0xf0, 0x48, 0x0f, 0xba, 0x37, 5], &r), (Change::Btr, 0x7000, 8, Source::Constant(5), 6));
         assert_eq!(
             write_of(&[0x48, 0xc7, 0x05, 0x10, 0, 0, 0, 1, 0, 0, 0], &r),
             (Change::Mov, 0x100 + 11 + 0x10, 8, Source::Constant(1), 11)
@@ -516,14 +419,8 @@ mod tests {
             write_of(&[0x65, 0x49, 0x89, 0x41, 0xf8], &r),
             (Change::Mov, 0x2000_8ff8, 8, Source::Register(0), 5)
         );
-        assert_eq!(
-            write_of(&[0x48, 0x0f, 0xab, 0x0f], &r),
-            (Change::Bts, 0x7008, 8, Source::Constant(6), 4)
-        );
-        assert_eq!(
-            write_of(&[0x83, 0x0f, 0xff], &r),
-            (Change::Or, 0x7000, 4, Source::Constant(u64::MAX), 3)
-        );
+        assert_eq!(write_of(&[0x48, 0x0f, 0xab, 0x0f], &r), (Change::Bts, 0x7008, 8, Source::Constant(6), 4));
+        assert_eq!(write_of(&[0x83, 0x0f, 0xff], &r), (Change::Or, 0x7000, 4, Source::Constant(u64::MAX), 3));
     }
 
     #[test]
@@ -532,18 +429,9 @@ mod tests {
             decode(&Code::new(bytes), &Registers::default(), SegmentBases::default()).map(|d| (d.instruction, d.length))
         };
         assert_eq!(one(&[0xfa]), Some((Instruction::Cli, 1)));
-        assert_eq!(
-            one(&[0x0f, 0x20, 0xd0]),
-            Some((Instruction::FromControl { control: 2, to: 0 }, 3))
-        );
-        assert_eq!(
-            one(&[0x41, 0x0f, 0x22, 0xe4]),
-            Some((Instruction::ToControl { control: 4, from: 12 }, 4))
-        );
-        assert_eq!(
-            one(&[0x66, 0xef]),
-            Some((Instruction::Out(PortAccess { port: None, size: 2 }), 2))
-        );
+        assert_eq!(one(&[0x0f, 0x20, 0xd0]), Some((Instruction::FromControl { control: 2, to: 0 }, 3)));
+        assert_eq!(one(&[0x41, 0x0f, 0x22, 0xe4]), Some((Instruction::ToControl { control: 4, from: 12 }, 4)));
+        assert_eq!(one(&[0x66, 0xef]), Some((Instruction::Out(PortAccess { port: None, size: 2 }), 2)));
         assert_eq!(one(&[0x0f, 0x01, 0xd1]), Some((Instruction::Xsetbv, 3)));
         assert_eq!(one(&[0x0f, 0x01, 0xd0]), None);
         assert_eq!(one(&[0x66, 0xcd, 0x20]), Some((Instruction::Int(0x20), 3)));
@@ -564,11 +452,7 @@ mod tests {
                 *byte = seed.to_le_bytes()[3];
             }
             let length = (seed % 16) as usize;
-            let registers = Registers {
-                rax: seed,
-                rbx: !seed,
-                ..Default::default()
-            };
+            let registers = Registers { rax: seed, rbx: !seed, ..Default::default() };
             let used = bytes.get(..length).unwrap_or(&bytes);
             if let Some(decoded) = decode(&Code::new(used), &registers, SegmentBases::default()) {
                 known += 1;

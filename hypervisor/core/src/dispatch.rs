@@ -73,11 +73,7 @@ impl Call {
 pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let Some(mut call) = ctx.own.call.take() else { return };
     if call.multicall.is_none() && Hypercall::from_number(call.number) == Some(Hypercall::Multicall) {
-        call.multicall = Some(Multicall {
-            at: call.args[0],
-            left: call.args[1],
-            running: false,
-        });
+        call.multicall = Some(Multicall { at: call.args[0], left: call.args[1], running: false });
     }
     let progress = match call.multicall {
         None => finish(execute(ctx, &mut call)),
@@ -150,11 +146,7 @@ fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multic
             list.running = true;
         }
         let nested = Hypercall::from_number(call.number) == Some(Hypercall::Multicall);
-        let progress = if nested {
-            Progress::Done(Errno::Inval.to_rax())
-        } else {
-            finish(execute(ctx, call))
-        };
+        let progress = if nested { Progress::Done(Errno::Inval.to_rax()) } else { finish(execute(ctx, call)) };
         match progress {
             Progress::More => {
                 call.multicall = Some(list);

@@ -41,11 +41,7 @@ fn fetch<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Code> {
     let here = bytes.len().min(crate::addr::PAGE_SIZE - at.offset());
     let (first, rest) = bytes.split_at_mut_checked(here)?;
     view.read_bytes(at, first).ok()?;
-    let length = if view.read_bytes(at.plus(here as u64), rest).is_ok() {
-        15
-    } else {
-        here
-    };
+    let length = if view.read_bytes(at.plus(here as u64), rest).is_ok() { 15 } else { here };
     Some(Code::new(bytes.get(..length)?))
 }
 
@@ -71,10 +67,7 @@ fn decode_here<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Decoded> {
     if !long_mode(ctx) {
         return None;
     }
-    let bases = SegmentBases {
-        fs: ctx.m.fs_base(),
-        gs: ctx.m.gs_base(),
-    };
+    let bases = SegmentBases { fs: ctx.m.fs_base(), gs: ctx.m.gs_base() };
     decode::decode(&fetch(ctx)?, &ctx.own.regs, bases)
 }
 
@@ -87,10 +80,7 @@ fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) {
         if let Some(dr6) = ctx.own.debug.get_mut(6) {
             *dr6 |= DR6_STEP;
         }
-        ctx.own.trap = Some(Trap {
-            vector: DEBUG,
-            error: None,
-        });
+        ctx.own.trap = Some(Trap { vector: DEBUG, error: None });
     }
 }
 
@@ -109,11 +99,7 @@ pub fn forced_cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
 
 fn cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let khz = ctx.m.tsc_khz();
-    let view = policy::View {
-        xcr0: ctx.own.xcr0,
-        tsc_khz: khz,
-        tsc_scale: time::scale(khz),
-    };
+    let view = policy::View { xcr0: ctx.own.xcr0, tsc_khz: khz, tsc_scale: time::scale(khz) };
     let [leaf, subleaf] = [ctx.own.regs.rax, ctx.own.regs.rcx].map(low32);
     let [a, b, c, d] = policy::cpuid(ctx.m, leaf, subleaf, &view).map(u64::from);
     let regs = &mut ctx.own.regs;
@@ -127,11 +113,7 @@ pub fn software_interrupt<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8) -> bool 
     if trap::gate(ctx, vector).address == 0 || trap::gate_privilege(ctx, vector) < caller {
         return false;
     }
-    let Some(Decoded {
-        instruction: Instruction::Int(n),
-        length,
-    }) = decode_here(ctx)
-    else {
+    let Some(Decoded { instruction: Instruction::Int(n), length }) = decode_here(ctx) else {
         return false;
     };
     if n != vector {
@@ -150,9 +132,7 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
     let kernel = ctx.own.kernel_mode;
     let done = match instruction {
         Instruction::Cli | Instruction::Sti => has_iopl(ctx),
-        Instruction::In(access) => port_access(ctx, access)
-            .map(|port| read_port(ctx, port, access.size))
-            .is_some(),
+        Instruction::In(access) => port_access(ctx, access).map(|port| read_port(ctx, port, access.size)).is_some(),
         Instruction::Out(access) => port_access(ctx, access).is_some(),
         Instruction::FromControl { control, to } if kernel => from_control(ctx, control, to),
         Instruction::ToControl { control, from } if kernel => to_control(ctx, control, from),
@@ -364,14 +344,7 @@ fn write_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
 /// one entry (ABI core 4.7). False: an ordinary page fault.
 pub fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> bool {
     let Some(Decoded {
-        instruction:
-            Instruction::Write {
-                change,
-                address: operand,
-                size,
-                source,
-                legacy_bytes,
-            },
+        instruction: Instruction::Write { change, address: operand, size, source, legacy_bytes },
         length,
     }) = decode_here(ctx)
     else {
@@ -416,11 +389,7 @@ fn set_register<M: Machine>(ctx: &mut Ctx<'_, M>, number: u8, size: u8, legacy_b
     let high_byte = size == 1 && legacy_bytes && (4..8).contains(&number);
     let (number, shift) = if high_byte { (number - 4, 8) } else { (number, 0) };
     let slot = ctx.own.regs.general_mut(number);
-    let field = if size == 4 {
-        u64::MAX
-    } else {
-        decode::truncate(u64::MAX, size) << shift
-    };
+    let field = if size == 4 { u64::MAX } else { decode::truncate(u64::MAX, size) << shift };
     *slot = *slot & !field | decode::truncate(value, size) << shift;
 }
 

@@ -39,11 +39,8 @@ pub fn memory_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Result<Pr
             ctx.controlled(id)?.max_pages.load(Ordering::Relaxed)
         }
         MemoryOp::MachphysMapping => {
-            let mapping = MachphysMapping {
-                v_start: M2P_START,
-                v_end: M2P_END,
-                max_mfn: ctx.m.frame_limit().saturating_sub(1),
-            };
+            let mapping =
+                MachphysMapping { v_start: M2P_START, v_end: M2P_END, max_mfn: ctx.m.frame_limit().saturating_sub(1) };
             ctx.write(arg, &mapping)?;
             0
         }
@@ -53,11 +50,7 @@ pub fn memory_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Result<Pr
                 return Err(Errno::Inval);
             }
             let pages = ctx.domain.max_pages.load(Ordering::Relaxed);
-            let entry = E820Entry {
-                address: 0,
-                size: pages << crate::addr::PAGE_SHIFT,
-                kind: E820_RAM,
-            };
+            let entry = E820Entry { address: 0, size: pages << crate::addr::PAGE_SHIFT, kind: E820_RAM };
             ctx.write(map.buffer, &entry)?;
             map.nr_entries = 1;
             ctx.write(arg, &map)?;
@@ -100,21 +93,14 @@ fn reservation<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, op: MemoryOp, 
         }
     }
     call.done = last;
-    if last == wanted.nr_extents {
-        Progress::Done(last)
-    } else {
-        Progress::More
-    }
+    if last == wanted.nr_extents { Progress::Done(last) } else { Progress::More }
 }
 
 fn decrease<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain, slot: u64, order: u32) -> Result<(), Errno> {
     let first: u64 = ctx.read(slot)?;
     for n in 0..1u64 << order {
         let frame = first.checked_add(n).and_then(Frame::new).ok_or(Errno::Inval)?;
-        ctx.world
-            .frames
-            .give_back(ctx.m, frame, domain.id())
-            .map_err(|_| Errno::Inval)?;
+        ctx.world.frames.give_back(ctx.m, frame, domain.id()).map_err(|_| Errno::Inval)?;
         domain.pages.fetch_sub(1, Ordering::Relaxed);
     }
     Ok(())
@@ -151,9 +137,5 @@ fn give<M: Machine>(ctx: &Ctx<'_, M>, id: DomainId, page: u64, order: u32) -> Re
 fn reserve(domain: &Domain, count: u64) -> Result<(), Errno> {
     let limit = domain.max_pages.load(Ordering::Relaxed);
     let step = |pages: u64| pages.checked_add(count).filter(|pages| *pages <= limit);
-    domain
-        .pages
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, step)
-        .map(|_| ())
-        .map_err(|_| Errno::NoMem)
+    domain.pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).map(|_| ()).map_err(|_| Errno::NoMem)
 }

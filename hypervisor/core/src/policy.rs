@@ -139,12 +139,7 @@ fn xsave_leaf<M: CpuState>(m: &M, subleaf: u32, [a, b, c, _]: [u32; 4], xcr0: u6
         return [0; 4];
     }
     match subleaf {
-        0 => [
-            (allowed & 0xffff_ffff) as u32,
-            area_size(m, xcr0),
-            area_size(m, allowed),
-            0,
-        ],
+        0 => [(allowed & 0xffff_ffff) as u32, area_size(m, xcr0), area_size(m, allowed), 0],
         1 => [a & XSAVE_EXTRAS, 0, 0, 0],
         2..=62 if allowed >> subleaf & 1 != 0 => [a, b, c & 2, 0],
         _ => [0; 4],
@@ -154,12 +149,10 @@ fn xsave_leaf<M: CpuState>(m: &M, subleaf: u32, [a, b, c, _]: [u32; 4], xcr0: u6
 /// Bytes of a standard XSAVE area with these components.
 fn area_size<M: CpuState>(m: &M, components: u64) -> u32 {
     let legacy_and_header = 512 + 64;
-    (2..8)
-        .filter(|n| components >> n & 1 != 0)
-        .fold(legacy_and_header, |size, n| {
-            let [bytes, offset, ..] = m.cpuid(0xd, n);
-            size.max(offset.saturating_add(bytes))
-        })
+    (2..8).filter(|n| components >> n & 1 != 0).fold(legacy_and_header, |size, n| {
+        let [bytes, offset, ..] = m.cpuid(0xd, n);
+        size.max(offset.saturating_add(bytes))
+    })
 }
 
 fn hypervisor_leaf(leaf: u32, subleaf: u32, view: &View) -> [u32; 4] {

@@ -37,11 +37,7 @@ pub fn record(version: u32, khz: u64, tsc_origin: u64) -> TimeInfo {
 #[must_use]
 pub fn nanoseconds(delta: u64, (mul, shift): (u32, i8)) -> u64 {
     let delta = u128::from(delta);
-    let shifted = if shift < 0 {
-        delta >> shift.unsigned_abs()
-    } else {
-        delta << shift.unsigned_abs()
-    };
+    let shifted = if shift < 0 { delta >> shift.unsigned_abs() } else { delta << shift.unsigned_abs() };
     u64::try_from((shifted * u128::from(mul)) >> 32).unwrap_or(u64::MAX)
 }
 
@@ -51,9 +47,7 @@ mod tests {
 
     #[test]
     fn scales_are_exact_to_a_part_in_a_million() {
-        for khz in [
-            1_000, 32_768, 999_999, 1_000_000, 1_000_001, 2_400_000, 3_999_999, 6_000_000,
-        ] {
+        for khz in [1_000, 32_768, 999_999, 1_000_000, 1_000_001, 2_400_000, 3_999_999, 6_000_000] {
             let (mul, shift) = scale(khz);
             assert!(mul >= 1 << 31, "{khz}: {mul:#x}");
             let second = nanoseconds(khz * 1000, (mul, shift));

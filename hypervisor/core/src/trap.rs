@@ -87,10 +87,7 @@ fn count<M: Machine>(ctx: &Ctx<'_, M>, which: usize) {
 fn system_call<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler) {
     if handler.address == 0 {
         ctx.own.regs.rip = ctx.own.regs.rip.wrapping_sub(2);
-        ctx.own.trap = Some(Trap {
-            vector: UD,
-            error: None,
-        });
+        ctx.own.trap = Some(Trap { vector: UD, error: None });
         return;
     }
     bounce(ctx, handler, None);
@@ -100,10 +97,7 @@ fn system_call<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler) {
 fn sysenter<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let handler = ctx.own.callbacks.sysenter;
     if handler.address == 0 {
-        ctx.own.trap = Some(Trap {
-            vector: GP,
-            error: Some(0),
-        });
+        ctx.own.trap = Some(Trap { vector: GP, error: Some(0) });
         return;
     }
     let regs = &mut ctx.own.regs;
@@ -135,17 +129,11 @@ fn fault<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8, error: u32, address: u64)
         // The gate of INT 0x80 exists in hardware; without a handler it is as if it did not.
         0x80 if gate(ctx, 0x80).address == 0 => {
             ctx.own.regs.rip = ctx.own.regs.rip.wrapping_sub(2);
-            ctx.own.trap = Some(Trap {
-                vector: GP,
-                error: Some(0x402),
-            });
+            ctx.own.trap = Some(Trap { vector: GP, error: Some(0x402) });
         }
         8 | 10 | 11 | 12 | 17 | 21 => deliver(ctx, Some(error)),
         0 | 3 | 4 | 5 | 16 | 19 | 0x80 => deliver(ctx, None),
-        _ => crash(
-            ctx,
-            format_args!("exception {vector} (error {error:#x}) that no guest can cause"),
-        ),
+        _ => crash(ctx, format_args!("exception {vector} (error {error:#x}) that no guest can cause")),
     }
 }
 
@@ -160,22 +148,14 @@ fn general_protection<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) {
     if error == 0 && emulate::instruction(ctx) {
         return;
     }
-    ctx.own.trap = Some(Trap {
-        vector: GP,
-        error: Some(error),
-    });
+    ctx.own.trap = Some(Trap { vector: GP, error: Some(error) });
 }
 
 /// Going back failed: the guest had a bad CS, SS or RIP. It gets the exception where it wanted to go.
 fn return_fault<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8, error: u32, address: u64) {
     match vector {
         PF => page_fault(ctx, error, address),
-        _ => {
-            ctx.own.trap = Some(Trap {
-                vector,
-                error: Some(error),
-            })
-        }
+        _ => ctx.own.trap = Some(Trap { vector, error: Some(error) }),
     }
 }
 
@@ -193,10 +173,7 @@ fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
         return deliver_page_fault(ctx, error, base.0);
     }
     if let Some(offset) = ctx.m.gdt_offset(address).filter(|_| fetch) {
-        ctx.own.trap = Some(Trap {
-            vector: GP,
-            error: Some(offset & 0xfff8),
-        });
+        ctx.own.trap = Some(Trap { vector: GP, error: Some(offset & 0xfff8) });
         return;
     }
     let writable = ctx.own.kernel_mode && ctx.domain.assisted(Assist::WritablePagetables);
@@ -213,10 +190,7 @@ fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
 fn deliver_page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
     set_cr2(ctx, address);
     let user = if ctx.own.kernel_mode { 0 } else { PF_USER };
-    ctx.own.trap = Some(Trap {
-        vector: PF,
-        error: Some(error & !PF_USER | user),
-    });
+    ctx.own.trap = Some(Trap { vector: PF, error: Some(error & !PF_USER | user) });
 }
 
 /// Sets the guest's CR2, also where it reads it without asking.
@@ -246,10 +220,7 @@ pub fn prepare<M: Machine>(ctx: &mut Ctx<'_, M>) {
         }
     }
     if ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.own.callbacks.event.address != 0 {
-        let handler = Handler {
-            masks_events: true,
-            ..ctx.own.callbacks.event
-        };
+        let handler = Handler { masks_events: true, ..ctx.own.callbacks.event };
         bounce(ctx, handler, None);
     }
 }
@@ -261,10 +232,7 @@ fn exception<M: Machine>(ctx: &mut Ctx<'_, M>, trap: Trap) {
         let error = trap.error.unwrap_or(0);
         return crash(
             ctx,
-            format_args!(
-                "no handler for exception {} (error {error:#x}) at {rip:#x}, cr2 {cr2:#x}",
-                trap.vector
-            ),
+            format_args!("no handler for exception {} (error {error:#x}) at {rip:#x}, cr2 {cr2:#x}", trap.vector),
         );
     }
     bounce(ctx, handler, trap.error);
@@ -276,20 +244,15 @@ pub fn gate<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> Handler {
         return Handler::default();
     };
     let mut info = TrapInfo::new_zeroed();
-    ctx.m
-        .read(frame, usize::from(vector) * size_of::<TrapInfo>(), info.as_mut_bytes());
-    Handler {
-        address: info.address,
-        masks_events: info.flags & TRAP_MASKS_EVENTS != 0,
-    }
+    ctx.m.read(frame, usize::from(vector) * size_of::<TrapInfo>(), info.as_mut_bytes());
+    Handler { address: info.address, masks_events: info.flags & TRAP_MASKS_EVENTS != 0 }
 }
 
 /// The least privileged ring that may raise a vector by INT n.
 pub fn gate_privilege<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> u8 {
     let Some(frame) = ctx.own.traps else { return 0 };
     let mut info = TrapInfo::new_zeroed();
-    ctx.m
-        .read(frame, usize::from(vector) * size_of::<TrapInfo>(), info.as_mut_bytes());
+    ctx.m.read(frame, usize::from(vector) * size_of::<TrapInfo>(), info.as_mut_bytes());
     info.flags & 3
 }
 
@@ -301,11 +264,7 @@ pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<
         return crash(ctx, format_args!("a user fault without a kernel page table"));
     }
     let regs = ctx.own.regs;
-    let (base, cs) = if from_kernel {
-        (regs.rsp, regs.cs & 0xfffc)
-    } else {
-        (ctx.own.kernel_sp, regs.cs & 0xffff)
-    };
+    let (base, cs) = if from_kernel { (regs.rsp, regs.cs & 0xfffc) } else { (ctx.own.kernel_sp, regs.cs & 0xffff) };
     let mut rflags = regs.rflags & !(flags::IF | flags::IOPL);
     if !masked {
         rflags |= flags::IF;
@@ -317,22 +276,13 @@ pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<
     let common = [regs.rip, cs_word, rflags, regs.rsp, regs.ss];
     let mut frame = [0u64; 8];
     let words = if error.is_some() { 8 } else { 7 };
-    let head = [regs.rcx, regs.r11]
-        .into_iter()
-        .chain(error.map(u64::from))
-        .chain(common);
+    let head = [regs.rcx, regs.r11].into_iter().chain(error.map(u64::from)).chain(common);
     frame.iter_mut().zip(head).for_each(|(to, from)| *to = from);
     let sp = (base & !15).wrapping_sub(words * 8);
-    let bytes = frame
-        .as_bytes()
-        .get(..usize::try_from(words * 8).unwrap_or(0))
-        .unwrap_or_default();
+    let bytes = frame.as_bytes().get(..usize::try_from(words * 8).unwrap_or(0)).unwrap_or_default();
     if ctx.write_bytes(sp, bytes).is_err() {
         let (rip, address) = (ctx.own.regs.rip, handler.address);
-        return crash(
-            ctx,
-            format_args!("no stack at {sp:#x} for the handler {address:#x}; stopped at {rip:#x}"),
-        );
+        return crash(ctx, format_args!("no stack at {sp:#x} for the handler {address:#x}; stopped at {rip:#x}"));
     }
     if handler.masks_events {
         ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, true);
@@ -369,11 +319,7 @@ pub fn failsafe<M: Machine>(ctx: &mut Ctx<'_, M>, wanted: [u16; 4]) {
 
 /// Changes between guest kernel and guest user mode: root, GS base. False if there is no root to change to.
 pub fn toggle<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
-    let to = if ctx.own.kernel_mode {
-        ctx.own.user_root
-    } else {
-        ctx.own.kernel_root
-    };
+    let to = if ctx.own.kernel_mode { ctx.own.user_root } else { ctx.own.kernel_root };
     let Some(root) = to else { return false };
     let active = ctx.m.gs_base();
     if ctx.own.kernel_mode {
@@ -397,23 +343,14 @@ pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
     ctx.domain.papers.with(|papers| {
         if papers.report.length == 0 {
             papers.report.vcpu = number;
-            let mut text = Text {
-                to: &mut papers.report.text,
-                used: 0,
-            };
+            let mut text = Text { to: &mut papers.report.text, used: 0 };
             let _ = text.write_fmt(why);
             papers.report.length = text.used;
         }
     });
     let regs = &ctx.own.regs;
     log::warn!("{}v{number} crashed: {why}", ctx.domain.id());
-    log::info!(
-        "rip {:#x} cs {:#x} rsp {:#x} flags {:#x}",
-        regs.rip,
-        regs.cs,
-        regs.rsp,
-        regs.rflags
-    );
+    log::info!("rip {:#x} cs {:#x} rsp {:#x} flags {:#x}", regs.rip, regs.cs, regs.rsp, regs.rflags);
     ctx.own.call = None;
     ctx.own.trap = None;
     ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Crash as u32);

@@ -174,10 +174,6 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// # Errors
     /// `Perm` if it has none.
     pub fn control(&self) -> Result<ControlAuthority, Errno> {
-        if self.domain.powers().control {
-            Ok(ControlAuthority(()))
-        } else {
-            Err(Errno::Perm)
-        }
+        if self.domain.powers().control { Ok(ControlAuthority(())) } else { Err(Errno::Perm) }
     }
 }

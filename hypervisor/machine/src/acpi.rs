@@ -44,25 +44,13 @@ impl Topology {
     /// What every PC has had since there are I/O APICs.
     pub(crate) fn usual() -> Self {
         let mut ioapics = Vec::new();
-        let _ = ioapics.push(IoApic {
-            address: 0xfec0_0000,
-            first: 0,
-        });
-        Self {
-            cpus: Vec::new(),
-            ioapics,
-            overrides: Vec::new(),
-        }
+        let _ = ioapics.push(IoApic { address: 0xfec0_0000, first: 0 });
+        Self { cpus: Vec::new(), ioapics, overrides: Vec::new() }
     }
 
     /// How an ISA interrupt arrives.
     pub(crate) fn isa(&self, irq: u8) -> Override {
-        let usual = Override {
-            irq,
-            global: irq.into(),
-            low: false,
-            level: false,
-        };
+        let usual = Override { irq, global: irq.into(), low: false, level: false };
         self.overrides.iter().copied().find(|o| o.irq == irq).unwrap_or(usual)
     }
 }
@@ -108,11 +96,7 @@ pub(crate) fn read(pointer: &[u8], bytes: Bytes<'_>) -> Option<Topology> {
     };
     let root = table(root, bytes)?;
     let madt = root.get(36..)?.chunks_exact(size).find_map(|entry| {
-        let address = if wide {
-            u64_at(entry, 0)?
-        } else {
-            u32_at(entry, 0)?.into()
-        };
+        let address = if wide { u64_at(entry, 0)? } else { u32_at(entry, 0)?.into() };
         table(address, bytes).filter(|table| table.starts_with(b"APIC"))
     })?;
     Some(madt_entries(madt))
@@ -126,11 +110,7 @@ fn table(address: u64, bytes: Bytes<'_>) -> Option<&'static [u8]> {
 
 /// Goes through the entries of the MADT; what makes no sense is left out.
 fn madt_entries(madt: &[u8]) -> Topology {
-    let mut found = Topology {
-        cpus: Vec::new(),
-        ioapics: Vec::new(),
-        overrides: Vec::new(),
-    };
+    let mut found = Topology { cpus: Vec::new(), ioapics: Vec::new(), overrides: Vec::new() };
     let mut rest = madt.get(44..).unwrap_or(&[]);
     while let [kind, length, ..] = *rest {
         let Some((entry, after)) = rest.split_at_checked(usize::from(length.max(2))) else {
@@ -149,10 +129,7 @@ fn madt_entry(kind: u8, entry: &[u8], found: &mut Topology) -> Option<()> {
         0 if u32_at(entry, 4)? & 1 != 0 => found.cpus.push(u8_at(entry, 3)?.into()).ok(),
         9 if u32_at(entry, 8)? & 1 != 0 => found.cpus.push(u32_at(entry, 4)?).ok(),
         1 => {
-            let ioapic = IoApic {
-                address: u32_at(entry, 4)?.into(),
-                first: u32_at(entry, 8)?,
-            };
+            let ioapic = IoApic { address: u32_at(entry, 4)?.into(), first: u32_at(entry, 8)? };
             found.ioapics.push(ioapic).ok()
         }
         2 => {
@@ -224,45 +201,15 @@ mod tests {
     #[test]
     fn both_root_tables_lead_to_the_controllers() {
         for wide in [false, true] {
-            let entry = if wide {
-                List::from(0x2000u64.to_le_bytes())
-            } else {
-                List::from(0x2000u32.to_le_bytes())
-            };
+            let entry = if wide { List::from(0x2000u64.to_le_bytes()) } else { List::from(0x2000u32.to_le_bytes()) };
             let root = sealed(if wide { b"XSDT" } else { b"RSDT" }, &entry);
-            let pointer = if wide {
-                pointer(2, 0, 0x1000)
-            } else {
-                pointer(0, 0x1000, 0)
-            };
+            let pointer = if wide { pointer(2, 0, 0x1000) } else { pointer(0, 0x1000, 0) };
             let found = read_tables(&pointer, vec![root, madt()]).unwrap();
             assert_eq!(found.cpus, [0, 7]);
-            assert_eq!(
-                found.ioapics[0],
-                IoApic {
-                    address: 0xfec0_0000,
-                    first: 0
-                }
-            );
-            assert_eq!(
-                found.isa(4),
-                Override {
-                    irq: 4,
-                    global: 20,
-                    low: true,
-                    level: true
-                }
-            );
+            assert_eq!(found.ioapics[0], IoApic { address: 0xfec0_0000, first: 0 });
+            assert_eq!(found.isa(4), Override { irq: 4, global: 20, low: true, level: true });
             assert_eq!(found.isa(0).global, 2);
-            assert_eq!(
-                found.isa(1),
-                Override {
-                    irq: 1,
-                    global: 1,
-                    low: false,
-                    level: false
-                }
-            );
+            assert_eq!(found.isa(1), Override { irq: 1, global: 1, low: false, level: false });
         }
     }
 

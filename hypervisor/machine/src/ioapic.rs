@@ -62,11 +62,7 @@ pub(crate) fn init(topology: &Topology) {
 fn route(topology: &Topology, line: Override) {
     for (index, ioapic) in topology.ioapics.iter().enumerate() {
         let registers = Registers::of(index);
-        let Some(input) = line
-            .global
-            .checked_sub(ioapic.first)
-            .filter(|&input| input < registers.inputs())
-        else {
+        let Some(input) = line.global.checked_sub(ioapic.first).filter(|&input| input < registers.inputs()) else {
             continue;
         };
         let signals = u32::from(line.low) << 13 | u32::from(line.level) << 15;
@@ -74,8 +70,5 @@ fn route(topology: &Topology, line: Override) {
         registers.write(0x10 + 2 * input, signals | apic::SERIAL);
         return;
     }
-    log::warn!(
-        "no I/O APIC has input {} of the console: typing will be noticed late",
-        line.global
-    );
+    log::warn!("no I/O APIC has input {} of the console: typing will be noticed late", line.global);
 }

@@ -273,9 +273,7 @@ fn write_small(frame: Frame, offset: usize, from: &[u8]) {
         let written = unsafe {
             match *rest {
                 [a, b, c, d, ..] if at.is_multiple_of(4) => {
-                    to.add(at)
-                        .cast::<u32>()
-                        .write_volatile(u32::from_le_bytes([a, b, c, d]));
+                    to.add(at).cast::<u32>().write_volatile(u32::from_le_bytes([a, b, c, d]));
                     4
                 }
                 [a, b, ..] if at.is_multiple_of(2) => {
@@ -315,9 +313,7 @@ impl Frames for Hardware {
         let mut word = || words.next().map_or([0; 8], |word| word.load(Relaxed).to_le_bytes());
         let (head, body) = to.split_at_mut(to_word(offset).min(to.len()));
         if !head.is_empty() {
-            head.iter_mut()
-                .zip(word().into_iter().skip(offset % 8))
-                .for_each(|(to, from)| *to = from);
+            head.iter_mut().zip(word().into_iter().skip(offset % 8)).for_each(|(to, from)| *to = from);
         }
         let (whole, tail) = body.as_chunks_mut();
         whole.iter_mut().for_each(|to| *to = word());

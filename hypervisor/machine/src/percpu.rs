@@ -213,14 +213,8 @@ unsafe impl Sync for Stacks {}
 
 #[unsafe(link_section = ".bss.entry_stacks")]
 static STACKS: Stacks = Stacks(core::cell::UnsafeCell::new(
-    [const {
-        TrapStacks {
-            double_fault: [0; 8192],
-            machine_check: [0; 8192],
-            nmi: [0; 1024],
-            debug: [0; 1024],
-        }
-    }; MAX_CPUS],
+    [const { TrapStacks { double_fault: [0; 8192], machine_check: [0; 8192], nmi: [0; 1024], debug: [0; 1024] } };
+        MAX_CPUS],
 ));
 
 /// Maps every CPU's windows: the CPU's own page, zeros for the other GDT pages, nothing for the LDT.

@@ -94,26 +94,10 @@ fn backtrace(mut frame: u64) {
 /// Reports an exception that ring 0 caused and nobody expected, and ends the machine.
 pub(crate) fn fatal(vector: u64, r: &Registers, address: u64) -> ! {
     let error = r.error & 0xffff_ffff;
-    let _ = writeln!(
-        LastWords,
-        "panic: exception {vector} (error {error:#x}) at {:#x}, CR2 {address:#x}",
-        r.rip
-    );
-    let _ = writeln!(
-        LastWords,
-        "  cs {:#x} rflags {:#x} ss {:#x} rsp {:#x}",
-        r.cs, r.rflags, r.ss, r.rsp
-    );
-    let _ = writeln!(
-        LastWords,
-        "  rax {:#x} rbx {:#x} rcx {:#x} rdx {:#x}",
-        r.rax, r.rbx, r.rcx, r.rdx
-    );
-    let _ = writeln!(
-        LastWords,
-        "  rsi {:#x} rdi {:#x} rbp {:#x} r8 {:#x} r9 {:#x}",
-        r.rsi, r.rdi, r.rbp, r.r8, r.r9
-    );
+    let _ = writeln!(LastWords, "panic: exception {vector} (error {error:#x}) at {:#x}, CR2 {address:#x}", r.rip);
+    let _ = writeln!(LastWords, "  cs {:#x} rflags {:#x} ss {:#x} rsp {:#x}", r.cs, r.rflags, r.ss, r.rsp);
+    let _ = writeln!(LastWords, "  rax {:#x} rbx {:#x} rcx {:#x} rdx {:#x}", r.rax, r.rbx, r.rcx, r.rdx);
+    let _ = writeln!(LastWords, "  rsi {:#x} rdi {:#x} rbp {:#x} r8 {:#x} r9 {:#x}", r.rsi, r.rdi, r.rbp, r.r8, r.r9);
     let _ = writeln!(LastWords, "  r10 {:#x} r11 {:#x} r12 {:#x}", r.r10, r.r11, r.r12);
     let _ = writeln!(LastWords, "  r13 {:#x} r14 {:#x} r15 {:#x}", r.r13, r.r14, r.r15);
     backtrace(r.rbp);

@@ -63,10 +63,7 @@ impl Cpus for Hardware {
     fn flush(&self, cpus: CpuSet, what: Flush) {
         let this = percpu::this();
         let id = |cpu: &Cpu| CpuId(cpu.id.load(Relaxed));
-        let others = || {
-            CPUS.iter()
-                .filter(|cpu| cpus.without(id(this)).has(id(cpu)) && cpu.online.load(Acquire))
-        };
+        let others = || CPUS.iter().filter(|cpu| cpus.without(id(this)).has(id(cpu)) && cpu.online.load(Acquire));
         others().for_each(ask);
         if cpus.has(id(this)) {
             match what {

@@ -32,20 +32,10 @@ pub(crate) fn init() {
     let by_deadline = insn::cpuid(1, 0)[2] & 1 << 24 != 0;
     let told = told_khz();
     apic::write(register::DIVIDE, 0b1011);
-    let measured = if told.is_none() || !by_deadline {
-        measure()
-    } else {
-        (0, 0)
-    };
+    let measured = if told.is_none() || !by_deadline { measure() } else { (0, 0) };
     let khz = told.unwrap_or(measured.0);
-    assert!(
-        khz > 0,
-        "nothing to measure the time-stamp counter against: no PIT, and CPUID does not say"
-    );
-    assert!(
-        by_deadline || measured.1 > 0,
-        "nothing to measure the LAPIC's timer against: no PIT"
-    );
+    assert!(khz > 0, "nothing to measure the time-stamp counter against: no PIT, and CPUID does not say");
+    assert!(by_deadline || measured.1 > 0, "nothing to measure the LAPIC's timer against: no PIT");
     TSC_KHZ.store(khz, Relaxed);
     SCALE.store((1_000_000 << 32) / khz, Relaxed);
     APIC_HZ.store(if by_deadline { 0 } else { measured.1 }, Relaxed);
@@ -56,11 +46,7 @@ pub(crate) fn init() {
 
 /// Sets this CPU's timer up, unarmed.
 pub(crate) fn init_cpu() {
-    let mode = if APIC_HZ.load(Relaxed) == 0 {
-        TSC_DEADLINE
-    } else {
-        ONE_SHOT
-    };
+    let mode = if APIC_HZ.load(Relaxed) == 0 { TSC_DEADLINE } else { ONE_SHOT };
     apic::write(register::DIVIDE, 0b1011);
     apic::write(register::TIMER, mode | apic::TIMER);
 }
@@ -79,9 +65,7 @@ fn told_khz() -> Option<u64> {
     }
     let [denominator, numerator, crystal, _] = insn::cpuid(0x15, 0);
     let product = u64::from(crystal) * u64::from(numerator);
-    product
-        .checked_div(u64::from(denominator) * 1000)
-        .filter(|&khz| khz != 0)
+    product.checked_div(u64::from(denominator) * 1000).filter(|&khz| khz != 0)
 }
 
 /// The frequencies of the time-stamp counter (kHz) and the LAPIC's timer (Hz) by the PIT: the shortest of a few
@@ -116,8 +100,7 @@ fn pit_run() -> Option<(u64, u64)> {
     let (end, rest) = (insn::tsc(), apic::read(register::CURRENT_COUNT));
     apic::write(register::INITIAL_COUNT, 0);
     // The mode reads back as we set it, unless nobody is there.
-    done.filter(|status| status & 0x3f == 0x30)
-        .map(|_| (end.wrapping_sub(start), count.wrapping_sub(rest).into()))
+    done.filter(|status| status & 0x3f == 0x30).map(|_| (end.wrapping_sub(start), count.wrapping_sub(rest).into()))
 }
 
 /// Nanoseconds for a number of ticks; the product needs 96 bits.
@@ -142,20 +125,14 @@ fn program(deadline: u64) {
     let apic_hz = APIC_HZ.load(Relaxed);
     if apic_hz == 0 {
         let ticks = u128::from(deadline) * u128::from(TSC_KHZ.load(Relaxed)) / 1_000_000 + 1;
-        let at = u64::try_from(ticks)
-            .unwrap_or(u64::MAX)
-            .saturating_add(ORIGIN.load(Relaxed));
+        let at = u64::try_from(ticks).unwrap_or(u64::MAX).saturating_add(ORIGIN.load(Relaxed));
         let value = if deadline == u64::MAX { 0 } else { at };
         // SAFETY: says when an interrupt comes, nothing else.
         return unsafe { insn::wrmsr(msr::TSC_DEADLINE, value) };
     }
     let left = deadline.saturating_sub(Hardware(()).now());
     let ticks = u128::from(left) * u128::from(apic_hz) / 1_000_000_000 + 1;
-    let count = if deadline == u64::MAX {
-        0
-    } else {
-        u32::try_from(ticks).unwrap_or(u32::MAX)
-    };
+    let count = if deadline == u64::MAX { 0 } else { u32::try_from(ticks).unwrap_or(u32::MAX) };
     apic::write(register::INITIAL_COUNT, count);
 }
 
@@ -220,13 +197,7 @@ mod rtc {
 
     /// Seconds since 1970 from the clock's registers, or 0 if those make no date. The century is ours.
     pub(super) fn unix_time(fields: [u8; 6], binary: bool, day_hours: bool) -> u64 {
-        let plain = |value: u8| {
-            u64::from(if binary {
-                value
-            } else {
-                (value >> 4) * 10 + (value & 0xf)
-            })
-        };
+        let plain = |value: u8| u64::from(if binary { value } else { (value >> 4) * 10 + (value & 0xf) });
         let [seconds, minutes, hours, day, month, year] = fields;
         if !(1..=12).contains(&plain(month)) || !(1..=31).contains(&plain(day)) {
             return 0;

@@ -12,29 +12,17 @@ struct Allowed {
 }
 
 const fn ring0(name: &'static str, ours: &'static [&'static str], theirs: &'static [&'static str]) -> Allowed {
-    Allowed {
-        name,
-        ours,
-        theirs: Some(theirs),
-    }
+    Allowed { name, ours, theirs: Some(theirs) }
 }
 
 const fn outside(name: &'static str, ours: &'static [&'static str]) -> Allowed {
-    Allowed {
-        name,
-        ours,
-        theirs: None,
-    }
+    Allowed { name, ours, theirs: None }
 }
 
 /// Every arrow of `hypervisor/ARCHITECTURE.md`.
 const ARROWS: &[Allowed] = &[
     ring0("hypercall-abi", &[], &["bitflags", "zerocopy"]),
-    ring0(
-        "hv-core",
-        &["hypercall-abi"],
-        &["bitflags", "heapless", "log", "spin", "zerocopy"],
-    ),
+    ring0("hv-core", &["hypercall-abi"], &["bitflags", "heapless", "log", "spin", "zerocopy"]),
     ring0(
         "hv-machine",
         &["hv-core", "hypercall-abi"],
@@ -66,15 +54,7 @@ const ARROWS: &[Allowed] = &[
     outside("toolstack", &["guest-image", "hypercall-abi", "ring-protocol"]),
     outside(
         "dom0",
-        &[
-            "console-backend",
-            "guest-image",
-            "hypercall-abi",
-            "ring-protocol",
-            "store",
-            "toolstack",
-            "unikernel",
-        ],
+        &["console-backend", "guest-image", "hypercall-abi", "ring-protocol", "store", "toolstack", "unikernel"],
     ),
     outside("guests", &["hypercall-abi", "ring-protocol", "unikernel"]),
     outside("sim", &["guest-image", "hv-core", "hypercall-abi", "ring-protocol"]),
@@ -89,18 +69,11 @@ pub(crate) fn check(crates: &[Crate]) -> Vec<String> {
     let mut found = Vec::new();
     for member in crates {
         let Some(allowed) = ARROWS.iter().find(|allowed| allowed.name == member.name) else {
-            found.push(format!(
-                "{} has no line in the table of arrows (tests/shape/src/arrows.rs)",
-                member.name
-            ));
+            found.push(format!("{} has no line in the table of arrows (tests/shape/src/arrows.rs)", member.name));
             continue;
         };
         // Tests may use any tool of others, but no more of ours than the code itself.
-        for (section, tools) in [
-            ("dependencies", false),
-            ("build-dependencies", true),
-            ("dev-dependencies", true),
-        ] {
+        for (section, tools) in [("dependencies", false), ("build-dependencies", true), ("dev-dependencies", true)] {
             let table = member.manifest.get(section).and_then(toml::Value::as_table);
             for name in table.into_iter().flat_map(toml::Table::keys) {
                 let fine = if names.contains(&name.as_str()) {
@@ -109,10 +82,7 @@ pub(crate) fn check(crates: &[Crate]) -> Vec<String> {
                     tools || allowed.theirs.is_none_or(|theirs| theirs.contains(&name.as_str()))
                 };
                 if !fine {
-                    found.push(format!(
-                        "{} may not depend on {name} ([{section}] of its manifest)",
-                        member.name
-                    ));
+                    found.push(format!("{} may not depend on {name} ([{section}] of its manifest)", member.name));
                 }
             }
         }
@@ -126,24 +96,14 @@ mod tests {
 
     fn member(name: &str, manifest: &str) -> Crate {
         let manifest = manifest.parse().unwrap();
-        Crate {
-            name: name.into(),
-            folder: name.into(),
-            manifest,
-            files: Vec::new(),
-        }
+        Crate { name: name.into(), folder: name.into(), manifest, files: Vec::new() }
     }
 
     #[test]
     fn an_arrow_that_is_not_drawn_is_found() {
-        let good = member(
-            "hv-core",
-            "[dependencies]\nhypercall-abi.workspace = true\n[dev-dependencies]\nproptest = '1'",
-        );
-        let bad = member(
-            "hypercall-abi",
-            "[dependencies]\nhv-core.workspace = true\nserde = '1'\nbitflags = '2'",
-        );
+        let good =
+            member("hv-core", "[dependencies]\nhypercall-abi.workspace = true\n[dev-dependencies]\nproptest = '1'");
+        let bad = member("hypercall-abi", "[dependencies]\nhv-core.workspace = true\nserde = '1'\nbitflags = '2'");
         let new = member("surprise", "");
         let found = check(&[good, bad, new]);
         assert_eq!(found.len(), 3, "{found:?}");

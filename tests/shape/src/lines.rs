@@ -16,49 +16,25 @@ const PARTS: &[(&str, usize, &[&str])] = &[
     ("core/paging", 900, &["hypervisor/core/src/paging"]),
     ("core/event", 500, &["hypervisor/core/src/event"]),
     ("core/grant", 700, &["hypervisor/core/src/grant"]),
-    (
-        "core/domain, memory",
-        800,
-        &["hypervisor/core/src/domain", "hypervisor/core/src/memory"],
-    ),
-    (
-        "core/sched, time",
-        520,
-        &["hypervisor/core/src/sched", "hypervisor/core/src/time"],
-    ),
+    ("core/domain, memory", 800, &["hypervisor/core/src/domain", "hypervisor/core/src/memory"]),
+    ("core/sched, time", 520, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
     (
         "core/trap, emulate, device",
         780,
-        &[
-            "hypervisor/core/src/trap",
-            "hypervisor/core/src/emulate",
-            "hypervisor/core/src/device",
-        ],
+        &["hypervisor/core/src/trap", "hypervisor/core/src/emulate", "hypervisor/core/src/device"],
     ),
     ("core, the rest", 800, &["hypervisor/core/src"]),
     (
         "machine/boot, smp, acpi",
         560,
-        &[
-            "hypervisor/machine/src/boot",
-            "hypervisor/machine/src/smp",
-            "hypervisor/machine/src/acpi",
-        ],
+        &["hypervisor/machine/src/boot", "hypervisor/machine/src/smp", "hypervisor/machine/src/acpi"],
     ),
-    (
-        "machine/entry, cpu",
-        920,
-        &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"],
-    ),
+    ("machine/entry, cpu", 920, &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"]),
     ("machine/memory", 300, &["hypervisor/machine/src/memory"]),
     (
         "machine/apic, ioapic, timer",
         360,
-        &[
-            "hypervisor/machine/src/apic",
-            "hypervisor/machine/src/ioapic",
-            "hypervisor/machine/src/timer",
-        ],
+        &["hypervisor/machine/src/apic", "hypervisor/machine/src/ioapic", "hypervisor/machine/src/timer"],
     ),
     ("machine, the rest", 540, &["hypervisor/machine/src"]),
     ("image", 950, &["hypervisor/image/src"]),
@@ -67,13 +43,8 @@ const PARTS: &[(&str, usize, &[&str])] = &[
 ];
 
 /// The folders whose code runs in ring 0.
-const FOLDERS: &[&str] = &[
-    "hypercall-abi/src",
-    "hypervisor/core/src",
-    "hypervisor/image/src",
-    "hypervisor/machine/src",
-    "hypervisor/src",
-];
+const FOLDERS: &[&str] =
+    &["hypercall-abi/src", "hypervisor/core/src", "hypervisor/image/src", "hypervisor/machine/src", "hypervisor/src"];
 
 /// Prints the table, and says if ring 0 has outgrown its limit.
 pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
@@ -82,9 +53,7 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     for folder in FOLDERS {
         for (path, lines) in code_lines(&root.join(folder))? {
             let path = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
-            let part = PARTS
-                .iter()
-                .position(|(.., prefixes)| prefixes.iter().any(|prefix| path.starts_with(prefix)));
+            let part = PARTS.iter().position(|(.., prefixes)| prefixes.iter().any(|prefix| path.starts_with(prefix)));
             match part {
                 Some(part) => counts[part] += lines,
                 None => found.push(format!("{path} belongs to no part of ring 0")),
@@ -93,10 +62,7 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     }
     println!("{:<30} {:>6} {:>6}", "lines of code in ring 0", "code", "budget");
     for ((name, budget, _), count) in PARTS.iter().zip(&counts) {
-        println!(
-            "{name:<30} {count:>6} {budget:>6}{}",
-            if count > budget { "  over" } else { "" }
-        );
+        println!("{name:<30} {count:>6} {budget:>6}{}", if count > budget { "  over" } else { "" });
     }
     let total: usize = counts.iter().sum();
     println!("{:<30} {total:>6} {LIMIT:>6}", "in all");
@@ -115,19 +81,11 @@ fn code_lines(folder: &Path) -> Result<Vec<(PathBuf, usize)>> {
         let (count, modules) = count(&text);
         let stem = path.with_extension("");
         let is_mod = stem.ends_with("mod") || stem.ends_with("lib") || stem.ends_with("main");
-        let home = if is_mod {
-            path.parent().unwrap_or(folder).to_owned()
-        } else {
-            stem
-        };
+        let home = if is_mod { path.parent().unwrap_or(folder).to_owned() } else { stem };
         for_tests.extend(modules.iter().map(|module| home.join(module)));
         files.push((path, count));
     }
-    files.retain(|(path, _)| {
-        !for_tests
-            .iter()
-            .any(|home| path.starts_with(home) || path.with_extension("") == *home)
-    });
+    files.retain(|(path, _)| !for_tests.iter().any(|home| path.starts_with(home) || path.with_extension("") == *home));
     Ok(files)
 }
 

@@ -27,9 +27,7 @@ const MACHINERY: &[&str] = &[
 
 /// Whether a function, by its demangled name, belongs to the panic machinery.
 fn is_machinery(name: &str) -> bool {
-    let failing = ["core::slice::", "core::array::"]
-        .iter()
-        .any(|path| name.starts_with(path));
+    let failing = ["core::slice::", "core::array::"].iter().any(|path| name.starts_with(path));
     MACHINERY.iter().any(|start| name.starts_with(start))
         || (failing && (name.contains("_fail") || name.contains("len_mismatch")))
 }
@@ -46,10 +44,7 @@ pub(crate) fn check(image: &Path, list: &Path) -> Result<Vec<String>> {
     let file = fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
     let calls = calls(&file).with_context(|| format!("cannot look through {}", image.display()))?;
     let total: usize = calls.values().sum();
-    println!(
-        "calls of the panic machinery in ring 0: {total}, in {} functions",
-        calls.len()
-    );
+    println!("calls of the panic machinery in ring 0: {total}, in {} functions", calls.len());
     let text = fs::read_to_string(list).unwrap_or_default();
     Ok(compare(&calls, &parse(&text)?, &list.display().to_string()))
 }
@@ -65,9 +60,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, usize>> {
         let [count, caller, reason] = parts[..] else {
             bail!("panics.txt:{}: not `count | caller | reason`", index + 1);
         };
-        let count = count
-            .parse()
-            .with_context(|| format!("panics.txt:{}: {count} is no number", index + 1))?;
+        let count = count.parse().with_context(|| format!("panics.txt:{}: {count} is no number", index + 1))?;
         if reason.is_empty() {
             bail!("panics.txt:{}: no reason", index + 1);
         }
@@ -80,18 +73,12 @@ fn compare(calls: &BTreeMap<String, usize>, known: &BTreeMap<String, usize>, lis
     let mut found = Vec::new();
     for (caller, count) in calls {
         match known.get(caller) {
-            None => found.push(format!(
-                "{list} lacks: {count} | {caller} | (the reason why it cannot happen)"
-            )),
+            None => found.push(format!("{list} lacks: {count} | {caller} | (the reason why it cannot happen)")),
             Some(known) if count > known => {
-                found.push(format!(
-                    "{caller} calls the panic machinery {count} times, and {list} allows {known}"
-                ));
+                found.push(format!("{caller} calls the panic machinery {count} times, and {list} allows {known}"));
             }
             Some(known) if count < known => {
-                found.push(format!(
-                    "{caller} calls the panic machinery {count} times: lower the {known} in {list}"
-                ));
+                found.push(format!("{caller} calls the panic machinery {count} times: lower the {known} in {list}"));
             }
             Some(_) => {}
         }
@@ -114,10 +101,7 @@ fn calls(file: &[u8]) -> Result<BTreeMap<String, usize>> {
         if segment.p_type(endian) != elf::PT_LOAD || segment.p_flags(endian) & elf::PF_X == elf::ProgramFlags(0) {
             continue;
         }
-        let code = segment
-            .data(endian, file)
-            .ok()
-            .context("a segment lies outside the file")?;
+        let code = segment.data(endian, file).ok().context("a segment lies outside the file")?;
         let base = segment.p_vaddr(endian);
         for (at, target) in branches(code, base) {
             let Some(callee) = starting_at(&functions, target) else {
@@ -149,19 +133,12 @@ fn branches(code: &[u8], base: u64) -> impl Iterator<Item = (u64, u64)> {
 /// The functions of the image, in the order of their addresses.
 fn functions(file: &[u8]) -> Result<Vec<Function>> {
     let elf = ElfFile64::<Endianness>::parse(file)?;
-    let symbols = elf
-        .symbols()
-        .filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.size() > 0);
+    let symbols = elf.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.size() > 0);
     let mut functions: Vec<Function> = symbols
         .map(|symbol| {
             let name = format!("{:#}", rustc_demangle::demangle(symbol.name().unwrap_or("?")));
             let (start, end) = (symbol.address(), symbol.address() + symbol.size());
-            Function {
-                panics: is_machinery(&name),
-                name,
-                start,
-                end,
-            }
+            Function { panics: is_machinery(&name), name, start, end }
         })
         .collect();
     if functions.is_empty() {
@@ -174,10 +151,7 @@ fn functions(file: &[u8]) -> Result<Vec<Function>> {
 }
 
 fn starting_at(functions: &[Function], address: u64) -> Option<&Function> {
-    functions
-        .binary_search_by_key(&address, |function| function.start)
-        .ok()
-        .map(|index| &functions[index])
+    functions.binary_search_by_key(&address, |function| function.start).ok().map(|index| &functions[index])
 }
 
 fn containing(functions: &[Function], address: u64) -> Option<&Function> {
@@ -190,10 +164,7 @@ mod tests {
     use super::*;
 
     fn map(entries: &[(&str, usize)]) -> BTreeMap<String, usize> {
-        entries
-            .iter()
-            .map(|(name, count)| ((*name).to_owned(), *count))
-            .collect()
+        entries.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
     }
 
     #[test]
@@ -219,9 +190,7 @@ mod tests {
 
     #[test]
     fn branches_are_found_at_any_offset() {
-        let code = [
-            0x90, 0xe8, 0xfb, 0xff, 0xff, 0xff, 0x0f, 0x84, 1, 0, 0, 0, 0xe9, 0, 0, 0, 0,
-        ];
+        let code = [0x90, 0xe8, 0xfb, 0xff, 0xff, 0xff, 0x0f, 0x84, 1, 0, 0, 0, 0xe9, 0, 0, 0, 0];
         let found: Vec<_> = branches(&code, 0x1000).collect();
         assert!(found.contains(&(0x1001, 0x1001)));
         assert!(found.contains(&(0x1007, 0x100d)));

@@ -18,38 +18,22 @@ pub(crate) struct Crate {
 pub(crate) fn crates(root: &Path) -> Result<Vec<Crate>> {
     let workspace = manifest(root)?;
     let members = workspace.get("workspace").and_then(|table| table.get("members"));
-    let members = members
-        .and_then(toml::Value::as_array)
-        .context("the workspace has no members")?;
-    let folders: Vec<PathBuf> = members
-        .iter()
-        .filter_map(toml::Value::as_str)
-        .map(|path| root.join(path))
-        .collect();
+    let members = members.and_then(toml::Value::as_array).context("the workspace has no members")?;
+    let folders: Vec<PathBuf> = members.iter().filter_map(toml::Value::as_str).map(|path| root.join(path)).collect();
     folders.iter().map(|folder| read_crate(folder, &folders)).collect()
 }
 
 fn read_crate(folder: &Path, members: &[PathBuf]) -> Result<Crate> {
     let manifest = manifest(folder)?;
-    let name = manifest
-        .get("package")
-        .and_then(|table| table.get("name"))
-        .and_then(toml::Value::as_str);
-    let name = name
-        .with_context(|| format!("{} names no package", folder.display()))?
-        .to_owned();
+    let name = manifest.get("package").and_then(|table| table.get("name")).and_then(toml::Value::as_str);
+    let name = name.with_context(|| format!("{} names no package", folder.display()))?.to_owned();
     let inside = |path: &Path| !members.iter().any(|other| other != folder && path == other);
     let mut files = Vec::new();
     for path in find(folder, &inside, &["rs"])? {
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         files.push((path, text));
     }
-    Ok(Crate {
-        name,
-        folder: folder.to_owned(),
-        manifest,
-        files,
-    })
+    Ok(Crate { name, folder: folder.to_owned(), manifest, files })
 }
 
 fn manifest(folder: &Path) -> Result<toml::Table> {
@@ -68,10 +52,7 @@ pub(crate) fn find(folder: &Path, inside: &dyn Fn(&Path) -> bool, extensions: &[
             if name != "target" && !name.starts_with('.') && inside(&path) {
                 found.extend(find(&path, inside, extensions)?);
             }
-        } else if path
-            .extension()
-            .is_some_and(|e| extensions.iter().any(|known| e == *known))
-        {
+        } else if path.extension().is_some_and(|e| extensions.iter().any(|known| e == *known)) {
             found.push(path);
         }
     }
@@ -140,25 +121,15 @@ fn block_comment(text: &[u8]) -> usize {
 
 /// The length of the literal that `text` starts with, and how much of its start stays visible.
 fn literal(text: &[u8], after_word: bool) -> Option<(usize, usize)> {
-    let prefix = text
-        .iter()
-        .take_while(|b| matches!(b, b'b' | b'c' | b'r'))
-        .count()
-        .min(2);
+    let prefix = text.iter().take_while(|b| matches!(b, b'b' | b'c' | b'r')).count().min(2);
     let prefix = if after_word { 0 } else { prefix };
     let hashes = text[prefix..].iter().take_while(|b| **b == b'#').count();
     if text[..prefix].contains(&b'r') && text.get(prefix + hashes) == Some(&b'"') {
         let mut end = vec![b'"'];
         end.extend(std::iter::repeat_n(b'#', hashes));
         let body = &text[prefix + hashes + 1..];
-        let length = body
-            .windows(end.len())
-            .position(|window| window == end)
-            .unwrap_or(body.len());
-        return Some((
-            text.len().min(prefix + hashes + 1 + length + end.len()),
-            prefix + hashes + 1,
-        ));
+        let length = body.windows(end.len()).position(|window| window == end).unwrap_or(body.len());
+        return Some((text.len().min(prefix + hashes + 1 + length + end.len()), prefix + hashes + 1));
     }
     if text.get(prefix) == Some(&b'"') {
         return Some((quoted(text, prefix, b'"'), prefix + 1));
@@ -170,11 +141,7 @@ fn literal(text: &[u8], after_word: bool) -> Option<(usize, usize)> {
                 |error| error.valid_up_to().max(1),
                 |valid| valid.chars().next().map_or(1, char::len_utf8),
             );
-            let width = if text.get(1).is_some_and(u8::is_ascii) {
-                1
-            } else {
-                width
-            };
+            let width = if text.get(1).is_some_and(u8::is_ascii) { 1 } else { width };
             text.get(1 + width) == Some(&b'\'')
         };
         return character.then(|| (quoted(text, 0, b'\''), 1));
@@ -197,18 +164,10 @@ pub(crate) fn without_tests(code: &str) -> (String, Vec<String>) {
     let mut out = code.as_bytes().to_vec();
     let mut modules = Vec::new();
     let mut from = 0;
-    while let Some(at) = ["#[cfg(test)]", "#[cfg(all(test"]
-        .iter()
-        .filter_map(|a| code[from..].find(a))
-        .min()
-    {
+    while let Some(at) = ["#[cfg(test)]", "#[cfg(all(test"].iter().filter_map(|a| code[from..].find(a)).min() {
         let start = from + at;
         let end = start + item(&code[start..]);
-        if let Some(name) = code[start..end]
-            .trim_end()
-            .strip_suffix(';')
-            .and_then(|item| item.split("mod ").nth(1))
-        {
+        if let Some(name) = code[start..end].trim_end().strip_suffix(';').and_then(|item| item.split("mod ").nth(1)) {
             modules.push(name.trim().to_owned());
         }
         for byte in &mut out[start..end] {
@@ -264,10 +223,7 @@ mod tests {
         let text =
             "fn a() {}\n#[cfg(test)]\nmod t {\n fn b() { c(); }\n}\nfn d() {}\n#[cfg(test)]\nmod far;\nfn e() {}\n";
         let (code, modules) = without_tests(text);
-        assert!(
-            code.contains("fn a") && code.contains("fn d") && code.contains("fn e"),
-            "{code}"
-        );
+        assert!(code.contains("fn a") && code.contains("fn d") && code.contains("fn e"), "{code}");
         assert!(!code.contains("fn b") && !code.contains("far"), "{code}");
         assert_eq!(modules, ["far"]);
     }

@@ -17,18 +17,12 @@ pub(crate) fn check(crates: &[Crate]) -> Vec<String> {
                 let (here, bare) = reasons(text, &code);
                 blocks += here;
                 found.extend(
-                    bare.iter()
-                        .map(|line| format!("{}:{line}: unsafe without a SAFETY reason", path.display())),
+                    bare.iter().map(|line| format!("{}:{line}: unsafe without a SAFETY reason", path.display())),
                 );
                 continue;
             }
             for (index, _) in code.lines().enumerate().filter(|(_, line)| uses_of_unsafe(line) > 0) {
-                found.push(format!(
-                    "{}:{}: no unsafe in the crate {}",
-                    path.display(),
-                    index + 1,
-                    member.name
-                ));
+                found.push(format!("{}:{}: no unsafe in the crate {}", path.display(), index + 1, member.name));
             }
             if is_root(&member.folder, path) && !code.contains("#![forbid(unsafe_code)]") {
                 found.push(format!("{}: lacks #![forbid(unsafe_code)]", path.display()));
@@ -69,11 +63,7 @@ fn reasons(text: &str, code: &str) -> (usize, Vec<usize>) {
         }
         blocks += starts;
         // The reason stands in the comment above the statement, which may have begun a few lines earlier.
-        let above = lines[..index]
-            .iter()
-            .rev()
-            .take(12)
-            .take_while(|line| !line.trim().is_empty());
+        let above = lines[..index].iter().rev().take(12).take_while(|line| !line.trim().is_empty());
         if !lines[index].contains("SAFETY:") && !above.into_iter().any(|line| line.contains("SAFETY:")) {
             bare.push(index + 1);
         }
@@ -88,26 +78,15 @@ mod tests {
 
     fn check_one(name: &str, text: &str) -> Vec<String> {
         let files = vec![(PathBuf::from(name).join("src/lib.rs"), text.to_owned())];
-        check(&[Crate {
-            name: name.into(),
-            folder: name.into(),
-            manifest: toml::Table::new(),
-            files,
-        }])
+        check(&[Crate { name: name.into(), folder: name.into(), manifest: toml::Table::new(), files }])
     }
 
     #[test]
     fn unsafe_is_forbidden_outside_the_two_crates() {
         assert!(check_one("store", "#![forbid(unsafe_code)]\n// unsafe\nfn a() { \"unsafe {\"; }").is_empty());
         assert_eq!(check_one("store", "fn a() {}").len(), 1);
-        assert_eq!(
-            check_one("store", "#![forbid(unsafe_code)]\nfn a() { unsafe { b() } }").len(),
-            1
-        );
-        assert_eq!(
-            check_one("store", "#![forbid(unsafe_code)]\n#[unsafe(no_mangle)] fn a() {}").len(),
-            1
-        );
+        assert_eq!(check_one("store", "#![forbid(unsafe_code)]\nfn a() { unsafe { b() } }").len(), 1);
+        assert_eq!(check_one("store", "#![forbid(unsafe_code)]\n#[unsafe(no_mangle)] fn a() {}").len(), 1);
     }
 
     #[test]

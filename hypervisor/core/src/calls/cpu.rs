@@ -41,8 +41,7 @@ pub fn set_trap_table<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64) -> Result<u64
         if !GuestVirt(gate.address).is_canonical() {
             return Err(Errno::Inval);
         }
-        ctx.m
-            .write(frame, usize::from(gate.vector) * size_of::<TrapInfo>(), gate.as_bytes());
+        ctx.m.write(frame, usize::from(gate.vector) * size_of::<TrapInfo>(), gate.as_bytes());
     }
     Err(Errno::Inval)
 }
@@ -61,15 +60,8 @@ pub fn set_callbacks<M: Machine>(ctx: &mut Ctx<'_, M>, addresses: [u64; 3]) -> R
     if addresses.iter().any(|address| !GuestVirt(*address).is_canonical()) {
         return Err(Errno::Inval);
     }
-    let [event, failsafe, syscall] = addresses.map(|address| Handler {
-        address,
-        masks_events: false,
-    });
-    (
-        ctx.own.callbacks.event,
-        ctx.own.callbacks.failsafe,
-        ctx.own.callbacks.syscall,
-    ) = (event, failsafe, syscall);
+    let [event, failsafe, syscall] = addresses.map(|address| Handler { address, masks_events: false });
+    (ctx.own.callbacks.event, ctx.own.callbacks.failsafe, ctx.own.callbacks.syscall) = (event, failsafe, syscall);
     Ok(0)
 }
 
@@ -85,10 +77,7 @@ pub fn callback_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> 
                 return Err(Errno::Inval);
             }
             let masks_events = call.flags & CALLBACK_MASKS_EVENTS != 0;
-            let handler = Handler {
-                address: call.address,
-                masks_events,
-            };
+            let handler = Handler { address: call.address, masks_events };
             let callbacks = &mut ctx.own.callbacks;
             match CallbackType::from_number(u64::from(call.kind)).ok_or(Errno::NoSys)? {
                 CallbackType::Event => callbacks.event = handler,
@@ -115,14 +104,9 @@ pub fn callback_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> 
 fn set_nmi<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Result<(), Errno> {
     const NMI: u8 = 2;
     let frame = ctx.own.traps.ok_or(Errno::NoMem)?;
-    let gate = TrapInfo {
-        vector: NMI,
-        flags: hypercall_abi::callback::TRAP_MASKS_EVENTS,
-        address,
-        ..Default::default()
-    };
-    ctx.m
-        .write(frame, usize::from(NMI) * size_of::<TrapInfo>(), gate.as_bytes());
+    let gate =
+        TrapInfo { vector: NMI, flags: hypercall_abi::callback::TRAP_MASKS_EVENTS, address, ..Default::default() };
+    ctx.m.write(frame, usize::from(NMI) * size_of::<TrapInfo>(), gate.as_bytes());
     Ok(())
 }
 
@@ -167,10 +151,7 @@ pub fn write_debug<M: Machine>(ctx: &mut Ctx<'_, M>, register: u64, value: u64) 
         5 | 7 => (7, io_breakpoints_off(value & !DR7_ZERO | DR7_ONE)),
         _ => return Err(Errno::NoDev),
     };
-    let slot = usize::try_from(index)
-        .ok()
-        .and_then(|n| ctx.own.debug.get_mut(n))
-        .ok_or(Errno::NoDev)?;
+    let slot = usize::try_from(index).ok().and_then(|n| ctx.own.debug.get_mut(n)).ok_or(Errno::NoDev)?;
     *slot = value;
     load_debug(ctx);
     Ok(0)
@@ -210,11 +191,7 @@ pub fn read_debug<M: Machine>(ctx: &Ctx<'_, M>, register: u64) -> Result<u64, Er
         5 => 7,
         other => other,
     };
-    usize::try_from(index)
-        .ok()
-        .and_then(|n| ctx.own.debug.get(n))
-        .copied()
-        .ok_or(Errno::NoDev)
+    usize::try_from(index).ok().and_then(|n| ctx.own.debug.get(n)).copied().ok_or(Errno::NoDev)
 }
 
 /// `set_segment_base` (ABI core 3.11).
@@ -279,8 +256,7 @@ pub fn iret<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         (regs.rcx, regs.r11) = (frame.rcx, frame.r11);
     }
     ctx.own.nmi_masked = false;
-    ctx.world
-        .set_upcall_mask(ctx.m, ctx.vcpu, frame.rflags & flags::IF == 0);
+    ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, frame.rflags & flags::IF == 0);
     lossy
 }
 
@@ -292,10 +268,7 @@ pub fn physdev_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> R
     match PhysdevOp::from_number(command).ok_or(Errno::NoSys)? {
         PhysdevOp::SetIopl => {
             let SetIopl { iopl } = ctx.read(arg)?;
-            ctx.own.iopl = u8::try_from(iopl)
-                .ok()
-                .filter(|level| *level <= 3)
-                .ok_or(Errno::Inval)?;
+            ctx.own.iopl = u8::try_from(iopl).ok().filter(|level| *level <= 3).ok_or(Errno::Inval)?;
         }
         PhysdevOp::SetIobitmap => {
             let SetIobitmap { bitmap, nr_ports, .. } = ctx.read(arg)?;

@@ -21,10 +21,7 @@ const MAX_LDT: u32 = 8192;
 /// # Errors
 /// `Inval` for too many entries or a frame that cannot hold descriptors; the old table stays then.
 pub fn set_gdt<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64, entries: u64) -> Result<Progress, Errno> {
-    let count = u32::try_from(entries)
-        .ok()
-        .filter(|n| *n <= u32::from(selector::GUEST_ENTRIES))
-        .ok_or(Errno::Inval)?;
+    let count = u32::try_from(entries).ok().filter(|n| *n <= u32::from(selector::GUEST_ENTRIES)).ok_or(Errno::Inval)?;
     let mut numbers = [0u64; 14];
     let used = usize::try_from(entries.div_ceil(PER_FRAME)).map_err(|_| Errno::Inval)?;
     for (n, number) in (0u64..).zip(numbers.iter_mut().take(used)) {
@@ -58,9 +55,7 @@ fn take<M: Machine>(ctx: &mut Ctx<'_, M>, numbers: &[u64]) -> Result<[Option<Fra
     }
     drop(session);
     if result.is_err() {
-        gdt.iter()
-            .flatten()
-            .for_each(|frame| _ = ctx.world.frames.drop_use(*frame));
+        gdt.iter().flatten().for_each(|frame| _ = ctx.world.frames.drop_use(*frame));
     }
     result.map(|()| gdt)
 }
@@ -70,9 +65,7 @@ fn install<M: Machine>(ctx: &mut Ctx<'_, M>, gdt: [Option<Frame>; 14], entries: 
     let old = core::mem::replace(&mut ctx.own.gdt, gdt);
     ctx.own.gdt_entries = entries;
     ctx.m.load_gdt(&gdt);
-    old.iter()
-        .flatten()
-        .for_each(|frame| _ = ctx.world.frames.drop_use(*frame));
+    old.iter().flatten().for_each(|frame| _ = ctx.world.frames.drop_use(*frame));
 }
 
 /// Changes one descriptor in the caller's memory.
@@ -107,9 +100,7 @@ pub fn set_ldt<M: Machine>(ctx: &mut Ctx<'_, M>, base: GuestVirt, entries: u32) 
 pub fn forget_ldt_pages<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let old = core::mem::take(&mut ctx.own.ldt_mapped);
     ctx.m.load_ldt(ctx.own.ldt_entries);
-    old.iter()
-        .flatten()
-        .for_each(|frame| _ = ctx.world.frames.drop_use(*frame));
+    old.iter().flatten().for_each(|frame| _ = ctx.world.frames.drop_use(*frame));
 }
 
 /// The CPU asked for a descriptor at a byte offset of the LDT: maps the page it is in. False if the guest has none there.
@@ -125,12 +116,7 @@ pub fn map_ldt_page<M: Machine>(ctx: &mut Ctx<'_, M>, offset: u32) -> bool {
     let Some(frame) = claim::walk(ctx.m, &ctx.world.frames, root, at).and_then(|path| path.frame()) else {
         return false;
     };
-    match ctx
-        .domain
-        .space
-        .open(ctx.m, &ctx.world.frames, BUDGET, ctx.held)
-        .take_descriptors(frame)
-    {
+    match ctx.domain.space.open(ctx.m, &ctx.world.frames, BUDGET, ctx.held).take_descriptors(frame) {
         Ok(()) => {}
         Err(Stop::More) => return true, // the guest tries again
         Err(Stop::Refused(_)) => return false,

@@ -23,11 +23,7 @@ pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> 
         VersionOp::Version => return Ok(policy::VERSION),
         VersionOp::Extraversion => ctx.write(arg, &text::<16>(b".0-tenon"))?,
         VersionOp::CompileInfo => {
-            let info = CompileInfo {
-                compiler: text(b"rustc"),
-                by: text(b"tenon"),
-                ..Default::default()
-            };
+            let info = CompileInfo { compiler: text(b"rustc"), by: text(b"tenon"), ..Default::default() };
             ctx.write(arg, &info)?;
         }
         VersionOp::Capabilities => ctx.write(arg, &text::<1024>(b"xen-3.0-x86_64 "))?,
@@ -45,11 +41,7 @@ pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> 
             ctx.write(arg, &info)?;
         }
         VersionOp::Pagesize => {
-            return if arg == 0 {
-                Ok(PAGE_SIZE as u64)
-            } else {
-                Err(Errno::Inval)
-            };
+            return if arg == 0 { Ok(PAGE_SIZE as u64) } else { Err(Errno::Inval) };
         }
         VersionOp::GuestHandle => {
             let handle = ctx.domain.papers.with(|papers| papers.handle);
@@ -90,11 +82,7 @@ pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Resu
             }
             let done = count.min(BATCH);
             (args[1], args[2]) = (count - done, at);
-            Ok(if done == count {
-                Progress::Done(0)
-            } else {
-                Progress::More
-            })
+            Ok(if done == count { Progress::Done(0) } else { Progress::More })
         }
         ConsoleIo::Read if powers.console_read => {
             let room = usize::try_from(count).unwrap_or(CHUNK).min(CHUNK);

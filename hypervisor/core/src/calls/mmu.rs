@@ -21,16 +21,8 @@ const BATCH: usize = 16;
 fn parties<'a, M: Machine>(ctx: &Ctx<'a, M>, domains: u64) -> Result<(&'a Domain, DomainId), Errno> {
     let [low, high] =
         [domains & 0xffff, domains >> 16 & 0xffff].map(|half| u16::try_from(half).unwrap_or(domid::INVALID));
-    let tables = if high == 0 {
-        ctx.domain
-    } else {
-        ctx.controlled(high - 1)?
-    };
-    let frames = if low == domid::SELF {
-        tables.id()
-    } else {
-        ctx.controlled(low)?.id()
-    };
+    let tables = if high == 0 { ctx.domain } else { ctx.controlled(high - 1)? };
+    let frames = if low == domid::SELF { tables.id() } else { ctx.controlled(low)?.id() };
     Ok((tables, frames))
 }
 
@@ -111,18 +103,11 @@ pub fn update_va_mapping<M: Machine>(
     let from = ctx.controlled(id)?.id();
     let root = ctx.own.kernel_root.ok_or(Errno::Inval)?;
     let at = GuestVirt(address);
-    let updated = ctx
-        .domain
-        .space
-        .open(ctx.m, &ctx.world.frames, BUDGET, ctx.held)
-        .update_va(root, at, value, from);
+    let updated = ctx.domain.space.open(ctx.m, &ctx.world.frames, BUDGET, ctx.held).update_va(root, at, value, from);
     if let Err(stop) = updated {
         if let Stop::Refused(why) = stop {
             let rip = ctx.own.regs.rip;
-            log::debug!(
-                "{} update_va_mapping {address:#x} <- {value:#x} at {rip:#x}: {why:?}",
-                ctx.domain.id()
-            );
+            log::debug!("{} update_va_mapping {address:#x} <- {value:#x} at {rip:#x}: {why:?}", ctx.domain.id());
         }
         return stopped(stop);
     }
@@ -183,11 +168,7 @@ fn one_mmuext<M: Machine>(ctx: &mut Ctx<'_, M>, target: &Domain, op: &MmuextOp) 
     use MmuextCommand as C;
     let command = C::from_number(u64::from(op.cmd)).ok_or(Err(Errno::NoSys))?;
     let foreign = target.id() != ctx.domain.id();
-    if foreign
-        && !matches!(
-            command,
-            C::PinL1 | C::PinL2 | C::PinL3 | C::PinL4 | C::Unpin | C::ClearPage | C::CopyPage
-        )
+    if foreign && !matches!(command, C::PinL1 | C::PinL2 | C::PinL3 | C::PinL4 | C::Unpin | C::ClearPage | C::CopyPage)
     {
         return Err(Err(Errno::Perm));
     }
@@ -195,11 +176,7 @@ fn one_mmuext<M: Machine>(ctx: &mut Ctx<'_, M>, target: &Domain, op: &MmuextOp) 
     let here = CpuSet::only(ctx.m.this_cpu());
     let pin = |ctx: &mut Ctx<'_, M>, level| {
         let frame = frame()?;
-        target
-            .space
-            .open(ctx.m, &ctx.world.frames, BUDGET, ctx.held)
-            .pin(frame, level)
-            .map_err(Ok)
+        target.space.open(ctx.m, &ctx.world.frames, BUDGET, ctx.held).pin(frame, level).map_err(Ok)
     };
     match command {
         C::PinL1 => pin(ctx, 1)?,
@@ -208,22 +185,14 @@ fn one_mmuext<M: Machine>(ctx: &mut Ctx<'_, M>, target: &Domain, op: &MmuextOp) 
         C::PinL4 => pin(ctx, 4)?,
         C::Unpin => {
             let frame = frame()?;
-            target
-                .space
-                .open(ctx.m, &ctx.world.frames, BUDGET, ctx.held)
-                .unpin(frame)
-                .map_err(Ok)?;
+            target.space.open(ctx.m, &ctx.world.frames, BUDGET, ctx.held).unpin(frame).map_err(Ok)?;
         }
         C::NewBaseptr => load_kernel_root(ctx, op.arg1).map_err(Ok)?,
         C::NewUserBaseptr => load_user_root(ctx, op.arg1).map_err(Ok)?,
         C::TlbFlushLocal => flush(ctx, here, Flush::All),
         C::InvlpgLocal => flush(ctx, here, Flush::Page(GuestVirt(op.arg1))),
         C::TlbFlushMulti => flush(ctx, vcpus_in(ctx, op.arg2).map_err(Err)?, Flush::All),
-        C::InvlpgMulti => flush(
-            ctx,
-            vcpus_in(ctx, op.arg2).map_err(Err)?,
-            Flush::Page(GuestVirt(op.arg1)),
-        ),
+        C::InvlpgMulti => flush(ctx, vcpus_in(ctx, op.arg2).map_err(Err)?, Flush::Page(GuestVirt(op.arg1))),
         C::TlbFlushAll => flush(ctx, ctx.domain.space.cpus(), Flush::All),
         C::InvlpgAll => flush(ctx, ctx.domain.space.cpus(), Flush::Page(GuestVirt(op.arg1))),
         C::FlushCache | C::FlushCacheGlobal => return Err(Err(Errno::Acces)),
@@ -255,10 +224,7 @@ pub fn load_kernel_root<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64) -> Outcom
     let new = Frame::new(number).ok_or(crate::paging::Refused::NoSuchFrame)?;
     let old = ctx.own.kernel_root;
     let m = ctx.m;
-    ctx.domain
-        .space
-        .open(m, &ctx.world.frames, BUDGET, ctx.held)
-        .switch_root(old, Some(new), || m.load_root(new))?;
+    ctx.domain.space.open(m, &ctx.world.frames, BUDGET, ctx.held).switch_root(old, Some(new), || m.load_root(new))?;
     ctx.own.kernel_root = Some(new);
     if old != Some(new) {
         descriptors::forget_ldt_pages(ctx);
@@ -268,16 +234,9 @@ pub fn load_kernel_root<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64) -> Outcom
 
 /// Makes a frame, or nothing (0), the caller's user root.
 fn load_user_root<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64) -> Outcome<()> {
-    let new = if number == 0 {
-        None
-    } else {
-        Some(Frame::new(number).ok_or(crate::paging::Refused::NoSuchFrame)?)
-    };
+    let new = if number == 0 { None } else { Some(Frame::new(number).ok_or(crate::paging::Refused::NoSuchFrame)?) };
     let old = ctx.own.user_root;
-    ctx.domain
-        .space
-        .open(ctx.m, &ctx.world.frames, BUDGET, ctx.held)
-        .switch_root(old, new, || {})?;
+    ctx.domain.space.open(ctx.m, &ctx.world.frames, BUDGET, ctx.held).switch_root(old, new, || {})?;
     ctx.own.user_root = new;
     Ok(())
 }
@@ -319,10 +278,7 @@ pub fn write_own_table<M: Machine>(
             Ok(Some(_)) => {}
             Err(Stop::More) => return TableWritten::Again,
             Err(Stop::Refused(why)) => {
-                log::debug!(
-                    "{} wrote {new:#x} to its table through {at:?}: {why:?}",
-                    ctx.domain.id()
-                );
+                log::debug!("{} wrote {new:#x} to its table through {at:?}: {why:?}", ctx.domain.id());
                 return TableWritten::NotOurs;
             }
         }
@@ -335,14 +291,9 @@ pub fn write_own_table<M: Machine>(
 /// # Errors
 /// `Inval` for an address that is not a writable page of its own.
 pub fn fill_hypercall_page<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Result<(), Errno> {
-    let frame = Frame::containing(address)
-        .filter(|_| address.is_multiple_of(PAGE_SIZE as u64))
-        .ok_or(Errno::Inval)?;
+    let frame = Frame::containing(address).filter(|_| address.is_multiple_of(PAGE_SIZE as u64)).ok_or(Errno::Inval)?;
     let id = ctx.domain.id();
-    ctx.world
-        .frames
-        .take_writable(ctx.m, frame, id, id)
-        .map_err(|_| Errno::Inval)?;
+    ctx.world.frames.take_writable(ctx.m, frame, id, id).map_err(|_| Errno::Inval)?;
     for (number, slot) in (0u8..).zip((0..PAGE_SIZE).step_by(stub::SIZE)) {
         ctx.m.write(frame, slot, &stub::code(number));
     }

@@ -26,11 +26,7 @@ use zerocopy::{FromZeros, IntoBytes};
 pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg: u64) -> Result<Progress, Errno> {
     let number = VcpuId(u32::try_from(number).map_err(|_| Errno::NoEnt)?);
     let vcpu = ctx.world.vcpu(ctx.domain, number).ok_or(Errno::NoEnt)?;
-    let own_timer = if number == ctx.vcpu.number() {
-        Ok(())
-    } else {
-        Err(Errno::Inval)
-    };
+    let own_timer = if number == ctx.vcpu.number() { Ok(()) } else { Err(Errno::Inval) };
     match VcpuOp::from_number(command).ok_or(Errno::NoSys)? {
         VcpuOp::Initialise => return context::initialise(ctx, vcpu, arg),
         VcpuOp::Up => up(ctx, vcpu)?,
@@ -128,10 +124,7 @@ fn down<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) {
         vcpu.moves(Place::Blocked, Place::Off);
         ctx.world.sched.nudge(ctx.m, vcpu);
     }
-    let anybody = ctx
-        .domain
-        .vcpu_numbers()
-        .filter_map(|number| ctx.world.vcpu(ctx.domain, number));
+    let anybody = ctx.domain.vcpu_numbers().filter_map(|number| ctx.world.vcpu(ctx.domain, number));
     if !anybody.into_iter().any(|other| other.online.load(Ordering::SeqCst)) {
         ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Poweroff as u32);
     }
@@ -150,10 +143,7 @@ fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Res
         return Err(Errno::Busy);
     }
     let id = ctx.domain.id();
-    ctx.world
-        .frames
-        .take_writable(ctx.m, frame, id, id)
-        .map_err(|_| Errno::Acces)?;
+    ctx.world.frames.take_writable(ctx.m, frame, id, id).map_err(|_| Errno::Acces)?;
     let mut record = [0u8; vcpu_info::SIZE];
     match Frame::containing(old).filter(|_| old != 0) {
         Some(at) => ctx.m.read(at, usize::try_from(old & 0xfff).unwrap_or(0), &mut record),
@@ -163,8 +153,7 @@ fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Res
     vcpu.info.store(frame.address() | offset as u64, Ordering::Release);
     ctx.world.write_time(ctx.m, vcpu);
     // An event that came while the record moved set its bits in the old place: the guest is made to look at all ports.
-    ctx.m
-        .write(frame, offset + vcpu_info::PENDING_SEL, &u64::MAX.to_le_bytes());
+    ctx.m.write(frame, offset + vcpu_info::PENDING_SEL, &u64::MAX.to_le_bytes());
     ctx.m.write(frame, offset + vcpu_info::UPCALL_PENDING, &[1]);
     Ok(())
 }
@@ -219,12 +208,8 @@ pub fn write_areas<M: Machine>(ctx: &mut Ctx<'_, M>) {
         let info = ctx.own.runstate;
         // A guest that unmaps its own area reads nothing; that is its affair.
         let _ = if ctx.domain.assisted(Assist::RunstateUpdateFlag) {
-            let begun = RunstateInfo {
-                state_entry_time: info.state_entry_time | RUNSTATE_UPDATE,
-                ..info
-            };
-            ctx.write(at.0, &begun)
-                .and_then(|()| ctx.write(at.0.wrapping_add(8), &info.state_entry_time))
+            let begun = RunstateInfo { state_entry_time: info.state_entry_time | RUNSTATE_UPDATE, ..info };
+            ctx.write(at.0, &begun).and_then(|()| ctx.write(at.0.wrapping_add(8), &info.state_entry_time))
         } else {
             ctx.write(at.0, &info)
         };
@@ -234,8 +219,6 @@ pub fn write_areas<M: Machine>(ctx: &mut Ctx<'_, M>) {
     {
         let version = old.version & !1;
         let record = time::record(version.wrapping_add(1), ctx.m.tsc_khz(), ctx.m.tsc_origin());
-        let _ = ctx
-            .write(at.0, &record)
-            .and_then(|()| ctx.write(at.0, &version.wrapping_add(2)));
+        let _ = ctx.write(at.0, &record).and_then(|()| ctx.write(at.0, &version.wrapping_add(2)));
     }
 }

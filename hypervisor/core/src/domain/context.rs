@@ -56,10 +56,7 @@ pub fn set<M: Machine>(
         taken.give_back(world, m, held, domain);
         return stopped(stop);
     }
-    let old = Taken {
-        gdt: own.gdt,
-        roots: [own.kernel_root, own.user_root],
-    };
+    let old = Taken { gdt: own.gdt, roots: [own.kernel_root, own.user_root] };
     let ldt_pages = core::mem::take(&mut own.ldt_mapped);
     *own = VcpuState {
         regs: registers(&context.user_regs),
@@ -88,22 +85,12 @@ pub fn set<M: Machine>(
     };
     let callback = |address, masks_events| Handler { address, masks_events };
     own.callbacks.event = callback(context.event_callback_eip, true);
-    own.callbacks.failsafe = callback(
-        context.failsafe_callback_eip,
-        context.flags & flags::FAILSAFE_MASKS_EVENTS != 0,
-    );
-    own.callbacks.syscall = callback(
-        context.syscall_callback_eip,
-        context.flags & flags::SYSCALL_MASKS_EVENTS != 0,
-    );
+    own.callbacks.failsafe = callback(context.failsafe_callback_eip, context.flags & flags::FAILSAFE_MASKS_EVENTS != 0);
+    own.callbacks.syscall = callback(context.syscall_callback_eip, context.flags & flags::SYSCALL_MASKS_EVENTS != 0);
     let regs = &context.user_regs;
     own.segments.selectors = [regs.ds, regs.es, regs.fs, regs.gs].map(|word| u16::try_from(word & 0xffff).unwrap_or(0));
     own.segments.fs_base = context.fs_base;
-    own.segments.gs_base = if own.kernel_mode {
-        context.gs_base_kernel
-    } else {
-        context.gs_base_user
-    };
+    own.segments.gs_base = if own.kernel_mode { context.gs_base_kernel } else { context.gs_base_user };
     if let (Some(area), false) = (own.fpu, own.fpu_fresh) {
         m.zero(area);
         m.write(area, 0, &context.fpu_ctxt);
@@ -115,10 +102,7 @@ pub fn set<M: Machine>(
         }
     }
     old.give_back(world, m, held, domain);
-    ldt_pages
-        .iter()
-        .flatten()
-        .for_each(|frame| _ = world.frames.drop_use(*frame));
+    ldt_pages.iter().flatten().for_each(|frame| _ = world.frames.drop_use(*frame));
     if vcpu.number().0 == 0 {
         domain.assists.fetch_or(context.vm_assist, Ordering::Relaxed);
     }
@@ -156,10 +140,8 @@ impl Taken {
             *slot = Some(frame);
         }
         let user_needed = context.flags & flags::IN_KERNEL == 0;
-        for (slot, (address, needed)) in self
-            .roots
-            .iter_mut()
-            .zip([(context.ctrlreg[3], true), (context.ctrlreg[1], user_needed)])
+        for (slot, (address, needed)) in
+            self.roots.iter_mut().zip([(context.ctrlreg[3], true), (context.ctrlreg[1], user_needed)])
         {
             if address == 0 && !needed {
                 continue;
@@ -173,10 +155,7 @@ impl Taken {
 
     /// Drops what is held.
     pub(super) fn give_back<M: Machine>(&self, world: &World, m: &M, held: &mut Held<Nothing>, domain: &Domain) {
-        self.gdt
-            .iter()
-            .flatten()
-            .for_each(|frame| _ = world.frames.drop_use(*frame));
+        self.gdt.iter().flatten().for_each(|frame| _ = world.frames.drop_use(*frame));
         let mut session = domain.space.open(m, &world.frames, BUDGET, held);
         for root in self.roots.iter().flatten() {
             session.drop_root(*root);
@@ -186,22 +165,9 @@ impl Taken {
 
 fn check_addresses(context: &VcpuContext) -> Result<(), Errno> {
     let handlers = context.trap_ctxt.iter().map(|gate| gate.address);
-    let callbacks = [
-        context.event_callback_eip,
-        context.failsafe_callback_eip,
-        context.syscall_callback_eip,
-    ];
-    let bases = [
-        context.fs_base,
-        context.gs_base_kernel,
-        context.gs_base_user,
-        context.user_regs.rip,
-    ];
-    if handlers
-        .chain(callbacks)
-        .chain(bases)
-        .any(|address| !GuestVirt(address).is_canonical())
-    {
+    let callbacks = [context.event_callback_eip, context.failsafe_callback_eip, context.syscall_callback_eip];
+    let bases = [context.fs_base, context.gs_base_kernel, context.gs_base_user, context.user_regs.rip];
+    if handlers.chain(callbacks).chain(bases).any(|address| !GuestVirt(address).is_canonical()) {
         return Err(Errno::Inval);
     }
     let ldt = GuestVirt(context.ldt_base);
@@ -283,16 +249,8 @@ pub fn get<M: Machine>(m: &M, own: &VcpuState, masked: bool) -> VcpuContext {
         failsafe_callback_eip: own.callbacks.failsafe.address,
         syscall_callback_eip: own.callbacks.syscall.address,
         fs_base: own.segments.fs_base,
-        gs_base_kernel: if own.kernel_mode {
-            own.segments.gs_base
-        } else {
-            own.gs_kernel
-        },
-        gs_base_user: if own.kernel_mode {
-            own.gs_user
-        } else {
-            own.segments.gs_base
-        },
+        gs_base_kernel: if own.kernel_mode { own.segments.gs_base } else { own.gs_kernel },
+        gs_base_user: if own.kernel_mode { own.gs_user } else { own.segments.gs_base },
         ..VcpuContext::default()
     };
     let address = |root: Option<Frame>| root.map_or(0, Frame::address);

@@ -52,10 +52,7 @@ impl World {
         let (next, held) = census.parts();
         let first = *next;
         let ids = (0..MAX_DOMAINS).map(|n| (first.wrapping_add(n)) % DomainId::FIRST_RESERVED);
-        let free = |id: &u16| {
-            self.slot(DomainId(*id))
-                .is_some_and(|domain| domain.life() == Life::Free)
-        };
+        let free = |id: &u16| self.slot(DomainId(*id)).is_some_and(|domain| domain.life() == Life::Free);
         let id = DomainId(ids.into_iter().find(free).ok_or(Errno::NoMem)?);
         let domain = self.slot(id).ok_or(Errno::NoMem)?;
         domain.id.store(id.0, Ordering::Release);
@@ -65,10 +62,7 @@ impl World {
             m.write(shared, vcpu * vcpu_info::SIZE + vcpu_info::UPCALL_MASK, &[1]);
         }
         write_wallclock(m, shared);
-        domain.shared_info.store(
-            u32::try_from(shared.number()).map_err(|_| Errno::NoMem)?,
-            Ordering::Release,
-        );
+        domain.shared_info.store(u32::try_from(shared.number()).map_err(|_| Errno::NoMem)?, Ordering::Release);
         for number in 0..spec.vcpus {
             if let Err(errno) = self.add_vcpu(m, domain, VcpuId(number)) {
                 self.release_frames(m, domain);
@@ -82,21 +76,9 @@ impl World {
         domain.shutdown.store(0, Ordering::SeqCst);
         domain.assists.store(0, Ordering::Relaxed);
         domain.cpu_time.store(0, Ordering::Relaxed);
-        domain
-            .entries
-            .iter()
-            .for_each(|counter| counter.store(0, Ordering::Relaxed));
-        let report = CrashReport {
-            vcpu: 0,
-            length: 0,
-            text: [0; 128],
-        };
-        domain.papers.with(|papers| {
-            *papers = Papers {
-                handle: spec.handle,
-                report,
-            }
-        });
+        domain.entries.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+        let report = CrashReport { vcpu: 0, length: 0, text: [0; 128] };
+        domain.papers.with(|papers| *papers = Papers { handle: spec.handle, report });
         domain.life.store(Life::Alive as u8, Ordering::Release);
         *next = (id.0 + 1) % DomainId::FIRST_RESERVED;
         Ok(domain)
@@ -108,14 +90,9 @@ impl World {
 
     /// Gives a domain one of the free vcpus. The caller holds the census.
     fn add_vcpu<M: Machine>(&self, m: &M, domain: &Domain, number: VcpuId) -> Result<(), Errno> {
-        let (index, vcpu) = (0u16..)
-            .zip(&self.vcpus)
-            .find(|(_, vcpu)| vcpu.domain.load(Ordering::Acquire) == 0)
-            .ok_or(Errno::NoMem)?;
-        let slot = domain
-            .vcpus
-            .get(usize::try_from(number.0).unwrap_or(usize::MAX))
-            .ok_or(Errno::Inval)?;
+        let (index, vcpu) =
+            (0u16..).zip(&self.vcpus).find(|(_, vcpu)| vcpu.domain.load(Ordering::Acquire) == 0).ok_or(Errno::NoMem)?;
+        let slot = domain.vcpus.get(usize::try_from(number.0).unwrap_or(usize::MAX)).ok_or(Errno::Inval)?;
         let traps = self.frames.allocate(m).map_err(|_| Errno::NoMem)?;
         let Ok(fpu) = self.frames.allocate(m) else {
             self.frames.retire(traps);
@@ -123,18 +100,11 @@ impl World {
         };
         {
             let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
-            *own = VcpuState {
-                traps: Some(traps),
-                fpu: Some(fpu),
-                ..VcpuState::new()
-            };
+            *own = VcpuState { traps: Some(traps), fpu: Some(fpu), ..VcpuState::new() };
             own.runstate.state_entry_time = m.now();
         }
         let shared = domain.shared_info().ok_or(Errno::NoMem)?;
-        vcpu.info.store(
-            shared.address() + u64::from(number.0) * vcpu_info::SIZE as u64,
-            Ordering::Release,
-        );
+        vcpu.info.store(shared.address() + u64::from(number.0) * vcpu_info::SIZE as u64, Ordering::Release);
         vcpu.number.store(number.0, Ordering::Relaxed);
         vcpu.index.store(index, Ordering::Relaxed);
         vcpu.place.store(Place::Off as u8, Ordering::SeqCst);
@@ -145,15 +115,8 @@ impl World {
         vcpu.period.store(FIRST_PERIOD, Ordering::Relaxed);
         vcpu.next_tick.store(m.now(), Ordering::Relaxed);
         vcpu.virqs.iter().for_each(|port| port.store(0, Ordering::Relaxed));
-        let position = self
-            .domains
-            .iter()
-            .position(|other| core::ptr::eq(other, domain))
-            .ok_or(Errno::NoMem)?;
-        vcpu.domain.store(
-            u16::try_from(position + 1).map_err(|_| Errno::NoMem)?,
-            Ordering::Release,
-        );
+        let position = self.domains.iter().position(|other| core::ptr::eq(other, domain)).ok_or(Errno::NoMem)?;
+        vcpu.domain.store(u16::try_from(position + 1).map_err(|_| Errno::NoMem)?, Ordering::Release);
         slot.store(index + 1, Ordering::Release);
         self.sched.admit(index);
         self.write_time(m, vcpu);
@@ -163,9 +126,7 @@ impl World {
     /// Returns what the hypervisor holds for a domain whose own memory is gone, and frees its slot.
     fn release_frames<M: Machine>(&self, m: &M, domain: &Domain) {
         for slot in &domain.vcpus {
-            let Some(vcpu) = usize::from(slot.swap(0, Ordering::AcqRel))
-                .checked_sub(1)
-                .and_then(|n| self.vcpus.get(n))
+            let Some(vcpu) = usize::from(slot.swap(0, Ordering::AcqRel)).checked_sub(1).and_then(|n| self.vcpus.get(n))
             else {
                 continue;
             };
@@ -237,10 +198,7 @@ impl World {
         vcpu: &Vcpu,
         own: &mut VcpuState,
     ) {
-        let uses = Taken {
-            gdt: own.gdt,
-            roots: [own.kernel_root.take(), own.user_root.take()],
-        };
+        let uses = Taken { gdt: own.gdt, roots: [own.kernel_root.take(), own.user_root.take()] };
         own.gdt = [None; 14];
         uses.give_back(self, m, held, domain);
         for frame in core::mem::take(&mut own.ldt_mapped).into_iter().flatten() {
@@ -249,10 +207,7 @@ impl World {
         let at = vcpu.info.load(Ordering::Acquire);
         let Some(shared) = domain.shared_info() else { return };
         if let Some(frame) = Frame::containing(at).filter(|frame| at != 0 && *frame != shared) {
-            vcpu.info.store(
-                shared.address() + u64::from(vcpu.number().0) * vcpu_info::SIZE as u64,
-                Ordering::Release,
-            );
+            vcpu.info.store(shared.address() + u64::from(vcpu.number().0) * vcpu_info::SIZE as u64, Ordering::Release);
             self.frames.drop_use(frame);
         }
     }
@@ -264,18 +219,12 @@ fn write_wallclock<M: Machine>(m: &M, shared: Frame) {
     m.write(shared, offset::WC_VERSION, &2u32.to_le_bytes());
     m.write(shared, offset::WC_SEC, &u32::try_from(low).unwrap_or(0).to_le_bytes());
     m.write(shared, offset::WC_NSEC, &nanoseconds.to_le_bytes());
-    m.write(
-        shared,
-        offset::WC_SEC_HI,
-        &u32::try_from(high).unwrap_or(0).to_le_bytes(),
-    );
+    m.write(shared, offset::WC_SEC_HI, &u32::try_from(high).unwrap_or(0).to_le_bytes());
 }
 
 /// The structure at the start of a domctl's payload.
 fn payload<T: FromBytes>(call: &Domctl) -> Result<T, Errno> {
-    T::read_from_prefix(&call.payload)
-        .map(|(value, _)| value)
-        .map_err(|_| Errno::Inval)
+    T::read_from_prefix(&call.payload).map(|(value, _)| value).map_err(|_| Errno::Inval)
 }
 
 /// Carries out one step of a `domctl`.
@@ -298,12 +247,7 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<Progress, Er
             }
             // The reply is tried first: a domain whose id cannot be told would be lost.
             ctx.write(arg, &call)?;
-            let spec = Spec {
-                powers: Powers::default(),
-                vcpus: wanted.max_vcpus,
-                max_pages: 0,
-                handle: wanted.handle,
-            };
+            let spec = Spec { powers: Powers::default(), vcpus: wanted.max_vcpus, max_pages: 0, handle: wanted.handle };
             call.domain = ctx.world.create(ctx.m, ctx.held, &spec)?.id().0;
             ctx.write(arg, &call)?;
         }
@@ -322,10 +266,7 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<Progress, Er
         DomctlOp::PauseDomain => {
             let domain = other(ctx, authority, call.domain, false)?;
             domain.paused.store(true, Ordering::SeqCst);
-            for vcpu in domain
-                .vcpu_numbers()
-                .filter_map(|number| ctx.world.vcpu(domain, number))
-            {
+            for vcpu in domain.vcpu_numbers().filter_map(|number| ctx.world.vcpu(domain, number)) {
                 ctx.world.sched.nudge(ctx.m, vcpu);
             }
         }
@@ -335,9 +276,7 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<Progress, Er
         }
         DomctlOp::MaxMem => {
             let MaxMem { max_memkb } = payload(&call)?;
-            ctx.named(call.domain)?
-                .max_pages
-                .store(max_memkb / 4, Ordering::Relaxed);
+            ctx.named(call.domain)?.max_pages.store(max_memkb / 4, Ordering::Relaxed);
         }
         DomctlOp::MaxVcpus => {
             // A domain gets its vcpus when it is made; asking for the same number again is no change.
@@ -372,11 +311,7 @@ fn other<'a, M: Machine>(
     if id == domid::SELF || id == ctx.domain.id().0 {
         return Err(Errno::Inval);
     }
-    let domain = ctx
-        .world
-        .slot(DomainId(id))
-        .filter(|domain| domain.id() == DomainId(id))
-        .ok_or(Errno::Srch)?;
+    let domain = ctx.world.slot(DomainId(id)).filter(|domain| domain.id() == DomainId(id)).ok_or(Errno::Srch)?;
     match domain.life() {
         Life::Alive => Ok(domain),
         Life::Dying if dying => Ok(domain),
@@ -402,20 +337,13 @@ fn at_or_above<'a, M: Machine>(ctx: &Ctx<'a, M>, id: u16) -> Option<&'a Domain> 
 }
 
 fn describe<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain) -> DomainInfo {
-    let vcpus = || {
-        domain
-            .vcpu_numbers()
-            .filter_map(|number| ctx.world.vcpu(domain, number))
-    };
+    let vcpus = || domain.vcpu_numbers().filter_map(|number| ctx.world.vcpu(domain, number));
     let mut flags = 0;
     let mut set = |flag, on: bool| flags |= if on { flag } else { 0 };
     set(info::DYING, domain.life() == Life::Dying);
     set(info::PAUSED, domain.paused.load(Ordering::SeqCst));
     set(info::RUNNING, vcpus().any(|vcpu| vcpu.place() == Place::Running));
-    set(
-        info::BLOCKED,
-        vcpus().all(|vcpu| matches!(vcpu.place(), Place::Blocked | Place::Off)),
-    );
+    set(info::BLOCKED, vcpus().all(|vcpu| matches!(vcpu.place(), Place::Blocked | Place::Off)));
     if let Some(reason) = domain.shutdown_reason() {
         flags |= info::SHUTDOWN | (reason & 0xff) << info::SHUTDOWN_SHIFT;
     }

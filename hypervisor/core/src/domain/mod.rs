@@ -129,14 +129,7 @@ impl Domain {
             cpu_time: AtomicU64::new(0),
             entries: [const { AtomicU64::new(0) }; 2],
             grants: crate::grant::Grants::new(),
-            papers: Leaf::new(Papers {
-                handle: [0; 16],
-                report: CrashReport {
-                    vcpu: 0,
-                    length: 0,
-                    text: [0; 128],
-                },
-            }),
+            papers: Leaf::new(Papers { handle: [0; 16], report: CrashReport { vcpu: 0, length: 0, text: [0; 128] } }),
         }
     }
 
@@ -179,9 +172,7 @@ impl Domain {
 
     /// Notes that it has shut down; false if it had before.
     pub(crate) fn note_shutdown(&self, reason: u32) -> bool {
-        self.shutdown
-            .compare_exchange(0, reason.saturating_add(1), Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.shutdown.compare_exchange(0, reason.saturating_add(1), Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Whether its vcpus may run.

@@ -126,17 +126,10 @@ impl VcpuState {
     /// A vcpu nobody has set up.
     #[must_use]
     pub const fn new() -> Self {
-        const NONE: Handler = Handler {
-            address: 0,
-            masks_events: false,
-        };
+        const NONE: Handler = Handler { address: 0, masks_events: false };
         Self {
             regs: Registers::ZERO,
-            segments: Segments {
-                selectors: [0; 4],
-                fs_base: 0,
-                gs_base: 0,
-            },
+            segments: Segments { selectors: [0; 4], fs_base: 0, gs_base: 0 },
             kernel_mode: true,
             kernel_root: None,
             user_root: None,
@@ -144,13 +137,7 @@ impl VcpuState {
             gs_user: 0,
             kernel_sp: 0,
             kernel_ss: 0,
-            callbacks: Callbacks {
-                event: NONE,
-                failsafe: NONE,
-                syscall: NONE,
-                syscall32: NONE,
-                sysenter: NONE,
-            },
+            callbacks: Callbacks { event: NONE, failsafe: NONE, syscall: NONE, syscall32: NONE, sysenter: NONE },
             traps: None,
             fpu: None,
             fpu_fresh: true,
@@ -171,12 +158,7 @@ impl VcpuState {
             nmi_pending: false,
             nmi_masked: false,
             call: None,
-            runstate: RunstateInfo {
-                state: Runstate::Offline as u32,
-                pad: 0,
-                state_entry_time: 0,
-                time: [0; 4],
-            },
+            runstate: RunstateInfo { state: Runstate::Offline as u32, pad: 0, state_entry_time: 0, time: [0; 4] },
             runstate_area: None,
             time_area: None,
             areas_stale: false,
@@ -187,11 +169,7 @@ impl VcpuState {
     /// The root that is or will be loaded.
     #[must_use]
     pub fn root(&self) -> Option<Frame> {
-        if self.kernel_mode {
-            self.kernel_root
-        } else {
-            self.user_root
-        }
+        if self.kernel_mode { self.kernel_root } else { self.user_root }
     }
 }
 
@@ -299,18 +277,13 @@ impl Vcpu {
 
     /// Moves it from one place to another; false if it was not there.
     pub fn moves(&self, from: Place, to: Place) -> bool {
-        self.place
-            .compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok()
+        self.place.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// The earliest time at which it wants a timer interrupt; `running`: ticks are only given to a vcpu that runs.
     #[must_use]
     pub fn next_deadline(&self, running: bool) -> u64 {
-        let one_shot = self
-            .deadline
-            .load(Ordering::Relaxed)
-            .min(self.poll_deadline.load(Ordering::Relaxed));
+        let one_shot = self.deadline.load(Ordering::Relaxed).min(self.poll_deadline.load(Ordering::Relaxed));
         let tick = if running && self.period.load(Ordering::Relaxed) != 0 {
             self.next_tick.load(Ordering::Relaxed)
         } else {

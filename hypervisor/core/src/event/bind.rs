@@ -42,11 +42,7 @@ pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64
         EventOp::AllocUnbound => {
             let mut call: AllocUnbound = ctx.read(arg)?;
             let domain = ctx.controlled(call.dom)?;
-            let remote = if call.remote_dom == domid::SELF {
-                ctx.domain.id()
-            } else {
-                DomainId(call.remote_dom)
-            };
+            let remote = if call.remote_dom == domid::SELF { ctx.domain.id() } else { DomainId(call.remote_dom) };
             reply_then_bind(ctx, domain, Binding::Unbound(remote), VcpuId(0), |ctx, port| {
                 call.port = port.0;
                 ctx.write(arg, &call)
@@ -87,11 +83,7 @@ fn existing<M: Machine>(ctx: &Ctx<'_, M>, number: u32) -> Result<VcpuId, Errno> 
 
 fn used<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain, port: Port) -> Result<PortState, Errno> {
     let state = ctx.world.port(ctx.m, domain, port);
-    if state.binding == Binding::Closed {
-        Err(Errno::Inval)
-    } else {
-        Ok(state)
-    }
+    if state.binding == Binding::Closed { Err(Errno::Inval) } else { Ok(state) }
 }
 
 /// Finds a free port, writes the reply that names it, and binds it.
@@ -139,15 +131,7 @@ fn bind_interdomain<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Er
         world.set_port(m, ctx.domain, local, PortState::CLOSED);
         return Err(Errno::Inval);
     }
-    world.set_port(
-        m,
-        remote,
-        at,
-        PortState {
-            binding: Binding::Interdomain(me, local),
-            ..state
-        },
-    );
+    world.set_port(m, remote, at, PortState { binding: Binding::Interdomain(me, local), ..state });
     drop(guard);
     // Events sent while the other end was alone are not lost on the one that joins (ABI core 5.2).
     world.raise(m, ctx.domain, local);
@@ -166,21 +150,14 @@ fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     }
     if !per_vcpu && virq != Some(Virq::Argo) {
         let powers = ctx.domain.powers();
-        let allowed = if virq == Some(Virq::Console) {
-            powers.console_read
-        } else {
-            powers.control
-        };
+        let allowed = if virq == Some(Virq::Console) { powers.console_read } else { powers.control };
         if !allowed {
             return Err(Errno::Perm);
         }
     }
     let number = existing(ctx, call.vcpu)?;
     let vcpu = ctx.world.vcpu(ctx.domain, number).ok_or(Errno::NoEnt)?;
-    let slot = usize::try_from(call.virq)
-        .ok()
-        .and_then(|n| vcpu.virqs.get(n))
-        .ok_or(Errno::Inval)?;
+    let slot = usize::try_from(call.virq).ok().and_then(|n| vcpu.virqs.get(n)).ok_or(Errno::Inval)?;
     if slot.load(Ordering::Acquire) != 0 {
         return Err(Errno::Exist);
     }
@@ -189,10 +166,7 @@ fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
         ctx.write(arg, &call)
     })?;
     let port16 = u16::try_from(port.0).map_err(|_| Errno::NoSpc)?;
-    if slot
-        .compare_exchange(0, port16, Ordering::AcqRel, Ordering::Acquire)
-        .is_err()
-    {
+    if slot.compare_exchange(0, port16, Ordering::AcqRel, Ordering::Acquire).is_err() {
         let (world, m) = (ctx.world, ctx.m);
         let _guard = world.ports.lock(ctx.held);
         world.set_port(m, ctx.domain, port, PortState::CLOSED);
@@ -246,17 +220,11 @@ impl World {
         for (chunk, slot) in (0u32..).zip(&domain.port_frames).take(PORT_FRAMES) {
             if slot.load(Ordering::Acquire) == 0 {
                 let frame = self.frames.allocate(m).map_err(|_| Errno::NoMem)?;
-                slot.store(
-                    u32::try_from(frame.number()).map_err(|_| Errno::NoMem)?,
-                    Ordering::Release,
-                );
+                slot.store(u32::try_from(frame.number()).map_err(|_| Errno::NoMem)?, Ordering::Release);
             }
             let first = chunk.saturating_mul(PORTS_PER_FRAME);
             for port in first.max(1)..first.saturating_add(PORTS_PER_FRAME) {
-                if self
-                    .port_word(m, domain, Port(port))
-                    .is_some_and(|word| word.load(Ordering::Acquire) == 0)
-                {
+                if self.port_word(m, domain, Port(port)).is_some_and(|word| word.load(Ordering::Acquire) == 0) {
                     return Ok(Port(port));
                 }
             }
@@ -272,15 +240,7 @@ impl World {
             Binding::Interdomain(other, at) => {
                 if let Some(other) = self.domain(other) {
                     let end = self.port(m, other, at);
-                    self.set_port(
-                        m,
-                        other,
-                        at,
-                        PortState {
-                            binding: Binding::Unbound(domain.id()),
-                            ..end
-                        },
-                    );
+                    self.set_port(m, other, at, PortState { binding: Binding::Unbound(domain.id()), ..end });
                 }
             }
             Binding::Virq(virq) => {

@@ -26,10 +26,7 @@ impl World {
     /// The word of a port, if the domain has allocated that far.
     pub(crate) fn port_word<'m, M: Machine>(&self, m: &'m M, domain: &Domain, port: Port) -> Option<&'m AtomicU64> {
         let index = usize::try_from(port.0).ok().filter(|_| port.0 > 0 && port.0 < PORTS)?;
-        let frame = domain
-            .port_frames
-            .get(index / ENTRIES)
-            .filter(|_| index / ENTRIES < PORT_FRAMES)?;
+        let frame = domain.port_frames.get(index / ENTRIES).filter(|_| index / ENTRIES < PORT_FRAMES)?;
         match frame.load(Ordering::Acquire) {
             0 => None,
             number => m.page(Frame::from_u32(number)).get(index % ENTRIES),
@@ -38,9 +35,8 @@ impl World {
 
     /// What a port is.
     pub fn port<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> PortState {
-        self.port_word(m, domain, port).map_or(PortState::CLOSED, |word| {
-            PortState::from_word(word.load(Ordering::Acquire))
-        })
+        self.port_word(m, domain, port)
+            .map_or(PortState::CLOSED, |word| PortState::from_word(word.load(Ordering::Acquire)))
     }
 
     /// Sends through a port of `domain`: to the other end, or to itself for an interprocessor interrupt. `None`: the port
@@ -126,11 +122,7 @@ impl World {
 
     /// Raises a virtual interrupt of the whole machine at the domains that have bound it.
     pub fn raise_global<M: Machine>(&self, m: &M, virq: Virq) {
-        for domain in self
-            .domains
-            .iter()
-            .filter(|domain| domain.life() == crate::domain::Life::Alive)
-        {
+        for domain in self.domains.iter().filter(|domain| domain.life() == crate::domain::Life::Alive) {
             if let Some(vcpu) = self.vcpu(domain, crate::addr::VcpuId(0)) {
                 self.raise_virq(m, vcpu, virq);
             }

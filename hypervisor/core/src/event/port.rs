@@ -28,10 +28,7 @@ pub struct PortState {
 
 impl PortState {
     /// A free port.
-    pub const CLOSED: Self = Self {
-        binding: Binding::Closed,
-        vcpu: VcpuId(0),
-    };
+    pub const CLOSED: Self = Self { binding: Binding::Closed, vcpu: VcpuId(0) };
 
     /// The word: kind in bits 0..4, vcpu in 4..16, domain in 16..32, port or virq in 32..64.
     #[must_use]
@@ -60,10 +57,7 @@ impl PortState {
             4 => Binding::Ipi,
             _ => return Self::CLOSED,
         };
-        Self {
-            binding,
-            vcpu: VcpuId(u32::try_from(word >> 4 & 0xfff).unwrap_or(0)),
-        }
+        Self { binding, vcpu: VcpuId(u32::try_from(word >> 4 & 0xfff).unwrap_or(0)) }
     }
 }
 
@@ -81,10 +75,7 @@ mod tests {
         ];
         for binding in bindings {
             for vcpu in [0, 1, 31, 4095] {
-                let state = PortState {
-                    binding,
-                    vcpu: VcpuId(vcpu),
-                };
+                let state = PortState { binding, vcpu: VcpuId(vcpu) };
                 assert_eq!(PortState::from_word(state.to_word()), state);
             }
         }

@@ -49,13 +49,7 @@ impl Grants {
 
     /// Frames the table has.
     fn size(&self) -> u32 {
-        u32::try_from(
-            self.table
-                .iter()
-                .take_while(|slot| slot.load(Ordering::Acquire) != 0)
-                .count(),
-        )
-        .unwrap_or(0)
+        u32::try_from(self.table.iter().take_while(|slot| slot.load(Ordering::Acquire) != 0).count()).unwrap_or(0)
     }
 
     /// The frame of a list that an index is in, and the index within it.

@@ -102,11 +102,7 @@ fn each<M: Machine, T: FromBytes + IntoBytes + Immutable>(
         call.args[1] = call.args[1].wrapping_add(size_of::<T>() as u64);
         call.args[2] -= 1;
     }
-    Ok(if call.args[2] == 0 {
-        Progress::Done(0)
-    } else {
-        Progress::More
-    })
+    Ok(if call.args[2] == 0 { Progress::Done(0) } else { Progress::More })
 }
 
 fn setup_table<M: Machine>(ctx: &mut Ctx<'_, M>, at: u64) -> Result<(), Errno> {
@@ -117,10 +113,7 @@ fn setup_table<M: Machine>(ctx: &mut Ctx<'_, M>, at: u64) -> Result<(), Errno> {
         Ok(domain) => match ctx.world.grow_table(ctx.m, ctx.held, domain, call.nr_frames) {
             Err(status) => status,
             Ok(()) => {
-                for (n, slot) in (0u64..)
-                    .zip(&domain.grants.table)
-                    .take(usize::try_from(call.nr_frames).unwrap_or(0))
-                {
+                for (n, slot) in (0u64..).zip(&domain.grants.table).take(usize::try_from(call.nr_frames).unwrap_or(0)) {
                     let frame = u64::from(slot.load(Ordering::Acquire));
                     ctx.write(call.frame_list.wrapping_add(n * 8), &frame)?;
                 }
@@ -145,10 +138,7 @@ impl World {
                 store(active, self.frames.allocate(m).map_err(|_| status::GENERAL_ERROR)?);
             }
             if table.load(Ordering::Acquire) == 0 {
-                store(
-                    table,
-                    self.frames.lend(m, domain.id()).map_err(|_| status::GENERAL_ERROR)?,
-                );
+                store(table, self.frames.lend(m, domain.id()).map_err(|_| status::GENERAL_ERROR)?);
             }
         }
         Ok(())
@@ -223,9 +213,7 @@ fn slot_of<M: Machine>(
         return Slot::at(address).map_err(|_| status::BAD_VIRT_ADDR);
     }
     let root = root.ok_or(status::BAD_VIRT_ADDR)?;
-    session
-        .slot_of(root, GuestVirt(address))
-        .map_err(|_| status::BAD_VIRT_ADDR)
+    session.slot_of(root, GuestVirt(address)).map_err(|_| status::BAD_VIRT_ADDR)
 }
 
 fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapGrantRef) -> Result<(), Stop> {
@@ -248,10 +236,7 @@ fn try_unmap<M: Machine>(ctx: &mut Ctx<'_, M>, call: &UnmapGrantRef) -> Result<E
         // An entry named by its machine address is 8-aligned inside a table; a mapped page is page-aligned.
         let contains_pte = !call.host_addr.is_multiple_of(PAGE_SIZE as u64);
         let slot = slot_of(&session, root, call.host_addr, contains_pte)?;
-        match outcome(
-            session.unmap_leaf(slot, handle.pin.frame, handle.pin.writable),
-            status::GENERAL_ERROR,
-        ) {
+        match outcome(session.unmap_leaf(slot, handle.pin.frame, handle.pin.writable), status::GENERAL_ERROR) {
             Ok(status::OKAY) => handle.host = false, // the session flushes when it ends, before the pin goes
             other => return Ok(other),
         }
@@ -279,9 +264,7 @@ impl World {
             }
             let first = chunk * HANDLES_PER_FRAME;
             let free = (first..first + HANDLES_PER_FRAME).find(|handle| {
-                grants
-                    .handle_words(m, *handle)
-                    .is_some_and(|[word, _]| word.load(Ordering::Acquire) == 0)
+                grants.handle_words(m, *handle).is_some_and(|[word, _]| word.load(Ordering::Acquire) == 0)
             });
             if let Some(handle) = free {
                 return Ok(handle);
@@ -301,11 +284,7 @@ impl Grants {
         held: &mut Held<Nothing>,
         _domain: &Domain,
     ) -> Progress {
-        let frames = self
-            .handles
-            .iter()
-            .take_while(|slot| slot.load(Ordering::Acquire) != 0)
-            .count();
+        let frames = self.handles.iter().take_while(|slot| slot.load(Ordering::Acquire) != 0).count();
         let all = u32::try_from(frames).unwrap_or(0) * HANDLES_PER_FRAME;
         let mut found = 0;
         for number in 0..all {
@@ -349,12 +328,7 @@ fn try_copy<M: Machine>(ctx: &mut Ctx<'_, M>, call: &Copy) -> Result<(), i16> {
             Side::Granted(pin) => pin.frame,
             Side::Own(frame, _) => *frame,
         });
-        copy_bytes(
-            ctx.m,
-            (from, usize::from(call.source.offset)),
-            (to, usize::from(call.dest.offset)),
-            length,
-        );
+        copy_bytes(ctx.m, (from, usize::from(call.source.offset)), (to, usize::from(call.dest.offset)), length);
         close(ctx, dest);
     });
     close(ctx, source);
@@ -372,11 +346,8 @@ fn open<M: Machine>(ctx: &mut Ctx<'_, M>, side: &CopySide, granted: bool, writab
         return Err(status::PERMISSION_DENIED);
     }
     let frame = Frame::new(side.gref_or_frame).ok_or(status::BAD_PAGE)?;
-    let taken = if writable {
-        world.frames.take_writable(m, frame, me, me)
-    } else {
-        world.frames.take_ref(frame, me, me)
-    };
+    let taken =
+        if writable { world.frames.take_writable(m, frame, me, me) } else { world.frames.take_ref(frame, me, me) };
     taken.map(|()| Side::Own(frame, writable)).map_err(|_| status::BAD_PAGE)
 }
 

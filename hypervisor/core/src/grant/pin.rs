@@ -85,24 +85,14 @@ impl World {
             return Err(status::BAD_PAGE);
         }
         let uses = active.0 & !0xffff_ffff;
-        record.store(
-            frame.number() | uses.wrapping_add(Active::unit(writable)),
-            Ordering::Relaxed,
-        );
-        Ok(Pin {
-            owner: owner.id(),
-            gref,
-            frame,
-            writable,
-        })
+        record.store(frame.number() | uses.wrapping_add(Active::unit(writable)), Ordering::Relaxed);
+        Ok(Pin { owner: owner.id(), gref, frame, writable })
     }
 
     /// Ends a use. The caller has flushed every translation it had given.
     pub(super) fn unpin<M: Machine>(&self, m: &M, held: &mut Held<Nothing>, pin: Pin) {
-        if let Some(owner) = self
-            .domains
-            .iter()
-            .find(|domain| domain.id() == pin.owner && domain.shared_info().is_some())
+        if let Some(owner) =
+            self.domains.iter().find(|domain| domain.id() == pin.owner && domain.shared_info().is_some())
         {
             let _guard = owner.grants.lock.lock(held);
             if let (Some((table, index)), Some((pins, slot))) =
@@ -138,10 +128,7 @@ fn mark_in_use(word: &AtomicU64, user: DomainId, writable: bool, active: Active)
         }
         let marks = entry::READING | if writable { entry::WRITING } else { 0 };
         let marked = seen | u64::from(marks);
-        if word
-            .compare_exchange(seen, marked, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
-        {
+        if word.compare_exchange(seen, marked, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             let named = Frame::from_u32(u32::from_le_bytes([n0, n1, n2, n3]));
             return Ok(if active.idle() { named } else { active.frame() });
         }
@@ -180,22 +167,14 @@ impl Handle {
             | bit(self.pin.writable, Self::WRITABLE)
             | bit(self.host, Self::HOST)
             | bit(self.device, Self::DEVICE);
-        [
-            flags | u64::from(self.pin.gref) << 32,
-            u64::from(self.pin.owner.0) | self.pin.frame.number() << 32,
-        ]
+        [flags | u64::from(self.pin.gref) << 32, u64::from(self.pin.owner.0) | self.pin.frame.number() << 32]
     }
 
     pub(super) fn from_words([first, second]: [u64; 2]) -> Option<Self> {
         let low = |word: u64| u32::try_from(word & 0xffff_ffff).unwrap_or(0);
         let owner = DomainId(u16::try_from(second & 0xffff).unwrap_or(0));
         let frame = Frame::from_u32(low(second >> 32));
-        let pin = Pin {
-            owner,
-            gref: low(first >> 32),
-            frame,
-            writable: first & Self::WRITABLE != 0,
-        };
+        let pin = Pin { owner, gref: low(first >> 32), frame, writable: first & Self::WRITABLE != 0 };
         (first & Self::USED != 0).then_some(Self {
             pin,
             host: first & Self::HOST != 0,
@@ -221,10 +200,7 @@ impl Grants {
             return;
         };
         let values = value.map_or([0, 0], Handle::to_words);
-        words
-            .iter()
-            .zip(values)
-            .for_each(|(word, value)| word.store(value, Ordering::Release));
+        words.iter().zip(values).for_each(|(word, value)| word.store(value, Ordering::Release));
     }
 }
 
@@ -254,42 +230,28 @@ mod tests {
             (entry::PERMIT_ACCESS | entry::READONLY, 7, true),
             (entry::PERMIT_ACCESS | entry::SUB_PAGE, 7, false),
         ] {
-            assert_eq!(
-                mark_in_use(&shared(flags, domid, 1), USER, writable, idle),
-                Err(status::GENERAL_ERROR)
-            );
+            assert_eq!(mark_in_use(&shared(flags, domid, 1), USER, writable, idle), Err(status::GENERAL_ERROR));
         }
     }
 
     #[test]
     fn an_entry_in_use_keeps_its_frame() {
         let moved = shared(entry::PERMIT_ACCESS, 7, 0x100);
-        assert_eq!(
-            mark_in_use(&moved, USER, false, Active(0x99 | Active::READ)),
-            Ok(Frame::from_u32(0x99))
-        );
+        assert_eq!(mark_in_use(&moved, USER, false, Active(0x99 | Active::READ)), Ok(Frame::from_u32(0x99)));
     }
 
     #[test]
     fn marks_go_with_the_last_use_of_their_kind() {
         let word = shared(entry::PERMIT_ACCESS | entry::READING | entry::WRITING, 7, 1);
         clear_marks(&word, Active(1 | Active::READ));
-        assert_eq!(
-            word.load(Ordering::Relaxed) & 0xffff,
-            u64::from(entry::PERMIT_ACCESS | entry::READING)
-        );
+        assert_eq!(word.load(Ordering::Relaxed) & 0xffff, u64::from(entry::PERMIT_ACCESS | entry::READING));
         clear_marks(&word, Active(1));
         assert_eq!(word.load(Ordering::Relaxed) & 0xffff, u64::from(entry::PERMIT_ACCESS));
     }
 
     #[test]
     fn handles_survive_their_words() {
-        let pin = Pin {
-            owner: DomainId(0x7fef),
-            gref: 511,
-            frame: Frame::from_u32(u32::MAX),
-            writable: true,
-        };
+        let pin = Pin { owner: DomainId(0x7fef), gref: 511, frame: Frame::from_u32(u32::MAX), writable: true };
         for (host, device) in [(true, false), (false, true), (true, true)] {
             let handle = Handle { pin, host, device };
             assert_eq!(Handle::from_words(handle.to_words()), Some(handle));

@@ -106,11 +106,7 @@ pub fn set_timer<M: Machine>(ctx: &mut Ctx<'_, M>, deadline: u64) {
         return;
     }
     let now = ctx.m.now();
-    let deadline = if deadline.saturating_sub(now) > ABSURD {
-        now.saturating_add(ABSURD_DELAY)
-    } else {
-        deadline
-    };
+    let deadline = if deadline.saturating_sub(now) > ABSURD { now.saturating_add(ABSURD_DELAY) } else { deadline };
     start_timer(ctx, deadline);
 }
 

@@ -145,21 +145,12 @@ fn finish(
         true => &[],
         false => boot_bytes(module_at.start, module_at.end - module_at.start).ok_or("the module is out of reach")?,
     };
-    Ok(Loaded {
-        cmdline: keep(cmdline)?,
-        module,
-        module_at,
-        ram: ram(map, entry_size),
-        rsdp,
-    })
+    Ok(Loaded { cmdline: keep(cmdline)?, module, module_at, ram: ram(map, entry_size), rsdp })
 }
 
 /// The RAM of a memory map in whole frames. What any other entry claims is none.
 fn ram(map: &[u8], entry_size: usize) -> Ranges {
-    let entries = || {
-        map.chunks_exact(entry_size)
-            .filter_map(|bytes| MapEntry::read_from_prefix(bytes).ok())
-    };
+    let entries = || map.chunks_exact(entry_size).filter_map(|bytes| MapEntry::read_from_prefix(bytes).ok());
     let mut ram = Ranges::new();
     for (entry, _) in entries().filter(|(entry, _)| entry.kind == RAM) {
         let end = entry.address.saturating_add(entry.size).min(1 << 44);
@@ -203,12 +194,7 @@ mod tests {
 
     #[test]
     fn ram_is_whole_frames_that_nobody_else_claims() {
-        let map = map(&[
-            (0, 0x9fc00, 1),
-            (0x9fc00, 0x400, 2),
-            (0x10_0800, 0x10_0000, 1),
-            (0x18_0001, 1, 3),
-        ]);
+        let map = map(&[(0, 0x9fc00, 1), (0x9fc00, 0x400, 2), (0x10_0800, 0x10_0000, 1), (0x18_0001, 1, 3)]);
         let mut found: std::vec::Vec<_> = ram(&map, 24).iter().collect();
         found.sort_by_key(|range| range.start);
         assert_eq!(found, [0..0x9f, 0x101..0x180, 0x181..0x200]);
@@ -216,11 +202,7 @@ mod tests {
 
     #[test]
     fn absurd_sizes_do_not_overflow() {
-        let map = map(&[
-            (u64::MAX - 4096, u64::MAX, 1),
-            (0x1000, u64::MAX, 1),
-            (u64::MAX, u64::MAX, 2),
-        ]);
+        let map = map(&[(u64::MAX - 4096, u64::MAX, 1), (0x1000, u64::MAX, 1), (u64::MAX, u64::MAX, 2)]);
         assert_eq!(ram(&map, 24).limit(), 1 << 32);
     }
 

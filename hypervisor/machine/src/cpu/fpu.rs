@@ -31,9 +31,7 @@ pub(super) fn init(cpu: &Cpu) {
         insn::xsetbv(components);
         insn::cpuid(0xd, 0)[1] as usize <= PAGE_SIZE
     };
-    let chosen = [all, all & 7, all & 3, 1]
-        .into_iter()
-        .find(|&components| fits(components));
+    let chosen = [all, all & 7, all & 3, 1].into_iter().find(|&components| fits(components));
     COMPONENTS.store(chosen.unwrap_or(1), Relaxed);
     cpu.xcr0.store(chosen.unwrap_or(1), Relaxed);
     cpu.guest_xcr0.store(1, Relaxed);

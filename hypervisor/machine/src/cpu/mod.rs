@@ -23,9 +23,7 @@ const SFMASK: u64 = 0x7_7fd5;
 /// SYSCALL loads 0xe008 and 0xe010, SYSRET 0xe033 and 0xe02b (ABI core 1.6).
 const STAR: u64 = 0xe023 << 48 | 0xe008 << 32;
 /// CR4 bits a guest may choose. OSXSAVE is on wherever it exists, whatever the guest chose: it makes CPUID honest.
-const GUEST_CR4: Cr4 = Cr4::TIMESTAMP_DISABLE
-    .union(Cr4::DEBUGGING_EXTENSIONS)
-    .union(Cr4::FSGSBASE);
+const GUEST_CR4: Cr4 = Cr4::TIMESTAMP_DISABLE.union(Cr4::DEBUGGING_EXTENSIONS).union(Cr4::FSGSBASE);
 
 /// Features that decide what we use: CPUID leaves 1 and 7.
 #[derive(Clone, Copy)]
@@ -45,11 +43,7 @@ fn features() -> &'static Features {
 
 fn find_features() -> Features {
     let bit = |word: u32, bit: u32| word & 1 << bit != 0;
-    let [_, ebx7, ..] = if insn::max_leaf(0) >= 7 {
-        insn::cpuid(7, 0)
-    } else {
-        [0; 4]
-    };
+    let [_, ebx7, ..] = if insn::max_leaf(0) >= 7 { insn::cpuid(7, 0) } else { [0; 4] };
     Features {
         xsave: bit(insn::cpuid(1, 0)[2], 26),
         fsgsbase: bit(ebx7, 0),

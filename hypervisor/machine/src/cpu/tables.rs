@@ -57,14 +57,8 @@ pub(super) fn load(cpu: &'static Cpu) {
     }
     set_system(cpu, TASK, 0x89, cpu.tss.base(), u64::from(Tss::BYTES) - 1);
     set_gates();
-    let gdt = Pointer {
-        limit: GDT_LIMIT,
-        base: cpu.gdt(),
-    };
-    let idt = Pointer {
-        limit: 0xfff,
-        base: &raw const GATES as u64,
-    };
+    let gdt = Pointer { limit: GDT_LIMIT, base: cpu.gdt() };
+    let idt = Pointer { limit: 0xfff, base: &raw const GATES as u64 };
     // SAFETY: the GDT window shows our page with the descriptors just written, zeros elsewhere; the gates lead to
     // the entry code; the task segment and its stacks are this CPU's own. CS is reloaded by the far return.
     unsafe {

@@ -103,28 +103,17 @@ impl Hardware {
     }
 
     /// What the entry code left in the error word, as an [`Exit`].
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the word has two halves, and a vector is a byte"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "the word has two halves, and a vector is a byte")]
     fn decode(&self, cpu: &Cpu, registers: &Registers) -> Exit {
         let (kind, error) = ((registers.error >> 32) as u32, registers.error as u32);
         match kind {
             SYSCALL => Exit::Syscall,
             SYSCALL32 => Exit::Syscall32,
             SYSENTER => Exit::Sysenter,
-            0x80 | 0..=0x1f => Exit::Fault {
-                vector: kind as u8,
-                error,
-                address: fault_address(kind),
-            },
+            0x80 | 0..=0x1f => Exit::Fault { vector: kind as u8, error, address: fault_address(kind) },
             FAILED_RETURN.. => {
                 let vector = kind - FAILED_RETURN;
-                Exit::ReturnFault {
-                    vector: vector as u8,
-                    error,
-                    address: fault_address(vector),
-                }
+                Exit::ReturnFault { vector: vector as u8, error, address: fault_address(vector) }
             }
             vector => Exit::Interrupt(interrupt(cpu, vector)),
         }
@@ -142,10 +131,7 @@ impl Hardware {
         }
         let woken = cpu.woken.swap(0, Relaxed);
         let order = [Interrupt::Timer, Interrupt::Console, Interrupt::Kick];
-        order
-            .into_iter()
-            .find(|&kind| woken & bit(kind) != 0)
-            .unwrap_or(Interrupt::Other)
+        order.into_iter().find(|&kind| woken & bit(kind) != 0).unwrap_or(Interrupt::Other)
     }
 }
 
