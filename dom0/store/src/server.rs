@@ -495,6 +495,10 @@ impl Store {
             if connection.caller.target == Some(domain) {
                 connection.caller.target = None;
             }
+            // An open transaction may hold rights it gave to the domain that is gone.
+            for changes in connection.transactions.values_mut() {
+                changes.doom(StoreError::Again);
+            }
         }
         self.duties.push_back(Duty::Detach { domain });
         done(Effect::Gone(self.clear_domain(domain), domain))

@@ -20,8 +20,9 @@ use crate::tree::{Node, OVERHEAD, Tree, Usage};
 /// One node as a transaction sees it.
 #[derive(Clone, Debug)]
 struct Touched {
-    /// Generation at first touch; `None`: it did not exist.
-    generation: Option<u64>,
+    /// The node at first touch, kept: what a transaction read stays true for it. Looking at the
+    /// tree again instead could mix two states that never were one.
+    first: Option<Arc<Node>>,
     copy: Private,
 }
 
@@ -105,10 +106,11 @@ impl Changes {
         if let Some(why) = self.doomed {
             return Err(why);
         }
+        let generation = |node: &Arc<Node>| node.generation;
         let conflict = self
             .touched
             .iter()
-            .any(|(path, touched)| tree.get(path).map(|node| node.generation) != touched.generation);
+            .any(|(path, touched)| tree.get(path).map(generation) != touched.first.as_ref().map(generation));
         if conflict {
             return Err(StoreError::Again);
         }
@@ -279,19 +281,19 @@ impl View<'_> {
     fn get(&mut self, path: &Path) -> Result<Option<Arc<Node>>, StoreError> {
         if let Some(touched) = self.changes.touched.get(path) {
             return Ok(match &touched.copy {
-                Private::Unchanged => self.tree.get(path).cloned(),
+                Private::Unchanged => touched.first.clone(),
                 Private::Present(node) => Some(Arc::clone(node)),
                 Private::Removed => None,
             });
         }
         let node = self.tree.get(path).cloned();
-        let generation = node.as_ref().map(|node| node.generation);
         let touched = Touched {
-            generation,
+            first: node.clone(),
             copy: Private::Unchanged,
         };
         self.changes.touched.insert(path.clone(), touched);
-        self.changes.bytes += OVERHEAD + path.as_str().len();
+        let held = node.as_ref().map_or(0, |node| node.size());
+        self.changes.bytes += OVERHEAD + path.as_str().len() + held;
         if self.changes.explicit && !self.caller.privileged {
             if self.changes.touched.len() > self.quotas.transaction_nodes {
                 return Err(StoreError::NoSpace);
@@ -379,7 +381,7 @@ impl View<'_> {
             return;
         };
         let present = match core::mem::replace(&mut touched.copy, Private::Removed) {
-            Private::Unchanged => self.tree.get(path).cloned(),
+            Private::Unchanged => touched.first.clone(),
             Private::Removed => None,
             Private::Present(copy) => {
                 self.changes.bytes -= copy.cost(path);

@@ -182,3 +182,53 @@ fn a_local_transaction_never_conflicts_and_makes_others_conflict() {
     assert_eq!(counted.unwrap(), ["a"]);
     assert_eq!(world.ask_in(guest, tx, END, "T|"), refused("EAGAIN"));
 }
+
+#[test]
+fn what_was_absent_stays_absent_inside() {
+    let mut world = World::new(&[]);
+    // A privileged caller, who touches no ancestor to learn that a node is absent.
+    let dom0 = world.dom0;
+    let tx = world.start(dom0);
+    assert_eq!(world.ask_in(dom0, tx, READ, "/a|"), refused("ENOENT"));
+    world.ask(dom0, WRITE, "/a|outside").unwrap();
+    assert_eq!(world.ask_in(dom0, tx, READ, "/a|"), refused("ENOENT"));
+    world.ask(dom0, RM, "/a|").unwrap();
+    world.ask_in(dom0, tx, WRITE, "/a|inside").unwrap();
+    assert_eq!(world.ask_in(dom0, tx, END, "T|"), ok());
+    assert_eq!(world.ask(dom0, READ, "/a|"), value("inside"));
+    let tx = world.start(dom0);
+    assert_eq!(world.ask_in(dom0, tx, READ, "/b|"), refused("ENOENT"));
+    world.ask(dom0, WRITE, "/b|outside").unwrap();
+    world.ask_in(dom0, tx, WRITE, "/b|inside").unwrap();
+    world.ask(dom0, RM, "/b|").unwrap();
+    assert_eq!(
+        world.ask_in(dom0, tx, END, "T|"),
+        refused("EAGAIN"),
+        "the root changed twice"
+    );
+    assert_eq!(world.ask(dom0, READ, "/b|"), refused("ENOENT"));
+}
+
+#[test]
+fn what_was_read_stays_so_inside() {
+    let mut world = World::new(&[5]);
+    let guest = World::guest(5);
+    world.ask(guest, WRITE, "data/a|old").unwrap();
+    let tx = world.start(guest);
+    assert_eq!(world.ask_in(guest, tx, READ, "data/a|"), value("old"));
+    world.ask(guest, WRITE, "data/a|new").unwrap();
+    assert_eq!(world.ask_in(guest, tx, READ, "data/a|"), value("old"));
+    assert_eq!(world.ask_in(guest, tx, END, "T|"), refused("EAGAIN"));
+}
+
+#[test]
+fn rights_given_to_a_domain_that_died_meanwhile_are_not_committed() {
+    let mut world = World::new(&[5, 6]);
+    let guest = World::guest(5);
+    let tx = world.start(guest);
+    world.ask_in(guest, tx, SET_PERMS, "data|n5|b6|").unwrap();
+    world.ask(world.dom0, RELEASE, "6|").unwrap();
+    world.introduce(6);
+    assert_eq!(world.ask_in(guest, tx, END, "T|"), refused("EAGAIN"));
+    assert_eq!(world.ask(guest, GET_PERMS, "data|"), value("n5|r0|"));
+}
