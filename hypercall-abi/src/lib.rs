@@ -65,6 +65,7 @@ pub mod domctl;
 pub mod elfnote;
 pub mod errno;
 pub mod event;
+pub mod first;
 pub mod grant;
 pub mod memory;
 pub mod mmu;

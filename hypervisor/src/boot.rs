@@ -1,9 +1,9 @@
-//! The first domain: found in the boot bundle, built by the plan that every domain is built by.
+//! The first domain: planned beforehand and found in the boot bundle, so that ring 0 parses no kernel. What the plan says
+//! is believed no more than any guest: its page tables are judged when they are pinned.
 
 use crate::options::Options;
 use cpio_reader::iter_files;
-use guest_image::{Builder, Config, Kernel, MachineFrame, Pfn, Plan, Start, Wiring};
-use hv_core::addr::{DomainId, Frame};
+use hv_core::addr::{Frame, VcpuId};
 use hv_core::dispatch::Progress;
 use hv_core::domain::control::Spec;
 use hv_core::domain::{Domain, Powers, context};
@@ -11,169 +11,198 @@ use hv_core::lock::{Held, Nothing};
 use hv_core::machine::Frames;
 use hv_core::paging::{BUDGET, Stop};
 use hv_core::world::World;
-use hv_machine::{BootInfo, Hardware};
+use hv_machine::Hardware;
 use hypercall_abi::context::{VcpuContext, flags};
-use hypercall_abi::{selector, start_info};
+use hypercall_abi::first::{FirstImage, MAGIC, PAGE, Run};
+use hypercall_abi::mmu::pte;
+use hypercall_abi::selector;
+use hypercall_abi::start_info::{self, StartInfo};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-/// Frames the hypervisor keeps for itself when the first domain takes a share: 16 MiB.
-const RESERVE: u64 = 4096;
-/// The first domain's memory unless the command line says more.
-const DEFAULT_MIB: u64 = 256;
-/// Pages the list of the first domain's frames can hold: 2 GiB.
-const LIST_FRAMES: usize = 1024;
+/// Frames the hypervisor keeps for itself: 4 MiB.
+const RESERVE: u64 = 1024;
+/// Lists of 512 pages each that a first domain can have: 2 GiB.
+const LISTS: usize = 1024;
+/// Words in a page.
+const WORDS: u64 = 512;
 
-/// What the bundle says of the first domain.
-struct First<'a> {
-    kernel: &'a [u8],
-    ramdisk: &'a [u8],
-    command_line: &'a [u8],
-    /// It is our dom0 and gets every power; else a guest under test, which gets the console.
-    dom0: bool,
-}
+/// Why there is no first domain.
+type Why = &'static str;
 
-/// Finds the first domain: `dom0`, or `first/kernel`.
-fn find(module: &[u8]) -> Result<First<'_>, &'static str> {
-    let entry = |name: &str| iter_files(module).find(|file| file.name() == name).map(|file| file.file());
-    if module.is_empty() {
-        return Err("no boot bundle: the loader brought no module");
-    }
-    if let Some(kernel) = entry("dom0") {
-        let command_line = entry("dom0.cmdline").unwrap_or_default();
-        return Ok(First { kernel, ramdisk: module, command_line, dom0: true });
-    }
-    let kernel = entry("first/kernel").ok_or("the boot bundle has neither `dom0` nor `first/kernel`")?;
-    let [ramdisk, command_line] = ["first/ramdisk", "first/cmdline"].map(|name| entry(name).unwrap_or_default());
-    Ok(First { kernel, ramdisk, command_line, dom0: false })
-}
-
-/// Makes the first domain and lets it run.
+/// Makes the first domain of the bundle and lets it run.
 ///
 /// # Errors
-/// What is wrong with the bundle or the kernel in it, printed where it was found; this is only that it was.
+/// What is wrong with the bundle, or what the machine lacks.
 pub(crate) fn first_domain(
-    boot: &BootInfo,
+    (hw, module): (&'static Hardware, &[u8]),
     world: &'static World,
     held: &mut Held<Nothing>,
     options: &Options,
-) -> Result<(), ()> {
-    let hw = boot.hardware;
-    let first = find(boot.module).map_err(|why| log::error!("{why}"))?;
-    let kernel = Kernel::parse(first.kernel).map_err(|why| log::error!("the first domain's kernel: {why}"))?;
-    let available = u64::from(world.frames.free_frames()).saturating_sub(RESERVE);
-    let wanted = options.first_memory.unwrap_or(DEFAULT_MIB).saturating_mul(256);
-    let nr_pages = match options.first_memory {
-        Some(_) => wanted,
-        None => wanted.min(available),
+) -> Result<(), Why> {
+    let entry = |name: &str| iter_files(module).find(|file| file.name() == name).map(|file| file.file());
+    // Our dom0 gets every power and the bundle; a guest under test gets the console.
+    let (dom0, image, ramdisk) = match (module, entry("dom0"), entry("first")) {
+        ([], ..) => return Err("no boot bundle: the loader brought no module"),
+        (_, Some(image), _) => (true, image, module),
+        (_, None, Some(image)) => (false, image, entry("first.ramdisk").unwrap_or_default()),
+        _ => return Err("the boot bundle has neither `dom0` nor `first`"),
     };
-    if nr_pages > available {
-        log::error!("the first domain wants {} MiB, but only {} MiB are free", nr_pages / 256, available / 256);
-        return Err(());
+    let (plan, runs) = FirstImage::read_from_prefix(image).map_err(|_| "the first domain's image is cut off")?;
+    if plan.magic != MAGIC {
+        return Err("the first domain's image is none: it does not start with its magic");
     }
-    let flags = if first.dom0 { start_info::flags::PRIVILEGED | start_info::flags::INITDOMAIN } else { 0 };
-    let config = Config { nr_pages, ramdisk: first.ramdisk, command_line: first.command_line, flags, rings: false };
-    let plan = Plan::new(kernel, config).map_err(|why| log::error!("the first domain: {why}"))?;
-    let powers = Powers { control: first.dom0, console_write: true, console_read: true, machine: true };
-    let spec = Spec { powers, vcpus: options.first_vcpus, max_pages: nr_pages, handle: [0; 16] };
-    let domain = world.create(hw, held, &spec).map_err(|why| log::error!("making the first domain: {}", why.name()))?;
-    let mut pages = Pages::populate(hw, world, domain, nr_pages)
-        .ok_or_else(|| log::error!("no memory for the {} MiB of the first domain", nr_pages / 256))?;
-    let wiring =
-        Wiring { shared_info: MachineFrame(domain.shared_info().map_or(0, Frame::number)), ..Wiring::default() };
-    let start = plan.construct(&mut pages, &wiring).map_err(|why| log::error!("building the first domain: {why}"))?;
-    pages.retire();
-    start_it(hw, world, held, domain, &start).map_err(|why| log::error!("starting the first domain: {why}"))?;
-    log::info!("{} has {} MiB and starts at {:#x}", domain.id(), nr_pages / 256, start.entry);
-    Ok(())
-}
-
-/// Pins the root, sets vcpu 0, and lets go.
-fn start_it(
-    hw: &'static Hardware,
-    world: &'static World,
-    held: &mut Held<Nothing>,
-    domain: &Domain,
-    start: &Start,
-) -> Result<(), &'static str> {
-    let root = Frame::new(start.root.0).ok_or("no root")?;
-    loop {
-        match domain.space.open(hw, &world.frames, BUDGET, held).pin(root, 4) {
-            Ok(()) => break,
-            Err(Stop::More) => {}
-            Err(Stop::Refused(_)) => return Err("its page tables are refused"),
-        }
+    let free = u64::from(world.frames.free_frames()).saturating_sub(RESERVE);
+    if plan.nr_pages > free {
+        log::error!("the first domain wants {} MiB, and {} MiB are free", plan.nr_pages / 256, free / 256);
+        return Err("too little memory for the first domain");
     }
-    let mut context = VcpuContext { flags: flags::IN_KERNEL | flags::ONLINE, ..VcpuContext::default() };
-    let regs = &mut context.user_regs;
-    (regs.rip, regs.rsp, regs.rsi) = (start.entry, start.stack, start.start_info);
-    (regs.cs, regs.ss) = (selector::GUEST_CS, u64::from(selector::GUEST_SS));
-    regs.rflags = 0x202;
-    (context.kernel_ss, context.kernel_sp) = (regs.ss, start.stack);
-    context.ctrlreg[3] = root.address();
-    let vcpu = world.vcpu(domain, hv_core::addr::VcpuId(0)).ok_or("no vcpu 0")?;
-    let mut own = vcpu.own.try_take().ok_or("vcpu 0 is taken")?;
-    while context::set(world, hw, held, domain, vcpu, &mut own, &context).map_err(|_| "its state is refused")?
-        == Progress::More
-    {}
-    drop(own);
-    world.unpause(hw, domain);
-    Ok(())
+    let powers = Powers { control: dom0, console_write: true, console_read: true, machine: true };
+    let spec = Spec { powers, vcpus: options.first_vcpus, max_pages: plan.nr_pages, handle: [0; 16] };
+    let domain = world.create(hw, held, &spec).map_err(hypercall_abi::Errno::name)?;
+    let pages = Pages::populate(hw, world, domain, plan.nr_pages)?;
+    pages.fill(runs)?;
+    let root = pages.relocate(&plan)?;
+    pages.tell(&plan, domain, ramdisk)?;
+    pages.list.iter().for_each(|list| world.frames.retire(*list));
+    start(hw, world, held, domain, &plan, root)
 }
 
 /// The first domain's pages while it is built: a list of frames, in frames.
 struct Pages {
     hw: &'static Hardware,
-    world: &'static World,
-    list: heapless::Vec<Frame, LIST_FRAMES>,
+    list: heapless::Vec<Frame, LISTS>,
     count: u64,
 }
 
 impl Pages {
     /// Gives a domain its pages.
-    fn populate(hw: &'static Hardware, world: &'static World, domain: &Domain, count: u64) -> Option<Self> {
-        let mut pages = Self { hw, world, list: heapless::Vec::new(), count };
-        let id: DomainId = domain.id();
+    fn populate(hw: &'static Hardware, world: &'static World, domain: &Domain, count: u64) -> Result<Self, Why> {
+        const NO_MEMORY: Why = "no memory for the first domain";
+        let mut pages = Self { hw, list: heapless::Vec::new(), count };
         for pfn in 0..count {
-            if pfn.is_multiple_of(512) {
-                pages.list.push(world.frames.allocate(hw).ok()?).ok()?;
+            if pfn.is_multiple_of(WORDS) {
+                let list = world.frames.allocate(hw).map_err(|_| NO_MEMORY)?;
+                pages.list.push(list).map_err(|_| "the first domain has more than 2 GiB")?;
             }
-            let frame = world.frames.populate(hw, id, pfn).ok()?;
-            let (list, at) = (*pages.list.last()?, usize::try_from(pfn % 512).ok()?);
-            hw.write(list, at * 8, &frame.number().to_le_bytes());
+            let frame = world.frames.populate(hw, domain.id(), pfn).map_err(|_| NO_MEMORY)?;
+            let list = *pages.list.last().ok_or(NO_MEMORY)?;
+            pages.set(list, pfn % WORDS, frame.number());
         }
         domain.pages.store(count, core::sync::atomic::Ordering::Relaxed);
-        Some(pages)
+        Ok(pages)
     }
 
-    fn frame(&self, pfn: u64) -> Result<Frame, &'static str> {
-        const NO_PAGE: &str = "no such page";
-        let list = self.list.get(usize::try_from(pfn / 512).map_err(|_| NO_PAGE)?).filter(|_| pfn < self.count);
-        let mut number = [0; 8];
-        self.hw.read(*list.ok_or(NO_PAGE)?, usize::try_from(pfn % 512).map_err(|_| NO_PAGE)? * 8, &mut number);
-        Frame::new(u64::from_le_bytes(number)).ok_or(NO_PAGE)
+    fn set(&self, frame: Frame, word: u64, value: u64) {
+        self.hw.write(frame, usize::try_from(word % WORDS).unwrap_or(0) * 8, &value.to_le_bytes());
     }
 
-    /// The list has served.
-    fn retire(self) {
-        for frame in self.list {
-            self.world.frames.retire(frame);
+    fn word(&self, frame: Frame, word: u64) -> u64 {
+        let mut value = [0; 8];
+        self.hw.read(frame, usize::try_from(word % WORDS).unwrap_or(0) * 8, &mut value);
+        u64::from_le_bytes(value)
+    }
+
+    /// The frame of a page.
+    fn frame(&self, pfn: u64) -> Result<Frame, Why> {
+        const NO_PAGE: Why = "the first domain's image names a page it has not";
+        let list = usize::try_from(pfn / WORDS).ok().and_then(|n| self.list.get(n)).filter(|_| pfn < self.count);
+        Frame::new(self.word(*list.ok_or(NO_PAGE)?, pfn)).ok_or(NO_PAGE)
+    }
+
+    /// Copies bytes into pages in a row.
+    fn copy(&self, first: u64, bytes: &[u8]) -> Result<(), Why> {
+        for (pfn, page) in (first..).zip(bytes.chunks(PAGE)) {
+            self.hw.write(self.frame(pfn)?, 0, page);
         }
-    }
-}
-
-impl Builder for Pages {
-    type Error = &'static str;
-
-    fn frame_of(&mut self, pfn: Pfn) -> Result<MachineFrame, Self::Error> {
-        self.frame(pfn.0).map(|frame| MachineFrame(frame.number()))
-    }
-
-    fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), Self::Error> {
-        let frame = self.frame(pfn.0)?;
-        self.hw.write(frame, offset, bytes);
         Ok(())
     }
 
-    fn zero(&mut self, _pfn: Pfn, _offset: usize, _len: usize) -> Result<(), Self::Error> {
-        Ok(()) // frames of the pool are zero
+    /// Fills the pages that the image has content for.
+    fn fill(&self, mut rest: &[u8]) -> Result<(), Why> {
+        const CUT: Why = "the first domain's image is cut off";
+        while !rest.is_empty() {
+            let (run, after) = Run::read_from_prefix(rest).map_err(|_| CUT)?;
+            let bytes = usize::try_from(run.count).ok().and_then(|count| count.checked_mul(PAGE)).ok_or(CUT)?;
+            let (content, after) = after.split_at_checked(bytes).ok_or(CUT)?;
+            self.copy(run.page, content)?;
+            rest = after;
+        }
+        Ok(())
     }
+
+    /// Writes frames where the plan has pages: the p2m list and the page tables. Returns the root.
+    fn relocate(&self, plan: &FirstImage) -> Result<Frame, Why> {
+        for pfn in 0..self.count {
+            let slot = self.frame(plan.p2m_page.saturating_add(pfn / WORDS))?;
+            self.set(slot, pfn, self.frame(pfn)?.number());
+        }
+        for [first, end] in [plan.tables, plan.more_tables] {
+            for table in first..end {
+                let table = self.frame(table)?;
+                for index in 0..WORDS {
+                    let entry = self.word(table, index);
+                    if entry & pte::PRESENT != 0 {
+                        let frame = self.frame((entry & pte::FRAME) / PAGE as u64)?;
+                        self.set(table, index, entry & !pte::FRAME | frame.address());
+                    }
+                }
+            }
+        }
+        self.frame(plan.root_page)
+    }
+
+    /// Completes the start-info page; the ramdisk goes into the last pages.
+    fn tell(&self, plan: &FirstImage, domain: &Domain, ramdisk: &[u8]) -> Result<(), Why> {
+        let page = self.frame(plan.start_info_page)?;
+        let mut info = StartInfo::new_zeroed();
+        self.hw.read(page, 0, info.as_mut_bytes());
+        info.shared_info = domain.shared_info().map_or(0, Frame::address);
+        if !ramdisk.is_empty() {
+            if plan.takes_ramdisk == 0 {
+                return Err("the first domain's kernel takes no ramdisk by page number");
+            }
+            let count = ramdisk.len().div_ceil(PAGE) as u64;
+            let first = self.count.checked_sub(count).ok_or("the ramdisk is larger than the first domain")?;
+            self.copy(first, ramdisk)?;
+            (info.mod_start, info.mod_len) = (first, ramdisk.len() as u64);
+            info.flags |= start_info::flags::MOD_START_PFN;
+        }
+        self.hw.write(page, 0, info.as_bytes());
+        Ok(())
+    }
+}
+
+/// Pins the root, sets vcpu 0, and lets go.
+fn start(
+    hw: &'static Hardware,
+    world: &'static World,
+    held: &mut Held<Nothing>,
+    domain: &Domain,
+    plan: &FirstImage,
+    root: Frame,
+) -> Result<(), Why> {
+    loop {
+        match domain.space.open(hw, &world.frames, BUDGET, held).pin(root, 4) {
+            Ok(()) => break,
+            Err(Stop::More) => {}
+            Err(Stop::Refused(_)) => return Err("the first domain's page tables are refused"),
+        }
+    }
+    let mut context = VcpuContext { flags: flags::IN_KERNEL | flags::ONLINE, ..VcpuContext::default() };
+    let regs = &mut context.user_regs;
+    (regs.rip, regs.rsp, regs.rsi, regs.rflags) = (plan.entry, plan.stack, plan.start_info, 0x202);
+    (regs.cs, regs.ss) = (selector::GUEST_CS, u64::from(selector::GUEST_SS));
+    (context.kernel_ss, context.kernel_sp) = (regs.ss, plan.stack);
+    context.ctrlreg[3] = root.address();
+    let vcpu = world.vcpu(domain, VcpuId(0)).ok_or("the first domain has no vcpu")?;
+    let mut own = vcpu.own.try_take().ok_or("the first domain's vcpu is taken")?;
+    let mut progress = Progress::More;
+    while progress == Progress::More {
+        progress = context::set(world, hw, held, domain, vcpu, &mut own, &context)
+            .map_err(|_| "the first domain's registers are refused")?;
+    }
+    drop(own);
+    world.unpause(hw, domain);
+    log::info!("{} has {} MiB and starts at {:#x}", domain.id(), plan.nr_pages / 256, plan.entry);
+    Ok(())
 }

@@ -4,16 +4,17 @@
 //!
 //! | entry | content |
 //! | --- | --- |
-//! | `dom0` | the ELF file of dom0 |
-//! | `dom0.cmdline` | its command line (optional) |
+//! | `dom0` | dom0, planned: see [`hypercall_abi::first`]; its ramdisk is the whole bundle |
+//! | `dom0.cmdline` | its command line, which is in the plan as well |
 //! | `guests/<name>/config` | `key = value` lines in the names of `xl.cfg`: `name`, `memory` (MiB), `vcpus`, `kernel`, `ramdisk`, `extra` |
 //! | `guests/<name>/kernel` | the guest's kernel, bzImage or ELF |
 //! | `guests/<name>/ramdisk` | its initial ramdisk (optional) |
-//! | `first/kernel`, `first/ramdisk`, `first/cmdline` | instead of `dom0`: a kernel that is started as the first domain |
+//! | `first`, `first.ramdisk` | instead of `dom0`: another kernel as the first domain, planned, and its ramdisk (optional) |
 //!
 //! `kernel` and `ramdisk` in a configuration name entries of the bundle. Text values stand in double quotes. Entries
 //! are regular files; there are no directories, and the order means nothing.
 
+use crate::first::{self, Role};
 use anyhow::{Context, Result};
 use cpio::{NewcBuilder, newc};
 use std::fs::File;
@@ -33,7 +34,17 @@ pub struct Bundle {
 enum Content {
     Text(String),
     File(PathBuf),
+    /// The first domain, to be planned when the archive is written.
+    First {
+        kernel: PathBuf,
+        cmdline: String,
+        memory_mib: u64,
+        role: Role,
+    },
 }
+
+/// The first domain's memory in MiB unless [`Bundle::first_memory`] says otherwise.
+const FIRST_MEMORY: u64 = 256;
 
 /// A guest that dom0 starts.
 #[derive(Clone, Debug)]
@@ -56,21 +67,34 @@ impl Bundle {
     /// A bundle whose first domain is dom0.
     #[must_use]
     pub fn dom0(elf: &Path, cmdline: &str) -> Self {
-        Self::default()
-            .with_file("dom0", elf)
-            .with_text("dom0.cmdline", cmdline)
+        Self::default().with_first("dom0", elf, cmdline, Role::Dom0).with_text("dom0.cmdline", cmdline)
     }
 
     /// A bundle whose first domain is a kernel of its own.
     #[must_use]
     pub fn first(kernel: &Path, ramdisk: Option<&Path>, cmdline: &str) -> Self {
-        let bundle = Self::default()
-            .with_file("first/kernel", kernel)
-            .with_text("first/cmdline", cmdline);
+        let bundle = Self::default().with_first("first", kernel, cmdline, Role::Guest);
         match ramdisk {
-            Some(ramdisk) => bundle.with_file("first/ramdisk", ramdisk),
+            Some(ramdisk) => bundle.with_file("first.ramdisk", ramdisk),
             None => bundle,
         }
+    }
+
+    fn with_first(mut self, name: &str, kernel: &Path, cmdline: &str, role: Role) -> Self {
+        let (kernel, cmdline) = (kernel.to_owned(), cmdline.to_owned());
+        self.entries.push((name.to_owned(), Content::First { kernel, cmdline, memory_mib: FIRST_MEMORY, role }));
+        self
+    }
+
+    /// Gives the first domain so many MiB.
+    #[must_use]
+    pub fn first_memory(mut self, mib: u64) -> Self {
+        for (_, content) in &mut self.entries {
+            if let Content::First { memory_mib, .. } = content {
+                *memory_mib = mib;
+            }
+        }
+        self
     }
 
     /// Adds a guest for dom0 to start.
@@ -131,6 +155,12 @@ impl Bundle {
                     entry.write_all(text.as_bytes())?;
                     entry.finish()?;
                 }
+                Content::First { kernel, cmdline, memory_mib, role } => {
+                    let planned = first::image(kernel, *memory_mib, cmdline, *role)?;
+                    let mut entry = header.write(&mut *out, size(name, planned.len() as u64)?);
+                    entry.write_all(&planned)?;
+                    entry.finish()?;
+                }
                 Content::File(path) => {
                     let at = || format!("cannot read {} for {name}", path.display());
                     let length = fs::metadata(path).with_context(at)?.len();
@@ -183,6 +213,7 @@ mod tests {
         for (path, text) in [(&dom0, "D"), (&kernel, "KERNEL"), (&ramdisk, "ramdisk of a guest")] {
             fs::write(path, text).unwrap();
         }
+        let bundle = Bundle::default().with_file("dom0", &dom0).with_text("dom0.cmdline", "verbose");
         let guest = Guest {
             name: "web".into(),
             memory: 128,
@@ -191,7 +222,7 @@ mod tests {
             ramdisk: Some(ramdisk),
             extra: "quiet \"a b\"".into(),
         };
-        let entries = read_back(&Bundle::dom0(&dom0, "verbose").guest(&guest));
+        let entries = read_back(&bundle.guest(&guest));
         assert_eq!(entries["dom0"], b"D");
         assert_eq!(entries["dom0.cmdline"], b"verbose");
         assert_eq!(entries["guests/web/kernel"], b"KERNEL");

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 /// No kernel unpacks to more than this many bytes.
-const LIMIT: usize = 256 << 20;
+pub(crate) const UNPACKED_LIMIT: usize = 256 << 20;
 
 /// Checks that `path` is a kernel that can run as a paravirtualized guest.
 ///
@@ -24,7 +24,7 @@ pub fn check(path: &Path) -> Result<()> {
 
 /// The ELF file in `image`, a bzImage or already an ELF file.
 pub(crate) fn unpack(image: &[u8]) -> Result<Cow<'_, [u8]>> {
-    Ok(toolstack::unpack::unpack(image, LIMIT)?)
+    Ok(toolstack::unpack::unpack(image, UNPACKED_LIMIT)?)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod apt;
 pub mod build;
 pub mod bundle;
 pub mod cache;
+pub mod first;
 mod initramfs;
 pub mod kernel_file;
 pub mod kernels;

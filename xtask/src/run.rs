@@ -105,7 +105,8 @@ fn dom0_bundle(sh: &Shell, options: &Options, dom0: &Path) -> Result<Bundle> {
 fn first_bundle(sh: &Shell, options: &Options, first: &str, images: &Path) -> Result<Bundle> {
     let guest = images.join(first);
     if !first.contains('/') && guest.is_file() {
-        return Ok(Bundle::first(&guest, options.ramdisk.as_deref(), &options.extra));
+        let bundle = Bundle::first(&guest, options.ramdisk.as_deref(), &options.extra);
+        return Ok(bundle.first_memory(options.guest_memory.into()));
     }
     let kernel = if kernels::names().any(|name| name == first) {
         kernels::stock(sh, first)?.vmlinux
@@ -117,7 +118,7 @@ fn first_bundle(sh: &Shell, options: &Options, first: &str, images: &Path) -> Re
         Some(path) => path.clone(),
         None => kernels::ramdisk(sh)?,
     };
-    Ok(Bundle::first(&kernel, Some(&ramdisk), &cmdline(options)))
+    Ok(Bundle::first(&kernel, Some(&ramdisk), &cmdline(options)).first_memory(options.guest_memory.into()))
 }
 
 /// Runs the machine to its end, or to the time limit (`None`).

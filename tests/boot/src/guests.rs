@@ -72,7 +72,7 @@ pub fn run(path: &Path, test: Option<&str>) -> Result<()> {
         Some(test) => (format!("{guest}-{test}"), format!("test={test}")),
         None => (guest.into_owned(), String::new()),
     };
-    let mut setup = Setup::new(Bundle::first(path, None, &words));
+    let mut setup = Setup::new(Bundle::first(path, None, &words).first_memory(64));
     setup.memory = 256;
     setup.limit = Duration::from_secs(30);
     Machine::boot(&name, &setup)?.finish()?.require_passed()
