@@ -1,5 +1,6 @@
 //! What the guest was told at its start: the start info and the command line (core 1.4).
 
+use crate::memory;
 use hypercall_abi::start_info::{StartInfo, flags};
 
 /// The facts of this boot; lives as long as the guest.
@@ -38,6 +39,27 @@ impl Boot {
         self.info.flags & flags::INITDOMAIN != 0
     }
 
+    /// The ramdisk the builder brought; empty if there is none. Its pages stay as they are.
+    #[must_use]
+    pub fn ramdisk(&self) -> &'static [u8] {
+        let length = usize::try_from(self.info.mod_len).unwrap_or(0);
+        if self.info.mod_start == 0 || length == 0 {
+            return &[];
+        }
+        let start = if self.info.flags & flags::MOD_START_PFN == 0 {
+            self.info.mod_start
+        } else {
+            let pages = self.info.mod_len.div_ceil(memory::PAGE);
+            let end = self.info.mod_start.saturating_add(pages);
+            if end > self.info.nr_pages.min(memory::LINEAR_PAGES) {
+                return &[];
+            }
+            memory::linear(self.info.mod_start)
+        };
+        // SAFETY: the builder filled these pages; `memory::init` mapped them and gives them to nobody.
+        unsafe { core::slice::from_raw_parts(start as *const u8, length) }
+    }
+
     /// The command line; bytes that are not UTF-8 end it.
     #[must_use]
     pub fn command_line(&self) -> &'static str {
@@ -62,9 +84,7 @@ fn command_line(info: &StartInfo) -> &str {
 /// The value of the last `key=value` word of `line`.
 #[must_use]
 pub fn argument<'a>(line: &'a str, key: &str) -> Option<&'a str> {
-    line.split_ascii_whitespace()
-        .rev()
-        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    line.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
 #[cfg(test)]

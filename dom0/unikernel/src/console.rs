@@ -24,6 +24,19 @@ pub fn write_to_hypervisor(text: &str) {
     let _ = hypercall::console_write(text.as_bytes());
 }
 
+/// Prints bytes as they are on the hypervisor's console, as far as it takes them.
+pub fn write_bytes(bytes: &[u8]) {
+    let _ = hypercall::console_write(bytes);
+}
+
+/// Reads what was typed on the machine's console; answers how many bytes, 0 when there is nothing more.
+///
+/// # Errors
+/// `Perm` for a domain without authority over the console.
+pub fn read(buffer: &mut [u8]) -> Result<usize, hypercall_abi::Errno> {
+    hypercall::console_read(buffer)
+}
+
 struct Output;
 
 impl Write for Output {
@@ -71,10 +84,7 @@ impl Write for LineBuffer {
 
 /// Prints; used by [`crate::print!`].
 pub fn print(arguments: fmt::Arguments<'_>) {
-    let mut buffer = LineBuffer {
-        bytes: [0; 256],
-        used: 0,
-    };
+    let mut buffer = LineBuffer { bytes: [0; 256], used: 0 };
     let _ = buffer.write_fmt(arguments);
     buffer.flush();
 }

@@ -70,11 +70,7 @@ fn port_bit(array: usize, port: u32) -> Option<(&'static AtomicU64, u64)> {
 /// A pointer to this vcpu's time record (core 6.1); null before the page is mapped.
 pub(crate) fn time_record() -> *const u8 {
     let page = SHARED.load(Ordering::Acquire);
-    if page.is_null() {
-        page
-    } else {
-        page.wrapping_add(vcpu_info::TIME)
-    }
+    if page.is_null() { page } else { page.wrapping_add(vcpu_info::TIME) }
 }
 
 /// A pointer to the shared page; null before it is mapped.

@@ -66,12 +66,7 @@ fn address<T: ?Sized>(object: *const T) -> u64 {
 /// `xen_version(0)`: major << 16 | minor. Also the cheapest call: events that wait are delivered when it returns.
 pub fn version() -> u64 {
     // SAFETY: reads nothing, writes nothing.
-    unsafe {
-        raw(
-            Hypercall::XenVersion.number(),
-            [VersionOp::Version.number(), 0, 0, 0, 0],
-        )
-    }
+    unsafe { raw(Hypercall::XenVersion.number(), [VersionOp::Version.number(), 0, 0, 0, 0]) }
 }
 
 /// `xen_version(6)`: the feature bits of word `submap`.
@@ -79,10 +74,7 @@ pub fn version() -> u64 {
 /// # Errors
 /// `Inval` for a word that does not exist.
 pub fn features(submap: u32) -> Result<u32, Errno> {
-    let mut info = FeatureInfo {
-        submap_idx: submap,
-        submap: 0,
-    };
+    let mut info = FeatureInfo { submap_idx: submap, submap: 0 };
     let arg = address(&raw mut info);
     // SAFETY: writes only the structure given.
     unsafe { call(Hypercall::XenVersion, [VersionOp::GetFeatures.number(), arg, 0, 0, 0]) }?;
@@ -105,13 +97,7 @@ pub fn console_write(bytes: &[u8]) -> Result<u64, Errno> {
 /// `Perm` for a domain without authority over the console.
 pub fn console_read(buffer: &mut [u8]) -> Result<usize, Errno> {
     let room = buffer.len();
-    let args = [
-        ConsoleIo::Read.number(),
-        room as u64,
-        address(buffer.as_mut_ptr()),
-        0,
-        0,
-    ];
+    let args = [ConsoleIo::Read.number(), room as u64, address(buffer.as_mut_ptr()), 0, 0];
     // SAFETY: writes only the slice.
     let count = unsafe { call(Hypercall::ConsoleIo, args) }?;
     Ok(usize::try_from(count).unwrap_or(room).min(room))
@@ -180,12 +166,7 @@ pub unsafe fn set_trap_table(gates: &[TrapInfo]) -> Result<(), Errno> {
 /// # Errors
 /// `Inval` for an address that is not canonical, `NoSys` for an unknown kind.
 pub unsafe fn register_callback(kind: CallbackType, flags: u16, handler: u64) -> Result<(), Errno> {
-    let arg = CallbackRegister {
-        kind: kind as u16,
-        flags,
-        pad: 0,
-        address: handler,
-    };
+    let arg = CallbackRegister { kind: kind as u16, flags, pad: 0, address: handler };
     let args = [CallbackOp::Register.number(), address(&raw const arg), 0, 0, 0];
     // SAFETY: reads only the structure; the handler is the caller's promise.
     unsafe { call(Hypercall::CallbackOp, args) }.map(drop)
@@ -235,13 +216,7 @@ pub unsafe fn update_va_mapping(va: u64, entry: u64, flags: u64) -> Result<(), E
 /// Why the first refused update was refused; those before it were done.
 pub unsafe fn mmu_update(updates: &[MmuUpdate], owner: u16) -> Result<u32, Errno> {
     let mut done = 0u32;
-    let args = [
-        address(updates),
-        updates.len() as u64,
-        address(&raw mut done),
-        u64::from(owner),
-        0,
-    ];
+    let args = [address(updates), updates.len() as u64, address(&raw mut done), u64::from(owner), 0];
     // SAFETY: reads the slice, writes `done`; the effect is the caller's promise.
     unsafe { call(Hypercall::MmuUpdate, args) }?;
     Ok(done)
@@ -256,13 +231,7 @@ pub unsafe fn mmu_update(updates: &[MmuUpdate], owner: u16) -> Result<u32, Errno
 /// Why the first refused operation was refused.
 pub unsafe fn mmuext_op(ops: &[MmuextOp], domain: u16) -> Result<u32, Errno> {
     let mut done = 0u32;
-    let args = [
-        address(ops),
-        ops.len() as u64,
-        address(&raw mut done),
-        u64::from(domain),
-        0,
-    ];
+    let args = [address(ops), ops.len() as u64, address(&raw mut done), u64::from(domain), 0];
     // SAFETY: reads the slice, writes `done`; the effect is the caller's promise.
     unsafe { call(Hypercall::MmuextOp, args) }?;
     Ok(done)
@@ -354,11 +323,7 @@ fn event_op<T>(command: EventOp, arg: &mut T) -> Result<(), Errno> {
 /// # Errors
 /// `Srch`, `Perm`, `NoSpc` (core 5.2).
 pub fn allocate_unbound(dom: u16, remote: u16) -> Result<u32, Errno> {
-    let mut arg = AllocUnbound {
-        dom,
-        remote_dom: remote,
-        port: 0,
-    };
+    let mut arg = AllocUnbound { dom, remote_dom: remote, port: 0 };
     event_op(EventOp::AllocUnbound, &mut arg)?;
     Ok(arg.port)
 }
@@ -368,12 +333,7 @@ pub fn allocate_unbound(dom: u16, remote: u16) -> Result<u32, Errno> {
 /// # Errors
 /// `Srch`, `Inval`, `NoSpc` (core 5.2).
 pub fn bind_interdomain(remote: u16, remote_port: u32) -> Result<u32, Errno> {
-    let mut arg = BindInterdomain {
-        remote_dom: remote,
-        pad: 0,
-        remote_port,
-        local_port: 0,
-    };
+    let mut arg = BindInterdomain { remote_dom: remote, pad: 0, remote_port, local_port: 0 };
     event_op(EventOp::BindInterdomain, &mut arg)?;
     Ok(arg.local_port)
 }
@@ -383,11 +343,7 @@ pub fn bind_interdomain(remote: u16, remote_port: u32) -> Result<u32, Errno> {
 /// # Errors
 /// `Inval`, `NoEnt`, `Exist`, `Busy` (core 5.2).
 pub fn bind_virq(virq: Virq, vcpu: u32) -> Result<u32, Errno> {
-    let mut arg = BindVirq {
-        virq: virq as u32,
-        vcpu,
-        port: 0,
-    };
+    let mut arg = BindVirq { virq: virq as u32, vcpu, port: 0 };
     event_op(EventOp::BindVirq, &mut arg)?;
     Ok(arg.port)
 }
@@ -439,11 +395,7 @@ pub fn unmask(port: u32) -> Result<(), Errno> {
 /// # Errors
 /// `Srch`, `Inval` (core 5.2).
 pub fn port_status(dom: u16, port: u32) -> Result<Status, Errno> {
-    let mut arg = Status {
-        dom,
-        port,
-        ..Status::default()
-    };
+    let mut arg = Status { dom, port, ..Status::default() };
     event_op(EventOp::Status, &mut arg)?;
     Ok(arg)
 }
@@ -540,12 +492,7 @@ impl RunstateArea {
     /// An area nobody writes yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self(UnsafeCell::new(RunstateInfo {
-            state: 0,
-            pad: 0,
-            state_entry_time: 0,
-            time: [0; 4],
-        }))
+        Self(UnsafeCell::new(RunstateInfo { state: 0, pad: 0, state_entry_time: 0, time: [0; 4] }))
     }
 
     /// What it says now.
@@ -567,9 +514,7 @@ impl Default for RunstateArea {
 /// # Errors
 /// `NoEnt` for a vcpu that does not exist, `Fault` for a bad address.
 pub fn register_runstate(vcpu: u32, area: &'static RunstateArea) -> Result<(), Errno> {
-    let mut arg = RegisterArea {
-        address: address(area.0.get()),
-    };
+    let mut arg = RegisterArea { address: address(area.0.get()) };
     // SAFETY: the structure is the command's; the area is never moved and only read through volatile accesses.
     unsafe { vcpu_op(VcpuOp::RegisterRunstateMemoryArea, vcpu, &raw mut arg) }.map(drop)
 }
@@ -598,11 +543,7 @@ pub fn stop_periodic_timer(vcpu: u32) -> Result<(), Errno> {
 /// # Errors
 /// `Inval` for another vcpu.
 pub fn set_singleshot_timer(vcpu: u32, deadline_ns: u64) -> Result<(), Errno> {
-    let mut arg = SetSingleshotTimer {
-        timeout_abs_ns: deadline_ns,
-        flags: 0,
-        pad: 0,
-    };
+    let mut arg = SetSingleshotTimer { timeout_abs_ns: deadline_ns, flags: 0, pad: 0 };
     // SAFETY: the structure is the command's.
     unsafe { vcpu_op(VcpuOp::SetSingleshotTimer, vcpu, &raw mut arg) }.map(drop)
 }
@@ -673,6 +614,18 @@ pub unsafe fn copy_grants(copies: &mut [Copy]) -> Result<(), Errno> {
     unsafe { grant_op(GrantOp::Copy, copies) }
 }
 
+/// `grant_table_op(setup_table)`: asks for frames of grant tables; each element carries its own status.
+///
+/// # Safety
+/// Each `frame_list` is the address of as many words as the element asks for.
+///
+/// # Errors
+/// Of the call as a whole: `Fault`, `Inval`, `NoSys`.
+pub unsafe fn setup_grant_tables(tables: &mut [SetupTable]) -> Result<(), Errno> {
+    // SAFETY: the structure is the command's; the lists are the caller's promise.
+    unsafe { grant_op(GrantOp::SetupTable, tables) }
+}
+
 /// Asks for our own grant-table frames, at least `frames.len()` of them.
 ///
 /// # Errors
@@ -709,13 +662,7 @@ pub unsafe fn domctl(arg: &mut Domctl) -> Result<(), Errno> {
 /// `NoSys` on a hypervisor without the extension, `Srch`, `Perm`.
 pub fn crash_report(domain: u16) -> Result<hypercall_abi::tenon::CrashReport, Errno> {
     let mut report = hypercall_abi::tenon::CrashReport::default();
-    let args = [
-        hypercall_abi::tenon::TenonOp::CrashReport.number(),
-        u64::from(domain),
-        address(&raw mut report),
-        0,
-        0,
-    ];
+    let args = [hypercall_abi::tenon::TenonOp::CrashReport.number(), u64::from(domain), address(&raw mut report), 0, 0];
     // SAFETY: writes only the structure.
     unsafe { call(Hypercall::Tenon, args) }?;
     Ok(report)

@@ -14,8 +14,10 @@ extern crate alloc;
 
 pub mod boot;
 pub mod console;
+pub mod control;
 pub mod entry;
 pub mod events;
+pub mod grants;
 pub mod hypercall;
 pub mod memory;
 #[cfg(feature = "probe")]

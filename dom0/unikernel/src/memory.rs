@@ -19,13 +19,14 @@ use hypercall_abi::mmu::{MmuUpdate, pte, uvmf};
 use hypercall_abi::{Errno, domid, start_info};
 
 pub use window::Window;
+pub(crate) use window::{BATCH as WINDOW_BATCH, Slots};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 /// Address of page 0.
 pub const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
 /// Pages the linear mapping can hold.
-const LINEAR_PAGES: u64 = 1 << 18;
+pub(crate) const LINEAR_PAGES: u64 = 1 << 18;
 /// Flags of an entry that maps an own page; the hypervisor adds what ring 3 needs (core 4.2).
 const LEAF: u64 = pte::PRESENT | pte::WRITE | pte::ACCESSED | pte::DIRTY;
 /// Flags of an entry that leads to a table.
@@ -128,8 +129,7 @@ impl Memory {
 
     fn is_free(&self, page: u64) -> bool {
         let word = usize::try_from(page / 64).ok();
-        word.and_then(|word| self.used.get(word))
-            .is_some_and(|word| word & (1 << (page % 64)) == 0)
+        word.and_then(|word| self.used.get(word)).is_some_and(|word| word & (1 << (page % 64)) == 0)
     }
 
     /// Takes `count` pages in a row out of those already mapped.
@@ -215,10 +215,7 @@ impl Memory {
         let frame = self.frame(table).ok_or(Errno::Inval)?;
         let slot = self.slot(va, level).ok_or(Errno::Inval)?;
         let ptr = self.machine_address(slot).ok_or(Errno::Inval)?;
-        let update = MmuUpdate {
-            ptr,
-            val: entry_for(frame, BRANCH),
-        };
+        let update = MmuUpdate { ptr, val: entry_for(frame, BRANCH) };
         // SAFETY: the page is ours, and from here on only the hypervisor writes it; the slot was empty, so no address
         // in use changes its meaning.
         unsafe {

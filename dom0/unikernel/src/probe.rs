@@ -202,9 +202,7 @@ unsafe extern "C" fn iret(registers: *const Registers, frame: *const IretContext
 
 #[unsafe(naked)]
 unsafe extern "C" fn resume() {
-    naked_asm!(
-        "cld", "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx", "ret"
-    )
+    naked_asm!("cld", "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx", "ret")
 }
 
 /// The hook: ends the probe that runs.
@@ -354,11 +352,7 @@ fn outcome(stop: &Stop) -> Result<u64, Fault> {
     Err(Fault {
         vector: stop.frame.vector,
         error: stop.frame.error,
-        address: if stop.frame.vector == 14 {
-            events::page_fault_address()
-        } else {
-            0
-        },
+        address: if stop.frame.vector == 14 { events::page_fault_address() } else { 0 },
     })
 }
 
@@ -367,10 +361,7 @@ fn outcome(stop: &Stop) -> Result<u64, Fault> {
 /// # Errors
 /// The fault.
 pub fn read(va: u64) -> Result<u64, Fault> {
-    let registers = Registers {
-        rdi: va,
-        ..Registers::default()
-    };
+    let registers = Registers { rdi: va, ..Registers::default() };
     outcome(&execute(crate::code!("mov rax, [rdi]"), &registers))
 }
 
@@ -379,11 +370,7 @@ pub fn read(va: u64) -> Result<u64, Fault> {
 /// # Errors
 /// The fault.
 pub fn write(va: u64, value: u64) -> Result<(), Fault> {
-    let registers = Registers {
-        rdi: va,
-        rax: value,
-        ..Registers::default()
-    };
+    let registers = Registers { rdi: va, rax: value, ..Registers::default() };
     outcome(&execute(crate::code!("mov [rdi], rax"), &registers)).map(drop)
 }
 
@@ -401,10 +388,7 @@ pub fn update_va_mapping(va: u64, entry: u64, flags: u64) -> Result<u64, Errno> 
 /// What the hypervisor answered.
 pub fn mmu_update(ptr: u64, val: u64) -> Result<u64, Errno> {
     let update = hypercall_abi::mmu::MmuUpdate { ptr, val };
-    call(
-        Hypercall::MmuUpdate,
-        [address(&update), 1, 0, u64::from(domid::SELF), 0],
-    )
+    call(Hypercall::MmuUpdate, [address(&update), 1, 0, u64::from(domid::SELF), 0])
 }
 
 /// One `mmuext_op` for SELF.
@@ -412,12 +396,7 @@ pub fn mmu_update(ptr: u64, val: u64) -> Result<u64, Errno> {
 /// # Errors
 /// What the hypervisor answered.
 pub fn mmuext(command: MmuextCommand, arg1: u64, arg2: u64) -> Result<u64, Errno> {
-    let op = MmuextOp {
-        cmd: command as u32,
-        pad: 0,
-        arg1,
-        arg2,
-    };
+    let op = MmuextOp { cmd: command as u32, pad: 0, arg1, arg2 };
     call(Hypercall::MmuextOp, [address(&op), 1, 0, u64::from(domid::SELF), 0])
 }
 
@@ -533,9 +512,7 @@ impl Drop for UserSpace {
         let unpinned = mmuext(MmuextCommand::Unpin, self.root(), 0);
         assert!(unloaded.is_ok() && unpinned.is_ok(), "{unloaded:?} {unpinned:?}");
         for table in 0..4 {
-            self.pages
-                .set_writable(table, true)
-                .expect("no page is a table any more");
+            self.pages.set_writable(table, true).expect("no page is a table any more");
         }
     }
 }

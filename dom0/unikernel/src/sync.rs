@@ -15,10 +15,7 @@ pub type MaskMutex<T> = lock_api::Mutex<RawMaskLock, T>;
 
 // SAFETY: `held` makes the lock exclusive: only the caller whose exchange turned false into true holds it.
 unsafe impl lock_api::RawMutex for RawMaskLock {
-    const INIT: Self = Self {
-        held: AtomicBool::new(false),
-        mask: AtomicU8::new(0),
-    };
+    const INIT: Self = Self { held: AtomicBool::new(false), mask: AtomicU8::new(0) };
     type GuardMarker = lock_api::GuardNoSend;
 
     fn lock(&self) {

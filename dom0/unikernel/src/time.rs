@@ -61,11 +61,7 @@ pub fn record() -> TimeInfo {
 pub fn system_time(record: &TimeInfo, tsc: u64) -> u64 {
     let delta = u128::from(tsc.saturating_sub(record.tsc_timestamp));
     let shift = u32::from(record.tsc_shift.unsigned_abs());
-    let shifted = if record.tsc_shift < 0 {
-        delta >> shift
-    } else {
-        delta << shift
-    };
+    let shifted = if record.tsc_shift < 0 { delta >> shift } else { delta << shift };
     let elapsed = (shifted * u128::from(record.tsc_to_system_mul)) >> 32;
     let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
     record.system_time.saturating_add(elapsed)
@@ -75,8 +71,14 @@ pub fn system_time(record: &TimeInfo, tsc: u64) -> u64 {
 #[must_use]
 pub fn now_ns() -> u64 {
     let record = record();
+    system_time(&record, counter())
+}
+
+/// The processor's counter: for measuring, and as a source of names that differ.
+#[must_use]
+pub fn counter() -> u64 {
     // SAFETY: reading the counter is allowed in every ring.
-    system_time(&record, unsafe { _rdtsc() })
+    unsafe { _rdtsc() }
 }
 
 /// Waits without sleeping.
@@ -114,9 +116,7 @@ fn arm(deadline_ns: u64) {
 /// Sleeps until `deadline_ns` of [`now_ns`].
 pub fn sleep_until(deadline_ns: u64) -> impl Future<Output = ()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    Sleep {
-        key: (deadline_ns, NEXT.fetch_add(1, Ordering::Relaxed)),
-    }
+    Sleep { key: (deadline_ns, NEXT.fetch_add(1, Ordering::Relaxed)) }
 }
 
 /// Sleeps for `ns`.
@@ -160,22 +160,12 @@ mod tests {
     /// core 6.1: for 2 GHz, mul is 2^31 and the shift 0; for 1 GHz the difference is doubled first.
     #[test]
     fn time_is_scaled_by_shift_and_multiplier() {
-        let two_ghz = TimeInfo {
-            tsc_timestamp: 1000,
-            system_time: 5,
-            tsc_to_system_mul: 1 << 31,
-            ..TimeInfo::default()
-        };
+        let two_ghz =
+            TimeInfo { tsc_timestamp: 1000, system_time: 5, tsc_to_system_mul: 1 << 31, ..TimeInfo::default() };
         assert_eq!(system_time(&two_ghz, 3000), 1005);
-        let one_ghz = TimeInfo {
-            tsc_shift: 1,
-            ..two_ghz
-        };
+        let one_ghz = TimeInfo { tsc_shift: 1, ..two_ghz };
         assert_eq!(system_time(&one_ghz, 3000), 2005);
-        let four_ghz = TimeInfo {
-            tsc_shift: -1,
-            ..two_ghz
-        };
+        let four_ghz = TimeInfo { tsc_shift: -1, ..two_ghz };
         assert_eq!(system_time(&four_ghz, 5000), 1005);
         assert_eq!(system_time(&two_ghz, 0), 5, "a counter behind the record");
     }

@@ -68,21 +68,9 @@ impl core::fmt::Display for TrapFrame {
             "trap {} error {:#x} at {:#x} cs {:#x} rflags {:#x} rsp {:#x} ss {:#x}",
             self.vector, self.error, self.rip, self.cs, self.rflags, self.rsp, self.ss
         )?;
-        writeln!(
-            f,
-            "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
-            self.rax, self.rbx, self.rcx, self.rdx
-        )?;
-        writeln!(
-            f,
-            "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}",
-            self.rsi, self.rdi, self.rbp, self.r8
-        )?;
-        writeln!(
-            f,
-            "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}",
-            self.r9, self.r10, self.r11, self.r12
-        )?;
+        writeln!(f, "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", self.rax, self.rbx, self.rcx, self.rdx)?;
+        writeln!(f, "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", self.rsi, self.rdi, self.rbp, self.r8)?;
+        writeln!(f, "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", self.r9, self.r10, self.r11, self.r12)?;
         write!(f, "r13 {:016x} r14 {:016x} r15 {:016x}", self.r13, self.r14, self.r15)
     }
 }

@@ -25,9 +25,7 @@ impl Chain {
     /// If there are no free pages.
     #[must_use]
     pub fn new() -> Self {
-        let chain = Self {
-            pages: Pages::allocate(6).expect("six pages are free"),
-        };
+        let chain = Self { pages: Pages::allocate(6).expect("six pages are free") };
         for level in 2..=4 {
             chain.poke(level, 0, chain.entry(level - 1, BRANCH));
         }
@@ -121,8 +119,7 @@ impl Chain {
     /// If one of them is in use as a table.
     pub fn unprotect(&self, level: u32) {
         for level in 1..=level {
-            self.set_writable(level, true)
-                .expect("a page that is no table can be made writable");
+            self.set_writable(level, true).expect("a page that is no table can be made writable");
         }
     }
 
@@ -189,7 +186,5 @@ pub fn pin(level: u32, frame: u64) -> Result<u64, Errno> {
 /// Never: there is one.
 #[must_use]
 pub fn current_root() -> u64 {
-    memory::entry_address(0, 4)
-        .and_then(memory::frame_of)
-        .expect("there is a root")
+    memory::entry_address(0, 4).and_then(memory::frame_of).expect("there is a root")
 }

@@ -38,18 +38,11 @@ fn main(boot: &Boot) {
         "hole-stack" => raw(code!("ud2", "nop"), 0xffff_8080_0000_1000),
         "bad-iret" => raw(code!("mov eax, 23", "syscall"), 0x1234_5678_9000),
         "no-user-root" => {
-            let frame = IretContext {
-                cs: 0xe033,
-                ..probe::kernel_frame(code!("nop"))
-            };
+            let frame = IretContext { cs: 0xe033, ..probe::kernel_frame(code!("nop")) };
             let _ = enter_by_iret(&frame, &pattern());
         }
         "triple" => {
-            let gate = TrapInfo {
-                vector: 14,
-                address: 0x1000,
-                ..TrapInfo::default()
-            };
+            let gate = TrapInfo { vector: 14, address: 0x1000, ..TrapInfo::default() };
             guests::install_gate(gate);
             raw(code!("xor eax, eax", "mov [rax], eax"), 0);
         }

@@ -83,11 +83,7 @@ fn two_ports_of_one_domain() {
         assert_eq!(status.status, PortStatus::Interdomain as u32);
         assert_eq!(status.remote_port, other);
     }
-    assert_eq!(
-        hypercall::bind_interdomain(SELF, a),
-        Err(Errno::Inval),
-        "joined already"
-    );
+    assert_eq!(hypercall::bind_interdomain(SELF, a), Err(Errno::Inval), "joined already");
     events::clear_pending(b);
     for (from, to) in [(a, b), (b, a)] {
         hypercall::send(from).expect("it is joined");
@@ -150,12 +146,7 @@ test!("events.raise", what_raising_a_port_sets);
 
 /// `event_channel_op(send)` as code: RDI = command, RSI = argument, RBX = address of the upcall mask.
 fn send_registers(port: &u32) -> Registers {
-    Registers {
-        rdi: EventOp::Send.number(),
-        rsi: probe::address(port),
-        rbx: mask_address(),
-        ..pattern()
-    }
+    Registers { rdi: EventOp::Send.number(), rsi: probe::address(port), rbx: mask_address(), ..pattern() }
 }
 
 /// core 3.8: the upcall comes at the exit of the call that raised it, with its frame.
@@ -239,10 +230,7 @@ test!("events.ipi", interprocessor_interrupts);
 fn virtual_interrupts() {
     let port = hypercall::bind_virq(Virq::Debug, 0).expect("nobody has it");
     let status = hypercall::port_status(SELF, port).expect("the port is ours");
-    assert_eq!(
-        (status.status, status.detail),
-        (PortStatus::Virq as u32, Virq::Debug as u32)
-    );
+    assert_eq!((status.status, status.detail), (PortStatus::Virq as u32, Virq::Debug as u32));
     assert_eq!(hypercall::bind_virq(Virq::Debug, 0), Err(Errno::Exist));
     assert_eq!(hypercall::bind_virq(Virq::Debug, 4000), Err(Errno::NoEnt));
     assert_eq!(hypercall::send(port), Err(Errno::Inval));
@@ -250,16 +238,9 @@ fn virtual_interrupts() {
     hypercall::close(port).expect("the port is ours");
     let again = hypercall::bind_virq(Virq::Debug, 0).expect("it is free again");
     hypercall::close(again).expect("the port is ours");
-    let arg = guests::abi::event::BindVirq {
-        virq: 24,
-        vcpu: 0,
-        port: 0,
-    };
+    let arg = guests::abi::event::BindVirq { virq: 24, vcpu: 0, port: 0 };
     let op = EventOp::BindVirq.number();
-    assert_eq!(
-        call(Hypercall::EventChannelOp, [op, probe::address(&arg), 0, 0, 0]),
-        Err(Errno::Inval)
-    );
+    assert_eq!(call(Hypercall::EventChannelOp, [op, probe::address(&arg), 0, 0, 0]), Err(Errno::Inval));
 }
 test!("events.virq", virtual_interrupts);
 
@@ -269,11 +250,7 @@ fn what_is_refused() {
         assert_eq!(hypercall::close(port), Err(Errno::Inval), "close {port}");
     }
     for port in [4096 * 1024, u32::MAX] {
-        assert_eq!(
-            hypercall::port_status(SELF, port).map(|_| ()),
-            Err(Errno::Inval),
-            "status {port}"
-        );
+        assert_eq!(hypercall::port_status(SELF, port).map(|_| ()), Err(Errno::Inval), "status {port}");
         assert_eq!(hypercall::unmask(port), Err(Errno::Inval), "unmask {port}");
     }
     assert_eq!(hypercall::bind_interdomain(NOBODY, 1), Err(Errno::Srch));
@@ -286,10 +263,7 @@ fn what_is_refused() {
     assert_eq!(op(EventOp::Send.number(), 0x1234_5678_9000), Err(Errno::Fault));
     // core 5.2: the 2-level format has no priorities and no array.
     let arg = [1u32, 0];
-    assert_eq!(
-        op(EventOp::SetPriority.number(), probe::address(&arg)),
-        Err(Errno::NoSys)
-    );
+    assert_eq!(op(EventOp::SetPriority.number(), probe::address(&arg)), Err(Errno::NoSys));
     let refused = op(EventOp::ExpandArray.number(), probe::address(&[0u64]));
     assert!(matches!(refused, Err(Errno::OpNotSupp | Errno::NoSys)), "{refused:?}");
     // core 5.2: the form of old guests may be missing; with nothing for an argument it fails anyway.
@@ -380,11 +354,7 @@ fn poll_waits_for_ports() {
     assert!((start + 20_000_000..start + 3_000_000_000).contains(&time::now_ns()));
     events::scan();
     // core 5.4.
-    assert_eq!(
-        hypercall::poll(&[pair.b, 4000], 0),
-        Err(Errno::Inval),
-        "a port that is not bound"
-    );
+    assert_eq!(hypercall::poll(&[pair.b, 4000], 0), Err(Errno::Inval), "a port that is not bound");
     assert_eq!(hypercall::poll(&[0], 0), Err(Errno::Inval));
     assert_eq!(hypercall::poll(&[pair.b; 129], 1), Err(Errno::Inval), "too many");
     events::set_port_mask(pair.b, false);

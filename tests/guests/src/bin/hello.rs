@@ -14,12 +14,7 @@ unikernel::bare_entry!(main);
 fn main(boot: &Boot) {
     let info = boot.info();
     println!("hello from a paravirtual guest");
-    println!(
-        "{} pages, flags {:#x}, command line \"{}\"",
-        info.nr_pages,
-        info.flags,
-        boot.command_line()
-    );
+    println!("{} pages, flags {:#x}, command line \"{}\"", info.nr_pages, info.flags, boot.command_line());
     let version = hypercall::version();
     println!("hypervisor version {}.{}", version >> 16, version & 0xffff);
 

@@ -48,11 +48,7 @@ fn the_machine_to_physical_table() {
 test!("memory.machphys", the_machine_to_physical_table);
 
 fn the_memory_map() {
-    let mut entries = [E820Entry {
-        address: 0,
-        size: 0,
-        kind: 0,
-    }; 128];
+    let mut entries = [E820Entry { address: 0, size: 0, kind: 0 }; 128];
     match hypercall::memory_map(&mut entries) {
         // Where there is none, a guest assumes RAM from 0 (core 4.10); the first domain of Xen has none.
         Err(e) => assert_eq!(e, Errno::NoSys),
@@ -79,11 +75,7 @@ fn a_page_goes_and_comes() {
     assert_eq!(reservation(MemoryOp::DecreaseReservation, &mut extents), Ok(1));
     assert_eq!(pages_now(), before - 1);
     assert_eq!(m2p(frame), NOT_A_PAGE, "the frame is nobody's page (pitfall 50)");
-    assert_eq!(
-        reservation(MemoryOp::DecreaseReservation, &mut [frame]),
-        Ok(0),
-        "it is not ours any more"
-    );
+    assert_eq!(reservation(MemoryOp::DecreaseReservation, &mut [frame]), Ok(0), "it is not ours any more");
 
     let mut extents = [page.first()];
     assert_eq!(reservation(MemoryOp::PopulatePhysmap, &mut extents), Ok(1));
@@ -154,36 +146,20 @@ fn counts_instead_of_errors() {
     let frame = good.frame(0).expect("the page is ours");
     update_va_mapping(good.address(), 0, 2).expect("the page is unmapped");
     let mut extents = [frame, 0x000f_ffff_ffff, frame];
-    assert_eq!(
-        reservation(MemoryOp::DecreaseReservation, &mut extents),
-        Ok(1),
-        "up to the bad one"
-    );
+    assert_eq!(reservation(MemoryOp::DecreaseReservation, &mut extents), Ok(1), "up to the bad one");
     let _ = good.leak();
     assert_eq!(reservation(MemoryOp::DecreaseReservation, &mut []), Ok(0));
-    let arg = Reservation {
-        extent_start: 0x1234_5678_9000,
-        nr_extents: 4,
-        domid: domid::SELF,
-        ..Reservation::default()
-    };
+    let arg =
+        Reservation { extent_start: 0x1234_5678_9000, nr_extents: 4, domid: domid::SELF, ..Reservation::default() };
     let run =
         |command: MemoryOp, arg: &Reservation| call(Hypercall::MemoryOp, [command.number(), address(arg), 0, 0, 0]);
-    assert_eq!(
-        run(MemoryOp::DecreaseReservation, &arg),
-        Ok(0),
-        "the list cannot be read"
-    );
+    assert_eq!(run(MemoryOp::DecreaseReservation, &arg), Ok(0), "the list cannot be read");
     assert_eq!(run(MemoryOp::PopulatePhysmap, &arg), Ok(0), "the list cannot be read");
     let nobody = Reservation { domid: 0x7123, ..arg };
     let result = run(MemoryOp::DecreaseReservation, &nobody);
     assert!(matches!(result, Ok(0) | Err(Errno::Srch | Errno::Perm)), "{result:?}");
     // The command's upper bits say where to start: at the end there is nothing to do.
-    let arg = Reservation {
-        extent_start: probe::address_mut(&mut extents),
-        nr_extents: 3,
-        ..arg
-    };
+    let arg = Reservation { extent_start: probe::address_mut(&mut extents), nr_extents: 3, ..arg };
     let from_the_end = MemoryOp::DecreaseReservation.number() | 3 << COMMAND_BITS;
     assert_eq!(call(Hypercall::MemoryOp, [from_the_end, address(&arg), 0, 0, 0]), Ok(3));
     assert_eq!(call(Hypercall::MemoryOp, [63, 0, 0, 0, 0]), Err(Errno::NoSys));
@@ -202,10 +178,7 @@ fn a_pinned_table_is_given_back() {
     let given = reservation(MemoryOp::DecreaseReservation, &mut [frame]);
     assert!(matches!(given, Ok(0 | 1)), "{given:?}");
     assert_eq!(probe::read(alias.address()), Ok(0), "it is still there to be seen");
-    assert!(
-        update_va_mapping(alias.address(), (frame * PAGE) | LEAF, 2).is_err(),
-        "and not to be written"
-    );
+    assert!(update_va_mapping(alias.address(), (frame * PAGE) | LEAF, 2).is_err(), "and not to be written");
     let _ = probe::mmuext(guests::abi::mmu::MmuextCommand::Unpin, frame, 0);
     update_va_mapping(alias.address(), 0, 2).expect("it is unmapped");
     let _ = page.leak();

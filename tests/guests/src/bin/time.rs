@@ -24,11 +24,7 @@ fn the_record_is_sound() {
     assert_eq!(record.flags & !(TIME_TSC_STABLE | 2), 0);
     // Linux computes this at once: 1 MHz to 100 GHz is believable.
     let khz = (1_000_000u64 << 32) / u64::from(record.tsc_to_system_mul);
-    let khz = if record.tsc_shift < 0 {
-        khz << record.tsc_shift.unsigned_abs()
-    } else {
-        khz >> record.tsc_shift
-    };
+    let khz = if record.tsc_shift < 0 { khz << record.tsc_shift.unsigned_abs() } else { khz >> record.tsc_shift };
     assert!((1000..100_000_000).contains(&khz), "{khz} kHz");
 }
 test!("time.record", the_record_is_sound);
@@ -57,11 +53,7 @@ test!("time.monotonic", time_does_not_run_backwards);
 fn the_wall_clock() {
     let word = |at: usize| {
         let word = probe::read((events::shared_page().addr() as u64 + at as u64) & !7).expect("mapped");
-        if at.is_multiple_of(8) {
-            word & 0xffff_ffff
-        } else {
-            word >> 32
-        }
+        if at.is_multiple_of(8) { word & 0xffff_ffff } else { word >> 32 }
     };
     assert_eq!(word(offset::WC_VERSION) % 2, 0);
     let seconds = word(offset::WC_SEC) | word(offset::WC_SEC_HI) << 32;
@@ -138,10 +130,7 @@ test!("time.set-timer", the_other_call_sets_the_same_timer);
 fn the_tick() {
     let short = SetPeriodicTimer { period_ns: MS - 1 };
     let op = VcpuOp::SetPeriodicTimer.number();
-    assert_eq!(
-        call(Hypercall::VcpuOp, [op, 0, probe::address(&short), 0, 0]),
-        Err(Errno::Inval)
-    );
+    assert_eq!(call(Hypercall::VcpuOp, [op, 0, probe::address(&short), 0, 0]), Err(Errno::Inval));
     let count = fires();
     let start = now_ns();
     hypercall::set_periodic_timer(0, 5 * MS).expect("a tick is set");

@@ -20,10 +20,7 @@ fn updates_are_counted() {
     let chain = Chain::new();
     chain.protect(1);
     chain.pin(1).expect("an L1 can be pinned");
-    let update = |index, val| MmuUpdate {
-        ptr: chain.machine_slot(1, index),
-        val,
-    };
+    let update = |index, val| MmuUpdate { ptr: chain.machine_slot(1, index), val };
     let good = |index| update(index, chain.page_entry(0, LEAF));
     let bad = update(4, chain.page_entry(0, LEAF) | 1 << 51);
     let mut done = 77u32;
@@ -49,11 +46,7 @@ fn updates_name_a_command_and_a_place() {
     assert_eq!(probe::mmu_update(maddr + 8, 0x1234_5678), Ok(0));
     assert_eq!(probe::read(page.address() + 8), Ok(0x1234_5678));
     for command in 4..8 {
-        assert_eq!(
-            probe::mmu_update(maddr | command, 0),
-            Err(Errno::NoSys),
-            "command {command}"
-        );
+        assert_eq!(probe::mmu_update(maddr | command, 0), Err(Errno::NoSys), "command {command}");
     }
     assert!(probe::mmu_update(0x000f_ffff_ffff_f000, 0).is_err(), "no such frame");
     let list = [MmuUpdate { ptr: maddr, val: 0 }];
@@ -181,52 +174,30 @@ fn extended_operations() {
     chain.protect(1);
     chain.pin(1).expect("an L1 can be pinned");
     assert!(mmuext(MmuextCommand::ClearPage, chain.frame(1), 0).is_err(), "a table");
-    assert!(
-        mmuext(MmuextCommand::CopyPage, chain.frame(1), chain.page_frame(0)).is_err(),
-        "a table"
-    );
+    assert!(mmuext(MmuextCommand::CopyPage, chain.frame(1), chain.page_frame(0)).is_err(), "a table");
     assert!(chain.peek(1, 0) != 0);
     chain.unpin(1).expect("it is pinned");
     chain.unprotect(1);
 
     assert_eq!(mmuext(MmuextCommand::MarkSuper, 0, 0), Err(Errno::OpNotSupp));
     assert_eq!(mmuext(MmuextCommand::UnmarkSuper, 0, 0), Err(Errno::OpNotSupp));
-    let unknown = [MmuextOp {
-        cmd: 99,
-        ..MmuextOp::default()
-    }];
-    assert_eq!(
-        call(Hypercall::MmuextOp, [address(&unknown), 1, 0, SELF, 0]),
-        Err(Errno::NoSys)
-    );
+    let unknown = [MmuextOp { cmd: 99, ..MmuextOp::default() }];
+    assert_eq!(call(Hypercall::MmuextOp, [address(&unknown), 1, 0, SELF, 0]), Err(Errno::NoSys));
     assert_eq!(call(Hypercall::MmuextOp, [NOWHERE, 1, 0, SELF, 0]), Err(Errno::Fault));
     // The count, as with mmu_update.
-    let flush = MmuextOp {
-        cmd: MmuextCommand::TlbFlushLocal as u32,
-        ..MmuextOp::default()
-    };
+    let flush = MmuextOp { cmd: MmuextCommand::TlbFlushLocal as u32, ..MmuextOp::default() };
     let mut done = 77u32;
     let list = [flush, flush, unknown[0], flush];
-    let result = call(
-        Hypercall::MmuextOp,
-        [address(&list), 4, address_mut(&mut done), SELF, 0],
-    );
+    let result = call(Hypercall::MmuextOp, [address(&list), 4, address_mut(&mut done), SELF, 0]);
     assert_eq!((result, done), (Err(Errno::NoSys), 2));
-    let result = call(
-        Hypercall::MmuextOp,
-        [address(&list), 2, address_mut(&mut done), SELF, 0],
-    );
+    let result = call(Hypercall::MmuextOp, [address(&list), 2, address_mut(&mut done), SELF, 0]);
     assert_eq!((result, done), (Ok(0), 2));
 }
 test!("calls.mmuext", extended_operations);
 
 /// core 4.9.
 fn multicalls() {
-    let entry = |which: Hypercall, args: [u64; 6]| MulticallEntry {
-        op: which.number(),
-        result: 77,
-        args,
-    };
+    let entry = |which: Hypercall, args: [u64; 6]| MulticallEntry { op: which.number(), result: 77, args };
     let version = entry(Hypercall::XenVersion, [0; 6]);
     let unknown = MulticallEntry { op: 11, ..version };
     let refused = entry(Hypercall::UpdateVaMapping, [NOWHERE, 0, 0, 0, 0, 0]);
@@ -263,16 +234,8 @@ fn a_multicall_is_done_in_order() {
         result: 77,
         args: [page.address(), (frame * PAGE) | flags, uvmf::INVLPG, 0, 0, 0],
     };
-    let pin = MmuextOp {
-        cmd: MmuextCommand::PinL1 as u32,
-        pad: 0,
-        arg1: frame,
-        arg2: 0,
-    };
-    let unpin = MmuextOp {
-        cmd: MmuextCommand::Unpin as u32,
-        ..pin
-    };
+    let pin = MmuextOp { cmd: MmuextCommand::PinL1 as u32, pad: 0, arg1: frame, arg2: 0 };
+    let unpin = MmuextOp { cmd: MmuextCommand::Unpin as u32, ..pin };
     let op = |op: &MmuextOp| MulticallEntry {
         op: Hypercall::MmuextOp.number(),
         result: 77,

@@ -24,10 +24,7 @@ fn illegal_bits_in_branches() {
         for (name, bits) in REFUSED_IN_BRANCHES {
             let entry = chain.entry(level - 1, BRANCH) | bits;
             assert!(chain.update(level, 0, entry).is_err(), "{name} in level {level}");
-            assert!(
-                chain.update(level, 5, entry).is_err(),
-                "{name} in a fresh slot of level {level}"
-            );
+            assert!(chain.update(level, 5, entry).is_err(), "{name} in a fresh slot of level {level}");
             assert_eq!(chain.peek(level, 5), 0);
         }
     }
@@ -58,9 +55,7 @@ fn illegal_leaves() {
         assert!(chain.update(1, 3, entry).is_err(), "{name}");
         assert_eq!(chain.peek(1, 3), 0, "{name}");
     }
-    chain
-        .update(1, 3, chain.entry(1, READ_ONLY))
-        .expect("a table may be seen");
+    chain.update(1, 3, chain.entry(1, READ_ONLY)).expect("a table may be seen");
     chain.update(1, 3, 0).expect("an entry can be removed");
     chain.unpin(1).expect("it is pinned");
     chain.unprotect(1);
@@ -81,9 +76,7 @@ fn absent_entries_may_say_anything() {
     for level in 1..=4 {
         for (i, content) in (100..).zip(contents) {
             assert_eq!(chain.peek(level, i), content);
-            chain
-                .update(level, i + 10, content)
-                .expect("absent entries are not looked at");
+            chain.update(level, i + 10, content).expect("absent entries are not looked at");
             assert_eq!(chain.peek(level, i + 10), content);
         }
     }
@@ -102,11 +95,7 @@ fn software_bits_survive() {
     let visible = SOFTWARE | pte::NX;
     assert_eq!(chain.peek(1, 2) & visible, visible);
     for level in 1..=4 {
-        let entry = if level == 1 {
-            chain.page_entry(0, LEAF)
-        } else {
-            chain.entry(level - 1, BRANCH)
-        };
+        let entry = if level == 1 { chain.page_entry(0, LEAF) } else { chain.entry(level - 1, BRANCH) };
         for bits in [SOFTWARE, pte::NX, visible, 0, 1 << 57, 1 << 58] {
             chain.update(level, 0, entry | bits).expect("software bits are free");
             assert_eq!(chain.peek(level, 0) & visible, bits, "level {level}");
@@ -129,9 +118,7 @@ fn the_user_bit_is_forced() {
     for level in 1..=4 {
         assert_eq!(chain.peek(level, 0) & pte::USER, pte::USER, "level {level}");
     }
-    chain
-        .update(1, 1, chain.page_entry(1, READ_ONLY))
-        .expect("a leaf is taken");
+    chain.update(1, 1, chain.page_entry(1, READ_ONLY)).expect("a leaf is taken");
     assert_eq!(chain.peek(1, 1) & pte::USER, pte::USER);
     chain.unpin(4).expect("it is pinned");
     chain.unprotect(4);
@@ -145,22 +132,15 @@ fn the_hypervisors_slots() {
         chain.poke(4, index, chain.entry(3, BRANCH));
     }
     chain.protect(4);
-    chain
-        .pin(4)
-        .expect("the content of the hypervisor's slots does not count");
+    chain.pin(4).expect("the content of the hypervisor's slots does not count");
     for index in 256..272 {
-        assert!(
-            chain.peek(4, index) != chain.entry(3, BRANCH),
-            "slot {index} was overwritten"
-        );
+        assert!(chain.peek(4, index) != chain.entry(3, BRANCH), "slot {index} was overwritten");
         for entry in [0, chain.entry(3, BRANCH)] {
             assert_eq!(chain.update(4, index, entry), Err(Errno::Inval), "slot {index}");
         }
     }
     for index in [255, 272, 511] {
-        chain
-            .update(4, index, chain.entry(3, BRANCH))
-            .expect("the slot is the guest's");
+        chain.update(4, index, chain.entry(3, BRANCH)).expect("the slot is the guest's");
         chain.update(4, index, 0).expect("the slot is the guest's");
     }
     chain.unpin(4).expect("it is pinned");

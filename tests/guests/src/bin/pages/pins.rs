@@ -18,9 +18,7 @@ fn every_level_can_be_pinned() {
         for table in 1..=level {
             assert!(chain.set_writable(table, true).is_err(), "level {table} is a table");
         }
-        chain
-            .unpin(level)
-            .unwrap_or_else(|e| panic!("unpin level {level}: {e:?}"));
+        chain.unpin(level).unwrap_or_else(|e| panic!("unpin level {level}: {e:?}"));
         assert_eq!(chain.unpin(level), Err(Errno::Inval), "level {level} is not pinned");
         // At once, not later (pitfall 7).
         chain.unprotect(4);
@@ -40,10 +38,7 @@ fn pins_of_inner_tables_outlive_the_outer() {
         chain.unpin(level).expect("a pinned table can be unpinned");
         chain.set_writable(level, true).expect("nothing else holds it");
         for inner in 1..level {
-            assert!(
-                chain.set_writable(inner, true).is_err(),
-                "level {inner} is pinned by itself"
-            );
+            assert!(chain.set_writable(inner, true).is_err(), "level {inner} is pinned by itself");
         }
     }
 }
@@ -121,11 +116,7 @@ fn a_second_writable_mapping_prevents_a_table() {
     map(READ_ONLY).expect("it can be made read-only");
     chain.pin(1).expect("nobody writes it");
     assert!(map(LEAF).is_err(), "a table gets no writable mapping");
-    assert_eq!(
-        probe::read(window.address()),
-        Ok(chain.peek(1, 0)),
-        "the old mapping stands"
-    );
+    assert_eq!(probe::read(window.address()), Ok(chain.peek(1, 0)), "the old mapping stands");
     // Read-only mappings are as many as one likes.
     let more = window.address() + 4096;
     update_va_mapping(more, chain.entry(1, READ_ONLY), 2).expect("read-only is allowed");

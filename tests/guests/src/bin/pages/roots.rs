@@ -49,19 +49,11 @@ fn what_is_no_root_is_refused() {
     let old = current_root();
     for command in [MmuextCommand::NewBaseptr, MmuextCommand::NewUserBaseptr] {
         for frame in [chain.page_frame(0), 0x000f_ffff_ffff, u64::MAX] {
-            assert_eq!(
-                mmuext(command, frame, 0),
-                Err(Errno::Inval),
-                "{} {frame:#x}",
-                command.name()
-            );
+            assert_eq!(mmuext(command, frame, 0), Err(Errno::Inval), "{} {frame:#x}", command.name());
         }
     }
     chain.pin(3).expect("an L3 can be pinned");
-    assert_eq!(
-        mmuext(MmuextCommand::NewUserBaseptr, chain.frame(3), 0),
-        Err(Errno::Inval)
-    );
+    assert_eq!(mmuext(MmuextCommand::NewUserBaseptr, chain.frame(3), 0), Err(Errno::Inval));
     chain.unpin(3).expect("it is pinned");
     assert_eq!(cr3(), old);
     mmuext(MmuextCommand::NewUserBaseptr, chain.frame(4), 0).expect("a user root is taken");

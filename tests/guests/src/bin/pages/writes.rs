@@ -17,10 +17,7 @@ impl Target {
     fn new() -> Self {
         // core 3.12: without this assist, emulation is not promised.
         call(Hypercall::VmAssist, [0, 2, 0, 0, 0]).expect("the assist is known");
-        let target = Self {
-            window: Window::reserve(1).expect("there is room"),
-            chain: Chain::new(),
-        };
+        let target = Self { window: Window::reserve(1).expect("there is room"), chain: Chain::new() };
         for i in 0..2 {
             probe::write(target.chain.page_address(i), 1000 + i).expect("the page is writable");
         }
@@ -46,12 +43,7 @@ impl Target {
 
     /// Runs `code` with RDI = the slot, RAX and RDX as given.
     fn run(&self, code: Code, rax: u64, rdx: u64) -> Stop {
-        let registers = Registers {
-            rdi: self.slot(),
-            rax,
-            rdx,
-            ..pattern()
-        };
+        let registers = Registers { rdi: self.slot(), rax, rdx, ..pattern() };
         execute(code, &registers)
     }
 
@@ -150,11 +142,7 @@ fn bit_operations() {
     let forms = [
         (code!("lock btr qword ptr [rdi], 5", "setc bl"), pte::ACCESSED, false),
         (code!("lock bts qword ptr [rdi], 5", "setc bl"), pte::ACCESSED, true),
-        (
-            code!("mov ecx, 5", "lock btr [rdi], rcx", "setc bl"),
-            pte::ACCESSED,
-            false,
-        ),
+        (code!("mov ecx, 5", "lock btr [rdi], rcx", "setc bl"), pte::ACCESSED, false),
         (code!("mov ecx, 6", "lock bts [rdi], rcx", "setc bl"), pte::DIRTY, true),
     ];
     for (n, (form, bit, sets)) in forms.into_iter().enumerate() {
@@ -196,11 +184,7 @@ fn and_and_or() {
     }
     target.set(leaf);
     let _ = target.run(code!("and qword ptr [rdi], 0x7ffff000"), 0, 0).ended();
-    assert_eq!(
-        target.entry(),
-        leaf & 0x7fff_f000,
-        "81 /4 with a sign-extended immediate"
-    );
+    assert_eq!(target.entry(), leaf & 0x7fff_f000, "81 /4 with a sign-extended immediate");
 }
 test!("writes.and-or", and_and_or);
 

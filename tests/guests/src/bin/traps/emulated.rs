@@ -11,13 +11,7 @@ fn cli_and_sti_do_nothing() {
     for code in [code!("cli"), code!("sti")] {
         let registers = pattern();
         let frame = execute(code, &registers).ended();
-        assert_eq!(
-            Registers {
-                rsp: 0,
-                ..registers_of(&frame)
-            },
-            registers
-        );
+        assert_eq!(Registers { rsp: 0, ..registers_of(&frame) }, registers);
         assert_eq!(frame.saved_mask(), 1, "the mask is not touched");
     }
     set_iopl(0).expect("level 0 is taken");
@@ -30,11 +24,7 @@ test!("emulated.cli-sti", cli_and_sti_do_nothing);
 
 /// core 3.9: ports nobody granted read as ones; port 0x20 (interrupt controller) is nobody's.
 fn ports_read_as_ones() {
-    let registers = Registers {
-        rax: 0,
-        rdx: 0x20,
-        ..pattern()
-    };
+    let registers = Registers { rax: 0, rdx: 0x20, ..pattern() };
     let accesses = [
         (code!("in al, 0x20"), 0xff),
         (code!("in al, dx"), 0xff),
@@ -59,11 +49,7 @@ fn the_bitmap_opens_ports() {
     let mut bitmap = [0xffu8; 16];
     bitmap[4] = 0xfc;
     let set = |bitmap: u64, nr_ports| {
-        let arg = SetIobitmap {
-            bitmap,
-            nr_ports,
-            pad: 0,
-        };
+        let arg = SetIobitmap { bitmap, nr_ports, pad: 0 };
         let op = PhysdevOp::SetIobitmap.number();
         call(Hypercall::PhysdevOp, [op, probe::address(&arg), 0, 0, 0])
     };
@@ -81,13 +67,7 @@ test!("emulated.iobitmap", the_bitmap_opens_ports);
 
 /// Forced CPUID: UD2, "xen", CPUID (core 3.13).
 fn cpuid(leaf: u64, subleaf: u64) -> [u64; 4] {
-    let registers = Registers {
-        rax: leaf,
-        rcx: subleaf,
-        rbx: u64::MAX,
-        rdx: u64::MAX,
-        ..pattern()
-    };
+    let registers = Registers { rax: leaf, rcx: subleaf, rbx: u64::MAX, rdx: u64::MAX, ..pattern() };
     let frame = execute(code!("ud2", ".ascii \"xen\"", "cpuid"), &registers).ended();
     [frame.rax, frame.rbx, frame.rcx, frame.rdx]
 }
@@ -140,10 +120,7 @@ fn forced_cpuid_shows_what_a_kernel_needs_and_hides_ring_0() {
     let [_, b, ..] = cpuid(0x8000_0008, 0);
     assert!(b >> 3 & 1 == 0, "INVLPGB");
 }
-test!(
-    "emulated.cpuid.policy",
-    forced_cpuid_shows_what_a_kernel_needs_and_hides_ring_0
-);
+test!("emulated.cpuid.policy", forced_cpuid_shows_what_a_kernel_needs_and_hides_ring_0);
 
 fn rdmsr(msr: u64) -> Option<u64> {
     let registers = Registers { rcx: msr, ..pattern() };
@@ -156,12 +133,7 @@ fn rdmsr(msr: u64) -> Option<u64> {
 }
 
 fn wrmsr(msr: u64, value: u64) -> Option<()> {
-    let registers = Registers {
-        rcx: msr,
-        rax: value & 0xffff_ffff,
-        rdx: value >> 32,
-        ..pattern()
-    };
+    let registers = Registers { rcx: msr, rax: value & 0xffff_ffff, rdx: value >> 32, ..pattern() };
     let stop = execute(code!("wrmsr"), &registers);
     if stop.ended {
         return Some(());
@@ -214,15 +186,7 @@ fn control_registers() {
     let cr0 = execute(code!("mov rax, cr0"), &pattern()).ended().rax;
     // PG, WP, PE; TS is clear.
     assert_eq!(cr0 & 0x8001_0009, 0x8001_0001);
-    let set_cr0 = |value| {
-        execute(
-            code!("mov cr0, rax"),
-            &Registers {
-                rax: value,
-                ..pattern()
-            },
-        )
-    };
+    let set_cr0 = |value| execute(code!("mov cr0, rax"), &Registers { rax: value, ..pattern() });
     let _ = set_cr0(cr0).ended();
     let _ = set_cr0(cr0 ^ 0x1_0000).trapped(13);
     let _ = set_cr0(cr0 | 8).ended();
@@ -230,16 +194,11 @@ fn control_registers() {
     let _ = execute(code!("clts"), &pattern()).ended();
     assert_eq!(execute(code!("mov rax, cr0"), &pattern()).ended().rax, cr0);
 
-    let root = memory::entry_address(0, 4)
-        .and_then(memory::frame_of)
-        .expect("there is a root");
+    let root = memory::entry_address(0, 4).and_then(memory::frame_of).expect("there is a root");
     let cr3 = execute(code!("mov rax, cr3"), &pattern()).ended().rax;
     assert_eq!(cr3 >> 12, root);
 
-    let registers = Registers {
-        rax: 0x1234_5000,
-        ..pattern()
-    };
+    let registers = Registers { rax: 0x1234_5000, ..pattern() };
     let _ = execute(code!("mov cr2, rax"), &registers).ended();
     assert_eq!(execute(code!("mov rax, cr2"), &pattern()).ended().rax, 0x1234_5000);
     assert_eq!(guests::events::page_fault_address(), 0x1234_5000);
@@ -247,10 +206,7 @@ fn control_registers() {
     let cr4 = execute(code!("mov rax, cr4"), &pattern()).ended().rax;
     assert_eq!(cr4 & 0x20, 0x20, "PAE");
     // Writes never fault, and change only what they may: PGE and SMEP are not among it.
-    let registers = Registers {
-        rax: cr4 ^ 0x10_0080,
-        ..pattern()
-    };
+    let registers = Registers { rax: cr4 ^ 0x10_0080, ..pattern() };
     let _ = execute(code!("mov cr4, rax"), &registers).ended();
     assert_eq!(execute(code!("mov rax, cr4"), &pattern()).ended().rax, cr4);
 }
@@ -274,10 +230,7 @@ test!("emulated.ts", device_not_available);
 /// core 3.9: everything privileged that is not emulated is the guest's #GP.
 fn the_rest_is_refused() {
     let table = [0u64; 2];
-    let registers = Registers {
-        rdi: probe::address(&table),
-        ..pattern()
-    };
+    let registers = Registers { rdi: probe::address(&table), ..pattern() };
     let codes = [
         code!("hlt"),
         code!("invlpg [rdi]"),

@@ -41,10 +41,7 @@ fn the_base_is_rounded_down_to_16() {
         let rsp = probe::stack_end() - 256 - offset;
         let registers = Registers { rsp, ..pattern() };
         // Without and with an error code.
-        for (stop, vector) in [
-            (execute(code!("ud2", "nop"), &registers), 6),
-            (execute(code!("hlt"), &registers), 13),
-        ] {
+        for (stop, vector) in [(execute(code!("ud2", "nop"), &registers), 6), (execute(code!("hlt"), &registers), 13)] {
             let stop = stop.trapped(vector);
             assert_eq!(stop.frame.rsp, rsp);
             assert_eq!(stop.base, rsp & !15);
@@ -67,17 +64,11 @@ fn faults_arrive_by_their_vectors() {
 test!("traps.vectors", faults_arrive_by_their_vectors);
 
 fn addresses_that_are_not_canonical() {
-    let registers = Registers {
-        rdi: NOT_CANONICAL,
-        ..pattern()
-    };
+    let registers = Registers { rdi: NOT_CANONICAL, ..pattern() };
     let stop = execute(code!("mov rax, [rdi]"), &registers).trapped(13);
     assert_eq!(stop.frame.error, 0);
     // Addressed through RBP it is a stack fault on hardware; QEMU raises #GP there too.
-    let registers = Registers {
-        rbp: NOT_CANONICAL,
-        ..pattern()
-    };
+    let registers = Registers { rbp: NOT_CANONICAL, ..pattern() };
     let stop = execute(code!("mov rax, [rbp]"), &registers);
     assert!(matches!(stop.frame.vector, 12 | 13), "{}", stop.frame);
     assert_eq!(stop.frame.error, 0);
@@ -118,11 +109,7 @@ fn int_80_needs_only_a_gate() {
     check_kernel_frame(&stop, code.start);
     assert_eq!(stop.frame.error, 0x402);
     for vector in 0..=255 {
-        guests::install_gate(traps::gate(
-            vector,
-            if vector == 3 || vector == 0x80 { 3 } else { 0 },
-            true,
-        ));
+        guests::install_gate(traps::gate(vector, if vector == 3 || vector == 0x80 { 3 } else { 0 }, true));
     }
 }
 test!("traps.int-80", int_80_needs_only_a_gate);
@@ -132,10 +119,7 @@ fn page_faults_of_the_kernel() {
     let unmapped = 0x1234_5678_9000;
     let cases = [(code!("mov rax, [rdi]"), 0), (code!("mov [rdi], rax"), 2)];
     for (code, error) in cases {
-        let registers = Registers {
-            rdi: unmapped + 0xabc,
-            ..pattern()
-        };
+        let registers = Registers { rdi: unmapped + 0xabc, ..pattern() };
         let stop = execute(code, &registers).trapped(14);
         check_kernel_frame(&stop, code.start);
         assert_eq!(stop.frame.error, error);
@@ -144,21 +128,14 @@ fn page_faults_of_the_kernel() {
         let cr2 = execute(code!("mov rax, cr2"), &pattern()).ended().rax;
         assert_eq!(cr2, unmapped + 0xabc);
     }
-    let registers = Registers {
-        rdi: unmapped,
-        ..pattern()
-    };
+    let registers = Registers { rdi: unmapped, ..pattern() };
     let stop = execute(code!("jmp rdi"), &registers).trapped(14);
     assert_eq!(stop.frame.rip, unmapped);
     assert_eq!(stop.frame.error & !0x10, 0, "a fetch, of a page not present");
 
     // A root table is mapped read-only, and no emulation is for roots (core 4.7).
     let root = unikernel::memory::entry_address(0, 4).expect("there is a root");
-    let registers = Registers {
-        rdi: root,
-        rax: 0,
-        ..pattern()
-    };
+    let registers = Registers { rdi: root, rax: 0, ..pattern() };
     let stop = execute(code!("mov [rdi], rax"), &registers).trapped(14);
     assert_eq!(stop.frame.error, 3);
     assert_eq!(events::page_fault_address(), root);
@@ -174,10 +151,7 @@ fn the_hypervisors_hole_is_closed() {
     assert_eq!((fault.vector, fault.error), (14, 3));
     let inside = (257u64..272).map(|slot| 0xffff_0000_0000_0000 | slot << 39);
     for address in inside.chain([0xffff_87ff_ffff_fff8]) {
-        for fault in [
-            probe::read(address).expect_err("closed"),
-            probe::write(address, 0).expect_err("closed"),
-        ] {
+        for fault in [probe::read(address).expect_err("closed"), probe::write(address, 0).expect_err("closed")] {
             assert_eq!(fault.vector, 14, "at {address:#x}");
             assert_eq!(fault.error & 4, 0, "the fault is the kernel's");
             assert_eq!(fault.address, address);
@@ -208,10 +182,7 @@ test!("traps.flags", flags_of_frame_and_handler);
 /// core 3.3: the mask before the delivery is in the frame, twice; the gate says whether the handler is masked.
 fn the_upcall_mask_of_frame_and_handler() {
     let unmask = code!("mov byte ptr [rdi], 0", "ud2", "nop");
-    let registers = Registers {
-        rdi: guests::mask_address(),
-        ..pattern()
-    };
+    let registers = Registers { rdi: guests::mask_address(), ..pattern() };
     for masks in [true, false] {
         guests::install_gate(traps::gate(6, 0, masks));
         let stop = execute(unmask, &registers).trapped(6);
@@ -232,13 +203,7 @@ test!("traps.mask", the_upcall_mask_of_frame_and_handler);
 
 /// core 10.4, 3.4.
 fn bad_handlers_are_refused() {
-    let gates = [
-        TrapInfo {
-            address: NOT_CANONICAL,
-            ..traps::gate(6, 0, true)
-        },
-        TrapInfo::default(),
-    ];
+    let gates = [TrapInfo { address: NOT_CANONICAL, ..traps::gate(6, 0, true) }, TrapInfo::default()];
     let refused = call(Hypercall::SetTrapTable, [probe::address(&gates), 0, 0, 0, 0]);
     assert_eq!(refused, Err(Errno::Inval));
     // core 1.7: a handle that does not resolve.
@@ -251,12 +216,7 @@ test!("traps.bad-gates", bad_handlers_are_refused);
 
 /// core 3.8: an NMI is an ordinary frame through gate 2; here it arrives when the call that sends it returns.
 fn a_nonmaskable_interrupt_ignores_the_mask() {
-    let registers = Registers {
-        rdi: 11,
-        rsi: 0,
-        rdx: 0,
-        ..pattern()
-    };
+    let registers = Registers { rdi: 11, rsi: 0, rdx: 0, ..pattern() };
     let code = code!("mov eax, 24", "syscall", "nop");
     let stop = execute(code, &registers).trapped(2);
     assert_eq!(stop.frame.rip, code.start + 7);
@@ -269,11 +229,7 @@ test!("traps.nmi", a_nonmaskable_interrupt_ignores_the_mask);
 
 /// core 1.7: only RAX, RCX, R11 and the argument registers may change; unknown numbers answer ENOSYS.
 fn a_hypercall_keeps_registers() {
-    let registers = Registers {
-        rax: 17,
-        rdi: 0,
-        ..pattern()
-    };
+    let registers = Registers { rax: 17, rdi: 0, ..pattern() };
     let frame = execute(code!("syscall"), &registers).ended();
     let kept = |r: &Registers| [r.rbx, r.rbp, r.r9, r.r12, r.r13, r.r14, r.r15];
     let after = registers_of(&frame);

@@ -47,15 +47,7 @@ fn a_descriptor_table_is_checked() {
     page.set_writable(0, false).expect("a page can be made read-only");
     set_gdt(16).expect("the table is taken");
     let load = code!("mov ds, eax", "mov eax, ds");
-    let ds = |selector| {
-        execute(
-            load,
-            &Registers {
-                rax: selector,
-                ..pattern()
-            },
-        )
-    };
+    let ds = |selector| execute(load, &Registers { rax: selector, ..pattern() });
     assert_eq!(ds(0x13).ended().rax, 0x13);
     assert_eq!(ds(0x1b).trapped(13).frame.error, 0x18, "entry 3 is empty");
     assert_eq!(ds(0xe02b).ended().rax, 0xe02b, "the flat segments stay");
@@ -63,12 +55,8 @@ fn a_descriptor_table_is_checked() {
     assert!(page.set_writable(0, true).is_err(), "the page is a descriptor table");
 
     // update_descriptor writes into the live table.
-    let update = |index: u64, descriptor| {
-        call(
-            Hypercall::UpdateDescriptor,
-            [frame * 4096 + index * 8, descriptor, 0, 0, 0],
-        )
-    };
+    let update =
+        |index: u64, descriptor| call(Hypercall::UpdateDescriptor, [frame * 4096 + index * 8, descriptor, 0, 0, 0]);
     update(3, FLAT_DATA_DPL0).expect("a data segment is taken");
     assert_eq!(ds(0x1b).ended().rax, 0x1b);
     let tss = 0x0000_8900_0000_0067;
@@ -100,26 +88,12 @@ fn a_local_descriptor_table() {
     page.set_writable(0, false).expect("a page can be made read-only");
     probe::mmuext(MmuextCommand::SetLdt, page.address(), 4).expect("an LDT is taken");
     let load = code!("mov ds, eax", "mov eax, ds");
-    let ds = |selector| {
-        execute(
-            load,
-            &Registers {
-                rax: selector,
-                ..pattern()
-            },
-        )
-    };
+    let ds = |selector| execute(load, &Registers { rax: selector, ..pattern() });
     assert_eq!(ds(0xf).ended().rax, 0xf, "entry 1 of the local table");
     assert_eq!(ds(0x2f).trapped(13).frame.error, 0x2c, "past its end");
     assert_eq!(ds(0).ended().rax, 0);
-    assert!(
-        probe::mmuext(MmuextCommand::SetLdt, page.address() + 8, 4).is_err(),
-        "not aligned"
-    );
-    assert!(
-        probe::mmuext(MmuextCommand::SetLdt, page.address(), 8193).is_err(),
-        "too long"
-    );
+    assert!(probe::mmuext(MmuextCommand::SetLdt, page.address() + 8, 4).is_err(), "not aligned");
+    assert!(probe::mmuext(MmuextCommand::SetLdt, page.address(), 8193).is_err(), "too long");
     probe::mmuext(MmuextCommand::SetLdt, 0, 0).expect("no LDT is taken");
     page.set_writable(0, true).expect("the page is free again");
 }
@@ -127,11 +101,7 @@ test!("segments.ldt", a_local_descriptor_table);
 
 fn callbacks_are_checked() {
     let register = |kind: u16, address| {
-        let arg = CallbackRegister {
-            kind,
-            address,
-            ..CallbackRegister::default()
-        };
+        let arg = CallbackRegister { kind, address, ..CallbackRegister::default() };
         let op = CallbackOp::Register.number();
         call(Hypercall::CallbackOp, [op, probe::address(&arg), 0, 0, 0])
     };

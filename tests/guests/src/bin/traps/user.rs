@@ -8,12 +8,7 @@ use unikernel::traps::{self, SYSCALL};
 
 fn run(space: &UserSpace, code: Code) -> Stop {
     let registers = pattern();
-    let frame = IretContext {
-        rax: registers.rax,
-        rcx: registers.rcx,
-        r11: registers.r11,
-        ..UserSpace::frame()
-    };
+    let frame = IretContext { rax: registers.rax, rcx: registers.rcx, r11: registers.r11, ..UserSpace::frame() };
     let stop = space.run(code, &frame, &registers);
     let _ = events::mask_upcalls();
     // core 3.3: from user mode the frame is at the end of the kernel's stack, CS keeps its RPL, the mask was 0.
@@ -35,12 +30,7 @@ fn a_system_call() {
     assert_eq!(stop.frame.rip, UserSpace::CODE + 2);
     let registers = pattern();
     let after = registers_of(&stop.frame);
-    let expected = Registers {
-        rcx: after.rcx,
-        r11: after.r11,
-        rsp: UserSpace::DATA + 4096,
-        ..registers
-    };
+    let expected = Registers { rcx: after.rcx, r11: after.r11, rsp: UserSpace::DATA + 4096, ..registers };
     assert_eq!(after, expected);
     // core 3.4: AC, TF and NT do not reach the handler, and the frame shows them.
     let code = code!("pushfq", "or qword ptr [rsp], 0x44000", "popfq", "syscall");
@@ -77,13 +67,7 @@ fn faults_of_user_code() {
     assert_eq!(stop.frame.rip, UserSpace::CODE + 1);
     let stop = run(&space, code!("int3")).trapped(3);
     assert_eq!(stop.frame.rip, UserSpace::CODE + 1);
-    for code in [
-        code!("hlt"),
-        code!("rdmsr"),
-        code!("mov rax, cr0"),
-        code!("mov rax, cr2"),
-        code!("clts"),
-    ] {
+    for code in [code!("hlt"), code!("rdmsr"), code!("mov rax, cr0"), code!("mov rax, cr2"), code!("clts")] {
         let stop = run(&space, code).trapped(13);
         assert_eq!((stop.frame.rip, stop.frame.error), (UserSpace::CODE, 0));
     }
@@ -157,10 +141,7 @@ test!("user.bases", segment_bases_follow_the_mode);
 /// core 3.7: entering user mode with IF set unmasks; without, the mask stays and the frame shows it.
 fn the_mask_across_user_mode() {
     let space = UserSpace::new();
-    let frame = IretContext {
-        rflags: 0x2,
-        ..UserSpace::frame()
-    };
+    let frame = IretContext { rflags: 0x2, ..UserSpace::frame() };
     let stop = space.run(code!("nop"), &frame, &pattern());
     assert_eq!(stop.frame.cs, u64::from(selector::GUEST_CS) | 1 << 32);
     assert_eq!(stop.frame.rflags & flag::IF, 0);
@@ -173,10 +154,7 @@ test!("user.mask", the_mask_across_user_mode);
 /// core 3.7, pitfall 12: a return to user space at an address that is not canonical.
 fn a_bad_target_in_user_space() {
     let space = UserSpace::new();
-    let frame = IretContext {
-        rip: guests::NOT_CANONICAL,
-        ..UserSpace::frame()
-    };
+    let frame = IretContext { rip: guests::NOT_CANONICAL, ..UserSpace::frame() };
     let stop = space.run(code!("nop"), &frame, &pattern()).trapped(13);
     let _ = events::mask_upcalls();
     assert_eq!(stop.frame.rip, guests::NOT_CANONICAL);

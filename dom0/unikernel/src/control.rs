@@ -1,0 +1,237 @@
+//! Authority over other domains: what a toolstack needs, as safe functions (core 4, 5; the `domctl` numbers).
+//!
+//! None of these can change this domain's own memory: frames of others appear in windows only while they are written.
+
+use crate::hypercall;
+use crate::memory::{Slots, WINDOW_BATCH};
+use alloc::boxed::Box;
+use alloc::string::String;
+use hypercall_abi::context::VcpuContext;
+use hypercall_abi::domctl::{
+    CreateDomain, DomainInfo, Domctl, DomctlOp, INTERFACE_VERSION, MaxMem, MaxVcpus, VcpuContextArg,
+};
+use hypercall_abi::event::PORTS;
+use hypercall_abi::grant::{SetupTable, status};
+use hypercall_abi::memory::MemoryOp;
+use hypercall_abi::mmu::{MmuextCommand, MmuextOp};
+use hypercall_abi::sched::ShutdownReason;
+use hypercall_abi::{Errno, tenon};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// `domctl` with a payload; answers the structure as the hypervisor left it.
+fn domctl<T: IntoBytes + Immutable>(op: DomctlOp, domain: u16, payload: &T) -> Result<Domctl, Errno> {
+    let mut arg =
+        Domctl { cmd: op as u32, interface_version: INTERFACE_VERSION, domain, pad: [0; 3], payload: [0; 128] };
+    let bytes = payload.as_bytes();
+    arg.payload.get_mut(..bytes.len()).ok_or(Errno::Inval)?.copy_from_slice(bytes);
+    // SAFETY: the only addresses in payloads are those of `set_vcpu` and `vcpu`, which lend what they point to.
+    unsafe { hypercall::domctl(&mut arg) }?;
+    Ok(arg)
+}
+
+/// Makes an empty domain, paused.
+///
+/// # Errors
+/// `Perm`, `NoMem`, or `Inval` for a number of vcpus that cannot be.
+pub fn create(uuid: &[u8; 16], vcpus: u32) -> Result<u16, Errno> {
+    let wanted = CreateDomain {
+        handle: *uuid,
+        max_vcpus: vcpus,
+        max_evtchn_port: PORTS - 1,
+        max_grant_frames: -1,
+        max_maptrack_frames: -1,
+        grant_opts: 1,
+        ..CreateDomain::default()
+    };
+    let domain = domctl(DomctlOp::CreateDomain, 0, &wanted)?.domain;
+    if let Err(why) = domctl(DomctlOp::MaxVcpus, domain, &MaxVcpus { max: vcpus }) {
+        destroy(domain)?;
+        return Err(why);
+    }
+    Ok(domain)
+}
+
+/// Limits a domain's memory.
+///
+/// # Errors
+/// `Perm`, `Srch`.
+pub fn set_max_memory(domain: u16, kib: u64) -> Result<(), Errno> {
+    domctl(DomctlOp::MaxMem, domain, &MaxMem { max_memkb: kib }).map(drop)
+}
+
+/// Lets a domain run.
+///
+/// # Errors
+/// `Perm`, `Srch`.
+pub fn unpause(domain: u16) -> Result<(), Errno> {
+    domctl(DomctlOp::UnpauseDomain, domain, &0u64).map(drop)
+}
+
+/// Stops a domain.
+///
+/// # Errors
+/// `Perm`, `Srch`.
+pub fn pause(domain: u16) -> Result<(), Errno> {
+    domctl(DomctlOp::PauseDomain, domain, &0u64).map(drop)
+}
+
+/// Ends a domain and returns all it had, however long it takes.
+///
+/// # Errors
+/// `Perm`, `Srch`.
+pub fn destroy(domain: u16) -> Result<(), Errno> {
+    loop {
+        match domctl(DomctlOp::DestroyDomain, domain, &0u64) {
+            Ok(_) => return Ok(()),
+            Err(Errno::Restart | Errno::Again) => hypercall::yield_now(),
+            Err(why) => return Err(why),
+        }
+    }
+}
+
+/// The domain with the lowest number at or above `from`.
+///
+/// # Errors
+/// `Perm`.
+pub fn info(from: u16) -> Result<Option<DomainInfo>, Errno> {
+    match domctl(DomctlOp::GetDomainInfo, from, &0u64) {
+        Ok(arg) => DomainInfo::read_from_prefix(&arg.payload).map(|(info, _)| Some(info)).map_err(|_| Errno::Inval),
+        Err(Errno::Srch) => Ok(None),
+        Err(why) => Err(why),
+    }
+}
+
+/// Sets the state of a vcpu that does not run.
+///
+/// # Errors
+/// `Perm`, `Srch`, `NoEnt`, `Busy`, and `Inval` for a state that cannot be.
+pub fn set_vcpu(domain: u16, vcpu: u32, context: &VcpuContext) -> Result<(), Errno> {
+    let address = (&raw const *context).addr() as u64;
+    let arg = VcpuContextArg { vcpu, pad: 0, context: address };
+    domctl(DomctlOp::SetVcpuContext, domain, &arg).map(drop)
+}
+
+/// The state of a vcpu.
+///
+/// # Errors
+/// `Perm`, `Srch`, `NoEnt`, `Busy`.
+pub fn vcpu(domain: u16, vcpu: u32) -> Result<Box<VcpuContext>, Errno> {
+    let mut context = Box::<VcpuContext>::default();
+    let address = (&raw mut *context).addr() as u64;
+    domctl(DomctlOp::GetVcpuContext, domain, &VcpuContextArg { vcpu, pad: 0, context: address })?;
+    Ok(context)
+}
+
+/// Gives a domain frames for the pages from `first` on, as many as `frames` has room for; answers how many it got.
+///
+/// # Errors
+/// `Perm`, `Srch`.
+pub fn populate(domain: u16, first: u64, frames: &mut [u64]) -> Result<usize, Errno> {
+    for (page, slot) in (first..).zip(frames.iter_mut()) {
+        *slot = page;
+    }
+    // SAFETY: frames are added to a domain; for another domain nothing of ours changes, for ours they are mapped nowhere.
+    let count = unsafe { hypercall::reservation(MemoryOp::PopulatePhysmap, frames, domain) }?;
+    Ok(usize::try_from(count).unwrap_or(0).min(frames.len()))
+}
+
+/// The first frame of a domain's grant table.
+///
+/// # Errors
+/// `Perm`, or `Inval` for a domain without one.
+pub fn grant_table(domain: u16) -> Result<u64, Errno> {
+    let mut frame = [0u64];
+    let mut arg = [SetupTable {
+        dom: domain,
+        nr_frames: 1,
+        frame_list: frame.as_mut_ptr().addr() as u64,
+        ..SetupTable::default()
+    }];
+    // SAFETY: it writes one word of `frame`, and nothing is mapped.
+    unsafe { hypercall::setup_grant_tables(&mut arg) }?;
+    if arg[0].status != status::OKAY {
+        return Err(if arg[0].status == status::PERMISSION_DENIED { Errno::Perm } else { Errno::Inval });
+    }
+    Ok(frame[0])
+}
+
+/// Pins a frame of another domain as its root; here the hypervisor judges its page tables.
+///
+/// # Errors
+/// `Inval` for tables that break a rule, `Perm`, `Srch`.
+pub fn pin_root(domain: u16, frame: u64) -> Result<(), Errno> {
+    let op = MmuextOp { cmd: MmuextCommand::PinL4 as u32, pad: 0, arg1: frame, arg2: 0 };
+    // SAFETY: pinning changes no mapping.
+    unsafe { hypercall::mmuext_op(&[op], domain) }.map(drop)
+}
+
+/// Which vcpu crashed a domain and why, in the hypervisor's words; `None` if it knows of no crash.
+///
+/// # Errors
+/// `Perm`, `Srch`.
+pub fn crash_report(domain: u16) -> Result<Option<(u32, String)>, Errno> {
+    let tenon::CrashReport { vcpu, length, text } = match hypercall::crash_report(domain) {
+        Err(Errno::NoSys) => return Ok(None),
+        report => report?,
+    };
+    let length = usize::try_from(length).unwrap_or(0).min(text.len());
+    let text = text.get(..length).unwrap_or_default();
+    Ok((length > 0).then(|| (vcpu, String::from_utf8_lossy(text).into_owned())))
+}
+
+/// Ends this domain.
+pub fn shutdown(reason: ShutdownReason) -> ! {
+    hypercall::shutdown(reason)
+}
+
+/// Writes into frames of other domains. The last ones stay mapped, for they mostly come several times in a row.
+#[derive(Debug)]
+pub struct ForeignWriter {
+    slots: Slots,
+    /// What each slot maps.
+    mapped: [Option<(u16, u64)>; WINDOW_BATCH],
+    next: usize,
+}
+
+impl ForeignWriter {
+    /// A writer with nothing mapped.
+    ///
+    /// # Errors
+    /// `NoMem` without room for its window.
+    pub fn new() -> Result<Self, Errno> {
+        Ok(Self { slots: Slots::new()?, mapped: [None; WINDOW_BATCH], next: 0 })
+    }
+
+    /// Writes `bytes` at `offset` of a frame of `domain`.
+    ///
+    /// # Errors
+    /// `Inval` for bytes that leave the frame, `Perm`, `Srch`, and why a frame cannot be mapped.
+    pub fn write(&mut self, domain: u16, frame: u64, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
+        let slot = self.slot_for(domain, frame)?;
+        self.slots.write(slot, offset, bytes)
+    }
+
+    fn slot_for(&mut self, domain: u16, frame: u64) -> Result<usize, Errno> {
+        let wanted = Some((domain, frame));
+        if let Some(slot) = self.mapped.iter().position(|mapped| *mapped == wanted) {
+            return Ok(slot);
+        }
+        if self.next == WINDOW_BATCH {
+            self.forget();
+        }
+        let slot = self.next;
+        self.slots.map(slot, domain, frame)?;
+        if let Some(mapped) = self.mapped.get_mut(slot) {
+            *mapped = wanted;
+        }
+        self.next += 1;
+        Ok(slot)
+    }
+
+    /// Unmaps everything: a domain's frames are free only when nobody maps them.
+    pub fn forget(&mut self) {
+        self.slots.clear(self.next);
+        self.mapped = [None; WINDOW_BATCH];
+        self.next = 0;
+    }
+}
