@@ -288,12 +288,16 @@ impl TypeState {
         }
     }
 
+    /// Without its last use. Only writable pages have nothing to be validated when they are used so again.
     fn unused(self) -> Self {
+        let turn = self.turn.wrapping_add(1) & 0x3ff_ffff;
+        let validated = self.used_as == Use::Writable;
         Self {
             count: 0,
             pinned: false,
             partial: false,
-            turn: self.turn.wrapping_add(1) & 0x3ff_ffff,
+            validated,
+            turn,
             ..self
         }
     }

@@ -73,6 +73,8 @@ pub enum Holding {
         level: u8,
         /// How many entries count.
         counted: usize,
+        /// Whether it is on its way up.
+        up: bool,
     },
     /// One use of a finished table that waits for its request.
     Waiting {
@@ -91,6 +93,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
             table: c.table,
             level: c.level,
             counted: c.next,
+            up: c.up,
         });
         let finished = work.finished.iter().filter(|f| f.result.is_ok());
         on_the_way.chain(finished.map(|f| Holding::Waiting {

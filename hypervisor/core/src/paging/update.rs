@@ -355,13 +355,14 @@ impl<M: Frames + Cpus> Session<'_, M> {
         Ok(())
     }
 
-    /// Destroys the domain's memory: unfinished work is abandoned, pins go, every frame leaves the domain (P11). Before,
-    /// no vcpu of the domain runs any more and its roots, descriptor pages and other uses have been dropped. Frames that
-    /// other domains still map go to the pool when they let go. All other operations are refused from the first call on.
+    /// Destroys the domain's memory: unfinished work is abandoned, the roots that `next_root` yields are dropped, pins go,
+    /// every frame leaves the domain (P11). Before, no CPU has a root of the domain loaded any more, and descriptor pages
+    /// and other uses of the domain's frames have been dropped. Frames that other domains still map go to the pool when
+    /// they let go. All other operations are refused from the first call on.
     ///
     /// # Errors
     /// [`Stop::More`]: call again.
-    pub fn tear_down(&mut self) -> Outcome<()> {
+    pub fn tear_down(&mut self, mut next_root: impl FnMut() -> Option<Frame>) -> Outcome<()> {
         if self.state.dying.is_none() {
             self.abandon_climb();
             self.state.dying = Some(Sweep::Pins(0));
@@ -372,6 +373,10 @@ impl<M: Frames + Cpus> Session<'_, M> {
                 continue;
             }
             self.budget = self.budget.checked_sub(1).ok_or(Stop::More)?;
+            if let Some(root) = next_root() {
+                self.drop_table(root);
+                continue;
+            }
             let limit = self.table.limit();
             let next = match self.state.dying {
                 Some(Sweep::Pins(at)) if at < limit => {

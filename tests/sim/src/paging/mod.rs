@@ -1,0 +1,96 @@
+//! Random guests against the page-table rules.
+//!
+//! [`world`] carries out calls and keeps the books that a toolstack and the rest of the hypervisor would keep; [`guest`]
+//! invents calls; [`audit`] recounts everything from memory and those books.
+
+pub mod audit;
+pub mod guest;
+pub mod world;
+
+use world::{FAMILIES, World};
+
+/// What many runs reached.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// Calls that came to an answer, by family: tried, succeeded.
+    pub families: [(u64, u64); FAMILIES.len()],
+    /// Calls into the rules, interrupted ones included; after each there was an audit.
+    pub calls: u64,
+    /// Calls that were interrupted and then answered.
+    pub resumed: u64,
+    /// Climbs that were given up because their domain died.
+    pub abandoned: u64,
+    /// L4 tables pinned.
+    pub roots_pinned: u64,
+    /// Frames that were a table, then writable, then a table again.
+    pub reused: u64,
+    /// Times an audit saw unfinished work of two domains at once.
+    pub two_unfinished: u64,
+    /// Domains destroyed completely.
+    pub destroyed: u64,
+    /// Flushes of a CPU.
+    pub flushes: u64,
+}
+
+impl Totals {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Self) {
+        for (a, b) in self.families.iter_mut().zip(other.families) {
+            *a = (a.0 + b.0, a.1 + b.1);
+        }
+        self.calls += other.calls;
+        self.resumed += other.resumed;
+        self.abandoned += other.abandoned;
+        self.roots_pinned += other.roots_pinned;
+        self.reused += other.reused;
+        self.two_unfinished += other.two_unfinished;
+        self.destroyed += other.destroyed;
+        self.flushes += other.flushes;
+    }
+}
+
+impl std::fmt::Display for Totals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all = self.families.iter().fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1));
+        writeln!(f, "{:<16}{:>10}{:>10}{:>9}", "family", "tried", "granted", "of all")?;
+        let percent = |n: u64| 100.0 * n as f64 / all.0.max(1) as f64;
+        for (name, (tried, granted)) in FAMILIES.iter().zip(self.families) {
+            writeln!(f, "{name:<16}{tried:>10}{granted:>10}{:>8.1}%", percent(granted))?;
+        }
+        writeln!(f, "{:<16}{:>10}{:>10}{:>8.1}%", "all", all.0, all.1, percent(all.1))?;
+        write!(
+            f,
+            "{} calls, {} answered after an interruption, {} climbs abandoned, {} L4 pinned, {} frames table-writable-table, \
+             {} audits with two domains' work unfinished, {} domains destroyed, {} flushes",
+            self.calls,
+            self.resumed,
+            self.abandoned,
+            self.roots_pinned,
+            self.reused,
+            self.two_unfinished,
+            self.destroyed,
+            self.flushes
+        )
+    }
+}
+
+/// Lets random guests make `calls` calls, with an audit after each.
+///
+/// # Errors
+/// What the audit found, with the seed and the step.
+pub fn run(seed: u64, calls: u64) -> Result<Totals, String> {
+    let mut world = World::new(seed);
+    let mut step = 0;
+    while world.totals.calls < calls {
+        step += 1;
+        let what = guest::act(&mut world);
+        what.and_then(|()| audit::audit(&mut world)).map_err(|why| {
+            format!(
+                "seed {seed} step {step} call {}: {why}; last: {:?}",
+                world.totals.calls, world.last
+            )
+        })?;
+    }
+    world.totals.flushes = world.m.flushes.get();
+    Ok(world.totals)
+}
