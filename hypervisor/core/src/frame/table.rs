@@ -366,6 +366,18 @@ impl FrameTable {
         true
     }
 
+    /// The frame that a frame's owner linked to it with [`FrameTable::set_link`].
+    pub(crate) fn link(&self, frame: Frame) -> Option<Frame> {
+        Frame::new(self.words(frame)?.link.load(SeqCst).checked_sub(1)?)
+    }
+
+    /// Links a frame to another, or to none. Whoever holds a frame's last use may keep it in a list so.
+    pub(crate) fn set_link(&self, frame: Frame, next: Option<Frame>) {
+        if let Some(w) = self.words(frame) {
+            w.link.store(next.map_or(0, |f| f.number().wrapping_add(1)), SeqCst);
+        }
+    }
+
     fn stamp(&self, w: &Words<'_>) {
         let now = self.epochs.now();
         let _ = step(w.stamp, |bits| {

@@ -40,6 +40,8 @@ pub(super) struct Work {
     /// What the climb on the stack is for; `None` for a descent from a dropped table.
     goal: Option<(Frame, u8)>,
     failed: Option<Refused>,
+    /// The first of the dropped tables whose descent has not begun; the rest are linked through their words.
+    debts: Option<Frame>,
     /// Ready for the requests that asked, oldest first. A success holds one use.
     finished: heapless::Vec<Finished, WAITING>,
 }
@@ -50,6 +52,7 @@ impl Work {
             stack: heapless::Vec::new(),
             goal: None,
             failed: None,
+            debts: None,
             finished: heapless::Vec::new(),
         }
     }
@@ -95,8 +98,17 @@ impl<M: Frames + Cpus> Session<'_, M> {
             counted: c.next,
             up: c.up,
         });
+        let debts = core::iter::successors(work.debts, |f| self.table.link(*f)).filter_map(|table| {
+            let level = self.table.info(table)?.kind.used_as.level()?;
+            Some(Holding::OnTheWay {
+                table,
+                level,
+                counted: ENTRIES,
+                up: false,
+            })
+        });
         let finished = work.finished.iter().filter(|f| f.result.is_ok());
-        on_the_way.chain(finished.map(|f| Holding::Waiting {
+        on_the_way.chain(debts).chain(finished.map(|f| Holding::Waiting {
             table: f.table,
             level: f.level,
         }))
@@ -107,7 +119,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`] if some is left.
     pub fn run(&mut self) -> Outcome<()> {
-        while let Some(top) = self.state.work.stack.last().copied() {
+        while let Some(top) = self.top() {
             self.budget = self.budget.checked_sub(1).ok_or(Stop::More)?;
             match top {
                 Cursor {
@@ -121,6 +133,17 @@ impl<M: Frames + Cpus> Session<'_, M> {
             }
         }
         Ok(())
+    }
+
+    /// Where the work stands. If there is none, a debt becomes work.
+    fn top(&mut self) -> Option<Cursor> {
+        if self.state.work.stack.is_empty() {
+            let table = self.state.work.debts?;
+            self.state.work.debts = self.table.link(table);
+            let level = self.table.info(table)?.kind.used_as.level()?;
+            self.state.work.push(table, level, false);
+        }
+        self.state.work.stack.last().copied()
     }
 
     fn climb(&mut self, top: Cursor) {
@@ -169,10 +192,13 @@ impl<M: Frames + Cpus> Session<'_, M> {
             return self.move_to(HOLE_SLOTS.start);
         }
         self.move_to(at);
+        if planted(Fault::SkipUnwind) && self.state.work.failed.is_some() {
+            return;
+        }
         if let Some(word) = self.m.page(top.table).get(at)
-            && !(planted(Fault::SkipUnwind) && self.state.work.failed.is_some())
+            && let Some((table, level)) = self.drop_target(word.load(SeqCst), top.level)
         {
-            self.drop_target(word.load(SeqCst), top.level);
+            self.state.work.push(table, level, false);
         }
     }
 
@@ -232,6 +258,11 @@ impl<M: Frames + Cpus> Session<'_, M> {
             self.drop_table(oldest.table);
         }
         true
+    }
+
+    /// Whether a table is on its way up.
+    pub(super) fn climbing(&self) -> bool {
+        self.state.work.goal.is_some()
     }
 
     /// Turns a climb round, for the domain is dying.
@@ -302,23 +333,41 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.table.take_ref(frame, from, self.id())
     }
 
-    /// Drops what an entry led to; a table that was used by nothing else starts to go down.
-    pub(super) fn drop_target(&mut self, raw: u64, level: u8) {
+    /// Drops what an entry led to. A table that was used by nothing else is to be taken down.
+    fn drop_target(&mut self, raw: u64, level: u8) -> Option<(Frame, u8)> {
         match entry::target(raw, level) {
             Target::Leaf { frame, .. } if !self.table.is_ram(frame) => {}
             Target::Leaf { frame, writable: true } if !planted(Fault::SkipWritableCheck) => {
                 self.table.drop_use(frame);
             }
             Target::Leaf { frame, .. } => self.table.drop_ref(frame),
-            Target::Table(frame) => self.drop_table(frame),
+            Target::Table(frame) => {
+                if let Left::TakeDown(level) = self.table.drop_use(frame) {
+                    return Some((frame, level));
+                }
+            }
             Target::Nothing => {}
+        }
+        None
+    }
+
+    /// Drops what an entry led to, after the entry is gone. What the budget does not pay is a debt.
+    pub(super) fn release(&mut self, old: u64, level: u8) {
+        if let Some((table, _)) = self.drop_target(old, level) {
+            self.owe(table);
+            let _ = self.run();
         }
     }
 
-    /// Drops one use of a table; the last one starts its way down.
-    pub(super) fn drop_table(&mut self, frame: Frame) {
-        if let Left::TakeDown(level) = self.table.drop_use(frame) {
-            self.state.work.push(frame, level, false);
+    /// Drops one use of a table. What the last use leaves to do is a debt.
+    pub(super) fn drop_table(&mut self, table: Frame) {
+        if let Left::TakeDown(_) = self.table.drop_use(table) {
+            self.owe(table);
         }
+    }
+
+    fn owe(&mut self, table: Frame) {
+        self.table.set_link(table, self.state.work.debts);
+        self.state.work.debts = Some(table);
     }
 }

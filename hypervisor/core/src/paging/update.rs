@@ -259,11 +259,6 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
     }
 
-    fn release(&mut self, old: u64, level: u8) {
-        self.drop_target(old, level);
-        let _ = self.run(); // what the budget does not pay is a debt
-    }
-
     fn release_table(&mut self, frame: Frame) {
         self.drop_table(frame);
         let _ = self.run(); // likewise
@@ -322,7 +317,10 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// Drops a root that a vcpu held and no CPU has loaded. What it leads to is taken down as far as the budget goes; the
     /// rest is a debt.
     pub fn drop_root(&mut self, root: Frame) {
-        self.release_table(root);
+        self.drop_table(root);
+        if !self.climbing() {
+            let _ = self.run(); // a climb may still be given up
+        }
     }
 
     /// Zeroes a page of `from` (CLEAR_PAGE, ABI core 4.6).
@@ -355,14 +353,14 @@ impl<M: Frames + Cpus> Session<'_, M> {
         Ok(())
     }
 
-    /// Destroys the domain's memory: unfinished work is abandoned, the roots that `next_root` yields are dropped, pins go,
-    /// every frame leaves the domain (P11). Before, no CPU has a root of the domain loaded any more, and descriptor pages
-    /// and other uses of the domain's frames have been dropped. Frames that other domains still map go to the pool when
-    /// they let go. All other operations are refused from the first call on.
+    /// Destroys the domain's memory: unfinished work is abandoned, pins go, every frame leaves the domain (P11). Before,
+    /// no CPU has a root of the domain loaded any more, and its roots, descriptor pages and other uses of its frames have
+    /// been dropped. Frames that other domains still map go to the pool when they let go. All other operations but
+    /// [`Session::drop_root`] are refused from the first call on.
     ///
     /// # Errors
     /// [`Stop::More`]: call again.
-    pub fn tear_down(&mut self, mut next_root: impl FnMut() -> Option<Frame>) -> Outcome<()> {
+    pub fn tear_down(&mut self) -> Outcome<()> {
         if self.state.dying.is_none() {
             self.abandon_climb();
             self.state.dying = Some(Sweep::Pins(0));
@@ -373,10 +371,6 @@ impl<M: Frames + Cpus> Session<'_, M> {
                 continue;
             }
             self.budget = self.budget.checked_sub(1).ok_or(Stop::More)?;
-            if let Some(root) = next_root() {
-                self.drop_table(root);
-                continue;
-            }
             let limit = self.table.limit();
             let next = match self.state.dying {
                 Some(Sweep::Pins(at)) if at < limit => {

@@ -543,6 +543,13 @@ impl World {
             }
         }
         let dom = &mut self.doms[at];
+        {
+            let mut held = Held::entering_ring_0();
+            let mut session = dom.space.open(&self.m, &self.table, budget, &mut held);
+            for root in dom.roots.iter_mut().flatten().filter_map(Option::take) {
+                session.drop_root(root);
+            }
+        }
         for frame in dom.holds.drain(..).chain(dom.descriptors.drain(..)) {
             self.table.drop_use(frame);
         }
@@ -563,11 +570,7 @@ impl World {
             self.totals.abandoned += u64::from(climbing);
         }
         dom.pending = None;
-        let mut roots = self.doms[at].roots;
-        let outcome = self.session(at, budget, |s| {
-            s.tear_down(|| roots.iter_mut().flatten().find_map(Option::take))
-        });
-        self.doms[at].roots = roots;
+        let outcome = self.session(at, budget, |s| s.tear_down());
         // It goes through the frames in order; pins it has come to are gone from the books as well.
         let table = &self.table;
         self.doms[at]
