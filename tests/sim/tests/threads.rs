@@ -1,0 +1,112 @@
+//! The words of one frame under several CPUs at once: a frame is never two things, and no count is lost.
+
+use hv_core::addr::{CpuId, CpuSet, DomainId, Frame};
+use hv_core::frame::table::{Taker, WORDS};
+use hv_core::frame::{FrameTable, Left, Taken, Use};
+use hv_core::machine::{Cpus, Flush, Frames, Page};
+use sim::rng::Rng;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+
+struct Flat(Vec<Page>);
+
+impl Frames for Flat {
+    fn frame_limit(&self) -> u64 {
+        self.0.len() as u64
+    }
+    fn page(&self, frame: Frame) -> &Page {
+        &self.0[frame.index()]
+    }
+    fn read(&self, _: Frame, _: usize, _: &mut [u8]) {}
+    fn write(&self, _: Frame, _: usize, _: &[u8]) {}
+    fn zero(&self, _: Frame) {}
+    fn copy(&self, _: Frame, _: Frame) {}
+    fn set_m2p(&self, _: Frame, _: u64) {}
+    fn m2p(&self, _: Frame) -> u64 {
+        0
+    }
+    fn hole_entry(&self, _: usize) -> u64 {
+        0
+    }
+}
+
+impl Cpus for Flat {
+    fn this_cpu(&self) -> CpuId {
+        CpuId(0)
+    }
+    fn flush(&self, _: CpuSet, _: Flush) {}
+    fn kick(&self, _: CpuId) {}
+}
+
+#[test]
+fn cpus_that_race_for_frames_agree() {
+    const FRAMES: u32 = 4;
+    const ROUNDS: u32 = 200_000;
+    let m = Flat((0..FRAMES).map(|_| [const { AtomicU64::new(0) }; 512]).collect());
+    let table = Box::new(FrameTable::new());
+    let words: Vec<AtomicU64> = (0..FRAMES as usize * WORDS).map(|_| AtomicU64::new(0)).collect();
+    table.init(words.leak());
+    table.add(Frame::from_u32(0), FRAMES);
+    table.epochs().runs_guest(CpuId(0));
+    let us = DomainId(1);
+    let frames: Vec<Frame> = (0..FRAMES - 1).map(|_| table.populate(&m, us, 0).unwrap()).collect();
+    let writers: Vec<AtomicU32> = (0..FRAMES).map(|_| AtomicU32::new(0)).collect();
+    let tables: Vec<AtomicU32> = (0..FRAMES).map(|_| AtomicU32::new(0)).collect();
+    let taken = AtomicU32::new(0);
+    let seed = 11;
+    std::thread::scope(|scope| {
+        for cpu in 0..3 {
+            let (m, table, frames, writers, tables, taken) = (&m, &table, &frames, &writers, &tables, &taken);
+            scope.spawn(move || {
+                let mut rng = Rng::new(seed + cpu);
+                let taker = Taker {
+                    from: us,
+                    by: us,
+                    cpus: CpuSet(1),
+                };
+                for _ in 0..ROUNDS {
+                    let frame = rng.pick(frames).unwrap();
+                    let (w, t) = (&writers[frame.index()], &tables[frame.index()]);
+                    match rng.below(4) {
+                        0 | 1 => {
+                            if table.take_use(m, frame, Use::Writable, taker).is_ok() {
+                                w.fetch_add(1, SeqCst);
+                                assert_eq!(t.load(SeqCst), 0, "seed {seed}: writable while a table");
+                                w.fetch_sub(1, SeqCst);
+                                taken.fetch_add(1, SeqCst);
+                                assert_ne!(table.drop_use(frame), Left::TakeDown(1));
+                            }
+                        }
+                        2 => match table.take_use(m, frame, Use::L1, taker) {
+                            Ok(state) => {
+                                t.fetch_add(1, SeqCst);
+                                assert_eq!(w.load(SeqCst), 0, "seed {seed}: a table while writable");
+                                if state == Taken::Started {
+                                    table.promoted(frame);
+                                }
+                                t.fetch_sub(1, SeqCst);
+                                taken.fetch_add(1, SeqCst);
+                                if let Left::TakeDown(1) = table.drop_use(frame) {
+                                    table.demoted(frame);
+                                }
+                            }
+                            Err(_) => std::hint::spin_loop(),
+                        },
+                        _ => {
+                            if let Ok(other) = table.populate(m, us, 0) {
+                                assert!(!frames.contains(&other), "seed {seed}: handed out twice");
+                                table.give_back(m, other, us).unwrap();
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    assert!(taken.load(SeqCst) > ROUNDS / 2);
+    for f in frames {
+        let info = table.info(f).unwrap();
+        assert_eq!((info.kind.count, info.owner.refs), (0, 1));
+    }
+    assert_eq!((table.free_frames(), table.owned(us)), (1, FRAMES - 1));
+    assert_eq!(sim::complaints(), 0);
+}
