@@ -7,10 +7,7 @@
 //! Nothing in here waits or answers a flush between the walk and the use of a frame, so the frame cannot change hands in
 //! between: whoever takes it away must first have this CPU flush (P4). The accessed and dirty bits are not set.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![cfg_attr(
-    test,
-    allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
-)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use crate::addr::{Frame, GuestVirt, PAGE_SIZE};
 use crate::frame::FrameTable;
@@ -84,13 +81,7 @@ pub fn walk(m: &impl Frames, table: &FrameTable, root: Frame, at: GuestVirt) -> 
     if !at.is_guests() {
         return None;
     }
-    let mut path = Path {
-        table: root,
-        index: 0,
-        entry: 0,
-        writable: true,
-        user: true,
-    };
+    let mut path = Path { table: root, index: 0, entry: 0, writable: true, user: true };
     for level in [4, 3, 2, 1] {
         if !table.is_ram(path.table) {
             return None;
@@ -137,11 +128,7 @@ impl<'m, M: Frames> View<'m, M> {
     /// [`Fault`]: not mapped, not for ring 3, not for writing, or no RAM.
     pub fn frame(&self, at: GuestVirt, access: Access) -> Result<Frame, Fault> {
         let write = access == Access::Write;
-        let fault = |present| Fault {
-            address: at,
-            present,
-            write,
-        };
+        let fault = |present| Fault { address: at, present, write };
         let path = walk(self.m, self.table, self.root, at).ok_or(fault(false))?;
         let frame = path.frame().ok_or(fault(false))?;
         if !path.user || write && !path.writable || !self.table.is_ram(frame) {
@@ -209,18 +196,9 @@ impl<'m, M: Frames> View<'m, M> {
     /// # Errors
     /// [`Fault`], also for a word that is not aligned.
     pub fn exchange_u64(&self, at: GuestVirt, old: u64, new: u64) -> Result<Result<(), u64>, Fault> {
-        let fault = Fault {
-            address: at,
-            present: true,
-            write: true,
-        };
+        let fault = Fault { address: at, present: true, write: true };
         let frame = self.frame(at, Access::Write)?;
-        let word = self
-            .m
-            .page(frame)
-            .get(at.offset() / 8)
-            .filter(|_| at.0.is_multiple_of(8))
-            .ok_or(fault)?;
+        let word = self.m.page(frame).get(at.offset() / 8).filter(|_| at.0.is_multiple_of(8)).ok_or(fault)?;
         Ok(word.compare_exchange(old, new, SeqCst, SeqCst).map(|_| ()))
     }
 
@@ -229,11 +207,7 @@ impl<'m, M: Frames> View<'m, M> {
     /// # Errors
     /// [`Fault`].
     pub fn exchange_u8(&self, at: GuestVirt, old: u8, new: u8) -> Result<Result<(), u8>, Fault> {
-        let fault = Fault {
-            address: at,
-            present: true,
-            write: true,
-        };
+        let fault = Fault { address: at, present: true, write: true };
         let frame = self.frame(at, Access::Write)?;
         let word = self.m.page(frame).get(at.offset() / 8).ok_or(fault)?;
         let shift = (at.0 & 7) * 8;

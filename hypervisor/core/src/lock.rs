@@ -122,10 +122,7 @@ pub struct Lock<L: Level, T> {
 impl<L: Level, T> Lock<L, T> {
     /// A free lock.
     pub const fn new(value: T) -> Self {
-        Self {
-            inner: TicketMutex::new(value),
-            level: PhantomData,
-        }
+        Self { inner: TicketMutex::new(value), level: PhantomData }
     }
 
     /// Waits for the lock. The guard gives the value, and the proof for taking locks above.
@@ -133,10 +130,7 @@ impl<L: Level, T> Lock<L, T> {
     where
         L: Above<H>,
     {
-        Guard {
-            value: self.inner.lock(),
-            held: Held(PhantomData),
-        }
+        Guard { value: self.inner.lock(), held: Held(PhantomData) }
     }
 
     /// Takes the lock if it is free, without waiting.
@@ -144,10 +138,7 @@ impl<L: Level, T> Lock<L, T> {
     where
         L: Above<H>,
     {
-        Some(Guard {
-            value: self.inner.try_lock()?,
-            held: Held(PhantomData),
-        })
+        Some(Guard { value: self.inner.try_lock()?, held: Held(PhantomData) })
     }
 
     /// Two locks of one level, in the one order all CPUs use (their addresses). `None` if they are the same lock.
@@ -161,19 +152,11 @@ impl<L: Level, T> Lock<L, T> {
             core::cmp::Ordering::Equal => None,
             core::cmp::Ordering::Less => {
                 let first = a.inner.lock();
-                Some(BothGuard {
-                    a: first,
-                    b: b.inner.lock(),
-                    held,
-                })
+                Some(BothGuard { a: first, b: b.inner.lock(), held })
             }
             core::cmp::Ordering::Greater => {
                 let first = b.inner.lock();
-                Some(BothGuard {
-                    a: a.inner.lock(),
-                    b: first,
-                    held,
-                })
+                Some(BothGuard { a: a.inner.lock(), b: first, held })
             }
         }
     }

@@ -53,9 +53,7 @@ impl SimMachine {
     #[must_use]
     pub fn new(frames: usize) -> Self {
         Self {
-            pages: (0..frames)
-                .map(|_| Box::new([const { AtomicU64::new(0) }; ENTRIES]))
-                .collect(),
+            pages: (0..frames).map(|_| Box::new([const { AtomicU64::new(0) }; ENTRIES])).collect(),
             m2p: (0..frames).map(|_| Cell::new(u64::MAX)).collect(),
             cpu: Cell::new(0),
             cached: RefCell::default(),
@@ -72,13 +70,7 @@ impl SimMachine {
         if self.touched[at].replace(false) {
             let list = &mut self.words.borrow_mut()[at];
             list.clear();
-            list.extend(
-                self.pages[at]
-                    .iter()
-                    .map(|w| w.load(SeqCst))
-                    .enumerate()
-                    .filter(|&(_, w)| w != 0),
-            );
+            list.extend(self.pages[at].iter().map(|w| w.load(SeqCst)).enumerate().filter(|&(_, w)| w != 0));
         }
         Ref::map(self.words.borrow(), |lists| lists[at].as_slice())
     }
@@ -94,12 +86,7 @@ impl SimMachine {
         let mut table = root;
         let mut writable = true;
         for level in (1..=4u8).rev() {
-            self.remember(Cached {
-                cpu,
-                frame: table,
-                turn: turn_of(table),
-                seen: Seen::Table(level),
-            });
+            self.remember(Cached { cpu, frame: table, turn: turn_of(table), seen: Seen::Table(level) });
             let candidates: Vec<usize> = self
                 .words(table)
                 .iter()
@@ -118,12 +105,7 @@ impl SimMachine {
                 if writable && rng.one_in(2) {
                     word.fetch_or(1 << 6, SeqCst);
                 }
-                self.remember(Cached {
-                    cpu,
-                    frame: table,
-                    turn: turn_of(table),
-                    seen: Seen::Page { writable },
-                });
+                self.remember(Cached { cpu, frame: table, turn: turn_of(table), seen: Seen::Page { writable } });
             }
         }
     }

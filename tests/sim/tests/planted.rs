@@ -31,10 +31,6 @@ fn the_audit_finds_every_planted_fault() {
     }
     assert!(missed.is_empty(), "not noticed: {missed:?}");
     for seed in 1..=4 {
-        assert_eq!(
-            paging::run(seed, 2000).err(),
-            None,
-            "without a fault there is nothing to notice"
-        );
+        assert_eq!(paging::run(seed, 2000).err(), None, "without a fault there is nothing to notice");
     }
 }

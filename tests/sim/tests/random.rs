@@ -4,10 +4,7 @@ use sim::paging::{self, Totals};
 
 /// Calls in all; a soak may ask for more.
 fn wanted() -> u64 {
-    std::env::var("SIM_CALLS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(2_000_000)
+    std::env::var("SIM_CALLS").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000_000)
 }
 
 /// Where the seeds start; a soak may move it.
@@ -19,11 +16,7 @@ fn first_seed() -> u64 {
 fn random_guests_never_break_a_promise() {
     const CALLS: u64 = 10_000;
     let mut totals = Totals::default();
-    let seeds = if cfg!(debug_assertions) {
-        4
-    } else {
-        wanted().div_ceil(CALLS)
-    };
+    let seeds = if cfg!(debug_assertions) { 4 } else { wanted().div_ceil(CALLS) };
     for seed in first_seed()..first_seed() + seeds {
         match paging::run(seed, CALLS) {
             Ok(run) => totals.add(&run),
@@ -35,27 +28,15 @@ fn random_guests_never_break_a_promise() {
         return; // too few calls to have seen everything
     }
     let (tried, granted) = totals.families.iter().fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1));
-    assert!(
-        granted * 100 >= tried * 30,
-        "too few calls succeed for the test to mean much"
-    );
+    assert!(granted * 100 >= tried * 30, "too few calls succeed for the test to mean much");
     for (name, (_, granted)) in paging::world::FAMILIES.iter().zip(totals.families) {
-        assert!(
-            granted * 100 >= tried,
-            "{name}: less than 1 % of all calls are granted ones of this family"
-        );
+        assert!(granted * 100 >= tried, "{name}: less than 1 % of all calls are granted ones of this family");
     }
     assert!(totals.roots_pinned > 1000, "L4 tables are pinned");
     assert!(totals.resumed > 1000, "calls are interrupted and then answered");
     assert!(totals.abandoned > 10, "climbs are given up");
-    assert!(
-        totals.reused > 1000,
-        "frames are tables, then writable, then tables again"
-    );
-    assert!(
-        totals.two_unfinished > 1000,
-        "work of several domains is unfinished at once"
-    );
+    assert!(totals.reused > 1000, "frames are tables, then writable, then tables again");
+    assert!(totals.two_unfinished > 1000, "work of several domains is unfinished at once");
     assert!(totals.destroyed > 1000, "domains are destroyed");
     assert!(totals.flushes > 1000, "types change only with flushes");
 }

@@ -31,12 +31,7 @@ impl Bench {
         let words: Vec<AtomicU64> = (0..FRAMES as usize * WORDS).map(|_| AtomicU64::new(0)).collect();
         table.init(words.leak());
         table.add(Frame::from_u32(0), RAM);
-        Self {
-            m: SimMachine::new(RAM as usize),
-            table,
-            space: Space::new(US),
-            other: Space::new(THEM),
-        }
+        Self { m: SimMachine::new(RAM as usize), table, space: Space::new(US), other: Space::new(THEM) }
     }
 
     fn page(&self) -> Frame {
@@ -56,11 +51,7 @@ impl Bench {
     }
 
     fn with<R>(&self, budget: u32, work: impl FnOnce(&mut Session<'_, SimMachine>) -> R) -> R {
-        work(
-            &mut self
-                .space
-                .open(&self.m, &self.table, budget, &mut Held::entering_ring_0()),
-        )
+        work(&mut self.space.open(&self.m, &self.table, budget, &mut Held::entering_ring_0()))
     }
 
     fn does(&self, work: impl FnOnce(&mut Session<'_, SimMachine>) -> Outcome<()>) -> Outcome<()> {
@@ -116,10 +107,7 @@ fn a_tree_comes_up_and_goes_down() {
     assert_eq!(b.does(|s| s.pin(root, 4)), Ok(()));
     assert_eq!(b.does(|s| s.pin(root, 4)), refused(Refused::AlreadyPinned));
     assert_eq!(b.info(root), (Use::L4, 1, 2));
-    assert_eq!(
-        (b.info(l3), b.info(l2), b.info(l1)),
-        ((Use::L3, 1, 2), (Use::L2, 1, 2), (Use::L1, 1, 2))
-    );
+    assert_eq!((b.info(l3), b.info(l2), b.info(l1)), ((Use::L3, 1, 2), (Use::L2, 1, 2), (Use::L1, 1, 2)));
     assert_eq!(b.info(page), (Use::Writable, 1, 2));
     for n in HOLE_SLOTS {
         assert_eq!(b.at(root, n), b.m.hole_entry(n - HOLE_SLOTS.start));
@@ -142,10 +130,7 @@ fn the_hypervisors_slots_are_not_the_guests() {
     assert_eq!(b.does(|s| s.pin(root, 4)), Ok(()));
     assert_eq!(b.info(l3), (Use::L3, 1, 2));
     for n in HOLE_SLOTS {
-        assert_eq!(
-            b.does(|s| s.mmu_update(entry_at(root, n), 0, US)),
-            refused(Refused::HoleSlot)
-        );
+        assert_eq!(b.does(|s| s.mmu_update(entry_at(root, n), 0, US)), refused(Refused::HoleSlot));
         assert_eq!(b.at(root, n), b.m.hole_entry(n - HOLE_SLOTS.start));
     }
 }
@@ -158,22 +143,12 @@ fn leaves_get_the_forced_bits_and_keep_their_own() {
     let software = 1 << 9 | 1 << 57 | 1 << 58 | NO_EXECUTE;
     let given = page.address() | PRESENT | WRITABLE | GLOBAL | software;
     assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 3), given, US)), Ok(()));
-    assert_eq!(
-        b.at(l1, 3),
-        page.address() | RW | software | 1 << 52,
-        "US forced, G stripped, kernel marked"
-    );
+    assert_eq!(b.at(l1, 3), page.address() | RW | software | 1 << 52, "US forced, G stripped, kernel marked");
     // Preserving A and D against a plain store.
     b.m.page(l1)[3].fetch_or(ACCESSED | DIRTY, SeqCst);
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 3) | 2, page.address() | RW, US)),
-        Ok(())
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 3) | 2, page.address() | RW, US)), Ok(()));
     assert_eq!(b.at(l1, 3), page.address() | RW | ACCESSED | DIRTY);
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 3), page.address() | RW, US)),
-        Ok(())
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 3), page.address() | RW, US)), Ok(()));
     assert_eq!(b.at(l1, 3), page.address() | RW);
     assert_eq!(b.info(page), (Use::Writable, 1, 2));
     // What is not present is the guest's own business.
@@ -192,29 +167,16 @@ fn cacheability_and_devices_need_authority() {
     assert_eq!(b.does(|s| s.pin(l1, 1)), Ok(()));
     for bit in [3, 4, 7] {
         let raw = page.address() | RW | 1 << bit;
-        assert_eq!(
-            b.does(|s| s.mmu_update(entry_at(l1, 0), raw, US)),
-            refused(Refused::CacheBits)
-        );
+        assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), raw, US)), refused(Refused::CacheBits));
     }
     let raw = device.address() | RW | 1 << 4;
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 0), raw, US)),
-        refused(Refused::NotYourDevice)
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), raw, US)), refused(Refused::NotYourDevice));
     assert_eq!(b.with(BUDGET, |s| s.allow_device(RAM..FRAMES)), Ok(()));
     assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), raw, US)), Ok(()));
     let raw = page.address() | RW | 1 << 4;
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 1), raw, US)),
-        refused(Refused::CacheBits),
-        "RAM is write-back"
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 1), raw, US)), refused(Refused::CacheBits), "RAM is write-back");
     let beyond = Frame::from_u32(FRAMES + 100).address() | RW;
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 2), beyond, US)),
-        refused(Refused::NotYourDevice)
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 2), beyond, US)), refused(Refused::NotYourDevice));
     assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), 0, US)), Ok(()));
     assert_eq!(b.does(|s| s.unpin(l1)), Ok(()));
 }
@@ -224,28 +186,15 @@ fn a_table_has_no_writable_mapping_and_the_reverse() {
     let b = Bench::new();
     let (l1, page, alias) = (b.page(), b.page(), b.page());
     assert_eq!(b.does(|s| s.pin(l1, 1)), Ok(()));
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 0), page.address() | RW, US)),
-        Ok(())
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), page.address() | RW, US)), Ok(()));
     assert_eq!(b.does(|s| s.pin(page, 1)), refused(Refused::WrongType));
     assert_eq!(b.does(|s| s.take_descriptors(page)), refused(Refused::WrongType));
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 0), page.address() | RO, US)),
-        Ok(()),
-        "RO first"
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), page.address() | RO, US)), Ok(()), "RO first");
     assert_eq!(b.does(|s| s.pin(page, 1)), Ok(()), "pin later");
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 0), page.address() | RW, US)),
-        refused(Refused::WrongType)
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), page.address() | RW, US)), refused(Refused::WrongType));
     assert_eq!(b.at(l1, 0), page.address() | RO);
     // No table of its own level below itself, no level twice.
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 1), l1.address() | RW, US)),
-        refused(Refused::WrongType)
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 1), l1.address() | RW, US)), refused(Refused::WrongType));
     b.put(alias, 0, alias.address() | RW);
     assert_eq!(b.does(|s| s.pin(alias, 2)), refused(Refused::WrongType));
     assert_eq!(b.does(|s| s.pin(page, 2)), refused(Refused::AlreadyPinned));
@@ -324,23 +273,13 @@ fn roots_are_replaced_before_the_old_one_goes() {
     assert_eq!(b.does(|s| s.switch_root(None, Some(root), || loads += 1)), Ok(()));
     assert_eq!(b.info(root), (Use::L4, 1, 2));
     let during = std::cell::Cell::new((Use::None, 0, 0));
-    assert_eq!(
-        b.does(|s| s.switch_root(Some(root), Some(second), || during.set(b.info(root)))),
-        Ok(())
-    );
-    assert_eq!(
-        during.get(),
-        (Use::L4, 1, 2),
-        "the old root is whole while the new one is loaded"
-    );
+    assert_eq!(b.does(|s| s.switch_root(Some(root), Some(second), || during.set(b.info(root)))), Ok(()));
+    assert_eq!(during.get(), (Use::L4, 1, 2), "the old root is whole while the new one is loaded");
     assert_eq!(b.info(root).1, 0);
     let page = b.theirs();
     let refusal = b.does(|s| s.switch_root(Some(second), Some(page), || panic!("not accepted")));
     assert_eq!(refusal, refused(Refused::NotOwner));
-    assert_eq!(
-        b.does(|s| s.switch_root(Some(second), Some(second), || loads += 1)),
-        Ok(())
-    );
+    assert_eq!(b.does(|s| s.switch_root(Some(second), Some(second), || loads += 1)), Ok(()));
     assert_eq!(loads, 2);
     b.with(BUDGET, |s| s.drop_root(second));
     assert_eq!(b.info(second).1, 0);
@@ -361,22 +300,14 @@ fn writes_to_own_tables_are_found_and_carried_out() {
     let found = b.with(BUDGET, |s| s.find_table_write(root, own)).unwrap();
     assert_eq!((found.slot, found.value), (slot(l1, 5), 0));
     let new = page.address() | RW;
-    assert_eq!(
-        b.with(BUDGET, |s| s.write_table(found.slot, Some(9), new)),
-        Ok(Some(0)),
-        "not what it holds"
-    );
+    assert_eq!(b.with(BUDGET, |s| s.write_table(found.slot, Some(9), new)), Ok(Some(0)), "not what it holds");
     assert_eq!(b.with(BUDGET, |s| s.write_table(found.slot, Some(0), new)), Ok(None));
     assert_eq!((b.at(l1, 5), b.info(page)), (new, (Use::Writable, 2, 4)));
     let bad = b.with(BUDGET, |s| s.write_table(found.slot, None, root.address() | RW));
     assert_eq!(bad, Err(Stop::Refused(Refused::WrongType)));
     assert_eq!(b.at(l1, 5), new);
     let other = b.with(BUDGET, |s| s.write_table(slot(root, 5), None, 0));
-    assert_eq!(
-        other,
-        Err(Stop::Refused(Refused::NotTable)),
-        "only L1 tables are written so"
-    );
+    assert_eq!(other, Err(Stop::Refused(Refused::NotTable)), "only L1 tables are written so");
     // The same by address.
     assert_eq!(b.does(|s| s.update_va(root, address([0, 0, 0, 5]), 0, US)), Ok(()));
     assert_eq!((b.at(l1, 5), b.info(page)), (0, (Use::Writable, 1, 3)));
@@ -394,21 +325,12 @@ fn descriptor_pages_are_corrected_and_kept() {
     assert_eq!(b.does(|s| s.take_descriptors(gdt)), Ok(()));
     assert_eq!(b.at(gdt, 2), code | 3 << 45, "ring 3, accessed");
     assert!(b.table.holds_descriptors(gdt));
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(gdt, 3), code, US)),
-        refused(Refused::WrongType)
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(gdt, 3), code, US)), refused(Refused::WrongType));
     assert_eq!(b.does(|s| s.update_descriptor(entry_at(gdt, 3), code)), Ok(()));
     assert_eq!(b.at(gdt, 3), code | 3 << 45);
     let tss = 0x0000_8b00_0000_0067;
-    assert_eq!(
-        b.does(|s| s.update_descriptor(entry_at(gdt, 4), tss)),
-        refused(Refused::BadDescriptor)
-    );
-    assert_eq!(
-        b.does(|s| s.update_descriptor(entry_at(gdt, 4) + 4, 0)),
-        refused(Refused::Misaligned)
-    );
+    assert_eq!(b.does(|s| s.update_descriptor(entry_at(gdt, 4), tss)), refused(Refused::BadDescriptor));
+    assert_eq!(b.does(|s| s.update_descriptor(entry_at(gdt, 4) + 4, 0)), refused(Refused::Misaligned));
     b.put(page, 9, tss);
     assert_eq!(b.does(|s| s.take_descriptors(page)), refused(Refused::BadDescriptor));
     assert_eq!((b.info(page).1, b.info(page).2), (0, 1));
@@ -430,21 +352,10 @@ fn stale_translations_are_flushed_before_a_new_type() {
         what();
         b.m.flushes.get() - before
     };
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 0), page.address() | RO, US)),
-        Ok(())
-    );
-    assert_eq!(
-        flushed(&|| assert_eq!(b.does(|s| s.pin(page, 1)), Ok(()))),
-        2,
-        "both CPUs of the domain"
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), page.address() | RO, US)), Ok(()));
+    assert_eq!(flushed(&|| assert_eq!(b.does(|s| s.pin(page, 1)), Ok(()))), 2, "both CPUs of the domain");
     assert_eq!(b.does(|s| s.unpin(page)), Ok(()));
-    assert_eq!(
-        flushed(&|| assert_eq!(b.does(|s| s.pin(page, 1)), Ok(()))),
-        0,
-        "the same again needs none"
-    );
+    assert_eq!(flushed(&|| assert_eq!(b.does(|s| s.pin(page, 1)), Ok(()))), 0, "the same again needs none");
     assert_eq!(b.does(|s| s.unpin(page)), Ok(()));
     b.space.leave(CpuId(1));
     let clear = || assert_eq!(b.does(|s| s.clear_page(page, US)), Ok(()));
@@ -454,14 +365,8 @@ fn stale_translations_are_flushed_before_a_new_type() {
     b.table.drop_use(page);
     assert_eq!(flushed(&|| assert_eq!(b.does(|s| s.pin(page, 1)), Ok(()))), 3);
     // Upper entries that go are flushed with the call.
-    assert_eq!(
-        flushed(&|| assert_eq!(b.does(|s| s.mmu_update(entry_at(root, 0), 0, US)), Ok(()))),
-        1
-    );
-    assert_eq!(
-        flushed(&|| assert_eq!(b.does(|s| s.mmu_update(entry_at(root, 1), 2, US)), Ok(()))),
-        0
-    );
+    assert_eq!(flushed(&|| assert_eq!(b.does(|s| s.mmu_update(entry_at(root, 0), 0, US)), Ok(()))), 1);
+    assert_eq!(flushed(&|| assert_eq!(b.does(|s| s.mmu_update(entry_at(root, 1), 2, US)), Ok(()))), 0);
 }
 
 #[test]
@@ -471,23 +376,11 @@ fn foreign_mappings_hold_what_they_map() {
     b.put(theirs, 0, 77);
     assert_eq!(b.does(|s| s.pin(l1, 1)), Ok(()));
     let raw = theirs.address() | RW | NO_EXECUTE | ACCESSED | DIRTY;
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 0), raw, US)),
-        refused(Refused::NotOwner)
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), raw, US)), refused(Refused::NotOwner));
     assert_eq!(b.does(|s| s.map_leaf(slot(l1, 0), raw, THEM)), Ok(()));
-    assert_eq!(
-        b.does(|s| s.map_leaf(slot(theirs, 0), raw, THEM)),
-        refused(Refused::NotTable)
-    );
-    assert_eq!(
-        b.does(|s| s.unmap_leaf(slot(l1, 0), theirs, false)),
-        refused(Refused::Mismatch)
-    );
-    assert_eq!(
-        b.does(|s| s.unmap_leaf(slot(l1, 0), l1, true)),
-        refused(Refused::Mismatch)
-    );
+    assert_eq!(b.does(|s| s.map_leaf(slot(theirs, 0), raw, THEM)), refused(Refused::NotTable));
+    assert_eq!(b.does(|s| s.unmap_leaf(slot(l1, 0), theirs, false)), refused(Refused::Mismatch));
+    assert_eq!(b.does(|s| s.unmap_leaf(slot(l1, 0), l1, true)), refused(Refused::Mismatch));
     let mut held = Held::entering_ring_0();
     let pinned = b.other.open(&b.m, &b.table, BUDGET, &mut held).pin(theirs, 1);
     assert_eq!(pinned, refused(Refused::WrongType), "mapped writable by us");
@@ -496,10 +389,7 @@ fn foreign_mappings_hold_what_they_map() {
     assert_eq!(b.other.open(&b.m, &b.table, BUDGET, &mut held).tear_down(), Ok(()));
     assert_eq!((b.table.free_frames(), b.table.owned(THEM)), (free, 0));
     assert_eq!(b.table.info(theirs).unwrap().owner.owner, Owner::Orphan);
-    assert_eq!(
-        b.does(|s| s.map_leaf(slot(l1, 1), raw, THEM)),
-        refused(Refused::NotOwner)
-    );
+    assert_eq!(b.does(|s| s.map_leaf(slot(l1, 1), raw, THEM)), refused(Refused::NotOwner));
     assert_eq!(b.at(theirs, 0), 77);
     assert_eq!(b.does(|s| s.unmap_leaf(slot(l1, 0), theirs, true)), Ok(()));
     assert_eq!(b.table.free_frames(), free + 1);
@@ -519,10 +409,7 @@ fn overwriting_a_grant_drops_the_entrys_reference_alone() {
     assert_eq!(b.info(theirs), (Use::Writable, 2, 3));
     assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), 0, US)), Ok(()));
     assert_eq!(b.info(theirs), (Use::Writable, 1, 2));
-    assert_eq!(
-        b.does(|s| s.unmap_leaf(slot(l1, 0), theirs, true)),
-        refused(Refused::Mismatch)
-    );
+    assert_eq!(b.does(|s| s.unmap_leaf(slot(l1, 0), theirs, true)), refused(Refused::Mismatch));
 }
 
 #[test]
@@ -531,33 +418,18 @@ fn frames_given_back_stay_until_nobody_uses_them() {
     let (l1, page) = (b.page(), b.page());
     let free = b.table.free_frames();
     assert_eq!(b.does(|s| s.pin(l1, 1)), Ok(()));
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 0), page.address() | RW, US)),
-        Ok(())
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), page.address() | RW, US)), Ok(()));
     assert_eq!(b.does(|s| s.mmu_update(page.address() | 1, 99, US)), Ok(()));
     assert_eq!(b.m.m2p(page), 99);
     assert_eq!(b.table.give_back(&b.m, page, THEM), Err(Refused::NotOwner));
     assert_eq!(b.table.give_back(&b.m, page, US), Ok(()));
     assert_eq!(b.table.give_back(&b.m, page, US), Err(Refused::NotOwner), "only once");
-    assert_eq!(
-        (b.m.m2p(page), b.table.owned(US), b.table.free_frames()),
-        (NO_PFN, 2, free)
-    );
-    assert_eq!(
-        b.does(|s| s.mmu_update(page.address() | 1, 99, US)),
-        refused(Refused::NotOwner)
-    );
+    assert_eq!((b.m.m2p(page), b.table.owned(US), b.table.free_frames()), (NO_PFN, 2, free));
+    assert_eq!(b.does(|s| s.mmu_update(page.address() | 1, 99, US)), refused(Refused::NotOwner));
     assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), 0, US)), Ok(()));
     assert_eq!((b.table.owned(US), b.table.free_frames()), (1, free + 1));
-    assert_eq!(
-        b.table.give_back(&b.m, Frame::from_u32(RAM), US),
-        Err(Refused::NoSuchFrame)
-    );
-    assert_eq!(
-        b.table.give_back(&b.m, Frame::from_u32(FRAMES), US),
-        Err(Refused::NoSuchFrame)
-    );
+    assert_eq!(b.table.give_back(&b.m, Frame::from_u32(RAM), US), Err(Refused::NoSuchFrame));
+    assert_eq!(b.table.give_back(&b.m, Frame::from_u32(FRAMES), US), Err(Refused::NoSuchFrame));
 }
 
 #[test]
@@ -585,26 +457,14 @@ fn lent_frames_are_mapped_but_never_tables() {
     let lent = b.table.lend(&b.m, US).unwrap();
     let free = b.table.free_frames();
     assert_eq!(b.does(|s| s.pin(l1, 1)), Ok(()));
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 0), lent.address() | RW, US)),
-        Ok(())
-    );
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 1), lent.address() | RO, US)),
-        Ok(())
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), lent.address() | RW, US)), Ok(()));
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 1), lent.address() | RO, US)), Ok(()));
     assert_eq!(b.does(|s| s.pin(lent, 1)), refused(Refused::WrongType));
     assert_eq!(b.table.give_back(&b.m, lent, US), Err(Refused::NotOwner));
-    assert_eq!(
-        b.does(|s| s.mmu_update(lent.address() | 1, 5, US)),
-        refused(Refused::NotOwner)
-    );
+    assert_eq!(b.does(|s| s.mmu_update(lent.address() | 1, 5, US)), refused(Refused::NotOwner));
     b.table.retire(lent);
     assert_eq!(b.table.free_frames(), free, "still mapped");
-    assert_eq!(
-        b.does(|s| s.mmu_update(entry_at(l1, 2), lent.address() | RO, US)),
-        refused(Refused::NotOwner)
-    );
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 2), lent.address() | RO, US)), refused(Refused::NotOwner));
     assert_eq!(b.does(|s| s.unpin(l1)), Ok(()));
     assert_eq!(b.table.free_frames(), free + 1);
 }
@@ -617,24 +477,12 @@ fn runs_of_frames_are_aligned_and_leave_the_list_whole() {
     assert!(run.index().is_multiple_of(8));
     assert_eq!(b.table.free_frames(), free - 8);
     let mine = b.table.allocate_run(&b.m, Owner::Guest(US), 4, 100).unwrap();
-    assert_eq!(
-        (b.m.m2p(mine), b.m.m2p(Frame::from_u32(mine.as_u32() + 15))),
-        (100, 115)
-    );
-    assert_eq!(
-        b.table.allocate_run(&b.m, Owner::Hypervisor, 6, NO_PFN),
-        Err(Refused::NoMemory)
-    );
-    assert_eq!(
-        b.table.allocate_run(&b.m, Owner::Hypervisor, 32, NO_PFN),
-        Err(Refused::NoMemory)
-    );
+    assert_eq!((b.m.m2p(mine), b.m.m2p(Frame::from_u32(mine.as_u32() + 15))), (100, 115));
+    assert_eq!(b.table.allocate_run(&b.m, Owner::Hypervisor, 6, NO_PFN), Err(Refused::NoMemory));
+    assert_eq!(b.table.allocate_run(&b.m, Owner::Hypervisor, 32, NO_PFN), Err(Refused::NoMemory));
     let rest: Vec<Frame> = std::iter::from_fn(|| b.table.allocate(&b.m).ok()).collect();
     assert_eq!(rest.len(), free as usize - 24);
-    assert!(
-        rest.iter()
-            .all(|f| !(run.index()..run.index() + 8).contains(&f.index()))
-    );
+    assert!(rest.iter().all(|f| !(run.index()..run.index() + 8).contains(&f.index())));
     assert_eq!(b.table.populate(&b.m, US, 0), Err(Refused::NoMemory));
     rest.iter().for_each(|f| b.table.retire(*f));
     (0..8).for_each(|n| b.table.retire(Frame::from_u32(run.as_u32() + n)));
@@ -653,11 +501,7 @@ fn pages_are_cleared_and_copied_where_that_is_allowed() {
     assert_eq!(b.does(|s| s.copy_page(from, table, US)), refused(Refused::WrongType));
     assert_eq!(b.does(|s| s.clear_page(table, US)), refused(Refused::WrongType));
     assert_eq!(b.does(|s| s.clear_page(theirs, US)), refused(Refused::NotOwner));
-    assert_eq!(
-        b.does(|s| s.clear_page(theirs, THEM)),
-        Ok(()),
-        "whose frames is the caller's to judge"
-    );
+    assert_eq!(b.does(|s| s.clear_page(theirs, THEM)), Ok(()), "whose frames is the caller's to judge");
     assert_eq!(b.does(|s| s.clear_page(from, US)), Ok(()));
     assert_eq!(b.at(from, 8), 0);
 }
@@ -704,11 +548,7 @@ fn claims_are_tested_by_the_guests_own_tables() {
     assert_eq!(b.at(page, 2), 0x5507);
     let wrap = view.read_bytes(GuestVirt(u64::MAX - 3), &mut [0; 8]).unwrap_err();
     assert_eq!(wrap.address, GuestVirt(u64::MAX - 3));
-    assert!(
-        View::new(&b.m, &b.table, Frame::from_u32(FRAMES + 1))
-            .read::<u8>(word)
-            .is_err()
-    );
+    assert!(View::new(&b.m, &b.table, Frame::from_u32(FRAMES + 1)).read::<u8>(word).is_err());
 }
 
 #[test]

@@ -60,11 +60,7 @@ fn cpus_that_race_for_frames_agree() {
             let (m, table, frames, writers, tables, taken) = (&m, &table, &frames, &writers, &tables, &taken);
             scope.spawn(move || {
                 let mut rng = Rng::new(seed + cpu);
-                let taker = Taker {
-                    from: us,
-                    by: us,
-                    cpus: CpuSet(1),
-                };
+                let taker = Taker { from: us, by: us, cpus: CpuSet(1) };
                 for _ in 0..ROUNDS {
                     let frame = rng.pick(frames).unwrap();
                     let (w, t) = (&writers[frame.index()], &tables[frame.index()]);

@@ -31,11 +31,7 @@ impl Epochs {
     /// A clock at 1; stamps of 0 are older than any flush.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            clock: AtomicU64::new(1),
-            guests: AtomicU64::new(0),
-            flushed: [const { AtomicU64::new(0) }; 64],
-        }
+        Self { clock: AtomicU64::new(1), guests: AtomicU64::new(0), flushed: [const { AtomicU64::new(0) }; 64] }
     }
 
     /// The time for a stamp. Read after the entry is gone.
@@ -71,9 +67,7 @@ impl Epochs {
     /// Those of `cpus` that have not flushed since `stamp`.
     #[must_use]
     pub fn stale(&self, cpus: CpuSet, stamp: u64) -> CpuSet {
-        let fresh = (0..)
-            .zip(&self.flushed)
-            .filter(|(_, flushed)| flushed.load(SeqCst) > stamp);
+        let fresh = (0..).zip(&self.flushed).filter(|(_, flushed)| flushed.load(SeqCst) > stamp);
         fresh.fold(cpus, |left, (cpu, _)| left.without(CpuId(cpu)))
     }
 

@@ -31,14 +31,9 @@ impl FrameTable {
         for frame in frames(first, count) {
             let Some(w) = self.words(frame) else { return };
             let fresh = step(w.owner, |bits| match OwnerState::from_bits(bits) {
-                OwnerState {
-                    owner: Owner::NotRam, ..
+                OwnerState { owner: Owner::NotRam, .. } | OwnerState { owner: Owner::Hypervisor, refs: 1, .. } => {
+                    Ok((state(Owner::Free, 0).bits(), ()))
                 }
-                | OwnerState {
-                    owner: Owner::Hypervisor,
-                    refs: 1,
-                    ..
-                } => Ok((state(Owner::Free, 0).bits(), ())),
                 _ => Err(()),
             });
             if fresh.is_ok() {
@@ -149,9 +144,7 @@ impl FrameTable {
     fn prepare(&self, m: &(impl Frames + Cpus), frame: Frame, owner: Owner, pfn: u64) {
         let Some(w) = self.words(frame) else { return };
         // Whoever knew the frame may be gone, so any CPU that runs guests may know it.
-        let stale = self
-            .epochs
-            .stale(self.epochs.all(), w.stamp.load(SeqCst) & (u64::MAX >> 1));
+        let stale = self.epochs.stale(self.epochs.all(), w.stamp.load(SeqCst) & (u64::MAX >> 1));
         if !planted(Fault::SkipFlush) {
             self.epochs.flush(m, stale);
         }
@@ -160,12 +153,7 @@ impl FrameTable {
         }
         let lent = matches!(owner, Owner::Lent(_));
         let kind = if lent {
-            TypeState {
-                used_as: Use::Writable,
-                validated: true,
-                count: 1,
-                ..TypeState::FRESH
-            }
+            TypeState { used_as: Use::Writable, validated: true, count: 1, ..TypeState::FRESH }
         } else {
             TypeState::FRESH
         };
@@ -210,17 +198,11 @@ impl FrameTable {
 }
 
 fn state(owner: Owner, refs: u32) -> OwnerState {
-    OwnerState {
-        owner,
-        allocated: refs > 0,
-        refs,
-    }
+    OwnerState { owner, allocated: refs > 0, refs }
 }
 
 fn frames(first: Frame, count: u32) -> impl Iterator<Item = Frame> {
-    (0..count)
-        .map_while(move |n| number(first).checked_add(n))
-        .map(Frame::from_u32)
+    (0..count).map_while(move |n| number(first).checked_add(n)).map(Frame::from_u32)
 }
 
 fn number(frame: Frame) -> u32 {

@@ -143,14 +143,8 @@ const TURN_MASK: u64 = 0x3ff_ffff;
 
 impl TypeState {
     /// A frame just handed out.
-    pub const FRESH: Self = Self {
-        used_as: Use::None,
-        pinned: false,
-        validated: false,
-        partial: false,
-        turn: 0,
-        count: 0,
-    };
+    pub const FRESH: Self =
+        Self { used_as: Use::None, pinned: false, validated: false, partial: false, turn: 0, count: 0 };
 
     /// Reads a word.
     #[must_use]
@@ -190,14 +184,7 @@ impl TypeState {
                 return Err(TakeError::FlushFirst);
             }
             let ready = want == Use::Writable;
-            let next = Self {
-                used_as: want,
-                pinned: false,
-                validated: ready,
-                partial: !ready,
-                count: 1,
-                ..self
-            };
+            let next = Self { used_as: want, pinned: false, validated: ready, partial: !ready, count: 1, ..self };
             return Ok((next, if ready { Taken::Ready } else { Taken::Started }));
         }
         if self.used_as != want {
@@ -206,10 +193,7 @@ impl TypeState {
         if (self.partial || !self.validated) && !planted(Fault::IgnoreUnfinished) {
             return Err(TakeError::Refused(Refused::Unfinished));
         }
-        let count = self
-            .count
-            .checked_add(1)
-            .ok_or(TakeError::Refused(Refused::TooManyUses))?;
+        let count = self.count.checked_add(1).ok_or(TakeError::Refused(Refused::TooManyUses))?;
         Ok((Self { count, ..self }, Taken::Ready))
     }
 
@@ -222,14 +206,9 @@ impl TypeState {
             return Some((Self { count, ..self }, Left::Used));
         }
         match self.used_as.level() {
-            Some(level) => (!self.partial).then_some((
-                Self {
-                    validated: false,
-                    partial: true,
-                    ..self
-                },
-                Left::TakeDown(level),
-            )),
+            Some(level) => {
+                (!self.partial).then_some((Self { validated: false, partial: true, ..self }, Left::TakeDown(level)))
+            }
             None => Some((self.unused(), Left::Unused)),
         }
     }
@@ -237,21 +216,13 @@ impl TypeState {
     /// The validation that [`Taken::Started`] asked for has succeeded.
     #[must_use]
     pub fn promoted(self) -> Option<Self> {
-        (self.partial && self.count == 1).then_some(Self {
-            partial: false,
-            validated: true,
-            ..self
-        })
+        (self.partial && self.count == 1).then_some(Self { partial: false, validated: true, ..self })
     }
 
     /// The frame has been taken down (or its validation was given up): its last use goes.
     #[must_use]
     pub fn demoted(self) -> Option<Self> {
-        (self.partial && self.count == 1).then_some(Self {
-            partial: false,
-            validated: false,
-            ..self.unused()
-        })
+        (self.partial && self.count == 1).then_some(Self { partial: false, validated: false, ..self.unused() })
     }
 
     /// Marks one of the uses as the pin.
@@ -271,35 +242,20 @@ impl TypeState {
     /// # Errors
     /// [`Refused::NotPinned`].
     pub fn unpin(self) -> Result<Self, Refused> {
-        if self.pinned {
-            Ok(Self { pinned: false, ..self })
-        } else {
-            Err(Refused::NotPinned)
-        }
+        if self.pinned { Ok(Self { pinned: false, ..self }) } else { Err(Refused::NotPinned) }
     }
 
     /// The level, if the frame is a table that page walks may rely on.
     #[must_use]
     pub fn live_table(self) -> Option<u8> {
-        if self.validated && !self.partial && self.count > 0 {
-            self.used_as.level()
-        } else {
-            None
-        }
+        if self.validated && !self.partial && self.count > 0 { self.used_as.level() } else { None }
     }
 
     /// Without its last use. Only writable pages have nothing to be validated when they are used so again.
     fn unused(self) -> Self {
         let turn = self.turn.wrapping_add(1) & 0x3ff_ffff;
         let validated = self.used_as == Use::Writable;
-        Self {
-            count: 0,
-            pinned: false,
-            partial: false,
-            validated,
-            turn,
-            ..self
-        }
+        Self { count: 0, pinned: false, partial: false, validated, turn, ..self }
     }
 }
 
@@ -376,11 +332,7 @@ impl OwnerState {
             5 => Owner::Orphan,
             _ => Owner::NotRam,
         };
-        Self {
-            owner,
-            allocated: bits & 1 << 19 != 0,
-            refs: (bits >> 32) as u32,
-        }
+        Self { owner, allocated: bits & 1 << 19 != 0, refs: (bits >> 32) as u32 }
     }
 
     /// As a word.
@@ -404,25 +356,15 @@ impl OwnerState {
     pub fn take(self, from: DomainId) -> Result<Self, Refused> {
         let theirs = matches!(self.owner, Owner::Guest(id) | Owner::Lent(id) if id == from);
         if (!theirs || self.refs == 0) && !planted(Fault::SkipOwnerCheck) {
-            return Err(if self.owner == Owner::NotRam {
-                Refused::NoSuchFrame
-            } else {
-                Refused::NotOwner
-            });
+            return Err(if self.owner == Owner::NotRam { Refused::NoSuchFrame } else { Refused::NotOwner });
         }
-        Ok(Self {
-            refs: self.refs.checked_add(1).ok_or(Refused::TooManyUses)?,
-            ..self
-        })
+        Ok(Self { refs: self.refs.checked_add(1).ok_or(Refused::TooManyUses)?, ..self })
     }
 
     /// Drops one reference; `None`: there was none, which is our bug.
     #[must_use]
     pub fn drop_ref(self) -> Option<Self> {
-        Some(Self {
-            refs: self.refs.checked_sub(1)?,
-            ..self
-        })
+        Some(Self { refs: self.refs.checked_sub(1)?, ..self })
     }
 
     /// The owner gives the frame back. Its reference is still to be dropped.
@@ -431,10 +373,7 @@ impl OwnerState {
     /// [`Refused::NotOwner`] for a frame that is not `id`'s own memory or was given back before.
     pub fn give_back(self, id: DomainId) -> Result<Self, Refused> {
         if self.owner == Owner::Guest(id) && self.allocated && self.refs > 0 {
-            Ok(Self {
-                allocated: false,
-                ..self
-            })
+            Ok(Self { allocated: false, ..self })
         } else {
             Err(Refused::NotOwner)
         }
@@ -444,11 +383,7 @@ impl OwnerState {
     /// given it back, one reference is still to be dropped.
     #[must_use]
     pub fn orphaned(self) -> Self {
-        Self {
-            owner: Owner::Orphan,
-            allocated: false,
-            ..self
-        }
+        Self { owner: Owner::Orphan, allocated: false, ..self }
     }
 }
 
@@ -456,15 +391,7 @@ impl OwnerState {
 mod tests {
     use super::*;
 
-    const USES: [Use; 7] = [
-        Use::None,
-        Use::Writable,
-        Use::L1,
-        Use::L2,
-        Use::L3,
-        Use::L4,
-        Use::Descriptors,
-    ];
+    const USES: [Use; 7] = [Use::None, Use::Writable, Use::L1, Use::L2, Use::L3, Use::L4, Use::Descriptors];
 
     /// Every state that can be, with small counts and the fullest one.
     fn states() -> impl Iterator<Item = TypeState> {
@@ -488,19 +415,9 @@ mod tests {
         for s in states() {
             assert_eq!(TypeState::from_bits(s.bits()), s);
         }
-        for owner in [
-            Owner::NotRam,
-            Owner::Free,
-            Owner::Hypervisor,
-            Owner::Orphan,
-            Owner::Guest(DomainId(0x7fef)),
-        ] {
+        for owner in [Owner::NotRam, Owner::Free, Owner::Hypervisor, Owner::Orphan, Owner::Guest(DomainId(0x7fef))] {
             for allocated in [false, true] {
-                let s = OwnerState {
-                    owner,
-                    allocated,
-                    refs: 0x8000_0001,
-                };
+                let s = OwnerState { owner, allocated, refs: 0x8000_0001 };
                 assert_eq!(OwnerState::from_bits(s.bits()), s);
             }
         }
@@ -514,13 +431,7 @@ mod tests {
             for want in USES {
                 for flushed in [false, true] {
                     if let Ok((next, taken)) = s.take(want, flushed) {
-                        assert_eq!(
-                            next,
-                            TypeState {
-                                count: s.count + 1,
-                                ..s
-                            }
-                        );
+                        assert_eq!(next, TypeState { count: s.count + 1, ..s });
                         assert!(s.used_as == want && s.validated && !s.partial && taken == Taken::Ready);
                     }
                 }
@@ -604,11 +515,7 @@ mod tests {
     #[test]
     fn references_follow_the_owner() {
         let (us, them) = (DomainId(1), DomainId(2));
-        let s = OwnerState {
-            owner: Owner::Guest(us),
-            allocated: true,
-            refs: 1,
-        };
+        let s = OwnerState { owner: Owner::Guest(us), allocated: true, refs: 1 };
         assert_eq!(s.take(them), Err(Refused::NotOwner));
         assert_eq!(s.take(us).unwrap().drop_ref(), Some(s));
         assert_eq!(OwnerState { refs: u32::MAX, ..s }.take(us), Err(Refused::TooManyUses));
@@ -617,10 +524,7 @@ mod tests {
         let given = s.give_back(us).unwrap();
         assert_eq!(given.give_back(us), Err(Refused::NotOwner));
         assert_eq!(s.give_back(them), Err(Refused::NotOwner));
-        let lent = OwnerState {
-            owner: Owner::Lent(us),
-            ..s
-        };
+        let lent = OwnerState { owner: Owner::Lent(us), ..s };
         assert!(lent.take(us).is_ok() && lent.give_back(us).is_err());
         assert_eq!(s.orphaned().take(us), Err(Refused::NotOwner));
         for owner in [Owner::Free, Owner::Hypervisor, Owner::Orphan, Owner::NotRam] {

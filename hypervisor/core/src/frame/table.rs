@@ -117,12 +117,7 @@ impl FrameTable {
         let [kind, owner, stamp, link] = self.words.get()?.get(at..at.checked_add(WORDS)?)? else {
             return None;
         };
-        Some(Words {
-            kind,
-            owner,
-            stamp,
-            link,
-        })
+        Some(Words { kind, owner, stamp, link })
     }
 
     /// The frame's state now; `None` above the limit.
@@ -144,10 +139,7 @@ impl FrameTable {
     /// The level of a validated page table that belongs to `owner`.
     #[must_use]
     pub fn live_table(&self, frame: Frame, owner: DomainId) -> Option<u8> {
-        self.info(frame)
-            .filter(|i| i.owner.owner == Owner::Guest(owner))?
-            .kind
-            .live_table()
+        self.info(frame).filter(|i| i.owner.owner == Owner::Guest(owner))?.kind.live_table()
     }
 
     /// Takes a reference: the frame keeps its owner and contents until it is dropped.
@@ -156,9 +148,7 @@ impl FrameTable {
     /// [`Refused::NoSuchFrame`], [`Refused::NotOwner`], [`Refused::TooManyUses`].
     pub fn take_ref(&self, frame: Frame, from: DomainId, by: DomainId) -> Result<(), Refused> {
         let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
-        step(w.owner, |bits| {
-            Ok::<_, Refused>((OwnerState::from_bits(bits).take(from)?.bits(), ()))
-        })?;
+        step(w.owner, |bits| Ok::<_, Refused>((OwnerState::from_bits(bits).take(from)?.bits(), ())))?;
         if from != by {
             w.stamp.fetch_or(SHARED, SeqCst);
         }
@@ -266,10 +256,7 @@ impl FrameTable {
 
     fn change_type(&self, frame: Frame, rule: impl Fn(TypeState) -> Option<TypeState>) {
         let done = self.words(frame).is_some_and(|w| {
-            step(w.kind, |bits| {
-                Ok::<_, ()>((rule(TypeState::from_bits(bits)).ok_or(())?.bits(), ()))
-            })
-            .is_ok()
+            step(w.kind, |bits| Ok::<_, ()>((rule(TypeState::from_bits(bits)).ok_or(())?.bits(), ()))).is_ok()
         });
         if !done {
             bug(frame, "not being promoted or demoted");
@@ -303,17 +290,7 @@ impl FrameTable {
     /// # Errors
     /// As [`FrameTable::take_use`].
     pub fn take_writable(&self, m: &impl Cpus, frame: Frame, from: DomainId, by: DomainId) -> Result<(), Refused> {
-        self.take_use(
-            m,
-            frame,
-            Use::Writable,
-            Taker {
-                from,
-                by,
-                cpus: self.epochs.all(),
-            },
-        )
-        .map(|_| ())
+        self.take_use(m, frame, Use::Writable, Taker { from, by, cpus: self.epochs.all() }).map(|_| ())
     }
 
     /// The owner gives a frame back. It goes to the pool when nobody uses it any more, at once if nobody does.
@@ -323,16 +300,8 @@ impl FrameTable {
     pub fn give_back(&self, m: &impl Frames, frame: Frame, id: DomainId) -> Result<(), Refused> {
         let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
         let seen = OwnerState::from_bits(w.owner.load(SeqCst)).owner;
-        step(w.owner, |bits| {
-            Ok((OwnerState::from_bits(bits).give_back(id)?.bits(), ()))
-        })
-        .map_err(|why| {
-            if seen == Owner::NotRam {
-                Refused::NoSuchFrame
-            } else {
-                why
-            }
-        })?;
+        step(w.owner, |bits| Ok((OwnerState::from_bits(bits).give_back(id)?.bits(), ())))
+            .map_err(|why| if seen == Owner::NotRam { Refused::NoSuchFrame } else { why })?;
         m.set_m2p(frame, NO_PFN);
         if planted(Fault::FreeEarly) {
             self.count_owned(Owner::Guest(id), false);
@@ -351,11 +320,7 @@ impl FrameTable {
         };
         let was = step(w.owner, |bits| {
             let was = OwnerState::from_bits(bits);
-            if was.owner == Owner::Guest(id) && was.refs > 0 {
-                Ok((was.orphaned().bits(), was))
-            } else {
-                Err(())
-            }
+            if was.owner == Owner::Guest(id) && was.refs > 0 { Ok((was.orphaned().bits(), was)) } else { Err(()) }
         });
         let Ok(was) = was else { return false };
         self.count_owned(was.owner, false);
@@ -380,9 +345,7 @@ impl FrameTable {
 
     fn stamp(&self, w: &Words<'_>) {
         let now = self.epochs.now();
-        let _ = step(w.stamp, |bits| {
-            Ok::<_, ()>((bits & SHARED | (bits & !SHARED).max(now), ()))
-        });
+        let _ = step(w.stamp, |bits| Ok::<_, ()>((bits & SHARED | (bits & !SHARED).max(now), ())));
     }
 }
 

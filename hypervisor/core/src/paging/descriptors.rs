@@ -41,11 +41,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     }
 
     fn hold_descriptors(&mut self, frame: Frame) -> Result<(), Refused> {
-        if self
-            .table
-            .take_use(self.m, frame, Use::Descriptors, self.taker(self.id()))?
-            == Taken::Ready
-        {
+        if self.table.take_use(self.m, frame, Use::Descriptors, self.taker(self.id()))? == Taken::Ready {
             return Ok(());
         }
         self.budget = self.budget.saturating_sub(512);
@@ -74,8 +70,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         if info.kind.used_as == Use::Descriptors && info.kind.count > 0 {
             self.hold_descriptors(slot.table)?;
         } else {
-            self.table
-                .take_use(self.m, slot.table, Use::Writable, self.taker(self.id()))?;
+            self.table.take_use(self.m, slot.table, Use::Writable, self.taker(self.id()))?;
         }
         slot.word(self.m)?.store(descriptor, SeqCst);
         self.table.drop_use(slot.table);
@@ -87,8 +82,7 @@ impl FrameTable {
     /// Whether a frame may stand in a GDT or LDT window now.
     #[must_use]
     pub fn holds_descriptors(&self, frame: Frame) -> bool {
-        self.info(frame)
-            .is_some_and(|i| i.kind.used_as == Use::Descriptors && i.kind.validated && i.kind.count > 0)
+        self.info(frame).is_some_and(|i| i.kind.used_as == Use::Descriptors && i.kind.validated && i.kind.count > 0)
     }
 }
 
@@ -102,19 +96,9 @@ mod tests {
             for dpl in 0..4u64 {
                 let d = 0x00cf_0000_0000_ffff | kind << 40 | dpl << 45;
                 assert_eq!(check(d), Ok(d), "not present");
-                assert_eq!(
-                    check(d | PRESENT | CODE_OR_DATA),
-                    Ok(d | PRESENT | CODE_OR_DATA | DPL_3 | ACCESSED)
-                );
+                assert_eq!(check(d | PRESENT | CODE_OR_DATA), Ok(d | PRESENT | CODE_OR_DATA | DPL_3 | ACCESSED));
                 let system = check(d | PRESENT);
-                assert_eq!(
-                    system,
-                    if kind == 0 {
-                        Ok(d | PRESENT)
-                    } else {
-                        Err(Refused::BadDescriptor)
-                    }
-                );
+                assert_eq!(system, if kind == 0 { Ok(d | PRESENT) } else { Err(Refused::BadDescriptor) });
             }
         }
     }

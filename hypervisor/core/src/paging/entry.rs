@@ -39,10 +39,7 @@ pub struct LeafRule {
 
 impl LeafRule {
     /// Kernel and user both in ring 3 (ABI core 4.2): US everywhere, bit 52 marks the kernel's.
-    pub const RING_3: Self = Self {
-        set: USER,
-        kernel_mark: 1 << 52,
-    };
+    pub const RING_3: Self = Self { set: USER, kernel_mark: 1 << 52 };
 }
 
 /// What an entry leads to.
@@ -78,44 +75,26 @@ pub struct Entry {
 /// [`Refused::BadBits`]. Entries that are not present are never refused.
 pub fn parse(raw: u64, level: u8, rule: LeafRule) -> Result<Entry, Refused> {
     if raw & PRESENT == 0 {
-        return Ok(Entry {
-            target: Target::Nothing,
-            raw,
-            uncached: false,
-        });
+        return Ok(Entry { target: Target::Nothing, raw, uncached: false });
     }
     let frame = Frame::containing(raw & FRAME).ok_or(Refused::BadBits)?;
     if level == 1 {
         let mark = if raw & USER == 0 { rule.kernel_mark } else { 0 };
-        let target = Target::Leaf {
-            frame,
-            writable: raw & WRITABLE != 0,
-        };
-        return Ok(Entry {
-            target,
-            raw: raw & !GLOBAL | rule.set | mark,
-            uncached: raw & CACHE != 0,
-        });
+        let target = Target::Leaf { frame, writable: raw & WRITABLE != 0 };
+        return Ok(Entry { target, raw: raw & !GLOBAL | rule.set | mark, uncached: raw & CACHE != 0 });
     }
     if raw & !(UPPER | FRAME) != 0 {
         return Err(Refused::BadBits);
     }
     let accessed = if level == 4 { ACCESSED } else { 0 };
-    Ok(Entry {
-        target: Target::Table(frame),
-        raw: raw | USER | accessed,
-        uncached: false,
-    })
+    Ok(Entry { target: Target::Table(frame), raw: raw | USER | accessed, uncached: false })
 }
 
 /// What an entry that stands in a table leads to: it was parsed when it was written.
 #[must_use]
 pub fn target(raw: u64, level: u8) -> Target {
     match Frame::containing(raw & FRAME) {
-        Some(frame) if raw & PRESENT != 0 && level == 1 => Target::Leaf {
-            frame,
-            writable: raw & WRITABLE != 0,
-        },
+        Some(frame) if raw & PRESENT != 0 && level == 1 => Target::Leaf { frame, writable: raw & WRITABLE != 0 },
         Some(frame) if raw & PRESENT != 0 => Target::Table(frame),
         _ => Target::Nothing,
     }
@@ -146,18 +125,11 @@ mod tests {
                 assert_ne!(entry.raw & USER, 0);
                 assert_eq!(entry.uncached, CACHE & 1 << bit != 0);
                 if level == 1 {
-                    assert_eq!(
-                        entry.raw & 1 << 52 != 0,
-                        bit != 2,
-                        "only kernel leaves are marked by us"
-                    );
+                    assert_eq!(entry.raw & 1 << 52 != 0, bit != 2, "only kernel leaves are marked by us");
                 }
             }
             for bit in 44..52 {
-                assert_eq!(
-                    parse(F | PRESENT | 1 << bit, level, LeafRule::RING_3),
-                    Err(Refused::BadBits)
-                );
+                assert_eq!(parse(F | PRESENT | 1 << bit, level, LeafRule::RING_3), Err(Refused::BadBits));
             }
         }
     }

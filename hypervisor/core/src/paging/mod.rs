@@ -107,17 +107,9 @@ impl Space {
     /// The space of a domain that owns nothing yet.
     #[must_use]
     pub const fn new(id: DomainId) -> Self {
-        let state = State {
-            work: Work::new(),
-            rule: entry::LeafRule::RING_3,
-            devices: heapless::Vec::new(),
-            dying: None,
-        };
-        Self {
-            id: AtomicU16::new(id.0),
-            cpus: AtomicU64::new(0),
-            state: Lock::new(state),
-        }
+        let state =
+            State { work: Work::new(), rule: entry::LeafRule::RING_3, devices: heapless::Vec::new(), dying: None };
+        Self { id: AtomicU16::new(id.0), cpus: AtomicU64::new(0), state: Lock::new(state) }
     }
 
     /// Whose it is.
@@ -151,14 +143,7 @@ impl Space {
     where
         Domain: Above<H>,
     {
-        Session {
-            m,
-            table,
-            space: self,
-            state: self.state.lock(held),
-            budget: budget.max(1),
-            flush: false,
-        }
+        Session { m, table, space: self, state: self.state.lock(held), budget: budget.max(1), flush: false }
     }
 }
 
@@ -193,16 +178,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
     }
 
     fn taker(&self, from: DomainId) -> Taker {
-        let cpus = if from == self.id() {
-            self.space.cpus()
-        } else {
-            CpuSet(u64::MAX)
-        };
-        Taker {
-            from,
-            by: self.id(),
-            cpus,
-        }
+        let cpus = if from == self.id() { self.space.cpus() } else { CpuSet(u64::MAX) };
+        Taker { from, by: self.id(), cpus }
     }
 
     /// Begins an operation: debts are paid and unfinished work is finished first.

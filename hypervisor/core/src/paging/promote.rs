@@ -48,13 +48,7 @@ pub(super) struct Work {
 
 impl Work {
     pub(super) const fn new() -> Self {
-        Self {
-            stack: heapless::Vec::new(),
-            goal: None,
-            failed: None,
-            debts: None,
-            finished: heapless::Vec::new(),
-        }
+        Self { stack: heapless::Vec::new(), goal: None, failed: None, debts: None, finished: heapless::Vec::new() }
     }
 
     fn push(&mut self, table: Frame, level: u8, up: bool) {
@@ -92,26 +86,14 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// Everything that this domain's unfinished work holds.
     pub fn holdings(&self) -> impl Iterator<Item = Holding> {
         let work = &self.state.work;
-        let on_the_way = work.stack.iter().map(|c| Holding::OnTheWay {
-            table: c.table,
-            level: c.level,
-            counted: c.next,
-            up: c.up,
-        });
+        let on_the_way =
+            work.stack.iter().map(|c| Holding::OnTheWay { table: c.table, level: c.level, counted: c.next, up: c.up });
         let debts = core::iter::successors(work.debts, |f| self.table.link(*f)).filter_map(|table| {
             let level = self.table.info(table)?.kind.used_as.level()?;
-            Some(Holding::OnTheWay {
-                table,
-                level,
-                counted: ENTRIES,
-                up: false,
-            })
+            Some(Holding::OnTheWay { table, level, counted: ENTRIES, up: false })
         });
         let finished = work.finished.iter().filter(|f| f.result.is_ok());
-        on_the_way.chain(debts).chain(finished.map(|f| Holding::Waiting {
-            table: f.table,
-            level: f.level,
-        }))
+        on_the_way.chain(debts).chain(finished.map(|f| Holding::Waiting { table: f.table, level: f.level }))
     }
 
     /// Continues unfinished work as far as the budget goes.
@@ -122,11 +104,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         while let Some(top) = self.top() {
             self.budget = self.budget.checked_sub(1).ok_or(Stop::More)?;
             match top {
-                Cursor {
-                    up: true,
-                    next: ENTRIES,
-                    ..
-                } => self.arrive_up(top),
+                Cursor { up: true, next: ENTRIES, .. } => self.arrive_up(top),
                 Cursor { up: true, .. } => self.climb(top),
                 Cursor { up: false, next: 0, .. } => self.arrive_down(top),
                 Cursor { up: false, .. } => self.descend(top),
@@ -205,14 +183,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// All entries hold: the table is one.
     fn arrive_up(&mut self, top: Cursor) {
         if top.level == 4 && !planted(Fault::SkipHoleFill) {
-            for (n, word) in self
-                .m
-                .page(top.table)
-                .iter()
-                .skip(HOLE_SLOTS.start)
-                .take(HOLE_SLOTS.len())
-                .enumerate()
-            {
+            for (n, word) in self.m.page(top.table).iter().skip(HOLE_SLOTS.start).take(HOLE_SLOTS.len()).enumerate() {
                 word.store(self.m.hole_entry(n), SeqCst);
             }
         }
@@ -325,10 +296,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
             return Err(Refused::CacheBits);
         }
         if writable && !planted(Fault::SkipWritableCheck) {
-            return self
-                .table
-                .take_use(self.m, frame, Use::Writable, self.taker(from))
-                .map(|_| ());
+            return self.table.take_use(self.m, frame, Use::Writable, self.taker(from)).map(|_| ());
         }
         self.table.take_ref(frame, from, self.id())
     }

@@ -30,10 +30,7 @@ impl Slot {
             return Err(Refused::Misaligned);
         }
         let index = ((address & 0xfff) / 8) as usize;
-        Ok(Self {
-            table: Frame::containing(address).ok_or(Refused::NoSuchFrame)?,
-            index,
-        })
+        Ok(Self { table: Frame::containing(address).ok_or(Refused::NoSuchFrame)?, index })
     }
 
     /// The word; only of frames that are RAM.
@@ -81,8 +78,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         if info.kind.count > 0 && info.kind.used_as.level().is_some() {
             return self.write_entry(slot, value, how, from).map(|_| ());
         }
-        self.table
-            .take_use(self.m, slot.table, Use::Writable, self.taker(self.id()))?;
+        self.table.take_use(self.m, slot.table, Use::Writable, self.taker(self.id()))?;
         slot.word(self.m)?.store(value, SeqCst);
         self.table.drop_use(slot.table);
         Ok(())
@@ -106,10 +102,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     pub fn slot_of(&self, root: Frame, at: GuestVirt) -> Result<Slot, Refused> {
         let path = claim::walk(self.m, self.table, root, at).ok_or(Refused::NotMapped)?;
         match self.table.live_table(path.table, self.id()) {
-            Some(1) => Ok(Slot {
-                table: path.table,
-                index: path.index,
-            }),
+            Some(1) => Ok(Slot { table: path.table, index: path.index }),
             _ => Err(Refused::NotTable),
         }
     }
@@ -153,11 +146,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     }
 
     fn need_l1(&self, slot: Slot) -> Result<(), Refused> {
-        if self.table.live_table(slot.table, self.id()) == Some(1) {
-            Ok(())
-        } else {
-            Err(Refused::NotTable)
-        }
+        if self.table.live_table(slot.table, self.id()) == Some(1) { Ok(()) } else { Err(Refused::NotTable) }
     }
 
     /// Whether a write fault is one to an own L1 table through a read-only mapping, and to which slot.
@@ -167,21 +156,12 @@ impl<M: Frames + Cpus> Session<'_, M> {
     pub fn find_table_write(&mut self, root: Frame, at: GuestVirt) -> Outcome<TableWrite> {
         self.ready()?;
         let path = claim::walk(self.m, self.table, root, at).ok_or(Refused::NotTableWrite)?;
-        let table = path
-            .frame()
-            .filter(|_| path.entry & entry::WRITABLE == 0)
-            .ok_or(Refused::NotTableWrite)?;
+        let table = path.frame().filter(|_| path.entry & entry::WRITABLE == 0).ok_or(Refused::NotTableWrite)?;
         if self.table.live_table(table, self.id()) != Some(1) {
             return Err(Refused::NotTableWrite.into());
         }
-        let slot = Slot {
-            table,
-            index: at.offset() / 8,
-        };
-        Ok(TableWrite {
-            slot,
-            value: slot.word(self.m)?.load(SeqCst),
-        })
+        let slot = Slot { table, index: at.offset() / 8 };
+        Ok(TableWrite { slot, value: slot.word(self.m)?.load(SeqCst) })
     }
 
     /// Carries out a write that [`Session::find_table_write`] found: the whole word, unconditionally or only in place of
@@ -209,11 +189,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         {
             return Ok(Some(old));
         }
-        let wide = if planted(Fault::WideFastPath) {
-            entry::WRITABLE
-        } else {
-            0
-        };
+        let wide = if planted(Fault::WideFastPath) { entry::WRITABLE } else { 0 };
         let harmless = entry::holds_the_same(old, new.raw ^ (old ^ new.raw) & wide);
         if !harmless {
             self.take(&new, level, from)?;
@@ -244,11 +220,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         if !harmless {
             self.release(new.raw, level);
         }
-        if matches!(how, How::Exchange(_)) {
-            Ok(Some(old))
-        } else {
-            Err(Refused::Raced.into())
-        }
+        if matches!(how, How::Exchange(_)) { Ok(Some(old)) } else { Err(Refused::Raced.into()) }
     }
 
     fn take(&mut self, new: &entry::Entry, level: u8, from: DomainId) -> Outcome<()> {

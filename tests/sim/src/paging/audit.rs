@@ -27,14 +27,7 @@ pub struct Expect {
     scanned: bool,
 }
 
-const NOTHING: Expect = Expect {
-    used_as: Use::None,
-    uses: 0,
-    plain: 0,
-    partial: None,
-    pinned: false,
-    scanned: false,
-};
+const NOTHING: Expect = Expect { used_as: Use::None, uses: 0, plain: 0, partial: None, pinned: false, scanned: false };
 
 /// Room to recount in.
 #[derive(Default)]
@@ -113,9 +106,7 @@ fn recount(world: &mut World, scratch: &mut Scratch) -> Result<(), String> {
             let mut on_the_way = 0;
             for holding in session.holdings() {
                 let (f, level, counted) = match holding {
-                    Holding::OnTheWay {
-                        table, level, counted, ..
-                    } => (table, level, counted),
+                    Holding::OnTheWay { table, level, counted, .. } => (table, level, counted),
                     Holding::Waiting { table, level } => (table, level, 512),
                 };
                 use_of(expect, f, Use::table(level).expect("a level"))?;
@@ -189,11 +180,7 @@ fn recount(world: &mut World, scratch: &mut Scratch) -> Result<(), String> {
 
 fn owned(world: &World, f: Frame, id: DomainId) -> Result<(), String> {
     let owner = world.known[f.index()].owner;
-    if owner == Owner::Guest(id) {
-        Ok(())
-    } else {
-        Err(format!("P3: {id} uses {f:?} of {owner:?} as a table"))
-    }
+    if owner == Owner::Guest(id) { Ok(()) } else { Err(format!("P3: {id} uses {f:?} of {owner:?} as a table")) }
 }
 
 /// A leaf leads to the domain's own memory, to memory of a domain it may map, or to what such a domain left behind.
@@ -250,17 +237,11 @@ fn compare(world: &mut World, expect: &[Expect]) -> Result<(), String> {
             return Err(format!("P2: {f:?} is {kind:?}, but {e:?}"));
         }
         if world.m2p(f) != known.pfn {
-            return Err(format!(
-                "P10: the machine-to-physical entry of {f:?} is {:#x}: {known:?}",
-                world.m2p(f)
-            ));
+            return Err(format!("P10: the machine-to-physical entry of {f:?} is {:#x}: {known:?}", world.m2p(f)));
         }
     }
     if world.table.free_frames() != free {
-        return Err(format!(
-            "P11: {} frames in the pool, {free} are free",
-            world.table.free_frames()
-        ));
+        return Err(format!("P11: {} frames in the pool, {free} are free", world.table.free_frames()));
     }
     caches(world, expect)
 }
@@ -287,11 +268,7 @@ fn caches(world: &World, expect: &[Expect]) -> Result<(), String> {
 
 /// Follows frames on the way table, writable, table.
 fn note_reuse(world: &mut World, expect: &[Expect]) {
-    for (n, e) in expect
-        .iter()
-        .enumerate()
-        .filter(|(_, e)| e.uses > 0 && e.partial.is_none())
-    {
+    for (n, e) in expect.iter().enumerate().filter(|(_, e)| e.uses > 0 && e.partial.is_none()) {
         let table = e.used_as.level().is_some();
         let next = match (world.reuse[n], table, e.used_as == Use::Writable) {
             (0, true, _) => 1,

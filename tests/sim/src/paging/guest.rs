@@ -24,11 +24,7 @@ struct Mine {
 
 fn mine(w: &World, at: usize) -> Mine {
     let id = w.doms[at].space.id();
-    let mut mine = Mine {
-        live: Default::default(),
-        idle: Vec::new(),
-        all: Vec::new(),
-    };
+    let mut mine = Mine { live: Default::default(), idle: Vec::new(), all: Vec::new() };
     for n in 0..DEVICES {
         let info = w.table.info(frame(n)).expect("RAM");
         if info.owner.owner != Owner::Guest(id) || !info.owner.allocated {
@@ -121,11 +117,7 @@ fn stale_store(w: &mut World) {
             .iter()
             .filter(|c| c.seen == Seen::Page { writable: true })
             .map(|c| c.frame)
-            .filter(|f| {
-                w.table
-                    .info(*f)
-                    .is_some_and(|i| i.kind.used_as == Use::Writable || i.kind.count == 0)
-            })
+            .filter(|f| w.table.info(*f).is_some_and(|i| i.kind.used_as == Use::Writable || i.kind.count == 0))
             .collect();
     if let Some(to) = w.rng.pick(&writable) {
         let slot = slot(w);
@@ -183,13 +175,7 @@ fn prepare(w: &mut World, at: usize, f: Frame, level: u8, mine: &Mine) {
 /// An entry for a table of a level.
 fn entry(w: &mut World, at: usize, of: Frame, level: u8, mine: &Mine) -> u64 {
     if level == 1 {
-        let data: Vec<Frame> = mine
-            .idle
-            .iter()
-            .copied()
-            .filter(|f| *f != of)
-            .chain(w.doms[at].lent.clone())
-            .collect();
+        let data: Vec<Frame> = mine.idle.iter().copied().filter(|f| *f != of).chain(w.doms[at].lent.clone()).collect();
         return leaf(w, at, &data, &mine.live[1]);
     }
     let below = &mine.live[usize::from(level) - 1];
@@ -240,25 +226,16 @@ fn foreign(w: &mut World, at: usize, mine: &Mine) -> Option<Op> {
                     continue;
                 };
                 let ours = w.known.get(frame.index()).is_none_or(|k| k.owner == Owner::Guest(id));
-                present.push((
-                    ours,
-                    Op::UnmapForeign {
-                        slot: Slot { table, index },
-                        frame,
-                        writable,
-                    },
-                ));
+                present.push((ours, Op::UnmapForeign { slot: Slot { table, index }, frame, writable }));
             }
         }
         let others: Vec<Op> = present.iter().filter(|p| !p.0).map(|p| p.1).collect();
         let any: Vec<Op> = present.iter().map(|p| p.1).collect();
         let op = w.rng.pick(&others).or_else(|| w.rng.pick(&any))?;
         return Some(match op {
-            Op::UnmapForeign { slot, frame, writable } if w.rng.one_in(5) => Op::UnmapForeign {
-                slot,
-                frame,
-                writable: !writable,
-            },
+            Op::UnmapForeign { slot, frame, writable } if w.rng.one_in(5) => {
+                Op::UnmapForeign { slot, frame, writable: !writable }
+            }
             op => op,
         });
     }
@@ -271,11 +248,7 @@ fn foreign(w: &mut World, at: usize, mine: &Mine) -> Option<Op> {
     let to = w.rng.pick(&theirs).unwrap_or(frame(w.rng.below(FRAMES)));
     let writable = if w.rng.one_in(2) { WRITABLE } else { 0 };
     let raw = PRESENT | USER | ACCESSED | DIRTY | NO_EXECUTE | to.address() | writable;
-    Some(Op::MapForeign {
-        slot: Slot { table, index: slot(w) },
-        raw,
-        from,
-    })
+    Some(Op::MapForeign { slot: Slot { table, index: slot(w) }, raw, from })
 }
 
 fn descriptors(w: &mut World, at: usize, mine: &Mine) -> Option<Op> {
@@ -295,19 +268,10 @@ fn descriptors(w: &mut World, at: usize, mine: &Mine) -> Option<Op> {
             }
             Op::TakeDescriptors { frame: f }
         }
-        1 => Op::DropDescriptors {
-            frame: w.rng.pick(&held)?,
-        },
+        1 => Op::DropDescriptors { frame: w.rng.pick(&held)? },
         _ => {
-            let f = if w.rng.one_in(3) {
-                w.rng.pick(&mine.all)
-            } else {
-                w.rng.pick(&held)
-            };
-            Op::UpdateDescriptor {
-                address: f?.address() + 8 * slot(w) as u64,
-                value,
-            }
+            let f = if w.rng.one_in(3) { w.rng.pick(&mine.all) } else { w.rng.pick(&held) };
+            Op::UpdateDescriptor { address: f?.address() + 8 * slot(w) as u64, value }
         }
     })
 }
@@ -315,11 +279,7 @@ fn descriptors(w: &mut World, at: usize, mine: &Mine) -> Option<Op> {
 fn anywhere(w: &mut World, at: usize) -> Option<(usize, [usize; 4], u64)> {
     let vcpu = w.rng.below(VCPUS);
     let root = w.doms[at].roots[vcpu][0].or(w.doms[at].roots[1 - vcpu][0])?;
-    let vcpu = if w.doms[at].roots[vcpu][0].is_some() {
-        vcpu
-    } else {
-        1 - vcpu
-    };
+    let vcpu = if w.doms[at].roots[vcpu][0].is_some() { vcpu } else { 1 - vcpu };
     let found = leaves(w, root);
     w.rng.pick(&found).map(|(path, raw)| (vcpu, path, raw))
 }
@@ -333,14 +293,8 @@ fn invent(w: &mut World, at: usize) -> Option<Op> {
         0..=11 => {
             let level = [1, 1, 1, 2, 2, 3, 4, 4][w.rng.below(8)];
             match w.rng.below(6) {
-                0 => Op::Pin {
-                    frame: w.rng.pick(&mine.all).unwrap_or(some_frame),
-                    level,
-                },
-                1 => Op::Pin {
-                    frame: w.rng.pick(&mine.live[usize::from(level)])?,
-                    level,
-                },
+                0 => Op::Pin { frame: w.rng.pick(&mine.all).unwrap_or(some_frame), level },
+                1 => Op::Pin { frame: w.rng.pick(&mine.live[usize::from(level)])?, level },
                 _ => {
                     let f = w.rng.pick(&mine.idle)?;
                     prepare(w, at, f, level, &mine);
@@ -352,9 +306,7 @@ fn invent(w: &mut World, at: usize) -> Option<Op> {
             let pinned: Vec<Frame> = w.doms[at].pins.keys().copied().collect();
             match w.rng.pick(&pinned) {
                 Some(f) if !w.rng.one_in(10) => Op::Unpin { frame: f },
-                _ => Op::Unpin {
-                    frame: w.rng.pick(&mine.all).unwrap_or(some_frame),
-                },
+                _ => Op::Unpin { frame: w.rng.pick(&mine.all).unwrap_or(some_frame) },
             }
         }
         roll @ 21..=48 => {
@@ -376,18 +328,12 @@ fn invent(w: &mut World, at: usize) -> Option<Op> {
                 let used: Vec<usize> = w.m.words(table).iter().map(|&(n, _)| n).collect();
                 index = w.rng.pick(&used).unwrap_or(index);
             }
-            Op::Update {
-                address: table.address() + 8 * index as u64 + command,
-                value,
-            }
+            Op::Update { address: table.address() + 8 * index as u64 + command, value }
         }
         49..=51 => {
             let f = w.rng.pick(&mine.idle).unwrap_or(some_frame);
             let value = entry(w, at, f, 1, &mine);
-            Op::Update {
-                address: f.address() + 8 * slot(w) as u64,
-                value,
-            }
+            Op::Update { address: f.address() + 8 * slot(w) as u64, value }
         }
         52..=60 => {
             let new = match w.rng.below(8) {
@@ -400,11 +346,7 @@ fn invent(w: &mut World, at: usize) -> Option<Op> {
                 }
                 _ => w.rng.pick(&mine.live[4]),
             };
-            Op::Root {
-                vcpu: w.rng.below(VCPUS),
-                user: w.rng.one_in(4),
-                new,
-            }
+            Op::Root { vcpu: w.rng.below(VCPUS), user: w.rng.one_in(4), new }
         }
         61..=69 => {
             // Some writable leaf made read-only to a live L1 first would be Linux's way; here we look for one there is.
@@ -419,83 +361,39 @@ fn invent(w: &mut World, at: usize) -> Option<Op> {
             }
             let (vcpu, path, _) = best;
             let of = w.rng.pick(&mine.live[1])?;
-            let new = if w.rng.one_in(3) {
-                w.rng.word() & !PRESENT
-            } else {
-                entry(w, at, of, 1, &mine)
-            };
-            Op::TableWrite {
-                vcpu,
-                at: address(path).plus(8 * slot(w) as u64),
-                new,
-                exchange: w.rng.one_in(2),
-            }
+            let new = if w.rng.one_in(3) { w.rng.word() & !PRESENT } else { entry(w, at, of, 1, &mine) };
+            Op::TableWrite { vcpu, at: address(path).plus(8 * slot(w) as u64), new, exchange: w.rng.one_in(2) }
         }
         70..=77 => {
             let (vcpu, mut path, raw) = anywhere(w, at)?;
             path[3] = slot(w);
             let of = target(raw, 1);
-            let table = if let Target::Leaf { frame, .. } = of {
-                frame
-            } else {
-                some_frame
-            };
-            let value = if w.rng.one_in(3) {
-                0
-            } else {
-                entry(w, at, table, 1, &mine)
-            };
-            Op::Va {
-                vcpu,
-                at: address(path),
-                value,
-            }
+            let table = if let Target::Leaf { frame, .. } = of { frame } else { some_frame };
+            let value = if w.rng.one_in(3) { 0 } else { entry(w, at, table, 1, &mine) };
+            Op::Va { vcpu, at: address(path), value }
         }
         78..=82 => descriptors(w, at, &mine)?,
         83..=89 => foreign(w, at, &mine)?,
         90..=94 => {
             if w.table.owned(id) < 9 || w.table.owned(id) < 13 && w.rng.one_in(2) {
-                Op::Populate {
-                    pfn: w.rng.word() >> 40,
-                }
+                Op::Populate { pfn: w.rng.word() >> 40 }
             } else if w.rng.one_in(4) {
-                Op::Release {
-                    frame: w.rng.pick(&mine.all).unwrap_or(some_frame),
-                }
+                Op::Release { frame: w.rng.pick(&mine.all).unwrap_or(some_frame) }
             } else {
-                Op::Release {
-                    frame: w.rng.pick(&mine.idle)?,
-                }
+                Op::Release { frame: w.rng.pick(&mine.idle)? }
             }
         }
         _ => {
-            let f = if w.rng.one_in(3) {
-                w.rng.pick(&mine.all)
-            } else {
-                w.rng.pick(&mine.idle)
-            }
-            .unwrap_or(some_frame);
+            let f = if w.rng.one_in(3) { w.rng.pick(&mine.all) } else { w.rng.pick(&mine.idle) }.unwrap_or(some_frame);
             let may = w.doms[at].may_map.clone();
-            let from = if w.rng.one_in(3) {
-                w.rng.pick(&may).unwrap_or(id)
-            } else {
-                id
-            };
+            let from = if w.rng.one_in(3) { w.rng.pick(&may).unwrap_or(id) } else { id };
             let held = w.doms[at].holds.clone();
             match w.rng.below(6) {
                 0 if held.len() < 3 => Op::Hold { frame: f, from },
-                0 | 1 => Op::LetGo {
-                    frame: w.rng.pick(&held)?,
-                },
+                0 | 1 => Op::LetGo { frame: w.rng.pick(&held)? },
                 2 => Op::Clear { frame: f, from },
-                3 => Op::Copy {
-                    source: w.rng.pick(&mine.all)?,
-                    target: f,
-                },
-                _ => Op::Update {
-                    address: f.address() | 1,
-                    value: w.rng.word() >> 40,
-                },
+                3 => Op::Copy { source: w.rng.pick(&mine.all)?, target: f },
+                _ => Op::Update { address: f.address() | 1, value: w.rng.word() >> 40 },
             }
         }
     })

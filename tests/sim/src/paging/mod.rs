@@ -85,10 +85,7 @@ pub fn run(seed: u64, calls: u64) -> Result<Totals, String> {
         step += 1;
         let what = guest::act(&mut world);
         what.and_then(|()| audit::audit(&mut world)).map_err(|why| {
-            format!(
-                "seed {seed} step {step} call {}: {why}; last: {:?}",
-                world.totals.calls, world.last
-            )
+            format!("seed {seed} step {step} call {}: {why}; last: {:?}", world.totals.calls, world.last)
         })?;
     }
     world.totals.flushes = world.m.flushes.get();

@@ -43,74 +43,23 @@ pub const FAMILIES: [&str; 14] = [
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "the names are those of the operations")]
 pub enum Op {
-    Update {
-        address: u64,
-        value: u64,
-    },
-    Va {
-        vcpu: usize,
-        at: GuestVirt,
-        value: u64,
-    },
-    Pin {
-        frame: Frame,
-        level: u8,
-    },
-    Unpin {
-        frame: Frame,
-    },
-    Root {
-        vcpu: usize,
-        user: bool,
-        new: Option<Frame>,
-    },
-    TableWrite {
-        vcpu: usize,
-        at: GuestVirt,
-        new: u64,
-        exchange: bool,
-    },
-    TakeDescriptors {
-        frame: Frame,
-    },
-    DropDescriptors {
-        frame: Frame,
-    },
-    UpdateDescriptor {
-        address: u64,
-        value: u64,
-    },
-    MapForeign {
-        slot: Slot,
-        raw: u64,
-        from: DomainId,
-    },
-    UnmapForeign {
-        slot: Slot,
-        frame: Frame,
-        writable: bool,
-    },
-    Hold {
-        frame: Frame,
-        from: DomainId,
-    },
-    LetGo {
-        frame: Frame,
-    },
-    Populate {
-        pfn: u64,
-    },
-    Release {
-        frame: Frame,
-    },
-    Clear {
-        frame: Frame,
-        from: DomainId,
-    },
-    Copy {
-        source: Frame,
-        target: Frame,
-    },
+    Update { address: u64, value: u64 },
+    Va { vcpu: usize, at: GuestVirt, value: u64 },
+    Pin { frame: Frame, level: u8 },
+    Unpin { frame: Frame },
+    Root { vcpu: usize, user: bool, new: Option<Frame> },
+    TableWrite { vcpu: usize, at: GuestVirt, new: u64, exchange: bool },
+    TakeDescriptors { frame: Frame },
+    DropDescriptors { frame: Frame },
+    UpdateDescriptor { address: u64, value: u64 },
+    MapForeign { slot: Slot, raw: u64, from: DomainId },
+    UnmapForeign { slot: Slot, frame: Frame, writable: bool },
+    Hold { frame: Frame, from: DomainId },
+    LetGo { frame: Frame },
+    Populate { pfn: u64 },
+    Release { frame: Frame },
+    Clear { frame: Frame, from: DomainId },
+    Copy { source: Frame, target: Frame },
     TearDown,
 }
 
@@ -193,18 +142,9 @@ impl World {
         table.init(words.leak());
         table.reserve(frame(0), 1);
         table.add(frame(1), u32::try_from(DEVICES - 1).expect("small"));
-        let free = Known {
-            owner: Owner::Free,
-            allocated: false,
-            turn: 0,
-            pfn: NO_PFN,
-        };
+        let free = Known { owner: Owner::Free, allocated: false, turn: 0, pfn: NO_PFN };
         let mut known = vec![free; DEVICES];
-        known[0] = Known {
-            owner: Owner::Hypervisor,
-            allocated: true,
-            ..free
-        };
+        known[0] = Known { owner: Owner::Hypervisor, allocated: true, ..free };
         let mut world = Self {
             m: SimMachine::new(DEVICES),
             table,
@@ -239,9 +179,7 @@ impl World {
         let space = Space::new(id);
         if devices {
             let range = u32::try_from(DEVICES).expect("small")..u32::try_from(FRAMES).expect("small");
-            let allowed = space
-                .open(&self.m, &self.table, 1, &mut Held::entering_ring_0())
-                .allow_device(range);
+            let allowed = space.open(&self.m, &self.table, 1, &mut Held::entering_ring_0()).allow_device(range);
             assert_eq!(allowed, Ok(()));
         }
         let roots = [[None; 2]; VCPUS];
@@ -275,12 +213,7 @@ impl World {
         if !matches!(known.owner, Owner::Free | Owner::Orphan) && known.allocated {
             return Err(format!("I1: {got:?} handed out while {:?} has it", known.owner));
         }
-        *known = Known {
-            owner,
-            allocated: true,
-            turn: known.turn + 1,
-            pfn,
-        };
+        *known = Known { owner, allocated: true, turn: known.turn + 1, pfn };
         self.reuse[got.index()] = 0;
         if !self.m.words(got).is_empty() {
             return Err(format!("P10: {got:?} reaches {owner:?} with contents"));
@@ -304,9 +237,8 @@ impl World {
         let name = match *op {
             Op::Update { address, .. } if address & 7 == 1 => "page and m2p",
             Op::Update { address, .. } => {
-                let live = Frame::containing(address)
-                    .and_then(|f| self.table.info(f))
-                    .and_then(|i| i.kind.live_table());
+                let live =
+                    Frame::containing(address).and_then(|f| self.table.info(f)).and_then(|i| i.kind.live_table());
                 return live.map_or(6, |level| 1 + usize::from(level));
             }
             Op::Va { .. } => "va mapping",
@@ -353,11 +285,7 @@ impl World {
     }
 
     fn word(&self, slot: Slot) -> u64 {
-        self.m
-            .words(slot.table)
-            .iter()
-            .find(|(at, _)| *at == slot.index)
-            .map_or(0, |&(_, word)| word)
+        self.m.words(slot.table).iter().find(|(at, _)| *at == slot.index).map_or(0, |&(_, word)| word)
     }
 
     /// The slot a call is to write, if it is one in RAM.
@@ -367,10 +295,7 @@ impl World {
             Op::Va { vcpu, at: va, .. } => {
                 let root = self.doms[at].roots[vcpu][0]?;
                 let path = hv_core::claim::walk(&self.m, &self.table, root, va)?;
-                Slot {
-                    table: path.table,
-                    index: path.index,
-                }
+                Slot { table: path.table, index: path.index }
             }
             Op::MapForeign { slot, .. } => slot,
             _ => return None,
@@ -410,12 +335,7 @@ impl World {
                 done
             }
             Op::Root { vcpu, user, new } => self.switch_root(at, vcpu, user, new, budget),
-            Op::TableWrite {
-                vcpu,
-                at: va,
-                new,
-                exchange,
-            } => root(vcpu).and_then(|root| {
+            Op::TableWrite { vcpu, at: va, new, exchange } => root(vcpu).and_then(|root| {
                 self.session(at, budget, |s| {
                     let found = s.find_table_write(root, va)?;
                     let left = s.write_table(found.slot, exchange.then_some(found.value), new)?;
@@ -446,10 +366,7 @@ impl World {
                 self.session(at, budget, |s| s.unmap_leaf(slot, frame, writable))
             }
             Op::Hold { frame, from } => {
-                let done = self
-                    .table
-                    .take_writable(&self.m, frame, from, id)
-                    .map_err(Stop::Refused);
+                let done = self.table.take_writable(&self.m, frame, from, id).map_err(Stop::Refused);
                 if done.is_ok() {
                     self.doms[at].holds.push(frame);
                 }
@@ -496,11 +413,7 @@ impl World {
                 }
             })
         });
-        assert_eq!(
-            loaded.get(),
-            done.is_ok(),
-            "the root is loaded exactly if it was accepted"
-        );
+        assert_eq!(loaded.get(), done.is_ok(), "the root is loaded exactly if it was accepted");
         if done.is_ok() {
             self.doms[at].roots[vcpu][usize::from(user)] = new;
             if new.is_none()
@@ -563,9 +476,7 @@ impl World {
             let climbing = {
                 let mut held = Held::entering_ring_0();
                 let session = dom.space.open(&self.m, &self.table, 1, &mut held);
-                session
-                    .holdings()
-                    .any(|h| matches!(h, hv_core::paging::Holding::OnTheWay { up: true, .. }))
+                session.holdings().any(|h| matches!(h, hv_core::paging::Holding::OnTheWay { up: true, .. }))
             };
             self.totals.abandoned += u64::from(climbing);
         }
@@ -573,9 +484,7 @@ impl World {
         let outcome = self.session(at, budget, |s| s.tear_down());
         // It goes through the frames in order; pins it has come to are gone from the books as well.
         let table = &self.table;
-        self.doms[at]
-            .pins
-            .retain(|f, _| table.info(*f).is_some_and(|i| i.kind.pinned));
+        self.doms[at].pins.retain(|f, _| table.info(*f).is_some_and(|i| i.kind.pinned));
         if outcome.is_ok() {
             let id = self.doms[at].space.id();
             if self.table.owned(id) != 0 {
