@@ -179,4 +179,11 @@ impl CpuSet {
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
+
+    /// Its CPUs, by number.
+    pub fn iter(self) -> impl Iterator<Item = CpuId> {
+        core::iter::successors(Some(self.0), |left| Some(left & left.wrapping_sub(1)))
+            .take_while(|left| *left != 0)
+            .map(|left| CpuId(left.trailing_zeros()))
+    }
 }

@@ -133,34 +133,6 @@ impl<L: Level, T> Lock<L, T> {
         Guard { value: self.inner.lock(), held: Held(PhantomData) }
     }
 
-    /// Takes the lock if it is free, without waiting.
-    pub fn try_lock<'t, H: Level>(&'t self, _held: &'t mut Held<H>) -> Option<Guard<'t, L, T>>
-    where
-        L: Above<H>,
-    {
-        Some(Guard { value: self.inner.try_lock()?, held: Held(PhantomData) })
-    }
-
-    /// Two locks of one level, in the one order all CPUs use (their addresses). `None` if they are the same lock.
-    pub fn lock_both<'t, H: Level>(a: &'t Self, b: &'t Self, _held: &'t mut Held<H>) -> Option<BothGuard<'t, L, T>>
-    where
-        L: Above<H>,
-    {
-        let (at_a, at_b) = (core::ptr::from_ref(a).addr(), core::ptr::from_ref(b).addr());
-        let held = Held(PhantomData);
-        match at_a.cmp(&at_b) {
-            core::cmp::Ordering::Equal => None,
-            core::cmp::Ordering::Less => {
-                let first = a.inner.lock();
-                Some(BothGuard { a: first, b: b.inner.lock(), held })
-            }
-            core::cmp::Ordering::Greater => {
-                let first = b.inner.lock();
-                Some(BothGuard { a: a.inner.lock(), b: first, held })
-            }
-        }
-    }
-
     /// The value, when nobody else can know of the lock.
     pub fn get_mut(&mut self) -> &mut T {
         self.inner.get_mut()
@@ -191,21 +163,6 @@ impl<L: Level, T> Deref for Guard<'_, L, T> {
 impl<L: Level, T> DerefMut for Guard<'_, L, T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.value
-    }
-}
-
-/// Two locks of one level, both held.
-#[must_use]
-pub struct BothGuard<'t, L: Level, T> {
-    a: TicketMutexGuard<'t, T, Answering>,
-    b: TicketMutexGuard<'t, T, Answering>,
-    held: Held<L>,
-}
-
-impl<L: Level, T> BothGuard<'_, L, T> {
-    /// Both values, in the order the locks were named, and the proof for locks above.
-    pub fn parts(&mut self) -> (&mut T, &mut T, &mut Held<L>) {
-        (&mut self.a, &mut self.b, &mut self.held)
     }
 }
 
@@ -253,24 +210,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_locks_come_back_in_the_order_named() {
-        let (a, b) = (Lock::<Ports, u32>::new(1), Lock::<Ports, u32>::new(2));
+    fn a_guard_gives_the_value_and_the_proof_at_once() {
+        let (a, b) = (Lock::<Domain, u32>::new(1), Lock::<Grants, u32>::new(2));
         let mut held = Held::entering_ring_0();
-        for (x, y, want) in [(&a, &b, (1, 2)), (&b, &a, (2, 1))] {
-            let mut both = Lock::lock_both(x, y, &mut held).expect("two locks");
-            let (x, y, _) = both.parts();
-            assert_eq!((*x, *y), want);
-        }
-        assert!(Lock::lock_both(&a, &a, &mut held).is_none());
+        let mut guard = a.lock(&mut held);
+        let (value, held) = guard.parts();
+        *value += *b.lock(held);
+        *value += *b.lock(held);
+        assert_eq!(*guard, 5);
     }
 
     #[test]
-    fn a_taken_lock_is_not_taken_again() {
-        let a = Lock::<Domain, u32>::new(1);
-        let (mut one, mut other) = (Held::entering_ring_0(), Held::entering_ring_0());
-        let guard = a.lock(&mut one);
-        assert!(a.try_lock(&mut other).is_none());
-        drop(guard);
-        assert!(a.try_lock(&mut other).is_some());
+    fn what_is_owned_is_not_taken_again() {
+        let owned = Owned::new(1);
+        let first = owned.take(&mut Held::entering_ring_0());
+        assert!(owned.try_take().is_none());
+        drop(first);
+        assert!(owned.try_take().is_some());
     }
 }

@@ -43,7 +43,9 @@ pub enum Flush {
 pub trait Cpus {
     /// The CPU this code runs on.
     fn this_cpu(&self) -> CpuId;
-    /// Flushes on every CPU of the set, this one included if named, and returns when all have done so.
+    /// Flushes on every CPU of the set, this one included if named, and returns when all have done so. A CPU inside the
+    /// rules counts as one that has only where it waits for a lock ([`crate::lock::while_waiting`]), waits in here, or
+    /// has come out: until then it may be about to use what it found by walking tables (see [`crate::claim`]).
     fn flush(&self, cpus: CpuSet, what: Flush);
     /// Makes a CPU leave its guest, or its sleep, soon.
     fn kick(&self, cpu: CpuId);

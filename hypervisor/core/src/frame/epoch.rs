@@ -46,11 +46,13 @@ impl Epochs {
 
     /// The flush begun with `ticket` is complete on these CPUs.
     pub fn done(&self, cpus: CpuSet, ticket: Ticket) {
-        for (cpu, flushed) in (0..).zip(&self.flushed) {
-            if cpus.has(CpuId(cpu)) {
-                flushed.fetch_max(ticket.0, SeqCst);
-            }
+        for flushed in cpus.iter().filter_map(|cpu| self.last(cpu)) {
+            flushed.fetch_max(ticket.0, SeqCst);
         }
+    }
+
+    fn last(&self, cpu: CpuId) -> Option<&AtomicU64> {
+        self.flushed.get(usize::try_from(cpu.0).ok()?)
     }
 
     /// A CPU is about to run a guest. Called before the guest's root is loaded.
@@ -67,8 +69,8 @@ impl Epochs {
     /// Those of `cpus` that have not flushed since `stamp`.
     #[must_use]
     pub fn stale(&self, cpus: CpuSet, stamp: u64) -> CpuSet {
-        let fresh = (0..).zip(&self.flushed).filter(|(_, flushed)| flushed.load(SeqCst) > stamp);
-        fresh.fold(cpus, |left, (cpu, _)| left.without(CpuId(cpu)))
+        let fresh = |cpu: &CpuId| self.last(*cpu).is_some_and(|flushed| flushed.load(SeqCst) > stamp);
+        cpus.iter().filter(fresh).fold(cpus, CpuSet::without)
     }
 
     /// Flushes these CPUs completely.

@@ -53,6 +53,7 @@ pub enum Refused {
 
 /// What a frame is used as. It changes only while unused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum Use {
     /// Nothing that counts: not used yet, or only mapped read-only.
     None,
@@ -71,52 +72,25 @@ pub enum Use {
 }
 
 impl Use {
+    const ALL: [Self; 7] = [Self::None, Self::Writable, Self::L1, Self::L2, Self::L3, Self::L4, Self::Descriptors];
+
     /// Use as a page table of this level.
     #[must_use]
     pub fn table(level: u8) -> Option<Self> {
-        Some(match level {
-            1 => Self::L1,
-            2 => Self::L2,
-            3 => Self::L3,
-            4 => Self::L4,
-            _ => return None,
-        })
+        Self::ALL.get(usize::from(level).checked_add(1)?).copied().filter(|u| u.level() == Some(level))
     }
 
     /// The level, if this is a page table.
     #[must_use]
     pub fn level(self) -> Option<u8> {
-        Some(match self {
-            Self::L1 => 1,
-            Self::L2 => 2,
-            Self::L3 => 3,
-            Self::L4 => 4,
-            _ => return None,
-        })
+        match self {
+            Self::L1 | Self::L2 | Self::L3 | Self::L4 => (self as u8).checked_sub(Self::Writable as u8),
+            _ => None,
+        }
     }
 
     fn from_bits(bits: u64) -> Self {
-        match bits & 7 {
-            1 => Self::Writable,
-            2 => Self::L1,
-            3 => Self::L2,
-            4 => Self::L3,
-            5 => Self::L4,
-            6 => Self::Descriptors,
-            _ => Self::None,
-        }
-    }
-
-    fn bits(self) -> u64 {
-        match self {
-            Self::None => 0,
-            Self::Writable => 1,
-            Self::L1 => 2,
-            Self::L2 => 3,
-            Self::L3 => 4,
-            Self::L4 => 5,
-            Self::Descriptors => 6,
-        }
+        Self::ALL.get((bits & 7) as usize).copied().unwrap_or(Self::None)
     }
 }
 
@@ -162,7 +136,7 @@ impl TypeState {
     /// As a word.
     #[must_use]
     pub fn bits(self) -> u64 {
-        self.used_as.bits()
+        self.used_as as u64
             | u64::from(self.pinned) << 3
             | u64::from(self.validated) << 4
             | u64::from(self.partial) << 5
@@ -391,7 +365,7 @@ impl OwnerState {
 mod tests {
     use super::*;
 
-    const USES: [Use; 7] = [Use::None, Use::Writable, Use::L1, Use::L2, Use::L3, Use::L4, Use::Descriptors];
+    const USES: [Use; 7] = Use::ALL;
 
     /// Every state that can be, with small counts and the fullest one.
     fn states() -> impl Iterator<Item = TypeState> {

@@ -197,11 +197,17 @@ impl FrameTable {
         for _ in 0..TRIES {
             let mut stale = CpuSet::default();
             let taken = step(w.kind, |bits| {
-                // Asked again in every round, for the word as it is now: a use in between moves its turn and its stamp.
-                let stamp = w.stamp.load(SeqCst);
-                let known_to = if stamp & SHARED == 0 { cpus } else { self.epochs.all() };
-                stale = self.epochs.stale(known_to, stamp & !SHARED);
-                let (next, taken) = TypeState::from_bits(bits).take(want, stale.is_empty())?;
+                let state = TypeState::from_bits(bits);
+                let taken = state.take(want, false);
+                let (next, taken) = if taken == Err(TakeError::FlushFirst) {
+                    // Asked for the word as it is in this round: a use in between moves its turn and its stamp.
+                    let stamp = w.stamp.load(SeqCst);
+                    let known_to = if stamp & SHARED == 0 { cpus } else { self.epochs.all() };
+                    stale = self.epochs.stale(known_to, stamp & !SHARED);
+                    state.take(want, stale.is_empty())
+                } else {
+                    taken
+                }?;
                 Ok((next.bits(), taken))
             });
             match taken {
