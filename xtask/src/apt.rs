@@ -20,31 +20,16 @@ pub(crate) fn archive(sh: &Shell) -> Result<String> {
     let scratch = cache::scratch()?;
     let state = &private_state(sh, scratch.path(), Installed::Nothing)?;
     // One foreign archive out of reach is no reason to stop: what counts is what can be asked afterwards.
-    cmd!(sh, "apt-get {state...} -qq update")
-        .quiet()
-        .ignore_stderr()
-        .ignore_status()
-        .run()?;
+    cmd!(sh, "apt-get {state...} -qq update").quiet().ignore_stderr().ignore_status().run()?;
     configured(sh, state)?.context("apt has no Debian archive configured")
 }
 
 /// The Debian archive among those apt knows the label of.
 fn configured(sh: &Shell, options: &[String]) -> Result<Option<String>> {
-    let query = [
-        "--format",
-        "$(REPO_URI) $(LABEL)",
-        "Identifier: Packages",
-        "Component: main",
-    ];
-    let targets = cmd!(sh, "apt-get {options...} indextargets {query...}")
-        .quiet()
-        .ignore_stderr()
-        .read();
+    let query = ["--format", "$(REPO_URI) $(LABEL)", "Identifier: Packages", "Component: main"];
+    let targets = cmd!(sh, "apt-get {options...} indextargets {query...}").quiet().ignore_stderr().read();
     let targets = targets.context("no apt on this machine")?;
-    Ok(targets
-        .lines()
-        .find_map(|line| line.strip_suffix(" Debian"))
-        .map(str::to_owned))
+    Ok(targets.lines().find_map(|line| line.strip_suffix(" Debian")).map(str::to_owned))
 }
 
 /// Options that make apt keep its state in the folder `dir` instead of its own.
@@ -72,30 +57,20 @@ fn private_state(sh: &Shell, dir: &Path, installed: Installed) -> Result<Vec<Str
 /// Fetches `uri` into `file`; apt's helper refuses anything whose SHA-256 is not `sha256`.
 pub(crate) fn download(sh: &Shell, uri: &str, file: &Path, sha256: &str) -> Result<()> {
     let hash = format!("SHA256:{sha256}");
-    cmd!(
-        sh,
-        "{HELPER} -o APT::Sandbox::User= -qq download-file {uri} {file} {hash}"
-    )
-    .quiet()
-    .run()
-    .with_context(|| format!("cannot fetch {uri}"))
+    cmd!(sh, "{HELPER} -o APT::Sandbox::User= -qq download-file {uri} {file} {hash}")
+        .quiet()
+        .run()
+        .with_context(|| format!("cannot fetch {uri}"))
 }
 
 /// Unpacks a package file into `target`.
 pub(crate) fn extract(sh: &Shell, deb: &Path, target: &Path) -> Result<()> {
-    cmd!(sh, "dpkg-deb --extract {deb} {target}")
-        .quiet()
-        .run()
-        .context("cannot unpack a Debian package")
+    cmd!(sh, "dpkg-deb --extract {deb} {target}").quiet().run().context("cannot unpack a Debian package")
 }
 
 /// Unpacks only the files of a package that match one of tar's `patterns` into the existing folder `target`.
 pub(crate) fn extract_some(deb: &Path, target: &Path, patterns: &[&str]) -> Result<()> {
-    let mut tarfile = Command::new("dpkg-deb")
-        .arg("--fsys-tarfile")
-        .arg(deb)
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let mut tarfile = Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb).stdout(Stdio::piped()).spawn()?;
     let pipe = tarfile.stdout.take().context("dpkg-deb has no output")?;
     // A pattern without a match makes tar complain; what is needed is looked for afterwards by the caller.
     Command::new("tar")
@@ -127,38 +102,23 @@ impl Lists {
     /// Fetches the indexes of `suites` into the folder `dir`.
     pub(crate) fn update(sh: &Shell, dir: &Path, suites: &[&str], installed: Installed) -> Result<Self> {
         let archive = archive(sh)?;
-        let sources: String = suites
-            .iter()
-            .map(|suite| format!("deb {archive} {suite} main\n"))
-            .collect();
+        let sources: String = suites.iter().map(|suite| format!("deb {archive} {suite} main\n")).collect();
         sh.write_file(dir.join("sources.list"), sources)?;
         let mut options = private_state(sh, dir, installed)?;
-        let sources = [
-            format!("Dir::Etc::SourceList={}/sources.list", dir.display()),
-            "Dir::Etc::SourceParts=/dev/null".into(),
-        ];
+        let sources =
+            [format!("Dir::Etc::SourceList={}/sources.list", dir.display()), "Dir::Etc::SourceParts=/dev/null".into()];
         options.extend(sources.into_iter().flat_map(|option| ["-o".into(), option]));
         let arguments = &options;
-        cmd!(sh, "apt-get {arguments...} -qq update")
-            .quiet()
-            .run()
-            .context("cannot fetch the package indexes")?;
+        cmd!(sh, "apt-get {arguments...} -qq update").quiet().run().context("cannot fetch the package indexes")?;
         Ok(Self { archive, options })
     }
 
     /// The records of `package` (or `package=version`), newest first.
     pub(crate) fn records(&self, sh: &Shell, package: &str) -> Result<Vec<Record>> {
         let options = &self.options;
-        let text = cmd!(sh, "apt-cache {options...} show {package}")
-            .quiet()
-            .ignore_stderr()
-            .read();
+        let text = cmd!(sh, "apt-cache {options...} show {package}").quiet().ignore_stderr().read();
         let text = text.with_context(|| format!("the package indexes have no {package}"))?;
-        Ok(text
-            .split("\n\n")
-            .filter(|record| !record.trim().is_empty())
-            .map(|r| Record(r.to_owned()))
-            .collect())
+        Ok(text.split("\n\n").filter(|record| !record.trim().is_empty()).map(|r| Record(r.to_owned())).collect())
     }
 
     /// The newest record of `package`.
@@ -170,14 +130,12 @@ impl Lists {
     /// Everything that installing `package` from `suite` would add to this machine, as found by apt's own solver.
     pub(crate) fn missing(&self, sh: &Shell, package: &str, suite: &str) -> Result<Vec<Record>> {
         let options = &self.options;
-        let plan = cmd!(
-            sh,
-            "apt-get {options...} --print-uris -qq -y install --no-install-recommends -t {suite} {package}"
-        )
-        .quiet()
-        .ignore_stderr()
-        .read()
-        .with_context(|| format!("apt finds no way to install {package} from {suite}"))?;
+        let plan =
+            cmd!(sh, "apt-get {options...} --print-uris -qq -y install --no-install-recommends -t {suite} {package}")
+                .quiet()
+                .ignore_stderr()
+                .read()
+                .with_context(|| format!("apt finds no way to install {package} from {suite}"))?;
         let mut records = Vec::new();
         // 'ADDRESS' NAME_VERSION_ARCHITECTURE.deb SIZE HASH, where the colon of an epoch is written %3a.
         for name in plan.lines().filter_map(|line| line.split(' ').nth(1)) {
@@ -205,10 +163,7 @@ pub(crate) struct Record(String);
 impl Record {
     /// The value of a field, such as `Version`.
     pub(crate) fn field(&self, name: &str) -> Result<&str> {
-        let value = self
-            .0
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let value = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         match value {
             Some(value) => Ok(value.trim()),
             None => bail!("a package record has no field {name}"),

@@ -24,18 +24,11 @@ pub struct Options {
 /// No `core` for the target, or a failed build.
 pub fn images(sh: &Shell, profile: &str) -> Result<PathBuf> {
     sysroot::ensure_target(sh)?;
-    let packages: Vec<&str> = bare_metal_packages(sh)
-        .into_iter()
-        .flat_map(|name| ["-p", name])
-        .collect();
+    let packages: Vec<&str> = bare_metal_packages(sh).into_iter().flat_map(|name| ["-p", name]).collect();
     if packages.is_empty() {
         eprintln!("no image to build yet");
     } else {
-        bare_metal(cmd!(
-            sh,
-            "cargo build --profile {profile} --target {TARGET} {packages...}"
-        ))
-        .run()?;
+        bare_metal(cmd!(sh, "cargo build --profile {profile} --target {TARGET} {packages...}")).run()?;
     }
     Ok(target_dir(sh)?.join(TARGET).join(profile))
 }
@@ -46,20 +39,13 @@ pub fn images(sh: &Shell, profile: &str) -> Result<PathBuf> {
 /// It has not been built.
 pub fn image(folder: &Path, name: &str) -> Result<PathBuf> {
     let file = folder.join(name);
-    ensure!(
-        file.is_file(),
-        "there is no {}: `cargo xtask build` makes it",
-        file.display()
-    );
+    ensure!(file.is_file(), "there is no {}: `cargo xtask build` makes it", file.display());
     Ok(file)
 }
 
 /// Cargo for the bare-metal target: RUSTFLAGS in the environment would replace the flags of `.cargo/config.toml`.
 pub fn bare_metal(command: xshell::Cmd<'_>) -> xshell::Cmd<'_> {
-    command
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .quiet()
+    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").quiet()
 }
 
 /// Cargo's target folder, wherever the environment or a configuration puts it.
@@ -70,12 +56,8 @@ pub fn target_dir(sh: &Shell) -> Result<PathBuf> {
     if let Some(dir) = env::var_os("CARGO_TARGET_DIR") {
         return Ok(sh.current_dir().join(dir));
     }
-    let metadata = cmd!(sh, "cargo metadata --no-deps --format-version 1 --offline")
-        .quiet()
-        .read()?;
-    let (_, rest) = metadata
-        .split_once("\"target_directory\":\"")
-        .context("cargo metadata has no target_directory")?;
+    let metadata = cmd!(sh, "cargo metadata --no-deps --format-version 1 --offline").quiet().read()?;
+    let (_, rest) = metadata.split_once("\"target_directory\":\"").context("cargo metadata has no target_directory")?;
     let (path, _) = rest.split_once('"').context("cargo metadata has no target_directory")?;
     Ok(path.into())
 }
@@ -96,23 +78,15 @@ pub fn test_guests(sh: &Shell) -> Result<Vec<String>> {
     // A program is a file, or a folder with a `main.rs`; other folders hold the modules of the file beside them.
     let program = |path: &PathBuf| path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").is_file();
     let programs = entries.flatten().map(|entry| entry.path()).filter(program);
-    let mut names: Vec<String> = programs
-        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
-        .collect();
+    let mut names: Vec<String> = programs.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect();
     names.sort();
     Ok(names)
 }
 
 /// Whether an image's package has become a bare-metal program (a placeholder for the host cannot be built).
 fn is_bare_metal(sh: &Shell, name: &str) -> bool {
-    let folder = sh
-        .current_dir()
-        .join(if name == "guests" { "tests/guests" } else { name });
-    let bins = fs::read_dir(folder.join("src/bin"))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
+    let folder = sh.current_dir().join(if name == "guests" { "tests/guests" } else { name });
+    let bins = fs::read_dir(folder.join("src/bin")).into_iter().flatten().flatten().map(|entry| entry.path());
     bins.chain([folder.join("src/main.rs")])
         .any(|file| fs::read_to_string(file).is_ok_and(|text| text.contains("no_std")))
 }

@@ -136,10 +136,7 @@ impl Bundle {
     /// # Errors
     /// A part that cannot be read or is 4 GiB or larger, or no room for the archive.
     pub fn write(&self) -> Result<tempfile::NamedTempFile> {
-        let file = tempfile::Builder::new()
-            .prefix("tenon-bundle-")
-            .suffix(".cpio")
-            .tempfile()?;
+        let file = tempfile::Builder::new().prefix("tenon-bundle-").suffix(".cpio").tempfile()?;
         let mut out = BufWriter::new(file.reopen()?);
         self.archive(&mut out).context("cannot write the boot bundle")?;
         out.flush().context("cannot write the boot bundle")?;
@@ -235,9 +232,7 @@ mod tests {
 
     #[test]
     fn a_missing_part_is_named() {
-        let error = Bundle::first(Path::new("no/such/kernel"), None, "")
-            .write()
-            .unwrap_err();
+        let error = Bundle::first(Path::new("no/such/kernel"), None, "").write().unwrap_err();
         assert!(format!("{error:#}").contains("no/such/kernel"), "{error:#}");
     }
 }

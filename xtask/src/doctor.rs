@@ -90,17 +90,13 @@ fn packages() -> Finding {
     let tools = ["/usr/bin/apt-get", "/usr/lib/apt/apt-helper", "/usr/bin/dpkg-deb"];
     match tools.iter().find(|tool| !Path::new(tool).is_file()) {
         None => Good("apt is here to fetch from the distribution, without root".into()),
-        Some(tool) => Later(format!(
-            "no {tool}: name QEMU with --qemu, kernels with --kernel, and set RUST_SRC_PATH"
-        )),
+        Some(tool) => Later(format!("no {tool}: name QEMU with --qemu, kernels with --kernel, and set RUST_SRC_PATH")),
     }
 }
 
 fn memory() -> Finding {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
     match total {
         Some(kib @ MEMORY..) => Good(format!("{} MiB", kib >> 10)),
         Some(kib) => Bad(format!("{} MiB, and {} are needed", kib >> 10, MEMORY >> 10)),

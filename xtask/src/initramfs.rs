@@ -21,9 +21,7 @@ pub(crate) fn build(busybox: &Path) -> Result<PathBuf> {
     let program = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let mut hasher = DefaultHasher::new();
     (INIT, &program).hash(&mut hasher);
-    let target = cache::dir()?
-        .join("initramfs")
-        .join(format!("{:016x}.cpio", hasher.finish()));
+    let target = cache::dir()?.join("initramfs").join(format!("{:016x}.cpio", hasher.finish()));
     if target.is_file() {
         return Ok(target);
     }
@@ -40,10 +38,7 @@ fn archive(busybox: &[u8]) -> Result<Vec<u8>> {
         entry(&mut out, NewcBuilder::new(name).mode(DIRECTORY), &[])?;
     }
     // The kernel opens it for init before any file system is mounted.
-    let console = NewcBuilder::new("dev/console")
-        .mode(CHARACTER_DEVICE)
-        .rdev_major(5)
-        .rdev_minor(1);
+    let console = NewcBuilder::new("dev/console").mode(CHARACTER_DEVICE).rdev_major(5).rdev_minor(1);
     entry(&mut out, console, &[])?;
     entry(&mut out, NewcBuilder::new("bin/busybox").mode(PROGRAM), busybox)?;
     entry(&mut out, NewcBuilder::new("init").mode(PROGRAM), INIT.as_bytes())?;
@@ -52,10 +47,7 @@ fn archive(busybox: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn entry(out: &mut Cursor<Vec<u8>>, header: NewcBuilder, data: &[u8]) -> Result<()> {
-    let mut writer = header.write(
-        out,
-        u32::try_from(data.len()).context("a file too large for an initramfs")?,
-    );
+    let mut writer = header.write(out, u32::try_from(data.len()).context("a file too large for an initramfs")?);
     writer.write_all(data)?;
     writer.finish()?;
     Ok(())

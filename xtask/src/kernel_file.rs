@@ -50,10 +50,7 @@ mod tests {
         for (content, words) in [(&b"#!/bin/sh\n"[..], "neither"), (b"\x7fELF", "ELF"), (&cut, "cut off")] {
             let refusal = refusal(content);
             assert!(refusal.contains(words), "{words} not in: {refusal}");
-            assert!(
-                refusal.starts_with("unusable kernel ") && refusal.lines().count() == 1,
-                "{refusal}"
-            );
+            assert!(refusal.starts_with("unusable kernel ") && refusal.lines().count() == 1, "{refusal}");
         }
     }
 

@@ -16,18 +16,9 @@ struct Stock {
 
 /// The kernels that are booted as guests.
 const STOCK: &[Stock] = &[
-    Stock {
-        name: "6.1",
-        suite: "bookworm",
-    },
-    Stock {
-        name: "6.12",
-        suite: "trixie",
-    },
-    Stock {
-        name: "7.2",
-        suite: "testing",
-    },
+    Stock { name: "6.1", suite: "bookworm" },
+    Stock { name: "6.12", suite: "trixie" },
+    Stock { name: "7.2", suite: "testing" },
 ];
 
 /// The kernel that `run` starts where none is named.
@@ -53,16 +44,10 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// An unknown name, or no way to fetch it.
 pub fn stock(sh: &Shell, name: &str) -> Result<Kernel> {
     let Some(stock) = STOCK.iter().find(|stock| stock.name == name) else {
-        bail!(
-            "no stock kernel {name}; there are: {}",
-            names().collect::<Vec<_>>().join(", ")
-        );
+        bail!("no stock kernel {name}; there are: {}", names().collect::<Vec<_>>().join(", "));
     };
     let folder = cache::dir()?.join("kernel").join(name);
-    let kernel = Kernel {
-        bzimage: folder.join("bzImage"),
-        vmlinux: folder.join("vmlinux"),
-    };
+    let kernel = Kernel { bzimage: folder.join("bzImage"), vmlinux: folder.join("vmlinux") };
     if !folder.is_dir() {
         let _lock = cache::lock("kernel")?;
         if !folder.is_dir() {
@@ -96,16 +81,9 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
         }
     }
     let (package, version) = (record.field("Package")?, record.field("Version")?);
-    ensure!(
-        version.starts_with(&format!("{}.", stock.name)),
-        "{} has moved on to the kernel {version}",
-        stock.suite
-    );
+    ensure!(version.starts_with(&format!("{}.", stock.name)), "{} has moved on to the kernel {version}", stock.suite);
     let size = record.size()? / 1_000_000;
-    eprintln!(
-        "fetching the stock kernel {} ({package} {version}, {size} MB, once)",
-        stock.name
-    );
+    eprintln!("fetching the stock kernel {} ({package} {version}, {size} MB, once)", stock.name);
     let deb = lists.fetch(sh, &record, scratch.path())?;
     let (root, staging) = (scratch.path().join("root"), scratch.path().join("kernel"));
     fs::create_dir_all(&root)?;
@@ -125,18 +103,10 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
 fn find(folder: &Path, prefix: &str) -> Option<PathBuf> {
     let entries: Vec<PathBuf> = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
     let named = |path: &&PathBuf| {
-        path.is_file()
-            && path
-                .file_name()
-                .is_some_and(|n| n.as_encoded_bytes().starts_with(prefix.as_bytes()))
+        path.is_file() && path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(prefix.as_bytes()))
     };
     let here = entries.iter().find(named).cloned();
-    here.or_else(|| {
-        entries
-            .iter()
-            .filter(|path| path.is_dir())
-            .find_map(|path| find(path, prefix))
-    })
+    here.or_else(|| entries.iter().filter(|path| path.is_dir()).find_map(|path| find(path, prefix)))
 }
 
 /// The standard initramfs of our guests: a static busybox and the script that starts it.
@@ -158,10 +128,7 @@ fn fetch_busybox(sh: &Shell, target: &Path) -> Result<()> {
     let scratch = cache::scratch()?;
     let lists = apt::Lists::update(sh, scratch.path(), &["bookworm"], apt::Installed::Nothing)?;
     let record = lists.record(sh, "busybox-static")?;
-    eprintln!(
-        "fetching busybox {} for the guests' initramfs (1 MB, once)",
-        record.field("Version")?
-    );
+    eprintln!("fetching busybox {} for the guests' initramfs (1 MB, once)", record.field("Version")?);
     let deb = lists.fetch(sh, &record, scratch.path())?;
     let root = scratch.path().join("root");
     apt::extract(sh, &deb, &root)?;

@@ -21,31 +21,13 @@ pub enum Console {
 pub fn command(qemu: &Qemu, memory: u32, hypervisor: &Path, bundle: &Path, options: &str, console: Console) -> Command {
     let mut command = qemu.command();
     command.args(qemu::accelerator());
-    command.args([
-        "-m",
-        &memory.to_string(),
-        "-nodefaults",
-        "-display",
-        "none",
-        "-no-reboot",
-    ]);
+    command.args(["-m", &memory.to_string(), "-nodefaults", "-display", "none", "-no-reboot"]);
     command.arg("-chardev").arg(match console {
         Console::Plain => "stdio,id=com1",
         Console::Terminal => "stdio,id=com1,mux=on,signal=off",
     });
-    command.args([
-        "-serial",
-        "chardev:com1",
-        "-device",
-        "isa-debug-exit,iobase=0xf4,iosize=4",
-    ]);
-    command
-        .arg("-kernel")
-        .arg(hypervisor)
-        .arg("-initrd")
-        .arg(bundle)
-        .arg("-append")
-        .arg(options);
+    command.args(["-serial", "chardev:com1", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+    command.arg("-kernel").arg(hypervisor).arg("-initrd").arg(bundle).arg("-append").arg(options);
     command
 }
 

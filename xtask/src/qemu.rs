@@ -32,24 +32,12 @@ impl Qemu {
         let named = given.map(|path| (path.to_owned(), "--qemu"));
         let named = named.or_else(|| Some((env::var_os("TENON_QEMU")?.into(), "TENON_QEMU")));
         if let Some((program, whence)) = named {
-            let qemu = Self {
-                program,
-                unpacked: None,
-            };
-            let version = qemu
-                .version()
-                .with_context(|| format!("{whence} names no QEMU that starts"))?;
-            ensure!(
-                version.0 >= OLDEST,
-                "{whence} names QEMU {}, and {OLDEST} is the oldest that works",
-                version.1
-            );
+            let qemu = Self { program, unpacked: None };
+            let version = qemu.version().with_context(|| format!("{whence} names no QEMU that starts"))?;
+            ensure!(version.0 >= OLDEST, "{whence} names QEMU {}, and {OLDEST} is the oldest that works", version.1);
             return Ok(qemu);
         }
-        let installed = Self {
-            program: PROGRAM.into(),
-            unpacked: None,
-        };
+        let installed = Self { program: PROGRAM.into(), unpacked: None };
         if installed.version().is_ok_and(|(major, _)| major >= OLDEST) {
             return Ok(installed);
         }
@@ -70,20 +58,13 @@ impl Qemu {
     /// # Errors
     /// No cache folder can be named.
     pub fn state() -> Result<(bool, String)> {
-        let installed = Self {
-            program: PROGRAM.into(),
-            unpacked: None,
-        };
+        let installed = Self { program: PROGRAM.into(), unpacked: None };
         Ok(match (installed.version(), Self::cached()?) {
             (Ok((major, version)), _) if major >= OLDEST => (true, format!("QEMU {version} on PATH")),
-            (_, Some(cached)) => (
-                true,
-                format!("QEMU {} in {}", cached.version()?.1, cached.program.display()),
-            ),
-            (Ok((_, version)), None) => (
-                false,
-                format!("QEMU {version} on PATH is older than {OLDEST}: one would be fetched (15 MB)"),
-            ),
+            (_, Some(cached)) => (true, format!("QEMU {} in {}", cached.version()?.1, cached.program.display())),
+            (Ok((_, version)), None) => {
+                (false, format!("QEMU {version} on PATH is older than {OLDEST}: one would be fetched (15 MB)"))
+            }
             (Err(_), None) => (false, format!("no {PROGRAM} on PATH: one would be fetched (15 MB)")),
         })
     }
@@ -107,23 +88,13 @@ impl Qemu {
     /// Major version and the whole version text.
     fn version(&self) -> Result<(u32, String)> {
         let name = self.program.display();
-        let output = self
-            .command()
-            .arg("--version")
-            .output()
-            .with_context(|| format!("cannot start {name}"))?;
+        let output = self.command().arg("--version").output().with_context(|| format!("cannot start {name}"))?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let version = text
-            .lines()
-            .next()
-            .and_then(|line| line.strip_prefix("QEMU emulator version "));
+        let version = text.lines().next().and_then(|line| line.strip_prefix("QEMU emulator version "));
         let version = version.with_context(|| format!("{name} does not answer like QEMU"))?;
         let number = version.split(' ').next().unwrap_or(version).to_owned();
         let major = number.split('.').next().and_then(|major| major.parse().ok());
-        Ok((
-            major.with_context(|| format!("{name} has the version {number}"))?,
-            number,
-        ))
+        Ok((major.with_context(|| format!("{name} has the version {number}"))?, number))
     }
 
     /// A QEMU fetched earlier.
@@ -132,27 +103,18 @@ impl Qemu {
         let mut found: Vec<_> = folders.map(|entry| Self::unpacked(entry.path())).collect();
         found.retain(|qemu| qemu.program.is_file());
         found.sort_by(|a, b| a.program.cmp(&b.program));
-        Ok(found
-            .into_iter()
-            .rev()
-            .find(|qemu| qemu.version().is_ok_and(|(major, _)| major >= OLDEST)))
+        Ok(found.into_iter().rev().find(|qemu| qemu.version().is_ok_and(|(major, _)| major >= OLDEST)))
     }
 
     fn unpacked(root: PathBuf) -> Self {
-        Self {
-            program: root.join("usr/bin").join(PROGRAM),
-            unpacked: Some(root),
-        }
+        Self { program: root.join("usr/bin").join(PROGRAM), unpacked: Some(root) }
     }
 }
 
 /// Fetches QEMU and those of its libraries that this machine lacks, and unpacks them side by side in the cache.
 fn fetch(sh: &Shell, installed: &Qemu) -> Result<Qemu> {
     let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let codename = os
-        .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
-        .unwrap_or("unknown");
+    let codename = os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or("unknown");
     let Some((release, suite)) = SUITES.iter().find(|(release, _)| *release == codename) else {
         bail!("fetching QEMU is known for Debian 12 and 13 only, and this machine runs {codename}");
     };
@@ -161,21 +123,12 @@ fn fetch(sh: &Shell, installed: &Qemu) -> Result<Qemu> {
         Err(_) => "there is none on PATH".to_owned(),
     };
     let scratch = cache::scratch()?;
-    let suites = if release == suite {
-        vec![*release]
-    } else {
-        vec![*release, *suite]
-    };
+    let suites = if release == suite { vec![*release] } else { vec![*release, *suite] };
     let lists = apt::Lists::update(sh, scratch.path(), &suites, apt::Installed::Host)?;
     let packages = lists.missing(sh, "qemu-system-x86", suite)?;
     let size = packages.iter().map(apt::Record::size).sum::<Result<u64>>()? / 1_000_000;
-    let main = packages
-        .iter()
-        .find(|record| record.field("Package").is_ok_and(|name| name == "qemu-system-x86"));
-    let version = main
-        .context("apt's plan for QEMU lacks QEMU itself")?
-        .field("Version")?
-        .replace(':', "-");
+    let main = packages.iter().find(|record| record.field("Package").is_ok_and(|name| name == "qemu-system-x86"));
+    let version = main.context("apt's plan for QEMU lacks QEMU itself")?.field("Version")?.replace(':', "-");
     eprintln!(
         "fetching QEMU {version} from {suite}, because {why}: {} packages, {size} MB (once, not installed)",
         packages.len()
@@ -183,10 +136,7 @@ fn fetch(sh: &Shell, installed: &Qemu) -> Result<Qemu> {
     let root = scratch.path().join("root");
     for package in &packages {
         let name = package.field("Package")?;
-        ensure!(
-            name != "libc6",
-            "QEMU from {suite} needs a newer C library: update this machine first"
-        );
+        ensure!(name != "libc6", "QEMU from {suite} needs a newer C library: update this machine first");
         let deb = lists.fetch(sh, package, scratch.path())?;
         apt::extract(sh, &deb, &root)?;
     }
@@ -203,9 +153,5 @@ pub fn accelerator() -> [&'static str; 4] {
     let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let virtualization = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
     let usable = virtualization && fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    if usable {
-        ["-accel", "kvm", "-cpu", "host"]
-    } else {
-        ["-accel", "tcg", "-cpu", "max"]
-    }
+    if usable { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg", "-cpu", "max"] }
 }

@@ -72,10 +72,7 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
     if end == Some(End::Success) {
         return Ok(ExitCode::SUCCESS);
     }
-    let why = end.map_or_else(
-        || format!("no end after {} s", options.timeout.unwrap_or_default()),
-        End::explanation,
-    );
+    let why = end.map_or_else(|| format!("no end after {} s", options.timeout.unwrap_or_default()), End::explanation);
     bail!(why);
 }
 
@@ -130,9 +127,7 @@ fn boot(options: &Options, qemu: &Qemu, hypervisor: &Path, archive: &Path) -> Re
     let stopped = stop_on_signals()?;
     let _raw = interactive.then(RawTerminal::enter).transpose()?;
     let mut machine = Running(command.spawn().context("cannot start QEMU")?);
-    let deadline = options
-        .timeout
-        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let deadline = options.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     loop {
         if let Some(status) = machine.0.try_wait()? {
             return Ok(Some(End::of(status)));

@@ -62,10 +62,7 @@ pub fn state(sh: &Shell) -> Result<(bool, String)> {
     Ok(if built(&sysroot) {
         (true, format!("core and alloc for {TARGET} in {}", sysroot.display()))
     } else {
-        (
-            false,
-            format!("the toolchain lacks {TARGET}: core and alloc would be built once from source (45 MB fetched)"),
-        )
+        (false, format!("the toolchain lacks {TARGET}: core and alloc would be built once from source (45 MB fetched)"))
     })
 }
 
@@ -84,10 +81,7 @@ fn build(sh: &Shell, sysroot: &Path, version: rustc_version::VersionMeta) -> Res
     eprintln!("building core and alloc for {TARGET} (once for this compiler)");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // The library needs unstable features; this is the only place where they are switched on.
-    cargo
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    cargo.env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     cargo.env_remove("CARGO_TARGET_DIR");
     fs::create_dir_all(sysroot)?;
     SysrootBuilder::new(sysroot, TARGET)
@@ -97,22 +91,14 @@ fn build(sh: &Shell, sysroot: &Path, version: rustc_version::VersionMeta) -> Res
         // Fat LTO through core needs the bitcode; a kernel has no unwinder.
         .rustflags(["-Cembed-bitcode=yes", "-Cpanic=abort", "-Cdebuginfo=line-tables-only"])
         .build_from_source(&source)?;
-    ensure!(
-        built(sysroot),
-        "the build of core left nothing in {}",
-        sysroot.display()
-    );
+    ensure!(built(sysroot), "the build of core left nothing in {}", sysroot.display());
     Ok(())
 }
 
 /// Whether the toolchain itself has the target.
 fn installed(sh: &Shell) -> Result<bool> {
     let rustc = rustc();
-    let libs = PathBuf::from(
-        cmd!(sh, "{rustc} --print target-libdir --target {TARGET}")
-            .quiet()
-            .read()?,
-    );
+    let libs = PathBuf::from(cmd!(sh, "{rustc} --print target-libdir --target {TARGET}").quiet().read()?);
     let is_core = |file: fs::DirEntry| file.file_name().to_string_lossy().starts_with("libcore-");
     Ok(fs::read_dir(libs).is_ok_and(|dir| dir.flatten().any(is_core)))
 }
@@ -171,10 +157,7 @@ fn indexed(sh: &Shell, version: &str, dir: &Path) -> Result<(String, String)> {
         }
         seen.push(packaged);
     }
-    bail!(
-        "the Debian archive has no rust-src {version}; it has: {}",
-        seen.join(", ")
-    )
+    bail!("the Debian archive has no rust-src {version}; it has: {}", seen.join(", "))
 }
 
 fn rustc() -> OsString {

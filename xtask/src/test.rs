@@ -56,11 +56,7 @@ pub(crate) fn test(sh: &Shell, options: &Options) -> Result<ExitCode> {
         total.failed += 1;
     }
     println!("{} passed, {} failed", total.passed, total.failed);
-    Ok(if total.failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run_all(sh: &Shell, options: &Options, deadline: Instant, total: &mut Tally) -> Result<()> {
@@ -73,17 +69,12 @@ fn run_all(sh: &Shell, options: &Options, deadline: Instant, total: &mut Tally) 
             prepared = true;
         }
         let mut command = Command::new(&suite.program);
-        command
-            .current_dir(&suite.folder)
-            .env("CARGO_MANIFEST_DIR", &suite.folder)
-            .args(&options.filter);
+        command.current_dir(&suite.folder).env("CARGO_MANIFEST_DIR", &suite.folder).args(&options.filter);
         run_suite(&suite.name, command, deadline, total)?;
     }
     if options.package.is_none() && options.filter.is_none() {
         let mut command = Command::new("cargo");
-        command
-            .current_dir(sh.current_dir())
-            .args(["test", "--quiet", "--doc", "--workspace"]);
+        command.current_dir(sh.current_dir()).args(["test", "--quiet", "--doc", "--workspace"]);
         command.args(build::IMAGES.into_iter().flat_map(|name| ["--exclude", name]));
         run_suite("examples in the documentation", command, deadline, total)?;
     }
@@ -98,10 +89,7 @@ fn prepare_system_tests(sh: &Shell) -> Result<()> {
     qemu::Qemu::find(sh, None)?;
     kernels::stock(sh, kernels::DEFAULT)?;
     kernels::ramdisk(sh)?;
-    println!(
-        "== images, emulator and kernels ready in {:.1} s",
-        start.elapsed().as_secs_f64()
-    );
+    println!("== images, emulator and kernels ready in {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -111,10 +99,7 @@ fn suites(sh: &Shell, only: Option<&str>) -> Result<Vec<Suite>> {
     let mut which = vec!["--workspace"];
     which.extend(build::IMAGES.into_iter().flat_map(|name| ["--exclude", name]));
     let which = only.map_or(which, |package| vec!["--package", package]);
-    let messages = cmd!(
-        sh,
-        "cargo test --quiet --no-run {which...} --message-format json-render-diagnostics"
-    );
+    let messages = cmd!(sh, "cargo test --quiet --no-run {which...} --message-format json-render-diagnostics");
     let messages = messages.quiet().read().context("the tests do not build")?;
     println!("== tests built in {:.1} s", start.elapsed().as_secs_f64());
     messages.lines().filter_map(suite).collect()
@@ -143,17 +128,8 @@ fn suite(message: &str) -> Option<Result<Suite>> {
         let (_, target) = message.split_once("\"target\":")?;
         let (_, target) = target.split_once("\"name\":\"")?;
         let target = target.split('"').next()?;
-        let name = if target.replace('_', "-") == package {
-            package.clone()
-        } else {
-            format!("{package}/{target}")
-        };
-        Some(Suite {
-            name,
-            package,
-            program: program.clone(),
-            folder,
-        })
+        let name = if target.replace('_', "-") == package { package.clone() } else { format!("{package}/{target}") };
+        Some(Suite { name, package, program: program.clone(), folder })
     };
     Some(describe().with_context(|| format!("cargo's message about {} is not understood", program.display())))
 }
@@ -198,14 +174,8 @@ fn run_suite(name: &str, mut command: Command, deadline: Instant, total: &mut Ta
             }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
-                *total = Tally {
-                    passed: total.passed + tally.passed,
-                    failed: total.failed + tally.failed,
-                };
-                bail!(
-                    "the budget of {} minutes was spent during the suite {name}",
-                    BUDGET.as_secs() / 60
-                );
+                *total = Tally { passed: total.passed + tally.passed, failed: total.failed + tally.failed };
+                bail!("the budget of {} minutes was spent during the suite {name}", BUDGET.as_secs() / 60);
             }
         }
     }
@@ -218,15 +188,9 @@ fn run_suite(name: &str, mut command: Command, deadline: Instant, total: &mut Ta
     // A package without tests of its own has an empty suite.
     if tally != Tally::default() {
         let seconds = start.elapsed().as_secs_f64();
-        println!(
-            "{name}: {} passed, {} failed in {seconds:.1} s",
-            tally.passed, tally.failed
-        );
+        println!("{name}: {} passed, {} failed in {seconds:.1} s", tally.passed, tally.failed);
     }
-    *total = Tally {
-        passed: total.passed + tally.passed,
-        failed: total.failed + tally.failed,
-    };
+    *total = Tally { passed: total.passed + tally.passed, failed: total.failed + tally.failed };
     Ok(())
 }
 
@@ -237,10 +201,7 @@ fn result_line(line: &str) -> Option<Tally> {
         let part = counts.split("; ").find_map(|part| part.strip_suffix(what))?;
         part.trim().parse().ok()
     };
-    Some(Tally {
-        passed: count(" passed")?,
-        failed: count(" failed")?,
-    })
+    Some(Tally { passed: count(" passed")?, failed: count(" failed")? })
 }
 
 /// Lines that say nothing when all is well.
@@ -276,10 +237,7 @@ mod tests {
     fn a_suite_that_dies_or_says_nothing_has_failed() {
         assert_eq!(tally("kill -9 $$"), Tally { passed: 0, failed: 1 });
         assert_eq!(tally("exit 0"), Tally { passed: 0, failed: 1 });
-        assert_eq!(
-            tally("echo 'test result: ok. 3 passed; 0 failed'; exit 1"),
-            Tally { passed: 3, failed: 1 }
-        );
+        assert_eq!(tally("echo 'test result: ok. 3 passed; 0 failed'; exit 1"), Tally { passed: 3, failed: 1 });
     }
 
     #[test]

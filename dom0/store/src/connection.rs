@@ -24,12 +24,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn new(caller: Caller) -> Self {
-        Self {
-            caller,
-            input: Assembler::default(),
-            outbox: Outbox::default(),
-            transactions: BTreeMap::new(),
-        }
+        Self { caller, input: Assembler::default(), outbox: Outbox::default(), transactions: BTreeMap::new() }
     }
 
     /// Bytes of open transactions, `except` one.
@@ -203,10 +198,7 @@ mod tests {
     use super::*;
 
     fn event(path: &str, token: &str) -> WatchEvent {
-        WatchEvent {
-            path: path.into(),
-            token: token.as_bytes().into(),
-        }
+        WatchEvent { path: path.into(), token: token.as_bytes().into() }
     }
 
     #[test]
@@ -224,10 +216,7 @@ mod tests {
 
     #[test]
     fn too_many_events_become_one_per_watch() {
-        let quotas = Quotas {
-            events: 2,
-            ..Quotas::default()
-        };
+        let quotas = Quotas { events: 2, ..Quotas::default() };
         let mut outbox = Outbox::default();
         for number in 0..100 {
             outbox.event(event(&alloc::format!("/a/{number}"), "t"), event("/a", "t"), &quotas);

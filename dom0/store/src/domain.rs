@@ -18,11 +18,7 @@ impl DomainId {
     /// No number, or one that no domain can have.
     pub fn parse(text: &[u8]) -> Result<Self, StoreError> {
         let number = parse_decimal(text)?;
-        u16::try_from(number)
-            .ok()
-            .filter(|number| *number < Self::FIRST_RESERVED)
-            .map(Self)
-            .ok_or(StoreError::Invalid)
+        u16::try_from(number).ok().filter(|number| *number < Self::FIRST_RESERVED).map(Self).ok_or(StoreError::Invalid)
     }
 }
 

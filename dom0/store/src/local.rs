@@ -21,11 +21,7 @@ impl Store {
     pub fn open_local(&mut self) -> ConnectionId {
         let id = ConnectionId::Local(self.next_local);
         self.next_local = self.next_local.wrapping_add(1);
-        let caller = Caller {
-            domain: self.own,
-            privileged: true,
-            target: None,
-        };
+        let caller = Caller { domain: self.own, privileged: true, target: None };
         self.connections.insert(id, Connection::new(caller));
         id
     }
@@ -204,10 +200,7 @@ impl Session<'_> {
 
     fn describe<'t>(&self, path: &str, token: &'t [u8]) -> Result<WatchRequest<'t>, StoreError> {
         let connection = self.store.connections.get(&self.id).ok_or(StoreError::NotFound)?;
-        let reader = Reader {
-            caller: &connection.caller,
-            quotas: &self.store.quotas,
-        };
+        let reader = Reader { caller: &connection.caller, quotas: &self.store.quotas };
         reader.describe_watch(path.as_bytes(), token, None)
     }
 }
@@ -296,18 +289,11 @@ impl Transaction<'_, '_> {
     }
 
     fn path(&self, path: &str) -> Result<Path, StoreError> {
-        Reader {
-            caller: self.view.caller,
-            quotas: self.view.quotas,
-        }
-        .path(path.as_bytes())
+        Reader { caller: self.view.caller, quotas: self.view.quotas }.path(path.as_bytes())
     }
 
     fn path_or_special(&self, path: &str) -> Result<Path, StoreError> {
-        let reader = Reader {
-            caller: self.view.caller,
-            quotas: self.view.quotas,
-        };
+        let reader = Reader { caller: self.view.caller, quotas: self.view.quotas };
         reader.path_or_special(path.as_bytes()).map(|resolved| resolved.path)
     }
 }

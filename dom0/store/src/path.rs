@@ -75,10 +75,7 @@ impl Path {
         if !valid {
             return Err(StoreError::Invalid);
         }
-        Ok(Resolved {
-            path: Self(text.into()),
-            relative: false,
-        })
+        Ok(Resolved { path: Self(text.into()), relative: false })
     }
 
     /// A path the server itself writes down.
@@ -140,11 +137,7 @@ impl Path {
     #[must_use]
     pub fn levels_below(&self, ancestor: &Self) -> Option<usize> {
         let base = if &*ancestor.0 == "/" { "" } else { &*ancestor.0 };
-        let rest = if self == ancestor {
-            ""
-        } else {
-            self.0.strip_prefix(base)?
-        };
+        let rest = if self == ancestor { "" } else { self.0.strip_prefix(base)? };
         let is_below = rest.is_empty() || rest.starts_with('/');
         is_below.then(|| rest.bytes().filter(|byte| *byte == b'/').count())
     }
@@ -221,12 +214,7 @@ mod tests {
         for text in [&b"@"[..], b"@a//b", b"@a/", b"@a b"] {
             assert_eq!(Path::resolve_special(text, FIVE), Err(StoreError::Invalid), "{text:?}");
         }
-        assert!(
-            Path::resolve_special(b"@releaseDomain", FIVE)
-                .unwrap()
-                .path
-                .is_special()
-        );
+        assert!(Path::resolve_special(b"@releaseDomain", FIVE).unwrap().path.is_special());
         assert_eq!(path("/").as_str(), "/");
     }
 

@@ -17,25 +17,13 @@ pub struct Rights {
 
 impl Rights {
     /// Neither.
-    pub const NONE: Self = Self {
-        read: false,
-        write: false,
-    };
+    pub const NONE: Self = Self { read: false, write: false };
     /// Read only.
-    pub const READ: Self = Self {
-        read: true,
-        write: false,
-    };
+    pub const READ: Self = Self { read: true, write: false };
     /// Write only.
-    pub const WRITE: Self = Self {
-        read: false,
-        write: true,
-    };
+    pub const WRITE: Self = Self { read: false, write: true };
     /// Both.
-    pub const BOTH: Self = Self {
-        read: true,
-        write: true,
-    };
+    pub const BOTH: Self = Self { read: true, write: true };
 
     const fn letter(self) -> char {
         match (self.read, self.write) {
@@ -78,10 +66,7 @@ impl Permission {
     pub fn parse(text: &[u8]) -> Result<Self, StoreError> {
         let (letter, number) = text.split_first().ok_or(StoreError::Invalid)?;
         let rights = Rights::from_letter(*letter).ok_or(StoreError::Invalid)?;
-        Ok(Self {
-            domain: DomainId::parse(number)?,
-            rights,
-        })
+        Ok(Self { domain: DomainId::parse(number)?, rights })
     }
 
     /// Writes the entry as [`parse`](Self::parse) reads it.
@@ -104,11 +89,7 @@ impl Permissions {
     /// Only the owner (and privileged callers) may do anything.
     #[must_use]
     pub const fn private(owner: DomainId) -> Self {
-        Self {
-            owner,
-            others: Rights::NONE,
-            exceptions: Vec::new(),
-        }
+        Self { owner, others: Rights::NONE, exceptions: Vec::new() }
     }
 
     /// Builds a list from its entries.
@@ -117,11 +98,7 @@ impl Permissions {
     /// No entry at all.
     pub fn new(entries: &[Permission]) -> Result<Self, StoreError> {
         let (first, rest) = entries.split_first().ok_or(StoreError::Invalid)?;
-        Ok(Self {
-            owner: first.domain,
-            others: first.rights,
-            exceptions: rest.to_vec(),
-        })
+        Ok(Self { owner: first.domain, others: first.rights, exceptions: rest.to_vec() })
     }
 
     /// Reads a list as it is written in configurations: `n0,r5`.
@@ -129,10 +106,7 @@ impl Permissions {
     /// # Errors
     /// An entry is malformed, or there is none.
     pub fn parse(text: &str) -> Result<Self, StoreError> {
-        let entries: Result<Vec<_>, _> = text
-            .split(',')
-            .map(|entry| Permission::parse(entry.as_bytes()))
-            .collect();
+        let entries: Result<Vec<_>, _> = text.split(',').map(|entry| Permission::parse(entry.as_bytes())).collect();
         Self::new(&entries?)
     }
 
@@ -144,10 +118,7 @@ impl Permissions {
 
     /// All entries, the owner's first.
     pub fn entries(&self) -> impl Iterator<Item = Permission> {
-        let first = Permission {
-            domain: self.owner,
-            rights: self.others,
-        };
+        let first = Permission { domain: self.owner, rights: self.others };
         core::iter::once(first).chain(self.exceptions.iter().copied())
     }
 
@@ -189,10 +160,7 @@ impl Permissions {
     #[must_use]
     pub fn retaining(&self, keep: impl Fn(DomainId) -> bool) -> Self {
         let exceptions = self.exceptions.iter().copied().filter(|entry| keep(entry.domain));
-        Self {
-            exceptions: exceptions.collect(),
-            ..*self
-        }
+        Self { exceptions: exceptions.collect(), ..*self }
     }
 
     /// Whether an exception names this domain.
@@ -218,11 +186,7 @@ mod tests {
     use super::*;
 
     fn caller(domain: u16) -> Caller {
-        Caller {
-            domain: DomainId(domain),
-            privileged: false,
-            target: None,
-        }
+        Caller { domain: DomainId(domain), privileged: false, target: None }
     }
 
     #[test]
@@ -239,20 +203,8 @@ mod tests {
             let seen = [Rights::READ, Rights::WRITE, Rights::BOTH].map(|wanted| list.allow(&caller(domain), wanted));
             assert_eq!(seen, rights, "domain {domain}");
         }
-        assert!(list.allow(
-            &Caller {
-                privileged: true,
-                ..caller(2)
-            },
-            Rights::BOTH
-        ));
-        assert!(list.allow(
-            &Caller {
-                target: Some(DomainId(1)),
-                ..caller(2)
-            },
-            Rights::BOTH
-        ));
+        assert!(list.allow(&Caller { privileged: true, ..caller(2) }, Rights::BOTH));
+        assert!(list.allow(&Caller { target: Some(DomainId(1)), ..caller(2) }, Rights::BOTH));
         assert!(!list.allow(&caller(0), Rights::WRITE), "no number is privileged");
     }
 

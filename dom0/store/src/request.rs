@@ -89,11 +89,7 @@ impl<'a> Request<'a> {
                 let [domain, frame, port] = strings(payload)?;
                 let port = parse_decimal(port)?.try_into().map_err(|_| StoreError::Invalid)?;
                 let frame = parse_decimal(frame)?;
-                Self::Introduce {
-                    domain: DomainId::parse(domain)?,
-                    frame,
-                    port,
-                }
+                Self::Introduce { domain: DomainId::parse(domain)?, frame, port }
             }
             Kind::Release => Self::Release(only_domain(payload)?),
             Kind::Resume => Self::Resume(only_domain(payload)?),
@@ -151,11 +147,7 @@ impl Reader<'_> {
 
     fn within_quota(&self, resolved: Resolved) -> Result<Resolved, StoreError> {
         let long = resolved.path.quota_length() > self.quotas.path_bytes;
-        if long && !self.caller.privileged {
-            Err(StoreError::Invalid)
-        } else {
-            Ok(resolved)
-        }
+        if long && !self.caller.privileged { Err(StoreError::Invalid) } else { Ok(resolved) }
     }
 
     fn watch<'p>(&self, payload: &'p [u8]) -> Result<WatchRequest<'p>, StoreError> {
@@ -181,10 +173,6 @@ impl Reader<'_> {
         if token.len() > TOKEN_MAX {
             return Err(StoreError::TooBig);
         }
-        Ok(WatchRequest {
-            place: self.path_or_special(path)?,
-            token,
-            depth,
-        })
+        Ok(WatchRequest { place: self.path_or_special(path)?, token, depth })
     }
 }

@@ -115,10 +115,7 @@ impl Store {
     /// The client announced too long a payload. It has been disconnected: no transaction, no watch
     /// and no half-sent message of it is left.
     pub fn handle(&mut self, id: ConnectionId, bytes: &[u8]) -> Result<Handled, ProtocolError> {
-        let nothing = Handled {
-            taken: 0,
-            message: false,
-        };
+        let nothing = Handled { taken: 0, message: false };
         if !self.accepts_input(id) {
             return Ok(nothing);
         }
@@ -142,19 +139,14 @@ impl Store {
     #[must_use]
     pub fn accepts_input(&self, id: ConnectionId) -> bool {
         let waiting = |connection: &Connection| connection.outbox.reply_bytes();
-        self.connections
-            .get(&id)
-            .map(waiting)
-            .is_some_and(|bytes| bytes < self.quotas.reply_bytes)
+        self.connections.get(&id).map(waiting).is_some_and(|bytes| bytes < self.quotas.reply_bytes)
     }
 
     /// How many bytes complete the header or message that has begun: never read further ahead.
     #[must_use]
     pub fn wanted_input(&self, id: ConnectionId) -> usize {
         let connection = self.connections.get(&id);
-        connection
-            .and_then(|connection| connection.input.wanted().ok())
-            .unwrap_or(0)
+        connection.and_then(|connection| connection.input.wanted().ok()).unwrap_or(0)
     }
 
     /// The next bytes for this client; empty when nothing waits.
@@ -282,11 +274,7 @@ impl Store {
             }
             Request::GetPermissions(path) => self.look(id, transaction, &path, |node| {
                 let list = node.permissions.encode();
-                if list.len() > PAYLOAD_MAX {
-                    Err(StoreError::TooBig)
-                } else {
-                    Ok(list)
-                }
+                if list.len() > PAYLOAD_MAX { Err(StoreError::TooBig) } else { Ok(list) }
             }),
             Request::Write(path, value) => self.change(id, transaction, |view| view.write(&path, value)),
             Request::MakeDirectory(path) => self.change(id, transaction, |view| view.mkdir(&path)),
@@ -428,11 +416,7 @@ impl Store {
         }
         let open = self.connections.get(&id).map_or(0, |open| open.transaction_bytes(0));
         let all = held.bytes + bytes + open + self.tree.usage(caller.domain).bytes;
-        if all > self.quotas.memory_bytes {
-            Err(StoreError::NoMemory)
-        } else {
-            Ok(())
-        }
+        if all > self.quotas.memory_bytes { Err(StoreError::NoMemory) } else { Ok(()) }
     }
 
     fn unwatch(&mut self, id: ConnectionId, asked: &WatchRequest<'_>) -> Result<(), StoreError> {
@@ -477,11 +461,7 @@ impl Store {
             return done(Effect::None);
         }
         self.domains.insert(domain, Domain::default());
-        let caller = Caller {
-            domain,
-            privileged: false,
-            target: None,
-        };
+        let caller = Caller { domain, privileged: false, target: None };
         self.connections.insert(id, Connection::new(caller));
         done(Effect::Special(INTRODUCE_DOMAIN, domain))
     }
@@ -507,19 +487,10 @@ impl Store {
     /// Removes the nodes a domain owns and the rights it was given, so that the next domain with
     /// its number inherits nothing (XSA-322, XSA-419).
     fn clear_domain(&mut self, domain: DomainId) -> Vec<Fired> {
-        let caller = Caller {
-            domain: self.own,
-            privileged: true,
-            target: None,
-        };
+        let caller = Caller { domain: self.own, privileged: true, target: None };
         let mut changes = Changes::default();
-        let mut view = View {
-            tree: &self.tree,
-            changes: &mut changes,
-            caller: &caller,
-            quotas: &self.quotas,
-            other_bytes: 0,
-        };
+        let mut view =
+            View { tree: &self.tree, changes: &mut changes, caller: &caller, quotas: &self.quotas, other_bytes: 0 };
         for (path, node) in self.tree.iter() {
             if node.permissions.owner() == domain {
                 // The root and special names cannot be removed; they go back to us.
@@ -530,9 +501,7 @@ impl Store {
         }
         let fired = changes.commit(&mut self.tree);
         let mentioning = self.tree.iter().filter(|(_, node)| node.permissions.mention(domain));
-        let mentioned: Vec<(Path, Node)> = mentioning
-            .map(|(path, node)| (path.clone(), Node::clone(node)))
-            .collect();
+        let mentioned: Vec<(Path, Node)> = mentioning.map(|(path, node)| (path.clone(), Node::clone(node))).collect();
         for (path, mut node) in mentioned {
             node.permissions = node.permissions.retaining(|named| named != domain);
             self.tree.insert(path, node);
@@ -634,11 +603,7 @@ fn child_list(node: &Node) -> Vec<u8> {
 
 fn directory(node: &Node) -> Result<Vec<u8>, StoreError> {
     let list = child_list(node);
-    if list.len() > PAYLOAD_MAX {
-        Err(StoreError::TooBig)
-    } else {
-        Ok(list)
-    }
+    if list.len() > PAYLOAD_MAX { Err(StoreError::TooBig) } else { Ok(list) }
 }
 
 /// The generation, then whole names from `offset` on as far as they fit; an empty name after the

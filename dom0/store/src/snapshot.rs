@@ -93,11 +93,7 @@ impl Store {
         out.list(&items, |out, item| out.item(item));
         let overflow: Vec<_> = connection.outbox.overflow().collect();
         out.list(&overflow, |out, event| out.event(event));
-        let watches: Vec<_> = self
-            .watches
-            .iter()
-            .filter(|(_, watch)| watch.connection == id)
-            .collect();
+        let watches: Vec<_> = self.watches.iter().filter(|(_, watch)| watch.connection == id).collect();
         out.list(&watches, |out, (path, watch)| {
             out.bytes(path.as_str().as_bytes());
             out.flag(watch.relative);
@@ -159,11 +155,7 @@ impl Store {
             Some(target) => Some(DomainId(u16::try_from(target).ok()?)),
             None => None,
         };
-        let mut connection = Connection::new(Caller {
-            domain,
-            privileged: false,
-            target,
-        });
+        let mut connection = Connection::new(Caller { domain, privileged: false, target });
         let (taken, whole) = connection.input.push(from.bytes()?).ok()?;
         if whole.is_some() || taken != connection.input.partial().len() {
             return None;
@@ -184,13 +176,7 @@ impl Store {
             let relative = from.flag()?;
             let depth = from.option()?;
             let token: Box<[u8]> = from.bytes()?.into();
-            let watch = Watch {
-                connection: id,
-                home: domain,
-                relative,
-                token,
-                depth,
-            };
+            let watch = Watch { connection: id, home: domain, relative, token, depth };
             self.watches.add(path, watch).ok()?;
         }
         self.connections.insert(id, connection);
@@ -310,9 +296,7 @@ impl<'a> Reader<'a> {
     }
 
     fn path(&mut self, own: DomainId) -> Option<Path> {
-        Path::resolve_special(self.bytes()?, own)
-            .ok()
-            .map(|resolved| resolved.path)
+        Path::resolve_special(self.bytes()?, own).ok().map(|resolved| resolved.path)
     }
 
     fn permissions(&mut self) -> Option<Permissions> {
@@ -325,10 +309,7 @@ impl<'a> Reader<'a> {
 
     fn event(&mut self) -> Option<WatchEvent> {
         let path = core::str::from_utf8(self.bytes()?).ok()?.into();
-        Some(WatchEvent {
-            path,
-            token: self.bytes()?.into(),
-        })
+        Some(WatchEvent { path, token: self.bytes()?.into() })
     }
 
     fn item(&mut self) -> Option<Item> {

@@ -34,11 +34,7 @@ impl Link {
     /// The guest writes the indices while we do.
     pub fn introduce<P: SharedPage>(domain: DomainId, page: &P) -> Result<Self, BadIndices> {
         let server = Server::introduce(page, FEATURES)?;
-        Ok(Self {
-            domain,
-            server,
-            stopped: false,
-        })
+        Ok(Self { domain, server, stopped: false })
     }
 
     /// Continues to serve a domain after the server was restored (ABI 9.5): no index moves.
@@ -47,11 +43,7 @@ impl Link {
     /// # Errors
     /// The indices in the page contradict each other.
     pub fn attach<P: SharedPage>(domain: DomainId, page: &P) -> Result<Self, BadIndices> {
-        Ok(Self {
-            domain,
-            server: Server::attach(page)?,
-            stopped: false,
-        })
+        Ok(Self { domain, server: Server::attach(page)?, stopped: false })
     }
 
     /// The domain served.
@@ -72,18 +64,10 @@ impl Link {
         }
         let mut notify = false;
         match self.exchange(page, store, id, &mut notify) {
-            Ok(again) => Step {
-                notify,
-                again,
-                stopped: None,
-            },
+            Ok(again) => Step { notify, again, stopped: None },
             Err(why) => {
                 self.stop(page, store, why);
-                Step {
-                    notify: true,
-                    again: false,
-                    stopped: Some(why),
-                }
+                Step { notify: true, again: false, stopped: Some(why) }
             }
         }
     }
@@ -98,11 +82,7 @@ impl Link {
         *notify |= self.send(page, store, id)?;
         *notify |= self.take_message(page, store, id)?;
         *notify |= self.send(page, store, id)?;
-        let waiting = self
-            .server
-            .requests
-            .available(page)
-            .map_err(|_| LinkError::BadIndices)?;
+        let waiting = self.server.requests.available(page).map_err(|_| LinkError::BadIndices)?;
         Ok(waiting > 0 && store.accepts_input(id))
     }
 
@@ -119,11 +99,7 @@ impl Link {
         while store.accepts_input(id) {
             let wanted = store.wanted_input(id).min(buffer.len());
             let room = buffer.get_mut(..wanted).unwrap_or_default();
-            let count = self
-                .server
-                .requests
-                .read(page, room)
-                .map_err(|_| LinkError::BadIndices)?;
+            let count = self.server.requests.read(page, room).map_err(|_| LinkError::BadIndices)?;
             if count == 0 {
                 break;
             }
@@ -159,19 +135,11 @@ impl Link {
             Ok(server) => {
                 self.server = server;
                 self.stopped = false;
-                Step {
-                    notify: true,
-                    again: true,
-                    stopped: None,
-                }
+                Step { notify: true, again: true, stopped: None }
             }
             Err(_) => {
                 self.stop(page, store, LinkError::BadIndices);
-                Step {
-                    notify: true,
-                    again: false,
-                    stopped: Some(LinkError::BadIndices),
-                }
+                Step { notify: true, again: false, stopped: Some(LinkError::BadIndices) }
             }
         }
     }

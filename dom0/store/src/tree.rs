@@ -33,12 +33,7 @@ pub struct Node {
 impl Node {
     /// A node without children.
     pub(crate) const fn leaf(value: Vec<u8>, permissions: Permissions) -> Self {
-        Self {
-            value,
-            children: BTreeSet::new(),
-            permissions,
-            generation: 0,
-        }
+        Self { value, children: BTreeSet::new(), permissions, generation: 0 }
     }
 
     /// Size as the node-size quota counts it.
@@ -73,11 +68,7 @@ pub struct Tree {
 impl Tree {
     /// A tree with a root and the special names, all private to `owner`.
     pub(crate) fn new(owner: DomainId) -> Self {
-        let mut tree = Self {
-            nodes: BTreeMap::new(),
-            usage: BTreeMap::new(),
-            generation: 0,
-        };
+        let mut tree = Self { nodes: BTreeMap::new(), usage: BTreeMap::new(), generation: 0 };
         for path in ["/", INTRODUCE_DOMAIN, RELEASE_DOMAIN] {
             let node = Node::leaf(Vec::new(), Permissions::private(owner));
             tree.insert(Path::literal(path), node);
@@ -160,10 +151,6 @@ impl Tree {
                 return Err(format!("{path} lists {name}, which does not exist"));
             }
         }
-        if usage == self.usage {
-            Ok(())
-        } else {
-            Err("usage differs from a recount".into())
-        }
+        if usage == self.usage { Ok(()) } else { Err("usage differs from a recount".into()) }
     }
 }

@@ -72,18 +72,12 @@ pub(crate) struct Changes {
 impl Changes {
     /// Changes of a transaction the client opened.
     pub(crate) fn explicit() -> Self {
-        Self {
-            explicit: true,
-            ..Self::default()
-        }
+        Self { explicit: true, ..Self::default() }
     }
 
     /// A transaction whose contents were lost: it goes on, and ends with "again".
     pub(crate) fn lost() -> Self {
-        Self {
-            doomed: Some(StoreError::Again),
-            ..Self::explicit()
-        }
+        Self { doomed: Some(StoreError::Again), ..Self::explicit() }
     }
 
     /// The commit will be refused with this, whatever follows.
@@ -287,10 +281,7 @@ impl View<'_> {
             });
         }
         let node = self.tree.get(path).cloned();
-        let touched = Touched {
-            first: node.clone(),
-            copy: Private::Unchanged,
-        };
+        let touched = Touched { first: node.clone(), copy: Private::Unchanged };
         self.changes.touched.insert(path.clone(), touched);
         let held = node.as_ref().map_or(0, |node| node.size());
         self.changes.bytes += OVERHEAD + path.as_str().len() + held;
@@ -311,11 +302,7 @@ impl View<'_> {
         for ancestor in path.and_ancestors().skip(1) {
             if let Some(node) = self.get(&ancestor)? {
                 let known = node.permissions.allow(self.caller, wanted);
-                return Ok(if known {
-                    StoreError::NotFound
-                } else {
-                    StoreError::Access
-                });
+                return Ok(if known { StoreError::NotFound } else { StoreError::Access });
             }
         }
         Ok(StoreError::NotFound)
@@ -400,16 +387,12 @@ impl View<'_> {
     }
 
     fn check_usage(&self) -> Result<(), StoreError> {
-        self.changes
-            .check_usage(self.tree, self.caller, self.quotas, self.other_bytes)
+        self.changes.check_usage(self.tree, self.caller, self.quotas, self.other_bytes)
     }
 
     /// Notes a change for the watches, once, at its first place.
     fn log(&mut self, path: &Path, exact: bool) {
-        let change = Change {
-            path: path.clone(),
-            exact,
-        };
+        let change = Change { path: path.clone(), exact };
         if self.changes.logged.insert(change.clone()) {
             self.changes.bytes += OVERHEAD;
             self.changes.log.push(change);

@@ -38,29 +38,15 @@ pub struct WatchEvent {
 impl Watch {
     /// The event for a change at `path`.
     pub(crate) fn event(&self, path: &Path) -> WatchEvent {
-        let path = if self.relative {
-            path.relative_to(self.home)
-        } else {
-            path.as_str().into()
-        };
-        WatchEvent {
-            path,
-            token: self.token.clone(),
-        }
+        let path = if self.relative { path.relative_to(self.home) } else { path.as_str().into() };
+        WatchEvent { path, token: self.token.clone() }
     }
 
     /// The event for a special name; with a depth it says which domain.
     pub(crate) fn special_event(&self, name: &Path, domain: DomainId) -> WatchEvent {
         let with_domain = self.depth.is_some_and(|depth| depth > 0);
-        let path = if with_domain {
-            format!("{name}/{domain}")
-        } else {
-            name.as_str().into()
-        };
-        WatchEvent {
-            path,
-            token: self.token.clone(),
-        }
+        let path = if with_domain { format!("{name}/{domain}") } else { name.as_str().into() };
+        WatchEvent { path, token: self.token.clone() }
     }
 
     /// Whether a change this many levels below is near enough.
@@ -148,8 +134,6 @@ impl Watches {
 
     /// Every watch with its path.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Path, &Watch)> {
-        self.by_path
-            .iter()
-            .flat_map(|(path, here)| here.iter().map(move |watch| (path, watch)))
+        self.by_path.iter().flat_map(|(path, here)| here.iter().map(move |watch| (path, watch)))
     }
 }

@@ -102,12 +102,7 @@ impl Header {
             }
             u32::from_le_bytes(word)
         };
-        Self {
-            kind: word(0),
-            request: word(4),
-            transaction: word(8),
-            length: word(12),
-        }
+        Self { kind: word(0), request: word(4), transaction: word(8), length: word(12) }
     }
 
     /// Writes a header.
@@ -127,12 +122,7 @@ impl Header {
 pub fn message(kind: u32, request: u32, transaction: u32, payload: &[u8]) -> Vec<u8> {
     let payload = payload.get(..PAYLOAD_MAX).unwrap_or(payload);
     let length = u32::try_from(payload.len()).unwrap_or(0);
-    let header = Header {
-        kind,
-        request,
-        transaction,
-        length,
-    };
+    let header = Header { kind, request, transaction, length };
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
     bytes.extend_from_slice(&header.encode());
     bytes.extend_from_slice(payload);
@@ -231,11 +221,7 @@ pub(crate) fn strings<const COUNT: usize>(payload: &[u8]) -> Result<[&[u8]; COUN
     for slot in &mut found {
         *slot = parts.next().ok_or(StoreError::Invalid)?;
     }
-    if parts.next().is_some() {
-        Err(StoreError::Invalid)
-    } else {
-        Ok(found)
-    }
+    if parts.next().is_some() { Err(StoreError::Invalid) } else { Ok(found) }
 }
 
 /// Splits a payload at its first zero byte: a string, and opaque bytes.
@@ -251,12 +237,7 @@ mod tests {
 
     #[test]
     fn headers_survive_the_wire() {
-        let header = Header {
-            kind: 2,
-            request: 0x0102_0304,
-            transaction: 7,
-            length: 9,
-        };
+        let header = Header { kind: 2, request: 0x0102_0304, transaction: 7, length: 9 };
         let bytes = header.encode();
         assert_eq!(bytes, [2, 0, 0, 0, 4, 3, 2, 1, 7, 0, 0, 0, 9, 0, 0, 0]);
         assert_eq!(Header::decode(&bytes), header);
@@ -283,12 +264,7 @@ mod tests {
     #[test]
     fn every_announced_length_is_taken_or_refused() {
         for length in [0, 1, 4095, 4096, 4097, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
-            let header = Header {
-                kind: 2,
-                request: 0,
-                transaction: 0,
-                length,
-            };
+            let header = Header { kind: 2, request: 0, transaction: 0, length };
             let mut assembler = Assembler::default();
             let pushed = assembler.push(&header.encode());
             assert_eq!(pushed.is_ok(), length <= 4096, "{length}");

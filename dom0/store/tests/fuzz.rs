@@ -90,9 +90,7 @@ fn a_stream_of_noise_is_cut_off_or_answered() {
         let length = 1 + random.below(40);
         // Small numbers look like headers more often.
         let small = random.below(2) == 0;
-        let noise: Vec<u8> = (0..length)
-            .map(|_| if small { random.byte() % 4 } else { random.byte() })
-            .collect();
+        let noise: Vec<u8> = (0..length).map(|_| if small { random.byte() % 4 } else { random.byte() }).collect();
         let mut rest = &noise[..];
         while !rest.is_empty() {
             match world.store.handle(guest, rest) {
@@ -124,11 +122,7 @@ fn a_page_written_at_random_stops_one_link_only() {
                 0 => {
                     let offset = 2048 + 4 * random.below(8);
                     let near = page.load_u32(offset).wrapping_add(u32::from(random.byte()));
-                    let value = if random.below(6) == 0 {
-                        u32::from(random.byte()) << 24
-                    } else {
-                        near
-                    };
+                    let value = if random.below(6) == 0 { u32::from(random.byte()) << 24 } else { near };
                     page.store_u32(offset, value);
                 }
                 1 | 2 => {
@@ -142,11 +136,7 @@ fn a_page_written_at_random_stops_one_link_only() {
                 }
             }
         }
-        assert_eq!(
-            world.ask(World::guest(6), READ, "data|"),
-            value(""),
-            "stopped {stopped} times"
-        );
+        assert_eq!(world.ask(World::guest(6), READ, "data|"), value(""), "stopped {stopped} times");
         let _: &Store = &world.store;
     }
 }

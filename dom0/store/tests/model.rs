@@ -68,10 +68,7 @@ fn allowed(perms: &[(char, u16)], who: u16, want: char) -> bool {
 }
 
 fn show(perms: &[(char, u16)]) -> String {
-    perms
-        .iter()
-        .map(|(letter, domain)| format!("{letter}{domain}|"))
-        .collect()
+    perms.iter().map(|(letter, domain)| format!("{letter}{domain}|")).collect()
 }
 
 impl Model {
@@ -109,18 +106,12 @@ impl Model {
                     Op::Perms(_) => show(&node.perms),
                     _ => {
                         let children = self.nodes.keys().filter(|k| parent(k).as_ref() == Some(path));
-                        children
-                            .map(|k| format!("{}|", k.rsplit('/').next().unwrap()))
-                            .collect()
+                        children.map(|k| format!("{}|", k.rsplit('/').next().unwrap())).collect()
                     }
                 })
             }
             Op::Write(path, _) | Op::Mkdir(path) => {
-                let value = if let Op::Write(_, value) = op {
-                    value.clone()
-                } else {
-                    String::new()
-                };
+                let value = if let Op::Write(_, value) = op { value.clone() } else { String::new() };
                 if let Some(node) = self.nodes.get_mut(path) {
                     if !allowed(&node.perms, who, 'w') {
                         return refused("EACCES");
@@ -143,13 +134,7 @@ impl Model {
                 let mut value = Some(value);
                 while !self.nodes.contains_key(&at) {
                     let value = value.take().unwrap_or_default();
-                    self.nodes.insert(
-                        at.clone(),
-                        Node {
-                            value,
-                            perms: perms.clone(),
-                        },
-                    );
+                    self.nodes.insert(at.clone(), Node { value, perms: perms.clone() });
                     at = parent(&at).unwrap();
                 }
                 changes.push((path.clone(), false));
@@ -215,11 +200,7 @@ impl Model {
         for change in changes.iter().filter(|change| seen.insert((*change).clone())) {
             let (path, exact) = change;
             let up = parent(path);
-            let witnesses = [
-                self.nodes.get(path),
-                up.and_then(|p| self.nodes.get(&p)),
-                before.nodes.get(path),
-            ];
+            let witnesses = [self.nodes.get(path), up.and_then(|p| self.nodes.get(&p)), before.nodes.get(path)];
             let mut at = Some(path.clone());
             while let Some(place) = at {
                 for watch in self.watches.iter().filter(|watch| watch.path == place) {
@@ -241,12 +222,8 @@ impl Model {
         let mut changes = Changes::new();
         self.alive.remove(&who);
         self.watches.retain(|watch| watch.who != who);
-        let mut owned: Vec<String> = self
-            .nodes
-            .iter()
-            .filter(|(_, n)| n.perms[0].1 == who)
-            .map(|(k, _)| k.clone())
-            .collect();
+        let mut owned: Vec<String> =
+            self.nodes.iter().filter(|(_, n)| n.perms[0].1 == who).map(|(k, _)| k.clone()).collect();
         owned.sort();
         for path in owned {
             if path == "/" {
@@ -324,29 +301,14 @@ struct Run {
 
 impl Run {
     fn new() -> Self {
-        let quotas = Quotas {
-            nodes: NODES_MAX,
-            ..Quotas::default()
-        };
+        let quotas = Quotas { nodes: NODES_MAX, ..Quotas::default() };
         let mut world = World::with_quotas(&[], quotas);
         let mut model = Model::default();
-        model.nodes.insert(
-            "/".into(),
-            Node {
-                value: String::new(),
-                perms: vec![('n', 0)],
-            },
-        );
+        model.nodes.insert("/".into(), Node { value: String::new(), perms: vec![('n', 0)] });
         let dom0 = world.dom0;
         world.store.session(dom0).mkdir("/s").unwrap();
         model.run(0, &Op::Mkdir("/s".into()), &mut Changes::new()).unwrap();
-        let mut run = Self {
-            world,
-            model,
-            open: Vec::new(),
-            commits: 0,
-            counts: BTreeMap::new(),
-        };
+        let mut run = Self { world, model, open: Vec::new(), commits: 0, counts: BTreeMap::new() };
         for domain in DOMAINS {
             run.introduce(domain);
         }
@@ -382,15 +344,8 @@ impl Run {
     fn ask(&mut self, who: u16, tx: u32, kind: u32, payload: &str) -> (Reply, Vec<String>) {
         let mut out = self.world.exchange(self.id(who), kind, tx, &bytes(payload));
         let (kind, text) = out.remove(0);
-        let reply = if kind == ERROR {
-            Err(text.trim_end_matches('|').into())
-        } else {
-            Ok(text)
-        };
-        let events = out
-            .into_iter()
-            .map(|(_, text)| text.trim_end_matches('|').into())
-            .collect();
+        let reply = if kind == ERROR { Err(text.trim_end_matches('|').into()) } else { Ok(text) };
+        let events = out.into_iter().map(|(_, text)| text.trim_end_matches('|').into()).collect();
         (reply, events)
     }
 
@@ -416,10 +371,7 @@ impl Run {
         }
         assert_eq!(reply, expected, "domain {who}: {op:?}");
         let grew = after.owned(who) > self.model.owned(who);
-        assert!(
-            who == 0 || !grew || after.owned(who) <= NODES_MAX,
-            "{op:?}: quota passed over"
-        );
+        assert!(who == 0 || !grew || after.owned(who) <= NODES_MAX, "{op:?}: quota passed over");
         let events = after.events(&self.model, &changes);
         self.expect_events(who, own, &events);
         self.commits += usize::from(!changes.is_empty());
@@ -427,12 +379,7 @@ impl Run {
     }
 
     fn end(&mut self, at: usize, commit: bool) {
-        let Open {
-            who,
-            number,
-            done,
-            commits,
-        } = self.open.swap_remove(at);
+        let Open { who, number, done, commits } = self.open.swap_remove(at);
         let (reply, own) = self.ask(who, number, END, if commit { "T|" } else { "F|" });
         let label = format!("end {commit} {:?}", reply.as_ref().err());
         *self.counts.entry(label).or_default() += 1;
@@ -462,10 +409,7 @@ impl Run {
             }
             other => panic!("unexpected end: {other:?}"),
         }
-        assert!(
-            own.is_empty() && self.drain().is_empty(),
-            "events of a refused transaction"
-        );
+        assert!(own.is_empty() && self.drain().is_empty(), "events of a refused transaction");
     }
 
     fn watch(&mut self, who: u16, path: String, token: String) {
@@ -475,10 +419,7 @@ impl Run {
             return;
         }
         if let Some(at) = self.model.watches.iter().position(known) {
-            assert_eq!(
-                self.ask(who, 0, WATCH, &format!("{path}|{token}|")).0,
-                refused("EEXIST")
-            );
+            assert_eq!(self.ask(who, 0, WATCH, &format!("{path}|{token}|")).0, refused("EEXIST"));
             assert_eq!(self.ask(who, 0, UNWATCH, &format!("{path}|{token}|")).0, ok());
             self.model.watches.remove(at);
         } else {
@@ -490,11 +431,7 @@ impl Run {
 
     fn release(&mut self, who: u16) {
         self.open.retain(|open| open.who != who);
-        self.world
-            .store
-            .session(self.world.dom0)
-            .release(DomainId(who))
-            .unwrap();
+        self.world.store.session(self.world.dom0).release(DomainId(who)).unwrap();
         let before = self.model.clone();
         let changes = self.model.release(who);
         let mut after = self.model.clone();
@@ -517,13 +454,7 @@ impl Run {
                 let perms = text(&node.permissions.encode());
                 let perms = perms.trim_end_matches('|').split('|');
                 let perms = perms.map(|p| (p.chars().next().unwrap(), p[1..].parse().unwrap()));
-                (
-                    path.as_str().to_owned(),
-                    Node {
-                        value: text(&node.value),
-                        perms: perms.collect(),
-                    },
-                )
+                (path.as_str().to_owned(), Node { value: text(&node.value), perms: perms.collect() })
             })
             .collect();
         assert_eq!(seen, self.model.nodes);
@@ -534,10 +465,7 @@ impl Run {
 #[test]
 fn the_store_agrees_with_its_model() {
     let mut random = Random::new();
-    let steps = std::env::var("STEPS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(60_000);
+    let steps = std::env::var("STEPS").ok().and_then(|text| text.parse().ok()).unwrap_or(60_000);
     let mut run = Run::new();
     for step in 0..steps {
         if step % 5_000 == 4_999 {
@@ -546,10 +474,7 @@ fn the_store_agrees_with_its_model() {
                 run.plain(0, &Op::Rm(top.into()));
             }
             run.plain(0, &Op::Mkdir("/s".into()));
-            run.plain(
-                0,
-                &Op::SetPerms("/s".into(), vec![('n', 0), ('b', 1), ('b', 2), ('r', 3)]),
-            );
+            run.plain(0, &Op::SetPerms("/s".into(), vec![('n', 0), ('b', 1), ('b', 2), ('r', 3)]));
             run.plain(0, &Op::SetPerms("/".into(), vec![('r', 0)]));
         }
         let who = *random.pick(&[0, 1, 1, 2, 2, 3]);
@@ -561,12 +486,7 @@ fn the_store_agrees_with_its_model() {
             }
             3..=5 if run.open.iter().filter(|open| open.who == who).count() < 4 => {
                 let number = run.world.start(run.id(who));
-                run.open.push(Open {
-                    who,
-                    number,
-                    done: Vec::new(),
-                    commits: run.commits,
-                });
+                run.open.push(Open { who, number, done: Vec::new(), commits: run.commits });
             }
             6..=10 if !run.open.is_empty() => {
                 let at = random.below(run.open.len());
@@ -593,9 +513,6 @@ fn the_store_agrees_with_its_model() {
     run.compare();
     println!("{:?}", run.counts);
     for needed in ["None", "Some(\"EACCES\")", "Some(\"ENOENT\")", "end true None"] {
-        assert!(
-            run.counts.get(needed).copied().unwrap_or(0) > steps / 2000,
-            "few {needed}"
-        );
+        assert!(run.counts.get(needed).copied().unwrap_or(0) > steps / 2000, "few {needed}");
     }
 }

@@ -7,23 +7,14 @@ use common::*;
 /// read and write.
 #[test]
 fn every_letter_grants_what_it_says_to_whom_it_says() {
-    let letters = [
-        ('n', false, false),
-        ('r', true, false),
-        ('w', false, true),
-        ('b', true, true),
-    ];
+    let letters = [('n', false, false), ('r', true, false), ('w', false, true), ('b', true, true)];
     for (default, default_read, default_write) in letters {
         for (named, named_read, named_write) in letters {
             let mut world = World::new(&[4, 5, 6]);
             let mut session = world.store.session(world.dom0);
             session.write("/x", b"v").unwrap();
             session.set_permissions("/x", &format!("{default}4,{named}5")).unwrap();
-            let rights = [
-                (4, true, true),
-                (5, named_read, named_write),
-                (6, default_read, default_write),
-            ];
+            let rights = [(4, true, true), (5, named_read, named_write), (6, default_read, default_write)];
             for (domain, read, write) in rights {
                 let guest = World::guest(domain);
                 let label = format!("{default}4,{named}5 for {domain}");
@@ -66,11 +57,7 @@ fn absence_is_a_secret_where_reading_is_not_allowed() {
     assert_eq!(world.ask(guest, WRITE, "/open/none|1"), refused("EACCES"));
     assert_eq!(world.ask(guest, RM, "/open/none|"), refused("EACCES"));
     assert_eq!(world.ask(guest, RM, "/|"), refused("EINVAL"));
-    assert_eq!(
-        world.ask(guest, READ, "/|"),
-        refused("EACCES"),
-        "the root is private (XSA-353)"
-    );
+    assert_eq!(world.ask(guest, READ, "/|"), refused("EACCES"), "the root is private (XSA-353)");
     assert_eq!(world.ask(guest, WRITE, "/|x"), refused("EACCES"));
 }
 
@@ -79,25 +66,13 @@ fn what_a_guest_creates_it_owns() {
     let mut world = World::new(&[5, 6]);
     let (five, six) = (World::guest(5), World::guest(6));
     world.store.session(world.dom0).mkdir("/shared").unwrap();
-    world
-        .store
-        .session(world.dom0)
-        .set_permissions("/shared", "n0,b5,b6")
-        .unwrap();
+    world.store.session(world.dom0).set_permissions("/shared", "n0,b5,b6").unwrap();
     world.ask(five, WRITE, "/shared/a/b|1").unwrap();
     assert_eq!(world.ask(five, GET_PERMS, "/shared/a/b|"), value("n5|b5|b6|"));
     assert_eq!(world.ask(six, GET_PERMS, "/shared/a|"), value("n5|b5|b6|"));
     assert_eq!(world.store.usage(store::DomainId(5)).nodes, 2 + 2);
-    world
-        .store
-        .session(world.dom0)
-        .write("/local/domain/5/data/x", b"")
-        .unwrap();
-    assert_eq!(
-        world.ask(five, GET_PERMS, "data/x|"),
-        value("n5|r0|"),
-        "dom0's gift is the guest's"
-    );
+    world.store.session(world.dom0).write("/local/domain/5/data/x", b"").unwrap();
+    assert_eq!(world.ask(five, GET_PERMS, "data/x|"), value("n5|r0|"), "dom0's gift is the guest's");
     assert_eq!(world.ask(six, SET_PERMS, "/shared/a|n5|b6|"), refused("EACCES"));
     assert_eq!(world.ask(five, SET_PERMS, "/shared/a|n6|"), refused("EPERM"), "XSA-352");
 }
@@ -123,16 +98,8 @@ fn the_device_directories_work_for_both_sides() {
     assert_eq!(world.ask(guest, WRITE, "device/vbd/51712/mtu|9000"), refused("EACCES"));
     assert_eq!(world.ask(guest, READ, &format!("{back}/state|")), value("1"));
     assert_eq!(world.ask(guest, WRITE, &format!("{back}/state|4")), refused("EACCES"));
-    world
-        .store
-        .session(world.dom0)
-        .write(&format!("{back}/sectors"), b"8")
-        .unwrap();
-    assert_eq!(
-        world.ask(guest, READ, &format!("{back}/sectors|")),
-        value("8"),
-        "inherited"
-    );
+    world.store.session(world.dom0).write(&format!("{back}/sectors"), b"8").unwrap();
+    assert_eq!(world.ask(guest, READ, &format!("{back}/sectors|")), value("8"), "inherited");
 }
 
 #[test]
@@ -143,16 +110,8 @@ fn a_released_domain_leaves_nothing_to_its_successor() {
     world.ask(five, WRITE, "data/secret/deep|5").unwrap();
     world.ask(six, SET_PERMS, "data|n6|r5|").unwrap();
     world.store.session(world.dom0).write("/tool/for-five", b"x").unwrap();
-    world
-        .store
-        .session(world.dom0)
-        .set_permissions("/tool/for-five", "n0,r5")
-        .unwrap();
-    world
-        .store
-        .session(world.dom0)
-        .set_permissions("@releaseDomain", "n5")
-        .unwrap();
+    world.store.session(world.dom0).set_permissions("/tool/for-five", "n0,r5").unwrap();
+    world.store.session(world.dom0).set_permissions("@releaseDomain", "n5").unwrap();
     world.store.session(world.dom0).release(store::DomainId(5)).unwrap();
     assert_eq!(world.store.usage(store::DomainId(5)), store::tree::Usage::default());
     assert_eq!(world.ask(six, GET_PERMS, "data|"), value("n6|"));
@@ -174,19 +133,12 @@ fn rights_for_domains_yet_to_come_are_not_kept() {
     assert_eq!(world.ask(guest, SET_PERMS, "data|n5|b9|r0|"), ok());
     assert_eq!(world.ask(guest, GET_PERMS, "data|"), value("n5|r0|"));
     world.introduce(9);
-    assert_eq!(
-        world.ask(World::guest(9), READ, "/local/domain/5/data|"),
-        refused("EACCES")
-    );
+    assert_eq!(world.ask(World::guest(9), READ, "/local/domain/5/data|"), refused("EACCES"));
     let mut session = world.store.session(world.dom0);
     session.mkdir("/prepared").unwrap();
     session.set_permissions("/prepared", "n0,r10").unwrap();
     world.introduce(10);
-    assert_eq!(
-        world.ask(World::guest(10), READ, "/prepared|"),
-        value(""),
-        "the toolstack may"
-    );
+    assert_eq!(world.ask(World::guest(10), READ, "/prepared|"), value(""), "the toolstack may");
 }
 
 #[test]

@@ -29,11 +29,7 @@ fn a_node_has_a_value_and_children() {
     world.ask(guest, MKDIR, "data/a/a|").unwrap();
     assert_eq!(world.ask(guest, DIRECTORY, "data/a|"), value("a|b|z|"));
     assert_eq!(world.ask(guest, MKDIR, "data/a/b/c|"), ok());
-    assert_eq!(
-        world.ask(guest, READ, "data/a/b/c|"),
-        value("deep"),
-        "mkdir keeps the value"
-    );
+    assert_eq!(world.ask(guest, READ, "data/a/b/c|"), value("deep"), "mkdir keeps the value");
 }
 
 #[test]
@@ -60,15 +56,7 @@ fn permissions_are_shown_and_set() {
     assert_eq!(world.ask(guest, SET_PERMS, "data|r5|b6|"), ok());
     assert_eq!(world.ask(guest, GET_PERMS, "data|"), value("r5|b6|"));
     assert_eq!(world.ask(guest, SET_PERMS, "data|r6|"), refused("EPERM"));
-    for bad in [
-        "data|",
-        "data|x5|",
-        "data|r|",
-        "data|r5",
-        "data",
-        "data|r5||",
-        "data|r99999|",
-    ] {
+    for bad in ["data|", "data|x5|", "data|r|", "data|r5", "data", "data|r5||", "data|r99999|"] {
         assert_eq!(world.ask(guest, SET_PERMS, bad), refused("EINVAL"), "{bad}");
     }
     assert_eq!(world.ask(guest, SET_PERMS, "data/none|n5|"), refused("ENOENT"));
@@ -80,17 +68,7 @@ fn malformed_payloads_are_refused_and_the_connection_goes_on() {
     let guest = World::guest(5);
     let one_path = [DIRECTORY, READ, GET_PERMS, MKDIR, RM];
     for kind in one_path {
-        for bad in [
-            "",
-            "data",
-            "data|x|",
-            "|",
-            "da ta|",
-            "//|",
-            "data/|",
-            "@releaseDomainX",
-            "a.b|",
-        ] {
+        for bad in ["", "data", "data|x|", "|", "da ta|", "//|", "data/|", "@releaseDomainX", "a.b|"] {
             assert_eq!(world.ask(guest, kind, bad), refused("EINVAL"), "kind {kind}, {bad:?}");
         }
     }
@@ -158,11 +136,7 @@ fn domains_come_and_go() {
     let dom0 = world.dom0;
     assert_eq!(world.ask(dom0, IS_INTRODUCED, "7|"), value("F|"));
     assert_eq!(world.ask(dom0, INTRODUCE, "7|4660|3|"), ok());
-    let attach = Duty::Attach {
-        domain: DomainId(7),
-        frame: 4660,
-        port: 3,
-    };
+    let attach = Duty::Attach { domain: DomainId(7), frame: 4660, port: 3 };
     assert_eq!(world.store.next_duty(), Some(attach));
     assert_eq!(world.ask(dom0, IS_INTRODUCED, "7|"), value("T|"));
     assert_eq!(world.ask(dom0, IS_INTRODUCED, "0|"), value("T|"));
@@ -220,9 +194,7 @@ fn long_listings_come_in_parts() {
     let mut all = String::new();
     let mut generations = std::collections::BTreeSet::new();
     loop {
-        let part = world
-            .ask(dom0, DIRECTORY_PART, &format!("/many|{}|", all.len()))
-            .unwrap();
+        let part = world.ask(dom0, DIRECTORY_PART, &format!("/many|{}|", all.len())).unwrap();
         assert!(part.len() <= 4096);
         let (generation, names) = part.split_once('|').unwrap();
         generations.insert(generation.to_owned());
@@ -253,18 +225,9 @@ fn a_payload_too_long_ends_the_connection() {
     let mut world = World::new(&[5]);
     let guest = World::guest(5);
     world.ask(guest, WATCH, "data|t|").unwrap();
-    let header = store::wire::Header {
-        kind: READ,
-        request: 1,
-        transaction: 0,
-        length: 4097,
-    };
+    let header = store::wire::Header { kind: READ, request: 1, transaction: 0, length: 4097 };
     assert!(world.store.handle(guest, &header.encode()).is_err());
-    assert_eq!(
-        world.ask(guest, UNWATCH, "data|t|"),
-        refused("ENOENT"),
-        "nothing is left of it"
-    );
+    assert_eq!(world.ask(guest, UNWATCH, "data|t|"), refused("ENOENT"), "nothing is left of it");
 }
 
 #[test]

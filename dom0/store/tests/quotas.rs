@@ -19,15 +19,8 @@ fn nodes_are_counted_per_owner_and_come_back() {
     };
     assert_eq!((refusal.as_str(), world.store.usage(FIVE).nodes), ("ENOSPC", 1000));
     assert_eq!(world.ask(guest, WRITE, "data/dir-0/0|y"), ok(), "no new node");
-    assert_eq!(
-        world.ask(World::guest(6), WRITE, "data/x|1"),
-        ok(),
-        "not the neighbour's problem"
-    );
-    assert_eq!(
-        world.store.session(world.dom0).write("/local/domain/5/data/z", b""),
-        Ok(())
-    );
+    assert_eq!(world.ask(World::guest(6), WRITE, "data/x|1"), ok(), "not the neighbour's problem");
+    assert_eq!(world.store.session(world.dom0).write("/local/domain/5/data/z", b""), Ok(()));
     assert_eq!(world.ask(guest, RM, "data/dir-0|"), ok());
     assert_eq!(world.ask(guest, WRITE, "data/again|y"), ok());
 }
@@ -41,11 +34,7 @@ fn a_node_is_only_so_large() {
     let more = format!("data/a|{}", "x".repeat(most + 1));
     assert_eq!(world.ask(guest, WRITE, &more), refused("ENOSPC"));
     assert_eq!(world.ask(guest, READ, "data/a|").unwrap().len(), most);
-    assert_eq!(
-        world.ask(guest, MKDIR, "data/a/b|"),
-        refused("ENOSPC"),
-        "names count too"
-    );
+    assert_eq!(world.ask(guest, MKDIR, "data/a/b|"), refused("ENOSPC"), "names count too");
     assert_eq!(world.store.session(world.dom0).write("/big", &[0; 4096]), Ok(()));
     let too_big = world.store.session(world.dom0).write("/big", &[0; 4097]);
     assert_eq!(too_big, Err(store::StoreError::TooBig), "it could not be read");
@@ -56,10 +45,7 @@ fn permission_lists_are_only_so_long() {
     let mut world = World::new(&[5, 6, 7, 8, 9, 10]);
     let guest = World::guest(5);
     assert_eq!(world.ask(guest, SET_PERMS, "data|n5|r6|r7|r8|r9|"), ok());
-    assert_eq!(
-        world.ask(guest, SET_PERMS, "data|n5|r6|r7|r8|r9|r10|"),
-        refused("ENOSPC")
-    );
+    assert_eq!(world.ask(guest, SET_PERMS, "data|n5|r6|r7|r8|r9|r10|"), refused("ENOSPC"));
 }
 
 #[test]
@@ -69,10 +55,7 @@ fn paths_are_only_so_long() {
     let long = format!("data/{}", "x".repeat(2048 - 5));
     assert_eq!(world.ask(guest, READ, &format!("{long}|")), refused("ENOENT"));
     assert_eq!(world.ask(guest, READ, &format!("{long}x|")), refused("EINVAL"));
-    assert_eq!(
-        world.ask(guest, READ, &format!("/local/domain/5/{long}x|")),
-        refused("EINVAL")
-    );
+    assert_eq!(world.ask(guest, READ, &format!("/local/domain/5/{long}x|")), refused("EINVAL"));
     let elsewhere = format!("/{}|", "x".repeat(2048));
     assert_eq!(world.ask(guest, READ, &elsewhere), refused("EINVAL"));
     assert_eq!(world.ask(world.dom0, READ, &elsewhere), refused("ENOENT"));
@@ -98,10 +81,7 @@ fn watches_and_transactions_are_only_so_many() {
 
 #[test]
 fn a_transaction_touches_only_so_many_nodes() {
-    let quotas = Quotas {
-        transaction_nodes: 8,
-        ..Quotas::default()
-    };
+    let quotas = Quotas { transaction_nodes: 8, ..Quotas::default() };
     let mut world = World::with_quotas(&[5], quotas);
     let guest = World::guest(5);
     let tx = world.start(guest);
@@ -117,11 +97,7 @@ fn a_transaction_touches_only_so_many_nodes() {
 
 #[test]
 fn memory_is_bounded_whatever_it_is_used_for() {
-    let quotas = Quotas {
-        memory_bytes: 60_000,
-        watches: 100_000,
-        ..Quotas::default()
-    };
+    let quotas = Quotas { memory_bytes: 60_000, watches: 100_000, ..Quotas::default() };
     let mut world = World::with_quotas(&[5], quotas);
     let guest = World::guest(5);
     let value = "v".repeat(1500);
@@ -132,10 +108,7 @@ fn memory_is_bounded_whatever_it_is_used_for() {
     assert!((20..40).contains(&nodes), "{nodes}");
     assert_eq!(world.ask(guest, WRITE, &format!("data/x|{value}")), refused("ENOMEM"));
     let mut watches = 0;
-    while world
-        .ask(guest, WATCH, &format!("data|{watches}{}|", "t".repeat(500)))
-        .is_ok()
-    {
+    while world.ask(guest, WATCH, &format!("data|{watches}{}|", "t".repeat(500))).is_ok() {
         watches += 1;
     }
     assert!(watches < 10, "{watches}");
@@ -151,9 +124,7 @@ fn memory_is_bounded_whatever_it_is_used_for() {
 fn who_does_not_read_is_not_read() {
     let mut world = World::new(&[5, 6]);
     let guest = World::guest(5);
-    world
-        .ask(guest, WRITE, &format!("data/a|{}", "x".repeat(2000)))
-        .unwrap();
+    world.ask(guest, WRITE, &format!("data/a|{}", "x".repeat(2000))).unwrap();
     let request = store::wire::message(READ, 1, 0, b"data/a\0");
     let mut sent = 0;
     while world.store.handle(guest, &request).unwrap().taken > 0 {

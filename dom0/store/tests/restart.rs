@@ -54,11 +54,7 @@ fn open_transactions_end_with_again() {
     let (first, second) = (world.start(guest), world.start(guest));
     world.ask_in(guest, first, WRITE, "data/a|lost").unwrap();
     restart(&mut world);
-    assert_eq!(
-        world.ask_in(guest, first, READ, "data|"),
-        value(""),
-        "reads do not fail"
-    );
+    assert_eq!(world.ask_in(guest, first, READ, "data|"), value(""), "reads do not fail");
     assert_eq!(world.ask_in(guest, first, WRITE, "data/b|lost"), ok(), "nor writes");
     assert_eq!(world.ask_in(guest, first, END, "T|"), refused("EAGAIN"));
     assert_eq!(world.ask_in(guest, second, END, "F|"), ok());
@@ -104,15 +100,8 @@ fn a_stream_goes_on_in_the_middle_of_a_message() {
         rest = &rest[taken..];
         replies.extend(message.filter(|message| message.header.kind != WATCH_EVENT));
     }
-    let seen: Vec<_> = replies
-        .iter()
-        .map(|reply| (reply.header.request, reply.payload.len()))
-        .collect();
-    assert_eq!(
-        seen,
-        [(1, 3), (2, 3), (3, 1500), (4, 1500), (5, 1500)],
-        "each exactly once"
-    );
+    let seen: Vec<_> = replies.iter().map(|reply| (reply.header.request, reply.payload.len())).collect();
+    assert_eq!(seen, [(1, 3), (2, 3), (3, 1500), (4, 1500), (5, 1500)], "each exactly once");
     assert_eq!(page.load_u32(2048), page.load_u32(2052), "all requests taken");
 }
 
@@ -142,9 +131,9 @@ fn a_snapshot_with_a_right_checksum_and_wrong_contents_never_panics() {
     world.ask(World::guest(5), WRITE, "data/a|1").unwrap();
     let good = world.store.save();
     let fnv = |bytes: &[u8]| {
-        bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
-            (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+        bytes
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
     };
     let mut refused = 0;
     for _ in 0..20_000 {

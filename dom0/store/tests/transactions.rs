@@ -31,11 +31,7 @@ fn dropping_leaves_no_trace_and_ends_the_number() {
     assert_eq!(world.ask_in(guest, tx, END, "F|"), ok());
     assert_eq!(world.ask(guest, DIRECTORY, "data|"), value(""));
     for kind in [READ, WRITE, WATCH, END, START] {
-        assert_eq!(
-            world.ask_in(guest, tx, kind, "data|t|"),
-            refused("ENOENT"),
-            "kind {kind}"
-        );
+        assert_eq!(world.ask_in(guest, tx, kind, "data|t|"), refused("ENOENT"), "kind {kind}");
     }
 }
 
@@ -112,10 +108,7 @@ fn of_two_that_collide_one_wins_and_the_other_may_try_again() {
 
 #[test]
 fn a_transaction_that_hit_a_quota_is_doomed() {
-    let quotas = Quotas {
-        nodes: 6,
-        ..Quotas::default()
-    };
+    let quotas = Quotas { nodes: 6, ..Quotas::default() };
     let mut world = World::with_quotas(&[5], quotas);
     let guest = World::guest(5);
     let tx = world.start(guest);
@@ -123,25 +116,14 @@ fn a_transaction_that_hit_a_quota_is_doomed() {
     assert_eq!(world.ask_in(guest, tx, WRITE, "data/1/2/3/4/5|x"), refused("ENOSPC"));
     assert_eq!(world.ask_in(guest, tx, READ, "data/ok|"), value("1"), "it goes on");
     assert_eq!(world.ask_in(guest, tx, END, "T|"), refused("ENOSPC"));
-    assert_eq!(
-        world.ask(guest, DIRECTORY, "data|"),
-        value(""),
-        "nothing of it happened"
-    );
+    assert_eq!(world.ask(guest, DIRECTORY, "data|"), value(""), "nothing of it happened");
     assert_eq!(world.ask(guest, WRITE, "data/1/2/3/4/5|x"), refused("ENOSPC"));
-    assert_eq!(
-        world.ask(guest, DIRECTORY, "data|"),
-        value(""),
-        "nor half of a single request"
-    );
+    assert_eq!(world.ask(guest, DIRECTORY, "data|"), value(""), "nor half of a single request");
 }
 
 #[test]
 fn quotas_hold_across_transactions_of_one_domain() {
-    let quotas = Quotas {
-        nodes: 6,
-        ..Quotas::default()
-    };
+    let quotas = Quotas { nodes: 6, ..Quotas::default() };
     let mut world = World::with_quotas(&[5], quotas);
     let guest = World::guest(5);
     world.ask(guest, MKDIR, "data/a|").unwrap();
@@ -201,11 +183,7 @@ fn what_was_absent_stays_absent_inside() {
     world.ask(dom0, WRITE, "/b|outside").unwrap();
     world.ask_in(dom0, tx, WRITE, "/b|inside").unwrap();
     world.ask(dom0, RM, "/b|").unwrap();
-    assert_eq!(
-        world.ask_in(dom0, tx, END, "T|"),
-        refused("EAGAIN"),
-        "the root changed twice"
-    );
+    assert_eq!(world.ask_in(dom0, tx, END, "T|"), refused("EAGAIN"), "the root changed twice");
     assert_eq!(world.ask(dom0, READ, "/b|"), refused("ENOENT"));
 }
 

@@ -23,13 +23,7 @@ impl Guest {
     fn new(page: &WordPage) -> Self {
         let client = Client::attach(page).unwrap();
         let (unsent, replies) = (Vec::new(), Vec::new());
-        Self {
-            client,
-            unsent,
-            assembler: Assembler::default(),
-            replies,
-            reads: true,
-        }
+        Self { client, unsent, assembler: Assembler::default(), replies, reads: true }
     }
 
     fn turn(&mut self, page: &WordPage) {
@@ -73,12 +67,9 @@ fn long_messages_pass_a_short_ring() {
     world.store.session(world.dom0).write("/big", &[b'v'; 4096]).unwrap();
     world.store.session(world.dom0).set_permissions("/big", "r0").unwrap();
     let long = format!("data/a|{}", "x".repeat(2000));
-    guest.unsent = [
-        message(WRITE, 1, 0, &bytes(&long)),
-        message(READ, 2, 0, b"/big\0"),
-        message(READ, 3, 0, b"data/a\0"),
-    ]
-    .concat();
+    guest.unsent =
+        [message(WRITE, 1, 0, &bytes(&long)), message(READ, 2, 0, b"/big\0"), message(READ, 3, 0, b"data/a\0")]
+            .concat();
     run(&page, &mut guest, &mut link, &mut world.store);
     assert_eq!(payloads(&guest), ["OK|".into(), "v".repeat(4096), "x".repeat(2000)]);
     let requests: Vec<_> = guest.replies.iter().map(|message| message.header.request).collect();
@@ -110,11 +101,7 @@ fn events_reach_a_guest_that_asks_nothing() {
     let mut guest = Guest::new(&page);
     guest.unsent = message(WATCH, 1, 0, b"device\0t\0");
     run(&page, &mut guest, &mut link, &mut world.store);
-    world
-        .store
-        .session(world.dom0)
-        .write("/local/domain/5/device/x", b"1")
-        .unwrap();
+    world.store.session(world.dom0).write("/local/domain/5/device/x", b"1").unwrap();
     assert!(link.step(&page, &mut world.store).notify);
     guest.turn(&page);
     assert_eq!(payloads(&guest), ["OK|", "device|t|", "device/x|t|"]);
@@ -127,19 +114,13 @@ fn a_guest_that_does_not_read_stalls_itself() {
     let mut link = Link::introduce(FIVE, &page).unwrap();
     let mut guest = Guest::new(&page);
     guest.reads = false;
-    world
-        .ask(World::guest(5), WRITE, &format!("data/a|{}", "x".repeat(1000)))
-        .unwrap();
+    world.ask(World::guest(5), WRITE, &format!("data/a|{}", "x".repeat(1000))).unwrap();
     guest.unsent = message(READ, 1, 0, b"data/a\0").repeat(200);
     run(&page, &mut guest, &mut link, &mut world.store);
     let stalled = guest.unsent.len();
     assert!(stalled > 0, "the server took everything");
     let step = link.step(&page, &mut world.store);
-    assert_eq!(
-        (step.notify, step.again),
-        (false, false),
-        "nothing to do until the guest reads"
-    );
+    assert_eq!((step.notify, step.again), (false, false), "nothing to do until the guest reads");
     assert_eq!(world.ask(World::guest(6), READ, "data|"), value(""));
     guest.reads = true;
     for _ in 0..10 {
@@ -158,11 +139,7 @@ fn impossible_indices_stop_the_link_and_say_so() {
         guest.unsent = message(WATCH, 1, 0, b"device\0t\0");
         run(&page, &mut guest, &mut link, &mut world.store);
         page.store_u32(offset, page.load_u32(offset).wrapping_add(1025));
-        world
-            .store
-            .session(world.dom0)
-            .write("/local/domain/5/device/x", b"1")
-            .unwrap();
+        world.store.session(world.dom0).write("/local/domain/5/device/x", b"1").unwrap();
         let step = link.step(&page, &mut world.store);
         assert_eq!((step.notify, step.stopped), (true, Some(LinkError::BadIndices)));
         assert_eq!(page.load_u32(ERROR_WORD), 2);

@@ -28,11 +28,7 @@ fn paths_come_back_as_they_were_given() {
     watch(&mut world, guest, "data|relative|");
     watch(&mut world, guest, "/local/domain/5/data|absolute|");
     world.ask(guest, WRITE, "/local/domain/5/data/x|1").unwrap();
-    assert_eq!(
-        world.events(guest),
-        Vec::<String>::new(),
-        "already fetched with the answer"
-    );
+    assert_eq!(world.events(guest), Vec::<String>::new(), "already fetched with the answer");
     let out = world.exchange(guest, WRITE, 0, b"/local/domain/5/data/x\x001");
     let events: Vec<_> = out[1..].iter().map(|(_, text)| text.as_str()).collect();
     assert_eq!(events, ["data/x|relative|", "/local/domain/5/data/x|absolute|"]);
@@ -68,12 +64,7 @@ fn a_removed_subtree_tells_watchers_inside_of_their_own_node() {
     for path in ["a/b/c", "a/b/d", "a/e"] {
         world.ask(guest, WRITE, &format!("data/{path}|1")).unwrap();
     }
-    for (path, token) in [
-        ("data", "up"),
-        ("data/a/b", "in"),
-        ("data/a/b/d", "leaf"),
-        ("data/x", "no"),
-    ] {
+    for (path, token) in [("data", "up"), ("data/a/b", "in"), ("data/a/b/d", "leaf"), ("data/x", "no")] {
         watch(&mut world, guest, &format!("{path}|{token}|"));
     }
     world.send(guest, RM, 0, b"data/a\0");
@@ -104,16 +95,8 @@ fn an_event_waiting_is_not_queued_twice_but_different_ones_are() {
     let guest = World::guest(5);
     watch(&mut world, guest, "data|t|");
     for _ in 0..1000 {
-        world
-            .store
-            .session(world.dom0)
-            .write("/local/domain/5/data/a", b"1")
-            .unwrap();
-        world
-            .store
-            .session(world.dom0)
-            .write("/local/domain/5/data/b", b"1")
-            .unwrap();
+        world.store.session(world.dom0).write("/local/domain/5/data/a", b"1").unwrap();
+        world.store.session(world.dom0).write("/local/domain/5/data/b", b"1").unwrap();
     }
     assert_eq!(world.events(guest), ["data/a|t", "data/b|t"]);
 }
@@ -173,11 +156,7 @@ fn events_pass_the_permissions_of_their_receiver() {
         let expected: &[&str] = if hears { &["/dir/node|t", "/dir/node|top"] } else { &[] };
         assert_eq!(world.events(guest), expected, "{directory} / {node}");
         // Losing the right is still told, having none is not.
-        world
-            .store
-            .session(world.dom0)
-            .set_permissions("/dir/node", "n0")
-            .unwrap();
+        world.store.session(world.dom0).set_permissions("/dir/node", "n0").unwrap();
         assert_eq!(world.events(guest), expected, "taking away, {directory} / {node}");
         let still = directory.contains("r5") || directory == "n5";
         world.store.session(world.dom0).remove("/dir/node").unwrap();
@@ -214,16 +193,8 @@ fn domains_coming_and_going_are_told() {
     assert_eq!(world.events(dom0).len(), 2, "again after a resumption");
     world.send(dom0, RELEASE, 0, b"9\0");
     assert_eq!(world.events(dom0), ["@releaseDomain|t", "@releaseDomain/9|deep"]);
-    assert_eq!(
-        world.events(guest),
-        Vec::<String>::new(),
-        "only for who may read the name"
-    );
-    world
-        .store
-        .session(dom0)
-        .set_permissions("@releaseDomain", "n0,r5")
-        .unwrap();
+    assert_eq!(world.events(guest), Vec::<String>::new(), "only for who may read the name");
+    world.store.session(dom0).set_permissions("@releaseDomain", "n0,r5").unwrap();
     world.drain(guest);
     world.introduce(9);
     world.store.domain_shut_down(DomainId(9));
@@ -248,10 +219,7 @@ fn the_longest_event_fits_into_a_message() {
     let mut world = World::new(&[5]);
     let guest = World::guest(5);
     let longest_token = "t".repeat(store::watch::TOKEN_MAX);
-    assert_eq!(
-        world.ask(guest, WATCH, &format!("/|{longest_token}x|")),
-        refused("E2BIG")
-    );
+    assert_eq!(world.ask(guest, WATCH, &format!("/|{longest_token}x|")), refused("E2BIG"));
     watch(&mut world, guest, &format!("/|{longest_token}|"));
     let path = format!("/{}", "p".repeat(store::path::ABSOLUTE_MAX - 1));
     world.store.session(world.dom0).write(&path, b"").unwrap();
@@ -261,10 +229,7 @@ fn the_longest_event_fits_into_a_message() {
 
 #[test]
 fn a_client_that_does_not_read_loses_detail_but_not_the_news() {
-    let quotas = Quotas {
-        events: 8,
-        ..Quotas::default()
-    };
+    let quotas = Quotas { events: 8, ..Quotas::default() };
     let mut world = World::with_quotas(&[5], quotas);
     let guest = World::guest(5);
     watch(&mut world, guest, "data|t|");
@@ -283,10 +248,7 @@ fn local_sessions_hear_by_calls() {
     let mut world = World::new(&[5]);
     let mut session = world.store.session(world.dom0);
     session.watch("/local/domain/5/device", b"be").unwrap();
-    assert_eq!(
-        session.watch("/local/domain/5/device", b"be"),
-        Err(store::StoreError::Exists)
-    );
+    assert_eq!(session.watch("/local/domain/5/device", b"be"), Err(store::StoreError::Exists));
     assert_eq!(&*session.next_event().unwrap().token, b"be");
     assert!(!session.has_events());
     world.ask(World::guest(5), WRITE, "device/x|1").unwrap();

@@ -36,25 +36,14 @@ fn names(file: &[u8]) -> Result<Vec<String>> {
         return Ok(Vec::new());
     };
     // The section may begin with a few bytes that align the table.
-    let start = elf
-        .symbol_by_name("tests_start")
-        .map_or(section.address(), |symbol| symbol.address());
+    let start = elf.symbol_by_name("tests_start").map_or(section.address(), |symbol| symbol.address());
     let padding = usize::try_from(start - section.address().min(start))?;
-    parse(
-        section
-            .data()?
-            .get(padding..)
-            .context("the table of tests lies outside its section")?,
-    )
+    parse(section.data()?.get(padding..).context("the table of tests lies outside its section")?)
 }
 
 fn parse(table: &[u8]) -> Result<Vec<String>> {
     let (records, rest) = table.as_chunks::<RECORD>();
-    anyhow::ensure!(
-        rest.is_empty(),
-        "the table has {} bytes, which is no number of records",
-        table.len()
-    );
+    anyhow::ensure!(rest.is_empty(), "the table has {} bytes, which is no number of records", table.len());
     let name = |record: &[u8; RECORD]| {
         let name = record[..NAME].split(|byte| *byte == 0).next().unwrap_or_default();
         Ok(std::str::from_utf8(name).context("a name that is not text")?.to_owned())

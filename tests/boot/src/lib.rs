@@ -52,12 +52,7 @@ impl Setup {
     /// A machine of 512 MiB for a minute.
     #[must_use]
     pub fn new(bundle: Bundle) -> Self {
-        Self {
-            bundle,
-            options: String::new(),
-            memory: 512,
-            limit: Duration::from_secs(60),
-        }
+        Self { bundle, options: String::new(), memory: 512, limit: Duration::from_secs(60) }
     }
 }
 
@@ -137,18 +132,9 @@ impl Machine {
         let folder = build::target_dir(&sh)?.join("tmp/system").join(name);
         fs::create_dir_all(&folder)?;
         let bundle = setup.bundle.write()?;
-        let mut command = machine::command(
-            &qemu,
-            setup.memory,
-            &hypervisor,
-            bundle.path(),
-            &setup.options,
-            Console::Plain,
-        );
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(File::create(folder.join("qemu.log"))?);
+        let mut command =
+            machine::command(&qemu, setup.memory, &hypervisor, bundle.path(), &setup.options, Console::Plain);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(folder.join("qemu.log"))?);
         let mut child = command.spawn().context("cannot start QEMU")?;
         let output = child.stdout.take().context("QEMU without output")?;
         let input = child.stdin.take().context("QEMU without input")?;
@@ -157,15 +143,7 @@ impl Machine {
         let shared = Arc::clone(&console);
         thread::spawn(move || watch(output, log, &shared));
         let deadline = Instant::now() + setup.limit;
-        Ok(Self {
-            child,
-            input,
-            console,
-            mark: 0,
-            deadline,
-            folder,
-            _bundle: Box::new(bundle),
-        })
+        Ok(Self { child, input, console, mark: 0, deadline, folder, _bundle: Box::new(bundle) })
     }
 
     /// Waits until the machine prints `text`, and returns everything from the last match up to the end of this one.
@@ -195,10 +173,7 @@ impl Machine {
         };
         let console = String::from_utf8_lossy(&output.bytes).into_owned();
         drop(output);
-        bail!(
-            "waiting for {text:?}: {why}\n{}",
-            excerpt(&console, &self.folder.join("console.log"))
-        );
+        bail!("waiting for {text:?}: {why}\n{}", excerpt(&console, &self.folder.join("console.log")));
     }
 
     /// Types a line on the machine's console, and the return key.
@@ -206,10 +181,7 @@ impl Machine {
     /// # Errors
     /// The machine has ended.
     pub fn type_line(&mut self, line: &str) -> Result<()> {
-        let typed = self
-            .input
-            .write_all(format!("{line}\n").as_bytes())
-            .and_then(|()| self.input.flush());
+        let typed = self.input.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.input.flush());
         typed.with_context(|| format!("cannot type {line:?}: the machine ended"))
     }
 
@@ -238,19 +210,11 @@ impl Machine {
         // The end of QEMU closes its output: what is still on the way arrives now.
         let mut output = self.console.lock();
         while !output.closed {
-            output = self
-                .console
-                .changed
-                .wait(output)
-                .unwrap_or_else(PoisonError::into_inner);
+            output = self.console.changed.wait(output).unwrap_or_else(PoisonError::into_inner);
         }
         let console = String::from_utf8_lossy(&output.bytes).into_owned();
         drop(output);
-        Ok(Outcome {
-            end: status.map(End::of),
-            console,
-            log: self.folder.join("console.log"),
-        })
+        Ok(Outcome { end: status.map(End::of), console, log: self.folder.join("console.log") })
     }
 }
 
@@ -329,22 +293,14 @@ mod tests {
     use super::*;
 
     fn outcome(end: Option<End>, console: &str) -> Outcome {
-        Outcome {
-            end,
-            console: console.into(),
-            log: "console.log".into(),
-        }
+        Outcome { end, console: console.into(), log: "console.log".into() }
     }
 
     #[test]
     fn a_guest_passes_only_with_both_halves() {
         let good = Some(End::Success);
-        outcome(good, "@@ done: failed\n@@ done: passed\r\n")
-            .require_passed()
-            .unwrap();
-        outcome(good, "(guest) @@ done: passed\nand more\n")
-            .require_passed()
-            .unwrap();
+        outcome(good, "@@ done: failed\n@@ done: passed\r\n").require_passed().unwrap();
+        outcome(good, "(guest) @@ done: passed\nand more\n").require_passed().unwrap();
         for (end, console) in [
             (good, ""),
             (good, "@@ done: passed\n@@ done: failed\n"),
@@ -361,10 +317,7 @@ mod tests {
     fn a_failure_shows_the_end_of_the_console() {
         let console: String = (0..100).map(|n| format!("line {n}\n")).collect();
         let error = outcome(None, &console).require_success().unwrap_err().to_string();
-        assert!(
-            error.contains("line 99") && error.contains("line 60") && !error.contains("line 59"),
-            "{error}"
-        );
+        assert!(error.contains("line 99") && error.contains("line 60") && !error.contains("line 59"), "{error}");
     }
 
     #[test]

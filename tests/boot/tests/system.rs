@@ -14,10 +14,7 @@ use xtask::{build, kernels};
 type Story = (&'static str, fn() -> Result<()>);
 
 /// Every story that starts at dom0.
-const STORIES: &[Story] = &[(
-    "stock_kernel_has_a_shell_and_powers_off",
-    stock_kernel_has_a_shell_and_powers_off,
-)];
+const STORIES: &[Story] = &[("stock_kernel_has_a_shell_and_powers_off", stock_kernel_has_a_shell_and_powers_off)];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -41,9 +38,7 @@ fn trials() -> Result<Vec<Trial>> {
             let path = build::image(&boot::images()?, &name)?;
             for test in guests::tests(&path)? {
                 let path = path.clone();
-                let title = test
-                    .as_ref()
-                    .map_or_else(|| name.clone(), |test| format!("{name}::{test}"));
+                let title = test.as_ref().map_or_else(|| name.clone(), |test| format!("{name}::{test}"));
                 trials.push(trial(title, move || guests::run(&path, test.as_deref())));
             }
         }

@@ -11,10 +11,7 @@
 //! character pass.
 #![no_std]
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
-)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 extern crate alloc;
 
@@ -103,10 +100,7 @@ impl Console {
         let mut taken = 0;
         while taken < budget {
             let room = buffer.len().min(budget - taken);
-            let count = self
-                .ends
-                .output
-                .read(page, buffer.get_mut(..room).unwrap_or_default())?;
+            let count = self.ends.output.read(page, buffer.get_mut(..room).unwrap_or_default())?;
             if count == 0 {
                 break;
             }
@@ -117,11 +111,7 @@ impl Console {
         }
         let given = self.give_typed(page)?;
         let again = self.ends.output.available(page)? > 0;
-        Ok(Served {
-            notify: taken > 0 || given > 0,
-            again,
-            taken,
-        })
+        Ok(Served { notify: taken > 0 || given > 0, again, taken })
     }
 
     fn give_typed<P: SharedPage>(&mut self, page: &P) -> Result<usize, BadIndices> {

@@ -19,10 +19,7 @@ impl LineWriter {
     /// Lines will start with `prefix`, for instance `(d3) `.
     #[must_use]
     pub const fn new(prefix: String) -> Self {
-        Self {
-            prefix,
-            line: Vec::new(),
-        }
+        Self { prefix, line: Vec::new() }
     }
 
     /// Takes output; gives every finished line, without line end, to `emit`.
@@ -105,15 +102,8 @@ mod tests {
             assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{line}");
         }
         assert_eq!(lines(&[b"\x1b[2J\x07a\tb\\n"]), ["(d3) \\x1b[2J\\x07a b\\\\n"]);
-        assert_eq!(
-            lines(&["gr\u{fc}n \u{202e}x\u{9b}".as_bytes()]),
-            ["(d3) grün \\u{202e}x\\u{9b}"]
-        );
-        assert_eq!(
-            lines(&[b"a\rb"]),
-            ["(d3) a\\x0db"],
-            "a return would overwrite the prefix"
-        );
+        assert_eq!(lines(&["gr\u{fc}n \u{202e}x\u{9b}".as_bytes()]), ["(d3) grün \\u{202e}x\\u{9b}"]);
+        assert_eq!(lines(&[b"a\rb"]), ["(d3) a\\x0db"], "a return would overwrite the prefix");
     }
 
     #[test]

@@ -27,11 +27,7 @@ impl Scrollback {
     /// Keeps at most `limit` bytes; takes no memory until bytes come.
     #[must_use]
     pub const fn new(limit: usize) -> Self {
-        Self {
-            bytes: VecDeque::new(),
-            limit,
-            end: 0,
-        }
+        Self { bytes: VecDeque::new(), limit, end: 0 }
     }
 
     /// Appends bytes.

@@ -18,9 +18,7 @@ fn bytes_pass_unchanged_both_ways() {
     guest.output.write(&page, b"\x1b[1mlogin:\x00\xff").unwrap();
     assert_eq!(console.type_in(b"root\r"), 5);
     let mut shown = Vec::new();
-    let served = console
-        .serve(&page, BUDGET, |bytes| shown.extend_from_slice(bytes))
-        .unwrap();
+    let served = console.serve(&page, BUDGET, |bytes| shown.extend_from_slice(bytes)).unwrap();
     assert_eq!((served.notify, served.again, served.taken), (true, false, 12));
     assert_eq!(shown, b"\x1b[1mlogin:\x00\xff");
     let mut typed = [0; 16];
@@ -104,21 +102,14 @@ fn a_lying_guest_is_left_alone() {
 
 #[test]
 fn random_indices_never_panic() {
-    let seed = std::env::var("SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_else(|| {
-            let now = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .unwrap();
-            u64::from(now.subsec_nanos())
-        });
+    let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        u64::from(now.subsec_nanos())
+    });
     println!("SEED={seed}");
     let mut state = seed;
     let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         u32::try_from(state >> 32).unwrap()
     };
     for _ in 0..20_000 {
@@ -130,11 +121,7 @@ fn random_indices_never_panic() {
         let mut console = Console::attach(&page, 64).unwrap();
         for _ in 0..4 {
             let offset = 3072 + 4 * usize::try_from(next() % 4).unwrap();
-            let value = if next() % 2 == 0 {
-                next()
-            } else {
-                base.wrapping_add(next() % 4096)
-            };
+            let value = if next() % 2 == 0 { next() } else { base.wrapping_add(next() % 4096) };
             page.store_u32(offset, value);
             console.type_in(&[1; 40]);
             if let Ok(served) = console.serve(&page, BUDGET, |_| {}) {

@@ -46,11 +46,7 @@ impl World {
     pub fn with_quotas(domains: &[u16], quotas: Quotas) -> Self {
         let mut store = Store::new(DomainId(0), quotas);
         let dom0 = store.open_local();
-        let mut world = Self {
-            store,
-            dom0,
-            next_request: 1,
-        };
+        let mut world = Self { store, dom0, next_request: 1 };
         for domain in domains {
             world.introduce(*domain);
         }
@@ -117,19 +113,13 @@ impl World {
     pub fn ask_in(&mut self, id: ConnectionId, tx: u32, kind: u32, payload: &str) -> Reply {
         let out = self.exchange(id, kind, tx, &bytes(payload));
         let (kind, payload) = out.into_iter().find(|(kind, _)| *kind != WATCH_EVENT).unwrap();
-        if kind == ERROR {
-            Err(payload.trim_end_matches('|').into())
-        } else {
-            Ok(payload)
-        }
+        if kind == ERROR { Err(payload.trim_end_matches('|').into()) } else { Ok(payload) }
     }
 
     /// Events waiting, as `path|token`.
     pub fn events(&mut self, id: ConnectionId) -> Vec<String> {
         let events = self.drain(id).into_iter().filter(|(kind, _)| *kind == WATCH_EVENT);
-        events
-            .map(|(_, payload)| payload.trim_end_matches('|').into())
-            .collect()
+        events.map(|(_, payload)| payload.trim_end_matches('|').into()).collect()
     }
 
     /// Opens a transaction.
@@ -175,9 +165,7 @@ impl Random {
     pub fn new() -> Self {
         let given = std::env::var("SEED").ok().and_then(|text| text.parse().ok());
         let seed = given.unwrap_or_else(|| {
-            let now = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .unwrap();
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
             u64::from(now.subsec_nanos()) ^ now.as_secs() << 20
         });
         println!("SEED={seed}");
