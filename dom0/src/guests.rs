@@ -1,160 +1,312 @@
-//! The guests' lives: made as the bundle says, watched, and made anew or forgotten when they end.
+//! The guests of this machine: made from the boot bundle, watched, ended, and made anew if they want to be.
 
+use alloc::format;
 use alloc::rc::Rc;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use hypercall_abi::event::Virq;
+use core::cell::{Cell, RefCell};
+
 use hypercall_abi::sched::ShutdownReason;
-use toolstack::create::{CreateError, Guest, Request, create};
-use toolstack::end::{Outcome, end_of};
+use toolstack::bundle::Bundle;
+use toolstack::command::{Command, HELP};
+use toolstack::config::GuestConfig;
+use toolstack::create::{Guest, Request, create};
+use toolstack::end::{End, Outcome, end_of};
 use toolstack::{DomainId, Summary, domains};
-use unikernel::events::Channel;
-use unikernel::{hypercall, memory, println, time};
+use unikernel::{hypercall, tasks, time};
 
-use crate::authority::Authority;
-use crate::bundle::{self, Recipe};
-use crate::consoles::Consoles;
-use crate::stores::{OWN, Session, Stores};
+use crate::console_service::GuestConsole;
+use crate::hypervisor::Xen;
+use crate::signal::Signal;
+use crate::store_service::StoreService;
+use crate::terminal::Terminal;
 
-/// A guest that lives, and what it was made of.
-struct Living {
-    guest: Guest,
-    recipe: Recipe,
+/// Bytes a kernel may unpack to.
+const KERNEL_LIMIT: usize = 256 << 20;
+/// A guest that ends at once is not made anew more often than this.
+const LIFE_NS: u64 = 2_000_000_000;
+
+/// Every guest, and what it takes to make one.
+pub(crate) struct Guests {
+    own: DomainId,
+    bundle: Bundle<'static>,
+    hypervisor: RefCell<Xen>,
+    store: StoreService,
+    terminal: Rc<Terminal>,
+    list: RefCell<Vec<Entry>>,
+    /// A guest could not be made, or ended by a crash.
+    failed: Cell<bool>,
+    /// Something may have ended.
+    pub(crate) changed: Signal,
 }
 
-/// Everything a guest's life needs.
-struct Keeper {
-    hypervisor: Authority,
-    session: Session,
-    consoles: Rc<Consoles>,
-    living: Vec<Living>,
-    /// Guests that ended and stay to be looked at.
-    preserved: Vec<Guest>,
+struct Entry {
+    config: GuestConfig,
+    console: Rc<GuestConsole>,
+    state: State,
+    /// When it was last made.
+    made: u64,
 }
 
-/// Makes the guests and stays with them; answers how this domain is to end: well when the last guest is gone, as a crash
-/// when not one could be made.
-pub(crate) async fn run(bundle: &'static [u8], stores: Rc<Stores>, consoles: Rc<Consoles>) -> ShutdownReason {
-    let hypervisor = match Authority::new() {
-        Ok(hypervisor) => hypervisor,
-        Err(why) => {
-            log::error!("{why}");
-            return ShutdownReason::Crash;
-        }
-    };
-    let session = Session(stores);
-    let mut keeper = Keeper { hypervisor, session, consoles, living: Vec::new(), preserved: Vec::new() };
-    // Bound before there is a guest, so that no end is missed.
-    let ends = match hypercall::bind_virq(Virq::DomExc, 0) {
-        Ok(port) => Channel::adopt(port),
-        Err(why) => {
-            log::error!("the ends of domains are not told: {}", why.name());
-            return ShutdownReason::Crash;
-        }
-    };
-    for recipe in bundle::recipes(bundle) {
-        match recipe {
-            Ok(recipe) => keeper.make(recipe),
-            Err(why) => log::error!("{why}"),
-        }
-    }
-    if keeper.living.is_empty() {
-        log::error!("no guest runs");
-        return ShutdownReason::Crash;
-    }
-    keeper.list();
-    while !keeper.living.is_empty() {
-        keeper.look_after_ends();
-        if keeper.living.is_empty() {
-            break;
-        }
-        ends.wait().await;
-    }
-    ShutdownReason::Poweroff
+enum State {
+    Lives(Guest),
+    /// Ended and kept.
+    Kept(Guest),
+    /// Will be made anew.
+    Waits,
+    Ended,
 }
 
-impl Keeper {
-    /// Makes a guest and lets it run.
-    fn make(&mut self, recipe: Recipe) {
-        let name = recipe.config.name.clone();
-        let start = time::now_ns();
-        match self.try_make(&recipe) {
-            Ok(guest) => {
-                let ms = (time::now_ns() - start) / 1_000_000;
-                println!("dom0: guest {name} is domain {}, made in {ms} ms", guest.domain);
-                self.living.push(Living { guest, recipe });
-            }
-            Err(why) => log::error!("{why}"),
-        }
+impl Guests {
+    /// No guest yet; those of `bundle` are made by [`Guests::start_all`].
+    pub(crate) fn new(own: DomainId, bundle: Bundle<'static>, terminal: Rc<Terminal>) -> Rc<Self> {
+        Rc::new(Self {
+            own,
+            bundle,
+            hypervisor: RefCell::default(),
+            store: StoreService::new(own),
+            terminal,
+            list: RefCell::default(),
+            failed: Cell::new(false),
+            changed: Signal::default(),
+        })
     }
 
-    fn try_make(&mut self, recipe: &Recipe) -> Result<Guest, CreateError> {
-        let half_of_memory = memory::free_pages() * memory::PAGE / 2;
-        let request = Request {
-            config: &recipe.config,
-            kernel: recipe.kernel,
-            ramdisk: recipe.ramdisk,
-            uuid: uuid(),
-            backend: DomainId(OWN),
-            kernel_limit: usize::try_from(half_of_memory).unwrap_or(usize::MAX),
-        };
-        let guest = create(&mut self.hypervisor, &mut self.session, &request)?;
-        self.consoles.attach(&guest);
-        let attached = guest.clone();
-        guest.start(&mut self.hypervisor, &mut self.session).inspect_err(|_| self.consoles.detach(&attached))
+    /// The console of a guest.
+    pub(crate) fn console(&self, name: &str) -> Option<Rc<GuestConsole>> {
+        let list = self.list.borrow();
+        let entry = list.iter().find(|entry| entry.config.name == name);
+        entry.map(|entry| Rc::clone(&entry.console))
     }
 
-    /// Prints what runs.
-    fn list(&mut self) {
-        println!("{:20} {:>5} {:>8} {:>5} {:5} {:>9}", "Name", "ID", "Mem/MiB", "VCPUs", "State", "Time(s)");
-        match domains(&mut self.hypervisor) {
-            Ok(domains) => {
-                for domain in domains {
-                    println!("{:20} {}", self.name_of(domain.domain), Summary(&domain));
-                }
-            }
-            Err(why) => log::error!("{why}"),
-        }
+    /// The first guest that lives, or soon will.
+    pub(crate) fn first_alive(&self) -> Option<String> {
+        let list = self.list.borrow();
+        let entry = list.iter().find(|entry| matches!(entry.state, State::Lives(_) | State::Waits));
+        entry.map(|entry| entry.config.name.clone())
     }
 
-    fn name_of(&self, domain: u16) -> &str {
-        if domain == OWN {
-            return "dom0";
-        }
-        let found = self.living.iter().find(|living| living.guest.domain.0 == domain);
-        found.map_or("?", |living| &living.guest.config.name)
+    /// Whether a guest lives, or soon will.
+    pub(crate) fn is_alive(&self, name: &str) -> bool {
+        let list = self.list.borrow();
+        let mut entries = list.iter().filter(|entry| entry.config.name == name);
+        entries.any(|entry| matches!(entry.state, State::Lives(_) | State::Waits))
     }
 
-    /// Looks at every guest: the interrupt says that one ended, not which.
-    fn look_after_ends(&mut self) {
-        let mut restarts = Vec::new();
-        for living in core::mem::take(&mut self.living) {
-            match end_of(&mut self.hypervisor, &living.guest) {
-                Ok(None) => self.living.push(living),
-                Ok(Some(end)) => {
-                    self.consoles.detach(&living.guest);
-                    self.session.0.domain_shut_down(living.guest.domain);
-                    println!("dom0: {}", end.report);
-                    let Living { guest, recipe } = living;
-                    let (outcome, left_over) = guest.finish(&end, &mut self.hypervisor, &mut self.session);
-                    for what in left_over {
-                        log::error!("left over: {what}");
-                    }
-                    match outcome {
-                        Outcome::Gone => {}
-                        Outcome::Restart(config) => restarts.push(Recipe { config, ..recipe }),
-                        Outcome::Preserved(guest) => self.preserved.push(guest),
-                    }
-                }
+    /// Whether nothing is left to do or to look at.
+    pub(crate) fn all_ended(&self) -> bool {
+        let ended = |entry: &Entry| matches!(entry.state, State::Ended);
+        self.list.borrow().iter().all(ended)
+    }
+
+    /// Whether a guest could not be made or ended by a crash.
+    pub(crate) fn failed(&self) -> bool {
+        self.failed.get()
+    }
+
+    fn fail(&self, why: &str) {
+        self.failed.set(true);
+        self.terminal.message(&format!("error: {why}"));
+    }
+
+    /// Makes every guest of the bundle.
+    pub(crate) fn start_all(&self) {
+        for config in self.bundle.guests() {
+            let config = match config {
+                Ok(config) => config,
                 Err(why) => {
-                    log::error!("guest {}: {why}", living.guest.config.name);
-                    self.living.push(living);
+                    self.fail(&why.to_string());
+                    continue;
                 }
+            };
+            let name = config.name.clone();
+            if self.console(&name).is_some() {
+                self.fail(&format!("guest {name}: there is one of this name already"));
+                continue;
             }
+            let console = GuestConsole::new(&name, Rc::clone(&self.terminal));
+            self.list.borrow_mut().push(Entry { config, console, state: State::Ended, made: 0 });
+            self.start(&name);
         }
-        for recipe in restarts {
-            self.make(recipe);
+        if self.list.borrow().is_empty() && !self.failed() {
+            self.fail("the boot bundle has no guests");
         }
     }
+
+    /// Makes a guest that does not exist, and says so if that fails.
+    fn start(&self, name: &str) {
+        let found = {
+            let list = self.list.borrow();
+            let mut entries = list.iter().filter(|entry| entry.config.name == name);
+            entries.next().map(|entry| (entry.config.clone(), Rc::clone(&entry.console)))
+        };
+        let Some((config, console)) = found else { return };
+        let made = self.make(&config, &console);
+        let state = match made {
+            Ok(guest) => State::Lives(guest),
+            Err(why) => {
+                self.fail(&why);
+                State::Ended
+            }
+        };
+        self.set_state(name, state);
+    }
+
+    fn set_state(&self, name: &str, state: State) {
+        let mut list = self.list.borrow_mut();
+        if let Some(entry) = list.iter_mut().find(|entry| entry.config.name == name) {
+            if let State::Lives(_) = state {
+                entry.made = time::now_ns();
+            }
+            entry.state = state;
+        }
+        drop(list);
+        self.changed.set();
+    }
+
+    fn make(&self, config: &GuestConfig, console: &Rc<GuestConsole>) -> Result<Guest, String> {
+        let (kernel, ramdisk) = self.bundle.images(config).map_err(|why| why.to_string())?;
+        let request = Request { config, kernel, ramdisk, uuid: uuid(), backend: self.own, kernel_limit: KERNEL_LIMIT };
+        let hypervisor = &mut *self.hypervisor.borrow_mut();
+        let store = &mut self.store.clone();
+        let guest = create(hypervisor, store, &request).map_err(|why| why.to_string())?;
+        if let Err(why) = console.connect(guest.domain.0, guest.console.port) {
+            let left_over = guest.destroy(hypervisor, store);
+            return Err(format!("guest {}: {why}{}", config.name, listed(&left_over)));
+        }
+        guest.start(hypervisor, store).map_err(|why| {
+            console.disconnect();
+            why.to_string()
+        })
+    }
+
+    /// Sees which guests have ended, and does what follows.
+    pub(crate) fn look(self: &Rc<Self>) {
+        while let Some((name, end)) = self.next_end() {
+            self.finish(&name, &end);
+        }
+    }
+
+    /// A guest that has ended and is not yet seen to.
+    fn next_end(&self) -> Option<(String, End)> {
+        let list = self.list.borrow();
+        let hypervisor = &mut *self.hypervisor.borrow_mut();
+        list.iter().find_map(|entry| {
+            let State::Lives(guest) = &entry.state else { return None };
+            match end_of(hypervisor, guest) {
+                Ok(end) => end.map(|end| (entry.config.name.clone(), end)),
+                Err(why) => {
+                    log::error!("guest {}: {why}", entry.config.name);
+                    None
+                }
+            }
+        })
+    }
+
+    fn finish(self: &Rc<Self>, name: &str, end: &End) {
+        let Some((guest, console, made)) = self.take(name) else {
+            return;
+        };
+        self.store.domain_shut_down(guest.domain);
+        console.disconnect();
+        self.terminal.message(&end.report);
+        let (outcome, left_over) = {
+            let hypervisor = &mut *self.hypervisor.borrow_mut();
+            guest.finish(end, hypervisor, &mut self.store.clone())
+        };
+        self.complain(name, &left_over);
+        if !matches!(outcome, Outcome::Restart(_)) && !ended_well(end) {
+            self.failed.set(true);
+        }
+        let state = match outcome {
+            Outcome::Gone => State::Ended,
+            Outcome::Preserved(guest) => State::Kept(guest),
+            Outcome::Restart(_) => {
+                let (guests, name) = (Rc::clone(self), name.to_string());
+                tasks::spawn(async move {
+                    time::sleep_until(made.saturating_add(LIFE_NS)).await;
+                    guests.start(&name);
+                })
+                .detach();
+                State::Waits
+            }
+        };
+        self.set_state(name, state);
+    }
+
+    /// Takes a guest that exists out of the list, for its end.
+    fn take(&self, name: &str) -> Option<(Guest, Rc<GuestConsole>, u64)> {
+        let mut list = self.list.borrow_mut();
+        let entry = list.iter_mut().find(|entry| entry.config.name == name)?;
+        match core::mem::replace(&mut entry.state, State::Ended) {
+            State::Lives(guest) | State::Kept(guest) => Some((guest, Rc::clone(&entry.console), entry.made)),
+            other => {
+                entry.state = other;
+                None
+            }
+        }
+    }
+
+    fn complain(&self, name: &str, left_over: &[String]) {
+        if !left_over.is_empty() {
+            self.terminal.message(&format!("guest {name}{}", listed(left_over)));
+        }
+    }
+
+    /// Does what was asked at the prompt.
+    pub(crate) fn obey(self: &Rc<Self>, command: Command) {
+        match command {
+            Command::List => self.show_list(),
+            Command::Console(name) => self.terminal.attach(self, &name),
+            Command::Destroy(name) => match self.take(&name) {
+                Some((guest, console, _)) => {
+                    console.disconnect();
+                    let left_over = {
+                        let hypervisor = &mut *self.hypervisor.borrow_mut();
+                        guest.destroy(hypervisor, &mut self.store.clone())
+                    };
+                    self.complain(&name, &left_over);
+                    self.changed.set();
+                }
+                None => self.terminal.message(&format!("there is no guest {}", name.escape_debug())),
+            },
+            Command::Help => self.terminal.message(HELP),
+            Command::Quit => hypercall::shutdown(ShutdownReason::Poweroff),
+        }
+    }
+
+    /// Prints all domains.
+    pub(crate) fn show_list(&self) {
+        let found = domains(&mut *self.hypervisor.borrow_mut());
+        let found = match found {
+            Ok(found) => found,
+            Err(why) => return self.terminal.message(&why.to_string()),
+        };
+        let list = self.list.borrow();
+        let name = |domain: u16| {
+            let is = |guest: &Guest| guest.domain.0 == domain;
+            let entry = list.iter().find(|entry| match &entry.state {
+                State::Lives(guest) | State::Kept(guest) => is(guest),
+                State::Waits | State::Ended => false,
+            });
+            entry.map_or("dom0", |entry| &entry.config.name)
+        };
+        let mut text =
+            format!("{:<20} {:>5} {:>8} {:>5} {:<5} {:>9}", "name", "id", "MiB", "vcpus", "state", "seconds");
+        for domain in &found {
+            text.push_str(&format!("\n{:<20} {}", name(domain.domain), Summary(domain)));
+        }
+        self.terminal.message(&text);
+    }
+}
+
+fn ended_well(end: &End) -> bool {
+    use ShutdownReason::{Poweroff, Reboot, Suspend};
+    matches!(end.reason, Some(Poweroff | Reboot | Suspend))
+}
+
+fn listed(left_over: &[String]) -> String {
+    left_over.iter().map(|what| format!("; left over: {what}")).collect()
 }
 
 /// A name that differs from others: the counter and the clock, mixed. Nothing rests on its being unguessable.

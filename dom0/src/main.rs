@@ -1,40 +1,95 @@
-//! The first domain: makes the guests of the boot bundle, serves their store and consoles, and sees to their end.
+//! The first domain: which services this image runs, and nothing else.
 //!
-//! This is the wiring diagram. What a domain is made of is the toolstack's business, what the tree says the store's,
-//! what a console does the console back end's; here they meet the hypervisor, through the unikernel.
+//! ```text
+//! boot bundle -> guests -> hypervisor (domctl)      makes, watches and ends domains
+//!                       -> store_service            the tree by which guests meet
+//!                       -> console_service -> terminal   what guests print, and what is typed for them
+//! ```
 //!
-//! Touches: the boot bundle, the machine's console, the guests by authority, and their rings by grants.
-//! Never touches: a guest's memory after it runs, but for the rings.
+//! Touches: other domains, by the calls it has authority for and the pages they grant it; the machine's console.
+//! Keeps: a guest's bytes, indices and requests are judged by the crates that know them; here they only pass.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
-mod authority;
-mod bundle;
-mod consoles;
+mod console_service;
 mod guests;
-mod stores;
+mod hypervisor;
+mod signal;
+mod store_service;
+mod terminal;
 
-use alloc::rc::Rc;
+use hypercall_abi::event::Virq;
 use hypercall_abi::sched::ShutdownReason;
+use toolstack::DomainId;
+use toolstack::bundle::Bundle;
 use unikernel::boot::Boot;
-use unikernel::{control, memory, println, tasks};
+use unikernel::events::Channel;
+use unikernel::{hypercall, println, tasks};
+
+use guests::Guests;
+use terminal::Terminal;
 
 unikernel::entry!(main);
 
+/// The number of the first domain.
+const OWN: DomainId = DomainId(0);
+
 fn main(boot: &Boot) {
-    let free = memory::free_pages() >> 8;
-    println!("dom0: Tenon {}, {free} MiB free", env!("CARGO_PKG_VERSION"));
-    let bundle = boot.ramdisk();
-    let reason = tasks::block_on(async move {
-        let stores = stores::start();
-        let consoles = consoles::start();
-        guests::run(bundle, Rc::clone(&stores), consoles).await
-    });
-    if reason == ShutdownReason::Poweroff {
-        println!("dom0: no guest is left, powering off");
+    println!("Tenon dom0 {}", env!("CARGO_PKG_VERSION"));
+    let end = match prepare(boot) {
+        Ok((bundle, all)) => tasks::block_on(run(bundle, all)),
+        Err(why) => {
+            println!("error: {why}");
+            ShutdownReason::Crash
+        }
+    };
+    hypercall::shutdown(end)
+}
+
+/// What we were booted with: the bundle, and whether all consoles are shown at once (`consoles=all`).
+fn prepare(boot: &Boot) -> Result<(Bundle<'static>, bool), &'static str> {
+    let mut all = false;
+    for word in boot.command_line().split_ascii_whitespace() {
+        match word {
+            "consoles=all" => all = true,
+            _ => return Err("unknown word on dom0's command line; there is consoles=all"),
+        }
     }
-    control::shutdown(reason);
+    let archive = boot.ramdisk();
+    if archive.is_empty() {
+        return Err("no boot bundle in reach");
+    }
+    Ok((Bundle::new(archive), all))
+}
+
+/// Runs the guests until none is left.
+async fn run(bundle: Bundle<'static>, all: bool) -> ShutdownReason {
+    let terminal = Terminal::new(all);
+    let guests = Guests::new(OWN, bundle, terminal.clone());
+    let ends = match hypercall::bind_virq(Virq::DomExc, 0) {
+        Ok(port) => Channel::adopt(port),
+        Err(errno) => {
+            log::error!("nobody tells when guests end: {}", errno.name());
+            return ShutdownReason::Crash;
+        }
+    };
+    guests.start_all();
+    guests.show_list();
+    if let Some(first) = guests.first_alive().filter(|_| !all) {
+        terminal.attach(&guests, &first);
+    }
+    tasks::spawn(terminal.clone().read(guests.clone())).detach();
+    loop {
+        guests.look();
+        if guests.all_ended() {
+            break;
+        }
+        terminal.follow(&guests);
+        guests.changed.or_port(ends.port()).await;
+    }
+    terminal.message("all guests have ended");
+    if guests.failed() { ShutdownReason::Crash } else { ShutdownReason::Poweroff }
 }

@@ -147,11 +147,7 @@ impl GuestConfig {
 impl ConfigError {
     /// An error at a byte of the text; `None` if nothing in the text is to blame, but something is missing.
     fn at(text: &str, start: Option<usize>, why: &str) -> Self {
-        let whole = || Self {
-            line: 0,
-            key: String::new(),
-            why: why.into(),
-        };
+        let whole = || Self { line: 0, key: String::new(), why: why.into() };
         let Some((before, _)) = start.and_then(|start| text.split_at_checked(start)) else {
             return whole();
         };
@@ -160,14 +156,7 @@ impl ConfigError {
         }
         let line = before.matches('\n').count() + 1;
         let source = text.lines().nth(line - 1).unwrap_or_default();
-        let key = source
-            .split_once('=')
-            .map(|(key, _)| key.trim().to_string())
-            .unwrap_or_default();
-        Self {
-            line,
-            key,
-            why: why.into(),
-        }
+        let key = source.split_once('=').map(|(key, _)| key.trim().to_string()).unwrap_or_default();
+        Self { line, key, why: why.into() }
     }
 }

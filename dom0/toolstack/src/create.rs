@@ -123,9 +123,7 @@ pub struct CreateError {
 impl fmt::Display for CreateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "guest {}: {}: {}", self.name, self.step, self.why)?;
-        self.left_over
-            .iter()
-            .try_for_each(|what| write!(f, "; left over: {what}"))
+        self.left_over.iter().try_for_each(|what| write!(f, "; left over: {what}"))
     }
 }
 
@@ -149,16 +147,9 @@ pub fn create<H: Hypervisor, S: Store>(
     request: &Request<'_>,
 ) -> Result<Guest, CreateError> {
     let name = &request.config.name;
-    let nothing_yet = |Failed(step, why)| CreateError {
-        name: name.clone(),
-        step,
-        why,
-        left_over: Vec::new(),
-    };
+    let nothing_yet = |Failed(step, why)| CreateError { name: name.clone(), step, why, left_over: Vec::new() };
     // Everything that can be refused without a domain is judged before there is one.
-    let elf = unpack(request.kernel, request.kernel_limit)
-        .map_err(at(Step::Unpack))
-        .map_err(nothing_yet)?;
+    let elf = unpack(request.kernel, request.kernel_limit).map_err(at(Step::Unpack)).map_err(nothing_yet)?;
     let plan = plan(request, &elf).map_err(nothing_yet)?;
     let created = hypervisor.create(&request.uuid, request.config.vcpus);
     let domain = created.map_err(at(Step::CreateDomain)).map_err(nothing_yet)?;
@@ -171,16 +162,8 @@ pub fn create<H: Hypervisor, S: Store>(
         })
         .map_err(|Failed(step, why)| {
             // A tree is written as a whole or not at all, so there is none.
-            let left_over = hypervisor
-                .destroy(domain)
-                .err()
-                .map(|error| format!("domain {domain}: {error}"));
-            CreateError {
-                name: name.clone(),
-                step,
-                why,
-                left_over: left_over.into_iter().collect(),
-            }
+            let left_over = hypervisor.destroy(domain).err().map(|error| format!("domain {domain}: {error}"));
+            CreateError { name: name.clone(), step, why, left_over: left_over.into_iter().collect() }
         })
 }
 
@@ -193,9 +176,7 @@ fn plan<'a>(request: &Request<'a>, elf: &'a [u8]) -> Result<Plan<'a>, Failed> {
         flags: 0,
         rings: true,
     };
-    Kernel::parse(elf)
-        .and_then(|kernel| Plan::new(kernel, config))
-        .map_err(at(Step::Plan))
+    Kernel::parse(elf).and_then(|kernel| Plan::new(kernel, config)).map_err(at(Step::Plan))
 }
 
 /// Fills an empty domain.
@@ -206,55 +187,28 @@ fn build<H: Hypervisor>(
     request: &Request<'_>,
 ) -> Result<Guest, Failed> {
     let config = request.config;
-    hypervisor
-        .set_max_memory(domain, config.memory << 10)
-        .map_err(at(Step::LimitMemory))?;
+    hypervisor.set_max_memory(domain, config.memory << 10).map_err(at(Step::LimitMemory))?;
     let info = hypervisor.info(domain).map_err(at(Step::FindSharedInfo))?;
     let info = info.filter(|info| info.domain == domain.0);
-    let shared_info = info
-        .ok_or_else(|| Failed(Step::FindSharedInfo, "no such domain".into()))?
-        .shared_info_frame;
+    let shared_info = info.ok_or_else(|| Failed(Step::FindSharedInfo, "no such domain".into()))?.shared_info_frame;
     let frames = populate(hypervisor, domain, plan.config.nr_pages)?;
 
-    let mut open = || {
-        hypervisor
-            .open_port(domain, request.backend)
-            .map_err(at(Step::OpenPorts))
-    };
+    let mut open = || hypervisor.open_port(domain, request.backend).map_err(at(Step::OpenPorts));
     let (store_port, console_port) = (open()?, open()?);
-    let wiring = Wiring {
-        shared_info: MachineFrame(shared_info),
-        store_port,
-        console_port,
-    };
-    let mut memory = Memory {
-        hypervisor,
-        domain,
-        frames: &frames,
-    };
+    let wiring = Wiring { shared_info: MachineFrame(shared_info), store_port, console_port };
+    let mut memory = Memory { hypervisor, domain, frames: &frames };
     let start = plan.construct(&mut memory, &wiring).map_err(at(Step::Fill))?;
 
-    let rings = start
-        .store
-        .zip(start.console)
-        .ok_or_else(|| Failed(Step::SeedGrants, "no ring pages".into()))?;
+    let rings = start.store.zip(start.console).ok_or_else(|| Failed(Step::SeedGrants, "no ring pages".into()))?;
     seed_grants(hypervisor, domain, request.backend, rings)?;
     hypervisor.pin_root(domain, start.root).map_err(at(Step::PinRoot))?;
-    hypervisor
-        .set_vcpu(domain, 0, &first_context(&start))
-        .map_err(at(Step::SetVcpu))?;
+    hypervisor.set_vcpu(domain, 0, &first_context(&start)).map_err(at(Step::SetVcpu))?;
     Ok(Guest {
         domain,
         uuid: request.uuid,
         config: config.clone(),
-        store: Ring {
-            page: rings.0,
-            port: store_port,
-        },
-        console: Ring {
-            page: rings.1,
-            port: console_port,
-        },
+        store: Ring { page: rings.0, port: store_port },
+        console: Ring { page: rings.1, port: console_port },
     })
 }
 
@@ -266,9 +220,7 @@ fn populate<H: Hypervisor>(hypervisor: &mut H, domain: DomainId, nr_pages: u64) 
     frames.resize(count, MachineFrame(0));
     let mut first = 0;
     for batch in frames.chunks_mut(BATCH) {
-        let got = hypervisor
-            .populate(domain, Pfn(first), batch)
-            .map_err(at(Step::Populate))?;
+        let got = hypervisor.populate(domain, Pfn(first), batch).map_err(at(Step::Populate))?;
         first += got as u64;
         if got != batch.len() {
             let why = format!("the machine has only {first} of {nr_pages} pages left");
@@ -290,9 +242,7 @@ impl<H: Hypervisor> Builder for Memory<'_, H> {
 
     fn frame_of(&mut self, pfn: Pfn) -> Result<MachineFrame, String> {
         let frame = usize::try_from(pfn.0).ok().and_then(|index| self.frames.get(index));
-        frame
-            .copied()
-            .ok_or_else(|| format!("the domain has no page {:#x}", pfn.0))
+        frame.copied().ok_or_else(|| format!("the domain has no page {:#x}", pfn.0))
     }
 
     fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), String> {
@@ -316,22 +266,11 @@ fn seed_grants<H: Hypervisor>(
 ) -> Result<(), Failed> {
     let table = hypervisor.grant_table(domain).map_err(at(Step::SeedGrants))?;
     for (reference, page) in [(REF_CONSOLE, console), (REF_XENSTORE, store)] {
-        let beyond = |_| {
-            Failed(
-                Step::SeedGrants,
-                format!("frame {:#x} is beyond what a grant can name", page.0),
-            )
-        };
+        let beyond = |_| Failed(Step::SeedGrants, format!("frame {:#x} is beyond what a grant can name", page.0));
         let frame = u32::try_from(page.0).map_err(beyond)?;
-        let grant = Entry {
-            flags: entry::PERMIT_ACCESS,
-            domid: backend.0,
-            frame,
-        };
+        let grant = Entry { flags: entry::PERMIT_ACCESS, domid: backend.0, frame };
         let offset = reference as usize * size_of::<Entry>();
-        hypervisor
-            .write(domain, table, offset, grant.as_bytes())
-            .map_err(at(Step::SeedGrants))?;
+        hypervisor.write(domain, table, offset, grant.as_bytes()).map_err(at(Step::SeedGrants))?;
     }
     Ok(())
 }
@@ -373,12 +312,7 @@ impl Guest {
             Ok(()) => Ok(self),
             Err(Failed(step, why)) => {
                 let name = self.config.name.clone();
-                Err(CreateError {
-                    name,
-                    step,
-                    why,
-                    left_over: self.destroy(hypervisor, store),
-                })
+                Err(CreateError { name, step, why, left_over: self.destroy(hypervisor, store) })
             }
         }
     }
@@ -392,19 +326,13 @@ impl Guest {
         };
         // The store lets go of its page first, so that the domain's frames are free when it is gone.
         let released = store.release(self.domain);
-        note(
-            format!("store connection of domain {}", self.domain),
-            released.err().map(|e| e.to_string()),
-        );
+        note(format!("store connection of domain {}", self.domain), released.err().map(|e| e.to_string()));
         for path in [tree::home(self.domain), tree::vm(&self.uuid)] {
             let removed = store.remove(&path);
             note(path, removed.err().map(|e| e.to_string()));
         }
         let destroyed = hypervisor.destroy(self.domain);
-        note(
-            format!("domain {}", self.domain),
-            destroyed.err().map(|e| e.to_string()),
-        );
+        note(format!("domain {}", self.domain), destroyed.err().map(|e| e.to_string()));
         left_over
     }
 }

@@ -54,11 +54,7 @@ pub fn end_of<H: Hypervisor>(hypervisor: &mut H, guest: &Guest) -> Result<Option
     let (name, domain) = (&guest.config.name, guest.domain);
     let Some(found) = hypervisor.info(domain)?.filter(|found| found.domain == domain.0) else {
         let report = format!("guest {name} (domain {domain}) is gone");
-        return Ok(Some(End {
-            reason: None,
-            action: Action::Destroy,
-            report,
-        }));
+        return Ok(Some(End { reason: None, action: Action::Destroy, report }));
     };
     if found.flags & info::SHUTDOWN == 0 {
         return Ok(None);
@@ -111,14 +107,7 @@ struct Registers<'a>(&'a UserRegs, u64);
 impl fmt::Display for Registers<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(r, cr3) = self;
-        write!(
-            f,
-            "\n  rip {:04x}:{:016x} rsp {:04x}:{:016x} ",
-            r.cs,
-            r.rip,
-            r.ss & 0xffff,
-            r.rsp
-        )?;
+        write!(f, "\n  rip {:04x}:{:016x} rsp {:04x}:{:016x} ", r.cs, r.rip, r.ss & 0xffff, r.rsp)?;
         write!(f, "rflags {:x} cr3 {cr3:x}", r.rflags)?;
         let general = [
             ("rax", r.rax),
@@ -139,8 +128,7 @@ impl fmt::Display for Registers<'_> {
         ];
         for line in general.chunks(4) {
             f.write_str("\n ")?;
-            line.iter()
-                .try_for_each(|(name, value)| write!(f, " {name} {value:016x}"))?;
+            line.iter().try_for_each(|(name, value)| write!(f, " {name} {value:016x}"))?;
         }
         Ok(())
     }
@@ -174,13 +162,6 @@ impl Guest {
             Wish::Reboot => "reboot",
         };
         let path = format!("{}/control/shutdown", home(self.domain));
-        store.write(
-            self.domain,
-            &[Node {
-                path,
-                value: value.to_string(),
-                access: Access::Own,
-            }],
-        )
+        store.write(self.domain, &[Node { path, value: value.to_string(), access: Access::Own }])
     }
 }

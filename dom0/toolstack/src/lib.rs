@@ -1,6 +1,6 @@
 //! Making and ending domains: what dom0 does on behalf of a person.
 //!
-//! [`config`] reads what a guest should be, [`unpack`] turns what a distribution ships as a kernel into an
+//! [`bundle`] finds guests in the boot bundle, [`config`] reads what a guest should be, [`unpack`] turns what a distribution ships as a kernel into an
 //! ELF file, [`create`] makes a domain of both and introduces it to the store, [`end`] says why a domain
 //! ended and does what its configuration wants then.
 //!
@@ -12,6 +12,8 @@
 
 extern crate alloc;
 
+pub mod bundle;
+pub mod command;
 pub mod config;
 pub mod create;
 pub mod end;

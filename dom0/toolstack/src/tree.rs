@@ -74,13 +74,7 @@ pub(crate) fn nodes(guest: &Guest, backend: DomainId) -> Vec<Node> {
     let uuid = vm.trim_start_matches("/vm/").to_string();
     let kib = (config.memory << 10).to_string();
     let mut nodes = Vec::new();
-    let mut put = |access, path: String, value: &str| {
-        nodes.push(Node {
-            path,
-            value: value.to_string(),
-            access,
-        })
-    };
+    let mut put = |access, path: String, value: &str| nodes.push(Node { path, value: value.to_string(), access });
     let mut read = |path: &str, value: &str| put(Access::Read, format!("{home}{path}"), value);
     read("", "");
     read("/vm", &vm);

@@ -50,10 +50,7 @@ impl Compression {
     ];
 
     fn of(payload: &[u8]) -> Option<Self> {
-        Self::MAGIC
-            .iter()
-            .find(|(_, magic)| payload.starts_with(magic))
-            .map(|(format, _)| *format)
+        Self::MAGIC.iter().find(|(_, magic)| payload.starts_with(magic)).map(|(format, _)| *format)
     }
 }
 
@@ -119,10 +116,7 @@ impl fmt::Display for UnpackError {
         match self {
             Self::NotAKernel => write!(f, "neither an ELF file nor a bzImage"),
             Self::OldProtocol(version) => {
-                write!(
-                    f,
-                    "bzImage with boot protocol {version:#06x}, older than {OLDEST_VERSION:#06x}"
-                )
+                write!(f, "bzImage with boot protocol {version:#06x}, older than {OLDEST_VERSION:#06x}")
             }
             Self::Truncated { needed, given } => write!(f, "bzImage cut off: needs {needed} bytes, has {given}"),
             Self::UnknownCompression(magic) => write!(f, "bzImage with an unknown compression, magic {magic:02x?}"),
@@ -131,10 +125,7 @@ impl fmt::Display for UnpackError {
             Self::NoMemory { size } => write!(f, "no memory for the {size} bytes the kernel unpacks to"),
             Self::Corrupt(format, why) => write!(f, "the {format} payload of the bzImage is corrupt: {why}"),
             Self::WrongSize { claimed, unpacked } => {
-                write!(
-                    f,
-                    "the payload of the bzImage claims {claimed} bytes and unpacks to {unpacked}"
-                )
+                write!(f, "the payload of the bzImage claims {claimed} bytes and unpacks to {unpacked}")
             }
             Self::NotElf(format) => write!(f, "the {format} payload of the bzImage is not an ELF file"),
         }
@@ -162,8 +153,7 @@ pub fn unpack(image: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, UnpackError> 
         return Err(UnpackError::TooLarge { size, limit });
     }
     let mut out = Vec::new();
-    out.try_reserve_exact(size)
-        .map_err(|_| UnpackError::NoMemory { size })?;
+    out.try_reserve_exact(size).map_err(|_| UnpackError::NoMemory { size })?;
     out.resize(size, 0);
     let unpacked = match format {
         Compression::Gzip => gzip(payload, &mut out),
@@ -173,10 +163,7 @@ pub fn unpack(image: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, UnpackError> 
         other => return Err(UnpackError::UnsupportedCompression(other)),
     };
     match unpacked.map_err(|why| UnpackError::Corrupt(format, why))? {
-        unpacked if unpacked != size => Err(UnpackError::WrongSize {
-            claimed: size,
-            unpacked,
-        }),
+        unpacked if unpacked != size => Err(UnpackError::WrongSize { claimed: size, unpacked }),
         _ if !out.starts_with(ELF_MAGIC) => Err(UnpackError::NotElf(format)),
         _ => Ok(Cow::Owned(out)),
     }
@@ -187,21 +174,13 @@ fn payload(image: &[u8]) -> Result<&[u8], UnpackError> {
     if bytes::<4>(image, HEADER_MAGIC) != Some(*b"HdrS") {
         return Err(UnpackError::NotAKernel);
     }
-    let truncated = |needed| UnpackError::Truncated {
-        needed,
-        given: image.len(),
-    };
+    let truncated = |needed| UnpackError::Truncated { needed, given: image.len() };
     let header_cut = || truncated(PAYLOAD_LENGTH as u64 + 4);
     let version = bytes(image, VERSION).map(u16::from_le_bytes).ok_or_else(header_cut)?;
     if version < OLDEST_VERSION {
         return Err(UnpackError::OldProtocol(version));
     }
-    let word = |at| {
-        bytes(image, at)
-            .map(u32::from_le_bytes)
-            .map(u64::from)
-            .ok_or_else(header_cut)
-    };
+    let word = |at| bytes(image, at).map(u32::from_le_bytes).map(u64::from).ok_or_else(header_cut);
     let sectors = match image.get(SETUP_SECTS) {
         None | Some(0) => 4,
         Some(sectors) => u64::from(*sectors),
@@ -209,9 +188,7 @@ fn payload(image: &[u8]) -> Result<&[u8], UnpackError> {
     let start = (sectors + 1) * 512 + word(PAYLOAD_OFFSET)?;
     let end = start + word(PAYLOAD_LENGTH)?;
     let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
-    range
-        .and_then(|(start, end)| image.get(start..end))
-        .ok_or_else(|| truncated(end))
+    range.and_then(|(start, end)| image.get(start..end)).ok_or_else(|| truncated(end))
 }
 
 fn bytes<const N: usize>(image: &[u8], at: usize) -> Option<[u8; N]> {
@@ -238,18 +215,12 @@ fn gzip(payload: &[u8], out: &mut [u8]) -> Result<usize, String> {
         rest.get(usize::from(flags & CHECKSUM)..)
     };
     let rest = header().ok_or("header cut off")?;
-    let (rest, checksum) = rest
-        .split_last_chunk::<8>()
-        .map(|(rest, end)| (rest, [end[0], end[1], end[2], end[3]]))
-        .ok_or("cut off")?;
+    let (rest, checksum) =
+        rest.split_last_chunk::<8>().map(|(rest, end)| (rest, [end[0], end[1], end[2], end[3]])).ok_or("cut off")?;
     let size = miniz_oxide::inflate::decompress_slice_iter_to_slice(out, core::iter::once(rest), false, true)
         .map_err(|status| format!("{status:?}"))?;
     let crc = crc32(out.get(..size).unwrap_or(out));
-    if crc == u32::from_le_bytes(checksum) {
-        Ok(size)
-    } else {
-        Err("wrong checksum".into())
-    }
+    if crc == u32::from_le_bytes(checksum) { Ok(size) } else { Err("wrong checksum".into()) }
 }
 
 /// The CRC of gzip, four bits at a time.
@@ -270,9 +241,7 @@ fn crc32(bytes: &[u8]) -> u32 {
         table
     };
     let nibble = |crc: u32| crc >> 4 ^ TABLE[(crc & 15) as usize];
-    !bytes
-        .iter()
-        .fold(u32::MAX, |crc, byte| nibble(nibble(crc ^ u32::from(*byte))))
+    !bytes.iter().fold(u32::MAX, |crc, byte| nibble(nibble(crc ^ u32::from(*byte))))
 }
 
 /// Kernels use the x86 filter; blocks and checks are the reader's business.
@@ -284,10 +253,7 @@ fn xz(packed: &[u8], out: &mut [u8], limit: usize) -> Result<usize, String> {
     loop {
         // One byte more than expected shows a payload that is larger than it claims.
         let mut surplus = [0; 1];
-        let room = out
-            .get_mut(done..)
-            .filter(|room| !room.is_empty())
-            .unwrap_or(&mut surplus);
+        let room = out.get_mut(done..).filter(|room| !room.is_empty()).unwrap_or(&mut surplus);
         match reader.read(room).map_err(|error| format!("{error:?}"))? {
             0 => return Ok(done),
             n => done += n,
@@ -310,11 +276,7 @@ fn lz4(packed: &[u8], out: &mut [u8]) -> Result<usize, String> {
         done += lz4_flex::block::decompress_into(block, room).map_err(|error| format!("{error}"))?;
         rest = after;
     }
-    if rest.is_empty() {
-        Ok(done)
-    } else {
-        Err("block size cut off".into())
-    }
+    if rest.is_empty() { Ok(done) } else { Err("block size cut off".into()) }
 }
 
 fn zstd(packed: &[u8], out: &mut [u8], limit: usize) -> Result<usize, String> {

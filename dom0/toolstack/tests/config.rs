@@ -16,10 +16,7 @@ fn and(more: &str) -> String {
 #[test]
 fn what_is_not_said_has_a_default() {
     let config = GuestConfig::parse(GOOD).unwrap();
-    assert_eq!(
-        (config.name.as_str(), config.memory, config.kernel.as_str()),
-        ("web", 256, "vmlinuz")
-    );
+    assert_eq!((config.name.as_str(), config.memory, config.kernel.as_str()), ("web", 256, "vmlinuz"));
     assert_eq!((config.vcpus, config.ramdisk, config.extra.as_str()), (1, None, ""));
     let actions = (config.on_poweroff, config.on_reboot, config.on_crash);
     assert_eq!(actions, (Action::Destroy, Action::Restart, Action::Destroy));
@@ -41,38 +38,21 @@ fn everything_can_be_said() {
 #[test]
 fn errors_name_the_line_and_the_key() {
     assert!(and("colour = 'red'").starts_with("line 5: colour: unknown field `colour`, expected one of"));
-    assert!(
-        and("vcpus = 'two'").starts_with("line 5: vcpus: invalid type"),
-        "{}",
-        and("vcpus = 'two'")
-    );
+    assert!(and("vcpus = 'two'").starts_with("line 5: vcpus: invalid type"), "{}", and("vcpus = 'two'"));
     assert_eq!(and("vcpus = 0"), "line 5: vcpus: 1 to 32 vcpus");
     assert_eq!(and("vcpus = 33"), "line 5: vcpus: 1 to 32 vcpus");
     assert!(and("on_crash = 'dance'").starts_with("line 5: on_crash: unknown variant `dance`"));
-    assert!(
-        and("memory = 512").starts_with("line 5: memory: duplicate key"),
-        "{}",
-        and("memory = 512")
-    );
+    assert!(and("memory = 512").starts_with("line 5: memory: duplicate key"), "{}", and("memory = 512"));
     assert_eq!(and("\nramdisk = ''"), "line 6: ramdisk: the name of a file");
-    assert_eq!(
-        and(&format!("extra = '{}'", "x".repeat(1024))),
-        "line 5: extra: at most 1023 bytes without a NUL"
-    );
-    assert_eq!(
-        and("extra = \"a\\u0000b\""),
-        "line 5: extra: at most 1023 bytes without a NUL"
-    );
+    assert_eq!(and(&format!("extra = '{}'", "x".repeat(1024))), "line 5: extra: at most 1023 bytes without a NUL");
+    assert_eq!(and("extra = \"a\\u0000b\""), "line 5: extra: at most 1023 bytes without a NUL");
     assert!(and("vcpus =").starts_with("line 5: vcpus: "), "{}", and("vcpus ="));
     assert!(and("nonsense").starts_with("line 5: "), "{}", and("nonsense"));
     assert_eq!(
         refusal("name = 'a b'\nmemory = 1\nkernel = 'k'"),
         "line 1: name: 1 to 64 letters, digits, `-`, `_` or `.`"
     );
-    assert_eq!(
-        refusal("name = 'a'\nmemory = 0\nkernel = 'k'"),
-        "line 2: memory: a number of MiB from 1 on"
-    );
+    assert_eq!(refusal("name = 'a'\nmemory = 0\nkernel = 'k'"), "line 2: memory: a number of MiB from 1 on");
     assert!(refusal("name = 'a'\nmemory = -1\nkernel = 'k'").starts_with("line 2: memory: "));
 }
 

@@ -77,14 +77,8 @@ fn the_tree_has_what_a_stock_kernel_asks_for() {
     assert_eq!(node("/device"), ("", Access::Read));
     assert_eq!(node("/control/shutdown"), ("", Access::Own));
     assert_eq!(node("/control/feature-suspend"), ("", Access::Own));
-    assert_eq!(
-        (node("/memory/target").0, node("/memory/static-max").0),
-        ("16384", "16384")
-    );
-    assert_eq!(
-        (node("/cpu/0/availability").0, node("/cpu/1/availability").0),
-        ("online", "online")
-    );
+    assert_eq!((node("/memory/target").0, node("/memory/static-max").0), ("16384", "16384"));
+    assert_eq!((node("/cpu/0/availability").0, node("/cpu/1/availability").0), ("online", "online"));
     assert!(!tree.nodes.contains_key("/local/domain/7/cpu/2/availability"));
     assert_eq!(node("/store/ring-ref").0, guest.store.page.0.to_string());
     assert_eq!(node("/console/port").0, "2");
@@ -107,10 +101,7 @@ fn whatever_is_refused_nothing_is_left() {
         assert!(error.to_string().starts_with("guest web: "), "{error}");
         assert!(error.to_string().ends_with(" refused"), "{error}");
         assert_eq!(error.left_over, [""; 0]);
-        assert!(
-            machine.domains.is_empty() && tree.nodes.is_empty() && tree.served.is_empty(),
-            "{error}"
-        );
+        assert!(machine.domains.is_empty() && tree.nodes.is_empty() && tree.served.is_empty(), "{error}");
         assert_eq!(machine.free, 100_000);
         steps.push(error.step);
     }
@@ -153,26 +144,12 @@ fn what_cannot_be_undone_is_told() {
 fn a_bad_kernel_makes_no_domain() {
     let (mut machine, mut tree) = (Machine::new(), Tree::default());
     let config = config();
-    let mut refusal = |kernel: &[u8]| {
-        create(&mut machine, &mut tree, &request(&config, kernel))
-            .unwrap_err()
-            .to_string()
-    };
-    assert_eq!(
-        refusal(b"#!/bin/sh"),
-        "guest web: unpacking the kernel: neither an ELF file nor a bzImage"
-    );
-    assert_eq!(
-        refusal(b"\x7fELF"),
-        "guest web: planning its memory: not an ELF file, or its header is cut off"
-    );
-    let small = GuestConfig {
-        memory: 1,
-        ..config.clone()
-    };
-    let error = create(&mut machine, &mut tree, &request(&small, &kernel()))
-        .unwrap_err()
-        .to_string();
+    let mut refusal =
+        |kernel: &[u8]| create(&mut machine, &mut tree, &request(&config, kernel)).unwrap_err().to_string();
+    assert_eq!(refusal(b"#!/bin/sh"), "guest web: unpacking the kernel: neither an ELF file nor a bzImage");
+    assert_eq!(refusal(b"\x7fELF"), "guest web: planning its memory: not an ELF file, or its header is cut off");
+    let small = GuestConfig { memory: 1, ..config.clone() };
+    let error = create(&mut machine, &mut tree, &request(&small, &kernel())).unwrap_err().to_string();
     assert_eq!(
         error,
         "guest web: planning its memory: too little memory: needs 1024 pages for the kernel at least, has 256"
@@ -185,15 +162,9 @@ fn a_machine_without_memory_says_how_much_it_had() {
     machine.free = 1000;
     let (config, kernel) = (config(), kernel());
     let error = create(&mut machine, &mut tree, &request(&config, &kernel)).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "guest web: giving it memory: the machine has only 1000 of 4096 pages left"
-    );
+    assert_eq!(error.to_string(), "guest web: giving it memory: the machine has only 1000 of 4096 pages left");
     assert_eq!(machine.free, 1000);
-    let huge = GuestConfig {
-        memory: 1 << 30,
-        ..config
-    };
+    let huge = GuestConfig { memory: 1 << 30, ..config };
     let error = create(&mut machine, &mut tree, &request(&huge, &kernel)).unwrap_err();
     assert!(matches!(error.step, Step::Plan | Step::Populate), "{error}");
     assert!(machine.domains.is_empty());
@@ -217,11 +188,7 @@ fn every_end_has_its_action() {
         let end = end_of(&mut machine, &guest).unwrap().unwrap();
         assert_eq!(end.reason, ShutdownReason::from_number(number.into()));
         assert_eq!(end.action, action);
-        assert!(
-            end.report.starts_with(&format!("guest web (domain 7) {verb}")),
-            "{}",
-            end.report
-        );
+        assert!(end.report.starts_with(&format!("guest web (domain 7) {verb}")), "{}", end.report);
         let config = guest.config.clone();
         let (outcome, left_over) = guest.clone().finish(&end, &mut machine, &mut tree);
         assert_eq!(left_over, [""; 0]);
@@ -232,14 +199,7 @@ fn every_end_has_its_action() {
         };
         assert_eq!(outcome, expected);
         let kept = action == Action::Preserve;
-        assert_eq!(
-            (
-                machine.domains.is_empty(),
-                tree.nodes.is_empty(),
-                tree.served.is_empty()
-            ),
-            (!kept, !kept, !kept)
-        );
+        assert_eq!((machine.domains.is_empty(), tree.nodes.is_empty(), tree.served.is_empty()), (!kept, !kept, !kept));
     }
 }
 
@@ -276,10 +236,7 @@ fn a_guest_is_asked_through_the_node_it_watches() {
     let (_, mut tree, guest) = running();
     for (wish, value) in [(Wish::Poweroff, "poweroff"), (Wish::Reboot, "reboot")] {
         guest.ask(wish, &mut tree).unwrap();
-        assert_eq!(
-            tree.nodes["/local/domain/7/control/shutdown"],
-            (value.into(), Access::Own)
-        );
+        assert_eq!(tree.nodes["/local/domain/7/control/shutdown"], (value.into(), Access::Own));
     }
 }
 

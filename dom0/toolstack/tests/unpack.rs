@@ -133,10 +133,7 @@ fn what_is_not_a_kernel_is_refused() {
     let image = bzimage(&zstd(&kernel()));
     assert_eq!(refusal(&image[..0x24a]), "bzImage cut off: needs 592 bytes, has 586");
     let needed = image.len() - 27;
-    assert_eq!(
-        refusal(&image[..5000]),
-        format!("bzImage cut off: needs {needed} bytes, has 5000")
-    );
+    assert_eq!(refusal(&image[..5000]), format!("bzImage cut off: needs {needed} bytes, has 5000"));
     let mut beyond = image;
     beyond[0x248..0x250].copy_from_slice(&[0xff; 8]);
     assert_eq!(
@@ -147,26 +144,11 @@ fn what_is_not_a_kernel_is_refused() {
 
 #[test]
 fn a_compression_we_cannot_undo_is_named() {
-    assert_eq!(
-        refusal(&bzimage(b"PKzip and more")),
-        "bzImage with an unknown compression, magic [50, 4b, 7a, 69]"
-    );
-    assert_eq!(
-        refusal(&bzimage(b"")),
-        "bzImage with an unknown compression, magic [00, 00, 00, 00]"
-    );
-    assert_eq!(
-        refusal(&bzimage(b"BZh9......\0\0\0\0")),
-        "bzImage compressed with bzip2, which we cannot undo"
-    );
-    assert_eq!(
-        refusal(&bzimage(b"\x5d\0......\0\0\0\0")),
-        "bzImage compressed with lzma, which we cannot undo"
-    );
-    assert_eq!(
-        refusal(&bzimage(b"\x89LZO\0...\0\0\0\0")),
-        "bzImage compressed with lzo, which we cannot undo"
-    );
+    assert_eq!(refusal(&bzimage(b"PKzip and more")), "bzImage with an unknown compression, magic [50, 4b, 7a, 69]");
+    assert_eq!(refusal(&bzimage(b"")), "bzImage with an unknown compression, magic [00, 00, 00, 00]");
+    assert_eq!(refusal(&bzimage(b"BZh9......\0\0\0\0")), "bzImage compressed with bzip2, which we cannot undo");
+    assert_eq!(refusal(&bzimage(b"\x5d\0......\0\0\0\0")), "bzImage compressed with lzma, which we cannot undo");
+    assert_eq!(refusal(&bzimage(b"\x89LZO\0...\0\0\0\0")), "bzImage compressed with lzo, which we cannot undo");
 }
 
 #[test]
@@ -174,10 +156,7 @@ fn output_is_bounded() {
     let elf = kernel();
     for (format, pack) in FORMATS {
         let packed = pack(&elf);
-        let too_large = UnpackError::TooLarge {
-            size: elf.len(),
-            limit: elf.len() - 1,
-        };
+        let too_large = UnpackError::TooLarge { size: elf.len(), limit: elf.len() - 1 };
         assert_eq!(unpack(&bzimage(&packed), elf.len() - 1), Err(too_large), "{format}");
         // A payload that lies about its size cannot write more than it claimed.
         for claimed in [0, 4, elf.len() - 1, elf.len() + 1] {
@@ -197,10 +176,7 @@ fn output_is_bounded() {
 fn what_unpacks_to_something_else_is_refused() {
     for (format, pack) in FORMATS {
         let error = unpack(&bzimage(&pack(b"#!/bin/sh\nexit 1\n")), LIMIT).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!("the {format} payload of the bzImage is not an ELF file")
-        );
+        assert_eq!(error.to_string(), format!("the {format} payload of the bzImage is not an ELF file"));
     }
 }
 
@@ -210,25 +186,14 @@ fn a_damaged_gzip_payload_fails_its_checksum() {
     let mut packed = gzip(&elf, 0, b"");
     let at = packed.len() - 8;
     packed[at] ^= 1;
-    assert_eq!(
-        refusal(&bzimage(&packed)),
-        "the gzip payload of the bzImage is corrupt: wrong checksum"
-    );
+    assert_eq!(refusal(&bzimage(&packed)), "the gzip payload of the bzImage is corrupt: wrong checksum");
 }
 
 #[test]
 fn damaged_payloads_never_panic() {
-    let seed = std::env::var("TENON_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(|| {
-            u64::from(
-                std::time::SystemTime::now()
-                    .duration_since(std::time::UNIX_EPOCH)
-                    .unwrap()
-                    .subsec_nanos(),
-            ) | 1
-        });
+    let seed = std::env::var("TENON_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
+        u64::from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos()) | 1
+    });
     println!("TENON_SEED={seed}");
     let mut state: u64 = seed;
     let mut below = |end: usize| {
@@ -245,11 +210,7 @@ fn damaged_payloads_never_panic() {
             let mut image = whole.clone();
             for _ in 0..=below(3) {
                 // The header now and then, else the payload.
-                let at = if below(4) == 0 {
-                    0x1f0 + below(0x60)
-                } else {
-                    0x1000 + below(image.len() - 0x1000)
-                };
+                let at = if below(4) == 0 { 0x1f0 + below(0x60) } else { 0x1000 + below(image.len() - 0x1000) };
                 image[at] = u8::try_from(below(256)).unwrap();
             }
             if below(4) == 0 {

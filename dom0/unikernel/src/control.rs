@@ -1,9 +1,9 @@
 //! Authority over other domains: what a toolstack needs, as safe functions (core 4, 5; the `domctl` numbers).
 //!
-//! None of these can change this domain's own memory: frames of others appear in windows only while they are written.
+//! None of these can change what an address of this domain means. Frames of others are written through
+//! [`crate::memory::Foreign`].
 
 use crate::hypercall;
-use crate::memory::{Slots, WINDOW_BATCH};
 use alloc::boxed::Box;
 use alloc::string::String;
 use hypercall_abi::context::VcpuContext;
@@ -182,56 +182,4 @@ pub fn crash_report(domain: u16) -> Result<Option<(u32, String)>, Errno> {
 /// Ends this domain.
 pub fn shutdown(reason: ShutdownReason) -> ! {
     hypercall::shutdown(reason)
-}
-
-/// Writes into frames of other domains. The last ones stay mapped, for they mostly come several times in a row.
-#[derive(Debug)]
-pub struct ForeignWriter {
-    slots: Slots,
-    /// What each slot maps.
-    mapped: [Option<(u16, u64)>; WINDOW_BATCH],
-    next: usize,
-}
-
-impl ForeignWriter {
-    /// A writer with nothing mapped.
-    ///
-    /// # Errors
-    /// `NoMem` without room for its window.
-    pub fn new() -> Result<Self, Errno> {
-        Ok(Self { slots: Slots::new()?, mapped: [None; WINDOW_BATCH], next: 0 })
-    }
-
-    /// Writes `bytes` at `offset` of a frame of `domain`.
-    ///
-    /// # Errors
-    /// `Inval` for bytes that leave the frame, `Perm`, `Srch`, and why a frame cannot be mapped.
-    pub fn write(&mut self, domain: u16, frame: u64, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
-        let slot = self.slot_for(domain, frame)?;
-        self.slots.write(slot, offset, bytes)
-    }
-
-    fn slot_for(&mut self, domain: u16, frame: u64) -> Result<usize, Errno> {
-        let wanted = Some((domain, frame));
-        if let Some(slot) = self.mapped.iter().position(|mapped| *mapped == wanted) {
-            return Ok(slot);
-        }
-        if self.next == WINDOW_BATCH {
-            self.forget();
-        }
-        let slot = self.next;
-        self.slots.map(slot, domain, frame)?;
-        if let Some(mapped) = self.mapped.get_mut(slot) {
-            *mapped = wanted;
-        }
-        self.next += 1;
-        Ok(slot)
-    }
-
-    /// Unmaps everything: a domain's frames are free only when nobody maps them.
-    pub fn forget(&mut self) {
-        self.slots.clear(self.next);
-        self.mapped = [None; WINDOW_BATCH];
-        self.next = 0;
-    }
 }

@@ -9,6 +9,7 @@
 //! 0xffffffff_c0000000  windows: shared pages, granted and foreign frames (64 MiB)
 //! ```
 
+mod foreign;
 mod heap;
 mod window;
 
@@ -18,8 +19,8 @@ use crate::sync::MaskMutex;
 use hypercall_abi::mmu::{MmuUpdate, pte, uvmf};
 use hypercall_abi::{Errno, domid, start_info};
 
+pub use foreign::Foreign;
 pub use window::Window;
-pub(crate) use window::{BATCH as WINDOW_BATCH, Slots};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;

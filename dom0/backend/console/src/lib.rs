@@ -15,6 +15,7 @@
 
 extern crate alloc;
 
+mod edit;
 mod lines;
 mod scrollback;
 
@@ -23,6 +24,7 @@ use alloc::collections::VecDeque;
 use ring_protocol::console::{BackEnd, set_connected};
 use ring_protocol::{BadIndices, SharedPage};
 
+pub use edit::{LineEditor, Typed};
 pub use lines::{LINE_MAX, LineWriter};
 pub use scrollback::{Scrollback, Since};
 
@@ -66,6 +68,17 @@ impl Console {
             printed: Scrollback::new(scrollback_bytes),
             stopped: None,
         })
+    }
+
+    /// Connects to the page of the guest's next life. What the last one printed stays; what was typed for it does not.
+    ///
+    /// # Errors
+    /// The indices in the page contradict each other; nothing has changed then.
+    pub fn reattach<P: SharedPage>(&mut self, page: &P) -> Result<(), BadIndices> {
+        self.ends = BackEnd::attach(page)?;
+        self.typed.clear();
+        self.stopped = None;
+        Ok(())
     }
 
     /// Takes up to `budget` bytes of output, keeps them and shows each piece to `sink`; gives the

@@ -130,3 +130,20 @@ fn random_indices_never_panic() {
         }
     }
 }
+
+#[test]
+fn a_guest_made_anew_keeps_what_it_printed_and_loses_what_was_typed() {
+    let page: WordPage = WordPage::new();
+    let (mut guest, mut console) = new_console(&page);
+    guest.output.write(&page, b"first life").unwrap();
+    let _ = console.serve(&page, BUDGET, |_| {}).unwrap();
+    console.type_in(b"too late");
+    let page: WordPage = WordPage::new();
+    let mut guest = FrontEnd::attach(&page).unwrap();
+    console.reattach(&page).unwrap();
+    guest.output.write(&page, b", second").unwrap();
+    let served = console.serve(&page, BUDGET, |_| {}).unwrap();
+    assert_eq!((served.taken, guest.input.available(&page)), (8, Ok(0)));
+    let since = console.scrollback().since(0);
+    assert_eq!([since.first, since.second].concat(), b"first life, second");
+}

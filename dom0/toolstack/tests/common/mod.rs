@@ -20,11 +20,7 @@ pub(crate) struct Refusal {
 impl Refusal {
     fn call(&mut self, name: &str) -> Result<(), String> {
         self.calls += 1;
-        if self.after == Some(self.calls) {
-            Err(format!("{name} refused"))
-        } else {
-            Ok(())
-        }
+        if self.after == Some(self.calls) { Err(format!("{name} refused")) } else { Ok(()) }
     }
 }
 
@@ -54,11 +50,7 @@ pub(crate) const GRANT_TABLE: u64 = 0x5_0000;
 
 impl Machine {
     pub(crate) fn new() -> Self {
-        Self {
-            free: 100_000,
-            next_domain: 7,
-            ..Self::default()
-        }
+        Self { free: 100_000, next_domain: 7, ..Self::default() }
     }
 
     fn domain(&mut self, call: &str, domain: DomainId) -> Result<&mut Domain, String> {
@@ -83,10 +75,7 @@ impl Hypervisor for Machine {
             shared_info_frame: 0x4_0000 + u64::from(id),
             ..DomainInfo::default()
         };
-        let mut domain = Domain {
-            info,
-            ..Domain::default()
-        };
+        let mut domain = Domain { info, ..Domain::default() };
         domain.frames.insert(GRANT_TABLE + u64::from(id), Box::new([0; 4096]));
         self.domains.insert(id, domain);
         Ok(DomainId(id))
@@ -140,21 +129,14 @@ impl Hypervisor for Machine {
     fn set_vcpu(&mut self, domain: DomainId, vcpu: u32, context: &VcpuContext) -> Result<(), String> {
         assert_eq!(vcpu, 0);
         let domain = self.domain("set_vcpu", domain)?;
-        assert_eq!(
-            domain.root.map(|root| root << 12),
-            Some(context.ctrlreg[3]),
-            "an unpinned root"
-        );
+        assert_eq!(domain.root.map(|root| root << 12), Some(context.ctrlreg[3]), "an unpinned root");
         domain.vcpu = Some(Box::new(*context));
         Ok(())
     }
 
     fn vcpu(&mut self, domain: DomainId, vcpu: u32) -> Result<Box<VcpuContext>, String> {
         assert_eq!(vcpu, 0);
-        self.domain("vcpu", domain)?
-            .vcpu
-            .clone()
-            .ok_or_else(|| "no context".into())
+        self.domain("vcpu", domain)?.vcpu.clone().ok_or_else(|| "no context".into())
     }
 
     fn unpause(&mut self, domain: DomainId) -> Result<(), String> {
@@ -198,11 +180,7 @@ impl Store for Tree {
 
     fn write(&mut self, _: DomainId, nodes: &[Node]) -> Result<(), String> {
         self.refusal.call("write")?;
-        self.nodes.extend(
-            nodes
-                .iter()
-                .map(|node| (node.path.clone(), (node.value.clone(), node.access))),
-        );
+        self.nodes.extend(nodes.iter().map(|node| (node.path.clone(), (node.value.clone(), node.access))));
         Ok(())
     }
 
@@ -215,11 +193,7 @@ impl Store for Tree {
 
     fn introduce(&mut self, domain: DomainId, page: MachineFrame, port: u32) -> Result<(), String> {
         self.refusal.call("introduce")?;
-        assert!(
-            self.nodes
-                .contains_key(&format!("/local/domain/{domain}/control/shutdown")),
-            "no tree yet"
-        );
+        assert!(self.nodes.contains_key(&format!("/local/domain/{domain}/control/shutdown")), "no tree yet");
         self.served.insert(domain.0, (page.0, port));
         Ok(())
     }
@@ -270,12 +244,5 @@ pub(crate) const BASE: u64 = 0xffff_ffff_8000_0000;
 pub(crate) const UUID: [u8; 16] = [0xab; 16];
 
 pub(crate) fn request<'a>(config: &'a GuestConfig, kernel: &'a [u8]) -> Request<'a> {
-    Request {
-        config,
-        kernel,
-        ramdisk: &[],
-        uuid: UUID,
-        backend: DomainId(3),
-        kernel_limit: 64 << 20,
-    }
+    Request { config, kernel, ramdisk: &[], uuid: UUID, backend: DomainId(3), kernel_limit: 64 << 20 }
 }

@@ -11,7 +11,9 @@ const BASE: u64 = 0xffff_ffff_c000_0000;
 /// How many pages they can have in all.
 const PAGES: u64 = 16 * 1024;
 /// Entries written by one call.
-pub(crate) const BATCH: usize = 64;
+const BATCH: usize = 64;
+/// Flags of an entry that may be read through.
+const READABLE: u64 = pte::PRESENT | pte::ACCESSED | pte::NX;
 
 static USED: MaskMutex<[u64; 256]> = MaskMutex::new([0; 256]);
 
@@ -30,10 +32,17 @@ impl Window {
     pub fn map(frames: &[u64], owner: u16, writable: bool) -> Result<Self, Errno> {
         let window = Self::reserve(frames.len() as u64)?;
         let write = if writable { pte::WRITE | pte::DIRTY } else { 0 };
-        let flags = pte::PRESENT | pte::ACCESSED | pte::NX | write;
-        let entries = frames.iter().map(|&frame| entry_for(frame, flags));
+        let entries = frames.iter().map(|&frame| entry_for(frame, READABLE | write));
         window.write(entries, owner)?;
         Ok(window)
+    }
+
+    /// Makes the first pages lead to other frames of `owner`, writable, or to nothing. Old translations may live on until
+    /// [`flush_tlb`].
+    pub(super) fn remap(&mut self, frames: impl Iterator<Item = Option<u64>>, owner: u16) -> Result<(), Errno> {
+        let flags = READABLE | pte::WRITE | pte::DIRTY;
+        let entries = frames.map(|frame| frame.map_or(0, |frame| entry_for(frame, flags)));
+        self.write(entries, owner)
     }
 
     /// Reserves addresses, with page tables for them, and maps nothing.
@@ -107,59 +116,6 @@ impl Drop for Window {
     }
 }
 
-/// As many addresses as one call can map, each for any frame of any domain in turn.
-#[derive(Debug)]
-pub(crate) struct Slots {
-    window: Window,
-    /// Machine addresses of the entries.
-    entries: [u64; BATCH],
-}
-
-impl Slots {
-    pub(crate) fn new() -> Result<Self, Errno> {
-        let window = Window::reserve(BATCH as u64)?;
-        let mut entries = [0; BATCH];
-        for (i, entry) in (0..).zip(&mut entries) {
-            *entry = with(|memory| l1_slot(memory, window.address_of(i))).flatten().ok_or(Errno::Inval)?;
-        }
-        Ok(Self { window, entries })
-    }
-
-    /// Maps a frame in a slot that is empty.
-    pub(crate) fn map(&mut self, slot: usize, owner: u16, frame: u64) -> Result<(), Errno> {
-        let ptr = *self.entries.get(slot).ok_or(Errno::Inval)?;
-        let flags = pte::PRESENT | pte::WRITE | pte::ACCESSED | pte::DIRTY | pte::NX;
-        let val = entry_for(frame, flags);
-        flush(&[MmuUpdate { ptr, val }], owner)
-    }
-
-    /// Writes into the page mapped in a slot.
-    pub(crate) fn write(&mut self, slot: usize, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
-        let page = usize::try_from(PAGE).map_err(|_| Errno::Inval)?;
-        let end = offset.checked_add(bytes.len()).filter(|end| *end <= page);
-        if end.is_none() || slot >= BATCH {
-            return Err(Errno::Inval);
-        }
-        let to = self.window.pointer().wrapping_add(slot * page + offset);
-        // SAFETY: the callers write only slots they have mapped; the bytes stay inside the page, which is not ours, so
-        // no reference of ours leads there.
-        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-        Ok(())
-    }
-
-    /// Unmaps the first `count` slots.
-    pub(crate) fn clear(&mut self, count: usize) {
-        let mut batch = [MmuUpdate::default(); BATCH];
-        for (update, ptr) in batch.iter_mut().zip(self.entries) {
-            update.ptr = ptr;
-        }
-        let batch = batch.get(..count).unwrap_or(&batch);
-        let cleared = flush(batch, domid::SELF);
-        debug_assert!(cleared.is_ok(), "unmapping is refused: {cleared:?}");
-        flush_tlb();
-    }
-}
-
 fn l1_slot(memory: &Memory, va: u64) -> Option<u64> {
     memory.machine_address(memory.slot(va, 1)?)
 }
@@ -172,7 +128,8 @@ fn flush(batch: &[MmuUpdate], owner: u16) -> Result<(), Errno> {
     unsafe { hypercall::mmu_update(batch, owner) }.map(drop)
 }
 
-fn flush_tlb() {
+/// Forgets every translation.
+pub(super) fn flush_tlb() {
     let op = hypercall_abi::mmu::MmuextOp {
         cmd: hypercall_abi::mmu::MmuextCommand::TlbFlushAll as u32,
         ..Default::default()

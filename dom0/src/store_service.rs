@@ -1,0 +1,191 @@
+//! The store, served: to guests through the page each of them granted us, to ourselves by calls.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::rc::{Rc, Weak};
+use alloc::string::{String, ToString};
+use core::cell::RefCell;
+
+use guest_image::MachineFrame;
+use hypercall_abi::grant::REF_XENSTORE;
+use store::transport::Link;
+use store::{ConnectionId, Duty, Quotas, StoreError};
+use toolstack::{Access, DomainId, Node};
+use unikernel::events::Channel;
+use unikernel::grants::GrantedPage;
+use unikernel::tasks::{self, Task};
+
+use crate::signal::Signal;
+
+/// The store and those it serves. Clones are the same store.
+#[derive(Clone)]
+pub(crate) struct StoreService(Rc<Shared>);
+
+struct Shared {
+    own: DomainId,
+    store: RefCell<store::Store>,
+    /// Our own way to it.
+    session: ConnectionId,
+    served: RefCell<BTreeMap<u16, Served>>,
+}
+
+/// A guest being served.
+struct Served {
+    _ring: Rc<Ring>,
+    /// The store may have something for this guest.
+    kick: Rc<Signal>,
+    /// Ends with this structure.
+    _task: Task<()>,
+}
+
+/// Gone as soon as the guest is not served any more, wherever its task is: then its page is free.
+struct Ring {
+    link: RefCell<Link>,
+    page: GrantedPage,
+    channel: Channel,
+}
+
+impl StoreService {
+    /// An empty store, run by domain `own`.
+    pub(crate) fn new(own: DomainId) -> Self {
+        let mut store = store::Store::new(store::DomainId(own.0), Quotas::default());
+        let session = store.open_local();
+        Self(Rc::new(Shared { own, store: RefCell::new(store), session, served: RefCell::default() }))
+    }
+
+    /// Tells those who watch that a domain shut down.
+    pub(crate) fn domain_shut_down(&self, domain: DomainId) {
+        self.0.store.borrow_mut().domain_shut_down(store::DomainId(domain.0));
+        self.0.deliver(None);
+    }
+
+    /// Does what the store cannot do itself.
+    fn carry_out_duties(&self) -> Result<(), String> {
+        loop {
+            let duty = self.0.store.borrow_mut().next_duty();
+            match duty {
+                Some(Duty::Attach { domain, port, .. }) => self.attach(domain, port)?,
+                Some(Duty::Detach { domain }) => {
+                    // Dropped outside the borrow: unmapping and closing are calls.
+                    let served = self.0.served.borrow_mut().remove(&domain.0);
+                    drop(served);
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn attach(&self, domain: store::DomainId, port: u32) -> Result<(), String> {
+        let page =
+            GrantedPage::map(domain.0, REF_XENSTORE).map_err(|errno| format!("its store page: {}", errno.name()))?;
+        let link = Link::introduce(domain, &page).map_err(|_| "its store page changes under us".to_string())?;
+        let channel = Channel::connect(domain.0, port).map_err(|errno| format!("its store port: {}", errno.name()))?;
+        let ring = Rc::new(Ring { link: RefCell::new(link), page, channel });
+        let kick = Rc::new(Signal::default());
+        let task = serve(Rc::downgrade(&self.0), domain, Rc::downgrade(&ring), Rc::clone(&kick));
+        let served = Served { _ring: ring, kick, _task: tasks::spawn(task) };
+        let before = self.0.served.borrow_mut().insert(domain.0, served);
+        drop(before);
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Wakes whoever the store has something for, but `except`.
+    fn deliver(&self, except: Option<u16>) {
+        let mut store = self.store.borrow_mut();
+        for (domain, served) in &*self.served.borrow() {
+            let id = ConnectionId::Domain(store::DomainId(*domain));
+            if Some(*domain) != except && !store.output(id).is_empty() {
+                served.kick.set();
+            }
+        }
+    }
+
+    /// One step for one guest; answers whether there is more to do at once.
+    fn step(&self, domain: store::DomainId, ring: &Ring) -> bool {
+        let step = ring.link.borrow_mut().step(&ring.page, &mut self.store.borrow_mut());
+        if let Some(why) = step.stopped {
+            log::warn!("the store serves domain {domain} no longer: {why:?}");
+        }
+        if step.notify {
+            ring.channel.notify();
+            // Only a step that moved something can have given others something, so two that are stuck do not wake
+            // each other for ever.
+            self.deliver(Some(domain.0));
+        }
+        step.again
+    }
+}
+
+async fn serve(shared: Weak<Shared>, domain: store::DomainId, ring: Weak<Ring>, kick: Rc<Signal>) {
+    loop {
+        let (again, port) = {
+            let (Some(shared), Some(ring)) = (shared.upgrade(), ring.upgrade()) else {
+                return;
+            };
+            (shared.step(domain, &ring), ring.channel.port())
+        };
+        if again {
+            tasks::yield_now().await;
+        } else {
+            kick.or_port(port).await;
+        }
+    }
+}
+
+/// The store refused, or could not be made to serve somebody.
+fn text(error: StoreError) -> String {
+    error.name().to_string()
+}
+
+impl toolstack::Store for StoreService {
+    type Error = String;
+
+    fn write(&mut self, guest: DomainId, nodes: &[Node]) -> Result<(), String> {
+        let done = self.0.store.borrow_mut().session(self.0.session).transaction(|t| {
+            for node in nodes {
+                t.write(&node.path, node.value.as_bytes())?;
+                let list = match node.access {
+                    Access::Read => format!("n{},r{guest}", self.0.own),
+                    Access::Own => format!("n{guest}"),
+                };
+                t.set_permissions(&node.path, &list)?;
+            }
+            Ok(())
+        });
+        self.0.deliver(None);
+        done.map_err(text)
+    }
+
+    fn remove(&mut self, path: &str) -> Result<(), String> {
+        let removed = self.0.store.borrow_mut().session(self.0.session).remove(path);
+        self.0.deliver(None);
+        match removed {
+            Ok(()) | Err(StoreError::NotFound) => Ok(()),
+            Err(error) => Err(text(error)),
+        }
+    }
+
+    fn introduce(&mut self, domain: DomainId, page: MachineFrame, port: u32) -> Result<(), String> {
+        let id = store::DomainId(domain.0);
+        let session = self.0.session;
+        let introduced = self.0.store.borrow_mut().session(session).introduce(id, page.0, port);
+        introduced.map_err(text)?;
+        self.carry_out_duties()?;
+        self.0.deliver(None);
+        Ok(())
+    }
+
+    fn release(&mut self, domain: DomainId) -> Result<(), String> {
+        let id = store::DomainId(domain.0);
+        let released = self.0.store.borrow_mut().session(self.0.session).release(id);
+        self.carry_out_duties()?;
+        self.0.deliver(None);
+        match released {
+            // One that could not be introduced has nothing to be released from.
+            Ok(()) | Err(StoreError::NotFound) => Ok(()),
+            Err(error) => Err(text(error)),
+        }
+    }
+}

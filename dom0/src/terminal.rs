@@ -1,0 +1,233 @@
+//! The machine's console: one guest's at a time, or a prompt, or the lines of all guests.
+
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use core::cell::{Cell, RefCell};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use console_backend::{LineEditor, Typed};
+use hypercall_abi::event::Virq;
+use toolstack::command::Command;
+use unikernel::events::Channel;
+use unikernel::{console, hypercall};
+
+use crate::guests::Guests;
+
+/// Ctrl-]: leads from a guest's console to the prompt.
+const LEAVE: u8 = 0x1d;
+const PROMPT: &str = "dom0> ";
+
+/// The cursor stands behind text that is not ours, so a message begins a new line.
+static IN_LINE: AtomicBool = AtomicBool::new(false);
+
+/// How the output of a guest is shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shows {
+    /// As it is.
+    Bytes,
+    /// In lines with the guest's name.
+    Lines,
+    /// Not now.
+    Nothing,
+}
+
+/// What the terminal is for at the moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Focus {
+    /// The console of a guest.
+    Guest(String),
+    /// Commands.
+    Prompt,
+}
+
+/// The machine's console.
+pub(crate) struct Terminal {
+    /// All guests are shown, in lines; the keyboard is for commands.
+    all: bool,
+    focus: RefCell<Focus>,
+    editor: RefCell<LineEditor>,
+    /// The prompt is on the screen.
+    prompted: Cell<bool>,
+}
+
+impl Terminal {
+    /// A terminal that shows nobody yet, or in lines everybody (`all`).
+    pub(crate) fn new(all: bool) -> Rc<Self> {
+        console::set_sink(print);
+        Rc::new(Self {
+            all,
+            focus: RefCell::new(Focus::Prompt),
+            editor: RefCell::default(),
+            prompted: Cell::new(false),
+        })
+    }
+
+    /// How the output of this guest is to be shown now.
+    pub(crate) fn shows(&self, name: &str) -> Shows {
+        match &*self.focus.borrow() {
+            _ if self.all => Shows::Lines,
+            Focus::Guest(shown) if shown == name => Shows::Bytes,
+            _ => Shows::Nothing,
+        }
+    }
+
+    /// Shows bytes as they are.
+    pub(crate) fn raw(&self, bytes: &[u8]) {
+        if let Some(last) = bytes.last() {
+            write(bytes);
+            IN_LINE.store(*last != b'\n', Ordering::Relaxed);
+        }
+    }
+
+    /// Shows a line of a guest.
+    pub(crate) fn line(&self, line: &str) {
+        unikernel::println!("{line}");
+        self.refresh();
+    }
+
+    /// Shows a message of ours on lines of its own.
+    pub(crate) fn message(&self, text: &str) {
+        unikernel::println!("{text}");
+        self.refresh();
+    }
+
+    /// The guest whose console is shown alone.
+    pub(crate) fn attached(&self) -> Option<String> {
+        match &*self.focus.borrow() {
+            Focus::Guest(name) => Some(name.clone()),
+            Focus::Prompt => None,
+        }
+    }
+
+    /// Shows a guest's console.
+    pub(crate) fn attach(&self, guests: &Guests, name: &str) {
+        let Some(console) = guests.console(name) else {
+            self.message(&format!("there is no guest {}", name.escape_debug()));
+            return;
+        };
+        if self.all {
+            self.message("every console is shown already (consoles=all)");
+            return;
+        }
+        self.prompted.set(false);
+        self.message(&format!("[console of {name}; Ctrl-] leads to dom0]"));
+        self.focus.replace(Focus::Guest(console.name().into()));
+        console.show_missed();
+    }
+
+    /// If the guest that is shown has ended, shows the next one, or goes to the prompt if the others are only kept.
+    pub(crate) fn follow(&self, guests: &Guests) {
+        if self.attached().is_some_and(|name| !guests.is_alive(&name)) {
+            match guests.first_alive() {
+                Some(next) => self.attach(guests, &next),
+                None => self.detach(),
+            }
+        }
+    }
+
+    /// Goes to the prompt.
+    pub(crate) fn detach(&self) {
+        self.focus.replace(Focus::Prompt);
+        self.prompt();
+    }
+
+    fn prompt(&self) {
+        self.prompted.set(true);
+        self.refresh();
+    }
+
+    /// Draws the prompt again after other text, with what has been typed so far.
+    fn refresh(&self) {
+        if self.prompted.get() && !IN_LINE.load(Ordering::Relaxed) {
+            self.raw(PROMPT.as_bytes());
+            self.raw(self.editor.borrow().line().as_bytes());
+        }
+    }
+
+    /// Gives every key to whom it is for, for ever.
+    pub(crate) async fn read(self: Rc<Self>, guests: Rc<Guests>) {
+        let channel = match hypercall::bind_virq(Virq::Console, 0) {
+            Ok(port) => Channel::adopt(port),
+            Err(errno) => return log::error!("nothing can be typed: {}", errno.name()),
+        };
+        let mut buffer = [0; 128];
+        loop {
+            match hypercall::console_read(&mut buffer) {
+                Ok(0) => channel.wait().await,
+                Ok(count) => self.keys(&guests, buffer.get(..count).unwrap_or_default()),
+                Err(errno) => return log::error!("nothing can be typed: {}", errno.name()),
+            }
+        }
+    }
+
+    fn keys(&self, guests: &Rc<Guests>, mut keys: &[u8]) {
+        while let Some((first, rest)) = keys.split_first() {
+            let Some(console) = self.attached().and_then(|name| guests.console(&name)) else {
+                keys = rest;
+                self.key(guests, *first);
+                continue;
+            };
+            let end = keys.iter().position(|key| *key == LEAVE).unwrap_or(keys.len());
+            let (typed, after) = keys.split_at(end);
+            console.type_in(typed);
+            keys = after.get(1..).unwrap_or_default();
+            if !after.is_empty() {
+                self.detach();
+            }
+        }
+    }
+
+    /// A key of a command.
+    fn key(&self, guests: &Rc<Guests>, key: u8) {
+        if !self.prompted.get() {
+            self.prompt();
+        }
+        let typed = self.editor.borrow_mut().key(key);
+        match typed {
+            Typed::Echo(text) => self.raw(text.as_bytes()),
+            Typed::Character(character) => self.raw(character.encode_utf8(&mut [0; 4]).as_bytes()),
+            Typed::Redraw => {
+                self.raw(b"\r\x1b[K");
+                self.raw(PROMPT.as_bytes());
+            }
+            Typed::Cancelled => {
+                self.raw(b"\r\n");
+                self.refresh();
+            }
+            Typed::Line(line) => {
+                self.raw(b"\r\n");
+                self.prompted.set(false);
+                match Command::parse(&line) {
+                    Ok(Some(command)) => guests.obey(command),
+                    Ok(None) => {}
+                    Err(why) => self.message(&why),
+                }
+                if self.attached().is_none() {
+                    self.prompt();
+                }
+            }
+        }
+    }
+}
+
+/// Where all text of this domain goes: on lines of its own, each ended as a terminal wants it.
+fn print(text: &str) {
+    if IN_LINE.swap(false, Ordering::Relaxed) {
+        write(b"\r\n");
+    }
+    for piece in text.split_inclusive('\n') {
+        match piece.strip_suffix('\n') {
+            Some(line) => {
+                write(line.as_bytes());
+                write(b"\r\n");
+            }
+            None => write(piece.as_bytes()),
+        }
+    }
+}
+
+fn write(bytes: &[u8]) {
+    // There is nobody to tell if the console does not take it.
+    let _ = hypercall::console_write(bytes);
+}

@@ -1,0 +1,69 @@
+//! Bundles as xtask writes them, and damaged ones.
+
+use toolstack::bundle::{Bundle, BundleError};
+
+/// An archive of these entries.
+fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, data) in entries.iter().chain(&[("TRAILER!!!", b"".as_slice())]) {
+        out.extend_from_slice(b"070701");
+        let mut fields = [0; 13];
+        (fields[1], fields[4], fields[6], fields[11]) = (0o100_644, 1, data.len(), name.len() + 1);
+        fields.iter().for_each(|field| out.extend_from_slice(format!("{field:08x}").as_bytes()));
+        out.extend_from_slice(name.as_bytes());
+        out.push(0);
+        out.resize(out.len().next_multiple_of(4), 0);
+        out.extend_from_slice(data);
+        out.resize(out.len().next_multiple_of(4), 0);
+    }
+    out
+}
+
+const WEB: &[u8] = b"name = 'web'\nmemory = 16\nkernel = 'guests/web/kernel'\nramdisk = 'shared'\n";
+const SMALL: &[u8] = b"name = 'small'\nmemory = 1\nkernel = 'shared'\n";
+
+#[test]
+fn guests_come_in_order_with_what_they_name() {
+    let bytes = archive(&[
+        ("dom0", b"ELF"),
+        ("guests/web/config", WEB),
+        ("guests/web/kernel", b"KERNEL"),
+        ("guests/small/config", SMALL),
+        ("shared", b"12345"),
+        ("elsewhere/config", b"no configuration"),
+    ]);
+    let bundle = Bundle::new(&bytes);
+    let guests: Vec<_> = bundle.guests().map(Result::unwrap).collect();
+    let names: Vec<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
+    assert_eq!(names, ["web", "small"]);
+    let both: (&[u8], &[u8]) = (b"KERNEL", b"12345");
+    assert_eq!(bundle.images(&guests[0]), Ok(both));
+    assert_eq!(bundle.images(&guests[1]).unwrap().1, b"");
+    assert_eq!(bundle.entry("dom0"), Some(b"ELF".as_slice()));
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let bytes = archive(&[
+        ("guests/a/config", b"name = 'a'\nmemory = 'much'\nkernel = 'k'\n"),
+        ("guests/b/config", b"\xff"),
+        ("guests/web/config", WEB),
+    ]);
+    let bundle = Bundle::new(&bytes);
+    let guests: Vec<_> = bundle.guests().collect();
+    let text = guests[0].as_ref().unwrap_err().to_string();
+    assert!(text.starts_with("guests/a/config: line 2: memory: "), "{text}");
+    assert_eq!(guests[1], Err(BundleError::NotText("guests/b/config".into())));
+    let missing = bundle.images(guests[2].as_ref().unwrap()).unwrap_err().to_string();
+    assert_eq!(missing, "guest web: the boot bundle has no entry `guests/web/kernel`");
+}
+
+#[test]
+fn no_archive_and_a_cut_one_are_no_guests() {
+    assert_eq!(Bundle::new(b"").guests().count(), 0);
+    assert_eq!(Bundle::new(b"no archive at all").guests().count(), 0);
+    let bytes = archive(&[("guests/web/config", WEB), ("guests/small/config", SMALL)]);
+    for length in 0..bytes.len() {
+        assert!(Bundle::new(&bytes[..length]).guests().count() <= 2);
+    }
+}
