@@ -351,7 +351,7 @@ pub fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> bool {
         return false;
     };
     let page = !(crate::addr::PAGE_SIZE as u64 - 1);
-    if operand & page != address & page || operand % u64::from(size) != 0 {
+    if operand & page != address & page || operand & u64::from(size).wrapping_sub(1) != 0 {
         return false;
     }
     let value = match source {

@@ -163,6 +163,7 @@ impl World {
             };
             vcpu.online.store(false, Ordering::SeqCst);
             vcpu.moves(Place::Blocked, Place::Off);
+            self.sched.forget(vcpu);
             self.sched.nudge(m, vcpu);
             // A vcpu that runs elsewhere leaves its CPU first.
             let Some(mut own) = vcpu.own.try_take() else {

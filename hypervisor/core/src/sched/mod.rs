@@ -62,6 +62,18 @@ impl Scheduler {
         }
     }
 
+    /// Takes a vcpu that is to be no more out of the queue: its index may name another one soon.
+    pub(crate) fn forget(&self, vcpu: &Vcpu) {
+        let index = vcpu.index.load(Ordering::Relaxed);
+        let gone = self.queue.with(|queue| {
+            let before = queue.len();
+            queue.retain(|other| *other != index);
+            before - queue.len()
+        });
+        self.waiting.fetch_sub(u16::try_from(gone).unwrap_or(0), Ordering::Relaxed);
+        vcpu.moves(Place::Queued, Place::Off);
+    }
+
     /// Makes a sleeping vcpu runnable.
     pub fn wake<M: Machine>(&self, m: &M, _world: &World, vcpu: &Vcpu) {
         if vcpu.moves(Place::Blocked, Place::Queued) {
