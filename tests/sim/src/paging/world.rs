@@ -8,7 +8,7 @@ use hv_core::frame::table::{NO_PFN, WORDS};
 use hv_core::frame::{FrameTable, Owner, Refused};
 use hv_core::lock::Held;
 use hv_core::machine::Frames;
-use hv_core::paging::{Outcome, Session, Slot, Space, Stop};
+use hv_core::paging::{Holding, Outcome, Session, Slot, Space, Stop};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
@@ -260,7 +260,8 @@ impl World {
     /// A call that did something else than it said.
     pub fn call(&mut self, at: usize, op: Op, budget: u32) -> Result<Outcome<()>, String> {
         let family = self.family(&op);
-        let watched = self.watched(at, &op).map(|s| (s, self.word(s)));
+        // Unfinished work goes on first, and a climb corrects the entries it passes.
+        let watched = self.watched(at, &op).filter(|_| !self.unfinished(at)).map(|s| (s, self.word(s)));
         let again = self.doms[at].pending == Some(op);
         let outcome = self.perform(at, op, budget)?;
         self.totals.calls += 1;
@@ -282,6 +283,12 @@ impl World {
         *tried += 1;
         *granted += u64::from(outcome.is_ok());
         Ok(outcome)
+    }
+
+    fn unfinished(&self, at: usize) -> bool {
+        let mut held = Held::entering_ring_0();
+        let session = self.doms[at].space.open(&self.m, &self.table, 1, &mut held);
+        session.holdings().any(|h| matches!(h, Holding::OnTheWay { .. }))
     }
 
     fn word(&self, slot: Slot) -> u64 {
@@ -476,7 +483,7 @@ impl World {
             let climbing = {
                 let mut held = Held::entering_ring_0();
                 let session = dom.space.open(&self.m, &self.table, 1, &mut held);
-                session.holdings().any(|h| matches!(h, hv_core::paging::Holding::OnTheWay { up: true, .. }))
+                session.holdings().any(|h| matches!(h, Holding::OnTheWay { up: true, .. }))
             };
             self.totals.abandoned += u64::from(climbing);
         }
