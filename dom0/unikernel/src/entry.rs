@@ -55,7 +55,7 @@ pub unsafe fn full(info: *const StartInfo, stack_end: u64, main: fn(&Boot)) -> !
     // SAFETY: the builder's start info is valid, and nobody writes it after this.
     let boot = unsafe { Boot::new(info, stack_end) };
     traps::init();
-    console::init();
+    console::init(&boot);
     // SAFETY: called once, before anything else uses memory of this domain.
     unsafe { memory::init(&boot) };
     // SAFETY: called once, after memory.
@@ -73,7 +73,7 @@ pub unsafe fn full(info: *const StartInfo, stack_end: u64, main: fn(&Boot)) -> !
 pub unsafe fn bare(info: *const StartInfo, stack_end: u64, main: fn(&Boot)) -> ! {
     // SAFETY: the builder's start info is valid, and nobody writes it after this.
     let boot = unsafe { Boot::new(info, stack_end) };
-    console::init();
+    console::init(&boot);
     main(&boot);
     crate::hypercall::shutdown(ShutdownReason::Poweroff)
 }

@@ -2,17 +2,15 @@
 
 use crate::hypercall;
 use crate::memory::Window;
-use core::sync::atomic::{AtomicU32, Ordering};
+use crate::shared::PeerPage;
 use hypercall_abi::Errno;
 use hypercall_abi::grant::{MapGrantRef, UnmapGrantRef, map, status};
 use ring_protocol::SharedPage;
 
-/// Bytes of a page.
-const LENGTH: usize = 4096;
-
 /// A page of another domain, mapped writable until this is dropped.
 #[derive(Debug)]
 pub struct GrantedPage {
+    page: PeerPage,
     window: Window,
     handle: u32,
 }
@@ -41,22 +39,9 @@ impl GrantedPage {
                 _ => Errno::Inval,
             });
         }
-        Ok(Self { window, handle: grant[0].handle })
-    }
-
-    /// The word at an offset, if it is one.
-    fn word(&self, offset: usize) -> Option<&AtomicU32> {
-        if offset > LENGTH - 4 || !offset.is_multiple_of(4) {
-            return None;
-        }
-        // SAFETY: inside the page and aligned; the page stays mapped while `self` lives; the other side is another
-        // domain, hence an atomic.
-        Some(unsafe { AtomicU32::from_ptr(self.window.pointer().add(offset).cast()) })
-    }
-
-    /// How many of `wanted` bytes there are from `offset` on.
-    fn room(offset: usize, wanted: usize) -> usize {
-        wanted.min(LENGTH.saturating_sub(offset))
+        // SAFETY: the window shows the page until it is unmapped in `drop`.
+        let page = unsafe { PeerPage::new(window.pointer()) };
+        Ok(Self { page, window, handle: grant[0].handle })
     }
 }
 
@@ -74,35 +59,22 @@ impl Drop for GrantedPage {
 
 impl SharedPage for GrantedPage {
     fn len_bytes(&self) -> usize {
-        LENGTH
+        self.page.len_bytes()
     }
 
     fn load_u32(&self, offset: usize) -> u32 {
-        self.word(offset).map_or(0, |word| word.load(Ordering::Acquire))
+        self.page.load_u32(offset)
     }
 
     fn store_u32(&self, offset: usize, value: u32) {
-        if let Some(word) = self.word(offset) {
-            word.store(value, Ordering::Release);
-        }
+        self.page.store_u32(offset, value);
     }
 
     fn read(&self, offset: usize, into: &mut [u8]) {
-        let count = Self::room(offset, into.len());
-        let base = self.window.pointer().wrapping_add(offset);
-        for (i, byte) in into.iter_mut().take(count).enumerate() {
-            // SAFETY: `room` keeps it inside the page, which is mapped while `self` lives; the other side may write it
-            // meanwhile, hence volatile.
-            *byte = unsafe { base.add(i).read_volatile() };
-        }
+        self.page.read(offset, into);
     }
 
     fn write(&self, offset: usize, from: &[u8]) {
-        let count = Self::room(offset, from.len());
-        let base = self.window.pointer().wrapping_add(offset);
-        for (i, byte) in from.iter().take(count).enumerate() {
-            // SAFETY: as in `read`.
-            unsafe { base.add(i).write_volatile(*byte) };
-        }
+        self.page.write(offset, from);
     }
 }

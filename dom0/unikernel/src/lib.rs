@@ -22,6 +22,7 @@ pub mod hypercall;
 pub mod memory;
 #[cfg(feature = "probe")]
 pub mod probe;
+mod shared;
 pub mod sync;
 pub mod tasks;
 pub mod testing;
