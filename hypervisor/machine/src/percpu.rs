@@ -84,6 +84,8 @@ pub(crate) struct Cpu {
     pub(crate) online: AtomicBool,
     /// Whether a guest runs, or is about to.
     pub(crate) in_guest: AtomicBool,
+    /// Whether it sleeps, outside the rules.
+    pub(crate) idle: AtomicBool,
     /// Another CPU wants everything flushed before a guest runs here again.
     pub(crate) flush: AtomicBool,
     /// Interrupts that came during `idle`.
@@ -126,6 +128,7 @@ impl Cpu {
             root: AtomicU64::new(0),
             online: AtomicBool::new(false),
             in_guest: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
             flush: AtomicBool::new(false),
             woken: AtomicU32::new(0),
             deadline: AtomicU64::new(0),

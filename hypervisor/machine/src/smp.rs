@@ -20,6 +20,7 @@ pub(crate) fn prepare(topology: &Topology) -> &'static Cpu {
     for (cpu, apic_id) in CPUS.iter().zip(core::iter::once(own).chain(others)) {
         cpu.apic_id.store(apic_id, Relaxed);
     }
+    hv_core::lock::while_waiting(|| flush_if_asked(percpu::this()));
     let cpu = percpu::prepare(0);
     cpu.online.store(true, Release);
     ONLINE.store(1, Release);
@@ -45,8 +46,8 @@ pub(crate) fn flush_if_asked(cpu: &Cpu) {
     }
 }
 
-/// Asks another CPU to flush. It does so at once if it runs a guest, else before it runs one; ring 0 itself uses no
-/// guest's translations, so the second kind need not be waited for, and nobody waits for a CPU that waits.
+/// Asks another CPU to flush: at once if it runs a guest; else when it waits for a lock or for a flush of its own, or comes
+/// out of the rules. One that sleeps will, before it does anything else.
 fn ask(cpu: &Cpu) {
     cpu.flush.store(true, SeqCst);
     fence(SeqCst);
@@ -72,7 +73,10 @@ impl Cpus for Hardware {
             }
         }
         for cpu in others() {
-            while cpu.in_guest.load(Acquire) && cpu.flush.load(Acquire) {
+            // A CPU inside the rules may be about to use a frame it has just walked to: it is waited for. It answers where
+            // it waits itself, here too, so nobody waits for ever.
+            while cpu.flush.load(SeqCst) && !cpu.idle.load(SeqCst) {
+                flush_if_asked(this);
                 core::hint::spin_loop();
             }
         }

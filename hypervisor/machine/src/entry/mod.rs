@@ -122,13 +122,15 @@ impl Hardware {
     /// Sleeps until an interrupt, and says which.
     pub fn idle(&self) -> Interrupt {
         let cpu = percpu::this();
-        smp::flush_if_asked(cpu);
+        cpu.idle.store(true, SeqCst);
         if cpu.woken.load(Relaxed) == 0 {
             // SAFETY: interrupts come in at HLT alone (STI delays them by one instruction); `nested` handles them
             // and touches nothing but `cpu.woken`, the controllers and the console's ring, none of which is locked
             // here.
             unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
         }
+        cpu.idle.store(false, SeqCst);
+        smp::flush_if_asked(cpu);
         let woken = cpu.woken.swap(0, Relaxed);
         let order = [Interrupt::Timer, Interrupt::Console, Interrupt::Kick];
         order.into_iter().find(|&kind| woken & bit(kind) != 0).unwrap_or(Interrupt::Other)
