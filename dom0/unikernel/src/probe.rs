@@ -7,6 +7,8 @@
 //! [`execute`] jumps to code written with [`crate::code!`], which ends in a mark. Whatever trap comes first, the mark or
 //! another, ends the run: its frame, exactly as the hypervisor pushed it, is the result.
 
+pub mod second;
+
 use crate::sync::MaskMutex;
 use crate::traps::{EVENT, TrapFrame};
 use crate::{events, hypercall, memory, traps};
@@ -372,6 +374,20 @@ pub fn read(va: u64) -> Result<u64, Fault> {
 pub fn write(va: u64, value: u64) -> Result<(), Fault> {
     let registers = Registers { rdi: va, rax: value, ..Registers::default() };
     outcome(&execute(crate::code!("mov [rdi], rax"), &registers)).map(drop)
+}
+
+/// Reads a word that is mapped, without a probe: also for a second vcpu.
+#[must_use]
+pub fn load(va: u64) -> u64 {
+    // SAFETY: none; see the head of this module.
+    unsafe { (va as *const u64).read_volatile() }
+}
+
+/// Adds to a word by LOCK CMPXCHG until it succeeds, without a probe: also for a second vcpu.
+pub fn compare_and_add(va: u64, add: u64) {
+    // SAFETY: none; see the head of this module.
+    let word = unsafe { AtomicU64::from_ptr(va as *mut u64) };
+    let _ = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |value| Some(value + add));
 }
 
 /// `update_va_mapping` by any entry.

@@ -63,6 +63,8 @@ pub fn run(path: &Path, test: Option<&str>) -> Result<()> {
     };
     let mut setup = Setup::new(Bundle::first(path, None, &words).first_memory(64));
     setup.memory = 256;
+    // The second is for those that want one: it stays down until it is brought up.
+    setup.options = "dom0_max_vcpus=2".into();
     setup.limit = Duration::from_secs(30);
     Machine::boot(&name, &setup)?.finish()?.require_passed()
 }

@@ -4,6 +4,7 @@
 use super::Grants;
 use crate::addr::{DomainId, Frame};
 use crate::domain::Domain;
+use crate::frame::Refused;
 use crate::lock::{Held, Nothing};
 use crate::machine::Machine;
 use crate::world::World;
@@ -80,9 +81,12 @@ impl World {
         } else {
             self.frames.take_ref(frame, owner.id(), user)
         };
-        if taken.is_err() {
+        if let Err(why) = taken {
             clear_marks(word, active);
-            return Err(status::BAD_PAGE);
+            return Err(match why {
+                Refused::NoSuchFrame | Refused::NotOwner => status::BAD_PAGE,
+                _ => status::GENERAL_ERROR,
+            });
         }
         let uses = active.0 & !0xffff_ffff;
         record.store(frame.number() | uses.wrapping_add(Active::unit(writable)), Ordering::Relaxed);
