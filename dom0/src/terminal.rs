@@ -134,6 +134,7 @@ impl Terminal {
 
     fn prompt(&self) {
         self.prompted.set(true);
+        end_line();
         self.refresh();
     }
 
@@ -213,9 +214,7 @@ impl Terminal {
 
 /// Where all text of this domain goes: on lines of its own, each ended as a terminal wants it.
 fn print(text: &str) {
-    if IN_LINE.swap(false, Ordering::Relaxed) {
-        write(b"\r\n");
-    }
+    end_line();
     for piece in text.split_inclusive('\n') {
         match piece.strip_suffix('\n') {
             Some(line) => {
@@ -224,6 +223,13 @@ fn print(text: &str) {
             }
             None => write(piece.as_bytes()),
         }
+    }
+}
+
+/// Moves the cursor behind text that is not ours.
+fn end_line() {
+    if IN_LINE.swap(false, Ordering::Relaxed) {
+        write(b"\r\n");
     }
 }
 

@@ -28,11 +28,8 @@ pub(crate) fn run(hw: &'static Hardware, world: &'static World, held: &mut Held<
 fn sleep(hw: &'static Hardware, world: &'static World) {
     world.sched.set_idle(hw, true);
     world.sched.tick(hw, world, u64::MAX);
-    if !world.sched.has_waiting() {
-        match hw.idle() {
-            Interrupt::Console => world.raise_global(hw, Virq::Console),
-            Interrupt::Timer | Interrupt::Kick | Interrupt::Other => {}
-        }
+    if !world.sched.has_waiting() && hw.idle() {
+        world.raise_global(hw, Virq::Console);
     }
     world.sched.set_idle(hw, false);
 }

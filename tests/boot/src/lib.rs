@@ -181,8 +181,16 @@ impl Machine {
     /// # Errors
     /// The machine has ended.
     pub fn type_line(&mut self, line: &str) -> Result<()> {
-        let typed = self.input.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.input.flush());
-        typed.with_context(|| format!("cannot type {line:?}: the machine ended"))
+        self.type_keys(format!("{line}\n").as_bytes())
+    }
+
+    /// Types keys on the machine's console.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn type_keys(&mut self, keys: &[u8]) -> Result<()> {
+        let typed = self.input.write_all(keys).and_then(|()| self.input.flush());
+        typed.with_context(|| format!("cannot type {:?}: the machine ended", keys.escape_ascii().to_string()))
     }
 
     /// Everything the machine has printed so far.
@@ -238,6 +246,32 @@ impl Outcome {
                 let why = other.map_or_else(|| "the machine did not end in time".to_owned(), End::explanation);
                 bail!("{why}\n{}", self.excerpt())
             }
+        }
+    }
+
+    /// An error unless the hypervisor ended the machine as a failure, in an orderly way.
+    ///
+    /// # Errors
+    /// As [`Outcome::require_success`].
+    pub fn require_failure(&self) -> Result<()> {
+        match self.end {
+            Some(End::Panic) => Ok(()),
+            Some(End::Success) => bail!("the machine ended as if all were well\n{}", self.excerpt()),
+            other => {
+                let why = other.map_or_else(|| "the machine did not end in time".to_owned(), End::explanation);
+                bail!("{why}\n{}", self.excerpt())
+            }
+        }
+    }
+
+    /// An error unless exactly one line of the console contains `text`.
+    ///
+    /// # Errors
+    /// Says how many do.
+    pub fn require_line(&self, text: &str) -> Result<()> {
+        match self.console.lines().filter(|line| line.contains(text)).count() {
+            1 => Ok(()),
+            count => bail!("{count} lines with {text:?}\n{}", self.excerpt()),
         }
     }
 

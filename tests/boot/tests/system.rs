@@ -2,19 +2,28 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "system/stories.rs"]
+mod stories;
+
 use anyhow::Result;
-use boot::{Machine, Setup, guests};
+use boot::guests;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
-use std::time::Duration;
-use xtask::bundle::{Bundle, Guest};
-use xtask::{build, kernels};
+use xtask::build;
 
 /// A story, and what it is called.
 type Story = (&'static str, fn() -> Result<()>);
 
 /// Every story that starts at dom0.
-const STORIES: &[Story] = &[("stock_kernel_has_a_shell_and_powers_off", stock_kernel_has_a_shell_and_powers_off)];
+const STORIES: &[Story] = &[
+    ("stock_kernel_has_a_shell_and_powers_off", stories::stock_kernel_has_a_shell_and_powers_off),
+    ("a_guest_that_reboots_is_made_anew", stories::a_guest_that_reboots_is_made_anew),
+    ("guests_do_not_notice_when_others_crash", stories::guests_do_not_notice_when_others_crash),
+    ("every_crash_is_told_with_reason_and_registers", stories::every_crash_is_told_with_reason_and_registers),
+    ("bad_guests_are_refused_in_a_line_each", stories::bad_guests_are_refused_in_a_line_each),
+    ("a_bundle_without_a_first_domain_is_refused", stories::a_bundle_without_a_first_domain_is_refused),
+    ("an_unknown_hypervisor_option_is_refused", stories::an_unknown_hypervisor_option_is_refused),
+];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -51,30 +60,4 @@ fn trials() -> Result<Vec<Trial>> {
 
 fn trial(name: String, run: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     Trial::test(name, move || run().map_err(|error| Failed::from(format!("{error:#}"))))
-}
-
-/// The kernel a distribution ships, unpatched, in a domain that dom0 builds: its shell answers on the console, and its
-/// power-off ends the machine.
-fn stock_kernel_has_a_shell_and_powers_off() -> Result<()> {
-    let sh = boot::shell()?;
-    let guest = Guest {
-        name: "linux".into(),
-        memory: 192,
-        vcpus: 1,
-        kernel: kernels::stock(&sh, kernels::DEFAULT)?.vmlinux,
-        ramdisk: Some(kernels::ramdisk(&sh)?),
-        extra: "console=hvc0".into(),
-    };
-    let dom0 = build::image(&boot::images()?, "dom0")?;
-    let mut setup = Setup::new(Bundle::dom0(&dom0, "").guest(&guest));
-    setup.memory = 1024;
-    setup.limit = Duration::from_secs(240);
-    let mut machine = Machine::boot("stock_kernel_has_a_shell_and_powers_off", &setup)?;
-    machine.expect("tenon-guest: init reached", Duration::from_secs(180))?;
-    machine.expect("tenon-guest# ", Duration::from_secs(30))?;
-    // What is typed is echoed, so the answer must differ from the question.
-    machine.type_line("echo the answer is $((6 * 7))")?;
-    machine.expect("the answer is 42", Duration::from_secs(30))?;
-    machine.type_line("poweroff -f")?;
-    machine.finish()?.require_success()
 }

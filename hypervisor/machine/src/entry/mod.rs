@@ -119,8 +119,9 @@ impl Hardware {
         }
     }
 
-    /// Sleeps until an interrupt, and says which.
-    pub fn idle(&self) -> Interrupt {
+    /// Sleeps until an interrupt; answers whether one was the console's. Several can come at once, and none of the others
+    /// leaves anything to do: whoever woke us has queued the vcpu that is to run.
+    pub fn idle(&self) -> bool {
         let cpu = percpu::this();
         cpu.idle.store(true, SeqCst);
         if cpu.woken.load(Relaxed) == 0 {
@@ -131,9 +132,7 @@ impl Hardware {
         }
         cpu.idle.store(false, SeqCst);
         smp::flush_if_asked(cpu);
-        let woken = cpu.woken.swap(0, Relaxed);
-        let order = [Interrupt::Timer, Interrupt::Console, Interrupt::Kick];
-        order.into_iter().find(|&kind| woken & bit(kind) != 0).unwrap_or(Interrupt::Other)
+        cpu.woken.swap(0, Relaxed) & bit(Interrupt::Console) != 0
     }
 }
 

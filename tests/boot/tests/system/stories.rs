@@ -1,0 +1,249 @@
+//! Stories that start at dom0: a bundle is booted, guests are talked to, the machine ends.
+
+use anyhow::{Context, Result, ensure};
+use boot::{Machine, Setup};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use xtask::bundle::{Bundle, Guest};
+use xtask::{build, kernels};
+
+/// How long a guest may take to come up while others do.
+const BOOT: Duration = Duration::from_secs(150);
+/// How long an answer may take.
+const SOON: Duration = Duration::from_secs(30);
+/// What the shell of our guests says when it waits.
+const SHELL: &str = "tenon-guest# ";
+/// Ctrl-]: from a guest's console to dom0.
+const LEAVE: &[u8] = b"\x1d";
+
+/// A stock guest with our initramfs.
+fn linux(name: &str, memory: u32) -> Result<Guest> {
+    let sh = boot::shell()?;
+    Ok(Guest {
+        name: name.into(),
+        memory,
+        vcpus: 1,
+        kernel: kernels::stock(&sh, kernels::DEFAULT)?.vmlinux,
+        ramdisk: Some(kernels::ramdisk(&sh)?),
+        extra: "console=hvc0".into(),
+    })
+}
+
+/// One of our own small guests.
+fn test_guest(name: &str, program: &str, extra: &str) -> Result<Guest> {
+    let kernel = image(program)?;
+    Ok(Guest { name: name.into(), memory: 16, vcpus: 1, kernel, ramdisk: None, extra: extra.into() })
+}
+
+fn image(name: &str) -> Result<PathBuf> {
+    build::image(&boot::images()?, name)
+}
+
+fn dom0(cmdline: &str) -> Result<Bundle> {
+    Ok(Bundle::dom0(&image("dom0")?, cmdline))
+}
+
+/// Boots a machine of a GiB, for at most four minutes.
+fn start(name: &str, bundle: Bundle) -> Result<Machine> {
+    let mut setup = Setup::new(bundle);
+    setup.memory = 1024;
+    setup.limit = Duration::from_secs(240);
+    Machine::boot(name, &setup)
+}
+
+/// A word nobody could have printed before.
+fn nonce() -> Result<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    Ok(format!("{:x}-{:x}", now.as_nanos(), std::process::id()))
+}
+
+/// What `md5sum` of this machine makes of a line.
+fn md5(line: &str) -> Result<String> {
+    let mut child = Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut input = child.stdin.take().context("md5sum without input")?;
+    input.write_all(format!("{line}\n").as_bytes())?;
+    drop(input);
+    let output = String::from_utf8(child.wait_with_output()?.stdout)?;
+    let sum = output.split_whitespace().next().context("md5sum without output")?;
+    ensure!(sum.len() == 32, "no MD5: {output}");
+    Ok(sum.into())
+}
+
+/// The kernel a distribution ships, unpatched, in a domain that dom0 builds: what is typed reaches its shell, the answer
+/// comes back, and its power-off ends the machine.
+pub(crate) fn stock_kernel_has_a_shell_and_powers_off() -> Result<()> {
+    let bundle = dom0("")?.guest(&linux("linux", 192)?);
+    let mut machine = start("stock_kernel_has_a_shell_and_powers_off", bundle)?;
+    machine.expect("tenon-guest: init reached", BOOT)?;
+    machine.expect(SHELL, SOON)?;
+    let word = nonce()?;
+    // What is typed is echoed, so the answer must differ from the question.
+    machine.type_line(&format!("echo {word} | md5sum"))?;
+    machine.expect(&md5(&word)?, SOON)?;
+    machine.expect(SHELL, SOON)?;
+    machine.type_line("poweroff -f")?;
+    machine.expect("guest linux (domain 1) powered off", SOON)?;
+    machine.expect("all guests have ended", SOON)?;
+    machine.finish()?.require_success()
+}
+
+/// A reboot makes the guest anew from the bundle, as a new domain on the same terminal.
+pub(crate) fn a_guest_that_reboots_is_made_anew() -> Result<()> {
+    let bundle = dom0("")?.guest(&linux("linux", 192)?);
+    let mut machine = start("a_guest_that_reboots_is_made_anew", bundle)?;
+    machine.expect(SHELL, BOOT)?;
+    machine.type_line("reboot -f")?;
+    machine.expect("guest linux (domain 1) rebooted", SOON)?;
+    machine.expect("Linux version", BOOT)?;
+    machine.expect(SHELL, BOOT)?;
+    let word = nonce()?;
+    machine.type_line(&format!("echo {word} | md5sum"))?;
+    machine.expect(&md5(&word)?, SOON)?;
+    machine.type_line("poweroff -f")?;
+    machine.expect("guest linux (domain 2) powered off", SOON)?;
+    machine.finish()?.require_success()
+}
+
+/// Two stock guests and two small ones run at once; a small one and a stock one crash, each told with its reason, and
+/// the other stock guest still knows what it was told before.
+pub(crate) fn guests_do_not_notice_when_others_crash() -> Result<()> {
+    let bundle = dom0("")?
+        .guest(&linux("alpha", 128)?)
+        .guest(&linux("beta", 128)?)
+        .guest(&test_guest("small", "hello", "")?)
+        .guest(&test_guest("faulty", "crash", "how=no-handler")?);
+    let mut machine = start("guests_do_not_notice_when_others_crash", bundle)?;
+    machine.expect("guest faulty (domain 4) crashed", BOOT)?;
+    machine.expect("rip ", SOON)?;
+
+    machine.type_keys(LEAVE)?;
+    machine.expect("dom0> ", SOON)?;
+    machine.type_line("console beta")?;
+    machine.expect("[console of beta", SOON)?;
+    machine.expect(SHELL, BOOT)?;
+    let word = nonce()?;
+    machine.type_line(&format!("kept={word}"))?;
+    machine.expect(SHELL, SOON)?;
+
+    machine.type_keys(LEAVE)?;
+    machine.expect("dom0> ", SOON)?;
+    machine.type_line("list")?;
+    machine.expect("alpha", SOON)?;
+    machine.expect("beta", SOON)?;
+    machine.expect("dom0> ", SOON)?;
+    machine.type_line("console small")?;
+    machine.expect("hello from a paravirtual guest", SOON)?;
+    machine.type_keys(LEAVE)?;
+    machine.expect("dom0> ", SOON)?;
+    machine.type_line("console alpha")?;
+    machine.expect("[console of alpha", SOON)?;
+    machine.expect(SHELL, BOOT)?;
+    machine.type_line("echo c > /proc/sysrq-trigger")?;
+    machine.expect("sysrq triggered crash", SOON)?;
+    machine.expect("guest alpha (domain 1) crashed", SOON)?;
+    machine.expect("rip ", SOON)?;
+    machine.expect("r15 ", SOON)?;
+
+    // The next guest that lives takes the terminal.
+    machine.expect("[console of beta", SOON)?;
+    machine.type_line("echo $kept | md5sum")?;
+    machine.expect(&md5(&word)?, SOON)?;
+    machine.type_line("poweroff -f")?;
+    machine.expect("guest beta (domain 2) powered off", SOON)?;
+    machine.finish()?.require_failure()
+}
+
+/// Small guests that die in every way: dom0 tells each with its reason and registers, and the hypervisor lives on.
+pub(crate) fn every_crash_is_told_with_reason_and_registers() -> Result<()> {
+    const WAYS: [&str; 9] =
+        ["ud2", "nullptr", "no-handler", "bad-stack", "hole-stack", "bad-iret", "no-user-root", "triple", "shutdown"];
+    let mut bundle = dom0("consoles=all")?;
+    for way in WAYS {
+        bundle = bundle.guest(&test_guest(way, "crash", &format!("how={way}"))?);
+    }
+    bundle = bundle.guest(&test_guest("good", "crash", "how=poweroff")?);
+    let outcome = start("every_crash_is_told_with_reason_and_registers", bundle)?.finish()?;
+    outcome.require_failure()?;
+    for way in WAYS {
+        outcome.require_line(&format!("{way}| crash: {way}"))?;
+        outcome.require_line(&format!("guest {way} (domain "))?;
+    }
+    let told = outcome.console.matches("crashed").count();
+    ensure!(told >= WAYS.len(), "{told} crashes told\n{}", outcome.console);
+    ensure!(outcome.console.matches("cr3 ").count() >= WAYS.len(), "registers are missing\n{}", outcome.console);
+    outcome.require_line("guest good (domain 10) powered off")?;
+    outcome.require_line("all guests have ended")
+}
+
+/// A guest's kernel as text in a configuration of its own.
+fn with_kernel(bundle: Bundle, name: &str, memory: u32, kernel: &Path) -> Bundle {
+    let (kernel, extra) = (kernel.to_owned(), String::new());
+    bundle.guest(&Guest { name: name.into(), memory, vcpus: 1, kernel, ramdisk: None, extra })
+}
+
+/// Kernels without notes, cut short, without enough memory, or named and not there: each is one line that names the guest,
+/// a good guest runs beside them, and the machine ends as a failure.
+pub(crate) fn bad_guests_are_refused_in_a_line_each() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str, content: &[u8]| -> Result<PathBuf> {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content)?;
+        Ok(path)
+    };
+    // An ELF header for one segment of no bytes, and no notes.
+    let mut elf = vec![0; 64 + 56];
+    elf[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\0");
+    elf[16..24].copy_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
+    elf[32] = 64;
+    elf[52..58].copy_from_slice(&[64, 0, 56, 0, 1, 0]);
+    // A Linux set-up header that promises a payload the file does not have.
+    let mut cut = vec![0; 1024];
+    cut[0x1f1] = 1;
+    cut[0x1fe..0x200].copy_from_slice(b"\x55\xaa");
+    cut[0x202..0x206].copy_from_slice(b"HdrS");
+    cut[0x206..0x208].copy_from_slice(&[15, 2]);
+    cut[0x24c] = 200;
+    let mut bundle = dom0("consoles=all")?;
+    bundle = with_kernel(bundle, "plain", 16, &file("plain", &elf)?);
+    bundle = with_kernel(bundle, "cut", 16, &file("cut", &cut)?);
+    bundle = with_kernel(bundle, "tiny", 1, &image("hello")?);
+    bundle = with_kernel(bundle, "huge", 1 << 20, &image("hello")?);
+    bundle = bundle
+        .with_text("guests/wrong/config", "name = \"wrong\"\nmemory = \"much\"\nkernel = \"k\"\n")
+        .with_text("guests/absent/config", "name = \"absent\"\nmemory = 16\nkernel = \"nowhere\"\n")
+        .guest(&test_guest("good", "hello", "")?);
+    let outcome = start("bad_guests_are_refused_in_a_line_each", bundle)?.finish()?;
+    outcome.require_failure()?;
+    for (line, why) in [
+        ("error: guest plain: planning its memory: ", "note"),
+        ("error: guest cut: unpacking the kernel: ", "cut off"),
+        ("error: guest tiny: planning its memory: ", "256"),
+        ("error: guest huge: ", "memory"),
+        ("error: guests/wrong/config: line 2: memory: ", "invalid type"),
+        ("error: guest absent: ", "nowhere"),
+    ] {
+        outcome.require_line(line)?;
+        let told = outcome.console.lines().any(|told| told.contains(line) && told.contains(why));
+        ensure!(told, "no {why:?} in the line with {line:?}\n{}", outcome.console);
+    }
+    outcome.require_line("good| @@ done: passed")
+}
+
+/// A bundle with nothing to start.
+pub(crate) fn a_bundle_without_a_first_domain_is_refused() -> Result<()> {
+    let bundle = Bundle::default().with_text("guests/web/config", "name = \"web\"");
+    let outcome = Machine::boot("a_bundle_without_a_first_domain_is_refused", &Setup::new(bundle))?.finish()?;
+    outcome.require_failure()?;
+    outcome.require_line("the boot bundle has neither `dom0` nor `first`")
+}
+
+/// An option the hypervisor does not have.
+pub(crate) fn an_unknown_hypervisor_option_is_refused() -> Result<()> {
+    let mut setup = Setup::new(dom0("")?);
+    setup.options = "console=com1 frobnicate=1".into();
+    let outcome = Machine::boot("an_unknown_hypervisor_option_is_refused", &setup)?.finish()?;
+    outcome.require_failure()?;
+    outcome.require_line("unknown hypervisor option `frobnicate=1`")
+}
