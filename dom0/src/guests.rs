@@ -13,7 +13,8 @@ use toolstack::config::GuestConfig;
 use toolstack::create::{Guest, Request, create};
 use toolstack::end::{End, Outcome, end_of};
 use toolstack::{DomainId, Summary, domains};
-use unikernel::{hypercall, tasks, time};
+use unikernel::tasks::{self, Task};
+use unikernel::{hypercall, time};
 
 use crate::console_service::GuestConsole;
 use crate::hypervisor::Xen;
@@ -24,7 +25,7 @@ use crate::terminal::Terminal;
 /// Bytes a kernel may unpack to.
 const KERNEL_LIMIT: usize = 256 << 20;
 /// A guest that ends at once is not made anew more often than this.
-const LIFE_NS: u64 = 2_000_000_000;
+const LIFE_NS: u64 = 1_000_000_000;
 
 /// Every guest, and what it takes to make one.
 pub(crate) struct Guests {
@@ -52,8 +53,8 @@ enum State {
     Lives(Guest),
     /// Ended and kept.
     Kept(Guest),
-    /// Will be made anew.
-    Waits,
+    /// Will be made anew, unless the task is dropped.
+    Waits(Task<()>),
     Ended,
 }
 
@@ -82,7 +83,7 @@ impl Guests {
     /// The first guest that lives, or soon will.
     pub(crate) fn first_alive(&self) -> Option<String> {
         let list = self.list.borrow();
-        let entry = list.iter().find(|entry| matches!(entry.state, State::Lives(_) | State::Waits));
+        let entry = list.iter().find(|entry| matches!(entry.state, State::Lives(_) | State::Waits(_)));
         entry.map(|entry| entry.config.name.clone())
     }
 
@@ -90,7 +91,7 @@ impl Guests {
     pub(crate) fn is_alive(&self, name: &str) -> bool {
         let list = self.list.borrow();
         let mut entries = list.iter().filter(|entry| entry.config.name == name);
-        entries.any(|entry| matches!(entry.state, State::Lives(_) | State::Waits))
+        entries.any(|entry| matches!(entry.state, State::Lives(_) | State::Waits(_)))
     }
 
     /// Whether nothing is left to do or to look at.
@@ -130,6 +131,18 @@ impl Guests {
         }
         if self.list.borrow().is_empty() && !self.failed() {
             self.fail("the boot bundle has no guests");
+        }
+    }
+
+    /// Makes a guest anew that waits for it.
+    fn restart(&self, name: &str) {
+        let waits = |entry: &&mut Entry| entry.config.name == name && matches!(entry.state, State::Waits(_));
+        let before =
+            self.list.borrow_mut().iter_mut().find(waits).map(|e| core::mem::replace(&mut e.state, State::Ended));
+        if let Some(State::Waits(task)) = before {
+            // It is the one that runs this.
+            task.detach();
+            self.start(name);
         }
     }
 
@@ -223,12 +236,10 @@ impl Guests {
             Outcome::Preserved(guest) => State::Kept(guest),
             Outcome::Restart(_) => {
                 let (guests, name) = (Rc::clone(self), name.to_string());
-                tasks::spawn(async move {
+                State::Waits(tasks::spawn(async move {
                     time::sleep_until(made.saturating_add(LIFE_NS)).await;
-                    guests.start(&name);
-                })
-                .detach();
-                State::Waits
+                    guests.restart(&name);
+                }))
             }
         };
         self.set_state(name, state);
@@ -258,20 +269,26 @@ impl Guests {
         match command {
             Command::List => self.show_list(),
             Command::Console(name) => self.terminal.attach(self, &name),
-            Command::Destroy(name) => match self.take(&name) {
-                Some((guest, console, _)) => {
-                    console.disconnect();
-                    let left_over = {
-                        let hypervisor = &mut *self.hypervisor.borrow_mut();
-                        guest.destroy(hypervisor, &mut self.store.clone())
-                    };
-                    self.complain(&name, &left_over);
-                    self.changed.set();
-                }
-                None => self.terminal.message(&format!("there is no guest {}", name.escape_debug())),
-            },
+            Command::Destroy(name) => self.destroy(&name),
             Command::Help => self.terminal.message(HELP),
             Command::Quit => hypercall::shutdown(ShutdownReason::Poweroff),
+        }
+    }
+
+    /// Ends a guest at once, or keeps one from being made anew.
+    fn destroy(&self, name: &str) {
+        match self.take(name) {
+            Some((guest, console, _)) => {
+                console.disconnect();
+                let left_over = {
+                    let hypervisor = &mut *self.hypervisor.borrow_mut();
+                    guest.destroy(hypervisor, &mut self.store.clone())
+                };
+                self.complain(name, &left_over);
+                self.changed.set();
+            }
+            None if self.is_alive(name) => self.set_state(name, State::Ended),
+            None => self.terminal.message(&format!("there is no guest {} to end", name.escape_debug())),
         }
     }
 
@@ -287,7 +304,7 @@ impl Guests {
             let is = |guest: &Guest| guest.domain.0 == domain;
             let entry = list.iter().find(|entry| match &entry.state {
                 State::Lives(guest) | State::Kept(guest) => is(guest),
-                State::Waits | State::Ended => false,
+                State::Waits(_) | State::Ended => false,
             });
             entry.map_or("dom0", |entry| &entry.config.name)
         };

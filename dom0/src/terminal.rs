@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
 use core::cell::{Cell, RefCell};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use console_backend::{LineEditor, Typed};
 use hypercall_abi::event::Virq;
@@ -18,8 +18,17 @@ use crate::guests::Guests;
 const LEAVE: u8 = 0x1d;
 const PROMPT: &str = "dom0> ";
 
-/// The cursor stands behind text that is not ours, so a message begins a new line.
-static IN_LINE: AtomicBool = AtomicBool::new(false);
+/// What the cursor stands behind.
+static LINE: AtomicU8 = AtomicU8::new(line::EMPTY);
+
+mod line {
+    /// Nothing.
+    pub(super) const EMPTY: u8 = 0;
+    /// Text of a guest: a message begins a new line.
+    pub(super) const GUEST: u8 = 1;
+    /// The prompt: a message takes its place.
+    pub(super) const PROMPT: u8 = 2;
+}
 
 /// How the output of a guest is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,7 +85,7 @@ impl Terminal {
     pub(crate) fn raw(&self, bytes: &[u8]) {
         if let Some(last) = bytes.last() {
             write(bytes);
-            IN_LINE.store(*last != b'\n', Ordering::Relaxed);
+            LINE.store(if *last == b'\n' { line::EMPTY } else { line::GUEST }, Ordering::Relaxed);
         }
     }
 
@@ -140,9 +149,10 @@ impl Terminal {
 
     /// Draws the prompt again after other text, with what has been typed so far.
     fn refresh(&self) {
-        if self.prompted.get() && !IN_LINE.load(Ordering::Relaxed) {
-            self.raw(PROMPT.as_bytes());
-            self.raw(self.editor.borrow().line().as_bytes());
+        if self.prompted.get() && LINE.load(Ordering::Relaxed) == line::EMPTY {
+            write(PROMPT.as_bytes());
+            write(self.editor.borrow().line().as_bytes());
+            LINE.store(line::PROMPT, Ordering::Relaxed);
         }
     }
 
@@ -186,11 +196,11 @@ impl Terminal {
         }
         let typed = self.editor.borrow_mut().key(key);
         match typed {
-            Typed::Echo(text) => self.raw(text.as_bytes()),
-            Typed::Character(character) => self.raw(character.encode_utf8(&mut [0; 4]).as_bytes()),
+            Typed::Echo(text) => write(text.as_bytes()),
+            Typed::Character(character) => write(character.encode_utf8(&mut [0; 4]).as_bytes()),
             Typed::Redraw => {
-                self.raw(b"\r\x1b[K");
-                self.raw(PROMPT.as_bytes());
+                end_line();
+                self.refresh();
             }
             Typed::Cancelled => {
                 self.raw(b"\r\n");
@@ -226,10 +236,12 @@ fn print(text: &str) {
     }
 }
 
-/// Moves the cursor behind text that is not ours.
+/// Moves the cursor to an empty line.
 fn end_line() {
-    if IN_LINE.swap(false, Ordering::Relaxed) {
-        write(b"\r\n");
+    match LINE.swap(line::EMPTY, Ordering::Relaxed) {
+        line::EMPTY => {}
+        line::PROMPT => write(b"\r\x1b[K"),
+        _ => write(b"\r\n"),
     }
 }
 

@@ -38,13 +38,16 @@ enum Content {
     First {
         kernel: PathBuf,
         cmdline: String,
-        memory_mib: u64,
+        /// `None`: [`FIRST_MEMORY`], or for dom0 what [`DOM0_SPARE`] says.
+        memory_mib: Option<u64>,
         role: Role,
     },
 }
 
 /// The first domain's memory in MiB unless [`Bundle::first_memory`] says otherwise.
 const FIRST_MEMORY: u64 = 256;
+/// What dom0 has in MiB beside the bundle, which is its ramdisk: room for a kernel that it unpacks, and for the store.
+const DOM0_SPARE: u64 = 192;
 
 /// A guest that dom0 starts.
 #[derive(Clone, Debug)]
@@ -82,7 +85,7 @@ impl Bundle {
 
     fn with_first(mut self, name: &str, kernel: &Path, cmdline: &str, role: Role) -> Self {
         let (kernel, cmdline) = (kernel.to_owned(), cmdline.to_owned());
-        self.entries.push((name.to_owned(), Content::First { kernel, cmdline, memory_mib: FIRST_MEMORY, role }));
+        self.entries.push((name.to_owned(), Content::First { kernel, cmdline, memory_mib: None, role }));
         self
     }
 
@@ -91,7 +94,7 @@ impl Bundle {
     pub fn first_memory(mut self, mib: u64) -> Self {
         for (_, content) in &mut self.entries {
             if let Content::First { memory_mib, .. } = content {
-                *memory_mib = mib;
+                *memory_mib = Some(mib);
             }
         }
         self
@@ -143,6 +146,15 @@ impl Bundle {
         Ok(file)
     }
 
+    /// The size of all files in MiB; one that cannot be read is found when it is written.
+    fn files_mib(&self) -> u64 {
+        let size = |content: &Content| match content {
+            Content::File(path) => fs::metadata(path).map_or(0, |metadata| metadata.len()),
+            Content::Text(_) | Content::First { .. } => 0,
+        };
+        self.entries.iter().map(|(_, content)| size(content)).sum::<u64>().div_ceil(1 << 20)
+    }
+
     fn archive(&self, out: &mut impl Write) -> Result<()> {
         for (name, content) in &self.entries {
             let header = NewcBuilder::new(name).mode(REGULAR_FILE);
@@ -153,7 +165,11 @@ impl Bundle {
                     entry.finish()?;
                 }
                 Content::First { kernel, cmdline, memory_mib, role } => {
-                    let planned = first::image(kernel, *memory_mib, cmdline, *role)?;
+                    let memory = memory_mib.unwrap_or(match role {
+                        Role::Dom0 => DOM0_SPARE + self.files_mib(),
+                        Role::Guest => FIRST_MEMORY,
+                    });
+                    let planned = first::image(kernel, memory, cmdline, *role)?;
                     let mut entry = header.write(&mut *out, size(name, planned.len() as u64)?);
                     entry.write_all(&planned)?;
                     entry.finish()?;

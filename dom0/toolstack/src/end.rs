@@ -92,6 +92,8 @@ fn describe_crash<H: Hypervisor>(hypervisor: &mut H, guest: &Guest, report: &mut
         // It goes to a terminal, and a guest may have had a hand in it.
         let text = text.replace(|c: char| !c.is_ascii_graphic() && c != ' ', "?");
         report.push_str(&format!(": vcpu {vcpu}: {text}"));
+    } else {
+        report.push_str(": the guest itself said so");
     }
     match hypervisor.vcpu(guest.domain, vcpu) {
         // Writing to a string does not fail.

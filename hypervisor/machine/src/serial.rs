@@ -52,13 +52,13 @@ pub(crate) fn put_now(bytes: &[u8]) {
     }
 }
 
-/// Empties the UART into the ring; what does not fit is lost, as on any line.
+/// Empties the UART into the ring, as far as there is room: what stays in its queue holds the sender up.
 pub(crate) fn receive() {
     let mut input = INPUT.lock();
     if !present() {
         return;
     }
-    while in8(BASE + 5) & DATA_READY != 0 {
+    while !input.is_full() && in8(BASE + 5) & DATA_READY != 0 {
         let byte = in8(BASE);
         let _ = input.push_back(byte);
     }

@@ -17,6 +17,8 @@ type Story = (&'static str, fn() -> Result<()>);
 /// Every story that starts at dom0.
 const STORIES: &[Story] = &[
     ("stock_kernel_has_a_shell_and_powers_off", stories::stock_kernel_has_a_shell_and_powers_off),
+    ("later_stock_kernels_boot", stories::later_stock_kernels_boot),
+    ("restarts_leave_nothing_behind", stories::restarts_leave_nothing_behind),
     ("a_guest_that_reboots_is_made_anew", stories::a_guest_that_reboots_is_made_anew),
     ("guests_do_not_notice_when_others_crash", stories::guests_do_not_notice_when_others_crash),
     ("every_crash_is_told_with_reason_and_registers", stories::every_crash_is_told_with_reason_and_registers),

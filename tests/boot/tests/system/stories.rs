@@ -83,8 +83,56 @@ pub(crate) fn stock_kernel_has_a_shell_and_powers_off() -> Result<()> {
     machine.type_line(&format!("echo {word} | md5sum"))?;
     machine.expect(&md5(&word)?, SOON)?;
     machine.expect(SHELL, SOON)?;
+    // Pasted text is longer than every queue on its way, and arrives whole.
+    let lines: Vec<String> = (0..60).map(|line| format!("{line:03} {word} and so on, up to the end")).collect();
+    let text = lines.join("\n");
+    machine.type_line(&format!("md5sum <<END\n{text}\nEND"))?;
+    machine.expect(&md5(&text)?, SOON)?;
+    machine.expect(SHELL, SOON)?;
     machine.type_line("poweroff -f")?;
     machine.expect("guest linux (domain 1) powered off", SOON)?;
+    machine.expect("all guests have ended", SOON)?;
+    machine.finish()?.require_success()
+}
+
+/// Later kernels of the distribution, unpatched too, as far as they have been fetched: two at once.
+pub(crate) fn later_stock_kernels_boot() -> Result<()> {
+    let sh = boot::shell()?;
+    let mut bundle = dom0("consoles=all")?;
+    let mut names = Vec::new();
+    for name in kernels::names().filter(|name| *name != kernels::DEFAULT) {
+        if kernels::is_cached(name)? {
+            let kernel = kernels::stock(&sh, name)?.vmlinux;
+            let guest = Guest { kernel, extra: "console=hvc0 tenon.oneshot".into(), ..linux(name, 256)? };
+            bundle = bundle.guest(&guest);
+            names.push(name);
+        }
+    }
+    if names.is_empty() {
+        return Ok(());
+    }
+    let mut setup = Setup::new(bundle);
+    setup.memory = 1536;
+    setup.limit = Duration::from_secs(240);
+    let outcome = Machine::boot("later_stock_kernels_boot", &setup)?.finish()?;
+    outcome.require_success()?;
+    for name in names {
+        outcome.require_line(&format!("{name}| tenon-guest: init reached"))?;
+        outcome.require_line(&format!("guest {name} (domain "))?;
+    }
+    Ok(())
+}
+
+/// A guest that has most of the machine's memory and reboots at once, again and again: nothing of its lives is left.
+pub(crate) fn restarts_leave_nothing_behind() -> Result<()> {
+    let guest = Guest { memory: 300, ..test_guest("again", "crash", "how=reboot")? };
+    let mut setup = Setup::new(dom0("consoles=all")?.guest(&guest));
+    setup.limit = Duration::from_secs(90);
+    let mut machine = Machine::boot("restarts_leave_nothing_behind", &setup)?;
+    for life in 1..=6 {
+        machine.expect(&format!("guest again (domain {life}) rebooted"), SOON)?;
+    }
+    machine.type_line("destroy again")?;
     machine.expect("all guests have ended", SOON)?;
     machine.finish()?.require_success()
 }
