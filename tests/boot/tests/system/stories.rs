@@ -154,12 +154,12 @@ pub(crate) fn a_guest_that_reboots_is_made_anew() -> Result<()> {
     machine.finish()?.require_success()
 }
 
-/// Two stock guests and two small ones run at once; a small one and a stock one crash, each told with its reason, and
+/// Two stock guests (one with two vcpus) and two small ones run at once; a small one and a stock one crash, each told with its reason, and
 /// the other stock guest still knows what it was told before.
 pub(crate) fn guests_do_not_notice_when_others_crash() -> Result<()> {
     let bundle = dom0("")?
         .guest(&linux("alpha", 128)?)
-        .guest(&linux("beta", 128)?)
+        .guest(&Guest { vcpus: 2, ..linux("beta", 128)? })
         .guest(&test_guest("small", "hello", "")?)
         .guest(&test_guest("faulty", "crash", "how=no-handler")?);
     let mut machine = start("guests_do_not_notice_when_others_crash", bundle)?;
