@@ -71,8 +71,8 @@ fn md5(line: &str) -> Result<String> {
     Ok(sum.into())
 }
 
-/// The kernel a distribution ships, unpatched, in a domain that dom0 builds: what is typed reaches its shell, the answer
-/// comes back, and its power-off ends the machine.
+/// The kernel a distribution ships, unpatched, in a domain that dom0 builds: what is typed reaches its shell, the
+/// answer comes back, and its power-off ends the machine.
 pub(crate) fn stock_kernel_has_a_shell_and_powers_off() -> Result<()> {
     let bundle = dom0("")?.guest(&linux("linux", 192)?);
     let mut machine = start("stock_kernel_has_a_shell_and_powers_off", bundle)?;
@@ -154,8 +154,8 @@ pub(crate) fn a_guest_that_reboots_is_made_anew() -> Result<()> {
     machine.finish()?.require_success()
 }
 
-/// Two stock guests (one with two vcpus) and two small ones run at once; a small one and a stock one crash, each told with its reason, and
-/// the other stock guest still knows what it was told before.
+/// Two stock guests (one with two vcpus) and two small ones run at once; a small one and a stock one crash, each told
+/// with its reason, and the other stock guest still knows what it was told before.
 pub(crate) fn guests_do_not_notice_when_others_crash() -> Result<()> {
     let bundle = dom0("")?
         .guest(&linux("alpha", 128)?)
@@ -231,8 +231,8 @@ fn with_kernel(bundle: Bundle, name: &str, memory: u32, kernel: &Path) -> Bundle
     bundle.guest(&Guest { name: name.into(), memory, vcpus: 1, kernel, ramdisk: None, extra })
 }
 
-/// Kernels without notes, cut short, without enough memory, or named and not there: each is one line that names the guest,
-/// a good guest runs beside them, and the machine ends as a failure.
+/// Kernels without notes, cut short, without enough memory, or named and not there: each is one line that names the
+/// guest, a good guest runs beside them, and the machine ends as a failure.
 pub(crate) fn bad_guests_are_refused_in_a_line_each() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = |name: &str, content: &[u8]| -> Result<PathBuf> {
