@@ -1,5 +1,5 @@
-//! The boot bundle: a `newc` cpio archive with a configuration `guests/<name>/config` for each guest to be started, and the
-//! kernels and ramdisks they name.
+//! The boot bundle: a `newc` cpio archive with a configuration `guests/<name>/config` for each guest to be started, and
+//! the kernels and ramdisks they name.
 
 use alloc::string::{String, ToString};
 use core::fmt;

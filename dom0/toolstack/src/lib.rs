@@ -1,8 +1,8 @@
 //! Making and ending domains: what dom0 does on behalf of a person.
 //!
-//! [`bundle`] finds guests in the boot bundle, [`config`] reads what a guest should be, [`unpack`] turns what a distribution ships as a kernel into an
-//! ELF file, [`create`] makes a domain of both and introduces it to the store, [`end`] says why a domain
-//! ended and does what its configuration wants then.
+//! [`bundle`] finds guests in the boot bundle, [`command`] reads what a person types, [`config`] reads what a guest
+//! should be, [`unpack`] turns what a distribution ships as a kernel into an ELF file, [`create`] makes a domain of
+//! both and introduces it to the store, [`end`] says why a domain ended and does what its configuration wants then.
 //!
 //! Touches: domains through the [`Hypervisor`] trait, the tree through the [`Store`] trait.
 //! Never touches: hypercalls, shared memory, devices. It runs as well on a host, against fakes.

@@ -33,8 +33,8 @@ impl LineEditor {
         &self.line
     }
 
-    /// Takes a key: printable ASCII, return, backspace or delete, Ctrl-U (empties the line), Ctrl-C (gives it up). Others
-    /// are ignored.
+    /// Takes a key: printable ASCII, return, backspace or delete, Ctrl-U (empties the line), Ctrl-C (gives it up).
+    /// Others are ignored.
     pub fn key(&mut self, key: u8) -> Typed {
         match key {
             b'\r' | b'\n' => Typed::Line(core::mem::take(&mut self.line)),

@@ -72,8 +72,8 @@ impl Foreign {
         }
         let to = (self.window.address() + index * PAGE) as *mut u8;
         // SAFETY: the frame is mapped writable at this page of the window until the next `show` or `hide`, both of which
-        // need the window exclusively; the bytes stay within the page (checked above); nobody has a reference into it,
-        // since the window hands out none.
+        // need the window exclusively; the bytes stay within the page (checked above); nobody has a reference into
+        // it, since the window hands out none.
         unsafe { to.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         Ok(())
     }

@@ -37,8 +37,8 @@ impl Window {
         Ok(window)
     }
 
-    /// Makes the first pages lead to other frames of `owner`, writable, or to nothing. Old translations may live on until
-    /// [`flush_tlb`].
+    /// Makes the first pages lead to other frames of `owner`, writable, or to nothing. Old translations may live on
+    /// until [`flush_tlb`].
     pub(super) fn remap(&mut self, frames: impl Iterator<Item = Option<u64>>, owner: u16) -> Result<(), Errno> {
         let flags = READABLE | pte::WRITE | pte::DIRTY;
         let entries = frames.map(|frame| frame.map_or(0, |frame| entry_for(frame, flags)));
