@@ -383,6 +383,12 @@ pub fn load(va: u64) -> u64 {
     unsafe { (va as *const u64).read_volatile() }
 }
 
+/// Writes a word that is mapped, without a probe.
+pub fn store(va: u64, value: u64) {
+    // SAFETY: none; see the head of this module.
+    unsafe { (va as *mut u64).write_volatile(value) };
+}
+
 /// Adds to a word by LOCK CMPXCHG until it succeeds, without a probe: also for a second vcpu.
 pub fn compare_and_add(va: u64, add: u64) {
     // SAFETY: none; see the head of this module.
@@ -470,13 +476,12 @@ impl UserSpace {
         self.pages.address() + 5 * PAGE
     }
 
-    /// Copies `code` to the code page; answers its length without the mark.
-    fn load(&self, code: Code) -> u64 {
-        let bytes = code.bytes();
+    /// Copies bytes to the code page.
+    fn load(&self, bytes: &[u8]) {
+        let count = bytes.len().min(4096);
         let page = (self.pages.address() + 4 * PAGE) as *mut u8;
-        // SAFETY: the page is ours; a code fits a page (`Code::bytes`).
-        unsafe { page.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-        (bytes.len() - MARK.len()) as u64
+        // SAFETY: the page is ours, and no more than a page is written.
+        unsafe { page.copy_from_nonoverlapping(bytes.as_ptr(), count) };
     }
 
     /// A frame that goes on in user mode at the first instruction of the code page.
@@ -498,13 +503,24 @@ impl UserSpace {
     /// If the hypervisor refuses the user root or the trap stack.
     #[must_use]
     pub fn run(&self, code: Code, frame: &IretContext, registers: &Registers) -> Stop {
-        let end = Self::CODE + self.load(code);
+        let bytes = code.bytes();
+        let mut stop = self.run_bytes(bytes, frame, registers);
+        let end = Self::CODE + (bytes.len() - MARK.len()) as u64;
+        stop.ended = stop.frame.vector == 6 && stop.frame.from_user() && stop.frame.rip == end;
+        stop
+    }
+
+    /// As [`Self::run`], with any bytes for code; there is no end to reach.
+    ///
+    /// # Panics
+    /// As [`Self::run`].
+    #[must_use]
+    pub fn run_bytes(&self, bytes: &[u8], frame: &IretContext, registers: &Registers) -> Stop {
+        self.load(bytes);
         mmuext(MmuextCommand::NewUserBaseptr, self.root(), 0).expect("the user root is taken");
         let stack = [u64::from(selector::GUEST_SS), trap_stack_end(), 0, 0, 0];
         call(Hypercall::StackSwitch, stack).expect("the trap stack is taken");
-        let mut stop = enter_by_iret(frame, registers);
-        stop.ended = stop.frame.vector == 6 && stop.frame.from_user() && stop.frame.rip == end;
-        stop
+        enter_by_iret(frame, registers)
     }
 }
 
@@ -513,6 +529,12 @@ impl UserSpace {
     #[must_use]
     pub fn run_until_event(&self, code: Code, frame: &IretContext, registers: &Registers) -> Stop {
         until_event(|| self.run(code, frame, registers))
+    }
+
+    /// As [`Self::run_bytes`], with an event upcall ending the probe like any trap.
+    #[must_use]
+    pub fn run_bytes_until_event(&self, bytes: &[u8], frame: &IretContext, registers: &Registers) -> Stop {
+        until_event(|| self.run_bytes(bytes, frame, registers))
     }
 }
 
