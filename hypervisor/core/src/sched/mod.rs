@@ -67,7 +67,11 @@ impl Scheduler {
         let index = vcpu.index.load(Ordering::Relaxed);
         let gone = self.queue.with(|queue| {
             let before = queue.len();
-            queue.retain(|other| *other != index);
+            for _ in 0..before {
+                if let Some(other) = queue.pop_front().filter(|other| *other != index) {
+                    let _ = queue.push_back(other); // there is room: it has just been taken out
+                }
+            }
             before - queue.len()
         });
         self.waiting.fetch_sub(u16::try_from(gone).unwrap_or(0), Ordering::Relaxed);
