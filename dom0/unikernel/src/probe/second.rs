@@ -1,7 +1,7 @@
 //! A second vcpu that runs jobs for tests.
 //!
-//! A job runs masked and must not trap, print or take a [`crate::sync::MaskMutex`]: those belong to vcpu 0. Hypercalls,
-//! memory and atomics are what it may use.
+//! A job must not trap, print or unmask: the probes, the console and the shared upcall mask belong to vcpu 0. It may take
+//! a [`crate::sync::MaskMutex`] while vcpu 0 keeps its upcalls masked, as tests do.
 
 use crate::memory::{PAGE, Pages};
 use crate::{hypercall, memory, traps};

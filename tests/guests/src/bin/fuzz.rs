@@ -7,15 +7,19 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use guests::abi::callback::IretContext;
 use guests::abi::mmu::{MmuextCommand, MulticallEntry};
 use guests::abi::{Hypercall, domid};
 use guests::memory::{self, PAGE, Pages, Window};
-use guests::probe::{self, Registers, UserSpace, call_number};
+use guests::probe::{self, Registers, UserSpace, call_number, second};
 use guests::tables::{Chain, pin};
 use guests::{events, hypercall, pattern, test};
 use unikernel::boot::Boot;
+use unikernel::sync::MaskMutex;
 use unikernel::traps::{self, TrapFrame};
 use unikernel::{println, time};
 
@@ -66,7 +70,7 @@ impl Random {
 
 /// Memory to be abused: none of it is needed for anything.
 struct Ground {
-    chain: Chain,
+    chain: Arc<Chain>,
     /// Four pages in a row that calls may read and write.
     buffer: Pages,
     /// A page, and behind it an address where nothing is.
@@ -79,6 +83,11 @@ const NO_FRAME: u64 = 0x000f_ffff_ffff;
 
 impl Ground {
     fn new() -> Self {
+        Self::around(Arc::new(Chain::new()), Random::new())
+    }
+
+    /// Ground that shares its tables with somebody else's.
+    fn around(chain: Arc<Chain>, random: Random) -> Self {
         // An NMI may be sent by what follows; it is of no interest.
         fn ignore(frame: &mut TrapFrame) -> bool {
             frame.vector == 2
@@ -86,7 +95,7 @@ impl Ground {
         traps::set_hook(ignore);
         let buffer = Pages::allocate(4).expect("pages are free");
         let window = Window::reserve(2).expect("there is room");
-        Self { chain: Chain::new(), buffer, window, random: Random::new() }
+        Self { chain, buffer, window, random }
     }
 
     /// A frame of ours that nobody needs, or one that is not ours.
@@ -295,60 +304,72 @@ fn close_all_ports() {
 }
 
 /// Tables and pages change types as often as they can, by every way there is.
-fn random_page_tables() {
-    let mut ground = Ground::new();
+fn churn(ground: &mut Ground) {
     for _ in 0..rounds() {
         let level = u32::try_from(ground.random.below(4) + 1).expect("a level");
         let index = ground.random.pick(&[0, 1, 2, 255, 256, 271, 272, 511]);
-        let entry = ground.entry();
-        match ground.random.below(8) {
-            0 => {
-                let _ = ground.chain.set_writable(level, false);
-            }
-            1 => {
-                let _ = ground.chain.set_writable(level, true);
-            }
-            2 => {
-                let frame = ground.frame();
-                let _ = pin(level, frame);
-            }
-            3 => {
-                let _ = probe::mmuext(MmuextCommand::Unpin, ground.frame(), 0);
-            }
-            4 => {
-                let _ = probe::mmu_update(ground.chain.machine_slot(level, index) | ground.random.below(4), entry);
-            }
-            5 => {
-                let _ = ground.chain.update(level, index, entry);
-            }
+        let (entry, frame) = (ground.entry(), ground.frame());
+        let _ = match ground.random.below(8) {
+            0 => ground.chain.set_writable(level, false).map(|()| 0),
+            1 => ground.chain.set_writable(level, true).map(|()| 0),
+            2 => pin(level, frame),
+            3 => probe::mmuext(MmuextCommand::Unpin, frame, 0),
+            4 => probe::mmu_update(ground.chain.machine_slot(level, index) | ground.random.below(4), entry),
+            5 => ground.chain.update(level, index, entry),
             6 => {
                 let va = ground.window.address() + PAGE * ground.random.below(2);
-                let _ = probe::update_va_mapping(va, entry, ground.random.pick(&[0, 1, 2, 5, 6]));
+                probe::update_va_mapping(va, entry, ground.random.pick(&[0, 1, 2, 5, 6]))
             }
-            _ => {
-                let table = ground.chain.frame(level);
-                let _ = probe::mmuext(MmuextCommand::NewUserBaseptr, table, 0);
-            }
-        }
+            _ => probe::mmuext(MmuextCommand::NewUserBaseptr, ground.chain.frame(level), 0),
+        };
     }
-    // Everything can be taken down, and then every page is a plain page again.
+    // What is this vcpu's own can be taken down.
     probe::mmuext(MmuextCommand::NewUserBaseptr, 0, 0).expect("no user root is taken");
     for i in 0..2 {
         probe::update_va_mapping(ground.window.address() + i * PAGE, 0, 2).expect("nothing is mapped");
     }
+}
+
+/// Every page is a plain page again: no count was lost or left.
+fn check_plain(chain: &Chain) {
     for level in (1..=4).rev() {
-        let _ = ground.chain.unpin(level);
+        let _ = chain.unpin(level);
     }
     for i in 0..2 {
-        let _ = probe::mmuext(MmuextCommand::Unpin, ground.chain.page_frame(i), 0);
+        let _ = probe::mmuext(MmuextCommand::Unpin, chain.page_frame(i), 0);
     }
-    ground.chain.unprotect(4);
+    chain.unprotect(4);
     for level in 1..=4 {
-        probe::mmuext(MmuextCommand::ClearPage, ground.chain.frame(level), 0).expect("a plain page");
+        probe::mmuext(MmuextCommand::ClearPage, chain.frame(level), 0).expect("a plain page");
     }
     check_alive();
 }
+
+fn random_page_tables() {
+    let mut ground = Ground::new();
+    churn(&mut ground);
+    check_plain(&ground.chain);
+}
 test!("fuzz.pages", random_page_tables);
+
+static SHARED: MaskMutex<Option<Arc<Chain>>> = MaskMutex::new(None);
+
+/// The same on two vcpus at once, for the same tables.
+fn two_vcpus_and_the_same_tables() {
+    let chain = Arc::new(Chain::new());
+    *SHARED.lock() = Some(Arc::clone(&chain));
+    second::race(
+        || churn(&mut Ground::around(Arc::clone(&chain), Random::new())),
+        || {
+            let chain = SHARED.lock().clone().expect("it was set");
+            let seed = SEED.load(Ordering::Relaxed);
+            churn(&mut Ground::around(chain, Random(!seed)));
+        },
+    );
+    *SHARED.lock() = None;
+    check_plain(&chain);
+}
+test!("fuzz.race", two_vcpus_and_the_same_tables);
 
 fn random_lists_of_calls() {
     let mut ground = Ground::new();
