@@ -79,6 +79,21 @@ pub struct PortAccess {
     pub size: u8,
 }
 
+/// What SGDT, SIDT, SLDT, STR and SMSW store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SystemRegister {
+    /// Limit and base of the global descriptor table.
+    Gdt,
+    /// Limit and base of the interrupt descriptor table.
+    Idt,
+    /// Selector of the local descriptor table.
+    Ldt,
+    /// Selector of the task-state segment.
+    Task,
+    /// The low half of CR0.
+    MachineStatus,
+}
+
 /// An instruction ring 0 knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Instruction {
@@ -132,6 +147,15 @@ pub enum Instruction {
     Cpuid,
     /// INT n.
     Int(u8),
+    /// Store a system register that UMIP keeps from ring 3.
+    StoreSystem {
+        /// Which.
+        which: SystemRegister,
+        /// Where to: a linear address, or a general register.
+        to: Result<u64, u8>,
+        /// Bytes of the operand.
+        size: u8,
+    },
     /// A write to memory.
     Write {
         /// What kind.
@@ -252,7 +276,25 @@ fn one_byte(opcode: u8, code: &mut Code, prefixes: &Prefixes, registers: &Regist
 fn two_bytes(opcode: u8, code: &mut Code, prefixes: &Prefixes, registers: &Registers) -> Option<Instruction> {
     let size = prefixes.size();
     Some(match opcode {
-        0x01 if code.next()? == 0xd1 => Instruction::Xsetbv,
+        0x00 | 0x01 => {
+            let modrm = code.next()?;
+            let which = match (opcode, modrm, modrm >> 3 & 7) {
+                (1, 0xd1, _) => return Some(Instruction::Xsetbv),
+                (0, _, 0) => SystemRegister::Ldt,
+                (0, _, 1) => SystemRegister::Task,
+                (1, 0..0xc0, 0) => SystemRegister::Gdt,
+                (1, 0..0xc0, 1) => SystemRegister::Idt,
+                (1, _, 4) => SystemRegister::MachineStatus,
+                _ => return None,
+            };
+            if modrm >= 0xc0 {
+                let to = Err(modrm & 7 | prefixes.rex_bit(0) << 3);
+                return Some(Instruction::StoreSystem { which, to, size });
+            }
+            let size = if matches!(which, SystemRegister::Gdt | SystemRegister::Idt) { 10 } else { 2 };
+            let to = Ok(prefixes.base.wrapping_add(effective_address(modrm, 0, code, prefixes, registers)?));
+            Instruction::StoreSystem { which, to, size }
+        }
         0x06 => Instruction::Clts,
         0x09 => Instruction::Wbinvd,
         0x20..=0x23 => {
@@ -434,6 +476,11 @@ mod tests {
         assert_eq!(one(&[0x66, 0xef]), Some((Instruction::Out(PortAccess { port: None, size: 2 }), 2)));
         assert_eq!(one(&[0x0f, 0x01, 0xd1]), Some((Instruction::Xsetbv, 3)));
         assert_eq!(one(&[0x0f, 0x01, 0xd0]), None);
+        let store = |which, to, size| Instruction::StoreSystem { which, to, size };
+        assert_eq!(one(&[0x0f, 0x01, 0x00]), Some((store(SystemRegister::Gdt, Ok(0), 10), 3)));
+        assert_eq!(one(&[0x48, 0x0f, 0x01, 0xe1]), Some((store(SystemRegister::MachineStatus, Err(1), 8), 4)));
+        assert_eq!(one(&[0x0f, 0x00, 0xc8]), Some((store(SystemRegister::Task, Err(0), 4), 3)));
+        assert_eq!(one(&[0x0f, 0x01, 0xc8]), None);
         assert_eq!(one(&[0x66, 0xcd, 0x20]), Some((Instruction::Int(0x20), 3)));
         assert_eq!(one(&[0x0f]), None);
         assert_eq!(one(&[]), None);

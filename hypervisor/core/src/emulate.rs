@@ -7,7 +7,7 @@ use crate::addr::{Frame, GuestVirt};
 use crate::calls;
 use crate::calls::mmu::TableWritten;
 use crate::claim::View;
-use crate::decode::{self, Code, Decoded, Instruction, PortAccess, SegmentBases, Source};
+use crate::decode::{self, Code, Decoded, Instruction, PortAccess, SegmentBases, Source, SystemRegister};
 use crate::domain::vcpu::Trap;
 use crate::machine::Machine;
 use crate::policy;
@@ -156,6 +156,7 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         Instruction::Wrmsr if kernel => write_msr(ctx),
         Instruction::Xsetbv if kernel => set_xcr0(ctx),
         Instruction::Wbinvd => kernel,
+        Instruction::StoreSystem { which, to, size } => return store_system(ctx, (which, to, size), length),
         Instruction::Cpuid => {
             cpuid(ctx);
             true
@@ -166,6 +167,39 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         retire(ctx, length);
     }
     done
+}
+
+/// SGDT, SIDT, SLDT, STR, SMSW with UMIP on: the guest gets constants, not where ring 0 keeps its tables (P10).
+fn store_system<M: Machine>(
+    ctx: &mut Ctx<'_, M>,
+    (which, to, size): (SystemRegister, Result<u64, u8>, u8),
+    length: u64,
+) -> bool {
+    /// The base shown for GDT and IDT: in no guest's reach, and in nobody's use.
+    const NOWHERE: u64 = 0xffff_ffff_ffff_0000;
+    let value = match which {
+        SystemRegister::Gdt | SystemRegister::Idt => u128::from(NOWHERE) << 16,
+        SystemRegister::Ldt | SystemRegister::Task => 0,
+        SystemRegister::MachineStatus => u128::from(CR0 | if ctx.own.task_switched { CR0_TS } else { 0 }),
+    };
+    match to {
+        Err(number) => {
+            let low = u64::try_from(value & u128::from(u64::MAX)).unwrap_or(0);
+            set_register(ctx, number, size, false, low);
+        }
+        Ok(address) => {
+            let Some(root) = ctx.own.root() else { return false };
+            let view = View::new(ctx.m, &ctx.world.frames, root);
+            let bytes = value.to_le_bytes();
+            let bytes = bytes.get(..usize::from(size)).unwrap_or_default();
+            if let Err(fault) = view.write_bytes(GuestVirt(address), bytes) {
+                trap::deliver_page_fault(ctx, fault.error(), fault.address.0);
+                return true;
+            }
+        }
+    }
+    retire(ctx, length);
+    true
 }
 
 /// Whether the caller's virtual IOPL lets it use ports and the interrupt flag.

@@ -187,7 +187,8 @@ fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
     deliver_page_fault(ctx, error, address);
 }
 
-fn deliver_page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
+/// Has the guest take a page fault at `address`.
+pub fn deliver_page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
     set_cr2(ctx, address);
     let user = if ctx.own.kernel_mode { 0 } else { PF_USER };
     ctx.own.trap = Some(Trap { vector: PF, error: Some(error & !PF_USER | user) });

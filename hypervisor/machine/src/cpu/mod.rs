@@ -32,6 +32,7 @@ struct Features {
     fsgsbase: bool,
     smep: bool,
     smap: bool,
+    umip: bool,
     rdtscp: bool,
 }
 
@@ -43,12 +44,13 @@ fn features() -> &'static Features {
 
 fn find_features() -> Features {
     let bit = |word: u32, bit: u32| word & 1 << bit != 0;
-    let [_, ebx7, ..] = if insn::max_leaf(0) >= 7 { insn::cpuid(7, 0) } else { [0; 4] };
+    let [_, ebx7, ecx7, _] = if insn::max_leaf(0) >= 7 { insn::cpuid(7, 0) } else { [0; 4] };
     Features {
         xsave: bit(insn::cpuid(1, 0)[2], 26),
         fsgsbase: bit(ebx7, 0),
         smep: bit(ebx7, 7),
         smap: bit(ebx7, 20),
+        umip: bit(ecx7, 2),
         rdtscp: bit(insn::cpuid(0x8000_0001, 0)[3], 27),
     }
 }
@@ -89,6 +91,7 @@ pub(crate) fn init(cpu: &'static Cpu) {
     cr4.set(Cr4::OSXSAVE, has.xsave);
     cr4.set(Cr4::SUPERVISOR_MODE_EXECUTION_PROTECTION, has.smep);
     cr4.set(Cr4::SUPERVISOR_MODE_ACCESS_PREVENTION, has.smap);
+    cr4.set(Cr4::USER_MODE_INSTRUCTION_PREVENTION, has.umip);
     write_cr4(cpu, cr4.bits());
     cpu.root.store(memory::root().address(), Relaxed);
     fpu::init(cpu);
