@@ -51,7 +51,9 @@ extern "C" fn start(magic: u32, information: u32) -> ! {
     let topology = topology(&loaded);
     let mut devices = Vec::<u64, 9>::new();
     let _ = devices.push(apic::address());
-    devices.extend(topology.ioapics.iter().map(|ioapic| ioapic.address));
+    for ioapic in &topology.ioapics {
+        let _ = devices.push(ioapic.address); // one that is not mapped is not used
+    }
     let layout = memory::build(&loaded.ram, &mut free, &devices);
     cpu::init(smp::prepare(&topology));
     apic::init();
