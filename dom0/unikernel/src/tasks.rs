@@ -7,7 +7,6 @@ use crate::sync::MaskMutex;
 use crate::{events, hypercall};
 use alloc::collections::VecDeque;
 use async_task::Runnable;
-use core::cell::{Cell, RefCell};
 use core::future::Future;
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
@@ -68,40 +67,4 @@ pub async fn yield_now() {
         }
     })
     .await;
-}
-
-/// Something happened: rung by anybody of this vcpu, waited for by one task. Rings in a row count once.
-#[derive(Default)]
-pub struct Bell {
-    rung: Cell<bool>,
-    waiting: RefCell<Option<Waker>>,
-}
-
-impl Bell {
-    /// A bell nobody rang.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self { rung: Cell::new(false), waiting: RefCell::new(None) }
-    }
-
-    /// Wakes who waits, now or later.
-    pub fn ring(&self) {
-        self.rung.set(true);
-        let waiting = self.waiting.borrow_mut().take();
-        if let Some(waker) = waiting {
-            waker.wake();
-        }
-    }
-
-    /// Waits until it was rung since the last wait.
-    pub async fn wait(&self) {
-        core::future::poll_fn(|context| {
-            if self.rung.take() {
-                return Poll::Ready(());
-            }
-            *self.waiting.borrow_mut() = Some(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
 }
