@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+#[cfg(feature = "planted-fault")]
+pub mod audit;
 pub mod calls;
 pub mod claim;
 pub mod decode;

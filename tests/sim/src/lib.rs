@@ -1,13 +1,15 @@
 //! A machine made of vectors, guests made of random numbers, and an audit that believes nobody.
 //!
 //! [`machine::SimMachine`] implements the traits of `hv_core::machine`, with translation caches that remember what a real
-//! CPU may remember. [`paging`] lets random guests loose on the page-table rules and recounts everything after each call.
+//! CPU may remember. [`paging`] lets random guests loose on the page-table rules and recounts everything after each call;
+//! [`world`] does the same with the whole of the rules.
 //! Seeds reproduce runs; every failure names its seed and step.
 #![forbid(unsafe_code)]
 
 pub mod machine;
 pub mod paging;
 pub mod rng;
+pub mod world;
 
 use std::cell::Cell;
 use std::sync::Once;

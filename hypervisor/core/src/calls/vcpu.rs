@@ -138,6 +138,9 @@ fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Res
         return Err(Errno::NxIo);
     }
     let frame = Frame::new(call.mfn).ok_or(Errno::Inval)?;
+    if Some(frame) == ctx.domain.shared_info() {
+        return Err(Errno::Acces); // the page of the records nobody has moved, by which moved ones are told apart
+    }
     let old = vcpu.info.load(Ordering::Acquire);
     if Frame::containing(old).is_some_and(|at| old != 0 && Some(at) != ctx.domain.shared_info()) {
         return Err(Errno::Busy);

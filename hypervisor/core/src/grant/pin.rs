@@ -208,6 +208,38 @@ impl Grants {
     }
 }
 
+#[cfg(feature = "planted-fault")]
+impl Grants {
+    /// Frames lent to the domain as its table.
+    pub fn table_frames(&self) -> impl Iterator<Item = Frame> + '_ {
+        crate::audit::frames(&self.table)
+    }
+
+    /// Frames with a word per reference.
+    pub fn active_frames(&self) -> impl Iterator<Item = Frame> + '_ {
+        crate::audit::frames(&self.active)
+    }
+
+    /// Frames with two words per handle.
+    pub fn handle_frames(&self) -> impl Iterator<Item = Frame> + '_ {
+        crate::audit::frames(&self.handles)
+    }
+
+    /// What the words of a handle say, if it is in use.
+    #[must_use]
+    pub fn read_handle(words: [u64; 2]) -> Option<crate::audit::Held> {
+        let Handle { pin: Pin { owner, gref, frame, writable }, host, .. } = Handle::from_words(words)?;
+        Some(crate::audit::Held { owner, gref, frame, writable, host })
+    }
+
+    /// What the word of a reference says: the frame, uses for reading, uses for writing.
+    #[must_use]
+    pub fn read_active(word: u64) -> (Frame, u64, u64) {
+        let active = Active(word);
+        (active.frame(), active.readers(), active.writers())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -46,6 +46,11 @@ impl Scheduler {
         }
     }
 
+    #[cfg(feature = "planted-fault")]
+    pub(crate) fn queue(&self) -> (Deque<u16, MAX_VCPUS>, u16) {
+        (self.queue.with(|queue| queue.clone()), self.waiting.load(Ordering::Relaxed))
+    }
+
     /// A vcpu with this index exists from now on.
     pub(crate) fn admit(&self, index: u16) {
         self.top.fetch_max(index.saturating_add(1), Ordering::Relaxed);

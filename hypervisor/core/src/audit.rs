@@ -1,0 +1,80 @@
+//! What an audit may see of the books that the rules keep to themselves. For `tests/sim` alone: no image has this.
+
+use crate::addr::{DomainId, Frame, Port};
+use crate::domain::Domain;
+use crate::domain::vcpu::Vcpu;
+use crate::world::World;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// The frames in a list of frame numbers.
+pub(crate) fn frames(list: &[AtomicU32]) -> impl Iterator<Item = Frame> + '_ {
+    list.iter().map(|slot| slot.load(Ordering::Acquire)).filter(|number| *number != 0).map(Frame::from_u32)
+}
+
+/// A handle of a domain: what it holds of whose grant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// The granter.
+    pub owner: DomainId,
+    /// The reference.
+    pub gref: u32,
+    /// The frame.
+    pub frame: Frame,
+    /// Held for writing.
+    pub writable: bool,
+    /// An entry of a page table was made for it.
+    pub host: bool,
+}
+
+impl World {
+    /// Indexes of the vcpus in the run queue, in order, and how many the scheduler believes there are.
+    pub fn run_queue(&self) -> (heapless::Deque<u16, { crate::world::MAX_VCPUS }>, u16) {
+        self.sched.queue()
+    }
+}
+
+impl Domain {
+    /// Frames of its ports.
+    pub fn port_frames(&self) -> impl Iterator<Item = Frame> + '_ {
+        frames(&self.port_frames)
+    }
+
+    /// Why it crashed, if it did.
+    pub fn last_words(&self) -> hypercall_abi::tenon::CrashReport {
+        self.papers.with(|papers| papers.report)
+    }
+}
+
+impl Vcpu {
+    /// Index into the world's vcpus.
+    #[must_use]
+    pub fn index(&self) -> u16 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    /// The frame its record is in, if it has one.
+    #[must_use]
+    pub fn info_frame(&self) -> Option<Frame> {
+        let at = self.info.load(Ordering::Acquire);
+        Frame::containing(at).filter(|_| at != 0)
+    }
+
+    /// Whether the guest has brought it up.
+    #[must_use]
+    pub fn is_online(&self) -> bool {
+        self.online.load(Ordering::SeqCst)
+    }
+
+    /// The port a virtual interrupt is bound to.
+    #[must_use]
+    pub fn virq_port(&self, virq: usize) -> Option<Port> {
+        let port = self.virqs.get(virq)?.load(Ordering::Acquire);
+        (port != 0).then_some(Port(u32::from(port)))
+    }
+
+    /// The earliest of its deadlines; `u64::MAX` if it has none.
+    #[must_use]
+    pub fn earliest(&self) -> u64 {
+        self.next_deadline(false)
+    }
+}

@@ -1,0 +1,667 @@
+//! Plays the guests of a world, watches every step, and cleans up between two episodes.
+
+use super::Totals;
+use super::audit::Audit;
+use super::build::{self, at, page};
+use super::calls::{Invented, Model, Pen};
+use super::life::{self, Context, Guests, Step};
+use super::machine::{GDT_WINDOW, LDT_WINDOW, Race, WholeMachine};
+use crate::rng::Rng;
+use hv_core::addr::{DomainId, Frame};
+use hv_core::domain::control::Spec;
+use hv_core::domain::vcpu::Place;
+use hv_core::domain::{Domain, Life, Powers};
+use hv_core::frame::table::WORDS;
+use hv_core::lock::{Held, Nothing};
+use hv_core::machine::{Exit, Interrupt, Registers};
+use hv_core::trap::flags;
+use hv_core::world::World;
+use hypercall_abi::grant::{entry, map};
+use hypercall_abi::{Errno, Hypercall, selector};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Frames of the machine.
+const FRAMES: usize = 480;
+/// Frames set aside for a new controller.
+const RESERVE: usize = 120;
+/// Steps of an episode; then everything is destroyed.
+const EPISODE: u64 = 4_000;
+/// Looks at memory that one step of a call may take (P8). A flush, a copy of a page or a table of 512 entries are a few.
+pub const LONGEST_STEP: u64 = 100_000;
+
+/// What the guests are up to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mood {
+    /// Anything.
+    Hostile,
+    /// This domain destroys all others, and then the episode is over.
+    Reaping(DomainId),
+}
+
+/// Everybody.
+struct Everybody {
+    m: &'static WholeMachine,
+    world: &'static World,
+    rng: Rng,
+    models: BTreeMap<u16, Model>,
+    audit: Audit,
+    totals: Totals,
+    /// Calls on their way, by vcpu.
+    pending: BTreeMap<u16, Invented>,
+    last: VecDeque<String>,
+    mood: Mood,
+    steps: u64,
+    wanted: u64,
+    episode: u64,
+    free: u32,
+    work: u64,
+    /// How often in a row nobody could run.
+    stuck: u32,
+    failure: Option<String>,
+}
+
+/// Lets hostile guests take so many steps, with an audit after each.
+///
+/// # Errors
+/// What the audit found, with the seed, the step, and what happened last.
+pub fn run(seed: u64, steps: u64) -> Result<Totals, String> {
+    let m: &'static WholeMachine = Box::leak(Box::new(WholeMachine::new(FRAMES)));
+    let world: &'static World = Box::leak(Box::new(World::new()));
+    let words: Vec<AtomicU64> = (0..FRAMES * WORDS).map(|_| AtomicU64::new(0)).collect();
+    world.frames.init(words.leak());
+    world.frames.reserve(Frame::from_u32(0), 1);
+    world.frames.add(Frame::from_u32(1), FRAMES as u32 - 1);
+    let mut everybody = Everybody {
+        m,
+        world,
+        rng: Rng::new(seed),
+        models: BTreeMap::new(),
+        audit: Audit::new(FRAMES),
+        totals: Totals::default(),
+        pending: BTreeMap::new(),
+        last: VecDeque::new(),
+        mood: Mood::Hostile,
+        steps: 0,
+        wanted: steps,
+        episode: 0,
+        free: world.frames.free_frames(),
+        work: 0,
+        stuck: 0,
+        failure: None,
+    };
+    let mut held = Held::entering_ring_0();
+    _ = everybody.controller(&mut held);
+    // A panic of the rules is reported with what led to it.
+    let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        life::run(m, world, &mut held, &mut everybody);
+    }));
+    let why = match (lived, everybody.failure.take()) {
+        (Ok(()), None) => {
+            everybody.totals.steps = everybody.steps;
+            return Ok(everybody.totals);
+        }
+        (Ok(()), Some(why)) => why,
+        (Err(panic), _) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+            format!("P7: a panic: {}", text.unwrap_or_default())
+        }
+    };
+    let last = everybody.last.iter().fold(String::new(), |all, line| all + "\n  " + line);
+    Err(format!("seed {seed} step {}: {why}; last:{last}", everybody.steps))
+}
+
+impl Everybody {
+    fn note(&mut self, what: &'static str) {
+        *self.totals.events.entry(what).or_default() += 1;
+    }
+
+    fn say(&mut self, line: String) {
+        if self.last.len() == 12 {
+            self.last.pop_front();
+        }
+        self.last.push_back(line);
+    }
+
+    fn fail(&mut self, why: String) -> ControlFlow<()> {
+        self.failure.get_or_insert(why);
+        ControlFlow::Break(())
+    }
+
+    /// Makes a domain with every power, as boot does.
+    fn controller(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
+        let powers = Powers { control: true, console_write: true, console_read: true, machine: true };
+        let spec = Spec { powers, vcpus: 2, max_pages: 0, handle: [7; 16] };
+        match self.world.create(self.m, held, &spec) {
+            Ok(domain) => self.build(held, domain),
+            Err(_) => {
+                self.note("worlds given up for lack of memory");
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    fn build(&mut self, held: &mut Held<Nothing>, domain: &Domain) -> ControlFlow<()> {
+        match build::build(self.m, self.world, held, domain) {
+            Ok(pages) => {
+                self.models.insert(domain.id().0, Model { pages, ..Model::default() });
+                self.note("domains built");
+            }
+            Err(_) => {
+                self.models.insert(domain.id().0, Model::default());
+                self.note("domains that got too little memory");
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn alive(&self) -> impl Iterator<Item = &'static Domain> + use<> {
+        self.world.domains.iter().filter(|domain| domain.life() != Life::Free)
+    }
+
+    /// Whether a domain has a vcpu that may run one day.
+    fn able(&self, domain: &Domain) -> bool {
+        let mut vcpus = domain.vcpu_numbers().filter_map(|number| self.world.vcpu(domain, number));
+        domain.runs() && vcpus.any(|vcpu| vcpu.is_online() && vcpu.place() != Place::Off)
+    }
+
+    /// Domains that were made by a call get their memory; if nobody who controls others is left, a new one comes.
+    fn attend(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
+        let new: Vec<&Domain> = self
+            .alive()
+            .filter(|domain| domain.life() == Life::Alive && !self.models.contains_key(&domain.id().0))
+            .collect();
+        for domain in new {
+            self.build(held, domain)?;
+        }
+        self.models.retain(|id, _| self.world.domains.iter().any(|d| d.life() != Life::Free && d.id().0 == *id));
+        let reaps = |domain: &Domain| match self.mood {
+            Mood::Reaping(id) => domain.id() == id && self.able(domain),
+            Mood::Hostile => false,
+        };
+        if self.episode >= EPISODE && !self.alive().any(reaps) {
+            self.make_room();
+            self.controller(held)?;
+            let newest = self.alive().filter(|domain| domain.powers().control && self.able(domain));
+            let reaper = newest.max_by_key(|domain| domain.id());
+            self.mood = reaper.map_or(Mood::Hostile, |reaper| Mood::Reaping(reaper.id()));
+        } else if !self.alive().any(|domain| domain.powers().control && self.able(domain)) {
+            self.make_room();
+            self.controller(held)?;
+            self.note("controllers replaced");
+        }
+        self.set_aside();
+        ControlFlow::Continue(())
+    }
+
+    /// The guests may have all the memory: what was set aside is for a domain that must come.
+    fn make_room(&mut self) {
+        self.audit.reserve.drain(..).for_each(|frame| self.world.frames.retire(frame));
+    }
+
+    fn set_aside(&mut self) {
+        while self.audit.reserve.len() < RESERVE && self.world.frames.free_frames() > 0 {
+            self.audit.reserve.extend(self.world.frames.allocate(self.m));
+        }
+    }
+
+    /// The audit, and the promises of a step.
+    fn look(&mut self, ctx: Option<&Context<'_>>) -> ControlFlow<()> {
+        (self.steps, self.episode, self.stuck) = (self.steps + 1, self.episode + 1, 0);
+        if self.steps >= self.wanted && self.mood == Mood::Hostile {
+            self.episode = self.episode.max(EPISODE);
+        }
+        match self.audit.look(self.m, self.world, ctx) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(why) => self.fail(why),
+        }
+    }
+
+    fn counted(&mut self, done: Invented, ok: bool) {
+        let count = self.totals.calls.entry((done.call.name(), done.op)).or_default();
+        *count = (count.0 + 1, count.1 + u64::from(ok));
+    }
+
+    /// All but the reaper are gone: nothing may be left of them.
+    fn funeral(&mut self, ctx: &Context<'_>, reaper: DomainId) -> ControlFlow<()> {
+        let owned = self.world.frames.owned(reaper);
+        let lent = 1 + ctx.domain.grants.table_frames().count() as u32;
+        let ours = 2 * ctx.domain.vcpu_numbers().count() as u32
+            + ctx.domain.port_frames().count() as u32
+            + ctx.domain.grants.active_frames().chain(ctx.domain.grants.handle_frames()).count() as u32;
+        let kept = owned + lent + ours + self.audit.reserve.len() as u32;
+        let free = self.world.frames.free_frames();
+        if free + kept != self.free {
+            return self.fail(format!("P11: {free} frames free and {kept} in use of {} at the beginning", self.free));
+        }
+        self.note("times everything was destroyed");
+        (self.mood, self.episode) = (Mood::Hostile, 0);
+        if self.steps >= self.wanted { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// P12, and that the CPU has loaded what the vcpu owns.
+    fn fit_to_run(&mut self, ctx: &Context<'_>) -> Result<(), String> {
+        let regs = &ctx.own.regs;
+        if regs.cs & !0xffff != 0 || regs.cs & 3 != 3 || regs.ss & !0xffff != 0 || regs.ss & 3 != 3 {
+            return Err(format!("P12: cs {:#x}, ss {:#x}", regs.cs, regs.ss));
+        }
+        if regs.rflags & !(flags::GUEST | flags::IF) != 0 || regs.rflags & (flags::IF | 2) != flags::IF | 2 {
+            return Err(format!("P12: rflags {:#x}", regs.rflags));
+        }
+        let loaded = ctx.m.loaded().clone();
+        if loaded.root.is_none() || loaded.root != ctx.own.root() {
+            return Err(format!("P12: root {:?} is loaded, {:?} should be", loaded.root, ctx.own.root()));
+        }
+        let same = loaded.gdt == ctx.own.gdt
+            && loaded.ldt == ctx.own.ldt_mapped
+            && loaded.ldt_entries == ctx.own.ldt_entries
+            && loaded.cr4 == ctx.own.cr4
+            && loaded.xcr0 == ctx.own.xcr0
+            && loaded.tsc_aux == ctx.own.tsc_aux
+            && loaded.task_switched == ctx.own.task_switched;
+        if !same {
+            return Err(format!("F: {loaded:?} is loaded"));
+        }
+        let breakpoints = ctx.own.debug[7] & 0xff != 0;
+        if breakpoints && loaded.debug[..4] != ctx.own.debug[..4] || !breakpoints && loaded.debug[7] & 0xff != 0 {
+            return Err(format!("F: breakpoints {:x?} are loaded, not {:x?}", loaded.debug, ctx.own.debug));
+        }
+        let shown = loaded.gdt.iter().chain(&loaded.ldt).flatten();
+        for frame in shown {
+            if !ctx.world.frames.holds_descriptors(*frame) {
+                return Err(format!("P12: {frame:?} is shown to the CPU and holds no descriptors"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What ring 3 can do without asking: change its registers.
+    fn registers(&mut self, regs: &mut Registers) {
+        let rng = &mut self.rng;
+        if !rng.one_in(300) {
+            regs.rsp = at(page::STACK + 1) - 8 * rng.below(200) as u64;
+        } else {
+            regs.rsp = rng.word();
+        }
+        if rng.one_in(3) {
+            regs.rip = at(page::CODE) + rng.below(0x700) as u64;
+        }
+        regs.rflags ^= rng.word() & 0xcd5; // arithmetic flags and DF
+        for n in [0, 1, 2, 3, 6, 7, 8, 9, 12] {
+            if rng.one_in(2) {
+                *regs.general_mut(n) = rng.word() >> rng.below(64);
+            }
+        }
+    }
+
+    /// What a guest does to its own memory and what it shares.
+    fn scribble(&mut self, ctx: &Context<'_>) {
+        let domain = ctx.domain;
+        match self.rng.below(6) {
+            0 | 5 => {
+                // It grants a page.
+                let tables: Vec<Frame> = domain.grants.table_frames().collect();
+                let others: Vec<u16> = self.alive().map(|d| d.id().0).collect();
+                let pages = self.models.get(&domain.id().0).map(|model| model.pages.clone()).unwrap_or_default();
+                let (Some(table), Some(to), Some(_)) = (tables.first(), self.rng.pick(&others), pages.first()) else {
+                    return;
+                };
+                let n = if self.rng.one_in(8) { 0 } else { page::DATA };
+                let frame = pages.get(n + self.rng.below(pages.len() - n)).map_or(0, |f| f.number());
+                let read_only = if self.rng.one_in(4) { entry::READONLY } else { 0 };
+                let flags = if self.rng.one_in(8) { self.rng.below(0x200) as u16 } else { entry::PERMIT_ACCESS };
+                let word = u64::from(flags | read_only) | u64::from(to) << 16 | frame << 32;
+                self.m.poke(*table, self.rng.below(24), word);
+            }
+            1 => {
+                if let Some(shared) = domain.shared_info() {
+                    // Pending, masked, upcalls: all of it is the guest's to change.
+                    let at = self.rng.pick(&[0, 0, 1, 8, 0x100, 0x140, 0x180]).unwrap_or(0);
+                    let value = self.rng.pick(&[0, 1, u64::MAX, 0x100]).unwrap_or(0);
+                    self.m.poke(shared, at, value);
+                }
+            }
+            2 => {
+                // Upcalls are let in.
+                if let Some(shared) = domain.shared_info() {
+                    self.m.poke(shared, 0, 0);
+                    (0x140..0x180).for_each(|at| self.m.poke(shared, at, 0));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A page as a table: what the guest prepares while it may write it, before it maps it read-only. Here the frame is
+    /// written directly, if nothing but a read-only mapping leads to it.
+    fn prepare_table(&mut self, ctx: &Context<'_>) {
+        let Some(model) = self.models.get(&ctx.domain.id().0) else { return };
+        let spare = self.rng.pick(&page::SPARE).unwrap_or(0);
+        let (Some(frame), Some(target)) = (model.pages.get(spare), self.rng.pick(&model.pages)) else { return };
+        let idle = |info: hv_core::frame::table::Info| {
+            info.kind.count == 0
+                && info.owner.allocated
+                && info.owner.owner == hv_core::frame::Owner::Guest(ctx.domain.id())
+        };
+        if ctx.world.frames.info(*frame).is_some_and(idle) {
+            // A real guest would map it writable for this; that it has not been since is what matters.
+            let at = self.rng.below(512);
+            let bits = self.rng.pick(&[0x25u64, 0x27, 0x67, 0x61, 0]).unwrap_or(0);
+            self.m.poke(*frame, at, if bits == 0 { 0 } else { target.address() | bits });
+        }
+    }
+
+    fn hypercall(&mut self, ctx: &mut Context<'_>) -> Exit {
+        let model = self.models.get(&ctx.domain.id().0).cloned().unwrap_or_default();
+        let mut pen = Pen { rng: &mut self.rng, ctx, model: &model };
+        let invented = match self.mood {
+            Mood::Reaping(id) if id == ctx.domain.id() => {
+                let next = self.world.domains.iter().find(|d| d.life() != Life::Free && d.id() != id);
+                match next {
+                    Some(domain) => pen.destroy(domain.id().0),
+                    None => {
+                        return Exit::Interrupt(Interrupt::Other);
+                    }
+                }
+            }
+            _ => {
+                let dead = self.world.domains.iter().find(|d| d.life() == Life::Dying || d.shutdown_reason().is_some());
+                match dead.filter(|dead| dead.life() != Life::Free && ctx.domain.powers().control) {
+                    Some(dead) if pen.rng.one_in(6) => pen.destroy(dead.id().0),
+                    _ => pen.invent(),
+                }
+            }
+        };
+        let rsp = if invented.call == Hypercall::Iret && !pen.rng.one_in(30) { Some(pen.iret_frame()) } else { None };
+        let number =
+            if pen.rng.one_in(100) && self.mood == Mood::Hostile { pen.edge() } else { invented.call.number() };
+        let regs = &mut ctx.own.regs;
+        regs.rsp = rsp.unwrap_or(regs.rsp);
+        regs.rax = number;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = invented.args;
+        if number == invented.call.number() {
+            self.pending.insert(ctx.vcpu.index(), invented);
+        } else {
+            self.pending.remove(&ctx.vcpu.index());
+        }
+        let (id, vcpu) = (ctx.domain.id(), ctx.vcpu.number().0);
+        self.say(format!("{id}v{vcpu} {}({}) {:x?}", invented.call.name(), invented.op, invented.args));
+        (regs.rcx, regs.r11) = (regs.rip, regs.rflags);
+        Exit::Syscall
+    }
+
+    fn fault(&mut self, ctx: &mut Context<'_>) -> Exit {
+        let rng = &mut self.rng;
+        let common = [14, 14, 14, 13, 13, 13, 6, 0x80, 1, 3, 7, 0, 4, 5, 8, 10, 11, 12, 16, 17, 19, 21];
+        let vector = if rng.one_in(500) { rng.below(32) as u8 } else { rng.pick(&common).unwrap_or(14) };
+        let user = if ctx.own.kernel_mode { 0 } else { 4 };
+        let (mut error, mut address) = (0, 0);
+        match vector {
+            14 => {
+                let windows = [GDT_WINDOW, LDT_WINDOW, LDT_WINDOW + 8, LDT_WINDOW + 0xfff8];
+                (error, address) = match rng.below(8) {
+                    0 | 1 => (0, rng.pick(&windows).unwrap_or(0)),
+                    2 => (rng.below(8) as u32, rng.word()),
+                    3..=5 => (7, at(page::L1) + 8 * (build::PAGES + rng.below(30)) as u64),
+                    _ => (4 | rng.below(32) as u32 & !8, at(rng.below(64))),
+                };
+                error |= user;
+                if rng.one_in(2000) {
+                    error |= 8;
+                }
+            }
+            13 => error = if rng.one_in(3) { (rng.below(256) as u32) << 3 | 2 } else { 0 },
+            8 | 10 | 11 | 12 | 17 | 21 => error = rng.below(0x1_0000) as u32,
+            _ => {}
+        }
+        if rng.one_in(6) {
+            let vector = 11 + rng.below(4) as u8;
+            let address = if vector == 14 { GDT_WINDOW + 8 * rng.below(0x2000) as u64 } else { 0 };
+            return Exit::ReturnFault { vector, error: if vector == 14 { 0 } else { error }, address };
+        }
+        self.code(ctx, address);
+        Exit::Fault { vector, error, address }
+    }
+
+    /// Puts an instruction where the guest stands.
+    fn code(&mut self, ctx: &mut Context<'_>, address: u64) {
+        const CODE: [&[u8]; 42] = [
+            &[0xfa],
+            &[0xfb],
+            &[0xec],
+            &[0xed],
+            &[0x66, 0xed],
+            &[0xe4, 0x42],
+            &[0xee],
+            &[0xef],
+            &[0x0f, 0x20, 0xc0],
+            &[0x0f, 0x22, 0xc0],
+            &[0x0f, 0x20, 0xd0],
+            &[0x0f, 0x22, 0xd3],
+            &[0x0f, 0x20, 0xd8],
+            &[0x0f, 0x22, 0xd8],
+            &[0x0f, 0x20, 0xe0],
+            &[0x0f, 0x22, 0xe3],
+            &[0x0f, 0x21, 0xf8],
+            &[0x0f, 0x23, 0xfb],
+            &[0x0f, 0x23, 0xc3],
+            &[0x0f, 0x06],
+            &[0x0f, 0x32],
+            &[0x0f, 0x30],
+            &[0x0f, 0x01, 0xd1],
+            &[0x0f, 0x09],
+            &[0x0f, 0xa2],
+            &[0x0f, 0x0b, b'x', b'e', b'n', 0x0f, 0xa2],
+            &[0xcd, 0x20],
+            &[0xcd, 0x81],
+            &[0x48, 0x89, 0x18],
+            &[0x48, 0x87, 0x18],
+            &[0xf0, 0x48, 0x0f, 0xb1, 0x18],
+            &[0x89, 0x18],
+            &[0x88, 0x38],
+            &[0x66, 0x89, 0x18],
+            &[0x48, 0xc7, 0x00, 0, 0, 0, 0],
+            &[0xf0, 0x48, 0x0f, 0xba, 0x28, 1],
+            &[0xf0, 0x48, 0x0f, 0xba, 0x30, 63],
+            &[0x48, 0x81, 0x08, 0x42, 0, 0, 0],
+            &[0x48, 0x83, 0x20, 0xbf],
+            &[0x64, 0x48, 0x89, 0x18],
+            &[0x65, 0x48, 0x89, 0x04, 0xd8],
+            &[0xc7, 0x40, 0x04, 0, 0, 0, 0],
+        ];
+        let mut bytes = self.rng.pick(&CODE).unwrap_or(&[0xfa]).to_vec();
+        if self.rng.one_in(6) {
+            let n = self.rng.below(bytes.len());
+            bytes[n] = self.rng.below(256) as u8;
+        }
+        let near_the_end = self.rng.one_in(8);
+        let to = if near_the_end { at(page::CODE + 1) - self.rng.below(16) as u64 } else { at(page::CODE) + 64 };
+        let model = self.models.get(&ctx.domain.id().0).cloned().unwrap_or_default();
+        let (rbx, rcx, rdx) = {
+            let mut pen = Pen { rng: &mut self.rng, ctx, model: &model };
+            pen.write(to, &bytes);
+            let frame = model.pages.get(page::DATA).map_or(0, |f| f.address());
+            let root = model.pages.first().map_or(0, |f| f.address());
+            let choices = [frame | 0x27, frame | 0x25, 0, root, pen.edge(), 0x8005_0033, 7];
+            let msrs =
+                [0x10, 0x1b, 0x277, 0xc000_0080, 0xc000_0100, 0xc000_0101, 0xc000_0102, 0xc000_0103, 0x4000_0000];
+            let rbx = pen.rng.pick(&choices).unwrap_or(0);
+            let rcx = if pen.rng.one_in(4) { pen.edge() } else { pen.rng.pick(&msrs).unwrap_or(0) };
+            (rbx, rcx, pen.edge())
+        };
+        let regs = &mut ctx.own.regs;
+        regs.rip = to;
+        regs.rbx = rbx;
+        regs.rax = if address != 0 { address } else { rbx };
+        if self.rng.one_in(2) {
+            (regs.rcx, regs.rdx) = (rcx, if self.rng.one_in(2) { 0 } else { rdx });
+        }
+        if self.rng.one_in(20) {
+            regs.rflags |= flags::TF;
+        }
+    }
+
+    /// What was learned from a call that is over.
+    fn learn(&mut self, ctx: &Context<'_>, done: Invented) {
+        let result = Errno::from_rax(ctx.own.regs.rax);
+        let model = self.models.get(&ctx.domain.id().0).cloned().unwrap_or_default();
+        let pen = Pen { rng: &mut self.rng, ctx, model: &model };
+        let status: Option<u16> = done.status.and_then(|at| pen.read(at));
+        let ok = result.is_ok() && done.status.is_none_or(|_| status == Some(0));
+        if ok && done.call == Hypercall::GrantTableOp && done.op == "MapGrantRef" {
+            let list = done.args[1];
+            let mut maps = Vec::new();
+            for n in 0..done.args[2].min(3) {
+                let element: Option<hypercall_abi::grant::MapGrantRef> = pen.read(list.wrapping_add(n * 32));
+                maps.extend(element.filter(|e| e.status == 0).map(|e| {
+                    let host = if e.flags & map::HOST != 0 { e.host_addr } else { 0 };
+                    (e.handle, host, if e.flags & map::DEVICE != 0 { e.dev_bus_addr } else { 0 })
+                }));
+            }
+            if let Some(model) = self.models.get_mut(&ctx.domain.id().0) {
+                model.handles.extend(maps);
+                let excess = model.handles.len().saturating_sub(12);
+                model.handles.drain(..excess);
+            }
+        }
+        self.counted(done, ok);
+    }
+}
+
+impl Guests for Everybody {
+    fn run(&mut self, ctx: &mut Context<'_>) -> Exit {
+        if let Err(why) = self.fit_to_run(ctx) {
+            _ = self.fail(why);
+        }
+        self.m.pass(1_000);
+        if self.rng.one_in(3) {
+            self.m.wander(&mut self.rng);
+        }
+        let reaping = matches!(self.mood, Mood::Reaping(_));
+        if let Mood::Reaping(id) = self.mood
+            && id != ctx.domain.id()
+            && self.rng.one_in(4)
+        {
+            return Exit::Interrupt(Interrupt::Timer);
+        }
+        self.registers(&mut ctx.own.regs);
+        // Another CPU of the guest is at work.
+        let race = self.rng.one_in(4).then(|| Race {
+            frames: &self.world.frames,
+            over: self.models.get(&ctx.domain.id().0).map(|model| model.pages.clone()).unwrap_or_default(),
+            rng: Rng::new(self.rng.word()),
+            odds: 3 + self.rng.below(20),
+        });
+        self.m.set_race(race);
+        if !reaping {
+            self.scribble(ctx);
+            if self.rng.one_in(8) {
+                self.prepare_table(ctx);
+            }
+        }
+        self.work = self.m.work.load(Relaxed);
+        let line = |exit: Exit| format!("{}v{} {exit:x?}", ctx.domain.id(), ctx.vcpu.number().0);
+        let mode = if ctx.own.kernel_mode { 0 } else { 1 };
+        let exit = match (mode, self.rng.below(40)) {
+            (_, 0) => Exit::Interrupt(Interrupt::Console),
+            (_, 1) => {
+                self.m.pass(300_000);
+                Exit::Interrupt(Interrupt::Timer)
+            }
+            (_, 2) => Exit::Interrupt(Interrupt::Kick),
+            (1, 3..=20) => Exit::Syscall,
+            (1, 21) => Exit::Syscall32,
+            (_, 22) if mode == 1 || self.rng.one_in(10) => Exit::Sysenter,
+            (0, 3..=31) => return self.hypercall(ctx),
+            _ if reaping => Exit::Interrupt(Interrupt::Other),
+            _ => {
+                let exit = self.fault(ctx);
+                let text = format!("{}v{} {exit:x?} at {:#x}", ctx.domain.id(), ctx.vcpu.number().0, ctx.own.regs.rip);
+                self.say(text);
+                return exit;
+            }
+        };
+        let text = line(exit);
+        self.say(text);
+        exit
+    }
+
+    fn after(&mut self, ctx: &Context<'_>, what: Step) -> ControlFlow<()> {
+        let looked = self.m.work.load(Relaxed) - self.work;
+        if what == Step::Gone && ctx.domain.last_words().length > 0 {
+            self.note("times a domain that had crashed left the CPU");
+        }
+        if what == Step::Call {
+            let index = ctx.vcpu.index();
+            let name = self.pending.get(&index).map_or("?", |pending| pending.call.name());
+            self.totals.longest = self.totals.longest.max((looked, name));
+            if looked > LONGEST_STEP {
+                return self.fail(format!("P8: one step of {name} looked {looked} times at memory"));
+            }
+            if ctx.own.call.is_none() {
+                if let Some(done) = self.pending.remove(&index) {
+                    self.learn(ctx, done);
+                }
+            } else {
+                self.note("steps that left a call unfinished");
+            }
+        } else if let Step::Exit(exit) = what {
+            let kind = match exit {
+                Exit::Syscall => "exits by SYSCALL",
+                Exit::Syscall32 => "exits by SYSCALL from compatibility code",
+                Exit::Sysenter => "exits by SYSENTER",
+                Exit::Fault { .. } => "exits by a fault",
+                Exit::ReturnFault { .. } => "exits by a fault of the return",
+                Exit::Interrupt(_) => "exits by an interrupt",
+            };
+            self.note(kind);
+            if matches!(exit, Exit::Fault { vector: 13 | 14 | 6, .. }) && ctx.own.trap.is_none() && ctx.domain.runs() {
+                self.note("instructions carried out, or faults repaired");
+            }
+        }
+        if ctx.own.kernel_mode && ctx.own.regs.cs == u64::from(selector::HYPERVISOR_CS) {
+            return self.fail("P12: a guest in ring 0".into());
+        }
+        if self.failure.is_some() {
+            return ControlFlow::Break(());
+        }
+        self.look(Some(ctx))?;
+        self.work = self.m.work.load(Relaxed);
+        if let Mood::Reaping(id) = self.mood
+            && id == ctx.domain.id()
+            && self.alive().all(|domain| domain.id() == id)
+        {
+            self.funeral(ctx, id)?;
+        }
+        if what != Step::Gone {
+            // What is done from outside is done while nobody owns a lock; a life has one thread.
+            let mut held = Held::entering_ring_0();
+            self.attend(&mut held)?;
+        }
+        self.work = self.m.work.load(Relaxed);
+        ControlFlow::Continue(())
+    }
+
+    fn bad_selectors(&mut self) -> Option<[u16; 4]> {
+        self.rng.one_in(15).then_some([0x2b, 0, 0x47, 0xffff])
+    }
+
+    fn stuck(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
+        self.note("times nobody wanted to run");
+        self.attend(held)?;
+        for domain in self.alive().filter(|domain| domain.life() == Life::Alive) {
+            self.world.unpause(self.m, domain);
+            for vcpu in domain.vcpu_numbers().filter_map(|number| self.world.vcpu(domain, number)) {
+                self.world.sched.wake(self.m, self.world, vcpu);
+            }
+        }
+        (self.episode, self.stuck) = (self.episode + 1, self.stuck + 1);
+        match self.stuck {
+            100.. => self.fail("nobody can run any more".into()),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! A whole machine for the rules to run on: one CPU, memory, a clock that advances with the work done, and a second
+//! guest CPU's worth of malice, which changes guest memory between two looks of the rules.
+
+use crate::machine::{Cached, HOLE_MARK, Seen};
+use crate::rng::Rng;
+use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_START, PAGE_SIZE};
+use hv_core::frame::{FrameTable, Use};
+use hv_core::machine::{Clock, Console, CpuState, Cpus, Flush, Frames, Interrupt, Page};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Mutex, MutexGuard};
+
+/// Where a CPU sees its vcpu's GDT.
+pub const GDT_WINDOW: u64 = HOLE_START + (4 << 39);
+/// Where it sees its LDT.
+pub const LDT_WINDOW: u64 = GDT_WINDOW + (16 << 12);
+/// What one look at a word costs.
+const WORD_NS: u64 = 5;
+
+/// What the CPU has loaded.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "the names are those of the registers")]
+pub struct Loaded {
+    pub root: Option<Frame>,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub task_switched: bool,
+    pub cr4: u64,
+    pub xcr0: u64,
+    pub debug: [u64; 8],
+    pub gdt: [Option<Frame>; 14],
+    pub ldt_entries: u32,
+    pub ldt: [Option<Frame>; 16],
+    pub tsc_aux: u32,
+}
+
+/// Changes guest memory while the rules look at it, as another CPU of the guest could.
+pub struct Race {
+    /// The words of all frames: only what a guest can write is changed.
+    pub frames: &'static FrameTable,
+    /// Which frames.
+    pub over: Vec<Frame>,
+    /// How, and how often: one look in so many.
+    pub rng: Rng,
+    /// One look in so many.
+    pub odds: usize,
+}
+
+/// Memory, one CPU, a clock.
+pub struct WholeMachine {
+    pages: Vec<Box<Page>>,
+    m2p: Vec<AtomicU64>,
+    touched: Vec<AtomicBool>,
+    words: Mutex<Vec<Vec<(usize, u64)>>>,
+    racing: AtomicBool,
+    clock: AtomicU64,
+    armed: AtomicU64,
+    /// Looks at memory so far.
+    pub work: AtomicU64,
+    /// What the CPU has loaded.
+    pub cpu: Mutex<Loaded>,
+    /// What it may remember.
+    pub cached: Mutex<Vec<Cached>>,
+    /// Who interferes.
+    race: Mutex<Option<Race>>,
+    /// Bytes put on the console.
+    pub printed: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl WholeMachine {
+    /// A machine of so many frames, all zero.
+    #[must_use]
+    pub fn new(frames: usize) -> Self {
+        let loaded = Loaded {
+            root: None,
+            fs_base: 0,
+            gs_base: 0,
+            task_switched: false,
+            cr4: 0,
+            xcr0: 1,
+            debug: [0; 8],
+            gdt: [None; 14],
+            ldt_entries: 0,
+            ldt: [None; 16],
+            tsc_aux: 0,
+        };
+        Self {
+            pages: (0..frames).map(|_| Box::new([const { AtomicU64::new(0) }; ENTRIES])).collect(),
+            m2p: (0..frames).map(|_| AtomicU64::new(u64::MAX)).collect(),
+            touched: (0..frames).map(|_| AtomicBool::new(true)).collect(),
+            words: Mutex::new(vec![Vec::new(); frames]),
+            racing: AtomicBool::new(false),
+            clock: AtomicU64::new(1),
+            armed: AtomicU64::new(u64::MAX),
+            work: AtomicU64::new(0),
+            cpu: Mutex::new(loaded),
+            cached: Mutex::default(),
+            race: Mutex::new(None),
+            printed: AtomicU64::new(0),
+        }
+    }
+
+    /// What the CPU has loaded.
+    pub fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        lock(&self.cpu)
+    }
+
+    /// Lets time pass.
+    pub fn pass(&self, nanoseconds: u64) {
+        self.clock.store(self.clock.load(Relaxed) + nanoseconds, Relaxed);
+    }
+
+    /// When the timer fires.
+    #[must_use]
+    pub fn armed(&self) -> u64 {
+        self.armed.load(Relaxed)
+    }
+
+    /// Lets somebody interfere from now on, or nobody; gives back who did.
+    pub fn set_race(&self, race: Option<Race>) -> Option<Race> {
+        self.racing.store(race.is_some(), Relaxed);
+        std::mem::replace(&mut lock(&self.race), race)
+    }
+
+    fn looked(&self, frame: Frame, words: u64) {
+        self.work.store(self.work.load(Relaxed) + words, Relaxed); // one thread
+        self.pass(words * WORD_NS);
+        self.touched[frame.index()].store(true, Relaxed);
+    }
+
+    /// Changes a word of a frame a guest can write, if the dice say so.
+    fn interfere(&self, frame: Frame) {
+        if !self.racing.load(Relaxed) {
+            return;
+        }
+        let mut race = lock(&self.race);
+        let Some(race) = race.as_mut() else { return };
+        if !race.rng.one_in(race.odds) || !race.over.contains(&frame) {
+            return;
+        }
+        if race.frames.info(frame).is_some_and(|i| i.kind.used_as == Use::Writable && i.kind.count > 0) {
+            let at = race.rng.below(ENTRIES);
+            let old = self.pages[frame.index()][at].load(Relaxed);
+            let new = match race.rng.below(4) {
+                0 => 0,
+                1 => u64::MAX,
+                2 => old ^ 1 << race.rng.below(64),
+                _ => race.rng.word(),
+            };
+            self.pages[frame.index()][at].store(new, Relaxed);
+        }
+    }
+
+    /// Calls a look at the words of a frame that are not zero.
+    pub fn words<R>(&self, frame: Frame, look: impl FnOnce(&[(usize, u64)]) -> R) -> R {
+        let at = frame.index();
+        let mut words = lock(&self.words);
+        if self.touched[at].swap(false, Relaxed) {
+            let list = &mut words[at];
+            list.clear();
+            list.extend(self.pages[at].iter().map(|w| w.load(Relaxed)).enumerate().filter(|&(_, w)| w != 0));
+        }
+        look(&words[at])
+    }
+
+    /// A word as it is, without a look of the rules.
+    #[must_use]
+    pub fn peek(&self, frame: Frame, at: usize) -> u64 {
+        self.pages[frame.index()][at].load(Relaxed)
+    }
+
+    /// The guest changes a word of its memory.
+    pub fn poke(&self, frame: Frame, at: usize, value: u64) {
+        self.touched[frame.index()].store(true, Relaxed);
+        self.pages[frame.index()][at].store(value, Relaxed);
+    }
+
+    /// Walks from the loaded root through random present entries, as the CPU does for a guest: remembers what it saw, sets
+    /// accessed bits, and the dirty bit for a write.
+    pub fn wander(&self, rng: &mut Rng) {
+        let Some(mut table) = self.loaded().root else { return };
+        let mut writable = true;
+        for level in (1..=4u8).rev() {
+            self.remember(table, Seen::Table(level));
+            let live = |&(at, word): &(usize, u64)| word & 1 != 0 && !(level == 4 && HOLE_SLOTS.contains(&at));
+            let candidates: Vec<usize> =
+                self.words(table, |words| words.iter().filter(|w| live(w)).map(|w| w.0).collect());
+            let Some(at) = rng.pick(&candidates) else { return };
+            let old = self.peek(table, at);
+            self.poke(table, at, old | 1 << 5 | if level == 1 && old & 2 != 0 { 1 << 6 } else { 0 });
+            writable &= old & 2 != 0;
+            let Some(next) = Frame::containing(old & 0x000f_ffff_ffff_f000) else { return };
+            if next.index() >= self.pages.len() {
+                return;
+            }
+            table = next;
+        }
+        self.remember(table, Seen::Page { writable });
+    }
+
+    fn remember(&self, frame: Frame, seen: Seen) {
+        let what = Cached { cpu: CpuId(0), frame, turn: 0, seen };
+        let mut cached = lock(&self.cached);
+        if !cached.contains(&what) {
+            cached.push(what);
+        }
+    }
+
+    /// Sleeps until the timer fires; a kick if no timer is set.
+    pub fn idle(&self) -> Interrupt {
+        match self.armed() {
+            u64::MAX => Interrupt::Kick,
+            deadline => {
+                self.clock.fetch_max(deadline, Relaxed);
+                Interrupt::Timer
+            }
+        }
+    }
+}
+
+impl Frames for WholeMachine {
+    fn frame_limit(&self) -> u64 {
+        self.pages.len() as u64
+    }
+    fn page(&self, frame: Frame) -> &Page {
+        self.interfere(frame);
+        self.looked(frame, 1);
+        &self.pages[frame.index()]
+    }
+    fn read(&self, frame: Frame, offset: usize, to: &mut [u8]) {
+        assert!(offset + to.len() <= PAGE_SIZE, "a read beyond the frame");
+        self.looked(frame, 1 + to.len() as u64 / 8);
+        let page = &self.pages[frame.index()];
+        for (n, byte) in to.iter_mut().enumerate() {
+            let at = offset + n;
+            *byte = page[at / 8].load(Relaxed).to_le_bytes()[at % 8];
+        }
+        self.interfere(frame);
+    }
+    fn write(&self, frame: Frame, offset: usize, from: &[u8]) {
+        assert!(offset + from.len() <= PAGE_SIZE, "a write beyond the frame");
+        self.looked(frame, 1 + from.len() as u64 / 8);
+        let page = &self.pages[frame.index()];
+        for (n, byte) in from.iter().enumerate() {
+            let at = offset + n;
+            let mut bytes = page[at / 8].load(Relaxed).to_le_bytes();
+            bytes[at % 8] = *byte;
+            page[at / 8].store(u64::from_le_bytes(bytes), Relaxed);
+        }
+    }
+    fn zero(&self, frame: Frame) {
+        self.looked(frame, 64); // whole lines
+        self.pages[frame.index()].iter().for_each(|word| word.store(0, Relaxed));
+    }
+    fn copy(&self, from: Frame, to: Frame) {
+        self.looked(to, 128);
+        for (a, b) in self.pages[from.index()].iter().zip(self.pages[to.index()].iter()) {
+            b.store(a.load(Relaxed), Relaxed);
+        }
+    }
+    fn set_m2p(&self, frame: Frame, pfn: u64) {
+        self.m2p[frame.index()].store(pfn, Relaxed);
+    }
+    fn m2p(&self, frame: Frame) -> u64 {
+        self.m2p[frame.index()].load(Relaxed)
+    }
+    fn hole_entry(&self, index: usize) -> u64 {
+        HOLE_MARK | index as u64
+    }
+}
+
+impl Cpus for WholeMachine {
+    fn this_cpu(&self) -> CpuId {
+        CpuId(0)
+    }
+    fn flush(&self, cpus: CpuSet, what: Flush) {
+        if what == Flush::All && cpus.has(CpuId(0)) {
+            lock(&self.cached).clear();
+        }
+    }
+    fn kick(&self, cpu: CpuId) {
+        assert_ne!(cpu, CpuId(0), "nobody kicks the CPU it is on");
+    }
+}
+
+impl Clock for WholeMachine {
+    fn now(&self) -> u64 {
+        self.clock.fetch_add(20, Relaxed)
+    }
+    fn arm(&self, deadline: u64) {
+        self.armed.store(deadline, Relaxed);
+    }
+    fn tsc(&self) -> u64 {
+        self.clock.load(Relaxed).wrapping_mul(3)
+    }
+    fn tsc_khz(&self) -> u64 {
+        3_000_000
+    }
+    fn tsc_origin(&self) -> u64 {
+        0
+    }
+    fn wallclock(&self) -> (u64, u32) {
+        (1_800_000_000, 5)
+    }
+}
+
+impl Console for WholeMachine {
+    fn put(&self, bytes: &[u8]) {
+        self.printed.fetch_add(bytes.len() as u64, Relaxed);
+    }
+    fn take(&self, to: &mut [u8]) -> usize {
+        let some = to.len().min(3);
+        to[..some].fill(b'x');
+        some
+    }
+}
+
+fn canonical(address: u64) {
+    assert!(GuestVirt(address).is_canonical(), "P12: a base of {address:#x}");
+}
+
+impl CpuState for WholeMachine {
+    fn load_root(&self, root: Frame) {
+        lock(&self.cached).clear();
+        self.loaded().root = Some(root);
+    }
+    fn fs_base(&self) -> u64 {
+        self.loaded().fs_base
+    }
+    fn set_fs_base(&self, base: u64) {
+        canonical(base);
+        self.loaded().fs_base = base;
+    }
+    fn gs_base(&self) -> u64 {
+        self.loaded().gs_base
+    }
+    fn set_gs_base(&self, base: u64) {
+        canonical(base);
+        self.loaded().gs_base = base;
+    }
+    fn load_gs(&self, selector: u16) -> Option<u64> {
+        // Selectors below 0x40 load, as if their descriptors were good.
+        (selector < 0x40).then_some(u64::from(selector) << 12)
+    }
+    fn set_task_switched(&self, on: bool) {
+        self.loaded().task_switched = on;
+    }
+    fn set_guest_cr4(&self, bits: u64) {
+        self.loaded().cr4 = bits;
+    }
+    fn set_xcr0(&self, value: u64) {
+        assert!(value & 1 == 1 && value & !7 == 0 && value != 5, "XCR0 of {value:#x} would fault");
+        self.loaded().xcr0 = value;
+    }
+    fn set_debug(&self, register: u8, value: u64) {
+        match register {
+            0..=3 => assert!(GuestVirt(value).is_guests(), "XSA-444: a breakpoint at {value:#x}"),
+            6 => assert!(value >> 32 == 0, "DR6 of {value:#x}"),
+            7 => assert!(value & 0xffff_ffff_0000_f800 == 0 && value & 0x400 != 0, "DR7 of {value:#x}"),
+            _ => panic!("debug register {register}"),
+        }
+        self.loaded().debug[usize::from(register)] = value;
+    }
+    fn debug_status(&self) -> u64 {
+        self.loaded().debug[6] | 1
+    }
+    fn load_gdt(&self, frames: &[Option<Frame>; 14]) {
+        self.loaded().gdt = *frames;
+    }
+    fn load_ldt(&self, entries: u32) {
+        assert!(entries <= 8192);
+        let mut cpu = self.loaded();
+        (cpu.ldt_entries, cpu.ldt) = (entries, [None; 16]);
+    }
+    fn map_ldt(&self, page: u8, frame: Frame) {
+        self.loaded().ldt[usize::from(page)] = Some(frame);
+    }
+    fn ldt_offset(&self, address: u64) -> Option<u32> {
+        (LDT_WINDOW..LDT_WINDOW + (16 << 12)).contains(&address).then(|| (address - LDT_WINDOW) as u32)
+    }
+    fn gdt_offset(&self, address: u64) -> Option<u32> {
+        (GDT_WINDOW..GDT_WINDOW + (16 << 12)).contains(&address).then(|| (address - GDT_WINDOW) as u32)
+    }
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        match (leaf, subleaf) {
+            (0, _) => [0x16, 0x756e_6547, 0x6c65_746e, 0x4965_6e69],
+            (0xd, 0) => [7, 832, 832, 0],
+            (0xd, 2) => [256, 576, 0, 0],
+            (0x8000_0000, _) => [0x8000_0008, 0, 0, 0],
+            _ => [u32::MAX; 4],
+        }
+    }
+    fn set_tsc_aux(&self, value: u32) {
+        self.loaded().tsc_aux = value;
+    }
+}
+
+impl hv_core::machine::Machine for WholeMachine {}

@@ -1,0 +1,70 @@
+//! A whole world of hostile guests: every call of the ABI with random arguments, exits of every kind, domains made and
+//! unmade at any point, and an audit after each step.
+//!
+//! [`machine`] is the machine, [`life`] the order of things in ring 0, [`build`] makes guests, [`hostile`] plays them, and
+//! [`audit`] recounts. In [`script`] they do as they are told.
+
+#![allow(clippy::cast_possible_truncation, reason = "the numbers of a small machine")]
+
+pub mod audit;
+pub mod build;
+pub mod calls;
+pub mod hostile;
+pub mod life;
+pub mod machine;
+pub mod script;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// What many runs reached.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// Calls by number and operation: tried, succeeded.
+    pub calls: BTreeMap<(&'static str, &'static str), (u64, u64)>,
+    /// Other things that happened.
+    pub events: BTreeMap<&'static str, u64>,
+    /// Steps, with an audit after each.
+    pub steps: u64,
+    /// Most looks at memory in one step of a call.
+    pub longest: (u64, &'static str),
+}
+
+impl Totals {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Self) {
+        for (key, (tried, done)) in &other.calls {
+            let sum = self.calls.entry(*key).or_default();
+            *sum = (sum.0 + tried, sum.1 + done);
+        }
+        for (key, n) in &other.events {
+            *self.events.entry(key).or_default() += n;
+        }
+        self.steps += other.steps;
+        self.longest = self.longest.max(other.longest);
+    }
+
+    /// Tries and successes of a hypercall, all its operations together.
+    #[must_use]
+    pub fn of(&self, call: &str) -> (u64, u64) {
+        let mine = self.calls.iter().filter(|((name, _), _)| *name == call);
+        mine.fold((0, 0), |sum, (_, n)| (sum.0 + n.0, sum.1 + n.1))
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<28}{:<28}{:>10}{:>10}", "call", "operation", "tried", "succeeded")?;
+        for ((call, op), (tried, done)) in &self.calls {
+            writeln!(f, "{call:<28}{op:<28}{tried:>10}{done:>10}")?;
+        }
+        for (what, n) in &self.events {
+            writeln!(f, "{what:<56}{n:>10}")?;
+        }
+        write!(
+            f,
+            "{} steps audited; the longest looked {} times at memory: {}",
+            self.steps, self.longest.0, self.longest.1
+        )
+    }
+}

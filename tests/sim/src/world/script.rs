@@ -1,0 +1,135 @@
+//! A stage for told stories: domains that do one thing at a time, with an audit after each step.
+
+use super::audit::Audit;
+use super::build::{self, at, page};
+use super::life::Context;
+use super::machine::WholeMachine;
+use hv_core::addr::{DomainId, Frame, GuestVirt, VcpuId};
+use hv_core::claim::View;
+use hv_core::domain::control::Spec;
+use hv_core::domain::{Domain, Powers};
+use hv_core::frame::table::WORDS;
+use hv_core::lock::{Held, Nothing};
+use hv_core::machine::Exit;
+use hv_core::sched::switch;
+use hv_core::world::{Ctx, Next, World};
+use hv_core::{dispatch, trap};
+use hypercall_abi::{Errno, Hypercall};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A world for one test.
+pub struct Stage {
+    /// Its machine.
+    pub m: &'static WholeMachine,
+    /// The rules.
+    pub world: &'static World,
+    held: Held<Nothing>,
+    audit: Audit,
+}
+
+/// A domain on the stage.
+#[derive(Clone, Debug)]
+pub struct Actor {
+    /// Its number.
+    pub id: DomainId,
+    /// Its first pages, see [`page`].
+    pub pages: Vec<Frame>,
+}
+
+/// How a call went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Went {
+    /// Its result.
+    pub result: Result<u64, Errno>,
+    /// Steps it took.
+    pub steps: u64,
+    /// Most looks at memory in one of them.
+    pub longest: u64,
+}
+
+/// Tells a story on a thread with room for a world.
+pub fn tell(frames: usize, story: impl FnOnce(&mut Stage) + Send + 'static) {
+    let thread = std::thread::Builder::new().stack_size(64 << 20).spawn(move || {
+        let m: &'static WholeMachine = Box::leak(Box::new(WholeMachine::new(frames)));
+        let world: &'static World = Box::leak(Box::new(World::new()));
+        let words: Vec<AtomicU64> = (0..frames * WORDS).map(|_| AtomicU64::new(0)).collect();
+        world.frames.init(words.leak());
+        world.frames.reserve(Frame::from_u32(0), 1);
+        world.frames.add(Frame::from_u32(1), frames as u32 - 1);
+        story(&mut Stage { m, world, held: Held::entering_ring_0(), audit: Audit::new(frames) });
+    });
+    if let Err(panic) = thread.expect("a thread").join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+impl Stage {
+    /// A domain that runs, with two vcpus; `control`: with every power.
+    pub fn enter(&mut self, control: bool) -> Actor {
+        let powers = Powers { control, console_write: control, console_read: control, machine: control };
+        let spec = Spec { powers, vcpus: 2, max_pages: 0, handle: [9; 16] };
+        let domain = self.world.create(self.m, &mut self.held, &spec).expect("room for a domain");
+        let pages = build::build(self.m, self.world, &mut self.held, domain).expect("room for its pages");
+        Actor { id: domain.id(), pages }
+    }
+
+    /// The domain behind an actor.
+    #[must_use]
+    pub fn domain(&self, actor: &Actor) -> &'static Domain {
+        self.world.domain(actor.id).expect("it lives")
+    }
+
+    /// Puts a structure into the argument page at an offset; says where.
+    pub fn put<T: IntoBytes + Immutable>(&mut self, actor: &Actor, offset: u64, value: &T) -> u64 {
+        let to = at(page::ARGS) + offset;
+        let view = View::new(self.m, &self.world.frames, actor.pages[page::KERNEL_ROOT]);
+        view.write(GuestVirt(to), value).expect("the argument page is mapped");
+        to
+    }
+
+    /// Reads a structure back.
+    #[must_use]
+    pub fn get<T: FromBytes + IntoBytes>(&self, actor: &Actor, from: u64) -> T {
+        let view = View::new(self.m, &self.world.frames, actor.pages[page::KERNEL_ROOT]);
+        view.read(GuestVirt(from)).expect("it is mapped")
+    }
+
+    /// Vcpu 0 of a domain comes to the CPU, does something, and leaves.
+    pub fn on_cpu<R>(&mut self, actor: &Actor, what: impl FnOnce(&mut Context<'_>, &mut Audit) -> R) -> R {
+        let domain = self.domain(actor);
+        let vcpu = self.world.vcpu(domain, VcpuId(0)).expect("it has one");
+        let mut own = vcpu.own.try_take().expect("nobody has it");
+        let held = &mut self.held;
+        let (m, world) = (self.m, self.world);
+        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held, next: Next::Stay, short: false };
+        switch::arrive(&mut ctx);
+        let result = what(&mut ctx, &mut self.audit);
+        self.m.loaded().root = None;
+        switch::gone(&mut ctx);
+        result
+    }
+
+    /// A call from start to end.
+    pub fn call(&mut self, actor: &Actor, call: Hypercall, args: &[u64]) -> Went {
+        self.on_cpu(actor, |ctx, audit| {
+            let arg = |n: usize| args.get(n).copied().unwrap_or(0);
+            ctx.own.regs.rax = call.number();
+            let regs = &mut ctx.own.regs;
+            [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = [0, 1, 2, 3, 4, 5].map(arg);
+            trap::handle(ctx, Exit::Syscall);
+            let (mut steps, mut longest) = (0, 0);
+            while ctx.own.call.is_some() {
+                let before = ctx.m.work.load(Relaxed);
+                dispatch::step(ctx);
+                longest = longest.max(ctx.m.work.load(Relaxed) - before);
+                steps += 1;
+                if let Err(why) = audit.look(ctx.m, ctx.world, Some(ctx)) {
+                    panic!("{}{args:x?}: {why}", call.name());
+                }
+            }
+            Went { result: Errno::from_rax(ctx.own.regs.rax), steps, longest }
+        })
+    }
+}

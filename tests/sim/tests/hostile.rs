@@ -1,0 +1,88 @@
+//! Hostile guests against the whole of the rules. `SEED=` and `STEPS=` repeat or prolong a run.
+
+use hypercall_abi::Hypercall;
+use sim::world::{Totals, hostile};
+
+/// Calls that are not refused whatever their arguments.
+const OFFERED: [Hypercall; 29] = [
+    Hypercall::SetTrapTable,
+    Hypercall::MmuUpdate,
+    Hypercall::SetGdt,
+    Hypercall::StackSwitch,
+    Hypercall::SetCallbacks,
+    Hypercall::FpuTaskswitch,
+    Hypercall::SetDebugreg,
+    Hypercall::GetDebugreg,
+    Hypercall::UpdateDescriptor,
+    Hypercall::MemoryOp,
+    Hypercall::Multicall,
+    Hypercall::UpdateVaMapping,
+    Hypercall::SetTimerOp,
+    Hypercall::XenVersion,
+    Hypercall::ConsoleIo,
+    Hypercall::GrantTableOp,
+    Hypercall::VmAssist,
+    Hypercall::UpdateVaMappingOtherdomain,
+    Hypercall::Iret,
+    Hypercall::VcpuOp,
+    Hypercall::SetSegmentBase,
+    Hypercall::MmuextOp,
+    Hypercall::NmiOp,
+    Hypercall::SchedOp,
+    Hypercall::CallbackOp,
+    Hypercall::EventChannelOp,
+    Hypercall::PhysdevOp,
+    Hypercall::Domctl,
+    Hypercall::Tenon,
+];
+
+/// Operations without which a run means little.
+const MUST_SUCCEED: &[(Hypercall, &[&str])] = &[
+    (Hypercall::Domctl, &["CreateDomain", "DestroyDomain", "SetVcpuContext", "GetVcpuContext", "PauseDomain"]),
+    (Hypercall::EventChannelOp, &["BindInterdomain", "BindVirq", "BindIpi", "BindVcpu", "Close", "Reset", "Send"]),
+    (Hypercall::GrantTableOp, &["MapGrantRef", "UnmapGrantRef", "Copy", "SetupTable"]),
+    (Hypercall::MemoryOp, &["DecreaseReservation", "IncreaseReservation", "PopulatePhysmap"]),
+    (Hypercall::MmuextOp, &["PinL1", "PinL2", "PinL3", "PinL4", "Unpin", "NewBaseptr", "NewUserBaseptr", "SetLdt"]),
+    (Hypercall::SchedOp, &["Block", "Poll", "RemoteShutdown", "Yield"]),
+    (Hypercall::VcpuOp, &["Initialise", "Up", "Down", "RegisterVcpuInfo", "SendNmi", "SetSingleshotTimer"]),
+];
+
+fn wish(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn hostile_guests_never_break_a_promise() {
+    const RUN: u64 = 30_000;
+    let (first, steps) = (wish("SEED", 1), wish("STEPS", 240_000));
+    let mut totals = Totals::default();
+    for seed in first..first + steps.div_ceil(RUN) {
+        // The world is made on the stack before it is put in its place.
+        let one = std::thread::Builder::new().stack_size(64 << 20).spawn(move || hostile::run(seed, RUN.min(steps)));
+        match one.expect("a thread").join().expect("the panics of the rules are caught") {
+            Ok(run) => totals.add(&run),
+            Err(why) => panic!("{why}"),
+        }
+    }
+    println!("{totals}");
+    if steps < 200_000 {
+        return; // too few to have seen everything
+    }
+    for call in Hypercall::ALL {
+        assert!(totals.of(call.name()).0 > 0, "{} is called", call.name());
+    }
+    for call in OFFERED {
+        let (tried, done) = totals.of(call.name());
+        assert!(done * 50 > tried, "{}: {done} of {tried} calls succeed", call.name());
+    }
+    for (family, ops) in MUST_SUCCEED {
+        for op in *ops {
+            let done = totals.calls.get(&(family.name(), *op)).map_or(0, |n| n.1);
+            assert!(done > 10, "{} {op} succeeds {done} times", family.name());
+        }
+    }
+    for what in ["times everything was destroyed", "steps that left a call unfinished", "exits by SYSENTER"] {
+        assert!(totals.events.get(what).is_some_and(|n| *n > 5), "{what}");
+    }
+    assert!(totals.events.get("worlds given up for lack of memory").is_none_or(|n| *n < 3));
+}
