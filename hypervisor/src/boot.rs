@@ -4,13 +4,12 @@
 use crate::options::Options;
 use cpio_reader::iter_files;
 use hv_core::addr::{Frame, VcpuId};
-use hv_core::dispatch::Progress;
+use hv_core::dispatch::Halt;
 use hv_core::domain::control::Spec;
 use hv_core::domain::{Domain, Powers, context};
-use hv_core::lock::{Held, Nothing};
 use hv_core::machine::Frames;
-use hv_core::paging::{BUDGET, Stop};
-use hv_core::world::World;
+use hv_core::paging::Stop;
+use hv_core::world::{Site, World};
 use hv_machine::Hardware;
 use hypercall_abi::context::{VcpuContext, flags};
 use hypercall_abi::first::{FirstImage, MAGIC, PAGE, Run};
@@ -33,12 +32,8 @@ type Why = &'static str;
 ///
 /// # Errors
 /// What is wrong with the bundle, or what the machine lacks.
-pub(crate) fn first_domain(
-    (hw, module): (&'static Hardware, &[u8]),
-    world: &'static World,
-    held: &mut Held<Nothing>,
-    options: &Options,
-) -> Result<(), Why> {
+pub(crate) fn first_domain(site: &mut Site<'_, Hardware>, module: &[u8], options: &Options) -> Result<(), Why> {
+    let (hw, world) = (site.m, site.world);
     let entry = |name: &str| iter_files(module).find(|file| file.name() == name).map(|file| file.file());
     // Our dom0 gets every power and the bundle; a guest under test gets the console.
     let (dom0, image, ramdisk) = match (module, entry("dom0"), entry("first")) {
@@ -56,27 +51,28 @@ pub(crate) fn first_domain(
         log::error!("the first domain wants {} MiB, and {} MiB are free", plan.nr_pages / 256, free / 256);
         return Err("too little memory for the first domain");
     }
-    let powers = Powers { control: dom0, console_write: true, console_read: true, machine: true };
+    let power = if dom0 { Powers::CONTROL } else { Powers::empty() };
+    let powers = power | Powers::CONSOLE_WRITE | Powers::CONSOLE_READ | Powers::MACHINE;
     let spec = Spec { powers, vcpus: options.first_vcpus, max_pages: plan.nr_pages, handle: [0; 16] };
-    let domain = world.create(hw, held, &spec).map_err(hypercall_abi::Errno::name)?;
+    let domain = site.create(&spec).map_err(hypercall_abi::Errno::name)?;
     let pages = Pages::populate(hw, world, domain, plan.nr_pages)?;
     pages.fill(runs)?;
     let root = pages.relocate(&plan)?;
     pages.tell(&plan, domain, ramdisk)?;
     pages.list.iter().for_each(|list| world.frames.retire(*list));
-    start(hw, world, held, domain, &plan, root)
+    start(site, domain, &plan, root)
 }
 
 /// The first domain's pages while it is built: a list of frames, in frames.
-struct Pages {
-    hw: &'static Hardware,
+struct Pages<'a> {
+    hw: &'a Hardware,
     list: heapless::Vec<Frame, LISTS>,
     count: u64,
 }
 
-impl Pages {
+impl<'a> Pages<'a> {
     /// Gives a domain its pages.
-    fn populate(hw: &'static Hardware, world: &'static World, domain: &Domain, count: u64) -> Result<Self, Why> {
+    fn populate(hw: &'a Hardware, world: &'a World, domain: &Domain, count: u64) -> Result<Self, Why> {
         const NO_MEMORY: Why = "no memory for the first domain";
         let mut pages = Self { hw, list: heapless::Vec::new(), count };
         for pfn in 0..count {
@@ -173,16 +169,9 @@ impl Pages {
 }
 
 /// Pins the root, sets vcpu 0, and lets go.
-fn start(
-    hw: &'static Hardware,
-    world: &'static World,
-    held: &mut Held<Nothing>,
-    domain: &Domain,
-    plan: &FirstImage,
-    root: Frame,
-) -> Result<(), Why> {
+fn start(site: &mut Site<'_, Hardware>, domain: &Domain, plan: &FirstImage, root: Frame) -> Result<(), Why> {
     loop {
-        match domain.space.open(hw, &world.frames, BUDGET, held).pin(root, 4) {
+        match site.session(domain).pin(root, 4) {
             Ok(()) => break,
             Err(Stop::More) => {}
             Err(Stop::Refused(_)) => return Err("the first domain's page tables are refused"),
@@ -194,15 +183,15 @@ fn start(
     (regs.cs, regs.ss) = (selector::GUEST_CS, u64::from(selector::GUEST_SS));
     (context.kernel_ss, context.kernel_sp) = (regs.ss, plan.stack);
     context.ctrlreg[3] = root.address();
-    let vcpu = world.vcpu(domain, VcpuId(0)).ok_or("the first domain has no vcpu")?;
+    let vcpu = site.world.vcpu(domain, VcpuId(0)).ok_or("the first domain has no vcpu")?;
     let mut own = vcpu.own.try_take().ok_or("the first domain's vcpu is taken")?;
-    let mut progress = Progress::More;
-    while progress == Progress::More {
-        progress = context::set(world, hw, held, domain, vcpu, &mut own, &context)
-            .map_err(|_| "the first domain's registers are refused")?;
+    while let Err(halt) = context::set(site, domain, vcpu, &mut own, &context) {
+        if halt != Halt::More {
+            return Err("the first domain's registers are refused");
+        }
     }
     drop(own);
-    world.unpause(hw, domain);
+    site.world.unpause(site.m, domain);
     log::info!("{} has {} MiB and starts at {:#x}", domain.id(), plan.nr_pages / 256, plan.entry);
     Ok(())
 }

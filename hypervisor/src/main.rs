@@ -44,13 +44,14 @@ fn main(boot: hv_machine::BootInfo) -> ! {
     ranges(&boot.free, &|first, count| WORLD.frames.add(first, count));
     ranges(&boot.ram, &|first, count| WORLD.frames.reserve(first, count));
     let mut held = hv_core::lock::Held::entering_ring_0();
-    if let Err(why) = boot::first_domain((hw, boot.module), &WORLD, &mut held, &options) {
+    let mut site = hv_core::world::Site { m: hw, world: &WORLD, held: &mut held };
+    if let Err(why) = boot::first_domain(&mut site, boot.module, &options) {
         log::error!("{why}");
         hw.power_off(hv_machine::Verdict::Failure)
     }
     // The bundle has been copied: its frames are as good as any.
     boot.module_frames.clone().filter_map(Frame::new).for_each(|frame| WORLD.frames.retire(frame));
-    run::run(hw, &WORLD, &mut held)
+    run::run(&mut site)
 }
 
 #[cfg(not(target_os = "none"))]

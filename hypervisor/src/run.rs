@@ -1,31 +1,32 @@
 //! The life of a CPU: pick a vcpu, let it run, see to what it wants, until the machine is turned off.
 
 use hv_core::dispatch;
+use hv_core::domain::Powers;
 use hv_core::domain::vcpu::Vcpu;
-use hv_core::lock::{Held, Nothing};
 use hv_core::machine::{Clock, CpuState, Exit, Interrupt};
 use hv_core::sched::{SLICE, switch};
 use hv_core::trap;
-use hv_core::world::{Ctx, Next, World};
+use hv_core::world::{Ctx, Next, Site, World};
 use hv_machine::{Hardware, Return, Verdict};
 use hypercall_abi::event::Virq;
 use hypercall_abi::sched::ShutdownReason;
 
 /// Runs domains until the one that may turns the machine off.
-pub(crate) fn run(hw: &'static Hardware, world: &'static World, held: &mut Held<Nothing>) -> ! {
+pub(crate) fn run(site: &mut Site<'_, Hardware>) -> ! {
     loop {
-        match world.sched.pick(hw, world) {
-            Some(vcpu) => turn(hw, world, held, vcpu),
-            None => sleep(hw, world),
+        match site.world.sched.pick(site.m, site.world) {
+            Some(vcpu) => turn(site, vcpu),
+            None => sleep(site),
         }
-        if let Some(verdict) = verdict(world) {
-            hw.power_off(verdict);
+        if let Some(verdict) = verdict(site.world) {
+            site.m.power_off(verdict);
         }
     }
 }
 
 /// Nobody wants to run: waits for an interrupt.
-fn sleep(hw: &'static Hardware, world: &'static World) {
+fn sleep(site: &Site<'_, Hardware>) {
+    let (hw, world) = (site.m, site.world);
     world.sched.set_idle(hw, true);
     world.sched.tick(hw, world, u64::MAX);
     if !world.sched.has_waiting() && hw.idle() {
@@ -35,12 +36,14 @@ fn sleep(hw: &'static Hardware, world: &'static World) {
 }
 
 /// One vcpu's turn on this CPU.
-fn turn(hw: &'static Hardware, world: &'static World, held: &mut Held<Nothing>, vcpu: &Vcpu) {
+fn turn(site: &mut Site<'_, Hardware>, vcpu: &Vcpu) {
+    let (hw, world) = (site.m, site.world);
     let Some(domain) = world.domain_of(vcpu) else { return };
     {
-        let mut own = vcpu.own.take(held);
+        let mut own = vcpu.own.take(site.held);
         let Some(fpu) = own.fpu else { return };
-        let mut ctx = Ctx { m: hw, world, domain, vcpu, own: &mut own, held, next: Next::Stay, short: false };
+        let (held, next) = (&mut *site.held, Next::Stay);
+        let mut ctx = Ctx { m: hw, world, domain, vcpu, own: &mut own, held, next, short: false };
         switch::arrive(&mut ctx);
         if core::mem::take(&mut ctx.own.fpu_fresh) {
             hw.reset_fpu(fpu);
@@ -50,7 +53,7 @@ fn turn(hw: &'static Hardware, world: &'static World, held: &mut Held<Nothing>, 
         if let Err(wanted) = loaded {
             trap::failsafe(&mut ctx, wanted);
         }
-        stay(hw, world, &mut ctx);
+        stay(&mut ctx);
         switch::depart(&mut ctx);
         hw.switch_out(&mut ctx.own.segments, fpu);
         hw.load_root(hw.root());
@@ -60,7 +63,8 @@ fn turn(hw: &'static Hardware, world: &'static World, held: &mut Held<Nothing>, 
 }
 
 /// Lets the vcpu run until it wants or has to leave.
-fn stay(hw: &'static Hardware, world: &'static World, ctx: &mut Ctx<'_, Hardware>) {
+fn stay(ctx: &mut Ctx<'_, Hardware>) {
+    let (hw, world) = (ctx.m, ctx.world);
     let slice_end = hw.now().saturating_add(SLICE);
     let mut limited = false;
     world.sched.tick(hw, world, u64::MAX);
@@ -72,7 +76,7 @@ fn stay(hw: &'static Hardware, world: &'static World, ctx: &mut Ctx<'_, Hardware
         if ctx.own.call.is_some() {
             dispatch::step(ctx);
             if ctx.own.call.is_some() && world.sched.is_due(hw) {
-                tick(hw, world, ctx, slice_end);
+                tick(ctx, slice_end);
             }
             continue;
         }
@@ -83,7 +87,7 @@ fn stay(hw: &'static Hardware, world: &'static World, ctx: &mut Ctx<'_, Hardware
         let exit = hw.run(&mut ctx.own.regs, if ctx.short { Return::Short } else { Return::Exact });
         trap::handle(ctx, exit);
         if exit == Exit::Interrupt(Interrupt::Timer) {
-            tick(hw, world, ctx, slice_end);
+            tick(ctx, slice_end);
         }
         if !ctx.domain.runs() {
             ctx.next = Next::Leave;
@@ -92,7 +96,8 @@ fn stay(hw: &'static Hardware, world: &'static World, ctx: &mut Ctx<'_, Hardware
 }
 
 /// The timer's time has come: for deadlines, or for the end of the slice.
-fn tick(hw: &'static Hardware, world: &'static World, ctx: &mut Ctx<'_, Hardware>, slice_end: u64) {
+fn tick(ctx: &mut Ctx<'_, Hardware>, slice_end: u64) {
+    let (hw, world) = (ctx.m, ctx.world);
     let limit = if world.sched.has_waiting() { slice_end } else { u64::MAX };
     if limit <= hw.now() {
         ctx.next = Next::Leave;
@@ -102,7 +107,7 @@ fn tick(hw: &'static Hardware, world: &'static World, ctx: &mut Ctx<'_, Hardware
 
 /// Whether a domain that may turn the machine off has done so, and how.
 fn verdict(world: &World) -> Option<Verdict> {
-    let ended = world.domains.iter().filter(|domain| domain.powers().machine);
+    let ended = world.domains.iter().filter(|domain| domain.may(Powers::MACHINE));
     ended.filter_map(|domain| domain.shutdown_reason()).next().map(|reason| {
         match ShutdownReason::from_number(u64::from(reason)) {
             Some(ShutdownReason::Poweroff | ShutdownReason::Reboot) => Verdict::Success,

@@ -1,6 +1,7 @@
 //! The nouns: frames, addresses, domains, ports. No bare integer crosses a module boundary.
 
 use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Bytes in a page; the only page size a PV guest sees.
 pub const PAGE_SIZE: usize = 4096;
@@ -19,6 +20,26 @@ pub const HOLE_SLOTS: core::ops::Range<usize> = 256..272;
 pub const M2P_START: u64 = HOLE_START;
 /// First address after the window of the machine-to-physical table.
 pub const M2P_END: u64 = 0xffff_8040_0000_0000;
+
+/// The element of a list that a guest's number names, if there is one.
+pub(crate) fn nth<T>(list: &[T], number: impl TryInto<usize>) -> Option<&T> {
+    list.get(number.try_into().ok()?)
+}
+
+/// The low 16 bits of a register.
+pub(crate) fn low16(value: u64) -> u16 {
+    (value & 0xffff) as u16
+}
+
+/// The low 32 bits of a register.
+pub(crate) fn low32(value: u64) -> u32 {
+    (value & 0xffff_ffff) as u32
+}
+
+/// Copies bytes from the front of one list to the front of another, as far as both go.
+pub(crate) fn fill<'a>(to: impl IntoIterator<Item = &'a mut u8>, from: impl IntoIterator<Item = &'a u8>) {
+    to.into_iter().zip(from).for_each(|(to, from)| *to = *from);
+}
 
 /// A machine frame number (Xen's "mfn"). 32 bits of it reach 16 TiB.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +89,35 @@ impl Frame {
     }
 }
 
+/// A place for the number of a frame, or of none: written under a lock, read by anybody.
+#[derive(Debug)]
+pub struct FrameSlot(AtomicU32);
+
+impl FrameSlot {
+    /// None.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// The frame.
+    #[must_use]
+    pub fn get(&self) -> Option<Frame> {
+        Some(Frame(self.0.load(Ordering::Acquire))).filter(|frame| frame.0 != 0)
+    }
+
+    /// Puts a frame there. Frame 0 is the firmware's and never handed out.
+    pub fn set(&self, frame: Frame) {
+        self.0.store(frame.0, Ordering::Release);
+    }
+
+    /// Takes the frame out.
+    #[must_use]
+    pub fn take(&self) -> Option<Frame> {
+        Some(Frame(self.0.swap(0, Ordering::AcqRel))).filter(|frame| frame.0 != 0)
+    }
+}
+
 impl fmt::Debug for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "mfn {:#x}", self.0)
@@ -75,7 +125,7 @@ impl fmt::Debug for Frame {
 }
 
 /// A virtual address as a guest gave it: a claim until `claim` has walked the guest's tables.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct GuestVirt(pub u64);
 
 impl GuestVirt {

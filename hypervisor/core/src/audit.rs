@@ -1,14 +1,11 @@
 //! What an audit may see of the books that the rules keep to themselves. For `tests/sim` alone: no image has this.
 
-use crate::addr::{DomainId, Frame, Port};
-use crate::domain::Domain;
-use crate::domain::vcpu::Vcpu;
-use crate::world::World;
-use core::sync::atomic::{AtomicU32, Ordering};
+use crate::addr::FrameSlot;
+use crate::prelude::*;
 
-/// The frames in a list of frame numbers.
-pub(crate) fn frames(list: &[AtomicU32]) -> impl Iterator<Item = Frame> + '_ {
-    list.iter().map(|slot| slot.load(Ordering::Acquire)).filter(|number| *number != 0).map(Frame::from_u32)
+/// The frames in a list of places for them.
+pub(crate) fn frames(list: &[FrameSlot]) -> impl Iterator<Item = Frame> {
+    list.iter().filter_map(FrameSlot::get)
 }
 
 /// A handle of a domain: what it holds of whose grant.
@@ -49,26 +46,25 @@ impl Vcpu {
     /// Index into the world's vcpus.
     #[must_use]
     pub fn index(&self) -> u16 {
-        self.index.load(Ordering::Relaxed)
+        self.index.load(Relaxed)
     }
 
     /// The frame its record is in, if it has one.
     #[must_use]
     pub fn info_frame(&self) -> Option<Frame> {
-        let at = self.info.load(Ordering::Acquire);
-        Frame::containing(at).filter(|_| at != 0)
+        self.record().map(|(frame, _)| frame)
     }
 
     /// Whether the guest has brought it up.
     #[must_use]
     pub fn is_online(&self) -> bool {
-        self.online.load(Ordering::SeqCst)
+        self.online.load(SeqCst)
     }
 
     /// The port a virtual interrupt is bound to.
     #[must_use]
     pub fn virq_port(&self, virq: usize) -> Option<Port> {
-        let port = self.virqs.get(virq)?.load(Ordering::Acquire);
+        let port = self.virqs.get(virq)?.load(Acquire);
         (port != 0).then_some(Port(u32::from(port)))
     }
 

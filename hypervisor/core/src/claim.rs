@@ -6,8 +6,6 @@
 //!
 //! Nothing in here waits or answers a flush between the walk and the use of a frame, so the frame cannot change hands in
 //! between: whoever takes it away must first have this CPU flush (P4). The accessed and dirty bits are not set.
-#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use crate::addr::{Frame, GuestVirt, PAGE_SIZE};
 use crate::frame::FrameTable;

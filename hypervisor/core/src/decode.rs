@@ -157,18 +157,55 @@ pub enum Instruction {
         size: u8,
     },
     /// A write to memory.
-    Write {
-        /// What kind.
-        change: Change,
-        /// Linear address of the operand, segment base included.
-        address: u64,
-        /// Operand size in bytes: 1, 2, 4 or 8.
-        size: u8,
-        /// The other operand.
-        source: Source,
-        /// Whether byte registers 4..8 mean AH, CH, DH, BH.
-        legacy_bytes: bool,
-    },
+    Write(Write),
+}
+
+/// A write to memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Write {
+    /// What kind.
+    pub change: Change,
+    /// Linear address of the operand, segment base included.
+    pub address: u64,
+    /// Operand size in bytes: 1, 2, 4 or 8.
+    pub size: u8,
+    /// The other operand.
+    pub source: Source,
+    /// Whether byte registers 4..8 mean AH, CH, DH, BH.
+    pub legacy_bytes: bool,
+}
+
+impl Write {
+    /// The register that a number means, and the bit at which the operand begins in it.
+    fn place(&self, number: u8) -> (u8, u32) {
+        let high_byte = self.size == 1 && self.legacy_bytes && (4..8).contains(&number);
+        if high_byte { (number - 4, 8) } else { (number, 0) }
+    }
+
+    /// The value of the other operand.
+    #[must_use]
+    pub fn operand(&self, registers: &Registers) -> u64 {
+        let value = match self.source {
+            Source::Constant(value) => value,
+            Source::Register(number) => {
+                let (number, shift) = self.place(number);
+                registers.general(number) >> shift
+            }
+        };
+        truncate(value, self.size)
+    }
+
+    /// Loads a register operand.
+    pub fn load(&self, registers: &mut Registers, number: u8, value: u64) {
+        load_register(registers, self.place(number), self.size, value);
+    }
+}
+
+/// Loads `size` bytes of a register from a bit on; four bytes clear those above them.
+pub fn load_register(registers: &mut Registers, (number, shift): (u8, u32), size: u8, value: u64) {
+    let slot = registers.general_mut(number);
+    let field = if size == 4 { u64::MAX } else { truncate(u64::MAX, size) << shift };
+    *slot = *slot & !field | truncate(value, size) << shift;
 }
 
 /// A decoded instruction and its length in bytes.
@@ -232,170 +269,149 @@ pub fn decode(code: &Code, registers: &Registers, bases: SegmentBases) -> Option
             opcode => break opcode,
         }
     };
-    let instruction = if opcode == 0x0f {
-        let second = code.next()?;
-        two_bytes(second, &mut code, &prefixes, registers)?
-    } else {
-        one_byte(opcode, &mut code, &prefixes, registers)?
-    };
-    Some(Decoded { instruction, length: code.at as u64 })
+    let mut decoder = Decoder { code, prefixes, registers };
+    let instruction = if opcode == 0x0f { decoder.two_bytes()? } else { decoder.one_byte(opcode)? };
+    Some(Decoded { instruction, length: decoder.code.at as u64 })
 }
 
-fn one_byte(opcode: u8, code: &mut Code, prefixes: &Prefixes, registers: &Registers) -> Option<Instruction> {
-    let wide = |bit: u8| if bit & 1 == 0 { 1 } else { prefixes.size() };
-    let port_size = |bit: u8| match (bit & 1, prefixes.operand16) {
-        (0, _) => 1,
-        (_, true) => 2,
-        _ => 4,
-    };
-    Some(match opcode {
-        0xfa => Instruction::Cli,
-        0xfb => Instruction::Sti,
-        0xe4 | 0xe5 => Instruction::In(PortAccess { port: Some(code.next()?), size: port_size(opcode) }),
-        0xec | 0xed => Instruction::In(PortAccess { port: None, size: port_size(opcode) }),
-        0xe6 | 0xe7 => Instruction::Out(PortAccess { port: Some(code.next()?), size: port_size(opcode) }),
-        0xee | 0xef => Instruction::Out(PortAccess { port: None, size: port_size(opcode) }),
-        0xcd => Instruction::Int(code.next()?),
-        0x08 | 0x09 => write(Change::Or, wide(opcode), None, code, prefixes, registers)?,
-        0x20 | 0x21 => write(Change::And, wide(opcode), None, code, prefixes, registers)?,
-        0x86 | 0x87 => write(Change::Xchg, wide(opcode), None, code, prefixes, registers)?,
-        0x88 | 0x89 => write(Change::Mov, wide(opcode), None, code, prefixes, registers)?,
-        0x80 | 0x81 | 0x83 => {
-            let size = wide(opcode);
-            let constant = if opcode == 0x81 { size.min(4) } else { 1 };
-            write(Change::And, size, Some((constant, &[(1, Change::Or), (4, Change::And)])), code, prefixes, registers)?
-        }
-        0xc6 | 0xc7 => {
-            let size = wide(opcode);
-            write(Change::Mov, size, Some((size.min(4), &[(0, Change::Mov)])), code, prefixes, registers)?
-        }
-        _ => return None,
-    })
+/// What an instruction is decoded from, once its prefixes are known.
+struct Decoder<'a> {
+    code: Code,
+    prefixes: Prefixes,
+    registers: &'a Registers,
 }
 
-fn two_bytes(opcode: u8, code: &mut Code, prefixes: &Prefixes, registers: &Registers) -> Option<Instruction> {
-    let size = prefixes.size();
-    Some(match opcode {
-        0x00 | 0x01 => {
-            let modrm = code.next()?;
-            let which = match (opcode, modrm, modrm >> 3 & 7) {
-                (1, 0xd1, _) => return Some(Instruction::Xsetbv),
-                (0, _, 0) => SystemRegister::Ldt,
-                (0, _, 1) => SystemRegister::Task,
-                (1, 0..0xc0, 0) => SystemRegister::Gdt,
-                (1, 0..0xc0, 1) => SystemRegister::Idt,
-                (1, _, 4) => SystemRegister::MachineStatus,
-                _ => return None,
-            };
-            if modrm >= 0xc0 {
-                let to = Err(modrm & 7 | prefixes.rex_bit(0) << 3);
-                return Some(Instruction::StoreSystem { which, to, size });
+impl Decoder<'_> {
+    fn one_byte(&mut self, opcode: u8) -> Option<Instruction> {
+        let size = if opcode & 1 == 0 { 1 } else { self.prefixes.size() };
+        let port_size = size.min(4);
+        Some(match opcode {
+            0xfa => Instruction::Cli,
+            0xfb => Instruction::Sti,
+            0xe4 | 0xe5 => Instruction::In(PortAccess { port: Some(self.code.next()?), size: port_size }),
+            0xec | 0xed => Instruction::In(PortAccess { port: None, size: port_size }),
+            0xe6 | 0xe7 => Instruction::Out(PortAccess { port: Some(self.code.next()?), size: port_size }),
+            0xee | 0xef => Instruction::Out(PortAccess { port: None, size: port_size }),
+            0xcd => Instruction::Int(self.code.next()?),
+            0x08 | 0x09 => self.write(Change::Or, size, None)?,
+            0x20 | 0x21 => self.write(Change::And, size, None)?,
+            0x86 | 0x87 => self.write(Change::Xchg, size, None)?,
+            0x88 | 0x89 => self.write(Change::Mov, size, None)?,
+            0x80 | 0x81 | 0x83 => {
+                let constant = if opcode == 0x81 { size.min(4) } else { 1 };
+                self.write(Change::And, size, Some((constant, &[(1, Change::Or), (4, Change::And)])))?
             }
-            let size = if matches!(which, SystemRegister::Gdt | SystemRegister::Idt) { 10 } else { 2 };
-            let to = Ok(prefixes.base.wrapping_add(effective_address(modrm, 0, code, prefixes, registers)?));
-            Instruction::StoreSystem { which, to, size }
-        }
-        0x06 => Instruction::Clts,
-        0x09 => Instruction::Wbinvd,
-        0x20..=0x23 => {
-            let modrm = code.next()?;
-            let special = modrm >> 3 & 7 | prefixes.rex_bit(2) << 3;
-            let general = modrm & 7 | prefixes.rex_bit(0) << 3;
-            match opcode {
-                0x20 => Instruction::FromControl { control: special, to: general },
-                0x21 => Instruction::FromDebug { debug: special, to: general },
-                0x22 => Instruction::ToControl { control: special, from: general },
-                _ => Instruction::ToDebug { debug: special, from: general },
-            }
-        }
-        0x30 => Instruction::Wrmsr,
-        0x32 => Instruction::Rdmsr,
-        0xa2 => Instruction::Cpuid,
-        0xab => write(Change::Bts, size, None, code, prefixes, registers)?,
-        0xb3 => write(Change::Btr, size, None, code, prefixes, registers)?,
-        0xba => write(Change::Bts, size, Some((1, &[(5, Change::Bts), (6, Change::Btr)])), code, prefixes, registers)?,
-        0xb0 => write(Change::CmpXchg, 1, None, code, prefixes, registers)?,
-        0xb1 => write(Change::CmpXchg, size, None, code, prefixes, registers)?,
-        _ => return None,
-    })
-}
+            0xc6 | 0xc7 => self.write(Change::Mov, size, Some((size.min(4), &[(0, Change::Mov)])))?,
+            _ => return None,
+        })
+    }
 
-/// A memory write: ModRM, address and, for groups, the constant and the change its /digit chooses.
-fn write(
-    change: Change,
-    size: u8,
-    group: Option<(u8, &[(u8, Change)])>,
-    code: &mut Code,
-    prefixes: &Prefixes,
-    registers: &Registers,
-) -> Option<Instruction> {
-    let modrm = code.next()?;
-    let digit = modrm >> 3 & 7;
-    let change = match group {
-        None => change,
-        Some((_, choices)) => choices.iter().find(|(number, _)| *number == digit)?.1,
-    };
-    let constant_bytes = group.map_or(0, |(bytes, _)| bytes);
-    let relative = effective_address(modrm, constant_bytes, code, prefixes, registers)?;
-    let (source, offset) = match group {
-        Some(_) => {
-            let constant = code.signed(constant_bytes)?;
-            // A constant bit number wraps inside the operand.
-            match change {
-                Change::Bts | Change::Btr => (Source::Constant(constant & (u64::from(size) * 8 - 1)), 0),
-                _ => (Source::Constant(constant), 0),
-            }
-        }
-        None => {
-            let register = digit | prefixes.rex_bit(2) << 3;
-            match change {
-                // A bit number in a register reaches beyond the operand, in steps of its size, forwards and backwards.
-                Change::Bts | Change::Btr => {
-                    let bit = sign_extend(truncate(registers.general(register), size), size);
-                    let shift = u32::from(size).trailing_zeros() + 3;
-                    let unit = (bit.cast_signed() >> shift).cast_unsigned().wrapping_mul(u64::from(size));
-                    (Source::Constant(bit & (u64::from(size) * 8 - 1)), unit)
+    fn two_bytes(&mut self) -> Option<Instruction> {
+        let size = self.prefixes.size();
+        Some(match self.code.next()? {
+            opcode @ 0x00..=0x01 => {
+                let modrm = self.code.next()?;
+                let which = match (opcode, modrm, modrm >> 3 & 7) {
+                    (1, 0xd1, _) => return Some(Instruction::Xsetbv),
+                    (0, _, 0) => SystemRegister::Ldt,
+                    (0, _, 1) => SystemRegister::Task,
+                    (1, 0..0xc0, 0) => SystemRegister::Gdt,
+                    (1, 0..0xc0, 1) => SystemRegister::Idt,
+                    (1, _, 4) => SystemRegister::MachineStatus,
+                    _ => return None,
+                };
+                if modrm >= 0xc0 {
+                    let to = Err(modrm & 7 | self.prefixes.rex_bit(0) << 3);
+                    return Some(Instruction::StoreSystem { which, to, size });
                 }
-                _ => (Source::Register(register), 0),
+                let size = if matches!(which, SystemRegister::Gdt | SystemRegister::Idt) { 10 } else { 2 };
+                Instruction::StoreSystem { which, to: Ok(self.effective_address(modrm, 0)?), size }
             }
-        }
-    };
-    Some(Instruction::Write {
-        change,
-        address: prefixes.base.wrapping_add(relative).wrapping_add(offset),
-        size,
-        source,
-        legacy_bytes: prefixes.rex.is_none(),
-    })
-}
+            0x06 => Instruction::Clts,
+            0x09 => Instruction::Wbinvd,
+            opcode @ 0x20..=0x23 => {
+                let modrm = self.code.next()?;
+                let special = modrm >> 3 & 7 | self.prefixes.rex_bit(2) << 3;
+                let general = modrm & 7 | self.prefixes.rex_bit(0) << 3;
+                match opcode {
+                    0x20 => Instruction::FromControl { control: special, to: general },
+                    0x21 => Instruction::FromDebug { debug: special, to: general },
+                    0x22 => Instruction::ToControl { control: special, from: general },
+                    _ => Instruction::ToDebug { debug: special, from: general },
+                }
+            }
+            0x30 => Instruction::Wrmsr,
+            0x32 => Instruction::Rdmsr,
+            0xa2 => Instruction::Cpuid,
+            0xab => self.write(Change::Bts, size, None)?,
+            0xb3 => self.write(Change::Btr, size, None)?,
+            0xba => self.write(Change::Bts, size, Some((1, &[(5, Change::Bts), (6, Change::Btr)])))?,
+            0xb0 => self.write(Change::CmpXchg, 1, None)?,
+            0xb1 => self.write(Change::CmpXchg, size, None)?,
+            _ => return None,
+        })
+    }
 
-/// The address a ModRM byte names, without segment base. `tail`: bytes of constant that follow, which count for
-/// RIP-relative addresses.
-fn effective_address(modrm: u8, tail: u8, code: &mut Code, prefixes: &Prefixes, registers: &Registers) -> Option<u64> {
-    let (mode, rm) = (modrm >> 6, modrm & 7);
-    let mut address = match (mode, rm) {
-        (3, _) => return None, // a register operand writes no memory
-        (0, 5) => {
-            let displacement = code.signed(4)?;
-            let next = code.at as u64 + u64::from(tail);
-            registers.rip.wrapping_add(next).wrapping_add(displacement)
+    /// A memory write: ModRM, address and, for groups, the bytes of the constant and the change its /digit chooses.
+    fn write(&mut self, change: Change, size: u8, group: Option<(u8, &[(u8, Change)])>) -> Option<Instruction> {
+        let modrm = self.code.next()?;
+        let digit = modrm >> 3 & 7;
+        let bits = u64::from(size) * 8;
+        let (constant_bytes, choices) = group.unwrap_or((0, &[]));
+        let mut address = self.effective_address(modrm, constant_bytes)?;
+        let (change, mut source) = if group.is_some() {
+            let change = choices.iter().find(|(number, _)| *number == digit)?.1;
+            (change, Source::Constant(self.code.signed(constant_bytes)?))
+        } else {
+            (change, Source::Register(digit | self.prefixes.rex_bit(2) << 3))
+        };
+        if matches!(change, Change::Bts | Change::Btr) {
+            let bit = match source {
+                // A constant bit number wraps inside the operand.
+                Source::Constant(bit) => bit,
+                // One in a register reaches beyond the operand, in steps of its size, forwards and backwards.
+                Source::Register(number) => {
+                    let bit = sign_extend(truncate(self.registers.general(number), size), size);
+                    let units = bit.cast_signed() >> bits.trailing_zeros();
+                    address = address.wrapping_add(units.cast_unsigned().wrapping_mul(u64::from(size)));
+                    bit
+                }
+            };
+            source = Source::Constant(bit & (bits - 1));
         }
-        (_, 4) => {
-            let sib = code.next()?;
-            let index = sib >> 3 & 7 | prefixes.rex_bit(1) << 3;
-            let base = sib & 7 | prefixes.rex_bit(0) << 3;
-            let scaled = if index == 4 { 0 } else { registers.general(index) << (sib >> 6) };
-            let base = if sib & 7 == 5 && mode == 0 { code.signed(4)? } else { registers.general(base) };
-            base.wrapping_add(scaled)
-        }
-        _ => registers.general(rm | prefixes.rex_bit(0) << 3),
-    };
-    address = match mode {
-        1 => address.wrapping_add(code.signed(1)?),
-        2 => address.wrapping_add(code.signed(4)?),
-        _ => address,
-    };
-    Some(if prefixes.address32 { address & 0xffff_ffff } else { address })
+        let legacy_bytes = self.prefixes.rex.is_none();
+        Some(Instruction::Write(Write { change, address, size, source, legacy_bytes }))
+    }
+
+    /// The address a ModRM byte names. `tail`: bytes of constant that follow, which count for RIP-relative addresses.
+    fn effective_address(&mut self, modrm: u8, tail: u8) -> Option<u64> {
+        let Self { code, prefixes, registers } = self;
+        let (mode, rm) = (modrm >> 6, modrm & 7);
+        let address = match (mode, rm) {
+            (3, _) => return None, // a register operand writes no memory
+            (0, 5) => {
+                let displacement = code.signed(4)?;
+                let next = code.at as u64 + u64::from(tail);
+                registers.rip.wrapping_add(next).wrapping_add(displacement)
+            }
+            (_, 4) => {
+                let sib = code.next()?;
+                let index = sib >> 3 & 7 | prefixes.rex_bit(1) << 3;
+                let base = sib & 7 | prefixes.rex_bit(0) << 3;
+                let scaled = if index == 4 { 0 } else { registers.general(index) << (sib >> 6) };
+                let base = if sib & 7 == 5 && mode == 0 { code.signed(4)? } else { registers.general(base) };
+                base.wrapping_add(scaled)
+            }
+            _ => registers.general(rm | prefixes.rex_bit(0) << 3),
+        };
+        let displacement = match mode {
+            1 => code.signed(1)?,
+            2 => code.signed(4)?,
+            _ => 0,
+        };
+        let address = address.wrapping_add(displacement);
+        Some(prefixes.base.wrapping_add(if prefixes.address32 { address & 0xffff_ffff } else { address }))
+    }
 }
 
 /// The low `size` bytes of a value.
@@ -435,7 +451,9 @@ mod tests {
         let bases = SegmentBases { fs: 0x1000_0000, gs: 0x2000_0000 };
         let decoded = decode(&Code::new(bytes), registers, bases).expect("decodes");
         match decoded.instruction {
-            Instruction::Write { change, address, size, source, .. } => (change, address, size, source, decoded.length),
+            Instruction::Write(Write { change, address, size, source, .. }) => {
+                (change, address, size, source, decoded.length)
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -10,13 +10,13 @@
 use crate::calls::{cpu, descriptors, info, mmu, vcpu};
 use crate::domain::control;
 use crate::event::bind;
-use crate::machine::{Machine, Registers};
+use crate::machine::Registers;
 use crate::paging::{Refused, Stop};
+use crate::prelude::*;
 use crate::sched::ops;
-use crate::world::Ctx;
 use crate::{grant, memory};
+use hypercall_abi::Hypercall;
 use hypercall_abi::mmu::MulticallEntry;
-use hypercall_abi::{Errno, Hypercall};
 
 /// How many entries of a multicall one step carries out.
 const MULTICALL_STEP: u32 = 32;
@@ -45,14 +45,17 @@ struct Multicall {
     running: bool,
 }
 
-/// How far a step came.
+/// What a step of a call ends with: the call's result, or why there is none.
+pub type Answer = Result<u64, Halt>;
+
+/// Why a call has not come to a result.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Progress {
-    /// The call is over; this is its result.
-    Done(u64),
+pub enum Halt {
+    /// It is refused.
+    Refused(Errno),
     /// There is more to do.
     More,
-    /// The call has replaced the registers: it has no result.
+    /// It has replaced the registers, so there is nothing to answer.
     Gone,
 }
 
@@ -75,160 +78,126 @@ pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) {
     if call.multicall.is_none() && Hypercall::from_number(call.number) == Some(Hypercall::Multicall) {
         call.multicall = Some(Multicall { at: call.args[0], left: call.args[1], running: false });
     }
-    let progress = match call.multicall {
-        None => finish(execute(ctx, &mut call)),
+    let answer = match call.multicall {
+        None => execute(ctx, &mut call),
         Some(list) => multicall(ctx, &mut call, list),
     };
-    match progress {
-        Progress::Done(result) => {
-            ctx.own.regs.rax = result;
+    match settle(answer) {
+        Ok(value) => {
+            ctx.own.regs.rax = value;
             ctx.short = true; // SYSCALL has lost RCX and R11 already
         }
         // A vcpu that crashed or was told to stop has no call to go on with.
-        Progress::More if ctx.domain.runs() => ctx.own.call = Some(call),
-        Progress::More | Progress::Gone => {}
+        Err(Halt::More) if ctx.domain.runs() => ctx.own.call = Some(call),
+        Err(_) => {}
     }
 }
 
-/// What a call answers when paging has stopped it.
-///
-/// # Errors
-/// The number for the refusal.
-pub fn stopped(stop: Stop) -> Result<Progress, Errno> {
-    match stop {
-        Stop::More => Ok(Progress::More),
-        Stop::Refused(why) => Err(why.into()),
+/// The value of RAX for an answer, if it is time for one.
+fn settle(answer: Answer) -> Answer {
+    answer.or_else(|halt| if let Halt::Refused(errno) = halt { Ok(errno.to_rax()) } else { Err(halt) })
+}
+
+impl From<Errno> for Halt {
+    fn from(errno: Errno) -> Self {
+        Self::Refused(errno)
+    }
+}
+
+impl From<Stop> for Halt {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::More => Self::More,
+            Stop::Refused(why) => why.into(),
+        }
+    }
+}
+
+impl From<Refused> for Halt {
+    fn from(why: Refused) -> Self {
+        Self::Refused(why.into())
     }
 }
 
 impl From<Refused> for Errno {
     fn from(why: Refused) -> Self {
+        use Refused::*;
         match why {
-            Refused::NotOwner | Refused::NotYourDevice => Self::Perm,
-            Refused::Unfinished | Refused::Raced => Self::Busy,
-            Refused::NoMemory => Self::NoMem,
-            Refused::Unknown => Self::NoSys,
-            Refused::Dying => Self::Srch,
-            Refused::NoSuchFrame
-            | Refused::WrongType
-            | Refused::TooManyUses
-            | Refused::BadBits
-            | Refused::CacheBits
-            | Refused::HoleSlot
-            | Refused::NotTable
-            | Refused::AlreadyPinned
-            | Refused::NotPinned
-            | Refused::BadDescriptor
-            | Refused::Misaligned
-            | Refused::NotMapped
-            | Refused::Mismatch
-            | Refused::NotTableWrite => Self::Inval,
+            NotOwner | NotYourDevice => Self::Perm,
+            Unfinished | Raced => Self::Busy,
+            NoMemory => Self::NoMem,
+            Unknown => Self::NoSys,
+            Dying => Self::Srch,
+            NoSuchFrame | WrongType | TooManyUses | BadBits | CacheBits | HoleSlot | NotTable | AlreadyPinned
+            | NotPinned | BadDescriptor | Misaligned | NotMapped | Mismatch | NotTableWrite => Self::Inval,
         }
     }
-}
-
-fn finish(result: Result<Progress, Errno>) -> Progress {
-    result.unwrap_or_else(|errno| Progress::Done(errno.to_rax()))
 }
 
 /// Goes on with a list of calls (ABI core 4.9): each result is stored, none stops the list.
-fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multicall) -> Progress {
+fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multicall) -> Answer {
     const RESULT: u64 = core::mem::offset_of!(MulticallEntry, result) as u64;
     for _ in 0..MULTICALL_STEP {
         if list.left == 0 {
-            return Progress::Done(0);
+            return Ok(0);
         }
         if !list.running {
-            let Ok(entry) = ctx.read::<MulticallEntry>(list.at) else {
-                return Progress::Done(Errno::Fault.to_rax());
-            };
+            let entry: MulticallEntry = ctx.read(list.at)?;
             (call.number, call.args, call.done) = (entry.op, entry.args, 0);
             list.running = true;
         }
+        call.multicall = Some(list);
         let nested = Hypercall::from_number(call.number) == Some(Hypercall::Multicall);
-        let progress = if nested { Progress::Done(Errno::Inval.to_rax()) } else { finish(execute(ctx, call)) };
-        match progress {
-            Progress::More => {
-                call.multicall = Some(list);
-                return Progress::More;
-            }
-            Progress::Gone => return Progress::Gone,
-            Progress::Done(result) => {
-                if ctx.write(list.at.wrapping_add(RESULT), &result).is_err() {
-                    return Progress::Done(Errno::Fault.to_rax());
-                }
-            }
-        }
-        list = Multicall {
-            at: list.at.wrapping_add(size_of::<MulticallEntry>() as u64),
-            left: list.left - 1,
-            running: false,
-        };
-        if !ctx.domain.runs() {
-            return Progress::Gone;
-        }
+        let answer = if nested { Err(Errno::Inval.into()) } else { execute(ctx, call) };
+        ctx.write(list.at.wrapping_add(RESULT), &settle(answer)?)?;
+        let next = list.at.wrapping_add(size_of::<MulticallEntry>() as u64);
+        list = Multicall { at: next, left: list.left - 1, running: false };
+        ensure!(ctx.domain.runs(), Halt::Gone);
     }
     call.multicall = Some(list);
-    Progress::More
+    Err(Halt::More)
 }
 
-fn execute<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Result<Progress, Errno> {
-    let number = Hypercall::from_number(call.number).ok_or(Errno::NoSys)?;
+fn execute<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    use Hypercall::*;
     let [a, b, c, d, ..] = call.args;
-    let value = match number {
-        Hypercall::SetTrapTable => cpu::set_trap_table(ctx, a)?,
-        Hypercall::MmuUpdate => return mmu::mmu_update(ctx, call),
-        Hypercall::SetGdt => return descriptors::set_gdt(ctx, a, b),
-        Hypercall::StackSwitch => cpu::stack_switch(ctx, a, b),
-        Hypercall::SetCallbacks => cpu::set_callbacks(ctx, [a, b, c])?,
-        Hypercall::FpuTaskswitch => cpu::fpu_taskswitch(ctx, a),
-        Hypercall::SetDebugreg => cpu::write_debug(ctx, a, b)?,
-        Hypercall::GetDebugreg => cpu::read_debug(ctx, a)?,
-        Hypercall::UpdateDescriptor => return descriptors::update_descriptor(ctx, a, b),
-        Hypercall::MemoryOp => return memory::memory_op(ctx, call),
-        Hypercall::UpdateVaMapping => return mmu::update_va_mapping(ctx, a, b, c, hypercall_abi::domid::SELF),
-        Hypercall::UpdateVaMappingOtherdomain => {
-            let id = u16::try_from(d).map_err(|_| Errno::Srch)?;
-            return mmu::update_va_mapping(ctx, a, b, c, id);
+    let value = match Hypercall::from_number(call.number).ok_or(Errno::NoSys)? {
+        SetTrapTable => cpu::set_trap_table(ctx, a)?,
+        MmuUpdate => mmu::mmu_update(ctx, call)?,
+        SetGdt => descriptors::set_gdt(ctx, a, b)?,
+        StackSwitch => cpu::stack_switch(ctx, a, b),
+        SetCallbacks => cpu::set_callbacks(ctx, [a, b, c])?,
+        FpuTaskswitch => cpu::fpu_taskswitch(ctx, a),
+        SetDebugreg => cpu::write_debug(ctx, a, b)?,
+        GetDebugreg => cpu::read_debug(ctx, a)?,
+        UpdateDescriptor => descriptors::update_descriptor(ctx, a, b)?,
+        MemoryOp => memory::memory_op(ctx, call)?,
+        UpdateVaMapping => mmu::update_va_mapping(ctx, [a, b, c], domid::SELF)?,
+        UpdateVaMappingOtherdomain => {
+            mmu::update_va_mapping(ctx, [a, b, c], u16::try_from(d).map_err(|_| Errno::Srch)?)?
         }
-        Hypercall::SetTimerOp => {
-            ops::set_timer(ctx, a);
-            0
+        SetTimerOp => ops::set_timer(ctx, a),
+        XenVersion => info::xen_version(ctx, a, b)?,
+        ConsoleIo => info::console_io(ctx, &mut call.args)?,
+        GrantTableOp => grant::grant_table_op(ctx, call)?,
+        VmAssist => cpu::vm_assist(ctx, a, b)?,
+        Iret => {
+            cpu::iret(ctx);
+            return Err(Halt::Gone);
         }
-        Hypercall::XenVersion => info::xen_version(ctx, a, b)?,
-        Hypercall::ConsoleIo => return info::console_io(ctx, &mut call.args),
-        Hypercall::GrantTableOp => return grant::grant_table_op(ctx, call),
-        Hypercall::VmAssist => cpu::vm_assist(ctx, a, b)?,
-        Hypercall::Iret => {
-            ctx.short = cpu::iret(ctx);
-            return Ok(Progress::Gone);
-        }
-        Hypercall::VcpuOp => return vcpu::vcpu_op(ctx, a, b, c),
-        Hypercall::SetSegmentBase => cpu::set_segment_base(ctx, a, b)?,
-        Hypercall::MmuextOp => return mmu::mmuext_op(ctx, call),
-        Hypercall::NmiOp => cpu::nmi_op(ctx, a, b)?,
-        Hypercall::SchedOp => ops::sched_op(ctx, a, b)?,
-        Hypercall::CallbackOp => cpu::callback_op(ctx, a, b)?,
-        Hypercall::EventChannelOp => bind::event_channel_op(ctx, a, b)?,
-        Hypercall::PhysdevOp => cpu::physdev_op(ctx, a, b)?,
-        Hypercall::Domctl => return control::domctl(ctx, a),
-        Hypercall::Tenon => control::tenon_op(ctx, a, b, c)?,
-        Hypercall::PlatformOp => return Err(Errno::Perm),
-        Hypercall::Multicall
-        | Hypercall::SchedOpCompat
-        | Hypercall::EventChannelOpCompat
-        | Hypercall::PhysdevOpCompat
-        | Hypercall::XsmOp
-        | Hypercall::XenoprofOp
-        | Hypercall::HvmOp
-        | Hypercall::Sysctl
-        | Hypercall::KexecOp
-        | Hypercall::TmemOp
-        | Hypercall::ArgoOp
-        | Hypercall::XenpmuOp
-        | Hypercall::DmOp
-        | Hypercall::HypfsOp
-        | Hypercall::Mca => return Err(Errno::NoSys),
+        VcpuOp => vcpu::vcpu_op(ctx, a, b, c)?,
+        SetSegmentBase => cpu::set_segment_base(ctx, a, b)?,
+        MmuextOp => mmu::mmuext_op(ctx, call)?,
+        NmiOp => cpu::nmi_op(ctx, a, b)?,
+        SchedOp => ops::sched_op(ctx, a, b)?,
+        CallbackOp => cpu::callback_op(ctx, a, b)?,
+        EventChannelOp => bind::event_channel_op(ctx, a, b)?,
+        PhysdevOp => cpu::physdev_op(ctx, a, b)?,
+        Domctl => control::domctl(ctx, a)?,
+        Tenon => control::tenon_op(ctx, a, b, c)?,
+        PlatformOp => return Err(Errno::Perm.into()),
+        Multicall | SchedOpCompat | EventChannelOpCompat | PhysdevOpCompat | XsmOp | XenoprofOp | HvmOp | Sysctl
+        | KexecOp | TmemOp | ArgoOp | XenpmuOp | DmOp | HypfsOp | Mca => return Err(Errno::NoSys.into()),
     };
-    Ok(Progress::Done(value))
+    Ok(value)
 }

@@ -3,17 +3,19 @@
 //! Touches: the vcpu's registers, its code bytes (copied once), the CPU state a privileged instruction would change.
 //! Never touches: devices. Ports read as all ones and swallow what is written.
 
-use crate::addr::{Frame, GuestVirt};
-use crate::calls;
-use crate::calls::mmu::TableWritten;
+use crate::addr::PAGE_SHIFT;
+use crate::calls::cpu::{fpu_taskswitch, read_debug, write_debug};
+use crate::calls::mmu::{TableWritten, fill_hypercall_page, load_kernel_root, write_own_table};
 use crate::claim::View;
-use crate::decode::{self, Code, Decoded, Instruction, PortAccess, SegmentBases, Source, SystemRegister};
+use crate::decode::{
+    self, Change, Code, Decoded, Instruction, PortAccess, SegmentBases, Source, SystemRegister, Write, load_register,
+    truncate,
+};
 use crate::domain::vcpu::Trap;
-use crate::machine::Machine;
-use crate::policy;
-use crate::time;
-use crate::trap::{self, flags, set_cr2};
-use crate::world::Ctx;
+use crate::machine::Registers;
+use crate::prelude::*;
+use crate::trap::{deliver_page_fault, flags, gate_of, set_cr2};
+use crate::{policy, time};
 use hypercall_abi::callback::Assist;
 use hypercall_abi::selector;
 
@@ -38,7 +40,7 @@ fn fetch<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Code> {
     let view = View::new(ctx.m, &ctx.world.frames, ctx.own.root()?);
     let at = GuestVirt(ctx.own.regs.rip);
     let mut bytes = [0u8; 15];
-    let here = bytes.len().min(crate::addr::PAGE_SIZE - at.offset());
+    let here = bytes.len().min(PAGE_SIZE - at.offset());
     let (first, rest) = bytes.split_at_mut_checked(here)?;
     view.read_bytes(at, first).ok()?;
     let length = if view.read_bytes(at.plus(here as u64), rest).is_ok() { 15 } else { here };
@@ -48,7 +50,7 @@ fn fetch<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Code> {
 /// Whether CS selects 64-bit code: the flat selector, or a descriptor of the guest's GDT with the L bit.
 fn long_mode<M: Machine>(ctx: &Ctx<'_, M>) -> bool {
     const LONG: u64 = 1 << 53;
-    let cs = u16::try_from(ctx.own.regs.cs & 0xffff).unwrap_or(0);
+    let cs = low16(ctx.own.regs.cs);
     if cs >= selector::FIRST_RESERVED {
         return cs == selector::GUEST_CS;
     }
@@ -56,11 +58,8 @@ fn long_mode<M: Machine>(ctx: &Ctx<'_, M>) -> bool {
         return false; // nobody runs 64-bit code from a local descriptor table
     }
     let index = usize::from(cs >> 3);
-    let Some(Some(frame)) = ctx.own.gdt.get(index / 512) else {
-        return false;
-    };
-    let descriptor = ctx.m.page(*frame).get(index % 512);
-    descriptor.is_some_and(|word| word.load(core::sync::atomic::Ordering::Relaxed) & LONG != 0)
+    let Some(Some(frame)) = ctx.own.gdt.get(index / 512) else { return false };
+    ctx.m.page(*frame).get(index % 512).is_some_and(|word| word.load(Relaxed) & LONG != 0)
 }
 
 fn decode_here<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Decoded> {
@@ -77,9 +76,7 @@ fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) {
     regs.rip = regs.rip.wrapping_add(length);
     regs.rflags &= !flags::RF;
     if regs.rflags & flags::TF != 0 {
-        if let Some(dr6) = ctx.own.debug.get_mut(6) {
-            *dr6 |= DR6_STEP;
-        }
+        ctx.own.debug[6] |= DR6_STEP;
         ctx.own.trap = Some(Trap { vector: DEBUG, error: None });
     }
 }
@@ -110,15 +107,11 @@ fn cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) {
 /// the general-protection fault stands.
 pub fn software_interrupt<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8) -> bool {
     let caller = if ctx.own.kernel_mode { 1 } else { 3 };
-    if trap::gate(ctx, vector).address == 0 || trap::gate_privilege(ctx, vector) < caller {
-        return false;
-    }
-    let Some(Decoded { instruction: Instruction::Int(n), length }) = decode_here(ctx) else {
+    let gate = gate_of(ctx, vector);
+    let found = decode_here(ctx).filter(|found| found.instruction == Instruction::Int(vector));
+    let Some(Decoded { length, .. }) = found.filter(|_| gate.address != 0 && gate.flags & 3 >= caller) else {
         return false;
     };
-    if n != vector {
-        return false;
-    }
     ctx.own.regs.rip = ctx.own.regs.rip.wrapping_add(length);
     ctx.own.trap = Some(Trap { vector, error: None });
     true
@@ -126,9 +119,7 @@ pub fn software_interrupt<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8) -> bool 
 
 /// Carries out the privileged instruction at RIP. False: the fault is the guest's.
 pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
-    let Some(Decoded { instruction, length }) = decode_here(ctx) else {
-        return false;
-    };
+    let Some(Decoded { instruction, length }) = decode_here(ctx) else { return false };
     let kernel = ctx.own.kernel_mode;
     let done = match instruction {
         Instruction::Cli | Instruction::Sti => has_iopl(ctx),
@@ -136,22 +127,13 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         Instruction::Out(access) => port_access(ctx, access).is_some(),
         Instruction::FromControl { control, to } if kernel => from_control(ctx, control, to),
         Instruction::ToControl { control, from } if kernel => to_control(ctx, control, from),
-        Instruction::FromDebug { debug, to } if kernel => match calls::cpu::read_debug(ctx, u64::from(debug)) {
-            Ok(value) => {
-                *ctx.own.regs.general_mut(to) = value;
-                true
-            }
-            Err(_) => false,
-        },
+        Instruction::FromDebug { debug, to } if kernel => {
+            read_debug(ctx, u64::from(debug)).map(|value| *ctx.own.regs.general_mut(to) = value).is_ok()
+        }
         Instruction::ToDebug { debug, from } if kernel => {
-            let value = ctx.own.regs.general(from);
-            calls::cpu::write_debug(ctx, u64::from(debug), value).is_ok()
+            write_debug(ctx, u64::from(debug), ctx.own.regs.general(from)).is_ok()
         }
-        Instruction::Clts if kernel => {
-            ctx.own.task_switched = false;
-            ctx.m.set_task_switched(false);
-            true
-        }
+        Instruction::Clts if kernel => fpu_taskswitch(ctx, 0) == 0,
         Instruction::Rdmsr if kernel => read_msr(ctx),
         Instruction::Wrmsr if kernel => write_msr(ctx),
         Instruction::Xsetbv if kernel => set_xcr0(ctx),
@@ -177,23 +159,20 @@ fn store_system<M: Machine>(
 ) -> bool {
     /// The base shown for GDT and IDT: in no guest's reach, and in nobody's use.
     const NOWHERE: u64 = 0xffff_ffff_ffff_0000;
-    let value = match which {
-        SystemRegister::Gdt | SystemRegister::Idt => u128::from(NOWHERE) << 16,
-        SystemRegister::Ldt | SystemRegister::Task => 0,
-        SystemRegister::MachineStatus => u128::from(CR0 | if ctx.own.task_switched { CR0_TS } else { 0 }),
+    let (value, limit_bits) = match which {
+        SystemRegister::Gdt | SystemRegister::Idt => (NOWHERE, 16),
+        SystemRegister::Ldt | SystemRegister::Task => (0, 0),
+        SystemRegister::MachineStatus => (cr0(ctx), 0),
     };
     match to {
-        Err(number) => {
-            let low = u64::try_from(value & u128::from(u64::MAX)).unwrap_or(0);
-            set_register(ctx, number, size, false, low);
-        }
+        Err(number) => load_register(&mut ctx.own.regs, (number, 0), size, value),
         Ok(address) => {
             let Some(root) = ctx.own.root() else { return false };
             let view = View::new(ctx.m, &ctx.world.frames, root);
-            let bytes = value.to_le_bytes();
-            let bytes = bytes.get(..usize::from(size)).unwrap_or_default();
-            if let Err(fault) = view.write_bytes(GuestVirt(address), bytes) {
-                trap::deliver_page_fault(ctx, fault.error(), fault.address.0);
+            let bytes = (u128::from(value) << limit_bits).to_le_bytes();
+            let stored = view.write_bytes(GuestVirt(address), bytes.get(..usize::from(size)).unwrap_or_default());
+            if let Err(fault) = stored {
+                deliver_page_fault(ctx, fault.error(), fault.address.0);
                 return true;
             }
         }
@@ -233,15 +212,20 @@ fn port_access<M: Machine>(ctx: &Ctx<'_, M>, access: PortAccess) -> Option<u16> 
 fn read_port<M: Machine>(ctx: &mut Ctx<'_, M>, port: u16, size: u8) {
     const PIT_CHANNEL_2: u16 = 0x42;
     let value = if port == PIT_CHANNEL_2 { 0 } else { u64::MAX };
-    let mask = decode::truncate(u64::MAX, size);
+    let mask = truncate(u64::MAX, size);
     let old = ctx.own.regs.rax;
     let kept = if size == 4 { 0 } else { old & !mask };
     ctx.own.regs.rax = kept | value & mask;
 }
 
+/// The guest's CR0.
+fn cr0<M: Machine>(ctx: &Ctx<'_, M>) -> u64 {
+    CR0 | if ctx.own.task_switched { CR0_TS } else { 0 }
+}
+
 fn from_control<M: Machine>(ctx: &mut Ctx<'_, M>, control: u8, to: u8) -> bool {
     let value = match control {
-        0 => CR0 | if ctx.own.task_switched { CR0_TS } else { 0 },
+        0 => cr0(ctx),
         2 => ctx.own.cr2,
         3 => ctx.own.kernel_root.map_or(0, Frame::address),
         4 => ctx.own.cr4 | CR4_FIXED,
@@ -254,25 +238,17 @@ fn from_control<M: Machine>(ctx: &mut Ctx<'_, M>, control: u8, to: u8) -> bool {
 fn to_control<M: Machine>(ctx: &mut Ctx<'_, M>, control: u8, from: u8) -> bool {
     let value = ctx.own.regs.general(from);
     match control {
-        0 => {
-            if value & !CR0_TS != CR0 {
-                return false;
-            }
-            ctx.own.task_switched = value & CR0_TS != 0;
-            ctx.m.set_task_switched(ctx.own.task_switched);
-        }
+        0 if value & !CR0_TS == CR0 => _ = fpu_taskswitch(ctx, value & CR0_TS),
         2 => set_cr2(ctx, value),
-        3 => return calls::mmu::load_kernel_root(ctx, value >> crate::addr::PAGE_SHIFT).is_ok(),
-        4 => set_cr4(ctx, value),
+        3 => return load_kernel_root(ctx, value >> PAGE_SHIFT).is_ok(),
+        // The bits a guest may choose; the others are ignored (ABI core 3.9).
+        4 => {
+            ctx.own.cr4 = value & cr4_choice(ctx.m);
+            ctx.m.set_guest_cr4(ctx.own.cr4);
+        }
         _ => return false,
     }
     true
-}
-
-/// Keeps the bits of CR4 a guest may choose and ignores the others (ABI core 3.9).
-pub fn set_cr4<M: Machine>(ctx: &mut Ctx<'_, M>, value: u64) {
-    ctx.own.cr4 = value & cr4_choice(ctx.m);
-    ctx.m.set_guest_cr4(ctx.own.cr4);
 }
 
 /// The bits of CR4 a guest may choose on this machine.
@@ -291,10 +267,6 @@ fn set_xcr0<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
     ctx.own.xcr0 = value;
     ctx.m.set_xcr0(value);
     true
-}
-
-fn low32(value: u64) -> u32 {
-    u32::try_from(value & 0xffff_ffff).unwrap_or(0)
 }
 
 /// Model-specific registers a guest may know of (ABI core 3.14).
@@ -361,14 +333,11 @@ fn write_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         msr::EFER => return value == EFER,
         msr::MICROCODE | msr::MISC_FEATURES => return value == 0,
         msr::MISC_ENABLE | msr::HWCR | msr::DE_CFG => {} // dropped
-        msr::TSC_AUX => match u32::try_from(value) {
-            Ok(aux) => {
-                ctx.own.tsc_aux = aux;
-                ctx.m.set_tsc_aux(aux);
-            }
-            Err(_) => return false,
-        },
-        msr::HYPERCALL_PAGE => return calls::mmu::fill_hypercall_page(ctx, value).is_ok(),
+        msr::TSC_AUX if value >> 32 == 0 => {
+            ctx.own.tsc_aux = low32(value);
+            ctx.m.set_tsc_aux(ctx.own.tsc_aux);
+        }
+        msr::HYPERCALL_PAGE => return fill_hypercall_page(ctx, value).is_ok(),
         _ => return false,
     }
     true
@@ -377,97 +346,57 @@ fn write_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
 /// A write to a page that the guest has mapped read-only because it is one of its L1 tables: carried out as an update of
 /// one entry (ABI core 4.7). False: an ordinary page fault.
 pub fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> bool {
-    let Some(Decoded {
-        instruction: Instruction::Write { change, address: operand, size, source, legacy_bytes },
-        length,
-    }) = decode_here(ctx)
-    else {
-        return false;
-    };
-    let page = !(crate::addr::PAGE_SIZE as u64 - 1);
-    if operand & page != address & page || operand & u64::from(size).wrapping_sub(1) != 0 {
+    let Some(Decoded { instruction: Instruction::Write(write), length }) = decode_here(ctx) else { return false };
+    let Write { change, address: at, size, .. } = write;
+    let page = !(PAGE_SIZE as u64 - 1);
+    if at & page != address & page || at & u64::from(size).wrapping_sub(1) != 0 {
         return false;
     }
-    let value = match source {
-        Source::Constant(value) => value,
-        Source::Register(number) => register(ctx, number, size, legacy_bytes),
-    };
-    let (value, accumulator) = (decode::truncate(value, size), ctx.own.regs.rax);
-    let shift = 8 * u32::try_from(operand & 7).unwrap_or(0);
-    let field = decode::truncate(u64::MAX, size) << shift;
+    let (operand, accumulator) = (write.operand(&ctx.own.regs), ctx.own.regs.rax);
+    let shift = 8 * low32(at & 7);
+    let field = truncate(u64::MAX, size) << shift;
     // The entry is replaced only if it still holds what the new value was computed from; else we look again.
-    let written = calls::mmu::write_own_table(ctx, GuestVirt(operand), |entry| {
+    let written = write_own_table(ctx, GuestVirt(at), |entry| {
         let old = (entry & field) >> shift;
-        decode::apply(change, old, value, accumulator, size).map(|new| entry & !field | new << shift)
+        decode::apply(change, old, operand, accumulator, size).map(|new| entry & !field | new << shift)
     });
-    let (entry, stored) = match written {
-        TableWritten::Done(entry, stored) => (entry, stored),
-        TableWritten::Again => return true,
-        TableWritten::NotOurs => return false,
-    };
-    let old = (entry & field) >> shift;
-    finish_write(ctx, change, source, size, legacy_bytes, old, stored);
-    retire(ctx, length);
-    true
-}
-
-fn register<M: Machine>(ctx: &Ctx<'_, M>, number: u8, size: u8, legacy_bytes: bool) -> u64 {
-    if size == 1 && legacy_bytes && (4..8).contains(&number) {
-        ctx.own.regs.general(number - 4) >> 8
-    } else {
-        ctx.own.regs.general(number)
+    match written {
+        TableWritten::Done(entry, stored) => {
+            finish_write(&mut ctx.own.regs, &write, (entry & field) >> shift, stored);
+            retire(ctx, length);
+            true
+        }
+        TableWritten::Again => true,
+        TableWritten::NotOurs => false,
     }
 }
 
-fn set_register<M: Machine>(ctx: &mut Ctx<'_, M>, number: u8, size: u8, legacy_bytes: bool, value: u64) {
-    let high_byte = size == 1 && legacy_bytes && (4..8).contains(&number);
-    let (number, shift) = if high_byte { (number - 4, 8) } else { (number, 0) };
-    let slot = ctx.own.regs.general_mut(number);
-    let field = if size == 4 { u64::MAX } else { decode::truncate(u64::MAX, size) << shift };
-    *slot = *slot & !field | decode::truncate(value, size) << shift;
-}
-
-/// Registers and flags as the instruction leaves them.
-fn finish_write<M: Machine>(
-    ctx: &mut Ctx<'_, M>,
-    change: decode::Change,
-    source: Source,
-    size: u8,
-    legacy_bytes: bool,
-    old: u64,
-    stored: bool,
-) {
-    use decode::Change;
+/// Registers and flags as a write leaves them that found `old` and `stored` something or not.
+fn finish_write(regs: &mut Registers, write: &Write, old: u64, stored: bool) {
     const CF: u64 = 1;
     const PF: u64 = 1 << 2;
     const ZF: u64 = 1 << 6;
     const SF: u64 = 1 << 7;
     const OF: u64 = 1 << 11;
     let set = |rflags: u64, flag: u64, on: bool| if on { rflags | flag } else { rflags & !flag };
-    let mut rflags = ctx.own.regs.rflags;
-    match (change, source) {
-        (Change::Xchg, Source::Register(number)) => set_register(ctx, number, size, legacy_bytes, old),
+    match (write.change, write.source) {
+        (Change::Xchg, Source::Register(number)) => write.load(regs, number, old),
         (Change::CmpXchg, _) => {
-            rflags = set(rflags, ZF, stored);
+            regs.rflags = set(regs.rflags, ZF, stored);
             if !stored {
-                set_register(ctx, 0, size, false, old);
+                write.load(regs, 0, old);
             }
         }
         (Change::Bts | Change::Btr, Source::Constant(bit)) => {
-            rflags = set(rflags, CF, old.wrapping_shr(low32(bit)) & 1 != 0);
+            regs.rflags = set(regs.rflags, CF, old.wrapping_shr(low32(bit)) & 1 != 0);
         }
         (Change::And | Change::Or, _) => {
-            let operand = match source {
-                Source::Constant(value) => value,
-                Source::Register(number) => register(ctx, number, size, legacy_bytes),
-            };
-            let result = decode::apply(change, old, decode::truncate(operand, size), 0, size).unwrap_or(0);
-            let sign = 1u64 << (u32::from(size) * 8 - 1);
-            rflags = set(rflags & !(CF | OF), ZF, result == 0);
-            rflags = set(rflags, SF, result & sign != 0);
-            rflags = set(rflags, PF, (result & 0xff).count_ones().is_multiple_of(2));
+            let result = decode::apply(write.change, old, write.operand(regs), 0, write.size).unwrap_or(0);
+            let sign = 1u64 << (u32::from(write.size) * 8 - 1);
+            let rflags = set(regs.rflags & !(CF | OF), ZF, result == 0);
+            let even = (result & 0xff).count_ones().is_multiple_of(2);
+            regs.rflags = set(set(rflags, SF, result & sign != 0), PF, even);
         }
         _ => {}
     }
-    ctx.own.regs.rflags = rflags;
 }

@@ -6,6 +6,17 @@
 //! Keeps: P1-P12 of `hypervisor/ARCHITECTURE.md`.
 #![no_std]
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![expect(clippy::new_without_default, reason = "what lives in statics is made by constant functions")]
+
+/// Leaves the function with an error unless a condition holds.
+macro_rules! ensure {
+    ($condition:expr, $error:expr) => {
+        if !$condition {
+            return Err($error.into());
+        }
+    };
+}
 
 pub mod addr;
 #[cfg(feature = "planted-fault")]
@@ -29,3 +40,15 @@ pub mod sched;
 pub mod time;
 pub mod trap;
 pub mod world;
+
+/// What nearly every rule speaks of.
+mod prelude {
+    pub(crate) use crate::addr::{DomainId, Frame, GuestVirt, PAGE_SIZE, Port, VcpuId, fill, low16, low32, nth};
+    pub(crate) use crate::dispatch::{Answer, Halt};
+    pub(crate) use crate::domain::Domain;
+    pub(crate) use crate::domain::vcpu::{Place, Vcpu, VcpuState};
+    pub(crate) use crate::machine::Machine;
+    pub(crate) use crate::world::{Ctx, Next, Site, World};
+    pub(crate) use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+    pub(crate) use hypercall_abi::{Errno, domid};
+}

@@ -184,24 +184,24 @@ impl<T> Leaf<T> {
 }
 
 /// A value that one CPU owns for as long as it likes, a vcpu while it runs. It is only ever tried for, never waited for
-/// by rules that hold a lock, so it needs no level.
+/// by rules that hold a lock, so it needs no level. Before it is taken for the first time it is its default.
 #[derive(Debug)]
-pub struct Owned<T>(TicketMutex<T, Answering>);
+pub struct Owned<T>(Once<TicketMutex<T, Answering>>);
 
-impl<T> Owned<T> {
+impl<T: Default> Owned<T> {
     /// Nobody's.
-    pub const fn new(value: T) -> Self {
-        Self(TicketMutex::new(value))
+    pub const fn new() -> Self {
+        Self(Once::new())
     }
 
     /// Takes it, unless somebody owns it.
     pub fn try_take(&self) -> Option<impl DerefMut<Target = T> + '_> {
-        self.0.try_lock()
+        self.0.call_once(TicketMutex::default).try_lock()
     }
 
     /// Takes it, waiting until its owner lets go. The proof says that nobody can wait for us meanwhile.
     pub fn take<'t>(&'t self, _held: &mut Held<Nothing>) -> impl DerefMut<Target = T> + use<'t, T> {
-        self.0.lock()
+        self.0.call_once(TicketMutex::default).lock()
     }
 }
 
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_is_owned_is_not_taken_again() {
-        let owned = Owned::new(1);
+        let owned = Owned::<u32>::new();
         let first = owned.take(&mut Held::entering_ring_0());
         assert!(owned.try_take().is_none());
         drop(first);

@@ -1,11 +1,17 @@
 //! What the rules ask of a machine. `hv-machine` implements these traits over the hardware, `tests/sim` over a
 //! vector of pages. They return facts and carry out orders; no rule lives behind them.
 
-use crate::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt};
+use crate::addr::{CpuId, CpuSet, ENTRIES, Frame, FrameSlot, GuestVirt};
 use core::sync::atomic::AtomicU64;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A frame's memory as words. Guests and the page walker of every CPU may touch it at the same time.
 pub type Page = [AtomicU64; ENTRIES];
+
+/// Word number `index` of a list of frames.
+pub(crate) fn word<'m>(m: &'m impl Frames, list: &[FrameSlot], index: usize) -> Option<&'m AtomicU64> {
+    m.page(list.get(index / ENTRIES)?.get()?).get(index % ENTRIES)
+}
 
 /// Memory by machine frame, through the direct map.
 pub trait Frames {
@@ -123,7 +129,7 @@ pub trait Machine: Frames + Cpus + Clock + Console + CpuState + Sync + 'static {
 /// The general registers of a vcpu in the order ring 0's entry code pushes them, which is the ABI's `user_regs` order
 /// (ABI core 10.3), so that contexts copy straight. The CPU pushes the last five words itself, ending at a 16-byte boundary.
 #[repr(C, align(16))]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct Registers {
     /// Keeps the end of the structure at a 16-byte boundary; entry code may use it.
     pub scratch: u64,
@@ -173,32 +179,6 @@ pub struct Registers {
 const _: () = assert!(size_of::<Registers>() == 176);
 
 impl Registers {
-    /// All zero, which no guest can run with.
-    pub const ZERO: Self = Self {
-        scratch: 0,
-        r15: 0,
-        r14: 0,
-        r13: 0,
-        r12: 0,
-        rbp: 0,
-        rbx: 0,
-        r11: 0,
-        r10: 0,
-        r9: 0,
-        r8: 0,
-        rax: 0,
-        rcx: 0,
-        rdx: 0,
-        rsi: 0,
-        rdi: 0,
-        error: 0,
-        rip: 0,
-        cs: 0,
-        rflags: 0,
-        rsp: 0,
-        ss: 0,
-    };
-
     /// A general register by the number instructions use: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8..R15.
     #[must_use]
     pub fn general(&self, number: u8) -> u64 {

@@ -3,13 +3,10 @@
 //! Touches: which frames a domain has, and the machine-to-physical table.
 //! Never touches: page tables. A frame that is still mapped leaves its domain when the last mapping goes.
 
-use crate::addr::{DomainId, Frame, M2P_END, M2P_START};
-use crate::dispatch::{Call, Progress};
-use crate::domain::Domain;
-use crate::machine::Machine;
-use crate::world::Ctx;
-use core::sync::atomic::Ordering;
-use hypercall_abi::Errno;
+use crate::addr::{M2P_END, M2P_START, PAGE_SHIFT};
+use crate::dispatch::Call;
+use crate::frame::Owner;
+use crate::prelude::*;
 use hypercall_abi::memory::{COMMAND_BITS, E820_RAM, E820Entry, MachphysMapping, MemoryMap, MemoryOp, Reservation};
 
 /// Extents handled before others get a chance (P8).
@@ -21,87 +18,69 @@ const MAX_ORDER: u32 = 9;
 ///
 /// # Errors
 /// Those of ABI core 4.10. Shortage is no error: the call answers how many extents it has done.
-pub fn memory_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Result<Progress, Errno> {
+pub fn memory_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [command, arg, ..] = call.args;
-    let start = command >> COMMAND_BITS;
-    let number = command & ((1 << COMMAND_BITS) - 1);
-    let value = match MemoryOp::from_number(number).ok_or(Errno::NoSys)? {
+    let highest = ctx.m.frame_limit().saturating_sub(1);
+    match MemoryOp::from_number(command & ((1 << COMMAND_BITS) - 1)).ok_or(Errno::NoSys)? {
         op @ (MemoryOp::IncreaseReservation | MemoryOp::DecreaseReservation | MemoryOp::PopulatePhysmap) => {
-            return Ok(reservation(ctx, call, op, start, arg));
+            let start = command >> COMMAND_BITS;
+            call.done = call.done.max(start);
+            let answer = reservation(ctx, call, op, arg);
+            return if let Err(Halt::Refused(_)) = answer { Ok(start) } else { answer };
         }
-        MemoryOp::MaximumRamPage => ctx.m.frame_limit().saturating_sub(1),
-        MemoryOp::CurrentReservation => {
-            let id: u16 = ctx.read(arg)?;
-            ctx.controlled(id)?.pages.load(Ordering::Relaxed)
-        }
-        MemoryOp::MaximumReservation => {
-            let id: u16 = ctx.read(arg)?;
-            ctx.controlled(id)?.max_pages.load(Ordering::Relaxed)
-        }
+        MemoryOp::MaximumRamPage => return Ok(highest),
+        MemoryOp::CurrentReservation => return Ok(ctx.controlled(ctx.read(arg)?)?.pages.load(Relaxed)),
+        MemoryOp::MaximumReservation => return Ok(ctx.controlled(ctx.read(arg)?)?.max_pages.load(Relaxed)),
         MemoryOp::MachphysMapping => {
-            let mapping =
-                MachphysMapping { v_start: M2P_START, v_end: M2P_END, max_mfn: ctx.m.frame_limit().saturating_sub(1) };
-            ctx.write(arg, &mapping)?;
-            0
+            ctx.write(arg, &MachphysMapping { v_start: M2P_START, v_end: M2P_END, max_mfn: highest })?;
         }
         MemoryOp::MemoryMap => {
             let mut map: MemoryMap = ctx.read(arg)?;
-            if map.nr_entries == 0 {
-                return Err(Errno::Inval);
-            }
-            let pages = ctx.domain.max_pages.load(Ordering::Relaxed);
-            let entry = E820Entry { address: 0, size: pages << crate::addr::PAGE_SHIFT, kind: E820_RAM };
-            ctx.write(map.buffer, &entry)?;
+            ensure!(map.nr_entries > 0, Errno::Inval);
+            let size = ctx.domain.max_pages.load(Relaxed) << PAGE_SHIFT;
+            ctx.write(map.buffer, &E820Entry { address: 0, size, kind: E820_RAM })?;
             map.nr_entries = 1;
             ctx.write(arg, &map)?;
-            0
         }
-        MemoryOp::MachineMemoryMap => return Err(Errno::Perm),
+        MemoryOp::MachineMemoryMap => return Err(Errno::Perm.into()),
         MemoryOp::MachphysMfnList
         | MemoryOp::AddToPhysmap
         | MemoryOp::AddToPhysmapBatch
         | MemoryOp::Exchange
         | MemoryOp::GetVnumainfo
         | MemoryOp::ReservedDeviceMemoryMap
-        | MemoryOp::AcquireResource => return Err(Errno::NoSys),
-    };
-    Ok(Progress::Done(value))
+        | MemoryOp::AcquireResource => return Err(Errno::NoSys.into()),
+    }
+    Ok(0)
 }
 
-/// Goes on with an array of extents. `call.done` counts those done.
-fn reservation<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, op: MemoryOp, start: u64, arg: u64) -> Progress {
-    let first = call.done.max(start);
-    let Ok(wanted) = ctx.read::<Reservation>(arg) else {
-        return Progress::Done(start);
-    };
-    let Ok(domain) = ctx.controlled(wanted.domid) else {
-        return Progress::Done(start);
-    };
-    if wanted.extent_order > MAX_ORDER || first > wanted.nr_extents {
-        return Progress::Done(start);
-    }
-    let last = wanted.nr_extents.min(first.saturating_add(BATCH));
-    for extent in first..last {
+/// Goes on with an array of extents, of which `call.done` are done; answers how many are. Refused if the argument makes no
+/// sense.
+fn reservation<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, op: MemoryOp, arg: u64) -> Answer {
+    let wanted: Reservation = ctx.read(arg)?;
+    let domain = ctx.controlled(wanted.domid)?;
+    ensure!(wanted.extent_order <= MAX_ORDER && call.done <= wanted.nr_extents, Errno::Inval);
+    let last = wanted.nr_extents.min(call.done.saturating_add(BATCH));
+    for extent in call.done..last {
         let slot = wanted.extent_start.wrapping_add(extent.wrapping_mul(8));
         let done = match op {
             MemoryOp::DecreaseReservation => decrease(ctx, domain, slot, wanted.extent_order),
-            MemoryOp::PopulatePhysmap => populate(ctx, domain, slot, wanted.extent_order, true),
-            _ => populate(ctx, domain, slot, wanted.extent_order, false),
+            _ => populate(ctx, domain, slot, wanted.extent_order, op == MemoryOp::PopulatePhysmap),
         };
         if done.is_err() {
-            return Progress::Done(extent);
+            return Ok(extent);
         }
     }
     call.done = last;
-    if last == wanted.nr_extents { Progress::Done(last) } else { Progress::More }
+    if last == wanted.nr_extents { Ok(last) } else { Err(Halt::More) }
 }
 
 fn decrease<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain, slot: u64, order: u32) -> Result<(), Errno> {
     let first: u64 = ctx.read(slot)?;
     for n in 0..1u64 << order {
         let frame = first.checked_add(n).and_then(Frame::new).ok_or(Errno::Inval)?;
-        ctx.world.frames.give_back(ctx.m, frame, domain.id()).map_err(|_| Errno::Inval)?;
-        domain.pages.fetch_sub(1, Ordering::Relaxed);
+        ctx.world.frames.give_back(ctx.m, frame, domain.id())?;
+        domain.pages.fetch_sub(1, Relaxed);
     }
     Ok(())
 }
@@ -110,32 +89,22 @@ fn decrease<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain, slot: u64, order: u32
 /// only the frames.
 fn populate<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain, slot: u64, order: u32, physmap: bool) -> Result<(), Errno> {
     const NO_PAGE: u64 = u64::MAX;
+    let (frames, owner, count) = (&ctx.world.frames, Owner::Guest(domain.id()), 1 << order);
     let page: u64 = if physmap { ctx.read(slot)? } else { NO_PAGE };
-    let count = 1u64 << order;
     // The reply is tried before anything is given: a guest whose array is bad has got nothing.
     ctx.write(slot, &page)?;
     reserve(domain, count)?;
-    let given = give(ctx, domain.id(), page, order);
-    let Ok(frame) = given else {
-        domain.pages.fetch_sub(count, Ordering::Relaxed);
-        return Err(Errno::NoMem);
+    let given = match order {
+        0 => frames.populate(ctx.m, domain.id(), page),
+        _ => frames.allocate_run(ctx.m, owner, order, page),
     };
+    let frame = given.inspect_err(|_| _ = domain.pages.fetch_sub(count, Relaxed))?;
     ctx.write(slot, &frame.number())
-}
-
-fn give<M: Machine>(ctx: &Ctx<'_, M>, id: DomainId, page: u64, order: u32) -> Result<Frame, Errno> {
-    let frames = &ctx.world.frames;
-    let given = if order == 0 {
-        frames.populate(ctx.m, id, page)
-    } else {
-        frames.allocate_run(ctx.m, crate::frame::Owner::Guest(id), order, page)
-    };
-    given.map_err(|_| Errno::NoMem)
 }
 
 /// Counts pages towards the domain's limit.
 fn reserve(domain: &Domain, count: u64) -> Result<(), Errno> {
-    let limit = domain.max_pages.load(Ordering::Relaxed);
+    let limit = domain.max_pages.load(Relaxed);
     let step = |pages: u64| pages.checked_add(count).filter(|pages| *pages <= limit);
-    domain.pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).map(|_| ()).map_err(|_| Errno::NoMem)
+    domain.pages.fetch_update(Relaxed, Relaxed, step).map(|_| ()).map_err(|_| Errno::NoMem)
 }

@@ -4,13 +4,13 @@
 //! Never touches: a page-table entry; a fault that is a page-table write goes to `paging`, an instruction to `emulate`.
 //! Keeps: P12. After a bounce the selectors are the flat ones, IF is set, IOPL is 0.
 
+use crate::calls::descriptors::map_ldt_page;
 use crate::dispatch::Call;
 use crate::domain::vcpu::{DR6_CLEAR, Handler, Trap};
 use crate::emulate;
-use crate::machine::{Exit, Interrupt, Machine};
-use crate::world::{Ctx, Next, World};
+use crate::machine::{Exit, Interrupt};
+use crate::prelude::*;
 use core::fmt::{self, Write};
-use core::sync::atomic::Ordering;
 use hypercall_abi::callback::{Assist, TRAP_MASKS_EVENTS, TrapInfo};
 use hypercall_abi::event::Virq;
 use hypercall_abi::sched::ShutdownReason;
@@ -62,26 +62,20 @@ pub fn handle<M: Machine>(ctx: &mut Ctx<'_, M>, exit: Exit) {
             count(ctx, 1);
             ctx.own.call = Some(Call::from_registers(&ctx.own.regs));
         }
-        Exit::Syscall => {
-            let handler = ctx.own.callbacks.syscall;
-            system_call(ctx, handler);
-        }
-        Exit::Syscall32 => {
-            let handler = ctx.own.callbacks.syscall32;
-            system_call(ctx, handler);
-        }
+        Exit::Syscall => system_call(ctx, ctx.own.callbacks.syscall),
+        Exit::Syscall32 => system_call(ctx, ctx.own.callbacks.syscall32),
         Exit::Sysenter => sysenter(ctx),
         Exit::Fault { vector, error, address } => fault(ctx, vector, error, address),
-        Exit::ReturnFault { vector, error, address } => return_fault(ctx, vector, error, address),
+        // Going back failed: the guest had a bad CS, SS or RIP. It gets the exception where it wanted to go.
+        Exit::ReturnFault { vector: PF, error, address } => page_fault(ctx, error, address),
+        Exit::ReturnFault { vector, error, .. } => ctx.own.trap = Some(Trap { vector, error: Some(error) }),
         Exit::Interrupt(Interrupt::Console) => ctx.world.raise_global(ctx.m, Virq::Console),
         Exit::Interrupt(_) => {}
     }
 }
 
 fn count<M: Machine>(ctx: &Ctx<'_, M>, which: usize) {
-    if let Some(counter) = ctx.domain.entries.get(which) {
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
+    nth(&ctx.domain.entries, which).map(|counter| counter.fetch_add(1, Relaxed));
 }
 
 fn system_call<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler) {
@@ -119,10 +113,7 @@ fn fault<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8, error: u32, address: u64)
             deliver(ctx, None);
         }
         1 => {
-            let status = ctx.m.debug_status();
-            if let Some(dr6) = ctx.own.debug.get_mut(6) {
-                *dr6 |= status & !DR6_CLEAR | DR6_CLEAR;
-            }
+            ctx.own.debug[6] |= ctx.m.debug_status() | DR6_CLEAR;
             ctx.m.set_debug(6, DR6_CLEAR);
             deliver(ctx, None);
         }
@@ -151,14 +142,6 @@ fn general_protection<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) {
     ctx.own.trap = Some(Trap { vector: GP, error: Some(error) });
 }
 
-/// Going back failed: the guest had a bad CS, SS or RIP. It gets the exception where it wanted to go.
-fn return_fault<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8, error: u32, address: u64) {
-    match vector {
-        PF => page_fault(ctx, error, address),
-        _ => ctx.own.trap = Some(Trap { vector, error: Some(error) }),
-    }
-}
-
 fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
     if error & PF_RESERVED != 0 {
         return crash(ctx, format_args!("reserved bits in a page table at {address:#x}"));
@@ -166,23 +149,19 @@ fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
     // The CPU itself reads descriptors, with ring 0's rights; what ring 3 finds in the windows is an ordinary fault.
     let fetch = error & PF_USER == 0;
     if let Some(offset) = ctx.m.ldt_offset(address).filter(|_| fetch) {
-        if crate::calls::descriptors::map_ldt_page(ctx, offset) {
-            return;
+        if !map_ldt_page(ctx, offset) {
+            deliver_page_fault(ctx, error, ctx.own.ldt_base.plus(u64::from(offset)).0);
         }
-        let base = ctx.own.ldt_base.plus(u64::from(offset));
-        return deliver_page_fault(ctx, error, base.0);
+        return;
     }
     if let Some(offset) = ctx.m.gdt_offset(address).filter(|_| fetch) {
         ctx.own.trap = Some(Trap { vector: GP, error: Some(offset & 0xfff8) });
         return;
     }
-    let writable = ctx.own.kernel_mode && ctx.domain.assisted(Assist::WritablePagetables);
-    if writable
-        && error & (PF_WRITE | PF_PRESENT | PF_FETCH) == (PF_WRITE | PF_PRESENT)
-        && emulate::table_write(ctx, address)
-    {
-        count(ctx, 1);
-        return;
+    let forbidden_write = error & (PF_WRITE | PF_PRESENT | PF_FETCH) == PF_WRITE | PF_PRESENT;
+    let emulated = ctx.own.kernel_mode && ctx.domain.assisted(Assist::WritablePagetables);
+    if forbidden_write && emulated && emulate::table_write(ctx, address) {
+        return count(ctx, 1);
     }
     deliver_page_fault(ctx, error, address);
 }
@@ -197,10 +176,8 @@ pub fn deliver_page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address:
 /// Sets the guest's CR2, also where it reads it without asking.
 pub fn set_cr2<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) {
     ctx.own.cr2 = address;
-    let at = ctx.vcpu.info.load(Ordering::Acquire);
-    if let Some(frame) = crate::addr::Frame::containing(at).filter(|_| at != 0) {
-        let offset = usize::try_from(at & 0xfff).unwrap_or(0) + vcpu_info::CR2;
-        ctx.m.write(frame, offset, &address.to_le_bytes());
+    if let Some((frame, at)) = ctx.vcpu.record() {
+        ctx.m.write(frame, at + vcpu_info::CR2, &address.to_le_bytes());
     }
 }
 
@@ -209,7 +186,7 @@ pub fn prepare<M: Machine>(ctx: &mut Ctx<'_, M>) {
     if let Some(trap) = ctx.own.trap.take() {
         exception(ctx, trap);
     }
-    if ctx.vcpu.nmi.swap(false, Ordering::AcqRel) {
+    if ctx.vcpu.nmi.swap(false, AcqRel) {
         ctx.own.nmi_pending = true;
     }
     if ctx.own.nmi_pending && !ctx.own.nmi_masked {
@@ -221,40 +198,32 @@ pub fn prepare<M: Machine>(ctx: &mut Ctx<'_, M>) {
         }
     }
     if ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.own.callbacks.event.address != 0 {
-        let handler = Handler { masks_events: true, ..ctx.own.callbacks.event };
-        bounce(ctx, handler, None);
+        bounce(ctx, Handler { masks_events: true, ..ctx.own.callbacks.event }, None);
     }
 }
 
 fn exception<M: Machine>(ctx: &mut Ctx<'_, M>, trap: Trap) {
     let handler = gate(ctx, trap.vector);
-    if handler.address == 0 {
-        let (rip, cr2) = (ctx.own.regs.rip, ctx.own.cr2);
-        let error = trap.error.unwrap_or(0);
-        return crash(
-            ctx,
-            format_args!("no handler for exception {} (error {error:#x}) at {rip:#x}, cr2 {cr2:#x}", trap.vector),
-        );
+    if handler.address != 0 {
+        return bounce(ctx, handler, trap.error);
     }
-    bounce(ctx, handler, trap.error);
+    let (vector, error, rip, cr2) = (trap.vector, trap.error.unwrap_or(0), ctx.own.regs.rip, ctx.own.cr2);
+    crash(ctx, format_args!("no handler for exception {vector} (error {error:#x}) at {rip:#x}, cr2 {cr2:#x}"));
+}
+
+/// The guest's gate of a vector; its address is 0 if there is none.
+pub fn gate_of<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> TrapInfo {
+    let mut gate = TrapInfo::new_zeroed();
+    if let Some(frame) = ctx.own.traps {
+        ctx.m.read(frame, usize::from(vector) * size_of::<TrapInfo>(), gate.as_mut_bytes());
+    }
+    gate
 }
 
 /// The guest's handler of a vector.
-pub fn gate<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> Handler {
-    let Some(frame) = ctx.own.traps else {
-        return Handler::default();
-    };
-    let mut info = TrapInfo::new_zeroed();
-    ctx.m.read(frame, usize::from(vector) * size_of::<TrapInfo>(), info.as_mut_bytes());
-    Handler { address: info.address, masks_events: info.flags & TRAP_MASKS_EVENTS != 0 }
-}
-
-/// The least privileged ring that may raise a vector by INT n.
-pub fn gate_privilege<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> u8 {
-    let Some(frame) = ctx.own.traps else { return 0 };
-    let mut info = TrapInfo::new_zeroed();
-    ctx.m.read(frame, usize::from(vector) * size_of::<TrapInfo>(), info.as_mut_bytes());
-    info.flags & 3
+fn gate<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> Handler {
+    let TrapInfo { address, flags, .. } = gate_of(ctx, vector);
+    Handler { address, masks_events: flags & TRAP_MASKS_EVENTS != 0 }
 }
 
 /// Enters the guest kernel at `handler`, with the frame of ABI core 3.3 on its stack.
@@ -274,15 +243,13 @@ pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<
         rflags |= u64::from(ctx.own.iopl) << 12;
     }
     let cs_word = cs | u64::from(masked) << 32;
-    let common = [regs.rip, cs_word, rflags, regs.rsp, regs.ss];
-    let mut frame = [0u64; 8];
-    let words = if error.is_some() { 8 } else { 7 };
-    let head = [regs.rcx, regs.r11].into_iter().chain(error.map(u64::from)).chain(common);
-    frame.iter_mut().zip(head).for_each(|(to, from)| *to = from);
-    let sp = (base & !15).wrapping_sub(words * 8);
-    let bytes = frame.as_bytes().get(..usize::try_from(words * 8).unwrap_or(0)).unwrap_or_default();
-    if ctx.write_bytes(sp, bytes).is_err() {
-        let (rip, address) = (ctx.own.regs.rip, handler.address);
+    let sp = (base & !15).wrapping_sub(if error.is_some() { 64 } else { 56 });
+    let pushed = match error.map(u64::from) {
+        Some(error) => ctx.write(sp, &[regs.rcx, regs.r11, error, regs.rip, cs_word, rflags, regs.rsp, regs.ss]),
+        None => ctx.write(sp, &[regs.rcx, regs.r11, regs.rip, cs_word, rflags, regs.rsp, regs.ss]),
+    };
+    if pushed.is_err() {
+        let (rip, address) = (regs.rip, handler.address);
         return crash(ctx, format_args!("no stack at {sp:#x} for the handler {address:#x}; stopped at {rip:#x}"));
     }
     if handler.masks_events {
@@ -304,14 +271,10 @@ pub fn failsafe<M: Machine>(ctx: &mut Ctx<'_, M>, wanted: [u16; 4]) {
     bounce(ctx, handler, None);
     // The four selectors stand between R11 and RIP: the frame just pushed moves down by four words.
     let sp = ctx.own.regs.rsp;
-    let mut head = [0u64; 2];
-    if ctx.read_bytes(sp, head.as_mut_bytes()).is_err() {
-        return;
-    }
+    let Ok([rcx, r11]) = ctx.read::<[u64; 2]>(sp) else { return };
     let [ds, es, fs, gs] = wanted.map(u64::from);
-    let frame = [head[0], head[1], ds, es, fs, gs];
     let sp = sp.wrapping_sub(32);
-    if ctx.write_bytes(sp, frame.as_bytes()).is_ok() {
+    if ctx.write(sp, &[rcx, r11, ds, es, fs, gs]).is_ok() {
         ctx.own.regs.rsp = sp;
     } else {
         crash(ctx, format_args!("no stack at {sp:#x} for the failsafe callback"));
@@ -343,10 +306,10 @@ pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
     let number = ctx.vcpu.number().0;
     ctx.domain.papers.with(|papers| {
         if papers.report.length == 0 {
-            papers.report.vcpu = number;
-            let mut text = Text { to: &mut papers.report.text, used: 0 };
+            let mut text = Text(heapless::String::new());
             let _ = text.write_fmt(why);
-            papers.report.length = text.used;
+            (papers.report.vcpu, papers.report.length) = (number, low32(text.0.len() as u64));
+            fill(&mut papers.report.text, text.0.as_bytes());
         }
     });
     let regs = &ctx.own.regs;
@@ -359,29 +322,19 @@ pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
 }
 
 /// Text cut to what fits.
-struct Text<'a> {
-    to: &'a mut [u8; 128],
-    used: u32,
-}
+struct Text(heapless::String<128>);
 
-impl Write for Text<'_> {
-    fn write_str(&mut self, s: &str) -> fmt::Result {
-        for byte in s.bytes() {
-            let at = usize::try_from(self.used).map_err(|_| fmt::Error)?;
-            *self.to.get_mut(at).ok_or(fmt::Error)? = byte;
-            self.used += 1;
-        }
-        Ok(())
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.chars().try_for_each(|c| self.0.push(c)).map_err(|_| fmt::Error)
     }
 }
 
 impl World {
     /// A domain has ended by itself: its vcpus stop, and whoever controls domains hears of it.
-    pub fn shut_down<M: Machine>(&self, m: &M, domain: &crate::domain::Domain, reason: u32) {
+    pub fn shut_down<M: Machine>(&self, m: &M, domain: &Domain, reason: u32) {
         if domain.note_shutdown(reason) {
-            for vcpu in domain.vcpu_numbers().filter_map(|number| self.vcpu(domain, number)) {
-                self.sched.nudge(m, vcpu);
-            }
+            self.vcpus_of(domain).for_each(|vcpu| self.sched.nudge(m, vcpu));
             self.raise_global(m, Virq::DomExc);
         }
     }

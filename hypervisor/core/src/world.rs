@@ -1,14 +1,12 @@
 //! All state of ring 0, and the context in which a call of a guest is judged.
 
-use crate::addr::{DomainId, GuestVirt, VcpuId};
 use crate::claim::View;
-use crate::domain::vcpu::{Vcpu, VcpuState};
-use crate::domain::{Domain, Life};
+use crate::domain::{Life, Powers};
 use crate::frame::FrameTable;
 use crate::lock::{Domains, Held, Lock, Nothing, Ports};
-use crate::machine::Machine;
+use crate::paging::{BUDGET, Session};
+use crate::prelude::*;
 use crate::sched::Scheduler;
-use hypercall_abi::{Errno, domid};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Domains that can exist at once. A domain's slot is its id modulo this number.
@@ -48,25 +46,27 @@ impl World {
 
     /// The domain with this id, if it is alive.
     pub fn domain(&self, id: DomainId) -> Option<&Domain> {
-        let domain = self.domains.get(usize::from(id.0 % MAX_DOMAINS))?;
-        (domain.life() == Life::Alive && domain.id() == id).then_some(domain)
+        self.slot(id).filter(|domain| domain.life() == Life::Alive && domain.id() == id)
+    }
+
+    /// The slot for a domain with this id, whoever has it.
+    pub(crate) fn slot(&self, id: DomainId) -> Option<&Domain> {
+        nth(&self.domains, id.0 % MAX_DOMAINS)
     }
 
     /// A vcpu of a domain.
     pub fn vcpu(&self, domain: &Domain, number: VcpuId) -> Option<&Vcpu> {
-        self.vcpus.get(domain.vcpu_index(number)?)
+        self.vcpus.get(usize::from(nth(&domain.vcpus, number.0)?.load(Acquire)).checked_sub(1)?)
+    }
+
+    /// The vcpus of a domain.
+    pub fn vcpus_of<'a>(&'a self, domain: &'a Domain) -> impl Iterator<Item = &'a Vcpu> {
+        (0..).take(domain.vcpus.len()).filter_map(|number| self.vcpu(domain, VcpuId(number)))
     }
 
     /// The domain a vcpu belongs to.
     pub fn domain_of(&self, vcpu: &Vcpu) -> Option<&Domain> {
-        let slot = usize::from(vcpu.domain.load(core::sync::atomic::Ordering::Acquire)).checked_sub(1)?;
-        self.domains.get(slot)
-    }
-}
-
-impl Default for World {
-    fn default() -> Self {
-        Self::new()
+        nth(&self.domains, vcpu.domain.load(Acquire).checked_sub(1)?)
     }
 }
 
@@ -81,6 +81,23 @@ pub enum Next {
     Stay,
     /// Let somebody else run.
     Leave,
+}
+
+/// Where rules are carried out: a machine, its world, and the proof that this CPU holds no lock.
+pub struct Site<'a, M> {
+    /// The machine.
+    pub m: &'a M,
+    /// The world.
+    pub world: &'a World,
+    /// The proof.
+    pub held: &'a mut Held<Nothing>,
+}
+
+impl<M: Machine> Site<'_, M> {
+    /// Work on the page tables of a domain, within the budget of a step.
+    pub fn session<'s>(&'s mut self, domain: &'s Domain) -> Session<'s, M> {
+        domain.space.open(self.m, &self.world.frames, BUDGET, self.held)
+    }
 }
 
 /// A vcpu on this CPU: the world, the machine, and what it owns.
@@ -147,15 +164,27 @@ impl<'a, M: Machine> Ctx<'a, M> {
         self.view()?.write_bytes(GuestVirt(at), from).map_err(|_| Errno::Fault)
     }
 
+    /// Where the call is carried out.
+    pub fn site(&mut self) -> Site<'_, M> {
+        Site { m: self.m, world: self.world, held: self.held }
+    }
+
+    /// As [`Site::session`].
+    pub fn session<'s>(&'s mut self, domain: &'s Domain) -> Session<'s, M> {
+        domain.space.open(self.m, &self.world.frames, BUDGET, self.held)
+    }
+
+    /// Whether an argument names the caller.
+    pub fn is_own(&self, id: u16) -> bool {
+        id == domid::SELF || id == self.domain.id().0
+    }
+
     /// The domain an argument names: SELF, or a living domain.
     ///
     /// # Errors
     /// `Srch` if there is none.
     pub fn named(&self, id: u16) -> Result<&'a Domain, Errno> {
-        if id == domid::SELF || id == self.domain.id().0 {
-            return Ok(self.domain);
-        }
-        self.world.domain(DomainId(id)).ok_or(Errno::Srch)
+        if self.is_own(id) { Ok(self.domain) } else { self.world.domain(DomainId(id)).ok_or(Errno::Srch) }
     }
 
     /// The domain an argument names, which must be the caller unless the caller controls others.
@@ -163,7 +192,7 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// # Errors
     /// `Perm` without the power, `Srch` if there is no such domain.
     pub fn controlled(&self, id: u16) -> Result<&'a Domain, Errno> {
-        if id != domid::SELF && id != self.domain.id().0 {
+        if !self.is_own(id) {
             self.control()?;
         }
         self.named(id)
@@ -174,6 +203,6 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// # Errors
     /// `Perm` if it has none.
     pub fn control(&self) -> Result<ControlAuthority, Errno> {
-        if self.domain.powers().control { Ok(ControlAuthority(())) } else { Err(Errno::Perm) }
+        if self.domain.may(Powers::CONTROL) { Ok(ControlAuthority(())) } else { Err(Errno::Perm) }
     }
 }

@@ -1,15 +1,11 @@
 //! Traps, callbacks, segment bases, debug registers, the way back from a trap (ABI core 3).
 
-use crate::addr::GuestVirt;
-use crate::domain::vcpu::{DR6_CLEAR, Handler};
-use crate::machine::Machine;
+use crate::domain::vcpu::{Callbacks, DR6_CLEAR, DR7_CLEAR, Handler};
+use crate::prelude::*;
 use crate::trap::{crash, flags, toggle};
-use crate::world::Ctx;
-use core::sync::atomic::Ordering;
-use hypercall_abi::Errno;
 use hypercall_abi::callback::{
     ASSIST_DISABLE, ASSIST_ENABLE, Assist, CALLBACK_MASKS_EVENTS, CallbackOp, CallbackRegister, CallbackType,
-    CallbackUnregister, IretContext, SegmentBase, TrapInfo,
+    CallbackUnregister, IRET_IN_SYSCALL, IretContext, SegmentBase, TRAP_MASKS_EVENTS, TrapInfo,
 };
 use hypercall_abi::physdev::{PhysdevOp, SetIobitmap, SetIopl};
 use zerocopy::IntoBytes;
@@ -21,6 +17,11 @@ const DR7_ENABLED: u64 = 0xff;
 const DR7_DETECT: u64 = 1 << 13;
 const DR7_ONE: u64 = 1 << 10;
 const DR7_ZERO: u64 = 1 << 11 | 1 << 12 | 1 << 14 | 1 << 15;
+
+/// An address that a handler or a base can have.
+fn canonical(address: u64) -> Result<u64, Errno> {
+    if GuestVirt(address).is_canonical() { Ok(address) } else { Err(Errno::Inval) }
+}
 
 /// Takes over the gates of a list that ends with address 0; NULL closes all gates (ABI core 10.4).
 ///
@@ -38,9 +39,7 @@ pub fn set_trap_table<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64) -> Result<u64
         if gate.address == 0 {
             return Ok(0);
         }
-        if !GuestVirt(gate.address).is_canonical() {
-            return Err(Errno::Inval);
-        }
+        canonical(gate.address)?;
         ctx.m.write(frame, usize::from(gate.vector) * size_of::<TrapInfo>(), gate.as_bytes());
     }
     Err(Errno::Inval)
@@ -57,11 +56,9 @@ pub fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>, ss: u64, sp: u64) -> u64 {
 /// # Errors
 /// `Inval` for an address no handler can have.
 pub fn set_callbacks<M: Machine>(ctx: &mut Ctx<'_, M>, addresses: [u64; 3]) -> Result<u64, Errno> {
-    if addresses.iter().any(|address| !GuestVirt(*address).is_canonical()) {
-        return Err(Errno::Inval);
-    }
+    ensure!(addresses.iter().all(|address| canonical(*address).is_ok()), Errno::Inval);
     let [event, failsafe, syscall] = addresses.map(|address| Handler { address, masks_events: false });
-    (ctx.own.callbacks.event, ctx.own.callbacks.failsafe, ctx.own.callbacks.syscall) = (event, failsafe, syscall);
+    ctx.own.callbacks = Callbacks { event, failsafe, syscall, ..ctx.own.callbacks };
     Ok(0)
 }
 
@@ -73,11 +70,8 @@ pub fn callback_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> 
     match CallbackOp::from_number(command).ok_or(Errno::NoSys)? {
         CallbackOp::Register => {
             let call: CallbackRegister = ctx.read(arg)?;
-            if !GuestVirt(call.address).is_canonical() {
-                return Err(Errno::Inval);
-            }
             let masks_events = call.flags & CALLBACK_MASKS_EVENTS != 0;
-            let handler = Handler { address: call.address, masks_events };
+            let handler = Handler { address: canonical(call.address)?, masks_events };
             let callbacks = &mut ctx.own.callbacks;
             match CallbackType::from_number(u64::from(call.kind)).ok_or(Errno::NoSys)? {
                 CallbackType::Event => callbacks.event = handler,
@@ -91,10 +85,9 @@ pub fn callback_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> 
         }
         CallbackOp::Unregister => {
             let call: CallbackUnregister = ctx.read(arg)?;
-            match CallbackType::from_number(u64::from(call.kind)).ok_or(Errno::NoSys)? {
-                CallbackType::Nmi => set_nmi(ctx, 0)?,
-                _ => return Err(Errno::Inval),
-            }
+            let kind = CallbackType::from_number(u64::from(call.kind)).ok_or(Errno::NoSys)?;
+            ensure!(kind == CallbackType::Nmi, Errno::Inval);
+            set_nmi(ctx, 0)?;
         }
     }
     Ok(0)
@@ -104,8 +97,7 @@ pub fn callback_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> 
 fn set_nmi<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Result<(), Errno> {
     const NMI: u8 = 2;
     let frame = ctx.own.traps.ok_or(Errno::NoMem)?;
-    let gate =
-        TrapInfo { vector: NMI, flags: hypercall_abi::callback::TRAP_MASKS_EVENTS, address, ..Default::default() };
+    let gate = TrapInfo { vector: NMI, flags: TRAP_MASKS_EVENTS, address, ..Default::default() };
     ctx.m.write(frame, usize::from(NMI) * size_of::<TrapInfo>(), gate.as_bytes());
     Ok(())
 }
@@ -116,13 +108,7 @@ fn set_nmi<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Result<(), Errno> 
 /// `NoSys` for other commands.
 pub fn nmi_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
     match command {
-        0 => {
-            let address: u64 = ctx.read(arg)?;
-            if !GuestVirt(address).is_canonical() {
-                return Err(Errno::Inval);
-            }
-            set_nmi(ctx, address)?;
-        }
+        0 => set_nmi(ctx, canonical(ctx.read(arg)?)?)?,
         1 => set_nmi(ctx, 0)?,
         _ => return Err(Errno::NoSys),
     }
@@ -172,7 +158,7 @@ fn io_breakpoints_off(mut dr7: u64) -> u64 {
 pub fn load_debug<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let [d0, d1, d2, d3, _, _, _, dr7] = ctx.own.debug;
     if dr7 & DR7_ENABLED == 0 {
-        ctx.m.set_debug(7, crate::domain::vcpu::DR7_CLEAR);
+        ctx.m.set_debug(7, DR7_CLEAR);
         return;
     }
     for (register, value) in (0u8..).zip([d0, d1, d2, d3]) {
@@ -186,12 +172,8 @@ pub fn load_debug<M: Machine>(ctx: &mut Ctx<'_, M>) {
 /// # Errors
 /// `NoDev` for registers there are not.
 pub fn read_debug<M: Machine>(ctx: &Ctx<'_, M>, register: u64) -> Result<u64, Errno> {
-    let index = match register {
-        4 => 6,
-        5 => 7,
-        other => other,
-    };
-    usize::try_from(index).ok().and_then(|n| ctx.own.debug.get(n)).copied().ok_or(Errno::NoDev)
+    let alias = if matches!(register, 4 | 5) { 2 } else { 0 };
+    nth(&ctx.own.debug, register + alias).copied().ok_or(Errno::NoDev)
 }
 
 /// `set_segment_base` (ABI core 3.11).
@@ -200,16 +182,13 @@ pub fn read_debug<M: Machine>(ctx: &Ctx<'_, M>, register: u64) -> Result<u64, Er
 /// `Inval` for bases no segment can have and for unknown bases.
 pub fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>, which: u64, base: u64) -> Result<u64, Errno> {
     let which = SegmentBase::from_number(which).ok_or(Errno::Inval)?;
-    if which != SegmentBase::GsUserSelector && !GuestVirt(base).is_canonical() {
-        return Err(Errno::Inval);
-    }
     match which {
-        SegmentBase::Fs => ctx.m.set_fs_base(base),
-        SegmentBase::GsUser => ctx.own.gs_user = base,
-        SegmentBase::GsKernel => ctx.m.set_gs_base(base),
+        SegmentBase::Fs => ctx.m.set_fs_base(canonical(base)?),
+        SegmentBase::GsUser => ctx.own.gs_user = canonical(base)?,
+        SegmentBase::GsKernel => ctx.m.set_gs_base(canonical(base)?),
         SegmentBase::GsUserSelector => {
-            let selector = u16::try_from(base & 0xffff).unwrap_or(0);
-            let selector = if selector & 0xfffc == 0 { selector } else { selector | 3 };
+            let null = base & 0xfffc == 0;
+            let selector = low16(if null { base } else { base | 3 });
             let active = ctx.m.gs_base();
             ctx.own.gs_user = ctx.m.load_gs(selector).unwrap_or(0);
             ctx.m.set_gs_base(active);
@@ -225,39 +204,35 @@ pub fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>, which: u64, base: u64)
 pub fn vm_assist<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, assist: u64) -> Result<u64, Errno> {
     let bit = 1u64 << Assist::from_number(assist).ok_or(Errno::Inval)?.number();
     match u32::try_from(command) {
-        Ok(ASSIST_ENABLE) => ctx.domain.assists.fetch_or(bit, Ordering::Relaxed),
-        Ok(ASSIST_DISABLE) => ctx.domain.assists.fetch_and(!bit, Ordering::Relaxed),
+        Ok(ASSIST_ENABLE) => ctx.domain.assists.fetch_or(bit, Relaxed),
+        Ok(ASSIST_DISABLE) => ctx.domain.assists.fetch_and(!bit, Relaxed),
         _ => return Err(Errno::NoSys),
     };
     Ok(0)
 }
 
-/// The way back from a trap: registers from the frame on the guest's stack (ABI core 3.7). True if RCX and R11 may be
-/// lost on the way.
-pub fn iret<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
+/// The way back from a trap: registers from the frame on the guest's stack (ABI core 3.7).
+pub fn iret<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let sp = ctx.own.regs.rsp;
     let Ok(frame) = ctx.read::<IretContext>(sp) else {
-        crash(ctx, format_args!("iret with a bad stack at {sp:#x}"));
-        return false;
+        return crash(ctx, format_args!("iret with a bad stack at {sp:#x}"));
     };
     if frame.cs & 3 == 3 && !toggle(ctx) {
-        crash(ctx, format_args!("iret to user mode without a user page table"));
-        return false;
+        return crash(ctx, format_args!("iret to user mode without a user page table"));
     }
     if ctx.domain.assisted(Assist::ArchitecturalIopl) {
-        ctx.own.iopl = u8::try_from(frame.rflags >> 12 & 3).unwrap_or(0);
+        ctx.own.iopl = (frame.rflags >> 12 & 3) as u8;
     }
     let regs = &mut ctx.own.regs;
     (regs.rip, regs.rsp, regs.rax) = (frame.rip, frame.rsp, frame.rax);
     (regs.cs, regs.ss) = (frame.cs & 0xffff | 3, frame.ss & 0xffff | 3);
     regs.rflags = frame.rflags & flags::GUEST | flags::IF | 2;
-    let lossy = frame.flags & hypercall_abi::callback::IRET_IN_SYSCALL != 0;
-    if !lossy {
+    ctx.short = frame.flags & IRET_IN_SYSCALL != 0;
+    if !ctx.short {
         (regs.rcx, regs.r11) = (frame.rcx, frame.r11);
     }
     ctx.own.nmi_masked = false;
     ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, frame.rflags & flags::IF == 0);
-    lossy
 }
 
 /// `physdev_op`: what a guest without devices may ask (ABI core 8.2).
@@ -272,9 +247,7 @@ pub fn physdev_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> R
         }
         PhysdevOp::SetIobitmap => {
             let SetIobitmap { bitmap, nr_ports, .. } = ctx.read(arg)?;
-            if nr_ports > 0x1_0000 || !GuestVirt(bitmap).is_guests() {
-                return Err(Errno::Inval);
-            }
+            ensure!(nr_ports <= 0x1_0000 && GuestVirt(bitmap).is_guests(), Errno::Inval);
             ctx.own.iobitmap = (GuestVirt(bitmap), nr_ports);
         }
         PhysdevOp::IrqEoi => return Err(Errno::NoSys),

@@ -1,11 +1,9 @@
 //! What a guest may know of us, and the machine's console (ABI core 8).
 
-use crate::addr::{HOLE_START, PAGE_SIZE};
-use crate::dispatch::Progress;
-use crate::machine::Machine;
+use crate::addr::HOLE_START;
+use crate::domain::Powers;
 use crate::policy;
-use crate::world::Ctx;
-use hypercall_abi::Errno;
+use crate::prelude::*;
 use hypercall_abi::physdev::ConsoleIo;
 use hypercall_abi::version::{CompileInfo, FeatureInfo, VersionOp, feature};
 
@@ -31,18 +29,15 @@ pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> 
         VersionOp::PlatformParameters => ctx.write(arg, &HOLE_START)?,
         VersionOp::GetFeatures => {
             let mut info: FeatureInfo = ctx.read(arg)?;
-            if info.submap_idx != 0 {
-                return Err(Errno::Inval);
-            }
+            ensure!(info.submap_idx == 0, Errno::Inval);
             info.submap = feature::MMU_PT_UPDATE_PRESERVE_AD | feature::HIGHMEM_ASSIST | feature::GNTTAB_MAP_AVAIL_BITS;
-            if ctx.domain.powers().control {
+            if ctx.domain.may(Powers::CONTROL) {
                 info.submap |= feature::DOM0;
             }
             ctx.write(arg, &info)?;
         }
-        VersionOp::Pagesize => {
-            return if arg == 0 { Ok(PAGE_SIZE as u64) } else { Err(Errno::Inval) };
-        }
+        VersionOp::Pagesize if arg == 0 => return Ok(PAGE_SIZE as u64),
+        VersionOp::Pagesize => return Err(Errno::Inval),
         VersionOp::GuestHandle => {
             let handle = ctx.domain.papers.with(|papers| papers.handle);
             ctx.write(arg, &handle)?;
@@ -56,7 +51,7 @@ pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> 
 /// Text in a field of zeros.
 fn text<const N: usize>(from: &[u8]) -> [u8; N] {
     let mut field = [0; N];
-    field.iter_mut().zip(from).for_each(|(to, byte)| *to = *byte);
+    fill(&mut field, from);
     field
 }
 
@@ -64,35 +59,30 @@ fn text<const N: usize>(from: &[u8]) -> [u8; N] {
 ///
 /// # Errors
 /// `Perm` without the power, `NoSys` for unknown commands, `Fault` for a bad buffer.
-pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Result<Progress, Errno> {
+pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Answer {
     let [command, count, buffer, ..] = *args;
-    let powers = ctx.domain.powers();
     let mut chunk = [0u8; CHUNK];
     match ConsoleIo::from_number(command).ok_or(Errno::NoSys)? {
-        ConsoleIo::Write if powers.console_write => {
-            let mut left = count.min(BATCH);
-            let mut at = buffer;
-            while left > 0 {
-                let now = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        ConsoleIo::Write if ctx.domain.may(Powers::CONSOLE_WRITE) => {
+            let batch = count.min(BATCH);
+            for done in (0..batch).step_by(CHUNK) {
+                let now = usize::try_from(batch - done).unwrap_or(CHUNK).min(CHUNK);
                 let part = chunk.get_mut(..now).ok_or(Errno::Inval)?;
-                ctx.read_bytes(at, part)?;
+                ctx.read_bytes(buffer.wrapping_add(done), part)?;
                 ctx.m.put(part);
-                at = at.wrapping_add(now as u64);
-                left -= now as u64;
             }
-            let done = count.min(BATCH);
-            (args[1], args[2]) = (count - done, at);
-            Ok(if done == count { Progress::Done(0) } else { Progress::More })
+            (args[1], args[2]) = (count - batch, buffer.wrapping_add(batch));
+            if batch == count { Ok(0) } else { Err(Halt::More) }
         }
-        ConsoleIo::Read if powers.console_read => {
+        ConsoleIo::Read if ctx.domain.may(Powers::CONSOLE_READ) => {
             let room = usize::try_from(count).unwrap_or(CHUNK).min(CHUNK);
             let part = chunk.get_mut(..room).ok_or(Errno::Inval)?;
             // The buffer is tried before bytes are taken from the console, so that none is lost.
             ctx.write_bytes(buffer, part)?;
             let taken = ctx.m.take(part);
             ctx.write_bytes(buffer, part.get(..taken).unwrap_or_default())?;
-            Ok(Progress::Done(taken as u64))
+            Ok(taken as u64)
         }
-        _ => Err(Errno::Perm),
+        _ => Err(Errno::Perm.into()),
     }
 }

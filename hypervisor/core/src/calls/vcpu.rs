@@ -1,15 +1,9 @@
 //! `vcpu_op`: vcpus are set up, brought up and down, and told the time (ABI core 6, 7).
 
-use crate::addr::{Frame, GuestVirt, PAGE_SIZE, VcpuId};
-use crate::dispatch::Progress;
 use crate::domain::context;
-use crate::domain::vcpu::{Place, Vcpu};
-use crate::machine::Machine;
+use crate::prelude::*;
 use crate::sched::ops;
 use crate::time;
-use crate::world::{Ctx, Next, World};
-use core::sync::atomic::Ordering;
-use hypercall_abi::Errno;
 use hypercall_abi::callback::Assist;
 use hypercall_abi::sched::ShutdownReason;
 use hypercall_abi::shared::{TimeInfo, vcpu_info};
@@ -23,7 +17,7 @@ use zerocopy::{FromZeros, IntoBytes};
 ///
 /// # Errors
 /// `NoEnt` for a vcpu there is not, `NoSys` for unknown commands, and those of ABI core 7.
-pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg: u64) -> Result<Progress, Errno> {
+pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg: u64) -> Answer {
     let number = VcpuId(u32::try_from(number).map_err(|_| Errno::NoEnt)?);
     let vcpu = ctx.world.vcpu(ctx.domain, number).ok_or(Errno::NoEnt)?;
     let own_timer = if number == ctx.vcpu.number() { Ok(()) } else { Err(Errno::Inval) };
@@ -31,7 +25,7 @@ pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg:
         VcpuOp::Initialise => return context::initialise(ctx, vcpu, arg),
         VcpuOp::Up => up(ctx, vcpu)?,
         VcpuOp::Down => down(ctx, vcpu),
-        VcpuOp::IsUp => return Ok(Progress::Done(u64::from(vcpu.online.load(Ordering::SeqCst)))),
+        VcpuOp::IsUp => return Ok(u64::from(vcpu.online.load(SeqCst))),
         VcpuOp::GetRunstateInfo => {
             let mut info = with_own(ctx, vcpu, |own| own.runstate)?;
             charge(&mut info, ctx.m.now());
@@ -51,7 +45,7 @@ pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg:
             let SetPeriodicTimer { period_ns } = ctx.read(arg)?;
             ops::start_tick(ctx, vcpu, period_ns)?;
         }
-        VcpuOp::StopPeriodicTimer => vcpu.period.store(0, Ordering::Relaxed),
+        VcpuOp::StopPeriodicTimer => vcpu.period.store(0, Relaxed),
         VcpuOp::SetSingleshotTimer => {
             own_timer?;
             let SetSingleshotTimer { timeout_abs_ns, .. } = ctx.read(arg)?;
@@ -59,18 +53,16 @@ pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg:
         }
         VcpuOp::StopSingleshotTimer => {
             own_timer?;
-            vcpu.deadline.store(u64::MAX, Ordering::Relaxed);
+            vcpu.deadline.store(u64::MAX, Relaxed);
         }
         VcpuOp::RegisterVcpuInfo => register_info(ctx, vcpu, arg)?,
         VcpuOp::SendNmi => {
-            if arg != 0 {
-                return Err(Errno::Inval);
-            }
-            vcpu.nmi.store(true, Ordering::Release);
+            ensure!(arg == 0, Errno::Inval);
+            vcpu.nmi.store(true, Release);
             ctx.world.sched.nudge(ctx.m, vcpu);
-            ctx.world.sched.wake(ctx.m, ctx.world, vcpu);
+            ctx.world.sched.wake(ctx.m, vcpu);
         }
-        VcpuOp::GetPhysid => return Err(Errno::Inval),
+        VcpuOp::GetPhysid => return Err(Errno::Inval.into()),
         VcpuOp::RegisterVcpuTimeMemoryArea => {
             let area = area(ctx, arg)?;
             with_own(ctx, vcpu, |own| own.time_area = area)?;
@@ -78,9 +70,9 @@ pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg:
                 write_areas(ctx);
             }
         }
-        VcpuOp::RegisterRunstatePhysArea | VcpuOp::RegisterVcpuTimePhysArea => return Err(Errno::NoSys),
+        VcpuOp::RegisterRunstatePhysArea | VcpuOp::RegisterVcpuTimePhysArea => return Err(Errno::NoSys.into()),
     }
-    Ok(Progress::Done(0))
+    Ok(0)
 }
 
 /// The address in a [`RegisterArea`]; 0 takes the area away.
@@ -97,7 +89,7 @@ fn area<M: Machine>(ctx: &Ctx<'_, M>, arg: u64) -> Result<Option<GuestVirt>, Err
 fn with_own<M: Machine, R>(
     ctx: &mut Ctx<'_, M>,
     vcpu: &Vcpu,
-    look: impl FnOnce(&mut crate::domain::vcpu::VcpuState) -> R,
+    look: impl FnOnce(&mut VcpuState) -> R,
 ) -> Result<R, Errno> {
     if vcpu.number() == ctx.vcpu.number() {
         return Ok(look(ctx.own));
@@ -107,25 +99,22 @@ fn with_own<M: Machine, R>(
 }
 
 fn up<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) -> Result<(), Errno> {
-    if !with_own(ctx, vcpu, |own| own.initialised)? {
-        return Err(Errno::Inval);
-    }
-    if !vcpu.online.swap(true, Ordering::SeqCst) {
+    ensure!(with_own(ctx, vcpu, |own| own.initialised)?, Errno::Inval);
+    if !vcpu.online.swap(true, SeqCst) {
         ctx.world.sched.start(ctx.m, vcpu);
     }
     Ok(())
 }
 
 fn down<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) {
-    vcpu.online.store(false, Ordering::SeqCst);
+    vcpu.online.store(false, SeqCst);
     if vcpu.number() == ctx.vcpu.number() {
         ctx.next = Next::Leave;
     } else {
         vcpu.moves(Place::Blocked, Place::Off);
         ctx.world.sched.nudge(ctx.m, vcpu);
     }
-    let anybody = ctx.domain.vcpu_numbers().filter_map(|number| ctx.world.vcpu(ctx.domain, number));
-    if !anybody.into_iter().any(|other| other.online.load(Ordering::SeqCst)) {
+    if !ctx.world.vcpus_of(ctx.domain).any(|other| other.online.load(SeqCst)) {
         ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Poweroff as u32);
     }
 }
@@ -134,26 +123,21 @@ fn down<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) {
 fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Result<(), Errno> {
     let call: RegisterVcpuInfo = ctx.read(arg)?;
     let offset = usize::try_from(call.offset).map_err(|_| Errno::NxIo)?;
-    if offset % 8 != 0 || offset > PAGE_SIZE - vcpu_info::SIZE {
-        return Err(Errno::NxIo);
-    }
+    ensure!(offset.is_multiple_of(8) && offset <= PAGE_SIZE - vcpu_info::SIZE, Errno::NxIo);
     let frame = Frame::new(call.mfn).ok_or(Errno::Inval)?;
-    if Some(frame) == ctx.domain.shared_info() {
-        return Err(Errno::Acces); // the page of the records nobody has moved, by which moved ones are told apart
-    }
-    let old = vcpu.info.load(Ordering::Acquire);
-    if Frame::containing(old).is_some_and(|at| old != 0 && Some(at) != ctx.domain.shared_info()) {
-        return Err(Errno::Busy);
-    }
+    // The page of the records nobody has moved, by which moved ones are told apart.
+    ensure!(Some(frame) != ctx.domain.shared_info(), Errno::Acces);
+    let old = vcpu.record();
+    ensure!(old.is_none_or(|(at, _)| Some(at) == ctx.domain.shared_info()), Errno::Busy);
     let id = ctx.domain.id();
     ctx.world.frames.take_writable(ctx.m, frame, id, id).map_err(|_| Errno::Acces)?;
     let mut record = [0u8; vcpu_info::SIZE];
-    match Frame::containing(old).filter(|_| old != 0) {
-        Some(at) => ctx.m.read(at, usize::try_from(old & 0xfff).unwrap_or(0), &mut record),
+    match old {
+        Some((frame, at)) => ctx.m.read(frame, at, &mut record),
         None => record[vcpu_info::UPCALL_MASK] = 1,
     }
     ctx.m.write(frame, offset, &record);
-    vcpu.info.store(frame.address() | offset as u64, Ordering::Release);
+    vcpu.info.store(frame.address() | offset as u64, Release);
     ctx.world.write_time(ctx.m, vcpu);
     // An event that came while the record moved set its bits in the old place: the guest is made to look at all ports.
     ctx.m.write(frame, offset + vcpu_info::PENDING_SEL, &u64::MAX.to_le_bytes());
@@ -164,11 +148,8 @@ fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Res
 impl World {
     /// Writes a vcpu's time record under the version protocol (ABI core 6.1).
     pub fn write_time<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
-        let at = vcpu.info.load(Ordering::Acquire);
-        let Some(frame) = Frame::containing(at).filter(|_| at != 0) else {
-            return;
-        };
-        let offset = usize::try_from(at & 0xfff).unwrap_or(0) + vcpu_info::TIME;
+        let Some((frame, at)) = vcpu.record() else { return };
+        let offset = at + vcpu_info::TIME;
         let mut old = TimeInfo::new_zeroed();
         m.read(frame, offset, old.as_mut_bytes());
         let version = old.version & !1;
@@ -181,7 +162,7 @@ impl World {
 /// Adds the time since the state was entered to what has been spent in it; returns that time.
 fn charge(info: &mut RunstateInfo, now: u64) -> u64 {
     let spent = now.saturating_sub(info.state_entry_time);
-    if let Some(total) = usize::try_from(info.state).ok().and_then(|n| info.time.get_mut(n)) {
+    if let Some(total) = info.time.get_mut(info.state as usize) {
         *total = total.saturating_add(spent);
     }
     spent
@@ -193,7 +174,7 @@ pub fn enter_state<M: Machine>(ctx: &mut Ctx<'_, M>, state: Runstate) {
     let info = &mut ctx.own.runstate;
     let spent = charge(info, now);
     if info.state == Runstate::Running as u32 {
-        ctx.domain.cpu_time.fetch_add(spent, Ordering::Relaxed);
+        ctx.domain.cpu_time.fetch_add(spent, Relaxed);
     }
     (info.state, info.state_entry_time) = (state as u32, now);
     if state == Runstate::Running || ctx.domain.assisted(Assist::RunstateUpdateFlag) {

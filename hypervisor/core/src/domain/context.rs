@@ -1,34 +1,28 @@
 //! A vcpu's state from and to the ABI's structure (ABI core 7, 10.3).
 
-use super::Domain;
-use super::vcpu::{Handler, Vcpu, VcpuState};
-use crate::addr::{Frame, GuestVirt};
-use crate::dispatch::{Progress, stopped};
-use crate::lock::{Held, Nothing};
-use crate::machine::{Machine, Registers};
-use crate::paging::{BUDGET, Stop};
+use super::vcpu::Handler;
+use crate::calls::descriptors::MAX_LDT;
+use crate::emulate::{CR4_FIXED, cr4_choice};
+use crate::machine::Registers;
+use crate::paging::{Outcome, Refused, Session};
+use crate::prelude::*;
 use crate::trap::flags as rflags;
-use crate::world::{Ctx, World};
-use core::sync::atomic::Ordering;
 use hypercall_abi::callback::TrapInfo;
 use hypercall_abi::context::{UserRegs, VcpuContext, flags};
-use hypercall_abi::{Errno, selector};
+use hypercall_abi::selector;
 use zerocopy::IntoBytes;
 
 /// `VCPUOP_initialise`: the first state of a vcpu of the caller's own domain.
 ///
 /// # Errors
 /// `Exist` if it has one, `Busy` while it runs, and those of [`set`].
-pub fn initialise<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Result<Progress, Errno> {
-    if vcpu.number() == ctx.vcpu.number() {
-        return Err(Errno::Exist);
-    }
+pub fn initialise<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Answer {
+    ensure!(vcpu.number() != ctx.vcpu.number(), Errno::Exist);
     let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
-    if own.initialised {
-        return Err(Errno::Exist);
-    }
+    ensure!(!own.initialised, Errno::Exist);
     let context: VcpuContext = ctx.read(arg)?;
-    set(ctx.world, ctx.m, ctx.held, ctx.domain, vcpu, &mut own, &context)
+    let domain = ctx.domain;
+    set(&mut ctx.site(), domain, vcpu, &mut own, &context)
 }
 
 /// Gives a vcpu that does not run a new state.
@@ -36,30 +30,28 @@ pub fn initialise<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Re
 /// # Errors
 /// `Inval` for addresses, tables or roots the domain may not have; the vcpu is then as it was.
 pub fn set<M: Machine>(
-    world: &World,
-    m: &M,
-    held: &mut Held<Nothing>,
+    site: &mut Site<'_, M>,
     domain: &Domain,
     vcpu: &Vcpu,
     own: &mut VcpuState,
     context: &VcpuContext,
-) -> Result<Progress, Errno> {
+) -> Answer {
+    let (m, world) = (site.m, site.world);
     let traps = own.traps.ok_or(Errno::NoMem)?;
-    check_addresses(context)?;
-    let gdt_entries = u32::try_from(context.gdt_ents)
-        .ok()
-        .filter(|n| *n <= u32::from(selector::GUEST_ENTRIES))
-        .ok_or(Errno::Inval)?;
+    check(context)?;
     // Everything that can be refused is taken here; if one thing is, all that was taken goes back.
     let mut taken = Taken::default();
-    if let Err(stop) = taken.take(world, m, held, domain, context) {
-        taken.give_back(world, m, held, domain);
-        return stopped(stop);
+    let outcome = taken.take(&mut site.session(domain), context);
+    if let Err(stop) = outcome {
+        taken.give_back(site, domain);
+        return Err(stop.into());
     }
-    let old = Taken { gdt: own.gdt, roots: [own.kernel_root, own.user_root] };
-    let ldt_pages = core::mem::take(&mut own.ldt_mapped);
+    let old = Taken { gdt: own.gdt, roots: [own.kernel_root, own.user_root], ldt: own.ldt_mapped };
+    let regs = &context.user_regs;
+    let callback = |address, masks_events| Handler { address, masks_events };
+    let masks = |flag| context.flags & flag != 0;
     *own = VcpuState {
-        regs: registers(&context.user_regs),
+        regs: registers(regs),
         kernel_mode: context.flags & flags::IN_KERNEL != 0,
         kernel_root: taken.roots[0],
         user_root: taken.roots[1],
@@ -71,24 +63,22 @@ pub fn set<M: Machine>(
         fpu: own.fpu,
         fpu_fresh: context.flags & flags::I387_VALID == 0,
         task_switched: context.ctrlreg[0] & 8 != 0,
-        cr4: context.ctrlreg[4] & crate::emulate::cr4_choice(m),
-        iopl: u8::try_from(context.user_regs.rflags >> 12 & 3).unwrap_or(0),
+        cr4: context.ctrlreg[4] & cr4_choice(m),
+        iopl: (regs.rflags >> 12 & 3) as u8,
         gdt: taken.gdt,
-        gdt_entries,
+        gdt_entries: low32(context.gdt_ents),
         ldt_base: GuestVirt(context.ldt_base),
-        ldt_entries: u32::try_from(context.ldt_ents).unwrap_or(0),
+        ldt_entries: low32(context.ldt_ents),
         runstate: own.runstate,
         runstate_area: own.runstate_area,
         time_area: own.time_area,
         initialised: true,
         ..VcpuState::new()
     };
-    let callback = |address, masks_events| Handler { address, masks_events };
     own.callbacks.event = callback(context.event_callback_eip, true);
-    own.callbacks.failsafe = callback(context.failsafe_callback_eip, context.flags & flags::FAILSAFE_MASKS_EVENTS != 0);
-    own.callbacks.syscall = callback(context.syscall_callback_eip, context.flags & flags::SYSCALL_MASKS_EVENTS != 0);
-    let regs = &context.user_regs;
-    own.segments.selectors = [regs.ds, regs.es, regs.fs, regs.gs].map(|word| u16::try_from(word & 0xffff).unwrap_or(0));
+    own.callbacks.failsafe = callback(context.failsafe_callback_eip, masks(flags::FAILSAFE_MASKS_EVENTS));
+    own.callbacks.syscall = callback(context.syscall_callback_eip, masks(flags::SYSCALL_MASKS_EVENTS));
+    own.segments.selectors = [regs.ds, regs.es, regs.fs, regs.gs].map(low16);
     own.segments.fs_base = context.fs_base;
     own.segments.gs_base = if own.kernel_mode { context.gs_base_kernel } else { context.gs_base_user };
     if let (Some(area), false) = (own.fpu, own.fpu_fresh) {
@@ -96,166 +86,119 @@ pub fn set<M: Machine>(
         m.write(area, 0, &context.fpu_ctxt);
     }
     m.zero(traps);
-    for gate in &context.trap_ctxt {
-        if gate.address != 0 {
-            m.write(traps, usize::from(gate.vector) * size_of::<TrapInfo>(), gate.as_bytes());
-        }
+    for gate in context.trap_ctxt.iter().filter(|gate| gate.address != 0) {
+        m.write(traps, usize::from(gate.vector) * size_of::<TrapInfo>(), gate.as_bytes());
     }
-    old.give_back(world, m, held, domain);
-    ldt_pages.iter().flatten().for_each(|frame| _ = world.frames.drop_use(*frame));
+    old.give_back(site, domain);
     if vcpu.number().0 == 0 {
-        domain.assists.fetch_or(context.vm_assist, Ordering::Relaxed);
+        domain.assists.fetch_or(context.vm_assist, Relaxed);
     }
     if context.flags & flags::ONLINE != 0 {
-        vcpu.online.store(true, Ordering::SeqCst);
+        vcpu.online.store(true, SeqCst);
         if domain.runs() {
             world.sched.start(m, vcpu);
         }
     }
-    Ok(Progress::Done(0))
+    Ok(0)
 }
 
-/// Uses that a context needs: GDT frames, kernel root, user root.
+/// Uses of frames that a vcpu stands for: GDT frames, kernel root, user root, LDT pages.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Taken {
-    pub(super) gdt: [Option<Frame>; 14],
-    pub(super) roots: [Option<Frame>; 2],
+pub(crate) struct Taken {
+    pub(crate) gdt: [Option<Frame>; 14],
+    pub(crate) roots: [Option<Frame>; 2],
+    pub(crate) ldt: [Option<Frame>; 16],
 }
 
 impl Taken {
-    fn take<M: Machine>(
+    /// Takes the frames of a GDT with so many entries.
+    pub(crate) fn take_gdt<M: Machine>(
         &mut self,
-        world: &World,
-        m: &M,
-        held: &mut Held<Nothing>,
-        domain: &Domain,
-        context: &VcpuContext,
-    ) -> Result<(), Stop> {
-        const NO_FRAME: Stop = Stop::Refused(crate::paging::Refused::NoSuchFrame);
-        let mut session = domain.space.open(m, &world.frames, BUDGET, held);
-        let frames = usize::try_from(context.gdt_ents.div_ceil(512)).unwrap_or(0);
-        for (slot, number) in self.gdt.iter_mut().zip(context.gdt_frames.iter().take(frames)) {
-            let frame = Frame::new(*number).ok_or(NO_FRAME)?;
+        session: &mut Session<'_, M>,
+        numbers: &[u64],
+        entries: u64,
+    ) -> Outcome<()> {
+        for (_, (slot, number)) in (0..entries.div_ceil(512)).zip(self.gdt.iter_mut().zip(numbers)) {
+            let frame = Frame::new(*number).ok_or(Refused::NoSuchFrame)?;
             session.take_descriptors(frame)?;
-            *slot = Some(frame);
-        }
-        let user_needed = context.flags & flags::IN_KERNEL == 0;
-        for (slot, (address, needed)) in
-            self.roots.iter_mut().zip([(context.ctrlreg[3], true), (context.ctrlreg[1], user_needed)])
-        {
-            if address == 0 && !needed {
-                continue;
-            }
-            let frame = Frame::containing(address).ok_or(NO_FRAME)?;
-            session.switch_root(None, Some(frame), || {})?;
             *slot = Some(frame);
         }
         Ok(())
     }
 
-    /// Drops what is held.
-    pub(super) fn give_back<M: Machine>(&self, world: &World, m: &M, held: &mut Held<Nothing>, domain: &Domain) {
-        self.gdt.iter().flatten().for_each(|frame| _ = world.frames.drop_use(*frame));
-        let mut session = domain.space.open(m, &world.frames, BUDGET, held);
-        for root in self.roots.iter().flatten() {
-            session.drop_root(*root);
+    fn take<M: Machine>(&mut self, session: &mut Session<'_, M>, context: &VcpuContext) -> Outcome<()> {
+        self.take_gdt(session, &context.gdt_frames, context.gdt_ents)?;
+        let user_needed = context.flags & flags::IN_KERNEL == 0;
+        let roots = [(context.ctrlreg[3], true), (context.ctrlreg[1], user_needed)];
+        for (slot, (address, needed)) in self.roots.iter_mut().zip(roots) {
+            if address != 0 || needed {
+                let frame = Frame::containing(address).ok_or(Refused::NoSuchFrame)?;
+                session.switch_root(None, Some(frame), || {})?;
+                *slot = Some(frame);
+            }
         }
+        Ok(())
+    }
+
+    /// Drops what is held.
+    pub(crate) fn give_back<M: Machine>(&self, site: &mut Site<'_, M>, domain: &Domain) {
+        for frame in self.gdt.iter().chain(&self.ldt).flatten() {
+            site.world.frames.drop_use(*frame);
+        }
+        let mut session = site.session(domain);
+        self.roots.iter().flatten().for_each(|root| session.drop_root(*root));
     }
 }
 
-fn check_addresses(context: &VcpuContext) -> Result<(), Errno> {
+/// Refuses addresses no guest may have, and tables larger than they can be.
+fn check(context: &VcpuContext) -> Result<(), Errno> {
     let handlers = context.trap_ctxt.iter().map(|gate| gate.address);
     let callbacks = [context.event_callback_eip, context.failsafe_callback_eip, context.syscall_callback_eip];
     let bases = [context.fs_base, context.gs_base_kernel, context.gs_base_user, context.user_regs.rip];
-    if handlers.chain(callbacks).chain(bases).any(|address| !GuestVirt(address).is_canonical()) {
-        return Err(Errno::Inval);
-    }
+    let mut addresses = handlers.chain(callbacks).chain(bases);
+    ensure!(addresses.all(|address| GuestVirt(address).is_canonical()), Errno::Inval);
     let ldt = GuestVirt(context.ldt_base);
-    if context.ldt_ents > 8192 || (context.ldt_ents > 0 && (ldt.offset() != 0 || !ldt.is_guests())) {
-        return Err(Errno::Inval);
-    }
+    ensure!(context.ldt_ents == 0 || ldt.offset() == 0 && ldt.is_guests(), Errno::Inval);
+    ensure!(context.ldt_ents <= u64::from(MAX_LDT), Errno::Inval);
+    ensure!(context.gdt_ents <= u64::from(selector::GUEST_ENTRIES), Errno::Inval);
     Ok(())
 }
 
-/// Registers that a guest may run with (P12).
-fn registers(regs: &UserRegs) -> Registers {
-    Registers {
-        scratch: 0,
-        r15: regs.r15,
-        r14: regs.r14,
-        r13: regs.r13,
-        r12: regs.r12,
-        rbp: regs.rbp,
-        rbx: regs.rbx,
-        r11: regs.r11,
-        r10: regs.r10,
-        r9: regs.r9,
-        r8: regs.r8,
-        rax: regs.rax,
-        rcx: regs.rcx,
-        rdx: regs.rdx,
-        rsi: regs.rsi,
-        rdi: regs.rdi,
-        error: 0,
-        rip: regs.rip,
-        cs: u64::from(regs.cs) | 3,
-        rflags: regs.rflags & rflags::GUEST | rflags::IF | 2,
-        rsp: regs.rsp,
-        ss: regs.ss & 0xffff | 3,
-    }
+/// Registers that a guest may run with (P12). Both structures begin alike, but for our first word.
+fn registers(user: &UserRegs) -> Registers {
+    let mut regs = Registers::default();
+    fill(regs.as_mut_bytes().iter_mut().skip(size_of::<u64>()), user.as_bytes());
+    regs.error = 0;
+    (regs.cs, regs.ss) = (u64::from(user.cs) | 3, user.ss & 0xffff | 3);
+    regs.rflags = user.rflags & rflags::GUEST | rflags::IF | 2;
+    regs
 }
 
 /// The state of a vcpu that does not run, for the toolstack.
 pub fn get<M: Machine>(m: &M, own: &VcpuState, masked: bool) -> VcpuContext {
-    let regs = &own.regs;
-    let [ds, es, fs, gs] = own.segments.selectors.map(u64::from);
+    let address = |root: Option<Frame>| root.map_or(0, Frame::address);
+    let (active, kernel_mode) = (own.segments.gs_base, own.kernel_mode);
     let mut context = VcpuContext {
-        flags: if own.kernel_mode { flags::IN_KERNEL } else { 0 },
-        user_regs: UserRegs {
-            r15: regs.r15,
-            r14: regs.r14,
-            r13: regs.r13,
-            r12: regs.r12,
-            rbp: regs.rbp,
-            rbx: regs.rbx,
-            r11: regs.r11,
-            r10: regs.r10,
-            r9: regs.r9,
-            r8: regs.r8,
-            rax: regs.rax,
-            rcx: regs.rcx,
-            rdx: regs.rdx,
-            rsi: regs.rsi,
-            rdi: regs.rdi,
-            rip: regs.rip,
-            cs: u16::try_from(regs.cs & 0xffff).unwrap_or(0),
-            saved_upcall_mask: u8::from(masked),
-            rflags: regs.rflags,
-            rsp: regs.rsp,
-            ss: regs.ss,
-            es,
-            ds,
-            fs,
-            gs,
-            ..UserRegs::default()
-        },
+        flags: if kernel_mode { flags::IN_KERNEL } else { 0 },
         ldt_base: own.ldt_base.0,
         ldt_ents: u64::from(own.ldt_entries),
         gdt_ents: u64::from(own.gdt_entries),
         kernel_ss: own.kernel_ss,
         kernel_sp: own.kernel_sp,
+        ctrlreg: [0, address(own.user_root), own.cr2, address(own.kernel_root), own.cr4 | CR4_FIXED, 0, 0, 0],
         debugreg: own.debug,
         event_callback_eip: own.callbacks.event.address,
         failsafe_callback_eip: own.callbacks.failsafe.address,
         syscall_callback_eip: own.callbacks.syscall.address,
         fs_base: own.segments.fs_base,
-        gs_base_kernel: if own.kernel_mode { own.segments.gs_base } else { own.gs_kernel },
-        gs_base_user: if own.kernel_mode { own.gs_user } else { own.segments.gs_base },
+        gs_base_kernel: if kernel_mode { active } else { own.gs_kernel },
+        gs_base_user: if kernel_mode { own.gs_user } else { active },
         ..VcpuContext::default()
     };
-    let address = |root: Option<Frame>| root.map_or(0, Frame::address);
-    (context.ctrlreg[1], context.ctrlreg[3]) = (address(own.user_root), address(own.kernel_root));
-    (context.ctrlreg[2], context.ctrlreg[4]) = (own.cr2, own.cr4 | crate::emulate::CR4_FIXED);
+    let user = &mut context.user_regs;
+    fill(user.as_mut_bytes(), own.regs.as_bytes().iter().skip(size_of::<u64>()));
+    (user.error_code, user.entry_vector, user.saved_upcall_mask) = (0, 0, u8::from(masked));
+    [user.ds, user.es, user.fs, user.gs] = own.segments.selectors.map(u64::from);
     for (number, frame) in context.gdt_frames.iter_mut().zip(own.gdt) {
         *number = frame.map_or(0, Frame::number);
     }

@@ -5,22 +5,16 @@
 //! Keeps: P9 (every function here takes a [`ControlAuthority`] or is for boot alone), P11.
 
 use super::context::{self, Taken};
-use super::vcpu::{Place, Vcpu, VcpuState};
-use super::{Domain, Life, MAX_DOMAIN_VCPUS, Papers, Powers};
-use crate::addr::{DomainId, Frame, VcpuId};
-use crate::dispatch::Progress;
-use crate::lock::{Held, Nothing};
-use crate::machine::Machine;
-use crate::paging::BUDGET;
-use crate::world::{ControlAuthority, Ctx, MAX_DOMAINS, World};
-use core::sync::atomic::Ordering;
+use super::{Life, MAX_DOMAIN_VCPUS, Papers, Powers};
+use crate::addr::FrameSlot;
+use crate::prelude::*;
+use crate::world::{ControlAuthority, MAX_DOMAINS};
 use hypercall_abi::domctl::{
     CreateDomain, DomainInfo, Domctl, DomctlOp, INTERFACE_VERSION, MaxMem, MaxVcpus, VcpuContextArg, info,
 };
 use hypercall_abi::event::Virq;
 use hypercall_abi::shared::{offset, vcpu_info};
 use hypercall_abi::tenon::{CrashReport, TenonOp};
-use hypercall_abi::{Errno, domid};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// The tick every vcpu starts with (ABI core 6.3).
@@ -39,188 +33,154 @@ pub struct Spec {
     pub handle: [u8; 16],
 }
 
-impl World {
+impl<'a, M: Machine> Site<'a, M> {
     /// Makes an empty domain, paused, with the lowest free id not used lately; for boot, and for [`domctl`].
     ///
     /// # Errors
     /// `Inval` for a number of vcpus no domain can have, `NoMem` without a free slot or frame; nothing is left behind.
-    pub fn create<M: Machine>(&self, m: &M, held: &mut Held<Nothing>, spec: &Spec) -> Result<&Domain, Errno> {
-        if spec.vcpus == 0 || usize::try_from(spec.vcpus).is_ok_and(|n| n > MAX_DOMAIN_VCPUS) {
-            return Err(Errno::Inval);
-        }
-        let mut census = self.census.lock(held);
+    pub fn create(&mut self, spec: &Spec) -> Result<&'a Domain, Errno> {
+        let (m, world) = (self.m, self.world);
+        ensure!((1..=MAX_DOMAIN_VCPUS).contains(&(spec.vcpus as usize)), Errno::Inval);
+        let mut census = world.census.lock(self.held);
         let (next, held) = census.parts();
-        let first = *next;
-        let ids = (0..MAX_DOMAINS).map(|n| (first.wrapping_add(n)) % DomainId::FIRST_RESERVED);
-        let free = |id: &u16| self.slot(DomainId(*id)).is_some_and(|domain| domain.life() == Life::Free);
-        let id = DomainId(ids.into_iter().find(free).ok_or(Errno::NoMem)?);
-        let domain = self.slot(id).ok_or(Errno::NoMem)?;
-        domain.id.store(id.0, Ordering::Release);
+        let mut ids = (0..MAX_DOMAINS).map(|n| DomainId(next.wrapping_add(n) % DomainId::FIRST_RESERVED));
+        let free = |id: &DomainId| world.slot(*id).is_some_and(|domain| domain.life() == Life::Free);
+        let id = ids.find(free).ok_or(Errno::NoMem)?;
+        let domain = world.slot(id).ok_or(Errno::NoMem)?;
+        domain.id.store(id.0, Release);
         domain.space.begin(id, held);
-        let shared = self.frames.lend(m, id).map_err(|_| Errno::NoMem)?;
+        let shared = world.frames.lend(m, id)?;
         for vcpu in 0..MAX_DOMAIN_VCPUS {
             m.write(shared, vcpu * vcpu_info::SIZE + vcpu_info::UPCALL_MASK, &[1]);
         }
         write_wallclock(m, shared);
-        domain.shared_info.store(u32::try_from(shared.number()).map_err(|_| Errno::NoMem)?, Ordering::Release);
+        domain.shared_info.set(shared);
         for number in 0..spec.vcpus {
-            if let Err(errno) = self.add_vcpu(m, domain, VcpuId(number)) {
-                self.release_frames(m, domain);
-                return Err(errno);
-            }
+            world.add_vcpu(m, domain, VcpuId(number)).inspect_err(|_| world.release_frames(domain))?;
         }
-        domain.powers.store(spec.powers.to_bits(), Ordering::Relaxed);
-        domain.max_pages.store(spec.max_pages, Ordering::Relaxed);
-        domain.pages.store(0, Ordering::Relaxed);
-        domain.paused.store(true, Ordering::SeqCst);
-        domain.shutdown.store(0, Ordering::SeqCst);
-        domain.assists.store(0, Ordering::Relaxed);
-        domain.cpu_time.store(0, Ordering::Relaxed);
-        domain.entries.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+        domain.powers.store(spec.powers.bits(), Relaxed);
+        domain.max_pages.store(spec.max_pages, Relaxed);
+        domain.pages.store(0, Relaxed);
+        domain.paused.store(true, SeqCst);
+        domain.shutdown.store(0, SeqCst);
+        domain.assists.store(0, Relaxed);
+        domain.cpu_time.store(0, Relaxed);
+        domain.entries.iter().for_each(|counter| counter.store(0, Relaxed));
         let report = CrashReport { vcpu: 0, length: 0, text: [0; 128] };
         domain.papers.with(|papers| *papers = Papers { handle: spec.handle, report });
-        domain.life.store(Life::Alive as u8, Ordering::Release);
+        domain.life.store(Life::Alive as u8, Release);
         *next = (id.0 + 1) % DomainId::FIRST_RESERVED;
         Ok(domain)
     }
 
-    fn slot(&self, id: DomainId) -> Option<&Domain> {
-        self.domains.get(usize::from(id.0 % MAX_DOMAINS))
+    /// Goes on unmaking a domain; `More` until it is gone.
+    fn destroy(&mut self, domain: &Domain) -> Answer {
+        let (m, world) = (self.m, self.world);
+        domain.life.store(Life::Dying as u8, SeqCst);
+        for vcpu in world.vcpus_of(domain) {
+            vcpu.online.store(false, SeqCst);
+            vcpu.moves(Place::Blocked, Place::Off);
+            world.sched.forget(vcpu);
+            world.sched.nudge(m, vcpu);
+            // A vcpu that runs elsewhere leaves its CPU first.
+            let mut own = vcpu.own.try_take().ok_or(Halt::More)?;
+            ensure!(vcpu.place() != Place::Running, Halt::More);
+            self.drop_uses(domain, vcpu, &mut own);
+        }
+        {
+            let _guard = world.ports.lock(self.held);
+            world.close_all(m, domain);
+        }
+        self.unmap_grants(domain)?;
+        self.session(domain).tear_down()?;
+        domain.pages.store(0, Relaxed);
+        world.release_frames(domain);
+        world.raise_global(m, Virq::DomExc);
+        Ok(0)
     }
 
+    /// Drops every use of a frame that a vcpu stands for.
+    fn drop_uses(&mut self, domain: &Domain, vcpu: &Vcpu, own: &mut VcpuState) {
+        use core::mem::take;
+        let roots = [own.kernel_root.take(), own.user_root.take()];
+        Taken { gdt: take(&mut own.gdt), roots, ldt: take(&mut own.ldt_mapped) }.give_back(self, domain);
+        let Some(shared) = domain.shared_info() else { return };
+        if let Some((frame, _)) = vcpu.record().filter(|(frame, _)| *frame != shared) {
+            vcpu.info.store(shared_record(shared, vcpu.number()), Release);
+            self.world.frames.drop_use(frame);
+        }
+    }
+}
+
+/// Where in its domain's shared_info page a vcpu's record begins, as a machine address.
+fn shared_record(shared: Frame, vcpu: VcpuId) -> u64 {
+    shared.address() + u64::from(vcpu.0) * vcpu_info::SIZE as u64
+}
+
+impl World {
     /// Gives a domain one of the free vcpus. The caller holds the census.
     fn add_vcpu<M: Machine>(&self, m: &M, domain: &Domain, number: VcpuId) -> Result<(), Errno> {
-        let (index, vcpu) =
-            (0u16..).zip(&self.vcpus).find(|(_, vcpu)| vcpu.domain.load(Ordering::Acquire) == 0).ok_or(Errno::NoMem)?;
-        let slot = domain.vcpus.get(usize::try_from(number.0).unwrap_or(usize::MAX)).ok_or(Errno::Inval)?;
-        let traps = self.frames.allocate(m).map_err(|_| Errno::NoMem)?;
-        let Ok(fpu) = self.frames.allocate(m) else {
-            self.frames.retire(traps);
-            return Err(Errno::NoMem);
-        };
-        {
-            let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
-            *own = VcpuState { traps: Some(traps), fpu: Some(fpu), ..VcpuState::new() };
-            own.runstate.state_entry_time = m.now();
-        }
+        let mut vcpus = (0u16..).zip(&self.vcpus);
+        let (index, vcpu) = vcpus.find(|(_, vcpu)| vcpu.domain.load(Acquire) == 0).ok_or(Errno::NoMem)?;
+        let slot = nth(&domain.vcpus, number.0).ok_or(Errno::Inval)?;
         let shared = domain.shared_info().ok_or(Errno::NoMem)?;
-        vcpu.info.store(shared.address() + u64::from(number.0) * vcpu_info::SIZE as u64, Ordering::Release);
-        vcpu.number.store(number.0, Ordering::Relaxed);
-        vcpu.index.store(index, Ordering::Relaxed);
-        vcpu.place.store(Place::Off as u8, Ordering::SeqCst);
-        vcpu.online.store(false, Ordering::SeqCst);
-        vcpu.nmi.store(false, Ordering::SeqCst);
-        vcpu.deadline.store(u64::MAX, Ordering::Relaxed);
-        vcpu.poll_deadline.store(u64::MAX, Ordering::Relaxed);
-        vcpu.period.store(FIRST_PERIOD, Ordering::Relaxed);
-        vcpu.next_tick.store(m.now(), Ordering::Relaxed);
-        vcpu.virqs.iter().for_each(|port| port.store(0, Ordering::Relaxed));
         let position = self.domains.iter().position(|other| core::ptr::eq(other, domain)).ok_or(Errno::NoMem)?;
-        vcpu.domain.store(u16::try_from(position + 1).map_err(|_| Errno::NoMem)?, Ordering::Release);
-        slot.store(index + 1, Ordering::Release);
+        let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
+        let traps = self.frames.allocate(m)?;
+        let fpu = self.frames.allocate(m).inspect_err(|_| self.frames.retire(traps))?;
+        *own = VcpuState { traps: Some(traps), fpu: Some(fpu), ..VcpuState::new() };
+        own.runstate.state_entry_time = m.now();
+        vcpu.info.store(shared_record(shared, number), Release);
+        vcpu.number.store(number.0, Relaxed);
+        vcpu.index.store(index, Relaxed);
+        vcpu.place.store(Place::Off as u8, SeqCst);
+        vcpu.online.store(false, SeqCst);
+        vcpu.nmi.store(false, SeqCst);
+        vcpu.deadline.store(u64::MAX, Relaxed);
+        vcpu.poll_deadline.store(u64::MAX, Relaxed);
+        vcpu.period.store(FIRST_PERIOD, Relaxed);
+        vcpu.next_tick.store(m.now(), Relaxed);
+        vcpu.virqs.iter().for_each(|port| port.store(0, Relaxed));
+        vcpu.domain.store(low16(position as u64 + 1), Release);
+        slot.store(index + 1, Release);
         self.sched.admit(index);
         self.write_time(m, vcpu);
         Ok(())
     }
 
     /// Returns what the hypervisor holds for a domain whose own memory is gone, and frees its slot.
-    fn release_frames<M: Machine>(&self, m: &M, domain: &Domain) {
+    fn release_frames(&self, domain: &Domain) {
         for slot in &domain.vcpus {
-            let Some(vcpu) = usize::from(slot.swap(0, Ordering::AcqRel)).checked_sub(1).and_then(|n| self.vcpus.get(n))
-            else {
-                continue;
-            };
+            let index = slot.swap(0, AcqRel).checked_sub(1);
+            let Some(vcpu) = index.and_then(|index| nth(&self.vcpus, index)) else { continue };
             if let Some(mut own) = vcpu.own.try_take() {
-                for frame in [own.traps.take(), own.fpu.take()].into_iter().flatten() {
-                    self.frames.retire(frame);
-                }
-                *own = VcpuState::new();
+                let own = core::mem::take(&mut *own);
+                [own.traps, own.fpu].into_iter().flatten().for_each(|frame| self.frames.retire(frame));
             }
-            vcpu.info.store(0, Ordering::Release);
-            vcpu.domain.store(0, Ordering::Release);
+            vcpu.info.store(0, Release);
+            vcpu.domain.store(0, Release);
         }
-        for slot in &domain.port_frames {
-            match slot.swap(0, Ordering::AcqRel) {
-                0 => {}
-                number => self.frames.retire(Frame::from_u32(number)),
-            }
-        }
-        domain.grants.release(self, m);
-        if let Some(shared) = domain.shared_info() {
-            domain.shared_info.store(0, Ordering::Release);
-            self.frames.retire(shared);
-        }
-        domain.powers.store(0, Ordering::Relaxed);
-        domain.life.store(Life::Free as u8, Ordering::Release);
+        let slots = domain.port_frames.iter().chain(domain.grants.frames()).chain([&domain.shared_info]);
+        slots.filter_map(FrameSlot::take).for_each(|frame| self.frames.retire(frame));
+        domain.powers.store(0, Relaxed);
+        domain.life.store(Life::Free as u8, Release);
     }
 
-    /// Goes on unmaking a domain; `More` until it is gone.
-    fn destroy<M: Machine>(&self, m: &M, held: &mut Held<Nothing>, domain: &Domain) -> Progress {
-        domain.life.store(Life::Dying as u8, Ordering::SeqCst);
-        for number in domain.vcpu_numbers() {
-            let Some(vcpu) = self.vcpu(domain, number) else {
-                continue;
-            };
-            vcpu.online.store(false, Ordering::SeqCst);
-            vcpu.moves(Place::Blocked, Place::Off);
-            self.sched.forget(vcpu);
-            self.sched.nudge(m, vcpu);
-            // A vcpu that runs elsewhere leaves its CPU first.
-            let Some(mut own) = vcpu.own.try_take() else {
-                return Progress::More;
-            };
-            if vcpu.place() == Place::Running {
-                return Progress::More;
-            }
-            self.drop_uses(m, held, domain, vcpu, &mut own);
-        }
-        {
-            let _guard = self.ports.lock(held);
-            self.close_all(m, domain);
-        }
-        if domain.grants.unmap_all(self, m, held, domain) == Progress::More {
-            return Progress::More;
-        }
-        if domain.space.open(m, &self.frames, BUDGET, held).tear_down().is_err() {
-            return Progress::More;
-        }
-        domain.pages.store(0, Ordering::Relaxed);
-        self.release_frames(m, domain);
-        self.raise_global(m, Virq::DomExc);
-        Progress::Done(0)
-    }
-
-    /// Drops every use of a frame that a vcpu stands for.
-    fn drop_uses<M: Machine>(
-        &self,
-        m: &M,
-        held: &mut Held<Nothing>,
-        domain: &Domain,
-        vcpu: &Vcpu,
-        own: &mut VcpuState,
-    ) {
-        let uses = Taken { gdt: own.gdt, roots: [own.kernel_root.take(), own.user_root.take()] };
-        own.gdt = [None; 14];
-        uses.give_back(self, m, held, domain);
-        for frame in core::mem::take(&mut own.ldt_mapped).into_iter().flatten() {
-            self.frames.drop_use(frame);
-        }
-        let at = vcpu.info.load(Ordering::Acquire);
-        let Some(shared) = domain.shared_info() else { return };
-        if let Some(frame) = Frame::containing(at).filter(|frame| at != 0 && *frame != shared) {
-            vcpu.info.store(shared.address() + u64::from(vcpu.number().0) * vcpu_info::SIZE as u64, Ordering::Release);
-            self.frames.drop_use(frame);
+    /// Lets a domain run.
+    pub fn unpause<M: Machine>(&self, m: &M, domain: &Domain) {
+        domain.paused.store(false, SeqCst);
+        for vcpu in self.vcpus_of(domain).filter(|vcpu| vcpu.online.load(SeqCst)) {
+            self.sched.start(m, vcpu);
         }
     }
 }
 
 fn write_wallclock<M: Machine>(m: &M, shared: Frame) {
     let (seconds, nanoseconds) = m.wallclock();
-    let (low, high) = (seconds & 0xffff_ffff, seconds >> 32);
     m.write(shared, offset::WC_VERSION, &2u32.to_le_bytes());
-    m.write(shared, offset::WC_SEC, &u32::try_from(low).unwrap_or(0).to_le_bytes());
+    m.write(shared, offset::WC_SEC, &low32(seconds).to_le_bytes());
     m.write(shared, offset::WC_NSEC, &nanoseconds.to_le_bytes());
-    m.write(shared, offset::WC_SEC_HI, &u32::try_from(high).unwrap_or(0).to_le_bytes());
+    m.write(shared, offset::WC_SEC_HI, &low32(seconds >> 32).to_le_bytes());
 }
 
 /// The structure at the start of a domctl's payload.
@@ -233,64 +193,51 @@ fn payload<T: FromBytes>(call: &Domctl) -> Result<T, Errno> {
 /// # Errors
 /// `Perm` for those without authority, `Acces` for another interface version, `Srch` for a domain there is not, `NoSys`
 /// for unknown commands.
-pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<Progress, Errno> {
+pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Answer {
     let authority = ctx.control()?;
     let mut call: Domctl = ctx.read(arg)?;
-    if call.interface_version != INTERFACE_VERSION {
-        return Err(Errno::Acces);
-    }
-    let command = DomctlOp::from_number(u64::from(call.cmd)).ok_or(Errno::NoSys)?;
-    match command {
+    ensure!(call.interface_version == INTERFACE_VERSION, Errno::Acces);
+    match DomctlOp::from_number(u64::from(call.cmd)).ok_or(Errno::NoSys)? {
         DomctlOp::CreateDomain => {
             let wanted: CreateDomain = payload(&call)?;
-            if wanted.flags != 0 {
-                return Err(Errno::Inval);
-            }
+            ensure!(wanted.flags == 0, Errno::Inval);
             // The reply is tried first: a domain whose id cannot be told would be lost.
             ctx.write(arg, &call)?;
             let spec = Spec { powers: Powers::default(), vcpus: wanted.max_vcpus, max_pages: 0, handle: wanted.handle };
-            call.domain = ctx.world.create(ctx.m, ctx.held, &spec)?.id().0;
+            call.domain = ctx.site().create(&spec)?.id().0;
             ctx.write(arg, &call)?;
         }
         DomctlOp::GetDomainInfo => {
             let domain = at_or_above(ctx, call.domain).ok_or(Errno::Srch)?;
             let info = describe(ctx, domain);
             call.domain = info.domain;
-            let (bytes, reply) = (info.as_bytes(), &mut call.payload);
-            reply.iter_mut().zip(bytes).for_each(|(to, byte)| *to = *byte);
+            fill(&mut call.payload, info.as_bytes());
             ctx.write(arg, &call)?;
         }
         DomctlOp::DestroyDomain => {
             let domain = other(ctx, authority, call.domain, true)?;
-            return Ok(ctx.world.destroy(ctx.m, ctx.held, domain));
+            return ctx.site().destroy(domain);
         }
         DomctlOp::PauseDomain => {
             let domain = other(ctx, authority, call.domain, false)?;
-            domain.paused.store(true, Ordering::SeqCst);
-            for vcpu in domain.vcpu_numbers().filter_map(|number| ctx.world.vcpu(domain, number)) {
-                ctx.world.sched.nudge(ctx.m, vcpu);
-            }
+            domain.paused.store(true, SeqCst);
+            ctx.world.vcpus_of(domain).for_each(|vcpu| ctx.world.sched.nudge(ctx.m, vcpu));
         }
-        DomctlOp::UnpauseDomain => {
-            let domain = other(ctx, authority, call.domain, false)?;
-            ctx.world.unpause(ctx.m, domain);
-        }
+        DomctlOp::UnpauseDomain => ctx.world.unpause(ctx.m, other(ctx, authority, call.domain, false)?),
         DomctlOp::MaxMem => {
             let MaxMem { max_memkb } = payload(&call)?;
-            ctx.named(call.domain)?.max_pages.store(max_memkb / 4, Ordering::Relaxed);
+            ctx.named(call.domain)?.max_pages.store(max_memkb / 4, Relaxed);
         }
         DomctlOp::MaxVcpus => {
             // A domain gets its vcpus when it is made; asking for the same number again is no change.
             let MaxVcpus { max } = payload(&call)?;
-            if ctx.named(call.domain)?.vcpu_numbers().count() != usize::try_from(max).unwrap_or(usize::MAX) {
-                return Err(Errno::Inval);
-            }
+            ensure!(ctx.world.vcpus_of(ctx.named(call.domain)?).count() == max as usize, Errno::Inval);
         }
         DomctlOp::SetVcpuContext => {
             let (domain, vcpu, at) = stopped_vcpu(ctx, authority, &call)?;
             let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
             let wanted = ctx.read(at)?;
-            return context::set(ctx.world, ctx.m, ctx.held, domain, vcpu, &mut own, &wanted);
+            return context::set(&mut ctx.site(), domain, vcpu, &mut own, &wanted);
         }
         DomctlOp::GetVcpuContext => {
             let (_, vcpu, at) = stopped_vcpu(ctx, authority, &call)?;
@@ -299,7 +246,7 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<Progress, Er
             ctx.write(at, &context)?;
         }
     }
-    Ok(Progress::Done(0))
+    Ok(0)
 }
 
 /// A domain that is not the caller's own; `dying`: also one that is being destroyed.
@@ -309,15 +256,10 @@ fn other<'a, M: Machine>(
     id: u16,
     dying: bool,
 ) -> Result<&'a Domain, Errno> {
-    if id == domid::SELF || id == ctx.domain.id().0 {
-        return Err(Errno::Inval);
-    }
+    ensure!(!ctx.is_own(id), Errno::Inval);
     let domain = ctx.world.slot(DomainId(id)).filter(|domain| domain.id() == DomainId(id)).ok_or(Errno::Srch)?;
-    match domain.life() {
-        Life::Alive => Ok(domain),
-        Life::Dying if dying => Ok(domain),
-        _ => Err(Errno::Srch),
-    }
+    let found = domain.life() == Life::Alive || dying && domain.life() == Life::Dying;
+    if found { Ok(domain) } else { Err(Errno::Srch) }
 }
 
 fn stopped_vcpu<'a, M: Machine>(
@@ -338,11 +280,11 @@ fn at_or_above<'a, M: Machine>(ctx: &Ctx<'a, M>, id: u16) -> Option<&'a Domain> 
 }
 
 fn describe<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain) -> DomainInfo {
-    let vcpus = || domain.vcpu_numbers().filter_map(|number| ctx.world.vcpu(domain, number));
+    let vcpus = || ctx.world.vcpus_of(domain);
     let mut flags = 0;
     let mut set = |flag, on: bool| flags |= if on { flag } else { 0 };
     set(info::DYING, domain.life() == Life::Dying);
-    set(info::PAUSED, domain.paused.load(Ordering::SeqCst));
+    set(info::PAUSED, domain.paused.load(SeqCst));
     set(info::RUNNING, vcpus().any(|vcpu| vcpu.place() == Place::Running));
     set(info::BLOCKED, vcpus().all(|vcpu| matches!(vcpu.place(), Place::Blocked | Place::Off)));
     if let Some(reason) = domain.shutdown_reason() {
@@ -351,26 +293,14 @@ fn describe<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain) -> DomainInfo {
     DomainInfo {
         domain: domain.id().0,
         flags,
-        tot_pages: domain.pages.load(Ordering::Relaxed),
-        max_pages: domain.max_pages.load(Ordering::Relaxed),
+        tot_pages: domain.pages.load(Relaxed),
+        max_pages: domain.max_pages.load(Relaxed),
         shared_info_frame: domain.shared_info().map_or(0, Frame::number),
-        cpu_time: domain.cpu_time.load(Ordering::Relaxed),
-        nr_online_vcpus: u32::try_from(vcpus().filter(|vcpu| vcpu.online.load(Ordering::Relaxed)).count()).unwrap_or(0),
-        max_vcpu_id: u32::try_from(vcpus().count().saturating_sub(1)).unwrap_or(0),
+        cpu_time: domain.cpu_time.load(Relaxed),
+        nr_online_vcpus: vcpus().map(|vcpu| u32::from(vcpu.online.load(Relaxed))).sum(),
+        max_vcpu_id: vcpus().last().map_or(0, |vcpu| vcpu.number().0),
         handle: domain.papers.with(|papers| papers.handle),
         ..DomainInfo::new_zeroed()
-    }
-}
-
-impl World {
-    /// Lets a domain run.
-    pub fn unpause<M: Machine>(&self, m: &M, domain: &Domain) {
-        domain.paused.store(false, Ordering::SeqCst);
-        for vcpu in domain.vcpu_numbers().filter_map(|number| self.vcpu(domain, number)) {
-            if vcpu.online.load(Ordering::SeqCst) {
-                self.sched.start(m, vcpu);
-            }
-        }
     }
 }
 

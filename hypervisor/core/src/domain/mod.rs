@@ -7,11 +7,11 @@ pub mod context;
 pub mod control;
 pub mod vcpu;
 
-use crate::addr::{DomainId, Frame, VcpuId};
+use crate::addr::FrameSlot;
 use crate::lock::Leaf;
 use crate::paging::Space;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use hypercall_abi::sched::ShutdownReason;
+use crate::prelude::*;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use hypercall_abi::tenon::CrashReport;
 
 /// Vcpus a domain may have: those with a record in the shared_info page.
@@ -31,40 +31,18 @@ pub enum Life {
     Dying = 2,
 }
 
-/// What a domain may do to others and to the machine (P9): given by name when it is made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Powers {
-    /// Make, unmake and look into other domains.
-    pub control: bool,
-    /// Write to the machine's console.
-    pub console_write: bool,
-    /// Read from the machine's console and take its interrupt.
-    pub console_read: bool,
-    /// Turn the machine off by shutting down.
-    pub machine: bool,
-}
-
-impl Powers {
-    const CONTROL: u8 = 1;
-    const CONSOLE_WRITE: u8 = 2;
-    const CONSOLE_READ: u8 = 4;
-    const MACHINE: u8 = 8;
-
-    fn to_bits(self) -> u8 {
-        let bit = |on: bool, bit: u8| if on { bit } else { 0 };
-        bit(self.control, Self::CONTROL)
-            | bit(self.console_write, Self::CONSOLE_WRITE)
-            | bit(self.console_read, Self::CONSOLE_READ)
-            | bit(self.machine, Self::MACHINE)
-    }
-
-    fn from_bits(bits: u8) -> Self {
-        Self {
-            control: bits & Self::CONTROL != 0,
-            console_write: bits & Self::CONSOLE_WRITE != 0,
-            console_read: bits & Self::CONSOLE_READ != 0,
-            machine: bits & Self::MACHINE != 0,
-        }
+bitflags::bitflags! {
+    /// What a domain may do to others and to the machine (P9): given by name when it is made.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct Powers: u8 {
+        /// Make, unmake and look into other domains.
+        const CONTROL = 1;
+        /// Write to the machine's console.
+        const CONSOLE_WRITE = 2;
+        /// Read from the machine's console and take its interrupt.
+        const CONSOLE_READ = 4;
+        /// Turn the machine off by shutting down.
+        const MACHINE = 8;
     }
 }
 
@@ -79,9 +57,9 @@ pub struct Domain {
     pub pages: AtomicU64,
     /// Frames it may have.
     pub max_pages: AtomicU64,
-    shared_info: AtomicU32,
-    /// Frames of its ports, 0 where none is allocated yet.
-    pub(crate) port_frames: [AtomicU32; PORT_FRAMES],
+    shared_info: FrameSlot,
+    /// Frames of its ports.
+    pub(crate) port_frames: [FrameSlot; PORT_FRAMES],
     /// Index into the world's vcpus plus one, 0 where there is none.
     pub(crate) vcpus: [AtomicU16; MAX_DOMAIN_VCPUS],
     /// The toolstack keeps it from running.
@@ -120,8 +98,8 @@ impl Domain {
             space: Space::new(DomainId(0)),
             pages: AtomicU64::new(0),
             max_pages: AtomicU64::new(0),
-            shared_info: AtomicU32::new(0),
-            port_frames: [const { AtomicU32::new(0) }; PORT_FRAMES],
+            shared_info: FrameSlot::new(),
+            port_frames: [const { FrameSlot::new() }; PORT_FRAMES],
             vcpus: [const { AtomicU16::new(0) }; MAX_DOMAIN_VCPUS],
             paused: AtomicBool::new(true),
             shutdown: AtomicU32::new(0),
@@ -136,81 +114,51 @@ impl Domain {
     /// Its number.
     #[must_use]
     pub fn id(&self) -> DomainId {
-        DomainId(self.id.load(Ordering::Acquire))
+        DomainId(self.id.load(Acquire))
     }
 
     /// Where it is in its life.
     #[must_use]
     pub fn life(&self) -> Life {
-        match self.life.load(Ordering::Acquire) {
+        match self.life.load(Acquire) {
             1 => Life::Alive,
             2 => Life::Dying,
             _ => Life::Free,
         }
     }
 
-    /// What it may do.
+    /// Whether it may do this.
     #[must_use]
-    pub fn powers(&self) -> Powers {
-        Powers::from_bits(self.powers.load(Ordering::Relaxed))
+    pub fn may(&self, power: Powers) -> bool {
+        Powers::from_bits_retain(self.powers.load(Relaxed)).contains(power)
     }
 
     /// Its shared_info frame.
     #[must_use]
     pub fn shared_info(&self) -> Option<Frame> {
-        match self.shared_info.load(Ordering::Acquire) {
-            0 => None,
-            number => Some(Frame::from_u32(number)),
-        }
+        self.shared_info.get()
     }
 
     /// Why it has shut down, if it has.
     #[must_use]
     pub fn shutdown_reason(&self) -> Option<u32> {
-        self.shutdown.load(Ordering::Acquire).checked_sub(1)
+        self.shutdown.load(Acquire).checked_sub(1)
     }
 
     /// Notes that it has shut down; false if it had before.
     pub(crate) fn note_shutdown(&self, reason: u32) -> bool {
-        self.shutdown.compare_exchange(0, reason.saturating_add(1), Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.shutdown.compare_exchange(0, reason.saturating_add(1), AcqRel, Acquire).is_ok()
     }
 
     /// Whether its vcpus may run.
     #[must_use]
     pub fn runs(&self) -> bool {
-        self.life() == Life::Alive && !self.paused.load(Ordering::SeqCst) && self.shutdown_reason().is_none()
+        self.life() == Life::Alive && !self.paused.load(SeqCst) && self.shutdown_reason().is_none()
     }
 
     /// Whether it asked for an assist.
     #[must_use]
     pub fn assisted(&self, assist: hypercall_abi::callback::Assist) -> bool {
-        self.assists.load(Ordering::Relaxed) >> assist.number() & 1 != 0
+        self.assists.load(Relaxed) >> assist.number() & 1 != 0
     }
-
-    /// The index of one of its vcpus into the world's.
-    #[must_use]
-    pub fn vcpu_index(&self, number: VcpuId) -> Option<usize> {
-        let slot = self.vcpus.get(usize::try_from(number.0).ok()?)?;
-        usize::from(slot.load(Ordering::Acquire)).checked_sub(1)
-    }
-
-    /// Numbers of the vcpus it has.
-    pub fn vcpu_numbers(&self) -> impl Iterator<Item = VcpuId> + '_ {
-        (0u32..)
-            .zip(&self.vcpus)
-            .filter(|(_, slot)| slot.load(Ordering::Acquire) != 0)
-            .map(|(number, _)| VcpuId(number))
-    }
-}
-
-impl Default for Domain {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// A printable shutdown reason.
-#[must_use]
-pub fn reason_name(reason: u32) -> &'static str {
-    ShutdownReason::from_number(u64::from(reason)).map_or("unknown", ShutdownReason::name)
 }

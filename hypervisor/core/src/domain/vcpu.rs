@@ -1,10 +1,10 @@
 //! A vcpu: what other CPUs may look at, and what belongs to the CPU that runs it.
 
-use crate::addr::{Frame, GuestVirt, VcpuId};
 use crate::dispatch::Call;
 use crate::lock::Owned;
 use crate::machine::{Registers, Segments};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use crate::prelude::*;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use hypercall_abi::event::VIRQS;
 use hypercall_abi::vcpu::{Runstate, RunstateInfo};
 
@@ -43,7 +43,7 @@ pub struct Trap {
 
 /// A vcpu's registers and tables. Whoever holds the lock of [`Vcpu::own`] owns the vcpu: the CPU that runs it for as long
 /// as it does, the toolstack while it is stopped.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct VcpuState {
     /// General registers.
     pub regs: Registers,
@@ -125,44 +125,14 @@ pub const DR7_CLEAR: u64 = 0x400;
 impl VcpuState {
     /// A vcpu nobody has set up.
     #[must_use]
-    pub const fn new() -> Self {
-        const NONE: Handler = Handler { address: 0, masks_events: false };
+    pub fn new() -> Self {
         Self {
-            regs: Registers::ZERO,
-            segments: Segments { selectors: [0; 4], fs_base: 0, gs_base: 0 },
             kernel_mode: true,
-            kernel_root: None,
-            user_root: None,
-            gs_kernel: 0,
-            gs_user: 0,
-            kernel_sp: 0,
-            kernel_ss: 0,
-            callbacks: Callbacks { event: NONE, failsafe: NONE, syscall: NONE, syscall32: NONE, sysenter: NONE },
-            traps: None,
-            fpu: None,
             fpu_fresh: true,
-            task_switched: false,
-            cr2: 0,
-            cr4: 0,
             xcr0: 1,
-            tsc_aux: 0,
-            iopl: 0,
-            iobitmap: (GuestVirt(0), 0),
-            gdt: [None; 14],
-            gdt_entries: 0,
-            ldt_base: GuestVirt(0),
-            ldt_entries: 0,
-            ldt_mapped: [None; 16],
             debug: [0, 0, 0, 0, 0, 0, DR6_CLEAR, DR7_CLEAR],
-            trap: None,
-            nmi_pending: false,
-            nmi_masked: false,
-            call: None,
-            runstate: RunstateInfo { state: Runstate::Offline as u32, pad: 0, state_entry_time: 0, time: [0; 4] },
-            runstate_area: None,
-            time_area: None,
-            areas_stale: false,
-            initialised: false,
+            runstate: RunstateInfo { state: Runstate::Offline as u32, ..Default::default() },
+            ..Self::default()
         }
     }
 
@@ -170,12 +140,6 @@ impl VcpuState {
     #[must_use]
     pub fn root(&self) -> Option<Frame> {
         if self.kernel_mode { self.kernel_root } else { self.user_root }
-    }
-}
-
-impl Default for VcpuState {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -217,7 +181,7 @@ pub struct Vcpu {
     pub(crate) online: AtomicBool,
     /// A [`polling`] value.
     pub(crate) polling: AtomicU32,
-    /// Machine address of its vcpu_info record.
+    /// Machine address of its vcpu_info record, 0 if it has none.
     pub(crate) info: AtomicU64,
     /// Port of each virtual interrupt, 0 if not bound.
     pub(crate) virqs: [AtomicU16; VIRQS as usize],
@@ -254,20 +218,27 @@ impl Vcpu {
             next_tick: AtomicU64::new(0),
             poll_deadline: AtomicU64::new(u64::MAX),
             nmi: AtomicBool::new(false),
-            own: Owned::new(VcpuState::new()),
+            own: Owned::new(),
         }
     }
 
     /// Its number in its domain.
     #[must_use]
     pub fn number(&self) -> VcpuId {
-        VcpuId(self.number.load(Ordering::Relaxed))
+        VcpuId(self.number.load(Relaxed))
+    }
+
+    /// The frame of its vcpu_info record, and where in it the record begins.
+    #[must_use]
+    pub fn record(&self) -> Option<(Frame, usize)> {
+        let at = self.info.load(Acquire);
+        Some((Frame::containing(at).filter(|_| at != 0)?, GuestVirt(at).offset()))
     }
 
     /// Where it is.
     #[must_use]
     pub fn place(&self) -> Place {
-        match self.place.load(Ordering::SeqCst) {
+        match self.place.load(SeqCst) {
             1 => Place::Blocked,
             2 => Place::Queued,
             3 => Place::Running,
@@ -277,24 +248,14 @@ impl Vcpu {
 
     /// Moves it from one place to another; false if it was not there.
     pub fn moves(&self, from: Place, to: Place) -> bool {
-        self.place.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        self.place.compare_exchange(from as u8, to as u8, SeqCst, SeqCst).is_ok()
     }
 
     /// The earliest time at which it wants a timer interrupt; `running`: ticks are only given to a vcpu that runs.
     #[must_use]
     pub fn next_deadline(&self, running: bool) -> u64 {
-        let one_shot = self.deadline.load(Ordering::Relaxed).min(self.poll_deadline.load(Ordering::Relaxed));
-        let tick = if running && self.period.load(Ordering::Relaxed) != 0 {
-            self.next_tick.load(Ordering::Relaxed)
-        } else {
-            u64::MAX
-        };
-        one_shot.min(tick)
-    }
-}
-
-impl Default for Vcpu {
-    fn default() -> Self {
-        Self::new()
+        let ticks = running && self.period.load(Relaxed) != 0;
+        let tick = if ticks { self.next_tick.load(Relaxed) } else { u64::MAX };
+        tick.min(self.deadline.load(Relaxed)).min(self.poll_deadline.load(Relaxed))
     }
 }

@@ -4,28 +4,20 @@
 //! Replies are written before anything is changed: a guest whose reply page is bad has changed nothing.
 
 use super::port::{Binding, PortState};
-use crate::addr::{DomainId, Port, VcpuId};
-use crate::domain::vcpu::Vcpu;
-use crate::domain::{Domain, PORT_FRAMES};
-use crate::machine::Machine;
-use crate::world::{Ctx, World};
-use core::sync::atomic::Ordering;
+use crate::addr::ENTRIES;
+use crate::domain::Powers;
+use crate::prelude::*;
 use hypercall_abi::event::{
     AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, PORTS, PortArg, PortStatus, Reset, Status,
     VIRQS, Virq,
 };
-use hypercall_abi::{Errno, domid};
-
-/// Ports in a frame of them.
-const PORTS_PER_FRAME: u32 = 512;
 
 /// Carries out one `event_channel_op`.
 ///
 /// # Errors
 /// Those of ABI core 5.2, table of commands.
 pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
-    let command = EventOp::from_number(command).ok_or(Errno::NoSys)?;
-    match command {
+    match EventOp::from_number(command).ok_or(Errno::NoSys)? {
         EventOp::Send => {
             let PortArg { port } = ctx.read(arg)?;
             ctx.world.send(ctx.m, ctx.domain, Port(port)).ok_or(Errno::Inval)?;
@@ -59,7 +51,7 @@ pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64
         EventOp::BindVcpu => bind_vcpu(ctx, arg)?,
         EventOp::Unmask => {
             let PortArg { port } = ctx.read(arg)?;
-            used(ctx, ctx.domain, Port(port))?;
+            ensure!(ctx.world.port(ctx.m, ctx.domain, Port(port)).binding != Binding::Closed, Errno::Inval);
             ctx.world.unmask(ctx.m, ctx.domain, Port(port));
         }
         EventOp::Reset => {
@@ -77,13 +69,7 @@ pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64
 }
 
 fn existing<M: Machine>(ctx: &Ctx<'_, M>, number: u32) -> Result<VcpuId, Errno> {
-    let number = VcpuId(number);
-    ctx.domain.vcpu_index(number).map(|_| number).ok_or(Errno::NoEnt)
-}
-
-fn used<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain, port: Port) -> Result<PortState, Errno> {
-    let state = ctx.world.port(ctx.m, domain, port);
-    if state.binding == Binding::Closed { Err(Errno::Inval) } else { Ok(state) }
+    ctx.world.vcpu(ctx.domain, VcpuId(number)).map(Vcpu::number).ok_or(Errno::NoEnt)
 }
 
 /// Finds a free port, writes the reply that names it, and binds it.
@@ -117,9 +103,7 @@ fn bind_interdomain<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Er
     let (world, m, me) = (ctx.world, ctx.m, ctx.domain.id());
     let at = Port(call.remote_port);
     let waits_for_me = |state: PortState| state.binding == Binding::Unbound(me);
-    if !waits_for_me(world.port(m, remote, at)) {
-        return Err(Errno::Inval);
-    }
+    ensure!(waits_for_me(world.port(m, remote, at)), Errno::Inval);
     let binding = Binding::Interdomain(remote.id(), at);
     let local = reply_then_bind(ctx, ctx.domain, binding, VcpuId(0), |ctx, port| {
         call.local_port = port.0;
@@ -140,33 +124,22 @@ fn bind_interdomain<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Er
 
 fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let mut call: BindVirq = ctx.read(arg)?;
-    if call.virq >= VIRQS {
-        return Err(Errno::Inval);
-    }
+    ensure!(call.virq < VIRQS, Errno::Inval);
     let virq = Virq::from_number(u64::from(call.virq));
     let per_vcpu = virq.is_some_and(Virq::per_vcpu);
-    if !per_vcpu && call.vcpu != 0 {
-        return Err(Errno::Inval);
-    }
-    if !per_vcpu && virq != Some(Virq::Argo) {
-        let powers = ctx.domain.powers();
-        let allowed = if virq == Some(Virq::Console) { powers.console_read } else { powers.control };
-        if !allowed {
-            return Err(Errno::Perm);
-        }
-    }
+    ensure!(per_vcpu || call.vcpu == 0, Errno::Inval);
+    let power = if virq == Some(Virq::Console) { Powers::CONSOLE_READ } else { Powers::CONTROL };
+    ensure!(per_vcpu || virq == Some(Virq::Argo) || ctx.domain.may(power), Errno::Perm);
     let number = existing(ctx, call.vcpu)?;
     let vcpu = ctx.world.vcpu(ctx.domain, number).ok_or(Errno::NoEnt)?;
-    let slot = usize::try_from(call.virq).ok().and_then(|n| vcpu.virqs.get(n)).ok_or(Errno::Inval)?;
-    if slot.load(Ordering::Acquire) != 0 {
-        return Err(Errno::Exist);
-    }
+    let slot = nth(&vcpu.virqs, call.virq).ok_or(Errno::Inval)?;
+    ensure!(slot.load(Acquire) == 0, Errno::Exist);
     let port = reply_then_bind(ctx, ctx.domain, Binding::Virq(call.virq), number, |ctx, port| {
         call.port = port.0;
         ctx.write(arg, &call)
     })?;
     let port16 = u16::try_from(port.0).map_err(|_| Errno::NoSpc)?;
-    if slot.compare_exchange(0, port16, Ordering::AcqRel, Ordering::Acquire).is_err() {
+    if slot.compare_exchange(0, port16, AcqRel, Acquire).is_err() {
         let (world, m) = (ctx.world, ctx.m);
         let _guard = world.ports.lock(ctx.held);
         world.set_port(m, ctx.domain, port, PortState::CLOSED);
@@ -193,9 +166,7 @@ fn bind_vcpu<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
 fn status<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let mut call: Status = ctx.read(arg)?;
     let domain = ctx.controlled(call.dom)?;
-    if call.port == 0 || call.port >= PORTS {
-        return Err(Errno::Inval);
-    }
+    ensure!((1..PORTS).contains(&call.port), Errno::Inval);
     let state = ctx.world.port(ctx.m, domain, Port(call.port));
     (call.status, call.detail, call.remote_port) = match state.binding {
         Binding::Closed => (PortStatus::Closed as u32, 0, 0),
@@ -211,22 +182,19 @@ fn status<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
 impl World {
     fn set_port<M: Machine>(&self, m: &M, domain: &Domain, port: Port, state: PortState) {
         if let Some(word) = self.port_word(m, domain, port) {
-            word.store(state.to_word(), Ordering::Release);
+            word.store(state.to_word(), Release);
         }
     }
 
     /// The lowest free port; another frame of ports is allocated when all are taken.
     fn free_port<M: Machine>(&self, m: &M, domain: &Domain) -> Result<Port, Errno> {
-        for (chunk, slot) in (0u32..).zip(&domain.port_frames).take(PORT_FRAMES) {
-            if slot.load(Ordering::Acquire) == 0 {
-                let frame = self.frames.allocate(m).map_err(|_| Errno::NoMem)?;
-                slot.store(u32::try_from(frame.number()).map_err(|_| Errno::NoMem)?, Ordering::Release);
+        for (first, slot) in (0..PORTS).step_by(ENTRIES).zip(&domain.port_frames) {
+            if slot.get().is_none() {
+                slot.set(self.frames.allocate(m)?);
             }
-            let first = chunk.saturating_mul(PORTS_PER_FRAME);
-            for port in first.max(1)..first.saturating_add(PORTS_PER_FRAME) {
-                if self.port_word(m, domain, Port(port)).is_some_and(|word| word.load(Ordering::Acquire) == 0) {
-                    return Ok(Port(port));
-                }
+            let free = |port: &Port| self.port_word(m, domain, *port).is_some_and(|word| word.load(Acquire) == 0);
+            if let Some(port) = (first..PORTS).take(ENTRIES).map(Port).find(free) {
+                return Ok(port);
             }
         }
         Err(Errno::NoSpc)
@@ -244,13 +212,10 @@ impl World {
                 }
             }
             Binding::Virq(virq) => {
-                let vcpu: Option<&Vcpu> = self.vcpu(domain, state.vcpu);
-                let on_zero = self.vcpu(domain, VcpuId(0));
-                for vcpu in [vcpu, on_zero].into_iter().flatten() {
-                    if let Some(slot) = usize::try_from(virq).ok().and_then(|n| vcpu.virqs.get(n)) {
-                        let mine = u16::try_from(port.0).unwrap_or(0);
-                        let _ = slot.compare_exchange(mine, 0, Ordering::AcqRel, Ordering::Acquire);
-                    }
+                // A virtual interrupt of the machine is known to vcpu 0, whichever vcpu its port notifies.
+                let vcpus = [state.vcpu, VcpuId(0)].map(|number| self.vcpu(domain, number));
+                for slot in vcpus.into_iter().flatten().filter_map(|vcpu| nth(&vcpu.virqs, virq)) {
+                    let _ = slot.compare_exchange(low16(u64::from(port.0)), 0, AcqRel, Acquire);
                 }
             }
             Binding::Unbound(_) | Binding::Ipi => {}

@@ -299,6 +299,19 @@ impl FrameTable {
         self.take_use(m, frame, Use::Writable, Taker { from, by, cpus: self.epochs.all() }).map(|_| ())
     }
 
+    /// Takes what a mapping of a frame needs: a use as writable, or a reference. Ended by [`FrameTable::let_go`].
+    ///
+    /// # Errors
+    /// As [`FrameTable::take_use`].
+    pub fn hold(&self, m: &impl Cpus, frame: Frame, from: DomainId, by: DomainId, write: bool) -> Result<(), Refused> {
+        if write { self.take_writable(m, frame, from, by) } else { self.take_ref(frame, from, by) }
+    }
+
+    /// Ends what [`FrameTable::hold`] took.
+    pub fn let_go(&self, frame: Frame, write: bool) {
+        if write { _ = self.drop_use(frame) } else { self.drop_ref(frame) }
+    }
+
     /// The owner gives a frame back. It goes to the pool when nobody uses it any more, at once if nobody does.
     ///
     /// # Errors

@@ -10,11 +10,8 @@ mod pin;
 
 pub use ops::grant_table_op;
 
-use crate::addr::Frame;
-use crate::machine::Machine;
-use crate::world::World;
-use core::sync::atomic::{AtomicU32, Ordering};
-use hypercall_abi::grant::ENTRIES_PER_FRAME;
+use crate::addr::FrameSlot;
+use crate::lock::{self, Lock};
 
 /// Frames a domain's table may have. Even and at least 4, or Linux miscounts (ABI io 1.2).
 pub const MAX_FRAMES: u32 = 32;
@@ -25,14 +22,14 @@ const HANDLES_PER_FRAME: u32 = 256;
 
 /// A domain's part in grants: its table, our record of the pins on it, and the handles of what it has mapped itself.
 pub struct Grants {
-    /// Frames of the table, lent to the domain; 0 where there is none yet.
-    table: [AtomicU32; MAX_FRAMES as usize],
+    /// Frames of the table, lent to the domain.
+    table: [FrameSlot; MAX_FRAMES as usize],
     /// For each of them a frame with a word per entry, see [`pin`].
-    active: [AtomicU32; MAX_FRAMES as usize],
+    active: [FrameSlot; MAX_FRAMES as usize],
     /// Frames of handles.
-    handles: [AtomicU32; MAX_HANDLE_FRAMES],
+    handles: [FrameSlot; MAX_HANDLE_FRAMES],
     /// Held while pins or handles change.
-    lock: crate::lock::Lock<crate::lock::Grants, ()>,
+    lock: Lock<lock::Grants, ()>,
 }
 
 impl Grants {
@@ -40,48 +37,20 @@ impl Grants {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            table: [const { AtomicU32::new(0) }; MAX_FRAMES as usize],
-            active: [const { AtomicU32::new(0) }; MAX_FRAMES as usize],
-            handles: [const { AtomicU32::new(0) }; MAX_HANDLE_FRAMES],
-            lock: crate::lock::Lock::new(()),
+            table: [const { FrameSlot::new() }; MAX_FRAMES as usize],
+            active: [const { FrameSlot::new() }; MAX_FRAMES as usize],
+            handles: [const { FrameSlot::new() }; MAX_HANDLE_FRAMES],
+            lock: Lock::new(()),
         }
     }
 
-    /// Frames the table has.
-    fn size(&self) -> u32 {
-        u32::try_from(self.table.iter().take_while(|slot| slot.load(Ordering::Acquire) != 0).count()).unwrap_or(0)
-    }
-
-    /// The frame of a list that an index is in, and the index within it.
-    fn at(list: &[AtomicU32], index: u32, per_frame: u32) -> Option<(Frame, usize)> {
-        let slot = list.get(usize::try_from(index / per_frame).ok()?)?;
-        match slot.load(Ordering::Acquire) {
-            0 => None,
-            number => Some((Frame::from_u32(number), usize::try_from(index % per_frame).ok()?)),
-        }
-    }
-
-    fn entry(&self, gref: u32) -> Option<(Frame, usize)> {
-        Self::at(&self.table, gref, ENTRIES_PER_FRAME)
-    }
-
-    fn pins(&self, gref: u32) -> Option<(Frame, usize)> {
-        Self::at(&self.active, gref, ENTRIES_PER_FRAME)
-    }
-
-    /// Returns the frames of a domain that is gone.
-    pub(crate) fn release<M: Machine>(&self, world: &World, _m: &M) {
-        for slot in self.table.iter().chain(&self.active).chain(&self.handles) {
-            match slot.swap(0, Ordering::AcqRel) {
-                0 => {}
-                number => world.frames.retire(Frame::from_u32(number)),
-            }
-        }
+    /// Every frame that the hypervisor holds for them.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = &FrameSlot> {
+        self.table.iter().chain(&self.active).chain(&self.handles)
     }
 }
 
-impl Default for Grants {
-    fn default() -> Self {
-        Self::new()
-    }
+/// How many frames a list has.
+fn filled(list: &[FrameSlot]) -> u32 {
+    list.iter().map(|slot| u32::from(slot.get().is_some())).sum()
 }

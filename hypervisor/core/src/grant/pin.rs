@@ -2,13 +2,10 @@
 //! reach (ABI io 1.4).
 
 use super::Grants;
-use crate::addr::{DomainId, Frame};
-use crate::domain::Domain;
 use crate::frame::Refused;
-use crate::lock::{Held, Nothing};
-use crate::machine::Machine;
-use crate::world::World;
-use core::sync::atomic::{AtomicU64, Ordering};
+use crate::machine::word;
+use crate::prelude::*;
+use core::sync::atomic::AtomicU64;
 use hypercall_abi::grant::{entry, status};
 
 /// How often a pin is tried while the granter changes the entry under us.
@@ -25,7 +22,7 @@ impl Active {
     const WRITE: u64 = 1 << 48;
 
     fn frame(self) -> Frame {
-        Frame::from_u32(u32::try_from(self.0 & 0xffff_ffff).unwrap_or(0))
+        Frame::from_u32(low32(self.0))
     }
 
     fn readers(self) -> u64 {
@@ -54,65 +51,36 @@ pub(super) struct Pin {
     pub(super) writable: bool,
 }
 
-impl World {
+impl<M: Machine> Site<'_, M> {
     /// Puts a grant of `owner` to use by `user`.
-    pub(super) fn pin<M: Machine>(
-        &self,
-        m: &M,
-        held: &mut Held<Nothing>,
-        owner: &Domain,
-        gref: u32,
-        user: DomainId,
-        writable: bool,
-    ) -> Result<Pin, i16> {
-        let _guard = owner.grants.lock.lock(held);
-        let (Some((table, index)), Some((pins, slot))) = (owner.grants.entry(gref), owner.grants.pins(gref)) else {
-            return Err(status::BAD_GNTREF);
-        };
-        let word = m.page(table).get(index).ok_or(status::BAD_GNTREF)?;
-        let record = m.page(pins).get(slot).ok_or(status::BAD_GNTREF)?;
-        let active = Active(record.load(Ordering::Relaxed));
-        if active.readers() >= MAX_USES || active.writers() >= MAX_USES {
-            return Err(status::GENERAL_ERROR);
-        }
+    pub(super) fn pin(&mut self, owner: &Domain, gref: u32, user: DomainId, writable: bool) -> Result<Pin, i16> {
+        let _guard = owner.grants.lock.lock(self.held);
+        let (word, record) = owner.grants.entry(self.m, gref).ok_or(status::BAD_GNTREF)?;
+        let active = Active(record.load(Relaxed));
+        ensure!(active.readers() < MAX_USES && active.writers() < MAX_USES, status::GENERAL_ERROR);
         let frame = mark_in_use(word, user, writable, active)?;
-        let taken = if writable {
-            self.frames.take_writable(m, frame, owner.id(), user)
-        } else {
-            self.frames.take_ref(frame, owner.id(), user)
-        };
-        if let Err(why) = taken {
+        if let Err(why) = self.world.frames.hold(self.m, frame, owner.id(), user, writable) {
             clear_marks(word, active);
-            return Err(match why {
-                Refused::NoSuchFrame | Refused::NotOwner => status::BAD_PAGE,
-                _ => status::GENERAL_ERROR,
-            });
+            let none = matches!(why, Refused::NoSuchFrame | Refused::NotOwner);
+            return Err(if none { status::BAD_PAGE } else { status::GENERAL_ERROR });
         }
         let uses = active.0 & !0xffff_ffff;
-        record.store(frame.number() | uses.wrapping_add(Active::unit(writable)), Ordering::Relaxed);
+        record.store(frame.number() | uses.wrapping_add(Active::unit(writable)), Relaxed);
         Ok(Pin { owner: owner.id(), gref, frame, writable })
     }
 
     /// Ends a use. The caller has flushed every translation it had given.
-    pub(super) fn unpin<M: Machine>(&self, m: &M, held: &mut Held<Nothing>, pin: Pin) {
-        if let Some(owner) =
-            self.domains.iter().find(|domain| domain.id() == pin.owner && domain.shared_info().is_some())
-        {
-            let _guard = owner.grants.lock.lock(held);
-            if let (Some((table, index)), Some((pins, slot))) =
-                (owner.grants.entry(pin.gref), owner.grants.pins(pin.gref))
-                && let (Some(word), Some(record)) = (m.page(table).get(index), m.page(pins).get(slot))
-            {
-                let active = Active(record.load(Ordering::Relaxed).wrapping_sub(Active::unit(pin.writable)));
-                record.store(active.0, Ordering::Relaxed);
+    pub(super) fn unpin(&mut self, pin: Pin) {
+        // Of a granter that is gone only the frame is left.
+        if let Some(owner) = self.world.slot(pin.owner).filter(|owner| owner.id() == pin.owner) {
+            let _guard = owner.grants.lock.lock(self.held);
+            if let Some((word, record)) = owner.grants.entry(self.m, pin.gref) {
+                let active = Active(record.load(Relaxed).wrapping_sub(Active::unit(pin.writable)));
+                record.store(active.0, Relaxed);
                 clear_marks(word, active);
             }
         }
-        if pin.writable {
-            self.frames.drop_use(pin.frame);
-        } else {
-            self.frames.drop_ref(pin.frame);
-        }
+        self.world.frames.let_go(pin.frame, pin.writable);
     }
 }
 
@@ -120,21 +88,17 @@ impl World {
 /// the frame it had, whatever its granter writes meanwhile.
 fn mark_in_use(word: &AtomicU64, user: DomainId, writable: bool, active: Active) -> Result<Frame, i16> {
     for _ in 0..TRIES {
-        let seen = word.load(Ordering::Acquire);
-        let [f0, f1, d0, d1, n0, n1, n2, n3] = seen.to_le_bytes();
-        let flags = u16::from_le_bytes([f0, f1]);
+        let seen = word.load(Acquire);
+        let (flags, grantee, frame) = (low16(seen), low16(seen >> 16), low32(seen >> 32));
         let allowed = flags & entry::TYPE == entry::PERMIT_ACCESS
             && flags & entry::SUB_PAGE == 0
-            && u16::from_le_bytes([d0, d1]) == user.0
+            && grantee == user.0
             && !(writable && flags & entry::READONLY != 0);
-        if !allowed {
-            return Err(status::GENERAL_ERROR);
-        }
+        ensure!(allowed, status::GENERAL_ERROR);
         let marks = entry::READING | if writable { entry::WRITING } else { 0 };
         let marked = seen | u64::from(marks);
-        if word.compare_exchange(seen, marked, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            let named = Frame::from_u32(u32::from_le_bytes([n0, n1, n2, n3]));
-            return Ok(if active.idle() { named } else { active.frame() });
+        if word.compare_exchange(seen, marked, AcqRel, Acquire).is_ok() {
+            return Ok(if active.idle() { Frame::from_u32(frame) } else { active.frame() });
         }
     }
     Err(status::GENERAL_ERROR)
@@ -143,10 +107,10 @@ fn mark_in_use(word: &AtomicU64, user: DomainId, writable: bool, active: Active)
 /// Takes the marks away that no use stands behind any more.
 fn clear_marks(word: &AtomicU64, active: Active) {
     if active.writers() == 0 {
-        word.fetch_and(!u64::from(entry::WRITING), Ordering::AcqRel);
+        word.fetch_and(!u64::from(entry::WRITING), AcqRel);
     }
     if active.idle() {
-        word.fetch_and(!u64::from(entry::READING), Ordering::AcqRel);
+        word.fetch_and(!u64::from(entry::READING), AcqRel);
     }
 }
 
@@ -175,36 +139,34 @@ impl Handle {
     }
 
     pub(super) fn from_words([first, second]: [u64; 2]) -> Option<Self> {
-        let low = |word: u64| u32::try_from(word & 0xffff_ffff).unwrap_or(0);
-        let owner = DomainId(u16::try_from(second & 0xffff).unwrap_or(0));
-        let frame = Frame::from_u32(low(second >> 32));
-        let pin = Pin { owner, gref: low(first >> 32), frame, writable: first & Self::WRITABLE != 0 };
-        (first & Self::USED != 0).then_some(Self {
-            pin,
-            host: first & Self::HOST != 0,
-            device: first & Self::DEVICE != 0,
-        })
+        let flag = |bit| first & bit != 0;
+        let frame = Frame::from_u32(low32(second >> 32));
+        let pin =
+            Pin { owner: DomainId(low16(second)), gref: low32(first >> 32), frame, writable: flag(Self::WRITABLE) };
+        flag(Self::USED).then_some(Self { pin, host: flag(Self::HOST), device: flag(Self::DEVICE) })
     }
 }
 
 impl Grants {
+    /// The shared entry of a reference, and our record of it.
+    fn entry<'m, M: Machine>(&self, m: &'m M, gref: u32) -> Option<(&'m AtomicU64, &'m AtomicU64)> {
+        Some((word(m, &self.table, gref as usize)?, word(m, &self.active, gref as usize)?))
+    }
+
     /// The words of a handle.
-    pub(super) fn handle_words<'m, M: Machine>(&self, m: &'m M, handle: u32) -> Option<[&'m AtomicU64; 2]> {
-        let (frame, index) = Self::at(&self.handles, handle, super::HANDLES_PER_FRAME)?;
-        let page = m.page(frame);
-        Some([page.get(index * 2)?, page.get(index * 2 + 1)?])
+    fn handle_words<'m, M: Machine>(&self, m: &'m M, handle: u32) -> Option<[&'m AtomicU64; 2]> {
+        let first = 2 * handle as usize;
+        Some([word(m, &self.handles, first)?, word(m, &self.handles, first + 1)?])
     }
 
     pub(super) fn handle<M: Machine>(&self, m: &M, handle: u32) -> Option<Handle> {
-        Handle::from_words(self.handle_words(m, handle)?.map(|word| word.load(Ordering::Acquire)))
+        Handle::from_words(self.handle_words(m, handle)?.map(|word| word.load(Acquire)))
     }
 
     pub(super) fn set_handle<M: Machine>(&self, m: &M, handle: u32, value: Option<Handle>) {
-        let Some(words) = self.handle_words(m, handle) else {
-            return;
-        };
+        let Some(words) = self.handle_words(m, handle) else { return };
         let values = value.map_or([0, 0], Handle::to_words);
-        words.iter().zip(values).for_each(|(word, value)| word.store(value, Ordering::Release));
+        words.iter().zip(values).for_each(|(word, value)| word.store(value, Release));
     }
 }
 
@@ -255,10 +217,7 @@ mod tests {
         let idle = Active(0);
         let ok = shared(entry::PERMIT_ACCESS, 7, 0x99);
         assert_eq!(mark_in_use(&ok, USER, true, idle), Ok(Frame::from_u32(0x99)));
-        assert_eq!(
-            ok.load(Ordering::Relaxed) & 0xffff,
-            u64::from(entry::PERMIT_ACCESS | entry::READING | entry::WRITING)
-        );
+        assert_eq!(ok.load(Relaxed) & 0xffff, u64::from(entry::PERMIT_ACCESS | entry::READING | entry::WRITING));
         for (flags, domid, writable) in [
             (entry::INVALID, 7, false),
             (entry::ACCEPT_TRANSFER, 7, false),
@@ -280,9 +239,9 @@ mod tests {
     fn marks_go_with_the_last_use_of_their_kind() {
         let word = shared(entry::PERMIT_ACCESS | entry::READING | entry::WRITING, 7, 1);
         clear_marks(&word, Active(1 | Active::READ));
-        assert_eq!(word.load(Ordering::Relaxed) & 0xffff, u64::from(entry::PERMIT_ACCESS | entry::READING));
+        assert_eq!(word.load(Relaxed) & 0xffff, u64::from(entry::PERMIT_ACCESS | entry::READING));
         clear_marks(&word, Active(1));
-        assert_eq!(word.load(Ordering::Relaxed) & 0xffff, u64::from(entry::PERMIT_ACCESS));
+        assert_eq!(word.load(Relaxed) & 0xffff, u64::from(entry::PERMIT_ACCESS));
     }
 
     #[test]

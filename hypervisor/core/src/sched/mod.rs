@@ -9,11 +9,11 @@ pub mod ops;
 pub mod switch;
 
 use crate::addr::{CpuId, CpuSet};
-use crate::domain::vcpu::{Place, Vcpu, polling};
+use crate::domain::vcpu::polling;
 use crate::lock::Leaf;
-use crate::machine::Machine;
-use crate::world::{MAX_VCPUS, World};
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use crate::prelude::*;
+use crate::world::MAX_VCPUS;
+use core::sync::atomic::{AtomicU16, AtomicU64};
 use heapless::Deque;
 use hypercall_abi::event::Virq;
 
@@ -48,20 +48,20 @@ impl Scheduler {
 
     #[cfg(feature = "planted-fault")]
     pub(crate) fn queue(&self) -> (Deque<u16, MAX_VCPUS>, u16) {
-        (self.queue.with(|queue| queue.clone()), self.waiting.load(Ordering::Relaxed))
+        (self.queue.with(|queue| queue.clone()), self.waiting.load(Relaxed))
     }
 
     /// A vcpu with this index exists from now on.
     pub(crate) fn admit(&self, index: u16) {
-        self.top.fetch_max(index.saturating_add(1), Ordering::Relaxed);
+        self.top.fetch_max(index.saturating_add(1), Relaxed);
     }
 
     fn push<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
-        let index = vcpu.index.load(Ordering::Relaxed);
+        let index = vcpu.index.load(Relaxed);
         // The queue has room for every vcpu, and each is in it at most once.
         self.queue.with(|queue| queue.push_back(index).is_ok());
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let sleeping = CpuSet(self.idle.load(Ordering::SeqCst)).without(m.this_cpu());
+        self.waiting.fetch_add(1, Relaxed);
+        let sleeping = CpuSet(self.idle.load(SeqCst)).without(m.this_cpu());
         if !sleeping.is_empty() {
             m.kick(CpuId(sleeping.0.trailing_zeros()));
         }
@@ -69,7 +69,7 @@ impl Scheduler {
 
     /// Takes a vcpu that is to be no more out of the queue: its index may name another one soon.
     pub(crate) fn forget(&self, vcpu: &Vcpu) {
-        let index = vcpu.index.load(Ordering::Relaxed);
+        let index = vcpu.index.load(Relaxed);
         let gone = self.queue.with(|queue| {
             let before = queue.len();
             for _ in 0..before {
@@ -79,14 +79,14 @@ impl Scheduler {
             }
             before - queue.len()
         });
-        self.waiting.fetch_sub(u16::try_from(gone).unwrap_or(0), Ordering::Relaxed);
+        self.waiting.fetch_sub(u16::try_from(gone).unwrap_or(0), Relaxed);
         vcpu.moves(Place::Queued, Place::Off);
     }
 
     /// Makes a sleeping vcpu runnable.
-    pub fn wake<M: Machine>(&self, m: &M, _world: &World, vcpu: &Vcpu) {
+    pub fn wake<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         if vcpu.moves(Place::Blocked, Place::Queued) {
-            vcpu.polling.store(polling::NO, Ordering::SeqCst);
+            vcpu.polling.store(polling::NO, SeqCst);
             self.push(m, vcpu);
         }
     }
@@ -100,7 +100,7 @@ impl Scheduler {
 
     /// Makes the CPU that runs a vcpu look at its events, if that is another CPU.
     pub fn nudge<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
-        let cpu = CpuId(vcpu.cpu.load(Ordering::Relaxed));
+        let cpu = CpuId(vcpu.cpu.load(Relaxed));
         if cpu != m.this_cpu() {
             m.kick(cpu);
         }
@@ -110,14 +110,10 @@ impl Scheduler {
     pub fn pick<'a, M: Machine>(&self, m: &M, world: &'a World) -> Option<&'a Vcpu> {
         loop {
             let index = self.queue.with(Deque::pop_front)?;
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            let Some(vcpu) = world.vcpus.get(usize::from(index)) else {
-                continue;
-            };
-            let wanted =
-                world.domain_of(vcpu).is_some_and(crate::domain::Domain::runs) && vcpu.online.load(Ordering::SeqCst);
-            if wanted && vcpu.moves(Place::Queued, Place::Running) {
-                vcpu.cpu.store(m.this_cpu().0, Ordering::Relaxed);
+            self.waiting.fetch_sub(1, Relaxed);
+            let Some(vcpu) = nth(&world.vcpus, index) else { continue };
+            if wanted(world, vcpu) && vcpu.moves(Place::Queued, Place::Running) {
+                vcpu.cpu.store(m.this_cpu().0, Relaxed);
                 return Some(vcpu);
             }
             vcpu.moves(Place::Queued, Place::Off);
@@ -127,9 +123,7 @@ impl Scheduler {
     /// Puts a vcpu that ran back: to the end of the queue, or off if it may not run any more. One that has blocked is left
     /// alone.
     pub fn put_back<M: Machine>(&self, m: &M, world: &World, vcpu: &Vcpu) {
-        let wanted =
-            world.domain_of(vcpu).is_some_and(crate::domain::Domain::runs) && vcpu.online.load(Ordering::SeqCst);
-        if !wanted {
+        if !wanted(world, vcpu) {
             vcpu.moves(Place::Running, Place::Off);
         } else if vcpu.moves(Place::Running, Place::Queued) {
             self.push(m, vcpu);
@@ -138,38 +132,38 @@ impl Scheduler {
 
     /// Whether somebody waits for a CPU.
     pub fn has_waiting(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) != 0
+        self.waiting.load(Relaxed) != 0
     }
 
     /// This CPU is about to sleep, or has woken.
     pub fn set_idle<M: Machine>(&self, m: &M, idle: bool) {
         let me = CpuSet::only(m.this_cpu()).0;
         if idle {
-            self.idle.fetch_or(me, Ordering::SeqCst);
+            self.idle.fetch_or(me, SeqCst);
         } else {
-            self.idle.fetch_and(!me, Ordering::SeqCst);
+            self.idle.fetch_and(!me, SeqCst);
         }
     }
 
     /// A deadline was set: makes sure that the timer fires by then.
     pub fn expect<M: Machine>(&self, m: &M, deadline: u64) {
-        if deadline < self.armed.load(Ordering::Relaxed) {
-            self.armed.store(deadline, Ordering::Relaxed);
+        if deadline < self.armed.load(Relaxed) {
+            self.armed.store(deadline, Relaxed);
             m.arm(deadline);
         }
     }
 
     /// Whether the time the timer is set to has come, interrupt or not.
     pub fn is_due<M: Machine>(&self, m: &M) -> bool {
-        m.now() >= self.armed.load(Ordering::Relaxed)
+        m.now() >= self.armed.load(Relaxed)
     }
 
     /// Raises what is due and sets the timer to the next deadline, at most `slice_end`.
     pub fn tick<M: Machine>(&self, m: &M, world: &World, slice_end: u64) {
         let now = m.now();
         let mut next = slice_end;
-        for vcpu in world.vcpus.iter().take(usize::from(self.top.load(Ordering::Relaxed))) {
-            if vcpu.domain.load(Ordering::Acquire) == 0 {
+        for vcpu in world.vcpus.iter().take(usize::from(self.top.load(Relaxed))) {
+            if vcpu.domain.load(Acquire) == 0 {
                 continue;
             }
             let running = vcpu.place() == Place::Running;
@@ -178,30 +172,28 @@ impl Scheduler {
             }
             next = next.min(vcpu.next_deadline(running));
         }
-        self.armed.store(next, Ordering::Relaxed);
+        self.armed.store(next, Relaxed);
         m.arm(next);
     }
 }
 
-impl Default for Scheduler {
-    fn default() -> Self {
-        Self::new()
-    }
+/// Whether a vcpu may run at all.
+fn wanted(world: &World, vcpu: &Vcpu) -> bool {
+    vcpu.online.load(SeqCst) && world.domain_of(vcpu).is_some_and(Domain::runs)
 }
 
 fn expire<M: Machine>(m: &M, world: &World, vcpu: &Vcpu, now: u64, running: bool) {
-    if vcpu.poll_deadline.load(Ordering::Relaxed) <= now {
-        vcpu.poll_deadline.store(u64::MAX, Ordering::Relaxed);
-        world.sched.wake(m, world, vcpu);
+    if vcpu.poll_deadline.load(Relaxed) <= now {
+        vcpu.poll_deadline.store(u64::MAX, Relaxed);
+        world.sched.wake(m, vcpu);
     }
-    let mut ring = false;
-    if vcpu.deadline.load(Ordering::Relaxed) <= now {
-        vcpu.deadline.store(u64::MAX, Ordering::Relaxed);
-        ring = true;
+    let mut ring = vcpu.deadline.load(Relaxed) <= now;
+    if ring {
+        vcpu.deadline.store(u64::MAX, Relaxed);
     }
-    let period = vcpu.period.load(Ordering::Relaxed);
-    if running && period != 0 && vcpu.next_tick.load(Ordering::Relaxed) <= now {
-        vcpu.next_tick.store(now.saturating_add(period), Ordering::Relaxed);
+    let period = vcpu.period.load(Relaxed);
+    if running && period != 0 && vcpu.next_tick.load(Relaxed) <= now {
+        vcpu.next_tick.store(now.saturating_add(period), Relaxed);
         ring = true;
     }
     if ring {

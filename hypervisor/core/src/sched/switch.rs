@@ -1,9 +1,7 @@
 //! A vcpu comes to a CPU and leaves it.
 
 use crate::calls::{cpu, vcpu};
-use crate::machine::Machine;
-use crate::world::Ctx;
-use core::sync::atomic::Ordering;
+use crate::prelude::*;
 use hypercall_abi::vcpu::Runstate;
 
 /// Loads what the rules know of the vcpu's CPU state: descriptor tables, control and debug registers, root. Segment
@@ -36,8 +34,8 @@ pub fn settle<M: Machine>(ctx: &mut Ctx<'_, M>) {
 /// The vcpu is about to leave its CPU; its root is still loaded.
 pub fn depart<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let state = match ctx.vcpu.place() {
-        _ if !ctx.vcpu.online.load(Ordering::SeqCst) => Runstate::Offline,
-        crate::domain::vcpu::Place::Blocked => Runstate::Blocked,
+        _ if !ctx.vcpu.online.load(SeqCst) => Runstate::Offline,
+        Place::Blocked => Runstate::Blocked,
         _ if ctx.domain.runs() => Runstate::Runnable,
         _ => Runstate::Offline,
     };

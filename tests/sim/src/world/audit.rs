@@ -7,7 +7,7 @@ use crate::machine::{HOLE_MARK, Seen};
 use hv_core::addr::{DomainId, Frame, HOLE_SLOTS, Port};
 use hv_core::audit::Held;
 use hv_core::domain::vcpu::{Place, Vcpu, VcpuState};
-use hv_core::domain::{Domain, Life};
+use hv_core::domain::{Domain, Life, Powers};
 use hv_core::event::port::{Binding, PortState};
 use hv_core::frame::{Owner, Use};
 use hv_core::grant::Grants;
@@ -159,13 +159,12 @@ impl Audit {
             self.kept(frame, Owner::Hypervisor)?;
         }
         self.todo.clear();
-        for number in domain.vcpu_numbers() {
-            let vcpu = world.vcpu(domain, number).ok_or("a vcpu that is none")?;
+        for vcpu in world.vcpus_of(domain) {
             let taken = vcpu.own.try_take();
             let own = match (&taken, current) {
                 (Some(own), _) => own,
                 (None, Some((on, own))) if std::ptr::eq(on, vcpu) => own,
-                _ => return Err(format!("{id} {number:?} is owned by nobody we know")),
+                _ => return Err(format!("{id} {:?} is owned by nobody we know", vcpu.number())),
             };
             for frame in [own.traps, own.fpu].into_iter().flatten() {
                 self.kept(frame, Owner::Hypervisor)?;
@@ -234,7 +233,7 @@ impl Audit {
                 return Err(format!("P3: root {frame:?} lacks slots of the hypervisor"));
             }
         }
-        if domain.life() == Life::Alive && !domain.powers().control {
+        if domain.life() == Life::Alive && !domain.may(Powers::CONTROL) {
             for (frame, entries) in foreign {
                 let granted =
                     handles(m, domain).into_iter().filter(|handle| handle.host && handle.frame == frame).count();
@@ -406,7 +405,7 @@ fn ports(m: &WholeMachine, world: &World) -> Found {
                     }
                 }
                 Binding::Virq(virq) => {
-                    let slots = domain.vcpu_numbers().filter_map(|number| world.vcpu(domain, number));
+                    let slots = world.vcpus_of(domain);
                     let named = slots.filter(|vcpu| vcpu.virq_port(virq as usize) == Some(port)).count();
                     if named != 1 {
                         return Err(format!("P5: {id} {port:?} is virq {virq}, named by {named} vcpus"));
@@ -415,7 +414,7 @@ fn ports(m: &WholeMachine, world: &World) -> Found {
                 Binding::Closed | Binding::Unbound(_) | Binding::Ipi => {}
             }
         }
-        for vcpu in domain.vcpu_numbers().filter_map(|number| world.vcpu(domain, number)) {
+        for vcpu in world.vcpus_of(domain) {
             for virq in 0..hypercall_abi::event::VIRQS {
                 let port = vcpu.virq_port(virq as usize);
                 let bound = port.map(|port: Port| world.port(m, domain, port).binding);

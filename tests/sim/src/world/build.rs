@@ -2,12 +2,12 @@
 
 use super::machine::WholeMachine;
 use hv_core::addr::{Frame, GuestVirt, VcpuId};
-use hv_core::dispatch::Progress;
+use hv_core::dispatch::Halt;
 use hv_core::domain::{Domain, context};
 use hv_core::lock::{Held, Nothing};
 use hv_core::machine::Frames;
 use hv_core::paging::{BUDGET, Stop};
-use hv_core::world::World;
+use hv_core::world::{Site, World};
 use hypercall_abi::callback::TrapInfo;
 use hypercall_abi::context::{VcpuContext, flags};
 use hypercall_abi::mmu::pte;
@@ -113,8 +113,10 @@ pub fn build(
     let vcpu = world.vcpu(domain, VcpuId(0)).ok_or("no vcpu")?;
     let mut own = vcpu.own.try_take().ok_or("the vcpu is taken")?;
     let wanted = context(&pages);
-    while context::set(world, m, held, domain, vcpu, &mut own, &wanted).map_err(|errno| errno.name())? == Progress::More
-    {
+    while let Err(halt) = context::set(&mut Site { m, world, held }, domain, vcpu, &mut own, &wanted) {
+        if halt != Halt::More {
+            return Err(format!("the context: {halt:?}"));
+        }
     }
     drop(own);
     assert!(GuestVirt(BASE).is_guests());

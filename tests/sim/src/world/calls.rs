@@ -276,7 +276,7 @@ impl Pen<'_, '_> {
     }
 
     fn vcpu(&mut self) -> u32 {
-        self.small32(self.ctx.domain.vcpu_numbers().count() as u64 + 1)
+        self.small32(self.ctx.world.vcpus_of(self.ctx.domain).count() as u64 + 1)
     }
 
     /// Any operation of a family, or a number that is none.

@@ -15,7 +15,7 @@ use hv_core::frame::table::WORDS;
 use hv_core::lock::{Held, Nothing};
 use hv_core::machine::{Exit, Interrupt, Registers};
 use hv_core::trap::flags;
-use hv_core::world::World;
+use hv_core::world::{Site, World};
 use hypercall_abi::grant::{entry, map};
 use hypercall_abi::{Errno, Hypercall, selector};
 use std::collections::{BTreeMap, VecDeque};
@@ -133,9 +133,10 @@ impl Everybody {
 
     /// Makes a domain with every power, as boot does.
     fn controller(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
-        let powers = Powers { control: true, console_write: true, console_read: true, machine: true };
+        let powers = Powers::all();
         let spec = Spec { powers, vcpus: 2, max_pages: 0, handle: [7; 16] };
-        match self.world.create(self.m, held, &spec) {
+        let created = Site { m: self.m, world: self.world, held: &mut *held }.create(&spec).map(Domain::id);
+        match created.map(|id| self.world.domain(id).expect("it lives")) {
             Ok(domain) => self.build(held, domain),
             Err(_) => {
                 self.note("worlds given up for lack of memory");
@@ -164,7 +165,7 @@ impl Everybody {
 
     /// Whether a domain has a vcpu that may run one day.
     fn able(&self, domain: &Domain) -> bool {
-        let mut vcpus = domain.vcpu_numbers().filter_map(|number| self.world.vcpu(domain, number));
+        let mut vcpus = self.world.vcpus_of(domain);
         domain.runs() && vcpus.any(|vcpu| vcpu.is_online() && vcpu.place() != Place::Off)
     }
 
@@ -185,10 +186,10 @@ impl Everybody {
         if self.episode >= EPISODE && !self.alive().any(reaps) {
             self.make_room();
             self.controller(held)?;
-            let newest = self.alive().filter(|domain| domain.powers().control && self.able(domain));
+            let newest = self.alive().filter(|domain| domain.may(Powers::CONTROL) && self.able(domain));
             let reaper = newest.max_by_key(|domain| domain.id());
             self.mood = reaper.map_or(Mood::Hostile, |reaper| Mood::Reaping(reaper.id()));
-        } else if !self.alive().any(|domain| domain.powers().control && self.able(domain)) {
+        } else if !self.alive().any(|domain| domain.may(Powers::CONTROL) && self.able(domain)) {
             self.make_room();
             self.controller(held)?;
             self.note("controllers replaced");
@@ -229,7 +230,7 @@ impl Everybody {
     fn funeral(&mut self, ctx: &Context<'_>, reaper: DomainId) -> ControlFlow<()> {
         let owned = self.world.frames.owned(reaper);
         let lent = 1 + ctx.domain.grants.table_frames().count() as u32;
-        let ours = 2 * ctx.domain.vcpu_numbers().count() as u32
+        let ours = 2 * ctx.world.vcpus_of(ctx.domain).count() as u32
             + ctx.domain.port_frames().count() as u32
             + ctx.domain.grants.active_frames().chain(ctx.domain.grants.handle_frames()).count() as u32;
         let kept = owned + lent + ours + self.audit.reserve.len() as u32;
@@ -369,7 +370,7 @@ impl Everybody {
             }
             _ => {
                 let dead = self.world.domains.iter().find(|d| d.life() == Life::Dying || d.shutdown_reason().is_some());
-                match dead.filter(|dead| dead.life() != Life::Free && ctx.domain.powers().control) {
+                match dead.filter(|dead| dead.life() != Life::Free && ctx.domain.may(Powers::CONTROL)) {
                     Some(dead) if pen.rng.one_in(6) => pen.destroy(dead.id().0),
                     _ => pen.invent(),
                 }
@@ -654,8 +655,8 @@ impl Guests for Everybody {
         self.attend(held)?;
         for domain in self.alive().filter(|domain| domain.life() == Life::Alive) {
             self.world.unpause(self.m, domain);
-            for vcpu in domain.vcpu_numbers().filter_map(|number| self.world.vcpu(domain, number)) {
-                self.world.sched.wake(self.m, self.world, vcpu);
+            for vcpu in self.world.vcpus_of(domain) {
+                self.world.sched.wake(self.m, vcpu);
             }
         }
         (self.episode, self.stuck) = (self.episode + 1, self.stuck + 1);

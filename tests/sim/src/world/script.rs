@@ -12,7 +12,7 @@ use hv_core::frame::table::WORDS;
 use hv_core::lock::{Held, Nothing};
 use hv_core::machine::Exit;
 use hv_core::sched::switch;
-use hv_core::world::{Ctx, Next, World};
+use hv_core::world::{Ctx, Next, Site, World};
 use hv_core::{dispatch, trap};
 use hypercall_abi::{Errno, Hypercall};
 use std::sync::atomic::AtomicU64;
@@ -68,9 +68,11 @@ pub fn tell(frames: usize, story: impl FnOnce(&mut Stage) + Send + 'static) {
 impl Stage {
     /// A domain that runs, with two vcpus; `control`: with every power.
     pub fn enter(&mut self, control: bool) -> Actor {
-        let powers = Powers { control, console_write: control, console_read: control, machine: control };
+        let powers = if control { Powers::all() } else { Powers::empty() };
         let spec = Spec { powers, vcpus: 2, max_pages: 0, handle: [9; 16] };
-        let domain = self.world.create(self.m, &mut self.held, &spec).expect("room for a domain");
+        let mut site = Site { m: self.m, world: self.world, held: &mut self.held };
+        let id = site.create(&spec).map(Domain::id).expect("room for a domain");
+        let domain = self.world.domain(id).expect("it lives");
         let pages = build::build(self.m, self.world, &mut self.held, domain).expect("room for its pages");
         Actor { id: domain.id(), pages }
     }
