@@ -19,7 +19,7 @@ const KEPT: usize = 64 * 1024;
 
 /// The console of a guest, through all its lives.
 pub(crate) struct GuestConsole {
-    name: String,
+    name: RefCell<String>,
     terminal: Rc<Terminal>,
     /// Since the first connection.
     console: RefCell<Option<Console>>,
@@ -43,7 +43,7 @@ impl GuestConsole {
     /// A console nobody is connected to.
     pub(crate) fn new(name: &str, terminal: Rc<Terminal>) -> Rc<Self> {
         Rc::new(Self {
-            name: name.to_string(),
+            name: RefCell::new(name.to_string()),
             terminal,
             console: RefCell::default(),
             connection: RefCell::default(),
@@ -53,8 +53,16 @@ impl GuestConsole {
     }
 
     /// The guest's name.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    pub(crate) fn name(&self) -> String {
+        self.name.borrow().clone()
+    }
+
+    /// The guest has another name now.
+    pub(crate) fn rename(&self, name: &str) {
+        let mut lines = self.lines.borrow_mut();
+        lines.flush(|line| self.terminal.line(line));
+        *lines = LineWriter::new(format!("{name}| "));
+        self.name.replace(name.to_string());
     }
 
     /// Begins to serve the guest as `domain`, whose end of the event channel is `port`.
@@ -114,7 +122,7 @@ impl GuestConsole {
             return false;
         };
         let stopped_before = console.stopped().is_some();
-        let shows = self.terminal.shows(&self.name);
+        let shows = self.terminal.shows(&self.name.borrow());
         let served = console.serve(&connection.page, BUDGET, |bytes| match shows {
             Shows::Bytes => self.terminal.raw(bytes),
             Shows::Lines => self.lines.borrow_mut().push(bytes, |line| self.terminal.line(line)),
@@ -132,7 +140,7 @@ impl GuestConsole {
             }
             Err(why) => {
                 if !stopped_before {
-                    log::warn!("the console of {} is served no longer: {why:?}", self.name);
+                    log::warn!("the console of {} is served no longer: {why:?}", self.name());
                 }
                 false
             }

@@ -7,14 +7,13 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
 use hypercall_abi::sched::ShutdownReason;
-use toolstack::bundle::Bundle;
-use toolstack::command::{Command, HELP};
+use toolstack::DomainId;
+use toolstack::bundle::{Bundle, EXEC};
 use toolstack::config::GuestConfig;
 use toolstack::create::{Guest, Request, create};
 use toolstack::end::{End, Outcome, end_of};
-use toolstack::{DomainId, Summary, domains};
 use unikernel::tasks::{self, Task};
-use unikernel::{hypercall, time};
+use unikernel::time;
 
 use crate::console_service::GuestConsole;
 use crate::hypervisor::Xen;
@@ -31,30 +30,36 @@ const LIFE_NS: u64 = 1_000_000_000;
 pub(crate) struct Guests {
     own: DomainId,
     bundle: Bundle<'static>,
-    hypervisor: RefCell<Xen>,
-    store: StoreService,
-    terminal: Rc<Terminal>,
-    list: RefCell<Vec<Entry>>,
+    pub(crate) hypervisor: RefCell<Xen>,
+    pub(crate) store: StoreService,
+    pub(crate) terminal: Rc<Terminal>,
+    pub(crate) list: RefCell<Vec<Entry>>,
     /// A guest could not be made, or ended by a crash.
     failed: Cell<bool>,
+    /// Commands of `--exec` are being carried out.
+    busy: Cell<bool>,
     /// Something may have ended.
     pub(crate) changed: Signal,
 }
 
-struct Entry {
-    config: GuestConfig,
-    console: Rc<GuestConsole>,
-    state: State,
+/// A guest, in whatever state.
+pub(crate) struct Entry {
+    pub(crate) config: GuestConfig,
+    pub(crate) console: Rc<GuestConsole>,
+    pub(crate) state: State,
     /// When it was last made.
-    made: u64,
+    pub(crate) made: u64,
 }
 
-enum State {
+/// What has become of a guest.
+pub(crate) enum State {
+    /// It runs, or is paused.
     Lives(Guest),
     /// Ended and kept.
     Kept(Guest),
     /// Will be made anew, unless the task is dropped.
     Waits(Task<()>),
+    /// Nothing is left of it.
     Ended,
 }
 
@@ -69,6 +74,7 @@ impl Guests {
             terminal,
             list: RefCell::default(),
             failed: Cell::new(false),
+            busy: Cell::new(bundle.entry(EXEC).is_some()),
             changed: Signal::default(),
         })
     }
@@ -97,7 +103,13 @@ impl Guests {
     /// Whether nothing is left to do or to look at.
     pub(crate) fn all_ended(&self) -> bool {
         let ended = |entry: &Entry| matches!(entry.state, State::Ended);
-        self.list.borrow().iter().all(ended)
+        !self.busy.get() && self.list.borrow().iter().all(ended)
+    }
+
+    /// The commands of `--exec` have been carried out.
+    pub(crate) fn commanded(&self) {
+        self.busy.set(false);
+        self.changed.set();
     }
 
     /// Whether a guest could not be made or ended by a crash.
@@ -147,7 +159,7 @@ impl Guests {
     }
 
     /// Makes a guest that does not exist, and says so if that fails.
-    fn start(&self, name: &str) {
+    pub(crate) fn start(&self, name: &str) {
         let found = {
             let list = self.list.borrow();
             let mut entries = list.iter().filter(|entry| entry.config.name == name);
@@ -165,7 +177,7 @@ impl Guests {
         self.set_state(name, state);
     }
 
-    fn set_state(&self, name: &str, state: State) {
+    pub(crate) fn set_state(&self, name: &str, state: State) {
         let mut list = self.list.borrow_mut();
         if let Some(entry) = list.iter_mut().find(|entry| entry.config.name == name) {
             if let State::Lives(_) = state {
@@ -246,7 +258,7 @@ impl Guests {
     }
 
     /// Takes a guest that exists out of the list, for its end.
-    fn take(&self, name: &str) -> Option<(Guest, Rc<GuestConsole>, u64)> {
+    pub(crate) fn take(&self, name: &str) -> Option<(Guest, Rc<GuestConsole>, u64)> {
         let mut list = self.list.borrow_mut();
         let entry = list.iter_mut().find(|entry| entry.config.name == name)?;
         match core::mem::replace(&mut entry.state, State::Ended) {
@@ -258,62 +270,10 @@ impl Guests {
         }
     }
 
-    fn complain(&self, name: &str, left_over: &[String]) {
+    pub(crate) fn complain(&self, name: &str, left_over: &[String]) {
         if !left_over.is_empty() {
             self.terminal.message(&format!("guest {name}{}", listed(left_over)));
         }
-    }
-
-    /// Does what was asked at the prompt.
-    pub(crate) fn obey(self: &Rc<Self>, command: Command) {
-        match command {
-            Command::List => self.show_list(),
-            Command::Console(name) => self.terminal.attach(self, &name),
-            Command::Destroy(name) => self.destroy(&name),
-            Command::Help => self.terminal.message(HELP),
-            Command::Quit => hypercall::shutdown(ShutdownReason::Poweroff),
-        }
-    }
-
-    /// Ends a guest at once, or keeps one from being made anew.
-    fn destroy(&self, name: &str) {
-        match self.take(name) {
-            Some((guest, console, _)) => {
-                console.disconnect();
-                let left_over = {
-                    let hypervisor = &mut *self.hypervisor.borrow_mut();
-                    guest.destroy(hypervisor, &mut self.store.clone())
-                };
-                self.complain(name, &left_over);
-                self.changed.set();
-            }
-            None if self.is_alive(name) => self.set_state(name, State::Ended),
-            None => self.terminal.message(&format!("there is no guest {} to end", name.escape_debug())),
-        }
-    }
-
-    /// Prints all domains.
-    pub(crate) fn show_list(&self) {
-        let found = domains(&mut *self.hypervisor.borrow_mut());
-        let found = match found {
-            Ok(found) => found,
-            Err(why) => return self.terminal.message(&why.to_string()),
-        };
-        let list = self.list.borrow();
-        let name = |domain: u16| {
-            let is = |guest: &Guest| guest.domain.0 == domain;
-            let entry = list.iter().find(|entry| match &entry.state {
-                State::Lives(guest) | State::Kept(guest) => is(guest),
-                State::Waits(_) | State::Ended => false,
-            });
-            entry.map_or("dom0", |entry| &entry.config.name)
-        };
-        let mut text =
-            format!("{:<20} {:>5} {:>8} {:>5} {:<5} {:>9}", "name", "id", "MiB", "vcpus", "state", "seconds");
-        for domain in &found {
-            text.push_str(&format!("\n{:<20} {}", name(domain.domain), Summary(domain)));
-        }
-        self.terminal.message(&text);
     }
 }
 

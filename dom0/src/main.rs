@@ -3,6 +3,7 @@
 //! ```text
 //! boot bundle -> guests -> hypervisor (domctl)      makes, watches and ends domains
 //!                       -> store_service            the tree by which guests meet
+//!                       -> verbs                   what is asked of it
 //!                       -> console_service -> terminal   what guests print, and what is typed for them
 //! ```
 //!
@@ -20,11 +21,12 @@ mod hypervisor;
 mod signal;
 mod store_service;
 mod terminal;
+mod verbs;
 
 use hypercall_abi::event::Virq;
 use hypercall_abi::sched::ShutdownReason;
 use toolstack::DomainId;
-use toolstack::bundle::Bundle;
+use toolstack::bundle::{Bundle, EXEC};
 use unikernel::boot::Boot;
 use unikernel::events::Channel;
 use unikernel::{hypercall, println, tasks};
@@ -77,9 +79,19 @@ async fn run(bundle: Bundle<'static>, all: bool) -> ShutdownReason {
         }
     };
     guests.start_all();
-    guests.show_list();
-    if let Some(first) = guests.first_alive().filter(|_| !all) {
-        terminal.attach(&guests, &first);
+    let commands = bundle.entry(EXEC);
+    if commands.is_none() {
+        guests.show_list();
+    }
+    if let Some(first) = guests.first_alive().filter(|_| !all && commands.is_none()) {
+        // It is there, and one guest is shown at a time.
+        drop(terminal.attach(&guests, &first));
+    }
+    if let Some(commands) = commands {
+        match core::str::from_utf8(commands) {
+            Ok(commands) => tasks::spawn(verbs::exec(guests.clone(), terminal.clone(), commands)).detach(),
+            Err(_) => return ShutdownReason::Crash,
+        }
     }
     tasks::spawn(terminal.clone().read(guests.clone())).detach();
     loop {

@@ -8,11 +8,12 @@ use core::sync::atomic::{AtomicU8, Ordering};
 
 use console_backend::{LineEditor, Typed};
 use hypercall_abi::event::Virq;
-use toolstack::command::Command;
+use toolstack::command::{Command, complete};
 use unikernel::events::Channel;
 use unikernel::{console, hypercall};
 
 use crate::guests::Guests;
+use crate::verbs::marked;
 
 /// Ctrl-]: leads from a guest's console to the prompt.
 const LEAVE: u8 = 0x1d;
@@ -109,27 +110,37 @@ impl Terminal {
         }
     }
 
+    /// A guest has another name.
+    pub(crate) fn renamed(&self, from: &str, to: &str) {
+        if let Focus::Guest(name) = &mut *self.focus.borrow_mut()
+            && name == from
+        {
+            *name = to.into();
+        }
+    }
+
     /// Shows a guest's console.
-    pub(crate) fn attach(&self, guests: &Guests, name: &str) {
-        let Some(console) = guests.console(name) else {
-            self.message(&format!("there is no guest {}", name.escape_debug()));
-            return;
-        };
+    ///
+    /// # Errors
+    /// Why it is not shown.
+    pub(crate) fn attach(&self, guests: &Guests, name: &str) -> Result<(), String> {
+        let console = guests.console(name).ok_or_else(|| format!("there is no guest {}", name.escape_debug()))?;
         if self.all {
-            self.message("every console is shown already (consoles=all)");
-            return;
+            return Err("every console is shown already (consoles=all)".into());
         }
         self.prompted.set(false);
         self.message(&format!("[console of {name}; Ctrl-] leads to dom0]"));
-        self.focus.replace(Focus::Guest(console.name().into()));
+        self.focus.replace(Focus::Guest(console.name()));
         console.show_missed();
+        Ok(())
     }
 
     /// If the guest that is shown has ended, shows the next one, or goes to the prompt if the others are only kept.
     pub(crate) fn follow(&self, guests: &Guests) {
         if self.attached().is_some_and(|name| !guests.is_alive(&name)) {
             match guests.first_alive() {
-                Some(next) => self.attach(guests, &next),
+                // It is there, and one guest is shown at a time.
+                Some(next) => drop(self.attach(guests, &next)),
                 None => self.detach(),
             }
         }
@@ -153,6 +164,20 @@ impl Terminal {
             write(PROMPT.as_bytes());
             write(self.editor.borrow().line().as_bytes());
             LINE.store(line::PROMPT, Ordering::Relaxed);
+        }
+    }
+
+    /// Draws the line again that is being typed.
+    fn redraw(&self) {
+        end_line();
+        self.refresh();
+    }
+
+    /// Shows an answer to a program, in lines that begin with a mark.
+    pub(crate) fn answer(&self, text: &str) {
+        end_line();
+        for line in text.lines() {
+            write(marked(line).as_bytes());
         }
     }
 
@@ -198,9 +223,16 @@ impl Terminal {
         match typed {
             Typed::Echo(text) => write(text.as_bytes()),
             Typed::Character(character) => write(character.encode_utf8(&mut [0; 4]).as_bytes()),
-            Typed::Redraw => {
-                end_line();
-                self.refresh();
+            Typed::Redraw => self.redraw(),
+            Typed::Complete => {
+                let names = guests.names();
+                let completion = complete(self.editor.borrow().line(), names.iter().map(String::as_str));
+                self.editor.borrow_mut().insert(&completion.add);
+                if completion.add.is_empty() && !completion.choices.is_empty() {
+                    self.message(&completion.choices.join("  "));
+                } else {
+                    self.redraw();
+                }
             }
             Typed::Cancelled => {
                 self.raw(b"\r\n");
@@ -210,7 +242,8 @@ impl Terminal {
                 self.raw(b"\r\n");
                 self.prompted.set(false);
                 match Command::parse(&line) {
-                    Ok(Some(command)) => guests.obey(command),
+                    // The end of a guest that is asked to end is told when it comes; nobody waits for it here.
+                    Ok(Some(line)) => drop(guests.obey(&line, &|text| self.message(text))),
                     Ok(None) => {}
                     Err(why) => self.message(&why),
                 }

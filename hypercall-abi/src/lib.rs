@@ -74,6 +74,7 @@ pub mod sched;
 pub mod shared;
 pub mod start_info;
 pub mod stub;
+pub mod sysctl;
 pub mod tenon;
 pub mod vcpu;
 pub mod version;
@@ -151,7 +152,7 @@ numbers! {
         PhysdevOp = 33,
         /// Hardware-virtualised guests only; refused (core 8.2).
         HvmOp = 34,
-        /// `sysctl(op)`: toolstack.
+        /// `sysctl(op)`: toolstack; see [`sysctl`].
         Sysctl = 35,
         /// `domctl(op)`: toolstack; see [`domctl`].
         Domctl = 36,

@@ -6,7 +6,8 @@
 //! | --- | --- |
 //! | `dom0` | dom0, planned: see [`hypercall_abi::first`]; its ramdisk is the whole bundle |
 //! | `dom0.cmdline` | its command line, which is in the plan as well |
-//! | `guests/<name>/config` | `key = value` lines in the names of `xl.cfg`: `name`, `memory` (MiB), `vcpus`, `kernel`, `ramdisk`, `extra` |
+//! | `dom0.exec` | commands for dom0, separated by `;` (optional) |
+//! | `guests/<name>/config` | `key = value` lines in the names of `xl.cfg`: see [`toolstack::config`] |
 //! | `guests/<name>/kernel` | the guest's kernel, bzImage or ELF |
 //! | `guests/<name>/ramdisk` | its initial ramdisk (optional) |
 //! | `first`, `first.ramdisk` | instead of `dom0`: another kernel as the first domain, planned, and its ramdisk (optional) |
@@ -15,12 +16,15 @@
 //! are regular files; there are no directories, and the order means nothing.
 
 use crate::first::{self, Role};
+use crate::guest_file::Described;
 use anyhow::{Context, Result};
 use cpio::{NewcBuilder, newc};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
+use toolstack::bundle::EXEC;
+use toolstack::config::Action;
 
 const REGULAR_FILE: u32 = 0o100_644;
 
@@ -47,7 +51,7 @@ enum Content {
 /// The first domain's memory in MiB unless [`Bundle::first_memory`] says otherwise.
 const FIRST_MEMORY: u64 = 256;
 /// What dom0 has in MiB beside the bundle, which is its ramdisk: room for a kernel that it unpacks, and for the store.
-const DOM0_SPARE: u64 = 192;
+pub const DOM0_SPARE: u64 = 192;
 
 /// A guest that dom0 starts.
 #[derive(Clone, Debug)]
@@ -103,20 +107,47 @@ impl Bundle {
     /// Adds a guest for dom0 to start.
     #[must_use]
     pub fn guest(self, guest: &Guest) -> Self {
-        let folder = format!("guests/{}", guest.name);
-        let mut config = format!(
-            "name = {}\nmemory = {}\nvcpus = {}\nkernel = {}\n",
-            quoted(&guest.name),
-            guest.memory,
-            guest.vcpus,
-            quoted(&format!("{folder}/kernel"))
+        let settings = format!("memory = {}\nvcpus = {}\n", guest.memory, guest.vcpus);
+        self.entries_of(&guest.name, settings, &guest.kernel, guest.ramdisk.as_deref(), &guest.extra)
+    }
+
+    /// Adds a guest that a file describes.
+    #[must_use]
+    pub fn described(self, guest: &Described) -> Self {
+        let config = &guest.config;
+        let action = |action| match action {
+            Action::Destroy => "destroy",
+            Action::Restart => "restart",
+            Action::Preserve => "preserve",
+        };
+        let settings = format!(
+            "memory = {}\nmaxmem = {}\nvcpus = {}\non_poweroff = \"{}\"\non_reboot = \"{}\"\non_crash = \"{}\"\n",
+            config.memory,
+            config.maxmem,
+            config.vcpus,
+            action(config.on_poweroff),
+            action(config.on_reboot),
+            action(config.on_crash)
         );
-        let mut bundle = self.with_file(&format!("{folder}/kernel"), &guest.kernel);
-        if let Some(ramdisk) = &guest.ramdisk {
+        self.entries_of(&config.name, settings, &guest.kernel, guest.ramdisk.as_deref(), &config.extra)
+    }
+
+    /// Adds commands, separated by `;`, that dom0 carries out when it has made the guests.
+    #[must_use]
+    pub fn exec(self, commands: &str) -> Self {
+        self.with_text(EXEC, commands)
+    }
+
+    fn entries_of(self, name: &str, settings: String, kernel: &Path, ramdisk: Option<&Path>, extra: &str) -> Self {
+        let folder = format!("guests/{name}");
+        let mut config = format!("name = {}\n{settings}", quoted(name));
+        config += &format!("kernel = {}\n", quoted(&format!("{folder}/kernel")));
+        let mut bundle = self.with_file(&format!("{folder}/kernel"), kernel);
+        if let Some(ramdisk) = ramdisk {
             config += &format!("ramdisk = {}\n", quoted(&format!("{folder}/ramdisk")));
             bundle = bundle.with_file(&format!("{folder}/ramdisk"), ramdisk);
         }
-        config += &format!("extra = {}\n", quoted(&guest.extra));
+        config += &format!("extra = {}\n", quoted(extra));
         bundle.with_text(&format!("{folder}/config"), &config)
     }
 
@@ -147,7 +178,8 @@ impl Bundle {
     }
 
     /// The size of all files in MiB; one that cannot be read is found when it is written.
-    fn files_mib(&self) -> u64 {
+    #[must_use]
+    pub fn files_mib(&self) -> u64 {
         let size = |content: &Content| match content {
             Content::File(path) => fs::metadata(path).map_or(0, |metadata| metadata.len()),
             Content::Text(_) | Content::First { .. } => 0,
@@ -192,9 +224,15 @@ fn size(name: &str, length: u64) -> Result<u32> {
     u32::try_from(length).with_context(|| format!("{name} has {length} bytes, and an archive entry less than 4 GiB"))
 }
 
-/// A text value of a configuration.
+/// A text value of a configuration, in TOML.
 fn quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+    let escape = |c: char| match c {
+        '\\' => "\\\\".into(),
+        '"' => "\\\"".into(),
+        c if c.is_control() => format!("\\u{:04X}", u32::from(c)),
+        c => c.to_string(),
+    };
+    format!("\"{}\"", text.chars().map(escape).collect::<String>())
 }
 
 #[cfg(test)]
@@ -244,6 +282,23 @@ mod tests {
                       ramdisk = \"guests/web/ramdisk\"\nextra = \"quiet \\\"a b\\\"\"\n";
         assert_eq!(String::from_utf8_lossy(&entries["guests/web/config"]), config);
         assert_eq!(entries.len(), 5);
+    }
+
+    /// Whatever a file may say arrives at dom0 as it was.
+    #[test]
+    fn a_described_guest_is_read_back_by_dom0() {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = dir.path().join("kernel");
+        fs::write(&kernel, "KERNEL").unwrap();
+        let text = "name = 'web'\nmemory = 64\nmaxmem = 96\nvcpus = 2\nkernel = 'kernel'\nextra = \"a\\tb \\\"c\\\\\"\n\
+                    on_poweroff = 'restart'\non_reboot = 'preserve'\non_crash = 'restart'\n";
+        let config = toolstack::config::GuestConfig::parse(text).unwrap();
+        let described = Described { config: config.clone(), kernel, ramdisk: None, memory_at: String::new() };
+        let entries = read_back(&Bundle::default().described(&described).exec("list; info"));
+        assert_eq!(entries["dom0.exec"], b"list; info");
+        let text = String::from_utf8_lossy(&entries["guests/web/config"]);
+        let read = toolstack::config::GuestConfig::parse(&text).unwrap();
+        assert_eq!(read, toolstack::config::GuestConfig { kernel: "guests/web/kernel".into(), ..config });
     }
 
     #[test]

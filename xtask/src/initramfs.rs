@@ -12,6 +12,13 @@ use std::path::{Path, PathBuf};
 /// The first program of a guest. `tenon.oneshot` on the kernel's command line ends the guest at once.
 const INIT: &str = include_str!("init.sh");
 
+/// What the kernel starts when dom0 asks the guest to end. The first program is a shell and knows no such requests, so
+/// they are carried out on the spot.
+const ENDS: [(&str, &str); 2] = [
+    ("sbin/poweroff", "#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n"),
+    ("sbin/reboot", "#!/bin/busybox sh\nexec /bin/busybox reboot -f\n"),
+];
+
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
@@ -20,7 +27,7 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 pub(crate) fn build(busybox: &Path) -> Result<PathBuf> {
     let program = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let mut hasher = DefaultHasher::new();
-    (INIT, &program).hash(&mut hasher);
+    (INIT, ENDS, &program).hash(&mut hasher);
     let target = cache::dir()?.join("initramfs").join(format!("{:016x}.cpio", hasher.finish()));
     if target.is_file() {
         return Ok(target);
@@ -34,7 +41,7 @@ pub(crate) fn build(busybox: &Path) -> Result<PathBuf> {
 
 fn archive(busybox: &[u8]) -> Result<Vec<u8>> {
     let mut out = Cursor::new(Vec::new());
-    for name in ["bin", "dev", "proc", "sys", "root", "tmp", "run", "etc"] {
+    for name in ["bin", "sbin", "dev", "proc", "sys", "root", "tmp", "run", "etc"] {
         entry(&mut out, NewcBuilder::new(name).mode(DIRECTORY), &[])?;
     }
     // The kernel opens it for init before any file system is mounted.
@@ -42,6 +49,9 @@ fn archive(busybox: &[u8]) -> Result<Vec<u8>> {
     entry(&mut out, console, &[])?;
     entry(&mut out, NewcBuilder::new("bin/busybox").mode(PROGRAM), busybox)?;
     entry(&mut out, NewcBuilder::new("init").mode(PROGRAM), INIT.as_bytes())?;
+    for (name, script) in ENDS {
+        entry(&mut out, NewcBuilder::new(name).mode(PROGRAM), script.as_bytes())?;
+    }
     newc::trailer(&mut out)?;
     Ok(out.into_inner())
 }

@@ -7,6 +7,7 @@ pub mod build;
 pub mod bundle;
 pub mod cache;
 pub mod first;
+pub mod guest_file;
 mod initramfs;
 pub mod kernel_file;
 pub mod kernels;

@@ -8,6 +8,11 @@ use cpio_reader::iter_files;
 
 use crate::config::{ConfigError, GuestConfig};
 
+/// The entry with commands to be carried out when the guests have been made, separated by `;`.
+pub const EXEC: &str = "dom0.exec";
+/// What begins a line of an answer to those commands: no text of a guest can, for control characters in it are escaped.
+pub const ANSWER: char = '\x1e';
+
 /// An archive in memory.
 #[derive(Clone, Copy)]
 pub struct Bundle<'a>(&'a [u8]);

@@ -1,61 +1,230 @@
-//! What a person asks of dom0, as a line of text.
+//! What a person or a script asks of dom0, as a line of text: verbs, options, help, completion.
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 /// A line understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// What is asked.
+    pub command: Command,
+    /// The answer is to be JSON (`-j`).
+    pub json: bool,
+}
+
+/// What is asked. A guest goes by its name, or by the number of its domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Show all domains.
     List,
+    /// Make a guest that has ended anew.
+    Create(String),
     /// Attach the terminal to a guest's console.
     Console(String),
+    /// Stop a guest.
+    Pause(String),
+    /// Let it go on.
+    Unpause(String),
+    /// Ask a guest to power off.
+    Shutdown {
+        /// The guest.
+        name: String,
+        /// The command is over when the guest is.
+        wait: bool,
+    },
+    /// Ask a guest to reboot.
+    Reboot {
+        /// The guest.
+        name: String,
+        /// The command is over when the guest runs anew.
+        wait: bool,
+    },
     /// End a guest at once.
     Destroy(String),
+    /// Show the machine.
+    Info,
+    /// Set what memory a guest should have.
+    MemSet {
+        /// The guest.
+        name: String,
+        /// In MiB.
+        mib: u64,
+    },
+    /// Give a guest another name.
+    Rename {
+        /// The guest.
+        name: String,
+        /// Its name from now on.
+        to: String,
+    },
+    /// Tell the number of a guest's domain.
+    Domid(String),
+    /// Tell how long the machine, or a guest, has run.
+    Uptime(Option<String>),
     /// Show what can be asked.
-    Help,
+    Help(Option<&'static Verb>),
     /// Turn the machine off.
     Quit,
 }
 
-/// What can be asked, for a person.
-pub const HELP: &str = "\
-list            all domains
-console NAME    attach to a guest's console; Ctrl-] leads back here
-destroy NAME    end a guest at once
-quit            turn the machine off, whatever runs
-help            this text";
+/// A verb, for its help.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Verb {
+    /// The word.
+    pub name: &'static str,
+    /// What follows it.
+    pub takes: &'static str,
+    /// What it does, in a line.
+    pub does: &'static str,
+    /// What else is worth knowing; may be empty.
+    pub more: &'static str,
+}
+
+const fn verb(name: &'static str, takes: &'static str, does: &'static str, more: &'static str) -> Verb {
+    Verb { name, takes, does, more }
+}
+
+/// Every verb there is.
+pub const VERBS: &[Verb] = &[
+    verb(
+        "list",
+        "",
+        "all domains",
+        "State: r runs, b blocked, p paused, s shut down, d dying. Memory is what a domain has now.",
+    ),
+    verb("create", "NAME", "make a guest that has ended anew", "From the same kernel and configuration as before."),
+    verb("console", "NAME", "attach to a guest's console", "Ctrl-] leads back to the prompt."),
+    verb("pause", "NAME", "stop a guest", "It keeps its memory and does not run until `unpause`."),
+    verb("unpause", "NAME", "let a paused guest go on", ""),
+    verb("shutdown", "[-w] NAME", "ask a guest to power off", "-w: the command is over when the guest is."),
+    verb("reboot", "[-w] NAME", "ask a guest to reboot", "-w: the command is over when the guest has been made anew."),
+    verb("destroy", "NAME", "end a guest at once", "It is not asked. A guest about to be made anew is not."),
+    verb("info", "", "the machine: version, memory, CPUs, domains", ""),
+    verb(
+        "mem-set",
+        "NAME MIB",
+        "set what memory a guest should have",
+        "Its balloon driver follows. At most its `maxmem`; `list` shows what it has come to.",
+    ),
+    verb("rename", "NAME NEW", "give a guest another name", ""),
+    verb("domid", "NAME", "the number of a guest's domain", ""),
+    verb("uptime", "[NAME]", "how long the machine or a guest has run", ""),
+    verb("quit", "", "turn the machine off, whatever runs", ""),
+    verb("help", "[VERB]", "this text, or more about a verb", ""),
+];
+
+fn find(name: &str) -> Option<&'static Verb> {
+    VERBS.iter().find(|verb| verb.name == name)
+}
+
+/// All verbs, a line each.
+#[must_use]
+pub fn help() -> String {
+    let line = |verb: &Verb| format!("{:<20} {}\n", format!("{} {}", verb.name, verb.takes), verb.does);
+    let lines: String = VERBS.iter().map(line).collect();
+    format!("{lines}-j answers in JSON; Tab completes; `help VERB` says more")
+}
+
+impl Verb {
+    /// What there is to know of it.
+    #[must_use]
+    pub fn help(&self) -> String {
+        let text = format!("{} {}", self.name, self.takes);
+        format!("{} [-j]\n{}\n{}", text.trim_end(), self.does, self.more).trim_end().to_string()
+    }
+}
 
 impl Command {
     /// Reads a line; `None` if there is nothing on it.
     ///
     /// # Errors
     /// What is wrong with it, for a person. The words of the line are escaped.
-    pub fn parse(line: &str) -> Result<Option<Self>, String> {
+    pub fn parse(line: &str) -> Result<Option<Line>, String> {
         let mut words = line.split_whitespace();
-        let Some(verb) = words.next() else {
+        let Some(word) = words.next() else {
             return Ok(None);
         };
-        let name = words.next().map(ToString::to_string);
-        if words.next().is_some() {
-            return Err(format!("{}: too many words; try `help`", verb.escape_debug()));
+        let found = find(word).ok_or_else(|| format!("{}: unknown command; try `help`", word.escape_debug()))?;
+        let (mut json, mut wait, mut rest) = (false, false, Vec::new());
+        for word in words {
+            match word {
+                "-j" => json = true,
+                "-w" if found.takes.starts_with("[-w]") => wait = true,
+                _ if word.starts_with('-') => {
+                    return Err(format!("{}: no option {}; try `help {0}`", found.name, word.escape_debug()));
+                }
+                _ => rest.push(word),
+            }
         }
-        let alone = |command: Self| match &name {
-            None => Ok(command),
-            Some(_) => Err(format!("{verb}: takes no name")),
-        };
-        let named = |command: fn(String) -> Self| {
-            let name = name.clone();
-            name.map(command).ok_or_else(|| format!("{verb}: which guest? Try `list`"))
-        };
-        match verb {
-            "list" => alone(Self::List),
-            "help" => alone(Self::Help),
-            "quit" => alone(Self::Quit),
-            "console" => named(Self::Console),
-            "destroy" => named(Self::Destroy),
-            _ => Err(format!("{}: unknown command; try `help`", verb.escape_debug())),
+        Self::of(found, &rest, wait).map(|command| Some(Line { command, json }))
+    }
+
+    fn of(verb: &'static Verb, words: &[&str], wait: bool) -> Result<Self, String> {
+        let usage = || format!("usage: {} {}", verb.name, verb.takes).trim_end().to_string();
+        Ok(match (verb.name, words) {
+            ("list", []) => Self::List,
+            ("info", []) => Self::Info,
+            ("quit", []) => Self::Quit,
+            ("help", []) => Self::Help(None),
+            ("help", [word]) => {
+                let found = find(word).ok_or_else(|| format!("help: no command {}", word.escape_debug()))?;
+                Self::Help(Some(found))
+            }
+            ("uptime", []) => Self::Uptime(None),
+            ("uptime", [name]) => Self::Uptime(Some((*name).to_string())),
+            ("create", [name]) => Self::Create((*name).to_string()),
+            ("console", [name]) => Self::Console((*name).to_string()),
+            ("pause", [name]) => Self::Pause((*name).to_string()),
+            ("unpause", [name]) => Self::Unpause((*name).to_string()),
+            ("destroy", [name]) => Self::Destroy((*name).to_string()),
+            ("domid", [name]) => Self::Domid((*name).to_string()),
+            ("shutdown", [name]) => Self::Shutdown { name: (*name).to_string(), wait },
+            ("reboot", [name]) => Self::Reboot { name: (*name).to_string(), wait },
+            ("rename", [name, to]) => Self::Rename { name: (*name).to_string(), to: (*to).to_string() },
+            ("mem-set", [name, mib]) => {
+                let mib = mib.parse().map_err(|_| format!("mem-set: no number of MiB: {}", mib.escape_debug()))?;
+                Self::MemSet { name: (*name).to_string(), mib }
+            }
+            _ => return Err(usage()),
+        })
+    }
+}
+
+/// How the last word of a line may go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Completion {
+    /// What can be added in any case; ends in a blank if the word is whole.
+    pub add: String,
+    /// The words it may become, if there are several.
+    pub choices: Vec<String>,
+}
+
+/// Completes a verb, or the name of a guest.
+#[must_use]
+pub fn complete<'a>(line: &str, guests: impl Iterator<Item = &'a str>) -> Completion {
+    let start = line.rfind(' ').map_or(0, |blank| blank + 1);
+    let (before, word) = line.split_at(start);
+    let mut earlier = before.split_whitespace().filter(|word| !word.starts_with('-'));
+    let verbs = || VERBS.iter().map(|verb| verb.name);
+    let words: Vec<&str> = match (earlier.next(), earlier.next()) {
+        (None, _) => verbs().collect(),
+        (Some("help"), None) => verbs().collect(),
+        (Some(verb), None) if find(verb).is_some_and(|verb| verb.takes.contains("NAME")) => guests.collect(),
+        _ => Vec::new(),
+    };
+    let mut fits: Vec<&str> = words.into_iter().filter(|candidate| candidate.starts_with(word)).collect();
+    fits.sort_unstable();
+    let rest = |candidate: &str| candidate.strip_prefix(word).unwrap_or_default().to_string();
+    match fits.split_first() {
+        None => Completion::default(),
+        Some((only, [])) => Completion { add: rest(only) + " ", choices: Vec::new() },
+        Some((first, others)) => {
+            let mut common = rest(first);
+            while !others.iter().all(|other| rest(other).starts_with(&common)) {
+                common.pop();
+            }
+            Completion { add: common, choices: fits.iter().map(ToString::to_string).collect() }
         }
-        .map(Some)
     }
 }

@@ -3,17 +3,21 @@
 //! ```toml
 //! name = "web"
 //! memory = 256                  # MiB
+//! maxmem = 512                  # MiB it may grow to, optional
 //! kernel = "vmlinuz"            # in the boot bundle
 //! ramdisk = "initrd"            # optional
 //! extra = "console=hvc0"        # command line, optional
 //! vcpus = 1                     # optional
 //! on_poweroff = "destroy"       # destroy, restart or preserve; likewise on_reboot, on_crash
 //! ```
+//!
+//! `disk` and `vif` are known and refused: this build has no such devices.
 
 use alloc::string::{String, ToString};
 use core::fmt;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use toml::Spanned;
 
 /// Vcpus the shared-info page has room for.
@@ -37,10 +41,12 @@ pub enum Action {
 /// A guest to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestConfig {
-    /// Letters, digits, `-`, `_`, `.`; at most 64.
+    /// See [`is_name`].
     pub name: String,
     /// Memory in MiB.
     pub memory: u64,
+    /// Memory in MiB it may grow to.
+    pub maxmem: u64,
     /// Vcpus, 1 to 32.
     pub vcpus: u32,
     /// Name of the kernel.
@@ -88,13 +94,27 @@ impl core::error::Error for ConfigError {}
 struct File {
     name: Spanned<String>,
     memory: Spanned<u64>,
+    maxmem: Option<Spanned<u64>>,
     vcpus: Option<Spanned<u32>>,
     kernel: Spanned<String>,
     ramdisk: Option<Spanned<String>>,
     extra: Option<Spanned<String>>,
+    disk: Option<Spanned<IgnoredAny>>,
+    vif: Option<Spanned<IgnoredAny>>,
     on_poweroff: Option<Action>,
     on_reboot: Option<Action>,
     on_crash: Option<Action>,
+}
+
+/// What [`is_name`] asks for.
+pub const NAME_RULE: &str = "1 to 64 letters, digits, `-`, `_` or `.`, and not only digits";
+
+/// Whether a guest may be called so. A number alone would be taken for a domain's.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let number = name.chars().all(|c| c.is_ascii_digit());
+    name.len() <= MAX_NAME && !number && name.chars().all(plain)
 }
 
 impl GuestConfig {
@@ -109,14 +129,19 @@ impl GuestConfig {
             ConfigError::at(text, error.span().map(|span| span.start), &why)
         })?;
         let refuse = |start: usize, why: &str| Err(ConfigError::at(text, Some(start), why));
-        let name = file.name.get_ref();
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(plain) {
-            return refuse(file.name.span().start, "1 to 64 letters, digits, `-`, `_` or `.`");
+        if let Some(device) = file.disk.as_ref().or(file.vif.as_ref()) {
+            return refuse(device.span().start, "this build has no such devices");
+        }
+        if !is_name(file.name.get_ref()) {
+            return refuse(file.name.span().start, NAME_RULE);
         }
         // Four bytes of list and tables for each page must be countable: far more than any machine has.
-        if !(1..=1 << 30).contains(file.memory.get_ref()) {
+        let memory = *file.memory.get_ref();
+        if !(1..=1 << 30).contains(&memory) {
             return refuse(file.memory.span().start, "a number of MiB from 1 on");
+        }
+        if let Some(most) = file.maxmem.as_ref().filter(|most| !(memory..=1 << 30).contains(most.get_ref())) {
+            return refuse(most.span().start, "a number of MiB, and not less than `memory`");
         }
         if let Some(vcpus) = file.vcpus.as_ref().filter(|v| !(1..=MAX_VCPUS).contains(v.get_ref())) {
             return refuse(vcpus.span().start, "1 to 32 vcpus");
@@ -132,7 +157,8 @@ impl GuestConfig {
         }
         Ok(Self {
             name: file.name.into_inner(),
-            memory: file.memory.into_inner(),
+            memory,
+            maxmem: file.maxmem.map_or(memory, Spanned::into_inner),
             vcpus: file.vcpus.map_or(1, Spanned::into_inner),
             kernel: file.kernel.into_inner(),
             ramdisk: file.ramdisk.map(Spanned::into_inner),

@@ -187,7 +187,7 @@ fn build<H: Hypervisor>(
     request: &Request<'_>,
 ) -> Result<Guest, Failed> {
     let config = request.config;
-    hypervisor.set_max_memory(domain, config.memory << 10).map_err(at(Step::LimitMemory))?;
+    hypervisor.set_max_memory(domain, config.maxmem << 10).map_err(at(Step::LimitMemory))?;
     let info = hypervisor.info(domain).map_err(at(Step::FindSharedInfo))?;
     let info = info.filter(|info| info.domain == domain.0);
     let shared_info = info.ok_or_else(|| Failed(Step::FindSharedInfo, "no such domain".into()))?.shared_info_frame;

@@ -13,7 +13,7 @@ use hypercall_abi::sched::ShutdownReason;
 use crate::config::{Action, GuestConfig};
 use crate::create::Guest;
 use crate::privileged::Hypervisor;
-use crate::tree::{Access, Node, Store, home};
+use crate::tree::{Access, Node, Store, home, vm};
 
 /// How a guest ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,5 +165,25 @@ impl Guest {
         };
         let path = format!("{}/control/shutdown", home(self.domain));
         store.write(self.domain, &[Node { path, value: value.to_string(), access: Access::Own }])
+    }
+
+    /// Tells the guest how much memory it should have, by the node its balloon driver watches.
+    ///
+    /// # Errors
+    /// Those of [`Store::write`].
+    pub fn set_memory_target<S: Store>(&self, mib: u64, store: &mut S) -> Result<(), S::Error> {
+        let path = format!("{}/memory/target", home(self.domain));
+        store.write(self.domain, &[Node { path, value: (mib << 10).to_string(), access: Access::Read }])
+    }
+
+    /// Gives the guest another name.
+    ///
+    /// # Errors
+    /// Those of [`Store::write`]; it keeps its name then.
+    pub fn rename<S: Store>(&mut self, name: &str, store: &mut S) -> Result<(), S::Error> {
+        let node = |folder: String| Node { path: folder + "/name", value: name.to_string(), access: Access::Read };
+        store.write(self.domain, &[node(home(self.domain)), node(vm(&self.uuid))])?;
+        self.config.name = name.to_string();
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Making and ending domains: what dom0 does on behalf of a person.
 //!
-//! [`bundle`] finds guests in the boot bundle, [`command`] reads what a person types, [`config`] reads what a guest
+//! [`bundle`] finds guests in the boot bundle, [`command`] reads what a person types, [`json`] writes answers for programs, [`config`] reads what a guest
 //! should be, [`unpack`] turns what a distribution ships as a kernel into an ELF file, [`create`] makes a domain of
 //! both and introduces it to the store, [`end`] says why a domain ended and does what its configuration wants then.
 //!
@@ -17,9 +17,10 @@ pub mod command;
 pub mod config;
 pub mod create;
 pub mod end;
+pub mod json;
 mod privileged;
 mod tree;
 pub mod unpack;
 
-pub use privileged::{DomainId, Hypervisor, Summary, domains};
+pub use privileged::{DomainId, Hypervisor, Summary, domains, states};
 pub use tree::{Access, Node, Store};

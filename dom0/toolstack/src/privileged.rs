@@ -85,6 +85,14 @@ pub fn domains<H: Hypervisor>(hypervisor: &mut H) -> Result<Vec<DomainInfo>, H::
     Ok(all)
 }
 
+/// What a domain does, a letter or a dash each: runs, blocked, paused, shut down, dying.
+#[must_use]
+pub fn states(domain: &DomainInfo) -> String {
+    let states =
+        [(info::RUNNING, 'r'), (info::BLOCKED, 'b'), (info::PAUSED, 'p'), (info::SHUTDOWN, 's'), (info::DYING, 'd')];
+    states.into_iter().map(|(bit, letter)| if domain.flags & bit != 0 { letter } else { '-' }).collect()
+}
+
 /// A domain as a line of a list: number, MiB, vcpus, state, seconds.
 pub struct Summary<'a>(pub &'a DomainInfo);
 
@@ -93,16 +101,7 @@ impl fmt::Display for Summary<'_> {
         let Self(domain) = self;
         let mib = domain.tot_pages >> 8;
         write!(f, "{:>5} {mib:>8} {:>5} ", domain.domain, domain.nr_online_vcpus)?;
-        let states = [
-            (info::RUNNING, 'r'),
-            (info::BLOCKED, 'b'),
-            (info::PAUSED, 'p'),
-            (info::SHUTDOWN, 's'),
-            (info::DYING, 'd'),
-        ];
-        for (bit, letter) in states {
-            write!(f, "{}", if domain.flags & bit != 0 { letter } else { '-' })?;
-        }
+        f.write_str(&states(domain))?;
         let tenths = domain.cpu_time / 100_000_000;
         write!(f, " {:>7}.{}", tenths / 10, tenths % 10)
     }

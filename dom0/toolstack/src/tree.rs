@@ -72,7 +72,7 @@ pub(crate) fn nodes(guest: &Guest, backend: DomainId) -> Vec<Node> {
     let (domain, config) = (guest.domain, &guest.config);
     let (home, vm) = (home(domain), vm(&guest.uuid));
     let uuid = vm.trim_start_matches("/vm/").to_string();
-    let kib = (config.memory << 10).to_string();
+    let [kib, most] = [config.memory, config.maxmem].map(|mib| (mib << 10).to_string());
     let mut nodes = Vec::new();
     let mut put = |access, path: String, value: &str| nodes.push(Node { path, value: value.to_string(), access });
     let mut read = |path: &str, value: &str| put(Access::Read, format!("{home}{path}"), value);
@@ -84,7 +84,7 @@ pub(crate) fn nodes(guest: &Guest, backend: DomainId) -> Vec<Node> {
         read(directory, "");
     }
     read("/control/platform-feature-multiprocessor-suspend", "1");
-    read("/memory/static-max", &kib);
+    read("/memory/static-max", &most);
     read("/memory/target", &kib);
     for vcpu in 0..config.vcpus {
         read(&format!("/cpu/{vcpu}/availability"), "online");

@@ -1,31 +1,84 @@
 //! Lines a person may type.
 
-use toolstack::command::Command;
+use toolstack::command::{Command, Completion, Line, VERBS, complete, help};
+use toolstack::json::{self, Object};
 
 #[test]
 fn lines_are_understood_by_their_words() {
-    let parse = |line| Command::parse(line).unwrap();
+    let parse = |line| Command::parse(line).unwrap().map(|line| line.command);
+    let web = || "web".to_string();
     assert_eq!(parse(""), None);
     assert_eq!(parse("  \t "), None);
     assert_eq!(parse(" list "), Some(Command::List));
-    assert_eq!(parse("console  web"), Some(Command::Console("web".into())));
-    assert_eq!(parse("destroy web"), Some(Command::Destroy("web".into())));
-    assert_eq!(parse("help"), Some(Command::Help));
+    assert_eq!(parse("console  web"), Some(Command::Console(web())));
+    assert_eq!(parse("destroy web"), Some(Command::Destroy(web())));
+    assert_eq!(parse("shutdown web"), Some(Command::Shutdown { name: web(), wait: false }));
+    assert_eq!(parse("reboot web -w"), Some(Command::Reboot { name: web(), wait: true }));
+    assert_eq!(parse("mem-set web 64"), Some(Command::MemSet { name: web(), mib: 64 }));
+    assert_eq!(parse("rename web shop"), Some(Command::Rename { name: web(), to: "shop".into() }));
+    assert_eq!(parse("uptime"), Some(Command::Uptime(None)));
+    assert_eq!(parse("uptime web"), Some(Command::Uptime(Some(web()))));
+    assert_eq!(parse("help"), Some(Command::Help(None)));
     assert_eq!(parse("quit"), Some(Command::Quit));
+    assert_eq!(Command::parse("list -j"), Ok(Some(Line { command: Command::List, json: true })));
 }
 
 #[test]
 fn what_is_not_understood_is_said_without_control_characters() {
     for (line, part) in [
         ("lst", "lst: unknown command"),
-        ("list web", "takes no name"),
-        ("console", "which guest"),
-        ("destroy", "which guest"),
-        ("console a b", "too many words"),
+        ("-j", "-j: unknown command"),
+        ("list web", "usage: list"),
+        ("list -w", "list: no option -w"),
+        ("console", "usage: console NAME"),
+        ("destroy", "usage: destroy NAME"),
+        ("console a b", "usage: console NAME"),
+        ("mem-set a", "usage: mem-set NAME MIB"),
+        ("mem-set a 1G", "no number of MiB: 1G"),
+        ("mem-set a \x1b", "\\u{1b}"),
+        ("help \x1b", "help: no command \\u{1b}"),
         ("\x1b[2J", "\\u{1b}[2J: unknown"),
     ] {
         let why = Command::parse(line).unwrap_err();
         assert!(why.contains(part), "{line:?}: {why}");
         assert!(!why.contains(char::is_control), "{why:?}");
     }
+}
+
+/// Every verb is understood with what its help says it takes, and has help of its own.
+#[test]
+fn every_verb_has_help_and_is_understood() {
+    for verb in VERBS {
+        let words = verb.takes.replace("[NAME]", "web").replace("[VERB]", "list").replace("[-w]", "-w");
+        let line = format!("{} {} -j", verb.name, words.replace("MIB", "64"));
+        assert!(matches!(Command::parse(&line), Ok(Some(Line { json: true, .. }))), "{line}");
+        assert_eq!(Command::parse(&format!("help {}", verb.name)).unwrap().unwrap().command, Command::Help(Some(verb)));
+        assert!(help().contains(verb.does) && verb.help().contains(verb.does));
+    }
+}
+
+#[test]
+fn verbs_and_names_are_completed() {
+    let of = |line: &str| complete(line, ["web", "web-2", "db"].into_iter());
+    let add = |add: &str| Completion { add: add.into(), choices: vec![] };
+    assert_eq!(of("li"), add("st "));
+    assert_eq!(of("pause d"), add("b "));
+    assert_eq!(of("shutdown -w d"), add("b "));
+    assert_eq!(of("help mem"), add("-set "));
+    assert_eq!(of("pause w"), Completion { add: "eb".into(), choices: vec!["web".into(), "web-2".into()] });
+    assert_eq!(of("re"), Completion { add: String::new(), choices: vec!["reboot".into(), "rename".into()] });
+    assert_eq!(of("list "), Completion::default());
+    assert_eq!(of("xyz"), Completion::default());
+    assert_eq!(of("pause db w"), Completion::default());
+    assert_eq!(of("").choices.len(), VERBS.len());
+}
+
+#[test]
+fn answers_for_programs_are_json() {
+    let object = Object::default().text("na\"me", "a\\b\n\x1b\u{1f600}é").raw("n", 7).end();
+    let parsed: serde_json::Value = serde_json::from_str(&object).unwrap();
+    assert_eq!(parsed, serde_json::json!({"na\"me": "a\\b\n\x1b\u{1f600}é", "n": 7}));
+    assert!(object.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{object}");
+    assert_eq!(json::array(["1".to_string(), object].into_iter()).parse::<serde_json::Value>().unwrap()[0], 1);
+    assert_eq!(json::array(std::iter::empty()), "[]");
 }

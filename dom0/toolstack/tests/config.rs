@@ -50,10 +50,23 @@ fn errors_name_the_line_and_the_key() {
     assert!(and("nonsense").starts_with("line 5: "), "{}", and("nonsense"));
     assert_eq!(
         refusal("name = 'a b'\nmemory = 1\nkernel = 'k'"),
-        "line 1: name: 1 to 64 letters, digits, `-`, `_` or `.`"
+        "line 1: name: 1 to 64 letters, digits, `-`, `_` or `.`, and not only digits"
     );
     assert_eq!(refusal("name = 'a'\nmemory = 0\nkernel = 'k'"), "line 2: memory: a number of MiB from 1 on");
     assert!(refusal("name = 'a'\nmemory = -1\nkernel = 'k'").starts_with("line 2: memory: "));
+}
+
+#[test]
+fn memory_may_grow_but_not_below_what_it_is() {
+    assert_eq!(GuestConfig::parse(GOOD).unwrap().maxmem, 256);
+    assert_eq!(GuestConfig::parse(&format!("{GOOD}maxmem = 512\n")).unwrap().maxmem, 512);
+    assert_eq!(and("maxmem = 255"), "line 5: maxmem: a number of MiB, and not less than `memory`");
+}
+
+#[test]
+fn devices_are_refused_by_name() {
+    assert_eq!(and("disk = ['phy:/dev/x,xvda,w']"), "line 5: disk: this build has no such devices");
+    assert_eq!(and("\nvif = ''"), "line 6: vif: this build has no such devices");
 }
 
 #[test]

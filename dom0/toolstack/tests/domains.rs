@@ -241,6 +241,17 @@ fn a_guest_is_asked_through_the_node_it_watches() {
 }
 
 #[test]
+fn memory_and_name_are_set_in_the_tree() {
+    let (_, mut tree, mut guest) = running();
+    guest.set_memory_target(12, &mut tree).unwrap();
+    assert_eq!(tree.nodes["/local/domain/7/memory/target"], ("12288".into(), Access::Read));
+    guest.rename("shop", &mut tree).unwrap();
+    assert_eq!(guest.config.name, "shop");
+    assert_eq!(tree.nodes["/local/domain/7/name"], ("shop".into(), Access::Read));
+    assert!(tree.nodes.iter().any(|(path, node)| path.starts_with("/vm/") && node.0 == "shop"));
+}
+
+#[test]
 fn domains_are_listed() {
     let (mut machine, mut tree, _) = running();
     let (config, kernel) = (config(), kernel());

@@ -16,9 +16,11 @@ use hypercall_abi::memory::{E820Entry, MachphysMapping, MemoryMap, MemoryOp, Res
 use hypercall_abi::mmu::{MmuUpdate, MmuextOp, MulticallEntry};
 use hypercall_abi::physdev::ConsoleIo;
 use hypercall_abi::sched::{Poll, SchedOp, Shutdown, ShutdownReason};
+use hypercall_abi::sysctl::{PhysInfo, Sysctl, SysctlOp};
 use hypercall_abi::vcpu::{RegisterArea, RunstateInfo, SetPeriodicTimer, SetSingleshotTimer, VcpuOp};
 use hypercall_abi::version::{FeatureInfo, VersionOp};
 use hypercall_abi::{Errno, Hypercall, domid};
+use zerocopy::FromBytes;
 
 /// A hypercall by its registers. The result is `rax` as it comes.
 ///
@@ -67,6 +69,17 @@ fn address<T: ?Sized>(object: *const T) -> u64 {
 pub fn version() -> u64 {
     // SAFETY: reads nothing, writes nothing.
     unsafe { raw(Hypercall::XenVersion.number(), [VersionOp::Version.number(), 0, 0, 0, 0]) }
+}
+
+/// `xen_version(1)`: what follows the two numbers of [`version`], for instance `.0-tenon`.
+///
+/// # Errors
+/// None that our hypervisor has.
+pub fn extraversion() -> Result<[u8; 16], Errno> {
+    let mut text = [0; 16];
+    // SAFETY: writes only the 16 bytes given.
+    unsafe { call(Hypercall::XenVersion, [VersionOp::Extraversion.number(), address(&raw mut text), 0, 0, 0]) }?;
+    Ok(text)
 }
 
 /// `xen_version(6)`: the feature bits of word `submap`.
@@ -654,6 +667,21 @@ pub fn setup_grant_table(frames: &mut [u64]) -> Result<(), Errno> {
 pub unsafe fn domctl(arg: &mut Domctl) -> Result<(), Errno> {
     // SAFETY: reads and writes the structure; addresses in it are the caller's promise.
     unsafe { call(Hypercall::Domctl, [address(&raw mut *arg), 0, 0, 0, 0]) }.map(drop)
+}
+
+/// `sysctl(PhysInfo)`: what the machine has.
+///
+/// # Errors
+/// `Perm` without authority.
+pub fn physical_info() -> Result<PhysInfo, Errno> {
+    let mut arg = Sysctl {
+        cmd: SysctlOp::PhysInfo as u32,
+        interface_version: hypercall_abi::sysctl::INTERFACE_VERSION,
+        payload: [0; 128],
+    };
+    // SAFETY: reads and writes the structure; its payload holds no address.
+    unsafe { call(Hypercall::Sysctl, [address(&raw mut arg), 0, 0, 0, 0]) }?;
+    PhysInfo::read_from_prefix(&arg.payload).map(|(info, _)| info).map_err(|_| Errno::Inval)
 }
 
 /// The text of the crash of `domain`, if it crashed (our own extension).

@@ -194,10 +194,11 @@ fn execute<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         EventChannelOp => bind::event_channel_op(ctx, a, b)?,
         PhysdevOp => cpu::physdev_op(ctx, a, b)?,
         Domctl => control::domctl(ctx, a)?,
+        Sysctl => info::sysctl(ctx, a)?,
         Tenon => control::tenon_op(ctx, a, b, c)?,
         PlatformOp => return Err(Errno::Perm.into()),
-        Multicall | SchedOpCompat | EventChannelOpCompat | PhysdevOpCompat | XsmOp | XenoprofOp | HvmOp | Sysctl
-        | KexecOp | TmemOp | ArgoOp | XenpmuOp | DmOp | HypfsOp | Mca => return Err(Errno::NoSys.into()),
+        Multicall | SchedOpCompat | EventChannelOpCompat | PhysdevOpCompat | XsmOp | XenoprofOp | HvmOp | KexecOp
+        | TmemOp | ArgoOp | XenpmuOp | DmOp | HypfsOp | Mca => return Err(Errno::NoSys.into()),
     };
     Ok(value)
 }

@@ -4,6 +4,8 @@
 
 #[path = "system/stories.rs"]
 mod stories;
+#[path = "system/verbs.rs"]
+mod verbs;
 
 use anyhow::Result;
 use boot::guests;
@@ -23,6 +25,11 @@ const STORIES: &[Story] = &[
     ("guests_do_not_notice_when_others_crash", stories::guests_do_not_notice_when_others_crash),
     ("every_crash_is_told_with_reason_and_registers", stories::every_crash_is_told_with_reason_and_registers),
     ("bad_guests_are_refused_in_a_line_each", stories::bad_guests_are_refused_in_a_line_each),
+    ("a_paused_guest_waits_and_a_renamed_one_answers", verbs::a_paused_guest_waits_and_a_renamed_one_answers),
+    ("guests_obey_the_store_and_are_made_anew", verbs::guests_obey_the_store_and_are_made_anew),
+    ("a_balloon_shrinks_and_grows", verbs::a_balloon_shrinks_and_grows),
+    ("commands_from_outside_answer_in_json", verbs::commands_from_outside_answer_in_json),
+    ("guest_files_run_and_are_refused_with_their_lines", verbs::guest_files_run_and_are_refused_with_their_lines),
     ("a_bundle_without_a_first_domain_is_refused", stories::a_bundle_without_a_first_domain_is_refused),
     ("an_unknown_hypervisor_option_is_refused", stories::an_unknown_hypervisor_option_is_refused),
 ];

@@ -1,14 +1,34 @@
 //! A line being typed on a terminal that neither edits nor echoes.
 
+use alloc::collections::VecDeque;
 use alloc::string::String;
 
 /// Bytes of a line; more are not taken.
 const LINE_BYTES: usize = 256;
+/// Lines remembered.
+const HISTORY: usize = 32;
 
-/// The line, and what of it is on the screen.
+/// The line, what of it is on the screen, and the lines before it.
 #[derive(Clone, Debug, Default)]
 pub struct LineEditor {
     line: String,
+    history: VecDeque<String>,
+    /// How many lines back the one shown is; 0 for a new one.
+    back: usize,
+    /// The new line, while an older one is shown.
+    draft: String,
+    escape: Escape,
+}
+
+/// How much of an escape sequence has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Escape {
+    #[default]
+    None,
+    /// ESC.
+    Begun,
+    /// ESC and `[` or `O`, and perhaps parameters.
+    Inside,
 }
 
 /// What a key led to.
@@ -18,8 +38,10 @@ pub enum Typed {
     Echo(&'static str),
     /// The line goes on; this character is to be shown.
     Character(char),
-    /// The line begins anew: what is on the screen is to be wiped.
+    /// The line has changed: what is on the screen is to be wiped and drawn again.
     Redraw,
+    /// The line is to be completed; see [`LineEditor::insert`].
+    Complete,
     /// The line is finished.
     Line(String),
     /// The line was given up.
@@ -33,18 +55,54 @@ impl LineEditor {
         &self.line
     }
 
-    /// Takes a key: printable ASCII, return, backspace or delete, Ctrl-U (empties the line), Ctrl-C (gives it up).
-    /// Others are ignored.
+    /// Adds to the line as if it had been typed; it is to be drawn again then.
+    pub fn insert(&mut self, text: &str) {
+        let room = LINE_BYTES.saturating_sub(self.line.len());
+        self.line.extend(text.chars().filter(|c| matches!(c, ' '..='~')).take(room));
+    }
+
+    /// Takes a key: printable ASCII, return, backspace or delete, Tab, the arrows up and down (or Ctrl-P and Ctrl-N),
+    /// Ctrl-U (empties the line), Ctrl-C (gives it up). Others are ignored.
     pub fn key(&mut self, key: u8) -> Typed {
+        match (self.escape, key) {
+            (Escape::Begun, b'[' | b'O') => {
+                self.escape = Escape::Inside;
+                return Typed::Echo("");
+            }
+            (Escape::Inside, b'0'..=b'9' | b';') => return Typed::Echo(""),
+            (Escape::Inside, b' '..=b'~') => {
+                self.escape = Escape::None;
+                return match key {
+                    b'A' => self.recall(self.back + 1),
+                    b'B' => self.recall(self.back.wrapping_sub(1)),
+                    _ => Typed::Echo(""),
+                };
+            }
+            _ => self.escape = Escape::None,
+        }
         match key {
-            b'\r' | b'\n' => Typed::Line(core::mem::take(&mut self.line)),
+            0x1b => {
+                self.escape = Escape::Begun;
+                Typed::Echo("")
+            }
+            b'\t' => Typed::Complete,
+            0x10 => self.recall(self.back + 1),
+            0x0e => self.recall(self.back.wrapping_sub(1)),
+            b'\r' | b'\n' => {
+                let line = self.take();
+                if !line.trim().is_empty() && self.history.front() != Some(&line) {
+                    self.history.push_front(line.clone());
+                    self.history.truncate(HISTORY);
+                }
+                Typed::Line(line)
+            }
             0x08 | 0x7f if self.line.pop().is_some() => Typed::Echo("\x08 \x08"),
             0x15 => {
-                self.line.clear();
+                self.take();
                 Typed::Redraw
             }
             0x03 => {
-                self.line.clear();
+                self.take();
                 Typed::Cancelled
             }
             b' '..=b'~' if self.line.len() < LINE_BYTES => {
@@ -54,11 +112,35 @@ impl LineEditor {
             _ => Typed::Echo(""),
         }
     }
+
+    /// The line; a new one begins.
+    fn take(&mut self) -> String {
+        self.back = 0;
+        self.draft.clear();
+        core::mem::take(&mut self.line)
+    }
+
+    /// Shows the line so many lines back, if there is one.
+    fn recall(&mut self, back: usize) -> Typed {
+        let wanted = match back.checked_sub(1) {
+            None => Some(core::mem::take(&mut self.draft)),
+            Some(index) => self.history.get(index).cloned(),
+        };
+        let Some(wanted) = wanted else { return Typed::Echo("") };
+        let before = core::mem::replace(&mut self.line, wanted);
+        if self.back == 0 {
+            self.draft = before;
+        }
+        self.back = back;
+        Typed::Redraw
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::format;
+    use alloc::string::ToString;
 
     fn type_all(editor: &mut LineEditor, keys: &[u8]) -> Typed {
         let mut last = Typed::Echo("");
@@ -83,13 +165,46 @@ mod tests {
     }
 
     #[test]
+    fn earlier_lines_come_back() {
+        let mut editor = LineEditor::default();
+        assert_eq!(type_all(&mut editor, b"\x1b[A"), Typed::Echo(""), "there are none yet");
+        assert_eq!(type_all(&mut editor, b"\x1b[B"), Typed::Echo(""));
+        type_all(&mut editor, b"list\rlist\r  \rinfo\rdra");
+        assert_eq!(type_all(&mut editor, b"\x1b[A"), Typed::Redraw);
+        assert_eq!(editor.line(), "info");
+        type_all(&mut editor, b"\x1bOA");
+        assert_eq!(editor.line(), "list");
+        assert_eq!(editor.key(0x10), Typed::Echo(""), "neither doubles nor empty lines are kept");
+        type_all(&mut editor, b"\x0e\x1b[B");
+        assert_eq!(editor.line(), "dra", "what was begun is still there");
+        assert_eq!(type_all(&mut editor, b"\x10\x10 -j\r"), Typed::Line("list -j".into()));
+        for line in 0..100 {
+            type_all(&mut editor, format!("{line}\r").as_bytes());
+        }
+        type_all(&mut editor, &[0x10; 1000]);
+        assert_eq!(editor.line(), (100 - HISTORY).to_string());
+    }
+
+    #[test]
+    fn a_line_can_be_completed() {
+        let mut editor = LineEditor::default();
+        assert_eq!(type_all(&mut editor, b"li\t"), Typed::Complete);
+        editor.insert("st \x1b");
+        assert_eq!(editor.line(), "list ");
+        editor.insert(&"x".repeat(1000));
+        assert_eq!(editor.line().len(), LINE_BYTES);
+    }
+
+    #[test]
     fn other_keys_and_endless_lines_do_no_harm() {
         let mut editor = LineEditor::default();
         for key in 0..=255 {
-            if !matches!(key, b' '..=b'~' | b'\r' | b'\n' | 3 | 0x15) {
+            if !matches!(key, b' '..=b'~' | b'\r' | b'\n' | b'\t' | 3 | 0x15) {
                 assert_eq!(editor.key(key), Typed::Echo(""), "{key}");
             }
         }
+        assert_eq!(type_all(&mut editor, b"\x1b[3;5~\x1b[1"), Typed::Echo(""));
+        assert_eq!(type_all(&mut editor, b"\rx\r"), Typed::Line("x".into()));
         type_all(&mut editor, &[b'x'; 10_000]);
         assert_eq!(editor.line().len(), LINE_BYTES);
     }

@@ -5,7 +5,9 @@ use crate::domain::Powers;
 use crate::policy;
 use crate::prelude::*;
 use hypercall_abi::physdev::ConsoleIo;
+use hypercall_abi::sysctl::{INTERFACE_VERSION, PhysInfo, Sysctl, SysctlOp};
 use hypercall_abi::version::{CompileInfo, FeatureInfo, VersionOp, feature};
+use zerocopy::IntoBytes;
 
 /// Bytes of console output handled at once.
 const CHUNK: usize = 128;
@@ -85,4 +87,27 @@ pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Answ
         }
         _ => Err(Errno::Perm.into()),
     }
+}
+
+/// `sysctl`: what a toolstack may know of the machine.
+///
+/// # Errors
+/// `Perm` without authority, `Acces` for another interface version, `NoSys` for unknown commands.
+pub fn sysctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<u64, Errno> {
+    ctx.control()?;
+    let mut call: Sysctl = ctx.read(arg)?;
+    ensure!(call.interface_version == INTERFACE_VERSION, Errno::Acces);
+    let SysctlOp::PhysInfo = SysctlOp::from_number(u64::from(call.cmd)).ok_or(Errno::NoSys)?;
+    let free_pages = u64::from(ctx.world.frames.free_frames());
+    let given: u64 = ctx.world.domains.iter().map(|domain| domain.pages.load(Relaxed)).sum();
+    let info = PhysInfo {
+        nr_cpus: ctx.world.frames.epochs().all().0.count_ones(),
+        free_pages,
+        total_pages: free_pages + given,
+        max_mfn: ctx.m.frame_limit().saturating_sub(1),
+        ..PhysInfo::default()
+    };
+    fill(&mut call.payload, info.as_bytes());
+    ctx.write(arg, &call)?;
+    Ok(0)
 }

@@ -10,16 +10,16 @@ use xtask::bundle::{Bundle, Guest};
 use xtask::{build, kernels};
 
 /// How long a guest may take to come up while others do.
-const BOOT: Duration = Duration::from_secs(150);
+pub(crate) const BOOT: Duration = Duration::from_secs(150);
 /// How long an answer may take.
-const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// What the shell of our guests says when it waits.
-const SHELL: &str = "tenon-guest# ";
+pub(crate) const SHELL: &str = "tenon-guest# ";
 /// Ctrl-]: from a guest's console to dom0.
-const LEAVE: &[u8] = b"\x1d";
+pub(crate) const LEAVE: &[u8] = b"\x1d";
 
 /// A stock guest with our initramfs.
-fn linux(name: &str, memory: u32) -> Result<Guest> {
+pub(crate) fn linux(name: &str, memory: u32) -> Result<Guest> {
     let sh = boot::shell()?;
     Ok(Guest {
         name: name.into(),
@@ -37,16 +37,16 @@ fn test_guest(name: &str, program: &str, extra: &str) -> Result<Guest> {
     Ok(Guest { name: name.into(), memory: 16, vcpus: 1, kernel, ramdisk: None, extra: extra.into() })
 }
 
-fn image(name: &str) -> Result<PathBuf> {
+pub(crate) fn image(name: &str) -> Result<PathBuf> {
     build::image(&boot::images()?, name)
 }
 
-fn dom0(cmdline: &str) -> Result<Bundle> {
+pub(crate) fn dom0(cmdline: &str) -> Result<Bundle> {
     Ok(Bundle::dom0(&image("dom0")?, cmdline))
 }
 
 /// Boots a machine of a GiB, for at most four minutes.
-fn start(name: &str, bundle: Bundle) -> Result<Machine> {
+pub(crate) fn start(name: &str, bundle: Bundle) -> Result<Machine> {
     let mut setup = Setup::new(bundle);
     setup.memory = 1024;
     setup.limit = Duration::from_secs(240);
@@ -54,13 +54,13 @@ fn start(name: &str, bundle: Bundle) -> Result<Machine> {
 }
 
 /// A word nobody could have printed before.
-fn nonce() -> Result<String> {
+pub(crate) fn nonce() -> Result<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
     Ok(format!("{:x}-{:x}", now.as_nanos(), std::process::id()))
 }
 
 /// What `md5sum` of this machine makes of a line.
-fn md5(line: &str) -> Result<String> {
+pub(crate) fn md5(line: &str) -> Result<String> {
     let mut child = Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut input = child.stdin.take().context("md5sum without input")?;
     input.write_all(format!("{line}\n").as_bytes())?;

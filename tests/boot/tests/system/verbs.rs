@@ -1,0 +1,216 @@
+//! Stories of dom0's command line: at its prompt, and through `cargo xtask run`.
+
+use crate::stories::{BOOT, LEAVE, SHELL, SOON, dom0, image, linux, md5, nonce, start};
+use anyhow::{Context, Result, ensure};
+use boot::Machine;
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use xtask::kernels;
+
+const PROMPT: &str = "dom0> ";
+
+/// Leads from a guest's console to dom0 and types a command.
+fn command(machine: &mut Machine, line: &str) -> Result<()> {
+    machine.type_keys(LEAVE)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line(line)
+}
+
+/// Leads back to a guest's console.
+fn console(machine: &mut Machine, name: &str) -> Result<()> {
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line(&format!("console {name}"))?;
+    machine.expect(&format!("[console of {name}"), SOON)?;
+    Ok(())
+}
+
+/// A guest that is paused answers nothing; when it goes on, and goes by another name, what was typed is answered.
+pub(crate) fn a_paused_guest_waits_and_a_renamed_one_answers() -> Result<()> {
+    let mut machine = start("a_paused_guest_waits_and_a_renamed_one_answers", dom0("")?.guest(&linux("linux", 128)?))?;
+    machine.expect(SHELL, BOOT)?;
+    // Half a verb and half a name are completed.
+    command(&mut machine, "pau\tli\t")?;
+    console(&mut machine, "linux")?;
+    let word = nonce()?;
+    machine.type_line(&format!("echo {word} | md5sum"))?;
+    let answered = machine.expect(&md5(&word)?, Duration::from_secs(5));
+    ensure!(answered.is_err(), "a paused guest answered");
+    command(&mut machine, "list")?;
+    machine.expect("p--", SOON)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("rename linux shop")?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("pause linux")?;
+    machine.expect("there is no guest linux", SOON)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("unpause shop")?;
+    console(&mut machine, "shop")?;
+    machine.expect(&md5(&word)?, SOON)?;
+    // The last command but one comes back by the arrow keys: `console` is last.
+    machine.type_keys(LEAVE)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_keys(b"\x1b[A\x1b[A\r")?;
+    machine.expect("unpause shop", SOON)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("destroy shop")?;
+    machine.expect("all guests have ended", SOON)?;
+    machine.finish()?.require_success()
+}
+
+/// A stock guest does what the store asks of it, and may be made again after its end.
+pub(crate) fn guests_obey_the_store_and_are_made_anew() -> Result<()> {
+    let bundle = dom0("")?.guest(&linux("web", 128)?).guest(&linux("other", 128)?);
+    let mut machine = start("guests_obey_the_store_and_are_made_anew", bundle)?;
+    machine.expect(SHELL, BOOT)?;
+    command(&mut machine, "reboot web")?;
+    machine.expect("guest web (domain 1) rebooted", SOON)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("domid web")?;
+    machine.expect("3", SOON)?;
+    console(&mut machine, "web")?;
+    machine.expect(SHELL, BOOT)?;
+    command(&mut machine, "shutdown web")?;
+    machine.expect("guest web (domain 3) powered off", SOON)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("create web")?;
+    machine.expect("guest web is domain 4", SOON)?;
+    console(&mut machine, "web")?;
+    machine.expect(SHELL, BOOT)?;
+    command(&mut machine, "destroy web")?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("shutdown other")?;
+    machine.expect("guest other (domain 2) powered off", SOON)?;
+    machine.finish()?.require_success()
+}
+
+/// What the guest says its memory is, in KiB.
+fn guest_memory(machine: &mut Machine, word: &str) -> Result<u64> {
+    machine.type_line(&format!("echo {word} | md5sum; grep MemTotal /proc/meminfo"))?;
+    machine.expect(&md5(word)?, SOON)?;
+    machine.expect("MemTotal:", SOON)?;
+    let line = machine.expect(" kB", SOON)?;
+    line.trim_end_matches(" kB").trim().parse().with_context(|| format!("no memory: {line:?}"))
+}
+
+/// Asks until the guest's memory is as it should be.
+fn guest_memory_becomes(machine: &mut Machine, is: impl Fn(u64) -> bool) -> Result<u64> {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let memory = guest_memory(machine, &nonce()?)?;
+        if is(memory) {
+            return Ok(memory);
+        }
+        ensure!(Instant::now() < until, "the balloon stays at {memory} KiB");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// Memory is taken from a guest and given back, and the guest's own numbers follow.
+pub(crate) fn a_balloon_shrinks_and_grows() -> Result<()> {
+    let mut machine = start("a_balloon_shrinks_and_grows", dom0("")?.guest(&linux("linux", 256)?))?;
+    machine.expect(SHELL, BOOT)?;
+    let before = guest_memory(&mut machine, &nonce()?)?;
+    command(&mut machine, "mem-set linux 9999")?;
+    machine.expect("guest linux may have 1 to 256 MiB", SOON)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("mem-set linux 176")?;
+    console(&mut machine, "linux")?;
+    let less = guest_memory_becomes(&mut machine, |now| now + (78 << 10) <= before)?;
+    command(&mut machine, "list -j")?;
+    machine.expect("\"memory_mib\":176", SOON)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("mem-set linux 240")?;
+    console(&mut machine, "linux")?;
+    guest_memory_becomes(&mut machine, |now| now >= less + (62 << 10))?;
+    command(&mut machine, "list -j")?;
+    machine.expect("\"memory_mib\":240", SOON)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("shutdown linux")?;
+    machine.expect("guest linux (domain 1) powered off", SOON)?;
+    machine.finish()?.require_success()
+}
+
+/// What `cargo xtask run` with these arguments printed, and whether it succeeded.
+fn run(arguments: &[&str]) -> Result<(bool, String, String)> {
+    let folder = boot::images()?;
+    let target = folder.ancestors().nth(2).context("no target folder")?;
+    let mut command = Command::new("cargo");
+    command.current_dir(xtask::root()).env("CARGO_TARGET_DIR", target).stdin(Stdio::null());
+    command.args(["run", "--quiet", "--package", "xtask", "--", "run", "--profile", boot::PROFILE]);
+    let output = command.args(["--timeout", "200"]).args(arguments).output()?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok((output.status.success(), text(output.stdout), text(output.stderr)))
+}
+
+fn json(text: &str) -> Result<Vec<Value>> {
+    let parse = |line| serde_json::from_str(line).with_context(|| format!("no JSON: {line}"));
+    text.lines().map(parse).collect()
+}
+
+/// Commands given from outside: nothing but JSON on standard output, a status, and an end when the guest has obeyed.
+pub(crate) fn commands_from_outside_answer_in_json() -> Result<()> {
+    let kernel = image("hello")?;
+    let hello = kernel.to_string_lossy();
+    let commands = "list -j; info -j; uptime -j; rename linux shop -j; domid shop -j; shutdown -w shop -j; list -j";
+    let (ok, out, err) = run(&["--guest-memory", "128M", "--exec", commands])?;
+    ensure!(ok, "{out}\n{err}");
+    let answers = json(&out)?;
+    ensure!(answers.len() == 7, "{out}");
+    let names = |list: &Value| -> Vec<String> {
+        let names = list.as_array().into_iter().flatten().map(|domain| domain["name"].as_str().unwrap_or("?").into());
+        names.collect()
+    };
+    ensure!(names(&answers[0]) == ["dom0", "linux"] && answers[0][1]["memory_mib"] == 128, "{out}");
+    let [total, free] = ["total_mib", "free_mib"].map(|key| answers[1][key].as_u64().unwrap_or(0));
+    ensure!((800..=1024).contains(&total) && free > 0 && free + 128 < total, "{out}");
+    ensure!(answers[1]["domains"] == 2 && answers[1]["cpus"].as_u64().is_some_and(|cpus| cpus >= 1), "{out}");
+    ensure!(answers[2]["seconds"].is_u64() && answers[3]["done"] == "rename" && answers[4]["domid"] == 1, "{out}");
+    ensure!(answers[5]["done"] == "shutdown" && names(&answers[6]) == ["dom0"], "{out}");
+    ensure!(err.contains("guest shop (domain 1) powered off"), "{err}");
+
+    let (ok, out, err) = run(&["--kernel", &hello, "--exec", "pause nobody -j; list -j"])?;
+    ensure!(!ok, "a refused command is no failure\n{err}");
+    let answers = json(&out)?;
+    ensure!(answers.len() == 1 && answers[0]["error"] == "there is no guest nobody", "{out}");
+    let (ok, out, err) = run(&["--exec", "list; dance"])?;
+    ensure!(!ok && out.is_empty() && err.contains("--exec: dance: unknown command"), "{out}\n{err}");
+    Ok(())
+}
+
+/// Two guests described by files run; what is wrong with a file is told, with its line, before anything starts.
+pub(crate) fn guest_files_run_and_are_refused_with_their_lines() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let sh = boot::shell()?;
+    let link = |name: &str, to: &Path| std::os::unix::fs::symlink(to, folder.path().join(name));
+    link("vmlinux", &kernels::stock(&sh, kernels::DEFAULT)?.vmlinux)?;
+    link("initrd", &kernels::ramdisk(&sh)?)?;
+    let file = |name: &str, more: &str| -> Result<String> {
+        let path = folder.path().join(format!("{name}.toml"));
+        let common = "kernel = 'vmlinux'\nramdisk = 'initrd'\nextra = 'console=hvc0'\nmemory = 128\n";
+        fs::write(&path, format!("name = '{name}'\n{common}{more}"))?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    let (web, db) = (file("web", "vcpus = 2\n")?, file("db", "maxmem = 256\non_reboot = 'destroy'\n")?);
+    let commands = "list -j; shutdown -w web; shutdown -w db; list -j";
+    let (ok, out, err) = run(&[&web, &db, "--exec", commands])?;
+    ensure!(ok, "{out}\n{err}");
+    let answers = json(&out)?;
+    ensure!(answers[0][1]["name"] == "web" && answers[0][2]["name"] == "db", "{out}");
+    ensure!(answers.len() == 2 && answers[1].as_array().is_some_and(|list| list.len() == 1), "{out}");
+    ensure!(err.contains("guest web (domain 1) powered off"), "{err}");
+
+    let refused = |arguments: &[&str], why: &str| -> Result<()> {
+        let (ok, out, err) = run(arguments)?;
+        ensure!(!ok && out.is_empty() && err.contains(why), "not refused with {why:?}:\n{out}\n{err}");
+        ensure!(err.lines().filter(|line| line.starts_with("error: ")).count() == 1, "not one line:\n{err}");
+        Ok(())
+    };
+    refused(&[&file("disky", "disk = ['x']\n")?], "disky.toml:6: disk: this build has no such devices")?;
+    refused(&[&file("viffy", "vif = ['x']\n")?], "viffy.toml:6: vif: this build has no such devices")?;
+    refused(&[&file("odd", "cpu = 1\n")?], "odd.toml:6: cpu: unknown field")?;
+    refused(&[&web, &web], "web.toml:1: name: \"web\" is the guest of")?;
+    refused(&[&web, &db, "--memory", "520M"], "db.toml:5: memory: 128 MiB for db, but only")
+}
