@@ -153,6 +153,9 @@ fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multic
         let next = list.at.wrapping_add(size_of::<MulticallEntry>() as u64);
         list = Multicall { at: next, left: list.left - 1, running: false };
         ensure!(ctx.domain.runs(), Halt::Gone);
+        if ctx.world.sched.is_due(ctx.m) {
+            break; // each entry may have been as long as a call of its own
+        }
     }
     call.multicall = Some(list);
     Err(Halt::More)

@@ -9,7 +9,7 @@ use crate::frame::Owner;
 use crate::prelude::*;
 use hypercall_abi::memory::{COMMAND_BITS, E820_RAM, E820Entry, MachphysMapping, MemoryMap, MemoryOp, Reservation};
 
-/// Extents handled before others get a chance (P8).
+/// Frames handled before others get a chance, if an extent is not larger (P8).
 const BATCH: u64 = 64;
 /// The largest extent: 2^9 frames, a superpage's worth.
 const MAX_ORDER: u32 = 9;
@@ -60,7 +60,8 @@ fn reservation<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, op: MemoryOp, 
     let wanted: Reservation = ctx.read(arg)?;
     let domain = ctx.controlled(wanted.domid)?;
     ensure!(wanted.extent_order <= MAX_ORDER && call.done <= wanted.nr_extents, Errno::Inval);
-    let last = wanted.nr_extents.min(call.done.saturating_add(BATCH));
+    let batch = (BATCH >> wanted.extent_order).max(1);
+    let last = wanted.nr_extents.min(call.done.saturating_add(batch));
     for extent in call.done..last {
         let slot = wanted.extent_start.wrapping_add(extent.wrapping_mul(8));
         let done = match op {

@@ -123,6 +123,9 @@ pub fn mmuext_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         let at = list.wrapping_add(done * size_of::<MmuextOp>() as u64);
         outcome = ctx.read(at).map_err(Halt::Refused).and_then(|op| one_mmuext(ctx, target, &op));
         done += u64::from(outcome.is_ok());
+        if ctx.world.sched.is_due(ctx.m) {
+            break; // each operation may look at as many entries as a call
+        }
     }
     end_of_batch(ctx, call, (done, size_of::<MmuextOp>()), outcome)
 }
