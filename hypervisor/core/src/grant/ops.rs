@@ -130,13 +130,16 @@ fn map_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut MapGrantRef) -> Result<(
     let owner = ctx.named(call.dom).map_err(|_| status::BAD_DOMAIN)?;
     let (m, me) = (ctx.m, ctx.domain);
     let handle = ctx.site().free_handle(me)?;
-    let pin = ctx.site().pin(owner, call.gref, me.id(), call.flags & map::READONLY == 0)?;
-    if host {
-        map_host(ctx, call, pin).inspect_err(|_| ctx.site().unpin(pin))?;
-    }
-    me.grants.set_handle(m, handle, Some(Handle { pin, host, device }));
-    (call.handle, call.dev_bus_addr) = (handle, pin.frame.address());
-    Ok(())
+    let pinned = ctx.site().pin(owner, call.gref, me.id(), call.flags & map::READONLY == 0);
+    let mapped = pinned.map_err(Failed::Status).and_then(|pin| {
+        if host {
+            map_host(ctx, call, pin).inspect_err(|_| ctx.site().unpin(pin))?;
+        }
+        (call.handle, call.dev_bus_addr) = (handle, pin.frame.address());
+        Ok(Handle { pin, host, device })
+    });
+    me.grants.set_handle(m, handle, mapped.as_ref().ok().copied());
+    mapped.map(|_| ())
 }
 
 fn map_host<M: Machine>(ctx: &mut Ctx<'_, M>, call: &MapGrantRef, pin: Pin) -> Result<(), Failed> {
@@ -163,12 +166,23 @@ fn slot_of<M: Machine>(
 
 fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapGrantRef) -> Result<(), Failed> {
     let (m, me) = (ctx.m, ctx.domain);
-    let mut handle = me.grants.handle(m, call.handle).ok_or(status::BAD_HANDLE)?;
+    let mut handle = me.grants.claim_handle(m, call.handle).ok_or(status::BAD_HANDLE)?;
+    let done = unmap_halves(ctx, call, &mut handle);
+    let in_use = handle.host || handle.device;
+    if !in_use {
+        ctx.site().unpin(handle.pin);
+    }
+    me.grants.set_handle(m, call.handle, Some(handle).filter(|_| in_use));
+    done
+}
+
+/// Takes from a handle what an element asks for.
+fn unmap_halves<M: Machine>(ctx: &mut Ctx<'_, M>, call: &UnmapGrantRef, handle: &mut Handle) -> Result<(), Failed> {
     let pin = handle.pin;
     ensure!([0, pin.frame.address()].contains(&call.dev_bus_addr), status::BAD_DEV_ADDR);
     if call.host_addr != 0 && handle.host {
         let root = ctx.own.kernel_root;
-        let mut session = ctx.session(me);
+        let mut session = ctx.session(ctx.domain);
         // An entry named by its machine address is 8-aligned inside a table; a mapped page is page-aligned.
         let of_entry = !call.host_addr.is_multiple_of(PAGE_SIZE as u64);
         let slot = slot_of(&session, root, call.host_addr, of_entry)?;
@@ -177,11 +191,6 @@ fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapGrantRef) -> Resu
         handle.host = false; // the session flushes when it ends, before the pin goes
     }
     handle.device &= call.dev_bus_addr == 0;
-    let in_use = handle.host || handle.device;
-    me.grants.set_handle(m, call.handle, Some(handle).filter(|_| in_use));
-    if !in_use {
-        ctx.site().unpin(pin);
-    }
     Ok(())
 }
 
@@ -202,7 +211,7 @@ impl<M: Machine> Site<'_, M> {
         Ok(grants)
     }
 
-    /// The number of a free handle; another frame of them is allocated when all are taken.
+    /// The number of a handle that was free and is claimed now; another frame of them is allocated when all are taken.
     fn free_handle(&mut self, domain: &Domain) -> Result<u32, i16> {
         let (m, grants) = (self.m, &domain.grants);
         let _guard = grants.lock.lock(self.held);
@@ -210,8 +219,8 @@ impl<M: Machine> Site<'_, M> {
             if slot.get().is_none() {
                 slot.set(self.world.frames.allocate(m).map_err(|_| status::NO_SPACE)?);
             }
-            let free = |handle: &u32| grants.handle(m, *handle).is_none();
-            if let Some(handle) = (first..first + HANDLES_PER_FRAME).find(free) {
+            let claim = |handle: &u32| grants.claim_free(m, *handle);
+            if let Some(handle) = (first..first + HANDLES_PER_FRAME).find(claim) {
                 return Ok(handle);
             }
         }

@@ -11,34 +11,50 @@ use hypercall_abi::grant::{entry, status};
 /// How often a pin is tried while the granter changes the entry under us.
 const TRIES: u32 = 5;
 /// Most uses of a kind.
-const MAX_USES: u64 = 0xff00;
+const MAX_USES: u64 = 0xff;
 
-/// The record of an entry in use: frame in bits 0..32, uses for reading in 32..48, for writing in 48..64.
+/// The record of an entry in use: frame in bits 0..32, who uses it in 32..48, uses for reading in 48..56, for writing in
+/// 56..64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Active(u64);
 
 impl Active {
-    const READ: u64 = 1 << 32;
-    const WRITE: u64 = 1 << 48;
+    const READ: u64 = 1 << 48;
+    const WRITE: u64 = 1 << 56;
 
     fn frame(self) -> Frame {
         Frame::from_u32(low32(self.0))
     }
 
     fn readers(self) -> u64 {
-        self.0 >> 32 & 0xffff
+        self.0 >> 48 & 0xff
     }
 
     fn writers(self) -> u64 {
-        self.0 >> 48
+        self.0 >> 56
     }
 
     fn idle(self) -> bool {
-        self.0 >> 32 == 0
+        self.0 >> 48 == 0
     }
 
-    fn unit(writable: bool) -> u64 {
-        if writable { Self::WRITE } else { Self::READ }
+    /// How many uses there are of a kind, and what one more adds.
+    fn uses(self, writable: bool) -> (u64, u64) {
+        if writable { (self.writers(), Self::WRITE) } else { (self.readers(), Self::READ) }
+    }
+
+    /// With one more use, if `user` may have it: an entry in use is for the one who uses it, whatever its granter writes.
+    fn with(self, frame: Frame, user: DomainId, writable: bool) -> Option<Self> {
+        let (uses, one) = self.uses(writable);
+        let theirs = self.idle() || low16(self.0 >> 32) == user.0;
+        let counts = self.0 >> 48 << 48;
+        (theirs && uses < MAX_USES).then(|| Self(counts.wrapping_add(one) | u64::from(user.0) << 32 | frame.number()))
+    }
+
+    /// With one use of a frame less, if there is one: the domain may be another than the one that granted.
+    fn without(self, frame: Frame, writable: bool) -> Option<Self> {
+        let (uses, one) = self.uses(writable);
+        (uses > 0 && self.frame() == frame).then(|| Self(self.0.wrapping_sub(one)))
     }
 }
 
@@ -57,15 +73,14 @@ impl<M: Machine> Site<'_, M> {
         let _guard = owner.grants.lock.lock(self.held);
         let (word, record) = owner.grants.entry(self.m, gref).ok_or(status::BAD_GNTREF)?;
         let active = Active(record.load(Relaxed));
-        ensure!(active.readers() < MAX_USES && active.writers() < MAX_USES, status::GENERAL_ERROR);
+        active.with(active.frame(), user, writable).ok_or(status::GENERAL_ERROR)?;
         let frame = mark_in_use(word, user, writable, active)?;
         if let Err(why) = self.world.frames.hold(self.m, frame, owner.id(), user, writable) {
             clear_marks(word, active);
             let none = matches!(why, Refused::NoSuchFrame | Refused::NotOwner);
             return Err(if none { status::BAD_PAGE } else { status::GENERAL_ERROR });
         }
-        let uses = active.0 & !0xffff_ffff;
-        record.store(frame.number() | uses.wrapping_add(Active::unit(writable)), Relaxed);
+        record.store(active.with(frame, user, writable).map_or(0, |active| active.0), Relaxed);
         Ok(Pin { owner: owner.id(), gref, frame, writable })
     }
 
@@ -74,8 +89,9 @@ impl<M: Machine> Site<'_, M> {
         // Of a granter that is gone only the frame is left.
         if let Some(owner) = self.world.slot(pin.owner).filter(|owner| owner.id() == pin.owner) {
             let _guard = owner.grants.lock.lock(self.held);
-            if let Some((word, record)) = owner.grants.entry(self.m, pin.gref) {
-                let active = Active(record.load(Relaxed).wrapping_sub(Active::unit(pin.writable)));
+            if let Some((word, record)) = owner.grants.entry(self.m, pin.gref)
+                && let Some(active) = Active(record.load(Relaxed)).without(pin.frame, pin.writable)
+            {
                 record.store(active.0, Relaxed);
                 clear_marks(word, active);
             }
@@ -128,6 +144,8 @@ impl Handle {
     const WRITABLE: u64 = 2;
     const HOST: u64 = 4;
     const DEVICE: u64 = 8;
+    /// In place of the others: the handle is about to change.
+    const CLAIMED: u64 = 16;
 
     pub(super) fn to_words(self) -> [u64; 2] {
         let bit = |on: bool, bit: u64| if on { bit } else { 0 };
@@ -163,10 +181,25 @@ impl Grants {
         Handle::from_words(self.handle_words(m, handle)?.map(|word| word.load(Acquire)))
     }
 
+    /// Takes a handle for a change that only the one who took it may make, and ends with [`Grants::set_handle`].
+    pub(super) fn claim_handle<M: Machine>(&self, m: &M, handle: u32) -> Option<Handle> {
+        let [first, second] = self.handle_words(m, handle)?;
+        let seen = first.load(Acquire);
+        let held = Handle::from_words([seen, second.load(Acquire)])?;
+        first.compare_exchange(seen, Handle::CLAIMED, AcqRel, Acquire).ok().map(|_| held)
+    }
+
+    /// Takes a handle nobody has.
+    pub(super) fn claim_free<M: Machine>(&self, m: &M, handle: u32) -> bool {
+        self.handle_words(m, handle)
+            .is_some_and(|[first, _]| first.compare_exchange(0, Handle::CLAIMED, AcqRel, Acquire).is_ok())
+    }
+
     pub(super) fn set_handle<M: Machine>(&self, m: &M, handle: u32, value: Option<Handle>) {
         let Some(words) = self.handle_words(m, handle) else { return };
         let values = value.map_or([0, 0], Handle::to_words);
-        words.iter().zip(values).for_each(|(word, value)| word.store(value, Release));
+        // The first word last: it says that the second counts.
+        words.iter().zip(values).rev().for_each(|(word, value)| word.store(value, Release));
     }
 }
 
@@ -232,7 +265,23 @@ mod tests {
     #[test]
     fn an_entry_in_use_keeps_its_frame() {
         let moved = shared(entry::PERMIT_ACCESS, 7, 0x100);
-        assert_eq!(mark_in_use(&moved, USER, false, Active(0x99 | Active::READ)), Ok(Frame::from_u32(0x99)));
+        assert_eq!(mark_in_use(&moved, USER, false, Active(0x99 | 7 << 32 | Active::READ)), Ok(Frame::from_u32(0x99)));
+    }
+
+    #[test]
+    fn an_entry_in_use_is_for_its_user_and_counts_no_further_than_it_can() {
+        let (frame, other) = (Frame::from_u32(0x99), DomainId(8));
+        let mut active = Active(0).with(frame, USER, true).unwrap();
+        assert_eq!((active.frame(), active.readers(), active.writers()), (frame, 0, 1));
+        assert_eq!(active.with(frame, other, false), None);
+        for _ in 0..MAX_USES {
+            active = active.with(frame, USER, false).unwrap();
+        }
+        assert_eq!((active.with(frame, USER, false), active.writers()), (None, 1));
+        let written = active.without(frame, true).unwrap();
+        assert_eq!(written.without(frame, true), None, "no use is ended twice");
+        assert_eq!(active.without(Frame::from_u32(0x98), true), None, "nor one of another frame");
+        assert_eq!(Active(0).without(frame, false), None);
     }
 
     #[test]
