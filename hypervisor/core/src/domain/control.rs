@@ -5,6 +5,7 @@
 //! Keeps: P9 (every function here takes a [`ControlAuthority`] or is for boot alone), P11.
 
 use super::context::{self, Taken};
+use super::vcpu::polling;
 use super::{Life, MAX_DOMAIN_VCPUS, Papers, Powers};
 use crate::addr::FrameSlot;
 use crate::prelude::*;
@@ -136,6 +137,7 @@ impl World {
         vcpu.place.store(Place::Off as u8, SeqCst);
         vcpu.online.store(false, SeqCst);
         vcpu.nmi.store(false, SeqCst);
+        vcpu.polling.store(polling::NO, SeqCst);
         vcpu.deadline.store(u64::MAX, Relaxed);
         vcpu.poll_deadline.store(u64::MAX, Relaxed);
         vcpu.period.store(FIRST_PERIOD, Relaxed);

@@ -35,18 +35,21 @@ pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64
             let mut call: AllocUnbound = ctx.read(arg)?;
             let domain = ctx.controlled(call.dom)?;
             let remote = if call.remote_dom == domid::SELF { ctx.domain.id() } else { DomainId(call.remote_dom) };
-            reply_then_bind(ctx, domain, Binding::Unbound(remote), VcpuId(0), |ctx, port| {
+            let state = PortState { binding: Binding::Unbound(remote), vcpu: VcpuId(0) };
+            let reply = |ctx: &Ctx<'_, M>, port: Port| {
                 call.port = port.0;
                 ctx.write(arg, &call)
-            })?;
+            };
+            reply_then_bind(ctx, domain, reply, |_| Ok(state))?;
         }
         EventOp::BindIpi => {
             let mut call: BindIpi = ctx.read(arg)?;
             let vcpu = existing(ctx, call.vcpu)?;
-            reply_then_bind(ctx, ctx.domain, Binding::Ipi, vcpu, |ctx, port| {
+            let reply = |ctx: &Ctx<'_, M>, port: Port| {
                 call.port = port.0;
                 ctx.write(arg, &call)
-            })?;
+            };
+            reply_then_bind(ctx, ctx.domain, reply, |_| Ok(PortState { binding: Binding::Ipi, vcpu }))?;
         }
         EventOp::BindVcpu => bind_vcpu(ctx, arg)?,
         EventOp::Unmask => {
@@ -72,13 +75,13 @@ fn existing<M: Machine>(ctx: &Ctx<'_, M>, number: u32) -> Result<VcpuId, Errno> 
     ctx.world.vcpu(ctx.domain, VcpuId(number)).map(Vcpu::number).ok_or(Errno::NoEnt)
 }
 
-/// Finds a free port, writes the reply that names it, and binds it.
+/// Finds a free port, writes the reply that names it, and makes it what `commit` says, which may change the other end or
+/// refuse: both under one hold of the lock (P5).
 fn reply_then_bind<'a, M: Machine>(
     ctx: &mut Ctx<'a, M>,
     domain: &'a Domain,
-    binding: Binding,
-    vcpu: VcpuId,
     mut reply: impl FnMut(&Ctx<'a, M>, Port) -> Result<(), Errno>,
+    commit: impl Fn(Port) -> Result<PortState, Errno>,
 ) -> Result<Port, Errno> {
     // The lock is not held across the guest copy; if the port is gone afterwards, the next is tried.
     loop {
@@ -90,7 +93,7 @@ fn reply_then_bind<'a, M: Machine>(
         reply(ctx, port)?;
         let _guard = world.ports.lock(ctx.held);
         if world.port(m, domain, port).binding == Binding::Closed {
-            world.set_port(m, domain, port, PortState { binding, vcpu });
+            world.set_port(m, domain, port, commit(port)?);
             world.clear_pending(m, domain, port);
             return Ok(port);
         }
@@ -104,19 +107,16 @@ fn bind_interdomain<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Er
     let at = Port(call.remote_port);
     let waits_for_me = |state: PortState| state.binding == Binding::Unbound(me);
     ensure!(waits_for_me(world.port(m, remote, at)), Errno::Inval);
-    let binding = Binding::Interdomain(remote.id(), at);
-    let local = reply_then_bind(ctx, ctx.domain, binding, VcpuId(0), |ctx, port| {
+    let reply = |ctx: &Ctx<'_, M>, port: Port| {
         call.local_port = port.0;
         ctx.write(arg, &call)
+    };
+    let local = reply_then_bind(ctx, ctx.domain, reply, |local| {
+        let state = world.port(m, remote, at);
+        ensure!(waits_for_me(state), Errno::Inval);
+        world.set_port(m, remote, at, PortState { binding: Binding::Interdomain(me, local), ..state });
+        Ok(PortState { binding: Binding::Interdomain(remote.id(), at), vcpu: VcpuId(0) })
     })?;
-    let guard = world.ports.lock(ctx.held);
-    let state = world.port(m, remote, at);
-    if !waits_for_me(state) {
-        world.set_port(m, ctx.domain, local, PortState::CLOSED);
-        return Err(Errno::Inval);
-    }
-    world.set_port(m, remote, at, PortState { binding: Binding::Interdomain(me, local), ..state });
-    drop(guard);
     // Events sent while the other end was alone are not lost on the one that joins (ABI core 5.2).
     world.raise(m, ctx.domain, local);
     Ok(())
@@ -134,17 +134,15 @@ fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let vcpu = ctx.world.vcpu(ctx.domain, number).ok_or(Errno::NoEnt)?;
     let slot = nth(&vcpu.virqs, call.virq).ok_or(Errno::Inval)?;
     ensure!(slot.load(Acquire) == 0, Errno::Exist);
-    let port = reply_then_bind(ctx, ctx.domain, Binding::Virq(call.virq), number, |ctx, port| {
+    let binding = Binding::Virq(call.virq);
+    let reply = |ctx: &Ctx<'_, M>, port: Port| {
         call.port = port.0;
         ctx.write(arg, &call)
+    };
+    reply_then_bind(ctx, ctx.domain, reply, |port| {
+        let bound = slot.compare_exchange(0, low16(u64::from(port.0)), AcqRel, Acquire);
+        bound.map(|_| PortState { binding, vcpu: number }).map_err(|_| Errno::Exist)
     })?;
-    let port16 = u16::try_from(port.0).map_err(|_| Errno::NoSpc)?;
-    if slot.compare_exchange(0, port16, AcqRel, Acquire).is_err() {
-        let (world, m) = (ctx.world, ctx.m);
-        let _guard = world.ports.lock(ctx.held);
-        world.set_port(m, ctx.domain, port, PortState::CLOSED);
-        return Err(Errno::Exist);
-    }
     Ok(())
 }
 
@@ -208,7 +206,9 @@ impl World {
             Binding::Interdomain(other, at) => {
                 if let Some(other) = self.domain(other) {
                     let end = self.port(m, other, at);
-                    self.set_port(m, other, at, PortState { binding: Binding::Unbound(domain.id()), ..end });
+                    if end.binding == Binding::Interdomain(domain.id(), port) {
+                        self.set_port(m, other, at, PortState { binding: Binding::Unbound(domain.id()), ..end });
+                    }
                 }
             }
             Binding::Virq(virq) => {

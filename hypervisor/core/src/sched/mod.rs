@@ -87,6 +87,7 @@ impl Scheduler {
     pub fn wake<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         if vcpu.moves(Place::Blocked, Place::Queued) {
             vcpu.polling.store(polling::NO, SeqCst);
+            vcpu.poll_deadline.store(u64::MAX, Relaxed);
             self.push(m, vcpu);
         }
     }
