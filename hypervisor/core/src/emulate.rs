@@ -13,6 +13,7 @@ use crate::decode::{
 };
 use crate::domain::vcpu::Trap;
 use crate::machine::Registers;
+use crate::paging::Stop;
 use crate::prelude::*;
 use crate::trap::{deliver_page_fault, flags, gate_of, set_cr2};
 use crate::{policy, time};
@@ -126,6 +127,12 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         Instruction::In(access) => port_access(ctx, access).map(|port| read_port(ctx, port, access.size)).is_some(),
         Instruction::Out(access) => port_access(ctx, access).is_some(),
         Instruction::FromControl { control, to } if kernel => from_control(ctx, control, to),
+        Instruction::ToControl { control: 3, from } if kernel => {
+            match load_kernel_root(ctx, ctx.own.regs.general(from) >> PAGE_SHIFT) {
+                Err(Stop::More) => return true, // the guest executes it again
+                loaded => loaded.is_ok(),
+            }
+        }
         Instruction::ToControl { control, from } if kernel => to_control(ctx, control, from),
         Instruction::FromDebug { debug, to } if kernel => {
             read_debug(ctx, u64::from(debug)).map(|value| *ctx.own.regs.general_mut(to) = value).is_ok()
@@ -240,7 +247,6 @@ fn to_control<M: Machine>(ctx: &mut Ctx<'_, M>, control: u8, from: u8) -> bool {
     match control {
         0 if value & !CR0_TS == CR0 => _ = fpu_taskswitch(ctx, value & CR0_TS),
         2 => set_cr2(ctx, value),
-        3 => return load_kernel_root(ctx, value >> PAGE_SHIFT).is_ok(),
         // The bits a guest may choose; the others are ignored (ABI core 3.9).
         4 => {
             ctx.own.cr4 = value & cr4_choice(ctx.m);

@@ -1,8 +1,17 @@
 //! Calls that went wrong once, told as stories.
 
+use hv_core::addr::{Frame, VcpuId};
+use hv_core::machine::{Clock, Exit, Frames};
+use hv_core::trap;
+use hypercall_abi::context::flags;
+use hypercall_abi::grant::{GrantOp, MapGrantRef, SetupTable, entry, map, status};
+use hypercall_abi::memory::{MemoryOp, Reservation};
+use hypercall_abi::mmu::{MmuextCommand, MmuextOp, MulticallEntry, pte};
 use hypercall_abi::vcpu::{RegisterVcpuInfo, VcpuOp};
-use hypercall_abi::{Errno, Hypercall};
-use sim::world::script::tell;
+use hypercall_abi::{Errno, Hypercall, domid};
+use sim::world::build::{self, at, page};
+use sim::world::script::{Actor, Stage, tell};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// A record moved to the page it was in held a use that nobody dropped: the page was lost with its domain (P2, P11).
 #[test]
@@ -13,5 +22,118 @@ fn a_vcpu_record_does_not_move_to_where_it_is() {
         let arg = stage.put(&guest, 0, &RegisterVcpuInfo { mfn, offset: 512, reserved: 0 });
         let went = stage.call(&guest, Hypercall::VcpuOp, &[VcpuOp::RegisterVcpuInfo.number(), 0, arg]);
         assert_eq!(went.result, Err(Errno::Acces));
+    });
+}
+
+/// 64 extents of 512 frames were zeroed in one step: 128 MiB with interrupts off (P8; XSA-31, XSA-158).
+#[test]
+fn large_extents_come_one_in_a_step() {
+    tell(4096, |stage| {
+        let guest = stage.enter(false);
+        stage.domain(&guest).max_pages.store(4096, Relaxed);
+        let extent_start = stage.put(&guest, 256, &[0u64, 512, 1024, 1536]);
+        let reservation =
+            Reservation { extent_start, nr_extents: 4, extent_order: 9, domid: domid::SELF, ..Default::default() };
+        let arg = stage.put(&guest, 0, &reservation);
+        let went = stage.call(&guest, Hypercall::MemoryOp, &[MemoryOp::PopulatePhysmap as u64, arg]);
+        assert_eq!((went.result, went.steps), (Ok(4), 4));
+        assert!(went.longest < 50_000, "{went:?}");
+    });
+}
+
+/// Lists went on though the timer was due: each of their elements may be as long as a call (P8; XSA-27).
+#[test]
+fn lists_pause_when_the_timer_is_due() {
+    tell(200, |stage| {
+        let guest = stage.enter(false);
+        let flush = MmuextOp { cmd: MmuextCommand::TlbFlushLocal as u32, ..Default::default() };
+        let ops = stage.put(&guest, 0, &[flush; 8]);
+        stage.world.sched.expect(stage.m, stage.m.now());
+        let went = stage.call(&guest, Hypercall::MmuextOp, &[ops, 8, 0, u64::from(domid::SELF)]);
+        assert_eq!((went.result, went.steps), (Ok(0), 8));
+        let args = [ops, 1, 0, u64::from(domid::SELF), 0, 0];
+        let entry = MulticallEntry { op: Hypercall::MmuextOp.number(), result: -1, args };
+        let list = stage.put(&guest, 1024, &[entry; 8]);
+        let went = stage.call(&guest, Hypercall::Multicall, &[list, 8]);
+        assert_eq!((went.result, went.steps), (Ok(0), 9), "and the end is noticed");
+    });
+}
+
+fn grant(stage: &Stage, from: &Actor, to: &Actor) {
+    let table = stage.domain(from).grants.table_frames().next().expect("it has a table");
+    let word = u64::from(entry::PERMIT_ACCESS) | u64::from(to.id.0) << 16 | from.pages[page::DATA].number() << 32;
+    stage.m.poke(table, 5, word);
+}
+
+fn map_grant(stage: &mut Stage, who: &Actor, of: &Actor) -> i16 {
+    let host_addr = at(build::PAGES + 1);
+    let call = MapGrantRef { host_addr, flags: map::HOST, gref: 5, dom: of.id.0, ..Default::default() };
+    let arg = stage.put(who, 512, &call);
+    let went = stage.call(who, Hypercall::GrantTableOp, &[GrantOp::MapGrantRef as u64, arg, 1]);
+    assert_eq!(went.result, Ok(0));
+    stage.get::<MapGrantRef>(who, arg).status
+}
+
+/// An entry in use was given to whoever it named by then: the recorded grantee counts (ABI io 1.4, step 2; XSA-230).
+#[test]
+fn a_grant_in_use_is_for_the_one_who_uses_it() {
+    tell(300, |stage| {
+        let [owner, first, second] = [stage.enter(false), stage.enter(false), stage.enter(false)];
+        let frame_list = at(page::MORE_ARGS);
+        let setup = SetupTable { dom: domid::SELF, nr_frames: 1, frame_list, ..Default::default() };
+        let arg = stage.put(&owner, 0, &setup);
+        let went = stage.call(&owner, Hypercall::GrantTableOp, &[GrantOp::SetupTable as u64, arg, 1]);
+        assert_eq!(went.result, Ok(0));
+        grant(stage, &owner, &first);
+        assert_eq!(map_grant(stage, &first, &owner), status::OKAY);
+        grant(stage, &owner, &second);
+        assert_eq!(map_grant(stage, &second, &owner), status::GENERAL_ERROR);
+    });
+}
+
+/// Without its header an XSAVE area is empty: the FPU state in a context was not used (ABI core 10.3).
+#[test]
+fn the_fpu_state_of_a_context_counts() {
+    tell(200, |stage| {
+        let guest = stage.enter(false);
+        let mut context = build::context(&guest.pages);
+        (context.flags, context.fpu_ctxt[0]) = (context.flags | flags::I387_VALID, 0x7f);
+        let arg = stage.put(&guest, 0, &context);
+        let went = stage.call(&guest, Hypercall::VcpuOp, &[VcpuOp::Initialise.number(), 1, arg]);
+        assert_eq!(went.result, Ok(0));
+        let vcpu = stage.world.vcpu(stage.domain(&guest), VcpuId(1)).expect("it has two");
+        let area = vcpu.own.try_take().expect("nobody has it").fpu.expect("it has one");
+        assert_eq!((stage.m.peek(area, 0), stage.m.peek(area, 64)), (0x7f, 3));
+    });
+}
+
+/// A root that takes more than one step to judge was a fault for the guest that loaded it (ABI core 3.9).
+#[test]
+fn a_root_may_be_loaded_in_several_steps() {
+    tell(300, |stage| {
+        let guest = stage.enter(false);
+        stage.domain(&guest).max_pages.store(100, Relaxed);
+        let more: Vec<Frame> =
+            (100..112).map(|pfn| stage.world.frames.populate(stage.m, guest.id, pfn).expect("there is room")).collect();
+        let link = |table: Frame, slot: usize, to: Frame| {
+            stage.m.poke(table, slot, to.address() | pte::PRESENT | pte::WRITE | pte::USER);
+        };
+        link(more[0], 0, more[1]);
+        link(more[1], 0, more[2]);
+        (3..12).for_each(|n| link(more[2], n, more[n]));
+        let code = stage.domain(&guest); // its root shows the code until the new one is loaded
+        assert!(code.runs());
+        stage.m.write(guest.pages[page::CODE], 0, &[0x0f, 0x22, 0xd8]); // mov cr3, rax
+        stage.on_cpu(&guest, |ctx, audit| {
+            let mut tries = 0;
+            while ctx.own.regs.rip == at(page::CODE) {
+                ctx.own.regs.rax = more[0].address();
+                trap::handle(ctx, Exit::Fault { vector: 13, error: 0, address: 0 });
+                assert_eq!(ctx.own.trap, None);
+                audit.look(ctx.m, ctx.world, Some(ctx)).unwrap();
+                tries += 1;
+            }
+            assert_eq!((ctx.own.kernel_root, tries), (Some(more[0]), 2));
+        });
     });
 }

@@ -12,6 +12,9 @@ use hypercall_abi::context::{UserRegs, VcpuContext, flags};
 use hypercall_abi::selector;
 use zerocopy::IntoBytes;
 
+/// What follows an FXSAVE image in an XSAVE area: x87 and SSE are in it.
+const XSAVE_LEGACY: u64 = 3;
+
 /// `VCPUOP_initialise`: the first state of a vcpu of the caller's own domain.
 ///
 /// # Errors
@@ -84,6 +87,7 @@ pub fn set<M: Machine>(
     if let (Some(area), false) = (own.fpu, own.fpu_fresh) {
         m.zero(area);
         m.write(area, 0, &context.fpu_ctxt);
+        m.write(area, context.fpu_ctxt.len(), &XSAVE_LEGACY.to_le_bytes());
     }
     m.zero(traps);
     for gate in context.trap_ctxt.iter().filter(|gate| gate.address != 0) {
