@@ -84,5 +84,6 @@ fn hostile_guests_never_break_a_promise() {
     for what in ["times everything was destroyed", "steps that left a call unfinished", "exits by SYSENTER"] {
         assert!(totals.events.get(what).is_some_and(|n| *n > 5), "{what}");
     }
-    assert!(totals.events.get("worlds given up for lack of memory").is_none_or(|n| *n < 3));
+    let given_up = totals.events.get("worlds given up for lack of memory").copied().unwrap_or(0);
+    assert!(given_up * 4 < steps / RUN, "{given_up} worlds did not come to an end");
 }

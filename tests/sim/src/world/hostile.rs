@@ -371,7 +371,10 @@ impl Everybody {
             _ => {
                 let dead = self.world.domains.iter().find(|d| d.life() == Life::Dying || d.shutdown_reason().is_some());
                 match dead.filter(|dead| dead.life() != Life::Free && ctx.domain.may(Powers::CONTROL)) {
-                    Some(dead) if pen.rng.one_in(6) => pen.destroy(dead.id().0),
+                    // Its memory is wanted where the reserve has been used.
+                    Some(dead) if pen.rng.one_in(if self.audit.reserve.len() < RESERVE { 2 } else { 6 }) => {
+                        pen.destroy(dead.id().0)
+                    }
                     _ => pen.invent(),
                 }
             }

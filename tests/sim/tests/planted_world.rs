@@ -1,0 +1,35 @@
+//! The audit of the whole world notices planted faults too. A process of its own: faults are planted in all of it. Those
+//! that take several CPUs, or many retyped frames, to show are left to `planted.rs`.
+
+use hv_core::fault::{Fault, plant};
+use sim::world::hostile;
+
+/// Runs until the audit notices the fault; the seeds are few and always the same.
+fn noticed(fault: Fault) -> bool {
+    let life = move |seed| std::thread::Builder::new().stack_size(64 << 20).spawn(move || hostile::run(seed, 30_000));
+    (1..=4).any(|seed| life(seed).expect("a thread").join().expect("panics are caught").is_err())
+}
+
+#[test]
+fn the_audit_notices_planted_faults() {
+    let faults = [
+        Fault::SkipUseDrop,
+        Fault::SkipWritableCheck,
+        Fault::SkipOwnerCheck,
+        Fault::SkipUnwind,
+        Fault::WideFastPath,
+        Fault::PinTwice,
+        Fault::SkipHoleFill,
+        Fault::FreeEarly,
+        Fault::ForgetPins,
+    ];
+    let missed: Vec<Fault> = faults
+        .into_iter()
+        .filter(|fault| {
+            plant(Some(*fault));
+            !noticed(*fault)
+        })
+        .collect();
+    plant(None);
+    assert!(missed.is_empty(), "the audit missed {missed:?}");
+}
