@@ -1,7 +1,7 @@
 //! Error numbers: hypercalls return them negated in `rax` (core 10.9).
 
 numbers! {
-    /// Why a call was refused.
+    /// Why a call was refused: the numbers that one of our calls answers with, and a few that a guest may expect.
     Errno: u64 {
         /// Not permitted.
         Perm = 1,
@@ -9,16 +9,8 @@ numbers! {
         NoEnt = 2,
         /// No such domain.
         Srch = 3,
-        /// Interrupted.
-        Intr = 4,
-        /// Input or output failed.
-        Io = 5,
         /// No such address or device.
         NxIo = 6,
-        /// Argument list too long.
-        TooBig = 7,
-        /// Bad handle.
-        BadF = 9,
         /// Try again.
         Again = 11,
         /// Out of memory.
@@ -31,28 +23,14 @@ numbers! {
         Busy = 16,
         /// Exists already.
         Exist = 17,
-        /// Crosses a boundary.
-        XDev = 18,
         /// No such device.
         NoDev = 19,
         /// Invalid argument.
         Inval = 22,
         /// No space left.
         NoSpc = 28,
-        /// Read-only.
-        RoFs = 30,
-        /// Out of the function's domain.
-        Dom = 33,
-        /// Out of range.
-        Range = 34,
         /// No such call.
         NoSys = 38,
-        /// Timer expired.
-        Time = 62,
-        /// Value too large.
-        Overflow = 75,
-        /// Illegal byte sequence.
-        IlSeq = 84,
         /// The call is to be executed again.
         Restart = 85,
         /// Operation not supported.

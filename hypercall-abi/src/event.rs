@@ -10,7 +10,7 @@ numbers! {
         BindInterdomain = 0,
         /// [`BindVirq`].
         BindVirq = 1,
-        /// [`BindPirq`].
+        /// Physical interrupts: for domains with devices.
         BindPirq = 2,
         /// [`PortArg`].
         Close = 3,
@@ -102,17 +102,6 @@ layout! {
         virq: u32,
         /// In: the vcpu it goes to.
         vcpu: u32,
-        /// Out: our port.
-        port: u32,
-    }
-}
-layout! {
-    /// Binds a physical interrupt.
-    BindPirq: 12 {
-        /// In: the interrupt.
-        pirq: u32,
-        /// In: bit 0 = may be shared.
-        flags: u32,
         /// Out: our port.
         port: u32,
     }

@@ -40,7 +40,7 @@ pub mod entry {
 }
 
 numbers! {
-    /// Commands of `grant_table_op` (io 1.3).
+    /// Commands of `grant_table_op` (io 1.3). Those of Xen's that are not here (3, 7, 9, 11, 12) are refused with `NoSys`.
     GrantOp: u32 {
         /// [`MapGrantRef`] array.
         MapGrantRef = 0,
@@ -48,26 +48,16 @@ numbers! {
         UnmapGrantRef = 1,
         /// One [`SetupTable`].
         SetupTable = 2,
-        /// Debugging; refused.
-        DumpTable = 3,
         /// Page transfer; refused.
         Transfer = 4,
         /// [`Copy`] array.
         Copy = 5,
         /// One [`QuerySize`].
         QuerySize = 6,
-        /// Refused.
-        UnmapAndReplace = 7,
         /// One [`SetVersion`].
         SetVersion = 8,
-        /// Version 2 only; refused.
-        GetStatusFrames = 9,
         /// One [`GetVersion`].
         GetVersion = 10,
-        /// Refused.
-        SwapGrantRef = 11,
-        /// Refused.
-        CacheFlush = 12,
     }
 }
 

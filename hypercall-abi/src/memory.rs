@@ -1,7 +1,7 @@
 //! Memory reservations and maps (core 4.10).
 
 numbers! {
-    /// Commands of `memory_op`: the low 6 bits of its first argument.
+    /// Commands of `memory_op`: the low 6 bits of its first argument. Those of Xen's that are not here are refused with `NoSys`.
     MemoryOp: u32 {
         /// Allocate frames. [`Reservation`].
         IncreaseReservation = 0,
@@ -13,28 +13,14 @@ numbers! {
         CurrentReservation = 3,
         /// Pages a domain may have.
         MaximumReservation = 4,
-        /// Frames of the machine-to-physical table; tools.
-        MachphysMfnList = 5,
         /// Allocate frames for given pages. [`Reservation`].
         PopulatePhysmap = 6,
-        /// Not for PV guests.
-        AddToPhysmap = 7,
         /// The caller's memory map. [`MemoryMap`].
         MemoryMap = 9,
         /// The machine's memory map; dom0.
         MachineMemoryMap = 10,
-        /// Swap frames for others. [`Exchange`].
-        Exchange = 11,
         /// Where the machine-to-physical table is. [`MachphysMapping`].
         MachphysMapping = 12,
-        /// Not for PV guests.
-        AddToPhysmapBatch = 23,
-        /// Virtual NUMA; refused.
-        GetVnumainfo = 26,
-        /// Reserved device memory; refused.
-        ReservedDeviceMemoryMap = 27,
-        /// Resource mapping; refused.
-        AcquireResource = 28,
     }
 }
 /// Bits of the first argument that hold the command; the rest is the extent to start at.
@@ -55,17 +41,6 @@ layout! {
         domid: u16,
         /// Zero.
         pad: [u16; 3],
-    }
-}
-layout! {
-    /// Frames to give and to take.
-    Exchange: 72 {
-        /// Given.
-        give: Reservation,
-        /// Taken.
-        take: Reservation,
-        /// Out: extents done.
-        nr_exchanged: u64,
     }
 }
 layout! {

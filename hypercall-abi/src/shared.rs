@@ -61,12 +61,6 @@ pub mod offset {
     pub const WC_NSEC: usize = 0xc08;
     /// Seconds, upper half.
     pub const WC_SEC_HI: usize = 0xc0c;
-    /// Highest pseudo-physical frame, guest-written.
-    pub const ARCH_MAX_PFN: usize = 0xc10;
-    /// Frame list of the guest's p2m, guest-written.
-    pub const ARCH_P2M_LIST_LIST: usize = 0xc18;
-    /// Why an NMI.
-    pub const ARCH_NMI_REASON: usize = 0xc20;
 }
 
 /// Offsets inside a vcpu_info record (core 10.2).

@@ -18,8 +18,6 @@ const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const LARGE: u64 = 1 << 7;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
-/// How often a byte is tried again because its neighbours changed.
-const TRIES: usize = 64;
 
 /// What is intended with a guest's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -187,40 +185,5 @@ impl<'m, M: Frames> View<'m, M> {
     /// As [`View::write_bytes`].
     pub fn write<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Result<(), Fault> {
         self.write_bytes(at, value.as_bytes())
-    }
-
-    /// Replaces an aligned word if it holds `old`; else says what it holds.
-    ///
-    /// # Errors
-    /// [`Fault`], also for a word that is not aligned.
-    pub fn exchange_u64(&self, at: GuestVirt, old: u64, new: u64) -> Result<Result<(), u64>, Fault> {
-        let fault = Fault { address: at, present: true, write: true };
-        let frame = self.frame(at, Access::Write)?;
-        let word = self.m.page(frame).get(at.offset() / 8).filter(|_| at.0.is_multiple_of(8)).ok_or(fault)?;
-        Ok(word.compare_exchange(old, new, SeqCst, SeqCst).map(|_| ()))
-    }
-
-    /// Replaces a byte if it holds `old`; else says what it holds.
-    ///
-    /// # Errors
-    /// [`Fault`].
-    pub fn exchange_u8(&self, at: GuestVirt, old: u8, new: u8) -> Result<Result<(), u8>, Fault> {
-        let fault = Fault { address: at, present: true, write: true };
-        let frame = self.frame(at, Access::Write)?;
-        let word = self.m.page(frame).get(at.offset() / 8).ok_or(fault)?;
-        let shift = (at.0 & 7) * 8;
-        let mut seen = word.load(SeqCst);
-        for _ in 0..TRIES {
-            let byte = ((seen >> shift) & 0xff) as u8;
-            if byte != old {
-                return Ok(Err(byte));
-            }
-            let next = seen & !(0xff << shift) | u64::from(new) << shift;
-            match word.compare_exchange(seen, next, SeqCst, SeqCst) {
-                Ok(_) => return Ok(Ok(())),
-                Err(now) => seen = now,
-            }
-        }
-        Ok(Err(((seen >> shift) & 0xff) as u8)) // the guest's own CPUs would not let us have it; theirs to bear
     }
 }

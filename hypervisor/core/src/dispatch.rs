@@ -200,8 +200,7 @@ fn execute<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         Sysctl => info::sysctl(ctx, a)?,
         Tenon => control::tenon_op(ctx, a, b, c)?,
         PlatformOp => return Err(Errno::Perm.into()),
-        Multicall | SchedOpCompat | EventChannelOpCompat | PhysdevOpCompat | XsmOp | XenoprofOp | HvmOp | KexecOp
-        | TmemOp | ArgoOp | XenpmuOp | DmOp | HypfsOp | Mca => return Err(Errno::NoSys.into()),
+        Multicall | SchedOpCompat | EventChannelOpCompat => return Err(Errno::NoSys.into()),
     };
     Ok(value)
 }

@@ -43,13 +43,6 @@ pub fn memory_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
             ctx.write(arg, &map)?;
         }
         MemoryOp::MachineMemoryMap => return Err(Errno::Perm.into()),
-        MemoryOp::MachphysMfnList
-        | MemoryOp::AddToPhysmap
-        | MemoryOp::AddToPhysmapBatch
-        | MemoryOp::Exchange
-        | MemoryOp::GetVnumainfo
-        | MemoryOp::ReservedDeviceMemoryMap
-        | MemoryOp::AcquireResource => return Err(Errno::NoSys.into()),
     }
     Ok(0)
 }

@@ -2,13 +2,13 @@
 
 use core::ops::Range;
 
+use crate::notes::{Note, OWNER};
 use elf::abi::{EI_NIDENT, EM_X86_64, PT_LOAD, PT_NOTE, SHT_NOTE};
 use elf::endian::LittleEndian;
 use elf::file::{Class, FileHeader, parse_ident};
 use elf::parse::ParsingTable;
 use elf::section::SectionHeader;
 use elf::segment::ProgramHeader;
-use hypercall_abi::elfnote::{Note, OWNER};
 
 use crate::PAGE_SIZE;
 use crate::error::ImageError;

@@ -17,6 +17,7 @@ mod construct;
 mod error;
 mod kernel;
 mod layout;
+mod notes;
 
 pub use construct::{Builder, ConstructError, Start, Wiring};
 pub use error::ImageError;

@@ -72,11 +72,6 @@ pub fn grant_table_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answ
             ctx.write(array, &GetVersion { version: 1, ..query })?;
         }
         GrantOp::Transfer => return Err(Errno::OpNotSupp.into()),
-        GrantOp::DumpTable
-        | GrantOp::UnmapAndReplace
-        | GrantOp::GetStatusFrames
-        | GrantOp::SwapGrantRef
-        | GrantOp::CacheFlush => return Err(Errno::NoSys.into()),
     }
     Ok(0)
 }

@@ -196,10 +196,11 @@ impl Grants {
     }
 
     pub(super) fn set_handle<M: Machine>(&self, m: &M, handle: u32, value: Option<Handle>) {
-        let Some(words) = self.handle_words(m, handle) else { return };
-        let values = value.map_or([0, 0], Handle::to_words);
+        let Some([first, second]) = self.handle_words(m, handle) else { return };
+        let [used, of] = value.map_or([0, 0], Handle::to_words);
         // The first word last: it says that the second counts.
-        words.iter().zip(values).rev().for_each(|(word, value)| word.store(value, Release));
+        second.store(of, Release);
+        first.store(used, Release);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Outcome, Refused, Session};
 use crate::addr::Frame;
-use crate::frame::{FrameTable, Taken, Use};
+use crate::frame::{Taken, Use};
 use crate::machine::{Cpus, Frames};
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -78,7 +78,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
     }
 }
 
-impl FrameTable {
+#[cfg(feature = "planted-fault")]
+impl crate::frame::FrameTable {
     /// Whether a frame may stand in a GDT or LDT window now.
     #[must_use]
     pub fn holds_descriptors(&self, frame: Frame) -> bool {

@@ -29,7 +29,9 @@ mod promote;
 mod update;
 
 pub use crate::frame::state::Refused;
-pub use promote::{Holding, WAITING};
+#[cfg(feature = "planted-fault")]
+pub use promote::Holding;
+pub use promote::WAITING;
 pub use update::{Slot, TableWrite};
 
 use crate::addr::{CpuSet, DomainId};

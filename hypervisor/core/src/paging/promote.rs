@@ -60,6 +60,7 @@ impl Work {
 }
 
 /// Something that unfinished work holds, for an audit.
+#[cfg(feature = "planted-fault")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Holding {
     /// One use of a table on its way up or down, whose first `counted` entries hold what they lead to.
@@ -82,6 +83,7 @@ pub enum Holding {
     },
 }
 
+#[cfg(feature = "planted-fault")]
 impl<M: Frames + Cpus> Session<'_, M> {
     /// Everything that this domain's unfinished work holds.
     pub fn holdings(&self) -> impl Iterator<Item = Holding> {
@@ -95,7 +97,9 @@ impl<M: Frames + Cpus> Session<'_, M> {
         let finished = work.finished.iter().filter(|f| f.result.is_ok());
         on_the_way.chain(debts).chain(finished.map(|f| Holding::Waiting { table: f.table, level: f.level }))
     }
+}
 
+impl<M: Frames + Cpus> Session<'_, M> {
     /// Continues unfinished work as far as the budget goes.
     ///
     /// # Errors

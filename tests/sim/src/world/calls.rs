@@ -13,7 +13,7 @@ use hypercall_abi::callback::{
 };
 use hypercall_abi::domctl::{CreateDomain, Domctl, DomctlOp, INTERFACE_VERSION, MaxMem, MaxVcpus, VcpuContextArg};
 use hypercall_abi::event::{
-    AllocUnbound, BindInterdomain, BindIpi, BindPirq, BindVcpu, BindVirq, EventOp, PORTS, PortArg, Reset, Status, VIRQS,
+    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, PORTS, PortArg, Reset, Status, VIRQS,
 };
 use hypercall_abi::grant::{
     Copy as GrantCopy, CopySide, GetVersion, GrantOp, MapGrantRef, QuerySize, SetVersion, SetupTable, UnmapGrantRef,
@@ -799,7 +799,6 @@ impl Pen<'_, '_> {
                 let (virq, vcpu) = (self.small32(u64::from(VIRQS) + 1), self.rng.below(2) as u32);
                 self.put(&BindVirq { virq, vcpu, port: 0 })
             }
-            Some(EventOp::BindPirq) => self.put(&BindPirq::default()),
             Some(EventOp::Status) => {
                 let dom = self.domid();
                 self.put(&Status { dom, port, ..Default::default() })
