@@ -59,7 +59,6 @@ macro_rules! layout {
     };
 }
 
-pub mod bundle;
 pub mod callback;
 pub mod context;
 pub mod domctl;

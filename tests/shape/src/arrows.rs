@@ -29,6 +29,7 @@ const ARROWS: &[Allowed] = &[
         &[
             "acpi",
             "bitflags",
+            "cpio_reader",
             "elf",
             "heapless",
             "log",
@@ -40,10 +41,14 @@ const ARROWS: &[Allowed] = &[
             "zerocopy",
         ],
     ),
-    ring0("hypervisor", &["hv-core", "hv-machine", "hypercall-abi"], &["heapless", "log", "spin", "zerocopy"]),
+    ring0(
+        "hypervisor",
+        &["hv-core", "hv-machine", "hypercall-abi"],
+        &["cpio_reader", "heapless", "log", "spin", "zerocopy"],
+    ),
     outside("guest-image", &["hypercall-abi"]),
     outside("ring-protocol", &["hypercall-abi"]),
-    outside("unikernel", &["hypercall-abi", "marker", "ring-protocol"]),
+    outside("unikernel", &["hypercall-abi", "ring-protocol"]),
     outside("store", &["hypercall-abi", "ring-protocol"]),
     outside("console-backend", &["hypercall-abi", "ring-protocol"]),
     outside("toolstack", &["guest-image", "hypercall-abi", "ring-protocol"]),
@@ -54,11 +59,8 @@ const ARROWS: &[Allowed] = &[
     outside("guests", &["hypercall-abi", "ring-protocol", "unikernel"]),
     outside("sim", &["guest-image", "hv-core", "hypercall-abi", "ring-protocol"]),
     outside("boot", &["xtask"]),
-    outside("microbench", &["marker"]),
-    outside("marker", &[]),
-    outside("plugin", &["marker"]),
     outside("shape", &[]),
-    outside("xtask", &["guest-image", "hypercall-abi", "marker", "microbench", "toolstack"]),
+    outside("xtask", &["guest-image", "hypercall-abi", "toolstack"]),
 ];
 
 /// Arrows that are not drawn in the table.
