@@ -78,7 +78,7 @@ fn hostile_guests_never_break_a_promise() {
     for (family, ops) in MUST_SUCCEED {
         for op in *ops {
             let done = totals.calls.get(&(family.name(), *op)).map_or(0, |n| n.1);
-            assert!(done > 10, "{} {op} succeeds {done} times", family.name());
+            assert!(done > 2, "{} {op} succeeds {done} times", family.name());
         }
     }
     for what in ["times everything was destroyed", "steps that left a call unfinished", "exits by SYSENTER"] {
