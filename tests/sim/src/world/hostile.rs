@@ -200,7 +200,9 @@ impl Everybody {
 
     /// The guests may have all the memory: what was set aside is for a domain that must come.
     fn make_room(&mut self) {
-        self.audit.reserve.drain(..).for_each(|frame| self.world.frames.retire(frame));
+        // No more than one domain needs: the next may have to come before anything has been returned.
+        let left = self.audit.reserve.len().saturating_sub(build::PAGES + 10);
+        self.audit.reserve.drain(left..).for_each(|frame| self.world.frames.retire(frame));
     }
 
     fn set_aside(&mut self) {
@@ -369,8 +371,13 @@ impl Everybody {
                 }
             }
             _ => {
-                let dead = self.world.domains.iter().find(|d| d.life() == Life::Dying || d.shutdown_reason().is_some());
-                match dead.filter(|dead| dead.life() != Life::Free && ctx.domain.may(Powers::CONTROL)) {
+                let dead = |d: &&Domain| match d.life() {
+                    Life::Free => false,
+                    Life::Alive => d.shutdown_reason().is_some(),
+                    Life::Dying => true,
+                };
+                let dead = self.world.domains.iter().find(dead).filter(|_| ctx.domain.may(Powers::CONTROL));
+                match dead {
                     // Its memory is wanted where the reserve has been used.
                     Some(dead) if pen.rng.one_in(if self.audit.reserve.len() < RESERVE { 2 } else { 6 }) => {
                         pen.destroy(dead.id().0)
