@@ -175,10 +175,18 @@ pub mod selector {
     pub const FIRST_RESERVED: u16 = 0xe000;
     /// Entries a guest may use in its GDT.
     pub const GUEST_ENTRIES: u16 = 7168;
+    /// Ring-0 code.
+    pub const HYPERVISOR_CS: u16 = 0xe008;
+    /// Ring-0 data.
+    pub const HYPERVISOR_DS: u16 = 0xe010;
     /// 32-bit code of a guest.
     pub const GUEST_CS32: u16 = 0xe023;
     /// Data and stack of a guest, kernel and user.
     pub const GUEST_SS: u16 = 0xe02b;
     /// 64-bit code of a guest, kernel and user.
     pub const GUEST_CS: u16 = 0xe033;
+    /// The hypervisor's task-state segment.
+    pub const TSS: u16 = 0xe040;
+    /// The current vcpu's local descriptor table.
+    pub const LDT: u16 = 0xe050;
 }

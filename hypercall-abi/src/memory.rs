@@ -1,7 +1,10 @@
 //! Memory reservations and maps (core 4.10).
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 numbers! {
-    /// Commands of `memory_op`: the low 6 bits of its first argument. Those of Xen's that are not here are refused with `NoSys`.
+    /// Commands of `memory_op`: the low 6 bits of its first argument. Those of Xen's that are not here are refused with
+    /// `NoSys`.
     MemoryOp: u32 {
         /// Allocate frames. [`Reservation`].
         IncreaseReservation = 0,
@@ -55,17 +58,7 @@ layout! {
     }
 }
 /// One range of a memory map: 20 bytes, unaligned.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    zerocopy::FromBytes,
-    zerocopy::IntoBytes,
-    zerocopy::Immutable,
-    zerocopy::KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, packed)]
 pub struct E820Entry {
     /// First byte.

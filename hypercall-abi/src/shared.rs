@@ -24,26 +24,6 @@ layout! {
 /// Bit of [`TimeInfo::flags`]: every vcpu's tuple agrees.
 pub const TIME_TSC_STABLE: u8 = 1;
 
-layout! {
-    /// What a vcpu and the hypervisor share (core 10.2).
-    VcpuInfo: 64 {
-        /// Set by the hypervisor, cleared by the guest: an event waits.
-        evtchn_upcall_pending: u8,
-        /// The guest's virtual interrupt mask.
-        evtchn_upcall_mask: u8,
-        /// Zero.
-        pad0: [u8; 6],
-        /// Which words of the pending bits to look at.
-        evtchn_pending_sel: u64,
-        /// Address of the last page fault.
-        cr2: u64,
-        /// Zero.
-        pad1: u64,
-        /// Time.
-        time: TimeInfo,
-    }
-}
-
 /// vcpu_info records inside the shared_info page.
 pub const LEGACY_VCPUS: usize = 32;
 
@@ -63,17 +43,17 @@ pub mod offset {
     pub const WC_SEC_HI: usize = 0xc0c;
 }
 
-/// Offsets inside a vcpu_info record (core 10.2).
+/// What a vcpu and the hypervisor share: offsets inside a vcpu_info record (core 10.2).
 pub mod vcpu_info {
-    /// `evtchn_upcall_pending`.
+    /// `evtchn_upcall_pending`: set by the hypervisor, cleared by the guest: an event waits.
     pub const UPCALL_PENDING: usize = 0;
-    /// `evtchn_upcall_mask`.
+    /// `evtchn_upcall_mask`: the guest's virtual interrupt mask.
     pub const UPCALL_MASK: usize = 1;
-    /// `evtchn_pending_sel`.
+    /// `evtchn_pending_sel`: which words of the pending bits to look at.
     pub const PENDING_SEL: usize = 8;
-    /// `arch.cr2`.
+    /// `arch.cr2`: address of the last page fault.
     pub const CR2: usize = 0x10;
-    /// `time`.
+    /// `time`: a [`super::TimeInfo`].
     pub const TIME: usize = 0x20;
     /// Size of the record.
     pub const SIZE: usize = 64;

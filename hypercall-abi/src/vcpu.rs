@@ -45,7 +45,7 @@ layout! {
     }
 }
 layout! {
-    /// Moves a vcpu's [`crate::shared::VcpuInfo`].
+    /// Moves a vcpu's record, see [`crate::shared::vcpu_info`].
     RegisterVcpuInfo: 16 {
         /// Frame number.
         mfn: u64,

@@ -11,13 +11,8 @@ use crate::addr::{Frame, GuestVirt, PAGE_SIZE};
 use crate::frame::FrameTable;
 use crate::machine::Frames;
 use core::sync::atomic::Ordering::SeqCst;
+use hypercall_abi::mmu::pte::{FRAME, PAT_OR_PSE, PRESENT, USER, WRITE};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
-
-const PRESENT: u64 = 1;
-const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const LARGE: u64 = 1 << 7;
-const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
 /// What is intended with a guest's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,10 +79,10 @@ pub fn walk(m: &impl Frames, table: &FrameTable, root: Frame, at: GuestVirt) -> 
         }
         path.index = at.slot(level);
         path.entry = m.page(path.table).get(path.index)?.load(SeqCst);
-        path.writable &= path.entry & WRITABLE != 0;
+        path.writable &= path.entry & WRITE != 0;
         path.user &= path.entry & USER != 0;
         if level > 1 {
-            if path.entry & LARGE != 0 {
+            if path.entry & PAT_OR_PSE != 0 {
                 return None;
             }
             path.table = path.frame()?;
@@ -103,13 +98,6 @@ pub struct View<'m, M> {
     table: &'m FrameTable,
     root: Frame,
 }
-
-impl<M> Clone for View<'_, M> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<M> Copy for View<'_, M> {}
 
 impl<'m, M: Frames> View<'m, M> {
     /// Memory as the tables from `root` show it; `root` is a validated L4 that somebody holds.
@@ -127,9 +115,7 @@ impl<'m, M: Frames> View<'m, M> {
         let fault = |present| Fault { address: at, present, write };
         let path = walk(self.m, self.table, self.root, at).ok_or(fault(false))?;
         let frame = path.frame().ok_or(fault(false))?;
-        if !path.user || write && !path.writable || !self.table.is_ram(frame) {
-            return Err(fault(true));
-        }
+        ensure!(path.user && (path.writable || !write) && self.table.is_ram(frame), fault(true));
         Ok(frame)
     }
 
@@ -142,9 +128,7 @@ impl<'m, M: Frames> View<'m, M> {
         while !rest.is_empty() {
             let frame = self.frame(at, Access::Read)?;
             let here = rest.len().min(PAGE_SIZE.saturating_sub(at.offset()));
-            let Some((now, later)) = rest.split_at_mut_checked(here) else {
-                break;
-            };
+            let Some((now, later)) = rest.split_at_mut_checked(here) else { break };
             self.m.read(frame, at.offset(), now);
             (at, rest) = (at.plus(here as u64), later);
         }
@@ -160,9 +144,7 @@ impl<'m, M: Frames> View<'m, M> {
         while !rest.is_empty() {
             let frame = self.frame(at, Access::Write)?;
             let here = rest.len().min(PAGE_SIZE.saturating_sub(at.offset()));
-            let Some((now, later)) = rest.split_at_checked(here) else {
-                break;
-            };
+            let Some((now, later)) = rest.split_at_checked(here) else { break };
             self.m.write(frame, at.offset(), now);
             (at, rest) = (at.plus(here as u64), later);
         }

@@ -132,11 +132,6 @@ impl<L: Level, T> Lock<L, T> {
     {
         Guard { value: self.inner.lock(), held: Held(PhantomData) }
     }
-
-    /// The value, when nobody else can know of the lock.
-    pub fn get_mut(&mut self) -> &mut T {
-        self.inner.get_mut()
-    }
 }
 
 /// A lock that is held.

@@ -30,8 +30,6 @@ pub trait Frames {
     fn copy(&self, from: Frame, to: Frame);
     /// Says in the machine-to-physical table which pseudo-physical page a frame is (ABI core 2.2).
     fn set_m2p(&self, frame: Frame, pfn: u64);
-    /// The entry of the machine-to-physical table for a frame.
-    fn m2p(&self, frame: Frame) -> u64;
     /// What belongs into slot 256 + `index` (0..16) of every guest L4: 0 or a complete entry.
     fn hole_entry(&self, index: usize) -> u64;
 }

@@ -3,6 +3,7 @@
 //! Everything is read through a function from addresses to bytes, so that broken tables are a matter of `None`.
 
 use heapless::Vec;
+use zerocopy::FromBytes;
 
 /// Bytes at a machine address.
 pub(crate) type Bytes<'a> = &'a dyn Fn(u64, u64) -> Option<&'static [u8]>;
@@ -55,20 +56,9 @@ impl Topology {
     }
 }
 
-fn u8_at(bytes: &[u8], at: usize) -> Option<u8> {
-    bytes.get(at).copied()
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+/// The value at an offset of a table.
+fn at<T: FromBytes>(bytes: &[u8], offset: usize) -> Option<T> {
+    T::read_from_prefix(bytes.get(offset..)?).ok().map(|(value, _)| value)
 }
 
 /// Whether the bytes add up to zero, as those of every table do.
@@ -89,22 +79,20 @@ pub(crate) fn read(pointer: &[u8], bytes: Bytes<'_>) -> Option<Topology> {
     if !pointer.starts_with(b"RSD PTR ") || !sound(pointer.get(..20)?) {
         return None;
     }
-    let wide = u8_at(pointer, 15)? >= 2 && u64_at(pointer, 24).is_some_and(|address| address != 0);
-    let (root, size) = match wide {
-        true => (u64_at(pointer, 24)?, 8),
-        false => (u32_at(pointer, 16)?.into(), 4),
-    };
-    let root = table(root, bytes)?;
-    let madt = root.get(36..)?.chunks_exact(size).find_map(|entry| {
-        let address = if wide { u64_at(entry, 0)? } else { u32_at(entry, 0)?.into() };
-        table(address, bytes).filter(|table| table.starts_with(b"APIC"))
-    })?;
+    let wide = at::<u8>(pointer, 15)? >= 2 && at::<u64>(pointer, 24).is_some_and(|address| address != 0);
+    let address = |bytes, offset| if wide { at(bytes, offset) } else { at::<u32>(bytes, offset).map(u64::from) };
+    let (root, size) = if wide { (24, 8) } else { (16, 4) };
+    let root = table(address(pointer, root)?, bytes)?;
+    let madt = root
+        .get(36..)?
+        .chunks_exact(size)
+        .find_map(|entry| table(address(entry, 0)?, bytes).filter(|table| table.starts_with(b"APIC")))?;
     Some(madt_entries(madt))
 }
 
 /// A whole table, if its length and sum are right.
 fn table(address: u64, bytes: Bytes<'_>) -> Option<&'static [u8]> {
-    let length = u32_at(bytes(address, 36)?, 4)?;
+    let length: u32 = at(bytes(address, 36)?, 4)?;
     bytes(address, length.max(36).into()).filter(|table| sound(table))
 }
 
@@ -113,9 +101,7 @@ fn madt_entries(madt: &[u8]) -> Topology {
     let mut found = Topology { cpus: Vec::new(), ioapics: Vec::new(), overrides: Vec::new() };
     let mut rest = madt.get(44..).unwrap_or(&[]);
     while let [kind, length, ..] = *rest {
-        let Some((entry, after)) = rest.split_at_checked(usize::from(length.max(2))) else {
-            break;
-        };
+        let Some((entry, after)) = rest.split_at_checked(usize::from(length.max(2))) else { break };
         rest = after;
         // An entry that is too short, or one too many, is skipped.
         let _ = madt_entry(kind, entry, &mut found);
@@ -126,21 +112,16 @@ fn madt_entries(madt: &[u8]) -> Topology {
 fn madt_entry(kind: u8, entry: &[u8], found: &mut Topology) -> Option<()> {
     match kind {
         // A CPU: enabled.
-        0 if u32_at(entry, 4)? & 1 != 0 => found.cpus.push(u8_at(entry, 3)?.into()).ok(),
-        9 if u32_at(entry, 8)? & 1 != 0 => found.cpus.push(u32_at(entry, 4)?).ok(),
+        0 if at::<u32>(entry, 4)? & 1 != 0 => found.cpus.push(at::<u8>(entry, 3)?.into()).ok(),
+        9 if at::<u32>(entry, 8)? & 1 != 0 => found.cpus.push(at(entry, 4)?).ok(),
         1 => {
-            let ioapic = IoApic { address: u32_at(entry, 4)?.into(), first: u32_at(entry, 8)? };
-            found.ioapics.push(ioapic).ok()
+            let address = at::<u32>(entry, 4)?.into();
+            found.ioapics.push(IoApic { address, first: at(entry, 8)? }).ok()
         }
         2 => {
-            let flags = u16_at(entry, 8)?;
-            let exception = Override {
-                irq: u8_at(entry, 3)?,
-                global: u32_at(entry, 4)?,
-                low: flags & 3 == 3,
-                level: flags >> 2 & 3 == 3,
-            };
-            found.overrides.push(exception).ok()
+            let (irq, global, flags): (u8, u32, u16) = (at(entry, 3)?, at(entry, 4)?, at(entry, 8)?);
+            let (low, level) = (flags & 3 == 3, flags >> 2 & 3 == 3);
+            found.overrides.push(Override { irq, global, low, level }).ok()
         }
         _ => None,
     }

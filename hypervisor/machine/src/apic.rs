@@ -77,10 +77,7 @@ pub(crate) fn init() {
 
 /// This CPU's APIC number.
 pub(crate) fn id() -> u32 {
-    match BY_MSR.load(Relaxed) {
-        true => read(register::ID),
-        false => read(register::ID) >> 24,
-    }
+    if BY_MSR.load(Relaxed) { read(register::ID) } else { read(register::ID) >> 24 }
 }
 
 /// Ends the interrupt in service.

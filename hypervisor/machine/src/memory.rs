@@ -197,15 +197,9 @@ fn new_table(free: &mut Ranges) -> Frame {
     frame
 }
 
-/// What [`build`] leaves for boot.
-pub(crate) struct Layout {
-    /// Four zeroed words per frame.
-    pub(crate) frame_words: &'static [AtomicU64],
-}
-
 /// Builds the final tables and loads them. `devices` are machine addresses of register pages, mapped in their order
-/// from [`DEVICES`] on.
-pub(crate) fn build(ram: &Ranges, free: &mut Ranges, devices: &[u64]) -> Layout {
+/// from [`DEVICES`] on. Leaves four zeroed words per frame.
+pub(crate) fn build(ram: &Ranges, free: &mut Ranges, devices: &[u64]) -> &'static [AtomicU64] {
     let limit = ram.limit();
     FRAME_LIMIT.store(limit, Relaxed);
     let mut tables = Builder::new(free);
@@ -226,7 +220,7 @@ pub(crate) fn build(ram: &Ranges, free: &mut Ranges, devices: &[u64]) -> Layout 
     // SAFETY: the new root maps the image, the stack inside it and all RAM at the addresses they have now; the low
     // identity map that disappears is used by nobody since `start`.
     unsafe { insn::write_cr3(tables.root.address()) };
-    Layout { frame_words }
+    frame_words
 }
 
 /// Maps the image with the rights each part needs. The boot part stays out: it is done.
@@ -345,22 +339,13 @@ impl Frames for Hardware {
     }
 
     fn set_m2p(&self, frame: Frame, pfn: u64) {
-        if let Some(word) = m2p_word(frame) {
+        if let Some(word) = M2P.get().and_then(|words| words.get(frame.index())) {
             word.store(pfn, Relaxed);
         }
-    }
-
-    fn m2p(&self, frame: Frame) -> u64 {
-        m2p_word(frame).map_or(u64::MAX, |word| word.load(Relaxed))
     }
 
     fn hole_entry(&self, index: usize) -> u64 {
         let entries = page(root()).get(HOLE_SLOTS).unwrap_or(&[]);
         entries.get(index).map_or(0, |entry| entry.load(Relaxed))
     }
-}
-
-/// The table's word for a frame, if the frame is below the limit.
-fn m2p_word(frame: Frame) -> Option<&'static AtomicU64> {
-    M2P.get()?.get(frame.index())
 }

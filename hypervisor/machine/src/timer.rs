@@ -72,9 +72,7 @@ fn told_khz() -> Option<u64> {
 /// measurements, since whatever disturbs one makes it longer.
 fn measure() -> (u64, u64) {
     let runs = core::iter::from_fn(pit_run).take(5);
-    let Some((tsc, count)) = runs.min_by_key(|&(tsc, _)| tsc) else {
-        return (0, 0);
-    };
+    let Some((tsc, count)) = runs.min_by_key(|&(tsc, _)| tsc) else { return (0, 0) };
     let per_second = |ticks: u64| ticks * PIT_HZ / u64::from(PIT_COUNT);
     (per_second(tsc) / 1000, per_second(count))
 }

@@ -123,6 +123,14 @@ impl SimMachine {
     }
 }
 
+impl SimMachine {
+    /// The entry of the machine-to-physical table for a frame.
+    #[must_use]
+    pub fn m2p(&self, frame: Frame) -> u64 {
+        self.m2p[frame.index()].get()
+    }
+}
+
 impl Frames for SimMachine {
     fn frame_limit(&self) -> u64 {
         self.pages.len() as u64
@@ -158,9 +166,6 @@ impl Frames for SimMachine {
     }
     fn set_m2p(&self, frame: Frame, pfn: u64) {
         self.m2p[frame.index()].set(pfn);
-    }
-    fn m2p(&self, frame: Frame) -> u64 {
-        self.m2p[frame.index()].get()
     }
     fn hole_entry(&self, index: usize) -> u64 {
         HOLE_MARK | index as u64

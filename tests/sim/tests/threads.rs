@@ -21,9 +21,6 @@ impl Frames for Flat {
     fn zero(&self, _: Frame) {}
     fn copy(&self, _: Frame, _: Frame) {}
     fn set_m2p(&self, _: Frame, _: u64) {}
-    fn m2p(&self, _: Frame) -> u64 {
-        0
-    }
     fn hole_entry(&self, _: usize) -> u64 {
         0
     }

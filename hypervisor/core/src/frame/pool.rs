@@ -109,9 +109,7 @@ impl FrameTable {
     /// Ends the hypervisor's own use of a frame from [`FrameTable::allocate`] or [`FrameTable::lend`]. A domain that still
     /// maps it keeps it from the pool until it lets go.
     pub fn retire(&self, frame: Frame) {
-        let Some(w) = self.words(frame) else {
-            return bug(frame, "retired but not RAM");
-        };
+        let Some(w) = self.words(frame) else { return bug(frame, "retired but not RAM") };
         let was = step(w.owner, |bits| {
             let was = OwnerState::from_bits(bits);
             match was.owner {

@@ -161,13 +161,9 @@ impl TypeState {
             let next = Self { used_as: want, pinned: false, validated: ready, partial: !ready, count: 1, ..self };
             return Ok((next, if ready { Taken::Ready } else { Taken::Started }));
         }
-        if self.used_as != want {
-            return Err(TakeError::Refused(Refused::WrongType));
-        }
-        if (self.partial || !self.validated) && !planted(Fault::IgnoreUnfinished) {
-            return Err(TakeError::Refused(Refused::Unfinished));
-        }
-        let count = self.count.checked_add(1).ok_or(TakeError::Refused(Refused::TooManyUses))?;
+        ensure!(self.used_as == want, Refused::WrongType);
+        ensure!(self.validated && !self.partial || planted(Fault::IgnoreUnfinished), Refused::Unfinished);
+        let count = self.count.checked_add(1).ok_or(Refused::TooManyUses)?;
         Ok((Self { count, ..self }, Taken::Ready))
     }
 
@@ -260,6 +256,12 @@ pub enum TakeError {
     FlushFirst,
     /// Not at all.
     Refused(Refused),
+}
+
+impl From<Refused> for TakeError {
+    fn from(why: Refused) -> Self {
+        Self::Refused(why)
+    }
 }
 
 /// Whose a frame is.

@@ -114,9 +114,7 @@ impl FrameTable {
 
     pub(super) fn words(&self, frame: Frame) -> Option<Words<'_>> {
         let at = frame.index().checked_mul(WORDS)?;
-        let [kind, owner, stamp, link] = self.words.get()?.get(at..at.checked_add(WORDS)?)? else {
-            return None;
-        };
+        let [kind, owner, stamp, link] = self.words.get()?.get(at..at.checked_add(WORDS)?)? else { return None };
         Some(Words { kind, owner, stamp, link })
     }
 
@@ -157,9 +155,7 @@ impl FrameTable {
 
     /// Drops a reference. With the last one the frame goes to the pool.
     pub fn drop_ref(&self, frame: Frame) {
-        let Some(w) = self.words(frame) else {
-            return bug(frame, "reference to no frame");
-        };
+        let Some(w) = self.words(frame) else { return bug(frame, "reference to no frame") };
         let dropped = step(w.owner, |bits| {
             let next = OwnerState::from_bits(bits).drop_ref().ok_or(())?;
             if next.refs == 0 {
@@ -284,9 +280,7 @@ impl FrameTable {
     /// [`Refused::NotOwner`], [`Refused::NotPinned`].
     pub fn unpin(&self, frame: Frame, owner: DomainId) -> Result<(), Refused> {
         let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
-        if OwnerState::from_bits(w.owner.load(SeqCst)).owner != Owner::Guest(owner) {
-            return Err(Refused::NotOwner);
-        }
+        ensure!(OwnerState::from_bits(w.owner.load(SeqCst)).owner == Owner::Guest(owner), Refused::NotOwner);
         step(w.kind, |bits| Ok((TypeState::from_bits(bits).unpin()?.bits(), ())))
     }
 
@@ -334,9 +328,7 @@ impl FrameTable {
     /// A destroyed domain leaves a frame: like [`FrameTable::give_back`], and if others still use the frame it is
     /// nobody's until they let go. `false` if the frame is not `id`'s own memory.
     pub fn abandon(&self, m: &impl Frames, frame: Frame, id: DomainId) -> bool {
-        let Some(w) = self.words(frame) else {
-            return false;
-        };
+        let Some(w) = self.words(frame) else { return false };
         let was = step(w.owner, |bits| {
             let was = OwnerState::from_bits(bits);
             if was.owner == Owner::Guest(id) && was.refs > 0 { Ok((was.orphaned().bits(), was)) } else { Err(()) }

@@ -3,26 +3,14 @@
 use super::Refused;
 use crate::addr::Frame;
 
-/// P: the entry counts.
-pub const PRESENT: u64 = 1;
-/// RW: what lies behind may be written.
-pub const WRITABLE: u64 = 1 << 1;
-/// US: ring 3 may pass.
-pub const USER: u64 = 1 << 2;
-/// A: the CPU has used the entry.
-pub const ACCESSED: u64 = 1 << 5;
-/// D: the CPU has written through the entry.
-pub const DIRTY: u64 = 1 << 6;
-/// G: a load of CR3 keeps the translation.
-pub const GLOBAL: u64 = 1 << 8;
-/// NX: no execution.
-pub const NO_EXECUTE: u64 = 1 << 63;
+/// Bits of an entry, as the ABI names them.
+pub use hypercall_abi::mmu::pte::{ACCESSED, DIRTY, FRAME, GLOBAL, NX as NO_EXECUTE, PRESENT, USER, WRITE as WRITABLE};
+use hypercall_abi::mmu::pte::{AVAILABLE_HIGH, AVAILABLE_LOW, GUEST_KERNEL, PAT_OR_PSE, PCD, PWT};
+
 /// PWT, PCD and, at level 1, PAT.
-pub const CACHE: u64 = 1 << 3 | 1 << 4 | 1 << 7;
-/// The frame number's place.
-pub const FRAME: u64 = 0x000f_ffff_ffff_f000;
+pub const CACHE: u64 = PWT | PCD | PAT_OR_PSE;
 /// Bits 9..=11 and 52..=62: the guest's to use.
-const SOFTWARE: u64 = 7 << 9 | 0x7ff << 52;
+const SOFTWARE: u64 = AVAILABLE_LOW | AVAILABLE_HIGH;
 /// What a guest may set above level 1, besides the frame.
 const UPPER: u64 = PRESENT | WRITABLE | USER | ACCESSED | DIRTY | SOFTWARE | NO_EXECUTE;
 /// Bits that change nothing about what a present entry holds. RW is not among them (isolation, XSA-182).
@@ -39,7 +27,7 @@ pub struct LeafRule {
 
 impl LeafRule {
     /// Kernel and user both in ring 3 (ABI core 4.2): US everywhere, bit 52 marks the kernel's.
-    pub const RING_3: Self = Self { set: USER, kernel_mark: 1 << 52 };
+    pub const RING_3: Self = Self { set: USER, kernel_mark: GUEST_KERNEL };
 }
 
 /// What an entry leads to.
@@ -83,9 +71,7 @@ pub fn parse(raw: u64, level: u8, rule: LeafRule) -> Result<Entry, Refused> {
         let target = Target::Leaf { frame, writable: raw & WRITABLE != 0 };
         return Ok(Entry { target, raw: raw & !GLOBAL | rule.set | mark, uncached: raw & CACHE != 0 });
     }
-    if raw & !(UPPER | FRAME) != 0 {
-        return Err(Refused::BadBits);
-    }
+    ensure!(raw & !(UPPER | FRAME) == 0, Refused::BadBits);
     let accessed = if level == 4 { ACCESSED } else { 0 };
     Ok(Entry { target: Target::Table(frame), raw: raw | USER | accessed, uncached: false })
 }

@@ -145,11 +145,6 @@ pub struct Session<'a, M: Frames + Cpus> {
 }
 
 impl<M: Frames + Cpus> Session<'_, M> {
-    /// The proof for taking locks above the paging lock.
-    pub fn held(&mut self) -> &mut Held<Domain> {
-        self.state.parts().1
-    }
-
     /// Lets the domain map frames outside RAM, with any cacheability. RAM is mapped write-back only, whatever the domain
     /// (XSA-402).
     ///
@@ -170,9 +165,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     /// Begins an operation: debts are paid and unfinished work is finished first.
     fn ready(&mut self) -> Outcome<()> {
-        if self.state.dying.is_some() {
-            return Err(Refused::Dying.into());
-        }
+        ensure!(self.state.dying.is_none(), Refused::Dying);
         if !crate::fault::planted(crate::fault::Fault::IgnoreUnfinished) {
             self.run()?;
         }

@@ -214,9 +214,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     }
 
     fn finish(&mut self, result: Result<(), Refused>) {
-        let Some((table, level)) = self.state.work.goal.take() else {
-            return;
-        };
+        let Some((table, level)) = self.state.work.goal.take() else { return };
         if self.state.work.finished.is_full() {
             self.forget_oldest();
         }
@@ -289,16 +287,12 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     /// Takes what a leaf leads to: a reference, and a use as writable if it may be written.
     pub(super) fn take_leaf(&self, entry: &entry::Entry, from: crate::addr::DomainId) -> Result<(), Refused> {
-        let Target::Leaf { frame, writable } = entry.target else {
-            return Ok(());
-        };
+        let Target::Leaf { frame, writable } = entry.target else { return Ok(()) };
         if !self.table.is_ram(frame) {
             let known = self.state.devices.iter().any(|range| range.contains(&frame.as_u32()));
             return if known { Ok(()) } else { Err(Refused::NotYourDevice) };
         }
-        if entry.uncached {
-            return Err(Refused::CacheBits);
-        }
+        ensure!(!entry.uncached, Refused::CacheBits);
         if writable && !planted(Fault::SkipWritableCheck) {
             return self.table.take_use(self.m, frame, Use::Writable, self.taker(from)).map(|_| ());
         }

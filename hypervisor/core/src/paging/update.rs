@@ -6,7 +6,6 @@ use super::{Outcome, Refused, Session, Stop, Sweep};
 use crate::addr::{DomainId, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, PAGE_SIZE};
 use crate::claim;
 use crate::fault::{Fault, planted};
-use crate::frame::table::Taker;
 use crate::frame::{Owner, Use};
 use crate::machine::{Cpus, Frames};
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -26,9 +25,7 @@ impl Slot {
     /// # Errors
     /// [`Refused::Misaligned`], [`Refused::NoSuchFrame`].
     pub fn at(address: u64) -> Result<Self, Refused> {
-        if !address.is_multiple_of(8) {
-            return Err(Refused::Misaligned);
-        }
+        ensure!(address.is_multiple_of(8), Refused::Misaligned);
         let index = ((address & 0xfff) / 8) as usize;
         Ok(Self { table: Frame::containing(address).ok_or(Refused::NoSuchFrame)?, index })
     }
@@ -88,9 +85,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.ready()?;
         let frame = Frame::containing(address).ok_or(Refused::NoSuchFrame)?;
         let owner = self.table.info(frame).ok_or(Refused::NoSuchFrame)?.owner;
-        if owner.owner != Owner::Guest(self.id()) || !owner.allocated {
-            return Err(Refused::NotOwner.into());
-        }
+        ensure!(owner.owner == Owner::Guest(self.id()) && owner.allocated, Refused::NotOwner);
         self.m.set_m2p(frame, pfn);
         Ok(())
     }
@@ -137,9 +132,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.ready()?;
         self.need_l1(slot)?;
         let old = slot.word(self.m)?.load(SeqCst);
-        if entry::target(old, 1) != (Target::Leaf { frame, writable }) {
-            return Err(Refused::Mismatch.into());
-        }
+        ensure!(entry::target(old, 1) == (Target::Leaf { frame, writable }), Refused::Mismatch);
         self.write_entry(slot, 0, How::Store, self.id())?;
         self.flush = true;
         Ok(())
@@ -157,9 +150,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.ready()?;
         let path = claim::walk(self.m, self.table, root, at).ok_or(Refused::NotTableWrite)?;
         let table = path.frame().filter(|_| path.entry & entry::WRITABLE == 0).ok_or(Refused::NotTableWrite)?;
-        if self.table.live_table(table, self.id()) != Some(1) {
-            return Err(Refused::NotTableWrite.into());
-        }
+        ensure!(self.table.live_table(table, self.id()) == Some(1), Refused::NotTableWrite);
         let slot = Slot { table, index: at.offset() / 8 };
         Ok(TableWrite { slot, value: slot.word(self.m)?.load(SeqCst) })
     }
@@ -177,9 +168,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     fn write_entry(&mut self, slot: Slot, new: u64, how: How, from: DomainId) -> Outcome<Option<u64>> {
         let level = self.table.live_table(slot.table, self.id()).ok_or(Refused::NotTable)?;
-        if level == 4 && HOLE_SLOTS.contains(&slot.index) {
-            return Err(Refused::HoleSlot.into());
-        }
+        ensure!(level < 4 || !HOLE_SLOTS.contains(&slot.index), Refused::HoleSlot);
         let new = entry::parse(new, level, self.state.rule)?;
         let word = slot.word(self.m)?;
         let mut old = word.load(SeqCst);
@@ -243,15 +232,10 @@ impl<M: Frames + Cpus> Session<'_, M> {
     pub fn pin(&mut self, frame: Frame, level: u8) -> Outcome<()> {
         self.ready()?;
         let info = self.table.info(frame).ok_or(Refused::NoSuchFrame)?;
-        if info.owner.owner == Owner::Guest(self.id()) && info.kind.pinned && !planted(Fault::PinTwice) {
-            return Err(Refused::AlreadyPinned.into());
-        }
+        let pinned = info.owner.owner == Owner::Guest(self.id()) && info.kind.pinned;
+        ensure!(!pinned || planted(Fault::PinTwice), Refused::AlreadyPinned);
         self.take_table(frame, level)?;
-        let pinned = self.table.pin(frame);
-        if pinned.is_err() {
-            self.release_table(frame);
-        }
-        Ok(pinned?)
+        Ok(self.table.pin(frame).inspect_err(|_| self.release_table(frame))?)
     }
 
     /// Takes the pin away.
@@ -313,16 +297,14 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// Those of a frame that is not `from`'s, or a target that is not to be written.
     pub fn copy_page(&mut self, source: Frame, target: Frame, from: DomainId) -> Outcome<()> {
         self.ready()?;
-        let taker: Taker = self.taker(from);
-        self.table.take_ref(source, from, taker.by)?;
-        let taken = self.table.take_use(self.m, target, Use::Writable, taker);
+        self.table.take_ref(source, from, self.id())?;
+        let taken = self.table.take_use(self.m, target, Use::Writable, self.taker(from));
         if taken.is_ok() {
             self.m.copy(source, target);
             self.table.drop_use(target);
         }
         self.table.drop_ref(source);
-        taken?;
-        Ok(())
+        Ok(taken.map(|_| ())?)
     }
 
     /// Destroys the domain's memory: unfinished work is abandoned, pins go, every frame leaves the domain (P11). Before,

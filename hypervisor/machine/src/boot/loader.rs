@@ -103,9 +103,7 @@ fn multiboot2(information: u64) -> Result<Loaded, &'static str> {
     let (mut cmdline, mut module_at, mut map, mut entry_size, mut rsdp) = (&[][..], None, &[][..], 0, None);
     let mut rest = all.get(8..).unwrap_or(&[]);
     while let Ok((&[kind, size], _)) = <[u32; 2]>::ref_from_prefix(rest) {
-        let Some(tag) = rest.get(8..size as usize) else {
-            break;
-        };
+        let Some(tag) = rest.get(8..size as usize) else { break };
         match kind {
             0 => break,
             1 => cmdline = tag,
@@ -141,10 +139,8 @@ fn finish(
     if entry_size < 20 || map.len() < entry_size {
         return Err("the loader gave no memory map");
     }
-    let module = match module_at.is_empty() {
-        true => &[],
-        false => boot_bytes(module_at.start, module_at.end - module_at.start).ok_or("the module is out of reach")?,
-    };
+    let size = module_at.end.saturating_sub(module_at.start);
+    let module = if size == 0 { &[] } else { boot_bytes(module_at.start, size).ok_or("the module is out of reach")? };
     Ok(Loaded { cmdline: keep(cmdline)?, module, module_at, ram: ram(map, entry_size), rsdp })
 }
 

@@ -54,7 +54,7 @@ extern "C" fn start(magic: u32, information: u32) -> ! {
     for ioapic in &topology.ioapics {
         let _ = devices.push(ioapic.address); // one that is not mapped is not used
     }
-    let layout = memory::build(&loaded.ram, &mut free, &devices);
+    let frame_words = memory::build(&loaded.ram, &mut free, &devices);
     cpu::init(smp::prepare(&topology));
     apic::init();
     ioapic::init(&topology);
@@ -65,7 +65,7 @@ extern "C" fn start(magic: u32, information: u32) -> ! {
         module_frames: loaded.module_frames(),
         ram: loaded.ram,
         free,
-        frame_words: layout.frame_words,
+        frame_words,
         hardware: &HARDWARE,
     };
     // SAFETY: `entry!` defines it with this signature; without that the image does not link.

@@ -11,6 +11,7 @@ use core::arch::asm;
 use core::sync::atomic::Ordering::Relaxed;
 use hv_core::addr::Frame;
 use hv_core::machine::CpuState;
+use hypercall_abi::selector::{GUEST_CS32, HYPERVISOR_CS};
 use spin::Once;
 use x86_64::registers::control::Cr4Flags as Cr4;
 
@@ -21,44 +22,29 @@ const EFER: u64 = 0xd01;
 /// What SYSCALL clears: AC, VM, RF, NT, IOPL, DF, IF, TF and the arithmetic flags.
 const SFMASK: u64 = 0x7_7fd5;
 /// SYSCALL loads 0xe008 and 0xe010, SYSRET 0xe033 and 0xe02b (ABI core 1.6).
-const STAR: u64 = 0xe023 << 48 | 0xe008 << 32;
+const STAR: u64 = (GUEST_CS32 as u64) << 48 | (HYPERVISOR_CS as u64) << 32;
 /// CR4 bits a guest may choose. OSXSAVE is on wherever it exists, whatever the guest chose: it makes CPUID honest.
 const GUEST_CR4: Cr4 = Cr4::TIMESTAMP_DISABLE.union(Cr4::DEBUGGING_EXTENSIONS).union(Cr4::FSGSBASE);
 
-/// Features that decide what we use: CPUID leaves 1 and 7.
-#[derive(Clone, Copy)]
-struct Features {
-    xsave: bool,
-    fsgsbase: bool,
-    smep: bool,
-    smap: bool,
-    umip: bool,
-    rdtscp: bool,
-}
-
-/// What this machine's CPUs have; they are all alike.
-fn features() -> &'static Features {
-    static FOUND: Once<Features> = Once::new();
-    FOUND.call_once(find_features)
-}
-
-fn find_features() -> Features {
-    let bit = |word: u32, bit: u32| word & 1 << bit != 0;
-    let [_, ebx7, ecx7, _] = if insn::max_leaf(0) >= 7 { insn::cpuid(7, 0) } else { [0; 4] };
-    Features {
-        xsave: bit(insn::cpuid(1, 0)[2], 26),
-        fsgsbase: bit(ebx7, 0),
-        smep: bit(ebx7, 7),
-        smap: bit(ebx7, 20),
-        umip: bit(ecx7, 2),
-        rdtscp: bit(insn::cpuid(0x8000_0001, 0)[3], 27),
-    }
+/// The CR4 bits for what this machine's CPUs have of the features we use; they are all alike.
+fn features() -> Cr4 {
+    static FOUND: Once<Cr4> = Once::new();
+    *FOUND.call_once(|| {
+        let [_, ebx7, ecx7, _] = if insn::max_leaf(0) >= 7 { insn::cpuid(7, 0) } else { [0; 4] };
+        let found = [
+            (insn::cpuid(1, 0)[2], 26, Cr4::OSXSAVE),
+            (ebx7, 0, Cr4::FSGSBASE),
+            (ebx7, 7, Cr4::SUPERVISOR_MODE_EXECUTION_PROTECTION),
+            (ebx7, 20, Cr4::SUPERVISOR_MODE_ACCESS_PREVENTION),
+            (ecx7, 2, Cr4::USER_MODE_INSTRUCTION_PREVENTION),
+        ];
+        found.into_iter().filter(|(word, bit, _)| word >> bit & 1 != 0).fold(Cr4::empty(), |all, (.., flag)| all | flag)
+    })
 }
 
 /// Makes the CPU it runs on the one `cpu` describes: tables, registers, features. The final page tables are in use.
 pub(crate) fn init(cpu: &'static Cpu) {
-    let has = features();
-    if has.smap {
+    if features().contains(Cr4::SUPERVISOR_MODE_ACCESS_PREVENTION) {
         tables::enable_clac();
     }
     tables::load(cpu);
@@ -73,7 +59,7 @@ pub(crate) fn init(cpu: &'static Cpu) {
         (msr::LSTAR, address(&raw const entry::entry_syscall)),
         (msr::CSTAR, address(&raw const entry::entry_syscall32)),
         (msr::SFMASK, SFMASK),
-        (msr::SYSENTER_CS, 0xe008),
+        (msr::SYSENTER_CS, HYPERVISOR_CS.into()),
         (msr::SYSENTER_ESP, stack),
         (msr::SYSENTER_EIP, address(&raw const entry::entry_sysenter)),
         (msr::PAT, PAT),
@@ -83,15 +69,12 @@ pub(crate) fn init(cpu: &'static Cpu) {
         // keeps write-back (0) and uncached (3) where our tables use them.
         unsafe { insn::wrmsr(register, value) };
     }
-    let mut cr4 = Cr4::PHYSICAL_ADDRESS_EXTENSION
+    let cr4 = Cr4::PHYSICAL_ADDRESS_EXTENSION
         | Cr4::PAGE_GLOBAL
         | Cr4::MACHINE_CHECK_EXCEPTION
         | Cr4::OSFXSR
-        | Cr4::OSXMMEXCPT_ENABLE;
-    cr4.set(Cr4::OSXSAVE, has.xsave);
-    cr4.set(Cr4::SUPERVISOR_MODE_EXECUTION_PROTECTION, has.smep);
-    cr4.set(Cr4::SUPERVISOR_MODE_ACCESS_PREVENTION, has.smap);
-    cr4.set(Cr4::USER_MODE_INSTRUCTION_PREVENTION, has.umip);
+        | Cr4::OSXMMEXCPT_ENABLE
+        | features().difference(Cr4::FSGSBASE); // that is the guest's to turn on
     write_cr4(cpu, cr4.bits());
     cpu.root.store(memory::root().address(), Relaxed);
     fpu::init(cpu);
@@ -140,8 +123,7 @@ impl CpuState for Hardware {
 
     fn set_guest_cr4(&self, bits: u64) {
         let cpu = percpu::this();
-        let mut allowed = GUEST_CR4;
-        allowed.set(Cr4::FSGSBASE, features().fsgsbase);
+        let allowed = GUEST_CR4.difference(Cr4::FSGSBASE) | features() & Cr4::FSGSBASE;
         let old = cpu.cr4.load(Relaxed);
         let new = old & !GUEST_CR4.bits() | bits & allowed.bits();
         if new != old {
@@ -223,7 +205,8 @@ impl CpuState for Hardware {
 
     fn set_tsc_aux(&self, value: u32) {
         let cpu = percpu::this();
-        if cpu.tsc_aux.swap(value, Relaxed) != value && features().rdtscp {
+        let exists = || insn::cpuid(0x8000_0001, 0)[3] & 1 << 27 != 0; // with RDTSCP
+        if cpu.tsc_aux.swap(value, Relaxed) != value && exists() {
             // SAFETY: only RDTSCP and RDPID read it, and ring 0 executes neither.
             unsafe { insn::wrmsr(msr::TSC_AUX, value.into()) };
         }

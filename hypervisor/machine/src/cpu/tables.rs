@@ -4,24 +4,19 @@ use crate::entry;
 use crate::memory::image_address;
 use crate::percpu::{self, Cpu, Tss};
 use core::arch::asm;
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use hypercall_abi::selector::{GUEST_CS, GUEST_CS32, GUEST_SS, HYPERVISOR_CS, HYPERVISOR_DS, LDT, TSS};
 
-/// Selectors of ring 0 and the two system descriptors (ABI core 1.6).
-const CODE: u16 = 0xe008;
-const STACK: u16 = 0xe010;
-const TASK: u16 = 0xe040;
-const LDT: u16 = 0xe050;
 /// Bytes of a GDT whose last page is ours, minus one.
 const GDT_LIMIT: u16 = 0xefff;
 
 /// The flat segments: selector and descriptor.
 const SEGMENTS: [(u16, u64); 5] = [
-    (CODE, 0x00af_9b00_0000_ffff),
-    (STACK, 0x00cf_9300_0000_ffff),
-    (0xe023, 0x00cf_fb00_0000_ffff),
-    (0xe02b, 0x00cf_f300_0000_ffff),
-    (0xe033, 0x00af_fb00_0000_ffff),
+    (HYPERVISOR_CS, 0x00af_9b00_0000_ffff),
+    (HYPERVISOR_DS, 0x00cf_9300_0000_ffff),
+    (GUEST_CS32, 0x00cf_fb00_0000_ffff),
+    (GUEST_SS, 0x00cf_f300_0000_ffff),
+    (GUEST_CS, 0x00af_fb00_0000_ffff),
 ];
 
 /// The interrupt table, one for all CPUs.
@@ -55,7 +50,7 @@ pub(super) fn load(cpu: &'static Cpu) {
     for (selector, value) in SEGMENTS {
         descriptor(cpu, selector).store(value, Relaxed);
     }
-    set_system(cpu, TASK, 0x89, cpu.tss.base(), u64::from(Tss::BYTES) - 1);
+    set_system(cpu, TSS, 0x89, cpu.tss.base(), u64::from(Tss::BYTES) - 1);
     set_gates();
     let gdt = Pointer { limit: GDT_LIMIT, base: cpu.gdt() };
     let idt = Pointer { limit: 0xfff, base: &raw const GATES as u64 };
@@ -79,10 +74,10 @@ pub(super) fn load(cpu: &'static Cpu) {
             "2:",
             gdt = in(reg) &raw const gdt,
             idt = in(reg) &raw const idt,
-            stack = in(reg) STACK,
+            stack = in(reg) HYPERVISOR_DS,
             null = in(reg) 0u16,
-            task = in(reg) TASK,
-            code = in(reg) u64::from(CODE),
+            task = in(reg) TSS,
+            code = in(reg) u64::from(HYPERVISOR_CS),
             scratch = out(reg) _,
         );
     }
@@ -102,7 +97,7 @@ fn set_gates() {
         let ring: u64 = if matches!(vector, 3 | 4 | 0x80) { 3 } else { 0 };
         let flags = 0x8e | ring << 5;
         let low = target & 0xffff
-            | u64::from(CODE) << 16
+            | u64::from(HYPERVISOR_CS) << 16
             | u64::from(stack) << 32
             | flags << 40
             | (target >> 16 & 0xffff) << 48;

@@ -8,6 +8,7 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU64, fence};
 use hv_core::addr::GuestVirt;
 use hv_core::machine::{Exit, Interrupt, Registers};
+use hypercall_abi::selector::{GUEST_CS, GUEST_SS};
 
 /// High half of the error word: SYSCALL.
 const SYSCALL: u32 = 0x200;
@@ -19,7 +20,7 @@ const SYSENTER: u32 = 0x202;
 const FAILED_RETURN: u32 = 0x100;
 
 /// Flat selectors of 64-bit guest code and data (ABI core 1.6).
-const FLAT: (u64, u64) = (0xe033, 0xe02b);
+const FLAT: (u64, u64) = (GUEST_CS as u64, GUEST_SS as u64);
 /// TF, RF, VM: SYSRET handles none of them the way IRET does.
 const EXACT_FLAGS: u64 = 0x3_0100;
 
@@ -92,12 +93,7 @@ impl Hardware {
         // 2. CS and SS are of ring 3 (asserted), so the guest cannot touch memory of ring 0 (P12); for the short
         //    way CS, SS and RIP have been checked.
         // 3. The entry code keeps the callee-saved registers on this stack and comes back by the address in `Cpu`.
-        unsafe {
-            match short {
-                true => enter_guest_sysret(registers),
-                false => enter_guest(registers),
-            }
-        }
+        unsafe { if short { enter_guest_sysret(registers) } else { enter_guest(registers) } }
         cpu.in_guest.store(false, Relaxed);
         self.decode(cpu, registers)
     }
@@ -151,10 +147,7 @@ fn short_way(registers: &Registers) -> bool {
 
 /// CR2, for page faults: nothing can have overwritten it since, as ring 0 takes no page fault it survives.
 fn fault_address(vector: u32) -> u64 {
-    match vector {
-        14 => insn::cr2(),
-        _ => 0,
-    }
+    if vector == 14 { insn::cr2() } else { 0 }
 }
 
 /// Acknowledges an interrupt.

@@ -7,7 +7,6 @@ use hv_core::addr::{CpuId, CpuSet, DomainId, Frame, GuestVirt};
 use hv_core::frame::table::{NO_PFN, WORDS};
 use hv_core::frame::{FrameTable, Owner, Refused};
 use hv_core::lock::Held;
-use hv_core::machine::Frames;
 use hv_core::paging::{Holding, Outcome, Session, Slot, Space, Stop};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;

@@ -12,7 +12,6 @@ use hv_core::event::port::{Binding, PortState};
 use hv_core::frame::{Owner, Use};
 use hv_core::grant::Grants;
 use hv_core::lock;
-use hv_core::machine::Frames;
 use hv_core::paging::Holding;
 use hv_core::paging::entry::{CACHE, GLOBAL, Target, USER, target};
 use hv_core::world::World;

@@ -222,6 +222,14 @@ impl WholeMachine {
     }
 }
 
+impl WholeMachine {
+    /// The entry of the machine-to-physical table for a frame.
+    #[must_use]
+    pub fn m2p(&self, frame: Frame) -> u64 {
+        self.m2p[frame.index()].load(Relaxed)
+    }
+}
+
 impl Frames for WholeMachine {
     fn frame_limit(&self) -> u64 {
         self.pages.len() as u64
@@ -264,9 +272,6 @@ impl Frames for WholeMachine {
     }
     fn set_m2p(&self, frame: Frame, pfn: u64) {
         self.m2p[frame.index()].store(pfn, Relaxed);
-    }
-    fn m2p(&self, frame: Frame) -> u64 {
-        self.m2p[frame.index()].load(Relaxed)
     }
     fn hole_entry(&self, index: usize) -> u64 {
         HOLE_MARK | index as u64
