@@ -16,15 +16,15 @@ static PORT: AtomicU32 = AtomicU32::new(0);
 /// Who sleeps, by deadline; the second half of the key tells sleepers with one deadline apart.
 static SLEEPERS: MaskMutex<BTreeMap<(u64, u64), Waker>> = MaskMutex::new(BTreeMap::new());
 
-/// Binds the timer interrupt and stops the tick.
+/// Stops the tick, and only then binds the timer interrupt: one that came in between would end the first sleep early.
 ///
 /// # Panics
 /// If the hypervisor refuses what it must grant (core 6.3).
 pub(crate) fn init() {
+    hypercall::stop_periodic_timer(0).expect("the tick does not stop");
     let port = hypercall::bind_virq(Virq::Timer, 0).expect("the timer interrupt is not bound");
     PORT.store(port, Ordering::Relaxed);
     events::on_event(port, |_| wake_sleepers());
-    hypercall::stop_periodic_timer(0).expect("the tick does not stop");
 }
 
 /// The port of the timer interrupt.
