@@ -12,6 +12,7 @@ use toolstack::bundle::{Bundle, EXEC};
 use toolstack::config::GuestConfig;
 use toolstack::create::{Guest, Request, create};
 use toolstack::end::{End, Outcome, end_of};
+use unikernel::mark::{self, CREATE};
 use unikernel::tasks::{self, Task};
 use unikernel::time;
 
@@ -166,7 +167,9 @@ impl Guests {
             entries.next().map(|entry| (entry.config.clone(), Rc::clone(&entry.console)))
         };
         let Some((config, console)) = found else { return };
+        mark::begin::<CREATE>();
         let made = self.make(&config, &console);
+        mark::end::<CREATE>();
         let state = match made {
             Ok(guest) => State::Lives(guest),
             Err(why) => {

@@ -14,6 +14,7 @@ use toolstack::create::Guest;
 use toolstack::end::Wish;
 use toolstack::json::{self, Object};
 use toolstack::{DomainId, Hypervisor, Summary, domains, states};
+use unikernel::mark::{self, DESTROY, LISTED};
 use unikernel::{hypercall, time};
 
 use crate::guests::{Entry, Guests, State};
@@ -81,6 +82,7 @@ impl Guests {
             Ok(answer) => self.terminal.message(&answer.text),
             Err(why) => self.terminal.message(&why),
         }
+        mark::point::<LISTED>();
     }
 
     /// Does what was asked; `say` gets the answer.
@@ -199,11 +201,13 @@ impl Guests {
     fn destroy(&self, name: &str) -> Result<(), String> {
         match self.take(name) {
             Some((guest, console, _)) => {
+                mark::begin::<DESTROY>();
                 console.disconnect();
                 let left_over = {
                     let hypervisor = &mut *self.hypervisor.borrow_mut();
                     guest.destroy(hypervisor, &mut self.store.clone())
                 };
+                mark::end::<DESTROY>();
                 self.complain(name, &left_over);
                 self.changed.set();
             }

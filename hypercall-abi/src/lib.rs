@@ -59,6 +59,7 @@ macro_rules! layout {
     };
 }
 
+pub mod bundle;
 pub mod callback;
 pub mod context;
 pub mod domctl;

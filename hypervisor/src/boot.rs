@@ -2,7 +2,6 @@
 //! is believed no more than any guest: its page tables are judged when they are pinned.
 
 use crate::options::Options;
-use cpio_reader::iter_files;
 use hv_core::addr::{Frame, VcpuId};
 use hv_core::dispatch::Halt;
 use hv_core::domain::control::Spec;
@@ -11,6 +10,7 @@ use hv_core::machine::Frames;
 use hv_core::paging::Stop;
 use hv_core::world::{Site, World};
 use hv_machine::Hardware;
+use hypercall_abi::bundle::entries;
 use hypercall_abi::context::{VcpuContext, flags};
 use hypercall_abi::first::{FirstImage, MAGIC, PAGE, Run};
 use hypercall_abi::mmu::pte;
@@ -34,7 +34,7 @@ type Why = &'static str;
 /// What is wrong with the bundle, or what the machine lacks.
 pub(crate) fn first_domain(site: &mut Site<'_, Hardware>, module: &[u8], options: &Options) -> Result<(), Why> {
     let (hw, world) = (site.m, site.world);
-    let entry = |name: &str| iter_files(module).find(|file| file.name() == name).map(|file| file.file());
+    let entry = |name: &str| entries(module).find(|(it, _)| *it == name).map(|(_, content)| content);
     // Our dom0 gets every power and the bundle; a guest under test gets the console.
     let (dom0, image, ramdisk) = match (module, entry("dom0"), entry("first")) {
         ([], ..) => return Err("no boot bundle: the loader brought no module"),

@@ -24,13 +24,11 @@ fn main(boot: hv_machine::BootInfo) -> ! {
     use hv_core::addr::Frame;
     let hw = boot.hardware;
     hv_machine::init_logger(log::LevelFilter::Info);
-    let options = match options::Options::parse(boot.cmdline) {
-        Ok(options) => options,
-        Err(why) => {
-            log::error!("{why}");
-            hw.power_off(hv_machine::Verdict::Failure)
-        }
+    let fail = |why: &dyn core::fmt::Display| -> ! {
+        log::error!("{why}");
+        hw.power_off(hv_machine::Verdict::Failure)
     };
+    let options = options::Options::parse(boot.cmdline).unwrap_or_else(|why| fail(&why));
     log::set_max_level(options.log);
     log::info!("Tenon {}", env!("CARGO_PKG_VERSION"));
     WORLD.frames.init(boot.frame_words);
@@ -46,8 +44,7 @@ fn main(boot: hv_machine::BootInfo) -> ! {
     let mut held = hv_core::lock::Held::entering_ring_0();
     let mut site = hv_core::world::Site { m: hw, world: &WORLD, held: &mut held };
     if let Err(why) = boot::first_domain(&mut site, boot.module, &options) {
-        log::error!("{why}");
-        hw.power_off(hv_machine::Verdict::Failure)
+        fail(&why)
     }
     // The bundle has been copied: its frames are as good as any.
     boot.module_frames.clone().filter_map(Frame::new).for_each(|frame| WORLD.frames.retire(frame));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use xshell::{Shell, cmd};
 
 /// The packages that are images rather than libraries.
-pub const IMAGES: [&str; 3] = ["hypervisor", "dom0", "guests"];
+pub const IMAGES: [&str; 4] = ["hypervisor", "dom0", "guests", "microbench"];
 
 /// What to build.
 #[derive(clap::Args)]
@@ -85,7 +85,12 @@ pub fn test_guests(sh: &Shell) -> Result<Vec<String>> {
 
 /// Whether an image's package has become a bare-metal program (a placeholder for the host cannot be built).
 fn is_bare_metal(sh: &Shell, name: &str) -> bool {
-    let folder = sh.current_dir().join(if name == "guests" { "tests/guests" } else { name });
+    let folder = match name {
+        "guests" => "tests/guests",
+        "microbench" => "tests/bench",
+        name => name,
+    };
+    let folder = sh.current_dir().join(folder);
     let bins = fs::read_dir(folder.join("src/bin")).into_iter().flatten().flatten().map(|entry| entry.path());
     bins.chain([folder.join("src/main.rs")])
         .any(|file| fs::read_to_string(file).is_ok_and(|text| text.contains("no_std")))

@@ -40,6 +40,16 @@ pub(crate) fn build(busybox: &Path) -> Result<PathBuf> {
 }
 
 fn archive(busybox: &[u8]) -> Result<Vec<u8>> {
+    let mut programs = vec![("bin/busybox", busybox), ("init", INIT.as_bytes())];
+    programs.extend(ENDS.iter().map(|(name, script)| (*name, script.as_bytes())));
+    of_programs(&programs)
+}
+
+/// An archive with the folders and the console every init wants, and these programs.
+///
+/// # Errors
+/// A program of 4 GiB or more.
+pub fn of_programs(programs: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     let mut out = Cursor::new(Vec::new());
     for name in ["bin", "sbin", "dev", "proc", "sys", "root", "tmp", "run", "etc"] {
         entry(&mut out, NewcBuilder::new(name).mode(DIRECTORY), &[])?;
@@ -47,10 +57,8 @@ fn archive(busybox: &[u8]) -> Result<Vec<u8>> {
     // The kernel opens it for init before any file system is mounted.
     let console = NewcBuilder::new("dev/console").mode(CHARACTER_DEVICE).rdev_major(5).rdev_minor(1);
     entry(&mut out, console, &[])?;
-    entry(&mut out, NewcBuilder::new("bin/busybox").mode(PROGRAM), busybox)?;
-    entry(&mut out, NewcBuilder::new("init").mode(PROGRAM), INIT.as_bytes())?;
-    for (name, script) in ENDS {
-        entry(&mut out, NewcBuilder::new(name).mode(PROGRAM), script.as_bytes())?;
+    for (name, program) in programs {
+        entry(&mut out, NewcBuilder::new(name).mode(PROGRAM), program)?;
     }
     newc::trailer(&mut out)?;
     Ok(out.into_inner())

@@ -33,6 +33,18 @@ pub struct Kernel {
     pub vmlinux: PathBuf,
 }
 
+impl Kernel {
+    /// The package it is from, and its version.
+    ///
+    /// # Errors
+    /// The cache is damaged.
+    pub fn version(&self) -> Result<String> {
+        let file = self.bzimage.with_file_name("version");
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        Ok(text.trim_end().to_owned())
+    }
+}
+
 /// The names of the kernels that can be fetched.
 pub fn names() -> impl Iterator<Item = &'static str> {
     STOCK.iter().map(|stock| stock.name)
@@ -100,7 +112,7 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
 }
 
 /// The first file below `folder` whose name starts with `prefix`.
-fn find(folder: &Path, prefix: &str) -> Option<PathBuf> {
+pub(crate) fn find(folder: &Path, prefix: &str) -> Option<PathBuf> {
     let entries: Vec<PathBuf> = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
     let named = |path: &&PathBuf| {
         path.is_file() && path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(prefix.as_bytes()))

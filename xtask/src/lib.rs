@@ -8,12 +8,13 @@ pub mod bundle;
 pub mod cache;
 pub mod first;
 pub mod guest_file;
-mod initramfs;
+pub mod initramfs;
 pub mod kernel_file;
 pub mod kernels;
 pub mod machine;
 pub mod qemu;
 pub mod sysroot;
+pub mod xen;
 
 use std::path::Path;
 

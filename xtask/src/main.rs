@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod check;
 mod doctor;
 mod run;
@@ -31,6 +32,8 @@ enum Verb {
     Check,
     /// Run every test, on the host and in emulated machines
     Test(test::Options),
+    /// Count the instructions things take, and compare with the bare machine and Xen
+    Bench(bench::Options),
     /// Say what this machine has and lacks
     Doctor,
     /// Make `core` for the bare-metal target available to plain cargo in this checkout
@@ -58,6 +61,7 @@ fn act(verb: Verb) -> Result<ExitCode> {
         Verb::Run(options) => return run::run(&sh, &options),
         Verb::Check => check::check(&sh)?,
         Verb::Test(options) => return test::test(&sh, &options),
+        Verb::Bench(options) => return bench::bench(&sh, &options),
         Verb::Doctor => doctor::doctor(&sh)?,
         Verb::Provision { all } => provision(&sh, all)?,
     }

@@ -85,6 +85,14 @@ impl Qemu {
         command
     }
 
+    /// Its version, as it says itself.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn version_text(&self) -> Result<String> {
+        Ok(self.version()?.1)
+    }
+
     /// Major version and the whole version text.
     fn version(&self) -> Result<(u32, String)> {
         let name = self.program.display();

@@ -4,7 +4,7 @@
 use alloc::string::{String, ToString};
 use core::fmt;
 
-use cpio_reader::iter_files;
+use hypercall_abi::bundle::entries;
 
 use crate::config::{ConfigError, GuestConfig};
 
@@ -55,20 +55,16 @@ impl<'a> Bundle<'a> {
     /// The content of an entry.
     #[must_use]
     pub fn entry(&self, name: &str) -> Option<&'a [u8]> {
-        iter_files(self.0).find(|file| file.name() == name).map(|file| file.file())
+        entries(self.0).find(|(it, _)| *it == name).map(|(_, content)| content)
     }
 
     /// The configuration of every guest, in the order of the archive.
     pub fn guests(&self) -> impl Iterator<Item = Result<GuestConfig, BundleError>> + use<'a> {
-        iter_files(self.0)
-            .filter(|file| {
-                let name = file.name().strip_prefix("guests/");
-                name.is_some_and(|name| name.ends_with("/config"))
-            })
-            .map(|file| {
-                let entry = || file.name().to_string();
-                let text = core::str::from_utf8(file.file()).map_err(|_| BundleError::NotText(entry()))?;
-                GuestConfig::parse(text).map_err(|why| BundleError::Config(entry(), why))
+        entries(self.0)
+            .filter(|(name, _)| name.strip_prefix("guests/").is_some_and(|name| name.ends_with("/config")))
+            .map(|(name, content)| {
+                let text = core::str::from_utf8(content).map_err(|_| BundleError::NotText(name.to_string()))?;
+                GuestConfig::parse(text).map_err(|why| BundleError::Config(name.to_string(), why))
             })
     }
 

@@ -19,6 +19,7 @@ pub mod entry;
 pub mod events;
 pub mod grants;
 pub mod hypercall;
+pub mod mark;
 pub mod memory;
 #[cfg(feature = "probe")]
 pub mod probe;

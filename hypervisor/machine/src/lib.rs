@@ -59,9 +59,9 @@ impl Machine for Hardware {}
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// All went well: 0x10 on the exit port, so an emulator ends with status 33.
-    Success,
+    Success = 0x10,
     /// Something failed: 0x11, status 35.
-    Failure,
+    Failure = 0x11,
 }
 
 /// Names the function that boot ends in, `fn(BootInfo) -> !`. To be used once, by the image.

@@ -42,14 +42,12 @@ impl Ranges {
 
     /// Takes a range out, wherever it overlaps.
     pub(crate) fn remove(&mut self, hole: Range<u64>) {
-        let old = core::mem::take(&mut self.0);
-        for range in old {
+        if hole.is_empty() {
+            return;
+        }
+        for range in core::mem::take(&mut self.0) {
             let below = range.start..range.end.min(hole.start);
             let above = range.start.max(hole.end)..range.end;
-            if hole.is_empty() {
-                let _ = self.0.push(range);
-                continue;
-            }
             for part in [below, above] {
                 if !part.is_empty() {
                     let _ = self.0.push(part);

@@ -6,7 +6,7 @@ use crate::{Hardware, Verdict, serial};
 use core::arch::asm;
 use core::fmt::{self, Write};
 use hv_core::machine::{Console, Registers};
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::{LevelFilter, Log, Metadata, Record};
 
 /// Sends log records to the console, each a line that begins with its level.
 struct Logger;
@@ -17,13 +17,7 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        let level = match record.level() {
-            Level::Error => "error",
-            Level::Warn => "warn",
-            Level::Info => "info",
-            Level::Debug => "debug",
-            Level::Trace => "trace",
-        };
+        let level = ["off", "error", "warn", "info", "debug", "trace"].get(record.level() as usize).unwrap_or(&"");
         let mut line = Line::default();
         let _ = writeln!(line, "[{level}] {}", record.args());
         Hardware(()).put(line.text());
@@ -121,11 +115,7 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
 impl Hardware {
     /// Ends the machine: the emulator's exit device, else the keyboard controller's reset, else a halt for ever.
     pub fn power_off(&self, verdict: Verdict) -> ! {
-        let code = match verdict {
-            Verdict::Success => 0x10,
-            Verdict::Failure => 0x11,
-        };
-        out32(0xf4, code);
+        out32(0xf4, verdict as u32);
         // The controller takes a command once its input buffer is empty.
         let _ = (0..100_000).any(|_| in8(0x64) & 2 == 0);
         out8(0x64, 0xfe);

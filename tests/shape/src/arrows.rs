@@ -29,7 +29,6 @@ const ARROWS: &[Allowed] = &[
         &[
             "acpi",
             "bitflags",
-            "cpio_reader",
             "elf",
             "heapless",
             "log",
@@ -41,14 +40,10 @@ const ARROWS: &[Allowed] = &[
             "zerocopy",
         ],
     ),
-    ring0(
-        "hypervisor",
-        &["hv-core", "hv-machine", "hypercall-abi"],
-        &["cpio_reader", "heapless", "log", "spin", "zerocopy"],
-    ),
+    ring0("hypervisor", &["hv-core", "hv-machine", "hypercall-abi"], &["heapless", "log", "spin", "zerocopy"]),
     outside("guest-image", &["hypercall-abi"]),
     outside("ring-protocol", &["hypercall-abi"]),
-    outside("unikernel", &["hypercall-abi", "ring-protocol"]),
+    outside("unikernel", &["hypercall-abi", "marker", "ring-protocol"]),
     outside("store", &["hypercall-abi", "ring-protocol"]),
     outside("console-backend", &["hypercall-abi", "ring-protocol"]),
     outside("toolstack", &["guest-image", "hypercall-abi", "ring-protocol"]),
@@ -59,8 +54,11 @@ const ARROWS: &[Allowed] = &[
     outside("guests", &["hypercall-abi", "ring-protocol", "unikernel"]),
     outside("sim", &["guest-image", "hv-core", "hypercall-abi", "ring-protocol"]),
     outside("boot", &["xtask"]),
+    outside("microbench", &["marker"]),
+    outside("marker", &[]),
+    outside("plugin", &["marker"]),
     outside("shape", &[]),
-    outside("xtask", &["guest-image", "hypercall-abi", "toolstack"]),
+    outside("xtask", &["guest-image", "hypercall-abi", "marker", "microbench", "toolstack"]),
 ];
 
 /// Arrows that are not drawn in the table.

@@ -1,0 +1,61 @@
+//! The benchmark program: init of a Linux that is measured. See the library for what it measures.
+//!
+//! Touches: its own memory and Linux, through system calls.
+//! Keeps: one thread; a child of `fork` only writes memory, exits or executes.
+#![no_std]
+#![no_main]
+
+#[path = "microbench/clock.rs"]
+mod clock;
+#[path = "microbench/linux.rs"]
+mod linux;
+#[path = "microbench/metrics.rs"]
+mod metrics;
+
+use core::arch::{asm, naked_asm};
+use core::panic::PanicInfo;
+use linux::println;
+use marker::{INIT, Kind, OPCODE, word};
+use microbench::{DONE, REACHED, mode};
+
+/// Where the kernel enters: the stack holds the number of arguments, the arguments, the environment and the auxiliary vector.
+///
+/// # Safety
+/// For the kernel alone.
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+unsafe extern "C" fn _start() -> ! {
+    naked_asm!("mov rdi, rsp", "xor ebp, ebp", "and rsp, -16", "call {main}", "ud2", main = sym main)
+}
+
+extern "C" fn main(stack: *const usize) -> ! {
+    // SAFETY: the kernel put the vectors of a process there, which nobody changes.
+    let process = unsafe { linux::Process::new(stack) };
+    match process.argument(1).unwrap_or_default() {
+        word if word == mode::BOOT.as_bytes() => reached(),
+        word if word == mode::GUEST.as_bytes() => {
+            metrics::run(&process);
+            println!("{DONE}");
+        }
+        word if word == mode::WAIT.as_bytes() => {
+            reached();
+            loop {
+                linux::pause();
+            }
+        }
+        _ => println!("microbench: the first argument must be {}, {} or {}", mode::BOOT, mode::GUEST, mode::WAIT),
+    }
+    linux::power_off()
+}
+
+fn reached() {
+    // SAFETY: a no-op.
+    unsafe { asm!(".long {}, {}", const OPCODE, const word(Kind::Point, INIT), options(nostack, preserves_flags)) }
+    println!("{REACHED}");
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    println!("microbench: {info}");
+    linux::power_off()
+}

@@ -1,0 +1,132 @@
+//! The metrics, in the order of [`METRICS`].
+
+use crate::clock::Clock;
+use crate::linux::{self, Map, Process, println};
+use core::arch::asm;
+use marker::{Kind, OPCODE, word};
+use microbench::{METRICS, REPETITIONS};
+
+const MIB: usize = 1 << 20;
+
+/// The number of a metric; one that does not exist stops the build.
+const fn number(name: &str) -> u16 {
+    let mut number = 0;
+    while (number as usize) < METRICS.len() {
+        if same(METRICS[number as usize].name.as_bytes(), name.as_bytes()) {
+            return number;
+        }
+        number += 1;
+    }
+    panic!("no metric of this name")
+}
+
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    let mut index = 0;
+    while index < a.len() && index < b.len() {
+        if a[index] != b[index] {
+            return false;
+        }
+        index += 1;
+    }
+    a.len() == b.len()
+}
+
+/// Runs `work` inside a window of the metric `NUMBER`, with the number of its operations.
+#[inline(always)]
+fn window<const NUMBER: u16>(work: impl FnOnce(u32)) {
+    let operations = METRICS[NUMBER as usize].operations;
+    // SAFETY: a no-op. (It claims to touch memory, so that the work stays on its side of it.)
+    unsafe {
+        asm!(".long {}, {}", const OPCODE, const word(Kind::Begin, marker::METRICS + NUMBER),
+            options(nostack, preserves_flags));
+    }
+    work(operations);
+    // SAFETY: as above.
+    unsafe {
+        asm!(".long {}, {}", const OPCODE, const word(Kind::End, marker::METRICS + NUMBER),
+            options(nostack, preserves_flags));
+    }
+}
+
+/// One run of `work` outside of all windows, then those inside.
+fn measure<const NUMBER: u16>(mut work: impl FnMut(u32)) {
+    work(METRICS[NUMBER as usize].operations);
+    for _ in 0..REPETITIONS {
+        window::<NUMBER>(&mut work);
+    }
+}
+
+fn times(count: u32, mut work: impl FnMut()) {
+    for _ in 0..count {
+        work();
+    }
+}
+
+/// Measures everything.
+pub(crate) fn run(process: &Process) {
+    // What the kernel still does after its start should be over. (The emulated clock skips idle time.)
+    linux::sleep(2);
+    measure::<{ number("null_syscall") }>(|n| times(n, linux::getppid));
+    let clock = Clock::new(process);
+    println!("clock_gettime is mapped: {}", clock.is_mapped());
+    measure::<{ number("clock_gettime") }>(|n| times(n, || clock.read(&mut [0; 2])));
+    measure::<{ number("open_close") }>(|n| times(n, || linux::close(linux::open(c"/init"))));
+    memory();
+    processes();
+    switches();
+    linux::take_signals();
+    let this = linux::getpid();
+    measure::<{ number("signal_self") }>(|n| times(n, || linux::signal_self(this)));
+}
+
+fn memory() {
+    for _ in 0..REPETITIONS {
+        let area = Map::new(METRICS[usize::from(const { number("page_fault") })].operations as usize * linux::PAGE);
+        window::<{ number("page_fault") }>(|_| area.touch());
+    }
+    measure::<{ number("touch_unmap") }>(|n| Map::new(n as usize * linux::PAGE).touch());
+    measure::<{ number("mmap_munmap_1M") }>(|n| times(n, || drop(Map::new(MIB))));
+    let area = Map::new(1024 * linux::PAGE);
+    area.touch();
+    measure::<{ number("mprotect_1024_pages") }>(|n| {
+        for turn in 0..n {
+            area.protect(turn % 2 == 1);
+        }
+    });
+}
+
+fn processes() {
+    measure::<{ number("fork_exit") }>(|n| times(n, || linux::wait(linux::fork(|| ()))));
+    let area = Map::new(8 * MIB);
+    for _ in 0..REPETITIONS {
+        // Freshly written pages, as a shell's or a daemon's would be: fork must write-protect each.
+        window::<{ number("fork_dirty_8M") }>(|n| {
+            times(n, || {
+                area.touch();
+                linux::wait(linux::fork(|| ()));
+            });
+        });
+    }
+    drop(area);
+    measure::<{ number("fork_exec") }>(|n| times(n, || linux::wait(linux::fork(|| linux::execute(c"/bin/tiny")))));
+}
+
+/// Two processes that wake each other in turn; an operation is one switch.
+fn switches() {
+    let ((take, give), (take_back, give_back)) = (linux::pipe(), linux::pipe());
+    let child = linux::fork(|| {
+        linux::close(give);
+        while let Some(byte) = linux::read_byte(take) {
+            linux::write_byte(give_back, byte);
+        }
+    });
+    linux::close(take);
+    measure::<{ number("ctxsw_pipe") }>(|n| {
+        times(n / 2, || {
+            linux::write_byte(give, 1);
+            linux::read_byte(take_back);
+        });
+    });
+    linux::close(give);
+    linux::wait(child);
+}

@@ -1,0 +1,54 @@
+//! What the benchmark program measures, for the program and for who reads its results.
+//!
+//! `microbench` is the first and only program of a Linux in a benchmark: it has no C library, so its counts are those of
+//! the kernel and the same on every machine. Each metric runs in windows ([`marker`]) of a fixed number of
+//! operations; nothing is calibrated against a clock.
+#![no_std]
+#![forbid(unsafe_code)]
+
+/// One thing that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metric {
+    /// What it is called.
+    pub name: &'static str,
+    /// Operations in a window.
+    pub operations: u32,
+}
+
+const fn metric(name: &'static str, operations: u32) -> Metric {
+    Metric { name, operations }
+}
+
+/// Every metric, in the order of the numbers of their windows, which begin at [`marker::METRICS`].
+pub const METRICS: [Metric; 12] = [
+    metric("null_syscall", 2000),
+    metric("clock_gettime", 2000),
+    metric("open_close", 200),
+    metric("page_fault", 1024),
+    metric("touch_unmap", 1024),
+    metric("mmap_munmap_1M", 100),
+    metric("mprotect_1024_pages", 20),
+    metric("fork_exit", 20),
+    metric("fork_dirty_8M", 2),
+    metric("fork_exec", 20),
+    metric("ctxsw_pipe", 1000),
+    metric("signal_self", 200),
+];
+
+/// Windows of each metric. The one with the fewest instructions is the result: it has met the fewest timer interrupts.
+pub const REPETITIONS: u32 = 5;
+
+/// What the program is told to do by its first argument.
+pub mod mode {
+    /// Reach the point `INIT` and power off.
+    pub const BOOT: &str = "boot";
+    /// Run every metric and power off.
+    pub const GUEST: &str = "guest";
+    /// Reach the point `INIT`, say so, and wait for ever.
+    pub const WAIT: &str = "wait";
+}
+
+/// What the program prints in the modes `boot` and `wait` when it has reached the point.
+pub const REACHED: &str = "microbench: init reached";
+/// What it prints when all went well.
+pub const DONE: &str = "microbench: done";

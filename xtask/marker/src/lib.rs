@@ -1,0 +1,73 @@
+//! Markers for the counting plugin: no-ops with a number in them, which only an emulator that looks for them sees. A
+//! marker costs one instruction and does nothing, so the programs that are measured keep theirs.
+//!
+//! A marker is the eight bytes [`OPCODE`] and [`word`], the long no-op `nop dword ptr [rax + rax + word]`.
+#![no_std]
+#![forbid(unsafe_code)]
+
+/// The first four bytes of a marker.
+pub const OPCODE: u32 = 0x0084_1f0f;
+/// What the upper twelve bits of a marker's word are.
+const MAGIC: u16 = 0x5ea;
+
+/// What a marker says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The window of this number begins.
+    Begin,
+    /// It ends.
+    End,
+    /// A point is reached: what counts is everything since power-on.
+    Point,
+}
+
+/// Point: the guest's `/init` runs.
+pub const INIT: u16 = 1;
+/// Point: dom0 has listed its guests.
+pub const LISTED: u16 = 2;
+/// Window: dom0 makes a guest.
+pub const CREATE: u16 = 16;
+/// Window: dom0 ends a guest.
+pub const DESTROY: u16 = 17;
+/// Window of the first metric of the benchmark program; the others follow.
+pub const METRICS: u16 = 256;
+
+/// The last four bytes of a marker.
+#[must_use]
+pub const fn word(kind: Kind, number: u16) -> u32 {
+    (MAGIC as u32) << 20 | (kind as u32) << 16 | number as u32
+}
+
+/// What the marker with these eight bytes says; `None` if it is none.
+#[must_use]
+pub const fn parse(code: [u8; 8]) -> Option<(Kind, u16)> {
+    let [a, b, c, d, low, high, kind, magic] = code;
+    if u32::from_le_bytes([a, b, c, d]) != OPCODE || u16::from_le_bytes([kind, magic]) >> 4 != MAGIC {
+        return None;
+    }
+    let kind = match kind & 0xf {
+        0 => Kind::Begin,
+        1 => Kind::End,
+        2 => Kind::Point,
+        _ => return None,
+    };
+    Some((kind, u16::from_le_bytes([low, high])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_is_read_back_and_nothing_else_is_one() {
+        for kind in [Kind::Begin, Kind::End, Kind::Point] {
+            let mut code = [0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0];
+            code[4..].copy_from_slice(&word(kind, 0xabcd).to_le_bytes());
+            assert_eq!(parse(code), Some((kind, 0xabcd)));
+            code[7] ^= 1;
+            assert_eq!(parse(code), None);
+        }
+        // The no-op compilers pad with.
+        assert_eq!(parse([0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0]), None);
+    }
+}

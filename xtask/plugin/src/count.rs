@@ -1,0 +1,273 @@
+//! The counters, and what QEMU calls to keep them.
+
+use crate::code;
+use crate::owner::{OWNERS, Owner, Owners};
+use crate::qemu::{self, Counter, Id, Insn, Scoreboard, Tb};
+use marker::Kind;
+use std::collections::HashMap;
+use std::ffi::{c_uint, c_void};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// Places whose instructions are counted apart; those that find no room share the last.
+const PLACES: usize = 1 << 16;
+
+// The numbers of a scoreboard.
+const INSNS: usize = 0;
+const CR3: usize = INSNS + OWNERS;
+const ENTRIES: usize = CR3 + OWNERS;
+/// The owner that executes, which is no count.
+const LAST: usize = ENTRIES + OWNERS * OWNERS;
+const AT: usize = LAST + 1;
+
+struct Plugin {
+    score: Board,
+    state: Mutex<State>,
+}
+
+/// The scoreboard, made once and never given back.
+struct Board(*mut Scoreboard);
+// SAFETY: the pointer is only handed to QEMU's functions, which take any thread's calls.
+unsafe impl Send for Board {}
+// SAFETY: as above.
+unsafe impl Sync for Board {}
+
+struct State {
+    owners: Owners,
+    profile: bool,
+    /// The number of each place in the scoreboard, and their addresses by number.
+    places: HashMap<u64, usize>,
+    addresses: Vec<u64>,
+    /// Entries are rare enough to be counted by function.
+    entries: [u64; OWNERS * OWNERS],
+    /// What had been counted when a window that is open began.
+    open: HashMap<u16, Vec<u64>>,
+    out: BufWriter<File>,
+}
+
+static PLUGIN: OnceLock<Plugin> = OnceLock::new();
+
+impl Plugin {
+    fn counter(&self, number: usize) -> Counter {
+        Counter { score: self.score.0, offset: number * size_of::<u64>() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything counted since power-on.
+    fn now(&self, state: &State) -> Vec<u64> {
+        let in_use = AT + state.addresses.len();
+        // SAFETY: every number is inside the scoreboard, whose size was given when it was made.
+        let sum = |number| unsafe { qemu::qemu_plugin_u64_sum(self.counter(number)) };
+        let mut now: Vec<u64> = (0..in_use).map(sum).collect();
+        now[ENTRIES..LAST].copy_from_slice(&state.entries);
+        now
+    }
+
+    /// The owner an executed block belongs to differs from the last one's.
+    fn enter(&self, vcpu: c_uint, owner: usize) {
+        let last = self.counter(LAST);
+        // SAFETY: the vcpu executes, and the number is inside the scoreboard.
+        let before = unsafe { qemu::qemu_plugin_u64_get(last, vcpu) };
+        let before = usize::try_from(before).unwrap_or(0).min(OWNERS - 1);
+        self.state().entries[before * OWNERS + owner] += 1;
+        // SAFETY: as above.
+        unsafe { qemu::qemu_plugin_u64_set(last, vcpu, owner as u64) };
+    }
+
+    fn reach(&self, kind: Kind, number: u16) {
+        let mut state = self.state();
+        let now = self.now(&state);
+        match kind {
+            Kind::Begin => {
+                state.open.insert(number, now);
+            }
+            Kind::End => {
+                if let Some(then) = state.open.remove(&number) {
+                    state.report("window", number, &now, &then);
+                }
+            }
+            Kind::Point => state.report("point", number, &now, &[]),
+        }
+    }
+
+    fn translate(&self, tb: *mut Tb) {
+        // SAFETY: `tb` is the block that is being translated, in every call of this function.
+        let (length, address) = unsafe { (qemu::qemu_plugin_tb_n_insns(tb), qemu::qemu_plugin_tb_vaddr(tb)) };
+        let mut state = self.state();
+        let owner = state.owners.of(address);
+        let place = state.place(owner, address);
+        drop(state);
+        let data = owner as usize as *mut c_void;
+        // SAFETY: `tb` as above; the numbers are inside the scoreboard; `on_enter` takes an owner's number for data.
+        unsafe {
+            qemu::qemu_plugin_register_vcpu_tb_exec_cond_cb(
+                tb,
+                on_enter,
+                qemu::NO_REGISTERS,
+                qemu::NOT_EQUAL,
+                self.counter(LAST),
+                owner as u64,
+                data,
+            );
+            let insns = self.counter(INSNS + owner as usize);
+            qemu::qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(tb, qemu::ADD, insns, length as u64);
+            if let Some(place) = place {
+                let at = self.counter(AT + place);
+                qemu::qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(tb, qemu::ADD, at, length as u64);
+            }
+        }
+        for index in 0..length {
+            // SAFETY: `tb` as above, and the index is below the number of its instructions.
+            let insn = unsafe { qemu::qemu_plugin_tb_get_insn(tb, index) };
+            self.look(insn, owner);
+        }
+    }
+
+    /// Watches an instruction if it means something.
+    fn look(&self, insn: *mut Insn, owner: Owner) {
+        let mut code = [0; 16];
+        // SAFETY: `insn` belongs to the block that is being translated; at most 16 bytes are written to `code`.
+        let length = unsafe {
+            qemu::qemu_plugin_insn_data(insn, code.as_mut_ptr().cast(), code.len());
+            qemu::qemu_plugin_insn_size(insn).min(code.len())
+        };
+        let code = &code[..length];
+        if code::loads_cr3(code) {
+            let loads = self.counter(CR3 + owner as usize);
+            // SAFETY: `insn` as above, and the number is inside the scoreboard.
+            unsafe { qemu::qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(insn, qemu::ADD, loads, 1) };
+        } else if let Some((kind, number)) = code::marker(code) {
+            let data = ((kind as usize) << 16 | usize::from(number)) as *mut c_void;
+            // SAFETY: `insn` as above; `on_marker` takes a kind and a number for data.
+            unsafe { qemu::qemu_plugin_register_vcpu_insn_exec_cb(insn, on_marker, qemu::NO_REGISTERS, data) };
+        }
+    }
+}
+
+impl State {
+    /// The place to which a block's instructions are added, if that is wanted.
+    fn place(&mut self, owner: Owner, address: u64) -> Option<usize> {
+        if !self.profile || !matches!(owner, Owner::Ring0 | Owner::Dom0) {
+            return None;
+        }
+        if let Some(place) = self.places.get(&address) {
+            return Some(*place);
+        }
+        if self.addresses.len() == PLACES {
+            return Some(PLACES - 1);
+        }
+        let place = self.addresses.len();
+        self.addresses.push(address);
+        self.places.insert(address, place);
+        Some(place)
+    }
+
+    /// Writes what was counted between `then` and `now`.
+    fn report(&mut self, what: &str, number: u16, now: &[u64], then: &[u64]) {
+        let count = |index: usize| now[index] - then.get(index).copied().unwrap_or(0);
+        let mut line = format!("{what} {number}");
+        let mut add = |key: String, count: u64| {
+            if count != 0 {
+                line += &format!(" {key}={count}");
+            }
+        };
+        for (index, owner) in Owner::ALL.into_iter().enumerate() {
+            add(format!("insns.{}", owner.name()), count(INSNS + index));
+            add(format!("cr3.{}", owner.name()), count(CR3 + index));
+        }
+        for (from, before) in Owner::ALL.into_iter().enumerate() {
+            for (to, owner) in Owner::ALL.into_iter().enumerate() {
+                add(format!("entry.{}.{}", before.name(), owner.name()), count(ENTRIES + from * OWNERS + to));
+            }
+        }
+        line.push('\n');
+        if what != "point" {
+            let used = self.addresses.iter().enumerate().map(|(place, address)| (address, count(AT + place)));
+            line.extend(used.filter(|(_, n)| *n != 0).map(|(address, n)| format!("at {address:x} {n}\n")));
+        }
+        // The reader sees that lines are missing; the machine runs on.
+        let _ = self.out.write_all(line.as_bytes()).and_then(|()| self.out.flush());
+    }
+}
+
+/// Makes the plugin out of its arguments.
+pub(crate) fn install(id: Id, arguments: &[String]) -> Result<(), String> {
+    let mut owners = Owners::default();
+    let (mut out, mut profile) = (None, false);
+    for argument in arguments {
+        match argument.split_once('=') {
+            Some(("out", path)) => {
+                out = Some(File::create(path).map_err(|why| format!("cannot create {path}: {why}"))?);
+            }
+            Some(("dom0", range)) => owners.dom0 = parse_range(range)?,
+            Some(("profile", "on")) => profile = true,
+            Some(("profile", "off")) => profile = false,
+            _ => return Err(format!("unknown argument {argument}; there are out=, dom0=, profile=on")),
+        }
+    }
+    let out = BufWriter::new(out.ok_or("out=FILE is missing")?);
+    let size = if profile { AT + PLACES } else { AT };
+    // SAFETY: any size will do.
+    let score = Board(unsafe { qemu::qemu_plugin_scoreboard_new(size * size_of::<u64>()) });
+    let state = State {
+        owners,
+        profile,
+        places: HashMap::new(),
+        addresses: Vec::new(),
+        entries: [0; OWNERS * OWNERS],
+        open: HashMap::new(),
+        out,
+    };
+    if PLUGIN.set(Plugin { score, state: Mutex::new(state) }).is_err() {
+        return Err("there is one already".into());
+    }
+    // SAFETY: `id` is ours, and the functions have the types QEMU asks for.
+    unsafe {
+        qemu::qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
+        qemu::qemu_plugin_register_atexit_cb(id, on_exit, std::ptr::null_mut());
+    }
+    Ok(())
+}
+
+/// `LOW-HIGH` in hexadecimal.
+fn parse_range(text: &str) -> Result<(u64, u64), String> {
+    let parse = |text| u64::from_str_radix(text, 16).ok();
+    let range = text.split_once('-').and_then(|(low, high)| Some((parse(low)?, parse(high)?)));
+    range.ok_or_else(|| format!("{text} is no range of addresses"))
+}
+
+extern "C" fn on_translate(_id: Id, tb: *mut Tb) {
+    if let Some(plugin) = PLUGIN.get() {
+        plugin.translate(tb);
+    }
+}
+
+extern "C" fn on_enter(vcpu: c_uint, owner: *mut c_void) {
+    if let Some(plugin) = PLUGIN.get() {
+        plugin.enter(vcpu, owner as usize);
+    }
+}
+
+extern "C" fn on_marker(_vcpu: c_uint, data: *mut c_void) {
+    let data = data as usize;
+    let kind = match data >> 16 {
+        0 => Kind::Begin,
+        1 => Kind::End,
+        _ => Kind::Point,
+    };
+    if let Some(plugin) = PLUGIN.get() {
+        plugin.reach(kind, u16::try_from(data & 0xffff).unwrap_or_default());
+    }
+}
+
+extern "C" fn on_exit(_id: Id, _data: *mut c_void) {
+    if let Some(plugin) = PLUGIN.get() {
+        let mut state = plugin.state();
+        let now = plugin.now(&state);
+        state.report("total", 0, &now, &[]);
+    }
+}

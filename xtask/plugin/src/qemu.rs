@@ -1,0 +1,115 @@
+//! The part of QEMU's plugin interface we use, version 3 (QEMU 9.1 and later), declared by ourselves: distributions ship
+//! no header. Names, types and values are those of the interface.
+
+use std::ffi::{c_char, c_int, c_uint, c_void};
+
+/// A translation block while it is translated.
+#[repr(C)]
+pub(crate) struct Tb {
+    _opaque: [u8; 0],
+}
+
+/// An instruction of one.
+#[repr(C)]
+pub(crate) struct Insn {
+    _opaque: [u8; 0],
+}
+
+/// Numbers per vcpu.
+#[repr(C)]
+pub(crate) struct Scoreboard {
+    _opaque: [u8; 0],
+}
+
+/// One 64-bit number in a scoreboard: `qemu_plugin_u64`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Counter {
+    pub(crate) score: *mut Scoreboard,
+    pub(crate) offset: usize,
+}
+
+/// Number of this plugin, as QEMU gives it.
+pub(crate) type Id = u64;
+
+/// `QEMU_PLUGIN_INLINE_ADD_U64`
+pub(crate) const ADD: c_int = 0;
+/// `QEMU_PLUGIN_CB_NO_REGS`
+pub(crate) const NO_REGISTERS: c_int = 0;
+/// `QEMU_PLUGIN_COND_NE`
+pub(crate) const NOT_EQUAL: c_int = 3;
+
+/// Called when a translation block has been translated.
+pub(crate) type OnTranslate = extern "C" fn(Id, *mut Tb);
+/// Called when an instruction or a block is executed.
+pub(crate) type OnExecute = extern "C" fn(c_uint, *mut c_void);
+/// Called at the end.
+pub(crate) type OnExit = extern "C" fn(Id, *mut c_void);
+
+unsafe extern "C" {
+    pub(crate) fn qemu_plugin_tb_n_insns(tb: *const Tb) -> usize;
+    pub(crate) fn qemu_plugin_tb_vaddr(tb: *const Tb) -> u64;
+    pub(crate) fn qemu_plugin_tb_get_insn(tb: *const Tb, index: usize) -> *mut Insn;
+    pub(crate) fn qemu_plugin_insn_data(insn: *const Insn, to: *mut c_void, size: usize) -> usize;
+    pub(crate) fn qemu_plugin_insn_size(insn: *const Insn) -> usize;
+    pub(crate) fn qemu_plugin_scoreboard_new(size: usize) -> *mut Scoreboard;
+    pub(crate) fn qemu_plugin_u64_set(counter: Counter, vcpu: c_uint, value: u64);
+    pub(crate) fn qemu_plugin_u64_sum(counter: Counter) -> u64;
+    pub(crate) fn qemu_plugin_u64_get(counter: Counter, vcpu: c_uint) -> u64;
+    pub(crate) fn qemu_plugin_register_vcpu_tb_trans_cb(id: Id, callback: OnTranslate);
+    pub(crate) fn qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(
+        tb: *mut Tb,
+        operation: c_int,
+        counter: Counter,
+        value: u64,
+    );
+    pub(crate) fn qemu_plugin_register_vcpu_tb_exec_cond_cb(
+        tb: *mut Tb,
+        callback: OnExecute,
+        flags: c_int,
+        condition: c_int,
+        counter: Counter,
+        value: u64,
+        data: *mut c_void,
+    );
+    pub(crate) fn qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(
+        insn: *mut Insn,
+        operation: c_int,
+        counter: Counter,
+        value: u64,
+    );
+    pub(crate) fn qemu_plugin_register_vcpu_insn_exec_cb(
+        insn: *mut Insn,
+        callback: OnExecute,
+        flags: c_int,
+        data: *mut c_void,
+    );
+    pub(crate) fn qemu_plugin_register_atexit_cb(id: Id, callback: OnExit, data: *mut c_void);
+}
+
+/// The version of the interface that this file declares; QEMU refuses a plugin it does not fit.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals, reason = "the name QEMU looks for")]
+pub(crate) static qemu_plugin_version: c_int = 3;
+
+/// The first function QEMU calls; a result other than 0 refuses the plugin.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn qemu_plugin_install(
+    id: Id,
+    _info: *const c_void,
+    count: c_int,
+    arguments: *const *const c_char,
+) -> c_int {
+    let count = usize::try_from(count).unwrap_or(0);
+    // SAFETY: QEMU passes `count` C strings that live until this function returns; none is null. Without any, the array
+    // may be null, and is not looked at.
+    let arguments = (0..count).map(|index| unsafe { std::ffi::CStr::from_ptr(*arguments.add(index)) });
+    let arguments: Vec<String> = arguments.map(|text| text.to_string_lossy().into_owned()).collect();
+    match crate::count::install(id, &arguments) {
+        Ok(()) => 0,
+        Err(why) => {
+            eprintln!("plugin: {why}");
+            -1
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! `cargo xtask bench`: how many instructions things take, on the bare machine, on Xen and on Tenon.
+//!
+//! Every column runs in the same emulated machine, whose clock counts instructions, so results do not depend on the machine
+//! the emulator runs on. The counts are those of our plugin for QEMU (`xtask/plugin`).
+
+mod bars;
+mod boot;
+mod columns;
+mod counts;
+mod create;
+mod guest;
+mod plot;
+mod profile;
+mod report;
+
+use anyhow::Result;
+use std::process::ExitCode;
+use xshell::Shell;
+
+/// What to measure, and what to do with the result.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// What to measure
+    which: Which,
+    /// End with a failure if a bar is missed
+    #[arg(long)]
+    check: bool,
+    /// Print the result as JSON instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Keep table, plot and JSON in tests/bench/results
+    #[arg(long, conflicts_with_all = ["only", "profile"])]
+    save: bool,
+    /// Say as well which functions of ring 0 and dom0 the instructions belong to
+    #[arg(long)]
+    profile: bool,
+    /// Only these columns
+    #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
+    only: Vec<columns::Column>,
+    /// Keep what the machines print and count in this folder
+    #[arg(long, value_name = "FOLDER")]
+    logs: Option<std::path::PathBuf>,
+}
+
+/// The benches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Which {
+    /// From power-on to a stock guest's init
+    Boot,
+    /// Making and ending guests
+    Create,
+    /// What a stock guest's system calls, faults and processes cost
+    Guest,
+}
+
+/// Measures, and shows or keeps the result.
+pub(crate) fn bench(sh: &Shell, options: &Options) -> Result<ExitCode> {
+    let lab = columns::Lab::new(sh, options)?;
+    let report = match options.which {
+        Which::Boot => boot::measure(&lab)?,
+        Which::Create => create::measure(&lab)?,
+        Which::Guest => guest::measure(&lab)?,
+    };
+    if options.json {
+        println!("{}", report.json());
+    } else {
+        print!("{}", report.markdown());
+    }
+    if options.save {
+        report.save(&sh.current_dir().join("tests/bench/results"))?;
+    }
+    let missed = report.missed();
+    if options.check && missed > 0 {
+        eprintln!("error: {missed} bars missed");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}

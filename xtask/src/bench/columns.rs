@@ -1,0 +1,302 @@
+//! The machines that are compared: one emulated machine, and what it is started with.
+
+use super::Options;
+use super::counts::Record;
+use anyhow::{Context, Result, bail};
+use microbench::{DONE, REACHED, mode};
+use object::{Object, ObjectSegment, SegmentFlags};
+use std::ffi::OsString;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use tempfile::NamedTempFile;
+use xshell::{Shell, cmd};
+use xtask::bundle::{Bundle, Guest};
+use xtask::machine::End;
+use xtask::qemu::Qemu;
+use xtask::xen::Xen;
+use xtask::{build, initramfs, kernels, xen};
+
+/// Memory of the machine in MiB.
+const MACHINE: u32 = 1024;
+/// No run takes longer, whatever the machine it runs on.
+const LIMIT: Duration = Duration::from_mins(20);
+/// Without SMAP and SMEP, and AMD-like, so that neither kernel nor hypervisor isolates page tables; without fast string
+/// operations (with FSRM but without ERMS, Linux 6.1 does not boot), as TCG counts each byte of a copy; 48-bit addresses, as
+/// all PV kernels have; no x2APIC, as QEMU 10.0 gives up ("Bad icount read") when Xen uses its timer by MSRs.
+const CPU: &str = "max,-erms,-fsrm,-fzrm,-fsrs,-la57,-smap,-smep,-x2apic";
+
+/// What a column of a table stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Column {
+    /// The stock kernel alone on the machine
+    Bare,
+    /// The stock kernel as Xen's first domain
+    Xen,
+    /// The stock kernel as a guest of Tenon
+    Tenon,
+}
+
+/// Everything that runs need.
+pub(super) struct Lab {
+    qemu: Qemu,
+    plugin: PathBuf,
+    /// The folder of the images, release profile.
+    images: PathBuf,
+    pub(super) kernel: kernels::Kernel,
+    xen: Option<Xen>,
+    /// An initramfs whose init is the benchmark program.
+    ramdisk: NamedTempFile,
+    only: Vec<Column>,
+    pub(super) profile: bool,
+    logs: Option<PathBuf>,
+    /// What is measured with what: name and version.
+    pub(super) versions: Vec<(String, String)>,
+    /// The day.
+    pub(super) date: String,
+}
+
+/// What is typed once something was printed.
+pub(super) type Typed<'a> = (&'a str, &'a str);
+
+/// Which form of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As distributed: compressed.
+    BzImage,
+    /// The ELF file inside.
+    Elf,
+}
+
+impl Lab {
+    /// Builds and fetches what is missing.
+    pub(super) fn new(sh: &Shell, options: &Options) -> Result<Self> {
+        let qemu = Qemu::find(sh, None)?;
+        let images = build::images(sh, "release")?;
+        cmd!(sh, "cargo build --quiet --release --package plugin").quiet().run()?;
+        let plugin = build::target_dir(sh)?.join("release/libplugin.so");
+        let kernel = kernels::stock(sh, kernels::DEFAULT)?;
+        let wanted = |column| options.only.is_empty() || options.only.contains(&column);
+        let xen = wanted(Column::Xen).then(|| xen::hypervisor(sh)).transpose()?;
+        let program = |name| {
+            let file = build::image(&images, name)?;
+            fs::read(&file).with_context(|| format!("cannot read {}", file.display()))
+        };
+        let (init, tiny) = (program("microbench")?, program("tiny")?);
+        let mut ramdisk = NamedTempFile::new()?;
+        ramdisk.write_all(&initramfs::of_programs(&[("init", &init), ("bin/tiny", &tiny)])?)?;
+        let commit = cmd!(sh, "git describe --always --dirty").quiet().ignore_stderr().read().unwrap_or_default();
+        let rustc = cmd!(sh, "rustc --version").quiet().read()?;
+        let mut versions = vec![
+            ("Tenon".to_owned(), format!("{} {commit}", env!("CARGO_PKG_VERSION"))),
+            ("QEMU".to_owned(), qemu.version_text()?),
+            ("kernel".to_owned(), kernel.version()?),
+            ("rustc".to_owned(), rustc.trim_start_matches("rustc ").to_owned()),
+        ];
+        versions.extend(xen.iter().map(|xen| ("Xen".to_owned(), xen.version.clone())));
+        let date = cmd!(sh, "date -u +%F").quiet().read()?;
+        if let Some(folder) = &options.logs {
+            fs::create_dir_all(folder)?;
+        }
+        Ok(Self {
+            qemu,
+            plugin,
+            images,
+            kernel,
+            xen,
+            ramdisk,
+            only: options.only.clone(),
+            profile: options.profile,
+            logs: options.logs.clone(),
+            versions,
+            date,
+        })
+    }
+
+    /// Whether the column is wanted.
+    pub(super) fn wants(&self, column: Column) -> bool {
+        self.only.is_empty() || self.only.contains(&column)
+    }
+
+    /// The file of an image.
+    pub(super) fn image(&self, name: &str) -> Result<PathBuf> {
+        build::image(&self.images, name)
+    }
+
+    /// The stock kernel alone.
+    pub(super) fn bare(&self, mode: &str) -> Result<Record> {
+        let mut machine = self.machine("")?;
+        let command = &mut machine.command;
+        command.arg("-kernel").arg(&self.kernel.bzimage).arg("-initrd").arg(self.ramdisk.path());
+        command.arg("-append").arg(format!("console=ttyS0 panic=-1 -- {mode}"));
+        machine.run(&format!("bare-{mode}"), wants(mode), &[], self.logs.as_deref())
+    }
+
+    /// The stock kernel as Xen's first domain.
+    pub(super) fn xen(&self, form: Form, mode: &str, memory: u32) -> Result<Record> {
+        let xen = self.xen.as_ref().context("Xen is not wanted, yet asked for")?;
+        let mut machine = self.machine("")?;
+        // Modules: the kernel with its command line, and its ramdisk.
+        let mut modules = OsString::from(self.file(form));
+        modules.push(format!(" console=hvc0 panic=-1 -- {mode},"));
+        modules.push(self.ramdisk.path());
+        let command = &mut machine.command;
+        command.arg("-kernel").arg(&xen.image).arg("-initrd").arg(modules);
+        command.arg("-append").arg(format!("console=com1 com1=115200 dom0_mem={memory}M,max:{memory}M"));
+        machine.run(&format!("xen-{mode}"), wants(mode), &[], self.logs.as_deref())
+    }
+
+    /// The stock kernel as a guest of Tenon.
+    pub(super) fn tenon(&self, form: Form, mode: &str, memory: u32) -> Result<Record> {
+        let name = format!("tenon-{mode}-{form:?}").to_lowercase();
+        self.guests(&name, &[self.linux(form, mode, memory)], wants(mode), &[])
+    }
+
+    /// A guest that runs the benchmark program.
+    pub(super) fn linux(&self, form: Form, mode: &str, memory: u32) -> Guest {
+        Guest {
+            name: "linux".into(),
+            memory,
+            vcpus: 1,
+            kernel: self.file(form).to_owned(),
+            ramdisk: Some(self.ramdisk.path().to_owned()),
+            extra: format!("console=hvc0 panic=-1 -- {mode}"),
+        }
+    }
+
+    /// Tenon with these guests. `wants` must appear on the console; `typed` goes to it.
+    pub(super) fn guests(&self, name: &str, guests: &[Guest], wants: &str, typed: &[Typed<'_>]) -> Result<Record> {
+        let dom0 = self.image("dom0")?;
+        let bundle = guests.iter().fold(Bundle::dom0(&dom0, ""), |bundle, guest| bundle.guest(guest));
+        let archive = bundle.write()?;
+        let mut machine = self.machine(&format!(",dom0={}", text_of(&dom0)?))?;
+        let command = &mut machine.command;
+        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        command.arg("-kernel").arg(self.image("hypervisor")?).arg("-initrd").arg(archive.path());
+        machine.run(name, wants, typed, self.logs.as_deref())
+    }
+
+    fn file(&self, form: Form) -> &Path {
+        match form {
+            Form::BzImage => &self.kernel.bzimage,
+            Form::Elf => &self.kernel.vmlinux,
+        }
+    }
+
+    /// The machine of every column; `arguments` are more words for the plugin.
+    fn machine(&self, arguments: &str) -> Result<Machine> {
+        let counts = NamedTempFile::new()?;
+        let profile = if self.profile { ",profile=on" } else { "" };
+        let mut plugin = OsString::from("file=");
+        plugin.push(&self.plugin);
+        plugin.push(format!(",out={}{arguments}{profile}", counts.path().display()));
+        let mut command = self.qemu.command();
+        // The clock advances by a nanosecond an instruction, and idle time is skipped.
+        command.args(["-accel", "tcg", "-icount", "shift=0,sleep=off", "-smp", "1", "-cpu", CPU]);
+        command.args(["-m", &MACHINE.to_string(), "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+        command.arg("-plugin").arg(plugin);
+        Ok(Machine { command, counts })
+    }
+}
+
+/// What the benchmark program prints when it has done what `mode` asks.
+fn wants(mode: &str) -> &'static str {
+    if mode == mode::GUEST { DONE } else { REACHED }
+}
+
+/// The addresses of a program's text, as the plugin wants them.
+fn text_of(file: &Path) -> Result<String> {
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let elf = object::File::parse(&*bytes).with_context(|| format!("{} is no program", file.display()))?;
+    // PF_X
+    let executable = |flags| matches!(flags, SegmentFlags::Elf { p_flags, .. } if p_flags.0 & 1 != 0);
+    let text = elf.segments().find(|segment| executable(segment.flags()));
+    let text = text.with_context(|| format!("{} has no text", file.display()))?;
+    Ok(format!("{:x}-{:x}", text.address(), text.address() + text.size()))
+}
+
+/// A machine before its start.
+struct Machine {
+    command: Command,
+    counts: NamedTempFile,
+}
+
+impl Machine {
+    /// Runs to the end, which the machine must find by itself; `wants` must have been printed.
+    fn run(mut self, name: &str, wants: &str, typed: &[Typed<'_>], logs: Option<&Path>) -> Result<Record> {
+        let start = Instant::now();
+        // What QEMU complains about is told only if it fails.
+        let complaints = NamedTempFile::new()?;
+        self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(complaints.reopen()?);
+        let mut child = Running(self.command.spawn().context("cannot start QEMU")?);
+        let mut input = child.0.stdin.take().context("QEMU has no input")?;
+        let output = child.0.stdout.take().context("QEMU has no output")?;
+        let console = Arc::new(Mutex::new(Vec::new()));
+        let reader = thread::spawn({
+            let console = Arc::clone(&console);
+            move || collect(output, &console)
+        });
+        let printed = || console.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut typed = typed.iter();
+        let mut next = typed.next();
+        let mut seen = 0;
+        let status = loop {
+            if let Some(status) = child.0.try_wait()? {
+                break Some(status);
+            }
+            if start.elapsed() > LIMIT {
+                break None;
+            }
+            if let Some((after, words)) = next {
+                let text = printed();
+                if let Some(at) = text[seen..].windows(after.len()).position(|part| part == after.as_bytes()) {
+                    seen += at + after.len();
+                    input.write_all(words.as_bytes())?;
+                    next = typed.next();
+                }
+            }
+            thread::sleep(Duration::from_millis(50));
+        };
+        drop(child);
+        // The reader ends with its pipe.
+        let _ = reader.join();
+        let console = String::from_utf8_lossy(&printed()).into_owned();
+        let counts = fs::read_to_string(self.counts.path()).context("the plugin wrote nothing")?;
+        if let Some(folder) = logs {
+            fs::write(folder.join(format!("{name}.console")), &console)?;
+            fs::write(folder.join(format!("{name}.counts")), &counts)?;
+        }
+        let end = status.map(End::of);
+        if !matches!(end, Some(End::Success | End::Reset)) || !console.contains(wants) {
+            let lines: Vec<&str> = console.lines().collect();
+            eprintln!("{}", lines[lines.len().saturating_sub(30)..].join("\n"));
+            eprint!("{}", fs::read_to_string(complaints.path()).unwrap_or_default());
+            let end = end.map_or_else(|| format!("no end after {} s", LIMIT.as_secs()), End::explanation);
+            bail!("{name}: {end}; the console above should have had `{wants}`");
+        }
+        eprintln!("{name}: {:.0} s", start.elapsed().as_secs_f64());
+        Record::parse(&counts).with_context(|| name.to_owned())
+    }
+}
+
+fn collect(mut from: impl Read, to: &Mutex<Vec<u8>>) {
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        to.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..count]);
+    }
+}
+
+/// A machine that does not outlive us.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,125 @@
+//! What a stock guest's system calls, faults and processes cost.
+
+use super::bars::Bar;
+use super::columns::{Column, Form, Lab};
+use super::counts::{Counts, Record};
+use super::plot::{self, Group};
+use super::profile;
+use super::report::{Report, short};
+use anyhow::{Context, Result};
+use microbench::{METRICS, Metric, mode};
+
+/// Memory of the guest in MiB.
+const MEMORY: u32 = 256;
+
+/// Metrics whose instructions in the hypervisor may be as many as Xen's, with Xen's mark of the day the bars were set.
+const NO_MORE_THAN_XEN: [(&str, &str); 3] = [("null_syscall", "784"), ("page_fault", "2004"), ("fork_exec", "756 k")];
+
+/// One column, as far as it was measured.
+struct Measured(Option<Record>);
+
+impl Measured {
+    fn metric(&self, index: usize) -> Option<&Counts> {
+        let number = marker::METRICS + u16::try_from(index).ok()?;
+        self.0.as_ref()?.least(number)
+    }
+}
+
+/// Runs the benchmark program in each column.
+pub(super) fn measure(lab: &Lab) -> Result<Report> {
+    let run = |column, run: &dyn Fn() -> Result<Record>| -> Result<Measured> {
+        let record = lab.wants(column).then(run).transpose()?;
+        let measured = Measured(record);
+        if measured.0.is_some() {
+            for (index, metric) in METRICS.iter().enumerate() {
+                measured.metric(index).with_context(|| format!("{column:?}: no window of {}", metric.name))?;
+            }
+        }
+        Ok(measured)
+    };
+    let bare = run(Column::Bare, &|| lab.bare(mode::GUEST))?;
+    let xen = run(Column::Xen, &|| lab.xen(Form::Elf, mode::GUEST, MEMORY))?;
+    let tenon = run(Column::Tenon, &|| lab.tenon(Form::Elf, mode::GUEST, MEMORY))?;
+
+    let head = [
+        "per operation",
+        "bare",
+        "Xen",
+        "Tenon",
+        "Xen ring 0",
+        "Tenon ring 0",
+        "Xen entries",
+        "Tenon entries",
+        "Xen CR3",
+        "Tenon CR3",
+    ];
+    let mut table = vec![head.map(str::to_owned).to_vec()];
+    let (mut bars, mut plot, mut numbers, mut profiles) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (index, metric) in METRICS.iter().enumerate() {
+        let columns = [("bare", bare.metric(index)), ("Xen", xen.metric(index)), ("Tenon", tenon.metric(index))];
+        let [_, (_, on_xen), (_, on_tenon)] = columns;
+        let cell = |counts: Option<&Counts>, of: fn(&Counts) -> u64| {
+            counts.map_or_else(|| "-".into(), |counts| short(per(of(counts), metric)))
+        };
+        let mut row = vec![metric.name.to_owned()];
+        row.extend(columns.map(|(_, counts)| cell(counts, Counts::total)));
+        row.extend([on_xen, on_tenon].map(|counts| cell(counts, ring0)));
+        row.extend([on_xen, on_tenon].map(|counts| cell(counts, Counts::entries)));
+        row.extend([on_xen, on_tenon].map(|counts| cell(counts, Counts::cr3)));
+        table.push(row);
+        let found: Vec<_> = columns.iter().filter_map(|(name, counts)| Some((*name, (*counts)?))).collect();
+        let label = metric.name.to_owned();
+        let new = |(name, counts): &(&str, &Counts)| plot::Bar::new(*name, counts, metric.operations);
+        plot.push(Group { label, bars: found.iter().map(new).collect() });
+        let number =
+            |(name, counts): (&str, &Counts)| (format!("{name}/{}", metric.name), counts.clone(), metric.operations);
+        numbers.extend(found.into_iter().map(number));
+        if let Some(tenon) = on_tenon {
+            bars.extend(promises(metric, tenon, on_xen));
+            if lab.profile {
+                profiles.push((metric.name.to_owned(), profile::lines(lab, tenon, metric.operations)?));
+            }
+        }
+    }
+    Ok(Report {
+        name: "guest",
+        about: "Instructions of an operation inside a stock Linux: on the bare machine, as Xen's first domain, and as a guest \
+                of Tenon. \"Ring 0\" are those of the hypervisor, \"entries\" the times it was entered. Each is the least of \
+                five windows."
+            .into(),
+        versions: lab.versions.clone(),
+        date: lab.date.clone(),
+        table,
+        bars,
+        plot,
+        numbers,
+        profiles,
+    })
+}
+
+fn ring0(counts: &Counts) -> u64 {
+    counts.insns("ring0")
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of a window are far below 2^52")]
+fn per(count: u64, metric: &Metric) -> f64 {
+    count as f64 / f64::from(metric.operations)
+}
+
+fn promises(metric: &Metric, tenon: &Counts, xen: Option<&Counts>) -> Vec<Bar> {
+    let mut bars = Vec::new();
+    if metric.name == "clock_gettime" {
+        // A timer interrupt may fall into the window.
+        bars.push(Bar::new("clock_gettime: times it leaves the program", per(tenon.left_user(), metric), 0.01));
+    }
+    let Some(xen) = xen else { return bars };
+    if let Some((name, mark)) = NO_MORE_THAN_XEN.iter().find(|(name, _)| *name == metric.name) {
+        let what = format!("{name}: ring 0 no more than Xen's (its mark: {mark})");
+        bars.push(Bar::new(what, per(ring0(tenon), metric), per(ring0(xen), metric)));
+    }
+    if metric.name == "fork_exec" {
+        let what = "fork_exec: entries no more than Xen's (its mark: 149)";
+        bars.push(Bar::new(what, per(tenon.entries(), metric), per(xen.entries(), metric)));
+    }
+    bars
+}

@@ -1,0 +1,125 @@
+//! Plots: groups of bars made of parts, one part for each owner of instructions.
+
+use super::counts::{Counts, OWNERS};
+use super::report::short;
+use std::fmt::Write;
+
+/// Bars that are compared with each other; each group has a scale of its own.
+pub(super) struct Group {
+    pub(super) label: String,
+    pub(super) bars: Vec<Bar>,
+}
+
+/// One bar.
+pub(super) struct Bar {
+    pub(super) label: String,
+    /// One number for each of [`OWNERS`]; a mark taken elsewhere has but one.
+    pub(super) parts: Vec<f64>,
+}
+
+impl Bar {
+    /// The instructions of an operation, by owner.
+    pub(super) fn new(label: impl Into<String>, counts: &Counts, operations: u32) -> Self {
+        #[allow(clippy::cast_precision_loss, reason = "a plot has no more than some hundred points")]
+        let parts = OWNERS.iter().map(|owner| counts.insns(owner) as f64 / f64::from(operations)).collect();
+        Self { label: label.into(), parts }
+    }
+
+    /// The same without those of guests.
+    pub(super) fn hosts(label: impl Into<String>, counts: &Counts) -> Self {
+        let mut bar = Self::new(label, counts, 1);
+        for (owner, part) in OWNERS.iter().zip(&mut bar.parts) {
+            if !matches!(*owner, "dom0" | "ring0") {
+                *part = 0.0;
+            }
+        }
+        bar
+    }
+
+    /// A number from a document.
+    pub(super) fn mark(label: impl Into<String>, total: f64) -> Self {
+        Self { label: label.into(), parts: vec![total] }
+    }
+
+    fn total(&self) -> f64 {
+        self.parts.iter().sum()
+    }
+
+    fn is_mark(&self) -> bool {
+        self.parts.len() == 1
+    }
+}
+
+const COLOURS: [&str; OWNERS.len()] = ["#b0b0b0", "#7fb2d9", "#2f6f9f", "#f0b050", "#c0392b"];
+const NAMES: [&str; OWNERS.len()] = ["firmware, unpacking", "programs", "guest kernel", "dom0", "ring 0"];
+const MARK: &str = "#dddddd";
+const LEFT: f64 = 230.0;
+const LENGTH: f64 = 420.0;
+const WIDTH: f64 = 760.0;
+const LINE: f64 = 18.0;
+
+/// The plot as SVG.
+pub(super) fn svg(title: &str, groups: &[Group]) -> String {
+    let mut body = String::new();
+    let mut text = |x: f64, y: f64, anchor: &str, weight: &str, words: &str| {
+        let words = words.replace('&', "&amp;").replace('<', "&lt;");
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            body,
+            "<text x=\"{x:.0}\" y=\"{y:.0}\" text-anchor=\"{anchor}\" font-weight=\"{weight}\">{words}</text>"
+        );
+    };
+    text(10.0, 22.0, "start", "bold", &format!("{title}: instructions, fewer is better"));
+    let mut rectangles = String::new();
+    let mut rectangle = |x: f64, y: f64, width: f64, height: f64, colour: &str| {
+        let _ = writeln!(
+            rectangles,
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"{colour}\"/>"
+        );
+    };
+    for (index, (name, colour)) in NAMES.iter().zip(COLOURS).enumerate() {
+        #[allow(clippy::cast_precision_loss, reason = "five")]
+        let x = 10.0 + 145.0 * index as f64;
+        rectangle(x, 34.0, 10.0, 10.0, colour);
+        text(x + 14.0, 43.0, "start", "normal", name);
+    }
+    let mut y = 66.0;
+    for group in groups {
+        let most = group.bars.iter().map(Bar::total).fold(f64::MIN_POSITIVE, f64::max);
+        text(LEFT - 90.0, y + 12.0, "end", "bold", &group.label);
+        for bar in &group.bars {
+            text(LEFT - 6.0, y + 12.0, "end", "normal", &bar.label);
+            let mut x = LEFT;
+            for (part, colour) in bar.parts.iter().zip(COLOURS) {
+                let width = part / most * LENGTH;
+                if width > 0.0 {
+                    rectangle(x, y + 1.0, width, LINE - 4.0, if bar.is_mark() { MARK } else { colour });
+                }
+                x += width;
+            }
+            text(x + 5.0, y + 12.0, "start", "normal", &short(bar.total()));
+            y += LINE;
+        }
+        y += 8.0;
+    }
+    let height = y + 6.0;
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH:.0}\" height=\"{height:.0}\" \
+         viewBox=\"0 0 {WIDTH:.0} {height:.0}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{rectangles}{body}</svg>\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_have_their_lengths_and_words_are_escaped() {
+        let bars = vec![Bar::mark("Xen", 100.0), Bar { label: "a<b".into(), parts: vec![0.0, 25.0, 0.0, 0.0, 25.0] }];
+        let plot = svg("title", &[Group { label: "group".into(), bars }]);
+        assert!(plot.contains(&format!("width=\"{LENGTH:.1}\"")), "the longest bar fills the width");
+        assert_eq!(plot.matches(&format!("width=\"{:.1}\"", LENGTH / 4.0)).count(), 2);
+        assert!(plot.contains("a&lt;b"));
+    }
+}
