@@ -2,7 +2,10 @@
 
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid_count, _rdtsc};
+use x86_64::VirtAddr;
+use x86_64::instructions::port::Port;
 use x86_64::registers::model_specific::Msr;
+use x86_64::registers::xcontrol::XCr0;
 
 /// CPUID: EAX, EBX, ECX, EDX.
 pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
@@ -69,42 +72,30 @@ pub(crate) unsafe fn write_cr3(root: u64) {
 
 /// Reads a byte from an I/O port.
 pub(crate) fn in8(port: u16) -> u8 {
-    let value;
     // SAFETY: the ports used by this crate are those of the PC's fixed devices; no device there can write to memory.
-    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
-    value
+    unsafe { Port::new(port).read() }
 }
 
 /// Writes a byte to an I/O port.
 pub(crate) fn out8(port: u16, value: u8) {
     // SAFETY: as for `in8`.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+    unsafe { Port::new(port).write(value) };
 }
 
 /// Writes a word to an I/O port.
 pub(crate) fn out32(port: u16, value: u32) {
     // SAFETY: as for `in8`.
-    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) };
-}
-
-/// The address of the last page fault.
-pub(crate) fn cr2() -> u64 {
-    let value;
-    // SAFETY: reads a register.
-    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
+    unsafe { Port::new(port).write(value) };
 }
 
 /// Removes the translation of one address from this CPU's caches.
 pub(crate) fn invlpg(address: u64) {
-    // SAFETY: only forgets; the tables say what is true.
-    unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) };
+    x86_64::instructions::tlb::flush(VirtAddr::new_truncate(address));
 }
 
 /// Writes XCR0.
 pub(crate) fn xsetbv(value: u64) {
-    let (low, high) = (value & 0xffff_ffff, value >> 32);
     // SAFETY: the value is a subset of what CPUID offers, by the rules' check or our own choice; ring 0 keeps
     // nothing in the registers it governs.
-    unsafe { asm!("xsetbv", in("ecx") 0, in("rax") low, in("rdx") high, options(nomem, nostack, preserves_flags)) };
+    unsafe { XCr0::write_raw(value) };
 }

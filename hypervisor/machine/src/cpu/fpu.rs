@@ -12,6 +12,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::addr::{Frame, PAGE_SIZE};
 use hv_core::machine::{CpuState, Frames, Segments};
+use x86_64::registers::control::{Cr0, Cr0Flags};
 
 /// The components we can switch: x87, SSE, AVX, AVX-512; 0 without XSAVE.
 static COMPONENTS: AtomicU64 = AtomicU64::new(0);
@@ -95,14 +96,10 @@ impl Hardware {
         }
         use_xcr0(cpu, cpu.guest_xcr0.load(Relaxed));
         let mut failed = [0; 4];
-        let [.., gs] = segments.selectors;
-        for (which, (&selector, failed)) in segments.selectors.iter().zip(&mut failed).enumerate().take(3) {
-            if !tables::load_data_segment(which, selector) {
+        for (which, (&selector, failed)) in segments.selectors.iter().zip(&mut failed).enumerate() {
+            if !tables::load_segment(which, selector) {
                 *failed = selector;
             }
-        }
-        if !tables::load_gs(gs) {
-            failed[3] = gs;
         }
         self.set_fs_base(segments.fs_base);
         self.set_gs_base(segments.gs_base);
@@ -155,13 +152,7 @@ pub(super) fn set_task_switched(on: bool) {
     unsafe {
         match on {
             false => asm!("clts", options(nomem, nostack, preserves_flags)),
-            true => asm!(
-                "mov {0}, cr0",
-                "or {0}, 8",
-                "mov cr0, {0}",
-                out(reg) _,
-                options(nomem, nostack),
-            ),
+            true => Cr0::update(|cr0| cr0.insert(Cr0Flags::TASK_SWITCHED)),
         }
     }
 }

@@ -13,7 +13,8 @@ use hv_core::addr::Frame;
 use hv_core::machine::CpuState;
 use hypercall_abi::selector::{GUEST_CS32, HYPERVISOR_CS};
 use spin::Once;
-use x86_64::registers::control::Cr4Flags as Cr4;
+use x86_64::registers::control::{Cr4, Cr4Flags};
+use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr1, Dr2, Dr3, Dr6, Dr7};
 
 /// The order of memory types that guests are told (ABI core 3.14).
 const PAT: u64 = 0x0000_0501_0007_0406;
@@ -24,27 +25,30 @@ const SFMASK: u64 = 0x7_7fd5;
 /// SYSCALL loads 0xe008 and 0xe010, SYSRET 0xe033 and 0xe02b (ABI core 1.6).
 const STAR: u64 = (GUEST_CS32 as u64) << 48 | (HYPERVISOR_CS as u64) << 32;
 /// CR4 bits a guest may choose. OSXSAVE is on wherever it exists, whatever the guest chose: it makes CPUID honest.
-const GUEST_CR4: Cr4 = Cr4::TIMESTAMP_DISABLE.union(Cr4::DEBUGGING_EXTENSIONS).union(Cr4::FSGSBASE);
+const GUEST_CR4: Cr4Flags = Cr4Flags::TIMESTAMP_DISABLE.union(Cr4Flags::DEBUGGING_EXTENSIONS).union(Cr4Flags::FSGSBASE);
 
 /// The CR4 bits for what this machine's CPUs have of the features we use; they are all alike.
-fn features() -> Cr4 {
-    static FOUND: Once<Cr4> = Once::new();
+fn features() -> Cr4Flags {
+    static FOUND: Once<Cr4Flags> = Once::new();
     *FOUND.call_once(|| {
         let [_, ebx7, ecx7, _] = if insn::max_leaf(0) >= 7 { insn::cpuid(7, 0) } else { [0; 4] };
         let found = [
-            (insn::cpuid(1, 0)[2], 26, Cr4::OSXSAVE),
-            (ebx7, 0, Cr4::FSGSBASE),
-            (ebx7, 7, Cr4::SUPERVISOR_MODE_EXECUTION_PROTECTION),
-            (ebx7, 20, Cr4::SUPERVISOR_MODE_ACCESS_PREVENTION),
-            (ecx7, 2, Cr4::USER_MODE_INSTRUCTION_PREVENTION),
+            (insn::cpuid(1, 0)[2], 26, Cr4Flags::OSXSAVE),
+            (ebx7, 0, Cr4Flags::FSGSBASE),
+            (ebx7, 7, Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION),
+            (ebx7, 20, Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION),
+            (ecx7, 2, Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION),
         ];
-        found.into_iter().filter(|(word, bit, _)| word >> bit & 1 != 0).fold(Cr4::empty(), |all, (.., flag)| all | flag)
+        found
+            .into_iter()
+            .filter(|(word, bit, _)| word >> bit & 1 != 0)
+            .fold(Cr4Flags::empty(), |all, (.., flag)| all | flag)
     })
 }
 
 /// Makes the CPU it runs on the one `cpu` describes: tables, registers, features. The final page tables are in use.
 pub(crate) fn init(cpu: &'static Cpu) {
-    if features().contains(Cr4::SUPERVISOR_MODE_ACCESS_PREVENTION) {
+    if features().contains(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION) {
         tables::enable_clac();
     }
     tables::load(cpu);
@@ -69,12 +73,12 @@ pub(crate) fn init(cpu: &'static Cpu) {
         // keeps write-back (0) and uncached (3) where our tables use them.
         unsafe { insn::wrmsr(register, value) };
     }
-    let cr4 = Cr4::PHYSICAL_ADDRESS_EXTENSION
-        | Cr4::PAGE_GLOBAL
-        | Cr4::MACHINE_CHECK_EXCEPTION
-        | Cr4::OSFXSR
-        | Cr4::OSXMMEXCPT_ENABLE
-        | features().difference(Cr4::FSGSBASE); // that is the guest's to turn on
+    let cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION
+        | Cr4Flags::PAGE_GLOBAL
+        | Cr4Flags::MACHINE_CHECK_EXCEPTION
+        | Cr4Flags::OSFXSR
+        | Cr4Flags::OSXMMEXCPT_ENABLE
+        | features().difference(Cr4Flags::FSGSBASE); // that is the guest's to turn on
     write_cr4(cpu, cr4.bits());
     cpu.root.store(memory::root().address(), Relaxed);
     fpu::init(cpu);
@@ -84,7 +88,7 @@ pub(crate) fn init(cpu: &'static Cpu) {
 fn write_cr4(cpu: &Cpu, value: u64) {
     // SAFETY: `value` is what `init` chose (features the CPU has) plus or minus bits of GUEST_CR4, none of which
     // matters to ring 0; paging stays as it is.
-    unsafe { asm!("mov cr4, {}", in(reg) value, options(nostack, preserves_flags)) };
+    unsafe { Cr4::write_raw(value) };
     cpu.cr4.store(value, Relaxed);
 }
 
@@ -114,7 +118,8 @@ impl CpuState for Hardware {
     }
 
     fn load_gs(&self, selector: u16) -> Option<u64> {
-        tables::load_gs(selector).then(|| self.gs_base())
+        const GS: usize = 3;
+        tables::load_segment(GS, selector).then(|| self.gs_base())
     }
 
     fn set_task_switched(&self, on: bool) {
@@ -123,7 +128,7 @@ impl CpuState for Hardware {
 
     fn set_guest_cr4(&self, bits: u64) {
         let cpu = percpu::this();
-        let allowed = GUEST_CR4.difference(Cr4::FSGSBASE) | features() & Cr4::FSGSBASE;
+        let allowed = GUEST_CR4.difference(Cr4Flags::FSGSBASE) | features() & Cr4Flags::FSGSBASE;
         let old = cpu.cr4.load(Relaxed);
         let new = old & !GUEST_CR4.bits() | bits & allowed.bits();
         if new != old {
@@ -138,25 +143,21 @@ impl CpuState for Hardware {
     }
 
     fn set_debug(&self, register: u8, value: u64) {
-        // SAFETY: the rules keep breakpoints out of the hypervisor's slots and GD clear, so none of these can stop
-        // ring 0 anywhere but where `entry_debug` expects it.
-        unsafe {
-            match register {
-                0 => asm!("mov dr0, {}", in(reg) value, options(nomem, nostack, preserves_flags)),
-                1 => asm!("mov dr1, {}", in(reg) value, options(nomem, nostack, preserves_flags)),
-                2 => asm!("mov dr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)),
-                3 => asm!("mov dr3, {}", in(reg) value, options(nomem, nostack, preserves_flags)),
-                6 => asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)),
-                _ => asm!("mov dr7, {}", in(reg) value, options(nomem, nostack, preserves_flags)),
-            }
+        // The rules keep breakpoints out of the hypervisor's slots and GD clear, so none of these can stop ring 0 anywhere
+        // but where `entry_debug` expects it.
+        match register {
+            0 => Dr0::write(value),
+            1 => Dr1::write(value),
+            2 => Dr2::write(value),
+            3 => Dr3::write(value),
+            // SAFETY: a status register.
+            6 => unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) },
+            _ => Dr7::write_raw(value),
         }
     }
 
     fn debug_status(&self) -> u64 {
-        let value;
-        // SAFETY: reads a register; GD is never set.
-        unsafe { asm!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags)) };
-        value
+        Dr6::read_raw()
     }
 
     fn load_gdt(&self, frames: &[Option<Frame>; 14]) {

@@ -6,6 +6,10 @@ use crate::percpu::{self, Cpu, Tss};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hypercall_abi::selector::{GUEST_CS, GUEST_CS32, GUEST_SS, HYPERVISOR_CS, HYPERVISOR_DS, LDT, TSS};
+use x86_64::VirtAddr;
+use x86_64::instructions::tables::{lgdt, lidt, load_tss};
+use x86_64::registers::segmentation::{CS, DS, ES, FS, GS, SS, Segment, SegmentSelector};
+use x86_64::structures::DescriptorTablePointer;
 
 /// Bytes of a GDT whose last page is ours, minus one.
 const GDT_LIMIT: u16 = 0xefff;
@@ -24,13 +28,6 @@ const SEGMENTS: [(u16, u64); 5] = [
 struct Gates([[AtomicU64; 2]; 256]);
 #[unsafe(link_section = ".bss.entry_tables")]
 static GATES: Gates = Gates([const { [const { AtomicU64::new(0) }; 2] }; 256]);
-
-/// A table's address and limit as the CPU takes them.
-#[repr(C, packed)]
-struct Pointer {
-    limit: u16,
-    base: u64,
-}
 
 /// The word of our descriptor page for a selector.
 fn descriptor(cpu: &Cpu, selector: u16) -> &'static AtomicU64 {
@@ -52,35 +49,22 @@ pub(super) fn load(cpu: &'static Cpu) {
     }
     set_system(cpu, TSS, 0x89, cpu.tss.base(), u64::from(Tss::BYTES) - 1);
     set_gates();
-    let gdt = Pointer { limit: GDT_LIMIT, base: cpu.gdt() };
-    let idt = Pointer { limit: 0xfff, base: &raw const GATES as u64 };
+    let null = SegmentSelector::NULL;
     // SAFETY: the GDT window shows our page with the descriptors just written, zeros elsewhere; the gates lead to
-    // the entry code; the task segment and its stacks are this CPU's own. CS is reloaded by the far return.
+    // the entry code; the task segment and its stacks are this CPU's own. The flat segments are what they were, and
+    // nothing uses the others, GS included, until `cpu::init` has set the base.
     unsafe {
-        asm!(
-            "lgdt [{gdt}]",
-            "lidt [{idt}]",
-            "mov ss, {stack:x}",
-            "mov ds, {null:x}",
-            "mov es, {null:x}",
-            "mov fs, {null:x}",
-            "mov gs, {null:x}",
-            "ltr {task:x}",
-            "lldt {null:x}",
-            "push {code}",
-            "lea {scratch}, [rip + 2f]",
-            "push {scratch}",
-            "retfq",
-            "2:",
-            gdt = in(reg) &raw const gdt,
-            idt = in(reg) &raw const idt,
-            stack = in(reg) HYPERVISOR_DS,
-            null = in(reg) 0u16,
-            task = in(reg) TSS,
-            code = in(reg) u64::from(HYPERVISOR_CS),
-            scratch = out(reg) _,
-        );
+        lgdt(&DescriptorTablePointer { limit: GDT_LIMIT, base: VirtAddr::new_truncate(cpu.gdt()) });
+        lidt(&DescriptorTablePointer { limit: 0xfff, base: VirtAddr::new_truncate(&raw const GATES as u64) });
+        SS::set_reg(SegmentSelector(HYPERVISOR_DS));
+        DS::set_reg(null);
+        ES::set_reg(null);
+        FS::set_reg(null);
+        GS::set_reg(null);
+        load_tss(SegmentSelector(TSS));
+        CS::set_reg(SegmentSelector(HYPERVISOR_CS));
     }
+    load_ldt(cpu, 0);
 }
 
 /// One gate per vector. INT3, INTO and INT 0x80 may be used by ring 3 (ABI core 3.2); four have stacks of their own.
@@ -121,46 +105,18 @@ pub(super) fn enable_clac() {
     crate::memory::write_physical(text, &[0x0f, 0x01, 0xca]);
 }
 
-/// Loads a selector into GS while the guest's base is the active one; GS is null if it does not load.
-pub(super) fn load_gs(selector: u16) -> bool {
-    load_with_swap(selector) || {
-        load_with_swap(0);
-        false
-    }
-}
-
-/// One attempt to load the guest's GS. The fault it may take is ended by the fix-up.
-fn load_with_swap(selector: u16) -> bool {
-    let mut loaded = 0u32;
-    // SAFETY: between the two SWAPGS only `nested` may run, on the fault of the marked instruction, and on that
-    // path it does not use GS. The guest's base changes, as wanted.
-    unsafe {
-        asm!(
-            "swapgs",
-            "2: mov gs, {selector:x}",
-            "mov {loaded:e}, 1",
-            "3: swapgs",
-            ".pushsection hv_fixups, \"a\"",
-            ".quad 2b, 3b",
-            ".popsection",
-            selector = in(reg) selector,
-            loaded = inout(reg) loaded,
-            options(nostack, preserves_flags),
-        );
-    }
-    loaded != 0
-}
-
-/// Loads DS, ES or FS (0, 1, 2), and null if the selector does not load.
-pub(super) fn load_data_segment(which: usize, selector: u16) -> bool {
+/// Loads DS, ES, FS or the guest's GS (0..=3), with the base the descriptor has; null if the selector does not load.
+pub(super) fn load_segment(which: usize, selector: u16) -> bool {
     let attempt = |selector: u16| {
         let mut loaded = 0u32;
         macro_rules! load {
-            ($register:literal) => {
+            ($register:literal, $swap:literal) => {
                 asm!(
+                    $swap,
                     concat!("2: mov ", $register, ", {selector:x}"),
                     "mov {loaded:e}, 1",
                     "3:",
+                    $swap,
                     ".pushsection hv_fixups, \"a\"",
                     ".quad 2b, 3b",
                     ".popsection",
@@ -170,12 +126,15 @@ pub(super) fn load_data_segment(which: usize, selector: u16) -> bool {
                 )
             };
         }
-        // SAFETY: ring 0 uses none of the three; a fault at the marked instruction is ended by the fix-up.
+        // SAFETY: ring 0 uses none of DS, ES and FS, and the guest's GS only between the two SWAPGS, where nothing but
+        // `nested` may run, on the fault of the marked instruction, and on that path it does not use GS. The fault is
+        // ended by the fix-up.
         unsafe {
             match which {
-                0 => load!("ds"),
-                1 => load!("es"),
-                _ => load!("fs"),
+                0 => load!("ds", ""),
+                1 => load!("es", ""),
+                2 => load!("fs", ""),
+                _ => load!("gs", "swapgs"),
             }
         }
         loaded != 0
@@ -188,14 +147,5 @@ pub(super) fn load_data_segment(which: usize, selector: u16) -> bool {
 
 /// The selectors of DS, ES, FS, GS.
 pub(super) fn selectors() -> [u16; 4] {
-    let (ds, es, fs, gs): (u16, u16, u16, u16);
-    // SAFETY: reads registers.
-    unsafe {
-        asm!(
-            "mov {0:x}, ds", "mov {1:x}, es", "mov {2:x}, fs", "mov {3:x}, gs",
-            out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs,
-            options(nomem, nostack, preserves_flags),
-        );
-    }
-    [ds, es, fs, gs]
+    [DS::get_reg(), ES::get_reg(), FS::get_reg(), GS::get_reg()].map(|selector| selector.0)
 }

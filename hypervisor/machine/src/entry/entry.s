@@ -47,6 +47,34 @@
     pop rdi
 .endm
 
+// From `run` to a guest's registers, on the way in.
+.macro leave_host
+    push rbp
+    push rbx
+    push r12
+    push r13
+    push r14
+    push r15
+    mov gs:[{HOST_STACK}], rsp
+    mov rsp, rdi
+    load_registers
+.endm
+
+// SYSCALL tells neither SS nor CS: the flat ones of 64-bit code, or of compatibility code.
+.macro system_call cs, kind
+    swapgs
+    mov gs:[{SCRATCH}], rsp
+    mov rsp, gs:[{REGISTERS_END}]
+    push 0xe02b
+    push qword ptr gs:[{SCRATCH}]
+    push r11
+    push \cs
+    push rcx
+    push 0
+    mov dword ptr [rsp + 4], \kind
+    jmp entry_save
+.endm
+
 .section .entry.text, "ax", @progbits
 
 .balign 16
@@ -73,15 +101,7 @@ entry_clac:
 // ---- fn enter_guest(rdi = registers): comes back through `entry_save`.
 .global enter_guest
 enter_guest:
-    push rbp
-    push rbx
-    push r12
-    push r13
-    push r14
-    push r15
-    mov gs:[{HOST_STACK}], rsp
-    mov rsp, rdi
-    load_registers
+    leave_host
     add rsp, 8
     swapgs
 entry_return:
@@ -90,15 +110,7 @@ entry_return:
 // ---- The same by SYSRET: RCX and R11 are lost. RIP has been found canonical, CS and SS flat.
 .global enter_guest_sysret
 enter_guest_sysret:
-    push rbp
-    push rbx
-    push r12
-    push r13
-    push r14
-    push r15
-    mov gs:[{HOST_STACK}], rsp
-    mov rsp, rdi
-    load_registers
+    leave_host
     mov rcx, [rsp + 8]
     mov r11, [rsp + 24]
     mov rsp, [rsp + 32]
@@ -109,32 +121,12 @@ enter_guest_sysret:
 .balign 16
 .global entry_syscall
 entry_syscall:
-    swapgs
-    mov gs:[{SCRATCH}], rsp
-    mov rsp, gs:[{REGISTERS_END}]
-    push 0xe02b
-    push qword ptr gs:[{SCRATCH}]
-    push r11
-    push 0xe033
-    push rcx
-    push 0
-    mov dword ptr [rsp + 4], {SYSCALL}
-    jmp entry_save
+    system_call 0xe033, {SYSCALL}
 
 .balign 16
 .global entry_syscall32
 entry_syscall32:
-    swapgs
-    mov gs:[{SCRATCH}], rsp
-    mov rsp, gs:[{REGISTERS_END}]
-    push 0xe02b
-    push qword ptr gs:[{SCRATCH}]
-    push r11
-    push 0xe023
-    push rcx
-    push 0
-    mov dword ptr [rsp + 4], {SYSCALL32}
-    jmp entry_save
+    system_call 0xe023, {SYSCALL32}
 
 // ---- SYSENTER clears IF alone and tells neither RIP nor RSP.
 .balign 16

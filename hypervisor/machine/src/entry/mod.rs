@@ -1,6 +1,5 @@
 //! Running a guest is a function call: [`Hardware::run`] goes in and says why it came back.
 
-use crate::insn;
 use crate::percpu::{self, Cpu};
 use crate::{Hardware, apic, report, smp, timer};
 use core::arch::asm;
@@ -9,6 +8,8 @@ use core::sync::atomic::{AtomicU64, fence};
 use hv_core::addr::GuestVirt;
 use hv_core::machine::{Exit, Interrupt, Registers};
 use hypercall_abi::selector::{GUEST_CS, GUEST_SS};
+use x86_64::registers::control::Cr2;
+use x86_64::registers::segmentation::{SS, Segment};
 
 /// High half of the error word: SYSCALL.
 const SYSCALL: u32 = 0x200;
@@ -136,18 +137,15 @@ impl Hardware {
 /// some CPUs it would fault in ring 0 with the guest's stack. And after an entry that left SS null, some CPUs
 /// would keep it so.
 fn short_way(registers: &Registers) -> bool {
-    let ss: u16;
-    // SAFETY: reads a segment register.
-    unsafe { asm!("mov {0:x}, ss", out(reg) ss, options(nomem, nostack, preserves_flags)) };
     (registers.cs, registers.ss) == FLAT
         && GuestVirt(registers.rip).is_canonical()
         && registers.rflags & EXACT_FLAGS == 0
-        && ss != 0
+        && SS::get_reg().0 != 0
 }
 
 /// CR2, for page faults: nothing can have overwritten it since, as ring 0 takes no page fault it survives.
 fn fault_address(vector: u32) -> u64 {
-    if vector == 14 { insn::cr2() } else { 0 }
+    if vector == 14 { Cr2::read_raw() } else { 0 }
 }
 
 /// Acknowledges an interrupt.
@@ -223,8 +221,8 @@ extern "C" fn nested(registers: &mut Registers) {
         }
         Ok(11..=14) => match fixup(registers.rip) {
             Some(resume) => registers.rip = resume,
-            None => report::fatal(vector, registers, insn::cr2()),
+            None => report::fatal(vector, registers, Cr2::read_raw()),
         },
-        _ => report::fatal(vector, registers, insn::cr2()),
+        _ => report::fatal(vector, registers, Cr2::read_raw()),
     }
 }
