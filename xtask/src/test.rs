@@ -1,8 +1,9 @@
 //! `cargo xtask test`: every suite of the project, with its time, and one line of totals at the end.
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -107,31 +108,25 @@ fn suites(sh: &Shell, only: Option<&str>) -> Result<Vec<Suite>> {
 
 /// The test program that one of Cargo's messages tells of, if it does.
 fn suite(message: &str) -> Option<Result<Suite>> {
-    let text = |key: &str| {
-        let (_, rest) = message.split_once(&format!("\"{key}\":\""))?;
-        rest.split_once('"').map(|(value, _)| value.to_owned())
+    let message: Value = match serde_json::from_str(message) {
+        Ok(message) => message,
+        Err(error) => return Some(Err(error).with_context(|| format!("cargo says `{message}`"))),
     };
-    if text("reason")? != "compiler-artifact" || !message.contains("\"test\":true},") {
+    let text = |path| message.pointer(path).and_then(Value::as_str);
+    if text("/reason")? != "compiler-artifact" || !message.pointer("/profile/test")?.as_bool()? {
         return None;
     }
-    let program = PathBuf::from(text("executable")?);
+    let program = text("/executable")?;
     let describe = || {
-        let manifest = PathBuf::from(text("manifest_path")?);
-        let folder = manifest.parent()?.to_owned();
+        let folder = Path::new(text("/manifest_path")?).parent()?.to_owned();
         // The identity ends in `path/to/folder#version` or `path/to/folder#name@version`.
-        let identity = text("package_id")?;
-        let (path, tail) = identity.rsplit_once('#')?;
-        let package = match tail.split_once('@') {
-            Some((name, _)) => name.to_owned(),
-            None => path.rsplit('/').next()?.to_owned(),
-        };
-        let (_, target) = message.split_once("\"target\":")?;
-        let (_, target) = target.split_once("\"name\":\"")?;
-        let target = target.split('"').next()?;
-        let name = if target.replace('_', "-") == package { package.clone() } else { format!("{package}/{target}") };
-        Some(Suite { name, package, program: program.clone(), folder })
+        let (path, tail) = text("/package_id")?.rsplit_once('#')?;
+        let package = tail.split_once('@').map_or_else(|| path.rsplit('/').next(), |(name, _)| Some(name))?;
+        let target = text("/target/name")?;
+        let name = if target.replace('_', "-") == package { package.to_owned() } else { format!("{package}/{target}") };
+        Some(Suite { name, package: package.to_owned(), program: program.into(), folder })
     };
-    Some(describe().with_context(|| format!("cargo's message about {} is not understood", program.display())))
+    Some(describe().with_context(|| format!("cargo's message about {program} is not understood")))
 }
 
 /// A suite that does not outlive us.
@@ -259,5 +254,7 @@ mod tests {
         assert_eq!(found.program, PathBuf::from("/t/hv_core-1"));
         assert!(suite(&message.replace("\"test\":true", "\"test\":false")).is_none());
         assert!(suite(&message.replace("\"/t/hv_core-1\"", "null")).is_none());
+        assert!(suite(&message.replace("manifest_path", "path")).unwrap().is_err());
+        assert!(suite("{").unwrap().is_err());
     }
 }
