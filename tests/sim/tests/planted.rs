@@ -29,6 +29,7 @@ fn the_audit_finds_every_planted_fault() {
             None => missed.push(fault),
         }
     }
+    sim::tell(format_args!("{} of {} planted faults noticed", faults.len() - missed.len(), faults.len()));
     assert!(missed.is_empty(), "not noticed: {missed:?}");
     for seed in 1..=4 {
         assert_eq!(paging::run(seed, 2000).err(), None, "without a fault there is nothing to notice");

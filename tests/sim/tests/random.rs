@@ -23,7 +23,7 @@ fn random_guests_never_break_a_promise() {
             Err(why) => panic!("{why}"),
         }
     }
-    println!("{totals}");
+    sim::tell(&totals);
     let (tried, granted) = totals.families.iter().fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1));
     assert!(granted * 100 >= tried * 30, "too few calls succeed for the test to mean much");
     for (name, (_, granted)) in paging::world::FAMILIES.iter().zip(totals.families) {
