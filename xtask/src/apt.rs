@@ -4,7 +4,8 @@
 
 use crate::cache;
 use anyhow::{Context, Result, bail, ensure};
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use xshell::{Shell, cmd};
 
@@ -84,6 +85,44 @@ pub(crate) fn extract_some(deb: &Path, target: &Path, patterns: &[&str]) -> Resu
     Ok(())
 }
 
+/// Fetches `packages` of this machine's release, with those libraries of theirs that the machine lacks, and unpacks
+/// them side by side into the folder of the cache named `kind`, below the version of the first. `why` is told.
+pub(crate) fn provide(sh: &Shell, kind: &str, packages: &[&str], why: &str) -> Result<PathBuf> {
+    let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let suite =
+        os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).context("this machine is no Debian")?;
+    let scratch = cache::scratch()?;
+    let lists = Lists::update(sh, scratch.path(), &[suite], Installed::Host)?;
+    // Those named are needed in this folder, wherever else they are installed; of the rest only what is missing.
+    let mut records = packages.iter().map(|package| lists.record(sh, package)).collect::<Result<Vec<_>>>()?;
+    let version = records.first().context("no package to fetch")?.field("Version")?.replace(':', "-");
+    for package in packages {
+        for record in lists.missing(sh, package, suite)? {
+            let name = record.field("Package")?;
+            if records.iter().all(|known| known.field("Package").is_ok_and(|known| known != name)) {
+                records.push(record);
+            }
+        }
+    }
+    let size = records.iter().map(Record::size).sum::<Result<u64>>()?.div_ceil(1_000_000);
+    eprintln!("fetching {} {why}: {} packages, {size} MB (once, not installed)", packages.join(", "), records.len());
+    let root = scratch.path().join("root");
+    for record in &records {
+        extract(sh, &lists.fetch(sh, record, scratch.path())?, &root)?;
+    }
+    let target = cache::dir()?.join(kind).join(version);
+    cache::publish(&root, &target)?;
+    Ok(target)
+}
+
+/// The folders that [`provide`] made for `kind` earlier, newest version last.
+pub(crate) fn provided(kind: &str) -> Result<Vec<PathBuf>> {
+    let folders = fs::read_dir(cache::dir()?.join(kind)).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = folders.map(|entry| entry.path()).collect();
+    folders.sort();
+    Ok(folders)
+}
+
 /// Where apt is told to look for what is installed.
 pub(crate) enum Installed {
     /// Nothing counts as installed: only the indexes matter.
@@ -149,7 +188,7 @@ impl Lists {
     }
 
     /// Fetches the package of `record` into the folder `dir` and returns the file.
-    pub(crate) fn fetch(&self, sh: &Shell, record: &Record, dir: &Path) -> Result<std::path::PathBuf> {
+    pub(crate) fn fetch(&self, sh: &Shell, record: &Record, dir: &Path) -> Result<PathBuf> {
         let file = dir.join(format!("{}.deb", record.field("Package")?));
         let uri = format!("{}{}", self.archive, record.field("Filename")?);
         download(sh, &uri, &file, record.field("SHA256")?)?;

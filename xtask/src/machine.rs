@@ -19,6 +19,45 @@ pub enum Console {
 /// through which the hypervisor ends it: see [`End`].
 #[must_use]
 pub fn command(qemu: &Qemu, memory: u32, hypervisor: &Path, bundle: &Path, options: &str, console: Console) -> Command {
+    let mut command = empty(qemu, memory, console);
+    command.arg("-kernel").arg(hypervisor).arg("-initrd").arg(bundle).arg("-append").arg(options);
+    command
+}
+
+/// How an image made by [`crate::grub`] is put into a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Medium {
+    /// A CD in its drive.
+    Cd,
+    /// A disk, as on a stick.
+    Disk,
+}
+
+/// A command that lets the machine's own firmware boot `iso`: BIOS, or the UEFI firmware in the file `uefi`.
+#[must_use]
+pub fn firmware_command(
+    qemu: &Qemu,
+    memory: u32,
+    iso: &Path,
+    medium: Medium,
+    uefi: Option<&Path>,
+    console: Console,
+) -> Command {
+    let mut command = empty(qemu, memory, console);
+    if let Some(firmware) = uefi {
+        command.arg("-bios").arg(firmware);
+    }
+    // A comma in an option's value is written twice.
+    let file = iso.as_os_str().to_string_lossy().replace(',', ",,");
+    command.arg("-drive").arg(match medium {
+        Medium::Cd => format!("media=cdrom,readonly=on,format=raw,file={file}"),
+        Medium::Disk => format!("media=disk,snapshot=on,format=raw,file={file}"),
+    });
+    command
+}
+
+/// A machine with nothing to boot.
+fn empty(qemu: &Qemu, memory: u32, console: Console) -> Command {
     let mut command = qemu.command();
     command.args(qemu::accelerator());
     command.args(["-m", &memory.to_string(), "-nodefaults", "-display", "none", "-no-reboot"]);
@@ -27,7 +66,6 @@ pub fn command(qemu: &Qemu, memory: u32, hypervisor: &Path, bundle: &Path, optio
         Console::Terminal => "stdio,id=com1,mux=on,signal=off",
     });
     command.args(["-serial", "chardev:com1", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
-    command.arg("-kernel").arg(hypervisor).arg("-initrd").arg(bundle).arg("-append").arg(options);
     command
 }
 

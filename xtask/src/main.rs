@@ -5,7 +5,9 @@
 mod bench;
 mod check;
 mod doctor;
+mod image;
 mod run;
+mod selection;
 mod test;
 
 use anyhow::Result;
@@ -28,6 +30,8 @@ enum Verb {
     Build(build::Options),
     /// Boot the hypervisor in an emulated machine, with its console on this terminal
     Run(run::Options),
+    /// Make a bootable image for other machines
+    Image(image::Options),
     /// Check format, lints and the shape of the project
     Check,
     /// Run every test, on the host and in emulated machines
@@ -59,6 +63,7 @@ fn act(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Build(options) => build::images(&sh, &options.profile).map(drop)?,
         Verb::Run(options) => return run::run(&sh, &options),
+        Verb::Image(options) => image::image(&sh, &options)?,
         Verb::Check => check::check(&sh)?,
         Verb::Test(options) => return test::test(&sh, &options),
         Verb::Bench(options) => return bench::bench(&sh, &options),

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 use xshell::{Shell, cmd};
-use xtask::{build, kernels, qemu, sysroot};
+use xtask::{build, firmware, grub, kernels, qemu, sysroot};
 
 /// The whole run may take this long.
 const BUDGET: Duration = Duration::from_mins(25);
@@ -82,7 +82,7 @@ fn run_all(sh: &Shell, options: &Options, deadline: Instant, total: &mut Tally) 
     Ok(())
 }
 
-/// Images, emulator, kernel and initramfs: nothing a system test needs is built or fetched while it runs.
+/// Images, emulator, kernel, initramfs, GRUB and firmware: nothing a system test needs is built or fetched while it runs.
 fn prepare_system_tests(sh: &Shell) -> Result<()> {
     let start = Instant::now();
     sysroot::ensure_target(sh)?;
@@ -90,6 +90,8 @@ fn prepare_system_tests(sh: &Shell) -> Result<()> {
     qemu::Qemu::find(sh, None)?;
     kernels::stock(sh, kernels::DEFAULT)?;
     kernels::ramdisk(sh)?;
+    grub::Tools::find(sh)?;
+    firmware::uefi(sh)?;
     println!("== images, emulator and kernels ready in {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
 }

@@ -95,7 +95,9 @@ levels!(
     /// One domain's event ports.
     Ports,
     /// One domain's grants.
-    Grants
+    Grants,
+    /// One CPU's run queue.
+    RunQueue
 );
 
 /// The proof that this CPU holds locks of level `L` and below, and none above.

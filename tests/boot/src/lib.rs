@@ -19,15 +19,15 @@ use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use xshell::Shell;
-use xtask::build;
 use xtask::bundle::Bundle;
-use xtask::machine::{self, Console, End};
+use xtask::machine::{self, Console, End, Medium};
 use xtask::qemu::Qemu;
+use xtask::{build, firmware};
 
 /// The Cargo profile of the images that are booted: release code with every assertion on.
 pub const PROFILE: &str = "checked";
@@ -72,6 +72,13 @@ pub fn shell() -> Result<Shell> {
     let sh = Shell::new()?;
     sh.change_dir(xtask::root());
     Ok(sh)
+}
+
+/// The folder for the logs of the test called `name`.
+fn folder(sh: &Shell, name: &str) -> Result<PathBuf> {
+    let folder = build::target_dir(sh)?.join("tmp/system").join(name);
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
 }
 
 /// A running machine. Its QEMU is killed when this is dropped.
@@ -129,11 +136,25 @@ impl Machine {
             format!("the system tests boot images of the profile {PROFILE}: run them with `cargo xtask test`")
         })?;
         let qemu = Qemu::find(&sh, None)?;
-        let folder = build::target_dir(&sh)?.join("tmp/system").join(name);
-        fs::create_dir_all(&folder)?;
+        let folder = folder(&sh, name)?;
         let bundle = setup.bundle.write()?;
-        let mut command =
-            machine::command(&qemu, setup.memory, &hypervisor, bundle.path(), &setup.options, Console::Plain);
+        let command = machine::command(&qemu, setup.memory, &hypervisor, bundle.path(), &setup.options, Console::Plain);
+        Self::start(command, folder, setup.limit, Box::new(bundle))
+    }
+
+    /// Lets the firmware of a machine of a GiB, BIOS or UEFI, boot an image made by `cargo xtask image`.
+    ///
+    /// # Errors
+    /// No QEMU, or no firmware.
+    pub fn boot_image(name: &str, iso: &Path, medium: Medium, uefi: bool, limit: Duration) -> Result<Self> {
+        let sh = shell()?;
+        let qemu = Qemu::find(&sh, None)?;
+        let uefi = if uefi { Some(firmware::uefi(&sh)?) } else { None };
+        let command = machine::firmware_command(&qemu, 1024, iso, medium, uefi.as_deref(), Console::Plain);
+        Self::start(command, folder(&sh, name)?, limit, Box::new(()))
+    }
+
+    fn start(mut command: Command, folder: PathBuf, limit: Duration, bundle: Box<dyn Send>) -> Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(folder.join("qemu.log"))?);
         let mut child = command.spawn().context("cannot start QEMU")?;
         let output = child.stdout.take().context("QEMU without output")?;
@@ -142,8 +163,8 @@ impl Machine {
         let log = File::create(folder.join("console.log"))?;
         let shared = Arc::clone(&console);
         thread::spawn(move || watch(output, log, &shared));
-        let deadline = Instant::now() + setup.limit;
-        Ok(Self { child, input, console, mark: 0, deadline, folder, _bundle: Box::new(bundle) })
+        let deadline = Instant::now() + limit;
+        Ok(Self { child, input, console, mark: 0, deadline, folder, _bundle: bundle })
     }
 
     /// Waits until the machine prints `text`, and returns everything from the last match up to the end of this one.

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "system/images.rs"]
+mod images;
 #[path = "system/stories.rs"]
 mod stories;
 #[path = "system/verbs.rs"]
@@ -30,6 +32,10 @@ const STORIES: &[Story] = &[
     ("a_balloon_shrinks_and_grows", verbs::a_balloon_shrinks_and_grows),
     ("commands_from_outside_answer_in_json", verbs::commands_from_outside_answer_in_json),
     ("guest_files_run_and_are_refused_with_their_lines", verbs::guest_files_run_and_are_refused_with_their_lines),
+    ("a_cd_boots_with_bios", images::a_cd_boots_with_bios),
+    ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),
+    ("a_stick_boots_with_either_firmware", images::a_stick_boots_with_either_firmware),
+    ("what_is_no_image_is_refused", images::what_is_no_image_is_refused),
     ("a_bundle_without_a_first_domain_is_refused", stories::a_bundle_without_a_first_domain_is_refused),
     ("an_unknown_hypervisor_option_is_refused", stories::an_unknown_hypervisor_option_is_refused),
 ];

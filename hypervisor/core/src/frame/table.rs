@@ -58,6 +58,12 @@ pub struct Taker {
     pub cpus: CpuSet,
 }
 
+impl Default for FrameTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl FrameTable {
     /// A table of no frames, to be a static.
     #[must_use]

@@ -99,7 +99,11 @@ fn pvh(information: u64) -> Result<Loaded, &'static str> {
 
 fn multiboot2(information: u64) -> Result<Loaded, &'static str> {
     let total: u32 = structure(information).ok_or("Multiboot2 information is out of reach")?;
-    let all = boot_bytes(information, total.into()).ok_or("Multiboot2 information is out of reach")?;
+    tags(boot_bytes(information, total.into()).ok_or("Multiboot2 information is out of reach")?)
+}
+
+/// Goes through the tags of Multiboot2 information. One that is cut off ends them.
+fn tags(all: &'static [u8]) -> Result<Loaded, &'static str> {
     let (mut cmdline, mut module_at, mut map, mut entry_size, mut rsdp) = (&[][..], None, &[][..], 0, None);
     let mut rest = all.get(8..).unwrap_or(&[]);
     while let Ok((&[kind, size], _)) = <[u32; 2]>::ref_from_prefix(rest) {
@@ -176,6 +180,7 @@ fn keep(cmdline: &[u8]) -> Result<&'static str, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerocopy::IntoBytes;
 
     fn map(entries: &[(u64, u64, u32)]) -> std::vec::Vec<u8> {
         let bytes = |&(address, size, kind): &(u64, u64, u32)| {
@@ -200,6 +205,69 @@ mod tests {
     fn absurd_sizes_do_not_overflow() {
         let map = map(&[(u64::MAX - 4096, u64::MAX, 1), (0x1000, u64::MAX, 1), (u64::MAX, u64::MAX, 2)]);
         assert_eq!(ram(&map, 24).limit(), 1 << 32);
+    }
+
+    /// Multiboot2 information with these tags, as a loader places it: 8-byte aligned.
+    fn information(tags: &[(u32, &[u8])]) -> std::vec::Vec<u64> {
+        let mut bytes = std::vec::Vec::from([0; 8]);
+        for (kind, content) in tags {
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(u32::try_from(8 + content.len()).unwrap().to_le_bytes());
+            bytes.extend(*content);
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+        }
+        bytes.as_chunks().0.iter().map(|&word| u64::from_le_bytes(word)).collect()
+    }
+
+    fn read_tags(information: std::vec::Vec<u64>) -> Result<Loaded, &'static str> {
+        tags(information.leak().as_bytes())
+    }
+
+    fn map_tag() -> std::vec::Vec<u8> {
+        let mut content = std::vec::Vec::from([24, 0, 0, 0, 0, 0, 0, 0]);
+        content.extend(map(&[(0x10_0000, 0x10_0000, 1)]));
+        content
+    }
+
+    #[test]
+    fn tags_are_told_apart_and_the_first_module_counts() {
+        let module = |at: u32| [at.to_le_bytes(), at.to_le_bytes()].concat();
+        let map = map_tag();
+        let loaded = read_tags(information(&[
+            (14, &[1; 20]),
+            (21, &[9; 4]),
+            (3, &module(0x7000)),
+            (6, &map),
+            (3, &module(0x8000)),
+            (15, &[2; 40]),
+            (14, &[3; 20]),
+            (0, &[]),
+            (3, &module(0x9000)),
+        ]))
+        .unwrap();
+        assert_eq!((loaded.module_at.clone(), loaded.module), (0x7000..0x7000, &[][..]));
+        assert_eq!(loaded.module_frames(), 7..7);
+        assert_eq!(loaded.rsdp.unwrap(), [2; 36]);
+        assert_eq!((loaded.ram.frames(), loaded.ram.limit()), (0x100, 0x200));
+    }
+
+    /// Cut anywhere, or with any word replaced, the tags are read to some end; a map is found or its lack is told.
+    #[test]
+    fn broken_tags_end_the_list() {
+        let map = map_tag();
+        let good = information(&[(1, b"log=debug\0"), (14, &[1; 20]), (6, &map), (0, &[])]);
+        for length in 0..good.len() {
+            let cut = read_tags(good[..length].to_vec());
+            assert_eq!(cut.is_ok(), length >= good.len() - 1, "cut to {length} words");
+        }
+        for at in 1..good.len() {
+            for word in [0, 1, 7, 8, u64::MAX, 6 << 32, u64::from(u32::MAX) << 32 | 6, 0xffff_fff9 << 32] {
+                let mut bad = good.clone();
+                bad[at] = word;
+                let frames = read_tags(bad).map_or(0, |loaded| loaded.ram.frames());
+                assert!(frames <= 1 << 32, "word {at} as {word:#x}");
+            }
+        }
     }
 
     #[test]

@@ -135,12 +135,17 @@ pub(crate) fn a_balloon_shrinks_and_grows() -> Result<()> {
 
 /// What `cargo xtask run` with these arguments printed, and whether it succeeded.
 fn run(arguments: &[&str]) -> Result<(bool, String, String)> {
+    xtask(&[&["run", "--profile", boot::PROFILE, "--timeout", "200"], arguments].concat())
+}
+
+/// What `cargo xtask` with these arguments printed, and whether it succeeded.
+pub(crate) fn xtask(arguments: &[&str]) -> Result<(bool, String, String)> {
     let folder = boot::images()?;
     let target = folder.ancestors().nth(2).context("no target folder")?;
     let mut command = Command::new("cargo");
     command.current_dir(xtask::root()).env("CARGO_TARGET_DIR", target).stdin(Stdio::null());
-    command.args(["run", "--quiet", "--package", "xtask", "--", "run", "--profile", boot::PROFILE]);
-    let output = command.args(["--timeout", "200"]).args(arguments).output()?;
+    command.args(["run", "--quiet", "--package", "xtask", "--"]);
+    let output = command.args(arguments).output()?;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Ok((output.status.success(), text(output.stdout), text(output.stderr)))
 }

@@ -1,0 +1,104 @@
+//! Images made by `cargo xtask image`, booted by GRUB under either firmware.
+
+use crate::stories::{BOOT, LEAVE, SHELL, SOON, image, md5, nonce};
+use crate::verbs::xtask;
+use anyhow::{Context, Result, ensure};
+use boot::Machine;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+use xtask::machine::Medium;
+
+/// How long firmware and GRUB may take until the hypervisor speaks, while another machine runs.
+const FIRMWARE: Duration = Duration::from_secs(60);
+
+/// One image for all stories, as the tool makes it: a stock guest of 192 MiB.
+fn iso() -> Result<PathBuf> {
+    static MADE: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut made = MADE.lock().ok().context("the image could not be made for another story")?;
+    if let Some(iso) = &*made {
+        return Ok(iso.clone());
+    }
+    let iso = boot::images()?.join("system.iso");
+    let output = iso.to_string_lossy();
+    let (ok, out, err) =
+        xtask(&["image", "iso", "--profile", boot::PROFILE, "--guest-memory", "192M", "--output", &output])?;
+    ensure!(ok && out.starts_with(&*output), "no image:\n{out}\n{err}");
+    Ok(made.insert(iso).clone())
+}
+
+/// From power-on to the end of the guest, through its shell and dom0's command line.
+fn boots(name: &str, uefi: bool) -> Result<()> {
+    let mut machine = Machine::boot_image(name, &iso()?, Medium::Cd, uefi, Duration::from_secs(240))?;
+    machine.expect("[info] Tenon", FIRMWARE)?;
+    machine.expect("tenon-guest: init reached", BOOT)?;
+    machine.expect(SHELL, SOON)?;
+    let word = nonce()?;
+    machine.type_line(&format!("echo {word} | md5sum"))?;
+    machine.expect(&md5(&word)?, SOON)?;
+    machine.expect(SHELL, SOON)?;
+    // The firmware's memory map has holes; what lies between them is found all the same.
+    machine.type_keys(LEAVE)?;
+    machine.type_line("info -j")?;
+    machine.expect("\"total_mib\":", SOON)?;
+    let total = machine.expect(",", SOON)?.trim_end_matches(',').parse::<u64>()?;
+    ensure!((960..=1024).contains(&total), "the hypervisor found {total} MiB of 1024");
+    machine.type_line("console linux")?;
+    machine.expect("[console of linux", SOON)?;
+    machine.type_line("poweroff -f")?;
+    machine.expect("guest linux (domain 1) powered off", SOON)?;
+    machine.finish()?.require_success()
+}
+
+/// The oldest way a PC starts.
+pub(crate) fn a_cd_boots_with_bios() -> Result<()> {
+    boots("a_cd_boots_with_bios", false)
+}
+
+/// UEFI hands over another memory map, its own ACPI pointer, and modules wherever it had room.
+pub(crate) fn a_cd_boots_with_uefi() -> Result<()> {
+    boots("a_cd_boots_with_uefi", true)
+}
+
+/// The same file on a disk.
+pub(crate) fn a_stick_boots_with_either_firmware() -> Result<()> {
+    for uefi in [false, true] {
+        let name = "a_stick_boots_with_either_firmware";
+        let mut machine = Machine::boot_image(name, &iso()?, Medium::Disk, uefi, Duration::from_secs(120))?;
+        machine.expect("Tenon dom0", FIRMWARE)?;
+        machine.expect("[console of linux", SOON)?;
+        machine.type_keys(LEAVE)?;
+        machine.type_line("destroy linux")?;
+        machine.expect("all guests have ended", SOON)?;
+        machine.finish()?.require_success()?;
+    }
+    Ok(())
+}
+
+/// What cannot become an image is refused in one line, before anything is built, and nothing is written.
+pub(crate) fn what_is_no_image_is_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let kernel = image("hello")?;
+    let hello = kernel.to_string_lossy();
+    fs::write(path("big.toml"), format!("name = 'big'\nkernel = '{hello}'\nmemory = 2000\n"))?;
+    fs::write(path("disky.toml"), format!("name = 'd'\nkernel = '{hello}'\nmemory = 16\ndisk = ['x']\n"))?;
+    let (big, disky, output) = (path("big.toml"), path("disky.toml"), path("out.iso"));
+    for (arguments, why) in [
+        (&["qcow", "--output", &output][..], "no form \"qcow\" of image; there is: iso"),
+        (&["iso", "--output", &output, &big], "big.toml:3: memory: 2000 MiB for big, but only"),
+        (&["iso", "--output", &output, &disky], "disky.toml:4: disk: this build has no such devices"),
+        (&["iso", "--output", &output, "--kernel", &big], "unusable kernel "),
+        (&["iso", "--output", &output, "--ramdisk", "none"], "no ramdisk none"),
+        (&["iso", "--output", &output, "--", "log=debug;reboot"], "GRUB cannot pass on the hypervisor option"),
+        (&["iso", "--output", &path("no/out.iso")], "no folder for "),
+        (&["iso", "--output", &path("")], "is a folder"),
+    ] {
+        let (ok, out, err) = xtask(&[&["image"], arguments].concat())?;
+        ensure!(!ok && out.is_empty() && err.contains(why), "not refused with {why:?}:\n{out}\n{err}");
+        ensure!(err.lines().filter(|line| line.starts_with("error: ")).count() == 1, "not one line:\n{err}");
+    }
+    ensure!(fs::read_dir(folder.path())?.count() == 2, "something was left behind");
+    Ok(())
+}
