@@ -38,7 +38,7 @@ numbers! {
 }
 
 numbers! {
-    /// Virtual interrupts (core 5.3).
+    /// Virtual interrupts (core 5.3). The others below [`VIRQS`] are dom0's, and nothing here raises them.
     Virq: u32 {
         /// Timer, per vcpu.
         Timer = 0,
@@ -48,26 +48,14 @@ numbers! {
         Console = 2,
         /// A domain died, shut down or was created, dom0.
         DomExc = 3,
-        /// Trace buffer, dom0.
-        Tbuf = 4,
-        /// Debugger, dom0.
-        Debugger = 6,
         /// Profiler, per vcpu, never raised.
         Xenoprof = 7,
         /// Console ring, dom0.
         ConRing = 8,
-        /// A physical CPU changed state, dom0.
-        PcpuState = 9,
-        /// Memory event, dom0.
-        MemEvent = 10,
         /// Argo.
         Argo = 11,
-        /// Low memory, dom0.
-        Enomem = 12,
         /// Performance counters, per vcpu, never raised.
         Xenpmu = 13,
-        /// Machine check, dom0.
-        Mca = 16,
     }
 }
 
@@ -141,8 +129,6 @@ numbers! {
         Unbound = 1,
         /// Joined to a port of a domain.
         Interdomain = 2,
-        /// Physical interrupt.
-        Pirq = 3,
         /// Virtual interrupt.
         Virq = 4,
         /// Interprocessor interrupt.

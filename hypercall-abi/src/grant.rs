@@ -88,8 +88,6 @@ pub mod map {
     pub const HOST: u32 = 2;
     /// Without writing.
     pub const READONLY: u32 = 4;
-    /// For guest user space too.
-    pub const APPLICATION: u32 = 8;
     /// `host_addr` is the machine address of an L1 entry.
     pub const CONTAINS_PTE: u32 = 16;
 }

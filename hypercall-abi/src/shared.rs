@@ -24,6 +24,20 @@ layout! {
 /// Bit of [`TimeInfo::flags`]: every vcpu's tuple agrees.
 pub const TIME_TSC_STABLE: u8 = 1;
 
+layout! {
+    /// When the hypervisor started, in time since 1970 (UTC): written by the hypervisor under a version.
+    WallClock: 16 {
+        /// Odd while the record changes.
+        version: u32,
+        /// Seconds.
+        sec: u32,
+        /// Nanoseconds.
+        nsec: u32,
+        /// Seconds, upper half.
+        sec_hi: u32,
+    }
+}
+
 /// vcpu_info records inside the shared_info page.
 pub const LEGACY_VCPUS: usize = 32;
 
@@ -33,14 +47,8 @@ pub mod offset {
     pub const EVTCHN_PENDING: usize = 0x800;
     /// Mask bits: 64 words.
     pub const EVTCHN_MASK: usize = 0xa00;
-    /// Version of the wall clock.
-    pub const WC_VERSION: usize = 0xc00;
-    /// Seconds.
-    pub const WC_SEC: usize = 0xc04;
-    /// Nanoseconds.
-    pub const WC_NSEC: usize = 0xc08;
-    /// Seconds, upper half.
-    pub const WC_SEC_HI: usize = 0xc0c;
+    /// A [`super::WallClock`].
+    pub const WALLCLOCK: usize = 0xc00;
 }
 
 /// What a vcpu and the hypervisor share: offsets inside a vcpu_info record (core 10.2).

@@ -51,10 +51,6 @@ pub mod flags {
     pub const PRIVILEGED: u32 = 1;
     /// The first domain: never set for a domU.
     pub const INITDOMAIN: u32 = 1 << 1;
-    /// `mod_start` describes several modules.
-    pub const MULTIBOOT_MOD: u32 = 1 << 2;
     /// `mod_start` is a page number.
     pub const MOD_START_PFN: u32 = 1 << 3;
-    /// Tools understand the linear p2m.
-    pub const VIRT_P2M_4TOOLS: u32 = 1 << 4;
 }

@@ -6,28 +6,26 @@
 
 use crate::machine::Registers;
 
-/// Code bytes copied from the guest; an instruction has at most 15.
-#[derive(Clone, Copy, Debug, Default)]
+/// The longest an instruction can be.
+pub const LONGEST: usize = 15;
+
+/// Code bytes copied from the guest.
+#[derive(Clone, Debug)]
 pub struct Code {
-    bytes: [u8; 15],
-    length: usize,
+    bytes: heapless::Vec<u8, LONGEST>,
     at: usize,
 }
 
 impl Code {
-    /// The first 15 of these bytes.
+    /// The first [`LONGEST`] of these bytes.
     #[must_use]
     pub fn new(from: &[u8]) -> Self {
-        let mut code = Self::default();
-        for (to, byte) in code.bytes.iter_mut().zip(from) {
-            *to = *byte;
-            code.length += 1;
-        }
-        code
+        let bytes = from.get(..LONGEST).unwrap_or(from);
+        Self { bytes: heapless::Vec::from_slice(bytes).unwrap_or_default(), at: 0 }
     }
 
     fn next(&mut self) -> Option<u8> {
-        let byte = self.bytes.get(self.at).copied().filter(|_| self.at < self.length)?;
+        let byte = *self.bytes.get(self.at)?;
         self.at += 1;
         Some(byte)
     }
@@ -79,6 +77,15 @@ pub struct PortAccess {
     pub size: u8,
 }
 
+/// A move between a control or debug register and a general one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Move {
+    /// Number of the control or debug register.
+    pub special: u8,
+    /// Number of the general register, as in the instruction.
+    pub general: u8,
+}
+
 /// What SGDT, SIDT, SLDT, STR and SMSW store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SystemRegister {
@@ -106,33 +113,13 @@ pub enum Instruction {
     /// Write the accumulator to a port.
     Out(PortAccess),
     /// Move from control register to general register.
-    FromControl {
-        /// CR number.
-        control: u8,
-        /// General register.
-        to: u8,
-    },
+    FromControl(Move),
     /// Move from general register to control register.
-    ToControl {
-        /// CR number.
-        control: u8,
-        /// General register.
-        from: u8,
-    },
+    ToControl(Move),
     /// Move from debug register to general register.
-    FromDebug {
-        /// DR number.
-        debug: u8,
-        /// General register.
-        to: u8,
-    },
+    FromDebug(Move),
     /// Move from general register to debug register.
-    ToDebug {
-        /// DR number.
-        debug: u8,
-        /// General register.
-        from: u8,
-    },
+    ToDebug(Move),
     /// Clear CR0.TS.
     Clts,
     /// Read a model-specific register.
@@ -250,8 +237,7 @@ impl Prefixes {
 
 /// Decodes one instruction of 64-bit code at `registers.rip`. `None`: cut short, or not one we carry out.
 #[must_use]
-pub fn decode(code: &Code, registers: &Registers, bases: SegmentBases) -> Option<Decoded> {
-    let mut code = *code;
+pub fn decode(mut code: Code, registers: &Registers, bases: SegmentBases) -> Option<Decoded> {
     let mut prefixes = Prefixes::default();
     let opcode = loop {
         match code.next()? {
@@ -332,12 +318,12 @@ impl Decoder<'_> {
             opcode @ 0x20..=0x23 => {
                 let modrm = self.code.next()?;
                 let special = modrm >> 3 & 7 | self.prefixes.rex_bit(2) << 3;
-                let general = modrm & 7 | self.prefixes.rex_bit(0) << 3;
+                let moved = Move { special, general: modrm & 7 | self.prefixes.rex_bit(0) << 3 };
                 match opcode {
-                    0x20 => Instruction::FromControl { control: special, to: general },
-                    0x21 => Instruction::FromDebug { debug: special, to: general },
-                    0x22 => Instruction::ToControl { control: special, from: general },
-                    _ => Instruction::ToDebug { debug: special, from: general },
+                    0x20 => Instruction::FromControl(moved),
+                    0x21 => Instruction::FromDebug(moved),
+                    0x22 => Instruction::ToControl(moved),
+                    _ => Instruction::ToDebug(moved),
                 }
             }
             0x30 => Instruction::Wrmsr,
@@ -449,7 +435,7 @@ mod tests {
 
     fn write_of(bytes: &[u8], registers: &Registers) -> (Change, u64, u8, Source, u64) {
         let bases = SegmentBases { fs: 0x1000_0000, gs: 0x2000_0000 };
-        let decoded = decode(&Code::new(bytes), registers, bases).expect("decodes");
+        let decoded = decode(Code::new(bytes), registers, bases).expect("decodes");
         match decoded.instruction {
             Instruction::Write(Write { change, address, size, source, .. }) => {
                 (change, address, size, source, decoded.length)
@@ -486,11 +472,11 @@ mod tests {
     #[test]
     fn privileged_instructions() {
         let one = |bytes: &[u8]| {
-            decode(&Code::new(bytes), &Registers::default(), SegmentBases::default()).map(|d| (d.instruction, d.length))
+            decode(Code::new(bytes), &Registers::default(), SegmentBases::default()).map(|d| (d.instruction, d.length))
         };
         assert_eq!(one(&[0xfa]), Some((Instruction::Cli, 1)));
-        assert_eq!(one(&[0x0f, 0x20, 0xd0]), Some((Instruction::FromControl { control: 2, to: 0 }, 3)));
-        assert_eq!(one(&[0x41, 0x0f, 0x22, 0xe4]), Some((Instruction::ToControl { control: 4, from: 12 }, 4)));
+        assert_eq!(one(&[0x0f, 0x20, 0xd0]), Some((Instruction::FromControl(Move { special: 2, general: 0 }), 3)));
+        assert_eq!(one(&[0x41, 0x0f, 0x22, 0xe4]), Some((Instruction::ToControl(Move { special: 4, general: 12 }), 4)));
         assert_eq!(one(&[0x66, 0xef]), Some((Instruction::Out(PortAccess { port: None, size: 2 }), 2)));
         assert_eq!(one(&[0x0f, 0x01, 0xd1]), Some((Instruction::Xsetbv, 3)));
         assert_eq!(one(&[0x0f, 0x01, 0xd0]), None);
@@ -519,7 +505,7 @@ mod tests {
             let length = (seed % 16) as usize;
             let registers = Registers { rax: seed, rbx: !seed, ..Default::default() };
             let used = bytes.get(..length).unwrap_or(&bytes);
-            if let Some(decoded) = decode(&Code::new(used), &registers, SegmentBases::default()) {
+            if let Some(decoded) = decode(Code::new(used), &registers, SegmentBases::default()) {
                 known += 1;
                 assert!(decoded.length <= length as u64, "round {round}: {used:x?}");
             }

@@ -8,8 +8,8 @@ use crate::calls::cpu::{fpu_taskswitch, read_debug, write_debug};
 use crate::calls::mmu::{TableWritten, fill_hypercall_page, load_kernel_root, write_own_table};
 use crate::claim::View;
 use crate::decode::{
-    self, Change, Code, Decoded, Instruction, PortAccess, SegmentBases, Source, SystemRegister, Write, load_register,
-    truncate,
+    self, Change, Code, Decoded, Instruction, LONGEST, Move, PortAccess, SegmentBases, Source, SystemRegister, Write,
+    load_register, truncate,
 };
 use crate::domain::vcpu::Trap;
 use crate::machine::Registers;
@@ -36,15 +36,19 @@ const DEBUG: u8 = 1;
 /// DR6: a single step.
 const DR6_STEP: u64 = 1 << 14;
 
+/// Memory as the vcpu sees it in the mode it is in.
+fn view<'a, M: Machine>(ctx: &Ctx<'a, M>) -> Option<View<'a, M>> {
+    Some(View::new(ctx.m, &ctx.world.frames, ctx.own.root()?))
+}
+
 /// Copies the code at RIP, up to the end of what is mapped.
 fn fetch<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Code> {
-    let view = View::new(ctx.m, &ctx.world.frames, ctx.own.root()?);
-    let at = GuestVirt(ctx.own.regs.rip);
-    let mut bytes = [0u8; 15];
+    let (view, at) = (view(ctx)?, GuestVirt(ctx.own.regs.rip));
+    let mut bytes = [0u8; LONGEST];
     let here = bytes.len().min(PAGE_SIZE - at.offset());
     let (first, rest) = bytes.split_at_mut_checked(here)?;
     view.read_bytes(at, first).ok()?;
-    let length = if view.read_bytes(at.plus(here as u64), rest).is_ok() { 15 } else { here };
+    let length = if view.read_bytes(at.plus(here as u64), rest).is_ok() { LONGEST } else { here };
     Some(Code::new(bytes.get(..length)?))
 }
 
@@ -68,7 +72,7 @@ fn decode_here<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Decoded> {
         return None;
     }
     let bases = SegmentBases { fs: ctx.m.fs_base(), gs: ctx.m.gs_base() };
-    decode::decode(&fetch(ctx)?, &ctx.own.regs, bases)
+    decode::decode(fetch(ctx)?, &ctx.own.regs, bases)
 }
 
 /// Moves past an instruction that has been carried out.
@@ -85,8 +89,7 @@ fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) {
 /// If RIP is at a forced CPUID, answers it.
 pub fn forced_cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
     let mut bytes = [0u8; FORCED_CPUID.len()];
-    let Some(root) = ctx.own.root() else { return false };
-    let view = View::new(ctx.m, &ctx.world.frames, root);
+    let Some(view) = view(ctx) else { return false };
     if view.read_bytes(GuestVirt(ctx.own.regs.rip), &mut bytes).is_err() || bytes != FORCED_CPUID {
         return false;
     }
@@ -126,19 +129,19 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         Instruction::Cli | Instruction::Sti => has_iopl(ctx),
         Instruction::In(access) => port_access(ctx, access).map(|port| read_port(ctx, port, access.size)).is_some(),
         Instruction::Out(access) => port_access(ctx, access).is_some(),
-        Instruction::FromControl { control, to } if kernel => from_control(ctx, control, to),
-        Instruction::ToControl { control: 3, from } if kernel => {
-            match load_kernel_root(ctx, ctx.own.regs.general(from) >> PAGE_SHIFT) {
+        Instruction::FromControl(Move { special, general }) if kernel => from_control(ctx, special, general),
+        Instruction::ToControl(Move { special: 3, general }) if kernel => {
+            match load_kernel_root(ctx, ctx.own.regs.general(general) >> PAGE_SHIFT) {
                 Err(Stop::More) => return true, // the guest executes it again
                 loaded => loaded.is_ok(),
             }
         }
-        Instruction::ToControl { control, from } if kernel => to_control(ctx, control, from),
-        Instruction::FromDebug { debug, to } if kernel => {
-            read_debug(ctx, u64::from(debug)).map(|value| *ctx.own.regs.general_mut(to) = value).is_ok()
+        Instruction::ToControl(Move { special, general }) if kernel => to_control(ctx, special, general),
+        Instruction::FromDebug(Move { special, general }) if kernel => {
+            read_debug(ctx, special.into()).map(|value| *ctx.own.regs.general_mut(general) = value).is_ok()
         }
-        Instruction::ToDebug { debug, from } if kernel => {
-            write_debug(ctx, u64::from(debug), ctx.own.regs.general(from)).is_ok()
+        Instruction::ToDebug(Move { special, general }) if kernel => {
+            write_debug(ctx, special.into(), ctx.own.regs.general(general)).is_ok()
         }
         Instruction::Clts if kernel => fpu_taskswitch(ctx, 0) == 0,
         Instruction::Rdmsr if kernel => read_msr(ctx),
@@ -174,8 +177,7 @@ fn store_system<M: Machine>(
     match to {
         Err(number) => load_register(&mut ctx.own.regs, (number, 0), size, value),
         Ok(address) => {
-            let Some(root) = ctx.own.root() else { return false };
-            let view = View::new(ctx.m, &ctx.world.frames, root);
+            let Some(view) = view(ctx) else { return false };
             let bytes = (u128::from(value) << limit_bits).to_le_bytes();
             let stored = view.write_bytes(GuestVirt(address), bytes.get(..usize::from(size)).unwrap_or_default());
             if let Err(fault) = stored {

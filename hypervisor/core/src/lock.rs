@@ -95,9 +95,7 @@ levels!(
     /// One domain's event ports.
     Ports,
     /// One domain's grants.
-    Grants,
-    /// One CPU's run queue.
-    RunQueue
+    Grants
 );
 
 /// The proof that this CPU holds locks of level `L` and below, and none above.

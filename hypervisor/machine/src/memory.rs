@@ -10,7 +10,6 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::addr::{ENTRIES, Frame, HOLE_SLOTS, HOLE_START, M2P_START, PAGE_SIZE};
 use hv_core::machine::{Frames, Page};
-use spin::Once;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 /// Bytes that one L4 entry reaches.
@@ -41,8 +40,8 @@ const GUEST_CONSTANT: Flags = CONSTANT.union(Flags::USER_ACCESSIBLE);
 
 /// Number of the highest RAM frame plus one.
 static FRAME_LIMIT: AtomicU64 = AtomicU64::new(0);
-/// The machine-to-physical table as we write it: through the direct map.
-static M2P: Once<&'static [AtomicU64]> = Once::new();
+/// Machine address of the machine-to-physical table.
+static M2P: AtomicU64 = AtomicU64::new(0);
 /// Our own root: only the sixteen slots, no guest.
 static ROOT: AtomicU64 = AtomicU64::new(0);
 
@@ -110,6 +109,10 @@ pub(crate) fn root() -> Frame {
     Frame::containing(ROOT.load(Relaxed)).unwrap_or(Frame::from_u32(0))
 }
 
+/// Why there are no tables.
+type NoMemory = &'static str;
+const NO_MEMORY: NoMemory = "not enough RAM below 4 GiB for the hypervisor's tables";
+
 /// Builds the hypervisor's page tables out of frames it takes from `free`.
 pub(crate) struct Builder<'a> {
     root: Frame,
@@ -119,22 +122,22 @@ pub(crate) struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     /// Empty tables with all sixteen slots present, so that later mappings appear in every guest's root.
-    pub(crate) fn new(free: &'a mut Ranges) -> Self {
+    fn new(free: &'a mut Ranges) -> Result<Self, NoMemory> {
         let huge = insn::cpuid(0x8000_0001, 0)[3] & 1 << 26 != 0;
-        let root = new_table(free);
+        let root = new_table(free)?;
         for slot in HOLE_SLOTS {
             let mut flags = TABLE;
             if slot == 256 {
                 flags = flags.difference(Flags::WRITABLE) | Flags::USER_ACCESSIBLE;
             }
-            page(root)[slot].store(new_table(free).address() | flags.bits(), Relaxed);
+            page(root)[slot].store(new_table(free)?.address() | flags.bits(), Relaxed);
         }
         ROOT.store(root.address(), Relaxed);
-        Self { root, free, huge }
+        Ok(Self { root, free, huge })
     }
 
     /// Maps `bytes` (rounded up to pages) at `virt`, with the largest pages that fit.
-    pub(crate) fn map(&mut self, virt: u64, phys: u64, bytes: u64, flags: Flags) {
+    fn map(&mut self, virt: u64, phys: u64, bytes: u64, flags: Flags) -> Result<(), NoMemory> {
         let end = virt + bytes.next_multiple_of(4096);
         let mut virt = virt;
         let mut phys = phys;
@@ -147,14 +150,15 @@ impl<'a> Builder<'a> {
             };
             let size = 1u64 << (12 + 9 * (level - 1));
             let large = if level > 1 { Flags::HUGE_PAGE } else { Flags::empty() };
-            self.entry(virt, level).store(phys | (flags | large).bits(), Relaxed);
+            self.entry(virt, level)?.store(phys | (flags | large).bits(), Relaxed);
             virt += size;
             phys += size;
         }
+        Ok(())
     }
 
     /// The entry for `virt` in its table of `level`; tables on the way are made.
-    pub(crate) fn entry(&mut self, virt: u64, level: u32) -> &'static AtomicU64 {
+    pub(crate) fn entry(&mut self, virt: u64, level: u32) -> Result<&'static AtomicU64, NoMemory> {
         let index = |level: u32| ((virt >> (12 + 9 * (level - 1))) & 0x1ff) as usize;
         let mut table = self.root;
         for upper in (level + 1..=4).rev() {
@@ -162,23 +166,21 @@ impl<'a> Builder<'a> {
             if entry.load(Relaxed) == 0 {
                 let user = TABLE | Flags::USER_ACCESSIBLE;
                 let flags = if virt < DEVICES { user } else { TABLE };
-                entry.store(new_table(self.free).address() | flags.bits(), Relaxed);
+                entry.store(new_table(self.free)?.address() | flags.bits(), Relaxed);
             }
             table = table_of(entry.load(Relaxed));
         }
-        &page(table)[index(level)]
+        Ok(&page(table)[index(level)])
     }
 
     /// Memory of our own: `bytes` of RAM, filled with `fill`.
-    pub(crate) fn allocate(&mut self, bytes: u64, fill: u64) -> (u64, &'static [AtomicU64]) {
+    fn allocate(&mut self, bytes: u64, fill: u64) -> Result<(u64, &'static [AtomicU64]), NoMemory> {
         let frames = bytes.div_ceil(4096);
-        let Some(first) = self.free.take(frames, 1, BOOT_LIMIT / 4096) else {
-            panic!("not enough RAM below 4 GiB for {frames} frames of tables");
-        };
+        let first = self.free.take(frames, 1, BOOT_LIMIT / 4096).ok_or(NO_MEMORY)?;
         // SAFETY: just taken from the free frames below BOOT_LIMIT, which both sets of tables map.
         let words = unsafe { words(first * 4096, frames * ENTRIES as u64) };
         words.iter().for_each(|word| word.store(fill, Relaxed));
-        (first * 4096, words)
+        Ok((first * 4096, words))
     }
 }
 
@@ -188,43 +190,40 @@ fn table_of(entry: u64) -> Frame {
 }
 
 /// A zeroed frame for a table.
-fn new_table(free: &mut Ranges) -> Frame {
-    let number = free.take(1, 1, BOOT_LIMIT / 4096).and_then(Frame::new);
-    let Some(frame) = number else {
-        panic!("not enough RAM below 4 GiB for page tables");
-    };
+fn new_table(free: &mut Ranges) -> Result<Frame, NoMemory> {
+    let frame = free.take(1, 1, BOOT_LIMIT / 4096).and_then(Frame::new).ok_or(NO_MEMORY)?;
     Hardware(()).zero(frame);
-    frame
+    Ok(frame)
 }
 
 /// Builds the final tables and loads them. `devices` are machine addresses of register pages, mapped in their order
 /// from [`DEVICES`] on. Leaves four zeroed words per frame.
-pub(crate) fn build(ram: &Ranges, free: &mut Ranges, devices: &[u64]) -> &'static [AtomicU64] {
+pub(crate) fn build(ram: &Ranges, free: &mut Ranges, devices: &[u64]) -> Result<&'static [AtomicU64], NoMemory> {
     let limit = ram.limit();
     FRAME_LIMIT.store(limit, Relaxed);
-    let mut tables = Builder::new(free);
+    let mut tables = Builder::new(free)?;
     for range in ram.iter() {
         let bytes = (range.end - range.start) * 4096;
-        tables.map(DIRECT + range.start * 4096, range.start * 4096, bytes, DATA);
+        tables.map(DIRECT + range.start * 4096, range.start * 4096, bytes, DATA)?;
     }
-    map_image(&mut tables);
+    map_image(&mut tables)?;
     for (virt, &phys) in (DEVICES..).step_by(PAGE_SIZE).zip(devices) {
-        tables.map(virt, phys, 4096, DEVICE);
+        tables.map(virt, phys, 4096, DEVICE)?;
     }
-    percpu::map_windows(&mut tables);
-    let (m2p, m2p_words) = tables.allocate(limit * 8, u64::MAX);
-    M2P.call_once(|| m2p_words);
-    tables.map(M2P_START, m2p, limit * 8, GUEST_CONSTANT);
-    let (_, words) = tables.allocate(limit * 32, 0);
+    percpu::map_windows(&mut tables)?;
+    let (m2p, _) = tables.allocate(limit * 8, u64::MAX)?;
+    M2P.store(m2p, Relaxed);
+    tables.map(M2P_START, m2p, limit * 8, GUEST_CONSTANT)?;
+    let (_, words) = tables.allocate(limit * 32, 0)?;
     let frame_words = words.get(..usize::try_from(limit * 4).unwrap_or(0)).unwrap_or(&[]);
     // SAFETY: the new root maps the image, the stack inside it and all RAM at the addresses they have now; the low
     // identity map that disappears is used by nobody since `start`.
     unsafe { insn::write_cr3(tables.root.address()) };
-    frame_words
+    Ok(frame_words)
 }
 
 /// Maps the image with the rights each part needs. The boot part stays out: it is done.
-fn map_image(tables: &mut Builder<'_>) {
+fn map_image(tables: &mut Builder<'_>) -> Result<(), NoMemory> {
     let guard = &raw const boot_stack_guard as u64;
     let (text, text_stop) = (&raw const text_start as u64, &raw const text_end as u64);
     let (constants, constants_stop) = (&raw const ro_start as u64, &raw const ro_end as u64);
@@ -236,8 +235,9 @@ fn map_image(tables: &mut Builder<'_>) {
         (guard + 4096..data.end, DATA),
     ];
     for (part, flags) in parts {
-        tables.map(part.start, part.start - IMAGE, part.end - part.start, flags);
+        tables.map(part.start, part.start - IMAGE, part.end - part.start, flags)?;
     }
+    Ok(())
 }
 
 /// Changes a few bytes of the image where the direct map shows them: text itself is not writable.
@@ -339,8 +339,9 @@ impl Frames for Hardware {
     }
 
     fn set_m2p(&self, frame: Frame, pfn: u64) {
-        if let Some(word) = M2P.get().and_then(|words| words.get(frame.index())) {
-            word.store(pfn, Relaxed);
+        let word = M2P.load(Relaxed) + frame.number() * 8;
+        if let Some(table) = Frame::containing(word).filter(|_| frame.number() < self.frame_limit()) {
+            page(table)[(word & 0xfff) as usize / 8].store(pfn, Relaxed);
         }
     }
 

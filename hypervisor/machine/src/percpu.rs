@@ -221,17 +221,18 @@ static STACKS: Stacks = Stacks(core::cell::UnsafeCell::new(
 ));
 
 /// Maps every CPU's windows: the CPU's own page, zeros for the other GDT pages, nothing for the LDT.
-pub(crate) fn map_windows(tables: &mut memory::Builder<'_>) {
+pub(crate) fn map_windows(tables: &mut memory::Builder<'_>) -> Result<(), &'static str> {
     for (cpu, id) in CPUS.iter().zip(0u32..) {
         cpu.id.store(id, Relaxed);
         for page in 0..GDT_PAGES - 1 {
-            tables.entry(cpu.gdt() + page * 4096, 1).store(zeros_entry(), Relaxed);
+            tables.entry(cpu.gdt() + page * 4096, 1)?.store(zeros_entry(), Relaxed);
         }
         let own = image_address(cpu.descriptors()) | DATA.bits();
-        tables.entry(cpu.gdt() + OWN_PAGE * 4096, 1).store(own, Relaxed);
-        let table = tables.entry(cpu.gdt(), 2).load(Relaxed) & 0x000f_ffff_ffff_f000;
+        tables.entry(cpu.gdt() + OWN_PAGE * 4096, 1)?.store(own, Relaxed);
+        let table = tables.entry(cpu.gdt(), 2)?.load(Relaxed) & 0x000f_ffff_ffff_f000;
         cpu.window_table.store(table, Relaxed);
     }
+    Ok(())
 }
 
 /// Fills in the addresses of CPU `id`, before it may take an exception.

@@ -28,20 +28,25 @@ const ONE_SHOT: u32 = 0;
 const TSC_DEADLINE: u32 = 2 << 17;
 
 /// Measures the clocks and sets time 0.
-pub(crate) fn init() {
+pub(crate) fn init() -> Result<(), &'static str> {
     let by_deadline = insn::cpuid(1, 0)[2] & 1 << 24 != 0;
     let told = told_khz();
     apic::write(register::DIVIDE, 0b1011);
     let measured = if told.is_none() || !by_deadline { measure() } else { (0, 0) };
     let khz = told.unwrap_or(measured.0);
-    assert!(khz > 0, "nothing to measure the time-stamp counter against: no PIT, and CPUID does not say");
-    assert!(by_deadline || measured.1 > 0, "nothing to measure the LAPIC's timer against: no PIT");
+    if khz == 0 {
+        return Err("nothing to measure the time-stamp counter against: no PIT, and CPUID does not say");
+    }
+    if !by_deadline && measured.1 == 0 {
+        return Err("nothing to measure the LAPIC's timer against: no PIT");
+    }
     TSC_KHZ.store(khz, Relaxed);
     SCALE.store((1_000_000 << 32) / khz, Relaxed);
     APIC_HZ.store(if by_deadline { 0 } else { measured.1 }, Relaxed);
     ORIGIN.store(insn::tsc(), Relaxed);
     WALLCLOCK.store(rtc::seconds(), Relaxed);
     init_cpu();
+    Ok(())
 }
 
 /// Sets this CPU's timer up, unarmed.

@@ -14,7 +14,7 @@ use hypercall_abi::domctl::{
     CreateDomain, DomainInfo, Domctl, DomctlOp, INTERFACE_VERSION, MaxMem, MaxVcpus, VcpuContextArg, info,
 };
 use hypercall_abi::event::Virq;
-use hypercall_abi::shared::{offset, vcpu_info};
+use hypercall_abi::shared::{WallClock, offset, vcpu_info};
 use hypercall_abi::tenon::{CrashReport, TenonOp};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -179,10 +179,8 @@ impl World {
 
 fn write_wallclock<M: Machine>(m: &M, shared: Frame) {
     let (seconds, nanoseconds) = m.wallclock();
-    m.write(shared, offset::WC_VERSION, &2u32.to_le_bytes());
-    m.write(shared, offset::WC_SEC, &low32(seconds).to_le_bytes());
-    m.write(shared, offset::WC_NSEC, &nanoseconds.to_le_bytes());
-    m.write(shared, offset::WC_SEC_HI, &low32(seconds >> 32).to_le_bytes());
+    let clock = WallClock { version: 2, sec: low32(seconds), nsec: nanoseconds, sec_hi: low32(seconds >> 32) };
+    m.write(shared, offset::WALLCLOCK, clock.as_bytes());
 }
 
 /// The structure at the start of a domctl's payload.

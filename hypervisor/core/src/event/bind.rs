@@ -11,6 +11,7 @@ use hypercall_abi::event::{
     AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, PORTS, PortArg, PortStatus, Reset, Status,
     VIRQS, Virq,
 };
+use zerocopy::{Immutable, IntoBytes};
 
 /// Carries out one `event_channel_op`.
 ///
@@ -32,24 +33,16 @@ pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64
         }
         EventOp::Status => status(ctx, arg)?,
         EventOp::AllocUnbound => {
-            let mut call: AllocUnbound = ctx.read(arg)?;
+            let call: AllocUnbound = ctx.read(arg)?;
             let domain = ctx.controlled(call.dom)?;
             let remote = if call.remote_dom == domid::SELF { ctx.domain.id() } else { DomainId(call.remote_dom) };
             let state = PortState { binding: Binding::Unbound(remote), vcpu: VcpuId(0) };
-            let reply = |ctx: &Ctx<'_, M>, port: Port| {
-                call.port = port.0;
-                ctx.write(arg, &call)
-            };
-            reply_then_bind(ctx, domain, reply, |_| Ok(state))?;
+            reply_then_bind(ctx, domain, arg, |port| AllocUnbound { port: port.0, ..call }, |_| Ok(state))?;
         }
         EventOp::BindIpi => {
-            let mut call: BindIpi = ctx.read(arg)?;
-            let vcpu = existing(ctx, call.vcpu)?;
-            let reply = |ctx: &Ctx<'_, M>, port: Port| {
-                call.port = port.0;
-                ctx.write(arg, &call)
-            };
-            reply_then_bind(ctx, ctx.domain, reply, |_| Ok(PortState { binding: Binding::Ipi, vcpu }))?;
+            let call: BindIpi = ctx.read(arg)?;
+            let state = PortState { binding: Binding::Ipi, vcpu: existing(ctx, call.vcpu)? };
+            reply_then_bind(ctx, ctx.domain, arg, |port| BindIpi { port: port.0, ..call }, |_| Ok(state))?;
         }
         EventOp::BindVcpu => bind_vcpu(ctx, arg)?,
         EventOp::Unmask => {
@@ -77,10 +70,11 @@ fn existing<M: Machine>(ctx: &Ctx<'_, M>, number: u32) -> Result<VcpuId, Errno> 
 
 /// Finds a free port, writes the reply that names it, and makes it what `commit` says, which may change the other end or
 /// refuse: both under one hold of the lock (P5).
-fn reply_then_bind<'a, M: Machine>(
+fn reply_then_bind<'a, M: Machine, T: IntoBytes + Immutable>(
     ctx: &mut Ctx<'a, M>,
     domain: &'a Domain,
-    mut reply: impl FnMut(&Ctx<'a, M>, Port) -> Result<(), Errno>,
+    reply_to: u64,
+    reply: impl Fn(Port) -> T,
     commit: impl Fn(Port) -> Result<PortState, Errno>,
 ) -> Result<Port, Errno> {
     // The lock is not held across the guest copy; if the port is gone afterwards, the next is tried.
@@ -90,7 +84,7 @@ fn reply_then_bind<'a, M: Machine>(
             let _guard = world.ports.lock(ctx.held);
             world.free_port(m, domain)?
         };
-        reply(ctx, port)?;
+        ctx.write(reply_to, &reply(port))?;
         let _guard = world.ports.lock(ctx.held);
         if world.port(m, domain, port).binding == Binding::Closed {
             world.set_port(m, domain, port, commit(port)?);
@@ -101,17 +95,14 @@ fn reply_then_bind<'a, M: Machine>(
 }
 
 fn bind_interdomain<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
-    let mut call: BindInterdomain = ctx.read(arg)?;
+    let call: BindInterdomain = ctx.read(arg)?;
     let remote = ctx.named(call.remote_dom)?;
     let (world, m, me) = (ctx.world, ctx.m, ctx.domain.id());
     let at = Port(call.remote_port);
     let waits_for_me = |state: PortState| state.binding == Binding::Unbound(me);
     ensure!(waits_for_me(world.port(m, remote, at)), Errno::Inval);
-    let reply = |ctx: &Ctx<'_, M>, port: Port| {
-        call.local_port = port.0;
-        ctx.write(arg, &call)
-    };
-    let local = reply_then_bind(ctx, ctx.domain, reply, |local| {
+    let reply = |local: Port| BindInterdomain { local_port: local.0, ..call };
+    let local = reply_then_bind(ctx, ctx.domain, arg, reply, |local| {
         let state = world.port(m, remote, at);
         ensure!(waits_for_me(state), Errno::Inval);
         world.set_port(m, remote, at, PortState { binding: Binding::Interdomain(me, local), ..state });
@@ -123,7 +114,7 @@ fn bind_interdomain<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Er
 }
 
 fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
-    let mut call: BindVirq = ctx.read(arg)?;
+    let call: BindVirq = ctx.read(arg)?;
     ensure!(call.virq < VIRQS, Errno::Inval);
     let virq = Virq::from_number(u64::from(call.virq));
     let per_vcpu = virq.is_some_and(Virq::per_vcpu);
@@ -134,15 +125,17 @@ fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let vcpu = ctx.world.vcpu(ctx.domain, number).ok_or(Errno::NoEnt)?;
     let slot = nth(&vcpu.virqs, call.virq).ok_or(Errno::Inval)?;
     ensure!(slot.load(Acquire) == 0, Errno::Exist);
-    let binding = Binding::Virq(call.virq);
-    let reply = |ctx: &Ctx<'_, M>, port: Port| {
-        call.port = port.0;
-        ctx.write(arg, &call)
-    };
-    reply_then_bind(ctx, ctx.domain, reply, |port| {
-        let bound = slot.compare_exchange(0, low16(u64::from(port.0)), AcqRel, Acquire);
-        bound.map(|_| PortState { binding, vcpu: number }).map_err(|_| Errno::Exist)
-    })?;
+    let state = PortState { binding: Binding::Virq(call.virq), vcpu: number };
+    reply_then_bind(
+        ctx,
+        ctx.domain,
+        arg,
+        |port| BindVirq { port: port.0, ..call },
+        |port| {
+            let bound = slot.compare_exchange(0, low16(u64::from(port.0)), AcqRel, Acquire);
+            bound.map(|_| state).map_err(|_| Errno::Exist)
+        },
+    )?;
     Ok(())
 }
 

@@ -21,12 +21,6 @@ pub struct Epochs {
 #[must_use]
 pub struct Ticket(u64);
 
-impl Default for Epochs {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Epochs {
     /// A clock at 1; stamps of 0 are older than any flush.
     #[must_use]

@@ -168,8 +168,8 @@ impl FrameTable {
             w.kind.store(TypeState::FRESH.bits(), SeqCst);
             w.owner.store(state(Owner::Free, 0).bits(), SeqCst);
             w.link.store(link(list.head, NIL), SeqCst);
-            self.relink(list.head, |(next, _)| (next, number(frame)));
-            list.head = number(frame);
+            self.relink(list.head, |(next, _)| (next, frame.as_u32()));
+            list.head = frame.as_u32();
             list.count = list.count.saturating_add(1);
         });
     }
@@ -200,11 +200,7 @@ fn state(owner: Owner, refs: u32) -> OwnerState {
 }
 
 fn frames(first: Frame, count: u32) -> impl Iterator<Item = Frame> {
-    (0..count).map_while(move |n| number(first).checked_add(n)).map(Frame::from_u32)
-}
-
-fn number(frame: Frame) -> u32 {
-    u32::try_from(frame.number()).unwrap_or(NIL)
+    (0..count).map_while(move |n| first.as_u32().checked_add(n)).map(Frame::from_u32)
 }
 
 fn link(next: u32, before: u32) -> u64 {

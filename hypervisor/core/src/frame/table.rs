@@ -58,12 +58,6 @@ pub struct Taker {
     pub cpus: CpuSet,
 }
 
-impl Default for FrameTable {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl FrameTable {
     /// A table of no frames, to be a static.
     #[must_use]

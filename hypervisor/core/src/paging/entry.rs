@@ -16,20 +16,6 @@ const UPPER: u64 = PRESENT | WRITABLE | USER | ACCESSED | DIRTY | SOFTWARE | NO_
 /// Bits that change nothing about what a present entry holds. RW is not among them (isolation, XSA-182).
 const HARMLESS: u64 = ACCESSED | DIRTY | SOFTWARE | NO_EXECUTE;
 
-/// How leaves become ones that the guest's kernel and user rings can use; a value of the domain.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LeafRule {
-    /// Set in every leaf.
-    pub set: u64,
-    /// Set in addition in a leaf that the guest gave without US, to tell kernel leaves from user ones.
-    pub kernel_mark: u64,
-}
-
-impl LeafRule {
-    /// Kernel and user both in ring 3 (ABI core 4.2): US everywhere, bit 52 marks the kernel's.
-    pub const RING_3: Self = Self { set: USER, kernel_mark: GUEST_KERNEL };
-}
-
 /// What an entry leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
@@ -61,15 +47,16 @@ pub struct Entry {
 ///
 /// # Errors
 /// [`Refused::BadBits`]. Entries that are not present are never refused.
-pub fn parse(raw: u64, level: u8, rule: LeafRule) -> Result<Entry, Refused> {
+pub fn parse(raw: u64, level: u8) -> Result<Entry, Refused> {
     if raw & PRESENT == 0 {
         return Ok(Entry { target: Target::Nothing, raw, uncached: false });
     }
     let frame = Frame::containing(raw & FRAME).ok_or(Refused::BadBits)?;
     if level == 1 {
-        let mark = if raw & USER == 0 { rule.kernel_mark } else { 0 };
+        // Guest kernel and user both run in ring 3 (ABI core 4.2): all leaves are theirs, and a bit tells whose.
+        let mark = if raw & USER == 0 { GUEST_KERNEL } else { 0 };
         let target = Target::Leaf { frame, writable: raw & WRITABLE != 0 };
-        return Ok(Entry { target, raw: raw & !GLOBAL | rule.set | mark, uncached: raw & CACHE != 0 });
+        return Ok(Entry { target, raw: raw & !GLOBAL | USER | mark, uncached: raw & CACHE != 0 });
     }
     ensure!(raw & !(UPPER | FRAME) == 0, Refused::BadBits);
     let accessed = if level == 4 { ACCESSED } else { 0 };
@@ -104,7 +91,7 @@ mod tests {
             for bit in (0..12).chain(52..64) {
                 let raw = F | PRESENT | 1 << bit;
                 let allowed = level == 1 || UPPER & 1 << bit != 0;
-                let got = parse(raw, level, LeafRule::RING_3);
+                let got = parse(raw, level);
                 assert_eq!(got.is_ok(), allowed, "level {level} bit {bit}");
                 let Ok(entry) = got else { continue };
                 assert_eq!(entry.raw & GLOBAL, 0);
@@ -115,7 +102,7 @@ mod tests {
                 }
             }
             for bit in 44..52 {
-                assert_eq!(parse(F | PRESENT | 1 << bit, level, LeafRule::RING_3), Err(Refused::BadBits));
+                assert_eq!(parse(F | PRESENT | 1 << bit, level), Err(Refused::BadBits));
             }
         }
     }
@@ -124,7 +111,7 @@ mod tests {
     fn absent_entries_may_hold_anything() {
         for level in 1..=4 {
             let raw = !PRESENT;
-            assert_eq!(parse(raw, level, LeafRule::RING_3).unwrap().raw, raw);
+            assert_eq!(parse(raw, level).unwrap().raw, raw);
             assert_eq!(target(raw, level), Target::Nothing);
         }
     }
@@ -143,9 +130,9 @@ mod tests {
     fn what_was_parsed_is_what_is_dropped() {
         for level in 1..=4 {
             for low in 0..0x1000 {
-                if let Ok(entry) = parse(F | low, level, LeafRule::RING_3) {
+                if let Ok(entry) = parse(F | low, level) {
                     assert_eq!(target(entry.raw, level), entry.target);
-                    assert_eq!(parse(entry.raw, level, LeafRule::RING_3).map(|e| e.raw), Ok(entry.raw));
+                    assert_eq!(parse(entry.raw, level).map(|e| e.raw), Ok(entry.raw));
                 }
             }
         }

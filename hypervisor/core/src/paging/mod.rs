@@ -76,7 +76,6 @@ pub struct Space {
 #[derive(Debug)]
 struct State {
     work: Work,
-    rule: entry::LeafRule,
     devices: heapless::Vec<Range<u32>, 8>,
     /// The domain is being destroyed: the next frame to look at, first for pins, then to give it away.
     dying: Option<Sweep>,
@@ -93,8 +92,7 @@ impl Space {
     /// The space of a domain that owns nothing yet.
     #[must_use]
     pub const fn new(id: DomainId) -> Self {
-        let state =
-            State { work: Work::new(), rule: entry::LeafRule::RING_3, devices: heapless::Vec::new(), dying: None };
+        let state = State { work: Work::new(), devices: heapless::Vec::new(), dying: None };
         Self { id: AtomicU16::new(id.0), cpus: AtomicU64::new(0), state: Lock::new(state) }
     }
 
@@ -111,7 +109,6 @@ impl Space {
     {
         let mut state = self.state.lock(held);
         state.dying = None;
-        state.rule = entry::LeafRule::RING_3;
         state.devices.clear();
         self.cpus.store(0, SeqCst);
         self.id.store(id.0, SeqCst);

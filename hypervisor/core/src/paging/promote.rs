@@ -147,7 +147,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         let word = self.m.page(top.table).get(top.next).ok_or(Refused::Misaligned)?;
         for _ in 0..TRIES {
             let raw = word.load(SeqCst);
-            let entry = entry::parse(raw, top.level, self.state.rule)?;
+            let entry = entry::parse(raw, top.level)?;
             // The guest cannot write the frame any more; stale upper entries may still let a CPU set A and D in it.
             if entry.raw != raw && word.compare_exchange(raw, entry.raw, SeqCst, SeqCst).is_err() {
                 continue;

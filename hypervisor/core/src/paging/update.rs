@@ -9,6 +9,7 @@ use crate::fault::{Fault, planted};
 use crate::frame::{Owner, Use};
 use crate::machine::{Cpus, Frames};
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use hypercall_abi::mmu::UpdateCommand;
 
 /// One word of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,11 +64,10 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`], or why the request is refused.
     pub fn mmu_update(&mut self, address: u64, value: u64, from: DomainId) -> Outcome<()> {
-        let how = match address & 7 {
-            0 | 3 => How::Store,
-            1 => return self.set_m2p(address, value),
-            2 => How::KeepBits,
-            _ => return Err(Refused::Unknown.into()),
+        let how = match UpdateCommand::from_number(address & 7).ok_or(Refused::Unknown)? {
+            UpdateCommand::Normal | UpdateCommand::NoTranslate => How::Store,
+            UpdateCommand::MachPhys => return self.set_m2p(address, value),
+            UpdateCommand::PreserveAd => How::KeepBits,
         };
         self.ready()?;
         let slot = Slot::at(address & !7)?;
@@ -169,7 +169,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     fn write_entry(&mut self, slot: Slot, new: u64, how: How, from: DomainId) -> Outcome<Option<u64>> {
         let level = self.table.live_table(slot.table, self.id()).ok_or(Refused::NotTable)?;
         ensure!(level < 4 || !HOLE_SLOTS.contains(&slot.index), Refused::HoleSlot);
-        let new = entry::parse(new, level, self.state.rule)?;
+        let new = entry::parse(new, level)?;
         let word = slot.word(self.m)?;
         let mut old = word.load(SeqCst);
         // Looked at before anything is taken, so that a doomed exchange does nothing.

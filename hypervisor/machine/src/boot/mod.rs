@@ -40,10 +40,25 @@ unsafe extern "Rust" {
 /// The first Rust code: 64-bit mode, the boot tables, the boot stack.
 extern "C" fn start(magic: u32, information: u32) -> ! {
     serial::init();
-    let loaded = match loader::read(magic, information.into()) {
-        Ok(loaded) => loaded,
+    let boot = match prepare(magic, information.into()) {
+        Ok(boot) => boot,
         Err(reason) => panic!("cannot boot: {reason}"),
     };
+    // SAFETY: `entry!` defines it with this signature; without that the image does not link.
+    #[cfg(target_os = "none")]
+    unsafe {
+        hypervisor_main(boot)
+    }
+    #[cfg(not(target_os = "none"))]
+    panic!("no image to start with {} frames", boot.free.frames())
+}
+
+/// Takes over from the loader: our own page tables, this CPU, the interrupt controllers, time.
+///
+/// # Errors
+/// What is wrong with what the loader left, or what the machine lacks.
+fn prepare(magic: u32, information: u64) -> Result<BootInfo, &'static str> {
+    let loaded = loader::read(magic, information)?;
     let mut free = loaded.ram.clone();
     free.remove(0..256);
     free.remove(memory::image_frames());
@@ -54,12 +69,12 @@ extern "C" fn start(magic: u32, information: u32) -> ! {
     for ioapic in &topology.ioapics {
         let _ = devices.push(ioapic.address); // one that is not mapped is not used
     }
-    let frame_words = memory::build(&loaded.ram, &mut free, &devices);
+    let frame_words = memory::build(&loaded.ram, &mut free, &devices)?;
     cpu::init(smp::prepare(&topology));
     apic::init();
     ioapic::init(&topology);
-    timer::init();
-    let boot = BootInfo {
+    timer::init()?;
+    Ok(BootInfo {
         cmdline: loaded.cmdline,
         module: loaded.module,
         module_frames: loaded.module_frames(),
@@ -67,14 +82,7 @@ extern "C" fn start(magic: u32, information: u32) -> ! {
         free,
         frame_words,
         hardware: &HARDWARE,
-    };
-    // SAFETY: `entry!` defines it with this signature; without that the image does not link.
-    #[cfg(target_os = "none")]
-    unsafe {
-        hypervisor_main(boot)
-    }
-    #[cfg(not(target_os = "none"))]
-    panic!("no image to start with {} frames", boot.free.frames())
+    })
 }
 
 /// The interrupt controllers by ACPI, or where they usually are.

@@ -8,11 +8,10 @@ use crate::memory::{self, DATA};
 use crate::percpu::{self, Cpu, LDT_PAGES, OWN_PAGE, zeros_entry};
 use crate::{Hardware, entry};
 use core::arch::asm;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::addr::Frame;
 use hv_core::machine::CpuState;
 use hypercall_abi::selector::{GUEST_CS32, HYPERVISOR_CS};
-use spin::Once;
 use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr1, Dr2, Dr3, Dr6, Dr7};
 
@@ -28,26 +27,27 @@ const STAR: u64 = (GUEST_CS32 as u64) << 48 | (HYPERVISOR_CS as u64) << 32;
 const GUEST_CR4: Cr4Flags = Cr4Flags::TIMESTAMP_DISABLE.union(Cr4Flags::DEBUGGING_EXTENSIONS).union(Cr4Flags::FSGSBASE);
 
 /// The CR4 bits for what this machine's CPUs have of the features we use; they are all alike.
+static FEATURES: AtomicU64 = AtomicU64::new(0);
+
 fn features() -> Cr4Flags {
-    static FOUND: Once<Cr4Flags> = Once::new();
-    *FOUND.call_once(|| {
-        let [_, ebx7, ecx7, _] = if insn::max_leaf(0) >= 7 { insn::cpuid(7, 0) } else { [0; 4] };
-        let found = [
-            (insn::cpuid(1, 0)[2], 26, Cr4Flags::OSXSAVE),
-            (ebx7, 0, Cr4Flags::FSGSBASE),
-            (ebx7, 7, Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION),
-            (ebx7, 20, Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION),
-            (ecx7, 2, Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION),
-        ];
-        found
-            .into_iter()
-            .filter(|(word, bit, _)| word >> bit & 1 != 0)
-            .fold(Cr4Flags::empty(), |all, (.., flag)| all | flag)
-    })
+    Cr4Flags::from_bits_truncate(FEATURES.load(Relaxed))
+}
+
+fn find_features() -> Cr4Flags {
+    let [_, ebx7, ecx7, _] = if insn::max_leaf(0) >= 7 { insn::cpuid(7, 0) } else { [0; 4] };
+    let found = [
+        (insn::cpuid(1, 0)[2], 26, Cr4Flags::OSXSAVE),
+        (ebx7, 0, Cr4Flags::FSGSBASE),
+        (ebx7, 7, Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION),
+        (ebx7, 20, Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION),
+        (ecx7, 2, Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION),
+    ];
+    found.into_iter().filter(|(word, bit, _)| word >> bit & 1 != 0).map(|(.., flag)| flag).collect()
 }
 
 /// Makes the CPU it runs on the one `cpu` describes: tables, registers, features. The final page tables are in use.
 pub(crate) fn init(cpu: &'static Cpu) {
+    FEATURES.store(find_features().bits(), Relaxed);
     if features().contains(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION) {
         tables::enable_clac();
     }

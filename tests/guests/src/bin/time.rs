@@ -3,7 +3,8 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
-use guests::abi::shared::{TIME_TSC_STABLE, offset};
+use core::mem::offset_of;
+use guests::abi::shared::{TIME_TSC_STABLE, WallClock, offset};
 use guests::abi::vcpu::{Runstate, SetPeriodicTimer, VcpuOp};
 use guests::abi::{Errno, Hypercall};
 use guests::probe::{self, call};
@@ -52,12 +53,13 @@ test!("time.monotonic", time_does_not_run_backwards);
 /// core 6.2: UTC at system time 0, under the same version protocol.
 fn the_wall_clock() {
     let word = |at: usize| {
-        let word = probe::read((events::shared_page().addr() as u64 + at as u64) & !7).expect("mapped");
+        let at = events::shared_page().addr() as u64 + (offset::WALLCLOCK + at) as u64;
+        let word = probe::read(at & !7).expect("mapped");
         if at.is_multiple_of(8) { word & 0xffff_ffff } else { word >> 32 }
     };
-    assert_eq!(word(offset::WC_VERSION) % 2, 0);
-    let seconds = word(offset::WC_SEC) | word(offset::WC_SEC_HI) << 32;
-    assert!(word(offset::WC_NSEC) < 1_000_000_000);
+    assert_eq!(word(offset_of!(WallClock, version)) % 2, 0);
+    let seconds = word(offset_of!(WallClock, sec)) | word(offset_of!(WallClock, sec_hi)) << 32;
+    assert!(word(offset_of!(WallClock, nsec)) < 1_000_000_000);
     // Between 2020 and 2100.
     assert!((1_577_836_800..4_102_444_800).contains(&seconds), "{seconds}");
 }

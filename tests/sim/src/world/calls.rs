@@ -22,6 +22,7 @@ use hypercall_abi::memory::{MemoryMap, MemoryOp, Reservation};
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, MulticallEntry, pte};
 use hypercall_abi::physdev::{ConsoleIo, PhysdevOp, SetIobitmap, SetIopl};
 use hypercall_abi::sched::{Poll, RemoteShutdown, SchedOp, Shutdown};
+use hypercall_abi::sysctl::{self, Sysctl, SysctlOp};
 use hypercall_abi::tenon::TenonOp;
 use hypercall_abi::vcpu::{RegisterArea, RegisterVcpuInfo, SetPeriodicTimer, SetSingleshotTimer, VcpuOp};
 use hypercall_abi::version::{FeatureInfo, VersionOp};
@@ -175,8 +176,10 @@ impl Pen<'_, '_> {
         self.write(to, &bytes);
     }
 
-    /// An array with a few elements; its address and a count that usually fits.
+    /// An array with a few elements, one of four times many; its address and a count that usually fits. A list is done
+    /// only if every element is, so most of them are short.
     fn list<T: IntoBytes + Immutable>(&mut self, most: usize, mut one: impl FnMut(&mut Self) -> T) -> (u64, u64) {
+        let most = if self.rng.one_in(4) { most } else { most.min(2) };
         let count = 1 + self.rng.below(most);
         let to = self.place(count * size_of::<T>());
         for n in 0..count {
@@ -420,7 +423,7 @@ impl Pen<'_, '_> {
                 op.map_or("?", SegmentBase::name)
             }
             Hypercall::MmuextOp => {
-                let (op, number) = self.op(MmuextCommand::ALL, |op| u64::from(op as u32));
+                let (op, number) = self.mmuext_op();
                 let first = self.mmuext(op, number as u32);
                 let to = self.place(24);
                 self.put_at(to, &first);
@@ -428,7 +431,7 @@ impl Pen<'_, '_> {
                 [args[0], args[1], args[2]] = [to, 1, count_out];
                 if self.rng.one_in(4) {
                     let (list, count) = self.list(5, |pen| {
-                        let (op, number) = pen.op(MmuextCommand::ALL, |op| u64::from(op as u32));
+                        let (op, number) = pen.mmuext_op();
                         pen.mmuext(op, number as u32)
                     });
                     [args[0], args[1]] = [list, count];
@@ -471,6 +474,13 @@ impl Pen<'_, '_> {
                 op.map_or("?", PhysdevOp::name)
             }
             Hypercall::Domctl => self.domctl(&mut args),
+            Hypercall::Sysctl => {
+                let (op, number) = self.op(SysctlOp::ALL, SysctlOp::number);
+                let call =
+                    Sysctl { cmd: number as u32, interface_version: sysctl::INTERFACE_VERSION, payload: [0; 128] };
+                args[0] = self.put(&call);
+                op.map_or("?", SysctlOp::name)
+            }
             Hypercall::Tenon => {
                 args[0] = self.below(1);
                 args[1] = u64::from(self.other());
@@ -552,15 +562,31 @@ impl Pen<'_, '_> {
         MmuUpdate { ptr, val }
     }
 
+    /// An operation of `mmuext_op`: half the time one that makes or unmakes a table.
+    fn mmuext_op(&mut self) -> (Option<MmuextCommand>, u64) {
+        use MmuextCommand as C;
+        const TABLES: [C; 9] =
+            [C::PinL1, C::PinL2, C::PinL3, C::PinL4, C::PinL4, C::Unpin, C::Unpin, C::NewUserBaseptr, C::SetLdt];
+        let all = if self.rng.one_in(2) { &TABLES[..] } else { C::ALL };
+        self.op(all, |op| u64::from(op as u32))
+    }
+
     fn mmuext(&mut self, op: Option<MmuextCommand>, cmd: u32) -> MmuextOp {
         use MmuextCommand as C;
         let spare = self.rng.pick(&page::SPARE).unwrap_or(0);
+        // A table of the level, a spare page that may become one, or a table of another level.
+        let table = |pen: &mut Self, own: usize| {
+            let tables = [own, own, spare, spare, spare, page::L1, page::L3, page::KERNEL_ROOT, page::USER_ROOT];
+            let which = pen.rng.pick(&tables).unwrap_or(0);
+            let frame = pen.page(which);
+            (pen.mostly(&[frame]), 0)
+        };
         let (arg1, arg2) = match op {
-            Some(C::PinL1 | C::PinL2 | C::PinL3 | C::PinL4 | C::Unpin) => {
-                let tables = [page::L1, page::L2, page::L3, page::KERNEL_ROOT, page::USER_ROOT, spare, spare, spare];
-                let which = self.rng.pick(&tables).unwrap_or(0);
-                (self.mostly(&[self.page(which)]), 0)
-            }
+            Some(C::PinL1) => table(self, page::L1),
+            Some(C::PinL2) => table(self, page::L2),
+            Some(C::PinL3) => table(self, page::L3),
+            Some(C::PinL4) => table(self, page::USER_ROOT),
+            Some(C::Unpin) => table(self, spare),
             Some(C::NewBaseptr) => (self.mostly(&[self.page(page::KERNEL_ROOT), self.page(page::USER_ROOT)]), 0),
             Some(C::NewUserBaseptr) => (self.mostly(&[self.page(page::USER_ROOT), self.page(spare), 0]), 0),
             Some(C::InvlpgLocal | C::InvlpgMulti | C::InvlpgAll) => (self.play(), self.place(8)),
@@ -715,6 +741,7 @@ impl Pen<'_, '_> {
         let now = self.ctx.m.now();
         args[2] = match op {
             Some(VcpuOp::Initialise) => {
+                args[1] = self.mostly(&[1]); // vcpu 0 has been
                 let context = build::context(&self.model.pages);
                 if self.model.pages.len() < build::PAGES { 0 } else { self.put(&context) }
             }

@@ -521,7 +521,12 @@ impl Everybody {
         let model = self.models.get(&ctx.domain.id().0).cloned().unwrap_or_default();
         let pen = Pen { rng: &mut self.rng, ctx, model: &model };
         let status: Option<u16> = done.status.and_then(|at| pen.read(at));
-        let ok = result.is_ok() && done.status.is_none_or(|_| status == Some(0));
+        // A reservation answers how many extents are done, those before its start included.
+        let some = match (done.op, result) {
+            ("IncreaseReservation" | "DecreaseReservation" | "PopulatePhysmap", Ok(n)) => n > done.args[0] >> 6,
+            (_, result) => result.is_ok(),
+        };
+        let ok = some && done.status.is_none_or(|_| status == Some(0));
         if ok && done.call == Hypercall::GrantTableOp && done.op == "MapGrantRef" {
             let list = done.args[1];
             let mut maps = Vec::new();
