@@ -7,10 +7,11 @@
 //! Nothing in here waits or answers a flush between the walk and the use of a frame, so the frame cannot change hands in
 //! between: whoever takes it away must first have this CPU flush (P4). The accessed and dirty bits are not set.
 
-use crate::addr::{Frame, GuestVirt, PAGE_SIZE};
+use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_SIZE};
 use crate::frame::FrameTable;
 use crate::machine::Frames;
-use core::sync::atomic::Ordering::SeqCst;
+use core::ops::Range;
+use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 use hypercall_abi::mmu::pte::{FRAME, PAT_OR_PSE, PRESENT, USER, WRITE};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -69,25 +70,22 @@ impl Path {
 /// present, leads nowhere, or the address is not a guest's.
 #[must_use]
 pub fn walk(m: &impl Frames, table: &FrameTable, root: Frame, at: GuestVirt) -> Option<Path> {
-    if !at.is_guests() {
+    if !at.is_guests() || !table.is_ram(root) {
         return None;
     }
-    let mut path = Path { table: root, index: 0, entry: 0, writable: true, user: true };
+    let (mut path, mut rights) = (Path { table: root, index: 0, entry: 0, writable: true, user: true }, u64::MAX);
     for level in [4, 3, 2, 1] {
-        if !table.is_ram(path.table) {
-            return None;
-        }
         path.index = at.slot(level);
         path.entry = m.page(path.table).get(path.index)?.load(SeqCst);
-        path.writable &= path.entry & WRITE != 0;
-        path.user &= path.entry & USER != 0;
+        rights &= path.entry;
         if level > 1 {
             if path.entry & PAT_OR_PSE != 0 {
                 return None;
             }
-            path.table = path.frame()?;
+            path.table = path.frame()?; // a table, hence RAM (P3)
         }
     }
+    (path.writable, path.user) = (rights & WRITE != 0, rights & USER != 0);
     Some(path)
 }
 
@@ -112,10 +110,14 @@ impl<'m, M: Frames> View<'m, M> {
     /// [`Fault`]: not mapped, not for ring 3, not for writing, or no RAM.
     pub fn frame(&self, at: GuestVirt, access: Access) -> Result<Frame, Fault> {
         let write = access == Access::Write;
-        let fault = |present| Fault { address: at, present, write };
-        let path = walk(self.m, self.table, self.root, at).ok_or(fault(false))?;
-        let frame = path.frame().ok_or(fault(false))?;
-        ensure!(path.user && (path.writable || !write) && self.table.is_ram(frame), fault(true));
+        self.find(at, write).map_err(|present| Fault { address: at, present, write })
+    }
+
+    /// The frame behind an address, or whether a page is present that does not allow the access.
+    fn find(&self, at: GuestVirt, write: bool) -> Result<Frame, bool> {
+        let path = walk(self.m, self.table, self.root, at).ok_or(false)?;
+        let frame = path.frame().ok_or(false)?;
+        ensure!(path.user && (path.writable || !write) && self.table.is_ram(frame), true);
         Ok(frame)
     }
 
@@ -156,6 +158,14 @@ impl<'m, M: Frames> View<'m, M> {
     /// # Errors
     /// As [`View::read_bytes`].
     pub fn read<T: FromBytes + IntoBytes>(&self, at: GuestVirt) -> Result<T, Fault> {
+        let Some(place) = words::<T>(at) else { return self.read_pieces(at) };
+        let (page, mut value) = (self.m.page(self.frame(at, Access::Read)?), T::new_zeroed());
+        let (to, from) = (value.as_mut_bytes().as_chunks_mut().0, page.get(place).unwrap_or_default());
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.load(Relaxed).to_le_bytes());
+        Ok(value)
+    }
+
+    fn read_pieces<T: FromBytes + IntoBytes>(&self, at: GuestVirt) -> Result<T, Fault> {
         let mut value = T::new_zeroed();
         self.read_bytes(at, value.as_mut_bytes())?;
         Ok(value)
@@ -166,6 +176,17 @@ impl<'m, M: Frames> View<'m, M> {
     /// # Errors
     /// As [`View::write_bytes`].
     pub fn write<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Result<(), Fault> {
-        self.write_bytes(at, value.as_bytes())
+        let Some(place) = words::<T>(at) else { return self.write_bytes(at, value.as_bytes()) };
+        let page = self.m.page(self.frame(at, Access::Write)?);
+        let (from, to) = (value.as_bytes().as_chunks().0, page.get(place).unwrap_or_default());
+        from.iter().zip(to).for_each(|(from, to)| to.store(u64::from_le_bytes(*from), Relaxed));
+        Ok(())
     }
+}
+
+/// The words of its page that a value consists of, if it is made of whole ones of one page, as nearly all are.
+fn words<T>(at: GuestVirt) -> Option<Range<usize>> {
+    let (first, count) = (at.offset() / 8, size_of::<T>() / 8);
+    let whole = at.0.is_multiple_of(8) && size_of::<T>().is_multiple_of(8) && first + count <= ENTRIES;
+    whole.then_some(first..first + count)
 }

@@ -135,9 +135,7 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// # Errors
     /// `Fault` if the address is not readable by the guest.
     pub fn read<T: FromBytes + IntoBytes>(&self, at: u64) -> Result<T, Errno> {
-        let mut value = T::new_zeroed();
-        self.read_bytes(at, value.as_mut_bytes())?;
-        Ok(value)
+        self.view()?.read(GuestVirt(at)).map_err(|_| Errno::Fault)
     }
 
     /// Copies bytes in.
@@ -153,7 +151,7 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// # Errors
     /// `Fault` if the address is not writable by the guest.
     pub fn write<T: IntoBytes + Immutable>(&self, at: u64, value: &T) -> Result<(), Errno> {
-        self.write_bytes(at, value.as_bytes())
+        self.view()?.write(GuestVirt(at), value).map_err(|_| Errno::Fault)
     }
 
     /// Copies bytes out.

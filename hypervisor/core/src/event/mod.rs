@@ -73,7 +73,8 @@ impl World {
 
     /// Sets a bit of a vcpu's selector, then its upcall, then wakes it if it sleeps or makes the CPU that runs it look.
     fn mark<M: Machine>(&self, m: &M, vcpu: &Vcpu, bit: u64) {
-        let Some((head, selector)) = info_words(m, vcpu) else { return };
+        let selector = vcpu.record().and_then(|(frame, at)| m.page(frame).get((at + vcpu_info::PENDING_SEL) / 8));
+        let (Some(head), Some(selector)) = (info_head(m, vcpu), selector) else { return };
         if selector.fetch_or(bit, SeqCst) & bit == 0 && head.fetch_or(1, SeqCst) & PENDING_BYTE == 0 {
             match vcpu.place() {
                 Place::Blocked if self.upcall_due(m, vcpu) => self.sched.wake(m, vcpu),
@@ -102,7 +103,7 @@ impl World {
 
     /// Whether an upcall is pending and not masked.
     pub fn upcall_due<M: Machine>(&self, m: &M, vcpu: &Vcpu) -> bool {
-        info_words(m, vcpu).is_some_and(|(head, _)| {
+        info_head(m, vcpu).is_some_and(|head| {
             let head = head.load(SeqCst);
             head & PENDING_BYTE != 0 && head & MASK_BYTE == 0
         })
@@ -110,12 +111,12 @@ impl World {
 
     /// The guest's upcall mask; a vcpu without a record has them masked.
     pub fn upcall_mask<M: Machine>(&self, m: &M, vcpu: &Vcpu) -> bool {
-        info_words(m, vcpu).is_none_or(|(head, _)| head.load(SeqCst) & MASK_BYTE != 0)
+        info_head(m, vcpu).is_none_or(|head| head.load(SeqCst) & MASK_BYTE != 0)
     }
 
     /// Sets the guest's upcall mask.
     pub fn set_upcall_mask<M: Machine>(&self, m: &M, vcpu: &Vcpu, masked: bool) {
-        let Some((head, _)) = info_words(m, vcpu) else { return };
+        let Some(head) = info_head(m, vcpu) else { return };
         if masked {
             head.fetch_or(1 << 8, SeqCst);
             // Whatever the guest had there, it now reads 1.
@@ -170,9 +171,8 @@ impl<'m> Bits<'m> {
     }
 }
 
-/// The first word of a vcpu's record (upcall and mask bytes) and its selector.
-fn info_words<'m, M: Machine>(m: &'m M, vcpu: &Vcpu) -> Option<(&'m AtomicU64, &'m AtomicU64)> {
+/// The first word of a vcpu's record: upcall and mask bytes.
+fn info_head<'m, M: Machine>(m: &'m M, vcpu: &Vcpu) -> Option<&'m AtomicU64> {
     let (frame, at) = vcpu.record()?;
-    let page = m.page(frame);
-    Some((page.get(at / 8)?, page.get((at + vcpu_info::PENDING_SEL) / 8)?))
+    m.page(frame).get(at / 8)
 }

@@ -32,7 +32,7 @@ pub(super) struct Words<'a> {
 /// All frames of the machine, their flush epochs and the free ones among them.
 #[derive(Debug)]
 pub struct FrameTable {
-    words: Once<&'static [AtomicU64]>,
+    words: Once<&'static [[AtomicU64; WORDS]]>,
     pub(super) epochs: Epochs,
     pub(super) pool: Leaf<FreeList>,
     owned: [AtomicU32; DomainId::FIRST_RESERVED as usize],
@@ -73,14 +73,13 @@ impl FrameTable {
     /// Gives the table its words: [`WORDS`] zeros for each frame below the limit. No frame is RAM until
     /// [`FrameTable::add`] says so. Only the first call counts.
     pub fn init(&self, words: &'static [AtomicU64]) {
-        self.words.call_once(|| words);
+        self.words.call_once(|| words.as_chunks().0);
     }
 
     /// The number of the highest frame the table knows, plus one.
     #[must_use]
     pub fn limit(&self) -> u32 {
-        let frames = self.words.get().map_or(0, |w| w.len() / WORDS);
-        u32::try_from(frames).unwrap_or(u32::MAX)
+        u32::try_from(self.words.get().map_or(0, |w| w.len())).unwrap_or(u32::MAX)
     }
 
     /// The clock of flushes.
@@ -107,8 +106,7 @@ impl FrameTable {
     }
 
     pub(super) fn words(&self, frame: Frame) -> Option<Words<'_>> {
-        let at = frame.index().checked_mul(WORDS)?;
-        let [kind, owner, stamp, link] = self.words.get()?.get(at..at.checked_add(WORDS)?)? else { return None };
+        let [kind, owner, stamp, link] = self.words.get()?.get(frame.index())?;
         Some(Words { kind, owner, stamp, link })
     }
 
@@ -125,7 +123,7 @@ impl FrameTable {
     /// Whether the frame is RAM. Does not change after boot.
     #[must_use]
     pub fn is_ram(&self, frame: Frame) -> bool {
-        self.info(frame).is_some_and(|i| i.owner.owner != Owner::NotRam)
+        self.words(frame).is_some_and(|w| OwnerState::from_bits(w.owner.load(SeqCst)).owner != Owner::NotRam)
     }
 
     /// The level of a validated page table that belongs to `owner`.

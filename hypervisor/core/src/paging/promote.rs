@@ -11,7 +11,7 @@ use crate::fault::{Fault, planted};
 use crate::frame::table::bug;
 use crate::frame::{Left, Taken, Use};
 use crate::machine::{Cpus, Frames};
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 /// Outcomes of interrupted promotions that wait for their request.
 pub const WAITING: usize = 8;
@@ -105,7 +105,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`] if some is left.
     pub fn run(&mut self) -> Outcome<()> {
-        while let Some(top) = self.top() {
+        while let Some(mut top) = self.top() {
+            self.skip_absent(&mut top);
             self.budget = self.budget.checked_sub(1).ok_or(Stop::More)?;
             match top {
                 Cursor { up: true, next: ENTRIES, .. } => self.arrive_up(top),
@@ -126,6 +127,23 @@ impl<M: Frames + Cpus> Session<'_, M> {
             self.state.work.push(table, level, false);
         }
         self.state.work.stack.last().copied()
+    }
+
+    /// Moves past entries that hold nothing, as most do, as far as the budget goes.
+    fn skip_absent(&mut self, top: &mut Cursor) {
+        let page = self.m.page(top.table).iter();
+        let absent = |word: &&AtomicU64| word.load(SeqCst) & entry::PRESENT == 0;
+        let most = self.budget as usize;
+        let skipped = if top.up {
+            page.skip(top.next).take(most).take_while(absent).count()
+        } else {
+            page.take(top.next).rev().take(most).take_while(absent).count()
+        };
+        if skipped > 0 {
+            top.next = if top.up { top.next.saturating_add(skipped) } else { top.next.saturating_sub(skipped) };
+            self.move_to(top.next);
+            self.budget = self.budget.saturating_sub(u32::try_from(skipped).unwrap_or(u32::MAX));
+        }
     }
 
     fn climb(&mut self, top: Cursor) {

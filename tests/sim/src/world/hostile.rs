@@ -634,6 +634,15 @@ impl Guests for Everybody {
                 Exit::Interrupt(_) => "exits by an interrupt",
             };
             self.note(kind);
+            // The one call that is carried out at once.
+            let index = ctx.vcpu.index();
+            let is_iret = self.pending.get(&index).is_some_and(|pending| pending.call == Hypercall::Iret);
+            if exit == Exit::Syscall
+                && is_iret
+                && let Some(done) = self.pending.remove(&index)
+            {
+                self.learn(ctx, done);
+            }
             if matches!(exit, Exit::Fault { vector: 13 | 14 | 6, .. }) && ctx.own.trap.is_none() && ctx.domain.runs() {
                 self.note("instructions carried out, or faults repaired");
             }
