@@ -7,11 +7,11 @@
 //! Nothing in here waits or answers a flush between the walk and the use of a frame, so the frame cannot change hands in
 //! between: whoever takes it away must first have this CPU flush (P4). The accessed and dirty bits are not set.
 
-use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_SIZE};
+use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_SHIFT, PAGE_SIZE, low32};
 use crate::frame::FrameTable;
 use crate::machine::Frames;
 use core::ops::Range;
-use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hypercall_abi::mmu::pte::{FRAME, PAT_OR_PSE, PRESENT, USER, WRITE};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -95,29 +95,72 @@ pub struct View<'m, M> {
     m: &'m M,
     table: &'m FrameTable,
     root: Frame,
+    memo: Option<&'m Memo>,
+}
+
+/// The page that was found last, open to reading and writing. It is what a walk would find for as long as no entry of any
+/// table has let go of what it led to ([`FrameTable::losses`]).
+#[derive(Debug)]
+pub struct Memo {
+    page: AtomicU64,
+    /// The root in the upper half, the frame in the lower.
+    frames: AtomicU64,
+    losses: AtomicU64,
+}
+
+impl Memo {
+    /// Nothing was found yet.
+    pub(crate) const fn new() -> Self {
+        Self { page: AtomicU64::new(u64::MAX), frames: AtomicU64::new(0), losses: AtomicU64::new(0) }
+    }
 }
 
 impl<'m, M: Frames> View<'m, M> {
     /// Memory as the tables from `root` show it; `root` is a validated L4 that somebody holds.
     #[must_use]
     pub fn new(m: &'m M, table: &'m FrameTable, root: Frame) -> Self {
-        Self { m, table, root }
+        Self { m, table, root, memo: None }
+    }
+
+    /// The same, remembering in the `memo` of the vcpu that runs.
+    pub(crate) fn remembering(self, memo: &'m Memo) -> Self {
+        Self { memo: Some(memo), ..self }
     }
 
     /// The frame behind an address. It stays that only until this CPU waits for something or lets go of a lock.
     ///
     /// # Errors
     /// [`Fault`]: not mapped, not for ring 3, not for writing, or no RAM.
+    #[inline(always)]
     pub fn frame(&self, at: GuestVirt, access: Access) -> Result<Frame, Fault> {
+        if let Some(memo) = self.memo {
+            let (frames, losses) = (memo.frames.load(Relaxed), memo.losses.load(Relaxed));
+            let known = memo.page.load(Relaxed) == at.0 >> PAGE_SHIFT && frames >> 32 == self.root.number();
+            if known && losses == self.table.losses() {
+                let frame = Frame::from_u32(low32(frames));
+                debug_assert!(
+                    self.find(at, true) == Ok(frame) || losses != self.table.losses(),
+                    "{at:?} was {frame:?}"
+                );
+                return Ok(frame);
+            }
+        }
         let write = access == Access::Write;
         self.find(at, write).map_err(|present| Fault { address: at, present, write })
     }
 
     /// The frame behind an address, or whether a page is present that does not allow the access.
+    #[inline(never)]
     fn find(&self, at: GuestVirt, write: bool) -> Result<Frame, bool> {
+        let losses = self.table.losses(); // before the walk: one that comes meanwhile must count
         let path = walk(self.m, self.table, self.root, at).ok_or(false)?;
         let frame = path.frame().ok_or(false)?;
         ensure!(path.user && (path.writable || !write) && self.table.is_ram(frame), true);
+        if let Some(memo) = self.memo.filter(|_| path.writable) {
+            memo.page.store(at.0 >> PAGE_SHIFT, Relaxed);
+            memo.frames.store(self.root.number() << 32 | frame.number(), Relaxed);
+            memo.losses.store(losses, Relaxed);
+        }
         Ok(frame)
     }
 

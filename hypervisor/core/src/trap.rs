@@ -219,9 +219,9 @@ fn exception<M: Machine>(ctx: &mut Ctx<'_, M>, trap: Trap) {
 /// The guest's gate of a vector; its address is 0 if there is none.
 pub fn gate_of<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> TrapInfo {
     let mut gate = TrapInfo::new_zeroed();
-    if let Some(frame) = ctx.own.traps {
-        ctx.m.read(frame, usize::from(vector) * size_of::<TrapInfo>(), gate.as_mut_bytes());
-    }
+    let (to, first) = (gate.as_mut_bytes().as_chunks_mut().0, usize::from(vector) * 2);
+    let words = ctx.own.traps.and_then(|frame| ctx.m.page(frame).get(first..first + 2));
+    to.iter_mut().zip(words.unwrap_or_default()).for_each(|(to, word)| *to = word.load(Relaxed).to_le_bytes());
     gate
 }
 

@@ -127,7 +127,7 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// A vcpu without a root has no addresses.
     pub fn view(&self) -> Result<View<'a, M>, Errno> {
         let root = self.own.kernel_root.ok_or(Errno::Fault)?;
-        Ok(View::new(self.m, &self.world.frames, root))
+        Ok(View::new(self.m, &self.world.frames, root).remembering(&self.vcpu.memo))
     }
 
     /// Copies a structure in, once.

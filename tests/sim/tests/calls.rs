@@ -6,7 +6,7 @@ use hv_core::trap;
 use hypercall_abi::context::flags;
 use hypercall_abi::grant::{GrantOp, MapGrantRef, SetupTable, entry, map, status};
 use hypercall_abi::memory::{MemoryOp, Reservation};
-use hypercall_abi::mmu::{MmuextCommand, MmuextOp, MulticallEntry, pte};
+use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, MulticallEntry, pte};
 use hypercall_abi::vcpu::{RegisterVcpuInfo, VcpuOp};
 use hypercall_abi::{Errno, Hypercall, domid};
 use sim::world::build::{self, at, page};
@@ -104,6 +104,33 @@ fn the_fpu_state_of_a_context_counts() {
         let vcpu = stage.world.vcpu(stage.domain(&guest), VcpuId(1)).expect("it has two");
         let area = vcpu.own.try_take().expect("nobody has it").fpu.expect("it has one");
         assert_eq!((stage.m.peek(area, 0), stage.m.peek(area, 64)), (0x7f, 3));
+    });
+}
+
+/// Where a page was found is remembered until an entry on the way to it has let go of something (P1, P3).
+#[test]
+fn a_page_found_before_is_not_used_after_it_went() {
+    tell(200, |stage| {
+        let guest = stage.enter(false);
+        let (place, page) = (at(page::DATA), |n: usize| guest.pages[page::DATA + n]);
+        let write = |stage: &mut Stage, value: u64| stage.on_cpu(&guest, |ctx, _| ctx.write(place, &value));
+        let show = |stage: &mut Stage, frame: Frame, flags: u64| {
+            let entry = frame.address() | flags | pte::USER;
+            stage.call(&guest, Hypercall::UpdateVaMapping, &[place, entry, 0]).result
+        };
+        assert_eq!((write(stage, 1), write(stage, 2)), (Ok(()), Ok(())));
+        assert_eq!(show(stage, page(1), pte::PRESENT | pte::WRITE), Ok(0));
+        assert_eq!(write(stage, 3), Ok(()));
+        assert_eq!([stage.m.peek(page(0), 0), stage.m.peek(page(1), 0)], [2, 3]);
+        assert_eq!((show(stage, page(1), pte::PRESENT), write(stage, 4)), (Ok(0), Err(Errno::Fault)));
+        assert_eq!((show(stage, page(1), pte::PRESENT | pte::WRITE), write(stage, 5)), (Ok(0), Ok(())));
+        assert_eq!((show(stage, page(1), 0), write(stage, 6)), (Ok(0), Err(Errno::Fault)));
+        assert_eq!((show(stage, page(1), pte::PRESENT | pte::WRITE), write(stage, 7)), (Ok(0), Ok(())));
+        let l2_slot = guest.pages[page::L2].address() + (build::BASE >> 21) % 512 * 8;
+        let list = stage.put(&guest, 0, &MmuUpdate { ptr: l2_slot, val: 0 });
+        let went = stage.call(&guest, Hypercall::MmuUpdate, &[list, 1, 0, u64::from(domid::SELF)]);
+        assert_eq!((went.result, write(stage, 8)), (Ok(0), Err(Errno::Fault)));
+        assert_eq!(stage.m.peek(page(1), 0), 7);
     });
 }
 

@@ -31,6 +31,11 @@ fn parties<'a, M: Machine>(ctx: &Ctx<'a, M>, domains: u64) -> Result<(&'a Domain
 /// # Errors
 /// Those of ABI core 4.4, after the number of requests done has been told.
 pub fn mmu_update<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    // Most calls bring one request, and need no room for more.
+    if call.args[1] & COUNT == 1 { updates::<M, 1>(ctx, call) } else { updates::<M, BATCH>(ctx, call) }
+}
+
+fn updates<M: Machine, const BATCH: usize>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [list, count, _, domains, ..] = call.args;
     let (tables, from) = parties(ctx, domains)?;
     let mut requests = [MmuUpdate::new_zeroed(); BATCH];

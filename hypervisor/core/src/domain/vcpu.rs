@@ -1,5 +1,6 @@
 //! A vcpu: what other CPUs may look at, and what belongs to the CPU that runs it.
 
+use crate::claim::Memo;
 use crate::dispatch::Call;
 use crate::lock::Owned;
 use crate::machine::{Registers, Segments};
@@ -195,6 +196,8 @@ pub struct Vcpu {
     pub(crate) poll_deadline: AtomicU64,
     /// Another vcpu sent an NMI.
     pub(crate) nmi: AtomicBool,
+    /// Where its kernel's memory was found last.
+    pub(crate) memo: Memo,
     /// Its registers and tables.
     pub own: Owned<VcpuState>,
 }
@@ -218,6 +221,7 @@ impl Vcpu {
             next_tick: AtomicU64::new(0),
             poll_deadline: AtomicU64::new(u64::MAX),
             nmi: AtomicBool::new(false),
+            memo: Memo::new(),
             own: Owned::new(),
         }
     }

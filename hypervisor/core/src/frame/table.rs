@@ -34,6 +34,7 @@ pub(super) struct Words<'a> {
 pub struct FrameTable {
     words: Once<&'static [[AtomicU64; WORDS]]>,
     pub(super) epochs: Epochs,
+    losses: AtomicU64,
     pub(super) pool: Leaf<FreeList>,
     owned: [AtomicU32; DomainId::FIRST_RESERVED as usize],
 }
@@ -65,6 +66,7 @@ impl FrameTable {
         Self {
             words: Once::new(),
             epochs: Epochs::new(),
+            losses: AtomicU64::new(0),
             pool: Leaf::new(FreeList::EMPTY),
             owned: [const { AtomicU32::new(0) }; DomainId::FIRST_RESERVED as usize],
         }
@@ -86,6 +88,16 @@ impl FrameTable {
     #[must_use]
     pub fn epochs(&self) -> &Epochs {
         &self.epochs
+    }
+
+    /// How often an entry of a page table has let go of what it led to. Whoever walked before may find something else now.
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses.load(SeqCst)
+    }
+
+    /// An entry that led somewhere has been replaced, or is an entry no more. Called before its reference is dropped.
+    pub(crate) fn count_loss(&self) {
+        self.losses.fetch_add(1, SeqCst);
     }
 
     /// How many frames a domain owns, those it gave back while they were mapped included.
