@@ -28,7 +28,7 @@ numbers! {
     }
 }
 numbers! {
-    /// What a callback is for (core 3.4).
+    /// What a callback is for (core 3.4); 3, an old name of `Sysenter`, is refused like any number nobody knows.
     CallbackType: u16 {
         /// Event upcall.
         Event = 0,
@@ -36,8 +36,6 @@ numbers! {
         Failsafe = 1,
         /// SYSCALL from 64-bit user code.
         Syscall = 2,
-        /// Old name of `Sysenter`; refused.
-        SysenterDeprecated = 3,
         /// Non-maskable interrupt.
         Nmi = 4,
         /// SYSENTER from compatibility code.

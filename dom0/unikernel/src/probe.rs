@@ -389,6 +389,18 @@ pub fn store(va: u64, value: u64) {
     unsafe { (va as *mut u64).write_volatile(value) };
 }
 
+/// Reads bytes that are mapped, without a probe.
+pub fn load_bytes(va: u64, into: &mut [u8]) {
+    // SAFETY: none; see the head of this module.
+    unsafe { (va as *const u8).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+}
+
+/// Writes bytes that are mapped, without a probe.
+pub fn store_bytes(va: u64, bytes: &[u8]) {
+    // SAFETY: none; see the head of this module.
+    unsafe { (va as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+}
+
 /// Adds to a word by LOCK CMPXCHG until it succeeds, without a probe: also for a second vcpu.
 pub fn compare_and_add(va: u64, add: u64) {
     // SAFETY: none; see the head of this module.

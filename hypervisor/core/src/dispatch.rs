@@ -123,13 +123,15 @@ impl From<Refused> for Errno {
     fn from(why: Refused) -> Self {
         use Refused::*;
         match why {
-            NotOwner | NotYourDevice => Self::Perm,
+            NotYourDevice => Self::Perm,
             Unfinished | Raced => Self::Busy,
             NoMemory => Self::NoMem,
             Unknown => Self::NoSys,
             Dying => Self::Srch,
-            NoSuchFrame | WrongType | TooManyUses | BadBits | CacheBits | HoleSlot | NotTable | AlreadyPinned
-            | NotPinned | BadDescriptor | Misaligned | NotMapped | Mismatch | NotTableWrite => Self::Inval,
+            NotOwner | NoSuchFrame | WrongType | TooManyUses | BadBits | CacheBits | HoleSlot | NotTable
+            | AlreadyPinned | NotPinned | BadDescriptor | Misaligned | NotMapped | Mismatch | NotTableWrite => {
+                Self::Inval
+            }
         }
     }
 }
@@ -165,11 +167,11 @@ fn execute<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     use Hypercall::*;
     let [a, b, c, d, ..] = call.args;
     let value = match Hypercall::from_number(call.number).ok_or(Errno::NoSys)? {
-        SetTrapTable => cpu::set_trap_table(ctx, a)?,
+        SetTrapTable => cpu::set_trap_table(ctx, &mut call.args[0])?,
         MmuUpdate => mmu::mmu_update(ctx, call)?,
         SetGdt => descriptors::set_gdt(ctx, a, b)?,
         StackSwitch => cpu::stack_switch(ctx, a, b),
-        SetCallbacks => cpu::set_callbacks(ctx, [a, b, c])?,
+        SetCallbacks => cpu::set_callbacks(ctx, [a, b, c]),
         FpuTaskswitch => cpu::fpu_taskswitch(ctx, a),
         SetDebugreg => cpu::write_debug(ctx, a, b)?,
         GetDebugreg => cpu::read_debug(ctx, a)?,

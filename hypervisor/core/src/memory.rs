@@ -52,7 +52,8 @@ pub fn memory_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
 fn reservation<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, op: MemoryOp, arg: u64) -> Answer {
     let wanted: Reservation = ctx.read(arg)?;
     let domain = ctx.controlled(wanted.domid)?;
-    ensure!(wanted.extent_order <= MAX_ORDER && call.done <= wanted.nr_extents, Errno::Inval);
+    let last = u64::from(u32::MAX >> COMMAND_BITS); // Xen can continue no longer list
+    ensure!(wanted.extent_order <= MAX_ORDER && (call.done..=last).contains(&wanted.nr_extents), Errno::Inval);
     let batch = (BATCH >> wanted.extent_order).max(1);
     let last = wanted.nr_extents.min(call.done.saturating_add(batch));
     for extent in call.done..last {

@@ -190,10 +190,11 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// # Errors
     /// `Perm` without the power, `Srch` if there is no such domain.
     pub fn controlled(&self, id: u16) -> Result<&'a Domain, Errno> {
+        let domain = self.named(id)?;
         if !self.is_own(id) {
             self.control()?;
         }
-        self.named(id)
+        Ok(domain)
     }
 
     /// The caller's authority over other domains.

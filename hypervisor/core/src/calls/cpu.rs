@@ -10,7 +10,7 @@ use hypercall_abi::callback::{
 use hypercall_abi::physdev::{PhysdevOp, SetIobitmap, SetIopl};
 use zerocopy::IntoBytes;
 
-/// Gates of a trap table, one per vector.
+/// Gates taken over in a step.
 const GATES: usize = 256;
 /// DR7: breakpoints enabled; general detect; bits that read as 1, and those that read as 0.
 const DR7_ENABLED: u64 = 0xff;
@@ -23,26 +23,26 @@ fn canonical(address: u64) -> Result<u64, Errno> {
     if GuestVirt(address).is_canonical() { Ok(address) } else { Err(Errno::Inval) }
 }
 
-/// Takes over the gates of a list that ends with address 0; NULL closes all gates (ABI core 10.4).
+/// Takes over some gates of a list that ends with address 0; NULL closes all gates (ABI core 10.4).
 ///
 /// # Errors
-/// `Inval` for an address no handler can have, or a list without an end.
-pub fn set_trap_table<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64) -> Result<u64, Errno> {
+/// `Inval` for an address no handler can have, `More` while the list goes on.
+pub fn set_trap_table<M: Machine>(ctx: &mut Ctx<'_, M>, list: &mut u64) -> Answer {
     let frame = ctx.own.traps.ok_or(Errno::NoMem)?;
-    if list == 0 {
+    if *list == 0 {
         ctx.m.zero(frame);
         return Ok(0);
     }
-    // As many gates as there are vectors, and the end of the list.
-    for n in 0..=GATES as u64 {
-        let gate: TrapInfo = ctx.read(list.wrapping_add(n * size_of::<TrapInfo>() as u64))?;
+    for _ in 0..GATES {
+        let gate: TrapInfo = ctx.read(*list)?;
         if gate.address == 0 {
             return Ok(0);
         }
         canonical(gate.address)?;
         ctx.m.write(frame, usize::from(gate.vector) * size_of::<TrapInfo>(), gate.as_bytes());
+        *list = list.wrapping_add(size_of::<TrapInfo>() as u64);
     }
-    Err(Errno::Inval)
+    Err(Halt::More)
 }
 
 /// Says where bounces from user mode find the kernel stack.
@@ -51,15 +51,13 @@ pub fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>, ss: u64, sp: u64) -> u64 {
     0
 }
 
-/// Registers event, failsafe and system-call handlers the old way.
-///
-/// # Errors
-/// `Inval` for an address no handler can have.
-pub fn set_callbacks<M: Machine>(ctx: &mut Ctx<'_, M>, addresses: [u64; 3]) -> Result<u64, Errno> {
-    ensure!(addresses.iter().all(|address| canonical(*address).is_ok()), Errno::Inval);
-    let [event, failsafe, syscall] = addresses.map(|address| Handler { address, masks_events: false });
-    ctx.own.callbacks = Callbacks { event, failsafe, syscall, ..ctx.own.callbacks };
-    Ok(0)
+/// Registers event, failsafe and system-call handlers the old way; an address no handler can have changes nothing.
+pub fn set_callbacks<M: Machine>(ctx: &mut Ctx<'_, M>, addresses: [u64; 3]) -> u64 {
+    let Callbacks { event, failsafe, syscall, .. } = &mut ctx.own.callbacks;
+    for (handler, address) in [event, failsafe, syscall].into_iter().zip(addresses) {
+        *handler = canonical(address).map_or(*handler, |address| Handler { address, masks_events: false });
+    }
+    0
 }
 
 /// `callback_op` (ABI core 3.4).
@@ -80,7 +78,6 @@ pub fn callback_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> 
                 CallbackType::Syscall32 => callbacks.syscall32 = handler,
                 CallbackType::Sysenter => callbacks.sysenter = handler,
                 CallbackType::Nmi => set_nmi(ctx, call.address)?,
-                CallbackType::SysenterDeprecated => return Err(Errno::NoSys),
             }
         }
         CallbackOp::Unregister => {
@@ -108,7 +105,7 @@ fn set_nmi<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Result<(), Errno> 
 /// `NoSys` for other commands.
 pub fn nmi_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
     match command {
-        0 => set_nmi(ctx, canonical(ctx.read(arg)?)?)?,
+        0 => set_nmi(ctx, canonical(ctx.read::<[u64; 2]>(arg)?[0])?)?,
         1 => set_nmi(ctx, 0)?,
         _ => return Err(Errno::NoSys),
     }

@@ -38,7 +38,7 @@ pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg:
                 write_areas(ctx);
             } else if let Some(at) = area {
                 let info = with_own(ctx, vcpu, |own| own.runstate)?;
-                ctx.write(at.0, &info)?;
+                let _ = ctx.write(at.0, &info);
             }
         }
         VcpuOp::SetPeriodicTimer => {

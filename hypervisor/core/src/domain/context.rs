@@ -20,10 +20,10 @@ const XSAVE_LEGACY: u64 = 3;
 /// # Errors
 /// `Exist` if it has one, `Busy` while it runs, and those of [`set`].
 pub fn initialise<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Answer {
+    let context: VcpuContext = ctx.read(arg)?;
     ensure!(vcpu.number() != ctx.vcpu.number(), Errno::Exist);
     let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
     ensure!(!own.initialised, Errno::Exist);
-    let context: VcpuContext = ctx.read(arg)?;
     let domain = ctx.domain;
     set(&mut ctx.site(), domain, vcpu, &mut own, &context)
 }

@@ -61,13 +61,13 @@ pub fn grant_table_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answ
             ctx.write(array, &query)?;
         }
         GrantOp::SetVersion => {
-            let SetVersion { version } = ctx.read(one?)?;
+            let SetVersion { version } = ctx.read(array)?;
             ctx.write(array, &SetVersion { version: 1 })?;
             ensure!(version != 2, Errno::NoSys);
             ensure!(version == 1, Errno::Inval);
         }
         GrantOp::GetVersion => {
-            let query: GetVersion = ctx.read(one?)?;
+            let query: GetVersion = ctx.read(array)?;
             ctx.controlled(query.dom)?;
             ctx.write(array, &GetVersion { version: 1, ..query })?;
         }
@@ -111,8 +111,12 @@ fn setup_table<M: Machine>(ctx: &mut Ctx<'_, M>, at: u64) -> Result<(), Errno> {
     let grown = controlled(ctx, call.dom).and_then(|domain| ctx.site().grow_table(domain, wanted));
     call.status = grown.err().unwrap_or(status::OKAY);
     if let Ok(grants) = grown {
+        let list = GuestVirt(call.frame_list);
+        ensure!(list.is_guests(), Errno::Fault);
         for (n, slot) in (0..u64::from(wanted)).zip(&grants.table) {
-            ctx.write(call.frame_list.wrapping_add(n * 8), &slot.get().map_or(0, Frame::number))?;
+            if ctx.write(list.plus(n * 8).0, &slot.get().map_or(0, Frame::number)).is_err() {
+                call.status = status::BAD_VIRT_ADDR;
+            }
         }
     }
     ctx.write(at, &call)
@@ -120,7 +124,7 @@ fn setup_table<M: Machine>(ctx: &mut Ctx<'_, M>, at: u64) -> Result<(), Errno> {
 
 fn map_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut MapGrantRef) -> Result<(), Failed> {
     (call.handle, call.dev_bus_addr) = (u32::MAX, 0);
-    let (host, device) = (call.flags & map::HOST != 0, call.flags & map::DEVICE != 0);
+    let [host, device, by_entry] = [map::HOST, map::DEVICE, map::CONTAINS_PTE].map(|flag| call.flags & flag != 0);
     ensure!(host || device, status::BAD_GNTREF);
     let owner = ctx.named(call.dom).map_err(|_| status::BAD_DOMAIN)?;
     let (m, me) = (ctx.m, ctx.domain);
@@ -131,7 +135,7 @@ fn map_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut MapGrantRef) -> Result<(
             map_host(ctx, call, pin).inspect_err(|_| ctx.site().unpin(pin))?;
         }
         (call.handle, call.dev_bus_addr) = (handle, pin.frame.address());
-        Ok(Handle { pin, host, device })
+        Ok(Handle { pin, host, device, by_entry })
     });
     me.grants.set_handle(m, handle, mapped.as_ref().ok().copied());
     mapped.map(|_| ())
@@ -144,7 +148,7 @@ fn map_host<M: Machine>(ctx: &mut Ctx<'_, M>, call: &MapGrantRef, pin: Pin) -> R
     let root = ctx.own.kernel_root;
     let mut session = ctx.session(ctx.domain);
     let slot = slot_of(&session, root, call.host_addr, call.flags & map::CONTAINS_PTE != 0)?;
-    session.map_leaf(slot, raw, pin.owner).map_err(|stop| Failed::paging(stop, status::BAD_VIRT_ADDR))
+    session.map_leaf(slot, raw, pin.owner).map_err(|stop| Failed::paging(stop, status::GENERAL_ERROR))
 }
 
 /// The L1 slot that a linear address, or the machine address of an entry, names.
@@ -154,9 +158,9 @@ fn slot_of<M: Machine>(
     address: u64,
     of_entry: bool,
 ) -> Result<Slot, i16> {
-    let root = root.ok_or(status::BAD_VIRT_ADDR)?;
+    let root = root.ok_or(status::GENERAL_ERROR)?;
     let slot = if of_entry { Slot::at(address) } else { session.slot_of(root, GuestVirt(address)) };
-    slot.map_err(|_| status::BAD_VIRT_ADDR)
+    slot.map_err(|_| status::GENERAL_ERROR)
 }
 
 fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapGrantRef) -> Result<(), Failed> {
@@ -174,13 +178,12 @@ fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapGrantRef) -> Resu
 /// Takes from a handle what an element asks for.
 fn unmap_halves<M: Machine>(ctx: &mut Ctx<'_, M>, call: &UnmapGrantRef, handle: &mut Handle) -> Result<(), Failed> {
     let pin = handle.pin;
-    ensure!([0, pin.frame.address()].contains(&call.dev_bus_addr), status::BAD_DEV_ADDR);
+    let bus = [0, pin.frame.address()];
+    ensure!(!handle.device || bus.contains(&call.dev_bus_addr), status::BAD_DEV_ADDR);
     if call.host_addr != 0 && handle.host {
         let root = ctx.own.kernel_root;
         let mut session = ctx.session(ctx.domain);
-        // An entry named by its machine address is 8-aligned inside a table; a mapped page is page-aligned.
-        let of_entry = !call.host_addr.is_multiple_of(PAGE_SIZE as u64);
-        let slot = slot_of(&session, root, call.host_addr, of_entry)?;
+        let slot = slot_of(&session, root, call.host_addr, handle.by_entry)?;
         let unmapped = session.unmap_leaf(slot, pin.frame, pin.writable);
         unmapped.map_err(|stop| Failed::paging(stop, status::GENERAL_ERROR))?;
         handle.host = false; // the session flushes when it ends, before the pin goes

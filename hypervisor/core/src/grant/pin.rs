@@ -130,13 +130,15 @@ fn clear_marks(word: &AtomicU64, active: Active) {
     }
 }
 
-/// A handle: what a domain has mapped. Two words: bits 0..4 of the first are flags, its upper half is the reference; the
+/// A handle: what a domain has mapped. Two words: bits 0..6 of the first are flags, its upper half is the reference; the
 /// second holds owner and frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Handle {
     pub(super) pin: Pin,
     pub(super) host: bool,
     pub(super) device: bool,
+    /// The CPU mapping was named by the machine address of its entry, and is again when it is unmapped.
+    pub(super) by_entry: bool,
 }
 
 impl Handle {
@@ -146,13 +148,15 @@ impl Handle {
     const DEVICE: u64 = 8;
     /// In place of the others: the handle is about to change.
     const CLAIMED: u64 = 16;
+    const BY_ENTRY: u64 = 32;
 
     pub(super) fn to_words(self) -> [u64; 2] {
         let bit = |on: bool, bit: u64| if on { bit } else { 0 };
         let flags = Self::USED
             | bit(self.pin.writable, Self::WRITABLE)
             | bit(self.host, Self::HOST)
-            | bit(self.device, Self::DEVICE);
+            | bit(self.device, Self::DEVICE)
+            | bit(self.by_entry, Self::BY_ENTRY);
         [flags | u64::from(self.pin.gref) << 32, u64::from(self.pin.owner.0) | self.pin.frame.number() << 32]
     }
 
@@ -161,7 +165,8 @@ impl Handle {
         let frame = Frame::from_u32(low32(second >> 32));
         let pin =
             Pin { owner: DomainId(low16(second)), gref: low32(first >> 32), frame, writable: flag(Self::WRITABLE) };
-        flag(Self::USED).then_some(Self { pin, host: flag(Self::HOST), device: flag(Self::DEVICE) })
+        let [host, device, by_entry] = [Self::HOST, Self::DEVICE, Self::BY_ENTRY].map(flag);
+        flag(Self::USED).then_some(Self { pin, host, device, by_entry })
     }
 }
 
@@ -298,7 +303,7 @@ mod tests {
     fn handles_survive_their_words() {
         let pin = Pin { owner: DomainId(0x7fef), gref: 511, frame: Frame::from_u32(u32::MAX), writable: true };
         for (host, device) in [(true, false), (false, true), (true, true)] {
-            let handle = Handle { pin, host, device };
+            let handle = Handle { pin, host, device, by_entry: host };
             assert_eq!(Handle::from_words(handle.to_words()), Some(handle));
         }
         assert_eq!(Handle::from_words([0, 0]), None);

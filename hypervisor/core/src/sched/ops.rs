@@ -30,8 +30,8 @@ pub fn sched_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Res
         SchedOp::Poll => poll(ctx, arg)?,
         SchedOp::RemoteShutdown => {
             let RemoteShutdown { domain, reason, .. } = ctx.read(arg)?;
-            ctx.control()?;
             let domain = ctx.named(domain)?;
+            ctx.control()?;
             ctx.world.shut_down(ctx.m, domain, reason);
         }
         SchedOp::ShutdownCode | SchedOp::Watchdog | SchedOp::PinOverride => return Err(Errno::NoSys),

@@ -32,7 +32,7 @@ pub(crate) fn linux(name: &str, memory: u32) -> Result<Guest> {
 }
 
 /// One of our own small guests.
-fn test_guest(name: &str, program: &str, extra: &str) -> Result<Guest> {
+pub(crate) fn test_guest(name: &str, program: &str, extra: &str) -> Result<Guest> {
     let kernel = image(program)?;
     Ok(Guest { name: name.into(), memory: 16, vcpus: 1, kernel, ramdisk: None, extra: extra.into() })
 }

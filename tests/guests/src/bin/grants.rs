@@ -266,6 +266,28 @@ fn by_the_address_of_the_entry() {
 }
 test!("grants.contains-pte", by_the_address_of_the_entry);
 
+/// io 1.3: also of a table's first entry, whose address is that of a page.
+fn by_the_address_of_the_first_entry() {
+    let table = Table::new();
+    table.grant_page(8, entry::PERMIT_ACCESS, 1);
+    let chain = Chain::new();
+    chain.protect(1);
+    chain.pin(1).expect("an L1 can be pinned");
+    let slot = chain.machine_slot(1, 0);
+    let mut list = [MapGrantRef { host_addr: slot, ..table.request(8, map::HOST | map::CONTAINS_PTE) }];
+    assert_eq!(op(GrantOp::MapGrantRef, &mut list), Ok(0));
+    assert_eq!(list[0].status, status::OKAY);
+    let granted = table.pages.frame(1).expect("the page is ours");
+    assert_eq!((chain.peek(1, 0) & pte::FRAME) / PAGE, granted);
+    let mut unmap = [UnmapGrantRef { host_addr: slot, handle: list[0].handle, ..UnmapGrantRef::default() }];
+    assert_eq!(op(GrantOp::UnmapGrantRef, &mut unmap), Ok(0));
+    assert_eq!(unmap[0].status, status::OKAY);
+    assert_eq!(chain.peek(1, 0), 0);
+    chain.unpin(1).expect("it is pinned");
+    chain.unprotect(1);
+}
+test!("grants.contains-first-pte", by_the_address_of_the_first_entry);
+
 /// io 1.6.
 fn copies() {
     let table = Table::new();

@@ -1,0 +1,63 @@
+//! The entry table where its answers depend on who asks: in dom0's place, and in a guest that dom0 has made. Alone, as the
+//! first domain without authority, it is a test of its guest like any other.
+
+use crate::stories::{dom0, image, start, test_guest};
+use anyhow::{Context, Result, ensure};
+use boot::{Machine, Outcome, Setup};
+use std::time::Duration;
+use xtask::bundle::{Bundle, Guest};
+
+/// What the table says in the end.
+const SUM: &str = "entry table: ";
+/// A cell by which the domain ends.
+const CELL: &str = "entry cell ";
+
+/// Shows the sum of the table in an outcome, which must have nothing wrong in it.
+fn sum(outcome: &Outcome, who: &str) -> Result<()> {
+    let found = outcome.console.lines().find_map(|line| line.split_once(SUM));
+    let (_, sum) = found.with_context(|| format!("no sum\n{}", outcome.console))?;
+    println!("entry table, {who}: {}", sum.trim_end());
+    ensure!(sum.contains(" 0 wrong"), "{sum}");
+    Ok(())
+}
+
+/// With authority over others and no others there.
+pub(crate) fn the_entry_table_holds_for_dom0() -> Result<()> {
+    let mut setup = Setup::new(Bundle::dom0(&image("entry")?, "test=*"));
+    setup.options = "dom0_max_vcpus=2".into();
+    let outcome = Machine::boot("the_entry_table_holds_for_dom0", &setup)?.finish()?;
+    outcome.require_passed()?;
+    sum(&outcome, "dom0")
+}
+
+/// Without authority, beside dom0; and each call that ends its domain in a domain of its own, which dom0 sees end.
+pub(crate) fn the_entry_table_holds_for_a_guest() -> Result<()> {
+    let entry =
+        |name: &str, extra: &str| -> Result<Guest> { Ok(Guest { vcpus: 2, ..test_guest(name, "entry", extra)? }) };
+    let bundle = dom0("consoles=all")?.guest(&entry("table", "test=*")?);
+    let outcome = start("the_entry_table_holds_for_a_guest", bundle)?.finish()?;
+    outcome.require_success()?;
+    outcome.require_line("table| @@ done: passed")?;
+    sum(&outcome, "a guest")?;
+    let cells = outcome.console.lines().filter_map(|line| line.split_once(CELL)).count();
+    ensure!(cells > 0, "no call ends its domain\n{}", outcome.console);
+    let mut bundle = dom0("consoles=all")?;
+    for cell in 0..cells {
+        bundle = bundle.guest(&entry(&format!("cell{cell}"), &format!("cell={cell}"))?);
+    }
+    let mut setup = Setup::new(bundle);
+    setup.limit = Duration::from_secs(120);
+    let outcome = Machine::boot("the_entry_table_ends_guests", &setup)?.finish()?;
+    // Some of them crash, which dom0 passes on.
+    outcome.require_failure()?;
+    ensure!(!outcome.console.contains("still alive"), "a call came back\n{}", outcome.console);
+    for cell in 0..cells {
+        let said = format!("cell{cell}| {CELL}{cell}: ");
+        let target = outcome.console.lines().find_map(|line| line.split_once(&said));
+        let (_, target) = target.with_context(|| format!("cell {cell} was not tried\n{}", outcome.console))?;
+        let ended = if target.starts_with("Iret") { "crashed" } else { "powered off" };
+        outcome.require_line(&format!("guest cell{cell} (domain {}) {ended}", cell + 1))?;
+    }
+    println!("entry table, calls without an answer: {cells} of {cells} end their domain as documented");
+    Ok(())
+}

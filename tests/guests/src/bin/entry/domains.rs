@@ -1,0 +1,154 @@
+//! What the hypervisor tells of itself, and the toolstack's calls (core 8).
+
+use crate::calls::NOBODY;
+use crate::ground::Ground;
+use crate::shape::Place::{Arg, U16, U32};
+use crate::shape::{Answer, Class, HANDLES, Shape, Target, Wants, done, refused, want};
+use guests::abi::Errno;
+use guests::abi::domctl::{self, Domctl, DomctlOp};
+use guests::abi::physdev::ConsoleIo;
+use guests::abi::sysctl::{self, Sysctl, SysctlOp};
+use guests::abi::tenon::TenonOp;
+use guests::abi::version::{FeatureInfo, VersionOp};
+use zerocopy::IntoBytes;
+
+pub(crate) fn xen_version(t: &Target) -> Shape {
+    const CITE: &str = "core 8.1";
+    let good = done(CITE);
+    let shape = Shape::new([t.op, 0, 0, 0, 0]).count(Arg(0), 99, refused(Errno::NoSys, "Xen"));
+    let part = |shape: Shape, length: usize, wants| shape.part(Arg(1), &[0u8; 1024][..length], wants);
+    let output = Wants::output(good);
+    match VersionOp::from_number(t.op).expect("it is of the list") {
+        VersionOp::Version => shape.address(Arg(1), Wants::any(good)),
+        VersionOp::Extraversion => part(shape, 16, output),
+        VersionOp::CompileInfo => part(shape, 144, output),
+        VersionOp::Capabilities => part(shape, 1024, output),
+        VersionOp::Changeset => part(shape, 64, output),
+        VersionOp::PlatformParameters => part(shape, 8, output),
+        VersionOp::GuestHandle => part(shape, 16, output),
+        VersionOp::GetFeatures => {
+            let shape = shape.part(Arg(1), &FeatureInfo::default(), Wants::output(good));
+            shape.count(U32(0), 1, refused(Errno::Inval, CITE))
+        }
+        VersionOp::Pagesize => {
+            let wants = Wants::any(refused(Errno::Inval, CITE)).with(Class::Null, want(Answer::Value(4096), CITE));
+            shape.address(Arg(1), wants)
+        }
+        // Not told, or not there.
+        VersionOp::Commandline => {
+            let never = refused(Errno::Perm, CITE);
+            part(shape, 1024, Wants::any(never).on_xen(output))
+        }
+        VersionOp::BuildId => {
+            let never = refused(Errno::NoSys, CITE);
+            // Xen's begins with the room there is; without an address it tells the length.
+            let wants = Wants::any(never).on_xen(output.with(Class::Null, good));
+            shape.part(Arg(1), &[20u32; 6], wants)
+        }
+    }
+}
+
+pub(crate) fn console_io(g: &Ground, t: &Target) -> Shape {
+    const CITE: &str = "core 8.2";
+    let good = done(CITE);
+    let perm = refused(Errno::Perm, CITE);
+    let shape = Shape::new([t.op, 2, 0, 0, 0]).count(Arg(0), 99, refused(Errno::NoSys, "Xen"));
+    let fault = refused(Errno::Fault, HANDLES);
+    let console = |given, otherwise| if g.console { given } else { otherwise };
+    match ConsoleIo::from_number(t.op).expect("it is of the list") {
+        ConsoleIo::Write => {
+            let shape = shape.part(Arg(2), b"  ", console(Wants::input(good), Wants::any(perm)));
+            let fault = if g.console { fault } else { perm };
+            shape.count(Arg(1), 3, fault).count(Arg(1), 0x7fff_ffff, fault)
+        }
+        ConsoleIo::Read => {
+            // Xen notices a bad buffer when there is a byte to put in it; ours before a byte is taken from the console.
+            let wants = Wants::output(good).on_xen(Wants::any(good));
+            shape.part(Arg(2), b"  ", console(wants, Wants::any(perm)))
+        }
+    }
+}
+
+/// A call with an interface version for those with authority; others learn nothing at all.
+fn toolstack(g: &Ground, wants: Wants) -> Wants {
+    g.either(wants, Wants::any(refused(Errno::Perm, "core 8.2")))
+}
+
+pub(crate) fn platform_op() -> Shape {
+    let version = refused(Errno::Acces, "Xen");
+    let wants = Wants::any(refused(Errno::Perm, "core 8.2")).on_xen(Wants::input(version));
+    Shape::new([0; 5]).part(Arg(0), &[0u64; 17], wants)
+}
+
+pub(crate) fn sysctl(g: &Ground, t: &Target) -> Shape {
+    let arg = Sysctl {
+        cmd: u32::try_from(t.op).expect("32 bits"),
+        interface_version: sysctl::INTERFACE_VERSION,
+        payload: [0; 128],
+    };
+    let perm = refused(Errno::Perm, "core 8.2");
+    let shape = Shape::new([0; 5]).count(U32(4), 1, g.either(refused(Errno::Acces, "Xen"), perm)).count(
+        U32(0),
+        99,
+        g.either(refused(Errno::NoSys, "Xen"), perm),
+    );
+    match SysctlOp::from_number(t.op).expect("it is of the list") {
+        SysctlOp::PhysInfo => shape.part(Arg(0), &arg, toolstack(g, Wants::output(done("Xen")))),
+    }
+}
+
+pub(crate) fn domctl(g: &Ground, t: &Target) -> Shape {
+    let op = DomctlOp::from_number(t.op).expect("it is of the list");
+    let nobody = u16::try_from(NOBODY).expect("16 bits");
+    let mut arg = Domctl {
+        cmd: u32::try_from(t.op).expect("32 bits"),
+        interface_version: domctl::INTERFACE_VERSION,
+        domain: nobody,
+        pad: [0; 3],
+        payload: [0; 128],
+    };
+    let perm = refused(Errno::Perm, "core 8.2");
+    let no_domain = refused(Errno::Srch, "Xen");
+    let shape = Shape::new([0; 5]).count(U32(4), 1, g.either(refused(Errno::Acces, "Xen"), perm)).domain(
+        U16(8),
+        NOBODY,
+        g.either(no_domain, perm),
+    );
+    match op {
+        DomctlOp::CreateDomain => {
+            // Flags nobody knows: no domain is made.
+            arg.domain = 0;
+            let flags = 20;
+            arg.payload[flags..flags + 4].copy_from_slice(u32::MAX.as_bytes());
+            let bad = refused(Errno::Inval, "Xen");
+            let mut shape = shape.part(Arg(0), &arg, toolstack(g, Wants::input(bad)));
+            shape.domains.clear();
+            shape.domain(U16(8), NOBODY, g.either(bad, perm))
+        }
+        DomctlOp::GetDomainInfo => {
+            arg.domain = g.own;
+            shape.part(Arg(0), &arg, toolstack(g, Wants::output(done("Xen"))))
+        }
+        DomctlOp::DestroyDomain
+        | DomctlOp::PauseDomain
+        | DomctlOp::UnpauseDomain
+        | DomctlOp::MaxMem
+        | DomctlOp::SetVcpuContext
+        | DomctlOp::GetVcpuContext
+        | DomctlOp::MaxVcpus => shape.part(Arg(0), &arg, toolstack(g, Wants::input(no_domain))),
+    }
+}
+
+pub(crate) fn tenon(g: &Ground, t: &Target) -> Shape {
+    const CITE: &str = "tenon.rs";
+    let perm = refused(Errno::Perm, CITE);
+    let absent = Wants::any(refused(Errno::NoSys, CITE));
+    let shape = Shape::new([t.op, u64::from(g.own), 0, 0, 0]);
+    match TenonOp::from_number(t.op).expect("it is of the list") {
+        TenonOp::CrashReport => {
+            let wants = g.either(Wants::output(done(CITE)), Wants::any(perm)).on_xen(absent);
+            let no_domain = g.either(refused(Errno::Srch, CITE), perm).xen(Answer::Refused(Errno::NoSys));
+            shape.part(Arg(2), &[0u64; 17], wants).domain(Arg(1), NOBODY, no_domain)
+        }
+    }
+}
