@@ -8,6 +8,7 @@ mod doctor;
 mod image;
 mod run;
 mod selection;
+mod soak;
 mod test;
 
 use anyhow::Result;
@@ -36,6 +37,8 @@ enum Verb {
     Check,
     /// Run every test, on the host and in emulated machines
     Test(test::Options),
+    /// Run the long forms of the random and hostile tests, and those that are only long; write what they counted
+    Soak(soak::Options),
     /// Count the instructions things take, and compare with the bare machine and Xen
     Bench(bench::Options),
     /// Say what this machine has and lacks
@@ -66,6 +69,7 @@ fn act(verb: Verb) -> Result<ExitCode> {
         Verb::Image(options) => image::image(&sh, &options)?,
         Verb::Check => check::check(&sh)?,
         Verb::Test(options) => return test::test(&sh, &options),
+        Verb::Soak(options) => return soak::soak(&sh, &options),
         Verb::Bench(options) => return bench::bench(&sh, &options),
         Verb::Doctor => doctor::doctor(&sh)?,
         Verb::Provision { all } => provision(&sh, all)?,

@@ -28,19 +28,29 @@ pub(crate) struct Options {
 }
 
 /// One test program.
-struct Suite {
-    name: String,
+pub(crate) struct Suite {
+    /// What it is called: its package, or package and target.
+    pub(crate) name: String,
     package: String,
     program: PathBuf,
     /// The folder of its package, where Cargo would start it.
     folder: PathBuf,
 }
 
+impl Suite {
+    /// A command that runs it.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
+        command
+    }
+}
+
 /// Passed and failed tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
 }
 
 /// Runs the suites and prints the totals; they are the last line, whatever happens.
@@ -69,21 +79,21 @@ fn run_all(sh: &Shell, options: &Options, deadline: Instant, total: &mut Tally) 
             prepare_system_tests(sh)?;
             prepared = true;
         }
-        let mut command = Command::new(&suite.program);
-        command.current_dir(&suite.folder).env("CARGO_MANIFEST_DIR", &suite.folder).args(&options.filter);
-        run_suite(&suite.name, command, deadline, total)?;
+        let mut command = suite.command();
+        command.args(&options.filter);
+        run_suite(&suite.name, command, deadline, total, &mut |_| {})?;
     }
     if options.package.is_none() && options.filter.is_none() {
         let mut command = Command::new("cargo");
         command.current_dir(sh.current_dir()).args(["test", "--quiet", "--doc", "--workspace"]);
         command.args(build::IMAGES.into_iter().flat_map(|name| ["--exclude", name]));
-        run_suite("examples in the documentation", command, deadline, total)?;
+        run_suite("examples in the documentation", command, deadline, total, &mut |_| {})?;
     }
     Ok(())
 }
 
 /// Images, emulator, kernel, initramfs, GRUB and firmware: nothing a system test needs is built or fetched while it runs.
-fn prepare_system_tests(sh: &Shell) -> Result<()> {
+pub(crate) fn prepare_system_tests(sh: &Shell) -> Result<()> {
     let start = Instant::now();
     sysroot::ensure_target(sh)?;
     build::images(sh, SYSTEM_PROFILE)?;
@@ -97,7 +107,7 @@ fn prepare_system_tests(sh: &Shell) -> Result<()> {
 }
 
 /// Builds every test program of the host and lists them.
-fn suites(sh: &Shell, only: Option<&str>) -> Result<Vec<Suite>> {
+pub(crate) fn suites(sh: &Shell, only: Option<&str>) -> Result<Vec<Suite>> {
     let start = Instant::now();
     let mut which = vec!["--workspace"];
     which.extend(build::IMAGES.into_iter().flat_map(|name| ["--exclude", name]));
@@ -142,8 +152,14 @@ impl Drop for Running {
     }
 }
 
-/// Runs one suite, shows what it prints, and adds its tests to `total`.
-fn run_suite(name: &str, mut command: Command, deadline: Instant, total: &mut Tally) -> Result<()> {
+/// Runs one suite, shows what it prints and tells `hear`, and adds its tests to `total`.
+pub(crate) fn run_suite(
+    name: &str,
+    mut command: Command,
+    deadline: Instant,
+    total: &mut Tally,
+    hear: &mut dyn FnMut(&str),
+) -> Result<()> {
     let start = Instant::now();
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut suite = Running(child.with_context(|| format!("the suite {name} does not start"))?);
@@ -167,12 +183,13 @@ fn run_suite(name: &str, mut command: Command, deadline: Instant, total: &mut Ta
                 }
                 if !is_noise(&line) {
                     println!("{line}");
+                    hear(&line);
                 }
             }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
                 *total = Tally { passed: total.passed + tally.passed, failed: total.failed + tally.failed };
-                bail!("the budget of {} minutes was spent during the suite {name}", BUDGET.as_secs() / 60);
+                bail!("the time was up during the suite {name}, after {} s of it", start.elapsed().as_secs());
             }
         }
     }
@@ -218,7 +235,7 @@ mod tests {
         let mut total = Tally::default();
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        run_suite("script", command, Instant::now() + Duration::from_secs(60), &mut total).unwrap();
+        run_suite("script", command, Instant::now() + Duration::from_secs(60), &mut total, &mut |_| {}).unwrap();
         total
     }
 
@@ -243,7 +260,7 @@ mod tests {
         command.arg("60");
         let start = Instant::now();
         let deadline = start + Duration::from_millis(50);
-        assert!(run_suite("sleeper", command, deadline, &mut Tally::default()).is_err());
+        assert!(run_suite("sleeper", command, deadline, &mut Tally::default(), &mut |_| {}).is_err());
         assert!(start.elapsed() < Duration::from_secs(30));
     }
 

@@ -56,16 +56,24 @@ fn parse(table: &[u8]) -> Result<Vec<String>> {
 /// # Errors
 /// The test did not pass.
 pub fn run(path: &Path, test: Option<&str>) -> Result<()> {
+    run_with(path, test, "", Duration::from_secs(30))
+}
+
+/// As [`run`], with more words on the guest's command line and another limit of time.
+///
+/// # Errors
+/// The test did not pass.
+pub fn run_with(path: &Path, test: Option<&str>, more: &str, limit: Duration) -> Result<()> {
     let guest = path.file_name().unwrap_or_default().to_string_lossy();
     let (name, words) = match test {
-        Some(test) => (format!("{guest}-{test}"), format!("test={test}")),
-        None => (guest.into_owned(), String::new()),
+        Some(test) => (format!("{guest}-{test}"), format!("test={test} {more}")),
+        None => (guest.into_owned(), more.to_owned()),
     };
-    let mut setup = Setup::new(Bundle::first(path, None, &words).first_memory(64));
+    let mut setup = Setup::new(Bundle::first(path, None, words.trim_end()).first_memory(64));
     setup.memory = 256;
     // The second is for those that want one: it stays down until it is brought up.
     setup.options = "dom0_max_vcpus=2".into();
-    setup.limit = Duration::from_secs(30);
+    setup.limit = limit;
     Machine::boot(&name, &setup)?.finish()?.require_passed()
 }
 

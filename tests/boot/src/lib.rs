@@ -64,6 +64,12 @@ pub fn images() -> Result<PathBuf> {
     Ok(build::target_dir(&shell()?)?.join(xtask::TARGET).join(PROFILE))
 }
 
+/// How many times longer than usual the tests are to be, if this is a soak: `cargo xtask soak` says so in `TENON_SOAK`.
+#[must_use]
+pub fn soak() -> Option<u32> {
+    std::env::var("TENON_SOAK").ok()?.parse().ok()
+}
+
 /// A shell in the top folder of the checkout, as the functions of `xtask` want it.
 ///
 /// # Errors

@@ -6,6 +6,8 @@
 mod entry;
 #[path = "system/images.rs"]
 mod images;
+#[path = "system/soak.rs"]
+mod soak;
 #[path = "system/stories.rs"]
 mod stories;
 #[path = "system/verbs.rs"]
@@ -48,7 +50,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two machines at a time: more are slower on the machines this is developed on, and no surer.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2).min(2));
-    match trials() {
+    match boot::soak().map_or_else(trials, soak::trials) {
         Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
         Err(error) => {
             eprintln!("error: {error:#}");
