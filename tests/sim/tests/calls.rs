@@ -4,7 +4,7 @@ use hv_core::addr::{Frame, VcpuId};
 use hv_core::machine::{Clock, Exit, Frames};
 use hv_core::trap;
 use hypercall_abi::context::flags;
-use hypercall_abi::grant::{GrantOp, MapGrantRef, SetupTable, entry, map, status};
+use hypercall_abi::grant::{GrantOp, MapGrantRef, SetupTable, UnmapGrantRef, entry, map, status};
 use hypercall_abi::memory::{MemoryOp, Reservation};
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, MulticallEntry, pte};
 use hypercall_abi::vcpu::{RegisterVcpuInfo, VcpuOp};
@@ -65,29 +65,60 @@ fn grant(stage: &Stage, from: &Actor, to: &Actor) {
     stage.m.poke(table, 5, word);
 }
 
-fn map_grant(stage: &mut Stage, who: &Actor, of: &Actor) -> i16 {
-    let host_addr = at(build::PAGES + 1);
-    let call = MapGrantRef { host_addr, flags: map::HOST, gref: 5, dom: of.id.0, ..Default::default() };
+/// A domain that has granted nothing yet, but has a table.
+fn granter(stage: &mut Stage) -> Actor {
+    let owner = stage.enter(false);
+    let frame_list = at(page::MORE_ARGS);
+    let setup = SetupTable { dom: domid::SELF, nr_frames: 1, frame_list, ..Default::default() };
+    let arg = stage.put(&owner, 0, &setup);
+    let went = stage.call(&owner, Hypercall::GrantTableOp, &[GrantOp::SetupTable as u64, arg, 1]);
+    assert_eq!(went.result, Ok(0));
+    owner
+}
+
+fn map_grant_at(stage: &mut Stage, who: &Actor, of: &Actor, host_addr: u64, flags: u32) -> MapGrantRef {
+    let call = MapGrantRef { host_addr, flags, gref: 5, dom: of.id.0, ..Default::default() };
     let arg = stage.put(who, 512, &call);
     let went = stage.call(who, Hypercall::GrantTableOp, &[GrantOp::MapGrantRef as u64, arg, 1]);
     assert_eq!(went.result, Ok(0));
-    stage.get::<MapGrantRef>(who, arg).status
+    stage.get(who, arg)
+}
+
+fn map_grant(stage: &mut Stage, who: &Actor, of: &Actor) -> i16 {
+    map_grant_at(stage, who, of, at(build::PAGES + 1), map::HOST).status
 }
 
 /// An entry in use was given to whoever it named by then: the recorded grantee counts (ABI io 1.4, step 2; XSA-230).
 #[test]
 fn a_grant_in_use_is_for_the_one_who_uses_it() {
     tell(300, |stage| {
-        let [owner, first, second] = [stage.enter(false), stage.enter(false), stage.enter(false)];
-        let frame_list = at(page::MORE_ARGS);
-        let setup = SetupTable { dom: domid::SELF, nr_frames: 1, frame_list, ..Default::default() };
-        let arg = stage.put(&owner, 0, &setup);
-        let went = stage.call(&owner, Hypercall::GrantTableOp, &[GrantOp::SetupTable as u64, arg, 1]);
-        assert_eq!(went.result, Ok(0));
+        let [owner, first, second] = [granter(stage), stage.enter(false), stage.enter(false)];
         grant(stage, &owner, &first);
         assert_eq!(map_grant(stage, &first, &owner), status::OKAY);
         grant(stage, &owner, &second);
         assert_eq!(map_grant(stage, &second, &owner), status::GENERAL_ERROR);
+    });
+}
+
+/// An entry named by its machine address was taken for a page if it was the first of its table, and a page that was named
+/// by an address inside it for an entry: neither could be unmapped again (ABI io 1.3).
+#[test]
+fn a_grant_is_unmapped_where_it_was_mapped() {
+    tell(300, |stage| {
+        let [owner, user] = [granter(stage), stage.enter(false)];
+        grant(stage, &owner, &user);
+        let first_entry = user.pages[page::L1].address();
+        let by_entry = map::HOST | map::CONTAINS_PTE;
+        let inside = at(build::PAGES + 1) + 24;
+        for (host_addr, flags) in [(first_entry, by_entry), (first_entry + 8 * 30, by_entry), (inside, map::HOST)] {
+            let mapped = map_grant_at(stage, &user, &owner, host_addr, flags);
+            assert_eq!(mapped.status, status::OKAY);
+            let call = UnmapGrantRef { host_addr, handle: mapped.handle, ..Default::default() };
+            let arg = stage.put(&user, 512, &call);
+            let went = stage.call(&user, Hypercall::GrantTableOp, &[GrantOp::UnmapGrantRef as u64, arg, 1]);
+            assert_eq!(went.result, Ok(0));
+            assert_eq!(stage.get::<UnmapGrantRef>(&user, arg).status, status::OKAY, "at {host_addr:#x}");
+        }
     });
 }
 
