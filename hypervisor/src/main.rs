@@ -28,7 +28,7 @@ fn main(boot: hv_machine::BootInfo) -> ! {
         log::error!("{why}");
         hw.power_off(hv_machine::Verdict::Failure)
     };
-    let options = options::Options::parse(boot.cmdline).unwrap_or_else(|why| fail(&why));
+    let options = options::Options::parse(&boot.cmdline).unwrap_or_else(|why| fail(&why));
     log::set_max_level(options.log);
     log::info!("Tenon {}", env!("CARGO_PKG_VERSION"));
     WORLD.frames.init(boot.frame_words);

@@ -108,14 +108,8 @@ impl From<Stop> for Halt {
     fn from(stop: Stop) -> Self {
         match stop {
             Stop::More => Self::More,
-            Stop::Refused(why) => why.into(),
+            Stop::Refused(why) => Self::Refused(why.into()),
         }
-    }
-}
-
-impl From<Refused> for Halt {
-    fn from(why: Refused) -> Self {
-        Self::Refused(why.into())
     }
 }
 

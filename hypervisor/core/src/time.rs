@@ -1,5 +1,6 @@
 //! Time as guests compute it: the scale of the time-stamp counter and the versioned records (ABI core 6).
 
+use crate::machine::Clock;
 use hypercall_abi::shared::{TIME_TSC_STABLE, TimeInfo};
 
 /// Multiplier and shift that turn a difference of counts into nanoseconds: `(delta << shift) * mul >> 32`.
@@ -18,13 +19,14 @@ pub fn scale(khz: u64) -> (u32, i8) {
     (u32::try_from(mul).unwrap_or(u32::MAX), shift)
 }
 
-/// The record a guest reads, with `version` even. One origin serves all vcpus, so the records always agree.
+/// The record that follows `old`, with an odd version: it is being changed until the version is written once more, plus 1.
+/// One origin serves all vcpus, so the records always agree.
 #[must_use]
-pub fn record(version: u32, khz: u64, tsc_origin: u64) -> TimeInfo {
-    let (tsc_to_system_mul, tsc_shift) = scale(khz);
+pub fn next_record(m: &impl Clock, old: &TimeInfo) -> TimeInfo {
+    let (tsc_to_system_mul, tsc_shift) = scale(m.tsc_khz());
     TimeInfo {
-        version,
-        tsc_timestamp: tsc_origin,
+        version: old.version | 1,
+        tsc_timestamp: m.tsc_origin(),
         system_time: 0,
         tsc_to_system_mul,
         tsc_shift,
@@ -33,17 +35,16 @@ pub fn record(version: u32, khz: u64, tsc_origin: u64) -> TimeInfo {
     }
 }
 
-/// Nanoseconds by the guest's own formula.
-#[must_use]
-pub fn nanoseconds(delta: u64, (mul, shift): (u32, i8)) -> u64 {
-    let delta = u128::from(delta);
-    let shifted = if shift < 0 { delta >> shift.unsigned_abs() } else { delta << shift.unsigned_abs() };
-    u64::try_from((shifted * u128::from(mul)) >> 32).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Nanoseconds by the guest's own formula.
+    fn nanoseconds(delta: u64, (mul, shift): (u32, i8)) -> u64 {
+        let delta = u128::from(delta);
+        let shifted = if shift < 0 { delta >> shift.unsigned_abs() } else { delta << shift.unsigned_abs() };
+        u64::try_from((shifted * u128::from(mul)) >> 32).unwrap_or(u64::MAX)
+    }
 
     #[test]
     fn scales_are_exact_to_a_part_in_a_million() {

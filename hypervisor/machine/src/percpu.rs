@@ -41,20 +41,6 @@ impl Tss {
     /// Bytes of the segment.
     pub(crate) const BYTES: u16 = 104;
 
-    const fn new() -> Self {
-        Self {
-            _align: AtomicU32::new(0),
-            start: AtomicU32::new(0),
-            rsp0: AtomicU64::new(0),
-            _rsp12: [const { AtomicU64::new(0) }; 2],
-            _reserved1: AtomicU64::new(0),
-            ist: [const { AtomicU64::new(0) }; 7],
-            _reserved2: AtomicU64::new(0),
-            _reserved3: AtomicU16::new(0),
-            io_bitmap: AtomicU16::new(0),
-        }
-    }
-
     /// Where the CPU sees it begin.
     pub(crate) fn base(&self) -> u64 {
         &raw const self.start as u64
@@ -117,29 +103,8 @@ const _: () = assert!(offset_of!(Tss, io_bitmap) + 2 - 4 == Tss::BYTES as usize)
 
 impl Cpu {
     const fn new() -> Self {
-        Self {
-            this: AtomicU64::new(0),
-            host_stack: AtomicU64::new(0),
-            scratch: AtomicU64::new(0),
-            registers_end: AtomicU64::new(0),
-            tss: Tss::new(),
-            id: AtomicU32::new(0),
-            apic_id: AtomicU32::new(0),
-            root: AtomicU64::new(0),
-            online: AtomicBool::new(false),
-            in_guest: AtomicBool::new(false),
-            idle: AtomicBool::new(false),
-            flush: AtomicBool::new(false),
-            woken: AtomicU32::new(0),
-            deadline: AtomicU64::new(0),
-            xcr0: AtomicU64::new(0),
-            guest_xcr0: AtomicU64::new(0),
-            cr4: AtomicU64::new(0),
-            tsc_aux: AtomicU32::new(0),
-            ldt_entries: AtomicU32::new(0),
-            ldt_mapped: AtomicU32::new(0),
-            window_table: AtomicU64::new(0),
-        }
+        // SAFETY: a structure of atomics, for which zeros are a value: 0 and false.
+        unsafe { core::mem::zeroed() }
     }
 
     /// Where its GDT begins.

@@ -152,10 +152,9 @@ impl World {
         let offset = at + vcpu_info::TIME;
         let mut old = TimeInfo::new_zeroed();
         m.read(frame, offset, old.as_mut_bytes());
-        let version = old.version & !1;
-        let record = time::record(version.wrapping_add(1), m.tsc_khz(), m.tsc_origin());
+        let record = time::next_record(m, &old);
         m.write(frame, offset, record.as_bytes());
-        m.write(frame, offset, &version.wrapping_add(2).to_le_bytes());
+        m.write(frame, offset, &record.version.wrapping_add(1).to_le_bytes());
     }
 }
 
@@ -201,8 +200,7 @@ pub fn write_areas<M: Machine>(ctx: &mut Ctx<'_, M>) {
     if let Some(at) = ctx.own.time_area
         && let Ok(old) = ctx.read::<TimeInfo>(at.0)
     {
-        let version = old.version & !1;
-        let record = time::record(version.wrapping_add(1), ctx.m.tsc_khz(), ctx.m.tsc_origin());
-        let _ = ctx.write(at.0, &record).and_then(|()| ctx.write(at.0, &version.wrapping_add(2)));
+        let record = time::next_record(ctx.m, &old);
+        let _ = ctx.write(at.0, &record).and_then(|()| ctx.write(at.0, &record.version.wrapping_add(1)));
     }
 }

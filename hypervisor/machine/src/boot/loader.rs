@@ -3,7 +3,7 @@
 use crate::Ranges;
 use crate::memory::{BOOT_LIMIT, boot_bytes};
 use core::ops::Range;
-use heapless::Vec;
+use heapless::{String, Vec};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 /// In EAX when Multiboot2 started us.
@@ -15,7 +15,7 @@ const RAM: u32 = 1;
 
 /// The loader's information, copied out of memory that is about to be reused.
 pub(super) struct Loaded {
-    pub(super) cmdline: &'static str,
+    pub(super) cmdline: String<4096>,
     pub(super) module: &'static [u8],
     pub(super) module_at: Range<u64>,
     pub(super) ram: Ranges,
@@ -169,12 +169,11 @@ fn structure<T: FromBytes>(address: u64) -> Option<T> {
     T::read_from_bytes(bytes).ok()
 }
 
-/// Copies the command line (up to its zero byte) into memory of ours.
-fn keep(cmdline: &[u8]) -> Result<&'static str, &'static str> {
-    static KEPT: spin::Once<Vec<u8, 4096>> = spin::Once::new();
+/// Copies the command line, up to its zero byte.
+fn keep(cmdline: &[u8]) -> Result<String<4096>, &'static str> {
     let text = cmdline.split(|&byte| byte == 0).next().unwrap_or(&[]);
-    let kept = KEPT.call_once(|| Vec::from_slice(text).unwrap_or_default());
-    core::str::from_utf8(kept).map_err(|_| "the command line is not UTF-8")
+    let text = core::str::from_utf8(text).map_err(|_| "the command line is not UTF-8")?;
+    String::try_from(text).map_err(|_| "the command line is longer than 4096 bytes")
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::memory::{self, boot_bytes};
 use crate::{HARDWARE, Hardware, Ranges, apic, cpu, ioapic, serial, smp, timer};
 use core::ops::Range;
 use core::sync::atomic::AtomicU64;
-use heapless::Vec;
+use heapless::{String, Vec};
 use loader::Loaded;
 
 #[cfg(target_os = "none")]
@@ -16,7 +16,7 @@ core::arch::global_asm!(include_str!("boot.s"), start = sym start);
 /// What the machine is when `main` gets it.
 pub struct BootInfo {
     /// The command line, without the image's own name.
-    pub cmdline: &'static str,
+    pub cmdline: String<4096>,
     /// The first module's bytes (the boot bundle); empty if the loader brought none.
     pub module: &'static [u8],
     /// The frames the module lies in, and nothing else: free once it has been unpacked.
@@ -75,9 +75,9 @@ fn prepare(magic: u32, information: u64) -> Result<BootInfo, &'static str> {
     ioapic::init(&topology);
     timer::init()?;
     Ok(BootInfo {
-        cmdline: loaded.cmdline,
         module: loaded.module,
         module_frames: loaded.module_frames(),
+        cmdline: loaded.cmdline,
         ram: loaded.ram,
         free,
         frame_words,
