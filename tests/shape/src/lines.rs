@@ -10,41 +10,45 @@ const LIMIT: usize = 10_000;
 
 /// A part of ring 0: its name, its budget in lines of code, and the paths (without extension) that belong to it.
 ///
-/// A file counts for the first part with a matching prefix, so each crate ends with a part that takes the rest.
+/// A budget is what the part was worth when somebody last looked, and little more. Who needs a larger one raises it in
+/// the commit that needs it, out of what the limit has left. A file counts for the first part with a matching prefix:
+/// each crate ends with a part that takes the rest.
 const PARTS: &[(&str, usize, &[&str])] = &[
-    ("core/frame", 550, &["hypervisor/core/src/frame"]),
-    ("core/paging", 900, &["hypervisor/core/src/paging"]),
-    ("core/event", 500, &["hypervisor/core/src/event"]),
-    ("core/grant", 700, &["hypervisor/core/src/grant"]),
-    ("core/domain, memory", 800, &["hypervisor/core/src/domain", "hypervisor/core/src/memory"]),
-    ("core/sched, time", 520, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
-    (
-        "core/trap, emulate, device",
-        780,
-        &["hypervisor/core/src/trap", "hypervisor/core/src/emulate", "hypervisor/core/src/device"],
-    ),
-    ("core, the rest", 800, &["hypervisor/core/src"]),
+    ("core/frame", 730, &["hypervisor/core/src/frame"]),
+    ("core/paging", 765, &["hypervisor/core/src/paging"]),
+    ("core/event", 380, &["hypervisor/core/src/event"]),
+    ("core/grant", 455, &["hypervisor/core/src/grant"]),
+    ("core/domain", 730, &["hypervisor/core/src/domain"]),
+    ("core/memory", 85, &["hypervisor/core/src/memory"]),
+    ("core/sched, time", 320, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
+    ("core/trap", 295, &["hypervisor/core/src/trap"]),
+    ("core/decode, emulate", 675, &["hypervisor/core/src/decode", "hypervisor/core/src/emulate"]),
+    ("core/policy", 130, &["hypervisor/core/src/policy"]),
+    ("core/calls", 740, &["hypervisor/core/src/calls"]),
+    ("core/dispatch", 165, &["hypervisor/core/src/dispatch"]),
+    ("core/claim, world", 280, &["hypervisor/core/src/claim", "hypervisor/core/src/world"]),
+    ("core: addr, lock, machine", 470, &["hypervisor/core/src"]),
     (
         "machine/boot, smp, acpi",
-        560,
+        480,
         &["hypervisor/machine/src/boot", "hypervisor/machine/src/smp", "hypervisor/machine/src/acpi"],
     ),
-    ("machine/entry, cpu", 920, &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"]),
-    ("machine/memory", 300, &["hypervisor/machine/src/memory"]),
+    ("machine/entry, cpu", 790, &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"]),
+    ("machine/memory", 265, &["hypervisor/machine/src/memory"]),
     (
         "machine/apic, ioapic, timer",
-        360,
+        300,
         &["hypervisor/machine/src/apic", "hypervisor/machine/src/ioapic", "hypervisor/machine/src/timer"],
     ),
-    ("machine, the rest", 540, &["hypervisor/machine/src"]),
-    ("hypervisor/src", 300, &["hypervisor/src"]),
-    ("hypercall-abi", 600, &["hypercall-abi/src"]),
+    ("machine, the rest", 490, &["hypervisor/machine/src"]),
+    ("hypervisor/src", 350, &["hypervisor/src"]),
+    ("hypercall-abi", 1055, &["hypercall-abi/src"]),
 ];
 
 /// The folders whose code runs in ring 0.
 const FOLDERS: &[&str] = &["hypercall-abi/src", "hypervisor/core/src", "hypervisor/machine/src", "hypervisor/src"];
 
-/// Prints the table, and says if ring 0 has outgrown its limit.
+/// Prints the table, and says which parts have outgrown their budgets, or ring 0 its limit.
 pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     let mut counts = vec![0; PARTS.len()];
     let mut found = Vec::new();
@@ -60,7 +64,14 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     }
     println!("{:<30} {:>6} {:>6}", "lines of code in ring 0", "code", "budget");
     for ((name, budget, _), count) in PARTS.iter().zip(&counts) {
-        println!("{name:<30} {count:>6} {budget:>6}{}", if count > budget { "  over" } else { "" });
+        println!("{name:<30} {count:>6} {budget:>6}");
+        if count > budget {
+            let left = LIMIT.saturating_sub(PARTS.iter().map(|(_, budget, _)| budget).sum());
+            found.push(format!(
+                "{name} has {count} lines of code, and its budget is {budget}: make it smaller, or say in \
+                 tests/shape/src/lines.rs that it is worth more ({left} lines of the limit are not given away)"
+            ));
+        }
     }
     let total: usize = counts.iter().sum();
     println!("{:<30} {total:>6} {LIMIT:>6}", "in all");
@@ -96,6 +107,11 @@ fn count(text: &str) -> (usize, Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn budgets_stay_within_the_limit() {
+        assert!(PARTS.iter().map(|(_, budget, _)| budget).sum::<usize>() <= LIMIT);
+    }
 
     #[test]
     fn only_code_counts() {
