@@ -134,6 +134,7 @@ impl<'a, M: Machine> Ctx<'a, M> {
     ///
     /// # Errors
     /// `Fault` if the address is not readable by the guest.
+    #[inline]
     pub fn read<T: FromBytes + IntoBytes>(&self, at: u64) -> Result<T, Errno> {
         self.view()?.read(GuestVirt(at)).map_err(|_| Errno::Fault)
     }
@@ -150,6 +151,7 @@ impl<'a, M: Machine> Ctx<'a, M> {
     ///
     /// # Errors
     /// `Fault` if the address is not writable by the guest.
+    #[inline]
     pub fn write<T: IntoBytes + Immutable>(&self, at: u64, value: &T) -> Result<(), Errno> {
         self.view()?.write(GuestVirt(at), value).map_err(|_| Errno::Fault)
     }

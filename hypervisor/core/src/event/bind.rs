@@ -220,8 +220,8 @@ impl World {
 
     /// Closes all ports of a domain. The caller holds the lock of ports.
     pub(crate) fn close_all<M: Machine>(&self, m: &M, domain: &Domain) {
-        for port in 1..PORTS {
-            let _ = self.close(m, domain, Port(port));
+        for port in (1..PORTS).map(Port).take_while(|port| self.port_word(m, domain, *port).is_some()) {
+            let _ = self.close(m, domain, port);
         }
     }
 }

@@ -325,6 +325,13 @@ impl OwnerState {
         u64::from(domain) | kind << 16 | u64::from(self.allocated) << 19 | u64::from(self.refs) << 32
     }
 
+    /// Whether a word says that the frame is a domain's own memory: for searches through many.
+    #[must_use]
+    pub fn is_of(bits: u64, id: DomainId) -> bool {
+        let wanted = Self { owner: Owner::Guest(id), allocated: false, refs: 0 };
+        bits & 0x7_ffff == wanted.bits()
+    }
+
     /// Takes one more reference to a frame that must be `from`'s: its own memory or lent to it.
     ///
     /// # Errors

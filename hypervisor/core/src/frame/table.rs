@@ -346,6 +346,18 @@ impl FrameTable {
         true
     }
 
+    /// The first frame at or after `from` that is a domain's own, and pinned if that is asked for; or where the search
+    /// ends, after `most` frames or the last one.
+    pub(crate) fn seek(&self, from: u32, id: DomainId, pinned: bool, most: u32) -> u32 {
+        let wanted = |[kind, owner, ..]: &[AtomicU64; WORDS]| {
+            OwnerState::is_of(owner.load(SeqCst), id) && (!pinned || TypeState::from_bits(kind.load(SeqCst)).pinned)
+        };
+        let words = self.words.get().and_then(|words| words.get(from as usize..)).unwrap_or_default();
+        let words = words.get(..most as usize).unwrap_or(words);
+        let passed = words.iter().position(wanted).unwrap_or(words.len());
+        from.saturating_add(u32::try_from(passed).unwrap_or(most))
+    }
+
     /// The frame that a frame's owner linked to it with [`FrameTable::set_link`].
     pub(crate) fn link(&self, frame: Frame) -> Option<Frame> {
         Frame::new(self.words(frame)?.link.load(SeqCst).checked_sub(1)?)

@@ -327,7 +327,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
             self.budget = self.budget.checked_sub(1).ok_or(Stop::More)?;
             let limit = self.table.limit();
             let next = match self.state.dying {
-                Some(Sweep::Pins(at)) if at < limit => {
+                Some(Sweep::Pins(from)) if from < limit => {
+                    let at = self.seek(from, true);
                     let frame = Frame::from_u32(at);
                     if !planted(Fault::ForgetPins) && self.table.unpin(frame, self.id()).is_ok() {
                         self.drop_table(frame);
@@ -335,7 +336,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
                     Sweep::Pins(at.saturating_add(1))
                 }
                 Some(Sweep::Pins(_)) => Sweep::Frames(0),
-                Some(Sweep::Frames(at)) if at < limit => {
+                Some(Sweep::Frames(from)) if from < limit && self.table.owned(self.id()) > 0 => {
+                    let at = self.seek(from, false);
                     self.table.abandon(self.m, Frame::from_u32(at), self.id());
                     Sweep::Frames(at.saturating_add(1))
                 }
@@ -346,6 +348,13 @@ impl<M: Frames + Cpus> Session<'_, M> {
                 return Ok(());
             }
         }
+    }
+
+    /// Passes over frames of others, or all that are not pinned; sixteen of them cost as much as an entry.
+    fn seek(&mut self, from: u32, pinned: bool) -> u32 {
+        let at = self.table.seek(from, self.id(), pinned, self.budget.saturating_mul(16));
+        self.budget = self.budget.saturating_sub(at.saturating_sub(from) / 16);
+        at
     }
 }
 
