@@ -23,7 +23,7 @@ pub(crate) struct Options {
     /// What to measure
     which: Which,
     /// End with a failure if a bar is missed
-    #[arg(long)]
+    #[arg(long, conflicts_with = "only")]
     check: bool,
     /// Print the result as JSON instead of a table
     #[arg(long)]
@@ -75,4 +75,47 @@ pub(crate) fn bench(sh: &Shell, options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, FromArgMatches, Parser, error::ErrorKind};
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(line: &str) -> Result<Options, ErrorKind> {
+        let matches = Line::command().try_get_matches_from(line.split(' '));
+        Ok(matches.and_then(|matches| Line::from_arg_matches(&matches)).map_err(|why| why.kind())?.options)
+    }
+
+    #[test]
+    fn what_is_asked_for_is_understood() {
+        let options = parse("bench guest --only xen,tenon --json --logs folder").unwrap();
+        assert_eq!((options.which, options.json, options.check, options.save), (Which::Guest, true, false, false));
+        assert_eq!(options.only, [columns::Column::Xen, columns::Column::Tenon]);
+        assert!(parse("bench create --check --save").is_ok_and(|options| options.check && options.save));
+    }
+
+    #[test]
+    fn what_nobody_knows_is_refused() {
+        let refused = [
+            ("bench", ErrorKind::MissingRequiredArgument),
+            ("bench disk", ErrorKind::InvalidValue),
+            ("bench guest fast", ErrorKind::UnknownArgument),
+            ("bench guest --fast", ErrorKind::UnknownArgument),
+            ("bench guest --only kvm", ErrorKind::InvalidValue),
+            // Bars and results are about all columns, and a profile is not kept.
+            ("bench guest --check --only tenon", ErrorKind::ArgumentConflict),
+            ("bench guest --save --only tenon", ErrorKind::ArgumentConflict),
+            ("bench guest --save --profile", ErrorKind::ArgumentConflict),
+        ];
+        for (line, why) in refused {
+            assert_eq!(parse(line).map(|_| ()), Err(why), "{line}");
+        }
+    }
 }

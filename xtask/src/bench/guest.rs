@@ -123,3 +123,44 @@ fn promises(metric: &Metric, tenon: &Counts, xen: Option<&Counts>) -> Vec<Bar> {
     }
     bars
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(numbers: &str) -> Counts {
+        let record = Record::parse(&format!("window 256 {numbers}\n")).unwrap();
+        record.least(256).unwrap().clone()
+    }
+
+    fn bars(name: &str, tenon: &str, xen: &str) -> Vec<(bool, f64, f64)> {
+        let metric = METRICS.iter().find(|metric| metric.name == name).unwrap();
+        let bars = promises(metric, &counts(tenon), Some(&counts(xen)));
+        bars.iter().map(|bar| (bar.is_met(), bar.measured, bar.limit)).collect()
+    }
+
+    #[test]
+    fn as_many_instructions_as_xen_are_allowed_and_not_one_more() {
+        // 2000 operations; what the kernel and the program execute is theirs.
+        let xen = "insns.ring0=1600000 insns.kernel=1";
+        assert_eq!(bars("null_syscall", "insns.ring0=1600000 insns.kernel=9000000", xen), [(true, 800.0, 800.0)]);
+        assert_eq!(bars("null_syscall", "insns.ring0=1600001", xen), [(false, 800.0005, 800.0)]);
+        assert_eq!(bars("open_close", "insns.ring0=1600001", xen), [], "no bar is set for it");
+    }
+
+    #[test]
+    fn processes_have_a_bar_for_entries_too() {
+        let entered = "insns.ring0=20 entry.user.ring0=20 entry.kernel.ring0=1";
+        let met = bars("fork_exec", entered, "insns.ring0=40 entry.user.ring0=20 entry.kernel.ring0=1");
+        assert_eq!(met, [(true, 1.0, 2.0), (true, 1.05, 1.05)]);
+        let missed = bars("fork_exec", entered, "insns.ring0=40 entry.user.ring0=20");
+        assert_eq!(missed, [(true, 1.0, 2.0), (false, 1.05, 1.0)]);
+    }
+
+    #[test]
+    fn time_is_read_without_leaving_the_program() {
+        let left =
+            |times| bars("clock_gettime", &format!("insns.user=1 entry.user.kernel={times}"), "insns.user=1")[0].0;
+        assert_eq!([left(0), left(20), left(21), left(2000)], [true, true, false, false]);
+    }
+}

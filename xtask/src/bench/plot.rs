@@ -122,4 +122,17 @@ mod tests {
         assert_eq!(plot.matches(&format!("width=\"{:.1}\"", LENGTH / 4.0)).count(), 2);
         assert!(plot.contains("a&lt;b"));
     }
+
+    #[test]
+    fn the_same_numbers_make_the_same_plot() {
+        let plot = |numbers: [f64; 2]| {
+            let bars = numbers.map(|number| Bar { label: "bar".into(), parts: vec![number, 1.5] }).into();
+            svg("title", &[Group { label: "group".into(), bars }])
+        };
+        assert_eq!(plot([1e6, 3.0]), plot([1e6, 3.0]));
+        assert_ne!(plot([1e6, 3.0]), plot([2e6, 3.0]));
+        for nothing in [svg("title", &[]), plot([0.0, f64::MIN_POSITIVE])] {
+            assert!(nothing.ends_with("</svg>\n") && !nothing.contains("NaN") && !nothing.contains("inf"), "{nothing}");
+        }
+    }
 }

@@ -191,15 +191,28 @@ impl<M: Frames + Cpus> Session<'_, M> {
         if top.level == 4 && HOLE_SLOTS.contains(&at) {
             return self.move_to(HOLE_SLOTS.start);
         }
-        self.move_to(at);
         if planted(Fault::SkipUnwind) && self.state.work.failed.is_some() {
-            return;
+            return self.move_to(at);
         }
+        if top.level == 1 {
+            return self.drop_leaves(top);
+        }
+        self.move_to(at);
         if let Some(word) = self.m.page(top.table).get(at)
             && let Some((table, level)) = self.drop_target(word.load(SeqCst), top.level)
         {
             self.state.work.push(table, level, false);
         }
+    }
+
+    /// Leaves need no cursor of their own: as many go at once as the budget pays for, the first being paid.
+    fn drop_leaves(&mut self, top: Cursor) {
+        let count = top.next.min((self.budget as usize).saturating_add(1));
+        for word in self.m.page(top.table).iter().take(top.next).rev().take(count) {
+            self.drop_target(word.load(SeqCst), 1);
+        }
+        self.move_to(top.next.saturating_sub(count));
+        self.budget = self.budget.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX).saturating_sub(1));
     }
 
     /// All entries hold: the table is one.
