@@ -442,8 +442,8 @@ pub struct UserSpace {
 }
 
 impl UserSpace {
-    /// Where the code is mapped.
-    pub const CODE: u64 = 0x10_0000_0000;
+    /// Where the code is mapped: within reach of 32-bit code.
+    pub const CODE: u64 = 0x4000_0000;
     /// Where the data is mapped.
     pub const DATA: u64 = Self::CODE + PAGE;
 

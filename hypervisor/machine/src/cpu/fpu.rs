@@ -85,7 +85,7 @@ impl Hardware {
     /// afterwards. GDT and LDT must be this vcpu's already.
     ///
     /// # Errors
-    /// The selectors (DS, ES, FS, GS) that did not load and are null now; 0 for those that did.
+    /// All selectors (DS, ES, FS, GS), if some did not load and are null now.
     pub fn switch_in(&self, segments: &Segments, area: Frame) -> Result<(), [u16; 4]> {
         let cpu = percpu::this();
         set_task_switched(false);
@@ -95,15 +95,13 @@ impl Hardware {
             restore(area);
         }
         use_xcr0(cpu, cpu.guest_xcr0.load(Relaxed));
-        let mut failed = [0; 4];
-        for (which, (&selector, failed)) in segments.selectors.iter().zip(&mut failed).enumerate() {
-            if !tables::load_segment(which, selector) {
-                *failed = selector;
-            }
+        let mut loaded = true;
+        for (which, &selector) in segments.selectors.iter().enumerate() {
+            loaded &= tables::load_segment(which, selector);
         }
         self.set_fs_base(segments.fs_base);
         self.set_gs_base(segments.gs_base);
-        if failed == [0; 4] { Ok(()) } else { Err(failed) }
+        if loaded { Ok(()) } else { Err(segments.selectors) }
     }
 }
 

@@ -3,8 +3,12 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
+#[path = "traps/compat.rs"]
+mod compat;
 #[path = "traps/emulated.rs"]
 mod emulated;
+#[path = "traps/failsafe.rs"]
+mod failsafe;
 #[path = "traps/frames.rs"]
 mod frames;
 #[path = "traps/iret.rs"]
