@@ -24,13 +24,30 @@ pub struct Xen {
 /// # Errors
 /// No way to fetch it.
 pub fn hypervisor(sh: &Shell) -> Result<Xen> {
-    let folder = cache::dir()?.join("xen").join(PACKAGE.0);
+    let folder = folder()?;
     if !folder.is_dir() {
         let _lock = cache::lock("xen")?;
         if !folder.is_dir() {
             fetch(sh, &folder).context("cannot fetch Xen to compare with; --only names other columns")?;
         }
     }
+    unpacked(&folder)
+}
+
+/// The hypervisor, if it has been fetched.
+///
+/// # Errors
+/// It is damaged.
+pub fn cached() -> Result<Option<Xen>> {
+    let folder = folder()?;
+    if folder.is_dir() { unpacked(&folder).map(Some) } else { Ok(None) }
+}
+
+fn folder() -> Result<PathBuf> {
+    Ok(cache::dir()?.join("xen").join(PACKAGE.0))
+}
+
+fn unpacked(folder: &Path) -> Result<Xen> {
     let version = fs::read_to_string(folder.join("version")).context("the Xen in the cache is damaged")?;
     Ok(Xen { image: folder.join("xen"), version: version.trim_end().to_owned() })
 }

@@ -27,6 +27,7 @@ use xshell::Shell;
 use xtask::bundle::Bundle;
 use xtask::machine::{self, Console, End, Medium};
 use xtask::qemu::Qemu;
+use xtask::xen::Xen;
 use xtask::{build, firmware};
 
 /// The Cargo profile of the images that are booted: release code with every assertion on.
@@ -157,6 +158,20 @@ impl Machine {
         let qemu = Qemu::find(&sh, None)?;
         let uefi = if uefi { Some(firmware::uefi(&sh)?) } else { None };
         let command = machine::firmware_command(&qemu, 1024, iso, medium, uefi.as_deref(), Console::Plain);
+        Self::start(command, folder(&sh, name)?, limit, Box::new(()))
+    }
+
+    /// Boots Xen, the hypervisor we are measured by, with one of our guests as its first domain. Xen does not end QEMU
+    /// when the guest is done.
+    ///
+    /// # Errors
+    /// No QEMU.
+    pub fn boot_on_xen(name: &str, xen: &Xen, guest: &Path, words: &str, limit: Duration) -> Result<Self> {
+        const OPTIONS: &str = "console=com1 com1=115200 dom0_mem=128M dom0_max_vcpus=2";
+        let sh = shell()?;
+        let qemu = Qemu::find(&sh, None)?;
+        let module = PathBuf::from(format!("{} {words}", guest.display()));
+        let command = machine::command(&qemu, 512, &xen.image, &module, OPTIONS, Console::Plain);
         Self::start(command, folder(&sh, name)?, limit, Box::new(()))
     }
 

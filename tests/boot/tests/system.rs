@@ -41,6 +41,7 @@ const STORIES: &[Story] = &[
     ("a_stick_boots_with_either_firmware", images::a_stick_boots_with_either_firmware),
     ("what_is_no_image_is_refused", images::what_is_no_image_is_refused),
     ("the_entry_table_holds_for_dom0", entry::the_entry_table_holds_for_dom0),
+    ("the_entry_table_holds_on_xen", entry::the_entry_table_holds_on_xen),
     ("the_entry_table_holds_for_a_guest", entry::the_entry_table_holds_for_a_guest),
     ("a_bundle_without_a_first_domain_is_refused", stories::a_bundle_without_a_first_domain_is_refused),
     ("an_unknown_hypervisor_option_is_refused", stories::an_unknown_hypervisor_option_is_refused),

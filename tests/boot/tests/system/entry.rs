@@ -1,23 +1,40 @@
 //! The entry table where its answers depend on who asks: in dom0's place, and in a guest that dom0 has made. Alone, as the
 //! first domain without authority, it is a test of its guest like any other.
 
-use crate::stories::{dom0, image, start, test_guest};
+use crate::stories::{SOON, dom0, image, start, test_guest};
 use anyhow::{Context, Result, ensure};
-use boot::{Machine, Outcome, Setup};
+use boot::{Machine, Setup};
 use std::time::Duration;
 use xtask::bundle::{Bundle, Guest};
+use xtask::xen;
 
 /// What the table says in the end.
 const SUM: &str = "entry table: ";
 /// A cell by which the domain ends.
 const CELL: &str = "entry cell ";
 
-/// Shows the sum of the table in an outcome, which must have nothing wrong in it.
-fn sum(outcome: &Outcome, who: &str) -> Result<()> {
-    let found = outcome.console.lines().find_map(|line| line.split_once(SUM));
-    let (_, sum) = found.with_context(|| format!("no sum\n{}", outcome.console))?;
+/// Shows the sum of the table on a console, which must have nothing wrong in it.
+fn sum(console: &str, who: &str) -> Result<()> {
+    let found = console.lines().find_map(|line| line.split_once(SUM));
+    let (_, sum) = found.with_context(|| format!("no sum\n{console}"))?;
     println!("entry table, {who}: {}", sum.trim_end());
     ensure!(sum.contains(" 0 wrong"), "{sum}");
+    Ok(())
+}
+
+/// The same image on Xen, if that has been fetched (by `cargo xtask bench`): what the table expects is what Xen answers.
+pub(crate) fn the_entry_table_holds_on_xen() -> Result<()> {
+    let Some(xen) = xen::cached()? else {
+        println!("entry table, Xen: not fetched, not compared");
+        return Ok(());
+    };
+    let limit = Duration::from_secs(60);
+    let mut machine = Machine::boot_on_xen("the_entry_table_holds_on_xen", &xen, &image("entry")?, "test=*", limit)?;
+    machine.expect("@@ done: ", limit)?;
+    machine.expect("\n", SOON)?;
+    let console = machine.console();
+    sum(&console, &xen.version)?;
+    ensure!(console.contains("@@ done: passed"), "{console}");
     Ok(())
 }
 
@@ -27,7 +44,7 @@ pub(crate) fn the_entry_table_holds_for_dom0() -> Result<()> {
     setup.options = "dom0_max_vcpus=2".into();
     let outcome = Machine::boot("the_entry_table_holds_for_dom0", &setup)?.finish()?;
     outcome.require_passed()?;
-    sum(&outcome, "dom0")
+    sum(&outcome.console, "dom0")
 }
 
 /// Without authority, beside dom0; and each call that ends its domain in a domain of its own, which dom0 sees end.
@@ -38,7 +55,7 @@ pub(crate) fn the_entry_table_holds_for_a_guest() -> Result<()> {
     let outcome = start("the_entry_table_holds_for_a_guest", bundle)?.finish()?;
     outcome.require_success()?;
     outcome.require_line("table| @@ done: passed")?;
-    sum(&outcome, "a guest")?;
+    sum(&outcome.console, "a guest")?;
     let cells = outcome.console.lines().filter_map(|line| line.split_once(CELL)).count();
     ensure!(cells > 0, "no call ends its domain\n{}", outcome.console);
     let mut bundle = dom0("consoles=all")?;
