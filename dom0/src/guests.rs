@@ -6,15 +6,15 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
-use hypercall_abi::sched::ShutdownReason;
 use toolstack::DomainId;
 use toolstack::bundle::{Bundle, EXEC};
 use toolstack::config::GuestConfig;
 use toolstack::create::{Guest, Request, create};
 use toolstack::end::{End, Outcome, end_of};
+use toolstack::status::Failure;
 use unikernel::mark::{self, CREATE};
 use unikernel::tasks::{self, Task};
-use unikernel::time;
+use unikernel::{hypercall, time};
 
 use crate::console_service::GuestConsole;
 use crate::hypervisor::Xen;
@@ -24,19 +24,21 @@ use crate::terminal::Terminal;
 
 /// Bytes a kernel may unpack to.
 const KERNEL_LIMIT: usize = 256 << 20;
+/// Pages that guests leave to the hypervisor and to us.
+const KEPT_PAGES: u64 = 1024;
 /// A guest that ends at once is not made anew more often than this.
 const LIFE_NS: u64 = 1_000_000_000;
 
 /// Every guest, and what it takes to make one.
 pub(crate) struct Guests {
-    own: DomainId,
-    bundle: Bundle<'static>,
+    pub(crate) own: DomainId,
+    pub(crate) bundle: Bundle<'static>,
     pub(crate) hypervisor: RefCell<Xen>,
     pub(crate) store: StoreService,
     pub(crate) terminal: Rc<Terminal>,
     pub(crate) list: RefCell<Vec<Entry>>,
-    /// A guest could not be made, or ended by a crash.
-    failed: Cell<bool>,
+    /// What went wrong first.
+    failed: Cell<Option<Failure>>,
     /// Commands of `--exec` are being carried out.
     busy: Cell<bool>,
     /// Something may have ended.
@@ -74,7 +76,7 @@ impl Guests {
             store: StoreService::new(own),
             terminal,
             list: RefCell::default(),
-            failed: Cell::new(false),
+            failed: Cell::new(None),
             busy: Cell::new(bundle.entry(EXEC).is_some()),
             changed: Signal::default(),
         })
@@ -113,13 +115,18 @@ impl Guests {
         self.changed.set();
     }
 
-    /// Whether a guest could not be made or ended by a crash.
-    pub(crate) fn failed(&self) -> bool {
+    /// What went wrong first, if anything did.
+    pub(crate) fn failed(&self) -> Option<Failure> {
         self.failed.get()
     }
 
+    /// Something went wrong: the machine ends so, unless something else had before.
+    pub(crate) fn note(&self, failure: Failure) {
+        self.failed.set(self.failed.get().or(Some(failure)));
+    }
+
     fn fail(&self, why: &str) {
-        self.failed.set(true);
+        self.note(Failure::NotMade);
         self.terminal.message(&format!("error: {why}"));
     }
 
@@ -142,7 +149,7 @@ impl Guests {
             self.list.borrow_mut().push(Entry { config, console, state: State::Ended, made: 0 });
             self.start(&name);
         }
-        if self.list.borrow().is_empty() && !self.failed() {
+        if self.list.borrow().is_empty() && self.failed().is_none() {
             self.fail("the boot bundle has no guests");
         }
     }
@@ -194,7 +201,22 @@ impl Guests {
 
     fn make(&self, config: &GuestConfig, console: &Rc<GuestConsole>) -> Result<Guest, String> {
         let (kernel, ramdisk) = self.bundle.images(config).map_err(|why| why.to_string())?;
-        let request = Request { config, kernel, ramdisk, uuid: uuid(), backend: self.own, kernel_limit: KERNEL_LIMIT };
+        let free =
+            hypercall::physical_info().map_err(|errno| format!("physinfo refused: {}", errno.name()))?.free_pages;
+        let spare = free.saturating_sub(KEPT_PAGES);
+        if config.memory << 8 > spare {
+            let (name, memory) = (&config.name, config.memory);
+            return Err(format!("guest {name}: {memory} MiB of memory, and the machine has {} MiB left", spare >> 8));
+        }
+        let request = Request {
+            config,
+            kernel,
+            ramdisk,
+            uuid: uuid(),
+            backend: self.own,
+            kernel_limit: KERNEL_LIMIT,
+            room: usize::try_from(spare << 12).unwrap_or(usize::MAX),
+        };
         let hypervisor = &mut *self.hypervisor.borrow_mut();
         let store = &mut self.store.clone();
         let guest = create(hypervisor, store, &request).map_err(|why| why.to_string())?;
@@ -243,8 +265,10 @@ impl Guests {
             guest.finish(end, hypervisor, &mut self.store.clone())
         };
         self.complain(name, &left_over);
-        if !matches!(outcome, Outcome::Restart(_)) && !ended_well(end) {
-            self.failed.set(true);
+        if let Some(failure) = Failure::of_end(end.reason)
+            && !matches!(outcome, Outcome::Restart(_))
+        {
+            self.note(failure);
         }
         let state = match outcome {
             Outcome::Gone => State::Ended,
@@ -278,11 +302,6 @@ impl Guests {
             self.terminal.message(&format!("guest {name}{}", listed(left_over)));
         }
     }
-}
-
-fn ended_well(end: &End) -> bool {
-    use ShutdownReason::{Poweroff, Reboot, Suspend};
-    matches!(end.reason, Some(Poweroff | Reboot | Suspend))
 }
 
 fn listed(left_over: &[String]) -> String {

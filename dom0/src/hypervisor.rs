@@ -17,6 +17,9 @@ use unikernel::{control, hypercall};
 const BLOCK: usize = 64;
 /// Blocks mapped at once: page tables are written in the order of their levels, each with pages of its own.
 const BLOCKS: usize = 4;
+/// Pages given at once where the machine has as many in a row.
+const RUN: usize = 1 << RUN_ORDER;
+const RUN_ORDER: u32 = 9;
 
 /// A hypercall was refused.
 #[derive(Clone, Copy, Debug)]
@@ -44,10 +47,6 @@ pub(crate) struct Xen {
 /// The domain that is being filled.
 struct Building {
     domain: DomainId,
-    /// Frame of each page.
-    frames: Vec<u64>,
-    /// The same, sorted by frame.
-    pages: Vec<(u64, u64)>,
     /// What is mapped, and since when.
     blocks: Vec<Block>,
     clock: u64,
@@ -68,48 +67,43 @@ enum Shown {
 
 impl Building {
     fn new(domain: DomainId) -> Self {
-        Self { domain, frames: Vec::new(), pages: Vec::new(), blocks: Vec::new(), clock: 0 }
+        Self { domain, blocks: Vec::new(), clock: 0 }
     }
 
-    fn add(&mut self, first: u64, frames: &[u64]) -> Result<(), Errno> {
-        if first != self.frames.len() as u64 {
-            return Err(Errno::Inval);
-        }
-        self.frames.extend_from_slice(frames);
-        self.pages.clear();
-        Ok(())
+    /// Writes into page `pfn`; `frames` are those of all pages.
+    fn fill(&mut self, frames: &[MachineFrame], pfn: u64, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
+        const SIZE: u64 = BLOCK as u64;
+        let first = pfn - pfn % SIZE;
+        let block = self.block(Shown::Pages(first), || {
+            let first = usize::try_from(first).map_err(|_| Errno::Inval)?;
+            let frames = frames.get(first..).unwrap_or_default();
+            Ok(frames.iter().take(BLOCK).map(|frame| frame.0))
+        })?;
+        block.view.write(pfn % SIZE, offset, bytes)
     }
 
     fn write(&mut self, frame: u64, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
-        if self.pages.is_empty() {
-            self.pages = self.frames.iter().copied().zip(0..).collect();
-            self.pages.sort_unstable();
-        }
-        const SIZE: u64 = BLOCK as u64;
-        let page = self.pages.binary_search_by_key(&frame, |(frame, _)| *frame);
-        let page = page.ok().and_then(|index| self.pages.get(index)).map(|(_, page)| *page);
-        let (wanted, index) = match page {
-            Some(page) => (Shown::Pages(page - page % SIZE), page % SIZE),
-            None => (Shown::Frame(frame), 0),
-        };
-        self.clock += 1;
-        let clock = self.clock;
-        let block = self.block(wanted)?;
-        block.used = clock;
-        block.view.write(index, offset, bytes)
+        self.block(Shown::Frame(frame), || Ok([frame].into_iter()))?.view.write(0, offset, bytes)
     }
 
-    /// The block that shows these frames, in place of the one not used for the longest time if none does.
-    fn block(&mut self, wanted: Shown) -> Result<&mut Block, Errno> {
+    /// The block that shows what is wanted, in place of the one not used for the longest time if none does.
+    fn block<F: Iterator<Item = u64>>(
+        &mut self,
+        wanted: Shown,
+        frames: impl FnOnce() -> Result<F, Errno>,
+    ) -> Result<&mut Block, Errno> {
         let found = self.blocks.iter().position(|block| block.shown == Some(wanted));
         let index = match found {
             Some(index) => index,
-            None => self.show(wanted)?,
+            None => self.show(wanted, frames()?)?,
         };
-        self.blocks.get_mut(index).ok_or(Errno::Inval)
+        self.clock += 1;
+        let block = self.blocks.get_mut(index).ok_or(Errno::Inval)?;
+        block.used = self.clock;
+        Ok(block)
     }
 
-    fn show(&mut self, wanted: Shown) -> Result<usize, Errno> {
+    fn show(&mut self, wanted: Shown, frames: impl Iterator<Item = u64>) -> Result<usize, Errno> {
         if self.blocks.len() < BLOCKS {
             let view = Foreign::reserve(BLOCK as u64)?;
             self.blocks.push(Block { view, shown: None, used: 0 });
@@ -118,21 +112,26 @@ impl Building {
         let index = oldest.map_or(0, |(index, _)| index);
         let block = self.blocks.get_mut(index).ok_or(Errno::NoMem)?;
         block.shown = None;
-        match wanted {
-            Shown::Pages(first) => {
-                let first = usize::try_from(first).map_err(|_| Errno::Inval)?;
-                let frames = self.frames.get(first..).unwrap_or_default();
-                let frames = frames.get(..BLOCK).unwrap_or(frames);
-                block.view.show(self.domain.0, frames)?;
-            }
-            Shown::Frame(frame) => block.view.show(self.domain.0, &[frame])?,
+        let (mut numbers, mut count) = ([0; BLOCK], 0);
+        for (slot, frame) in numbers.iter_mut().zip(frames) {
+            *slot = frame;
+            count += 1;
         }
+        block.view.show(self.domain.0, numbers.get(..count).unwrap_or_default())?;
         block.shown = Some(wanted);
         Ok(index)
     }
 }
 
 impl Xen {
+    /// The domain being filled is this one from now on.
+    fn building(&mut self, domain: DomainId) -> &mut Building {
+        if self.building.as_ref().is_none_or(|building| building.domain != domain) {
+            self.building = None;
+        }
+        self.building.get_or_insert_with(|| Building::new(domain))
+    }
+
     /// Lets go of all frames of a domain: they may become page tables, or free.
     fn let_go(&mut self, domain: DomainId) {
         if self.building.as_ref().is_some_and(|building| building.domain == domain) {
@@ -146,9 +145,7 @@ impl Hypervisor for Xen {
 
     fn create(&mut self, uuid: &[u8; 16], vcpus: u32) -> Result<DomainId, Refused> {
         let domain = control::create(uuid, vcpus).map_err(by("creating a domain"))?;
-        let domain = DomainId(domain);
-        self.building = Some(Building::new(domain));
-        Ok(domain)
+        Ok(DomainId(domain))
     }
 
     fn set_max_memory(&mut self, domain: DomainId, kib: u64) -> Result<(), Refused> {
@@ -156,29 +153,43 @@ impl Hypervisor for Xen {
     }
 
     fn populate(&mut self, domain: DomainId, first: Pfn, frames: &mut [MachineFrame]) -> Result<usize, Refused> {
-        let refused = by("giving memory");
-        let mut numbers: Vec<u64> = alloc::vec![0; frames.len()];
-        let got = match control::populate(domain.0, first.0, &mut numbers) {
-            Ok(got) => got,
-            Err(errno) => return Err(refused(errno)),
-        };
-        numbers.truncate(got);
-        for (frame, number) in frames.iter_mut().zip(&numbers) {
-            *frame = MachineFrame(*number);
+        let refused = |errno| Refused { call: "giving memory", errno };
+        let mut done = 0;
+        for part in frames.chunks_mut(RUN) {
+            let page = first.0 + done as u64;
+            // A whole run takes one call, while there are such.
+            if part.len() == RUN
+                && let Some(start) = control::populate_run(domain.0, page, RUN_ORDER).map_err(refused)?
+            {
+                (start..).zip(part).for_each(|(number, frame)| *frame = MachineFrame(number));
+                done += RUN;
+                continue;
+            }
+            let mut numbers = [0; RUN];
+            let numbers = numbers.get_mut(..part.len()).unwrap_or_default();
+            let got = control::populate(domain.0, page, numbers).map_err(refused)?;
+            part.iter_mut().zip(&*numbers).for_each(|(frame, number)| *frame = MachineFrame(*number));
+            done += got;
+            if got < part.len() {
+                break;
+            }
         }
-        if let Some(building) = self.building.as_mut().filter(|building| building.domain == domain) {
-            building.add(first.0, &numbers).map_err(refused)?;
-        }
-        Ok(got)
+        Ok(done)
+    }
+
+    fn fill(
+        &mut self,
+        domain: DomainId,
+        frames: &[MachineFrame],
+        pfn: Pfn,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<(), Refused> {
+        self.building(domain).fill(frames, pfn.0, offset, bytes).map_err(by("mapping its memory"))
     }
 
     fn write(&mut self, domain: DomainId, frame: MachineFrame, offset: usize, bytes: &[u8]) -> Result<(), Refused> {
-        if self.building.as_ref().is_none_or(|building| building.domain != domain) {
-            self.building = Some(Building::new(domain));
-        }
-        let building = self.building.as_mut();
-        let written = building.map_or(Err(Errno::Inval), |building| building.write(frame.0, offset, bytes));
-        written.map_err(by("mapping its memory"))
+        self.building(domain).write(frame.0, offset, bytes).map_err(by("mapping its memory"))
     }
 
     fn open_port(&mut self, domain: DomainId, remote: DomainId) -> Result<u32, Refused> {

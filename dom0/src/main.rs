@@ -27,8 +27,10 @@ use hypercall_abi::event::Virq;
 use hypercall_abi::sched::ShutdownReason;
 use toolstack::DomainId;
 use toolstack::bundle::{Bundle, EXEC};
+use toolstack::status::Failure;
 use unikernel::boot::Boot;
 use unikernel::events::Channel;
+use unikernel::memory::lend_large;
 use unikernel::{hypercall, println, tasks};
 
 use guests::Guests;
@@ -41,14 +43,21 @@ const OWN: DomainId = DomainId(0);
 
 fn main(boot: &Boot) {
     println!("Tenon dom0 {}", env!("CARGO_PKG_VERSION"));
-    let end = match prepare(boot) {
-        Ok((bundle, all)) => tasks::block_on(run(bundle, all)),
+    match prepare(boot) {
+        Ok((bundle, all)) => end(tasks::block_on(run(bundle, all))),
         Err(why) => {
             println!("error: {why}");
-            ShutdownReason::Crash
+            hypercall::shutdown(ShutdownReason::Crash)
         }
-    };
-    hypercall::shutdown(end)
+    }
+}
+
+/// Turns the machine off, and says how it went.
+pub(crate) fn end(failure: Option<Failure>) -> ! {
+    match failure {
+        None => hypercall::shutdown(ShutdownReason::Poweroff),
+        Some(failure) => hypercall::shutdown_with(failure.reason()),
+    }
 }
 
 /// What we were booted with: the bundle, and whether all consoles are shown at once (`consoles=all`).
@@ -68,14 +77,17 @@ fn prepare(boot: &Boot) -> Result<(Bundle<'static>, bool), &'static str> {
 }
 
 /// Runs the guests until none is left.
-async fn run(bundle: Bundle<'static>, all: bool) -> ShutdownReason {
+async fn run(bundle: Bundle<'static>, all: bool) -> Option<Failure> {
+    if let Err(errno) = lend_large() {
+        log::warn!("kernels must be unpacked in what memory we have: {}", errno.name());
+    }
     let terminal = Terminal::new(all);
     let guests = Guests::new(OWN, bundle, terminal.clone());
     let ends = match hypercall::bind_virq(Virq::DomExc, 0) {
         Ok(port) => Channel::adopt(port),
         Err(errno) => {
             log::error!("nobody tells when guests end: {}", errno.name());
-            return ShutdownReason::Crash;
+            return Some(Failure::NotMade);
         }
     };
     guests.start_all();
@@ -90,7 +102,7 @@ async fn run(bundle: Bundle<'static>, all: bool) -> ShutdownReason {
     if let Some(commands) = commands {
         match core::str::from_utf8(commands) {
             Ok(commands) => tasks::spawn(verbs::exec(guests.clone(), terminal.clone(), commands)).detach(),
-            Err(_) => return ShutdownReason::Crash,
+            Err(_) => return Some(Failure::Refused),
         }
     }
     tasks::spawn(terminal.clone().read(guests.clone())).detach();
@@ -103,5 +115,5 @@ async fn run(bundle: Bundle<'static>, all: bool) -> ShutdownReason {
         guests.changed.or_port(ends.port()).await;
     }
     terminal.message("all guests have ended");
-    if guests.failed() { ShutdownReason::Crash } else { ShutdownReason::Poweroff }
+    guests.failed()
 }

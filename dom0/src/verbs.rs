@@ -6,13 +6,13 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use hypercall_abi::domctl::DomainInfo;
-use hypercall_abi::sched::ShutdownReason;
 use toolstack::bundle::ANSWER;
 use toolstack::command::{Command, Line, help};
 use toolstack::config::{NAME_RULE, is_name};
 use toolstack::create::Guest;
 use toolstack::end::Wish;
 use toolstack::json::{self, Object};
+use toolstack::status::Failure;
 use toolstack::{DomainId, Hypervisor, Summary, domains, states};
 use unikernel::mark::{self, DESTROY, LISTED};
 use unikernel::{hypercall, time};
@@ -111,11 +111,12 @@ impl Guests {
         let answer = match command {
             Command::List => self.listed()?,
             Command::Info => self.information()?,
+            Command::Dmesg { clear } => log(*clear)?,
             Command::Help(verb) => {
                 let text = verb.map_or_else(help, |verb| verb.help());
                 Answer { json: Object::default().text("help", &text).end(), text }
             }
-            Command::Quit => hypercall::shutdown(ShutdownReason::Poweroff),
+            Command::Quit => crate::end(self.failed()),
             Command::Uptime(name) => self.uptime(name.as_deref())?,
             Command::Create(name) => self.create(name)?,
             Command::Console(name) => {
@@ -300,8 +301,15 @@ impl Guests {
         let version = env!("CARGO_PKG_VERSION");
         let (total, free) = (machine.total_pages >> 8, machine.free_pages >> 8);
         let count = domains.len();
+        // What belongs to no domain and is not free is the hypervisor's.
+        let given: u64 = domains.iter().map(|domain| domain.tot_pages).sum();
+        let hypervisor = machine.total_pages.saturating_sub(machine.free_pages + given) << 2;
+        let own = domains.iter().find(|domain| domain.domain == self.own.0).map_or(0, |own| own.tot_pages);
+        let bundle = (self.bundle.size() as u64).div_ceil(4096);
+        let (own, bundle) = (own.saturating_sub(bundle) << 2, bundle << 2);
         let text = format!(
             "version      Tenon {version} (Xen ABI {abi})\nmemory       {total} MiB, of which {free} MiB are free\n\
+             hypervisor   {hypervisor} KiB\ndom0         {own} KiB, and {bundle} KiB of boot bundle\n\
              CPUs         {}\ndomains      {count}, with {vcpus} vcpus online",
             machine.nr_cpus
         );
@@ -310,6 +318,9 @@ impl Guests {
             .text("abi", &abi)
             .raw("total_mib", total)
             .raw("free_mib", free)
+            .raw("hypervisor_kib", hypervisor)
+            .raw("dom0_kib", own)
+            .raw("bundle_kib", bundle)
             .raw("cpus", machine.nr_cpus)
             .raw("domains", count)
             .raw("vcpus", vcpus)
@@ -358,6 +369,39 @@ impl Guests {
     }
 }
 
+/// What the hypervisor has logged, and guests have written there: a line each, escaped.
+fn log(clear: bool) -> Result<Answer, String> {
+    let refused = |errno: hypercall_abi::Errno| format!("readconsole refused: {}", errno.name());
+    let (mut log, mut at, mut piece) = (Vec::new(), 0, [0; 1024]);
+    loop {
+        let (count, next) = hypercall::read_log(at, false, &mut piece).map_err(refused)?;
+        if count == 0 {
+            break;
+        }
+        log.extend_from_slice(piece.get(..count).unwrap_or_default());
+        at = next;
+    }
+    if clear {
+        // Only what has been read is forgotten.
+        hypercall::read_log(at, true, &mut []).map_err(refused)?;
+    }
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<String> = log.lines().map(escaped).collect();
+    Ok(Answer { text: lines.join("\n"), json: json::array(lines.iter().map(|line| json::text(line))) })
+}
+
+/// A line of text in printable ASCII.
+fn escaped(line: &str) -> String {
+    let mut shown = String::new();
+    for character in line.chars() {
+        match character {
+            ' '..='~' => shown.push(character),
+            _ => shown.extend(character.escape_default()),
+        }
+    }
+    shown
+}
+
 /// Carries out the commands of `--exec`, and turns the machine off unless the last one leads to a console.
 pub(crate) async fn exec(guests: Rc<Guests>, terminal: Rc<Terminal>, commands: &str) {
     let commands: Vec<&str> = commands.split(';').map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -366,7 +410,7 @@ pub(crate) async fn exec(guests: Rc<Guests>, terminal: Rc<Terminal>, commands: &
         Ok(lines) => lines.into_iter().flatten().collect(),
         Err(why) => {
             terminal.message(&format!("error: {why}"));
-            hypercall::shutdown(ShutdownReason::Crash)
+            crate::end(Some(Failure::Refused))
         }
     };
     let stays = matches!(lines.last(), Some(Line { command: Command::Console(_), .. }));
@@ -387,14 +431,14 @@ pub(crate) async fn exec(guests: Rc<Guests>, terminal: Rc<Terminal>, commands: &
             },
         };
         if !well {
-            hypercall::shutdown(ShutdownReason::Crash);
+            crate::end(Some(guests.failed().unwrap_or(Failure::Refused)));
         }
     }
     if stays {
         guests.commanded();
         return;
     }
-    hypercall::shutdown(if guests.failed() { ShutdownReason::Crash } else { ShutdownReason::Poweroff })
+    crate::end(guests.failed())
 }
 
 /// One line of an answer for the program at the other end of the machine's console.

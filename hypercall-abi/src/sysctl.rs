@@ -6,6 +6,8 @@ pub const INTERFACE_VERSION: u32 = 0x15;
 numbers! {
     /// Commands of `sysctl`.
     SysctlOp: u32 {
+        /// [`ReadConsole`].
+        ReadConsole = 1,
         /// [`PhysInfo`].
         PhysInfo = 3,
     }
@@ -19,6 +21,25 @@ layout! {
         interface_version: u32,
         /// The command's own structure.
         payload: [u8; 128],
+    }
+}
+layout! {
+    /// Reads what the hypervisor has logged last, and what domains without the console have written for it.
+    ReadConsole: 24 {
+        /// In: not 0 to leave out from now on what has been read.
+        clear: u8,
+        /// In: not 0 to begin at `index`, if that is still there.
+        incremental: u8,
+        /// Zero.
+        pad: u16,
+        /// In: where to begin. Out: where the next call may go on.
+        index: u32,
+        /// Where the text goes.
+        buffer: u64,
+        /// In: room, out: bytes read.
+        count: u32,
+        /// Zero.
+        pad2: u32,
     }
 }
 layout! {
@@ -44,7 +65,7 @@ layout! {
         arch_capabilities: u32,
         /// Zero.
         pad: u32,
-        /// Pages for domains: theirs and free ones.
+        /// Pages of RAM: free, of a domain, or the hypervisor's own.
         total_pages: u64,
         /// Free pages.
         free_pages: u64,

@@ -26,7 +26,7 @@ fn main(boot: hv_machine::BootInfo) -> ! {
     hv_machine::init_logger(log::LevelFilter::Info);
     let fail = |why: &dyn core::fmt::Display| -> ! {
         log::error!("{why}");
-        hw.power_off(hv_machine::Verdict::Failure)
+        hw.power_off(hv_machine::Verdict::FAILURE)
     };
     let options = options::Options::parse(&boot.cmdline).unwrap_or_else(|why| fail(&why));
     log::set_max_level(options.log);

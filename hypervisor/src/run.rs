@@ -110,8 +110,8 @@ fn verdict(world: &World) -> Option<Verdict> {
     let ended = world.domains.iter().filter(|domain| domain.may(Powers::MACHINE));
     ended.filter_map(|domain| domain.shutdown_reason()).next().map(|reason| {
         match ShutdownReason::from_number(u64::from(reason)) {
-            Some(ShutdownReason::Poweroff | ShutdownReason::Reboot) => Verdict::Success,
-            _ => Verdict::Failure,
+            Some(ShutdownReason::Poweroff | ShutdownReason::Reboot) => Verdict::SUCCESS,
+            _ => Verdict::of_domain(reason),
         }
     })
 }

@@ -50,8 +50,9 @@ enum Content {
 
 /// The first domain's memory in MiB unless [`Bundle::first_memory`] says otherwise.
 const FIRST_MEMORY: u64 = 256;
-/// What dom0 has in MiB beside the bundle, which is its ramdisk: room for a kernel that it unpacks, and for the store.
-pub const DOM0_SPARE: u64 = 192;
+/// What dom0 starts with in MiB beside the bundle, which is its ramdisk. It takes more from the hypervisor when it needs
+/// more, for instance to unpack a kernel, and gives that back.
+pub const DOM0_SPARE: u64 = 8;
 
 /// A guest that dom0 starts.
 #[derive(Clone, Debug)]
@@ -121,13 +122,15 @@ impl Bundle {
             Action::Preserve => "preserve",
         };
         let settings = format!(
-            "memory = {}\nmaxmem = {}\nvcpus = {}\non_poweroff = \"{}\"\non_reboot = \"{}\"\non_crash = \"{}\"\n",
+            "memory = {}\nmaxmem = {}\nvcpus = {}\non_poweroff = \"{}\"\non_reboot = \"{}\"\non_crash = \"{}\"\n\
+             on_watchdog = \"{}\"\n",
             config.memory,
             config.maxmem,
             config.vcpus,
             action(config.on_poweroff),
             action(config.on_reboot),
-            action(config.on_crash)
+            action(config.on_crash),
+            action(config.on_watchdog)
         );
         self.entries_of(&config.name, settings, &guest.kernel, guest.ramdisk.as_deref(), &config.extra)
     }
@@ -291,9 +294,9 @@ mod tests {
         let kernel = dir.path().join("kernel");
         fs::write(&kernel, "KERNEL").unwrap();
         let text = "name = 'web'\nmemory = 64\nmaxmem = 96\nvcpus = 2\nkernel = 'kernel'\nextra = \"a\\tb \\\"c\\\\\"\n\
-                    on_poweroff = 'restart'\non_reboot = 'preserve'\non_crash = 'restart'\n";
+                    on_poweroff = 'restart'\non_reboot = 'preserve'\non_crash = 'restart'\non_watchdog = 'preserve'\n";
         let config = toolstack::config::GuestConfig::parse(text).unwrap();
-        let described = Described { config: config.clone(), kernel, ramdisk: None, memory_at: String::new() };
+        let described = Described { config: config.clone(), kernel, ramdisk: None, memory_at: String::new(), room: 0 };
         let entries = read_back(&Bundle::default().described(&described).exec("list; info"));
         assert_eq!(entries["dom0.exec"], b"list; info");
         let text = String::from_utf8_lossy(&entries["guests/web/config"]);

@@ -18,6 +18,8 @@ pub struct Described {
     pub ramdisk: Option<PathBuf>,
     /// `FILE:LINE: memory`.
     pub memory_at: String,
+    /// Bytes that unpacking the kernel takes.
+    pub room: u64,
 }
 
 /// Reads guests from files; names must differ.
@@ -49,12 +51,12 @@ fn parse(file: &Path, text: &str) -> Result<Described> {
     ensure!(config.name != "dom0", "{}: \"dom0\" is the name of the first domain", at("name"));
     let folder = file.parent().unwrap_or(Path::new(""));
     let kernel = folder.join(&config.kernel);
-    kernel_file::check(&kernel).with_context(|| at("kernel"))?;
+    let room = kernel_file::check(&kernel).with_context(|| at("kernel"))?;
     let ramdisk = config.ramdisk.as_ref().map(|ramdisk| folder.join(ramdisk));
     if let Some(ramdisk) = &ramdisk {
         ensure!(ramdisk.is_file(), "{}: no file {}", at("ramdisk"), ramdisk.display());
     }
-    Ok(Described { memory_at: at("memory"), config, kernel, ramdisk })
+    Ok(Described { memory_at: at("memory"), config, kernel, ramdisk, room })
 }
 
 /// `FILE:LINE: KEY`, where the file sets the key.

@@ -32,7 +32,7 @@ struct Iso {
     output: Option<PathBuf>,
     /// Memory of the machine it is for, in MiB or with a suffix: the guests must fit
     #[arg(long, value_name = "SIZE", default_value = "1024", value_parser = |text: &str| mebibytes(text, 64))]
-    memory: u32,
+    machine_memory: u32,
     /// Cargo profile of the images: `release` or `checked`
     #[arg(long, default_value = "release")]
     profile: String,
@@ -48,7 +48,7 @@ pub(crate) fn image(sh: &Shell, options: &Options) -> Result<()> {
         Form::Other(words) => bail!("no form {:?} of image; there is: iso", words.first().map_or("", |word| word)),
     };
     // What the user named is looked at before anything is built or fetched for it.
-    let described = iso.guests.check(iso.memory)?;
+    let described = iso.guests.check(iso.machine_memory)?;
     let menu = Menu::new(&iso.hypervisor)?;
     let output = match &iso.output {
         Some(output) => output.clone(),

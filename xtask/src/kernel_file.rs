@@ -9,15 +9,15 @@ use std::path::Path;
 /// No kernel unpacks to more than this many bytes.
 pub(crate) const UNPACKED_LIMIT: usize = 256 << 20;
 
-/// Checks that `path` is a kernel that can run as a paravirtualized guest.
+/// Checks that `path` is a kernel that can run as a paravirtualized guest; answers how many bytes unpacking it takes.
 ///
 /// # Errors
 /// One line that says what is wrong: no such file, neither bzImage nor ELF, a payload cut short, no Xen notes.
-pub fn check(path: &Path) -> Result<()> {
-    let inspect = || -> Result<()> {
+pub fn check(path: &Path) -> Result<u64> {
+    let inspect = || -> Result<u64> {
         let file = fs::read(path).context("cannot be read")?;
         Kernel::parse(&unpack(&file)?).map_err(|error| anyhow!("{error}"))?;
-        Ok(())
+        Ok(toolstack::unpack::room_for(&file) as u64)
     };
     inspect().with_context(|| format!("unusable kernel {}", path.display()))
 }

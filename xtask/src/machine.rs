@@ -1,8 +1,12 @@
 //! The emulated machine: how it is put together and what its end means.
 
 use crate::qemu::{self, Qemu};
+use hypercall_abi::sched::ShutdownReason;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
+
+pub use toolstack::bundle::ANSWER;
+pub use toolstack::status::Failure;
 
 /// Where the machine's first serial line leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +78,10 @@ fn empty(qemu: &Qemu, memory: u32, console: Console) -> Command {
 pub enum End {
     /// The hypervisor wrote 0x10: everything that was asked for went well.
     Success,
-    /// The hypervisor wrote 0x11: it panicked, or a domain it cannot do without failed.
+    /// The hypervisor wrote 0x11: it panicked, or found nothing to start.
     Panic,
+    /// The hypervisor wrote 0x20 and more: the first domain ended for this reason, which was not a good one.
+    First(u32),
     /// The machine was reset or switched off without a word from the hypervisor.
     Reset,
     /// QEMU itself refused to start or gave up.
@@ -91,6 +97,7 @@ impl End {
         match status.code() {
             Some(33) => Self::Success,
             Some(35) => Self::Panic,
+            Some(code @ 65..=127) if code % 2 == 1 => Self::First(u32::try_from(code / 2).unwrap_or(0) & 0x1f),
             Some(0) => Self::Reset,
             Some(1) => Self::Emulator,
             other => Self::Other(other),
@@ -102,7 +109,12 @@ impl End {
     pub fn explanation(self) -> String {
         match self {
             Self::Success => "the machine ended in good order".into(),
-            Self::Panic => "the hypervisor panicked, or the first domain failed: see the console above".into(),
+            Self::Panic => "the hypervisor panicked, or had nothing to start: see the console above".into(),
+            Self::First(reason) => match ShutdownReason::from_number(u64::from(reason)) {
+                Some(ShutdownReason::Crash) => "the first domain crashed: see the console above".into(),
+                Some(reason) => format!("the first domain ended: {}", reason.name().to_lowercase()),
+                None => format!("the first domain ended for the reason {reason}"),
+            },
             Self::Reset => "the machine was reset without a word from the hypervisor (a triple fault?)".into(),
             Self::Emulator => "QEMU could not run the machine: see its message above".into(),
             Self::Other(Some(code)) => format!("the machine ended with the unknown status {code}"),
@@ -121,6 +133,9 @@ mod tests {
         let exited = |code: i32| End::of(ExitStatus::from_raw(code << 8));
         assert_eq!(exited(33), End::Success);
         assert_eq!(exited(35), End::Panic);
+        assert_eq!(exited(2 * (0x20 + 3) + 1), End::First(3));
+        assert_eq!(exited(2 * (0x20 + 21) + 1), End::First(21));
+        assert_eq!(exited(66), End::Other(Some(66)));
         assert_eq!(exited(0), End::Reset);
         assert_eq!(exited(1), End::Emulator);
         assert_eq!(exited(5), End::Other(Some(5)));

@@ -2,6 +2,7 @@
 
 use crate::selection::{Selection, mebibytes};
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use hypercall_abi::sched::ShutdownReason;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::termios::{self, OutputFlags, SetArg, Termios};
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
@@ -13,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use toolstack::bundle::ANSWER;
 use toolstack::command::Command;
+use toolstack::status::Failure;
 use xshell::Shell;
 use xtask::bundle::Bundle;
 use xtask::machine::{self, Console, End, Medium};
@@ -21,6 +23,7 @@ use xtask::{build, firmware, kernel_file, kernels};
 
 /// What to run and in which machine.
 #[derive(clap::Args)]
+#[command(after_help = STATUSES)]
 pub(crate) struct Options {
     #[command(flatten)]
     guests: Selection,
@@ -33,13 +36,13 @@ pub(crate) struct Options {
     exec: Option<String>,
     /// Memory of the machine in MiB, or with a suffix: 2G
     #[arg(long, value_name = "SIZE", default_value = "1024", value_parser = |text: &str| mebibytes(text, 64))]
-    memory: u32,
+    machine_memory: u32,
     /// The QEMU to use (also TENON_QEMU)
     #[arg(long, value_name = "PATH")]
     qemu: Option<PathBuf>,
     /// Boot this image, made by `cargo xtask image iso`, the way a real machine does, and nothing else
     #[arg(long, value_name = "FILE")]
-    #[arg(conflicts_with_all = ["guests", "first", "exec", "kernel", "ramdisk", "extra", "vcpus", "guest_memory"])]
+    #[arg(conflicts_with_all = ["guests", "first", "exec", "kernel", "ramdisk", "extra", "vcpus", "memory"])]
     #[arg(conflicts_with_all = ["profile", "hypervisor"])]
     iso: Option<PathBuf>,
     /// The firmware that boots the image
@@ -65,6 +68,25 @@ enum Firmware {
     Uefi,
 }
 
+/// What the exit status says, for `--help`.
+const STATUSES: &str = "\
+Exit status:
+  0    every guest powered off, and every command was carried out
+  1    refused before anything started
+  2    a wrong command line
+  10   a guest crashed
+  11   a guest missed its watchdog
+  12   a guest rebooted, and its on_reboot is not `restart`
+  13   a guest suspended itself, or ended in another way that is no power-off
+  14   a guest could not be made
+  15   a command of --exec was refused
+  20   dom0 failed
+  21   the hypervisor panicked, or had nothing to start
+  22   the machine was reset, or QEMU failed
+  124  --timeout was over
+  130  interrupted
+If several things go wrong, the first one counts. A guest that is made anew after its end (`restart`) has not ended.";
+
 /// Builds what is to run, runs it, and gives the status this program ends with.
 pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
     let console = |stays: bool| match stays && io::stdin().is_terminal() && io::stdout().is_terminal() {
@@ -79,11 +101,15 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
             Firmware::Uefi => Some(firmware::uefi(sh)?),
         };
         let console = console(true);
-        let command = machine::firmware_command(&qemu, options.memory, iso, Medium::Cd, uefi.as_deref(), console);
-        return verdict(options, boot(options, command, console, true)?);
+        let command =
+            machine::firmware_command(&qemu, options.machine_memory, iso, Medium::Cd, uefi.as_deref(), console);
+        return Ok(status(options, &boot(options, command, console, true)?));
     }
     // What the user named is looked at before anything is built or fetched for it.
-    let described = options.guests.check(options.memory)?;
+    let described = match &options.first {
+        Some(_) => Vec::new(),
+        None => options.guests.check(options.machine_memory)?,
+    };
     let stays = options.exec.as_deref().map(check_commands).transpose()?.unwrap_or(true);
     let qemu = Qemu::find(sh, options.qemu.as_deref())?;
     let images = build::images(sh, &options.profile)?;
@@ -98,23 +124,39 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
     let archive = bundle.write()?;
     let console = console(stays);
     let words = options.hypervisor.join(" ");
-    let command = machine::command(&qemu, options.memory, &hypervisor, archive.path(), &words, console);
-    verdict(options, boot(options, command, console, stays)?)
+    let command = machine::command(&qemu, options.machine_memory, &hypervisor, archive.path(), &words, console);
+    Ok(status(options, &boot(options, command, console, stays)?))
 }
 
-/// The status of a machine that ended, or did not (`None`).
-fn verdict(options: &Options, end: Option<End>) -> Result<ExitCode> {
-    if end == Some(End::Success) {
-        return Ok(ExitCode::SUCCESS);
+/// The status this program ends with; says on standard error what went wrong.
+fn status(options: &Options, end: &Ended) -> ExitCode {
+    let (status, why) = verdict(options, end);
+    if status != 0 {
+        eprintln!("error: {why}");
     }
-    let why = match end {
-        None => format!("no end after {} s", options.timeout.unwrap_or_default()),
-        Some(End::Panic) if options.first.is_none() => {
-            "the machine ended as a failure: a guest crashed, a command failed, or worse; see above".into()
-        }
-        Some(end) => end.explanation(),
+    ExitCode::from(status)
+}
+
+/// The exit status for an end, and what to say about it.
+fn verdict(options: &Options, end: &Ended) -> (u8, String) {
+    let end = match end {
+        Ended::Machine(end) => *end,
+        Ended::Late => return (124, format!("no end after {} s", options.timeout.unwrap_or_default())),
+        Ended::Interrupted => return (130, "interrupted".into()),
     };
-    bail!(why);
+    let status = match end {
+        End::Success => 0,
+        End::First(reason) if options.first.is_some() => {
+            Failure::of_end(ShutdownReason::from_number(reason.into())).map_or(0, Failure::exit_status)
+        }
+        End::First(reason) => match Failure::of_reason(reason) {
+            Some(failure) => return (failure.exit_status(), format!("{}: see above", failure.explanation())),
+            None => 20,
+        },
+        End::Panic => 21,
+        End::Reset | End::Emulator | End::Other(_) => 22,
+    };
+    (status, end.explanation())
 }
 
 /// Whether the machine stays on after these commands, which must be sound.
@@ -129,11 +171,11 @@ fn check_commands(commands: &str) -> Result<bool> {
 }
 
 fn first_bundle(sh: &Shell, options: &Options, first: &str, images: &Path) -> Result<Bundle> {
-    let Selection { ramdisk, extra, guest_memory, .. } = &options.guests;
+    let Selection { ramdisk, extra, memory, .. } = &options.guests;
     let guest = images.join(first);
     if !first.contains('/') && guest.is_file() {
         let bundle = Bundle::first(&guest, ramdisk.as_deref(), extra);
-        return Ok(bundle.first_memory((*guest_memory).into()));
+        return Ok(bundle.first_memory((*memory).into()));
     }
     let kernel = if kernels::names().any(|name| name == first) {
         kernels::stock(sh, first)?.vmlinux
@@ -142,12 +184,22 @@ fn first_bundle(sh: &Shell, options: &Options, first: &str, images: &Path) -> Re
         first.into()
     };
     let ramdisk = options.guests.ramdisk(sh)?;
-    Ok(Bundle::first(&kernel, Some(&ramdisk), &options.guests.cmdline()).first_memory((*guest_memory).into()))
+    Ok(Bundle::first(&kernel, Some(&ramdisk), &options.guests.cmdline()).first_memory((*memory).into()))
 }
 
-/// Runs the machine to its end, or to the time limit (`None`). Unless it stays on after its commands, nobody types, and
+/// How a run came to its end.
+enum Ended {
+    /// By itself.
+    Machine(End),
+    /// The time limit was over.
+    Late,
+    /// By a signal.
+    Interrupted,
+}
+
+/// Runs the machine to its end, or to the time limit. Unless it stays on after its commands, nobody types, and
 /// only the answers are printed on standard output; everything else goes to standard error.
-fn boot(options: &Options, mut command: process::Command, console: Console, stays: bool) -> Result<Option<End>> {
+fn boot(options: &Options, mut command: process::Command, console: Console, stays: bool) -> Result<Ended> {
     if !stays {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
     }
@@ -182,16 +234,18 @@ fn sort(console: impl io::Read, mut answers: impl Write, mut others: impl Write)
     answers.flush()
 }
 
-fn watch(options: &Options, machine: &mut Running, stopped: &AtomicBool) -> Result<Option<End>> {
+fn watch(options: &Options, machine: &mut Running, stopped: &AtomicBool) -> Result<Ended> {
     let deadline = options.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     loop {
         if let Some(status) = machine.0.try_wait()? {
-            return Ok(Some(End::of(status)));
+            return Ok(Ended::Machine(End::of(status)));
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Ok(None);
+            return Ok(Ended::Late);
         }
-        ensure!(!stopped.load(Ordering::Relaxed), "interrupted");
+        if stopped.load(Ordering::Relaxed) {
+            return Ok(Ended::Interrupted);
+        }
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -245,6 +299,13 @@ impl Drop for RawTerminal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_status_is_explained() {
+        let told = |status: u8| STATUSES.lines().any(|line| line.trim_start().starts_with(&format!("{status} ")));
+        assert!(Failure::ALL.iter().all(|failure| told(failure.exit_status())));
+        assert!([0, 1, 2, 20, 21, 22, 124, 130].into_iter().all(told));
+    }
 
     #[test]
     fn commands_are_checked_before_anything_starts() {

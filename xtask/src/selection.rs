@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
+use toolstack::config::MAX_EXTRA;
 use xshell::Shell;
 use xtask::bundle::{Bundle, DOM0_SPARE, Guest};
 use xtask::guest_file::{self, Described};
@@ -12,11 +13,11 @@ use xtask::kernels::{self, Kernel};
 #[derive(clap::Args)]
 pub(crate) struct Selection {
     /// Guests to start, each described by a TOML file with the keys of xl.cfg, instead of one stock Linux
-    #[arg(value_name = "FILE.toml", conflicts_with_all = ["kernel", "ramdisk", "extra", "vcpus", "guest_memory"])]
+    #[arg(value_name = "FILE.toml", conflicts_with_all = ["kernel", "ramdisk", "extra", "vcpus", "memory"])]
     guests: Vec<PathBuf>,
-    /// Memory of the guest, in MiB or with a suffix
-    #[arg(long, value_name = "SIZE", default_value = "256", value_parser = |text: &str| mebibytes(text, 16))]
-    pub(crate) guest_memory: u32,
+    /// Memory of the guest, in MiB or with a suffix: 256M, 1G
+    #[arg(long, value_name = "SIZE", default_value = "256", value_parser = |text: &str| mebibytes(text, 1))]
+    pub(crate) memory: u32,
     /// How many vcpus the guest has
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
     vcpus: u32,
@@ -31,8 +32,10 @@ pub(crate) struct Selection {
     pub(crate) extra: String,
 }
 
-/// MiB the hypervisor may need for itself.
-const HYPERVISOR_MIB: u64 = 32;
+/// MiB the hypervisor needs for itself beside what grows with the machine.
+const HYPERVISOR_MIB: u64 = 8;
+/// Of so many MiB of RAM the hypervisor takes one for its tables.
+const PER_TABLE_MIB: u64 = 96;
 
 /// A size in MiB: `256`, `256M` or `1G`.
 pub(crate) fn mebibytes(text: &str, least: u32) -> Result<u32, String> {
@@ -53,13 +56,19 @@ impl Selection {
     /// What is wrong first, and where.
     pub(crate) fn check(&self, memory: u32) -> Result<Vec<Described>> {
         let described = guest_file::read(&self.guests)?;
-        fits(memory, &described)?;
-        if let Some(path) = &self.kernel {
-            kernel_file::check(path)?;
-        }
+        let room = self.kernel.as_deref().map(kernel_file::check).transpose()?;
         if let Some(path) = &self.ramdisk {
             ensure!(path.is_file(), "no ramdisk {}", path.display());
         }
+        let words = self.cmdline().len();
+        ensure!(words <= MAX_EXTRA, "--extra: {words} bytes with `console=hvc0`, and a command line has {MAX_EXTRA}");
+        let mut wishes: Vec<Wish<'_>> = described.iter().map(Wish::of).collect();
+        if described.is_empty() {
+            let files = [self.kernel.as_deref(), self.ramdisk.as_deref()].into_iter().flatten().map(size).sum();
+            let (memory, room) = (self.memory.into(), room.unwrap_or(0));
+            wishes.push(Wish { at: "--memory", name: "linux", memory, files, room });
+        }
+        fits(memory.into(), &wishes)?;
         Ok(described)
     }
 
@@ -84,7 +93,7 @@ impl Selection {
         };
         Ok(bundle.guest(&Guest {
             name: "linux".into(),
-            memory: self.guest_memory,
+            memory: self.memory,
             vcpus: self.vcpus,
             kernel,
             ramdisk: Some(self.ramdisk(sh)?),
@@ -106,21 +115,53 @@ impl Selection {
     }
 }
 
-/// Whether the guests leave memory for dom0 and the hypervisor.
-fn fits(memory: u32, guests: &[Described]) -> Result<()> {
-    let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-    let files = |guest: &Described| bytes(&guest.kernel) + guest.ramdisk.as_deref().map_or(0, bytes);
-    let ours = HYPERVISOR_MIB + DOM0_SPARE + guests.iter().map(files).sum::<u64>().div_ceil(1 << 20);
-    let mut left = u64::from(memory).saturating_sub(ours);
+/// Bytes of a file; one that cannot be read is found elsewhere.
+fn size(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+/// What a guest takes of the machine's memory.
+struct Wish<'a> {
+    /// Where it was wished for.
+    at: &'a str,
+    name: &'a str,
+    /// MiB.
+    memory: u64,
+    /// Bytes of its files, which are in the boot bundle.
+    files: u64,
+    /// Bytes that unpacking its kernel takes.
+    room: u64,
+}
+
+impl<'a> Wish<'a> {
+    fn of(guest: &'a Described) -> Self {
+        let files = size(&guest.kernel) + guest.ramdisk.as_deref().map_or(0, size);
+        let (at, name, memory) = (&guest.memory_at, &guest.config.name, guest.config.memory);
+        Self { at, name, memory, files, room: guest.room }
+    }
+}
+
+/// Whether the guests leave memory for dom0 and the hypervisor, whenever one of them is made.
+fn fits(machine: u64, guests: &[Wish<'_>]) -> Result<()> {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let files = mib(guests.iter().map(|guest| guest.files).sum());
+    let ours = HYPERVISOR_MIB + machine / PER_TABLE_MIB + DOM0_SPARE + files;
+    let mut left = machine.saturating_sub(ours);
     for guest in guests {
-        let wanted = guest.config.memory;
-        left = left.checked_sub(wanted).with_context(|| {
+        let Wish { at, name, memory, room, .. } = guest;
+        let after = left.checked_sub(*memory).with_context(|| {
             format!(
-                "{}: {wanted} MiB for {}, but only {left} MiB are left: the machine has {memory} MiB, of which dom0 \
-                 and the hypervisor take {ours}; give it more with --memory",
-                guest.memory_at, guest.config.name
+                "{at}: {memory} MiB for {name}, but only {left} MiB are left: the machine has {machine} MiB, of which \
+                 dom0 and the hypervisor take {ours}; give it more with --machine-memory"
             )
         })?;
+        let room = mib(*room);
+        ensure!(
+            room <= after,
+            "{at}: {memory} MiB for {name} leave {after} MiB of the machine's {machine}, and unpacking its kernel takes \
+             {room}; give it more with --machine-memory"
+        );
+        left = after;
     }
     Ok(())
 }
@@ -128,6 +169,17 @@ fn fits(memory: u32, guests: &[Described]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_counted_before_anything_starts() {
+        let wish = |memory, room| Wish { at: "web.toml:2: memory", name: "web", memory, files: 100 << 20, room };
+        assert!(fits(1024, &[wish(256, 0), wish(256, 200 << 20)]).is_ok());
+        let refusal = fits(1024, &[wish(512, 0), wish(300, 0)]).unwrap_err().to_string();
+        assert!(refusal.starts_with("web.toml:2: memory: 300 MiB for web, but only 286 MiB are left"), "{refusal}");
+        let refusal = fits(1024, &[wish(512, 700 << 20)]).unwrap_err().to_string();
+        assert!(refusal.contains("unpacking its kernel takes 700"), "{refusal}");
+        assert!(fits(64, &[wish(1, 0)]).is_err());
+    }
 
     #[test]
     fn sizes_have_suffixes() {

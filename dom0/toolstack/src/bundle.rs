@@ -52,6 +52,12 @@ impl<'a> Bundle<'a> {
         Self(archive)
     }
 
+    /// Its size in bytes.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        self.0.len()
+    }
+
     /// The content of an entry.
     #[must_use]
     pub fn entry(&self, name: &str) -> Option<&'a [u8]> {

@@ -44,6 +44,11 @@ pub enum Command {
     Destroy(String),
     /// Show the machine.
     Info,
+    /// Show what the hypervisor has logged.
+    Dmesg {
+        /// It is not to be shown again.
+        clear: bool,
+    },
     /// Set what memory a guest should have.
     MemSet {
         /// The guest.
@@ -100,7 +105,18 @@ pub const VERBS: &[Verb] = &[
     verb("shutdown", "[-w] NAME", "ask a guest to power off", "-w: the command is over when the guest is."),
     verb("reboot", "[-w] NAME", "ask a guest to reboot", "-w: the command is over when the guest has been made anew."),
     verb("destroy", "NAME", "end a guest at once", "It is not asked. A guest about to be made anew is not."),
-    verb("info", "", "the machine: version, memory, CPUs, domains", ""),
+    verb(
+        "info",
+        "",
+        "the machine: version, memory, CPUs, domains",
+        "What the hypervisor and dom0 take of the memory is told apart from the boot bundle, which dom0 holds.",
+    ),
+    verb(
+        "dmesg",
+        "[-c]",
+        "what the hypervisor has logged last",
+        "With what guests have written by console_io, each piece behind the domain's number. -c: and forget it.",
+    ),
     verb(
         "mem-set",
         "NAME MIB",
@@ -146,25 +162,27 @@ impl Command {
             return Ok(None);
         };
         let found = find(word).ok_or_else(|| format!("{}: unknown command; try `help`", word.escape_debug()))?;
-        let (mut json, mut wait, mut rest) = (false, false, Vec::new());
+        let (mut json, mut flag, mut rest) = (false, false, Vec::new());
         for word in words {
             match word {
                 "-j" => json = true,
-                "-w" if found.takes.starts_with("[-w]") => wait = true,
+                "-w" if found.takes.starts_with("[-w]") => flag = true,
+                "-c" if found.takes.starts_with("[-c]") => flag = true,
                 _ if word.starts_with('-') => {
                     return Err(format!("{}: no option {}; try `help {0}`", found.name, word.escape_debug()));
                 }
                 _ => rest.push(word),
             }
         }
-        Self::of(found, &rest, wait).map(|command| Some(Line { command, json }))
+        Self::of(found, &rest, flag).map(|command| Some(Line { command, json }))
     }
 
-    fn of(verb: &'static Verb, words: &[&str], wait: bool) -> Result<Self, String> {
+    fn of(verb: &'static Verb, words: &[&str], flag: bool) -> Result<Self, String> {
         let usage = || format!("usage: {} {}", verb.name, verb.takes).trim_end().to_string();
         Ok(match (verb.name, words) {
             ("list", []) => Self::List,
             ("info", []) => Self::Info,
+            ("dmesg", []) => Self::Dmesg { clear: flag },
             ("quit", []) => Self::Quit,
             ("help", []) => Self::Help(None),
             ("help", [word]) => {
@@ -179,8 +197,8 @@ impl Command {
             ("unpause", [name]) => Self::Unpause((*name).to_string()),
             ("destroy", [name]) => Self::Destroy((*name).to_string()),
             ("domid", [name]) => Self::Domid((*name).to_string()),
-            ("shutdown", [name]) => Self::Shutdown { name: (*name).to_string(), wait },
-            ("reboot", [name]) => Self::Reboot { name: (*name).to_string(), wait },
+            ("shutdown", [name]) => Self::Shutdown { name: (*name).to_string(), wait: flag },
+            ("reboot", [name]) => Self::Reboot { name: (*name).to_string(), wait: flag },
             ("rename", [name, to]) => Self::Rename { name: (*name).to_string(), to: (*to).to_string() },
             ("mem-set", [name, mib]) => {
                 let mib = mib.parse().map_err(|_| format!("mem-set: no number of MiB: {}", mib.escape_debug()))?;

@@ -8,7 +8,7 @@
 //! ramdisk = "initrd"            # optional
 //! extra = "console=hvc0"        # command line, optional
 //! vcpus = 1                     # optional
-//! on_poweroff = "destroy"       # destroy, restart or preserve; likewise on_reboot, on_crash
+//! on_poweroff = "destroy"       # destroy, restart or preserve; likewise on_reboot, on_crash, on_watchdog
 //! ```
 //!
 //! `disk` and `vif` are known and refused: this build has no such devices.
@@ -23,7 +23,7 @@ use toml::Spanned;
 /// Vcpus the shared-info page has room for.
 const MAX_VCPUS: u32 = 32;
 /// Bytes of a command line in the start-info page, without its NUL.
-const MAX_EXTRA: usize = 1023;
+pub const MAX_EXTRA: usize = 1023;
 const MAX_NAME: usize = 64;
 
 /// What happens when a guest ends.
@@ -61,6 +61,8 @@ pub struct GuestConfig {
     pub on_reboot: Action,
     /// When it crashes.
     pub on_crash: Action,
+    /// When it misses its watchdog.
+    pub on_watchdog: Action,
 }
 
 /// What is wrong with a configuration, and where.
@@ -104,6 +106,7 @@ struct File {
     on_poweroff: Option<Action>,
     on_reboot: Option<Action>,
     on_crash: Option<Action>,
+    on_watchdog: Option<Action>,
 }
 
 /// What [`is_name`] asks for.
@@ -166,6 +169,7 @@ impl GuestConfig {
             on_poweroff: file.on_poweroff.unwrap_or(Action::Destroy),
             on_reboot: file.on_reboot.unwrap_or(Action::Restart),
             on_crash: file.on_crash.unwrap_or(Action::Destroy),
+            on_watchdog: file.on_watchdog.unwrap_or(Action::Destroy),
         })
     }
 }

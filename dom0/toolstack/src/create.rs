@@ -15,7 +15,7 @@ use zerocopy::IntoBytes;
 use crate::config::GuestConfig;
 use crate::privileged::{DomainId, Hypervisor};
 use crate::tree::{self, Store};
-use crate::unpack::unpack;
+use crate::unpack::unpack_within;
 
 /// Pages asked for in one call.
 const BATCH: usize = 512;
@@ -40,6 +40,8 @@ pub struct Request<'a> {
     pub backend: DomainId,
     /// Bytes the kernel may unpack to.
     pub kernel_limit: usize,
+    /// Bytes there are for unpacking it.
+    pub room: usize,
 }
 
 /// A page shared with the domain, and the domain's port to it.
@@ -149,7 +151,8 @@ pub fn create<H: Hypervisor, S: Store>(
     let name = &request.config.name;
     let nothing_yet = |Failed(step, why)| CreateError { name: name.clone(), step, why, left_over: Vec::new() };
     // Everything that can be refused without a domain is judged before there is one.
-    let elf = unpack(request.kernel, request.kernel_limit).map_err(at(Step::Unpack)).map_err(nothing_yet)?;
+    let elf = unpack_within(request.kernel, request.kernel_limit, request.room);
+    let elf = elf.map_err(at(Step::Unpack)).map_err(nothing_yet)?;
     let plan = plan(request, &elf).map_err(nothing_yet)?;
     let created = hypervisor.create(&request.uuid, request.config.vcpus);
     let domain = created.map_err(at(Step::CreateDomain)).map_err(nothing_yet)?;
@@ -246,8 +249,7 @@ impl<H: Hypervisor> Builder for Memory<'_, H> {
     }
 
     fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), String> {
-        let frame = self.frame_of(pfn)?;
-        let written = self.hypervisor.write(self.domain, frame, offset, bytes);
+        let written = self.hypervisor.fill(self.domain, self.frames, pfn, offset, bytes);
         written.map_err(|error| format!("page {:#x}: {error}", pfn.0))
     }
 

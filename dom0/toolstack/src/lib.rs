@@ -2,7 +2,8 @@
 //!
 //! [`bundle`] finds guests in the boot bundle, [`command`] reads what a person types, [`json`] writes answers for programs, [`config`] reads what a guest
 //! should be, [`unpack`] turns what a distribution ships as a kernel into an ELF file, [`create`] makes a domain of
-//! both and introduces it to the store, [`end`] says why a domain ended and does what its configuration wants then.
+//! both and introduces it to the store, [`end`] says why a domain ended and does what its configuration wants then,
+//! [`status`] turns that into a number.
 //!
 //! Touches: domains through the [`Hypervisor`] trait, the tree through the [`Store`] trait.
 //! Never touches: hypercalls, shared memory, devices. It runs as well on a host, against fakes.
@@ -19,6 +20,7 @@ pub mod create;
 pub mod end;
 pub mod json;
 mod privileged;
+pub mod status;
 mod tree;
 pub mod unpack;
 

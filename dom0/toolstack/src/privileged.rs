@@ -39,6 +39,17 @@ pub trait Hypervisor {
     /// several times in a row: keeping the last one mapped pays.
     fn write(&mut self, domain: DomainId, frame: MachineFrame, offset: usize, bytes: &[u8]) -> Result<(), Self::Error>;
 
+    /// Writes into page `pfn`, given the frames of all pages: as [`Hypervisor::write`], for those that map several pages
+    /// at once.
+    fn fill(
+        &mut self,
+        domain: DomainId,
+        frames: &[MachineFrame],
+        pfn: Pfn,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<(), Self::Error>;
+
     /// Opens a port of the domain for `remote` to bind (event_channel_op `alloc_unbound`).
     fn open_port(&mut self, domain: DomainId, remote: DomainId) -> Result<u32, Self::Error>;
 

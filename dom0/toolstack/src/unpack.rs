@@ -22,6 +22,8 @@ const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
 /// The first protocol that says where the payload is.
 const OLDEST_VERSION: u16 = 0x0208;
+/// Bytes any decoder may need for tables of its own.
+const SLACK: usize = 4 << 20;
 /// The largest block of a legacy lz4 frame, unpacked.
 const LZ4_BLOCK: usize = 8 << 20;
 
@@ -140,6 +142,14 @@ impl core::error::Error for UnpackError {}
 /// # Errors
 /// Says what is wrong with the file. A kernel is refused before unpacking if it is larger than `limit`.
 pub fn unpack(image: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, UnpackError> {
+    unpack_within(image, limit, usize::MAX)
+}
+
+/// As [`unpack`], where `room` bytes can be had for all of it.
+///
+/// # Errors
+/// As [`unpack`], and [`UnpackError::NoMemory`] if it takes more than there is room for.
+pub fn unpack_within(image: &[u8], limit: usize, room: usize) -> Result<Cow<'_, [u8]>, UnpackError> {
     if image.starts_with(ELF_MAGIC) {
         return Ok(Cow::Borrowed(image));
     }
@@ -152,8 +162,13 @@ pub fn unpack(image: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, UnpackError> 
     if size > limit {
         return Err(UnpackError::TooLarge { size, limit });
     }
+    let no_memory = || UnpackError::NoMemory { size };
+    // The decoders take their share without asking whether it is there.
+    if needs(format, packed, size) > room {
+        return Err(no_memory());
+    }
     let mut out = Vec::new();
-    out.try_reserve_exact(size).map_err(|_| UnpackError::NoMemory { size })?;
+    out.try_reserve_exact(size).map_err(|_| no_memory())?;
     out.resize(size, 0);
     let unpacked = match format {
         Compression::Gzip => gzip(payload, &mut out),
@@ -167,6 +182,27 @@ pub fn unpack(image: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, UnpackError> 
         _ if !out.starts_with(ELF_MAGIC) => Err(UnpackError::NotElf(format)),
         _ => Ok(Cow::Owned(out)),
     }
+}
+
+/// Bytes that unpacking a kernel takes; 0 for what is no bzImage, or a damaged one.
+#[must_use]
+pub fn room_for(image: &[u8]) -> usize {
+    let payload = payload(image).unwrap_or_default();
+    let Some((format, (packed, size))) = Compression::of(payload).zip(payload.split_last_chunk::<4>()) else {
+        return 0;
+    };
+    needs(format, packed, usize::try_from(u32::from_le_bytes(*size)).unwrap_or(usize::MAX))
+}
+
+/// Bytes for the output, and for what a decoder needs beside it.
+fn needs(format: Compression, packed: &[u8], size: usize) -> usize {
+    let beside = match format {
+        Compression::Xz => xz_dictionary(packed).unwrap_or(0),
+        // Its window grows with what has been unpacked, in steps that double it.
+        Compression::Zstd => size.saturating_mul(3),
+        _ => 0,
+    };
+    size.saturating_add(beside).saturating_add(SLACK)
 }
 
 /// The compressed file with its size at the end.
@@ -242,6 +278,42 @@ fn crc32(bytes: &[u8]) -> u32 {
     };
     let nibble = |crc: u32| crc >> 4 ^ TABLE[(crc & 15) as usize];
     !bytes.iter().fold(u32::MAX, |crc, byte| nibble(nibble(crc ^ u32::from(*byte))))
+}
+
+/// The size of the dictionary that the first block of an xz file asks for, if it has one. After the file's header of 12
+/// bytes comes the block's: its size, flags (2 bits: number of filters less one; then whether sizes follow), sizes,
+/// filters (number, bytes of properties, properties).
+fn xz_dictionary(packed: &[u8]) -> Option<usize> {
+    const LZMA2: u64 = 0x21;
+    let mut rest = packed.get(13..)?.iter();
+    let number = |bytes: &mut core::slice::Iter<'_, u8>| -> Option<u64> {
+        let mut value = 0;
+        for shift in (0..63).step_by(7) {
+            let byte = *bytes.next()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    };
+    let flags = *rest.next()?;
+    for size in [0x40, 0x80] {
+        if flags & size != 0 {
+            number(&mut rest)?;
+        }
+    }
+    for _ in 0..=flags & 3 {
+        let (filter, properties) = (number(&mut rest)?, number(&mut rest)?);
+        let first = rest.clone().next();
+        if filter == LZMA2 {
+            // 2 or 3 times a power of two, from 4 KiB on.
+            let bits = u32::from(*first?);
+            return (bits <= 40).then(|| (2 | usize::from(bits & 1 == 1)) << (bits / 2 + 11));
+        }
+        rest.nth(usize::try_from(properties).ok()?.checked_sub(1)?)?;
+    }
+    None
 }
 
 /// Kernels use the x86 filter; blocks and checks are the reader's business.

@@ -49,7 +49,8 @@ fn what_is_not_understood_is_said_without_control_characters() {
 #[test]
 fn every_verb_has_help_and_is_understood() {
     for verb in VERBS {
-        let words = verb.takes.replace("[NAME]", "web").replace("[VERB]", "list").replace("[-w]", "-w");
+        let words =
+            verb.takes.replace("[NAME]", "web").replace("[VERB]", "list").replace("[-w]", "-w").replace("[-c]", "-c");
         let line = format!("{} {} -j", verb.name, words.replace("MIB", "64"));
         assert!(matches!(Command::parse(&line), Ok(Some(Line { json: true, .. }))), "{line}");
         assert_eq!(Command::parse(&format!("help {}", verb.name)).unwrap().unwrap().command, Command::Help(Some(verb)));

@@ -171,11 +171,10 @@ fn find_ring(info: &StartInfo) -> Option<Ring> {
 
 /// Chooses where text goes, and makes `log` print there.
 pub(crate) fn init(boot: &Boot) {
-    if hypercall::console_write(&[]).is_err() {
-        *RING.lock() = find_ring(boot.info());
-        if RING.lock().is_some() {
-            set_sink(write_to_ring);
-        }
+    // A domain that has a ring is not shown what it writes to the hypervisor, which only logs it.
+    *RING.lock() = find_ring(boot.info());
+    if RING.lock().is_some() {
+        set_sink(write_to_ring);
     }
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(log::LevelFilter::Info);

@@ -135,6 +135,19 @@ pub fn populate(domain: u16, first: u64, frames: &mut [u64]) -> Result<usize, Er
     Ok(usize::try_from(count).unwrap_or(0).min(frames.len()))
 }
 
+/// Gives a domain `2^order` frames in a row for the pages from `first` on; answers the first of them, or `None` if there
+/// is no such row.
+///
+/// # Errors
+/// `Perm`, `Srch`.
+pub fn populate_run(domain: u16, first: u64, order: u32) -> Result<Option<u64>, Errno> {
+    let mut extent = [first];
+    let command = MemoryOp::PopulatePhysmap;
+    // SAFETY: as in [`populate`].
+    let count = unsafe { hypercall::reservation_of_order(command, &mut extent, order, domain) }?;
+    Ok((count == 1).then_some(extent[0]))
+}
+
 /// The first frame of a domain's grant table.
 ///
 /// # Errors

@@ -15,12 +15,12 @@ use hypercall_abi::grant::{Copy, GrantOp, MapGrantRef, SetupTable, UnmapGrantRef
 use hypercall_abi::memory::{E820Entry, MachphysMapping, MemoryMap, MemoryOp, Reservation};
 use hypercall_abi::mmu::{MmuUpdate, MmuextOp, MulticallEntry};
 use hypercall_abi::physdev::ConsoleIo;
-use hypercall_abi::sched::{Poll, SchedOp, Shutdown, ShutdownReason};
-use hypercall_abi::sysctl::{PhysInfo, Sysctl, SysctlOp};
+use hypercall_abi::sched::{Poll, RemoteShutdown, SchedOp, Shutdown, ShutdownReason};
+use hypercall_abi::sysctl::{PhysInfo, ReadConsole, Sysctl, SysctlOp};
 use hypercall_abi::vcpu::{RegisterArea, RunstateInfo, SetPeriodicTimer, SetSingleshotTimer, VcpuOp};
 use hypercall_abi::version::{FeatureInfo, VersionOp};
 use hypercall_abi::{Errno, Hypercall, domid};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// A hypercall by its registers. The result is `rax` as it comes.
 ///
@@ -299,10 +299,27 @@ pub fn memory_map(entries: &mut [E820Entry]) -> Result<u32, Errno> {
 /// # Errors
 /// These commands count instead of failing; an error means the command itself was refused.
 pub unsafe fn reservation(command: MemoryOp, extents: &mut [u64], domain: u16) -> Result<u64, Errno> {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { reservation_of_order(command, extents, 0, domain) }
+}
+
+/// As [`reservation`], for extents of `2^order` pages or frames each.
+///
+/// # Safety
+/// As [`reservation`].
+///
+/// # Errors
+/// As [`reservation`].
+pub unsafe fn reservation_of_order(
+    command: MemoryOp,
+    extents: &mut [u64],
+    extent_order: u32,
+    domain: u16,
+) -> Result<u64, Errno> {
     let arg = Reservation {
         extent_start: address(extents.as_mut_ptr()),
         nr_extents: extents.len() as u64,
-        extent_order: 0,
+        extent_order,
         mem_flags: 0,
         domid: domain,
         pad: [0; 3],
@@ -682,6 +699,45 @@ pub fn physical_info() -> Result<PhysInfo, Errno> {
     // SAFETY: reads and writes the structure; its payload holds no address.
     unsafe { call(Hypercall::Sysctl, [address(&raw mut arg), 0, 0, 0, 0]) }?;
     PhysInfo::read_from_prefix(&arg.payload).map(|(info, _)| info).map_err(|_| Errno::Inval)
+}
+
+/// `sysctl(ReadConsole)`: what the hypervisor has logged since the last time it was cleared, from position `from` on;
+/// answers how many bytes, and where to go on.
+///
+/// # Errors
+/// `Perm` without authority.
+pub fn read_log(from: u32, clear: bool, to: &mut [u8]) -> Result<(usize, u32), Errno> {
+    let wanted = ReadConsole {
+        clear: u8::from(clear),
+        incremental: 1,
+        index: from,
+        buffer: address(to.as_mut_ptr()),
+        count: u32::try_from(to.len()).unwrap_or(u32::MAX),
+        ..ReadConsole::default()
+    };
+    let mut arg = Sysctl {
+        cmd: SysctlOp::ReadConsole as u32,
+        interface_version: hypercall_abi::sysctl::INTERFACE_VERSION,
+        payload: [0; 128],
+    };
+    let (payload, _) = arg.payload.split_at_mut(size_of::<ReadConsole>());
+    payload.copy_from_slice(wanted.as_bytes());
+    // SAFETY: reads and writes the structure, and the slice, whose address and length its payload holds.
+    unsafe { call(Hypercall::Sysctl, [address(&raw mut arg), 0, 0, 0, 0]) }?;
+    let (told, _) = ReadConsole::read_from_prefix(&arg.payload).map_err(|_| Errno::Inval)?;
+    Ok((usize::try_from(told.count).unwrap_or(0).min(to.len()), told.index))
+}
+
+/// `sched_op(remote_shutdown)` of ourselves: ends this domain for a reason that need not be one of
+/// [`ShutdownReason`], as only a domain with authority over others may.
+pub fn shutdown_with(reason: u32) -> ! {
+    let arg = RemoteShutdown { domain: domid::SELF, pad: 0, reason };
+    loop {
+        // SAFETY: reads only the structure.
+        let _ =
+            unsafe { call(Hypercall::SchedOp, [SchedOp::RemoteShutdown.number(), address(&raw const arg), 0, 0, 0]) };
+        yield_now();
+    }
 }
 
 /// The text of the crash of `domain`, if it crashed (our own extension).

@@ -7,8 +7,10 @@
 //! ```text
 //! 0xffffffff_80000000  VIRT_BASE: page 0, 1, 2, ... (at most 1 GiB; what a domain has beyond is left alone)
 //! 0xffffffff_c0000000  windows: shared pages, granted and foreign frames (64 MiB)
+//! 0xffffffff_c8000000  memory borrowed from the hypervisor, where that is allowed (768 MiB)
 //! ```
 
+mod borrowed;
 mod foreign;
 mod heap;
 mod window;
@@ -19,6 +21,7 @@ use crate::sync::MaskMutex;
 use hypercall_abi::mmu::{MmuUpdate, pte, uvmf};
 use hypercall_abi::{Errno, domid, start_info};
 
+pub use borrowed::lend_large;
 pub use foreign::Foreign;
 pub use window::Window;
 
@@ -156,14 +159,18 @@ impl Memory {
         self.p2m.get(usize::try_from(page).ok()?).copied()
     }
 
-    /// The page of a frame, if it is ours.
+    /// The page of a frame, if it is one of those the builder gave us.
     fn page(&self, frame: u64) -> Option<u64> {
+        self.page_hint(frame).filter(|page| self.frame(*page) == Some(frame))
+    }
+
+    /// The page its owner, whoever that is, knows a frame as.
+    fn page_hint(&self, frame: u64) -> Option<u64> {
         if frame >= self.m2p_entries {
             return None;
         }
         // SAFETY: inside the table as the hypervisor described it; it may change under us, hence volatile.
-        let page = unsafe { ((self.m2p + frame * 8) as *const u64).read_volatile() };
-        (self.frame(page) == Some(frame)).then_some(page)
+        Some(unsafe { ((self.m2p + frame * 8) as *const u64).read_volatile() })
     }
 
     /// The address of the table an entry leads to.
@@ -297,6 +304,11 @@ pub fn frame_of_page(page: u64) -> Option<u64> {
 #[must_use]
 pub fn page_of_frame(frame: u64) -> Option<u64> {
     with(|memory| memory.page(frame)).flatten()
+}
+
+/// Whether a frame is ours, wherever it came from.
+fn is_own(frame: u64) -> bool {
+    with(|memory| memory.page(frame).is_some() || borrowed::is_borrowed(memory, frame)).unwrap_or(false)
 }
 
 /// The address at which we may read the entry of `level` (1..=4) that translates `va`, if there is one.

@@ -7,6 +7,7 @@ use crate::lock::{Domains, Held, Lock, Nothing, Ports};
 use crate::paging::{BUDGET, Session};
 use crate::prelude::*;
 use crate::sched::Scheduler;
+use core::sync::atomic::AtomicU32;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Domains that can exist at once. A domain's slot is its id modulo this number.
@@ -28,6 +29,8 @@ pub struct World {
     pub(crate) ports: Lock<Ports, ()>,
     /// Held while domains are made or unmade; the next id to try.
     pub(crate) census: Lock<Domains, u16>,
+    /// What lies before this in the log has been cleared.
+    pub(crate) log_start: AtomicU32,
 }
 
 impl World {
@@ -41,6 +44,7 @@ impl World {
             sched: Scheduler::new(),
             ports: Lock::new(()),
             census: Lock::new(0),
+            log_start: AtomicU32::new(0),
         }
     }
 

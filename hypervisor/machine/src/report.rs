@@ -21,6 +21,7 @@ impl Log for Logger {
         let mut line = Line::default();
         let _ = writeln!(line, "[{level}] {}", record.args());
         Hardware(()).put(line.text());
+        Hardware(()).keep(line.text());
     }
 
     fn flush(&self) {}
@@ -95,7 +96,7 @@ pub(crate) fn fatal(vector: u64, r: &Registers, address: u64) -> ! {
     let _ = writeln!(LastWords, "  r10 {:#x} r11 {:#x} r12 {:#x}", r.r10, r.r11, r.r12);
     let _ = writeln!(LastWords, "  r13 {:#x} r14 {:#x} r15 {:#x}", r.r13, r.r14, r.r15);
     backtrace(r.rbp);
-    Hardware(()).power_off(Verdict::Failure)
+    Hardware(()).power_off(Verdict::FAILURE)
 }
 
 /// The end of a Rust panic: message, place, callers, exit.
@@ -109,13 +110,13 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     // SAFETY: copies a register; frame pointers are forced on for this target.
     unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags)) };
     backtrace(frame);
-    Hardware(()).power_off(Verdict::Failure)
+    Hardware(()).power_off(Verdict::FAILURE)
 }
 
 impl Hardware {
     /// Ends the machine: the emulator's exit device, else the keyboard controller's reset, else a halt for ever.
     pub fn power_off(&self, verdict: Verdict) -> ! {
-        out32(0xf4, verdict as u32);
+        out32(0xf4, verdict.0);
         // The controller takes a command once its input buffer is empty.
         let _ = (0..100_000).any(|_| in8(0x64) & 2 == 0);
         out8(0x64, 0xfe);

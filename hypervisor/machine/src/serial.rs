@@ -2,6 +2,8 @@
 
 use crate::Hardware;
 use crate::insn::{in8, out8};
+use core::ops::Range;
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 use hv_core::machine::Console;
 use spin::Mutex;
 
@@ -14,6 +16,9 @@ const CAN_SEND: u8 = 0x20;
 
 /// What has been typed and not yet taken.
 static INPUT: Mutex<heapless::Deque<u8, 512>> = Mutex::new(heapless::Deque::new());
+/// What was logged last, and how many bytes have been in all.
+static LOG: [AtomicU8; 1 << 14] = [const { AtomicU8::new(0) }; 1 << 14];
+static LOGGED: AtomicU32 = AtomicU32::new(0);
 /// Keeps the bytes of one `put` together.
 static OUTPUT: Mutex<()> = Mutex::new(());
 
@@ -79,5 +84,20 @@ impl Console for Hardware {
             count += 1;
         }
         count
+    }
+
+    fn keep(&self, bytes: &[u8]) {
+        for byte in bytes {
+            let at = LOGGED.fetch_add(1, Relaxed) as usize % LOG.len();
+            LOG.iter().skip(at).take(1).for_each(|slot| slot.store(*byte, Relaxed));
+        }
+    }
+
+    fn kept(&self, from: u32, to: &mut [u8]) -> Range<u32> {
+        let end = LOGGED.load(Relaxed);
+        let from = from.max(end.saturating_sub(1 << 14)).min(end);
+        let kept = LOG.iter().cycle().skip(from as usize % LOG.len()).take((end - from) as usize);
+        to.iter_mut().zip(kept).for_each(|(to, byte)| *to = byte.load(Relaxed));
+        from..end.min(from.saturating_add(u32::try_from(to.len()).unwrap_or(0)))
     }
 }

@@ -25,7 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use xshell::Shell;
 use xtask::bundle::Bundle;
-use xtask::machine::{self, Console, End, Medium};
+use xtask::machine::{self, Console, End, Failure, Medium};
 use xtask::qemu::Qemu;
 use xtask::xen::Xen;
 use xtask::{build, firmware};
@@ -297,12 +297,23 @@ impl Outcome {
     /// As [`Outcome::require_success`].
     pub fn require_failure(&self) -> Result<()> {
         match self.end {
-            Some(End::Panic) => Ok(()),
+            Some(End::Panic | End::First(_)) => Ok(()),
             Some(End::Success) => bail!("the machine ended as if all were well\n{}", self.excerpt()),
             other => {
                 let why = other.map_or_else(|| "the machine did not end in time".to_owned(), End::explanation);
                 bail!("{why}\n{}", self.excerpt())
             }
+        }
+    }
+
+    /// An error unless dom0 ended the machine because of this failure.
+    ///
+    /// # Errors
+    /// As [`Outcome::require_success`].
+    pub fn require_end(&self, failure: Failure) -> Result<()> {
+        match self.end {
+            Some(End::First(reason)) if reason == failure.reason() => Ok(()),
+            other => bail!("not the end of {failure:?}, but {other:?}\n{}", self.excerpt()),
         }
     }
 

@@ -43,6 +43,10 @@ const STORIES: &[Story] = &[
     ("the_entry_table_holds_for_dom0", entry::the_entry_table_holds_for_dom0),
     ("the_entry_table_holds_on_xen", entry::the_entry_table_holds_on_xen),
     ("the_entry_table_holds_for_a_guest", entry::the_entry_table_holds_for_a_guest),
+    ("the_exit_status_says_how_guests_ended", verbs::the_exit_status_says_how_guests_ended),
+    ("the_log_has_what_guests_write", verbs::the_log_has_what_guests_write),
+    ("a_balloon_grows_beyond_the_beginning", verbs::a_balloon_grows_beyond_the_beginning),
+    ("hypervisor_and_dom0_are_small_and_stay_so", verbs::hypervisor_and_dom0_are_small_and_stay_so),
     ("a_bundle_without_a_first_domain_is_refused", stories::a_bundle_without_a_first_domain_is_refused),
     ("an_unknown_hypervisor_option_is_refused", stories::an_unknown_hypervisor_option_is_refused),
 ];

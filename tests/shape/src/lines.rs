@@ -14,7 +14,7 @@ const LIMIT: usize = 10_000;
 /// the commit that needs it, out of what the limit has left. A file counts for the first part with a matching prefix:
 /// each crate ends with a part that takes the rest.
 const PARTS: &[(&str, usize, &[&str])] = &[
-    ("core/frame", 740, &["hypervisor/core/src/frame"]),
+    ("core/frame", 745, &["hypervisor/core/src/frame"]),
     ("core/paging", 780, &["hypervisor/core/src/paging"]),
     ("core/event", 380, &["hypervisor/core/src/event"]),
     ("core/grant", 455, &["hypervisor/core/src/grant"]),
@@ -24,7 +24,7 @@ const PARTS: &[(&str, usize, &[&str])] = &[
     ("core/trap", 295, &["hypervisor/core/src/trap"]),
     ("core/decode, emulate", 675, &["hypervisor/core/src/decode", "hypervisor/core/src/emulate"]),
     ("core/policy", 130, &["hypervisor/core/src/policy"]),
-    ("core/calls", 740, &["hypervisor/core/src/calls"]),
+    ("core/calls", 765, &["hypervisor/core/src/calls"]),
     ("core/dispatch", 165, &["hypervisor/core/src/dispatch"]),
     ("core/claim, world", 280, &["hypervisor/core/src/claim", "hypervisor/core/src/world"]),
     ("core: addr, lock, machine", 470, &["hypervisor/core/src"]),
@@ -40,9 +40,9 @@ const PARTS: &[(&str, usize, &[&str])] = &[
         300,
         &["hypervisor/machine/src/apic", "hypervisor/machine/src/ioapic", "hypervisor/machine/src/timer"],
     ),
-    ("machine, the rest", 490, &["hypervisor/machine/src"]),
+    ("machine, the rest", 485, &["hypervisor/machine/src"]),
     ("hypervisor/src", 350, &["hypervisor/src"]),
-    ("hypercall-abi", 1055, &["hypercall-abi/src"]),
+    ("hypercall-abi", 1060, &["hypercall-abi/src"]),
 ];
 
 /// The folders whose code runs in ring 0.

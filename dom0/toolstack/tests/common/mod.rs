@@ -110,6 +110,19 @@ impl Hypervisor for Machine {
         Ok(())
     }
 
+    fn fill(
+        &mut self,
+        domain: DomainId,
+        frames: &[MachineFrame],
+        pfn: Pfn,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<(), String> {
+        let frame = frames[usize::try_from(pfn.0).unwrap()];
+        assert_eq!(self.domains[&domain.0].m2p[&frame.0], pfn.0, "another page's frame");
+        self.write(domain, frame, offset, bytes)
+    }
+
     fn open_port(&mut self, domain: DomainId, remote: DomainId) -> Result<u32, String> {
         let domain = self.domain("open_port", domain)?;
         domain.ports.push(remote);
@@ -244,5 +257,5 @@ pub(crate) const BASE: u64 = 0xffff_ffff_8000_0000;
 pub(crate) const UUID: [u8; 16] = [0xab; 16];
 
 pub(crate) fn request<'a>(config: &'a GuestConfig, kernel: &'a [u8]) -> Request<'a> {
-    Request { config, kernel, ramdisk: &[], uuid: UUID, backend: DomainId(3), kernel_limit: 64 << 20 }
+    Request { config, kernel, ramdisk: &[], uuid: UUID, backend: DomainId(3), kernel_limit: 64 << 20, room: 256 << 20 }
 }

@@ -1,7 +1,7 @@
 //! Frames of another domain, mapped by authority over it: how a domain is filled before it runs.
 
 use super::window::flush_tlb;
-use super::{PAGE, Window, page_of_frame};
+use super::{PAGE, Window, is_own};
 use hypercall_abi::{Errno, domid};
 
 /// A window in which frames of one domain after the other appear.
@@ -30,7 +30,7 @@ impl Foreign {
     /// Nothing is shown then.
     pub fn show(&mut self, domain: u16, frames: &[u64]) -> Result<(), Errno> {
         let count = frames.len() as u64;
-        let ours = |frame: &u64| page_of_frame(*frame).is_some();
+        let ours = |frame: &u64| is_own(*frame);
         // A second mapping of our own page could alias what Rust refers to.
         if domain == domid::SELF || count > self.window.count() || frames.iter().any(ours) {
             return Err(Errno::Inval);

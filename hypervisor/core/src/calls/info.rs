@@ -4,10 +4,11 @@ use crate::addr::HOLE_START;
 use crate::domain::Powers;
 use crate::policy;
 use crate::prelude::*;
+use core::fmt::Write;
 use hypercall_abi::physdev::ConsoleIo;
-use hypercall_abi::sysctl::{INTERFACE_VERSION, PhysInfo, Sysctl, SysctlOp};
+use hypercall_abi::sysctl::{INTERFACE_VERSION, PhysInfo, ReadConsole, Sysctl, SysctlOp};
 use hypercall_abi::version::{CompileInfo, FeatureInfo, VersionOp, feature};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of console output handled at once.
 const CHUNK: usize = 128;
@@ -57,21 +58,27 @@ fn text<const N: usize>(from: &[u8]) -> [u8; N] {
     field
 }
 
-/// `console_io(command, count, buffer)` for domains that were given the console.
+/// `console_io(command, count, buffer)` for domains that were given the console. What others write only goes to the log.
 ///
 /// # Errors
-/// `Perm` without the power, `NoSys` for unknown commands, `Fault` for a bad buffer.
+/// `Perm` for reading without the power, `NoSys` for unknown commands, `Fault` for a bad buffer.
 pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Answer {
     let [command, count, buffer, ..] = *args;
     let mut chunk = [0u8; CHUNK];
     match ConsoleIo::from_number(command).ok_or(Errno::NoSys)? {
-        ConsoleIo::Write if ctx.domain.may(Powers::CONSOLE_WRITE) => {
+        ConsoleIo::Write => {
+            let shown = ctx.domain.may(Powers::CONSOLE_WRITE);
+            if !shown {
+                let mut mark = heapless::String::<16>::new();
+                let _ = write!(mark, "({}) ", ctx.domain.id());
+                ctx.m.keep(mark.as_bytes());
+            }
             let batch = count.min(BATCH);
             for done in (0..batch).step_by(CHUNK) {
                 let now = usize::try_from(batch - done).unwrap_or(CHUNK).min(CHUNK);
                 let part = chunk.get_mut(..now).ok_or(Errno::Inval)?;
                 ctx.read_bytes(buffer.wrapping_add(done), part)?;
-                ctx.m.put(part);
+                if shown { ctx.m.put(part) } else { ctx.m.keep(part) }
             }
             (args[1], args[2]) = (count - batch, buffer.wrapping_add(batch));
             if batch == count { Ok(0) } else { Err(Halt::More) }
@@ -97,17 +104,43 @@ pub fn sysctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<u64, Errno> 
     ctx.control()?;
     let mut call: Sysctl = ctx.read(arg)?;
     ensure!(call.interface_version == INTERFACE_VERSION, Errno::Acces);
-    let SysctlOp::PhysInfo = SysctlOp::from_number(u64::from(call.cmd)).ok_or(Errno::NoSys)?;
-    let free_pages = u64::from(ctx.world.frames.free_frames());
-    let given: u64 = ctx.world.domains.iter().map(|domain| domain.pages.load(Relaxed)).sum();
-    let info = PhysInfo {
-        nr_cpus: ctx.world.frames.epochs().all().0.count_ones(),
-        free_pages,
-        total_pages: free_pages + given,
-        max_mfn: ctx.m.frame_limit().saturating_sub(1),
-        ..PhysInfo::default()
-    };
-    fill(&mut call.payload, info.as_bytes());
+    match SysctlOp::from_number(u64::from(call.cmd)).ok_or(Errno::NoSys)? {
+        SysctlOp::PhysInfo => {
+            let info = PhysInfo {
+                nr_cpus: ctx.world.frames.epochs().all().0.count_ones(),
+                free_pages: u64::from(ctx.world.frames.free_frames()),
+                total_pages: u64::from(ctx.world.frames.ram_frames()),
+                max_mfn: ctx.m.frame_limit().saturating_sub(1),
+                ..PhysInfo::default()
+            };
+            fill(&mut call.payload, info.as_bytes());
+        }
+        SysctlOp::ReadConsole => {
+            let (mut wanted, _) = ReadConsole::read_from_prefix(&call.payload).map_err(|_| Errno::Inval)?;
+            read_log(ctx, &mut wanted)?;
+            fill(&mut call.payload, wanted.as_bytes());
+        }
+    }
     ctx.write(arg, &call)?;
     Ok(0)
+}
+
+/// Copies the log, of which there is a bounded amount, as far as there is room.
+fn read_log<M: Machine>(ctx: &Ctx<'_, M>, wanted: &mut ReadConsole) -> Result<(), Errno> {
+    let start = &ctx.world.log_start;
+    let mut at = start.load(Relaxed).max(if wanted.incremental == 0 { 0 } else { wanted.index });
+    let (mut chunk, mut done) = ([0; CHUNK], 0);
+    while done < wanted.count {
+        let room = (wanted.count - done) as usize;
+        let kept = ctx.m.kept(at, chunk.get_mut(..room.min(CHUNK)).unwrap_or_default());
+        at = kept.end;
+        let Some(part) = chunk.get(..kept.len()).filter(|part| !part.is_empty()) else { break };
+        ctx.write_bytes(wanted.buffer.wrapping_add(done.into()), part)?;
+        done += low32(part.len() as u64);
+    }
+    if wanted.clear != 0 {
+        start.store(at, Relaxed);
+    }
+    (wanted.index, wanted.count) = (at, done);
+    Ok(())
 }

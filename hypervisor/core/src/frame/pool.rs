@@ -18,10 +18,12 @@ const NIL: u32 = u32::MAX;
 pub(super) struct FreeList {
     head: u32,
     count: u32,
+    /// Frames of RAM, free or not.
+    ram: u32,
 }
 
 impl FreeList {
-    pub(super) const EMPTY: Self = Self { head: NIL, count: 0 };
+    pub(super) const EMPTY: Self = Self { head: NIL, count: 0, ram: 0 };
 }
 
 impl FrameTable {
@@ -42,8 +44,10 @@ impl FrameTable {
         }
     }
 
-    /// Says that `count` frames from `first` on are RAM the hypervisor lives in: no domain gets them.
+    /// Says that `count` frames from `first` on are RAM. Those that were not added the hypervisor lives in: no domain gets
+    /// them.
     pub fn reserve(&self, first: Frame, count: u32) {
+        self.pool.with(|list| list.ram = list.ram.saturating_add(count));
         for frame in frames(first, count) {
             let Some(w) = self.words(frame) else { return };
             let _ = step(w.owner, |bits| match OwnerState::from_bits(bits).owner {
@@ -57,6 +61,12 @@ impl FrameTable {
     #[must_use]
     pub fn free_frames(&self) -> u32 {
         self.pool.with(|list| list.count)
+    }
+
+    /// How many frames are RAM: free, of a domain, or the hypervisor's.
+    #[must_use]
+    pub fn ram_frames(&self) -> u32 {
+        self.pool.with(|list| list.ram)
     }
 
     /// A zeroed frame for the hypervisor itself. Returned by [`FrameTable::retire`].

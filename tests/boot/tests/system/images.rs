@@ -22,9 +22,9 @@ fn iso() -> Result<PathBuf> {
     }
     let iso = boot::images()?.join("system.iso");
     let output = iso.to_string_lossy();
-    let (ok, out, err) =
-        xtask(&["image", "iso", "--profile", boot::PROFILE, "--guest-memory", "192M", "--output", &output])?;
-    ensure!(ok && out.starts_with(&*output), "no image:\n{out}\n{err}");
+    let (status, out, err) =
+        xtask(&["image", "iso", "--profile", boot::PROFILE, "--memory", "192M", "--output", &output])?;
+    ensure!(status == 0 && out.starts_with(&*output), "no image:\n{out}\n{err}");
     Ok(made.insert(iso).clone())
 }
 
@@ -95,8 +95,8 @@ pub(crate) fn what_is_no_image_is_refused() -> Result<()> {
         (&["iso", "--output", &path("no/out.iso")], "no folder for "),
         (&["iso", "--output", &path("")], "is a folder"),
     ] {
-        let (ok, out, err) = xtask(&[&["image"], arguments].concat())?;
-        ensure!(!ok && out.is_empty() && err.contains(why), "not refused with {why:?}:\n{out}\n{err}");
+        let (status, out, err) = xtask(&[&["image"], arguments].concat())?;
+        ensure!(status != 0 && out.is_empty() && err.contains(why), "not refused with {why:?}:\n{out}\n{err}");
         ensure!(err.lines().filter(|line| line.starts_with("error: ")).count() == 1, "not one line:\n{err}");
     }
     ensure!(fs::read_dir(folder.path())?.count() == 2, "something was left behind");

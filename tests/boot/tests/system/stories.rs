@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use xtask::bundle::{Bundle, Guest};
+use xtask::machine::Failure;
 use xtask::{build, kernels};
 
 /// How long a guest may take to come up while others do.
@@ -200,7 +201,7 @@ pub(crate) fn guests_do_not_notice_when_others_crash() -> Result<()> {
     machine.expect(&md5(&word)?, SOON)?;
     machine.type_line("poweroff -f")?;
     machine.expect("guest beta (domain 2) powered off", SOON)?;
-    machine.finish()?.require_failure()
+    machine.finish()?.require_end(Failure::Crashed)
 }
 
 /// Small guests that die in every way: dom0 tells each with its reason and registers, and the hypervisor lives on.
@@ -213,7 +214,7 @@ pub(crate) fn every_crash_is_told_with_reason_and_registers() -> Result<()> {
     }
     bundle = bundle.guest(&test_guest("good", "crash", "how=poweroff")?);
     let outcome = start("every_crash_is_told_with_reason_and_registers", bundle)?.finish()?;
-    outcome.require_failure()?;
+    outcome.require_end(Failure::Crashed)?;
     for way in WAYS {
         outcome.require_line(&format!("{way}| crash: {way}"))?;
         outcome.require_line(&format!("guest {way} (domain "))?;
@@ -263,7 +264,7 @@ pub(crate) fn bad_guests_are_refused_in_a_line_each() -> Result<()> {
         .with_text("guests/absent/config", "name = \"absent\"\nmemory = 16\nkernel = \"nowhere\"\n")
         .guest(&test_guest("good", "hello", "")?);
     let outcome = start("bad_guests_are_refused_in_a_line_each", bundle)?.finish()?;
-    outcome.require_failure()?;
+    outcome.require_end(Failure::NotMade)?;
     for (line, why) in [
         ("error: guest plain: planning its memory: ", "note"),
         ("error: guest cut: unpacking the kernel: ", "cut off"),

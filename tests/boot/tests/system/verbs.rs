@@ -8,7 +8,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use xtask::kernels;
+use xtask::bundle::Guest;
+use xtask::machine::ANSWER;
+use xtask::{guest_file, kernels};
 
 const PROMPT: &str = "dom0> ";
 
@@ -133,13 +135,13 @@ pub(crate) fn a_balloon_shrinks_and_grows() -> Result<()> {
     machine.finish()?.require_success()
 }
 
-/// What `cargo xtask run` with these arguments printed, and whether it succeeded.
-fn run(arguments: &[&str]) -> Result<(bool, String, String)> {
+/// The exit status of `cargo xtask run` with these arguments, and what it printed.
+fn run(arguments: &[&str]) -> Result<(i32, String, String)> {
     xtask(&[&["run", "--profile", boot::PROFILE, "--timeout", "200"], arguments].concat())
 }
 
-/// What `cargo xtask` with these arguments printed, and whether it succeeded.
-pub(crate) fn xtask(arguments: &[&str]) -> Result<(bool, String, String)> {
+/// The exit status of `cargo xtask` with these arguments, and what it printed.
+pub(crate) fn xtask(arguments: &[&str]) -> Result<(i32, String, String)> {
     let folder = boot::images()?;
     let target = folder.ancestors().nth(2).context("no target folder")?;
     let mut command = Command::new("cargo");
@@ -147,7 +149,7 @@ pub(crate) fn xtask(arguments: &[&str]) -> Result<(bool, String, String)> {
     command.args(["run", "--quiet", "--package", "xtask", "--"]);
     let output = command.args(arguments).output()?;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ok((output.status.success(), text(output.stdout), text(output.stderr)))
+    Ok((output.status.code().context("no status")?, text(output.stdout), text(output.stderr)))
 }
 
 fn json(text: &str) -> Result<Vec<Value>> {
@@ -160,8 +162,8 @@ pub(crate) fn commands_from_outside_answer_in_json() -> Result<()> {
     let kernel = image("hello")?;
     let hello = kernel.to_string_lossy();
     let commands = "list -j; info -j; uptime -j; rename linux shop -j; domid shop -j; shutdown -w shop -j; list -j";
-    let (ok, out, err) = run(&["--guest-memory", "128M", "--exec", commands])?;
-    ensure!(ok, "{out}\n{err}");
+    let (status, out, err) = run(&["--memory", "128M", "--exec", commands])?;
+    ensure!(status == 0, "{status} {out}\n{err}");
     let answers = json(&out)?;
     ensure!(answers.len() == 7, "{out}");
     let names = |list: &Value| -> Vec<String> {
@@ -169,19 +171,24 @@ pub(crate) fn commands_from_outside_answer_in_json() -> Result<()> {
         names.collect()
     };
     ensure!(names(&answers[0]) == ["dom0", "linux"] && answers[0][1]["memory_mib"] == 128, "{out}");
-    let [total, free] = ["total_mib", "free_mib"].map(|key| answers[1][key].as_u64().unwrap_or(0));
+    let number = |key: &str| answers[1][key].as_u64().unwrap_or(0);
+    let [total, free] = ["total_mib", "free_mib"].map(number);
+    let [hypervisor, own, bundle] = ["hypervisor_kib", "dom0_kib", "bundle_kib"].map(number);
+    // Every page is somebody's; each of the numbers may have been rounded by less than a MiB.
+    let sum = free + 128 + ((hypervisor + own + bundle) >> 10);
+    ensure!(hypervisor > 0 && own > 0 && (total - 4..=total).contains(&sum), "{sum} MiB in all\n{out}");
     ensure!((800..=1024).contains(&total) && free > 0 && free + 128 < total, "{out}");
     ensure!(answers[1]["domains"] == 2 && answers[1]["cpus"].as_u64().is_some_and(|cpus| cpus >= 1), "{out}");
     ensure!(answers[2]["seconds"].is_u64() && answers[3]["done"] == "rename" && answers[4]["domid"] == 1, "{out}");
     ensure!(answers[5]["done"] == "shutdown" && names(&answers[6]) == ["dom0"], "{out}");
     ensure!(err.contains("guest shop (domain 1) powered off"), "{err}");
 
-    let (ok, out, err) = run(&["--kernel", &hello, "--exec", "pause nobody -j; list -j"])?;
-    ensure!(!ok, "a refused command is no failure\n{err}");
+    let (status, out, err) = run(&["--kernel", &hello, "--exec", "pause nobody -j; list -j"])?;
+    ensure!(status == 15, "a refused command ends with {status}\n{err}");
     let answers = json(&out)?;
     ensure!(answers.len() == 1 && answers[0]["error"] == "there is no guest nobody", "{out}");
-    let (ok, out, err) = run(&["--exec", "list; dance"])?;
-    ensure!(!ok && out.is_empty() && err.contains("--exec: dance: unknown command"), "{out}\n{err}");
+    let (status, out, err) = run(&["--exec", "list; dance"])?;
+    ensure!(status == 1 && out.is_empty() && err.contains("--exec: dance: unknown command"), "{out}\n{err}");
     Ok(())
 }
 
@@ -200,16 +207,16 @@ pub(crate) fn guest_files_run_and_are_refused_with_their_lines() -> Result<()> {
     };
     let (web, db) = (file("web", "vcpus = 2\n")?, file("db", "maxmem = 256\non_reboot = 'destroy'\n")?);
     let commands = "list -j; shutdown -w web; shutdown -w db; list -j";
-    let (ok, out, err) = run(&[&web, &db, "--exec", commands])?;
-    ensure!(ok, "{out}\n{err}");
+    let (status, out, err) = run(&[&web, &db, "--exec", commands])?;
+    ensure!(status == 0, "{status} {out}\n{err}");
     let answers = json(&out)?;
     ensure!(answers[0][1]["name"] == "web" && answers[0][2]["name"] == "db", "{out}");
     ensure!(answers.len() == 2 && answers[1].as_array().is_some_and(|list| list.len() == 1), "{out}");
     ensure!(err.contains("guest web (domain 1) powered off"), "{err}");
 
     let refused = |arguments: &[&str], why: &str| -> Result<()> {
-        let (ok, out, err) = run(arguments)?;
-        ensure!(!ok && out.is_empty() && err.contains(why), "not refused with {why:?}:\n{out}\n{err}");
+        let (status, out, err) = run(arguments)?;
+        ensure!(status == 1 && out.is_empty() && err.contains(why), "not refused with {why:?}:\n{out}\n{err}");
         ensure!(err.lines().filter(|line| line.starts_with("error: ")).count() == 1, "not one line:\n{err}");
         Ok(())
     };
@@ -217,5 +224,118 @@ pub(crate) fn guest_files_run_and_are_refused_with_their_lines() -> Result<()> {
     refused(&[&file("viffy", "vif = ['x']\n")?], "viffy.toml:6: vif: this build has no such devices")?;
     refused(&[&file("odd", "cpu = 1\n")?], "odd.toml:6: cpu: unknown field")?;
     refused(&[&web, &web], "web.toml:1: name: \"web\" is the guest of")?;
-    refused(&[&web, &db, "--memory", "520M"], "db.toml:5: memory: 128 MiB for db, but only")
+    refused(&[&web, &db, "--machine-memory", "340M"], "db.toml:5: memory: 128 MiB for db, but only")
+}
+
+/// How a guest ends is the status of the run; what could not be, too.
+pub(crate) fn the_exit_status_says_how_guests_ended() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let kernel = image("crash")?;
+    let (crash, spin) = (kernel.to_string_lossy(), image("spin")?.to_string_lossy().into_owned());
+    let file = |name: &str, how: &str, more: &str| -> Result<String> {
+        let path = folder.path().join(format!("{name}.toml"));
+        let text = format!("name = '{name}'\nmemory = 16\nkernel = '{crash}'\nextra = 'how={how}'\n{more}");
+        fs::write(&path, text)?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    let ends = |arguments: &[&str], wanted: i32, why: &str| -> Result<()> {
+        let (status, out, err) = run(arguments)?;
+        ensure!(status == wanted && err.contains(why), "{arguments:?}: {status} instead of {wanted}\n{out}\n{err}");
+        Ok(())
+    };
+    let (off, good) = (file("off", "poweroff", "")?, "guest off (domain 1) powered off");
+    let (out, err) = match run(&[&off])? {
+        (0, out, err) => (out, err),
+        (status, out, err) => anyhow::bail!("{status} after a power-off\n{out}\n{err}"),
+    };
+    ensure!(out.contains(good), "{out}\n{err}");
+    ends(&[&file("ud2", "ud2", "")?, &off], 10, "error: a guest crashed")?;
+    ends(&[&file("dog", "watchdog", "on_watchdog = 'destroy'\n")?], 11, "error: a guest missed its watchdog")?;
+    ends(&[&file("again", "reboot", "on_reboot = 'destroy'\n")?], 12, "error: a guest rebooted")?;
+    ends(&["--kernel", &crash, "--memory", "1M"], 14, "error: a guest could not be made")?;
+    ends(&["--first", "crash", "--extra", "how=shutdown"], 10, "error: the first domain crashed")?;
+    let (status, _, err) = xtask(&["run", "--profile", boot::PROFILE, "--kernel", &spin, "--timeout", "5"])?;
+    ensure!(status == 124 && err.contains("no end after 5 s"), "{status} after a timeout\n{err}");
+    ends(&["--memory", "much"], 2, "--memory")?;
+    ends(&["--memory", "2000M"], 1, "error: --memory: 2000 MiB for linux, but only")
+}
+
+/// What a guest writes by console_io is in the hypervisor's log, escaped, until it is cleared; nowhere else.
+pub(crate) fn the_log_has_what_guests_write() -> Result<()> {
+    let kernel = image("crash")?;
+    let guest = Guest { name: "log".into(), memory: 16, vcpus: 1, kernel, ramdisk: None, extra: "how=log".into() };
+    let mut machine = start("the_log_has_what_guests_write", dom0("consoles=all")?.guest(&guest))?;
+    machine.expect("log| crash: log", SOON)?;
+    machine.expect("log| crash: logged", SOON)?;
+    machine.type_line("dmesg")?;
+    let seen = machine.expect("(d1) wiped \\u{1b}[2J", SOON)?;
+    ensure!(seen.contains("[info] Tenon") && !seen.contains("\u{1b}[2J"), "{seen}");
+    machine.type_line("dmesg -c -j")?;
+    machine.expect("\"(d1) wiped \\\\u{1b}[2J\"]", SOON)?;
+    machine.type_line("dmesg -j")?;
+    machine.expect("[]", SOON)?;
+    machine.type_line("destroy log")?;
+    machine.expect("all guests have ended", SOON)?;
+    machine.finish()?.require_success()
+}
+
+/// A guest that begins with less than it may have grows to all of it.
+pub(crate) fn a_balloon_grows_beyond_the_beginning() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("linux.toml");
+    let Guest { kernel, ramdisk, .. } = linux("linux", 128)?;
+    let ramdisk = ramdisk.context("no ramdisk")?;
+    let (kernel, ramdisk) = (kernel.display(), ramdisk.display());
+    let files = format!("kernel = '{kernel}'\nramdisk = '{ramdisk}'\nextra = 'console=hvc0'\n");
+    fs::write(&file, format!("name = 'linux'\nmemory = 128\nmaxmem = 256\n{files}"))?;
+    let guests = guest_file::read(&[file])?;
+    let bundle = guests.iter().fold(dom0("")?, xtask::bundle::Bundle::described);
+    let mut machine = start("a_balloon_grows_beyond_the_beginning", bundle)?;
+    machine.expect(SHELL, BOOT)?;
+    let before = guest_memory(&mut machine, &nonce()?)?;
+    command(&mut machine, "mem-set linux 257")?;
+    machine.expect("guest linux may have 1 to 256 MiB", SOON)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("mem-set linux 256")?;
+    console(&mut machine, "linux")?;
+    guest_memory_becomes(&mut machine, |now| now >= before + (120 << 10))?;
+    command(&mut machine, "list -j")?;
+    machine.expect("\"memory_mib\":256", SOON)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("shutdown linux")?;
+    machine.expect("guest linux (domain 1) powered off", SOON)?;
+    machine.finish()?.require_success()
+}
+
+/// What the hypervisor and dom0 take, in KiB, by an answer to `info -j`.
+fn footprint(answer: &str) -> Result<u64> {
+    let answer: Value = serde_json::from_str(answer).with_context(|| format!("no JSON: {answer}"))?;
+    let number = |key: &str| answer[key].as_u64().with_context(|| format!("no {key}: {answer}"));
+    Ok(number("hypervisor_kib")? + number("dom0_kib")?)
+}
+
+/// Hypervisor and dom0 take at most 24 MiB of a machine of a GiB, and the same again after kernels have been unpacked for
+/// guests that came and went. `cargo xtask soak` does this fifty times.
+pub(crate) fn hypervisor_and_dom0_are_small_and_stay_so() -> Result<()> {
+    const BAR: u64 = 24 << 10;
+    const ROUNDS: usize = 3;
+    let kernel = kernels::stock(&boot::shell()?, kernels::DEFAULT)?.bzimage;
+    let rounds = "destroy linux; create linux; ".repeat(ROUNDS);
+    let commands = format!("info -j; {rounds}info -j; destroy linux; info -j");
+    let bundle = dom0("")?.guest(&Guest { kernel, ..linux("linux", 96)? }).exec(&commands);
+    let begun = Instant::now();
+    let outcome = start("hypervisor_and_dom0_are_small_and_stay_so", bundle)?.finish()?;
+    outcome.require_success()?;
+    let answers: Vec<&str> = outcome.console.lines().filter_map(|line| line.strip_prefix(ANSWER)).collect();
+    let infos: Vec<u64> =
+        answers.iter().filter(|line| line.starts_with('{')).map(|line| footprint(line)).collect::<Result<_>>()?;
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("hypervisor and dom0: {infos:?} KiB, before and after {ROUNDS} rounds in {seconds:.1} s");
+    ensure!(
+        infos.len() == 3 && answers.iter().filter(|line| line.contains("is domain")).count() == ROUNDS,
+        "{answers:?}"
+    );
+    ensure!(infos.iter().all(|kib| *kib <= BAR), "more than {BAR} KiB: {infos:?}");
+    ensure!(infos[0] == infos[1] && infos[2] <= infos[0], "it grows: {infos:?}");
+    Ok(())
 }

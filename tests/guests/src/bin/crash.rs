@@ -9,7 +9,8 @@
 //! | `bad-iret` | crash it: the iret frame cannot be read (core 3.7) |
 //! | `no-user-root` | crash it: to user mode without a root (core 3.7) |
 //! | `triple` | crash it: the fault handler faults until its stack is gone |
-//! | `shutdown`, `poweroff`, `reboot` | end it with that reason (core 5.4) |
+//! | `shutdown`, `watchdog`, `poweroff`, `reboot` | end it with that reason (core 5.4) |
+//! | `log` | nothing: it writes to the hypervisor's log (core 8) and sleeps |
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -47,6 +48,14 @@ fn main(boot: &Boot) {
             raw(code!("xor eax, eax", "mov [rax], eax"), 0);
         }
         "shutdown" => hypercall::shutdown(ShutdownReason::Crash),
+        "watchdog" => hypercall::shutdown(ShutdownReason::Watchdog),
+        "log" => {
+            hypercall::console_write(b"wiped \x1b[2J\n").expect("the log takes it");
+            println!("crash: logged");
+            loop {
+                hypercall::block();
+            }
+        }
         "poweroff" => hypercall::shutdown(ShutdownReason::Poweroff),
         "reboot" => hypercall::shutdown(ShutdownReason::Reboot),
         _ => println!("crash: no such way"),

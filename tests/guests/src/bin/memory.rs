@@ -35,6 +35,18 @@ fn pages_now() -> u64 {
     call(Hypercall::MemoryOp, [op, address(&own), 0, 0, 0]).expect("our own pages")
 }
 
+/// What the machine has and what was logged is the toolstack's to know.
+fn the_machine_is_not_ours_to_know() {
+    assert_eq!(hypercall::physical_info().map(drop), Err(Errno::Perm));
+    let mut text = [b'x'; 64];
+    for clear in [false, true] {
+        assert_eq!(hypercall::read_log(0, clear, &mut text), Err(Errno::Perm));
+    }
+    assert_eq!(text, [b'x'; 64]);
+}
+
+test!("memory.machine", the_machine_is_not_ours_to_know);
+
 /// core 2.2.
 fn the_machine_to_physical_table() {
     let map = hypercall::machphys_mapping().expect("there is a table");

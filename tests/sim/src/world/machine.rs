@@ -7,7 +7,7 @@ use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_S
 use hv_core::frame::{FrameTable, Use};
 use hv_core::machine::{Clock, Console, CpuState, Cpus, Flush, Frames, Interrupt, Page};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Mutex, MutexGuard};
 
 /// Where a CPU sees its vcpu's GDT.
@@ -65,6 +65,8 @@ pub struct WholeMachine {
     race: Mutex<Option<Race>>,
     /// Bytes put on the console.
     pub printed: AtomicU64,
+    /// Bytes kept in the log.
+    pub kept: AtomicU32,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -101,6 +103,7 @@ impl WholeMachine {
             cached: Mutex::default(),
             race: Mutex::new(None),
             printed: AtomicU64::new(0),
+            kept: AtomicU32::new(0),
         }
     }
 
@@ -321,6 +324,15 @@ impl Console for WholeMachine {
         let some = to.len().min(3);
         to[..some].fill(b'x');
         some
+    }
+    fn keep(&self, bytes: &[u8]) {
+        self.kept.fetch_add(u32::try_from(bytes.len()).unwrap(), Relaxed);
+    }
+    fn kept(&self, from: u32, to: &mut [u8]) -> std::ops::Range<u32> {
+        let end = self.kept.load(Relaxed);
+        let from = from.max(end.saturating_sub(1 << 14)).min(end);
+        to.fill(b'k');
+        from..end.min(from.saturating_add(u32::try_from(to.len()).unwrap()))
     }
 }
 

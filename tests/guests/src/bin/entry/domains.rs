@@ -54,17 +54,15 @@ pub(crate) fn console_io(g: &Ground, t: &Target) -> Shape {
     let perm = refused(Errno::Perm, CITE);
     let shape = Shape::new([t.op, 2, 0, 0, 0]).count(Arg(0), 99, refused(Errno::NoSys, "Xen"));
     let fault = refused(Errno::Fault, HANDLES);
-    let console = |given, otherwise| if g.console { given } else { otherwise };
     match ConsoleIo::from_number(t.op).expect("it is of the list") {
         ConsoleIo::Write => {
-            let shape = shape.part(Arg(2), b"  ", console(Wants::input(good), Wants::any(perm)));
-            let fault = if g.console { fault } else { perm };
-            shape.count(Arg(1), 3, fault).count(Arg(1), 0x7fff_ffff, fault)
+            // Who has no console writes to the log.
+            shape.part(Arg(2), b"  ", Wants::input(good)).count(Arg(1), 3, fault).count(Arg(1), 0x7fff_ffff, fault)
         }
         ConsoleIo::Read => {
             // Xen notices a bad buffer when there is a byte to put in it; ours before a byte is taken from the console.
             let wants = Wants::output(good).on_xen(Wants::any(good));
-            shape.part(Arg(2), b"  ", console(wants, Wants::any(perm)))
+            shape.part(Arg(2), b"  ", if g.console { wants } else { Wants::any(perm) })
         }
     }
 }
@@ -93,7 +91,10 @@ pub(crate) fn sysctl(g: &Ground, t: &Target) -> Shape {
         g.either(refused(Errno::NoSys, "Xen"), perm),
     );
     match SysctlOp::from_number(t.op).expect("it is of the list") {
-        SysctlOp::PhysInfo => shape.part(Arg(0), &arg, toolstack(g, Wants::output(done("Xen")))),
+        // Room for no text: the buffer is not looked at.
+        SysctlOp::PhysInfo | SysctlOp::ReadConsole => {
+            shape.part(Arg(0), &arg, toolstack(g, Wants::output(done("Xen"))))
+        }
     }
 }
 

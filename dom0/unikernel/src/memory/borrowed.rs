@@ -1,0 +1,177 @@
+//! Memory borrowed from the hypervisor: taken when something large is needed, and given back as soon as it is not.
+//!
+//! A domain that may raise its own limit starts small and has in between what it needs, for instance to unpack a kernel
+//! ([`lend_large`]). Borrowed pages lie in pieces of 2 MiB of addresses, each with a page table of its own, which is hung
+//! into the tree when it is filled, as one change, and taken out the same way.
+
+use super::window::flush_tlb;
+use super::{ENTRIES, LEAF, Memory, PAGE, entry_for, linear, read_entry, run_of, with};
+use crate::sync::MaskMutex;
+use crate::{control, hypercall};
+use core::sync::atomic::{AtomicBool, Ordering};
+use hypercall_abi::memory::MemoryOp;
+use hypercall_abi::mmu::{MmuUpdate, pte, uvmf};
+use hypercall_abi::{Errno, domid};
+
+/// Where borrowed pages appear.
+const BASE: u64 = 0xffff_ffff_c800_0000;
+/// Bytes of a piece: what one page table maps.
+const PIECE: u64 = ENTRIES * PAGE;
+/// How many pieces there are: 768 MiB.
+const PIECES: u64 = SLOTS as u64;
+const SLOTS: usize = 384;
+/// Entries of a page table.
+const TABLE: usize = 512;
+/// What we call the first borrowed page; far from any page the builder gave us.
+const FIRST_PAGE: u64 = 1 << 30;
+/// The number of pages that is no limit, in KiB.
+const NO_LIMIT: u64 = u64::MAX >> 1;
+
+/// Set by [`lend_large`].
+static ENABLED: AtomicBool = AtomicBool::new(false);
+/// For each piece 0, or for the first piece of a loan how many it has.
+static LOANS: MaskMutex<[u16; SLOTS]> = MaskMutex::new([0; SLOTS]);
+
+/// From now on large pieces of the heap are borrowed from the hypervisor, up to all the machine has.
+///
+/// # Errors
+/// Why the hypervisor does not let us raise our own limit.
+pub fn lend_large() -> Result<(), Errno> {
+    control::set_max_memory(domid::SELF, NO_LIMIT)?;
+    ENABLED.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Whether [`lend_large`] has been called.
+pub(super) fn enabled() -> bool {
+    ENABLED.load(Ordering::Relaxed)
+}
+
+/// Borrows zeroed memory of at least `bytes`; answers its address, which is aligned to 2 MiB. `None` if the machine has no
+/// more, or we have no addresses or tables for it.
+pub(super) fn borrow(bytes: usize) -> Option<*mut u8> {
+    let pages = u64::try_from(bytes).ok()?.div_ceil(PAGE).max(1);
+    let pieces = pages.div_ceil(ENTRIES);
+    let first = claim(pieces)?;
+    for piece in 0..pieces {
+        let count = (pages - piece * ENTRIES).min(ENTRIES);
+        if fill(first + piece, count).is_none() {
+            (first..first + piece).for_each(empty);
+            release(first);
+            return None;
+        }
+    }
+    Some((BASE + first * PIECE) as *mut u8)
+}
+
+/// Gives back what begins at `address`; answers whether that was borrowed and not kept.
+///
+/// # Safety
+/// Nobody refers to that memory any more.
+pub(super) unsafe fn give_back(address: *mut u8) -> bool {
+    let Some(offset) = (address.addr() as u64).checked_sub(BASE) else { return false };
+    let first = offset / PIECE;
+    let pieces = usize::try_from(first).ok().and_then(|i| LOANS.lock().get(i).copied()).unwrap_or(0);
+    if pieces == 0 || !offset.is_multiple_of(PIECE) {
+        return false;
+    }
+    (first..first + u64::from(pieces)).for_each(empty);
+    release(first);
+    true
+}
+
+/// Whether a frame is one of those borrowed.
+pub(super) fn is_borrowed(memory: &Memory, frame: u64) -> bool {
+    let page = memory.page_hint(frame).and_then(|page| page.checked_sub(FIRST_PAGE));
+    let Some(page) = page.filter(|page| *page < PIECES * ENTRIES) else { return false };
+    let slot = memory.slot(BASE + page * PAGE, 1);
+    slot.map(read_entry).is_some_and(|entry| entry & pte::PRESENT != 0 && (entry & pte::FRAME) / PAGE == frame)
+}
+
+fn claim(pieces: u64) -> Option<u64> {
+    let mut loans = LOANS.lock();
+    let mut taken = [false; SLOTS];
+    for (first, count) in loans.iter().enumerate() {
+        taken.iter_mut().skip(first).take(usize::from(*count)).for_each(|taken| *taken = true);
+    }
+    let is_free = |piece: u64| usize::try_from(piece).ok().and_then(|i| taken.get(i)) == Some(&false);
+    let first = run_of(0..PIECES, pieces, is_free)?;
+    *loans.get_mut(usize::try_from(first).ok()?)? = u16::try_from(pieces).ok()?;
+    Some(first)
+}
+
+fn release(first: u64) {
+    let loan = usize::try_from(first).ok().and_then(|i| LOANS.lock().get_mut(i).map(core::mem::take));
+    debug_assert!(loan.is_some_and(|pieces| pieces > 0), "a loan is given back twice");
+}
+
+/// Gets `count` frames and maps them as a piece.
+fn fill(piece: u64, count: u64) -> Option<()> {
+    let mut frames = [0; TABLE];
+    let frames = frames.get_mut(..usize::try_from(count).ok()?)?;
+    let page = FIRST_PAGE + piece * ENTRIES;
+    let got = control::populate(domid::SELF, page, frames).unwrap_or(0);
+    let table = with(|memory| memory.take(1)).flatten();
+    let hung = table.filter(|_| got == frames.len()).map(|table| {
+        let entries = frames.iter().map(|frame| entry_for(*frame, LEAF | pte::NX));
+        for (slot, entry) in (0..ENTRIES).zip(entries.chain(core::iter::repeat(0))) {
+            // SAFETY: `table` is a page of ours that nobody else uses, still mapped writable.
+            unsafe { ((linear(table) + slot * 8) as *mut u64).write_volatile(entry) };
+        }
+        with(|memory| memory.hang_in(table, BASE + piece * PIECE, 2)).unwrap_or(Err(Errno::NoMem))
+    });
+    if let Some(Ok(())) = hung {
+        return Some(());
+    }
+    if let Some(table) = table {
+        put_table_back(table);
+    }
+    return_frames(frames.get_mut(..got)?);
+    None
+}
+
+/// Takes a piece out of the tree, and gives its frames back.
+fn empty(piece: u64) {
+    let va = BASE + piece * PIECE;
+    let (mut frames, mut count) = ([0; TABLE], 0);
+    let taken_out = with(|memory| {
+        let slot = memory.slot(va, 2)?;
+        let table = memory.page((read_entry(slot) & pte::FRAME) / PAGE)?;
+        let present = (0..ENTRIES).map(|i| read_entry(linear(table) + i * 8)).filter(|entry| entry & pte::PRESENT != 0);
+        for (slot, entry) in frames.iter_mut().zip(present) {
+            *slot = (entry & pte::FRAME) / PAGE;
+            count += 1;
+        }
+        let ptr = memory.machine_address(slot)?;
+        // SAFETY: nobody refers to this memory any more.
+        unsafe { hypercall::mmu_update(&[MmuUpdate { ptr, val: 0 }], domid::SELF) }.ok()?;
+        Some(table)
+    });
+    flush_tlb();
+    match taken_out.flatten() {
+        Some(table) => {
+            put_table_back(table);
+            return_frames(frames.get_mut(..count).unwrap_or_default());
+        }
+        None => debug_assert!(false, "borrowed memory cannot be unmapped"),
+    }
+}
+
+/// Makes a page that was a table, or was to be one, an ordinary page again.
+fn put_table_back(table: u64) {
+    with(|memory| {
+        let Some(frame) = memory.frame(table) else { return };
+        // SAFETY: the address keeps leading to the same page of ours.
+        let writable = unsafe { hypercall::update_va_mapping(linear(table), entry_for(frame, LEAF), uvmf::INVLPG) };
+        // A page that stays a table is lost to us, and nothing else is.
+        if writable.is_ok() {
+            memory.release(table, 1);
+        }
+    });
+}
+
+fn return_frames(frames: &mut [u64]) {
+    // SAFETY: they are mapped nowhere.
+    let returned = unsafe { hypercall::reservation(MemoryOp::DecreaseReservation, frames, domid::SELF) };
+    debug_assert_eq!(returned, Ok(frames.len() as u64), "frames cannot be given back");
+}
