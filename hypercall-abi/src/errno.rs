@@ -31,6 +31,8 @@ numbers! {
         NoSpc = 28,
         /// No such call.
         NoSys = 38,
+        /// Nothing to tell.
+        NoData = 61,
         /// The call is to be executed again.
         Restart = 85,
         /// Operation not supported.

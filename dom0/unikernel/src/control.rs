@@ -104,7 +104,7 @@ pub fn info(from: u16) -> Result<Option<DomainInfo>, Errno> {
 /// Sets the state of a vcpu that does not run.
 ///
 /// # Errors
-/// `Perm`, `Srch`, `NoEnt`, `Busy`, and `Inval` for a state that cannot be.
+/// `Perm`, `Srch`, `Busy`, and `Inval` for a vcpu there is not and for a state that cannot be.
 pub fn set_vcpu(domain: u16, vcpu: u32, context: &VcpuContext) -> Result<(), Errno> {
     let address = (&raw const *context).addr() as u64;
     let arg = VcpuContextArg { vcpu, pad: 0, context: address };
@@ -114,7 +114,7 @@ pub fn set_vcpu(domain: u16, vcpu: u32, context: &VcpuContext) -> Result<(), Err
 /// The state of a vcpu.
 ///
 /// # Errors
-/// `Perm`, `Srch`, `NoEnt`, `Busy`.
+/// `Perm`, `Srch`, `Busy`, `Inval` for a vcpu there is not, `NoData` for one that has no state yet.
 pub fn vcpu(domain: u16, vcpu: u32) -> Result<Box<VcpuContext>, Errno> {
     let mut context = Box::<VcpuContext>::default();
     let address = (&raw mut *context).addr() as u64;

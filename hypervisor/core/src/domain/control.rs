@@ -242,7 +242,9 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Answer {
         DomctlOp::GetVcpuContext => {
             let (_, vcpu, at) = stopped_vcpu(ctx, authority, &call)?;
             let masked = ctx.world.upcall_mask(ctx.m, vcpu);
-            let context = context::get(ctx.m, &*vcpu.own.try_take().ok_or(Errno::Busy)?, masked);
+            let own = vcpu.own.try_take().ok_or(Errno::Busy)?;
+            ensure!(own.initialised, Errno::NoData);
+            let context = context::get(ctx.m, &own, masked);
             ctx.write(at, &context)?;
         }
     }
@@ -269,7 +271,7 @@ fn stopped_vcpu<'a, M: Machine>(
 ) -> Result<(&'a Domain, &'a Vcpu, u64), Errno> {
     let domain = other(ctx, authority, call.domain, false)?;
     let arg: VcpuContextArg = payload(call)?;
-    let vcpu = ctx.world.vcpu(domain, VcpuId(arg.vcpu)).ok_or(Errno::NoEnt)?;
+    let vcpu = ctx.world.vcpu(domain, VcpuId(arg.vcpu)).ok_or(Errno::Inval)?;
     Ok((domain, vcpu, arg.context))
 }
 

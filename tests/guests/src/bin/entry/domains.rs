@@ -1,10 +1,12 @@
 //! What the hypervisor tells of itself, and the toolstack's calls (core 8).
 
-use crate::calls::NOBODY;
+use crate::calls::{NOBODY, NOTHING};
 use crate::ground::Ground;
-use crate::shape::Place::{Arg, U16, U32};
+use crate::shape::Place::{Arg, U16, U32, U64};
 use crate::shape::{Answer, Class, HANDLES, Shape, Target, Wants, done, refused, want};
+use alloc::boxed::Box;
 use guests::abi::Errno;
+use guests::abi::context::VcpuContext;
 use guests::abi::domctl::{self, Domctl, DomctlOp};
 use guests::abi::physdev::ConsoleIo;
 use guests::abi::sysctl::{self, Sysctl, SysctlOp};
@@ -115,28 +117,64 @@ pub(crate) fn domctl(g: &Ground, t: &Target) -> Shape {
         NOBODY,
         g.either(no_domain, perm),
     );
+    // What only others can have done to them.
+    let (own, bad) = (u64::from(g.own), g.either(refused(Errno::Inval, "Xen"), perm));
+    let good = done("Xen");
+    let input = toolstack(g, Wants::input(good));
     match op {
         DomctlOp::CreateDomain => {
             // Flags nobody knows: no domain is made.
             arg.domain = 0;
             let flags = 20;
             arg.payload[flags..flags + 4].copy_from_slice(u32::MAX.as_bytes());
-            let bad = refused(Errno::Inval, "Xen");
             let mut shape = shape.part(Arg(0), &arg, toolstack(g, Wants::input(bad)));
             shape.domains.clear();
-            shape.domain(U16(8), NOBODY, g.either(bad, perm))
+            shape.domain(U16(8), NOBODY, bad)
         }
         DomctlOp::GetDomainInfo => {
             arg.domain = g.own;
             shape.part(Arg(0), &arg, toolstack(g, Wants::output(done("Xen"))))
         }
-        DomctlOp::DestroyDomain
-        | DomctlOp::PauseDomain
-        | DomctlOp::UnpauseDomain
-        | DomctlOp::MaxMem
-        | DomctlOp::SetVcpuContext
-        | DomctlOp::GetVcpuContext
-        | DomctlOp::MaxVcpus => shape.part(Arg(0), &arg, toolstack(g, Wants::input(no_domain))),
+        DomctlOp::DestroyDomain => {
+            arg.domain = g.spare();
+            shape.part(Arg(0), &arg, input).domain(U16(8), own, bad)
+        }
+        DomctlOp::PauseDomain | DomctlOp::UnpauseDomain => {
+            arg.domain = g.child;
+            shape.part(Arg(0), &arg, input).domain(U16(8), own, bad)
+        }
+        DomctlOp::MaxMem => {
+            arg.domain = g.child;
+            shape.part(Arg(0), &arg, input)
+        }
+        DomctlOp::MaxVcpus => {
+            arg.domain = g.child;
+            arg.payload[0] = 1;
+            shape.part(Arg(0), &arg, input).domain(U16(8), own, bad).count(U32(16), 2, bad).count(U32(16), 1 << 31, bad)
+        }
+        DomctlOp::SetVcpuContext => {
+            // There is no root in it.
+            arg.domain = g.spare();
+            let context = Box::<VcpuContext>::default();
+            let wants = toolstack(g, Wants::input(bad));
+            // Without an address Xen makes the vcpu as it was.
+            let null = g.either(refused(Errno::Fault, HANDLES), perm).xen(Answer::Done);
+            let list = wants.with(Class::Null, null);
+            let shape = shape.part(Arg(0), &arg, wants).part(U64(24), context.as_bytes(), list);
+            shape.domain(U16(8), own, bad).count(U32(16), NOTHING, bad)
+        }
+        DomctlOp::GetVcpuContext => {
+            arg.domain = g.child;
+            let context = Box::<VcpuContext>::default();
+            let output = toolstack(g, Wants::output(good));
+            // Xen writes the call back as it was.
+            let back = good.xen(Answer::Refused(Errno::Fault));
+            let input = toolstack(g, Wants::input(good).with(Class::ReadOnly, back));
+            let shape = shape.part(Arg(0), &arg, input).part(U64(24), context.as_bytes(), output);
+            let no_state = g.either(refused(Errno::NoData, "Xen"), perm);
+            let shape = shape.domain(U16(8), own, bad).domain(U16(8), u64::from(g.spare()), no_state);
+            shape.count(U32(16), NOTHING, bad)
+        }
     }
 }
 

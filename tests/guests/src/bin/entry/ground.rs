@@ -1,9 +1,11 @@
 //! Memory to put arguments in, the making of one call, and putting things right after it.
 
 use crate::shape::{Answer, Class, Form, Part, Place, Shape, Target, Way};
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::cell::Cell;
 use guests::abi::callback::{CALLBACK_MASKS_EVENTS, CallbackOp, CallbackRegister, CallbackType, TrapInfo};
+use guests::abi::context::{VcpuContext, flags};
 use guests::abi::grant::{Entry, GrantOp, MapGrantRef, SetupTable, UnmapGrantRef, entry, map};
 use guests::abi::mmu::MmuextCommand;
 use guests::abi::{Hypercall, domid};
@@ -11,7 +13,7 @@ use guests::memory::{self, PAGE, Pages, Window};
 use guests::probe::{self, Registers, address, address_mut, call, mmuext};
 use guests::tables::Chain;
 use guests::{code, events, hypercall, pattern};
-use unikernel::{time, traps};
+use unikernel::{control, time, traps};
 
 /// Pages for one structure: the longest is a vcpu's first state, of more than one page.
 const PART: u64 = 3;
@@ -34,6 +36,10 @@ pub(crate) struct Ground {
     pub(crate) xen: bool,
     /// The domain's number.
     pub(crate) own: u16,
+    /// A domain it has made, if it may.
+    pub(crate) child: u16,
+    /// One that is to be destroyed.
+    spare: Cell<u16>,
     /// Four levels of page tables, ready to be pinned.
     pub(crate) chain: Chain,
     /// Two plain pages; the second is granted.
@@ -76,6 +82,8 @@ impl Ground {
             console: own == 0,
             xen: !extra.windows(5).any(|word| word == b"tenon"),
             own,
+            child: if privileged { make_child() } else { 0 },
+            spare: Cell::new(0),
             chain,
             scratch,
             descriptors,
@@ -94,6 +102,14 @@ impl Ground {
     /// One answer for those with authority, another for those without.
     pub(crate) fn either<T>(&self, privileged: T, otherwise: T) -> T {
         if self.privileged { privileged } else { otherwise }
+    }
+
+    /// A domain that is there until the call is over, if there can be one.
+    pub(crate) fn spare(&self) -> u16 {
+        if self.privileged && self.spare.get() == 0 {
+            self.spare.set(make_domain());
+        }
+        self.spare.get()
     }
 
     /// A port that waits for ourselves.
@@ -247,6 +263,12 @@ impl Ground {
                 }
                 let _ = hypercall::stop_periodic_timer(0);
             }
+            Hypercall::Domctl => {
+                let spare = self.spare.replace(0);
+                if spare != 0 {
+                    let _ = control::destroy(spare);
+                }
+            }
             Hypercall::PhysdevOp => {
                 let _ = guests::set_iopl(0);
                 let _ = call(Hypercall::PhysdevOp, [7, address(&[0u64; 2]), 0, 0, 0]);
@@ -336,6 +358,24 @@ fn put(shape: &mut Shape, place: Place, value: u64) {
 /// The machine address of what lies at an address of ours; others stay as they are.
 fn machine_address(at: u64) -> u64 {
     memory::frame_of(at).map_or(at, |frame| frame * PAGE + at % PAGE)
+}
+
+/// An empty domain of one vcpu.
+fn make_domain() -> u16 {
+    control::create(&[7; 16], 1).expect("a domain can be made")
+}
+
+/// A domain whose vcpu has a state: an empty root and nothing else.
+fn make_child() -> u16 {
+    let child = make_domain();
+    control::set_max_memory(child, 64).expect("it is our domain");
+    let mut frames = [0u64];
+    assert_eq!(control::populate(child, 0, &mut frames), Ok(1));
+    let mut context = Box::<VcpuContext>::default();
+    context.flags = flags::IN_KERNEL;
+    context.ctrlreg[3] = frames[0] * PAGE;
+    control::set_vcpu(child, 0, &context).expect("a state is taken");
+    child
 }
 
 fn is_open(port: u32) -> bool {
