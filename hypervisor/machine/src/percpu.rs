@@ -132,9 +132,7 @@ impl Cpu {
 
     /// Its own page of descriptors.
     pub(crate) fn descriptors(&self) -> &'static Page {
-        let [first, others @ ..] = &OWN_DESCRIPTORS;
-        let index = (self.id.load(Relaxed) as usize).checked_sub(1);
-        &index.and_then(|index| others.get(index)).unwrap_or(first).0
+        &OWN_DESCRIPTORS[self.id.load(Relaxed) as usize % MAX_CPUS].0
     }
 }
 

@@ -46,12 +46,9 @@ impl Ranges {
             return;
         }
         for range in core::mem::take(&mut self.0) {
-            let below = range.start..range.end.min(hole.start);
-            let above = range.start.max(hole.end)..range.end;
-            for part in [below, above] {
-                if !part.is_empty() {
-                    let _ = self.0.push(part);
-                }
+            let (below, above) = (range.start..range.end.min(hole.start), range.start.max(hole.end)..range.end);
+            for part in [below, above].into_iter().filter(|part| !part.is_empty()) {
+                let _ = self.0.push(part);
             }
         }
     }

@@ -9,6 +9,7 @@ use crate::insn;
 use crate::memory::page;
 use crate::percpu::{self, Cpu};
 use core::arch::asm;
+use core::arch::x86_64::{_fxsave64, _xsave64};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::addr::{Frame, PAGE_SIZE};
 use hv_core::machine::{CpuState, Frames, Segments};
@@ -61,22 +62,14 @@ impl Hardware {
         segments.gs_base = self.gs_base();
         let cpu = percpu::this();
         set_task_switched(false);
-        let to = page(area).as_ptr();
+        let to = page(area).as_ptr().cast_mut().cast();
         match COMPONENTS.load(Relaxed) {
             // SAFETY: the area is a whole frame for this vcpu's FPU alone, aligned; FXSAVE writes 512 bytes of it.
-            0 => unsafe { asm!("fxsave64 [{}]", in(reg) to, options(nostack, preserves_flags)) },
+            0 => unsafe { _fxsave64(to) },
             components => {
                 use_xcr0(cpu, components);
                 // SAFETY: as above; `init` has chosen components that fit into a frame.
-                unsafe {
-                    asm!(
-                        "xsave64 [{}]",
-                        in(reg) to,
-                        in("eax") u32::MAX,
-                        in("edx") u32::MAX,
-                        options(nostack, preserves_flags),
-                    );
-                }
+                unsafe { _xsave64(to, u64::MAX) };
             }
         }
     }
