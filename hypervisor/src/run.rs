@@ -78,16 +78,16 @@ fn stay(ctx: &mut Ctx<'_, Hardware>) {
             if ctx.own.call.is_some() && world.sched.is_due(hw) {
                 tick(ctx, slice_end);
             }
-            continue;
-        }
-        trap::prepare(ctx);
-        if ctx.next == Next::Leave {
-            break;
-        }
-        let exit = hw.run(&mut ctx.own.regs, if ctx.short { Return::Short } else { Return::Exact });
-        trap::handle(ctx, exit);
-        if exit == Exit::Interrupt(Interrupt::Timer) {
-            tick(ctx, slice_end);
+        } else {
+            trap::prepare(ctx);
+            if ctx.next == Next::Leave {
+                break;
+            }
+            let exit = hw.run(&mut ctx.own.regs, if ctx.short { Return::Short } else { Return::Exact });
+            trap::handle(ctx, exit);
+            if exit == Exit::Interrupt(Interrupt::Timer) {
+                tick(ctx, slice_end);
+            }
         }
         if !ctx.domain.runs() {
             ctx.next = Next::Leave;

@@ -87,8 +87,8 @@ pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) {
             ctx.own.regs.rax = value;
             ctx.short = true; // SYSCALL has lost RCX and R11 already
         }
-        // A vcpu that crashed or was told to stop has no call to go on with.
-        Err(Halt::More) if ctx.domain.runs() => ctx.own.call = Some(call),
+        // Also if the domain has been paused meanwhile: it goes on when that is over.
+        Err(Halt::More) => ctx.own.call = Some(call),
         Err(_) => {}
     }
 }
@@ -148,9 +148,8 @@ fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multic
         ctx.write(list.at.wrapping_add(RESULT), &settle(answer)?)?;
         let next = list.at.wrapping_add(size_of::<MulticallEntry>() as u64);
         list = Multicall { at: next, left: list.left - 1, running: false };
-        ensure!(ctx.domain.runs(), Halt::Gone);
-        if ctx.world.sched.is_due(ctx.m) {
-            break; // each entry may have been as long as a call of its own
+        if ctx.world.sched.is_due(ctx.m) || !ctx.domain.runs() {
+            break; // each entry may have been as long as a call of its own, or have ended the domain
         }
     }
     call.multicall = Some(list);

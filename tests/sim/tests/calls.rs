@@ -1,9 +1,13 @@
 //! Calls that went wrong once, told as stories.
 
 use hv_core::addr::{Frame, VcpuId};
+use hv_core::domain::control;
+use hv_core::lock::Held;
 use hv_core::machine::{Clock, Exit, Frames};
-use hv_core::trap;
+use hv_core::world::{Ctx, Next};
+use hv_core::{dispatch, trap};
 use hypercall_abi::context::flags;
+use hypercall_abi::domctl::{Domctl, DomctlOp, INTERFACE_VERSION};
 use hypercall_abi::grant::{GrantOp, MapGrantRef, SetupTable, UnmapGrantRef, entry, map, status};
 use hypercall_abi::memory::{MemoryOp, Reservation};
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, MulticallEntry, pte};
@@ -118,6 +122,53 @@ fn a_grant_is_unmapped_where_it_was_mapped() {
             let went = stage.call(&user, Hypercall::GrantTableOp, &[GrantOp::UnmapGrantRef as u64, arg, 1]);
             assert_eq!(went.result, Ok(0));
             assert_eq!(stage.get::<UnmapGrantRef>(&user, arg).status, status::OKAY, "at {host_addr:#x}");
+        }
+    });
+}
+
+/// A call that another CPU's pause came into was dropped: its vcpu went on without an answer, and without the rest.
+#[test]
+fn a_call_goes_on_after_a_pause() {
+    tell(5000, |stage| {
+        let [guest, dom0] = [stage.enter(false), stage.enter(true)];
+        stage.domain(&guest).max_pages.store(4096, Relaxed);
+        let extent_start = stage.put(&guest, 256, &[0u64, 512, 1024, 1536]);
+        let reservation =
+            Reservation { extent_start, nr_extents: 4, extent_order: 9, domid: domid::SELF, ..Default::default() };
+        let arg = stage.put(&guest, 0, &reservation);
+        let args = [MemoryOp::PopulatePhysmap as u64, arg, 0, 0, 0, 0];
+        let list = stage.put(&guest, 512, &MulticallEntry { op: Hypercall::MemoryOp.number(), result: -1, args });
+        let domctl = |cmd: DomctlOp| Domctl {
+            cmd: cmd as u32,
+            interface_version: INTERFACE_VERSION,
+            domain: guest.id.0,
+            ..Default::default()
+        };
+        let pause = stage.put(&dom0, 0, &domctl(DomctlOp::PauseDomain));
+        let (d0, world, m) = (stage.domain(&dom0), stage.world, stage.m);
+        for (number, first, second) in [(Hypercall::MemoryOp, args[0], arg), (Hypercall::Multicall, list, 1)] {
+            stage.on_cpu(&guest, |ctx, _| {
+                (ctx.own.regs.rax, ctx.own.regs.rdi, ctx.own.regs.rsi) = (number.number(), first, second);
+                trap::handle(ctx, Exit::Syscall);
+                dispatch::step(ctx);
+                let vcpu = world.vcpu(d0, VcpuId(0)).expect("it has one");
+                let mut own = vcpu.own.try_take().expect("nobody has it");
+                let held = &mut Held::entering_ring_0();
+                let mut other = Ctx { m, world, domain: d0, vcpu, own: &mut own, held, next: Next::Stay, short: false };
+                assert_eq!(control::domctl(&mut other, pause), Ok(0));
+                let mut steps = 1;
+                while ctx.own.call.is_some() {
+                    dispatch::step(ctx);
+                    steps += 1;
+                    if steps == 2 {
+                        world.unpause(m, ctx.domain);
+                    }
+                }
+                assert!(steps >= 4, "{number:?}: {steps}");
+                assert_eq!(ctx.own.regs.rax, if number == Hypercall::MemoryOp { 4 } else { 0 });
+            });
+            assert_eq!(stage.domain(&guest).pages.load(Relaxed), build::PAGES as u64 + 4 * 512);
+            stage.domain(&guest).pages.store(build::PAGES as u64, Relaxed);
         }
     });
 }

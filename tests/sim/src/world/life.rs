@@ -127,17 +127,17 @@ fn stay(
             if ctx.own.call.is_some() && world.sched.is_due(hw) {
                 tick(hw, world, ctx, slice_end);
             }
-            continue;
-        }
-        trap::prepare(ctx);
-        if ctx.next == Next::Leave {
-            break;
-        }
-        let exit = guests.run(ctx);
-        trap::handle(ctx, exit);
-        guests.after(ctx, Step::Exit(exit))?;
-        if exit == Exit::Interrupt(Interrupt::Timer) {
-            tick(hw, world, ctx, slice_end);
+        } else {
+            trap::prepare(ctx);
+            if ctx.next == Next::Leave {
+                break;
+            }
+            let exit = guests.run(ctx);
+            trap::handle(ctx, exit);
+            guests.after(ctx, Step::Exit(exit))?;
+            if exit == Exit::Interrupt(Interrupt::Timer) {
+                tick(hw, world, ctx, slice_end);
+            }
         }
         if !ctx.domain.runs() {
             ctx.next = Next::Leave;
