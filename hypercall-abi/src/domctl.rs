@@ -7,7 +7,7 @@ pub const INTERFACE_VERSION: u32 = 0x15;
 numbers! {
     /// Commands of `domctl`.
     DomctlOp: u32 {
-        /// [`CreateDomain`]; `domain` in: wanted id or 0 for any, out: the id.
+        /// [`CreateDomain`]; `domain` out: the id. Xen lets a caller ask for one; here the hypervisor chooses.
         CreateDomain = 1,
         /// Ends a domain and returns all it had. `ERESTART` while there is more to do.
         DestroyDomain = 2,
