@@ -1,6 +1,7 @@
 //! What is too long for every day: `cargo xtask soak`.
 
 use crate::stories::{BOOT, SHELL, SOON, dom0, linux, md5, nonce};
+use crate::verbs;
 use anyhow::{Context, Result};
 use boot::{Machine, Setup, guests};
 use libtest_mimic::Trial;
@@ -12,7 +13,8 @@ use xtask::{build, kernels};
 const ROUNDS: u32 = 20_000;
 const SECONDS: u32 = 30;
 
-/// The long forms: the hostile guest, each of its tests so many times longer, and every stock kernel.
+/// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that
+/// come and go; and every stock kernel.
 pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let path = build::image(&boot::images()?, "fuzz")?;
     let mut trials = Vec::new();
@@ -25,6 +27,8 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
             guests::run_with(&path, test.as_deref(), &format!("rounds={rounds}"), limit)
         }));
     }
+    let title = "hypervisor_and_dom0_are_small_after_fifty_rounds";
+    trials.push(crate::trial(title.to_owned(), || verbs::small_after(50)));
     for name in kernels::names() {
         for form in ["ELF", "bzImage"] {
             let title = format!("stock_{name}_answers_from_its_shell_as_{form}");
