@@ -797,28 +797,31 @@ impl Pen<'_, '_> {
         op.map_or("?", SchedOp::name)
     }
 
+    /// Ports of living domains that wait for the caller.
+    fn waiting(&self) -> Vec<(u16, u32)> {
+        let (ctx, me) = (self.ctx, self.ctx.domain.id());
+        let alive = ctx.world.domains.iter().filter(|domain| domain.life() == Life::Alive);
+        alive
+            .flat_map(|domain| (1..48).map(move |port| (domain, port)))
+            .filter(|(domain, port)| ctx.world.port(ctx.m, domain, Port(*port)).binding == Binding::Unbound(me))
+            .map(|(domain, port)| (domain.id().0, port))
+            .collect()
+    }
+
     fn event(&mut self, args: &mut [u64; 6]) -> &'static str {
         let (mut op, mut number) = self.op(EventOp::ALL, EventOp::number);
-        if op == Some(EventOp::Reset) && !self.rng.one_in(10) {
+        let waiting = self.waiting();
+        if op == Some(EventOp::Reset) && !self.rng.one_in(5) {
             (op, number) = (Some(EventOp::Send), EventOp::Send.number());
+        }
+        // Who finds nobody waiting mostly waits for somebody.
+        if op == Some(EventOp::BindInterdomain) && waiting.is_empty() && !self.rng.one_in(4) {
+            (op, number) = (Some(EventOp::AllocUnbound), EventOp::AllocUnbound.number());
         }
         args[0] = number;
         let port = self.port();
         args[1] = match op {
             Some(EventOp::BindInterdomain) => {
-                let me = self.ctx.domain.id();
-                let waiting: Vec<(u16, u32)> = self
-                    .ctx
-                    .world
-                    .domains
-                    .iter()
-                    .filter(|domain| domain.life() == Life::Alive)
-                    .flat_map(|domain| (1..48).map(move |port| (domain, port)))
-                    .filter(|(domain, port)| {
-                        self.ctx.world.port(self.ctx.m, domain, Port(*port)).binding == Binding::Unbound(me)
-                    })
-                    .map(|(domain, port)| (domain.id().0, port))
-                    .collect();
                 let (remote_dom, remote_port) = self.rng.pick(&waiting).unwrap_or((domid::SELF, port));
                 self.put(&BindInterdomain { remote_dom, remote_port, ..Default::default() })
             }
