@@ -56,6 +56,8 @@ pub(crate) struct Entry {
 
 /// What has become of a guest.
 pub(crate) enum State {
+    /// It has yet to be made for the first time.
+    Planned,
     /// It runs, or is paused.
     Lives(Guest),
     /// Ended and kept.
@@ -92,7 +94,7 @@ impl Guests {
     /// The first guest that lives, or soon will.
     pub(crate) fn first_alive(&self) -> Option<String> {
         let list = self.list.borrow();
-        let entry = list.iter().find(|entry| matches!(entry.state, State::Lives(_) | State::Waits(_)));
+        let entry = list.iter().find(|entry| matches!(entry.state, State::Lives(_) | State::Waits(_) | State::Planned));
         entry.map(|entry| entry.config.name.clone())
     }
 
@@ -100,7 +102,7 @@ impl Guests {
     pub(crate) fn is_alive(&self, name: &str) -> bool {
         let list = self.list.borrow();
         let mut entries = list.iter().filter(|entry| entry.config.name == name);
-        entries.any(|entry| matches!(entry.state, State::Lives(_) | State::Waits(_)))
+        entries.any(|entry| matches!(entry.state, State::Lives(_) | State::Waits(_) | State::Planned))
     }
 
     /// Whether nothing is left to do or to look at.
@@ -130,8 +132,8 @@ impl Guests {
         self.terminal.message(&format!("error: {why}"));
     }
 
-    /// Makes every guest of the bundle.
-    pub(crate) fn start_all(&self) {
+    /// Reads what guests the bundle has.
+    pub(crate) fn plan_all(&self) {
         for config in self.bundle.guests() {
             let config = match config {
                 Ok(config) => config,
@@ -146,12 +148,31 @@ impl Guests {
                 continue;
             }
             let console = GuestConsole::new(&name, Rc::clone(&self.terminal));
-            self.list.borrow_mut().push(Entry { config, console, state: State::Ended, made: 0 });
-            self.start(&name);
+            self.list.borrow_mut().push(Entry { config, console, state: State::Planned, made: 0 });
         }
         if self.list.borrow().is_empty() && self.failed().is_none() {
             self.fail("the boot bundle has no guests");
         }
+    }
+
+    /// Makes every guest that is planned, and lets others do their work in between.
+    pub(crate) async fn make_planned(&self) {
+        let planned = || {
+            let list = self.list.borrow();
+            list.iter().find(|entry| matches!(entry.state, State::Planned)).map(|entry| entry.config.name.clone())
+        };
+        while let Some(name) = planned() {
+            tasks::yield_now().await;
+            // It may have been given up meanwhile.
+            if self.is_planned(&name) {
+                self.start(&name);
+            }
+        }
+    }
+
+    fn is_planned(&self, name: &str) -> bool {
+        let list = self.list.borrow();
+        list.iter().any(|entry| entry.config.name == name && matches!(entry.state, State::Planned))
     }
 
     /// Makes a guest anew that waits for it.

@@ -90,11 +90,14 @@ async fn run(bundle: Bundle<'static>, all: bool) -> Option<Failure> {
             return Some(Failure::NotMade);
         }
     };
-    guests.start_all();
+    guests.plan_all();
     let commands = bundle.entry(EXEC);
     if commands.is_none() {
         guests.show_list();
     }
+    // Whoever types need not wait until all are made.
+    tasks::spawn(terminal.clone().read(guests.clone())).detach();
+    guests.make_planned().await;
     if let Some(first) = guests.first_alive().filter(|_| !all && commands.is_none()) {
         // It is there, and one guest is shown at a time.
         drop(terminal.attach(&guests, &first));
@@ -105,7 +108,6 @@ async fn run(bundle: Bundle<'static>, all: bool) -> Option<Failure> {
             Err(_) => return Some(Failure::Refused),
         }
     }
-    tasks::spawn(terminal.clone().read(guests.clone())).detach();
     loop {
         guests.look();
         if guests.all_ended() {

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use hypercall_abi::domctl::DomainInfo;
 use toolstack::bundle::ANSWER;
 use toolstack::command::{Command, Line, help};
-use toolstack::config::{NAME_RULE, is_name};
+use toolstack::config::{GuestConfig, NAME_RULE, is_name};
 use toolstack::create::Guest;
 use toolstack::end::Wish;
 use toolstack::json::{self, Object};
@@ -58,14 +58,14 @@ impl Entry {
     fn guest(&self) -> Option<&Guest> {
         match &self.state {
             State::Lives(guest) | State::Kept(guest) => Some(guest),
-            State::Waits(_) | State::Ended => None,
+            State::Planned | State::Waits(_) | State::Ended => None,
         }
     }
 
     fn guest_mut(&mut self) -> Option<&mut Guest> {
         match &mut self.state {
             State::Lives(guest) | State::Kept(guest) => Some(guest),
-            State::Waits(_) | State::Ended => None,
+            State::Planned | State::Waits(_) | State::Ended => None,
         }
     }
 }
@@ -261,8 +261,8 @@ impl Guests {
         let Some(entry) = list.iter_mut().find(|entry| entry.config.name == name) else {
             return Err(format!("there is no guest {name}"));
         };
-        if matches!(entry.state, State::Waits(_)) {
-            return Err(format!("guest {name} is about to be made anew; try again"));
+        if matches!(entry.state, State::Waits(_) | State::Planned) {
+            return Err(format!("guest {name} is about to be made; try again"));
         }
         if let Some(guest) = entry.guest_mut() {
             guest.rename(to, &mut self.store.clone()).map_err(|why| format!("guest {name}: {why}"))?;
@@ -341,6 +341,10 @@ impl Guests {
         for domain in &found {
             text.push_str(&format!("\n{:<20} {}", name(domain.domain), Summary(domain)));
         }
+        let planned = || list.iter().filter(|entry| matches!(entry.state, State::Planned)).map(|entry| &entry.config);
+        for GuestConfig { name, memory, vcpus, .. } in planned() {
+            text.push_str(&format!("\n{name:<20} {:>5} {memory:>8} {vcpus:>5} {:<5} {:>9}", "-", "-----", "-"));
+        }
         let object = |domain: &DomainInfo| {
             let tenths = domain.cpu_time / 100_000_000;
             Object::default()
@@ -352,7 +356,12 @@ impl Guests {
                 .raw("seconds", format!("{}.{}", tenths / 10, tenths % 10))
                 .end()
         };
-        Ok(Answer { text, json: json::array(found.iter().map(object)) })
+        let plan = |guest: &GuestConfig| {
+            let (text, raw) = (Object::default().text("name", &guest.name), "null");
+            let object = text.raw("domid", raw).raw("memory_mib", guest.memory).raw("vcpus", guest.vcpus);
+            object.text("state", "-----").raw("seconds", raw).end()
+        };
+        Ok(Answer { text, json: json::array(found.iter().map(object).chain(planned().map(plan))) })
     }
 
     /// Whether a guest that was asked to end has done so; an error if it will not do what was wished any more.

@@ -96,7 +96,8 @@ pub const VERBS: &[Verb] = &[
         "list",
         "",
         "all domains",
-        "State: r runs, b blocked, p paused, s shut down, d dying. Memory is what a domain has now.",
+        "State: r runs, b blocked, p paused, s shut down, d dying. Memory is what a domain has now. A guest without a \
+         number is yet to be made.",
     ),
     verb("create", "NAME", "make a guest that has ended anew", "From the same kernel and configuration as before."),
     verb("console", "NAME", "attach to a guest's console", "Ctrl-] leads back to the prompt."),
