@@ -121,16 +121,16 @@ impl Bundle {
             Action::Restart => "restart",
             Action::Preserve => "preserve",
         };
+        let watchdog = config.on_watchdog.map_or(String::new(), |on| format!("on_watchdog = \"{}\"\n", action(on)));
         let settings = format!(
             "memory = {}\nmaxmem = {}\nvcpus = {}\non_poweroff = \"{}\"\non_reboot = \"{}\"\non_crash = \"{}\"\n\
-             on_watchdog = \"{}\"\n",
+             {watchdog}",
             config.memory,
             config.maxmem,
             config.vcpus,
             action(config.on_poweroff),
             action(config.on_reboot),
-            action(config.on_crash),
-            action(config.on_watchdog)
+            action(config.on_crash)
         );
         self.entries_of(&config.name, settings, &guest.kernel, guest.ramdisk.as_deref(), &config.extra)
     }

@@ -8,7 +8,8 @@
 //! ramdisk = "initrd"            # optional
 //! extra = "console=hvc0"        # command line, optional
 //! vcpus = 1                     # optional
-//! on_poweroff = "destroy"       # destroy, restart or preserve; likewise on_reboot, on_crash, on_watchdog
+//! on_poweroff = "destroy"       # destroy, restart or preserve; likewise on_reboot, on_crash
+//! on_watchdog = "destroy"       # unless it is said: as on_crash
 //! ```
 //!
 //! `disk` and `vif` are known and refused: this build has no such devices.
@@ -61,8 +62,8 @@ pub struct GuestConfig {
     pub on_reboot: Action,
     /// When it crashes.
     pub on_crash: Action,
-    /// When it misses its watchdog.
-    pub on_watchdog: Action,
+    /// When it misses its watchdog; as for a crash if it is not said.
+    pub on_watchdog: Option<Action>,
 }
 
 /// What is wrong with a configuration, and where.
@@ -169,7 +170,7 @@ impl GuestConfig {
             on_poweroff: file.on_poweroff.unwrap_or(Action::Destroy),
             on_reboot: file.on_reboot.unwrap_or(Action::Restart),
             on_crash: file.on_crash.unwrap_or(Action::Destroy),
-            on_watchdog: file.on_watchdog.unwrap_or(Action::Destroy),
+            on_watchdog: file.on_watchdog,
         })
     }
 }

@@ -68,7 +68,7 @@ pub fn end_of<H: Hypervisor>(hypervisor: &mut H, guest: &Guest) -> Result<Option
         // Nobody here can wake it.
         Some(ShutdownReason::Suspend) => ("suspended itself", config.on_poweroff),
         Some(ShutdownReason::Crash) => ("crashed", config.on_crash),
-        Some(ShutdownReason::Watchdog) => ("missed its watchdog", config.on_watchdog),
+        Some(ShutdownReason::Watchdog) => ("missed its watchdog", config.on_watchdog.unwrap_or(config.on_crash)),
         Some(ShutdownReason::SoftReset) => ("asked for a soft reset", config.on_crash),
         None => ("ended for an unknown reason", config.on_crash),
     };
