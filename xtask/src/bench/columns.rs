@@ -89,7 +89,12 @@ impl Lab {
         let (init, tiny) = (program("microbench")?, program("tiny")?);
         let mut ramdisk = NamedTempFile::new()?;
         ramdisk.write_all(&initramfs::of_programs(&[("init", &init), ("bin/tiny", &tiny)])?)?;
-        let commit = cmd!(sh, "git describe --always --dirty").quiet().ignore_stderr().read().unwrap_or_default();
+        let mut commit = cmd!(sh, "git describe --always").quiet().ignore_stderr().read().unwrap_or_default();
+        // Results that were kept just before change nothing about what is measured.
+        let clean = cmd!(sh, "git diff --quiet HEAD -- . :!tests/bench/results").quiet().ignore_stderr();
+        if clean.run().is_err() {
+            commit += "-dirty";
+        }
         let rustc = cmd!(sh, "rustc --version").quiet().read()?;
         let mut versions = vec![
             ("Tenon".to_owned(), format!("{} {commit}", env!("CARGO_PKG_VERSION"))),
