@@ -24,6 +24,9 @@ const STOCK: &[Stock] = &[
 /// The kernel that `run` starts where none is named.
 pub const DEFAULT: &str = "6.1";
 
+/// The kernels that every test run boots, in both of their forms. The rest is for the soak: what is in `testing` moves.
+pub const DAILY: [&str; 2] = ["6.1", "6.12"];
+
 /// A kernel in the cache, in both of its forms.
 #[derive(Clone, Debug)]
 pub struct Kernel {

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 use xshell::{Shell, cmd};
-use xtask::{build, firmware, grub, kernels, qemu, sysroot};
+use xtask::{build, firmware, grub, kernels, qemu, sysroot, xen};
 
 /// The whole run may take this long.
 const BUDGET: Duration = Duration::from_mins(25);
@@ -98,8 +98,11 @@ pub(crate) fn prepare_system_tests(sh: &Shell) -> Result<()> {
     sysroot::ensure_target(sh)?;
     build::images(sh, SYSTEM_PROFILE)?;
     qemu::Qemu::find(sh, None)?;
-    kernels::stock(sh, kernels::DEFAULT)?;
+    for name in kernels::DAILY {
+        kernels::stock(sh, name)?;
+    }
     kernels::ramdisk(sh)?;
+    xen::hypervisor(sh)?;
     grub::Tools::find(sh)?;
     firmware::uefi(sh)?;
     println!("== images, emulator and kernels ready in {:.1} s", start.elapsed().as_secs_f64());

@@ -1,4 +1,4 @@
-//! Debian's Xen, for benchmarks to compare with: fetched once, kept in the cache, never installed.
+//! Debian's Xen, for tests and benchmarks to compare with: fetched once, kept in the cache, never installed.
 
 use crate::{apt, cache, kernels};
 use anyhow::{Context, Result};
@@ -28,19 +28,10 @@ pub fn hypervisor(sh: &Shell) -> Result<Xen> {
     if !folder.is_dir() {
         let _lock = cache::lock("xen")?;
         if !folder.is_dir() {
-            fetch(sh, &folder).context("cannot fetch Xen to compare with; --only names other columns")?;
+            fetch(sh, &folder).context("cannot fetch Xen to compare with")?;
         }
     }
     unpacked(&folder)
-}
-
-/// The hypervisor, if it has been fetched.
-///
-/// # Errors
-/// It is damaged.
-pub fn cached() -> Result<Option<Xen>> {
-    let folder = folder()?;
-    if folder.is_dir() { unpacked(&folder).map(Some) } else { Ok(None) }
 }
 
 fn folder() -> Result<PathBuf> {

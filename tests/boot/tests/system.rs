@@ -17,7 +17,7 @@ use anyhow::Result;
 use boot::guests;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
-use xtask::build;
+use xtask::{build, kernels};
 
 /// A story, and what it is called.
 type Story = (&'static str, fn() -> Result<()>);
@@ -25,7 +25,6 @@ type Story = (&'static str, fn() -> Result<()>);
 /// Every story that starts at dom0.
 const STORIES: &[Story] = &[
     ("stock_kernel_has_a_shell_and_powers_off", stories::stock_kernel_has_a_shell_and_powers_off),
-    ("later_stock_kernels_boot", stories::later_stock_kernels_boot),
     ("restarts_leave_nothing_behind", stories::restarts_leave_nothing_behind),
     ("a_guest_that_reboots_is_made_anew", stories::a_guest_that_reboots_is_made_anew),
     ("guests_do_not_notice_when_others_crash", stories::guests_do_not_notice_when_others_crash),
@@ -79,9 +78,18 @@ fn trials() -> Result<Vec<Trial>> {
         }
     }
     if ["hypervisor", "dom0"].iter().all(|name| images.contains(name)) {
+        trials.extend(kernels::DAILY.into_iter().flat_map(kernel_trials));
         trials.extend(STORIES.iter().map(|(name, story)| trial((*name).to_owned(), story)));
     }
     Ok(trials)
+}
+
+/// A stock kernel, in both of its forms.
+fn kernel_trials(name: &'static str) -> [Trial; 2] {
+    [("ELF", true), ("bzImage", false)].map(|(form, elf)| {
+        let title = format!("stock_{name}_answers_from_its_shell_as_{form}");
+        trial(title.clone(), move || stories::kernel_answers(&title, name, elf))
+    })
 }
 
 fn trial(name: String, run: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {

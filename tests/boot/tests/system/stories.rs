@@ -96,32 +96,24 @@ pub(crate) fn stock_kernel_has_a_shell_and_powers_off() -> Result<()> {
     machine.finish()?.require_success()
 }
 
-/// Later kernels of the distribution, unpatched too, as far as they have been fetched: two at once.
-pub(crate) fn later_stock_kernels_boot() -> Result<()> {
-    let sh = boot::shell()?;
-    let mut bundle = dom0("consoles=all")?;
-    let mut names = Vec::new();
-    for name in kernels::names().filter(|name| *name != kernels::DEFAULT) {
-        if kernels::is_cached(name)? {
-            let kernel = kernels::stock(&sh, name)?.vmlinux;
-            let guest = Guest { kernel, extra: "console=hvc0 tenon.oneshot".into(), ..linux(name, 256)? };
-            bundle = bundle.guest(&guest);
-            names.push(name);
-        }
-    }
-    if names.is_empty() {
-        return Ok(());
-    }
-    let mut setup = Setup::new(bundle);
-    setup.memory = 1536;
-    setup.limit = Duration::from_secs(240);
-    let outcome = Machine::boot("later_stock_kernels_boot", &setup)?.finish()?;
-    outcome.require_success()?;
-    for name in names {
-        outcome.require_line(&format!("{name}| tenon-guest: init reached"))?;
-        outcome.require_line(&format!("guest {name} (domain "))?;
-    }
-    Ok(())
+/// A stock kernel, in either of its forms, has a shell that answers.
+pub(crate) fn kernel_answers(title: &str, name: &str, elf: bool) -> Result<()> {
+    let stock = kernels::stock(&boot::shell()?, name)?;
+    let kernel = if elf { stock.vmlinux } else { stock.bzimage };
+    let memory = if name == kernels::DEFAULT { 96 } else { 256 };
+    let mut setup = Setup::new(dom0("")?.guest(&Guest { kernel, ..linux("linux", memory)? }));
+    setup.memory = 1024;
+    setup.limit = Duration::from_secs(300);
+    let mut machine = Machine::boot(title, &setup)?;
+    machine.expect("tenon-guest: init reached", BOOT)?;
+    machine.expect(SHELL, SOON)?;
+    let word = nonce()?;
+    machine.type_line(&format!("echo {word} | md5sum"))?;
+    machine.expect(&md5(&word)?, SOON)?;
+    machine.expect(SHELL, SOON)?;
+    machine.type_line("poweroff -f")?;
+    machine.expect("guest linux (domain 1) powered off", SOON)?;
+    machine.finish()?.require_success()
 }
 
 /// A guest that has most of the machine's memory and reboots at once, again and again: nothing of its lives is left.
