@@ -214,6 +214,40 @@ fn the_hypercall_page_is_filled() {
     }
 }
 
+/// Core 1.2: the entry of the ELF header where there is no note ENTRY, 0 without VIRT_BASE and PADDR_OFFSET, and a page
+/// of stubs only for those that ask for one. In every combination.
+#[test]
+fn notes_that_are_absent_have_defaults() {
+    const KERNEL: u64 = 0x100_0000;
+    for case in 0..8 {
+        let [entry, virt_base, page] = [1, 2, 4].map(|bit| case & bit != 0);
+        let base = if virt_base { BASE } else { 0 };
+        let mut all = vec![note(5, b"xen-3.0\0"), note(8, b"generic\0")];
+        all.extend(entry.then(|| number(1, base + KERNEL + 0x10)));
+        all.extend(page.then(|| number(2, base + KERNEL + 0x1000)));
+        all.extend(virt_base.then(|| number(3, base)));
+        let mut file = elf(&[load(KERNEL, &[0x90; 0x3000], 0x3000), notes(&all)]);
+        file[24..32].copy_from_slice(&(base + KERNEL + 0x20).to_le_bytes());
+
+        let kernel = Kernel::parse(&file).unwrap();
+        assert_eq!((kernel.virt_base, kernel.paddr_offset), (base, 0), "case {case}");
+        assert_eq!((kernel.init_p2m, kernel.unmapped_ramdisk, kernel.features), (None, false, 0));
+        assert_eq!(kernel.hypercall_page, page.then_some(base + KERNEL + 0x1000));
+        let (layout, domain, start) = build(&file, config(64 * MIB));
+        assert_eq!(layout.kernel, range(0x1000, 0x1003), "case {case}");
+        assert_eq!(start.entry, base + KERNEL + if entry { 0x10 } else { 0x20 }, "case {case}");
+        assert_eq!(start.start_info, base + (layout.start_info.0 << 12), "case {case}");
+        assert_eq!(domain.pages[0x1001] == [0x90; 4096], !page, "case {case}");
+        assert_eq!((domain.pages[0x1000], domain.pages[0x1002]), ([0x90; 4096], [0x90; 4096]), "case {case}");
+    }
+    // Linux's ELF header has a physical address: without its note nothing tells where it starts.
+    let mut without = linux_notes(0);
+    without.remove(3);
+    let file = elf(&[load(KERNEL, &[0x90; 0x3000], 0x3000), notes(&without)]);
+    let (start, end) = (BASE + KERNEL, BASE + KERNEL + 0x3000);
+    assert_eq!(Kernel::parse(&file).err(), Some(ImageError::Entry { entry: KERNEL, start, end }));
+}
+
 #[test]
 fn a_long_command_line_is_cut() {
     let line = [b'x'; 2000];
