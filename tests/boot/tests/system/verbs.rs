@@ -3,10 +3,14 @@
 use crate::stories::{BOOT, LEAVE, SHELL, SOON, dom0, image, linux, md5, nonce, start};
 use anyhow::{Context, Result, ensure};
 use boot::{Machine, Setup};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 use xtask::bundle::Guest;
 use xtask::machine::ANSWER;
@@ -106,7 +110,7 @@ fn guest_memory_becomes(machine: &mut Machine, is: impl Fn(u64) -> bool) -> Resu
             return Ok(memory);
         }
         ensure!(Instant::now() < until, "the balloon stays at {memory} KiB");
-        std::thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_millis(500));
     }
 }
 
@@ -140,14 +144,19 @@ fn run(arguments: &[&str]) -> Result<(i32, String, String)> {
     xtask(&[&["run", "--profile", boot::PROFILE, "--timeout", "200"], arguments].concat())
 }
 
-/// The exit status of `cargo xtask` with these arguments, and what it printed.
-pub(crate) fn xtask(arguments: &[&str]) -> Result<(i32, String, String)> {
+/// `cargo xtask` with these arguments, where nobody types.
+fn xtask_command(arguments: &[&str]) -> Result<Command> {
     let folder = boot::images()?;
     let target = folder.ancestors().nth(2).context("no target folder")?;
     let mut command = Command::new("cargo");
     command.current_dir(xtask::root()).env("CARGO_TARGET_DIR", target).stdin(Stdio::null());
-    command.args(["run", "--quiet", "--package", "xtask", "--"]);
-    let output = command.args(arguments).output()?;
+    command.args(["run", "--quiet", "--package", "xtask", "--"]).args(arguments);
+    Ok(command)
+}
+
+/// The exit status of `cargo xtask` with these arguments, and what it printed.
+pub(crate) fn xtask(arguments: &[&str]) -> Result<(i32, String, String)> {
+    let output = xtask_command(arguments)?.output()?;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Ok((output.status.code().context("no status")?, text(output.stdout), text(output.stderr)))
 }
@@ -252,12 +261,103 @@ pub(crate) fn the_exit_status_says_how_guests_ended() -> Result<()> {
     ends(&[&file("ud2", "ud2", "")?, &off], 10, "error: a guest crashed")?;
     ends(&[&file("dog", "watchdog", "on_watchdog = 'destroy'\n")?], 11, "error: a guest missed its watchdog")?;
     ends(&[&file("again", "reboot", "on_reboot = 'destroy'\n")?], 12, "error: a guest rebooted")?;
+    ends(
+        &[&file("asleep", "suspend", "on_poweroff = 'destroy'\n")?],
+        13,
+        "error: a guest ended, but did not power off",
+    )?;
     ends(&["--kernel", &crash, "--memory", "1M"], 14, "error: a guest could not be made")?;
     ends(&["--first", "crash", "--extra", "how=shutdown"], 10, "error: the first domain crashed")?;
     let (status, _, err) = xtask(&["run", "--profile", boot::PROFILE, "--kernel", &spin, "--timeout", "5"])?;
     ensure!(status == 124 && err.contains("no end after 5 s"), "{status} after a timeout\n{err}");
+    ends(&["--kernel", &spin, "--", "frobnicate=1"], 21, "error: the hypervisor panicked, or had nothing to start")?;
+    // More than any process can address.
+    ends(&["--kernel", &spin, "--machine-memory", "1000000G"], 22, "error: QEMU could not run the machine")?;
     ends(&["--memory", "much"], 2, "--memory")?;
     ends(&["--memory", "2000M"], 1, "error: --memory: 2000 MiB for linux, but only")
+}
+
+/// A run that a test looks at from outside. It does not outlive this, nor does its QEMU, which a run takes along when
+/// it is asked to end, and leaves behind when it is killed.
+struct Run(Child);
+
+impl Run {
+    /// Its process: Cargo becomes the program it runs.
+    fn process(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.0.id())?))
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if let (Ok(None), Ok(process)) = (self.0.try_wait(), self.process()) {
+            // Both fail only if it has ended in between.
+            let _ = kill(process, Signal::SIGTERM);
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// The process of QEMU that the process `parent` has started, if it has.
+fn qemu_of(parent: Pid) -> Result<Option<Pid>> {
+    let mut children = String::new();
+    for task in fs::read_dir(format!("/proc/{parent}/task"))?.flatten() {
+        // A thread may have ended in the meantime.
+        children += &fs::read_to_string(task.path().join("children")).unwrap_or_default();
+    }
+    for child in children.split_whitespace() {
+        if fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.starts_with("qemu-system")) {
+            return Ok(Some(Pid::from_raw(child.parse()?)));
+        }
+    }
+    Ok(None)
+}
+
+/// Who is sent a signal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    Xtask,
+    Qemu,
+}
+
+/// Starts a run of a guest that never ends, sends a signal when the guest is up, and gives status and standard error
+/// of the run after its end. QEMU must be gone by then.
+fn signalled(whom: Whom, signal: Signal) -> Result<(i32, String)> {
+    let spin = image("spin")?.to_string_lossy().into_owned();
+    let arguments = ["run", "--profile", boot::PROFILE, "--timeout", "60", "--kernel", &spin];
+    let mut command = xtask_command(&arguments)?;
+    let mut run = Run(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
+    let mut errors = run.0.stderr.take().context("no standard error")?;
+    let errors = thread::spawn(move || {
+        let mut text = String::new();
+        errors.read_to_string(&mut text).map(|_| text)
+    });
+    let xtask = run.process()?;
+    let mut output = BufReader::new(run.0.stdout.take().context("no standard output")?).lines();
+    output
+        .find(|line| line.as_ref().map_or(true, |line| line.contains("spin: from here on")))
+        .context("no guest")??;
+    let qemu = qemu_of(xtask)?.context("the run has no QEMU")?;
+    kill(if whom == Whom::Qemu { qemu } else { xtask }, signal)?;
+    // The output ends with the last of those that can write to it.
+    output.try_for_each(|line| line.map(drop))?;
+    let status = run.0.wait()?.code().context("the run was killed by the signal")?;
+    ensure!(kill(qemu, None).is_err(), "QEMU outlives the run");
+    let errors = errors.join().ok().context("the reader of standard error panicked")??;
+    Ok((status, errors))
+}
+
+/// A run that is interrupted puts its machine away and says so; one whose QEMU is killed says that.
+pub(crate) fn the_exit_status_says_who_was_killed() -> Result<()> {
+    for (whom, signal, wanted, why) in [
+        (Whom::Xtask, Signal::SIGINT, 130, "error: interrupted"),
+        (Whom::Xtask, Signal::SIGTERM, 130, "error: interrupted"),
+        (Whom::Qemu, Signal::SIGKILL, 22, "error: QEMU was killed"),
+    ] {
+        let (status, err) = signalled(whom, signal)?;
+        ensure!(status == wanted && err.contains(why), "{status} instead of {wanted} after {signal}\n{err}");
+    }
+    Ok(())
 }
 
 /// What a guest writes by console_io is in the hypervisor's log, escaped, until it is cleared; nowhere else.

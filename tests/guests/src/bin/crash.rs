@@ -9,7 +9,7 @@
 //! | `bad-iret` | crash it: the iret frame cannot be read (core 3.7) |
 //! | `no-user-root` | crash it: to user mode without a root (core 3.7) |
 //! | `triple` | crash it: the fault handler faults until its stack is gone |
-//! | `shutdown`, `watchdog`, `poweroff`, `reboot` | end it with that reason (core 5.4) |
+//! | `shutdown`, `watchdog`, `suspend`, `poweroff`, `reboot` | end it with that reason (core 5.4) |
 //! | `log` | nothing: it writes to the hypervisor's log (core 8) and sleeps |
 #![no_std]
 #![no_main]
@@ -49,6 +49,7 @@ fn main(boot: &Boot) {
         }
         "shutdown" => hypercall::shutdown(ShutdownReason::Crash),
         "watchdog" => hypercall::shutdown(ShutdownReason::Watchdog),
+        "suspend" => hypercall::shutdown(ShutdownReason::Suspend),
         "log" => {
             hypercall::console_write(b"wiped \x1b[2J\n").expect("the log takes it");
             println!("crash: logged");
