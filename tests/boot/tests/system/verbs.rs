@@ -1,6 +1,6 @@
 //! Stories of dom0's command line: at its prompt, and through `cargo xtask run`.
 
-use crate::stories::{BOOT, LEAVE, SHELL, SOON, dom0, image, linux, md5, nonce, start};
+use crate::stories::{BOOT, LEAVE, SHELL, SOON, dom0, image, linux, md5, nonce, start, test_guest};
 use anyhow::{Context, Result, ensure};
 use boot::{Machine, Setup};
 use nix::sys::signal::{Signal, kill};
@@ -445,4 +445,44 @@ pub(crate) fn small_after(rounds: usize) -> Result<()> {
     ensure!(infos.iter().all(|kib| *kib <= BAR), "more than {BAR} KiB: {infos:?}");
     ensure!(infos[0] == infos[1] && infos[2] <= infos[0], "it grows: {infos:?}");
     Ok(())
+}
+
+/// Two guests that write without a pause, one of them to the terminal, slow only themselves: dom0 obeys at once, a
+/// stock guest answers, and those that flood can be looked at, left and destroyed.
+pub(crate) fn a_flooding_console_slows_only_its_guest() -> Result<()> {
+    let bundle = dom0("")?
+        .guest(&test_guest("flood", "flood", "")?)
+        .guest(&test_guest("log", "flood", "how=log")?)
+        .guest(&linux("linux", 128)?);
+    let mut machine = start("a_flooding_console_slows_only_its_guest", bundle)?;
+    machine.expect("flood: line 1000,", BOOT)?;
+    command(&mut machine, "list")?;
+    machine.expect("linux", SOON)?;
+    console(&mut machine, "linux")?;
+    machine.expect(SHELL, BOOT)?;
+    let answers = |machine: &mut Machine| -> Result<()> {
+        let word = nonce()?;
+        machine.type_line(&format!("echo {word} | md5sum"))?;
+        machine.expect(&md5(&word)?, SOON)?;
+        Ok(())
+    };
+    answers(&mut machine)?;
+    // The flood goes on, and dom0 is listened to while it fills the terminal.
+    command(&mut machine, "list")?;
+    console(&mut machine, "flood")?;
+    machine.expect("bytes are lost]", SOON)?;
+    for _ in 0..1000 {
+        machine.expect("flood: line ", SOON)?;
+    }
+    command(&mut machine, "domid linux")?;
+    machine.expect("3", SOON)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("destroy flood")?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("destroy log")?;
+    console(&mut machine, "linux")?;
+    answers(&mut machine)?;
+    machine.type_line("poweroff -f")?;
+    machine.expect("guest linux (domain 3) powered off", SOON)?;
+    machine.finish()?.require_success()
 }
