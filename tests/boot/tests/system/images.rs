@@ -1,6 +1,6 @@
 //! Images made by `cargo xtask image`, booted by GRUB under either firmware.
 
-use crate::stories::{BOOT, LEAVE, SHELL, SOON, image, md5, nonce};
+use crate::stories::{BOOT, LEAVE, SHELL, SOON, answers, image};
 use crate::verbs::xtask;
 use anyhow::{Context, Result, ensure};
 use boot::Machine;
@@ -34,9 +34,7 @@ fn boots(name: &str, uefi: bool) -> Result<()> {
     machine.expect("[info] Tenon", FIRMWARE)?;
     machine.expect("tenon-guest: init reached", BOOT)?;
     machine.expect(SHELL, SOON)?;
-    let word = nonce()?;
-    machine.type_line(&format!("echo {word} | md5sum"))?;
-    machine.expect(&md5(&word)?, SOON)?;
+    answers(&mut machine)?;
     machine.expect(SHELL, SOON)?;
     // The firmware's memory map has holes; what lies between them is found all the same.
     machine.type_keys(LEAVE)?;

@@ -72,6 +72,15 @@ pub(crate) fn md5(line: &str) -> Result<String> {
     Ok(sum.into())
 }
 
+/// The shell of a guest answers a word nobody has seen before; answers that word.
+pub(crate) fn answers(machine: &mut Machine) -> Result<String> {
+    let word = nonce()?;
+    // What is typed is echoed, so the answer must differ from the question.
+    machine.type_line(&format!("echo {word} | md5sum"))?;
+    machine.expect(&md5(&word)?, SOON)?;
+    Ok(word)
+}
+
 /// The kernel a distribution ships, unpatched, in a domain that dom0 builds: what is typed reaches its shell, the
 /// answer comes back, and its power-off ends the machine.
 pub(crate) fn stock_kernel_has_a_shell_and_powers_off() -> Result<()> {
@@ -79,10 +88,7 @@ pub(crate) fn stock_kernel_has_a_shell_and_powers_off() -> Result<()> {
     let mut machine = start("stock_kernel_has_a_shell_and_powers_off", bundle)?;
     machine.expect("tenon-guest: init reached", BOOT)?;
     machine.expect(SHELL, SOON)?;
-    let word = nonce()?;
-    // What is typed is echoed, so the answer must differ from the question.
-    machine.type_line(&format!("echo {word} | md5sum"))?;
-    machine.expect(&md5(&word)?, SOON)?;
+    let word = answers(&mut machine)?;
     machine.expect(SHELL, SOON)?;
     // Pasted text is longer than every queue on its way, and arrives whole.
     let lines: Vec<String> = (0..60).map(|line| format!("{line:03} {word} and so on, up to the end")).collect();
@@ -107,9 +113,7 @@ pub(crate) fn kernel_answers(title: &str, name: &str, elf: bool) -> Result<()> {
     let mut machine = Machine::boot(title, &setup)?;
     machine.expect("tenon-guest: init reached", BOOT)?;
     machine.expect(SHELL, SOON)?;
-    let word = nonce()?;
-    machine.type_line(&format!("echo {word} | md5sum"))?;
-    machine.expect(&md5(&word)?, SOON)?;
+    answers(&mut machine)?;
     machine.expect(SHELL, SOON)?;
     machine.type_line("poweroff -f")?;
     machine.expect("guest linux (domain 1) powered off", SOON)?;
@@ -139,9 +143,7 @@ pub(crate) fn a_guest_that_reboots_is_made_anew() -> Result<()> {
     machine.expect("guest linux (domain 1) rebooted", SOON)?;
     machine.expect("Linux version", BOOT)?;
     machine.expect(SHELL, BOOT)?;
-    let word = nonce()?;
-    machine.type_line(&format!("echo {word} | md5sum"))?;
-    machine.expect(&md5(&word)?, SOON)?;
+    answers(&mut machine)?;
     machine.type_line("poweroff -f")?;
     machine.expect("guest linux (domain 2) powered off", SOON)?;
     machine.finish()?.require_success()

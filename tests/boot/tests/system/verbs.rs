@@ -1,6 +1,6 @@
 //! Stories of dom0's command line: at its prompt, and through `cargo xtask run`.
 
-use crate::stories::{BOOT, LEAVE, SHELL, SOON, dom0, image, linux, md5, nonce, start, test_guest};
+use crate::stories::{BOOT, LEAVE, SHELL, SOON, answers, dom0, image, linux, md5, nonce, start, test_guest};
 use anyhow::{Context, Result, ensure};
 use boot::{Machine, Setup};
 use nix::sys::signal::{Signal, kill};
@@ -460,12 +460,6 @@ pub(crate) fn a_flooding_console_slows_only_its_guest() -> Result<()> {
     machine.expect("linux", SOON)?;
     console(&mut machine, "linux")?;
     machine.expect(SHELL, BOOT)?;
-    let answers = |machine: &mut Machine| -> Result<()> {
-        let word = nonce()?;
-        machine.type_line(&format!("echo {word} | md5sum"))?;
-        machine.expect(&md5(&word)?, SOON)?;
-        Ok(())
-    };
     answers(&mut machine)?;
     // The flood goes on, and dom0 is listened to while it fills the terminal.
     command(&mut machine, "list")?;
