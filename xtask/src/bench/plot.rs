@@ -2,7 +2,8 @@
 
 use super::counts::{Counts, OWNERS};
 use super::report::short;
-use std::fmt::Write;
+use svg::Document;
+use svg::node::element::{Rectangle, Text};
 
 /// Bars that are compared with each other; each group has a scale of its own.
 pub(super) struct Group {
@@ -58,56 +59,49 @@ const LENGTH: f64 = 420.0;
 const WIDTH: f64 = 760.0;
 const LINE: f64 = 18.0;
 
+fn text(x: f64, y: f64, anchor: &str, weight: &str, words: &str) -> Text {
+    let text = Text::new(words).set("x", format!("{x:.0}")).set("y", format!("{y:.0}"));
+    text.set("text-anchor", anchor).set("font-weight", weight)
+}
+
+fn rectangle(x: f64, y: f64, width: f64, height: f64, colour: &str) -> Rectangle {
+    let rectangle = Rectangle::new().set("x", format!("{x:.1}")).set("y", format!("{y:.1}")).set("fill", colour);
+    rectangle.set("width", format!("{width:.1}")).set("height", format!("{height:.1}"))
+}
+
 /// The plot as SVG.
 pub(super) fn svg(title: &str, groups: &[Group]) -> String {
-    let mut body = String::new();
-    let mut text = |x: f64, y: f64, anchor: &str, weight: &str, words: &str| {
-        let words = words.replace('&', "&amp;").replace('<', "&lt;");
-        // Writing to a string does not fail.
-        let _ = writeln!(
-            body,
-            "<text x=\"{x:.0}\" y=\"{y:.0}\" text-anchor=\"{anchor}\" font-weight=\"{weight}\">{words}</text>"
-        );
-    };
-    text(10.0, 22.0, "start", "bold", &format!("{title}: instructions, fewer is better"));
-    let mut rectangles = String::new();
-    let mut rectangle = |x: f64, y: f64, width: f64, height: f64, colour: &str| {
-        let _ = writeln!(
-            rectangles,
-            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"{colour}\"/>"
-        );
-    };
+    let ground = Rectangle::new().set("width", "100%").set("height", "100%").set("fill", "white");
+    let title = format!("{title}: instructions, fewer is better");
+    let mut plot = Document::new().add(ground).add(text(10.0, 22.0, "start", "bold", &title));
     for (index, (name, colour)) in NAMES.iter().zip(COLOURS).enumerate() {
         #[allow(clippy::cast_precision_loss, reason = "five")]
         let x = 10.0 + 145.0 * index as f64;
-        rectangle(x, 34.0, 10.0, 10.0, colour);
-        text(x + 14.0, 43.0, "start", "normal", name);
+        plot = plot.add(rectangle(x, 34.0, 10.0, 10.0, colour)).add(text(x + 14.0, 43.0, "start", "normal", name));
     }
     let mut y = 66.0;
     for group in groups {
         let most = group.bars.iter().map(Bar::total).fold(f64::MIN_POSITIVE, f64::max);
-        text(LEFT - 90.0, y + 12.0, "end", "bold", &group.label);
+        plot = plot.add(text(LEFT - 90.0, y + 12.0, "end", "bold", &group.label));
         for bar in &group.bars {
-            text(LEFT - 6.0, y + 12.0, "end", "normal", &bar.label);
+            plot = plot.add(text(LEFT - 6.0, y + 12.0, "end", "normal", &bar.label));
             let mut x = LEFT;
             for (part, colour) in bar.parts.iter().zip(COLOURS) {
                 let width = part / most * LENGTH;
                 if width > 0.0 {
-                    rectangle(x, y + 1.0, width, LINE - 4.0, if bar.is_mark() { MARK } else { colour });
+                    let colour = if bar.is_mark() { MARK } else { colour };
+                    plot = plot.add(rectangle(x, y + 1.0, width, LINE - 4.0, colour));
                 }
                 x += width;
             }
-            text(x + 5.0, y + 12.0, "start", "normal", &short(bar.total()));
+            plot = plot.add(text(x + 5.0, y + 12.0, "start", "normal", &short(bar.total())));
             y += LINE;
         }
         y += 8.0;
     }
     let height = y + 6.0;
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH:.0}\" height=\"{height:.0}\" \
-         viewBox=\"0 0 {WIDTH:.0} {height:.0}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{rectangles}{body}</svg>\n"
-    )
+    let plot = plot.set("width", WIDTH).set("height", height).set("viewBox", (0, 0, WIDTH, height));
+    format!("{}\n", plot.set("font-family", "sans-serif").set("font-size", 12))
 }
 
 #[cfg(test)]
