@@ -70,40 +70,10 @@ fn place(file: &Path, text: &str, key: &str) -> String {
 mod tests {
     use super::*;
 
-    /// An ELF file that can be a guest: the smallest that the planner takes.
-    fn kernel() -> Vec<u8> {
-        let mut notes = Vec::new();
-        let base = 0xffff_ffff_8000_0000_u64.to_le_bytes();
-        let all: [(u32, &[u8]); 4] = [(1, &base), (3, &base), (5, b"xen-3.0\0"), (8, b"generic\0")];
-        for (number, value) in all {
-            for word in [4, u32::try_from(value.len()).unwrap(), number] {
-                notes.extend_from_slice(&word.to_le_bytes());
-            }
-            notes.extend_from_slice(b"Xen\0");
-            notes.extend_from_slice(value);
-        }
-        let mut file = vec![0; 64 + 2 * 56];
-        file[..8].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0]);
-        file[16..24].copy_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
-        file[32] = 64;
-        file[52..58].copy_from_slice(&[64, 0, 56, 0, 2, 0]);
-        let mut header = |at: usize, kind: u8, offset: u64, size: u64| {
-            file[at] = kind;
-            for (field, value) in [(8, offset), (16, u64::from_le_bytes(base)), (24, 0), (32, size), (40, size)] {
-                file[at + field..at + field + 8].copy_from_slice(&value.to_le_bytes());
-            }
-        };
-        let length = notes.len() as u64;
-        header(64, 1, 64 + 112, length);
-        header(64 + 56, 4, 64 + 112, length);
-        file.extend_from_slice(&notes);
-        file
-    }
-
     fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("boot")).unwrap();
-        fs::write(folder.path().join("boot/vmlinuz"), kernel()).unwrap();
+        fs::write(folder.path().join("boot/vmlinuz"), test_kernels::halting()).unwrap();
         fs::write(folder.path().join("initrd"), "ramdisk").unwrap();
         folder
     }

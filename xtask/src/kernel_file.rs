@@ -40,14 +40,9 @@ mod tests {
     #[test]
     fn each_kind_of_bad_file_is_one_line_that_names_it() {
         assert!(format!("{:#}", check(Path::new("no/such/file")).unwrap_err()).contains("no/such/file"));
-        // A Linux set-up header that promises a payload the file does not have.
-        let mut cut = vec![0; 1024];
-        cut[0x1f1] = 1;
-        cut[0x1fe..0x200].copy_from_slice(b"\x55\xaa");
-        cut[0x202..0x206].copy_from_slice(b"HdrS");
-        cut[0x206..0x208].copy_from_slice(&[15, 2]);
-        cut[0x24c] = 200;
-        for (content, words) in [(&b"#!/bin/sh\n"[..], "neither"), (b"\x7fELF", "ELF"), (&cut, "cut off")] {
+        for (content, words) in
+            [(&b"#!/bin/sh\n"[..], "neither"), (b"\x7fELF", "ELF"), (&test_kernels::cut_bzimage(), "cut off")]
+        {
             let refusal = refusal(content);
             assert!(refusal.contains(words), "{words} not in: {refusal}");
             assert!(refusal.starts_with("unusable kernel ") && refusal.lines().count() == 1, "{refusal}");

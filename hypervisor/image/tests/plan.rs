@@ -6,6 +6,7 @@ mod common;
 
 use common::*;
 use guest_image::{Config, ImageError, Kernel, Layout, MachineFrame, Pfn, PfnRange, Plan, Start, Wiring};
+use test_kernels::elf_at;
 
 const MIB: u64 = 256;
 const INIT_P2M: u64 = 0x80_0000_0000;
@@ -226,8 +227,7 @@ fn notes_that_are_absent_have_defaults() {
         all.extend(entry.then(|| number(1, base + KERNEL + 0x10)));
         all.extend(page.then(|| number(2, base + KERNEL + 0x1000)));
         all.extend(virt_base.then(|| number(3, base)));
-        let mut file = elf(&[load(KERNEL, &[0x90; 0x3000], 0x3000), notes(&all)]);
-        file[24..32].copy_from_slice(&(base + KERNEL + 0x20).to_le_bytes());
+        let file = elf_at(base + KERNEL + 0x20, &[load(KERNEL, &[0x90; 0x3000], 0x3000), notes(&all)]);
 
         let kernel = Kernel::parse(&file).unwrap();
         assert_eq!((kernel.virt_base, kernel.paddr_offset), (base, 0), "case {case}");

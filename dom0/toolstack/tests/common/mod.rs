@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use guest_image::{MachineFrame, Pfn};
 use hypercall_abi::context::VcpuContext;
 use hypercall_abi::domctl::{DomainInfo, info};
+pub(crate) use test_kernels::{BASE, halting as kernel};
 use toolstack::config::GuestConfig;
 use toolstack::create::Request;
 use toolstack::{Access, DomainId, Hypervisor, Node, Store};
@@ -223,37 +224,6 @@ pub(crate) fn config() -> GuestConfig {
     GuestConfig::parse(text).unwrap()
 }
 
-/// A kernel of one page at VIRT_BASE.
-pub(crate) fn kernel() -> Vec<u8> {
-    let mut notes = Vec::new();
-    let base = BASE.to_le_bytes();
-    let all: [(u32, &[u8]); 4] = [(1, &base), (3, &base), (5, b"xen-3.0\0"), (8, b"generic\0")];
-    for (number, value) in all {
-        for word in [4, u32::try_from(value.len()).unwrap(), number] {
-            notes.extend_from_slice(&word.to_le_bytes());
-        }
-        notes.extend_from_slice(b"Xen\0");
-        notes.extend_from_slice(value);
-    }
-    let mut file = vec![0; 64 + 2 * 56];
-    file[..8].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0]);
-    file[16..24].copy_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
-    file[32] = 64;
-    file[52..58].copy_from_slice(&[64, 0, 56, 0, 2, 0]);
-    let mut header = |at: usize, kind: u8, bytes: &[u8], memsz: u64| {
-        let offset = file.len() as u64;
-        file[at] = kind;
-        for (i, word) in [offset, 0, 0, bytes.len() as u64, memsz].into_iter().enumerate() {
-            file[at + 8 + i * 8..][..8].copy_from_slice(&word.to_le_bytes());
-        }
-        file.extend_from_slice(bytes);
-    };
-    header(64, 1, b"\x90\x90\xf4", 0x1000);
-    header(120, 4, &notes, 0);
-    file
-}
-
-pub(crate) const BASE: u64 = 0xffff_ffff_8000_0000;
 pub(crate) const UUID: [u8; 16] = [0xab; 16];
 
 pub(crate) fn request<'a>(config: &'a GuestConfig, kernel: &'a [u8]) -> Request<'a> {

@@ -1,44 +1,7 @@
-//! Small ELF files, a domain in a vector, and a page-table walk of its own.
+//! Kernels like Linux, a domain in a vector, and a page-table walk of its own.
 
 use guest_image::{Builder, MachineFrame, Pfn};
-
-pub(crate) const LOAD: u32 = 1;
-pub(crate) const NOTE: u32 = 4;
-pub(crate) const BASE: u64 = 0xffff_ffff_8000_0000;
-
-/// A program header and its bytes.
-#[derive(Clone)]
-pub(crate) struct Part {
-    pub(crate) kind: u32,
-    pub(crate) vaddr: u64,
-    pub(crate) paddr: u64,
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) memsz: u64,
-}
-
-pub(crate) fn load(paddr: u64, bytes: &[u8], memsz: u64) -> Part {
-    Part { kind: LOAD, vaddr: 0, paddr, bytes: bytes.to_vec(), memsz }
-}
-
-/// A note of the owner `Xen`.
-pub(crate) fn note(number: u32, descriptor: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for word in [4, u32::try_from(descriptor.len()).unwrap(), number] {
-        bytes.extend_from_slice(&word.to_le_bytes());
-    }
-    bytes.extend_from_slice(b"Xen\0");
-    bytes.extend_from_slice(descriptor);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-pub(crate) fn number(number: u32, value: u64) -> Vec<u8> {
-    note(number, &value.to_le_bytes())
-}
-
-pub(crate) fn notes(all: &[Vec<u8>]) -> Part {
-    Part { kind: NOTE, vaddr: 0, paddr: 0, bytes: all.concat(), memsz: 0 }
-}
+pub(crate) use test_kernels::{BASE, elf, load, note, notes, number};
 
 /// What Linux has, but for INIT_P2M and MOD_START_PFN.
 pub(crate) fn linux_notes(entry: u64) -> Vec<Vec<u8>> {
@@ -51,36 +14,6 @@ pub(crate) fn linux_notes(entry: u64) -> Vec<Vec<u8>> {
         note(8, b"generic\0"),
         note(17, &0x8801u32.to_le_bytes()),
     ]
-}
-
-pub(crate) fn elf(parts: &[Part]) -> Vec<u8> {
-    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0];
-    file.resize(16, 0);
-    let mut put = |bytes: &[u8]| file.extend_from_slice(bytes);
-    put(&2u16.to_le_bytes());
-    put(&62u16.to_le_bytes());
-    put(&1u32.to_le_bytes());
-    put(&0x100_0000u64.to_le_bytes());
-    put(&64u64.to_le_bytes());
-    put(&0u64.to_le_bytes());
-    put(&0u32.to_le_bytes());
-    for half in [64u16, 56, u16::try_from(parts.len()).unwrap(), 64, 0, 0] {
-        put(&half.to_le_bytes());
-    }
-    let mut offset = 64 + 56 * parts.len() as u64;
-    for part in parts {
-        put(&part.kind.to_le_bytes());
-        put(&7u32.to_le_bytes());
-        let len = part.bytes.len() as u64;
-        for word in [offset, part.vaddr, part.paddr, len, part.memsz, 4] {
-            put(&word.to_le_bytes());
-        }
-        offset += len;
-    }
-    for part in parts {
-        put(&part.bytes);
-    }
-    file
 }
 
 /// A kernel like Linux: text at 16 MiB, a per-CPU segment with virtual address 0, 3 MiB of bss.

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use test_kernels::{Notes, cut_bzimage, elf, load, smallest};
 use xtask::bundle::{Bundle, Guest};
 use xtask::machine::Failure;
 use xtask::{build, kernels};
@@ -235,22 +236,9 @@ pub(crate) fn bad_guests_are_refused_in_a_line_each() -> Result<()> {
         std::fs::write(&path, content)?;
         Ok(path)
     };
-    // An ELF header for one segment of no bytes, and no notes.
-    let mut elf = vec![0; 64 + 56];
-    elf[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\0");
-    elf[16..24].copy_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
-    elf[32] = 64;
-    elf[52..58].copy_from_slice(&[64, 0, 56, 0, 1, 0]);
-    // A Linux set-up header that promises a payload the file does not have.
-    let mut cut = vec![0; 1024];
-    cut[0x1f1] = 1;
-    cut[0x1fe..0x200].copy_from_slice(b"\x55\xaa");
-    cut[0x202..0x206].copy_from_slice(b"HdrS");
-    cut[0x206..0x208].copy_from_slice(&[15, 2]);
-    cut[0x24c] = 200;
     let mut bundle = dom0("consoles=all")?;
-    bundle = with_kernel(bundle, "plain", 16, &file("plain", &elf)?);
-    bundle = with_kernel(bundle, "cut", 16, &file("cut", &cut)?);
+    bundle = with_kernel(bundle, "plain", 16, &file("plain", &elf(&[load(0, &[], 0)]))?);
+    bundle = with_kernel(bundle, "cut", 16, &file("cut", &cut_bzimage())?);
     bundle = with_kernel(bundle, "tiny", 1, &image("hello")?);
     bundle = with_kernel(bundle, "huge", 1 << 20, &image("hello")?);
     bundle = bundle
@@ -274,104 +262,6 @@ pub(crate) fn bad_guests_are_refused_in_a_line_each() -> Result<()> {
     outcome.require_line("good| @@ done: passed")
 }
 
-/// The notes that a kernel of a few bytes has beside the two that it must have.
-#[derive(Clone, Copy)]
-struct Notes {
-    entry: bool,
-    virt_base: bool,
-    hypercall_page: bool,
-}
-
-/// A kernel that writes `word` to the hypervisor's log and powers off, if it is entered where its notes say, at the
-/// address it was made for. It calls by the hypercall page if it asks for one. Otherwise it crashes.
-fn smallest_kernel(word: &str, has: Notes) -> Result<Vec<u8>> {
-    const START: u64 = 0x10_0000;
-    const PAGE: u64 = 0x1000;
-    let base = if has.virt_base { 0xffff_ffff_8000_0000 } else { 0 };
-    // A wrong place to start, which is `ud2`, and then the right one.
-    let (right, wrong) = (base + START + 2, base + START);
-    let mut code = vec![0x0f, 0x0b];
-    // lea rax, [rip - 7]; mov rdx, right; cmp rax, rdx; je behind the `ud2`.
-    code.extend([0x48, 0x8d, 0x05, 0xf9, 0xff, 0xff, 0xff, 0x48, 0xba]);
-    code.extend(right.to_le_bytes());
-    code.extend([0x48, 0x39, 0xd0, 0x74, 0x02, 0x0f, 0x0b]);
-    let call = |code: &mut Vec<u8>, number: u32| -> Result<()> {
-        if has.hypercall_page {
-            // call page + 32 * number
-            let from = i64::try_from(code.len())? + 5;
-            code.push(0xe8);
-            code.extend(i32::try_from(i64::try_from(PAGE)? + 32 * i64::from(number) - from)?.to_le_bytes());
-        } else {
-            // mov eax, number; syscall
-            code.push(0xb8);
-            code.extend(number.to_le_bytes());
-            code.extend([0x0f, 0x05]);
-        }
-        Ok(())
-    };
-    // xor edi, edi; mov esi, length; lea rdx, [rip + text]: console_io's write.
-    let text = format!("{word}\n");
-    code.extend([0x31, 0xff, 0xbe]);
-    code.extend(u32::try_from(text.len())?.to_le_bytes());
-    code.extend([0x48, 0x8d, 0x15]);
-    let to_text = code.len();
-    code.extend([0; 4]);
-    call(&mut code, 18)?;
-    // mov edi, 2; lea rsi, [rip + reason]: sched_op's shutdown, whose reason is 0.
-    code.extend([0xbf, 2, 0, 0, 0, 0x48, 0x8d, 0x35]);
-    let to_reason = code.len();
-    code.extend([0; 4]);
-    call(&mut code, 29)?;
-    code.extend([0x0f, 0x0b]);
-    for (at, bytes) in [(to_text, text.as_bytes()), (to_reason, &[0; 4][..])] {
-        let distance = u32::try_from(code.len() - at - 4)?;
-        code[at..at + 4].copy_from_slice(&distance.to_le_bytes());
-        code.extend(bytes);
-    }
-    ensure!(code.len() <= usize::try_from(PAGE)?, "the code runs into the hypercall page");
-    code.resize(2 * usize::try_from(PAGE)?, 0xcc);
-
-    let mut notes = Vec::new();
-    let mut note = |number: u32, descriptor: &[u8]| -> Result<()> {
-        for word in [4, u32::try_from(descriptor.len())?, number] {
-            notes.extend(word.to_le_bytes());
-        }
-        notes.extend(b"Xen\0");
-        notes.extend(descriptor);
-        Ok(())
-    };
-    note(5, b"xen-3.0\0")?;
-    note(8, b"generic\0")?;
-    if has.entry {
-        note(1, &right.to_le_bytes())?;
-    }
-    if has.hypercall_page {
-        note(2, &(base + START + PAGE).to_le_bytes())?;
-    }
-    if has.virt_base {
-        note(3, &base.to_le_bytes())?;
-    }
-
-    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
-    for word in [if has.entry { wrong } else { right }, 64, 0] {
-        file.extend(word.to_le_bytes());
-    }
-    for half in [0u16, 0, 64, 56, 2, 64, 0, 0] {
-        file.extend(half.to_le_bytes());
-    }
-    let mut offset = 64 + 2 * 56;
-    for (kind, address, content) in [(1u32, START, &code), (4, 0, &notes)] {
-        let length = u64::try_from(content.len())?;
-        file.extend(kind.to_le_bytes());
-        file.extend(7u32.to_le_bytes());
-        for word in [offset, base + address, address, length, length, 4] {
-            file.extend(word.to_le_bytes());
-        }
-        offset += length;
-    }
-    Ok([file, code, notes].concat())
-}
-
 /// Kernels of others, with no more than an ELF header and some Xen notes: with and without the notes ENTRY, VIRT_BASE
 /// and HYPERCALL_PAGE each is entered at the right address and calls the hypervisor.
 pub(crate) fn kernels_with_few_notes_run() -> Result<()> {
@@ -381,7 +271,7 @@ pub(crate) fn kernels_with_few_notes_run() -> Result<()> {
     for (case, name) in names.iter().enumerate() {
         let [entry, virt_base, hypercall_page] = [1, 2, 4].map(|bit| case & bit != 0);
         let path = folder.path().join(name);
-        std::fs::write(&path, smallest_kernel(name, Notes { entry, virt_base, hypercall_page })?)?;
+        std::fs::write(&path, smallest(name, Notes { entry, virt_base, hypercall_page }))?;
         bundle = with_kernel(bundle, name, 16, &path);
     }
     let mut machine = start("kernels_with_few_notes_run", bundle)?;
