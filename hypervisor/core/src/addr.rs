@@ -178,9 +178,18 @@ impl fmt::Debug for GuestVirt {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct DomainId(pub u16);
 
+/// Domains that can exist at once.
+pub const MAX_DOMAINS: u16 = 128;
+
 impl DomainId {
     /// The first number that names no domain but a role (SELF, IO, XEN, ...).
     pub const FIRST_RESERVED: u16 = 0x7ff0;
+
+    /// The slot of a domain with this id: no two domains share one.
+    #[must_use]
+    pub fn slot(self) -> usize {
+        usize::from(self.0 % MAX_DOMAINS)
+    }
 }
 
 impl fmt::Display for DomainId {

@@ -27,8 +27,10 @@ pub enum Fault {
     FreeEarly,
     /// Frames reach a new owner with the old contents.
     SkipScrub,
-    /// Destroying a domain forgets the pins.
-    ForgetPins,
+    /// Destroying a domain keeps what its page tables hold of others.
+    KeepForeign,
+    /// Destroying a domain forgets what others hold of its frames.
+    ForgetOthers,
 }
 
 #[cfg(feature = "planted-fault")]

@@ -10,8 +10,7 @@ use crate::sched::Scheduler;
 use core::sync::atomic::AtomicU32;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Domains that can exist at once. A domain's slot is its id modulo this number.
-pub const MAX_DOMAINS: u16 = 128;
+pub use crate::addr::MAX_DOMAINS;
 /// Vcpus that can exist at once.
 pub const MAX_VCPUS: usize = 512;
 
@@ -55,7 +54,7 @@ impl World {
 
     /// The slot for a domain with this id, whoever has it.
     pub(crate) fn slot(&self, id: DomainId) -> Option<&Domain> {
-        nth(&self.domains, id.0 % MAX_DOMAINS)
+        self.domains.get(id.slot())
     }
 
     /// A vcpu of a domain.

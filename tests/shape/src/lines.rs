@@ -14,26 +14,26 @@ const LIMIT: usize = 10_000;
 /// the commit that needs it, out of what the limit has left. A file counts for the first part with a matching prefix:
 /// each crate ends with a part that takes the rest.
 const PARTS: &[(&str, usize, &[&str])] = &[
-    ("core/frame", 745, &["hypervisor/core/src/frame"]),
+    ("core/frame", 807, &["hypervisor/core/src/frame"]),
     ("core/paging", 780, &["hypervisor/core/src/paging"]),
-    ("core/event", 380, &["hypervisor/core/src/event"]),
+    ("core/event", 375, &["hypervisor/core/src/event"]),
     ("core/grant", 450, &["hypervisor/core/src/grant"]),
-    ("core/domain", 725, &["hypervisor/core/src/domain"]),
-    ("core/memory", 85, &["hypervisor/core/src/memory"]),
-    ("core/sched, time", 315, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
-    ("core/trap", 295, &["hypervisor/core/src/trap"]),
-    ("core/decode, emulate", 675, &["hypervisor/core/src/decode", "hypervisor/core/src/emulate"]),
-    ("core/policy", 130, &["hypervisor/core/src/policy"]),
-    ("core/calls", 765, &["hypervisor/core/src/calls"]),
-    ("core/dispatch", 165, &["hypervisor/core/src/dispatch"]),
+    ("core/domain", 726, &["hypervisor/core/src/domain"]),
+    ("core/memory", 82, &["hypervisor/core/src/memory"]),
+    ("core/sched, time", 313, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
+    ("core/trap", 290, &["hypervisor/core/src/trap"]),
+    ("core/decode, emulate", 670, &["hypervisor/core/src/decode", "hypervisor/core/src/emulate"]),
+    ("core/policy", 125, &["hypervisor/core/src/policy"]),
+    ("core/calls", 763, &["hypervisor/core/src/calls"]),
+    ("core/dispatch", 160, &["hypervisor/core/src/dispatch"]),
     ("core/claim, world", 280, &["hypervisor/core/src/claim", "hypervisor/core/src/world"]),
-    ("core: addr, lock, machine", 470, &["hypervisor/core/src"]),
+    ("core: addr, lock, machine", 473, &["hypervisor/core/src"]),
     (
         "machine/boot, smp, acpi",
         475,
         &["hypervisor/machine/src/boot", "hypervisor/machine/src/smp", "hypervisor/machine/src/acpi"],
     ),
-    ("machine/entry, cpu", 780, &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"]),
+    ("machine/entry, cpu", 775, &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"]),
     ("machine/memory", 265, &["hypervisor/machine/src/memory"]),
     (
         "machine/apic, ioapic, timer",
@@ -41,7 +41,7 @@ const PARTS: &[(&str, usize, &[&str])] = &[
         &["hypervisor/machine/src/apic", "hypervisor/machine/src/ioapic", "hypervisor/machine/src/timer"],
     ),
     ("machine, the rest", 485, &["hypervisor/machine/src"]),
-    ("hypervisor/src", 350, &["hypervisor/src"]),
+    ("hypervisor/src", 345, &["hypervisor/src"]),
     ("hypercall-abi", 1060, &["hypercall-abi/src"]),
 ];
 

@@ -17,7 +17,8 @@ fn the_audit_finds_every_planted_fault() {
         Fault::SkipHoleFill,
         Fault::FreeEarly,
         Fault::SkipScrub,
-        Fault::ForgetPins,
+        Fault::KeepForeign,
+        Fault::ForgetOthers,
     ];
     let mut missed = Vec::new();
     for fault in faults {

@@ -21,7 +21,8 @@ fn the_audit_notices_planted_faults() {
         Fault::PinTwice,
         Fault::SkipHoleFill,
         Fault::FreeEarly,
-        Fault::ForgetPins,
+        Fault::KeepForeign,
+        Fault::ForgetOthers,
     ];
     let missed: Vec<Fault> = faults
         .into_iter()

@@ -334,7 +334,7 @@ fn descriptor_pages_are_corrected_and_kept() {
     b.put(page, 9, tss);
     assert_eq!(b.does(|s| s.take_descriptors(page)), refused(Refused::BadDescriptor));
     assert_eq!((b.info(page).1, b.info(page).2), (0, 1));
-    b.table.drop_use(gdt);
+    b.table.drop_use(gdt, US);
     assert!(!b.table.holds_descriptors(gdt));
 }
 
@@ -362,7 +362,7 @@ fn stale_translations_are_flushed_before_a_new_type() {
     assert_eq!(flushed(&clear), 1, "from table to writable; one CPU has left");
     // Once somebody else used the frame, every CPU that runs guests may know it.
     assert_eq!(b.table.take_writable(&b.m, page, US, THEM), Ok(()));
-    b.table.drop_use(page);
+    b.table.drop_use(page, THEM);
     assert_eq!(flushed(&|| assert_eq!(b.does(|s| s.pin(page, 1)), Ok(()))), 3);
     // Upper entries that go are flushed with the call.
     assert_eq!(flushed(&|| assert_eq!(b.does(|s| s.mmu_update(entry_at(root, 0), 0, US)), Ok(()))), 1);
@@ -445,7 +445,7 @@ fn a_dying_domain_gives_everything_back_in_steps() {
     b.with(1, |s| s.drop_root(second)); // while the climb is under way
     let (calls, outcome) = until_done(&b, 100, |s| s.tear_down());
     assert_eq!(outcome, Ok(()));
-    assert!(calls > 40, "bounded steps: {calls}");
+    assert!(calls > 27, "unfinished work of 2,700 entries is left in bounded steps: {calls}");
     assert_eq!((b.table.free_frames(), b.table.owned(US)), (free, 0));
     assert_eq!(b.does(|s| s.unpin(root)), refused(Refused::Dying));
 }

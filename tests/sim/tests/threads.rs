@@ -2,8 +2,10 @@
 
 use hv_core::addr::{CpuId, CpuSet, DomainId, Frame};
 use hv_core::frame::table::{Taker, WORDS};
-use hv_core::frame::{FrameTable, Left, Taken, Use};
+use hv_core::frame::{FrameTable, Left, Owner, Taken, Use};
+use hv_core::lock::Held;
 use hv_core::machine::{Cpus, Flush, Frames, Page};
+use hv_core::paging::Space;
 use sim::rng::Rng;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
@@ -57,6 +59,7 @@ fn cpus_that_race_for_frames_agree() {
             let (m, table, frames, writers, tables, taken) = (&m, &table, &frames, &writers, &tables, &taken);
             scope.spawn(move || {
                 let mut rng = Rng::new(seed + cpu);
+                let complaints = sim::complaints(); // on this thread
                 let taker = Taker { from: us, by: us, cpus: CpuSet(1) };
                 for _ in 0..ROUNDS {
                     let frame = rng.pick(frames).unwrap();
@@ -68,7 +71,7 @@ fn cpus_that_race_for_frames_agree() {
                                 assert_eq!(t.load(SeqCst), 0, "seed {seed}: writable while a table");
                                 w.fetch_sub(1, SeqCst);
                                 taken.fetch_add(1, SeqCst);
-                                assert_ne!(table.drop_use(frame), Left::TakeDown(1));
+                                assert_ne!(table.drop_use(frame, us), Left::TakeDown(1));
                             }
                         }
                         32..=62 => match table.take_use(m, frame, Use::L1, taker) {
@@ -80,8 +83,8 @@ fn cpus_that_race_for_frames_agree() {
                                 }
                                 t.fetch_sub(1, SeqCst);
                                 taken.fetch_add(1, SeqCst);
-                                if let Left::TakeDown(1) = table.drop_use(frame) {
-                                    table.demoted(frame);
+                                if let Left::TakeDown(1) = table.drop_use(frame, us) {
+                                    table.demoted(frame, us);
                                 }
                             }
                             Err(_) => std::hint::spin_loop(),
@@ -94,6 +97,7 @@ fn cpus_that_race_for_frames_agree() {
                         }
                     }
                 }
+                assert_eq!(sim::complaints(), complaints, "seed {seed}");
             });
         }
     });
@@ -103,5 +107,54 @@ fn cpus_that_race_for_frames_agree() {
         assert_eq!((info.kind.count, info.owner.refs), (0, 1));
     }
     assert_eq!((table.free_frames(), table.owned(us)), (1, FRAMES - 1));
-    assert_eq!(sim::complaints(), 0);
+}
+
+#[test]
+fn frames_of_the_dead_go_when_the_last_of_the_others_lets_go() {
+    const FRAMES: u32 = 64;
+    const DEATHS: u32 = 400;
+    let m = Flat((0..FRAMES).map(|_| [const { AtomicU64::new(0) }; 512]).collect());
+    let table = Box::new(FrameTable::new());
+    let words: Vec<AtomicU64> = (0..FRAMES as usize * WORDS).map(|_| AtomicU64::new(0)).collect();
+    table.init(words.leak());
+    table.add(Frame::from_u32(0), FRAMES);
+    table.epochs().runs_guest(CpuId(0));
+    let (us, them) = (DomainId(1), DomainId(2));
+    hv_core::lock::while_waiting(std::thread::yield_now);
+    let frames: Vec<Frame> = (0..FRAMES).map(Frame::from_u32).collect();
+    let over = AtomicU32::new(0);
+    let taken = AtomicU32::new(0);
+    let seed = 5;
+    std::thread::scope(|scope| {
+        for cpu in 0..2 {
+            let (m, table, frames, over, taken) = (&m, &table, &frames, &over, &taken);
+            scope.spawn(move || {
+                let mut rng = Rng::new(seed + cpu);
+                let complaints = sim::complaints(); // on this thread
+                while over.load(SeqCst) == 0 {
+                    let (frame, write) = (rng.pick(frames).unwrap(), rng.one_in(2));
+                    if table.hold(m, frame, us, them, write).is_ok() {
+                        taken.fetch_add(1, SeqCst);
+                        if rng.one_in(4) {
+                            std::thread::yield_now();
+                        }
+                        let owner = table.info(frame).unwrap().owner;
+                        assert!(owner.refs > 0 && owner.owner != Owner::Free, "seed {seed}: {frame:?} is {owner:?}");
+                        table.let_go(frame, them, write);
+                    }
+                }
+                assert_eq!(sim::complaints(), complaints, "seed {seed}");
+            });
+        }
+        for _ in 0..DEATHS {
+            while table.populate(&m, us, 0).is_ok() {}
+            std::thread::yield_now();
+            let space = Space::new(us);
+            while space.open(&m, &table, 16, &mut Held::entering_ring_0()).tear_down().is_err() {}
+            assert_eq!(table.owned(us), 0, "seed {seed}");
+        }
+        over.store(1, SeqCst);
+    });
+    assert!(taken.load(SeqCst) > DEATHS, "others held frames meanwhile: {taken:?} times");
+    assert_eq!(table.free_frames(), FRAMES, "seed {seed}: every frame came back");
 }

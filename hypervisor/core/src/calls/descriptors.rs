@@ -67,7 +67,8 @@ pub fn set_ldt<M: Machine>(ctx: &mut Ctx<'_, M>, base: GuestVirt, entries: u32) 
 pub fn forget_ldt_pages<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let old = core::mem::take(&mut ctx.own.ldt_mapped);
     ctx.m.load_ldt(ctx.own.ldt_entries);
-    old.iter().flatten().for_each(|frame| _ = ctx.world.frames.drop_use(*frame));
+    let me = ctx.domain.id();
+    old.iter().flatten().for_each(|frame| _ = ctx.world.frames.drop_use(*frame, me));
 }
 
 /// The CPU asked for a descriptor at a byte offset of the LDT: maps the page it is in. False if the guest has none there.
@@ -85,7 +86,7 @@ pub fn map_ldt_page<M: Machine>(ctx: &mut Ctx<'_, M>, offset: u32) -> bool {
         Err(Stop::Refused(_)) => return false,
     }
     let Some(slot @ None) = ctx.own.ldt_mapped.get_mut(usize::from(page)) else {
-        ctx.world.frames.drop_use(frame);
+        ctx.world.frames.drop_use(frame, ctx.domain.id());
         return false;
     };
     *slot = Some(frame);

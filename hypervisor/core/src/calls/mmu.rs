@@ -247,6 +247,6 @@ pub fn fill_hypercall_page<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Re
     for (number, slot) in (0u8..).zip((0..PAGE_SIZE).step_by(stub::SIZE)) {
         ctx.m.write(frame, slot, &stub::code(number));
     }
-    ctx.world.frames.drop_use(frame);
+    ctx.world.frames.drop_use(frame, id);
     Ok(())
 }

@@ -147,7 +147,7 @@ impl Taken {
     /// Drops what is held.
     pub(crate) fn give_back<M: Machine>(&self, site: &mut Site<'_, M>, domain: &Domain) {
         for frame in self.gdt.iter().chain(&self.ldt).flatten() {
-            site.world.frames.drop_use(*frame);
+            site.world.frames.drop_use(*frame, domain.id());
         }
         let mut session = site.session(domain);
         self.roots.iter().flatten().for_each(|root| session.drop_root(*root));

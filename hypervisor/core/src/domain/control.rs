@@ -91,6 +91,7 @@ impl<'a, M: Machine> Site<'a, M> {
         {
             let _guard = world.ports.lock(self.held);
             world.close_all(m, domain);
+            domain.port_frames.iter().filter_map(FrameSlot::take).for_each(|frame| world.frames.retire(frame));
         }
         self.unmap_grants(domain)?;
         self.session(domain).tear_down()?;
@@ -108,7 +109,7 @@ impl<'a, M: Machine> Site<'a, M> {
         let Some(shared) = domain.shared_info() else { return };
         if let Some((frame, _)) = vcpu.record().filter(|(frame, _)| *frame != shared) {
             vcpu.info.store(shared_record(shared, vcpu.number()), Release);
-            self.world.frames.drop_use(frame);
+            self.world.frames.drop_use(frame, domain.id());
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The free list is threaded through the frames' link words, both ways, so that a block can be taken out of its middle.
 
 use super::state::{OwnerState, TypeState};
-use super::table::{FrameTable, NO_PFN, bug, step};
+use super::table::{FrameTable, NO_PFN, Words, bug, step};
 use super::{Owner, Refused, Use};
 use crate::addr::{DomainId, Frame};
 use crate::fault::{Fault, planted};
@@ -128,11 +128,14 @@ impl FrameTable {
             }
         });
         match was {
-            Ok(Owner::Lent(_)) => {
-                self.drop_use(frame); // the permanent one
-                self.drop_ref(frame);
+            Ok(Owner::Lent(id)) => {
+                self.drop_use(frame, id); // the permanent one
+                self.drop_ref(frame, id);
             }
-            Ok(_) => self.drop_ref(frame),
+            Ok(_) => {
+                self.stamp(&w);
+                self.push_free(frame);
+            }
             Err(()) => bug(frame, "retired but not ours"),
         }
     }
@@ -168,20 +171,24 @@ impl FrameTable {
         w.stamp.store(0, SeqCst);
         w.kind.store(kind.bits(), SeqCst);
         m.set_m2p(frame, pfn);
-        self.count_owned(owner, true);
+        if let Owner::Guest(id) = owner {
+            self.count_owned(id, frame);
+        }
         w.owner.store(state(owner, if lent { 2 } else { 1 }).bits(), SeqCst);
     }
 
     pub(super) fn push_free(&self, frame: Frame) {
         let Some(w) = self.words(frame) else { return };
-        self.pool.with(|list| {
-            w.kind.store(TypeState::FRESH.bits(), SeqCst);
-            w.owner.store(state(Owner::Free, 0).bits(), SeqCst);
-            w.link.store(link(list.head, NIL), SeqCst);
-            self.relink(list.head, |(next, _)| (next, frame.as_u32()));
-            list.head = frame.as_u32();
-            list.count = list.count.saturating_add(1);
-        });
+        self.pool.with(|list| self.push(list, frame, &w));
+    }
+
+    pub(super) fn push(&self, list: &mut FreeList, frame: Frame, w: &Words<'_>) {
+        w.kind.store(TypeState::FRESH.bits(), SeqCst);
+        w.owner.store(state(Owner::Free, 0).bits(), SeqCst);
+        w.link.store(link(list.head, NIL), SeqCst);
+        self.relink(list.head, |(next, _)| (next, frame.as_u32()));
+        list.head = frame.as_u32();
+        list.count = list.count.saturating_add(1);
     }
 
     /// Takes a frame out of the list and marks it the hypervisor's, so that no search finds it again.
@@ -206,7 +213,7 @@ impl FrameTable {
 }
 
 fn state(owner: Owner, refs: u32) -> OwnerState {
-    OwnerState { owner, allocated: refs > 0, refs }
+    OwnerState { owner, allocated: refs > 0, others: 0, refs }
 }
 
 fn frames(first: Frame, count: u32) -> impl Iterator<Item = Frame> {

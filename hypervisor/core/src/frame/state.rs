@@ -114,6 +114,13 @@ pub struct TypeState {
 }
 
 const TURN_MASK: u64 = 0x3ff_ffff;
+/// Bits of a type's word: all that says what the frame is used as.
+const KIND: u64 = 7 | VALIDATED | 1 << 5;
+const VALIDATED: u64 = 1 << 4;
+/// In both words: one use or reference.
+const ONE: u64 = 1 << 32;
+/// In both words: from here on no more fits.
+const LAST: u64 = u64::MAX << 32;
 
 impl TypeState {
     /// A frame just handed out.
@@ -149,37 +156,38 @@ impl TypeState {
     ///
     /// # Errors
     /// [`TakeError`]: somebody uses the frame differently, or the count is full, or a flush must come first.
-    pub fn take(self, want: Use, flushed: bool) -> Result<(Self, Taken), TakeError> {
-        if self.count == 0 {
-            if self.used_as == want && self.validated {
-                return Ok((Self { count: 1, ..self }, Taken::Ready));
-            }
-            if self.used_as != want && self.used_as != Use::None && !flushed && !planted(Fault::SkipFlush) {
-                return Err(TakeError::FlushFirst);
-            }
-            let ready = want == Use::Writable;
-            let next = Self { used_as: want, pinned: false, validated: ready, partial: !ready, count: 1, ..self };
-            return Ok((next, if ready { Taken::Ready } else { Taken::Started }));
+    pub fn take(bits: u64, want: Use, flushed: bool) -> Result<(u64, Taken), TakeError> {
+        let another = bits.checked_add(ONE).ok_or(Refused::TooManyUses);
+        if bits & KIND == want as u64 | VALIDATED {
+            return Ok((another?, Taken::Ready));
         }
-        ensure!(self.used_as == want, Refused::WrongType);
-        ensure!(self.validated && !self.partial || planted(Fault::IgnoreUnfinished), Refused::Unfinished);
-        let count = self.count.checked_add(1).ok_or(Refused::TooManyUses)?;
-        Ok((Self { count, ..self }, Taken::Ready))
+        let was = Self::from_bits(bits);
+        if was.count > 0 {
+            ensure!(was.used_as == want, Refused::WrongType);
+            ensure!(planted(Fault::IgnoreUnfinished), Refused::Unfinished);
+            return Ok((another?, Taken::Ready));
+        }
+        if was.used_as != want && was.used_as != Use::None && !flushed && !planted(Fault::SkipFlush) {
+            return Err(TakeError::FlushFirst);
+        }
+        let ready = want == Use::Writable;
+        let next = Self { used_as: want, pinned: false, validated: ready, partial: !ready, count: 1, ..was };
+        Ok((next.bits(), if ready { Taken::Ready } else { Taken::Started }))
     }
 
     /// Drops one use. The last use of a table is not dropped: it becomes the use of the work that takes the table down.
     /// `None`: there was no use to drop, which is our bug.
     #[must_use]
-    pub fn drop_use(self) -> Option<(Self, Left)> {
-        let count = self.count.checked_sub(1)?;
-        if count > 0 {
-            return Some((Self { count, ..self }, Left::Used));
+    pub fn drop_use(bits: u64) -> Option<(u64, Left)> {
+        if bits >= 2 * ONE {
+            return Some((bits.wrapping_sub(ONE), Left::Used));
         }
-        match self.used_as.level() {
-            Some(level) => {
-                (!self.partial).then_some((Self { validated: false, partial: true, ..self }, Left::TakeDown(level)))
-            }
-            None => Some((self.unused(), Left::Unused)),
+        let was = Self::from_bits(bits);
+        match was.used_as.level() {
+            _ if was.count == 0 => None,
+            Some(_) if was.partial => None,
+            Some(level) => Some((Self { validated: false, partial: true, ..was }.bits(), Left::TakeDown(level))),
+            None => Some((was.unused().bits(), Left::Unused)),
         }
     }
 
@@ -213,6 +221,12 @@ impl TypeState {
     /// [`Refused::NotPinned`].
     pub fn unpin(self) -> Result<Self, Refused> {
         if self.pinned { Ok(Self { pinned: false, ..self }) } else { Err(Refused::NotPinned) }
+    }
+
+    /// Whether a word says that the frame is a live L1 table: for searches through many.
+    #[must_use]
+    pub fn is_l1(bits: u64) -> bool {
+        bits & KIND == Use::L1 as u64 | VALIDATED && bits >= ONE
     }
 
     /// The level, if the frame is a table that page walks may rely on.
@@ -284,23 +298,32 @@ pub enum Owner {
 
 /// The second word of a frame: whose it is, and how many references hold it.
 ///
-/// Bits 0..=15 domain, 16..=18 kind, 19 allocated, 32..=63 references.
+/// Bits 0..=14 domain, 15..=17 kind, 18 allocated, 19..=31 references of others, 32..=63 references.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OwnerState {
     /// Whose.
     pub owner: Owner,
     /// The owner has not given it back: one of the references is the ownership itself.
     pub allocated: bool,
+    /// How many of the references are held by domains that do not own the frame: those that outlive its owner.
+    pub others: u16,
     /// Mappings of any kind, typed uses, and the ownership.
     pub refs: u32,
 }
+
+/// In a word: a domain's own memory.
+const GUEST: u64 = 3 << 15;
+const ALLOCATED: u64 = 1 << 18;
+/// In a word: one reference of others.
+const OTHER: u64 = 1 << 19;
+const OTHERS: u64 = ONE - OTHER;
 
 impl OwnerState {
     /// Reads a word.
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
-        let domain = DomainId((bits & 0xffff) as u16);
-        let owner = match (bits >> 16) & 7 {
+        let domain = DomainId((bits & 0x7fff) as u16);
+        let owner = match (bits >> 15) & 7 {
             1 => Owner::Free,
             2 => Owner::Hypervisor,
             3 => Owner::Guest(domain),
@@ -308,7 +331,8 @@ impl OwnerState {
             5 => Owner::Orphan,
             _ => Owner::NotRam,
         };
-        Self { owner, allocated: bits & 1 << 19 != 0, refs: (bits >> 32) as u32 }
+        let others = ((bits & OTHERS) >> 19) as u16;
+        Self { owner, allocated: bits & ALLOCATED != 0, others, refs: (bits >> 32) as u32 }
     }
 
     /// As a word.
@@ -322,51 +346,68 @@ impl OwnerState {
             Owner::Lent(id) => (4, id.0),
             Owner::Orphan => (5, 0),
         };
-        u64::from(domain) | kind << 16 | u64::from(self.allocated) << 19 | u64::from(self.refs) << 32
+        let allocated = if self.allocated { ALLOCATED } else { 0 };
+        u64::from(domain) | kind << 15 | allocated | u64::from(self.others) << 19 | u64::from(self.refs) << 32
     }
 
-    /// Whether a word says that the frame is a domain's own memory: for searches through many.
+    /// Whether a word says that the frame is a domain's own memory.
     #[must_use]
     pub fn is_of(bits: u64, id: DomainId) -> bool {
-        let wanted = Self { owner: Owner::Guest(id), allocated: false, refs: 0 };
-        bits & 0x7_ffff == wanted.bits()
+        bits & 0x3_ffff == GUEST | u64::from(id.0)
     }
 
-    /// Takes one more reference to a frame that must be `from`'s: its own memory or lent to it.
+    /// Whether a word says that nothing refers to the frame.
+    #[must_use]
+    pub fn is_unused(bits: u64) -> bool {
+        bits < ONE
+    }
+
+    /// Takes one more reference on behalf of `by` to a frame that must be `from`'s: its own memory or lent to it.
     ///
     /// # Errors
     /// [`Refused::NotOwner`] (also for a frame on its way to the pool), [`Refused::TooManyUses`].
-    pub fn take(self, from: DomainId) -> Result<Self, Refused> {
-        let theirs = matches!(self.owner, Owner::Guest(id) | Owner::Lent(id) if id == from);
-        if (!theirs || self.refs == 0) && !planted(Fault::SkipOwnerCheck) {
-            return Err(if self.owner == Owner::NotRam { Refused::NoSuchFrame } else { Refused::NotOwner });
+    pub fn take(bits: u64, from: DomainId, by: DomainId) -> Result<u64, Refused> {
+        let theirs = Self::is_of(bits, from) || Self::from_bits(bits).owner == Owner::Lent(from);
+        if (!theirs || Self::is_unused(bits)) && !planted(Fault::SkipOwnerCheck) {
+            let no_ram = Self::from_bits(bits).owner == Owner::NotRam;
+            return Err(if no_ram { Refused::NoSuchFrame } else { Refused::NotOwner });
         }
-        Ok(Self { refs: self.refs.checked_add(1).ok_or(Refused::TooManyUses)?, ..self })
+        let (other, full) = if from == by { (0, false) } else { (OTHER, bits & OTHERS == OTHERS) };
+        ensure!(bits < LAST && !full, Refused::TooManyUses);
+        Ok(bits.wrapping_add(ONE | other))
     }
 
-    /// Drops one reference; `None`: there was none, which is our bug.
+    /// Drops one reference that was taken on behalf of `by`; `None`: there was none, which is our bug.
     #[must_use]
-    pub fn drop_ref(self) -> Option<Self> {
-        Some(Self { refs: self.refs.checked_sub(1)?, ..self })
+    pub fn drop_ref(bits: u64, by: DomainId) -> Option<u64> {
+        // Where the owner is gone nobody counts others.
+        let by_other = !Self::is_of(bits, by)
+            && matches!(Self::from_bits(bits).owner, Owner::Guest(id) | Owner::Lent(id) if id != by);
+        let other = if by_other { OTHER } else { 0 };
+        (bits >= ONE && bits & OTHERS >= other).then(|| bits.wrapping_sub(ONE | other))
     }
 
     /// The owner gives the frame back. Its reference is still to be dropped.
     ///
     /// # Errors
     /// [`Refused::NotOwner`] for a frame that is not `id`'s own memory or was given back before.
-    pub fn give_back(self, id: DomainId) -> Result<Self, Refused> {
-        if self.owner == Owner::Guest(id) && self.allocated && self.refs > 0 {
-            Ok(Self { allocated: false, ..self })
-        } else {
-            Err(Refused::NotOwner)
-        }
+    pub fn give_back(bits: u64, id: DomainId) -> Result<u64, Refused> {
+        let theirs = Self::is_of(bits, id) && !Self::is_unused(bits) && bits & ALLOCATED != 0;
+        if theirs { Ok(bits & !ALLOCATED) } else { Err(Refused::NotOwner) }
     }
 
-    /// The owner is gone for good: nobody can take new references; those there are keep the frame. If the owner had not
-    /// given it back, one reference is still to be dropped.
+    /// The hypervisor takes back what it lent: nobody can take new references; those there are keep the frame. The
+    /// hypervisor's own is still to be dropped.
     #[must_use]
     pub fn orphaned(self) -> Self {
-        Self { owner: Owner::Orphan, allocated: false, ..self }
+        Self { owner: Owner::Orphan, allocated: false, others: 0, ..self }
+    }
+
+    /// The owner is destroyed: its references are gone with it, those of others keep the frame.
+    #[must_use]
+    pub fn left(self) -> Self {
+        let others = if planted(Fault::ForgetOthers) { 0 } else { self.others };
+        Self { refs: others.into(), ..self.orphaned() }
     }
 }
 
@@ -375,6 +416,14 @@ mod tests {
     use super::*;
 
     const USES: [Use; 7] = Use::ALL;
+
+    fn take(s: TypeState, want: Use, flushed: bool) -> Result<(TypeState, Taken), TakeError> {
+        TypeState::take(s.bits(), want, flushed).map(|(next, taken)| (TypeState::from_bits(next), taken))
+    }
+
+    fn drop_use(s: TypeState) -> Option<(TypeState, Left)> {
+        TypeState::drop_use(s.bits()).map(|(next, left)| (TypeState::from_bits(next), left))
+    }
 
     /// Every state that can be, with small counts and the fullest one.
     fn states() -> impl Iterator<Item = TypeState> {
@@ -400,7 +449,7 @@ mod tests {
         }
         for owner in [Owner::NotRam, Owner::Free, Owner::Hypervisor, Owner::Orphan, Owner::Guest(DomainId(0x7fef))] {
             for allocated in [false, true] {
-                let s = OwnerState { owner, allocated, refs: 0x8000_0001 };
+                let s = OwnerState { owner, allocated, others: 0x1001, refs: 0x8000_0001 };
                 assert_eq!(OwnerState::from_bits(s.bits()), s);
             }
         }
@@ -413,7 +462,7 @@ mod tests {
         for s in states().filter(|s| s.count > 0) {
             for want in USES {
                 for flushed in [false, true] {
-                    if let Ok((next, taken)) = s.take(want, flushed) {
+                    if let Ok((next, taken)) = take(s, want, flushed) {
                         assert_eq!(next, TypeState { count: s.count + 1, ..s });
                         assert!(s.used_as == want && s.validated && !s.partial && taken == Taken::Ready);
                     }
@@ -426,10 +475,10 @@ mod tests {
     fn a_changed_use_needs_a_flush_and_validation() {
         for s in states().filter(|s| s.count == 0) {
             for want in USES {
-                match s.take(want, false) {
+                match take(s, want, false) {
                     Err(TakeError::FlushFirst) => {
                         assert!(s.used_as != want && s.used_as != Use::None);
-                        let (next, taken) = s.take(want, true).unwrap();
+                        let (next, taken) = take(s, want, true).unwrap();
                         assert_eq!(taken == Taken::Ready, want == Use::Writable);
                         assert_eq!((next.used_as, next.count), (want, 1));
                     }
@@ -449,8 +498,8 @@ mod tests {
     fn take_and_drop_are_inverse_and_full_counts_refuse() {
         for s in states() {
             for want in USES {
-                if let Ok((next, Taken::Ready)) = s.take(want, true) {
-                    let (back, left) = next.drop_use().unwrap();
+                if let Ok((next, Taken::Ready)) = take(s, want, true) {
+                    let (back, left) = drop_use(next).unwrap();
                     match left {
                         Left::Used => assert_eq!(back, s),
                         Left::Unused => {
@@ -459,27 +508,24 @@ mod tests {
                         Left::TakeDown(level) => {
                             assert_eq!(want.level(), Some(level));
                             assert!(back.partial && !back.validated && back.count == 1);
-                            assert!(back.take(want, true).is_err(), "a table going down gains no uses");
+                            assert!(take(back, want, true).is_err(), "a table going down gains no uses");
                             assert_eq!(back.demoted().unwrap().count, 0);
                         }
                     }
                 }
             }
             if s.count == u32::MAX {
-                assert!(USES.iter().all(|&want| s.take(want, true).is_err()));
+                assert!(USES.iter().all(|&want| take(s, want, true).is_err()));
             }
-            assert_eq!(
-                s.drop_use().is_none(),
-                s.count == 0 || s.count == 1 && s.partial && s.used_as.level().is_some()
-            );
+            assert_eq!(drop_use(s).is_none(), s.count == 0 || s.count == 1 && s.partial && s.used_as.level().is_some());
         }
     }
 
     #[test]
     fn an_idle_frame_used_meanwhile_is_told_apart() {
-        let (used, _) = TypeState::FRESH.take(Use::Writable, true).unwrap();
-        let (idle, _) = used.drop_use().unwrap();
-        let (idle_again, _) = idle.take(Use::Writable, true).unwrap().0.drop_use().unwrap();
+        let (used, _) = take(TypeState::FRESH, Use::Writable, true).unwrap();
+        let (idle, _) = drop_use(used).unwrap();
+        let (idle_again, _) = drop_use(take(idle, Use::Writable, true).unwrap().0).unwrap();
         assert_ne!(idle.bits(), idle_again.bits());
     }
 
@@ -496,22 +542,57 @@ mod tests {
     }
 
     #[test]
+    fn live_l1_tables_are_found() {
+        for s in states() {
+            assert_eq!(TypeState::is_l1(s.bits()), s.live_table() == Some(1), "{s:?}");
+        }
+    }
+
+    const US: DomainId = DomainId(1);
+    const THEM: DomainId = DomainId(0x7fef);
+
+    fn of(owner: Owner, others: u16, refs: u32) -> u64 {
+        OwnerState { owner, allocated: true, others, refs }.bits()
+    }
+
+    #[test]
     fn references_follow_the_owner() {
-        let (us, them) = (DomainId(1), DomainId(2));
-        let s = OwnerState { owner: Owner::Guest(us), allocated: true, refs: 1 };
-        assert_eq!(s.take(them), Err(Refused::NotOwner));
-        assert_eq!(s.take(us).unwrap().drop_ref(), Some(s));
-        assert_eq!(OwnerState { refs: u32::MAX, ..s }.take(us), Err(Refused::TooManyUses));
-        assert_eq!(OwnerState { refs: 0, ..s }.take(us), Err(Refused::NotOwner));
-        assert_eq!(OwnerState { refs: 0, ..s }.drop_ref(), None);
-        let given = s.give_back(us).unwrap();
-        assert_eq!(given.give_back(us), Err(Refused::NotOwner));
-        assert_eq!(s.give_back(them), Err(Refused::NotOwner));
-        let lent = OwnerState { owner: Owner::Lent(us), ..s };
-        assert!(lent.take(us).is_ok() && lent.give_back(us).is_err());
-        assert_eq!(s.orphaned().take(us), Err(Refused::NotOwner));
+        let one = of(Owner::Guest(US), 0, 1);
+        assert!(OwnerState::is_of(one, US) && !OwnerState::is_of(one, THEM));
+        assert_eq!(OwnerState::take(one, THEM, US), Err(Refused::NotOwner));
+        assert_eq!(OwnerState::take(one, US, US), Ok(of(Owner::Guest(US), 0, 2)));
+        assert_eq!(OwnerState::drop_ref(of(Owner::Guest(US), 0, 2), US), Some(one));
+        assert_eq!(OwnerState::take(of(Owner::Guest(US), 0, u32::MAX), US, US), Err(Refused::TooManyUses));
+        let none = of(Owner::Guest(US), 0, 0);
+        assert!(OwnerState::is_unused(none) && !OwnerState::is_unused(one));
+        assert_eq!(OwnerState::take(none, US, US), Err(Refused::NotOwner));
+        assert_eq!(OwnerState::drop_ref(none, US), None);
+        let given = OwnerState::give_back(one, US).unwrap();
+        assert_eq!(OwnerState::from_bits(given), OwnerState { allocated: false, ..OwnerState::from_bits(one) });
+        assert_eq!(OwnerState::give_back(given, US), Err(Refused::NotOwner));
+        assert_eq!(OwnerState::give_back(one, THEM), Err(Refused::NotOwner));
+        let lent = of(Owner::Lent(US), 0, 1);
+        assert!(!OwnerState::is_of(lent, US) && OwnerState::give_back(lent, US).is_err());
+        assert_eq!(OwnerState::take(lent, US, US), Ok(of(Owner::Lent(US), 0, 2)));
         for owner in [Owner::Free, Owner::Hypervisor, Owner::Orphan, Owner::NotRam] {
-            assert!(OwnerState { owner, ..s }.take(DomainId(0)).is_err());
+            assert!(OwnerState::take(of(owner, 0, 1), DomainId(0), DomainId(0)).is_err());
+            assert_eq!(OwnerState::drop_ref(of(owner, 0, 1), THEM), Some(of(owner, 0, 0)));
+        }
+    }
+
+    #[test]
+    fn references_of_others_outlive_the_owner() {
+        for owner in [Owner::Guest(US), Owner::Lent(US)] {
+            let shared = OwnerState::take(of(owner, 0, 2), US, THEM).unwrap();
+            assert_eq!(shared, of(owner, 1, 3));
+            assert_eq!(OwnerState::drop_ref(shared, THEM), Some(of(owner, 0, 2)));
+            assert_eq!(OwnerState::drop_ref(shared, US), Some(of(owner, 1, 2)));
+            assert_eq!(OwnerState::drop_ref(of(owner, 0, 2), THEM), None, "they hold none");
+            let full = of(owner, 0x1fff, 9000);
+            assert_eq!(OwnerState::take(full, US, THEM), Err(Refused::TooManyUses));
+            assert_eq!(OwnerState::take(full, US, US), Ok(of(owner, 0x1fff, 9001)));
+            let left = OwnerState::from_bits(shared).left();
+            assert_eq!(left, OwnerState { owner: Owner::Orphan, allocated: false, others: 0, refs: 1 });
         }
     }
 }

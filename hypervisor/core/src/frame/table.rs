@@ -5,10 +5,11 @@ use super::pool::FreeList;
 pub use super::state::{Left, Taken};
 use super::state::{OwnerState, TakeError, TypeState};
 use super::{Owner, Refused, Use};
-use crate::addr::{CpuSet, DomainId, Frame};
+use crate::addr::{CpuSet, DomainId, Frame, MAX_DOMAINS};
 use crate::fault::{Fault, planted};
 use crate::lock::Leaf;
 use crate::machine::{Cpus, Frames};
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use spin::Once;
 
@@ -18,6 +19,8 @@ pub const WORDS: usize = 4;
 pub const NO_PFN: u64 = u64::MAX;
 /// In a stamp: a domain other than the owner has used the frame, so any CPU may know it.
 const SHARED: u64 = 1 << 63;
+/// Frames that go to the pool under one hold of its lock.
+const AT_ONCE: u32 = 64;
 /// How often a type is tried again because another CPU used the frame between our flush and our step.
 const TRIES: usize = 16;
 
@@ -36,7 +39,21 @@ pub struct FrameTable {
     pub(super) epochs: Epochs,
     losses: AtomicU64,
     pub(super) pool: Leaf<FreeList>,
-    owned: [AtomicU32; DomainId::FIRST_RESERVED as usize],
+    estates: [Estate; MAX_DOMAINS as usize],
+}
+
+/// What a domain owns: how many frames, and between which two all that it ever owned lie.
+#[derive(Debug)]
+struct Estate {
+    count: AtomicU32,
+    first: AtomicU32,
+    last: AtomicU32,
+}
+
+impl Estate {
+    const fn new() -> Self {
+        Self { count: AtomicU32::new(0), first: AtomicU32::new(u32::MAX), last: AtomicU32::new(0) }
+    }
 }
 
 /// A look at a frame's two words; others may change them at once, except where a lock or a use held prevents it.
@@ -68,7 +85,7 @@ impl FrameTable {
             epochs: Epochs::new(),
             losses: AtomicU64::new(0),
             pool: Leaf::new(FreeList::EMPTY),
-            owned: [const { AtomicU32::new(0) }; DomainId::FIRST_RESERVED as usize],
+            estates: [const { Estate::new() }; MAX_DOMAINS as usize],
         }
     }
 
@@ -100,20 +117,38 @@ impl FrameTable {
         self.losses.fetch_add(1, SeqCst);
     }
 
+    fn estate(&self, id: DomainId) -> Option<&Estate> {
+        self.estates.get(id.slot())
+    }
+
     /// How many frames a domain owns, those it gave back while they were mapped included.
     #[must_use]
     pub fn owned(&self, id: DomainId) -> u32 {
-        self.owned.get(usize::from(id.0)).map_or(0, |n| n.load(SeqCst))
+        self.estate(id).map_or(0, |estate| estate.count.load(SeqCst))
     }
 
-    pub(super) fn count_owned(&self, owner: Owner, up: bool) {
-        let Owner::Guest(id) = owner else { return };
-        if let Some(n) = self.owned.get(usize::from(id.0)) {
-            if up {
-                n.fetch_add(1, SeqCst)
-            } else {
-                n.fetch_sub(1, SeqCst)
-            };
+    /// All frames that a domain owns are among these.
+    pub(crate) fn span(&self, id: DomainId) -> Range<u32> {
+        self.estate(id).map_or(0..0, |e| e.first.load(SeqCst)..e.last.load(SeqCst).saturating_add(1))
+    }
+
+    /// A domain that owns nothing any more is forgotten: its slot is for another.
+    pub(crate) fn forget(&self, id: DomainId) {
+        let Some(estate) = self.estate(id) else { return };
+        estate.first.store(u32::MAX, SeqCst);
+        estate.last.store(0, SeqCst);
+    }
+
+    pub(super) fn count_owned(&self, id: DomainId, frame: Frame) {
+        let Some(estate) = self.estate(id) else { return };
+        estate.count.fetch_add(1, SeqCst);
+        estate.first.fetch_min(frame.as_u32(), SeqCst);
+        estate.last.fetch_max(frame.as_u32(), SeqCst);
+    }
+
+    fn uncount_owned(&self, id: DomainId, frames: u32) {
+        if let Some(estate) = self.estate(id) {
+            estate.count.fetch_sub(frames, SeqCst);
         }
     }
 
@@ -150,26 +185,28 @@ impl FrameTable {
     /// [`Refused::NoSuchFrame`], [`Refused::NotOwner`], [`Refused::TooManyUses`].
     pub fn take_ref(&self, frame: Frame, from: DomainId, by: DomainId) -> Result<(), Refused> {
         let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
-        step(w.owner, |bits| Ok::<_, Refused>((OwnerState::from_bits(bits).take(from)?.bits(), ())))?;
+        step(w.owner, |bits| OwnerState::take(bits, from, by).map(|next| (next, ())))?;
         if from != by {
             w.stamp.fetch_or(SHARED, SeqCst);
         }
         Ok(())
     }
 
-    /// Drops a reference. With the last one the frame goes to the pool.
-    pub fn drop_ref(&self, frame: Frame) {
+    /// Drops a reference taken by that domain. With the last one the frame goes to the pool.
+    pub fn drop_ref(&self, frame: Frame, by: DomainId) {
         let Some(w) = self.words(frame) else { return bug(frame, "reference to no frame") };
         let dropped = step(w.owner, |bits| {
-            let next = OwnerState::from_bits(bits).drop_ref().ok_or(())?;
-            if next.refs == 0 {
+            let next = OwnerState::drop_ref(bits, by).ok_or(())?;
+            if OwnerState::is_unused(next) {
                 self.stamp(&w); // before the count says that nobody knows the frame
             }
-            Ok::<_, ()>((next.bits(), next))
+            Ok::<_, ()>((next, next))
         });
         match dropped {
-            Ok(OwnerState { refs: 0, owner, .. }) => {
-                self.count_owned(owner, false);
+            Ok(next) if OwnerState::is_unused(next) => {
+                if let Owner::Guest(id) = OwnerState::from_bits(next).owner {
+                    self.uncount_owned(id, 1);
+                }
                 self.push_free(frame);
             }
             Ok(_) => {}
@@ -187,7 +224,7 @@ impl FrameTable {
         self.take_ref(frame, taker.from, taker.by)?;
         let taken = self.take_type(m, frame, want, taker.cpus);
         if taken.is_err() {
-            self.drop_ref(frame);
+            self.drop_ref(frame, taker.by);
         }
         taken
     }
@@ -197,18 +234,15 @@ impl FrameTable {
         for _ in 0..TRIES {
             let mut stale = CpuSet::default();
             let taken = step(w.kind, |bits| {
-                let state = TypeState::from_bits(bits);
-                let taken = state.take(want, false);
-                let (next, taken) = if taken == Err(TakeError::FlushFirst) {
+                let taken = TypeState::take(bits, want, false);
+                if taken == Err(TakeError::FlushFirst) {
                     // Asked for the word as it is in this round: a use in between moves its turn and its stamp.
                     let stamp = w.stamp.load(SeqCst);
                     let known_to = if stamp & SHARED == 0 { cpus } else { self.epochs.all() };
                     stale = self.epochs.stale(known_to, stamp & !SHARED);
-                    state.take(want, stale.is_empty())
-                } else {
-                    taken
-                }?;
-                Ok((next.bits(), taken))
+                    return TypeState::take(bits, want, stale.is_empty());
+                }
+                taken
             });
             match taken {
                 Ok(taken) => return Ok(taken),
@@ -219,24 +253,24 @@ impl FrameTable {
         Err(Refused::Raced)
     }
 
-    /// Drops a use and its reference. A table's last use stays with the caller, who takes the table down and then calls
+    /// Drops a use and its reference, taken by that domain. A table's last use stays with the caller, who takes the table down and then calls
     /// [`FrameTable::demoted`].
-    pub fn drop_use(&self, frame: Frame) -> Left {
+    pub fn drop_use(&self, frame: Frame, by: DomainId) -> Left {
         let Some(w) = self.words(frame) else {
             bug(frame, "use of no frame");
             return Left::Used;
         };
         let left = step(w.kind, |bits| {
-            let (next, left) = TypeState::from_bits(bits).drop_use().ok_or(())?;
+            let (next, left) = TypeState::drop_use(bits).ok_or(())?;
             if left == Left::Unused {
                 self.stamp(&w);
             }
-            Ok::<_, ()>((next.bits(), left))
+            Ok::<_, ()>((next, left))
         });
         match left {
             Ok(Left::TakeDown(level)) => Left::TakeDown(level),
             Ok(left) => {
-                self.drop_ref(frame);
+                self.drop_ref(frame, by);
                 left
             }
             Err(()) => {
@@ -251,13 +285,13 @@ impl FrameTable {
         self.change_type(frame, TypeState::promoted);
     }
 
-    /// The last use of a table ends: its entries hold nothing any more.
-    pub fn demoted(&self, frame: Frame) {
+    /// The last use of a table, its owner's, ends: its entries hold nothing any more.
+    pub fn demoted(&self, frame: Frame, owner: DomainId) {
         if let Some(w) = self.words(frame) {
             self.stamp(&w);
         }
         self.change_type(frame, TypeState::demoted);
-        self.drop_ref(frame);
+        self.drop_ref(frame, owner);
     }
 
     fn change_type(&self, frame: Frame, rule: impl Fn(TypeState) -> Option<TypeState>) {
@@ -306,8 +340,8 @@ impl FrameTable {
     }
 
     /// Ends what [`FrameTable::hold`] took.
-    pub fn let_go(&self, frame: Frame, write: bool) {
-        if write { _ = self.drop_use(frame) } else { self.drop_ref(frame) }
+    pub fn let_go(&self, frame: Frame, by: DomainId, write: bool) {
+        if write { _ = self.drop_use(frame, by) } else { self.drop_ref(frame, by) }
     }
 
     /// The owner gives a frame back. It goes to the pool when nobody uses it any more, at once if nobody does.
@@ -317,45 +351,56 @@ impl FrameTable {
     pub fn give_back(&self, m: &impl Frames, frame: Frame, id: DomainId) -> Result<(), Refused> {
         let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
         let seen = OwnerState::from_bits(w.owner.load(SeqCst)).owner;
-        step(w.owner, |bits| Ok((OwnerState::from_bits(bits).give_back(id)?.bits(), ())))
+        step(w.owner, |bits| Ok((OwnerState::give_back(bits, id)?, ())))
             .map_err(|why| if seen == Owner::NotRam { Refused::NoSuchFrame } else { why })?;
         m.set_m2p(frame, NO_PFN);
         if planted(Fault::FreeEarly) {
-            self.count_owned(Owner::Guest(id), false);
+            self.uncount_owned(id, 1);
             self.push_free(frame);
             return Ok(());
         }
-        self.drop_ref(frame);
+        self.drop_ref(frame, id);
         Ok(())
     }
 
-    /// A destroyed domain leaves a frame: like [`FrameTable::give_back`], and if others still use the frame it is
-    /// nobody's until they let go. `false` if the frame is not `id`'s own memory.
-    pub fn abandon(&self, m: &impl Frames, frame: Frame, id: DomainId) -> bool {
+    /// A destroyed domain leaves those frames of a span that are its own. They go to the pool whatever it used them for,
+    /// except those that others still use: they are nobody's until those let go.
+    pub(crate) fn reclaim(&self, m: &impl Frames, span: Range<u32>, id: DomainId) {
+        self.count_loss(); // of all that its tables led to
+        for start in span.clone().step_by(AT_ONCE as usize) {
+            let end = span.end.min(start.saturating_add(AT_ONCE));
+            let frames = (start..end).map(Frame::from_u32);
+            let left = self.pool.with(|free| frames.filter(|frame| self.leave(m, free, *frame, id)).count());
+            self.uncount_owned(id, u32::try_from(left).unwrap_or(AT_ONCE));
+        }
+    }
+
+    fn leave(&self, m: &impl Frames, free: &mut FreeList, frame: Frame, id: DomainId) -> bool {
         let Some(w) = self.words(frame) else { return false };
-        let was = step(w.owner, |bits| {
+        let left = step(w.owner, |bits| {
             let was = OwnerState::from_bits(bits);
-            if was.owner == Owner::Guest(id) && was.refs > 0 { Ok((was.orphaned().bits(), was)) } else { Err(()) }
+            // Without references it is on its way to the pool already.
+            if OwnerState::is_of(bits, id) && was.refs > 0 { Ok((was.left().bits(), was.left())) } else { Err(()) }
         });
-        let Ok(was) = was else { return false };
-        self.count_owned(was.owner, false);
-        if was.allocated {
-            m.set_m2p(frame, NO_PFN);
-            self.drop_ref(frame);
+        let Ok(left) = left else { return false };
+        m.set_m2p(frame, NO_PFN);
+        self.stamp(&w); // after the step: others may have let go just before it
+        if left.refs == 0 {
+            self.push(free, frame, &w);
         }
         true
     }
 
-    /// The first frame at or after `from` that is a domain's own, and pinned if that is asked for; or where the search
-    /// ends, after `most` frames or the last one.
-    pub(crate) fn seek(&self, from: u32, id: DomainId, pinned: bool, most: u32) -> u32 {
-        let wanted = |[kind, owner, ..]: &[AtomicU64; WORDS]| {
-            OwnerState::is_of(owner.load(SeqCst), id) && (!pinned || TypeState::from_bits(kind.load(SeqCst)).pinned)
-        };
-        let words = self.words.get().and_then(|words| words.get(from as usize..)).unwrap_or_default();
-        let words = words.get(..most as usize).unwrap_or(words);
-        let passed = words.iter().position(wanted).unwrap_or(words.len());
-        from.saturating_add(u32::try_from(passed).unwrap_or(most))
+    /// The first frame of a span that is a live L1 table of the domain's own.
+    pub(crate) fn next_l1(&self, span: Range<u32>, id: DomainId) -> Option<Frame> {
+        let is_l1 =
+            |w: &Words<'_>| TypeState::is_l1(w.kind.load(SeqCst)) && OwnerState::is_of(w.owner.load(SeqCst), id);
+        span.map(Frame::from_u32).find(|frame| self.words(*frame).is_some_and(|w| is_l1(&w)))
+    }
+
+    /// Whether a frame is the domain's own memory.
+    pub(crate) fn is_own(&self, frame: Frame, id: DomainId) -> bool {
+        self.words(frame).is_some_and(|w| OwnerState::is_of(w.owner.load(SeqCst), id))
     }
 
     /// The frame that a frame's owner linked to it with [`FrameTable::set_link`].
@@ -370,7 +415,7 @@ impl FrameTable {
         }
     }
 
-    fn stamp(&self, w: &Words<'_>) {
+    pub(super) fn stamp(&self, w: &Words<'_>) {
         let now = self.epochs.now();
         let _ = step(w.stamp, |bits| Ok::<_, ()>((bits & SHARED | (bits & !SHARED).max(now), ())));
     }

@@ -132,7 +132,7 @@ fn map_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut MapGrantRef) -> Result<(
     let pinned = ctx.site().pin(owner, call.gref, me.id(), call.flags & map::READONLY == 0);
     let mapped = pinned.map_err(Failed::Status).and_then(|pin| {
         if host {
-            map_host(ctx, call, pin).inspect_err(|_| ctx.site().unpin(pin))?;
+            map_host(ctx, call, pin).inspect_err(|_| ctx.site().unpin(pin, me.id()))?;
         }
         (call.handle, call.dev_bus_addr) = (handle, pin.frame.address());
         Ok(Handle { pin, host, device, by_entry })
@@ -169,7 +169,7 @@ fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapGrantRef) -> Resu
     let done = unmap_halves(ctx, call, &mut handle);
     let in_use = handle.host || handle.device;
     if !in_use {
-        ctx.site().unpin(handle.pin);
+        ctx.site().unpin(handle.pin, me.id());
     }
     me.grants.set_handle(m, call.handle, Some(handle).filter(|_| in_use));
     done
@@ -236,7 +236,7 @@ impl<M: Machine> Site<'_, M> {
         for number in 0..filled(&grants.handles) * HANDLES_PER_FRAME {
             let Some(handle) = grants.handle(m, number) else { continue };
             grants.set_handle(m, number, None);
-            self.unpin(handle.pin);
+            self.unpin(handle.pin, domain.id());
             left = left.checked_sub(1).ok_or(Halt::More)?;
         }
         Ok(())
@@ -283,9 +283,10 @@ fn open<M: Machine>(ctx: &mut Ctx<'_, M>, side: &CopySide, granted: bool, writab
 }
 
 fn close<M: Machine>(ctx: &mut Ctx<'_, M>, side: Side) {
+    let me = ctx.domain.id();
     match side.pin {
-        Some(pin) => ctx.site().unpin(pin),
-        None => ctx.world.frames.let_go(side.frame, side.writable),
+        Some(pin) => ctx.site().unpin(pin, me),
+        None => ctx.world.frames.let_go(side.frame, me, side.writable),
     }
 }
 

@@ -84,8 +84,8 @@ impl<M: Machine> Site<'_, M> {
         Ok(Pin { owner: owner.id(), gref, frame, writable })
     }
 
-    /// Ends a use. The caller has flushed every translation it had given.
-    pub(super) fn unpin(&mut self, pin: Pin) {
+    /// Ends a use by `user`. The caller has flushed every translation it had given.
+    pub(super) fn unpin(&mut self, pin: Pin, user: DomainId) {
         // Of a granter that is gone only the frame is left.
         if let Some(owner) = self.world.slot(pin.owner).filter(|owner| owner.id() == pin.owner) {
             let _guard = owner.grants.lock.lock(self.held);
@@ -96,7 +96,7 @@ impl<M: Machine> Site<'_, M> {
                 clear_marks(word, active);
             }
         }
-        self.world.frames.let_go(pin.frame, pin.writable);
+        self.world.frames.let_go(pin.frame, user, pin.writable);
     }
 }
 

@@ -49,7 +49,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
             match check(word.load(SeqCst)) {
                 Ok(good) => word.store(good, SeqCst),
                 Err(why) => {
-                    self.table.demoted(frame);
+                    self.table.demoted(frame, self.id());
                     return Err(why);
                 }
             }
@@ -73,7 +73,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
             self.table.take_use(self.m, slot.table, Use::Writable, self.taker(self.id()))?;
         }
         slot.word(self.m)?.store(descriptor, SeqCst);
-        self.table.drop_use(slot.table);
+        self.table.drop_use(slot.table, self.id());
         Ok(())
     }
 }

@@ -77,15 +77,17 @@ pub struct Space {
 struct State {
     work: Work,
     devices: heapless::Vec<Range<u32>, 8>,
-    /// The domain is being destroyed: the next frame to look at, first for pins, then to give it away.
+    /// The domain is being destroyed: the next frame to look at, first for L1 tables, then to give it away.
     dying: Option<Sweep>,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Sweep {
-    Pins(u32),
+/// How far the destruction of a domain's memory has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sweep {
+    /// L1 tables from this frame on still hold what belongs to others.
+    Tables(u32),
+    /// No table holds anything any more; frames before this one have left.
     Frames(u32),
-    Done,
 }
 
 impl Space {

@@ -4,6 +4,8 @@
 //! counted once what it leads to is ready; descending, it is no longer counted before what it leads to goes. A refusal
 //! only turns the direction. Where the loop stops for lack of budget, the stack says everything.
 
+#[cfg(feature = "planted-fault")]
+use super::Sweep;
 use super::entry::{self, Target};
 use super::{Outcome, Refused, Session, Stop};
 use crate::addr::{ENTRIES, Frame, HOLE_SLOTS};
@@ -85,6 +87,11 @@ pub enum Holding {
 
 #[cfg(feature = "planted-fault")]
 impl<M: Frames + Cpus> Session<'_, M> {
+    /// How far the destruction of this domain's memory has come.
+    pub fn sweep(&self) -> Option<Sweep> {
+        self.state.dying
+    }
+
     /// Everything that this domain's unfinished work holds.
     pub fn holdings(&self) -> impl Iterator<Item = Holding> {
         let work = &self.state.work;
@@ -232,7 +239,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     /// No entry holds: the table is none.
     fn arrive_down(&mut self, top: Cursor) {
-        self.table.demoted(top.table);
+        self.table.demoted(top.table, self.id());
         self.state.work.stack.pop();
         match self.state.work.stack.last_mut() {
             Some(parent) => parent.up = false, // a climb whose child did not come up; a descent goes on
@@ -338,17 +345,31 @@ impl<M: Frames + Cpus> Session<'_, M> {
         match entry::target(raw, level) {
             Target::Leaf { frame, .. } if !self.table.is_ram(frame) => {}
             Target::Leaf { frame, writable: true } if !planted(Fault::SkipWritableCheck) => {
-                self.table.drop_use(frame);
+                self.table.drop_use(frame, self.id());
             }
-            Target::Leaf { frame, .. } => self.table.drop_ref(frame),
+            Target::Leaf { frame, .. } => self.table.drop_ref(frame, self.id()),
             Target::Table(frame) => {
-                if let Left::TakeDown(level) = self.table.drop_use(frame) {
+                if let Left::TakeDown(level) = self.table.drop_use(frame, self.id()) {
                     return Some((frame, level));
                 }
             }
             Target::Nothing => {}
         }
         None
+    }
+
+    /// Drops what an L1 table holds that is not the domain's own memory; the rest goes with the domain.
+    pub(super) fn drop_foreign(&mut self, table: Frame) {
+        for word in self.m.page(table) {
+            self.budget = self.budget.saturating_sub(1);
+            let raw = word.load(SeqCst);
+            if let Target::Leaf { frame, .. } = entry::target(raw, 1)
+                && !self.table.is_own(frame, self.id())
+                && !planted(Fault::KeepForeign)
+            {
+                self.drop_target(raw, 1);
+            }
+        }
     }
 
     /// Drops what an entry led to, after the entry is gone. What the budget does not pay is a debt.
@@ -361,7 +382,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     /// Drops one use of a table. What the last use leaves to do is a debt.
     pub(super) fn drop_table(&mut self, table: Frame) {
-        if let Left::TakeDown(_) = self.table.drop_use(table) {
+        if let Left::TakeDown(_) = self.table.drop_use(table, self.id()) {
             self.owe(table);
         }
     }

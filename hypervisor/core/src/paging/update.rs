@@ -77,7 +77,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
         self.table.take_use(self.m, slot.table, Use::Writable, self.taker(self.id()))?;
         slot.word(self.m)?.store(value, SeqCst);
-        self.table.drop_use(slot.table);
+        self.table.drop_use(slot.table, self.id());
         Ok(())
     }
 
@@ -271,8 +271,11 @@ impl<M: Frames + Cpus> Session<'_, M> {
     }
 
     /// Drops a root that a vcpu held and no CPU has loaded. What it leads to is taken down as far as the budget goes; the
-    /// rest is a debt.
+    /// rest is a debt. Of a domain whose memory is being destroyed nothing needs to be dropped any more.
     pub fn drop_root(&mut self, root: Frame) {
+        if self.state.dying.is_some() {
+            return;
+        }
         self.drop_table(root);
         if !self.climbing() {
             let _ = self.run(); // a climb may still be given up
@@ -287,7 +290,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.ready()?;
         self.table.take_use(self.m, frame, Use::Writable, self.taker(from))?;
         self.m.zero(frame);
-        self.table.drop_use(frame);
+        self.table.drop_use(frame, self.id());
         Ok(())
     }
 
@@ -301,60 +304,52 @@ impl<M: Frames + Cpus> Session<'_, M> {
         let taken = self.table.take_use(self.m, target, Use::Writable, self.taker(from));
         if taken.is_ok() {
             self.m.copy(source, target);
-            self.table.drop_use(target);
+            self.table.drop_use(target, self.id());
         }
-        self.table.drop_ref(source);
+        self.table.drop_ref(source, self.id());
         Ok(taken.map(|_| ())?)
     }
 
-    /// Destroys the domain's memory: unfinished work is abandoned, pins go, every frame leaves the domain (P11). Before,
-    /// no CPU has a root of the domain loaded any more, and its roots, descriptor pages and other uses of its frames have
-    /// been dropped. Frames that other domains still map go to the pool when they let go. All other operations but
-    /// [`Session::drop_root`] are refused from the first call on.
+    /// Destroys the domain's memory: unfinished work is abandoned, its page tables let go of what belongs to others, and
+    /// every frame leaves the domain (P11). What the domain held of its own frames is not counted down: it goes with them.
+    /// Before, no CPU has a root of the domain loaded any more, and its roots, descriptor pages and other uses of its
+    /// frames have been dropped. Frames that other domains still use go to the pool when they let go. All other operations
+    /// are refused from the first call on.
     ///
     /// # Errors
     /// [`Stop::More`]: call again.
     pub fn tear_down(&mut self) -> Outcome<()> {
+        let span = self.table.span(self.id());
         if self.state.dying.is_none() {
             self.abandon_climb();
-            self.state.dying = Some(Sweep::Pins(0));
+            self.state.dying = Some(Sweep::Tables(span.start));
         }
-        loop {
+        self.run()?;
+        while self.forget_oldest() {
             self.run()?;
-            if self.forget_oldest() {
-                continue;
-            }
-            self.budget = self.budget.checked_sub(1).ok_or(Stop::More)?;
-            let limit = self.table.limit();
-            let next = match self.state.dying {
-                Some(Sweep::Pins(from)) if from < limit => {
-                    let at = self.seek(from, true);
-                    let frame = Frame::from_u32(at);
-                    if !planted(Fault::ForgetPins) && self.table.unpin(frame, self.id()).is_ok() {
-                        self.drop_table(frame);
-                    }
-                    Sweep::Pins(at.saturating_add(1))
-                }
-                Some(Sweep::Pins(_)) => Sweep::Frames(0),
-                Some(Sweep::Frames(from)) if from < limit && self.table.owned(self.id()) > 0 => {
-                    let at = self.seek(from, false);
-                    self.table.abandon(self.m, Frame::from_u32(at), self.id());
-                    Sweep::Frames(at.saturating_add(1))
-                }
-                _ => Sweep::Done,
-            };
-            self.state.dying = Some(next);
-            if matches!(next, Sweep::Done) {
-                return Ok(());
-            }
         }
+        while let Some(Sweep::Tables(from)) = self.state.dying {
+            let end = self.pay(from, span.end)?;
+            let table = self.table.next_l1(from..end, self.id()).inspect(|table| self.drop_foreign(*table));
+            let next = table.map_or(end, |table| table.as_u32().saturating_add(1));
+            self.state.dying = Some(if next < span.end { Sweep::Tables(next) } else { Sweep::Frames(span.start) });
+        }
+        while let Some(Sweep::Frames(from)) = self.state.dying
+            && self.table.owned(self.id()) > 0
+        {
+            let end = self.pay(from, span.end)?;
+            self.table.reclaim(self.m, from..end, self.id());
+            self.state.dying = Some(Sweep::Frames(if end < span.end { end } else { span.start }));
+        }
+        self.table.forget(self.id());
+        Ok(())
     }
 
-    /// Passes over frames of others, or all that are not pinned; sixteen of them cost as much as an entry.
-    fn seek(&mut self, from: u32, pinned: bool) -> u32 {
-        let at = self.table.seek(from, self.id(), pinned, self.budget.saturating_mul(16));
-        self.budget = self.budget.saturating_sub(at.saturating_sub(from) / 16);
-        at
+    /// Pays for a look at the frames up to `end`, or as many as the budget allows, and says where those end.
+    fn pay(&mut self, from: u32, end: u32) -> Outcome<u32> {
+        let end = end.min(from.saturating_add(self.budget));
+        self.budget = self.budget.checked_sub(end.saturating_sub(from).max(1)).ok_or(Stop::More)?;
+        Ok(end)
     }
 }
 

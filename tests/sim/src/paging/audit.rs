@@ -8,8 +8,8 @@ use crate::machine::{HOLE_MARK, Seen};
 use hv_core::addr::{DomainId, Frame, HOLE_SLOTS};
 use hv_core::frame::{Owner, Use};
 use hv_core::lock::Held;
-use hv_core::paging::Holding;
 use hv_core::paging::entry::{CACHE, GLOBAL, Target, USER, target};
+use hv_core::paging::{Holding, Sweep};
 
 /// What a frame should look like.
 #[derive(Clone, Debug)]
@@ -24,10 +24,13 @@ pub struct Expect {
     pub partial: Option<usize>,
     /// Pinned.
     pub pinned: bool,
+    /// How many of all those are of domains that do not own it.
+    pub others: u16,
     scanned: bool,
 }
 
-const NOTHING: Expect = Expect { used_as: Use::None, uses: 0, plain: 0, partial: None, pinned: false, scanned: false };
+const NOTHING: Expect =
+    Expect { used_as: Use::None, uses: 0, plain: 0, partial: None, pinned: false, others: 0, scanned: false };
 
 /// Room to recount in.
 #[derive(Default)]
@@ -35,6 +38,8 @@ pub struct Scratch {
     /// By frame.
     pub expect: Vec<Expect>,
     todo: Vec<(Frame, u8, usize)>,
+    /// Domains whose frames leave them without being counted down.
+    leaving: Vec<DomainId>,
     audits: u64,
 }
 
@@ -59,7 +64,7 @@ pub fn audit(world: &mut World) -> Result<(), String> {
     if scratch.audits.is_multiple_of(512) {
         world.m.touch_all();
     }
-    let result = recount(world, &mut scratch).and_then(|()| compare(world, &scratch.expect));
+    let result = recount(world, &mut scratch).and_then(|()| compare(world, &scratch));
     if result.is_ok() {
         note_reuse(world, &scratch.expect);
     }
@@ -67,13 +72,26 @@ pub fn audit(world: &mut World) -> Result<(), String> {
     result
 }
 
+/// Whether a domain is another than the one whose memory a frame is.
+fn is_other(world: &World, f: Frame, by: DomainId) -> bool {
+    let known = world.known.get(f.index()).map(|known| known.owner);
+    matches!(known, Some(Owner::Guest(id) | Owner::Lent(id)) if id != by)
+}
+
 fn recount(world: &mut World, scratch: &mut Scratch) -> Result<(), String> {
+    scratch.leaving.clear();
     scratch.expect.clear();
     scratch.expect.resize(DEVICES, NOTHING);
     let expect = &mut scratch.expect;
     let mut unfinished = 0;
     for at in 0..world.doms.len() {
         let dom = &world.doms[at];
+        let id = dom.space.id();
+        let sweep = dom.space.open(&world.m, &world.table, 1, &mut Held::entering_ring_0()).sweep();
+        if matches!(sweep, Some(Sweep::Frames(_))) {
+            scratch.leaving.push(id); // its tables hold nothing any more
+            continue;
+        }
         scratch.todo.clear();
         for (&f, &level) in &dom.pins {
             use_of(expect, f, Use::table(level).expect("a level"))?;
@@ -86,6 +104,7 @@ fn recount(world: &mut World, scratch: &mut Scratch) -> Result<(), String> {
         }
         for &f in &dom.holds {
             use_of(expect, f, Use::Writable)?;
+            expect[f.index()].others += u16::from(is_other(world, f, id));
         }
         for &f in &dom.lent {
             use_of(expect, f, Use::Writable)?;
@@ -126,6 +145,7 @@ fn recount(world: &mut World, scratch: &mut Scratch) -> Result<(), String> {
             }
             let counted = expect[f.index()].partial.unwrap_or(counted);
             let partial = expect[f.index()].partial.is_some();
+            let swept = matches!(sweep, Some(Sweep::Tables(from)) if level == 1 && f.as_u32() < from);
             owned(world, f, dom.space.id())?;
             let mut hole = 0;
             for &(slot, raw) in world.m.words(f).iter() {
@@ -149,8 +169,10 @@ fn recount(world: &mut World, scratch: &mut Scratch) -> Result<(), String> {
                             return Err(format!("P3: {} maps device {to:?}", dom.space.id()));
                         }
                     }
+                    Target::Leaf { frame: to, .. } if swept && world.known[to.index()].owner != Owner::Guest(id) => {}
                     Target::Leaf { frame: to, writable } => {
                         mappable(world, at, to)?;
+                        expect[to.index()].others += u16::from(is_other(world, to, id));
                         if raw & CACHE != 0 {
                             return Err(format!("XSA-402: {to:?} mapped with {raw:#x}"));
                         }
@@ -193,7 +215,8 @@ fn mappable(world: &World, at: usize, f: Frame) -> Result<(), String> {
     }
 }
 
-fn compare(world: &mut World, expect: &[Expect]) -> Result<(), String> {
+fn compare(world: &mut World, scratch: &Scratch) -> Result<(), String> {
+    let expect = &scratch.expect[..];
     if crate::complaints() != world.complaints {
         return Err("the rules complained about themselves".into());
     }
@@ -213,7 +236,9 @@ fn compare(world: &mut World, expect: &[Expect]) -> Result<(), String> {
         if leaving && owner.owner != known.owner || known.owner == Owner::Orphan {
             (known.allocated, known.pfn) = (false, u64::MAX);
         }
-        if !known.allocated && held == 0 {
+        // What a domain being destroyed held of its own frames goes with them.
+        let uncounted = matches!(owner.owner, Owner::Guest(id) if scratch.leaving.contains(&id));
+        if !known.allocated && held == 0 && !uncounted {
             known.owner = Owner::Free;
         }
         world.known[n] = known;
@@ -221,8 +246,20 @@ fn compare(world: &mut World, expect: &[Expect]) -> Result<(), String> {
         if owner.owner != known.owner || owner.allocated != known.allocated {
             return Err(format!("I1: {f:?} should be {known:?}: {owner:?}, {e:?}"));
         }
+        if known.owner != Owner::Orphan && owner.others != e.others {
+            return Err(format!("P2: others hold {f:?} as {owner:?}, but {e:?}"));
+        }
+        if world.m2p(f) != known.pfn {
+            return Err(format!("P10: the machine-to-physical entry of {f:?} is {:#x}: {known:?}", world.m2p(f)));
+        }
+        if uncounted {
+            continue;
+        }
         if owner.refs != held + u32::from(known.allocated) {
             return Err(format!("P2: {f:?} has references {owner:?}, but {e:?}"));
+        }
+        if known.owner == Owner::Orphan && kind.count >= e.uses {
+            continue;
         }
         if kind.count != e.uses || e.uses > 0 && kind.used_as != e.used_as {
             return Err(format!("P2: {f:?} has uses {kind:?}, but {e:?}"));
@@ -235,9 +272,6 @@ fn compare(world: &mut World, expect: &[Expect]) -> Result<(), String> {
         }
         if kind.pinned != e.pinned {
             return Err(format!("P2: {f:?} is {kind:?}, but {e:?}"));
-        }
-        if world.m2p(f) != known.pfn {
-            return Err(format!("P10: the machine-to-physical entry of {f:?} is {:#x}: {known:?}", world.m2p(f)));
         }
     }
     if world.table.free_frames() != free {

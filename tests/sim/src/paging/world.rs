@@ -170,8 +170,10 @@ impl World {
     /// # Errors
     /// What was wrong with a frame.
     pub fn create(&mut self) -> Result<(), String> {
-        let id = DomainId(self.next_id);
-        self.next_id += 1;
+        let slots: Vec<usize> = self.doms.iter().map(|d| d.space.id().slot()).collect();
+        let free = |id: &DomainId| !slots.contains(&id.slot());
+        let id = (self.next_id..).map(DomainId).find(free).expect("three domains do not fill all slots");
+        self.next_id = id.0 + 1;
         let others: Vec<DomainId> = self.doms.iter().filter(|d| !d.dying).map(|d| d.space.id()).collect();
         let may_map = if self.rng.one_in(2) { others } else { Vec::new() };
         let devices = self.rng.one_in(2);
@@ -360,7 +362,7 @@ impl World {
                 let held = self.doms[at].descriptors.iter().position(|f| *f == frame);
                 held.map_or(Err(Refused::NotOwner.into()), |n| {
                     self.doms[at].descriptors.remove(n);
-                    self.table.drop_use(frame);
+                    self.table.drop_use(frame, id);
                     Ok(())
                 })
             }
@@ -382,7 +384,7 @@ impl World {
                 let held = self.doms[at].holds.iter().position(|f| *f == frame);
                 held.map_or(Err(Refused::NotOwner.into()), |n| {
                     self.doms[at].holds.remove(n);
-                    self.table.drop_use(frame);
+                    self.table.drop_use(frame, id);
                     Ok(())
                 })
             }
@@ -470,7 +472,7 @@ impl World {
             }
         }
         for frame in dom.holds.drain(..).chain(dom.descriptors.drain(..)) {
-            self.table.drop_use(frame);
+            self.table.drop_use(frame, dom.space.id());
         }
         for frame in dom.lent.drain(..) {
             self.table.retire(frame);

@@ -12,8 +12,8 @@ use hv_core::event::port::{Binding, PortState};
 use hv_core::frame::{Owner, Use};
 use hv_core::grant::Grants;
 use hv_core::lock;
-use hv_core::paging::Holding;
 use hv_core::paging::entry::{CACHE, GLOBAL, Target, USER, target};
+use hv_core::paging::{Holding, Sweep};
 use hv_core::world::World;
 use hypercall_abi::grant::ENTRIES_PER_FRAME;
 use std::collections::BTreeMap;
@@ -27,15 +27,20 @@ struct Expect {
     uses: u32,
     plain: u32,
     partial: Option<usize>,
+    /// How many of all those are of domains that do not own it.
+    others: u16,
     scanned: bool,
 }
 
-const NOTHING: Expect = Expect { keeper: None, used_as: Use::None, uses: 0, plain: 0, partial: None, scanned: false };
+const NOTHING: Expect =
+    Expect { keeper: None, used_as: Use::None, uses: 0, plain: 0, partial: None, others: 0, scanned: false };
 
 /// Room to recount in, and what is remembered between two audits.
 pub struct Audit {
     expect: Vec<Expect>,
     todo: Vec<(Frame, u8, usize)>,
+    /// Domains whose frames leave them without being counted down.
+    leaving: Vec<DomainId>,
     /// What each frame that a CPU may remember was when it was remembered.
     remembered: BTreeMap<(Frame, u8), Owner>,
     complaints: u64,
@@ -52,6 +57,7 @@ impl Audit {
         Self {
             expect: vec![NOTHING; frames],
             todo: Vec::new(),
+            leaving: Vec::new(),
             remembered: BTreeMap::new(),
             complaints: crate::complaints(),
             reserve: Vec::new(),
@@ -67,6 +73,14 @@ impl Audit {
         }
         (e.used_as, e.uses) = (want, e.uses + 1);
         Ok(())
+    }
+
+    /// Notes a use or reference that a domain holds: another than the owner's outlives the owner.
+    fn held(&mut self, world: &World, frame: Frame, by: DomainId) {
+        let owner = world.frames.info(frame).map(|info| info.owner.owner);
+        if matches!(owner, Some(Owner::Guest(id) | Owner::Lent(id)) if id != by) {
+            self.expect[frame.index()].others += 1;
+        }
     }
 
     fn kept(&mut self, frame: Frame, owner: Owner) -> Found {
@@ -100,6 +114,7 @@ impl Audit {
 
     fn recount(&mut self, m: &WholeMachine, world: &World, current: Option<(&Vcpu, &VcpuState)>) -> Found {
         self.expect.fill(NOTHING);
+        self.leaving.clear();
         for n in 0..self.expect.len() {
             let frame = Frame::from_u32(n as u32);
             let owner = world.frames.info(frame).ok_or("no words")?.owner;
@@ -115,6 +130,7 @@ impl Audit {
         for domain in world.domains.iter().filter(|domain| domain.life() != Life::Free) {
             self.domain(m, world, domain, current)?;
             for handle in handles(m, domain) {
+                self.held(world, handle.frame, domain.id());
                 if handle.writable {
                     self.used(handle.frame, Use::Writable)?;
                 } else {
@@ -157,6 +173,11 @@ impl Audit {
         for frame in domain.port_frames().chain(domain.grants.active_frames()).chain(domain.grants.handle_frames()) {
             self.kept(frame, Owner::Hypervisor)?;
         }
+        let sweep = domain.space.open(m, &world.frames, 1, &mut lock::Held::entering_ring_0()).sweep();
+        let sweep = sweep.filter(|_| domain.life() == Life::Dying);
+        if matches!(sweep, Some(Sweep::Frames(_))) {
+            self.leaving.push(id); // its tables hold nothing any more
+        }
         self.todo.clear();
         for vcpu in world.vcpus_of(domain) {
             let taken = vcpu.own.try_take();
@@ -179,6 +200,9 @@ impl Audit {
             if let Some(frame) = vcpu.info_frame().filter(|frame| Some(*frame) != domain.shared_info()) {
                 self.used(frame, Use::Writable)?;
             }
+        }
+        if self.leaving.contains(&id) {
+            return Ok(());
         }
         for n in 0..self.expect.len() {
             let frame = Frame::from_u32(n as u32);
@@ -224,6 +248,12 @@ impl Audit {
                         return Err(format!("P3: slot {slot} of root {frame:?} holds {raw:#x}"));
                     }
                 } else if slot < counted && raw & 1 != 0 {
+                    let swept = matches!(sweep, Some(Sweep::Tables(from)) if level == 1 && frame.as_u32() < from);
+                    if let (true, Target::Leaf { frame: to, .. }) = (swept, target(raw, level))
+                        && world.frames.info(to).is_none_or(|info| info.owner.owner != Owner::Guest(id))
+                    {
+                        continue;
+                    }
                     self.entry(world, id, level, raw, &mut foreign)
                         .map_err(|why| format!("{why}: {id} {frame:?} level {level} slot {slot} {raw:#x}"))?;
                 }
@@ -257,6 +287,7 @@ impl Audit {
                     Owner::Guest(_) | Owner::Lent(_) | Owner::Orphan => *foreign.entry(frame).or_default() += 1,
                     owner => return Err(format!("P3: a leaf to a frame of {owner:?}")),
                 }
+                self.held(world, frame, id);
                 if raw & CACHE != 0 {
                     return Err("XSA-402: RAM not write-back".into());
                 }
@@ -284,26 +315,37 @@ impl Audit {
             let info = world.frames.info(frame).ok_or("no words")?;
             let (kind, owner) = (info.kind, info.owner);
             let held = e.uses + e.plain;
+            // What a domain being destroyed held of its own frames goes with them.
+            let uncounted = matches!(owner.owner, Owner::Guest(id) if self.leaving.contains(&id));
             match (e.keeper, owner.owner) {
                 (Some(keeper), owner) if keeper != owner => {
                     return Err(format!("I1: {frame:?} is kept by {keeper:?}, but is {owner:?}'s"));
                 }
                 (Some(_), _) => {}
                 (None, Owner::Free) if held == 0 => free += 1,
-                (None, Owner::Guest(_) | Owner::Orphan | Owner::Lent(_)) if held > 0 => {}
+                (None, Owner::Guest(_) | Owner::Orphan | Owner::Lent(_)) if held > 0 || uncounted => {}
                 _ => return Err(format!("P11: {frame:?} is {owner:?}, but {e:?}")),
+            }
+            if owner.others != e.others {
+                return Err(format!("P2: others hold {frame:?} as {owner:?}, but {e:?}"));
+            }
+            if !owner.allocated && m.m2p(frame) != u64::MAX {
+                return Err(format!("P10: the machine-to-physical entry of {frame:?} is {:#x}", m.m2p(frame)));
+            }
+            if uncounted {
+                continue;
             }
             if owner.refs != held + u32::from(e.keeper.is_some()) {
                 return Err(format!("P2: {frame:?} has references {owner:?}, but {e:?}"));
+            }
+            if owner.owner == Owner::Orphan && kind.count >= e.uses {
+                continue;
             }
             if kind.count != e.uses || e.uses > 0 && kind.used_as != e.used_as {
                 return Err(format!("P2: {frame:?} has uses {kind:?}, but {e:?}"));
             }
             if e.uses > 0 && (kind.partial != e.partial.is_some() || kind.validated == kind.partial) {
                 return Err(format!("I6: {frame:?} is {kind:?}, but {e:?}"));
-            }
-            if !owner.allocated && m.m2p(frame) != u64::MAX {
-                return Err(format!("P10: the machine-to-physical entry of {frame:?} is {:#x}", m.m2p(frame)));
             }
         }
         if world.frames.free_frames() != free {
