@@ -179,7 +179,8 @@ pub fn load_kernel_root<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64) -> Outcom
     let (m, old) = (ctx.m, ctx.own.kernel_root);
     ctx.session(ctx.domain).switch_root(old, Some(new), || m.load_root(new))?;
     ctx.own.kernel_root = Some(new);
-    if old != Some(new) {
+    // The LDT's pages are where the new tables say; without entries none is mapped.
+    if old != Some(new) && ctx.own.ldt_entries > 0 {
         descriptors::forget_ldt_pages(ctx);
     }
     Ok(())
