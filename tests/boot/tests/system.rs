@@ -25,6 +25,7 @@ type Story = (&'static str, fn() -> Result<()>);
 /// Every story that starts at dom0.
 const STORIES: &[Story] = &[
     ("stock_kernel_has_a_shell_and_powers_off", stories::stock_kernel_has_a_shell_and_powers_off),
+    ("a_stock_kernel_uses_all_its_vcpus", stories::a_stock_kernel_uses_all_its_vcpus),
     ("restarts_leave_nothing_behind", stories::restarts_leave_nothing_behind),
     ("a_guest_that_reboots_is_made_anew", stories::a_guest_that_reboots_is_made_anew),
     ("guests_do_not_notice_when_others_crash", stories::guests_do_not_notice_when_others_crash),

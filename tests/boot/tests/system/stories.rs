@@ -103,12 +103,12 @@ pub(crate) fn stock_kernel_has_a_shell_and_powers_off() -> Result<()> {
     machine.finish()?.require_success()
 }
 
-/// A stock kernel, in either of its forms, has a shell that answers.
+/// A stock kernel, in either of its forms, has a shell that answers. Those that are not booted elsewhere get two vcpus.
 pub(crate) fn kernel_answers(title: &str, name: &str, elf: bool) -> Result<()> {
     let stock = kernels::stock(&boot::shell()?, name)?;
     let kernel = if elf { stock.vmlinux } else { stock.bzimage };
-    let memory = if name == kernels::DEFAULT { 96 } else { 256 };
-    let mut setup = Setup::new(dom0("")?.guest(&Guest { kernel, ..linux("linux", memory)? }));
+    let (memory, vcpus) = if name == kernels::DEFAULT { (96, 1) } else { (256, 2) };
+    let mut setup = Setup::new(dom0("")?.guest(&Guest { kernel, vcpus, ..linux("linux", memory)? }));
     setup.memory = 1024;
     setup.limit = Duration::from_secs(300);
     let mut machine = Machine::boot(title, &setup)?;
@@ -119,6 +119,36 @@ pub(crate) fn kernel_answers(title: &str, name: &str, elf: bool) -> Result<()> {
     machine.type_line("poweroff -f")?;
     machine.expect("guest linux (domain 1) powered off", SOON)?;
     machine.finish()?.require_success()
+}
+
+/// A stock kernel runs programs on each of its vcpus, lets go of one and takes it back, and starts processes on all of them
+/// at once.
+pub(crate) fn a_stock_kernel_uses_all_its_vcpus() -> Result<()> {
+    let bundle = dom0("")?.guest(&Guest { vcpus: 4, ..linux("linux", 192)? });
+    let mut machine = start("a_stock_kernel_uses_all_its_vcpus", bundle)?;
+    machine.expect(SHELL, BOOT)?;
+    let word = nonce()?;
+    machine.type_line(&format!("on() {{ echo {word} $1 $2 $(nproc) | taskset -c $1 md5sum; }}"))?;
+    machine.expect(SHELL, SOON)?;
+    let sum = |cpu: u32, when: &str, cpus: u32| md5(&format!("{word} {cpu} {when} {cpus}"));
+    for cpu in 0..4 {
+        machine.type_line(&format!("on {cpu} first"))?;
+        machine.expect(&sum(cpu, "first", 4)?, SOON)?;
+    }
+    machine.type_line("echo 0 > /sys/devices/system/cpu/cpu3/online; on 0 without")?;
+    machine.expect(&sum(0, "without", 3)?, SOON)?;
+    machine.type_line("echo 1 > /sys/devices/system/cpu/cpu3/online; on 3 again")?;
+    machine.expect(&sum(3, "again", 4)?, SOON)?;
+    machine.type_line("loop() { for n in $(seq 50); do /bin/busybox true; done; on $1 many; }")?;
+    machine.type_line("for cpu in 0 1 2 3; do loop $cpu & done; wait; on 0 last")?;
+    machine.expect(&sum(0, "last", 4)?, SOON)?;
+    machine.type_line("poweroff -f")?;
+    let outcome = machine.finish()?;
+    outcome.require_line("guest linux (domain 1) powered off")?;
+    for cpu in 0..4 {
+        outcome.require_line(&sum(cpu, "many", 4)?)?;
+    }
+    outcome.require_success()
 }
 
 /// A guest that has most of the machine's memory and reboots at once, again and again: nothing of its lives is left.
