@@ -9,6 +9,7 @@
 pub mod machine;
 pub mod paging;
 pub mod rng;
+pub mod tally;
 pub mod world;
 
 use std::cell::Cell;

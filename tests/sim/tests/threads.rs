@@ -36,23 +36,28 @@ impl Cpus for Flat {
     fn kick(&self, _: CpuId) {}
 }
 
+/// A machine of so many frames, all free, with one CPU that runs guests.
+fn machine(frames: u32) -> (Flat, Box<FrameTable>) {
+    let table = Box::new(FrameTable::new());
+    let words: Vec<AtomicU64> = (0..frames as usize * WORDS).map(|_| AtomicU64::new(0)).collect();
+    table.init(words.leak());
+    table.add(Frame::from_u32(0), frames);
+    table.epochs().runs_guest(CpuId(0));
+    // There may be fewer CPUs than threads here: whoever waits for a ticket lets the others run.
+    hv_core::lock::while_waiting(std::thread::yield_now);
+    (Flat((0..frames).map(|_| [const { AtomicU64::new(0) }; 512]).collect()), table)
+}
+
 #[test]
 fn cpus_that_race_for_frames_agree() {
     const FRAMES: u32 = 4;
     const ROUNDS: u32 = 100_000;
-    let m = Flat((0..FRAMES).map(|_| [const { AtomicU64::new(0) }; 512]).collect());
-    let table = Box::new(FrameTable::new());
-    let words: Vec<AtomicU64> = (0..FRAMES as usize * WORDS).map(|_| AtomicU64::new(0)).collect();
-    table.init(words.leak());
-    table.add(Frame::from_u32(0), FRAMES);
-    table.epochs().runs_guest(CpuId(0));
+    let (m, table) = machine(FRAMES);
     let us = DomainId(1);
     let frames: Vec<Frame> = (0..FRAMES - 1).map(|_| table.populate(&m, us, 0).unwrap()).collect();
     let writers: Vec<AtomicU32> = (0..FRAMES).map(|_| AtomicU32::new(0)).collect();
     let tables: Vec<AtomicU32> = (0..FRAMES).map(|_| AtomicU32::new(0)).collect();
     let taken = AtomicU32::new(0);
-    // There may be fewer CPUs than threads here: whoever waits for a ticket lets the others run.
-    hv_core::lock::while_waiting(std::thread::yield_now);
     let seed = 11;
     std::thread::scope(|scope| {
         for cpu in 0..3 {
@@ -113,14 +118,8 @@ fn cpus_that_race_for_frames_agree() {
 fn frames_of_the_dead_go_when_the_last_of_the_others_lets_go() {
     const FRAMES: u32 = 64;
     const DEATHS: u32 = 400;
-    let m = Flat((0..FRAMES).map(|_| [const { AtomicU64::new(0) }; 512]).collect());
-    let table = Box::new(FrameTable::new());
-    let words: Vec<AtomicU64> = (0..FRAMES as usize * WORDS).map(|_| AtomicU64::new(0)).collect();
-    table.init(words.leak());
-    table.add(Frame::from_u32(0), FRAMES);
-    table.epochs().runs_guest(CpuId(0));
+    let (m, table) = machine(FRAMES);
     let (us, them) = (DomainId(1), DomainId(2));
-    hv_core::lock::while_waiting(std::thread::yield_now);
     let frames: Vec<Frame> = (0..FRAMES).map(Frame::from_u32).collect();
     let over = AtomicU32::new(0);
     let taken = AtomicU32::new(0);

@@ -3,8 +3,9 @@
 
 use super::life::Context;
 use super::machine::WholeMachine;
-use crate::machine::{HOLE_MARK, Seen};
-use hv_core::addr::{DomainId, Frame, HOLE_SLOTS, Port};
+use crate::machine::Seen;
+use crate::tally::{Found, Memory, Tally};
+use hv_core::addr::{DomainId, Frame, Port};
 use hv_core::audit::Held;
 use hv_core::domain::vcpu::{Place, Vcpu, VcpuState};
 use hv_core::domain::{Domain, Life, Powers};
@@ -12,35 +13,17 @@ use hv_core::event::port::{Binding, PortState};
 use hv_core::frame::{Owner, Use};
 use hv_core::grant::Grants;
 use hv_core::lock;
-use hv_core::paging::entry::{CACHE, GLOBAL, Target, USER, target};
-use hv_core::paging::{Holding, Sweep};
+use hv_core::paging::Sweep;
 use hv_core::world::World;
 use hypercall_abi::grant::ENTRIES_PER_FRAME;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-
-/// What a frame should look like.
-#[derive(Clone, Debug)]
-struct Expect {
-    /// Who keeps it besides those who use it.
-    keeper: Option<Owner>,
-    used_as: Use,
-    uses: u32,
-    plain: u32,
-    partial: Option<usize>,
-    /// How many of all those are of domains that do not own it.
-    others: u16,
-    scanned: bool,
-}
-
-const NOTHING: Expect =
-    Expect { keeper: None, used_as: Use::None, uses: 0, plain: 0, partial: None, others: 0, scanned: false };
 
 /// Room to recount in, and what is remembered between two audits.
 pub struct Audit {
-    expect: Vec<Expect>,
-    todo: Vec<(Frame, u8, usize)>,
-    /// Domains whose frames leave them without being counted down.
-    leaving: Vec<DomainId>,
+    tally: Tally,
+    /// Who keeps each frame besides those who use it.
+    keepers: Vec<Option<Owner>>,
     /// What each frame that a CPU may remember was when it was remembered.
     remembered: BTreeMap<(Frame, u8), Owner>,
     complaints: u64,
@@ -48,43 +31,56 @@ pub struct Audit {
     pub reserve: Vec<Frame>,
 }
 
-type Found = Result<(), String>;
+/// Memory as a domain may use it.
+struct Seeing<'a> {
+    m: &'a WholeMachine,
+    world: &'a World,
+    id: DomainId,
+    /// Frames of others that it maps, and how often.
+    foreign: RefCell<BTreeMap<Frame, usize>>,
+}
+
+impl Memory for Seeing<'_> {
+    fn words<R>(&self, frame: Frame, look: impl FnOnce(&[(usize, u64)]) -> R) -> R {
+        self.m.words(frame, look)
+    }
+
+    fn owner(&self, frame: Frame) -> Option<Owner> {
+        owner(self.world, frame)
+    }
+
+    fn mappable(&self, frame: Frame) -> Found {
+        match self.owner(frame) {
+            None => return Err("P3: a device".into()),
+            Some(Owner::Guest(owner) | Owner::Lent(owner)) if owner == self.id => {}
+            Some(Owner::Guest(_) | Owner::Lent(_) | Owner::Orphan) => {
+                *self.foreign.borrow_mut().entry(frame).or_default() += 1;
+            }
+            owner => return Err(format!("P3: a leaf to a frame of {owner:?}")),
+        }
+        Ok(())
+    }
+}
+
+fn owner(world: &World, frame: Frame) -> Option<Owner> {
+    world.frames.info(frame).map(|info| info.owner.owner)
+}
 
 impl Audit {
     /// An audit of a machine of so many frames.
     #[must_use]
     pub fn new(frames: usize) -> Self {
         Self {
-            expect: vec![NOTHING; frames],
-            todo: Vec::new(),
-            leaving: Vec::new(),
+            tally: Tally::default(),
+            keepers: vec![None; frames],
             remembered: BTreeMap::new(),
             complaints: crate::complaints(),
             reserve: Vec::new(),
         }
     }
 
-    fn used(&mut self, frame: Frame, want: Use) -> Found {
-        let Some(e) = self.expect.get_mut(frame.index()) else {
-            return Err(format!("P3: {frame:?} is no RAM, but used as {want:?}"));
-        };
-        if e.uses > 0 && e.used_as != want {
-            return Err(format!("P1: {frame:?} is used as {:?} and as {want:?}", e.used_as));
-        }
-        (e.used_as, e.uses) = (want, e.uses + 1);
-        Ok(())
-    }
-
-    /// Notes a use or reference that a domain holds: another than the owner's outlives the owner.
-    fn held(&mut self, world: &World, frame: Frame, by: DomainId) {
-        let owner = world.frames.info(frame).map(|info| info.owner.owner);
-        if matches!(owner, Some(Owner::Guest(id) | Owner::Lent(id)) if id != by) {
-            self.expect[frame.index()].others += 1;
-        }
-    }
-
     fn kept(&mut self, frame: Frame, owner: Owner) -> Found {
-        match self.expect[frame.index()].keeper.replace(owner) {
+        match self.keepers[frame.index()].replace(owner) {
             None => Ok(()),
             Some(other) => Err(format!("I1: {frame:?} is kept by {other:?} and by {owner:?}")),
         }
@@ -113,9 +109,9 @@ impl Audit {
     }
 
     fn recount(&mut self, m: &WholeMachine, world: &World, current: Option<(&Vcpu, &VcpuState)>) -> Found {
-        self.expect.fill(NOTHING);
-        self.leaving.clear();
-        for n in 0..self.expect.len() {
+        self.tally.begin(self.keepers.len());
+        self.keepers.fill(None);
+        for n in 0..self.keepers.len() {
             let frame = Frame::from_u32(n as u32);
             let owner = world.frames.info(frame).ok_or("no words")?.owner;
             if let (true, keeper @ (Owner::Guest(_) | Owner::Orphan)) = (owner.allocated, owner.owner) {
@@ -130,12 +126,7 @@ impl Audit {
         for domain in world.domains.iter().filter(|domain| domain.life() != Life::Free) {
             self.domain(m, world, domain, current)?;
             for handle in handles(m, domain) {
-                self.held(world, handle.frame, domain.id());
-                if handle.writable {
-                    self.used(handle.frame, Use::Writable)?;
-                } else {
-                    self.expect[handle.frame.index()].plain += 1;
-                }
+                self.tally.held(handle.frame, owner(world, handle.frame), domain.id(), handle.writable)?;
                 let counts = pins.entry((handle.owner, handle.gref, handle.frame)).or_default();
                 counts[usize::from(handle.writable)] += 1;
             }
@@ -168,17 +159,11 @@ impl Audit {
         let id = domain.id();
         for frame in domain.shared_info().into_iter().chain(domain.grants.table_frames()) {
             self.kept(frame, Owner::Lent(id))?;
-            self.used(frame, Use::Writable)?;
+            self.tally.used(frame, Use::Writable)?;
         }
         for frame in domain.port_frames().chain(domain.grants.active_frames()).chain(domain.grants.handle_frames()) {
             self.kept(frame, Owner::Hypervisor)?;
         }
-        let sweep = domain.space.open(m, &world.frames, 1, &mut lock::Held::entering_ring_0()).sweep();
-        let sweep = sweep.filter(|_| domain.life() == Life::Dying);
-        if matches!(sweep, Some(Sweep::Frames(_))) {
-            self.leaving.push(id); // its tables hold nothing any more
-        }
-        self.todo.clear();
         for vcpu in world.vcpus_of(domain) {
             let taken = vcpu.own.try_take();
             let own = match (&taken, current) {
@@ -190,83 +175,39 @@ impl Audit {
                 self.kept(frame, Owner::Hypervisor)?;
             }
             for frame in [own.kernel_root, own.user_root].into_iter().flatten() {
-                self.used(frame, Use::L4)?;
-                self.todo.push((frame, 4, 512));
+                self.tally.table(frame, 4)?;
             }
             for frame in own.gdt.iter().chain(&own.ldt_mapped).flatten() {
-                self.used(*frame, Use::Descriptors)?;
-                descriptors(m, *frame)?;
+                m.words(*frame, |words| self.tally.descriptors(*frame, words))?;
             }
             if let Some(frame) = vcpu.info_frame().filter(|frame| Some(*frame) != domain.shared_info()) {
-                self.used(frame, Use::Writable)?;
+                self.tally.used(frame, Use::Writable)?;
             }
         }
-        if self.leaving.contains(&id) {
+        let mut held = lock::Held::entering_ring_0();
+        let session = domain.space.open(m, &world.frames, 1, &mut held);
+        let sweep = session.sweep().filter(|_| domain.life() == Life::Dying);
+        if matches!(sweep, Some(Sweep::Frames(_))) {
+            self.tally.leaves(id);
             return Ok(());
         }
-        for n in 0..self.expect.len() {
+        for n in 0..self.keepers.len() {
             let frame = Frame::from_u32(n as u32);
             let info = world.frames.info(frame).ok_or("no words")?;
             if info.kind.pinned && info.owner.owner == Owner::Guest(id) {
                 let level = info.kind.used_as.level().ok_or(format!("P2: {frame:?} is pinned as no table"))?;
-                self.used(frame, info.kind.used_as)?;
-                self.todo.push((frame, level, 512));
+                self.tally.pinned(frame, level)?;
             }
         }
-        {
-            let mut held = lock::Held::entering_ring_0();
-            let session = domain.space.open(m, &world.frames, 1, &mut held);
-            for holding in session.holdings() {
-                let (frame, level, counted, on_the_way) = match holding {
-                    Holding::OnTheWay { table, level, counted, .. } => (table, level, counted, true),
-                    Holding::Waiting { table, level } => (table, level, 512, false),
-                };
-                self.used(frame, Use::table(level).expect("a level"))?;
-                if on_the_way && self.expect[frame.index()].partial.replace(counted).is_some() {
-                    return Err(format!("P8: {frame:?} is on the way twice"));
-                }
-                self.todo.push((frame, level, counted));
-            }
-        }
-        let mut foreign: BTreeMap<Frame, u32> = BTreeMap::new();
-        while let Some((frame, level, counted)) = self.todo.pop() {
-            if std::mem::replace(&mut self.expect[frame.index()].scanned, true) {
-                continue;
-            }
-            let owner = world.frames.info(frame).ok_or("no words")?.owner.owner;
-            if owner != Owner::Guest(id) {
-                return Err(format!("P3: {id} uses {frame:?} of {owner:?} as a table"));
-            }
-            let partial = self.expect[frame.index()].partial;
-            let counted = partial.unwrap_or(counted);
-            let list: Vec<(usize, u64)> = m.words(frame, <[_]>::to_vec);
-            let mut hole = 0;
-            for (slot, raw) in list {
-                if level == 4 && HOLE_SLOTS.contains(&slot) {
-                    hole += 1;
-                    if partial.is_none() && raw != HOLE_MARK | (slot - HOLE_SLOTS.start) as u64 {
-                        return Err(format!("P3: slot {slot} of root {frame:?} holds {raw:#x}"));
-                    }
-                } else if slot < counted && raw & 1 != 0 {
-                    let swept = matches!(sweep, Some(Sweep::Tables(from)) if level == 1 && frame.as_u32() < from);
-                    if let (true, Target::Leaf { frame: to, .. }) = (swept, target(raw, level))
-                        && world.frames.info(to).is_none_or(|info| info.owner.owner != Owner::Guest(id))
-                    {
-                        continue;
-                    }
-                    self.entry(world, id, level, raw, &mut foreign)
-                        .map_err(|why| format!("{why}: {id} {frame:?} level {level} slot {slot} {raw:#x}"))?;
-                }
-            }
-            if level == 4 && partial.is_none() && hole != HOLE_SLOTS.len() {
-                return Err(format!("P3: root {frame:?} lacks slots of the hypervisor"));
-            }
-        }
+        self.tally.unfinished(&session)?;
+        let memory = Seeing { m, world, id, foreign: RefCell::default() };
+        self.tally.follow(&memory, id, sweep)?;
+        let foreign = memory.foreign.into_inner();
         if domain.life() == Life::Alive && !domain.may(Powers::CONTROL) {
             for (frame, entries) in foreign {
                 let granted =
                     handles(m, domain).into_iter().filter(|handle| handle.host && handle.frame == frame).count();
-                if granted < entries as usize {
+                if granted < entries {
                     return Err(format!("P3: {id} maps {frame:?} {entries} times and has {granted} grants of it"));
                 }
             }
@@ -274,79 +215,26 @@ impl Audit {
         Ok(())
     }
 
-    fn entry(&mut self, world: &World, id: DomainId, level: u8, raw: u64, foreign: &mut BTreeMap<Frame, u32>) -> Found {
-        if raw & USER == 0 || raw & GLOBAL != 0 {
-            return Err("4.2: a bit no guest may set".into());
-        }
-        match target(raw, level) {
-            Target::Nothing => Err("P3: leads beyond memory".into()),
-            Target::Leaf { frame, .. } if frame.index() >= self.expect.len() => Err("P3: a device".into()),
-            Target::Leaf { frame, writable } => {
-                match world.frames.info(frame).ok_or("no words")?.owner.owner {
-                    Owner::Guest(owner) | Owner::Lent(owner) if owner == id => {}
-                    Owner::Guest(_) | Owner::Lent(_) | Owner::Orphan => *foreign.entry(frame).or_default() += 1,
-                    owner => return Err(format!("P3: a leaf to a frame of {owner:?}")),
-                }
-                self.held(world, frame, id);
-                if raw & CACHE != 0 {
-                    return Err("XSA-402: RAM not write-back".into());
-                }
-                if writable {
-                    return self.used(frame, Use::Writable);
-                }
-                self.expect[frame.index()].plain += 1;
-                Ok(())
-            }
-            Target::Table(frame) => {
-                if raw & 0x180 != 0 {
-                    return Err("XSA-148: a large page".into());
-                }
-                self.used(frame, Use::table(level - 1).ok_or("P3: a table below L1")?)?;
-                self.todo.push((frame, level - 1, 512));
-                Ok(())
-            }
-        }
-    }
-
     fn compare(&self, m: &WholeMachine, world: &World) -> Found {
         let mut free = 0;
-        for (n, e) in self.expect.iter().enumerate() {
+        for (n, &keeper) in self.keepers.iter().enumerate() {
             let frame = Frame::from_u32(n as u32);
             let info = world.frames.info(frame).ok_or("no words")?;
-            let (kind, owner) = (info.kind, info.owner);
-            let held = e.uses + e.plain;
-            // What a domain being destroyed held of its own frames goes with them.
-            let uncounted = matches!(owner.owner, Owner::Guest(id) if self.leaving.contains(&id));
-            match (e.keeper, owner.owner) {
+            let (e, owner) = (&self.tally[frame], info.owner);
+            match (keeper, owner.owner) {
                 (Some(keeper), owner) if keeper != owner => {
                     return Err(format!("I1: {frame:?} is kept by {keeper:?}, but is {owner:?}'s"));
                 }
                 (Some(_), _) => {}
-                (None, Owner::Free) if held == 0 => free += 1,
-                (None, Owner::Guest(_) | Owner::Orphan | Owner::Lent(_)) if held > 0 || uncounted => {}
+                (None, Owner::Free) if e.held() == 0 => free += 1,
+                (None, Owner::Guest(_) | Owner::Orphan | Owner::Lent(_)) if e.held() > 0 => {}
+                (None, owner) if self.tally.is_uncounted(owner) => {}
                 _ => return Err(format!("P11: {frame:?} is {owner:?}, but {e:?}")),
-            }
-            if owner.others != e.others {
-                return Err(format!("P2: others hold {frame:?} as {owner:?}, but {e:?}"));
             }
             if !owner.allocated && m.m2p(frame) != u64::MAX {
                 return Err(format!("P10: the machine-to-physical entry of {frame:?} is {:#x}", m.m2p(frame)));
             }
-            if uncounted {
-                continue;
-            }
-            if owner.refs != held + u32::from(e.keeper.is_some()) {
-                return Err(format!("P2: {frame:?} has references {owner:?}, but {e:?}"));
-            }
-            if owner.owner == Owner::Orphan && kind.count >= e.uses {
-                continue;
-            }
-            if kind.count != e.uses || e.uses > 0 && kind.used_as != e.used_as {
-                return Err(format!("P2: {frame:?} has uses {kind:?}, but {e:?}"));
-            }
-            if e.uses > 0 && (kind.partial != e.partial.is_some() || kind.validated == kind.partial) {
-                return Err(format!("I6: {frame:?} is {kind:?}, but {e:?}"));
-            }
+            self.tally.agrees(frame, info, keeper.is_some())?;
         }
         if world.frames.free_frames() != free {
             return Err(format!("P11: {} frames in the pool, {free} are free", world.frames.free_frames()));
@@ -359,13 +247,8 @@ impl Audit {
         let cached = m.cached.lock().expect("one thread");
         self.remembered.retain(|(frame, _), _| cached.iter().any(|c| c.frame == *frame));
         for c in cached.iter() {
-            let e = &self.expect[c.frame.index()];
-            let harmful = match c.seen {
-                Seen::Page { writable } => writable && e.uses > 0 && e.used_as != Use::Writable,
-                Seen::Table(level) => e.uses > 0 && Use::table(level) != Some(e.used_as),
-            };
-            if harmful {
-                return Err(format!("P4: {c:?}, but it is {:?} now", e.used_as));
+            if self.tally[c.frame].is_harmed_by(c.seen) {
+                return Err(format!("P4: {c:?}, but it is {:?} now", self.tally[c.frame].used_as));
             }
             let level = if let Seen::Table(level) = c.seen { level } else { 0 };
             let owner = world.frames.info(c.frame).ok_or("no words")?.owner.owner;
@@ -377,19 +260,6 @@ impl Audit {
         }
         Ok(())
     }
-}
-
-fn descriptors(m: &WholeMachine, frame: Frame) -> Found {
-    m.words(frame, |words| {
-        for (_, word) in words {
-            let present = word >> 47 & 1 == 1;
-            let system = word >> 44 & 1 == 0 && word >> 40 & 0xf != 0;
-            if present && (system || word >> 44 & 1 == 1 && word >> 45 & 3 != 3) {
-                return Err(format!("P12: {frame:?} holds descriptor {word:#x}"));
-            }
-        }
-        Ok(())
-    })
 }
 
 /// What a domain holds of others' grants.
