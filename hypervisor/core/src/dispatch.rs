@@ -76,7 +76,7 @@ impl Call {
 pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let Some(mut call) = ctx.own.call.take() else { return };
     if call.multicall.is_none() && Hypercall::from_number(call.number) == Some(Hypercall::Multicall) {
-        call.multicall = Some(Multicall { at: call.args[0], left: call.args[1], running: false });
+        call.multicall = Some(Multicall { at: call.args[0], left: low32(call.args[1]).into(), running: false });
     }
     let answer = match call.multicall {
         None => execute(ctx, &mut call),
@@ -159,38 +159,38 @@ fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multic
 fn execute<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     use Hypercall::*;
     let [a, b, c, d, ..] = call.args;
+    // Arguments of 32 bits: what is above means nothing, as in Xen.
+    let [a32, b32] = [a, b].map(|arg| u64::from(low32(arg)));
     let value = match Hypercall::from_number(call.number).ok_or(Errno::NoSys)? {
         SetTrapTable => cpu::set_trap_table(ctx, &mut call.args[0])?,
         MmuUpdate => mmu::mmu_update(ctx, call)?,
-        SetGdt => descriptors::set_gdt(ctx, a, b)?,
+        SetGdt => descriptors::set_gdt(ctx, a, b32)?,
         StackSwitch => cpu::stack_switch(ctx, a, b),
         SetCallbacks => cpu::set_callbacks(ctx, [a, b, c]),
-        FpuTaskswitch => cpu::fpu_taskswitch(ctx, a),
-        SetDebugreg => cpu::write_debug(ctx, a, b)?,
-        GetDebugreg => cpu::read_debug(ctx, a)?,
+        FpuTaskswitch => cpu::fpu_taskswitch(ctx, a32),
+        SetDebugreg => cpu::write_debug(ctx, a32, b)?,
+        GetDebugreg => cpu::read_debug(ctx, a32)?,
         UpdateDescriptor => descriptors::update_descriptor(ctx, a, b)?,
         MemoryOp => memory::memory_op(ctx, call)?,
         UpdateVaMapping => mmu::update_va_mapping(ctx, [a, b, c], domid::SELF)?,
-        UpdateVaMappingOtherdomain => {
-            mmu::update_va_mapping(ctx, [a, b, c], u16::try_from(d).map_err(|_| Errno::Srch)?)?
-        }
+        UpdateVaMappingOtherdomain => mmu::update_va_mapping(ctx, [a, b, c], low16(d))?,
         SetTimerOp => ops::set_timer(ctx, a),
-        XenVersion => info::xen_version(ctx, a, b)?,
+        XenVersion => info::xen_version(ctx, a32, b)?,
         ConsoleIo => info::console_io(ctx, &mut call.args)?,
         GrantTableOp => grant::grant_table_op(ctx, call)?,
-        VmAssist => cpu::vm_assist(ctx, a, b)?,
+        VmAssist => cpu::vm_assist(ctx, a32, b32)?,
         Iret => {
             cpu::iret(ctx);
             return Err(Halt::Gone);
         }
-        VcpuOp => vcpu::vcpu_op(ctx, a, b, c)?,
-        SetSegmentBase => cpu::set_segment_base(ctx, a, b)?,
+        VcpuOp => vcpu::vcpu_op(ctx, a32, b, c)?,
+        SetSegmentBase => cpu::set_segment_base(ctx, a32, b)?,
         MmuextOp => mmu::mmuext_op(ctx, call)?,
-        NmiOp => cpu::nmi_op(ctx, a, b)?,
-        SchedOp => ops::sched_op(ctx, a, b)?,
-        CallbackOp => cpu::callback_op(ctx, a, b)?,
-        EventChannelOp => bind::event_channel_op(ctx, a, b)?,
-        PhysdevOp => cpu::physdev_op(ctx, a, b)?,
+        NmiOp => cpu::nmi_op(ctx, a32, b)?,
+        SchedOp => ops::sched_op(ctx, a32, b)?,
+        CallbackOp => cpu::callback_op(ctx, a32, b)?,
+        EventChannelOp => bind::event_channel_op(ctx, a32, b)?,
+        PhysdevOp => cpu::physdev_op(ctx, a32, b)?,
         Domctl => control::domctl(ctx, a)?,
         Sysctl => info::sysctl(ctx, a)?,
         Tenon => control::tenon_op(ctx, a, b, c)?,

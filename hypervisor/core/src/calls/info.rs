@@ -63,7 +63,7 @@ fn text<const N: usize>(from: &[u8]) -> [u8; N] {
 /// # Errors
 /// `Perm` for reading without the power, `NoSys` for unknown commands, `Fault` for a bad buffer.
 pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Answer {
-    let [command, count, buffer, ..] = *args;
+    let [command, count, buffer] = [low32(args[0]).into(), low32(args[1]).into(), args[2]];
     let mut chunk = [0u8; CHUNK];
     match ConsoleIo::from_number(command).ok_or(Errno::NoSys)? {
         ConsoleIo::Write => {

@@ -121,7 +121,7 @@ fn flush<M: Machine>(ctx: &Ctx<'_, M>, who: CpuSet, what: Flush) {
 /// Those of ABI core 4.6, after the number of operations done has been told.
 pub fn mmuext_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [list, count, _, id, ..] = call.args;
-    let target = ctx.controlled(u16::try_from(id).map_err(|_| Errno::Srch)?)?;
+    let target = ctx.controlled(low16(id))?;
     let mut done = 0;
     let mut outcome = Ok(());
     while outcome.is_ok() && done < (count & COUNT).min(BATCH as u64) {

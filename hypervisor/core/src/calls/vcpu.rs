@@ -18,7 +18,7 @@ use zerocopy::{FromZeros, IntoBytes};
 /// # Errors
 /// `NoEnt` for a vcpu there is not, `NoSys` for unknown commands, and those of ABI core 7.
 pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg: u64) -> Answer {
-    let number = VcpuId(u32::try_from(number).map_err(|_| Errno::NoEnt)?);
+    let number = VcpuId(low32(number));
     let vcpu = ctx.world.vcpu(ctx.domain, number).ok_or(Errno::NoEnt)?;
     let own_timer = if number == ctx.vcpu.number() { Ok(()) } else { Err(Errno::Inval) };
     match VcpuOp::from_number(command).ok_or(Errno::NoSys)? {

@@ -43,10 +43,11 @@ impl From<i16> for Failed {
 /// `Fault` for an array the caller cannot read or write, `Inval` for a count other than 1 where only 1 makes sense,
 /// `NoSys` for unknown and unsupported operations.
 pub fn grant_table_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    call.args[2] = low32(call.args[2]).into();
     let [command, array, count, ..] = call.args;
     ensure!(count <= u64::from(u32::MAX >> 1), Errno::Inval);
     let one = if count == 1 { Ok(array) } else { Err(Errno::Inval) };
-    match GrantOp::from_number(command).ok_or(Errno::NoSys)? {
+    match GrantOp::from_number(low32(command).into()).ok_or(Errno::NoSys)? {
         GrantOp::MapGrantRef => return each(ctx, call, map_one, |one| &mut one.status),
         GrantOp::UnmapGrantRef => return each(ctx, call, unmap_one, |one| &mut one.status),
         GrantOp::Copy => return each(ctx, call, copy_one, |one| &mut one.status),

@@ -92,6 +92,46 @@ pub(crate) fn targets() -> Vec<Target> {
 
 /// A well-formed call and what can be wrong with it.
 pub(crate) fn shape(g: &Ground, t: &Target) -> Shape {
+    Shape { words: words(t.call), ..row(g, t) }
+}
+
+/// The registers of a call that Xen 4.17 takes 32 bits from, or 16 (`update_va_mapping_otherdomain`).
+fn words(call: Hypercall) -> &'static [usize] {
+    use Hypercall as H;
+    match call {
+        H::FpuTaskswitch
+        | H::SetDebugreg
+        | H::GetDebugreg
+        | H::XenVersion
+        | H::SetSegmentBase
+        | H::NmiOp
+        | H::SchedOpCompat
+        | H::SchedOp
+        | H::CallbackOp
+        | H::EventChannelOp
+        | H::PhysdevOp => &[0],
+        H::SetGdt | H::Multicall => &[1],
+        H::ConsoleIo | H::VmAssist | H::VcpuOp => &[0, 1],
+        H::GrantTableOp => &[0, 2],
+        H::MmuUpdate | H::MmuextOp => &[1, 3],
+        H::UpdateVaMappingOtherdomain => &[3],
+        H::SetTrapTable
+        | H::StackSwitch
+        | H::SetCallbacks
+        | H::PlatformOp
+        | H::UpdateDescriptor
+        | H::MemoryOp
+        | H::UpdateVaMapping
+        | H::SetTimerOp
+        | H::EventChannelOpCompat
+        | H::Iret
+        | H::Sysctl
+        | H::Domctl
+        | H::Tenon => &[],
+    }
+}
+
+fn row(g: &Ground, t: &Target) -> Shape {
     use Hypercall as H;
     match t.call {
         H::SetTrapTable => cpu::set_trap_table(),

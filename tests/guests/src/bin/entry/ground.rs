@@ -22,6 +22,8 @@ const PARTS: u64 = 3;
 /// The machine-to-physical table, and the hypervisor's own memory (core 2.1).
 const HYPERVISOR: [u64; 2] = [0xffff_8000_0000_0000, 0xffff_8300_0000_0000];
 const NOT_CANONICAL: [u64; 2] = [0x0000_8000_0000_0000, 0x8000_0000_0000_0000];
+/// What registers of 32 bits hold above them.
+const HIGH_BITS: u64 = 0x8765_4321_0000_0000;
 /// The reference that the ground grants to its own domain.
 pub(crate) const GREF: u32 = 8;
 
@@ -156,7 +158,7 @@ impl Ground {
             Class::PageEnd if part.bytes.is_empty() => self.edge_end() - if variant == 0 { 4 } else { 1 },
             Class::PageEnd if part.low != 0 => self.edge_end() - length / 2,
             Class::PageEnd => self.edge_end() - if variant == 0 { length / 2 } else { length - 1 },
-            Class::Domain => good,
+            Class::Domain | Class::HighBits => good,
             Class::Count => self.edge_end() - part.bytes.len() as u64,
         }
     }
@@ -174,7 +176,7 @@ impl Ground {
             .zip(&shape.parts)
             .map(|(i, part)| {
                 let bent = match class {
-                    Class::Domain => None,
+                    Class::Domain | Class::HighBits => None,
                     Class::Count if i == 0 => Some((class, 0)),
                     Class::Count => None,
                     _ if i == n % count => Some((class, n / count)),
@@ -190,6 +192,9 @@ impl Ground {
         }
         if let Some((place, value)) = number {
             put(shape, place, value);
+        }
+        if class == Class::HighBits {
+            shape.args[shape.words[n]] |= HIGH_BITS;
         }
         for (part, at) in shape.parts.iter().zip(&places) {
             self.lay(*at, &part.bytes);

@@ -10,6 +10,8 @@ use guests::memory::PAGE;
 use guests::tables::current_root;
 
 const SELF: u64 = domid::SELF as u64;
+/// A domain is 16 bits of an argument; above them a call may look at nothing.
+const SELF_AND_MORE: u64 = SELF | 1 << 16;
 
 /// A domain among the arguments of a call on page tables.
 fn foreign(g: &Ground, shape: Shape, place: Place, dom0: Want) -> Shape {
@@ -104,6 +106,7 @@ pub(crate) fn mmuext_op(g: &Ground, t: &Target) -> Shape {
     let next = if good.answer.refuses() { Want { xen: good.xen.map(|_| fault.answer), ..good } } else { fault };
     shape =
         shape.count(Arg(1), 2, next).count(Arg(1), 0x7fff_ffff, next).count(U32(0), 99, refused(Errno::NoSys, CITE));
+    shape = shape.domain(Arg(3), SELF_AND_MORE, Want { cite: "Xen", ..good });
     foreign(g, shape, Arg(3), refused(Errno::Perm, CITE))
 }
 
@@ -124,6 +127,7 @@ pub(crate) fn update_va_mapping(g: &Ground) -> Shape {
 
 pub(crate) fn update_va_mapping_otherdomain(g: &Ground) -> Shape {
     let shape = mapping(Shape::new([g.window.address(), 0, uvmf::INVLPG, SELF, 0]));
+    let shape = shape.domain(Arg(3), SELF_AND_MORE, done("Xen"));
     foreign(g, shape, Arg(3), refused(Errno::Perm, "core 4.4"))
 }
 

@@ -26,11 +26,13 @@ pub(crate) enum Class {
     Domain,
     /// A number or count that is too large.
     Count,
+    /// Bits above the lower 32 of a register that holds no more.
+    HighBits,
 }
 
 impl Class {
     /// Every class there is.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Null,
         Self::Unmapped,
         Self::ReadOnly,
@@ -40,6 +42,7 @@ impl Class {
         Self::PageEnd,
         Self::Domain,
         Self::Count,
+        Self::HighBits,
     ];
 }
 
@@ -217,11 +220,13 @@ pub(crate) struct Shape {
     pub(crate) domains: Vec<Number>,
     /// Its counts and numbers. The first structure lies at the very end of a page when they are tried.
     pub(crate) counts: Vec<Number>,
+    /// Its registers of 32 bits or less.
+    pub(crate) words: &'static [usize],
 }
 
 impl Shape {
     pub(crate) fn new(args: [u64; 5]) -> Self {
-        Self { args, way: Way::Call, parts: vec![], domains: vec![], counts: vec![] }
+        Self { args, way: Way::Call, parts: vec![], domains: vec![], counts: vec![], words: &[] }
     }
 
     /// A structure in memory.
@@ -280,6 +285,7 @@ impl Shape {
         match class {
             Class::Domain => self.domains.len(),
             Class::Count => self.counts.len(),
+            Class::HighBits => self.words.len(),
             Class::Hypervisor | Class::NotCanonical | Class::PageEnd => 2 * self.parts.len(),
             Class::Null | Class::Unmapped | Class::ReadOnly | Class::Misaligned => self.parts.len(),
         }
@@ -290,6 +296,8 @@ impl Shape {
         match class {
             Class::Domain => self.domains[n].want,
             Class::Count => self.counts[n].want,
+            // They are not looked at: what is well-formed stays so, as it does wherever its structure lies.
+            Class::HighBits => Want { cite: "Xen", ..self.parts[0].wants.0[Class::Misaligned as usize] },
             _ => self.parts[n % self.parts.len()].wants.0[class as usize],
         }
     }
