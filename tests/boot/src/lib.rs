@@ -18,6 +18,8 @@ pub mod guests;
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -47,13 +49,15 @@ pub struct Setup {
     pub memory: u32,
     /// The machine is ended, as a failure, after this long.
     pub limit: Duration,
+    /// Bytes that the terminal takes in a second; `None` for all that come.
+    pub pace: Option<u32>,
 }
 
 impl Setup {
     /// A machine of 512 MiB for a minute.
     #[must_use]
     pub fn new(bundle: Bundle) -> Self {
-        Self { bundle, options: String::new(), memory: 512, limit: Duration::from_secs(60) }
+        Self { bundle, options: String::new(), memory: 512, limit: Duration::from_secs(60), pace: None }
     }
 }
 
@@ -146,7 +150,7 @@ impl Machine {
         let folder = folder(&sh, name)?;
         let bundle = setup.bundle.write()?;
         let command = machine::command(&qemu, setup.memory, &hypervisor, bundle.path(), &setup.options, Console::Plain);
-        Self::start(command, folder, setup.limit, Box::new(bundle))
+        Self::start(command, folder, setup.limit, setup.pace, Box::new(bundle))
     }
 
     /// Lets the firmware of a machine of a GiB, BIOS or UEFI, boot an image made by `cargo xtask image`.
@@ -158,7 +162,7 @@ impl Machine {
         let qemu = Qemu::find(&sh, None)?;
         let uefi = if uefi { Some(firmware::uefi(&sh)?) } else { None };
         let command = machine::firmware_command(&qemu, 1024, iso, medium, uefi.as_deref(), Console::Plain);
-        Self::start(command, folder(&sh, name)?, limit, Box::new(()))
+        Self::start(command, folder(&sh, name)?, limit, None, Box::new(()))
     }
 
     /// Boots Xen, the hypervisor we are measured by, with one of our guests as its first domain. Xen does not end QEMU
@@ -172,18 +176,32 @@ impl Machine {
         let qemu = Qemu::find(&sh, None)?;
         let module = PathBuf::from(format!("{} {words}", guest.display()));
         let command = machine::command(&qemu, 512, &xen.image, &module, OPTIONS, Console::Plain);
-        Self::start(command, folder(&sh, name)?, limit, Box::new(()))
+        Self::start(command, folder(&sh, name)?, limit, None, Box::new(()))
     }
 
-    fn start(mut command: Command, folder: PathBuf, limit: Duration, bundle: Box<dyn Send>) -> Result<Self> {
+    fn start(
+        mut command: Command,
+        folder: PathBuf,
+        limit: Duration,
+        pace: Option<u32>,
+        bundle: Box<dyn Send>,
+    ) -> Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(folder.join("qemu.log"))?);
+        // A pipe would take 64 KiB at once whatever the pace, and then 4 KiB.
+        let slow = pace.map(|_| UnixStream::pair()).transpose()?.map(|(ours, theirs)| {
+            command.stdout(OwnedFd::from(theirs));
+            ours
+        });
         let mut child = command.spawn().context("cannot start QEMU")?;
-        let output = child.stdout.take().context("QEMU without output")?;
+        let output: Box<dyn Read + Send> = match slow {
+            Some(slow) => Box::new(slow),
+            None => Box::new(child.stdout.take().context("QEMU without output")?),
+        };
         let input = child.stdin.take().context("QEMU without input")?;
         let console = Arc::new(Shared::default());
         let log = File::create(folder.join("console.log"))?;
         let shared = Arc::clone(&console);
-        thread::spawn(move || watch(output, log, &shared));
+        thread::spawn(move || watch(output, log, pace, &shared));
         let deadline = Instant::now() + limit;
         Ok(Self { child, input, console, mark: 0, deadline, folder, _bundle: bundle })
     }
@@ -354,14 +372,17 @@ fn excerpt(console: &str, log: &Path) -> String {
     format!("--- the end of {}\n{shown}\n---", log.display())
 }
 
-/// Copies what the machine prints to the file and to the test, until the machine ends.
-fn watch(mut output: impl Read, mut log: File, shared: &Shared) {
+/// Copies what the machine prints to the file and to the test, until the machine ends: at most `pace` bytes in a second.
+fn watch(mut output: impl Read, mut log: File, pace: Option<u32>, shared: &Shared) {
     let mut buffer = [0; 4096];
     while let Ok(length @ 1..) = output.read(&mut buffer) {
         // A full disk must not stop the test: it reads the bytes in memory.
         let _ = log.write_all(&buffer[..length]);
         shared.lock().bytes.extend_from_slice(&buffer[..length]);
         shared.changed.notify_all();
+        if let Some(pace) = pace {
+            thread::sleep(Duration::from_secs(length as u64) / pace);
+        }
     }
     shared.lock().closed = true;
     shared.changed.notify_all();

@@ -480,3 +480,42 @@ pub(crate) fn a_flooding_console_slows_only_its_guest() -> Result<()> {
     machine.expect("guest linux (domain 3) powered off", SOON)?;
     machine.finish()?.require_success()
 }
+
+/// Three guests write without a pause to a terminal that takes less than they write: dom0 shows a ring full of each in
+/// turn, is listened to, and ends them. What is counted are lines, not seconds.
+pub(crate) fn consoles_that_flood_take_turns() -> Result<()> {
+    const NAMES: [&str; 3] = ["one", "two", "three"];
+    const LINES: usize = 2000;
+    // A ring has room for 27 lines; who finds the others' empty may take two in a row.
+    const TURN: usize = 60;
+    const WAITS: usize = 400;
+    let bundle = NAMES.iter().try_fold(dom0("consoles=all")?, |bundle, name| -> Result<_> {
+        Ok(bundle.guest(&test_guest(name, "flood", "")?))
+    })?;
+    let mut setup = Setup::new(bundle);
+    setup.pace = Some(50_000);
+    let mut machine = Machine::boot("consoles_that_flood_take_turns", &setup)?;
+    // They are made in this order.
+    machine.expect("three| flood: line 10,", SOON)?;
+    let (mut lines, mut turn, mut longest, mut before) = ([0; NAMES.len()], 0, 0, NAMES.len());
+    for _ in 0..LINES {
+        let line = machine.expect("| flood: line ", SOON)?;
+        let of = |name: &&str| line.ends_with(&format!("{name}| flood: line "));
+        let who = NAMES.iter().position(of).with_context(|| format!("whose line is {line:?}?"))?;
+        turn = if who == before { turn + 1 } else { 1 };
+        before = who;
+        lines[who] += 1;
+        longest = longest.max(turn);
+    }
+    println!("of {LINES} lines {lines:?} are of each guest that floods, at most {longest} of one after another");
+    ensure!(longest <= TURN && lines.iter().all(|count| *count >= LINES / 6), "{lines:?}, {longest} after another");
+    machine.type_line("domid three -j")?;
+    let waited = machine.expect("\"domid\":3}", SOON)?.matches("flood: line ").count();
+    println!("{waited} lines until dom0 answers");
+    ensure!(waited <= WAITS, "{waited} lines until dom0 answers");
+    for name in NAMES {
+        machine.type_line(&format!("destroy {name}"))?;
+    }
+    machine.expect("all guests have ended", SOON)?;
+    machine.finish()?.require_success()
+}
