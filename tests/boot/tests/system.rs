@@ -41,6 +41,7 @@ const STORIES: &[Story] = &[
     ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),
     ("a_stick_boots_with_either_firmware", images::a_stick_boots_with_either_firmware),
     ("what_is_no_image_is_refused", images::what_is_no_image_is_refused),
+    ("the_exit_status_says_who_failed", images::the_exit_status_says_who_failed),
     ("the_entry_table_holds_for_dom0", entry::the_entry_table_holds_for_dom0),
     ("the_entry_table_holds_on_xen", entry::the_entry_table_holds_on_xen),
     ("the_entry_table_holds_for_a_guest", entry::the_entry_table_holds_for_a_guest),

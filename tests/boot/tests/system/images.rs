@@ -1,6 +1,6 @@
 //! Images made by `cargo xtask image`, booted by GRUB under either firmware.
 
-use crate::stories::{BOOT, LEAVE, SHELL, SOON, answers, image};
+use crate::stories::{BOOT, LEAVE, SHELL, SOON, answers, dom0, image};
 use crate::verbs::xtask;
 use anyhow::{Context, Result, ensure};
 use boot::Machine;
@@ -8,6 +8,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
+use xtask::bundle::Bundle;
+use xtask::grub::{Menu, Tools};
 use xtask::machine::Medium;
 
 /// How long firmware and GRUB may take until the hypervisor speaks, while another machine runs.
@@ -99,4 +101,28 @@ pub(crate) fn what_is_no_image_is_refused() -> Result<()> {
     }
     ensure!(fs::read_dir(folder.path())?.count() == 2, "something was left behind");
     Ok(())
+}
+
+/// The exit statuses when dom0 fails or the hypervisor panics. No image that the tool makes has such a dom0: one has a
+/// word on its command line that there is not, and in place of the other is a kernel that dies of a fault. The hypervisor
+/// cannot boot with a command line longer than 4096 bytes.
+pub(crate) fn the_exit_status_says_who_failed() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let iso = folder.path().join("fails.iso");
+    let fails = |bundle: Bundle, option: &str, wanted: i32, said: &str, why: &str| -> Result<()> {
+        let menu = Menu::new(&[option.to_owned()])?;
+        let tools = Tools::find(&boot::shell()?)?;
+        tools.iso(&image("hypervisor")?, bundle.write()?.path(), &menu, &iso)?;
+        let (status, out, err) = xtask(&["run", "--iso", &iso.to_string_lossy(), "--timeout", "100"])?;
+        ensure!(status == wanted && out.contains(said), "{status}, not {wanted} with {said:?}\n{out}\n{err}");
+        ensure!(err.contains(why), "{err}");
+        Ok(())
+    };
+    let crash = image("crash")?;
+    let (first, us) = ("error: the first domain crashed: see the console above", "error: the hypervisor panicked");
+    fails(dom0("frobnicate=1")?, "log=info", 20, "error: unknown word on dom0's command line", first)?;
+    let dies = Bundle::dom0(&crash, "how=no-handler");
+    fails(dies.clone(), "log=info", 20, "d0v0 crashed: no handler for exception 6", first)?;
+    let long = format!("log={}", "x".repeat(4096));
+    fails(dies, &long, 21, "panic: cannot boot: the command line is longer than 4096 bytes", us)
 }
