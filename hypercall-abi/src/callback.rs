@@ -1,8 +1,8 @@
 //! Traps, callbacks, segment bases, assists (core 3).
 
-layout! {
+abi! {
     /// One gate of a vcpu's trap table (core 10.4).
-    TrapInfo: 16 {
+    pub struct TrapInfo: 16 {
         /// Exception vector.
         vector: u8,
         /// Bits 0-1: least privileged ring that may raise it by INT n; bit 2: masks events.
@@ -14,22 +14,19 @@ layout! {
         /// Handler; 0 ends the list.
         address: u64,
     }
-}
-/// Bit of [`TrapInfo::flags`]: the handler starts with events masked.
-pub const TRAP_MASKS_EVENTS: u8 = 4;
+    /// Bit of [`TrapInfo::flags`]: the handler starts with events masked.
+    pub const TRAP_MASKS_EVENTS: u8 = 4;
 
-numbers! {
     /// Commands of `callback_op` (core 3.4).
-    CallbackOp: u32 {
+    pub enum CallbackOp: u32 {
         /// [`CallbackRegister`].
         Register = 0,
         /// [`CallbackUnregister`].
         Unregister = 1,
     }
-}
-numbers! {
+
     /// What a callback is for (core 3.4); 3, an old name of `Sysenter`, is refused like any number nobody knows.
-    CallbackType: u16 {
+    pub enum CallbackType: u16 {
         /// Event upcall.
         Event = 0,
         /// Segment registers that did not load.
@@ -43,10 +40,9 @@ numbers! {
         /// SYSCALL from compatibility code.
         Syscall32 = 7,
     }
-}
-layout! {
+
     /// Registers a callback.
-    CallbackRegister: 16 {
+    pub struct CallbackRegister: 16 {
         /// A [`CallbackType`].
         kind: u16,
         /// Bit 0: mask events.
@@ -56,21 +52,19 @@ layout! {
         /// Handler.
         address: u64,
     }
-}
-/// Bit of [`CallbackRegister::flags`].
-pub const CALLBACK_MASKS_EVENTS: u16 = 1;
-layout! {
+    /// Bit of [`CallbackRegister::flags`].
+    pub const CALLBACK_MASKS_EVENTS: u16 = 1;
+
     /// Unregisters a callback.
-    CallbackUnregister: 4 {
+    pub struct CallbackUnregister: 4 {
         /// A [`CallbackType`].
         kind: u16,
         /// Zero.
         pad: u16,
     }
-}
-layout! {
+
     /// What the guest leaves on its stack for `iret` (core 3.7).
-    IretContext: 72 {
+    pub struct IretContext: 72 {
         /// RAX.
         rax: u64,
         /// R11.
@@ -90,13 +84,11 @@ layout! {
         /// SS in bits 0..16.
         ss: u64,
     }
-}
-/// Bit of [`IretContext::flags`]: RCX and R11 need not be restored.
-pub const IRET_IN_SYSCALL: u64 = 1 << 8;
+    /// Bit of [`IretContext::flags`]: RCX and R11 need not be restored.
+    pub const IRET_IN_SYSCALL: u64 = 1 << 8;
 
-numbers! {
     /// First argument of `set_segment_base` (core 3.11).
-    SegmentBase: u32 {
+    pub enum SegmentBase: u32 {
         /// FS.
         Fs = 0,
         /// The GS base of user mode.
@@ -106,10 +98,9 @@ numbers! {
         /// A selector for the GS of user mode.
         GsUserSelector = 3,
     }
-}
-numbers! {
+
     /// Second argument of `vm_assist` (core 3.12).
-    Assist: u32 {
+    pub enum Assist: u32 {
         /// Accepted without effect.
         FourGbSegments = 0,
         /// Accepted without effect.

@@ -2,9 +2,9 @@
 
 use crate::callback::TrapInfo;
 
-layout! {
+abi! {
     /// General registers in the order of the ABI.
-    UserRegs: 200 {
+    pub struct UserRegs: 200 {
         /// R15.
         r15: u64,
         /// R14.
@@ -64,11 +64,9 @@ layout! {
         /// GS in the low half.
         gs: u64,
     }
-}
 
-layout! {
     /// All of a vcpu (core 10.3).
-    VcpuContext: 0x1430 {
+    pub struct VcpuContext: 0x1430 {
         /// FXSAVE image.
         fpu_ctxt: [u8; 512],
         /// [`flags`].

@@ -4,9 +4,9 @@
 /// [`Domctl::interface_version`].
 pub const INTERFACE_VERSION: u32 = 0x15;
 
-numbers! {
+abi! {
     /// Commands of `domctl`.
-    DomctlOp: u32 {
+    pub enum DomctlOp: u32 {
         /// [`CreateDomain`]; `domain` out: the id. Xen lets a caller ask for one; here the hypervisor chooses.
         CreateDomain = 1,
         /// Ends a domain and returns all it had. `ERESTART` while there is more to do.
@@ -26,10 +26,9 @@ numbers! {
         /// [`MaxVcpus`].
         MaxVcpus = 15,
     }
-}
-layout! {
+
     /// The argument of `domctl`.
-    Domctl: 144 {
+    pub struct Domctl: 144 {
         /// A [`DomctlOp`].
         cmd: u32,
         /// [`INTERFACE_VERSION`].
@@ -41,10 +40,9 @@ layout! {
         /// The command's own structure.
         payload: [u8; 128],
     }
-}
-layout! {
+
     /// A domain to be.
-    CreateDomain: 64 {
+    pub struct CreateDomain: 64 {
         /// Unused.
         ssidref: u32,
         /// Its UUID.
@@ -70,10 +68,9 @@ layout! {
         /// Unused.
         arch: [u32; 2],
     }
-}
-layout! {
+
     /// What is known of a domain.
-    DomainInfo: 112 {
+    pub struct DomainInfo: 112 {
         /// Its id.
         domain: u16,
         /// Zero.
@@ -127,16 +124,15 @@ pub mod info {
     /// Where the shutdown reason starts.
     pub const SHUTDOWN_SHIFT: u32 = 16;
 }
-layout! {
+abi! {
     /// A limit.
-    MaxMem: 8 {
+    pub struct MaxMem: 8 {
         /// In KiB.
         max_memkb: u64,
     }
-}
-layout! {
+
     /// A vcpu's state, in or out.
-    VcpuContextArg: 16 {
+    pub struct VcpuContextArg: 16 {
         /// Which.
         vcpu: u32,
         /// Zero.
@@ -144,10 +140,9 @@ layout! {
         /// Address of a [`crate::context::VcpuContext`].
         context: u64,
     }
-}
-layout! {
+
     /// How many vcpus to give.
-    MaxVcpus: 4 {
+    pub struct MaxVcpus: 4 {
         /// Number.
         max: u32,
     }

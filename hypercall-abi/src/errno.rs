@@ -1,8 +1,8 @@
 //! Error numbers: hypercalls return them negated in `rax` (core 10.9).
 
-numbers! {
+abi! {
     /// Why a call was refused: the numbers that one of our calls answers with, and a few that a guest may expect.
-    Errno: u64 {
+    pub enum Errno: u64 {
         /// Not permitted.
         Perm = 1,
         /// No such entry.

@@ -3,9 +3,9 @@
 /// Ports of the 2-level format; port 0 is never valid (core 5.1).
 pub const PORTS: u32 = 4096;
 
-numbers! {
+abi! {
     /// Commands of `event_channel_op` (core 5.2).
-    EventOp: u32 {
+    pub enum EventOp: u32 {
         /// [`BindInterdomain`].
         BindInterdomain = 0,
         /// [`BindVirq`].
@@ -35,11 +35,9 @@ numbers! {
         /// FIFO format: refused, Linux ignores it.
         SetPriority = 13,
     }
-}
 
-numbers! {
     /// Virtual interrupts (core 5.3). The others below [`VIRQS`] are dom0's, and nothing here raises them.
-    Virq: u32 {
+    pub enum Virq: u32 {
         /// Timer, per vcpu.
         Timer = 0,
         /// Debug request, per vcpu.
@@ -70,9 +68,9 @@ impl Virq {
     }
 }
 
-layout! {
+abi! {
     /// Joins a port of ours to an unbound port of another domain.
-    BindInterdomain: 12 {
+    pub struct BindInterdomain: 12 {
         /// In: the other domain.
         remote_dom: u16,
         /// Zero.
@@ -82,10 +80,9 @@ layout! {
         /// Out: our port.
         local_port: u32,
     }
-}
-layout! {
+
     /// Binds a virtual interrupt.
-    BindVirq: 12 {
+    pub struct BindVirq: 12 {
         /// In: a [`Virq`].
         virq: u32,
         /// In: the vcpu it goes to.
@@ -93,17 +90,15 @@ layout! {
         /// Out: our port.
         port: u32,
     }
-}
-layout! {
+
     /// A port of the caller: close, send, unmask.
-    PortArg: 4 {
+    pub struct PortArg: 4 {
         /// In.
         port: u32,
     }
-}
-layout! {
+
     /// Asks what a port is.
-    Status: 24 {
+    pub struct Status: 24 {
         /// In: whose port.
         dom: u16,
         /// Zero.
@@ -119,10 +114,9 @@ layout! {
         /// Out: remote port (interdomain).
         remote_port: u32,
     }
-}
-numbers! {
+
     /// [`Status::status`].
-    PortStatus: u32 {
+    pub enum PortStatus: u32 {
         /// Not in use.
         Closed = 0,
         /// Waiting for the other side.
@@ -134,10 +128,9 @@ numbers! {
         /// Interprocessor interrupt.
         Ipi = 5,
     }
-}
-layout! {
+
     /// Allocates a port that another domain may join.
-    AllocUnbound: 8 {
+    pub struct AllocUnbound: 8 {
         /// In: whose port; SELF, or another domain with authority over it.
         dom: u16,
         /// In: who may join.
@@ -145,28 +138,25 @@ layout! {
         /// Out.
         port: u32,
     }
-}
-layout! {
+
     /// Allocates a port by which vcpus of the caller interrupt one of them.
-    BindIpi: 8 {
+    pub struct BindIpi: 8 {
         /// In: the vcpu to notify.
         vcpu: u32,
         /// Out.
         port: u32,
     }
-}
-layout! {
+
     /// Moves a port to another vcpu.
-    BindVcpu: 8 {
+    pub struct BindVcpu: 8 {
         /// In.
         port: u32,
         /// In.
         vcpu: u32,
     }
-}
-layout! {
+
     /// Closes all ports of a domain.
-    Reset: 2 {
+    pub struct Reset: 2 {
         /// In.
         dom: u16,
     }

@@ -10,9 +10,9 @@ pub const MAGIC: [u8; 8] = *b"TENON1st";
 /// Bytes of a page in a run.
 pub const PAGE: usize = 4096;
 
-layout! {
+abi! {
     /// What the hypervisor has to know of the plan. Numbers of pages count from the domain's first.
-    FirstImage: 104 {
+    pub struct FirstImage: 104 {
         /// [`MAGIC`].
         magic: [u8; 8],
         /// Pages the domain has.
@@ -36,10 +36,9 @@ layout! {
         /// 1 if the kernel takes a ramdisk by page number.
         takes_ramdisk: u64,
     }
-}
-layout! {
+
     /// Consecutive pages whose content follows.
-    Run: 16 {
+    pub struct Run: 16 {
         /// The first.
         page: u64,
         /// How many.

@@ -7,9 +7,9 @@ pub const REF_CONSOLE: u32 = 0;
 /// Grant reference of the xenstore page.
 pub const REF_XENSTORE: u32 = 1;
 
-layout! {
+abi! {
     /// A version 1 entry; domid and frame are the granter's, flags are shared (io 1.1).
-    Entry: 8 {
+    pub struct Entry: 8 {
         /// [`entry`] bits.
         flags: u16,
         /// Who may use it.
@@ -39,9 +39,9 @@ pub mod entry {
     pub const SUB_PAGE: u16 = 1 << 8;
 }
 
-numbers! {
+abi! {
     /// Commands of `grant_table_op` (io 1.3). Those of Xen's that are not here (3, 7, 9, 11, 12) are refused with `NoSys`.
-    GrantOp: u32 {
+    pub enum GrantOp: u32 {
         /// [`MapGrantRef`] array.
         MapGrantRef = 0,
         /// [`UnmapGrantRef`] array.
@@ -59,11 +59,9 @@ numbers! {
         /// One [`GetVersion`].
         GetVersion = 10,
     }
-}
 
-layout! {
     /// Maps a grant.
-    MapGrantRef: 32 {
+    pub struct MapGrantRef: 32 {
         /// In: linear address, or machine address of the L1 entry.
         host_addr: u64,
         /// In: [`map`] bits.
@@ -91,9 +89,9 @@ pub mod map {
     /// `host_addr` is the machine address of an L1 entry.
     pub const CONTAINS_PTE: u32 = 16;
 }
-layout! {
+abi! {
     /// Unmaps a grant.
-    UnmapGrantRef: 24 {
+    pub struct UnmapGrantRef: 24 {
         /// In: as given to map; 0 = no CPU mapping.
         host_addr: u64,
         /// In: as answered by map; 0 = no DMA mapping.
@@ -105,10 +103,9 @@ layout! {
         /// Zero.
         pad: u16,
     }
-}
-layout! {
+
     /// Asks for the frames of a domain's table.
-    SetupTable: 24 {
+    pub struct SetupTable: 24 {
         /// In: whose table.
         dom: u16,
         /// Zero.
@@ -122,10 +119,9 @@ layout! {
         /// In: address of an array of frame numbers to fill.
         frame_list: u64,
     }
-}
-layout! {
+
     /// One side of a copy.
-    CopySide: 16 {
+    pub struct CopySide: 16 {
         /// In: reference (low 32 bits) or frame number.
         gref_or_frame: u64,
         /// In: whose.
@@ -135,10 +131,9 @@ layout! {
         /// Zero.
         pad: u32,
     }
-}
-layout! {
+
     /// Copies between pages.
-    Copy: 40 {
+    pub struct Copy: 40 {
         /// In: where from.
         source: CopySide,
         /// In: where to.
@@ -152,10 +147,9 @@ layout! {
         /// Zero.
         pad: u16,
     }
-}
-layout! {
+
     /// Asks for the size of a table.
-    QuerySize: 16 {
+    pub struct QuerySize: 16 {
         /// In: whose.
         dom: u16,
         /// Zero.
@@ -169,17 +163,15 @@ layout! {
         /// Zero.
         pad2: u16,
     }
-}
-layout! {
+
     /// Chooses the entry format.
-    SetVersion: 4 {
+    pub struct SetVersion: 4 {
         /// In: wanted. Out: in force.
         version: u32,
     }
-}
-layout! {
+
     /// Asks for the entry format.
-    GetVersion: 8 {
+    pub struct GetVersion: 8 {
         /// In: whose.
         dom: u16,
         /// Zero.

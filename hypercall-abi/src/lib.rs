@@ -7,9 +7,11 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-/// Defines an enum of ABI numbers with a checked conversion from the guest's register and a printable name.
-macro_rules! numbers {
-    ($(#[$meta:meta])* $name:ident: $repr:ty { $($(#[$item:meta])* $variant:ident = $value:expr,)* }) => {
+/// Defines the parts of the ABI, as many as are given: enums of numbers, with a checked conversion from the guest's register
+/// and a printable name; structures, with all that plain ones need and their size asserted; and other items as they are.
+macro_rules! abi {
+    ($(#[$meta:meta])* pub enum $name:ident: $repr:ty { $($(#[$item:meta])* $variant:ident = $value:expr,)* }
+    $($rest:tt)*) => {
         $(#[$meta])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
         #[repr($repr)]
@@ -38,12 +40,10 @@ macro_rules! numbers {
                 match self { $(Self::$variant => stringify!($variant),)* }
             }
         }
+        abi! { $($rest)* }
     };
-}
-
-/// Derives everything a plain ABI structure needs and asserts its size.
-macro_rules! layout {
-    ($(#[$meta:meta])* $name:ident: $size:literal { $($(#[$item:meta])* $field:ident: $ty:ty,)* }) => {
+    ($(#[$meta:meta])* pub struct $name:ident: $size:literal { $($(#[$item:meta])* $field:ident: $ty:ty,)* }
+    $($rest:tt)*) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq,
             zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
@@ -56,7 +56,13 @@ macro_rules! layout {
                 zerocopy::FromZeros::new_zeroed()
             }
         }
+        abi! { $($rest)* }
     };
+    ($other:item $($rest:tt)*) => {
+        $other
+        abi! { $($rest)* }
+    };
+    () => {};
 }
 
 pub mod bundle;
@@ -81,10 +87,10 @@ pub mod version;
 
 pub use errno::Errno;
 
-numbers! {
+abi! {
     /// Hypercall numbers: `rax` at SYSCALL (core 10.5). Those of Xen's that are not here (19, 27, 31, 34, 37 to 48) are
     /// refused with `NoSys` like any number nobody knows.
-    Hypercall: u64 {
+    pub enum Hypercall: u64 {
         /// `set_trap_table(traps)` (core 10.4).
         SetTrapTable = 0,
         /// `mmu_update(updates, count, done, domains)` (core 4.4).

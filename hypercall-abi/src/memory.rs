@@ -2,10 +2,10 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-numbers! {
+abi! {
     /// Commands of `memory_op`: the low 6 bits of its first argument. Those of Xen's that are not here are refused with
     /// `NoSys`.
-    MemoryOp: u32 {
+    pub enum MemoryOp: u32 {
         /// Allocate frames. [`Reservation`].
         IncreaseReservation = 0,
         /// Return frames. [`Reservation`].
@@ -25,13 +25,11 @@ numbers! {
         /// Where the machine-to-physical table is. [`MachphysMapping`].
         MachphysMapping = 12,
     }
-}
-/// Bits of the first argument that hold the command; the rest is the extent to start at.
-pub const COMMAND_BITS: u32 = 6;
+    /// Bits of the first argument that hold the command; the rest is the extent to start at.
+    pub const COMMAND_BITS: u32 = 6;
 
-layout! {
     /// Frames to allocate or return.
-    Reservation: 32 {
+    pub struct Reservation: 32 {
         /// Address of an array: frames to return, or pages in and frames out.
         extent_start: u64,
         /// How many.
@@ -45,10 +43,9 @@ layout! {
         /// Zero.
         pad: [u16; 3],
     }
-}
-layout! {
+
     /// Asks for a memory map.
-    MemoryMap: 16 {
+    pub struct MemoryMap: 16 {
         /// In: room. Out: entries.
         nr_entries: u32,
         /// Zero.
@@ -71,9 +68,9 @@ pub struct E820Entry {
 const _: () = assert!(size_of::<E820Entry>() == 20);
 /// [`E820Entry::kind`] of RAM.
 pub const E820_RAM: u32 = 1;
-layout! {
+abi! {
     /// Where the machine-to-physical table is.
-    MachphysMapping: 24 {
+    pub struct MachphysMapping: 24 {
         /// Out: first address.
         v_start: u64,
         /// Out: first address after it.

@@ -32,19 +32,17 @@ pub mod pte {
     pub const NX: u64 = 1 << 63;
 }
 
-layout! {
+abi! {
     /// One element of `mmu_update` (core 4.4), written by the guest.
-    MmuUpdate: 16 {
+    pub struct MmuUpdate: 16 {
         /// Machine address of the entry; the low three bits are an [`UpdateCommand`].
         ptr: u64,
         /// New content.
         val: u64,
     }
-}
 
-numbers! {
     /// Low bits of [`MmuUpdate::ptr`] (core 4.4).
-    UpdateCommand: u64 {
+    pub enum UpdateCommand: u64 {
         /// Checked update of a page-table entry.
         Normal = 0,
         /// Update of the machine-to-physical table.
@@ -70,9 +68,9 @@ pub mod uvmf {
     pub const ALL: u64 = 4;
 }
 
-layout! {
+abi! {
     /// One element of `mmuext_op` (core 4.6), written by the guest.
-    MmuextOp: 24 {
+    pub struct MmuextOp: 24 {
         /// A [`MmuextCommand`].
         cmd: u32,
         /// Zero.
@@ -82,11 +80,9 @@ layout! {
         /// Number of entries, address of a vcpu bitmap, or source frame.
         arg2: u64,
     }
-}
 
-numbers! {
     /// Commands of `mmuext_op` (core 4.6).
-    MmuextCommand: u32 {
+    pub enum MmuextCommand: u32 {
         /// Pin an L1 table.
         PinL1 = 0,
         /// Pin an L2 table.
@@ -128,11 +124,9 @@ numbers! {
         /// Superpage accounting; not supported.
         UnmarkSuper = 20,
     }
-}
 
-layout! {
     /// One element of `multicall` (core 4.9).
-    MulticallEntry: 64 {
+    pub struct MulticallEntry: 64 {
         /// Hypercall number, written by the guest.
         op: u64,
         /// Result, written by the hypervisor.

@@ -1,8 +1,8 @@
 //! Calls about physical devices (core 8.2).
 
-numbers! {
+abi! {
     /// Commands of `physdev_op` a PV guest uses.
-    PhysdevOp: u32 {
+    pub enum PhysdevOp: u32 {
         /// Interrupt line handled.
         IrqEoi = 12,
         /// [`SetIopl`].
@@ -10,17 +10,15 @@ numbers! {
         /// [`SetIobitmap`].
         SetIobitmap = 7,
     }
-}
-layout! {
+
     /// The guest kernel's virtual I/O privilege level.
-    SetIopl: 4 {
+    pub struct SetIopl: 4 {
         /// 0..=3.
         iopl: u32,
     }
-}
-layout! {
+
     /// The ports user code may use.
-    SetIobitmap: 16 {
+    pub struct SetIobitmap: 16 {
         /// Address of the bitmap.
         bitmap: u64,
         /// Ports it covers.
@@ -28,10 +26,9 @@ layout! {
         /// Zero.
         pad: u32,
     }
-}
-numbers! {
+
     /// Commands of `console_io` (core 8.2).
-    ConsoleIo: u32 {
+    pub enum ConsoleIo: u32 {
         /// Print.
         Write = 0,
         /// Read what was typed.

@@ -1,8 +1,8 @@
 //! Scheduling calls (core 5.4).
 
-numbers! {
+abi! {
     /// Commands of `sched_op`.
-    SchedOp: u32 {
+    pub enum SchedOp: u32 {
         /// Let another vcpu run.
         Yield = 0,
         /// Unmask upcalls and sleep until one is due.
@@ -20,17 +20,15 @@ numbers! {
         /// Dom0.
         PinOverride = 7,
     }
-}
-layout! {
+
     /// Ends the domain.
-    Shutdown: 4 {
+    pub struct Shutdown: 4 {
         /// A [`ShutdownReason`].
         reason: u32,
     }
-}
-layout! {
+
     /// Ends another domain, which must be asked by somebody with authority over it.
-    RemoteShutdown: 8 {
+    pub struct RemoteShutdown: 8 {
         /// Which.
         domain: u16,
         /// Zero.
@@ -38,10 +36,9 @@ layout! {
         /// A [`ShutdownReason`].
         reason: u32,
     }
-}
-numbers! {
+
     /// Why a domain ended.
-    ShutdownReason: u32 {
+    pub enum ShutdownReason: u32 {
         /// Power off.
         Poweroff = 0,
         /// Start again.
@@ -55,10 +52,9 @@ numbers! {
         /// Soft reset.
         SoftReset = 5,
     }
-}
-layout! {
+
     /// Sleeps until one of some ports is raised.
-    Poll: 24 {
+    pub struct Poll: 24 {
         /// Address of an array of u32 ports.
         ports: u64,
         /// How many, at most 128.

@@ -1,8 +1,8 @@
 //! Pages both sides write: shared_info, vcpu_info, time (core 10.1, 10.2).
 
-layout! {
+abi! {
     /// Time of a vcpu: written by the hypervisor under a version (core 6.1).
-    TimeInfo: 32 {
+    pub struct TimeInfo: 32 {
         /// Odd while the record changes.
         version: u32,
         /// Zero.
@@ -20,13 +20,11 @@ layout! {
         /// Zero.
         pad1: [u8; 2],
     }
-}
-/// Bit of [`TimeInfo::flags`]: every vcpu's tuple agrees.
-pub const TIME_TSC_STABLE: u8 = 1;
+    /// Bit of [`TimeInfo::flags`]: every vcpu's tuple agrees.
+    pub const TIME_TSC_STABLE: u8 = 1;
 
-layout! {
     /// When the hypervisor started, in time since 1970 (UTC): written by the hypervisor under a version.
-    WallClock: 16 {
+    pub struct WallClock: 16 {
         /// Odd while the record changes.
         version: u32,
         /// Seconds.

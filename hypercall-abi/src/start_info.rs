@@ -1,8 +1,8 @@
 //! What a domain finds at the address in RSI when it starts (core 1.4).
 
-layout! {
+abi! {
     /// The start of day.
-    StartInfo: 0x490 {
+    pub struct StartInfo: 0x490 {
         /// [`MAGIC`], zero padded.
         magic: [u8; 32],
         /// Pages owned at start.

@@ -3,18 +3,17 @@
 /// [`Sysctl::interface_version`].
 pub const INTERFACE_VERSION: u32 = 0x15;
 
-numbers! {
+abi! {
     /// Commands of `sysctl`.
-    SysctlOp: u32 {
+    pub enum SysctlOp: u32 {
         /// [`ReadConsole`].
         ReadConsole = 1,
         /// [`PhysInfo`].
         PhysInfo = 3,
     }
-}
-layout! {
+
     /// The argument of `sysctl`.
-    Sysctl: 136 {
+    pub struct Sysctl: 136 {
         /// A [`SysctlOp`].
         cmd: u32,
         /// [`INTERFACE_VERSION`].
@@ -22,10 +21,9 @@ layout! {
         /// The command's own structure.
         payload: [u8; 128],
     }
-}
-layout! {
+
     /// Reads what the hypervisor has logged last, and what domains without the console have written for it.
-    ReadConsole: 24 {
+    pub struct ReadConsole: 24 {
         /// In: not 0 to leave out from now on what has been read.
         clear: u8,
         /// In: not 0 to begin at `index`, if that is still there.
@@ -41,10 +39,9 @@ layout! {
         /// Zero.
         pad2: u32,
     }
-}
-layout! {
+
     /// What the machine has. Fields we do not tell are zero.
-    PhysInfo: 112 {
+    pub struct PhysInfo: 112 {
         /// Threads of a core.
         threads_per_core: u32,
         /// Cores of a socket.

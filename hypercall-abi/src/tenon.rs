@@ -1,15 +1,14 @@
 //! Our own extension, beside Xen's ABI and inert for guests that do not ask for it.
 
-numbers! {
+abi! {
     /// First argument of the `Tenon` hypercall.
-    TenonOp: u32 {
+    pub enum TenonOp: u32 {
         /// `(op, domain, address of a CrashReport)`: why a domain crashed. For domains with authority over it.
         CrashReport = 0,
     }
-}
-layout! {
+
     /// Why a domain crashed. Its registers are read with `domctl(GetVcpuContext)`.
-    CrashReport: 136 {
+    pub struct CrashReport: 136 {
         /// The vcpu that did it.
         vcpu: u32,
         /// Bytes of `text` in use; 0 if the domain did not crash.

@@ -1,8 +1,8 @@
 //! Calls on vcpus (core 6, 7).
 
-numbers! {
+abi! {
     /// Commands of `vcpu_op`.
-    VcpuOp: u32 {
+    pub enum VcpuOp: u32 {
         /// Set the first state: a [`crate::context::VcpuContext`].
         Initialise = 0,
         /// Bring online.
@@ -36,17 +36,15 @@ numbers! {
         /// Not offered.
         RegisterVcpuTimePhysArea = 15,
     }
-}
-layout! {
+
     /// Names a place in the guest's memory.
-    RegisterArea: 8 {
+    pub struct RegisterArea: 8 {
         /// Guest virtual address.
         address: u64,
     }
-}
-layout! {
+
     /// Moves a vcpu's record, see [`crate::shared::vcpu_info`].
-    RegisterVcpuInfo: 16 {
+    pub struct RegisterVcpuInfo: 16 {
         /// Frame number.
         mfn: u64,
         /// Byte in the frame; 8-aligned.
@@ -54,17 +52,15 @@ layout! {
         /// Zero.
         reserved: u32,
     }
-}
-layout! {
+
     /// A tick.
-    SetPeriodicTimer: 8 {
+    pub struct SetPeriodicTimer: 8 {
         /// Nanoseconds, at least one millisecond.
         period_ns: u64,
     }
-}
-layout! {
+
     /// One interrupt at a time to come.
-    SetSingleshotTimer: 16 {
+    pub struct SetSingleshotTimer: 16 {
         /// Absolute system time in nanoseconds.
         timeout_abs_ns: u64,
         /// Bit 0: fail if in the past; ignored.
@@ -72,10 +68,9 @@ layout! {
         /// Zero.
         pad: u32,
     }
-}
-numbers! {
+
     /// [`RunstateInfo::state`] (core 6.4).
-    Runstate: u32 {
+    pub enum Runstate: u32 {
         /// On a CPU.
         Running = 0,
         /// Wants one.
@@ -85,10 +80,9 @@ numbers! {
         /// Down or paused.
         Offline = 3,
     }
-}
-layout! {
+
     /// How a vcpu has spent its time; written by the hypervisor.
-    RunstateInfo: 48 {
+    pub struct RunstateInfo: 48 {
         /// A [`Runstate`].
         state: u32,
         /// Zero.

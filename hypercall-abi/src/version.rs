@@ -1,8 +1,8 @@
 //! `xen_version`: who we are and what we can do (core 8.1).
 
-numbers! {
+abi! {
     /// Commands of `xen_version`.
-    VersionOp: u32 {
+    pub enum VersionOp: u32 {
         /// Major << 16 | minor.
         Version = 0,
         /// 16 characters.
@@ -26,10 +26,9 @@ numbers! {
         /// Build id.
         BuildId = 10,
     }
-}
-layout! {
+
     /// Who built it.
-    CompileInfo: 144 {
+    pub struct CompileInfo: 144 {
         /// Compiler.
         compiler: [u8; 64],
         /// Builder.
@@ -39,10 +38,9 @@ layout! {
         /// Date.
         date: [u8; 32],
     }
-}
-layout! {
+
     /// Asks for one word of features.
-    FeatureInfo: 8 {
+    pub struct FeatureInfo: 8 {
         /// In: which word.
         submap_idx: u32,
         /// Out: the bits.
