@@ -24,8 +24,7 @@ multiboot2_header_end:
 
 .section .boot.text, "ax"
 .code32
-.global pvh_entry
-.global multiboot2_entry
+.global pvh_entry, multiboot2_entry
 pvh_entry:
     xor eax, eax
 multiboot2_entry:
@@ -80,11 +79,9 @@ multiboot2_entry:
 .code64
 boot_long_mode:
     xor eax, eax
-    mov ds, eax
-    mov es, eax
-    mov ss, eax
-    mov fs, eax
-    mov gs, eax
+    .irp segment, ds, es, ss, fs, gs
+    mov \segment, eax
+    .endr
     mov edi, edi
     mov esi, esi
     movabs rsp, offset boot_stack_end
@@ -103,11 +100,7 @@ boot_gdt_pointer:
 
 .section .bss.boot, "aw", @nobits
 .balign 4096
-.global boot_l4
-.global boot_l3
-.global boot_l2
-.global boot_stack_guard
-.global boot_stack_end
+.global boot_l4, boot_l3, boot_l2, boot_stack_guard, boot_stack_end
 boot_l4: .skip 4096
 boot_l3: .skip 4096
 boot_l2: .skip 4 * 4096

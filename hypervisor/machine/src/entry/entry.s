@@ -10,51 +10,24 @@
 // of their own and do not use GS.
 
 .macro save_registers
-    push rdi
-    push rsi
-    push rdx
-    push rcx
-    push rax
-    push r8
-    push r9
-    push r10
-    push r11
-    push rbx
-    push rbp
-    push r12
-    push r13
-    push r14
-    push r15
+    .irp register, rdi, rsi, rdx, rcx, rax, r8, r9, r10, r11, rbx, rbp, r12, r13, r14, r15
+    push \register
+    .endr
     sub rsp, 8
 .endm
 
 .macro load_registers
     add rsp, 8
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop rbp
-    pop rbx
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rax
-    pop rcx
-    pop rdx
-    pop rsi
-    pop rdi
+    .irp register, r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi
+    pop \register
+    .endr
 .endm
 
 // From `run` to a guest's registers, on the way in.
 .macro leave_host
-    push rbp
-    push rbx
-    push r12
-    push r13
-    push r14
-    push r15
+    .irp register, rbp, rbx, r12, r13, r14, r15
+    push \register
+    .endr
     mov gs:[{HOST_STACK}], rsp
     mov rsp, rdi
     load_registers
@@ -75,11 +48,16 @@
     jmp entry_save
 .endm
 
+// A place the CPU, or `run`, comes to.
+.macro begin name
+    .balign 16
+    .global \name
+\name:
+.endm
+
 .section .entry.text, "ax", @progbits
 
-.balign 16
-.global entry_common
-entry_common:
+begin entry_common
     test byte ptr [rsp + 16], 3         // CS: from ring 3?
     jz entry_nested
     swapgs
@@ -90,17 +68,13 @@ entry_clac:
     nop dword ptr [rax]                 // becomes CLAC where there is SMAP
     save_registers
     mov rsp, gs:[{HOST_STACK}]
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop rbx
-    pop rbp
+    .irp register, r15, r14, r13, r12, rbx, rbp
+    pop \register
+    .endr
     ret
 
 // ---- fn enter_guest(rdi = registers): comes back through `entry_save`.
-.global enter_guest
-enter_guest:
+begin enter_guest
     leave_host
     add rsp, 8
     swapgs
@@ -108,8 +82,7 @@ entry_return:
     iretq
 
 // ---- The same by SYSRET: RCX and R11 are lost. RIP has been found canonical, CS and SS flat.
-.global enter_guest_sysret
-enter_guest_sysret:
+begin enter_guest_sysret
     leave_host
     mov rcx, [rsp + 8]
     mov r11, [rsp + 24]
@@ -118,20 +91,14 @@ enter_guest_sysret:
     sysretq
 
 // ---- SYSCALL. SFMASK has cleared IF, DF, TF, NT, AC.
-.balign 16
-.global entry_syscall
-entry_syscall:
+begin entry_syscall
     system_call 0xe033, {SYSCALL}
 
-.balign 16
-.global entry_syscall32
-entry_syscall32:
+begin entry_syscall32
     system_call 0xe023, {SYSCALL32}
 
 // ---- SYSENTER clears IF alone and tells neither RIP nor RSP.
-.balign 16
-.global entry_sysenter
-entry_sysenter:
+begin entry_sysenter
     swapgs
     mov rsp, gs:[{REGISTERS_END}]
     push 0xe02b
@@ -176,9 +143,7 @@ entry_report:
 
 // ---- #DB, on its own stack. In ring 0 it is the guest's: a breakpoint on the stack slot of MOV SS before SYSCALL
 // or INT, or a single step over SYSENTER, whose TF must not go on stepping through us.
-.balign 16
-.global entry_debug
-entry_debug:
+begin entry_debug
     test byte ptr [rsp + 8], 3
     jnz 2f
     and qword ptr [rsp + 16], -257
@@ -187,16 +152,10 @@ entry_debug:
     push rax
     push rbx
     mov rax, gs:[{REGISTERS_END}]
-    mov rbx, [rsp + 16]
-    mov [rax - 40], rbx
-    mov rbx, [rsp + 24]
-    mov [rax - 32], rbx
-    mov rbx, [rsp + 32]
-    mov [rax - 24], rbx
-    mov rbx, [rsp + 40]
-    mov [rax - 16], rbx
-    mov rbx, [rsp + 48]
-    mov [rax - 8], rbx
+    .irp word, 0, 8, 16, 24, 32
+    mov rbx, [rsp + 16 + \word]
+    mov [rax - 40 + \word], rbx
+    .endr
     pop rbx
     pop rax
     mov rsp, gs:[{REGISTERS_END}]
@@ -206,21 +165,15 @@ entry_debug:
     jmp entry_save
 
 // ---- NMI, on its own stack: counted, nothing else. A second one cannot come before IRETQ.
-.balign 16
-.global entry_nmi
-entry_nmi:
+begin entry_nmi
     lock inc qword ptr [rip + {nmis}]
     iretq
 
 // ---- Double fault and machine check, on their own stacks: the end.
-.balign 16
-.global entry_double_fault
-entry_double_fault:
+begin entry_double_fault
     mov dword ptr [rsp + 4], 8
     jmp entry_report
-.balign 16
-.global entry_machine_check
-entry_machine_check:
+begin entry_machine_check
     push 0
     mov dword ptr [rsp + 4], 18
     jmp entry_report
