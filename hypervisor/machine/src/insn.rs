@@ -7,6 +7,28 @@ use x86_64::instructions::port::Port;
 use x86_64::registers::model_specific::Msr;
 use x86_64::registers::xcontrol::XCr0;
 
+/// Executes an instruction that may fault, between two others; the answer is whether it did not. `nested` goes on behind it.
+macro_rules! attempt {
+    ($before:literal, $instruction:literal, $after:literal, $($operand:tt)*) => {{
+        let mut done = 0u32;
+        core::arch::asm!(
+            $before,
+            concat!("2: ", $instruction),
+            "mov {done:e}, 1",
+            "3:",
+            $after,
+            ".pushsection hv_fixups, \"a\"",
+            ".quad 2b, 3b",
+            ".popsection",
+            done = inout(reg) done,
+            $($operand)*,
+            options(nostack, preserves_flags),
+        );
+        done != 0
+    }};
+}
+pub(crate) use attempt;
+
 /// CPUID: EAX, EBX, ECX, EDX.
 pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let r = __cpuid_count(leaf, subleaf);

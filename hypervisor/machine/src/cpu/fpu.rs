@@ -5,7 +5,7 @@
 
 use super::tables;
 use crate::Hardware;
-use crate::insn;
+use crate::insn::{self, attempt};
 use crate::memory::page;
 use crate::percpu::{self, Cpu};
 use core::arch::asm;
@@ -101,33 +101,14 @@ impl Hardware {
 /// Loads the FPU from a save area; false if the CPU refuses its content.
 fn restore(area: Frame) -> bool {
     let from = page(area).as_ptr();
-    let mut loaded = 0u32;
-    macro_rules! restore {
-        ($instruction:literal) => {
-            asm!(
-                concat!("2: ", $instruction, " [{from}]"),
-                "mov {loaded:e}, 1",
-                "3:",
-                ".pushsection hv_fixups, \"a\"",
-                ".quad 2b, 3b",
-                ".popsection",
-                from = in(reg) from,
-                loaded = inout(reg) loaded,
-                in("eax") u32::MAX,
-                in("edx") u32::MAX,
-                options(nostack, preserves_flags),
-            )
-        };
-    }
     // SAFETY: the area is a whole, aligned frame; ring 0 is compiled without FPU instructions, so its registers
     // are the guest's alone; the fault that bad content causes is ended by the fix-up.
     unsafe {
         match COMPONENTS.load(Relaxed) {
-            0 => restore!("fxrstor64"),
-            _ => restore!("xrstor64"),
+            0 => attempt!("", "fxrstor64 [{from}]", "", from = in(reg) from),
+            _ => attempt!("", "xrstor64 [{from}]", "", from = in(reg) from, in("eax") u32::MAX, in("edx") u32::MAX),
         }
     }
-    loaded != 0
 }
 
 /// Makes XCR0 `value`, where there is one.

@@ -1,6 +1,7 @@
 //! Descriptor tables: our page of the GDT, the interrupt table, and selectors that may not load.
 
 use crate::entry;
+use crate::insn::attempt;
 use crate::memory::image_address;
 use crate::percpu::{self, Cpu, Tss};
 use core::arch::asm;
@@ -107,40 +108,21 @@ pub(super) fn enable_clac() {
 
 /// Loads DS, ES, FS or the guest's GS (0..=3), with the base the descriptor has; null if the selector does not load.
 pub(super) fn load_segment(which: usize, selector: u16) -> bool {
-    let attempt = |selector: u16| {
-        let mut loaded = 0u32;
-        macro_rules! load {
-            ($register:literal, $swap:literal) => {
-                asm!(
-                    $swap,
-                    concat!("2: mov ", $register, ", {selector:x}"),
-                    "mov {loaded:e}, 1",
-                    "3:",
-                    $swap,
-                    ".pushsection hv_fixups, \"a\"",
-                    ".quad 2b, 3b",
-                    ".popsection",
-                    selector = in(reg) selector,
-                    loaded = inout(reg) loaded,
-                    options(nostack, preserves_flags),
-                )
-            };
-        }
+    let load = |selector: u16| {
         // SAFETY: ring 0 uses none of DS, ES and FS, and the guest's GS only between the two SWAPGS, where nothing but
         // `nested` may run, on the fault of the marked instruction, and on that path it does not use GS. The fault is
         // ended by the fix-up.
         unsafe {
             match which {
-                0 => load!("ds", ""),
-                1 => load!("es", ""),
-                2 => load!("fs", ""),
-                _ => load!("gs", "swapgs"),
+                0 => attempt!("", "mov ds, {from:x}", "", from = in(reg) selector),
+                1 => attempt!("", "mov es, {from:x}", "", from = in(reg) selector),
+                2 => attempt!("", "mov fs, {from:x}", "", from = in(reg) selector),
+                _ => attempt!("swapgs", "mov gs, {from:x}", "swapgs", from = in(reg) selector),
             }
         }
-        loaded != 0
     };
-    attempt(selector) || {
-        attempt(0);
+    load(selector) || {
+        load(0);
         false
     }
 }
