@@ -1,4 +1,4 @@
-//! What each CPU has of its own: a [`Cpu`], a page of descriptors, trap stacks, and a window in slot 260.
+//! What each CPU has of its own: a [`Cpu`] with its trap stacks, a page of descriptors, and a window in slot 260.
 //!
 //! While ring 0 runs, the GS base is the address of this CPU's [`Cpu`]. While a guest runs, the GS base is the
 //! guest's, and ours waits in the register SWAPGS exchanges it with.
@@ -92,6 +92,12 @@ pub(crate) struct Cpu {
     pub(crate) ldt_mapped: AtomicU32,
     /// Machine address of the table that maps the windows.
     window_table: AtomicU64,
+    // Stacks for what may come anywhere, even where the stack pointer is the guest's. The large ones, on which we report
+    // what happened, run over into the small ones, and none into what stands above.
+    nmi: [AtomicU64; 128],
+    debug: [AtomicU64; 128],
+    machine_check: [AtomicU64; 1024],
+    double_fault: [AtomicU64; 1024],
 }
 
 /// Offsets the entry code uses.
@@ -157,31 +163,11 @@ pub(crate) fn zeros_entry() -> u64 {
     image_address(&raw const ZEROS) | CONSTANT.bits()
 }
 
-/// Stacks for what may come anywhere, even where the stack pointer is the guest's.
-#[repr(C, align(16))]
-pub(crate) struct TrapStacks {
-    double_fault: [u8; 8192],
-    machine_check: [u8; 8192],
-    nmi: [u8; 1024],
-    debug: [u8; 1024],
-}
-
 /// Which entry of the interrupt stack table is whose, counted from 1 as in a gate.
 pub(crate) const IST_DOUBLE_FAULT: u8 = 1;
 pub(crate) const IST_MACHINE_CHECK: u8 = 2;
 pub(crate) const IST_NMI: u8 = 3;
 pub(crate) const IST_DEBUG: u8 = 4;
-
-/// Memory that only the CPU writes to.
-struct Stacks(core::cell::UnsafeCell<[TrapStacks; MAX_CPUS]>);
-// SAFETY: Rust code never refers to the content; each CPU uses its own element as a stack.
-unsafe impl Sync for Stacks {}
-
-#[unsafe(link_section = ".bss.entry_stacks")]
-static STACKS: Stacks = Stacks(core::cell::UnsafeCell::new(
-    [const { TrapStacks { double_fault: [0; 8192], machine_check: [0; 8192], nmi: [0; 1024], debug: [0; 1024] } };
-        MAX_CPUS],
-));
 
 /// Maps every CPU's windows: the CPU's own page, zeros for the other GDT pages, nothing for the LDT.
 pub(crate) fn map_windows(tables: &mut memory::Builder<'_>) -> Result<(), &'static str> {
@@ -202,15 +188,9 @@ pub(crate) fn map_windows(tables: &mut memory::Builder<'_>) -> Result<(), &'stat
 pub(crate) fn prepare(id: usize) -> &'static Cpu {
     let cpu = &CPUS[id];
     cpu.this.store(&raw const *cpu as u64, Relaxed);
-    let stacks = STACKS.0.get() as u64 + (id * size_of::<TrapStacks>()) as u64;
-    let ends = [
-        offset_of!(TrapStacks, machine_check),
-        offset_of!(TrapStacks, nmi),
-        offset_of!(TrapStacks, debug),
-        size_of::<TrapStacks>(),
-    ];
-    for (stack, end) in cpu.tss.ist.iter().zip(ends) {
-        stack.store(stacks + end as u64, Relaxed);
+    let stacks = [&cpu.double_fault[..], &cpu.machine_check, &cpu.nmi, &cpu.debug];
+    for (entry, stack) in cpu.tss.ist.iter().zip(stacks) {
+        entry.store(stack.as_ptr_range().end as u64, Relaxed);
     }
     // Beyond the limit: no port is open to ring 3.
     cpu.tss.io_bitmap.store(Tss::BYTES, Relaxed);
