@@ -14,9 +14,9 @@ use crate::decode::{
 use crate::domain::vcpu::Trap;
 use crate::machine::Registers;
 use crate::paging::Stop;
+use crate::policy;
 use crate::prelude::*;
 use crate::trap::{deliver_page_fault, flags, gate_of, set_cr2};
-use crate::{policy, time};
 use hypercall_abi::callback::Assist;
 use hypercall_abi::selector;
 
@@ -99,10 +99,8 @@ pub fn forced_cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
 }
 
 fn cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) {
-    let khz = ctx.m.tsc_khz();
-    let view = policy::View { xcr0: ctx.own.xcr0, tsc_khz: khz, tsc_scale: time::scale(khz) };
     let [leaf, subleaf] = [ctx.own.regs.rax, ctx.own.regs.rcx].map(low32);
-    let [a, b, c, d] = policy::cpuid(ctx.m, leaf, subleaf, &view).map(u64::from);
+    let [a, b, c, d] = policy::cpuid(ctx.m, leaf, subleaf, ctx.own.xcr0).map(u64::from);
     let regs = &mut ctx.own.regs;
     (regs.rax, regs.rbx, regs.rcx, regs.rdx) = (a, b, c, d);
 }
@@ -221,10 +219,7 @@ fn port_access<M: Machine>(ctx: &Ctx<'_, M>, access: PortAccess) -> Option<u16> 
 fn read_port<M: Machine>(ctx: &mut Ctx<'_, M>, port: u16, size: u8) {
     const PIT_CHANNEL_2: u16 = 0x42;
     let value = if port == PIT_CHANNEL_2 { 0 } else { u64::MAX };
-    let mask = truncate(u64::MAX, size);
-    let old = ctx.own.regs.rax;
-    let kept = if size == 4 { 0 } else { old & !mask };
-    ctx.own.regs.rax = kept | value & mask;
+    load_register(&mut ctx.own.regs, (0, 0), size, value);
 }
 
 /// The guest's CR0.

@@ -4,7 +4,8 @@
 //! Never touches: the guest's registers; `emulate` puts the answer there.
 //! Keeps: an allow list. A leaf or bit nobody has reviewed here reads 0 (P10).
 
-use crate::machine::CpuState;
+use crate::machine::{Clock, CpuState};
+use crate::time;
 
 /// First leaf of the hypervisor's own.
 const HYPERVISOR: u32 = 0x4000_0000;
@@ -56,17 +57,6 @@ const E8_EBX: u32 = bits(&[0, 2]);
 // NO_NEST_BP LFENCE_DISPATCH NSCB.
 const E21_EAX: u32 = bits(&[0, 2, 6]);
 
-/// What the answer depends on besides the hardware.
-#[derive(Clone, Copy, Debug)]
-pub struct View {
-    /// The vcpu's XCR0.
-    pub xcr0: u64,
-    /// Frequency of the time-stamp counter in kHz.
-    pub tsc_khz: u64,
-    /// Multiplier and shift that turn counts into nanoseconds (ABI core 6.1).
-    pub tsc_scale: (u32, i8),
-}
-
 /// The XCR0 bits a guest may set on this machine.
 pub fn xcr0_allowed<M: CpuState>(m: &M) -> u64 {
     let [_, _, features, _] = m.cpuid(1, 0);
@@ -98,10 +88,10 @@ pub fn has_xsave<M: CpuState>(m: &M) -> bool {
     features & F1_ECX_XSAVE != 0
 }
 
-/// EAX, EBX, ECX, EDX of a leaf as a guest sees them.
-pub fn cpuid<M: CpuState>(m: &M, leaf: u32, subleaf: u32, view: &View) -> [u32; 4] {
+/// EAX, EBX, ECX, EDX of a leaf as a guest with this XCR0 sees them.
+pub fn cpuid<M: CpuState + Clock>(m: &M, leaf: u32, subleaf: u32, xcr0: u64) -> [u32; 4] {
     if leaf & 0xffff_0000 == HYPERVISOR {
-        return hypervisor_leaf(leaf, subleaf, view);
+        return hypervisor_leaf(m, leaf, subleaf);
     }
     let [max_basic, ..] = m.cpuid(0, 0);
     let [max_extended, ..] = m.cpuid(0x8000_0000, 0);
@@ -123,7 +113,7 @@ pub fn cpuid<M: CpuState>(m: &M, leaf: u32, subleaf: u32, view: &View) -> [u32; 
         (7, 0) => [a.min(2), b & F7_EBX, c & F7_ECX, d & F7_EDX],
         (7, 1) => [a & F7_1_EAX, 0, 0, 0],
         (7, 2) => [0, 0, 0, d & F7_2_EDX],
-        (0xd, _) => xsave_leaf(m, subleaf, [a, b, c, d], view.xcr0),
+        (0xd, _) => xsave_leaf(m, subleaf, [a, b, c, d], xcr0),
         (0x8000_0000, _) => [a.min(0x8000_0021), b, c, d],
         (0x8000_0001, _) => [a, 0, c & E1_ECX, d & E1_EDX],
         (0x8000_0007, _) => [0, 0, 0, d & E7_EDX],
@@ -155,14 +145,15 @@ fn area_size<M: CpuState>(m: &M, components: u64) -> u32 {
     })
 }
 
-fn hypervisor_leaf(leaf: u32, subleaf: u32, view: &View) -> [u32; 4] {
-    let khz = u32::try_from(view.tsc_khz).unwrap_or(u32::MAX);
+fn hypervisor_leaf(m: &impl Clock, leaf: u32, subleaf: u32) -> [u32; 4] {
+    let khz = u32::try_from(m.tsc_khz()).unwrap_or(u32::MAX);
+    let (multiplier, shift) = time::scale(m.tsc_khz());
     match (leaf - HYPERVISOR, subleaf) {
         (0, _) => [HYPERVISOR + 5, 0x566e_6558, 0x6558_4d4d, 0x4d4d_566e],
         (1, _) => [(VERSION & 0xffff_ffff) as u32, 0, 0, 0],
         (2, _) => [1, HYPERVISOR, 1, 0],
         (3, 0) => [0, 0, khz, 0],
-        (3, 1) => [0, 0, view.tsc_scale.0, u32::from(view.tsc_scale.1.cast_unsigned())],
+        (3, 1) => [0, 0, multiplier, u32::from(shift.cast_unsigned())],
         (3, 2) => [khz, 0, 0, 0],
         (5, _) => [0, ADDRESS_BITS, 0, 0],
         _ => [0; 4],
