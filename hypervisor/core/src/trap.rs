@@ -9,9 +9,9 @@ use crate::calls::descriptors::map_ldt_page;
 use crate::dispatch::Call;
 use crate::domain::vcpu::{DR6_CLEAR, Handler, Trap};
 use crate::emulate;
-use crate::machine::{Exit, Interrupt};
+use crate::machine::{Exit, Interrupt, Text};
 use crate::prelude::*;
-use core::fmt::{self, Write};
+use core::fmt;
 use hypercall_abi::Hypercall;
 use hypercall_abi::callback::{Assist, TRAP_MASKS_EVENTS, TrapInfo};
 use hypercall_abi::event::Virq;
@@ -311,10 +311,9 @@ pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
     let number = ctx.vcpu.number().0;
     ctx.domain.papers.with(|papers| {
         if papers.report.length == 0 {
-            let mut text = Text(heapless::String::new());
-            let _ = text.write_fmt(why);
-            (papers.report.vcpu, papers.report.length) = (number, low32(text.0.len() as u64));
-            fill(&mut papers.report.text, text.0.as_bytes());
+            let Text(text) = Text::<128>::of(why);
+            (papers.report.vcpu, papers.report.length) = (number, low32(text.len() as u64));
+            fill(&mut papers.report.text, text.as_bytes());
         }
     });
     let regs = &ctx.own.regs;
@@ -324,15 +323,6 @@ pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
     ctx.own.trap = None;
     ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Crash as u32);
     ctx.next = Next::Leave;
-}
-
-/// Text cut to what fits.
-struct Text(heapless::String<128>);
-
-impl Write for Text {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        text.chars().try_for_each(|c| self.0.push(c)).map_err(|_| fmt::Error)
-    }
 }
 
 impl World {

@@ -5,7 +5,7 @@ use crate::memory::image_data;
 use crate::{Hardware, Verdict, serial};
 use core::arch::asm;
 use core::fmt::{self, Write};
-use hv_core::machine::{Console, Registers};
+use hv_core::machine::{Console, Registers, Text};
 use log::{LevelFilter, Log, Metadata, Record};
 
 /// Sends log records to the console, each a line that begins with its level.
@@ -18,10 +18,14 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         let level = ["off", "error", "warn", "info", "debug", "trace"].get(record.level() as usize).unwrap_or(&"");
-        let mut line = Line::default();
-        let _ = writeln!(line, "[{level}] {}", record.args());
-        Hardware(()).put(line.text());
-        Hardware(()).keep(line.text());
+        let Text(mut line) = Text::<512>::of(format_args!("[{level}] {}", record.args()));
+        if line.push('\n').is_err() {
+            // Full: the end of the line matters more than its last letter.
+            let _ = line.pop();
+            let _ = line.push('\n');
+        }
+        Hardware(()).put(line.as_bytes());
+        Hardware(()).keep(line.as_bytes());
     }
 
     fn flush(&self) {}
@@ -31,29 +35,6 @@ impl Log for Logger {
 pub fn init_logger(level: LevelFilter) {
     let _ = log::set_logger(&Logger);
     log::set_max_level(level);
-}
-
-/// A line of text being put together, so that it reaches the console whole. What is too long is cut.
-#[derive(Default)]
-struct Line(heapless::String<512>);
-
-impl Line {
-    fn text(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-}
-
-impl Write for Line {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for c in text.chars() {
-            if self.0.push(c).is_err() {
-                // Full: the end of the line matters more than its last letter.
-                let _ = self.0.pop();
-                return self.0.push('\n').map_err(|_| fmt::Error);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The console for last words: takes no lock.
@@ -90,11 +71,7 @@ fn backtrace(mut frame: u64) {
 pub(crate) fn fatal(vector: u64, r: &Registers, address: u64) -> ! {
     let error = r.error & 0xffff_ffff;
     let _ = writeln!(LastWords, "panic: exception {vector} (error {error:#x}) at {:#x}, CR2 {address:#x}", r.rip);
-    let _ = writeln!(LastWords, "  cs {:#x} rflags {:#x} ss {:#x} rsp {:#x}", r.cs, r.rflags, r.ss, r.rsp);
-    let _ = writeln!(LastWords, "  rax {:#x} rbx {:#x} rcx {:#x} rdx {:#x}", r.rax, r.rbx, r.rcx, r.rdx);
-    let _ = writeln!(LastWords, "  rsi {:#x} rdi {:#x} rbp {:#x} r8 {:#x} r9 {:#x}", r.rsi, r.rdi, r.rbp, r.r8, r.r9);
-    let _ = writeln!(LastWords, "  r10 {:#x} r11 {:#x} r12 {:#x}", r.r10, r.r11, r.r12);
-    let _ = writeln!(LastWords, "  r13 {:#x} r14 {:#x} r15 {:#x}", r.r13, r.r14, r.r15);
+    let _ = writeln!(LastWords, "{r:#x?}");
     backtrace(r.rbp);
     Hardware(()).power_off(Verdict::FAILURE)
 }
