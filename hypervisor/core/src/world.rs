@@ -1,7 +1,7 @@
 //! All state of ring 0, and the context in which a call of a guest is judged.
 
 use crate::claim::View;
-use crate::domain::{Life, Powers};
+use crate::domain::{Life, Powers, with_new};
 use crate::frame::FrameTable;
 use crate::lock::{Domains, Held, Lock, Nothing, Ports};
 use crate::paging::{BUDGET, Session};
@@ -14,39 +14,27 @@ pub use crate::addr::MAX_DOMAINS;
 /// Vcpus that can exist at once.
 pub const MAX_VCPUS: usize = 512;
 
-/// Everything ring 0 knows.
-pub struct World {
-    /// Owners, types and counts of all frames.
-    pub frames: FrameTable,
-    /// Domains by slot.
-    pub domains: [Domain; MAX_DOMAINS as usize],
-    /// Vcpus.
-    pub vcpus: [Vcpu; MAX_VCPUS],
-    /// Who runs next.
-    pub sched: Scheduler,
-    /// Held while ports are joined or parted.
-    pub(crate) ports: Lock<Ports, ()>,
-    /// Held while domains are made or unmade; the next id to try.
-    pub(crate) census: Lock<Domains, u16>,
-    /// What lies before this in the log has been cleared.
-    pub(crate) log_start: AtomicU32,
+with_new! {
+    /// Everything ring 0 knows.
+    pub struct World {
+        /// Owners, types and counts of all frames.
+        pub frames: FrameTable = FrameTable::new(),
+        /// Domains by slot.
+        pub domains: [Domain; MAX_DOMAINS as usize] = [const { Domain::new() }; MAX_DOMAINS as usize],
+        /// Vcpus.
+        pub vcpus: [Vcpu; MAX_VCPUS] = [const { Vcpu::new() }; MAX_VCPUS],
+        /// Who runs next.
+        pub sched: Scheduler = Scheduler::new(),
+        /// Held while ports are joined or parted.
+        pub(crate) ports: Lock<Ports, ()> = Lock::new(()),
+        /// Held while domains are made or unmade; the next id to try.
+        pub(crate) census: Lock<Domains, u16> = Lock::new(0),
+        /// What lies before this in the log has been cleared.
+        pub(crate) log_start: AtomicU32 = AtomicU32::new(0),
+    }
 }
 
 impl World {
-    /// An empty world.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            frames: FrameTable::new(),
-            domains: [const { Domain::new() }; MAX_DOMAINS as usize],
-            vcpus: [const { Vcpu::new() }; MAX_VCPUS],
-            sched: Scheduler::new(),
-            ports: Lock::new(()),
-            census: Lock::new(0),
-            log_start: AtomicU32::new(0),
-        }
-    }
-
     /// The domain with this id, if it is alive.
     pub fn domain(&self, id: DomainId) -> Option<&Domain> {
         self.slot(id).filter(|domain| domain.life() == Life::Alive && domain.id() == id)

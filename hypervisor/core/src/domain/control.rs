@@ -15,7 +15,7 @@ use hypercall_abi::domctl::{
 };
 use hypercall_abi::event::Virq;
 use hypercall_abi::shared::{WallClock, offset, vcpu_info};
-use hypercall_abi::tenon::{CrashReport, TenonOp};
+use hypercall_abi::tenon::TenonOp;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// The tick every vcpu starts with (ABI core 6.3).
@@ -67,8 +67,7 @@ impl<'a, M: Machine> Site<'a, M> {
         domain.assists.store(0, Relaxed);
         domain.cpu_time.store(0, Relaxed);
         domain.entries.iter().for_each(|counter| counter.store(0, Relaxed));
-        let report = CrashReport { vcpu: 0, length: 0, text: [0; 128] };
-        domain.papers.with(|papers| *papers = Papers { handle: spec.handle, report });
+        domain.papers.with(|papers| *papers = Papers::new(spec.handle));
         domain.life.store(Life::Alive as u8, Release);
         *next = (id.0 + 1) % DomainId::FIRST_RESERVED;
         Ok(domain)

@@ -14,6 +14,25 @@ use crate::prelude::*;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use hypercall_abi::tenon::CrashReport;
 
+/// A structure whose fields say what they begin with, and a `new` that makes it so.
+macro_rules! with_new {
+    ($(#[$meta:meta])* pub struct $name:ident {
+        $($(#[$about:meta])* $visible:vis $field:ident: $ty:ty = $value:expr,)*
+    }) => {
+        $(#[$meta])*
+        pub struct $name { $($(#[$about])* $visible $field: $ty,)* }
+
+        impl $name {
+            /// One whose fields have the values they begin with.
+            #[must_use]
+            pub const fn new() -> Self {
+                Self { $($field: $value,)* }
+            }
+        }
+    };
+}
+pub(crate) use with_new;
+
 /// Vcpus a domain may have: those with a record in the shared_info page.
 pub const MAX_DOMAIN_VCPUS: usize = hypercall_abi::shared::LEGACY_VCPUS;
 /// Frames a domain's ports take at most.
@@ -46,36 +65,38 @@ bitflags::bitflags! {
     }
 }
 
-/// One domain of the machine's fixed set.
-pub struct Domain {
-    id: AtomicU16,
-    life: AtomicU8,
-    powers: AtomicU8,
-    /// Its page tables and frames.
-    pub space: Space,
-    /// Frames it has.
-    pub pages: AtomicU64,
-    /// Frames it may have.
-    pub max_pages: AtomicU64,
-    shared_info: FrameSlot,
-    /// Frames of its ports.
-    pub(crate) port_frames: [FrameSlot; PORT_FRAMES],
-    /// Index into the world's vcpus plus one, 0 where there is none.
-    pub(crate) vcpus: [AtomicU16; MAX_DOMAIN_VCPUS],
-    /// The toolstack keeps it from running.
-    pub(crate) paused: AtomicBool,
-    /// 0, or its shutdown reason plus one.
-    shutdown: AtomicU32,
-    /// Bits of `vm_assist`.
-    pub(crate) assists: AtomicU64,
-    /// Nanoseconds its vcpus have run.
-    pub(crate) cpu_time: AtomicU64,
-    /// Entries from guest user mode, and entries that needed a rule, since it was made.
-    pub(crate) entries: [AtomicU64; 2],
-    /// Its grants.
-    pub grants: crate::grant::Grants,
-    /// UUID and crash report.
-    pub(crate) papers: Leaf<Papers>,
+with_new! {
+    /// One domain of the machine's fixed set.
+    pub struct Domain {
+        id: AtomicU16 = AtomicU16::new(0),
+        life: AtomicU8 = AtomicU8::new(Life::Free as u8),
+        powers: AtomicU8 = AtomicU8::new(0),
+        /// Its page tables and frames.
+        pub space: Space = Space::new(DomainId(0)),
+        /// Frames it has.
+        pub pages: AtomicU64 = AtomicU64::new(0),
+        /// Frames it may have.
+        pub max_pages: AtomicU64 = AtomicU64::new(0),
+        shared_info: FrameSlot = FrameSlot::new(),
+        /// Frames of its ports.
+        pub(crate) port_frames: [FrameSlot; PORT_FRAMES] = [const { FrameSlot::new() }; PORT_FRAMES],
+        /// Index into the world's vcpus plus one, 0 where there is none.
+        pub(crate) vcpus: [AtomicU16; MAX_DOMAIN_VCPUS] = [const { AtomicU16::new(0) }; MAX_DOMAIN_VCPUS],
+        /// The toolstack keeps it from running.
+        pub(crate) paused: AtomicBool = AtomicBool::new(true),
+        /// 0, or its shutdown reason plus one.
+        shutdown: AtomicU32 = AtomicU32::new(0),
+        /// Bits of `vm_assist`.
+        pub(crate) assists: AtomicU64 = AtomicU64::new(0),
+        /// Nanoseconds its vcpus have run.
+        pub(crate) cpu_time: AtomicU64 = AtomicU64::new(0),
+        /// Entries from guest user mode, and entries that needed a rule, since it was made.
+        pub(crate) entries: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2],
+        /// Its grants.
+        pub grants: crate::grant::Grants = crate::grant::Grants::new(),
+        /// UUID and crash report.
+        pub(crate) papers: Leaf<Papers> = Leaf::new(Papers::new([0; 16])),
+    }
 }
 
 /// What only the toolstack reads.
@@ -87,30 +108,14 @@ pub struct Papers {
     pub report: CrashReport,
 }
 
-impl Domain {
-    /// A free slot.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            id: AtomicU16::new(0),
-            life: AtomicU8::new(Life::Free as u8),
-            powers: AtomicU8::new(0),
-            space: Space::new(DomainId(0)),
-            pages: AtomicU64::new(0),
-            max_pages: AtomicU64::new(0),
-            shared_info: FrameSlot::new(),
-            port_frames: [const { FrameSlot::new() }; PORT_FRAMES],
-            vcpus: [const { AtomicU16::new(0) }; MAX_DOMAIN_VCPUS],
-            paused: AtomicBool::new(true),
-            shutdown: AtomicU32::new(0),
-            assists: AtomicU64::new(0),
-            cpu_time: AtomicU64::new(0),
-            entries: [const { AtomicU64::new(0) }; 2],
-            grants: crate::grant::Grants::new(),
-            papers: Leaf::new(Papers { handle: [0; 16], report: CrashReport { vcpu: 0, length: 0, text: [0; 128] } }),
-        }
+impl Papers {
+    /// Those of a domain that has not crashed.
+    pub(crate) const fn new(handle: [u8; 16]) -> Self {
+        Self { handle, report: CrashReport { vcpu: 0, length: 0, text: [0; 128] } }
     }
+}
 
+impl Domain {
     /// Its number.
     #[must_use]
     pub fn id(&self) -> DomainId {

@@ -1,5 +1,6 @@
 //! A vcpu: what other CPUs may look at, and what belongs to the CPU that runs it.
 
+use super::with_new;
 use crate::claim::Memo;
 use crate::dispatch::Call;
 use crate::lock::Owned;
@@ -166,66 +167,45 @@ pub mod polling {
     pub const MANY: u32 = u32::MAX;
 }
 
-/// One vcpu of the machine's fixed set.
-pub struct Vcpu {
-    /// Slot of its domain plus one; 0 if free.
-    pub(crate) domain: AtomicU16,
-    /// Its number in the domain.
-    pub(crate) number: AtomicU32,
-    /// Its index into the world's vcpus.
-    pub(crate) index: AtomicU16,
-    /// The CPU it runs on, or ran on last.
-    pub(crate) cpu: AtomicU32,
-    /// A [`Place`].
-    pub(crate) place: AtomicU8,
-    /// Brought up by the guest.
-    pub(crate) online: AtomicBool,
-    /// A [`polling`] value.
-    pub(crate) polling: AtomicU32,
-    /// Machine address of its vcpu_info record, 0 if it has none.
-    pub(crate) info: AtomicU64,
-    /// Port of each virtual interrupt, 0 if not bound.
-    pub(crate) virqs: [AtomicU16; VIRQS as usize],
-    /// One-shot deadline, `u64::MAX` if none.
-    pub(crate) deadline: AtomicU64,
-    /// Period of the tick, 0 if none.
-    pub(crate) period: AtomicU64,
-    /// Next tick.
-    pub(crate) next_tick: AtomicU64,
-    /// Deadline of a poll.
-    pub(crate) poll_deadline: AtomicU64,
-    /// Another vcpu sent an NMI.
-    pub(crate) nmi: AtomicBool,
-    /// Where its kernel's memory was found last.
-    pub(crate) memo: Memo,
-    /// Its registers and tables.
-    pub own: Owned<VcpuState>,
+with_new! {
+    /// One vcpu of the machine's fixed set.
+    pub struct Vcpu {
+        /// Slot of its domain plus one; 0 if free.
+        pub(crate) domain: AtomicU16 = AtomicU16::new(0),
+        /// Its number in the domain.
+        pub(crate) number: AtomicU32 = AtomicU32::new(0),
+        /// Its index into the world's vcpus.
+        pub(crate) index: AtomicU16 = AtomicU16::new(0),
+        /// The CPU it runs on, or ran on last.
+        pub(crate) cpu: AtomicU32 = AtomicU32::new(0),
+        /// A [`Place`].
+        pub(crate) place: AtomicU8 = AtomicU8::new(Place::Off as u8),
+        /// Brought up by the guest.
+        pub(crate) online: AtomicBool = AtomicBool::new(false),
+        /// A [`polling`] value.
+        pub(crate) polling: AtomicU32 = AtomicU32::new(polling::NO),
+        /// Machine address of its vcpu_info record, 0 if it has none.
+        pub(crate) info: AtomicU64 = AtomicU64::new(0),
+        /// Port of each virtual interrupt, 0 if not bound.
+        pub(crate) virqs: [AtomicU16; VIRQS as usize] = [const { AtomicU16::new(0) }; VIRQS as usize],
+        /// One-shot deadline, `u64::MAX` if none.
+        pub(crate) deadline: AtomicU64 = AtomicU64::new(u64::MAX),
+        /// Period of the tick, 0 if none.
+        pub(crate) period: AtomicU64 = AtomicU64::new(0),
+        /// Next tick.
+        pub(crate) next_tick: AtomicU64 = AtomicU64::new(0),
+        /// Deadline of a poll.
+        pub(crate) poll_deadline: AtomicU64 = AtomicU64::new(u64::MAX),
+        /// Another vcpu sent an NMI.
+        pub(crate) nmi: AtomicBool = AtomicBool::new(false),
+        /// Where its kernel's memory was found last.
+        pub(crate) memo: Memo = Memo::new(),
+        /// Its registers and tables.
+        pub own: Owned<VcpuState> = Owned::new(),
+    }
 }
 
 impl Vcpu {
-    /// A free one.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            domain: AtomicU16::new(0),
-            number: AtomicU32::new(0),
-            index: AtomicU16::new(0),
-            cpu: AtomicU32::new(0),
-            place: AtomicU8::new(Place::Off as u8),
-            online: AtomicBool::new(false),
-            polling: AtomicU32::new(polling::NO),
-            info: AtomicU64::new(0),
-            virqs: [const { AtomicU16::new(0) }; VIRQS as usize],
-            deadline: AtomicU64::new(u64::MAX),
-            period: AtomicU64::new(0),
-            next_tick: AtomicU64::new(0),
-            poll_deadline: AtomicU64::new(u64::MAX),
-            nmi: AtomicBool::new(false),
-            memo: Memo::new(),
-            own: Owned::new(),
-        }
-    }
-
     /// Its number in its domain.
     #[must_use]
     pub fn number(&self) -> VcpuId {

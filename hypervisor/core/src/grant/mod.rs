@@ -11,6 +11,7 @@ mod pin;
 pub use ops::grant_table_op;
 
 use crate::addr::FrameSlot;
+use crate::domain::with_new;
 use crate::lock::{self, Lock};
 
 /// Frames a domain's table may have. Even and at least 4, or Linux miscounts (ABI io 1.2).
@@ -20,30 +21,21 @@ const MAX_HANDLE_FRAMES: usize = 32;
 /// Handles in a frame: two words each.
 const HANDLES_PER_FRAME: u32 = 256;
 
-/// A domain's part in grants: its table, our record of the pins on it, and the handles of what it has mapped itself.
-pub struct Grants {
-    /// Frames of the table, lent to the domain.
-    table: [FrameSlot; MAX_FRAMES as usize],
-    /// For each of them a frame with a word per entry, see [`pin`].
-    active: [FrameSlot; MAX_FRAMES as usize],
-    /// Frames of handles.
-    handles: [FrameSlot; MAX_HANDLE_FRAMES],
-    /// Held while pins or handles change.
-    lock: Lock<lock::Grants, ()>,
+with_new! {
+    /// A domain's part in grants: its table, our record of the pins on it, and the handles of what it has mapped itself.
+    pub struct Grants {
+        /// Frames of the table, lent to the domain.
+        table: [FrameSlot; MAX_FRAMES as usize] = [const { FrameSlot::new() }; MAX_FRAMES as usize],
+        /// For each of them a frame with a word per entry, see [`pin`].
+        active: [FrameSlot; MAX_FRAMES as usize] = [const { FrameSlot::new() }; MAX_FRAMES as usize],
+        /// Frames of handles.
+        handles: [FrameSlot; MAX_HANDLE_FRAMES] = [const { FrameSlot::new() }; MAX_HANDLE_FRAMES],
+        /// Held while pins or handles change.
+        lock: Lock<lock::Grants, ()> = Lock::new(()),
+    }
 }
 
 impl Grants {
-    /// No table.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            table: [const { FrameSlot::new() }; MAX_FRAMES as usize],
-            active: [const { FrameSlot::new() }; MAX_FRAMES as usize],
-            handles: [const { FrameSlot::new() }; MAX_HANDLE_FRAMES],
-            lock: Lock::new(()),
-        }
-    }
-
     /// Every frame that the hypervisor holds for them.
     pub(crate) fn frames(&self) -> impl Iterator<Item = &FrameSlot> {
         self.table.iter().chain(&self.active).chain(&self.handles)

@@ -10,6 +10,7 @@ pub mod switch;
 
 use crate::addr::{CpuId, CpuSet};
 use crate::domain::vcpu::polling;
+use crate::domain::with_new;
 use crate::lock::Leaf;
 use crate::prelude::*;
 use crate::world::MAX_VCPUS;
@@ -20,32 +21,22 @@ use hypercall_abi::event::Virq;
 /// How long a vcpu runs while another waits, in nanoseconds.
 pub const SLICE: u64 = 10_000_000;
 
-/// The run queue: round robin.
-pub struct Scheduler {
-    queue: Leaf<Deque<u16, MAX_VCPUS>>,
-    /// How many are in it.
-    waiting: AtomicU16,
-    /// CPUs that sleep.
-    idle: AtomicU64,
-    /// One more than the highest vcpu index in use: bounds the search for deadlines.
-    top: AtomicU16,
-    /// The time the timer is set to.
-    armed: AtomicU64,
+with_new! {
+    /// The run queue: round robin.
+    pub struct Scheduler {
+        queue: Leaf<Deque<u16, MAX_VCPUS>> = Leaf::new(Deque::new()),
+        /// How many are in it.
+        waiting: AtomicU16 = AtomicU16::new(0),
+        /// CPUs that sleep.
+        idle: AtomicU64 = AtomicU64::new(0),
+        /// One more than the highest vcpu index in use: bounds the search for deadlines.
+        top: AtomicU16 = AtomicU16::new(0),
+        /// The time the timer is set to.
+        armed: AtomicU64 = AtomicU64::new(u64::MAX),
+    }
 }
 
 impl Scheduler {
-    /// Nobody wants to run.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            queue: Leaf::new(Deque::new()),
-            waiting: AtomicU16::new(0),
-            idle: AtomicU64::new(0),
-            top: AtomicU16::new(0),
-            armed: AtomicU64::new(u64::MAX),
-        }
-    }
-
     #[cfg(feature = "planted-fault")]
     pub(crate) fn queue(&self) -> (Deque<u16, MAX_VCPUS>, u16) {
         (self.queue.with(|queue| queue.clone()), self.waiting.load(Relaxed))
