@@ -11,7 +11,6 @@ use crate::decode::{
     self, Change, Code, Decoded, Instruction, LONGEST, Move, PortAccess, SegmentBases, Source, SystemRegister, Write,
     load_register, truncate,
 };
-use crate::domain::vcpu::Trap;
 use crate::machine::Registers;
 use crate::paging::Stop;
 use crate::policy;
@@ -82,7 +81,7 @@ fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) {
     regs.rflags &= !flags::RF;
     if regs.rflags & flags::TF != 0 {
         ctx.own.debug[6] |= DR6_STEP;
-        ctx.own.trap = Some(Trap { vector: DEBUG, error: None });
+        ctx.own.raise(DEBUG, None);
     }
 }
 
@@ -115,7 +114,7 @@ pub fn software_interrupt<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8) -> bool 
         return false;
     };
     ctx.own.regs.rip = ctx.own.regs.rip.wrapping_add(length);
-    ctx.own.trap = Some(Trap { vector, error: None });
+    ctx.own.raise(vector, None);
     true
 }
 

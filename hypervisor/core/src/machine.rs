@@ -2,7 +2,6 @@
 //! vector of pages. They return facts and carry out orders; no rule lives behind them.
 
 use crate::addr::{CpuId, CpuSet, ENTRIES, Frame, FrameSlot, GuestVirt};
-use core::fmt::{self, Write};
 use core::sync::atomic::AtomicU64;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -82,26 +81,6 @@ pub trait Console {
     fn keep(&self, bytes: &[u8]);
     /// Copies from the log what was kept from position `from` on, or later if that is forgotten; returns where that was.
     fn kept(&self, from: u32, to: &mut [u8]) -> core::ops::Range<u32>;
-}
-
-/// Text for a console or a report, cut to what fits.
-#[derive(Default, Debug)]
-pub struct Text<const N: usize>(pub heapless::String<N>);
-
-impl<const N: usize> Text<N> {
-    /// The text of some arguments.
-    #[must_use]
-    pub fn of(arguments: fmt::Arguments<'_>) -> Self {
-        let mut text = Self::default();
-        let _ = text.write_fmt(arguments);
-        text
-    }
-}
-
-impl<const N: usize> Write for Text<N> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        text.chars().try_for_each(|c| self.0.push(c)).map_err(|_| fmt::Error)
-    }
 }
 
 /// The part of this CPU's state that belongs to the vcpu it runs and that the rules change one piece at a time. Everything

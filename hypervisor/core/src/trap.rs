@@ -9,9 +9,9 @@ use crate::calls::descriptors::map_ldt_page;
 use crate::dispatch::Call;
 use crate::domain::vcpu::{DR6_CLEAR, Handler, Trap};
 use crate::emulate;
-use crate::machine::{Exit, Interrupt, Text};
+use crate::machine::{Exit, Interrupt};
 use crate::prelude::*;
-use core::fmt;
+use core::fmt::{self, Write};
 use hypercall_abi::Hypercall;
 use hypercall_abi::callback::{Assist, TRAP_MASKS_EVENTS, TrapInfo};
 use hypercall_abi::event::Virq;
@@ -72,7 +72,7 @@ pub fn handle<M: Machine>(ctx: &mut Ctx<'_, M>, exit: Exit) {
         Exit::Fault { vector, error, address } => fault(ctx, vector, error, address),
         // Going back failed: the guest had a bad CS, SS or RIP. It gets the exception where it wanted to go.
         Exit::ReturnFault { vector: PF, error, address } => page_fault(ctx, error, address),
-        Exit::ReturnFault { vector, error, .. } => ctx.own.trap = Some(Trap { vector, error: Some(error) }),
+        Exit::ReturnFault { vector, error, .. } => ctx.own.raise(vector, Some(error)),
         Exit::Interrupt(Interrupt::Console) => ctx.world.raise_global(ctx.m, Virq::Console),
         Exit::Interrupt(_) => {}
     }
@@ -85,8 +85,7 @@ fn count<M: Machine>(ctx: &Ctx<'_, M>, which: usize) {
 fn system_call<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler) {
     if handler.address == 0 {
         ctx.own.regs.rip = ctx.own.regs.rip.wrapping_sub(2);
-        ctx.own.trap = Some(Trap { vector: UD, error: None });
-        return;
+        return ctx.own.raise(UD, None);
     }
     bounce(ctx, handler, None);
     ctx.own.regs.rflags &= !flags::DF;
@@ -95,8 +94,7 @@ fn system_call<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler) {
 fn sysenter<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let handler = ctx.own.callbacks.sysenter;
     if handler.address == 0 {
-        ctx.own.trap = Some(Trap { vector: GP, error: Some(0) });
-        return;
+        return ctx.own.raise(GP, Some(0));
     }
     let regs = &mut ctx.own.regs;
     (regs.rip, regs.rsp, regs.cs, regs.ss) = (0, 0, 3, u64::from(selector::GUEST_SS));
@@ -105,29 +103,27 @@ fn sysenter<M: Machine>(ctx: &mut Ctx<'_, M>) {
 }
 
 fn fault<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8, error: u32, address: u64) {
-    let deliver = |ctx: &mut Ctx<'_, M>, error| ctx.own.trap = Some(Trap { vector, error });
     match vector {
         PF => page_fault(ctx, error, address),
         GP => general_protection(ctx, error),
         UD if emulate::forced_cpuid(ctx) => {}
-        UD => deliver(ctx, None),
         NM => {
             ctx.m.set_task_switched(false);
             ctx.own.task_switched = false;
-            deliver(ctx, None);
+            ctx.own.raise(vector, None);
         }
         1 => {
             ctx.own.debug[6] |= ctx.m.debug_status() | DR6_CLEAR;
             ctx.m.set_debug(6, DR6_CLEAR);
-            deliver(ctx, None);
+            ctx.own.raise(vector, None);
         }
         // The gate of INT 0x80 exists in hardware; without a handler it is as if it did not.
         0x80 if gate(ctx, 0x80).address == 0 => {
             ctx.own.regs.rip = ctx.own.regs.rip.wrapping_sub(2);
-            ctx.own.trap = Some(Trap { vector: GP, error: Some(0x402) });
+            ctx.own.raise(GP, Some(0x402));
         }
-        8 | 10 | 11 | 12 | 17 | 21 => deliver(ctx, Some(error)),
-        0 | 3 | 4 | 5 | 16 | 19 | 0x80 => deliver(ctx, None),
+        8 | 10 | 11 | 12 | 17 | 21 => ctx.own.raise(vector, Some(error)),
+        0 | 3 | 4 | 5 | UD | 16 | 19 | 0x80 => ctx.own.raise(vector, None),
         _ => crash(ctx, format_args!("exception {vector} (error {error:#x}) that no guest can cause")),
     }
 }
@@ -143,7 +139,7 @@ fn general_protection<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) {
     if error == 0 && emulate::instruction(ctx) {
         return;
     }
-    ctx.own.trap = Some(Trap { vector: GP, error: Some(error) });
+    ctx.own.raise(GP, Some(error));
 }
 
 fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
@@ -159,8 +155,7 @@ fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
         return;
     }
     if let Some(offset) = ctx.m.gdt_offset(address).filter(|_| fetch) {
-        ctx.own.trap = Some(Trap { vector: GP, error: Some(offset & 0xfff8) });
-        return;
+        return ctx.own.raise(GP, Some(offset & 0xfff8));
     }
     let forbidden_write = error & (PF_WRITE | PF_PRESENT | PF_FETCH) == PF_WRITE | PF_PRESENT;
     let emulated = ctx.own.kernel_mode && ctx.domain.assisted(Assist::WritablePagetables);
@@ -174,7 +169,7 @@ fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
 pub fn deliver_page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
     set_cr2(ctx, address);
     let user = if ctx.own.kernel_mode { 0 } else { PF_USER };
-    ctx.own.trap = Some(Trap { vector: PF, error: Some(error & !PF_USER | user) });
+    ctx.own.raise(PF, Some(error & !PF_USER | user));
 }
 
 /// Sets the guest's CR2, also where it reads it without asking.
@@ -311,9 +306,10 @@ pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
     let number = ctx.vcpu.number().0;
     ctx.domain.papers.with(|papers| {
         if papers.report.length == 0 {
-            let Text(text) = Text::<128>::of(why);
-            (papers.report.vcpu, papers.report.length) = (number, low32(text.len() as u64));
-            fill(&mut papers.report.text, text.as_bytes());
+            let mut text = Text::<128>::default();
+            let _ = text.write_fmt(why);
+            (papers.report.vcpu, papers.report.length) = (number, low32(text.0.len() as u64));
+            fill(&mut papers.report.text, text.0.as_bytes());
         }
     });
     let regs = &ctx.own.regs;
@@ -323,6 +319,16 @@ pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
     ctx.own.trap = None;
     ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Crash as u32);
     ctx.next = Next::Leave;
+}
+
+/// Text cut to what fits.
+#[derive(Default, Debug)]
+pub struct Text<const N: usize>(pub heapless::String<N>);
+
+impl<const N: usize> Write for Text<N> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.chars().try_for_each(|c| self.0.push(c)).map_err(|_| fmt::Error)
+    }
 }
 
 impl World {

@@ -5,7 +5,8 @@ use crate::memory::image_data;
 use crate::{Hardware, Verdict, serial};
 use core::arch::asm;
 use core::fmt::{self, Write};
-use hv_core::machine::{Console, Registers, Text};
+use hv_core::machine::{Console, Registers};
+use hv_core::trap::Text;
 use log::{LevelFilter, Log, Metadata, Record};
 
 /// Sends log records to the console, each a line that begins with its level.
@@ -18,7 +19,9 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         let level = ["off", "error", "warn", "info", "debug", "trace"].get(record.level() as usize).unwrap_or(&"");
-        let Text(mut line) = Text::<512>::of(format_args!("[{level}] {}", record.args()));
+        let mut line = Text::<512>::default();
+        let _ = write!(line, "[{level}] {}", record.args());
+        let Text(mut line) = line;
         if line.push('\n').is_err() {
             // Full: the end of the line matters more than its last letter.
             let _ = line.pop();

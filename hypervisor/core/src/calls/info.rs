@@ -2,9 +2,9 @@
 
 use crate::addr::HOLE_START;
 use crate::domain::Powers;
-use crate::machine::Text;
 use crate::policy;
 use crate::prelude::*;
+use core::fmt::Write;
 use hypercall_abi::physdev::ConsoleIo;
 use hypercall_abi::sysctl::{INTERFACE_VERSION, PhysInfo, ReadConsole, Sysctl, SysctlOp};
 use hypercall_abi::version::{CompileInfo, FeatureInfo, VersionOp, feature};
@@ -69,7 +69,9 @@ pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Answ
         ConsoleIo::Write => {
             let shown = ctx.domain.may(Powers::CONSOLE_WRITE);
             if !shown {
-                ctx.m.keep(Text::<16>::of(format_args!("({}) ", ctx.domain.id())).0.as_bytes());
+                let mut mark = heapless::String::<16>::new();
+                let _ = write!(mark, "({}) ", ctx.domain.id());
+                ctx.m.keep(mark.as_bytes());
             }
             let batch = count.min(BATCH);
             for done in (0..batch).step_by(CHUNK) {

@@ -138,6 +138,11 @@ impl VcpuState {
         }
     }
 
+    /// Has an exception delivered before the guest runs on.
+    pub fn raise(&mut self, vector: u8, error: Option<u32>) {
+        self.trap = Some(Trap { vector, error });
+    }
+
     /// The root that is or will be loaded.
     #[must_use]
     pub fn root(&self) -> Option<Frame> {
