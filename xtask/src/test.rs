@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every suite of the project, with its time, and one line of totals at the end.
 
+use crate::bench;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -88,7 +89,23 @@ fn run_all(sh: &Shell, options: &Options, deadline: Instant, total: &mut Tally) 
         command.current_dir(sh.current_dir()).args(["test", "--quiet", "--doc", "--workspace"]);
         command.args(build::IMAGES.into_iter().flat_map(|name| ["--exclude", name]));
         run_suite("examples in the documentation", command, deadline, total, &mut |_| {})?;
+        measured(sh, total)?;
     }
+    Ok(())
+}
+
+/// The bars of the quick benches: a test each.
+fn measured(sh: &Shell, total: &mut Tally) -> Result<()> {
+    let start = Instant::now();
+    let mut tally = Tally::default();
+    for (bar, met) in bench::bars(sh)? {
+        println!("{bar}: {}", if met { "met" } else { "MISSED" });
+        tally.passed += u64::from(met);
+        tally.failed += u64::from(!met);
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    println!("bench: {} passed, {} failed in {seconds:.1} s", tally.passed, tally.failed);
+    *total = Tally { passed: total.passed + tally.passed, failed: total.failed + tally.failed };
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! What is promised.
 
+use super::report::short;
 use serde_json::{Value, json};
 
 /// A promise: a number that may not be exceeded.
@@ -20,6 +21,11 @@ impl Bar {
 
     pub(super) fn is_met(&self) -> bool {
         self.measured <= self.limit
+    }
+
+    /// In a line of text.
+    pub(super) fn line(&self) -> String {
+        format!("{}: {}, at most {}", self.what, short(self.measured), short(self.limit))
     }
 
     pub(super) fn json(&self) -> Value {
