@@ -8,7 +8,7 @@
 use super::Sweep;
 use super::entry::{self, Target};
 use super::{Outcome, Refused, Session, Stop};
-use crate::addr::{ENTRIES, Frame, HOLE_SLOTS};
+use crate::addr::{ENTRIES, Frame, HOLE_SLOTS, low32};
 use crate::fault::{Fault, planted};
 use crate::frame::table::bug;
 use crate::frame::{Left, Taken, Use};
@@ -360,11 +360,12 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     /// Drops what an L1 table holds that is not the domain's own memory; the rest goes with the domain.
     pub(super) fn drop_foreign(&mut self, table: Frame) {
-        for word in self.m.page(table) {
-            self.budget = self.budget.saturating_sub(1);
+        let (words, id) = (self.m.page(table), self.id());
+        self.budget = self.budget.saturating_sub(low32(words.len() as u64));
+        for word in words {
             let raw = word.load(SeqCst);
             if let Target::Leaf { frame, .. } = entry::target(raw, 1)
-                && !self.table.is_own(frame, self.id())
+                && !self.table.is_own(frame, id)
                 && !planted(Fault::KeepForeign)
             {
                 self.drop_target(raw, 1);
