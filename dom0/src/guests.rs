@@ -9,7 +9,7 @@ use core::cell::{Cell, RefCell};
 use toolstack::DomainId;
 use toolstack::bundle::{Bundle, EXEC};
 use toolstack::config::GuestConfig;
-use toolstack::create::{Guest, Request, create};
+use toolstack::create::{Guest, Request, create, unpacked};
 use toolstack::end::{End, Outcome, end_of};
 use toolstack::status::Failure;
 use unikernel::mark::{self, CREATE};
@@ -41,6 +41,8 @@ pub(crate) struct Guests {
     failed: Cell<Option<Failure>>,
     /// Commands of `--exec` are being carried out.
     busy: Cell<bool>,
+    /// A guest is being made, and what memory there is is for that.
+    making: Cell<bool>,
     /// Something may have ended.
     pub(crate) changed: Signal,
 }
@@ -58,6 +60,8 @@ pub(crate) struct Entry {
 pub(crate) enum State {
     /// It has yet to be made for the first time.
     Planned,
+    /// It is being made.
+    Begun,
     /// It runs, or is paused.
     Lives(Guest),
     /// Ended and kept.
@@ -80,6 +84,7 @@ impl Guests {
             list: RefCell::default(),
             failed: Cell::new(None),
             busy: Cell::new(bundle.entry(EXEC).is_some()),
+            making: Cell::new(false),
             changed: Signal::default(),
         })
     }
@@ -94,7 +99,7 @@ impl Guests {
     /// The first guest that lives, or soon will.
     pub(crate) fn first_alive(&self) -> Option<String> {
         let list = self.list.borrow();
-        let entry = list.iter().find(|entry| matches!(entry.state, State::Lives(_) | State::Waits(_) | State::Planned));
+        let entry = list.iter().find(|entry| entry.is_alive());
         entry.map(|entry| entry.config.name.clone())
     }
 
@@ -102,7 +107,7 @@ impl Guests {
     pub(crate) fn is_alive(&self, name: &str) -> bool {
         let list = self.list.borrow();
         let mut entries = list.iter().filter(|entry| entry.config.name == name);
-        entries.any(|entry| matches!(entry.state, State::Lives(_) | State::Waits(_) | State::Planned))
+        entries.any(|entry| entry.is_alive())
     }
 
     /// Whether nothing is left to do or to look at.
@@ -165,7 +170,7 @@ impl Guests {
             tasks::yield_now().await;
             // It may have been given up meanwhile.
             if self.is_planned(&name) {
-                self.start(&name);
+                self.start(&name).await;
             }
         }
     }
@@ -176,36 +181,45 @@ impl Guests {
     }
 
     /// Makes a guest anew that waits for it.
-    fn restart(&self, name: &str) {
+    async fn restart(&self, name: &str) {
         let waits = |entry: &&mut Entry| entry.config.name == name && matches!(entry.state, State::Waits(_));
         let before =
             self.list.borrow_mut().iter_mut().find(waits).map(|e| core::mem::replace(&mut e.state, State::Ended));
         if let Some(State::Waits(task)) = before {
             // It is the one that runs this.
             task.detach();
-            self.start(name);
+            self.start(name).await;
         }
     }
 
-    /// Makes a guest that does not exist, and says so if that fails.
-    pub(crate) fn start(&self, name: &str) {
-        let found = {
-            let list = self.list.borrow();
-            let mut entries = list.iter().filter(|entry| entry.config.name == name);
-            entries.next().map(|entry| (entry.config.clone(), Rc::clone(&entry.console)))
-        };
-        let Some((config, console)) = found else { return };
-        mark::begin::<CREATE>();
-        let made = self.make(&config, &console);
-        mark::end::<CREATE>();
-        let state = match made {
-            Ok(guest) => State::Lives(guest),
-            Err(why) => {
-                self.fail(&why);
-                State::Ended
+    /// Makes a guest that does not exist, and says so if that fails. One is made at a time; meanwhile others are served, and
+    /// it may be given up.
+    pub(crate) async fn start(&self, name: &str) {
+        self.set_state(name, State::Begun);
+        while self.making.replace(true) {
+            tasks::yield_now().await;
+        }
+        if let Some((config, console)) = self.begun(name) {
+            mark::begin::<CREATE>();
+            let made = self.make(&config, &console).await;
+            mark::end::<CREATE>();
+            match made {
+                Ok(Some(guest)) => self.set_state(name, State::Lives(guest)),
+                Ok(None) => {}
+                Err(why) => {
+                    self.fail(&why);
+                    self.set_state(name, State::Ended);
+                }
             }
-        };
-        self.set_state(name, state);
+        }
+        self.making.set(false);
+    }
+
+    /// What to make of a guest that is being made, unless it has been given up.
+    fn begun(&self, name: &str) -> Option<(GuestConfig, Rc<GuestConsole>)> {
+        let list = self.list.borrow();
+        let entry = list.iter().find(|entry| entry.config.name == name && matches!(entry.state, State::Begun))?;
+        Some((entry.config.clone(), Rc::clone(&entry.console)))
     }
 
     pub(crate) fn set_state(&self, name: &str, state: State) {
@@ -220,7 +234,8 @@ impl Guests {
         self.changed.set();
     }
 
-    fn make(&self, config: &GuestConfig, console: &Rc<GuestConsole>) -> Result<Guest, String> {
+    /// Makes a guest; `None` if it is given up while its kernel is unpacked.
+    async fn make(&self, config: &GuestConfig, console: &Rc<GuestConsole>) -> Result<Option<Guest>, String> {
         let (kernel, ramdisk) = self.bundle.images(config).map_err(|why| why.to_string())?;
         let free =
             hypercall::physical_info().map_err(|errno| format!("physinfo refused: {}", errno.name()))?.free_pages;
@@ -229,15 +244,13 @@ impl Guests {
             let (name, memory) = (&config.name, config.memory);
             return Err(format!("guest {name}: {memory} MiB of memory, and the machine has {} MiB left", spare >> 8));
         }
-        let request = Request {
-            config,
-            kernel,
-            ramdisk,
-            uuid: uuid(),
-            backend: self.own,
-            kernel_limit: KERNEL_LIMIT,
-            room: usize::try_from(spare << 12).unwrap_or(usize::MAX),
-        };
+        let room = usize::try_from(spare << 12).unwrap_or(usize::MAX);
+        let kernel = unpacked(config, kernel, (KERNEL_LIMIT, room), tasks::yield_now).await;
+        let kernel = &*kernel.map_err(|why| why.to_string())?;
+        if self.begun(&config.name).is_none() {
+            return Ok(None);
+        }
+        let request = Request { config, kernel, ramdisk, uuid: uuid(), backend: self.own };
         let hypervisor = &mut *self.hypervisor.borrow_mut();
         let store = &mut self.store.clone();
         let guest = create(hypervisor, store, &request).map_err(|why| why.to_string())?;
@@ -245,7 +258,7 @@ impl Guests {
             let left_over = guest.destroy(hypervisor, store);
             return Err(format!("guest {}: {why}{}", config.name, listed(&left_over)));
         }
-        guest.start(hypervisor, store).map_err(|why| {
+        guest.start(hypervisor, store).map(Some).map_err(|why| {
             console.disconnect();
             why.to_string()
         })
@@ -298,7 +311,7 @@ impl Guests {
                 let (guests, name) = (Rc::clone(self), name.to_string());
                 State::Waits(tasks::spawn(async move {
                     time::sleep_until(made.saturating_add(LIFE_NS)).await;
-                    guests.restart(&name);
+                    guests.restart(&name).await;
                 }))
             }
         };

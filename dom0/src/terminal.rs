@@ -191,17 +191,17 @@ impl Terminal {
         loop {
             match hypercall::console_read(&mut buffer) {
                 Ok(0) => channel.wait().await,
-                Ok(count) => self.keys(&guests, buffer.get(..count).unwrap_or_default()),
+                Ok(count) => self.keys(&guests, buffer.get(..count).unwrap_or_default()).await,
                 Err(errno) => return log::error!("nothing can be typed: {}", errno.name()),
             }
         }
     }
 
-    fn keys(&self, guests: &Rc<Guests>, mut keys: &[u8]) {
+    async fn keys(&self, guests: &Rc<Guests>, mut keys: &[u8]) {
         while let Some((first, rest)) = keys.split_first() {
             let Some(console) = self.attached().and_then(|name| guests.console(&name)) else {
                 keys = rest;
-                self.key(guests, *first);
+                self.key(guests, *first).await;
                 continue;
             };
             let end = keys.iter().position(|key| *key == LEAVE).unwrap_or(keys.len());
@@ -215,7 +215,7 @@ impl Terminal {
     }
 
     /// A key of a command.
-    fn key(&self, guests: &Rc<Guests>, key: u8) {
+    async fn key(&self, guests: &Rc<Guests>, key: u8) {
         if !self.prompted.get() {
             self.prompt();
         }
@@ -243,7 +243,7 @@ impl Terminal {
                 self.prompted.set(false);
                 match Command::parse(&line) {
                     // The end of a guest that is asked to end is told when it comes; nobody waits for it here.
-                    Ok(Some(line)) => drop(guests.obey(&line, &|text| self.message(text))),
+                    Ok(Some(line)) => drop(guests.obey(&line, &|text| self.message(text)).await),
                     Ok(None) => {}
                     Err(why) => self.message(&why),
                 }

@@ -54,18 +54,23 @@ impl Answer {
 }
 
 impl Entry {
+    /// Whether it lives, or soon will.
+    pub(crate) fn is_alive(&self) -> bool {
+        matches!(self.state, State::Lives(_) | State::Waits(_) | State::Planned | State::Begun)
+    }
+
     /// The domain, if there is one.
     fn guest(&self) -> Option<&Guest> {
         match &self.state {
             State::Lives(guest) | State::Kept(guest) => Some(guest),
-            State::Planned | State::Waits(_) | State::Ended => None,
+            State::Planned | State::Begun | State::Waits(_) | State::Ended => None,
         }
     }
 
     fn guest_mut(&mut self) -> Option<&mut Guest> {
         match &mut self.state {
             State::Lives(guest) | State::Kept(guest) => Some(guest),
-            State::Planned | State::Waits(_) | State::Ended => None,
+            State::Planned | State::Begun | State::Waits(_) | State::Ended => None,
         }
     }
 }
@@ -86,8 +91,8 @@ impl Guests {
     }
 
     /// Does what was asked; `say` gets the answer.
-    pub(crate) fn obey(self: &Rc<Self>, line: &Line, say: &dyn Fn(&str)) -> Done {
-        match self.carry_out(&line.command) {
+    pub(crate) async fn obey(self: &Rc<Self>, line: &Line, say: &dyn Fn(&str)) -> Done {
+        match self.carry_out(&line.command).await {
             Ok((answer, wait)) => {
                 let text = if line.json { &answer.json } else { &answer.text };
                 if !text.is_empty() {
@@ -106,7 +111,7 @@ impl Guests {
         }
     }
 
-    fn carry_out(self: &Rc<Self>, command: &Command) -> Result<(Answer, Option<Wait>), String> {
+    async fn carry_out(self: &Rc<Self>, command: &Command) -> Result<(Answer, Option<Wait>), String> {
         let mut wait = None;
         let answer = match command {
             Command::List => self.listed()?,
@@ -118,7 +123,7 @@ impl Guests {
             }
             Command::Quit => crate::end(self.failed()),
             Command::Uptime(name) => self.uptime(name.as_deref())?,
-            Command::Create(name) => self.create(name)?,
+            Command::Create(name) => self.create(name).await?,
             Command::Console(name) => {
                 let name = self.resolve(name)?;
                 self.terminal.attach(self, &name)?;
@@ -186,13 +191,13 @@ impl Guests {
         found.filter(|info| info.domain == domain.0).ok_or_else(|| format!("there is no domain {domain}"))
     }
 
-    fn create(self: &Rc<Self>, name: &str) -> Result<Answer, String> {
+    async fn create(self: &Rc<Self>, name: &str) -> Result<Answer, String> {
         let name = self.resolve(name)?;
         let ended = |entry: &Entry| entry.config.name == name && matches!(entry.state, State::Ended);
         if !self.list.borrow().iter().any(ended) {
             return Err(format!("guest {name} exists"));
         }
-        self.start(&name);
+        self.start(&name).await;
         let domain = self.with_guest(&name, |guest| guest.domain).map_err(|_| format!("guest {name} was not made"))?;
         let json = Object::default().text("done", "create").text("name", &name).raw("domid", domain).end();
         Ok(Answer { text: format!("guest {name} is domain {domain}"), json })
@@ -261,7 +266,7 @@ impl Guests {
         let Some(entry) = list.iter_mut().find(|entry| entry.config.name == name) else {
             return Err(format!("there is no guest {name}"));
         };
-        if matches!(entry.state, State::Waits(_) | State::Planned) {
+        if matches!(entry.state, State::Waits(_) | State::Planned | State::Begun) {
             return Err(format!("guest {name} is about to be made; try again"));
         }
         if let Some(guest) = entry.guest_mut() {
@@ -341,7 +346,8 @@ impl Guests {
         for domain in &found {
             text.push_str(&format!("\n{:<20} {}", name(domain.domain), Summary(domain)));
         }
-        let planned = || list.iter().filter(|entry| matches!(entry.state, State::Planned)).map(|entry| &entry.config);
+        let to_come = |entry: &&Entry| matches!(entry.state, State::Planned | State::Begun);
+        let planned = || list.iter().filter(to_come).map(|entry| &entry.config);
         for GuestConfig { name, memory, vcpus, .. } in planned() {
             text.push_str(&format!("\n{name:<20} {:>5} {memory:>8} {vcpus:>5} {:<5} {:>9}", "-", "-----", "-"));
         }
@@ -371,7 +377,7 @@ impl Guests {
         match (state, wait.wish) {
             (Some(State::Lives(guest)), _) if guest.domain == wait.domain => None,
             (Some(State::Lives(_)), Wish::Reboot) => Some(Ok(())),
-            (Some(State::Waits(_)), Wish::Reboot) => None,
+            (Some(State::Waits(_) | State::Begun), Wish::Reboot) => None,
             (_, Wish::Poweroff) => Some(Ok(())),
             _ => Some(Err(format!("guest {} did not come back", wait.name))),
         }
@@ -425,7 +431,7 @@ pub(crate) async fn exec(guests: Rc<Guests>, terminal: Rc<Terminal>, commands: &
     let stays = matches!(lines.last(), Some(Line { command: Command::Console(_), .. }));
     let say = |text: &str| if stays { terminal.message(text) } else { terminal.answer(text) };
     for line in &lines {
-        let well = match guests.obey(line, &say) {
+        let well = match guests.obey(line, &say).await {
             Done::Well => true,
             Done::Badly => false,
             Done::Waits(wait) => loop {

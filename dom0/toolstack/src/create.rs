@@ -1,6 +1,7 @@
 //! A domain is made: empty, filled, its page tables judged, its first vcpu set, its place in the store written. Then
 //! devices are added by whoever serves them, and [`Guest::start`] lets it run.
 
+use alloc::borrow::Cow;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -30,7 +31,7 @@ const FIRST_CR0: u64 = 0x8005_0033;
 pub struct Request<'a> {
     /// What it should be.
     pub config: &'a GuestConfig,
-    /// The kernel: a bzImage or an ELF file.
+    /// The kernel, an ELF file: see [`unpacked`].
     pub kernel: &'a [u8],
     /// The ramdisk, empty for none.
     pub ramdisk: &'a [u8],
@@ -38,10 +39,6 @@ pub struct Request<'a> {
     pub uuid: [u8; 16],
     /// Who serves its store and console.
     pub backend: DomainId,
-    /// Bytes the kernel may unpack to.
-    pub kernel_limit: usize,
-    /// Bytes there are for unpacking it.
-    pub room: usize,
 }
 
 /// A page shared with the domain, and the domain's port to it.
@@ -139,6 +136,25 @@ fn at<E: fmt::Display>(step: Step) -> impl FnOnce(E) -> Failed {
     move |error| Failed(step, error.to_string())
 }
 
+/// A failure before there is a domain.
+fn refused(config: &GuestConfig, Failed(step, why): Failed) -> CreateError {
+    CreateError { name: config.name.clone(), step, why, left_over: Vec::new() }
+}
+
+/// The ELF file of a guest's kernel, which may be a bzImage: at most `limit` bytes, where `room` bytes can be had for
+/// unpacking it. That takes long: `pause` is called again and again.
+///
+/// # Errors
+/// Why it cannot be unpacked.
+pub async fn unpacked<'a>(
+    config: &GuestConfig,
+    kernel: &'a [u8],
+    (limit, room): (usize, usize),
+    pause: impl AsyncFn(),
+) -> Result<Cow<'a, [u8]>, CreateError> {
+    unpack_within(kernel, limit, room, pause).await.map_err(at(Step::Unpack)).map_err(|why| refused(config, why))
+}
+
 /// Makes a domain, paused.
 ///
 /// # Errors
@@ -148,12 +164,9 @@ pub fn create<H: Hypervisor, S: Store>(
     store: &mut S,
     request: &Request<'_>,
 ) -> Result<Guest, CreateError> {
-    let name = &request.config.name;
-    let nothing_yet = |Failed(step, why)| CreateError { name: name.clone(), step, why, left_over: Vec::new() };
+    let nothing_yet = |why| refused(request.config, why);
     // Everything that can be refused without a domain is judged before there is one.
-    let elf = unpack_within(request.kernel, request.kernel_limit, request.room);
-    let elf = elf.map_err(at(Step::Unpack)).map_err(nothing_yet)?;
-    let plan = plan(request, &elf).map_err(nothing_yet)?;
+    let plan = plan(request).map_err(nothing_yet)?;
     let created = hypervisor.create(&request.uuid, request.config.vcpus);
     let domain = created.map_err(at(Step::CreateDomain)).map_err(nothing_yet)?;
 
@@ -166,11 +179,11 @@ pub fn create<H: Hypervisor, S: Store>(
         .map_err(|Failed(step, why)| {
             // A tree is written as a whole or not at all, so there is none.
             let left_over = hypervisor.destroy(domain).err().map(|error| format!("domain {domain}: {error}"));
-            CreateError { name: name.clone(), step, why, left_over: left_over.into_iter().collect() }
+            CreateError { left_over: left_over.into_iter().collect(), ..nothing_yet(Failed(step, why)) }
         })
 }
 
-fn plan<'a>(request: &Request<'a>, elf: &'a [u8]) -> Result<Plan<'a>, Failed> {
+fn plan<'a>(request: &Request<'a>) -> Result<Plan<'a>, Failed> {
     let config = Config {
         nr_pages: request.config.memory * PAGES_PER_MIB,
         ramdisk: request.ramdisk,
@@ -179,7 +192,7 @@ fn plan<'a>(request: &Request<'a>, elf: &'a [u8]) -> Result<Plan<'a>, Failed> {
         flags: 0,
         rings: true,
     };
-    Kernel::parse(elf).and_then(|kernel| Plan::new(kernel, config)).map_err(at(Step::Plan))
+    Kernel::parse(request.kernel).and_then(|kernel| Plan::new(kernel, config)).map_err(at(Step::Plan))
 }
 
 /// Fills an empty domain.

@@ -10,8 +10,14 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::pin::pin;
+use core::task::{Context, Poll, Waker};
 
 use lzma_rust2::{Read, XzReader};
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+use ruzstd::io::Read as _;
 
 const ELF_MAGIC: &[u8] = b"\x7fELF";
 /// Setup header: where it says `HdrS`, the protocol's version, the size of the setup code, the place of the payload.
@@ -26,6 +32,8 @@ const OLDEST_VERSION: u16 = 0x0208;
 const SLACK: usize = 4 << 20;
 /// The largest block of a legacy lz4 frame, unpacked.
 const LZ4_BLOCK: usize = 8 << 20;
+/// Bytes unpacked between pauses, or with gzip read, if the format lets us choose.
+const PIECE: usize = 64 << 10;
 
 /// How a kernel may be compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,14 +150,29 @@ impl core::error::Error for UnpackError {}
 /// # Errors
 /// Says what is wrong with the file. A kernel is refused before unpacking if it is larger than `limit`.
 pub fn unpack(image: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, UnpackError> {
-    unpack_within(image, limit, usize::MAX)
+    at_once(unpack_within(image, limit, usize::MAX, async || {}))
 }
 
-/// As [`unpack`], where `room` bytes can be had for all of it.
+/// The value of a future that never waits for long.
+pub fn at_once<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return value;
+        }
+    }
+}
+
+/// As [`unpack`], where `room` bytes can be had for all of it. `pause` is called after every piece.
 ///
 /// # Errors
 /// As [`unpack`], and [`UnpackError::NoMemory`] if it takes more than there is room for.
-pub fn unpack_within(image: &[u8], limit: usize, room: usize) -> Result<Cow<'_, [u8]>, UnpackError> {
+pub async fn unpack_within(
+    image: &[u8],
+    limit: usize,
+    room: usize,
+    pause: impl AsyncFn(),
+) -> Result<Cow<'_, [u8]>, UnpackError> {
     if image.starts_with(ELF_MAGIC) {
         return Ok(Cow::Borrowed(image));
     }
@@ -171,10 +194,10 @@ pub fn unpack_within(image: &[u8], limit: usize, room: usize) -> Result<Cow<'_, 
     out.try_reserve_exact(size).map_err(|_| no_memory())?;
     out.resize(size, 0);
     let unpacked = match format {
-        Compression::Gzip => gzip(payload, &mut out),
-        Compression::Xz => xz(packed, &mut out, limit),
-        Compression::Lz4 => lz4(packed, &mut out),
-        Compression::Zstd => zstd(packed, &mut out, limit),
+        Compression::Gzip => gzip(payload, &mut out, &pause).await,
+        Compression::Xz => xz(packed, &mut out, limit, &pause).await,
+        Compression::Lz4 => lz4(packed, &mut out, &pause).await,
+        Compression::Zstd => zstd(packed, &mut out, limit, &pause).await,
         other => return Err(UnpackError::UnsupportedCompression(other)),
     };
     match unpacked.map_err(|why| UnpackError::Corrupt(format, why))? {
@@ -232,7 +255,7 @@ fn bytes<const N: usize>(image: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 /// Ten bytes, optional fields by flags, the deflated file, its checksum and size.
-fn gzip(payload: &[u8], out: &mut [u8]) -> Result<usize, String> {
+async fn gzip(payload: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, String> {
     const CHECKSUM: u8 = 2;
     const EXTRA: u8 = 4;
     const NAME: u8 = 8;
@@ -253,10 +276,29 @@ fn gzip(payload: &[u8], out: &mut [u8]) -> Result<usize, String> {
     let rest = header().ok_or("header cut off")?;
     let (rest, checksum) =
         rest.split_last_chunk::<8>().map(|(rest, end)| (rest, [end[0], end[1], end[2], end[3]])).ok_or("cut off")?;
-    let size = miniz_oxide::inflate::decompress_slice_iter_to_slice(out, core::iter::once(rest), false, true)
-        .map_err(|status| format!("{status:?}"))?;
+    let size = inflate(rest, out, pause).await.map_err(|status| format!("{status:?}"))?;
     let crc = crc32(out.get(..size).unwrap_or(out));
     if crc == u32::from_le_bytes(checksum) { Ok(size) } else { Err("wrong checksum".into()) }
+}
+
+async fn inflate(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, TINFLStatus> {
+    use inflate_flags::{
+        TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_IGNORE_ADLER32, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
+    };
+    let flags = TINFL_FLAG_IGNORE_ADLER32 | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+    let mut decoder = DecompressorOxide::new();
+    let (mut done, mut pieces) = (0, packed.chunks(PIECE).peekable());
+    while let Some(piece) = pieces.next() {
+        let more = pieces.peek().map_or(0, |_| TINFL_FLAG_HAS_MORE_INPUT);
+        let (status, _, written) = decompress(&mut decoder, piece, out, done, flags | more);
+        done += written;
+        match status {
+            TINFLStatus::NeedsMoreInput => pause().await,
+            TINFLStatus::Done => return Ok(done),
+            failed => return Err(failed),
+        }
+    }
+    Err(TINFLStatus::FailedCannotMakeProgress)
 }
 
 /// The CRC of gzip, four bits at a time.
@@ -317,7 +359,7 @@ fn xz_dictionary(packed: &[u8]) -> Option<usize> {
 }
 
 /// Kernels use the x86 filter; blocks and checks are the reader's business.
-fn xz(packed: &[u8], out: &mut [u8], limit: usize) -> Result<usize, String> {
+async fn xz(packed: &[u8], out: &mut [u8], limit: usize, pause: &impl AsyncFn()) -> Result<usize, String> {
     // The dictionary is never larger than it needs to be by more than a factor of two, and at least 8 MiB by habit.
     let memory_kb = u32::try_from((2 * limit).max(64 << 20) >> 10).unwrap_or(u32::MAX);
     let mut reader = XzReader::new_mem_limit(packed, false, memory_kb);
@@ -325,7 +367,8 @@ fn xz(packed: &[u8], out: &mut [u8], limit: usize) -> Result<usize, String> {
     loop {
         // One byte more than expected shows a payload that is larger than it claims.
         let mut surplus = [0; 1];
-        let room = out.get_mut(done..).filter(|room| !room.is_empty()).unwrap_or(&mut surplus);
+        let end = out.len().min(done + PIECE);
+        let room = out.get_mut(done..end).filter(|room| !room.is_empty()).unwrap_or(&mut surplus);
         match reader.read(room).map_err(|error| format!("{error:?}"))? {
             0 => return Ok(done),
             n => done += n,
@@ -333,11 +376,12 @@ fn xz(packed: &[u8], out: &mut [u8], limit: usize) -> Result<usize, String> {
         if done > out.len() {
             return Err("larger than it claims".into());
         }
+        pause().await;
     }
 }
 
 /// The legacy frame: after the magic number, blocks of up to 8 MiB, each behind its packed size.
-fn lz4(packed: &[u8], out: &mut [u8]) -> Result<usize, String> {
+async fn lz4(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, String> {
     let mut rest = packed.get(4..).unwrap_or(&[]);
     let mut done = 0;
     while let Some((len, after)) = rest.split_first_chunk() {
@@ -347,13 +391,27 @@ fn lz4(packed: &[u8], out: &mut [u8]) -> Result<usize, String> {
         let room = out.get_mut(done..end).unwrap_or(&mut []);
         done += lz4_flex::block::decompress_into(block, room).map_err(|error| format!("{error}"))?;
         rest = after;
+        pause().await;
     }
     if rest.is_empty() { Ok(done) } else { Err("block size cut off".into()) }
 }
 
-fn zstd(packed: &[u8], out: &mut [u8], limit: usize) -> Result<usize, String> {
-    let mut decoder = ruzstd::decoding::FrameDecoder::new();
+async fn zstd(packed: &[u8], out: &mut [u8], limit: usize, pause: &impl AsyncFn()) -> Result<usize, String> {
+    let mut decoder = FrameDecoder::new();
     // The highest levels use windows of 128 MiB whatever the size of the file; memory is taken as it fills.
     decoder.set_max_window_size((limit as u64).max(128 << 20));
-    decoder.decode_all(packed, out).map_err(|error| format!("{error}"))
+    let (mut input, mut done) = (packed, 0);
+    while !input.is_empty() {
+        decoder.init(&mut input).map_err(|error| format!("{error}"))?;
+        while !decoder.is_finished() {
+            let piece = BlockDecodingStrategy::UptoBytes(PIECE);
+            decoder.decode_blocks(&mut input, piece).map_err(|error| format!("{error}"))?;
+            done += decoder.read(out.get_mut(done..).unwrap_or_default()).map_err(|error| format!("{error}"))?;
+            if decoder.can_collect() != 0 {
+                return Err("larger than it claims".into());
+            }
+            pause().await;
+        }
+    }
+    Ok(done)
 }

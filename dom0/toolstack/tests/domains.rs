@@ -8,8 +8,9 @@ use common::*;
 use hypercall_abi::domctl::info;
 use hypercall_abi::sched::ShutdownReason;
 use toolstack::config::{Action, GuestConfig};
-use toolstack::create::{Guest, Step, create};
+use toolstack::create::{Guest, Step, create, unpacked};
 use toolstack::end::{Outcome, Wish, end_of};
+use toolstack::unpack::at_once;
 use toolstack::{Access, DomainId, Summary, domains};
 
 fn running() -> (Machine, Tree, Guest) {
@@ -144,10 +145,10 @@ fn what_cannot_be_undone_is_told() {
 fn a_bad_kernel_makes_no_domain() {
     let (mut machine, mut tree) = (Machine::new(), Tree::default());
     let config = config();
-    let mut refusal =
-        |kernel: &[u8]| create(&mut machine, &mut tree, &request(&config, kernel)).unwrap_err().to_string();
-    assert_eq!(refusal(b"#!/bin/sh"), "guest web: unpacking the kernel: neither an ELF file nor a bzImage");
-    assert_eq!(refusal(b"\x7fELF"), "guest web: planning its memory: not an ELF file, or its header is cut off");
+    let refusal = at_once(unpacked(&config, b"#!/bin/sh", (1 << 20, 1 << 20), async || {})).unwrap_err().to_string();
+    assert_eq!(refusal, "guest web: unpacking the kernel: neither an ELF file nor a bzImage");
+    let refusal = create(&mut machine, &mut tree, &request(&config, b"\x7fELF")).unwrap_err().to_string();
+    assert_eq!(refusal, "guest web: planning its memory: not an ELF file, or its header is cut off");
     let small = GuestConfig { memory: 1, ..config.clone() };
     let error = create(&mut machine, &mut tree, &request(&small, &kernel())).unwrap_err().to_string();
     assert_eq!(

@@ -4,7 +4,8 @@
 use std::borrow::Cow;
 
 use lzma_rust2::{FilterType, Write, XzOptions, XzWriter};
-use toolstack::unpack::{Compression, UnpackError, unpack};
+use std::cell::Cell;
+use toolstack::unpack::{Compression, UnpackError, at_once, unpack, unpack_within};
 
 const LIMIT: usize = 64 << 20;
 
@@ -99,6 +100,25 @@ fn every_format_of_a_distribution_is_unpacked() {
     // A gzip header may carry an extra field, a name, a comment and a checksum.
     let image = bzimage(&gzip(&elf, 2 | 4 | 8 | 16, b"\x03\0abcvmlinux\0no comment\0cc"));
     assert!(unpack(&image, LIMIT).unwrap() == elf);
+}
+
+/// However long unpacking takes, others have their turn: after every 64 KiB, or block of the format.
+#[test]
+fn every_format_pauses() {
+    let elf = kernel().repeat(24);
+    for (format, pack) in FORMATS {
+        let image = bzimage(&pack(&elf));
+        let pauses = Cell::new(0);
+        let unpacked = at_once(unpack_within(&image, LIMIT, usize::MAX, async || pauses.set(pauses.get() + 1)));
+        assert!(unpacked.unwrap() == elf, "{format}");
+        // What goes through gzip is counted packed, 64 KiB at a time; a block of zstd is at most 128 KiB, of lz4 8 MiB.
+        let least = match format {
+            Compression::Gzip => image.len() / (64 << 10) - 1,
+            Compression::Lz4 => 3,
+            _ => elf.len() / (192 << 10),
+        };
+        assert!(pauses.get() >= least.max(1), "{format}: {} pauses, not {least}", pauses.get());
+    }
 }
 
 #[test]

@@ -31,6 +31,7 @@ const STORIES: &[Story] = &[
     ("guests_do_not_notice_when_others_crash", stories::guests_do_not_notice_when_others_crash),
     ("every_crash_is_told_with_reason_and_registers", stories::every_crash_is_told_with_reason_and_registers),
     ("bad_guests_are_refused_in_a_line_each", stories::bad_guests_are_refused_in_a_line_each),
+    ("others_are_served_while_a_kernel_is_unpacked", stories::others_are_served_while_a_kernel_is_unpacked),
     ("kernels_with_few_notes_run", stories::kernels_with_few_notes_run),
     ("a_paused_guest_waits_and_a_renamed_one_answers", verbs::a_paused_guest_waits_and_a_renamed_one_answers),
     ("guests_obey_the_store_and_are_made_anew", verbs::guests_obey_the_store_and_are_made_anew),

@@ -227,5 +227,5 @@ pub(crate) fn config() -> GuestConfig {
 pub(crate) const UUID: [u8; 16] = [0xab; 16];
 
 pub(crate) fn request<'a>(config: &'a GuestConfig, kernel: &'a [u8]) -> Request<'a> {
-    Request { config, kernel, ramdisk: &[], uuid: UUID, backend: DomainId(3), kernel_limit: 64 << 20, room: 256 << 20 }
+    Request { config, kernel, ramdisk: &[], uuid: UUID, backend: DomainId(3) }
 }

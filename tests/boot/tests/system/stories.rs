@@ -292,6 +292,37 @@ pub(crate) fn bad_guests_are_refused_in_a_line_each() -> Result<()> {
     outcome.require_line("good| @@ done: passed")
 }
 
+/// A stock bzImage that claims one byte more than it has: unpacked to the end, and refused.
+fn larger_than_it_is() -> Result<Vec<u8>> {
+    let mut image = std::fs::read(kernels::stock(&boot::shell()?, kernels::DEFAULT)?.bzimage)?;
+    let word = |at: usize| -> Result<usize> { Ok(u32::from_le_bytes(image[at..at + 4].try_into()?).try_into()?) };
+    // The payload lies behind the set-up sectors, and ends with its size.
+    let end = (usize::from(image[0x1f1]) + 1) * 512 + word(0x248)? + word(0x24c)?;
+    let size = u32::try_from(word(end - 4)?)? + 1;
+    image[end - 4..end].copy_from_slice(&size.to_le_bytes());
+    Ok(image)
+}
+
+/// While dom0 unpacks a kernel, which takes seconds, the console of another guest is shown and a command is answered: in
+/// lines of that guest, many times what its ring holds.
+pub(crate) fn others_are_served_while_a_kernel_is_unpacked() -> Result<()> {
+    const LINES: usize = 1000;
+    let kernel = tempfile::NamedTempFile::new()?;
+    std::fs::write(&kernel, larger_than_it_is()?)?;
+    let bundle = with_kernel(dom0("consoles=all")?.guest(&test_guest("flood", "flood", "")?), "big", 64, kernel.path());
+    let mut machine = start("others_are_served_while_a_kernel_is_unpacked", bundle)?;
+    machine.expect("flood| flood: begins", SOON)?;
+    machine.type_line("list -j")?;
+    let seen = machine.expect("error: guest big: unpacking the kernel: the payload of the bzImage claims", BOOT)?;
+    let lines = seen.matches("flood| flood: line ").count();
+    println!("{lines} lines of another guest are shown while a kernel is unpacked");
+    ensure!(lines >= LINES, "only {lines} lines");
+    ensure!(seen.contains("\"name\":\"flood\",\"domid\":1"), "no list of guests meanwhile");
+    machine.type_line("destroy flood")?;
+    machine.expect("all guests have ended", SOON)?;
+    machine.finish()?.require_end(Failure::NotMade)
+}
+
 /// Kernels of others, with no more than an ELF header and some Xen notes: with and without the notes ENTRY, VIRT_BASE
 /// and HYPERCALL_PAGE each is entered at the right address and calls the hypervisor.
 pub(crate) fn kernels_with_few_notes_run() -> Result<()> {
