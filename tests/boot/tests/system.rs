@@ -32,6 +32,7 @@ const STORIES: &[Story] = &[
     ("every_crash_is_told_with_reason_and_registers", stories::every_crash_is_told_with_reason_and_registers),
     ("bad_guests_are_refused_in_a_line_each", stories::bad_guests_are_refused_in_a_line_each),
     ("others_are_served_while_a_kernel_is_unpacked", stories::others_are_served_while_a_kernel_is_unpacked),
+    ("a_guest_is_given_up_while_it_is_made", stories::a_guest_is_given_up_while_it_is_made),
     ("kernels_with_few_notes_run", stories::kernels_with_few_notes_run),
     ("a_paused_guest_waits_and_a_renamed_one_answers", verbs::a_paused_guest_waits_and_a_renamed_one_answers),
     ("guests_obey_the_store_and_are_made_anew", verbs::guests_obey_the_store_and_are_made_anew),

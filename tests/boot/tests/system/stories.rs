@@ -323,6 +323,26 @@ pub(crate) fn others_are_served_while_a_kernel_is_unpacked() -> Result<()> {
     machine.finish()?.require_end(Failure::NotMade)
 }
 
+/// A guest that is destroyed while its kernel is unpacked is never made, the next one is, and it can be made later.
+pub(crate) fn a_guest_is_given_up_while_it_is_made() -> Result<()> {
+    let kernel = kernels::stock(&boot::shell()?, kernels::DEFAULT)?.bzimage;
+    let bundle = dom0("consoles=all")?
+        .guest(&test_guest("flood", "flood", "")?)
+        .guest(&Guest { kernel, ..linux("big", 96)? })
+        .guest(&test_guest("small", "hello", "")?);
+    let mut machine = start("a_guest_is_given_up_while_it_is_made", bundle)?;
+    machine.expect("flood| flood: line 10,", SOON)?;
+    machine.type_line("destroy big")?;
+    machine.expect("small| ", BOOT)?;
+    machine.expect("guest small (domain 2) powered off", SOON)?;
+    machine.type_line("create big")?;
+    machine.expect("guest big is domain 3", BOOT)?;
+    machine.type_line("destroy big")?;
+    machine.type_line("destroy flood")?;
+    machine.expect("all guests have ended", SOON)?;
+    machine.finish()?.require_success()
+}
+
 /// Kernels of others, with no more than an ELF header and some Xen notes: with and without the notes ENTRY, VIRT_BASE
 /// and HYPERCALL_PAGE each is entered at the right address and calls the hypervisor.
 pub(crate) fn kernels_with_few_notes_run() -> Result<()> {
