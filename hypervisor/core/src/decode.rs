@@ -9,37 +9,6 @@ use crate::machine::Registers;
 /// The longest an instruction can be.
 pub const LONGEST: usize = 15;
 
-/// Code bytes copied from the guest.
-#[derive(Clone, Debug)]
-pub struct Code {
-    bytes: heapless::Vec<u8, LONGEST>,
-    at: usize,
-}
-
-impl Code {
-    /// The first [`LONGEST`] of these bytes.
-    #[must_use]
-    pub fn new(from: &[u8]) -> Self {
-        let bytes = from.get(..LONGEST).unwrap_or(from);
-        Self { bytes: heapless::Vec::from_slice(bytes).unwrap_or_default(), at: 0 }
-    }
-
-    fn next(&mut self) -> Option<u8> {
-        let byte = *self.bytes.get(self.at)?;
-        self.at += 1;
-        Some(byte)
-    }
-
-    /// A little-endian value of `size` bytes, sign-extended.
-    fn signed(&mut self, size: u8) -> Option<u64> {
-        let mut value = 0u64;
-        for n in 0..u32::from(size) {
-            value |= u64::from(self.next()?) << (8 * n);
-        }
-        Some(sign_extend(value, size))
-    }
-}
-
 /// The second operand of a memory instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Source {
@@ -213,15 +182,45 @@ pub struct SegmentBases {
     pub gs: u64,
 }
 
-#[derive(Default)]
-struct Prefixes {
+/// Decodes the instruction of 64-bit code at `registers.rip`, of which these are the first bytes. `None`: cut short, or not
+/// one we carry out.
+#[must_use]
+pub fn decode(code: &[u8], registers: &Registers, bases: SegmentBases) -> Option<Decoded> {
+    let code = code.get(..LONGEST).unwrap_or(code);
+    let mut decoder = Decoder { code, at: 0, registers, operand16: false, address32: false, rex: None, base: 0 };
+    let opcode = loop {
+        match decoder.next()? {
+            0x66 => decoder.operand16 = true,
+            0x67 => decoder.address32 = true,
+            0x64 => decoder.base = bases.fs,
+            0x65 => decoder.base = bases.gs,
+            // Lock and repeat change nothing here: every write is atomic, no string instruction is decoded. Segment
+            // overrides other than FS and GS have no effect in 64-bit mode.
+            0xf0 | 0xf2 | 0xf3 | 0x26 | 0x2e | 0x36 | 0x3e => {}
+            rex @ 0x40..=0x4f => {
+                decoder.rex = Some(rex);
+                break decoder.next()?; // anything between REX and opcode would cancel it; then it is no opcode of ours
+            }
+            opcode => break opcode,
+        }
+    };
+    let instruction = if opcode == 0x0f { decoder.two_bytes()? } else { decoder.one_byte(opcode)? };
+    Some(Decoded { instruction, length: decoder.at as u64 })
+}
+
+/// What an instruction is decoded from: bytes copied from the guest, of which those before `at` have been looked at.
+struct Decoder<'a> {
+    code: &'a [u8],
+    at: usize,
+    registers: &'a Registers,
     operand16: bool,
     address32: bool,
     rex: Option<u8>,
+    /// Of the segment that a prefix names.
     base: u64,
 }
 
-impl Prefixes {
+impl Decoder<'_> {
     fn rex_bit(&self, bit: u8) -> u8 {
         self.rex.map_or(0, |rex| rex >> bit & 1)
     }
@@ -233,52 +232,33 @@ impl Prefixes {
             _ => 4,
         }
     }
-}
 
-/// Decodes one instruction of 64-bit code at `registers.rip`. `None`: cut short, or not one we carry out.
-#[must_use]
-pub fn decode(mut code: Code, registers: &Registers, bases: SegmentBases) -> Option<Decoded> {
-    let mut prefixes = Prefixes::default();
-    let opcode = loop {
-        match code.next()? {
-            0x66 => prefixes.operand16 = true,
-            0x67 => prefixes.address32 = true,
-            0x64 => prefixes.base = bases.fs,
-            0x65 => prefixes.base = bases.gs,
-            // Lock and repeat change nothing here: every write is atomic, no string instruction is decoded. Segment
-            // overrides other than FS and GS have no effect in 64-bit mode.
-            0xf0 | 0xf2 | 0xf3 | 0x26 | 0x2e | 0x36 | 0x3e => {}
-            rex @ 0x40..=0x4f => {
-                prefixes.rex = Some(rex);
-                break code.next()?; // anything between REX and opcode would cancel it; then it is no opcode of ours
-            }
-            opcode => break opcode,
+    fn next(&mut self) -> Option<u8> {
+        let byte = *self.code.get(self.at)?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    /// A little-endian value of `size` bytes, sign-extended.
+    fn signed(&mut self, size: u8) -> Option<u64> {
+        let mut value = 0u64;
+        for n in 0..u32::from(size) {
+            value |= u64::from(self.next()?) << (8 * n);
         }
-    };
-    let mut decoder = Decoder { code, prefixes, registers };
-    let instruction = if opcode == 0x0f { decoder.two_bytes()? } else { decoder.one_byte(opcode)? };
-    Some(Decoded { instruction, length: decoder.code.at as u64 })
-}
+        Some(sign_extend(value, size))
+    }
 
-/// What an instruction is decoded from, once its prefixes are known.
-struct Decoder<'a> {
-    code: Code,
-    prefixes: Prefixes,
-    registers: &'a Registers,
-}
-
-impl Decoder<'_> {
     fn one_byte(&mut self, opcode: u8) -> Option<Instruction> {
-        let size = if opcode & 1 == 0 { 1 } else { self.prefixes.size() };
+        let size = if opcode & 1 == 0 { 1 } else { self.size() };
         let port_size = size.min(4);
         Some(match opcode {
             0xfa => Instruction::Cli,
             0xfb => Instruction::Sti,
-            0xe4 | 0xe5 => Instruction::In(PortAccess { port: Some(self.code.next()?), size: port_size }),
+            0xe4 | 0xe5 => Instruction::In(PortAccess { port: Some(self.next()?), size: port_size }),
             0xec | 0xed => Instruction::In(PortAccess { port: None, size: port_size }),
-            0xe6 | 0xe7 => Instruction::Out(PortAccess { port: Some(self.code.next()?), size: port_size }),
+            0xe6 | 0xe7 => Instruction::Out(PortAccess { port: Some(self.next()?), size: port_size }),
             0xee | 0xef => Instruction::Out(PortAccess { port: None, size: port_size }),
-            0xcd => Instruction::Int(self.code.next()?),
+            0xcd => Instruction::Int(self.next()?),
             0x08 | 0x09 => self.write(Change::Or, size, None)?,
             0x20 | 0x21 => self.write(Change::And, size, None)?,
             0x86 | 0x87 => self.write(Change::Xchg, size, None)?,
@@ -293,10 +273,10 @@ impl Decoder<'_> {
     }
 
     fn two_bytes(&mut self) -> Option<Instruction> {
-        let size = self.prefixes.size();
-        Some(match self.code.next()? {
+        let size = self.size();
+        Some(match self.next()? {
             opcode @ 0x00..=0x01 => {
-                let modrm = self.code.next()?;
+                let modrm = self.next()?;
                 let which = match (opcode, modrm, modrm >> 3 & 7) {
                     (1, 0xd1, _) => return Some(Instruction::Xsetbv),
                     (0, _, 0) => SystemRegister::Ldt,
@@ -307,7 +287,7 @@ impl Decoder<'_> {
                     _ => return None,
                 };
                 if modrm >= 0xc0 {
-                    let to = Err(modrm & 7 | self.prefixes.rex_bit(0) << 3);
+                    let to = Err(modrm & 7 | self.rex_bit(0) << 3);
                     return Some(Instruction::StoreSystem { which, to, size });
                 }
                 let size = if matches!(which, SystemRegister::Gdt | SystemRegister::Idt) { 10 } else { 2 };
@@ -316,9 +296,9 @@ impl Decoder<'_> {
             0x06 => Instruction::Clts,
             0x09 => Instruction::Wbinvd,
             opcode @ 0x20..=0x23 => {
-                let modrm = self.code.next()?;
-                let special = modrm >> 3 & 7 | self.prefixes.rex_bit(2) << 3;
-                let moved = Move { special, general: modrm & 7 | self.prefixes.rex_bit(0) << 3 };
+                let modrm = self.next()?;
+                let special = modrm >> 3 & 7 | self.rex_bit(2) << 3;
+                let moved = Move { special, general: modrm & 7 | self.rex_bit(0) << 3 };
                 match opcode {
                     0x20 => Instruction::FromControl(moved),
                     0x21 => Instruction::FromDebug(moved),
@@ -340,16 +320,16 @@ impl Decoder<'_> {
 
     /// A memory write: ModRM, address and, for groups, the bytes of the constant and the change its /digit chooses.
     fn write(&mut self, change: Change, size: u8, group: Option<(u8, &[(u8, Change)])>) -> Option<Instruction> {
-        let modrm = self.code.next()?;
+        let modrm = self.next()?;
         let digit = modrm >> 3 & 7;
         let bits = u64::from(size) * 8;
         let (constant_bytes, choices) = group.unwrap_or((0, &[]));
         let mut address = self.effective_address(modrm, constant_bytes)?;
         let (change, mut source) = if group.is_some() {
             let change = choices.iter().find(|(number, _)| *number == digit)?.1;
-            (change, Source::Constant(self.code.signed(constant_bytes)?))
+            (change, Source::Constant(self.signed(constant_bytes)?))
         } else {
-            (change, Source::Register(digit | self.prefixes.rex_bit(2) << 3))
+            (change, Source::Register(digit | self.rex_bit(2) << 3))
         };
         if matches!(change, Change::Bts | Change::Btr) {
             let bit = match source {
@@ -365,38 +345,37 @@ impl Decoder<'_> {
             };
             source = Source::Constant(bit & (bits - 1));
         }
-        let legacy_bytes = self.prefixes.rex.is_none();
+        let legacy_bytes = self.rex.is_none();
         Some(Instruction::Write(Write { change, address, size, source, legacy_bytes }))
     }
 
     /// The address a ModRM byte names. `tail`: bytes of constant that follow, which count for RIP-relative addresses.
     fn effective_address(&mut self, modrm: u8, tail: u8) -> Option<u64> {
-        let Self { code, prefixes, registers } = self;
         let (mode, rm) = (modrm >> 6, modrm & 7);
         let address = match (mode, rm) {
             (3, _) => return None, // a register operand writes no memory
             (0, 5) => {
-                let displacement = code.signed(4)?;
-                let next = code.at as u64 + u64::from(tail);
-                registers.rip.wrapping_add(next).wrapping_add(displacement)
+                let displacement = self.signed(4)?;
+                let next = self.at as u64 + u64::from(tail);
+                self.registers.rip.wrapping_add(next).wrapping_add(displacement)
             }
             (_, 4) => {
-                let sib = code.next()?;
-                let index = sib >> 3 & 7 | prefixes.rex_bit(1) << 3;
-                let base = sib & 7 | prefixes.rex_bit(0) << 3;
-                let scaled = if index == 4 { 0 } else { registers.general(index) << (sib >> 6) };
-                let base = if sib & 7 == 5 && mode == 0 { code.signed(4)? } else { registers.general(base) };
+                let sib = self.next()?;
+                let index = sib >> 3 & 7 | self.rex_bit(1) << 3;
+                let base = sib & 7 | self.rex_bit(0) << 3;
+                let scaled = if index == 4 { 0 } else { self.registers.general(index) << (sib >> 6) };
+                let base = if sib & 7 == 5 && mode == 0 { self.signed(4)? } else { self.registers.general(base) };
                 base.wrapping_add(scaled)
             }
-            _ => registers.general(rm | prefixes.rex_bit(0) << 3),
+            _ => self.registers.general(rm | self.rex_bit(0) << 3),
         };
         let displacement = match mode {
-            1 => code.signed(1)?,
-            2 => code.signed(4)?,
+            1 => self.signed(1)?,
+            2 => self.signed(4)?,
             _ => 0,
         };
         let address = address.wrapping_add(displacement);
-        Some(prefixes.base.wrapping_add(if prefixes.address32 { address & 0xffff_ffff } else { address }))
+        Some(self.base.wrapping_add(if self.address32 { address & 0xffff_ffff } else { address }))
     }
 }
 
@@ -435,7 +414,7 @@ mod tests {
 
     fn write_of(bytes: &[u8], registers: &Registers) -> (Change, u64, u8, Source, u64) {
         let bases = SegmentBases { fs: 0x1000_0000, gs: 0x2000_0000 };
-        let decoded = decode(Code::new(bytes), registers, bases).expect("decodes");
+        let decoded = decode(bytes, registers, bases).expect("decodes");
         match decoded.instruction {
             Instruction::Write(Write { change, address, size, source, .. }) => {
                 (change, address, size, source, decoded.length)
@@ -472,7 +451,7 @@ mod tests {
     #[test]
     fn privileged_instructions() {
         let one = |bytes: &[u8]| {
-            decode(Code::new(bytes), &Registers::default(), SegmentBases::default()).map(|d| (d.instruction, d.length))
+            decode(bytes, &Registers::default(), SegmentBases::default()).map(|d| (d.instruction, d.length))
         };
         assert_eq!(one(&[0xfa]), Some((Instruction::Cli, 1)));
         assert_eq!(one(&[0x0f, 0x20, 0xd0]), Some((Instruction::FromControl(Move { special: 2, general: 0 }), 3)));
@@ -505,7 +484,7 @@ mod tests {
             let length = (seed % 16) as usize;
             let registers = Registers { rax: seed, rbx: !seed, ..Default::default() };
             let used = bytes.get(..length).unwrap_or(&bytes);
-            if let Some(decoded) = decode(Code::new(used), &registers, SegmentBases::default()) {
+            if let Some(decoded) = decode(used, &registers, SegmentBases::default()) {
                 known += 1;
                 assert!(decoded.length <= length as u64, "round {round}: {used:x?}");
             }

@@ -8,7 +8,7 @@ use crate::calls::cpu::{fpu_taskswitch, read_debug, write_debug};
 use crate::calls::mmu::{TableWritten, fill_hypercall_page, load_kernel_root, write_own_table};
 use crate::claim::View;
 use crate::decode::{
-    self, Change, Code, Decoded, Instruction, LONGEST, Move, PortAccess, SegmentBases, Source, SystemRegister, Write,
+    self, Change, Decoded, Instruction, LONGEST, Move, PortAccess, SegmentBases, Source, SystemRegister, Write,
     load_register, truncate,
 };
 use crate::machine::Registers;
@@ -41,14 +41,16 @@ fn view<'a, M: Machine>(ctx: &Ctx<'a, M>) -> Option<View<'a, M>> {
 }
 
 /// Copies the code at RIP, up to the end of what is mapped.
-fn fetch<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Code> {
+fn fetch<M: Machine>(ctx: &Ctx<'_, M>) -> Option<heapless::Vec<u8, LONGEST>> {
     let (view, at) = (view(ctx)?, GuestVirt(ctx.own.regs.rip));
-    let mut bytes = [0u8; LONGEST];
+    let mut bytes = heapless::Vec::from_array([0; LONGEST]);
     let here = bytes.len().min(PAGE_SIZE - at.offset());
     let (first, rest) = bytes.split_at_mut_checked(here)?;
     view.read_bytes(at, first).ok()?;
-    let length = if view.read_bytes(at.plus(here as u64), rest).is_ok() { LONGEST } else { here };
-    Some(Code::new(bytes.get(..length)?))
+    if view.read_bytes(at.plus(here as u64), rest).is_err() {
+        bytes.truncate(here);
+    }
+    Some(bytes)
 }
 
 /// Whether CS selects 64-bit code: the flat selector, or a descriptor of the guest's GDT with the L bit.
@@ -71,7 +73,7 @@ fn decode_here<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Decoded> {
         return None;
     }
     let bases = SegmentBases { fs: ctx.m.fs_base(), gs: ctx.m.gs_base() };
-    decode::decode(fetch(ctx)?, &ctx.own.regs, bases)
+    decode::decode(&fetch(ctx)?, &ctx.own.regs, bases)
 }
 
 /// Moves past an instruction that has been carried out.
@@ -311,12 +313,8 @@ fn read_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         msr::KERNEL_GS_BASE => ctx.own.gs_user,
         msr::TSC_AUX => u64::from(ctx.own.tsc_aux),
         msr::DE_CFG => 2,
-        msr::PLATFORM_ID
-        | msr::MICROCODE
-        | msr::PLATFORM_INFO
-        | msr::MISC_FEATURES
-        | msr::HYPERCALL_PAGE
-        | msr::HWCR => 0,
+        msr::PLATFORM_ID | msr::PLATFORM_INFO | msr::MICROCODE => 0,
+        msr::MISC_FEATURES | msr::HYPERCALL_PAGE | msr::HWCR => 0,
         _ => return false,
     };
     let regs = &mut ctx.own.regs;
