@@ -2,6 +2,7 @@
 //! is believed no more than any guest: its page tables are judged when they are pinned.
 
 use crate::options::Options;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::addr::{Frame, VcpuId};
 use hv_core::dispatch::Halt;
 use hv_core::domain::control::Spec;
@@ -82,27 +83,22 @@ impl<'a> Pages<'a> {
             }
             let frame = world.frames.populate(hw, domain.id(), pfn).map_err(|_| NO_MEMORY)?;
             let list = *pages.list.last().ok_or(NO_MEMORY)?;
-            pages.set(list, pfn % WORDS, frame.number());
+            pages.word(list, pfn).store(frame.number(), Relaxed);
         }
-        domain.pages.store(count, core::sync::atomic::Ordering::Relaxed);
+        domain.pages.store(count, Relaxed);
         Ok(pages)
     }
 
-    fn set(&self, frame: Frame, word: u64, value: u64) {
-        self.hw.write(frame, usize::try_from(word % WORDS).unwrap_or(0) * 8, &value.to_le_bytes());
-    }
-
-    fn word(&self, frame: Frame, word: u64) -> u64 {
-        let mut value = [0; 8];
-        self.hw.read(frame, usize::try_from(word % WORDS).unwrap_or(0) * 8, &mut value);
-        u64::from_le_bytes(value)
+    /// The word of a frame for an element of a longer list.
+    fn word(&self, frame: Frame, element: u64) -> &AtomicU64 {
+        &self.hw.page(frame)[(element % WORDS) as usize]
     }
 
     /// The frame of a page.
     fn frame(&self, pfn: u64) -> Result<Frame, Why> {
         const NO_PAGE: Why = "the first domain's image names a page it has not";
         let list = usize::try_from(pfn / WORDS).ok().and_then(|n| self.list.get(n)).filter(|_| pfn < self.count);
-        Frame::new(self.word(*list.ok_or(NO_PAGE)?, pfn)).ok_or(NO_PAGE)
+        Frame::new(self.word(*list.ok_or(NO_PAGE)?, pfn).load(Relaxed)).ok_or(NO_PAGE)
     }
 
     /// Copies bytes into pages in a row.
@@ -129,17 +125,16 @@ impl<'a> Pages<'a> {
     /// Writes frames where the plan has pages: the p2m list and the page tables. Returns the root.
     fn relocate(&self, plan: &FirstImage) -> Result<Frame, Why> {
         for pfn in 0..self.count {
-            let slot = self.frame(plan.p2m_page.saturating_add(pfn / WORDS))?;
-            self.set(slot, pfn, self.frame(pfn)?.number());
+            let list = self.frame(plan.p2m_page.saturating_add(pfn / WORDS))?;
+            self.word(list, pfn).store(self.frame(pfn)?.number(), Relaxed);
         }
         for [first, end] in [plan.tables, plan.more_tables] {
             for table in first..end {
-                let table = self.frame(table)?;
-                for index in 0..WORDS {
-                    let entry = self.word(table, index);
+                for slot in self.hw.page(self.frame(table)?) {
+                    let entry = slot.load(Relaxed);
                     if entry & pte::PRESENT != 0 {
                         let frame = self.frame((entry & pte::FRAME) / PAGE as u64)?;
-                        self.set(table, index, entry & !pte::FRAME | frame.address());
+                        slot.store(entry & !pte::FRAME | frame.address(), Relaxed);
                     }
                 }
             }

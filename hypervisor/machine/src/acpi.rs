@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 pub(crate) type Bytes<'a> = &'a dyn Fn(u64, u64) -> Option<&'static [u8]>;
 
 /// What the machine has for interrupts.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Default, Debug, PartialEq, Eq)]
 pub(crate) struct Topology {
     /// APIC numbers of the CPUs that may be used, in the firmware's order.
     pub(crate) cpus: Vec<u32, 64>,
@@ -44,9 +44,7 @@ pub(crate) struct Override {
 impl Topology {
     /// What every PC has had since there are I/O APICs.
     pub(crate) fn usual() -> Self {
-        let mut ioapics = Vec::new();
-        let _ = ioapics.push(IoApic { address: 0xfec0_0000, first: 0 });
-        Self { cpus: Vec::new(), ioapics, overrides: Vec::new() }
+        Self { ioapics: Vec::from_array([IoApic { address: 0xfec0_0000, first: 0 }]), ..Self::default() }
     }
 
     /// How an ISA interrupt arrives.
@@ -98,7 +96,7 @@ fn table(address: u64, bytes: Bytes<'_>) -> Option<&'static [u8]> {
 
 /// Goes through the entries of the MADT; what makes no sense is left out.
 fn madt_entries(madt: &[u8]) -> Topology {
-    let mut found = Topology { cpus: Vec::new(), ioapics: Vec::new(), overrides: Vec::new() };
+    let mut found = Topology::default();
     let mut rest = madt.get(44..).unwrap_or(&[]);
     while let [kind, length, ..] = *rest {
         let Some((entry, after)) = rest.split_at_checked(usize::from(length.max(2))) else { break };

@@ -105,11 +105,6 @@ pub(crate) fn page(frame: Frame) -> &'static Page {
     unsafe { &*at }
 }
 
-/// Our own root table.
-pub(crate) fn root() -> Frame {
-    Frame::containing(ROOT.load(Relaxed)).unwrap_or(Frame::from_u32(0))
-}
-
 /// Why there are no tables.
 type NoMemory = &'static str;
 const NO_MEMORY: NoMemory = "not enough RAM below 4 GiB for the hypervisor's tables";
@@ -177,7 +172,7 @@ impl<'a> Builder<'a> {
     /// Memory of our own: `bytes` of RAM, filled with `fill`.
     fn allocate(&mut self, bytes: u64, fill: u64) -> Result<(u64, &'static [AtomicU64]), NoMemory> {
         let frames = bytes.div_ceil(4096);
-        let first = self.free.take(frames, 1, BOOT_LIMIT / 4096).ok_or(NO_MEMORY)?;
+        let first = self.free.take(frames, BOOT_LIMIT / 4096).ok_or(NO_MEMORY)?;
         // SAFETY: just taken from the free frames below BOOT_LIMIT, which both sets of tables map.
         let words = unsafe { words(first * 4096, frames * ENTRIES as u64) };
         words.iter().for_each(|word| word.store(fill, Relaxed));
@@ -192,14 +187,18 @@ fn table_of(entry: u64) -> Frame {
 
 /// A zeroed frame for a table.
 fn new_table(free: &mut Ranges) -> Result<Frame, NoMemory> {
-    let frame = free.take(1, 1, BOOT_LIMIT / 4096).and_then(Frame::new).ok_or(NO_MEMORY)?;
+    let frame = free.take(1, BOOT_LIMIT / 4096).and_then(Frame::new).ok_or(NO_MEMORY)?;
     Hardware(()).zero(frame);
     Ok(frame)
 }
 
 /// Builds the final tables and loads them. `devices` are machine addresses of register pages, mapped in their order
 /// from [`DEVICES`] on. Leaves four zeroed words per frame.
-pub(crate) fn build(ram: &Ranges, free: &mut Ranges, devices: &[u64]) -> Result<&'static [AtomicU64], NoMemory> {
+pub(crate) fn build(
+    ram: &Ranges,
+    free: &mut Ranges,
+    devices: impl Iterator<Item = u64>,
+) -> Result<&'static [AtomicU64], NoMemory> {
     let limit = ram.limit();
     FRAME_LIMIT.store(limit, Relaxed);
     let mut tables = Builder::new(free)?;
@@ -208,7 +207,7 @@ pub(crate) fn build(ram: &Ranges, free: &mut Ranges, devices: &[u64]) -> Result<
         tables.map(DIRECT + range.start * 4096, range.start * 4096, bytes, DATA)?;
     }
     map_image(&mut tables)?;
-    for (virt, &phys) in (DEVICES..).step_by(PAGE_SIZE).zip(devices) {
+    for (virt, phys) in (DEVICES..).step_by(PAGE_SIZE).zip(devices) {
         tables.map(virt, phys, 4096, DEVICE)?;
     }
     percpu::map_windows(&mut tables)?;
@@ -239,13 +238,6 @@ fn map_image(tables: &mut Builder<'_>) -> Result<(), NoMemory> {
         tables.map(part.start, part.start - IMAGE, part.end - part.start, flags)?;
     }
     Ok(())
-}
-
-/// Changes a few bytes of the image where the direct map shows them: text itself is not writable.
-pub(crate) fn write_physical(address: u64, bytes: &[u8]) {
-    if let Some(frame) = Frame::containing(address) {
-        Hardware(()).write(frame, (address & 0xfff) as usize, bytes);
-    }
 }
 
 /// Bytes from an offset to the next word.
@@ -289,7 +281,7 @@ impl Hardware {
     /// The hypervisor's own root table, without any guest: to be loaded when the last guest's goes away.
     #[must_use]
     pub fn root(&self) -> Frame {
-        root()
+        table_of(ROOT.load(Relaxed))
     }
 }
 
@@ -352,7 +344,7 @@ impl Frames for Hardware {
     }
 
     fn hole_entry(&self, index: usize) -> u64 {
-        let entries = page(root()).get(HOLE_SLOTS).unwrap_or(&[]);
+        let entries = page(self.root()).get(HOLE_SLOTS).unwrap_or(&[]);
         entries.get(index).map_or(0, |entry| entry.load(Relaxed))
     }
 }

@@ -53,16 +53,10 @@ impl Ranges {
         }
     }
 
-    /// Takes `count` adjacent frames, the first a multiple of `align`, all below `limit`; the highest there are,
-    /// so that the space below stays whole.
-    pub(crate) fn take(&mut self, count: u64, align: u64, limit: u64) -> Option<u64> {
-        let best = self
-            .iter()
-            .filter_map(|range| {
-                let first = range.end.min(limit).checked_sub(count)? / align * align;
-                (first >= range.start).then_some(first)
-            })
-            .max()?;
+    /// Takes `count` adjacent frames, all below `limit`; the highest there are, so that the space below stays whole.
+    pub(crate) fn take(&mut self, count: u64, limit: u64) -> Option<u64> {
+        let last = |range: Range<u64>| range.end.min(limit).checked_sub(count).filter(|first| *first >= range.start);
+        let best = self.iter().filter_map(last).max()?;
         self.remove(best..best + count);
         Some(best)
     }
@@ -101,14 +95,14 @@ mod tests {
     }
 
     #[test]
-    fn taking_respects_limit_and_alignment() {
+    fn taking_respects_the_limit() {
         let mut ranges = Ranges::new();
         ranges.add(3..100);
         ranges.add(1000..2000);
-        assert_eq!(ranges.take(10, 8, 100), Some(88));
-        assert_eq!(ranges.take(10, 1, 100), Some(78));
-        assert_eq!(ranges.take(80, 1, 100), None);
-        assert_eq!(ranges.take(512, 512, u64::MAX), Some(1024));
-        assert_eq!(list(&ranges), [3..78, 98..100, 1000..1024, 1536..2000]);
+        assert_eq!(ranges.take(10, 95), Some(85));
+        assert_eq!(ranges.take(10, 100), Some(75));
+        assert_eq!(ranges.take(80, 100), None);
+        assert_eq!(ranges.take(512, u64::MAX), Some(1488));
+        assert_eq!(list(&ranges), [3..75, 95..100, 1000..1488]);
     }
 }

@@ -7,7 +7,7 @@ use crate::memory::{self, boot_bytes};
 use crate::{HARDWARE, Hardware, Ranges, apic, cpu, ioapic, serial, smp, timer};
 use core::ops::Range;
 use core::sync::atomic::AtomicU64;
-use heapless::{String, Vec};
+use heapless::String;
 use loader::Loaded;
 
 #[cfg(target_os = "none")]
@@ -64,12 +64,8 @@ fn prepare(magic: u32, information: u64) -> Result<BootInfo, &'static str> {
     free.remove(memory::image_frames());
     free.remove(loaded.module_frames());
     let topology = topology(&loaded);
-    let mut devices = Vec::<u64, 9>::new();
-    let _ = devices.push(apic::address());
-    for ioapic in &topology.ioapics {
-        let _ = devices.push(ioapic.address); // one that is not mapped is not used
-    }
-    let frame_words = memory::build(&loaded.ram, &mut free, &devices)?;
+    let devices = core::iter::once(apic::address()).chain(topology.ioapics.iter().map(|ioapic| ioapic.address));
+    let frame_words = memory::build(&loaded.ram, &mut free, devices)?;
     cpu::init(smp::prepare(&topology));
     apic::init();
     ioapic::init(&topology);

@@ -4,7 +4,7 @@ pub(crate) mod fpu;
 mod tables;
 
 use crate::insn::{self, msr};
-use crate::memory::{self, DATA};
+use crate::memory::DATA;
 use crate::percpu::{self, Cpu, LDT_PAGES, OWN_PAGE, zeros_entry};
 use crate::{Hardware, entry};
 use core::arch::asm;
@@ -80,7 +80,7 @@ pub(crate) fn init(cpu: &'static Cpu) {
         | Cr4Flags::OSXMMEXCPT_ENABLE
         | features().difference(Cr4Flags::FSGSBASE); // that is the guest's to turn on
     write_cr4(cpu, cr4.bits());
-    cpu.root.store(memory::root().address(), Relaxed);
+    cpu.root.store(Hardware(()).root().address(), Relaxed);
     fpu::init(cpu);
 }
 
@@ -191,13 +191,11 @@ impl CpuState for Hardware {
     }
 
     fn ldt_offset(&self, address: u64) -> Option<u32> {
-        let offset = address.checked_sub(percpu::this().ldt())?;
-        u32::try_from(offset).ok().filter(|&offset| offset < 0x1_0000)
+        Some(u16::try_from(address.checked_sub(percpu::this().ldt())?).ok()?.into())
     }
 
     fn gdt_offset(&self, address: u64) -> Option<u32> {
-        let offset = address.checked_sub(percpu::this().gdt())?;
-        u32::try_from(offset).ok().filter(|&offset| offset < 0x1_0000)
+        Some(u16::try_from(address.checked_sub(percpu::this().gdt())?).ok()?.into())
     }
 
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {

@@ -1,11 +1,13 @@
 //! Descriptor tables: our page of the GDT, the interrupt table, and selectors that may not load.
 
-use crate::entry;
 use crate::insn::attempt;
 use crate::memory::image_address;
 use crate::percpu::{self, Cpu, Tss};
+use crate::{Hardware, entry};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use hv_core::addr::Frame;
+use hv_core::machine::Frames;
 use hypercall_abi::selector::{GUEST_CS, GUEST_CS32, GUEST_SS, HYPERVISOR_CS, HYPERVISOR_DS, LDT, TSS};
 use x86_64::VirtAddr;
 use x86_64::instructions::tables::{lgdt, lidt, load_tss};
@@ -103,7 +105,10 @@ pub(super) fn load_ldt(cpu: &Cpu, entries: u32) {
 /// Turns the placeholder at the entry into CLAC, so that a guest's AC flag does not switch SMAP off.
 pub(super) fn enable_clac() {
     let text = image_address(&raw const entry::entry_clac);
-    crate::memory::write_physical(text, &[0x0f, 0x01, 0xca]);
+    if let Some(frame) = Frame::containing(text) {
+        // Through the direct map: text itself is not writable.
+        Hardware(()).write(frame, (text & 0xfff) as usize, &[0x0f, 0x01, 0xca]);
+    }
 }
 
 /// Loads DS, ES, FS or the guest's GS (0..=3), with the base the descriptor has; null if the selector does not load.

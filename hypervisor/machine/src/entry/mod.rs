@@ -189,26 +189,17 @@ struct Fixup {
 }
 
 unsafe extern "C" {
-    #[cfg(target_os = "none")]
     static __start_hv_fixups: Fixup;
-    #[cfg(target_os = "none")]
     static __stop_hv_fixups: Fixup;
 }
 
 /// Where to go on after a fault at `site`, if the instruction there is allowed to fault.
-#[cfg(target_os = "none")]
 fn fixup(site: u64) -> Option<u64> {
     let (start, stop) = (&raw const __start_hv_fixups, &raw const __stop_hv_fixups);
     let bytes = stop as usize - start as usize;
     // SAFETY: `link.ld` puts the pairs, and nothing else, between these symbols, in constant memory.
     let all = unsafe { core::slice::from_raw_parts(start, bytes / size_of::<Fixup>()) };
     all.iter().find(|fixup| fixup.site == site).map(|fixup| fixup.resume)
-}
-
-#[cfg(not(target_os = "none"))]
-fn fixup(_: u64) -> Option<u64> {
-    let _ = |fixup: Fixup| (fixup.site, fixup.resume);
-    None
 }
 
 /// An exception or interrupt that came while ring 0 ran.
