@@ -161,7 +161,7 @@ fn execute<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [a, b, c, d, ..] = call.args;
     // Arguments of 32 bits: what is above means nothing, as in Xen.
     let [a32, b32] = [a, b].map(|arg| u64::from(low32(arg)));
-    let value = match Hypercall::from_number(call.number).ok_or(Errno::NoSys)? {
+    Ok(match Hypercall::from_number(call.number).ok_or(Errno::NoSys)? {
         SetTrapTable => cpu::set_trap_table(ctx, &mut call.args[0])?,
         MmuUpdate => mmu::mmu_update(ctx, call)?,
         SetGdt => descriptors::set_gdt(ctx, a, b32)?,
@@ -196,6 +196,5 @@ fn execute<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         Tenon => control::tenon_op(ctx, a, b, c)?,
         PlatformOp => return Err(Errno::Perm.into()),
         Multicall | SchedOpCompat | EventChannelOpCompat => return Err(Errno::NoSys.into()),
-    };
-    Ok(value)
+    })
 }

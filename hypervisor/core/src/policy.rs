@@ -59,8 +59,7 @@ const E21_EAX: u32 = bits(&[0, 2, 6]);
 
 /// The XCR0 bits a guest may set on this machine.
 pub fn xcr0_allowed<M: CpuState>(m: &M) -> u64 {
-    let [_, _, features, _] = m.cpuid(1, 0);
-    if features & F1_ECX_XSAVE == 0 {
+    if !has_xsave(m) {
         return 1;
     }
     let [low, _, _, high] = m.cpuid(0xd, 0);
@@ -78,14 +77,12 @@ pub fn xcr0_valid<M: CpuState>(m: &M, value: u64) -> bool {
 
 /// Whether the guest may turn on CR4.FSGSBASE.
 pub fn has_fsgsbase<M: CpuState>(m: &M) -> bool {
-    let [_, features, ..] = m.cpuid(7, 0);
-    features & F7_EBX_FSGSBASE != 0
+    m.cpuid(7, 0)[1] & F7_EBX_FSGSBASE != 0
 }
 
 /// Whether the guest may turn on CR4.OSXSAVE.
 pub fn has_xsave<M: CpuState>(m: &M) -> bool {
-    let [_, _, features, _] = m.cpuid(1, 0);
-    features & F1_ECX_XSAVE != 0
+    m.cpuid(1, 0)[2] & F1_ECX_XSAVE != 0
 }
 
 /// EAX, EBX, ECX, EDX of a leaf as a guest with this XCR0 sees them.

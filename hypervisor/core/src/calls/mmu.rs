@@ -145,10 +145,7 @@ fn one_mmuext<M: Machine>(ctx: &mut Ctx<'_, M>, target: &Domain, op: &MmuextOp) 
     let page = Flush::Page(GuestVirt(op.arg1));
     let here = CpuSet::only(ctx.m.this_cpu());
     match command {
-        C::PinL1 => ctx.session(target).pin(frame()?, 1)?,
-        C::PinL2 => ctx.session(target).pin(frame()?, 2)?,
-        C::PinL3 => ctx.session(target).pin(frame()?, 3)?,
-        C::PinL4 => ctx.session(target).pin(frame()?, 4)?,
+        C::PinL1 | C::PinL2 | C::PinL3 | C::PinL4 => ctx.session(target).pin(frame()?, command as u8 + 1)?,
         C::Unpin => ctx.session(target).unpin(frame()?)?,
         C::NewBaseptr => load_kernel_root(ctx, op.arg1)?,
         C::NewUserBaseptr => load_user_root(ctx, op.arg1)?,

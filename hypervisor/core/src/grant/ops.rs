@@ -295,13 +295,11 @@ fn copy_bytes<M: Machine>(m: &M, (from, from_at): (Frame, usize), (to, to_at): (
     if length == PAGE_SIZE {
         return m.copy(from, to);
     }
-    let mut buffer = [0u8; 256];
-    let mut done = 0;
-    while done < length {
-        let now = (length - done).min(buffer.len());
-        let Some(part) = buffer.get_mut(..now) else { return };
+    const CHUNK: usize = 256;
+    let mut buffer = [0; CHUNK];
+    for done in (0..length).step_by(CHUNK) {
+        let part = buffer.get_mut(..(length - done).min(CHUNK)).unwrap_or_default();
         m.read(from, from_at + done, part);
         m.write(to, to_at + done, part);
-        done += now;
     }
 }

@@ -39,13 +39,9 @@ pub fn sched_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Res
     Ok(0)
 }
 
+/// Lets upcalls in, and goes to sleep unless one is due by now.
 fn block<M: Machine>(ctx: &mut Ctx<'_, M>) {
     ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, false);
-    sleep(ctx);
-}
-
-/// Goes to sleep unless an upcall is due by now.
-fn sleep<M: Machine>(ctx: &mut Ctx<'_, M>) {
     ctx.vcpu.moves(Place::Running, Place::Blocked);
     if ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.vcpu.moves(Place::Blocked, Place::Running) {
         return;
