@@ -41,7 +41,7 @@ pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64
         }
         EventOp::BindIpi => {
             let call: BindIpi = ctx.read(arg)?;
-            let state = PortState { binding: Binding::Ipi, vcpu: existing(ctx, call.vcpu)? };
+            let state = PortState { binding: Binding::Ipi, vcpu: existing(ctx, call.vcpu)?.number() };
             reply_then_bind(ctx, ctx.domain, arg, |port| BindIpi { port: port.0, ..call }, |_| Ok(state))?;
         }
         EventOp::BindVcpu => bind_vcpu(ctx, arg)?,
@@ -64,8 +64,8 @@ pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64
     Ok(0)
 }
 
-fn existing<M: Machine>(ctx: &Ctx<'_, M>, number: u32) -> Result<VcpuId, Errno> {
-    ctx.world.vcpu(ctx.domain, VcpuId(number)).map(Vcpu::number).ok_or(Errno::NoEnt)
+fn existing<'a, M: Machine>(ctx: &Ctx<'a, M>, number: u32) -> Result<&'a Vcpu, Errno> {
+    ctx.world.vcpu(ctx.domain, VcpuId(number)).ok_or(Errno::NoEnt)
 }
 
 /// Finds a free port, writes the reply that names it, and makes it what `commit` says, which may change the other end or
@@ -121,27 +121,21 @@ fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     ensure!(per_vcpu || call.vcpu == 0, Errno::Inval);
     let power = if virq == Some(Virq::Console) { Powers::CONSOLE_READ } else { Powers::CONTROL };
     ensure!(per_vcpu || virq == Some(Virq::Argo) || ctx.domain.may(power), Errno::Perm);
-    let number = existing(ctx, call.vcpu)?;
-    let vcpu = ctx.world.vcpu(ctx.domain, number).ok_or(Errno::NoEnt)?;
+    let vcpu = existing(ctx, call.vcpu)?;
     let slot = nth(&vcpu.virqs, call.virq).ok_or(Errno::Inval)?;
     ensure!(slot.load(Acquire) == 0, Errno::Exist);
-    let state = PortState { binding: Binding::Virq(call.virq), vcpu: number };
-    reply_then_bind(
-        ctx,
-        ctx.domain,
-        arg,
-        |port| BindVirq { port: port.0, ..call },
-        |port| {
-            let bound = slot.compare_exchange(0, low16(u64::from(port.0)), AcqRel, Acquire);
-            bound.map(|_| state).map_err(|_| Errno::Exist)
-        },
-    )?;
+    let state = PortState { binding: Binding::Virq(call.virq), vcpu: vcpu.number() };
+    let reply = |port: Port| BindVirq { port: port.0, ..call };
+    reply_then_bind(ctx, ctx.domain, arg, reply, |port| {
+        let bound = slot.compare_exchange(0, low16(u64::from(port.0)), AcqRel, Acquire);
+        bound.map(|_| state).map_err(|_| Errno::Exist)
+    })?;
     Ok(())
 }
 
 fn bind_vcpu<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let call: BindVcpu = ctx.read(arg)?;
-    let vcpu = existing(ctx, call.vcpu)?;
+    let vcpu = existing(ctx, call.vcpu)?.number();
     let (world, m, port) = (ctx.world, ctx.m, Port(call.port));
     let _guard = world.ports.lock(ctx.held);
     let state = world.port(m, ctx.domain, port);
