@@ -181,7 +181,7 @@ impl<'a> Builder<'a> {
 }
 
 /// The table an upper entry points to.
-fn table_of(entry: u64) -> Frame {
+pub(crate) fn table_of(entry: u64) -> Frame {
     Frame::containing(entry & 0x000f_ffff_ffff_f000).unwrap_or(Frame::from_u32(0))
 }
 

@@ -90,7 +90,7 @@ pub(crate) struct Cpu {
     pub(crate) ldt_entries: AtomicU32,
     /// Which LDT pages are mapped.
     pub(crate) ldt_mapped: AtomicU32,
-    /// Machine address of the table that maps the windows.
+    /// The entry that leads to the table of its windows.
     window_table: AtomicU64,
     // Stacks for what may come anywhere, even where the stack pointer is the guest's. The large ones, on which we report
     // what happened, run over into the small ones, and none into what stands above.
@@ -124,10 +124,9 @@ impl Cpu {
     }
 
     /// The entry that maps page `index` of its windows (GDT 0..16, LDT 16..32).
-    pub(crate) fn window(&self, index: u64) -> &'static core::sync::atomic::AtomicU64 {
-        let table = hv_core::addr::Frame::containing(self.window_table.load(Relaxed));
+    pub(crate) fn window(&self, index: u64) -> &'static AtomicU64 {
         let first = (self.gdt() >> 12) & 0x1ff;
-        let page = memory::page(table.unwrap_or(hv_core::addr::Frame::from_u32(0)));
+        let page = memory::page(memory::table_of(self.window_table.load(Relaxed)));
         &page[usize::try_from(first + index).unwrap_or(0) & 0x1ff]
     }
 
@@ -178,8 +177,7 @@ pub(crate) fn map_windows(tables: &mut memory::Builder<'_>) -> Result<(), &'stat
         }
         let own = image_address(cpu.descriptors()) | DATA.bits();
         tables.entry(cpu.gdt() + OWN_PAGE * 4096, 1)?.store(own, Relaxed);
-        let table = tables.entry(cpu.gdt(), 2)?.load(Relaxed) & 0x000f_ffff_ffff_f000;
-        cpu.window_table.store(table, Relaxed);
+        cpu.window_table.store(tables.entry(cpu.gdt(), 2)?.load(Relaxed), Relaxed);
     }
     Ok(())
 }

@@ -78,12 +78,7 @@ impl Console for Hardware {
     fn take(&self, to: &mut [u8]) -> usize {
         receive();
         let mut input = INPUT.lock();
-        let mut count = 0;
-        for (slot, byte) in to.iter_mut().zip(core::iter::from_fn(|| input.pop_front())) {
-            *slot = byte;
-            count += 1;
-        }
-        count
+        to.iter_mut().map_while(|slot| input.pop_front().map(|byte| *slot = byte)).count()
     }
 
     fn keep(&self, bytes: &[u8]) {
