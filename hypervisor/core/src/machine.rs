@@ -73,8 +73,8 @@ pub trait Clock {
 
 /// The machine's own console.
 pub trait Console {
-    /// Prints bytes as they are.
-    fn put(&self, bytes: &[u8]);
+    /// Prints bytes as they are, as many as it takes without waiting; returns how many.
+    fn put(&self, bytes: &[u8]) -> usize;
     /// Takes typed bytes that have arrived; returns how many.
     fn take(&self, to: &mut [u8]) -> usize;
     /// Remembers bytes in the log, without printing them.

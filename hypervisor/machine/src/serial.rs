@@ -1,4 +1,5 @@
-//! COM1: the machine's console. Output waits for the transmitter; input arrives by interrupt into a small ring.
+//! COM1: the machine's console. Our own lines wait for the transmitter, those of domains do not; input arrives by interrupt
+//! into a small ring.
 
 use crate::Hardware;
 use crate::insn::{in8, out8};
@@ -19,8 +20,12 @@ static INPUT: Mutex<heapless::Deque<u8, 512>> = Mutex::new(heapless::Deque::new(
 /// What was logged last, and how many bytes have been in all.
 static LOG: [AtomicU8; 1 << 14] = [const { AtomicU8::new(0) }; 1 << 14];
 static LOGGED: AtomicU32 = AtomicU32::new(0);
-/// Keeps the bytes of one `put` together.
+/// Keeps the bytes of one line, or one `put`, together.
 static OUTPUT: Mutex<()> = Mutex::new(());
+/// How often in a row the line took nothing.
+static REFUSED: AtomicU32 = AtomicU32::new(0);
+/// So often; then the line is stuck, and must not hang the machine: it took about a second.
+const PATIENCE: u32 = 1_000_000;
 
 /// Sets 115200 baud, 8 bits, no parity, queues on, and asks for interrupts on input.
 pub(crate) fn init() {
@@ -43,18 +48,26 @@ fn present() -> bool {
     in8(BASE + 5) != 0xff
 }
 
+fn can_send() -> bool {
+    in8(BASE + 5) & CAN_SEND != 0
+}
+
 /// Sends bytes without the lock, for reports from places that may have interrupted its holder.
 pub(crate) fn put_now(bytes: &[u8]) {
     if !present() {
         return;
     }
     for &byte in bytes {
-        // A stuck line must not hang the machine: give up waiting after about a second.
-        let ready = (0..1_000_000).any(|_| in8(BASE + 5) & CAN_SEND != 0);
-        if ready {
+        if (0..PATIENCE).any(|_| can_send()) {
             out8(BASE, byte);
         }
     }
+}
+
+/// Sends a whole line.
+pub(crate) fn put_line(bytes: &[u8]) {
+    let _whole = OUTPUT.lock();
+    put_now(bytes);
 }
 
 /// Empties the UART into the ring, as far as there is room: what stays in its queue holds the sender up.
@@ -70,9 +83,17 @@ pub(crate) fn receive() {
 }
 
 impl Console for Hardware {
-    fn put(&self, bytes: &[u8]) {
+    fn put(&self, bytes: &[u8]) -> usize {
         let _whole = OUTPUT.lock();
-        put_now(bytes);
+        if !present() {
+            return bytes.len();
+        }
+        let mut goes = |_: &&u8| can_send() || REFUSED.fetch_add(1, Relaxed) >= PATIENCE;
+        let sent = bytes.iter().take_while(&mut goes).map(|&byte| out8(BASE, byte)).count();
+        if sent > 0 {
+            REFUSED.store(0, Relaxed);
+        }
+        sent
     }
 
     fn take(&self, to: &mut [u8]) -> usize {

@@ -6,11 +6,13 @@ use hv_core::lock::Held;
 use hv_core::machine::{Clock, Exit, Frames};
 use hv_core::world::{Ctx, Next};
 use hv_core::{dispatch, trap};
+
 use hypercall_abi::context::flags;
 use hypercall_abi::domctl::{Domctl, DomctlOp, INTERFACE_VERSION};
 use hypercall_abi::grant::{GrantOp, MapGrantRef, SetupTable, UnmapGrantRef, entry, map, status};
 use hypercall_abi::memory::{MemoryOp, Reservation};
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, MulticallEntry, pte};
+use hypercall_abi::physdev::ConsoleIo;
 use hypercall_abi::vcpu::{RegisterVcpuInfo, VcpuOp};
 use hypercall_abi::{Errno, Hypercall, domid};
 use sim::world::build::{self, at, page};
@@ -60,6 +62,20 @@ fn lists_pause_when_the_timer_is_due() {
         let list = stage.put(&guest, 1024, &[entry; 8]);
         let went = stage.call(&guest, Hypercall::Multicall, &[list, 8]);
         assert_eq!((went.result, went.steps), (Ok(0), 9), "and the end is noticed");
+    });
+}
+
+/// Two thousand bytes were printed in one step, each of which waits for the line: a fifth of a second on a real one (P8).
+#[test]
+fn printing_does_not_wait_for_the_line() {
+    tell(200, |stage| {
+        let dom0 = stage.enter(true);
+        let text = [*b"abcdefg"; 43];
+        let at = stage.put(&dom0, 0, &text);
+        stage.m.line.store(10, Relaxed);
+        let went = stage.call(&dom0, Hypercall::ConsoleIo, &[ConsoleIo::Write as u64, 301, at]);
+        assert_eq!((went.result, went.steps), (Ok(0), 31), "ten bytes a step");
+        assert_eq!(*stage.m.printed.lock().expect("one thread"), text.as_flattened());
     });
 }
 

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of console output handled at once.
 const CHUNK: usize = 128;
-/// Bytes of console output handled before others get a chance (P8).
+/// Bytes of the log written before others get a chance (P8). What is printed takes as long as the line does: a chunk at most.
 const BATCH: u64 = 2048;
 
 /// `xen_version` (ABI core 8.1).
@@ -73,15 +73,21 @@ pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Answ
                 let _ = write!(mark, "({}) ", ctx.domain.id());
                 ctx.m.keep(mark.as_bytes());
             }
-            let batch = count.min(BATCH);
-            for done in (0..batch).step_by(CHUNK) {
+            let batch = count.min(if shown { CHUNK as u64 } else { BATCH });
+            let mut done = 0;
+            for _ in (0..batch).step_by(CHUNK) {
                 let now = usize::try_from(batch - done).unwrap_or(CHUNK).min(CHUNK);
                 let part = chunk.get_mut(..now).ok_or(Errno::Inval)?;
                 ctx.read_bytes(buffer.wrapping_add(done), part)?;
-                if shown { ctx.m.put(part) } else { ctx.m.keep(part) }
+                done += if shown {
+                    ctx.m.put(part) as u64
+                } else {
+                    ctx.m.keep(part);
+                    now as u64
+                };
             }
-            (args[1], args[2]) = (count - batch, buffer.wrapping_add(batch));
-            if batch == count { Ok(0) } else { Err(Halt::More) }
+            (args[1], args[2]) = (count - done, buffer.wrapping_add(done));
+            if done == count { Ok(0) } else { Err(Halt::More) }
         }
         ConsoleIo::Read if ctx.domain.may(Powers::CONSOLE_READ) => {
             let room = usize::try_from(count).unwrap_or(CHUNK).min(CHUNK);

@@ -7,7 +7,7 @@ use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_S
 use hv_core::frame::{FrameTable, Use};
 use hv_core::machine::{Clock, Console, CpuState, Cpus, Flush, Frames, Interrupt, Page};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, MutexGuard};
 
 /// Where a CPU sees its vcpu's GDT.
@@ -63,8 +63,10 @@ pub struct WholeMachine {
     pub cached: Mutex<Vec<Cached>>,
     /// Who interferes.
     race: Mutex<Option<Race>>,
-    /// Bytes put on the console.
-    pub printed: AtomicU64,
+    /// How many bytes the console takes at once.
+    pub line: AtomicUsize,
+    /// What it took first.
+    pub printed: Mutex<Vec<u8>>,
     /// Bytes kept in the log.
     pub kept: AtomicU32,
 }
@@ -102,7 +104,8 @@ impl WholeMachine {
             cpu: Mutex::new(loaded),
             cached: Mutex::default(),
             race: Mutex::new(None),
-            printed: AtomicU64::new(0),
+            line: AtomicUsize::new(usize::MAX),
+            printed: Mutex::default(),
             kept: AtomicU32::new(0),
         }
     }
@@ -317,8 +320,13 @@ impl Clock for WholeMachine {
 }
 
 impl Console for WholeMachine {
-    fn put(&self, bytes: &[u8]) {
-        self.printed.fetch_add(bytes.len() as u64, Relaxed);
+    fn put(&self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(self.line.load(Relaxed));
+        let mut printed = lock(&self.printed);
+        if printed.len() < 1 << 16 {
+            printed.extend(&bytes[..taken]);
+        }
+        taken
     }
     fn take(&self, to: &mut [u8]) -> usize {
         let some = to.len().min(3);
