@@ -54,9 +54,9 @@ impl Bar {
 const COLOURS: [&str; OWNERS.len()] = ["#b0b0b0", "#7fb2d9", "#2f6f9f", "#f0b050", "#c0392b"];
 const NAMES: [&str; OWNERS.len()] = ["firmware, unpacking", "programs", "guest kernel", "dom0", "ring 0"];
 const MARK: &str = "#dddddd";
-const LEFT: f64 = 230.0;
+const LEFT: f64 = 270.0;
 const LENGTH: f64 = 420.0;
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 800.0;
 const LINE: f64 = 18.0;
 
 fn text(x: f64, y: f64, anchor: &str, weight: &str, words: &str) -> Text {
@@ -76,7 +76,7 @@ pub(super) fn svg(title: &str, groups: &[Group]) -> String {
     let mut plot = Document::new().add(ground).add(text(10.0, 22.0, "start", "bold", &title));
     for (index, (name, colour)) in NAMES.iter().zip(COLOURS).enumerate() {
         #[allow(clippy::cast_precision_loss, reason = "five")]
-        let x = 10.0 + 145.0 * index as f64;
+        let x = 10.0 + 160.0 * index as f64;
         plot = plot.add(rectangle(x, 34.0, 10.0, 10.0, colour)).add(text(x + 14.0, 43.0, "start", "normal", name));
     }
     let mut y = 66.0;
