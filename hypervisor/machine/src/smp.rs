@@ -56,17 +56,21 @@ fn ask(cpu: &Cpu) {
     }
 }
 
+/// A CPU that has been started.
+fn online(cpu: CpuId) -> Option<&'static Cpu> {
+    CPUS.get(cpu.0 as usize).filter(|cpu| cpu.online.load(Acquire))
+}
+
 impl Cpus for Hardware {
     fn this_cpu(&self) -> CpuId {
         CpuId(percpu::this().id.load(Relaxed))
     }
 
     fn flush(&self, cpus: CpuSet, what: Flush) {
-        let this = percpu::this();
-        let id = |cpu: &Cpu| CpuId(cpu.id.load(Relaxed));
-        let others = || CPUS.iter().filter(|cpu| cpus.without(id(this)).has(id(cpu)) && cpu.online.load(Acquire));
+        let (this, own) = (percpu::this(), self.this_cpu());
+        let others = || cpus.without(own).iter().filter_map(online);
         others().for_each(ask);
-        if cpus.has(id(this)) {
+        if cpus.has(own) {
             match what {
                 Flush::All => flush_all(this),
                 Flush::Page(at) => invlpg(at.0),
@@ -83,7 +87,7 @@ impl Cpus for Hardware {
     }
 
     fn kick(&self, cpu: CpuId) {
-        if let Some(cpu) = CPUS.get(cpu.0 as usize).filter(|cpu| cpu.online.load(Acquire)) {
+        if let Some(cpu) = online(cpu) {
             apic::send(cpu.apic_id.load(Relaxed), apic::KICK);
         }
     }
