@@ -12,7 +12,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of console output handled at once.
 const CHUNK: usize = 128;
-/// Bytes of the log written before others get a chance (P8). What is printed takes as long as the line does: a chunk at most.
+/// Bytes of the log written before others get a chance (P8). What is printed takes as long as the line does: a chunk at
+/// most.
 const BATCH: u64 = 2048;
 
 /// `xen_version` (ABI core 8.1).

@@ -353,7 +353,7 @@ impl OwnerState {
     /// Whether a word says that the frame is a domain's own memory.
     #[must_use]
     pub fn is_of(bits: u64, id: DomainId) -> bool {
-        bits & 0x3_ffff == GUEST | u64::from(id.0)
+        bits & 0x3_8000 == GUEST && bits & 0x7fff == u64::from(id.0)
     }
 
     /// Whether a word says that nothing refers to the frame.
@@ -559,6 +559,11 @@ mod tests {
     fn references_follow_the_owner() {
         let one = of(Owner::Guest(US), 0, 1);
         assert!(OwnerState::is_of(one, US) && !OwnerState::is_of(one, THEM));
+        for owner in [Owner::NotRam, Owner::Free, Owner::Hypervisor, Owner::Guest(US), Owner::Lent(US), Owner::Orphan] {
+            let none =
+                (DomainId::FIRST_RESERVED..=u16::MAX).find(|id| OwnerState::is_of(of(owner, 0, 1), DomainId(*id)));
+            assert_eq!(none, None, "no id that is too large is taken for {owner:?}");
+        }
         assert_eq!(OwnerState::take(one, THEM, US), Err(Refused::NotOwner));
         assert_eq!(OwnerState::take(one, US, US), Ok(of(Owner::Guest(US), 0, 2)));
         assert_eq!(OwnerState::drop_ref(of(Owner::Guest(US), 0, 2), US), Some(one));

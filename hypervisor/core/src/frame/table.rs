@@ -253,8 +253,8 @@ impl FrameTable {
         Err(Refused::Raced)
     }
 
-    /// Drops a use and its reference, taken by that domain. A table's last use stays with the caller, who takes the table down and then calls
-    /// [`FrameTable::demoted`].
+    /// Drops a use and its reference, taken by that domain. A table's last use stays with the caller, who takes the table
+    /// down and then calls [`FrameTable::demoted`].
     pub fn drop_use(&self, frame: Frame, by: DomainId) -> Left {
         let Some(w) = self.words(frame) else {
             bug(frame, "use of no frame");
