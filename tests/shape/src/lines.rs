@@ -1,84 +1,116 @@
-//! How many lines of code run in ring 0, by part.
+//! How many lines of code run in ring 0, by risk and by part.
 
 use crate::source::{find, without_comments, without_tests};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// All of ring 0 stays below this many lines of code.
-const LIMIT: usize = 10_000;
+/// Lines that share a risk, and so a limit.
+struct Area {
+    name: &'static str,
+    /// The most lines its parts may have together.
+    limit: usize,
+    /// Its parts: name, budget in lines of code, and the paths (without extension) that belong to it.
+    ///
+    /// A budget is what the part has, plus about a tenth. A part that needs more raises it, with the reason, in the commit
+    /// that needs it. A file counts for the first part with a matching prefix: each crate ends with a part that takes the
+    /// rest.
+    parts: &'static [(&'static str, usize, &'static [&'static str])],
+}
 
-/// A part of ring 0: its name, its budget in lines of code, and the paths (without extension) that belong to it.
-///
-/// A budget is what the part was worth when somebody last looked, and little more. Who needs a larger one raises it in
-/// the commit that needs it, out of what the limit has left. A file counts for the first part with a matching prefix:
-/// each crate ends with a part that takes the rest.
-const PARTS: &[(&str, usize, &[&str])] = &[
-    ("core/frame", 807, &["hypervisor/core/src/frame"]),
-    ("core/paging", 785, &["hypervisor/core/src/paging"]),
-    ("core/event", 370, &["hypervisor/core/src/event"]),
-    ("core/grant", 444, &["hypervisor/core/src/grant"]),
-    ("core/domain", 713, &["hypervisor/core/src/domain"]),
-    ("core/memory", 82, &["hypervisor/core/src/memory"]),
-    ("core/sched, time", 305, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
-    ("core/trap", 288, &["hypervisor/core/src/trap"]),
-    ("core/decode, emulate", 646, &["hypervisor/core/src/decode", "hypervisor/core/src/emulate"]),
-    ("core/policy", 120, &["hypervisor/core/src/policy"]),
-    ("core/calls", 768, &["hypervisor/core/src/calls"]),
-    ("core/dispatch", 160, &["hypervisor/core/src/dispatch"]),
-    ("core/claim, world", 271, &["hypervisor/core/src/claim", "hypervisor/core/src/world"]),
-    ("core: addr, lock, machine", 473, &["hypervisor/core/src"]),
-    (
-        "machine/boot, smp, acpi",
-        461,
-        &["hypervisor/machine/src/boot", "hypervisor/machine/src/smp", "hypervisor/machine/src/acpi"],
-    ),
-    ("machine/entry, cpu", 684, &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"]),
-    ("machine/memory", 263, &["hypervisor/machine/src/memory"]),
-    (
-        "machine/apic, ioapic, timer",
-        300,
-        &["hypervisor/machine/src/apic", "hypervisor/machine/src/ioapic", "hypervisor/machine/src/timer"],
-    ),
-    ("machine, the rest", 470, &["hypervisor/machine/src"]),
-    ("hypervisor/src", 340, &["hypervisor/src"]),
-    ("hypercall-abi", 956, &["hypercall-abi/src"]),
+/// All of ring 0.
+const AREAS: &[Area] = &[
+    // A mistake in the hands is caught by no compiler, no simulation and no audit: a hard limit.
+    Area {
+        name: "hands",
+        limit: 2_750,
+        parts: &[
+            (
+                "machine/boot, smp, acpi",
+                510,
+                &["hypervisor/machine/src/boot", "hypervisor/machine/src/smp", "hypervisor/machine/src/acpi"],
+            ),
+            ("machine/entry, cpu", 750, &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"]),
+            ("machine/memory", 290, &["hypervisor/machine/src/memory"]),
+            (
+                "machine/apic, ioapic, timer",
+                330,
+                &["hypervisor/machine/src/apic", "hypervisor/machine/src/ioapic", "hypervisor/machine/src/timer"],
+            ),
+            ("machine, the rest", 520, &["hypervisor/machine/src"]),
+        ],
+    },
+    // Rules grow by what a hypervisor must do.
+    Area {
+        name: "rules and order",
+        limit: 8_750,
+        parts: &[
+            ("core/frame", 890, &["hypervisor/core/src/frame"]),
+            ("core/paging", 865, &["hypervisor/core/src/paging"]),
+            ("core/event", 410, &["hypervisor/core/src/event"]),
+            ("core/grant", 490, &["hypervisor/core/src/grant"]),
+            ("core/domain", 785, &["hypervisor/core/src/domain"]),
+            ("core/memory", 90, &["hypervisor/core/src/memory"]),
+            ("core/sched, time", 335, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
+            ("core/trap", 320, &["hypervisor/core/src/trap"]),
+            ("core/decode, emulate", 710, &["hypervisor/core/src/decode", "hypervisor/core/src/emulate"]),
+            ("core/policy", 135, &["hypervisor/core/src/policy"]),
+            ("core/calls", 845, &["hypervisor/core/src/calls"]),
+            ("core/dispatch", 175, &["hypervisor/core/src/dispatch"]),
+            ("core/claim, world", 300, &["hypervisor/core/src/claim", "hypervisor/core/src/world"]),
+            ("core: addr, lock, machine", 520, &["hypervisor/core/src"]),
+            ("hypervisor/src", 375, &["hypervisor/src"]),
+        ],
+    },
+    // Data without logic.
+    Area { name: "the ABI", limit: 1_200, parts: &[("hypercall-abi", 1_060, &["hypercall-abi/src"])] },
 ];
 
 /// The folders whose code runs in ring 0.
 const FOLDERS: &[&str] = &["hypercall-abi/src", "hypervisor/core/src", "hypervisor/machine/src", "hypervisor/src"];
 
-/// Prints the table, and says which parts have outgrown their budgets, or ring 0 its limit.
+/// Prints the table, and says which areas have passed their limits, and which parts their budgets.
 pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
-    let mut counts = vec![0; PARTS.len()];
-    let mut found = Vec::new();
+    let mut files = Vec::new();
     for folder in FOLDERS {
-        for (path, lines) in code_lines(&root.join(folder))? {
-            let path = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
-            let part = PARTS.iter().position(|(.., prefixes)| prefixes.iter().any(|prefix| path.starts_with(prefix)));
-            match part {
-                Some(part) => counts[part] += lines,
-                None => found.push(format!("{path} belongs to no part of ring 0")),
-            }
+        files.extend(code_lines(&root.join(folder))?);
+    }
+    let mut found = Vec::new();
+    for (path, _) in &files {
+        let path = path.strip_prefix(root).unwrap_or(path).to_string_lossy();
+        if part_of(&path).is_none() {
+            found.push(format!("{path} belongs to no part of ring 0"));
         }
     }
     println!("{:<30} {:>6} {:>6}", "lines of code in ring 0", "code", "budget");
-    for ((name, budget, _), count) in PARTS.iter().zip(&counts) {
-        println!("{name:<30} {count:>6} {budget:>6}");
-        if count > budget {
-            let left = LIMIT.saturating_sub(PARTS.iter().map(|(_, budget, _)| budget).sum());
-            found.push(format!(
-                "{name} has {count} lines of code, and its budget is {budget}: make it smaller, or say in \
-                 tests/shape/src/lines.rs that it is worth more ({left} lines of the limit are not given away)"
-            ));
+    for area in AREAS {
+        let mut total = 0;
+        for (name, budget, _) in area.parts {
+            let mine = files
+                .iter()
+                .filter(|(path, _)| part_of(&path.strip_prefix(root).unwrap_or(path).to_string_lossy()) == Some(*name));
+            let count: usize = mine.map(|(_, lines)| lines).sum();
+            println!("{name:<30} {count:>6} {budget:>6}");
+            if count > *budget {
+                found.push(format!(
+                    "{name} has {count} lines of code, and its budget is {budget}: make it simpler, or say in \
+                     tests/shape/src/lines.rs what it is worth, and in the commit why"
+                ));
+            }
+            total += count;
+        }
+        println!("{:<30} {total:>6} {:>6}", format!("= {}", area.name), area.limit);
+        if total > area.limit {
+            found.push(format!("{} have {total} lines of code, and their limit is {}", area.name, area.limit));
         }
     }
-    let total: usize = counts.iter().sum();
-    println!("{:<30} {total:>6} {LIMIT:>6}", "in all");
-    if total >= LIMIT {
-        found.push(format!("ring 0 has {total} lines of code, and its limit is {LIMIT}"));
-    }
     Ok(found)
+}
+
+/// The part of ring 0 that a file belongs to.
+fn part_of(path: &str) -> Option<&'static str> {
+    let mut parts = AREAS.iter().flat_map(|area| area.parts);
+    parts.find(|(.., prefixes)| prefixes.iter().any(|prefix| path.starts_with(prefix))).map(|(name, ..)| *name)
 }
 
 /// The files below `folder` with their numbers of code lines: no blanks, no comments, no tests.
@@ -109,8 +141,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn budgets_stay_within_the_limit() {
-        assert!(PARTS.iter().map(|(_, budget, _)| budget).sum::<usize>() <= LIMIT);
+    fn budgets_stay_within_their_limits() {
+        for area in AREAS {
+            let sum: usize = area.parts.iter().map(|(_, budget, _)| budget).sum();
+            assert!(sum <= area.limit, "{}: {sum} of {}", area.name, area.limit);
+        }
+    }
+
+    #[test]
+    fn a_file_counts_for_the_first_part_that_names_it() {
+        assert_eq!(part_of("hypervisor/core/src/frame/table.rs"), Some("core/frame"));
+        assert_eq!(part_of("hypervisor/core/src/addr.rs"), Some("core: addr, lock, machine"));
+        assert_eq!(part_of("hypervisor/src/run.rs"), Some("hypervisor/src"));
+        assert_eq!(part_of("dom0/src/main.rs"), None);
     }
 
     #[test]
