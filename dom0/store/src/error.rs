@@ -15,7 +15,7 @@ pub enum StoreError {
     NotFound,
     /// The caller's memory quota is used up.
     NoMemory,
-    /// One of the caller's quotas (nodes, size, watches, transactions) is used up.
+    /// One of the caller's quotas (nodes, size, transactions) is used up.
     NoSpace,
     /// The server does not know this request.
     NotSupported,
@@ -23,7 +23,8 @@ pub enum StoreError {
     Busy,
     /// The transaction met a concurrent change; start it again.
     Again,
-    /// The answer, or an event, would not fit into a message.
+    /// The answer, or an event, would not fit into a message; or the caller has all the watches it may have (as
+    /// xenstored, which answers so there).
     TooBig,
     /// Only a privileged caller changes an owner.
     NotPermitted,

@@ -412,7 +412,7 @@ impl Store {
     fn admit_watch(&self, id: ConnectionId, caller: &Caller, bytes: usize) -> Result<(), StoreError> {
         let held = self.watches.held(id);
         if held.watches >= self.quotas.watches {
-            return Err(StoreError::NoSpace);
+            return Err(StoreError::TooBig);
         }
         let open = self.connections.get(&id).map_or(0, |open| open.transaction_bytes(0));
         let all = held.bytes + bytes + open + self.tree.usage(caller.domain).bytes;
