@@ -75,8 +75,11 @@ fn stay(ctx: &mut Ctx<'_, Hardware>) {
         }
         if ctx.own.call.is_some() {
             dispatch::step(ctx);
-            if ctx.own.call.is_some() && world.sched.is_due(hw) {
-                tick(ctx, slice_end);
+            if ctx.own.call.is_some() {
+                dispatch::let_in(ctx);
+                if world.sched.is_due(hw) {
+                    tick(ctx, slice_end);
+                }
             }
         } else {
             trap::prepare(ctx);

@@ -10,12 +10,14 @@
 use crate::calls::{cpu, descriptors, info, mmu, vcpu};
 use crate::domain::control;
 use crate::event::bind;
+use crate::fault::{Fault, planted};
 use crate::machine::Registers;
 use crate::paging::{Refused, Stop};
 use crate::prelude::*;
 use crate::sched::ops;
 use crate::{grant, memory};
 use hypercall_abi::Hypercall;
+use hypercall_abi::event::Virq;
 use hypercall_abi::mmu::MulticallEntry;
 
 /// How many entries of a multicall one step carries out.
@@ -93,6 +95,14 @@ pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) {
     }
 }
 
+/// Between two steps of a call: lets interrupts that wait come in, as they would if the guest ran (P8). Whether the timer is
+/// due is seen by [`crate::sched::Scheduler::is_due`].
+pub fn let_in<M: Machine>(ctx: &Ctx<'_, M>) {
+    if !planted(Fault::DeafCalls) && ctx.m.let_in() {
+        ctx.world.raise_global(ctx.m, Virq::Console);
+    }
+}
+
 /// The value of RAX for an answer, if it is time for one.
 fn settle(answer: Answer) -> Answer {
     answer.or_else(|halt| if let Halt::Refused(errno) = halt { Ok(errno.to_rax()) } else { Err(halt) })
@@ -133,6 +143,7 @@ impl From<Refused> for Errno {
 /// Goes on with a list of calls (ABI core 4.9): each result is stored, none stops the list.
 fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multicall) -> Answer {
     const RESULT: u64 = core::mem::offset_of!(MulticallEntry, result) as u64;
+    let end = ctx.world.sched.step_end(ctx.m);
     for _ in 0..MULTICALL_STEP {
         if list.left == 0 {
             return Ok(0);
@@ -148,7 +159,7 @@ fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multic
         ctx.write(list.at.wrapping_add(RESULT), &settle(answer)?)?;
         let next = list.at.wrapping_add(size_of::<MulticallEntry>() as u64);
         list = Multicall { at: next, left: list.left - 1, running: false };
-        if ctx.world.sched.is_due(ctx.m) || !ctx.domain.runs() {
+        if list.left > 0 && (ctx.m.now() >= end || !ctx.domain.runs()) {
             break; // each entry may have been as long as a call of its own, or have ended the domain
         }
     }

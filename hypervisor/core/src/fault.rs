@@ -31,6 +31,10 @@ pub enum Fault {
     KeepForeign,
     /// Destroying a domain forgets what others hold of its frames.
     ForgetOthers,
+    /// The frames of a GDT are taken only as far as the budget of a step goes, and then given back.
+    StartOver,
+    /// No interrupt is let in between two steps of a call.
+    DeafCalls,
 }
 
 #[cfg(feature = "planted-fault")]

@@ -126,7 +126,11 @@ pub trait CpuState {
 }
 
 /// All of it: what a whole hypervisor needs.
-pub trait Machine: Frames + Cpus + Clock + Console + CpuState + Sync + 'static {}
+pub trait Machine: Frames + Cpus + Clock + Console + CpuState + Sync + 'static {
+    /// Lets interrupts that wait come in, and does what other CPUs have asked this one for; answers whether one of them was
+    /// the console's. No lock is held, and nothing found by walking tables is used afterwards.
+    fn let_in(&self) -> bool;
+}
 
 /// The general registers of a vcpu in the order ring 0's entry code pushes them, which is the ABI's `user_regs` order
 /// (ABI core 10.3), so that contexts copy straight. The CPU pushes the last five words itself, ending at a 16-byte boundary.

@@ -7,7 +7,7 @@
 //! `unsafe`.
 //!
 //! Ring 0 runs with interrupts off. The only places that let one in are a running guest ([`Hardware::run`]
-//! returns) and [`Hardware::idle`]. To Rust, running a guest is a function call:
+//! returns), [`Hardware::idle`], and the moment between two steps of a call (`Machine::let_in`). To Rust, running a guest is a function call:
 //!
 //! ```text
 //! loop { match hardware.run(&mut registers, Return::Exact) { Exit::Syscall => .., Exit::Fault { .. } => .. } }
@@ -44,16 +44,12 @@ pub use entry::Return;
 pub use ranges::Ranges;
 pub use report::init_logger;
 
-use hv_core::machine::Machine;
-
 /// The machine this code runs on: a handle without content, since there is only one.
 #[derive(Clone, Copy, Debug)]
 pub struct Hardware(());
 
 /// The handle [`BootInfo`] carries.
 static HARDWARE: Hardware = Hardware(());
-
-impl Machine for Hardware {}
 
 /// How the machine stops: what goes to the exit port. An emulator ends with twice as much and one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -74,7 +74,7 @@ pub(crate) struct Cpu {
     pub(crate) idle: AtomicBool,
     /// Another CPU wants everything flushed before a guest runs here again.
     pub(crate) flush: AtomicBool,
-    /// Interrupts that came during `idle`.
+    /// Interrupts that came during `idle` or `let_in`.
     pub(crate) woken: AtomicU32,
     /// When the timer interrupt is due.
     pub(crate) deadline: AtomicU64,

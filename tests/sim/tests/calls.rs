@@ -61,7 +61,7 @@ fn lists_pause_when_the_timer_is_due() {
         let entry = MulticallEntry { op: Hypercall::MmuextOp.number(), result: -1, args };
         let list = stage.put(&guest, 1024, &[entry; 8]);
         let went = stage.call(&guest, Hypercall::Multicall, &[list, 8]);
-        assert_eq!((went.result, went.steps), (Ok(0), 9), "and the end is noticed");
+        assert_eq!((went.result, went.steps), (Ok(0), 8));
     });
 }
 

@@ -4,10 +4,10 @@
 use hv_core::fault::{Fault, plant};
 use sim::world::hostile;
 
-/// Runs until the audit notices the fault that is planted; the seeds are few and always the same.
-fn noticed() -> bool {
+/// Runs until the audit notices the fault that is planted, and answers why; the seeds are few and always the same.
+fn noticed() -> Option<String> {
     let life = move |seed| std::thread::Builder::new().stack_size(64 << 20).spawn(move || hostile::run(seed, 30_000));
-    (1..=4).any(|seed| life(seed).expect("a thread").join().expect("panics are caught").is_err())
+    (1..=4).find_map(|seed| life(seed).expect("a thread").join().expect("panics are caught").err())
 }
 
 #[test]
@@ -23,12 +23,18 @@ fn the_audit_notices_planted_faults() {
         Fault::FreeEarly,
         Fault::KeepForeign,
         Fault::ForgetOthers,
+        Fault::StartOver,
+        Fault::DeafCalls,
     ];
     let missed: Vec<Fault> = faults
         .into_iter()
         .filter(|fault| {
             plant(Some(*fault));
-            !noticed()
+            let why = noticed();
+            // Without what led to it.
+            let why = why.as_deref().and_then(|why| why.split("; last:").next());
+            sim::tell(format_args!("{fault:?}: {why:?}"));
+            why.is_none()
         })
         .collect();
     plant(None);

@@ -122,13 +122,15 @@ fn flush<M: Machine>(ctx: &Ctx<'_, M>, who: CpuSet, what: Flush) {
 pub fn mmuext_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [list, count, _, id, ..] = call.args;
     let target = ctx.controlled(low16(id))?;
+    let batch = (count & COUNT).min(BATCH as u64);
+    let end = if batch > 1 { ctx.world.sched.step_end(ctx.m) } else { 0 };
     let mut done = 0;
     let mut outcome = Ok(());
-    while outcome.is_ok() && done < (count & COUNT).min(BATCH as u64) {
+    while outcome.is_ok() && done < batch {
         let at = list.wrapping_add(done * size_of::<MmuextOp>() as u64);
         outcome = ctx.read(at).map_err(Halt::Refused).and_then(|op| one_mmuext(ctx, target, &op));
         done += u64::from(outcome.is_ok());
-        if ctx.world.sched.is_due(ctx.m) {
+        if done < batch && ctx.m.now() >= end {
             break; // each operation may look at as many entries as a call
         }
     }

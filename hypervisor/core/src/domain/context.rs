@@ -4,7 +4,7 @@ use super::vcpu::Handler;
 use crate::calls::descriptors::MAX_LDT;
 use crate::emulate::{CR4_FIXED, cr4_choice};
 use crate::machine::Registers;
-use crate::paging::{Outcome, Refused, Session};
+use crate::paging::{Outcome, Refused, Session, Stop};
 use crate::prelude::*;
 use crate::trap::flags as rflags;
 use hypercall_abi::callback::TrapInfo;
@@ -122,16 +122,21 @@ impl Taken {
         numbers: &[u64],
         entries: u64,
     ) -> Outcome<()> {
-        for (_, (slot, number)) in (0..entries.div_ceil(512)).zip(self.gdt.iter_mut().zip(numbers)) {
-            let frame = Frame::new(*number).ok_or(Refused::NoSuchFrame)?;
-            session.take_descriptors(frame)?;
-            *slot = Some(frame);
-        }
-        Ok(())
+        let count = usize::try_from(entries.div_ceil(512)).unwrap_or(usize::MAX).min(numbers.len());
+        session.take_gdt(numbers.get(..count).unwrap_or_default(), &mut self.gdt)
     }
 
+    /// Takes what a context names. On `More` the roots it had taken wait in `session` until the same is asked for again.
     fn take<M: Machine>(&mut self, session: &mut Session<'_, M>, context: &VcpuContext) -> Outcome<()> {
-        self.take_gdt(session, &context.gdt_frames, context.gdt_ents)?;
+        let taken = self.take_roots(session, context);
+        let taken = taken.and_then(|()| self.take_gdt(session, &context.gdt_frames, context.gdt_ents));
+        if taken == Err(Stop::More) {
+            self.roots.iter_mut().filter_map(Option::take).for_each(|root| session.set_aside(root));
+        }
+        taken
+    }
+
+    fn take_roots<M: Machine>(&mut self, session: &mut Session<'_, M>, context: &VcpuContext) -> Outcome<()> {
         let user_needed = context.flags & flags::IN_KERNEL == 0;
         let roots = [(context.ctrlreg[3], true), (context.ctrlreg[1], user_needed)];
         for (slot, (address, needed)) in self.roots.iter_mut().zip(roots) {

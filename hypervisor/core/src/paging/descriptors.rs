@@ -2,6 +2,7 @@
 
 use super::{Outcome, Refused, Session};
 use crate::addr::Frame;
+use crate::fault::{Fault, planted};
 use crate::frame::{Taken, Use};
 use crate::machine::{Cpus, Frames};
 use core::sync::atomic::Ordering::SeqCst;
@@ -38,6 +39,25 @@ impl<M: Frames + Cpus> Session<'_, M> {
     pub fn take_descriptors(&mut self, frame: Frame) -> Outcome<()> {
         self.ready()?;
         Ok(self.hold_descriptors(frame)?)
+    }
+
+    /// Takes the pages of a GDT, of which there are at most 14: a bounded amount of work, which is done in one step however
+    /// little of the budget is left. A caller that had to start over would get no further the next time.
+    ///
+    /// # Errors
+    /// [`Stop::More`](super::Stop::More), and then no page has been taken; else as [`Session::take_descriptors`], and those
+    /// taken before are in `slots`.
+    pub fn take_gdt(&mut self, numbers: &[u64], slots: &mut [Option<Frame>; 14]) -> Outcome<()> {
+        self.ready()?;
+        for (number, slot) in numbers.iter().zip(slots) {
+            if planted(Fault::StartOver) {
+                self.ready()?;
+            }
+            let frame = Frame::new(*number).ok_or(Refused::NoSuchFrame)?;
+            self.hold_descriptors(frame)?;
+            *slot = Some(frame);
+        }
+        Ok(())
     }
 
     fn hold_descriptors(&mut self, frame: Frame) -> Result<(), Refused> {

@@ -9,14 +9,16 @@ use super::Sweep;
 use super::entry::{self, Target};
 use super::{Outcome, Refused, Session, Stop};
 use crate::addr::{ENTRIES, Frame, HOLE_SLOTS, low32};
+use crate::domain::MAX_DOMAIN_VCPUS;
 use crate::fault::{Fault, planted};
 use crate::frame::table::bug;
 use crate::frame::{Left, Taken, Use};
 use crate::machine::{Cpus, Frames};
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-/// Outcomes of interrupted promotions that wait for their request.
-pub const WAITING: usize = 8;
+/// Outcomes of interrupted promotions that wait for their request: two for each vcpu of the domain and for its toolstack,
+/// since the state of a new vcpu names two roots. With fewer, callers could drive out each other's for ever.
+pub const WAITING: usize = 2 * (MAX_DOMAIN_VCPUS + 1);
 /// How often an entry is tried again because the CPU set its accessed or dirty bit.
 pub(super) const TRIES: usize = 8;
 
@@ -252,11 +254,24 @@ impl<M: Frames + Cpus> Session<'_, M> {
     }
 
     fn finish(&mut self, result: Result<(), Refused>) {
-        let Some((table, level)) = self.state.work.goal.take() else { return };
+        if let Some((table, level)) = self.state.work.goal.take() {
+            self.keep(Finished { table, level, result });
+        }
+    }
+
+    /// Keeps an outcome for its request.
+    fn keep(&mut self, outcome: Finished) {
         if self.state.work.finished.is_full() {
             self.forget_oldest();
         }
-        let _ = self.state.work.finished.push(Finished { table, level, result }); // there is room now
+        let _ = self.state.work.finished.push(outcome); // there is room now
+    }
+
+    /// Gives a root that was taken back to wait for its request, which has to start over: it finds it ready then.
+    pub(crate) fn set_aside(&mut self, table: Frame) {
+        if self.state.dying.is_none() {
+            self.keep(Finished { table, level: 4, result: Ok(()) });
+        }
     }
 
     /// Lets go of an outcome nobody came for; `false` if there is none.

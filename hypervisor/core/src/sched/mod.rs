@@ -20,6 +20,8 @@ use hypercall_abi::event::Virq;
 
 /// How long a vcpu runs while another waits, in nanoseconds.
 pub const SLICE: u64 = 10_000_000;
+/// How long a step goes on with a list of calls, each of which may be as long as a step by itself, in nanoseconds.
+const STEP: u64 = 100_000;
 
 with_new! {
     /// The run queue: round robin.
@@ -148,6 +150,11 @@ impl Scheduler {
     /// Whether the time the timer is set to has come, interrupt or not.
     pub fn is_due<M: Machine>(&self, m: &M) -> bool {
         m.now() >= self.armed.load(Relaxed)
+    }
+
+    /// When a step of a list of calls that begins now stops: after a while, or when the timer is due.
+    pub(crate) fn step_end<M: Machine>(&self, m: &M) -> u64 {
+        m.now().saturating_add(STEP).min(self.armed.load(Relaxed))
     }
 
     /// Raises what is due and sets the timer to the next deadline, at most `slice_end`.

@@ -122,7 +122,7 @@ entry_failed_return:
     or dword ptr [rsp + 4], {FAILED_RETURN}
     jmp entry_save
 
-// ---- From ring 0: the return, an interrupt in `idle`, an instruction with a fix-up, or our bug.
+// ---- From ring 0: the return, an interrupt in `idle` or `let_in`, an instruction with a fix-up, or our bug.
 entry_nested:
     push rax
     lea rax, [rip + entry_return]

@@ -6,7 +6,7 @@ use core::arch::asm;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU64, fence};
 use hv_core::addr::GuestVirt;
-use hv_core::machine::{Exit, Interrupt, Registers};
+use hv_core::machine::{Exit, Interrupt, Machine, Registers};
 use hypercall_abi::selector::{GUEST_CS, GUEST_SS};
 use x86_64::registers::control::Cr2;
 use x86_64::registers::segmentation::{SS, Segment};
@@ -130,9 +130,23 @@ impl Hardware {
             unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
         }
         cpu.idle.store(false, SeqCst);
-        smp::flush_if_asked(cpu);
-        cpu.woken.swap(0, Relaxed) & bit(Interrupt::Console) != 0
+        came_in(cpu)
     }
+}
+
+impl Machine for Hardware {
+    fn let_in(&self) -> bool {
+        let cpu = percpu::this();
+        // SAFETY: as in `idle`: interrupts come in after NOP alone, and no lock is held here either.
+        unsafe { asm!("sti", "nop", "cli", options(nostack)) };
+        came_in(cpu)
+    }
+}
+
+/// Sees to the requests that interrupts in ring 0 have left; answers whether one of them was the console's.
+fn came_in(cpu: &Cpu) -> bool {
+    smp::flush_if_asked(cpu);
+    cpu.woken.swap(0, Relaxed) & bit(Interrupt::Console) != 0
 }
 
 /// Whether SYSRET does the same as IRET, but for RCX and R11. It must not meet a RIP that is not canonical: on
@@ -206,7 +220,7 @@ fn fixup(site: u64) -> Option<u64> {
 extern "C" fn nested(registers: &mut Registers) {
     let vector = registers.error >> 32;
     match u32::try_from(vector) {
-        // Only `idle` lets interrupts in.
+        // Only `idle` and `let_in` let interrupts in.
         Ok(vector @ 0x20..) => {
             let cpu = percpu::this();
             let kind = interrupt(cpu, vector);

@@ -29,6 +29,10 @@ use hypercall_abi::version::{FeatureInfo, VersionOp};
 use hypercall_abi::{Hypercall, domid, selector};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+/// Frames the longest GDT has.
+const GDT_FRAMES: usize = 14;
+const _: () = assert!(page::GDT + GDT_FRAMES <= build::PAGES);
+
 /// A call to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct Invented {
@@ -338,7 +342,12 @@ impl Pen<'_, '_> {
             }
             Hypercall::SetGdt => {
                 let gdt = self.page(page::GDT);
-                let (list, count) = self.list(3, |pen| if pen.rng.one_in(4) { pen.frame() } else { gdt });
+                let (list, count) = if self.rng.one_in(4) {
+                    let pages: [u64; GDT_FRAMES] = core::array::from_fn(|n| self.page(page::GDT + n));
+                    (self.put(&pages), GDT_FRAMES as u64)
+                } else {
+                    self.list(3, |pen| if pen.rng.one_in(4) { pen.frame() } else { gdt })
+                };
                 [args[0], args[1]] = [list, count.wrapping_mul(512).wrapping_sub(self.rng.below(512) as u64)];
                 ""
             }

@@ -32,6 +32,12 @@ const EPISODE: u64 = 4_000;
 /// Looks at memory that one step of a call may take (P8). A flush, a copy of a page or a table of 512 entries are a few.
 pub const LONGEST_STEP: u64 = 100_000;
 
+/// Steps in which a call may stand still, because what its domain owes is paid first or its table is long (P8). All that a
+/// domain has here can be looked at in fewer.
+const STILL: u64 = 32;
+/// Steps that may end before an interrupt that waits has come in: the one in which it came, and the next.
+const DEAF: u64 = 2;
+
 /// What the guests are up to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Mood {
@@ -58,6 +64,10 @@ struct Everybody {
     episode: u64,
     free: u32,
     work: u64,
+    /// Where each vcpu's unfinished call stands, and for how many steps it has.
+    places: BTreeMap<u16, (String, u64)>,
+    /// Steps since a key was typed whose interrupt has not come in.
+    deaf: u64,
     /// How often in a row nobody could run.
     stuck: u32,
     failure: Option<String>,
@@ -89,6 +99,8 @@ pub fn run(seed: u64, steps: u64) -> Result<Totals, String> {
         episode: 0,
         free: world.frames.free_frames(),
         work: 0,
+        places: BTreeMap::new(),
+        deaf: 0,
         stuck: 0,
         failure: None,
     };
@@ -221,6 +233,31 @@ impl Everybody {
             Ok(()) => ControlFlow::Continue(()),
             Err(why) => self.fail(why),
         }
+    }
+
+    /// A call that goes on gets somewhere, and keeps no interrupt out.
+    fn goes_on(&mut self, ctx: &Context<'_>, what: Step) -> Result<(), String> {
+        let index = ctx.vcpu.index();
+        match ctx.own.call.filter(|_| what == Step::Call).map(|call| format!("{call:?}")) {
+            Some(place) => {
+                let (last, still) = self.places.entry(index).or_default();
+                *still = if *last == place { *still + 1 } else { 0 };
+                *last = place;
+                if *still > STILL {
+                    return Err(format!("P8: {still} steps, and no further than {last}"));
+                }
+            }
+            None if what != Step::Gone => _ = self.places.remove(&index),
+            None => {}
+        }
+        self.deaf = if self.m.typed.load(Relaxed) { self.deaf + 1 } else { 0 };
+        if self.deaf > DEAF {
+            return Err(format!("P8: an interrupt has waited for {} steps", self.deaf));
+        }
+        if self.rng.one_in(16) {
+            self.m.typed.store(true, Relaxed);
+        }
+        Ok(())
     }
 
     fn counted(&mut self, done: Invented, ok: bool) {
@@ -552,6 +589,9 @@ impl Guests for Everybody {
         if let Err(why) = self.fit_to_run(ctx) {
             _ = self.fail(why);
         }
+        if self.m.typed.swap(false, Relaxed) {
+            return Exit::Interrupt(Interrupt::Console); // before its first instruction
+        }
         self.m.pass(1_000);
         if self.rng.one_in(3) {
             self.m.wander(&mut self.rng);
@@ -646,6 +686,9 @@ impl Guests for Everybody {
             if matches!(exit, Exit::Fault { vector: 13 | 14 | 6, .. }) && ctx.own.trap.is_none() && ctx.domain.runs() {
                 self.note("instructions carried out, or faults repaired");
             }
+        }
+        if let Err(why) = self.goes_on(ctx, what) {
+            return self.fail(why);
         }
         if ctx.own.kernel_mode && ctx.own.regs.cs == 0xe008 {
             return self.fail("P12: a guest in ring 0".into());

@@ -124,8 +124,11 @@ fn stay(
         if ctx.own.call.is_some() {
             dispatch::step(ctx);
             guests.after(ctx, Step::Call)?;
-            if ctx.own.call.is_some() && world.sched.is_due(hw) {
-                tick(hw, world, ctx, slice_end);
+            if ctx.own.call.is_some() {
+                dispatch::let_in(ctx);
+                if world.sched.is_due(hw) {
+                    tick(hw, world, ctx, slice_end);
+                }
             }
         } else {
             trap::prepare(ctx);

@@ -63,6 +63,8 @@ pub struct WholeMachine {
     pub cached: Mutex<Vec<Cached>>,
     /// Who interferes.
     race: Mutex<Option<Race>>,
+    /// A key was typed, and its interrupt waits.
+    pub typed: AtomicBool,
     /// How many bytes the console takes at once.
     pub line: AtomicUsize,
     /// What it took first.
@@ -104,6 +106,7 @@ impl WholeMachine {
             cpu: Mutex::new(loaded),
             cached: Mutex::default(),
             race: Mutex::new(None),
+            typed: AtomicBool::new(false),
             line: AtomicUsize::new(usize::MAX),
             printed: Mutex::default(),
             kept: AtomicU32::new(0),
@@ -218,6 +221,9 @@ impl WholeMachine {
 
     /// Sleeps until the timer fires; a kick if no timer is set.
     pub fn idle(&self) -> Interrupt {
+        if self.typed.swap(false, Relaxed) {
+            return Interrupt::Console;
+        }
         match self.armed() {
             u64::MAX => Interrupt::Kick,
             deadline => {
@@ -424,4 +430,8 @@ impl CpuState for WholeMachine {
     }
 }
 
-impl hv_core::machine::Machine for WholeMachine {}
+impl hv_core::machine::Machine for WholeMachine {
+    fn let_in(&self) -> bool {
+        self.typed.swap(false, Relaxed)
+    }
+}

@@ -19,6 +19,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+/// Steps of a call after which it is taken for one that never ends.
+const ENDLESS: u64 = 2_000;
+
 /// A world for one test.
 pub struct Stage {
     /// Its machine.
@@ -83,6 +86,11 @@ impl Stage {
         self.world.domain(actor.id).expect("it lives")
     }
 
+    /// The proof that this CPU holds no lock.
+    pub fn held(&mut self) -> &mut Held<Nothing> {
+        &mut self.held
+    }
+
     /// Puts a structure into the argument page at an offset; says where.
     pub fn put<T: IntoBytes + Immutable>(&mut self, actor: &Actor, offset: u64, value: &T) -> u64 {
         let to = at(page::ARGS) + offset;
@@ -127,6 +135,7 @@ impl Stage {
                 dispatch::step(ctx);
                 longest = longest.max(ctx.m.work.load(Relaxed) - before);
                 steps += 1;
+                assert!(steps <= ENDLESS, "{}{args:x?}: {steps} steps, and no end", call.name());
                 if let Err(why) = audit.look(ctx.m, ctx.world, Some(ctx)) {
                     panic!("{}{args:x?}: {why}", call.name());
                 }
