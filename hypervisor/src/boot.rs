@@ -81,11 +81,10 @@ impl<'a> Pages<'a> {
                 let list = world.frames.allocate(hw).map_err(|_| NO_MEMORY)?;
                 pages.list.push(list).map_err(|_| "the first domain has more than 2 GiB")?;
             }
-            let frame = world.frames.populate(hw, domain.id(), pfn).map_err(|_| NO_MEMORY)?;
+            let frame = world.frames.populate(hw, domain.id(), 0, pfn, count).map_err(|_| NO_MEMORY)?;
             let list = *pages.list.last().ok_or(NO_MEMORY)?;
             pages.word(list, pfn).store(frame.number(), Relaxed);
         }
-        domain.pages.store(count, Relaxed);
         Ok(pages)
     }
 

@@ -32,7 +32,7 @@ pub(crate) fn low16(value: u64) -> u16 {
 }
 
 /// The low 32 bits of a register.
-pub(crate) fn low32(value: u64) -> u32 {
+pub(crate) const fn low32(value: u64) -> u32 {
     (value & 0xffff_ffff) as u32
 }
 

@@ -129,7 +129,7 @@ impl From<Refused> for Errno {
         match why {
             NotYourDevice => Self::Perm,
             Unfinished | Raced => Self::Busy,
-            NoMemory => Self::NoMem,
+            NoMemory | OverLimit => Self::NoMem,
             Unknown => Self::NoSys,
             Dying => Self::Srch,
             NotOwner | NoSuchFrame | WrongType | TooManyUses | BadBits | CacheBits | HoleSlot | NotTable

@@ -1,5 +1,6 @@
-//! Faults that `tests/sim` plants into these rules to show that its audit would catch them. Without the feature
-//! `planted-fault`, which no image has, none of this exists: `planted` is the constant `false`.
+//! Faults that `tests/sim` plants into these rules to show that its audit would catch them, and a count of work that it
+//! could not see otherwise. Without the feature `planted-fault`, which no image has, none of this exists: `planted` is the
+//! constant `false`, and nothing is counted.
 
 /// A rule to leave out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +36,10 @@ pub enum Fault {
     StartOver,
     /// No interrupt is let in between two steps of a call.
     DeafCalls,
+    /// A frame that is given back counts no more, though somebody uses it.
+    CountEarly,
+    /// Domains get memory that is set aside.
+    BreakPromises,
 }
 
 #[cfg(feature = "planted-fault")]
@@ -56,4 +61,34 @@ pub(crate) fn planted(fault: Fault) -> bool {
 #[cfg(not(feature = "planted-fault"))]
 pub(crate) const fn planted(_: Fault) -> bool {
     false
+}
+
+/// How often the words of frames have been looked up: the part of a step's work that a machine does not see.
+#[derive(Debug)]
+pub(crate) struct Looks(#[cfg(feature = "planted-fault")] core::sync::atomic::AtomicU64);
+
+#[cfg(feature = "planted-fault")]
+impl Looks {
+    pub(crate) const fn new() -> Self {
+        Self(core::sync::atomic::AtomicU64::new(0))
+    }
+
+    pub(crate) fn count(&self) {
+        self.0.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub(crate) fn so_far(&self) -> u64 {
+        self.0.load(core::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+/// No image counts.
+#[cfg(not(feature = "planted-fault"))]
+impl Looks {
+    pub(crate) const fn new() -> Self {
+        Self()
+    }
+
+    #[expect(clippy::unused_self, reason = "the one that counts needs it")]
+    pub(crate) const fn count(&self) {}
 }

@@ -5,14 +5,13 @@
 
 use crate::addr::{M2P_END, M2P_START, PAGE_SHIFT};
 use crate::dispatch::Call;
-use crate::frame::Owner;
+use crate::frame::Refused;
+use crate::frame::pool::MAX_ORDER;
 use crate::prelude::*;
 use hypercall_abi::memory::{COMMAND_BITS, E820_RAM, E820Entry, MachphysMapping, MemoryMap, MemoryOp, Reservation};
 
 /// Frames handled before others get a chance, if an extent is not larger (P8).
 const BATCH: u64 = 64;
-/// The largest extent: 2^9 frames, a superpage's worth.
-const MAX_ORDER: u32 = 9;
 
 /// Carries out one step of a `memory_op`.
 ///
@@ -29,7 +28,10 @@ pub fn memory_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
             return if let Err(Halt::Refused(_)) = answer { Ok(start) } else { answer };
         }
         MemoryOp::MaximumRamPage => return Ok(highest),
-        MemoryOp::CurrentReservation => return Ok(ctx.controlled(ctx.read(arg)?)?.pages.load(Relaxed)),
+        MemoryOp::CurrentReservation => {
+            let domain = ctx.controlled(ctx.read(arg)?)?;
+            return Ok(ctx.world.frames.owned(domain.id()).into());
+        }
         MemoryOp::MaximumReservation => return Ok(ctx.controlled(ctx.read(arg)?)?.max_pages.load(Relaxed)),
         MemoryOp::MachphysMapping => {
             ctx.write(arg, &MachphysMapping { v_start: M2P_START, v_end: M2P_END, max_mfn: highest })?;
@@ -62,44 +64,48 @@ fn reservation<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, op: MemoryOp, 
             MemoryOp::DecreaseReservation => decrease(ctx, domain, slot, wanted.extent_order),
             _ => populate(ctx, domain, slot, wanted.extent_order, op == MemoryOp::PopulatePhysmap),
         };
-        if done.is_err() {
-            return Ok(extent);
+        match done {
+            Ok(()) => {}
+            Err(Halt::More) => {
+                call.done = extent;
+                return Err(Halt::More);
+            }
+            Err(_) => return Ok(extent),
         }
     }
     call.done = last;
     if last == wanted.nr_extents { Ok(last) } else { Err(Halt::More) }
 }
 
-fn decrease<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain, slot: u64, order: u32) -> Result<(), Errno> {
+fn decrease<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain, slot: u64, order: u32) -> Result<(), Halt> {
     let first: u64 = ctx.read(slot)?;
     for n in 0..1u64 << order {
         let frame = first.checked_add(n).and_then(Frame::new).ok_or(Errno::Inval)?;
-        ctx.world.frames.give_back(ctx.m, frame, domain.id())?;
-        domain.pages.fetch_sub(1, Relaxed);
+        ctx.world.frames.give_back(ctx.m, frame, domain.id()).map_err(Errno::from)?;
     }
     Ok(())
 }
 
 /// Gives a domain the frames of one extent. With `physmap` the guest names the pages they are to be; otherwise it learns
 /// only the frames.
-fn populate<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain, slot: u64, order: u32, physmap: bool) -> Result<(), Errno> {
+fn populate<M: Machine>(
+    ctx: &mut Ctx<'_, M>,
+    domain: &Domain,
+    slot: u64,
+    order: u32,
+    physmap: bool,
+) -> Result<(), Halt> {
     const NO_PAGE: u64 = u64::MAX;
-    let (frames, owner, count) = (&ctx.world.frames, Owner::Guest(domain.id()), 1 << order);
     let page: u64 = if physmap { ctx.read(slot)? } else { NO_PAGE };
     // The reply is tried before anything is given: a guest whose array is bad has got nothing.
     ctx.write(slot, &page)?;
-    reserve(domain, count)?;
-    let given = match order {
-        0 => frames.populate(ctx.m, domain.id(), page),
-        _ => frames.allocate_run(ctx.m, owner, order, page),
-    };
-    let frame = given.inspect_err(|_| _ = domain.pages.fetch_sub(count, Relaxed))?;
-    ctx.write(slot, &frame.number())
-}
-
-/// Counts pages towards the domain's limit.
-fn reserve(domain: &Domain, count: u64) -> Result<(), Errno> {
-    let limit = domain.max_pages.load(Relaxed);
-    let step = |pages: u64| pages.checked_add(count).filter(|pages| *pages <= limit);
-    domain.pages.fetch_update(Relaxed, Relaxed, step).map(|_| ()).map_err(|_| Errno::NoMem)
+    let (frames, m) = (&ctx.world.frames, ctx.m);
+    let give = || frames.populate(m, domain.id(), order, page, domain.max_pages.load(Relaxed));
+    let mut given = give();
+    if given == Err(Refused::OverLimit) {
+        // A table that is still being taken down keeps frames that the domain gave back after it.
+        ctx.session(domain).run()?;
+        given = give();
+    }
+    Ok(ctx.write(slot, &given.map_err(Errno::from)?.number())?)
 }

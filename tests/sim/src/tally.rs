@@ -2,8 +2,9 @@
 //! compare it with the words of the frame table.
 
 use crate::machine::{HOLE_MARK, Seen};
-use hv_core::addr::{DomainId, ENTRIES, Frame, HOLE_SLOTS};
-use hv_core::frame::{Info, Owner, Use};
+use hv_core::addr::{DomainId, ENTRIES, Frame, HOLE_SLOTS, MAX_DOMAINS};
+use hv_core::frame::state::OwnerState;
+use hv_core::frame::{FrameTable, Info, Owner, Use};
 use hv_core::machine::{Cpus, Frames};
 use hv_core::paging::entry::{CACHE, GLOBAL, Target, USER, target};
 use hv_core::paging::{Holding, Session, Sweep};
@@ -270,4 +271,32 @@ impl Tally {
         }
         Ok(())
     }
+}
+
+/// P13: for each of the domains there are, the table counts as many frames as are its own; and what is set aside for them
+/// is free.
+///
+/// # Errors
+/// What does not agree.
+pub fn books(table: &FrameTable, free: u32, domains: &[DomainId]) -> Found {
+    let mut owned = [0; MAX_DOMAINS as usize];
+    for frame in (0..table.limit()).map(Frame::from_u32) {
+        if let Some(Info { owner: OwnerState { owner: Owner::Guest(id), .. }, .. }) = table.info(frame) {
+            owned[id.slot()] += 1;
+        }
+    }
+    for id in domains {
+        let (counted, own) = (table.owned(*id), owned[id.slot()]);
+        if counted != own {
+            return Err(format!("P13: {own} frames are {id}'s, and {counted} are counted"));
+        }
+    }
+    let promised: u32 = domains.iter().map(|id| table.promised(*id)).sum();
+    if promised > free || table.unpromised_frames() != free - promised {
+        return Err(format!(
+            "P13: {promised} frames are set aside and {} not, and {free} are free",
+            table.unpromised_frames()
+        ));
+    }
+    Ok(())
 }

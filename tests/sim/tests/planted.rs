@@ -19,6 +19,8 @@ fn the_audit_finds_every_planted_fault() {
         Fault::SkipScrub,
         Fault::KeepForeign,
         Fault::ForgetOthers,
+        Fault::CountEarly,
+        Fault::BreakPromises,
     ];
     let mut missed = Vec::new();
     for fault in faults {

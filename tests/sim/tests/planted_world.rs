@@ -25,6 +25,8 @@ fn the_audit_notices_planted_faults() {
         Fault::ForgetOthers,
         Fault::StartOver,
         Fault::DeafCalls,
+        Fault::CountEarly,
+        Fault::BreakPromises,
     ];
     let missed: Vec<Fault> = faults
         .into_iter()

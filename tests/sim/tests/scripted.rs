@@ -36,11 +36,11 @@ impl Bench {
     }
 
     fn page(&self) -> Frame {
-        self.table.populate(&self.m, US, 7).expect("memory")
+        self.table.populate(&self.m, US, 0, 7, u64::MAX).expect("memory")
     }
 
     fn theirs(&self) -> Frame {
-        self.table.populate(&self.m, THEM, 7).expect("memory")
+        self.table.populate(&self.m, THEM, 0, 7, u64::MAX).expect("memory")
     }
 
     fn put(&self, table: Frame, slot: usize, entry: u64) {
@@ -475,6 +475,8 @@ fn a_dying_domain_gives_everything_back_in_steps() {
 fn lent_frames_are_mapped_but_never_tables() {
     let b = Bench::new();
     let l1 = b.page();
+    assert_eq!(b.table.lend(&b.m, US), Err(Refused::NoMemory), "nothing is set aside");
+    assert_eq!(b.table.promise(US, 1), Ok(()));
     let lent = b.table.lend(&b.m, US).unwrap();
     let free = b.table.free_frames();
     assert_eq!(b.does(|s| s.pin(l1, 1)), Ok(()));
@@ -491,23 +493,55 @@ fn lent_frames_are_mapped_but_never_tables() {
 }
 
 #[test]
-fn runs_of_frames_are_aligned_and_leave_the_list_whole() {
+fn runs_of_frames_are_aligned_and_leave_the_lists_whole() {
     let b = Bench::new();
     let free = b.table.free_frames();
-    let run = b.table.allocate_run(&b.m, Owner::Hypervisor, 3, NO_PFN).unwrap();
-    assert!(run.index().is_multiple_of(8));
+    let run = |order, pfn| b.table.populate(&b.m, US, order, pfn, u64::MAX);
+    let eight = run(3, NO_PFN).unwrap();
+    assert!(eight.index().is_multiple_of(8));
     assert_eq!(b.table.free_frames(), free - 8);
-    let mine = b.table.allocate_run(&b.m, Owner::Guest(US), 4, 100).unwrap();
+    let mine = run(4, 100).unwrap();
+    assert!(mine.index().is_multiple_of(16));
     assert_eq!((b.m.m2p(mine), b.m.m2p(Frame::from_u32(mine.as_u32() + 15))), (100, 115));
-    assert_eq!(b.table.allocate_run(&b.m, Owner::Hypervisor, 6, NO_PFN), Err(Refused::NoMemory));
-    assert_eq!(b.table.allocate_run(&b.m, Owner::Hypervisor, 32, NO_PFN), Err(Refused::NoMemory));
+    assert_eq!([run(6, NO_PFN), run(10, NO_PFN), run(32, NO_PFN)], [Err(Refused::NoMemory); 3]);
     let rest: Vec<Frame> = std::iter::from_fn(|| b.table.allocate(&b.m).ok()).collect();
     assert_eq!(rest.len(), free as usize - 24);
-    assert!(rest.iter().all(|f| !(run.index()..run.index() + 8).contains(&f.index())));
-    assert_eq!(b.table.populate(&b.m, US, 0), Err(Refused::NoMemory));
+    assert!(rest.iter().all(|f| !(eight.index()..eight.index() + 8).contains(&f.index())));
+    assert_eq!(run(0, 0), Err(Refused::NoMemory));
+    assert_eq!(b.table.owned(US), 24, "what was not given does not count");
     rest.iter().for_each(|f| b.table.retire(*f));
-    (0..8).for_each(|n| b.table.retire(Frame::from_u32(run.as_u32() + n)));
-    assert_eq!(b.table.free_frames(), free - 16);
+    (0..8).for_each(|n| assert_eq!(b.table.give_back(&b.m, Frame::from_u32(eight.as_u32() + n), US), Ok(())));
+    assert_eq!((b.table.free_frames(), b.table.owned(US)), (free - 16, 16));
+    (0..16).for_each(|n| assert_eq!(b.table.give_back(&b.m, Frame::from_u32(mine.as_u32() + n), US), Ok(())));
+    assert_eq!(run(5, NO_PFN).map(Frame::index), Ok(0), "halves that are both free are one again");
+}
+
+#[test]
+fn what_is_set_aside_is_for_one_domain() {
+    let b = Bench::new();
+    assert_eq!(b.table.promise(US, RAM + 1), Err(Refused::NoMemory));
+    assert_eq!(b.table.promise(US, 10), Ok(()));
+    assert_eq!(b.table.promise(THEM, RAM - 9), Err(Refused::NoMemory), "ten are promised");
+    while b.table.populate(&b.m, THEM, 0, 7, u64::MAX).is_ok() {}
+    assert_eq!((b.table.owned(THEM), b.table.unpromised_frames(), b.table.free_frames()), (RAM - 10, 0, 10));
+    assert_eq!((b.table.allocate(&b.m), b.table.lend(&b.m, THEM)), (Err(Refused::NoMemory), Err(Refused::NoMemory)));
+    for _ in 0..5 {
+        assert!(b.table.lend(&b.m, US).is_ok() && b.table.allocate_for(&b.m, US).is_ok());
+    }
+    assert_eq!((b.table.lend(&b.m, US), b.table.free_frames()), (Err(Refused::NoMemory), 0));
+}
+
+#[test]
+fn a_frame_counts_until_its_last_reference_goes() {
+    let b = Bench::new();
+    let [table, page] = [b.page(), b.page()];
+    b.put(table, 0, page.address() | RW);
+    assert_eq!(b.does(|s| s.pin(table, 1)), Ok(()));
+    assert_eq!(b.table.give_back(&b.m, page, US), Ok(()));
+    assert_eq!((b.table.owned(US), b.table.populate(&b.m, US, 0, 7, 2)), (2, Err(Refused::OverLimit)));
+    assert_eq!(b.does(|s| s.mmu_update(entry_at(table, 0), 0, US)), Ok(()));
+    assert_eq!(b.table.owned(US), 1);
+    assert!(b.table.populate(&b.m, US, 0, 7, 2).is_ok());
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn cpus_that_race_for_frames_agree() {
     const ROUNDS: u32 = 100_000;
     let (m, table) = machine(FRAMES);
     let us = DomainId(1);
-    let frames: Vec<Frame> = (0..FRAMES - 1).map(|_| table.populate(&m, us, 0).unwrap()).collect();
+    let frames: Vec<Frame> = (0..FRAMES - 1).map(|_| table.populate(&m, us, 0, 0, u64::MAX).unwrap()).collect();
     let writers: Vec<AtomicU32> = (0..FRAMES).map(|_| AtomicU32::new(0)).collect();
     let tables: Vec<AtomicU32> = (0..FRAMES).map(|_| AtomicU32::new(0)).collect();
     let taken = AtomicU32::new(0);
@@ -95,7 +95,7 @@ fn cpus_that_race_for_frames_agree() {
                             Err(_) => std::hint::spin_loop(),
                         },
                         _ => {
-                            if let Ok(other) = table.populate(m, us, 0) {
+                            if let Ok(other) = table.populate(m, us, 0, 0, u64::MAX) {
                                 assert!(!frames.contains(&other), "seed {seed}: handed out twice");
                                 table.give_back(m, other, us).unwrap();
                             }
@@ -146,7 +146,7 @@ fn frames_of_the_dead_go_when_the_last_of_the_others_lets_go() {
             })
         });
         for _ in 0..DEATHS {
-            while table.populate(&m, us, 0).is_ok() {}
+            while table.populate(&m, us, 0, 0, u64::MAX).is_ok() {}
             let before = taken.load(SeqCst);
             while taken.load(SeqCst) == before && !holders.iter().all(|holder| holder.is_finished()) {
                 std::thread::yield_now();
@@ -157,4 +157,28 @@ fn frames_of_the_dead_go_when_the_last_of_the_others_lets_go() {
         over.store(1, SeqCst);
     });
     assert_eq!((table.free_frames(), table.owned(us)), (FRAMES, 0), "seed {seed}: every frame came back");
+}
+
+#[test]
+fn cpus_that_populate_at_once_do_not_pass_the_limit_together() {
+    const FRAMES: u32 = 64;
+    const LIMIT: u64 = 5;
+    let (m, table) = machine(FRAMES);
+    let us = DomainId(1);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for round in 0..20_000 {
+                    let order = round % 3;
+                    let Ok(first) = table.populate(&m, us, order, 0, LIMIT) else { continue };
+                    assert!(u64::from(table.owned(us)) <= LIMIT);
+                    for frame in first.as_u32()..first.as_u32() + (1 << order) {
+                        table.give_back(&m, Frame::from_u32(frame), us).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!((table.owned(us), table.free_frames()), (0, FRAMES));
+    assert!(table.populate(&m, us, 6, 0, 64).is_ok(), "all blocks are one again");
 }

@@ -115,7 +115,8 @@ pub fn sysctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<u64, Errno> 
         SysctlOp::PhysInfo => {
             let info = PhysInfo {
                 nr_cpus: ctx.world.frames.epochs().all().0.count_ones(),
-                free_pages: u64::from(ctx.world.frames.free_frames()),
+                // What is set aside is the hypervisor's, as good as taken.
+                free_pages: u64::from(ctx.world.frames.unpromised_frames()),
                 total_pages: u64::from(ctx.world.frames.ram_frames()),
                 max_mfn: ctx.m.frame_limit().saturating_sub(1),
                 ..PhysInfo::default()

@@ -6,8 +6,9 @@
 
 use super::context::{self, Taken};
 use super::vcpu::polling;
-use super::{Life, MAX_DOMAIN_VCPUS, Papers, Powers};
+use super::{Life, MAX_DOMAIN_VCPUS, PORT_FRAMES, Papers, Powers};
 use crate::addr::FrameSlot;
+use crate::grant::Grants;
 use crate::prelude::*;
 use crate::world::{ControlAuthority, MAX_DOMAINS};
 use hypercall_abi::domctl::{
@@ -20,6 +21,13 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// The tick every vcpu starts with (ABI core 6.3).
 const FIRST_PERIOD: u64 = 10_000_000;
+
+/// How many frames the hypervisor may have to keep on behalf of a domain, all of which are set aside when it is made: its
+/// shared_info page, ports and grants, and a page of gates and one of FPU state for each vcpu.
+#[must_use]
+pub const fn kept_frames(vcpus: u32) -> u32 {
+    1 + low32(PORT_FRAMES as u64) + Grants::FRAMES + 2 * vcpus
+}
 
 /// A domain to be.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +46,8 @@ impl<'a, M: Machine> Site<'a, M> {
     /// Makes an empty domain, paused, with the lowest free id not used lately; for boot, and for [`domctl`].
     ///
     /// # Errors
-    /// `Inval` for a number of vcpus no domain can have, `NoMem` without a free slot or frame; nothing is left behind.
+    /// `Inval` for a number of vcpus no domain can have, `NoMem` without a free slot or vcpu, or if [`kept_frames`] are not
+    /// free; nothing is left behind.
     pub fn create(&mut self, spec: &Spec) -> Result<&'a Domain, Errno> {
         let (m, world) = (self.m, self.world);
         ensure!((1..=MAX_DOMAIN_VCPUS).contains(&(spec.vcpus as usize)), Errno::Inval);
@@ -50,7 +59,8 @@ impl<'a, M: Machine> Site<'a, M> {
         let domain = world.slot(id).ok_or(Errno::NoMem)?;
         domain.id.store(id.0, Release);
         domain.space.begin(id, held);
-        let shared = world.frames.lend(m, id)?;
+        world.frames.promise(id, kept_frames(spec.vcpus))?;
+        let shared = world.frames.lend(m, id).inspect_err(|_| world.release_frames(domain))?;
         for vcpu in 0..MAX_DOMAIN_VCPUS {
             m.write(shared, vcpu * vcpu_info::SIZE + vcpu_info::UPCALL_MASK, &[1]);
         }
@@ -61,7 +71,6 @@ impl<'a, M: Machine> Site<'a, M> {
         }
         domain.powers.store(spec.powers.bits(), Relaxed);
         domain.max_pages.store(spec.max_pages, Relaxed);
-        domain.pages.store(0, Relaxed);
         domain.paused.store(true, SeqCst);
         domain.shutdown.store(0, SeqCst);
         domain.assists.store(0, Relaxed);
@@ -94,7 +103,6 @@ impl<'a, M: Machine> Site<'a, M> {
         }
         self.unmap_grants(domain)?;
         self.session(domain).tear_down()?;
-        domain.pages.store(0, Relaxed);
         world.release_frames(domain);
         world.raise_global(m, Virq::DomExc);
         Ok(0)
@@ -127,8 +135,8 @@ impl World {
         let shared = domain.shared_info().ok_or(Errno::NoMem)?;
         let position = self.domains.iter().position(|other| core::ptr::eq(other, domain)).ok_or(Errno::NoMem)?;
         let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
-        let traps = self.frames.allocate(m)?;
-        let fpu = self.frames.allocate(m).inspect_err(|_| self.frames.retire(traps))?;
+        let traps = self.frames.allocate_for(m, domain.id())?;
+        let fpu = self.frames.allocate_for(m, domain.id()).inspect_err(|_| self.frames.retire(traps))?;
         *own = VcpuState { traps: Some(traps), fpu: Some(fpu), ..VcpuState::new() };
         own.runstate.state_entry_time = m.now();
         vcpu.info.store(shared_record(shared, number), Release);
@@ -164,6 +172,7 @@ impl World {
         }
         let slots = domain.port_frames.iter().chain(domain.grants.frames()).chain([&domain.shared_info]);
         slots.filter_map(FrameSlot::take).for_each(|frame| self.frames.retire(frame));
+        self.frames.end_promise(domain.id());
         domain.powers.store(0, Relaxed);
         domain.life.store(Life::Free as u8, Release);
     }
@@ -295,7 +304,7 @@ fn describe<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain) -> DomainInfo {
     DomainInfo {
         domain: domain.id().0,
         flags,
-        tot_pages: domain.pages.load(Relaxed),
+        tot_pages: ctx.world.frames.owned(domain.id()).into(),
         max_pages: domain.max_pages.load(Relaxed),
         shared_info_frame: domain.shared_info().map_or(0, Frame::number),
         cpu_time: domain.cpu_time.load(Relaxed),

@@ -73,9 +73,7 @@ with_new! {
         powers: AtomicU8 = AtomicU8::new(0),
         /// Its page tables and frames.
         pub space: Space = Space::new(DomainId(0)),
-        /// Frames it has.
-        pub pages: AtomicU64 = AtomicU64::new(0),
-        /// Frames it may have.
+        /// Frames it may own ([`crate::frame::FrameTable::owned`]).
         pub max_pages: AtomicU64 = AtomicU64::new(0),
         shared_info: FrameSlot = FrameSlot::new(),
         /// Frames of its ports.

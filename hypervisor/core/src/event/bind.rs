@@ -175,7 +175,7 @@ impl World {
     fn free_port<M: Machine>(&self, m: &M, domain: &Domain) -> Result<Port, Errno> {
         for (first, slot) in (0..PORTS).step_by(ENTRIES).zip(&domain.port_frames) {
             if slot.get().is_none() {
-                slot.set(self.frames.allocate(m)?);
+                slot.set(self.frames.allocate_for(m, domain.id())?);
             }
             let free = |port: &Port| self.port_word(m, domain, *port).is_some_and(|word| word.load(Acquire) == 0);
             if let Some(port) = (first..PORTS).take(ENTRIES).map(Port).find(free) {

@@ -1,6 +1,11 @@
 //! Frames that belong to nobody, and what a frame goes through to belong to somebody.
 //!
-//! The free list is threaded through the frames' link words, both ways, so that a block can be taken out of its middle.
+//! Free frames lie in blocks of `2^order`, aligned to their size, with a list for each order: whatever is taken or given
+//! back costs a few steps per order, however large the machine is (P8). The first frame of a block says how large it is;
+//! the lists are threaded through the first frames' link words, both ways, so that a block can be taken out of the middle.
+//!
+//! Some of the free frames are set aside: for each domain as many as the hypervisor may still have to keep on its behalf.
+//! No domain gets those as memory, so what others use up makes no event channel or grant fail.
 
 use super::state::{OwnerState, TypeState};
 use super::table::{FrameTable, NO_PFN, Words, bug, step};
@@ -10,20 +15,40 @@ use crate::fault::{Fault, planted};
 use crate::machine::{Cpus, Frames};
 use core::sync::atomic::Ordering::SeqCst;
 
+/// The largest block: 2^9 frames, a superpage's worth.
+pub const MAX_ORDER: u32 = 9;
 /// In a link: no frame.
 const NIL: u32 = u32::MAX;
 
-/// The ends of the list of free frames.
+/// The free frames.
 #[derive(Debug)]
 pub(super) struct FreeList {
-    head: u32,
+    /// By order, the first block.
+    heads: [u32; MAX_ORDER as usize + 1],
     count: u32,
+    /// How many of them are set aside.
+    promised: u32,
     /// Frames of RAM, free or not.
     ram: u32,
 }
 
 impl FreeList {
-    pub(super) const EMPTY: Self = Self { head: NIL, count: 0, ram: 0 };
+    pub(super) const EMPTY: Self = Self { heads: [NIL; MAX_ORDER as usize + 1], count: 0, promised: 0, ram: 0 };
+
+    fn head(&self, order: u32) -> u32 {
+        self.heads.get(order as usize).copied().unwrap_or(NIL)
+    }
+
+    fn set_head(&mut self, order: u32, block: u32) {
+        if let Some(head) = self.heads.get_mut(order as usize) {
+            *head = block;
+        }
+    }
+
+    /// Free frames that are not set aside.
+    fn unpromised(&self) -> u32 {
+        self.count.saturating_sub(self.promised)
+    }
 }
 
 impl FrameTable {
@@ -57,10 +82,16 @@ impl FrameTable {
         }
     }
 
-    /// How many frames are free.
+    /// How many frames are free, those set aside among them.
     #[must_use]
     pub fn free_frames(&self) -> u32 {
         self.pool.with(|list| list.count)
+    }
+
+    /// How many free frames are not set aside: what domains can still be given.
+    #[must_use]
+    pub fn unpromised_frames(&self) -> u32 {
+        self.pool.with(|list| list.unpromised())
     }
 
     /// How many frames are RAM: free, of a domain, or the hypervisor's.
@@ -69,49 +100,75 @@ impl FrameTable {
         self.pool.with(|list| list.ram)
     }
 
+    /// Sets frames aside for what the hypervisor will keep on behalf of a domain that is being made.
+    ///
+    /// # Errors
+    /// [`Refused::NoMemory`]: so many are not free, or they are set aside for others.
+    pub fn promise(&self, id: DomainId, count: u32) -> Result<(), Refused> {
+        let estate = self.estate(id).ok_or(Refused::NoMemory)?;
+        self.pool.with(|list| {
+            ensure!(count <= list.unpromised(), Refused::NoMemory);
+            list.promised = list.promised.saturating_add(count);
+            estate.promised.fetch_add(count, SeqCst);
+            Ok(())
+        })
+    }
+
+    /// A domain is gone: what is left of its promise is for all.
+    pub fn end_promise(&self, id: DomainId) {
+        let Some(estate) = self.estate(id) else { return };
+        self.pool.with(|list| list.promised = list.promised.saturating_sub(estate.promised.swap(0, SeqCst)));
+    }
+
     /// A zeroed frame for the hypervisor itself. Returned by [`FrameTable::retire`].
     ///
     /// # Errors
     /// [`Refused::NoMemory`].
     pub fn allocate(&self, m: &(impl Frames + Cpus)) -> Result<Frame, Refused> {
-        self.hand_out(m, Owner::Hypervisor, NO_PFN)
+        let frame = self.pool.with(|list| self.take_spare(list, 0)).ok_or(Refused::NoMemory)?;
+        self.prepare(m, frame, Owner::Hypervisor, NO_PFN);
+        Ok(frame)
     }
 
-    /// A zeroed frame of the domain's own memory, which it knows as page `pfn`. The caller has checked the domain's
-    /// allowance ([`FrameTable::owned`]).
+    /// A zeroed frame for the hypervisor, out of those set aside for a domain. Returned by [`FrameTable::retire`].
     ///
     /// # Errors
-    /// [`Refused::NoMemory`].
-    pub fn populate(&self, m: &(impl Frames + Cpus), id: DomainId, pfn: u64) -> Result<Frame, Refused> {
-        self.hand_out(m, Owner::Guest(id), pfn)
+    /// [`Refused::NoMemory`]: it has had all that were set aside.
+    pub fn allocate_for(&self, m: &(impl Frames + Cpus), id: DomainId) -> Result<Frame, Refused> {
+        self.take_promised(m, id, Owner::Hypervisor)
     }
 
-    /// A zeroed frame of ours for the domain to map read-write: shared info, grant tables. Returned by
-    /// [`FrameTable::retire`].
+    /// A zeroed frame of ours for the domain to map read-write, out of those set aside for it: shared info, grant tables.
+    /// Returned by [`FrameTable::retire`].
     ///
     /// # Errors
-    /// [`Refused::NoMemory`].
+    /// As [`FrameTable::allocate_for`].
     pub fn lend(&self, m: &(impl Frames + Cpus), id: DomainId) -> Result<Frame, Refused> {
-        self.hand_out(m, Owner::Lent(id), NO_PFN)
+        self.take_promised(m, id, Owner::Lent(id))
     }
 
-    /// `2^order` zeroed frames in a row, aligned to their number. Searches the whole table: for boot and rare requests.
+    /// `2^order` zeroed frames in a row, aligned to their number, of the domain's own memory, which it knows as the pages
+    /// from `pfn` on. It may own `limit` frames.
     ///
     /// # Errors
-    /// [`Refused::NoMemory`].
-    pub fn allocate_run(&self, m: &(impl Frames + Cpus), owner: Owner, order: u32, pfn: u64) -> Result<Frame, Refused> {
-        let size = 1u32.checked_shl(order).ok_or(Refused::NoMemory)?;
-        let first = self.pool.with(|list| {
-            let run = (0..self.limit()).step_by(size as usize).find(|&start| {
-                frames(Frame::from_u32(start), size).all(|f| self.info(f).is_some_and(|i| i.owner.owner == Owner::Free))
-                    && start.checked_add(size).is_some_and(|end| end <= self.limit())
-            })?;
-            frames(Frame::from_u32(run), size).for_each(|f| self.unlink(list, f));
-            Some(Frame::from_u32(run))
-        });
-        let first = first.ok_or(Refused::NoMemory)?;
-        for (n, frame) in (0..).zip(frames(first, size)) {
-            self.prepare(m, frame, owner, if pfn == NO_PFN { pfn } else { pfn.wrapping_add(n) });
+    /// [`Refused::OverLimit`], [`Refused::NoMemory`].
+    pub fn populate(
+        &self,
+        m: &(impl Frames + Cpus),
+        id: DomainId,
+        order: u32,
+        pfn: u64,
+        limit: u64,
+    ) -> Result<Frame, Refused> {
+        ensure!(order <= MAX_ORDER, Refused::NoMemory);
+        let count = size(order);
+        self.count_owned(id, count, limit)?;
+        let Some(first) = self.pool.with(|list| self.take_spare(list, order)) else {
+            self.uncount_owned(id, count);
+            return Err(Refused::NoMemory);
+        };
+        for (n, frame) in (0..).zip(frames(first, count)) {
+            self.prepare(m, frame, Owner::Guest(id), if pfn == NO_PFN { pfn } else { pfn.wrapping_add(n) });
         }
         Ok(first)
     }
@@ -140,14 +197,23 @@ impl FrameTable {
         }
     }
 
-    fn hand_out(&self, m: &(impl Frames + Cpus), owner: Owner, pfn: u64) -> Result<Frame, Refused> {
+    /// A block that is not set aside.
+    fn take_spare(&self, list: &mut FreeList, order: u32) -> Option<Frame> {
+        let spare = if planted(Fault::BreakPromises) { list.count } else { list.unpromised() };
+        if size(order) <= spare { self.take(list, order) } else { None }
+    }
+
+    fn take_promised(&self, m: &(impl Frames + Cpus), id: DomainId, owner: Owner) -> Result<Frame, Refused> {
+        let estate = self.estate(id).ok_or(Refused::NoMemory)?;
         let frame = self.pool.with(|list| {
-            let frame = Some(list.head).filter(|&head| head != NIL).map(Frame::from_u32)?;
-            self.unlink(list, frame);
+            let left = estate.promised.load(SeqCst).checked_sub(1)?;
+            let frame = self.take(list, 0)?;
+            estate.promised.store(left, SeqCst);
+            list.promised = list.promised.saturating_sub(1);
             Some(frame)
         });
         let frame = frame.ok_or(Refused::NoMemory)?;
-        self.prepare(m, frame, owner, pfn);
+        self.prepare(m, frame, owner, NO_PFN);
         Ok(frame)
     }
 
@@ -172,7 +238,7 @@ impl FrameTable {
         w.kind.store(kind.bits(), SeqCst);
         m.set_m2p(frame, pfn);
         if let Owner::Guest(id) = owner {
-            self.count_owned(id, frame);
+            self.widen_span(id, frame);
         }
         w.owner.store(state(owner, if lent { 2 } else { 1 }).bits(), SeqCst);
     }
@@ -182,26 +248,55 @@ impl FrameTable {
         self.pool.with(|list| self.push(list, frame, &w));
     }
 
+    /// Frees a frame. Two free blocks that are the halves of a larger one become that.
     pub(super) fn push(&self, list: &mut FreeList, frame: Frame, w: &Words<'_>) {
         w.kind.store(TypeState::FRESH.bits(), SeqCst);
         w.owner.store(state(Owner::Free, 0).bits(), SeqCst);
-        w.link.store(link(list.head, NIL), SeqCst);
-        self.relink(list.head, |(next, _)| (next, frame.as_u32()));
-        list.head = frame.as_u32();
         list.count = list.count.saturating_add(1);
+        let (mut first, mut order) = (frame.as_u32(), 0);
+        while order < MAX_ORDER && self.begins_block(first ^ size(order), order) {
+            self.unlink(list, first ^ size(order), order);
+            first &= !size(order);
+            order = order.saturating_add(1);
+        }
+        self.insert(list, first, order);
     }
 
-    /// Takes a frame out of the list and marks it the hypervisor's, so that no search finds it again.
-    fn unlink(&self, list: &mut FreeList, frame: Frame) {
-        let Some(w) = self.words(frame) else { return };
+    /// Takes a block out of the lists, and gives back what a larger one has too much.
+    fn take(&self, list: &mut FreeList, wanted: u32) -> Option<Frame> {
+        let found = (wanted..=MAX_ORDER).find(|order| list.head(*order) != NIL)?;
+        let first = list.head(found);
+        self.unlink(list, first, found);
+        for order in (wanted..found).rev() {
+            self.insert(list, first | size(order), order);
+        }
+        list.count = list.count.saturating_sub(size(wanted));
+        Some(Frame::from_u32(first))
+    }
+
+    fn begins_block(&self, first: u32, order: u32) -> bool {
+        self.words(Frame::from_u32(first)).is_some_and(|w| OwnerState::is_block(w.owner.load(SeqCst), order))
+    }
+
+    /// Puts a block at the front of the list of its order.
+    fn insert(&self, list: &mut FreeList, first: u32, order: u32) {
+        let Some(w) = self.words(Frame::from_u32(first)) else { return };
+        w.owner.store(OwnerState::block(order), SeqCst);
+        w.link.store(link(list.head(order), NIL), SeqCst);
+        self.relink(list.head(order), |(next, _)| (next, first));
+        list.set_head(order, first);
+    }
+
+    /// Takes a block out of the list of its order: its frames are free, but nobody finds them any more.
+    fn unlink(&self, list: &mut FreeList, first: u32, order: u32) {
+        let Some(w) = self.words(Frame::from_u32(first)) else { return };
         let (next, before) = ends(w.link.load(SeqCst));
         if before == NIL {
-            list.head = next;
+            list.set_head(order, next);
         }
         self.relink(before, |(_, b)| (next, b));
         self.relink(next, |(n, _)| (n, before));
-        list.count = list.count.saturating_sub(1);
-        w.owner.store(state(Owner::Hypervisor, 1).bits(), SeqCst);
+        w.owner.store(state(Owner::Free, 0).bits(), SeqCst);
     }
 
     fn relink(&self, frame: u32, change: impl Fn((u32, u32)) -> (u32, u32)) {
@@ -210,6 +305,11 @@ impl FrameTable {
             w.link.store(link(next, before), SeqCst);
         }
     }
+}
+
+/// Frames of a block.
+fn size(order: u32) -> u32 {
+    1u32.wrapping_shl(order)
 }
 
 fn state(owner: Owner, refs: u32) -> OwnerState {

@@ -47,6 +47,8 @@ pub enum Refused {
     Dying,
     /// No free frame.
     NoMemory,
+    /// The domain owns as many frames as it may.
+    OverLimit,
     /// An operation this interface does not know.
     Unknown,
 }
@@ -298,7 +300,8 @@ pub enum Owner {
 
 /// The second word of a frame: whose it is, and how many references hold it.
 ///
-/// Bits 0..=14 domain, 15..=17 kind, 18 allocated, 19..=31 references of others, 32..=63 references.
+/// Bits 0..=14 domain, 15..=17 kind, 18 allocated, 19..=31 references of others, 32..=63 references. In place of the
+/// domain a free frame has 0, or the order of the free block that begins with it plus one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OwnerState {
     /// Whose.
@@ -311,8 +314,12 @@ pub struct OwnerState {
     pub refs: u32,
 }
 
+/// In a word: the pool's.
+const FREE: u64 = 1 << 15;
 /// In a word: a domain's own memory.
 const GUEST: u64 = 3 << 15;
+/// In a word: who of a kind, or how large a block.
+const DETAIL: u64 = 0x7fff;
 const ALLOCATED: u64 = 1 << 18;
 /// In a word: one reference of others.
 const OTHER: u64 = 1 << 19;
@@ -322,7 +329,7 @@ impl OwnerState {
     /// Reads a word.
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
-        let domain = DomainId((bits & 0x7fff) as u16);
+        let domain = DomainId((bits & DETAIL) as u16);
         let owner = match (bits >> 15) & 7 {
             1 => Owner::Free,
             2 => Owner::Hypervisor,
@@ -350,10 +357,22 @@ impl OwnerState {
         u64::from(domain) | kind << 15 | allocated | u64::from(self.others) << 19 | u64::from(self.refs) << 32
     }
 
+    /// The word of a free frame that begins a block of `2^order` free frames.
+    #[must_use]
+    pub fn block(order: u32) -> u64 {
+        FREE | u64::from(order).wrapping_add(1) & DETAIL
+    }
+
+    /// Whether a word says that the frame begins a free block of that order.
+    #[must_use]
+    pub fn is_block(bits: u64, order: u32) -> bool {
+        bits == Self::block(order)
+    }
+
     /// Whether a word says that the frame is a domain's own memory.
     #[must_use]
     pub fn is_of(bits: u64, id: DomainId) -> bool {
-        bits & 0x3_8000 == GUEST && bits & 0x7fff == u64::from(id.0)
+        bits & 0x3_8000 == GUEST && bits & DETAIL == u64::from(id.0)
     }
 
     /// Whether a word says that nothing refers to the frame.
@@ -598,6 +617,17 @@ mod tests {
             assert_eq!(OwnerState::take(full, US, US), Ok(of(owner, 0x1fff, 9001)));
             let left = OwnerState::from_bits(shared).left();
             assert_eq!(left, OwnerState { owner: Owner::Orphan, allocated: false, others: 0, refs: 1 });
+        }
+    }
+
+    #[test]
+    fn a_free_block_says_how_large_it_is() {
+        let inside = OwnerState { owner: Owner::Free, allocated: false, others: 0, refs: 0 };
+        for order in 0..=9 {
+            let bits = OwnerState::block(order);
+            assert_eq!(OwnerState::from_bits(bits), inside, "free, and nobody's");
+            assert!((0..=9).all(|other| OwnerState::is_block(bits, other) == (order == other)));
+            assert!(!OwnerState::is_block(inside.bits(), order), "not the first of its block");
         }
     }
 }

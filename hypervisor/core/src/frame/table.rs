@@ -6,7 +6,7 @@ pub use super::state::{Left, Taken};
 use super::state::{OwnerState, TakeError, TypeState};
 use super::{Owner, Refused, Use};
 use crate::addr::{CpuSet, DomainId, Frame, MAX_DOMAINS};
-use crate::fault::{Fault, planted};
+use crate::fault::{Fault, Looks, planted};
 use crate::lock::Leaf;
 use crate::machine::{Cpus, Frames};
 use core::ops::Range;
@@ -40,19 +40,28 @@ pub struct FrameTable {
     losses: AtomicU64,
     pub(super) pool: Leaf<FreeList>,
     estates: [Estate; MAX_DOMAINS as usize],
+    looks: Looks,
 }
 
-/// What a domain owns: how many frames, and between which two all that it ever owned lie.
+/// What a domain owns: how many frames, and between which two all that it ever owned lie. And what is set aside for it.
 #[derive(Debug)]
-struct Estate {
+pub(super) struct Estate {
+    /// The one number that its limit is compared with: a frame counts until its last reference goes.
     count: AtomicU32,
     first: AtomicU32,
     last: AtomicU32,
+    /// Frames of the pool for what the hypervisor will keep on its behalf. Changes under the lock of the pool.
+    pub(super) promised: AtomicU32,
 }
 
 impl Estate {
     const fn new() -> Self {
-        Self { count: AtomicU32::new(0), first: AtomicU32::new(u32::MAX), last: AtomicU32::new(0) }
+        Self {
+            count: AtomicU32::new(0),
+            first: AtomicU32::new(u32::MAX),
+            last: AtomicU32::new(0),
+            promised: AtomicU32::new(0),
+        }
     }
 }
 
@@ -86,6 +95,7 @@ impl FrameTable {
             losses: AtomicU64::new(0),
             pool: Leaf::new(FreeList::EMPTY),
             estates: [const { Estate::new() }; MAX_DOMAINS as usize],
+            looks: Looks::new(),
         }
     }
 
@@ -117,11 +127,11 @@ impl FrameTable {
         self.losses.fetch_add(1, SeqCst);
     }
 
-    fn estate(&self, id: DomainId) -> Option<&Estate> {
+    pub(super) fn estate(&self, id: DomainId) -> Option<&Estate> {
         self.estates.get(id.slot())
     }
 
-    /// How many frames a domain owns, those it gave back while they were mapped included.
+    /// How many frames a domain owns: those it gave back while they were in use count until nobody uses them any more.
     #[must_use]
     pub fn owned(&self, id: DomainId) -> u32 {
         self.estate(id).map_or(0, |estate| estate.count.load(SeqCst))
@@ -139,14 +149,21 @@ impl FrameTable {
         estate.last.store(0, SeqCst);
     }
 
-    pub(super) fn count_owned(&self, id: DomainId, frame: Frame) {
+    /// Counts frames that a domain is about to own, unless that makes more than `limit`.
+    pub(super) fn count_owned(&self, id: DomainId, frames: u32, limit: u64) -> Result<(), Refused> {
+        let estate = self.estate(id).ok_or(Refused::NoMemory)?;
+        let more = |owned: u32| owned.checked_add(frames).filter(|owned| u64::from(*owned) <= limit);
+        estate.count.fetch_update(SeqCst, SeqCst, more).map(|_| ()).map_err(|_| Refused::OverLimit)
+    }
+
+    /// A domain gets this frame.
+    pub(super) fn widen_span(&self, id: DomainId, frame: Frame) {
         let Some(estate) = self.estate(id) else { return };
-        estate.count.fetch_add(1, SeqCst);
         estate.first.fetch_min(frame.as_u32(), SeqCst);
         estate.last.fetch_max(frame.as_u32(), SeqCst);
     }
 
-    fn uncount_owned(&self, id: DomainId, frames: u32) {
+    pub(super) fn uncount_owned(&self, id: DomainId, frames: u32) {
         if let Some(estate) = self.estate(id) {
             estate.count.fetch_sub(frames, SeqCst);
         }
@@ -154,6 +171,7 @@ impl FrameTable {
 
     pub(super) fn words(&self, frame: Frame) -> Option<Words<'_>> {
         let [kind, owner, stamp, link] = self.words.get()?.get(frame.index())?;
+        self.looks.count();
         Some(Words { kind, owner, stamp, link })
     }
 
@@ -204,7 +222,9 @@ impl FrameTable {
         });
         match dropped {
             Ok(next) if OwnerState::is_unused(next) => {
-                if let Owner::Guest(id) = OwnerState::from_bits(next).owner {
+                if let Owner::Guest(id) = OwnerState::from_bits(next).owner
+                    && !planted(Fault::CountEarly)
+                {
                     self.uncount_owned(id, 1);
                 }
                 self.push_free(frame);
@@ -344,7 +364,8 @@ impl FrameTable {
         if write { _ = self.drop_use(frame, by) } else { self.drop_ref(frame, by) }
     }
 
-    /// The owner gives a frame back. It goes to the pool when nobody uses it any more, at once if nobody does.
+    /// The owner gives a frame back. It goes to the pool when nobody uses it any more, at once if nobody does; until then
+    /// the owner owns it.
     ///
     /// # Errors
     /// [`Refused::NoSuchFrame`], [`Refused::NotOwner`].
@@ -358,6 +379,9 @@ impl FrameTable {
             self.uncount_owned(id, 1);
             self.push_free(frame);
             return Ok(());
+        }
+        if planted(Fault::CountEarly) {
+            self.uncount_owned(id, 1);
         }
         self.drop_ref(frame, id);
         Ok(())
@@ -436,4 +460,19 @@ pub(super) fn step<T, E>(word: &AtomicU64, mut rule: impl FnMut(u64) -> Result<(
 /// A promise of ours is broken. The frame stays as it is, which leaks it and harms nobody; `tests/sim` fails.
 pub(crate) fn bug(frame: Frame, what: &str) {
     log::error!("{frame:?}: {what}");
+}
+
+#[cfg(feature = "planted-fault")]
+impl FrameTable {
+    /// How often the words of a frame have been looked up.
+    #[must_use]
+    pub fn looks(&self) -> u64 {
+        self.looks.so_far()
+    }
+
+    /// How many frames are set aside for a domain.
+    #[must_use]
+    pub fn promised(&self, id: DomainId) -> u32 {
+        self.estate(id).map_or(0, |estate| estate.promised.load(SeqCst))
+    }
 }

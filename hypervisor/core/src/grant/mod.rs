@@ -17,7 +17,7 @@ use crate::lock::{self, Lock};
 /// Frames a domain's table may have. Even and at least 4, or Linux miscounts (ABI io 1.2).
 pub const MAX_FRAMES: u32 = 32;
 /// Frames of handles a domain may have.
-const MAX_HANDLE_FRAMES: usize = 32;
+const MAX_HANDLE_FRAMES: u32 = 32;
 /// Handles in a frame: two words each.
 const HANDLES_PER_FRAME: u32 = 256;
 
@@ -29,13 +29,16 @@ with_new! {
         /// For each of them a frame with a word per entry, see [`pin`].
         active: [FrameSlot; MAX_FRAMES as usize] = [const { FrameSlot::new() }; MAX_FRAMES as usize],
         /// Frames of handles.
-        handles: [FrameSlot; MAX_HANDLE_FRAMES] = [const { FrameSlot::new() }; MAX_HANDLE_FRAMES],
+        handles: [FrameSlot; MAX_HANDLE_FRAMES as usize] = [const { FrameSlot::new() }; MAX_HANDLE_FRAMES as usize],
         /// Held while pins or handles change.
         lock: Lock<lock::Grants, ()> = Lock::new(()),
     }
 }
 
 impl Grants {
+    /// How many frames they take at most.
+    pub(crate) const FRAMES: u32 = 2 * MAX_FRAMES + MAX_HANDLE_FRAMES;
+
     /// Every frame that the hypervisor holds for them.
     pub(crate) fn frames(&self) -> impl Iterator<Item = &FrameSlot> {
         self.table.iter().chain(&self.active).chain(&self.handles)

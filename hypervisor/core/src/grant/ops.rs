@@ -201,7 +201,7 @@ impl<M: Machine> Site<'_, M> {
         let _guard = grants.lock.lock(self.held);
         for (table, active) in grants.table.iter().zip(&grants.active).take(frames as usize) {
             if active.get().is_none() {
-                active.set(world.frames.allocate(m).map_err(|_| status::GENERAL_ERROR)?);
+                active.set(world.frames.allocate_for(m, domain.id()).map_err(|_| status::GENERAL_ERROR)?);
             }
             if table.get().is_none() {
                 table.set(world.frames.lend(m, domain.id()).map_err(|_| status::GENERAL_ERROR)?);
@@ -216,7 +216,7 @@ impl<M: Machine> Site<'_, M> {
         let _guard = grants.lock.lock(self.held);
         for (first, slot) in (0..).step_by(HANDLES_PER_FRAME as usize).zip(&grants.handles) {
             if slot.get().is_none() {
-                slot.set(self.world.frames.allocate(m).map_err(|_| status::NO_SPACE)?);
+                slot.set(self.world.frames.allocate_for(m, domain.id()).map_err(|_| status::NO_SPACE)?);
             }
             let claim = |handle: &u32| grants.claim_free(m, *handle);
             if let Some(handle) = (first..first + HANDLES_PER_FRAME).find(claim) {

@@ -3,8 +3,8 @@
 //! What counts as a page table is found by following entries down from roots, pins and unfinished work; the words of the
 //! frame table are believed in nothing.
 
-use super::world::{DEVICES, Dom, World, frame};
-use crate::tally::{Found, Memory, Tally};
+use super::world::{DEVICES, Dom, LIMIT, World, frame};
+use crate::tally::{Found, Memory, Tally, books};
 use hv_core::addr::Frame;
 use hv_core::frame::{Owner, Use};
 use hv_core::lock::Held;
@@ -128,6 +128,11 @@ fn compare(world: &mut World, tally: &Tally) -> Found {
     }
     if world.table.free_frames() != free {
         return Err(format!("P11: {} frames in the pool, {free} are free", world.table.free_frames()));
+    }
+    let ids: Vec<_> = world.doms.iter().map(|dom| dom.space.id()).collect();
+    books(&world.table, free, &ids)?;
+    if let Some(id) = ids.iter().find(|id| u64::from(world.table.owned(**id)) > LIMIT) {
+        return Err(format!("P13: {id} owns {} frames", world.table.owned(*id)));
     }
     caches(world, tally)
 }

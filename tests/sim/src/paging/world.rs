@@ -17,6 +17,10 @@ pub const FRAMES: usize = 44;
 pub const DEVICES: usize = 42;
 /// CPUs of the machine.
 pub const CPUS: u32 = 2;
+/// Frames a domain may own.
+pub const LIMIT: u64 = 18;
+/// Frames set aside for a domain, of which one is lent to it at once.
+const PROMISED: u32 = 3;
 /// Vcpus of a domain.
 pub const VCPUS: usize = 2;
 
@@ -196,8 +200,9 @@ impl World {
             pending: None,
             dying: false,
         };
+        let _ = self.table.promise(id, PROMISED);
         for pfn in 0..10 {
-            if let Ok(got) = self.table.populate(&self.m, id, pfn) {
+            if let Ok(got) = self.table.populate(&self.m, id, 0, pfn, LIMIT) {
                 self.handed_out(got, Owner::Guest(id), pfn)?;
             }
         }
@@ -388,7 +393,7 @@ impl World {
                     Ok(())
                 })
             }
-            Op::Populate { pfn } => match self.table.populate(&self.m, id, pfn) {
+            Op::Populate { pfn } => match self.table.populate(&self.m, id, 0, pfn, LIMIT) {
                 Ok(got) => {
                     self.handed_out(got, Owner::Guest(id), pfn)?;
                     Ok(())
@@ -498,6 +503,7 @@ impl World {
             if self.table.owned(id) != 0 {
                 return Err(format!("P11: {id} is gone and owns {} frames", self.table.owned(id)));
             }
+            self.table.end_promise(id);
             self.doms[at].pins.clear();
             for known in self.known.iter_mut().filter(|k| k.owner == Owner::Guest(id)) {
                 (known.owner, known.allocated, known.pfn) = (Owner::Orphan, false, NO_PFN);

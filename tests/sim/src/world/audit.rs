@@ -4,9 +4,10 @@
 use super::life::Context;
 use super::machine::WholeMachine;
 use crate::machine::Seen;
-use crate::tally::{Found, Memory, Tally};
+use crate::tally::{Found, Memory, Tally, books};
 use hv_core::addr::{DomainId, Frame, Port};
 use hv_core::audit::Held;
+use hv_core::domain::control::kept_frames;
 use hv_core::domain::vcpu::{Place, Vcpu, VcpuState};
 use hv_core::domain::{Domain, Life, Powers};
 use hv_core::event::port::{Binding, PortState};
@@ -18,6 +19,7 @@ use hv_core::world::World;
 use hypercall_abi::grant::ENTRIES_PER_FRAME;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Room to recount in, and what is remembered between two audits.
 pub struct Audit {
@@ -26,6 +28,8 @@ pub struct Audit {
     keepers: Vec<Option<Owner>>,
     /// What each frame that a CPU may remember was when it was remembered.
     remembered: BTreeMap<(Frame, u8), Owner>,
+    /// How many frames each domain owned.
+    owned: BTreeMap<DomainId, u32>,
     complaints: u64,
     /// Frames set aside from outside.
     pub reserve: Vec<Frame>,
@@ -74,6 +78,7 @@ impl Audit {
             tally: Tally::default(),
             keepers: vec![None; frames],
             remembered: BTreeMap::new(),
+            owned: BTreeMap::new(),
             complaints: crate::complaints(),
             reserve: Vec::new(),
         }
@@ -95,15 +100,16 @@ impl Audit {
             return Err("the rules complained about themselves".into());
         }
         let race = m.set_race(None);
-        let work = m.work.load(std::sync::atomic::Ordering::Relaxed);
+        let work = m.work.load(Relaxed);
         let current = current.map(|ctx| (ctx.vcpu, &*ctx.own));
         let found = self
             .recount(m, world, current)
             .and_then(|()| self.compare(m, world))
+            .and_then(|()| self.limits(world))
             .and_then(|()| self.caches(m, world))
             .and_then(|()| ports(m, world))
             .and_then(|()| queue(world));
-        m.work.store(work, std::sync::atomic::Ordering::Relaxed);
+        m.work.store(work, Relaxed);
         m.set_race(race);
         found
     }
@@ -242,6 +248,28 @@ impl Audit {
         Ok(())
     }
 
+    /// P13: domains own what is counted, no more than before if that is more than they may; and what the hypervisor keeps
+    /// for a domain, and what is set aside for it, is together what a domain may need.
+    fn limits(&mut self, world: &World) -> Found {
+        let domains: Vec<&Domain> = world.domains.iter().filter(|domain| domain.life() != Life::Free).collect();
+        let ids: Vec<DomainId> = domains.iter().map(|domain| domain.id()).collect();
+        books(&world.frames, world.frames.free_frames(), &ids)?;
+        self.owned.retain(|id, _| ids.contains(id));
+        for domain in domains {
+            let (id, owned) = (domain.id(), world.frames.owned(domain.id()));
+            let before = self.owned.insert(id, owned).unwrap_or(0);
+            if owned > before && u64::from(owned) > domain.max_pages.load(Relaxed) {
+                return Err(format!("P13: {id} owns {owned} frames and may have {:?}", domain.max_pages));
+            }
+            let (kept, needed) = (keeps(world, domain), kept_frames(world.vcpus_of(domain).count() as u32));
+            let promised = world.frames.promised(id);
+            if domain.life() == Life::Alive && kept + promised != needed {
+                return Err(format!("P13: {kept} frames are kept for {id}, {promised} set aside, {needed} needed"));
+            }
+        }
+        Ok(())
+    }
+
     /// What the CPU may remember is true still, or harmless.
     fn caches(&mut self, m: &WholeMachine, world: &World) -> Found {
         let cached = m.cached.lock().expect("one thread");
@@ -260,6 +288,15 @@ impl Audit {
         }
         Ok(())
     }
+}
+
+/// How many frames the hypervisor keeps on behalf of a domain.
+#[must_use]
+pub fn keeps(world: &World, domain: &Domain) -> u32 {
+    let grants = &domain.grants;
+    let frames = domain.shared_info().into_iter().chain(domain.port_frames()).chain(grants.table_frames());
+    let frames = frames.chain(grants.active_frames()).chain(grants.handle_frames());
+    (frames.count() + 2 * world.vcpus_of(domain).count()) as u32
 }
 
 /// What a domain holds of others' grants.

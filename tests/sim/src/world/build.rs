@@ -79,13 +79,12 @@ pub fn build(
     domain: &Domain,
 ) -> Result<Vec<Frame>, String> {
     let id = domain.id();
+    let limit = PAGES as u64 + 8;
+    domain.max_pages.store(limit, Relaxed);
     let mut pages = Vec::new();
     for pfn in 0..PAGES as u64 {
-        let frame = world.frames.populate(m, id, pfn).map_err(|why| format!("{why:?}"))?;
-        domain.pages.fetch_add(1, Relaxed);
-        pages.push(frame);
+        pages.push(world.frames.populate(m, id, 0, pfn, limit).map_err(|why| format!("{why:?}"))?);
     }
-    domain.max_pages.store(PAGES as u64 + 8, Relaxed);
     let table = pte::PRESENT | pte::WRITE | pte::USER | pte::ACCESSED;
     let set = |page: usize, slot: u64, to: Frame, flags: u64| {
         let offset = (slot % 512) as usize * 8;

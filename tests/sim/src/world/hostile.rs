@@ -1,14 +1,14 @@
 //! Plays the guests of a world, watches every step, and cleans up between two episodes.
 
 use super::Totals;
-use super::audit::Audit;
+use super::audit::{Audit, keeps};
 use super::build::{self, at, page};
 use super::calls::{Invented, Model, Pen};
 use super::life::{self, Context, Guests, Step};
 use super::machine::{GDT_WINDOW, LDT_WINDOW, Race, WholeMachine};
 use crate::rng::Rng;
 use hv_core::addr::{DomainId, Frame};
-use hv_core::domain::control::Spec;
+use hv_core::domain::control::{Spec, kept_frames};
 use hv_core::domain::vcpu::Place;
 use hv_core::domain::{Domain, Life, Powers};
 use hv_core::frame::table::WORDS;
@@ -21,15 +21,16 @@ use hypercall_abi::{Errno, Hypercall};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 
 /// Frames of the machine.
-const FRAMES: usize = 480;
-/// Frames set aside for a new controller.
-const RESERVE: usize = 120;
+const FRAMES: usize = 1_000;
+/// Frames that a controller needs.
+const CONTROLLER: usize = build::PAGES + kept_frames(2) as usize;
+/// Frames kept from the guests, for a new controller and the one after that.
+const RESERVE: usize = 2 * CONTROLLER;
 /// Steps of an episode; then everything is destroyed.
 const EPISODE: u64 = 4_000;
-/// Looks at memory that one step of a call may take (P8). A flush, a copy of a page or a table of 512 entries are a few.
+/// Looks at memory and at words of the frame table that one step of a call may take (P8). A flush, a copy of a page or a table of 512 entries are a few.
 pub const LONGEST_STEP: u64 = 100_000;
 
 /// Steps in which a call may stand still, because what its domain owes is paid first or its table is long (P8). All that a
@@ -213,12 +214,12 @@ impl Everybody {
     /// The guests may have all the memory: what was set aside is for a domain that must come.
     fn make_room(&mut self) {
         // No more than one domain needs: the next may have to come before anything has been returned.
-        let left = self.audit.reserve.len().saturating_sub(build::PAGES + 10);
+        let left = self.audit.reserve.len().saturating_sub(CONTROLLER);
         self.audit.reserve.drain(left..).for_each(|frame| self.world.frames.retire(frame));
     }
 
     fn set_aside(&mut self) {
-        while self.audit.reserve.len() < RESERVE && self.world.frames.free_frames() > 0 {
+        while self.audit.reserve.len() < RESERVE && self.world.frames.unpromised_frames() > 0 {
             self.audit.reserve.extend(self.world.frames.allocate(self.m));
         }
     }
@@ -268,11 +269,7 @@ impl Everybody {
     /// All but the reaper are gone: nothing may be left of them.
     fn funeral(&mut self, ctx: &Context<'_>, reaper: DomainId) -> ControlFlow<()> {
         let owned = self.world.frames.owned(reaper);
-        let lent = 1 + ctx.domain.grants.table_frames().count() as u32;
-        let ours = 2 * ctx.world.vcpus_of(ctx.domain).count() as u32
-            + ctx.domain.port_frames().count() as u32
-            + ctx.domain.grants.active_frames().chain(ctx.domain.grants.handle_frames()).count() as u32;
-        let kept = owned + lent + ours + self.audit.reserve.len() as u32;
+        let kept = owned + keeps(ctx.world, ctx.domain) + self.audit.reserve.len() as u32;
         let free = self.world.frames.free_frames();
         if free + kept != self.free {
             return self.fail(format!("P11: {free} frames free and {kept} in use of {} at the beginning", self.free));
@@ -618,7 +615,7 @@ impl Guests for Everybody {
                 self.prepare_table(ctx);
             }
         }
-        self.work = self.m.work.load(Relaxed);
+        self.work = self.m.work_with(&self.world.frames);
         let line = |exit: Exit| format!("{}v{} {exit:x?}", ctx.domain.id(), ctx.vcpu.number().0);
         let mode = if ctx.own.kernel_mode { 0 } else { 1 };
         let exit = match (mode, self.rng.below(40)) {
@@ -646,7 +643,7 @@ impl Guests for Everybody {
     }
 
     fn after(&mut self, ctx: &Context<'_>, what: Step) -> ControlFlow<()> {
-        let looked = self.m.work.load(Relaxed) - self.work;
+        let looked = self.m.work_with(&self.world.frames) - self.work;
         if what == Step::Gone && ctx.domain.last_words().length > 0 {
             self.note("times a domain that had crashed left the CPU");
         }
@@ -697,7 +694,7 @@ impl Guests for Everybody {
             return ControlFlow::Break(());
         }
         self.look(Some(ctx))?;
-        self.work = self.m.work.load(Relaxed);
+        self.work = self.m.work_with(&self.world.frames);
         if let Mood::Reaping(id) = self.mood
             && id == ctx.domain.id()
             && self.alive().all(|domain| domain.id() == id)
@@ -709,7 +706,7 @@ impl Guests for Everybody {
             let mut held = Held::entering_ring_0();
             self.attend(&mut held)?;
         }
-        self.work = self.m.work.load(Relaxed);
+        self.work = self.m.work_with(&self.world.frames);
         ControlFlow::Continue(())
     }
 

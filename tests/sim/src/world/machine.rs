@@ -113,6 +113,11 @@ impl WholeMachine {
         }
     }
 
+    /// Looks at memory so far, and at words of the frame table.
+    pub fn work_with(&self, frames: &FrameTable) -> u64 {
+        self.work.load(Relaxed) + frames.looks()
+    }
+
     /// What the CPU has loaded.
     pub fn loaded(&self) -> MutexGuard<'_, Loaded> {
         lock(&self.cpu)

@@ -6,7 +6,7 @@ use super::life::Context;
 use super::machine::WholeMachine;
 use hv_core::addr::{DomainId, Frame, GuestVirt, VcpuId};
 use hv_core::claim::View;
-use hv_core::domain::control::Spec;
+use hv_core::domain::control::{Spec, kept_frames};
 use hv_core::domain::{Domain, Powers};
 use hv_core::frame::table::WORDS;
 use hv_core::lock::{Held, Nothing};
@@ -16,7 +16,6 @@ use hv_core::world::{Ctx, Next, Site, World};
 use hv_core::{dispatch, trap};
 use hypercall_abi::{Errno, Hypercall};
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Steps of a call after which it is taken for one that never ends.
@@ -48,12 +47,16 @@ pub struct Went {
     pub result: Result<u64, Errno>,
     /// Steps it took.
     pub steps: u64,
-    /// Most looks at memory in one of them.
+    /// Most looks at memory, and at words of the frame table, in one of them.
     pub longest: u64,
 }
 
-/// Tells a story on a thread with room for a world.
-pub fn tell(frames: usize, story: impl FnOnce(&mut Stage) + Send + 'static) {
+/// Domains for which a stage has what is set aside for each, besides the frames that a story asks for.
+const ACTORS: usize = 4;
+
+/// Tells a story on a thread with room for a world, whose domains can have so many frames of memory.
+pub fn tell(memory: usize, story: impl FnOnce(&mut Stage) + Send + 'static) {
+    let frames = memory + ACTORS * kept_frames(2) as usize;
     let thread = std::thread::Builder::new().stack_size(64 << 20).spawn(move || {
         let m: &'static WholeMachine = Box::leak(Box::new(WholeMachine::new(frames)));
         let world: &'static World = Box::leak(Box::new(World::new()));
@@ -131,9 +134,9 @@ impl Stage {
             trap::handle(ctx, Exit::Syscall);
             let (mut steps, mut longest) = (0, 0);
             while ctx.own.call.is_some() {
-                let before = ctx.m.work.load(Relaxed);
+                let before = ctx.m.work_with(&ctx.world.frames);
                 dispatch::step(ctx);
-                longest = longest.max(ctx.m.work.load(Relaxed) - before);
+                longest = longest.max(ctx.m.work_with(&ctx.world.frames) - before);
                 steps += 1;
                 assert!(steps <= ENDLESS, "{}{args:x?}: {steps} steps, and no end", call.name());
                 if let Err(why) = audit.look(ctx.m, ctx.world, Some(ctx)) {
