@@ -2,10 +2,12 @@
 
 use hv_core::addr::Frame;
 use hv_core::domain::control::kept_frames;
+use hv_core::machine::Exit;
 use hv_core::paging::BUDGET;
+use hv_core::{dispatch, trap};
 use hypercall_abi::domctl::{CreateDomain, Domctl, DomctlOp, INTERFACE_VERSION};
 use hypercall_abi::event::{AllocUnbound, EventOp};
-use hypercall_abi::grant::{GrantOp, MapGrantRef, SetupTable, entry, map, status};
+use hypercall_abi::grant::{GrantOp, MapGrantRef, SetupTable, UnmapGrantRef, entry, map, status};
 use hypercall_abi::memory::{MemoryOp, Reservation};
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, pte};
 use hypercall_abi::{Errno, Hypercall, domid};
@@ -125,6 +127,68 @@ fn what_is_left_to_take_down_does_not_count() {
     });
 }
 
+/// Maps 16 grants for a device: many handles, and no entry of a page table. Answers the statuses and the longest step.
+fn map_some(stage: &mut Stage, guest: &Actor, gref: u32) -> (Vec<i16>, u64) {
+    let call = MapGrantRef { flags: map::DEVICE, gref, dom: guest.id.0, ..Default::default() };
+    let arg = stage.put(guest, 0, &[call; 16]);
+    let longest = stage.on_cpu(guest, |ctx, _| {
+        let regs = &mut ctx.own.regs;
+        (regs.rax, regs.rdi) = (Hypercall::GrantTableOp.number(), GrantOp::MapGrantRef as u64);
+        (regs.rsi, regs.rdx) = (arg, 16);
+        trap::handle(ctx, Exit::Syscall);
+        let mut longest = 0;
+        while ctx.own.call.is_some() {
+            let before = ctx.m.work_with(&ctx.world.frames);
+            dispatch::step(ctx);
+            longest = longest.max(ctx.m.work_with(&ctx.world.frames) - before);
+        }
+        longest
+    });
+    (stage.get::<[MapGrantRef; 16]>(guest, arg).map(|call| call.status).to_vec(), longest)
+}
+
+/// Uses up all 8,192 handles of a domain that has a grant table.
+fn fill_handles(stage: &mut Stage, guest: &Actor) {
+    let table = stage.domain(guest).grants.table_frames().next().expect("it has a table");
+    let frame = guest.pages[page::DATA].number();
+    let grant = u64::from(entry::PERMIT_ACCESS) | u64::from(guest.id.0) << 16 | frame << 32;
+    (0..40).for_each(|gref| stage.m.poke(table, gref, grant));
+    for n in 0..32 * 16 {
+        let (statuses, longest) = map_some(stage, guest, n / 15);
+        assert_eq!(statuses, [status::OKAY; 16], "call {n}");
+        assert!(longest < 4_000, "call {n} looked {longest} times at memory in one step");
+    }
+}
+
+fn set_up_table(stage: &mut Stage, guest: &Actor, nr_frames: u32) {
+    let setup = SetupTable { dom: domid::SELF, nr_frames, frame_list: at(page::MORE_ARGS), ..Default::default() };
+    let arg = stage.put(guest, 0, &setup);
+    assert_eq!(stage.call(guest, Hypercall::GrantTableOp, &[GrantOp::SetupTable as u64, arg, 1]).result, Ok(0));
+    assert_eq!(stage.get::<SetupTable>(guest, arg).status, status::OKAY);
+}
+
+/// Each grant that was mapped began a search through all handles at the first: 16 times 8,192 in a step (P8).
+#[test]
+fn a_free_handle_is_not_searched_for_from_the_first() {
+    tell(300, |stage| {
+        let guest = stage.enter(false);
+        set_up_table(stage, &guest, 1);
+        fill_handles(stage, &guest);
+        let (statuses, longest) = map_some(stage, &guest, 39);
+        assert_eq!(statuses, [status::NO_SPACE; 16]);
+        assert!(longest < 4_000, "looked {longest} times at memory");
+        for handle in [8_191, 5, 6_000] {
+            let call = UnmapGrantRef { handle, dev_bus_addr: guest.pages[page::DATA].address(), ..Default::default() };
+            let arg = stage.put(&guest, 0, &call);
+            let went = stage.call(&guest, Hypercall::GrantTableOp, &[GrantOp::UnmapGrantRef as u64, arg, 1]);
+            assert_eq!((went.result, stage.get::<UnmapGrantRef>(&guest, arg).status), (Ok(0), status::OKAY));
+        }
+        let (statuses, longest) = map_some(stage, &guest, 39);
+        assert_eq!(statuses[..4], [status::OKAY, status::OKAY, status::OKAY, status::NO_SPACE]);
+        assert!(longest < 2 * 8_192 + 8_000, "one pass over the handles: {longest}");
+    });
+}
+
 /// One guest that takes all the memory there is does not keep another from its event channels and grants.
 #[test]
 fn what_a_domain_may_need_is_set_aside() {
@@ -134,12 +198,7 @@ fn what_a_domain_may_need_is_set_aside() {
         while populate(stage, &greedy).is_some() {}
         let before = stage.world.frames.free_frames();
 
-        let setup =
-            SetupTable { dom: domid::SELF, nr_frames: 32, frame_list: at(page::MORE_ARGS), ..Default::default() };
-        let arg = stage.put(&guest, 0, &setup);
-        assert_eq!(stage.call(&guest, Hypercall::GrantTableOp, &[GrantOp::SetupTable as u64, arg, 1]).result, Ok(0));
-        assert_eq!(stage.get::<SetupTable>(&guest, arg).status, status::OKAY);
-
+        set_up_table(stage, &guest, 32);
         let mut ports = 0;
         let refused = loop {
             let arg = stage.put(&guest, 0, &AllocUnbound { dom: domid::SELF, remote_dom: domid::SELF, port: 0 });
@@ -149,25 +208,7 @@ fn what_a_domain_may_need_is_set_aside() {
         };
         assert_eq!((ports, refused), (4095, Err(Errno::NoSpc)));
 
-        let table = stage.domain(&guest).grants.table_frames().next().expect("it has a table");
-        let frame = guest.pages[page::DATA].number();
-        let grant = u64::from(entry::PERMIT_ACCESS) | u64::from(guest.id.0) << 16 | frame << 32;
-        (0..40).for_each(|gref| stage.m.poke(table, gref, grant));
-        for n in 0..32 * 256 {
-            let call = MapGrantRef { flags: map::DEVICE, gref: n / 250, dom: guest.id.0, ..Default::default() };
-            let arg = stage.put(&guest, 0, &call);
-            stage.on_cpu(&guest, |ctx, _| {
-                use hv_core::{dispatch, machine::Exit, trap};
-                let regs = &mut ctx.own.regs;
-                (regs.rax, regs.rdi) = (Hypercall::GrantTableOp.number(), GrantOp::MapGrantRef as u64);
-                (regs.rsi, regs.rdx) = (arg, 1);
-                trap::handle(ctx, Exit::Syscall);
-                while ctx.own.call.is_some() {
-                    dispatch::step(ctx);
-                }
-            });
-            assert_eq!(stage.get::<MapGrantRef>(&guest, arg).status, status::OKAY, "handle {n}");
-        }
+        fill_handles(stage, &guest);
         assert_eq!(before - stage.world.frames.free_frames(), kept_frames(2) - 5, "all that can be needed was needed");
 
         let mut call =

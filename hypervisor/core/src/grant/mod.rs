@@ -13,6 +13,7 @@ pub use ops::grant_table_op;
 use crate::addr::FrameSlot;
 use crate::domain::with_new;
 use crate::lock::{self, Lock};
+use core::sync::atomic::AtomicU32;
 
 /// Frames a domain's table may have. Even and at least 4, or Linux miscounts (ABI io 1.2).
 pub const MAX_FRAMES: u32 = 32;
@@ -30,7 +31,9 @@ with_new! {
         active: [FrameSlot; MAX_FRAMES as usize] = [const { FrameSlot::new() }; MAX_FRAMES as usize],
         /// Frames of handles.
         handles: [FrameSlot; MAX_HANDLE_FRAMES as usize] = [const { FrameSlot::new() }; MAX_HANDLE_FRAMES as usize],
-        /// Held while pins or handles change.
+        /// No handle before this one is free, so that a search does not begin anew for each.
+        free: AtomicU32 = AtomicU32::new(0),
+        /// Held while pins are taken or given up, and while a free handle is searched for.
         lock: Lock<lock::Grants, ()> = Lock::new(()),
     }
 }

@@ -1,7 +1,7 @@
 //! `grant_table_op` (ABI io 1.3). One bad element never fails its array: each has a status of its own.
 
 use super::pin::{Handle, Pin};
-use super::{Grants, HANDLES_PER_FRAME, MAX_FRAMES, filled};
+use super::{Grants, HANDLES_PER_FRAME, MAX_FRAMES, MAX_HANDLE_FRAMES, filled};
 use crate::dispatch::Call;
 use crate::paging::{Session, Slot, Stop};
 use crate::prelude::*;
@@ -210,20 +210,27 @@ impl<M: Machine> Site<'_, M> {
         Ok(grants)
     }
 
-    /// The number of a handle that was free and is claimed now; another frame of them is allocated when all are taken.
+    /// The number of a handle that was free and is claimed now, the lowest there is; another frame of them is allocated
+    /// when all are taken.
     fn free_handle(&mut self, domain: &Domain) -> Result<u32, i16> {
         let (m, grants) = (self.m, &domain.grants);
         let _guard = grants.lock.lock(self.held);
-        for (first, slot) in (0..).step_by(HANDLES_PER_FRAME as usize).zip(&grants.handles) {
+        let from = grants.free.load(SeqCst);
+        let mut found = Err(status::NO_SPACE);
+        for number in from..MAX_HANDLE_FRAMES * HANDLES_PER_FRAME {
+            let slot = nth(&grants.handles, number / HANDLES_PER_FRAME).ok_or(status::NO_SPACE)?;
             if slot.get().is_none() {
                 slot.set(self.world.frames.allocate_for(m, domain.id()).map_err(|_| status::NO_SPACE)?);
             }
-            let claim = |handle: &u32| grants.claim_free(m, *handle);
-            if let Some(handle) = (first..first + HANDLES_PER_FRAME).find(claim) {
-                return Ok(handle);
+            if grants.claim_free(m, number) {
+                found = Ok(number);
+                break;
             }
         }
-        Err(status::NO_SPACE)
+        // Unless one before it was given up meanwhile.
+        let next = found.map_or(u32::MAX, |number| number + 1);
+        let _ = grants.free.compare_exchange(from, next, SeqCst, SeqCst);
+        found
     }
 
     /// Gives up what a dying domain has mapped. Its page tables, and with them the mappings, go afterwards; the frames

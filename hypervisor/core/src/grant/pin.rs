@@ -206,6 +206,9 @@ impl Grants {
         // The first word last: it says that the second counts.
         second.store(of, Release);
         first.store(used, Release);
+        if value.is_none() {
+            self.free.fetch_min(handle, SeqCst);
+        }
     }
 }
 
