@@ -297,8 +297,9 @@ mod msr {
 const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 /// WB WT UC- UC WC WP UC UC.
 const PAT: u64 = 0x0000_0501_0007_0406;
-/// MISC_ENABLE: branch trace, precise events unavailable; xTPR disabled.
-const MISC_ENABLE: u64 = 1 << 11 | 1 << 12 | 1 << 23;
+/// MISC_ENABLE: fast strings, without which a guest drops ERMS; branch trace, precise events unavailable; xTPR disabled.
+/// Limit-CPUID (22) and execute-disable (34) are clear, MONITOR (18) as in CPUID.
+const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 23;
 
 fn read_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
     let value = match low32(ctx.own.regs.rcx) {

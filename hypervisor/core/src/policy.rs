@@ -2,7 +2,8 @@
 //!
 //! Touches: nothing; it filters what the hardware says.
 //! Never touches: the guest's registers; `emulate` puts the answer there.
-//! Keeps: an allow list. A leaf or bit nobody has reviewed here reads 0 (P10).
+//! Keeps: an allow list. A leaf or bit nobody has reviewed here reads 0 (P10). No bit is shown without those it builds on,
+//! whatever the hardware says, and none whose MSRs a guest does not get.
 
 use crate::machine::{Clock, CpuState};
 use crate::time;
@@ -33,10 +34,12 @@ const F1_EDX: u32 = bits(&[0, 2, 4, 5, 6, 8, 9, 11, 15, 16, 19, 23, 24, 25, 26, 
 const F1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 19, 20, 22, 23, 25, 26, 28, 29, 30]);
 const F1_ECX_XSAVE: u32 = bits(&[26]);
 const F1_ECX_OSXSAVE: u32 = bits(&[27]);
+const F1_ECX_AVX: u32 = bits(&[28]);
 const F1_ECX_HYPERVISOR: u32 = bits(&[31]);
 // FSGSBASE BMI1 AVX2 FDP BMI2 ERMS FCS AVX512F,DQ RDSEED ADX IFMA CLFLUSHOPT CLWB AVX512PF,ER,CD SHA AVX512BW,VL.
 const F7_EBX: u32 = bits(&[0, 3, 5, 6, 8, 9, 13, 16, 17, 18, 19, 21, 23, 24, 26, 27, 28, 29, 30, 31]);
 const F7_EBX_FSGSBASE: u32 = bits(&[0]);
+const F7_EBX_ERMS: u32 = bits(&[9]);
 // PREFETCHWT1 VBMI VBMI2 GFNI VAES VPCLMUL VNNI BITALG VPOPCNTDQ RDPID MOVDIRI MOVDIR64B.
 const F7_ECX: u32 = bits(&[0, 1, 6, 8, 9, 10, 11, 12, 14, 22, 27, 28]);
 // 4VNNIW 4FMAPS FSRM VP2INTERSECT MD_CLEAR SERIALIZE AVX512FP16.
@@ -51,11 +54,30 @@ const AMD_REPEATS: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16
 const E1_EDX: u32 = F1_EDX & AMD_REPEATS | bits(&[11, 20, 22, 25, 27, 29, 30, 31]);
 // LAHF ABM SSE4A MISALIGNSSE 3DNOWPREFETCH XOP FMA4 TBM.
 const E1_ECX: u32 = bits(&[0, 5, 6, 7, 8, 11, 16, 21]);
+const E1_EDX_RDTSCP: u32 = bits(&[27]);
 const E7_EDX: u32 = bits(&[8]);
 // CLZERO XSAVEERPTR.
 const E8_EBX: u32 = bits(&[0, 2]);
 // NO_NEST_BP LFENCE_DISPATCH NSCB.
 const E21_EAX: u32 = bits(&[0, 2, 6]);
+
+/// Bits of a leaf that are hidden where what they build on is missing: leaf, subleaf, EAX, EBX, ECX, EDX.
+type Dependents = (u32, u32, [u32; 4]);
+// FMA AVX F16C, AVX2, VAES VPCLMUL, SHA512 SM3 SM4 AVX-VNNI AVX-IFMA, XOP FMA4.
+const NEED_AVX: [Dependents; 4] = [
+    (1, 0, [0, 0, bits(&[12, 28, 29]), 0]),
+    (7, 0, [0, bits(&[5]), bits(&[9, 10]), 0]),
+    (7, 1, [bits(&[0, 1, 2, 4, 23]), 0, 0, 0]),
+    (0x8000_0001, 0, [0, 0, bits(&[11, 16]), 0]),
+];
+const NEED_AVX512: [Dependents; 2] = [
+    (7, 0, [0, bits(&[16, 17, 21, 26, 27, 28, 30, 31]), bits(&[1, 6, 11, 12, 14]), bits(&[2, 3, 8, 23])]),
+    (7, 1, [bits(&[5]), 0, 0, 0]),
+];
+// FSRM, FZRM FSRS FSRCS: a kernel that has patched itself for short strings relies on REP MOVSB for the long ones too.
+const NEED_ERMS: [Dependents; 2] = [(7, 0, [0, 0, 0, bits(&[4])]), (7, 1, [bits(&[10, 11, 12]), 0, 0, 0])];
+// RDPID reads TSC_AUX, which is kept where RDTSCP is.
+const NEED_RDTSCP: [Dependents; 1] = [(7, 0, [0, 0, bits(&[22]), 0])];
 
 /// The XCR0 bits a guest may set on this machine.
 pub fn xcr0_allowed<M: CpuState>(m: &M) -> u64 {
@@ -64,8 +86,8 @@ pub fn xcr0_allowed<M: CpuState>(m: &M) -> u64 {
     }
     let [low, _, _, high] = m.cpuid(0xd, 0);
     let known = (u64::from(low) | u64::from(high) << 32) & XCR0_KNOWN;
-    // AVX-512 comes whole or not at all.
-    if known & 0xe0 == 0xe0 { known } else { known & 0x7 }
+    // AVX-512 comes whole and on top of AVX, or not at all.
+    if known & 0xe4 == 0xe4 { known } else { known & 0x7 }
 }
 
 /// Whether XSETBV may load `value`: bit 0 set, within what is allowed, and no component without what it builds on.
@@ -95,7 +117,7 @@ pub fn cpuid<M: CpuState + Clock>(m: &M, leaf: u32, subleaf: u32, xcr0: u64) -> 
     if leaf > max_basic.min(0xd) && !(0x8000_0000..=max_extended.min(0x8000_0021)).contains(&leaf) {
         return [0; 4];
     }
-    let [a, b, c, d] = m.cpuid(leaf, subleaf);
+    let [a, b, c, d] = supported(m, leaf, subleaf);
     match (leaf, subleaf) {
         (0, _) => [a.min(0xd), b, c, d],
         (1, _) => {
@@ -118,6 +140,30 @@ pub fn cpuid<M: CpuState + Clock>(m: &M, leaf: u32, subleaf: u32, xcr0: u64) -> 
         (0x8000_0021, _) => [a & E21_EAX, 0, 0, 0],
         _ => [0; 4],
     }
+}
+
+/// A leaf of the hardware without the bits whose foundation is missing.
+fn supported<M: CpuState>(m: &M, leaf: u32, subleaf: u32) -> [u32; 4] {
+    const AVX: u64 = 1 << 2;
+    const AVX512: u64 = 0xe0;
+    let mut found = m.cpuid(leaf, subleaf);
+    if !matches!(leaf, 1 | 7 | 0x8000_0001) {
+        return found;
+    }
+    let states = xcr0_allowed(m);
+    let has = |leaf, register: usize, mask| m.cpuid(leaf, 0).get(register).is_some_and(|word| word & mask != 0);
+    for (there, dependents) in [
+        (states & AVX != 0 && has(1, 2, F1_ECX_AVX), &NEED_AVX[..]),
+        (states & AVX512 != 0, &NEED_AVX512),
+        (has(7, 1, F7_EBX_ERMS), &NEED_ERMS),
+        (has(0x8000_0001, 3, E1_EDX_RDTSCP), &NEED_RDTSCP),
+    ] {
+        let here = dependents.iter().filter(|(of, sub, _)| !there && *of == leaf && (leaf != 7 || *sub == subleaf));
+        for (_, _, hidden) in here {
+            found.iter_mut().zip(hidden).for_each(|(word, hidden)| *word &= !hidden);
+        }
+    }
+    found
 }
 
 fn xsave_leaf<M: CpuState>(m: &M, subleaf: u32, [a, b, c, _]: [u32; 4], xcr0: u64) -> [u32; 4] {

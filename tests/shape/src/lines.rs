@@ -54,7 +54,7 @@ const AREAS: &[Area] = &[
             ("core/sched, time", 335, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
             ("core/trap", 320, &["hypervisor/core/src/trap"]),
             ("core/decode, emulate", 710, &["hypervisor/core/src/decode", "hypervisor/core/src/emulate"]),
-            ("core/policy", 135, &["hypervisor/core/src/policy"]),
+            ("core/policy", 180, &["hypervisor/core/src/policy"]),
             ("core/calls", 845, &["hypervisor/core/src/calls"]),
             ("core/dispatch", 175, &["hypervisor/core/src/dispatch"]),
             ("core/claim, world", 300, &["hypervisor/core/src/claim", "hypervisor/core/src/world"]),

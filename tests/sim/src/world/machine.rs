@@ -71,6 +71,19 @@ pub struct WholeMachine {
     pub printed: Mutex<Vec<u8>>,
     /// Bytes kept in the log.
     pub kept: AtomicU32,
+    /// What CPUID answers: EAX, EBX, ECX, EDX of a leaf and subleaf.
+    pub cpuid: Mutex<fn(u32, u32) -> [u32; 4]>,
+}
+
+/// A CPU with every feature, up to AVX.
+fn a_full_cpu(leaf: u32, subleaf: u32) -> [u32; 4] {
+    match (leaf, subleaf) {
+        (0, _) => [0x16, 0x756e_6547, 0x6c65_746e, 0x4965_6e69],
+        (0xd, 0) => [7, 832, 832, 0],
+        (0xd, 2) => [256, 576, 0, 0],
+        (0x8000_0000, _) => [0x8000_0008, 0, 0, 0],
+        _ => [u32::MAX; 4],
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -110,6 +123,7 @@ impl WholeMachine {
             line: AtomicUsize::new(usize::MAX),
             printed: Mutex::default(),
             kept: AtomicU32::new(0),
+            cpuid: Mutex::new(a_full_cpu),
         }
     }
 
@@ -422,13 +436,7 @@ impl CpuState for WholeMachine {
         (GDT_WINDOW..GDT_WINDOW + (16 << 12)).contains(&address).then(|| (address - GDT_WINDOW) as u32)
     }
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        match (leaf, subleaf) {
-            (0, _) => [0x16, 0x756e_6547, 0x6c65_746e, 0x4965_6e69],
-            (0xd, 0) => [7, 832, 832, 0],
-            (0xd, 2) => [256, 576, 0, 0],
-            (0x8000_0000, _) => [0x8000_0008, 0, 0, 0],
-            _ => [u32::MAX; 4],
-        }
+        lock(&self.cpuid)(leaf, subleaf)
     }
     fn set_tsc_aux(&self, value: u32) {
         self.loaded().tsc_aux = value;

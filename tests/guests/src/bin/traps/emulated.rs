@@ -125,7 +125,8 @@ fn forced_cpuid_shows_what_a_kernel_needs_and_hides_ring_0() {
     }
     // The quirk: OSXSAVE is shown with XSAVE even before CR4 has it.
     assert_eq!(c >> 26 & 1, c >> 27 & 1, "XSAVE and OSXSAVE");
-    let [_, b, c, _] = cpuid(7, 0);
+    let [_, b, c, d] = cpuid(7, 0);
+    assert!(d >> 4 & 1 <= b >> 9 & 1, "FSRM without ERMS");
     for (name, bit) in [("SMEP", 7), ("INVPCID", 10), ("SMAP", 20)] {
         assert!(b >> bit & 1 == 0, "{name}");
     }
@@ -171,6 +172,8 @@ fn model_specific_registers() {
     assert_eq!(wrmsr(0xc000_0080, efer), Some(()));
     assert_eq!(wrmsr(0xc000_0080, efer ^ 0x800), None, "NXE stays");
     assert_eq!(rdmsr(0x277), Some(0x0000_0501_0007_0406), "PAT");
+    // Fast strings, or Linux drops ERMS; neither performance monitoring nor MONITOR, as CPUID says.
+    assert_eq!(rdmsr(0x1a0).map(|misc_enable| misc_enable & 0x4_0081), Some(1), "MISC_ENABLE");
     assert!(rdmsr(0x10).expect("the counter is readable") > 0);
     let apic = rdmsr(0x1b).expect("the APIC base is readable");
     assert_eq!(apic & 0xffff_fc00, 0xfee0_0800, "enabled, not x2APIC");
