@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use crate::kernel::{MOST_HEADERS, MOST_NOTE_BYTES};
+
 /// A refusal to make a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageError<'a> {
@@ -17,6 +19,13 @@ pub enum ImageError<'a> {
         end: u64,
         /// Bytes the file has.
         file_len: u64,
+    },
+    /// The table has more program headers than [`MOST_HEADERS`](crate::MOST_HEADERS).
+    ProgramHeaderCount {
+        /// File offset of the table.
+        at: u64,
+        /// Program headers it should have.
+        count: u16,
     },
     /// No segment is to be loaded.
     NoLoadSegment,
@@ -40,6 +49,20 @@ pub enum ImageError<'a> {
         index: usize,
         /// The address in question.
         address: u64,
+    },
+    /// Two segments are to be loaded to the same place.
+    SegmentOverlap {
+        /// The program header of the later one.
+        index: usize,
+        /// The program header of the earlier one.
+        other: usize,
+        /// The first physical address that both claim.
+        address: u64,
+    },
+    /// The notes have more bytes than [`MOST_NOTE_BYTES`](crate::MOST_NOTE_BYTES) in all.
+    NotesTooLong {
+        /// File offset of the notes that are too many.
+        at: u64,
     },
     /// A note ends outside its segment.
     NoteTruncated {
@@ -105,6 +128,9 @@ impl fmt::Display for ImageError<'_> {
             Self::ProgramHeaders { end, file_len } => {
                 write!(f, "program headers end at byte {end:#x}, the file has {file_len:#x}")
             }
+            Self::ProgramHeaderCount { at, count } => {
+                write!(f, "{count} program headers at byte {at:#x}, at most {MOST_HEADERS} are read")
+            }
             Self::NoLoadSegment => write!(f, "no segment to load"),
             Self::SegmentTruncated { index, end, file_len } => {
                 write!(f, "segment {index} ends at byte {end:#x}, the file has {file_len:#x}")
@@ -114,6 +140,12 @@ impl fmt::Display for ImageError<'_> {
             }
             Self::SegmentAddress { index, address } => {
                 write!(f, "segment {index}: physical address {address:#x} is outside the domain")
+            }
+            Self::SegmentOverlap { index, other, address } => {
+                write!(f, "segment {index} overlaps segment {other} at the physical address {address:#x}")
+            }
+            Self::NotesTooLong { at } => {
+                write!(f, "the ELF notes at byte {at:#x} make more than {MOST_NOTE_BYTES} bytes of notes")
             }
             Self::NoteTruncated { at } => write!(f, "the ELF note at byte {at:#x} is cut off"),
             Self::NoteSize { note, len } => {

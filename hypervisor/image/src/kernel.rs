@@ -14,6 +14,11 @@ use crate::PAGE_SIZE;
 use crate::error::ImageError;
 use crate::layout::{CANONICAL_BITS, is_canonical};
 
+/// The most program headers a kernel may have; Linux has five.
+pub const MOST_HEADERS: u16 = 64;
+/// The most bytes of notes a kernel may have in all; Linux has less than a page.
+pub const MOST_NOTE_BYTES: usize = 64 << 10;
+
 /// Notes have numbers below this.
 const NOTES: usize = 20;
 /// Bytes of the ELF64 header.
@@ -67,8 +72,19 @@ pub struct Segment<'a> {
     pub zeros: u64,
 }
 
+impl Segment<'_> {
+    /// Where it ends, in bytes from the start of pfn 0, exclusive.
+    fn end(&self) -> u64 {
+        self.start + len_of(self.bytes) + self.zeros
+    }
+}
+
 /// The descriptors of the Xen notes, by number.
-struct Notes<'a>([Option<&'a [u8]>; NOTES]);
+struct Notes<'a> {
+    descriptors: [Option<&'a [u8]>; NOTES],
+    /// Bytes of notes that may yet be read.
+    room: usize,
+}
 
 impl<'a> Kernel<'a> {
     /// Reads the headers, segments and notes of `file`.
@@ -94,8 +110,8 @@ impl<'a> Kernel<'a> {
         };
         for (index, header) in kernel.load_headers() {
             let segment = kernel.check_segment(index, &header)?;
-            let end = segment.start + header.p_memsz;
-            kernel.span = (kernel.span.0.min(segment.start), kernel.span.1.max(end));
+            kernel.check_overlap(&segment)?;
+            kernel.span = (kernel.span.0.min(segment.start), kernel.span.1.max(segment.end()));
         }
         if kernel.span.1 == 0 {
             return Err(ImageError::NoLoadSegment);
@@ -128,6 +144,19 @@ impl<'a> Kernel<'a> {
         let start = header.p_paddr.checked_sub(self.paddr_offset).ok_or(outside)?;
         let end = start.checked_add(header.p_memsz).ok_or(outside)?;
         if end > 1 << CANONICAL_BITS { Err(outside) } else { Ok(Segment { index, start, bytes, zeros }) }
+    }
+
+    /// Each byte of the domain is written once. There are few segments, so each is compared with those before it.
+    fn check_overlap(&self, segment: &Segment<'a>) -> Result<(), ImageError<'a>> {
+        let mut before = self.segments().take_while(|other| other.index < segment.index);
+        match before.find(|other| other.start < segment.end() && segment.start < other.end()) {
+            Some(other) => Err(ImageError::SegmentOverlap {
+                index: segment.index,
+                other: other.index,
+                address: segment.start.max(other.start) + self.paddr_offset,
+            }),
+            None => Ok(()),
+        }
     }
 
     fn check_addresses(&self) -> Result<(), ImageError<'a>> {
@@ -167,6 +196,9 @@ fn program_headers<'a>(
     file: &'a [u8],
     header: &FileHeader<LittleEndian>,
 ) -> Result<ParsingTable<'a, LittleEndian, ProgramHeader>, ImageError<'a>> {
+    if header.e_phnum > MOST_HEADERS {
+        return Err(ImageError::ProgramHeaderCount { at: header.e_phoff, count: header.e_phnum });
+    }
     let len = u64::from(header.e_phnum) * u64::from(header.e_phentsize);
     let outside = ImageError::ProgramHeaders { end: header.e_phoff.saturating_add(len), file_len: len_of(file) };
     let table = slice(file, header.e_phoff, len).filter(|_| header.e_phnum == 0 || header.e_phentsize == 56);
@@ -179,7 +211,7 @@ fn read_notes<'a>(
     header: &FileHeader<LittleEndian>,
     headers: ParsingTable<'a, LittleEndian, ProgramHeader>,
 ) -> Result<Notes<'a>, ImageError<'a>> {
-    let mut notes = Notes([None; NOTES]);
+    let mut notes = Notes { descriptors: [None; NOTES], room: MOST_NOTE_BYTES };
     for (index, segment) in headers.iter().enumerate().filter(|(_, h)| h.p_type == PT_NOTE) {
         notes.read(file_bytes(file, index, &segment)?, segment.p_offset)?;
     }
@@ -204,11 +236,12 @@ impl<'a> Notes<'a> {
     ///
     /// Names and descriptors are padded to 4 bytes whatever the segment's alignment says.
     fn read(&mut self, bytes: &'a [u8], offset: u64) -> Result<(), ImageError<'a>> {
+        self.room = self.room.checked_sub(bytes.len()).ok_or(ImageError::NotesTooLong { at: offset })?;
         let mut rest = bytes;
         while !rest.is_empty() {
             let at = offset + (len_of(bytes) - len_of(rest));
             let (note, after) = split_note(rest).ok_or(ImageError::NoteTruncated { at })?;
-            let slot = usize::try_from(note.number).ok().and_then(|number| self.0.get_mut(number));
+            let slot = usize::try_from(note.number).ok().and_then(|number| self.descriptors.get_mut(number));
             if let Some(slot) = slot.filter(|_| note.owner == OWNER) {
                 *slot = Some(note.descriptor);
             }
@@ -218,11 +251,11 @@ impl<'a> Notes<'a> {
     }
 
     fn is_empty(&self) -> bool {
-        self.0.iter().all(Option::is_none)
+        self.descriptors.iter().all(Option::is_none)
     }
 
     fn bytes(&self, note: Note) -> Option<&'a [u8]> {
-        self.0.get(note as usize).copied().flatten()
+        self.descriptors.get(note as usize).copied().flatten()
     }
 
     fn text(&self, note: Note) -> &'a [u8] {

@@ -1,11 +1,12 @@
-//! Files that are not kernels: each is a clear refusal, none a panic.
+//! Files that are not kernels: each is a clear refusal, none a panic, and none makes more work than its size and what it
+//! claims to need.
 #![forbid(unsafe_code)]
 
 #[allow(dead_code, reason = "shared by two tests")]
 mod common;
 
 use common::*;
-use guest_image::{Config, ImageError, Kernel, Plan, Wiring};
+use guest_image::{Config, ImageError, Kernel, MOST_HEADERS, MOST_NOTE_BYTES, Plan, Wiring};
 
 fn refusal(file: &[u8]) -> String {
     Kernel::parse(file).err().unwrap().to_string()
@@ -126,6 +127,80 @@ fn notes_are_found_in_sections_too() {
     assert_eq!(Kernel::parse(&file).unwrap().virt_base, BASE);
 }
 
+/// `file`, where each of the first `count` program headers is a copy of number `from`.
+fn repeated(mut file: Vec<u8>, from: usize, count: usize) -> Vec<u8> {
+    let header = file[64 + 56 * from..][..56].to_vec();
+    file[64..64 + 56 * count].chunks_exact_mut(56).for_each(|to| to.copy_from_slice(&header));
+    file
+}
+
+/// A file of 2 MB with 20,000 headers, each of which loads the same MiB.
+#[test]
+fn many_program_headers_are_refused() {
+    let mut parts = vec![load(0x100_0000, &[], 0); 20_000];
+    parts[19_999] = load(0x100_0000, &vec![0x90; 1 << 20], 1 << 20);
+    parts.push(notes(&linux_notes(BASE + 0x100_0010)));
+    let file = repeated(elf(&parts), 19_999, 20_000);
+    assert_eq!(refusal(&file), "20001 program headers at byte 0x40, at most 64 are read");
+    let most = usize::from(MOST_HEADERS);
+    let parts = |count: usize| {
+        let all = (0..count as u64 - 1).map(|n| load(0x100_0000 + 64 * n, &[0x90; 64], 64));
+        elf(&all.chain([notes(&linux_notes(BASE + 0x100_0010))]).collect::<Vec<_>>())
+    };
+    assert_eq!(Kernel::parse(&parts(most)).unwrap().span, (0x100_0000, 0x100_0000 + 64 * 63));
+    assert_eq!(refusal(&parts(most + 1)), "65 program headers at byte 0x40, at most 64 are read");
+}
+
+/// Segments may touch, but not by a byte do two of them claim the same memory; where in the file their bytes are does
+/// not matter.
+#[test]
+fn segments_that_overlap_are_refused() {
+    let file = |second: u64, len: u64| {
+        let note = notes(&linux_notes(BASE + 0x100_0010));
+        elf(&[load(0x100_0000, &[1; 64], 0x1000), load(second, &[2; 64], len), load(0x200_0000, &[3], 1), note])
+    };
+    for (second, len) in [(0x100_1000, 0x1000), (0xff_f000, 0x1000), (0x1ff_0000, 0x1_0000)] {
+        assert!(Kernel::parse(&file(second, len)).is_ok(), "{second:#x}");
+    }
+    let overlaps = |index: u32, other: u32, at: u64| {
+        format!("segment {index} overlaps segment {other} at the physical address {at:#x}")
+    };
+    assert_eq!(refusal(&file(0x100_0fff, 0x1000)), overlaps(1, 0, 0x100_0fff));
+    assert_eq!(refusal(&file(0xff_f001, 0x1000)), overlaps(1, 0, 0x100_0000));
+    assert_eq!(refusal(&file(0x1ff_0000, 0x1_0001)), overlaps(2, 1, 0x200_0000));
+    assert_eq!(refusal(&repeated(file(0x100_1000, 0x1000), 0, 2)), overlaps(1, 0, 0x100_0000));
+}
+
+/// Whether headers name the same notes again and again, or one segment has many, no more than a fixed number of bytes
+/// of notes is read.
+#[test]
+fn notes_are_bounded() {
+    let padded = |len: usize| {
+        let mut all = vec![linux_notes(BASE + 0x100_0010).concat()];
+        all.push(vec![0; (len - all[0].len()) / 12 * 12]);
+        all
+    };
+    let file = |headers: usize, len: usize| {
+        let mut parts = vec![notes(&[]); headers - 1];
+        parts.extend([notes(&padded(len)), load(0x100_0000, &[0x90; 64], 64)]);
+        repeated(elf(&parts), headers - 1, headers)
+    };
+    assert!(Kernel::parse(&file(1, MOST_NOTE_BYTES)).is_ok());
+    assert!(Kernel::parse(&file(4, MOST_NOTE_BYTES / 4)).is_ok());
+    for (headers, len) in [(1, MOST_NOTE_BYTES + 12), (5, MOST_NOTE_BYTES / 4), (60, 1 << 20)] {
+        let refusal = refusal(&file(headers, len));
+        assert!(refusal.starts_with("the ELF notes at byte 0x"), "{refusal}");
+        assert!(refusal.ends_with(" make more than 65536 bytes of notes"), "{refusal}");
+    }
+}
+
+/// Every part of a domain is written at most once, and cleared at most once before: no more than this for a plan.
+fn most_written(file: &[u8], plan: &Plan<'_>) -> u64 {
+    let layout = &plan.layout;
+    let ours = layout.p2m.count() + layout.tables.count() + layout.p2m_tables.count() + 4;
+    file.len() as u64 + plan.kernel.span.1 - plan.kernel.span.0 + plan.config.ramdisk.len() as u64 + 2 * 4096 * ours
+}
+
 /// xorshift64*: good enough to break files with.
 struct Random(u64);
 
@@ -151,10 +226,23 @@ fn a_corrupted_kernel_never_panics() {
     let mut random = Random(seed);
     let all = [number(15, 0x80_0000_0000), number(16, 1), number(2, BASE + 0x1000)];
     let all = [linux_notes(BASE + 0x1000), all.to_vec()].concat();
-    let whole = elf(&[load(0x1000, &[1; 64], 0x1000), load(0x2000, b"data", 0x3000), notes(&all)]);
+    // What mutations have to play with: segments that are not there, for copies of others.
+    let mut parts = vec![load(0x1000, &[1; 64], 0x1000), load(0x2000, b"data", 0x3000), notes(&all)];
+    parts.resize(200, notes(&[]));
+    let spare = elf(&parts);
+    let whole = elf(&parts[..3]);
     let (mut planned, mut refused) = (0, 0);
     for _ in 0..60_000 {
-        let mut file = whole.clone();
+        let mut file = if random.below(4) == 0 {
+            let mut file = repeated(spare.clone(), 1, 2 + random.below(190));
+            // The first and the third header as they were, and few or many between and behind them.
+            file[64..64 + 56].copy_from_slice(&spare[64..64 + 56]);
+            file[64 + 2 * 56..64 + 3 * 56].copy_from_slice(&spare[64 + 2 * 56..64 + 3 * 56]);
+            file[56] = u8::try_from(2 + random.below(199)).unwrap();
+            file
+        } else {
+            whole.clone()
+        };
         for _ in 0..=random.below(4) {
             let at = random.below(file.len());
             let values = [0, 1, 0x7f, 0x80, 0xff, u8::try_from(random.next() & 0xff).unwrap()];
@@ -168,9 +256,12 @@ fn a_corrupted_kernel_never_panics() {
         match Kernel::parse(&file).and_then(|kernel| Plan::new(kernel, config)) {
             Ok(plan) if nr_pages <= 4096 => {
                 planned += 1;
-                // Whatever the file says, a plan stays within its domain.
+                // Whatever the file says, a plan stays within its domain, and writes it once.
                 if planned % 16 == 0 {
-                    plan.construct(&mut Domain::new(nr_pages), &Wiring::default()).unwrap();
+                    let mut domain = Domain::new(nr_pages);
+                    plan.construct(&mut domain, &Wiring::default()).unwrap();
+                    let (most, written) = (most_written(&file, &plan), domain.written);
+                    assert!(written <= most, "{written} bytes are written for a file of {}, not {most}", file.len());
                 }
             }
             Ok(_) => {}

@@ -33,11 +33,13 @@ pub(crate) struct Domain {
     pub(crate) pages: Vec<[u8; 4096]>,
     /// Refuse writes to this page.
     pub(crate) broken: Option<u64>,
+    /// Bytes written.
+    pub(crate) written: u64,
 }
 
 impl Domain {
     pub(crate) fn new(pages: u64) -> Self {
-        Self { pages: vec![[0x5a; 4096]; usize::try_from(pages).unwrap()], broken: None }
+        Self { pages: vec![[0x5a; 4096]; usize::try_from(pages).unwrap()], broken: None, written: 0 }
     }
 
     /// Frames come out of order, as in a machine that has run for a while.
@@ -86,6 +88,7 @@ impl Builder for Domain {
     fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), String> {
         assert!(offset + bytes.len() <= 4096, "a write beyond its page");
         self.frame_of(pfn)?;
+        self.written += bytes.len() as u64;
         if self.broken == Some(pfn.0) {
             return Err(format!("page {:#x} is broken", pfn.0));
         }
