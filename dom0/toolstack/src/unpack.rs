@@ -1,23 +1,24 @@
-//! From a bzImage to the ELF file inside.
+//! From a bzImage, or a gzip'ed file, to the ELF file inside.
 //!
 //! A kernel build wraps the ELF file into a loader for bare machines, which a paravirtual domain does not
 //! need. The setup header says where the compressed file is; its last four bytes are its unpacked size,
-//! whatever the compression. So the output has a known size before we start, and is refused if it is larger
-//! than the caller has room for.
+//! whatever the compression. A gzip'ed file ends with its unpacked size as well. So the output has a known size before we
+//! start, and is refused if it is larger than the caller has room for.
+//!
+//! What a decoder allocates is bounded by the size of the file and by what it claims to unpack to, whatever else it claims:
+//! windows are no larger than the output needs, and parts that cost more than they unpack to are few.
+
+mod gzip;
+mod lz4;
+mod xz;
+mod zstd;
 
 use alloc::borrow::Cow;
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
-
-use lzma_rust2::{Read, XzReader};
-use miniz_oxide::inflate::TINFLStatus;
-use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
-use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
-use ruzstd::io::Read as _;
 
 const ELF_MAGIC: &[u8] = b"\x7fELF";
 /// Setup header: where it says `HdrS`, the protocol's version, the size of the setup code, the place of the payload.
@@ -30,9 +31,7 @@ const PAYLOAD_LENGTH: usize = 0x24c;
 const OLDEST_VERSION: u16 = 0x0208;
 /// Bytes any decoder may need for tables of its own.
 const SLACK: usize = 4 << 20;
-/// The largest block of a legacy lz4 frame, unpacked.
-const LZ4_BLOCK: usize = 8 << 20;
-/// Bytes unpacked between pauses, or with gzip read, if the format lets us choose.
+/// Bytes read or unpacked between pauses, if the format lets us choose.
 const PIECE: usize = 64 << 10;
 
 /// How a kernel may be compressed.
@@ -59,6 +58,10 @@ impl Compression {
         (Self::Zstd, &[0x28, 0xb5, 0x2f, 0xfd]),
     ];
 
+    const fn is_supported(self) -> bool {
+        matches!(self, Self::Gzip | Self::Xz | Self::Lz4 | Self::Zstd)
+    }
+
     fn of(payload: &[u8]) -> Option<Self> {
         Self::MAGIC.iter().find(|(_, magic)| payload.starts_with(magic)).map(|(format, _)| *format)
     }
@@ -78,10 +81,37 @@ impl fmt::Display for Compression {
     }
 }
 
+/// What is unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packed {
+    /// The payload of a bzImage.
+    Payload(Compression),
+    /// A file that is gzip'ed as a whole.
+    File,
+}
+
+impl Packed {
+    const fn compression(self) -> Compression {
+        match self {
+            Self::Payload(format) => format,
+            Self::File => Compression::Gzip,
+        }
+    }
+}
+
+impl fmt::Display for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Payload(format) => write!(f, "{format} payload of the bzImage"),
+            Self::File => write!(f, "gzip'ed file"),
+        }
+    }
+}
+
 /// Why there is no ELF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnpackError {
-    /// Neither an ELF file nor a bzImage.
+    /// Neither an ELF file, gzip'ed or not, nor a bzImage.
     NotAKernel,
     /// A bzImage so old that it does not say where its payload is: its boot protocol.
     OldProtocol(u16),
@@ -108,23 +138,25 @@ pub enum UnpackError {
         /// Bytes it claims to have.
         size: usize,
     },
-    /// The payload cannot be unpacked.
-    Corrupt(Compression, String),
-    /// The payload unpacks to another number of bytes than it says.
+    /// It cannot be unpacked.
+    Corrupt(Packed, String),
+    /// It unpacks to another number of bytes than it says.
     WrongSize {
+        /// What is unpacked.
+        packed: Packed,
         /// Bytes it claims to have.
         claimed: usize,
         /// Bytes it has.
         unpacked: usize,
     },
     /// What comes out is not an ELF file.
-    NotElf(Compression),
+    NotElf(Packed),
 }
 
 impl fmt::Display for UnpackError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAKernel => write!(f, "neither an ELF file nor a bzImage"),
+            Self::NotAKernel => write!(f, "neither an ELF file, gzip'ed or not, nor a bzImage"),
             Self::OldProtocol(version) => {
                 write!(f, "bzImage with boot protocol {version:#06x}, older than {OLDEST_VERSION:#06x}")
             }
@@ -133,19 +165,19 @@ impl fmt::Display for UnpackError {
             Self::UnsupportedCompression(format) => write!(f, "bzImage compressed with {format}, which we cannot undo"),
             Self::TooLarge { size, limit } => write!(f, "the kernel unpacks to {size} bytes, limit is {limit}"),
             Self::NoMemory { size } => write!(f, "no memory for the {size} bytes the kernel unpacks to"),
-            Self::Corrupt(format, why) => write!(f, "the {format} payload of the bzImage is corrupt: {why}"),
-            Self::WrongSize { claimed, unpacked } => {
-                write!(f, "the payload of the bzImage claims {claimed} bytes and unpacks to {unpacked}")
+            Self::Corrupt(packed, why) => write!(f, "the {packed} is corrupt: {why}"),
+            Self::WrongSize { packed, claimed, unpacked } => {
+                write!(f, "the {packed} claims {claimed} bytes and unpacks to {unpacked}")
             }
-            Self::NotElf(format) => write!(f, "the {format} payload of the bzImage is not an ELF file"),
+            Self::NotElf(packed) => write!(f, "the {packed} is not an ELF file"),
         }
     }
 }
 
 impl core::error::Error for UnpackError {}
 
-/// The ELF file in `image`, which is a bzImage or already an ELF file. At most `limit` bytes are unpacked;
-/// the dictionary of xz and the window of zstd need as many again meanwhile.
+/// The ELF file in `image`, which is a bzImage, gzip'ed, or already an ELF file. At most `limit` bytes are unpacked;
+/// the dictionary of xz and the window of zstd need up to three times as many again meanwhile.
 ///
 /// # Errors
 /// Says what is wrong with the file. A kernel is refused before unpacking if it is larger than `limit`.
@@ -176,60 +208,71 @@ pub async fn unpack_within(
     if image.starts_with(ELF_MAGIC) {
         return Ok(Cow::Borrowed(image));
     }
-    let payload = payload(image)?;
-    let magic = payload.first_chunk().copied().unwrap_or_default();
-    let format = Compression::of(payload).ok_or(UnpackError::UnknownCompression(magic))?;
-    let cut = || UnpackError::Corrupt(format, "too short".into());
-    let (packed, size) = payload.split_last_chunk::<4>().ok_or_else(cut)?;
+    let (packed, payload) = payload(image)?;
+    let cut = || UnpackError::Corrupt(packed, "too short".into());
+    let (content, size) = payload.split_last_chunk::<4>().ok_or_else(cut)?;
     let size = usize::try_from(u32::from_le_bytes(*size)).unwrap_or(usize::MAX);
     if size > limit {
         return Err(UnpackError::TooLarge { size, limit });
     }
+    let format = packed.compression();
+    if !format.is_supported() {
+        return Err(UnpackError::UnsupportedCompression(format));
+    }
     let no_memory = || UnpackError::NoMemory { size };
     // The decoders take their share without asking whether it is there.
-    if needs(format, packed, size) > room {
+    if needs(format, content, size) > room {
         return Err(no_memory());
     }
     let mut out = Vec::new();
     out.try_reserve_exact(size).map_err(|_| no_memory())?;
     out.resize(size, 0);
     let unpacked = match format {
-        Compression::Gzip => gzip(payload, &mut out, &pause).await,
-        Compression::Xz => xz(packed, &mut out, limit, &pause).await,
-        Compression::Lz4 => lz4(packed, &mut out, &pause).await,
-        Compression::Zstd => zstd(packed, &mut out, limit, &pause).await,
+        Compression::Gzip => gzip::unpack(payload, &mut out, &pause).await,
+        Compression::Xz => xz::unpack(content, &mut out, &pause).await,
+        Compression::Lz4 => lz4::unpack(content, &mut out, &pause).await,
+        Compression::Zstd => zstd::unpack(content, &mut out, &pause).await,
         other => return Err(UnpackError::UnsupportedCompression(other)),
     };
-    match unpacked.map_err(|why| UnpackError::Corrupt(format, why))? {
-        unpacked if unpacked != size => Err(UnpackError::WrongSize { claimed: size, unpacked }),
-        _ if !out.starts_with(ELF_MAGIC) => Err(UnpackError::NotElf(format)),
+    match unpacked.map_err(|why| UnpackError::Corrupt(packed, why))? {
+        unpacked if unpacked != size => Err(UnpackError::WrongSize { packed, claimed: size, unpacked }),
+        _ if !out.starts_with(ELF_MAGIC) => Err(UnpackError::NotElf(packed)),
         _ => Ok(Cow::Owned(out)),
     }
 }
 
-/// Bytes that unpacking a kernel takes; 0 for what is no bzImage, or a damaged one.
+/// Bytes that unpacking a kernel takes; 0 for what need not be unpacked, or is damaged.
 #[must_use]
 pub fn room_for(image: &[u8]) -> usize {
-    let payload = payload(image).unwrap_or_default();
-    let Some((format, (packed, size))) = Compression::of(payload).zip(payload.split_last_chunk::<4>()) else {
-        return 0;
-    };
-    needs(format, packed, usize::try_from(u32::from_le_bytes(*size)).unwrap_or(usize::MAX))
+    let found = payload(image).ok().and_then(|(packed, payload)| Some((packed, payload.split_last_chunk::<4>()?)));
+    found.map_or(0, |(packed, (content, size))| {
+        needs(packed.compression(), content, usize::try_from(u32::from_le_bytes(*size)).unwrap_or(usize::MAX))
+    })
 }
 
 /// Bytes for the output, and for what a decoder needs beside it.
-fn needs(format: Compression, packed: &[u8], size: usize) -> usize {
+fn needs(format: Compression, content: &[u8], size: usize) -> usize {
     let beside = match format {
-        Compression::Xz => xz_dictionary(packed).unwrap_or(0),
-        // Its window grows with what has been unpacked, in steps that double it.
-        Compression::Zstd => size.saturating_mul(3),
+        Compression::Xz => xz::beside(content, size),
+        Compression::Zstd => zstd::beside(content, size),
         _ => 0,
     };
     size.saturating_add(beside).saturating_add(SLACK)
 }
 
-/// The compressed file with its size at the end.
-fn payload(image: &[u8]) -> Result<&[u8], UnpackError> {
+/// What is to be unpacked, with its unpacked size at the end.
+fn payload(image: &[u8]) -> Result<(Packed, &[u8]), UnpackError> {
+    if Compression::of(image) == Some(Compression::Gzip) {
+        return Ok((Packed::File, image));
+    }
+    let payload = bzimage_payload(image)?;
+    let magic = payload.first_chunk().copied().unwrap_or_default();
+    let format = Compression::of(payload).ok_or(UnpackError::UnknownCompression(magic))?;
+    Ok((Packed::Payload(format), payload))
+}
+
+/// The compressed file in a bzImage.
+fn bzimage_payload(image: &[u8]) -> Result<&[u8], UnpackError> {
     if bytes::<4>(image, HEADER_MAGIC) != Some(*b"HdrS") {
         return Err(UnpackError::NotAKernel);
     }
@@ -252,166 +295,4 @@ fn payload(image: &[u8]) -> Result<&[u8], UnpackError> {
 
 fn bytes<const N: usize>(image: &[u8], at: usize) -> Option<[u8; N]> {
     image.get(at..)?.first_chunk().copied()
-}
-
-/// Ten bytes, optional fields by flags, the deflated file, its checksum and size.
-async fn gzip(payload: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, String> {
-    const CHECKSUM: u8 = 2;
-    const EXTRA: u8 = 4;
-    const NAME: u8 = 8;
-    const COMMENT: u8 = 16;
-    let header = || -> Option<&[u8]> {
-        let (fixed, mut rest) = payload.split_first_chunk::<10>()?;
-        let flags = fixed[3];
-        if flags & EXTRA != 0 {
-            let (len, extra) = rest.split_first_chunk()?;
-            rest = extra.get(usize::from(u16::from_le_bytes(*len))..)?;
-        }
-        for _ in 0..(flags & (NAME | COMMENT)).count_ones() {
-            let end = rest.iter().position(|byte| *byte == 0)?;
-            rest = rest.get(end + 1..)?;
-        }
-        rest.get(usize::from(flags & CHECKSUM)..)
-    };
-    let rest = header().ok_or("header cut off")?;
-    let (rest, checksum) =
-        rest.split_last_chunk::<8>().map(|(rest, end)| (rest, [end[0], end[1], end[2], end[3]])).ok_or("cut off")?;
-    let size = inflate(rest, out, pause).await.map_err(|status| format!("{status:?}"))?;
-    let crc = crc32(out.get(..size).unwrap_or(out));
-    if crc == u32::from_le_bytes(checksum) { Ok(size) } else { Err("wrong checksum".into()) }
-}
-
-async fn inflate(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, TINFLStatus> {
-    use inflate_flags::{
-        TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_IGNORE_ADLER32, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
-    };
-    let flags = TINFL_FLAG_IGNORE_ADLER32 | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-    let mut decoder = DecompressorOxide::new();
-    let (mut done, mut pieces) = (0, packed.chunks(PIECE).peekable());
-    while let Some(piece) = pieces.next() {
-        let more = pieces.peek().map_or(0, |_| TINFL_FLAG_HAS_MORE_INPUT);
-        let (status, _, written) = decompress(&mut decoder, piece, out, done, flags | more);
-        done += written;
-        match status {
-            TINFLStatus::NeedsMoreInput => pause().await,
-            TINFLStatus::Done => return Ok(done),
-            failed => return Err(failed),
-        }
-    }
-    Err(TINFLStatus::FailedCannotMakeProgress)
-}
-
-/// The CRC of gzip, four bits at a time.
-fn crc32(bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 16] = {
-        let mut table = [0; 16];
-        let mut i = 0u32;
-        while i < 16 {
-            let mut crc = i;
-            let mut bit = 0;
-            while bit < 4 {
-                crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
-                bit += 1;
-            }
-            table[i as usize] = crc;
-            i += 1;
-        }
-        table
-    };
-    let nibble = |crc: u32| crc >> 4 ^ TABLE[(crc & 15) as usize];
-    !bytes.iter().fold(u32::MAX, |crc, byte| nibble(nibble(crc ^ u32::from(*byte))))
-}
-
-/// The size of the dictionary that the first block of an xz file asks for, if it has one. After the file's header of 12
-/// bytes comes the block's: its size, flags (2 bits: number of filters less one; then whether sizes follow), sizes,
-/// filters (number, bytes of properties, properties).
-fn xz_dictionary(packed: &[u8]) -> Option<usize> {
-    const LZMA2: u64 = 0x21;
-    let mut rest = packed.get(13..)?.iter();
-    let number = |bytes: &mut core::slice::Iter<'_, u8>| -> Option<u64> {
-        let mut value = 0;
-        for shift in (0..63).step_by(7) {
-            let byte = *bytes.next()?;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Some(value);
-            }
-        }
-        None
-    };
-    let flags = *rest.next()?;
-    for size in [0x40, 0x80] {
-        if flags & size != 0 {
-            number(&mut rest)?;
-        }
-    }
-    for _ in 0..=flags & 3 {
-        let (filter, properties) = (number(&mut rest)?, number(&mut rest)?);
-        let first = rest.clone().next();
-        if filter == LZMA2 {
-            // 2 or 3 times a power of two, from 4 KiB on.
-            let bits = u32::from(*first?);
-            return (bits <= 40).then(|| (2 | usize::from(bits & 1 == 1)) << (bits / 2 + 11));
-        }
-        rest.nth(usize::try_from(properties).ok()?.checked_sub(1)?)?;
-    }
-    None
-}
-
-/// Kernels use the x86 filter; blocks and checks are the reader's business.
-async fn xz(packed: &[u8], out: &mut [u8], limit: usize, pause: &impl AsyncFn()) -> Result<usize, String> {
-    // The dictionary is never larger than it needs to be by more than a factor of two, and at least 8 MiB by habit.
-    let memory_kb = u32::try_from((2 * limit).max(64 << 20) >> 10).unwrap_or(u32::MAX);
-    let mut reader = XzReader::new_mem_limit(packed, false, memory_kb);
-    let mut done = 0;
-    loop {
-        // One byte more than expected shows a payload that is larger than it claims.
-        let mut surplus = [0; 1];
-        let end = out.len().min(done + PIECE);
-        let room = out.get_mut(done..end).filter(|room| !room.is_empty()).unwrap_or(&mut surplus);
-        match reader.read(room).map_err(|error| format!("{error:?}"))? {
-            0 => return Ok(done),
-            n => done += n,
-        }
-        if done > out.len() {
-            return Err("larger than it claims".into());
-        }
-        pause().await;
-    }
-}
-
-/// The legacy frame: after the magic number, blocks of up to 8 MiB, each behind its packed size.
-async fn lz4(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, String> {
-    let mut rest = packed.get(4..).unwrap_or(&[]);
-    let mut done = 0;
-    while let Some((len, after)) = rest.split_first_chunk() {
-        let len = usize::try_from(u32::from_le_bytes(*len)).unwrap_or(usize::MAX);
-        let (block, after) = after.split_at_checked(len).ok_or("block cut off")?;
-        let end = out.len().min(done + LZ4_BLOCK);
-        let room = out.get_mut(done..end).unwrap_or(&mut []);
-        done += lz4_flex::block::decompress_into(block, room).map_err(|error| format!("{error}"))?;
-        rest = after;
-        pause().await;
-    }
-    if rest.is_empty() { Ok(done) } else { Err("block size cut off".into()) }
-}
-
-async fn zstd(packed: &[u8], out: &mut [u8], limit: usize, pause: &impl AsyncFn()) -> Result<usize, String> {
-    let mut decoder = FrameDecoder::new();
-    // The highest levels use windows of 128 MiB whatever the size of the file; memory is taken as it fills.
-    decoder.set_max_window_size((limit as u64).max(128 << 20));
-    let (mut input, mut done) = (packed, 0);
-    while !input.is_empty() {
-        decoder.init(&mut input).map_err(|error| format!("{error}"))?;
-        while !decoder.is_finished() {
-            let piece = BlockDecodingStrategy::UptoBytes(PIECE);
-            decoder.decode_blocks(&mut input, piece).map_err(|error| format!("{error}"))?;
-            done += decoder.read(out.get_mut(done..).unwrap_or_default()).map_err(|error| format!("{error}"))?;
-            if decoder.can_collect() != 0 {
-                return Err("larger than it claims".into());
-            }
-            pause().await;
-        }
-    }
-    Ok(done)
 }

@@ -146,7 +146,7 @@ fn a_bad_kernel_makes_no_domain() {
     let (mut machine, mut tree) = (Machine::new(), Tree::default());
     let config = config();
     let refusal = at_once(unpacked(&config, b"#!/bin/sh", (1 << 20, 1 << 20), async || {})).unwrap_err().to_string();
-    assert_eq!(refusal, "guest web: unpacking the kernel: neither an ELF file nor a bzImage");
+    assert_eq!(refusal, "guest web: unpacking the kernel: neither an ELF file, gzip'ed or not, nor a bzImage");
     let refusal = create(&mut machine, &mut tree, &request(&config, b"\x7fELF")).unwrap_err().to_string();
     assert_eq!(refusal, "guest web: planning its memory: not an ELF file, or its header is cut off");
     let small = GuestConfig { memory: 1, ..config.clone() };
