@@ -73,7 +73,7 @@ fn ready(state: Result<(bool, String)>) -> Finding {
 
 fn processor() -> Finding {
     Good(match qemu::accelerator() {
-        ["-accel", "kvm", ..] => "guests run on the processor (KVM)".into(),
+        ("kvm", _) => "guests run on the processor (KVM)".into(),
         _ => "no usable KVM: guests are emulated (TCG), which is all that is needed".into(),
     })
 }

@@ -17,15 +17,67 @@ pub enum Console {
     Terminal,
 }
 
-/// A command that boots `hypervisor` (an ELF file) with the archive `bundle` in `memory` MiB.
-///
-/// `options` is the hypervisor's own command line. The machine has one serial line, and a device at port 0xf4
-/// through which the hypervisor ends it: see [`End`].
-#[must_use]
-pub fn command(qemu: &Qemu, memory: u32, hypervisor: &Path, bundle: &Path, options: &str, console: Console) -> Command {
-    let mut command = empty(qemu, memory, console);
-    command.arg("-kernel").arg(hypervisor).arg("-initrd").arg(bundle).arg("-append").arg(options);
-    command
+/// What a machine is made of, whatever it boots. Besides, it has one serial line, and a device at port 0xf4 through which
+/// the hypervisor ends it: see [`End`].
+#[derive(Clone, Debug)]
+pub struct Hardware {
+    /// Memory in MiB.
+    pub memory: u32,
+    /// The model of its CPUs, as QEMU calls it; `None` for the one with most features.
+    pub cpu: Option<String>,
+    /// Arguments for QEMU that stand behind our own.
+    pub arguments: Vec<String>,
+    /// Where its serial line leads.
+    pub console: Console,
+}
+
+impl Hardware {
+    /// A machine of so many MiB, with nothing special.
+    #[must_use]
+    pub const fn new(memory: u32, console: Console) -> Self {
+        Self { memory, cpu: None, arguments: Vec::new(), console }
+    }
+
+    /// A command that boots `hypervisor` (an ELF file) with the archive `bundle`. `options` is the hypervisor's own
+    /// command line.
+    #[must_use]
+    pub fn boot(&self, qemu: &Qemu, hypervisor: &Path, bundle: &Path, options: &str) -> Command {
+        let mut command = self.empty(qemu);
+        command.arg("-kernel").arg(hypervisor).arg("-initrd").arg(bundle).arg("-append").arg(options);
+        command.args(&self.arguments);
+        command
+    }
+
+    /// A command that lets the machine's own firmware boot `iso`: BIOS, or the UEFI firmware in the file `uefi`.
+    #[must_use]
+    pub fn boot_image(&self, qemu: &Qemu, iso: &Path, medium: Medium, uefi: Option<&Path>) -> Command {
+        let mut command = self.empty(qemu);
+        if let Some(firmware) = uefi {
+            command.arg("-bios").arg(firmware);
+        }
+        // A comma in an option's value is written twice.
+        let file = iso.as_os_str().to_string_lossy().replace(',', ",,");
+        command.arg("-drive").arg(match medium {
+            Medium::Cd => format!("media=cdrom,readonly=on,format=raw,file={file}"),
+            Medium::Disk => format!("media=disk,snapshot=on,format=raw,file={file}"),
+        });
+        command.args(&self.arguments);
+        command
+    }
+
+    /// The machine with nothing to boot.
+    fn empty(&self, qemu: &Qemu) -> Command {
+        let mut command = qemu.command();
+        let (accelerator, model) = qemu::accelerator();
+        command.args(["-accel", accelerator, "-cpu", self.cpu.as_deref().unwrap_or(model)]);
+        command.args(["-m", &self.memory.to_string(), "-nodefaults", "-display", "none", "-no-reboot"]);
+        command.arg("-chardev").arg(match self.console {
+            Console::Plain => "stdio,id=com1",
+            Console::Terminal => "stdio,id=com1,mux=on,signal=off",
+        });
+        command.args(["-serial", "chardev:com1", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        command
+    }
 }
 
 /// How an image made by [`crate::grub`] is put into a machine.
@@ -35,42 +87,6 @@ pub enum Medium {
     Cd,
     /// A disk, as on a stick.
     Disk,
-}
-
-/// A command that lets the machine's own firmware boot `iso`: BIOS, or the UEFI firmware in the file `uefi`.
-#[must_use]
-pub fn firmware_command(
-    qemu: &Qemu,
-    memory: u32,
-    iso: &Path,
-    medium: Medium,
-    uefi: Option<&Path>,
-    console: Console,
-) -> Command {
-    let mut command = empty(qemu, memory, console);
-    if let Some(firmware) = uefi {
-        command.arg("-bios").arg(firmware);
-    }
-    // A comma in an option's value is written twice.
-    let file = iso.as_os_str().to_string_lossy().replace(',', ",,");
-    command.arg("-drive").arg(match medium {
-        Medium::Cd => format!("media=cdrom,readonly=on,format=raw,file={file}"),
-        Medium::Disk => format!("media=disk,snapshot=on,format=raw,file={file}"),
-    });
-    command
-}
-
-/// A machine with nothing to boot.
-fn empty(qemu: &Qemu, memory: u32, console: Console) -> Command {
-    let mut command = qemu.command();
-    command.args(qemu::accelerator());
-    command.args(["-m", &memory.to_string(), "-nodefaults", "-display", "none", "-no-reboot"]);
-    command.arg("-chardev").arg(match console {
-        Console::Plain => "stdio,id=com1",
-        Console::Terminal => "stdio,id=com1,mux=on,signal=off",
-    });
-    command.args(["-serial", "chardev:com1", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
-    command
 }
 
 /// Why a machine ended. Writing `v` to port 0xf4 ends QEMU with the status `2v + 1`.
@@ -127,6 +143,25 @@ impl End {
 mod tests {
     use super::*;
     use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn a_cpu_model_and_more_arguments_reach_qemu() {
+        let qemu = Qemu::at("qemu".into());
+        let words = |command: Command| -> Vec<String> {
+            command.get_args().map(|word| word.to_string_lossy().into_owned()).collect()
+        };
+        let plain = Hardware::new(64, Console::Plain);
+        let arguments = vec!["-smp".into(), "2".into()];
+        let other = Hardware { cpu: Some("Nehalem,-sse4.2".into()), arguments, ..plain.clone() };
+        let (file, boots) =
+            (Path::new("a"), |hardware: &Hardware| words(hardware.boot(&qemu, Path::new("a"), Path::new("b"), "")));
+        let model = |words: &[String]| words.windows(2).find(|two| two[0] == "-cpu").map(|two| two[1].clone());
+        assert_eq!(model(&boots(&plain)).as_deref(), Some(qemu::accelerator().1));
+        for words in [boots(&other), words(other.boot_image(&qemu, file, Medium::Cd, None))] {
+            assert_eq!(model(&words).as_deref(), Some("Nehalem,-sse4.2"));
+            assert!(words.ends_with(&["-smp".into(), "2".into()]), "{words:?}");
+        }
+    }
 
     #[test]
     fn every_status_has_its_meaning() {

@@ -114,6 +114,12 @@ impl Qemu {
         Ok(found.into_iter().rev().find(|qemu| qemu.version().is_ok_and(|(major, _)| major >= OLDEST)))
     }
 
+    /// The QEMU at `program`, which nobody has tried.
+    #[cfg(test)]
+    pub(crate) fn at(program: PathBuf) -> Self {
+        Self { program, unpacked: None }
+    }
+
     fn unpacked(root: PathBuf) -> Self {
         Self { program: root.join("usr/bin").join(PROGRAM), unpacked: Some(root) }
     }
@@ -155,11 +161,11 @@ fn fetch(sh: &Shell, installed: &Qemu) -> Result<Qemu> {
     Ok(qemu)
 }
 
-/// The accelerator and CPU model to ask for: hardware help only where the machine really offers it.
+/// The accelerator, and the CPU model where none is asked for: hardware help only where the machine really offers it.
 #[must_use]
-pub fn accelerator() -> [&'static str; 4] {
+pub fn accelerator() -> (&'static str, &'static str) {
     let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let virtualization = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
     let usable = virtualization && fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    if usable { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg", "-cpu", "max"] }
+    if usable { ("kvm", "host") } else { ("tcg", "max") }
 }

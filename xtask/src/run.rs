@@ -17,7 +17,7 @@ use toolstack::command::Command;
 use toolstack::status::Failure;
 use xshell::Shell;
 use xtask::bundle::Bundle;
-use xtask::machine::{self, Console, End, Medium};
+use xtask::machine::{Console, End, Hardware, Medium};
 use xtask::qemu::Qemu;
 use xtask::{build, firmware, kernel_file, kernels};
 
@@ -37,6 +37,12 @@ pub(crate) struct Options {
     /// Memory of the machine in MiB, or with a suffix: 2G
     #[arg(long, value_name = "SIZE", default_value = "1024", value_parser = |text: &str| mebibytes(text, 64))]
     machine_memory: u32,
+    /// Model of the machine's CPU, as QEMU calls it: qemu64, Nehalem, EPYC-Milan [default: all that the emulator can do]
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<String>,
+    /// One more argument for QEMU; can be repeated: --qemu-arg=-d --qemu-arg=int
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    qemu_arg: Vec<String>,
     /// The QEMU to use (also TENON_QEMU)
     #[arg(long, value_name = "PATH")]
     qemu: Option<PathBuf>,
@@ -89,9 +95,14 @@ If several things go wrong, the first one counts. A guest that is made anew afte
 
 /// Builds what is to run, runs it, and gives the status this program ends with.
 pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
-    let console = |stays: bool| match stays && io::stdin().is_terminal() && io::stdout().is_terminal() {
-        true => Console::Terminal,
-        false => Console::Plain,
+    let hardware = |stays: bool| Hardware {
+        memory: options.machine_memory,
+        cpu: options.cpu.clone(),
+        arguments: options.qemu_arg.clone(),
+        console: match stays && io::stdin().is_terminal() && io::stdout().is_terminal() {
+            true => Console::Terminal,
+            false => Console::Plain,
+        },
     };
     if let Some(iso) = &options.iso {
         ensure!(iso.is_file(), "no image {}", iso.display());
@@ -100,10 +111,9 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
             Firmware::Bios => None,
             Firmware::Uefi => Some(firmware::uefi(sh)?),
         };
-        let console = console(true);
-        let command =
-            machine::firmware_command(&qemu, options.machine_memory, iso, Medium::Cd, uefi.as_deref(), console);
-        return Ok(status(options, &boot(options, command, console, true)?));
+        let hardware = hardware(true);
+        let command = hardware.boot_image(&qemu, iso, Medium::Cd, uefi.as_deref());
+        return Ok(status(options, &boot(options, command, hardware.console, true)?));
     }
     // What the user named is looked at before anything is built or fetched for it.
     let described = match &options.first {
@@ -122,10 +132,9 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
         bundle = bundle.exec(commands);
     }
     let archive = bundle.write()?;
-    let console = console(stays);
-    let words = options.hypervisor.join(" ");
-    let command = machine::command(&qemu, options.machine_memory, &hypervisor, archive.path(), &words, console);
-    Ok(status(options, &boot(options, command, console, stays)?))
+    let hardware = hardware(stays);
+    let command = hardware.boot(&qemu, &hypervisor, archive.path(), &options.hypervisor.join(" "));
+    Ok(status(options, &boot(options, command, hardware.console, stays)?))
 }
 
 /// The status this program ends with; says on standard error what went wrong.

@@ -27,7 +27,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use xshell::Shell;
 use xtask::bundle::Bundle;
-use xtask::machine::{self, Console, End, Failure, Medium};
+use xtask::machine::{Console, End, Failure, Hardware, Medium};
 use xtask::qemu::Qemu;
 use xtask::xen::Xen;
 use xtask::{build, firmware};
@@ -47,6 +47,8 @@ pub struct Setup {
     pub options: String,
     /// Memory of the machine in MiB.
     pub memory: u32,
+    /// The model of its CPUs, as QEMU calls it; `None` for the one with most features.
+    pub cpu: Option<String>,
     /// The machine is ended, as a failure, after this long.
     pub limit: Duration,
     /// Bytes that the terminal takes in a second; `None` for all that come.
@@ -57,7 +59,7 @@ impl Setup {
     /// A machine of 512 MiB for a minute.
     #[must_use]
     pub fn new(bundle: Bundle) -> Self {
-        Self { bundle, options: String::new(), memory: 512, limit: Duration::from_secs(60), pace: None }
+        Self { bundle, options: String::new(), memory: 512, cpu: None, limit: Duration::from_secs(60), pace: None }
     }
 }
 
@@ -149,7 +151,8 @@ impl Machine {
         let qemu = Qemu::find(&sh, None)?;
         let folder = folder(&sh, name)?;
         let bundle = setup.bundle.write()?;
-        let command = machine::command(&qemu, setup.memory, &hypervisor, bundle.path(), &setup.options, Console::Plain);
+        let hardware = Hardware { cpu: setup.cpu.clone(), ..Hardware::new(setup.memory, Console::Plain) };
+        let command = hardware.boot(&qemu, &hypervisor, bundle.path(), &setup.options);
         Self::start(command, folder, setup.limit, setup.pace, Box::new(bundle))
     }
 
@@ -161,7 +164,7 @@ impl Machine {
         let sh = shell()?;
         let qemu = Qemu::find(&sh, None)?;
         let uefi = if uefi { Some(firmware::uefi(&sh)?) } else { None };
-        let command = machine::firmware_command(&qemu, 1024, iso, medium, uefi.as_deref(), Console::Plain);
+        let command = Hardware::new(1024, Console::Plain).boot_image(&qemu, iso, medium, uefi.as_deref());
         Self::start(command, folder(&sh, name)?, limit, None, Box::new(()))
     }
 
@@ -175,7 +178,7 @@ impl Machine {
         let sh = shell()?;
         let qemu = Qemu::find(&sh, None)?;
         let module = PathBuf::from(format!("{} {words}", guest.display()));
-        let command = machine::command(&qemu, 512, &xen.image, &module, OPTIONS, Console::Plain);
+        let command = Hardware::new(512, Console::Plain).boot(&qemu, &xen.image, &module, OPTIONS);
         Self::start(command, folder(&sh, name)?, limit, None, Box::new(()))
     }
 

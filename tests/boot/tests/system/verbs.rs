@@ -273,6 +273,8 @@ pub(crate) fn the_exit_status_says_how_guests_ended() -> Result<()> {
     ends(&["--kernel", &spin, "--", "frobnicate=1"], 21, "error: the hypervisor panicked, or had nothing to start")?;
     // More than any process can address.
     ends(&["--kernel", &spin, "--machine-memory", "1000000G"], 22, "error: QEMU could not run the machine")?;
+    ends(&["--kernel", &spin, "--cpu", "no-such-model"], 22, "error: QEMU could not run the machine")?;
+    ends(&["--first", "hello", "--cpu", "Nehalem", "--qemu-arg=-name", "--qemu-arg=other"], 0, "")?;
     ends(&["--memory", "much"], 2, "--memory")?;
     ends(&["--memory", "2000M"], 1, "error: --memory: 2000 MiB for linux, but only")
 }
