@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use hypercall_abi::domctl::DomainInfo;
 use toolstack::bundle::ANSWER;
 use toolstack::command::{Command, Line, help};
-use toolstack::config::{GuestConfig, NAME_RULE, is_name};
+use toolstack::config::{GuestConfig, check_name};
 use toolstack::create::Guest;
 use toolstack::end::Wish;
 use toolstack::json::{self, Object};
@@ -256,9 +256,7 @@ impl Guests {
 
     fn rename(&self, name: &str, to: &str) -> Result<Answer, String> {
         let name = self.resolve(name)?;
-        if !is_name(to) || to == "dom0" {
-            return Err(format!("{}: {NAME_RULE}", to.escape_debug()));
-        }
+        check_name(to).map_err(|why| format!("{}: {why}", to.escape_debug()))?;
         if self.names().iter().any(|other| other == to) {
             return Err(format!("there is a guest {to} already"));
         }

@@ -9,6 +9,8 @@
 pub const MAGIC: [u8; 8] = *b"TENON1st";
 /// Bytes of a page in a run.
 pub const PAGE: usize = 4096;
+/// Pages that a first domain can have: 2 GiB.
+pub const MAX_PAGES: u64 = 1 << 19;
 
 abi! {
     /// What the hypervisor has to know of the plan. Numbers of pages count from the domain's first.

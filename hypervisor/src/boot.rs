@@ -13,7 +13,7 @@ use hv_core::world::{Site, World};
 use hv_machine::Hardware;
 use hypercall_abi::bundle::entries;
 use hypercall_abi::context::{VcpuContext, flags};
-use hypercall_abi::first::{FirstImage, MAGIC, PAGE, Run};
+use hypercall_abi::first::{FirstImage, MAGIC, MAX_PAGES, PAGE, Run};
 use hypercall_abi::mmu::pte;
 use hypercall_abi::selector;
 use hypercall_abi::start_info::{self, StartInfo};
@@ -21,10 +21,10 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// Frames the hypervisor keeps for itself: 4 MiB.
 const RESERVE: u64 = 1024;
-/// Lists of 512 pages each that a first domain can have: 2 GiB.
-const LISTS: usize = 1024;
 /// Words in a page.
 const WORDS: u64 = 512;
+/// Lists of as many pages each that a first domain can have.
+const LISTS: usize = (MAX_PAGES / WORDS) as usize;
 
 /// Why there is no first domain.
 type Why = &'static str;

@@ -3,9 +3,9 @@
 //! The plan is the one dom0's toolstack makes for its guests ([`guest_image`]); it is carried out on pages of our own, in
 //! which a page's frame is its number, and written down in the form of [`hypercall_abi::first`].
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use guest_image::{Builder, Config, Kernel, MachineFrame, Pfn, Plan, Wiring};
-use hypercall_abi::first::{FirstImage, MAGIC, PAGE, Run};
+use hypercall_abi::first::{FirstImage, MAGIC, MAX_PAGES, PAGE, Run};
 use hypercall_abi::start_info::flags;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -30,6 +30,8 @@ pub enum Role {
 /// A file that cannot be read, unpacked or planned, each with what was wrong.
 pub fn image(file: &Path, memory_mib: u64, cmdline: &str, role: Role) -> Result<Vec<u8>> {
     let name = file.display();
+    let most = MAX_PAGES / PAGES_PER_MIB;
+    ensure!(memory_mib <= most, "{name}: {memory_mib} MiB, and the first domain can have {most}");
     let bytes = fs::read(file).with_context(|| format!("cannot read {name}"))?;
     let elf = toolstack::unpack::unpack(&bytes, crate::kernel_file::UNPACKED_LIMIT)
         .map_err(|why| anyhow!("{name}: {why}"))?;

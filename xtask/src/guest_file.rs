@@ -1,7 +1,7 @@
 //! Guests described in files of their own: TOML with the keys of `xl.cfg`, see [`toolstack::config`]. Paths in a file
 //! are relative to it. What can be judged without a machine is judged here, and told with file and line.
 
-use crate::kernel_file;
+use crate::kernel_file::KernelFile;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,15 +48,15 @@ fn parse(file: &Path, text: &str) -> Result<Described> {
         anyhow!("{}:{}: {key}{}", file.display(), why.line.max(1), why.why)
     })?;
     let at = |key: &str| place(file, text, key);
-    ensure!(config.name != "dom0", "{}: \"dom0\" is the name of the first domain", at("name"));
     let folder = file.parent().unwrap_or(Path::new(""));
     let kernel = folder.join(&config.kernel);
-    let room = kernel_file::check(&kernel).with_context(|| at("kernel"))?;
+    let file = KernelFile::read(&kernel).with_context(|| at("kernel"))?;
     let ramdisk = config.ramdisk.as_ref().map(|ramdisk| folder.join(ramdisk));
     if let Some(ramdisk) = &ramdisk {
         ensure!(ramdisk.is_file(), "{}: no file {}", at("ramdisk"), ramdisk.display());
     }
-    Ok(Described { memory_at: at("memory"), config, kernel, ramdisk, room })
+    file.fits(config.memory, ramdisk.as_deref(), true).with_context(|| at("memory"))?;
+    Ok(Described { memory_at: at("memory"), config, kernel, ramdisk, room: file.room })
 }
 
 /// `FILE:LINE: KEY`, where the file sets the key.
@@ -111,9 +111,12 @@ mod tests {
             (format!("{GOOD}ramdisk = 'none'\n"), "web.toml:4: ramdisk: no file none"),
             (GOOD.replace("boot/", ""), "web.toml:3: kernel: unusable kernel vmlinuz: cannot be read"),
             (GOOD.replace("boot/vmlinuz", "initrd"), "web.toml:3: kernel: unusable kernel initrd: "),
+            (GOOD.replace("64", "1"), "web.toml:2: memory: too little memory: needs 4 MiB at least"),
             (GOOD.replace("'web'", "'a b'"), "web.toml:1: name: 1 to 64 letters"),
             (GOOD.replace("'web'", "'12'"), "web.toml:1: name: 1 to 64 letters"),
-            (GOOD.replace("'web'", "'dom0'"), "web.toml:1: name: \"dom0\" is the name"),
+            (GOOD.replace("'web'", "'-j'"), "web.toml:1: name: 1 to 64 letters"),
+            (GOOD.replace("'web'", "'dom0'"), "web.toml:1: name: this is the name of the first domain"),
+            (GOOD.replace("'web'", "'Domain-0'"), "web.toml:1: name: this is the name of the first domain"),
             ("name = 'web'\nkernel = 'k'\n".into(), "web.toml:1: missing field `memory`"),
         ] {
             let refusal = refusal(&text);

@@ -1,25 +1,61 @@
 //! Refusing a guest kernel that cannot work, before a machine is started for it.
 
 use anyhow::{Context, Result, anyhow};
-use guest_image::Kernel;
+use guest_image::{Config, Kernel, PAGE_SIZE, Plan};
 use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 
 /// No kernel unpacks to more than this many bytes.
 pub(crate) const UNPACKED_LIMIT: usize = 256 << 20;
+const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
 
-/// Checks that `path` is a kernel that can run as a paravirtualized guest; answers how many bytes unpacking it takes.
-///
-/// # Errors
-/// One line that says what is wrong: no such file, neither bzImage nor ELF, a payload cut short, no Xen notes.
-pub fn check(path: &Path) -> Result<u64> {
-    let inspect = || -> Result<u64> {
-        let file = fs::read(path).context("cannot be read")?;
-        Kernel::parse(&unpack(&file)?).map_err(|error| anyhow!("{error}"))?;
-        Ok(toolstack::unpack::room_for(&file) as u64)
-    };
-    inspect().with_context(|| format!("unusable kernel {}", path.display()))
+/// A kernel that can run as a paravirtualized guest.
+pub struct KernelFile {
+    elf: Vec<u8>,
+    /// Bytes that unpacking it takes.
+    pub room: u64,
+}
+
+impl KernelFile {
+    /// Reads a kernel.
+    ///
+    /// # Errors
+    /// One line that says what is wrong: no such file, neither bzImage nor ELF, a payload cut short, no Xen notes.
+    pub fn read(path: &Path) -> Result<Self> {
+        let inspect = || -> Result<Self> {
+            let file = fs::read(path).context("cannot be read")?;
+            let elf = unpack(&file)?;
+            Kernel::parse(&elf).map_err(|error| anyhow!("{error}"))?;
+            Ok(Self { room: toolstack::unpack::room_for(&file) as u64, elf: elf.into_owned() })
+        };
+        inspect().with_context(|| format!("unusable kernel {}", path.display()))
+    }
+
+    /// Bytes of the ELF file.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.elf.len() as u64
+    }
+
+    /// Whether it can be told where its ramdisk is by page number, as it must be in the first domain.
+    #[must_use]
+    pub fn takes_unmapped_ramdisk(&self) -> bool {
+        Kernel::parse(&self.elf).is_ok_and(|kernel| kernel.unmapped_ramdisk)
+    }
+
+    /// Checks that kernel and ramdisk find room in a guest of `memory` MiB, which has rings unless it is the first domain.
+    ///
+    /// # Errors
+    /// How much it needs; or the ramdisk cannot be read.
+    pub fn fits(&self, memory: u64, ramdisk: Option<&Path>, rings: bool) -> Result<()> {
+        let ramdisk = ramdisk.map(|path| fs::read(path).with_context(|| format!("cannot read {}", path.display())));
+        let ramdisk = ramdisk.transpose()?.unwrap_or_default();
+        let nr_pages = memory.saturating_mul(PAGES_PER_MIB);
+        let config = Config { nr_pages, ramdisk: &ramdisk, rings, ..Config::default() };
+        let plan = Kernel::parse(&self.elf).and_then(|kernel| Plan::new(kernel, config));
+        plan.map(|_| ()).map_err(|why| anyhow!("{why}"))
+    }
 }
 
 /// The ELF file in `image`, a bzImage or already an ELF file.
@@ -34,12 +70,16 @@ mod tests {
     fn refusal(content: &[u8]) -> String {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), content).unwrap();
-        format!("{:#}", check(file.path()).unwrap_err())
+        told(file.path())
+    }
+
+    fn told(path: &Path) -> String {
+        KernelFile::read(path).map_or_else(|why| format!("{why:#}"), |_| panic!("{} is a kernel", path.display()))
     }
 
     #[test]
     fn each_kind_of_bad_file_is_one_line_that_names_it() {
-        assert!(format!("{:#}", check(Path::new("no/such/file")).unwrap_err()).contains("no/such/file"));
+        assert!(told(Path::new("no/such/file")).contains("no/such/file"));
         for (content, words) in
             [(&b"#!/bin/sh\n"[..], "neither"), (b"\x7fELF", "ELF"), (&test_kernels::cut_bzimage(), "cut off")]
         {
@@ -52,7 +92,22 @@ mod tests {
     /// This test's own program is a sound ELF file, yet no kernel.
     #[test]
     fn a_program_without_xen_notes_is_refused() {
-        let refusal = format!("{:#}", check(&std::env::current_exe().unwrap()).unwrap_err());
+        let refusal = told(&std::env::current_exe().unwrap());
         assert!(refusal.contains("notes") || refusal.contains("Xen"), "{refusal}");
+    }
+
+    #[test]
+    fn kernel_and_ramdisk_must_find_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let [kernel, ramdisk] = ["kernel", "ramdisk"].map(|name| folder.path().join(name));
+        fs::write(&kernel, test_kernels::halting()).unwrap();
+        fs::write(&ramdisk, vec![1; 6 << 20]).unwrap();
+        let kernel = KernelFile::read(&kernel).unwrap();
+        let refusal = |memory, ramdisk| kernel.fits(memory, ramdisk, true).unwrap_err().to_string();
+        assert!(kernel.fits(4, None, true).is_ok() && kernel.fits(8, Some(&ramdisk), true).is_ok());
+        assert!(refusal(3, None).contains("needs 4 MiB at least") && refusal(3, None).contains("has 3 MiB"));
+        assert!(refusal(7, Some(&ramdisk)).contains("needs 8 MiB at least for the kernel and its ramdisk, has 7 MiB"));
+        assert!(refusal(8, Some(&folder.path().join("other"))).contains("cannot read"));
+        assert!(!kernel.takes_unmapped_ramdisk());
     }
 }

@@ -6,7 +6,7 @@ use hypercall_abi::sched::ShutdownReason;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::termios::{self, OutputFlags, SetArg, Termios};
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{self, Child, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,10 +16,9 @@ use toolstack::bundle::ANSWER;
 use toolstack::command::Command;
 use toolstack::status::Failure;
 use xshell::Shell;
-use xtask::bundle::Bundle;
 use xtask::machine::{Console, End, Hardware, Medium};
 use xtask::qemu::Qemu;
-use xtask::{build, firmware, kernel_file, kernels};
+use xtask::{build, firmware};
 
 /// What to run and in which machine.
 #[derive(clap::Args)]
@@ -28,7 +27,7 @@ pub(crate) struct Options {
     #[command(flatten)]
     guests: Selection,
     /// Start KERNEL as the first domain instead of dom0: a file, a test guest's name, or a stock kernel such as 6.1
-    #[arg(long, value_name = "KERNEL", conflicts_with_all = ["guests", "kernel"])]
+    #[arg(long, value_name = "KERNEL", conflicts_with_all = ["guests", "name", "kernel"])]
     first: Option<String>,
     /// Carry out dom0's commands, separated by `;`, print only their answers, and turn the machine off, unless the last
     /// command is `console NAME`
@@ -48,8 +47,8 @@ pub(crate) struct Options {
     qemu: Option<PathBuf>,
     /// Boot this image, made by `cargo xtask image iso`, the way a real machine does, and nothing else
     #[arg(long, value_name = "FILE")]
-    #[arg(conflicts_with_all = ["guests", "first", "exec", "kernel", "ramdisk", "extra", "vcpus", "memory"])]
-    #[arg(conflicts_with_all = ["profile", "hypervisor"])]
+    #[arg(conflicts_with_all = ["guests", "first", "exec", "name", "kernel", "ramdisk", "extra", "extra_only"])]
+    #[arg(conflicts_with_all = ["vcpus", "memory", "profile", "hypervisor"])]
     iso: Option<PathBuf>,
     /// The firmware that boots the image
     #[arg(long, requires = "iso", default_value = "bios")]
@@ -120,12 +119,16 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
         Some(_) => Vec::new(),
         None => options.guests.check(options.machine_memory)?,
     };
+    let words = match &options.first {
+        Some(_) => options.guests.first_options(&options.hypervisor)?,
+        None => options.hypervisor.clone(),
+    };
     let stays = options.exec.as_deref().map(check_commands).transpose()?.unwrap_or(true);
     let qemu = Qemu::find(sh, options.qemu.as_deref())?;
     let images = build::images(sh, &options.profile)?;
     let hypervisor = build::image(&images, "hypervisor")?;
     let mut bundle = match &options.first {
-        Some(first) => first_bundle(sh, options, first, &images)?,
+        Some(first) => options.guests.first(sh, first, &images, options.machine_memory)?,
         None => options.guests.bundle(sh, &described, &build::image(&images, "dom0")?, |stock| stock.vmlinux)?,
     };
     if let Some(commands) = &options.exec {
@@ -133,7 +136,7 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
     }
     let archive = bundle.write()?;
     let hardware = hardware(stays);
-    let command = hardware.boot(&qemu, &hypervisor, archive.path(), &options.hypervisor.join(" "));
+    let command = hardware.boot(&qemu, &hypervisor, archive.path(), &words.join(" "));
     Ok(status(options, &boot(options, command, hardware.console, stays)?))
 }
 
@@ -177,23 +180,6 @@ fn check_commands(commands: &str) -> Result<bool> {
     let console = |command: &Command| matches!(command, Command::Console(_));
     ensure!(!others.iter().any(console), "--exec: `console` can only be the last command");
     Ok(console(last))
-}
-
-fn first_bundle(sh: &Shell, options: &Options, first: &str, images: &Path) -> Result<Bundle> {
-    let Selection { ramdisk, extra, memory, .. } = &options.guests;
-    let guest = images.join(first);
-    if !first.contains('/') && guest.is_file() {
-        let bundle = Bundle::first(&guest, ramdisk.as_deref(), extra);
-        return Ok(bundle.first_memory((*memory).into()));
-    }
-    let kernel = if kernels::names().any(|name| name == first) {
-        kernels::stock(sh, first)?.vmlinux
-    } else {
-        kernel_file::check(Path::new(first))?;
-        first.into()
-    };
-    let ramdisk = options.guests.ramdisk(sh)?;
-    Ok(Bundle::first(&kernel, Some(&ramdisk), &options.guests.cmdline()).first_memory((*memory).into()))
 }
 
 /// How a run came to its end.

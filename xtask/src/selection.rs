@@ -1,41 +1,70 @@
 //! The guests a user asks for, whatever machine they are for: files that describe them, or one put together from options.
 
 use anyhow::{Context, Result, ensure};
+use hypercall_abi::first::MAX_PAGES;
 use std::path::{Path, PathBuf};
-use toolstack::config::MAX_EXTRA;
+use toolstack::config::{MAX_EXTRA, check_name};
 use xshell::Shell;
 use xtask::bundle::{Bundle, DOM0_SPARE, Guest};
 use xtask::guest_file::{self, Described};
-use xtask::kernel_file;
+use xtask::kernel_file::KernelFile;
 use xtask::kernels::{self, Kernel};
 
 /// Which guests dom0 starts.
 #[derive(clap::Args)]
 pub(crate) struct Selection {
     /// Guests to start, each described by a TOML file with the keys of xl.cfg, instead of one stock Linux
-    #[arg(value_name = "FILE.toml", conflicts_with_all = ["kernel", "ramdisk", "extra", "vcpus", "memory"])]
+    #[arg(value_name = "FILE.toml")]
+    #[arg(conflicts_with_all = ["name", "kernel", "ramdisk", "extra", "extra_only", "vcpus", "memory"])]
     guests: Vec<PathBuf>,
+    /// What the guest is called
+    #[arg(long, value_name = "NAME", default_value = "linux", allow_hyphen_values = true)]
+    #[arg(value_parser = |name: &str| check_name(name).map(|()| name.to_owned()))]
+    name: String,
     /// Memory of the guest, in MiB or with a suffix: 256M, 1G
     #[arg(long, value_name = "SIZE", default_value = "256", value_parser = |text: &str| mebibytes(text, 1))]
-    pub(crate) memory: u32,
+    memory: u32,
     /// How many vcpus the guest has
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
     vcpus: u32,
     /// The guest's kernel, bzImage or ELF, instead of the stock one
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
-    /// The guest's initial ramdisk, instead of busybox
-    #[arg(long, value_name = "PATH")]
-    pub(crate) ramdisk: Option<PathBuf>,
-    /// More words for the guest kernel's command line
+    /// The guest's initial ramdisk instead of busybox, or `none`
+    #[arg(long, value_name = "PATH|none", value_parser = ramdisk)]
+    ramdisk: Option<Ramdisk>,
+    /// More words for the guest kernel's command line, behind `console=hvc0`
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
-    pub(crate) extra: String,
+    extra: String,
+    /// The guest kernel's whole command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true, conflicts_with = "extra")]
+    extra_only: Option<String>,
 }
 
+/// What is said about a guest's initial ramdisk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Ramdisk {
+    /// There is none.
+    None,
+    /// A file.
+    File(PathBuf),
+}
+
+/// A file may be called `none`, too: `./none`.
+#[expect(clippy::unnecessary_wraps, reason = "clap asks for a result")]
+fn ramdisk(text: &str) -> Result<Ramdisk, String> {
+    Ok(if text == "none" { Ramdisk::None } else { Ramdisk::File(text.into()) })
+}
+
+/// What stands on a Linux's command line before the words of `--extra`.
+const WORDS: &str = "console=hvc0";
 /// MiB the hypervisor needs for itself beside what grows with the machine.
 const HYPERVISOR_MIB: u64 = 8;
 /// Of so many MiB of RAM the hypervisor takes one for its tables.
 const PER_TABLE_MIB: u64 = 96;
+
+/// MiB that the first domain can have.
+const FIRST_MIB: u64 = MAX_PAGES >> 8;
 
 /// A size in MiB: `256`, `256M` or `1G`.
 pub(crate) fn mebibytes(text: &str, least: u32) -> Result<u32, String> {
@@ -56,26 +85,27 @@ impl Selection {
     /// What is wrong first, and where.
     pub(crate) fn check(&self, memory: u32) -> Result<Vec<Described>> {
         let described = guest_file::read(&self.guests)?;
-        let room = self.kernel.as_deref().map(kernel_file::check).transpose()?;
-        if let Some(path) = &self.ramdisk {
-            ensure!(path.is_file(), "no ramdisk {}", path.display());
-        }
-        let words = self.cmdline().len();
-        ensure!(words <= MAX_EXTRA, "--extra: {words} bytes with `console=hvc0`, and a command line has {MAX_EXTRA}");
+        self.check_words(&self.cmdline(WORDS))?;
         let mut wishes: Vec<Wish<'_>> = described.iter().map(Wish::of).collect();
         if described.is_empty() {
-            let files = [self.kernel.as_deref(), self.ramdisk.as_deref()].into_iter().flatten().map(size).sum();
-            let (memory, room) = (self.memory.into(), room.unwrap_or(0));
-            wishes.push(Wish { at: "--memory", name: "linux", memory, files, room });
+            let ramdisk = self.named_ramdisk()?;
+            let mut room = 0;
+            if let Some(path) = &self.kernel {
+                let kernel = KernelFile::read(path)?;
+                kernel.fits(self.memory.into(), ramdisk, true).context("--memory")?;
+                room = kernel.room;
+            }
+            let files = [self.kernel.as_deref(), ramdisk].into_iter().flatten().map(size).sum();
+            wishes.push(Wish { at: "--memory", name: &self.name, memory: self.memory.into(), files, room });
         }
-        fits(memory.into(), &wishes)?;
+        fits(memory.into(), Some(DOM0_SPARE), &wishes)?;
         Ok(described)
     }
 
     /// A bundle with dom0 and the guests. `stock` chooses the form of the stock kernel.
     ///
     /// # Errors
-    /// A stock kernel or an initramfs that cannot be fetched.
+    /// A stock kernel or an initramfs that cannot be fetched, or that does not fit.
     pub(crate) fn bundle(
         &self,
         sh: &Shell,
@@ -91,27 +121,95 @@ impl Selection {
             Some(path) => path.clone(),
             None => stock(kernels::stock(sh, kernels::DEFAULT)?),
         };
+        let ramdisk = match &self.ramdisk {
+            None => Some(kernels::ramdisk(sh)?),
+            Some(_) => self.named_ramdisk()?.map(Path::to_owned),
+        };
+        KernelFile::read(&kernel)?.fits(self.memory.into(), ramdisk.as_deref(), true).context("--memory")?;
         Ok(bundle.guest(&Guest {
-            name: "linux".into(),
+            name: self.name.clone(),
             memory: self.memory,
             vcpus: self.vcpus,
             kernel,
-            ramdisk: Some(self.ramdisk(sh)?),
-            extra: self.cmdline(),
+            ramdisk,
+            extra: self.cmdline(WORDS),
         }))
     }
 
-    /// The initial ramdisk of a Linux that no file describes.
+    /// A bundle with the kernel that `first` names as the first domain: one of the test guests in `images`, a stock kernel,
+    /// or a file. The machine has `machine` MiB.
     ///
     /// # Errors
-    /// It cannot be fetched.
-    pub(crate) fn ramdisk(&self, sh: &Shell) -> Result<PathBuf> {
-        self.ramdisk.clone().map_or_else(|| kernels::ramdisk(sh), Ok)
+    /// What cannot be fetched, is no kernel, or does not fit.
+    pub(crate) fn first(&self, sh: &Shell, first: &str, images: &Path, machine: u32) -> Result<Bundle> {
+        let guest = images.join(first);
+        let (kernel, words) = if !first.contains('/') && guest.is_file() {
+            (guest, "")
+        } else if kernels::names().any(|name| name == first) {
+            (kernels::stock(sh, first)?.vmlinux, WORDS)
+        } else {
+            (first.into(), WORDS)
+        };
+        let file = KernelFile::read(&kernel)?;
+        let ramdisk = match &self.ramdisk {
+            None if words.is_empty() || !file.takes_unmapped_ramdisk() => None,
+            None => Some(kernels::ramdisk(sh)?),
+            Some(_) => self.named_ramdisk()?.map(Path::to_owned),
+        };
+        ensure!(
+            ramdisk.is_none() || file.takes_unmapped_ramdisk(),
+            "--ramdisk: {first} cannot have one as the first domain: it has no Xen note MOD_START_PFN"
+        );
+        let memory = u64::from(self.memory);
+        ensure!(memory <= FIRST_MIB, "--memory: {memory} MiB, and the first domain can have {FIRST_MIB}");
+        file.fits(memory, ramdisk.as_deref(), false).context("--memory")?;
+        let files = file.size() + ramdisk.as_deref().map_or(0, size);
+        fits(machine.into(), None, &[Wish { at: "--memory", name: first, memory, files, room: 0 }])?;
+        let cmdline = self.cmdline(words);
+        self.check_words(&cmdline)?;
+        Ok(Bundle::first(&kernel, ramdisk.as_deref(), &cmdline).first_memory(memory))
     }
 
-    /// Its command line.
-    pub(crate) fn cmdline(&self) -> String {
-        format!("console=hvc0 {}", self.extra).trim_end().to_owned()
+    /// The hypervisor's options, with the number of the first domain's vcpus if it is not one.
+    ///
+    /// # Errors
+    /// They say another number.
+    pub(crate) fn first_options(&self, options: &[String]) -> Result<Vec<String>> {
+        const VCPUS: &str = "dom0_max_vcpus=";
+        let mut options = options.to_vec();
+        if self.vcpus != 1 {
+            let said = options.iter().flat_map(|words| words.split_whitespace()).any(|word| word.starts_with(VCPUS));
+            ensure!(!said, "--vcpus and {VCPUS}N are the same: give one of them");
+            options.push(format!("{VCPUS}{}", self.vcpus));
+        }
+        Ok(options)
+    }
+
+    /// The ramdisk that the user named.
+    fn named_ramdisk(&self) -> Result<Option<&Path>> {
+        match &self.ramdisk {
+            None | Some(Ramdisk::None) => Ok(None),
+            Some(Ramdisk::File(path)) => {
+                ensure!(path.is_file(), "no ramdisk {}", path.display());
+                Ok(Some(path))
+            }
+        }
+    }
+
+    /// The command line of a guest that no file describes.
+    fn cmdline(&self, words: &str) -> String {
+        match &self.extra_only {
+            Some(only) => only.clone(),
+            None => format!("{words} {}", self.extra).trim().to_owned(),
+        }
+    }
+
+    fn check_words(&self, cmdline: &str) -> Result<()> {
+        let option = if self.extra_only.is_some() { "--extra-only" } else { "--extra" };
+        let length = cmdline.len();
+        ensure!(length <= MAX_EXTRA, "{option}: a command line of {length} bytes, and it can have {MAX_EXTRA}");
+        ensure!(!cmdline.contains('\0'), "{option}: a NUL in a command line");
+        Ok(())
     }
 }
 
@@ -141,18 +239,20 @@ impl<'a> Wish<'a> {
     }
 }
 
-/// Whether the guests leave memory for dom0 and the hypervisor, whenever one of them is made.
-fn fits(machine: u64, guests: &[Wish<'_>]) -> Result<()> {
+/// Whether the guests leave memory for the hypervisor, and for dom0 whenever one of them is made: dom0 starts with so many
+/// MiB beside the boot bundle, if it runs.
+fn fits(machine: u64, dom0: Option<u64>, guests: &[Wish<'_>]) -> Result<()> {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let files = mib(guests.iter().map(|guest| guest.files).sum());
-    let ours = HYPERVISOR_MIB + machine / PER_TABLE_MIB + DOM0_SPARE + files;
+    let ours = HYPERVISOR_MIB + machine / PER_TABLE_MIB + dom0.unwrap_or(0) + files;
+    let who = if dom0.is_some() { "dom0 and the hypervisor" } else { "the hypervisor and the boot bundle" };
     let mut left = machine.saturating_sub(ours);
     for guest in guests {
         let Wish { at, name, memory, room, .. } = guest;
         let after = left.checked_sub(*memory).with_context(|| {
             format!(
                 "{at}: {memory} MiB for {name}, but only {left} MiB are left: the machine has {machine} MiB, of which \
-                 dom0 and the hypervisor take {ours}; give it more with --machine-memory"
+                 {who} take {ours}; give it more with --machine-memory"
             )
         })?;
         let room = mib(*room);
@@ -173,12 +273,12 @@ mod tests {
     #[test]
     fn memory_is_counted_before_anything_starts() {
         let wish = |memory, room| Wish { at: "web.toml:2: memory", name: "web", memory, files: 100 << 20, room };
-        assert!(fits(1024, &[wish(256, 0), wish(256, 200 << 20)]).is_ok());
-        let refusal = fits(1024, &[wish(512, 0), wish(300, 0)]).unwrap_err().to_string();
+        assert!(fits(1024, Some(8), &[wish(256, 0), wish(256, 200 << 20)]).is_ok());
+        let refusal = fits(1024, Some(8), &[wish(512, 0), wish(300, 0)]).unwrap_err().to_string();
         assert!(refusal.starts_with("web.toml:2: memory: 300 MiB for web, but only 286 MiB are left"), "{refusal}");
-        let refusal = fits(1024, &[wish(512, 700 << 20)]).unwrap_err().to_string();
+        let refusal = fits(1024, Some(8), &[wish(512, 700 << 20)]).unwrap_err().to_string();
         assert!(refusal.contains("unpacking its kernel takes 700"), "{refusal}");
-        assert!(fits(64, &[wish(1, 0)]).is_err());
+        assert!(fits(64, Some(8), &[wish(1, 0)]).is_err());
     }
 
     #[test]
@@ -188,6 +288,86 @@ mod tests {
         assert_eq!(mebibytes("2g", 16), Ok(2048));
         for bad in ["", "M", "1T", "-1", "99999999G", "15", "1.5G"] {
             assert!(mebibytes(bad, 16).is_err(), "{bad}");
+        }
+    }
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        selection: Selection,
+    }
+
+    fn select(words: &[&str]) -> Result<Selection, String> {
+        let line = <Line as clap::Parser>::try_parse_from([&["xtask"], words].concat());
+        line.map(|line| line.selection).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_command_line_is_the_users() {
+        let words = |words: &[&str]| select(words).unwrap().cmdline(WORDS);
+        assert_eq!(words(&[]), "console=hvc0");
+        assert_eq!(words(&["--extra", "quiet -x"]), "console=hvc0 quiet -x");
+        assert_eq!(words(&["--extra-only", "-a b"]), "-a b");
+        assert_eq!(words(&["--extra-only", ""]), "");
+        assert_eq!(select(&["--extra", "how=x"]).unwrap().cmdline(""), "how=x");
+        assert!(select(&["--extra", "a", "--extra-only", "b"]).is_err());
+        let long = select(&["--extra-only", &"x".repeat(1024)]).unwrap().check(1024).unwrap_err().to_string();
+        assert_eq!(long, "--extra-only: a command line of 1024 bytes, and it can have 1023");
+    }
+
+    #[test]
+    fn names_are_checked_with_the_line() {
+        assert_eq!(select(&["--name", "web"]).unwrap().name, "web");
+        for bad in ["-j", "12", "a b", ""] {
+            let why = select(&["--name", bad]).err().unwrap_or_default();
+            assert!(why.contains("1 to 64 letters"), "{bad}: {why}");
+        }
+        assert!(select(&["--name", "Domain-0"]).err().unwrap_or_default().contains("the first domain"));
+    }
+
+    #[test]
+    fn a_ramdisk_may_be_left_out() {
+        let named = |words: &[&str]| select(words).unwrap().ramdisk;
+        assert_eq!(named(&[]), None);
+        assert_eq!(named(&["--ramdisk", "none"]), Some(Ramdisk::None));
+        assert_eq!(named(&["--ramdisk", "./none"]), Some(Ramdisk::File("./none".into())));
+        let missing = select(&["--ramdisk", "no/such/file"]).unwrap().check(1024).unwrap_err().to_string();
+        assert_eq!(missing, "no ramdisk no/such/file");
+    }
+
+    #[test]
+    fn vcpus_of_the_first_domain_are_an_option_of_the_hypervisor() {
+        let options = |words: &[&str], given: &[&str]| {
+            let given: Vec<String> = given.iter().map(|word| (*word).to_owned()).collect();
+            select(words).unwrap().first_options(&given).map_err(|error| error.to_string())
+        };
+        assert_eq!(options(&[], &["log=debug"]), Ok(vec!["log=debug".to_owned()]));
+        assert_eq!(options(&["--vcpus", "3"], &[]), Ok(vec!["dom0_max_vcpus=3".to_owned()]));
+        assert!(options(&["--vcpus", "3"], &["log=debug dom0_max_vcpus=2"]).unwrap_err().contains("are the same"));
+        assert!(options(&[], &["dom0_max_vcpus=2"]).is_ok());
+    }
+
+    /// What a first domain cannot have is told before there is a machine.
+    #[test]
+    fn a_first_domain_must_fit() {
+        let folder = tempfile::tempdir().unwrap();
+        let [kernel, ramdisk] = ["kernel", "ramdisk"].map(|name| folder.path().join(name));
+        std::fs::write(&kernel, test_kernels::halting()).unwrap();
+        std::fs::write(&ramdisk, "ramdisk").unwrap();
+        let [first, ramdisk] = [kernel, ramdisk].map(|path| path.to_string_lossy().into_owned());
+        let made = |words: &[&str], machine| {
+            let sh = Shell::new().unwrap();
+            select(words).unwrap().first(&sh, &first, Path::new(""), machine).map_err(|error| format!("{error:#}"))
+        };
+        assert!(made(&[], 1024).is_ok() && made(&["--ramdisk", "none", "--memory", "4"], 64).is_ok());
+        for (words, machine, why) in [
+            (&["--ramdisk", &ramdisk][..], 1024, "cannot have one as the first domain"),
+            (&["--memory", "3"], 1024, "--memory: too little memory: needs 4 MiB at least"),
+            (&["--memory", "900"], 512, "--memory: 900 MiB for"),
+            (&["--memory", "3G"], 8192, "--memory: 3072 MiB, and the first domain can have 2048"),
+        ] {
+            let refusal = made(words, machine).unwrap_err();
+            assert!(refusal.contains(why), "{refusal}");
         }
     }
 }

@@ -42,7 +42,7 @@ pub enum Action {
 /// A guest to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestConfig {
-    /// See [`is_name`].
+    /// See [`check_name`].
     pub name: String,
     /// Memory in MiB.
     pub memory: u64,
@@ -110,15 +110,22 @@ struct File {
     on_watchdog: Option<Action>,
 }
 
-/// What [`is_name`] asks for.
-pub const NAME_RULE: &str = "1 to 64 letters, digits, `-`, `_` or `.`, and not only digits";
+/// What a name must be.
+const NAME_RULE: &str = "1 to 64 letters, digits, `-`, `_` or `.`, not only digits, and without `-` at the beginning";
+/// What the first domain is called, by us and in the tree.
+const FIRST_DOMAIN: [&str; 2] = ["dom0", "Domain-0"];
 
-/// Whether a guest may be called so. A number alone would be taken for a domain's.
-#[must_use]
-pub fn is_name(name: &str) -> bool {
+/// Judges what a guest may be called. A number would be taken for a domain's, and what begins with `-` for an option.
+///
+/// # Errors
+/// What is wrong with the name.
+pub fn check_name(name: &str) -> Result<(), &'static str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let number = name.chars().all(|c| c.is_ascii_digit());
-    name.len() <= MAX_NAME && !number && name.chars().all(plain)
+    if name.len() > MAX_NAME || number || name.starts_with('-') || !name.chars().all(plain) {
+        return Err(NAME_RULE);
+    }
+    if FIRST_DOMAIN.contains(&name) { Err("this is the name of the first domain") } else { Ok(()) }
 }
 
 impl GuestConfig {
@@ -136,8 +143,8 @@ impl GuestConfig {
         if let Some(device) = file.disk.as_ref().or(file.vif.as_ref()) {
             return refuse(device.span().start, "this build has no such devices");
         }
-        if !is_name(file.name.get_ref()) {
-            return refuse(file.name.span().start, NAME_RULE);
+        if let Err(why) = check_name(file.name.get_ref()) {
+            return refuse(file.name.span().start, why);
         }
         // Four bytes of list and tables for each page must be countable: far more than any machine has.
         let memory = *file.memory.get_ref();

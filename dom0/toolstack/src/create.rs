@@ -239,7 +239,8 @@ fn populate<H: Hypervisor>(hypervisor: &mut H, domain: DomainId, nr_pages: u64) 
         let got = hypervisor.populate(domain, Pfn(first), batch).map_err(at(Step::Populate))?;
         first += got as u64;
         if got != batch.len() {
-            let why = format!("the machine has only {first} of {nr_pages} pages left");
+            let (had, wanted) = (first / PAGES_PER_MIB, nr_pages / PAGES_PER_MIB);
+            let why = format!("the machine has only {had} of {wanted} MiB left");
             return Err(Failed(Step::Populate, why));
         }
     }

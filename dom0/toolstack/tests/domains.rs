@@ -153,7 +153,7 @@ fn a_bad_kernel_makes_no_domain() {
     let error = create(&mut machine, &mut tree, &request(&small, &kernel())).unwrap_err().to_string();
     assert_eq!(
         error,
-        "guest web: planning its memory: too little memory: needs 1024 pages for the kernel at least, has 256"
+        "guest web: planning its memory: too little memory: needs 4 MiB at least for the kernel and its ramdisk, has 1 MiB"
     );
 }
 
@@ -163,7 +163,7 @@ fn a_machine_without_memory_says_how_much_it_had() {
     machine.free = 1000;
     let (config, kernel) = (config(), kernel());
     let error = create(&mut machine, &mut tree, &request(&config, &kernel)).unwrap_err();
-    assert_eq!(error.to_string(), "guest web: giving it memory: the machine has only 1000 of 4096 pages left");
+    assert_eq!(error.to_string(), "guest web: giving it memory: the machine has only 3 of 16 MiB left");
     assert_eq!(machine.free, 1000);
     let huge = GuestConfig { memory: 1 << 30, ..config };
     let error = create(&mut machine, &mut tree, &request(&huge, &kernel)).unwrap_err();

@@ -1,5 +1,6 @@
 //! Why a file cannot become a domain: what was wrong, and where.
 
+use crate::PAGE_SIZE;
 use core::fmt;
 
 use crate::kernel::{MOST_HEADERS, MOST_NOTE_BYTES};
@@ -162,17 +163,28 @@ impl fmt::Display for ImageError<'_> {
                 write!(f, "the kernel requires the feature \"{}\", which we do not have", short(name))
             }
             Self::VirtBase { base, pages } => {
-                write!(f, "{pages} pages cannot be mapped at VIRT_BASE {base:#x}")
+                write!(f, "{} MiB cannot be mapped at VIRT_BASE {base:#x}", mib(*pages))
             }
             Self::Entry { entry, start, end } => {
                 write!(f, "entry {entry:#x} is outside the kernel at {start:#x}..{end:#x}")
             }
             Self::HypercallPage { page } => write!(f, "the hypercall page {page:#x} is not a page of the kernel"),
             Self::TooLittleMemory { needed, given } => {
-                write!(f, "too little memory: needs {needed} pages for the kernel at least, has {given}")
+                let (needed, given) = (mib(*needed), given / PAGES_PER_MIB);
+                write!(
+                    f,
+                    "too little memory: needs {needed} MiB at least for the kernel and its ramdisk, has {given} MiB"
+                )
             }
         }
     }
+}
+
+const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
+
+/// MiB that so many pages take.
+const fn mib(pages: u64) -> u64 {
+    pages.div_ceil(PAGES_PER_MIB)
 }
 
 /// As much of a foreign name as a message needs, printable.

@@ -264,7 +264,7 @@ fn the_least_memory_named_is_enough_and_no_more() {
         let kernel = Kernel::parse(&file).unwrap();
         let error = Plan::new(kernel, with(1000)).err().unwrap();
         let ImageError::TooLittleMemory { needed, given: 1000 } = error else { panic!("{error}") };
-        assert!(error.to_string().contains(&format!("needs {needed} pages")), "{error}");
+        assert!(error.to_string().contains(&format!("needs {} MiB", needed.div_ceil(256))), "{error}");
         assert!(Plan::new(kernel, with(needed)).is_ok());
         assert!(matches!(Plan::new(kernel, with(needed - 1)), Err(ImageError::TooLittleMemory { .. })));
         build(&file, with(needed));

@@ -280,7 +280,7 @@ pub(crate) fn bad_guests_are_refused_in_a_line_each() -> Result<()> {
     for (line, why) in [
         ("error: guest plain: planning its memory: ", "note"),
         ("error: guest cut: unpacking the kernel: ", "cut off"),
-        ("error: guest tiny: planning its memory: ", "256"),
+        ("error: guest tiny: planning its memory: ", "has 1 MiB"),
         ("error: guest huge: ", "memory"),
         ("error: guests/wrong/config: line 2: memory: ", "invalid type"),
         ("error: guest absent: ", "nowhere"),
