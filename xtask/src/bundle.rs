@@ -8,7 +8,7 @@
 //! | `dom0.cmdline` | its command line, which is in the plan as well |
 //! | `dom0.exec` | commands for dom0, separated by `;` (optional) |
 //! | `guests/<name>/config` | `key = value` lines in the names of `xl.cfg`: see [`toolstack::config`] |
-//! | `guests/<name>/kernel` | the guest's kernel, bzImage or ELF |
+//! | `guests/<name>/kernel` | the guest's kernel, bzImage, ELF or gzip'ed ELF |
 //! | `guests/<name>/ramdisk` | its initial ramdisk (optional) |
 //! | `first`, `first.ramdisk` | instead of `dom0`: another kernel as the first domain, planned, and its ramdisk (optional) |
 //!

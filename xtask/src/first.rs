@@ -122,6 +122,22 @@ mod tests {
         assert!(error.contains("kernel: "), "{error}");
     }
 
+    /// A kernel is planned alike whether it is gzip'ed or not, and a damaged one is named.
+    #[test]
+    fn a_gzipped_kernel_is_planned() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let plan = |name: &str, content: &[u8]| {
+            let file = folder.path().join(name);
+            fs::write(&file, content).expect("written");
+            image(&file, 64, "", Role::Guest)
+        };
+        let packed = test_kernels::gzipped(&test_kernels::halting());
+        let plain = plan("vmlinux", &test_kernels::halting()).expect("a kernel");
+        assert!(plan("vmlinux.gz", &packed).expect("a kernel") == plain);
+        let refusal = plan("cut.gz", &packed[..packed.len() - 4]).expect_err("cut off").to_string();
+        assert!(refusal.contains("cut.gz: the"), "{refusal}");
+    }
+
     #[test]
     fn runs_join_pages_in_a_row() {
         let page = || Box::new([1; PAGE]);

@@ -54,6 +54,7 @@ const STORIES: &[Story] = &[
     ("the_log_has_what_guests_write", verbs::the_log_has_what_guests_write),
     ("a_balloon_grows_beyond_the_beginning", verbs::a_balloon_grows_beyond_the_beginning),
     ("hypervisor_and_dom0_are_small_and_stay_so", verbs::hypervisor_and_dom0_are_small_and_stay_so),
+    ("a_gzipped_kernel_runs", stories::a_gzipped_kernel_runs),
     ("a_bundle_without_a_first_domain_is_refused", stories::a_bundle_without_a_first_domain_is_refused),
     ("an_unknown_hypervisor_option_is_refused", stories::an_unknown_hypervisor_option_is_refused),
 ];

@@ -106,6 +106,20 @@ pub fn halting() -> Vec<u8> {
     elf(&[load(0, b"\x90\x90\xf4", 0x1000), notes(&all)])
 }
 
+/// What `gzip` makes of a file, but for the file's name and time.
+#[must_use]
+pub fn gzipped(file: &[u8]) -> Vec<u8> {
+    let mut packed = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
+    packed.extend(miniz_oxide::deflate::compress_to_vec(file, 6));
+    let crc = !file.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
+    });
+    for word in [crc, u32::try_from(file.len()).unwrap()] {
+        packed.extend(word.to_le_bytes());
+    }
+    packed
+}
+
 /// A Linux set-up header that promises a payload the file does not have.
 #[must_use]
 pub fn cut_bzimage() -> Vec<u8> {

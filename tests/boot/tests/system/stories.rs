@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use test_kernels::{Notes, cut_bzimage, elf, load, smallest};
+use test_kernels::{Notes, cut_bzimage, elf, gzipped, load, smallest};
 use xtask::bundle::{Bundle, Guest};
 use xtask::machine::Failure;
 use xtask::{build, kernels};
@@ -370,6 +370,19 @@ pub(crate) fn kernels_with_few_notes_run() -> Result<()> {
         outcome.require_line(&format!("(d{domain}) {name}"))?;
     }
     Ok(())
+}
+
+/// A kernel that is a gzip'ed ELF file runs as any other, started by dom0 or instead of it.
+pub(crate) fn a_gzipped_kernel_runs() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("hello.gz");
+    std::fs::write(&path, gzipped(&std::fs::read(image("hello")?)?))?;
+    let bundle = with_kernel(dom0("consoles=all")?, "packed", 16, &path);
+    let outcome = start("a_gzipped_kernel_runs", bundle)?.finish()?;
+    outcome.require_success()?;
+    outcome.require_line("packed| @@ done: passed")?;
+    let bundle = Bundle::first(&path, None, "").first_memory(64);
+    Machine::boot("a_gzipped_kernel_runs_first", &Setup::new(bundle))?.finish()?.require_passed()
 }
 
 /// A bundle with nothing to start.
