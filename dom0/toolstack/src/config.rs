@@ -14,6 +14,7 @@
 //!
 //! `disk` and `vif` are known and refused: this build has no such devices.
 
+use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt;
 
@@ -26,6 +27,8 @@ const MAX_VCPUS: u32 = 32;
 /// Bytes of a command line in the start-info page, without its NUL.
 pub const MAX_EXTRA: usize = 1023;
 const MAX_NAME: usize = 64;
+/// Bytes of a file; a longer one is refused unread.
+const MAX_TEXT: usize = 64 << 10;
 
 /// What happens when a guest ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -134,6 +137,10 @@ impl GuestConfig {
     /// # Errors
     /// The first thing that is wrong, with its line and key.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        if text.len() > MAX_TEXT {
+            let why = format!("{} bytes, and a configuration has at most {MAX_TEXT}", text.len());
+            return Err(ConfigError { line: 0, key: String::new(), why });
+        }
         let file: File = toml::from_str(text).map_err(|error| {
             // The parser may end its messages with a line break.
             let why = error.message().trim_end().replace('\n', ", ");

@@ -102,3 +102,12 @@ fn damaged_text_never_panics() {
         let _ = text.get(..cut).map(GuestConfig::parse);
     }
 }
+
+#[test]
+fn a_text_longer_than_any_configuration_is_refused() {
+    let text = |comment: usize| format!("name = 'web'\nmemory = 64\nkernel = 'k'\n#{}", "x".repeat(comment));
+    assert!(GuestConfig::parse(&text(60 << 10)).is_ok());
+    let long = text(1 << 20);
+    let refusal = GuestConfig::parse(&long).unwrap_err().to_string();
+    assert_eq!(refusal, format!("{} bytes, and a configuration has at most 65536", long.len()));
+}
