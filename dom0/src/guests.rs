@@ -11,6 +11,7 @@ use toolstack::bundle::{Bundle, EXEC};
 use toolstack::config::GuestConfig;
 use toolstack::create::{Guest, Request, create, unpacked};
 use toolstack::end::{End, Outcome, end_of};
+use toolstack::ramdisk::warning;
 use toolstack::status::Failure;
 use unikernel::mark::{self, CREATE};
 use unikernel::tasks::{self, Task};
@@ -249,6 +250,9 @@ impl Guests {
         let kernel = &*kernel.map_err(|why| why.to_string())?;
         if self.begun(&config.name).is_none() {
             return Ok(None);
+        }
+        if let Some(why) = warning(config.memory, kernel, ramdisk) {
+            self.terminal.message(&format!("warning: guest {}: {why}", config.name));
         }
         let request = Request { config, kernel, ramdisk, uuid: uuid(), backend: self.own };
         let hypervisor = &mut *self.hypervisor.borrow_mut();

@@ -56,6 +56,7 @@ fn parse(file: &Path, text: &str) -> Result<Described> {
         ensure!(ramdisk.is_file(), "{}: no file {}", at("ramdisk"), ramdisk.display());
     }
     file.fits(config.memory, ramdisk.as_deref(), true).with_context(|| at("memory"))?;
+    file.warn(&at("memory"), config.memory, ramdisk.as_deref())?;
     Ok(Described { memory_at: at("memory"), config, kernel, ramdisk, room: file.room })
 }
 

@@ -49,16 +49,40 @@ impl KernelFile {
     /// # Errors
     /// How much it needs; or the ramdisk cannot be read.
     pub fn fits(&self, memory: u64, ramdisk: Option<&Path>, rings: bool) -> Result<()> {
-        let ramdisk = ramdisk.map(|path| fs::read(path).with_context(|| format!("cannot read {}", path.display())));
-        let ramdisk = ramdisk.transpose()?.unwrap_or_default();
+        let ramdisk = read_ramdisk(ramdisk)?;
         let nr_pages = memory.saturating_mul(PAGES_PER_MIB);
         let config = Config { nr_pages, ramdisk: &ramdisk, rings, ..Config::default() };
         let plan = Kernel::parse(&self.elf).and_then(|kernel| Plan::new(kernel, config));
         plan.map(|_| ()).map_err(|why| anyhow!("{why}"))
     }
+
+    /// What to warn of if a guest of `memory` MiB cannot hold its ramdisk beside what that unpacks to.
+    ///
+    /// # Errors
+    /// The ramdisk cannot be read.
+    pub fn ramdisk_warning(&self, memory: u64, ramdisk: Option<&Path>) -> Result<Option<String>> {
+        Ok(toolstack::ramdisk::warning(memory, &self.elf, &read_ramdisk(ramdisk)?))
+    }
+
+    /// Prints the warning of [`KernelFile::ramdisk_warning`], if any, behind the place `at` that sets the memory.
+    ///
+    /// # Errors
+    /// As [`KernelFile::ramdisk_warning`].
+    pub fn warn(&self, at: &str, memory: u64, ramdisk: Option<&Path>) -> Result<()> {
+        if let Some(why) = self.ramdisk_warning(memory, ramdisk)? {
+            eprintln!("warning: {at}: {why}");
+        }
+        Ok(())
+    }
 }
 
-/// The ELF file in `image`, a bzImage or already an ELF file.
+/// The ramdisk's content, empty if there is none.
+fn read_ramdisk(path: Option<&Path>) -> Result<Vec<u8>> {
+    let content = path.map(|path| fs::read(path).with_context(|| format!("cannot read {}", path.display())));
+    Ok(content.transpose()?.unwrap_or_default())
+}
+
+/// The ELF file in `image`, a bzImage, gzip'ed, or already an ELF file.
 pub(crate) fn unpack(image: &[u8]) -> Result<Cow<'_, [u8]>> {
     Ok(toolstack::unpack::unpack(image, UNPACKED_LIMIT)?)
 }
@@ -109,5 +133,21 @@ mod tests {
         assert!(refusal(7, Some(&ramdisk)).contains("needs 8 MiB at least for the kernel and its ramdisk, has 7 MiB"));
         assert!(refusal(8, Some(&folder.path().join("other"))).contains("cannot read"));
         assert!(!kernel.takes_unmapped_ramdisk());
+    }
+
+    #[test]
+    fn a_ramdisk_that_cannot_be_unpacked_is_warned_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let [kernel, ramdisk] = ["kernel.gz", "ramdisk.gz"].map(|name| folder.path().join(name));
+        fs::write(&kernel, test_kernels::gzipped(&test_kernels::halting())).unwrap();
+        fs::write(&ramdisk, test_kernels::gzipped(&vec![7; 40 << 20])).unwrap();
+        let kernel = KernelFile::read(&kernel).unwrap();
+        assert_eq!(
+            kernel.ramdisk_warning(32, Some(&ramdisk)).unwrap().unwrap(),
+            "32 MiB of memory cannot hold the ramdisk (1 MiB) beside what it unpacks to (40 MiB) and the kernel (1 MiB): \
+             it takes 41 MiB and more"
+        );
+        assert_eq!(kernel.ramdisk_warning(42, Some(&ramdisk)).unwrap(), None);
+        assert_eq!(kernel.ramdisk_warning(4, None).unwrap(), None);
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Selection {
     /// How many vcpus the guest has
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
     vcpus: u32,
-    /// The guest's kernel, bzImage or ELF, instead of the stock one
+    /// The guest's kernel, bzImage, ELF or gzip'ed ELF, instead of the stock one
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
     /// The guest's initial ramdisk instead of busybox, or `none`
@@ -125,7 +125,9 @@ impl Selection {
             None => Some(kernels::ramdisk(sh)?),
             Some(_) => self.named_ramdisk()?.map(Path::to_owned),
         };
-        KernelFile::read(&kernel)?.fits(self.memory.into(), ramdisk.as_deref(), true).context("--memory")?;
+        let file = KernelFile::read(&kernel)?;
+        file.fits(self.memory.into(), ramdisk.as_deref(), true).context("--memory")?;
+        file.warn("--memory", self.memory.into(), ramdisk.as_deref())?;
         Ok(bundle.guest(&Guest {
             name: self.name.clone(),
             memory: self.memory,
@@ -163,6 +165,7 @@ impl Selection {
         let memory = u64::from(self.memory);
         ensure!(memory <= FIRST_MIB, "--memory: {memory} MiB, and the first domain can have {FIRST_MIB}");
         file.fits(memory, ramdisk.as_deref(), false).context("--memory")?;
+        file.warn("--memory", memory, ramdisk.as_deref())?;
         let files = file.size() + ramdisk.as_deref().map_or(0, size);
         fits(machine.into(), None, &[Wish { at: "--memory", name: first, memory, files, room: 0 }])?;
         let cmdline = self.cmdline(words);

@@ -1,7 +1,7 @@
 //! Making and ending domains: what dom0 does on behalf of a person.
 //!
 //! [`bundle`] finds guests in the boot bundle, [`command`] reads what a person types, [`json`] writes answers for programs, [`config`] reads what a guest
-//! should be, [`unpack`] turns what a distribution ships as a kernel into an ELF file, [`create`] makes a domain of
+//! should be, [`unpack`] turns what a distribution ships as a kernel into an ELF file, [`ramdisk`] says what a ramdisk takes, [`create`] makes a domain of
 //! both and introduces it to the store, [`end`] says why a domain ended and does what its configuration wants then,
 //! [`status`] turns that into a number.
 //!
@@ -20,6 +20,7 @@ pub mod create;
 pub mod end;
 pub mod json;
 mod privileged;
+pub mod ramdisk;
 pub mod status;
 mod tree;
 pub mod unpack;

@@ -62,8 +62,19 @@ impl Compression {
         matches!(self, Self::Gzip | Self::Xz | Self::Lz4 | Self::Zstd)
     }
 
-    fn of(payload: &[u8]) -> Option<Self> {
-        Self::MAGIC.iter().find(|(_, magic)| payload.starts_with(magic)).map(|(format, _)| *format)
+    /// What `file` is compressed with, by how it begins.
+    pub(crate) fn of(file: &[u8]) -> Option<Self> {
+        Self::MAGIC.iter().find(|(_, magic)| file.starts_with(magic)).map(|(format, _)| *format)
+    }
+
+    /// Bytes that `file` unpacks to, if it says so.
+    pub(crate) fn unpacked_size(self, file: &[u8]) -> Option<u64> {
+        match self {
+            Self::Gzip => gzip::unpacked_size(file),
+            Self::Xz => xz::unpacked_size(file),
+            Self::Zstd => zstd::unpacked_size(file),
+            _ => None,
+        }
     }
 }
 

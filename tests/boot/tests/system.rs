@@ -55,6 +55,7 @@ const STORIES: &[Story] = &[
     ("a_balloon_grows_beyond_the_beginning", verbs::a_balloon_grows_beyond_the_beginning),
     ("hypervisor_and_dom0_are_small_and_stay_so", verbs::hypervisor_and_dom0_are_small_and_stay_so),
     ("a_gzipped_kernel_runs", stories::a_gzipped_kernel_runs),
+    ("a_ramdisk_that_cannot_be_unpacked_is_warned_of", stories::a_ramdisk_that_cannot_be_unpacked_is_warned_of),
     ("a_bundle_without_a_first_domain_is_refused", stories::a_bundle_without_a_first_domain_is_refused),
     ("an_unknown_hypervisor_option_is_refused", stories::an_unknown_hypervisor_option_is_refused),
 ];

@@ -35,6 +35,15 @@ pub(super) async fn unpack(payload: &[u8], out: &mut [u8], pause: &impl AsyncFn(
     if crc == u32::from_le_bytes(checksum) { Ok(size) } else { Err("wrong checksum".into()) }
 }
 
+/// What the last word says, unless padding or another file follows, or the size has more than 32 bits: a file becomes
+/// neither larger by much, nor more than a thousand times smaller.
+pub(super) fn unpacked_size(file: &[u8]) -> Option<u64> {
+    let (_, size) = file.split_last_chunk::<4>()?;
+    let size = u64::from(u32::from_le_bytes(*size));
+    let len = file.len() as u64;
+    (len / 2..=len * 1100).contains(&size).then_some(size)
+}
+
 /// Reads and writes at most a piece between pauses. The window is the output itself.
 async fn inflate(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, TINFLStatus> {
     use inflate_flags::{

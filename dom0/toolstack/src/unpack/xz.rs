@@ -41,6 +41,11 @@ pub(super) fn beside(packed: &[u8], size: usize) -> usize {
     dictionary.saturating_add(dictionary / 2)
 }
 
+/// Bytes that a file unpacks to, if it can be read.
+pub(super) fn unpacked_size(file: &[u8]) -> Option<u64> {
+    Outline::of(file).ok().map(|outline| outline.unpacked as u64)
+}
+
 /// Kernels use the x86 filter; filters and checks are the reader's business.
 pub(super) async fn unpack(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, String> {
     let outline = Outline::of(packed)?;

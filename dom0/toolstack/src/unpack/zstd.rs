@@ -70,6 +70,11 @@ pub(super) fn beside(packed: &[u8], size: usize) -> usize {
     usize::try_from(window).unwrap_or(usize::MAX).saturating_add(BUFFER_SLACK)
 }
 
+/// Bytes that a file unpacks to, if its header says so.
+pub(super) fn unpacked_size(file: &[u8]) -> Option<u64> {
+    Header::of(file)?.content
+}
+
 pub(super) async fn unpack(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, String> {
     let header = Header::of(packed).ok_or("header cut off")?;
     if header.descriptor & 3 != 0 {

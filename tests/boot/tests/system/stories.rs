@@ -385,6 +385,24 @@ pub(crate) fn a_gzipped_kernel_runs() -> Result<()> {
     Machine::boot("a_gzipped_kernel_runs_first", &Setup::new(bundle))?.finish()?.require_passed()
 }
 
+/// A ramdisk that a kernel could not unpack beside it is warned of. The guest is made all the same: this one leaves its
+/// ramdisk as it is.
+pub(crate) fn a_ramdisk_that_cannot_be_unpacked_is_warned_of() -> Result<()> {
+    let ramdisk = tempfile::NamedTempFile::new()?;
+    std::fs::write(&ramdisk, gzipped(&vec![0; 40 << 20]))?;
+    let guest = Guest { ramdisk: Some(ramdisk.path().to_owned()), ..test_guest("small", "hello", "")? };
+    let other = test_guest("other", "hello", "")?;
+    let bundle = dom0("consoles=all")?.guest(&guest).guest(&other);
+    let outcome = start("a_ramdisk_that_cannot_be_unpacked_is_warned_of", bundle)?.finish()?;
+    outcome.require_success()?;
+    outcome.require_line(
+        "warning: guest small: 16 MiB of memory cannot hold the ramdisk (1 MiB) beside what it unpacks to (40 MiB) and \
+         the kernel (",
+    )?;
+    outcome.require_line("warning: ")?;
+    outcome.require_line("small| @@ done: passed")
+}
+
 /// A bundle with nothing to start.
 pub(crate) fn a_bundle_without_a_first_domain_is_refused() -> Result<()> {
     let bundle = Bundle::default().with_text("guests/web/config", "name = \"web\"");
