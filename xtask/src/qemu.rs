@@ -93,6 +93,21 @@ impl Qemu {
         Ok(self.version()?.1)
     }
 
+    /// The CPU models it has, as `-cpu` takes them.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn cpu_models(&self) -> Result<Vec<String>> {
+        let name = self.program.display();
+        let output = self.command().args(["-cpu", "help"]).output().with_context(|| format!("cannot start {name}"))?;
+        // A model to a line, behind `x86` in older versions; what follows are feature names, several to a line.
+        let model = |line: &str| {
+            let mut words = line.split_whitespace();
+            Some(words.next().filter(|word| *word != "x86").or_else(|| words.next())?.to_owned())
+        };
+        Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(model).collect())
+    }
+
     /// Major version and the whole version text.
     fn version(&self) -> Result<(u32, String)> {
         let name = self.program.display();

@@ -363,9 +363,29 @@ impl Outcome {
         }
     }
 
+    /// The features that the machine's CPU model has and the accelerator cannot do, as QEMU warned.
+    ///
+    /// # Errors
+    /// What QEMU said cannot be read.
+    pub fn lacking_features(&self) -> Result<Vec<String>> {
+        let file = self.log.with_file_name("qemu.log");
+        let said = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        Ok(lacking(&said))
+    }
+
     fn excerpt(&self) -> String {
         excerpt(&self.console, &self.log)
     }
+}
+
+/// The features named in lines such as `TCG doesn't support requested feature: CPUID.07H:EBX.hle [bit 4]`.
+fn lacking(said: &str) -> Vec<String> {
+    let named = |line: &str| {
+        let (_, place) = line.split_once("requested feature: ")?;
+        let (place, _) = place.split_once(" [").unwrap_or((place, ""));
+        Some(place.rsplit_once('.').map_or(place, |(_, name)| name).to_owned())
+    };
+    said.lines().filter_map(named).collect()
 }
 
 /// The end of a console, and where the whole of it lies.
@@ -402,6 +422,15 @@ fn position(text: &[u8], needle: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_accelerator_lacks_is_named() {
+        let said = "qemu: warning: TCG doesn't support requested feature: CPUID.07H:EBX.hle [bit 4]\n\
+                    qemu: warning: host doesn't support requested feature: CPUID.0DH:EAX.xsavec [bit 1]\n\
+                    qemu: terminating\n";
+        assert_eq!(lacking(said), ["hle", "xsavec"]);
+        assert!(lacking("").is_empty());
+    }
 
     fn outcome(end: Option<End>, console: &str) -> Outcome {
         Outcome { end, console: console.into(), log: "console.log".into() }

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "system/cpus.rs"]
+mod cpus;
 #[path = "system/entry.rs"]
 mod entry;
 #[path = "system/images.rs"]
@@ -89,6 +91,7 @@ fn trials() -> Result<Vec<Trial>> {
     }
     if ["hypervisor", "dom0"].iter().all(|name| images.contains(name)) {
         trials.extend(kernels::DAILY.into_iter().flat_map(kernel_trials));
+        trials.extend(cpus::DAILY.map(|(model, kernel)| cpus::trial(model, kernel)));
         trials.extend(STORIES.iter().map(|(name, story)| trial((*name).to_owned(), story)));
     }
     Ok(trials)
@@ -98,7 +101,7 @@ fn trials() -> Result<Vec<Trial>> {
 fn kernel_trials(name: &'static str) -> [Trial; 2] {
     [("ELF", true), ("bzImage", false)].map(|(form, elf)| {
         let title = format!("stock_{name}_answers_from_its_shell_as_{form}");
-        trial(title.clone(), move || stories::kernel_answers(&title, name, elf))
+        trial(title.clone(), move || stories::kernel_answers(&title, name, elf, None).map(drop))
     })
 }
 

@@ -1,6 +1,6 @@
 //! What is too long for every day: `cargo xtask soak`.
 
-use crate::verbs;
+use crate::{cpus, verbs};
 use anyhow::{Context, Result};
 use boot::guests;
 use libtest_mimic::Trial;
@@ -12,7 +12,7 @@ const ROUNDS: u32 = 20_000;
 const SECONDS: u32 = 30;
 
 /// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that
-/// come and go; and every stock kernel.
+/// come and go; every stock kernel; and those of every day on every CPU model.
 pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let path = build::image(&boot::images()?, "fuzz")?;
     let mut trials = Vec::new();
@@ -28,5 +28,7 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let title = "hypervisor_and_dom0_are_small_after_fifty_rounds";
     trials.push(crate::trial(title.to_owned(), || verbs::small_after(50)));
     trials.extend(kernels::names().flat_map(crate::kernel_trials));
+    let on = |model| kernels::DAILY.map(|kernel| cpus::trial(model, kernel));
+    trials.extend(cpus::MODELS.into_iter().flat_map(on));
     Ok(trials)
 }

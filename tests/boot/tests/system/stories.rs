@@ -1,7 +1,7 @@
 //! Stories that start at dom0: a bundle is booted, guests are talked to, the machine ends.
 
 use anyhow::{Context, Result, ensure};
-use boot::{Machine, Setup};
+use boot::{Machine, Outcome, Setup};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -103,13 +103,15 @@ pub(crate) fn stock_kernel_has_a_shell_and_powers_off() -> Result<()> {
     machine.finish()?.require_success()
 }
 
-/// A stock kernel, in either of its forms, has a shell that answers. Those that are not booted elsewhere get two vcpus.
-pub(crate) fn kernel_answers(title: &str, name: &str, elf: bool) -> Result<()> {
+/// A stock kernel, in either of its forms, has a shell that answers, on a CPU of this model. Those that are not booted
+/// elsewhere get two vcpus.
+pub(crate) fn kernel_answers(title: &str, name: &str, elf: bool, cpu: Option<&str>) -> Result<Outcome> {
     let stock = kernels::stock(&boot::shell()?, name)?;
     let kernel = if elf { stock.vmlinux } else { stock.bzimage };
     let (memory, vcpus) = if name == kernels::DEFAULT { (96, 1) } else { (256, 2) };
     let mut setup = Setup::new(dom0("")?.guest(&Guest { kernel, vcpus, ..linux("linux", memory)? }));
     setup.memory = 1024;
+    setup.cpu = cpu.map(str::to_owned);
     setup.limit = Duration::from_secs(300);
     let mut machine = Machine::boot(title, &setup)?;
     machine.expect("tenon-guest: init reached", BOOT)?;
@@ -118,7 +120,9 @@ pub(crate) fn kernel_answers(title: &str, name: &str, elf: bool) -> Result<()> {
     machine.expect(SHELL, SOON)?;
     machine.type_line("poweroff -f")?;
     machine.expect("guest linux (domain 1) powered off", SOON)?;
-    machine.finish()?.require_success()
+    let outcome = machine.finish()?;
+    outcome.require_success()?;
+    Ok(outcome)
 }
 
 /// A stock kernel runs programs on each of its vcpus, lets go of one and takes it back, and starts processes on all of them

@@ -1,0 +1,51 @@
+//! The CPU models of the emulator: what a stock kernel, or a program of ours, does with a CPU depends on the features it
+//! is shown, and many of those are switched by combinations that only certain models have.
+
+use crate::stories::kernel_answers;
+use anyhow::Result;
+use libtest_mimic::Trial;
+use xtask::qemu::Qemu;
+
+/// Models from Intel and from AMD, old and new; one of the emulator's own, with few features, and the one with all that it
+/// can do as if it were Intel's.
+pub(crate) const MODELS: [&str; 13] = [
+    "Nehalem",
+    "Haswell",
+    "Skylake-Client",
+    "Skylake-Server",
+    "Icelake-Server",
+    "SapphireRapids",
+    "GraniteRapids",
+    "EPYC",
+    "EPYC-Rome",
+    "EPYC-Milan",
+    "EPYC-Genoa",
+    "qemu64",
+    "max,vendor=GenuineIntel",
+];
+
+/// Those of every day, each with the stock kernel that boots on it: Intel's first with FSRM, and one of AMD's.
+pub(crate) const DAILY: [(&str, &str); 2] = [("Icelake-Server", "6.1"), ("EPYC-Rome", "6.12")];
+
+/// A stock kernel, on a model: its shell answers. Prints what was not tried, since the accelerator lacks it.
+pub(crate) fn trial(model: &'static str, kernel: &'static str) -> Trial {
+    let title = format!("stock_{kernel}_answers_on_{model}");
+    crate::trial(title.clone(), move || {
+        if !is_known(model)? {
+            println!("{title}: skipped, the emulator has no such model");
+            return Ok(());
+        }
+        let outcome = kernel_answers(&title, kernel, true, Some(model))?;
+        let lacking = outcome.lacking_features()?;
+        if !lacking.is_empty() {
+            println!("{title}: without {}", lacking.join(", "));
+        }
+        Ok(())
+    })
+}
+
+/// Whether the emulator has the model: old ones lack the newest.
+fn is_known(model: &str) -> Result<bool> {
+    let name = model.split(',').next().unwrap_or(model);
+    Ok(Qemu::find(&boot::shell()?, None)?.cpu_models()?.iter().any(|known| known == name))
+}
