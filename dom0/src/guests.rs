@@ -254,6 +254,7 @@ impl Guests {
         if let Some(why) = warning(config.memory, kernel, ramdisk) {
             self.terminal.message(&format!("warning: guest {}: {why}", config.name));
         }
+        self.store.settled().await;
         let request = Request { config, kernel, ramdisk, uuid: uuid(), backend: self.own };
         let hypervisor = &mut *self.hypervisor.borrow_mut();
         let store = &mut self.store.clone();

@@ -22,6 +22,18 @@ impl Signal {
         }
     }
 
+    /// Waits until the signal is set.
+    pub(crate) async fn wait(&self) {
+        poll_fn(|context| {
+            if self.set.take() {
+                return Poll::Ready(());
+            }
+            self.waiting.replace(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Waits until the signal is set or the port is raised.
     pub(crate) async fn or_port(&self, port: u32) {
         let mut event = pin!(events::wait(port));

@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::rc::{Rc, Weak};
 use alloc::string::{String, ToString};
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 
 use guest_image::MachineFrame;
 use hypercall_abi::grant::REF_XENSTORE;
@@ -27,11 +27,13 @@ struct Shared {
     /// Our own way to it.
     session: ConnectionId,
     served: RefCell<BTreeMap<u16, Served>>,
+    /// The store has something left to do.
+    left: Rc<Signal>,
 }
 
 /// A guest being served.
 struct Served {
-    _ring: Rc<Ring>,
+    ring: Rc<Ring>,
     /// The store may have something for this guest.
     kick: Rc<Signal>,
     /// Ends with this structure.
@@ -43,6 +45,8 @@ struct Ring {
     link: RefCell<Link>,
     page: GrantedPage,
     channel: Channel,
+    /// The store took no request of it, because others had yet to hear of the last ones.
+    held: Cell<bool>,
 }
 
 impl StoreService {
@@ -50,7 +54,17 @@ impl StoreService {
     pub(crate) fn new(own: DomainId) -> Self {
         let mut store = store::Store::new(store::DomainId(own.0), Quotas::default());
         let session = store.open_local();
-        Self(Rc::new(Shared { own, store: RefCell::new(store), session, served: RefCell::default() }))
+        let (store, left) = (RefCell::new(store), Rc::default());
+        let shared = Rc::new(Shared { own, store, session, served: RefCell::default(), left });
+        tasks::spawn(work(Rc::downgrade(&shared), Rc::clone(&shared.left))).detach();
+        Self(shared)
+    }
+
+    /// Waits until nothing is left of domains that are gone, and everybody has heard of everything.
+    pub(crate) async fn settled(&self) {
+        while self.0.store.borrow().has_work() {
+            tasks::yield_now().await;
+        }
     }
 
     /// Tells those who watch that a domain shut down.
@@ -80,10 +94,10 @@ impl StoreService {
             GrantedPage::map(domain.0, REF_XENSTORE).map_err(|errno| format!("its store page: {}", errno.name()))?;
         let link = Link::introduce(domain, &page).map_err(|_| "its store page changes under us".to_string())?;
         let channel = Channel::connect(domain.0, port).map_err(|errno| format!("its store port: {}", errno.name()))?;
-        let ring = Rc::new(Ring { link: RefCell::new(link), page, channel });
+        let ring = Rc::new(Ring { link: RefCell::new(link), page, channel, held: Cell::new(false) });
         let kick = Rc::new(Signal::default());
         let task = serve(Rc::downgrade(&self.0), domain, Rc::downgrade(&ring), Rc::clone(&kick));
-        let served = Served { _ring: ring, kick, _task: tasks::spawn(task) };
+        let served = Served { ring, kick, _task: tasks::spawn(task) };
         let before = self.0.served.borrow_mut().insert(domain.0, served);
         drop(before);
         Ok(())
@@ -91,15 +105,27 @@ impl StoreService {
 }
 
 impl Shared {
-    /// Wakes whoever the store has something for, but `except`.
+    /// Wakes the guests that the store has something for, or takes requests from again, but `except`; and our own task if
+    /// the store has something left to do.
     fn deliver(&self, except: Option<u16>) {
-        let mut store = self.store.borrow_mut();
+        let store = self.store.borrow();
         for (domain, served) in &*self.served.borrow() {
             let id = ConnectionId::Domain(store::DomainId(*domain));
-            if Some(*domain) != except && !store.output(id).is_empty() {
+            let may_go_on = served.ring.held.get() && store.accepts_input(id);
+            if Some(*domain) != except && (may_go_on || store.has_output(id)) {
                 served.kick.set();
             }
         }
+        if store.has_work() {
+            self.left.set();
+        }
+    }
+
+    /// Does a piece of what the store has left to do; answers whether there is more.
+    fn work(&self) -> bool {
+        let more = self.store.borrow_mut().work();
+        self.deliver(None);
+        more
     }
 
     /// One step for one guest; answers whether there is more to do at once.
@@ -114,7 +140,20 @@ impl Shared {
             // each other for ever.
             self.deliver(Some(domain.0));
         }
+        ring.held.set(!step.again && !self.store.borrow().accepts_input(ConnectionId::Domain(domain)));
         step.again
+    }
+}
+
+/// Does what the store has left to do, and lets others have their turn after each piece.
+async fn work(shared: Weak<Shared>, left: Rc<Signal>) {
+    loop {
+        let Some(more) = shared.upgrade().map(|shared| shared.work()) else { return };
+        if more {
+            tasks::yield_now().await;
+        } else {
+            left.wait().await;
+        }
     }
 }
 
@@ -159,12 +198,9 @@ impl toolstack::Store for StoreService {
     }
 
     fn remove(&mut self, path: &str) -> Result<(), String> {
-        let removed = self.0.store.borrow_mut().session(self.0.session).remove(path);
+        let removed = self.0.store.borrow_mut().session(self.0.session).remove_gradually(path);
         self.0.deliver(None);
-        match removed {
-            Ok(()) | Err(StoreError::NotFound) => Ok(()),
-            Err(error) => Err(text(error)),
-        }
+        removed.map_err(text)
     }
 
     fn introduce(&mut self, domain: DomainId, page: MachineFrame, port: u32) -> Result<(), String> {

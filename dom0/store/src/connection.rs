@@ -4,13 +4,16 @@
 //! which no request is taken, and events up to a limit above which each watch keeps one event for
 //! its own path (an event too many is always legal, a lost one is not; ABI 3.3, 3.6).
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Bound::{Excluded, Unbounded};
 
 use crate::domain::Caller;
-use crate::quota::Quotas;
+use crate::path::Path;
+use crate::quota::{Quotas, heap, map_entry, shared};
 use crate::view::Changes;
-use crate::watch::WatchEvent;
+use crate::watch::{Watch, WatchEvent};
 use crate::wire::{self, Assembler, Kind};
 
 /// A client's side of the server.
@@ -20,17 +23,24 @@ pub(crate) struct Connection {
     pub(crate) input: Assembler,
     pub(crate) outbox: Outbox,
     pub(crate) transactions: BTreeMap<u32, Changes>,
+    /// Bytes of its changes that watchers are yet to hear of.
+    pub(crate) untold: usize,
 }
 
 impl Connection {
     pub(crate) fn new(caller: Caller) -> Self {
-        Self { caller, input: Assembler::default(), outbox: Outbox::default(), transactions: BTreeMap::new() }
+        Self {
+            caller,
+            input: Assembler::default(),
+            outbox: Outbox::default(),
+            transactions: BTreeMap::new(),
+            untold: 0,
+        }
     }
 
-    /// Bytes of open transactions, `except` one.
-    pub(crate) fn transaction_bytes(&self, except: u32) -> usize {
-        let others = self.transactions.iter().filter(|(id, _)| **id != except);
-        others.map(|(_, changes)| changes.bytes()).sum()
+    /// Bytes of open transactions and of changes not told.
+    pub(crate) fn held(&self) -> usize {
+        self.transactions.values().map(Changes::bytes).sum::<usize>() + self.untold
     }
 
     /// The smallest number no open transaction has.
@@ -39,10 +49,38 @@ impl Connection {
     }
 }
 
+/// An event that waits: the watch, and the path that changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Event {
+    pub(crate) watch: Arc<Watch>,
+    pub(crate) path: Path,
+}
+
+impl Event {
+    /// What it takes of the heap: path and token may be shared with others, which is not relied on.
+    fn cost(&self) -> usize {
+        let places = 2 * size_of::<Item>() + map_entry(size_of::<Text>());
+        places + shared(self.path.as_str().len()) + shared(self.watch.token.len())
+    }
+
+    /// What the client is told, to tell equal events.
+    fn text(&self) -> Text {
+        (self.path.clone(), self.watch.relative, Arc::clone(&self.watch.token))
+    }
+}
+
+/// A path, whether it is shown relative to a home, and a token.
+type Text = (Path, bool, Arc<[u8]>);
+
+/// What a reply takes of the heap.
+fn reply_cost(message: &[u8]) -> usize {
+    heap(message.len()) + 2 * size_of::<Item>()
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Item {
     Reply(Vec<u8>),
-    Event(WatchEvent),
+    Event(Event),
 }
 
 /// What waits to be fetched, in order.
@@ -50,47 +88,53 @@ pub(crate) enum Item {
 pub(crate) struct Outbox {
     queue: VecDeque<Item>,
     reply_bytes: usize,
-    events: usize,
+    /// The events in the queue, so that none waits twice.
+    waiting: BTreeSet<Text>,
     event_bytes: usize,
-    /// One event per watch that could not queue a better one.
-    overflow: VecDeque<WatchEvent>,
+    /// Watches that could not queue an event: each is to have one for its own path.
+    overflow: BTreeMap<u64, Arc<Watch>>,
+    /// The number of the last of them that had its turn.
+    served: u64,
     /// The message being sent, and how much of it is gone.
     head: Vec<u8>,
     sent: usize,
 }
 
-fn cost(event: &WatchEvent) -> usize {
-    event.path.len() + event.token.len() + 64
-}
-
 impl Outbox {
     pub(crate) fn reply(&mut self, message: Vec<u8>) {
-        self.reply_bytes += message.len();
+        self.reply_bytes += reply_cost(&message);
         self.queue.push_back(Item::Reply(message));
     }
 
-    /// Queues an event unless the same one still waits. `own` stands for it when there is no room:
-    /// the event of the same watch for the path it watches.
-    pub(crate) fn event(&mut self, event: WatchEvent, own: WatchEvent, quotas: &Quotas) {
-        let item = Item::Event(event);
-        if self.queue.contains(&item) {
+    /// Queues an event for a change at `path`, unless the same one still waits. Without room for it, the watch will be
+    /// told that its own path changed.
+    pub(crate) fn event(&mut self, watch: &Arc<Watch>, path: &Path, quotas: &Quotas) {
+        if self.overflow.contains_key(&watch.number) {
             return;
         }
-        let Item::Event(event) = item else { return };
+        let event = Event { watch: Arc::clone(watch), path: path.clone() };
+        if self.waiting.contains(&event.text()) {
+            return;
+        }
         if self.has_room_for(&event, quotas) {
             self.push_event(event);
-        } else if !self.overflow.contains(&own) {
-            self.overflow.push_back(own);
+        } else {
+            self.overflow.insert(watch.number, event.watch);
         }
     }
 
     /// A watch is gone: no event must stand in for it any longer.
-    pub(crate) fn forget(&mut self, own: &WatchEvent) {
-        self.overflow.retain(|waiting| waiting != own);
+    pub(crate) fn forget(&mut self, watch: &Watch) {
+        self.overflow.remove(&watch.number);
     }
 
     pub(crate) const fn reply_bytes(&self) -> usize {
         self.reply_bytes
+    }
+
+    /// Whether anything waits.
+    pub(crate) fn has_output(&self) -> bool {
+        self.sent < self.head.len() || !self.queue.is_empty()
     }
 
     /// The next bytes to send; empty when nothing waits.
@@ -115,14 +159,14 @@ impl Outbox {
     pub(crate) fn next_event(&mut self, quotas: &Quotas) -> Option<WatchEvent> {
         loop {
             match self.pop(quotas)? {
-                Item::Event(event) => return Some(event),
+                Item::Event(event) => return Some(event.watch.event(&event.path)),
                 Item::Reply(_) => {}
             }
         }
     }
 
     pub(crate) fn has_events(&self) -> bool {
-        self.events > 0
+        !self.waiting.is_empty()
     }
 
     /// What is left of the message being sent.
@@ -133,11 +177,6 @@ impl Outbox {
     /// Whole messages that wait, in order.
     pub(crate) fn items(&self) -> impl Iterator<Item = &Item> {
         self.queue.iter()
-    }
-
-    /// Events that stand for others.
-    pub(crate) fn overflow(&self) -> impl Iterator<Item = &WatchEvent> {
-        self.overflow.iter()
     }
 
     /// Puts back what [`unsent_head`](Self::unsent_head) said.
@@ -153,43 +192,46 @@ impl Outbox {
         }
     }
 
-    /// Puts back one of [`overflow`](Self::overflow).
-    pub(crate) fn restore_overflow(&mut self, event: WatchEvent) {
-        self.overflow.push_back(event);
-    }
-
     fn pop(&mut self, quotas: &Quotas) -> Option<Item> {
         let item = self.queue.pop_front()?;
         match &item {
-            Item::Reply(message) => self.reply_bytes -= message.len(),
+            Item::Reply(message) => self.reply_bytes -= reply_cost(message),
             Item::Event(event) => {
-                self.events -= 1;
-                self.event_bytes -= cost(event);
+                self.waiting.remove(&event.text());
+                self.event_bytes -= event.cost();
             }
         }
-        while self.overflow.front().is_some_and(|own| self.has_room_for(own, quotas)) {
-            let Some(own) = self.overflow.pop_front() else { break };
-            if !self.queue.contains(&Item::Event(own.clone())) {
-                self.push_event(own);
+        while let Some(event) = self.next_overflow().filter(|event| self.has_room_for(event, quotas)) {
+            self.served = event.watch.number;
+            self.overflow.remove(&self.served);
+            if !self.waiting.contains(&event.text()) {
+                self.push_event(event);
             }
         }
         Some(item)
     }
 
-    const fn has_room_for(&self, event: &WatchEvent, quotas: &Quotas) -> bool {
-        let bytes = event.path.len() + event.token.len() + 64;
-        self.events < quotas.events && self.event_bytes + bytes <= quotas.event_bytes
+    /// The event of the watch whose turn it is, of those that overflowed.
+    fn next_overflow(&self) -> Option<Event> {
+        let behind = self.overflow.range((Excluded(self.served), Unbounded)).next();
+        let (_, watch) = behind.or_else(|| self.overflow.first_key_value())?;
+        Some(Event { watch: Arc::clone(watch), path: watch.path.clone() })
     }
 
-    fn push_event(&mut self, event: WatchEvent) {
-        self.events += 1;
-        self.event_bytes += cost(&event);
+    fn has_room_for(&self, event: &Event, quotas: &Quotas) -> bool {
+        self.waiting.len() < quotas.events && self.event_bytes + event.cost() <= quotas.event_bytes
+    }
+
+    fn push_event(&mut self, event: Event) {
+        self.waiting.insert(event.text());
+        self.event_bytes += event.cost();
         self.queue.push_back(Item::Event(event));
     }
 }
 
-fn encode(event: &WatchEvent) -> Vec<u8> {
-    let payload = [event.path.as_bytes(), b"\0", &*event.token, b"\0"].concat();
+fn encode(event: &Event) -> Vec<u8> {
+    let WatchEvent { path, token } = event.watch.event(&event.path);
+    let payload = [path.as_bytes(), b"\0", &*token, b"\0"].concat();
     wire::message(Kind::WatchEvent as u32, 0, 0, &payload)
 }
 
@@ -197,7 +239,22 @@ fn encode(event: &WatchEvent) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn event(path: &str, token: &str) -> WatchEvent {
+    use crate::domain::{ConnectionId, DomainId};
+
+    fn watch(path: &str, token: &str) -> Arc<Watch> {
+        let home = DomainId(5);
+        Arc::new(Watch {
+            number: token.bytes().next().unwrap().into(),
+            connection: ConnectionId::Domain(home),
+            path: Path::literal(path),
+            home,
+            relative: false,
+            token: token.as_bytes().into(),
+            depth: None,
+        })
+    }
+
+    fn told(path: &str, token: &str) -> WatchEvent {
         WatchEvent { path: path.into(), token: token.as_bytes().into() }
     }
 
@@ -206,11 +263,11 @@ mod tests {
         let quotas = Quotas::default();
         let mut outbox = Outbox::default();
         for path in ["/a", "/b", "/a"] {
-            outbox.event(event(path, "t"), event("/", "t"), &quotas);
+            outbox.event(&watch("/", "t"), &Path::literal(path), &quotas);
         }
         let seen: Vec<_> = core::iter::from_fn(|| outbox.next_event(&quotas)).collect();
-        assert_eq!(seen, [event("/a", "t"), event("/b", "t")]);
-        outbox.event(event("/a", "t"), event("/", "t"), &quotas);
+        assert_eq!(seen, [told("/a", "t"), told("/b", "t")]);
+        outbox.event(&watch("/", "t"), &Path::literal("/a"), &quotas);
         assert!(outbox.next_event(&quotas).is_some(), "what was fetched may come again");
     }
 
@@ -219,13 +276,13 @@ mod tests {
         let quotas = Quotas { events: 2, ..Quotas::default() };
         let mut outbox = Outbox::default();
         for number in 0..100 {
-            outbox.event(event(&alloc::format!("/a/{number}"), "t"), event("/a", "t"), &quotas);
-            outbox.event(event("/b/x", "u"), event("/b", "u"), &quotas);
+            outbox.event(&watch("/a", "t"), &Path::literal(&alloc::format!("/a/{number}")), &quotas);
+            outbox.event(&watch("/b", "u"), &Path::literal("/b/x"), &quotas);
         }
         let seen: Vec<_> = core::iter::from_fn(|| outbox.next_event(&quotas)).collect();
         let paths: Vec<_> = seen.iter().map(|event| &event.path[..]).collect();
         assert_eq!(paths, ["/a/0", "/b/x", "/a"]);
-        assert_eq!((outbox.events, outbox.event_bytes), (0, 0));
+        assert_eq!((outbox.waiting.len(), outbox.event_bytes, outbox.overflow.len()), (0, 0, 0));
     }
 
     #[test]
@@ -233,7 +290,7 @@ mod tests {
         let quotas = Quotas::default();
         let mut outbox = Outbox::default();
         outbox.reply(b"reply".to_vec());
-        outbox.event(event("/a", "t"), event("/a", "t"), &quotas);
+        outbox.event(&watch("/a", "t"), &Path::literal("/a"), &quotas);
         let mut sent = Vec::new();
         while let [first, ..] = outbox.pending(&quotas) {
             sent.push(*first);

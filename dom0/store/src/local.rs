@@ -15,6 +15,7 @@ use crate::request::{Reader, Request, WatchRequest};
 use crate::server::Store;
 use crate::view::View;
 use crate::watch::WatchEvent;
+use crate::work::Effect;
 
 impl Store {
     /// Opens a privileged session. Who can call this is the server's own domain.
@@ -42,7 +43,7 @@ impl Store {
 
     fn ask(&mut self, id: ConnectionId, request: Request<'_>) -> Result<Vec<u8>, StoreError> {
         let (reply, effect) = self.perform(id, 0, request)?;
-        self.fire(effect);
+        self.follow(Some(id), effect);
         Ok(reply)
     }
 }
@@ -65,7 +66,7 @@ impl Session<'_> {
     ) -> Result<R, StoreError> {
         let in_view = |view: &mut View<'_>| work(&mut Transaction { view });
         let (result, fired) = self.store.in_view(self.id, 0, in_view)?;
-        self.store.fire(crate::server::Effect::Changed(fired));
+        self.store.follow(Some(self.id), Effect::Changed(fired));
         Ok(result)
     }
 
@@ -115,6 +116,21 @@ impl Session<'_> {
     /// `NotFound` if even the directory it would lie in is missing; `Invalid` for the root.
     pub fn remove(&mut self, path: &str) -> Result<(), StoreError> {
         self.transaction(|t| t.remove(path))
+    }
+
+    /// Removes a subtree however large it is, in pieces: see [`Store::work`]. Others may see a part of it removed.
+    ///
+    /// # Errors
+    /// `Access` on a connection that is not privileged; `Invalid` for a malformed path or the root.
+    pub fn remove_gradually(&mut self, path: &str) -> Result<(), StoreError> {
+        let caller = self.store.connections.get(&self.id).ok_or(StoreError::NotFound)?.caller;
+        if !caller.privileged {
+            return Err(StoreError::Access);
+        }
+        let path = Reader { caller: &caller, quotas: &self.store.quotas }.path(path.as_bytes())?;
+        path.parent().ok_or(StoreError::Invalid)?;
+        self.store.follow(Some(self.id), Effect::Removed(path));
+        Ok(())
     }
 
     /// Reads a permission list.
@@ -218,7 +234,7 @@ impl Transaction<'_, '_> {
     /// `NotFound`, or `Invalid` for a malformed path.
     pub fn read(&mut self, path: &str) -> Result<Vec<u8>, StoreError> {
         let path = self.path(path)?;
-        Ok(self.view.node(&path)?.value.clone())
+        Ok(self.view.node(&path)?.value.to_vec())
     }
 
     /// Reads a value that should be text.
@@ -236,7 +252,7 @@ impl Transaction<'_, '_> {
     pub fn list(&mut self, path: &str) -> Result<Vec<String>, StoreError> {
         let path = self.path(path)?;
         let node = self.view.node(&path)?;
-        Ok(node.children.iter().map(|name| name.to_string()).collect())
+        Ok(node.children.iter().map(ToString::to_string).collect())
     }
 
     /// Sets a value; creates what is missing.

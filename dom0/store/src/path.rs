@@ -3,6 +3,8 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use core::borrow::Borrow;
+use core::cmp::Ordering;
 use core::fmt;
 
 use crate::domain::DomainId;
@@ -19,9 +21,14 @@ pub const RELEASE_DOMAIN: &str = "@releaseDomain";
 
 const HOMES: &str = "/local/domain/";
 
-/// A valid absolute path, or a special name that starts with `@`. Cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Path(Arc<str>);
+/// A valid absolute path, or a special name that starts with `@`. Cheap to clone, as are its ancestors: all of them are
+/// the beginnings of one text.
+#[derive(Clone)]
+pub struct Path {
+    text: Arc<str>,
+    /// How much of the text is the path: up to the end of a component.
+    end: usize,
+}
 
 /// What a client wrote, and what it means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,16 +40,27 @@ pub struct Resolved {
 }
 
 impl Path {
+    fn new(text: impl Into<Arc<str>>) -> Self {
+        let text = text.into();
+        Self { end: text.len(), text }
+    }
+
     /// The root of the tree.
     #[must_use]
     pub fn root() -> Self {
-        Self("/".into())
+        Self::new("/")
+    }
+
+    /// The same path in a text of its own, as what keeps it for long wants it.
+    #[must_use]
+    pub(crate) fn compact(self) -> Self {
+        if self.end == self.text.len() { self } else { Self::new(self.as_str()) }
     }
 
     /// The directory relative paths of this domain start from.
     #[must_use]
     pub fn home(domain: DomainId) -> Self {
-        Self(format!("{HOMES}{domain}").into())
+        Self::new(format!("{HOMES}{domain}"))
     }
 
     /// Checks a path that must name a node: absolute, or relative to `caller`'s home.
@@ -75,12 +93,17 @@ impl Path {
         if !valid {
             return Err(StoreError::Invalid);
         }
-        Ok(Resolved { path: Self(text.into()), relative: false })
+        Ok(Resolved { path: Self::new(text), relative: false })
+    }
+
+    /// Less than every path.
+    pub(crate) fn first() -> Self {
+        Self::new("")
     }
 
     /// A path the server itself writes down.
     pub(crate) fn literal(text: &str) -> Self {
-        Self(text.into())
+        Self::new(text)
     }
 
     fn checked(text: &str) -> Result<Self, StoreError> {
@@ -90,42 +113,43 @@ impl Path {
         if !text.starts_with('/') || text.len() > ABSOLUTE_MAX || !well_formed(text) {
             return Err(StoreError::Invalid);
         }
-        Ok(Self(text.into()))
+        Ok(Self::new(text))
     }
 
     /// The path as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.text.get(..self.end).unwrap_or_default()
     }
 
     /// Whether this is a special name rather than a place in the tree.
     #[must_use]
     pub fn is_special(&self) -> bool {
-        self.0.starts_with('@')
+        self.as_str().starts_with('@')
     }
 
     /// The directory this path lies in; the root and special names lie in none.
     #[must_use]
     pub fn parent(&self) -> Option<Self> {
-        match self.0.rsplit_once('/')? {
-            ("", "") => None,
-            ("", _) => Some(Self::root()),
-            (parent, _) => Some(Self(parent.into())),
-        }
+        let end = match self.as_str().rsplit_once('/')? {
+            ("", "") => return None,
+            ("", _) => 1,
+            (parent, _) => parent.len(),
+        };
+        Some(Self { text: Arc::clone(&self.text), end })
     }
 
     /// The last component.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.0.rsplit_once('/').map_or(&*self.0, |(_, name)| name)
+        self.as_str().rsplit_once('/').map_or(self.as_str(), |(_, name)| name)
     }
 
     /// A path one level below.
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
-        let base = if &*self.0 == "/" { "" } else { &*self.0 };
-        Self(format!("{base}/{name}").into())
+        let base = self.as_base();
+        Self::new(format!("{base}/{name}"))
     }
 
     /// This path, its parent, and so on up to the root.
@@ -136,33 +160,83 @@ impl Path {
     /// How many levels below `ancestor` this path lies; `None` when it does not lie below or at it.
     #[must_use]
     pub fn levels_below(&self, ancestor: &Self) -> Option<usize> {
-        let base = if &*ancestor.0 == "/" { "" } else { &*ancestor.0 };
-        let rest = if self == ancestor { "" } else { self.0.strip_prefix(base)? };
+        let rest = if self == ancestor { "" } else { self.as_str().strip_prefix(ancestor.as_base())? };
         let is_below = rest.is_empty() || rest.starts_with('/');
         is_below.then(|| rest.bytes().filter(|byte| *byte == b'/').count())
+    }
+
+    /// What comes before the slash of a path below this one.
+    fn as_base(&self) -> &str {
+        if self.as_str() == "/" { "" } else { self.as_str() }
+    }
+
+    /// The nearest path that both this one and `other` lie below or at; `None` if there is no such, as with special names.
+    pub(crate) fn common(&self, other: &Self) -> Option<Self> {
+        let (ours, theirs) = (self.as_base(), other.as_base());
+        let same = ours.bytes().zip(theirs.bytes()).take_while(|(a, b)| a == b).count();
+        let whole = |text: &str| text.len() == same || text.as_bytes().get(same) == Some(&b'/');
+        let end = match (whole(ours) && whole(theirs), ours.get(..same)?.rfind('/')) {
+            (true, _) if same > 0 => same,
+            (_, Some(slash)) => slash.max(1),
+            _ if self.is_special() || other.is_special() => return None,
+            _ => 1,
+        };
+        Some(Self { text: Arc::clone(&self.text), end })
     }
 
     /// The path as a client with this home wrote it.
     #[must_use]
     pub fn relative_to(&self, home: DomainId) -> String {
         let prefix = format!("{HOMES}{home}/");
-        self.0.strip_prefix(prefix.as_str()).unwrap_or(&self.0).into()
+        self.as_str().strip_prefix(prefix.as_str()).unwrap_or(self.as_str()).into()
     }
 
     /// Length as the path-length quota counts it: what follows a domain's home.
     #[must_use]
     pub fn quota_length(&self) -> usize {
-        let below_home = self.0.strip_prefix(HOMES).and_then(|rest| rest.split_once('/'));
+        let below_home = self.as_str().strip_prefix(HOMES).and_then(|rest| rest.split_once('/'));
         match below_home {
             Some((domain, rest)) if domain.bytes().all(|byte| byte.is_ascii_digit()) => rest.len(),
-            _ => self.0.len(),
+            _ => self.end,
         }
     }
 }
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl PartialEq for Path {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Path {}
+
+impl Borrow<str> for Path {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl PartialOrd for Path {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Path {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_str().cmp(other.as_str())
     }
 }
 
@@ -237,7 +311,7 @@ mod tests {
         assert_eq!(Path::root().child("a"), path("/a"));
         assert_eq!(path("/a").child("b"), path("/a/b"));
         assert_eq!((path("/a/b").name(), path("/").name()), ("b", ""));
-        let line: alloc::vec::Vec<_> = path("/a/b").and_ancestors().map(|p| p.0).collect();
+        let line: alloc::vec::Vec<_> = path("/a/b").and_ancestors().map(|p| p.compact().text).collect();
         assert_eq!(line, ["/a/b".into(), "/a".into(), Arc::<str>::from("/")]);
         assert_eq!(path("/a/b/c").levels_below(&path("/a")), Some(2));
         assert_eq!(path("/a").levels_below(&path("/a")), Some(0));
@@ -245,6 +319,28 @@ mod tests {
         assert_eq!(path("/a").levels_below(&path("/")), Some(1));
         assert_eq!(path("/ab").levels_below(&path("/a")), None);
         assert_eq!(path("/").levels_below(&path("/a")), None);
+    }
+
+    #[test]
+    fn what_two_paths_have_in_common_ends_with_a_component() {
+        let rows = [
+            ("/a/b/c", "/a/b/d", "/a/b"),
+            ("/a/b", "/a/b/c", "/a/b"),
+            ("/a/b/c", "/a/b", "/a/b"),
+            ("/a/bc", "/a/b", "/a"),
+            ("/a/b", "/a/bc", "/a"),
+            ("/ab", "/a", "/"),
+            ("/a", "/b", "/"),
+            ("/", "/b", "/"),
+            ("/a", "/a", "/a"),
+        ];
+        for (one, other, both) in rows {
+            assert_eq!(path(one).common(&path(other)), Some(path(both)), "{one} {other}");
+        }
+        let special = |text: &str| Path::literal(text);
+        assert_eq!(special("@a").common(&path("/a")), None);
+        assert_eq!(special("@a").common(&special("@a")), Some(special("@a")));
+        assert_eq!(special("@ab").common(&special("@a")), None);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Who may do what with a node (ABI 3.5).
 
 use alloc::format;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::domain::{Caller, DomainId};
 use crate::error::StoreError;
+use crate::quota::shared;
 
 /// A set of rights: read, write, both, none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,14 +84,29 @@ impl Permission {
 pub struct Permissions {
     owner: DomainId,
     others: Rights,
-    exceptions: Vec<Permission>,
+    /// Shared by all nodes that inherit them; `None` instead of an empty list.
+    exceptions: Option<Arc<[Permission]>>,
 }
 
 impl Permissions {
     /// Only the owner (and privileged callers) may do anything.
     #[must_use]
     pub const fn private(owner: DomainId) -> Self {
-        Self { owner, others: Rights::NONE, exceptions: Vec::new() }
+        Self { owner, others: Rights::NONE, exceptions: None }
+    }
+
+    fn with(owner: DomainId, others: Rights, exceptions: &[Permission]) -> Self {
+        let exceptions = if exceptions.is_empty() { None } else { Some(exceptions.into()) };
+        Self { owner, others, exceptions }
+    }
+
+    fn exceptions(&self) -> &[Permission] {
+        self.exceptions.as_deref().unwrap_or_default()
+    }
+
+    /// What the list takes of the heap.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        if self.exceptions.is_some() { shared(size_of_val(self.exceptions())) } else { 0 }
     }
 
     /// Builds a list from its entries.
@@ -98,7 +115,7 @@ impl Permissions {
     /// No entry at all.
     pub fn new(entries: &[Permission]) -> Result<Self, StoreError> {
         let (first, rest) = entries.split_first().ok_or(StoreError::Invalid)?;
-        Ok(Self { owner: first.domain, others: first.rights, exceptions: rest.to_vec() })
+        Ok(Self::with(first.domain, first.rights, rest))
     }
 
     /// Reads a list as it is written in configurations: `n0,r5`.
@@ -119,13 +136,13 @@ impl Permissions {
     /// All entries, the owner's first.
     pub fn entries(&self) -> impl Iterator<Item = Permission> {
         let first = Permission { domain: self.owner, rights: self.others };
-        core::iter::once(first).chain(self.exceptions.iter().copied())
+        core::iter::once(first).chain(self.exceptions().iter().copied())
     }
 
     /// Number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.exceptions.len() + 1
+        self.exceptions().len() + 1
     }
 
     /// Never: a list has an owner.
@@ -140,7 +157,7 @@ impl Permissions {
         if caller.privileged || caller.acts_for(self.owner) {
             return true;
         }
-        let exception = self.exceptions.iter().find(|entry| caller.acts_for(entry.domain));
+        let exception = self.exceptions().iter().find(|entry| caller.acts_for(entry.domain));
         exception.map_or(self.others, |entry| entry.rights).include(wanted)
     }
 
@@ -159,14 +176,14 @@ impl Permissions {
     /// The same list without the exceptions that `keep` refuses.
     #[must_use]
     pub fn retaining(&self, keep: impl Fn(DomainId) -> bool) -> Self {
-        let exceptions = self.exceptions.iter().copied().filter(|entry| keep(entry.domain));
-        Self { exceptions: exceptions.collect(), ..*self }
+        let kept: Vec<_> = self.exceptions().iter().copied().filter(|entry| keep(entry.domain)).collect();
+        Self::with(self.owner, self.others, &kept)
     }
 
     /// Whether an exception names this domain.
     #[must_use]
     pub fn mention(&self, domain: DomainId) -> bool {
-        self.exceptions.iter().any(|entry| entry.domain == domain)
+        self.exceptions().iter().any(|entry| entry.domain == domain)
     }
 
     /// The list as GET_PERMS sends it: every entry terminated.

@@ -1,4 +1,13 @@
-//! How much of the store an unprivileged domain may use (ABI 3.6).
+//! How much of the store an unprivileged domain may use (ABI 3.6), and what that takes of the heap at most.
+//!
+//! Bytes are counted as the heap sees them: with what an allocation costs beside its contents, and with the places that
+//! maps and queues spend on an entry. So the budgets of all domains together are what the server's heap must have.
+
+use crate::wire::{HEADER_BYTES, PAYLOAD_MAX};
+
+/// Bytes that one call of [`Store`](crate::Store) on behalf of an unprivileged domain may allocate in all, the parts that
+/// it frees again included. Who has so many in a row before the call can carry it out.
+pub const TURN_BYTES: usize = 1 << 20;
 
 /// Limits for each unprivileged domain. Privileged callers have none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,15 +24,17 @@ pub struct Quotas {
     pub watches: usize,
     /// Transactions open.
     pub transactions: usize,
-    /// Nodes touched in one transaction.
+    /// Nodes touched in one transaction, or removed by one request.
     pub transaction_nodes: usize,
-    /// Bytes of nodes, watches and open transactions together.
+    /// Bytes of the heap for nodes, watches, open transactions, and changes that watchers are yet to hear of.
     pub memory_bytes: usize,
-    /// Replies produced and not fetched, in bytes: above this no request is taken.
+    /// Bytes of such changes above which no request is taken.
+    pub untold_bytes: usize,
+    /// Bytes of the heap for replies not fetched: above this no request is taken.
     pub reply_bytes: usize,
     /// Watch events produced and not fetched; above this, one event per watch is kept.
     pub events: usize,
-    /// Bytes of such events.
+    /// Bytes of the heap for such events.
     pub event_bytes: usize,
 }
 
@@ -37,10 +48,42 @@ impl Default for Quotas {
             watches: 128,
             transactions: 10,
             transaction_nodes: 1024,
-            memory_bytes: 2_500_000,
+            memory_bytes: 512 * 1024,
+            untold_bytes: 16 * 1024,
             reply_bytes: 16 * 1024,
             events: 256,
             event_bytes: 64 * 1024,
         }
     }
+}
+
+impl Quotas {
+    /// What an unprivileged domain can make the store take of the heap, whatever it does: the quotas, and what comes on
+    /// top of them. That is one message in each direction, one reply and one change beyond their limits, the nodes that
+    /// privileged callers give the domain however full it is, and the store's own records of it.
+    #[must_use]
+    pub const fn domain_bytes(&self) -> usize {
+        let messages = 3 * heap(HEADER_BYTES + PAYLOAD_MAX);
+        self.memory_bytes + self.reply_bytes + self.event_bytes + messages + GIVEN + RECORDS
+    }
+}
+
+/// Nodes that a privileged caller writes for a domain whose quota is used up, and a change told on top of the quota.
+const GIVEN: usize = 16 * 1024;
+/// The connection, with the least that its maps and queues take.
+const RECORDS: usize = 16 * 1024;
+
+/// What an allocation of so many bytes takes of the heap: pieces of 32 bytes, with a record.
+pub(crate) const fn heap(bytes: usize) -> usize {
+    if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(32) }
+}
+
+/// What one entry takes in a large `BTreeMap`: nodes have eleven places, and may be used by less than half.
+pub(crate) const fn map_entry(bytes: usize) -> usize {
+    (11 * bytes + 64) * 6 / 25
+}
+
+/// What a shared text or byte string takes of the heap.
+pub(crate) const fn shared(bytes: usize) -> usize {
+    heap(2 * size_of::<usize>() + bytes)
 }

@@ -1,13 +1,12 @@
 //! The server: connections, domains, and one function that carries out a request.
 //!
 //! Every step is one request of one client, so a client that floods waits for its next turn like all
-//! others. A request is acknowledged before the events it causes are queued.
+//! others. A request is acknowledged before the events it causes are queued. What follows from it for others is done
+//! in pieces: see [`Store::work`].
 
-use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
 use alloc::string::String;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use ring_protocol::store::{FEATURE_ERROR, FEATURE_RECONNECTION, FEATURE_WATCH_DEPTH};
@@ -16,13 +15,14 @@ use crate::connection::Connection;
 use crate::domain::{Caller, ConnectionId, DomainId};
 use crate::error::StoreError;
 use crate::path::{INTRODUCE_DOMAIN, Path, RELEASE_DOMAIN};
-use crate::permission::{Permissions, Rights};
+use crate::permission::Permissions;
 use crate::quota::Quotas;
 use crate::request::{Request, WatchRequest};
 use crate::tree::{Node, Tree, Usage};
-use crate::view::{Changes, Fired, View};
+use crate::view::{Changes, Fired, Ledger, View};
 use crate::watch::{Watch, Watches};
 use crate::wire::{self, Kind, Message, PAYLOAD_MAX, ProtocolError};
+use crate::work::{Effect, Jobs};
 
 /// What this server can do, as it announces it in the ring page.
 pub const FEATURES: u32 = FEATURE_RECONNECTION | FEATURE_ERROR | FEATURE_WATCH_DEPTH;
@@ -62,18 +62,6 @@ pub(crate) struct Domain {
     pub(crate) shut_down: bool,
 }
 
-/// What follows from a request beside its reply.
-#[derive(Debug)]
-pub(crate) enum Effect {
-    None,
-    Changed(Vec<Fired>),
-    /// The event every new watch starts with, for the caller alone.
-    FirstEvent(Path, Box<Watch>),
-    Special(&'static str, DomainId),
-    /// A domain is gone: what it owned vanished, then the special name fires.
-    Gone(Vec<Fired>, DomainId),
-}
-
 type Outcome = Result<(Vec<u8>, Effect), StoreError>;
 
 /// The store.
@@ -88,6 +76,9 @@ pub struct Store {
     pub(crate) duties: VecDeque<Duty>,
     pub(crate) quotas: Quotas,
     pub(crate) next_local: u32,
+    /// What is left to be done.
+    pub(crate) jobs: Jobs,
+    pub(crate) steps: u64,
 }
 
 const DONE: &[u8] = b"OK\0";
@@ -105,11 +96,14 @@ impl Store {
             duties: VecDeque::new(),
             quotas,
             next_local: 0,
+            jobs: Jobs::default(),
+            steps: 0,
         }
     }
 
     /// Takes bytes a client sent: at most up to the end of one message, which is then carried out.
-    /// Takes nothing while the client leaves too many replies unfetched, or is not connected.
+    /// Takes nothing while the client leaves too many replies unfetched, while watchers have yet to hear of too much that
+    /// it changed, or if it is not connected.
     ///
     /// # Errors
     /// The client announced too long a payload. It has been disconnected: no transaction, no watch
@@ -138,8 +132,9 @@ impl Store {
     /// Whether [`handle`](Self::handle) would take anything from this client.
     #[must_use]
     pub fn accepts_input(&self, id: ConnectionId) -> bool {
-        let waiting = |connection: &Connection| connection.outbox.reply_bytes();
-        self.connections.get(&id).map(waiting).is_some_and(|bytes| bytes < self.quotas.reply_bytes)
+        self.connections.get(&id).is_some_and(|connection| {
+            connection.outbox.reply_bytes() < self.quotas.reply_bytes && connection.untold < self.quotas.untold_bytes
+        })
     }
 
     /// How many bytes complete the header or message that has begun: never read further ahead.
@@ -147,6 +142,12 @@ impl Store {
     pub fn wanted_input(&self, id: ConnectionId) -> usize {
         let connection = self.connections.get(&id);
         connection.and_then(|connection| connection.input.wanted().ok()).unwrap_or(0)
+    }
+
+    /// Whether [`output`](Self::output) would give this client anything.
+    #[must_use]
+    pub fn has_output(&self, id: ConnectionId) -> bool {
+        self.connections.get(&id).is_some_and(|connection| connection.outbox.has_output())
     }
 
     /// The next bytes for this client; empty when nothing waits.
@@ -174,7 +175,8 @@ impl Store {
     pub fn reset_connection(&mut self, id: ConnectionId) {
         self.watches.remove_all(id);
         if let Some(connection) = self.connections.get_mut(&id) {
-            *connection = Connection::new(connection.caller);
+            let untold = connection.untold;
+            *connection = Connection { untold, ..Connection::new(connection.caller) };
         }
     }
 
@@ -185,7 +187,7 @@ impl Store {
             return;
         };
         if !core::mem::replace(&mut state.shut_down, true) {
-            self.fire_special(RELEASE_DOMAIN, domain);
+            self.follow(None, Effect::Special(RELEASE_DOMAIN, domain));
         }
     }
 
@@ -201,6 +203,19 @@ impl Store {
         self.tree.usage(domain)
     }
 
+    /// Bytes of the heap that a domain's quota is charged with: its nodes, watches and transactions, and what watchers have
+    /// yet to hear of its changes.
+    #[must_use]
+    pub fn charged(&self, domain: DomainId) -> usize {
+        self.tree.usage(domain).bytes + self.ledger().held(domain).unwrap_or(0)
+    }
+
+    /// Steps taken so far: nodes looked up, copied and removed, watches and nodes passed. Tests bound a turn by them.
+    #[must_use]
+    pub const fn steps(&self) -> u64 {
+        self.steps
+    }
+
     /// The committed tree, to look at.
     #[must_use]
     pub const fn tree(&self) -> &Tree {
@@ -214,10 +229,10 @@ impl Store {
     pub fn audit(&self) -> Result<(), String> {
         self.tree.audit()?;
         let mut held: BTreeMap<ConnectionId, usize> = BTreeMap::new();
-        for (path, watch) in self.watches.iter() {
+        for watch in self.watches.iter() {
             *held.entry(watch.connection).or_default() += 1;
             if !self.connections.contains_key(&watch.connection) {
-                return Err(format!("a watch on {path} belongs to nobody"));
+                return Err(format!("a watch on {} belongs to nobody", watch.path));
             }
         }
         for (id, connection) in &self.connections {
@@ -231,6 +246,9 @@ impl Store {
             }
             if limits && connection.transactions.len() > self.quotas.transactions {
                 return Err(format!("{id:?} has too many transactions"));
+            }
+            if connection.untold != self.jobs.untold(*id) {
+                return Err(format!("{id:?} waits for another number of bytes to be told than there are"));
             }
         }
         Ok(())
@@ -250,7 +268,7 @@ impl Store {
             let reply = wire::message(kind, header.request, header.transaction, &payload);
             connection.outbox.reply(reply);
         }
-        self.fire(effect);
+        self.follow(Some(id), effect);
     }
 
     fn decode_and_perform(&mut self, id: ConnectionId, message: &Message) -> Outcome {
@@ -267,7 +285,7 @@ impl Store {
     pub(crate) fn perform(&mut self, id: ConnectionId, transaction: u32, request: Request<'_>) -> Outcome {
         let caller = self.connections.get(&id).ok_or(StoreError::NotFound)?.caller;
         match request {
-            Request::Read(path) => self.look(id, transaction, &path, |node| Ok(node.value.clone())),
+            Request::Read(path) => self.look(id, transaction, &path, |node| Ok(node.value.to_vec())),
             Request::Directory(path) => self.look(id, transaction, &path, directory),
             Request::DirectoryPart(path, offset) => {
                 self.look(id, transaction, &path, |node| Ok(directory_part(node, offset)))
@@ -362,26 +380,33 @@ impl Store {
         work: impl FnOnce(&mut View<'_>) -> Result<R, StoreError>,
     ) -> Result<(R, Vec<Fired>), StoreError> {
         let connection = self.connections.get_mut(&id).ok_or(StoreError::NotFound)?;
-        let watch_bytes = self.watches.held(id).bytes;
-        let other_bytes = watch_bytes + connection.transaction_bytes(transaction);
-        let mut own = Changes::default();
-        let changes = match transaction {
-            0 => &mut own,
-            number => connection.transactions.get_mut(&number).ok_or(StoreError::NotFound)?,
+        let caller = connection.caller;
+        let mut changes = match transaction {
+            0 => Changes::default(),
+            number => connection.transactions.remove(&number).ok_or(StoreError::NotFound)?,
         };
-        let mut view = View {
-            tree: &self.tree,
-            changes: &mut *changes,
-            caller: &connection.caller,
-            quotas: &self.quotas,
-            other_bytes,
-        };
+        let ledger = Ledger { watches: &self.watches, connections: &self.connections };
+        let mut view = View { tree: &self.tree, changes: &mut changes, caller: &caller, quotas: &self.quotas, ledger };
         let result = work(&mut view);
         if let Err(why @ (StoreError::NoSpace | StoreError::NoMemory)) = result {
             // The request may have stopped half-way: what it did must not be committed.
             changes.doom(why);
         }
-        Ok((result?, own.commit(&mut self.tree)))
+        self.steps += changes.take_work() as u64;
+        if let (true, Some(connection)) = (transaction != 0, self.connections.get_mut(&id)) {
+            connection.transactions.insert(transaction, changes);
+            return Ok((result?, Vec::new()));
+        }
+        Ok((result?, self.commit(changes)))
+    }
+
+    pub(crate) fn commit(&mut self, changes: Changes) -> Vec<Fired> {
+        self.steps += changes.len() as u64;
+        changes.commit(&mut self.tree)
+    }
+
+    pub(crate) const fn ledger(&self) -> Ledger<'_> {
+        Ledger { watches: &self.watches, connections: &self.connections }
     }
 
     /// Without entries for domains that do not exist, when an unprivileged caller names them: a
@@ -395,35 +420,33 @@ impl Store {
 
     fn watch(&mut self, id: ConnectionId, caller: &Caller, asked: &WatchRequest<'_>) -> Outcome {
         let watch = Watch {
+            number: 0,
             connection: id,
+            path: asked.place.path.clone(),
             home: caller.domain,
             relative: asked.place.relative,
             token: asked.token.into(),
             depth: asked.depth,
         };
-        let path = &asked.place.path;
         if !caller.privileged {
-            self.admit_watch(id, caller, watch.cost(path))?;
+            self.admit_watch(id, caller, watch.cost())?;
         }
-        self.watches.add(path.clone(), watch.clone())?;
-        done(Effect::FirstEvent(path.clone(), Box::new(watch)))
+        let watch = self.watches.add(watch)?;
+        done(Effect::FirstEvent(watch))
     }
 
     fn admit_watch(&self, id: ConnectionId, caller: &Caller, bytes: usize) -> Result<(), StoreError> {
-        let held = self.watches.held(id);
-        if held.watches >= self.quotas.watches {
+        if self.watches.held(id).watches >= self.quotas.watches {
             return Err(StoreError::TooBig);
         }
-        let open = self.connections.get(&id).map_or(0, |open| open.transaction_bytes(0));
-        let all = held.bytes + bytes + open + self.tree.usage(caller.domain).bytes;
+        let all = self.charged(caller.domain) + bytes;
         if all > self.quotas.memory_bytes { Err(StoreError::NoMemory) } else { Ok(()) }
     }
 
     fn unwatch(&mut self, id: ConnectionId, asked: &WatchRequest<'_>) -> Result<(), StoreError> {
-        let path = &asked.place.path;
-        let removed = self.watches.remove(id, path, asked.token)?;
+        let removed = self.watches.remove(id, &asked.place.path, asked.token)?;
         if let Some(connection) = self.connections.get_mut(&id) {
-            connection.outbox.forget(&removed.event(path));
+            connection.outbox.forget(&removed);
         }
         Ok(())
     }
@@ -435,7 +458,13 @@ impl Store {
             return Err(StoreError::NoSpace);
         }
         let number = connection.free_transaction();
-        connection.transactions.insert(number, Changes::explicit());
+        let (changes, caller) = (Changes::explicit(), connection.caller);
+        let all = self.charged(caller.domain) + changes.bytes();
+        if !caller.privileged && all > self.quotas.memory_bytes {
+            return Err(StoreError::NoMemory);
+        }
+        let connection = self.connections.get_mut(&id).ok_or(StoreError::NotFound)?;
+        connection.transactions.insert(number, changes);
         Ok((terminated(&format!("{number}")), Effect::None))
     }
 
@@ -446,14 +475,18 @@ impl Store {
         if !commit {
             return Ok(Vec::new());
         }
-        changes.check(&self.tree, &connection.caller, &self.quotas)?;
-        Ok(changes.commit(&mut self.tree))
+        let caller = connection.caller;
+        self.steps += changes.len() as u64;
+        changes.check(&self.tree, &caller, &self.quotas, self.ledger())?;
+        Ok(self.commit(changes))
     }
 
     fn introduce(&mut self, domain: DomainId, frame: u64, port: u32) -> Outcome {
         if domain == self.own {
             return Err(StoreError::Invalid);
         }
+        // Numbers come back after all others have been used; what the last bearer owned goes first all the same.
+        while self.jobs.unmakes(domain) && self.work() {}
         let id = ConnectionId::Domain(domain);
         self.duties.push_back(Duty::Attach { domain, frame, port });
         if self.domains.contains_key(&domain) {
@@ -481,32 +514,7 @@ impl Store {
             }
         }
         self.duties.push_back(Duty::Detach { domain });
-        done(Effect::Gone(self.clear_domain(domain), domain))
-    }
-
-    /// Removes the nodes a domain owns and the rights it was given, so that the next domain with
-    /// its number inherits nothing (XSA-322, XSA-419).
-    fn clear_domain(&mut self, domain: DomainId) -> Vec<Fired> {
-        let caller = Caller { domain: self.own, privileged: true, target: None };
-        let mut changes = Changes::default();
-        let mut view =
-            View { tree: &self.tree, changes: &mut changes, caller: &caller, quotas: &self.quotas, other_bytes: 0 };
-        for (path, node) in self.tree.iter() {
-            if node.permissions.owner() == domain {
-                // The root and special names cannot be removed; they go back to us.
-                if view.remove(path).is_err() {
-                    let _ = view.set_permissions(path, Permissions::private(self.own));
-                }
-            }
-        }
-        let fired = changes.commit(&mut self.tree);
-        let mentioning = self.tree.iter().filter(|(_, node)| node.permissions.mention(domain));
-        let mentioned: Vec<(Path, Node)> = mentioning.map(|(path, node)| (path.clone(), Node::clone(node))).collect();
-        for (path, mut node) in mentioned {
-            node.permissions = node.permissions.retaining(|named| named != domain);
-            self.tree.insert(path, node);
-        }
-        fired
+        done(Effect::Gone(domain))
     }
 
     fn control(&self, command: &[u8]) -> Outcome {
@@ -517,68 +525,6 @@ impl Store {
                 Ok((terminated(&text), Effect::None))
             }
             _ => Err(StoreError::Invalid),
-        }
-    }
-
-    /// Tells the watchers.
-    pub(crate) fn fire(&mut self, effect: Effect) {
-        match effect {
-            Effect::None => {}
-            Effect::Changed(fired) => self.fire_changes(&fired),
-            Effect::FirstEvent(path, watch) => {
-                let event = watch.event(&path);
-                if let Some(connection) = self.connections.get_mut(&watch.connection) {
-                    connection.outbox.event(event.clone(), event, &self.quotas);
-                }
-            }
-            Effect::Special(name, domain) => self.fire_special(name, domain),
-            Effect::Gone(fired, domain) => {
-                self.fire_changes(&fired);
-                self.fire_special(RELEASE_DOMAIN, domain);
-            }
-        }
-    }
-
-    /// A watcher hears of a change if it may read the node, or the directory it lies in, or could
-    /// read the node before (XSA-115).
-    fn fire_changes(&mut self, fired: &[Fired]) {
-        for Fired { change, before } in fired {
-            let path = &change.path;
-            let now = self.tree.get(path).cloned();
-            let parent = path.parent().and_then(|parent| self.tree.get(&parent).cloned());
-            let witnesses = [now, parent, before.clone()];
-            let may_hear = |caller: &Caller| {
-                let allows = |node: &Arc<Node>| node.permissions.allow(caller, Rights::READ);
-                witnesses.iter().flatten().any(allows)
-            };
-            for (at, watch) in self.watches.at_or_above(path) {
-                if change.exact && at != *path {
-                    continue;
-                }
-                let Some(connection) = self.connections.get_mut(&watch.connection) else {
-                    continue;
-                };
-                if may_hear(&connection.caller) {
-                    let (event, own) = (watch.event(path), watch.event(&at));
-                    connection.outbox.event(event, own, &self.quotas);
-                }
-            }
-        }
-    }
-
-    fn fire_special(&mut self, name: &'static str, domain: DomainId) {
-        let name = Path::literal(name);
-        let Some(node) = self.tree.get(&name).cloned() else {
-            return;
-        };
-        for watch in self.watches.on(&name) {
-            let Some(connection) = self.connections.get_mut(&watch.connection) else {
-                continue;
-            };
-            if node.permissions.allow(&connection.caller, Rights::READ) {
-                let (event, own) = (watch.special_event(&name, domain), watch.event(&name));
-                connection.outbox.event(event, own, &self.quotas);
-            }
         }
     }
 }
@@ -592,24 +538,15 @@ fn terminated(text: &str) -> Vec<u8> {
     [text.as_bytes(), b"\0"].concat()
 }
 
-fn child_list(node: &Node) -> Vec<u8> {
-    let mut list = Vec::new();
-    for name in &node.children {
-        list.extend_from_slice(name.as_bytes());
-        list.push(0);
-    }
-    list
-}
-
 fn directory(node: &Node) -> Result<Vec<u8>, StoreError> {
-    let list = child_list(node);
-    if list.len() > PAYLOAD_MAX { Err(StoreError::TooBig) } else { Ok(list) }
+    let list = node.children.as_bytes();
+    if list.len() > PAYLOAD_MAX { Err(StoreError::TooBig) } else { Ok(list.to_vec()) }
 }
 
 /// The generation, then whole names from `offset` on as far as they fit; an empty name after the
 /// last one says that the list is complete.
 fn directory_part(node: &Node, offset: usize) -> Vec<u8> {
-    let list = child_list(node);
+    let list = node.children.as_bytes();
     let mut reply = terminated(&format!("{}", node.generation));
     let rest = list.get(offset..).unwrap_or_default();
     let room = PAYLOAD_MAX - reply.len();

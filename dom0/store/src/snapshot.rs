@@ -10,12 +10,12 @@
 //! Layout: magic, checksum of the rest, the rest; numbers little-endian, byte strings with their
 //! length in front. Nothing in a snapshot is believed before the checksum and the audit agree.
 
-use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::connection::{Connection, Item};
+use crate::connection::{Connection, Event, Item};
 use crate::domain::{Caller, ConnectionId, DomainId};
 use crate::path::Path;
 use crate::permission::{Permission, Permissions};
@@ -26,7 +26,7 @@ use crate::view::Changes;
 use crate::watch::{Watch, WatchEvent};
 use crate::wire::HEADER_BYTES;
 
-const MAGIC: &[u8; 8] = b"TNSTORE1";
+const MAGIC: &[u8; 8] = b"TNSTORE2";
 
 /// Why a snapshot is not used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,9 +53,11 @@ impl fmt::Display for SnapshotError {
 }
 
 impl Store {
-    /// Writes everything down that a new server needs.
+    /// Writes everything down that a new server needs. This is the last turn of a server, and the only one as long as the
+    /// store is large: what is left to be done is done first.
     #[must_use]
-    pub fn save(&self) -> Vec<u8> {
+    pub fn save(&mut self) -> Vec<u8> {
+        while self.work() {}
         let mut out = Writer(Vec::new());
         out.number(self.own.0);
         let nodes: Vec<_> = self.tree.iter().collect();
@@ -91,11 +93,9 @@ impl Store {
         out.bytes(connection.outbox.unsent_head());
         let items: Vec<_> = connection.outbox.items().collect();
         out.list(&items, |out, item| out.item(item));
-        let overflow: Vec<_> = connection.outbox.overflow().collect();
-        out.list(&overflow, |out, event| out.event(event));
-        let watches: Vec<_> = self.watches.iter().filter(|(_, watch)| watch.connection == id).collect();
-        out.list(&watches, |out, (path, watch)| {
-            out.bytes(path.as_str().as_bytes());
+        let watches: Vec<_> = self.watches.of(id).collect();
+        out.list(&watches, |out, watch| {
+            out.bytes(watch.path.as_str().as_bytes());
             out.flag(watch.relative);
             out.option(watch.depth);
             out.bytes(&watch.token);
@@ -128,12 +128,12 @@ impl Store {
         let mut store = Self::new(own, quotas);
         for _ in 0..from.word()? {
             let path = from.path(own)?;
-            let value = from.bytes()?.to_vec();
+            let value = from.bytes()?;
             let permissions = from.permissions()?;
             // A directory comes before what lies in it, so that each node finds its parent.
             if let Some(parent) = path.parent() {
                 let mut grown = Node::clone(store.tree.get(&parent)?);
-                grown.children.insert(path.name().into());
+                grown.children = grown.children.with(path.name());
                 store.tree.insert(parent, grown);
             }
             store.tree.insert(path, Node::leaf(value, permissions));
@@ -166,28 +166,24 @@ impl Store {
         let head = from.bytes()?.to_vec();
         connection.outbox.restore_head(head);
         for _ in 0..from.word()? {
-            connection.outbox.restore(from.item()?);
-        }
-        for _ in 0..from.word()? {
-            connection.outbox.restore_overflow(from.event()?);
+            connection.outbox.restore(from.item(domain)?);
         }
         for _ in 0..from.word()? {
             let path = from.path(domain)?;
             let relative = from.flag()?;
             let depth = from.option()?;
-            let token: Box<[u8]> = from.bytes()?.into();
-            let watch = Watch { connection: id, home: domain, relative, token, depth };
-            self.watches.add(path, watch).ok()?;
+            let token = from.bytes()?.into();
+            let watch = Watch { number: 0, connection: id, path, home: domain, relative, token, depth };
+            self.watches.add(watch).ok()?;
         }
         self.connections.insert(id, connection);
         Some(())
     }
 
     fn fire_every_watch(&mut self) {
-        for (path, watch) in self.watches.iter() {
+        for watch in self.watches.iter() {
             if let Some(connection) = self.connections.get_mut(&watch.connection) {
-                let event = watch.event(path);
-                connection.outbox.event(event.clone(), event, &self.quotas);
+                connection.outbox.event(watch, &watch.path, &self.quotas);
             }
         }
     }
@@ -232,11 +228,6 @@ impl Writer {
         }
     }
 
-    fn event(&mut self, event: &WatchEvent) {
-        self.bytes(event.path.as_bytes());
-        self.bytes(&event.token);
-    }
-
     fn item(&mut self, item: &Item) {
         match item {
             Item::Reply(message) => {
@@ -245,7 +236,9 @@ impl Writer {
             }
             Item::Event(event) => {
                 self.flag(true);
-                self.event(event);
+                let WatchEvent { path, token } = event.watch.event(&event.path);
+                self.bytes(path.as_bytes());
+                self.bytes(&token);
             }
         }
     }
@@ -307,14 +300,19 @@ impl<'a> Reader<'a> {
         Permissions::new(&entries).ok()
     }
 
-    fn event(&mut self) -> Option<WatchEvent> {
-        let path = core::str::from_utf8(self.bytes()?).ok()?.into();
-        Some(WatchEvent { path, token: self.bytes()?.into() })
+    /// An event, as it was put by the watch that was to be told of it.
+    fn event(&mut self, domain: DomainId) -> Option<Event> {
+        let path = Path::literal(core::str::from_utf8(self.bytes()?).ok()?);
+        let token = self.bytes()?.into();
+        let connection = ConnectionId::Domain(domain);
+        let watch =
+            Watch { number: 0, connection, path: path.clone(), home: domain, relative: false, token, depth: None };
+        Some(Event { watch: Arc::new(watch), path })
     }
 
-    fn item(&mut self) -> Option<Item> {
+    fn item(&mut self, domain: DomainId) -> Option<Item> {
         if self.flag()? {
-            return self.event().map(Item::Event);
+            return self.event(domain).map(Item::Event);
         }
         let message = self.bytes()?;
         (message.len() >= HEADER_BYTES).then(|| Item::Reply(message.to_vec()))

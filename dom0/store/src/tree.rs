@@ -4,26 +4,27 @@
 //! exists; usage per owner equals a recount ([`Tree::audit`]). A node's generation changes with every
 //! change of the node, and is never given twice.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cmp::Ordering;
+use core::ops::Bound;
 
 use crate::domain::DomainId;
 use crate::path::{INTRODUCE_DOMAIN, Path, RELEASE_DOMAIN};
 use crate::permission::Permissions;
-
-/// What one entry of a map costs us beside its contents, roughly.
-pub(crate) const OVERHEAD: usize = 64;
+use crate::quota::{heap, map_entry, shared};
 
 /// A place in the tree: it has a value *and* children.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// Opaque bytes.
-    pub value: Vec<u8>,
+    pub value: Box<[u8]>,
     /// Names of the nodes below.
-    pub children: BTreeSet<Arc<str>>,
+    pub children: Names,
     /// Who may do what.
     pub permissions: Permissions,
     /// Stamp of the last change.
@@ -32,19 +33,94 @@ pub struct Node {
 
 impl Node {
     /// A node without children.
-    pub(crate) const fn leaf(value: Vec<u8>, permissions: Permissions) -> Self {
-        Self { value, children: BTreeSet::new(), permissions, generation: 0 }
+    pub(crate) fn leaf(value: &[u8], permissions: Permissions) -> Self {
+        Self { value: value.into(), children: Names::default(), permissions, generation: 0 }
     }
 
     /// Size as the node-size quota counts it.
     pub(crate) fn size(&self) -> usize {
-        let names: usize = self.children.iter().map(|name| name.len() + 1).sum();
-        self.value.len() + names + self.permissions.len() * 4
+        self.value.len() + self.children.as_bytes().len() + self.permissions.len() * 4
     }
 
-    /// Size as the memory quota counts it.
+    /// What the node takes of the heap, to be paid by its owner: with its path, its places in maps, and its name in its
+    /// parent's list. So whoever makes a child pays for it, and not the owner of the directory.
     pub(crate) fn cost(&self, path: &Path) -> usize {
-        OVERHEAD + path.as_str().len() + self.size()
+        let own = shared(size_of::<Self>()) + heap(self.value.len()) + self.permissions.heap_bytes();
+        // Its own list of names is exact, but for what the heap rounds.
+        let entry = map_entry(size_of::<(Path, Arc<Self>)>()) + path.name().len() + 1 + heap(1) + 8;
+        own + entry + shared(path.as_str().len())
+    }
+
+    /// What a copy takes of the heap.
+    pub(crate) fn copy_bytes(&self) -> usize {
+        let lists = heap(self.children.as_bytes().len()) + self.permissions.heap_bytes();
+        shared(size_of::<Self>()) + heap(self.value.len()) + lists
+    }
+}
+
+/// Names in the order of their bytes, each followed by a zero byte: as DIRECTORY tells them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names(Box<[u8]>);
+
+impl Names {
+    /// All of them.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// One after the other.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &str> {
+        let names = self.0.strip_suffix(b"\0").map(|names| names.split(|byte| *byte == 0));
+        names.into_iter().flatten().map(|name| core::str::from_utf8(name).unwrap_or_default())
+    }
+
+    /// Whether `name` is one of them.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.place(name).1
+    }
+
+    /// These and `name`.
+    #[must_use]
+    pub(crate) fn with(&self, name: &str) -> Self {
+        match self.place(name) {
+            (_, true) => self.clone(),
+            (at, false) => self.spliced(at, 0, &[name.as_bytes(), b"\0"]),
+        }
+    }
+
+    /// These without `name`.
+    #[must_use]
+    pub(crate) fn without(&self, name: &str) -> Self {
+        match self.place(name) {
+            (at, true) => self.spliced(at, name.len() + 1, &[]),
+            (_, false) => self.clone(),
+        }
+    }
+
+    /// Where `name` is or would be, and whether it is there.
+    fn place(&self, name: &str) -> (usize, bool) {
+        let mut at = 0;
+        for one in self.iter() {
+            match one.cmp(name) {
+                Ordering::Less => at += one.len() + 1,
+                Ordering::Equal => return (at, true),
+                Ordering::Greater => break,
+            }
+        }
+        (at, false)
+    }
+
+    /// With so many bytes at a place replaced; not a byte more is allocated than there is.
+    fn spliced(&self, at: usize, remove: usize, insert: &[&[u8]]) -> Self {
+        let (before, after) = (self.0.get(..at).unwrap_or_default(), self.0.get(at + remove..).unwrap_or_default());
+        let inserted: usize = insert.iter().map(|piece| piece.len()).sum();
+        let mut bytes = Vec::with_capacity(before.len() + inserted + after.len());
+        bytes.extend_from_slice(before);
+        insert.iter().for_each(|piece| bytes.extend_from_slice(piece));
+        bytes.extend_from_slice(after);
+        Self(bytes.into_boxed_slice())
     }
 }
 
@@ -53,7 +129,7 @@ impl Node {
 pub struct Usage {
     /// Number of nodes.
     pub nodes: usize,
-    /// Bytes: paths, values, names of children, permissions, and a little for each node.
+    /// What they take of the heap.
     pub bytes: usize,
 }
 
@@ -70,7 +146,7 @@ impl Tree {
     pub(crate) fn new(owner: DomainId) -> Self {
         let mut tree = Self { nodes: BTreeMap::new(), usage: BTreeMap::new(), generation: 0 };
         for path in ["/", INTRODUCE_DOMAIN, RELEASE_DOMAIN] {
-            let node = Node::leaf(Vec::new(), Permissions::private(owner));
+            let node = Node::leaf(&[], Permissions::private(owner));
             tree.insert(Path::literal(path), node);
         }
         tree
@@ -85,6 +161,21 @@ impl Tree {
     /// All nodes in the order of their paths: a directory before what lies in it.
     pub fn iter(&self) -> impl Iterator<Item = (&Path, &Arc<Node>)> {
         self.nodes.iter()
+    }
+
+    /// The nodes behind `path` in the order of their paths, or all.
+    pub(crate) fn after(&self, path: Option<&Path>) -> impl Iterator<Item = (&Path, &Arc<Node>)> {
+        let from = path.map_or(Bound::Unbounded, Bound::Excluded);
+        self.nodes.range::<Path, _>((from, Bound::Unbounded))
+    }
+
+    /// The paths below `path`, the last one first: so each comes before the directory it lies in.
+    pub(crate) fn below(&self, path: &Path) -> impl Iterator<Item = &Path> {
+        let base = if path.as_str() == "/" { "" } else { path.as_str() };
+        // What follows a slash in the order of bytes ends the paths below.
+        let (first, end) = (format!("{base}/"), format!("{base}0"));
+        let range = (Bound::Excluded(first.as_str()), Bound::Excluded(end.as_str()));
+        self.nodes.range::<str, _>(range).rev().map(|(path, _)| path)
     }
 
     /// Number of nodes.
@@ -113,7 +204,7 @@ impl Tree {
         let usage = self.usage.entry(node.permissions.owner()).or_default();
         usage.nodes += 1;
         usage.bytes += node.cost(&path);
-        self.nodes.insert(path, Arc::new(node));
+        self.nodes.insert(path.compact(), Arc::new(node));
     }
 
     /// Takes a node away.

@@ -5,17 +5,19 @@
 //! outside any transaction gets fresh `Changes` that are committed at once, so a request that is
 //! refused half-way leaves nothing behind. No function here recurses: depth is the client's choice.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::domain::{Caller, DomainId};
+use crate::connection::Connection;
+use crate::domain::{Caller, ConnectionId, DomainId};
 use crate::error::StoreError;
 use crate::path::Path;
 use crate::permission::{Permissions, Rights};
-use crate::quota::Quotas;
-use crate::tree::{Node, OVERHEAD, Tree, Usage};
+use crate::quota::{Quotas, heap, map_entry, shared};
+use crate::tree::{Names, Node, Tree, Usage};
+use crate::watch::Watches;
 
 /// One node as a transaction sees it.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ struct Touched {
     /// tree again instead could mix two states that never were one.
     first: Option<Arc<Node>>,
     copy: Private,
+    /// Whether watchers are to hear of it, and whether those on exactly this path are.
+    logged: [bool; 2],
 }
 
 #[derive(Clone, Debug)]
@@ -34,18 +38,45 @@ enum Private {
 }
 
 /// A change that watches hear of.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Change {
-    pub(crate) path: Path,
+#[derive(Clone, Debug)]
+struct Change {
+    path: Path,
     /// Only watches on exactly this path hear of it: it vanished with an ancestor.
-    pub(crate) exact: bool,
+    exact: bool,
 }
 
-/// A committed change, with the node as it was before.
+/// A committed change, with what says who may hear of it: the rights to the node and to its directory when it was
+/// committed, and those to the node before.
 #[derive(Clone, Debug)]
 pub(crate) struct Fired {
-    pub(crate) change: Change,
-    pub(crate) before: Option<Arc<Node>>,
+    pub(crate) path: Path,
+    pub(crate) exact: bool,
+    witnesses: [Option<Permissions>; 3],
+}
+
+impl Fired {
+    /// A watcher hears of a change if it may read the node, or the directory it lies in, or could read the node before
+    /// (XSA-115).
+    pub(crate) fn may_be_heard_by(&self, caller: &Caller) -> bool {
+        self.witnesses.iter().flatten().any(|rights| rights.allow(caller, Rights::READ))
+    }
+
+    /// What it takes of the heap until it has been told.
+    pub(crate) fn cost(&self) -> usize {
+        told_cost(&self.path)
+    }
+}
+
+/// What a change takes of the heap until watchers have heard of it; no more than the node it is about.
+fn told_cost(path: &Path) -> usize {
+    size_of::<Fired>() + shared(path.as_str().len()) + shared(64)
+}
+
+/// What a touched node takes of the heap, with its place among the changes and a change to be told.
+fn touched_cost(path: &Path, first: Option<&Arc<Node>>) -> usize {
+    let places = map_entry(size_of::<(Path, Touched)>()) + 2 * size_of::<Change>();
+    let kept = first.map_or(0, |node| node.copy_bytes());
+    places + kept + shared(path.as_str().len()) + told_cost(path) + heap(1)
 }
 
 /// What an owner gains and loses when the changes are committed.
@@ -55,24 +86,44 @@ struct Delta {
     removed: Usage,
 }
 
+/// What domains hold beside their nodes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ledger<'a> {
+    pub(crate) watches: &'a Watches,
+    /// Without the transaction that is asked about.
+    pub(crate) connections: &'a BTreeMap<ConnectionId, Connection>,
+}
+
+impl Ledger<'_> {
+    /// Bytes of watches, of transactions, and of changes not told; `None` for a domain without limits.
+    pub(crate) fn held(&self, domain: DomainId) -> Option<usize> {
+        let id = ConnectionId::Domain(domain);
+        let connection = self.connections.get(&id).filter(|connection| !connection.caller.privileged)?;
+        Some(self.watches.held(id).bytes + connection.held())
+    }
+}
+
 /// What a transaction has done so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Changes {
     touched: BTreeMap<Path, Touched>,
     log: Vec<Change>,
-    logged: BTreeSet<Change>,
+    /// What the log takes until it is told.
+    told_bytes: usize,
     deltas: BTreeMap<DomainId, Delta>,
     /// Bytes this transaction costs while it is open.
     bytes: usize,
     /// Whether the client named it: only then do the limits of transactions apply.
     explicit: bool,
     doomed: Option<StoreError>,
+    /// Nodes looked up, copied or removed by the request at work: what a turn is measured in.
+    work: usize,
 }
 
 impl Changes {
     /// Changes of a transaction the client opened.
     pub(crate) fn explicit() -> Self {
-        Self { explicit: true, ..Self::default() }
+        Self { explicit: true, bytes: OPEN, ..Self::default() }
     }
 
     /// A transaction whose contents were lost: it goes on, and ends with "again".
@@ -90,13 +141,24 @@ impl Changes {
         self.bytes
     }
 
-    /// Whether there is anything to commit.
-    fn changes_anything(&self) -> bool {
-        !self.log.is_empty()
+    /// How many nodes it touched.
+    pub(crate) fn len(&self) -> usize {
+        self.touched.len()
+    }
+
+    /// The work done since this was asked last.
+    pub(crate) const fn take_work(&mut self) -> usize {
+        core::mem::replace(&mut self.work, 0)
     }
 
     /// Checks everything that can refuse a commit.
-    pub(crate) fn check(&self, tree: &Tree, caller: &Caller, quotas: &Quotas) -> Result<(), StoreError> {
+    pub(crate) fn check(
+        &self,
+        tree: &Tree,
+        caller: &Caller,
+        quotas: &Quotas,
+        ledger: Ledger<'_>,
+    ) -> Result<(), StoreError> {
         if let Some(why) = self.doomed {
             return Err(why);
         }
@@ -108,23 +170,34 @@ impl Changes {
         if conflict {
             return Err(StoreError::Again);
         }
-        self.check_usage(tree, caller, quotas, 0)
+        self.check_usage(tree, caller, quotas, ledger)
     }
 
-    /// Checks what the caller's own domain would use after a commit.
-    fn check_usage(&self, tree: &Tree, caller: &Caller, quotas: &Quotas, other_bytes: usize) -> Result<(), StoreError> {
+    /// Checks what the caller, and the owners of what it changed, would use after a commit.
+    fn check_usage(&self, tree: &Tree, caller: &Caller, quotas: &Quotas, ledger: Ledger<'_>) -> Result<(), StoreError> {
         if caller.privileged {
             return Ok(());
         }
-        let now = tree.usage(caller.domain);
-        let Delta { added, removed } = self.deltas.get(&caller.domain).copied().unwrap_or_default();
-        if added.nodes > removed.nodes && now.nodes + added.nodes - removed.nodes > quotas.nodes {
-            return Err(StoreError::NoSpace);
+        for (owner, Delta { added, removed }) in &self.deltas {
+            let now = tree.usage(*owner);
+            let own = *owner == caller.domain;
+            if own && added.nodes > removed.nodes && now.nodes + added.nodes - removed.nodes > quotas.nodes {
+                return Err(StoreError::NoSpace);
+            }
+            let grown = added.bytes.saturating_sub(removed.bytes);
+            let held = ledger.held(*owner).filter(|_| !own && grown > 0);
+            if held.is_some_and(|held| now.bytes + grown + held > quotas.memory_bytes) {
+                return Err(StoreError::NoMemory);
+            }
         }
-        // An open transaction holds copies of all it adds; after the commit only these are left.
-        let grown = added.bytes.saturating_sub(removed.bytes);
+        let Delta { added, removed } = self.deltas.get(&caller.domain).copied().unwrap_or_default();
+        // An open transaction holds copies of all it adds; after the commit only these are left, and what is to be told.
+        // One change is told on top of the quota, so that a domain whose quota is used up can write and remove.
+        let told = self.told_bytes.saturating_sub(ONE_CHANGE);
+        let grown = (added.bytes + told).saturating_sub(removed.bytes);
         let more = if self.explicit { self.bytes } else { grown };
-        if more > 0 && now.bytes + more + other_bytes > quotas.memory_bytes {
+        let held = ledger.held(caller.domain).unwrap_or(0);
+        if more > 0 && tree.usage(caller.domain).bytes + more + held > quotas.memory_bytes {
             return Err(StoreError::NoMemory);
         }
         Ok(())
@@ -132,14 +205,15 @@ impl Changes {
 
     /// Puts everything into the tree; [`check`](Self::check) came first. Gives what watches hear.
     pub(crate) fn commit(self, tree: &mut Tree) -> Vec<Fired> {
-        if !self.changes_anything() {
+        if self.log.is_empty() {
             return Vec::new();
         }
-        let with_past = |change: Change| {
-            let before = tree.get(&change.path).cloned();
-            Fired { change, before }
+        let before = |tree: &Tree, path: &Path| tree.get(path).map(|node| node.permissions.clone());
+        let with_past = |Change { path, exact }| {
+            let past = before(tree, &path);
+            Fired { path, exact, witnesses: [None, None, past] }
         };
-        let fired = self.log.into_iter().map(with_past).collect();
+        let mut fired: Vec<Fired> = self.log.into_iter().map(with_past).collect();
         for (path, touched) in self.touched {
             match touched.copy {
                 Private::Unchanged => {}
@@ -147,9 +221,18 @@ impl Changes {
                 Private::Removed => tree.remove(&path),
             }
         }
+        for Fired { path, witnesses: [now, parent, _], .. } in &mut fired {
+            *now = before(tree, path);
+            *parent = path.parent().and_then(|parent| before(tree, &parent));
+        }
         fired
     }
 }
+
+/// The longest change: what may be told on top of a quota.
+const ONE_CHANGE: usize = 4096;
+/// What an open transaction takes before it touches anything: the least that its maps do.
+const OPEN: usize = 2048;
 
 /// The tree as one caller sees it inside one transaction.
 #[derive(Debug)]
@@ -158,8 +241,7 @@ pub(crate) struct View<'a> {
     pub(crate) changes: &'a mut Changes,
     pub(crate) caller: &'a Caller,
     pub(crate) quotas: &'a Quotas,
-    /// What the caller holds elsewhere: watches and other transactions.
-    pub(crate) other_bytes: usize,
+    pub(crate) ledger: Ledger<'a>,
 }
 
 impl View<'_> {
@@ -184,7 +266,7 @@ impl View<'_> {
             Some(node) => {
                 self.require_write(&node)?;
                 let mut changed = Arc::unwrap_or_clone(node);
-                changed.value = value.to_vec();
+                changed.value = value.into();
                 self.put(path, changed)?;
             }
             None => self.create(path, value)?,
@@ -223,13 +305,18 @@ impl View<'_> {
         };
         self.require_write(&node)?;
         if let Some(parent) = self.get(&parent_path)? {
-            let mut smaller = Arc::unwrap_or_clone(parent);
-            smaller.children.remove(path.name());
-            self.put(&parent_path, smaller)?;
+            let children = parent.children.without(path.name());
+            self.put_children(&parent_path, &parent, children)?;
         }
         self.log(path, false);
         let mut doomed = vec![(path.clone(), node)];
+        let mut count = 0;
         while let Some((at, node)) = doomed.pop() {
+            // More than a domain may own can only be others' nodes: they are not removed in one go.
+            count += 1;
+            if !self.caller.privileged && count + doomed.len() > self.quotas.transaction_nodes {
+                return Err(StoreError::NoSpace);
+            }
             for name in node.children.iter().rev() {
                 let below = at.child(name);
                 if let Some(child) = self.get(&below)? {
@@ -241,6 +328,22 @@ impl View<'_> {
                 self.log(&at, true);
             }
         }
+        self.check_usage()
+    }
+
+    /// Removes a node that has no children. Only watches on exactly its path hear of it if `exact`.
+    ///
+    /// # Errors
+    /// `Invalid` for the root and special names; `NotFound`.
+    pub(crate) fn remove_leaf(&mut self, path: &Path, exact: bool) -> Result<(), StoreError> {
+        let parent_path = path.parent().ok_or(StoreError::Invalid)?;
+        self.get(path)?.ok_or(StoreError::NotFound)?;
+        if let Some(parent) = self.get(&parent_path)? {
+            let children = parent.children.without(path.name());
+            self.put_children(&parent_path, &parent, children)?;
+        }
+        self.take(path);
+        self.log(path, exact);
         Ok(())
     }
 
@@ -281,10 +384,10 @@ impl View<'_> {
             });
         }
         let node = self.tree.get(path).cloned();
-        let touched = Touched { first: node.clone(), copy: Private::Unchanged };
+        let touched = Touched { first: node.clone(), copy: Private::Unchanged, logged: [false; 2] };
+        self.changes.work += 1;
+        self.changes.bytes += touched_cost(path, node.as_ref());
         self.changes.touched.insert(path.clone(), touched);
-        let held = node.as_ref().map_or(0, |node| node.size());
-        self.changes.bytes += OVERHEAD + path.as_str().len() + held;
         if self.changes.explicit && !self.caller.privileged {
             if self.changes.touched.len() > self.quotas.transaction_nodes {
                 return Err(StoreError::NoSpace);
@@ -335,15 +438,21 @@ impl View<'_> {
             parent.permissions.owned_by(self.caller.domain)
         };
         while let Some(at) = missing.pop() {
-            let mut grown = Arc::unwrap_or_clone(parent);
-            grown.children.insert(at.name().into());
-            self.put(&parent_path, grown)?;
-            let value = if missing.is_empty() { value.to_vec() } else { Vec::new() };
+            let children = parent.children.with(at.name());
+            self.put_children(&parent_path, &parent, children)?;
+            let value = if missing.is_empty() { value } else { &[] };
             let node = Node::leaf(value, inherited.clone());
             self.put(&at, node.clone())?;
             (parent_path, parent) = (at, Arc::new(node));
         }
         Ok(())
+    }
+
+    /// Stores a copy of a node with other children.
+    fn put_children(&mut self, path: &Path, node: &Node, children: Names) -> Result<(), StoreError> {
+        let Node { value, permissions, generation, .. } = node;
+        let node = Node { children, value: value.clone(), permissions: permissions.clone(), generation: *generation };
+        self.put(path, node)
     }
 
     /// Stores a private copy, and checks what it costs the caller.
@@ -355,7 +464,8 @@ impl View<'_> {
         let added = &mut self.delta(node.permissions.owner()).added;
         added.nodes += 1;
         added.bytes += node.cost(path);
-        self.changes.bytes += node.cost(path);
+        self.changes.bytes += node.cost(path) + node.children.as_bytes().len();
+        self.changes.work += 1;
         if let Some(touched) = self.changes.touched.get_mut(path) {
             touched.copy = Private::Present(Arc::new(node));
         }
@@ -371,7 +481,7 @@ impl View<'_> {
             Private::Unchanged => touched.first.clone(),
             Private::Removed => None,
             Private::Present(copy) => {
-                self.changes.bytes -= copy.cost(path);
+                self.changes.bytes -= copy.cost(path) + copy.children.as_bytes().len();
                 Some(copy)
             }
         };
@@ -387,15 +497,15 @@ impl View<'_> {
     }
 
     fn check_usage(&self) -> Result<(), StoreError> {
-        self.changes.check_usage(self.tree, self.caller, self.quotas, self.other_bytes)
+        self.changes.check_usage(self.tree, self.caller, self.quotas, self.ledger)
     }
 
     /// Notes a change for the watches, once, at its first place.
     fn log(&mut self, path: &Path, exact: bool) {
-        let change = Change { path: path.clone(), exact };
-        if self.changes.logged.insert(change.clone()) {
-            self.changes.bytes += OVERHEAD;
-            self.changes.log.push(change);
+        let logged = self.changes.touched.get_mut(path).and_then(|touched| touched.logged.get_mut(usize::from(exact)));
+        if logged.is_some_and(|logged| !core::mem::replace(logged, true)) {
+            self.changes.told_bytes += told_cost(path);
+            self.changes.log.push(Change { path: path.clone(), exact });
         }
     }
 }

@@ -1,15 +1,18 @@
 //! Watches: who wants to hear of which path (ABI 3.3).
+//!
+//! A change finds the watches it concerns by a [`Search`]: from the longest path on its way to the root that is watched to
+//! the next one. What it passes over costs nothing, neither watches elsewhere nor levels without one; and it can stop at
+//! any watch and go on later.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
-use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
+use alloc::sync::Arc;
 
 use crate::domain::{ConnectionId, DomainId};
 use crate::error::StoreError;
 use crate::path::Path;
-use crate::tree::OVERHEAD;
+use crate::quota::{map_entry, shared};
 
 /// Longest token: with the longest path, an event still fits into a message (XSA-324).
 pub const TOKEN_MAX: usize = 4096 - crate::path::ABSOLUTE_MAX - 2;
@@ -17,11 +20,14 @@ pub const TOKEN_MAX: usize = 4096 - crate::path::ABSOLUTE_MAX - 2;
 /// One registered watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Watch {
+    /// Its place in the order of registration; 0 for one that only stands for an event of an earlier server.
+    pub(crate) number: u64,
     pub(crate) connection: ConnectionId,
+    pub(crate) path: Path,
     /// The domain whose home a relative path starts from.
     pub(crate) home: DomainId,
     pub(crate) relative: bool,
-    pub(crate) token: Box<[u8]>,
+    pub(crate) token: Arc<[u8]>,
     /// How many levels below its path it hears of; all if not given.
     pub(crate) depth: Option<u32>,
 }
@@ -39,31 +45,34 @@ impl Watch {
     /// The event for a change at `path`.
     pub(crate) fn event(&self, path: &Path) -> WatchEvent {
         let path = if self.relative { path.relative_to(self.home) } else { path.as_str().into() };
-        WatchEvent { path, token: self.token.clone() }
+        WatchEvent { path, token: (&*self.token).into() }
     }
 
-    /// The event for a special name; with a depth it says which domain.
-    pub(crate) fn special_event(&self, name: &Path, domain: DomainId) -> WatchEvent {
-        let with_domain = self.depth.is_some_and(|depth| depth > 0);
-        let path = if with_domain { format!("{name}/{domain}") } else { name.as_str().into() };
-        WatchEvent { path, token: self.token.clone() }
+    /// Whether a change at this path is near enough.
+    fn reaches(&self, path: &Path) -> bool {
+        let levels = || path.levels_below(&self.path).unwrap_or(usize::MAX);
+        self.depth.is_none_or(|depth| levels() <= depth as usize)
     }
 
-    /// Whether a change this many levels below is near enough.
-    fn reaches(&self, levels: usize) -> bool {
-        self.depth.is_none_or(|depth| levels <= depth as usize)
-    }
-
-    pub(crate) fn cost(&self, path: &Path) -> usize {
-        2 * OVERHEAD + path.as_str().len() + self.token.len()
+    /// What it takes of the heap, with its places in the maps here and in the queue of events.
+    pub(crate) fn cost(&self) -> usize {
+        let maps = map_entry(size_of::<(Key, Arc<Self>)>())
+            + map_entry(size_of::<(OwnKey, u64)>())
+            + map_entry(size_of::<(u64, Arc<Self>)>());
+        maps + shared(size_of::<Self>()) + shared(self.path.as_str().len()) + shared(self.token.len())
     }
 }
 
-/// All watches by path, so that a change finds those it concerns by walking up.
+type Key = (Path, u64);
+type OwnKey = (ConnectionId, Path, Arc<[u8]>);
+
+/// All watches, by path and by connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watches {
-    by_path: BTreeMap<Path, Vec<Watch>>,
+    by_path: BTreeMap<Key, Arc<Watch>>,
+    by_owner: BTreeMap<OwnKey, u64>,
     held: BTreeMap<ConnectionId, Held>,
+    last: u64,
 }
 
 /// What one connection's watches use.
@@ -78,30 +87,33 @@ impl Watches {
         self.held.get(&connection).copied().unwrap_or_default()
     }
 
-    pub(crate) fn add(&mut self, path: Path, watch: Watch) -> Result<(), StoreError> {
-        let here = self.by_path.entry(path.clone()).or_default();
-        let same = |w: &Watch| w.connection == watch.connection && w.token == watch.token;
-        if here.iter().any(same) {
+    /// Registers a watch, whose number is given here.
+    pub(crate) fn add(&mut self, watch: Watch) -> Result<Arc<Watch>, StoreError> {
+        let own = (watch.connection, watch.path.clone(), Arc::clone(&watch.token));
+        if self.by_owner.contains_key(&own) {
             return Err(StoreError::Exists);
         }
+        self.last += 1;
+        let watch = Arc::new(Watch { number: self.last, ..watch });
         let held = self.held.entry(watch.connection).or_default();
         held.watches += 1;
-        held.bytes += watch.cost(&path);
-        here.push(watch);
-        Ok(())
+        held.bytes += watch.cost();
+        self.by_owner.insert(own, watch.number);
+        self.by_path.insert((watch.path.clone(), watch.number), Arc::clone(&watch));
+        Ok(watch)
     }
 
-    pub(crate) fn remove(&mut self, connection: ConnectionId, path: &Path, token: &[u8]) -> Result<Watch, StoreError> {
-        let here = self.by_path.get_mut(path).ok_or(StoreError::NotFound)?;
-        let same = |w: &Watch| w.connection == connection && *w.token == *token;
-        let at = here.iter().position(same).ok_or(StoreError::NotFound)?;
-        let watch = here.remove(at);
-        if here.is_empty() {
-            self.by_path.remove(path);
-        }
+    pub(crate) fn remove(
+        &mut self,
+        connection: ConnectionId,
+        path: &Path,
+        token: &[u8],
+    ) -> Result<Arc<Watch>, StoreError> {
+        let number = self.by_owner.remove(&(connection, path.clone(), token.into())).ok_or(StoreError::NotFound)?;
+        let watch = self.by_path.remove(&(path.clone(), number)).ok_or(StoreError::NotFound)?;
         if let Some(held) = self.held.get_mut(&connection) {
             held.watches -= 1;
-            held.bytes -= watch.cost(path);
+            held.bytes -= watch.cost();
             if held.watches == 0 {
                 self.held.remove(&connection);
             }
@@ -109,31 +121,82 @@ impl Watches {
         Ok(watch)
     }
 
+    /// Removes the watches of one connection; those of others cost nothing here.
     pub(crate) fn remove_all(&mut self, connection: ConnectionId) {
-        if self.held.remove(&connection).is_none() {
-            return;
+        self.held.remove(&connection);
+        let first = (connection, Path::first(), Arc::default());
+        loop {
+            let own = self.by_owner.range(&first..).next().filter(|((of, ..), _)| *of == connection);
+            let Some((key, number)) = own.map(|(key, number)| (key.clone(), *number)) else { return };
+            self.by_owner.remove(&key);
+            self.by_path.remove(&(key.1, number));
         }
-        self.by_path.retain(|_, here| {
-            here.retain(|watch| watch.connection != connection);
-            !here.is_empty()
-        });
     }
 
-    /// Watches on exactly this path.
-    pub(crate) fn on<'s>(&'s self, path: &Path) -> impl Iterator<Item = &'s Watch> + use<'s> {
-        self.by_path.get(path).into_iter().flatten()
+    /// The next watch on exactly this path, from `number` on.
+    pub(crate) fn on(&self, path: &Path, number: u64) -> Option<&Arc<Watch>> {
+        let key = (path.clone(), number);
+        self.by_path.range(key..).next().filter(|((at, _), _)| at == path).map(|(_, watch)| watch)
     }
 
-    /// Watches that a change at `path` concerns, outermost last, with the path each watches.
-    pub(crate) fn at_or_above(&self, path: &Path) -> impl Iterator<Item = (Path, &Watch)> {
-        path.and_ancestors().enumerate().flat_map(|(levels, at)| {
-            let near = self.on(&at).filter(move |watch| watch.reaches(levels));
-            near.map(move |watch| (at.clone(), watch))
-        })
+    /// Every watch.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Watch>> {
+        self.by_path.values()
     }
 
-    /// Every watch with its path.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Path, &Watch)> {
-        self.by_path.iter().flat_map(|(path, here)| here.iter().map(move |watch| (path, watch)))
+    /// Every watch of one connection.
+    pub(crate) fn of(&self, connection: ConnectionId) -> impl Iterator<Item = &Arc<Watch>> {
+        self.iter().filter(move |watch| watch.connection == connection)
+    }
+}
+
+/// The way of a change through the watches it concerns: those on its path, then those above it, in the order of their
+/// registration.
+#[derive(Clone, Debug)]
+pub(crate) struct Search {
+    /// Where we are on the way to the root; `None` at its end.
+    at: Option<Path>,
+    /// The next number to be looked at there; `None` while it is not known whether the path is watched.
+    next: Option<u64>,
+    /// Only watches on exactly the path.
+    exact: bool,
+}
+
+impl Search {
+    /// Begins at `path`.
+    pub(crate) const fn new(path: Path, exact: bool) -> Self {
+        Self { at: Some(path), next: if exact { Some(0) } else { None }, exact }
+    }
+
+    /// Goes one step: a watch that a change at `path` concerns, or nothing yet, or the end (`None`).
+    pub(crate) fn step(&mut self, watches: &Watches, path: &Path) -> Option<Option<Arc<Watch>>> {
+        let at = self.at.clone()?;
+        let Some(number) = self.next else {
+            self.descend(watches, &at);
+            return Some(None);
+        };
+        match watches.on(&at, number) {
+            Some(watch) => {
+                self.next = Some(watch.number + 1);
+                Some(Some(watch).filter(|watch| watch.reaches(path)).cloned())
+            }
+            None => {
+                self.at = at.parent().filter(|_| !self.exact);
+                self.next = None;
+                Some(None)
+            }
+        }
+    }
+
+    /// Goes to the longest path at or above `at` that may be watched: the last watched path in the order of paths tells.
+    fn descend(&mut self, watches: &Watches, at: &Path) {
+        let last = watches.by_path.range(..=(at.clone(), u64::MAX)).next_back();
+        let Some(((watched, _), _)) = last else {
+            self.at = None;
+            return;
+        };
+        let common = at.common(watched);
+        self.next = common.as_ref().filter(|common| *common == watched).map(|_| 0);
+        self.at = common;
     }
 }

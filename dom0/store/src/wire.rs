@@ -173,6 +173,8 @@ impl Assembler {
                 return Ok((taken, None));
             }
             let piece = rest.get(..wanted).unwrap_or(rest);
+            // What is announced and not a byte more.
+            self.bytes.reserve_exact(wanted);
             self.bytes.extend_from_slice(piece);
             taken += piece.len();
         }
@@ -195,8 +197,7 @@ impl Assembler {
 
     fn finish(&mut self) -> Option<Message> {
         let header = self.header()?;
-        let payload = self.bytes.split_off(HEADER_BYTES);
-        self.bytes.clear();
+        let payload = core::mem::take(&mut self.bytes).split_off(HEADER_BYTES);
         Some(Message { header, payload })
     }
 }

@@ -76,7 +76,7 @@ fn requests_made_of_pieces_never_break_the_store() {
     }
     for domain in [5, 6] {
         let usage = world.store.usage(DomainId(domain));
-        assert!(usage.nodes <= 1000 && usage.bytes <= 2_500_000, "{usage:?}");
+        assert!(usage.nodes <= 1000 && usage.bytes <= 512 * 1024, "{usage:?}");
     }
 }
 

@@ -113,7 +113,7 @@ fn a_damaged_snapshot_is_refused() {
     let good = world.store.save();
     let restore = |bytes: &[u8]| Store::restore(bytes, Quotas::default());
     assert_eq!(restore(b"").err(), Some(SnapshotError::Magic));
-    assert_eq!(restore(b"TNSTORE1abc").err(), Some(SnapshotError::Checksum));
+    assert_eq!(restore(b"TNSTORE2abc").err(), Some(SnapshotError::Checksum));
     for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;

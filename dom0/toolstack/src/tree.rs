@@ -39,7 +39,7 @@ pub trait Store {
     /// Writes all nodes or none, in one transaction. `guest` is the domain the nodes' access is about.
     fn write(&mut self, guest: DomainId, nodes: &[Node]) -> Result<(), Self::Error>;
 
-    /// Removes a node and all below it; one that does not exist is no error.
+    /// Removes a node and all below it, perhaps in pieces; one that does not exist is no error.
     fn remove(&mut self, path: &str) -> Result<(), Self::Error>;
 
     /// Begins to serve the domain: its store page, which it granted as reference 1, and its port.

@@ -84,8 +84,9 @@ impl World {
         assert_eq!((handled.taken, handled.message), (bytes.len(), true));
     }
 
-    /// Fetches what waits.
+    /// Fetches what waits, when everybody has heard of everything.
     pub fn drain(&mut self, id: ConnectionId) -> Vec<(u32, String)> {
+        while self.store.work() {}
         let mut assembler = Assembler::default();
         let mut messages = Vec::new();
         loop {
