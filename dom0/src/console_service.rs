@@ -5,17 +5,23 @@ use alloc::rc::{Rc, Weak};
 use alloc::string::{String, ToString};
 use core::cell::{Cell, RefCell};
 
-use console_backend::{BUDGET, Console, LineWriter};
+use console_backend::{AttachError, BUDGET, Console, LineWriter, TURN_BYTES, console_bytes};
 use hypercall_abi::grant::REF_CONSOLE;
 use unikernel::events::Channel;
 use unikernel::grants::GrantedPage;
+use unikernel::memory::{self, Reserved};
 use unikernel::tasks::{self, Task};
+use unikernel::time;
 
 use crate::signal::Signal;
 use crate::terminal::{Shows, Terminal};
 
 /// Bytes kept of what each guest prints.
 const KEPT: usize = 64 * 1024;
+/// What the console of a guest takes of the heap for good.
+pub(crate) const CONSOLE_BYTES: usize = console_bytes(KEPT);
+/// How long a guest waits for its turn when there is no memory for it.
+const PATIENCE_NS: u64 = 100_000_000;
 
 /// The console of a guest, through all its lives.
 pub(crate) struct GuestConsole {
@@ -23,6 +29,8 @@ pub(crate) struct GuestConsole {
     terminal: Rc<Terminal>,
     /// Since the first connection.
     console: RefCell<Option<Console>>,
+    /// The heap for it.
+    reserved: RefCell<Option<Reserved>>,
     /// While the guest lives.
     connection: RefCell<Option<Connection>>,
     lines: RefCell<LineWriter>,
@@ -46,6 +54,7 @@ impl GuestConsole {
             name: RefCell::new(name.to_string()),
             terminal,
             console: RefCell::default(),
+            reserved: RefCell::default(),
             connection: RefCell::default(),
             lines: RefCell::new(LineWriter::new(format!("{name}| "))),
             shown: Cell::new(0),
@@ -65,6 +74,15 @@ impl GuestConsole {
         self.name.replace(name.to_string());
     }
 
+    /// Has the heap hold what the console may take; answers whether there is memory for it.
+    pub(crate) fn reserve(&self) -> bool {
+        let mut reserved = self.reserved.borrow_mut();
+        if reserved.is_none() {
+            *reserved = memory::reserve(CONSOLE_BYTES);
+        }
+        reserved.is_some()
+    }
+
     /// Begins to serve the guest as `domain`, whose end of the event channel is `port`.
     ///
     /// # Errors
@@ -76,10 +94,13 @@ impl GuestConsole {
         {
             let mut console = self.console.borrow_mut();
             let attached = match console.as_mut() {
-                Some(console) => console.reattach(&page),
+                Some(console) => console.reattach(&page).map_err(AttachError::BadIndices),
                 None => Console::attach(&page, KEPT).map(|new| *console = Some(new)),
             };
-            attached.map_err(|_| "its console page changes under us".to_string())?;
+            attached.map_err(|why| match why {
+                AttachError::BadIndices(_) => "its console page changes under us",
+                AttachError::NoMemory => "there is no memory for what it prints",
+            })?;
         }
         let typed = Rc::new(Signal::default());
         let task = serve(Rc::downgrade(self), channel.port(), Rc::clone(&typed));
@@ -151,6 +172,9 @@ impl GuestConsole {
 
 async fn serve(console: Weak<GuestConsole>, port: u32, typed: Rc<Signal>) {
     loop {
+        while !memory::can_allocate(TURN_BYTES) {
+            time::sleep_until(time::now_ns().saturating_add(PATIENCE_NS)).await;
+        }
         let again = match console.upgrade() {
             Some(console) => console.drain(),
             None => return,

@@ -17,18 +17,25 @@ use unikernel::mark::{self, CREATE};
 use unikernel::tasks::{self, Task};
 use unikernel::{hypercall, time};
 
-use crate::console_service::GuestConsole;
+use crate::console_service::{CONSOLE_BYTES, GuestConsole};
 use crate::hypervisor::Xen;
 use crate::signal::Signal;
-use crate::store_service::StoreService;
+use crate::store_service::{StoreService, store_bytes};
 use crate::terminal::Terminal;
 
 /// Bytes a kernel may unpack to.
 const KERNEL_LIMIT: usize = 256 << 20;
 /// Pages that guests leave to the hypervisor and to us.
 const KEPT_PAGES: u64 = 1024;
+/// What we set aside at boot: for the turn of a guest that is at hand, and for ourselves.
+pub(crate) const OWN_BYTES: usize = store::TURN_BYTES + (1 << 19);
 /// A guest that ends at once is not made anew more often than this.
 const LIFE_NS: u64 = 1_000_000_000;
+
+/// What a guest may make us hold, as far as that is set aside when it is made.
+pub(crate) fn guest_bytes() -> usize {
+    store_bytes() + CONSOLE_BYTES
+}
 
 /// Every guest, and what it takes to make one.
 pub(crate) struct Guests {
@@ -255,6 +262,13 @@ impl Guests {
             self.terminal.message(&format!("warning: guest {}: {why}", config.name));
         }
         self.store.settled().await;
+        if !self.store.reserve() || !console.reserve() {
+            let kib = guest_bytes().div_ceil(1024);
+            return Err(format!(
+                "guest {}: dom0 needs {kib} KiB to serve it, and the machine has not as much left",
+                config.name
+            ));
+        }
         let request = Request { config, kernel, ramdisk, uuid: uuid(), backend: self.own };
         let hypervisor = &mut *self.hypervisor.borrow_mut();
         let store = &mut self.store.clone();

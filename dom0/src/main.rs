@@ -30,10 +30,10 @@ use toolstack::bundle::{Bundle, EXEC};
 use toolstack::status::Failure;
 use unikernel::boot::Boot;
 use unikernel::events::Channel;
-use unikernel::memory::lend_large;
+use unikernel::memory::{self, lend_large};
 use unikernel::{hypercall, println, tasks};
 
-use guests::Guests;
+use guests::{Guests, OWN_BYTES};
 use terminal::Terminal;
 
 unikernel::entry!(main);
@@ -82,6 +82,10 @@ async fn run(bundle: Bundle<'static>, all: bool) -> Option<Failure> {
         log::warn!("kernels must be unpacked in what memory we have: {}", errno.name());
     }
     let terminal = Terminal::new(all);
+    let Some(own) = memory::reserve(OWN_BYTES) else {
+        log::error!("there are no {} KiB for serving guests", OWN_BYTES >> 10);
+        return Some(Failure::NotMade);
+    };
     let guests = Guests::new(OWN, bundle, terminal.clone());
     let ends = match hypercall::bind_virq(Virq::DomExc, 0) {
         Ok(port) => Channel::adopt(port),
@@ -117,5 +121,6 @@ async fn run(bundle: Bundle<'static>, all: bool) -> Option<Failure> {
         guests.changed.or_port(ends.port()).await;
     }
     terminal.message("all guests have ended");
+    drop(own);
     guests.failed()
 }

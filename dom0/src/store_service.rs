@@ -9,13 +9,26 @@ use core::cell::{Cell, RefCell};
 use guest_image::MachineFrame;
 use hypercall_abi::grant::REF_XENSTORE;
 use store::transport::Link;
-use store::{ConnectionId, Duty, Quotas, StoreError};
+use store::{ConnectionId, Duty, Quotas, StoreError, TURN_BYTES};
+use toolstack::limit::LineLimit;
 use toolstack::{Access, DomainId, Node};
 use unikernel::events::Channel;
 use unikernel::grants::GrantedPage;
+use unikernel::memory::{self, Reserved};
 use unikernel::tasks::{self, Task};
+use unikernel::time;
 
 use crate::signal::Signal;
+
+/// What serving a guest takes of the heap beside the store itself: its link, channel, page and task.
+const SERVED_BYTES: usize = 8 * 1024;
+/// How long a turn is put off when there is no memory for it.
+const PATIENCE_NS: u64 = 100_000_000;
+
+/// What a guest may make the store take of the heap.
+pub(crate) fn store_bytes() -> usize {
+    Quotas::default().domain_bytes() + SERVED_BYTES
+}
 
 /// The store and those it serves. Clones are the same store.
 #[derive(Clone)]
@@ -29,6 +42,8 @@ struct Shared {
     served: RefCell<BTreeMap<u16, Served>>,
     /// The store has something left to do.
     left: Rc<Signal>,
+    /// The heap for the next guest to be served.
+    reserved: RefCell<Option<Reserved>>,
 }
 
 /// A guest being served.
@@ -36,6 +51,8 @@ struct Served {
     ring: Rc<Ring>,
     /// The store may have something for this guest.
     kick: Rc<Signal>,
+    /// The heap for what the guest makes the store hold.
+    _reserved: Option<Reserved>,
     /// Ends with this structure.
     _task: Task<()>,
 }
@@ -47,6 +64,28 @@ struct Ring {
     channel: Channel,
     /// The store took no request of it, because others had yet to hear of the last ones.
     held: Cell<bool>,
+    /// What may be said about it.
+    lines: RefCell<LineLimit>,
+}
+
+impl Ring {
+    /// Says something that the guest caused, unless too much of that has been said.
+    fn complain(&self, what: &str) {
+        match self.lines.borrow_mut().admit(time::now_ns()) {
+            None => {}
+            Some(0) => log::warn!("{what}"),
+            Some(more) => log::warn!("{what} ({more} more suppressed)"),
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        let (suppressed, domain) = (self.lines.borrow().suppressed(), self.link.borrow().domain());
+        if suppressed > 0 {
+            log::warn!("{suppressed} more warnings about domain {domain} were suppressed");
+        }
+    }
 }
 
 impl StoreService {
@@ -55,7 +94,8 @@ impl StoreService {
         let mut store = store::Store::new(store::DomainId(own.0), Quotas::default());
         let session = store.open_local();
         let (store, left) = (RefCell::new(store), Rc::default());
-        let shared = Rc::new(Shared { own, store, session, served: RefCell::default(), left });
+        let (served, reserved) = (RefCell::default(), RefCell::default());
+        let shared = Rc::new(Shared { own, store, session, served, left, reserved });
         tasks::spawn(work(Rc::downgrade(&shared), Rc::clone(&shared.left))).detach();
         Self(shared)
     }
@@ -65,6 +105,16 @@ impl StoreService {
         while self.0.store.borrow().has_work() {
             tasks::yield_now().await;
         }
+    }
+
+    /// Has the heap hold what the next guest may make the store hold; answers whether there is memory for it. What earlier
+    /// guests left there must be gone: see [`Self::settled`].
+    pub(crate) fn reserve(&self) -> bool {
+        let mut reserved = self.0.reserved.borrow_mut();
+        if reserved.is_none() {
+            *reserved = memory::reserve(store_bytes());
+        }
+        reserved.is_some()
     }
 
     /// Tells those who watch that a domain shut down.
@@ -94,10 +144,17 @@ impl StoreService {
             GrantedPage::map(domain.0, REF_XENSTORE).map_err(|errno| format!("its store page: {}", errno.name()))?;
         let link = Link::introduce(domain, &page).map_err(|_| "its store page changes under us".to_string())?;
         let channel = Channel::connect(domain.0, port).map_err(|errno| format!("its store port: {}", errno.name()))?;
-        let ring = Rc::new(Ring { link: RefCell::new(link), page, channel, held: Cell::new(false) });
+        let ring = Rc::new(Ring {
+            link: RefCell::new(link),
+            page,
+            channel,
+            held: Cell::new(false),
+            lines: RefCell::default(),
+        });
         let kick = Rc::new(Signal::default());
         let task = serve(Rc::downgrade(&self.0), domain, Rc::downgrade(&ring), Rc::clone(&kick));
-        let served = Served { ring, kick, _task: tasks::spawn(task) };
+        let reserved = self.0.reserved.take();
+        let served = Served { ring, kick, _reserved: reserved, _task: tasks::spawn(task) };
         let before = self.0.served.borrow_mut().insert(domain.0, served);
         drop(before);
         Ok(())
@@ -132,7 +189,7 @@ impl Shared {
     fn step(&self, domain: store::DomainId, ring: &Ring) -> bool {
         let step = ring.link.borrow_mut().step(&ring.page, &mut self.store.borrow_mut());
         if let Some(why) = step.stopped {
-            log::warn!("the store serves domain {domain} no longer: {why:?}");
+            ring.complain(&format!("the store serves domain {domain} no longer: {why:?}"));
         }
         if step.notify {
             ring.channel.notify();
@@ -145,9 +202,17 @@ impl Shared {
     }
 }
 
+/// Waits until whatever a turn of the store allocates can be had.
+async fn memory_for_a_turn() {
+    while !memory::can_allocate(TURN_BYTES) {
+        time::sleep_until(time::now_ns().saturating_add(PATIENCE_NS)).await;
+    }
+}
+
 /// Does what the store has left to do, and lets others have their turn after each piece.
 async fn work(shared: Weak<Shared>, left: Rc<Signal>) {
     loop {
+        memory_for_a_turn().await;
         let Some(more) = shared.upgrade().map(|shared| shared.work()) else { return };
         if more {
             tasks::yield_now().await;
@@ -159,6 +224,7 @@ async fn work(shared: Weak<Shared>, left: Rc<Signal>) {
 
 async fn serve(shared: Weak<Shared>, domain: store::DomainId, ring: Weak<Ring>, kick: Rc<Signal>) {
     loop {
+        memory_for_a_turn().await;
         let (again, port) = {
             let (Some(shared), Some(ring)) = (shared.upgrade(), ring.upgrade()) else {
                 return;

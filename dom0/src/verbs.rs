@@ -15,9 +15,10 @@ use toolstack::json::{self, Object};
 use toolstack::status::Failure;
 use toolstack::{DomainId, Hypervisor, Summary, domains, states};
 use unikernel::mark::{self, DESTROY, LISTED};
+use unikernel::memory;
 use unikernel::{hypercall, time};
 
-use crate::guests::{Entry, Guests, State};
+use crate::guests::{Entry, Guests, OWN_BYTES, State, guest_bytes};
 use crate::terminal::Terminal;
 
 /// How often a command that waits looks again.
@@ -310,9 +311,12 @@ impl Guests {
         let own = domains.iter().find(|domain| domain.domain == self.own.0).map_or(0, |own| own.tot_pages);
         let bundle = (self.bundle.size() as u64).div_ceil(4096);
         let (own, bundle) = (own.saturating_sub(bundle) << 2, bundle << 2);
+        // What is set aside for the guests there are: their quotas in the store, and what they print.
+        let promised = (memory::reserved().saturating_sub(OWN_BYTES)) >> 10;
+        let each = guest_bytes().div_ceil(1024);
         let text = format!(
             "version      Tenon {version} (Xen ABI {abi})\nmemory       {total} MiB, of which {free} MiB are free\n\
-             hypervisor   {hypervisor} KiB\ndom0         {own} KiB, and {bundle} KiB of boot bundle\n\
+             hypervisor   {hypervisor} KiB\ndom0         {own} KiB, {promised} KiB of it for guests ({each} KiB each), and {bundle} KiB of boot bundle\n\
              CPUs         {}\ndomains      {count}, with {vcpus} vcpus online",
             machine.nr_cpus
         );
@@ -323,6 +327,8 @@ impl Guests {
             .raw("free_mib", free)
             .raw("hypervisor_kib", hypervisor)
             .raw("dom0_kib", own)
+            .raw("for_guests_kib", promised)
+            .raw("each_guest_kib", each)
             .raw("bundle_kib", bundle)
             .raw("cpus", machine.nr_cpus)
             .raw("domains", count)

@@ -149,7 +149,9 @@ impl Path {
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
         let base = self.as_base();
-        Self::new(format!("{base}/{name}"))
+        let mut text = String::with_capacity(base.len() + 1 + name.len());
+        text.extend([base, "/", name]);
+        Self::new(text)
     }
 
     /// This path, its parent, and so on up to the root.

@@ -6,8 +6,9 @@
 use crate::wire::{HEADER_BYTES, PAYLOAD_MAX};
 
 /// Bytes that one call of [`Store`](crate::Store) on behalf of an unprivileged domain may allocate in all, the parts that
-/// it frees again included. Who has so many in a row before the call can carry it out.
-pub const TURN_BYTES: usize = 1 << 20;
+/// it frees again included: most for the removal of as many nodes as a domain may own. Who has so many in a row before the
+/// call can carry it out.
+pub const TURN_BYTES: usize = 5 << 18;
 
 /// Limits for each unprivileged domain. Privileged callers have none.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -79,6 +79,11 @@ fn touched_cost(path: &Path, first: Option<&Arc<Node>>) -> usize {
     places + kept + shared(path.as_str().len()) + told_cost(path) + heap(1)
 }
 
+/// What a private copy of a node takes of the heap: no less than it does when it is committed.
+fn copy_cost(path: &Path, node: &Node) -> usize {
+    node.cost(path) + node.children.as_bytes().len()
+}
+
 /// What an owner gains and loses when the changes are committed.
 #[derive(Clone, Copy, Debug, Default)]
 struct Delta {
@@ -384,17 +389,26 @@ impl View<'_> {
             });
         }
         let node = self.tree.get(path).cloned();
-        let touched = Touched { first: node.clone(), copy: Private::Unchanged, logged: [false; 2] };
-        self.changes.work += 1;
-        self.changes.bytes += touched_cost(path, node.as_ref());
-        self.changes.touched.insert(path.clone(), touched);
+        let cost = touched_cost(path, node.as_ref());
         if self.changes.explicit && !self.caller.privileged {
-            if self.changes.touched.len() > self.quotas.transaction_nodes {
+            if self.changes.touched.len() >= self.quotas.transaction_nodes {
                 return Err(StoreError::NoSpace);
             }
-            self.check_usage()?;
+            self.check_room(cost, 0)?;
         }
+        let touched = Touched { first: node.clone(), copy: Private::Unchanged, logged: [false; 2] };
+        self.changes.work += 1;
+        self.changes.bytes += cost;
+        self.changes.touched.insert(path.clone(), touched);
         Ok(node)
+    }
+
+    /// Checks that an open transaction may hold so many bytes more, when so many are freed: before it does, since it stays
+    /// open when a request is refused.
+    fn check_room(&self, more: usize, less: usize) -> Result<(), StoreError> {
+        let Some(held) = self.ledger.held(self.caller.domain) else { return Ok(()) };
+        let all = self.tree.usage(self.caller.domain).bytes + held + self.changes.bytes + more;
+        if all.saturating_sub(less) > self.quotas.memory_bytes { Err(StoreError::NoMemory) } else { Ok(()) }
     }
 
     /// What to say about a missing node: its nearest existing ancestor decides (ABI 3.5).
@@ -460,11 +474,19 @@ impl View<'_> {
         if !self.caller.privileged && node.size() > self.quotas.node_bytes {
             return Err(StoreError::NoSpace);
         }
+        let cost = copy_cost(path, &node);
+        if self.changes.explicit && !self.caller.privileged {
+            let before = match self.changes.touched.get(path).map(|touched| &touched.copy) {
+                Some(Private::Present(copy)) => copy_cost(path, copy),
+                _ => 0,
+            };
+            self.check_room(cost, before)?;
+        }
         self.take(path);
         let added = &mut self.delta(node.permissions.owner()).added;
         added.nodes += 1;
         added.bytes += node.cost(path);
-        self.changes.bytes += node.cost(path) + node.children.as_bytes().len();
+        self.changes.bytes += cost;
         self.changes.work += 1;
         if let Some(touched) = self.changes.touched.get_mut(path) {
             touched.copy = Private::Present(Arc::new(node));
@@ -481,7 +503,7 @@ impl View<'_> {
             Private::Unchanged => touched.first.clone(),
             Private::Removed => None,
             Private::Present(copy) => {
-                self.changes.bytes -= copy.cost(path) + copy.children.as_bytes().len();
+                self.changes.bytes -= copy_cost(path, &copy);
                 Some(copy)
             }
         };

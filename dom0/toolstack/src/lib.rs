@@ -19,6 +19,7 @@ pub mod config;
 pub mod create;
 pub mod end;
 pub mod json;
+pub mod limit;
 mod privileged;
 pub mod ramdisk;
 pub mod status;

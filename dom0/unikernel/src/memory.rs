@@ -11,6 +11,8 @@
 //! ```
 
 mod borrowed;
+#[cfg(test)]
+mod budgets;
 mod foreign;
 mod heap;
 mod window;
@@ -23,6 +25,7 @@ use hypercall_abi::{Errno, domid, start_info};
 
 pub use borrowed::lend_large;
 pub use foreign::Foreign;
+pub use heap::{Reserved, can_allocate, reserve, reserved};
 pub use window::Window;
 
 /// Bytes of a page.

@@ -22,6 +22,9 @@ const fn outside(name: &'static str, ours: &'static [&'static str]) -> Allowed {
 /// What any crate's tests may use.
 const FOR_TESTS: &str = "test-kernels";
 
+/// What the tests of a crate may use beside: the heap is tried with those it is for.
+const TRIED_WITH: &[(&str, &[&str])] = &[("unikernel", &["console-backend", "store"])];
+
 /// Every arrow of `hypervisor/ARCHITECTURE.md`.
 const ARROWS: &[Allowed] = &[
     ring0("hypercall-abi", &[], &["bitflags", "zerocopy"]),
@@ -78,8 +81,11 @@ pub(crate) fn check(crates: &[Crate]) -> Vec<String> {
         for (section, tools) in [("dependencies", false), ("build-dependencies", true), ("dev-dependencies", true)] {
             let table = member.manifest.get(section).and_then(toml::Value::as_table);
             for name in table.into_iter().flat_map(toml::Table::keys) {
+                let tried =
+                    TRIED_WITH.iter().any(|(tested, with)| *tested == member.name && with.contains(&name.as_str()));
                 let fine = if names.contains(&name.as_str()) {
-                    allowed.ours.contains(&name.as_str()) || (section == "dev-dependencies" && name == FOR_TESTS)
+                    let for_tests = section == "dev-dependencies" && (tried || name == FOR_TESTS);
+                    for_tests || allowed.ours.contains(&name.as_str())
                 } else {
                     tools || allowed.theirs.is_none_or(|theirs| theirs.contains(&name.as_str()))
                 };

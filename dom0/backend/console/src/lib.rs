@@ -33,6 +33,25 @@ pub const TYPED_MAX: usize = 4096;
 /// A good budget for [`Console::serve`]: one ring full.
 pub const BUDGET: usize = 2048;
 
+/// What a console takes of the heap for good, whatever its guest does: what was printed and typed last, the line that is
+/// cut off by a [`LineWriter`], and what the heap spends on each.
+#[must_use]
+pub const fn console_bytes(scrollback_bytes: usize) -> usize {
+    scrollback_bytes + TYPED_MAX + 2 * LINE_MAX + 512
+}
+
+/// Bytes that one turn of a console may allocate beyond that: a line with every byte escaped, as it grows.
+pub const TURN_BYTES: usize = 32 * LINE_MAX;
+
+/// Why a console cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachError {
+    /// The indices in the page contradict each other.
+    BadIndices(BadIndices),
+    /// There is no memory for what the guest prints.
+    NoMemory,
+}
+
 /// What a [`Console::serve`] call leaves to its caller.
 #[must_use = "a guest that is not notified waits for ever"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,15 +78,16 @@ impl Console {
     /// Connects to a guest's console page where the last back end stopped, if there was one. Serve
     /// at once and notify once: output may wait since long.
     ///
+    /// All memory the console ever needs is taken here: see [`console_bytes`].
+    ///
     /// # Errors
-    /// The indices in the page contradict each other.
-    pub fn attach<P: SharedPage>(page: &P, scrollback_bytes: usize) -> Result<Self, BadIndices> {
-        Ok(Self {
-            ends: BackEnd::attach(page)?,
-            typed: VecDeque::new(),
-            printed: Scrollback::new(scrollback_bytes),
-            stopped: None,
-        })
+    /// The indices in the page contradict each other, or there is no memory.
+    pub fn attach<P: SharedPage>(page: &P, scrollback_bytes: usize) -> Result<Self, AttachError> {
+        let ends = BackEnd::attach(page).map_err(AttachError::BadIndices)?;
+        let mut typed = VecDeque::new();
+        typed.try_reserve_exact(TYPED_MAX).map_err(|_| AttachError::NoMemory)?;
+        let printed = Scrollback::new(scrollback_bytes).map_err(|_| AttachError::NoMemory)?;
+        Ok(Self { ends, typed, printed, stopped: None })
     }
 
     /// Connects to the page of the guest's next life. What the last one printed stays; what was typed for it does not.

@@ -1,6 +1,6 @@
 //! The last bytes a guest printed, numbered from the first byte it ever printed.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{TryReserveError, VecDeque};
 
 /// A bounded memory of a stream of bytes; the oldest are dropped.
 #[derive(Clone, Debug)]
@@ -24,10 +24,14 @@ pub struct Since<'a> {
 }
 
 impl Scrollback {
-    /// Keeps at most `limit` bytes; takes no memory until bytes come.
-    #[must_use]
-    pub const fn new(limit: usize) -> Self {
-        Self { bytes: VecDeque::new(), limit, end: 0 }
+    /// Keeps at most `limit` bytes, and takes the memory for them now: none is taken when bytes come.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn new(limit: usize) -> Result<Self, TryReserveError> {
+        let mut bytes = VecDeque::new();
+        bytes.try_reserve_exact(limit)?;
+        Ok(Self { bytes, limit, end: 0 })
     }
 
     /// Appends bytes.
@@ -86,7 +90,7 @@ mod tests {
 
     #[test]
     fn the_newest_bytes_stay_and_readers_learn_what_they_missed() {
-        let mut scrollback = Scrollback::new(4);
+        let mut scrollback = Scrollback::new(4).unwrap();
         scrollback.push(b"abc");
         assert_eq!(read(&scrollback, 0), (0, b"abc".to_vec()));
         assert_eq!(read(&scrollback, 2), (0, b"c".to_vec()));
@@ -101,7 +105,7 @@ mod tests {
 
     #[test]
     fn every_position_agrees_with_the_whole_stream() {
-        let mut scrollback = Scrollback::new(7);
+        let mut scrollback = Scrollback::new(7).unwrap();
         let mut stream = Vec::new();
         for byte in 0..40u8 {
             let piece: Vec<u8> = (0..byte % 5).map(|more| byte + more).collect();
@@ -118,7 +122,7 @@ mod tests {
 
     #[test]
     fn no_room_is_fine() {
-        let mut scrollback = Scrollback::new(0);
+        let mut scrollback = Scrollback::new(0).unwrap();
         scrollback.push(b"abc");
         assert_eq!(read(&scrollback, 0), (3, b"".to_vec()));
     }

@@ -1,0 +1,357 @@
+//! Hostile guests in a heap of fixed size: what dom0 sets aside for each is enough, whatever they do.
+//!
+//! The heap is the one dom0 runs on, over memory that does not grow. It serves the thread of the test while it is asked to;
+//! everything else comes from the host.
+
+use super::heap::Arena;
+use crate::sync::MaskMutex;
+use console_backend::{Console, LineWriter, console_bytes};
+use core::alloc::{GlobalAlloc, Layout};
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use ring_protocol::console::FrontEnd;
+use ring_protocol::store::Client;
+use ring_protocol::{SharedPage, WordPage};
+use std::alloc::System;
+use std::cell::Cell;
+use store::transport::Link;
+use store::wire::message;
+use store::{ConnectionId, DomainId, Quotas, Store, TURN_BYTES};
+
+const CLIENTS: u16 = 6;
+/// Bytes kept of what each guest prints, as in dom0.
+const KEPT: usize = 64 * 1024;
+/// What the store and its own session take before there is a guest.
+const BASE: usize = 32 * 1024;
+/// Larger pieces than this are not taken from the heap by dom0.
+const LARGEST: usize = 256 * 1024;
+
+std::thread_local! {
+    /// Whether this thread allocates in the arena.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+static ARENA: Arena = Arena::new();
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static GROSS: AtomicUsize = AtomicUsize::new(0);
+static WIDEST: AtomicUsize = AtomicUsize::new(0);
+static REFUSED: AtomicUsize = AtomicUsize::new(0);
+/// One test at a time has the arena.
+static TURN: MaskMutex<()> = MaskMutex::new(());
+
+/// The arena inside, the host's heap outside.
+struct Split;
+
+/// What an allocation costs the heap: 32 bytes are the least it gives, and it keeps a record.
+const fn cost(layout: Layout) -> usize {
+    (layout.size() + 8).next_multiple_of(32)
+}
+
+// SAFETY: each allocation is one of the arena or of the host, which its address tells when it is freed.
+unsafe impl GlobalAlloc for Split {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if INSIDE.get() {
+            // SAFETY: the caller's promise, passed on.
+            let at = unsafe { ARENA.alloc(layout) };
+            if !at.is_null() {
+                LIVE.fetch_add(cost(layout), Relaxed);
+                GROSS.fetch_add(cost(layout), Relaxed);
+                WIDEST.fetch_max(layout.size(), Relaxed);
+                return at;
+            }
+            // In dom0 this would be the end.
+            REFUSED.fetch_add(1, Relaxed);
+        }
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        if ARENA.contains(at) {
+            LIVE.fetch_sub(cost(layout), Relaxed);
+            // SAFETY: it came from there.
+            unsafe { ARENA.dealloc(at, layout) };
+        } else {
+            // SAFETY: it came from there.
+            unsafe { System.dealloc(at, layout) };
+        }
+    }
+}
+
+#[global_allocator]
+static SPLIT: Split = Split;
+
+/// Does `work` with the arena as its heap.
+fn inside<R>(work: impl FnOnce() -> R) -> R {
+    INSIDE.set(true);
+    let done = work();
+    INSIDE.set(false);
+    done
+}
+
+/// A generator of numbers, told by its seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((z ^ (z >> 31)) % u64::try_from(bound).unwrap()).unwrap()
+    }
+}
+
+/// Guests that are served by a store and consoles in the arena, and what they have come to.
+struct Machine {
+    store: Store,
+    dom0: ConnectionId,
+    pages: Vec<WordPage>,
+    links: Vec<Link>,
+    clients: Vec<Client>,
+    /// What each guest has yet to send; requests are whole.
+    unsent: Vec<Vec<u8>>,
+    base: usize,
+    longest: usize,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let before = LIVE.load(Relaxed);
+        let (mut store, dom0) = inside(|| {
+            let mut store = Store::new(DomainId(0), Quotas::default());
+            let dom0 = store.open_local();
+            (store, dom0)
+        });
+        let pages: Vec<WordPage> = (0..CLIENTS).map(|_| WordPage::new()).collect();
+        let mut links = Vec::new();
+        for (domain, page) in (1..).zip(&pages) {
+            inside(|| welcome(&mut store, dom0, domain));
+            links.push(inside(|| Link::introduce(DomainId(domain), page)).unwrap());
+        }
+        let clients = pages.iter().map(|page| Client::attach(page).unwrap()).collect();
+        let unsent = vec![Vec::new(); usize::from(CLIENTS)];
+        Self { store, dom0, pages, links, clients, unsent, base: before, longest: 0 }
+    }
+
+    /// One turn, which must not allocate more in all than is looked for beforehand.
+    fn turn<R>(&mut self, turn: impl FnOnce(&mut Self) -> R) -> R {
+        GROSS.store(0, Relaxed);
+        let done = inside(|| turn(self));
+        self.longest = self.longest.max(GROSS.load(Relaxed));
+        done
+    }
+
+    /// A guest sends a request, and fetches its replies if it `reads`.
+    fn ask(&mut self, guest: usize, kind: u32, transaction: u32, payload: &[u8], reads: bool) {
+        let payload = &payload[..payload.len().min(4096)];
+        self.unsent[guest].extend(message(kind, 7, transaction, payload));
+        for _ in 0..64 {
+            let sent = self.clients[guest].requests.write(&self.pages[guest], &self.unsent[guest]).unwrap();
+            self.unsent[guest].drain(..sent);
+            if self.unsent[guest].is_empty() && sent == 0 {
+                break;
+            }
+            self.turn(|m| {
+                let _ = m.links[guest].step(&m.pages[guest], &mut m.store);
+            });
+            let mut buffer = [0; 1024];
+            while reads && self.clients[guest].responses.read(&self.pages[guest], &mut buffer).unwrap() > 0 {
+                self.turn(|m| {
+                    let _ = m.links[guest].step(&m.pages[guest], &mut m.store);
+                });
+            }
+            self.turn(|m| m.store.work());
+        }
+        // One that is not listened to gives up, or its requests would never be whole again.
+        if self.unsent[guest].len() > 64 * 1024 {
+            self.break_ring(guest);
+        }
+    }
+
+    /// A guest breaks its ring, and asks for a new one.
+    fn break_ring(&mut self, guest: usize) {
+        let page = &self.pages[guest];
+        page.store_u32(2068, 1);
+        self.unsent[guest].clear();
+        self.turn(|m| {
+            let _ = m.links[guest].step(&m.pages[guest], &mut m.store);
+        });
+        self.clients[guest] = Client::attach(&self.pages[guest]).unwrap();
+    }
+
+    fn audit(&self, what: &str) {
+        self.store.audit().unwrap();
+        let live = LIVE.load(Relaxed) - self.base;
+        let budget = BASE + usize::from(CLIENTS) * Quotas::default().domain_bytes();
+        assert!(live <= budget, "{what}: {live} bytes of {budget}");
+        let refused = REFUSED.load(Relaxed);
+        assert_eq!(refused, 0, "{what}: allocations refused with {live} bytes of {budget} in use");
+        for domain in 1..=CLIENTS {
+            let charged = self.store.charged(DomainId(domain));
+            // A change may be told, and nodes be given, on top of the quota.
+            assert!(charged <= Quotas::default().memory_bytes + 16 * 1024, "{what}: domain {domain} has {charged}");
+        }
+    }
+
+    fn end(self, what: &str) {
+        self.audit(what);
+        let longest = self.longest;
+        let (widest, live) = (WIDEST.load(Relaxed), LIVE.load(Relaxed) - self.base);
+        println!("{what}: {live} bytes in use, {longest} in a turn, {widest} in one piece");
+        assert!(longest <= TURN_BYTES, "{what}: a turn took {longest} bytes");
+        assert!(widest < LARGEST, "{what}: {widest} bytes in one piece");
+        inside(|| drop(self));
+    }
+}
+
+/// A domain as the toolstack makes it.
+fn welcome(store: &mut Store, dom0: ConnectionId, domain: u16) {
+    let mut session = store.session(dom0);
+    let home = format!("/local/domain/{domain}");
+    session.mkdir(&home).unwrap();
+    session.set_permissions(&home, &format!("n0,r{domain}")).unwrap();
+    // Everybody may look into it: so all are told of all changes.
+    let data = format!("{home}/data");
+    session.mkdir(&data).unwrap();
+    session.set_permissions(&data, &format!("b{domain}")).unwrap();
+    session.introduce(DomainId(domain), 0x1000, 3).unwrap();
+    let _ = store.next_duty();
+}
+
+/// Has a heap of `bytes` for `work`.
+fn with_arena(bytes: usize, work: impl FnOnce()) {
+    let _turn = TURN.lock();
+    ARENA.renew(bytes);
+    [&LIVE, &REFUSED, &WIDEST].iter().for_each(|counter| counter.store(0, Relaxed));
+    work();
+}
+
+fn store_arena() -> usize {
+    BASE + usize::from(CLIENTS) * Quotas::default().domain_bytes() + TURN_BYTES
+}
+
+/// Each of these fills one of its quotas to the brim; the numbers are what a guest counts up.
+fn greedy(way: usize, n: usize) -> (u32, u32, Vec<u8>) {
+    let x = |count: usize| "x".repeat(count);
+    let names = |n: usize| format!("{}/{}", n / 40, n % 40);
+    let (kind, transaction, payload) = match way {
+        // Small nodes, large nodes, and nodes with long names.
+        0 => (11, 0, format!("data/{}\0", names(n))),
+        1 => (11, 0, format!("data/{}\0{}", names(n), x(2000))),
+        2 => (12, 0, format!("data/{}{n}\0", x(900))),
+        // Watches with long tokens, on long paths.
+        3 => (4, 0, format!("data/{}\0{n}{}\0", x(20), x(900))),
+        4 => (4, 0, format!("data/{}{n}\0{n}\0", x(900))),
+        // Transactions that copy the widest directory again and again.
+        5 if n < 600 => (12, 0, format!("data/{n}\0")),
+        5 if n < 610 => (6, 0, "\0".into()),
+        5 => (11, 1 + u32::try_from(n % 10).unwrap(), format!("data/{n}\0")),
+        // Deep trees.
+        6 => (11, 0, format!("data/{n}{}\0", "/y".repeat(200))),
+        // Changes that everybody watches.
+        7 if n < 120 => (4, 0, format!("/local/domain/{}/data\0{n}\0", 1 + n % 6)),
+        7 => (11, 0, format!("data/{}/{}\0", x(100), n % 900)),
+        // Small requests whose answers nobody fetches.
+        8 => (2, 0, "data\0".into()),
+        _ => (1, 0, "data\0".into()),
+    };
+    (kind, transaction, payload.into_bytes())
+}
+
+#[test]
+fn guests_that_fill_their_quotas_fit_into_their_budgets() {
+    with_arena(store_arena(), || {
+        let mut machine = Machine::new();
+        for way in 0..10 {
+            for n in 0..1500 {
+                for guest in 0..usize::from(CLIENTS) {
+                    let (kind, transaction, payload) = greedy((way + guest * 3) % 10, n);
+                    // Half of them fetch nothing after a while.
+                    machine.ask(guest, kind, transaction, &payload, n < 1000 || guest % 2 == 0);
+                }
+            }
+            machine.audit(&format!("way {way}"));
+            for guest in 0..usize::from(CLIENTS) {
+                machine.break_ring(guest);
+            }
+            if way % 3 == 2 {
+                for guest in 0..usize::from(CLIENTS) {
+                    machine.ask(guest, 13, 0, b"data/0\0", true);
+                    machine.ask(guest, 13, 0, b"data\0", true);
+                    let domain = u16::try_from(guest).unwrap() + 1;
+                    let (path, rights) = (format!("/local/domain/{domain}/data"), format!("b{domain}"));
+                    machine.turn(|m| m.store.session(m.dom0).mkdir(&path).unwrap());
+                    machine.turn(|m| m.store.session(m.dom0).set_permissions(&path, &rights).unwrap());
+                }
+            }
+        }
+        machine.end("quotas");
+    });
+}
+
+#[test]
+fn guests_that_do_anything_fit_into_their_budgets() {
+    with_arena(store_arena(), || {
+        let mut random = Random(17);
+        let mut machine = Machine::new();
+        for step in 0..60_000 {
+            let guest = random.below(CLIENTS.into());
+            let (way, n) = (random.below(10), random.below(1500));
+            let (mut kind, mut transaction, mut payload) = greedy(way, n);
+            match random.below(12) {
+                0 => (kind, payload) = (13, format!("data/{}\0", n % 40).into_bytes()),
+                1 => (kind, transaction, payload) = (7, transaction.max(1), b"T\0".to_vec()),
+                2 => (kind, payload) = (14, format!("data/{}\0n{}\0r1\0r2\0", n % 40, guest + 1).into_bytes()),
+                3 => transaction = u32::try_from(random.below(11)).unwrap(),
+                4 => {
+                    payload = payload.strip_prefix(b"data").map_or(payload.clone(), |rest| {
+                        [format!("/local/domain/{}/data", 1 + random.below(CLIENTS.into())).as_bytes(), rest].concat()
+                    })
+                }
+                5 => kind = u32::try_from(random.below(24)).unwrap(),
+                _ => {}
+            }
+            machine.ask(guest, kind, transaction, &payload, random.below(3) > 0);
+            if random.below(5000) == 0 {
+                machine.break_ring(guest);
+            }
+            if step % 5000 == 0 {
+                machine.audit(&format!("step {step}"));
+            }
+        }
+        machine.end("anything");
+    });
+}
+
+#[test]
+fn consoles_take_what_they_need_at_once() {
+    let each = console_bytes(KEPT);
+    with_arena(usize::from(CLIENTS) * each + console_backend::TURN_BYTES, || {
+        let pages: Vec<WordPage> = (0..CLIENTS).map(|_| WordPage::new()).collect();
+        let mut consoles: Vec<(Console, LineWriter)> = Vec::with_capacity(pages.len());
+        for page in &pages {
+            consoles.push(inside(|| (Console::attach(page, KEPT).unwrap(), LineWriter::new("guest| ".into()))));
+        }
+        let mut ends: Vec<FrontEnd> = pages.iter().map(|page| FrontEnd::attach(page).unwrap()).collect();
+        let mut longest = 0;
+        for round in 0..2000usize {
+            for ((console, lines), (end, page)) in consoles.iter_mut().zip(ends.iter_mut().zip(&pages)) {
+                let noise: Vec<u8> = (0..700).map(|n| u8::try_from((round * 31 + n * 7) % 256).unwrap()).collect();
+                end.output.write(page, &noise).unwrap();
+                GROSS.store(0, Relaxed);
+                inside(|| {
+                    console.type_in(&[b'k'; 300]);
+                    let served = console.serve(page, 2048, |bytes| lines.push(bytes, |_| {})).unwrap();
+                    assert_eq!(served.taken, 700);
+                });
+                longest = longest.max(GROSS.load(Relaxed));
+            }
+        }
+        let live = LIVE.load(Relaxed);
+        println!("consoles: {live} bytes in use, {longest} in a turn");
+        assert!(live <= usize::from(CLIENTS) * each && REFUSED.load(Relaxed) == 0);
+        assert!(longest <= console_backend::TURN_BYTES);
+        inside(|| drop(consoles));
+        assert_eq!(LIVE.load(Relaxed), 0);
+    });
+}
