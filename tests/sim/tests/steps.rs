@@ -54,7 +54,7 @@ fn a_gdt_of_any_size_is_taken() {
 /// A tree of tables whose judgement takes more than one step: a root, and 9 L1 tables.
 fn long_tree(stage: &Stage, guest: &Actor, pfn: u64) -> Frame {
     let more: Vec<Frame> = (pfn..pfn + 12)
-        .map(|pfn| stage.world.frames.populate(stage.m, guest.id, pfn).expect("there is room"))
+        .map(|pfn| stage.world.frames.populate(stage.m, guest.id, 0, pfn, 100).expect("there is room"))
         .collect();
     let link = |table: Frame, slot: usize, to: Frame| stage.m.poke(table, slot, to.address() | TABLE);
     link(more[0], 0, more[1]);
@@ -69,7 +69,6 @@ fn a_vcpu_may_start_with_two_long_roots() {
     tell(300, |stage| {
         let guest = stage.enter(false);
         stage.domain(&guest).max_pages.store(100, Relaxed);
-        stage.domain(&guest).pages.fetch_add(24, Relaxed);
         let roots = [long_tree(stage, &guest, 100), long_tree(stage, &guest, 112)];
         let mut context = build::context(&guest.pages);
         (context.ctrlreg[3], context.ctrlreg[1]) = (roots[0].address(), roots[1].address());

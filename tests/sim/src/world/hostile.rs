@@ -21,6 +21,7 @@ use hypercall_abi::{Errno, Hypercall};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Frames of the machine.
 const FRAMES: usize = 1_000;
