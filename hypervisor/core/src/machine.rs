@@ -77,9 +77,8 @@ pub trait Console {
     fn put(&self, bytes: &[u8]) -> usize;
     /// Takes typed bytes that have arrived; returns how many.
     fn take(&self, to: &mut [u8]) -> usize;
-    /// Remembers bytes in the log, without printing them.
-    fn keep(&self, bytes: &[u8]);
-    /// Copies from the log what was kept from position `from` on, or later if that is forgotten; returns where that was.
+    /// Copies from the log of ring 0 what was kept from position `from` on, or later if that is forgotten; returns where that
+    /// was.
     fn kept(&self, from: u32, to: &mut [u8]) -> core::ops::Range<u32>;
 }
 

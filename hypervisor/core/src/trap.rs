@@ -18,6 +18,7 @@ use hypercall_abi::event::Virq;
 use hypercall_abi::sched::ShutdownReason;
 use hypercall_abi::selector;
 use hypercall_abi::shared::vcpu_info;
+use log::Level;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// RFLAGS bits.
@@ -313,8 +314,9 @@ pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
         }
     });
     let regs = &ctx.own.regs;
-    log::warn!("{}v{number} crashed: {why}", ctx.domain.id());
-    log::info!("rip {:#x} cs {:#x} rsp {:#x} flags {:#x}", regs.rip, regs.cs, regs.rsp, regs.rflags);
+    let (rip, cs, rsp, rflags) = (regs.rip, regs.cs, regs.rsp, regs.rflags);
+    ctx.domain.log(ctx.m, Level::Warn, format_args!("{}v{number} crashed: {why}", ctx.domain.id()));
+    ctx.domain.log(ctx.m, Level::Info, format_args!("rip {rip:#x} cs {cs:#x} rsp {rsp:#x} flags {rflags:#x}"));
     ctx.own.call = None;
     ctx.own.trap = None;
     ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Crash as u32);

@@ -29,9 +29,17 @@ with_new! {
         pub(crate) ports: Lock<Ports, ()> = Lock::new(()),
         /// Held while domains are made or unmade; the next id to try.
         pub(crate) census: Lock<Domains, u16> = Lock::new(0),
-        /// What lies before this in the log has been cleared.
-        pub(crate) log_start: AtomicU32 = AtomicU32::new(0),
+        /// How far the log has been read and cleared.
+        pub(crate) log: LogMarks = LogMarks { start: AtomicU32::new(0), read: AtomicU32::new(0) },
     }
+}
+
+/// Positions in the log of ring 0.
+pub(crate) struct LogMarks {
+    /// What lies before this has been cleared.
+    pub(crate) start: AtomicU32,
+    /// How far it was read last.
+    pub(crate) read: AtomicU32,
 }
 
 impl World {

@@ -5,9 +5,15 @@ use crate::memory::image_data;
 use crate::{Hardware, Verdict, serial};
 use core::arch::asm;
 use core::fmt::{self, Write};
-use hv_core::machine::{Console, Registers};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use hv_core::machine::Registers;
 use hv_core::trap::Text;
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+/// Errors logged or left out so far.
+static BUGS: AtomicU32 = AtomicU32::new(0);
+/// So many are logged, and later those that double their number.
+const FEW: u32 = 16;
 
 /// Sends log records to the console, each a line that begins with its level.
 struct Logger;
@@ -18,9 +24,17 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
+        // Errors are bugs of ours. What can cause one once may do so for ever, and must not fill the log with them.
+        let bugs = if record.level() == Level::Error { BUGS.fetch_add(1, Relaxed) } else { 0 };
+        if bugs > FEW && !bugs.is_power_of_two() {
+            return;
+        }
         let level = ["off", "error", "warn", "info", "debug", "trace"].get(record.level() as usize).unwrap_or(&"");
         let mut line = Text::<512>::default();
         let _ = write!(line, "[{level}] {}", record.args());
+        if bugs > FEW {
+            let _ = write!(line, " ({bugs} errors before, not all of them told)");
+        }
         let Text(mut line) = line;
         if line.push('\n').is_err() {
             // Full: the end of the line matters more than its last letter.
@@ -28,7 +42,7 @@ impl Log for Logger {
             let _ = line.push('\n');
         }
         serial::put_line(line.as_bytes());
-        Hardware(()).keep(line.as_bytes());
+        serial::keep(line.as_bytes());
     }
 
     fn flush(&self) {}

@@ -17,7 +17,7 @@ const CAN_SEND: u8 = 0x20;
 
 /// What has been typed and not yet taken.
 static INPUT: Mutex<heapless::Deque<u8, 512>> = Mutex::new(heapless::Deque::new());
-/// What was logged last, and how many bytes have been in all.
+/// What we have logged last, and how many bytes have been in all.
 static LOG: [AtomicU8; 1 << 14] = [const { AtomicU8::new(0) }; 1 << 14];
 static LOGGED: AtomicU32 = AtomicU32::new(0);
 /// Keeps the bytes of one line, or one `put`, together.
@@ -70,6 +70,14 @@ pub(crate) fn put_line(bytes: &[u8]) {
     put_now(bytes);
 }
 
+/// Remembers bytes of our own log.
+pub(crate) fn keep(bytes: &[u8]) {
+    for byte in bytes {
+        let at = LOGGED.fetch_add(1, Relaxed) as usize % LOG.len();
+        LOG.iter().skip(at).take(1).for_each(|slot| slot.store(*byte, Relaxed));
+    }
+}
+
 /// Empties the UART into the ring, as far as there is room: what stays in its queue holds the sender up.
 pub(crate) fn receive() {
     let mut input = INPUT.lock();
@@ -100,13 +108,6 @@ impl Console for Hardware {
         receive();
         let mut input = INPUT.lock();
         to.iter_mut().map_while(|slot| input.pop_front().map(|byte| *slot = byte)).count()
-    }
-
-    fn keep(&self, bytes: &[u8]) {
-        for byte in bytes {
-            let at = LOGGED.fetch_add(1, Relaxed) as usize % LOG.len();
-            LOG.iter().skip(at).take(1).for_each(|slot| slot.store(*byte, Relaxed));
-        }
     }
 
     fn kept(&self, from: u32, to: &mut [u8]) -> Range<u32> {

@@ -1,10 +1,10 @@
 //! What a guest may know of us, and the machine's console (ABI core 8).
 
 use crate::addr::HOLE_START;
-use crate::domain::Powers;
+use crate::domain::{Journal, Powers, Shown};
 use crate::policy;
 use crate::prelude::*;
-use core::fmt::Write;
+use crate::world::LogMarks;
 use hypercall_abi::physdev::ConsoleIo;
 use hypercall_abi::sysctl::{INTERFACE_VERSION, PhysInfo, ReadConsole, Sysctl, SysctlOp};
 use hypercall_abi::version::{CompileInfo, FeatureInfo, VersionOp, feature};
@@ -15,6 +15,12 @@ const CHUNK: usize = 128;
 /// Bytes of the log written before others get a chance (P8). What is printed takes as long as the line does: a chunk at
 /// most.
 const BATCH: u64 = 2048;
+/// Positions in the log from here on name lines of guests: [`SLOT`] for each slot of domains.
+const GUESTS: u32 = 1 << 31;
+/// More lines than a domain has.
+const SLOT: u32 = 4096;
+/// Lines of guests copied at once.
+const LINES: u32 = 32;
 
 /// `xen_version` (ABI core 8.1).
 ///
@@ -69,11 +75,6 @@ pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Answ
     match ConsoleIo::from_number(command).ok_or(Errno::NoSys)? {
         ConsoleIo::Write => {
             let shown = ctx.domain.may(Powers::CONSOLE_WRITE);
-            if !shown {
-                let mut mark = heapless::String::<16>::new();
-                let _ = write!(mark, "({}) ", ctx.domain.id());
-                ctx.m.keep(mark.as_bytes());
-            }
             let batch = count.min(if shown { CHUNK as u64 } else { BATCH });
             let mut done = 0;
             for _ in (0..batch).step_by(CHUNK) {
@@ -83,7 +84,7 @@ pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Answ
                 done += if shown {
                     ctx.m.put(part) as u64
                 } else {
-                    ctx.m.keep(part);
+                    ctx.domain.journal.with(|journal| journal.write(part));
                     now as u64
                 };
             }
@@ -133,22 +134,46 @@ pub fn sysctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<u64, Errno> 
     Ok(0)
 }
 
-/// Copies the log, of which there is a bounded amount, as far as there is room.
+/// Copies the log as far as there is room: first what ring 0 has logged, then the lines of guests, domain by domain.
 fn read_log<M: Machine>(ctx: &Ctx<'_, M>, wanted: &mut ReadConsole) -> Result<(), Errno> {
-    let start = &ctx.world.log_start;
+    let LogMarks { start, read } = &ctx.world.log;
     let mut at = start.load(Relaxed).max(if wanted.incremental == 0 { 0 } else { wanted.index });
     let (mut chunk, mut done) = ([0; CHUNK], 0);
-    while done < wanted.count {
+    while at < GUESTS && done < wanted.count {
         let room = (wanted.count - done) as usize;
         let kept = ctx.m.kept(at, chunk.get_mut(..room.min(CHUNK)).unwrap_or_default());
-        at = kept.end;
-        let Some(part) = chunk.get(..kept.len()).filter(|part| !part.is_empty()) else { break };
-        ctx.write_bytes(wanted.buffer.wrapping_add(done.into()), part)?;
-        done += low32(part.len() as u64);
+        read.store(kept.end, Relaxed);
+        let part = chunk.get(..kept.len()).filter(|part| !part.is_empty());
+        at = if part.is_some() { kept.end } else { GUESTS };
+        ctx.write_bytes(wanted.buffer.wrapping_add(done.into()), part.unwrap_or_default())?;
+        done += low32(kept.len() as u64);
     }
-    if wanted.clear != 0 {
+    for _ in 0..LINES {
+        let room = (wanted.count - done) as usize;
+        let Some((line, next)) = guest_line(ctx.world, at).filter(|(line, _)| line.len() <= room || done == 0) else {
+            break;
+        };
+        let part = line.as_bytes().get(..room).unwrap_or(line.as_bytes());
+        ctx.write_bytes(wanted.buffer.wrapping_add(done.into()), part)?;
+        (done, at) = (done + low32(part.len() as u64), next);
+    }
+    if wanted.clear != 0 && at < GUESTS {
         start.store(at, Relaxed);
+    } else if wanted.clear != 0 {
+        start.store(read.load(Relaxed), Relaxed);
+        ctx.world.domains.iter().for_each(|domain| domain.journal.with(Journal::forget));
     }
     (wanted.index, wanted.count) = (at, done);
     Ok(())
+}
+
+/// The line of a guest at a position of the log, and the position of the next.
+fn guest_line(world: &World, at: u32) -> Option<(Shown, u32)> {
+    let place = at.checked_sub(GUESTS)?;
+    let (first, place) = (place / SLOT, place % SLOT);
+    world.domains.iter().zip(0..).skip(first as usize).find_map(|(domain, slot)| {
+        let place = if slot == first { place } else { 0 };
+        let (line, next) = domain.journal.with(|journal| journal.show(domain.id(), place))?;
+        Some((line, GUESTS + slot * SLOT + next))
+    })
 }

@@ -11,6 +11,7 @@ use crate::paging::{Outcome, Refused, Stop};
 use crate::prelude::*;
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, uvmf};
 use hypercall_abi::stub;
+use log::Level::Debug;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Requests copied in at a time.
@@ -43,11 +44,12 @@ fn updates<M: Machine, const BATCH: usize>(ctx: &mut Ctx<'_, M>, call: &mut Call
     let requests = requests.get_mut(..now).ok_or(Errno::Inval)?;
     let mut done = 0;
     let outcome = ctx.read_bytes(list, requests.as_mut_bytes()).map_err(Halt::Refused).and_then(|()| {
-        let (id, rip) = (ctx.domain.id(), ctx.own.regs.rip);
+        let (m, domain, rip) = (ctx.m, ctx.domain, ctx.own.regs.rip);
         let mut session = ctx.session(tables);
         for MmuUpdate { ptr, val } in &*requests {
             session.mmu_update(*ptr, *val, from).inspect_err(|stop| {
-                log::debug!("{id} mmu_update {ptr:#x} <- {val:#x} at {rip:#x}: {stop:?}");
+                let id = domain.id();
+                domain.log(m, Debug, format_args!("{id} mmu_update {ptr:#x} <- {val:#x} at {rip:#x}: {stop:?}"));
             })?;
             done += 1;
         }
@@ -85,7 +87,8 @@ pub fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>, [at, value, flags]: [
     let updated = ctx.session(ctx.domain).update_va(root, at, value, from);
     updated.inspect_err(|stop| {
         let (id, rip) = (ctx.domain.id(), ctx.own.regs.rip);
-        log::debug!("{id} update_va_mapping {at:?} <- {value:#x} at {rip:#x}: {stop:?}");
+        let what = format_args!("{id} update_va_mapping {at:?} <- {value:#x} at {rip:#x}: {stop:?}");
+        ctx.domain.log(ctx.m, Debug, what);
     })?;
     let what = match flags & uvmf::KIND {
         uvmf::TLB_FLUSH => Flush::All,
@@ -214,8 +217,8 @@ pub fn write_own_table<M: Machine>(
 ) -> TableWritten {
     const TRIES: u32 = 8;
     let Some(root) = ctx.own.kernel_root else { return TableWritten::NotOurs };
-    let id = ctx.domain.id();
-    let mut session = ctx.session(ctx.domain);
+    let (m, domain) = (ctx.m, ctx.domain);
+    let mut session = ctx.session(domain);
     for _ in 0..TRIES {
         let found = match session.find_table_write(root, at) {
             Ok(found) => found,
@@ -228,7 +231,8 @@ pub fn write_own_table<M: Machine>(
             Ok(Some(_)) => {}
             Err(Stop::More) => return TableWritten::Again,
             Err(Stop::Refused(why)) => {
-                log::debug!("{id} wrote {new:#x} to its table through {at:?}: {why:?}");
+                let id = domain.id();
+                domain.log(m, Debug, format_args!("{id} wrote {new:#x} to its table through {at:?}: {why:?}"));
                 return TableWritten::NotOurs;
             }
         }

@@ -6,7 +6,7 @@
 
 use super::context::{self, Taken};
 use super::vcpu::polling;
-use super::{Life, MAX_DOMAIN_VCPUS, PORT_FRAMES, Papers, Powers};
+use super::{Journal, Life, MAX_DOMAIN_VCPUS, PORT_FRAMES, Papers, Powers};
 use crate::addr::FrameSlot;
 use crate::grant::Grants;
 use crate::prelude::*;
@@ -77,6 +77,7 @@ impl<'a, M: Machine> Site<'a, M> {
         domain.cpu_time.store(0, Relaxed);
         domain.entries.iter().for_each(|counter| counter.store(0, Relaxed));
         domain.papers.with(|papers| *papers = Papers::new(spec.handle));
+        domain.journal.with(|journal| *journal = Journal::new());
         domain.life.store(Life::Alive as u8, Release);
         *next = (id.0 + 1) % DomainId::FIRST_RESERVED;
         Ok(domain)
@@ -103,6 +104,7 @@ impl<'a, M: Machine> Site<'a, M> {
         }
         self.unmap_grants(domain)?;
         self.session(domain).tear_down()?;
+        domain.end_log();
         world.release_frames(domain);
         world.raise_global(m, Virq::DomExc);
         Ok(0)

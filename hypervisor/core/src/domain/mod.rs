@@ -5,7 +5,10 @@
 
 pub mod context;
 pub mod control;
+mod journal;
 pub mod vcpu;
+
+pub(crate) use journal::{Journal, Shown};
 
 use crate::addr::FrameSlot;
 use crate::lock::Leaf;
@@ -92,6 +95,8 @@ with_new! {
         pub(crate) entries: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2],
         /// Its grants.
         pub grants: crate::grant::Grants = crate::grant::Grants::new(),
+        /// What it says, and what is said of it.
+        pub(crate) journal: Leaf<Journal> = Leaf::new(Journal::new()),
         /// UUID and crash report.
         pub(crate) papers: Leaf<Papers> = Leaf::new(Papers::new([0; 16])),
     }

@@ -368,7 +368,8 @@ pub(crate) fn the_exit_status_says_who_was_killed() -> Result<()> {
     Ok(())
 }
 
-/// What a guest writes by console_io is in the hypervisor's log, escaped, until it is cleared; nowhere else.
+/// What a guest writes by console_io is in the hypervisor's log, escaped and each line with its mark, until it is cleared;
+/// nowhere else.
 pub(crate) fn the_log_has_what_guests_write() -> Result<()> {
     let kernel = image("crash")?;
     let guest = Guest { name: "log".into(), memory: 16, vcpus: 1, kernel, ramdisk: None, extra: "how=log".into() };
@@ -376,10 +377,13 @@ pub(crate) fn the_log_has_what_guests_write() -> Result<()> {
     machine.expect("log| crash: log", SOON)?;
     machine.expect("log| crash: logged", SOON)?;
     machine.type_line("dmesg")?;
-    let seen = machine.expect("(d1) wiped \\u{1b}[2J", SOON)?;
+    let seen = machine.expect("(d1) wiped \\x1b[2J", SOON)?;
     ensure!(seen.contains("[info] Tenon") && !seen.contains("\u{1b}[2J"), "{seen}");
+    for line in ["(d1) quiet", "(d1) [error] mfn 0x1234: dropped twice", "(d1) (d7) hello from d7"] {
+        ensure!(seen.lines().any(|it| it == line), "no line `{line}` in {seen}");
+    }
     machine.type_line("dmesg -c -j")?;
-    machine.expect("\"(d1) wiped \\\\u{1b}[2J\"]", SOON)?;
+    machine.expect("\"(d1) wiped \\\\x1b[2J\"]", SOON)?;
     machine.type_line("dmesg -j")?;
     machine.expect("[]", SOON)?;
     machine.type_line("destroy log")?;

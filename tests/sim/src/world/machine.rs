@@ -7,7 +7,7 @@ use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_S
 use hv_core::frame::{FrameTable, Use};
 use hv_core::machine::{Clock, Console, CpuState, Cpus, Flush, Frames, Interrupt, Page};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, MutexGuard};
 
 /// Where a CPU sees its vcpu's GDT.
@@ -69,8 +69,8 @@ pub struct WholeMachine {
     pub line: AtomicUsize,
     /// What it took first.
     pub printed: Mutex<Vec<u8>>,
-    /// Bytes kept in the log.
-    pub kept: AtomicU32,
+    /// What ring 0 has logged.
+    pub logged: Mutex<Vec<u8>>,
     /// What CPUID answers: EAX, EBX, ECX, EDX of a leaf and subleaf.
     pub cpuid: Mutex<fn(u32, u32) -> [u32; 4]>,
 }
@@ -122,7 +122,7 @@ impl WholeMachine {
             typed: AtomicBool::new(false),
             line: AtomicUsize::new(usize::MAX),
             printed: Mutex::default(),
-            kept: AtomicU32::new(0),
+            logged: Mutex::new(b"[info] Tenon\n".to_vec()),
             cpuid: Mutex::new(a_full_cpu),
         }
     }
@@ -358,14 +358,13 @@ impl Console for WholeMachine {
         to[..some].fill(b'x');
         some
     }
-    fn keep(&self, bytes: &[u8]) {
-        self.kept.fetch_add(u32::try_from(bytes.len()).unwrap(), Relaxed);
-    }
     fn kept(&self, from: u32, to: &mut [u8]) -> std::ops::Range<u32> {
-        let end = self.kept.load(Relaxed);
-        let from = from.max(end.saturating_sub(1 << 14)).min(end);
-        to.fill(b'k');
-        from..end.min(from.saturating_add(u32::try_from(to.len()).unwrap()))
+        let log = lock(&self.logged);
+        let rest = log.get(from as usize..).unwrap_or_default();
+        let count = rest.len().min(to.len());
+        to[..count].copy_from_slice(&rest[..count]);
+        let from = (log.len() - rest.len()) as u32;
+        from..from + count as u32
     }
 }
 
