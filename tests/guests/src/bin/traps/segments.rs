@@ -3,7 +3,7 @@
 use guests::abi::callback::{CallbackOp, CallbackRegister, CallbackType, CallbackUnregister, SegmentBase};
 use guests::abi::mmu::MmuextCommand;
 use guests::abi::{Errno, Hypercall, selector};
-use guests::memory::Pages;
+use guests::memory::{PAGE, Pages};
 use guests::probe::{self, Registers, call, execute};
 use guests::{NOT_CANONICAL, code, pattern, test};
 
@@ -80,6 +80,31 @@ fn a_descriptor_table_is_checked() {
     page.set_writable(0, true).expect("the page is no table");
 }
 test!("segments.gdt", a_descriptor_table_is_checked);
+
+/// core 3.10: a table has up to 14 pages, and all of them are taken in one call.
+fn a_descriptor_table_of_14_pages() {
+    const PAGES: u64 = 14;
+    let pages = Pages::allocate(PAGES).expect("pages are free");
+    let mut frames = [0; PAGES as usize];
+    for (n, frame) in (0..).zip(&mut frames) {
+        for at in (0..PAGE).step_by(8) {
+            probe::write(pages.address() + n * PAGE + at, FLAT_DATA_DPL0).expect("the page is writable");
+        }
+        *frame = pages.frame(n).expect("the page is ours");
+        pages.set_writable(n, false).expect("a page can be made read-only");
+    }
+    let set_gdt = |entries| call(Hypercall::SetGdt, [probe::address(&frames), entries, 0, 0, 0]);
+    for entries in [PAGES * 512, 9 * 512, 8 * 512 + 1, PAGES * 512] {
+        assert_eq!(set_gdt(entries), Ok(0), "{entries} entries");
+    }
+    let last = (PAGES * 512 - 1) << 3 | 3;
+    let load = code!("mov ds, eax", "mov eax, ds");
+    assert_eq!(execute(load, &Registers { rax: last, ..pattern() }).ended().rax, last);
+    assert_eq!(execute(load, &Registers { rax: 0, ..pattern() }).ended().rax, 0);
+    set_gdt(0).expect("no table is taken");
+    (0..PAGES).for_each(|n| pages.set_writable(n, true).expect("the page is free again"));
+}
+test!("segments.gdt.long", a_descriptor_table_of_14_pages);
 
 /// core 3.10, 4.6: an LDT is mapped when its first descriptor is used.
 fn a_local_descriptor_table() {
