@@ -155,6 +155,20 @@ abi! {
         vcpu: u32,
     }
 
+    /// Names a vcpu's control block of FIFO events.
+    pub struct InitControl: 24 {
+        /// In: the frame it lies in.
+        control_gfn: u64,
+        /// In: where in the frame.
+        offset: u32,
+        /// In.
+        vcpu: u32,
+        /// Out: bits of a link.
+        link_bits: u8,
+        /// Zero.
+        pad: [u8; 7],
+    }
+
     /// Closes all ports of a domain.
     pub struct Reset: 2 {
         /// In.

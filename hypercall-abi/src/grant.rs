@@ -40,7 +40,7 @@ pub mod entry {
 }
 
 abi! {
-    /// Commands of `grant_table_op` (io 1.3). Those of Xen's that are not here (3, 7, 9, 11, 12) are refused with `NoSys`.
+    /// Commands of `grant_table_op` (io 1.3). Those of Xen's that are not here (3, 9, 11, 12) are refused with `NoSys`.
     pub enum GrantOp: u32 {
         /// [`MapGrantRef`] array.
         MapGrantRef = 0,
@@ -54,6 +54,8 @@ abi! {
         Copy = 5,
         /// One [`QuerySize`].
         QuerySize = 6,
+        /// [`UnmapAndReplace`] array.
+        UnmapAndReplace = 7,
         /// One [`SetVersion`].
         SetVersion = 8,
         /// One [`GetVersion`].
@@ -96,6 +98,20 @@ abi! {
         host_addr: u64,
         /// In: as answered by map; 0 = no DMA mapping.
         dev_bus_addr: u64,
+        /// In.
+        handle: u32,
+        /// Out: a [`status`].
+        status: i16,
+        /// Zero.
+        pad: u16,
+    }
+
+    /// Unmaps a grant, and moves the mapping of another address there.
+    pub struct UnmapAndReplace: 24 {
+        /// In: linear address, as given to map.
+        host_addr: u64,
+        /// In: linear address whose entry is moved and left empty; 0 = no entry, as when unmapping.
+        new_addr: u64,
         /// In.
         handle: u32,
         /// Out: a [`status`].

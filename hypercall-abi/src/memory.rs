@@ -22,6 +22,8 @@ abi! {
         MemoryMap = 9,
         /// The machine's memory map; dom0.
         MachineMemoryMap = 10,
+        /// Other frames for some of the caller's; refused. [`Exchange`].
+        Exchange = 11,
         /// Where the machine-to-physical table is. [`MachphysMapping`].
         MachphysMapping = 12,
     }
@@ -42,6 +44,16 @@ abi! {
         domid: u16,
         /// Zero.
         pad: [u16; 3],
+    }
+
+    /// Frames to return and frames to get for them.
+    pub struct Exchange: 72 {
+        /// In: frames to return.
+        given: Reservation,
+        /// In: pages. Out: frames.
+        wanted: Reservation,
+        /// In and out: extents of `given` done so far.
+        nr_exchanged: u64,
     }
 
     /// Asks for a memory map.

@@ -8,7 +8,9 @@ use crate::dispatch::Call;
 use crate::frame::Refused;
 use crate::frame::pool::MAX_ORDER;
 use crate::prelude::*;
-use hypercall_abi::memory::{COMMAND_BITS, E820_RAM, E820Entry, MachphysMapping, MemoryMap, MemoryOp, Reservation};
+use hypercall_abi::memory::{
+    COMMAND_BITS, E820_RAM, E820Entry, Exchange, MachphysMapping, MemoryMap, MemoryOp, Reservation,
+};
 
 /// Frames handled before others get a chance, if an extent is not larger (P8).
 const BATCH: u64 = 64;
@@ -45,8 +47,27 @@ pub fn memory_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
             ctx.write(arg, &map)?;
         }
         MemoryOp::MachineMemoryMap => return Err(Errno::Perm.into()),
+        MemoryOp::Exchange => exchange(ctx, arg)?,
     }
     Ok(0)
+}
+
+/// There is no exchange of frames; whether the argument makes sense is answered first, as by a hypervisor that has it.
+fn exchange<M: Machine>(ctx: &Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
+    let Exchange { given, wanted, nr_exchanged } = ctx.read(arg)?;
+    let both = [&given, &wanted];
+    ensure!(both.iter().all(|side| side.extent_order <= MAX_ORDER), Errno::Perm);
+    let frames = both.map(|side| side.nr_extents.checked_mul(1 << side.extent_order).ok_or(Errno::Inval));
+    ensure!(frames[0]? == frames[1]? && given.domid == wanted.domid && nr_exchanged <= given.nr_extents, Errno::Inval);
+    ensure!(both.iter().all(|side| is_list(side.extent_start, side.nr_extents)), Errno::Fault);
+    ctx.controlled(given.domid)?;
+    Err(Errno::NoSys)
+}
+
+/// Whether a list of so many words lies where a guest's memory can be.
+fn is_list(start: u64, words: u64) -> bool {
+    let last = words.checked_mul(8).and_then(|bytes| start.checked_add(bytes.saturating_sub(1)));
+    last.is_some_and(|last| [start, last].iter().all(|at| GuestVirt(*at).is_guests()) && start >> 63 == last >> 63)
 }
 
 /// Goes on with an array of extents, of which `call.done` are done; answers how many are. Refused if the argument makes no

@@ -1,6 +1,6 @@
 //! Calls that went wrong once, told as stories.
 
-use hv_core::addr::{Frame, VcpuId};
+use hv_core::addr::{Frame, HOLE_START, VcpuId};
 use hv_core::domain::control;
 use hv_core::lock::Held;
 use hv_core::machine::{Clock, Exit, Frames};
@@ -9,8 +9,11 @@ use hv_core::{dispatch, trap};
 
 use hypercall_abi::context::flags;
 use hypercall_abi::domctl::{Domctl, DomctlOp, INTERFACE_VERSION};
-use hypercall_abi::grant::{GrantOp, MapGrantRef, SetupTable, UnmapGrantRef, entry, map, status};
-use hypercall_abi::memory::{MemoryOp, Reservation};
+use hypercall_abi::event::{EventOp, InitControl};
+use hypercall_abi::grant::{
+    GrantOp, MapGrantRef, QuerySize, SetupTable, UnmapAndReplace, UnmapGrantRef, entry, map, status,
+};
+use hypercall_abi::memory::{Exchange, MemoryOp, Reservation};
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, MulticallEntry, pte};
 use hypercall_abi::physdev::ConsoleIo;
 use hypercall_abi::sysctl::{ReadConsole, Sysctl, SysctlOp};
@@ -204,6 +207,108 @@ fn a_grant_is_unmapped_where_it_was_mapped() {
             assert_eq!(went.result, Ok(0));
             assert_eq!(stage.get::<UnmapGrantRef>(&user, arg).status, status::OKAY, "at {host_addr:#x}");
         }
+    });
+}
+
+fn replace_grant(stage: &mut Stage, user: &Actor, host_addr: u64, new_addr: u64, handle: u32) -> i16 {
+    let call = UnmapAndReplace { host_addr, new_addr, handle, ..Default::default() };
+    let arg = stage.put(user, 512, &call);
+    let went = stage.call(user, Hypercall::GrantTableOp, &[GrantOp::UnmapAndReplace as u64, arg, 1]);
+    assert_eq!(went.result, Ok(0));
+    stage.get::<UnmapAndReplace>(user, arg).status
+}
+
+/// unmap_and_replace was refused (ABI io 1.3): the entry of the second address takes the place of the mapping.
+#[test]
+fn a_grant_is_unmapped_and_another_page_takes_its_place() {
+    tell(300, |stage| {
+        let [owner, user] = [granter(stage), stage.enter(false)];
+        grant(stage, &owner, &user);
+        let (host, new) = (at(build::PAGES + 1), at(page::DATA + 3));
+        stage.m.poke(user.pages[page::DATA + 3], 7, 0x77);
+        let mapped = map_grant_at(stage, &user, &owner, host, map::HOST);
+        assert_eq!(mapped.status, status::OKAY);
+        for (at, by) in [(host, host), (host, 1 << 40), (host + 4096, new)] {
+            assert_eq!(replace_grant(stage, &user, at, by, mapped.handle), status::GENERAL_ERROR, "{at:#x} by {by:#x}");
+        }
+        assert_eq!(replace_grant(stage, &user, host, new, mapped.handle), status::OKAY);
+        let read = |stage: &mut Stage, at: u64| stage.on_cpu(&user, |ctx, _| ctx.read::<u64>(at));
+        assert_eq!((read(stage, host + 56), read(stage, new)), (Ok(0x77), Err(Errno::Fault)));
+        assert_eq!(replace_grant(stage, &user, host, new, mapped.handle), status::BAD_HANDLE);
+        // Without a second address it unmaps.
+        let mapped = map_grant_at(stage, &user, &owner, new, map::HOST);
+        assert_eq!(replace_grant(stage, &user, new, 0, mapped.handle), status::OKAY);
+        assert_eq!(read(stage, new), Err(Errno::Fault));
+    });
+}
+
+/// A domain that had not set up its table had none, so that its references were bad, not merely unset (ABI io 1.3).
+#[test]
+fn a_domain_has_a_grant_table_from_the_start() {
+    tell(300, |stage| {
+        let [owner, user] = [stage.enter(false), stage.enter(false)];
+        let query = stage.put(&owner, 0, &QuerySize { dom: domid::SELF, ..Default::default() });
+        assert_eq!(stage.call(&owner, Hypercall::GrantTableOp, &[GrantOp::QuerySize as u64, query, 1]).result, Ok(0));
+        assert_eq!(stage.get::<QuerySize>(&owner, query).nr_frames, 1);
+        assert_eq!(map_grant(stage, &user, &owner), status::GENERAL_ERROR);
+        grant(stage, &owner, &user);
+        assert_eq!(map_grant(stage, &user, &owner), status::OKAY);
+    });
+}
+
+/// Without FIFO events, nobody looked at what is wrong with a control block (ABI core 5.2).
+#[test]
+fn a_control_block_is_looked_at_before_it_is_refused() {
+    tell(300, |stage| {
+        let [guest, other] = [stage.enter(false), stage.enter(false)];
+        let good = guest.pages[page::DATA].number();
+        for (control_gfn, offset, vcpu, answer) in [
+            (good, 0, 9, Errno::NoEnt),
+            (good, 4, 0, Errno::Inval),
+            (good, 4096 - 64, 0, Errno::Inval),
+            (u64::MAX, 0, 0, Errno::Inval),
+            (other.pages[page::DATA].number(), 0, 0, Errno::Inval),
+            (guest.pages[page::L1].number(), 0, 0, Errno::Inval),
+            (good, 4096 - 72, 1, Errno::NoSys),
+        ] {
+            let arg = stage.put(&guest, 0, &InitControl { control_gfn, offset, vcpu, ..Default::default() });
+            let went = stage.call(&guest, Hypercall::EventChannelOp, &[EventOp::InitControl as u64, arg]);
+            assert_eq!(went.result, Err(answer), "{control_gfn:#x} {offset} {vcpu}");
+        }
+        let went = stage.call(&guest, Hypercall::EventChannelOp, &[EventOp::InitControl as u64, 8]);
+        assert_eq!(went.result, Err(Errno::Fault));
+    });
+}
+
+/// exchange was refused without a look at its lists (ABI core 4.10; XSA-212).
+#[test]
+fn an_exchange_is_looked_at_before_it_is_refused() {
+    tell(300, |stage| {
+        let guest = stage.enter(false);
+        let list = |extent_start, nr_extents, extent_order| Reservation {
+            extent_start,
+            nr_extents,
+            extent_order,
+            domid: domid::SELF,
+            ..Default::default()
+        };
+        let (one, hole) = (list(at(page::ARGS), 1, 0), list(HOLE_START, 1, 0));
+        for (given, wanted, nr_exchanged, answer) in [
+            (list(0, 1, 40), one, 0, Errno::Perm),
+            (one, list(at(page::ARGS), 2, 0), 0, Errno::Inval),
+            (one, one, 2, Errno::Inval),
+            (list(0, u64::MAX, 1), list(0, u64::MAX, 1), 0, Errno::Inval),
+            (one, Reservation { domid: 0x7123, ..one }, 0, Errno::Inval),
+            (one, hole, 0, Errno::Fault),
+            (list(0, 1 << 60, 0), list(0, 1 << 60, 0), 1 << 59, Errno::Fault),
+            (one, one, 0, Errno::NoSys),
+        ] {
+            let arg = stage.put(&guest, 0, &Exchange { given, wanted, nr_exchanged });
+            let went = stage.call(&guest, Hypercall::MemoryOp, &[MemoryOp::Exchange as u64, arg]);
+            assert_eq!(went.result, Err(answer), "{given:?} {wanted:?} {nr_exchanged}");
+        }
+        let went = stage.call(&guest, Hypercall::MemoryOp, &[MemoryOp::Exchange as u64, 8]);
+        assert_eq!(went.result, Err(Errno::Fault));
     });
 }
 

@@ -41,7 +41,7 @@ const OFFERED: [Hypercall; 30] = [
 const MUST_SUCCEED: &[(Hypercall, &[&str])] = &[
     (Hypercall::Domctl, &["CreateDomain", "DestroyDomain", "SetVcpuContext", "GetVcpuContext", "PauseDomain"]),
     (Hypercall::EventChannelOp, &["BindInterdomain", "BindVirq", "BindIpi", "BindVcpu", "Close", "Reset", "Send"]),
-    (Hypercall::GrantTableOp, &["MapGrantRef", "UnmapGrantRef", "Copy", "SetupTable"]),
+    (Hypercall::GrantTableOp, &["MapGrantRef", "UnmapGrantRef", "UnmapAndReplace", "Copy", "SetupTable"]),
     (Hypercall::MemoryOp, &["DecreaseReservation", "IncreaseReservation", "PopulatePhysmap"]),
     (Hypercall::MmuextOp, &["PinL1", "PinL2", "PinL3", "PinL4", "Unpin", "NewBaseptr", "NewUserBaseptr", "SetLdt"]),
     (Hypercall::SchedOp, &["Block", "Poll", "RemoteShutdown", "Yield"]),

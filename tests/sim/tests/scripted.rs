@@ -400,8 +400,8 @@ fn foreign_mappings_hold_what_they_map() {
     assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), raw, US)), refused(Refused::NotOwner));
     assert_eq!(b.does(|s| s.map_leaf(slot(l1, 0), raw, THEM)), Ok(()));
     assert_eq!(b.does(|s| s.map_leaf(slot(theirs, 0), raw, THEM)), refused(Refused::NotTable));
-    assert_eq!(b.does(|s| s.unmap_leaf(slot(l1, 0), theirs, false)), refused(Refused::Mismatch));
-    assert_eq!(b.does(|s| s.unmap_leaf(slot(l1, 0), l1, true)), refused(Refused::Mismatch));
+    assert_eq!(b.does(|s| s.unmap_leaf(slot(l1, 0), theirs, false, None)), refused(Refused::Mismatch));
+    assert_eq!(b.does(|s| s.unmap_leaf(slot(l1, 0), l1, true, None)), refused(Refused::Mismatch));
     let mut held = Held::entering_ring_0();
     let pinned = b.other.open(&b.m, &b.table, BUDGET, &mut held).pin(theirs, 1);
     assert_eq!(pinned, refused(Refused::WrongType), "mapped writable by us");
@@ -412,7 +412,7 @@ fn foreign_mappings_hold_what_they_map() {
     assert_eq!(b.table.info(theirs).unwrap().owner.owner, Owner::Orphan);
     assert_eq!(b.does(|s| s.map_leaf(slot(l1, 1), raw, THEM)), refused(Refused::NotOwner));
     assert_eq!(b.at(theirs, 0), 77);
-    assert_eq!(b.does(|s| s.unmap_leaf(slot(l1, 0), theirs, true)), Ok(()));
+    assert_eq!(b.does(|s| s.unmap_leaf(slot(l1, 0), theirs, true, None)), Ok(()));
     assert_eq!(b.table.free_frames(), free + 1);
     let again = b.page();
     assert_eq!((again, b.at(again, 0)), (theirs, 0), "and it comes back empty");
@@ -430,7 +430,7 @@ fn overwriting_a_grant_drops_the_entrys_reference_alone() {
     assert_eq!(b.info(theirs), (Use::Writable, 2, 3));
     assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), 0, US)), Ok(()));
     assert_eq!(b.info(theirs), (Use::Writable, 1, 2));
-    assert_eq!(b.does(|s| s.unmap_leaf(slot(l1, 0), theirs, true)), refused(Refused::Mismatch));
+    assert_eq!(b.does(|s| s.unmap_leaf(slot(l1, 0), theirs, true, None)), refused(Refused::Mismatch));
 }
 
 #[test]

@@ -8,8 +8,8 @@ use crate::addr::ENTRIES;
 use crate::domain::Powers;
 use crate::prelude::*;
 use hypercall_abi::event::{
-    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, PORTS, PortArg, PortStatus, Reset, Status,
-    VIRQS, Virq,
+    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, InitControl, PORTS, PortArg, PortStatus,
+    Reset, Status, VIRQS, Virq,
 };
 use zerocopy::{Immutable, IntoBytes};
 
@@ -59,9 +59,22 @@ pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64
         }
         EventOp::BindPirq => return Err(Errno::Perm),
         EventOp::ExpandArray => return Err(Errno::OpNotSupp),
-        EventOp::InitControl | EventOp::SetPriority => return Err(Errno::NoSys),
+        EventOp::InitControl => init_control(ctx, arg)?,
+        EventOp::SetPriority => return Err(Errno::NoSys),
     }
     Ok(0)
+}
+
+/// There are no FIFO events; whether the argument makes sense is answered first, as by a hypervisor that has them.
+fn init_control<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
+    const BLOCK: u32 = 72;
+    let call: InitControl = ctx.read(arg)?;
+    existing(ctx, call.vcpu)?;
+    ensure!(call.offset.is_multiple_of(8) && call.offset <= low32(PAGE_SIZE as u64) - BLOCK, Errno::Inval);
+    let (frame, id) = (Frame::new(call.control_gfn).ok_or(Errno::Inval)?, ctx.domain.id());
+    ctx.world.frames.take_writable(ctx.m, frame, id, id).map_err(|_| Errno::Inval)?;
+    ctx.world.frames.drop_use(frame, id);
+    Err(Errno::NoSys)
 }
 
 fn existing<'a, M: Machine>(ctx: &Ctx<'a, M>, number: u32) -> Result<&'a Vcpu, Errno> {

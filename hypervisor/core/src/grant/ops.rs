@@ -6,7 +6,8 @@ use crate::dispatch::Call;
 use crate::paging::{Session, Slot, Stop};
 use crate::prelude::*;
 use hypercall_abi::grant::{
-    Copy, CopySide, GetVersion, GrantOp, MapGrantRef, QuerySize, SetVersion, SetupTable, UnmapGrantRef, map, status,
+    Copy, CopySide, GetVersion, GrantOp, MapGrantRef, QuerySize, SetVersion, SetupTable, UnmapAndReplace,
+    UnmapGrantRef, map, status,
 };
 use hypercall_abi::mmu::pte;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -49,7 +50,8 @@ pub fn grant_table_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answ
     let one = if count == 1 { Ok(array) } else { Err(Errno::Inval) };
     match GrantOp::from_number(low32(command).into()).ok_or(Errno::NoSys)? {
         GrantOp::MapGrantRef => return each(ctx, call, map_one, |one| &mut one.status),
-        GrantOp::UnmapGrantRef => return each(ctx, call, unmap_one, |one| &mut one.status),
+        GrantOp::UnmapGrantRef => return each(ctx, call, |ctx, one| unmap_one(ctx, one, None), |one| &mut one.status),
+        GrantOp::UnmapAndReplace => return each(ctx, call, replace_one, |one| &mut one.status),
         GrantOp::Copy => return each(ctx, call, copy_one, |one| &mut one.status),
         GrantOp::SetupTable => setup_table(ctx, one?)?,
         GrantOp::QuerySize => {
@@ -164,10 +166,16 @@ fn slot_of<M: Machine>(
     slot.map_err(|_| status::GENERAL_ERROR)
 }
 
-fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapGrantRef) -> Result<(), Failed> {
+fn replace_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapAndReplace) -> Result<(), Failed> {
+    let unmap = UnmapGrantRef { host_addr: call.host_addr, handle: call.handle, ..UnmapGrantRef::default() };
+    unmap_one(ctx, &unmap, Some(call.new_addr).filter(|at| *at != 0))
+}
+
+/// Unmaps a grant; `by`: the entry of this address is moved to where it was mapped.
+fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &UnmapGrantRef, by: Option<u64>) -> Result<(), Failed> {
     let (m, me) = (ctx.m, ctx.domain);
     let mut handle = me.grants.claim_handle(m, call.handle).ok_or(status::BAD_HANDLE)?;
-    let done = unmap_halves(ctx, call, &mut handle);
+    let done = unmap_halves(ctx, call, by, &mut handle);
     let in_use = handle.host || handle.device;
     if !in_use {
         ctx.site().unpin(handle.pin, me.id());
@@ -177,7 +185,12 @@ fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapGrantRef) -> Resu
 }
 
 /// Takes from a handle what an element asks for.
-fn unmap_halves<M: Machine>(ctx: &mut Ctx<'_, M>, call: &UnmapGrantRef, handle: &mut Handle) -> Result<(), Failed> {
+fn unmap_halves<M: Machine>(
+    ctx: &mut Ctx<'_, M>,
+    call: &UnmapGrantRef,
+    by: Option<u64>,
+    handle: &mut Handle,
+) -> Result<(), Failed> {
     let pin = handle.pin;
     let bus = [0, pin.frame.address()];
     ensure!(!handle.device || bus.contains(&call.dev_bus_addr), status::BAD_DEV_ADDR);
@@ -185,7 +198,9 @@ fn unmap_halves<M: Machine>(ctx: &mut Ctx<'_, M>, call: &UnmapGrantRef, handle: 
         let root = ctx.own.kernel_root;
         let mut session = ctx.session(ctx.domain);
         let slot = slot_of(&session, root, call.host_addr, handle.by_entry)?;
-        let unmapped = session.unmap_leaf(slot, pin.frame, pin.writable);
+        let by =
+            by.map(|at| if handle.by_entry { Err(status::GENERAL_ERROR) } else { slot_of(&session, root, at, false) });
+        let unmapped = session.unmap_leaf(slot, pin.frame, pin.writable, by.transpose()?);
         unmapped.map_err(|stop| Failed::paging(stop, status::GENERAL_ERROR))?;
         handle.host = false; // the session flushes when it ends, before the pin goes
     }
@@ -197,17 +212,9 @@ impl<M: Machine> Site<'_, M> {
     /// Gives a table at least `frames` frames; those it has stay where they are.
     fn grow_table<'a>(&mut self, domain: &'a Domain, frames: u32) -> Result<&'a Grants, i16> {
         ensure!(frames <= MAX_FRAMES, status::GENERAL_ERROR);
-        let (m, world, grants) = (self.m, self.world, &domain.grants);
-        let _guard = grants.lock.lock(self.held);
-        for (table, active) in grants.table.iter().zip(&grants.active).take(frames as usize) {
-            if active.get().is_none() {
-                active.set(world.frames.allocate_for(m, domain.id()).map_err(|_| status::GENERAL_ERROR)?);
-            }
-            if table.get().is_none() {
-                table.set(world.frames.lend(m, domain.id()).map_err(|_| status::GENERAL_ERROR)?);
-            }
-        }
-        Ok(grants)
+        let _guard = domain.grants.lock.lock(self.held);
+        self.world.fill_table(self.m, domain, frames)?;
+        Ok(&domain.grants)
     }
 
     /// The number of a handle that was free and is claimed now, the lowest there is; another frame of them is allocated
@@ -246,6 +253,21 @@ impl<M: Machine> Site<'_, M> {
             grants.set_handle(m, number, None);
             self.unpin(handle.pin, domain.id());
             left = left.checked_sub(1).ok_or(Halt::More)?;
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// Fills the first `frames` places of a table. Others are kept from it by its lock, or do not know of the domain yet.
+    pub(crate) fn fill_table<M: Machine>(&self, m: &M, domain: &Domain, frames: u32) -> Result<(), i16> {
+        for (table, active) in domain.grants.table.iter().zip(&domain.grants.active).take(frames as usize) {
+            if active.get().is_none() {
+                active.set(self.frames.allocate_for(m, domain.id()).map_err(|_| status::GENERAL_ERROR)?);
+            }
+            if table.get().is_none() {
+                table.set(self.frames.lend(m, domain.id()).map_err(|_| status::GENERAL_ERROR)?);
+            }
         }
         Ok(())
     }

@@ -124,16 +124,27 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.write_entry(slot, raw, How::Store, from).map(|_| ())
     }
 
-    /// Removes the leaf that [`Session::map_leaf`] put, if it is still there, and flushes it when the session settles.
+    /// Removes the leaf that [`Session::map_leaf`] put, if it is still there, and flushes it when the session settles. `by`:
+    /// the entry of this slot, which becomes empty, takes its place with what it holds.
     ///
     /// # Errors
-    /// [`Refused::Mismatch`] if the slot leads elsewhere or with other rights, and those of any update.
-    pub fn unmap_leaf(&mut self, slot: Slot, frame: Frame, writable: bool) -> Outcome<()> {
+    /// [`Refused::Mismatch`] if the slot leads elsewhere or with other rights, or is to be replaced by itself; and those of
+    /// any update.
+    pub fn unmap_leaf(&mut self, slot: Slot, frame: Frame, writable: bool, by: Option<Slot>) -> Outcome<()> {
         self.ready()?;
         self.need_l1(slot)?;
-        let old = slot.word(self.m)?.load(SeqCst);
-        ensure!(entry::target(old, 1) == (Target::Leaf { frame, writable }), Refused::Mismatch);
-        self.write_entry(slot, 0, How::Store, self.id())?;
+        let word = slot.word(self.m)?;
+        ensure!(entry::target(word.load(SeqCst), 1) == (Target::Leaf { frame, writable }), Refused::Mismatch);
+        let moved = match by {
+            Some(by) => {
+                self.need_l1(by)?;
+                ensure!(by != slot, Refused::Mismatch);
+                by.word(self.m)?.swap(0, SeqCst)
+            }
+            None => 0,
+        };
+        // Whatever A and D bits the CPU has set meanwhile: under the domain's lock nothing else changes.
+        self.release(word.swap(moved, SeqCst), 1);
         self.flush = true;
         Ok(())
     }

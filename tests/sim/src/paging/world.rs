@@ -376,7 +376,7 @@ impl World {
             }
             Op::MapForeign { slot, raw, from } => self.session(at, budget, |s| s.map_leaf(slot, raw, from)),
             Op::UnmapForeign { slot, frame, writable } => {
-                self.session(at, budget, |s| s.unmap_leaf(slot, frame, writable))
+                self.session(at, budget, |s| s.unmap_leaf(slot, frame, writable, None))
             }
             Op::Hold { frame, from } => {
                 let done = self.table.take_writable(&self.m, frame, from, id).map_err(Stop::Refused);

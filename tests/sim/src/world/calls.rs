@@ -13,12 +13,14 @@ use hypercall_abi::callback::{
 };
 use hypercall_abi::domctl::{CreateDomain, Domctl, DomctlOp, INTERFACE_VERSION, MaxMem, MaxVcpus, VcpuContextArg};
 use hypercall_abi::event::{
-    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, PORTS, PortArg, Reset, Status, VIRQS,
+    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, InitControl, PORTS, PortArg, Reset, Status,
+    VIRQS,
 };
 use hypercall_abi::grant::{
-    Copy as GrantCopy, CopySide, GetVersion, GrantOp, MapGrantRef, QuerySize, SetVersion, SetupTable, UnmapGrantRef,
+    Copy as GrantCopy, CopySide, GetVersion, GrantOp, MapGrantRef, QuerySize, SetVersion, SetupTable, UnmapAndReplace,
+    UnmapGrantRef,
 };
-use hypercall_abi::memory::{MemoryMap, MemoryOp, Reservation};
+use hypercall_abi::memory::{Exchange, MemoryMap, MemoryOp, Reservation};
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, MulticallEntry, pte};
 use hypercall_abi::physdev::{ConsoleIo, PhysdevOp, SetIobitmap, SetIopl};
 use hypercall_abi::sched::{Poll, RemoteShutdown, SchedOp, Shutdown};
@@ -625,6 +627,12 @@ impl Pen<'_, '_> {
                 let id = self.domid();
                 self.put(&id)
             }
+            Some(MemoryOp::Exchange) => {
+                let (extent_start, domid) = (self.play(), self.domid());
+                let (nr_extents, nr_exchanged) = (self.below(4), self.below(4));
+                let side = Reservation { extent_start, nr_extents, domid, ..Default::default() };
+                self.put(&Exchange { given: side, wanted: side, nr_exchanged })
+            }
             Some(MemoryOp::MemoryMap) => {
                 let buffer = self.place(20);
                 self.put(&MemoryMap { nr_entries: 4, pad: 0, buffer })
@@ -659,11 +667,12 @@ impl Pen<'_, '_> {
     }
 
     fn grant(&mut self, args: &mut [u64; 6], status: &mut Option<u64>) -> &'static str {
-        const OFTEN: [GrantOp; 6] = [
+        const OFTEN: [GrantOp; 7] = [
             GrantOp::MapGrantRef,
             GrantOp::MapGrantRef,
             GrantOp::UnmapGrantRef,
             GrantOp::UnmapGrantRef,
+            GrantOp::UnmapAndReplace,
             GrantOp::Copy,
             GrantOp::SetupTable,
         ];
@@ -692,6 +701,17 @@ impl Pen<'_, '_> {
                     let dev_bus_addr = pen.mostly(&[known.2, 0, 0]);
                     let handle = if pen.rng.one_in(10) { pen.edge32() } else { known.0 };
                     UnmapGrantRef { host_addr, dev_bus_addr, handle, ..Default::default() }
+                });
+                count = n;
+                *status = Some(list.wrapping_add(20));
+                list
+            }
+            Some(GrantOp::UnmapAndReplace) => {
+                let (list, n) = self.list(2, |pen| {
+                    let known = pen.rng.pick(&pen.model.handles).unwrap_or_default();
+                    let (host_addr, new_addr) = (pen.mostly(&[known.1, known.1, 0]), pen.rng.pick(&[0, 1, 2, 3]));
+                    let new_addr = if new_addr == Some(0) { 0 } else { pen.play() };
+                    UnmapAndReplace { host_addr, new_addr, handle: known.0, ..Default::default() }
                 });
                 count = n;
                 *status = Some(list.wrapping_add(20));
@@ -857,6 +877,10 @@ impl Pen<'_, '_> {
             Some(EventOp::Reset) => {
                 let dom = self.domid();
                 self.put(&Reset { dom })
+            }
+            Some(EventOp::InitControl) => {
+                let (control_gfn, offset, vcpu) = (self.frame(), self.small32(4096), self.vcpu());
+                self.put(&InitControl { control_gfn, offset, vcpu, ..Default::default() })
             }
             _ => self.put(&PortArg { port }),
         };

@@ -255,6 +255,11 @@ impl Ground {
             Hypercall::GrantTableOp if target.op == GrantOp::UnmapGrantRef.number() => {
                 self.unmap(self.window.address(), self.handle.replace(u32::MAX));
             }
+            Hypercall::GrantTableOp if target.op == GrantOp::UnmapAndReplace.number() => {
+                self.unmap(self.window.address(), self.handle.replace(u32::MAX));
+                probe::update_va_mapping(self.window.address(), 0, 2).expect("a page can be unmapped");
+                self.restore_pages();
+            }
             Hypercall::MmuextOp => {
                 for level in 1..=4 {
                     let _ = self.chain.unpin(level);

@@ -5,9 +5,10 @@ use crate::ground::{GREF, Ground};
 use crate::shape::Place::{Arg, U16, U32, U64};
 use crate::shape::{Answer, Class, HANDLES, Shape, Target, Want, Wants, done, refused, want};
 use guests::abi::grant::{
-    Copy, CopySide, GetVersion, GrantOp, MapGrantRef, QuerySize, SetVersion, SetupTable, UnmapGrantRef, map, status,
+    Copy, CopySide, GetVersion, GrantOp, MapGrantRef, QuerySize, SetVersion, SetupTable, UnmapAndReplace,
+    UnmapGrantRef, map, status,
 };
-use guests::abi::memory::{MemoryMap, MemoryOp, Reservation};
+use guests::abi::memory::{Exchange, MemoryMap, MemoryOp, Reservation};
 use guests::abi::{Errno, domid};
 
 pub(crate) fn memory_op(g: &Ground, t: &Target) -> Shape {
@@ -61,6 +62,17 @@ pub(crate) fn memory_op(g: &Ground, t: &Target) -> Shape {
             let buffer = Wants::any(refused(Errno::Perm, CITE)).on_xen(Wants::output(good).with(Class::Null, good));
             shape.part(Arg(1), &arg, wants).part(U64(8), &[0u8; 20], buffer)
         }
+        MemoryOp::Exchange => {
+            // Nothing to exchange, so that Xen does it; the lists are looked at all the same.
+            let list = Reservation { extent_start: g.scratch.address(), domid: domid::SELF, ..Reservation::default() };
+            let arg = Exchange { given: list, wanted: list, nr_exchanged: 0 };
+            let never = refused(Errno::NoSys, "differences").xen(Answer::Done);
+            let bad = refused(Errno::Inval, "Xen");
+            let shape = shape.part(Arg(1), &arg, Wants::input(never));
+            let shape =
+                shape.count(U64(64), 1, bad).count(U64(8), 1, bad).count(U32(16), 60, refused(Errno::Perm, "Xen"));
+            shape.domain(U16(24), NOBODY, bad)
+        }
         MemoryOp::MachphysMapping => shape.part(Arg(1), &[0u64; 3], Wants::output(good)),
     }
 }
@@ -95,6 +107,15 @@ pub(crate) fn grant_table_op(g: &Ground, t: &Target) -> Shape {
             let shape = shape.count(U32(16), u64::from(u32::MAX), status(20, status::BAD_HANDLE));
             // There is no mapping for devices whose address could be wrong.
             array(shape).count(U64(8), 1 << 12, want(good.answer, "Xen"))
+        }
+        GrantOp::UnmapAndReplace => {
+            let arg = UnmapAndReplace { host_addr: g.window.address(), handle: g.mapped(), ..Default::default() };
+            let (good, bad) = (status(20, status::OKAY), want(Answer::Status(20, status::GENERAL_ERROR), CITE));
+            // Without a new address it only unmaps. An empty entry is moved like any other.
+            let nowhere = [Class::Misaligned, Class::Hypervisor, Class::NotCanonical];
+            let wants = nowhere.iter().fold(Wants::any(good), |wants, class| wants.with(*class, bad));
+            let shape = shape.part(Arg(1), &arg, Wants::output(good)).address(U64(8), wants).at(0);
+            array(shape.count(U32(16), u64::from(u32::MAX), status(20, status::BAD_HANDLE)))
         }
         GrantOp::SetupTable => {
             let arg = SetupTable { dom: domid::SELF, nr_frames: 1, ..SetupTable::default() };
