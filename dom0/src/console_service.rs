@@ -83,6 +83,13 @@ impl GuestConsole {
         reserved.is_some()
     }
 
+    /// No guest comes: what was reserved is free again, unless an earlier life has printed something.
+    pub(crate) fn give_back(&self) {
+        if self.console.borrow().is_none() {
+            self.reserved.take();
+        }
+    }
+
     /// Begins to serve the guest as `domain`, whose end of the event channel is `port`.
     ///
     /// # Errors

@@ -211,6 +211,10 @@ impl Guests {
             mark::begin::<CREATE>();
             let made = self.make(&config, &console).await;
             mark::end::<CREATE>();
+            if !matches!(made, Ok(Some(_))) {
+                self.store.give_back();
+                console.give_back();
+            }
             match made {
                 Ok(Some(guest)) => self.set_state(name, State::Lives(guest)),
                 Ok(None) => {}
@@ -245,6 +249,14 @@ impl Guests {
     /// Makes a guest; `None` if it is given up while its kernel is unpacked.
     async fn make(&self, config: &GuestConfig, console: &Rc<GuestConsole>) -> Result<Option<Guest>, String> {
         let (kernel, ramdisk) = self.bundle.images(config).map_err(|why| why.to_string())?;
+        self.store.settled().await;
+        if !self.store.reserve() || !console.reserve() {
+            let kib = guest_bytes().div_ceil(1024);
+            return Err(format!(
+                "guest {}: dom0 needs {kib} KiB to serve it, and the machine has not as much left",
+                config.name
+            ));
+        }
         let free =
             hypercall::physical_info().map_err(|errno| format!("physinfo refused: {}", errno.name()))?.free_pages;
         let spare = free.saturating_sub(KEPT_PAGES);
@@ -260,14 +272,6 @@ impl Guests {
         }
         if let Some(why) = warning(config.memory, kernel, ramdisk) {
             self.terminal.message(&format!("warning: guest {}: {why}", config.name));
-        }
-        self.store.settled().await;
-        if !self.store.reserve() || !console.reserve() {
-            let kib = guest_bytes().div_ceil(1024);
-            return Err(format!(
-                "guest {}: dom0 needs {kib} KiB to serve it, and the machine has not as much left",
-                config.name
-            ));
         }
         let request = Request { config, kernel, ramdisk, uuid: uuid(), backend: self.own };
         let hypervisor = &mut *self.hypervisor.borrow_mut();

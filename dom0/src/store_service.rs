@@ -117,6 +117,11 @@ impl StoreService {
         reserved.is_some()
     }
 
+    /// No guest comes: what was reserved for it is free again.
+    pub(crate) fn give_back(&self) {
+        self.0.reserved.take();
+    }
+
     /// Tells those who watch that a domain shut down.
     pub(crate) fn domain_shut_down(&self, domain: DomainId) {
         self.0.store.borrow_mut().domain_shut_down(store::DomainId(domain.0));

@@ -110,7 +110,8 @@ pub const VERBS: &[Verb] = &[
         "info",
         "",
         "the machine: version, memory, CPUs, domains",
-        "What the hypervisor and dom0 take of the memory is told apart from the boot bundle, which dom0 holds.",
+        "What the hypervisor and dom0 take of the memory is told apart from the boot bundle, which dom0 holds. dom0 sets \
+         aside what its guests may make it hold.",
     ),
     verb(
         "dmesg",

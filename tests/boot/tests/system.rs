@@ -53,6 +53,8 @@ const STORIES: &[Story] = &[
     ("the_exit_status_says_who_was_killed", verbs::the_exit_status_says_who_was_killed),
     ("a_flooding_console_slows_only_its_guest", verbs::a_flooding_console_slows_only_its_guest),
     ("a_call_without_an_end_keeps_nobody_out", verbs::a_call_without_an_end_keeps_nobody_out),
+    ("guests_that_fill_the_store_do_not_harm_dom0", verbs::guests_that_fill_the_store_do_not_harm_dom0),
+    ("a_guest_cannot_flood_the_operator_with_warnings", verbs::a_guest_cannot_flood_the_operator_with_warnings),
     ("consoles_that_flood_take_turns", verbs::consoles_that_flood_take_turns),
     ("the_log_has_what_guests_write", verbs::the_log_has_what_guests_write),
     ("a_balloon_grows_beyond_the_beginning", verbs::a_balloon_grows_beyond_the_beginning),

@@ -459,6 +459,74 @@ pub(crate) fn small_after(rounds: usize) -> Result<()> {
     Ok(())
 }
 
+/// Five guests of 11 MiB on a machine of 80 MiB hold all that their quotas let them hold in the store: dom0 had promised
+/// it the memory when it made them, goes on answering, and has it all back when they are gone.
+pub(crate) fn guests_that_fill_the_store_do_not_harm_dom0() -> Result<()> {
+    const NAMES: [&str; 5] = ["one", "two", "three", "four", "five"];
+    let mut bundle = dom0("")?;
+    for name in NAMES {
+        bundle = bundle.guest(&Guest { memory: 11, ..test_guest(name, "store", "do=fill")? });
+    }
+    let mut setup = Setup::new(bundle);
+    setup.memory = 80;
+    setup.limit = Duration::from_secs(240);
+    let mut machine = Machine::boot("guests_that_fill_the_store_do_not_harm_dom0", &setup)?;
+    machine.expect("store: stays", BOOT)?;
+    for name in &NAMES[1..] {
+        command(&mut machine, &format!("console {name}"))?;
+        machine.expect("store: stays", BOOT)?;
+    }
+    command(&mut machine, "info -j")?;
+    let full = numbers(&mut machine)?;
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("list")?;
+    machine.expect("five", SOON)?;
+    for name in &NAMES[1..] {
+        machine.expect(PROMPT, SOON)?;
+        machine.type_line(&format!("destroy {name}"))?;
+    }
+    // Those that are gone leave room for one like them.
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("create two")?;
+    machine.expect("guest two is domain 6", SOON)?;
+    command(&mut machine, "console two")?;
+    machine.expect("store: stays", BOOT)?;
+    command(&mut machine, "info -j")?;
+    let few = numbers(&mut machine)?;
+    ensure!(full[0] >= 5 * full[1] && few[1] == full[1], "{full:?}, then {few:?}");
+    ensure!(few[0] < full[0] && few[2] <= full[2], "{full:?}, then {few:?}");
+    machine.expect(PROMPT, SOON)?;
+    machine.type_line("quit")?;
+    machine.finish()?.require_success()
+}
+
+/// What the next answer to `info -j` says of dom0: KiB promised to guests, KiB for each, KiB in all.
+fn numbers(machine: &mut Machine) -> Result<[u64; 3]> {
+    let answer = machine.expect("\"vcpus\"", SOON)?;
+    let start = answer.rfind('{').with_context(|| format!("no JSON: {answer}"))?;
+    let number = |key: &str| -> Result<u64> {
+        let (_, rest) =
+            answer[start..].split_once(&format!("\"{key}\":")).with_context(|| format!("no {key}: {answer}"))?;
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        Ok(digits.parse()?)
+    };
+    Ok([number("for_guests_kib")?, number("each_guest_kib")?, number("dom0_kib")?])
+}
+
+/// A guest breaks its store ring two thousand times: the operator gets a handful of lines, and one that says how many more
+/// there were.
+pub(crate) fn a_guest_cannot_flood_the_operator_with_warnings() -> Result<()> {
+    let bundle = dom0("")?.guest(&test_guest("breaker", "store", "do=break")?);
+    let mut machine = start("a_guest_cannot_flood_the_operator_with_warnings", bundle)?;
+    machine.expect("store: broken 2000 times", BOOT)?;
+    let outcome = machine.finish()?;
+    outcome.require_success()?;
+    let warnings = outcome.console.lines().filter(|line| line.contains("the store serves domain 1 no longer")).count();
+    ensure!((5..10).contains(&warnings), "{warnings} warnings");
+    ensure!(outcome.console.contains("more warnings about domain 1 were suppressed"), "nothing tells of the others");
+    Ok(())
+}
+
 /// Two guests that write without a pause, one of them to the terminal, slow only themselves: dom0 obeys at once, a
 /// stock guest answers, and those that flood can be looked at, left and destroyed.
 pub(crate) fn a_flooding_console_slows_only_its_guest() -> Result<()> {

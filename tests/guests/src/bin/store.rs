@@ -1,0 +1,141 @@
+//! A client of the store that means harm, and that any guest can be. `do=fill` holds as much as its quotas let it, and
+//! fetches nothing more; `do=break` breaks its ring again and again. For tests that dom0 goes on serving others.
+#![no_std]
+#![no_main]
+#![forbid(unsafe_code)]
+
+use guests::{hypercall, memory, probe};
+use unikernel::boot::Boot;
+use unikernel::{println, time};
+
+unikernel::entry!(main);
+
+/// Places in the store page (io 3.1).
+const REQUESTS_TAKEN: u64 = 2048;
+const REQUESTS_MADE: u64 = 2052;
+const REPLIES_TAKEN: u64 = 2056;
+const REPLIES_MADE: u64 = 2060;
+const CONNECTION: u64 = 2068;
+const ERROR: u64 = 2072;
+const RING: u32 = 1024;
+
+const WATCH: u32 = 4;
+const START: u32 = 6;
+const WRITE: u32 = 11;
+
+/// Our end of the store page.
+struct Ring {
+    page: u64,
+    port: u32,
+}
+
+impl Ring {
+    fn get(&self, at: u64) -> u32 {
+        let mut bytes = [0; 4];
+        probe::load_bytes(self.page + at, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn put(&self, at: u64, value: u32) {
+        probe::store_bytes(self.page + at, &value.to_le_bytes());
+    }
+
+    /// Sends a request whose payload has these parts; replies and events are thrown away unread.
+    fn ask(&self, kind: u32, transaction: u32, parts: &[&[u8]]) {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let words = [kind, 0, transaction, length as u32];
+        for word in words {
+            self.send(&word.to_le_bytes());
+        }
+        parts.iter().for_each(|part| self.send(part));
+        while self.get(REQUESTS_TAKEN) != self.get(REQUESTS_MADE) {
+            self.wait();
+        }
+    }
+
+    fn send(&self, mut rest: &[u8]) {
+        while !rest.is_empty() {
+            let made = self.get(REQUESTS_MADE);
+            let room = RING - made.wrapping_sub(self.get(REQUESTS_TAKEN));
+            let at = made % RING;
+            let run = (RING - at).min(room).min(rest.len() as u32);
+            if run == 0 {
+                self.wait();
+                continue;
+            }
+            let (now, later) = rest.split_at(run as usize);
+            probe::store_bytes(self.page + u64::from(at), now);
+            self.put(REQUESTS_MADE, made.wrapping_add(run));
+            rest = later;
+        }
+    }
+
+    /// Lets the store work, and throws away what it has answered.
+    fn wait(&self) {
+        self.put(REPLIES_TAKEN, self.get(REPLIES_MADE));
+        let _ = hypercall::send(self.port);
+        hypercall::yield_now();
+    }
+}
+
+/// Fills the node quota with large nodes, then the rest of the memory quota with watches, transactions and small nodes.
+fn fill(ring: &Ring) {
+    let (value, token) = ([b'x'; 2000], [b't'; 900]);
+    let digits = |n: u32| [b'a' + (n / 260) as u8, b'a' + (n / 10 % 26) as u8, b'0' + (n % 10) as u8];
+    for n in 0..1000 {
+        ring.ask(WRITE, 0, &[b"data/", &digits(n), b"\0", &value]);
+    }
+    for n in 0..128 {
+        ring.ask(WATCH, 0, &[b"data\0", &digits(n), &token, b"\0"]);
+    }
+    for n in 1..11 {
+        ring.ask(START, 0, &[b"\0"]);
+        ring.ask(WRITE, n, &[b"data/t\0", &value]);
+    }
+    for n in 0..1000 {
+        ring.ask(WRITE, 0, &[b"data/s", &digits(n), b"\0"]);
+    }
+    println!("store: full");
+    // Events and replies pile up from here on: nothing is fetched.
+    for n in 0..40 {
+        for word in [WRITE, 0, 0, 9] {
+            ring.send(&word.to_le_bytes());
+        }
+        for part in [b"data/".as_slice(), &digits(n), b"\0"] {
+            ring.send(part);
+        }
+        let _ = hypercall::send(ring.port);
+    }
+    println!("store: stays");
+}
+
+/// Breaks the ring and has it mended.
+fn break_it(ring: &Ring, times: u32) {
+    for _ in 0..times {
+        ring.put(REQUESTS_MADE, ring.get(REQUESTS_TAKEN).wrapping_add(5000));
+        let _ = hypercall::send(ring.port);
+        while ring.get(ERROR) == 0 {
+            hypercall::yield_now();
+        }
+        ring.put(CONNECTION, 1);
+        let _ = hypercall::send(ring.port);
+        while ring.get(CONNECTION) == 1 {
+            hypercall::yield_now();
+        }
+    }
+    println!("store: broken {times} times");
+}
+
+fn main(boot: &Boot) {
+    let info = boot.info();
+    let page = memory::page_of_frame(info.store_mfn).expect("the store page is ours");
+    let ring = Ring { page: memory::linear(page), port: info.store_evtchn };
+    match boot.argument("do") {
+        Some("fill") => fill(&ring),
+        Some("break") => return break_it(&ring, 2000),
+        _ => println!("store: do=fill or do=break"),
+    }
+    loop {
+        let _ = hypercall::poll(&[], time::now_ns() + 1_000_000_000);
+    }
+}
