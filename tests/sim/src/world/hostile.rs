@@ -23,15 +23,16 @@ use std::ops::ControlFlow;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Frames of the machine.
-const FRAMES: usize = 1_000;
+/// Frames of the machine: four domains have room besides what is kept from them, so that memory runs out now and then.
+const FRAMES: usize = RESERVE + 4 * CONTROLLER + 40;
 /// Frames that a controller needs.
 const CONTROLLER: usize = build::PAGES + kept_frames(2) as usize;
 /// Frames kept from the guests, for a new controller and the one after that.
 const RESERVE: usize = 2 * CONTROLLER;
 /// Steps of an episode; then everything is destroyed.
 const EPISODE: u64 = 4_000;
-/// Looks at memory and at words of the frame table that one step of a call may take (P8). A flush, a copy of a page or a table of 512 entries are a few.
+/// Looks at memory and at words of the frame table that one step of a call may take (P8). A flush, a copy of a page or a
+/// table of 512 entries are a few.
 pub const LONGEST_STEP: u64 = 100_000;
 
 /// Steps in which a call may stand still, because what its domain owes is paid first or its table is long (P8). All that a
