@@ -100,12 +100,7 @@ impl Qemu {
     pub fn cpu_models(&self) -> Result<Vec<String>> {
         let name = self.program.display();
         let output = self.command().args(["-cpu", "help"]).output().with_context(|| format!("cannot start {name}"))?;
-        // A model to a line, behind `x86` in older versions; what follows are feature names, several to a line.
-        let model = |line: &str| {
-            let mut words = line.split_whitespace();
-            Some(words.next().filter(|word| *word != "x86").or_else(|| words.next())?.to_owned())
-        };
-        Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(model).collect())
+        Ok(models(&String::from_utf8_lossy(&output.stdout)))
     }
 
     /// Major version and the whole version text.
@@ -176,6 +171,15 @@ fn fetch(sh: &Shell, installed: &Qemu) -> Result<Qemu> {
     Ok(qemu)
 }
 
+/// The models in what `-cpu help` prints: one to a line, behind `x86` in older versions. Lines of features follow.
+fn models(help: &str) -> Vec<String> {
+    let model = |line: &str| {
+        let mut words = line.split_whitespace();
+        Some(words.next().filter(|word| *word != "x86").or_else(|| words.next())?.to_owned())
+    };
+    help.lines().filter_map(model).collect()
+}
+
 /// The accelerator, and the CPU model where none is asked for: hardware help only where the machine really offers it.
 #[must_use]
 pub fn accelerator() -> (&'static str, &'static str) {
@@ -183,4 +187,18 @@ pub fn accelerator() -> (&'static str, &'static str) {
     let virtualization = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
     let usable = virtualization && fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     if usable { ("kvm", "host") } else { ("tcg", "max") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_named_by_old_and_new_versions() {
+        let new = "Available CPUs:\n  EPYC-Rome             (alias configured by machine type)\n  max\n";
+        let old = "Available CPUs:\nx86 EPYC-Rome             (alias configured by machine type)\nx86 max    \n\n";
+        for help in [new, old] {
+            assert_eq!(models(help)[1..], ["EPYC-Rome", "max"]);
+        }
+    }
 }

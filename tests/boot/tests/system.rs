@@ -94,7 +94,7 @@ fn trials() -> Result<Vec<Trial>> {
     }
     if ["hypervisor", "dom0"].iter().all(|name| images.contains(name)) {
         trials.extend(kernels::DAILY.into_iter().flat_map(kernel_trials));
-        trials.extend(cpus::DAILY.map(|(model, kernel)| cpus::trial(model, kernel)));
+        trials.extend(cpus::DAILY.map(|(model, kernel)| cpus::daily(model, kernel)));
         trials.extend(STORIES.iter().map(|(name, story)| trial((*name).to_owned(), story)));
     }
     Ok(trials)

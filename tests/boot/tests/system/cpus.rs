@@ -27,21 +27,35 @@ pub(crate) const MODELS: [&str; 13] = [
 /// Those of every day, each with the stock kernel that boots on it: Intel's first with FSRM, and one of AMD's.
 pub(crate) const DAILY: [(&str, &str); 2] = [("Icelake-Server", "6.1"), ("EPYC-Rome", "6.12")];
 
-/// A stock kernel, on a model: its shell answers. Prints what was not tried, since the accelerator lacks it.
-pub(crate) fn trial(model: &'static str, kernel: &'static str) -> Trial {
-    let title = format!("stock_{kernel}_answers_on_{model}");
+/// A stock kernel, on a model of every day.
+pub(crate) fn daily(model: &'static str, kernel: &'static str) -> Trial {
+    let title = title(model, kernel);
+    crate::trial(title.clone(), move || answers_on(&title, model, kernel))
+}
+
+/// A stock kernel, on any of the models, unless the emulator lacks it: that is printed.
+pub(crate) fn soak(model: &'static str, kernel: &'static str) -> Trial {
+    let title = title(model, kernel);
     crate::trial(title.clone(), move || {
-        if !is_known(model)? {
-            println!("{title}: skipped, the emulator has no such model");
-            return Ok(());
+        if is_known(model)? {
+            return answers_on(&title, model, kernel);
         }
-        let outcome = kernel_answers(&title, kernel, true, Some(model))?;
-        let lacking = outcome.lacking_features()?;
-        if !lacking.is_empty() {
-            println!("{title}: without {}", lacking.join(", "));
-        }
+        println!("{title}: skipped, the emulator has no such model");
         Ok(())
     })
+}
+
+fn title(model: &str, kernel: &str) -> String {
+    format!("stock_{kernel}_answers_on_{model}")
+}
+
+/// The shell of a stock kernel answers. Prints which features of the model were not tried, since the accelerator lacks them.
+fn answers_on(title: &str, model: &str, kernel: &str) -> Result<()> {
+    let lacking = kernel_answers(title, kernel, true, Some(model))?.lacking_features()?;
+    if !lacking.is_empty() {
+        println!("{title}: without {}", lacking.join(", "));
+    }
+    Ok(())
 }
 
 /// Whether the emulator has the model: old ones lack the newest.

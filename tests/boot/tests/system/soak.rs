@@ -28,7 +28,7 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let title = "hypervisor_and_dom0_are_small_after_fifty_rounds";
     trials.push(crate::trial(title.to_owned(), || verbs::small_after(50)));
     trials.extend(kernels::names().flat_map(crate::kernel_trials));
-    let on = |model| kernels::DAILY.map(|kernel| cpus::trial(model, kernel));
+    let on = |model| kernels::DAILY.map(|kernel| cpus::soak(model, kernel));
     trials.extend(cpus::MODELS.into_iter().flat_map(on));
     Ok(trials)
 }
