@@ -1,11 +1,13 @@
 //! The shape of the project, checked: `shape [HYPERVISOR]`, run in the top folder of the checkout.
 //!
-//! It looks at four things: which crate depends on which, where `unsafe` stands and why, how many lines run in ring 0,
+//! It looks at five things: which crate depends on which, where `unsafe` stands and why, how many lines run in ring 0,
+//! which of its files know each other in a circle,
 //! and (given the release hypervisor's ELF file) which functions of ring 0 can panic.
 
 #![forbid(unsafe_code)]
 
 mod arrows;
+mod circles;
 mod lines;
 mod panics;
 mod source;
@@ -38,6 +40,7 @@ fn violations(root: &Path, hypervisor: Option<&Path>) -> Result<Vec<String>> {
     let mut found = arrows::check(&crates);
     found.extend(unsafety::check(&crates));
     found.extend(lines::check(root)?);
+    found.extend(circles::check(root)?);
     match hypervisor {
         Some(elf) => found.extend(panics::check(elf, &root.join("tests/shape/panics.txt"))?),
         None => println!("panics of ring 0: not looked at, no hypervisor given"),
