@@ -1,25 +1,25 @@
 //! The life of a CPU: pick a vcpu, let it run, see to what it wants, until the machine is turned off.
 
 use hv_core::dispatch;
-use hv_core::domain::Powers;
 use hv_core::domain::vcpu::Vcpu;
 use hv_core::machine::{Clock, CpuState, Exit, Interrupt};
 use hv_core::sched::{SLICE, switch};
 use hv_core::trap;
-use hv_core::world::{Ctx, Next, Site, World};
+use hv_core::world::{Ctx, Next, Site};
 use hv_machine::{Hardware, Return, Verdict};
 use hypercall_abi::event::Virq;
 use hypercall_abi::sched::ShutdownReason;
 
 /// Runs domains until the one that may turns the machine off.
 pub(crate) fn run(site: &mut Site<'_, Hardware>) -> ! {
+    site.world.sched.join(site.m);
     loop {
-        match site.world.sched.pick(site.m, site.world) {
+        match site.world.pick(site.m) {
             Some(vcpu) => turn(site, vcpu),
             None => sleep(site),
         }
-        if let Some(verdict) = verdict(site.world) {
-            site.m.power_off(verdict);
+        if let Some(reason) = site.world.ended() {
+            site.m.power_off(verdict(reason));
         }
     }
 }
@@ -28,7 +28,7 @@ pub(crate) fn run(site: &mut Site<'_, Hardware>) -> ! {
 fn sleep(site: &Site<'_, Hardware>) {
     let (hw, world) = (site.m, site.world);
     world.sched.set_idle(hw, true);
-    world.sched.tick(hw, world, u64::MAX);
+    world.tick(hw, u64::MAX);
     if !world.sched.has_waiting() && hw.idle() {
         world.raise_global(hw, Virq::Console);
     }
@@ -59,7 +59,7 @@ fn turn(site: &mut Site<'_, Hardware>, vcpu: &Vcpu) {
         hw.load_root(hw.root());
         switch::gone(&mut ctx);
     }
-    world.sched.put_back(hw, world, vcpu);
+    world.put_back(hw, vcpu);
 }
 
 /// Lets the vcpu run until it wants or has to leave.
@@ -67,11 +67,11 @@ fn stay(ctx: &mut Ctx<'_, Hardware>) {
     let (hw, world) = (ctx.m, ctx.world);
     let slice_end = hw.now().saturating_add(SLICE);
     let mut limited = false;
-    world.sched.tick(hw, world, u64::MAX);
+    world.tick(hw, u64::MAX);
     while ctx.next == Next::Stay {
-        if !limited && world.sched.has_waiting() {
+        if !limited && world.sched.here(hw).is_wanted() {
             limited = true;
-            world.sched.expect(hw, slice_end);
+            world.sched.here(hw).arm_by(hw, slice_end);
         }
         if ctx.own.call.is_some() {
             dispatch::step(ctx);
@@ -101,20 +101,17 @@ fn stay(ctx: &mut Ctx<'_, Hardware>) {
 /// The timer's time has come: for deadlines, or for the end of the slice.
 fn tick(ctx: &mut Ctx<'_, Hardware>, slice_end: u64) {
     let (hw, world) = (ctx.m, ctx.world);
-    let limit = if world.sched.has_waiting() { slice_end } else { u64::MAX };
+    let limit = if world.sched.here(hw).is_wanted() { slice_end } else { u64::MAX };
     if limit <= hw.now() {
         ctx.next = Next::Leave;
     }
-    world.sched.tick(hw, world, if ctx.next == Next::Leave { u64::MAX } else { limit });
+    world.tick(hw, if ctx.next == Next::Leave { u64::MAX } else { limit });
 }
 
-/// Whether a domain that may turn the machine off has done so, and how.
-fn verdict(world: &World) -> Option<Verdict> {
-    let ended = world.domains.iter().filter(|domain| domain.may(Powers::MACHINE));
-    ended.filter_map(|domain| domain.shutdown_reason()).next().map(|reason| {
-        match ShutdownReason::from_number(u64::from(reason)) {
-            Some(ShutdownReason::Poweroff | ShutdownReason::Reboot) => Verdict::SUCCESS,
-            _ => Verdict::of_domain(reason),
-        }
-    })
+/// How the machine stops when the domain that may turn it off has shut down for this reason.
+fn verdict(reason: u32) -> Verdict {
+    match ShutdownReason::from_number(u64::from(reason)) {
+        Some(ShutdownReason::Poweroff | ShutdownReason::Reboot) => Verdict::SUCCESS,
+        _ => Verdict::of_domain(reason),
+    }
 }

@@ -206,7 +206,13 @@ pub struct Port(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct VcpuId(pub u32);
 
-/// A physical CPU's number, counted from 0 in the order they came up.
+/// Vcpus that can exist at once.
+pub const MAX_VCPUS: usize = 512;
+
+/// Physical CPUs that can take part.
+pub const MAX_CPUS: usize = 32;
+
+/// A physical CPU's number, below [`MAX_CPUS`], counted from 0 in the order they came up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CpuId(pub u32);
 
@@ -231,6 +237,18 @@ impl CpuSet {
     #[must_use]
     pub fn without(self, cpu: CpuId) -> Self {
         Self(self.0 & !Self::only(cpu).0)
+    }
+
+    /// The set and `cpu`.
+    #[must_use]
+    pub fn with(self, cpu: CpuId) -> Self {
+        Self(self.0 | Self::only(cpu).0)
+    }
+
+    /// How many are in it.
+    #[must_use]
+    pub fn len(self) -> u32 {
+        self.0.count_ones()
     }
 
     /// Whether nobody is in it.

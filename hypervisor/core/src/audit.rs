@@ -1,6 +1,6 @@
 //! What an audit may see of the books that the rules keep to themselves. For `tests/sim` alone: no image has this.
 
-use crate::addr::FrameSlot;
+use crate::addr::{CpuId, FrameSlot, MAX_VCPUS};
 use crate::prelude::*;
 
 /// The frames in a list of places for them.
@@ -24,9 +24,9 @@ pub struct Held {
 }
 
 impl World {
-    /// Indexes of the vcpus in the run queue, in order, and how many the scheduler believes there are.
-    pub fn run_queue(&self) -> (heapless::Deque<u16, { crate::world::MAX_VCPUS }>, u16) {
-        self.sched.queue()
+    /// Indexes of the vcpus that wait for a CPU, in order, and how many it believes there are.
+    pub fn run_queue(&self, cpu: CpuId) -> (heapless::Deque<u16, MAX_VCPUS>, u16) {
+        self.sched.cpu(cpu).queue()
     }
 }
 
@@ -43,12 +43,6 @@ impl Domain {
 }
 
 impl Vcpu {
-    /// Index into the world's vcpus.
-    #[must_use]
-    pub fn index(&self) -> u16 {
-        self.index.load(Relaxed)
-    }
-
     /// The frame its record is in, if it has one.
     #[must_use]
     pub fn info_frame(&self) -> Option<Frame> {
@@ -66,11 +60,5 @@ impl Vcpu {
     pub fn virq_port(&self, virq: usize) -> Option<Port> {
         let port = self.virqs.get(virq)?.load(Acquire);
         (port != 0).then_some(Port(u32::from(port)))
-    }
-
-    /// The earliest of its deadlines; `u64::MAX` if it has none.
-    #[must_use]
-    pub fn earliest(&self) -> u64 {
-        self.next_deadline(false)
     }
 }

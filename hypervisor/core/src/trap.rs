@@ -7,6 +7,7 @@
 use crate::calls::cpu::iret;
 use crate::calls::descriptors::map_ldt_page;
 use crate::dispatch::Call;
+use crate::domain::Powers;
 use crate::domain::vcpu::{DR6_CLEAR, Handler, Trap};
 use crate::emulate;
 use crate::machine::{Exit, Interrupt};
@@ -339,6 +340,15 @@ impl World {
         if domain.note_shutdown(reason) {
             self.vcpus_of(domain).for_each(|vcpu| self.sched.nudge(m, vcpu));
             self.raise_global(m, Virq::DomExc);
+            if domain.may(Powers::MACHINE) {
+                self.ended.store(reason.saturating_add(1), SeqCst);
+            }
         }
+    }
+
+    /// Why a domain that may turn the machine off has shut down, if one has.
+    #[must_use]
+    pub fn ended(&self) -> Option<u32> {
+        self.ended.load(SeqCst).checked_sub(1)
     }
 }

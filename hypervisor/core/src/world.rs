@@ -10,9 +10,7 @@ use crate::sched::Scheduler;
 use core::sync::atomic::AtomicU32;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-pub use crate::addr::MAX_DOMAINS;
-/// Vcpus that can exist at once.
-pub const MAX_VCPUS: usize = 512;
+pub use crate::addr::{MAX_DOMAINS, MAX_VCPUS};
 
 with_new! {
     /// Everything ring 0 knows.
@@ -29,6 +27,8 @@ with_new! {
         pub(crate) ports: Lock<Ports, ()> = Lock::new(()),
         /// Held while domains are made or unmade; the next id to try.
         pub(crate) census: Lock<Domains, u16> = Lock::new(0),
+        /// 0, or one more than the reason for which a domain that may turn the machine off has shut down.
+        pub(crate) ended: AtomicU32 = AtomicU32::new(0),
         /// How far the log has been read and cleared.
         pub(crate) log: LogMarks = LogMarks { start: AtomicU32::new(0), read: AtomicU32::new(0) },
     }

@@ -122,7 +122,7 @@ fn lists_pause_when_the_timer_is_due() {
         let guest = stage.enter(false);
         let flush = MmuextOp { cmd: MmuextCommand::TlbFlushLocal as u32, ..Default::default() };
         let ops = stage.put(&guest, 0, &[flush; 8]);
-        stage.world.sched.expect(stage.m, stage.m.now());
+        stage.world.sched.here(stage.m).arm_by(stage.m, stage.m.now());
         let went = stage.call(&guest, Hypercall::MmuextOp, &[ops, 8, 0, u64::from(domid::SELF)]);
         assert_eq!((went.result, went.steps), (Ok(0), 8));
         let args = [ops, 1, 0, u64::from(domid::SELF), 0, 0];

@@ -115,7 +115,7 @@ pub fn sysctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<u64, Errno> 
     match SysctlOp::from_number(u64::from(call.cmd)).ok_or(Errno::NoSys)? {
         SysctlOp::PhysInfo => {
             let info = PhysInfo {
-                nr_cpus: ctx.world.frames.epochs().all().0.count_ones(),
+                nr_cpus: ctx.world.sched.online().len(),
                 // What is set aside is the hypervisor's, as good as taken.
                 free_pages: u64::from(ctx.world.frames.unpromised_frames()),
                 total_pages: u64::from(ctx.world.frames.ram_frames()),

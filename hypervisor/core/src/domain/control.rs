@@ -75,6 +75,7 @@ impl<'a, M: Machine> Site<'a, M> {
         domain.max_pages.store(spec.max_pages, Relaxed);
         domain.paused.store(true, SeqCst);
         domain.shutdown.store(0, SeqCst);
+        domain.pollers.store(0, SeqCst);
         domain.assists.store(0, Relaxed);
         domain.cpu_time.store(0, Relaxed);
         domain.entries.iter().for_each(|counter| counter.store(0, Relaxed));
@@ -96,7 +97,7 @@ impl<'a, M: Machine> Site<'a, M> {
             world.sched.nudge(m, vcpu);
             // A vcpu that runs elsewhere leaves its CPU first.
             let mut own = vcpu.own.try_take().ok_or(Halt::More)?;
-            ensure!(vcpu.place() != Place::Running, Halt::More);
+            ensure!(!matches!(vcpu.place(), Place::Running(_)), Halt::More);
             self.drop_uses(domain, vcpu, &mut own);
         }
         {
@@ -146,7 +147,7 @@ impl World {
         vcpu.info.store(shared_record(shared, number), Release);
         vcpu.number.store(number.0, Relaxed);
         vcpu.index.store(index, Relaxed);
-        vcpu.place.store(Place::Off as u8, SeqCst);
+        vcpu.place.store(Place::Off.word(), SeqCst);
         vcpu.online.store(false, SeqCst);
         vcpu.nmi.store(false, SeqCst);
         vcpu.polling.store(polling::NO, SeqCst);
@@ -157,7 +158,6 @@ impl World {
         vcpu.virqs.iter().for_each(|port| port.store(0, Relaxed));
         vcpu.domain.store(low16(position as u64 + 1), Release);
         slot.store(index + 1, Release);
-        self.sched.admit(index);
         self.write_time(m, vcpu);
         Ok(())
     }
@@ -300,7 +300,7 @@ fn describe<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain) -> DomainInfo {
     let mut set = |flag, on: bool| flags |= if on { flag } else { 0 };
     set(info::DYING, domain.life() == Life::Dying);
     set(info::PAUSED, domain.paused.load(SeqCst));
-    set(info::RUNNING, vcpus().any(|vcpu| vcpu.place() == Place::Running));
+    set(info::RUNNING, vcpus().any(|vcpu| matches!(vcpu.place(), Place::Running(_))));
     set(info::BLOCKED, vcpus().all(|vcpu| matches!(vcpu.place(), Place::Blocked | Place::Off)));
     if let Some(reason) = domain.shutdown_reason() {
         flags |= info::SHUTDOWN | (reason & 0xff) << info::SHUTDOWN_SHIFT;

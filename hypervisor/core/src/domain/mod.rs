@@ -93,6 +93,8 @@ with_new! {
         pub(crate) cpu_time: AtomicU64 = AtomicU64::new(0),
         /// Entries from guest user mode, and entries that needed a rule, since it was made.
         pub(crate) entries: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2],
+        /// Vcpus that poll, a bit each. Only the vcpu itself changes its bit: when it begins, and when it runs again.
+        pub(crate) pollers: AtomicU32 = AtomicU32::new(0),
         /// Its grants.
         pub grants: crate::grant::Grants = crate::grant::Grants::new(),
         /// What it says, and what is said of it.
@@ -156,6 +158,19 @@ impl Domain {
     /// Notes that it has shut down; false if it had before.
     pub(crate) fn note_shutdown(&self, reason: u32) -> bool {
         self.shutdown.compare_exchange(0, reason.saturating_add(1), AcqRel, Acquire).is_ok()
+    }
+
+    /// A vcpu polls from now on: who makes a port pending afterwards finds it.
+    pub(crate) fn begin_poll(&self, vcpu: VcpuId) {
+        self.pollers.fetch_or(1u32.checked_shl(vcpu.0).unwrap_or(0), SeqCst);
+    }
+
+    /// A vcpu does not poll any more, if it did.
+    pub(crate) fn end_poll(&self, vcpu: VcpuId) {
+        let bit = 1u32.checked_shl(vcpu.0).unwrap_or(0);
+        if self.pollers.load(Relaxed) & bit != 0 {
+            self.pollers.fetch_and(!bit, SeqCst);
+        }
     }
 
     /// Whether its vcpus may run.

@@ -1,12 +1,13 @@
 //! A vcpu: what other CPUs may look at, and what belongs to the CPU that runs it.
 
 use super::with_new;
+use crate::addr::CpuId;
 use crate::claim::Memo;
 use crate::dispatch::Call;
 use crate::lock::Owned;
 use crate::machine::{Registers, Segments};
 use crate::prelude::*;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64};
 use hypercall_abi::event::VIRQS;
 use hypercall_abi::vcpu::{Runstate, RunstateInfo};
 
@@ -152,16 +153,36 @@ impl VcpuState {
 
 /// Where a vcpu is in the scheduler's life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
 pub enum Place {
     /// Not to be run: down, paused, or of a domain that has ended.
-    Off = 0,
+    Off,
     /// Sleeps until an event.
-    Blocked = 1,
-    /// In the run queue.
-    Queued = 2,
-    /// On a CPU.
-    Running = 3,
+    Blocked,
+    /// In the queue of a CPU.
+    Queued,
+    /// On this CPU. That one alone may put it back into a queue: had the vcpu slept and been woken meanwhile, it may be on
+    /// another already.
+    Running(CpuId),
+}
+
+impl Place {
+    pub(crate) const fn word(self) -> u32 {
+        match self {
+            Self::Off => 0,
+            Self::Blocked => 1,
+            Self::Queued => 2,
+            Self::Running(cpu) => 3 + cpu.0,
+        }
+    }
+
+    const fn of_word(word: u32) -> Self {
+        match word {
+            0 => Self::Off,
+            1 => Self::Blocked,
+            2 => Self::Queued,
+            running => Self::Running(CpuId(running - 3)),
+        }
+    }
 }
 
 /// What a vcpu polls for (ABI core 5.4).
@@ -181,10 +202,10 @@ with_new! {
         pub(crate) number: AtomicU32 = AtomicU32::new(0),
         /// Its index into the world's vcpus.
         pub(crate) index: AtomicU16 = AtomicU16::new(0),
-        /// The CPU it runs on, or ran on last.
-        pub(crate) cpu: AtomicU32 = AtomicU32::new(0),
+        /// The CPU it ran on last, which keeps its deadlines.
+        cpu: AtomicU32 = AtomicU32::new(0),
         /// A [`Place`].
-        pub(crate) place: AtomicU8 = AtomicU8::new(Place::Off as u8),
+        pub(crate) place: AtomicU32 = AtomicU32::new(Place::Off.word()),
         /// Brought up by the guest.
         pub(crate) online: AtomicBool = AtomicBool::new(false),
         /// A [`polling`] value.
@@ -227,24 +248,34 @@ impl Vcpu {
     /// Where it is.
     #[must_use]
     pub fn place(&self) -> Place {
-        match self.place.load(SeqCst) {
-            1 => Place::Blocked,
-            2 => Place::Queued,
-            3 => Place::Running,
-            _ => Place::Off,
-        }
+        Place::of_word(self.place.load(SeqCst))
     }
 
     /// Moves it from one place to another; false if it was not there.
     pub fn moves(&self, from: Place, to: Place) -> bool {
-        self.place.compare_exchange(from as u8, to as u8, SeqCst, SeqCst).is_ok()
+        self.place.compare_exchange(from.word(), to.word(), SeqCst, SeqCst).is_ok()
     }
 
-    /// The earliest time at which it wants a timer interrupt; `running`: ticks are only given to a vcpu that runs.
+    /// Its index into the world's vcpus.
     #[must_use]
-    pub fn next_deadline(&self, running: bool) -> u64 {
-        let ticks = running && self.period.load(Relaxed) != 0;
-        let tick = if ticks { self.next_tick.load(Relaxed) } else { u64::MAX };
-        tick.min(self.deadline.load(Relaxed)).min(self.poll_deadline.load(Relaxed))
+    pub fn index(&self) -> u16 {
+        self.index.load(Relaxed)
+    }
+
+    /// The CPU it ran on last, which keeps its deadlines.
+    #[must_use]
+    pub fn last_cpu(&self) -> CpuId {
+        CpuId(self.cpu.load(Relaxed))
+    }
+
+    /// Notes that it runs on another CPU from now on.
+    pub(crate) fn set_last_cpu(&self, cpu: CpuId) {
+        self.cpu.store(cpu.0, Relaxed);
+    }
+
+    /// The earliest of its deadlines, ticks apart; `u64::MAX` if it has none.
+    #[must_use]
+    pub fn earliest(&self) -> u64 {
+        self.deadline.load(Relaxed).min(self.poll_deadline.load(Relaxed))
     }
 }

@@ -64,8 +64,18 @@ impl World {
         if bits.mask.load(SeqCst) & bits.bit == 0 {
             self.mark(m, vcpu, bits.selector);
         }
-        for vcpu in self.vcpus_of(domain) {
-            if [port.0, polling::MANY].contains(&vcpu.polling.load(SeqCst)) {
+        if domain.pollers.load(SeqCst) != 0 {
+            self.wake_pollers(m, domain, port);
+        }
+    }
+
+    /// Wakes the vcpus that poll a port.
+    fn wake_pollers<M: Machine>(&self, m: &M, domain: &Domain, port: Port) {
+        let bits = domain.pollers.load(SeqCst);
+        for number in (0..u32::BITS).filter(|number| bits >> number & 1 != 0) {
+            if let Some(vcpu) = self.vcpu(domain, VcpuId(number))
+                && [port.0, polling::MANY].contains(&vcpu.polling.load(SeqCst))
+            {
                 self.sched.wake(m, vcpu);
             }
         }
@@ -78,7 +88,7 @@ impl World {
         if selector.fetch_or(bit, SeqCst) & bit == 0 && head.fetch_or(1, SeqCst) & PENDING_BYTE == 0 {
             match vcpu.place() {
                 Place::Blocked if self.upcall_due(m, vcpu) => self.sched.wake(m, vcpu),
-                Place::Running => self.sched.nudge(m, vcpu),
+                Place::Running(_) => self.sched.nudge(m, vcpu),
                 _ => {}
             }
         }

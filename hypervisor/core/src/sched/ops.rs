@@ -42,8 +42,10 @@ pub fn sched_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Res
 /// Lets upcalls in, and goes to sleep unless one is due by now.
 fn block<M: Machine>(ctx: &mut Ctx<'_, M>) {
     ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, false);
-    ctx.vcpu.moves(Place::Running, Place::Blocked);
-    if ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.vcpu.moves(Place::Blocked, Place::Running) {
+    let running = Place::Running(ctx.m.this_cpu());
+    ctx.vcpu.moves(running, Place::Blocked);
+    // If another CPU has woken the vcpu meanwhile, it waits, or even waits for us to let go of it.
+    if ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.vcpu.moves(Place::Blocked, running) {
         return;
     }
     ctx.next = Next::Leave;
@@ -64,18 +66,22 @@ fn poll<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     }
     // From here on a raised port finds us; then we look whether one was raised before.
     ctx.vcpu.polling.store(watched, SeqCst);
-    ctx.vcpu.moves(Place::Running, Place::Blocked);
+    ctx.domain.begin_poll(ctx.vcpu.number());
+    if call.timeout != 0 {
+        ctx.vcpu.poll_deadline.store(call.timeout, Relaxed);
+        ctx.world.sched.expect(ctx.m, ctx.vcpu, call.timeout);
+    }
+    let running = Place::Running(ctx.m.this_cpu());
+    ctx.vcpu.moves(running, Place::Blocked);
     // Read again: had the guest changed the list meanwhile, it would only wake itself early or late.
     let pending = |n| port_at(ctx, n).is_ok_and(|port| ctx.world.is_pending(ctx.m, ctx.domain, port));
     let late = call.timeout != 0 && call.timeout <= ctx.m.now();
     let due = late || ctx.world.upcall_due(ctx.m, ctx.vcpu) || (0..call.nr_ports).any(pending);
-    if due && ctx.vcpu.moves(Place::Blocked, Place::Running) {
+    if due && ctx.vcpu.moves(Place::Blocked, running) {
         ctx.vcpu.polling.store(polling::NO, SeqCst);
+        ctx.vcpu.poll_deadline.store(u64::MAX, Relaxed);
+        ctx.domain.end_poll(ctx.vcpu.number());
         return Ok(());
-    }
-    if call.timeout != 0 {
-        ctx.vcpu.poll_deadline.store(call.timeout, Relaxed);
-        ctx.world.sched.expect(ctx.m, call.timeout);
     }
     ctx.next = Next::Leave;
     Ok(())
@@ -99,7 +105,7 @@ pub fn start_timer<M: Machine>(ctx: &mut Ctx<'_, M>, deadline: u64) {
         ctx.world.raise_virq(ctx.m, ctx.vcpu, Virq::Timer);
     } else {
         ctx.vcpu.deadline.store(deadline, Relaxed);
-        ctx.world.sched.expect(ctx.m, deadline);
+        ctx.world.sched.expect(ctx.m, ctx.vcpu, deadline);
     }
 }
 
@@ -112,6 +118,10 @@ pub fn start_tick<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, period: u64) ->
     let next = ctx.m.now().saturating_add(period);
     vcpu.next_tick.store(next, Relaxed);
     vcpu.period.store(period, Relaxed);
-    ctx.world.sched.expect(ctx.m, next);
+    // Ticks are for a vcpu that runs: the CPU it runs on keeps them.
+    match vcpu.place() {
+        Place::Running(cpu) if cpu == ctx.m.this_cpu() => ctx.world.sched.here(ctx.m).arm_by(ctx.m, next),
+        _ => ctx.world.sched.nudge(ctx.m, vcpu),
+    }
     Ok(())
 }

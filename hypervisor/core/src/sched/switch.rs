@@ -8,6 +8,7 @@ use hypercall_abi::vcpu::Runstate;
 /// registers and the FPU follow, since they need these.
 pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let m = ctx.m;
+    ctx.domain.end_poll(ctx.vcpu.number());
     ctx.domain.space.enter(&ctx.world.frames, m.this_cpu());
     m.load_gdt(&ctx.own.gdt);
     m.load_ldt(ctx.own.ldt_entries);

@@ -5,7 +5,7 @@ use super::life::Context;
 use super::machine::WholeMachine;
 use crate::machine::Seen;
 use crate::tally::{Found, Memory, Tally, books};
-use hv_core::addr::{DomainId, Frame, Port};
+use hv_core::addr::{CpuId, DomainId, Frame, Port};
 use hv_core::audit::Held;
 use hv_core::domain::control::kept_frames;
 use hv_core::domain::vcpu::{Place, Vcpu, VcpuState};
@@ -377,7 +377,7 @@ fn ports(m: &WholeMachine, world: &World) -> Found {
 
 /// A vcpu is in the queue exactly once if it is to be, and not at all otherwise.
 fn queue(world: &World) -> Found {
-    let (queue, waiting) = world.run_queue();
+    let (queue, waiting) = world.run_queue(CpuId(0));
     if queue.len() != usize::from(waiting) {
         return Err(format!("{} in the run queue, counted as {waiting}", queue.len()));
     }

@@ -40,8 +40,9 @@ pub enum Step {
 
 /// Runs domains until a guest ends it.
 pub fn run(hw: &'static WholeMachine, world: &'static World, held: &mut Held<Nothing>, guests: &mut impl Guests) {
+    world.sched.join(hw);
     loop {
-        let on = match world.sched.pick(hw, world) {
+        let on = match world.pick(hw) {
             Some(vcpu) => turn(hw, world, held, vcpu, guests),
             None => sleep(hw, world, held, guests),
         };
@@ -58,7 +59,7 @@ fn sleep(
     guests: &mut impl Guests,
 ) -> ControlFlow<()> {
     world.sched.set_idle(hw, true);
-    world.sched.tick(hw, world, u64::MAX);
+    world.tick(hw, u64::MAX);
     let mut on = ControlFlow::Continue(());
     if !world.sched.has_waiting() {
         match hw.idle() {
@@ -103,7 +104,7 @@ fn turn(
         switch::gone(&mut ctx);
         _ = guests.after(&ctx, Step::Gone);
     }
-    world.sched.put_back(hw, world, vcpu);
+    world.put_back(hw, vcpu);
     on
 }
 
@@ -115,11 +116,11 @@ fn stay(
 ) -> ControlFlow<()> {
     let slice_end = hw.now().saturating_add(SLICE);
     let mut limited = false;
-    world.sched.tick(hw, world, u64::MAX);
+    world.tick(hw, u64::MAX);
     while ctx.next == Next::Stay {
-        if !limited && world.sched.has_waiting() {
+        if !limited && world.sched.here(hw).is_wanted() {
             limited = true;
-            world.sched.expect(hw, slice_end);
+            world.sched.here(hw).arm_by(hw, slice_end);
         }
         if ctx.own.call.is_some() {
             dispatch::step(ctx);
@@ -150,9 +151,9 @@ fn stay(
 }
 
 fn tick(hw: &'static WholeMachine, world: &'static World, ctx: &mut Context<'_>, slice_end: u64) {
-    let limit = if world.sched.has_waiting() { slice_end } else { u64::MAX };
+    let limit = if world.sched.here(hw).is_wanted() { slice_end } else { u64::MAX };
     if limit <= hw.now() {
         ctx.next = Next::Leave;
     }
-    world.sched.tick(hw, world, if ctx.next == Next::Leave { u64::MAX } else { limit });
+    world.tick(hw, if ctx.next == Next::Leave { u64::MAX } else { limit });
 }

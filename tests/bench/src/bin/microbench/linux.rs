@@ -222,11 +222,12 @@ pub(crate) fn clock_by_call(time: &mut [i64; 2]) {
     checked(unsafe { call(number::CLOCK_GETTIME, [1, time.as_mut_ptr() as usize, 0, 0, 0]) });
 }
 
-/// Sleeps.
-pub(crate) fn sleep(seconds: i64) {
-    let time = [seconds, 0_i64];
+/// Sleeps for so long, in seconds and nanoseconds.
+#[track_caller]
+pub(crate) fn sleep(seconds: i64, nanoseconds: i64) {
+    let time = [seconds, nanoseconds];
     // SAFETY: the kernel reads the two numbers.
-    unsafe { call(number::NANOSLEEP, [time.as_ptr() as usize, 0, 0, 0, 0]) };
+    checked(unsafe { call(number::NANOSLEEP, [time.as_ptr() as usize, 0, 0, 0, 0]) });
 }
 
 /// Runs `work` in a new process, which then exits with 0.

@@ -65,7 +65,7 @@ fn times(count: u32, mut work: impl FnMut()) {
 /// Measures everything.
 pub(crate) fn run(process: &Process) {
     // What the kernel still does after its start should be over. (The emulated clock skips idle time.)
-    linux::sleep(2);
+    linux::sleep(2, 0);
     measure::<{ number("null_syscall") }>(|n| times(n, linux::getppid));
     let clock = Clock::new(process);
     println!("clock_gettime is mapped: {}", clock.is_mapped());
@@ -77,6 +77,8 @@ pub(crate) fn run(process: &Process) {
     linux::take_signals();
     let this = linux::getpid();
     measure::<{ number("signal_self") }>(|n| times(n, || linux::signal_self(this)));
+    // A whole operation: the program sleeps, the CPU idles, the timer wakes both.
+    measure::<{ number("nanosleep") }>(|n| times(n, || linux::sleep(0, 1_000_000)));
 }
 
 fn memory() {

@@ -1,0 +1,55 @@
+//! A CPU takes a vcpu, and lets go of it.
+
+use super::cpu::Cpu;
+use crate::prelude::*;
+
+impl World {
+    /// Takes the next vcpu for this CPU and marks it running: of those that wait for this CPU, or else for another.
+    pub fn pick<M: Machine>(&self, m: &M) -> Option<&Vcpu> {
+        let here = self.sched.here(m);
+        let others = self.sched.online().without(m.this_cpu());
+        self.pick_from(m, here).or_else(|| others.iter().find_map(|cpu| self.pick_from(m, self.sched.cpu(cpu))))
+    }
+
+    /// The first vcpu in a queue that may run. Those before it leave the queue.
+    fn pick_from<M: Machine>(&self, m: &M, from: &Cpu) -> Option<&Vcpu> {
+        loop {
+            let Some(vcpu) = nth(&self.vcpus, from.pop()?) else { continue };
+            if self.may_run(vcpu) && vcpu.moves(Place::Queued, Place::Running(m.this_cpu())) {
+                self.arrives(m, vcpu);
+                return Some(vcpu);
+            }
+            vcpu.moves(Place::Queued, Place::Off);
+        }
+    }
+
+    /// A vcpu runs on this CPU from now on, and brings its deadlines.
+    fn arrives<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
+        let (here, last, index) = (self.sched.here(m), vcpu.last_cpu(), vcpu.index());
+        if vcpu.earliest() != u64::MAX {
+            here.watch(index); // before the other lets go, so that one of the two keeps them at any time
+        }
+        if last != m.this_cpu() {
+            self.sched.cpu(last).unwatch(index);
+            vcpu.set_last_cpu(m.this_cpu());
+        }
+        here.set_running(Some(index));
+    }
+
+    /// This CPU has let go of a vcpu, which waits again, or is off if it may not run any more. One that sleeps, or that
+    /// another CPU has woken and taken meanwhile, is left alone.
+    pub fn put_back<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
+        self.sched.here(m).set_running(None);
+        let running = Place::Running(m.this_cpu());
+        if !self.may_run(vcpu) {
+            vcpu.moves(running, Place::Off);
+        } else if vcpu.moves(running, Place::Queued) {
+            self.sched.push(m, vcpu);
+        }
+    }
+
+    /// Whether a vcpu may run at all.
+    fn may_run(&self, vcpu: &Vcpu) -> bool {
+        vcpu.online.load(SeqCst) && self.domain_of(vcpu).is_some_and(Domain::runs)
+    }
+}
