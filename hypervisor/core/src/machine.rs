@@ -83,10 +83,12 @@ pub trait Console {
 }
 
 /// The part of this CPU's state that belongs to the vcpu it runs and that the rules change one piece at a time. Everything
-/// here acts on the CPU at once; `switch_out` and `switch_in` in `hv-machine` move the whole of it.
+/// here acts on the CPU at once.
 pub trait CpuState {
-    /// Loads a page-table root, which flushes this CPU's translations. The only way to change the root.
+    /// Loads a page-table root of a guest, which flushes this CPU's translations.
     fn load_root(&self, root: Frame);
+    /// Loads the hypervisor's own root, as [`CpuState::load_root`] does a guest's.
+    fn leave_root(&self);
     /// The FS base.
     fn fs_base(&self) -> u64;
     /// Sets the FS base; canonical.
@@ -118,6 +120,16 @@ pub trait CpuState {
     fn ldt_offset(&self, address: u64) -> Option<u32>;
     /// Whether a faulting address lies in this CPU's GDT window: the byte offset into the GDT.
     fn gdt_offset(&self, address: u64) -> Option<u32>;
+    /// Fills the frame of an FPU's state with the state after reset.
+    fn reset_fpu(&self, fpu: Frame);
+    /// Loads FPU state, data segment registers and their bases. GDT and LDT must be this vcpu's already; CR0.TS is clear
+    /// afterwards.
+    ///
+    /// # Errors
+    /// All selectors (DS, ES, FS, GS), if some did not load and are null now.
+    fn switch_in(&self, segments: &Segments, fpu: Frame) -> Result<(), [u16; 4]>;
+    /// Saves what [`CpuState::switch_in`] loads. CR0.TS is clear afterwards.
+    fn switch_out(&self, segments: &mut Segments, fpu: Frame);
     /// CPUID as the hardware answers it: EAX, EBX, ECX, EDX.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
     /// TSC_AUX, where RDTSCP and RDPID exist.

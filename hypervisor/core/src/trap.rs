@@ -346,9 +346,8 @@ impl World {
         }
     }
 
-    /// Why a domain that may turn the machine off has shut down, if one has.
-    #[must_use]
-    pub fn ended(&self) -> Option<u32> {
-        self.ended.load(SeqCst).checked_sub(1)
+    /// Why a domain that may turn the machine off has shut down, if one has. Answered once.
+    pub fn end(&self) -> Option<u32> {
+        if self.ended.load(Relaxed) == 0 { None } else { self.ended.swap(0, SeqCst).checked_sub(1) }
     }
 }

@@ -277,12 +277,9 @@ fn write_small(frame: Frame, offset: usize, from: &[u8]) {
     }
 }
 
-impl Hardware {
-    /// The hypervisor's own root table, without any guest: to be loaded when the last guest's goes away.
-    #[must_use]
-    pub fn root(&self) -> Frame {
-        table_of(ROOT.load(Relaxed))
-    }
+/// The hypervisor's own root table, without any guest.
+pub(crate) fn root() -> Frame {
+    table_of(ROOT.load(Relaxed))
 }
 
 impl Frames for Hardware {
@@ -344,7 +341,7 @@ impl Frames for Hardware {
     }
 
     fn hole_entry(&self, index: usize) -> u64 {
-        let entries = page(self.root()).get(HOLE_SLOTS).unwrap_or(&[]);
+        let entries = page(root()).get(HOLE_SLOTS).unwrap_or(&[]);
         entries.get(index).map_or(0, |entry| entry.load(Relaxed))
     }
 }

@@ -2,14 +2,17 @@
 
 use hv_core::addr::{Frame, VcpuId};
 use hv_core::domain::Powers;
-use hv_core::machine::Exit;
+use hv_core::machine::{Exit, Interrupt};
 use hv_core::sched::SLICE;
+use hv_core::sched::life::{self, Runner, Step};
+use hv_core::world::Site;
 use hypercall_abi::event::{BindVirq, EventOp, Virq};
 use hypercall_abi::mmu::{MmuUpdate, MulticallEntry, pte};
 use hypercall_abi::vcpu::VcpuOp;
 use hypercall_abi::{Hypercall, domid};
+use sim::world::Context;
 use sim::world::build::{self, at, page};
-use sim::world::life::{self, Context, Guests, Step};
+use sim::world::machine::WholeMachine;
 use sim::world::script::{Actor, Stage, tell};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering::Relaxed;
@@ -97,7 +100,7 @@ struct Caller {
     heard: Option<u64>,
 }
 
-impl Guests for Caller {
+impl Runner<WholeMachine> for Caller {
     fn run(&mut self, ctx: &mut Context<'_>) -> Exit {
         let regs = &mut ctx.own.regs;
         if Some(ctx.domain.id()) == self.waits {
@@ -111,7 +114,7 @@ impl Guests for Caller {
         Exit::Syscall
     }
 
-    fn after(&mut self, ctx: &Context<'_>, what: Step) -> ControlFlow<()> {
+    fn seen(&mut self, ctx: &mut Context<'_>, what: Step) -> ControlFlow<()> {
         if what == Step::Call && Some(ctx.domain.id()) != self.waits {
             self.steps += 1;
             ctx.m.pass(STEP);
@@ -123,12 +126,11 @@ impl Guests for Caller {
         if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    fn bad_selectors(&mut self) -> Option<[u16; 4]> {
-        None
-    }
-
-    fn stuck(&mut self, _: &mut hv_core::lock::Held<hv_core::lock::Nothing>) -> ControlFlow<()> {
-        panic!("nobody wants to run");
+    fn idle(&mut self, site: &mut Site<'_, WholeMachine>) -> ControlFlow<(), bool> {
+        match site.m.idle() {
+            Interrupt::Kick => panic!("nobody wants to run"),
+            interrupt => ControlFlow::Continue(interrupt == Interrupt::Console),
+        }
     }
 }
 
@@ -156,7 +158,7 @@ fn a_key_is_heard_while_a_call_goes_on() {
         }
         let (list, count) = (at(first), PAGES * 64);
         let mut caller = Caller { waits: Some(dom0.id), list, count, steps: 0, typed: 20, heard: None };
-        life::run(stage.m, stage.world, stage.held(), &mut caller);
+        life::live(&mut stage.site(), &mut caller);
         let heard = caller.heard.expect("dom0 hears of the key before the call is over");
         assert!(heard <= SLICE / STEP + 1, "{heard} steps later: longer than the slice of the guest that calls");
         sim::tell(format_args!(

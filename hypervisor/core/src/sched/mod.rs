@@ -7,6 +7,7 @@
 
 pub mod cpu;
 pub mod deadlines;
+pub mod life;
 pub mod ops;
 pub mod pick;
 pub mod switch;

@@ -2,10 +2,11 @@
 
 use crate::calls::{cpu, vcpu};
 use crate::prelude::*;
+use crate::trap;
 use hypercall_abi::vcpu::Runstate;
 
-/// Loads what the rules know of the vcpu's CPU state: descriptor tables, control and debug registers, root. Segment
-/// registers and the FPU follow, since they need these.
+/// Loads the vcpu into this CPU: descriptor tables, control and debug registers, root; then what needs these, its FPU state
+/// and segment registers. Time is charged to it from then on.
 pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let m = ctx.m;
     ctx.domain.end_poll(ctx.vcpu.number());
@@ -24,15 +25,24 @@ pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) {
     if let Some(root) = ctx.own.root() {
         m.load_root(root);
     }
-}
-
-/// Everything is loaded: the guest's task-switched bit counts, and time is charged to it.
-pub fn settle<M: Machine>(ctx: &mut Ctx<'_, M>) {
-    ctx.m.set_task_switched(ctx.own.task_switched);
+    let loaded = load(ctx);
+    m.set_task_switched(ctx.own.task_switched);
     vcpu::enter_state(ctx, Runstate::Running);
+    if let Err(wanted) = loaded {
+        trap::failsafe(ctx, wanted);
+    }
 }
 
-/// The vcpu is about to leave its CPU; its root is still loaded.
+/// Loads FPU state and segment registers.
+fn load<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), [u16; 4]> {
+    let Some(fpu) = ctx.own.fpu else { return Ok(()) };
+    if core::mem::take(&mut ctx.own.fpu_fresh) {
+        ctx.m.reset_fpu(fpu);
+    }
+    ctx.m.switch_in(&ctx.own.segments, fpu)
+}
+
+/// Takes the vcpu out of this CPU, which afterwards remembers nothing of its domain.
 pub fn depart<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let state = match ctx.vcpu.place() {
         _ if !ctx.vcpu.online.load(SeqCst) => Runstate::Offline,
@@ -40,11 +50,11 @@ pub fn depart<M: Machine>(ctx: &mut Ctx<'_, M>) {
         _ if ctx.domain.runs() => Runstate::Runnable,
         _ => Runstate::Offline,
     };
-    vcpu::enter_state(ctx, state);
-}
-
-/// The CPU has loaded a root of its own: nothing here remembers the vcpu's domain any more.
-pub fn gone<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    vcpu::enter_state(ctx, state); // its root is still loaded
+    if let Some(fpu) = ctx.own.fpu {
+        ctx.m.switch_out(&mut ctx.own.segments, fpu);
+    }
+    ctx.m.leave_root();
     ctx.m.load_gdt(&[None; 14]);
     ctx.m.load_ldt(0);
     ctx.domain.space.leave(ctx.m.this_cpu());

@@ -3,7 +3,6 @@
 //! The FPU is saved and loaded whole, with every component the CPU has and a frame can hold, whatever the vcpu's XCR0
 //! says: SSE registers are usable without their XCR0 bit, and nothing of one vcpu may show in another (P10).
 
-use super::tables;
 use crate::Hardware;
 use crate::insn::{self, attempt};
 use crate::memory::page;
@@ -12,7 +11,7 @@ use core::arch::asm;
 use core::arch::x86_64::{_fxsave64, _xsave64};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::addr::{Frame, PAGE_SIZE};
-use hv_core::machine::{CpuState, Frames, Segments};
+use hv_core::machine::Frames;
 use x86_64::registers::control::{Cr0, Cr0Flags};
 
 /// The components we can switch: x87, SSE, AVX, AVX-512; 0 without XSAVE.
@@ -44,58 +43,43 @@ const CONTROL_WORD: usize = 0;
 const MXCSR: usize = 24;
 const HEADER: usize = 512;
 
-impl Hardware {
-    /// Puts the power-on state into a save area: FCW 0x0040, empty tags, MXCSR 0x1f80 (ABI core 1.5). The first 512
-    /// bytes are FXSAVE's; the word at 512 has a bit for each component whose content counts (1 x87, 2 SSE).
-    pub fn reset_fpu(&self, area: Frame) {
-        self.zero(area);
-        self.write(area, CONTROL_WORD, &0x0040u16.to_le_bytes());
-        self.write(area, MXCSR, &0x1f80u32.to_le_bytes());
-        self.write(area, HEADER, &1u64.to_le_bytes());
-    }
+/// Puts the power-on state into a save area: FCW 0x0040, empty tags, MXCSR 0x1f80 (ABI core 1.5). The first 512 bytes are
+/// FXSAVE's; the word at 512 has a bit for each component whose content counts (1 x87, 2 SSE).
+pub(super) fn reset(hw: &Hardware, area: Frame) {
+    hw.zero(area);
+    hw.write(area, CONTROL_WORD, &0x0040u16.to_le_bytes());
+    hw.write(area, MXCSR, &0x1f80u32.to_le_bytes());
+    hw.write(area, HEADER, &1u64.to_le_bytes());
+}
 
-    /// Saves what the vcpu that ran here owns of this CPU besides its registers. `area` holds its FPU until it runs
-    /// again.
-    pub fn switch_out(&self, segments: &mut Segments, area: Frame) {
-        segments.selectors = tables::selectors();
-        segments.fs_base = self.fs_base();
-        segments.gs_base = self.gs_base();
-        let cpu = percpu::this();
-        set_task_switched(false);
-        let to = page(area).as_ptr().cast_mut().cast();
-        match COMPONENTS.load(Relaxed) {
-            // SAFETY: the area is a whole frame for this vcpu's FPU alone, aligned; FXSAVE writes 512 bytes of it.
-            0 => unsafe { _fxsave64(to) },
-            components => {
-                use_xcr0(cpu, components);
-                // SAFETY: as above; `init` has chosen components that fit into a frame.
-                unsafe { _xsave64(to, u64::MAX) };
-            }
+/// Saves the FPU of the vcpu that ran here: all components, whatever its XCR0.
+pub(super) fn save(area: Frame) {
+    let cpu = percpu::this();
+    set_task_switched(false);
+    let to = page(area).as_ptr().cast_mut().cast();
+    match COMPONENTS.load(Relaxed) {
+        // SAFETY: the area is a whole frame for this vcpu's FPU alone, aligned; FXSAVE writes 512 bytes of it.
+        0 => unsafe { _fxsave64(to) },
+        components => {
+            use_xcr0(cpu, components);
+            // SAFETY: as above; `init` has chosen components that fit into a frame.
+            unsafe { _xsave64(to, u64::MAX) };
         }
     }
+}
 
-    /// Loads what [`Self::switch_out`] saved, and the XCR0 given to [`CpuState::set_xcr0`]. CR0.TS is clear
-    /// afterwards. GDT and LDT must be this vcpu's already.
-    ///
-    /// # Errors
-    /// All selectors (DS, ES, FS, GS), if some did not load and are null now.
-    pub fn switch_in(&self, segments: &Segments, area: Frame) -> Result<(), [u16; 4]> {
-        let cpu = percpu::this();
-        set_task_switched(false);
-        use_xcr0(cpu, COMPONENTS.load(Relaxed));
-        if !restore(area) {
-            self.reset_fpu(area);
-            restore(area);
-        }
-        use_xcr0(cpu, cpu.guest_xcr0.load(Relaxed));
-        let mut loaded = true;
-        for (which, &selector) in segments.selectors.iter().enumerate() {
-            loaded &= tables::load_segment(which, selector);
-        }
-        self.set_fs_base(segments.fs_base);
-        self.set_gs_base(segments.gs_base);
-        if loaded { Ok(()) } else { Err(segments.selectors) }
+/// Loads what [`save`] saved, or the power-on state if the CPU refuses it, and the XCR0 given to [`CpuState::set_xcr0`].
+///
+/// [`CpuState::set_xcr0`]: hv_core::machine::CpuState::set_xcr0
+pub(super) fn load(hw: &Hardware, area: Frame) {
+    let cpu = percpu::this();
+    set_task_switched(false);
+    use_xcr0(cpu, COMPONENTS.load(Relaxed));
+    if !restore(area) {
+        reset(hw, area);
+        restore(area);
     }
+    use_xcr0(cpu, cpu.guest_xcr0.load(Relaxed));
 }
 
 /// Loads the FPU from a save area; false if the CPU refuses its content.

@@ -4,13 +4,13 @@ pub(crate) mod fpu;
 mod tables;
 
 use crate::insn::{self, msr};
-use crate::memory::DATA;
+use crate::memory::{self, DATA};
 use crate::percpu::{self, Cpu, LDT_PAGES, OWN_PAGE, zeros_entry};
 use crate::{Hardware, entry};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::addr::Frame;
-use hv_core::machine::CpuState;
+use hv_core::machine::{CpuState, Segments};
 use hypercall_abi::selector::{GUEST_CS32, HYPERVISOR_CS};
 use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr1, Dr2, Dr3, Dr6, Dr7};
@@ -80,7 +80,7 @@ pub(crate) fn init(cpu: &'static Cpu) {
         | Cr4Flags::OSXMMEXCPT_ENABLE
         | features().difference(Cr4Flags::FSGSBASE); // that is the guest's to turn on
     write_cr4(cpu, cr4.bits());
-    cpu.root.store(Hardware(()).root().address(), Relaxed);
+    cpu.root.store(memory::root().address(), Relaxed);
     fpu::init(cpu);
 }
 
@@ -97,6 +97,10 @@ impl CpuState for Hardware {
         percpu::this().root.store(root.address(), Relaxed);
         // SAFETY: the rules load only validated L4 tables or our own root, and both hold our sixteen slots (P3).
         unsafe { insn::write_cr3(root.address()) };
+    }
+
+    fn leave_root(&self) {
+        self.load_root(memory::root());
     }
 
     fn fs_base(&self) -> u64 {
@@ -196,6 +200,28 @@ impl CpuState for Hardware {
 
     fn gdt_offset(&self, address: u64) -> Option<u32> {
         Some(u16::try_from(address.checked_sub(percpu::this().gdt())?).ok()?.into())
+    }
+
+    fn reset_fpu(&self, fpu: Frame) {
+        fpu::reset(self, fpu);
+    }
+
+    fn switch_in(&self, segments: &Segments, fpu: Frame) -> Result<(), [u16; 4]> {
+        fpu::load(self, fpu);
+        let mut loaded = true;
+        for (which, &selector) in segments.selectors.iter().enumerate() {
+            loaded &= tables::load_segment(which, selector);
+        }
+        self.set_fs_base(segments.fs_base);
+        self.set_gs_base(segments.gs_base);
+        if loaded { Ok(()) } else { Err(segments.selectors) }
+    }
+
+    fn switch_out(&self, segments: &mut Segments, fpu: Frame) {
+        segments.selectors = tables::selectors();
+        segments.fs_base = self.fs_base();
+        segments.gs_base = self.gs_base();
+        fpu::save(fpu);
     }
 
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {

@@ -1,7 +1,7 @@
 //! Recounts, from memory and the books, what every frame is used for (P1-P3, P6), what CPUs may remember (P4), who is
 //! joined to whom (P5), and who waits for a CPU; then compares.
 
-use super::life::Context;
+use super::Context;
 use super::machine::WholeMachine;
 use crate::machine::Seen;
 use crate::tally::{Found, Memory, Tally, books};

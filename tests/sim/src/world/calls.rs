@@ -1,7 +1,7 @@
 //! Invents calls: every number and operation of the ABI, with arguments that often make sense and often do not.
 
+use super::Context;
 use super::build::{self, SLOTS, at, page};
-use super::life::Context;
 use crate::rng::Rng;
 use hv_core::addr::{Frame, GuestVirt, HOLE_START, Port};
 use hv_core::domain::{Domain, Life};

@@ -1,11 +1,10 @@
 //! Plays the guests of a world, watches every step, and cleans up between two episodes.
 
-use super::Totals;
 use super::audit::{Audit, keeps};
 use super::build::{self, at, page};
 use super::calls::{Invented, Model, Pen};
-use super::life::{self, Context, Guests, Step};
 use super::machine::{GDT_WINDOW, LDT_WINDOW, Race, WholeMachine};
+use super::{Context, Totals};
 use crate::rng::Rng;
 use hv_core::addr::{DomainId, Frame};
 use hv_core::domain::control::{Spec, kept_frames};
@@ -14,6 +13,7 @@ use hv_core::domain::{Domain, Life, Powers};
 use hv_core::frame::table::WORDS;
 use hv_core::lock::{Held, Nothing};
 use hv_core::machine::{Exit, Interrupt, Registers};
+use hv_core::sched::life::{self, Runner, Step};
 use hv_core::trap::flags;
 use hv_core::world::{Site, World};
 use hypercall_abi::grant::{entry, map};
@@ -111,7 +111,8 @@ pub fn run(seed: u64, steps: u64) -> Result<Totals, String> {
     _ = everybody.controller(&mut held);
     // A panic of the rules is reported with what led to it.
     let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        life::run(m, world, &mut held, &mut everybody);
+        // A domain that may turn the machine off does not end the test.
+        while life::live(&mut Site { m, world, held: &mut held }, &mut everybody).is_some() {}
     }));
     let why = match (lived, everybody.failure.take()) {
         (Ok(()), None) => {
@@ -583,7 +584,26 @@ impl Everybody {
     }
 }
 
-impl Guests for Everybody {
+impl Everybody {
+    /// Nobody can run and no timer is set: does something about it, from outside.
+    fn stuck(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
+        self.note("times nobody wanted to run");
+        self.attend(held)?;
+        for domain in self.alive().filter(|domain| domain.life() == Life::Alive) {
+            self.world.unpause(self.m, domain);
+            for vcpu in self.world.vcpus_of(domain) {
+                self.world.sched.wake(self.m, vcpu);
+            }
+        }
+        (self.episode, self.stuck) = (self.episode + 1, self.stuck + 1);
+        match self.stuck {
+            100.. => self.fail("nobody can run any more".into()),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}
+
+impl Runner<WholeMachine> for Everybody {
     fn run(&mut self, ctx: &mut Context<'_>) -> Exit {
         if let Err(why) = self.fit_to_run(ctx) {
             _ = self.fail(why);
@@ -644,8 +664,12 @@ impl Guests for Everybody {
         exit
     }
 
-    fn after(&mut self, ctx: &Context<'_>, what: Step) -> ControlFlow<()> {
+    fn seen(&mut self, ctx: &mut Context<'_>, what: Step) -> ControlFlow<()> {
         let looked = self.m.work_with(&self.world.frames) - self.work;
+        if what == Step::Gone && self.rng.one_in(15) {
+            // The selectors of the vcpu that comes next do not load.
+            *self.m.refused.lock().expect("one thread") = Some([0x2b, 0, 0x47, 0xffff]);
+        }
         if what == Step::Gone && ctx.domain.last_words().length > 0 {
             self.note("times a domain that had crashed left the CPU");
         }
@@ -712,23 +736,10 @@ impl Guests for Everybody {
         ControlFlow::Continue(())
     }
 
-    fn bad_selectors(&mut self) -> Option<[u16; 4]> {
-        self.rng.one_in(15).then_some([0x2b, 0, 0x47, 0xffff])
-    }
-
-    fn stuck(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
-        self.note("times nobody wanted to run");
-        self.attend(held)?;
-        for domain in self.alive().filter(|domain| domain.life() == Life::Alive) {
-            self.world.unpause(self.m, domain);
-            for vcpu in self.world.vcpus_of(domain) {
-                self.world.sched.wake(self.m, vcpu);
-            }
-        }
-        (self.episode, self.stuck) = (self.episode + 1, self.stuck + 1);
-        match self.stuck {
-            100.. => self.fail("nobody can run any more".into()),
-            _ => ControlFlow::Continue(()),
+    fn idle(&mut self, site: &mut Site<'_, WholeMachine>) -> ControlFlow<(), bool> {
+        match self.m.idle() {
+            Interrupt::Kick => self.stuck(site.held).map_continue(|()| false),
+            interrupt => ControlFlow::Continue(interrupt == Interrupt::Console),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::machine::{Cached, HOLE_MARK, Seen};
 use crate::rng::Rng;
 use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_START, PAGE_SIZE};
 use hv_core::frame::{FrameTable, Use};
-use hv_core::machine::{Clock, Console, CpuState, Cpus, Flush, Frames, Interrupt, Page};
+use hv_core::machine::{Clock, Console, CpuState, Cpus, Flush, Frames, Interrupt, Page, Segments};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, MutexGuard};
@@ -63,6 +63,8 @@ pub struct WholeMachine {
     pub cached: Mutex<Vec<Cached>>,
     /// Who interferes.
     race: Mutex<Option<Race>>,
+    /// Selectors that do not load when a vcpu comes to the CPU the next time.
+    pub refused: Mutex<Option<[u16; 4]>>,
     /// A key was typed, and its interrupt waits.
     pub typed: AtomicBool,
     /// How many bytes the console takes at once.
@@ -119,6 +121,7 @@ impl WholeMachine {
             cpu: Mutex::new(loaded),
             cached: Mutex::default(),
             race: Mutex::new(None),
+            refused: Mutex::new(None),
             typed: AtomicBool::new(false),
             line: AtomicUsize::new(usize::MAX),
             printed: Mutex::default(),
@@ -377,6 +380,10 @@ impl CpuState for WholeMachine {
         lock(&self.cached).clear();
         self.loaded().root = Some(root);
     }
+    fn leave_root(&self) {
+        lock(&self.cached).clear();
+        self.loaded().root = None;
+    }
     fn fs_base(&self) -> u64 {
         self.loaded().fs_base
     }
@@ -433,6 +440,17 @@ impl CpuState for WholeMachine {
     }
     fn gdt_offset(&self, address: u64) -> Option<u32> {
         (GDT_WINDOW..GDT_WINDOW + (16 << 12)).contains(&address).then(|| (address - GDT_WINDOW) as u32)
+    }
+    fn reset_fpu(&self, fpu: Frame) {
+        self.zero(fpu);
+    }
+    fn switch_in(&self, segments: &Segments, _: Frame) -> Result<(), [u16; 4]> {
+        self.set_fs_base(segments.fs_base);
+        self.set_gs_base(segments.gs_base);
+        lock(&self.refused).take().map_or(Ok(()), Err)
+    }
+    fn switch_out(&self, segments: &mut Segments, _: Frame) {
+        (segments.fs_base, segments.gs_base) = (self.fs_base(), self.gs_base());
     }
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         lock(&self.cpuid)(leaf, subleaf)

@@ -1,7 +1,7 @@
 //! A whole world of hostile guests: every call of the ABI with random arguments, exits of every kind, domains made and
 //! unmade at any point, and an audit after each step.
 //!
-//! [`machine`] is the machine, [`life`] the order of things in ring 0, [`build`] makes guests, [`hostile`] plays them, and
+//! [`machine`] is the machine, [`build`] makes guests, [`hostile`] plays them, and
 //! [`audit`] recounts. In [`script`] they do as they are told.
 
 #![allow(clippy::cast_possible_truncation, reason = "the numbers of a small machine")]
@@ -10,12 +10,14 @@ pub mod audit;
 pub mod build;
 pub mod calls;
 pub mod hostile;
-pub mod life;
 pub mod machine;
 pub mod script;
 
 use std::collections::BTreeMap;
 use std::fmt;
+
+/// A vcpu on a simulated CPU.
+pub type Context<'a> = hv_core::world::Ctx<'a, machine::WholeMachine>;
 
 /// What many runs reached.
 #[derive(Clone, Debug, Default)]

@@ -1,8 +1,8 @@
 //! A stage for told stories: domains that do one thing at a time, with an audit after each step.
 
+use super::Context;
 use super::audit::Audit;
 use super::build::{self, at, page};
-use super::life::Context;
 use super::machine::WholeMachine;
 use hv_core::addr::{DomainId, Frame, GuestVirt, VcpuId};
 use hv_core::claim::View;
@@ -76,8 +76,7 @@ impl Stage {
     pub fn enter(&mut self, control: bool) -> Actor {
         let powers = if control { Powers::all() } else { Powers::empty() };
         let spec = Spec { powers, vcpus: 2, max_pages: 0, handle: [9; 16] };
-        let mut site = Site { m: self.m, world: self.world, held: &mut self.held };
-        let id = site.create(&spec).map(Domain::id).expect("room for a domain");
+        let id = self.site().create(&spec).map(Domain::id).expect("room for a domain");
         let domain = self.world.domain(id).expect("it lives");
         let pages = build::build(self.m, self.world, &mut self.held, domain).expect("room for its pages");
         Actor { id: domain.id(), pages }
@@ -89,9 +88,9 @@ impl Stage {
         self.world.domain(actor.id).expect("it lives")
     }
 
-    /// The proof that this CPU holds no lock.
-    pub fn held(&mut self) -> &mut Held<Nothing> {
-        &mut self.held
+    /// Where its rules are carried out.
+    pub fn site(&mut self) -> Site<'_, WholeMachine> {
+        Site { m: self.m, world: self.world, held: &mut self.held }
     }
 
     /// Puts a structure into the argument page at an offset; says where.
@@ -119,8 +118,7 @@ impl Stage {
         let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held, next: Next::Stay, short: false };
         switch::arrive(&mut ctx);
         let result = what(&mut ctx, &mut self.audit);
-        self.m.loaded().root = None;
-        switch::gone(&mut ctx);
+        switch::depart(&mut ctx);
         result
     }
 

@@ -1,0 +1,133 @@
+//! The life of a CPU: it takes a vcpu, lets it run, sees to what it wants, and takes the next, until the machine ends.
+//!
+//! Touches: nothing itself; it says in which order the rules are asked. Ring 0 and the simulated machines run these lines.
+
+use super::{SLICE, switch};
+use crate::machine::{Exit, Interrupt};
+use crate::prelude::*;
+use crate::{dispatch, trap};
+use core::ops::ControlFlow;
+use hypercall_abi::event::Virq;
+
+/// What a CPU does while no rule is asked: it runs a guest, or sleeps.
+pub trait Runner<M: Machine> {
+    /// Runs the guest in ring 3 with the registers of the vcpu, until it needs attention.
+    fn run(&mut self, ctx: &mut Ctx<'_, M>) -> Exit;
+
+    /// Sleeps until an interrupt; answers whether one was the console's. `Break` ends the CPU's life.
+    fn idle(&mut self, site: &mut Site<'_, M>) -> ControlFlow<(), bool>;
+
+    /// What has just happened on this CPU; `Break` ends its life. For machines that are watched: ring 0 is not.
+    fn seen(&mut self, _ctx: &mut Ctx<'_, M>, _what: Step) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// What has just happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// An exit was handled.
+    Exit(Exit),
+    /// A step of a call was carried out.
+    Call,
+    /// The vcpu has left its CPU, which runs nobody now.
+    Gone,
+}
+
+/// Runs domains until one that may turn the machine off has shut down, and answers for what reason; or until the runner ends
+/// it.
+pub fn live<M: Machine>(site: &mut Site<'_, M>, runner: &mut impl Runner<M>) -> Option<u32> {
+    site.world.sched.join(site.m);
+    loop {
+        let on = match site.world.pick(site.m) {
+            Some(vcpu) => turn(site, vcpu, runner),
+            None => sleep(site, runner),
+        };
+        let end = site.world.end();
+        if on.is_break() || end.is_some() {
+            return end;
+        }
+    }
+}
+
+/// No vcpu wants to run: waits for an interrupt.
+fn sleep<M: Machine>(site: &mut Site<'_, M>, runner: &mut impl Runner<M>) -> ControlFlow<()> {
+    let (m, world) = (site.m, site.world);
+    world.sched.set_idle(m, true);
+    world.tick(m, u64::MAX);
+    // Who has a vcpu wait from here on sees that we sleep, and kicks.
+    if !world.sched.has_waiting() && runner.idle(site)? {
+        world.raise_global(m, Virq::Console);
+    }
+    world.sched.set_idle(m, false);
+    ControlFlow::Continue(())
+}
+
+/// One vcpu's turn on this CPU.
+fn turn<M: Machine>(site: &mut Site<'_, M>, vcpu: &Vcpu, runner: &mut impl Runner<M>) -> ControlFlow<()> {
+    let (m, world) = (site.m, site.world);
+    let mut on = ControlFlow::Continue(());
+    if let Some(domain) = world.domain_of(vcpu) {
+        // A CPU that another has taken the vcpu from may not have left it yet.
+        let mut own = vcpu.own.take(site.held);
+        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held: site.held, next: Next::Stay, short: false };
+        switch::arrive(&mut ctx);
+        on = stay(&mut ctx, runner);
+        switch::depart(&mut ctx);
+        let seen = runner.seen(&mut ctx, Step::Gone);
+        on = if on.is_break() { on } else { seen };
+    }
+    world.put_back(m, vcpu);
+    on
+}
+
+/// Lets the vcpu run until it wants or has to leave.
+fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> ControlFlow<()> {
+    let (m, world) = (ctx.m, ctx.world);
+    let here = world.sched.here(m);
+    let slice_end = m.now().saturating_add(SLICE);
+    let mut limited = false;
+    world.tick(m, u64::MAX);
+    while ctx.next == Next::Stay {
+        if !limited && here.is_wanted() {
+            limited = true;
+            here.arm_by(m, slice_end);
+        }
+        if ctx.own.call.is_some() {
+            dispatch::step(ctx);
+            runner.seen(ctx, Step::Call)?;
+            if ctx.own.call.is_some() {
+                dispatch::let_in(ctx);
+                if here.is_due(m) {
+                    tick(ctx, slice_end);
+                }
+            }
+        } else {
+            trap::prepare(ctx);
+            if ctx.next == Next::Leave {
+                break;
+            }
+            let exit = runner.run(ctx);
+            trap::handle(ctx, exit);
+            runner.seen(ctx, Step::Exit(exit))?;
+            // A kick may mean a tick that another vcpu has set for this one.
+            if matches!(exit, Exit::Interrupt(Interrupt::Timer | Interrupt::Kick)) {
+                tick(ctx, slice_end);
+            }
+        }
+        if !ctx.domain.runs() {
+            ctx.next = Next::Leave;
+        }
+    }
+    ControlFlow::Continue(())
+}
+
+/// The timer's time has come: for deadlines, or for the end of the slice.
+fn tick<M: Machine>(ctx: &mut Ctx<'_, M>, slice_end: u64) {
+    let (m, world) = (ctx.m, ctx.world);
+    let limit = if world.sched.here(m).is_wanted() { slice_end } else { u64::MAX };
+    if limit <= m.now() {
+        ctx.next = Next::Leave;
+    }
+    world.tick(m, if ctx.next == Next::Leave { u64::MAX } else { limit });
+}
