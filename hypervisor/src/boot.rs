@@ -4,7 +4,7 @@
 use crate::options::Options;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::addr::{Frame, VcpuId};
-use hv_core::dispatch::Halt;
+use hv_core::call::Halt;
 use hv_core::domain::control::Spec;
 use hv_core::domain::{Domain, Powers, context};
 use hv_core::machine::Frames;

@@ -7,11 +7,11 @@
 //!
 //! [`VcpuState::call`]: crate::domain::vcpu::VcpuState::call
 
+use crate::call::{Call, Multicall};
 use crate::calls::{cpu, descriptors, info, mmu, vcpu};
 use crate::domain::control;
 use crate::event::bind;
 use crate::fault::{Fault, planted};
-use crate::machine::Registers;
 use crate::paging::{Refused, Stop};
 use crate::prelude::*;
 use crate::sched::ops;
@@ -22,57 +22,6 @@ use hypercall_abi::mmu::MulticallEntry;
 
 /// How many entries of a multicall one step carries out.
 const MULTICALL_STEP: u32 = 32;
-
-/// A hypercall on its way.
-#[derive(Clone, Copy, Debug)]
-pub struct Call {
-    /// Its number, as the guest gave it.
-    pub number: u64,
-    /// Its arguments; a call over an array moves them on as it goes.
-    pub args: [u64; 6],
-    /// Elements of its array done so far.
-    pub done: u64,
-    /// The list it is an entry of.
-    multicall: Option<Multicall>,
-}
-
-/// A list of calls on its way.
-#[derive(Clone, Copy, Debug)]
-struct Multicall {
-    /// Address of the entry that is being carried out, or comes next.
-    at: u64,
-    /// Entries from there on.
-    left: u64,
-    /// Whether `Call` holds that entry.
-    running: bool,
-}
-
-/// What a step of a call ends with: the call's result, or why there is none.
-pub type Answer = Result<u64, Halt>;
-
-/// Why a call has not come to a result.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Halt {
-    /// It is refused.
-    Refused(Errno),
-    /// There is more to do.
-    More,
-    /// It has replaced the registers, so there is nothing to answer.
-    Gone,
-}
-
-impl Call {
-    /// The call in a guest's registers (ABI core 1.7).
-    #[must_use]
-    pub fn from_registers(regs: &Registers) -> Self {
-        Self {
-            number: regs.rax,
-            args: [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9],
-            done: 0,
-            multicall: None,
-        }
-    }
-}
 
 /// Carries out one step of the vcpu's call, if it has one.
 pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) {
@@ -106,12 +55,6 @@ pub fn let_in<M: Machine>(ctx: &Ctx<'_, M>) {
 /// The value of RAX for an answer, if it is time for one.
 fn settle(answer: Answer) -> Answer {
     answer.or_else(|halt| if let Halt::Refused(errno) = halt { Ok(errno.to_rax()) } else { Err(halt) })
-}
-
-impl From<Errno> for Halt {
-    fn from(errno: Errno) -> Self {
-        Self::Refused(errno)
-    }
 }
 
 impl From<Stop> for Halt {

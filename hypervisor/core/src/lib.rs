@@ -18,9 +18,28 @@ macro_rules! ensure {
     };
 }
 
+/// A structure whose fields say what they begin with, and a `new` that makes it so.
+macro_rules! with_new {
+    ($(#[$meta:meta])* pub struct $name:ident {
+        $($(#[$about:meta])* $visible:vis $field:ident: $ty:ty = $value:expr,)*
+    }) => {
+        $(#[$meta])*
+        pub struct $name { $($(#[$about])* $visible $field: $ty,)* }
+
+        impl $name {
+            /// One whose fields have the values they begin with.
+            #[must_use]
+            pub const fn new() -> Self {
+                Self { $($field: $value,)* }
+            }
+        }
+    };
+}
+
 pub mod addr;
 #[cfg(feature = "planted-fault")]
 pub mod audit;
+pub mod call;
 pub mod calls;
 pub mod claim;
 pub mod decode;
@@ -44,7 +63,7 @@ pub mod world;
 /// What nearly every rule speaks of.
 mod prelude {
     pub(crate) use crate::addr::{DomainId, Frame, GuestVirt, PAGE_SIZE, Port, VcpuId, fill, low16, low32, nth};
-    pub(crate) use crate::dispatch::{Answer, Halt};
+    pub(crate) use crate::call::{Answer, Halt};
     pub(crate) use crate::domain::Domain;
     pub(crate) use crate::domain::vcpu::{Place, Vcpu, VcpuState};
     pub(crate) use crate::machine::Machine;

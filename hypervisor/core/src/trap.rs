@@ -4,9 +4,9 @@
 //! Never touches: a page-table entry; a fault that is a page-table write goes to `paging`, an instruction to `emulate`.
 //! Keeps: P12. After a bounce the selectors are the flat ones, IF is set, IOPL is 0.
 
+use crate::call::Call;
 use crate::calls::cpu::iret;
 use crate::calls::descriptors::map_ldt_page;
-use crate::dispatch::Call;
 use crate::domain::Powers;
 use crate::domain::vcpu::{DR6_CLEAR, Handler, Trap};
 use crate::emulate;

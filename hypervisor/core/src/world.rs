@@ -1,7 +1,7 @@
 //! All state of ring 0, and the context in which a call of a guest is judged.
 
 use crate::claim::View;
-use crate::domain::{Life, Powers, with_new};
+use crate::domain::{Life, Powers};
 use crate::frame::FrameTable;
 use crate::lock::{Domains, Held, Lock, Nothing, Ports};
 use crate::paging::{BUDGET, Session};

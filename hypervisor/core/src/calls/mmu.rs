@@ -5,7 +5,7 @@
 
 use super::descriptors;
 use crate::addr::CpuSet;
-use crate::dispatch::Call;
+use crate::call::Call;
 use crate::machine::Flush;
 use crate::paging::{Outcome, Refused, Stop};
 use crate::prelude::*;

@@ -17,25 +17,6 @@ use crate::prelude::*;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use hypercall_abi::tenon::CrashReport;
 
-/// A structure whose fields say what they begin with, and a `new` that makes it so.
-macro_rules! with_new {
-    ($(#[$meta:meta])* pub struct $name:ident {
-        $($(#[$about:meta])* $visible:vis $field:ident: $ty:ty = $value:expr,)*
-    }) => {
-        $(#[$meta])*
-        pub struct $name { $($(#[$about])* $visible $field: $ty,)* }
-
-        impl $name {
-            /// One whose fields have the values they begin with.
-            #[must_use]
-            pub const fn new() -> Self {
-                Self { $($field: $value,)* }
-            }
-        }
-    };
-}
-pub(crate) use with_new;
-
 /// Vcpus a domain may have: those with a record in the shared_info page.
 pub const MAX_DOMAIN_VCPUS: usize = hypercall_abi::shared::LEGACY_VCPUS;
 /// Frames a domain's ports take at most.

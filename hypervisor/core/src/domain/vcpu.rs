@@ -1,9 +1,8 @@
 //! A vcpu: what other CPUs may look at, and what belongs to the CPU that runs it.
 
-use super::with_new;
 use crate::addr::CpuId;
+use crate::call::Call;
 use crate::claim::Memo;
-use crate::dispatch::Call;
 use crate::lock::Owned;
 use crate::machine::{Registers, Segments};
 use crate::prelude::*;

@@ -11,7 +11,6 @@ mod pin;
 pub use ops::grant_table_op;
 
 use crate::addr::FrameSlot;
-use crate::domain::with_new;
 use crate::lock::{self, Lock};
 use core::sync::atomic::AtomicU32;
 

@@ -1,7 +1,6 @@
 //! What belongs to one CPU: the vcpus that wait for it, the one that runs on it, its timer.
 
 use crate::addr::MAX_VCPUS;
-use crate::domain::with_new;
 use crate::lock::Leaf;
 use crate::machine::Clock;
 use crate::prelude::*;

@@ -14,7 +14,6 @@ pub mod switch;
 
 use crate::addr::{CpuId, CpuSet, MAX_CPUS};
 use crate::domain::vcpu::polling;
-use crate::domain::with_new;
 use crate::prelude::*;
 use core::sync::atomic::AtomicU64;
 use cpu::Cpu;

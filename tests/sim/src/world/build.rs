@@ -2,7 +2,7 @@
 
 use super::machine::WholeMachine;
 use hv_core::addr::{Frame, GuestVirt, VcpuId};
-use hv_core::dispatch::Halt;
+use hv_core::call::Halt;
 use hv_core::domain::{Domain, context};
 use hv_core::lock::{Held, Nothing};
 use hv_core::machine::Frames;
