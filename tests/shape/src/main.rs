@@ -10,6 +10,7 @@ mod arrows;
 mod circles;
 mod lines;
 mod panics;
+mod promises;
 mod source;
 mod unsafety;
 
@@ -41,6 +42,7 @@ fn violations(root: &Path, hypervisor: Option<&Path>) -> Result<Vec<String>> {
     found.extend(unsafety::check(&crates));
     found.extend(lines::check(root)?);
     found.extend(circles::check(root)?);
+    found.extend(promises::check(root)?);
     match hypervisor {
         Some(elf) => found.extend(panics::check(elf, &root.join("tests/shape/panics.txt"))?),
         None => println!("panics of ring 0: not looked at, no hypervisor given"),
