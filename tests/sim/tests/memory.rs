@@ -209,7 +209,7 @@ fn what_a_domain_may_need_is_set_aside() {
         assert_eq!((ports, refused), (4095, Err(Errno::NoSpc)));
 
         fill_handles(stage, &guest);
-        assert_eq!(before - stage.world.frames.free_frames(), kept_frames(2) - 5, "all that can be needed was needed");
+        assert_eq!(before - stage.world.frames.free_frames(), kept_frames(2) - 7, "all that can be needed was needed");
 
         let mut call =
             Domctl { cmd: DomctlOp::CreateDomain as u32, interface_version: INTERFACE_VERSION, ..Default::default() };
