@@ -90,7 +90,7 @@ pub(crate) fn what_is_no_image_is_refused() -> Result<()> {
         (&["iso", "--output", &output, &big], "big.toml:3: memory: 2000 MiB for big, but only"),
         (&["iso", "--output", &output, &disky], "disky.toml:4: disk: this build has no such devices"),
         (&["iso", "--output", &output, "--kernel", &big], "unusable kernel "),
-        (&["iso", "--output", &output, "--ramdisk", "none"], "no ramdisk none"),
+        (&["iso", "--output", &output, "--ramdisk", "missing.cpio"], "no ramdisk missing.cpio"),
         (&["iso", "--output", &output, "--", "log=debug;reboot"], "GRUB cannot pass on the hypervisor option"),
         (&["iso", "--output", &path("no/out.iso")], "no folder for "),
         (&["iso", "--output", &path("")], "is a folder"),
