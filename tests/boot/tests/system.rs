@@ -49,6 +49,7 @@ const STORIES: &[Story] = &[
     ("the_entry_table_holds_for_dom0", entry::the_entry_table_holds_for_dom0),
     ("the_entry_table_holds_on_xen", entry::the_entry_table_holds_on_xen),
     ("the_entry_table_holds_for_a_guest", entry::the_entry_table_holds_for_a_guest),
+    ("the_table_of_differences_is_true", entry::the_table_of_differences_is_true),
     ("the_exit_status_says_how_guests_ended", verbs::the_exit_status_says_how_guests_ended),
     ("the_exit_status_says_who_was_killed", verbs::the_exit_status_says_who_was_killed),
     ("a_flooding_console_slows_only_its_guest", verbs::a_flooding_console_slows_only_its_guest),

@@ -4,6 +4,7 @@
 use crate::stories::{SOON, dom0, image, start, test_guest};
 use anyhow::{Context, Result, ensure};
 use boot::{Machine, Setup};
+use std::fs;
 use std::time::Duration;
 use xtask::bundle::{Bundle, Guest};
 use xtask::xen;
@@ -73,5 +74,26 @@ pub(crate) fn the_entry_table_holds_for_a_guest() -> Result<()> {
         outcome.require_line(&format!("guest cell{cell} (domain {}) {ended}", cell + 1))?;
     }
     println!("entry table, calls without an answer: {cells} of {cells} end their domain as documented");
+    Ok(())
+}
+
+/// What the document says of where we differ from Xen is what a guest sees, row by row.
+pub(crate) fn the_table_of_differences_is_true() -> Result<()> {
+    let path = boot::shell()?.current_dir().join("hypercall-abi/doc/differences.md");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let rows = text.lines().filter(|line| line.starts_with("| ")).skip(2);
+    let bundle = dom0("consoles=all")?.guest(&test_guest("other", "differences", "")?);
+    let outcome = start("the_table_of_differences_is_true", bundle)?.finish()?;
+    outcome.require_success()?;
+    let mut documented = 0;
+    for row in rows {
+        let cells: Vec<&str> = row.splitn(4, " | ").collect();
+        let [what, answer, _] = cells[..] else { anyhow::bail!("a row without three cells: {row}") };
+        outcome.require_line(&format!("other| {what} | {answer} |"))?;
+        documented += 1;
+    }
+    let tried = outcome.console.matches("other| | ").count();
+    ensure!(tried == documented && documented > 30, "{documented} rows in the document, {tried} of the guest");
+    println!("differences from Xen: {documented} answers are as documented");
     Ok(())
 }
