@@ -18,7 +18,7 @@ pub(crate) struct Options {
 #[command(subcommand_value_name = "FORM", subcommand_help_heading = "Forms", disable_help_subcommand = true)]
 enum Form {
     /// A file for a CD or a stick, booted by GRUB on BIOS and UEFI machines: the hypervisor, dom0 and the guests
-    Iso(Iso),
+    Iso(Box<Iso>),
     #[command(external_subcommand)]
     Other(Vec<String>),
 }

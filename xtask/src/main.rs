@@ -30,7 +30,7 @@ enum Verb {
     /// Build the bare-metal images: hypervisor, dom0 and the test guests
     Build(build::Options),
     /// Boot the hypervisor in an emulated machine, with its console on this terminal
-    Run(run::Options),
+    Run(Box<run::Options>),
     /// Make a bootable image for other machines
     Image(image::Options),
     /// Check format, lints and the shape of the project
