@@ -36,6 +36,8 @@ pub(crate) struct GuestConsole {
     lines: RefCell<LineWriter>,
     /// How much of the output the terminal has shown.
     shown: Cell<u64>,
+    /// How much there was when the guest last began to live.
+    begun: Cell<u64>,
 }
 
 struct Connection {
@@ -58,6 +60,7 @@ impl GuestConsole {
             connection: RefCell::default(),
             lines: RefCell::new(LineWriter::new(format!("{name}| "))),
             shown: Cell::new(0),
+            begun: Cell::new(0),
         })
     }
 
@@ -109,11 +112,22 @@ impl GuestConsole {
                 AttachError::NoMemory => "there is no memory for what it prints",
             })?;
         }
+        self.begun.set(self.printed());
         let typed = Rc::new(Signal::default());
         let task = serve(Rc::downgrade(self), channel.port(), Rc::clone(&typed));
         let connection = Connection { page, channel, typed, _task: tasks::spawn(task) };
         self.connection.replace(Some(connection));
         Ok(())
+    }
+
+    /// Bytes that the guest has printed in all its lives.
+    fn printed(&self) -> u64 {
+        self.console.borrow().as_ref().map_or(0, |console| console.scrollback().end())
+    }
+
+    /// Whether the guest has printed nothing in its last life.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.printed() == self.begun.get()
     }
 
     /// Takes the guest's last words and lets go of its page.

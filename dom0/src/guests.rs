@@ -29,6 +29,8 @@ const KERNEL_LIMIT: usize = 256 << 20;
 const KEPT_PAGES: u64 = 1024;
 /// What we set aside at boot: for the turn of a guest that is at hand, and for ourselves.
 pub(crate) const OWN_BYTES: usize = store::TURN_BYTES + (1 << 19);
+/// So many ends are kept with their report; of an older one only how and when.
+const DETAILED: usize = 16;
 /// A guest that ends at once is not made anew more often than this.
 const LIFE_NS: u64 = 1_000_000_000;
 
@@ -62,6 +64,22 @@ pub(crate) struct Entry {
     pub(crate) state: State,
     /// When it was last made.
     pub(crate) made: u64,
+    /// Its last end.
+    pub(crate) past: Option<Past>,
+}
+
+/// How a guest ended.
+pub(crate) struct Past {
+    /// Its domain, if it had one.
+    pub(crate) domain: Option<DomainId>,
+    /// In words: `crashed`.
+    pub(crate) how: &'static str,
+    /// When.
+    pub(crate) at: u64,
+    /// For a person, with registers; may be empty.
+    pub(crate) report: String,
+    /// What the hypervisor had refused it last.
+    pub(crate) refused: Vec<String>,
 }
 
 /// What has become of a guest.
@@ -161,7 +179,7 @@ impl Guests {
                 continue;
             }
             let console = GuestConsole::new(&name, Rc::clone(&self.terminal));
-            self.list.borrow_mut().push(Entry { config, console, state: State::Planned, made: 0 });
+            self.list.borrow_mut().push(Entry { config, console, state: State::Planned, made: 0, past: None });
         }
         if self.list.borrow().is_empty() && self.failed().is_none() {
             self.fail("the boot bundle has no guests");
@@ -220,6 +238,7 @@ impl Guests {
                 Ok(None) => {}
                 Err(why) => {
                     self.fail(&why);
+                    self.remember(name, None, "was not made", (why, Vec::new()));
                     self.set_state(name, State::Ended);
                 }
             }
@@ -316,7 +335,9 @@ impl Guests {
         };
         self.store.domain_shut_down(guest.domain);
         console.disconnect();
-        self.terminal.message(&end.report);
+        let report = end.told(console.is_silent());
+        self.terminal.message(&report);
+        self.remember(name, Some(guest.domain), end.how, (report, end.refused.clone()));
         let (outcome, left_over) = {
             let hypervisor = &mut *self.hypervisor.borrow_mut();
             guest.finish(end, hypervisor, &mut self.store.clone())
@@ -339,6 +360,28 @@ impl Guests {
             }
         };
         self.set_state(name, state);
+    }
+
+    /// Keeps how a guest ended, in place of its end before.
+    pub(crate) fn remember(
+        &self,
+        name: &str,
+        domain: Option<DomainId>,
+        how: &'static str,
+        (report, refused): (String, Vec<String>),
+    ) {
+        if let Some(entry) = self.list.borrow_mut().iter_mut().find(|entry| entry.config.name == name) {
+            entry.past = Some(Past { domain, how, at: time::now_ns(), report, refused });
+        }
+        // The details of the oldest end give way.
+        let mut list = self.list.borrow_mut();
+        let pasts = list.iter_mut().filter_map(|entry| entry.past.as_mut());
+        let mut detailed: Vec<&mut Past> = pasts.filter(|past| !past.report.is_empty()).collect();
+        detailed.sort_unstable_by_key(|past| past.at);
+        let many = detailed.len().saturating_sub(DETAILED);
+        for past in detailed.into_iter().take(many) {
+            (past.report, past.refused) = (String::new(), Vec::new());
+        }
     }
 
     /// Takes a guest that exists out of the list, for its end.

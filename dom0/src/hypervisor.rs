@@ -9,6 +9,7 @@ use guest_image::{MachineFrame, Pfn};
 use hypercall_abi::Errno;
 use hypercall_abi::context::VcpuContext;
 use hypercall_abi::domctl::DomainInfo;
+use hypercall_abi::tenon::Refusals;
 use toolstack::{DomainId, Hypervisor};
 use unikernel::memory::Foreign;
 use unikernel::{control, hypercall};
@@ -233,5 +234,9 @@ impl Hypervisor for Xen {
 
     fn crash_report(&mut self, domain: DomainId) -> Result<Option<(u32, String)>, Refused> {
         control::crash_report(domain.0).map_err(by("asking for a crash report"))
+    }
+
+    fn refusals(&mut self, domain: DomainId) -> Result<Refusals, Refused> {
+        control::refusals(domain.0).map_err(by("asking what was refused"))
     }
 }

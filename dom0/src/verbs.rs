@@ -18,7 +18,7 @@ use unikernel::mark::{self, DESTROY, LISTED};
 use unikernel::memory;
 use unikernel::{hypercall, time};
 
-use crate::guests::{Entry, Guests, OWN_BYTES, State, guest_bytes};
+use crate::guests::{Entry, Guests, OWN_BYTES, Past, State, guest_bytes};
 use crate::terminal::Terminal;
 
 /// How often a command that waits looks again.
@@ -76,6 +76,33 @@ impl Entry {
     }
 }
 
+/// A guest that has ended, in a list.
+impl Entry {
+    fn epitaph(&self) -> String {
+        let GuestConfig { name, memory, vcpus, .. } = &self.config;
+        let line = format!("{name:<20} {:>5} {memory:>8} {vcpus:>5} {:<5} {:>9}", "-", "ended", "-");
+        let Some(Past { domain, how, at, .. }) = &self.past else { return line };
+        let domain = domain.map_or_else(String::new, |domain| format!(" as domain {domain}"));
+        format!("{line}  {how} at {}{domain}", clock(at / 1_000_000_000))
+    }
+
+    fn epitaph_json(&self) -> String {
+        let GuestConfig { name, memory, vcpus, .. } = &self.config;
+        let object = Object::default().text("name", name).raw("domid", "null").raw("memory_mib", memory);
+        let object = object.raw("vcpus", vcpus).text("state", "ended").raw("seconds", "null");
+        let Some(Past { domain, how, at, report, refused }) = &self.past else { return object.end() };
+        let domain = domain.map_or_else(|| "null".to_string(), |domain| domain.to_string());
+        let past = Object::default().text("how", how).raw("uptime", at / 1_000_000_000).raw("domid", domain);
+        let refused = json::array(refused.iter().map(|line| json::text(line)));
+        object.raw("ended", past.text("report", report).raw("refused", refused).end()).end()
+    }
+}
+
+/// Seconds as hours, minutes and seconds.
+fn clock(seconds: u64) -> String {
+    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
 impl Guests {
     /// The names of all guests.
     pub(crate) fn names(&self) -> Vec<String> {
@@ -84,7 +111,7 @@ impl Guests {
 
     /// Prints all domains.
     pub(crate) fn show_list(&self) {
-        match self.listed() {
+        match self.listed(false) {
             Ok(answer) => self.terminal.message(&answer.text),
             Err(why) => self.terminal.message(&why),
         }
@@ -115,7 +142,7 @@ impl Guests {
     async fn carry_out(self: &Rc<Self>, command: &Command) -> Result<(Answer, Option<Wait>), String> {
         let mut wait = None;
         let answer = match command {
-            Command::List => self.listed()?,
+            Command::List { all } => self.listed(*all)?,
             Command::Info => self.information()?,
             Command::Dmesg { clear } => log(*clear)?,
             Command::Help(verb) => {
@@ -210,6 +237,7 @@ impl Guests {
             Some((guest, console, _)) => {
                 mark::begin::<DESTROY>();
                 console.disconnect();
+                self.remember(name, Some(guest.domain), "was destroyed", Default::default());
                 let left_over = {
                     let hypervisor = &mut *self.hypervisor.borrow_mut();
                     guest.destroy(hypervisor, &mut self.store.clone())
@@ -218,7 +246,10 @@ impl Guests {
                 self.complain(name, &left_over);
                 self.changed.set();
             }
-            None if self.is_alive(name) => self.set_state(name, State::Ended),
+            None if self.is_alive(name) => {
+                self.remember(name, None, "was given up", Default::default());
+                self.set_state(name, State::Ended);
+            }
             None => return Err(format!("guest {name} has ended already")),
         }
         Ok(())
@@ -290,7 +321,7 @@ impl Guests {
             }
         };
         let seconds = time::now_ns().saturating_sub(since) / 1_000_000_000;
-        let text = format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+        let text = clock(seconds);
         Ok(Answer { text, json: Object::default().text("name", &name).raw("seconds", seconds).end() })
     }
 
@@ -337,7 +368,8 @@ impl Guests {
         Ok(Answer { text, json })
     }
 
-    fn listed(&self) -> Result<Answer, String> {
+    /// All domains, the guests that are yet to be made, and if `all` are wanted those that have ended.
+    fn listed(&self, all: bool) -> Result<Answer, String> {
         let found = domains(&mut *self.hypervisor.borrow_mut()).map_err(|why| why.to_string())?;
         let list = self.list.borrow();
         let name = |domain: u16| {
@@ -371,7 +403,10 @@ impl Guests {
             let object = text.raw("domid", raw).raw("memory_mib", guest.memory).raw("vcpus", guest.vcpus);
             object.text("state", "-----").raw("seconds", raw).end()
         };
-        Ok(Answer { text, json: json::array(found.iter().map(object).chain(planned().map(plan))) })
+        let ended = || list.iter().filter(|entry| all && matches!(entry.state, State::Ended | State::Waits(_)));
+        ended().for_each(|entry| text.push_str(&format!("\n{}", entry.epitaph())));
+        let objects = found.iter().map(object).chain(planned().map(plan)).chain(ended().map(Entry::epitaph_json));
+        Ok(Answer { text, json: json::array(objects) })
     }
 
     /// Whether a guest that was asked to end has done so; an error if it will not do what was wished any more.

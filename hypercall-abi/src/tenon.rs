@@ -5,6 +5,46 @@ abi! {
     pub enum TenonOp: u32 {
         /// `(op, domain, address of a CrashReport)`: why a domain crashed. For domains with authority over it.
         CrashReport = 0,
+        /// `(op, domain, address of Refusals)`: what a domain was refused last. For domains with authority over it.
+        Refusals = 1,
+    }
+
+    /// What a guest's kernel was refused.
+    pub enum RefusalKind: u32 {
+        /// A hypercall: its number, and its first two arguments; for `MmuUpdate` and `MmuextOp` the request that failed.
+        Call = 0,
+        /// A write to one of its page tables: RIP; the address, and the entry.
+        TableWrite = 1,
+        /// An instruction that nobody carries out for it: RIP; its first eight bytes. It got #GP.
+        Instruction = 2,
+        /// RDMSR: RIP; the register. It got #GP.
+        ReadMsr = 3,
+        /// WRMSR: RIP; the register, and the value. It got #GP.
+        WriteMsr = 4,
+    }
+
+    /// Something a guest's kernel was refused, as often as it was refused in a row.
+    pub struct Refusal: 40 {
+        /// A [`RefusalKind`].
+        kind: u32,
+        /// The vcpu that asked.
+        vcpu: u32,
+        /// The number of the error; 0 if there is none.
+        errno: u32,
+        /// How often.
+        times: u32,
+        /// See [`RefusalKind`].
+        number: u64,
+        /// See [`RefusalKind`].
+        args: [u64; 2],
+    }
+
+    /// The last refusals of a domain.
+    pub struct Refusals: 328 {
+        /// How many there are, the first of `list`.
+        count: u64,
+        /// From the oldest to the newest.
+        list: [Refusal; 8],
     }
 
     /// Why a domain crashed. Its registers are read with `domctl(GetVcpuContext)`.

@@ -17,7 +17,10 @@ pub struct Line {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Show all domains.
-    List,
+    List {
+        /// And the guests that have ended.
+        all: bool,
+    },
     /// Make a guest that has ended anew.
     Create(String),
     /// Attach the terminal to a guest's console.
@@ -94,10 +97,10 @@ const fn verb(name: &'static str, takes: &'static str, does: &'static str, more:
 pub const VERBS: &[Verb] = &[
     verb(
         "list",
-        "",
+        "[-a]",
         "all domains",
         "State: r runs, b blocked, p paused, s shut down, d dying. Memory is what a domain has now. A guest without a \
-         number is yet to be made.",
+         number is yet to be made. -a: and the guests that have ended, with how and when: `create` makes them anew.",
     ),
     verb("create", "NAME", "make a guest that has ended anew", "From the same kernel and configuration as before."),
     verb("console", "NAME", "attach to a guest's console", "Ctrl-] leads back to the prompt."),
@@ -169,6 +172,7 @@ impl Command {
             match word {
                 "-j" => json = true,
                 "-w" if found.takes.starts_with("[-w]") => flag = true,
+                "-a" if found.takes.starts_with("[-a]") => flag = true,
                 "-c" if found.takes.starts_with("[-c]") => flag = true,
                 _ if word.starts_with('-') => {
                     return Err(format!("{}: no option {}; try `help {0}`", found.name, word.escape_debug()));
@@ -182,7 +186,7 @@ impl Command {
     fn of(verb: &'static Verb, words: &[&str], flag: bool) -> Result<Self, String> {
         let usage = || format!("usage: {} {}", verb.name, verb.takes).trim_end().to_string();
         Ok(match (verb.name, words) {
-            ("list", []) => Self::List,
+            ("list", []) => Self::List { all: flag },
             ("info", []) => Self::Info,
             ("dmesg", []) => Self::Dmesg { clear: flag },
             ("quit", []) => Self::Quit,

@@ -13,6 +13,7 @@ use hypercall_abi::sched::ShutdownReason;
 use crate::config::{Action, GuestConfig};
 use crate::create::Guest;
 use crate::privileged::Hypervisor;
+use crate::refusals;
 use crate::tree::{Access, Node, Store, home, vm};
 
 /// How a guest ended.
@@ -22,8 +23,29 @@ pub struct End {
     pub reason: Option<ShutdownReason>,
     /// What its configuration wants to happen.
     pub action: Action,
+    /// In words: `crashed`.
+    pub how: &'static str,
     /// For a person: who, why, and for a crash where, with registers.
     pub report: String,
+    /// What the hypervisor had refused it last, in words.
+    pub refused: Vec<String>,
+}
+
+impl End {
+    /// The report; with what the guest was refused last, where that may say why it ended: it crashed, or it ended without
+    /// having printed anything (`silent`).
+    #[must_use]
+    pub fn told(&self, silent: bool) -> String {
+        let mut told = self.report.clone();
+        if silent {
+            told.push_str("\n  it had printed nothing");
+        }
+        if (silent || action_is_for_crash(self.reason)) && !self.refused.is_empty() {
+            told.push_str("\n  the hypervisor had refused it, the last at the end:");
+            self.refused.iter().for_each(|line| told.push_str(&format!("\n    {line}")));
+        }
+        told
+    }
 }
 
 /// What a guest may be asked for. It need not obey.
@@ -53,8 +75,9 @@ pub enum Outcome {
 pub fn end_of<H: Hypervisor>(hypervisor: &mut H, guest: &Guest) -> Result<Option<End>, H::Error> {
     let (name, domain) = (&guest.config.name, guest.domain);
     let Some(found) = hypervisor.info(domain)?.filter(|found| found.domain == domain.0) else {
-        let report = format!("guest {name} (domain {domain}) is gone");
-        return Ok(Some(End { reason: None, action: Action::Destroy, report }));
+        let how = "is gone";
+        let report = format!("guest {name} (domain {domain}) {how}");
+        return Ok(Some(End { reason: None, action: Action::Destroy, how, report, refused: vec![] }));
     };
     if found.flags & info::SHUTDOWN == 0 {
         return Ok(None);
@@ -62,7 +85,7 @@ pub fn end_of<H: Hypervisor>(hypervisor: &mut H, guest: &Guest) -> Result<Option
     let number = found.flags >> info::SHUTDOWN_SHIFT & 0xff;
     let reason = ShutdownReason::from_number(u64::from(number));
     let config = &guest.config;
-    let (verb, action) = match reason {
+    let (how, action) = match reason {
         Some(ShutdownReason::Poweroff) => ("powered off", config.on_poweroff),
         Some(ShutdownReason::Reboot) => ("rebooted", config.on_reboot),
         // Nobody here can wake it.
@@ -72,11 +95,12 @@ pub fn end_of<H: Hypervisor>(hypervisor: &mut H, guest: &Guest) -> Result<Option
         Some(ShutdownReason::SoftReset) => ("asked for a soft reset", config.on_crash),
         None => ("ended for an unknown reason", config.on_crash),
     };
-    let mut report = format!("guest {name} (domain {domain}) {verb}");
+    let mut report = format!("guest {name} (domain {domain}) {how}");
     if action_is_for_crash(reason) {
         describe_crash(hypervisor, guest, &mut report)?;
     }
-    Ok(Some(End { reason, action, report }))
+    let refused = refusals::lines(&hypervisor.refusals(domain)?);
+    Ok(Some(End { reason, action, how, report, refused }))
 }
 
 fn action_is_for_crash(reason: Option<ShutdownReason>) -> bool {

@@ -22,6 +22,7 @@ pub mod json;
 pub mod limit;
 mod privileged;
 pub mod ramdisk;
+pub mod refusals;
 pub mod status;
 mod tree;
 pub mod unpack;

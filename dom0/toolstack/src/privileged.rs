@@ -8,6 +8,7 @@ use core::fmt;
 use guest_image::{MachineFrame, Pfn};
 use hypercall_abi::context::VcpuContext;
 use hypercall_abi::domctl::{DomainInfo, info};
+use hypercall_abi::tenon::Refusals;
 
 /// A domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,6 +80,9 @@ pub trait Hypervisor {
 
     /// Which vcpu crashed the domain and why, in the hypervisor's words; `None` if it knows of no crash.
     fn crash_report(&mut self, domain: DomainId) -> Result<Option<(u32, String)>, Self::Error>;
+
+    /// What the hypervisor refused the domain's kernel last.
+    fn refusals(&mut self, domain: DomainId) -> Result<Refusals, Self::Error>;
 }
 
 /// All domains.

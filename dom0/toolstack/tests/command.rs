@@ -9,7 +9,8 @@ fn lines_are_understood_by_their_words() {
     let web = || "web".to_string();
     assert_eq!(parse(""), None);
     assert_eq!(parse("  \t "), None);
-    assert_eq!(parse(" list "), Some(Command::List));
+    assert_eq!(parse(" list "), Some(Command::List { all: false }));
+    assert_eq!(parse("list -a"), Some(Command::List { all: true }));
     assert_eq!(parse("console  web"), Some(Command::Console(web())));
     assert_eq!(parse("destroy web"), Some(Command::Destroy(web())));
     assert_eq!(parse("shutdown web"), Some(Command::Shutdown { name: web(), wait: false }));
@@ -20,7 +21,7 @@ fn lines_are_understood_by_their_words() {
     assert_eq!(parse("uptime web"), Some(Command::Uptime(Some(web()))));
     assert_eq!(parse("help"), Some(Command::Help(None)));
     assert_eq!(parse("quit"), Some(Command::Quit));
-    assert_eq!(Command::parse("list -j"), Ok(Some(Line { command: Command::List, json: true })));
+    assert_eq!(Command::parse("list -j"), Ok(Some(Line { command: Command::List { all: false }, json: true })));
 }
 
 #[test]
@@ -49,8 +50,8 @@ fn what_is_not_understood_is_said_without_control_characters() {
 #[test]
 fn every_verb_has_help_and_is_understood() {
     for verb in VERBS {
-        let words =
-            verb.takes.replace("[NAME]", "web").replace("[VERB]", "list").replace("[-w]", "-w").replace("[-c]", "-c");
+        let words = verb.takes.replace("[NAME]", "web").replace("[VERB]", "list");
+        let words = words.replace("[-a]", "-a").replace("[-w]", "-w").replace("[-c]", "-c");
         let line = format!("{} {} -j", verb.name, words.replace("MIB", "64"));
         assert!(matches!(Command::parse(&line), Ok(Some(Line { json: true, .. }))), "{line}");
         assert_eq!(Command::parse(&format!("help {}", verb.name)).unwrap().unwrap().command, Command::Help(Some(verb)));

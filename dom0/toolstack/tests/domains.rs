@@ -7,6 +7,8 @@ mod common;
 use common::*;
 use hypercall_abi::domctl::info;
 use hypercall_abi::sched::ShutdownReason;
+use hypercall_abi::tenon::{Refusal, RefusalKind};
+use hypercall_abi::{Errno, Hypercall};
 use toolstack::config::{Action, GuestConfig};
 use toolstack::create::{Guest, Step, create, unpacked};
 use toolstack::end::{Outcome, Wish, end_of};
@@ -222,6 +224,46 @@ fn a_crash_is_reported_with_registers() {
     assert!(second.ends_with("rflags 202 cr3 12345000"), "{second}");
     assert!(report.contains("rbx 0000000000000b0b"), "{report}");
     assert_eq!(lines.count(), 4);
+}
+
+/// What a guest was refused is told if it crashed, or if it ended without a word.
+#[test]
+fn what_was_refused_last_is_told_with_an_end_nobody_can_explain() {
+    let told = |reason, silent, refusals: &[Refusal]| {
+        let (mut machine, _, guest) = running();
+        shut_down(&mut machine, &guest, reason);
+        let kept = &mut machine.domains.get_mut(&7).unwrap().refusals;
+        kept.count = refusals.len() as u64;
+        kept.list[..refusals.len()].copy_from_slice(refusals);
+        end_of(&mut machine, &guest).unwrap().unwrap().told(silent)
+    };
+    let refusal = |kind: RefusalKind, number, args| {
+        let errno = if kind == RefusalKind::Call { Errno::Inval as u32 } else { 0 };
+        Refusal { kind: kind as u32, vcpu: 1, errno, times: 1, number, args }
+    };
+    let all = [
+        refusal(RefusalKind::Call, Hypercall::MmuUpdate.number(), [0x1000, 0xf0063]),
+        Refusal { times: 3, ..refusal(RefusalKind::ReadMsr, 0xffff_ffff_8100_0000, [0x1a0, 0]) },
+        refusal(RefusalKind::Instruction, 0x4000, [0xcc90_9090_9010_010f, 0]),
+        refusal(RefusalKind::Call, 99, [1, 2]),
+        Refusal { kind: 77, ..refusal(RefusalKind::WriteMsr, 0, [0, 0]) },
+    ];
+    let crash = told(3, false, &all);
+    let lines: Vec<&str> = crash.lines().skip_while(|line| !line.contains("had refused it")).skip(1).collect();
+    assert_eq!(
+        lines,
+        [
+            "    vcpu 1: MmuUpdate 0x1000 0xf0063: Inval",
+            "    vcpu 1: rdmsr 0x1a0: fault 13, rip 0xffffffff81000000 (3 times)",
+            "    vcpu 1: instruction 0f 01 10 90 90 90 90 cc: fault 13, rip 0x4000",
+            "    vcpu 1: call 99 0x1 0x2: Inval",
+            "    vcpu 1: something (77)",
+        ]
+    );
+    assert!(!told(3, false, &[]).contains("refused"));
+    assert_eq!(told(0, false, &all), "guest web (domain 7) powered off");
+    let silent = told(0, true, &all);
+    assert!(silent.contains("powered off\n  it had printed nothing\n  the hypervisor had refused it"), "{silent}");
 }
 
 #[test]

@@ -192,6 +192,17 @@ pub fn crash_report(domain: u16) -> Result<Option<(u32, String)>, Errno> {
     Ok((length > 0).then(|| (vcpu, String::from_utf8_lossy(text).into_owned())))
 }
 
+/// What the hypervisor refused a domain last, from the oldest to the newest.
+///
+/// # Errors
+/// `Perm`, `Srch`.
+pub fn refusals(domain: u16) -> Result<tenon::Refusals, Errno> {
+    match hypercall::refusals(domain) {
+        Err(Errno::NoSys) => Ok(tenon::Refusals::default()),
+        refusals => refusals,
+    }
+}
+
 /// Ends this domain.
 pub fn shutdown(reason: ShutdownReason) -> ! {
     hypercall::shutdown(reason)

@@ -740,6 +740,18 @@ pub fn shutdown_with(reason: u32) -> ! {
     }
 }
 
+/// What `domain` was refused last (our own extension).
+///
+/// # Errors
+/// `NoSys` on a hypervisor without the extension, `Srch`, `Perm`.
+pub fn refusals(domain: u16) -> Result<hypercall_abi::tenon::Refusals, Errno> {
+    let mut refusals = hypercall_abi::tenon::Refusals::default();
+    let args = [hypercall_abi::tenon::TenonOp::Refusals.number(), u64::from(domain), address(&raw mut refusals), 0, 0];
+    // SAFETY: writes only the structure.
+    unsafe { call(Hypercall::Tenon, args) }?;
+    Ok(refusals)
+}
+
 /// The text of the crash of `domain`, if it crashed (our own extension).
 ///
 /// # Errors

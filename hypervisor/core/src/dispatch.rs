@@ -33,7 +33,7 @@ pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) {
         None => execute(ctx, &mut call),
         Some(list) => multicall(ctx, &mut call, list),
     };
-    match settle(answer) {
+    match settle(ctx, &call, answer) {
         Ok(value) => {
             ctx.own.regs.rax = value;
             ctx.short = true; // SYSCALL has lost RCX and R11 already
@@ -52,9 +52,11 @@ pub fn let_in<M: Machine>(ctx: &Ctx<'_, M>) {
     }
 }
 
-/// The value of RAX for an answer, if it is time for one.
-fn settle(answer: Answer) -> Answer {
-    answer.or_else(|halt| if let Halt::Refused(errno) = halt { Ok(errno.to_rax()) } else { Err(halt) })
+/// The value of RAX for an answer, if it is time for one. What is refused is noted.
+fn settle<M: Machine>(ctx: &Ctx<'_, M>, call: &Call, answer: Answer) -> Answer {
+    let Err(Halt::Refused(errno)) = answer else { return answer };
+    ctx.note_refused_call(call.number, call.args, errno);
+    Ok(errno.to_rax())
 }
 
 impl From<Stop> for Halt {
@@ -99,7 +101,7 @@ fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multic
         call.multicall = Some(list);
         let nested = Hypercall::from_number(call.number) == Some(Hypercall::Multicall);
         let answer = if nested { Err(Errno::Inval.into()) } else { execute(ctx, call) };
-        ctx.write(list.at.wrapping_add(RESULT), &settle(answer)?)?;
+        ctx.write(list.at.wrapping_add(RESULT), &settle(ctx, call, answer)?)?;
         let next = list.at.wrapping_add(size_of::<MulticallEntry>() as u64);
         list = Multicall { at: next, left: list.left - 1, running: false };
         if list.left > 0 && (ctx.m.now() >= end || !ctx.domain.runs()) {

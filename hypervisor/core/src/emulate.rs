@@ -18,6 +18,7 @@ use crate::prelude::*;
 use crate::trap::{deliver_page_fault, flags, gate_of, set_cr2};
 use hypercall_abi::callback::Assist;
 use hypercall_abi::selector;
+use hypercall_abi::tenon::RefusalKind;
 
 /// CR0 as a guest reads it, but for TS: PG AM WP NE ET MP PE (ABI core 1.5).
 const CR0: u64 = 0x8005_0033;
@@ -158,6 +159,22 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         retire(ctx, length);
     }
     done
+}
+
+/// Notes the instruction at RIP, for which the guest's kernel gets a general-protection fault.
+pub fn note_refused<M: Machine>(ctx: &Ctx<'_, M>) {
+    let regs = &ctx.own.regs;
+    let register = u64::from(low32(regs.rcx));
+    let (kind, args) = match decode_here(ctx).map(|found| found.instruction) {
+        Some(Instruction::Rdmsr) => (RefusalKind::ReadMsr, [register, 0]),
+        Some(Instruction::Wrmsr) => (RefusalKind::WriteMsr, [register, regs.rdx << 32 | regs.rax & 0xffff_ffff]),
+        _ => {
+            let mut code = [0; 8];
+            fill(&mut code, fetch(ctx).as_deref().unwrap_or_default());
+            (RefusalKind::Instruction, [u64::from_le_bytes(code), 0])
+        }
+    };
+    ctx.note_refusal(kind, regs.rip, args, None);
 }
 
 /// SGDT, SIDT, SLDT, STR, SMSW with UMIP on: the guest gets constants, not where ring 0 keeps its tables (P10).

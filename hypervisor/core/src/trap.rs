@@ -141,6 +141,10 @@ fn general_protection<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) {
     if error == 0 && emulate::instruction(ctx) {
         return;
     }
+    // What a process does its own kernel hears of.
+    if ctx.own.kernel_mode {
+        emulate::note_refused(ctx);
+    }
     ctx.own.raise(GP, Some(error));
 }
 

@@ -32,6 +32,7 @@ const STORIES: &[Story] = &[
     ("a_guest_that_reboots_is_made_anew", stories::a_guest_that_reboots_is_made_anew),
     ("guests_do_not_notice_when_others_crash", stories::guests_do_not_notice_when_others_crash),
     ("every_crash_is_told_with_reason_and_registers", stories::every_crash_is_told_with_reason_and_registers),
+    ("what_the_dead_were_refused_is_told", stories::what_the_dead_were_refused_is_told),
     ("bad_guests_are_refused_in_a_line_each", stories::bad_guests_are_refused_in_a_line_each),
     ("others_are_served_while_a_kernel_is_unpacked", stories::others_are_served_while_a_kernel_is_unpacked),
     ("a_guest_is_given_up_while_it_is_made", stories::a_guest_is_given_up_while_it_is_made),

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use guest_image::{MachineFrame, Pfn};
 use hypercall_abi::context::VcpuContext;
 use hypercall_abi::domctl::{DomainInfo, info};
+use hypercall_abi::tenon::Refusals;
 pub(crate) use test_kernels::{BASE, halting as kernel};
 use toolstack::config::GuestConfig;
 use toolstack::create::Request;
@@ -35,6 +36,7 @@ pub(crate) struct Domain {
     pub(crate) vcpu: Option<Box<VcpuContext>>,
     pub(crate) info: DomainInfo,
     pub(crate) crash: Option<(u32, String)>,
+    pub(crate) refusals: Refusals,
 }
 
 #[derive(Default)]
@@ -175,6 +177,10 @@ impl Hypervisor for Machine {
     fn info(&mut self, from: DomainId) -> Result<Option<DomainInfo>, String> {
         self.refusal.call("info")?;
         Ok(self.domains.range(from.0..).next().map(|(_, domain)| domain.info))
+    }
+
+    fn refusals(&mut self, domain: DomainId) -> Result<Refusals, String> {
+        Ok(self.domain("refusals", domain)?.refusals)
     }
 
     fn crash_report(&mut self, domain: DomainId) -> Result<Option<(u32, String)>, String> {

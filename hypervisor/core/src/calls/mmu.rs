@@ -11,6 +11,7 @@ use crate::paging::{Outcome, Refused, Stop};
 use crate::prelude::*;
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, uvmf};
 use hypercall_abi::stub;
+use hypercall_abi::tenon::RefusalKind;
 use log::Level::Debug;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -233,6 +234,8 @@ pub fn write_own_table<M: Machine>(
             Err(Stop::Refused(why)) => {
                 let id = domain.id();
                 domain.log(m, Debug, format_args!("{id} wrote {new:#x} to its table through {at:?}: {why:?}"));
+                drop(session);
+                ctx.note_refusal(RefusalKind::TableWrite, ctx.own.regs.rip, [at.0, new], Some(why.into()));
                 return TableWritten::NotOurs;
             }
         }

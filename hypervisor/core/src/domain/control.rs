@@ -325,12 +325,12 @@ fn describe<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain) -> DomainInfo {
 /// `Perm` for those without authority, `NoSys` for unknown ones, `Srch` for a domain there is not.
 pub fn tenon_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, id: u64, arg: u64) -> Result<u64, Errno> {
     ctx.control()?;
-    match TenonOp::from_number(command).ok_or(Errno::NoSys)? {
-        TenonOp::CrashReport => {
-            let id = u16::try_from(id).map_err(|_| Errno::Srch)?;
-            let report = ctx.named(id)?.papers.with(|papers| papers.report);
-            ctx.write(arg, &report)?;
-        }
+    let op = TenonOp::from_number(command).ok_or(Errno::NoSys)?;
+    let domain = ctx.named(u16::try_from(id).map_err(|_| Errno::Srch)?)?;
+    let papers = domain.papers.with(|papers| *papers);
+    match op {
+        TenonOp::CrashReport => ctx.write(arg, &papers.report)?,
+        TenonOp::Refusals => ctx.write(arg, &papers.refusals)?,
     }
     Ok(0)
 }

@@ -6,6 +6,7 @@
 pub mod context;
 pub mod control;
 mod journal;
+mod refusals;
 pub mod vcpu;
 
 pub(crate) use journal::{Journal, Shown};
@@ -15,7 +16,7 @@ use crate::lock::Leaf;
 use crate::paging::Space;
 use crate::prelude::*;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
-use hypercall_abi::tenon::CrashReport;
+use hypercall_abi::tenon::{CrashReport, Refusals};
 
 /// Vcpus a domain may have: those with a record in the shared_info page.
 pub const MAX_DOMAIN_VCPUS: usize = hypercall_abi::shared::LEGACY_VCPUS;
@@ -80,7 +81,7 @@ with_new! {
         pub grants: crate::grant::Grants = crate::grant::Grants::new(),
         /// What it says, and what is said of it.
         pub(crate) journal: Leaf<Journal> = Leaf::new(Journal::new()),
-        /// UUID and crash report.
+        /// UUID, crash report, refusals.
         pub(crate) papers: Leaf<Papers> = Leaf::new(Papers::new([0; 16])),
     }
 }
@@ -92,12 +93,15 @@ pub struct Papers {
     pub handle: [u8; 16],
     /// Why it crashed.
     pub report: CrashReport,
+    /// What it was refused last.
+    pub refusals: Refusals,
 }
 
 impl Papers {
-    /// Those of a domain that has not crashed.
+    /// Those of a domain that has not crashed, and was refused nothing.
     pub(crate) const fn new(handle: [u8; 16]) -> Self {
-        Self { handle, report: CrashReport { vcpu: 0, length: 0, text: [0; 128] } }
+        let report = CrashReport { vcpu: 0, length: 0, text: [0; 128] };
+        Self { handle, report, refusals: refusals::EMPTY }
     }
 }
 

@@ -296,6 +296,34 @@ pub(crate) fn bad_guests_are_refused_in_a_line_each() -> Result<()> {
     outcome.require_line("good| @@ done: passed")
 }
 
+/// A guest that ends before it has printed anything, and one that crashes, are told with what they were refused last; both
+/// stay in `list -a`, with how and when, until they are made anew.
+pub(crate) fn what_the_dead_were_refused_is_told() -> Result<()> {
+    let bundle = dom0("consoles=all")?
+        .guest(&test_guest("quiet", "crash", "how=silent")?)
+        .guest(&test_guest("faulty", "crash", "how=no-handler")?)
+        .guest(&test_guest("stays", "spin", "")?);
+    let mut machine = start("what_the_dead_were_refused_is_told", bundle)?;
+    machine.expect("guest quiet (domain 1) powered off", SOON)?;
+    machine.expect("it had printed nothing", SOON)?;
+    machine.expect("vcpu 0: rdmsr 0x345: fault 13, rip 0x", SOON)?;
+    machine.expect("vcpu 0: VcpuOp 0x0 0x4d: NoEnt", SOON)?;
+    machine.expect("guest faulty (domain 2) crashed: vcpu 0: no handler for exception 6", SOON)?;
+    machine.expect("spin: from here on", SOON)?;
+    machine.type_line("list -a")?;
+    machine.expect("ended         -  powered off at 0:00:", SOON)?;
+    machine.expect("as domain 1", SOON)?;
+    machine.expect("crashed at 0:00:", SOON)?;
+    machine.expect("as domain 2", SOON)?;
+    machine.type_line("list -a -j")?;
+    machine.expect("{\"name\":\"quiet\",\"domid\":null,\"memory_mib\":16,\"vcpus\":1,\"state\":\"ended\"", SOON)?;
+    machine.expect("\"refused\":[\"vcpu 0: rdmsr 0x345: fault 13, rip 0x", SOON)?;
+    machine.expect("\"how\":\"crashed\"", SOON)?;
+    machine.type_line("destroy stays")?;
+    machine.expect("all guests have ended", SOON)?;
+    machine.finish()?.require_end(Failure::Crashed)
+}
+
 /// A stock bzImage that claims one byte more than it has: unpacked to the end, and refused.
 fn larger_than_it_is() -> Result<Vec<u8>> {
     let mut image = std::fs::read(kernels::stock(&boot::shell()?, kernels::DEFAULT)?.bzimage)?;

@@ -10,6 +10,7 @@
 //! | `no-user-root` | crash it: to user mode without a root (core 3.7) |
 //! | `triple` | crash it: the fault handler faults until its stack is gone |
 //! | `shutdown`, `watchdog`, `suspend`, `poweroff`, `reboot` | end it with that reason (core 5.4) |
+//! | `silent` | end it; what it was refused before it printed anything is all there is to tell |
 //! | `log` | nothing: it writes to the hypervisor's log (core 8) and sleeps |
 #![no_std]
 #![no_main]
@@ -27,6 +28,11 @@ unikernel::entry!(main);
 
 fn main(boot: &Boot) {
     let how = boot.argument("how").unwrap_or("ud2");
+    if how == "silent" {
+        assert_eq!(execute(code!("mov ecx, 0x345", "rdmsr"), &pattern()).frame.vector, 13);
+        call(Hypercall::VcpuOp, [0, 77, 0, 0, 0]).expect_err("there is no vcpu 77");
+        hypercall::shutdown(ShutdownReason::Poweroff);
+    }
     println!("crash: {how}");
     match how {
         "ud2" => raw(code!("ud2", "nop"), 0),

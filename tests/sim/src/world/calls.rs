@@ -493,10 +493,9 @@ impl Pen<'_, '_> {
                 op.map_or("?", SysctlOp::name)
             }
             Hypercall::Tenon => {
-                args[0] = self.below(1);
-                args[1] = u64::from(self.other());
-                args[2] = self.place(136);
-                TenonOp::CrashReport.name()
+                let (op, number) = self.op(TenonOp::ALL, TenonOp::number);
+                (args[0], args[1], args[2]) = (number, u64::from(self.other()), self.place(328));
+                op.map_or("?", TenonOp::name)
             }
             _ => "",
         };

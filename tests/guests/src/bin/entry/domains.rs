@@ -10,7 +10,7 @@ use guests::abi::context::VcpuContext;
 use guests::abi::domctl::{self, Domctl, DomctlOp};
 use guests::abi::physdev::ConsoleIo;
 use guests::abi::sysctl::{self, Sysctl, SysctlOp};
-use guests::abi::tenon::TenonOp;
+use guests::abi::tenon::{CrashReport, Refusals, TenonOp};
 use guests::abi::version::{FeatureInfo, VersionOp};
 use zerocopy::IntoBytes;
 
@@ -183,11 +183,12 @@ pub(crate) fn tenon(g: &Ground, t: &Target) -> Shape {
     let perm = refused(Errno::Perm, CITE);
     let absent = Wants::any(refused(Errno::NoSys, CITE));
     let shape = Shape::new([t.op, u64::from(g.own), 0, 0, 0]);
-    match TenonOp::from_number(t.op).expect("it is of the list") {
-        TenonOp::CrashReport => {
-            let wants = g.either(Wants::output(done(CITE)), Wants::any(perm)).on_xen(absent);
-            let no_domain = g.either(refused(Errno::Srch, CITE), perm).xen(Answer::Refused(Errno::NoSys));
-            shape.part(Arg(2), &[0u64; 17], wants).domain(Arg(1), NOBODY, no_domain)
-        }
-    }
+    // What each of them writes.
+    let output = match TenonOp::from_number(t.op).expect("it is of the list") {
+        TenonOp::CrashReport => CrashReport::default().as_bytes().to_vec(),
+        TenonOp::Refusals => Refusals::default().as_bytes().to_vec(),
+    };
+    let wants = g.either(Wants::output(done(CITE)), Wants::any(perm)).on_xen(absent);
+    let no_domain = g.either(refused(Errno::Srch, CITE), perm).xen(Answer::Refused(Errno::NoSys));
+    shape.part(Arg(2), &output[..], wants).domain(Arg(1), NOBODY, no_domain)
 }
