@@ -19,6 +19,7 @@ const CONNECTION: u64 = 2068;
 const ERROR: u64 = 2072;
 const RING: u32 = 1024;
 
+const READ: u32 = 2;
 const WATCH: u32 = 4;
 const START: u32 = 6;
 const WRITE: u32 = 11;
@@ -78,7 +79,7 @@ impl Ring {
     }
 }
 
-/// Fills the node quota with large nodes, then the rest of the memory quota with watches, transactions and small nodes.
+/// Fills the memory quota with large nodes, watches, transactions and small nodes, and goes on asking for more.
 fn fill(ring: &Ring) {
     let (value, token) = ([b'x'; 2000], [b't'; 900]);
     let digits = |n: u32| [b'a' + (n / 260) as u8, b'a' + (n / 10 % 26) as u8, b'0' + (n % 10) as u8];
@@ -94,6 +95,10 @@ fn fill(ring: &Ring) {
     }
     for n in 0..1000 {
         ring.ask(WRITE, 0, &[b"data/s", &digits(n), b"\0"]);
+    }
+    // A transaction remembers what it has read; what it is refused must not stay there.
+    for n in 0..3000 {
+        ring.ask(READ, 1, &[b"data/", &digits(n), &value[..1900], b"\0"]);
     }
     println!("store: full");
     // Events and replies pile up from here on: nothing is fetched.
