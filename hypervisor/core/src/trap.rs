@@ -191,6 +191,9 @@ pub fn set_cr2<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) {
 pub fn prepare<M: Machine>(ctx: &mut Ctx<'_, M>) {
     if let Some(trap) = ctx.own.trap.take() {
         exception(ctx, trap);
+        if ctx.next == Next::Leave {
+            return; // it has crashed, which is told already
+        }
     }
     if ctx.vcpu.nmi.swap(false, AcqRel) {
         ctx.own.nmi_pending = true;
@@ -201,6 +204,9 @@ pub fn prepare<M: Machine>(ctx: &mut Ctx<'_, M>) {
         if handler.address != 0 {
             ctx.own.nmi_masked = true;
             bounce(ctx, handler, None);
+            if ctx.next == Next::Leave {
+                return;
+            }
         }
     }
     if ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.own.callbacks.event.address != 0 {
@@ -275,6 +281,9 @@ pub fn failsafe<M: Machine>(ctx: &mut Ctx<'_, M>, wanted: [u16; 4]) {
         return; // before the guest has one, null selectors are all it can have meant
     }
     bounce(ctx, handler, None);
+    if ctx.next == Next::Leave {
+        return;
+    }
     // The four selectors stand between R11 and RIP: the frame just pushed moves down by four words.
     let sp = ctx.own.regs.rsp;
     let Ok([rcx, r11]) = ctx.read::<[u64; 2]>(sp) else { return };
