@@ -11,6 +11,7 @@ use crate::decode::{
     self, Change, Decoded, Instruction, LONGEST, Move, PortAccess, SegmentBases, Source, SystemRegister, Write,
     load_register, truncate,
 };
+use crate::domain::debug::{CR4_DE, port_breakpoints};
 use crate::machine::Registers;
 use crate::paging::Stop;
 use crate::policy;
@@ -26,7 +27,6 @@ const CR0_TS: u64 = 1 << 3;
 /// CR4 bits a guest always reads as set: PAE MCE OSFXSR OSXMMEXCPT.
 pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
 const CR4_TSD: u64 = 1 << 2;
-const CR4_DE: u64 = 1 << 3;
 const CR4_FSGSBASE: u64 = 1 << 16;
 const CR4_OSXSAVE: u64 = 1 << 18;
 
@@ -79,11 +79,17 @@ fn decode_here<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Decoded> {
 
 /// Moves past an instruction that has been carried out.
 fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) {
+    retire_at_breakpoint(ctx, length, 0);
+}
+
+/// The same, with the bits of DR6 for the breakpoints it met.
+fn retire_at_breakpoint<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64, met: u64) {
     let regs = &mut ctx.own.regs;
     regs.rip = regs.rip.wrapping_add(length);
     regs.rflags &= !flags::RF;
-    if regs.rflags & flags::TF != 0 {
-        ctx.own.debug[6] |= DR6_STEP;
+    let status = met | if regs.rflags & flags::TF != 0 { DR6_STEP } else { 0 };
+    if status != 0 {
+        ctx.own.debug[6] |= status;
         ctx.own.raise(DEBUG, None);
     }
 }
@@ -127,8 +133,15 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
     let kernel = ctx.own.kernel_mode;
     let done = match instruction {
         Instruction::Cli | Instruction::Sti => has_iopl(ctx),
-        Instruction::In(access) => port_access(ctx, access).map(|port| read_port(ctx, port, access.size)).is_some(),
-        Instruction::Out(access) => port_access(ctx, access).is_some(),
+        Instruction::In(access) | Instruction::Out(access) => {
+            let Some(port) = port_access(ctx, access) else { return false };
+            if matches!(instruction, Instruction::In(_)) {
+                read_port(ctx, port, access.size);
+            }
+            let met = port_breakpoints((ctx.own.cr4, &ctx.own.debug), port, access.size);
+            retire_at_breakpoint(ctx, length, met);
+            return true;
+        }
         Instruction::FromControl(Move { special, general }) if kernel => from_control(ctx, special, general),
         Instruction::ToControl(Move { special: 3, general }) if kernel => {
             match load_kernel_root(ctx, ctx.own.regs.general(general) >> PAGE_SHIFT) {

@@ -40,6 +40,8 @@ pub enum Fault {
     CountEarly,
     /// Domains get memory that is set aside.
     BreakPromises,
+    /// A vcpu without breakpoints finds the addresses of whoever was on the CPU before.
+    KeepBreakpoints,
 }
 
 #[cfg(feature = "planted-fault")]

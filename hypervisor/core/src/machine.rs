@@ -106,10 +106,12 @@ pub trait CpuState {
     fn set_guest_cr4(&self, bits: u64);
     /// XCR0; the rules have checked it against CPUID.
     fn set_xcr0(&self, value: u64);
-    /// Loads debug register 0..=3, 6 or 7; the rules have normalised the value.
+    /// Loads debug register 0..=3 or 7; the rules have normalised the value. Costs little where it is there already.
     fn set_debug(&self, register: u8, value: u64);
-    /// Reads debug register 6.
-    fn debug_status(&self) -> u64;
+    /// Reads debug register 6 and clears it.
+    fn take_debug_status(&self) -> u64;
+    /// Lets SYSENTER in, or has it fault where it stands. Costs little where nothing changes.
+    fn allow_sysenter(&self, on: bool);
     /// Maps a guest's GDT frames as pages 0..14 of this CPU's table; `None` maps a page of zeros.
     fn load_gdt(&self, frames: &[Option<Frame>; 14]);
     /// Sets the LDT to `entries` descriptors (0: none), with no page of it mapped yet.

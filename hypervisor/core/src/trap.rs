@@ -8,7 +8,8 @@ use crate::call::Call;
 use crate::calls::cpu::iret;
 use crate::calls::descriptors::map_ldt_page;
 use crate::domain::Powers;
-use crate::domain::vcpu::{DR6_CLEAR, Handler, Trap};
+use crate::domain::debug::DR6_CLEAR;
+use crate::domain::vcpu::{Handler, Trap};
 use crate::emulate;
 use crate::machine::{Exit, Interrupt};
 use crate::prelude::*;
@@ -100,7 +101,6 @@ fn sysenter<M: Machine>(ctx: &mut Ctx<'_, M>) {
     }
     let regs = &mut ctx.own.regs;
     (regs.rip, regs.rsp, regs.cs, regs.ss) = (0, 0, 3, u64::from(selector::GUEST_SS));
-    regs.rflags &= !flags::TF;
     bounce(ctx, handler, None);
 }
 
@@ -115,8 +115,7 @@ fn fault<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8, error: u32, address: u64)
             ctx.own.raise(vector, None);
         }
         1 => {
-            ctx.own.debug[6] |= ctx.m.debug_status() | DR6_CLEAR;
-            ctx.m.set_debug(6, DR6_CLEAR);
+            ctx.own.debug[6] |= ctx.m.take_debug_status() | DR6_CLEAR;
             ctx.own.raise(vector, None);
         }
         // The gate of INT 0x80 exists in hardware; without a handler it is as if it did not.

@@ -31,6 +31,7 @@ const STORIES: &[Story] = &[
     ("restarts_leave_nothing_behind", stories::restarts_leave_nothing_behind),
     ("a_guest_that_reboots_is_made_anew", stories::a_guest_that_reboots_is_made_anew),
     ("guests_do_not_notice_when_others_crash", stories::guests_do_not_notice_when_others_crash),
+    ("breakpoints_stay_with_their_guest", stories::breakpoints_stay_with_their_guest),
     ("every_crash_is_told_with_reason_and_registers", stories::every_crash_is_told_with_reason_and_registers),
     ("what_the_dead_were_refused_is_told", stories::what_the_dead_were_refused_is_told),
     ("bad_guests_are_refused_in_a_line_each", stories::bad_guests_are_refused_in_a_line_each),

@@ -49,6 +49,7 @@ const AREAS: &[Area] = &[
             ("core/paging", 865, &["hypervisor/core/src/paging"]),
             ("core/event", 410, &["hypervisor/core/src/event"]),
             ("core/grant", 490, &["hypervisor/core/src/grant"]),
+            ("core/domain/debug", 70, &["hypervisor/core/src/domain/debug"]),
             ("core/domain/journal", 135, &["hypervisor/core/src/domain/journal"]),
             ("core/domain", 785, &["hypervisor/core/src/domain"]),
             ("core/memory", 120, &["hypervisor/core/src/memory"]),

@@ -1,18 +1,36 @@
 //! What a guest gets of the processor, told as stories.
 
+use hv_core::addr::{Frame, VcpuId};
+use hv_core::domain::debug::DR6_CLEAR;
+use hv_core::domain::vcpu::Trap;
 use hv_core::machine::{Exit, Frames};
 use hv_core::{policy, trap};
-use sim::world::build::{at, page};
+use hypercall_abi::callback::{CallbackOp, CallbackRegister, CallbackType};
+use hypercall_abi::vcpu::VcpuOp;
+use hypercall_abi::{Errno, Hypercall, selector};
+use sim::world::Context;
+use sim::world::build::{self, at, page};
 use sim::world::script::{Actor, Stage, tell};
+
+/// The guest executes bytes that fault with #GP(0) where it stands; what is delivered for it.
+fn privileged(ctx: &mut Context<'_>, code: Frame, bytes: &[u8]) -> Option<Trap> {
+    ctx.m.write(code, 0, bytes);
+    ctx.own.regs.rip = at(page::CODE);
+    trap::handle(ctx, Exit::Fault { vector: 13, error: 0, address: 0 });
+    ctx.own.trap.take()
+}
+
+const DEBUG: Option<Trap> = Some(Trap { vector: 1, error: None });
+const PROTECTION: Option<Trap> = Some(Trap { vector: 13, error: Some(0) });
+const TF: u64 = 1 << 8;
 
 /// What RDMSR answers; `None`: a fault.
 fn rdmsr(stage: &mut Stage, guest: &Actor, register: u64) -> Option<u64> {
-    stage.m.write(guest.pages[page::CODE], 0, &[0x0f, 0x32]);
+    let code = guest.pages[page::CODE];
     stage.on_cpu(guest, |ctx, _| {
-        (ctx.own.regs.rip, ctx.own.regs.rcx) = (at(page::CODE), register);
-        trap::handle(ctx, Exit::Fault { vector: 13, error: 0, address: 0 });
-        let answer = ctx.own.regs.rdx << 32 | ctx.own.regs.rax;
-        ctx.own.trap.take().is_none().then_some(answer)
+        ctx.own.regs.rcx = register;
+        let trap = privileged(ctx, code, &[0x0f, 0x32]);
+        trap.is_none().then_some(ctx.own.regs.rdx << 32 | ctx.own.regs.rax)
     })
 }
 
@@ -104,5 +122,139 @@ fn no_feature_is_shown_without_what_it_builds_on() {
                 }
             }
         }
+    });
+}
+
+fn set_debug(stage: &mut Stage, guest: &Actor, register: u64, value: u64) -> Result<u64, Errno> {
+    stage.call(guest, Hypercall::SetDebugreg, &[register, value]).result
+}
+
+fn get_debug(stage: &mut Stage, guest: &Actor, register: u64) -> Result<u64, Errno> {
+    stage.call(guest, Hypercall::GetDebugreg, &[register]).result
+}
+
+/// A guest without breakpoints ran with the addresses of another in DR0-3, since its DR7 was off. A single step is compared
+/// with them all the same: where the other had a breakpoint, it read B0 to B3 in its DR6 (P10; ABI core 3.11).
+#[test]
+fn breakpoints_of_one_guest_do_not_show_in_another() {
+    tell(300, |stage| {
+        let [owner, other] = [stage.enter(false), stage.enter(false)];
+        let canary = |n: u64| build::BREAKPOINTS + 16 * n;
+        for dr7 in [0x4ff, 0] {
+            for n in 0..4 {
+                assert_eq!(set_debug(stage, &owner, n, canary(n)), Ok(0));
+            }
+            assert_eq!(set_debug(stage, &owner, 7, dr7), Ok(0));
+            for n in 0..4 {
+                assert_eq!(get_debug(stage, &other, n), Ok(0));
+                for (who, own) in [(&owner, 1 << n), (&other, 0)] {
+                    assert_eq!(set_debug(stage, who, 6, 0), Ok(0));
+                    stage.on_cpu(who, |ctx, _| {
+                        ctx.m.single_step(canary(n));
+                        trap::handle(ctx, Exit::Fault { vector: 1, error: 0, address: 0 });
+                        assert_eq!(ctx.own.trap.take(), DEBUG);
+                        assert_eq!(ctx.m.loaded().debug[6], DR6_CLEAR, "nothing is left for the next");
+                    });
+                    let dr6 = get_debug(stage, who, 6).expect("it is there");
+                    assert_eq!(dr6, DR6_CLEAR | 1 << 14 | own, "{:?} at breakpoint {n}, DR7 {dr7:#x}", who.id);
+                }
+            }
+        }
+    });
+}
+
+/// The debug registers of a context were forgotten: a vcpu started without the breakpoints its guest gave it.
+#[test]
+fn a_vcpu_starts_with_the_breakpoints_of_its_context() {
+    tell(200, |stage| {
+        let guest = stage.enter(false);
+        let mut context = build::context(&guest.pages);
+        context.debugreg = [at(page::CODE), 1 << 63, 0, 0, 7, 7, 0x4001, 0x1];
+        let arg = stage.put(&guest, 0, &context);
+        assert_eq!(stage.call(&guest, Hypercall::VcpuOp, &[VcpuOp::Initialise.number(), 1, arg]).result, Ok(0));
+        let vcpu = stage.world.vcpu(stage.domain(&guest), VcpuId(1)).expect("it has two");
+        let debug = vcpu.own.try_take().expect("nobody has it").debug;
+        assert_eq!(debug, [at(page::CODE), 0, 0, 0, 0, 0, DR6_CLEAR | 0x4001, 0x401]);
+    });
+}
+
+/// Breakpoints on ports were turned off in silence. They need CR4.DE, else they are refused; they are met by what ring 0
+/// carries out, never by its own accesses; and with CR4.DE there are no debug registers 4 and 5 (ABI core 3.11).
+#[test]
+fn breakpoints_on_ports_need_debugging_extensions() {
+    tell(200, |stage| {
+        let guest = stage.enter(false);
+        let code = guest.pages[page::CODE];
+        // DR1: two bytes, ports 0x60 and 0x61. DR0 is an ordinary one.
+        let (dr7, plain) = (0x0060_040d_u64, 0x0000_0401_u64);
+        assert_eq!(set_debug(stage, &guest, 0, at(page::CODE) + 0x40), Ok(0));
+        assert_eq!(set_debug(stage, &guest, 1, 0x60), Ok(0));
+        assert_eq!(set_debug(stage, &guest, 7, dr7), Err(Errno::Perm));
+        assert_eq!(get_debug(stage, &guest, 7), Ok(0x400), "nothing has changed");
+        assert_eq!((set_debug(stage, &guest, 4, 0), get_debug(stage, &guest, 5)), (Ok(0), Ok(0x400)));
+        let refused = stage.on_cpu(&guest, |ctx, _| {
+            ctx.own.regs.rax = dr7;
+            privileged(ctx, code, &[0x0f, 0x23, 0xf8]) // mov dr7, rax
+        });
+        assert_eq!(refused, PROTECTION);
+        let taken = stage.on_cpu(&guest, |ctx, _| {
+            ctx.own.regs.rax = 1 << 3;
+            privileged(ctx, code, &[0x0f, 0x22, 0xe0]) // mov cr4, rax
+        });
+        assert_eq!(taken, None);
+        assert_eq!(set_debug(stage, &guest, 7, dr7), Ok(0));
+        assert_eq!(get_debug(stage, &guest, 7), Ok(dr7));
+        assert_eq!(
+            (set_debug(stage, &guest, 5, 0), get_debug(stage, &guest, 4)),
+            (Err(Errno::NoDev), Err(Errno::NoDev))
+        );
+        // DR2: eight bytes at the end of memory, which are no ports.
+        assert_eq!(
+            (set_debug(stage, &guest, 2, u64::MAX), set_debug(stage, &guest, 7, dr7 | 0xa00_0020)),
+            (Ok(0), Ok(0))
+        );
+        stage.on_cpu(&guest, |ctx, _| {
+            assert_eq!(ctx.m.loaded().debug[7] & 0xff, plain & 0xff, "ring 0's own accesses meet none");
+            ctx.own.iopl = 3;
+            for (port, bytes, met) in [
+                (0x60, &[0xec][..], true),
+                (0x61, &[0xee], true),
+                (0x5f, &[0xed], true), // four bytes: 0x5f to 0x62
+                (0x5f, &[0x66, 0xef], true),
+                (0x5f, &[0xec], false),
+                (0x62, &[0xef], false),
+                (0x1_0060, &[0xec], true),
+            ] {
+                ctx.own.debug[6] = DR6_CLEAR;
+                ctx.own.regs.rdx = port;
+                let trap = privileged(ctx, code, bytes);
+                assert_eq!(trap, if met { DEBUG } else { None }, "port {port:#x}");
+                assert_eq!(ctx.own.debug[6], if met { DR6_CLEAR | 2 } else { DR6_CLEAR }, "port {port:#x}");
+                assert_eq!(ctx.own.regs.rip, at(page::CODE) + bytes.len() as u64, "after the instruction");
+            }
+        });
+    });
+}
+
+/// SYSENTER lost TF; and without a handler it was let in, where its RIP and RSP are lost (ABI core 3.2, 3.4).
+#[test]
+fn sysenter_keeps_the_trap_flag_and_faults_without_a_handler() {
+    tell(200, |stage| {
+        let guest = stage.enter(false);
+        stage.on_cpu(&guest, |ctx, _| assert!(!ctx.m.loaded().sysenter, "it faults where it stands"));
+        let kind = CallbackType::Sysenter as u16;
+        let arg = stage.put(&guest, 0, &CallbackRegister { kind, address: build::HANDLER, ..Default::default() });
+        let register = [CallbackOp::Register.number(), arg];
+        assert_eq!(stage.call(&guest, Hypercall::CallbackOp, &register).result, Ok(0));
+        stage.on_cpu(&guest, |ctx, _| {
+            assert!(ctx.m.loaded().sysenter);
+            (ctx.own.kernel_mode, ctx.own.regs.rflags) = (false, ctx.own.regs.rflags | TF);
+            trap::handle(ctx, Exit::Sysenter);
+            let regs = ctx.own.regs;
+            assert_eq!((regs.rip, regs.rflags & TF), (build::HANDLER, 0), "the handler is not stepped");
+            let frame: [u64; 7] = ctx.read(regs.rsp).expect("the frame");
+            assert_eq!([frame[2], frame[3] & 0xffff, frame[5], frame[6]], [0, 3, 0, u64::from(selector::GUEST_SS)]);
+            assert_eq!(frame[4] & TF, TF, "its caller is");
+        });
     });
 }

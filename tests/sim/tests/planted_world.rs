@@ -26,6 +26,7 @@ fn the_audit_notices_planted_faults() {
         Fault::StartOver,
         Fault::DeafCalls,
         Fault::CountEarly,
+        Fault::KeepBreakpoints,
     ];
     let missed: Vec<Fault> = faults
         .into_iter()

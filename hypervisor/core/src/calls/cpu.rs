@@ -1,6 +1,8 @@
 //! Traps, callbacks, segment bases, debug registers, the way back from a trap (ABI core 3).
 
-use crate::domain::vcpu::{Callbacks, DR6_CLEAR, DR7_CLEAR, Handler};
+use crate::domain::debug;
+use crate::domain::vcpu::{Callbacks, Handler};
+use crate::fault::{Fault, planted};
 use crate::prelude::*;
 use crate::trap::{crash, flags, toggle};
 use hypercall_abi::callback::{
@@ -12,12 +14,6 @@ use zerocopy::IntoBytes;
 
 /// Gates taken over in a step.
 const GATES: usize = 256;
-/// DR7: breakpoints enabled; general detect; bits that read as 1, and those that read as 0.
-const DR7_ENABLED: u64 = 0xff;
-const DR7_DETECT: u64 = 1 << 13;
-const DR7_ONE: u64 = 1 << 10;
-const DR7_ZERO: u64 = 1 << 11 | 1 << 12 | 1 << 14 | 1 << 15;
-
 /// An address that a handler or a base can have.
 fn canonical(address: u64) -> Result<u64, Errno> {
     if GuestVirt(address).is_canonical() { Ok(address) } else { Err(Errno::Inval) }
@@ -76,7 +72,10 @@ pub fn callback_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> 
                 CallbackType::Failsafe => callbacks.failsafe = handler,
                 CallbackType::Syscall => callbacks.syscall = handler,
                 CallbackType::Syscall32 => callbacks.syscall32 = handler,
-                CallbackType::Sysenter => callbacks.sysenter = handler,
+                CallbackType::Sysenter => {
+                    callbacks.sysenter = handler;
+                    ctx.m.allow_sysenter(handler.address != 0);
+                }
                 CallbackType::Nmi => set_nmi(ctx, call.address)?,
             }
         }
@@ -122,46 +121,22 @@ pub fn fpu_taskswitch<M: Machine>(ctx: &mut Ctx<'_, M>, set: u64) -> u64 {
 /// Sets a debug register (ABI core 3.11).
 ///
 /// # Errors
-/// `Perm` for addresses of the hypervisor and for bits that would catch it; `Inval` for values wider than the register;
-/// `NoDev` for registers there are not.
+/// Those of [`debug::accept`].
 pub fn write_debug<M: Machine>(ctx: &mut Ctx<'_, M>, register: u64, value: u64) -> Result<u64, Errno> {
-    let (index, value) = match register {
-        0..=3 if !GuestVirt(value).is_guests() => return Err(Errno::Perm),
-        0..=3 => (register, value),
-        4..=7 if value >> 32 != 0 => return Err(Errno::Inval),
-        4 | 6 => (6, value & !(1 << 12) | DR6_CLEAR),
-        5 | 7 if value & DR7_DETECT != 0 => return Err(Errno::Perm),
-        5 | 7 => (7, io_breakpoints_off(value & !DR7_ZERO | DR7_ONE)),
-        _ => return Err(Errno::NoDev),
-    };
-    let slot = usize::try_from(index).ok().and_then(|n| ctx.own.debug.get_mut(n)).ok_or(Errno::NoDev)?;
-    *slot = value;
+    let (index, value) = debug::accept(ctx.own.cr4, register, value)?;
+    *ctx.own.debug.get_mut(index).ok_or(Errno::NoDev)? = value;
     load_debug(ctx);
     Ok(0)
 }
 
-/// Breakpoints on ports do not exist for a guest without ports: they are turned off.
-fn io_breakpoints_off(mut dr7: u64) -> u64 {
-    const ON_PORT: u64 = 2;
-    for n in 0..4 {
-        if dr7 >> (16 + 4 * n) & 3 == ON_PORT {
-            dr7 &= !(3 << (2 * n));
-        }
-    }
-    dr7
-}
-
-/// Loads the debug registers if any breakpoint is on; without one they stay as they are, and DR7 is off.
+/// Loads the debug registers, the addresses also if no breakpoint is on: a single step is compared with them all the same,
+/// and what another vcpu left there would show in DR6.
 pub fn load_debug<M: Machine>(ctx: &mut Ctx<'_, M>) {
-    let [d0, d1, d2, d3, _, _, _, dr7] = ctx.own.debug;
-    if dr7 & DR7_ENABLED == 0 {
-        ctx.m.set_debug(7, DR7_CLEAR);
-        return;
+    let [addresses @ .., _, _, _, dr7] = ctx.own.debug;
+    if !planted(Fault::KeepBreakpoints) || dr7 & debug::ENABLED != 0 {
+        (0u8..).zip(addresses).for_each(|(register, address)| ctx.m.set_debug(register, address));
     }
-    for (register, value) in (0u8..).zip([d0, d1, d2, d3]) {
-        ctx.m.set_debug(register, value);
-    }
-    ctx.m.set_debug(7, dr7);
+    ctx.m.set_debug(7, debug::loaded(dr7));
 }
 
 /// Reads a debug register.
@@ -169,8 +144,8 @@ pub fn load_debug<M: Machine>(ctx: &mut Ctx<'_, M>) {
 /// # Errors
 /// `NoDev` for registers there are not.
 pub fn read_debug<M: Machine>(ctx: &Ctx<'_, M>, register: u64) -> Result<u64, Errno> {
-    let alias = if matches!(register, 4 | 5) { 2 } else { 0 };
-    nth(&ctx.own.debug, register + alias).copied().ok_or(Errno::NoDev)
+    let index = debug::index(ctx.own.cr4, register)?;
+    ctx.own.debug.get(index).copied().ok_or(Errno::NoDev)
 }
 
 /// `set_segment_base` (ABI core 3.11).

@@ -1,5 +1,6 @@
 //! A vcpu's state from and to the ABI's structure (ABI core 7, 10.3).
 
+use super::debug;
 use super::vcpu::Handler;
 use crate::calls::descriptors::MAX_LDT;
 use crate::emulate::{CR4_FIXED, cr4_choice};
@@ -81,6 +82,14 @@ pub fn set<M: Machine>(
     own.callbacks.event = callback(context.event_callback_eip, true);
     own.callbacks.failsafe = callback(context.failsafe_callback_eip, masks(flags::FAILSAFE_MASKS_EVENTS));
     own.callbacks.syscall = callback(context.syscall_callback_eip, masks(flags::SYSCALL_MASKS_EVENTS));
+    // What a register cannot hold is left out, as in Xen.
+    for (register, value) in (0u64..).zip(context.debugreg).filter(|(register, _)| !matches!(register, 4 | 5)) {
+        if let Ok((index, value)) = debug::accept(own.cr4, register, value)
+            && let Some(slot) = own.debug.get_mut(index)
+        {
+            *slot = value;
+        }
+    }
     own.segments.selectors = [regs.ds, regs.es, regs.fs, regs.gs].map(low16);
     own.segments.fs_base = context.fs_base;
     own.segments.gs_base = if own.kernel_mode { context.gs_base_kernel } else { context.gs_base_user };

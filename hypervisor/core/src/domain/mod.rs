@@ -5,6 +5,7 @@
 
 pub mod context;
 pub mod control;
+pub mod debug;
 mod journal;
 mod refusals;
 pub mod vcpu;

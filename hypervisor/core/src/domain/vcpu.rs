@@ -1,5 +1,6 @@
 //! A vcpu: what other CPUs may look at, and what belongs to the CPU that runs it.
 
+use super::debug::{DR6_CLEAR, DR7_CLEAR};
 use crate::addr::CpuId;
 use crate::call::Call;
 use crate::claim::Memo;
@@ -118,11 +119,6 @@ pub struct VcpuState {
     /// The context has been set.
     pub initialised: bool,
 }
-
-/// DR6 without any event, DR7 without any breakpoint.
-pub const DR6_CLEAR: u64 = 0xffff_0ff0;
-/// DR7 at reset.
-pub const DR7_CLEAR: u64 = 0x400;
 
 impl VcpuState {
     /// A vcpu nobody has set up.

@@ -21,6 +21,7 @@ pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) {
     m.set_guest_cr4(ctx.own.cr4);
     m.set_xcr0(ctx.own.xcr0);
     m.set_tsc_aux(ctx.own.tsc_aux);
+    m.allow_sysenter(ctx.own.callbacks.sysenter.address != 0);
     cpu::load_debug(ctx);
     if let Some(root) = ctx.own.root() {
         m.load_root(root);

@@ -10,6 +10,7 @@ use crate::{Hardware, entry};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::addr::Frame;
+use hv_core::domain::debug::{DR6_CLEAR, DR7_CLEAR};
 use hv_core::machine::{CpuState, Segments};
 use hypercall_abi::selector::{GUEST_CS32, HYPERVISOR_CS};
 use x86_64::registers::control::{Cr4, Cr4Flags};
@@ -63,7 +64,7 @@ pub(crate) fn init(cpu: &'static Cpu) {
         (msr::LSTAR, address(&raw const entry::entry_syscall)),
         (msr::CSTAR, address(&raw const entry::entry_syscall32)),
         (msr::SFMASK, SFMASK),
-        (msr::SYSENTER_CS, HYPERVISOR_CS.into()),
+        (msr::SYSENTER_CS, 0), // until a vcpu has a handler
         (msr::SYSENTER_ESP, stack),
         (msr::SYSENTER_EIP, address(&raw const entry::entry_sysenter)),
         (msr::PAT, PAT),
@@ -80,6 +81,10 @@ pub(crate) fn init(cpu: &'static Cpu) {
         | Cr4Flags::OSXMMEXCPT_ENABLE
         | features().difference(Cr4Flags::FSGSBASE); // that is the guest's to turn on
     write_cr4(cpu, cr4.bits());
+    // What firmware left there would show in a guest's DR6.
+    (0..4).for_each(|register| write_debug(register, 0));
+    write_debug(7, DR7_CLEAR);
+    _ = Hardware(()).take_debug_status();
     cpu.root.store(memory::root().address(), Relaxed);
     fpu::init(cpu);
 }
@@ -90,6 +95,19 @@ fn write_cr4(cpu: &Cpu, value: u64) {
     // matters to ring 0; paging stays as it is.
     unsafe { Cr4::write_raw(value) };
     cpu.cr4.store(value, Relaxed);
+}
+
+/// Writes debug register 0..=3 or 7.
+fn write_debug(register: u8, value: u64) {
+    // The rules keep breakpoints out of the hypervisor's slots, off ports, and GD clear, so none of these can stop ring 0
+    // anywhere but where `entry_debug` expects it.
+    match register {
+        0 => Dr0::write(value),
+        1 => Dr1::write(value),
+        2 => Dr2::write(value),
+        3 => Dr3::write(value),
+        _ => Dr7::write_raw(value),
+    }
 }
 
 impl CpuState for Hardware {
@@ -147,21 +165,25 @@ impl CpuState for Hardware {
     }
 
     fn set_debug(&self, register: u8, value: u64) {
-        // The rules keep breakpoints out of the hypervisor's slots and GD clear, so none of these can stop ring 0 anywhere
-        // but where `entry_debug` expects it.
-        match register {
-            0 => Dr0::write(value),
-            1 => Dr1::write(value),
-            2 => Dr2::write(value),
-            3 => Dr3::write(value),
-            // SAFETY: a status register.
-            6 => unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) },
-            _ => Dr7::write_raw(value),
+        let known = &percpu::this().debug_registers[usize::from(register & 7)];
+        if known.swap(value, Relaxed) != value {
+            write_debug(register, value);
         }
     }
 
-    fn debug_status(&self) -> u64 {
-        Dr6::read_raw()
+    fn take_debug_status(&self) -> u64 {
+        let status = Dr6::read_raw();
+        // SAFETY: a status register.
+        unsafe { asm!("mov dr6, {}", in(reg) DR6_CLEAR, options(nomem, nostack, preserves_flags)) };
+        status
+    }
+
+    fn allow_sysenter(&self, on: bool) {
+        let selector = if on { u32::from(HYPERVISOR_CS) } else { 0 };
+        if percpu::this().sysenter_cs.swap(selector, Relaxed) != selector {
+            // SAFETY: our code segment, or none, with which SYSENTER is a general-protection fault.
+            unsafe { insn::wrmsr(msr::SYSENTER_CS, selector.into()) };
+        }
     }
 
     fn load_gdt(&self, frames: &[Option<Frame>; 14]) {

@@ -97,13 +97,14 @@ begin entry_syscall
 begin entry_syscall32
     system_call 0xe023, {SYSCALL32}
 
-// ---- SYSENTER clears IF alone and tells neither RIP nor RSP.
+// ---- SYSENTER clears IF alone and tells neither RIP nor RSP. A guest that single-steps has us stepped to `flags_saved`.
 begin entry_sysenter
     swapgs
     mov rsp, gs:[{REGISTERS_END}]
     push 0xe02b
     push 0
     pushfq
+flags_saved:
     or qword ptr [rsp], 0x200
     push 0xe023
     push 0
@@ -142,11 +143,22 @@ entry_report:
     iretq
 
 // ---- #DB, on its own stack. In ring 0 it is the guest's: a breakpoint on the stack slot of MOV SS before SYSCALL
-// or INT, or a single step over SYSENTER, whose TF must not go on stepping through us.
+// or INT, or a single step over SYSENTER, whose TF must be in the frame and not go on stepping through us after that.
+// Either way DR6 must not keep it for the next vcpu.
 begin entry_debug
     test byte ptr [rsp + 8], 3
     jnz 2f
-    and qword ptr [rsp + 16], -257
+    push rax
+    mov eax, {DR6_CLEAR}
+    mov dr6, rax
+    lea rax, [rip + entry_sysenter]
+    cmp [rsp + 8], rax
+    jb 1f
+    lea rax, [rip + flags_saved]
+    cmp [rsp + 8], rax
+    jb 3f
+1:  and qword ptr [rsp + 24], -257
+3:  pop rax
     iretq
 2:  swapgs
     push rax

@@ -155,6 +155,17 @@ pub(crate) fn a_stock_kernel_uses_all_its_vcpus() -> Result<()> {
     outcome.require_success()
 }
 
+/// A guest that has breakpoints does not show them in the DR6 of another that steps over the same address.
+pub(crate) fn breakpoints_stay_with_their_guest() -> Result<()> {
+    let owner = test_guest("owner", "breakpoints", "role=owner")?;
+    let other = test_guest("other", "breakpoints", "role=other")?;
+    let bundle = dom0("consoles=all")?.guest(&owner).guest(&other);
+    let outcome = start("breakpoints_stay_with_their_guest", bundle)?.finish()?;
+    outcome.require_success()?;
+    outcome.require_line("owner| breakpoints: its own in 20 rounds")?;
+    outcome.require_line("other| breakpoints: nobody's in 20 rounds")
+}
+
 /// A guest that has most of the machine's memory and reboots at once, again and again: nothing of its lives is left.
 pub(crate) fn restarts_leave_nothing_behind() -> Result<()> {
     let guest = Guest { memory: 300, ..test_guest("again", "crash", "how=reboot")? };

@@ -23,6 +23,9 @@ pub const SLOTS: usize = 64;
 /// Where handlers are.
 pub const HANDLER: u64 = BASE + page::CODE as u64 * 4096 + 0x800;
 
+/// Two addresses that are stepped to, and where breakpoints are.
+pub const BREAKPOINTS: u64 = BASE + page::CODE as u64 * 4096 + 0x900;
+
 /// What a page is for.
 #[expect(missing_docs, reason = "the names say it")]
 pub mod page {

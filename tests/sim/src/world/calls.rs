@@ -364,7 +364,9 @@ impl Pen<'_, '_> {
                 ""
             }
             Hypercall::SetDebugreg => {
-                (args[0], args[1]) = (self.below(8), self.mostly(&[at(page::CODE), 0, 0x400, 0x401, 0xffff_0ff0]));
+                let [here, there] = [build::BREAKPOINTS, build::BREAKPOINTS + 1];
+                let values = [here, there, 0, 0x400, 0x401, 0x2_0401, 0xffff_0ff0];
+                (args[0], args[1]) = (self.below(8), self.mostly(&values));
                 ""
             }
             Hypercall::GetDebugreg => {
@@ -459,7 +461,10 @@ impl Pen<'_, '_> {
             Hypercall::CallbackOp => {
                 let (op, number) = self.op(CallbackOp::ALL, CallbackOp::number);
                 args[0] = number;
-                let kind = self.rng.pick(CallbackType::ALL).map_or(0, |kind| kind.number() as u16);
+                let mut kind = self.rng.pick(CallbackType::ALL).map_or(0, |kind| kind.number() as u16);
+                if self.rng.one_in(3) {
+                    kind = CallbackType::Sysenter as u16; // without a handler the instruction only faults
+                }
                 let address = self.mostly(&[build::HANDLER]);
                 let flags = self.rng.below(2) as u16;
                 args[1] = match op {

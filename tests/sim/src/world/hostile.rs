@@ -8,6 +8,7 @@ use super::{Context, Totals};
 use crate::rng::Rng;
 use hv_core::addr::{DomainId, Frame};
 use hv_core::domain::control::{Spec, kept_frames};
+use hv_core::domain::debug::DR6_CLEAR;
 use hv_core::domain::vcpu::Place;
 use hv_core::domain::{Domain, Life, Powers};
 use hv_core::frame::table::WORDS;
@@ -74,6 +75,8 @@ struct Everybody {
     /// How often in a row nobody could run.
     stuck: u32,
     failure: Option<String>,
+    /// What DR6 is to be for the guest after a single step.
+    stepped: Option<u64>,
 }
 
 /// Lets hostile guests take so many steps, with an audit after each.
@@ -106,6 +109,7 @@ pub fn run(seed: u64, steps: u64) -> Result<Totals, String> {
         deaf: 0,
         stuck: 0,
         failure: None,
+        stepped: None,
     };
     let mut held = Held::entering_ring_0();
     _ = everybody.controller(&mut held);
@@ -305,9 +309,13 @@ impl Everybody {
         if !same {
             return Err(format!("F: {loaded:?} is loaded"));
         }
-        let breakpoints = ctx.own.debug[7] & 0xff != 0;
-        if breakpoints && loaded.debug[..4] != ctx.own.debug[..4] || !breakpoints && loaded.debug[7] & 0xff != 0 {
+        let on =
+            |dr7: u64| dr7 & 0xff & !(0..4).filter(|n| dr7 >> (16 + 4 * n) & 3 == 2).fold(0, |on, n| on | 3 << (2 * n));
+        if on(ctx.own.debug[7]) != loaded.debug[7] & 0xff || loaded.debug[6] != DR6_CLEAR {
             return Err(format!("F: breakpoints {:x?} are loaded, not {:x?}", loaded.debug, ctx.own.debug));
+        }
+        if loaded.sysenter != (ctx.own.callbacks.sysenter.address != 0) {
+            return Err(format!("F: SYSENTER is {}, the vcpu has {:?}", loaded.sysenter, ctx.own.callbacks.sysenter));
         }
         let shown = loaded.gdt.iter().chain(&loaded.ldt).flatten();
         for frame in shown {
@@ -471,7 +479,20 @@ impl Everybody {
             return Exit::ReturnFault { vector, error: if vector == 14 { 0 } else { error }, address };
         }
         self.code(ctx, address);
+        if vector == 1 {
+            self.step(ctx);
+        }
         Exit::Fault { vector, error, address }
+    }
+
+    /// The guest steps to where somebody may have a breakpoint. DR6 is to name its own, and nobody else's.
+    fn step(&mut self, ctx: &mut Context<'_>) {
+        let to = build::BREAKPOINTS + self.rng.below(2) as u64;
+        ctx.own.regs.rip = to;
+        self.m.single_step(to);
+        let own = (0..4).filter(|&n| ctx.own.debug[n] == to).fold(0, |bits, n| bits | 1 << n);
+        self.stepped = Some(ctx.own.debug[6] | DR6_CLEAR | 1 << 14 | own);
+        self.note("single steps");
     }
 
     /// Puts an instruction where the guest stands.
@@ -640,7 +661,9 @@ impl Runner<WholeMachine> for Everybody {
         self.work = self.m.work_with(&self.world.frames);
         let line = |exit: Exit| format!("{}v{} {exit:x?}", ctx.domain.id(), ctx.vcpu.number().0);
         let mode = if ctx.own.kernel_mode { 0 } else { 1 };
+        let sysenter = ctx.m.loaded().sysenter; // else it is a fault like others
         let exit = match (mode, self.rng.below(40)) {
+            (_, 18..=22 | 32..=39) if sysenter => Exit::Sysenter,
             (_, 0) => Exit::Interrupt(Interrupt::Console),
             (_, 1) => {
                 self.m.pass(300_000);
@@ -649,7 +672,6 @@ impl Runner<WholeMachine> for Everybody {
             (_, 2) => Exit::Interrupt(Interrupt::Kick),
             (1, 3..=20) => Exit::Syscall,
             (1, 21) => Exit::Syscall32,
-            (_, 22) if mode == 1 || self.rng.one_in(10) => Exit::Sysenter,
             (0, 3..=31) => return self.hypercall(ctx),
             _ if reaping => Exit::Interrupt(Interrupt::Other),
             _ => {
@@ -705,6 +727,11 @@ impl Runner<WholeMachine> for Everybody {
                 && let Some(done) = self.pending.remove(&index)
             {
                 self.learn(ctx, done);
+            }
+            if let Some(wanted) = self.stepped.take()
+                && ctx.own.debug[6] != wanted
+            {
+                return self.fail(format!("P10: DR6 is {:#x}, not {wanted:#x}", ctx.own.debug[6]));
             }
             if matches!(exit, Exit::Fault { vector: 13 | 14 | 6, .. }) && ctx.own.trap.is_none() && ctx.domain.runs() {
                 self.note("instructions carried out, or faults repaired");

@@ -4,6 +4,7 @@
 use crate::machine::{Cached, HOLE_MARK, Seen};
 use crate::rng::Rng;
 use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_START, PAGE_SIZE};
+use hv_core::domain::debug::DR6_CLEAR;
 use hv_core::frame::{FrameTable, Use};
 use hv_core::machine::{Clock, Console, CpuState, Cpus, Flush, Frames, Interrupt, Page, Segments};
 use std::sync::atomic::Ordering::Relaxed;
@@ -28,6 +29,7 @@ pub struct Loaded {
     pub cr4: u64,
     pub xcr0: u64,
     pub debug: [u64; 8],
+    pub sysenter: bool,
     pub gdt: [Option<Frame>; 14],
     pub ldt_entries: u32,
     pub ldt: [Option<Frame>; 16],
@@ -103,7 +105,8 @@ impl WholeMachine {
             task_switched: false,
             cr4: 0,
             xcr0: 1,
-            debug: [0; 8],
+            debug: [0, 0, 0, 0, 0, 0, DR6_CLEAR, 0x400],
+            sysenter: false,
             gdt: [None; 14],
             ldt_entries: 0,
             ldt: [None; 16],
@@ -239,6 +242,14 @@ impl WholeMachine {
         if !cached.contains(&what) {
             cached.push(what);
         }
+    }
+
+    /// The guest has stepped to an address, and the CPU says so in DR6, with the breakpoints whose addresses it finds there:
+    /// all of them, whether they are on or not.
+    pub fn single_step(&self, to: u64) {
+        let mut cpu = self.loaded();
+        let met = (0..4).filter(|&n| cpu.debug[n] == to).fold(0, |bits, n| bits | 1 << n);
+        cpu.debug[6] |= 1 << 14 | met;
     }
 
     /// Sleeps until the timer fires; a kick if no timer is set.
@@ -415,14 +426,20 @@ impl CpuState for WholeMachine {
     fn set_debug(&self, register: u8, value: u64) {
         match register {
             0..=3 => assert!(GuestVirt(value).is_guests(), "XSA-444: a breakpoint at {value:#x}"),
-            6 => assert!(value >> 32 == 0, "DR6 of {value:#x}"),
-            7 => assert!(value & 0xffff_ffff_0000_f800 == 0 && value & 0x400 != 0, "DR7 of {value:#x}"),
+            7 => {
+                assert!(value & 0xffff_ffff_0000_f800 == 0 && value & 0x400 != 0, "DR7 of {value:#x}");
+                let ports = (0..4).filter(|n| value >> (2 * n) & 3 != 0 && value >> (16 + 4 * n) & 3 == 2);
+                assert_eq!(ports.count(), 0, "a breakpoint on ring 0's ports: {value:#x}");
+            }
             _ => panic!("debug register {register}"),
         }
         self.loaded().debug[usize::from(register)] = value;
     }
-    fn debug_status(&self) -> u64 {
-        self.loaded().debug[6] | 1
+    fn take_debug_status(&self) -> u64 {
+        std::mem::replace(&mut self.loaded().debug[6], DR6_CLEAR)
+    }
+    fn allow_sysenter(&self, on: bool) {
+        self.loaded().sysenter = on;
     }
     fn load_gdt(&self, frames: &[Option<Frame>; 14]) {
         self.loaded().gdt = *frames;

@@ -62,13 +62,27 @@ fn sysenter_from_32_bit_code() {
     let frame = &stop.frame;
     // The instruction tells nothing of where it came from.
     assert_eq!((frame.rip, frame.rsp, frame.cs, frame.ss), (0, 0, 3, STACK), "{frame}");
-    // A single step over it is not the kernel's: POPF with TF, SYSENTER.
+    // A single step over it is its caller's, and not the handler's: POPF with TF, SYSENTER. The step is over by then: the
+    // next exception for a breakpoint names that alone.
     let step = [0x9c, 0x80, 0x4c, 0x24, 0x01, 0x01, 0x9d, 0x0f, 0x34];
     let stop = run(&space, &step).trapped(SYSCALL);
-    assert_eq!((stop.frame.rflags & flag::TF, stop.handler_rflags & flag::TF), (0, 0), "{}", stop.frame);
-    // core 3.2: without a callback it is #GP(0).
+    assert_eq!((stop.frame.rflags & flag::TF, stop.handler_rflags & flag::TF), (flag::TF, 0), "{}", stop.frame);
+    let debug = |register, value| {
+        call(Hypercall::SetDebugreg, [register, value, 0, 0, 0]).expect("the register takes it");
+    };
+    for (register, value) in [(6, 0), (0, UserSpace::CODE + 1), (7, 0x401)] {
+        debug(register, value);
+    }
+    let _ = run(&space, &[0x90, 0x90, 0x0f, 0x0b]).trapped(1);
+    for register in [7, 0] {
+        debug(register, 0);
+    }
+    assert_eq!(call(Hypercall::GetDebugreg, [6, 0, 0, 0, 0]), Ok(0xffff_0ff1));
+    // core 3.2: without a callback it is #GP(0), where it stands.
     register(CallbackType::Sysenter, 0);
     let stop = run(&space, &sysenter).trapped(13);
-    assert_eq!((stop.frame.rip, stop.frame.rsp, stop.frame.error), (0, 0, 0), "{}", stop.frame);
+    let place = (stop.frame.rip, stop.frame.rsp, stop.frame.cs & 0xffff);
+    assert_eq!(place, (UserSpace::CODE + 1, END, u64::from(selector::GUEST_CS32)), "{}", stop.frame);
+    assert_eq!(stop.frame.error, 0);
 }
 test!("compat.sysenter", sysenter_from_32_bit_code);

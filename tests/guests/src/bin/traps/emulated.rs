@@ -317,3 +317,35 @@ fn debug_registers() {
     }
 }
 test!("emulated.debug-registers", debug_registers);
+
+/// core 3.11: breakpoints on ports need CR4.DE, and then come after the access.
+fn breakpoints_on_ports() {
+    let set = |register: u64, value: u64| call(Hypercall::SetDebugreg, [register, value, 0, 0, 0]);
+    let get = |register: u64| call(Hypercall::GetDebugreg, [register, 0, 0, 0, 0]);
+    // DR1: the two bytes at ports 0x60 and 0x61.
+    let dr7 = 0x60_0404;
+    set(1, 0x60).expect("a port is taken");
+    assert_eq!(set(7, dr7), Err(Errno::Perm));
+    let mov = |value| execute(code!("mov dr7, rax"), &Registers { rax: value, ..pattern() });
+    assert_eq!(mov(dr7).trapped(13).frame.error, 0);
+    assert_eq!(get(7), Ok(0x400));
+    let cr4 = execute(code!("mov rax, cr4"), &pattern()).ended().rax;
+    let set_cr4 = |value| execute(code!("mov cr4, rax"), &Registers { rax: value, ..pattern() }).ended();
+    let _ = set_cr4(cr4 | 8);
+    let _ = mov(dr7).ended();
+    assert_eq!(get(7), Ok(dr7));
+    assert_eq!((set(5, 0), get(4)), (Err(Errno::NoDev), Err(Errno::NoDev)), "with CR4.DE");
+    set_iopl(1).expect("level 1 is taken");
+    let read = |port| execute(code!("in al, dx", "nop"), &Registers { rdx: port, ..pattern() });
+    let _ = read(0x62).ended();
+    set(6, 0).expect("DR6 is cleared");
+    let code = code!("out dx, al", "nop");
+    let stop = execute(code, &Registers { rdx: 0x61, ..pattern() }).trapped(1);
+    assert_eq!((stop.frame.rip, get(6)), (code.start + 1, Ok(0xffff_0ff2)));
+    let _ = read(0x60).trapped(1);
+    set_iopl(0).expect("level 0 is taken");
+    set(7, 0).expect("all off");
+    let _ = set_cr4(cr4);
+    assert_eq!((set(5, 0), set(1, 0)), (Ok(0), Ok(0)), "without it, 5 is 7");
+}
+test!("emulated.debug-registers.ports", breakpoints_on_ports);
