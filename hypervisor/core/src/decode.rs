@@ -53,6 +53,8 @@ pub struct Move {
     pub special: u8,
     /// Number of the general register, as in the instruction.
     pub general: u8,
+    /// Bytes of it: 8 in 64-bit code, else 4.
+    pub size: u8,
 }
 
 /// What SGDT, SIDT, SLDT, STR and SMSW store.
@@ -97,6 +99,10 @@ pub enum Instruction {
     Wrmsr,
     /// Set XCR0.
     Xsetbv,
+    /// Read the time-stamp counter.
+    Rdtsc,
+    /// Read it and TSC_AUX.
+    Rdtscp,
     /// Write back caches.
     Wbinvd,
     /// CPUID.
@@ -173,31 +179,76 @@ pub struct Decoded {
     pub length: u64,
 }
 
-/// Bases of FS and GS, for operands with such a prefix.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SegmentBases {
-    /// FS base.
-    pub fs: u64,
-    /// GS base.
-    pub gs: u64,
+/// What the descriptor of its code segment makes of code: how wide addresses and operands are without a prefix.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// D and L clear. The instruction pointer has 32 bits all the same, and wraps there.
+    Bits16,
+    /// D set.
+    Bits32,
+    /// L set.
+    Bits64,
 }
 
-/// Decodes the instruction of 64-bit code at `registers.rip`, of which these are the first bytes. `None`: cut short, or not
-/// one we carry out.
+impl Mode {
+    /// An address, or an instruction pointer, as wide as it is here.
+    #[must_use]
+    pub fn wrap(self, address: u64) -> u64 {
+        if self == Self::Bits64 { address } else { address & 0xffff_ffff }
+    }
+}
+
+/// A segment register, numbered as in instructions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "the registers' own names")]
+pub enum Segment {
+    Es,
+    Cs,
+    Ss,
+    Ds,
+    Fs,
+    Gs,
+}
+
+/// Where a segment that may be written lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// Its linear address.
+    pub base: u64,
+    /// The last offset in it.
+    pub last: u64,
+}
+
+impl Span {
+    /// The whole of memory.
+    pub const ALL: Self = Self { base: 0, last: u64::MAX };
+}
+
+/// Finds where a segment lies; `None` for one that is not to be written.
+pub type FindSegment<'a> = &'a dyn Fn(Segment) -> Option<Span>;
+
+/// Decodes the instruction at `registers.rip`, of which these are the first bytes. `None`: cut short, or not one we carry
+/// out.
 #[must_use]
-pub fn decode(code: &[u8], registers: &Registers, bases: SegmentBases) -> Option<Decoded> {
+pub fn decode(code: &[u8], registers: &Registers, mode: Mode, segments: FindSegment<'_>) -> Option<Decoded> {
     let code = code.get(..LONGEST).unwrap_or(code);
-    let mut decoder = Decoder { code, at: 0, registers, operand16: false, address32: false, rex: None, base: 0 };
+    let (rex, segment) = (None, None);
+    let mut decoder = Decoder { code, at: 0, registers, mode, segments, operand: false, address: false, rex, segment };
     let opcode = loop {
         match decoder.next()? {
-            0x66 => decoder.operand16 = true,
-            0x67 => decoder.address32 = true,
-            0x64 => decoder.base = bases.fs,
-            0x65 => decoder.base = bases.gs,
-            // Lock and repeat change nothing here: every write is atomic, no string instruction is decoded. Segment
-            // overrides other than FS and GS have no effect in 64-bit mode.
-            0xf0 | 0xf2 | 0xf3 | 0x26 | 0x2e | 0x36 | 0x3e => {}
-            rex @ 0x40..=0x4f => {
+            0x66 => decoder.operand = true,
+            0x67 => decoder.address = true,
+            0x64 => decoder.segment = Some(Segment::Fs),
+            0x65 => decoder.segment = Some(Segment::Gs),
+            // Lock and repeat change nothing here: every write is atomic, no string instruction is decoded.
+            0xf0 | 0xf2 | 0xf3 => {}
+            // Segment overrides other than FS and GS have no effect in 64-bit mode.
+            0x26 | 0x2e | 0x36 | 0x3e if mode == Mode::Bits64 => {}
+            0x26 => decoder.segment = Some(Segment::Es),
+            0x2e => decoder.segment = Some(Segment::Cs),
+            0x36 => decoder.segment = Some(Segment::Ss),
+            0x3e => decoder.segment = Some(Segment::Ds),
+            rex @ 0x40..=0x4f if mode == Mode::Bits64 => {
                 decoder.rex = Some(rex);
                 break decoder.next()?; // anything between REX and opcode would cancel it; then it is no opcode of ours
             }
@@ -213,11 +264,15 @@ struct Decoder<'a> {
     code: &'a [u8],
     at: usize,
     registers: &'a Registers,
-    operand16: bool,
-    address32: bool,
+    mode: Mode,
+    segments: FindSegment<'a>,
+    /// Operands have the other size.
+    operand: bool,
+    /// Addresses have the other size.
+    address: bool,
     rex: Option<u8>,
-    /// Of the segment that a prefix names.
-    base: u64,
+    /// That a prefix names.
+    segment: Option<Segment>,
 }
 
 impl Decoder<'_> {
@@ -226,9 +281,18 @@ impl Decoder<'_> {
     }
 
     fn size(&self) -> u8 {
-        match (self.rex_bit(3), self.operand16) {
+        match (self.rex_bit(3), self.operand == (self.mode == Mode::Bits16)) {
             (1, _) => 8,
-            (_, true) => 2,
+            (_, false) => 2,
+            _ => 4,
+        }
+    }
+
+    /// Bytes of an address.
+    fn address_size(&self) -> u8 {
+        match (self.mode, self.address) {
+            (Mode::Bits64, false) => 8,
+            (Mode::Bits16, false) | (Mode::Bits32, true) => 2,
             _ => 4,
         }
     }
@@ -277,28 +341,31 @@ impl Decoder<'_> {
         Some(match self.next()? {
             opcode @ 0x00..=0x01 => {
                 let modrm = self.next()?;
-                let which = match (opcode, modrm, modrm >> 3 & 7) {
+                let table = if self.mode == Mode::Bits64 { 10 } else { 6 };
+                let (which, bytes) = match (opcode, modrm, modrm >> 3 & 7) {
                     (1, 0xd1, _) => return Some(Instruction::Xsetbv),
-                    (0, _, 0) => SystemRegister::Ldt,
-                    (0, _, 1) => SystemRegister::Task,
-                    (1, 0..0xc0, 0) => SystemRegister::Gdt,
-                    (1, 0..0xc0, 1) => SystemRegister::Idt,
-                    (1, _, 4) => SystemRegister::MachineStatus,
+                    (1, 0xf9, _) => return Some(Instruction::Rdtscp),
+                    (0, _, 0) => (SystemRegister::Ldt, 2),
+                    (0, _, 1) => (SystemRegister::Task, 2),
+                    (1, 0..0xc0, 0) => (SystemRegister::Gdt, table),
+                    (1, 0..0xc0, 1) => (SystemRegister::Idt, table),
+                    (1, _, 4) => (SystemRegister::MachineStatus, 2),
                     _ => return None,
                 };
                 if modrm >= 0xc0 {
                     let to = Err(modrm & 7 | self.rex_bit(0) << 3);
                     return Some(Instruction::StoreSystem { which, to, size });
                 }
-                let size = if matches!(which, SystemRegister::Gdt | SystemRegister::Idt) { 10 } else { 2 };
-                Instruction::StoreSystem { which, to: Ok(self.effective_address(modrm, 0)?), size }
+                let place = self.effective_address(modrm, 0)?;
+                Instruction::StoreSystem { which, to: Ok(self.linear(place, bytes)?), size: bytes }
             }
             0x06 => Instruction::Clts,
             0x09 => Instruction::Wbinvd,
             opcode @ 0x20..=0x23 => {
                 let modrm = self.next()?;
                 let special = modrm >> 3 & 7 | self.rex_bit(2) << 3;
-                let moved = Move { special, general: modrm & 7 | self.rex_bit(0) << 3 };
+                let size = if self.mode == Mode::Bits64 { 8 } else { 4 };
+                let moved = Move { special, general: modrm & 7 | self.rex_bit(0) << 3, size };
                 match opcode {
                     0x20 => Instruction::FromControl(moved),
                     0x21 => Instruction::FromDebug(moved),
@@ -307,6 +374,7 @@ impl Decoder<'_> {
                 }
             }
             0x30 => Instruction::Wrmsr,
+            0x31 => Instruction::Rdtsc,
             0x32 => Instruction::Rdmsr,
             0xa2 => Instruction::Cpuid,
             0xab => self.write(Change::Bts, size, None)?,
@@ -324,7 +392,7 @@ impl Decoder<'_> {
         let digit = modrm >> 3 & 7;
         let bits = u64::from(size) * 8;
         let (constant_bytes, choices) = group.unwrap_or((0, &[]));
-        let mut address = self.effective_address(modrm, constant_bytes)?;
+        let mut place = self.effective_address(modrm, constant_bytes)?;
         let (change, mut source) = if group.is_some() {
             let change = choices.iter().find(|(number, _)| *number == digit)?.1;
             (change, Source::Constant(self.signed(constant_bytes)?))
@@ -339,43 +407,88 @@ impl Decoder<'_> {
                 Source::Register(number) => {
                     let bit = sign_extend(truncate(self.registers.general(number), size), size);
                     let units = bit.cast_signed() >> bits.trailing_zeros();
-                    address = address.wrapping_add(units.cast_unsigned().wrapping_mul(u64::from(size)));
+                    place.1 = place.1.wrapping_add(units.cast_unsigned().wrapping_mul(u64::from(size)));
                     bit
                 }
             };
             source = Source::Constant(bit & (bits - 1));
         }
-        let legacy_bytes = self.rex.is_none();
+        let (legacy_bytes, address) = (self.rex.is_none(), self.linear(place, size)?);
         Some(Instruction::Write(Write { change, address, size, source, legacy_bytes }))
     }
 
-    /// The address a ModRM byte names. `tail`: bytes of constant that follow, which count for RIP-relative addresses.
-    fn effective_address(&mut self, modrm: u8, tail: u8) -> Option<u64> {
+    /// The segment and offset a ModRM byte names. `tail`: bytes of constant that follow, which count for RIP-relative
+    /// addresses.
+    fn effective_address(&mut self, modrm: u8, tail: u8) -> Option<(Segment, u64)> {
         let (mode, rm) = (modrm >> 6, modrm & 7);
+        if mode == 3 {
+            return None; // a register operand writes no memory
+        }
+        if self.address_size() == 2 {
+            return self.effective_address_16(mode, rm);
+        }
+        let mut segment = Segment::Ds;
+        let mut of = |number: u8| {
+            if matches!(number, 4 | 5) {
+                segment = Segment::Ss;
+            }
+            self.registers.general(number)
+        };
         let address = match (mode, rm) {
-            (3, _) => return None, // a register operand writes no memory
             (0, 5) => {
                 let displacement = self.signed(4)?;
                 let next = self.at as u64 + u64::from(tail);
-                self.registers.rip.wrapping_add(next).wrapping_add(displacement)
+                let rip = if self.mode == Mode::Bits64 { self.registers.rip.wrapping_add(next) } else { 0 };
+                rip.wrapping_add(displacement)
             }
             (_, 4) => {
                 let sib = self.next()?;
                 let index = sib >> 3 & 7 | self.rex_bit(1) << 3;
                 let base = sib & 7 | self.rex_bit(0) << 3;
                 let scaled = if index == 4 { 0 } else { self.registers.general(index) << (sib >> 6) };
-                let base = if sib & 7 == 5 && mode == 0 { self.signed(4)? } else { self.registers.general(base) };
+                let base = if sib & 7 == 5 && mode == 0 { self.signed(4)? } else { of(base) };
                 base.wrapping_add(scaled)
             }
-            _ => self.registers.general(rm | self.rex_bit(0) << 3),
+            _ => of(rm | self.rex_bit(0) << 3),
         };
         let displacement = match mode {
             1 => self.signed(1)?,
             2 => self.signed(4)?,
             _ => 0,
         };
-        let address = address.wrapping_add(displacement);
-        Some(self.base.wrapping_add(if self.address32 { address & 0xffff_ffff } else { address }))
+        Some((segment, address.wrapping_add(displacement)))
+    }
+
+    /// The same with 16-bit addresses.
+    fn effective_address_16(&mut self, mode: u8, rm: u8) -> Option<(Segment, u64)> {
+        let Registers { rbx, rbp, rsi, rdi, .. } = *self.registers;
+        let (segment, address) = match (mode, rm) {
+            (_, 0) => (Segment::Ds, rbx.wrapping_add(rsi)),
+            (_, 1) => (Segment::Ds, rbx.wrapping_add(rdi)),
+            (_, 2) => (Segment::Ss, rbp.wrapping_add(rsi)),
+            (_, 3) => (Segment::Ss, rbp.wrapping_add(rdi)),
+            (_, 4) => (Segment::Ds, rsi),
+            (_, 5) => (Segment::Ds, rdi),
+            (0, 6) => (Segment::Ds, self.signed(2)?),
+            (_, 6) => (Segment::Ss, rbp),
+            _ => (Segment::Ds, rbx),
+        };
+        let displacement = match mode {
+            1 => self.signed(1)?,
+            2 => self.signed(2)?,
+            _ => 0,
+        };
+        Some((segment, address.wrapping_add(displacement)))
+    }
+
+    /// The linear address of an operand, which lies in its segment as a whole, and does not wrap.
+    fn linear(&self, (segment, offset): (Segment, u64), size: u8) -> Option<u64> {
+        let offset = truncate(offset, self.address_size());
+        let more = u64::from(size.saturating_sub(1));
+        let Span { base, last } = (self.segments)(self.segment.unwrap_or(segment))?;
+        let at = self.mode.wrap(base.wrapping_add(offset));
+        let fits = || offset + more <= last && self.mode.wrap(at + more) == at + more;
+        (self.mode == Mode::Bits64 || fits()).then_some(at)
     }
 }
 
@@ -412,9 +525,18 @@ pub fn apply(change: Change, old: u64, operand: u64, accumulator: u64, size: u8)
 mod tests {
     use super::*;
 
+    /// The segments of 64-bit code.
+    fn long(segment: Segment) -> Option<Span> {
+        let base = match segment {
+            Segment::Fs => 0x1000_0000,
+            Segment::Gs => 0x2000_0000,
+            _ => 0,
+        };
+        Some(Span { base, ..Span::ALL })
+    }
+
     fn write_of(bytes: &[u8], registers: &Registers) -> (Change, u64, u8, Source, u64) {
-        let bases = SegmentBases { fs: 0x1000_0000, gs: 0x2000_0000 };
-        let decoded = decode(bytes, registers, bases).expect("decodes");
+        let decoded = decode(bytes, registers, Mode::Bits64, &long).expect("decodes");
         match decoded.instruction {
             Instruction::Write(Write { change, address, size, source, .. }) => {
                 (change, address, size, source, decoded.length)
@@ -450,12 +572,17 @@ mod tests {
 
     #[test]
     fn privileged_instructions() {
-        let one = |bytes: &[u8]| {
-            decode(bytes, &Registers::default(), SegmentBases::default()).map(|d| (d.instruction, d.length))
-        };
+        let one =
+            |bytes: &[u8]| decode(bytes, &Registers::default(), Mode::Bits64, &long).map(|d| (d.instruction, d.length));
         assert_eq!(one(&[0xfa]), Some((Instruction::Cli, 1)));
-        assert_eq!(one(&[0x0f, 0x20, 0xd0]), Some((Instruction::FromControl(Move { special: 2, general: 0 }), 3)));
-        assert_eq!(one(&[0x41, 0x0f, 0x22, 0xe4]), Some((Instruction::ToControl(Move { special: 4, general: 12 }), 4)));
+        assert_eq!(
+            one(&[0x0f, 0x20, 0xd0]),
+            Some((Instruction::FromControl(Move { special: 2, general: 0, size: 8 }), 3))
+        );
+        assert_eq!(
+            one(&[0x41, 0x0f, 0x22, 0xe4]),
+            Some((Instruction::ToControl(Move { special: 4, general: 12, size: 8 }), 4))
+        );
         assert_eq!(one(&[0x66, 0xef]), Some((Instruction::Out(PortAccess { port: None, size: 2 }), 2)));
         assert_eq!(one(&[0x0f, 0x01, 0xd1]), Some((Instruction::Xsetbv, 3)));
         assert_eq!(one(&[0x0f, 0x01, 0xd0]), None);
@@ -467,6 +594,63 @@ mod tests {
         assert_eq!(one(&[0x66, 0xcd, 0x20]), Some((Instruction::Int(0x20), 3)));
         assert_eq!(one(&[0x0f]), None);
         assert_eq!(one(&[]), None);
+    }
+
+    /// 32-bit and 16-bit code: no REX, other default sizes, segments that count, addresses that wrap.
+    #[test]
+    fn narrow_code() {
+        let segments = |segment| match segment {
+            Segment::Ds => Some(Span { base: 0x1_0000, last: 0xffff_ffff }),
+            Segment::Ss => Some(Span { base: 0xffff_0000, last: 0xffff }),
+            Segment::Es => Some(Span { base: 0, last: 0xfff }),
+            _ => None,
+        };
+        let high = 0xdead_beef_0000_0000;
+        let r = Registers {
+            rax: high | 0x10,
+            rbx: 0xff00,
+            rbp: 0x200,
+            rsi: 0x300,
+            rdi: 0xffff_fff0,
+            ..Registers::default()
+        };
+        let one = |mode, bytes: &[u8]| decode(bytes, &r, mode, &segments).map(|d| (d.instruction, d.length));
+        let to = |mode, bytes: &[u8]| match one(mode, bytes) {
+            Some((Instruction::Write(write), length)) => Some((write.address, write.size, length)),
+            _ => None,
+        };
+        let input = |port, size| Instruction::In(PortAccess { port, size });
+        assert_eq!(one(Mode::Bits32, &[0xed]), Some((input(None, 4), 1)));
+        assert_eq!(one(Mode::Bits32, &[0x66, 0xed]), Some((input(None, 2), 2)));
+        assert_eq!(one(Mode::Bits16, &[0xed]), Some((input(None, 2), 1)));
+        assert_eq!(one(Mode::Bits16, &[0x66, 0xe5, 7]), Some((input(Some(7), 4), 3)));
+        // 0x48 is DEC EAX here, and no prefix.
+        assert_eq!(one(Mode::Bits32, &[0x48, 0xed]), None);
+        let moved = Move { special: 0, general: 0, size: 4 };
+        assert_eq!(one(Mode::Bits32, &[0x0f, 0x20, 0xc0]), Some((Instruction::FromControl(moved), 3)));
+        // mov [eax], ecx; mov [edi + 0x20], ecx; mov [ebp], ecx; mov es:[eax], cx; mov [0x44], ecx
+        assert_eq!(to(Mode::Bits32, &[0x89, 0x08]), Some((0x1_0010, 4, 2)));
+        assert_eq!(to(Mode::Bits32, &[0x89, 0x4f, 0x20]), Some((0x1_0010, 4, 3)));
+        assert_eq!(to(Mode::Bits32, &[0x89, 0x4d, 0]), Some((0xffff_0200, 4, 3)));
+        assert_eq!(to(Mode::Bits32, &[0x26, 0x66, 0x89, 0x08]), Some((0x10, 2, 4)));
+        assert_eq!(to(Mode::Bits32, &[0x89, 0x0d, 0x44, 0, 0, 0]), Some((0x1_0044, 4, 6)));
+        // Beyond ES, in FS, which is not writable, and across the end of the address space.
+        assert_eq!(to(Mode::Bits32, &[0x26, 0x89, 0x88, 0xed, 0x0f, 0, 0]), None);
+        assert_eq!(to(Mode::Bits32, &[0x26, 0x89, 0x88, 0xec, 0x0f, 0, 0]), Some((0xffc, 4, 7)));
+        assert_eq!(to(Mode::Bits32, &[0x64, 0x89, 0x08]), None);
+        assert_eq!(to(Mode::Bits32, &[0x89, 0x4f, 0x0d]), None);
+        assert_eq!(to(Mode::Bits16, &[0x36, 0x89, 0x0e, 0xff, 0xff]), None);
+        assert_eq!(to(Mode::Bits16, &[0x36, 0x88, 0x0e, 0xff, 0xff]), Some((0xffff_ffff, 1, 5)));
+        // mov [bx + si], cx; mov [bp + si], cx; mov [0x1234], ecx; and the same sizes by prefix from 32-bit code.
+        assert_eq!(to(Mode::Bits16, &[0x89, 0x08]), Some((0x1_0200, 2, 2)));
+        assert_eq!(to(Mode::Bits16, &[0x89, 0x0a]), Some((0xffff_0500, 2, 2)));
+        assert_eq!(to(Mode::Bits16, &[0x66, 0x89, 0x0e, 0x34, 0x12]), Some((0x1_1234, 4, 5)));
+        assert_eq!(to(Mode::Bits32, &[0x67, 0x66, 0x89, 0x48, 0x80]), Some((0x1_0180, 2, 5)));
+        assert_eq!(to(Mode::Bits16, &[0x67, 0x89, 0x08]), Some((0x1_0010, 2, 3)));
+        // SGDT stores six bytes.
+        let store = Instruction::StoreSystem { which: SystemRegister::Gdt, to: Ok(0x1_0010), size: 6 };
+        assert_eq!(one(Mode::Bits32, &[0x0f, 0x01, 0x00]), Some((store, 3)));
+        assert_eq!(one(Mode::Bits32, &[0x0f, 0x01, 0xf9]), Some((Instruction::Rdtscp, 3)));
     }
 
     #[test]
@@ -484,9 +668,11 @@ mod tests {
             let length = (seed % 16) as usize;
             let registers = Registers { rax: seed, rbx: !seed, ..Default::default() };
             let used = bytes.get(..length).unwrap_or(&bytes);
-            if let Some(decoded) = decode(used, &registers, SegmentBases::default()) {
-                known += 1;
-                assert!(decoded.length <= length as u64, "round {round}: {used:x?}");
+            for mode in [Mode::Bits16, Mode::Bits32, Mode::Bits64] {
+                if let Some(decoded) = decode(used, &registers, mode, &long) {
+                    known += 1;
+                    assert!(decoded.length <= length as u64, "round {round}: {used:x?}");
+                }
             }
         }
         assert!(known > 1000, "only {known} decoded");

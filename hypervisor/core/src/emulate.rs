@@ -8,7 +8,7 @@ use crate::calls::cpu::{fpu_taskswitch, read_debug, write_debug};
 use crate::calls::mmu::{TableWritten, fill_hypercall_page, load_kernel_root, write_own_table};
 use crate::claim::View;
 use crate::decode::{
-    self, Change, Decoded, Instruction, LONGEST, Move, PortAccess, SegmentBases, Source, SystemRegister, Write,
+    self, Change, Decoded, Instruction, LONGEST, Mode, Move, PortAccess, Segment, Source, Span, SystemRegister, Write,
     load_register, truncate,
 };
 use crate::domain::debug::{CR4_DE, port_breakpoints};
@@ -41,40 +41,126 @@ fn view<'a, M: Machine>(ctx: &Ctx<'a, M>) -> Option<View<'a, M>> {
     Some(View::new(ctx.m, &ctx.world.frames, ctx.own.root()?))
 }
 
-/// Copies the code at RIP, up to the end of what is mapped.
-fn fetch<M: Machine>(ctx: &Ctx<'_, M>) -> Option<heapless::Vec<u8, LONGEST>> {
-    let (view, at) = (view(ctx)?, GuestVirt(ctx.own.regs.rip));
+/// The code that a vcpu executes.
+struct Code {
+    /// What its descriptor makes of it.
+    mode: Mode,
+    /// Linear address of the instruction.
+    at: u64,
+    /// Bytes left in its segment.
+    left: u64,
+}
+
+/// Finds the code, by the descriptor of CS; `None` if that is no code segment, or the instruction lies outside it.
+fn code<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Code> {
+    let regs = &ctx.own.regs;
+    let cs = low16(regs.cs);
+    if cs == selector::GUEST_CS {
+        return Some(Code { mode: Mode::Bits64, at: regs.rip, left: u64::MAX });
+    }
+    let descriptor = descriptor(ctx, cs).filter(|descriptor| descriptor.is(Descriptor::CODE))?;
+    if descriptor.is(Descriptor::LONG) {
+        return Some(Code { mode: Mode::Bits64, at: regs.rip, left: u64::MAX });
+    }
+    let mode = if descriptor.is(Descriptor::WIDE) { Mode::Bits32 } else { Mode::Bits16 };
+    let Span { base, last } = descriptor.span();
+    let left = last.checked_sub(mode.wrap(regs.rip))?.saturating_add(1);
+    Some(Code { mode, at: mode.wrap(base.wrapping_add(regs.rip)), left })
+}
+
+/// A descriptor of a code or data segment.
+#[derive(Clone, Copy)]
+struct Descriptor(u64);
+
+impl Descriptor {
+    const WRITABLE: u64 = 1 << 41;
+    const EXPAND_DOWN: u64 = 1 << 42;
+    const CODE: u64 = 1 << 43;
+    /// Of code or data, and present.
+    const USABLE: u64 = 1 << 44 | 1 << 47;
+    const LONG: u64 = 1 << 53;
+    const WIDE: u64 = 1 << 54;
+    const PAGES: u64 = 1 << 55;
+
+    fn is(self, bits: u64) -> bool {
+        self.0 & bits == bits
+    }
+
+    fn span(self) -> Span {
+        let base = self.0 >> 16 & 0xff_ffff | self.0 >> 32 & 0xff00_0000;
+        let limit = self.0 & 0xffff | self.0 >> 32 & 0xf_0000;
+        Span { base, last: if self.is(Self::PAGES) { limit << 12 | 0xfff } else { limit } }
+    }
+}
+
+/// The descriptor of a selector, as the guest's tables have it now.
+fn descriptor<M: Machine>(ctx: &Ctx<'_, M>, selector: u16) -> Option<Descriptor> {
+    const LOCAL: u16 = 4;
+    let index = usize::from(selector >> 3);
+    let word = match selector | 3 {
+        3 => return None,
+        selector::GUEST_CS32 => 0x00cf_fb00_0000_ffff,
+        selector::GUEST_SS => 0x00cf_f300_0000_ffff,
+        _ if selector & LOCAL != 0 => {
+            if index >= usize::try_from(ctx.own.ldt_entries).ok()? {
+                return None;
+            }
+            ctx.read(ctx.own.ldt_base.plus(index as u64 * 8).0).ok()?
+        }
+        _ => ctx.m.page((*ctx.own.gdt.get(index / 512)?)?).get(index % 512)?.load(Relaxed),
+    };
+    Some(Descriptor(word)).filter(|descriptor| descriptor.is(Descriptor::USABLE))
+}
+
+/// Where a segment lies that an instruction is to write. Segments that grow downwards are left to the guest's fault.
+fn segment<M: Machine>(ctx: &Ctx<'_, M>, mode: Mode, which: Segment) -> Option<Span> {
+    if mode == Mode::Bits64 {
+        let base = match which {
+            Segment::Fs => ctx.m.fs_base(),
+            Segment::Gs => ctx.m.gs_base(),
+            _ => 0,
+        };
+        return Some(Span { base, ..Span::ALL });
+    }
+    let [ds, es, fs, gs] = ctx.m.data_selectors();
+    let selector = match which {
+        Segment::Es => es,
+        Segment::Cs => return None, // code is not writable
+        Segment::Ss => low16(ctx.own.regs.ss),
+        Segment::Ds => ds,
+        Segment::Fs => fs,
+        Segment::Gs => gs,
+    };
+    let descriptor = descriptor(ctx, selector)?;
+    let writable =
+        descriptor.is(Descriptor::WRITABLE) && descriptor.0 & (Descriptor::CODE | Descriptor::EXPAND_DOWN) == 0;
+    writable.then(|| descriptor.span())
+}
+
+/// Copies the code of an instruction, up to the end of its segment and of what is mapped.
+fn fetch<M: Machine>(ctx: &Ctx<'_, M>, code: &Code) -> Option<heapless::Vec<u8, LONGEST>> {
+    let (view, at) = (view(ctx)?, GuestVirt(code.at));
     let mut bytes = heapless::Vec::from_array([0; LONGEST]);
+    bytes.truncate(usize::try_from(code.left).unwrap_or(LONGEST));
     let here = bytes.len().min(PAGE_SIZE - at.offset());
     let (first, rest) = bytes.split_at_mut_checked(here)?;
     view.read_bytes(at, first).ok()?;
-    if view.read_bytes(at.plus(here as u64), rest).is_err() {
+    let next = GuestVirt(code.mode.wrap(at.plus(here as u64).0));
+    if view.read_bytes(next, rest).is_err() {
         bytes.truncate(here);
     }
     Some(bytes)
 }
 
-/// Whether CS selects 64-bit code: the flat selector, or a descriptor of the guest's GDT with the L bit.
-fn long_mode<M: Machine>(ctx: &Ctx<'_, M>) -> bool {
-    const LONG: u64 = 1 << 53;
-    let cs = low16(ctx.own.regs.cs);
-    if cs >= selector::FIRST_RESERVED {
-        return cs == selector::GUEST_CS;
-    }
-    if cs & 4 != 0 {
-        return false; // nobody runs 64-bit code from a local descriptor table
-    }
-    let index = usize::from(cs >> 3);
-    let Some(Some(frame)) = ctx.own.gdt.get(index / 512) else { return false };
-    ctx.m.page(*frame).get(index % 512).is_some_and(|word| word.load(Relaxed) & LONG != 0)
+fn decode_here<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Decoded> {
+    let code = code(ctx)?;
+    decode::decode(&fetch(ctx, &code)?, &ctx.own.regs, code.mode, &|which| segment(ctx, code.mode, which))
 }
 
-fn decode_here<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Decoded> {
-    if !long_mode(ctx) {
-        return None;
-    }
-    let bases = SegmentBases { fs: ctx.m.fs_base(), gs: ctx.m.gs_base() };
-    decode::decode(&fetch(ctx)?, &ctx.own.regs, bases)
+/// Moves past an instruction.
+fn advance<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) {
+    let next = ctx.own.regs.rip.wrapping_add(length);
+    ctx.own.regs.rip = code(ctx).map_or(next, |code| code.mode.wrap(next));
 }
 
 /// Moves past an instruction that has been carried out.
@@ -84,8 +170,8 @@ fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) {
 
 /// The same, with the bits of DR6 for the breakpoints it met.
 fn retire_at_breakpoint<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64, met: u64) {
+    advance(ctx, length);
     let regs = &mut ctx.own.regs;
-    regs.rip = regs.rip.wrapping_add(length);
     regs.rflags &= !flags::RF;
     let status = met | if regs.rflags & flags::TF != 0 { DR6_STEP } else { 0 };
     if status != 0 {
@@ -96,9 +182,8 @@ fn retire_at_breakpoint<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64, met: u64)
 
 /// If RIP is at a forced CPUID, answers it.
 pub fn forced_cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
-    let mut bytes = [0u8; FORCED_CPUID.len()];
-    let Some(view) = view(ctx) else { return false };
-    if view.read_bytes(GuestVirt(ctx.own.regs.rip), &mut bytes).is_err() || bytes != FORCED_CPUID {
+    let bytes = code(ctx).and_then(|code| fetch(ctx, &code));
+    if !bytes.is_some_and(|bytes| bytes.starts_with(&FORCED_CPUID)) {
         return false;
     }
     cpuid(ctx);
@@ -122,7 +207,7 @@ pub fn software_interrupt<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8) -> bool 
     let Some(Decoded { length, .. }) = found.filter(|_| gate.address != 0 && gate.flags & 3 >= caller) else {
         return false;
     };
-    ctx.own.regs.rip = ctx.own.regs.rip.wrapping_add(length);
+    advance(ctx, length);
     ctx.own.raise(vector, None);
     true
 }
@@ -142,19 +227,26 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
             retire_at_breakpoint(ctx, length, met);
             return true;
         }
-        Instruction::FromControl(Move { special, general }) if kernel => from_control(ctx, special, general),
-        Instruction::ToControl(Move { special: 3, general }) if kernel => {
-            match load_kernel_root(ctx, ctx.own.regs.general(general) >> PAGE_SHIFT) {
+        Instruction::FromControl(moved) if kernel => from_control(ctx, moved),
+        Instruction::ToControl(moved @ Move { special: 3, .. }) if kernel => {
+            match load_kernel_root(ctx, operand(ctx, moved) >> PAGE_SHIFT) {
                 Err(Stop::More) => return true, // the guest executes it again
                 loaded => loaded.is_ok(),
             }
         }
-        Instruction::ToControl(Move { special, general }) if kernel => to_control(ctx, special, general),
-        Instruction::FromDebug(Move { special, general }) if kernel => {
-            read_debug(ctx, special.into()).map(|value| *ctx.own.regs.general_mut(general) = value).is_ok()
+        Instruction::ToControl(moved) if kernel => to_control(ctx, moved),
+        Instruction::FromDebug(Move { special, general, size }) if kernel => read_debug(ctx, special.into())
+            .map(|value| load_register(&mut ctx.own.regs, (general, 0), size, value))
+            .is_ok(),
+        Instruction::ToDebug(moved) if kernel => write_debug(ctx, moved.special.into(), operand(ctx, moved)).is_ok(),
+        Instruction::Rdtsc if kernel => {
+            read_counter(ctx);
+            true
         }
-        Instruction::ToDebug(Move { special, general }) if kernel => {
-            write_debug(ctx, special.into(), ctx.own.regs.general(general)).is_ok()
+        Instruction::Rdtscp if kernel => {
+            read_counter(ctx);
+            ctx.own.regs.rcx = ctx.own.tsc_aux.into();
+            true
         }
         Instruction::Clts if kernel => fpu_taskswitch(ctx, 0) == 0,
         Instruction::Rdmsr if kernel => read_msr(ctx),
@@ -258,21 +350,26 @@ fn cr0<M: Machine>(ctx: &Ctx<'_, M>) -> u64 {
     CR0 | if ctx.own.task_switched { CR0_TS } else { 0 }
 }
 
-fn from_control<M: Machine>(ctx: &mut Ctx<'_, M>, control: u8, to: u8) -> bool {
-    let value = match control {
+/// The general register of a move.
+fn operand<M: Machine>(ctx: &Ctx<'_, M>, Move { general, size, .. }: Move) -> u64 {
+    truncate(ctx.own.regs.general(general), size)
+}
+
+fn from_control<M: Machine>(ctx: &mut Ctx<'_, M>, Move { special, general, size }: Move) -> bool {
+    let value = match special {
         0 => cr0(ctx),
         2 => ctx.own.cr2,
         3 => ctx.own.kernel_root.map_or(0, Frame::address),
         4 => ctx.own.cr4 | CR4_FIXED,
         _ => return false,
     };
-    *ctx.own.regs.general_mut(to) = value;
+    load_register(&mut ctx.own.regs, (general, 0), size, value);
     true
 }
 
-fn to_control<M: Machine>(ctx: &mut Ctx<'_, M>, control: u8, from: u8) -> bool {
-    let value = ctx.own.regs.general(from);
-    match control {
+fn to_control<M: Machine>(ctx: &mut Ctx<'_, M>, moved: Move) -> bool {
+    let value = operand(ctx, moved);
+    match moved.special {
         0 if value & !CR0_TS == CR0 => _ = fpu_taskswitch(ctx, value & CR0_TS),
         2 => set_cr2(ctx, value),
         // The bits a guest may choose; the others are ignored (ABI core 3.9).
@@ -283,6 +380,13 @@ fn to_control<M: Machine>(ctx: &mut Ctx<'_, M>, control: u8, from: u8) -> bool {
         _ => return false,
     }
     true
+}
+
+/// RDTSC for a guest's kernel: with CR4.TSD it is user mode that the guest keeps away from the counter, but both are in
+/// ring 3.
+fn read_counter<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    let counter = ctx.m.tsc();
+    (ctx.own.regs.rax, ctx.own.regs.rdx) = (counter & 0xffff_ffff, counter >> 32);
 }
 
 /// The bits of CR4 a guest may choose on this machine.

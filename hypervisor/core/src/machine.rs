@@ -100,6 +100,8 @@ pub trait CpuState {
     /// Loads a selector into the guest's GS and returns the base it brought; `None` if the selector does not load, in
     /// which case GS is null. The active base is preserved by the caller.
     fn load_gs(&self, selector: u16) -> Option<u64>;
+    /// The selectors of DS, ES, FS, GS.
+    fn data_selectors(&self) -> [u16; 4];
     /// CR0.TS.
     fn set_task_switched(&self, on: bool);
     /// The CR4 bits a guest may choose: TSD, DE, FSGSBASE, OSXSAVE. Others of `bits` are ignored.

@@ -55,7 +55,7 @@ const AREAS: &[Area] = &[
             ("core/memory", 120, &["hypervisor/core/src/memory"]),
             ("core/sched, time", 600, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
             ("core/trap", 320, &["hypervisor/core/src/trap"]),
-            ("core/decode, emulate", 710, &["hypervisor/core/src/decode", "hypervisor/core/src/emulate"]),
+            ("core/decode, emulate", 905, &["hypervisor/core/src/decode", "hypervisor/core/src/emulate"]),
             ("core/policy", 180, &["hypervisor/core/src/policy"]),
             ("core/calls", 845, &["hypervisor/core/src/calls"]),
             ("core/dispatch", 175, &["hypervisor/core/src/dispatch"]),

@@ -3,7 +3,7 @@
 use hv_core::addr::{Frame, VcpuId};
 use hv_core::domain::debug::DR6_CLEAR;
 use hv_core::domain::vcpu::Trap;
-use hv_core::machine::{Exit, Frames};
+use hv_core::machine::{Clock, Exit, Frames};
 use hv_core::{policy, trap};
 use hypercall_abi::callback::{CallbackOp, CallbackRegister, CallbackType};
 use hypercall_abi::vcpu::VcpuOp;
@@ -255,6 +255,35 @@ fn sysenter_keeps_the_trap_flag_and_faults_without_a_handler() {
             let frame: [u64; 7] = ctx.read(regs.rsp).expect("the frame");
             assert_eq!([frame[2], frame[3] & 0xffff, frame[5], frame[6]], [0, 3, 0, u64::from(selector::GUEST_SS)]);
             assert_eq!(frame[4] & TF, TF, "its caller is");
+        });
+    });
+}
+
+/// With CR4.TSD the guest's kernel took #GP for RDTSC as its processes do, and died of `prctl(PR_SET_TSC)` in one of them.
+#[test]
+fn the_kernel_reads_the_counter_it_keeps_from_processes() {
+    tell(200, |stage| {
+        let guest = stage.enter(false);
+        let code = guest.pages[page::CODE];
+        stage.on_cpu(&guest, |ctx, _| {
+            (ctx.own.cr4, ctx.own.tsc_aux) = (1 << 2, 77);
+            for bytes in [&[0x0f, 0x31][..], &[0x0f, 0x01, 0xf9]] {
+                let before = ctx.m.tsc();
+                (ctx.own.regs.rax, ctx.own.regs.rdx, ctx.own.regs.rcx) = (u64::MAX, u64::MAX, 1);
+                assert_eq!(privileged(ctx, code, bytes), None);
+                let regs = ctx.own.regs;
+                assert!((before..=ctx.m.tsc()).contains(&(regs.rdx << 32 | regs.rax)), "{regs:x?}");
+                assert_eq!(
+                    (regs.rcx, regs.rip),
+                    (if bytes.len() == 3 { 77 } else { 1 }, at(page::CODE) + bytes.len() as u64)
+                );
+                ctx.own.regs.rflags |= TF;
+                assert_eq!(privileged(ctx, code, bytes), DEBUG, "a step over it");
+                ctx.own.regs.rflags &= !TF;
+                ctx.own.kernel_mode = false;
+                assert_eq!(privileged(ctx, code, bytes), PROTECTION);
+                ctx.own.kernel_mode = true;
+            }
         });
     });
 }

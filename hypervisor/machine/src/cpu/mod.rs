@@ -144,6 +144,10 @@ impl CpuState for Hardware {
         tables::load_segment(GS, selector).then(|| self.gs_base())
     }
 
+    fn data_selectors(&self) -> [u16; 4] {
+        tables::selectors()
+    }
+
     fn set_task_switched(&self, on: bool) {
         fpu::set_task_switched(on);
     }

@@ -497,7 +497,9 @@ impl Everybody {
 
     /// Puts an instruction where the guest stands.
     fn code(&mut self, ctx: &mut Context<'_>, address: u64) {
-        const CODE: [&[u8]; 42] = [
+        const CODE: [&[u8]; 44] = [
+            &[0x0f, 0x31],
+            &[0x0f, 0x01, 0xf9],
             &[0xfa],
             &[0xfb],
             &[0xec],
@@ -570,6 +572,10 @@ impl Everybody {
         }
         if self.rng.one_in(20) {
             regs.rflags |= flags::TF;
+        }
+        if self.rng.one_in(10) {
+            // Whatever the descriptor makes of it: 32-bit code, entries of the guest's own tables, no code at all.
+            regs.cs = self.rng.pick(&[0xe023, 0xe02b, 0x3, 0xb, 0xf, 0xfff3, 0xffff]).unwrap_or(0xe033);
         }
     }
 

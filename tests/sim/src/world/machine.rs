@@ -30,6 +30,7 @@ pub struct Loaded {
     pub xcr0: u64,
     pub debug: [u64; 8],
     pub sysenter: bool,
+    pub selectors: [u16; 4],
     pub gdt: [Option<Frame>; 14],
     pub ldt_entries: u32,
     pub ldt: [Option<Frame>; 16],
@@ -107,6 +108,7 @@ impl WholeMachine {
             xcr0: 1,
             debug: [0, 0, 0, 0, 0, 0, DR6_CLEAR, 0x400],
             sysenter: false,
+            selectors: [0; 4],
             gdt: [None; 14],
             ldt_entries: 0,
             ldt: [None; 16],
@@ -412,6 +414,9 @@ impl CpuState for WholeMachine {
     fn load_gs(&self, selector: u16) -> Option<u64> {
         // Selectors below 0x40 load, as if their descriptors were good.
         (selector < 0x40).then_some(u64::from(selector) << 12)
+    }
+    fn data_selectors(&self) -> [u16; 4] {
+        self.loaded().selectors
     }
     fn set_task_switched(&self, on: bool) {
         self.loaded().task_switched = on;

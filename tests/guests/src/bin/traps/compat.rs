@@ -1,10 +1,10 @@
-//! System calls of 32-bit user code (core 3.2, 3.4).
+//! 32-bit user code: its system calls (core 3.2, 3.4), and instructions that are carried out for it (core 3.9).
 
 use guests::abi::callback::{CALLBACK_MASKS_EVENTS, CallbackRegister, CallbackType, IretContext};
 use guests::abi::{Hypercall, selector};
-use guests::memory::PAGE;
-use guests::probe::{self, Stop, UserSpace, call, trap_stack_end};
-use guests::{code, events, flag, pattern, test};
+use guests::memory::{PAGE, Pages};
+use guests::probe::{self, Registers, Stop, UserSpace, call, trap_stack_end};
+use guests::{code, events, flag, pattern, set_iopl, test};
 use unikernel::traps::{self, SYSCALL};
 
 const END: u64 = UserSpace::DATA + PAGE;
@@ -86,3 +86,107 @@ fn sysenter_from_32_bit_code() {
     assert_eq!(stop.frame.error, 0);
 }
 test!("compat.sysenter", sysenter_from_32_bit_code);
+
+/// Runs bytes as code of the segment `cs`, starting at an offset of it, until the UD2 behind them.
+fn run_in(space: &UserSpace, cs: u64, rip: u64, bytes: &[u8], registers: &Registers) -> Stop {
+    let frame = IretContext { cs, rip, rax: registers.rax, rcx: registers.rcx, ..UserSpace::frame() };
+    let stop = space.run_bytes(&[bytes, &[0x0f, 0x0b]].concat(), &frame, registers);
+    let _ = events::mask_upcalls();
+    assert_eq!(stop.frame.cs & 0xffff, cs, "{}", stop.frame);
+    stop
+}
+
+/// Bytes, and RAX after them; 0 before.
+type Carried = (&'static [u8], u64);
+
+/// What is carried out in code of a segment at the beginning of the code page.
+fn carried_out(space: &UserSpace, cs: u64, start: u64, cases: &[Carried]) {
+    let registers = Registers { rax: 0, rdx: 0x20, ..pattern() };
+    set_iopl(3).expect("level 3 is taken");
+    for (bytes, rax) in cases {
+        let frame = run_in(space, cs, start, bytes, &registers).trapped(6).frame;
+        assert_eq!((frame.rip, frame.rax), (start + bytes.len() as u64, *rax), "{bytes:x?}: {frame}");
+    }
+    set_iopl(0).expect("level 0 is taken");
+    for (bytes, _) in cases {
+        let frame = run_in(space, cs, start, bytes, &registers).trapped(13).frame;
+        assert_eq!((frame.rip, frame.error), (start, 0), "{bytes:x?}: {frame}");
+    }
+}
+
+const FORCED_CPUID: [u8; 7] = *b"\x0f\x0bxen\x0f\xa2";
+
+/// core 3.9: what is carried out for 64-bit code is for 32-bit code too. 0x48 is no prefix there: DEC EAX, and then IN.
+fn instructions_of_32_bit_code() {
+    let (space, cs) = (UserSpace::new(), u64::from(selector::GUEST_CS32));
+    let cases: [Carried; 8] = [
+        (&[0xec], 0xff),
+        (&[0xe5, 0x20], 0xffff_ffff),
+        (&[0x66, 0xed], 0xffff),
+        (&[0x2e, 0xed], 0xffff_ffff),
+        (&[0xee], 0),
+        (&[0x67, 0xe7, 0x20], 0),
+        (&[0xfa], 0),
+        (&[0xfb], 0),
+    ];
+    carried_out(&space, cs, UserSpace::CODE, &cases);
+    let leaf = Registers { rax: 0x4000_0000, ..pattern() };
+    let frame = run_in(&space, cs, UserSpace::CODE, &FORCED_CPUID, &leaf).trapped(6).frame;
+    assert_eq!((frame.rip, frame.rbx), (UserSpace::CODE + 7, 0x566e_6558));
+    set_iopl(3).expect("level 3 is taken");
+    let frame = run_in(&space, cs, UserSpace::CODE, &[0x48, 0xec], &Registers { rax: 0, ..pattern() }).trapped(6).frame;
+    assert_eq!((frame.rip, frame.rax), (UserSpace::CODE + 2, 0xffff_ffff), "DEC EAX; IN AL, DX");
+    // A single step over it is seen.
+    let step = [0x9c, 0x80, 0x4c, 0x24, 0x01, 0x01, 0x9d, 0xec, 0x90];
+    let frame = run_in(&space, cs, UserSpace::CODE, &step, &pattern()).trapped(1).frame;
+    assert_eq!(frame.rip, UserSpace::CODE + 8);
+    set_iopl(0).expect("level 0 is taken");
+    // INT n through a gate that is open to ring 3, and one that is not.
+    for (level, vector, after) in [(3, 0x41, 2), (0, 13, 0)] {
+        guests::install_gate(traps::gate(0x41, level, true));
+        let frame = run_in(&space, cs, UserSpace::CODE, &[0xcd, 0x41], &pattern()).trapped(vector).frame;
+        assert_eq!(frame.rip, UserSpace::CODE + after);
+    }
+    // SGDT into the stack's segment, where UMIP keeps it from ring 3: six bytes.
+    if core::arch::x86_64::__cpuid_count(7, 0).ecx & 4 != 0 {
+        let at = space.data() + 0x100;
+        probe::write(at, u64::MAX).expect("the data page is writable");
+        let registers = Registers { rbx: UserSpace::DATA + 0x100, ..pattern() };
+        let _ = run_in(&space, cs, UserSpace::CODE, &[0x36, 0x0f, 0x01, 0x03], &registers).trapped(6);
+        assert_eq!(probe::read(at), Ok(0xffff_ffff_0000_0000));
+        // XOR EAX, EAX; MOV DS, EAX: a null segment is not written.
+        let null = [0x31, 0xc0, 0x8e, 0xd8, 0x0f, 0x01, 0x03];
+        assert_eq!(run_in(&space, cs, UserSpace::CODE, &null, &registers).trapped(13).frame.rip, UserSpace::CODE + 4);
+    }
+}
+test!("compat.emulated", instructions_of_32_bit_code);
+
+/// core 3.9: size and place of code come from the descriptor: 16-bit code, a base, and a limit that ends it.
+fn instructions_of_other_segments() {
+    let space = UserSpace::new();
+    let page = Pages::allocate(1).expect("a page is free");
+    let frame = page.frame(0).expect("the page is ours");
+    let code = |width: u64, limit: u64| {
+        let base = UserSpace::CODE;
+        0x0000_fb00_0000_0000 | width << 54 | limit | (base & 0xff_ffff) << 16 | (base >> 24) << 56
+    };
+    let entries = [(1, code(0, 0xffff)), (2, code(1, 0xffff)), (3, code(1, 8))];
+    for (index, descriptor) in entries {
+        probe::write(page.address() + index * 8, descriptor).expect("the page is writable");
+    }
+    page.set_writable(0, false).expect("a page can be made read-only");
+    call(Hypercall::SetGdt, [probe::address(&[frame]), 16, 0, 0, 0]).expect("the table is taken");
+    let narrow: [Carried; 4] = [(&[0xed], 0xffff), (&[0x66, 0xed], 0xffff_ffff), (&[0xe4, 0x20], 0xff), (&[0xfa], 0)];
+    carried_out(&space, 0xb, 0, &narrow);
+    carried_out(&space, 0x13, 0, &[(&[0xed], 0xffff_ffff), (&[0x66, 0xed], 0xffff)]);
+    // The port number lies beyond the end of the segment: no IN, but the fault of the fetch.
+    set_iopl(3).expect("level 3 is taken");
+    let nops = [0x90; 8];
+    let bytes = [&nops[..], &[0xe4, 0x20]].concat();
+    let frame = run_in(&space, 0x1b, 0, &bytes, &pattern()).trapped(13).frame;
+    assert_eq!((frame.rip, frame.error), (8, 0));
+    set_iopl(0).expect("level 0 is taken");
+    call(Hypercall::SetGdt, [0; 5]).expect("no table is taken");
+    page.set_writable(0, true).expect("the page is free again");
+}
+test!("compat.segments", instructions_of_other_segments);

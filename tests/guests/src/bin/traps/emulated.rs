@@ -2,7 +2,7 @@
 
 use guests::abi::physdev::{PhysdevOp, SetIobitmap};
 use guests::abi::{Errno, Hypercall};
-use guests::probe::{self, Registers, call, execute};
+use guests::probe::{self, Registers, UserSpace, call, execute};
 use guests::{NOT_CANONICAL, code, flag, memory, pattern, registers_of, set_iopl, test};
 
 /// core 3.9: CLI and STI succeed without any effect, where the virtual I/O privilege allows them at all.
@@ -349,3 +349,41 @@ fn breakpoints_on_ports() {
     assert_eq!((set(5, 0), set(1, 0)), (Ok(0), Ok(0)), "without it, 5 is 7");
 }
 test!("emulated.debug-registers.ports", breakpoints_on_ports);
+
+/// core 3.9: with CR4.TSD the kernel still reads the counter, and user code takes #GP.
+fn the_counter_is_kept_from_user_code_alone() {
+    let cr4 = execute(code!("mov rax, cr4"), &pattern()).ended().rax;
+    let set_cr4 = |value| execute(code!("mov cr4, rax"), &Registers { rax: value, ..pattern() }).ended();
+    let aux = 0x1234_5678;
+    assert_eq!(wrmsr(0xc000_0103, aux), Some(()));
+    let space = UserSpace::new();
+    let user = |code| {
+        let stop = space.run(code, &UserSpace::frame(), &pattern());
+        let _ = guests::events::mask_upcalls();
+        stop
+    };
+    for tsd in [0, 4] {
+        let _ = set_cr4(cr4 & !4 | tsd);
+        let mut before = 0;
+        for code in [code!("rdtsc"), code!("rdtscp"), code!("rdtsc")] {
+            let frame = execute(code, &pattern()).ended();
+            let now = frame.rdx << 32 | frame.rax;
+            assert!(frame.rax >> 32 == 0 && now > before, "{frame}");
+            before = now;
+        }
+        assert_eq!(execute(code!("rdtscp"), &pattern()).ended().rcx, aux);
+        let step = code!("pushfq", "or qword ptr [rsp], 0x100", "popfq", "rdtsc", "nop");
+        // PUSHFQ 1, OR 8, POPFQ 1, RDTSC 2 bytes.
+        assert_eq!(execute(step, &pattern()).trapped(1).frame.rip, step.start + 12);
+        for code in [code!("rdtsc"), code!("rdtscp")] {
+            let stop = user(code);
+            assert_eq!(stop.ended, tsd == 0, "{}", stop.frame);
+            if tsd != 0 {
+                let frame = stop.trapped(13).frame;
+                assert_eq!((frame.rip, frame.error), (UserSpace::CODE, 0));
+            }
+        }
+    }
+    let _ = set_cr4(cr4);
+}
+test!("emulated.tsc", the_counter_is_kept_from_user_code_alone);
