@@ -275,7 +275,8 @@ pub fn note_refused<M: Machine>(ctx: &Ctx<'_, M>) {
         Some(Instruction::Wrmsr) => (RefusalKind::WriteMsr, [register, regs.rdx << 32 | regs.rax & 0xffff_ffff]),
         _ => {
             let mut code = [0; 8];
-            fill(&mut code, fetch(ctx).as_deref().unwrap_or_default());
+            let fetched = self::code(ctx).and_then(|code| fetch(ctx, &code));
+            fill(&mut code, fetched.as_deref().unwrap_or_default());
             (RefusalKind::Instruction, [u64::from_le_bytes(code), 0])
         }
     };
