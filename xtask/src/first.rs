@@ -3,6 +3,7 @@
 //! The plan is the one dom0's toolstack makes for its guests ([`guest_image`]); it is carried out on pages of our own, in
 //! which a page's frame is its number, and written down in the form of [`hypercall_abi::first`].
 
+use crate::kernel_file;
 use anyhow::{Context, Result, anyhow, ensure};
 use guest_image::{Builder, Config, Kernel, MachineFrame, Pfn, Plan, Wiring};
 use hypercall_abi::first::{FirstImage, MAGIC, MAX_PAGES, PAGE, Run};
@@ -20,7 +21,7 @@ const PAGES_PER_MIB: u64 = 256;
 pub enum Role {
     /// Our dom0: it is told that it is privileged.
     Dom0,
-    /// A guest under test.
+    /// Another kernel: it has the machine's console if it does without the firmware's memory, and no authority.
     Guest,
 }
 
@@ -33,15 +34,19 @@ pub fn image(file: &Path, memory_mib: u64, cmdline: &str, role: Role) -> Result<
     let most = MAX_PAGES / PAGES_PER_MIB;
     ensure!(memory_mib <= most, "{name}: {memory_mib} MiB, and the first domain can have {most}");
     let bytes = fs::read(file).with_context(|| format!("cannot read {name}"))?;
-    let elf = toolstack::unpack::unpack(&bytes, crate::kernel_file::UNPACKED_LIMIT)
-        .map_err(|why| anyhow!("{name}: {why}"))?;
+    let elf = toolstack::unpack::unpack(&bytes, kernel_file::UNPACKED_LIMIT).map_err(|why| anyhow!("{name}: {why}"))?;
     let kernel = Kernel::parse(&elf).map_err(|why| anyhow!("{name}: {why}"))?;
     let takes_ramdisk = kernel.unmapped_ramdisk;
     let config = Config {
         nr_pages: memory_mib * PAGES_PER_MIB,
         ramdisk: &[],
         command_line: cmdline.as_bytes(),
-        flags: if role == Role::Dom0 { flags::PRIVILEGED | flags::INITDOMAIN } else { 0 },
+        flags: match role {
+            Role::Dom0 => flags::PRIVILEGED | flags::INITDOMAIN,
+            // Told to be the first, it speaks to the hypervisor's console: nobody is at the other end of a ring.
+            Role::Guest if kernel_file::looks_at_firmware(&elf) => 0,
+            Role::Guest => flags::INITDOMAIN,
+        },
         rings: false,
     };
     let plan = Plan::new(kernel, config).map_err(|why| anyhow!("{name}: {why}"))?;

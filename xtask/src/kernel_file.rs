@@ -44,6 +44,12 @@ impl KernelFile {
         Kernel::parse(&self.elf).is_ok_and(|kernel| kernel.unmapped_ramdisk)
     }
 
+    /// Whether this is a kernel that [`looks_at_firmware`] where it is the first domain.
+    #[must_use]
+    pub fn looks_at_firmware(&self) -> bool {
+        looks_at_firmware(&self.elf)
+    }
+
     /// Checks that kernel and ramdisk find room in a guest of `memory` MiB, which has rings unless it is the first domain.
     ///
     /// # Errors
@@ -80,6 +86,20 @@ impl KernelFile {
 fn read_ramdisk(path: Option<&Path>) -> Result<Vec<u8>> {
     let content = path.map(|path| fs::read(path).with_context(|| format!("cannot read {}", path.display())));
     Ok(content.transpose()?.unwrap_or_default())
+}
+
+/// Whether a kernel that is told to be the first domain looks for a table of the firmware's below the first MiB of the
+/// machine, before it can do without: Linux from 6.5 on. Nobody may map that memory.
+pub(crate) fn looks_at_firmware(elf: &[u8]) -> bool {
+    const BANNER: &[u8] = b"Linux version ";
+    let Some(at) = elf.windows(BANNER.len()).position(|window| window == BANNER) else { return false };
+    let version = elf.get(at + BANNER.len()..).unwrap_or_default();
+    let mut numbers = version.split(|byte| !byte.is_ascii_digit()).map(|number| {
+        let number = std::str::from_utf8(number).ok()?;
+        number.parse::<u32>().ok()
+    });
+    let version = (numbers.next().flatten(), numbers.next().flatten());
+    matches!(version, (Some(major), Some(minor)) if (major, minor) >= (6, 5))
 }
 
 /// The ELF file in `image`, a bzImage, gzip'ed, or already an ELF file.
@@ -149,5 +169,15 @@ mod tests {
         );
         assert_eq!(kernel.ramdisk_warning(42, Some(&ramdisk)).unwrap(), None);
         assert_eq!(kernel.ramdisk_warning(4, None).unwrap(), None);
+    }
+
+    #[test]
+    fn later_linuxes_look_at_the_firmware() {
+        let says = |banner: &[u8]| looks_at_firmware(&[b"\0Linux", banner, b"\0"].concat());
+        assert!(
+            says(b"Linux version 6.5-rc1") && says(b"Linux version 6.12.117+deb13") && says(b"Linux version 7.2.0")
+        );
+        assert!(!says(b"Linux version 6.1.0-50-amd64") && !says(b"Linux version 5.10.0") && !says(b"version 6.12"));
+        assert!(!says(b"Linux version ") && !says(b"Linux version %s"));
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Selection {
     /// The guest's initial ramdisk instead of busybox, or `none`
     #[arg(long, value_name = "PATH|none", value_parser = ramdisk)]
     ramdisk: Option<Ramdisk>,
-    /// More words for the guest kernel's command line, behind `console=hvc0`
+    /// More words for the guest kernel's command line, behind `console=hvc0` (with --first: behind what shows its console)
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     extra: String,
     /// The guest kernel's whole command line
@@ -58,6 +58,10 @@ fn ramdisk(text: &str) -> Result<Ramdisk, String> {
 
 /// What stands on a Linux's command line before the words of `--extra`.
 const WORDS: &str = "console=hvc0";
+/// The same for the first domain, which would look for the firmware's tables, and may not.
+const FIRST_WORDS: &str = "console=hvc0 acpi=off";
+/// The same for a Linux that cannot be told to be the first domain: its log is shown, and nobody can type.
+const LOG_WORDS: &str = "earlyprintk=xen,keep";
 /// MiB the hypervisor needs for itself beside what grows with the machine.
 const HYPERVISOR_MIB: u64 = 8;
 /// Of so many MiB of RAM the hypervisor takes one for its tables.
@@ -145,16 +149,22 @@ impl Selection {
     /// What cannot be fetched, is no kernel, or does not fit.
     pub(crate) fn first(&self, sh: &Shell, first: &str, images: &Path, machine: u32) -> Result<Bundle> {
         let guest = images.join(first);
-        let (kernel, words) = if !first.contains('/') && guest.is_file() {
-            (guest, "")
+        let ours = !first.contains('/') && guest.is_file();
+        let kernel = if ours {
+            guest
         } else if kernels::names().any(|name| name == first) {
-            (kernels::stock(sh, first)?.vmlinux, WORDS)
+            kernels::stock(sh, first)?.vmlinux
         } else {
-            (first.into(), WORDS)
+            first.into()
         };
         let file = KernelFile::read(&kernel)?;
+        let words = match file.looks_at_firmware() {
+            _ if ours => "",
+            true => LOG_WORDS,
+            false => FIRST_WORDS,
+        };
         let ramdisk = match &self.ramdisk {
-            None if words.is_empty() || !file.takes_unmapped_ramdisk() => None,
+            None if ours || !file.takes_unmapped_ramdisk() => None,
             None => Some(kernels::ramdisk(sh)?),
             Some(_) => self.named_ramdisk()?.map(Path::to_owned),
         };

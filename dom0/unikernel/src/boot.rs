@@ -39,6 +39,12 @@ impl Boot {
         self.info.flags & flags::INITDOMAIN != 0
     }
 
+    /// Whether this domain has authority over others.
+    #[must_use]
+    pub fn is_privileged(&self) -> bool {
+        self.info.flags & flags::PRIVILEGED != 0
+    }
+
     /// The ramdisk the builder brought; empty if there is none. Its pages stay as they are.
     #[must_use]
     pub fn ramdisk(&self) -> &'static [u8] {

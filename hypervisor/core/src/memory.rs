@@ -5,6 +5,7 @@
 
 use crate::addr::{M2P_END, M2P_START, PAGE_SHIFT};
 use crate::call::Call;
+use crate::domain::Powers;
 use crate::frame::Refused;
 use crate::frame::pool::MAX_ORDER;
 use crate::prelude::*;
@@ -38,14 +39,9 @@ pub fn memory_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         MemoryOp::MachphysMapping => {
             ctx.write(arg, &MachphysMapping { v_start: M2P_START, v_end: M2P_END, max_mfn: highest })?;
         }
-        MemoryOp::MemoryMap => {
-            let mut map: MemoryMap = ctx.read(arg)?;
-            ensure!(map.nr_entries > 0, Errno::Inval);
-            let size = ctx.domain.max_pages.load(Relaxed) << PAGE_SHIFT;
-            ctx.write(map.buffer, &E820Entry { address: 0, size, kind: E820_RAM })?;
-            map.nr_entries = 1;
-            ctx.write(arg, &map)?;
-        }
+        MemoryOp::MemoryMap => memory_map(ctx, arg, false)?,
+        // The first domain asks for the machine's. It gets its own, for it may map nothing else.
+        MemoryOp::MachineMemoryMap if ctx.domain.may(Powers::MACHINE) => memory_map(ctx, arg, true)?,
         MemoryOp::MachineMemoryMap => return Err(Errno::Perm.into()),
         MemoryOp::Exchange => exchange(ctx, arg)?,
     }
@@ -68,6 +64,18 @@ fn exchange<M: Machine>(ctx: &Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
 fn is_list(start: u64, words: u64) -> bool {
     let last = words.checked_mul(8).and_then(|bytes| start.checked_add(bytes.saturating_sub(1)));
     last.is_some_and(|last| [start, last].iter().all(|at| GuestVirt(*at).is_guests()) && start >> 63 == last >> 63)
+}
+
+/// Tells the caller what memory it may have, as one piece of RAM; `counts`: without a buffer, only the number of pieces.
+fn memory_map<M: Machine>(ctx: &Ctx<'_, M>, arg: u64, counts: bool) -> Result<(), Errno> {
+    let mut map: MemoryMap = ctx.read(arg)?;
+    if !counts || map.buffer != 0 {
+        ensure!(map.nr_entries > 0, Errno::Inval);
+        let size = ctx.domain.max_pages.load(Relaxed) << PAGE_SHIFT;
+        ctx.write(map.buffer, &E820Entry { address: 0, size, kind: E820_RAM })?;
+    }
+    map.nr_entries = 1;
+    ctx.write(arg, &map)
 }
 
 /// Goes on with an array of extents, of which `call.done` are done; answers how many are. Refused if the argument makes no

@@ -32,7 +32,7 @@ pub struct Config<'a> {
     pub ramdisk: &'a [u8],
     /// The command line; cut after 1023 bytes or at a NUL.
     pub command_line: &'a [u8],
-    /// `start_info` flags (SIF_*) without MOD_START_PFN, which the plan sets itself. INITDOMAIN only for dom0.
+    /// `start_info` flags (SIF_*) without MOD_START_PFN, which the plan sets itself. INITDOMAIN only for the first domain.
     pub flags: u32,
     /// Whether the domain gets a store page and a console page. All but the first domain need them.
     pub rings: bool,

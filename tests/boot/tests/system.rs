@@ -53,6 +53,7 @@ const STORIES: &[Story] = &[
     ("the_entry_table_holds_for_a_guest", entry::the_entry_table_holds_for_a_guest),
     ("the_table_of_differences_is_true", entry::the_table_of_differences_is_true),
     ("the_exit_status_says_how_guests_ended", verbs::the_exit_status_says_how_guests_ended),
+    ("a_stock_kernel_alone_has_a_console", verbs::a_stock_kernel_alone_has_a_console),
     ("the_exit_status_says_who_was_killed", verbs::the_exit_status_says_who_was_killed),
     ("a_flooding_console_slows_only_its_guest", verbs::a_flooding_console_slows_only_its_guest),
     ("a_call_without_an_end_keeps_nobody_out", verbs::a_call_without_an_end_keeps_nobody_out),

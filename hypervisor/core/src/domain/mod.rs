@@ -46,7 +46,7 @@ bitflags::bitflags! {
         const CONSOLE_WRITE = 2;
         /// Read from the machine's console and take its interrupt.
         const CONSOLE_READ = 4;
-        /// Turn the machine off by shutting down.
+        /// Turn the machine off by shutting down, and ask for its memory map and its own interrupts.
         const MACHINE = 8;
     }
 }

@@ -132,7 +132,12 @@ fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let virq = Virq::from_number(u64::from(call.virq));
     let per_vcpu = virq.is_some_and(Virq::per_vcpu);
     ensure!(per_vcpu || call.vcpu == 0, Errno::Inval);
-    let power = if virq == Some(Virq::Console) { Powers::CONSOLE_READ } else { Powers::CONTROL };
+    let power = match virq {
+        Some(Virq::Console) => Powers::CONSOLE_READ,
+        Some(Virq::DomExc) => Powers::CONTROL,
+        // Nobody raises them; a first domain expects to be told of its machine.
+        _ => Powers::MACHINE,
+    };
     ensure!(per_vcpu || virq == Some(Virq::Argo) || ctx.domain.may(power), Errno::Perm);
     let vcpu = existing(ctx, call.vcpu)?;
     let slot = nth(&vcpu.virqs, call.virq).ok_or(Errno::Inval)?;

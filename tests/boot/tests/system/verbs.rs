@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-use xtask::bundle::Guest;
+use xtask::bundle::{Bundle, Guest};
 use xtask::machine::ANSWER;
 use xtask::{guest_file, kernels};
 
@@ -285,6 +285,26 @@ pub(crate) fn the_exit_status_says_how_guests_ended() -> Result<()> {
     ends(&["--memory", "2000M"], 1, "error: --memory: 2000 MiB for linux, but only")
 }
 
+/// A stock kernel as the first domain has the machine's console: it shows its log, and its shell takes what is typed.
+pub(crate) fn a_stock_kernel_alone_has_a_console() -> Result<()> {
+    let stock = kernels::stock(&boot::shell()?, kernels::DEFAULT)?.vmlinux;
+    let ramdisk = kernels::ramdisk(&boot::shell()?)?;
+    let bundle = Bundle::first(&stock, Some(&ramdisk), "console=hvc0 acpi=off").first_memory(256);
+    let mut machine = start("a_stock_kernel_alone_has_a_console", bundle)?;
+    machine.expect("Linux version 6.1", BOOT)?;
+    machine.expect("tenon-guest: init reached", BOOT)?;
+    machine.expect(SHELL, SOON)?;
+    answers(&mut machine)?;
+    machine.expect(SHELL, SOON)?;
+    machine.type_line("poweroff -f")?;
+    machine.finish()?.require_success()?;
+    // A later one would look for the firmware's tables in memory that nobody may map: it shows its log.
+    let (status, out, err) = run(&["--first", "6.12", "--extra", "tenon.oneshot"])?;
+    let shown = ["Linux version 6.12", "Run /init as init process", "tenon-guest: init reached"];
+    ensure!(status == 0 && shown.iter().all(|line| out.contains(line)), "{status} {out}\n{err}");
+    Ok(())
+}
+
 /// A run that a test looks at from outside. It does not outlive this, nor does its QEMU, which a run takes along when
 /// it is asked to end, and leaves behind when it is killed.
 struct Run(Child);
@@ -401,7 +421,7 @@ pub(crate) fn a_balloon_grows_beyond_the_beginning() -> Result<()> {
     let files = format!("kernel = '{kernel}'\nramdisk = '{ramdisk}'\nextra = 'console=hvc0'\n");
     fs::write(&file, format!("name = 'linux'\nmemory = 128\nmaxmem = 256\n{files}"))?;
     let guests = guest_file::read(&[file])?;
-    let bundle = guests.iter().fold(dom0("")?, xtask::bundle::Bundle::described);
+    let bundle = guests.iter().fold(dom0("")?, Bundle::described);
     let mut machine = start("a_balloon_grows_beyond_the_beginning", bundle)?;
     machine.expect(SHELL, BOOT)?;
     let before = guest_memory(&mut machine, &nonce()?)?;

@@ -46,9 +46,11 @@ use unikernel::{println, traps};
 unikernel::entry!(main);
 
 static PRIVILEGED: AtomicBool = AtomicBool::new(false);
+static FIRST: AtomicBool = AtomicBool::new(false);
 
 fn main(boot: &Boot) {
-    PRIVILEGED.store(boot.is_first_domain(), Ordering::Relaxed);
+    PRIVILEGED.store(boot.is_privileged(), Ordering::Relaxed);
+    FIRST.store(boot.is_first_domain(), Ordering::Relaxed);
     match boot.argument("cell").and_then(|cell| cell.parse().ok()) {
         Some(cell) => end_by(cell),
         None => unikernel::testing::run(boot),
@@ -56,7 +58,7 @@ fn main(boot: &Boot) {
 }
 
 fn ground() -> Ground {
-    Ground::new(PRIVILEGED.load(Ordering::Relaxed))
+    Ground::new(PRIVILEGED.load(Ordering::Relaxed), FIRST.load(Ordering::Relaxed))
 }
 
 /// What the table comes to.

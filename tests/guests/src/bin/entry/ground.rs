@@ -30,6 +30,8 @@ pub(crate) const GREF: u32 = 8;
 pub(crate) struct Ground {
     /// The domain has authority over others.
     pub(crate) privileged: bool,
+    /// The first domain, whatever it may do.
+    pub(crate) first: bool,
     /// It has none, and there are others.
     pub(crate) subject: bool,
     /// It may use the machine's console.
@@ -62,7 +64,7 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    pub(crate) fn new(privileged: bool) -> Self {
+    pub(crate) fn new(privileged: bool, first: bool) -> Self {
         let extra = hypercall::extraversion().expect("there is a name");
         let pages = |count| Pages::allocate(count).expect("pages are free");
         let own = own_number();
@@ -80,6 +82,7 @@ impl Ground {
         probe::store_bytes(grants.address() + u64::from(GREF) * 8, zerocopy::IntoBytes::as_bytes(&granted));
         let ground = Self {
             privileged,
+            first,
             subject: !privileged && own != 0,
             console: own == 0,
             xen: !extra.windows(5).any(|word| word == b"tenon"),

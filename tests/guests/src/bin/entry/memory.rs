@@ -57,10 +57,11 @@ pub(crate) fn memory_op(g: &Ground, t: &Target) -> Shape {
         }
         MemoryOp::MachineMemoryMap => {
             let arg = MemoryMap { nr_entries: 128, ..MemoryMap::default() };
-            let wants = Wants::any(refused(Errno::Perm, CITE)).on_xen(Wants::output(good));
-            // Without a buffer Xen only counts.
-            let buffer = Wants::any(refused(Errno::Perm, CITE)).on_xen(Wants::output(good).with(Class::Null, good));
-            shape.part(Arg(1), &arg, wants).part(U64(8), &[0u8; 20], buffer)
+            let perm = Wants::any(refused(Errno::Perm, CITE));
+            let pick = |first: Wants| if g.first { first } else { perm };
+            let wants = pick(Wants::output(good));
+            // Without a buffer pieces are only counted.
+            shape.part(Arg(1), &arg, wants).part(U64(8), &[0u8; 20], pick(Wants::output(good).with(Class::Null, good)))
         }
         MemoryOp::Exchange => {
             // Nothing to exchange, so that Xen does it; the lists are looked at all the same.
