@@ -8,11 +8,12 @@
 //! No domain gets those as memory, so what others use up makes no event channel or grant fail.
 
 use super::state::{OwnerState, TypeState};
-use super::table::{FrameTable, NO_PFN, Words, bug, step};
+use super::table::{FrameTable, NO_PFN, bug, step};
 use super::{Owner, Refused, Use};
 use crate::addr::{DomainId, Frame};
 use crate::fault::{Fault, planted};
 use crate::machine::{Cpus, Frames};
+use core::ops::Range;
 use core::sync::atomic::Ordering::SeqCst;
 
 /// The largest block: 2^9 frames, a superpage's worth.
@@ -59,7 +60,7 @@ impl FrameTable {
             let Some(w) = self.words(frame) else { return };
             let fresh = step(w.owner, |bits| match OwnerState::from_bits(bits) {
                 OwnerState { owner: Owner::NotRam, .. } | OwnerState { owner: Owner::Hypervisor, refs: 1, .. } => {
-                    Ok((state(Owner::Free, 0).bits(), ()))
+                    Ok((OwnerState::FREE.bits(), ()))
                 }
                 _ => Err(()),
             });
@@ -245,15 +246,26 @@ impl FrameTable {
 
     pub(super) fn push_free(&self, frame: Frame) {
         let Some(w) = self.words(frame) else { return };
-        self.pool.with(|list| self.push(list, frame, &w));
+        w.kind.store(TypeState::FRESH.bits(), SeqCst);
+        w.owner.store(OwnerState::FREE.bits(), SeqCst);
+        self.pool.with(|list| self.join(list, frame.as_u32(), 0));
     }
 
-    /// Frees a frame. Two free blocks that are the halves of a larger one become that.
-    pub(super) fn push(&self, list: &mut FreeList, frame: Frame, w: &Words<'_>) {
-        w.kind.store(TypeState::FRESH.bits(), SeqCst);
-        w.owner.store(state(Owner::Free, 0).bits(), SeqCst);
-        list.count = list.count.saturating_add(1);
-        let (mut first, mut order) = (frame.as_u32(), 0);
+    /// Puts free frames in a row into the lists: as few blocks as there can be.
+    pub(super) fn push_run(&self, run: Range<u32>) {
+        self.pool.with(|list| {
+            let mut first = run.start;
+            while let Some(largest) = run.end.saturating_sub(first).checked_ilog2() {
+                let order = largest.min(first.trailing_zeros()).min(MAX_ORDER);
+                self.join(list, first, order);
+                first = first.saturating_add(size(order));
+            }
+        });
+    }
+
+    /// Puts a block into the lists. Two free blocks that are the halves of a larger one become that.
+    fn join(&self, list: &mut FreeList, mut first: u32, mut order: u32) {
+        list.count = list.count.saturating_add(size(order));
         while order < MAX_ORDER && self.begins_block(first ^ size(order), order) {
             self.unlink(list, first ^ size(order), order);
             first &= !size(order);
@@ -296,7 +308,7 @@ impl FrameTable {
         }
         self.relink(before, |(_, b)| (next, b));
         self.relink(next, |(n, _)| (n, before));
-        w.owner.store(state(Owner::Free, 0).bits(), SeqCst);
+        w.owner.store(OwnerState::FREE.bits(), SeqCst);
     }
 
     fn relink(&self, frame: u32, change: impl Fn((u32, u32)) -> (u32, u32)) {

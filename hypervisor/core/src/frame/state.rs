@@ -326,6 +326,9 @@ const OTHER: u64 = 1 << 19;
 const OTHERS: u64 = ONE - OTHER;
 
 impl OwnerState {
+    /// A free frame that does not begin a block.
+    pub const FREE: Self = Self { owner: Owner::Free, allocated: false, others: 0, refs: 0 };
+
     /// Reads a word.
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
@@ -622,7 +625,7 @@ mod tests {
 
     #[test]
     fn a_free_block_says_how_large_it_is() {
-        let inside = OwnerState { owner: Owner::Free, allocated: false, others: 0, refs: 0 };
+        let inside = OwnerState::FREE;
         for order in 0..=9 {
             let bits = OwnerState::block(order);
             assert_eq!(OwnerState::from_bits(bits), inside, "free, and nobody's");

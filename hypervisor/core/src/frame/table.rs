@@ -19,8 +19,6 @@ pub const WORDS: usize = 4;
 pub const NO_PFN: u64 = u64::MAX;
 /// In a stamp: a domain other than the owner has used the frame, so any CPU may know it.
 const SHARED: u64 = 1 << 63;
-/// Frames that go to the pool under one hold of its lock.
-const AT_ONCE: u32 = 64;
 /// How often a type is tried again because another CPU used the frame between our flush and our step.
 const TRIES: usize = 16;
 
@@ -30,6 +28,12 @@ pub(super) struct Words<'a> {
     pub(super) owner: &'a AtomicU64,
     pub(super) stamp: &'a AtomicU64,
     pub(super) link: &'a AtomicU64,
+}
+
+impl<'a> Words<'a> {
+    fn of([kind, owner, stamp, link]: &'a [AtomicU64; WORDS]) -> Self {
+        Self { kind, owner, stamp, link }
+    }
 }
 
 /// All frames of the machine, their flush epochs and the free ones among them.
@@ -170,9 +174,15 @@ impl FrameTable {
     }
 
     pub(super) fn words(&self, frame: Frame) -> Option<Words<'_>> {
-        let [kind, owner, stamp, link] = self.words.get()?.get(frame.index())?;
+        let words = self.words.get()?.get(frame.index())?;
         self.looks.count();
-        Some(Words { kind, owner, stamp, link })
+        Some(Words::of(words))
+    }
+
+    /// The words of frames in a row, with their numbers.
+    fn rows(&self, span: Range<u32>) -> impl Iterator<Item = (u32, Words<'_>)> {
+        let rows = self.words.get().and_then(|words| words.get(span.start as usize..span.end as usize));
+        span.zip(rows.unwrap_or_default().iter().inspect(|_| self.looks.count()).map(Words::of))
     }
 
     /// The frame's state now; `None` above the limit.
@@ -391,35 +401,48 @@ impl FrameTable {
     /// except those that others still use: they are nobody's until those let go.
     pub(crate) fn reclaim(&self, m: &impl Frames, span: Range<u32>, id: DomainId) {
         self.count_loss(); // of all that its tables led to
-        for start in span.clone().step_by(AT_ONCE as usize) {
-            let end = span.end.min(start.saturating_add(AT_ONCE));
-            let frames = (start..end).map(Frame::from_u32);
-            let left = self.pool.with(|free| frames.filter(|frame| self.leave(m, free, *frame, id)).count());
-            self.uncount_owned(id, u32::try_from(left).unwrap_or(AT_ONCE));
+        let (mut left, mut run) = (0u32, span.start..span.start);
+        for (number, w) in self.rows(span) {
+            let Some(refs) = self.leave(m, Frame::from_u32(number), &w, id) else { continue };
+            left = left.saturating_add(1);
+            if refs > 0 {
+                continue;
+            }
+            // What lies together goes to the pool together.
+            if number != run.end {
+                self.push_run(run);
+                run = number..number;
+            }
+            run.end = number.saturating_add(1);
         }
+        self.push_run(run);
+        self.uncount_owned(id, left);
     }
 
-    fn leave(&self, m: &impl Frames, free: &mut FreeList, frame: Frame, id: DomainId) -> bool {
-        let Some(w) = self.words(frame) else { return false };
-        let left = step(w.owner, |bits| {
-            let was = OwnerState::from_bits(bits);
+    /// Makes a frame leave its domain, and says how many references of others it still has. Without any it is free, though
+    /// not in the pool yet.
+    fn leave(&self, m: &impl Frames, frame: Frame, w: &Words<'_>, id: DomainId) -> Option<u32> {
+        let refs = step(w.owner, |bits| {
             // Without references it is on its way to the pool already.
-            if OwnerState::is_of(bits, id) && was.refs > 0 { Ok((was.left().bits(), was.left())) } else { Err(()) }
+            ensure!(OwnerState::is_of(bits, id) && !OwnerState::is_unused(bits), ());
+            let left = OwnerState::from_bits(bits).left();
+            let next = if left.refs == 0 { OwnerState::FREE } else { left };
+            Ok::<_, ()>((next.bits(), left.refs))
         });
-        let Ok(left) = left else { return false };
+        let refs = refs.ok()?;
         m.set_m2p(frame, NO_PFN);
-        self.stamp(&w); // after the step: others may have let go just before it
-        if left.refs == 0 {
-            self.push(free, frame, &w);
+        self.stamp(w); // after the step: others may have let go just before it
+        if refs == 0 {
+            w.kind.store(TypeState::FRESH.bits(), SeqCst);
         }
-        true
+        Some(refs)
     }
 
     /// The first frame of a span that is a live L1 table of the domain's own.
     pub(crate) fn next_l1(&self, span: Range<u32>, id: DomainId) -> Option<Frame> {
         let is_l1 =
             |w: &Words<'_>| TypeState::is_l1(w.kind.load(SeqCst)) && OwnerState::is_of(w.owner.load(SeqCst), id);
-        span.map(Frame::from_u32).find(|frame| self.words(*frame).is_some_and(|w| is_l1(&w)))
+        self.rows(span).find(|(_, w)| is_l1(w)).map(|(number, _)| Frame::from_u32(number))
     }
 
     /// Whether a frame is the domain's own memory.
