@@ -51,7 +51,7 @@ const AREAS: &[Area] = &[
             ("core/grant", 490, &["hypervisor/core/src/grant"]),
             ("core/domain/debug", 70, &["hypervisor/core/src/domain/debug"]),
             ("core/domain/journal", 135, &["hypervisor/core/src/domain/journal"]),
-            ("core/domain", 785, &["hypervisor/core/src/domain"]),
+            ("core/domain", 870, &["hypervisor/core/src/domain"]),
             ("core/memory", 120, &["hypervisor/core/src/memory"]),
             ("core/sched, time", 600, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
             ("core/trap", 320, &["hypervisor/core/src/trap"]),

@@ -138,7 +138,7 @@ impl Runner<WholeMachine> for Caller {
 /// pages being the same one, kept a key from dom0 until it was over.
 #[test]
 fn a_key_is_heard_while_a_call_goes_on() {
-    const PAGES: u64 = 400;
+    const PAGES: u16 = 400;
     tell(300, |stage| {
         let [guest, dom0] = [stage.enter(false), stage.enter(true)];
         assert!(stage.domain(&dom0).may(Powers::CONSOLE_READ));
@@ -153,10 +153,10 @@ fn a_key_is_heard_while_a_call_goes_on() {
         let list = page::MORE_ARGS;
         stage.put(&guest, (list - page::ARGS) as u64 * 4096, &[version; 64]);
         let first = build::PAGES;
-        for slot in first..first + PAGES as usize {
+        for slot in first..first + usize::from(PAGES) {
             show(stage, &guest, slot, guest.pages[list].address() | TABLE | pte::DIRTY);
         }
-        let (list, count) = (at(first), PAGES * 64);
+        let (list, count) = (at(first), u64::from(PAGES) * 64);
         let mut caller = Caller { waits: Some(dom0.id), list, count, steps: 0, typed: 20, heard: None };
         life::live(&mut stage.site(), &mut caller);
         let heard = caller.heard.expect("dom0 hears of the key before the call is over");

@@ -228,7 +228,7 @@ mod tests {
         let mut journal = Journal::new();
         let logged = (0..100).filter(|_| journal.may_be_logged(5).is_some()).count();
         assert_eq!(logged as u64, REMARKS);
-        assert_eq!(journal.may_be_logged(5 + SECOND), Some(100 - REMARKS as u32));
+        assert_eq!(journal.may_be_logged(5 + SECOND), Some(100 - low32(REMARKS)));
         assert_eq!(journal.may_be_logged(5 + SECOND), None);
         assert_eq!(journal.may_be_logged(5 + 100 * SECOND), Some(1));
     }

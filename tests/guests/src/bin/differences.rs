@@ -26,7 +26,9 @@ unikernel::entry!(main);
 type Answer = Result<u64, Errno>;
 
 /// What a row says, and how it is done.
-const ROWS: &[(&str, fn() -> Answer)] = &[
+type Row = (&'static str, fn() -> Answer);
+
+const ROWS: &[Row] = &[
     ("a table of level 2 or more that leads to itself", a_linear_table),
     ("a superpage in an L2 table", || upper_entry(2, BRANCH | pte::PAT_OR_PSE)),
     ("`mmuext_op(MARK_SUPER)`", || mmuext(MmuextCommand::MarkSuper, 0, 0)),

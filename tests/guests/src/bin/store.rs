@@ -3,6 +3,7 @@
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
+#![allow(clippy::cast_possible_truncation, reason = "messages and rings are small")]
 
 use guests::{hypercall, memory, probe};
 use unikernel::boot::Boot;
