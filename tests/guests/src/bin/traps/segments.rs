@@ -85,7 +85,7 @@ test!("segments.gdt", a_descriptor_table_is_checked);
 fn a_descriptor_table_of_14_pages() {
     const PAGES: u64 = 14;
     let pages = Pages::allocate(PAGES).expect("pages are free");
-    let mut frames = [0; PAGES as usize];
+    let mut frames = [0; 14];
     for (n, frame) in (0..).zip(&mut frames) {
         for at in (0..PAGE).step_by(8) {
             probe::write(pages.address() + n * PAGE + at, FLAT_DATA_DPL0).expect("the page is writable");
