@@ -54,9 +54,11 @@ pub fn let_in<M: Machine>(ctx: &Ctx<'_, M>) {
 
 /// The value of RAX for an answer, if it is time for one. What is refused is noted.
 fn settle<M: Machine>(ctx: &Ctx<'_, M>, call: &Call, answer: Answer) -> Answer {
-    let Err(Halt::Refused(errno)) = answer else { return answer };
-    ctx.note_refused_call(call.number, call.args, errno);
-    Ok(errno.to_rax())
+    answer.or_else(|halt| {
+        let Halt::Refused(errno) = halt else { return Err(halt) };
+        ctx.note_refused_call(call.number, call.args[0], call.args[1], errno);
+        Ok(errno.to_rax())
+    })
 }
 
 impl From<Stop> for Halt {

@@ -267,6 +267,8 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
 }
 
 /// Notes the instruction at RIP, for which the guest's kernel gets a general-protection fault.
+#[cold]
+#[inline(never)]
 pub fn note_refused<M: Machine>(ctx: &Ctx<'_, M>) {
     let regs = &ctx.own.regs;
     let register = u64::from(low32(regs.rcx));

@@ -30,8 +30,8 @@ fn add(refusals: &mut Refusals, new: Refusal) {
 impl<M: Machine> Ctx<'_, M> {
     /// Notes that the caller's call is being refused; one over a list of requests stands at the one that failed.
     #[cold]
-    pub(crate) fn note_refused_call(&self, number: u64, args: [u64; 6], errno: Errno) {
-        let [first, second, ..] = args;
+    #[inline(never)]
+    pub(crate) fn note_refused_call(&self, number: u64, first: u64, second: u64, errno: Errno) {
         let args = match Hypercall::from_number(number) {
             Some(Hypercall::MmuUpdate | Hypercall::MmuextOp) => self.read(first).unwrap_or([first, second]),
             _ => [first, second],
@@ -41,6 +41,7 @@ impl<M: Machine> Ctx<'_, M> {
 
     /// Notes what the caller's kernel is being refused.
     #[cold]
+    #[inline(never)]
     pub(crate) fn note_refusal(&self, kind: RefusalKind, number: u64, args: [u64; 2], errno: Option<Errno>) {
         let (vcpu, errno) = (self.vcpu.number().0, errno.map_or(0, |errno| errno as u32));
         let new = Refusal { kind: kind as u32, vcpu, errno, times: 1, number, args };
