@@ -12,6 +12,14 @@ use crate::time;
 const HYPERVISOR: u32 = 0x4000_0000;
 /// XCR0 components a guest may use: x87, SSE, AVX, AVX-512.
 const XCR0_KNOWN: u64 = 0b1110_0111;
+/// CR4 bits a guest always reads as set: PAE MCE OSFXSR OSXMMEXCPT.
+pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
+/// CR4: the time-stamp counter is refused to user mode.
+pub(crate) const CR4_TSD: u64 = 1 << 2;
+/// CR4: breakpoints on ports, and no debug registers 4 and 5.
+pub(crate) const CR4_DE: u64 = 1 << 3;
+const CR4_FSGSBASE: u64 = 1 << 16;
+const CR4_OSXSAVE: u64 = 1 << 18;
 /// Machine address width we report: no PV guest then asks for version 2 grants (io 1.1).
 const ADDRESS_BITS: u32 = 44;
 /// The version we answer as: that of the ABI we speak.
@@ -201,4 +209,11 @@ fn hypervisor_leaf(m: &impl Clock, leaf: u32, subleaf: u32) -> [u32; 4] {
         (5, _) => [0, ADDRESS_BITS, 0, 0],
         _ => [0; 4],
     }
+}
+/// The bits of CR4 a guest may choose on this machine.
+#[must_use]
+pub fn cr4_choice<M: CpuState + Clock>(m: &M) -> u64 {
+    let fsgsbase = if has_fsgsbase(m) { CR4_FSGSBASE } else { 0 };
+    let osxsave = if has_xsave(m) { CR4_OSXSAVE } else { 0 };
+    CR4_TSD | CR4_DE | fsgsbase | osxsave
 }

@@ -6,8 +6,8 @@ use crate::{Hardware, Verdict, serial};
 use core::arch::asm;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use hv_core::domain::crash::Text;
 use hv_core::machine::Registers;
-use hv_core::trap::Text;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Errors logged or left out so far.

@@ -41,7 +41,7 @@ fn violations(root: &Path, hypervisor: Option<&Path>) -> Result<Vec<String>> {
     let mut found = arrows::check(&crates);
     found.extend(unsafety::check(&crates));
     found.extend(lines::check(root)?);
-    circles::check(root)?;
+    found.extend(circles::check(root)?);
     found.extend(promises::check(root)?);
     match hypervisor {
         Some(elf) => found.extend(panics::check(elf, &root.join("tests/shape/panics.txt"))?),

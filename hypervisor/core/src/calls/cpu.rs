@@ -1,10 +1,12 @@
 //! Traps, callbacks, segment bases, debug registers, the way back from a trap (ABI core 3).
 
+use crate::domain::crash::crash;
 use crate::domain::debug;
+use crate::domain::mode::toggle;
 use crate::domain::vcpu::{Callbacks, Handler};
 use crate::fault::{Fault, planted};
+use crate::flags;
 use crate::prelude::*;
-use crate::trap::{crash, flags, toggle};
 use hypercall_abi::callback::{
     ASSIST_DISABLE, ASSIST_ENABLE, Assist, CALLBACK_MASKS_EVENTS, CallbackOp, CallbackRegister, CallbackType,
     CallbackUnregister, IRET_IN_SYSCALL, IretContext, SegmentBase, TRAP_MASKS_EVENTS, TrapInfo,

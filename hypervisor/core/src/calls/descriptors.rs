@@ -6,14 +6,13 @@
 use crate::addr::PAGE_SHIFT;
 use crate::claim;
 use crate::domain::context::Taken;
+use crate::domain::vcpu::MAX_LDT;
 use crate::paging::Stop;
 use crate::prelude::*;
 use hypercall_abi::selector;
 
 /// Descriptors in a frame.
 const PER_FRAME: u64 = 512;
-/// Descriptors an LDT may have.
-pub const MAX_LDT: u32 = 8192;
 
 /// Replaces the caller's GDT.
 ///

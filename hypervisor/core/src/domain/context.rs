@@ -1,13 +1,12 @@
 //! A vcpu's state from and to the ABI's structure (ABI core 7, 10.3).
 
 use super::debug;
-use super::vcpu::Handler;
-use crate::calls::descriptors::MAX_LDT;
-use crate::emulate::{CR4_FIXED, cr4_choice};
+use super::vcpu::{Handler, MAX_LDT};
+use crate::flags as rflags;
 use crate::machine::Registers;
 use crate::paging::{Outcome, Refused, Session, Stop};
+use crate::policy::{CR4_FIXED, cr4_choice};
 use crate::prelude::*;
-use crate::trap::flags as rflags;
 use hypercall_abi::callback::TrapInfo;
 use hypercall_abi::context::{UserRegs, VcpuContext, flags};
 use hypercall_abi::selector;

@@ -4,14 +4,13 @@
 //! Never touches: the CPU; `calls/cpu.rs` has it load what stands here.
 //! Keeps: no breakpoint in the hypervisor's slots, and none on ports in the CPU, where ring 0's own accesses would meet it.
 
+use crate::policy::CR4_DE;
 use crate::prelude::*;
 
 /// DR6 without any event.
 pub const DR6_CLEAR: u64 = 0xffff_0ff0;
 /// DR7 at reset, without any breakpoint.
 pub const DR7_CLEAR: u64 = 0x400;
-/// CR4: breakpoints on ports, and no debug registers 4 and 5.
-pub(crate) const CR4_DE: u64 = 1 << 3;
 /// DR7: breakpoints enabled; general detect; bits that read as 1, and those that read as 0.
 pub(crate) const ENABLED: u64 = 0xff;
 const DETECT: u64 = 1 << 13;

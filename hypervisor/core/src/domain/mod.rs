@@ -5,8 +5,10 @@
 
 pub mod context;
 pub mod control;
+pub mod crash;
 pub mod debug;
 mod journal;
+pub mod mode;
 mod refusals;
 pub mod vcpu;
 

@@ -11,6 +11,9 @@ use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64};
 use hypercall_abi::event::VIRQS;
 use hypercall_abi::vcpu::{Runstate, RunstateInfo};
 
+/// Descriptors an LDT may have.
+pub const MAX_LDT: u32 = 8192;
+
 /// A callback or trap handler of the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Handler {

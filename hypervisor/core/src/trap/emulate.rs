@@ -3,20 +3,21 @@
 //! Touches: the vcpu's registers, its code bytes (copied once), the CPU state a privileged instruction would change.
 //! Never touches: devices. Ports read as all ones and swallow what is written.
 
+use super::decode::{
+    self, Change, Decoded, Instruction, LONGEST, Mode, Move, PortAccess, Segment, Source, Span, SystemRegister, Write,
+    load_register, truncate,
+};
+use super::{deliver_page_fault, gate_of, set_cr2};
 use crate::addr::PAGE_SHIFT;
 use crate::calls::cpu::{fpu_taskswitch, read_debug, write_debug};
 use crate::calls::mmu::{TableWritten, fill_hypercall_page, load_kernel_root, write_own_table};
 use crate::claim::View;
-use crate::decode::{
-    self, Change, Decoded, Instruction, LONGEST, Mode, Move, PortAccess, Segment, Source, Span, SystemRegister, Write,
-    load_register, truncate,
-};
-use crate::domain::debug::{CR4_DE, port_breakpoints};
+use crate::domain::debug::port_breakpoints;
+use crate::flags;
 use crate::machine::Registers;
 use crate::paging::Stop;
-use crate::policy;
+use crate::policy::{self, CR4_FIXED, cr4_choice};
 use crate::prelude::*;
-use crate::trap::{deliver_page_fault, flags, gate_of, set_cr2};
 use hypercall_abi::callback::Assist;
 use hypercall_abi::selector;
 use hypercall_abi::tenon::RefusalKind;
@@ -24,11 +25,6 @@ use hypercall_abi::tenon::RefusalKind;
 /// CR0 as a guest reads it, but for TS: PG AM WP NE ET MP PE (ABI core 1.5).
 const CR0: u64 = 0x8005_0033;
 const CR0_TS: u64 = 1 << 3;
-/// CR4 bits a guest always reads as set: PAE MCE OSFXSR OSXMMEXCPT.
-pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
-const CR4_TSD: u64 = 1 << 2;
-const CR4_FSGSBASE: u64 = 1 << 16;
-const CR4_OSXSAVE: u64 = 1 << 18;
 
 /// UD2 and the letters "xen", which a guest puts before CPUID to ask us rather than the hardware.
 const FORCED_CPUID: [u8; 7] = [0x0f, 0x0b, b'x', b'e', b'n', 0x0f, 0xa2];
@@ -390,13 +386,6 @@ fn to_control<M: Machine>(ctx: &mut Ctx<'_, M>, moved: Move) -> bool {
 fn read_counter<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let counter = ctx.m.tsc();
     (ctx.own.regs.rax, ctx.own.regs.rdx) = (counter & 0xffff_ffff, counter >> 32);
-}
-
-/// The bits of CR4 a guest may choose on this machine.
-pub fn cr4_choice<M: Machine>(m: &M) -> u64 {
-    let fsgsbase = if policy::has_fsgsbase(m) { CR4_FSGSBASE } else { 0 };
-    let osxsave = if policy::has_xsave(m) { CR4_OSXSAVE } else { 0 };
-    CR4_TSD | CR4_DE | fsgsbase | osxsave
 }
 
 fn set_xcr0<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {

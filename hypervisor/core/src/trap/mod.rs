@@ -4,46 +4,25 @@
 //! Never touches: a page-table entry; a fault that is a page-table write goes to `paging`, an instruction to `emulate`.
 //! Keeps: P12. After a bounce the selectors are the flat ones, IF is set, IOPL is 0.
 
+pub mod decode;
+pub mod emulate;
+
 use crate::call::Call;
 use crate::calls::cpu::iret;
 use crate::calls::descriptors::map_ldt_page;
-use crate::domain::Powers;
+use crate::domain::crash::crash;
 use crate::domain::debug::DR6_CLEAR;
+use crate::domain::mode::toggle;
 use crate::domain::vcpu::{Handler, Trap};
-use crate::emulate;
+use crate::flags;
 use crate::machine::{Exit, Interrupt};
 use crate::prelude::*;
-use core::fmt::{self, Write};
 use hypercall_abi::Hypercall;
 use hypercall_abi::callback::{Assist, TRAP_MASKS_EVENTS, TrapInfo};
 use hypercall_abi::event::Virq;
-use hypercall_abi::sched::ShutdownReason;
 use hypercall_abi::selector;
 use hypercall_abi::shared::vcpu_info;
-use log::Level;
 use zerocopy::{FromZeros, IntoBytes};
-
-/// RFLAGS bits.
-pub mod flags {
-    /// Trap.
-    pub const TF: u64 = 1 << 8;
-    /// Interrupt.
-    pub const IF: u64 = 1 << 9;
-    /// Direction.
-    pub const DF: u64 = 1 << 10;
-    /// I/O privilege level.
-    pub const IOPL: u64 = 3 << 12;
-    /// Nested task.
-    pub const NT: u64 = 1 << 14;
-    /// Resume.
-    pub const RF: u64 = 1 << 16;
-    /// Virtual 8086.
-    pub const VM: u64 = 1 << 17;
-    /// Alignment check.
-    pub const AC: u64 = 1 << 18;
-    /// What a guest may have in RFLAGS: the arithmetic flags, TF, DF, NT, RF, AC, ID and the bit that is always set.
-    pub const GUEST: u64 = 0xd5 | TF | DF | 1 << 11 | NT | RF | AC | 1 << 21 | 2;
-}
 
 const UD: u8 = 6;
 const NM: u8 = 7;
@@ -292,74 +271,5 @@ pub fn failsafe<M: Machine>(ctx: &mut Ctx<'_, M>, wanted: [u16; 4]) {
         ctx.own.regs.rsp = sp;
     } else {
         crash(ctx, format_args!("no stack at {sp:#x} for the failsafe callback"));
-    }
-}
-
-/// Changes between guest kernel and guest user mode: root, GS base. False if there is no root to change to.
-pub fn toggle<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
-    let to = if ctx.own.kernel_mode { ctx.own.user_root } else { ctx.own.kernel_root };
-    let Some(root) = to else { return false };
-    let active = ctx.m.gs_base();
-    if ctx.own.kernel_mode {
-        ctx.own.gs_kernel = active;
-        ctx.m.set_gs_base(ctx.own.gs_user);
-    } else {
-        ctx.own.gs_user = active;
-        ctx.m.set_gs_base(ctx.own.gs_kernel);
-    }
-    ctx.own.kernel_mode = !ctx.own.kernel_mode;
-    ctx.m.load_root(root);
-    if ctx.own.kernel_mode && ctx.own.areas_stale {
-        crate::calls::vcpu::write_areas(ctx);
-    }
-    true
-}
-
-/// Ends the caller's domain for a fault of its own (P7). `why` is what the toolstack prints.
-pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
-    let number = ctx.vcpu.number().0;
-    ctx.domain.papers.with(|papers| {
-        if papers.report.length == 0 {
-            let mut text = Text::<128>::default();
-            let _ = text.write_fmt(why);
-            (papers.report.vcpu, papers.report.length) = (number, low32(text.0.len() as u64));
-            fill(&mut papers.report.text, text.0.as_bytes());
-        }
-    });
-    let regs = &ctx.own.regs;
-    let (rip, cs, rsp, rflags) = (regs.rip, regs.cs, regs.rsp, regs.rflags);
-    ctx.domain.log(ctx.m, Level::Warn, format_args!("{}v{number} crashed: {why}", ctx.domain.id()));
-    ctx.domain.log(ctx.m, Level::Info, format_args!("rip {rip:#x} cs {cs:#x} rsp {rsp:#x} flags {rflags:#x}"));
-    ctx.own.call = None;
-    ctx.own.trap = None;
-    ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Crash as u32);
-    ctx.next = Next::Leave;
-}
-
-/// Text cut to what fits.
-#[derive(Default, Debug)]
-pub struct Text<const N: usize>(pub heapless::String<N>);
-
-impl<const N: usize> Write for Text<N> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        text.chars().try_for_each(|c| self.0.push(c)).map_err(|_| fmt::Error)
-    }
-}
-
-impl World {
-    /// A domain has ended by itself: its vcpus stop, and whoever controls domains hears of it.
-    pub fn shut_down<M: Machine>(&self, m: &M, domain: &Domain, reason: u32) {
-        if domain.note_shutdown(reason) {
-            self.vcpus_of(domain).for_each(|vcpu| self.sched.nudge(m, vcpu));
-            self.raise_global(m, Virq::DomExc);
-            if domain.may(Powers::MACHINE) {
-                self.ended.store(reason.saturating_add(1), SeqCst);
-            }
-        }
-    }
-
-    /// Why a domain that may turn the machine off has shut down, if one has. Answered once.
-    pub fn end(&self) -> Option<u32> {
-        if self.ended.load(Relaxed) == 0 { None } else { self.ended.swap(0, SeqCst).checked_sub(1) }
     }
 }

@@ -1,0 +1,60 @@
+//! A domain ends by itself: it shuts down, or crashes.
+//!
+//! Touches: what the toolstack is to read of it, and the place of its vcpus.
+//! Never touches: its memory, which stays for whoever wants to look.
+
+use super::Powers;
+use crate::prelude::*;
+use core::fmt::{self, Write};
+use hypercall_abi::event::Virq;
+use hypercall_abi::sched::ShutdownReason;
+use log::Level;
+
+/// Ends the caller's domain for a fault of its own (P7). `why` is what the toolstack prints.
+pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
+    let number = ctx.vcpu.number().0;
+    ctx.domain.papers.with(|papers| {
+        if papers.report.length == 0 {
+            let mut text = Text::<128>::default();
+            let _ = text.write_fmt(why);
+            (papers.report.vcpu, papers.report.length) = (number, low32(text.0.len() as u64));
+            fill(&mut papers.report.text, text.0.as_bytes());
+        }
+    });
+    let regs = &ctx.own.regs;
+    let (rip, cs, rsp, rflags) = (regs.rip, regs.cs, regs.rsp, regs.rflags);
+    ctx.domain.log(ctx.m, Level::Warn, format_args!("{}v{number} crashed: {why}", ctx.domain.id()));
+    ctx.domain.log(ctx.m, Level::Info, format_args!("rip {rip:#x} cs {cs:#x} rsp {rsp:#x} flags {rflags:#x}"));
+    ctx.own.call = None;
+    ctx.own.trap = None;
+    ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Crash as u32);
+    ctx.next = Next::Leave;
+}
+
+/// Text cut to what fits.
+#[derive(Default, Debug)]
+pub struct Text<const N: usize>(pub heapless::String<N>);
+
+impl<const N: usize> Write for Text<N> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.chars().try_for_each(|c| self.0.push(c)).map_err(|_| fmt::Error)
+    }
+}
+
+impl World {
+    /// A domain has ended by itself: its vcpus stop, and whoever controls domains hears of it.
+    pub fn shut_down<M: Machine>(&self, m: &M, domain: &Domain, reason: u32) {
+        if domain.note_shutdown(reason) {
+            self.vcpus_of(domain).for_each(|vcpu| self.sched.nudge(m, vcpu));
+            self.raise_global(m, Virq::DomExc);
+            if domain.may(Powers::MACHINE) {
+                self.ended.store(reason.saturating_add(1), SeqCst);
+            }
+        }
+    }
+
+    /// Why a domain that may turn the machine off has shut down, if one has. Answered once.
+    pub fn end(&self) -> Option<u32> {
+        if self.ended.load(Relaxed) == 0 { None } else { self.ended.swap(0, SeqCst).checked_sub(1) }
+    }
+}

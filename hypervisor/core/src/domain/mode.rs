@@ -1,0 +1,23 @@
+//! A vcpu changes between guest kernel and guest user mode.
+
+use crate::prelude::*;
+
+/// Changes between guest kernel and guest user mode: root, GS base. False if there is no root to change to.
+pub fn toggle<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
+    let to = if ctx.own.kernel_mode { ctx.own.user_root } else { ctx.own.kernel_root };
+    let Some(root) = to else { return false };
+    let active = ctx.m.gs_base();
+    if ctx.own.kernel_mode {
+        ctx.own.gs_kernel = active;
+        ctx.m.set_gs_base(ctx.own.gs_user);
+    } else {
+        ctx.own.gs_user = active;
+        ctx.m.set_gs_base(ctx.own.gs_kernel);
+    }
+    ctx.own.kernel_mode = !ctx.own.kernel_mode;
+    ctx.m.load_root(root);
+    if ctx.own.kernel_mode && ctx.own.areas_stale {
+        crate::calls::vcpu::write_areas(ctx);
+    }
+    true
+}
