@@ -108,8 +108,10 @@ pub trait CpuState {
     fn set_guest_cr4(&self, bits: u64);
     /// XCR0; the rules have checked it against CPUID.
     fn set_xcr0(&self, value: u64);
-    /// Loads debug register 0..=3 or 7; the rules have normalised the value. Costs little where it is there already.
-    fn set_debug(&self, register: u8, value: u64);
+    /// Loads debug registers 0 to 3; none is the hypervisor's. Costs little where they are there.
+    fn set_breakpoints(&self, addresses: [u64; 4]);
+    /// Loads debug register 7; the rules have normalised the value. Costs little where it is there.
+    fn set_debug_control(&self, dr7: u64);
     /// Reads debug register 6 and clears it.
     fn take_debug_status(&self) -> u64;
     /// Lets SYSENTER in, or has it fault where it stands. Costs little where nothing changes.

@@ -84,8 +84,10 @@ pub(crate) struct Cpu {
     pub(crate) guest_xcr0: AtomicU64,
     /// CR4 as it is in hardware.
     pub(crate) cr4: AtomicU64,
-    /// Debug registers 0 to 3 and 7 as they are in hardware.
-    pub(crate) debug_registers: [AtomicU64; 8],
+    /// Debug registers 0 to 3 as they are in hardware.
+    pub(crate) breakpoints: [AtomicU64; 4],
+    /// Debug register 7 as it is in hardware.
+    pub(crate) debug_control: AtomicU64,
     /// The selector SYSENTER loads, as it is in hardware.
     pub(crate) sysenter_cs: AtomicU32,
     /// TSC_AUX as it is in hardware.

@@ -136,9 +136,9 @@ pub fn write_debug<M: Machine>(ctx: &mut Ctx<'_, M>, register: u64, value: u64) 
 pub fn load_debug<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let [addresses @ .., _, _, _, dr7] = ctx.own.debug;
     if !planted(Fault::KeepBreakpoints) || dr7 & debug::ENABLED != 0 {
-        (0u8..).zip(addresses).for_each(|(register, address)| ctx.m.set_debug(register, address));
+        ctx.m.set_breakpoints(addresses);
     }
-    ctx.m.set_debug(7, debug::loaded(dr7));
+    ctx.m.set_debug_control(debug::loaded(dr7));
 }
 
 /// Reads a debug register.

@@ -19,8 +19,8 @@ const ZERO: u64 = 1 << 11 | 1 << 12 | 1 << 14 | 1 << 15;
 
 /// What the CPU gets of DR7.
 pub(crate) fn loaded(dr7: u64) -> u64 {
-    let dr7 = dr7 & !on_ports(dr7);
-    if dr7 & ENABLED == 0 { DR7_CLEAR } else { dr7 }
+    let wanted = if dr7 & ENABLED == 0 { 0 } else { dr7 & !on_ports(dr7) };
+    if wanted & ENABLED == 0 { DR7_CLEAR } else { wanted }
 }
 
 /// Which debug register a number means, and what becomes of a value in it.

@@ -224,13 +224,13 @@ impl Span {
     pub const ALL: Self = Self { base: 0, last: u64::MAX };
 }
 
-/// Finds where a segment lies; `None` for one that is not to be written.
-pub type FindSegment<'a> = &'a dyn Fn(Segment) -> Option<Span>;
-
-/// Decodes the instruction at `registers.rip`, of which these are the first bytes. `None`: cut short, or not one we carry
-/// out.
+/// Decodes the instruction at `registers.rip`, of which these are the first bytes. `segments` finds where a segment lies,
+/// `None` for one that is not to be written. `None`: cut short, or not one we carry out.
 #[must_use]
-pub fn decode(code: &[u8], registers: &Registers, mode: Mode, segments: FindSegment<'_>) -> Option<Decoded> {
+pub fn decode<F>(code: &[u8], registers: &Registers, mode: Mode, segments: F) -> Option<Decoded>
+where
+    F: Fn(Segment) -> Option<Span>,
+{
     let code = code.get(..LONGEST).unwrap_or(code);
     let (rex, segment) = (None, None);
     let mut decoder = Decoder { code, at: 0, registers, mode, segments, operand: false, address: false, rex, segment };
@@ -260,12 +260,12 @@ pub fn decode(code: &[u8], registers: &Registers, mode: Mode, segments: FindSegm
 }
 
 /// What an instruction is decoded from: bytes copied from the guest, of which those before `at` have been looked at.
-struct Decoder<'a> {
+struct Decoder<'a, F> {
     code: &'a [u8],
     at: usize,
     registers: &'a Registers,
     mode: Mode,
-    segments: FindSegment<'a>,
+    segments: F,
     /// Operands have the other size.
     operand: bool,
     /// Addresses have the other size.
@@ -275,7 +275,7 @@ struct Decoder<'a> {
     segment: Option<Segment>,
 }
 
-impl Decoder<'_> {
+impl<F: Fn(Segment) -> Option<Span>> Decoder<'_, F> {
     fn rex_bit(&self, bit: u8) -> u8 {
         self.rex.map_or(0, |rex| rex >> bit & 1)
     }
@@ -424,7 +424,7 @@ impl Decoder<'_> {
         if mode == 3 {
             return None; // a register operand writes no memory
         }
-        if self.address_size() == 2 {
+        if self.mode != Mode::Bits64 && self.address_size() == 2 {
             return self.effective_address_16(mode, rm);
         }
         let mut segment = Segment::Ds;
@@ -483,6 +483,9 @@ impl Decoder<'_> {
 
     /// The linear address of an operand, which lies in its segment as a whole, and does not wrap.
     fn linear(&self, (segment, offset): (Segment, u64), size: u8) -> Option<u64> {
+        if let (Mode::Bits64, None, false) = (self.mode, self.segment, self.address) {
+            return Some(offset);
+        }
         let offset = truncate(offset, self.address_size());
         let more = u64::from(size.saturating_sub(1));
         let Span { base, last } = (self.segments)(self.segment.unwrap_or(segment))?;
@@ -536,7 +539,7 @@ mod tests {
     }
 
     fn write_of(bytes: &[u8], registers: &Registers) -> (Change, u64, u8, Source, u64) {
-        let decoded = decode(bytes, registers, Mode::Bits64, &long).expect("decodes");
+        let decoded = decode(bytes, registers, Mode::Bits64, long).expect("decodes");
         match decoded.instruction {
             Instruction::Write(Write { change, address, size, source, .. }) => {
                 (change, address, size, source, decoded.length)
@@ -573,7 +576,7 @@ mod tests {
     #[test]
     fn privileged_instructions() {
         let one =
-            |bytes: &[u8]| decode(bytes, &Registers::default(), Mode::Bits64, &long).map(|d| (d.instruction, d.length));
+            |bytes: &[u8]| decode(bytes, &Registers::default(), Mode::Bits64, long).map(|d| (d.instruction, d.length));
         assert_eq!(one(&[0xfa]), Some((Instruction::Cli, 1)));
         assert_eq!(
             one(&[0x0f, 0x20, 0xd0]),
@@ -614,7 +617,7 @@ mod tests {
             rdi: 0xffff_fff0,
             ..Registers::default()
         };
-        let one = |mode, bytes: &[u8]| decode(bytes, &r, mode, &segments).map(|d| (d.instruction, d.length));
+        let one = |mode, bytes: &[u8]| decode(bytes, &r, mode, segments).map(|d| (d.instruction, d.length));
         let to = |mode, bytes: &[u8]| match one(mode, bytes) {
             Some((Instruction::Write(write), length)) => Some((write.address, write.size, length)),
             _ => None,
@@ -669,7 +672,7 @@ mod tests {
             let registers = Registers { rax: seed, rbx: !seed, ..Default::default() };
             let used = bytes.get(..length).unwrap_or(&bytes);
             for mode in [Mode::Bits16, Mode::Bits32, Mode::Bits64] {
-                if let Some(decoded) = decode(used, &registers, mode, &long) {
+                if let Some(decoded) = decode(used, &registers, mode, long) {
                     known += 1;
                     assert!(decoded.length <= length as u64, "round {round}: {used:x?}");
                 }

@@ -134,23 +134,26 @@ fn segment<M: Machine>(ctx: &Ctx<'_, M>, mode: Mode, which: Segment) -> Option<S
 }
 
 /// Copies the code of an instruction, up to the end of its segment and of what is mapped.
-fn fetch<M: Machine>(ctx: &Ctx<'_, M>, code: &Code) -> Option<heapless::Vec<u8, LONGEST>> {
-    let (view, at) = (view(ctx)?, GuestVirt(code.at));
+#[inline(always)]
+fn fetch<M: Machine>(ctx: &Ctx<'_, M>) -> Option<(Mode, heapless::Vec<u8, LONGEST>)> {
+    let Code { mode, at, left } = code(ctx)?;
+    let (view, at) = (view(ctx)?, GuestVirt(at));
     let mut bytes = heapless::Vec::from_array([0; LONGEST]);
-    bytes.truncate(usize::try_from(code.left).unwrap_or(LONGEST));
+    if left < LONGEST as u64 {
+        bytes.truncate(low16(left).into());
+    }
     let here = bytes.len().min(PAGE_SIZE - at.offset());
     let (first, rest) = bytes.split_at_mut_checked(here)?;
     view.read_bytes(at, first).ok()?;
-    let next = GuestVirt(code.mode.wrap(at.plus(here as u64).0));
-    if view.read_bytes(next, rest).is_err() {
+    if view.read_bytes(GuestVirt(mode.wrap(at.plus(here as u64).0)), rest).is_err() {
         bytes.truncate(here);
     }
-    Some(bytes)
+    Some((mode, bytes))
 }
 
 fn decode_here<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Decoded> {
-    let code = code(ctx)?;
-    decode::decode(&fetch(ctx, &code)?, &ctx.own.regs, code.mode, &|which| segment(ctx, code.mode, which))
+    let (mode, bytes) = fetch(ctx)?;
+    decode::decode(&bytes, &ctx.own.regs, mode, |which| segment(ctx, mode, which))
 }
 
 /// Moves past an instruction.
@@ -178,8 +181,7 @@ fn retire_at_breakpoint<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64, met: u64)
 
 /// If RIP is at a forced CPUID, answers it.
 pub fn forced_cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
-    let bytes = code(ctx).and_then(|code| fetch(ctx, &code));
-    if !bytes.is_some_and(|bytes| bytes.starts_with(&FORCED_CPUID)) {
+    if !fetch(ctx).is_some_and(|(_, bytes)| bytes.starts_with(&FORCED_CPUID)) {
         return false;
     }
     cpuid(ctx);
@@ -273,8 +275,7 @@ pub fn note_refused<M: Machine>(ctx: &Ctx<'_, M>) {
         Some(Instruction::Wrmsr) => (RefusalKind::WriteMsr, [register, regs.rdx << 32 | regs.rax & 0xffff_ffff]),
         _ => {
             let mut code = [0; 8];
-            let fetched = self::code(ctx).and_then(|code| fetch(ctx, &code));
-            fill(&mut code, fetched.as_deref().unwrap_or_default());
+            fill(&mut code, fetch(ctx).map(|(_, bytes)| bytes).as_deref().unwrap_or_default());
             (RefusalKind::Instruction, [u64::from_le_bytes(code), 0])
         }
     };

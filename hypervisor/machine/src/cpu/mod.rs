@@ -168,10 +168,20 @@ impl CpuState for Hardware {
         fpu::use_xcr0(cpu, value);
     }
 
-    fn set_debug(&self, register: u8, value: u64) {
-        let known = &percpu::this().debug_registers[usize::from(register & 7)];
-        if known.swap(value, Relaxed) != value {
-            write_debug(register, value);
+    fn set_breakpoints(&self, addresses: [u64; 4]) {
+        for (register, (known, address)) in (0u8..).zip(percpu::this().breakpoints.iter().zip(addresses)) {
+            if known.load(Relaxed) != address {
+                known.store(address, Relaxed);
+                write_debug(register, address);
+            }
+        }
+    }
+
+    fn set_debug_control(&self, dr7: u64) {
+        let known = &percpu::this().debug_control;
+        if known.load(Relaxed) != dr7 {
+            known.store(dr7, Relaxed);
+            write_debug(7, dr7);
         }
     }
 

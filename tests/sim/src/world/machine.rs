@@ -428,17 +428,17 @@ impl CpuState for WholeMachine {
         assert!(value & 1 == 1 && value & !7 == 0 && value != 5, "XCR0 of {value:#x} would fault");
         self.loaded().xcr0 = value;
     }
-    fn set_debug(&self, register: u8, value: u64) {
-        match register {
-            0..=3 => assert!(GuestVirt(value).is_guests(), "XSA-444: a breakpoint at {value:#x}"),
-            7 => {
-                assert!(value & 0xffff_ffff_0000_f800 == 0 && value & 0x400 != 0, "DR7 of {value:#x}");
-                let ports = (0..4).filter(|n| value >> (2 * n) & 3 != 0 && value >> (16 + 4 * n) & 3 == 2);
-                assert_eq!(ports.count(), 0, "a breakpoint on ring 0's ports: {value:#x}");
-            }
-            _ => panic!("debug register {register}"),
+    fn set_breakpoints(&self, addresses: [u64; 4]) {
+        for address in addresses {
+            assert!(GuestVirt(address).is_guests(), "XSA-444: a breakpoint at {address:#x}");
         }
-        self.loaded().debug[usize::from(register)] = value;
+        self.loaded().debug[..4].copy_from_slice(&addresses);
+    }
+    fn set_debug_control(&self, dr7: u64) {
+        assert!(dr7 & 0xffff_ffff_0000_f800 == 0 && dr7 & 0x400 != 0, "DR7 of {dr7:#x}");
+        let ports = (0..4).filter(|n| dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 3 == 2);
+        assert_eq!(ports.count(), 0, "a breakpoint on ring 0's ports: {dr7:#x}");
+        self.loaded().debug[7] = dr7;
     }
     fn take_debug_status(&self) -> u64 {
         std::mem::replace(&mut self.loaded().debug[6], DR6_CLEAR)
