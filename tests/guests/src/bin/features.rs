@@ -235,7 +235,7 @@ fn shown_instructions_work() {
         assert_eq!(*word, 0, "leaf {leaf:#x}.{subleaf} register {register} shows bits that nobody tries");
     }
     assert!(broken.is_empty(), "shown, and do not work:{broken}");
-    assert!(executed > 20, "{executed} are few");
+    assert!(executed >= 10, "{executed}: every CPU in 64-bit mode has ten of them");
 }
 test!("features.instructions", shown_instructions_work);
 
