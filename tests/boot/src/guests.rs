@@ -1,6 +1,6 @@
 //! The tests inside the test guests, as found in their ELF files: no list of them is kept by hand.
 
-use crate::{Machine, Setup, position};
+use crate::{Machine, Outcome, Setup, position};
 use anyhow::{Context, Result};
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSection, ObjectSymbol};
@@ -64,6 +64,14 @@ pub fn run(path: &Path, test: Option<&str>) -> Result<()> {
 /// # Errors
 /// The test did not pass.
 pub fn run_with(path: &Path, test: Option<&str>, more: &str, limit: Duration) -> Result<()> {
+    run_on(None, path, test, more, limit).map(drop)
+}
+
+/// As [`run_with`], on a CPU of the model `cpu`; answers how the machine ended.
+///
+/// # Errors
+/// The test did not pass.
+pub fn run_on(cpu: Option<&str>, path: &Path, test: Option<&str>, more: &str, limit: Duration) -> Result<Outcome> {
     let guest = path.file_name().unwrap_or_default().to_string_lossy();
     let (name, words) = match test {
         Some(test) => (format!("{guest}-{test}"), format!("test={test} {more}")),
@@ -74,7 +82,11 @@ pub fn run_with(path: &Path, test: Option<&str>, more: &str, limit: Duration) ->
     // The second is for those that want one: it stays down until it is brought up.
     setup.options = "dom0_max_vcpus=2".into();
     setup.limit = limit;
-    Machine::boot(&name, &setup)?.finish()?.require_passed()
+    setup.cpu = cpu.map(str::to_owned);
+    let name = cpu.map_or_else(|| name.clone(), |cpu| format!("{name}-on-{cpu}"));
+    let outcome = Machine::boot(&name, &setup)?.finish()?;
+    outcome.require_passed()?;
+    Ok(outcome)
 }
 
 #[cfg(test)]

@@ -3,7 +3,10 @@
 
 use crate::stories::kernel_answers;
 use anyhow::Result;
+use boot::guests;
 use libtest_mimic::Trial;
+use std::path::PathBuf;
+use std::time::Duration;
 use xtask::qemu::Qemu;
 
 /// Models from Intel and from AMD, old and new; one of the emulator's own, with few features, and the one with all that it
@@ -34,12 +37,27 @@ pub(crate) fn daily(model: &'static str, kernel: &'static str) -> Trial {
     crate::trial(title.clone(), move || answers_on(&title, model, kernel))
 }
 
-/// A stock kernel, on any of the models, unless the emulator lacks it: that is printed.
+/// A stock kernel, on any of the models.
 pub(crate) fn soak(model: &'static str, kernel: &'static str) -> Trial {
     let title = title(model, kernel);
+    where_known(title.clone(), model, move || answers_on(&title, model, kernel))
+}
+
+/// The test guest at `path` that tries an instruction for each feature it is shown.
+pub(crate) fn features(model: &'static str, path: PathBuf) -> Trial {
+    where_known(format!("features_on_{model}"), model, move || {
+        let tests = guests::tests(&path)?;
+        tests.iter().try_for_each(|test| {
+            guests::run_on(Some(model), &path, test.as_deref(), "", Duration::from_secs(60)).map(drop)
+        })
+    })
+}
+
+/// A trial on a model, unless the emulator lacks it: that is printed.
+fn where_known(title: String, model: &'static str, run: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     crate::trial(title.clone(), move || {
         if is_known(model)? {
-            return answers_on(&title, model, kernel);
+            return run();
         }
         println!("{title}: skipped, the emulator has no such model");
         Ok(())

@@ -12,7 +12,8 @@ const ROUNDS: u32 = 20_000;
 const SECONDS: u32 = 30;
 
 /// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that
-/// come and go; every stock kernel; and those of every day on every CPU model.
+/// come and go; every stock kernel; and on every CPU model the stock kernels of every day, and the guest that tries
+/// features.
 pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let path = build::image(&boot::images()?, "fuzz")?;
     let mut trials = Vec::new();
@@ -30,5 +31,7 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     trials.extend(kernels::names().flat_map(crate::kernel_trials));
     let on = |model| kernels::DAILY.map(|kernel| cpus::soak(model, kernel));
     trials.extend(cpus::MODELS.into_iter().flat_map(on));
+    let features = build::image(&boot::images()?, "features")?;
+    trials.extend(cpus::MODELS.map(|model| cpus::features(model, features.clone())));
     Ok(trials)
 }
