@@ -239,12 +239,6 @@ impl CpuSet {
         Self(self.0 & !Self::only(cpu).0)
     }
 
-    /// The set and `cpu`.
-    #[must_use]
-    pub fn with(self, cpu: CpuId) -> Self {
-        Self(self.0 | Self::only(cpu).0)
-    }
-
     /// How many are in it.
     #[must_use]
     pub fn len(self) -> u32 {

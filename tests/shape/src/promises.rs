@@ -27,7 +27,7 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     };
     let lost = names(&page).filter(|name| !exists(name));
     let mut found: Vec<String> = lost.map(|name| format!("{PAGE} names `{name}`, which does not exist")).collect();
-    let promises = (1..=12).filter(|n| !page.contains(&format!("| **P{n}** ")));
+    let promises = (1..=13).filter(|n| !page.contains(&format!("| **P{n}** ")));
     found.extend(promises.map(|n| format!("{PAGE} says nothing about P{n}")));
     Ok(found)
 }
