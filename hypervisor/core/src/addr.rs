@@ -2,6 +2,7 @@
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
+use hypercall_abi::Errno;
 
 /// Bytes in a page; the only page size a PV guest sees.
 pub const PAGE_SIZE: usize = 4096;
@@ -127,6 +128,14 @@ impl fmt::Debug for Frame {
 /// A virtual address as a guest gave it: a claim until `claim` has walked the guest's tables.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct GuestVirt(pub u64);
+
+/// An address that a handler or a segment base can have.
+///
+/// # Errors
+/// `Inval` for one that is not canonical.
+pub(crate) fn canonical(address: u64) -> Result<u64, Errno> {
+    if GuestVirt(address).is_canonical() { Ok(address) } else { Err(Errno::Inval) }
+}
 
 impl GuestVirt {
     /// Whether bits 63..47 are equal, as every loadable address needs.

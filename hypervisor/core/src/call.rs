@@ -1,6 +1,5 @@
-//! A hypercall on its way, and what a step of it ends with.
+//! A hypercall on its way, and what a step of it ends with. This file knows nobody but the ABI.
 
-use crate::machine::Registers;
 use hypercall_abi::Errno;
 
 /// A hypercall on its way.
@@ -42,15 +41,10 @@ pub enum Halt {
 }
 
 impl Call {
-    /// The call in a guest's registers (ABI core 1.7).
+    /// A call of which nothing has been done.
     #[must_use]
-    pub fn from_registers(regs: &Registers) -> Self {
-        Self {
-            number: regs.rax,
-            args: [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9],
-            done: 0,
-            multicall: None,
-        }
+    pub fn new(number: u64, args: [u64; 6]) -> Self {
+        Self { number, args, done: 0, multicall: None }
     }
 }
 

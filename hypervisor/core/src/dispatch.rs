@@ -5,17 +5,13 @@
 //! Keeps: P8. A call is carried out in steps; what is not finished stays in [`VcpuState::call`] and goes on before the guest
 //! does. The guest never sees a half-done call, and no register of its own holds our place in one.
 //!
-//! [`VcpuState::call`]: crate::domain::vcpu::VcpuState::call
+//! [`VcpuState::call`]: crate::vcpu::VcpuState::call
 
 use crate::call::{Call, Multicall};
-use crate::calls::{cpu, descriptors, info, mmu, vcpu};
-use crate::domain::control;
-use crate::event::bind;
 use crate::fault::{Fault, planted};
 use crate::paging::{Refused, Stop};
 use crate::prelude::*;
-use crate::sched::ops;
-use crate::{grant, memory};
+use crate::{domain, event, grant, host, memory, paging, sched, trap, vcpu};
 use hypercall_abi::Hypercall;
 use hypercall_abi::event::Virq;
 use hypercall_abi::mmu::MulticallEntry;
@@ -120,38 +116,38 @@ fn execute<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     // Arguments of 32 bits: what is above means nothing, as in Xen.
     let [a32, b32] = [a, b].map(|arg| u64::from(low32(arg)));
     Ok(match Hypercall::from_number(call.number).ok_or(Errno::NoSys)? {
-        SetTrapTable => cpu::set_trap_table(ctx, &mut call.args[0])?,
-        MmuUpdate => mmu::mmu_update(ctx, call)?,
-        SetGdt => descriptors::set_gdt(ctx, a, b32)?,
-        StackSwitch => cpu::stack_switch(ctx, a, b),
-        SetCallbacks => cpu::set_callbacks(ctx, [a, b, c]),
-        FpuTaskswitch => cpu::fpu_taskswitch(ctx, a32),
-        SetDebugreg => cpu::write_debug(ctx, a32, b)?,
-        GetDebugreg => cpu::read_debug(ctx, a32)?,
-        UpdateDescriptor => descriptors::update_descriptor(ctx, a, b)?,
+        SetTrapTable => trap::ops::set_trap_table(ctx, &mut call.args[0])?,
+        MmuUpdate => paging::ops::mmu_update(ctx, call)?,
+        SetGdt => vcpu::descriptors::set_gdt(ctx, a, b32)?,
+        StackSwitch => vcpu::ops::stack_switch(ctx, a, b),
+        SetCallbacks => trap::ops::set_callbacks(ctx, [a, b, c]),
+        FpuTaskswitch => vcpu::ops::fpu_taskswitch(ctx, a32),
+        SetDebugreg => vcpu::ops::write_debug(ctx, a32, b)?,
+        GetDebugreg => vcpu::ops::read_debug(ctx, a32)?,
+        UpdateDescriptor => paging::ops::update_descriptor(ctx, a, b)?,
         MemoryOp => memory::memory_op(ctx, call)?,
-        UpdateVaMapping => mmu::update_va_mapping(ctx, [a, b, c], domid::SELF)?,
-        UpdateVaMappingOtherdomain => mmu::update_va_mapping(ctx, [a, b, c], low16(d))?,
-        SetTimerOp => ops::set_timer(ctx, a),
-        XenVersion => info::xen_version(ctx, a32, b)?,
-        ConsoleIo => info::console_io(ctx, &mut call.args)?,
+        UpdateVaMapping => paging::ops::update_va_mapping(ctx, [a, b, c], domid::SELF)?,
+        UpdateVaMappingOtherdomain => paging::ops::update_va_mapping(ctx, [a, b, c], low16(d))?,
+        SetTimerOp => sched::ops::set_timer(ctx, a),
+        XenVersion => host::ops::xen_version(ctx, a32, b)?,
+        ConsoleIo => host::console::console_io(ctx, &mut call.args)?,
         GrantTableOp => grant::grant_table_op(ctx, call)?,
-        VmAssist => cpu::vm_assist(ctx, a32, b32)?,
+        VmAssist => domain::ops::vm_assist(ctx, a32, b32)?,
         Iret => {
-            cpu::iret(ctx);
+            trap::ops::iret(ctx);
             return Err(Halt::Gone);
         }
-        VcpuOp => vcpu::vcpu_op(ctx, a32, b, c)?,
-        SetSegmentBase => cpu::set_segment_base(ctx, a32, b)?,
-        MmuextOp => mmu::mmuext_op(ctx, call)?,
-        NmiOp => cpu::nmi_op(ctx, a32, b)?,
-        SchedOp => ops::sched_op(ctx, a32, b)?,
-        CallbackOp => cpu::callback_op(ctx, a32, b)?,
-        EventChannelOp => bind::event_channel_op(ctx, a32, b)?,
-        PhysdevOp => cpu::physdev_op(ctx, a32, b)?,
-        Domctl => control::domctl(ctx, a)?,
-        Sysctl => info::sysctl(ctx, a)?,
-        Tenon => control::tenon_op(ctx, a, b, c)?,
+        VcpuOp => vcpu::ops::vcpu_op(ctx, a32, b, c)?,
+        SetSegmentBase => vcpu::ops::set_segment_base(ctx, a32, b)?,
+        MmuextOp => paging::ops::mmuext_op(ctx, call)?,
+        NmiOp => trap::ops::nmi_op(ctx, a32, b)?,
+        SchedOp => sched::ops::sched_op(ctx, a32, b)?,
+        CallbackOp => trap::ops::callback_op(ctx, a32, b)?,
+        EventChannelOp => event::ops::event_channel_op(ctx, a32, b)?,
+        PhysdevOp => vcpu::ops::physdev_op(ctx, a32, b)?,
+        Domctl => domain::ops::domctl(ctx, a)?,
+        Sysctl => host::ops::sysctl(ctx, a)?,
+        Tenon => domain::ops::tenon_op(ctx, a, b, c)?,
         PlatformOp => return Err(Errno::Perm.into()),
         Multicall | SchedOpCompat | EventChannelOpCompat => return Err(Errno::NoSys.into()),
     })

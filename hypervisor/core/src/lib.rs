@@ -40,7 +40,6 @@ pub mod addr;
 #[cfg(feature = "planted-fault")]
 pub mod audit;
 pub mod call;
-pub mod calls;
 pub mod claim;
 pub mod dispatch;
 pub mod domain;
@@ -49,6 +48,7 @@ pub mod fault;
 pub mod flags;
 pub mod frame;
 pub mod grant;
+pub mod host;
 pub mod lock;
 pub mod machine;
 pub mod memory;
@@ -57,6 +57,7 @@ pub mod policy;
 pub mod sched;
 pub mod time;
 pub mod trap;
+pub mod vcpu;
 pub mod world;
 
 /// What nearly every rule speaks of.
@@ -64,8 +65,8 @@ mod prelude {
     pub(crate) use crate::addr::{DomainId, Frame, GuestVirt, PAGE_SIZE, Port, VcpuId, fill, low16, low32, nth};
     pub(crate) use crate::call::{Answer, Halt};
     pub(crate) use crate::domain::Domain;
-    pub(crate) use crate::domain::vcpu::{Place, Vcpu, VcpuState};
     pub(crate) use crate::machine::Machine;
+    pub(crate) use crate::vcpu::{Place, Vcpu, VcpuState};
     pub(crate) use crate::world::{Ctx, Next, Site, World};
     pub(crate) use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
     pub(crate) use hypercall_abi::{Errno, domid};

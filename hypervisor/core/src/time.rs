@@ -1,7 +1,9 @@
 //! Time as guests compute it: the scale of the time-stamp counter and the versioned records (ABI core 6).
 
 use crate::machine::Clock;
-use hypercall_abi::shared::{TIME_TSC_STABLE, TimeInfo};
+use crate::prelude::*;
+use hypercall_abi::shared::{TIME_TSC_STABLE, TimeInfo, vcpu_info};
+use zerocopy::{FromZeros, IntoBytes};
 
 /// Multiplier and shift that turn a difference of counts into nanoseconds: `(delta << shift) * mul >> 32`.
 #[must_use]
@@ -33,6 +35,17 @@ pub fn next_record(m: &impl Clock, old: &TimeInfo) -> TimeInfo {
         flags: TIME_TSC_STABLE,
         ..TimeInfo::default()
     }
+}
+
+/// Writes a vcpu's time record under the version protocol (ABI core 6.1).
+pub fn write_record<M: Machine>(m: &M, vcpu: &Vcpu) {
+    let Some((frame, at)) = vcpu.record() else { return };
+    let offset = at + vcpu_info::TIME;
+    let mut old = TimeInfo::new_zeroed();
+    m.read(frame, offset, old.as_mut_bytes());
+    let record = next_record(m, &old);
+    m.write(frame, offset, record.as_bytes());
+    m.write(frame, offset, &record.version.wrapping_add(1).to_le_bytes());
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! What a guest gets of the processor, told as stories.
 
 use hv_core::addr::{Frame, VcpuId};
-use hv_core::domain::debug::DR6_CLEAR;
-use hv_core::domain::vcpu::Trap;
 use hv_core::machine::{Clock, Exit, Frames};
+use hv_core::vcpu::Trap;
+use hv_core::vcpu::debug::DR6_CLEAR;
 use hv_core::{policy, trap};
 use hypercall_abi::callback::{CallbackOp, CallbackRegister, CallbackType};
 use hypercall_abi::vcpu::VcpuOp;

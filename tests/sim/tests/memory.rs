@@ -1,7 +1,7 @@
 //! How much memory a domain has, who pays for it, and what it costs to find some.
 
 use hv_core::addr::Frame;
-use hv_core::domain::control::kept_frames;
+use hv_core::domain::life::kept_frames;
 use hv_core::machine::Exit;
 use hv_core::paging::BUDGET;
 use hv_core::{dispatch, trap};

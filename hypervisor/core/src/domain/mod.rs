@@ -1,16 +1,13 @@
-//! Domains and vcpus: what they are made of, how they are made and unmade.
+//! Domains: what they are made of, how they begin and end.
 //!
 //! Touches: the fixed tables of domains and vcpus, and frames through `frame` and `paging`.
 //! Never touches: a page-table entry itself, an event bit.
 
-pub mod context;
-pub mod control;
 pub mod crash;
-pub mod debug;
 mod journal;
-pub mod mode;
+pub mod life;
+pub mod ops;
 mod refusals;
-pub mod vcpu;
 
 pub(crate) use journal::{Journal, Shown};
 

@@ -1,16 +1,17 @@
 //! Event channels: how domains, vcpus and the hypervisor call on each other (ABI core 5).
 //!
 //! Touches: port words, and the pending and mask bits in pages shared with guests.
-//! Never touches: a guest's address; the bits are reached by frame.
+//! Never touches: a guest's address outside [`ops`], the calls; the bits are reached by frame.
 //! Keeps: P5. `send` takes no lock and allocates nothing: it reads one word and sets three bits.
 
-pub mod bind;
+mod bind;
+pub mod ops;
 pub mod port;
 
 use crate::domain::Life;
-use crate::domain::vcpu::polling;
 use crate::machine::{Page, word};
 use crate::prelude::*;
+use crate::vcpu::polling;
 use core::sync::atomic::AtomicU64;
 use hypercall_abi::event::{PORTS, Virq};
 use hypercall_abi::shared::{offset, vcpu_info};

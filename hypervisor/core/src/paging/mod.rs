@@ -2,8 +2,8 @@
 //!
 //! Touches: page-table entries and the counts of the frames they lead to. [`entry`] judges one entry, `promote` turns a
 //! frame into a table and back, `update` changes tables, `descriptors` does the same for descriptor pages, `flush` knows
-//! who must forget what.
-//! Never touches: a vcpu's state, grants, hypercall numbers, guest virtual addresses except to find a slot.
+//! who must forget what. [`ops`] are the calls, which read their requests and load roots.
+//! Never touches: grants; outside [`ops`], a vcpu's state, or guest virtual addresses except to find a slot.
 //! Keeps: P1, P2, P3, P4, P8.
 //!
 //! # How a call that takes long is carried out (P8)
@@ -25,6 +25,7 @@
 mod descriptors;
 pub mod entry;
 mod flush;
+pub mod ops;
 mod promote;
 mod update;
 

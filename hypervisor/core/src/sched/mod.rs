@@ -13,8 +13,8 @@ pub mod pick;
 pub mod switch;
 
 use crate::addr::{CpuId, CpuSet, MAX_CPUS};
-use crate::domain::vcpu::polling;
 use crate::prelude::*;
+use crate::vcpu::polling;
 use core::sync::atomic::AtomicU64;
 use cpu::Cpu;
 

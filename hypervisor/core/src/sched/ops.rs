@@ -1,8 +1,8 @@
 //! `sched_op`, `set_timer_op` and the timers of `vcpu_op` (ABI core 5.4, 6.3).
 
-use crate::domain::vcpu::polling;
 use crate::event::port::Binding;
 use crate::prelude::*;
+use crate::vcpu::polling;
 use hypercall_abi::event::Virq;
 use hypercall_abi::sched::{POLL_MAX_PORTS, Poll, RemoteShutdown, SchedOp, Shutdown, ShutdownReason};
 

@@ -1,8 +1,9 @@
 //! A vcpu comes to a CPU and leaves it.
 
-use crate::calls::{cpu, vcpu};
 use crate::prelude::*;
 use crate::trap;
+use crate::vcpu::ops::load_debug;
+use crate::vcpu::runstate::enter_state;
 use hypercall_abi::vcpu::Runstate;
 
 /// Loads the vcpu into this CPU: descriptor tables, control and debug registers, root; then what needs these, its FPU state
@@ -22,13 +23,13 @@ pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) {
     m.set_xcr0(ctx.own.xcr0);
     m.set_tsc_aux(ctx.own.tsc_aux);
     m.allow_sysenter(ctx.own.callbacks.sysenter.address != 0);
-    cpu::load_debug(ctx);
+    load_debug(ctx);
     if let Some(root) = ctx.own.root() {
         m.load_root(root);
     }
     let loaded = load(ctx);
     m.set_task_switched(ctx.own.task_switched);
-    vcpu::enter_state(ctx, Runstate::Running);
+    enter_state(ctx, Runstate::Running);
     if let Err(wanted) = loaded {
         trap::failsafe(ctx, wanted);
     }
@@ -51,7 +52,7 @@ pub fn depart<M: Machine>(ctx: &mut Ctx<'_, M>) {
         _ if ctx.domain.runs() => Runstate::Runnable,
         _ => Runstate::Offline,
     };
-    vcpu::enter_state(ctx, state); // its root is still loaded
+    enter_state(ctx, state); // its root is still loaded
     if let Some(fpu) = ctx.own.fpu {
         ctx.m.switch_out(&mut ctx.own.segments, fpu);
     }

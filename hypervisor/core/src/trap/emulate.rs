@@ -7,17 +7,19 @@ use super::decode::{
     self, Change, Decoded, Instruction, LONGEST, Mode, Move, PortAccess, Segment, Source, Span, SystemRegister, Write,
     load_register, truncate,
 };
-use super::{deliver_page_fault, gate_of, set_cr2};
+use super::table::gate_of;
+use super::{deliver_page_fault, set_cr2};
 use crate::addr::PAGE_SHIFT;
-use crate::calls::cpu::{fpu_taskswitch, read_debug, write_debug};
-use crate::calls::mmu::{TableWritten, fill_hypercall_page, load_kernel_root, write_own_table};
 use crate::claim::View;
-use crate::domain::debug::port_breakpoints;
 use crate::flags;
+use crate::host::ops::fill_hypercall_page;
 use crate::machine::Registers;
 use crate::paging::Stop;
+use crate::paging::ops::{TableWritten, load_kernel_root, write_own_table};
 use crate::policy::{self, CR4_FIXED, cr4_choice};
 use crate::prelude::*;
+use crate::vcpu::debug::port_breakpoints;
+use crate::vcpu::ops::{fpu_taskswitch, read_debug, write_debug};
 use hypercall_abi::callback::Assist;
 use hypercall_abi::selector;
 use hypercall_abi::tenon::RefusalKind;

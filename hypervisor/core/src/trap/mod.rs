@@ -6,23 +6,25 @@
 
 pub mod decode;
 pub mod emulate;
+pub mod ops;
+pub mod table;
 
 use crate::call::Call;
-use crate::calls::cpu::iret;
-use crate::calls::descriptors::map_ldt_page;
 use crate::domain::crash::crash;
-use crate::domain::debug::DR6_CLEAR;
-use crate::domain::mode::toggle;
-use crate::domain::vcpu::{Handler, Trap};
 use crate::flags;
-use crate::machine::{Exit, Interrupt};
+use crate::machine::{Exit, Interrupt, Registers};
 use crate::prelude::*;
+use crate::vcpu::debug::DR6_CLEAR;
+use crate::vcpu::descriptors::map_ldt_page;
+use crate::vcpu::mode::toggle;
+use crate::vcpu::{Handler, Trap};
 use hypercall_abi::Hypercall;
-use hypercall_abi::callback::{Assist, TRAP_MASKS_EVENTS, TrapInfo};
+use hypercall_abi::callback::Assist;
 use hypercall_abi::event::Virq;
 use hypercall_abi::selector;
 use hypercall_abi::shared::vcpu_info;
-use zerocopy::{FromZeros, IntoBytes};
+use ops::iret;
+use table::gate;
 
 const UD: u8 = 6;
 const NM: u8 = 7;
@@ -44,9 +46,14 @@ pub fn handle<M: Machine>(ctx: &mut Ctx<'_, M>, exit: Exit) {
     match exit {
         Exit::Syscall if ctx.own.kernel_mode => {
             count(ctx, 1);
-            let call = Call::from_registers(&ctx.own.regs);
+            // ABI core 1.7.
+            let Registers { rax, rdi, rsi, rdx, r10, r8, r9, .. } = ctx.own.regs;
             // Half of all calls, and they have no answer: the short way to what `dispatch` does with them.
-            if call.number == Hypercall::Iret.number() { iret(ctx) } else { ctx.own.call = Some(call) }
+            if rax == Hypercall::Iret.number() {
+                iret(ctx);
+            } else {
+                ctx.own.call = Some(Call::new(rax, [rdi, rsi, rdx, r10, r8, r9]));
+            }
         }
         Exit::Syscall => system_call(ctx, ctx.own.callbacks.syscall),
         Exit::Syscall32 => system_call(ctx, ctx.own.callbacks.syscall32),
@@ -199,21 +206,6 @@ fn exception<M: Machine>(ctx: &mut Ctx<'_, M>, trap: Trap) {
     }
     let (vector, error, rip, cr2) = (trap.vector, trap.error.unwrap_or(0), ctx.own.regs.rip, ctx.own.cr2);
     crash(ctx, format_args!("no handler for exception {vector} (error {error:#x}) at {rip:#x}, cr2 {cr2:#x}"));
-}
-
-/// The guest's gate of a vector; its address is 0 if there is none.
-pub fn gate_of<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> TrapInfo {
-    let mut gate = TrapInfo::new_zeroed();
-    let (to, first) = (gate.as_mut_bytes().as_chunks_mut().0, usize::from(vector) * 2);
-    let words = ctx.own.traps.and_then(|frame| ctx.m.page(frame).get(first..first + 2));
-    to.iter_mut().zip(words.unwrap_or_default()).for_each(|(to, word)| *to = word.load(Relaxed).to_le_bytes());
-    gate
-}
-
-/// The guest's handler of a vector.
-fn gate<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> Handler {
-    let TrapInfo { address, flags, .. } = gate_of(ctx, vector);
-    Handler { address, masks_events: flags & TRAP_MASKS_EVENTS != 0 }
 }
 
 /// Enters the guest kernel at `handler`, with the frame of ABI core 3.3 on its stack.

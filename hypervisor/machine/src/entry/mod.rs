@@ -40,7 +40,7 @@ core::arch::global_asm!(
     SYSCALL32 = const SYSCALL32,
     SYSENTER = const SYSENTER,
     FAILED_RETURN = const FAILED_RETURN,
-    DR6_CLEAR = const hv_core::domain::debug::DR6_CLEAR,
+    DR6_CLEAR = const hv_core::vcpu::debug::DR6_CLEAR,
     nested = sym nested,
     nmis = sym NMIS,
 );

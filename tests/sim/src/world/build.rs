@@ -3,10 +3,11 @@
 use super::machine::WholeMachine;
 use hv_core::addr::{Frame, GuestVirt, VcpuId};
 use hv_core::call::Halt;
-use hv_core::domain::{Domain, context};
+use hv_core::domain::Domain;
 use hv_core::lock::{Held, Nothing};
 use hv_core::machine::Frames;
 use hv_core::paging::{BUDGET, Stop};
+use hv_core::vcpu::context;
 use hv_core::world::{Site, World};
 use hypercall_abi::callback::TrapInfo;
 use hypercall_abi::context::{VcpuContext, flags};

@@ -4,9 +4,9 @@
 use crate::machine::{Cached, HOLE_MARK, Seen};
 use crate::rng::Rng;
 use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_START, PAGE_SIZE};
-use hv_core::domain::debug::DR6_CLEAR;
 use hv_core::frame::{FrameTable, Use};
 use hv_core::machine::{Clock, Console, CpuState, Cpus, Flush, Frames, Interrupt, Page, Segments};
+use hv_core::vcpu::debug::DR6_CLEAR;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, MutexGuard};

@@ -6,7 +6,7 @@ use super::build::{self, at, page};
 use super::machine::WholeMachine;
 use hv_core::addr::{DomainId, Frame, GuestVirt, VcpuId};
 use hv_core::claim::View;
-use hv_core::domain::control::{Spec, kept_frames};
+use hv_core::domain::life::{Spec, kept_frames};
 use hv_core::domain::{Domain, Powers};
 use hv_core::frame::table::WORDS;
 use hv_core::lock::{Held, Nothing};

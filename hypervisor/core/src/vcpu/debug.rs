@@ -1,7 +1,7 @@
 //! The debug registers of a vcpu: what they may hold, and what of it the CPU gets (ABI core 3.11).
 //!
 //! Touches: values.
-//! Never touches: the CPU; `calls/cpu.rs` has it load what stands here.
+//! Never touches: the CPU; `ops` has it load what stands here.
 //! Keeps: no breakpoint in the hypervisor's slots, and none on ports in the CPU, where ring 0's own accesses would meet it.
 
 use crate::policy::CR4_DE;

@@ -1,6 +1,15 @@
 //! A vcpu: what other CPUs may look at, and what belongs to the CPU that runs it.
+//!
+//! Touches: its registers and tables, and through [`context`] and [`descriptors`] the uses of frames it stands for.
+//! Never touches: who runs next, which is `sched`'s; which trap goes where, which is `trap`'s.
 
-use super::debug::{DR6_CLEAR, DR7_CLEAR};
+pub mod context;
+pub mod debug;
+pub mod descriptors;
+pub mod mode;
+pub mod ops;
+pub mod runstate;
+
 use crate::addr::CpuId;
 use crate::call::Call;
 use crate::claim::Memo;
@@ -8,6 +17,7 @@ use crate::lock::Owned;
 use crate::machine::{Registers, Segments};
 use crate::prelude::*;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64};
+use debug::{DR6_CLEAR, DR7_CLEAR};
 use hypercall_abi::event::VIRQS;
 use hypercall_abi::vcpu::{Runstate, RunstateInfo};
 

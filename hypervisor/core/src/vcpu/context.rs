@@ -1,13 +1,12 @@
 //! A vcpu's state from and to the ABI's structure (ABI core 7, 10.3).
 
-use super::debug;
-use super::vcpu::{Handler, MAX_LDT};
+use super::{Handler, MAX_LDT, debug};
 use crate::flags as rflags;
 use crate::machine::Registers;
 use crate::paging::{Outcome, Refused, Session, Stop};
 use crate::policy::{CR4_FIXED, cr4_choice};
 use crate::prelude::*;
-use hypercall_abi::callback::TrapInfo;
+use crate::trap::table::set_gate;
 use hypercall_abi::context::{UserRegs, VcpuContext, flags};
 use hypercall_abi::selector;
 use zerocopy::IntoBytes;
@@ -99,7 +98,7 @@ pub fn set<M: Machine>(
     }
     m.zero(traps);
     for gate in context.trap_ctxt.iter().filter(|gate| gate.address != 0) {
-        m.write(traps, usize::from(gate.vector) * size_of::<TrapInfo>(), gate.as_bytes());
+        set_gate(m, traps, gate);
     }
     old.give_back(site, domain);
     if vcpu.number().0 == 0 {

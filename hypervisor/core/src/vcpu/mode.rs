@@ -17,7 +17,7 @@ pub fn toggle<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
     ctx.own.kernel_mode = !ctx.own.kernel_mode;
     ctx.m.load_root(root);
     if ctx.own.kernel_mode && ctx.own.areas_stale {
-        crate::calls::vcpu::write_areas(ctx);
+        super::runstate::write_areas(ctx);
     }
     true
 }

@@ -1,17 +1,17 @@
-//! `vcpu_op`: vcpus are set up, brought up and down, and told the time (ABI core 6, 7).
+//! What a guest asks of its vcpus: `vcpu_op`, and the calls about the CPU as the caller sees it (ABI core 3.11, 6, 7).
 
-use crate::domain::context;
+use super::runstate::{self, charge};
+use super::{context, debug};
+use crate::addr::canonical;
+use crate::fault::{Fault, planted};
 use crate::prelude::*;
 use crate::sched::ops;
 use crate::time;
-use hypercall_abi::callback::Assist;
+use hypercall_abi::callback::SegmentBase;
+use hypercall_abi::physdev::{PhysdevOp, SetIobitmap, SetIopl};
 use hypercall_abi::sched::ShutdownReason;
-use hypercall_abi::shared::{TimeInfo, vcpu_info};
-use hypercall_abi::vcpu::{
-    RUNSTATE_UPDATE, RegisterArea, RegisterVcpuInfo, Runstate, RunstateInfo, SetPeriodicTimer, SetSingleshotTimer,
-    VcpuOp,
-};
-use zerocopy::{FromZeros, IntoBytes};
+use hypercall_abi::shared::vcpu_info;
+use hypercall_abi::vcpu::{RegisterArea, RegisterVcpuInfo, SetPeriodicTimer, SetSingleshotTimer, VcpuOp};
 
 /// Carries out one `vcpu_op`.
 ///
@@ -35,7 +35,7 @@ pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg:
             let area = area(ctx, arg)?;
             with_own(ctx, vcpu, |own| own.runstate_area = area)?;
             if number == ctx.vcpu.number() {
-                write_areas(ctx);
+                runstate::write_areas(ctx);
             } else if let Some(at) = area {
                 let info = with_own(ctx, vcpu, |own| own.runstate)?;
                 let _ = ctx.write(at.0, &info);
@@ -67,7 +67,7 @@ pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg:
             let area = area(ctx, arg)?;
             with_own(ctx, vcpu, |own| own.time_area = area)?;
             if number == ctx.vcpu.number() {
-                write_areas(ctx);
+                runstate::write_areas(ctx);
             }
         }
         VcpuOp::RegisterRunstatePhysArea | VcpuOp::RegisterVcpuTimePhysArea => return Err(Errno::NoSys.into()),
@@ -138,69 +138,93 @@ fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Res
     }
     ctx.m.write(frame, offset, &record);
     vcpu.info.store(frame.address() | offset as u64, Release);
-    ctx.world.write_time(ctx.m, vcpu);
+    time::write_record(ctx.m, vcpu);
     // An event that came while the record moved set its bits in the old place: the guest is made to look at all ports.
     ctx.m.write(frame, offset + vcpu_info::PENDING_SEL, &u64::MAX.to_le_bytes());
     ctx.m.write(frame, offset + vcpu_info::UPCALL_PENDING, &[1]);
     Ok(())
 }
 
-impl World {
-    /// Writes a vcpu's time record under the version protocol (ABI core 6.1).
-    pub fn write_time<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
-        let Some((frame, at)) = vcpu.record() else { return };
-        let offset = at + vcpu_info::TIME;
-        let mut old = TimeInfo::new_zeroed();
-        m.read(frame, offset, old.as_mut_bytes());
-        let record = time::next_record(m, &old);
-        m.write(frame, offset, record.as_bytes());
-        m.write(frame, offset, &record.version.wrapping_add(1).to_le_bytes());
-    }
+/// Says where bounces from user mode find the kernel stack.
+pub fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>, ss: u64, sp: u64) -> u64 {
+    (ctx.own.kernel_ss, ctx.own.kernel_sp) = (ss & 0xffff | 3, sp);
+    0
 }
 
-/// Adds the time since the state was entered to what has been spent in it; returns that time.
-fn charge(info: &mut RunstateInfo, now: u64) -> u64 {
-    let spent = now.saturating_sub(info.state_entry_time);
-    if let Some(total) = info.time.get_mut(info.state as usize) {
-        *total = total.saturating_add(spent);
-    }
-    spent
+/// Sets or clears the guest's CR0.TS.
+pub fn fpu_taskswitch<M: Machine>(ctx: &mut Ctx<'_, M>, set: u64) -> u64 {
+    ctx.own.task_switched = set != 0;
+    ctx.m.set_task_switched(set != 0);
+    0
 }
 
-/// Notes that a vcpu enters a state.
-pub fn enter_state<M: Machine>(ctx: &mut Ctx<'_, M>, state: Runstate) {
-    let now = ctx.m.now();
-    let info = &mut ctx.own.runstate;
-    let spent = charge(info, now);
-    if info.state == Runstate::Running as u32 {
-        ctx.domain.cpu_time.fetch_add(spent, Relaxed);
-    }
-    (info.state, info.state_entry_time) = (state as u32, now);
-    if state == Runstate::Running || ctx.domain.assisted(Assist::RunstateUpdateFlag) {
-        write_areas(ctx);
-    }
+/// Sets a debug register (ABI core 3.11).
+///
+/// # Errors
+/// Those of [`debug::accept`].
+pub fn write_debug<M: Machine>(ctx: &mut Ctx<'_, M>, register: u64, value: u64) -> Result<u64, Errno> {
+    let (index, value) = debug::accept(ctx.own.cr4, register, value)?;
+    *ctx.own.debug.get_mut(index).ok_or(Errno::NoDev)? = value;
+    load_debug(ctx);
+    Ok(0)
 }
 
-/// Writes the areas the guest reads, or notes that they wait: in user mode its kernel addresses mean nothing.
-pub fn write_areas<M: Machine>(ctx: &mut Ctx<'_, M>) {
-    ctx.own.areas_stale = !ctx.own.kernel_mode;
-    if !ctx.own.kernel_mode {
-        return;
+/// Loads the debug registers, the addresses also if no breakpoint is on: a single step is compared with them all the same,
+/// and what another vcpu left there would show in DR6.
+pub fn load_debug<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    let [addresses @ .., _, _, _, dr7] = ctx.own.debug;
+    if !planted(Fault::KeepBreakpoints) || dr7 & debug::ENABLED != 0 {
+        ctx.m.set_breakpoints(addresses);
     }
-    if let Some(at) = ctx.own.runstate_area {
-        let info = ctx.own.runstate;
-        // A guest that unmaps its own area reads nothing; that is its affair.
-        let _ = if ctx.domain.assisted(Assist::RunstateUpdateFlag) {
-            let begun = RunstateInfo { state_entry_time: info.state_entry_time | RUNSTATE_UPDATE, ..info };
-            ctx.write(at.0, &begun).and_then(|()| ctx.write(at.0.wrapping_add(8), &info.state_entry_time))
-        } else {
-            ctx.write(at.0, &info)
-        };
+    ctx.m.set_debug_control(debug::loaded(dr7));
+}
+
+/// Reads a debug register.
+///
+/// # Errors
+/// `NoDev` for registers there are not.
+pub fn read_debug<M: Machine>(ctx: &Ctx<'_, M>, register: u64) -> Result<u64, Errno> {
+    let index = debug::index(ctx.own.cr4, register)?;
+    ctx.own.debug.get(index).copied().ok_or(Errno::NoDev)
+}
+
+/// `set_segment_base` (ABI core 3.11).
+///
+/// # Errors
+/// `Inval` for bases no segment can have and for unknown bases.
+pub fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>, which: u64, base: u64) -> Result<u64, Errno> {
+    let which = SegmentBase::from_number(which).ok_or(Errno::Inval)?;
+    match which {
+        SegmentBase::Fs => ctx.m.set_fs_base(canonical(base)?),
+        SegmentBase::GsUser => ctx.own.gs_user = canonical(base)?,
+        SegmentBase::GsKernel => ctx.m.set_gs_base(canonical(base)?),
+        SegmentBase::GsUserSelector => {
+            let null = base & 0xfffc == 0;
+            let selector = low16(if null { base } else { base | 3 });
+            let active = ctx.m.gs_base();
+            ctx.own.gs_user = ctx.m.load_gs(selector).unwrap_or(0);
+            ctx.m.set_gs_base(active);
+        }
     }
-    if let Some(at) = ctx.own.time_area
-        && let Ok(old) = ctx.read::<TimeInfo>(at.0)
-    {
-        let record = time::next_record(ctx.m, &old);
-        let _ = ctx.write(at.0, &record).and_then(|()| ctx.write(at.0, &record.version.wrapping_add(1)));
+    Ok(0)
+}
+
+/// `physdev_op`: what a guest without devices may ask (ABI core 8.2).
+///
+/// # Errors
+/// `NoSys` for everything about real devices, `Inval` for an IOPL above 3.
+pub fn physdev_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
+    match PhysdevOp::from_number(command).ok_or(Errno::NoSys)? {
+        PhysdevOp::SetIopl => {
+            let SetIopl { iopl } = ctx.read(arg)?;
+            ctx.own.iopl = u8::try_from(iopl).ok().filter(|level| *level <= 3).ok_or(Errno::Inval)?;
+        }
+        PhysdevOp::SetIobitmap => {
+            let SetIobitmap { bitmap, nr_ports, .. } = ctx.read(arg)?;
+            ensure!(nr_ports <= 0x1_0000 && GuestVirt(bitmap).is_guests(), Errno::Inval);
+            ctx.own.iobitmap = (GuestVirt(bitmap), nr_ports);
+        }
+        PhysdevOp::IrqEoi => return Err(Errno::NoSys),
     }
+    Ok(0)
 }

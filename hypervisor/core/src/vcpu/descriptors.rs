@@ -1,12 +1,12 @@
-//! Descriptor tables of a guest: GDT frames, single descriptors, the LDT (ABI core 3.10).
+//! Descriptor tables of a vcpu: GDT frames and the LDT (ABI core 3.10).
 //!
 //! A GDT frame is mapped into this CPU's window only while it holds a use as descriptors; the use is dropped after the
 //! window has let go of it. LDT pages are mapped when the CPU first asks for a descriptor in them.
 
+use super::MAX_LDT;
+use super::context::Taken;
 use crate::addr::PAGE_SHIFT;
 use crate::claim;
-use crate::domain::context::Taken;
-use crate::domain::vcpu::MAX_LDT;
 use crate::paging::Stop;
 use crate::prelude::*;
 use hypercall_abi::selector;
@@ -35,18 +35,6 @@ pub fn set_gdt<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64, entries: u64) -> Ans
     ctx.m.load_gdt(&new.gdt);
     old.give_back(&mut ctx.site(), domain);
     Ok(0)
-}
-
-/// Changes one descriptor in the caller's memory.
-///
-/// # Errors
-/// `Inval` for forbidden descriptors, unaligned addresses and frames that are not the caller's.
-pub fn update_descriptor<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64, descriptor: u64) -> Answer {
-    match ctx.session(ctx.domain).update_descriptor(address, descriptor) {
-        Ok(()) => Ok(0),
-        Err(Stop::More) => Err(Halt::More),
-        Err(Stop::Refused(_)) => Err(Errno::Inval.into()),
-    }
 }
 
 /// Sets the caller's LDT.

@@ -1,14 +1,10 @@
-//! What a guest may know of us, and the machine's console (ABI core 8).
+//! The machine's console and the log (ABI core 8).
 
-use crate::addr::HOLE_START;
 use crate::domain::{Journal, Powers, Shown};
-use crate::policy;
 use crate::prelude::*;
 use crate::world::LogMarks;
 use hypercall_abi::physdev::ConsoleIo;
-use hypercall_abi::sysctl::{INTERFACE_VERSION, PhysInfo, ReadConsole, Sysctl, SysctlOp};
-use hypercall_abi::version::{CompileInfo, FeatureInfo, VersionOp, feature};
-use zerocopy::{FromBytes, IntoBytes};
+use hypercall_abi::sysctl::ReadConsole;
 
 /// Bytes of console output handled at once.
 const CHUNK: usize = 128;
@@ -21,49 +17,6 @@ const GUESTS: u32 = 1 << 31;
 const SLOT: u32 = 4096;
 /// Lines of guests copied at once.
 const LINES: u32 = 32;
-
-/// `xen_version` (ABI core 8.1).
-///
-/// # Errors
-/// `NoSys` for unknown commands, `Perm` for what only the toolstack may know, `Inval` for a second word of features.
-pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
-    match VersionOp::from_number(command).ok_or(Errno::NoSys)? {
-        VersionOp::Version => return Ok(policy::VERSION),
-        VersionOp::Extraversion => ctx.write(arg, &text::<16>(b".0-tenon"))?,
-        VersionOp::CompileInfo => {
-            let info = CompileInfo { compiler: text(b"rustc"), by: text(b"tenon"), ..Default::default() };
-            ctx.write(arg, &info)?;
-        }
-        VersionOp::Capabilities => ctx.write(arg, &text::<1024>(b"xen-3.0-x86_64 "))?,
-        VersionOp::Changeset => ctx.write(arg, &text::<64>(env!("CARGO_PKG_VERSION").as_bytes()))?,
-        VersionOp::PlatformParameters => ctx.write(arg, &HOLE_START)?,
-        VersionOp::GetFeatures => {
-            let mut info: FeatureInfo = ctx.read(arg)?;
-            ensure!(info.submap_idx == 0, Errno::Inval);
-            info.submap = feature::MMU_PT_UPDATE_PRESERVE_AD | feature::HIGHMEM_ASSIST | feature::GNTTAB_MAP_AVAIL_BITS;
-            if ctx.domain.may(Powers::CONTROL) {
-                info.submap |= feature::DOM0;
-            }
-            ctx.write(arg, &info)?;
-        }
-        VersionOp::Pagesize if arg == 0 => return Ok(PAGE_SIZE as u64),
-        VersionOp::Pagesize => return Err(Errno::Inval),
-        VersionOp::GuestHandle => {
-            let handle = ctx.domain.papers.with(|papers| papers.handle);
-            ctx.write(arg, &handle)?;
-        }
-        VersionOp::Commandline => return Err(Errno::Perm),
-        VersionOp::BuildId => return Err(Errno::NoSys),
-    }
-    Ok(0)
-}
-
-/// Text in a field of zeros.
-fn text<const N: usize>(from: &[u8]) -> [u8; N] {
-    let mut field = [0; N];
-    fill(&mut field, from);
-    field
-}
 
 /// `console_io(command, count, buffer)` for domains that were given the console. What others write only goes to the log.
 ///
@@ -104,38 +57,8 @@ pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Answ
     }
 }
 
-/// `sysctl`: what a toolstack may know of the machine.
-///
-/// # Errors
-/// `Perm` without authority, `Acces` for another interface version, `NoSys` for unknown commands.
-pub fn sysctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<u64, Errno> {
-    ctx.control()?;
-    let mut call: Sysctl = ctx.read(arg)?;
-    ensure!(call.interface_version == INTERFACE_VERSION, Errno::Acces);
-    match SysctlOp::from_number(u64::from(call.cmd)).ok_or(Errno::NoSys)? {
-        SysctlOp::PhysInfo => {
-            let info = PhysInfo {
-                nr_cpus: ctx.world.sched.online().len(),
-                // What is set aside is the hypervisor's, as good as taken.
-                free_pages: u64::from(ctx.world.frames.unpromised_frames()),
-                total_pages: u64::from(ctx.world.frames.ram_frames()),
-                max_mfn: ctx.m.frame_limit().saturating_sub(1),
-                ..PhysInfo::default()
-            };
-            fill(&mut call.payload, info.as_bytes());
-        }
-        SysctlOp::ReadConsole => {
-            let (mut wanted, _) = ReadConsole::read_from_prefix(&call.payload).map_err(|_| Errno::Inval)?;
-            read_log(ctx, &mut wanted)?;
-            fill(&mut call.payload, wanted.as_bytes());
-        }
-    }
-    ctx.write(arg, &call)?;
-    Ok(0)
-}
-
 /// Copies the log as far as there is room: first what ring 0 has logged, then the lines of guests, domain by domain.
-fn read_log<M: Machine>(ctx: &Ctx<'_, M>, wanted: &mut ReadConsole) -> Result<(), Errno> {
+pub(super) fn read_log<M: Machine>(ctx: &Ctx<'_, M>, wanted: &mut ReadConsole) -> Result<(), Errno> {
     let LogMarks { start, read } = &ctx.world.log;
     let mut at = start.load(Relaxed).max(if wanted.incremental == 0 { 0 } else { wanted.index });
     let (mut chunk, mut done) = ([0; CHUNK], 0);

@@ -1,16 +1,15 @@
-//! The calls that change page tables and flush translations (ABI core 4).
+//! What a guest asks of its page tables: to change them, and to flush translations (ABI core 4).
 //!
 //! Requests are copied in first, a few at a time; then the paging lock is taken and they are carried out; then their
 //! number moves on. The paging lock is never held across a guest copy.
 
-use super::descriptors;
+use super::{Outcome, Refused, Stop};
 use crate::addr::CpuSet;
 use crate::call::Call;
 use crate::machine::Flush;
-use crate::paging::{Outcome, Refused, Stop};
 use crate::prelude::*;
+use crate::vcpu::descriptors;
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, uvmf};
-use hypercall_abi::stub;
 use hypercall_abi::tenon::RefusalKind;
 use log::Level::Debug;
 use zerocopy::{FromZeros, IntoBytes};
@@ -23,7 +22,7 @@ const COUNT: u64 = 0x7fff_ffff;
 /// Whose frames may be mapped and whose tables changed, as the upper argument of `mmu_update` says (ABI core 4.4).
 fn parties<'a, M: Machine>(ctx: &Ctx<'a, M>, domains: u64) -> Result<(&'a Domain, DomainId), Errno> {
     let [low, high] = [domains, domains >> 16].map(low16);
-    let tables = if high == 0 { ctx.domain } else { ctx.controlled(high - 1)? };
+    let tables = high.checked_sub(1).map_or(Ok(ctx.domain), |id| ctx.controlled(id))?;
     let frames = if low == domid::SELF { tables.id() } else { ctx.controlled(low)?.id() };
     Ok((tables, frames))
 }
@@ -43,7 +42,7 @@ fn updates<M: Machine, const BATCH: usize>(ctx: &mut Ctx<'_, M>, call: &mut Call
     let mut requests = [MmuUpdate::new_zeroed(); BATCH];
     let now = usize::try_from(count & COUNT).unwrap_or(BATCH).min(BATCH);
     let requests = requests.get_mut(..now).ok_or(Errno::Inval)?;
-    let mut done = 0;
+    let mut done = 0u64;
     let outcome = ctx.read_bytes(list, requests.as_mut_bytes()).map_err(Halt::Refused).and_then(|()| {
         let (m, domain, rip) = (ctx.m, ctx.domain, ctx.own.regs.rip);
         let mut session = ctx.session(tables);
@@ -52,7 +51,7 @@ fn updates<M: Machine, const BATCH: usize>(ctx: &mut Ctx<'_, M>, call: &mut Call
                 let id = domain.id();
                 domain.log(m, Debug, format_args!("{id} mmu_update {ptr:#x} <- {val:#x} at {rip:#x}: {stop:?}"));
             })?;
-            done += 1;
+            done = done.saturating_add(1);
         }
         Ok(())
     });
@@ -69,7 +68,7 @@ fn end_of_batch<M: Machine>(
 ) -> Answer {
     call.args[0] = call.args[0].wrapping_add(done.wrapping_mul(size as u64));
     call.args[1] = (call.args[1] & COUNT).saturating_sub(done);
-    call.done += done;
+    call.done = call.done.saturating_add(done);
     let answer = if call.args[1] == 0 { outcome.map(|()| 0) } else { outcome.and(Err(Halt::More)) };
     if answer != Err(Halt::More) && call.args[2] != 0 {
         let _ = ctx.write(call.args[2], &low32(call.done)); // as Xen, who cannot be told is not
@@ -128,12 +127,12 @@ pub fn mmuext_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let target = ctx.controlled(low16(id))?;
     let batch = (count & COUNT).min(BATCH as u64);
     let end = if batch > 1 { ctx.world.sched.step_end(ctx.m) } else { 0 };
-    let mut done = 0;
+    let mut done = 0u64;
     let mut outcome = Ok(());
     while outcome.is_ok() && done < batch {
-        let at = list.wrapping_add(done * size_of::<MmuextOp>() as u64);
+        let at = list.wrapping_add(done.wrapping_mul(size_of::<MmuextOp>() as u64));
         outcome = ctx.read(at).map_err(Halt::Refused).and_then(|op| one_mmuext(ctx, target, &op));
-        done += u64::from(outcome.is_ok());
+        done = done.saturating_add(u64::from(outcome.is_ok()));
         if done < batch && ctx.m.now() >= end {
             break; // each operation may look at as many entries as a call
         }
@@ -151,7 +150,10 @@ fn one_mmuext<M: Machine>(ctx: &mut Ctx<'_, M>, target: &Domain, op: &MmuextOp) 
     let page = Flush::Page(GuestVirt(op.arg1));
     let here = CpuSet::only(ctx.m.this_cpu());
     match command {
-        C::PinL1 | C::PinL2 | C::PinL3 | C::PinL4 => ctx.session(target).pin(frame()?, command as u8 + 1)?,
+        C::PinL1 => ctx.session(target).pin(frame()?, 1)?,
+        C::PinL2 => ctx.session(target).pin(frame()?, 2)?,
+        C::PinL3 => ctx.session(target).pin(frame()?, 3)?,
+        C::PinL4 => ctx.session(target).pin(frame()?, 4)?,
         C::Unpin => ctx.session(target).unpin(frame()?)?,
         C::NewBaseptr => load_kernel_root(ctx, op.arg1)?,
         C::NewUserBaseptr => load_user_root(ctx, op.arg1)?,
@@ -198,6 +200,18 @@ fn load_user_root<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64) -> Outcome<()> 
     Ok(())
 }
 
+/// Changes one descriptor in the caller's memory.
+///
+/// # Errors
+/// `Inval` for forbidden descriptors, unaligned addresses and frames that are not the caller's.
+pub fn update_descriptor<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64, descriptor: u64) -> Answer {
+    match ctx.session(ctx.domain).update_descriptor(address, descriptor) {
+        Ok(()) => Ok(0),
+        Err(Stop::More) => Err(Halt::More),
+        Err(Stop::Refused(_)) => Err(Errno::Inval.into()),
+    }
+}
+
 /// How an emulated write to a page table went.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TableWritten {
@@ -241,19 +255,4 @@ pub fn write_own_table<M: Machine>(
         }
     }
     TableWritten::Again
-}
-
-/// Fills a page of the caller with hypercall stubs (ABI core 1.8).
-///
-/// # Errors
-/// `Inval` for an address that is not a writable page of its own.
-pub fn fill_hypercall_page<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Result<(), Errno> {
-    let frame = Frame::containing(address).filter(|_| address.is_multiple_of(PAGE_SIZE as u64)).ok_or(Errno::Inval)?;
-    let id = ctx.domain.id();
-    ctx.world.frames.take_writable(ctx.m, frame, id, id).map_err(|_| Errno::Inval)?;
-    for (number, slot) in (0u8..).zip((0..PAGE_SIZE).step_by(stub::SIZE)) {
-        ctx.m.write(frame, slot, &stub::code(number));
-    }
-    ctx.world.frames.drop_use(frame, id);
-    Ok(())
 }

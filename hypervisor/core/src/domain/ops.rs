@@ -1,0 +1,168 @@
+//! What a toolstack asks about domains: `domctl` and our own calls; and `vm_assist` (ABI core 3.12).
+//!
+//! Keeps: P9. Every function that reaches another domain takes a [`ControlAuthority`].
+
+use super::life::Spec;
+use super::{Life, Powers};
+use crate::prelude::*;
+use crate::vcpu::context;
+use crate::world::ControlAuthority;
+use hypercall_abi::callback::{ASSIST_DISABLE, ASSIST_ENABLE, Assist};
+use hypercall_abi::domctl::{
+    CreateDomain, DomainInfo, Domctl, DomctlOp, INTERFACE_VERSION, MaxMem, MaxVcpus, VcpuContextArg, info,
+};
+use hypercall_abi::tenon::TenonOp;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+/// Carries out one step of a `domctl`.
+///
+/// # Errors
+/// `Perm` for those without authority, `Acces` for another interface version, `Srch` for a domain there is not, `NoSys`
+/// for unknown commands.
+pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Answer {
+    let authority = ctx.control()?;
+    let mut call: Domctl = ctx.read(arg)?;
+    ensure!(call.interface_version == INTERFACE_VERSION, Errno::Acces);
+    match DomctlOp::from_number(u64::from(call.cmd)).ok_or(Errno::NoSys)? {
+        DomctlOp::CreateDomain => {
+            let wanted: CreateDomain = payload(&call)?;
+            ensure!(wanted.flags == 0, Errno::Inval);
+            // The reply is tried first: a domain whose id cannot be told would be lost.
+            ctx.write(arg, &call)?;
+            let spec = Spec { powers: Powers::default(), vcpus: wanted.max_vcpus, max_pages: 0, handle: wanted.handle };
+            call.domain = ctx.site().create(&spec)?.id().0;
+            ctx.write(arg, &call)?;
+        }
+        DomctlOp::GetDomainInfo => {
+            let domain = at_or_above(ctx, call.domain).ok_or(Errno::Srch)?;
+            let info = describe(ctx, domain);
+            call.domain = info.domain;
+            fill(&mut call.payload, info.as_bytes());
+            ctx.write(arg, &call)?;
+        }
+        DomctlOp::DestroyDomain => {
+            let domain = other(ctx, authority, call.domain, true)?;
+            return ctx.site().destroy(domain);
+        }
+        DomctlOp::PauseDomain => {
+            let domain = other(ctx, authority, call.domain, false)?;
+            domain.paused.store(true, SeqCst);
+            ctx.world.vcpus_of(domain).for_each(|vcpu| ctx.world.sched.nudge(ctx.m, vcpu));
+        }
+        DomctlOp::UnpauseDomain => ctx.world.unpause(ctx.m, other(ctx, authority, call.domain, false)?),
+        DomctlOp::MaxMem => {
+            let MaxMem { max_memkb } = payload(&call)?;
+            ctx.named(call.domain)?.max_pages.store(max_memkb / 4, Relaxed);
+        }
+        DomctlOp::MaxVcpus => {
+            // A domain gets its vcpus when it is made; asking for the same number again is no change.
+            let MaxVcpus { max } = payload(&call)?;
+            ensure!(ctx.world.vcpus_of(ctx.named(call.domain)?).count() == max as usize, Errno::Inval);
+        }
+        DomctlOp::SetVcpuContext => {
+            let (domain, vcpu, at) = stopped_vcpu(ctx, authority, &call)?;
+            let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
+            let wanted = ctx.read(at)?;
+            return context::set(&mut ctx.site(), domain, vcpu, &mut own, &wanted);
+        }
+        DomctlOp::GetVcpuContext => {
+            let (_, vcpu, at) = stopped_vcpu(ctx, authority, &call)?;
+            let masked = ctx.world.upcall_mask(ctx.m, vcpu);
+            let own = vcpu.own.try_take().ok_or(Errno::Busy)?;
+            ensure!(own.initialised, Errno::NoData);
+            let context = context::get(ctx.m, &own, masked);
+            ctx.write(at, &context)?;
+        }
+    }
+    Ok(0)
+}
+
+/// The structure at the start of a domctl's payload.
+fn payload<T: FromBytes>(call: &Domctl) -> Result<T, Errno> {
+    T::read_from_prefix(&call.payload).map(|(value, _)| value).map_err(|_| Errno::Inval)
+}
+
+/// A domain that is not the caller's own; `dying`: also one that is being destroyed.
+fn other<'a, M: Machine>(
+    ctx: &Ctx<'a, M>,
+    _authority: ControlAuthority,
+    id: u16,
+    dying: bool,
+) -> Result<&'a Domain, Errno> {
+    ensure!(!ctx.is_own(id), Errno::Inval);
+    let domain = ctx.world.slot(DomainId(id)).filter(|domain| domain.id() == DomainId(id)).ok_or(Errno::Srch)?;
+    let found = domain.life() == Life::Alive || dying && domain.life() == Life::Dying;
+    if found { Ok(domain) } else { Err(Errno::Srch) }
+}
+
+fn stopped_vcpu<'a, M: Machine>(
+    ctx: &Ctx<'a, M>,
+    authority: ControlAuthority,
+    call: &Domctl,
+) -> Result<(&'a Domain, &'a Vcpu, u64), Errno> {
+    let domain = other(ctx, authority, call.domain, false)?;
+    let arg: VcpuContextArg = payload(call)?;
+    let vcpu = ctx.world.vcpu(domain, VcpuId(arg.vcpu)).ok_or(Errno::Inval)?;
+    Ok((domain, vcpu, arg.context))
+}
+
+/// The existing domain with the lowest id from `id` on.
+fn at_or_above<'a, M: Machine>(ctx: &Ctx<'a, M>, id: u16) -> Option<&'a Domain> {
+    let exists = |domain: &&Domain| domain.life() != Life::Free && domain.id().0 >= id;
+    ctx.world.domains.iter().filter(exists).min_by_key(|domain| domain.id())
+}
+
+fn describe<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain) -> DomainInfo {
+    let vcpus = || ctx.world.vcpus_of(domain);
+    let mut flags = 0;
+    let mut set = |flag, on: bool| flags |= if on { flag } else { 0 };
+    set(info::DYING, domain.life() == Life::Dying);
+    set(info::PAUSED, domain.paused.load(SeqCst));
+    set(info::RUNNING, vcpus().any(|vcpu| matches!(vcpu.place(), Place::Running(_))));
+    set(info::BLOCKED, vcpus().all(|vcpu| matches!(vcpu.place(), Place::Blocked | Place::Off)));
+    if let Some(reason) = domain.shutdown_reason() {
+        flags |= info::SHUTDOWN | (reason & 0xff) << info::SHUTDOWN_SHIFT;
+    }
+    DomainInfo {
+        domain: domain.id().0,
+        flags,
+        tot_pages: ctx.world.frames.owned(domain.id()).into(),
+        max_pages: domain.max_pages.load(Relaxed),
+        shared_info_frame: domain.shared_info().map_or(0, Frame::number),
+        cpu_time: domain.cpu_time.load(Relaxed),
+        nr_online_vcpus: vcpus().map(|vcpu| u32::from(vcpu.online.load(Relaxed))).sum(),
+        max_vcpu_id: vcpus().last().map_or(0, |vcpu| vcpu.number().0),
+        handle: domain.papers.with(|papers| papers.handle),
+        ..DomainInfo::new_zeroed()
+    }
+}
+
+/// Our own calls.
+///
+/// # Errors
+/// `Perm` for those without authority, `NoSys` for unknown ones, `Srch` for a domain there is not.
+pub fn tenon_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, id: u64, arg: u64) -> Result<u64, Errno> {
+    ctx.control()?;
+    let op = TenonOp::from_number(command).ok_or(Errno::NoSys)?;
+    let domain = ctx.named(u16::try_from(id).map_err(|_| Errno::Srch)?)?;
+    let papers = domain.papers.with(|papers| *papers);
+    match op {
+        TenonOp::CrashReport => ctx.write(arg, &papers.report)?,
+        TenonOp::Refusals => ctx.write(arg, &papers.refusals)?,
+    }
+    Ok(0)
+}
+
+/// `vm_assist` (ABI core 3.12).
+///
+/// # Errors
+/// `Inval` for unknown assists, `NoSys` for unknown commands.
+pub fn vm_assist<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, assist: u64) -> Result<u64, Errno> {
+    let bit = 1u64 << Assist::from_number(assist).ok_or(Errno::Inval)?.number();
+    match u32::try_from(command) {
+        Ok(ASSIST_ENABLE) => ctx.domain.assists.fetch_or(bit, Relaxed),
+        Ok(ASSIST_DISABLE) => ctx.domain.assists.fetch_and(!bit, Relaxed),
+        _ => return Err(Errno::NoSys),
+    };
+    Ok(0)
+}

@@ -1,0 +1,181 @@
+//! `event_channel_op` (ABI core 5.2).
+//!
+//! Replies are written before anything is changed: a guest whose reply page is bad has changed nothing.
+
+use super::port::{Binding, PortState};
+use crate::domain::Powers;
+use crate::prelude::*;
+use hypercall_abi::event::{
+    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, InitControl, PORTS, PortArg, PortStatus,
+    Reset, Status, VIRQS, Virq,
+};
+use zerocopy::{Immutable, IntoBytes};
+
+/// Carries out one `event_channel_op`.
+///
+/// # Errors
+/// Those of ABI core 5.2, table of commands.
+pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
+    match EventOp::from_number(command).ok_or(Errno::NoSys)? {
+        EventOp::Send => {
+            let PortArg { port } = ctx.read(arg)?;
+            ctx.world.send(ctx.m, ctx.domain, Port(port)).ok_or(Errno::Inval)?;
+        }
+        EventOp::BindInterdomain => bind_interdomain(ctx, arg)?,
+        EventOp::BindVirq => bind_virq(ctx, arg)?,
+        EventOp::Close => {
+            let PortArg { port } = ctx.read(arg)?;
+            let (world, m) = (ctx.world, ctx.m);
+            let _guard = world.ports.lock(ctx.held);
+            world.close(m, ctx.domain, Port(port))?;
+        }
+        EventOp::Status => status(ctx, arg)?,
+        EventOp::AllocUnbound => {
+            let call: AllocUnbound = ctx.read(arg)?;
+            let domain = ctx.controlled(call.dom)?;
+            let remote = if call.remote_dom == domid::SELF { ctx.domain.id() } else { DomainId(call.remote_dom) };
+            let state = PortState { binding: Binding::Unbound(remote), vcpu: VcpuId(0) };
+            reply_then_bind(ctx, domain, arg, |port| AllocUnbound { port: port.0, ..call }, |_| Ok(state))?;
+        }
+        EventOp::BindIpi => {
+            let call: BindIpi = ctx.read(arg)?;
+            let state = PortState { binding: Binding::Ipi, vcpu: existing(ctx, call.vcpu)?.number() };
+            reply_then_bind(ctx, ctx.domain, arg, |port| BindIpi { port: port.0, ..call }, |_| Ok(state))?;
+        }
+        EventOp::BindVcpu => bind_vcpu(ctx, arg)?,
+        EventOp::Unmask => {
+            let PortArg { port } = ctx.read(arg)?;
+            ensure!(port < PORTS, Errno::Inval);
+            ctx.world.unmask(ctx.m, ctx.domain, Port(port));
+        }
+        EventOp::Reset => {
+            let Reset { dom } = ctx.read(arg)?;
+            let domain = ctx.controlled(dom)?;
+            let (world, m) = (ctx.world, ctx.m);
+            let _guard = world.ports.lock(ctx.held);
+            world.close_all(m, domain);
+        }
+        EventOp::BindPirq => return Err(Errno::Perm),
+        EventOp::ExpandArray => return Err(Errno::OpNotSupp),
+        EventOp::InitControl => init_control(ctx, arg)?,
+        EventOp::SetPriority => return Err(Errno::NoSys),
+    }
+    Ok(0)
+}
+
+/// There are no FIFO events; whether the argument makes sense is answered first, as by a hypervisor that has them.
+fn init_control<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
+    const BLOCK: u32 = 72;
+    let call: InitControl = ctx.read(arg)?;
+    existing(ctx, call.vcpu)?;
+    ensure!(call.offset.is_multiple_of(8) && call.offset <= low32(PAGE_SIZE as u64) - BLOCK, Errno::Inval);
+    let (frame, id) = (Frame::new(call.control_gfn).ok_or(Errno::Inval)?, ctx.domain.id());
+    ctx.world.frames.take_writable(ctx.m, frame, id, id).map_err(|_| Errno::Inval)?;
+    ctx.world.frames.drop_use(frame, id);
+    Err(Errno::NoSys)
+}
+
+fn existing<'a, M: Machine>(ctx: &Ctx<'a, M>, number: u32) -> Result<&'a Vcpu, Errno> {
+    ctx.world.vcpu(ctx.domain, VcpuId(number)).ok_or(Errno::NoEnt)
+}
+
+/// Finds a free port, writes the reply that names it, and makes it what `commit` says, which may change the other end or
+/// refuse: both under one hold of the lock (P5).
+fn reply_then_bind<'a, M: Machine, T: IntoBytes + Immutable>(
+    ctx: &mut Ctx<'a, M>,
+    domain: &'a Domain,
+    reply_to: u64,
+    reply: impl Fn(Port) -> T,
+    commit: impl Fn(Port) -> Result<PortState, Errno>,
+) -> Result<Port, Errno> {
+    // The lock is not held across the guest copy; if the port is gone afterwards, the next is tried.
+    loop {
+        let (world, m) = (ctx.world, ctx.m);
+        let port = {
+            let _guard = world.ports.lock(ctx.held);
+            world.free_port(m, domain)?
+        };
+        ctx.write(reply_to, &reply(port))?;
+        let _guard = world.ports.lock(ctx.held);
+        if world.port(m, domain, port).binding == Binding::Closed {
+            world.set_port(m, domain, port, commit(port)?);
+            world.clear_pending(m, domain, port);
+            return Ok(port);
+        }
+    }
+}
+
+fn bind_interdomain<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
+    let call: BindInterdomain = ctx.read(arg)?;
+    let remote = ctx.named(call.remote_dom)?;
+    let (world, m, me) = (ctx.world, ctx.m, ctx.domain.id());
+    let at = Port(call.remote_port);
+    let waits_for_me = |state: PortState| state.binding == Binding::Unbound(me);
+    ensure!(waits_for_me(world.port(m, remote, at)), Errno::Inval);
+    let reply = |local: Port| BindInterdomain { local_port: local.0, ..call };
+    let local = reply_then_bind(ctx, ctx.domain, arg, reply, |local| {
+        let state = world.port(m, remote, at);
+        ensure!(waits_for_me(state), Errno::Inval);
+        world.set_port(m, remote, at, PortState { binding: Binding::Interdomain(me, local), ..state });
+        Ok(PortState { binding: Binding::Interdomain(remote.id(), at), vcpu: VcpuId(0) })
+    })?;
+    // Events sent while the other end was alone are not lost on the one that joins (ABI core 5.2).
+    world.raise(m, ctx.domain, local);
+    Ok(())
+}
+
+fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
+    let call: BindVirq = ctx.read(arg)?;
+    ensure!(call.virq < VIRQS, Errno::Inval);
+    let virq = Virq::from_number(u64::from(call.virq));
+    let per_vcpu = virq.is_some_and(Virq::per_vcpu);
+    ensure!(per_vcpu || call.vcpu == 0, Errno::Inval);
+    let power = match virq {
+        Some(Virq::Console) => Powers::CONSOLE_READ,
+        Some(Virq::DomExc) => Powers::CONTROL,
+        // Nobody raises them; a first domain expects to be told of its machine.
+        _ => Powers::MACHINE,
+    };
+    ensure!(per_vcpu || virq == Some(Virq::Argo) || ctx.domain.may(power), Errno::Perm);
+    let vcpu = existing(ctx, call.vcpu)?;
+    let slot = nth(&vcpu.virqs, call.virq).ok_or(Errno::Inval)?;
+    ensure!(slot.load(Acquire) == 0, Errno::Exist);
+    let state = PortState { binding: Binding::Virq(call.virq), vcpu: vcpu.number() };
+    let reply = |port: Port| BindVirq { port: port.0, ..call };
+    reply_then_bind(ctx, ctx.domain, arg, reply, |port| {
+        let bound = slot.compare_exchange(0, low16(u64::from(port.0)), AcqRel, Acquire);
+        bound.map(|_| state).map_err(|_| Errno::Exist)
+    })?;
+    Ok(())
+}
+
+fn bind_vcpu<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
+    let call: BindVcpu = ctx.read(arg)?;
+    let vcpu = existing(ctx, call.vcpu)?.number();
+    let (world, m, port) = (ctx.world, ctx.m, Port(call.port));
+    let _guard = world.ports.lock(ctx.held);
+    let state = world.port(m, ctx.domain, port);
+    match state.binding {
+        Binding::Interdomain(..) | Binding::Unbound(_) => {}
+        Binding::Virq(virq) if !Virq::from_number(u64::from(virq)).is_some_and(Virq::per_vcpu) => {}
+        _ => return Err(Errno::Inval),
+    }
+    world.set_port(m, ctx.domain, port, PortState { vcpu, ..state });
+    Ok(())
+}
+
+fn status<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
+    let mut call: Status = ctx.read(arg)?;
+    let domain = ctx.controlled(call.dom)?;
+    ensure!((1..PORTS).contains(&call.port), Errno::Inval);
+    let state = ctx.world.port(ctx.m, domain, Port(call.port));
+    (call.status, call.detail, call.remote_port) = match state.binding {
+        Binding::Closed => (PortStatus::Closed as u32, 0, 0),
+        Binding::Unbound(remote) => (PortStatus::Unbound as u32, u32::from(remote.0), 0),
+        Binding::Interdomain(remote, port) => (PortStatus::Interdomain as u32, u32::from(remote.0), port.0),
+        Binding::Virq(virq) => (PortStatus::Virq as u32, virq, 0),
+        Binding::Ipi => (PortStatus::Ipi as u32, 0, 0),
+    };
+    call.vcpu = state.vcpu.0;
+    ctx.write(arg, &call)
+}

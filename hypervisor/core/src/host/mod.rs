@@ -1,0 +1,7 @@
+//! What a guest may know and ask of its host: version and features, the machine's console and log (ABI core 1.8, 8).
+//!
+//! Touches: the console, the log, what is counted for the whole machine.
+//! Never touches: another domain, except for its lines in the log.
+
+pub mod console;
+pub mod ops;
