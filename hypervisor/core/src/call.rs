@@ -46,6 +46,12 @@ impl Call {
     pub fn new(number: u64, args: [u64; 6]) -> Self {
         Self { number, args, done: 0, multicall: None }
     }
+
+    /// Its first argument where that has 32 bits, as a command has: what is above means nothing, as in Xen.
+    #[must_use]
+    pub fn command(&self) -> u64 {
+        self.args[0] & 0xffff_ffff
+    }
 }
 
 impl From<Errno> for Halt {

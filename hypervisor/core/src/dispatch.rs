@@ -7,7 +7,7 @@
 //!
 //! [`VcpuState::call`]: crate::vcpu::VcpuState::call
 
-use crate::call::{Call, Multicall};
+use crate::call::Multicall;
 use crate::fault::{Fault, planted};
 use crate::paging::{Refused, Stop};
 use crate::prelude::*;
@@ -110,45 +110,40 @@ fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multic
     Err(Halt::More)
 }
 
+/// Carries out a step of a call that is no list.
 fn execute<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     use Hypercall::*;
-    let [a, b, c, d, ..] = call.args;
-    // Arguments of 32 bits: what is above means nothing, as in Xen.
-    let [a32, b32] = [a, b].map(|arg| u64::from(low32(arg)));
-    Ok(match Hypercall::from_number(call.number).ok_or(Errno::NoSys)? {
-        SetTrapTable => trap::ops::set_trap_table(ctx, &mut call.args[0])?,
-        MmuUpdate => paging::ops::mmu_update(ctx, call)?,
-        SetGdt => vcpu::descriptors::set_gdt(ctx, a, b32)?,
-        StackSwitch => vcpu::ops::stack_switch(ctx, a, b),
-        SetCallbacks => trap::ops::set_callbacks(ctx, [a, b, c]),
-        FpuTaskswitch => vcpu::ops::fpu_taskswitch(ctx, a32),
-        SetDebugreg => vcpu::ops::write_debug(ctx, a32, b)?,
-        GetDebugreg => vcpu::ops::read_debug(ctx, a32)?,
-        UpdateDescriptor => paging::ops::update_descriptor(ctx, a, b)?,
-        MemoryOp => memory::memory_op(ctx, call)?,
-        UpdateVaMapping => paging::ops::update_va_mapping(ctx, [a, b, c], domid::SELF)?,
-        UpdateVaMappingOtherdomain => paging::ops::update_va_mapping(ctx, [a, b, c], low16(d))?,
-        SetTimerOp => sched::ops::set_timer(ctx, a),
-        XenVersion => host::ops::xen_version(ctx, a32, b)?,
-        ConsoleIo => host::console::console_io(ctx, &mut call.args)?,
-        GrantTableOp => grant::grant_table_op(ctx, call)?,
-        VmAssist => domain::ops::vm_assist(ctx, a32, b32)?,
-        Iret => {
-            trap::ops::iret(ctx);
-            return Err(Halt::Gone);
-        }
-        VcpuOp => vcpu::ops::vcpu_op(ctx, a32, b, c)?,
-        SetSegmentBase => vcpu::ops::set_segment_base(ctx, a32, b)?,
-        MmuextOp => paging::ops::mmuext_op(ctx, call)?,
-        NmiOp => trap::ops::nmi_op(ctx, a32, b)?,
-        SchedOp => sched::ops::sched_op(ctx, a32, b)?,
-        CallbackOp => trap::ops::callback_op(ctx, a32, b)?,
-        EventChannelOp => event::ops::event_channel_op(ctx, a32, b)?,
-        PhysdevOp => vcpu::ops::physdev_op(ctx, a32, b)?,
-        Domctl => domain::ops::domctl(ctx, a)?,
-        Sysctl => host::ops::sysctl(ctx, a)?,
-        Tenon => domain::ops::tenon_op(ctx, a, b, c)?,
-        PlatformOp => return Err(Errno::Perm.into()),
-        Multicall | SchedOpCompat | EventChannelOpCompat => return Err(Errno::NoSys.into()),
-    })
+    match Hypercall::from_number(call.number).ok_or(Errno::NoSys)? {
+        SetTrapTable => trap::ops::set_trap_table(ctx, call),
+        MmuUpdate => paging::ops::mmu_update(ctx, call),
+        SetGdt => vcpu::descriptors::set_gdt(ctx, call),
+        StackSwitch => vcpu::ops::stack_switch(ctx, call),
+        SetCallbacks => trap::ops::set_callbacks(ctx, call),
+        FpuTaskswitch => vcpu::ops::fpu_taskswitch(ctx, call),
+        SetDebugreg => vcpu::ops::set_debugreg(ctx, call),
+        GetDebugreg => vcpu::ops::get_debugreg(ctx, call),
+        UpdateDescriptor => paging::ops::update_descriptor(ctx, call),
+        MemoryOp => memory::memory_op(ctx, call),
+        UpdateVaMapping => paging::ops::update_va_mapping(ctx, call),
+        UpdateVaMappingOtherdomain => paging::ops::update_va_mapping_otherdomain(ctx, call),
+        SetTimerOp => sched::ops::set_timer_op(ctx, call),
+        XenVersion => host::ops::xen_version(ctx, call),
+        ConsoleIo => host::console::console_io(ctx, call),
+        GrantTableOp => grant::ops::grant_table_op(ctx, call),
+        VmAssist => domain::ops::vm_assist(ctx, call),
+        Iret => trap::ops::iret(ctx, call),
+        VcpuOp => vcpu::ops::vcpu_op(ctx, call),
+        SetSegmentBase => vcpu::ops::set_segment_base(ctx, call),
+        MmuextOp => paging::ops::mmuext_op(ctx, call),
+        NmiOp => trap::ops::nmi_op(ctx, call),
+        SchedOp => sched::ops::sched_op(ctx, call),
+        CallbackOp => trap::ops::callback_op(ctx, call),
+        EventChannelOp => event::ops::event_channel_op(ctx, call),
+        PhysdevOp => vcpu::ops::physdev_op(ctx, call),
+        Domctl => domain::ops::domctl(ctx, call),
+        Sysctl => host::ops::sysctl(ctx, call),
+        Tenon => domain::ops::tenon_op(ctx, call),
+        PlatformOp => Err(Errno::Perm.into()),
+        Multicall | SchedOpCompat | EventChannelOpCompat => Err(Errno::NoSys.into()),
+    }
 }

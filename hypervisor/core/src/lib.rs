@@ -63,7 +63,7 @@ pub mod world;
 /// What nearly every rule speaks of.
 mod prelude {
     pub(crate) use crate::addr::{DomainId, Frame, GuestVirt, PAGE_SIZE, Port, VcpuId, fill, low16, low32, nth};
-    pub(crate) use crate::call::{Answer, Halt};
+    pub(crate) use crate::call::{Answer, Call, Halt};
     pub(crate) use crate::domain::Domain;
     pub(crate) use crate::machine::Machine;
     pub(crate) use crate::vcpu::{Place, Vcpu, VcpuState};

@@ -4,7 +4,6 @@
 //! Never touches: page tables. A frame that is still mapped leaves its domain when the last mapping goes.
 
 use crate::addr::{M2P_END, M2P_START, PAGE_SHIFT};
-use crate::call::Call;
 use crate::domain::Powers;
 use crate::frame::Refused;
 use crate::frame::pool::MAX_ORDER;

@@ -1,6 +1,7 @@
 //! Calls that went wrong once, told as stories.
 
 use hv_core::addr::{Frame, HOLE_START, VcpuId};
+use hv_core::call::Call;
 use hv_core::domain::ops;
 use hv_core::lock::Held;
 use hv_core::machine::{Clock, Exit, Frames};
@@ -343,7 +344,10 @@ fn a_call_goes_on_after_a_pause() {
                 let mut own = vcpu.own.try_take().expect("nobody has it");
                 let held = &mut Held::entering_ring_0();
                 let mut other = Ctx { m, world, domain: d0, vcpu, own: &mut own, held, next: Next::Stay, short: false };
-                assert_eq!(ops::domctl(&mut other, pause), Ok(0));
+                assert_eq!(
+                    ops::domctl(&mut other, &mut Call::new(Hypercall::Domctl.number(), [pause, 0, 0, 0, 0, 0])),
+                    Ok(0)
+                );
                 let mut steps = 1;
                 while ctx.own.call.is_some() {
                     dispatch::step(ctx);

@@ -19,8 +19,9 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 /// # Errors
 /// `Perm` for those without authority, `Acces` for another interface version, `Srch` for a domain there is not, `NoSys`
 /// for unknown commands.
-pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Answer {
+pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let authority = ctx.control()?;
+    let arg = call.args[0];
     let mut call: Domctl = ctx.read(arg)?;
     ensure!(call.interface_version == INTERFACE_VERSION, Errno::Acces);
     match DomctlOp::from_number(u64::from(call.cmd)).ok_or(Errno::NoSys)? {
@@ -141,7 +142,8 @@ fn describe<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain) -> DomainInfo {
 ///
 /// # Errors
 /// `Perm` for those without authority, `NoSys` for unknown ones, `Srch` for a domain there is not.
-pub fn tenon_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, id: u64, arg: u64) -> Result<u64, Errno> {
+pub fn tenon_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let [command, id, arg, ..] = call.args;
     ctx.control()?;
     let op = TenonOp::from_number(command).ok_or(Errno::NoSys)?;
     let domain = ctx.named(u16::try_from(id).map_err(|_| Errno::Srch)?)?;
@@ -157,12 +159,13 @@ pub fn tenon_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, id: u64, arg: u6
 ///
 /// # Errors
 /// `Inval` for unknown assists, `NoSys` for unknown commands.
-pub fn vm_assist<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, assist: u64) -> Result<u64, Errno> {
+pub fn vm_assist<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let assist = low32(call.args[1]).into();
     let bit = 1u64 << Assist::from_number(assist).ok_or(Errno::Inval)?.number();
-    match u32::try_from(command) {
-        Ok(ASSIST_ENABLE) => ctx.domain.assists.fetch_or(bit, Relaxed),
-        Ok(ASSIST_DISABLE) => ctx.domain.assists.fetch_and(!bit, Relaxed),
-        _ => return Err(Errno::NoSys),
+    match low32(call.args[0]) {
+        ASSIST_ENABLE => ctx.domain.assists.fetch_or(bit, Relaxed),
+        ASSIST_DISABLE => ctx.domain.assists.fetch_and(!bit, Relaxed),
+        _ => return Err(Errno::NoSys.into()),
     };
     Ok(0)
 }

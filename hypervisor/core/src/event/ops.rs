@@ -15,7 +15,8 @@ use zerocopy::{Immutable, IntoBytes};
 ///
 /// # Errors
 /// Those of ABI core 5.2, table of commands.
-pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
+pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let (command, arg) = (call.command(), call.args[1]);
     match EventOp::from_number(command).ok_or(Errno::NoSys)? {
         EventOp::Send => {
             let PortArg { port } = ctx.read(arg)?;
@@ -55,10 +56,10 @@ pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64
             let _guard = world.ports.lock(ctx.held);
             world.close_all(m, domain);
         }
-        EventOp::BindPirq => return Err(Errno::Perm),
-        EventOp::ExpandArray => return Err(Errno::OpNotSupp),
+        EventOp::BindPirq => return Err(Errno::Perm.into()),
+        EventOp::ExpandArray => return Err(Errno::OpNotSupp.into()),
         EventOp::InitControl => init_control(ctx, arg)?,
-        EventOp::SetPriority => return Err(Errno::NoSys),
+        EventOp::SetPriority => return Err(Errno::NoSys.into()),
     }
     Ok(0)
 }

@@ -5,10 +5,8 @@
 //! Keeps: P6. A pin holds its frame until it is given up, whatever the granter does or dies of: it is recorded in a table
 //! of ours, and the granter's entry is read once, when the first pin is taken.
 
-mod ops;
+pub mod ops;
 mod pin;
-
-pub use ops::grant_table_op;
 
 use crate::addr::FrameSlot;
 use crate::lock::{self, Lock};

@@ -2,7 +2,6 @@
 
 use super::pin::{Handle, Pin};
 use super::{Grants, HANDLES_PER_FRAME, MAX_FRAMES, MAX_HANDLE_FRAMES, filled};
-use crate::call::Call;
 use crate::paging::{Session, Slot, Stop};
 use crate::prelude::*;
 use hypercall_abi::grant::{

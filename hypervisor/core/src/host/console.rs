@@ -22,10 +22,10 @@ const LINES: u32 = 32;
 ///
 /// # Errors
 /// `Perm` for reading without the power, `NoSys` for unknown commands, `Fault` for a bad buffer.
-pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Answer {
-    let [command, count, buffer] = [low32(args[0]).into(), low32(args[1]).into(), args[2]];
+pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let (count, buffer) = (u64::from(low32(call.args[1])), call.args[2]);
     let mut chunk = [0u8; CHUNK];
-    match ConsoleIo::from_number(command).ok_or(Errno::NoSys)? {
+    match ConsoleIo::from_number(call.command()).ok_or(Errno::NoSys)? {
         ConsoleIo::Write => {
             let shown = ctx.domain.may(Powers::CONSOLE_WRITE);
             let batch = count.min(if shown { CHUNK as u64 } else { BATCH });
@@ -41,7 +41,7 @@ pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, args: &mut [u64; 6]) -> Answ
                     now as u64
                 };
             }
-            (args[1], args[2]) = (count - done, buffer.wrapping_add(done));
+            (call.args[1], call.args[2]) = (count - done, buffer.wrapping_add(done));
             if done == count { Ok(0) } else { Err(Halt::More) }
         }
         ConsoleIo::Read if ctx.domain.may(Powers::CONSOLE_READ) => {

@@ -14,7 +14,8 @@ use zerocopy::{FromBytes, IntoBytes};
 ///
 /// # Errors
 /// `NoSys` for unknown commands, `Perm` for what only the toolstack may know, `Inval` for a second word of features.
-pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
+pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let (command, arg) = (call.command(), call.args[1]);
     match VersionOp::from_number(command).ok_or(Errno::NoSys)? {
         VersionOp::Version => return Ok(policy::VERSION),
         VersionOp::Extraversion => ctx.write(arg, &text::<16>(b".0-tenon"))?,
@@ -35,13 +36,13 @@ pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> 
             ctx.write(arg, &info)?;
         }
         VersionOp::Pagesize if arg == 0 => return Ok(PAGE_SIZE as u64),
-        VersionOp::Pagesize => return Err(Errno::Inval),
+        VersionOp::Pagesize => return Err(Errno::Inval.into()),
         VersionOp::GuestHandle => {
             let handle = ctx.domain.papers.with(|papers| papers.handle);
             ctx.write(arg, &handle)?;
         }
-        VersionOp::Commandline => return Err(Errno::Perm),
-        VersionOp::BuildId => return Err(Errno::NoSys),
+        VersionOp::Commandline => return Err(Errno::Perm.into()),
+        VersionOp::BuildId => return Err(Errno::NoSys.into()),
     }
     Ok(0)
 }
@@ -57,8 +58,9 @@ fn text<const N: usize>(from: &[u8]) -> [u8; N] {
 ///
 /// # Errors
 /// `Perm` without authority, `Acces` for another interface version, `NoSys` for unknown commands.
-pub fn sysctl<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<u64, Errno> {
+pub fn sysctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     ctx.control()?;
+    let arg = call.args[0];
     let mut call: Sysctl = ctx.read(arg)?;
     ensure!(call.interface_version == INTERFACE_VERSION, Errno::Acces);
     match SysctlOp::from_number(u64::from(call.cmd)).ok_or(Errno::NoSys)? {

@@ -5,7 +5,6 @@
 
 use super::{Outcome, Refused, Stop};
 use crate::addr::CpuSet;
-use crate::call::Call;
 use crate::machine::Flush;
 use crate::prelude::*;
 use crate::vcpu::descriptors;
@@ -76,11 +75,24 @@ fn end_of_batch<M: Machine>(
     answer
 }
 
-/// `update_va_mapping`, also for frames of another domain (ABI core 4.5).
+/// `update_va_mapping` (ABI core 4.5).
 ///
 /// # Errors
 /// Those of ABI core 4.5; nothing is flushed then.
-pub fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>, [at, value, flags]: [u64; 3], id: u16) -> Answer {
+pub fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    update_va(ctx, call, domid::SELF)
+}
+
+/// `update_va_mapping_otherdomain`: the same for frames of another domain.
+///
+/// # Errors
+/// As [`update_va_mapping`].
+pub fn update_va_mapping_otherdomain<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    update_va(ctx, call, low16(call.args[3]))
+}
+
+fn update_va<M: Machine>(ctx: &mut Ctx<'_, M>, call: &Call, id: u16) -> Answer {
+    let [at, value, flags, ..] = call.args;
     let from = ctx.controlled(id)?.id();
     let root = ctx.own.kernel_root.ok_or(Errno::Inval)?;
     let at = GuestVirt(at);
@@ -200,11 +212,12 @@ fn load_user_root<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64) -> Outcome<()> 
     Ok(())
 }
 
-/// Changes one descriptor in the caller's memory.
+/// `update_descriptor`: changes one descriptor in the caller's memory.
 ///
 /// # Errors
 /// `Inval` for forbidden descriptors, unaligned addresses and frames that are not the caller's.
-pub fn update_descriptor<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64, descriptor: u64) -> Answer {
+pub fn update_descriptor<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let [address, descriptor, ..] = call.args;
     match ctx.session(ctx.domain).update_descriptor(address, descriptor) {
         Ok(()) => Ok(0),
         Err(Stop::More) => Err(Halt::More),

@@ -17,7 +17,8 @@ const MIN_PERIOD: u64 = 1_000_000;
 ///
 /// # Errors
 /// Those of ABI core 5.4.
-pub fn sched_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
+pub fn sched_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let (command, arg) = (call.command(), call.args[1]);
     match SchedOp::from_number(command).ok_or(Errno::NoSys)? {
         SchedOp::Yield => ctx.next = Next::Leave,
         SchedOp::Block => block(ctx),
@@ -34,7 +35,7 @@ pub fn sched_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Res
             ctx.control()?;
             ctx.world.shut_down(ctx.m, domain, reason);
         }
-        SchedOp::ShutdownCode | SchedOp::Watchdog | SchedOp::PinOverride => return Err(Errno::NoSys),
+        SchedOp::ShutdownCode | SchedOp::Watchdog | SchedOp::PinOverride => return Err(Errno::NoSys.into()),
     }
     Ok(0)
 }
@@ -87,15 +88,15 @@ fn poll<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Sets or cancels (0) the one-shot timer.
-pub fn set_timer<M: Machine>(ctx: &mut Ctx<'_, M>, deadline: u64) -> u64 {
+/// `set_timer_op`: sets or cancels (0) the one-shot timer.
+pub fn set_timer_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let now = ctx.m.now();
-    match deadline {
+    match call.args[0] {
         0 => ctx.vcpu.deadline.store(u64::MAX, Relaxed),
         absurd if absurd.saturating_sub(now) > ABSURD => start_timer(ctx, now.saturating_add(ABSURD_DELAY)),
         deadline => start_timer(ctx, deadline),
     }
-    0
+    Ok(0)
 }
 
 /// Starts the one-shot timer; a deadline in the past fires at once.

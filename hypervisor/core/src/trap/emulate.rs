@@ -19,7 +19,7 @@ use crate::paging::ops::{TableWritten, load_kernel_root, write_own_table};
 use crate::policy::{self, CR4_FIXED, cr4_choice};
 use crate::prelude::*;
 use crate::vcpu::debug::port_breakpoints;
-use crate::vcpu::ops::{fpu_taskswitch, read_debug, write_debug};
+use crate::vcpu::ops::{read_debug, set_task_switched, write_debug};
 use hypercall_abi::callback::Assist;
 use hypercall_abi::selector;
 use hypercall_abi::tenon::RefusalKind;
@@ -248,7 +248,10 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
             ctx.own.regs.rcx = ctx.own.tsc_aux.into();
             true
         }
-        Instruction::Clts if kernel => fpu_taskswitch(ctx, 0) == 0,
+        Instruction::Clts if kernel => {
+            set_task_switched(ctx, false);
+            true
+        }
         Instruction::Rdmsr if kernel => read_msr(ctx),
         Instruction::Wrmsr if kernel => write_msr(ctx),
         Instruction::Xsetbv if kernel => set_xcr0(ctx),
@@ -372,7 +375,7 @@ fn from_control<M: Machine>(ctx: &mut Ctx<'_, M>, Move { special, general, size 
 fn to_control<M: Machine>(ctx: &mut Ctx<'_, M>, moved: Move) -> bool {
     let value = operand(ctx, moved);
     match moved.special {
-        0 if value & !CR0_TS == CR0 => _ = fpu_taskswitch(ctx, value & CR0_TS),
+        0 if value & !CR0_TS == CR0 => set_task_switched(ctx, value & CR0_TS != 0),
         2 => set_cr2(ctx, value),
         // The bits a guest may choose; the others are ignored (ABI core 3.9).
         4 => {

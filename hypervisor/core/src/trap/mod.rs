@@ -9,7 +9,6 @@ pub mod emulate;
 pub mod ops;
 pub mod table;
 
-use crate::call::Call;
 use crate::domain::crash::crash;
 use crate::flags;
 use crate::machine::{Exit, Interrupt, Registers};
@@ -23,7 +22,7 @@ use hypercall_abi::callback::Assist;
 use hypercall_abi::event::Virq;
 use hypercall_abi::selector;
 use hypercall_abi::shared::vcpu_info;
-use ops::iret;
+use ops::return_from_trap;
 use table::gate;
 
 const UD: u8 = 6;
@@ -50,7 +49,7 @@ pub fn handle<M: Machine>(ctx: &mut Ctx<'_, M>, exit: Exit) {
             let Registers { rax, rdi, rsi, rdx, r10, r8, r9, .. } = ctx.own.regs;
             // Half of all calls, and they have no answer: the short way to what `dispatch` does with them.
             if rax == Hypercall::Iret.number() {
-                iret(ctx);
+                return_from_trap(ctx);
             } else {
                 ctx.own.call = Some(Call::new(rax, [rdi, rsi, rdx, r10, r8, r9]));
             }

@@ -19,7 +19,8 @@ const GATES: usize = 256;
 ///
 /// # Errors
 /// `Inval` for an address no handler can have, `More` while the list goes on.
-pub fn set_trap_table<M: Machine>(ctx: &mut Ctx<'_, M>, list: &mut u64) -> Answer {
+pub fn set_trap_table<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let list = &mut call.args[0];
     let frame = ctx.own.traps.ok_or(Errno::NoMem)?;
     if *list == 0 {
         ctx.m.zero(frame);
@@ -38,19 +39,20 @@ pub fn set_trap_table<M: Machine>(ctx: &mut Ctx<'_, M>, list: &mut u64) -> Answe
 }
 
 /// Registers event, failsafe and system-call handlers the old way; an address no handler can have changes nothing.
-pub fn set_callbacks<M: Machine>(ctx: &mut Ctx<'_, M>, addresses: [u64; 3]) -> u64 {
+pub fn set_callbacks<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let Callbacks { event, failsafe, syscall, .. } = &mut ctx.own.callbacks;
-    for (handler, address) in [event, failsafe, syscall].into_iter().zip(addresses) {
+    for (handler, address) in [event, failsafe, syscall].into_iter().zip(call.args) {
         *handler = canonical(address).map_or(*handler, |address| Handler { address, masks_events: false });
     }
-    0
+    Ok(0)
 }
 
 /// `callback_op` (ABI core 3.4).
 ///
 /// # Errors
 /// `NoSys` for unknown commands and types, `Inval` for addresses no handler can have and for what cannot be unregistered.
-pub fn callback_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
+pub fn callback_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let (command, arg) = (call.command(), call.args[1]);
     match CallbackOp::from_number(command).ok_or(Errno::NoSys)? {
         CallbackOp::Register => {
             let call: CallbackRegister = ctx.read(arg)?;
@@ -92,17 +94,26 @@ fn set_nmi<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Result<(), Errno> 
 ///
 /// # Errors
 /// `NoSys` for other commands.
-pub fn nmi_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
-    match command {
-        0 => set_nmi(ctx, canonical(ctx.read::<[u64; 2]>(arg)?[0])?)?,
+pub fn nmi_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    match call.command() {
+        0 => set_nmi(ctx, canonical(ctx.read::<[u64; 2]>(call.args[1])?[0])?)?,
         1 => set_nmi(ctx, 0)?,
-        _ => return Err(Errno::NoSys),
+        _ => return Err(Errno::NoSys.into()),
     }
     Ok(0)
 }
 
+/// `iret`, where it is an entry of a list: alone it takes the short way, [`return_from_trap`].
+///
+/// # Errors
+/// `Gone`: the registers are those of the frame.
+pub fn iret<M: Machine>(ctx: &mut Ctx<'_, M>, _call: &mut Call) -> Answer {
+    return_from_trap(ctx);
+    Err(Halt::Gone)
+}
+
 /// The way back from a trap: registers from the frame on the guest's stack (ABI core 3.7).
-pub fn iret<M: Machine>(ctx: &mut Ctx<'_, M>) {
+pub fn return_from_trap<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let sp = ctx.own.regs.rsp;
     let Ok(frame) = ctx.read::<IretContext>(sp) else {
         return crash(ctx, format_args!("iret with a bad stack at {sp:#x}"));

@@ -14,11 +14,12 @@ use hypercall_abi::selector;
 /// Descriptors in a frame.
 const PER_FRAME: u64 = 512;
 
-/// Replaces the caller's GDT.
+/// `set_gdt`: replaces the caller's GDT.
 ///
 /// # Errors
 /// `Inval` for too many entries or a frame that cannot hold descriptors; the old table stays then.
-pub fn set_gdt<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64, entries: u64) -> Answer {
+pub fn set_gdt<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let (list, entries) = (call.args[0], u64::from(low32(call.args[1])));
     ensure!(entries <= u64::from(selector::GUEST_ENTRIES), Errno::Inval);
     let mut numbers = [0; 14];
     for (n, number) in (0..entries.div_ceil(PER_FRAME)).zip(&mut numbers) {

@@ -11,7 +11,6 @@ pub mod ops;
 pub mod runstate;
 
 use crate::addr::CpuId;
-use crate::call::Call;
 use crate::claim::Memo;
 use crate::lock::Owned;
 use crate::machine::{Registers, Segments};

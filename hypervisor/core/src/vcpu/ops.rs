@@ -17,11 +17,12 @@ use hypercall_abi::vcpu::{RegisterArea, RegisterVcpuInfo, SetPeriodicTimer, SetS
 ///
 /// # Errors
 /// `NoEnt` for a vcpu there is not, `NoSys` for unknown commands, and those of ABI core 7.
-pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, number: u64, arg: u64) -> Answer {
+pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let [_, number, arg, ..] = call.args;
     let number = VcpuId(low32(number));
     let vcpu = ctx.world.vcpu(ctx.domain, number).ok_or(Errno::NoEnt)?;
     let own_timer = if number == ctx.vcpu.number() { Ok(()) } else { Err(Errno::Inval) };
-    match VcpuOp::from_number(command).ok_or(Errno::NoSys)? {
+    match VcpuOp::from_number(call.command()).ok_or(Errno::NoSys)? {
         VcpuOp::Initialise => return context::initialise(ctx, vcpu, arg),
         VcpuOp::Up => up(ctx, vcpu)?,
         VcpuOp::Down => down(ctx, vcpu),
@@ -146,27 +147,50 @@ fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Res
 }
 
 /// Says where bounces from user mode find the kernel stack.
-pub fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>, ss: u64, sp: u64) -> u64 {
+pub fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let [ss, sp, ..] = call.args;
     (ctx.own.kernel_ss, ctx.own.kernel_sp) = (ss & 0xffff | 3, sp);
-    0
+    Ok(0)
+}
+
+/// `fpu_taskswitch` (ABI core 3.11).
+pub fn fpu_taskswitch<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    set_task_switched(ctx, call.command() != 0);
+    Ok(0)
 }
 
 /// Sets or clears the guest's CR0.TS.
-pub fn fpu_taskswitch<M: Machine>(ctx: &mut Ctx<'_, M>, set: u64) -> u64 {
-    ctx.own.task_switched = set != 0;
-    ctx.m.set_task_switched(set != 0);
-    0
+pub(crate) fn set_task_switched<M: Machine>(ctx: &mut Ctx<'_, M>, set: bool) {
+    ctx.own.task_switched = set;
+    ctx.m.set_task_switched(set);
 }
 
-/// Sets a debug register (ABI core 3.11).
+/// `set_debugreg` (ABI core 3.11).
 ///
 /// # Errors
 /// Those of [`debug::accept`].
-pub fn write_debug<M: Machine>(ctx: &mut Ctx<'_, M>, register: u64, value: u64) -> Result<u64, Errno> {
+pub fn set_debugreg<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    write_debug(ctx, call.command(), call.args[1])?;
+    Ok(0)
+}
+
+/// `get_debugreg`.
+///
+/// # Errors
+/// `NoDev` for registers there are not.
+pub fn get_debugreg<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    Ok(read_debug(ctx, call.command())?)
+}
+
+/// Sets a debug register.
+///
+/// # Errors
+/// Those of [`debug::accept`].
+pub(crate) fn write_debug<M: Machine>(ctx: &mut Ctx<'_, M>, register: u64, value: u64) -> Result<(), Errno> {
     let (index, value) = debug::accept(ctx.own.cr4, register, value)?;
     *ctx.own.debug.get_mut(index).ok_or(Errno::NoDev)? = value;
     load_debug(ctx);
-    Ok(0)
+    Ok(())
 }
 
 /// Loads the debug registers, the addresses also if no breakpoint is on: a single step is compared with them all the same,
@@ -183,7 +207,7 @@ pub fn load_debug<M: Machine>(ctx: &mut Ctx<'_, M>) {
 ///
 /// # Errors
 /// `NoDev` for registers there are not.
-pub fn read_debug<M: Machine>(ctx: &Ctx<'_, M>, register: u64) -> Result<u64, Errno> {
+pub(crate) fn read_debug<M: Machine>(ctx: &Ctx<'_, M>, register: u64) -> Result<u64, Errno> {
     let index = debug::index(ctx.own.cr4, register)?;
     ctx.own.debug.get(index).copied().ok_or(Errno::NoDev)
 }
@@ -192,9 +216,9 @@ pub fn read_debug<M: Machine>(ctx: &Ctx<'_, M>, register: u64) -> Result<u64, Er
 ///
 /// # Errors
 /// `Inval` for bases no segment can have and for unknown bases.
-pub fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>, which: u64, base: u64) -> Result<u64, Errno> {
-    let which = SegmentBase::from_number(which).ok_or(Errno::Inval)?;
-    match which {
+pub fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let base = call.args[1];
+    match SegmentBase::from_number(call.command()).ok_or(Errno::Inval)? {
         SegmentBase::Fs => ctx.m.set_fs_base(canonical(base)?),
         SegmentBase::GsUser => ctx.own.gs_user = canonical(base)?,
         SegmentBase::GsKernel => ctx.m.set_gs_base(canonical(base)?),
@@ -213,7 +237,8 @@ pub fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>, which: u64, base: u64)
 ///
 /// # Errors
 /// `NoSys` for everything about real devices, `Inval` for an IOPL above 3.
-pub fn physdev_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> Result<u64, Errno> {
+pub fn physdev_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
+    let (command, arg) = (call.command(), call.args[1]);
     match PhysdevOp::from_number(command).ok_or(Errno::NoSys)? {
         PhysdevOp::SetIopl => {
             let SetIopl { iopl } = ctx.read(arg)?;
@@ -224,7 +249,7 @@ pub fn physdev_op<M: Machine>(ctx: &mut Ctx<'_, M>, command: u64, arg: u64) -> R
             ensure!(nr_ports <= 0x1_0000 && GuestVirt(bitmap).is_guests(), Errno::Inval);
             ctx.own.iobitmap = (GuestVirt(bitmap), nr_ports);
         }
-        PhysdevOp::IrqEoi => return Err(Errno::NoSys),
+        PhysdevOp::IrqEoi => return Err(Errno::NoSys.into()),
     }
     Ok(0)
 }
