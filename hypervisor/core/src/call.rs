@@ -24,20 +24,41 @@ pub(crate) struct Multicall {
     pub(crate) left: u64,
     /// Whether `Call` holds that entry.
     pub(crate) running: bool,
+    /// Whether the vcpu leaves its CPU when the step ends: the last entry wants it.
+    pub(crate) leaves: bool,
+}
+
+impl Multicall {
+    /// A list of which nothing has been done.
+    pub(crate) fn new(at: u64, left: u64) -> Self {
+        Self { at, left, running: false, leaves: false }
+    }
 }
 
 /// What a step of a call ends with: the call's result, or why there is none.
 pub type Answer = Result<u64, Halt>;
 
-/// Why a call has not come to a result.
+/// Why a call has not come to a result, or not to that alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Halt {
     /// It is refused.
     Refused(Errno),
     /// There is more to do.
     More,
+    /// Its result is 0, and the vcpu leaves its CPU.
+    Leave,
     /// It has replaced the registers, so there is nothing to answer.
     Gone,
+}
+
+/// What a vcpu does next.
+#[must_use = "a vcpu that must leave its CPU would run on"]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// It goes on.
+    Stay,
+    /// It leaves its CPU.
+    Leave,
 }
 
 impl Call {

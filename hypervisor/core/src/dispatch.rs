@@ -20,15 +20,17 @@ use hypercall_abi::mmu::MulticallEntry;
 const MULTICALL_STEP: u32 = 32;
 
 /// Carries out one step of the vcpu's call, if it has one.
-pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) {
-    let Some(mut call) = ctx.own.call.take() else { return };
+pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) -> Next {
+    let Some(mut call) = ctx.own.call.take() else { return Next::Stay };
     if call.multicall.is_none() && Hypercall::from_number(call.number) == Some(Hypercall::Multicall) {
-        call.multicall = Some(Multicall { at: call.args[0], left: low32(call.args[1]).into(), running: false });
+        call.multicall = Some(Multicall::new(call.args[0], low32(call.args[1]).into()));
     }
     let answer = match call.multicall {
         None => execute(ctx, &mut call),
         Some(list) => multicall(ctx, &mut call, list),
     };
+    // Of a list only the entry that ended the step counts.
+    let leaves = answer == Err(Halt::Leave) || call.multicall.is_some_and(|list| list.leaves);
     match settle(ctx, &call, answer) {
         Ok(value) => {
             ctx.own.regs.rax = value;
@@ -38,6 +40,7 @@ pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) {
         Err(Halt::More) => ctx.own.call = Some(call),
         Err(_) => {}
     }
+    if leaves { Next::Leave } else { Next::Stay }
 }
 
 /// Between two steps of a call: lets interrupts that wait come in, as they would if the guest ran (P8). Whether the timer is
@@ -50,10 +53,13 @@ pub fn let_in<M: Machine>(ctx: &Ctx<'_, M>) {
 
 /// The value of RAX for an answer, if it is time for one. What is refused is noted.
 fn settle<M: Machine>(ctx: &Ctx<'_, M>, call: &Call, answer: Answer) -> Answer {
-    answer.or_else(|halt| {
-        let Halt::Refused(errno) = halt else { return Err(halt) };
-        ctx.note_refused_call(call.number, call.args[0], call.args[1], errno);
-        Ok(errno.to_rax())
+    answer.or_else(|halt| match halt {
+        Halt::Refused(errno) => {
+            ctx.note_refused_call(call.number, call.args[0], call.args[1], errno);
+            Ok(errno.to_rax())
+        }
+        Halt::Leave => Ok(0),
+        Halt::More | Halt::Gone => Err(halt),
     })
 }
 
@@ -83,10 +89,13 @@ impl From<Refused> for Errno {
     }
 }
 
-/// Goes on with a list of calls (ABI core 4.9): each result is stored, none stops the list.
+/// Goes on with a list of calls (ABI core 4.9): each result is stored, none stops the list. One with which the vcpu leaves
+/// its CPU ends the step.
 fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multicall) -> Answer {
     const RESULT: u64 = core::mem::offset_of!(MulticallEntry, result) as u64;
     let end = ctx.world.sched.step_end(ctx.m);
+    list.leaves = false;
+    call.multicall = Some(list);
     for _ in 0..MULTICALL_STEP {
         if list.left == 0 {
             return Ok(0);
@@ -99,15 +108,17 @@ fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multic
         call.multicall = Some(list);
         let nested = Hypercall::from_number(call.number) == Some(Hypercall::Multicall);
         let answer = if nested { Err(Errno::Inval.into()) } else { execute(ctx, call) };
+        list.leaves = answer == Err(Halt::Leave);
+        call.multicall = Some(list); // also if the result cannot be stored
         ctx.write(list.at.wrapping_add(RESULT), &settle(ctx, call, answer)?)?;
         let next = list.at.wrapping_add(size_of::<MulticallEntry>() as u64);
-        list = Multicall { at: next, left: list.left - 1, running: false };
-        if list.left > 0 && (ctx.m.now() >= end || !ctx.domain.runs()) {
+        list = Multicall { at: next, left: list.left - 1, running: false, ..list };
+        if list.leaves || list.left > 0 && (ctx.m.now() >= end || !ctx.domain.runs()) {
             break; // each entry may have been as long as a call of its own, or have ended the domain
         }
     }
     call.multicall = Some(list);
-    Err(Halt::More)
+    if list.left == 0 { Ok(0) } else { Err(Halt::More) }
 }
 
 /// Carries out a step of a call that is no list.

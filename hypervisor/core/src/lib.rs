@@ -63,11 +63,11 @@ pub mod world;
 /// What nearly every rule speaks of.
 mod prelude {
     pub(crate) use crate::addr::{DomainId, Frame, GuestVirt, PAGE_SIZE, Port, VcpuId, fill, low16, low32, nth};
-    pub(crate) use crate::call::{Answer, Call, Halt};
+    pub(crate) use crate::call::{Answer, Call, Halt, Next};
     pub(crate) use crate::domain::Domain;
     pub(crate) use crate::machine::Machine;
     pub(crate) use crate::vcpu::{Place, Vcpu, VcpuState};
-    pub(crate) use crate::world::{Ctx, Next, Site, World};
+    pub(crate) use crate::world::{Ctx, Site, World};
     pub(crate) use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
     pub(crate) use hypercall_abi::{Errno, domid};
 }

@@ -73,15 +73,6 @@ impl World {
 #[derive(Clone, Copy, Debug)]
 pub struct ControlAuthority(());
 
-/// What the caller wants from the scheduler when its call is over.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Next {
-    /// Run on.
-    Stay,
-    /// Let somebody else run.
-    Leave,
-}
-
 /// Where rules are carried out: a machine, its world, and the proof that this CPU holds no lock.
 pub struct Site<'a, M> {
     /// The machine.
@@ -113,8 +104,6 @@ pub struct Ctx<'a, M> {
     pub own: &'a mut VcpuState,
     /// The proof that no lock is held.
     pub held: &'a mut Held<Nothing>,
-    /// What is to happen afterwards.
-    pub next: Next,
     /// RCX and R11 may be lost on the way back to the guest.
     pub short: bool,
 }

@@ -1,11 +1,11 @@
 //! Calls that went wrong once, told as stories.
 
 use hv_core::addr::{Frame, HOLE_START, VcpuId};
-use hv_core::call::Call;
+use hv_core::call::{Call, Next};
 use hv_core::domain::ops;
 use hv_core::lock::Held;
 use hv_core::machine::{Clock, Exit, Frames};
-use hv_core::world::{Ctx, Next};
+use hv_core::world::Ctx;
 use hv_core::{dispatch, trap};
 
 use hypercall_abi::context::flags;
@@ -17,6 +17,7 @@ use hypercall_abi::grant::{
 use hypercall_abi::memory::{Exchange, MemoryOp, Reservation};
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, MulticallEntry, pte};
 use hypercall_abi::physdev::ConsoleIo;
+use hypercall_abi::sched::SchedOp;
 use hypercall_abi::sysctl::{ReadConsole, Sysctl, SysctlOp};
 use hypercall_abi::vcpu::{RegisterVcpuInfo, VcpuOp};
 use hypercall_abi::{Errno, Hypercall, domid};
@@ -338,19 +339,19 @@ fn a_call_goes_on_after_a_pause() {
         {
             stage.on_cpu(&guest, |ctx, _| {
                 (ctx.own.regs.rax, ctx.own.regs.rdi, ctx.own.regs.rsi) = (number.number(), first, second);
-                trap::handle(ctx, Exit::Syscall);
-                dispatch::step(ctx);
+                let _ = trap::handle(ctx, Exit::Syscall);
+                let _ = dispatch::step(ctx);
                 let vcpu = world.vcpu(d0, VcpuId(0)).expect("it has one");
                 let mut own = vcpu.own.try_take().expect("nobody has it");
                 let held = &mut Held::entering_ring_0();
-                let mut other = Ctx { m, world, domain: d0, vcpu, own: &mut own, held, next: Next::Stay, short: false };
+                let mut other = Ctx { m, world, domain: d0, vcpu, own: &mut own, held, short: false };
                 assert_eq!(
                     ops::domctl(&mut other, &mut Call::new(Hypercall::Domctl.number(), [pause, 0, 0, 0, 0, 0])),
                     Ok(0)
                 );
                 let mut steps = 1;
                 while ctx.own.call.is_some() {
-                    dispatch::step(ctx);
+                    let _ = dispatch::step(ctx);
                     steps += 1;
                     if steps == 2 {
                         world.unpause(m, ctx.domain);
@@ -430,12 +431,35 @@ fn a_root_may_be_loaded_in_several_steps() {
             let mut tries = 0;
             while ctx.own.regs.rip == at(page::CODE) {
                 ctx.own.regs.rax = more[0].address();
-                trap::handle(ctx, Exit::Fault { vector: 13, error: 0, address: 0 });
+                let _ = trap::handle(ctx, Exit::Fault { vector: 13, error: 0, address: 0 });
                 assert_eq!(ctx.own.trap, None);
                 audit.look(ctx.m, ctx.world, Some(ctx)).unwrap();
                 tries += 1;
             }
             assert_eq!((ctx.own.kernel_root, tries), (Some(more[0]), 2));
+        });
+    });
+}
+
+/// A vcpu that blocks in a list of calls leaves its CPU before the next entry.
+#[test]
+fn an_entry_that_blocks_ends_the_step() {
+    tell(200, |stage| {
+        let guest = stage.enter(false);
+        let entry = |op: Hypercall, first| MulticallEntry { op: op.number(), result: -1, args: [first, 0, 0, 0, 0, 0] };
+        let entries = [entry(Hypercall::SchedOp, SchedOp::Yield as u64), entry(Hypercall::StackSwitch, 0)];
+        let list = stage.put(&guest, 512, &entries);
+        stage.on_cpu(&guest, |ctx, _| {
+            let regs = &mut ctx.own.regs;
+            (regs.rax, regs.rdi, regs.rsi) = (Hypercall::Multicall.number(), list, 2);
+            let _ = trap::handle(ctx, Exit::Syscall);
+            assert_eq!(dispatch::step(ctx), Next::Leave);
+            let results = |ctx: &Ctx<'_, _>| {
+                ctx.read::<[MulticallEntry; 2]>(list).expect("it is mapped").map(|entry| entry.result)
+            };
+            assert_eq!((ctx.own.call.is_some(), results(ctx)), (true, [0, -1]));
+            assert_eq!(dispatch::step(ctx), Next::Stay);
+            assert_eq!((ctx.own.call.is_some(), results(ctx)), (false, [0, 0]));
         });
     });
 }

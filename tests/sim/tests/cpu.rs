@@ -16,7 +16,7 @@ use sim::world::script::{Actor, Stage, tell};
 fn privileged(ctx: &mut Context<'_>, code: Frame, bytes: &[u8]) -> Option<Trap> {
     ctx.m.write(code, 0, bytes);
     ctx.own.regs.rip = at(page::CODE);
-    trap::handle(ctx, Exit::Fault { vector: 13, error: 0, address: 0 });
+    let _ = trap::handle(ctx, Exit::Fault { vector: 13, error: 0, address: 0 });
     ctx.own.trap.take()
 }
 
@@ -151,7 +151,7 @@ fn breakpoints_of_one_guest_do_not_show_in_another() {
                     assert_eq!(set_debug(stage, who, 6, 0), Ok(0));
                     stage.on_cpu(who, |ctx, _| {
                         ctx.m.single_step(canary(n));
-                        trap::handle(ctx, Exit::Fault { vector: 1, error: 0, address: 0 });
+                        let _ = trap::handle(ctx, Exit::Fault { vector: 1, error: 0, address: 0 });
                         assert_eq!(ctx.own.trap.take(), DEBUG);
                         assert_eq!(ctx.m.loaded().debug[6], DR6_CLEAR, "nothing is left for the next");
                     });
@@ -249,7 +249,7 @@ fn sysenter_keeps_the_trap_flag_and_faults_without_a_handler() {
         stage.on_cpu(&guest, |ctx, _| {
             assert!(ctx.m.loaded().sysenter);
             (ctx.own.kernel_mode, ctx.own.regs.rflags) = (false, ctx.own.regs.rflags | TF);
-            trap::handle(ctx, Exit::Sysenter);
+            let _ = trap::handle(ctx, Exit::Sysenter);
             let regs = ctx.own.regs;
             assert_eq!((regs.rip, regs.rflags & TF), (build::HANDLER, 0), "the handler is not stepped");
             let frame: [u64; 7] = ctx.read(regs.rsp).expect("the frame");

@@ -1,7 +1,7 @@
 //! How often a crash is told. A process of its own, for its log.
 
+use hv_core::domain::crash::Crashed;
 use hv_core::trap;
-use hv_core::world::Next;
 use hypercall_abi::Hypercall;
 use hypercall_abi::vcpu::VcpuOp;
 use sim::world::script::tell;
@@ -42,15 +42,13 @@ fn a_crash_is_told_once() {
             stage.on_cpu(&guest, |ctx, _| {
                 ctx.own.regs.rsp = 0x1234_5678_9000;
                 let before = ctx.own.regs;
-                if failsafe {
-                    trap::failsafe(ctx, [0; 4]);
+                let end = if failsafe {
+                    trap::failsafe(ctx, [0; 4])
                 } else {
                     ctx.own.raise(13, Some(0));
-                }
-                if ctx.next == Next::Stay {
-                    trap::prepare(ctx);
-                }
-                assert_eq!((ctx.next, ctx.domain.runs()), (Next::Leave, false));
+                    trap::prepare(ctx)
+                };
+                assert_eq!((end, ctx.domain.runs()), (Err(Crashed), false));
                 assert_eq!(CRASHES.with(Cell::get), 1, "told once");
                 assert_eq!((ctx.own.regs, ctx.own.nmi_masked), (before, false), "nothing was delivered");
             });

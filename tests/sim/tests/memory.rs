@@ -135,11 +135,11 @@ fn map_some(stage: &mut Stage, guest: &Actor, gref: u32) -> (Vec<i16>, u64) {
         let regs = &mut ctx.own.regs;
         (regs.rax, regs.rdi) = (Hypercall::GrantTableOp.number(), GrantOp::MapGrantRef as u64);
         (regs.rsi, regs.rdx) = (arg, 16);
-        trap::handle(ctx, Exit::Syscall);
+        let _ = trap::handle(ctx, Exit::Syscall);
         let mut longest = 0;
         while ctx.own.call.is_some() {
             let before = ctx.m.work_with(&ctx.world.frames);
-            dispatch::step(ctx);
+            let _ = dispatch::step(ctx);
             longest = longest.max(ctx.m.work_with(&ctx.world.frames) - before);
         }
         longest

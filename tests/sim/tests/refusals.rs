@@ -59,7 +59,7 @@ fn instructions_that_end_in_a_fault_are_told() {
             stage.on_cpu(&guest, |ctx, _| {
                 (ctx.own.regs.rip, ctx.own.regs.rcx, ctx.own.kernel_mode) = (rip, rcx, kernel);
                 (ctx.own.regs.rax, ctx.own.regs.rdx) = (0xffff_ffff_0000_0001, 2);
-                trap::handle(ctx, Exit::Fault { vector: GP, error: 0, address: 0 });
+                let _ = trap::handle(ctx, Exit::Fault { vector: GP, error: 0, address: 0 });
                 let trap = ctx.own.trap.take();
                 ctx.own.kernel_mode = true;
                 trap.map(|trap| trap.vector)

@@ -10,8 +10,13 @@ use hypercall_abi::event::Virq;
 use hypercall_abi::sched::ShutdownReason;
 use log::Level;
 
+/// The caller's domain has crashed: its vcpu does not run on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "the vcpu must not run on"]
+pub struct Crashed;
+
 /// Ends the caller's domain for a fault of its own (P7). `why` is what the toolstack prints.
-pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
+pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) -> Crashed {
     let number = ctx.vcpu.number().0;
     ctx.domain.papers.with(|papers| {
         if papers.report.length == 0 {
@@ -28,7 +33,7 @@ pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) {
     ctx.own.call = None;
     ctx.own.trap = None;
     ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Crash as u32);
-    ctx.next = Next::Leave;
+    Crashed
 }
 
 /// Text cut to what fits.

@@ -70,9 +70,10 @@ fn turn<M: Machine>(site: &mut Site<'_, M>, vcpu: &Vcpu, runner: &mut impl Runne
     if let Some(domain) = world.domain_of(vcpu) {
         // A CPU that another has taken the vcpu from may not have left it yet.
         let mut own = vcpu.own.take(site.held);
-        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held: site.held, next: Next::Stay, short: false };
-        switch::arrive(&mut ctx);
-        on = stay(&mut ctx, runner);
+        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held: site.held, short: false };
+        if switch::arrive(&mut ctx).is_ok() {
+            on = stay(&mut ctx, runner);
+        }
         switch::depart(&mut ctx);
         let seen = runner.seen(&mut ctx, Step::Gone);
         on = if on.is_break() { on } else { seen };
@@ -88,46 +89,45 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
     let slice_end = m.now().saturating_add(SLICE);
     let mut limited = false;
     world.tick(m, u64::MAX);
-    while ctx.next == Next::Stay {
+    let mut next = Next::Stay;
+    while next == Next::Stay {
         if !limited && here.is_wanted() {
             limited = true;
             here.arm_by(m, slice_end);
         }
         if ctx.own.call.is_some() {
-            dispatch::step(ctx);
+            next = dispatch::step(ctx);
             runner.seen(ctx, Step::Call)?;
-            if ctx.own.call.is_some() {
+            if ctx.own.call.is_some() && next == Next::Stay {
                 dispatch::let_in(ctx);
                 if here.is_due(m) {
-                    tick(ctx, slice_end);
+                    next = tick(ctx, slice_end);
                 }
             }
         } else {
-            trap::prepare(ctx);
-            if ctx.next == Next::Leave {
+            if trap::prepare(ctx).is_err() {
                 break;
             }
             let exit = runner.run(ctx);
-            trap::handle(ctx, exit);
+            let _ = trap::handle(ctx, exit); // a domain that has crashed does not run
             runner.seen(ctx, Step::Exit(exit))?;
             // A kick may mean a tick that another vcpu has set for this one.
             if matches!(exit, Exit::Interrupt(Interrupt::Timer | Interrupt::Kick)) {
-                tick(ctx, slice_end);
+                next = tick(ctx, slice_end);
             }
         }
         if !ctx.domain.runs() {
-            ctx.next = Next::Leave;
+            break;
         }
     }
     ControlFlow::Continue(())
 }
 
-/// The timer's time has come: for deadlines, or for the end of the slice.
-fn tick<M: Machine>(ctx: &mut Ctx<'_, M>, slice_end: u64) {
+/// The timer's time has come: for deadlines, or for the end of the slice, after which the vcpu leaves.
+fn tick<M: Machine>(ctx: &mut Ctx<'_, M>, slice_end: u64) -> Next {
     let (m, world) = (ctx.m, ctx.world);
     let limit = if world.sched.here(m).is_wanted() { slice_end } else { u64::MAX };
-    if limit <= m.now() {
-        ctx.next = Next::Leave;
-    }
-    world.tick(m, if ctx.next == Next::Leave { u64::MAX } else { limit });
+    let over = limit <= m.now();
+    world.tick(m, if over { u64::MAX } else { limit });
+    if over { Next::Leave } else { Next::Stay }
 }

@@ -20,15 +20,15 @@ const MIN_PERIOD: u64 = 1_000_000;
 pub fn sched_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let (command, arg) = (call.command(), call.args[1]);
     match SchedOp::from_number(command).ok_or(Errno::NoSys)? {
-        SchedOp::Yield => ctx.next = Next::Leave,
-        SchedOp::Block => block(ctx),
+        SchedOp::Yield => return Err(Halt::Leave),
+        SchedOp::Block => return block(ctx),
         SchedOp::Shutdown => {
             let Shutdown { reason } = ctx.read(arg)?;
             ensure!(ShutdownReason::from_number(u64::from(reason)).is_some(), Errno::Inval);
             ctx.world.shut_down(ctx.m, ctx.domain, reason);
-            ctx.next = Next::Leave;
+            return Err(Halt::Leave);
         }
-        SchedOp::Poll => poll(ctx, arg)?,
+        SchedOp::Poll => return poll(ctx, arg),
         SchedOp::RemoteShutdown => {
             let RemoteShutdown { domain, reason, .. } = ctx.read(arg)?;
             let domain = ctx.named(domain)?;
@@ -41,18 +41,19 @@ pub fn sched_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
 }
 
 /// Lets upcalls in, and goes to sleep unless one is due by now.
-fn block<M: Machine>(ctx: &mut Ctx<'_, M>) {
+fn block<M: Machine>(ctx: &mut Ctx<'_, M>) -> Answer {
     ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, false);
     let running = Place::Running(ctx.m.this_cpu());
     ctx.vcpu.moves(running, Place::Blocked);
     // If another CPU has woken the vcpu meanwhile, it waits, or even waits for us to let go of it.
     if ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.vcpu.moves(Place::Blocked, running) {
-        return;
+        return Ok(0);
     }
-    ctx.next = Next::Leave;
+    Err(Halt::Leave)
 }
 
-fn poll<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
+/// Sleeps until one of some ports is pending, or an upcall is due, or the time has come.
+fn poll<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Answer {
     let call: Poll = ctx.read(arg)?;
     ensure!(call.nr_ports <= POLL_MAX_PORTS, Errno::Inval);
     let port_at = |ctx: &Ctx<'_, M>, n: u32| -> Result<Port, Errno> {
@@ -82,10 +83,9 @@ fn poll<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
         ctx.vcpu.polling.store(polling::NO, SeqCst);
         ctx.vcpu.poll_deadline.store(u64::MAX, Relaxed);
         ctx.domain.end_poll(ctx.vcpu.number());
-        return Ok(());
+        return Ok(0);
     }
-    ctx.next = Next::Leave;
-    Ok(())
+    Err(Halt::Leave)
 }
 
 /// `set_timer_op`: sets or cancels (0) the one-shot timer.

@@ -1,5 +1,6 @@
 //! A vcpu comes to a CPU and leaves it.
 
+use crate::domain::crash::Crashed;
 use crate::prelude::*;
 use crate::trap;
 use crate::vcpu::ops::load_debug;
@@ -8,7 +9,10 @@ use hypercall_abi::vcpu::Runstate;
 
 /// Loads the vcpu into this CPU: descriptor tables, control and debug registers, root; then what needs these, its FPU state
 /// and segment registers. Time is charged to it from then on.
-pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) {
+///
+/// # Errors
+/// [`Crashed`]: its segment registers do not load, and it could not be told.
+pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
     let m = ctx.m;
     ctx.domain.end_poll(ctx.vcpu.number());
     ctx.domain.space.enter(&ctx.world.frames, m.this_cpu());
@@ -30,9 +34,7 @@ pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let loaded = load(ctx);
     m.set_task_switched(ctx.own.task_switched);
     enter_state(ctx, Runstate::Running);
-    if let Err(wanted) = loaded {
-        trap::failsafe(ctx, wanted);
-    }
+    loaded.or_else(|wanted| trap::failsafe(ctx, wanted))
 }
 
 /// Loads FPU state and segment registers.

@@ -9,7 +9,7 @@ pub mod emulate;
 pub mod ops;
 pub mod table;
 
-use crate::domain::crash::crash;
+use crate::domain::crash::{Crashed, crash};
 use crate::flags;
 use crate::machine::{Exit, Interrupt, Registers};
 use crate::prelude::*;
@@ -37,7 +37,10 @@ const PF_RESERVED: u32 = 8;
 const PF_FETCH: u32 = 16;
 
 /// What a run ended with is handled: a hypercall is noted for `dispatch`, a fault repaired or delivered.
-pub fn handle<M: Machine>(ctx: &mut Ctx<'_, M>, exit: Exit) {
+///
+/// # Errors
+/// [`Crashed`]: the guest could not be helped.
+pub fn handle<M: Machine>(ctx: &mut Ctx<'_, M>, exit: Exit) -> Result<(), Crashed> {
     ctx.short = false;
     if !ctx.own.kernel_mode {
         count(ctx, 0);
@@ -49,49 +52,52 @@ pub fn handle<M: Machine>(ctx: &mut Ctx<'_, M>, exit: Exit) {
             let Registers { rax, rdi, rsi, rdx, r10, r8, r9, .. } = ctx.own.regs;
             // Half of all calls, and they have no answer: the short way to what `dispatch` does with them.
             if rax == Hypercall::Iret.number() {
-                return_from_trap(ctx);
-            } else {
-                ctx.own.call = Some(Call::new(rax, [rdi, rsi, rdx, r10, r8, r9]));
+                return return_from_trap(ctx);
             }
+            ctx.own.call = Some(Call::new(rax, [rdi, rsi, rdx, r10, r8, r9]));
         }
-        Exit::Syscall => system_call(ctx, ctx.own.callbacks.syscall),
-        Exit::Syscall32 => system_call(ctx, ctx.own.callbacks.syscall32),
-        Exit::Sysenter => sysenter(ctx),
-        Exit::Fault { vector, error, address } => fault(ctx, vector, error, address),
+        Exit::Syscall => return system_call(ctx, ctx.own.callbacks.syscall),
+        Exit::Syscall32 => return system_call(ctx, ctx.own.callbacks.syscall32),
+        Exit::Sysenter => return sysenter(ctx),
+        Exit::Fault { vector, error, address } => return fault(ctx, vector, error, address),
         // Going back failed: the guest had a bad CS, SS or RIP. It gets the exception where it wanted to go.
-        Exit::ReturnFault { vector: PF, error, address } => page_fault(ctx, error, address),
+        Exit::ReturnFault { vector: PF, error, address } => return page_fault(ctx, error, address),
         Exit::ReturnFault { vector, error, .. } => ctx.own.raise(vector, Some(error)),
         Exit::Interrupt(Interrupt::Console) => ctx.world.raise_global(ctx.m, Virq::Console),
         Exit::Interrupt(_) => {}
     }
+    Ok(())
 }
 
 fn count<M: Machine>(ctx: &Ctx<'_, M>, which: usize) {
     nth(&ctx.domain.entries, which).map(|counter| counter.fetch_add(1, Relaxed));
 }
 
-fn system_call<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler) {
+fn system_call<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler) -> Result<(), Crashed> {
     if handler.address == 0 {
         ctx.own.regs.rip = ctx.own.regs.rip.wrapping_sub(2);
-        return ctx.own.raise(UD, None);
+        ctx.own.raise(UD, None);
+        return Ok(());
     }
-    bounce(ctx, handler, None);
+    bounce(ctx, handler, None)?;
     ctx.own.regs.rflags &= !flags::DF;
+    Ok(())
 }
 
-fn sysenter<M: Machine>(ctx: &mut Ctx<'_, M>) {
+fn sysenter<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
     let handler = ctx.own.callbacks.sysenter;
     if handler.address == 0 {
-        return ctx.own.raise(GP, Some(0));
+        ctx.own.raise(GP, Some(0));
+        return Ok(());
     }
     let regs = &mut ctx.own.regs;
     (regs.rip, regs.rsp, regs.cs, regs.ss) = (0, 0, 3, u64::from(selector::GUEST_SS));
-    bounce(ctx, handler, None);
+    bounce(ctx, handler, None)
 }
 
-fn fault<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8, error: u32, address: u64) {
+fn fault<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8, error: u32, address: u64) -> Result<(), Crashed> {
     match vector {
-        PF => page_fault(ctx, error, address),
+        PF => return page_fault(ctx, error, address),
         GP => general_protection(ctx, error),
         UD if emulate::forced_cpuid(ctx) => {}
         NM => {
@@ -110,8 +116,9 @@ fn fault<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8, error: u32, address: u64)
         }
         8 | 10 | 11 | 12 | 17 | 21 => ctx.own.raise(vector, Some(error)),
         0 | 3 | 4 | 5 | UD | 16 | 19 | 0x80 => ctx.own.raise(vector, None),
-        _ => crash(ctx, format_args!("exception {vector} (error {error:#x}) that no guest can cause")),
+        _ => return Err(crash(ctx, format_args!("exception {vector} (error {error:#x}) that no guest can cause"))),
     }
+    Ok(())
 }
 
 fn general_protection<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) {
@@ -132,9 +139,9 @@ fn general_protection<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) {
     ctx.own.raise(GP, Some(error));
 }
 
-fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
+fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) -> Result<(), Crashed> {
     if error & PF_RESERVED != 0 {
-        return crash(ctx, format_args!("reserved bits in a page table at {address:#x}"));
+        return Err(crash(ctx, format_args!("reserved bits in a page table at {address:#x}")));
     }
     // The CPU itself reads descriptors, with ring 0's rights; what ring 3 finds in the windows is an ordinary fault.
     let fetch = error & PF_USER == 0;
@@ -142,17 +149,20 @@ fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
         if !map_ldt_page(ctx, offset) {
             deliver_page_fault(ctx, error, ctx.own.ldt_base.plus(u64::from(offset)).0);
         }
-        return;
+        return Ok(());
     }
     if let Some(offset) = ctx.m.gdt_offset(address).filter(|_| fetch) {
-        return ctx.own.raise(GP, Some(offset & 0xfff8));
+        ctx.own.raise(GP, Some(offset & 0xfff8));
+        return Ok(());
     }
     let forbidden_write = error & (PF_WRITE | PF_PRESENT | PF_FETCH) == PF_WRITE | PF_PRESENT;
     let emulated = ctx.own.kernel_mode && ctx.domain.assisted(Assist::WritablePagetables);
     if forbidden_write && emulated && emulate::table_write(ctx, address) {
-        return count(ctx, 1);
+        count(ctx, 1);
+    } else {
+        deliver_page_fault(ctx, error, address);
     }
-    deliver_page_fault(ctx, error, address);
+    Ok(())
 }
 
 /// Has the guest take a page fault at `address`.
@@ -172,12 +182,12 @@ pub fn set_cr2<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) {
 }
 
 /// Delivers what waits, in the ABI's order: exception, NMI, event. Called before every entry into the guest.
-pub fn prepare<M: Machine>(ctx: &mut Ctx<'_, M>) {
+///
+/// # Errors
+/// [`Crashed`]: there is no handler for it, or no stack.
+pub fn prepare<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
     if let Some(trap) = ctx.own.trap.take() {
-        exception(ctx, trap);
-        if ctx.next == Next::Leave {
-            return; // it has crashed, which is told already
-        }
+        exception(ctx, trap)?;
     }
     if ctx.vcpu.nmi.swap(false, AcqRel) {
         ctx.own.nmi_pending = true;
@@ -187,32 +197,33 @@ pub fn prepare<M: Machine>(ctx: &mut Ctx<'_, M>) {
         let handler = gate(ctx, 2);
         if handler.address != 0 {
             ctx.own.nmi_masked = true;
-            bounce(ctx, handler, None);
-            if ctx.next == Next::Leave {
-                return;
-            }
+            bounce(ctx, handler, None)?;
         }
     }
     if ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.own.callbacks.event.address != 0 {
-        bounce(ctx, Handler { masks_events: true, ..ctx.own.callbacks.event }, None);
+        bounce(ctx, Handler { masks_events: true, ..ctx.own.callbacks.event }, None)?;
     }
+    Ok(())
 }
 
-fn exception<M: Machine>(ctx: &mut Ctx<'_, M>, trap: Trap) {
+fn exception<M: Machine>(ctx: &mut Ctx<'_, M>, trap: Trap) -> Result<(), Crashed> {
     let handler = gate(ctx, trap.vector);
     if handler.address != 0 {
         return bounce(ctx, handler, trap.error);
     }
     let (vector, error, rip, cr2) = (trap.vector, trap.error.unwrap_or(0), ctx.own.regs.rip, ctx.own.cr2);
-    crash(ctx, format_args!("no handler for exception {vector} (error {error:#x}) at {rip:#x}, cr2 {cr2:#x}"));
+    Err(crash(ctx, format_args!("no handler for exception {vector} (error {error:#x}) at {rip:#x}, cr2 {cr2:#x}")))
 }
 
 /// Enters the guest kernel at `handler`, with the frame of ABI core 3.3 on its stack.
-pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<u32>) {
+///
+/// # Errors
+/// [`Crashed`]: it has no stack to push the frame on.
+pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<u32>) -> Result<(), Crashed> {
     let masked = ctx.world.upcall_mask(ctx.m, ctx.vcpu);
     let from_kernel = ctx.own.kernel_mode;
     if !from_kernel && !toggle(ctx) {
-        return crash(ctx, format_args!("a user fault without a kernel page table"));
+        return Err(crash(ctx, format_args!("a user fault without a kernel page table")));
     }
     let regs = ctx.own.regs;
     let (base, cs) = if from_kernel { (regs.rsp, regs.cs & 0xfffc) } else { (ctx.own.kernel_sp, regs.cs & 0xffff) };
@@ -231,7 +242,7 @@ pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<
     };
     if pushed.is_err() {
         let (rip, address) = (regs.rip, handler.address);
-        return crash(ctx, format_args!("no stack at {sp:#x} for the handler {address:#x}; stopped at {rip:#x}"));
+        return Err(crash(ctx, format_args!("no stack at {sp:#x} for the handler {address:#x}; stopped at {rip:#x}")));
     }
     if handler.masks_events {
         ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, true);
@@ -241,26 +252,27 @@ pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<
     (regs.cs, regs.ss) = (u64::from(selector::GUEST_CS), u64::from(selector::GUEST_SS));
     regs.rflags &= !(flags::AC | flags::VM | flags::RF | flags::NT | flags::TF);
     ctx.short = true; // the handler takes RCX and R11 from its frame
+    Ok(())
 }
 
 /// Delivers the failsafe callback: segment registers held `wanted`, which did not load (ABI core 3.5).
-pub fn failsafe<M: Machine>(ctx: &mut Ctx<'_, M>, wanted: [u16; 4]) {
+///
+/// # Errors
+/// [`Crashed`]: it has no stack for the frame.
+pub fn failsafe<M: Machine>(ctx: &mut Ctx<'_, M>, wanted: [u16; 4]) -> Result<(), Crashed> {
     let handler = ctx.own.callbacks.failsafe;
     if handler.address == 0 {
-        return; // before the guest has one, null selectors are all it can have meant
+        return Ok(()); // before the guest has one, null selectors are all it can have meant
     }
-    bounce(ctx, handler, None);
-    if ctx.next == Next::Leave {
-        return;
-    }
+    bounce(ctx, handler, None)?;
     // The four selectors stand between R11 and RIP: the frame just pushed moves down by four words.
     let sp = ctx.own.regs.rsp;
-    let Ok([rcx, r11]) = ctx.read::<[u64; 2]>(sp) else { return };
+    let Ok([rcx, r11]) = ctx.read::<[u64; 2]>(sp) else { return Ok(()) };
     let [ds, es, fs, gs] = wanted.map(u64::from);
     let sp = sp.wrapping_sub(32);
-    if ctx.write(sp, &[rcx, r11, ds, es, fs, gs]).is_ok() {
-        ctx.own.regs.rsp = sp;
-    } else {
-        crash(ctx, format_args!("no stack at {sp:#x} for the failsafe callback"));
+    if ctx.write(sp, &[rcx, r11, ds, es, fs, gs]).is_err() {
+        return Err(crash(ctx, format_args!("no stack at {sp:#x} for the failsafe callback")));
     }
+    ctx.own.regs.rsp = sp;
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::table::set_gate;
 use crate::addr::canonical;
-use crate::domain::crash::crash;
+use crate::domain::crash::{Crashed, crash};
 use crate::flags;
 use crate::prelude::*;
 use crate::vcpu::mode::toggle;
@@ -108,18 +108,21 @@ pub fn nmi_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
 /// # Errors
 /// `Gone`: the registers are those of the frame.
 pub fn iret<M: Machine>(ctx: &mut Ctx<'_, M>, _call: &mut Call) -> Answer {
-    return_from_trap(ctx);
+    let _ = return_from_trap(ctx); // a domain that has crashed does not run
     Err(Halt::Gone)
 }
 
 /// The way back from a trap: registers from the frame on the guest's stack (ABI core 3.7).
-pub fn return_from_trap<M: Machine>(ctx: &mut Ctx<'_, M>) {
+///
+/// # Errors
+/// [`Crashed`]: the stack, or the page table of user mode, is not there.
+pub fn return_from_trap<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
     let sp = ctx.own.regs.rsp;
     let Ok(frame) = ctx.read::<IretContext>(sp) else {
-        return crash(ctx, format_args!("iret with a bad stack at {sp:#x}"));
+        return Err(crash(ctx, format_args!("iret with a bad stack at {sp:#x}")));
     };
     if frame.cs & 3 == 3 && !toggle(ctx) {
-        return crash(ctx, format_args!("iret to user mode without a user page table"));
+        return Err(crash(ctx, format_args!("iret to user mode without a user page table")));
     }
     if ctx.domain.assisted(Assist::ArchitecturalIopl) {
         ctx.own.iopl = (frame.rflags >> 12 & 3) as u8;
@@ -134,4 +137,5 @@ pub fn return_from_trap<M: Machine>(ctx: &mut Ctx<'_, M>) {
     }
     ctx.own.nmi_masked = false;
     ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, frame.rflags & flags::IF == 0);
+    Ok(())
 }

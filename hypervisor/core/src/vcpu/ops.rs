@@ -25,7 +25,7 @@ pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     match VcpuOp::from_number(call.command()).ok_or(Errno::NoSys)? {
         VcpuOp::Initialise => return context::initialise(ctx, vcpu, arg),
         VcpuOp::Up => up(ctx, vcpu)?,
-        VcpuOp::Down => down(ctx, vcpu),
+        VcpuOp::Down => return down(ctx, vcpu),
         VcpuOp::IsUp => return Ok(u64::from(vcpu.online.load(SeqCst))),
         VcpuOp::GetRunstateInfo => {
             let mut info = with_own(ctx, vcpu, |own| own.runstate)?;
@@ -107,17 +107,17 @@ fn up<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) -> Result<(), Errno> {
     Ok(())
 }
 
-fn down<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) {
+fn down<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) -> Answer {
     vcpu.online.store(false, SeqCst);
-    if vcpu.number() == ctx.vcpu.number() {
-        ctx.next = Next::Leave;
-    } else {
+    let own = vcpu.number() == ctx.vcpu.number();
+    if !own {
         vcpu.moves(Place::Blocked, Place::Off);
         ctx.world.sched.nudge(ctx.m, vcpu);
     }
     if !ctx.world.vcpus_of(ctx.domain).any(|other| other.online.load(SeqCst)) {
         ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Poweroff as u32);
     }
+    if own { Err(Halt::Leave) } else { Ok(0) }
 }
 
 /// Moves a vcpu's record to a place of the guest's choice, once (ABI core 10.2).

@@ -12,7 +12,7 @@ use hv_core::frame::table::WORDS;
 use hv_core::lock::{Held, Nothing};
 use hv_core::machine::Exit;
 use hv_core::sched::switch;
-use hv_core::world::{Ctx, Next, Site, World};
+use hv_core::world::{Ctx, Site, World};
 use hv_core::{dispatch, trap};
 use hypercall_abi::{Errno, Hypercall};
 use std::sync::atomic::AtomicU64;
@@ -115,8 +115,8 @@ impl Stage {
         let mut own = vcpu.own.try_take().expect("nobody has it");
         let held = &mut self.held;
         let (m, world) = (self.m, self.world);
-        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held, next: Next::Stay, short: false };
-        switch::arrive(&mut ctx);
+        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held, short: false };
+        switch::arrive(&mut ctx).expect("its segment registers load");
         let result = what(&mut ctx, &mut self.audit);
         switch::depart(&mut ctx);
         result
@@ -129,11 +129,11 @@ impl Stage {
             ctx.own.regs.rax = call.number();
             let regs = &mut ctx.own.regs;
             [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = [0, 1, 2, 3, 4, 5].map(arg);
-            trap::handle(ctx, Exit::Syscall);
+            let _ = trap::handle(ctx, Exit::Syscall);
             let (mut steps, mut longest) = (0, 0);
             while ctx.own.call.is_some() {
                 let before = ctx.m.work_with(&ctx.world.frames);
-                dispatch::step(ctx);
+                let _ = dispatch::step(ctx);
                 longest = longest.max(ctx.m.work_with(&ctx.world.frames) - before);
                 steps += 1;
                 assert!(steps <= ENDLESS, "{}{args:x?}: {steps} steps, and no end", call.name());
