@@ -32,6 +32,7 @@ fn main(boot: hv_machine::BootInfo) -> ! {
     log::set_max_level(options.log);
     log::info!("Tenon {}", env!("CARGO_PKG_VERSION"));
     WORLD.frames.init(boot.frame_words);
+    WORLD.frames.set_short_ways(options.lean);
     let ranges = |ranges: &hv_machine::Ranges, with: &dyn Fn(Frame, u32)| {
         for range in ranges.iter() {
             if let (Some(first), Ok(count)) = (Frame::new(range.start), u32::try_from(range.end - range.start)) {

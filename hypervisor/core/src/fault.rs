@@ -42,6 +42,14 @@ pub enum Fault {
     BreakPromises,
     /// A vcpu without breakpoints finds the addresses of whoever was on the CPU before.
     KeepBreakpoints,
+    /// The end of a frame's last use is not stamped.
+    SkipStamp,
+    /// An entry that is written into a table is not noted among those that are to be taken down.
+    SkipNote,
+    /// Short ways take anybody's frame for the domain's own.
+    ShortOfOthers,
+    /// Short ways make a read-only leaf writable without a use.
+    ShortWithoutUse,
 }
 
 #[cfg(feature = "planted-fault")]

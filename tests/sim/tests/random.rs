@@ -1,6 +1,6 @@
 //! Random guests, an audit after every call.
 
-use sim::paging::{self, Totals};
+use sim::paging::{self, Totals, Ways};
 
 /// Calls in all; a soak may ask for more.
 fn wanted() -> u64 {
@@ -18,7 +18,7 @@ fn random_guests_never_break_a_promise() {
     let mut totals = Totals::default();
     let seeds = wanted().div_ceil(CALLS);
     for seed in first_seed()..first_seed() + seeds {
-        match paging::run(seed, CALLS) {
+        match paging::run(seed, CALLS, Ways::Both) {
             Ok(run) => totals.add(&run),
             Err(why) => panic!("{why}"),
         }

@@ -116,6 +116,9 @@ pub struct TypeState {
 }
 
 const TURN_MASK: u64 = 0x3ff_ffff;
+/// In a type's word: one turn.
+const TURN: u64 = 1 << 6;
+const TURNS: u64 = TURN_MASK * TURN;
 /// Bits of a type's word: all that says what the frame is used as.
 const KIND: u64 = 7 | VALIDATED | 1 << 5;
 const VALIDATED: u64 = 1 << 4;
@@ -177,12 +180,25 @@ impl TypeState {
         Ok((next.bits(), if ready { Taken::Ready } else { Taken::Started }))
     }
 
+    /// One more use as `want` of a frame that was used so last, and whose contents are valid for it: what [`TypeState::take`]
+    /// makes of it without a question. `None`: ask there.
+    #[inline]
+    #[must_use]
+    pub fn again(bits: u64, want: Use) -> Option<u64> {
+        if bits & KIND == want as u64 | VALIDATED { bits.checked_add(ONE) } else { None }
+    }
+
     /// Drops one use. The last use of a table is not dropped: it becomes the use of the work that takes the table down.
     /// `None`: there was no use to drop, which is our bug.
+    #[inline]
     #[must_use]
     pub fn drop_use(bits: u64) -> Option<(u64, Left)> {
         if bits >= 2 * ONE {
             return Some((bits.wrapping_sub(ONE), Left::Used));
+        }
+        if bits >= ONE && bits & KIND == Use::Writable as u64 | VALIDATED {
+            // As below, for the many: the count is 0, the turn moves, nothing is pinned.
+            return Some((bits & KIND | bits.wrapping_add(TURN) & TURNS, Left::Unused));
         }
         let was = Self::from_bits(bits);
         match was.used_as.level() {
@@ -226,6 +242,7 @@ impl TypeState {
     }
 
     /// Whether a word says that the frame is a live L1 table: for searches through many.
+    #[inline]
     #[must_use]
     pub fn is_l1(bits: u64) -> bool {
         bits & KIND == Use::L1 as u64 | VALIDATED && bits >= ONE
@@ -373,6 +390,7 @@ impl OwnerState {
     }
 
     /// Whether a word says that the frame is a domain's own memory.
+    #[inline]
     #[must_use]
     pub fn is_of(bits: u64, id: DomainId) -> bool {
         bits & 0x3_8000 == GUEST && bits & DETAIL == u64::from(id.0)
@@ -388,6 +406,7 @@ impl OwnerState {
     ///
     /// # Errors
     /// [`Refused::NotOwner`] (also for a frame on its way to the pool), [`Refused::TooManyUses`].
+    #[inline]
     pub fn take(bits: u64, from: DomainId, by: DomainId) -> Result<u64, Refused> {
         let theirs = Self::is_of(bits, from) || Self::from_bits(bits).owner == Owner::Lent(from);
         if (!theirs || Self::is_unused(bits)) && !planted(Fault::SkipOwnerCheck) {
@@ -407,6 +426,14 @@ impl OwnerState {
             && matches!(Self::from_bits(bits).owner, Owner::Guest(id) | Owner::Lent(id) if id != by);
         let other = if by_other { OTHER } else { 0 };
         (bits >= ONE && bits & OTHERS >= other).then(|| bits.wrapping_sub(ONE | other))
+    }
+
+    /// Drops one reference that the owner took to its own memory, if it is not the last; `None`: ask
+    /// [`OwnerState::drop_ref`].
+    #[inline]
+    #[must_use]
+    pub fn drop_own(bits: u64, id: DomainId) -> Option<u64> {
+        if Self::is_of(bits, id) && bits >= 2 * ONE { Some(bits.wrapping_sub(ONE)) } else { None }
     }
 
     /// The owner gives the frame back. Its reference is still to be dropped.

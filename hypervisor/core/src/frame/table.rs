@@ -5,12 +5,12 @@ use super::pool::FreeList;
 pub use super::state::{Left, Taken};
 use super::state::{OwnerState, TakeError, TypeState};
 use super::{Owner, Refused, Use};
-use crate::addr::{CpuSet, DomainId, Frame, MAX_DOMAINS};
+use crate::addr::{CpuSet, DomainId, ENTRIES, Frame, MAX_DOMAINS, low32};
 use crate::fault::{Fault, Looks, planted};
 use crate::lock::Leaf;
 use crate::machine::{Cpus, Frames};
 use core::ops::Range;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use spin::Once;
 
 /// Words kept for each frame: type, owner, stamp, link.
@@ -19,10 +19,15 @@ pub const WORDS: usize = 4;
 pub const NO_PFN: u64 = u64::MAX;
 /// In a stamp: a domain other than the owner has used the frame, so any CPU may know it.
 const SHARED: u64 = 1 << 63;
+/// In the link of a table: the next one in a list; above it, which groups of its entries may hold something.
+const NEXT: u64 = 0xffff_ffff;
+/// Entries of a table in a group.
+pub const GROUP: usize = ENTRIES / 32;
 /// How often a type is tried again because another CPU used the frame between our flush and our step.
 const TRIES: usize = 16;
 
 /// The words of one frame.
+#[derive(Clone, Copy)]
 pub(super) struct Words<'a> {
     pub(super) kind: &'a AtomicU64,
     pub(super) owner: &'a AtomicU64,
@@ -31,7 +36,8 @@ pub(super) struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
-    fn of([kind, owner, stamp, link]: &'a [AtomicU64; WORDS]) -> Self {
+    #[inline]
+    pub(super) fn of([kind, owner, stamp, link]: &'a [AtomicU64; WORDS]) -> Self {
         Self { kind, owner, stamp, link }
     }
 }
@@ -45,6 +51,8 @@ pub struct FrameTable {
     pub(super) pool: Leaf<FreeList>,
     estates: [Estate; MAX_DOMAINS as usize],
     looks: Looks,
+    /// Short ways are switched off.
+    only_long: AtomicBool,
 }
 
 /// What a domain owns: how many frames, and between which two all that it ever owned lie. And what is set aside for it.
@@ -100,6 +108,7 @@ impl FrameTable {
             pool: Leaf::new(FreeList::EMPTY),
             estates: [const { Estate::new() }; MAX_DOMAINS as usize],
             looks: Looks::new(),
+            only_long: AtomicBool::new(false),
         }
     }
 
@@ -107,6 +116,23 @@ impl FrameTable {
     /// [`FrameTable::add`] says so. Only the first call counts.
     pub fn init(&self, words: &'static [AtomicU64]) {
         self.words.call_once(|| words.as_chunks().0);
+    }
+
+    /// Switches the short ways off, or on: what follows from a call is the same with them and without.
+    pub fn set_short_ways(&self, on: bool) {
+        self.only_long.store(!on, SeqCst);
+    }
+
+    /// Whether there are short ways.
+    #[inline]
+    pub(crate) fn has_short_ways(&self) -> bool {
+        !self.only_long.load(SeqCst)
+    }
+
+    /// The words of all frames.
+    #[inline]
+    pub(super) fn all_rows(&self) -> &'static [[AtomicU64; WORDS]] {
+        self.words.get().copied().unwrap_or_default()
     }
 
     /// The number of the highest frame the table knows, plus one.
@@ -290,14 +316,7 @@ impl FrameTable {
             bug(frame, "use of no frame");
             return Left::Used;
         };
-        let left = step(w.kind, |bits| {
-            let (next, left) = TypeState::drop_use(bits).ok_or(())?;
-            if left == Left::Unused {
-                self.stamp(&w);
-            }
-            Ok::<_, ()>((next, left))
-        });
-        match left {
+        match self.step_down(&w) {
             Ok(Left::TakeDown(level)) => Left::TakeDown(level),
             Ok(left) => {
                 self.drop_ref(frame, by);
@@ -308,6 +327,18 @@ impl FrameTable {
                 Left::Used
             }
         }
+    }
+
+    /// Drops one use alone.
+    #[inline]
+    pub(super) fn step_down(&self, w: &Words<'_>) -> Result<Left, ()> {
+        step(w.kind, |bits| {
+            let (next, left) = TypeState::drop_use(bits).ok_or(())?;
+            if left == Left::Unused && !planted(Fault::SkipStamp) {
+                self.stamp(w); // before the count says that nobody uses it
+            }
+            Ok((next, left))
+        })
     }
 
     /// The contents of a frame whose use was [`Taken::Started`] are valid.
@@ -452,23 +483,59 @@ impl FrameTable {
 
     /// The frame that a frame's owner linked to it with [`FrameTable::set_link`].
     pub(crate) fn link(&self, frame: Frame) -> Option<Frame> {
-        Frame::new(self.words(frame)?.link.load(SeqCst).checked_sub(1)?)
+        Frame::new((self.words(frame)?.link.load(SeqCst) & NEXT).checked_sub(1)?)
     }
 
     /// Links a frame to another, or to none. Whoever holds a frame's last use may keep it in a list so.
     pub(crate) fn set_link(&self, frame: Frame, next: Option<Frame>) {
         if let Some(w) = self.words(frame) {
-            w.link.store(next.map_or(0, |f| f.number().wrapping_add(1)), SeqCst);
+            let next = next.map_or(0, |f| f.number().wrapping_add(1));
+            w.link.store(w.link.load(SeqCst) & !NEXT | next, SeqCst);
         }
     }
 
+    /// A frame is about to become a table: none of its entries counts yet. From here on [`FrameTable::filled`] holds of it.
+    pub(crate) fn begin_table(&self, frame: Frame) {
+        if let Some(w) = self.words(frame) {
+            w.link.store(0, SeqCst);
+        }
+    }
+
+    /// An entry of a table is, or is about to be, present. Called before the entry is written or counted.
+    pub(crate) fn note_entry(&self, table: Frame, index: usize) {
+        if let Some(w) = self.words(table)
+            && !planted(Fault::SkipNote)
+        {
+            Self::note(&w, index);
+        }
+    }
+
+    #[inline]
+    pub(super) fn note(w: &Words<'_>, index: usize) {
+        let group = (1 << ((index / GROUP) & 31)) << 32;
+        if w.link.load(SeqCst) & group == 0 {
+            w.link.fetch_or(group, SeqCst);
+        }
+    }
+
+    /// The groups of [`GROUP`] entries of a table in which one may be present, a bit each; in all others none is.
+    #[must_use]
+    pub fn filled(&self, table: Frame) -> u32 {
+        self.words(table).map_or(u32::MAX, |w| low32(w.link.load(SeqCst) >> 32))
+    }
+
+    #[inline]
     pub(super) fn stamp(&self, w: &Words<'_>) {
         let now = self.epochs.now();
+        if w.stamp.load(SeqCst) & !SHARED >= now {
+            return; // as new as this one
+        }
         let _ = step(w.stamp, |bits| Ok::<_, ()>((bits & SHARED | (bits & !SHARED).max(now), ())));
     }
 }
 
 /// The one loop: applies a rule to a word until nobody came between.
+#[inline(always)]
 pub(super) fn step<T, E>(word: &AtomicU64, mut rule: impl FnMut(u64) -> Result<(u64, T), E>) -> Result<T, E> {
     let mut old = word.load(SeqCst);
     loop {
@@ -491,6 +558,12 @@ impl FrameTable {
     #[must_use]
     pub fn looks(&self) -> u64 {
         self.looks.so_far()
+    }
+
+    /// When a use of a frame ended last, and whether a domain other than its owner has used it.
+    #[must_use]
+    pub fn stamped(&self, frame: Frame) -> Option<u64> {
+        Some(self.words(frame)?.stamp.load(SeqCst))
     }
 
     /// How many frames are set aside for a domain.

@@ -63,6 +63,19 @@ pub fn parse(raw: u64, level: u8) -> Result<Entry, Refused> {
     Ok(Entry { target: Target::Table(frame), raw: raw | USER | accessed, uncached: false })
 }
 
+/// What [`parse`] makes of an entry of level 1, if there is nothing to ask about it: it is not present, or it leads to a frame of
+/// write-back memory, if the frame is one.
+#[inline]
+#[must_use]
+pub fn ordinary_leaf(raw: u64) -> Option<u64> {
+    match raw & (PRESENT | USER | GLOBAL | CACHE) {
+        user if user == PRESENT | USER => Some(raw),
+        absent if absent & PRESENT == 0 => Some(raw),
+        cached if cached & CACHE == 0 => parse(raw, 1).ok().map(|entry| entry.raw),
+        _ => None,
+    }
+}
+
 /// What an entry that stands in a table leads to: it was parsed when it was written.
 #[must_use]
 pub fn target(raw: u64, level: u8) -> Target {
@@ -74,9 +87,17 @@ pub fn target(raw: u64, level: u8) -> Target {
 }
 
 /// Whether one present entry can replace another without touching any count.
+#[inline]
 #[must_use]
 pub fn holds_the_same(old: u64, new: u64) -> bool {
     old & new & PRESENT != 0 && (old ^ new) & !HARMLESS == 0
+}
+
+/// Whether one present entry differs from another in the right to write, and in nothing else that counts.
+#[inline]
+#[must_use]
+pub fn changes_right(old: u64, new: u64) -> bool {
+    old & new & PRESENT != 0 && (old ^ new) & !HARMLESS == WRITABLE
 }
 
 #[cfg(test)]
@@ -103,6 +124,20 @@ mod tests {
             }
             for bit in 44..52 {
                 assert_eq!(parse(F | PRESENT | 1 << bit, level), Err(Refused::BadBits));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_ordinary_is_as_parsed() {
+        for high in [0, NO_EXECUTE, 1 << 52, 1 << 62] {
+            for low in 0..0x1000 {
+                let raw = F | high | low;
+                let parsed = parse(raw, 1).unwrap();
+                assert_eq!(ordinary_leaf(raw), (!parsed.uncached).then_some(parsed.raw), "{raw:#x}");
+                let other = parse(raw ^ WRITABLE, 1).unwrap();
+                assert_eq!(changes_right(parsed.raw, other.raw), raw & PRESENT != 0);
+                assert!(!changes_right(parsed.raw, parsed.raw) && !changes_right(parsed.raw, raw ^ 0x1000 ^ WRITABLE));
             }
         }
     }

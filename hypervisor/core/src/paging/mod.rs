@@ -27,6 +27,7 @@ pub mod entry;
 mod flush;
 pub mod ops;
 mod promote;
+mod short;
 mod update;
 
 pub use crate::frame::state::Refused;

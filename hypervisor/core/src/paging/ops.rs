@@ -41,20 +41,17 @@ fn updates<M: Machine, const BATCH: usize>(ctx: &mut Ctx<'_, M>, call: &mut Call
     let mut requests = [MmuUpdate::new_zeroed(); BATCH];
     let now = usize::try_from(count & COUNT).unwrap_or(BATCH).min(BATCH);
     let requests = requests.get_mut(..now).ok_or(Errno::Inval)?;
-    let mut done = 0u64;
+    let mut done = 0;
     let outcome = ctx.read_bytes(list, requests.as_mut_bytes()).map_err(Halt::Refused).and_then(|()| {
         let (m, domain, rip) = (ctx.m, ctx.domain, ctx.own.regs.rip);
-        let mut session = ctx.session(tables);
-        for MmuUpdate { ptr, val } in &*requests {
-            session.mmu_update(*ptr, *val, from).inspect_err(|stop| {
-                let id = domain.id();
-                domain.log(m, Debug, format_args!("{id} mmu_update {ptr:#x} <- {val:#x} at {rip:#x}: {stop:?}"));
-            })?;
-            done = done.saturating_add(1);
-        }
+        let updated = ctx.session(tables).mmu_updates(requests, from, &mut done);
+        updated.inspect_err(|stop| {
+            let (id, request) = (domain.id(), requests.get(done));
+            domain.log(m, Debug, format_args!("{id} mmu_update {request:x?} at {rip:#x}: {stop:?}"));
+        })?;
         Ok(())
     });
-    end_of_batch(ctx, call, (done, size_of::<MmuUpdate>()), outcome)
+    end_of_batch(ctx, call, (done as u64, size_of::<MmuUpdate>()), outcome)
 }
 
 /// What a step of a batch ends with: more to do, all done, or the first error; the count of requests done is told with the

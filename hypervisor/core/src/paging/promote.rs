@@ -7,6 +7,7 @@
 #[cfg(feature = "planted-fault")]
 use super::Sweep;
 use super::entry::{self, Target};
+use super::short::{last_present, next_present};
 use super::{Outcome, Refused, Session, Stop};
 use crate::addr::{ENTRIES, Frame, HOLE_SLOTS, low32};
 use crate::domain::MAX_DOMAIN_VCPUS;
@@ -14,7 +15,7 @@ use crate::fault::{Fault, planted};
 use crate::frame::table::bug;
 use crate::frame::{Left, Taken, Use};
 use crate::machine::{Cpus, Frames};
-use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::Ordering::SeqCst;
 
 /// Outcomes of interrupted promotions that wait for their request: two for each vcpu of the domain and for its toolstack,
 /// since the state of a new vcpu names two roots. With fewer, callers could drive out each other's for ever.
@@ -53,6 +54,12 @@ pub(super) struct Work {
 impl Work {
     pub(super) const fn new() -> Self {
         Self { stack: heapless::Vec::new(), goal: None, failed: None, debts: None, finished: heapless::Vec::new() }
+    }
+
+    /// Whether there is none, and no outcome waits.
+    #[inline]
+    pub(super) fn is_idle(&self) -> bool {
+        self.stack.is_empty() && self.debts.is_none() && self.finished.is_empty()
     }
 
     fn push(&mut self, table: Frame, level: u8, up: bool) {
@@ -140,25 +147,40 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     /// Moves past entries that hold nothing, as most do, as far as the budget goes.
     fn skip_absent(&mut self, top: &mut Cursor) {
-        let page = self.m.page(top.table).iter();
-        let absent = |word: &&AtomicU64| word.load(SeqCst) & entry::PRESENT == 0;
-        let most = self.budget as usize;
-        let skipped = if top.up {
-            page.skip(top.next).take(most).take_while(absent).count()
+        let (page, most) = (self.m.page(top.table), self.budget as usize);
+        let next = if top.up {
+            next_present(page, top.next, top.next.saturating_add(most).min(ENTRIES))
         } else {
-            page.take(top.next).rev().take(most).take_while(absent).count()
+            last_present(page, top.next, top.next.saturating_sub(most), self.table.filled(top.table))
         };
-        if skipped > 0 {
-            top.next = if top.up { top.next.saturating_add(skipped) } else { top.next.saturating_sub(skipped) };
-            self.move_to(top.next);
-            self.budget = self.budget.saturating_sub(u32::try_from(skipped).unwrap_or(u32::MAX));
+        if next != top.next {
+            self.spend(next.abs_diff(top.next));
+            top.next = next;
+            self.move_to(next);
         }
+    }
+
+    /// Pays for a look at so many entries, of which the budget is no smaller.
+    pub(super) fn spend(&mut self, entries: usize) {
+        self.budget = self.budget.saturating_sub(u32::try_from(entries).unwrap_or(u32::MAX));
     }
 
     fn climb(&mut self, top: Cursor) {
         if top.level == 4 && HOLE_SLOTS.contains(&top.next) {
             return self.move_to(HOLE_SLOTS.end);
         }
+        if top.level == 1
+            && let Some(short) = self.short_within()
+        {
+            // The first is paid.
+            let end = top.next.saturating_add(self.budget as usize).saturating_add(1).min(ENTRIES);
+            let next = short.climb(top.table, top.next, end);
+            if next > top.next {
+                self.spend(next.saturating_sub(top.next).saturating_sub(1));
+                return self.move_to(next);
+            }
+        }
+        self.table.note_entry(top.table, top.next);
         match self.take_in_place(top) {
             Ok(Taken::Ready) => self.move_to(top.next.saturating_add(1)),
             Ok(Taken::Started) => {} // a cursor above us brings the child up; then we count it
@@ -217,11 +239,17 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// Leaves need no cursor of their own: as many go at once as the budget pays for, the first being paid.
     fn drop_leaves(&mut self, top: Cursor) {
         let count = top.next.min((self.budget as usize).saturating_add(1));
-        for word in self.m.page(top.table).iter().take(top.next).rev().take(count) {
-            self.drop_target(word.load(SeqCst), 1);
+        let (page, filled, short) = (self.m.page(top.table), self.table.filled(top.table), self.short_within());
+        let (mut at, end) = (top.next, top.next.saturating_sub(count));
+        while let Some(last) = at.checked_sub(1).filter(|_| at > end) {
+            let raw = page.get(last).map_or(0, |word| word.load(SeqCst));
+            if short.as_ref().and_then(|short| short.drop_leaf(raw)).is_none() {
+                self.drop_target(raw, 1);
+            }
+            at = last_present(page, last, end, filled);
         }
-        self.move_to(top.next.saturating_sub(count));
-        self.budget = self.budget.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX).saturating_sub(1));
+        self.move_to(end);
+        self.spend(count.saturating_sub(1));
     }
 
     /// All entries hold: the table is one.
@@ -313,7 +341,14 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     fn take_typed(&mut self, frame: Frame, level: u8) -> Result<Taken, Refused> {
         let want = Use::table(level).ok_or(Refused::BadBits)?;
-        self.table.take_use(self.m, frame, want, self.taker(self.id()))
+        if self.short_within().and_then(|short| short.take_table(frame, want)).is_some() {
+            return Ok(Taken::Ready);
+        }
+        let taken = self.table.take_use(self.m, frame, want, self.taker(self.id()))?;
+        if taken == Taken::Started {
+            self.table.begin_table(frame);
+        }
+        Ok(taken)
     }
 
     /// Takes one use of a frame of this domain as a table of a level, promoting it if need be.
@@ -364,7 +399,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
             }
             Target::Leaf { frame, .. } => self.table.drop_ref(frame, self.id()),
             Target::Table(frame) => {
-                if let Left::TakeDown(level) = self.table.drop_use(frame, self.id()) {
+                if let Left::TakeDown(level) = self.drop_use_of_table(frame) {
                     return Some((frame, level));
                 }
             }
@@ -398,8 +433,15 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     /// Drops one use of a table. What the last use leaves to do is a debt.
     pub(super) fn drop_table(&mut self, table: Frame) {
-        if let Left::TakeDown(_) = self.table.drop_use(table, self.id()) {
+        if let Left::TakeDown(_) = self.drop_use_of_table(table) {
             self.owe(table);
+        }
+    }
+
+    fn drop_use_of_table(&self, table: Frame) -> Left {
+        match self.short_within().and_then(|short| short.drop_table(table)) {
+            Some(()) => Left::Used,
+            None => self.table.drop_use(table, self.id()),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::fault::{Fault, planted};
 use crate::frame::{Owner, Use};
 use crate::machine::{Cpus, Frames};
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use hypercall_abi::mmu::UpdateCommand;
+use hypercall_abi::mmu::{MmuUpdate, UpdateCommand};
 
 /// One word of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +64,9 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`], or why the request is refused.
     pub fn mmu_update(&mut self, address: u64, value: u64, from: DomainId) -> Outcome<()> {
+        if self.ordinary_updates(&[MmuUpdate { ptr: address, val: value }], from) == 1 {
+            return Ok(());
+        }
         let how = match UpdateCommand::from_number(address & 7).ok_or(Refused::Unknown)? {
             UpdateCommand::Normal | UpdateCommand::NoTranslate => How::Store,
             UpdateCommand::MachPhys => return self.set_m2p(address, value),
@@ -79,6 +82,29 @@ impl<M: Frames + Cpus> Session<'_, M> {
         slot.word(self.m)?.store(value, SeqCst);
         self.table.drop_use(slot.table, self.id());
         Ok(())
+    }
+
+    /// Requests of mmu_update in their order, up to the first that is refused or not carried out yet; counts in `done` those
+    /// that were.
+    ///
+    /// # Errors
+    /// As [`Session::mmu_update`].
+    pub fn mmu_updates(&mut self, requests: &[MmuUpdate], from: DomainId, done: &mut usize) -> Outcome<()> {
+        *done = self.ordinary_updates(requests, from);
+        for MmuUpdate { ptr, val } in requests.iter().skip(*done) {
+            self.mmu_update(*ptr, *val, from)?;
+            *done = done.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// Carries out requests of mmu_update up to the first that is out of the ordinary, and says how many.
+    fn ordinary_updates(&mut self, requests: &[MmuUpdate], from: DomainId) -> usize {
+        let paid = requests.get(..requests.len().min(self.budget as usize)).unwrap_or_default();
+        let short = if from == self.id() { self.short() } else { None };
+        let done = short.map_or(0, |short| short.updates(paid));
+        self.spend(done);
+        done
     }
 
     fn set_m2p(&mut self, address: u64, pfn: u64) -> Outcome<()> {
@@ -107,6 +133,9 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`], or why the request is refused.
     pub fn update_va(&mut self, root: Frame, at: GuestVirt, value: u64, from: DomainId) -> Outcome<()> {
+        if from == self.id() && self.short().and_then(|short| short.update_va(root, at, value)).is_some() {
+            return Ok(());
+        }
         self.ready()?;
         let slot = self.slot_of(root, at)?;
         self.write_entry(slot, value, How::Store, from).map(|_| ())
@@ -143,6 +172,9 @@ impl<M: Frames + Cpus> Session<'_, M> {
             }
             None => 0,
         };
+        if moved != 0 {
+            self.table.note_entry(slot.table, slot.index);
+        }
         // Whatever A and D bits the CPU has set meanwhile: under the domain's lock nothing else changes.
         self.release(word.swap(moved, SeqCst), 1);
         self.flush = true;
@@ -172,6 +204,11 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`], or why the new entry is refused: then the fault is the guest's.
     pub fn write_table(&mut self, slot: Slot, expected: Option<u64>, new: u64) -> Outcome<Option<u64>> {
+        if let Some(expected) = expected
+            && self.short().and_then(|short| short.exchange(slot.table, slot.index, expected, new)).is_some()
+        {
+            return Ok(None);
+        }
         self.ready()?;
         self.need_l1(slot)?;
         self.write_entry(slot, new, expected.map_or(How::Store, How::Exchange), self.id())
@@ -191,6 +228,9 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
         let wide = if planted(Fault::WideFastPath) { entry::WRITABLE } else { 0 };
         let harmless = entry::holds_the_same(old, new.raw ^ (old ^ new.raw) & wide);
+        if new.target != Target::Nothing {
+            self.table.note_entry(slot.table, slot.index);
+        }
         if !harmless {
             self.take(&new, level, from)?;
         }

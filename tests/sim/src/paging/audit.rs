@@ -5,7 +5,8 @@
 
 use super::world::{DEVICES, Dom, LIMIT, World, frame};
 use crate::tally::{Found, Memory, Tally, books};
-use hv_core::addr::Frame;
+use hv_core::addr::{Frame, HOLE_SLOTS};
+use hv_core::frame::table::GROUP;
 use hv_core::frame::{Owner, Use};
 use hv_core::lock::Held;
 use hv_core::paging::Sweep;
@@ -125,6 +126,7 @@ fn compare(world: &mut World, tally: &Tally) -> Found {
             return Err(format!("P10: the machine-to-physical entry of {f:?} is {:#x}: {known:?}", world.m2p(f)));
         }
         tally.agrees(f, info, known.allocated)?;
+        sparse(world, f)?;
     }
     if world.table.free_frames() != free {
         return Err(format!("P11: {} frames in the pool, {free} are free", world.table.free_frames()));
@@ -135,6 +137,19 @@ fn compare(world: &mut World, tally: &Tally) -> Found {
         return Err(format!("P13: {id} owns {} frames", world.table.owned(*id)));
     }
     caches(world, tally)
+}
+
+/// What is not noted of a table holds nothing: it would not be taken down.
+fn sparse(world: &World, f: Frame) -> Found {
+    let Some(level) = world.table.info(f).and_then(|info| info.kind.live_table()) else { return Ok(()) };
+    let filled = world.table.filled(f);
+    let missed = |&&(at, word): &&(usize, u64)| {
+        word & 1 != 0 && filled >> (at / GROUP) & 1 == 0 && !(level == 4 && HOLE_SLOTS.contains(&at))
+    };
+    match world.m.words(f).iter().find(missed) {
+        Some((at, word)) => Err(format!("P2: {f:?} holds {word:#x} at {at}, and {filled:#x} does not say so")),
+        None => Ok(()),
+    }
 }
 
 /// What CPUs may remember is true still, or harmless.

@@ -1,7 +1,7 @@
 //! What random guests do. They know enough to succeed often: which of their frames are tables, how to prepare a page
 //! before it becomes one. They are wrong on purpose the rest of the time.
 
-use super::world::{CPUS, DEVICES, FRAMES, Op, VCPUS, World, frame};
+use super::world::{BATCH, CPUS, DEVICES, FRAMES, Op, VCPUS, World, frame};
 use crate::machine::{Seen, address};
 use hv_core::addr::{CpuId, DomainId, Frame, HOLE_SLOTS};
 use hv_core::frame::{Owner, Use};
@@ -276,6 +276,19 @@ fn descriptors(w: &mut World, at: usize, mine: &Mine) -> Option<Op> {
     })
 }
 
+/// Several requests, most of them for one frame.
+fn batch(w: &mut World, at: usize, first: (u64, u64), mine: &Mine) -> Op {
+    let mut requests = [first; BATCH];
+    for n in 1..BATCH {
+        let f = w.rng.pick(&mine.live[1]).or(w.rng.pick(&mine.idle));
+        let table = f.filter(|_| w.rng.one_in(4)).map_or(requests[n - 1].0 & !0xfff, Frame::address);
+        let target = w.rng.pick(&mine.all).unwrap_or(frame(1));
+        let command = if w.rng.one_in(3) { 2 } else { 0 };
+        requests[n] = (table + 8 * slot(w) as u64 + command, entry(w, at, target, 1, mine));
+    }
+    Op::Batch { requests, done: 0 }
+}
+
 fn anywhere(w: &mut World, at: usize) -> Option<(usize, [usize; 4], u64)> {
     let vcpu = w.rng.below(VCPUS);
     let root = w.doms[at].roots[vcpu][0].or(w.doms[at].roots[1 - vcpu][0])?;
@@ -328,12 +341,15 @@ fn invent(w: &mut World, at: usize) -> Option<Op> {
                 let used: Vec<usize> = w.m.words(table).iter().map(|&(n, _)| n).collect();
                 index = w.rng.pick(&used).unwrap_or(index);
             }
-            Op::Update { address: table.address() + 8 * index as u64 + command, value }
+            let address = table.address() + 8 * index as u64 + command;
+            let update = Op::Update { address, value };
+            if command == 1 || w.rng.one_in(2) { update } else { batch(w, at, (address, value), &mine) }
         }
         49..=51 => {
             let f = w.rng.pick(&mine.idle).unwrap_or(some_frame);
             let value = entry(w, at, f, 1, &mine);
-            Op::Update { address: f.address() + 8 * slot(w) as u64, value }
+            let address = f.address() + 8 * slot(w) as u64;
+            if w.rng.one_in(2) { Op::Update { address, value } } else { batch(w, at, (address, value), &mine) }
         }
         52..=60 => {
             let new = match w.rng.below(8) {

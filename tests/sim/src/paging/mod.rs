@@ -74,20 +74,35 @@ impl std::fmt::Display for Totals {
     }
 }
 
-/// Lets random guests make `calls` calls, with an audit after each.
+/// Lets random guests make `calls` calls, with an audit after each; with both ways, another world is not audited but compared.
 ///
 /// # Errors
 /// What the audit found, with the seed and the step.
-pub fn run(seed: u64, calls: u64) -> Result<Totals, String> {
-    let mut world = World::new(seed);
+pub fn run(seed: u64, calls: u64, ways: Ways) -> Result<Totals, String> {
+    let mut world = World::new(seed, ways != Ways::Long);
+    let mut other = (ways == Ways::Both).then(|| World::new(seed, false));
     let mut step = 0;
     while world.totals.calls < calls {
         step += 1;
-        let what = guest::act(&mut world);
-        what.and_then(|()| audit::audit(&mut world)).map_err(|why| {
+        let what = guest::act(&mut world).and_then(|()| audit::audit(&mut world)).and_then(|()| {
+            let Some(other) = &mut other else { return Ok(()) };
+            guest::act(other)?;
+            other.known.clone_from(&world.known); // which only an audit keeps up to date
+            world.differs(other).map_err(|why| format!("the short way: {why}"))
+        });
+        what.map_err(|why| {
             format!("seed {seed} step {step} call {}: {why}; last: {:?}", world.totals.calls, world.last)
         })?;
     }
     world.totals.flushes = world.m.flushes.get();
     Ok(world.totals)
+}
+
+/// Which ways the rules may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ways {
+    /// Short ways where there are any; and in a second world the same once more the long way, to compare after every step.
+    Both,
+    /// Long ways alone.
+    Long,
 }

@@ -8,6 +8,7 @@ use hv_core::frame::table::{NO_PFN, WORDS};
 use hv_core::frame::{FrameTable, Owner, Refused};
 use hv_core::lock::Held;
 use hv_core::paging::{Holding, Outcome, Session, Slot, Space, Stop};
+use hypercall_abi::mmu::MmuUpdate;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
@@ -23,6 +24,9 @@ pub const LIMIT: u64 = 18;
 const PROMISED: u32 = 3;
 /// Vcpus of a domain.
 pub const VCPUS: usize = 2;
+
+/// Requests of a batch.
+pub const BATCH: usize = 4;
 
 /// Families of calls, for the table of totals.
 pub const FAMILIES: [&str; 14] = [
@@ -47,6 +51,7 @@ pub const FAMILIES: [&str; 14] = [
 #[expect(missing_docs, reason = "the names are those of the operations")]
 pub enum Op {
     Update { address: u64, value: u64 },
+    Batch { requests: [(u64, u64); BATCH], done: usize },
     Va { vcpu: usize, at: GuestVirt, value: u64 },
     Pin { frame: Frame, level: u8 },
     Unpin { frame: Frame },
@@ -127,6 +132,8 @@ pub struct World {
     pub complaints: u64,
     /// The audit's scratch.
     pub scratch: super::audit::Scratch,
+    /// Requests of the last batch that were carried out.
+    done: usize,
     next_id: u16,
 }
 
@@ -137,10 +144,11 @@ pub fn frame(n: usize) -> Frame {
 }
 
 impl World {
-    /// A machine with two domains, or three.
+    /// A machine with two domains, or three; with short ways, or with long ones alone.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, short_ways: bool) -> Self {
         let table = Box::new(FrameTable::new());
+        table.set_short_ways(short_ways);
         let words: Vec<AtomicU64> = (0..FRAMES * WORDS).map(|_| AtomicU64::new(0)).collect();
         table.init(words.leak());
         table.reserve(frame(0), 1);
@@ -160,6 +168,7 @@ impl World {
             last: None,
             complaints: crate::complaints(),
             scratch: super::audit::Scratch::default(),
+            done: 0,
             next_id: 1,
         };
         let domains = 2 + world.rng.below(2);
@@ -242,7 +251,7 @@ impl World {
     fn family(&self, op: &Op) -> usize {
         let name = match *op {
             Op::Update { address, .. } if address & 7 == 1 => "page and m2p",
-            Op::Update { address, .. } => {
+            Op::Update { address, .. } | Op::Batch { requests: [(address, _), ..], .. } => {
                 let live =
                     Frame::containing(address).and_then(|f| self.table.info(f)).and_then(|i| i.kind.live_table());
                 return live.map_or(6, |level| 1 + usize::from(level));
@@ -278,7 +287,7 @@ impl World {
             return Err(format!("{op:?} was not carried out, yet {slot:?} changed"));
         }
         if outcome == Err(Stop::More) {
-            self.doms[at].pending = Some(op);
+            self.doms[at].pending = Some(self.rest(op));
             return Ok(outcome);
         }
         if again && op != Op::TearDown {
@@ -289,6 +298,14 @@ impl World {
         *tried += 1;
         *granted += u64::from(outcome.is_ok());
         Ok(outcome)
+    }
+
+    /// What is left of a call that was interrupted.
+    fn rest(&self, op: Op) -> Op {
+        match op {
+            Op::Batch { requests, done } => Op::Batch { requests, done: done + self.done },
+            op => op,
+        }
     }
 
     fn unfinished(&self, at: usize) -> bool {
@@ -326,6 +343,13 @@ impl World {
                     self.known[Frame::containing(address).expect("it was found").index()].pfn = value;
                 }
                 done
+            }
+            Op::Batch { requests, done } => {
+                let rest = requests[done..].iter().map(|&(ptr, val)| MmuUpdate { ptr, val });
+                let (rest, mut done) = (rest.collect::<Vec<_>>(), 0);
+                let outcome = self.session(at, budget, |s| s.mmu_updates(&rest, id, &mut done));
+                self.done = done;
+                outcome
             }
             Op::Va { vcpu, at: va, value } => {
                 root(vcpu).and_then(|root| self.session(at, budget, |s| s.update_va(root, va, value, id)))
@@ -516,6 +540,36 @@ impl World {
             self.totals.destroyed += 1;
         }
         Ok(outcome)
+    }
+
+    /// Compares two worlds in which the same has happened.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn differs(&self, other: &Self) -> Result<(), String> {
+        if self.last != other.last {
+            return Err(format!("{:?}, but {:?}", self.last, other.last));
+        }
+        for f in (0..DEVICES).map(frame) {
+            let [(mine, mine_at), (others, others_at)] = [self, other].map(|world| {
+                let mut info = world.table.info(f).expect("RAM");
+                info.kind.turn = 0; // a batch holds its page once, and not once for each request
+                (info, world.table.stamped(f))
+            });
+            if mine != others || mine_at != others_at {
+                return Err(format!("{f:?} is {mine:?} of {mine_at:?}, but {others:?} of {others_at:?}"));
+            }
+            if *self.m.words(f) != *other.m.words(f) {
+                return Err(format!("{f:?} holds {:x?}, but {:x?}", self.m.words(f), other.m.words(f)));
+            }
+            if self.m2p(f) != other.m2p(f) {
+                return Err(format!("{f:?} is page {:x}, but {:x}", self.m2p(f), other.m2p(f)));
+            }
+        }
+        if *self.m.cached.borrow() != *other.m.cached.borrow() || self.m.flushes != other.m.flushes {
+            return Err("other CPUs were flushed".into());
+        }
+        Ok(())
     }
 
     /// The machine-to-physical table as it is.

@@ -1,0 +1,154 @@
+//! The short ways over a frame's words: a domain's own memory, in a use it has already. They apply the rules of [`state`] to
+//! words that are looked up once, where [`table`] has every question to ask.
+//!
+//! Touches: the words of frames.
+//! Keeps: P2 and P4 as [`table`] does. A way that ends with `None` has changed nothing: [`table`] decides.
+//!
+//! [`state`]: super::state
+//! [`table`]: super::table
+
+use super::state::{OwnerState, TypeState};
+use super::table::{FrameTable, WORDS, Words, step};
+use super::{Left, Use};
+use crate::addr::{DomainId, Frame, PAGE_SHIFT};
+use crate::fault::{Fault, planted};
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use hypercall_abi::mmu::pte::FRAME;
+
+/// A domain's own frames.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Own<'a> {
+    table: &'a FrameTable,
+    rows: &'a [[AtomicU64; WORDS]],
+    id: DomainId,
+}
+
+/// A frame that was the domain's own memory when it was looked up.
+#[derive(Clone, Copy)]
+pub(crate) struct Mine<'a> {
+    index: usize,
+    row: &'a [AtomicU64; WORDS],
+}
+
+impl<'a> Mine<'a> {
+    #[inline]
+    fn words(self) -> Words<'a> {
+        Words::of(self.row)
+    }
+}
+
+impl<'a> Own<'a> {
+    /// Those of this domain; `None` where short ways are switched off.
+    #[inline]
+    pub(crate) fn of(table: &'a FrameTable, id: DomainId) -> Option<Self> {
+        let rows = table.all_rows();
+        table.has_short_ways().then_some(Self { table, rows, id })
+    }
+
+    /// A frame, if it is the domain's own memory.
+    #[inline]
+    pub(crate) fn find(self, frame: Frame) -> Option<Mine<'a>> {
+        self.at(frame.index())
+    }
+
+    /// The frame that an entry of a table leads to, if it is the domain's own memory.
+    #[inline]
+    pub(crate) fn led_to(self, entry: u64) -> Option<Mine<'a>> {
+        self.at(usize::try_from((entry & FRAME) >> PAGE_SHIFT).ok()?)
+    }
+
+    #[inline]
+    fn at(self, index: usize) -> Option<Mine<'a>> {
+        let mine = Mine { index, row: self.rows.get(index)? };
+        let own = OwnerState::is_of(mine.words().owner.load(SeqCst), self.id) || planted(Fault::ShortOfOthers);
+        own.then_some(mine)
+    }
+
+    /// A frame, if it is a live L1 table of the domain's own.
+    #[inline]
+    pub(crate) fn find_l1(self, frame: Frame) -> Option<Mine<'a>> {
+        self.find(frame).filter(|mine| TypeState::is_l1(mine.words().kind.load(SeqCst)))
+    }
+
+    /// Takes what a leaf needs that leads to the frame: a reference, and a use as writable if it may be written.
+    #[inline]
+    pub(crate) fn hold(self, mine: Mine<'a>, writable: bool) -> Option<()> {
+        self.take_ref(mine)?;
+        if writable {
+            return self.take_use(mine, Use::Writable).or_else(|| {
+                self.drop_ref(mine);
+                None
+            });
+        }
+        Some(())
+    }
+
+    /// Drops what [`Own::hold`] took.
+    #[inline]
+    pub(crate) fn let_go(self, mine: Mine<'a>, writable: bool) {
+        if writable {
+            self.drop_writable(mine);
+        }
+        self.drop_ref(mine);
+    }
+
+    /// Takes a use and its reference, if the frame is used so already and its contents are valid for it.
+    #[inline]
+    pub(crate) fn hold_as(self, mine: Mine<'a>, want: Use) -> Option<()> {
+        self.take_ref(mine)?;
+        self.take_use(mine, want).or_else(|| {
+            self.drop_ref(mine);
+            None
+        })
+    }
+
+    /// Drops a use as a table and its reference, unless it is the last one.
+    #[inline]
+    pub(crate) fn let_go_table(self, mine: Mine<'a>) -> Option<()> {
+        step(mine.words().kind, |bits| match TypeState::drop_use(bits) {
+            Some((next, Left::Used)) => Ok((next, ())),
+            _ => Err(()),
+        })
+        .ok()?;
+        self.drop_ref(mine);
+        Some(())
+    }
+
+    #[inline]
+    fn take_ref(self, mine: Mine<'a>) -> Option<()> {
+        step(mine.words().owner, |bits| OwnerState::take(bits, self.id, self.id).map(|next| (next, ()))).ok()
+    }
+
+    #[inline]
+    fn drop_ref(self, mine: Mine<'a>) {
+        let short = step(mine.words().owner, |bits| Ok((OwnerState::drop_own(bits, self.id).ok_or(())?, ())));
+        if short == Err(()) {
+            self.drop_last(mine);
+        }
+    }
+
+    #[cold]
+    fn drop_last(self, mine: Mine<'a>) {
+        if let Some(frame) = Frame::new(mine.index as u64) {
+            self.table.drop_ref(frame, self.id);
+        }
+    }
+
+    /// Takes a use alone: whoever holds a reference may.
+    #[inline]
+    pub(crate) fn take_use(self, mine: Mine<'a>, want: Use) -> Option<()> {
+        step(mine.words().kind, |bits| Ok::<_, ()>((TypeState::again(bits, want).ok_or(())?, ()))).ok()
+    }
+
+    /// Drops a use as writable alone.
+    #[inline]
+    pub(crate) fn drop_writable(self, mine: Mine<'a>) {
+        let _ = self.table.step_down(&mine.words()); // there is a use: the caller's
+    }
+
+    /// Notes that an entry of a table is, or is about to be, present.
+    #[inline]
+    pub(crate) fn note_entry(mine: Mine<'a>, index: usize) {
+        FrameTable::note(&mine.words(), index);
+    }
+}
