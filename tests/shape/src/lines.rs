@@ -45,8 +45,8 @@ const AREAS: &[Area] = &[
         name: "rules and order",
         limit: 8_750,
         parts: &[
-            ("core/frame", 1_030, &["hypervisor/core/src/frame"]),
-            ("core/paging", 1_100, &["hypervisor/core/src/paging"]),
+            ("core/frame", 1_220, &["hypervisor/core/src/frame"]),
+            ("core/paging", 1_450, &["hypervisor/core/src/paging"]),
             ("core/event", 435, &["hypervisor/core/src/event"]),
             ("core/grant", 515, &["hypervisor/core/src/grant"]),
             ("core/domain/journal", 135, &["hypervisor/core/src/domain/journal"]),
