@@ -1,4 +1,6 @@
-//! One match from a call to the function that carries it out, and the one place where a refusal becomes a number.
+//! One match from a call to the function that carries it out, and the one place where a refusal by rules becomes a number:
+//! an errno for a call, a status for an element of `grant_table_op`. (A call that makes no sense is refused by its `ops.rs`,
+//! in the ABI's own words.)
 //!
 //! Touches: argument registers and the result register.
 //! Never touches: what the calls are about.
@@ -14,6 +16,7 @@ use crate::prelude::*;
 use crate::{domain, event, grant, host, memory, paging, sched, trap, vcpu};
 use hypercall_abi::Hypercall;
 use hypercall_abi::event::Virq;
+use hypercall_abi::grant::status;
 use hypercall_abi::mmu::MulticallEntry;
 
 /// How many entries of a multicall one step carries out.
@@ -85,6 +88,24 @@ impl From<Refused> for Errno {
             | AlreadyPinned | NotPinned | BadDescriptor | Misaligned | NotMapped | Mismatch | NotTableWrite => {
                 Self::Inval
             }
+        }
+    }
+}
+
+impl From<grant::Refused> for i16 {
+    fn from(why: grant::Refused) -> Self {
+        use grant::Refused::*;
+        match why {
+            NoSuchGrant => status::BAD_GNTREF,
+            NoSuchPage => status::BAD_PAGE,
+            NoSuchHandle => status::BAD_HANDLE,
+            NoSuchDomain => status::BAD_DOMAIN,
+            NoAuthority => status::PERMISSION_DENIED,
+            NoHandle => status::NO_SPACE,
+            WrongBusAddress => status::BAD_DEV_ADDR,
+            BadList => status::BAD_VIRT_ADDR,
+            BadCopy => status::BAD_COPY_ARG,
+            NotGranted | CannotGrow | CannotMap => status::GENERAL_ERROR,
         }
     }
 }

@@ -63,8 +63,7 @@ impl<'a, M: Machine> Site<'a, M> {
         }
         write_wallclock(m, shared);
         domain.shared_info.set(shared);
-        let table = world.fill_table(m, domain, 1);
-        table.map_err(|_| Errno::NoMem).inspect_err(|_| world.release_frames(domain))?;
+        world.fill_table(m, domain, 1).inspect_err(|_| world.release_frames(domain))?;
         for number in 0..spec.vcpus {
             world.add_vcpu(m, domain, VcpuId(number)).inspect_err(|_| world.release_frames(domain))?;
         }

@@ -19,6 +19,35 @@ const MAX_HANDLE_FRAMES: u32 = 32;
 /// Handles in a frame: two words each.
 const HANDLES_PER_FRAME: u32 = 256;
 
+/// Why something about a grant is not done. `dispatch` says which status stands for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// The table has no such reference, or nothing to do with it was asked for.
+    NoSuchGrant,
+    /// The entry does not grant this to this domain, or is in use too often.
+    NotGranted,
+    /// What is granted, or one's own page of a copy, is no page to be used so.
+    NoSuchPage,
+    /// The handle is free, or about to change.
+    NoSuchHandle,
+    /// No such domain lives.
+    NoSuchDomain,
+    /// It is about another domain, and the caller controls none.
+    NoAuthority,
+    /// All handles are taken.
+    NoHandle,
+    /// A table cannot be so large.
+    CannotGrow,
+    /// The page-table slot is not there, holds something else, or refuses the mapping.
+    CannotMap,
+    /// The bus address is not the one that was told.
+    WrongBusAddress,
+    /// The list of frames cannot be written.
+    BadList,
+    /// A copy leaves its pages.
+    BadCopy,
+}
+
 with_new! {
     /// A domain's part in grants: its table, our record of the pins on it, and the handles of what it has mapped itself.
     pub struct Grants {

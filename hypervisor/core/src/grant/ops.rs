@@ -1,7 +1,8 @@
 //! `grant_table_op` (ABI io 1.3). One bad element never fails its array: each has a status of its own.
 
 use super::pin::{Handle, Pin};
-use super::{Grants, HANDLES_PER_FRAME, MAX_FRAMES, MAX_HANDLE_FRAMES, filled};
+use super::{Grants, HANDLES_PER_FRAME, MAX_FRAMES, MAX_HANDLE_FRAMES, Refused, filled};
+use crate::frame;
 use crate::paging::{Session, Slot, Stop};
 use crate::prelude::*;
 use hypercall_abi::grant::{
@@ -18,23 +19,27 @@ const SWEEP: u32 = 1024;
 
 /// Why an element is not done.
 enum Failed {
-    /// For good.
-    Status(i16),
+    /// It is refused.
+    Refused(Refused),
     /// Not yet.
     More,
 }
 
-impl Failed {
-    /// What paging has stopped; `refused` is the status if it is for good.
-    fn paging(stop: Stop, refused: i16) -> Self {
-        if stop == Stop::More { Self::More } else { Self::Status(refused) }
+impl From<Refused> for Failed {
+    fn from(why: Refused) -> Self {
+        Self::Refused(why)
     }
 }
 
-impl From<i16> for Failed {
-    fn from(status: i16) -> Self {
-        Self::Status(status)
+impl From<Stop> for Failed {
+    fn from(stop: Stop) -> Self {
+        if stop == Stop::More { Self::More } else { Self::Refused(Refused::CannotMap) }
     }
+}
+
+/// The status for what was done or refused.
+fn status_of<T>(outcome: &Result<T, Refused>) -> i16 {
+    outcome.as_ref().err().map_or(status::OKAY, |why| i16::from(*why))
 }
 
 /// Carries out one step of a `grant_table_op`.
@@ -56,7 +61,7 @@ pub fn grant_table_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answ
         GrantOp::QuerySize => {
             let mut query: QuerySize = ctx.read(one?)?;
             let domain = controlled(ctx, query.dom);
-            query.status = domain.err().unwrap_or(status::OKAY);
+            query.status = status_of(&domain);
             if let Ok(domain) = domain {
                 (query.nr_frames, query.max_nr_frames) = (filled(&domain.grants.table), MAX_FRAMES);
             }
@@ -91,7 +96,7 @@ fn each<M: Machine, T: FromBytes + IntoBytes + Immutable>(
         ctx.write(call.args[1], &element)?;
         *status(&mut element) = match one(ctx, &mut element) {
             Ok(()) => status::OKAY,
-            Err(Failed::Status(status)) => status,
+            Err(Failed::Refused(why)) => why.into(),
             Err(Failed::More) => return Err(Halt::More),
         };
         ctx.write(call.args[1], &element)?;
@@ -102,22 +107,22 @@ fn each<M: Machine, T: FromBytes + IntoBytes + Immutable>(
 }
 
 /// The domain whose table an operation is about.
-fn controlled<'a, M: Machine>(ctx: &Ctx<'a, M>, id: u16) -> Result<&'a Domain, i16> {
-    let status = |errno| if errno == Errno::Perm { status::PERMISSION_DENIED } else { status::BAD_DOMAIN };
-    ctx.controlled(id).map_err(status)
+fn controlled<'a, M: Machine>(ctx: &Ctx<'a, M>, id: u16) -> Result<&'a Domain, Refused> {
+    let why = |errno| if errno == Errno::Perm { Refused::NoAuthority } else { Refused::NoSuchDomain };
+    ctx.controlled(id).map_err(why)
 }
 
 fn setup_table<M: Machine>(ctx: &mut Ctx<'_, M>, at: u64) -> Result<(), Errno> {
     let mut call: SetupTable = ctx.read(at)?;
     let wanted = call.nr_frames;
     let grown = controlled(ctx, call.dom).and_then(|domain| ctx.site().grow_table(domain, wanted));
-    call.status = grown.err().unwrap_or(status::OKAY);
+    call.status = status_of(&grown);
     if let Ok(grants) = grown {
         let list = GuestVirt(call.frame_list);
         ensure!(list.is_guests(), Errno::Fault);
         for (n, slot) in (0..u64::from(wanted)).zip(&grants.table) {
             if ctx.write(list.plus(n * 8).0, &slot.get().map_or(0, Frame::number)).is_err() {
-                call.status = status::BAD_VIRT_ADDR;
+                call.status = Refused::BadList.into();
             }
         }
     }
@@ -127,12 +132,12 @@ fn setup_table<M: Machine>(ctx: &mut Ctx<'_, M>, at: u64) -> Result<(), Errno> {
 fn map_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut MapGrantRef) -> Result<(), Failed> {
     (call.handle, call.dev_bus_addr) = (u32::MAX, 0);
     let [host, device, by_entry] = [map::HOST, map::DEVICE, map::CONTAINS_PTE].map(|flag| call.flags & flag != 0);
-    ensure!(host || device, status::BAD_GNTREF);
-    let owner = ctx.named(call.dom).map_err(|_| status::BAD_DOMAIN)?;
+    ensure!(host || device, Refused::NoSuchGrant);
+    let owner = ctx.named(call.dom).map_err(|_| Refused::NoSuchDomain)?;
     let (m, me) = (ctx.m, ctx.domain);
     let handle = ctx.site().free_handle(me)?;
     let pinned = ctx.site().pin(owner, call.gref, me.id(), call.flags & map::READONLY == 0);
-    let mapped = pinned.map_err(Failed::Status).and_then(|pin| {
+    let mapped = pinned.map_err(Failed::Refused).and_then(|pin| {
         if host {
             map_host(ctx, call, pin).inspect_err(|_| ctx.site().unpin(pin, me.id()))?;
         }
@@ -150,7 +155,7 @@ fn map_host<M: Machine>(ctx: &mut Ctx<'_, M>, call: &MapGrantRef, pin: Pin) -> R
     let root = ctx.own.kernel_root;
     let mut session = ctx.session(ctx.domain);
     let slot = slot_of(&session, root, call.host_addr, call.flags & map::CONTAINS_PTE != 0)?;
-    session.map_leaf(slot, raw, pin.owner).map_err(|stop| Failed::paging(stop, status::GENERAL_ERROR))
+    Ok(session.map_leaf(slot, raw, pin.owner)?)
 }
 
 /// The L1 slot that a linear address, or the machine address of an entry, names.
@@ -159,10 +164,10 @@ fn slot_of<M: Machine>(
     root: Option<Frame>,
     address: u64,
     of_entry: bool,
-) -> Result<Slot, i16> {
-    let root = root.ok_or(status::GENERAL_ERROR)?;
+) -> Result<Slot, Refused> {
+    let root = root.ok_or(Refused::CannotMap)?;
     let slot = if of_entry { Slot::at(address) } else { session.slot_of(root, GuestVirt(address)) };
-    slot.map_err(|_| status::GENERAL_ERROR)
+    slot.map_err(|_| Refused::CannotMap)
 }
 
 fn replace_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapAndReplace) -> Result<(), Failed> {
@@ -173,7 +178,7 @@ fn replace_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapAndReplace) -> 
 /// Unmaps a grant; `by`: the entry of this address is moved to where it was mapped.
 fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &UnmapGrantRef, by: Option<u64>) -> Result<(), Failed> {
     let (m, me) = (ctx.m, ctx.domain);
-    let mut handle = me.grants.claim_handle(m, call.handle).ok_or(status::BAD_HANDLE)?;
+    let mut handle = me.grants.claim_handle(m, call.handle).ok_or(Refused::NoSuchHandle)?;
     let done = unmap_halves(ctx, call, by, &mut handle);
     let in_use = handle.host || handle.device;
     if !in_use {
@@ -192,15 +197,14 @@ fn unmap_halves<M: Machine>(
 ) -> Result<(), Failed> {
     let pin = handle.pin;
     let bus = [0, pin.frame.address()];
-    ensure!(!handle.device || bus.contains(&call.dev_bus_addr), status::BAD_DEV_ADDR);
+    ensure!(!handle.device || bus.contains(&call.dev_bus_addr), Refused::WrongBusAddress);
     if call.host_addr != 0 && handle.host {
         let root = ctx.own.kernel_root;
         let mut session = ctx.session(ctx.domain);
         let slot = slot_of(&session, root, call.host_addr, handle.by_entry)?;
         let by =
-            by.map(|at| if handle.by_entry { Err(status::GENERAL_ERROR) } else { slot_of(&session, root, at, false) });
-        let unmapped = session.unmap_leaf(slot, pin.frame, pin.writable, by.transpose()?);
-        unmapped.map_err(|stop| Failed::paging(stop, status::GENERAL_ERROR))?;
+            by.map(|at| if handle.by_entry { Err(Refused::CannotMap) } else { slot_of(&session, root, at, false) });
+        session.unmap_leaf(slot, pin.frame, pin.writable, by.transpose()?)?;
         handle.host = false; // the session flushes when it ends, before the pin goes
     }
     handle.device &= call.dev_bus_addr == 0;
@@ -209,24 +213,24 @@ fn unmap_halves<M: Machine>(
 
 impl<M: Machine> Site<'_, M> {
     /// Gives a table at least `frames` frames; those it has stay where they are.
-    fn grow_table<'a>(&mut self, domain: &'a Domain, frames: u32) -> Result<&'a Grants, i16> {
-        ensure!(frames <= MAX_FRAMES, status::GENERAL_ERROR);
+    fn grow_table<'a>(&mut self, domain: &'a Domain, frames: u32) -> Result<&'a Grants, Refused> {
+        ensure!(frames <= MAX_FRAMES, Refused::CannotGrow);
         let _guard = domain.grants.lock.lock(self.held);
-        self.world.fill_table(self.m, domain, frames)?;
+        self.world.fill_table(self.m, domain, frames).map_err(|_| Refused::CannotGrow)?;
         Ok(&domain.grants)
     }
 
     /// The number of a handle that was free and is claimed now, the lowest there is; another frame of them is allocated
     /// when all are taken.
-    fn free_handle(&mut self, domain: &Domain) -> Result<u32, i16> {
+    fn free_handle(&mut self, domain: &Domain) -> Result<u32, Refused> {
         let (m, grants) = (self.m, &domain.grants);
         let _guard = grants.lock.lock(self.held);
         let from = grants.free.load(SeqCst);
-        let mut found = Err(status::NO_SPACE);
+        let mut found = Err(Refused::NoHandle);
         for number in from..MAX_HANDLE_FRAMES * HANDLES_PER_FRAME {
-            let slot = nth(&grants.handles, number / HANDLES_PER_FRAME).ok_or(status::NO_SPACE)?;
+            let slot = nth(&grants.handles, number / HANDLES_PER_FRAME).ok_or(Refused::NoHandle)?;
             if slot.get().is_none() {
-                slot.set(self.world.frames.allocate_for(m, domain.id()).map_err(|_| status::NO_SPACE)?);
+                slot.set(self.world.frames.allocate_for(m, domain.id()).map_err(|_| Refused::NoHandle)?);
             }
             if grants.claim_free(m, number) {
                 found = Ok(number);
@@ -259,13 +263,13 @@ impl<M: Machine> Site<'_, M> {
 
 impl World {
     /// Fills the first `frames` places of a table. Others are kept from it by its lock, or do not know of the domain yet.
-    pub(crate) fn fill_table<M: Machine>(&self, m: &M, domain: &Domain, frames: u32) -> Result<(), i16> {
+    pub(crate) fn fill_table<M: Machine>(&self, m: &M, domain: &Domain, frames: u32) -> Result<(), frame::Refused> {
         for (table, active) in domain.grants.table.iter().zip(&domain.grants.active).take(frames as usize) {
             if active.get().is_none() {
-                active.set(self.frames.allocate_for(m, domain.id()).map_err(|_| status::GENERAL_ERROR)?);
+                active.set(self.frames.allocate_for(m, domain.id())?);
             }
             if table.get().is_none() {
-                table.set(self.frames.lend(m, domain.id()).map_err(|_| status::GENERAL_ERROR)?);
+                table.set(self.frames.lend(m, domain.id())?);
             }
         }
         Ok(())
@@ -286,7 +290,7 @@ fn copy_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Copy) -> Result<(), Fai
         return Ok(());
     }
     let fits = |side: &CopySide| usize::from(side.offset) + usize::from(call.len) <= PAGE_SIZE;
-    ensure!(fits(&call.source) && fits(&call.dest), status::BAD_COPY_ARG);
+    ensure!(fits(&call.source) && fits(&call.dest), Refused::BadCopy);
     let source = open(ctx, &call.source, call.flags & SOURCE_GREF != 0, false)?;
     let dest = open(ctx, &call.dest, call.flags & DEST_GREF != 0, true);
     if let Ok(dest) = &dest {
@@ -298,16 +302,16 @@ fn copy_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Copy) -> Result<(), Fai
     Ok(())
 }
 
-fn open<M: Machine>(ctx: &mut Ctx<'_, M>, side: &CopySide, granted: bool, writable: bool) -> Result<Side, i16> {
+fn open<M: Machine>(ctx: &mut Ctx<'_, M>, side: &CopySide, granted: bool, writable: bool) -> Result<Side, Refused> {
     let me = ctx.domain.id();
     if granted {
-        let owner = ctx.named(side.domid).map_err(|_| status::BAD_DOMAIN)?;
+        let owner = ctx.named(side.domid).map_err(|_| Refused::NoSuchDomain)?;
         let pin = ctx.site().pin(owner, low32(side.gref_or_frame), me, writable)?;
         return Ok(Side { frame: pin.frame, writable, pin: Some(pin) });
     }
-    ensure!(ctx.is_own(side.domid), status::PERMISSION_DENIED);
-    let frame = Frame::new(side.gref_or_frame).ok_or(status::BAD_PAGE)?;
-    ctx.world.frames.hold(ctx.m, frame, me, me, writable).map_err(|_| status::BAD_PAGE)?;
+    ensure!(ctx.is_own(side.domid), Refused::NoAuthority);
+    let frame = Frame::new(side.gref_or_frame).ok_or(Refused::NoSuchPage)?;
+    ctx.world.frames.hold(ctx.m, frame, me, me, writable).map_err(|_| Refused::NoSuchPage)?;
     Ok(Side { frame, writable, pin: None })
 }
 
