@@ -62,7 +62,7 @@ const AREAS: &[Area] = &[
             ("core/trap, the rest", 385, &["hypervisor/core/src/trap"]),
             ("core/policy", 195, &["hypervisor/core/src/policy"]),
             ("core/host", 180, &["hypervisor/core/src/host"]),
-            ("core/dispatch", 145, &["hypervisor/core/src/dispatch"]),
+            ("core/dispatch", 165, &["hypervisor/core/src/dispatch"]),
             ("core/claim, world", 300, &["hypervisor/core/src/claim", "hypervisor/core/src/world"]),
             ("core: addr, lock, machine, call", 620, &["hypervisor/core/src"]),
             ("hypervisor/src", 300, &["hypervisor/src"]),

@@ -172,7 +172,7 @@ fn cacheability_and_devices_need_authority() {
     }
     let raw = device.address() | RW | 1 << 4;
     assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), raw, US)), refused(Refused::NotYourDevice));
-    assert_eq!(b.with(BUDGET, |s| s.allow_device(RAM..FRAMES)), Ok(()));
+    assert_eq!(b.space.devices.allow(RAM..FRAMES), Ok(()));
     assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 0), raw, US)), Ok(()));
     let raw = page.address() | RW | 1 << 4;
     assert_eq!(b.does(|s| s.mmu_update(entry_at(l1, 1), raw, US)), refused(Refused::CacheBits), "RAM is write-back");
@@ -571,7 +571,7 @@ fn claims_are_tested_by_the_guests_own_tables() {
     b.put(l1, 4, Frame::from_u32(RAM + 2).address() | RW | 1 << 4);
     b.put(l3, 1, l2.address() | RO); // the same tables without the right to write
     b.put(low, 0, 1);
-    assert_eq!(b.with(BUDGET, |s| s.allow_device(RAM..FRAMES)), Ok(()));
+    assert_eq!(b.space.devices.allow(RAM..FRAMES), Ok(()));
     assert_eq!(b.does(|s| s.pin(root, 4)), Ok(()));
     let view = View::new(&b.m, &b.table, root);
     let edge = address([0, 0, 0, 0]).plus(4092);

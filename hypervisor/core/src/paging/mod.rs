@@ -23,6 +23,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod descriptors;
+mod devices;
 pub mod entry;
 mod flush;
 pub mod ops;
@@ -31,6 +32,7 @@ mod short;
 mod update;
 
 pub use crate::frame::state::Refused;
+pub use devices::Devices;
 #[cfg(feature = "planted-fault")]
 pub use promote::Holding;
 pub use promote::WAITING;
@@ -41,7 +43,6 @@ use crate::frame::FrameTable;
 use crate::frame::table::Taker;
 use crate::lock::{Above, Domain, Guard, Held, Level, Lock};
 use crate::machine::{Cpus, Frames};
-use core::ops::Range;
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst};
 use promote::Work;
 
@@ -71,6 +72,8 @@ pub type Outcome<T> = Result<T, Stop>;
 pub struct Space {
     id: AtomicU16,
     cpus: AtomicU64,
+    /// Frames outside RAM that it may map.
+    pub devices: Devices,
     state: Lock<Domain, State>,
 }
 
@@ -78,7 +81,6 @@ pub struct Space {
 #[derive(Debug)]
 struct State {
     work: Work,
-    devices: heapless::Vec<Range<u32>, 8>,
     /// The domain is being destroyed: the next frame to look at, first for L1 tables, then to give it away.
     dying: Option<Sweep>,
 }
@@ -96,8 +98,8 @@ impl Space {
     /// The space of a domain that owns nothing yet.
     #[must_use]
     pub const fn new(id: DomainId) -> Self {
-        let state = State { work: Work::new(), devices: heapless::Vec::new(), dying: None };
-        Self { id: AtomicU16::new(id.0), cpus: AtomicU64::new(0), state: Lock::new(state) }
+        let state = State { work: Work::new(), dying: None };
+        Self { id: AtomicU16::new(id.0), cpus: AtomicU64::new(0), devices: Devices::new(), state: Lock::new(state) }
     }
 
     /// Whose it is.
@@ -113,7 +115,7 @@ impl Space {
     {
         let mut state = self.state.lock(held);
         state.dying = None;
-        state.devices.clear();
+        self.devices.clear();
         self.cpus.store(0, SeqCst);
         self.id.store(id.0, SeqCst);
     }
@@ -146,15 +148,6 @@ pub struct Session<'a, M: Frames + Cpus> {
 }
 
 impl<M: Frames + Cpus> Session<'_, M> {
-    /// Lets the domain map frames outside RAM, with any cacheability. RAM is mapped write-back only, whatever the domain
-    /// (XSA-402).
-    ///
-    /// # Errors
-    /// [`Refused::TooManyUses`]: eight ranges are known already.
-    pub fn allow_device(&mut self, frames: Range<u32>) -> Result<(), Refused> {
-        self.state.devices.push(frames).map_err(|_| Refused::TooManyUses)
-    }
-
     fn id(&self) -> DomainId {
         self.space.id()
     }

@@ -377,8 +377,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
     pub(super) fn take_leaf(&self, entry: &entry::Entry, from: crate::addr::DomainId) -> Result<(), Refused> {
         let Target::Leaf { frame, writable } = entry.target else { return Ok(()) };
         if !self.table.is_ram(frame) {
-            let known = self.state.devices.iter().any(|range| range.contains(&frame.as_u32()));
-            return if known { Ok(()) } else { Err(Refused::NotYourDevice) };
+            ensure!(self.space.devices.allows(frame), Refused::NotYourDevice);
+            return Ok(());
         }
         ensure!(!entry.uncached, Refused::CacheBits);
         if writable && !planted(Fault::SkipWritableCheck) {

@@ -193,7 +193,7 @@ impl World {
         let space = Space::new(id);
         if devices {
             let range = u32::try_from(DEVICES).expect("small")..u32::try_from(FRAMES).expect("small");
-            let allowed = space.open(&self.m, &self.table, 1, &mut Held::entering_ring_0()).allow_device(range);
+            let allowed = space.devices.allow(range);
             assert_eq!(allowed, Ok(()));
         }
         let roots = [[None; 2]; VCPUS];

@@ -1,0 +1,42 @@
+//! Which frames outside RAM a domain may map (P9).
+//!
+//! This is authority, given by name while a domain is made, and no part of what the paging lock guards: ranges are only
+//! added, each in one atomic step.
+
+use super::Refused;
+use crate::addr::{Frame, low32};
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+/// Up to eight ranges of frames: the first in the upper half of a word, the end in the lower; 0 is no range.
+#[derive(Debug)]
+pub struct Devices([AtomicU64; 8]);
+
+impl Devices {
+    /// No device.
+    pub(super) const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; 8])
+    }
+
+    /// Lets the domain map frames outside RAM, with any cacheability. RAM is mapped write-back only, whatever the domain
+    /// (XSA-402).
+    ///
+    /// # Errors
+    /// [`Refused::TooManyUses`]: eight ranges are known already.
+    pub fn allow(&self, frames: Range<u32>) -> Result<(), Refused> {
+        let word = u64::from(frames.start) << 32 | u64::from(frames.end);
+        let free = |slot: &&AtomicU64| slot.compare_exchange(0, word, SeqCst, SeqCst).is_ok();
+        self.0.iter().find(free).map(|_| ()).ok_or(Refused::TooManyUses)
+    }
+
+    /// Whether the domain may map a frame outside RAM.
+    pub(super) fn allows(&self, frame: Frame) -> bool {
+        let words = self.0.iter().map(|slot| slot.load(SeqCst));
+        words.map(|word| low32(word >> 32)..low32(word)).any(|range| range.contains(&frame.as_u32()))
+    }
+
+    /// Takes all away.
+    pub(super) fn clear(&self) {
+        self.0.iter().for_each(|slot| slot.store(0, SeqCst));
+    }
+}
