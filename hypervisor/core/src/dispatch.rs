@@ -43,6 +43,7 @@ pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) -> Next {
         Err(Halt::More) => ctx.own.call = Some(call),
         Err(_) => {}
     }
+    ctx.end_visits();
     if leaves { Next::Leave } else { Next::Stay }
 }
 

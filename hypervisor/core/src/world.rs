@@ -1,12 +1,14 @@
 //! All state of ring 0, and the context in which a call of a guest is judged.
 
 use crate::claim::View;
+use crate::domain::visit::Visits;
 use crate::domain::{Life, Powers};
 use crate::frame::FrameTable;
 use crate::lock::{Domains, Held, Lock, Nothing, Ports};
 use crate::paging::{BUDGET, Session};
 use crate::prelude::*;
 use crate::sched::Scheduler;
+use core::cell::Cell;
 use core::sync::atomic::AtomicU32;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -29,6 +31,8 @@ with_new! {
         pub(crate) census: Lock<Domains, u16> = Lock::new(0),
         /// 0, or one more than the reason for which a domain that may turn the machine off has shut down.
         pub(crate) ended: AtomicU32 = AtomicU32::new(0),
+        /// Who looks at domains that are not his own.
+        pub(crate) visits: Visits = Visits::new(),
         /// How far the log has been read and cleared.
         pub(crate) log: LogMarks = LogMarks { start: AtomicU32::new(0), read: AtomicU32::new(0) },
     }
@@ -106,6 +110,8 @@ pub struct Ctx<'a, M> {
     pub held: &'a mut Held<Nothing>,
     /// RCX and R11 may be lost on the way back to the guest.
     pub short: bool,
+    /// This step has looked for other domains, see [`Ctx::visit`].
+    pub visits: Cell<bool>,
 }
 
 impl<'a, M: Machine> Ctx<'a, M> {
@@ -167,12 +173,29 @@ impl<'a, M: Machine> Ctx<'a, M> {
         id == domid::SELF || id == self.domain.id().0
     }
 
-    /// The domain an argument names: SELF, or a living domain.
+    /// This step is about to look for a domain that is not the caller's: until it ends, none is unmade that it finds.
+    pub(crate) fn visit(&self) {
+        self.world.visits.begin(self.m.this_cpu());
+        self.visits.set(true);
+    }
+
+    /// This step is over.
+    pub(crate) fn end_visits(&self) {
+        if self.visits.take() {
+            self.world.visits.end(self.m.this_cpu());
+        }
+    }
+
+    /// The domain an argument names: SELF, or a living domain, which stays until the step ends.
     ///
     /// # Errors
     /// `Srch` if there is none.
     pub fn named(&self, id: u16) -> Result<&'a Domain, Errno> {
-        if self.is_own(id) { Ok(self.domain) } else { self.world.domain(DomainId(id)).ok_or(Errno::Srch) }
+        if self.is_own(id) {
+            return Ok(self.domain);
+        }
+        self.visit();
+        self.world.domain(DomainId(id)).ok_or(Errno::Srch)
     }
 
     /// The domain an argument names, which must be the caller unless the caller controls others.

@@ -23,6 +23,7 @@ use hypercall_abi::vcpu::{RegisterVcpuInfo, VcpuOp};
 use hypercall_abi::{Errno, Hypercall, domid};
 use sim::world::build::{self, at, page};
 use sim::world::script::{Actor, Stage, tell};
+use std::cell::Cell;
 use std::sync::atomic::Ordering::Relaxed;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -344,7 +345,7 @@ fn a_call_goes_on_after_a_pause() {
                 let vcpu = world.vcpu(d0, VcpuId(0)).expect("it has one");
                 let mut own = vcpu.own.try_take().expect("nobody has it");
                 let held = &mut Held::entering_ring_0();
-                let mut other = Ctx { m, world, domain: d0, vcpu, own: &mut own, held, short: false };
+                let mut other = Ctx { m, world, domain: d0, vcpu, own: &mut own, held, short: false, visits: Cell::new(false) };
                 assert_eq!(
                     ops::domctl(&mut other, &mut Call::new(Hypercall::Domctl.number(), [pause, 0, 0, 0, 0, 0])),
                     Ok(0)

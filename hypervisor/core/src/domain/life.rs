@@ -4,6 +4,7 @@
 //! Never touches: a domain's own memory; whoever builds it fills it.
 //! Keeps: P11.
 
+use super::visit::Moment;
 use super::{Journal, Life, MAX_DOMAIN_VCPUS, PORT_FRAMES, Papers, Powers};
 use crate::addr::FrameSlot;
 use crate::grant::Grants;
@@ -82,14 +83,30 @@ impl<'a, M: Machine> Site<'a, M> {
         Ok(domain)
     }
 
-    /// Goes on unmaking a domain; `More` until it is gone.
-    pub(super) fn destroy(&mut self, domain: &Domain) -> Answer {
+    /// Goes on destroying a domain; `More` until it is gone. One CPU does so at a time.
+    ///
+    /// # Errors
+    /// `Srch` if another has destroyed it.
+    pub(super) fn destroy(&mut self, domain: &Domain, id: DomainId) -> Answer {
+        ensure!(!domain.unmaking.swap(true, SeqCst), Halt::More);
+        let exists = domain.id() == id && domain.life() != Life::Free;
+        let answer = if exists { self.unmake(domain) } else { Err(Errno::Srch.into()) };
+        domain.unmaking.store(false, SeqCst);
+        answer
+    }
+
+    fn unmake(&mut self, domain: &Domain) -> Answer {
         let (m, world) = (self.m, self.world);
-        domain.life.store(Life::Dying as u8, SeqCst);
+        if domain.life.swap(Life::Dying as u8, SeqCst) == Life::Alive as u8 {
+            domain.dies.store(world.visits.now().0, Relaxed);
+        }
+        // Who has found it alive is done with it first.
+        let dies = Moment(domain.dies.load(Relaxed));
+        ensure!(!world.visits.any_since_before(dies, world.sched.online(), m.this_cpu()), Halt::More);
         for vcpu in world.vcpus_of(domain) {
             vcpu.online.store(false, SeqCst);
             vcpu.moves(Place::Blocked, Place::Off);
-            world.sched.forget(vcpu);
+            ensure!(world.sched.forget(vcpu), Halt::More);
             world.sched.nudge(m, vcpu);
             // A vcpu that runs elsewhere leaves its CPU first.
             let mut own = vcpu.own.try_take().ok_or(Halt::More)?;

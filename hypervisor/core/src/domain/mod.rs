@@ -8,6 +8,7 @@ mod journal;
 pub mod life;
 pub mod ops;
 mod refusals;
+pub mod visit;
 
 pub(crate) use journal::{Journal, Shown};
 
@@ -67,6 +68,10 @@ with_new! {
         pub(crate) vcpus: [AtomicU16; MAX_DOMAIN_VCPUS] = [const { AtomicU16::new(0) }; MAX_DOMAIN_VCPUS],
         /// The toolstack keeps it from running.
         pub(crate) paused: AtomicBool = AtomicBool::new(true),
+        /// When it began to die: visits that began before may still be about it.
+        pub(crate) dies: AtomicU64 = AtomicU64::new(0),
+        /// A CPU is at work on its end.
+        pub(crate) unmaking: AtomicBool = AtomicBool::new(false),
         /// 0, or its shutdown reason plus one.
         shutdown: AtomicU32 = AtomicU32::new(0),
         /// Bits of `vm_assist`.

@@ -43,7 +43,7 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         }
         DomctlOp::DestroyDomain => {
             let domain = other(ctx, authority, call.domain, true)?;
-            return ctx.site().destroy(domain);
+            return ctx.site().destroy(domain, DomainId(call.domain));
         }
         DomctlOp::PauseDomain => {
             let domain = other(ctx, authority, call.domain, false)?;
@@ -91,6 +91,7 @@ fn other<'a, M: Machine>(
     dying: bool,
 ) -> Result<&'a Domain, Errno> {
     ensure!(!ctx.is_own(id), Errno::Inval);
+    ctx.visit();
     let domain = ctx.world.slot(DomainId(id)).filter(|domain| domain.id() == DomainId(id)).ok_or(Errno::Srch)?;
     let found = domain.life() == Life::Alive || dying && domain.life() == Life::Dying;
     if found { Ok(domain) } else { Err(Errno::Srch) }

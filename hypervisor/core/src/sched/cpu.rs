@@ -41,8 +41,8 @@ impl Cpu {
         Some(vcpu)
     }
 
-    /// Takes a vcpu out, wherever in the queue it is.
-    pub(super) fn remove(&self, vcpu: u16) {
+    /// Takes a vcpu out, wherever in the queue it is; false if it is not.
+    pub(super) fn remove(&self, vcpu: u16) -> bool {
         let gone = self.queue.with(|queue| {
             let before = queue.len();
             for _ in 0..before {
@@ -53,6 +53,7 @@ impl Cpu {
             before - queue.len()
         });
         self.waiting.fetch_sub(u16::try_from(gone).unwrap_or(0), SeqCst);
+        gone > 0
     }
 
     /// Whether a vcpu waits.

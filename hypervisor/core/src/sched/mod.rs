@@ -71,10 +71,16 @@ impl Scheduler {
         }
     }
 
-    /// Takes a vcpu that is to be no more out of its queue: its index may name another one soon.
-    pub(crate) fn forget(&self, vcpu: &Vcpu) {
-        self.cpus.iter().filter(|cpu| cpu.is_wanted()).for_each(|cpu| cpu.remove(vcpu.index()));
-        vcpu.moves(Place::Queued, Place::Off);
+    /// Takes a vcpu that is to be no more out of its queue: its index may name another one soon. `false` if it is on its way
+    /// into a queue, or out of one.
+    #[must_use]
+    pub(crate) fn forget(&self, vcpu: &Vcpu) -> bool {
+        let waits = vcpu.place() == Place::Queued;
+        let found = self.cpus.iter().filter(|cpu| cpu.is_wanted()).any(|cpu| cpu.remove(vcpu.index()));
+        if found {
+            vcpu.moves(Place::Queued, Place::Off);
+        }
+        found || !waits
     }
 
     /// Makes a sleeping vcpu runnable.

@@ -15,6 +15,7 @@ use hv_core::sched::switch;
 use hv_core::world::{Ctx, Site, World};
 use hv_core::{dispatch, trap};
 use hypercall_abi::{Errno, Hypercall};
+use std::cell::Cell;
 use std::sync::atomic::AtomicU64;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -115,7 +116,7 @@ impl Stage {
         let mut own = vcpu.own.try_take().expect("nobody has it");
         let held = &mut self.held;
         let (m, world) = (self.m, self.world);
-        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held, short: false };
+        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held, short: false, visits: Cell::new(false) };
         switch::arrive(&mut ctx).expect("its segment registers load");
         let result = what(&mut ctx, &mut self.audit);
         switch::depart(&mut ctx);
