@@ -1,6 +1,6 @@
-//! Faults that `tests/sim` plants into these rules to show that its audit would catch them, and a count of work that it
-//! could not see otherwise. Without the feature `planted-fault`, which no image has, none of this exists: `planted` is the
-//! constant `false`, and nothing is counted.
+//! Faults that `tests/sim` plants into these rules to show that its audit would catch them, a count of work that it could
+//! not see otherwise, and the places where another of its CPUs may come between. Without the feature `planted-fault`, which
+//! no image has, none of this exists: `planted` is the constant `false`, nothing is counted, and nobody comes between.
 
 /// A rule to leave out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +50,8 @@ pub enum Fault {
     ShortOfOthers,
     /// Short ways make a read-only leaf writable without a use.
     ShortWithoutUse,
+    /// A machine does not wait until other CPUs have flushed.
+    AwaitNoFlush,
 }
 
 #[cfg(feature = "planted-fault")]
@@ -59,6 +61,12 @@ static PLANTED: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::n
 #[cfg(feature = "planted-fault")]
 pub fn plant(fault: Option<Fault>) {
     PLANTED.store(fault.map_or(0, |f| f as u32), core::sync::atomic::Ordering::Relaxed);
+}
+
+/// Whether this fault is planted in this process, for those that a machine has.
+#[cfg(feature = "planted-fault")]
+pub fn is_planted(fault: Fault) -> bool {
+    planted(fault)
 }
 
 /// Whether this rule is to be left out.
@@ -73,6 +81,28 @@ pub(crate) const fn planted(_: Fault) -> bool {
     false
 }
 
+#[cfg(feature = "planted-fault")]
+static BETWEEN: spin::Once<fn()> = spin::Once::new();
+
+/// Has `work` done before every step of the rules that other CPUs can see or undo: there another simulated CPU may go on.
+/// Only the first call counts.
+#[cfg(feature = "planted-fault")]
+pub fn between_steps(work: fn()) {
+    BETWEEN.call_once(|| work);
+}
+
+/// Other CPUs may come between what was seen before and what is done next.
+#[cfg(feature = "planted-fault")]
+pub(crate) fn between() {
+    if let Some(work) = BETWEEN.get() {
+        work();
+    }
+}
+
+/// Other CPUs may come between what was seen before and what is done next: in an image they do as they like.
+#[cfg(not(feature = "planted-fault"))]
+pub(crate) const fn between() {}
+
 /// How often the words of frames have been looked up: the part of a step's work that a machine does not see.
 #[derive(Debug)]
 pub(crate) struct Looks(#[cfg(feature = "planted-fault")] core::sync::atomic::AtomicU64);
@@ -85,6 +115,7 @@ impl Looks {
 
     pub(crate) fn count(&self) {
         self.0.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+        between();
     }
 
     pub(crate) fn so_far(&self) -> u64 {

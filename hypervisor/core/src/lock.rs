@@ -40,6 +40,7 @@
 //! drop(p);
 //! ```
 
+use crate::fault::between;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use spin::mutex::{TicketMutex, TicketMutexGuard};
@@ -128,6 +129,7 @@ impl<L: Level, T> Lock<L, T> {
     where
         L: Above<H>,
     {
+        between();
         Guard { value: self.inner.lock(), held: Held(PhantomData) }
     }
 }
@@ -172,6 +174,7 @@ impl<T> Leaf<T> {
 
     /// Does `work` under the lock. `work` takes no other lock and does not wait.
     pub fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
+        between();
         work(&mut self.0.lock())
     }
 }
@@ -189,6 +192,7 @@ impl<T: Default> Owned<T> {
 
     /// Takes it, unless somebody owns it.
     pub fn try_take(&self) -> Option<impl DerefMut<Target = T> + '_> {
+        between();
         self.0.call_once(TicketMutex::default).try_lock()
     }
 

@@ -2,6 +2,7 @@
 
 use crate::rng::Rng;
 use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, PAGE_SIZE};
+use hv_core::frame::Use;
 use hv_core::machine::{Cpus, Flush, Frames, Page};
 use std::cell::{Cell, Ref, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -32,6 +33,18 @@ pub enum Seen {
     },
     /// A page table of a level.
     Table(u8),
+}
+
+impl Seen {
+    /// Whether a CPU that remembers a frame so does harm to one that is used like this now.
+    #[must_use]
+    pub fn harms(self, used_as: Use) -> bool {
+        match self {
+            Self::Page { writable: false } => false,
+            Self::Page { writable: true } => used_as != Use::Writable,
+            Self::Table(level) => Some(used_as) != Use::table(level),
+        }
+    }
 }
 
 /// Pages, the machine-to-physical table and translation caches.

@@ -44,12 +44,7 @@ impl Expect {
     /// Whether a CPU that remembers the frame so does harm: it is something else now.
     #[must_use]
     pub fn is_harmed_by(&self, seen: Seen) -> bool {
-        let was = match seen {
-            Seen::Page { writable: false } => return false,
-            Seen::Page { writable: true } => Some(Use::Writable),
-            Seen::Table(level) => Use::table(level),
-        };
-        self.uses > 0 && Some(self.used_as) != was
+        self.uses > 0 && seen.harms(self.used_as)
     }
 }
 

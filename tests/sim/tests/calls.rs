@@ -21,6 +21,7 @@ use hypercall_abi::sched::SchedOp;
 use hypercall_abi::sysctl::{ReadConsole, Sysctl, SysctlOp};
 use hypercall_abi::vcpu::{RegisterVcpuInfo, VcpuOp};
 use hypercall_abi::{Errno, Hypercall, domid};
+use sim::world::audit::On;
 use sim::world::build::{self, at, page};
 use sim::world::script::{Actor, Stage, tell};
 use std::cell::Cell;
@@ -345,7 +346,8 @@ fn a_call_goes_on_after_a_pause() {
                 let vcpu = world.vcpu(d0, VcpuId(0)).expect("it has one");
                 let mut own = vcpu.own.try_take().expect("nobody has it");
                 let held = &mut Held::entering_ring_0();
-                let mut other = Ctx { m, world, domain: d0, vcpu, own: &mut own, held, short: false, visits: Cell::new(false) };
+                let mut other =
+                    Ctx { m, world, domain: d0, vcpu, own: &mut own, held, short: false, visits: Cell::new(false) };
                 assert_eq!(
                     ops::domctl(&mut other, &mut Call::new(Hypercall::Domctl.number(), [pause, 0, 0, 0, 0, 0])),
                     Ok(0)
@@ -434,7 +436,7 @@ fn a_root_may_be_loaded_in_several_steps() {
                 ctx.own.regs.rax = more[0].address();
                 let _ = trap::handle(ctx, Exit::Fault { vector: 13, error: 0, address: 0 });
                 assert_eq!(ctx.own.trap, None);
-                audit.look(ctx.m, ctx.world, Some(ctx)).unwrap();
+                audit.look(ctx.m, ctx.world, &[On::stage(ctx)]).unwrap();
                 tries += 1;
             }
             assert_eq!((ctx.own.kernel_root, tries), (Some(more[0]), 2));

@@ -6,7 +6,8 @@ use sim::world::hostile;
 
 /// Runs until the audit notices the fault that is planted, and answers why; the seeds are few and always the same.
 fn noticed() -> Option<String> {
-    let life = move |seed| std::thread::Builder::new().stack_size(64 << 20).spawn(move || hostile::run(seed, 30_000));
+    let life =
+        move |seed| std::thread::Builder::new().stack_size(64 << 20).spawn(move || hostile::run(seed, 1, 30_000));
     (1..=4).find_map(|seed| life(seed).expect("a thread").join().expect("panics are caught").err())
 }
 

@@ -115,11 +115,11 @@ impl Runner<WholeMachine> for Caller {
     }
 
     fn seen(&mut self, ctx: &mut Context<'_>, what: Step) -> ControlFlow<()> {
-        if what == Step::Call && Some(ctx.domain.id()) != self.waits {
+        if matches!(what, Step::Call(_)) && Some(ctx.domain.id()) != self.waits {
             self.steps += 1;
             ctx.m.pass(STEP);
             if self.steps == self.typed {
-                ctx.m.typed.store(true, Relaxed);
+                ctx.m.type_key();
             }
         }
         let over = self.heard.is_some() || self.steps > self.typed && ctx.own.call.is_none();
@@ -127,7 +127,7 @@ impl Runner<WholeMachine> for Caller {
     }
 
     fn idle(&mut self, site: &mut Site<'_, WholeMachine>) -> ControlFlow<(), bool> {
-        match site.m.idle() {
+        match site.m.idle().unwrap_or(Interrupt::Kick) {
             Interrupt::Kick => panic!("nobody wants to run"),
             interrupt => ControlFlow::Continue(interrupt == Interrupt::Console),
         }

@@ -6,7 +6,7 @@ pub use super::state::{Left, Taken};
 use super::state::{OwnerState, TakeError, TypeState};
 use super::{Owner, Refused, Use};
 use crate::addr::{CpuSet, DomainId, ENTRIES, Frame, MAX_DOMAINS, low32};
-use crate::fault::{Fault, Looks, planted};
+use crate::fault::{Fault, Looks, between, planted};
 use crate::lock::Leaf;
 use crate::machine::{Cpus, Frames};
 use core::ops::Range;
@@ -540,6 +540,7 @@ pub(super) fn step<T, E>(word: &AtomicU64, mut rule: impl FnMut(u64) -> Result<(
     let mut old = word.load(SeqCst);
     loop {
         let (new, result) = rule(old)?;
+        between();
         match word.compare_exchange_weak(old, new, SeqCst, SeqCst) {
             Ok(_) => return Ok(result),
             Err(now) => old = now,

@@ -29,8 +29,8 @@ pub trait Runner<M: Machine> {
 pub enum Step {
     /// An exit was handled.
     Exit(Exit),
-    /// A step of a call was carried out.
-    Call,
+    /// A step of a call was carried out, and this is what the vcpu does next.
+    Call(Next),
     /// The vcpu has left its CPU, which runs nobody now.
     Gone,
 }
@@ -71,7 +71,8 @@ fn turn<M: Machine>(site: &mut Site<'_, M>, vcpu: &Vcpu, runner: &mut impl Runne
     if let Some(domain) = world.domain_of(vcpu) {
         // A CPU that another has taken the vcpu from may not have left it yet.
         let mut own = vcpu.own.take(site.held);
-        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held: site.held, short: false, visits: Cell::new(false) };
+        let mut ctx =
+            Ctx { m, world, domain, vcpu, own: &mut own, held: site.held, short: false, visits: Cell::new(false) };
         if switch::arrive(&mut ctx).is_ok() {
             on = stay(&mut ctx, runner);
         }
@@ -98,7 +99,7 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
         }
         if ctx.own.call.is_some() {
             next = dispatch::step(ctx);
-            runner.seen(ctx, Step::Call)?;
+            runner.seen(ctx, Step::Call(next))?;
             if ctx.own.call.is_some() && next == Next::Stay {
                 dispatch::let_in(ctx);
                 if here.is_due(m) {

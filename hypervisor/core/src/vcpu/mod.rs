@@ -12,6 +12,7 @@ pub mod runstate;
 
 use crate::addr::CpuId;
 use crate::claim::Memo;
+use crate::fault::between;
 use crate::lock::Owned;
 use crate::machine::{Registers, Segments};
 use crate::prelude::*;
@@ -255,11 +256,13 @@ impl Vcpu {
     /// Where it is.
     #[must_use]
     pub fn place(&self) -> Place {
+        between();
         Place::of_word(self.place.load(SeqCst))
     }
 
     /// Moves it from one place to another; false if it was not there.
     pub fn moves(&self, from: Place, to: Place) -> bool {
+        between();
         self.place.compare_exchange(from.word(), to.word(), SeqCst, SeqCst).is_ok()
     }
 

@@ -2,8 +2,7 @@
 //! joined to whom (P5), and who waits for a CPU; then compares.
 
 use super::Context;
-use super::machine::WholeMachine;
-use crate::machine::Seen;
+use super::machine::{WholeMachine, owner_number};
 use crate::tally::{Found, Memory, Tally, books};
 use hv_core::addr::{CpuId, DomainId, Frame, Port};
 use hv_core::audit::Held;
@@ -14,7 +13,7 @@ use hv_core::frame::{Owner, Use};
 use hv_core::grant::Grants;
 use hv_core::lock;
 use hv_core::paging::Sweep;
-use hv_core::vcpu::{Place, Vcpu, VcpuState};
+use hv_core::vcpu::{Place, VcpuState};
 use hv_core::world::World;
 use hypercall_abi::grant::ENTRIES_PER_FRAME;
 use std::cell::RefCell;
@@ -26,13 +25,39 @@ pub struct Audit {
     tally: Tally,
     /// Who keeps each frame besides those who use it.
     keepers: Vec<Option<Owner>>,
-    /// What each frame that a CPU may remember was when it was remembered.
-    remembered: BTreeMap<(Frame, u8), Owner>,
-    /// How many frames each domain owned.
-    owned: BTreeMap<DomainId, u32>,
+    /// How many frames each domain owned, and might own.
+    owned: BTreeMap<DomainId, (u32, u64)>,
     complaints: u64,
     /// Frames set aside from outside.
     pub reserve: Vec<Frame>,
+}
+
+/// A vcpu on a CPU that rests.
+#[derive(Clone, Copy, Debug)]
+pub struct On {
+    /// The CPU.
+    pub cpu: CpuId,
+    /// The vcpu, by its index.
+    pub vcpu: u16,
+    /// What it owns.
+    pub own: VcpuState,
+    /// It is to run on.
+    pub stays: bool,
+}
+
+impl On {
+    /// A vcpu as its CPU sees it now; `stays`: it is to run on.
+    #[must_use]
+    pub fn of(ctx: &Context<'_>, stays: bool) -> Self {
+        let cpu = hv_core::machine::Cpus::this_cpu(ctx.m);
+        Self { cpu, vcpu: ctx.vcpu.index(), own: *ctx.own, stays }
+    }
+
+    /// A vcpu that a story has put on the CPU, without the scheduler.
+    #[must_use]
+    pub fn stage(ctx: &Context<'_>) -> Self {
+        Self::of(ctx, false)
+    }
 }
 
 /// Memory as a domain may use it.
@@ -77,7 +102,6 @@ impl Audit {
         Self {
             tally: Tally::default(),
             keepers: vec![None; frames],
-            remembered: BTreeMap::new(),
             owned: BTreeMap::new(),
             complaints: crate::complaints(),
             reserve: Vec::new(),
@@ -91,30 +115,41 @@ impl Audit {
         }
     }
 
-    /// Looks at everything. `current`: the vcpu on the CPU.
+    /// Looks at everything. `on`: the vcpus on the CPUs, of which all are at rest.
     ///
     /// # Errors
     /// The first promise found broken, by its number.
-    pub fn look(&mut self, m: &WholeMachine, world: &World, current: Option<&Context<'_>>) -> Found {
-        if crate::complaints() != self.complaints {
-            return Err("the rules complained about themselves".into());
-        }
-        let race = m.set_race(None);
-        let work = m.work.load(Relaxed);
-        let current = current.map(|ctx| (ctx.vcpu, &*ctx.own));
-        let found = self
-            .recount(m, world, current)
-            .and_then(|()| self.compare(m, world))
-            .and_then(|()| self.limits(world))
-            .and_then(|()| self.caches(m, world))
-            .and_then(|()| ports(m, world))
-            .and_then(|()| queue(world));
-        m.work.store(work, Relaxed);
-        m.set_race(race);
-        found
+    pub fn look(&mut self, m: &WholeMachine, world: &World, on: &[On]) -> Found {
+        m.for_free(|| {
+            self.no_complaint()?;
+            self.recount(m, world, on)?;
+            self.compare(m, world)?;
+            self.limits(world)?;
+            caches(m, world, Some(&self.tally))?;
+            ports(m, world)?;
+            queues(m, world)?;
+            places(world, on)
+        })
     }
 
-    fn recount(&mut self, m: &WholeMachine, world: &World, current: Option<(&Vcpu, &VcpuState)>) -> Found {
+    /// Looks at what holds at any time, whatever other CPUs are in the middle of. `on`: the vcpu on this CPU.
+    ///
+    /// # Errors
+    /// As [`Audit::look`].
+    pub fn glance(&mut self, m: &WholeMachine, world: &World, on: &[On]) -> Found {
+        m.for_free(|| {
+            self.no_complaint()?;
+            caches(m, world, None)?;
+            places(world, on)
+        })
+    }
+
+    fn no_complaint(&self) -> Found {
+        let silent = crate::complaints() == self.complaints;
+        if silent { Ok(()) } else { Err("the rules complained about themselves".into()) }
+    }
+
+    fn recount(&mut self, m: &WholeMachine, world: &World, on: &[On]) -> Found {
         self.tally.begin(self.keepers.len());
         self.keepers.fill(None);
         for n in 0..self.keepers.len() {
@@ -130,7 +165,7 @@ impl Audit {
         }
         let mut pins: BTreeMap<(DomainId, u32, Frame), [u64; 2]> = BTreeMap::new();
         for domain in world.domains.iter().filter(|domain| domain.life() != Life::Free) {
-            self.domain(m, world, domain, current)?;
+            self.domain(m, world, domain, on)?;
             for handle in handles(m, domain) {
                 self.tally.held(handle.frame, owner(world, handle.frame), domain.id(), handle.writable)?;
                 let counts = pins.entry((handle.owner, handle.gref, handle.frame)).or_default();
@@ -155,13 +190,7 @@ impl Audit {
         orphaned.map_or(Ok(()), |pin| Err(format!("P6: {pin:?} is held, but not in use")))
     }
 
-    fn domain(
-        &mut self,
-        m: &WholeMachine,
-        world: &World,
-        domain: &Domain,
-        current: Option<(&Vcpu, &VcpuState)>,
-    ) -> Found {
+    fn domain(&mut self, m: &WholeMachine, world: &World, domain: &Domain, on: &[On]) -> Found {
         let id = domain.id();
         for frame in domain.shared_info().into_iter().chain(domain.grants.table_frames()) {
             self.kept(frame, Owner::Lent(id))?;
@@ -172,9 +201,9 @@ impl Audit {
         }
         for vcpu in world.vcpus_of(domain) {
             let taken = vcpu.own.try_take();
-            let own = match (&taken, current) {
+            let own = match (&taken, on.iter().find(|on| on.vcpu == vcpu.index())) {
                 (Some(own), _) => own,
-                (None, Some((on, own))) if std::ptr::eq(on, vcpu) => own,
+                (None, Some(on)) => &on.own,
                 _ => return Err(format!("{id} {:?} is owned by nobody we know", vcpu.number())),
             };
             for frame in [own.traps, own.fpu].into_iter().flatten() {
@@ -257,8 +286,10 @@ impl Audit {
         self.owned.retain(|id, _| ids.contains(id));
         for domain in domains {
             let (id, owned) = (domain.id(), world.frames.owned(domain.id()));
-            let before = self.owned.insert(id, owned).unwrap_or(0);
-            if owned > before && u64::from(owned) > domain.max_pages.load(Relaxed) {
+            let limit = domain.max_pages.load(Relaxed);
+            // A limit may have been lowered while another CPU gave the domain what it might still have.
+            let (before, old_limit) = self.owned.insert(id, (owned, limit)).unwrap_or((0, limit));
+            if owned > before && u64::from(owned) > limit.max(old_limit) {
                 return Err(format!("P13: {id} owns {owned} frames and may have {:?}", domain.max_pages));
             }
             let (kept, needed) = (keeps(world, domain), kept_frames(world.vcpus_of(domain).count() as u32));
@@ -269,25 +300,35 @@ impl Audit {
         }
         Ok(())
     }
+}
 
-    /// What the CPU may remember is true still, or harmless.
-    fn caches(&mut self, m: &WholeMachine, world: &World) -> Found {
-        let cached = m.cached.lock().expect("one thread");
-        self.remembered.retain(|(frame, _), _| cached.iter().any(|c| c.frame == *frame));
-        for c in cached.iter() {
-            if self.tally[c.frame].is_harmed_by(c.seen) {
-                return Err(format!("P4: {c:?}, but it is {:?} now", self.tally[c.frame].used_as));
-            }
-            let level = if let Seen::Table(level) = c.seen { level } else { 0 };
-            let owner = world.frames.info(c.frame).ok_or("no words")?.owner.owner;
-            let before = *self.remembered.entry((c.frame, level)).or_insert(owner);
-            let harmless = matches!(owner, Owner::Free | Owner::Orphan);
-            if owner != before && !harmless {
-                return Err(format!("P4: {c:?} of {before:?}, and now it is {owner:?}'s"));
-            }
+/// What CPUs may remember is true still, or harmless: by the words of the frames, and by what was recounted, if it was.
+fn caches(m: &WholeMachine, world: &World, tally: Option<&Tally>) -> Found {
+    for c in m.cached() {
+        let info = world.frames.info(c.frame).ok_or("no words")?;
+        if info.kind.count > 0 && c.seen.harms(info.kind.used_as) {
+            return Err(format!("P4: {c:?}, but it is {:?} now", info.kind));
         }
-        Ok(())
+        if let Some(tally) = tally.filter(|tally| tally[c.frame].is_harmed_by(c.seen)) {
+            return Err(format!("P4: {c:?}, but it is {:?} now", tally[c.frame].used_as));
+        }
+        let owner = owner_number(&world.frames, c.frame);
+        if owner != c.turn && owner != 0 {
+            return Err(format!("P4: {c:?}, and now it is {:?}'s", info.owner));
+        }
     }
+    Ok(())
+}
+
+/// A vcpu that is to run on is on the CPU where the scheduler has it, and on no other.
+fn places(world: &World, on: &[On]) -> Found {
+    for it in on.iter().filter(|on| on.stays) {
+        let place = world.vcpus[usize::from(it.vcpu)].place();
+        if place != Place::Running(it.cpu) {
+            return Err(format!("vcpu {} runs on {:?}, and is {place:?}", it.vcpu, it.cpu));
+        }
+    }
+    Ok(())
 }
 
 /// How many frames the hypervisor keeps on behalf of a domain.
@@ -347,7 +388,10 @@ fn ports(m: &WholeMachine, world: &World) -> Found {
         for (port, state) in bound(m, domain) {
             match state.binding {
                 Binding::Interdomain(other, at) => {
-                    let end = world.domain(other).map(|other| world.port(m, other, at).binding);
+                    // One that is being destroyed has its ports until its vcpus have left their CPUs.
+                    let mut domains = world.domains.iter().filter(|domain| domain.life() != Life::Free);
+                    let other_end = domains.find(|domain| domain.id() == other);
+                    let end = other_end.map(|other| world.port(m, other, at).binding);
                     if end != Some(Binding::Interdomain(id, port)) {
                         return Err(format!("P5: {id} {port:?} is joined to {other} {at:?}, which is {end:?}"));
                     }
@@ -375,17 +419,21 @@ fn ports(m: &WholeMachine, world: &World) -> Found {
     Ok(())
 }
 
-/// A vcpu is in the queue exactly once if it is to be, and not at all otherwise.
-fn queue(world: &World) -> Found {
-    let (queue, waiting) = world.run_queue(CpuId(0));
-    if queue.len() != usize::from(waiting) {
-        return Err(format!("{} in the run queue, counted as {waiting}", queue.len()));
+/// A vcpu is in one queue exactly once if it is to be, and in none otherwise.
+fn queues(m: &WholeMachine, world: &World) -> Found {
+    let mut all = Vec::new();
+    for cpu in 0..m.cpu_count() as u32 {
+        let (queue, waiting) = world.run_queue(CpuId(cpu));
+        if queue.len() != usize::from(waiting) {
+            return Err(format!("{} in the run queue of CPU {cpu}, counted as {waiting}", queue.len()));
+        }
+        all.extend(queue);
     }
     for (index, vcpu) in (0u16..).zip(&world.vcpus) {
-        let times = queue.iter().filter(|other| **other == index).count();
+        let times = all.iter().filter(|other| **other == index).count();
         let exists = world.domain_of(vcpu).is_some();
         if times != usize::from(exists && vcpu.place() == Place::Queued) {
-            return Err(format!("vcpu {index} ({exists}) is {:?} and {times} times in the run queue", vcpu.place()));
+            return Err(format!("vcpu {index} ({exists}) is {:?} and {times} times in a run queue", vcpu.place()));
         }
     }
     Ok(())

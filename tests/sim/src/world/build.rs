@@ -72,7 +72,7 @@ pub fn context(pages: &[Frame]) -> VcpuContext {
     context
 }
 
-/// Gives a new, empty domain what it needs to run, and lets it.
+/// Gives a new, empty domain what it needs to run, with the first of its vcpus up, and lets it.
 ///
 /// # Errors
 /// What the machine lacks: then the domain stays as far as it came.
@@ -81,6 +81,7 @@ pub fn build(
     world: &'static World,
     held: &mut Held<Nothing>,
     domain: &Domain,
+    vcpus: u32,
 ) -> Result<Vec<Frame>, String> {
     let id = domain.id();
     let limit = PAGES as u64 + 8;
@@ -115,15 +116,16 @@ pub fn build(
             }
         }
     }
-    let vcpu = world.vcpu(domain, VcpuId(0)).ok_or("no vcpu")?;
-    let mut own = vcpu.own.try_take().ok_or("the vcpu is taken")?;
     let wanted = context(&pages);
-    while let Err(halt) = context::set(&mut Site { m, world, held }, domain, vcpu, &mut own, &wanted) {
-        if halt != Halt::More {
-            return Err(format!("the context: {halt:?}"));
+    for number in (0..vcpus).map(VcpuId) {
+        let Some(vcpu) = world.vcpu(domain, number) else { continue };
+        let mut own = vcpu.own.try_take().ok_or("the vcpu is taken")?;
+        while let Err(halt) = context::set(&mut Site { m, world, held }, domain, vcpu, &mut own, &wanted) {
+            if halt != Halt::More {
+                return Err(format!("the context: {halt:?}"));
+            }
         }
     }
-    drop(own);
     assert!(GuestVirt(BASE).is_guests());
     world.unpause(m, domain);
     Ok(pages)

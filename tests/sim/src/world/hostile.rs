@@ -1,14 +1,17 @@
 //! Plays the guests of a world, watches every step, and cleans up between two episodes.
 
-use super::audit::{Audit, keeps};
+use super::audit::{Audit, On, keeps};
 use super::build::{self, at, page};
 use super::calls::{Invented, Model, Pen};
 use super::machine::{GDT_WINDOW, LDT_WINDOW, Race, WholeMachine};
+use super::turns::{self, Gathered};
 use super::{Context, Totals};
 use crate::rng::Rng;
 use hv_core::addr::{DomainId, Frame};
+use hv_core::call::Next;
 use hv_core::domain::life::{Spec, kept_frames};
 use hv_core::domain::{Domain, Life, Powers};
+use hv_core::fault::{self, Fault};
 use hv_core::flags;
 use hv_core::frame::table::WORDS;
 use hv_core::lock::{Held, Nothing};
@@ -23,6 +26,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, MutexGuard};
 
 /// Frames of the machine: four domains have room besides what is kept from them, so that memory runs out now and then.
 const FRAMES: usize = RESERVE + 4 * CONTROLLER + 40;
@@ -39,6 +43,8 @@ pub const LONGEST_STEP: u64 = 100_000;
 /// Steps in which a call may stand still, because what its domain owes is paid first or its table is long (P8). All that a
 /// domain has here can be looked at in fewer.
 const STILL: u64 = 32;
+/// The same where other CPUs are at work, for which the call may have to wait.
+const STILL_WITH_OTHERS: u64 = 1_000;
 /// Steps that may end before an interrupt that waits has come in: the one in which it came, and the next.
 const DEAF: u64 = 2;
 
@@ -49,6 +55,19 @@ enum Mood {
     Hostile,
     /// This domain destroys all others, and then the episode is over.
     Reaping(DomainId),
+}
+
+/// What is known of one CPU.
+#[derive(Default)]
+struct OneCpu {
+    /// Looks at memory when its guest went on, or its last step ended.
+    work: u64,
+    /// Steps since a key was typed whose interrupt has not come in.
+    deaf: u64,
+    /// What DR6 is to be for the guest after a single step.
+    stepped: Option<u64>,
+    /// The vcpu it runs, as it was when the CPU came to rest.
+    on: Option<On>,
 }
 
 /// Everybody.
@@ -67,33 +86,37 @@ struct Everybody {
     wanted: u64,
     episode: u64,
     free: u32,
-    work: u64,
+    /// The CPU whose turn it is.
+    cpu: usize,
+    cpus: Vec<OneCpu>,
     /// Where each vcpu's unfinished call stands, and for how many steps it has.
     places: BTreeMap<u16, (String, u64)>,
-    /// Steps since a key was typed whose interrupt has not come in.
-    deaf: u64,
     /// How often in a row nobody could run.
     stuck: u32,
     failure: Option<String>,
-    /// What DR6 is to be for the guest after a single step.
-    stepped: Option<u64>,
 }
 
-/// Lets hostile guests take so many steps, with an audit after each.
+/// Lets hostile guests take so many steps on so many CPUs, with an audit after each.
 ///
 /// # Errors
-/// What the audit found, with the seed, the step, and what happened last.
-pub fn run(seed: u64, steps: u64) -> Result<Totals, String> {
-    let m: &'static WholeMachine = Box::leak(Box::new(WholeMachine::new(FRAMES)));
+/// What the audit found, with the seed, the number of CPUs, the step, and what happened last.
+pub fn run(seed: u64, cpus: usize, steps: u64) -> Result<Totals, String> {
+    let mut rng = Rng::new(seed);
+    let m: &'static WholeMachine = Box::leak(Box::new(WholeMachine::with_cpus(FRAMES, cpus, seed)));
     let world: &'static World = Box::leak(Box::new(World::new()));
     let words: Vec<AtomicU64> = (0..FRAMES * WORDS).map(|_| AtomicU64::new(0)).collect();
     world.frames.init(words.leak());
     world.frames.reserve(Frame::from_u32(0), 1);
     world.frames.add(Frame::from_u32(1), FRAMES as u32 - 1);
+    m.looks_at(&world.frames);
+    m.impatient.store(fault::is_planted(Fault::AwaitNoFlush), Relaxed);
+    if cpus > 1 {
+        m.set_odds(rng.pick(&[3, 12, 50]).unwrap_or(12));
+    }
     let mut everybody = Everybody {
         m,
         world,
-        rng: Rng::new(seed),
+        rng,
         models: BTreeMap::new(),
         audit: Audit::new(FRAMES),
         totals: Totals::default(),
@@ -104,34 +127,43 @@ pub fn run(seed: u64, steps: u64) -> Result<Totals, String> {
         wanted: steps,
         episode: 0,
         free: world.frames.free_frames(),
-        work: 0,
+        cpu: 0,
+        cpus: (0..cpus).map(|_| OneCpu::default()).collect(),
         places: BTreeMap::new(),
-        deaf: 0,
         stuck: 0,
         failure: None,
-        stepped: None,
     };
-    let mut held = Held::entering_ring_0();
-    _ = everybody.controller(&mut held);
-    // A panic of the rules is reported with what led to it.
-    let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        // A domain that may turn the machine off does not end the test.
-        while life::live(&mut Site { m, world, held: &mut held }, &mut everybody).is_some() {}
-    }));
-    let why = match (lived, everybody.failure.take()) {
-        (Ok(()), None) => {
-            everybody.totals.steps = everybody.steps;
-            return Ok(everybody.totals);
+    _ = everybody.controller(&mut Held::entering_ring_0());
+    let everybody = Mutex::new(everybody);
+    std::thread::scope(|scope| {
+        for cpu in 0..cpus {
+            let everybody = &everybody;
+            let live = move || {
+                let (mut held, mut player) = (Held::entering_ring_0(), Player { m, cpu, everybody });
+                // A domain that may turn the machine off does not end the test.
+                let lived =
+                    m.play(cpu, || while life::live(&mut Site { m, world, held: &mut held }, &mut player).is_some() {});
+                // A panic of the rules is reported with what led to it.
+                if let Err(why) = lived {
+                    _ = lock(everybody).fail(why);
+                }
+            };
+            std::thread::Builder::new().stack_size(8 << 20).spawn_scoped(scope, live).expect("a thread");
         }
-        (Ok(()), Some(why)) => why,
-        (Err(panic), _) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-            format!("P7: a panic: {}", text.unwrap_or_default())
-        }
+        m.begin();
+    });
+    let mut everybody = everybody.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(why) = everybody.failure.take() else {
+        everybody.totals.steps = everybody.steps;
+        everybody.totals.turns = m.turns_taken();
+        return Ok(everybody.totals);
     };
     let last = everybody.last.iter().fold(String::new(), |all, line| all + "\n  " + line);
-    Err(format!("seed {seed} step {}: {why}; last:{last}", everybody.steps))
+    Err(format!("seed {seed}, {cpus} CPUs, step {}: {why}; last:{last}", everybody.steps))
+}
+
+fn lock(everybody: &Mutex<Everybody>) -> MutexGuard<'_, Everybody> {
+    everybody.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Everybody {
@@ -147,8 +179,18 @@ impl Everybody {
     }
 
     fn fail(&mut self, why: String) -> ControlFlow<()> {
-        self.failure.get_or_insert(why);
+        let (cpu, stands) = (self.cpu, self.m.stands());
+        self.failure.get_or_insert_with(|| format!("{why} (on CPU {cpu}; {stands})"));
+        self.end()
+    }
+
+    fn end(&self) -> ControlFlow<()> {
+        self.m.stop();
         ControlFlow::Break(())
+    }
+
+    fn here(&mut self) -> &mut OneCpu {
+        &mut self.cpus[self.cpu]
     }
 
     /// Makes a domain with every power, as boot does.
@@ -160,13 +202,15 @@ impl Everybody {
             Ok(domain) => self.build(held, domain),
             Err(_) => {
                 self.note("worlds given up for lack of memory");
-                ControlFlow::Break(())
+                self.end()
             }
         }
     }
 
     fn build(&mut self, held: &mut Held<Nothing>, domain: &Domain) -> ControlFlow<()> {
-        match build::build(self.m, self.world, held, domain) {
+        // With several CPUs, most domains use two from the beginning.
+        let vcpus = if self.m.cpu_count() > 1 && !self.rng.one_in(4) { 2 } else { 1 };
+        match build::build(self.m, self.world, held, domain, vcpus) {
             Ok(pages) => {
                 self.models.insert(domain.id().0, Model { pages, ..Model::default() });
                 self.note("domains built");
@@ -231,13 +275,28 @@ impl Everybody {
         }
     }
 
-    /// The audit, and the promises of a step.
-    fn look(&mut self, ctx: Option<&Context<'_>>) -> ControlFlow<()> {
+    /// A step has been taken.
+    fn count_step(&mut self) {
+        if self.m.busy() > 1 {
+            self.note("steps while other CPUs were at work");
+        }
         (self.steps, self.episode, self.stuck) = (self.steps + 1, self.episode + 1, 0);
         if self.steps >= self.wanted && self.mood == Mood::Hostile {
             self.episode = self.episode.max(EPISODE);
         }
-        match self.audit.look(self.m, self.world, ctx) {
+    }
+
+    /// The audit, of all or, while others are in the middle of something, of what holds at any time.
+    fn look(&mut self, all: bool) -> ControlFlow<()> {
+        self.totals.audits += 1;
+        let found = if all {
+            let on: Vec<On> = self.cpus.iter().filter_map(|cpu| cpu.on).collect();
+            self.audit.look(self.m, self.world, &on)
+        } else {
+            let on: Vec<On> = self.here().on.into_iter().collect();
+            self.audit.glance(self.m, self.world, &on)
+        };
+        match found {
             Ok(()) => ControlFlow::Continue(()),
             Err(why) => self.fail(why),
         }
@@ -246,24 +305,26 @@ impl Everybody {
     /// A call that goes on gets somewhere, and keeps no interrupt out.
     fn goes_on(&mut self, ctx: &Context<'_>, what: Step) -> Result<(), String> {
         let index = ctx.vcpu.index();
-        match ctx.own.call.filter(|_| what == Step::Call).map(|call| format!("{call:?}")) {
+        match ctx.own.call.filter(|_| matches!(what, Step::Call(_))).map(|call| format!("{call:?}")) {
             Some(place) => {
                 let (last, still) = self.places.entry(index).or_default();
                 *still = if *last == place { *still + 1 } else { 0 };
                 *last = place;
-                if *still > STILL {
+                if *still > if self.m.cpu_count() > 1 { STILL_WITH_OTHERS } else { STILL } {
                     return Err(format!("P8: {still} steps, and no further than {last}"));
                 }
             }
             None if what != Step::Gone => _ = self.places.remove(&index),
             None => {}
         }
-        self.deaf = if self.m.typed.load(Relaxed) { self.deaf + 1 } else { 0 };
-        if self.deaf > DEAF {
-            return Err(format!("P8: an interrupt has waited for {} steps", self.deaf));
+        let (typed, several) = (self.m.has_typed(), self.m.cpu_count() > 1);
+        let here = self.here();
+        here.deaf = if typed { here.deaf + 1 } else { 0 };
+        if here.deaf > DEAF + 2 * u64::from(several) {
+            return Err(format!("P8: an interrupt has waited for {} steps", here.deaf));
         }
         if self.rng.one_in(16) {
-            self.m.typed.store(true, Relaxed);
+            self.m.type_key();
         }
         Ok(())
     }
@@ -283,7 +344,7 @@ impl Everybody {
         }
         self.note("times everything was destroyed");
         (self.mood, self.episode) = (Mood::Hostile, 0);
-        if self.steps >= self.wanted { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if self.steps >= self.wanted { self.end() } else { ControlFlow::Continue(()) }
     }
 
     /// P12, and that the CPU has loaded what the vcpu owns.
@@ -491,7 +552,7 @@ impl Everybody {
         ctx.own.regs.rip = to;
         self.m.single_step(to);
         let own = (0..4).filter(|&n| ctx.own.debug[n] == to).fold(0, |bits, n| bits | 1 << n);
-        self.stepped = Some(ctx.own.debug[6] | DR6_CLEAR | 1 << 14 | own);
+        self.here().stepped = Some(ctx.own.debug[6] | DR6_CLEAR | 1 << 14 | own);
         self.note("single steps");
     }
 
@@ -630,18 +691,10 @@ impl Everybody {
     }
 }
 
-impl Runner<WholeMachine> for Everybody {
-    fn run(&mut self, ctx: &mut Context<'_>) -> Exit {
-        if let Err(why) = self.fit_to_run(ctx) {
-            _ = self.fail(why);
-        }
-        if self.m.typed.swap(false, Relaxed) {
-            return Exit::Interrupt(Interrupt::Console); // before its first instruction
-        }
+impl Everybody {
+    /// What the guest on this CPU does next.
+    fn act(&mut self, ctx: &mut Context<'_>) -> Exit {
         self.m.pass(1_000);
-        if self.rng.one_in(3) {
-            self.m.wander(&mut self.rng);
-        }
         let reaping = matches!(self.mood, Mood::Reaping(_));
         if let Mood::Reaping(id) = self.mood
             && id != ctx.domain.id()
@@ -664,7 +717,7 @@ impl Runner<WholeMachine> for Everybody {
                 self.prepare_table(ctx);
             }
         }
-        self.work = self.m.work_with(&self.world.frames);
+        self.here().work = self.m.work_with(&self.world.frames);
         let line = |exit: Exit| format!("{}v{} {exit:x?}", ctx.domain.id(), ctx.vcpu.number().0);
         let mode = if ctx.own.kernel_mode { 0 } else { 1 };
         let sysenter = ctx.m.loaded().sysenter; // else it is a fault like others
@@ -692,16 +745,17 @@ impl Runner<WholeMachine> for Everybody {
         exit
     }
 
-    fn seen(&mut self, ctx: &mut Context<'_>, what: Step) -> ControlFlow<()> {
-        let looked = self.m.work_with(&self.world.frames) - self.work;
+    /// What a step has come to.
+    fn judge(&mut self, ctx: &mut Context<'_>, what: Step) -> ControlFlow<()> {
+        let looked = self.m.work_with(&self.world.frames) - self.here().work;
         if what == Step::Gone && self.rng.one_in(15) {
             // The selectors of the vcpu that comes next do not load.
-            *self.m.refused.lock().expect("one thread") = Some([0x2b, 0, 0x47, 0xffff]);
+            self.m.refuse([0x2b, 0, 0x47, 0xffff]);
         }
         if what == Step::Gone && ctx.domain.last_words().length > 0 {
             self.note("times a domain that had crashed left the CPU");
         }
-        if what == Step::Call {
+        if let Step::Call(_) = what {
             let index = ctx.vcpu.index();
             let name = self.pending.get(&index).map_or("?", |pending| pending.call.name());
             self.totals.longest = self.totals.longest.max((looked, name));
@@ -734,7 +788,7 @@ impl Runner<WholeMachine> for Everybody {
             {
                 self.learn(ctx, done);
             }
-            if let Some(wanted) = self.stepped.take()
+            if let Some(wanted) = self.here().stepped.take()
                 && ctx.own.debug[6] != wanted
             {
                 return self.fail(format!("P10: DR6 is {:#x}, not {wanted:#x}", ctx.own.debug[6]));
@@ -749,11 +803,13 @@ impl Runner<WholeMachine> for Everybody {
         if ctx.own.kernel_mode && ctx.own.regs.cs == 0xe008 {
             return self.fail("P12: a guest in ring 0".into());
         }
-        if self.failure.is_some() {
-            return ControlFlow::Break(());
-        }
-        self.look(Some(ctx))?;
-        self.work = self.m.work_with(&self.world.frames);
+        self.count_step();
+        ControlFlow::Continue(())
+    }
+
+    /// What is done while all CPUs rest: the audit, and what somebody outside does.
+    fn inspect(&mut self, ctx: &Context<'_>, what: Step) -> ControlFlow<()> {
+        self.look(true)?;
         if let Mood::Reaping(id) = self.mood
             && id == ctx.domain.id()
             && self.alive().all(|domain| domain.id() == id)
@@ -761,18 +817,111 @@ impl Runner<WholeMachine> for Everybody {
             self.funeral(ctx, id)?;
         }
         if what != Step::Gone {
-            // What is done from outside is done while nobody owns a lock; a life has one thread.
-            let mut held = Held::entering_ring_0();
-            self.attend(&mut held)?;
+            // Nobody holds a lock but for what a vcpu owns.
+            self.attend(&mut Held::entering_ring_0())?;
         }
-        self.work = self.m.work_with(&self.world.frames);
         ControlFlow::Continue(())
+    }
+}
+
+/// Plays the guests on one CPU.
+struct Player<'a> {
+    m: &'static WholeMachine,
+    cpu: usize,
+    everybody: &'a Mutex<Everybody>,
+}
+
+impl Player<'_> {
+    /// What is known of everybody. Only while no rule is asked, and nobody else goes on.
+    fn all(&self) -> MutexGuard<'_, Everybody> {
+        let mut all = lock(self.everybody);
+        all.cpu = self.cpu;
+        all
+    }
+}
+
+impl Runner<WholeMachine> for Player<'_> {
+    fn run(&mut self, ctx: &mut Context<'_>) -> Exit {
+        let _outside = turns::outside();
+        let several = self.m.cpu_count() > 1;
+        self.m.answer_here(); // before the guest runs
+        {
+            let mut all = self.all();
+            if let Err(why) = all.fit_to_run(ctx) {
+                _ = all.fail(why);
+            }
+            all.here().on = Some(On::of(ctx, true));
+            if self.m.take_typed() {
+                return Exit::Interrupt(Interrupt::Console); // before its first instruction
+            }
+        }
+        loop {
+            let (wanders, goes_on, answers) =
+                self.m.dice(|rng| (rng.one_in(3), several && rng.one_in(2), rng.one_in(2)));
+            if wanders {
+                self.m.dice(|rng| self.m.wander(&ctx.world.frames, rng));
+            }
+            if !goes_on {
+                break;
+            }
+            self.m.rest();
+            if answers {
+                self.m.answer_here(); // others wait that long
+            }
+            if self.m.is_stopped() {
+                return Exit::Interrupt(Interrupt::Other);
+            }
+        }
+        if self.m.take_kick() {
+            return Exit::Interrupt(Interrupt::Kick);
+        }
+        if several && self.m.is_due() {
+            return Exit::Interrupt(Interrupt::Timer);
+        }
+        self.all().act(ctx)
+    }
+
+    fn seen(&mut self, ctx: &mut Context<'_>, what: Step) -> ControlFlow<()> {
+        let _outside = turns::outside();
+        let everyone = {
+            let mut all = self.all();
+            if self.m.is_stopped() {
+                return all.end();
+            }
+            let judged = all.judge(ctx, what);
+            let stays = what != Step::Gone && what != Step::Call(Next::Leave) && ctx.domain.runs();
+            all.here().on = Some(On::of(ctx, stays));
+            judged?;
+            self.m.cpu_count() == 1 || !all.rng.one_in(4)
+        };
+        let looked = if everyone && self.m.gather() == Gathered::ByUs {
+            let looked = self.all().inspect(ctx, what);
+            self.m.scatter();
+            looked
+        } else {
+            self.all().look(false)
+        };
+        let mut all = self.all();
+        if what == Step::Gone {
+            all.here().on = None;
+        }
+        all.here().work = self.m.work_with(&ctx.world.frames);
+        if self.m.is_stopped() { all.end() } else { looked }
     }
 
     fn idle(&mut self, site: &mut Site<'_, WholeMachine>) -> ControlFlow<(), bool> {
-        match self.m.idle() {
-            Interrupt::Kick => self.stuck(site.held).map_continue(|()| false),
-            interrupt => ControlFlow::Continue(interrupt == Interrupt::Console),
+        let _outside = turns::outside();
+        let interrupt = match self.m.idle() {
+            Some(interrupt) => interrupt,
+            None => {
+                self.all().stuck(site.held)?;
+                Interrupt::Kick
+            }
+        };
+        if self.m.is_stopped() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(interrupt == Interrupt::Console)
         }
     }
 }

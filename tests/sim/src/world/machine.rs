@@ -1,15 +1,16 @@
-//! A whole machine for the rules to run on: one CPU, memory, a clock that advances with the work done, and a second
-//! guest CPU's worth of malice, which changes guest memory between two looks of the rules.
+//! A whole machine for the rules to run on: CPUs, memory, a clock that advances with the work done, and malice, which
+//! changes guest memory between two looks of the rules.
 
+use super::turns::{self, At, Stand, Turns, this_cpu};
 use crate::machine::{Cached, HOLE_MARK, Seen};
 use crate::rng::Rng;
 use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_START, PAGE_SIZE};
-use hv_core::frame::{FrameTable, Use};
+use hv_core::frame::{FrameTable, Owner, Use};
 use hv_core::machine::{Clock, Console, CpuState, Cpus, Flush, Frames, Interrupt, Page, Segments};
 use hv_core::vcpu::debug::DR6_CLEAR;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 /// Where a CPU sees its vcpu's GDT.
 pub const GDT_WINDOW: u64 = HOLE_START + (4 << 39);
@@ -49,27 +50,46 @@ pub struct Race {
     pub odds: usize,
 }
 
-/// Memory, one CPU, a clock.
+/// One CPU: what it has loaded, what it may remember, and what others want of it.
+struct OneCpu {
+    stand: Stand,
+    loaded: Mutex<Loaded>,
+    cached: Mutex<Vec<Cached>>,
+    armed: AtomicU64,
+    /// Looks at memory so far.
+    work: AtomicU64,
+    /// Looks at words of the frame table while it was its turn, and how many there were in all when the turn began.
+    looks: [AtomicU64; 2],
+    /// Who interferes with its guest's memory.
+    race: Mutex<Option<Race>>,
+    racing: AtomicBool,
+    /// Selectors that do not load when a vcpu comes to it the next time.
+    refused: Mutex<Option<[u16; 4]>>,
+    /// A key was typed, and its interrupt waits.
+    typed: AtomicBool,
+    /// A kick is on its way.
+    kicked: AtomicBool,
+    /// Another CPU wants it to flush.
+    asked: AtomicBool,
+    /// So completely.
+    asked_all: AtomicBool,
+}
+
+/// Memory, CPUs, a clock.
 pub struct WholeMachine {
     pages: Vec<Box<Page>>,
     m2p: Vec<AtomicU64>,
     touched: Vec<AtomicBool>,
     words: Mutex<Vec<Vec<(usize, u64)>>>,
-    racing: AtomicBool,
     clock: AtomicU64,
-    armed: AtomicU64,
-    /// Looks at memory so far.
-    pub work: AtomicU64,
-    /// What the CPU has loaded.
-    pub cpu: Mutex<Loaded>,
-    /// What it may remember.
-    pub cached: Mutex<Vec<Cached>>,
-    /// Who interferes.
-    race: Mutex<Option<Race>>,
-    /// Selectors that do not load when a vcpu comes to the CPU the next time.
-    pub refused: Mutex<Option<[u16; 4]>>,
-    /// A key was typed, and its interrupt waits.
-    pub typed: AtomicBool,
+    cpus: Vec<OneCpu>,
+    turns: Turns,
+    /// What decides whose turn it is, and what comes late.
+    pub(super) rng: Mutex<Rng>,
+    /// The words of all frames, where several CPUs look at them.
+    frames: OnceLock<&'static FrameTable>,
+    /// Nobody waits until others have flushed: a fault of the machine.
+    pub impatient: AtomicBool,
     /// How many bytes the console takes at once.
     pub line: AtomicUsize,
     /// What it took first.
@@ -91,43 +111,32 @@ fn a_full_cpu(leaf: u32, subleaf: u32) -> [u32; 4] {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl WholeMachine {
-    /// A machine of so many frames, all zero.
+    /// A machine of so many frames, all zero, and one CPU.
     #[must_use]
     pub fn new(frames: usize) -> Self {
-        let loaded = Loaded {
-            root: None,
-            fs_base: 0,
-            gs_base: 0,
-            task_switched: false,
-            cr4: 0,
-            xcr0: 1,
-            debug: [0, 0, 0, 0, 0, 0, DR6_CLEAR, 0x400],
-            sysenter: false,
-            selectors: [0; 4],
-            gdt: [None; 14],
-            ldt_entries: 0,
-            ldt: [None; 16],
-            tsc_aux: 0,
-        };
+        Self::with_cpus(frames, 1, 0)
+    }
+
+    /// A machine of so many frames, all zero, and so many CPUs, whose turns the seed decides.
+    #[must_use]
+    pub fn with_cpus(frames: usize, cpus: usize, seed: u64) -> Self {
+        turns::prepare();
         Self {
             pages: (0..frames).map(|_| Box::new([const { AtomicU64::new(0) }; ENTRIES])).collect(),
             m2p: (0..frames).map(|_| AtomicU64::new(u64::MAX)).collect(),
             touched: (0..frames).map(|_| AtomicBool::new(true)).collect(),
             words: Mutex::new(vec![Vec::new(); frames]),
-            racing: AtomicBool::new(false),
             clock: AtomicU64::new(1),
-            armed: AtomicU64::new(u64::MAX),
-            work: AtomicU64::new(0),
-            cpu: Mutex::new(loaded),
-            cached: Mutex::default(),
-            race: Mutex::new(None),
-            refused: Mutex::new(None),
-            typed: AtomicBool::new(false),
+            cpus: (0..cpus).map(|_| OneCpu::new()).collect(),
+            turns: Turns::new(),
+            rng: Mutex::new(Rng::new(seed ^ 0x5eed)),
+            frames: OnceLock::new(),
+            impatient: AtomicBool::new(false),
             line: AtomicUsize::new(usize::MAX),
             printed: Mutex::default(),
             logged: Mutex::new(b"[info] Tenon\n".to_vec()),
@@ -135,14 +144,131 @@ impl WholeMachine {
         }
     }
 
-    /// Looks at memory so far, and at words of the frame table.
+    /// How many CPUs it has.
+    #[must_use]
+    pub fn cpu_count(&self) -> usize {
+        self.cpus.len()
+    }
+
+    /// The CPU this thread plays.
+    fn here(&self) -> &OneCpu {
+        &self.cpus[this_cpu()]
+    }
+
+    pub(super) fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
+    pub(super) fn stand(&self, cpu: usize) -> &Stand {
+        &self.cpus[cpu].stand
+    }
+
+    /// Says whose words the CPUs look at: looks are counted for each CPU then.
+    pub fn looks_at(&self, frames: &'static FrameTable) {
+        let first = self.frames.set(frames).is_ok();
+        assert!(first, "one frame table");
+    }
+
+    /// One look in so many gives other CPUs a chance.
+    pub fn set_odds(&self, odds: u64) {
+        self.turns.odds.store(odds, Relaxed);
+    }
+
+    /// This CPU's turn ends: its looks are counted.
+    pub(super) fn rests(&self) {
+        if let Some(frames) = self.frames.get() {
+            let [sum, since] = &self.here().looks;
+            sum.store(sum.load(Relaxed) + frames.looks() - since.load(Relaxed), Relaxed);
+        }
+    }
+
+    /// It is this CPU's turn again.
+    pub(super) fn goes_on(&self) {
+        if let Some(frames) = self.frames.get() {
+            self.here().looks[1].store(frames.looks(), Relaxed);
+        }
+    }
+
+    /// Looks of this CPU at memory so far, and at words of the frame table.
     pub fn work_with(&self, frames: &FrameTable) -> u64 {
-        self.work.load(Relaxed) + frames.looks()
+        let [sum, since] = &self.here().looks;
+        self.here().work.load(Relaxed) + sum.load(Relaxed) + frames.looks() - since.load(Relaxed)
+    }
+
+    /// Does something that costs no work: an audit.
+    pub fn for_free<R>(&self, work: impl FnOnce() -> R) -> R {
+        let (before, race) = (self.here().work.load(Relaxed), self.set_race(None));
+        let result = work();
+        self.here().work.store(before, Relaxed);
+        self.set_race(race);
+        result
     }
 
     /// What the CPU has loaded.
     pub fn loaded(&self) -> MutexGuard<'_, Loaded> {
-        lock(&self.cpu)
+        lock(&self.here().loaded)
+    }
+
+    /// Translations that CPUs may remember.
+    #[must_use]
+    pub fn cached(&self) -> Vec<Cached> {
+        self.cpus.iter().flat_map(|cpu| lock(&cpu.cached).clone()).collect()
+    }
+
+    /// A key is typed, whose interrupt this CPU gets.
+    pub fn type_key(&self) {
+        self.here().typed.store(true, Relaxed);
+    }
+
+    /// Whether the interrupt of a key waits for this CPU.
+    #[must_use]
+    pub fn has_typed(&self) -> bool {
+        self.here().typed.load(Relaxed)
+    }
+
+    /// Takes the interrupt of a key, if it waits.
+    pub fn take_typed(&self) -> bool {
+        self.here().typed.swap(false, Relaxed)
+    }
+
+    /// Whether a kick is on its way to a CPU.
+    #[must_use]
+    pub fn is_kicked(&self, cpu: usize) -> bool {
+        self.cpus[cpu].kicked.load(Relaxed)
+    }
+
+    /// Takes a kick that has been sent to this CPU, unless it comes later.
+    pub fn take_kick(&self) -> bool {
+        self.here().kicked.load(Relaxed) && self.dice(|rng| rng.one_in(2)) && self.here().kicked.swap(false, Relaxed)
+    }
+
+    /// The selectors of the vcpu that comes to this CPU next do not load.
+    pub fn refuse(&self, selectors: [u16; 4]) {
+        *lock(&self.here().refused) = Some(selectors);
+    }
+
+    /// Whether somebody has something for a CPU that sleeps.
+    pub(super) fn wakes(&self, cpu: usize) -> bool {
+        let it = &self.cpus[cpu];
+        let due = it.armed.load(Relaxed) <= self.clock.load(Relaxed);
+        due || it.kicked.load(Relaxed) || it.typed.load(Relaxed) || self.is_stopped()
+    }
+
+    /// A CPU does what others have asked it for.
+    pub(super) fn answer(&self, cpu: usize) {
+        let it = &self.cpus[cpu];
+        if it.asked.load(SeqCst) {
+            if it.asked_all.swap(false, SeqCst) {
+                lock(&it.cached).clear();
+            }
+            it.asked.store(false, SeqCst);
+            self.progressed();
+        }
+    }
+
+    /// This CPU is about to run its guest, or does: it answers what it was asked.
+    pub fn answer_here(&self) {
+        self.answer(this_cpu());
     }
 
     /// Lets time pass.
@@ -150,30 +276,44 @@ impl WholeMachine {
         self.clock.store(self.clock.load(Relaxed) + nanoseconds, Relaxed);
     }
 
-    /// When the timer fires.
+    /// When the timer of this CPU fires.
     #[must_use]
     pub fn armed(&self) -> u64 {
-        self.armed.load(Relaxed)
+        self.here().armed.load(Relaxed)
     }
 
-    /// Lets somebody interfere from now on, or nobody; gives back who did.
+    /// When the timer of a CPU fires.
+    #[must_use]
+    pub fn armed_at(&self, cpu: usize) -> u64 {
+        self.cpus[cpu].armed.load(Relaxed)
+    }
+
+    /// Whether the timer of this CPU has fired.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.armed() <= self.clock.load(Relaxed)
+    }
+
+    /// Lets somebody interfere from now on with what this CPU looks at, or nobody; gives back who did.
     pub fn set_race(&self, race: Option<Race>) -> Option<Race> {
-        self.racing.store(race.is_some(), Relaxed);
-        std::mem::replace(&mut lock(&self.race), race)
+        self.here().racing.store(race.is_some(), Relaxed);
+        std::mem::replace(&mut lock(&self.here().race), race)
     }
 
     fn looked(&self, frame: Frame, words: u64) {
-        self.work.store(self.work.load(Relaxed) + words, Relaxed); // one thread
+        turns::between();
+        let work = &self.here().work;
+        work.store(work.load(Relaxed) + words, Relaxed); // one thread at a time
         self.pass(words * WORD_NS);
         self.touched[frame.index()].store(true, Relaxed);
     }
 
     /// Changes a word of a frame a guest can write, if the dice say so.
     fn interfere(&self, frame: Frame) {
-        if !self.racing.load(Relaxed) {
+        if !self.here().racing.load(Relaxed) {
             return;
         }
-        let mut race = lock(&self.race);
+        let mut race = lock(&self.here().race);
         let Some(race) = race.as_mut() else { return };
         if !race.rng.one_in(race.odds) || !race.over.contains(&frame) {
             return;
@@ -215,13 +355,17 @@ impl WholeMachine {
         self.pages[frame.index()][at].store(value, Relaxed);
     }
 
-    /// Walks from the loaded root through random present entries, as the CPU does for a guest: remembers what it saw, sets
-    /// accessed bits, and the dirty bit for a write.
-    pub fn wander(&self, rng: &mut Rng) {
-        let Some(mut table) = self.loaded().root else { return };
+    /// Walks from the loaded root, or from a table it remembers, through random present entries, as the CPU does for a guest:
+    /// remembers what it saw, sets accessed bits, and the dirty bit for a write. `frames` says whose each frame is.
+    pub fn wander(&self, frames: &FrameTable, rng: &mut Rng) {
+        let Some(root) = self.loaded().root else { return };
+        let level_of = |c: &Cached| if let Seen::Table(level) = c.seen { Some((c.frame, level)) } else { None };
+        let tables: Vec<(Frame, u8)> = lock(&self.here().cached).iter().filter_map(level_of).collect();
+        let remembered = if self.cpu_count() > 1 && rng.one_in(3) { rng.pick(&tables) } else { None };
+        let (mut table, first) = remembered.unwrap_or((root, 4));
         let mut writable = true;
-        for level in (1..=4u8).rev() {
-            self.remember(table, Seen::Table(level));
+        for level in (1..=first).rev() {
+            self.remember(frames, table, Seen::Table(level));
             let live = |&(at, word): &(usize, u64)| word & 1 != 0 && !(level == 4 && HOLE_SLOTS.contains(&at));
             let candidates: Vec<usize> =
                 self.words(table, |words| words.iter().filter(|w| live(w)).map(|w| w.0).collect());
@@ -235,12 +379,13 @@ impl WholeMachine {
             }
             table = next;
         }
-        self.remember(table, Seen::Page { writable });
+        self.remember(frames, table, Seen::Page { writable });
     }
 
-    fn remember(&self, frame: Frame, seen: Seen) {
-        let what = Cached { cpu: CpuId(0), frame, turn: 0, seen };
-        let mut cached = lock(&self.cached);
+    fn remember(&self, frames: &FrameTable, frame: Frame, seen: Seen) {
+        let turn = owner_number(frames, frame);
+        let what = Cached { cpu: CpuId(this_cpu() as u32), frame, turn, seen };
+        let mut cached = lock(&self.here().cached);
         if !cached.contains(&what) {
             cached.push(what);
         }
@@ -254,18 +399,76 @@ impl WholeMachine {
         cpu.debug[6] |= 1 << 14 | met;
     }
 
-    /// Sleeps until the timer fires; a kick if no timer is set.
-    pub fn idle(&self) -> Interrupt {
-        if self.typed.swap(false, Relaxed) {
-            return Interrupt::Console;
-        }
-        match self.armed() {
-            u64::MAX => Interrupt::Kick,
-            deadline => {
-                self.clock.fetch_max(deadline, Relaxed);
-                Interrupt::Timer
+    /// Sleeps until an interrupt comes; `None` if none ever will, because no CPU has anything to do.
+    pub fn idle(&self) -> Option<Interrupt> {
+        loop {
+            self.answer_here();
+            if self.take_typed() {
+                return Some(Interrupt::Console);
+            }
+            if self.is_due() {
+                return Some(Interrupt::Timer);
+            }
+            if self.take_kick() {
+                return Some(Interrupt::Kick);
+            }
+            if self.is_stopped() {
+                return Some(Interrupt::Other);
+            }
+            if self.hand_on(At::Asleep) || self.wakes(this_cpu()) {
+                continue;
+            }
+            // All sleep, and nobody has anything for anybody: time passes.
+            match self.cpus.iter().map(|cpu| cpu.armed.load(Relaxed)).min() {
+                None | Some(u64::MAX) => return None,
+                Some(deadline) => _ = self.clock.fetch_max(deadline, Relaxed),
             }
         }
+    }
+}
+
+impl OneCpu {
+    fn new() -> Self {
+        let loaded = Loaded {
+            root: None,
+            fs_base: 0,
+            gs_base: 0,
+            task_switched: false,
+            cr4: 0,
+            xcr0: 1,
+            debug: [0, 0, 0, 0, 0, 0, DR6_CLEAR, 0x400],
+            sysenter: false,
+            selectors: [0; 4],
+            gdt: [None; 14],
+            ldt_entries: 0,
+            ldt: [None; 16],
+            tsc_aux: 0,
+        };
+        Self {
+            stand: Stand::new(),
+            loaded: Mutex::new(loaded),
+            cached: Mutex::default(),
+            armed: AtomicU64::new(u64::MAX),
+            work: AtomicU64::new(0),
+            looks: [const { AtomicU64::new(0) }; 2],
+            race: Mutex::new(None),
+            racing: AtomicBool::new(false),
+            refused: Mutex::new(None),
+            typed: AtomicBool::new(false),
+            kicked: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+            asked_all: AtomicBool::new(false),
+        }
+    }
+}
+
+/// Whose a frame is, as a number; 0 if it is nobody's, so that no harm comes of remembering it.
+pub(super) fn owner_number(frames: &FrameTable, frame: Frame) -> u32 {
+    match frames.info(frame).map(|info| info.owner.owner) {
+        Some(Owner::Guest(id)) => 1 << 16 | u32::from(id.0),
+        Some(Owner::Lent(id)) => 2 << 16 | u32::from(id.0),
+        Some(Owner::Hypervisor) => 3 << 16,
+        _ => 0,
     }
 }
 
@@ -327,15 +530,36 @@ impl Frames for WholeMachine {
 
 impl Cpus for WholeMachine {
     fn this_cpu(&self) -> CpuId {
-        CpuId(0)
+        CpuId(this_cpu() as u32)
     }
     fn flush(&self, cpus: CpuSet, what: Flush) {
-        if what == Flush::All && cpus.has(CpuId(0)) {
-            lock(&self.cached).clear();
+        let me = this_cpu();
+        let others = || (0..self.cpus.len()).filter(|cpu| *cpu != me && cpus.has(CpuId(*cpu as u32)));
+        for cpu in others() {
+            let it = &self.cpus[cpu];
+            // A flush of one page may be taken for none: the rules must not rely on it for P4.
+            it.asked_all.fetch_or(what == Flush::All, SeqCst);
+            it.asked.store(true, SeqCst);
+        }
+        self.progressed(); // they have something to answer
+        if what == Flush::All && cpus.has(self.this_cpu()) {
+            lock(&self.here().cached).clear();
+        }
+        for cpu in others() {
+            let asked = &self.cpus[cpu].asked;
+            while asked.load(SeqCst) && !self.impatient.load(Relaxed) {
+                if self.may_be_answered_for(cpu) {
+                    self.answer(cpu);
+                } else {
+                    self.answer(me);
+                    self.hold_on();
+                }
+            }
         }
     }
     fn kick(&self, cpu: CpuId) {
-        assert_ne!(cpu, CpuId(0), "nobody kicks the CPU it is on");
+        assert_ne!(cpu, self.this_cpu(), "nobody kicks the CPU it is on");
+        self.cpus[cpu.0 as usize].kicked.store(true, Relaxed);
     }
 }
 
@@ -344,7 +568,7 @@ impl Clock for WholeMachine {
         self.clock.fetch_add(20, Relaxed)
     }
     fn arm(&self, deadline: u64) {
-        self.armed.store(deadline, Relaxed);
+        self.here().armed.store(deadline, Relaxed);
     }
     fn tsc(&self) -> u64 {
         self.clock.load(Relaxed).wrapping_mul(3)
@@ -390,11 +614,11 @@ fn canonical(address: u64) {
 
 impl CpuState for WholeMachine {
     fn load_root(&self, root: Frame) {
-        lock(&self.cached).clear();
+        lock(&self.here().cached).clear();
         self.loaded().root = Some(root);
     }
     fn leave_root(&self) {
-        lock(&self.cached).clear();
+        lock(&self.here().cached).clear();
         self.loaded().root = None;
     }
     fn fs_base(&self) -> u64 {
@@ -469,7 +693,7 @@ impl CpuState for WholeMachine {
     fn switch_in(&self, segments: &Segments, _: Frame) -> Result<(), [u16; 4]> {
         self.set_fs_base(segments.fs_base);
         self.set_gs_base(segments.gs_base);
-        lock(&self.refused).take().map_or(Ok(()), Err)
+        lock(&self.here().refused).take().map_or(Ok(()), Err)
     }
     fn switch_out(&self, segments: &mut Segments, _: Frame) {
         (segments.fs_base, segments.gs_base) = (self.fs_base(), self.gs_base());
@@ -484,6 +708,8 @@ impl CpuState for WholeMachine {
 
 impl hv_core::machine::Machine for WholeMachine {
     fn let_in(&self) -> bool {
-        self.typed.swap(false, Relaxed)
+        self.answer_here();
+        self.take_kick();
+        self.take_typed()
     }
 }

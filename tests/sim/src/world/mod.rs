@@ -12,6 +12,7 @@ pub mod calls;
 pub mod hostile;
 pub mod machine;
 pub mod script;
+pub mod turns;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,8 +27,12 @@ pub struct Totals {
     pub calls: BTreeMap<(&'static str, &'static str), (u64, u64)>,
     /// Other things that happened.
     pub events: BTreeMap<&'static str, u64>,
-    /// Steps, with an audit after each.
+    /// Steps.
     pub steps: u64,
+    /// Audits: one after each step with one CPU; with several, some steps of different CPUs that overlap share one.
+    pub audits: u64,
+    /// Times one CPU had to wait, or was stopped between two looks, and another went on.
+    pub turns: u64,
     /// Most looks at memory in one step of a call.
     pub longest: (u64, &'static str),
 }
@@ -43,6 +48,8 @@ impl Totals {
             *self.events.entry(key).or_default() += n;
         }
         self.steps += other.steps;
+        self.audits += other.audits;
+        self.turns += other.turns;
         self.longest = self.longest.max(other.longest);
     }
 
@@ -65,8 +72,8 @@ impl fmt::Display for Totals {
         }
         write!(
             f,
-            "{} steps audited; the longest looked {} times at memory: {}",
-            self.steps, self.longest.0, self.longest.1
+            "{} steps, {} audits, {} turns; the longest looked {} times at memory: {}",
+            self.steps, self.audits, self.turns, self.longest.0, self.longest.1
         )
     }
 }

@@ -1,7 +1,7 @@
 //! A stage for told stories: domains that do one thing at a time, with an audit after each step.
 
 use super::Context;
-use super::audit::Audit;
+use super::audit::{Audit, On};
 use super::build::{self, at, page};
 use super::machine::WholeMachine;
 use hv_core::addr::{DomainId, Frame, GuestVirt, VcpuId};
@@ -79,7 +79,7 @@ impl Stage {
         let spec = Spec { powers, vcpus: 2, max_pages: 0, handle: [9; 16] };
         let id = self.site().create(&spec).map(Domain::id).expect("room for a domain");
         let domain = self.world.domain(id).expect("it lives");
-        let pages = build::build(self.m, self.world, &mut self.held, domain).expect("room for its pages");
+        let pages = build::build(self.m, self.world, &mut self.held, domain, 1).expect("room for its pages");
         Actor { id: domain.id(), pages }
     }
 
@@ -138,7 +138,7 @@ impl Stage {
                 longest = longest.max(ctx.m.work_with(&ctx.world.frames) - before);
                 steps += 1;
                 assert!(steps <= ENDLESS, "{}{args:x?}: {steps} steps, and no end", call.name());
-                if let Err(why) = audit.look(ctx.m, ctx.world, Some(ctx)) {
+                if let Err(why) = audit.look(ctx.m, ctx.world, &[On::stage(ctx)]) {
                     panic!("{}{args:x?}: {why}", call.name());
                 }
             }
