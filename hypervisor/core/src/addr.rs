@@ -112,6 +112,11 @@ impl FrameSlot {
         self.0.store(frame.0, Ordering::Release);
     }
 
+    /// Puts a frame there, or none.
+    pub(crate) fn put(&self, frame: Option<Frame>) {
+        self.0.store(frame.map_or(0, |frame| frame.0), Ordering::Release);
+    }
+
     /// Takes the frame out.
     #[must_use]
     pub fn take(&self) -> Option<Frame> {

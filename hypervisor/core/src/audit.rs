@@ -1,7 +1,11 @@
 //! What an audit may see of the books that the rules keep to themselves. For `tests/sim` alone: no image has this.
 
 use crate::addr::{CpuId, FrameSlot, MAX_VCPUS};
+use crate::domain::Life;
+use crate::lock::{Above, Leaf, Level, Lock, Nothing, Owned};
 use crate::prelude::*;
+use core::fmt::{Debug, Write};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 /// The frames in a list of places for them.
 pub(crate) fn frames(list: &[FrameSlot]) -> impl Iterator<Item = Frame> {
@@ -60,5 +64,130 @@ impl Vcpu {
     pub fn virq_port(&self, virq: usize) -> Option<Port> {
         let port = self.virqs.get(virq)?.load(Acquire);
         (port != 0).then_some(Port(u32::from(port)))
+    }
+}
+
+/// State that a test can spoil and look at, field by field.
+pub trait Field {
+    /// Makes it differ from what it begins with.
+    fn soil(&self);
+    /// Shows what it holds as numbers, under the names of its fields.
+    fn look(&self, name: &'static str, see: &mut dyn FnMut(&'static str, u64));
+}
+
+macro_rules! fields {
+    ($($word:ident: $change:expr;)*) => {
+        $(impl Field for $word {
+            fn soil(&self) {
+                self.store($change(self.load(SeqCst)), SeqCst);
+            }
+            fn look(&self, name: &'static str, see: &mut dyn FnMut(&'static str, u64)) {
+                see(name, self.load(SeqCst).into());
+            }
+        })*
+    };
+}
+fields! {
+    AtomicBool: |old: bool| !old;
+    AtomicU8: |old: u8| !old;
+    AtomicU16: |old: u16| !old;
+    AtomicU32: |old: u32| !old;
+    AtomicU64: |old: u64| !old;
+}
+
+impl Field for FrameSlot {
+    fn soil(&self) {
+        self.set(Frame::from_u32(u32::MAX));
+    }
+    fn look(&self, name: &'static str, see: &mut dyn FnMut(&'static str, u64)) {
+        see(name, self.get().map_or(0, Frame::number));
+    }
+}
+
+impl<T: Field, const N: usize> Field for [T; N] {
+    fn soil(&self) {
+        self.iter().for_each(T::soil);
+    }
+    fn look(&self, name: &'static str, see: &mut dyn FnMut(&'static str, u64)) {
+        self.iter().for_each(|field| field.look(name, see));
+    }
+}
+
+/// A value under a lock that a test can spoil.
+pub trait Spoil: Debug {
+    /// Makes it differ from what it begins with.
+    fn spoil(&mut self);
+}
+
+impl Spoil for () {
+    fn spoil(&mut self) {}
+}
+
+impl<T: Spoil> Field for Leaf<T> {
+    fn soil(&self) {
+        self.with(T::spoil);
+    }
+    fn look(&self, name: &'static str, see: &mut dyn FnMut(&'static str, u64)) {
+        see(name, self.with(|value| number_of(value)));
+    }
+}
+
+impl<L: Above<Nothing> + Level, T: Spoil> Field for Lock<L, T> {
+    fn soil(&self) {
+        self.lock(&mut crate::lock::Held::entering_ring_0()).spoil();
+    }
+    fn look(&self, name: &'static str, see: &mut dyn FnMut(&'static str, u64)) {
+        see(name, number_of(&*self.lock(&mut crate::lock::Held::entering_ring_0())));
+    }
+}
+
+impl<T: Spoil> Field for Owned<T> {
+    fn soil(&self) {
+        self.try_take().iter_mut().for_each(|value| value.spoil());
+    }
+    fn look(&self, name: &'static str, see: &mut dyn FnMut(&'static str, u64)) {
+        see(name, self.try_take().map_or(u64::MAX, |value| number_of(&*value)));
+    }
+}
+
+impl Spoil for VcpuState {
+    fn spoil(&mut self) {
+        self.regs.rip = 1;
+        self.raise(1, None);
+        (self.time_area, self.iopl, self.initialised) = (Some(GuestVirt(8)), 3, true);
+    }
+}
+
+/// A number that stands for what is printed of a value (FNV).
+fn number_of(value: &impl Debug) -> u64 {
+    struct Sum(u64);
+    impl Write for Sum {
+        fn write_str(&mut self, text: &str) -> core::fmt::Result {
+            self.0 = text.bytes().fold(self.0, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+            Ok(())
+        }
+    }
+    let mut sum = Sum(0xcbf2_9ce4_8422_2325);
+    let _ = write!(sum, "{value:?}");
+    sum.0
+}
+
+impl World {
+    /// Spoils every slot that is free, as the worst of domains could have left it.
+    pub fn soil(&self) {
+        for domain in self.domains.iter().filter(|domain| domain.life() == Life::Free) {
+            domain.soil();
+            domain.mark_free();
+        }
+        for vcpu in self.vcpus.iter().filter(|vcpu| vcpu.domain.load(SeqCst) == 0) {
+            vcpu.soil();
+            vcpu.domain.store(0, SeqCst);
+        }
+    }
+
+    /// Shows all that a domain is made of, and its vcpus.
+    pub fn look(&self, domain: &Domain, see: &mut dyn FnMut(&'static str, u64)) {
+        domain.look("domain", see);
+        self.vcpus_of(domain).for_each(|vcpu| vcpu.look("vcpu", see));
     }
 }

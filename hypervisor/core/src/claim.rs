@@ -98,20 +98,15 @@ pub struct View<'m, M> {
     memo: Option<&'m Memo>,
 }
 
-/// The page that was found last, open to reading and writing. It is what a walk would find for as long as no entry of any
-/// table has let go of what it led to ([`FrameTable::losses`]).
-#[derive(Debug)]
-pub struct Memo {
-    page: AtomicU64,
-    /// The root in the upper half, the frame in the lower.
-    frames: AtomicU64,
-    losses: AtomicU64,
-}
-
-impl Memo {
-    /// Nothing was found yet.
-    pub(crate) const fn new() -> Self {
-        Self { page: AtomicU64::new(u64::MAX), frames: AtomicU64::new(0), losses: AtomicU64::new(0) }
+renewable! {
+    /// The page that was found last, open to reading and writing. It is what a walk would find for as long as no entry of any
+    /// table has let go of what it led to ([`FrameTable::losses`]).
+    #[derive(Debug)]
+    pub struct Memo {
+        page: AtomicU64 = AtomicU64::new(u64::MAX),
+        /// The root in the upper half, the frame in the lower.
+        frames: AtomicU64 = AtomicU64::new(0),
+        losses: AtomicU64 = AtomicU64::new(0),
     }
 }
 

@@ -52,7 +52,17 @@ pub enum Fault {
     ShortWithoutUse,
     /// A machine does not wait until other CPUs have flushed.
     AwaitNoFlush,
+    /// A domain begins with what the last one in its slot has left in a field.
+    InheritField,
 }
+
+/// Whether this field is to be left as it was when a domain begins.
+pub(crate) fn forgets(field: &str) -> bool {
+    planted(Fault::InheritField) && field == INHERITED
+}
+
+/// The field that [`Fault::InheritField`] is about.
+pub const INHERITED: &str = "pollers";
 
 #[cfg(feature = "planted-fault")]
 static PLANTED: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(0);

@@ -36,6 +36,38 @@ macro_rules! with_new {
     };
 }
 
+/// The same for what begins anew with each domain: each field is given the value it begins with, and no other list of them
+/// exists ([`renew`]).
+macro_rules! renewable {
+    ($(#[$meta:meta])* pub struct $name:ident {
+        $($(#[$about:meta])* $visible:vis $field:ident: $ty:ty = $value:expr,)*
+    }) => {
+        with_new! {
+            $(#[$meta])*
+            pub struct $name { $($(#[$about])* $visible $field: $ty = $value,)* }
+        }
+
+        impl $crate::renew::Renew for $name {
+            fn renew(&self, _: impl FnOnce() -> Self, held: &mut $crate::lock::Held<$crate::lock::Domains>) {
+                $(if !$crate::fault::forgets(stringify!($field)) {
+                    $crate::renew::Renew::renew(&self.$field, || $value, held);
+                })*
+            }
+        }
+
+        #[cfg(feature = "planted-fault")]
+        impl $crate::audit::Field for $name {
+            fn soil(&self) {
+                $($crate::audit::Field::soil(&self.$field);)*
+            }
+
+            fn look(&self, _name: &'static str, see: &mut dyn FnMut(&'static str, u64)) {
+                $($crate::audit::Field::look(&self.$field, stringify!($field), see);)*
+            }
+        }
+    };
+}
+
 pub mod addr;
 #[cfg(feature = "planted-fault")]
 pub mod audit;
@@ -54,6 +86,7 @@ pub mod machine;
 pub mod memory;
 pub mod paging;
 pub mod policy;
+mod renew;
 pub mod sched;
 pub mod time;
 pub mod trap;

@@ -124,6 +124,11 @@ impl<L: Level, T> Lock<L, T> {
         Self { inner: TicketMutex::new(value), level: PhantomData }
     }
 
+    /// The value of a lock that nobody else knows.
+    pub(crate) fn into_inner(self) -> T {
+        self.inner.into_inner()
+    }
+
     /// Waits for the lock. The guard gives the value, and the proof for taking locks above.
     pub fn lock<'t, H: Level>(&'t self, _held: &'t mut Held<H>) -> Guard<'t, L, T>
     where
@@ -172,6 +177,11 @@ impl<T> Leaf<T> {
         Self(TicketMutex::new(value))
     }
 
+    /// The value of a lock that nobody else knows.
+    pub(crate) fn into_inner(self) -> T {
+        self.0.into_inner()
+    }
+
     /// Does `work` under the lock. `work` takes no other lock and does not wait.
     pub fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
         between();
@@ -180,25 +190,25 @@ impl<T> Leaf<T> {
 }
 
 /// A value that one CPU owns for as long as it likes, a vcpu while it runs. It is only ever tried for, never waited for
-/// by rules that hold a lock, so it needs no level. Before it is taken for the first time it is its default.
+/// by rules that hold a lock, so it needs no level.
 #[derive(Debug)]
-pub struct Owned<T>(Once<TicketMutex<T, Answering>>);
+pub struct Owned<T>(TicketMutex<T, Answering>);
 
-impl<T: Default> Owned<T> {
+impl<T> Owned<T> {
     /// Nobody's.
-    pub const fn new() -> Self {
-        Self(Once::new())
+    pub const fn new(value: T) -> Self {
+        Self(TicketMutex::new(value))
     }
 
     /// Takes it, unless somebody owns it.
     pub fn try_take(&self) -> Option<impl DerefMut<Target = T> + '_> {
         between();
-        self.0.call_once(TicketMutex::default).try_lock()
+        self.0.try_lock()
     }
 
     /// Takes it, waiting until its owner lets go. The proof says that nobody can wait for us meanwhile.
     pub fn take<'t>(&'t self, _held: &mut Held<Nothing>) -> impl DerefMut<Target = T> + use<'t, T> {
-        self.0.call_once(TicketMutex::default).lock()
+        self.0.lock()
     }
 }
 
@@ -219,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_is_owned_is_not_taken_again() {
-        let owned = Owned::<u32>::new();
+        let owned = Owned::new(1);
         let first = owned.take(&mut Held::entering_ring_0());
         assert!(owned.try_take().is_none());
         drop(first);

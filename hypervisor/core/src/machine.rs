@@ -232,6 +232,11 @@ impl Registers {
     }
 }
 
+impl Registers {
+    /// All registers 0.
+    pub const ZERO: Self = zerocopy::transmute!([0u64; size_of::<Self>() / 8]);
+}
+
 /// What a vcpu owns of a CPU besides [`Registers`] and what is loaded through [`CpuState`]; saved and loaded by `hv-machine`.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Segments {
@@ -241,6 +246,11 @@ pub struct Segments {
     pub fs_base: u64,
     /// The GS base that was active.
     pub gs_base: u64,
+}
+
+impl Segments {
+    /// Null segments.
+    pub const ZERO: Self = Self { selectors: [0; 4], fs_base: 0, gs_base: 0 };
 }
 
 /// Why `run` came back from a guest.

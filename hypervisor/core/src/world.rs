@@ -2,7 +2,7 @@
 
 use crate::claim::View;
 use crate::domain::visit::Visits;
-use crate::domain::{Life, Powers};
+use crate::domain::{Life, Powers, Spec};
 use crate::frame::FrameTable;
 use crate::lock::{Domains, Held, Lock, Nothing, Ports};
 use crate::paging::{BUDGET, Session};
@@ -92,6 +92,20 @@ impl<M: Machine> Site<'_, M> {
     pub fn session<'s>(&'s mut self, domain: &'s Domain) -> Session<'s, M> {
         domain.space.open(self.m, &self.world.frames, BUDGET, self.held)
     }
+}
+
+/// A domain being made, which nobody else sees yet.
+pub(crate) struct Birth<'a, M> {
+    /// The machine.
+    pub(crate) m: &'a M,
+    /// The world.
+    pub(crate) world: &'a World,
+    /// Its slot.
+    pub(crate) domain: &'a Domain,
+    /// What it is to be.
+    pub(crate) spec: &'a Spec,
+    /// The proof that this CPU holds the census and nothing above.
+    pub(crate) held: &'a mut Held<Domains>,
 }
 
 /// A vcpu on this CPU: the world, the machine, and what it owns.

@@ -32,7 +32,7 @@ impl Bench {
         let words: Vec<AtomicU64> = (0..FRAMES as usize * WORDS).map(|_| AtomicU64::new(0)).collect();
         table.init(words.leak());
         table.add(Frame::from_u32(0), RAM);
-        Self { m: SimMachine::new(RAM as usize), table, space: Space::new(US), other: Space::new(THEM) }
+        Self { m: SimMachine::new(RAM as usize), table, space: Space::of(US), other: Space::of(THEM) }
     }
 
     fn page(&self) -> Frame {

@@ -151,7 +151,7 @@ fn frames_of_the_dead_go_when_the_last_of_the_others_lets_go() {
             while taken.load(SeqCst) == before && !holders.iter().all(|holder| holder.is_finished()) {
                 std::thread::yield_now();
             }
-            let space = Space::new(us);
+            let space = Space::of(us);
             while space.open(&m, &table, 16, &mut Held::entering_ring_0()).tear_down().is_err() {}
         }
         over.store(1, SeqCst);

@@ -132,6 +132,14 @@ impl Journal {
     }
 }
 
+#[cfg(feature = "planted-fault")]
+impl crate::audit::Spoil for Journal {
+    fn spoil(&mut self) {
+        self.write(b"what nobody else may read\n");
+        (self.busy_until, self.unlogged) = (1, 1);
+    }
+}
+
 /// A byte of a guest's as a character that does nothing.
 struct Character(u8);
 

@@ -1,43 +1,48 @@
 //! How a domain begins and ends.
 //!
-//! Touches: the slots of domains and vcpus, and the frames that belong to the hypervisor for a domain's sake.
+//! Touches: the slots of domains, and through each room what the domain is there.
 //! Never touches: a domain's own memory; whoever builds it fills it.
-//! Keeps: P11.
+//! Keeps: P10 (a slot begins anew, all of it), P11 (what begins in a room ends there, in the reverse order).
 
 use super::visit::Moment;
-use super::{Journal, Life, MAX_DOMAIN_VCPUS, PORT_FRAMES, Papers, Powers};
+use super::{Life, MAX_DOMAIN_VCPUS, PORT_FRAMES, Spec};
 use crate::addr::FrameSlot;
-use crate::grant::Grants;
+use crate::grant::{self, Grants};
 use crate::prelude::*;
-use crate::time;
-use crate::vcpu::context::Taken;
-use crate::vcpu::polling;
-use crate::world::MAX_DOMAINS;
+use crate::renew::Renew;
+use crate::world::{Birth, MAX_DOMAINS};
+use crate::{event, vcpu};
 use hypercall_abi::event::Virq;
 use hypercall_abi::shared::{WallClock, offset, vcpu_info};
 use zerocopy::IntoBytes;
 
-/// The tick every vcpu starts with (ABI core 6.3).
-const FIRST_PERIOD: u64 = 10_000_000;
+/// What a domain is in one room: how that begins, out of sight of everybody, and how it ends. An end is called again until
+/// it is no more `More`, and after a beginning that failed.
+struct Room<M: Machine> {
+    begin: fn(&mut Birth<'_, M>) -> Result<(), Errno>,
+    end: fn(&mut Site<'_, M>, &Domain) -> Result<(), Halt>,
+}
+
+impl<M: Machine> Room<M> {
+    /// All that a domain is, in the order in which it begins; it ends in the reverse order.
+    const ALL: [Self; 6] = [
+        Self { begin: set_aside, end: return_frames },
+        Self { begin: vcpu::life::begin, end: vcpu::life::end },
+        // Its memory comes by `memory_op`.
+        Self { begin: |_| Ok(()), end: |site, domain| Ok(site.session(domain).tear_down()?) },
+        Self { begin: grant::ops::begin, end: |site, domain| site.unmap_grants(domain) },
+        // Its ports come by `event_channel_op`.
+        Self { begin: |_| Ok(()), end: event::ops::end },
+        // Its vcpus run once it is unpaused.
+        Self { begin: |_| Ok(()), end: vcpu::life::stop },
+    ];
+}
 
 /// How many frames the hypervisor may have to keep on behalf of a domain, all of which are set aside when it is made: its
 /// shared_info page, ports and grants, and a page of gates and one of FPU state for each vcpu.
 #[must_use]
 pub const fn kept_frames(vcpus: u32) -> u32 {
     1 + low32(PORT_FRAMES as u64) + Grants::FRAMES + 2 * vcpus
-}
-
-/// A domain to be.
-#[derive(Clone, Copy, Debug)]
-pub struct Spec {
-    /// What it may do.
-    pub powers: Powers,
-    /// How many vcpus it has.
-    pub vcpus: u32,
-    /// How many frames it may have.
-    pub max_pages: u64,
-    /// Its UUID.
-    pub handle: [u8; 16],
 }
 
 impl<'a, M: Machine> Site<'a, M> {
@@ -52,34 +57,30 @@ impl<'a, M: Machine> Site<'a, M> {
         let mut census = world.census.lock(self.held);
         let (next, held) = census.parts();
         let mut ids = (0..MAX_DOMAINS).map(|n| DomainId(next.wrapping_add(n) % DomainId::FIRST_RESERVED));
-        let free = |id: &DomainId| world.slot(*id).is_some_and(|domain| domain.life() == Life::Free);
-        let id = ids.find(free).ok_or(Errno::NoMem)?;
-        let domain = world.slot(id).ok_or(Errno::NoMem)?;
+        let free = |id| {
+            let domain = world.slot(id).filter(|domain| domain.life() == Life::Free)?;
+            Some((id, domain, domain.work.try_take()?))
+        };
+        let (id, domain, _work) = ids.find_map(free).ok_or(Errno::NoMem)?;
+        domain.renew(Domain::new, held);
         domain.id.store(id.0, Release);
-        domain.space.begin(id, held);
-        world.frames.promise(id, kept_frames(spec.vcpus))?;
-        let shared = world.frames.lend(m, id).inspect_err(|_| world.release_frames(domain))?;
-        for vcpu in 0..MAX_DOMAIN_VCPUS {
-            m.write(shared, vcpu * vcpu_info::SIZE + vcpu_info::UPCALL_MASK, &[1]);
-        }
-        write_wallclock(m, shared);
-        domain.shared_info.set(shared);
-        world.fill_table(m, domain, 1).inspect_err(|_| world.release_frames(domain))?;
-        for number in 0..spec.vcpus {
-            world.add_vcpu(m, domain, VcpuId(number)).inspect_err(|_| world.release_frames(domain))?;
-        }
+        domain.space.belongs_to(id);
         domain.powers.store(spec.powers.bits(), Relaxed);
         domain.max_pages.store(spec.max_pages, Relaxed);
-        domain.paused.store(true, SeqCst);
-        domain.shutdown.store(0, SeqCst);
-        domain.pollers.store(0, SeqCst);
-        domain.assists.store(0, Relaxed);
-        domain.cpu_time.store(0, Relaxed);
-        domain.entries.iter().for_each(|counter| counter.store(0, Relaxed));
-        domain.papers.with(|papers| *papers = Papers::new(spec.handle));
-        domain.journal.with(|journal| *journal = Journal::new());
-        domain.life.store(Life::Alive as u8, Release);
-        *next = (id.0 + 1) % DomainId::FIRST_RESERVED;
+        domain.papers.with(|papers| papers.handle = spec.handle);
+        let mut birth = Birth { m, world, domain, spec, held };
+        let begun = Room::ALL.iter().try_for_each(|room| (room.begin)(&mut birth));
+        // Without all of it, it begins to end at once.
+        domain.life.store(if begun.is_ok() { Life::Alive } else { Life::Dying } as u8, Release);
+        if begun.is_ok() {
+            *next = (id.0 + 1) % DomainId::FIRST_RESERVED;
+        }
+        drop(census);
+        if let Err(why) = begun {
+            // It has no memory yet, so one step is enough.
+            let _ = self.end(domain);
+            return Err(why);
+        }
         Ok(domain)
     }
 
@@ -88,112 +89,52 @@ impl<'a, M: Machine> Site<'a, M> {
     /// # Errors
     /// `Srch` if another has destroyed it.
     pub(super) fn destroy(&mut self, domain: &Domain, id: DomainId) -> Answer {
-        ensure!(!domain.unmaking.swap(true, SeqCst), Halt::More);
-        let exists = domain.id() == id && domain.life() != Life::Free;
-        let answer = if exists { self.unmake(domain) } else { Err(Errno::Srch.into()) };
-        domain.unmaking.store(false, SeqCst);
-        answer
-    }
-
-    fn unmake(&mut self, domain: &Domain) -> Answer {
         let (m, world) = (self.m, self.world);
+        let _work = domain.work.try_take().ok_or(Halt::More)?;
+        ensure!(domain.id() == id && domain.life() != Life::Free, Errno::Srch);
         if domain.life.swap(Life::Dying as u8, SeqCst) == Life::Alive as u8 {
             domain.dies.store(world.visits.now().0, Relaxed);
         }
         // Who has found it alive is done with it first.
         let dies = Moment(domain.dies.load(Relaxed));
         ensure!(!world.visits.any_since_before(dies, world.sched.online(), m.this_cpu()), Halt::More);
-        for vcpu in world.vcpus_of(domain) {
-            vcpu.online.store(false, SeqCst);
-            vcpu.moves(Place::Blocked, Place::Off);
-            ensure!(world.sched.forget(vcpu), Halt::More);
-            world.sched.nudge(m, vcpu);
-            // A vcpu that runs elsewhere leaves its CPU first.
-            let mut own = vcpu.own.try_take().ok_or(Halt::More)?;
-            ensure!(!matches!(vcpu.place(), Place::Running(_)), Halt::More);
-            self.drop_uses(domain, vcpu, &mut own);
-        }
-        {
-            let _guard = world.ports.lock(self.held);
-            world.close_all(m, domain);
-            domain.port_frames.iter().filter_map(FrameSlot::take).for_each(|frame| world.frames.retire(frame));
-        }
-        self.unmap_grants(domain)?;
-        self.session(domain).tear_down()?;
-        domain.end_log();
-        world.release_frames(domain);
+        self.end(domain)?;
         world.raise_global(m, Virq::DomExc);
         Ok(0)
     }
 
-    /// Drops every use of a frame that a vcpu stands for.
-    fn drop_uses(&mut self, domain: &Domain, vcpu: &Vcpu, own: &mut VcpuState) {
-        use core::mem::take;
-        let roots = [own.kernel_root.take(), own.user_root.take()];
-        Taken { gdt: take(&mut own.gdt), roots, ldt: take(&mut own.ldt_mapped) }.give_back(self, domain);
-        let Some(shared) = domain.shared_info() else { return };
-        if let Some((frame, _)) = vcpu.record().filter(|(frame, _)| *frame != shared) {
-            vcpu.info.store(shared_record(shared, vcpu.number()), Release);
-            self.world.frames.drop_use(frame, domain.id());
-        }
+    /// Goes on ending what a domain is; then its slot is free.
+    fn end(&mut self, domain: &Domain) -> Result<(), Halt> {
+        Room::ALL.iter().rev().try_for_each(|room| (room.end)(self, domain))?;
+        domain.end_log();
+        domain.powers.store(0, Relaxed);
+        domain.life.store(Life::Free as u8, Release);
+        Ok(())
     }
 }
 
-/// Where in its domain's shared_info page a vcpu's record begins, as a machine address.
-fn shared_record(shared: Frame, vcpu: VcpuId) -> u64 {
-    shared.address() + u64::from(vcpu.0) * vcpu_info::SIZE as u64
+/// Sets aside what the hypervisor may have to keep for a domain, and lends it its shared_info page.
+fn set_aside<M: Machine>(birth: &mut Birth<'_, M>) -> Result<(), Errno> {
+    let Birth { m, world, domain, spec, .. } = birth;
+    world.frames.promise(domain.id(), kept_frames(spec.vcpus))?;
+    let shared = world.frames.lend(*m, domain.id())?;
+    for vcpu in 0..MAX_DOMAIN_VCPUS {
+        m.write(shared, vcpu * vcpu_info::SIZE + vcpu_info::UPCALL_MASK, &[1]);
+    }
+    write_wallclock(*m, shared);
+    domain.shared_info.set(shared);
+    Ok(())
+}
+
+/// Returns what the hypervisor kept for a domain whose own memory is gone.
+fn return_frames<M: Machine>(site: &mut Site<'_, M>, domain: &Domain) -> Result<(), Halt> {
+    let slots = domain.grants.frames().chain([&domain.shared_info]);
+    slots.filter_map(FrameSlot::take).for_each(|frame| site.world.frames.retire(frame));
+    site.world.frames.end_promise(domain.id());
+    Ok(())
 }
 
 impl World {
-    /// Gives a domain one of the free vcpus. The caller holds the census.
-    fn add_vcpu<M: Machine>(&self, m: &M, domain: &Domain, number: VcpuId) -> Result<(), Errno> {
-        let mut vcpus = (0u16..).zip(&self.vcpus);
-        let (index, vcpu) = vcpus.find(|(_, vcpu)| vcpu.domain.load(Acquire) == 0).ok_or(Errno::NoMem)?;
-        let slot = nth(&domain.vcpus, number.0).ok_or(Errno::Inval)?;
-        let shared = domain.shared_info().ok_or(Errno::NoMem)?;
-        let position = self.domains.iter().position(|other| core::ptr::eq(other, domain)).ok_or(Errno::NoMem)?;
-        let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
-        let traps = self.frames.allocate_for(m, domain.id())?;
-        let fpu = self.frames.allocate_for(m, domain.id()).inspect_err(|_| self.frames.retire(traps))?;
-        *own = VcpuState { traps: Some(traps), fpu: Some(fpu), ..VcpuState::new() };
-        own.runstate.state_entry_time = m.now();
-        vcpu.info.store(shared_record(shared, number), Release);
-        vcpu.number.store(number.0, Relaxed);
-        vcpu.index.store(index, Relaxed);
-        vcpu.place.store(Place::Off.word(), SeqCst);
-        vcpu.online.store(false, SeqCst);
-        vcpu.nmi.store(false, SeqCst);
-        vcpu.polling.store(polling::NO, SeqCst);
-        vcpu.deadline.store(u64::MAX, Relaxed);
-        vcpu.poll_deadline.store(u64::MAX, Relaxed);
-        vcpu.period.store(FIRST_PERIOD, Relaxed);
-        vcpu.next_tick.store(m.now(), Relaxed);
-        vcpu.virqs.iter().for_each(|port| port.store(0, Relaxed));
-        vcpu.domain.store(low16(position as u64 + 1), Release);
-        slot.store(index + 1, Release);
-        time::write_record(m, vcpu);
-        Ok(())
-    }
-
-    /// Returns what the hypervisor holds for a domain whose own memory is gone, and frees its slot.
-    fn release_frames(&self, domain: &Domain) {
-        for slot in &domain.vcpus {
-            let index = slot.swap(0, AcqRel).checked_sub(1);
-            let Some(vcpu) = index.and_then(|index| nth(&self.vcpus, index)) else { continue };
-            if let Some(mut own) = vcpu.own.try_take() {
-                let own = core::mem::take(&mut *own);
-                [own.traps, own.fpu].into_iter().flatten().for_each(|frame| self.frames.retire(frame));
-            }
-            vcpu.info.store(0, Release);
-            vcpu.domain.store(0, Release);
-        }
-        let slots = domain.port_frames.iter().chain(domain.grants.frames()).chain([&domain.shared_info]);
-        slots.filter_map(FrameSlot::take).for_each(|frame| self.frames.retire(frame));
-        self.frames.end_promise(domain.id());
-        domain.powers.store(0, Relaxed);
-        domain.life.store(Life::Free as u8, Release);
-    }
-
     /// Lets a domain run.
     pub fn unpause<M: Machine>(&self, m: &M, domain: &Domain) {
         domain.paused.store(false, SeqCst);

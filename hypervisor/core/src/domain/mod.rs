@@ -13,7 +13,7 @@ pub mod visit;
 pub(crate) use journal::{Journal, Shown};
 
 use crate::addr::FrameSlot;
-use crate::lock::Leaf;
+use crate::lock::{Leaf, Owned};
 use crate::paging::Space;
 use crate::prelude::*;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
@@ -23,6 +23,19 @@ use hypercall_abi::tenon::{CrashReport, Refusals};
 pub const MAX_DOMAIN_VCPUS: usize = hypercall_abi::shared::LEGACY_VCPUS;
 /// Frames a domain's ports take at most.
 pub const PORT_FRAMES: usize = hypercall_abi::event::PORTS as usize / crate::addr::ENTRIES;
+
+/// A domain to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// What it may do.
+    pub powers: Powers,
+    /// How many vcpus it has.
+    pub vcpus: u32,
+    /// How many frames it may have.
+    pub max_pages: u64,
+    /// Its UUID.
+    pub handle: [u8; 16],
+}
 
 /// Where a domain is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,14 +64,14 @@ bitflags::bitflags! {
     }
 }
 
-with_new! {
+renewable! {
     /// One domain of the machine's fixed set.
     pub struct Domain {
         id: AtomicU16 = AtomicU16::new(0),
         life: AtomicU8 = AtomicU8::new(Life::Free as u8),
         powers: AtomicU8 = AtomicU8::new(0),
         /// Its page tables and frames.
-        pub space: Space = Space::new(DomainId(0)),
+        pub space: Space = Space::new(),
         /// Frames it may own ([`crate::frame::FrameTable::owned`]).
         pub max_pages: AtomicU64 = AtomicU64::new(0),
         shared_info: FrameSlot = FrameSlot::new(),
@@ -70,8 +83,8 @@ with_new! {
         pub(crate) paused: AtomicBool = AtomicBool::new(true),
         /// When it began to die: visits that began before may still be about it.
         pub(crate) dies: AtomicU64 = AtomicU64::new(0),
-        /// A CPU is at work on its end.
-        pub(crate) unmaking: AtomicBool = AtomicBool::new(false),
+        /// Owned by the CPU that is at work on its beginning or its end.
+        pub(crate) work: Owned<()> = Owned::new(()),
         /// 0, or its shutdown reason plus one.
         shutdown: AtomicU32 = AtomicU32::new(0),
         /// Bits of `vm_assist`.
@@ -87,7 +100,7 @@ with_new! {
         /// What it says, and what is said of it.
         pub(crate) journal: Leaf<Journal> = Leaf::new(Journal::new()),
         /// UUID, crash report, refusals.
-        pub(crate) papers: Leaf<Papers> = Leaf::new(Papers::new([0; 16])),
+        pub(crate) papers: Leaf<Papers> = Leaf::new(Papers::NONE),
     }
 }
 
@@ -104,9 +117,22 @@ pub struct Papers {
 
 impl Papers {
     /// Those of a domain that has not crashed, and was refused nothing.
-    pub(crate) const fn new(handle: [u8; 16]) -> Self {
-        let report = CrashReport { vcpu: 0, length: 0, text: [0; 128] };
-        Self { handle, report, refusals: refusals::EMPTY }
+    const NONE: Self =
+        Self { handle: [0; 16], report: CrashReport { vcpu: 0, length: 0, text: [0; 128] }, refusals: refusals::EMPTY };
+}
+
+#[cfg(feature = "planted-fault")]
+impl crate::audit::Spoil for Papers {
+    fn spoil(&mut self) {
+        (self.handle, self.report.length, self.refusals.count) = ([1; 16], 1, 1);
+    }
+}
+
+#[cfg(feature = "planted-fault")]
+impl Domain {
+    /// Its slot is free, whatever is in it.
+    pub(crate) fn mark_free(&self) {
+        self.life.store(Life::Free as u8, SeqCst);
     }
 }
 

@@ -2,8 +2,7 @@
 //!
 //! Keeps: P9. Every function that reaches another domain takes a [`ControlAuthority`].
 
-use super::life::Spec;
-use super::{Life, Powers};
+use super::{Life, Powers, Spec};
 use crate::prelude::*;
 use crate::vcpu::context;
 use crate::world::ControlAuthority;

@@ -3,6 +3,7 @@
 //! Replies are written before anything is changed: a guest whose reply page is bad has changed nothing.
 
 use super::port::{Binding, PortState};
+use crate::addr::FrameSlot;
 use crate::domain::Powers;
 use crate::prelude::*;
 use hypercall_abi::event::{
@@ -62,6 +63,15 @@ pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> An
         EventOp::SetPriority => return Err(Errno::NoSys.into()),
     }
     Ok(0)
+}
+
+/// Closes the ports of a dying domain.
+pub(crate) fn end<M: Machine>(site: &mut Site<'_, M>, domain: &Domain) -> Result<(), Halt> {
+    let (world, m) = (site.world, site.m);
+    let _guard = world.ports.lock(site.held);
+    world.close_all(m, domain);
+    domain.port_frames.iter().filter_map(FrameSlot::take).for_each(|frame| world.frames.retire(frame));
+    Ok(())
 }
 
 /// There are no FIFO events; whether the argument makes sense is answered first, as by a hypervisor that has them.

@@ -48,7 +48,7 @@ pub enum Refused {
     BadCopy,
 }
 
-with_new! {
+renewable! {
     /// A domain's part in grants: its table, our record of the pins on it, and the handles of what it has mapped itself.
     pub struct Grants {
         /// Frames of the table, lent to the domain.

@@ -5,6 +5,7 @@ use super::{Grants, HANDLES_PER_FRAME, MAX_FRAMES, MAX_HANDLE_FRAMES, Refused, f
 use crate::frame;
 use crate::paging::{Session, Slot, Stop};
 use crate::prelude::*;
+use crate::world::Birth;
 use hypercall_abi::grant::{
     Copy, CopySide, GetVersion, GrantOp, MapGrantRef, QuerySize, SetVersion, SetupTable, UnmapAndReplace,
     UnmapGrantRef, map, status,
@@ -261,9 +262,17 @@ impl<M: Machine> Site<'_, M> {
     }
 }
 
+/// Gives a domain that nobody sees yet the first frame of its table.
+///
+/// # Errors
+/// `NoMem` without memory for it.
+pub(crate) fn begin<M: Machine>(birth: &mut Birth<'_, M>) -> Result<(), Errno> {
+    Ok(birth.world.fill_table(birth.m, birth.domain, 1)?)
+}
+
 impl World {
     /// Fills the first `frames` places of a table. Others are kept from it by its lock, or do not know of the domain yet.
-    pub(crate) fn fill_table<M: Machine>(&self, m: &M, domain: &Domain, frames: u32) -> Result<(), frame::Refused> {
+    fn fill_table<M: Machine>(&self, m: &M, domain: &Domain, frames: u32) -> Result<(), frame::Refused> {
         for (table, active) in domain.grants.table.iter().zip(&domain.grants.active).take(frames as usize) {
             if active.get().is_none() {
                 active.set(self.frames.allocate_for(m, domain.id())?);

@@ -8,16 +8,16 @@ use crate::addr::{Frame, low32};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-/// Up to eight ranges of frames: the first in the upper half of a word, the end in the lower; 0 is no range.
-#[derive(Debug)]
-pub struct Devices([AtomicU64; 8]);
+renewable! {
+    /// Devices of a domain.
+    #[derive(Debug)]
+    pub struct Devices {
+        /// Ranges of frames: the first in the upper half of a word, the end in the lower; 0 is no range.
+        ranges: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8],
+    }
+}
 
 impl Devices {
-    /// No device.
-    pub(super) const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; 8])
-    }
-
     /// Lets the domain map frames outside RAM, with any cacheability. RAM is mapped write-back only, whatever the domain
     /// (XSA-402).
     ///
@@ -26,17 +26,12 @@ impl Devices {
     pub fn allow(&self, frames: Range<u32>) -> Result<(), Refused> {
         let word = u64::from(frames.start) << 32 | u64::from(frames.end);
         let free = |slot: &&AtomicU64| slot.compare_exchange(0, word, SeqCst, SeqCst).is_ok();
-        self.0.iter().find(free).map(|_| ()).ok_or(Refused::TooManyUses)
+        self.ranges.iter().find(free).map(|_| ()).ok_or(Refused::TooManyUses)
     }
 
     /// Whether the domain may map a frame outside RAM.
     pub(super) fn allows(&self, frame: Frame) -> bool {
-        let words = self.0.iter().map(|slot| slot.load(SeqCst));
+        let words = self.ranges.iter().map(|slot| slot.load(SeqCst));
         words.map(|word| low32(word >> 32)..low32(word)).any(|range| range.contains(&frame.as_u32()))
-    }
-
-    /// Takes all away.
-    pub(super) fn clear(&self) {
-        self.0.iter().for_each(|slot| slot.store(0, SeqCst));
     }
 }

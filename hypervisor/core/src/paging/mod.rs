@@ -67,14 +67,17 @@ impl From<Refused> for Stop {
 /// Done, or why not.
 pub type Outcome<T> = Result<T, Stop>;
 
-/// A domain's memory as far as page tables go: part of the domain.
-#[derive(Debug)]
-pub struct Space {
-    id: AtomicU16,
-    cpus: AtomicU64,
-    /// Frames outside RAM that it may map.
-    pub devices: Devices,
-    state: Lock<Domain, State>,
+renewable! {
+    /// A domain's memory as far as page tables go: part of the domain.
+    #[derive(Debug)]
+    pub struct Space {
+        id: AtomicU16 = AtomicU16::new(0),
+        /// CPUs that may hold translations.
+        cpus: AtomicU64 = AtomicU64::new(0),
+        /// Frames outside RAM that it may map.
+        pub devices: Devices = Devices::new(),
+        state: Lock<Domain, State> = Lock::new(State::NEW),
+    }
 }
 
 /// What the paging lock guards.
@@ -83,6 +86,19 @@ struct State {
     work: Work,
     /// The domain is being destroyed: the next frame to look at, first for L1 tables, then to give it away.
     dying: Option<Sweep>,
+}
+
+impl State {
+    /// That of a domain which has no tables.
+    const NEW: Self = Self { work: Work::new(), dying: None };
+}
+
+#[cfg(feature = "planted-fault")]
+impl crate::audit::Spoil for State {
+    fn spoil(&mut self) {
+        self.dying = Some(Sweep::Frames(1));
+        self.work.spoil();
+    }
 }
 
 /// How far the destruction of a domain's memory has come.
@@ -97,9 +113,10 @@ pub enum Sweep {
 impl Space {
     /// The space of a domain that owns nothing yet.
     #[must_use]
-    pub const fn new(id: DomainId) -> Self {
-        let state = State { work: Work::new(), dying: None };
-        Self { id: AtomicU16::new(id.0), cpus: AtomicU64::new(0), devices: Devices::new(), state: Lock::new(state) }
+    pub fn of(id: DomainId) -> Self {
+        let space = Self::new();
+        space.belongs_to(id);
+        space
     }
 
     /// Whose it is.
@@ -108,15 +125,8 @@ impl Space {
         DomainId(self.id.load(SeqCst))
     }
 
-    /// Makes it the space of another domain, which owns nothing yet; the last one has been torn down.
-    pub fn begin<H: Level>(&self, id: DomainId, held: &mut Held<H>)
-    where
-        Domain: Above<H>,
-    {
-        let mut state = self.state.lock(held);
-        state.dying = None;
-        self.devices.clear();
-        self.cpus.store(0, SeqCst);
+    /// Says whose it is, once for each domain.
+    pub(crate) fn belongs_to(&self, id: DomainId) {
         self.id.store(id.0, SeqCst);
     }
 

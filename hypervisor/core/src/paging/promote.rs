@@ -70,6 +70,14 @@ impl Work {
     }
 }
 
+#[cfg(feature = "planted-fault")]
+impl crate::audit::Spoil for Work {
+    fn spoil(&mut self) {
+        self.failed = Some(Refused::Raced);
+        self.debts = Some(Frame::from_u32(1));
+    }
+}
+
 /// Something that unfinished work holds, for an audit.
 #[cfg(feature = "planted-fault")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -71,8 +71,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes a vcpu that is to be no more out of its queue: its index may name another one soon. `false` if it is on its way
-    /// into a queue, or out of one.
+    /// Takes a vcpu that is to be no more out of its queue, and its deadlines from the CPU that keeps them: its index may name
+    /// another one soon. `false` if it is on its way into a queue, or out of one.
     #[must_use]
     pub(crate) fn forget(&self, vcpu: &Vcpu) -> bool {
         let waits = vcpu.place() == Place::Queued;
@@ -80,6 +80,7 @@ impl Scheduler {
         if found {
             vcpu.moves(Place::Queued, Place::Off);
         }
+        self.cpu(vcpu.last_cpu()).unwatch(vcpu.index());
         found || !waits
     }
 

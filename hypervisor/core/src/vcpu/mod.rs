@@ -6,6 +6,7 @@
 pub mod context;
 pub mod debug;
 pub mod descriptors;
+pub(crate) mod life;
 pub mod mode;
 pub mod ops;
 pub mod runstate;
@@ -48,6 +49,14 @@ pub struct Callbacks {
     pub sysenter: Handler,
 }
 
+impl Callbacks {
+    /// No callback is registered.
+    const NONE: Self = {
+        let none = Handler { address: 0, masks_events: false };
+        Self { event: none, failsafe: none, syscall: none, syscall32: none, sysenter: none }
+    };
+}
+
 /// An exception to be delivered before the guest runs on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Trap {
@@ -57,96 +66,85 @@ pub struct Trap {
     pub error: Option<u32>,
 }
 
-/// A vcpu's registers and tables. Whoever holds the lock of [`Vcpu::own`] owns the vcpu: the CPU that runs it for as long
-/// as it does, the toolstack while it is stopped.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct VcpuState {
-    /// General registers.
-    pub regs: Registers,
-    /// Segment registers and bases while it is off the CPU.
-    pub segments: Segments,
-    /// Whether the guest kernel runs, or guest user code.
-    pub kernel_mode: bool,
-    /// Root of kernel mode.
-    pub kernel_root: Option<Frame>,
-    /// Root of user mode.
-    pub user_root: Option<Frame>,
-    /// GS base of kernel mode, valid in user mode.
-    pub gs_kernel: u64,
-    /// GS base of user mode, valid in kernel mode.
-    pub gs_user: u64,
-    /// Stack a bounce from user mode starts with.
-    pub kernel_sp: u64,
-    /// Its segment, kept for the guest only.
-    pub kernel_ss: u64,
-    /// Handlers.
-    pub callbacks: Callbacks,
-    /// Frame of 256 [`hypercall_abi::callback::TrapInfo`].
-    pub traps: Option<Frame>,
-    /// Frame of the extended state.
-    pub fpu: Option<Frame>,
-    /// The FPU state is not the guest's yet: `fpu` is to be filled with the reset state.
-    pub fpu_fresh: bool,
-    /// The guest's CR0.TS.
-    pub task_switched: bool,
-    /// The guest's CR2.
-    pub cr2: u64,
-    /// The guest's CR4 as it reads it.
-    pub cr4: u64,
-    /// XCR0.
-    pub xcr0: u64,
-    /// TSC_AUX.
-    pub tsc_aux: u32,
-    /// Virtual I/O privilege level.
-    pub iopl: u8,
-    /// Address of the I/O bitmap and the ports it covers.
-    pub iobitmap: (GuestVirt, u32),
-    /// Frames of the global descriptor table.
-    pub gdt: [Option<Frame>; 14],
-    /// Descriptors in it.
-    pub gdt_entries: u32,
-    /// Address of the local descriptor table.
-    pub ldt_base: GuestVirt,
-    /// Descriptors in it.
-    pub ldt_entries: u32,
-    /// Pages of it that are mapped.
-    pub ldt_mapped: [Option<Frame>; 16],
-    /// Debug registers.
-    pub debug: [u64; 8],
-    /// An exception to be delivered.
-    pub trap: Option<Trap>,
-    /// A non-maskable interrupt waits.
-    pub nmi_pending: bool,
-    /// One is being handled.
-    pub nmi_masked: bool,
-    /// A hypercall that is not finished: it goes on before the guest does (P8).
-    pub call: Option<Call>,
-    /// How time was spent.
-    pub runstate: RunstateInfo,
-    /// Where the guest wants to read it.
-    pub runstate_area: Option<GuestVirt>,
-    /// Where the guest wants a second copy of the time.
-    pub time_area: Option<GuestVirt>,
-    /// The areas wait for kernel mode to be written.
-    pub areas_stale: bool,
-    /// The context has been set.
-    pub initialised: bool,
+with_new! {
+    /// A vcpu's registers and tables. Whoever holds the lock of [`Vcpu::own`] owns the vcpu: the CPU that runs it for as long
+    /// as it does, the toolstack while it is stopped.
+    #[derive(Clone, Copy, Debug)]
+    pub struct VcpuState {
+        /// General registers.
+        pub regs: Registers = Registers::ZERO,
+        /// Segment registers and bases while it is off the CPU.
+        pub segments: Segments = Segments::ZERO,
+        /// Whether the guest kernel runs, or guest user code.
+        pub kernel_mode: bool = true,
+        /// Root of kernel mode.
+        pub kernel_root: Option<Frame> = None,
+        /// Root of user mode.
+        pub user_root: Option<Frame> = None,
+        /// GS base of kernel mode, valid in user mode.
+        pub gs_kernel: u64 = 0,
+        /// GS base of user mode, valid in kernel mode.
+        pub gs_user: u64 = 0,
+        /// Stack a bounce from user mode starts with.
+        pub kernel_sp: u64 = 0,
+        /// Its segment, kept for the guest only.
+        pub kernel_ss: u64 = 0,
+        /// Handlers.
+        pub callbacks: Callbacks = Callbacks::NONE,
+        /// Frame of 256 [`hypercall_abi::callback::TrapInfo`].
+        pub traps: Option<Frame> = None,
+        /// Frame of the extended state.
+        pub fpu: Option<Frame> = None,
+        /// The FPU state is not the guest's yet: `fpu` is to be filled with the reset state.
+        pub fpu_fresh: bool = true,
+        /// The guest's CR0.TS.
+        pub task_switched: bool = false,
+        /// The guest's CR2.
+        pub cr2: u64 = 0,
+        /// The guest's CR4 as it reads it.
+        pub cr4: u64 = 0,
+        /// XCR0.
+        pub xcr0: u64 = 1,
+        /// TSC_AUX.
+        pub tsc_aux: u32 = 0,
+        /// Virtual I/O privilege level.
+        pub iopl: u8 = 0,
+        /// Address of the I/O bitmap and the ports it covers.
+        pub iobitmap: (GuestVirt, u32) = (GuestVirt(0), 0),
+        /// Frames of the global descriptor table.
+        pub gdt: [Option<Frame>; 14] = [None; 14],
+        /// Descriptors in it.
+        pub gdt_entries: u32 = 0,
+        /// Address of the local descriptor table.
+        pub ldt_base: GuestVirt = GuestVirt(0),
+        /// Descriptors in it.
+        pub ldt_entries: u32 = 0,
+        /// Pages of it that are mapped.
+        pub ldt_mapped: [Option<Frame>; 16] = [None; 16],
+        /// Debug registers.
+        pub debug: [u64; 8] = [0, 0, 0, 0, 0, 0, DR6_CLEAR, DR7_CLEAR],
+        /// An exception to be delivered.
+        pub trap: Option<Trap> = None,
+        /// A non-maskable interrupt waits.
+        pub nmi_pending: bool = false,
+        /// One is being handled.
+        pub nmi_masked: bool = false,
+        /// A hypercall that is not finished: it goes on before the guest does (P8).
+        pub call: Option<Call> = None,
+        /// How time was spent.
+        pub runstate: RunstateInfo = RunstateInfo { state: Runstate::Offline as u32, pad: 0, state_entry_time: 0, time: [0; 4] },
+        /// Where the guest wants to read it.
+        pub runstate_area: Option<GuestVirt> = None,
+        /// Where the guest wants a second copy of the time.
+        pub time_area: Option<GuestVirt> = None,
+        /// The areas wait for kernel mode to be written.
+        pub areas_stale: bool = false,
+        /// The context has been set.
+        pub initialised: bool = false,
+    }
 }
 
 impl VcpuState {
-    /// A vcpu nobody has set up.
-    #[must_use]
-    pub fn new() -> Self {
-        Self {
-            kernel_mode: true,
-            fpu_fresh: true,
-            xcr0: 1,
-            debug: [0, 0, 0, 0, 0, 0, DR6_CLEAR, DR7_CLEAR],
-            runstate: RunstateInfo { state: Runstate::Offline as u32, ..Default::default() },
-            ..Self::default()
-        }
-    }
-
     /// Has an exception delivered before the guest runs on.
     pub fn raise(&mut self, vector: u8, error: Option<u32>) {
         self.trap = Some(Trap { vector, error });
@@ -201,7 +199,7 @@ pub mod polling {
     pub const MANY: u32 = u32::MAX;
 }
 
-with_new! {
+renewable! {
     /// One vcpu of the machine's fixed set.
     pub struct Vcpu {
         /// Slot of its domain plus one; 0 if free.
@@ -235,7 +233,7 @@ with_new! {
         /// Where its kernel's memory was found last.
         pub(crate) memo: Memo = Memo::new(),
         /// Its registers and tables.
-        pub own: Owned<VcpuState> = Owned::new(),
+        pub own: Owned<VcpuState> = Owned::new(VcpuState::new()),
     }
 }
 

@@ -190,7 +190,7 @@ impl World {
         let others: Vec<DomainId> = self.doms.iter().filter(|d| !d.dying).map(|d| d.space.id()).collect();
         let may_map = if self.rng.one_in(2) { others } else { Vec::new() };
         let devices = self.rng.one_in(2);
-        let space = Space::new(id);
+        let space = Space::of(id);
         if devices {
             let range = u32::try_from(DEVICES).expect("small")..u32::try_from(FRAMES).expect("small");
             let allowed = space.devices.allow(range);
