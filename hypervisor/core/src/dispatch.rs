@@ -113,6 +113,7 @@ impl From<grant::Refused> for i16 {
 
 /// Goes on with a list of calls (ABI core 4.9): each result is stored, none stops the list. One with which the vcpu leaves
 /// its CPU ends the step.
+#[inline(never)]
 fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multicall) -> Answer {
     const RESULT: u64 = core::mem::offset_of!(MulticallEntry, result) as u64;
     let end = ctx.world.sched.step_end(ctx.m);

@@ -16,6 +16,8 @@ use log::Level;
 pub struct Crashed;
 
 /// Ends the caller's domain for a fault of its own (P7). `why` is what the toolstack prints.
+#[cold]
+#[inline(never)]
 pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) -> Crashed {
     let number = ctx.vcpu.number().0;
     ctx.domain.papers.with(|papers| {

@@ -122,19 +122,7 @@ impl World {
 
     /// The guest's upcall mask; a vcpu without a record has them masked.
     pub fn upcall_mask<M: Machine>(&self, m: &M, vcpu: &Vcpu) -> bool {
-        info_head(m, vcpu).is_none_or(|head| head.load(SeqCst) & MASK_BYTE != 0)
-    }
-
-    /// Sets the guest's upcall mask.
-    pub fn set_upcall_mask<M: Machine>(&self, m: &M, vcpu: &Vcpu, masked: bool) {
-        let Some(head) = info_head(m, vcpu) else { return };
-        if masked {
-            head.fetch_or(1 << 8, SeqCst);
-            // Whatever the guest had there, it now reads 1.
-            head.fetch_and(!(MASK_BYTE & !(1 << 8)), SeqCst);
-        } else {
-            head.fetch_and(!MASK_BYTE, SeqCst);
-        }
+        UpcallMask::of(m, vcpu).is_set()
     }
 
     /// Whether a port is pending, masked or not.
@@ -155,6 +143,33 @@ impl World {
     pub(crate) fn clear_pending<M: Machine>(&self, m: &M, domain: &Domain, port: Port) {
         if let Some(bits) = Bits::of(m, domain, port) {
             bits.pending.fetch_and(!bits.bit, SeqCst);
+        }
+    }
+}
+
+/// A vcpu's upcall mask, in a record that its guest changes as well.
+pub(crate) struct UpcallMask<'m>(Option<&'m AtomicU64>);
+
+impl<'m> UpcallMask<'m> {
+    /// That of a vcpu. Its record stays where it is until the guest moves it.
+    pub(crate) fn of<M: Machine>(m: &'m M, vcpu: &Vcpu) -> Self {
+        Self(info_head(m, vcpu))
+    }
+
+    /// Whether upcalls are masked; without a record they are.
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.is_none_or(|head| head.load(SeqCst) & MASK_BYTE != 0)
+    }
+
+    /// Lets upcalls in, or not.
+    pub(crate) fn set(&self, masked: bool) {
+        let Some(head) = self.0 else { return };
+        if masked {
+            head.fetch_or(1 << 8, SeqCst);
+            // Whatever the guest had there, it now reads 1.
+            head.fetch_and(!(MASK_BYTE & !(1 << 8)), SeqCst);
+        } else {
+            head.fetch_and(!MASK_BYTE, SeqCst);
         }
     }
 }

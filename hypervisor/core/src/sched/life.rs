@@ -85,6 +85,7 @@ fn turn<M: Machine>(site: &mut Site<'_, M>, vcpu: &Vcpu, runner: &mut impl Runne
 }
 
 /// Lets the vcpu run until it wants or has to leave.
+#[inline(never)] // what a turn begins and ends with would take registers from what is done at every exit
 fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> ControlFlow<()> {
     let (m, world) = (ctx.m, ctx.world);
     let here = world.sched.here(m);
@@ -126,6 +127,7 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
 }
 
 /// The timer's time has come: for deadlines, or for the end of the slice, after which the vcpu leaves.
+#[inline(never)]
 fn tick<M: Machine>(ctx: &mut Ctx<'_, M>, slice_end: u64) -> Next {
     let (m, world) = (ctx.m, ctx.world);
     let limit = if world.sched.here(m).is_wanted() { slice_end } else { u64::MAX };

@@ -1,5 +1,6 @@
 //! `sched_op`, `set_timer_op` and the timers of `vcpu_op` (ABI core 5.4, 6.3).
 
+use crate::event::UpcallMask;
 use crate::event::port::Binding;
 use crate::prelude::*;
 use crate::vcpu::polling;
@@ -42,7 +43,7 @@ pub fn sched_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
 
 /// Lets upcalls in, and goes to sleep unless one is due by now.
 fn block<M: Machine>(ctx: &mut Ctx<'_, M>) -> Answer {
-    ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, false);
+    UpcallMask::of(ctx.m, ctx.vcpu).set(false);
     let running = Place::Running(ctx.m.this_cpu());
     ctx.vcpu.moves(running, Place::Blocked);
     // If another CPU has woken the vcpu meanwhile, it waits, or even waits for us to let go of it.

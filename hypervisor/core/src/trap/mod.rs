@@ -10,6 +10,7 @@ pub mod ops;
 pub mod table;
 
 use crate::domain::crash::{Crashed, crash};
+use crate::event::UpcallMask;
 use crate::flags;
 use crate::machine::{Exit, Interrupt, Registers};
 use crate::prelude::*;
@@ -186,10 +187,11 @@ pub fn set_cr2<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) {
 /// # Errors
 /// [`Crashed`]: there is no handler for it, or no stack.
 pub fn prepare<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
-    if let Some(trap) = ctx.own.trap.take() {
+    if let Some(trap) = ctx.own.trap {
+        ctx.own.trap = None;
         exception(ctx, trap)?;
     }
-    if ctx.vcpu.nmi.swap(false, AcqRel) {
+    if ctx.vcpu.nmi.load(Relaxed) && ctx.vcpu.nmi.swap(false, AcqRel) {
         ctx.own.nmi_pending = true;
     }
     if ctx.own.nmi_pending && !ctx.own.nmi_masked {
@@ -220,7 +222,8 @@ fn exception<M: Machine>(ctx: &mut Ctx<'_, M>, trap: Trap) -> Result<(), Crashed
 /// # Errors
 /// [`Crashed`]: it has no stack to push the frame on.
 pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<u32>) -> Result<(), Crashed> {
-    let masked = ctx.world.upcall_mask(ctx.m, ctx.vcpu);
+    let mask = UpcallMask::of(ctx.m, ctx.vcpu);
+    let masked = mask.is_set();
     let from_kernel = ctx.own.kernel_mode;
     if !from_kernel && !toggle(ctx) {
         return Err(crash(ctx, format_args!("a user fault without a kernel page table")));
@@ -245,7 +248,7 @@ pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<
         return Err(crash(ctx, format_args!("no stack at {sp:#x} for the handler {address:#x}; stopped at {rip:#x}")));
     }
     if handler.masks_events {
-        ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, true);
+        mask.set(true);
     }
     let regs = &mut ctx.own.regs;
     (regs.rip, regs.rsp) = (handler.address, sp);

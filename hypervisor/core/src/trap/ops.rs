@@ -3,6 +3,7 @@
 use super::table::set_gate;
 use crate::addr::canonical;
 use crate::domain::crash::{Crashed, crash};
+use crate::event::UpcallMask;
 use crate::flags;
 use crate::prelude::*;
 use crate::vcpu::mode::toggle;
@@ -136,6 +137,6 @@ pub fn return_from_trap<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed>
         (regs.rcx, regs.r11) = (frame.rcx, frame.r11);
     }
     ctx.own.nmi_masked = false;
-    ctx.world.set_upcall_mask(ctx.m, ctx.vcpu, frame.rflags & flags::IF == 0);
+    UpcallMask::of(ctx.m, ctx.vcpu).set(frame.rflags & flags::IF == 0);
     Ok(())
 }
