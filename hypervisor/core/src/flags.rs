@@ -18,3 +18,9 @@ pub const VM: u64 = 1 << 17;
 pub const AC: u64 = 1 << 18;
 /// What a guest may have in RFLAGS: the arithmetic flags, TF, DF, NT, RF, AC, ID and the bit that is always set.
 pub const GUEST: u64 = 0xd5 | TF | DF | 1 << 11 | NT | RF | AC | 1 << 21 | 2;
+
+/// The I/O privilege level in flags.
+#[must_use]
+pub const fn iopl(flags: u64) -> u8 {
+    flags.to_le_bytes()[1] >> 4 & 3
+}

@@ -1,11 +1,13 @@
 //! What a guest gets of the processor, told as stories.
 
 use hv_core::addr::{Frame, VcpuId};
+use hv_core::call::Halt;
 use hv_core::machine::{Clock, Exit, Frames};
-use hv_core::vcpu::Trap;
 use hv_core::vcpu::debug::DR6_CLEAR;
+use hv_core::vcpu::{Trap, VcpuState, context};
 use hv_core::{policy, trap};
 use hypercall_abi::callback::{CallbackOp, CallbackRegister, CallbackType};
+use hypercall_abi::context::VcpuContext;
 use hypercall_abi::vcpu::VcpuOp;
 use hypercall_abi::{Errno, Hypercall, selector};
 use sim::world::Context;
@@ -285,5 +287,36 @@ fn the_kernel_reads_the_counter_it_keeps_from_processes() {
                 ctx.own.kernel_mode = true;
             }
         });
+    });
+}
+
+/// What the toolstack reads of a vcpu is what it can set again: both go by one list.
+#[test]
+fn a_context_that_was_read_can_be_set_again() {
+    tell(200, |stage| {
+        let guest = stage.enter(false);
+        let (m, domain) = (stage.m, stage.domain(&guest));
+        let vcpu = stage.world.vcpu(domain, VcpuId(0)).expect("it has one");
+        let mut own = vcpu.own.try_take().expect("nobody has it");
+        let mut wanted = build::context(&guest.pages);
+        (wanted.user_regs.rbx, wanted.user_regs.fs, wanted.fs_base, wanted.gs_base_user) = (7, 3, 0x1000, 0x2000);
+        wanted.debugreg[1] = 0x3000;
+        let mut set = |own: &mut VcpuState, context: &VcpuContext| {
+            (0..64).find_map(|_| match context::set(&mut stage.site(), domain, vcpu, own, context) {
+                Err(Halt::More) => None,
+                done => Some(done),
+            })
+        };
+        assert_eq!(set(&mut own, &wanted), Some(Ok(0)));
+        let first = context::get(m, &own, true);
+        assert_eq!(set(&mut own, &first), Some(Ok(0)));
+        assert!(context::get(m, &own, true) == first, "all that is read is set");
+        let kept = |c: &VcpuContext| {
+            let regs = (c.user_regs.rip, c.user_regs.rsp, c.user_regs.rbx, c.user_regs.fs, c.debugreg[1]);
+            let tables = (c.ctrlreg[1], c.ctrlreg[3], c.gdt_frames, c.gdt_ents, c.ldt_base, c.ldt_ents);
+            let stack = (c.kernel_ss, c.kernel_sp, c.fs_base, c.gs_base_kernel, c.gs_base_user);
+            (regs, tables, stack, c.event_callback_eip, c.syscall_callback_eip, c.failsafe_callback_eip)
+        };
+        assert_eq!(kept(&first), kept(&wanted));
     });
 }

@@ -126,7 +126,7 @@ pub fn return_from_trap<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed>
         return Err(crash(ctx, format_args!("iret to user mode without a user page table")));
     }
     if ctx.domain.assisted(Assist::ArchitecturalIopl) {
-        ctx.own.iopl = (frame.rflags >> 12 & 3) as u8;
+        ctx.own.iopl = flags::iopl(frame.rflags);
     }
     let regs = &mut ctx.own.regs;
     (regs.rip, regs.rsp, regs.rax) = (frame.rip, frame.rsp, frame.rax);

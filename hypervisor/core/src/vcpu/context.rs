@@ -2,12 +2,11 @@
 
 use super::{Handler, MAX_LDT, debug};
 use crate::flags as rflags;
-use crate::machine::Registers;
 use crate::paging::{Outcome, Refused, Session, Stop};
 use crate::policy::{CR4_FIXED, cr4_choice};
 use crate::prelude::*;
 use crate::trap::table::set_gate;
-use hypercall_abi::context::{UserRegs, VcpuContext, flags};
+use hypercall_abi::context::{VcpuContext, flags};
 use hypercall_abi::selector;
 use zerocopy::IntoBytes;
 
@@ -39,7 +38,7 @@ pub fn set<M: Machine>(
     context: &VcpuContext,
 ) -> Answer {
     let (m, world) = (site.m, site.world);
-    let traps = own.traps.ok_or(Errno::NoMem)?;
+    ensure!(own.traps.is_some(), Errno::NoMem);
     check(context)?;
     // Everything that can be refused is taken here; if one thing is, all that was taken goes back.
     let mut taken = Taken::default();
@@ -49,57 +48,19 @@ pub fn set<M: Machine>(
         return Err(stop.into());
     }
     let old = Taken { gdt: own.gdt, roots: [own.kernel_root, own.user_root], ldt: own.ldt_mapped };
-    let regs = &context.user_regs;
-    let callback = |address, masks_events| Handler { address, masks_events };
-    let masks = |flag| context.flags & flag != 0;
     *own = VcpuState {
-        regs: registers(regs),
-        kernel_mode: context.flags & flags::IN_KERNEL != 0,
         kernel_root: taken.roots[0],
         user_root: taken.roots[1],
-        gs_kernel: context.gs_base_kernel,
-        gs_user: context.gs_base_user,
-        kernel_sp: context.kernel_sp,
-        kernel_ss: context.kernel_ss & 0xffff | 3,
-        traps: Some(traps),
-        fpu: own.fpu,
-        fpu_fresh: context.flags & flags::I387_VALID == 0,
-        task_switched: context.ctrlreg[0] & 8 != 0,
-        cr4: context.ctrlreg[4] & cr4_choice(m),
-        iopl: (regs.rflags >> 12 & 3) as u8,
         gdt: taken.gdt,
-        gdt_entries: low32(context.gdt_ents),
-        ldt_base: GuestVirt(context.ldt_base),
-        ldt_entries: low32(context.ldt_ents),
+        traps: own.traps,
+        fpu: own.fpu,
         runstate: own.runstate,
         runstate_area: own.runstate_area,
         time_area: own.time_area,
         initialised: true,
         ..VcpuState::new()
     };
-    own.callbacks.event = callback(context.event_callback_eip, true);
-    own.callbacks.failsafe = callback(context.failsafe_callback_eip, masks(flags::FAILSAFE_MASKS_EVENTS));
-    own.callbacks.syscall = callback(context.syscall_callback_eip, masks(flags::SYSCALL_MASKS_EVENTS));
-    // What a register cannot hold is left out, as in Xen.
-    for (register, value) in (0u64..).zip(context.debugreg).filter(|(register, _)| !matches!(register, 4 | 5)) {
-        if let Ok((index, value)) = debug::accept(own.cr4, register, value)
-            && let Some(slot) = own.debug.get_mut(index)
-        {
-            *slot = value;
-        }
-    }
-    own.segments.selectors = [regs.ds, regs.es, regs.fs, regs.gs].map(low16);
-    own.segments.fs_base = context.fs_base;
-    own.segments.gs_base = if own.kernel_mode { context.gs_base_kernel } else { context.gs_base_user };
-    if let (Some(area), false) = (own.fpu, own.fpu_fresh) {
-        m.zero(area);
-        m.write(area, 0, &context.fpu_ctxt);
-        m.write(area, context.fpu_ctxt.len(), &XSAVE_LEGACY.to_le_bytes());
-    }
-    m.zero(traps);
-    for gate in context.trap_ctxt.iter().filter(|gate| gate.address != 0) {
-        set_gate(m, traps, gate);
-    }
+    Part::ALL.iter().for_each(|part| (part.set)(own, context, m));
     old.give_back(site, domain);
     if vcpu.number().0 == 0 {
         domain.assists.fetch_or(context.vm_assist, Relaxed);
@@ -180,46 +141,151 @@ fn check(context: &VcpuContext) -> Result<(), Errno> {
     Ok(())
 }
 
+/// The state of a vcpu that does not run, for the toolstack.
+pub fn get<M: Machine>(m: &M, own: &VcpuState, masked: bool) -> VcpuContext {
+    let mut context = VcpuContext::default();
+    Part::ALL.iter().for_each(|part| (part.get)(own, &mut context, m));
+    context.user_regs.saved_upcall_mask = masked.into();
+    context
+}
+
+/// One part of what a vcpu is: its way from the ABI's context, and its way back.
+struct Part<M: Machine> {
+    set: fn(&mut VcpuState, &VcpuContext, &M),
+    get: fn(&VcpuState, &mut VcpuContext, &M),
+}
+
+impl<M: Machine> Part<M> {
+    /// All that the ABI says of a vcpu; the frames among it have been taken before. The order counts: segment bases depend on
+    /// the mode, debug registers on CR4.
+    const ALL: [Self; 9] = [
+        Self { set: set_registers, get: get_registers },
+        Self { set: set_mode, get: get_mode },
+        Self { set: set_segments, get: get_segments },
+        Self { set: set_control, get: get_control },
+        Self { set: set_debug, get: get_debug },
+        Self { set: set_tables, get: get_tables },
+        Self { set: set_callbacks, get: get_callbacks },
+        // The toolstack has not asked for FPU state yet: it reads zeros.
+        Self { set: set_fpu, get: |_, _, _| {} },
+        Self { set: set_gates, get: get_gates },
+    ];
+}
+
 /// Registers that a guest may run with (P12). Both structures begin alike, but for our first word.
-fn registers(user: &UserRegs) -> Registers {
-    let mut regs = Registers::default();
+fn set_registers<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
+    let (user, regs) = (&context.user_regs, &mut own.regs);
     fill(regs.as_mut_bytes().iter_mut().skip(size_of::<u64>()), user.as_bytes());
     regs.error = 0;
     (regs.cs, regs.ss) = (u64::from(user.cs) | 3, user.ss & 0xffff | 3);
     regs.rflags = user.rflags & rflags::GUEST | rflags::IF | 2;
-    regs
+    own.iopl = rflags::iopl(user.rflags);
 }
 
-/// The state of a vcpu that does not run, for the toolstack.
-pub fn get<M: Machine>(m: &M, own: &VcpuState, masked: bool) -> VcpuContext {
-    let address = |root: Option<Frame>| root.map_or(0, Frame::address);
-    let (active, kernel_mode) = (own.segments.gs_base, own.kernel_mode);
-    let mut context = VcpuContext {
-        flags: if kernel_mode { flags::IN_KERNEL } else { 0 },
-        ldt_base: own.ldt_base.0,
-        ldt_ents: u64::from(own.ldt_entries),
-        gdt_ents: u64::from(own.gdt_entries),
-        kernel_ss: own.kernel_ss,
-        kernel_sp: own.kernel_sp,
-        ctrlreg: [0, address(own.user_root), own.cr2, address(own.kernel_root), own.cr4 | CR4_FIXED, 0, 0, 0],
-        debugreg: own.debug,
-        event_callback_eip: own.callbacks.event.address,
-        failsafe_callback_eip: own.callbacks.failsafe.address,
-        syscall_callback_eip: own.callbacks.syscall.address,
-        fs_base: own.segments.fs_base,
-        gs_base_kernel: if kernel_mode { active } else { own.gs_kernel },
-        gs_base_user: if kernel_mode { own.gs_user } else { active },
-        ..VcpuContext::default()
-    };
+fn get_registers<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
     let user = &mut context.user_regs;
     fill(user.as_mut_bytes(), own.regs.as_bytes().iter().skip(size_of::<u64>()));
-    (user.error_code, user.entry_vector, user.saved_upcall_mask) = (0, 0, u8::from(masked));
-    [user.ds, user.es, user.fs, user.gs] = own.segments.selectors.map(u64::from);
+    (user.error_code, user.entry_vector) = (0, 0);
+}
+
+/// Guest kernel or guest user mode, and the stack on which the kernel begins.
+fn set_mode<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
+    own.kernel_mode = context.flags & flags::IN_KERNEL != 0;
+    (own.kernel_sp, own.kernel_ss) = (context.kernel_sp, context.kernel_ss & 0xffff | 3);
+}
+
+fn get_mode<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
+    context.flags |= if own.kernel_mode { flags::IN_KERNEL } else { 0 };
+    (context.kernel_sp, context.kernel_ss) = (own.kernel_sp, own.kernel_ss);
+}
+
+fn set_segments<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
+    let regs = &context.user_regs;
+    own.segments.selectors = [regs.ds, regs.es, regs.fs, regs.gs].map(low16);
+    own.segments.fs_base = context.fs_base;
+    (own.gs_kernel, own.gs_user) = (context.gs_base_kernel, context.gs_base_user);
+    own.segments.gs_base = if own.kernel_mode { own.gs_kernel } else { own.gs_user };
+}
+
+fn get_segments<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
+    let regs = &mut context.user_regs;
+    [regs.ds, regs.es, regs.fs, regs.gs] = own.segments.selectors.map(u64::from);
+    context.fs_base = own.segments.fs_base;
+    let active = own.segments.gs_base;
+    (context.gs_base_kernel, context.gs_base_user) =
+        if own.kernel_mode { (active, own.gs_user) } else { (own.gs_kernel, active) };
+}
+
+fn set_control<M: Machine>(own: &mut VcpuState, context: &VcpuContext, m: &M) {
+    own.task_switched = context.ctrlreg[0] & 8 != 0;
+    own.cr4 = context.ctrlreg[4] & cr4_choice(m);
+}
+
+fn get_control<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
+    let address = |root: Option<Frame>| root.map_or(0, Frame::address);
+    context.ctrlreg = [0, address(own.user_root), own.cr2, address(own.kernel_root), own.cr4 | CR4_FIXED, 0, 0, 0];
+}
+
+/// What a debug register cannot hold is left out, as in Xen.
+fn set_debug<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
+    for (register, value) in (0u64..).zip(context.debugreg).filter(|(register, _)| !matches!(register, 4 | 5)) {
+        if let Ok((index, value)) = debug::accept(own.cr4, register, value)
+            && let Some(slot) = own.debug.get_mut(index)
+        {
+            *slot = value;
+        }
+    }
+}
+
+fn get_debug<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
+    context.debugreg = own.debug;
+}
+
+/// Descriptor tables.
+fn set_tables<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
+    own.gdt_entries = low32(context.gdt_ents);
+    (own.ldt_base, own.ldt_entries) = (GuestVirt(context.ldt_base), low32(context.ldt_ents));
+}
+
+fn get_tables<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
     for (number, frame) in context.gdt_frames.iter_mut().zip(own.gdt) {
         *number = frame.map_or(0, Frame::number);
     }
+    context.gdt_ents = own.gdt_entries.into();
+    (context.ldt_base, context.ldt_ents) = (own.ldt_base.0, own.ldt_entries.into());
+}
+
+fn set_callbacks<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
+    let masks = |flag| context.flags & flag != 0;
+    let callback = |address, masks_events| Handler { address, masks_events };
+    own.callbacks.event = callback(context.event_callback_eip, true);
+    own.callbacks.failsafe = callback(context.failsafe_callback_eip, masks(flags::FAILSAFE_MASKS_EVENTS));
+    own.callbacks.syscall = callback(context.syscall_callback_eip, masks(flags::SYSCALL_MASKS_EVENTS));
+}
+
+fn get_callbacks<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
+    context.event_callback_eip = own.callbacks.event.address;
+    context.failsafe_callback_eip = own.callbacks.failsafe.address;
+    context.syscall_callback_eip = own.callbacks.syscall.address;
+}
+
+fn set_fpu<M: Machine>(own: &mut VcpuState, context: &VcpuContext, m: &M) {
+    own.fpu_fresh = context.flags & flags::I387_VALID == 0;
+    if let (Some(area), false) = (own.fpu, own.fpu_fresh) {
+        m.zero(area);
+        m.write(area, 0, &context.fpu_ctxt);
+        m.write(area, context.fpu_ctxt.len(), &XSAVE_LEGACY.to_le_bytes());
+    }
+}
+
+fn set_gates<M: Machine>(own: &mut VcpuState, context: &VcpuContext, m: &M) {
+    let Some(traps) = own.traps else { return };
+    m.zero(traps);
+    context.trap_ctxt.iter().filter(|gate| gate.address != 0).for_each(|gate| set_gate(m, traps, gate));
+}
+
+fn get_gates<M: Machine>(own: &VcpuState, context: &mut VcpuContext, m: &M) {
     if let Some(traps) = own.traps {
         m.read(traps, 0, context.trap_ctxt.as_mut_bytes());
     }
-    context
 }
