@@ -32,6 +32,12 @@ impl World {
     pub fn run_queue(&self, cpu: CpuId) -> (heapless::Deque<u16, MAX_VCPUS>, u16) {
         self.sched.cpu(cpu).queue()
     }
+
+    /// Whether a CPU keeps the deadlines of a vcpu.
+    #[must_use]
+    pub fn keeps_deadlines(&self, cpu: CpuId, vcpu: &Vcpu) -> bool {
+        self.sched.cpu(cpu).watched().any(|index| index == vcpu.index())
+    }
 }
 
 impl Domain {
@@ -51,6 +57,12 @@ impl Vcpu {
     #[must_use]
     pub fn info_frame(&self) -> Option<Frame> {
         self.record().map(|(frame, _)| frame)
+    }
+
+    /// When its next tick is, if it ticks.
+    #[must_use]
+    pub fn next_tick(&self) -> Option<u64> {
+        (self.period.load(Relaxed) != 0).then(|| self.next_tick.load(Relaxed))
     }
 
     /// Whether the guest has brought it up.

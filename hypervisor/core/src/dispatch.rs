@@ -47,8 +47,8 @@ pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) -> Next {
     if leaves { Next::Leave } else { Next::Stay }
 }
 
-/// Between two steps of a call: lets interrupts that wait come in, as they would if the guest ran (P8). Whether the timer is
-/// due is seen by [`crate::sched::Scheduler::is_due`].
+/// Between two steps of a call: lets interrupts that wait come in, as they would if the guest ran (P8). What the timer or a
+/// kick wants is seen to afterwards.
 pub fn let_in<M: Machine>(ctx: &Ctx<'_, M>) {
     if !planted(Fault::DeafCalls) && ctx.m.let_in() {
         ctx.world.raise_global(ctx.m, Virq::Console);

@@ -50,6 +50,22 @@ pub enum Fault {
     ShortOfOthers,
     /// Short ways make a read-only leaf writable without a use.
     ShortWithoutUse,
+    /// A vcpu that may run again while it is put off stays off.
+    LeaveOff,
+    /// Two CPUs that wake a vcpu at once both have it wait.
+    QueueTwice,
+    /// A CPU has a vcpu wait that it has let go of, though another has it already.
+    RunTwice,
+    /// A vcpu goes to sleep without a last look for events.
+    SleepBlindly,
+    /// A flush counts from its end, not from its beginning.
+    LateTicket,
+    /// A frame found before a flush is written after it.
+    KeepFrame,
+    /// Two CPUs destroy a domain at once.
+    UnmakeTogether,
+    /// A domain is unmade though another CPU's call has found it alive.
+    UnmakeVisited,
     /// A machine does not wait until other CPUs have flushed.
     AwaitNoFlush,
     /// A domain begins with what the last one in its slot has left in a field.

@@ -95,8 +95,8 @@ fn never_break_a_promise(cpus: usize) {
     for (family, ops) in MUST_SUCCEED {
         for op in *ops {
             let done = totals.calls.get(&(family.name(), *op)).map_or(0, |n| n.1);
-            // A vcpu whose context is set must not be running, which is rarer on several CPUs.
-            let few = if cpus > 1 { 20 } else { 40 };
+            // On several CPUs guests do more on purpose, and a vcpu whose context is set must not be running.
+            let few = if cpus > 1 { 10 } else { 40 };
             assert!(done >= few, "{} {op} succeeds {done} times", family.name());
         }
     }

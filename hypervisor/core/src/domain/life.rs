@@ -7,6 +7,7 @@
 use super::visit::Moment;
 use super::{Life, MAX_DOMAIN_VCPUS, PORT_FRAMES, Spec};
 use crate::addr::FrameSlot;
+use crate::fault::{Fault, planted};
 use crate::grant::{self, Grants};
 use crate::prelude::*;
 use crate::renew::Renew;
@@ -90,14 +91,16 @@ impl<'a, M: Machine> Site<'a, M> {
     /// `Srch` if another has destroyed it.
     pub(super) fn destroy(&mut self, domain: &Domain, id: DomainId) -> Answer {
         let (m, world) = (self.m, self.world);
-        let _work = domain.work.try_take().ok_or(Halt::More)?;
+        let work = domain.work.try_take();
+        ensure!(work.is_some() || planted(Fault::UnmakeTogether), Halt::More);
         ensure!(domain.id() == id && domain.life() != Life::Free, Errno::Srch);
         if domain.life.swap(Life::Dying as u8, SeqCst) == Life::Alive as u8 {
             domain.dies.store(world.visits.now().0, Relaxed);
         }
         // Who has found it alive is done with it first.
         let dies = Moment(domain.dies.load(Relaxed));
-        ensure!(!world.visits.any_since_before(dies, world.sched.online(), m.this_cpu()), Halt::More);
+        let visited = world.visits.any_since_before(dies, world.sched.online(), m.this_cpu());
+        ensure!(!visited || planted(Fault::UnmakeVisited), Halt::More);
         self.end(domain)?;
         world.raise_global(m, Virq::DomExc);
         Ok(0)

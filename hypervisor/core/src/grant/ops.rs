@@ -2,6 +2,8 @@
 
 use super::pin::{Handle, Pin};
 use super::{Grants, HANDLES_PER_FRAME, MAX_FRAMES, MAX_HANDLE_FRAMES, Refused, filled};
+use crate::claim::Access;
+use crate::fault::{Fault, planted};
 use crate::frame;
 use crate::paging::{Session, Slot, Stop};
 use crate::prelude::*;
@@ -95,12 +97,17 @@ fn each<M: Machine, T: FromBytes + IntoBytes + Immutable>(
         let mut element: T = ctx.read(call.args[1])?;
         // Tried before anything is done: an element whose answer cannot be told is not carried out.
         ctx.write(call.args[1], &element)?;
+        let at = GuestVirt(call.args[1]);
+        let kept = if planted(Fault::KeepFrame) { ctx.view()?.frame(at, Access::Write).ok() } else { None };
         *status(&mut element) = match one(ctx, &mut element) {
             Ok(()) => status::OKAY,
             Err(Failed::Refused(why)) => why.into(),
             Err(Failed::More) => return Err(Halt::More),
         };
-        ctx.write(call.args[1], &element)?;
+        match kept.filter(|_| at.offset() + size_of::<T>() <= PAGE_SIZE) {
+            Some(frame) => ctx.m.write(frame, at.offset(), element.as_bytes()),
+            None => ctx.write(at.0, &element)?,
+        }
         call.args[1] = call.args[1].wrapping_add(size_of::<T>() as u64);
         call.args[2] -= 1;
     }

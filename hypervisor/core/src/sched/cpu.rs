@@ -87,7 +87,7 @@ impl Cpu {
     }
 
     /// The vcpus whose deadlines it keeps.
-    pub(super) fn watched(&self) -> impl Iterator<Item = u16> + '_ {
+    pub(crate) fn watched(&self) -> impl Iterator<Item = u16> + '_ {
         (0u16..).zip(&self.watched).flat_map(|(word, bits)| {
             core::iter::successors(Some(bits.load(SeqCst)), |left| Some(left & left.wrapping_sub(1)))
                 .take_while(|left| *left != 0)
@@ -111,12 +111,6 @@ impl Cpu {
     /// The time the timer is set to.
     pub(super) fn armed(&self) -> u64 {
         self.armed.load(Relaxed)
-    }
-
-    /// Whether the time the timer is set to has come, interrupt or not.
-    #[must_use]
-    pub fn is_due(&self, m: &impl Clock) -> bool {
-        m.now() >= self.armed()
     }
 
     /// The vcpus that wait, in order, and how many are counted.

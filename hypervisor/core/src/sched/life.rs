@@ -103,9 +103,7 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
             runner.seen(ctx, Step::Call(next))?;
             if ctx.own.call.is_some() && next == Next::Stay {
                 dispatch::let_in(ctx);
-                if here.is_due(m) {
-                    next = tick(ctx, slice_end);
-                }
+                next = tick(ctx, slice_end); // a kick or the timer may be what came in
             }
         } else {
             if trap::prepare(ctx).is_err() {

@@ -13,6 +13,7 @@ pub mod pick;
 pub mod switch;
 
 use crate::addr::{CpuId, CpuSet, MAX_CPUS};
+use crate::fault::{Fault, planted};
 use crate::prelude::*;
 use crate::vcpu::polling;
 use core::sync::atomic::AtomicU64;
@@ -86,7 +87,11 @@ impl Scheduler {
 
     /// Makes a sleeping vcpu runnable.
     pub fn wake<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
-        if vcpu.moves(Place::Blocked, Place::Queued) {
+        let twice = planted(Fault::QueueTwice) && vcpu.place() == Place::Blocked && {
+            vcpu.moves(Place::Blocked, Place::Queued);
+            true
+        };
+        if twice || vcpu.moves(Place::Blocked, Place::Queued) {
             vcpu.polling.store(polling::NO, SeqCst);
             vcpu.poll_deadline.store(u64::MAX, Relaxed);
             self.push(m, vcpu);
@@ -114,11 +119,6 @@ impl Scheduler {
         let here = self.here(m);
         here.watch(vcpu.index());
         here.arm_by(m, deadline);
-    }
-
-    /// Whether the timer of this CPU is due.
-    pub fn is_due<M: Machine>(&self, m: &M) -> bool {
-        self.here(m).is_due(m)
     }
 
     /// Whether a vcpu waits for any CPU.

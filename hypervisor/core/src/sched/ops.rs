@@ -2,6 +2,7 @@
 
 use crate::event::UpcallMask;
 use crate::event::port::Binding;
+use crate::fault::{Fault, planted};
 use crate::prelude::*;
 use crate::vcpu::polling;
 use hypercall_abi::event::Virq;
@@ -47,7 +48,8 @@ fn block<M: Machine>(ctx: &mut Ctx<'_, M>) -> Answer {
     let running = Place::Running(ctx.m.this_cpu());
     ctx.vcpu.moves(running, Place::Blocked);
     // If another CPU has woken the vcpu meanwhile, it waits, or even waits for us to let go of it.
-    if ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.vcpu.moves(Place::Blocked, running) {
+    if !planted(Fault::SleepBlindly) && ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.vcpu.moves(Place::Blocked, running)
+    {
         return Ok(0);
     }
     Err(Halt::Leave)

@@ -1,6 +1,7 @@
 //! A CPU takes a vcpu, and lets go of it.
 
 use super::cpu::Cpu;
+use crate::fault::{Fault, planted};
 use crate::prelude::*;
 
 impl World {
@@ -19,7 +20,15 @@ impl World {
                 self.arrives(m, vcpu);
                 return Some(vcpu);
             }
-            vcpu.moves(Place::Queued, Place::Off);
+            self.put_off(m, vcpu, Place::Queued);
+        }
+    }
+
+    /// A vcpu that may not run is off from now on. It is started again if it may after all: whoever allowed it meanwhile has
+    /// not found it off.
+    pub(crate) fn put_off<M: Machine>(&self, m: &M, vcpu: &Vcpu, from: Place) {
+        if vcpu.moves(from, Place::Off) && self.may_run(vcpu) && !planted(Fault::LeaveOff) {
+            self.sched.start(m, vcpu);
         }
     }
 
@@ -42,8 +51,8 @@ impl World {
         self.sched.here(m).set_running(None);
         let running = Place::Running(m.this_cpu());
         if !self.may_run(vcpu) {
-            vcpu.moves(running, Place::Off);
-        } else if vcpu.moves(running, Place::Queued) {
+            self.put_off(m, vcpu, running);
+        } else if vcpu.moves(running, Place::Queued) || planted(Fault::RunTwice) && vcpu.seizes() {
             self.sched.push(m, vcpu);
         }
     }

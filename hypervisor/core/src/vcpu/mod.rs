@@ -264,6 +264,18 @@ impl Vcpu {
         self.place.compare_exchange(from.word(), to.word(), SeqCst, SeqCst).is_ok()
     }
 
+    /// Moves it into a queue, whoever has it: a fault that is planted.
+    #[cfg(feature = "planted-fault")]
+    pub(crate) fn seizes(&self) -> bool {
+        matches!(self.place(), Place::Running(_)) && self.moves(self.place(), Place::Queued)
+    }
+
+    /// Moves it into a queue, whoever has it: not in an image.
+    #[cfg(not(feature = "planted-fault"))]
+    pub(crate) const fn seizes(&self) -> bool {
+        false
+    }
+
     /// Its index into the world's vcpus.
     #[must_use]
     pub fn index(&self) -> u16 {

@@ -111,7 +111,7 @@ fn down<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) -> Answer {
     vcpu.online.store(false, SeqCst);
     let own = vcpu.number() == ctx.vcpu.number();
     if !own {
-        vcpu.moves(Place::Blocked, Place::Off);
+        ctx.world.put_off(ctx.m, vcpu, Place::Blocked);
         ctx.world.sched.nudge(ctx.m, vcpu);
     }
     if !ctx.world.vcpus_of(ctx.domain).any(|other| other.online.load(SeqCst)) {

@@ -43,6 +43,8 @@ pub struct On {
     pub own: VcpuState,
     /// It is to run on.
     pub stays: bool,
+    /// Its CPU is about to look at the deadlines it keeps.
+    pub ticks: bool,
 }
 
 impl On {
@@ -50,7 +52,7 @@ impl On {
     #[must_use]
     pub fn of(ctx: &Context<'_>, stays: bool) -> Self {
         let cpu = hv_core::machine::Cpus::this_cpu(ctx.m);
-        Self { cpu, vcpu: ctx.vcpu.index(), own: *ctx.own, stays }
+        Self { cpu, vcpu: ctx.vcpu.index(), own: *ctx.own, stays, ticks: false }
     }
 
     /// A vcpu that a story has put on the CPU, without the scheduler.
@@ -128,6 +130,9 @@ impl Audit {
             caches(m, world, Some(&self.tally))?;
             ports(m, world)?;
             queues(m, world)?;
+            if on.iter().all(|on| on.stays && !on.ticks) {
+                timers(m, world)?;
+            }
             places(world, on)
         })
     }
@@ -434,6 +439,34 @@ fn queues(m: &WholeMachine, world: &World) -> Found {
         let exists = world.domain_of(vcpu).is_some();
         if times != usize::from(exists && vcpu.place() == Place::Queued) {
             return Err(format!("vcpu {index} ({exists}) is {:?} and {times} times in a run queue", vcpu.place()));
+        }
+        let may_run = vcpu.is_online() && world.domain_of(vcpu).is_some_and(Domain::runs);
+        if may_run && vcpu.place() == Place::Off {
+            return Err(format!("vcpu {index} may run, and nobody has it run"));
+        }
+    }
+    Ok(())
+}
+
+/// The timer of a CPU fires in time for every vcpu whose deadlines it keeps, and for the one that runs there; or the CPU has
+/// been kicked, and will look.
+fn timers(m: &WholeMachine, world: &World) -> Found {
+    for vcpu in world.vcpus.iter().filter(|vcpu| world.domain_of(vcpu).is_some()) {
+        let cpu = vcpu.last_cpu();
+        let (armed, kicked) = (m.armed_at(cpu.0 as usize), m.is_kicked(cpu.0 as usize));
+        let (index, deadline) = (vcpu.index(), vcpu.earliest());
+        if deadline != u64::MAX && !world.keeps_deadlines(cpu, vcpu) {
+            return Err(format!("vcpu {index} has a deadline, and {cpu:?} does not keep it"));
+        }
+        if deadline < armed && !kicked {
+            return Err(format!("vcpu {index} has a deadline at {deadline}, and {cpu:?} looks at {armed}"));
+        }
+        if let (Place::Running(on), Some(tick)) = (vcpu.place(), vcpu.next_tick())
+            && on == cpu
+            && tick < armed
+            && !kicked
+        {
+            return Err(format!("vcpu {index} ticks at {tick}, and {cpu:?} looks at {armed}"));
         }
     }
     Ok(())

@@ -955,15 +955,43 @@ impl Pen<'_, '_> {
 
     /// The call with which a reaper unmakes a domain: no mistakes.
     pub fn destroy(&mut self, domain: u16) -> Invented {
-        let call = Domctl {
-            cmd: DomctlOp::DestroyDomain as u32,
-            interface_version: INTERFACE_VERSION,
-            domain,
-            ..Domctl::default()
+        self.control(domain, DomctlOp::DestroyDomain, "DestroyDomain")
+    }
+
+    /// A domain is paused, or runs again: no mistakes.
+    pub fn pause(&mut self, domain: u16) -> Invented {
+        let pauses = self.rng.one_in(3);
+        let (op, name) =
+            if pauses { (DomctlOp::PauseDomain, "PauseDomain") } else { (DomctlOp::UnpauseDomain, "UnpauseDomain") };
+        self.control(domain, op, name)
+    }
+
+    /// A step of a page on its way from memory to a table and back, which its domain's vcpus take together: no mistakes but
+    /// that of the order. Other CPUs may know the page by what it was before.
+    pub fn retype(&mut self) -> Invented {
+        let which = self.rng.pick(&[5, 6, 7, 7, 7, page::ARGS]).unwrap_or(0);
+        let (frame, seen) = (self.page(which), pte::PRESENT | pte::USER | pte::ACCESSED);
+        let flags = match self.rng.below(8) {
+            0 | 1 => seen | pte::WRITE | pte::DIRTY,
+            2 | 3 => seen,
+            n => {
+                let op =
+                    [MmuextCommand::ClearPage, MmuextCommand::PinL1, MmuextCommand::PinL1, MmuextCommand::Unpin][n - 4];
+                let to = at(page::CODE) + 0xa00 + 0x40 * u64::from(self.ctx.vcpu.number().0);
+                self.write(to, MmuextOp { cmd: op as u32, pad: 0, arg1: frame, arg2: 0 }.as_bytes());
+                let args = [to, 1, 0, u64::from(domid::SELF), 0, 0];
+                return Invented { call: Hypercall::MmuextOp, op: op.name(), args, status: None };
+            }
         };
-        let to = at(page::ARGS);
+        let args = [at(which), frame << 12 | flags, 0, 0, 0, 0];
+        Invented { call: Hypercall::UpdateVaMapping, op: "", args, status: None }
+    }
+
+    fn control(&mut self, domain: u16, op: DomctlOp, name: &'static str) -> Invented {
+        let call = Domctl { cmd: op as u32, interface_version: INTERFACE_VERSION, domain, ..Domctl::default() };
+        let to = at(page::CODE) + 0xc00 + 0x100 * u64::from(self.ctx.vcpu.number().0);
         self.write(to, call.as_bytes());
-        Invented { call: Hypercall::Domctl, op: "DestroyDomain", args: [to, 0, 0, 0, 0, 0], status: None }
+        Invented { call: Hypercall::Domctl, op: name, args: [to, 0, 0, 0, 0, 0], status: None }
     }
 
     /// A frame for `iret` on the guest's stack.

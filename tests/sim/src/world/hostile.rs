@@ -243,6 +243,11 @@ impl Everybody {
             self.build(held, domain)?;
         }
         self.models.retain(|id, _| self.world.domains.iter().any(|d| d.life() != Life::Free && d.id().0 == *id));
+        if let Mood::Reaping(id) = self.mood
+            && let Some(reaper) = self.world.domain(id)
+        {
+            self.world.unpause(self.m, reaper);
+        }
         let reaps = |domain: &Domain| match self.mood {
             Mood::Reaping(id) => domain.id() == id && self.able(domain),
             Mood::Hostile => false,
@@ -253,13 +258,22 @@ impl Everybody {
             let newest = self.alive().filter(|domain| domain.may(Powers::CONTROL) && self.able(domain));
             let reaper = newest.max_by_key(|domain| domain.id());
             self.mood = reaper.map_or(Mood::Hostile, |reaper| Mood::Reaping(reaper.id()));
-        } else if !self.alive().any(|domain| domain.may(Powers::CONTROL) && self.able(domain)) {
+        } else if !self.controlled() {
             self.make_room();
             self.controller(held)?;
             self.note("controllers replaced");
         }
         self.set_aside();
         ControlFlow::Continue(())
+    }
+
+    /// Whether a domain controls others, or does when it is not kept paused any more.
+    fn controlled(&self) -> bool {
+        let controls = |domain: &&Domain| domain.life() == Life::Alive && domain.may(Powers::CONTROL);
+        if !self.alive().filter(controls).any(|domain| self.able(domain)) {
+            self.alive().filter(controls).for_each(|domain| self.world.unpause(self.m, domain));
+        }
+        self.alive().filter(controls).any(|domain| self.able(domain))
     }
 
     /// The guests may have all the memory: what was set aside is for a domain that must come.
@@ -488,7 +502,20 @@ impl Everybody {
                     Some(dead) if pen.rng.one_in(if self.audit.reserve.len() < RESERVE { 2 } else { 6 }) => {
                         pen.destroy(dead.id().0)
                     }
-                    _ => pen.invent(),
+                    _ => {
+                        // With several CPUs a domain that is paused may be on its way off one.
+                        let pauses = self.m.cpu_count() > 1
+                            && self.mood == Mood::Hostile
+                            && ctx.domain.may(Powers::CONTROL)
+                            && pen.rng.one_in(10);
+                        let other = |d: &&Domain| d.life() == Life::Alive && d.id() != ctx.domain.id();
+                        let others: Vec<u16> = self.world.domains.iter().filter(other).map(|d| d.id().0).collect();
+                        match pen.rng.pick(&others) {
+                            Some(other) if pauses => pen.pause(other),
+                            _ if self.m.cpu_count() > 1 && pen.rng.one_in(5) => pen.retype(),
+                            _ => pen.invent(),
+                        }
+                    }
                 }
             }
         };
@@ -890,7 +917,8 @@ impl Runner<WholeMachine> for Player<'_> {
             }
             let judged = all.judge(ctx, what);
             let stays = what != Step::Gone && what != Step::Call(Next::Leave) && ctx.domain.runs();
-            all.here().on = Some(On::of(ctx, stays));
+            let ticks = matches!(what, Step::Exit(Exit::Interrupt(_)));
+            all.here().on = Some(On { ticks, ..On::of(ctx, stays) });
             judged?;
             self.m.cpu_count() == 1 || !all.rng.one_in(4)
         };

@@ -16,6 +16,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 pub const GDT_WINDOW: u64 = HOLE_START + (4 << 39);
 /// Where it sees its LDT.
 pub const LDT_WINDOW: u64 = GDT_WINDOW + (16 << 12);
+/// A time that does not come, though somebody may wait for it.
+const NEVER: u64 = 1 << 62;
 /// What one look at a word costs.
 const WORD_NS: u64 = 5;
 
@@ -331,6 +333,14 @@ impl WholeMachine {
         }
     }
 
+    /// The rules write bytes to memory that is somebody's, and no table.
+    fn must_be_memory(&self, frame: Frame) {
+        let Some(info) = self.frames.get().and_then(|frames| frames.info(frame)) else { return };
+        let table = info.kind.live_table();
+        assert!(table.is_none(), "P1: {frame:?} is written, and is a table of level {table:?}");
+        assert!(info.owner.owner != Owner::Free, "P4: {frame:?} is written, and is nobody's");
+    }
+
     /// Calls a look at the words of a frame that are not zero.
     pub fn words<R>(&self, frame: Frame, look: impl FnOnce(&[(usize, u64)]) -> R) -> R {
         let at = frame.index();
@@ -369,7 +379,11 @@ impl WholeMachine {
             let live = |&(at, word): &(usize, u64)| word & 1 != 0 && !(level == 4 && HOLE_SLOTS.contains(&at));
             let candidates: Vec<usize> =
                 self.words(table, |words| words.iter().filter(|w| live(w)).map(|w| w.0).collect());
-            let Some(at) = rng.pick(&candidates) else { return };
+            let Some(mut at) = rng.pick(&candidates) else { return };
+            // Pages that become tables and pages again are looked at most.
+            if level == 1 && self.cpu_count() > 1 && rng.one_in(2) {
+                at = rng.pick(&[5, 6, 7, 8]).filter(|at| candidates.contains(at)).unwrap_or(at);
+            }
             let old = self.peek(table, at);
             self.poke(table, at, old | 1 << 5 | if level == 1 && old & 2 != 0 { 1 << 6 } else { 0 });
             writable &= old & 2 != 0;
@@ -420,7 +434,7 @@ impl WholeMachine {
             }
             // All sleep, and nobody has anything for anybody: time passes.
             match self.cpus.iter().map(|cpu| cpu.armed.load(Relaxed)).min() {
-                None | Some(u64::MAX) => return None,
+                None | Some(NEVER..) => return None,
                 Some(deadline) => _ = self.clock.fetch_max(deadline, Relaxed),
             }
         }
@@ -501,6 +515,7 @@ impl Frames for WholeMachine {
     }
     fn write(&self, frame: Frame, offset: usize, from: &[u8]) {
         assert!(offset + from.len() <= PAGE_SIZE, "a write beyond the frame");
+        self.must_be_memory(frame);
         self.looked(frame, 1 + from.len() as u64 / 8);
         let page = &self.pages[frame.index()];
         for (n, byte) in from.iter().enumerate() {

@@ -1,0 +1,31 @@
+//! The audit notices faults that take several CPUs to show, and that one CPU alone does not show. A process of its own:
+//! faults are planted in all of it.
+
+use hv_core::fault::{Fault, plant};
+use sim::world::hostile;
+
+/// Runs hostile guests on so many CPUs; the seeds are few and always the same. What the audit noticed.
+fn noticed(cpus: usize, seeds: u64, steps: u64) -> Option<String> {
+    let life =
+        move |seed| std::thread::Builder::new().stack_size(64 << 20).spawn(move || hostile::run(seed, cpus, steps));
+    (1..=seeds).find_map(|seed| life(seed).expect("a thread").join().expect("panics are caught").err())
+}
+
+#[test]
+fn the_audit_notices_faults_of_several_cpus() {
+    let faults = [(Fault::AwaitNoFlush, 2), (Fault::UnmakeTogether, 2)];
+    let mut missed = Vec::new();
+    for (fault, cpus) in faults {
+        plant(Some(fault));
+        let start = std::time::Instant::now();
+        let (alone, several) = (noticed(1, 1, 5_000), noticed(cpus, 40, 10_000));
+        // Without what led to it.
+        let why = several.as_deref().and_then(|why| why.split("; last:").next());
+        sim::tell(format_args!("{fault:?} {:?}: {why:?}", start.elapsed()));
+        if alone.is_some() || why.is_none() {
+            missed.push((fault, alone));
+        }
+    }
+    plant(None);
+    assert!(missed.is_empty(), "missed, or noticed on one CPU: {missed:?}");
+}
