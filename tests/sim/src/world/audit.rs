@@ -13,7 +13,7 @@ use hv_core::frame::{Owner, Use};
 use hv_core::grant::Grants;
 use hv_core::lock;
 use hv_core::paging::Sweep;
-use hv_core::vcpu::{Place, VcpuState};
+use hv_core::vcpu::{Place, Vcpu, VcpuState};
 use hv_core::world::World;
 use hypercall_abi::grant::ENTRIES_PER_FRAME;
 use std::cell::RefCell;
@@ -448,10 +448,11 @@ fn queues(m: &WholeMachine, world: &World) -> Found {
     Ok(())
 }
 
-/// The timer of a CPU fires in time for every vcpu whose deadlines it keeps, and for the one that runs there; or the CPU has
+/// The timer of a CPU fires in time for every vcpu of a living domain whose deadlines it keeps, and for the one that runs there; or the CPU has
 /// been kicked, and will look.
 fn timers(m: &WholeMachine, world: &World) -> Found {
-    for vcpu in world.vcpus.iter().filter(|vcpu| world.domain_of(vcpu).is_some()) {
+    let alive = |vcpu: &&Vcpu| world.domain_of(vcpu).is_some_and(|domain| domain.life() == Life::Alive);
+    for vcpu in world.vcpus.iter().filter(alive) {
         let cpu = vcpu.last_cpu();
         let (armed, kicked) = (m.armed_at(cpu.0 as usize), m.is_kicked(cpu.0 as usize));
         let (index, deadline) = (vcpu.index(), vcpu.earliest());
