@@ -48,6 +48,14 @@ pub enum Fault {
     SkipNote,
     /// Short ways take anybody's frame for the domain's own.
     ShortOfOthers,
+    /// A page that was found is remembered over a flush.
+    SeenOverFlush,
+    /// It is remembered though the root leads elsewhere.
+    SeenOverRoot,
+    /// It is remembered though its leaf has changed.
+    SeenOverLeaf,
+    /// It is remembered for the next vcpu on the CPU.
+    SeenByOthers,
     /// Short ways make a read-only leaf writable without a use.
     ShortWithoutUse,
     /// A vcpu that may run again while it is put off stays off.

@@ -51,6 +51,9 @@ pub trait Cpus {
     /// rules counts as one that has only where it waits for a lock ([`crate::lock::while_waiting`]), waits in here, or
     /// has come out: until then it may be about to use what it found by walking tables (see [`crate::claim`]).
     fn flush(&self, cpus: CpuSet, what: Flush);
+    /// Moves with every complete flush of this CPU, of its own and for others; not with loads of roots. What was found by
+    /// walking tables holds as long as it stays (see [`crate::claim::seen::Seen`]).
+    fn flushes(&self) -> u64;
     /// Makes a CPU leave its guest, or its sleep, soon.
     fn kick(&self, cpu: CpuId);
 }

@@ -2,6 +2,7 @@
 
 use crate::claim::View;
 use crate::domain::visit::Visits;
+use crate::claim::seen::{Kind, Seen};
 use crate::domain::{Life, Powers, Spec};
 use crate::frame::FrameTable;
 use crate::lock::{Domains, Held, Lock, Nothing, Ports};
@@ -122,6 +123,8 @@ pub struct Ctx<'a, M> {
     pub own: &'a mut VcpuState,
     /// The proof that no lock is held.
     pub held: &'a mut Held<Nothing>,
+    /// What this CPU has found by walking tables.
+    pub seen: &'a Seen,
     /// RCX and R11 may be lost on the way back to the guest.
     pub short: bool,
     /// This step has looked for other domains, see [`Ctx::visit`].
@@ -133,9 +136,10 @@ impl<'a, M: Machine> Ctx<'a, M> {
     ///
     /// # Errors
     /// A vcpu without a root has no addresses.
+    #[inline(always)]
     pub fn view(&self) -> Result<View<'a, M>, Errno> {
         let root = self.own.kernel_root.ok_or(Errno::Fault)?;
-        Ok(View::new(self.m, &self.world.frames, root).remembering(&self.vcpu.memo))
+        Ok(View::new(self.m, &self.world.frames, root).remembering(self.seen, Kind::Data))
     }
 
     /// Copies a structure in, once.

@@ -66,6 +66,8 @@ pub(crate) struct Cpu {
     pub(crate) apic_id: AtomicU32,
     /// The page-table root it uses.
     pub(crate) root: AtomicU64,
+    /// Complete flushes of it so far.
+    pub(crate) flushes: AtomicU64,
     /// Whether it has been started.
     pub(crate) online: AtomicBool,
     /// Whether a guest runs, or is about to.

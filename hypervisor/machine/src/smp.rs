@@ -34,6 +34,7 @@ pub(crate) fn several() -> bool {
 
 /// Forgets every translation of a guest: they are never global.
 fn flush_all(cpu: &Cpu) {
+    cpu.flushes.store(cpu.flushes.load(Relaxed).wrapping_add(1), Relaxed); // this CPU alone writes it
     // SAFETY: loads the root that is in use.
     unsafe { insn::write_cr3(cpu.root.load(Relaxed)) };
 }
@@ -84,6 +85,10 @@ impl Cpus for Hardware {
                 core::hint::spin_loop();
             }
         }
+    }
+
+    fn flushes(&self) -> u64 {
+        percpu::this().flushes.load(Relaxed)
     }
 
     fn kick(&self, cpu: CpuId) {

@@ -196,6 +196,9 @@ impl Cpus for SimMachine {
             self.cached.borrow_mut().retain(|c| !cpus.has(c.cpu));
         }
     }
+    fn flushes(&self) -> u64 {
+        self.flushes.get()
+    }
     fn kick(&self, _: CpuId) {}
 }
 

@@ -346,8 +346,8 @@ fn a_call_goes_on_after_a_pause() {
                 let vcpu = world.vcpu(d0, VcpuId(0)).expect("it has one");
                 let mut own = vcpu.own.try_take().expect("nobody has it");
                 let held = &mut Held::entering_ring_0();
-                let mut other =
-                    Ctx { m, world, domain: d0, vcpu, own: &mut own, held, short: false, visits: Cell::new(false) };
+                let (seen, visits) = (&world.sched.here(m).seen, Cell::new(false));
+                let mut other = Ctx { m, world, domain: d0, vcpu, own: &mut own, held, seen, short: false, visits };
                 assert_eq!(
                     ops::domctl(&mut other, &mut Call::new(Hypercall::Domctl.number(), [pause, 0, 0, 0, 0, 0])),
                     Ok(0)

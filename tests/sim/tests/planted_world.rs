@@ -28,6 +28,8 @@ fn the_audit_notices_planted_faults() {
         Fault::DeafCalls,
         Fault::CountEarly,
         Fault::KeepBreakpoints,
+        Fault::SeenOverRoot,
+        Fault::SeenOverLeaf,
     ];
     let missed: Vec<Fault> = faults
         .into_iter()

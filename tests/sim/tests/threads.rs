@@ -33,6 +33,9 @@ impl Cpus for Flat {
         CpuId(0)
     }
     fn flush(&self, _: CpuSet, _: Flush) {}
+    fn flushes(&self) -> u64 {
+        0
+    }
     fn kick(&self, _: CpuId) {}
 }
 

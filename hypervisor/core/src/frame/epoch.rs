@@ -90,6 +90,9 @@ mod tests {
         fn flush(&self, cpus: CpuSet, _: Flush) {
             self.0.set(self.0.get() | cpus.0);
         }
+        fn flushes(&self) -> u64 {
+            0
+        }
         fn kick(&self, _: CpuId) {}
     }
 

@@ -47,7 +47,6 @@ impl<'a> Words<'a> {
 pub struct FrameTable {
     words: Once<&'static [[AtomicU64; WORDS]]>,
     pub(super) epochs: Epochs,
-    losses: AtomicU64,
     pub(super) pool: Leaf<FreeList>,
     estates: [Estate; MAX_DOMAINS as usize],
     looks: Looks,
@@ -104,7 +103,6 @@ impl FrameTable {
         Self {
             words: Once::new(),
             epochs: Epochs::new(),
-            losses: AtomicU64::new(0),
             pool: Leaf::new(FreeList::EMPTY),
             estates: [const { Estate::new() }; MAX_DOMAINS as usize],
             looks: Looks::new(),
@@ -145,16 +143,6 @@ impl FrameTable {
     #[must_use]
     pub fn epochs(&self) -> &Epochs {
         &self.epochs
-    }
-
-    /// How often an entry of a page table has let go of what it led to. Whoever walked before may find something else now.
-    pub(crate) fn losses(&self) -> u64 {
-        self.losses.load(SeqCst)
-    }
-
-    /// An entry that led somewhere has been replaced, or is an entry no more. Called before its reference is dropped.
-    pub(crate) fn count_loss(&self) {
-        self.losses.fetch_add(1, SeqCst);
     }
 
     pub(super) fn estate(&self, id: DomainId) -> Option<&Estate> {
@@ -431,7 +419,6 @@ impl FrameTable {
     /// A destroyed domain leaves those frames of a span that are its own. They go to the pool whatever it used them for,
     /// except those that others still use: they are nobody's until those let go.
     pub(crate) fn reclaim(&self, m: &impl Frames, span: Range<u32>, id: DomainId) {
-        self.count_loss(); // of all that its tables led to
         let (mut left, mut run) = (0u32, span.start..span.start);
         for (number, w) in self.rows(span) {
             let Some(refs) = self.leave(m, Frame::from_u32(number), &w, id) else { continue };
@@ -559,6 +546,11 @@ impl FrameTable {
     #[must_use]
     pub fn looks(&self) -> u64 {
         self.looks.so_far()
+    }
+
+    /// The level, if the frame is a page table, whoever's.
+    pub(crate) fn live_level(&self, frame: Frame) -> Option<u8> {
+        self.info(frame)?.kind.live_table()
     }
 
     /// When a use of a frame ended last, and whether a domain other than its owner has used it.

@@ -397,9 +397,6 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     /// Drops what an entry led to. A table that was used by nothing else is to be taken down.
     fn drop_target(&mut self, raw: u64, level: u8) -> Option<(Frame, u8)> {
-        if raw & entry::PRESENT != 0 {
-            self.table.count_loss();
-        }
         match entry::target(raw, level) {
             Target::Leaf { frame, .. } if !self.table.is_ram(frame) => {}
             Target::Leaf { frame, writable: true } if !planted(Fault::SkipWritableCheck) => {

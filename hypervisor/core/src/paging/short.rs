@@ -141,7 +141,6 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
         let mine = self.own.led_to(new)?;
         if new & WRITABLE == 0 {
             swap()?;
-            self.table.count_loss();
             self.own.drop_writable(mine);
             return Some(());
         }
@@ -175,7 +174,6 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
     }
 
     fn let_go(&self, mine: Mine<'a>, old: u64) {
-        self.table.count_loss();
         self.own.let_go(mine, old & WRITABLE != 0);
     }
 

@@ -1,6 +1,7 @@
 //! What belongs to one CPU: the vcpus that wait for it, the one that runs on it, its timer.
 
 use crate::addr::MAX_VCPUS;
+use crate::claim::seen::Seen;
 use crate::lock::Leaf;
 use crate::machine::Clock;
 use crate::prelude::*;
@@ -18,6 +19,8 @@ with_new! {
         running: AtomicU16 = AtomicU16::new(0),
         /// The time the timer is set to, `u64::MAX` if it is off.
         armed: AtomicU64 = AtomicU64::new(u64::MAX),
+        /// What it has found by walking the tables of the vcpu that runs.
+        pub seen: Seen = Seen::new(),
         /// Vcpus whose deadlines this CPU keeps, a bit each.
         watched: [AtomicU64; MAX_VCPUS / 64] = [const { AtomicU64::new(0) }; MAX_VCPUS / 64],
     }

@@ -71,8 +71,8 @@ fn turn<M: Machine>(site: &mut Site<'_, M>, vcpu: &Vcpu, runner: &mut impl Runne
     if let Some(domain) = world.domain_of(vcpu) {
         // A CPU that another has taken the vcpu from may not have left it yet.
         let mut own = vcpu.own.take(site.held);
-        let mut ctx =
-            Ctx { m, world, domain, vcpu, own: &mut own, held: site.held, short: false, visits: Cell::new(false) };
+        let (seen, visits) = (&world.sched.here(m).seen, Cell::new(false));
+        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held: site.held, seen, short: false, visits };
         if switch::arrive(&mut ctx).is_ok() {
             on = stay(&mut ctx, runner);
         }

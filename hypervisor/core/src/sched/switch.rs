@@ -14,6 +14,7 @@ use hypercall_abi::vcpu::Runstate;
 /// [`Crashed`]: its segment registers do not load, and it could not be told.
 pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
     let m = ctx.m;
+    ctx.seen.forget();
     ctx.domain.end_poll(ctx.vcpu.number());
     ctx.domain.space.enter(&ctx.world.frames, m.this_cpu());
     m.load_gdt(&ctx.own.gdt);

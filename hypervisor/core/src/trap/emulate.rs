@@ -11,6 +11,7 @@ use super::table::gate_of;
 use super::{deliver_page_fault, set_cr2};
 use crate::addr::PAGE_SHIFT;
 use crate::claim::View;
+use crate::claim::seen::Kind;
 use crate::flags;
 use crate::host::ops::fill_hypercall_page;
 use crate::machine::Registers;
@@ -36,7 +37,7 @@ const DR6_STEP: u64 = 1 << 14;
 
 /// Memory as the vcpu sees it in the mode it is in.
 fn view<'a, M: Machine>(ctx: &Ctx<'a, M>) -> Option<View<'a, M>> {
-    Some(View::new(ctx.m, &ctx.world.frames, ctx.own.root()?))
+    Some(View::new(ctx.m, &ctx.world.frames, ctx.own.root()?).remembering(ctx.seen, Kind::Code))
 }
 
 /// The code that a vcpu executes.

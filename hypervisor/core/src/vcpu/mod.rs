@@ -12,7 +12,6 @@ pub mod ops;
 pub mod runstate;
 
 use crate::addr::CpuId;
-use crate::claim::Memo;
 use crate::fault::between;
 use crate::lock::Owned;
 use crate::machine::{Registers, Segments};
@@ -230,8 +229,6 @@ renewable! {
         pub(crate) poll_deadline: AtomicU64 = AtomicU64::new(u64::MAX),
         /// Another vcpu sent an NMI.
         pub(crate) nmi: AtomicBool = AtomicBool::new(false),
-        /// Where its kernel's memory was found last.
-        pub(crate) memo: Memo = Memo::new(),
         /// Its registers and tables.
         pub own: Owned<VcpuState> = Owned::new(VcpuState::new()),
     }

@@ -57,6 +57,8 @@ struct OneCpu {
     stand: Stand,
     loaded: Mutex<Loaded>,
     cached: Mutex<Vec<Cached>>,
+    /// Complete flushes so far.
+    flushes: AtomicU64,
     armed: AtomicU64,
     /// Looks at memory so far.
     work: AtomicU64,
@@ -261,6 +263,7 @@ impl WholeMachine {
         let it = &self.cpus[cpu];
         if it.asked.load(SeqCst) {
             if it.asked_all.swap(false, SeqCst) {
+                it.flushes.fetch_add(1, Relaxed);
                 lock(&it.cached).clear();
             }
             it.asked.store(false, SeqCst);
@@ -462,6 +465,7 @@ impl OneCpu {
             stand: Stand::new(),
             loaded: Mutex::new(loaded),
             cached: Mutex::default(),
+            flushes: AtomicU64::new(0),
             armed: AtomicU64::new(u64::MAX),
             work: AtomicU64::new(0),
             looks: [const { AtomicU64::new(0) }; 2],
@@ -558,6 +562,7 @@ impl Cpus for WholeMachine {
         }
         self.progressed(); // they have something to answer
         if what == Flush::All && cpus.has(self.this_cpu()) {
+            self.here().flushes.fetch_add(1, Relaxed);
             lock(&self.here().cached).clear();
         }
         for cpu in others() {
@@ -571,6 +576,9 @@ impl Cpus for WholeMachine {
                 }
             }
         }
+    }
+    fn flushes(&self) -> u64 {
+        self.here().flushes.load(Relaxed)
     }
     fn kick(&self, cpu: CpuId) {
         assert_ne!(cpu, self.this_cpu(), "nobody kicks the CPU it is on");

@@ -116,7 +116,8 @@ impl Stage {
         let mut own = vcpu.own.try_take().expect("nobody has it");
         let held = &mut self.held;
         let (m, world) = (self.m, self.world);
-        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held, short: false, visits: Cell::new(false) };
+        let (seen, visits) = (&world.sched.here(m).seen, Cell::new(false));
+        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held, seen, short: false, visits };
         switch::arrive(&mut ctx).expect("its segment registers load");
         let result = what(&mut ctx, &mut self.audit);
         switch::depart(&mut ctx);

@@ -5,14 +5,18 @@
 //! Keeps: P7 (a bad address is a [`Fault`]), and of P1 that nothing is written through a read-only mapping.
 //!
 //! Nothing in here waits or answers a flush between the walk and the use of a frame, so the frame cannot change hands in
-//! between: whoever takes it away must first have this CPU flush (P4). The accessed and dirty bits are not set.
+//! between: whoever takes it away must first have this CPU flush (P4). The accessed and dirty bits are not set. Pages that were
+//! found are remembered ([`seen`]).
 
-use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_SHIFT, PAGE_SIZE, low32};
+pub mod seen;
+
+use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_SIZE};
 use crate::frame::FrameTable;
-use crate::machine::Frames;
+use crate::machine::{Cpus, Frames};
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 use hypercall_abi::mmu::pte::{FRAME, PAT_OR_PSE, PRESENT, USER, WRITE};
+use seen::{Kind, Seen};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What is intended with a guest's memory.
@@ -95,31 +99,21 @@ pub struct View<'m, M> {
     m: &'m M,
     table: &'m FrameTable,
     root: Frame,
-    memo: Option<&'m Memo>,
+    kind: Kind,
+    seen: Option<&'m Seen>,
 }
 
-renewable! {
-    /// The page that was found last, open to reading and writing. It is what a walk would find for as long as no entry of any
-    /// table has let go of what it led to ([`FrameTable::losses`]).
-    #[derive(Debug)]
-    pub struct Memo {
-        page: AtomicU64 = AtomicU64::new(u64::MAX),
-        /// The root in the upper half, the frame in the lower.
-        frames: AtomicU64 = AtomicU64::new(0),
-        losses: AtomicU64 = AtomicU64::new(0),
-    }
-}
-
-impl<'m, M: Frames> View<'m, M> {
+impl<'m, M: Frames + Cpus> View<'m, M> {
     /// Memory as the tables from `root` show it; `root` is a validated L4 that somebody holds.
     #[must_use]
     pub fn new(m: &'m M, table: &'m FrameTable, root: Frame) -> Self {
-        Self { m, table, root, memo: None }
+        Self { m, table, root, kind: Kind::Data, seen: None }
     }
 
-    /// The same, remembering in the `memo` of the vcpu that runs.
-    pub(crate) fn remembering(self, memo: &'m Memo) -> Self {
-        Self { memo: Some(memo), ..self }
+    /// The same, remembering what this CPU has found.
+    #[inline(always)]
+    pub(crate) fn remembering(self, seen: &'m Seen, kind: Kind) -> Self {
+        Self { kind, seen: Some(seen), ..self }
     }
 
     /// The frame behind an address. It stays that only until this CPU waits for something or lets go of a lock.
@@ -128,33 +122,38 @@ impl<'m, M: Frames> View<'m, M> {
     /// [`Fault`]: not mapped, not for ring 3, not for writing, or no RAM.
     #[inline(always)]
     pub fn frame(&self, at: GuestVirt, access: Access) -> Result<Frame, Fault> {
-        if let Some(memo) = self.memo {
-            let (frames, losses) = (memo.frames.load(Relaxed), memo.losses.load(Relaxed));
-            let known = memo.page.load(Relaxed) == at.0 >> PAGE_SHIFT && frames >> 32 == self.root.number();
-            if known && losses == self.table.losses() {
-                let frame = Frame::from_u32(low32(frames));
-                debug_assert!(
-                    self.find(at, true) == Ok(frame) || losses != self.table.losses(),
-                    "{at:?} was {frame:?}"
-                );
-                return Ok(frame);
-            }
-        }
         let write = access == Access::Write;
+        if let Some(seen) = self.seen
+            && let Some(frame) = seen.recall(self.m, self.root, at, self.kind, write)
+        {
+            #[cfg(feature = "planted-fault")]
+            self.doubt(at, frame, write);
+            return Ok(frame);
+        }
         self.find(at, write).map_err(|present| Fault { address: at, present, write })
+    }
+
+    /// Complains of a page that was remembered too long. Where several CPUs run, another may have changed an upper entry and
+    /// not have flushed yet, so only harm counts.
+    #[cfg(feature = "planted-fault")]
+    fn doubt(&self, at: GuestVirt, frame: Frame, write: bool) {
+        let alone = self.table.epochs().all().iter().count() <= 1;
+        let same = walk(self.m, self.table, self.root, at).and_then(|path| path.frame()) == Some(frame);
+        let harmed = write && self.table.live_level(frame).is_some();
+        if harmed || (alone && !same) {
+            crate::frame::table::bug(frame, "a page was remembered too long");
+        }
     }
 
     /// The frame behind an address, or whether a page is present that does not allow the access.
     #[inline(never)]
     fn find(&self, at: GuestVirt, write: bool) -> Result<Frame, bool> {
-        let losses = self.table.losses(); // before the walk: one that comes meanwhile must count
+        let life = self.seen.map_or(0, |seen| seen.life(self.m)); // before the walk: a flush that comes meanwhile counts
         let path = walk(self.m, self.table, self.root, at).ok_or(false)?;
         let frame = path.frame().ok_or(false)?;
         ensure!(path.user && (path.writable || !write) && self.table.is_ram(frame), true);
-        if let Some(memo) = self.memo.filter(|_| path.writable) {
-            memo.page.store(at.0 >> PAGE_SHIFT, Relaxed);
-            memo.frames.store(self.root.number() << 32 | frame.number(), Relaxed);
-            memo.losses.store(losses, Relaxed);
+        if let Some(seen) = self.seen.filter(|_| self.table.has_short_ways()) {
+            seen.note(self.m, self.root, at, (self.kind, life), &path);
         }
         Ok(frame)
     }

@@ -1,0 +1,110 @@
+//! What a CPU remembers of its walks is what a walk would find. One test, because a planted fault is planted in the whole
+//! process.
+
+use hv_core::addr::Frame;
+use hv_core::fault::{Fault, plant};
+use hv_core::machine::Frames;
+use hv_core::world::Ctx;
+use hypercall_abi::mmu::pte;
+use sim::world::build::{BASE, at, page};
+use sim::world::machine::WholeMachine;
+use sim::world::script::{Actor, tell};
+use std::sync::mpsc;
+
+const TABLE: u64 = pte::PRESENT | pte::WRITE | pte::USER | pte::ACCESSED;
+
+/// How the page of arguments becomes another one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Change {
+    /// Another L1 table, by an L2 entry, with the flush that comes with that.
+    Upper,
+    /// Another root, which leads elsewhere.
+    Root,
+    /// Another leaf, without a flush.
+    Leaf,
+    /// Another L1 table, while the vcpu is not on the CPU.
+    Away,
+}
+
+impl Change {
+    /// Where in the tables of a guest it is, and what it writes.
+    fn entry(self, guest: &Actor) -> (u64, u64) {
+        let [l1, _, l3] = page::SPARE.map(|n| guest.pages[n]);
+        let (table, slot, to) = match self {
+            Self::Upper | Self::Away => (page::L2, BASE >> 21, l1),
+            Self::Root => (page::USER_ROOT, BASE >> 39, l3),
+            Self::Leaf => (page::L1, page::ARGS as u64, guest.pages[page::DATA]),
+        };
+        (guest.pages[table].address() + slot % 512 * 8, to.address() | TABLE)
+    }
+}
+
+fn update(ctx: &mut Ctx<'_, WholeMachine>, (slot, entry): (u64, u64)) {
+    let (domain, id) = (ctx.domain, ctx.domain.id());
+    assert_eq!(ctx.session(domain).mmu_update(slot, entry, id), Ok(()));
+}
+
+/// What the guest's kernel finds at the address of its arguments.
+fn look(ctx: &mut Ctx<'_, WholeMachine>) -> u64 {
+    ctx.read(at(page::ARGS)).expect("it is mapped")
+}
+
+/// Whether the guest's kernel finds the new page after a change.
+fn finds(how: Change) -> bool {
+    let (said, hear) = mpsc::channel();
+    tell(200, move |stage| {
+        let guest = stage.enter(false);
+        let m = stage.m;
+        let put = |frame: Frame, slot: u64, value: u64| m.write(frame, (slot % 512 * 8) as usize, &value.to_le_bytes());
+        let data = guest.pages[page::DATA];
+        put(guest.pages[page::ARGS], 0, 1);
+        put(data, 0, 2);
+        // A second L1 table, L2 and L3, in which the page of arguments is another.
+        let [l1, l2, l3] = page::SPARE.map(|n| guest.pages[n]);
+        put(l1, page::ARGS as u64, data.address() | TABLE);
+        put(l2, BASE >> 21, l1.address() | TABLE);
+        put(l3, BASE >> 30, l2.address() | TABLE);
+        let entry = how.entry(&guest);
+        let found = match how {
+            Change::Away => {
+                stage.on_cpu(&guest, |ctx, _| assert_eq!(look(ctx), 1));
+                let (domain, mut site) = (stage.domain(&guest), stage.site());
+                let updated = site.session(domain).mmu_update(entry.0, entry.1, guest.id);
+                assert_eq!(updated, Ok(()));
+                stage.on_cpu(&guest, |ctx, _| look(ctx))
+            }
+            Change::Root => stage.on_cpu(&guest, |ctx, _| {
+                update(ctx, entry);
+                assert_eq!((look(ctx), look(ctx)), (1, 1));
+                let (domain, old, new) = (ctx.domain, ctx.own.kernel_root, Some(guest.pages[page::USER_ROOT]));
+                assert_eq!(ctx.session(domain).switch_root(old, new, || {}), Ok(()));
+                ctx.own.kernel_root = new;
+                look(ctx)
+            }),
+            Change::Upper | Change::Leaf => stage.on_cpu(&guest, |ctx, _| {
+                assert_eq!((look(ctx), look(ctx)), (1, 1));
+                update(ctx, entry);
+                look(ctx)
+            }),
+        };
+        said.send(found == 2).expect("somebody listens");
+    });
+    hear.recv().expect("the story was told")
+}
+
+#[test]
+fn what_is_remembered_is_what_a_walk_would_find() {
+    let cases = [
+        (Change::Upper, Fault::SeenOverFlush),
+        (Change::Root, Fault::SeenOverRoot),
+        (Change::Leaf, Fault::SeenOverLeaf),
+        (Change::Away, Fault::SeenByOthers),
+    ];
+    for (how, fault) in cases {
+        assert!(finds(how), "{how:?}");
+        plant(Some(fault));
+        let found = finds(how);
+        plant(None);
+        assert!(!found, "{how:?} does not show {fault:?}");
+    }
+}
