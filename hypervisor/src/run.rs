@@ -1,6 +1,7 @@
 //! The life of the CPU: the rules' order, with the machine to run guests, until the machine is turned off.
 
 use core::ops::ControlFlow;
+use hv_core::lean::{self, End, Way};
 use hv_core::machine::Exit;
 use hv_core::sched::life::{self, Runner};
 use hv_core::world::{Ctx, Site};
@@ -11,8 +12,14 @@ use hypercall_abi::sched::ShutdownReason;
 struct Guests;
 
 impl Runner<Hardware> for Guests {
-    fn run(&mut self, ctx: &mut Ctx<'_, Hardware>) -> Exit {
-        ctx.m.run(&mut ctx.own.regs, if ctx.short { Return::Short } else { Return::Exact })
+    fn run(&mut self, ctx: &mut Ctx<'_, Hardware>) -> Option<Exit> {
+        let m = ctx.m;
+        m.begin(&mut ctx.own.regs);
+        let end = lean::run(ctx, |ctx, way| {
+            m.enter(&mut ctx.own.regs, if way == Way::Short { Return::Short } else { Return::Exact });
+        });
+        let exit = m.end(&ctx.own.regs);
+        (end == End::Exit).then_some(exit)
     }
 
     fn idle(&mut self, site: &mut Site<'_, Hardware>) -> ControlFlow<(), bool> {

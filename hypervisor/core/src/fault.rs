@@ -56,6 +56,8 @@ pub enum Fault {
     SeenOverLeaf,
     /// It is remembered for the next vcpu on the CPU.
     SeenByOthers,
+    /// The entry code keeps what it knew though a flush was answered or the kernel's stack was moved.
+    StayArmed,
     /// Short ways make a read-only leaf writable without a use.
     ShortWithoutUse,
     /// A vcpu that may run again while it is put off stays off.

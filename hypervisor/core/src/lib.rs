@@ -81,6 +81,7 @@ pub mod flags;
 pub mod frame;
 pub mod grant;
 pub mod host;
+pub mod lean;
 pub mod lock;
 pub mod machine;
 pub mod memory;

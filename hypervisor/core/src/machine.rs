@@ -28,6 +28,8 @@ pub trait Frames {
     fn zero(&self, frame: Frame);
     /// Copies a whole frame.
     fn copy(&self, from: Frame, to: Frame);
+    /// The address at which the entry code sees a frame, for [`Entry`].
+    fn direct(&self, frame: Frame) -> u64;
     /// Says in the machine-to-physical table which pseudo-physical page a frame is (ABI core 2.2).
     fn set_m2p(&self, frame: Frame, pfn: u64);
     /// What belongs into slot 256 + `index` (0..16) of every guest L4: 0 or a complete entry.
@@ -96,6 +98,12 @@ pub trait CpuState {
     fn fs_base(&self) -> u64;
     /// Sets the FS base; canonical.
     fn set_fs_base(&self, base: u64);
+    /// What the entry code of this CPU goes by.
+    fn entry(&self) -> &Entry;
+    /// Whether the guest has RDGSBASE and its like, which the entry code needs.
+    fn has_gs_instructions(&self) -> bool;
+    /// The address of the page fault that has just ended a run.
+    fn fault_address(&self) -> u64;
     /// The GS base the guest has active.
     fn gs_base(&self) -> u64;
     /// Sets the GS base the guest has active; canonical.
@@ -249,11 +257,78 @@ pub struct Segments {
     pub fs_base: u64,
     /// The GS base that was active.
     pub gs_base: u64,
+    /// The GS base of the mode that was not, see [`Entry::other_gs`].
+    pub other_gs: u64,
+}
+
+with_new! {
+/// What the entry code of a CPU needs to take a system call or a page fault of user code to the guest's kernel, and to take it
+/// back, without asking the rules. The rules say before the guest runs what it may do ([`crate::lean::arm`]); what it has done
+/// is in here afterwards ([`crate::lean::left`]).
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Entry {
+    /// A [`mode`].
+    pub mode: AtomicU64 = AtomicU64::new(0),
+    /// The GS base of the mode that does not run: of user mode while the guest's kernel does, and the other way round.
+    /// Canonical.
+    pub other_gs: AtomicU64 = AtomicU64::new(0),
+    /// CR3 of kernel mode.
+    pub kernel_cr3: AtomicU64 = AtomicU64::new(0),
+    /// CR3 of user mode.
+    pub user_cr3: AtomicU64 = AtomicU64::new(0),
+    /// Where ring 0 sees the vcpu_info record.
+    pub info: AtomicU64 = AtomicU64::new(0),
+    /// Where ring 0 sees the frame that a system call pushes.
+    pub frame: AtomicU64 = AtomicU64::new(0),
+    /// Where the guest sees it.
+    pub frame_sp: AtomicU64 = AtomicU64::new(0),
+    /// Where ring 0 sees the frame that the way back to user code pops, where Linux leaves it.
+    pub back: AtomicU64 = AtomicU64::new(0),
+    /// Where the guest sees it.
+    pub back_sp: AtomicU64 = AtomicU64::new(0),
+    /// The guest's handler of system calls; canonical.
+    pub syscall: AtomicU64 = AtomicU64::new(0),
+    /// The guest's handler of page faults; canonical.
+    pub fault: AtomicU64 = AtomicU64::new(0),
+    /// The guest's CR2.
+    pub cr2: AtomicU64 = AtomicU64::new(0),
+    /// Entries from user code that needed no rule, not counted yet.
+    pub from_user: AtomicU64 = AtomicU64::new(0),
+    /// Entries that needed a rule and took a short way, not counted yet.
+    pub ruled: AtomicU64 = AtomicU64::new(0),
+    /// RAX for a moment.
+    pub rax: AtomicU64 = AtomicU64::new(0),
+    /// RDX for a moment.
+    pub rdx: AtomicU64 = AtomicU64::new(0),
+}
+}
+
+/// Values of [`Entry::mode`].
+pub mod mode {
+    /// Everything goes to the rules.
+    pub const LONG: u64 = 0;
+    /// User code runs, and the fields hold.
+    pub const USER: u64 = 1;
+    /// The guest's kernel runs, and the fields hold.
+    pub const KERNEL: u64 = 2;
+}
+
+/// Which entry into ring 0 it was: the high half of [`Registers::error`], where it is no vector.
+pub mod entry {
+    /// SYSCALL.
+    pub const SYSCALL: u32 = 0x200;
+    /// SYSCALL from compatibility code.
+    pub const SYSCALL32: u32 = 0x201;
+    /// SYSENTER.
+    pub const SYSENTER: u32 = 0x202;
+    /// Added to the vector of a fault at the return to the guest.
+    pub const FAILED_RETURN: u32 = 0x100;
 }
 
 impl Segments {
     /// Null segments.
-    pub const ZERO: Self = Self { selectors: [0; 4], fs_base: 0, gs_base: 0 };
+    pub const ZERO: Self = Self { selectors: [0; 4], fs_base: 0, gs_base: 0, other_gs: 0 };
 }
 
 /// Why `run` came back from a guest.

@@ -1,8 +1,8 @@
 //! All state of ring 0, and the context in which a call of a guest is judged.
 
 use crate::claim::View;
-use crate::domain::visit::Visits;
 use crate::claim::seen::{Kind, Seen};
+use crate::domain::visit::Visits;
 use crate::domain::{Life, Powers, Spec};
 use crate::frame::FrameTable;
 use crate::lock::{Domains, Held, Lock, Nothing, Ports};

@@ -340,6 +340,10 @@ impl Frames for Hardware {
         }
     }
 
+    fn direct(&self, frame: Frame) -> u64 {
+        DIRECT + frame.address()
+    }
+
     fn hole_entry(&self, index: usize) -> u64 {
         let entries = page(root()).get(HOLE_SLOTS).unwrap_or(&[]);
         entries.get(index).map_or(0, |entry| entry.load(Relaxed))

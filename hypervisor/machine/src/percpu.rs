@@ -7,7 +7,7 @@ use crate::memory::{self, CONSTANT, DATA, WINDOWS, image_address};
 use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
-use hv_core::machine::Page;
+use hv_core::machine::{Entry, Page};
 
 /// CPUs we have room for.
 pub(crate) const MAX_CPUS: usize = 8;
@@ -58,6 +58,8 @@ pub(crate) struct Cpu {
     scratch: AtomicU64,
     /// The end of the running vcpu's `Registers`.
     pub(crate) registers_end: AtomicU64,
+    /// Where its [`Entry`] is.
+    entry_at: AtomicU64,
     /// The stacks.
     pub(crate) tss: Tss,
     /// Its number.
@@ -106,12 +108,19 @@ pub(crate) struct Cpu {
     debug: [AtomicU64; 128],
     machine_check: [AtomicU64; 1024],
     double_fault: [AtomicU64; 1024],
+    /// The entry code has its stack pointer at `entry` for as long as it acts by itself: a fault there, which would be a bug of
+    /// ours, is reported on what lies below.
+    _below: [AtomicU64; 512],
+    /// What the entry code goes by.
+    pub(crate) entry: Entry,
 }
 
 /// Offsets the entry code uses.
 pub(crate) const HOST_STACK: usize = offset_of!(Cpu, host_stack);
 pub(crate) const SCRATCH: usize = offset_of!(Cpu, scratch);
 pub(crate) const REGISTERS_END: usize = offset_of!(Cpu, registers_end);
+pub(crate) const ENTRY: usize = offset_of!(Cpu, entry_at);
+pub(crate) const ROOT: usize = offset_of!(Cpu, root);
 const _: () = assert!(offset_of!(Cpu, tss.rsp0) % 8 == 0 && offset_of!(Tss, rsp0) == 8);
 const _: () = assert!(offset_of!(Tss, io_bitmap) + 2 - 4 == Tss::BYTES as usize);
 
@@ -194,6 +203,7 @@ pub(crate) fn map_windows(tables: &mut memory::Builder<'_>) -> Result<(), &'stat
 pub(crate) fn prepare(id: usize) -> &'static Cpu {
     let cpu = &CPUS[id];
     cpu.this.store(&raw const *cpu as u64, Relaxed);
+    cpu.entry_at.store(&raw const cpu.entry as u64, Relaxed);
     let stacks = [&cpu.double_fault[..], &cpu.machine_check, &cpu.nmi, &cpu.debug];
     for (entry, stack) in cpu.tss.ist.iter().zip(stacks) {
         entry.store(stack.as_ptr_range().end as u64, Relaxed);

@@ -30,7 +30,7 @@ const AREAS: &[Area] = &[
                 510,
                 &["hypervisor/machine/src/boot", "hypervisor/machine/src/smp", "hypervisor/machine/src/acpi"],
             ),
-            ("machine/entry, cpu", 750, &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"]),
+            ("machine/entry, cpu", 1_050, &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"]),
             ("machine/memory", 290, &["hypervisor/machine/src/memory"]),
             (
                 "machine/apic, ioapic, timer",
@@ -40,13 +40,31 @@ const AREAS: &[Area] = &[
             ("machine, the rest", 520, &["hypervisor/machine/src"]),
         ],
     },
+    // Copies of rules for what is ordinary: a guest sees the same without them (`lean=off`). The entry code's part is among the
+    // hands.
+    Area {
+        name: "short ways",
+        limit: 1_000,
+        parts: &[
+            ("core/lean", 540, &["hypervisor/core/src/lean"]),
+            (
+                "short ways of frame, paging, claim",
+                460,
+                &[
+                    "hypervisor/core/src/frame/own",
+                    "hypervisor/core/src/paging/short",
+                    "hypervisor/core/src/claim/seen",
+                ],
+            ),
+        ],
+    },
     // Rules grow by what a hypervisor must do.
     Area {
         name: "rules and order",
         limit: 8_750,
         parts: &[
-            ("core/frame", 1_160, &["hypervisor/core/src/frame"]),
-            ("core/paging", 1_390, &["hypervisor/core/src/paging"]),
+            ("core/frame", 1_080, &["hypervisor/core/src/frame"]),
+            ("core/paging", 1_250, &["hypervisor/core/src/paging"]),
             ("core/event", 425, &["hypervisor/core/src/event"]),
             ("core/grant", 500, &["hypervisor/core/src/grant"]),
             ("core/domain/journal", 135, &["hypervisor/core/src/domain/journal"]),
@@ -63,8 +81,8 @@ const AREAS: &[Area] = &[
             ("core/policy", 180, &["hypervisor/core/src/policy"]),
             ("core/host", 175, &["hypervisor/core/src/host"]),
             ("core/dispatch", 165, &["hypervisor/core/src/dispatch"]),
-            ("core/claim, world", 290, &["hypervisor/core/src/claim", "hypervisor/core/src/world"]),
-            ("core: addr, lock, machine, call", 700, &["hypervisor/core/src"]),
+            ("core/claim, world", 310, &["hypervisor/core/src/claim", "hypervisor/core/src/world"]),
+            ("core: addr, lock, machine, call", 760, &["hypervisor/core/src"]),
             ("hypervisor/src", 280, &["hypervisor/src"]),
         ],
     },

@@ -180,6 +180,9 @@ impl Frames for SimMachine {
     fn set_m2p(&self, frame: Frame, pfn: u64) {
         self.m2p[frame.index()].set(pfn);
     }
+    fn direct(&self, frame: Frame) -> u64 {
+        frame.address()
+    }
     fn hole_entry(&self, index: usize) -> u64 {
         HOLE_MARK | index as u64
     }

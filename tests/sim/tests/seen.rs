@@ -3,12 +3,15 @@
 
 use hv_core::addr::Frame;
 use hv_core::fault::{Fault, plant};
-use hv_core::machine::Frames;
+use hv_core::lean::{self, End};
+use hv_core::machine::{CpuState, Exit, Frames, Interrupt, mode};
 use hv_core::world::Ctx;
-use hypercall_abi::mmu::pte;
-use sim::world::build::{BASE, at, page};
+use hypercall_abi::mmu::{MmuUpdate, pte};
+use hypercall_abi::{Hypercall, domid};
+use sim::world::build::{self, BASE, at, page};
 use sim::world::machine::WholeMachine;
 use sim::world::script::{Actor, tell};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
 
 const TABLE: u64 = pte::PRESENT | pte::WRITE | pte::USER | pte::ACCESSED;
@@ -55,7 +58,9 @@ fn finds(how: Change) -> bool {
     tell(200, move |stage| {
         let guest = stage.enter(false);
         let m = stage.m;
-        let put = |frame: Frame, slot: u64, value: u64| m.write(frame, (slot % 512 * 8) as usize, &value.to_le_bytes());
+        let put = |frame: Frame, slot: u64, value: u64| {
+            m.write(frame, usize::try_from(slot % 512 * 8).expect("small"), &value.to_le_bytes());
+        };
         let data = guest.pages[page::DATA];
         put(guest.pages[page::ARGS], 0, 1);
         put(data, 0, 2);
@@ -92,6 +97,37 @@ fn finds(how: Change) -> bool {
     hear.recv().expect("the story was told")
 }
 
+/// Whether the entry code knows where the kernel's stack is, after the guest has put another page there by a call that takes
+/// the short way.
+fn stack_is_found() -> bool {
+    let (said, hear) = mpsc::channel();
+    tell(200, move |stage| {
+        let mut guests = (0..4).map(|_| stage.enter(false));
+        let guest = guests.find(|guest| build::is_ordinary(&guest.pages)).expect("most are");
+        drop(guests);
+        let (slot, to) = (guest.pages[page::L1].address() + page::STACK as u64 * 8, guest.pages[page::DATA]);
+        let list = stage.put(&guest, 0, &MmuUpdate { ptr: slot, val: to.address() | TABLE });
+        let known = stage.on_cpu(&guest, |ctx, _| {
+            let mut known = Vec::new();
+            let end = lean::run(ctx, |ctx, _| {
+                let entry = ctx.m.entry();
+                assert_eq!(entry.mode.load(Relaxed), mode::KERNEL, "short ways are open to this guest");
+                known.push(Frame::containing(entry.frame.load(Relaxed)));
+                let exit = if known.len() == 1 { Exit::Syscall } else { Exit::Interrupt(Interrupt::Other) };
+                let regs = &mut ctx.own.regs;
+                (regs.rax, regs.rdi, regs.rsi) = (Hypercall::MmuUpdate.number(), list, 1);
+                (regs.rdx, regs.r10) = (0, u64::from(domid::SELF));
+                ctx.m.keep_exit(&mut ctx.own.regs, exit);
+            });
+            assert_eq!((end, ctx.own.regs.rax), (End::Exit, Hypercall::MmuUpdate.number()));
+            known
+        });
+        assert_eq!((known.len(), known[0]), (2, Some(guest.pages[page::STACK])));
+        said.send(known[1] == Some(to)).expect("somebody listens");
+    });
+    hear.recv().expect("the story was told")
+}
+
 #[test]
 fn what_is_remembered_is_what_a_walk_would_find() {
     let cases = [
@@ -107,4 +143,9 @@ fn what_is_remembered_is_what_a_walk_would_find() {
         plant(None);
         assert!(!found, "{how:?} does not show {fault:?}");
     }
+    assert!(stack_is_found());
+    plant(Some(Fault::StayArmed));
+    let found = stack_is_found();
+    plant(None);
+    assert!(!found, "a stack that was moved does not show {:?}", Fault::StayArmed);
 }

@@ -101,7 +101,7 @@ struct Caller {
 }
 
 impl Runner<WholeMachine> for Caller {
-    fn run(&mut self, ctx: &mut Context<'_>) -> Exit {
+    fn run(&mut self, ctx: &mut Context<'_>) -> Option<Exit> {
         let regs = &mut ctx.own.regs;
         if Some(ctx.domain.id()) == self.waits {
             if self.steps > self.typed {
@@ -111,7 +111,7 @@ impl Runner<WholeMachine> for Caller {
         } else {
             (regs.rax, regs.rdi, regs.rsi) = (Hypercall::Multicall.number(), self.list, self.count);
         }
-        Exit::Syscall
+        Some(Exit::Syscall)
     }
 
     fn seen(&mut self, ctx: &mut Context<'_>, what: Step) -> ControlFlow<()> {

@@ -23,6 +23,9 @@ impl Frames for Flat {
     fn zero(&self, _: Frame) {}
     fn copy(&self, _: Frame, _: Frame) {}
     fn set_m2p(&self, _: Frame, _: u64) {}
+    fn direct(&self, _: Frame) -> u64 {
+        0
+    }
     fn hole_entry(&self, _: usize) -> u64 {
         0
     }

@@ -116,6 +116,12 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
         Self { kind, seen: Some(seen), ..self }
     }
 
+    /// The same for pages of another kind.
+    #[inline(always)]
+    pub(crate) fn of_kind(self, kind: Kind) -> Self {
+        Self { kind, ..self }
+    }
+
     /// The frame behind an address. It stays that only until this CPU waits for something or lets go of a lock.
     ///
     /// # Errors

@@ -17,10 +17,12 @@ pub(crate) enum Kind {
     Data = 0,
     /// Instructions.
     Code = 8,
+    /// Page tables, as their owner maps them.
+    Table = 16,
 }
 
 /// Pages of one kind that are remembered.
-const PAGES: u64 = 8;
+const PAGES: usize = 8;
 
 /// The pages that a CPU has found by walking tables, remembered as its TLB remembers them: until it flushes.
 ///
@@ -32,36 +34,31 @@ const PAGES: u64 = 8;
 pub struct Seen {
     /// Vcpus that have come to this CPU so far.
     arrivals: AtomicU64,
-    pages: [Found; 2 * PAGES as usize],
+    pages: [Found; 3 * PAGES],
 }
 
-/// A page that was found.
-#[derive(Debug)]
-struct Found {
-    /// Its number, plus one; 0 if none was.
-    page: AtomicU64,
-    /// [`Seen::life`] before the walk.
-    life: AtomicU64,
-    /// Machine address of the leaf; bit 0 says whether all levels allow writing.
-    slot: AtomicU64,
-    /// The leaf.
-    leaf: AtomicU64,
-    /// The entry of the root.
-    upper: AtomicU64,
+with_new! {
+    /// A page that was found.
+    #[derive(Debug)]
+    pub struct Found {
+        /// Its number, plus one; 0 if none was.
+        page: AtomicU64 = AtomicU64::new(0),
+        /// [`Seen::life`] before the walk.
+        life: AtomicU64 = AtomicU64::new(0),
+        /// Machine address of the leaf; bit 0 says whether all levels allow writing.
+        slot: AtomicU64 = AtomicU64::new(0),
+        /// The leaf.
+        leaf: AtomicU64 = AtomicU64::new(0),
+        /// The entry of the root.
+        upper: AtomicU64 = AtomicU64::new(0),
+    }
 }
 
 impl Seen {
     /// Nothing was found yet.
     #[must_use]
     pub const fn new() -> Self {
-        const NONE: Found = Found {
-            page: AtomicU64::new(0),
-            life: AtomicU64::new(0),
-            slot: AtomicU64::new(0),
-            leaf: AtomicU64::new(0),
-            upper: AtomicU64::new(0),
-        };
-        Self { arrivals: AtomicU64::new(0), pages: [NONE; 2 * PAGES as usize] }
+        Self { arrivals: AtomicU64::new(0), pages: [const { Found::new() }; 3 * PAGES] }
     }
 
     /// Another vcpu comes: nothing it knows was found.
@@ -80,7 +77,7 @@ impl Seen {
 
     #[inline(always)]
     fn place(&self, at: GuestVirt, kind: Kind) -> Option<&Found> {
-        self.pages.get(((at.0 >> PAGE_SHIFT) % PAGES) as usize + kind as usize)
+        self.pages.get((at.0 >> PAGE_SHIFT) as usize % PAGES + kind as usize)
     }
 
     /// The frame of a page, if it was found and is what a walk from this root would find.
@@ -105,6 +102,18 @@ impl Seen {
             return None;
         }
         Some(Frame::from_u32(low32((then & FRAME) >> PAGE_SHIFT)))
+    }
+
+    /// Whether a page that its owner may write is still what was found, if nothing but leaves has changed without a flush.
+    #[inline(always)]
+    pub(crate) fn holds<M: Frames + Cpus>(&self, m: &M, at: GuestVirt) -> bool {
+        self.place(at, Kind::Data).is_some_and(|found| {
+            let slot = found.slot.load(Relaxed);
+            found.page.load(Relaxed) == (at.0 >> PAGE_SHIFT) + 1
+                && slot & 1 != 0
+                && found.life.load(Relaxed) == self.life(m)
+                && word(m, slot).is_some_and(|leaf| (leaf ^ found.leaf.load(Relaxed)) & !(ACCESSED | DIRTY) == 0)
+        })
     }
 
     /// Remembers where a walk from a root has led, and in which life it began.

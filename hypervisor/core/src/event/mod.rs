@@ -156,6 +156,11 @@ impl<'m> UpcallMask<'m> {
         Self(info_head(m, vcpu))
     }
 
+    /// Whether an upcall is pending, masked or not.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.0.is_some_and(|head| head.load(SeqCst) & PENDING_BYTE != 0)
+    }
+
     /// Whether upcalls are masked; without a record they are.
     pub(crate) fn is_set(&self) -> bool {
         self.0.is_none_or(|head| head.load(SeqCst) & MASK_BYTE != 0)

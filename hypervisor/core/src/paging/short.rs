@@ -107,12 +107,21 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
         self.replace(place, value, 0)
     }
 
-    /// Replaces an entry if it is what it is expected to be.
-    pub(super) fn exchange(&self, table: Frame, index: usize, expected: u64, new: u64) -> Option<()> {
-        let place = self.place(table, index).filter(|place| place.old == expected)?;
-        self.replace(place, new, 0)
+    /// Replaces an entry by what `change` makes of it: what it held, and whether something was stored.
+    #[inline]
+    pub(super) fn change(
+        &self,
+        table: Frame,
+        index: usize,
+        change: impl Fn(u64) -> Option<u64>,
+    ) -> Option<(u64, bool)> {
+        let place = self.place(table, index)?;
+        let Some(new) = change(place.old) else { return Some((place.old, false)) };
+        self.replace(place, new, 0)?;
+        Some((place.old, true))
     }
 
+    #[inline]
     fn place(&self, table: Frame, index: usize) -> Option<Place<'a>> {
         let (mine, word) = (self.own.find_l1(table)?, self.m.page(table).get(index)?);
         Some(Place { table: mine, index, word, old: word.load(SeqCst) })

@@ -64,7 +64,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`], or why the request is refused.
     pub fn mmu_update(&mut self, address: u64, value: u64, from: DomainId) -> Outcome<()> {
-        if self.ordinary_updates(&[MmuUpdate { ptr: address, val: value }], from) == 1 {
+        if from == self.id() && self.ordinary_updates(&[MmuUpdate { ptr: address, val: value }]) == 1 {
             return Ok(());
         }
         let how = match UpdateCommand::from_number(address & 7).ok_or(Refused::Unknown)? {
@@ -90,7 +90,9 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// As [`Session::mmu_update`].
     pub fn mmu_updates(&mut self, requests: &[MmuUpdate], from: DomainId, done: &mut usize) -> Outcome<()> {
-        *done = self.ordinary_updates(requests, from);
+        if from == self.id() {
+            *done = self.ordinary_updates(requests);
+        }
         for MmuUpdate { ptr, val } in requests.iter().skip(*done) {
             self.mmu_update(*ptr, *val, from)?;
             *done = done.saturating_add(1);
@@ -98,13 +100,25 @@ impl<M: Frames + Cpus> Session<'_, M> {
         Ok(())
     }
 
-    /// Carries out requests of mmu_update up to the first that is out of the ordinary, and says how many.
-    fn ordinary_updates(&mut self, requests: &[MmuUpdate], from: DomainId) -> usize {
+    /// Carries out requests of mmu_update up to the first that is out of the ordinary, and says how many. The frames of new
+    /// leaves are to be the domain's own.
+    #[inline]
+    pub(crate) fn ordinary_updates(&mut self, requests: &[MmuUpdate]) -> usize {
         let paid = requests.get(..requests.len().min(self.budget as usize)).unwrap_or_default();
-        let short = if from == self.id() { self.short() } else { None };
-        let done = short.map_or(0, |short| short.updates(paid));
+        let done = self.short().map_or(0, |short| short.updates(paid));
         self.spend(done);
         done
+    }
+
+    /// [`Session::update_va`] for a frame of the domain's own, if that is ordinary.
+    pub(crate) fn ordinary_update_va(&self, root: Frame, at: GuestVirt, value: u64) -> Option<()> {
+        self.short()?.update_va(root, at, value)
+    }
+
+    /// Replaces an entry by what `change` makes of it, if that is ordinary: what it held, and whether something was stored.
+    #[inline]
+    pub(crate) fn ordinary_write(&self, slot: Slot, change: impl Fn(u64) -> Option<u64>) -> Option<(u64, bool)> {
+        self.short()?.change(slot.table, slot.index, change)
     }
 
     fn set_m2p(&mut self, address: u64, pfn: u64) -> Outcome<()> {
@@ -133,7 +147,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`], or why the request is refused.
     pub fn update_va(&mut self, root: Frame, at: GuestVirt, value: u64, from: DomainId) -> Outcome<()> {
-        if from == self.id() && self.short().and_then(|short| short.update_va(root, at, value)).is_some() {
+        if from == self.id() && self.ordinary_update_va(root, at, value).is_some() {
             return Ok(());
         }
         self.ready()?;
@@ -205,7 +219,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// [`Stop::More`], or why the new entry is refused: then the fault is the guest's.
     pub fn write_table(&mut self, slot: Slot, expected: Option<u64>, new: u64) -> Outcome<Option<u64>> {
         if let Some(expected) = expected
-            && self.short().and_then(|short| short.exchange(slot.table, slot.index, expected, new)).is_some()
+            && self.ordinary_write(slot, |old| (old == expected).then_some(new)) == Some((expected, true))
         {
             return Ok(None);
         }

@@ -12,8 +12,9 @@ use hypercall_abi::event::Virq;
 
 /// What a CPU does while no rule is asked: it runs a guest, or sleeps.
 pub trait Runner<M: Machine> {
-    /// Runs the guest in ring 3 with the registers of the vcpu, until it needs attention.
-    fn run(&mut self, ctx: &mut Ctx<'_, M>) -> Exit;
+    /// Runs the guest in ring 3 with the registers of the vcpu, until it needs attention. `None`: what it left for is seen to,
+    /// but for the rest of a call, which has been noted ([`crate::lean::run`]).
+    fn run(&mut self, ctx: &mut Ctx<'_, M>) -> Option<Exit>;
 
     /// Sleeps until an interrupt; answers whether one was the console's. `Break` ends the CPU's life.
     fn idle(&mut self, site: &mut Site<'_, M>) -> ControlFlow<(), bool>;
@@ -109,12 +110,13 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
             if trap::prepare(ctx).is_err() {
                 break;
             }
-            let exit = runner.run(ctx);
-            let _ = trap::handle(ctx, exit); // a domain that has crashed does not run
-            runner.seen(ctx, Step::Exit(exit))?;
-            // A kick may mean a tick that another vcpu has set for this one.
-            if matches!(exit, Exit::Interrupt(Interrupt::Timer | Interrupt::Kick)) {
-                next = tick(ctx, slice_end);
+            if let Some(exit) = runner.run(ctx) {
+                let _ = trap::handle(ctx, exit); // a domain that has crashed does not run
+                runner.seen(ctx, Step::Exit(exit))?;
+                // A kick may mean a tick that another vcpu has set for this one.
+                if matches!(exit, Exit::Interrupt(Interrupt::Timer | Interrupt::Kick)) {
+                    next = tick(ctx, slice_end);
+                }
             }
         }
         if !ctx.domain.runs() {

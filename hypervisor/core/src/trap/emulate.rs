@@ -407,24 +407,24 @@ fn set_xcr0<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
 }
 
 /// Model-specific registers a guest may know of (ABI core 3.14).
-mod msr {
-    pub(super) const TSC: u32 = 0x10;
-    pub(super) const PLATFORM_ID: u32 = 0x17;
-    pub(super) const APIC_BASE: u32 = 0x1b;
-    pub(super) const FEATURE_CONTROL: u32 = 0x3a;
-    pub(super) const MICROCODE: u32 = 0x8b;
-    pub(super) const PLATFORM_INFO: u32 = 0xce;
-    pub(super) const MISC_FEATURES: u32 = 0x140;
-    pub(super) const MISC_ENABLE: u32 = 0x1a0;
-    pub(super) const PAT: u32 = 0x277;
-    pub(super) const HYPERCALL_PAGE: u32 = 0x4000_0000;
-    pub(super) const EFER: u32 = 0xc000_0080;
-    pub(super) const FS_BASE: u32 = 0xc000_0100;
-    pub(super) const GS_BASE: u32 = 0xc000_0101;
-    pub(super) const KERNEL_GS_BASE: u32 = 0xc000_0102;
-    pub(super) const TSC_AUX: u32 = 0xc000_0103;
-    pub(super) const HWCR: u32 = 0xc001_0015;
-    pub(super) const DE_CFG: u32 = 0xc001_1029;
+pub(crate) mod msr {
+    pub(crate) const TSC: u32 = 0x10;
+    pub(crate) const PLATFORM_ID: u32 = 0x17;
+    pub(crate) const APIC_BASE: u32 = 0x1b;
+    pub(crate) const FEATURE_CONTROL: u32 = 0x3a;
+    pub(crate) const MICROCODE: u32 = 0x8b;
+    pub(crate) const PLATFORM_INFO: u32 = 0xce;
+    pub(crate) const MISC_FEATURES: u32 = 0x140;
+    pub(crate) const MISC_ENABLE: u32 = 0x1a0;
+    pub(crate) const PAT: u32 = 0x277;
+    pub(crate) const HYPERCALL_PAGE: u32 = 0x4000_0000;
+    pub(crate) const EFER: u32 = 0xc000_0080;
+    pub(crate) const FS_BASE: u32 = 0xc000_0100;
+    pub(crate) const GS_BASE: u32 = 0xc000_0101;
+    pub(crate) const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    pub(crate) const TSC_AUX: u32 = 0xc000_0103;
+    pub(crate) const HWCR: u32 = 0xc001_0015;
+    pub(crate) const DE_CFG: u32 = 0xc001_1029;
 }
 /// SCE LME LMA NXE.
 const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
@@ -444,7 +444,7 @@ fn read_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         msr::EFER => EFER,
         msr::FS_BASE => ctx.m.fs_base(),
         msr::GS_BASE => ctx.m.gs_base(),
-        msr::KERNEL_GS_BASE => ctx.own.gs_user,
+        msr::KERNEL_GS_BASE => ctx.m.entry().other_gs.load(Relaxed),
         msr::TSC_AUX => u64::from(ctx.own.tsc_aux),
         msr::DE_CFG => 2,
         msr::PLATFORM_ID | msr::PLATFORM_INFO | msr::MICROCODE => 0,
@@ -463,7 +463,7 @@ fn write_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
     match low32(regs.rcx) {
         msr::FS_BASE if base => ctx.m.set_fs_base(value),
         msr::GS_BASE if base => ctx.m.set_gs_base(value),
-        msr::KERNEL_GS_BASE if base => ctx.own.gs_user = value,
+        msr::KERNEL_GS_BASE if base => ctx.m.entry().other_gs.store(value, Relaxed),
         msr::EFER => return value == EFER,
         msr::MICROCODE | msr::MISC_FEATURES => return value == 0,
         msr::MISC_ENABLE | msr::HWCR | msr::DE_CFG => {} // dropped
@@ -506,7 +506,7 @@ pub fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> bool {
 }
 
 /// Registers and flags as a write leaves them that found `old` and `stored` something or not.
-fn finish_write(regs: &mut Registers, write: &Write, old: u64, stored: bool) {
+pub(crate) fn finish_write(regs: &mut Registers, write: &Write, old: u64, stored: bool) {
     const CF: u64 = 1;
     const PF: u64 = 1 << 2;
     const ZF: u64 = 1 << 6;

@@ -31,11 +31,11 @@ const NM: u8 = 7;
 const GP: u8 = 13;
 const PF: u8 = 14;
 /// Page fault: the entry was present, the access a write, by user mode, a reserved bit was set, an instruction fetch.
-const PF_PRESENT: u32 = 1;
-const PF_WRITE: u32 = 2;
-const PF_USER: u32 = 4;
-const PF_RESERVED: u32 = 8;
-const PF_FETCH: u32 = 16;
+pub(crate) const PF_PRESENT: u32 = 1;
+pub(crate) const PF_WRITE: u32 = 2;
+pub(crate) const PF_USER: u32 = 4;
+pub(crate) const PF_RESERVED: u32 = 8;
+pub(crate) const PF_FETCH: u32 = 16;
 
 /// What a run ended with is handled: a hypercall is noted for `dispatch`, a fault repaired or delivered.
 ///

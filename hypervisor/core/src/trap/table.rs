@@ -15,7 +15,7 @@ pub fn gate_of<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> TrapInfo {
 }
 
 /// The guest's handler of a vector.
-pub(super) fn gate<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> Handler {
+pub(crate) fn gate<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> Handler {
     let TrapInfo { address, flags, .. } = gate_of(ctx, vector);
     Handler { address, masks_events: flags & TRAP_MASKS_EVENTS != 0 }
 }

@@ -203,17 +203,16 @@ fn set_segments<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
     let regs = &context.user_regs;
     own.segments.selectors = [regs.ds, regs.es, regs.fs, regs.gs].map(low16);
     own.segments.fs_base = context.fs_base;
-    (own.gs_kernel, own.gs_user) = (context.gs_base_kernel, context.gs_base_user);
-    own.segments.gs_base = if own.kernel_mode { own.gs_kernel } else { own.gs_user };
+    let (kernel, user) = (context.gs_base_kernel, context.gs_base_user);
+    (own.segments.gs_base, own.segments.other_gs) = if own.kernel_mode { (kernel, user) } else { (user, kernel) };
 }
 
 fn get_segments<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
     let regs = &mut context.user_regs;
     [regs.ds, regs.es, regs.fs, regs.gs] = own.segments.selectors.map(u64::from);
     context.fs_base = own.segments.fs_base;
-    let active = own.segments.gs_base;
-    (context.gs_base_kernel, context.gs_base_user) =
-        if own.kernel_mode { (active, own.gs_user) } else { (own.gs_kernel, active) };
+    let (active, other) = (own.segments.gs_base, own.segments.other_gs);
+    (context.gs_base_kernel, context.gs_base_user) = if own.kernel_mode { (active, other) } else { (other, active) };
 }
 
 fn set_control<M: Machine>(own: &mut VcpuState, context: &VcpuContext, m: &M) {

@@ -16,6 +16,7 @@ use crate::fault::between;
 use crate::lock::Owned;
 use crate::machine::{Registers, Segments};
 use crate::prelude::*;
+use crate::trap::decode::Write;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64};
 use debug::{DR6_CLEAR, DR7_CLEAR};
 use hypercall_abi::event::VIRQS;
@@ -80,10 +81,6 @@ with_new! {
         pub kernel_root: Option<Frame> = None,
         /// Root of user mode.
         pub user_root: Option<Frame> = None,
-        /// GS base of kernel mode, valid in user mode.
-        pub gs_kernel: u64 = 0,
-        /// GS base of user mode, valid in kernel mode.
-        pub gs_user: u64 = 0,
         /// Stack a bounce from user mode starts with.
         pub kernel_sp: u64 = 0,
         /// Its segment, kept for the guest only.
@@ -136,6 +133,8 @@ with_new! {
         pub runstate_area: Option<GuestVirt> = None,
         /// Where the guest wants a second copy of the time.
         pub time_area: Option<GuestVirt> = None,
+        /// The last write to a page table that took the short way: its code, what it is and how long.
+        pub last_write: Option<(u64, (Write, u64))> = None,
         /// The areas wait for kernel mode to be written.
         pub areas_stale: bool = false,
         /// The context has been set.

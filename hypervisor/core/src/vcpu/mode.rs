@@ -6,14 +6,9 @@ use crate::prelude::*;
 pub fn toggle<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
     let to = if ctx.own.kernel_mode { ctx.own.user_root } else { ctx.own.kernel_root };
     let Some(root) = to else { return false };
-    let active = ctx.m.gs_base();
-    if ctx.own.kernel_mode {
-        ctx.own.gs_kernel = active;
-        ctx.m.set_gs_base(ctx.own.gs_user);
-    } else {
-        ctx.own.gs_user = active;
-        ctx.m.set_gs_base(ctx.own.gs_kernel);
-    }
+    let (active, other) = (ctx.m.gs_base(), &ctx.m.entry().other_gs);
+    ctx.m.set_gs_base(other.load(Relaxed));
+    other.store(active, Relaxed);
     ctx.own.kernel_mode = !ctx.own.kernel_mode;
     ctx.m.load_root(root);
     if ctx.own.kernel_mode && ctx.own.areas_stale {

@@ -122,6 +122,9 @@ fn down<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) -> Answer {
 
 /// Moves a vcpu's record to a place of the guest's choice, once (ABI core 10.2).
 fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Result<(), Errno> {
+    // As Xen: nobody moves the record of a vcpu that is up but itself. The entry code knows where it is.
+    let own = vcpu.number() == ctx.vcpu.number();
+    ensure!(own || (!vcpu.online.load(SeqCst) && vcpu.own.try_take().is_some()), Errno::Inval);
     let call: RegisterVcpuInfo = ctx.read(arg)?;
     let offset = usize::try_from(call.offset).map_err(|_| Errno::NxIo)?;
     ensure!(offset.is_multiple_of(8) && offset <= PAGE_SIZE - vcpu_info::SIZE, Errno::NxIo);
@@ -220,13 +223,13 @@ pub fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> An
     let base = call.args[1];
     match SegmentBase::from_number(call.command()).ok_or(Errno::Inval)? {
         SegmentBase::Fs => ctx.m.set_fs_base(canonical(base)?),
-        SegmentBase::GsUser => ctx.own.gs_user = canonical(base)?,
+        SegmentBase::GsUser => ctx.m.entry().other_gs.store(canonical(base)?, Relaxed),
         SegmentBase::GsKernel => ctx.m.set_gs_base(canonical(base)?),
         SegmentBase::GsUserSelector => {
             let null = base & 0xfffc == 0;
             let selector = low16(if null { base } else { base | 3 });
             let active = ctx.m.gs_base();
-            ctx.own.gs_user = ctx.m.load_gs(selector).unwrap_or(0);
+            ctx.m.entry().other_gs.store(ctx.m.load_gs(selector).unwrap_or(0), Relaxed);
             ctx.m.set_gs_base(active);
         }
     }

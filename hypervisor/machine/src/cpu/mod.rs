@@ -10,10 +10,10 @@ use crate::{Hardware, entry};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::addr::Frame;
-use hv_core::machine::{CpuState, Segments};
+use hv_core::machine::{CpuState, Entry, Segments};
 use hv_core::vcpu::debug::{DR6_CLEAR, DR7_CLEAR};
 use hypercall_abi::selector::{GUEST_CS32, HYPERVISOR_CS};
-use x86_64::registers::control::{Cr4, Cr4Flags};
+use x86_64::registers::control::{Cr2, Cr4, Cr4Flags};
 use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr1, Dr2, Dr3, Dr6, Dr7};
 
 /// The order of memory types that guests are told (ABI core 3.14).
@@ -128,6 +128,18 @@ impl CpuState for Hardware {
     fn set_fs_base(&self, base: u64) {
         // SAFETY: ring 0 does not use FS; the address is canonical by this method's contract.
         unsafe { insn::wrmsr(msr::FS_BASE, base) };
+    }
+
+    fn entry(&self) -> &Entry {
+        &percpu::this().entry
+    }
+
+    fn has_gs_instructions(&self) -> bool {
+        percpu::this().cr4.load(Relaxed) & Cr4Flags::FSGSBASE.bits() != 0
+    }
+
+    fn fault_address(&self) -> u64 {
+        Cr2::read_raw() // nothing can have overwritten it since: ring 0 takes no page fault it survives
     }
 
     fn gs_base(&self) -> u64 {
@@ -250,6 +262,7 @@ impl CpuState for Hardware {
         }
         self.set_fs_base(segments.fs_base);
         self.set_gs_base(segments.gs_base);
+        self.entry().other_gs.store(segments.other_gs, Relaxed);
         if loaded { Ok(()) } else { Err(segments.selectors) }
     }
 
@@ -257,6 +270,7 @@ impl CpuState for Hardware {
         segments.selectors = tables::selectors();
         segments.fs_base = self.fs_base();
         segments.gs_base = self.gs_base();
+        segments.other_gs = self.entry().other_gs.load(Relaxed);
         fpu::save(fpu);
     }
 

@@ -77,6 +77,7 @@ fn set_gates() {
         let (target, stack) = match vector {
             1 => (&raw const entry::entry_debug as u64, percpu::IST_DEBUG),
             2 => (&raw const entry::entry_nmi as u64, percpu::IST_NMI),
+            14 => (&raw const entry::entry_page_fault as u64, 0),
             8 => (&raw const entry::entry_double_fault as u64, percpu::IST_DOUBLE_FAULT),
             18 => (&raw const entry::entry_machine_check as u64, percpu::IST_MACHINE_CHECK),
             _ => (vectors + vector * 16, 0),

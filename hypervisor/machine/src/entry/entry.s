@@ -33,21 +33,6 @@
     load_registers
 .endm
 
-// SYSCALL tells neither SS nor CS: the flat ones of 64-bit code, or of compatibility code.
-.macro system_call cs, kind
-    swapgs
-    mov gs:[{SCRATCH}], rsp
-    mov rsp, gs:[{REGISTERS_END}]
-    push 0xe02b
-    push qword ptr gs:[{SCRATCH}]
-    push r11
-    push \cs
-    push rcx
-    push 0
-    mov dword ptr [rsp + 4], \kind
-    jmp entry_save
-.endm
-
 // A place the CPU, or `run`, comes to.
 .macro begin name
     .balign 16
@@ -91,11 +76,149 @@ begin enter_guest_sysret
     sysretq
 
 // ---- SYSCALL. SFMASK has cleared IF, DF, TF, NT, AC.
+//
+// What user code and the way back to it need is done here, without saving registers, where `Entry` says that nothing about it is
+// out of the ordinary; else the rules find everything as it was. Until it is certain, RAX alone is changed, and has its value
+// back then. RSP is the address of `Entry`.
 begin entry_syscall
-    system_call 0xe033, {SYSCALL}
+    swapgs
+    mov gs:[{SCRATCH}], rsp
+    mov rsp, gs:[{ENTRY}]
+    cmp dword ptr [rsp + {MODE}], {USER}
+    jne 2f
+    // A system call: the frame on the kernel's stack, events masked, its root, GS base and handler.
+    mov [rsp + {ENTRY_RAX}], rax
+    mov rax, [rsp + {INFO}]
+    cmp byte ptr [rax + 1], 0
+    jne 8f
+    mov byte ptr [rax + 1], 1
+    mov [rsp + {ENTRY_RDX}], rdx
+    mov rax, [rsp + {FRAME}]
+    mov [rax], rcx
+    mov [rax + 8], r11
+    mov [rax + 16], rcx
+    mov qword ptr [rax + 24], 0xe033
+    mov [rax + 32], r11
+    mov rdx, gs:[{SCRATCH}]
+    mov [rax + 40], rdx
+    mov qword ptr [rax + 48], 0xe02b
+    mov dword ptr [rsp + {MODE}], {KERNEL}
+    inc qword ptr [rsp + {FROM_USER}]
+    mov rax, [rsp + {KERNEL_CR3}]
+    mov gs:[{ROOT}], rax
+    mov cr3, rax
+    mov rcx, [rsp + {HANDLER}]
+    and r11d, 0xfff8baff                // without TF, DF, NT, RF, VM, AC
+    swapgs
+    rdgsbase rdx
+    mov rax, [rsp + {OTHER_GS}]
+    wrgsbase rax
+    mov [rsp + {OTHER_GS}], rdx
+    mov rax, [rsp + {ENTRY_RAX}]
+    mov rdx, [rsp + {ENTRY_RDX}]
+    mov rsp, [rsp + {FRAME_SP}]
+    sysretq
 
+2:  cmp rax, {IRET}
+    jne 3f
+    cmp dword ptr [rsp + {MODE}], {KERNEL}
+    jne 9f
+    // Back to user code, from where Linux has the frame. What is read twice is made safe the second time.
+    mov rax, [rsp + {BACK_SP}]
+    cmp rax, gs:[{SCRATCH}]
+    jne 7f
+    mov rax, [rsp + {BACK}]
+    test byte ptr [rax + 40], 1         // CS of ring 3?
+    jz 7f
+    test byte ptr [rax + 40], 2
+    jz 7f
+    test byte ptr [rax + 49], 2         // IF?
+    jz 7f
+    mov rax, [rsp + {INFO}]
+    lock and byte ptr [rax + 1], 0      // before the look: who sends an event sets the one and looks at the other
+    cmp byte ptr [rax], 0               // one waits
+    jne 7f
+    mov rax, [rsp + {USER_CR3}]
+    mov gs:[{ROOT}], rax
+    mov cr3, rax
+    mov dword ptr [rsp + {MODE}], {USER}
+    mov rcx, [rsp + {BACK}]
+    mov r11, rsp
+    mov rsp, gs:[{REGISTERS_END}]
+    movzx eax, word ptr [rcx + 64]
+    or eax, 3
+    push rax
+    push qword ptr [rcx + 56]
+    mov eax, [rcx + 48]
+    and eax, {GUEST_FLAGS}
+    or eax, 0x202
+    push rax
+    movzx eax, word ptr [rcx + 40]
+    or eax, 3
+    push rax
+    push qword ptr [rcx + 32]
+    swapgs
+    rdgsbase rcx
+    mov rax, [r11 + {OTHER_GS}]
+    mov [r11 + {OTHER_GS}], rcx
+    wrgsbase rax
+    mov rcx, [r11 + {BACK}]
+    mov rax, [rcx]
+    mov r11, [rcx + 8]
+    mov rcx, [rcx + 16]
+    jmp entry_return
+
+    // The GS base of user mode. SYSRET must not meet an address that is not canonical.
+3:  cmp rax, {SET_SEGMENT_BASE}
+    jne 9f
+    cmp edi, {GS_USER}
+    jne 9f
+    cmp dword ptr [rsp + {MODE}], {KERNEL}
+    jne 9f
+    .irp address, rsi, rcx
+    mov rax, \address
+    sar rax, 47
+    inc rax
+    cmp rax, 1
+    ja 6f
+    .endr
+    test r11d, 0x30100                  // TF, RF, VM
+    jnz 6f
+    mov [rsp + {OTHER_GS}], rsi
+    inc qword ptr [rsp + {RULED}]
+    xor eax, eax
+    mov rsp, gs:[{SCRATCH}]
+    swapgs
+    sysretq
+
+6:  mov eax, {SET_SEGMENT_BASE}
+    jmp 9f
+7:  mov eax, {IRET}
+    jmp 9f
+8:  mov rax, [rsp + {ENTRY_RAX}]
+9:  mov rsp, gs:[{REGISTERS_END}]
+    push 0xe02b
+    push qword ptr gs:[{SCRATCH}]
+    push r11
+    push 0xe033
+    push rcx
+    push 0
+    mov dword ptr [rsp + 4], {SYSCALL}
+    jmp entry_save
+
+// ---- SYSCALL tells neither SS nor CS: here the flat ones of compatibility code.
 begin entry_syscall32
-    system_call 0xe023, {SYSCALL32}
+    swapgs
+    mov gs:[{SCRATCH}], rsp
+    mov rsp, gs:[{REGISTERS_END}]
+    push 0xe02b
+    push qword ptr gs:[{SCRATCH}]
+    push r11
+    push 0xe023
+    push rcx
+    push 0
+    mov dword ptr [rsp + 4], {SYSCALL32}
+    jmp entry_save
 
 // ---- SYSENTER clears IF alone and tells neither RIP nor RSP. A guest that single-steps has us stepped to `flags_saved`.
 begin entry_sysenter
@@ -141,6 +264,73 @@ entry_report:
     load_registers
     add rsp, 8
     iretq
+
+// ---- Page faults: those of user code are its kernel's, and are taken there as system calls are.
+begin entry_page_fault
+    test byte ptr [rsp + 16], 3
+    jz 8f
+    swapgs
+    push rax
+    push rcx
+    push rdx
+    mov rax, gs:[{ENTRY}]
+    cmp dword ptr [rax + {MODE}], {USER}
+    jne 7f
+    mov edx, [rsp + 24]
+    and edx, 12
+    cmp edx, 4                          // by ring 3 itself, no reserved bit
+    jne 7f
+    mov rcx, [rax + {INFO}]
+    cmp byte ptr [rcx + 1], 0
+    jne 7f
+    mov byte ptr [rcx + 1], 1
+    mov rdx, cr2
+    mov [rcx + {RECORD_CR2}], rdx
+    mov [rax + {ENTRY_CR2}], rdx
+    mov rdx, [rax + {FRAME}]            // of a system call, above which the error code takes one word more
+    mov rcx, [rsp + 8]
+    mov [rdx - 8], rcx
+    mov [rdx], r11
+    mov ecx, [rsp + 24]
+    mov [rdx + 8], rcx
+    mov rcx, [rsp + 32]
+    mov [rdx + 16], rcx
+    movzx ecx, word ptr [rsp + 40]
+    mov [rdx + 24], rcx
+    .irp word, 48, 56, 64
+    mov rcx, [rsp + \word]
+    mov [rdx + \word - 16], rcx
+    .endr
+    mov rcx, [rax + {FAULT}]
+    mov [rsp + 32], rcx
+    mov qword ptr [rsp + 40], 0xe033
+    and dword ptr [rsp + 48], 0xfff8beff // without TF, NT, RF, VM, AC
+    mov rcx, [rax + {FRAME_SP}]
+    sub rcx, 8
+    mov [rsp + 56], rcx
+    mov qword ptr [rsp + 64], 0xe02b
+    mov dword ptr [rax + {MODE}], {KERNEL}
+    inc qword ptr [rax + {FROM_USER}]
+    mov rcx, [rax + {KERNEL_CR3}]
+    mov gs:[{ROOT}], rcx
+    mov cr3, rcx
+    swapgs
+    rdgsbase rdx
+    mov rcx, [rax + {OTHER_GS}]
+    wrgsbase rcx
+    mov [rax + {OTHER_GS}], rdx
+    pop rdx
+    pop rcx
+    pop rax
+    add rsp, 8
+    jmp entry_return
+7:  pop rdx
+    pop rcx
+    pop rax
+    mov dword ptr [rsp + 4], 14
+    jmp entry_save
+8:  mov dword ptr [rsp + 4], 14
+    jmp entry_common
 
 // ---- #DB, on its own stack. In ring 0 it is the guest's: a breakpoint on the stack slot of MOV SS before SYSCALL
 // or INT, or a single step over SYSENTER, whose TF must be in the frame and not go on stepping through us after that.

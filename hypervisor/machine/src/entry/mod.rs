@@ -1,24 +1,21 @@
-//! Running a guest is a function call: [`Hardware::run`] goes in and says why it came back.
+//! Running a guest is a function call: [`Hardware::enter`] goes in, and comes back when the guest needs attention.
 
 use crate::percpu::{self, Cpu};
 use crate::{Hardware, apic, report, smp, timer};
 use core::arch::asm;
+use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU64, fence};
 use hv_core::addr::GuestVirt;
-use hv_core::machine::{Exit, Interrupt, Machine, Registers};
+use hv_core::flags;
+use hv_core::machine::entry::{FAILED_RETURN, SYSCALL, SYSCALL32, SYSENTER};
+use hv_core::machine::{Entry, Exit, Interrupt, Machine, Registers, mode};
+use hypercall_abi::Hypercall;
+use hypercall_abi::callback::SegmentBase;
 use hypercall_abi::selector::{GUEST_CS, GUEST_SS};
+use hypercall_abi::shared::vcpu_info;
 use x86_64::registers::control::Cr2;
 use x86_64::registers::segmentation::{SS, Segment};
-
-/// High half of the error word: SYSCALL.
-const SYSCALL: u32 = 0x200;
-/// High half of the error word: SYSCALL from compatibility code.
-const SYSCALL32: u32 = 0x201;
-/// High half of the error word: SYSENTER.
-const SYSENTER: u32 = 0x202;
-/// High half of the error word: added to the vector of a fault at the return to the guest.
-const FAILED_RETURN: u32 = 0x100;
 
 /// Flat selectors of 64-bit guest code and data (ABI core 1.6).
 const FLAT: (u64, u64) = (GUEST_CS as u64, GUEST_SS as u64);
@@ -36,6 +33,31 @@ core::arch::global_asm!(
     HOST_STACK = const percpu::HOST_STACK,
     SCRATCH = const percpu::SCRATCH,
     REGISTERS_END = const percpu::REGISTERS_END,
+    ENTRY = const percpu::ENTRY,
+    ROOT = const percpu::ROOT,
+    USER = const mode::USER,
+    KERNEL = const mode::KERNEL,
+    MODE = const offset_of!(Entry, mode),
+    OTHER_GS = const offset_of!(Entry, other_gs),
+    KERNEL_CR3 = const offset_of!(Entry, kernel_cr3),
+    USER_CR3 = const offset_of!(Entry, user_cr3),
+    INFO = const offset_of!(Entry, info),
+    FRAME = const offset_of!(Entry, frame),
+    FRAME_SP = const offset_of!(Entry, frame_sp),
+    BACK = const offset_of!(Entry, back),
+    BACK_SP = const offset_of!(Entry, back_sp),
+    HANDLER = const offset_of!(Entry, syscall),
+    FAULT = const offset_of!(Entry, fault),
+    ENTRY_CR2 = const offset_of!(Entry, cr2),
+    FROM_USER = const offset_of!(Entry, from_user),
+    RULED = const offset_of!(Entry, ruled),
+    ENTRY_RAX = const offset_of!(Entry, rax),
+    ENTRY_RDX = const offset_of!(Entry, rdx),
+    RECORD_CR2 = const vcpu_info::CR2,
+    IRET = const Hypercall::Iret as u64,
+    SET_SEGMENT_BASE = const Hypercall::SetSegmentBase as u64,
+    GS_USER = const SegmentBase::GsUser as u64,
+    GUEST_FLAGS = const flags::GUEST,
     SYSCALL = const SYSCALL,
     SYSCALL32 = const SYSCALL32,
     SYSENTER = const SYSENTER,
@@ -52,6 +74,7 @@ unsafe extern "C" {
     pub(crate) static entry_syscall32: u8;
     pub(crate) static entry_sysenter: u8;
     pub(crate) static entry_debug: u8;
+    pub(crate) static entry_page_fault: u8;
     pub(crate) static entry_nmi: u8;
     pub(crate) static entry_double_fault: u8;
     pub(crate) static entry_machine_check: u8;
@@ -69,20 +92,10 @@ pub enum Return {
 }
 
 impl Hardware {
-    /// Runs the guest whose state is in `registers` and in the CPU until it needs attention, with interrupts on.
-    ///
-    /// The rules have seen to RFLAGS (IF set, IOPL 0) and to CS and SS of ring 3; what else may be wrong with them
-    /// comes back as [`Exit::ReturnFault`].
-    pub fn run(&self, registers: &mut Registers, how: Return) -> Exit {
-        let ring_3 = registers.cs & registers.ss & 3 == 3;
-        // One test, and so one way out.
-        assert!(
-            ring_3 & (registers.rflags & 0x3200 == 0x200),
-            "a guest must run in ring 3, interruptible, with IOPL 0"
-        );
-        let cpu = percpu::this();
-        let short = how == Return::Short && short_way(registers);
-        let end = (&raw mut *registers).wrapping_add(1) as u64;
+    /// The vcpu with these registers is about to run: its exits are kept there, and what other CPUs have asked for is done.
+    /// Afterwards a CPU that wants this one to flush interrupts its guest.
+    pub fn begin(&self, registers: &mut Registers) {
+        let (cpu, end) = (percpu::this(), (&raw mut *registers).wrapping_add(1) as u64);
         cpu.tss.rsp0.store(end, Relaxed);
         cpu.registers_end.store(end, Relaxed);
         cpu.in_guest.store(true, Relaxed);
@@ -91,13 +104,36 @@ impl Hardware {
             fence(SeqCst);
         }
         smp::flush_if_asked(cpu);
+    }
+
+    /// Runs the guest whose state is in `registers`, those of [`Hardware::begin`], and in the CPU, until it leaves, with
+    /// interrupts on. What [`Hardware::entry`] allows is done without leaving.
+    ///
+    /// The rules have seen to RFLAGS (IF set, IOPL 0) and to CS and SS of ring 3; what else may be wrong with them
+    /// comes back as [`Exit::ReturnFault`].
+    ///
+    /// [`Hardware::entry`]: hv_core::machine::CpuState::entry
+    pub fn enter(&self, registers: &mut Registers, how: Return) {
+        let ring_3 = registers.cs & registers.ss & 3 == 3;
+        // One test, and so one way out.
+        assert!(
+            ring_3 & (registers.rflags & 0x3200 == 0x200),
+            "a guest must run in ring 3, interruptible, with IOPL 0"
+        );
+        debug_assert_eq!(percpu::this().registers_end.load(Relaxed), (&raw const *registers).wrapping_add(1) as u64);
+        let short = how == Return::Short && short_way(registers);
         // SAFETY:
         // 1. `registers` is exclusively ours until the call returns; its end is 16-aligned (its type is), as the CPU
-        //    needs it, and the entry code writes nothing outside it.
+        //    needs it, and the entry code writes nothing outside it but what `Entry` leads to, which the rules vouch for.
         // 2. CS and SS are of ring 3 (asserted), so the guest cannot touch memory of ring 0 (P12); for the short
         //    way CS, SS and RIP have been checked.
         // 3. The entry code keeps the callee-saved registers on this stack and comes back by the address in `Cpu`.
         unsafe { if short { enter_guest_sysret(registers) } else { enter_guest(registers) } }
+    }
+
+    /// The vcpu runs no more; says what its last exit was.
+    pub fn end(&self, registers: &Registers) -> Exit {
+        let cpu = percpu::this();
         cpu.in_guest.store(false, Relaxed);
         self.decode(cpu, registers)
     }

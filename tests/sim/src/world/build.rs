@@ -53,6 +53,12 @@ pub fn at(page: usize) -> u64 {
     BASE + page as u64 * 4096
 }
 
+/// Whether a guest has its handlers as Linux has them, so that short ways are open to it. The others have them as nobody has.
+#[must_use]
+pub fn is_ordinary(pages: &[Frame]) -> bool {
+    !pages[page::KERNEL_ROOT].number().is_multiple_of(4)
+}
+
 /// A context a vcpu of a built domain can start with.
 #[must_use]
 pub fn context(pages: &[Frame]) -> VcpuContext {
@@ -63,8 +69,13 @@ pub fn context(pages: &[Frame]) -> VcpuContext {
     (context.kernel_ss, context.kernel_sp) = (regs.ss, at(page::STACK + 1));
     context.ctrlreg[1] = pages[page::USER_ROOT].address();
     context.ctrlreg[3] = pages[page::KERNEL_ROOT].address();
+    let ordinary = is_ordinary(pages);
+    if ordinary {
+        context.flags |= flags::SYSCALL_MASKS_EVENTS;
+        context.ctrlreg[4] |= 1 << 16; // FSGSBASE
+    }
     for (vector, gate) in (0u8..=255).zip(context.trap_ctxt.iter_mut()) {
-        let flags = if vector.is_multiple_of(2) { 3 } else { 7 };
+        let flags = if vector.is_multiple_of(2) && !(ordinary && vector == 14) { 3 } else { 7 };
         *gate = TrapInfo { vector, flags, address: HANDLER, ..TrapInfo::default() };
     }
     (context.event_callback_eip, context.failsafe_callback_eip, context.syscall_callback_eip) =

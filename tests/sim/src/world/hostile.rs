@@ -7,15 +7,18 @@ use super::machine::{GDT_WINDOW, LDT_WINDOW, Race, WholeMachine};
 use super::turns::{self, Gathered};
 use super::{Context, Totals};
 use crate::rng::Rng;
-use hv_core::addr::{DomainId, Frame};
+use hv_core::addr::{DomainId, Frame, GuestVirt};
 use hv_core::call::Next;
+use hv_core::claim;
 use hv_core::domain::life::kept_frames;
 use hv_core::domain::{Domain, Life, Powers, Spec};
 use hv_core::fault::{self, Fault};
 use hv_core::flags;
+use hv_core::frame::Use;
 use hv_core::frame::table::WORDS;
+use hv_core::lean::{self, End};
 use hv_core::lock::{Held, Nothing};
-use hv_core::machine::{Exit, Interrupt, Registers};
+use hv_core::machine::{CpuState, Exit, Interrupt, Registers, mode};
 use hv_core::sched::life::{self, Runner, Step};
 use hv_core::vcpu::Place;
 use hv_core::vcpu::debug::DR6_CLEAR;
@@ -401,6 +404,43 @@ impl Everybody {
         Ok(())
     }
 
+    /// What the entry code of this CPU may do for the guest is what the rules would.
+    fn entry_is_sound(&self, ctx: &Context<'_>) -> Result<(), String> {
+        let (entry, own, frames) = (ctx.m.entry(), &*ctx.own, &ctx.world.frames);
+        let value = |word: &AtomicU64| word.load(Relaxed);
+        let kernel = match value(&entry.mode) {
+            mode::LONG => return Ok(()),
+            now => now == mode::KERNEL,
+        };
+        let root = |root: Option<Frame>| root.map_or(0, Frame::address);
+        let known = [
+            kernel.into(),
+            value(&entry.kernel_cr3),
+            value(&entry.user_cr3),
+            value(&entry.syscall),
+            value(&entry.info),
+        ];
+        let record = ctx.vcpu.record().map_or(0, |(frame, at)| frame.address() + at as u64);
+        let right =
+            [own.kernel_mode.into(), root(own.kernel_root), root(own.user_root), own.callbacks.syscall.address, record];
+        if known != right || own.nmi_masked || own.areas_stale || !own.callbacks.syscall.masks_events {
+            return Err(format!("P12: the entry code knows {known:x?}, and not {right:x?}"));
+        }
+        for (what, at, sp) in [("frame", &entry.frame, &entry.frame_sp), ("back", &entry.back, &entry.back_sp)] {
+            let (page, sp) = (Frame::containing(value(at)), value(sp));
+            let kind = page.and_then(|page| frames.info(page)).map(|info| info.kind);
+            if !kind.is_some_and(|kind| kind.used_as == Use::Writable) {
+                return Err(format!("P1: the entry code writes its {what} to {page:?}, which is {kind:?}"));
+            }
+            let path = own.kernel_root.and_then(|root| claim::walk(ctx.m, frames, root, GuestVirt(sp)));
+            let there = path.filter(|path| path.writable && path.user).and_then(|path| path.frame());
+            if there != page && ctx.m.cpu_count() == 1 {
+                return Err(format!("P4: the entry code has its {what} in {page:?}, and the guest in {there:?}"));
+            }
+        }
+        Ok(())
+    }
+
     /// What ring 3 can do without asking: change its registers.
     fn registers(&mut self, regs: &mut Registers) {
         let rng = &mut self.rng;
@@ -541,7 +581,7 @@ impl Everybody {
         let rng = &mut self.rng;
         let common = [14, 14, 14, 13, 13, 13, 6, 0x80, 1, 3, 7, 0, 4, 5, 8, 10, 11, 12, 16, 17, 19, 21];
         let vector = if rng.one_in(500) { rng.below(32) as u8 } else { rng.pick(&common).unwrap_or(14) };
-        let user = if ctx.own.kernel_mode { 0 } else { 4 };
+        let user = 4; // guest kernel and guest user code are in ring 3
         let (mut error, mut address) = (0, 0);
         match vector {
             14 => {
@@ -552,7 +592,8 @@ impl Everybody {
                     3..=5 => (7, at(page::L1) + 8 * (build::PAGES + rng.below(30)) as u64),
                     _ => (4 | rng.below(32) as u32 & !8, at(rng.below(64))),
                 };
-                error |= user;
+                // The CPU reads descriptors with rights of its own.
+                error |= if windows.contains(&address) { 0 } else { user };
                 if rng.one_in(2000) {
                     error |= 8;
                 }
@@ -806,11 +847,10 @@ impl Everybody {
                 Exit::Interrupt(_) => "exits by an interrupt",
             };
             self.note(kind);
-            // The one call that is carried out at once.
+            // A call that is carried out at once.
             let index = ctx.vcpu.index();
-            let is_iret = self.pending.get(&index).is_some_and(|pending| pending.call == Hypercall::Iret);
             if exit == Exit::Syscall
-                && is_iret
+                && ctx.own.call.is_none()
                 && let Some(done) = self.pending.remove(&index)
             {
                 self.learn(ctx, done);
@@ -867,14 +907,14 @@ impl Player<'_> {
     }
 }
 
-impl Runner<WholeMachine> for Player<'_> {
-    fn run(&mut self, ctx: &mut Context<'_>) -> Exit {
+impl Player<'_> {
+    /// The guest runs until it leaves.
+    fn leave(&mut self, ctx: &mut Context<'_>) -> Exit {
         let _outside = turns::outside();
         let several = self.m.cpu_count() > 1;
-        self.m.answer_here(); // before the guest runs
         {
             let mut all = self.all();
-            if let Err(why) = all.fit_to_run(ctx) {
+            if let Err(why) = all.fit_to_run(ctx).and_then(|()| all.entry_is_sound(ctx)) {
                 _ = all.fail(why);
             }
             all.here().on = Some(On::of(ctx, true));
@@ -892,8 +932,8 @@ impl Runner<WholeMachine> for Player<'_> {
                 break;
             }
             self.m.rest();
-            if answers {
-                self.m.answer_here(); // others wait that long
+            if answers && self.m.is_asked() {
+                return Exit::Interrupt(Interrupt::Other); // others wait that long
             }
             if self.m.is_stopped() {
                 return Exit::Interrupt(Interrupt::Other);
@@ -906,6 +946,29 @@ impl Runner<WholeMachine> for Player<'_> {
             return Exit::Interrupt(Interrupt::Timer);
         }
         self.all().act(ctx)
+    }
+}
+
+impl Runner<WholeMachine> for Player<'_> {
+    fn run(&mut self, ctx: &mut Context<'_>) -> Option<Exit> {
+        self.m.answer_here(); // before it is said what the entry code may do
+        let mut exit = None;
+        let end = lean::run(ctx, |ctx, _| {
+            let goes_on = match exit {
+                None => ControlFlow::Continue(()),
+                Some(exit) => {
+                    self.all().note("exits that took a short way");
+                    self.seen(ctx, Step::Exit(exit))
+                }
+            };
+            let now = match goes_on {
+                ControlFlow::Continue(()) if ctx.domain.runs() => self.leave(ctx),
+                _ => Exit::Interrupt(Interrupt::Other),
+            };
+            self.m.keep_exit(&mut ctx.own.regs, now);
+            exit = Some(now);
+        });
+        exit.filter(|_| end == End::Exit)
     }
 
     fn seen(&mut self, ctx: &mut Context<'_>, what: Step) -> ControlFlow<()> {

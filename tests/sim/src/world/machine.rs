@@ -6,7 +6,9 @@ use crate::machine::{Cached, HOLE_MARK, Seen};
 use crate::rng::Rng;
 use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_START, PAGE_SIZE};
 use hv_core::frame::{FrameTable, Owner, Use};
-use hv_core::machine::{Clock, Console, CpuState, Cpus, Flush, Frames, Interrupt, Page, Segments};
+use hv_core::machine::{
+    Clock, Console, CpuState, Cpus, Entry, Exit, Flush, Frames, Interrupt, Page, Registers, Segments, entry,
+};
 use hv_core::vcpu::debug::DR6_CLEAR;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -57,6 +59,10 @@ struct OneCpu {
     stand: Stand,
     loaded: Mutex<Loaded>,
     cached: Mutex<Vec<Cached>>,
+    /// What its entry code goes by.
+    entry: Entry,
+    /// CR2.
+    fault_address: AtomicU64,
     /// Complete flushes so far.
     flushes: AtomicU64,
     armed: AtomicU64,
@@ -271,6 +277,26 @@ impl WholeMachine {
         }
     }
 
+    /// Whether this CPU is asked to flush.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.here().asked.load(SeqCst)
+    }
+
+    /// What the entry code leaves of an exit: the error word, and CR2.
+    pub fn keep_exit(&self, regs: &mut Registers, exit: Exit) {
+        let (kind, error, address) = match exit {
+            Exit::Syscall => (entry::SYSCALL, 0, 0),
+            Exit::Syscall32 => (entry::SYSCALL32, 0, 0),
+            Exit::Sysenter => (entry::SYSENTER, 0, 0),
+            Exit::Fault { vector, error, address } => (vector.into(), error, address),
+            Exit::ReturnFault { vector, error, address } => (entry::FAILED_RETURN + u32::from(vector), error, address),
+            Exit::Interrupt(_) => (0xf0, 0, 0),
+        };
+        regs.error = u64::from(kind) << 32 | u64::from(error);
+        self.here().fault_address.store(address, Relaxed);
+    }
+
     /// This CPU is about to run its guest, or does: it answers what it was asked.
     pub fn answer_here(&self) {
         self.answer(this_cpu());
@@ -465,6 +491,8 @@ impl OneCpu {
             stand: Stand::new(),
             loaded: Mutex::new(loaded),
             cached: Mutex::default(),
+            entry: Entry::new(),
+            fault_address: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
             armed: AtomicU64::new(u64::MAX),
             work: AtomicU64::new(0),
@@ -541,6 +569,9 @@ impl Frames for WholeMachine {
     }
     fn set_m2p(&self, frame: Frame, pfn: u64) {
         self.m2p[frame.index()].store(pfn, Relaxed);
+    }
+    fn direct(&self, frame: Frame) -> u64 {
+        frame.address()
     }
     fn hole_entry(&self, index: usize) -> u64 {
         HOLE_MARK | index as u64
@@ -651,6 +682,15 @@ impl CpuState for WholeMachine {
         canonical(base);
         self.loaded().fs_base = base;
     }
+    fn entry(&self) -> &Entry {
+        &self.here().entry
+    }
+    fn has_gs_instructions(&self) -> bool {
+        self.loaded().cr4 >> 16 & 1 != 0
+    }
+    fn fault_address(&self) -> u64 {
+        self.here().fault_address.load(Relaxed)
+    }
     fn gs_base(&self) -> u64 {
         self.loaded().gs_base
     }
@@ -716,10 +756,12 @@ impl CpuState for WholeMachine {
     fn switch_in(&self, segments: &Segments, _: Frame) -> Result<(), [u16; 4]> {
         self.set_fs_base(segments.fs_base);
         self.set_gs_base(segments.gs_base);
+        self.entry().other_gs.store(segments.other_gs, Relaxed);
         lock(&self.here().refused).take().map_or(Ok(()), Err)
     }
     fn switch_out(&self, segments: &mut Segments, _: Frame) {
         (segments.fs_base, segments.gs_base) = (self.fs_base(), self.gs_base());
+        segments.other_gs = self.entry().other_gs.load(Relaxed);
     }
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         lock(&self.cpuid)(leaf, subleaf)

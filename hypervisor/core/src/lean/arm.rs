@@ -1,0 +1,102 @@
+//! What the entry code may do by itself until the guest leaves for a rule.
+//!
+//! Touches: [`Entry`] of this CPU.
+//! Keeps: P4 and P12. The mode is not [`mode::LONG`] only while everything that `trap::bounce`, `return_from_trap` and `toggle`
+//! look at is as `Entry` says: the handlers mask events, no NMI is masked, no area waits for kernel mode, no I/O privilege level
+//! is kept for the guest, and the kernel's stack is a page that it may write. The record is held for writing as long as the
+//! domain lives, and another vcpu cannot move it while this one is up.
+//!
+//! [`Entry`]: crate::machine::Entry
+
+use crate::claim::Access;
+use crate::fault::{Fault, planted};
+use crate::machine::mode;
+use crate::prelude::*;
+use crate::trap::table::gate;
+use hypercall_abi::callback::Assist;
+
+/// Bytes that a system call pushes.
+const PUSHED: u64 = 56;
+/// Bytes that the way back to user code pops, from where Linux has them: right below the top of the stack.
+const POPPED: u64 = 72;
+const PAGE_FAULT: u8 = 14;
+
+/// Tells the entry code what it may do. Called when this CPU has answered all flushes; from here to the guest nothing waits.
+#[inline(always)]
+pub fn arm<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    let ready = prepare(ctx).and_then(|()| point_at_stack(ctx)).is_some();
+    let mode = match (ready, ctx.own.kernel_mode) {
+        (false, _) => mode::LONG,
+        (true, false) => mode::USER,
+        (true, true) => mode::KERNEL,
+    };
+    ctx.m.entry().mode.store(mode, Relaxed);
+}
+
+/// Everything but the stack.
+#[inline(always)]
+fn prepare<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
+    let (own, entry, syscall) = (&*ctx.own, ctx.m.entry(), ctx.own.callbacks.syscall);
+    let plain = syscall.masks_events
+        && !own.nmi_masked
+        && !own.areas_stale
+        && ctx.m.has_gs_instructions()
+        && !ctx.domain.assisted(Assist::ArchitecturalIopl)
+        && ctx.world.frames.has_short_ways();
+    let fault = gate(ctx, PAGE_FAULT);
+    let handlers = [syscall.address, fault.address];
+    if !plain || !fault.masks_events || !handlers.iter().all(|at| *at != 0 && GuestVirt(*at).is_canonical()) {
+        return None;
+    }
+    let (frame, at) = ctx.vcpu.record()?;
+    entry.info.store(ctx.m.direct(frame) + at as u64, Relaxed);
+    entry.syscall.store(syscall.address, Relaxed);
+    entry.fault.store(fault.address, Relaxed);
+    entry.kernel_cr3.store(own.kernel_root?.address(), Relaxed);
+    entry.user_cr3.store(own.user_root?.address(), Relaxed);
+    entry.cr2.store(own.cr2, Relaxed);
+    GuestVirt(entry.other_gs.load(Relaxed)).is_canonical().then_some(())
+}
+
+/// Where the frames on the kernel's stack are: those of system calls and page faults, and that of the way back, in one page.
+fn point_at_stack<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
+    let (sp, entry) = (ctx.own.kernel_sp, ctx.m.entry());
+    let (frame, back) = ((sp & !15).wrapping_sub(PUSHED), sp.wrapping_sub(POPPED));
+    if sp & 7 != 0 || (back ^ sp.wrapping_sub(8)) / PAGE_SIZE as u64 != 0 {
+        return None;
+    }
+    let page = ctx.m.direct(ctx.view().ok()?.frame(GuestVirt(back), Access::Write).ok()?);
+    entry.frame_sp.store(frame, Relaxed);
+    entry.frame.store(page + GuestVirt(frame).offset() as u64, Relaxed);
+    entry.back_sp.store(back, Relaxed);
+    entry.back.store(page + GuestVirt(back).offset() as u64, Relaxed);
+    Some(())
+}
+
+/// Whether what the entry code knows still holds, if nothing but page tables has changed since [`arm`].
+#[inline(always)]
+pub(super) fn holds<M: Machine>(ctx: &Ctx<'_, M>) -> bool {
+    ctx.seen.holds(ctx.m, GuestVirt(ctx.m.entry().back_sp.load(Relaxed))) || planted(Fault::StayArmed)
+}
+
+/// The rules have the CPU back: what the entry code has done is taken over, and it does nothing more.
+#[inline(always)]
+pub fn left<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    let entry = ctx.m.entry();
+    match entry.mode.load(Relaxed) {
+        mode::USER => ctx.own.kernel_mode = false,
+        mode::KERNEL => ctx.own.kernel_mode = true,
+        _ => return,
+    }
+    entry.mode.store(mode::LONG, Relaxed);
+    ctx.own.cr2 = entry.cr2.load(Relaxed);
+    let (users, ruled) = (entry.from_user.load(Relaxed), entry.ruled.load(Relaxed));
+    if users | ruled != 0 {
+        entry.from_user.store(0, Relaxed);
+        entry.ruled.store(0, Relaxed);
+        // Each of those came back by a call.
+        let [from_user, rules] = &ctx.domain.entries;
+        from_user.fetch_add(users, Relaxed);
+        rules.fetch_add(users.wrapping_add(ruled), Relaxed);
+    }
+}

@@ -1,0 +1,95 @@
+//! The short ways: what stock kernels do all day, carried out at once when everything about it is ordinary. Each is a copy of a
+//! long way elsewhere, and says [`Way::Long`] before it has changed anything whenever it is not sure. Without this module the
+//! guest would see the same.
+//!
+//! The shortest are in the entry code: system calls of user code, the way back from them, page faults of user code, a GS base.
+//! [`arm`] tells it what it may do by itself; [`calls`] and [`faults`] are asked when a guest has left for a rule after all.
+//!
+//! Touches: what the long ways touch.
+//! Keeps: what they keep.
+
+pub mod arm;
+mod calls;
+mod faults;
+pub mod shape;
+
+pub use arm::{arm, left};
+
+use crate::fault::{Fault, planted};
+use crate::machine::{entry, mode};
+use crate::prelude::*;
+
+/// How the guest goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// The long way, which begins with what the exit says.
+    Long,
+    /// The long way, for the rest of a call, which has been noted.
+    Noted,
+    /// At once, with all registers.
+    Exact,
+    /// At once; RCX and R11 may be lost.
+    Short,
+}
+
+/// What a run ended with, once short ways have done what they could.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// An exit for the long way.
+    Exit,
+    /// The rest of a call, which has been noted.
+    Call,
+}
+
+/// Runs the guest, for as long as what it leaves for is ordinary. `enter` lets it run until it leaves and keeps what it left for
+/// in [`crate::machine::Registers::error`]; nothing waits or answers a flush between [`arm`] and the guest.
+pub fn run<M: Machine>(ctx: &mut Ctx<'_, M>, mut enter: impl FnMut(&mut Ctx<'_, M>, Way)) -> End {
+    arm(ctx);
+    let mut way = if ctx.short { Way::Short } else { Way::Exact };
+    let end = loop {
+        enter(ctx, way);
+        way = handle(ctx);
+        match way {
+            Way::Exact | Way::Short => {}
+            Way::Long => break End::Exit,
+            Way::Noted => break End::Call,
+        }
+    };
+    left(ctx);
+    end
+}
+
+/// Carries out what the guest has left for, if it is something ordinary.
+#[inline(always)]
+fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Way {
+    const PAGE_FAULT: u32 = 14;
+    const GENERAL_PROTECTION: u64 = 13 << 32;
+    let (raw, mode) = (ctx.own.regs.error, ctx.m.entry().mode.load(Relaxed));
+    let kind = low32(raw >> 32);
+    let done = if mode == mode::KERNEL && kind == entry::SYSCALL {
+        calls::hypercall(ctx)
+    } else if mode == mode::KERNEL && kind == PAGE_FAULT {
+        faults::page_fault(ctx, low32(raw))
+    } else if mode == mode::KERNEL && raw == GENERAL_PROTECTION {
+        faults::segment_base(ctx)
+    } else {
+        None
+    };
+    done.unwrap_or(Way::Long)
+}
+
+/// Counts an exit that took a short way.
+fn count<M: Machine>(ctx: &Ctx<'_, M>) {
+    let ruled = &ctx.m.entry().ruled;
+    ruled.store(ruled.load(Relaxed).wrapping_add(1), Relaxed);
+}
+
+/// After something that may have waited for a lock, and answered another CPU's flush meanwhile, or that may have changed where the
+/// kernel's stack is: what the entry code knows must hold again.
+#[inline(always)]
+fn settle<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    if !arm::holds(ctx) && !planted(Fault::StayArmed) {
+        left(ctx);
+        arm(ctx);
+    }
+}

@@ -1,0 +1,127 @@
+//! The writes to page tables that kernels are made of, by their first bytes. What they write to is known from the fault, so no
+//! address is computed.
+//!
+//! Keeps: what is found here is what `decode` finds.
+
+use crate::trap::decode::{Change, Source, Write};
+
+/// The write that flat 64-bit code of these eight bytes begins with, and its length; its address is left 0. `None` for what is
+/// no write of an ordinary kind, or may be longer: ask `decode`.
+#[must_use]
+pub fn shape(code: u64) -> Option<(Write, u64)> {
+    const ADDRESS_SIZE: u64 = 4;
+    let mut bytes = Bytes { code, taken: 0 };
+    let mut opcode = bytes.next();
+    // LOCK changes nothing; where there is one CPU, Linux makes it the segment override of DS, which changes nothing either.
+    if matches!(opcode, 0xf0 | 0x3e) {
+        opcode = bytes.next();
+    }
+    let legacy_bytes = opcode & 0xf0 != 0x40;
+    let mut rex = 0;
+    if !legacy_bytes {
+        (rex, opcode) = (opcode & 0xf, bytes.next());
+    }
+    let two_bytes = opcode == 0x0f;
+    if two_bytes {
+        opcode = bytes.next();
+    }
+    let modrm = bytes.next();
+    let (mode, digit, base) = (modrm >> 6, modrm >> 3 & 7, modrm & 7);
+    let skip = match (mode, base) {
+        (3, _) | (0, 5) => return None, // a register, or relative to RIP
+        (0, 4) if bytes.next() & 7 == 5 => return None,
+        (0, _) => 0,
+        (1, 4) => 2,
+        (1, _) => 1,
+        (_, 4) => 1 + ADDRESS_SIZE,
+        _ => ADDRESS_SIZE,
+    };
+    bytes.skip(skip);
+    let wide = rex & 8 != 0;
+    let [number, ..] = (digit | (rex & 4) << 1).to_le_bytes();
+    let register = Source::Register(number);
+    let (change, size, source) = match (two_bytes, opcode, digit) {
+        (false, 0x89, _) if wide => (Change::Mov, 8, register),
+        (false, 0x87, _) if wide => (Change::Xchg, 8, register),
+        (true, 0xb1, _) if wide => (Change::CmpXchg, 8, register),
+        (false, 0x80, 4) => (Change::And, 1, Source::Constant(sign_extended(bytes.next()))),
+        (true, 0xba, 6) if wide => (Change::Btr, 8, Source::Constant(bytes.next() & 63)),
+        _ => return None,
+    };
+    let length = bytes.taken;
+    let write = Write { change, address: 0, size, source, legacy_bytes };
+    (length <= 8).then_some((write, length))
+}
+
+const fn sign_extended(byte: u64) -> u64 {
+    byte.wrapping_shl(56).cast_signed().wrapping_shr(56).cast_unsigned()
+}
+
+/// Bytes of code, the first lowest.
+struct Bytes {
+    code: u64,
+    taken: u64,
+}
+
+impl Bytes {
+    fn next(&mut self) -> u64 {
+        let byte = self.code & 0xff;
+        self.skip(1);
+        byte
+    }
+
+    fn skip(&mut self, bytes: u64) {
+        self.taken += bytes;
+        self.code = u32::try_from(8 * bytes).ok().and_then(|bits| self.code.checked_shr(bits)).unwrap_or(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Registers;
+    use crate::trap::decode::{Decoded, Instruction, Mode, Span, decode};
+
+    /// Compares with `decode`; whether it is a shape.
+    fn agrees(code: u64) -> bool {
+        let bytes = code.to_le_bytes();
+        let Some((write, length)) = shape(code) else { return false };
+        let mut long = [0; 15];
+        long[..8].copy_from_slice(&bytes);
+        let decoded = decode(&long, &Registers::default(), Mode::Bits64, |_| Some(Span::ALL));
+        let Some(Decoded { instruction: Instruction::Write(found), length: found_length }) = decoded else {
+            panic!("{bytes:x?} is {write:?}, but {decoded:?}");
+        };
+        assert_eq!((Write { address: 0, ..found }, found_length), (write, length), "{bytes:x?}");
+        true
+    }
+
+    #[test]
+    fn a_shape_is_what_decode_finds() {
+        // Every prefix, REX, opcode, form of operand and its scale-index-base byte; what follows does not matter.
+        let mut shapes = 0u64;
+        for prefix in [None, Some(0xf0), Some(0x3e), Some(0xf2), Some(0x66)] {
+            for rex in [None].into_iter().chain((0x40..=0x4f).map(Some)) {
+                for opcode in (0..=0xffu64).map(|byte| (byte, 1)).chain((0..=0xff).map(|byte| (byte << 8 | 0x0f, 2))) {
+                    for modrm in 0..=0xffu64 {
+                        for sib in [0, 4, 5, 0x25, 0x65, 0xff, 0x80] {
+                            let (mut code, mut at) = (0u64, 0);
+                            for byte in [prefix, rex].into_iter().flatten() {
+                                code |= byte << at;
+                                at += 8;
+                            }
+                            code |= opcode.0 << at;
+                            at += 8 * opcode.1;
+                            code |= modrm << at | sib << (at + 8);
+                            if at + 16 < 64 {
+                                code |= 0x9f71_83c5_e2a4_06d8 << (at + 16);
+                            }
+                            shapes += u64::from(agrees(code));
+                        }
+                    }
+                }
+            }
+        }
+        assert!(shapes > 10_000, "{shapes} shapes");
+    }
+}
