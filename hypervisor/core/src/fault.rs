@@ -66,7 +66,7 @@ pub enum Fault {
     QueueTwice,
     /// A CPU has a vcpu wait that it has let go of, though another has it already.
     RunTwice,
-    /// A vcpu goes to sleep without a last look for events.
+    /// A vcpu that goes to sleep looks for events before, and not afterwards: a kick that comes late finds it gone.
     SleepBlindly,
     /// A flush counts from its end, not from its beginning.
     LateTicket,

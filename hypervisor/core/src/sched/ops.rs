@@ -46,6 +46,9 @@ pub fn sched_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
 fn block<M: Machine>(ctx: &mut Ctx<'_, M>) -> Answer {
     UpcallMask::of(ctx.m, ctx.vcpu).set(false);
     let running = Place::Running(ctx.m.this_cpu());
+    if planted(Fault::SleepBlindly) && ctx.world.upcall_due(ctx.m, ctx.vcpu) {
+        return Ok(0);
+    }
     ctx.vcpu.moves(running, Place::Blocked);
     // If another CPU has woken the vcpu meanwhile, it waits, or even waits for us to let go of it.
     if !planted(Fault::SleepBlindly) && ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.vcpu.moves(Place::Blocked, running)

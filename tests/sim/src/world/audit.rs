@@ -25,7 +25,7 @@ pub struct Audit {
     tally: Tally,
     /// Who keeps each frame besides those who use it.
     keepers: Vec<Option<Owner>>,
-    /// How many frames each domain owned, and might own.
+    /// How many frames each domain owned at the last audit, and the most it might own since.
     owned: BTreeMap<DomainId, (u32, u64)>,
     complaints: u64,
     /// Frames set aside from outside.
@@ -144,6 +144,11 @@ impl Audit {
     pub fn glance(&mut self, m: &WholeMachine, world: &World, on: &[On]) -> Found {
         m.for_free(|| {
             self.no_complaint()?;
+            for domain in world.domains.iter().filter(|domain| domain.life() != Life::Free) {
+                let limit = domain.max_pages.load(Relaxed);
+                let (_, highest) = self.owned.entry(domain.id()).or_insert((0, limit));
+                *highest = limit.max(*highest);
+            }
             caches(m, world, None)?;
             places(world, on)
         })

@@ -200,7 +200,7 @@ impl Pen<'_, '_> {
         self.model.pages.get(self.rng.below(self.model.pages.len())).map_or(0, |frame| frame.number())
     }
 
-    fn page(&self, n: usize) -> u64 {
+    pub(super) fn page(&self, n: usize) -> u64 {
         self.model.pages.get(n).map_or(0, |frame| frame.number())
     }
 

@@ -5,7 +5,7 @@ use super::build::{self, at, page};
 use super::calls::{Invented, Model, Pen};
 use super::machine::{GDT_WINDOW, LDT_WINDOW, Race, WholeMachine};
 use super::turns::{self, Gathered};
-use super::{Context, Totals};
+use super::{Context, Totals, crowd};
 use crate::rng::Rng;
 use hv_core::addr::{DomainId, Frame, GuestVirt};
 use hv_core::call::Next;
@@ -20,8 +20,8 @@ use hv_core::lean::{self, End};
 use hv_core::lock::{Held, Nothing};
 use hv_core::machine::{CpuState, Exit, Interrupt, Registers, mode};
 use hv_core::sched::life::{self, Runner, Step};
-use hv_core::vcpu::Place;
 use hv_core::vcpu::debug::DR6_CLEAR;
+use hv_core::vcpu::{Place, Vcpu};
 use hv_core::world::{Site, World};
 use hypercall_abi::grant::{entry, map};
 use hypercall_abi::{Errno, Hypercall};
@@ -53,11 +53,13 @@ const DEAF: u64 = 2;
 
 /// What the guests are up to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Mood {
+pub(super) enum Mood {
     /// Anything.
     Hostile,
     /// This domain destroys all others, and then the episode is over.
     Reaping(DomainId),
+    /// Nothing that guests should not do; see [`super::crowd`].
+    Crowded,
 }
 
 /// What is known of one CPU.
@@ -74,21 +76,23 @@ struct OneCpu {
 }
 
 /// Everybody.
-struct Everybody {
-    m: &'static WholeMachine,
-    world: &'static World,
-    rng: Rng,
-    models: BTreeMap<u16, Model>,
+pub(super) struct Everybody {
+    pub(super) m: &'static WholeMachine,
+    pub(super) world: &'static World,
+    pub(super) rng: Rng,
+    pub(super) models: BTreeMap<u16, Model>,
     audit: Audit,
     totals: Totals,
     /// Calls on their way, by vcpu.
     pending: BTreeMap<u16, Invented>,
     last: VecDeque<String>,
     mood: Mood,
-    steps: u64,
-    wanted: u64,
+    pub(super) steps: u64,
+    pub(super) wanted: u64,
     episode: u64,
     free: u32,
+    /// After so many steps of eight all CPUs come to rest; after the others, steps may overlap with many of other CPUs.
+    gathers: usize,
     /// The CPU whose turn it is.
     cpu: usize,
     cpus: Vec<OneCpu>,
@@ -104,6 +108,11 @@ struct Everybody {
 /// # Errors
 /// What the audit found, with the seed, the number of CPUs, the step, and what happened last.
 pub fn run(seed: u64, cpus: usize, steps: u64) -> Result<Totals, String> {
+    play(seed, cpus, steps, Mood::Hostile)
+}
+
+/// A run that begins in a mood.
+pub(super) fn play(seed: u64, cpus: usize, steps: u64, mood: Mood) -> Result<Totals, String> {
     let mut rng = Rng::new(seed);
     let m: &'static WholeMachine = Box::leak(Box::new(WholeMachine::with_cpus(FRAMES, cpus, seed)));
     let world: &'static World = Box::leak(Box::new(World::new()));
@@ -116,7 +125,9 @@ pub fn run(seed: u64, cpus: usize, steps: u64) -> Result<Totals, String> {
     if cpus > 1 {
         m.set_odds(rng.pick(&[3, 12, 50]).unwrap_or(12));
     }
+    let gathers = rng.pick(&[7, 4, 1]).unwrap_or(8);
     let mut everybody = Everybody {
+        gathers,
         m,
         world,
         rng,
@@ -125,7 +136,7 @@ pub fn run(seed: u64, cpus: usize, steps: u64) -> Result<Totals, String> {
         totals: Totals::default(),
         pending: BTreeMap::new(),
         last: VecDeque::new(),
-        mood: Mood::Hostile,
+        mood,
         steps: 0,
         wanted: steps,
         episode: 0,
@@ -187,7 +198,7 @@ impl Everybody {
         self.end()
     }
 
-    fn end(&self) -> ControlFlow<()> {
+    pub(super) fn end(&self) -> ControlFlow<()> {
         self.m.stop();
         ControlFlow::Break(())
     }
@@ -197,9 +208,10 @@ impl Everybody {
     }
 
     /// Makes a domain with every power, as boot does.
-    fn controller(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
+    pub(super) fn controller(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
         let powers = Powers::all();
-        let spec = Spec { powers, vcpus: 2, max_pages: 0, handle: [7; 16] };
+        let vcpus = if self.mood == Mood::Crowded { crowd::VCPUS } else { 2 };
+        let spec = Spec { powers, vcpus, max_pages: 0, handle: [7; 16] };
         let created = Site { m: self.m, world: self.world, held: &mut *held }.create(&spec).map(Domain::id);
         match created.map(|id| self.world.domain(id).expect("it lives")) {
             Ok(domain) => self.build(held, domain),
@@ -212,7 +224,11 @@ impl Everybody {
 
     fn build(&mut self, held: &mut Held<Nothing>, domain: &Domain) -> ControlFlow<()> {
         // With several CPUs, most domains use two from the beginning.
-        let vcpus = if self.m.cpu_count() > 1 && !self.rng.one_in(4) { 2 } else { 1 };
+        let vcpus = match self.mood {
+            Mood::Crowded => crowd::VCPUS,
+            _ if self.m.cpu_count() > 1 && !self.rng.one_in(4) => 2,
+            _ => 1,
+        };
         match build::build(self.m, self.world, held, domain, vcpus) {
             Ok(pages) => {
                 self.models.insert(domain.id().0, Model { pages, ..Model::default() });
@@ -238,6 +254,10 @@ impl Everybody {
 
     /// Domains that were made by a call get their memory; if nobody who controls others is left, a new one comes.
     fn attend(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
+        if self.mood == Mood::Crowded {
+            self.forgotten()?;
+            return self.gather_crowd(held);
+        }
         let new: Vec<&Domain> = self
             .alive()
             .filter(|domain| domain.life() == Life::Alive && !self.models.contains_key(&domain.id().0))
@@ -253,7 +273,7 @@ impl Everybody {
         }
         let reaps = |domain: &Domain| match self.mood {
             Mood::Reaping(id) => domain.id() == id && self.able(domain),
-            Mood::Hostile => false,
+            Mood::Hostile | Mood::Crowded => false,
         };
         if self.episode >= EPISODE && !self.alive().any(reaps) {
             self.make_room();
@@ -562,8 +582,13 @@ impl Everybody {
         let rsp = if invented.call == Hypercall::Iret && !pen.rng.one_in(30) { Some(pen.iret_frame()) } else { None };
         let number =
             if pen.rng.one_in(100) && self.mood == Mood::Hostile { pen.edge() } else { invented.call.number() };
+        ctx.own.regs.rsp = rsp.unwrap_or(ctx.own.regs.rsp);
+        self.call(ctx, invented, number)
+    }
+
+    /// A call, of this number.
+    pub(super) fn call(&mut self, ctx: &mut Context<'_>, invented: Invented, number: u64) -> Exit {
         let regs = &mut ctx.own.regs;
-        regs.rsp = rsp.unwrap_or(regs.rsp);
         regs.rax = number;
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = invented.args;
         if number == invented.call.number() {
@@ -573,6 +598,7 @@ impl Everybody {
         }
         let (id, vcpu) = (ctx.domain.id(), ctx.vcpu.number().0);
         self.say(format!("{id}v{vcpu} {}({}) {:x?}", invented.call.name(), invented.op, invented.args));
+        let regs = &mut ctx.own.regs;
         (regs.rcx, regs.r11) = (regs.rip, regs.rflags);
         Exit::Syscall
     }
@@ -762,6 +788,9 @@ impl Everybody {
 impl Everybody {
     /// What the guest on this CPU does next.
     fn act(&mut self, ctx: &mut Context<'_>) -> Exit {
+        if self.mood == Mood::Crowded {
+            return self.crowd(ctx);
+        }
         self.m.pass(1_000);
         let reaping = matches!(self.mood, Mood::Reaping(_));
         if let Mood::Reaping(id) = self.mood
@@ -811,6 +840,16 @@ impl Everybody {
         let text = line(exit);
         self.say(text);
         exit
+    }
+
+    /// Nobody sleeps to whom an event is due.
+    fn forgotten(&mut self) -> ControlFlow<()> {
+        let sleeps = |vcpu: &&Vcpu| vcpu.place() == Place::Blocked && self.world.upcall_due(self.m, vcpu);
+        let alive = self.alive().filter(|domain| domain.life() == Life::Alive);
+        match alive.flat_map(|domain| self.world.vcpus_of(domain)).find(sleeps).map(Vcpu::index) {
+            Some(index) => self.fail(format!("vcpu {index} sleeps, and an event is due")),
+            None => ControlFlow::Continue(()),
+        }
     }
 
     /// What a step has come to.
@@ -983,7 +1022,7 @@ impl Runner<WholeMachine> for Player<'_> {
             let ticks = matches!(what, Step::Exit(Exit::Interrupt(_)));
             all.here().on = Some(On { ticks, ..On::of(ctx, stays) });
             judged?;
-            self.m.cpu_count() == 1 || !all.rng.one_in(4)
+            self.m.cpu_count() == 1 || all.rng.below(8) < all.gathers
         };
         let looked = if everyone && self.m.gather() == Gathered::ByUs {
             let looked = self.all().inspect(ctx, what);

@@ -9,6 +9,7 @@
 pub mod audit;
 pub mod build;
 pub mod calls;
+pub mod crowd;
 pub mod hostile;
 pub mod machine;
 pub mod script;
