@@ -34,6 +34,12 @@ macro_rules! abi {
                 self as u64
             }
 
+            /// The same in 32 bits, as fields of structures have it.
+            #[must_use]
+            pub const fn code(self) -> u32 {
+                self as u32
+            }
+
             /// The name as this crate spells it.
             #[must_use]
             pub const fn name(self) -> &'static str {

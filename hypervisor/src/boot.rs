@@ -3,7 +3,7 @@
 
 use crate::options::Options;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use hv_core::addr::{Frame, VcpuId};
+use hv_core::addr::{Frame, PAGE_BYTES, VcpuId, index, long, low32};
 use hv_core::call::Halt;
 use hv_core::domain::{Domain, Powers, Spec};
 use hv_core::machine::Frames;
@@ -24,7 +24,7 @@ const RESERVE: u64 = 1024;
 /// Words in a page.
 const WORDS: u64 = 512;
 /// Lists of as many pages each that a first domain can have.
-const LISTS: usize = (MAX_PAGES / WORDS) as usize;
+const LISTS: usize = index(low32(MAX_PAGES / WORDS));
 
 /// Why there is no first domain.
 type Why = &'static str;
@@ -90,7 +90,7 @@ impl<'a> Pages<'a> {
 
     /// The word of a frame for an element of a longer list.
     fn word(&self, frame: Frame, element: u64) -> &AtomicU64 {
-        &self.hw.page(frame)[(element % WORDS) as usize]
+        &self.hw.page(frame)[index(low32(element % WORDS))]
     }
 
     /// The frame of a page.
@@ -132,7 +132,7 @@ impl<'a> Pages<'a> {
                 for slot in self.hw.page(self.frame(table)?) {
                     let entry = slot.load(Relaxed);
                     if entry & pte::PRESENT != 0 {
-                        let frame = self.frame((entry & pte::FRAME) / PAGE as u64)?;
+                        let frame = self.frame((entry & pte::FRAME) / PAGE_BYTES)?;
                         slot.store(entry & !pte::FRAME | frame.address(), Relaxed);
                     }
                 }
@@ -151,10 +151,10 @@ impl<'a> Pages<'a> {
             if plan.takes_ramdisk == 0 {
                 return Err("the first domain's kernel takes no ramdisk by page number");
             }
-            let count = ramdisk.len().div_ceil(PAGE) as u64;
+            let count = long(ramdisk.len().div_ceil(PAGE));
             let first = self.count.checked_sub(count).ok_or("the ramdisk is larger than the first domain")?;
             self.copy(first, ramdisk)?;
-            (info.mod_start, info.mod_len) = (first, ramdisk.len() as u64);
+            (info.mod_start, info.mod_len) = (first, long(ramdisk.len()));
             info.flags |= start_info::flags::MOD_START_PFN;
         }
         self.hw.write(page, 0, info.as_bytes());

@@ -6,6 +6,8 @@ use hypercall_abi::Errno;
 
 /// Bytes in a page; the only page size a PV guest sees.
 pub const PAGE_SIZE: usize = 4096;
+/// The same as a length of addresses.
+pub const PAGE_BYTES: u64 = long(PAGE_SIZE);
 /// Bits of an address that lie inside its page.
 pub const PAGE_SHIFT: u32 = 12;
 /// Entries in a page table, words in a page.
@@ -28,13 +30,33 @@ pub(crate) fn nth<T>(list: &[T], number: impl TryInto<usize>) -> Option<&T> {
 }
 
 /// The low 16 bits of a register.
-pub(crate) fn low16(value: u64) -> u16 {
+#[must_use]
+pub const fn low16(value: u64) -> u16 {
     (value & 0xffff) as u16
 }
 
 /// The low 32 bits of a register.
-pub(crate) const fn low32(value: u64) -> u32 {
+#[must_use]
+pub const fn low32(value: u64) -> u32 {
     (value & 0xffff_ffff) as u32
+}
+
+/// A number as an index: no bit is lost on a 64-bit machine.
+#[must_use]
+pub const fn index(number: u32) -> usize {
+    number as usize
+}
+
+/// A length or an index in 64 bits.
+#[must_use]
+pub const fn long(length: usize) -> u64 {
+    length as u64
+}
+
+/// How many bytes of a guest's memory a structure takes.
+#[must_use]
+pub const fn bytes_of<T>() -> u64 {
+    long(size_of::<T>())
 }
 
 /// Copies bytes from the front of one list to the front of another, as far as both go.
@@ -80,7 +102,7 @@ impl Frame {
     /// Its number, to index tables with one element per frame.
     #[must_use]
     pub fn index(self) -> usize {
-        self.0 as usize
+        index(self.0)
     }
 
     /// The machine address of its first byte.
@@ -165,14 +187,14 @@ impl GuestVirt {
     /// The byte inside its page.
     #[must_use]
     pub fn offset(self) -> usize {
-        (self.0 & 0xfff) as usize
+        usize::from(low16(self.0 & 0xfff))
     }
 
     /// The index into the table of `level` (1..=4) that translates this address.
     #[must_use]
     pub fn slot(self, level: u8) -> usize {
         let shift = PAGE_SHIFT + 9 * (u32::from(level).saturating_sub(1));
-        ((self.0 >> shift) & 0x1ff) as usize
+        usize::from(low16(self.0 >> shift & 0x1ff))
     }
 
     /// The address `bytes` further on; wraps like the CPU's own arithmetic.
@@ -198,6 +220,8 @@ pub const MAX_DOMAINS: u16 = 128;
 impl DomainId {
     /// The first number that names no domain but a role (SELF, IO, XEN, ...).
     pub const FIRST_RESERVED: u16 = 0x7ff0;
+    /// Slots of domains.
+    pub(crate) const SLOTS: usize = MAX_DOMAINS as usize;
 
     /// The slot of a domain with this id: no two domains share one.
     #[must_use]

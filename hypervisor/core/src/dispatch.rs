@@ -115,7 +115,7 @@ impl From<grant::Refused> for i16 {
 /// its CPU ends the step.
 #[inline(never)]
 fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multicall) -> Answer {
-    const RESULT: u64 = core::mem::offset_of!(MulticallEntry, result) as u64;
+    const RESULT: u64 = long(core::mem::offset_of!(MulticallEntry, result));
     let end = ctx.world.sched.step_end(ctx.m);
     list.leaves = false;
     call.multicall = Some(list);
@@ -134,7 +134,7 @@ fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multic
         list.leaves = answer == Err(Halt::Leave);
         call.multicall = Some(list); // also if the result cannot be stored
         ctx.write(list.at.wrapping_add(RESULT), &settle(ctx, call, answer)?)?;
-        let next = list.at.wrapping_add(size_of::<MulticallEntry>() as u64);
+        let next = list.at.wrapping_add(bytes_of::<MulticallEntry>());
         list = Multicall { at: next, left: list.left - 1, running: false, ..list };
         if list.leaves || list.left > 0 && (ctx.m.now() >= end || !ctx.domain.runs()) {
             break; // each entry may have been as long as a call of its own, or have ended the domain

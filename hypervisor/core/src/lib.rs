@@ -96,7 +96,9 @@ pub mod world;
 
 /// What nearly every rule speaks of.
 mod prelude {
-    pub(crate) use crate::addr::{DomainId, Frame, GuestVirt, PAGE_SIZE, Port, VcpuId, fill, low16, low32, nth};
+    pub(crate) use crate::addr::{
+        DomainId, Frame, GuestVirt, PAGE_BYTES, PAGE_SIZE, Port, VcpuId, bytes_of, fill, index, long, low16, low32, nth,
+    };
     pub(crate) use crate::call::{Answer, Call, Halt, Next};
     pub(crate) use crate::domain::Domain;
     pub(crate) use crate::machine::Machine;

@@ -5,6 +5,7 @@
 //! Keeps: an allow list. A leaf or bit nobody has reviewed here reads 0 (P10). No bit is shown without those it builds on,
 //! whatever the hardware says, and none whose MSRs a guest does not get.
 
+use crate::addr::low32;
 use crate::machine::{Clock, CpuState};
 use crate::time;
 
@@ -180,7 +181,7 @@ fn xsave_leaf<M: CpuState>(m: &M, subleaf: u32, [a, b, c, _]: [u32; 4], xcr0: u6
         return [0; 4];
     }
     match subleaf {
-        0 => [(allowed & 0xffff_ffff) as u32, area_size(m, xcr0), area_size(m, allowed), 0],
+        0 => [low32(allowed), area_size(m, xcr0), area_size(m, allowed), 0],
         1 => [a & XSAVE_EXTRAS, 0, 0, 0],
         2..=62 if allowed >> subleaf & 1 != 0 => [a, b, c & 2, 0],
         _ => [0; 4],
@@ -201,7 +202,7 @@ fn hypervisor_leaf(m: &impl Clock, leaf: u32, subleaf: u32) -> [u32; 4] {
     let (multiplier, shift) = time::scale(m.tsc_khz());
     match (leaf - HYPERVISOR, subleaf) {
         (0, _) => [HYPERVISOR + 5, 0x566e_6558, 0x6558_4d4d, 0x4d4d_566e],
-        (1, _) => [(VERSION & 0xffff_ffff) as u32, 0, 0, 0],
+        (1, _) => [low32(VERSION), 0, 0, 0],
         (2, _) => [1, HYPERVISOR, 1, 0],
         (3, 0) => [0, 0, khz, 0],
         (3, 1) => [0, 0, multiplier, u32::from(shift.cast_unsigned())],

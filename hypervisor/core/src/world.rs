@@ -21,7 +21,7 @@ with_new! {
         /// Owners, types and counts of all frames.
         pub frames: FrameTable = FrameTable::new(),
         /// Domains by slot.
-        pub domains: [Domain; MAX_DOMAINS as usize] = [const { Domain::new() }; MAX_DOMAINS as usize],
+        pub domains: [Domain; DomainId::SLOTS] = [const { Domain::new() }; DomainId::SLOTS],
         /// Vcpus.
         pub vcpus: [Vcpu; MAX_VCPUS] = [const { Vcpu::new() }; MAX_VCPUS],
         /// Who runs next.

@@ -3,6 +3,7 @@
 //! Everything is read through a function from addresses to bytes, so that broken tables are a matter of `None`.
 
 use heapless::Vec;
+use hv_core::addr::long;
 use zerocopy::FromBytes;
 
 /// Bytes at a machine address.
@@ -69,7 +70,7 @@ pub(crate) fn search(bytes: Bytes<'_>) -> Option<u64> {
     let (start, end) = (0xe_0000, 0x10_0000);
     let area = bytes(start, end - start)?;
     let found = area.chunks_exact(16).position(|line| line.starts_with(b"RSD PTR "))?;
-    Some(start + 16 * found as u64)
+    Some(start + 16 * long(found))
 }
 
 /// Reads the topology from the root pointer's bytes (20 of version 0, or 36).

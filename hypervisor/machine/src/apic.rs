@@ -1,8 +1,9 @@
 //! The local APIC: this CPU's timer, interrupts to other CPUs, acknowledgement.
 
 use crate::insn::{self, msr};
-use crate::memory::DEVICES;
+use crate::memory::device_register;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use hv_core::addr::low32;
 
 /// Vectors. All above the exceptions and INT 0x80, and in priority order.
 pub(crate) const SERIAL: u32 = 0xe0;
@@ -42,9 +43,9 @@ pub(crate) fn address() -> u64 {
 /// Reads a register.
 pub(crate) fn read(register: u32) -> u32 {
     if BY_MSR.load(Relaxed) {
-        return (insn::rdmsr(msr::X2APIC + register / 16) & 0xffff_ffff) as u32;
+        return low32(insn::rdmsr(msr::X2APIC + register / 16));
     }
-    let at = (DEVICES + u64::from(register)) as *const u32;
+    let at = device_register(register.into());
     // SAFETY: the page of registers is mapped uncached at DEVICES; `register` is one of `register`'s constants.
     unsafe { at.read_volatile() }
 }
@@ -55,7 +56,7 @@ pub(crate) fn write(register: u32, value: u32) {
         // SAFETY: registers of the LAPIC decide which interrupts come, never what memory means.
         return unsafe { insn::wrmsr(msr::X2APIC + register / 16, value.into()) };
     }
-    let at = (DEVICES + u64::from(register)) as *mut u32;
+    let at = device_register(register.into());
     // SAFETY: as for `read`; and as above.
     unsafe { at.write_volatile(value) };
 }

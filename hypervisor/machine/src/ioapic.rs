@@ -2,8 +2,9 @@
 
 use crate::acpi::{Override, Topology};
 use crate::insn::out8;
-use crate::memory::DEVICES;
+use crate::memory::device_register;
 use crate::{apic, serial};
+use hv_core::addr::{PAGE_BYTES, long};
 
 /// ISA interrupt of COM1.
 const COM1: u8 = 4;
@@ -16,24 +17,24 @@ struct Registers(u64);
 
 impl Registers {
     fn of(index: usize) -> Self {
-        Self(DEVICES + (index as u64 + 1) * 4096)
+        Self((long(index) + 1) * PAGE_BYTES)
     }
 
     fn select(self, register: u32) {
         // SAFETY: `of` is called only for I/O APICs that `memory::build` has mapped.
-        unsafe { (self.0 as *mut u32).write_volatile(register) };
+        unsafe { device_register(self.0).write_volatile(register) };
     }
 
     fn read(self, register: u32) -> u32 {
         self.select(register);
         // SAFETY: as for `select`; the data register is 16 bytes further on.
-        unsafe { ((self.0 + 16) as *const u32).read_volatile() }
+        unsafe { device_register(self.0 + 16).read_volatile() }
     }
 
     fn write(self, register: u32, value: u32) {
         self.select(register);
         // SAFETY: as for `read`; redirection entries only say which vector a line raises.
-        unsafe { ((self.0 + 16) as *mut u32).write_volatile(value) };
+        unsafe { device_register(self.0 + 16).write_volatile(value) };
     }
 
     /// How many inputs it has.

@@ -9,14 +9,14 @@ use crate::{Hardware, percpu};
 use core::arch::asm;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use hv_core::addr::{ENTRIES, Frame, HOLE_SLOTS, HOLE_START, M2P_START, PAGE_SIZE};
+use hv_core::addr::{ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_START, M2P_START, PAGE_SIZE, long, low16};
 use hv_core::machine::{Frames, Page};
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 /// Bytes that one L4 entry reaches.
 const SLOT: u64 = 1 << 39;
 /// LAPIC and IOAPICs.
-pub(crate) const DEVICES: u64 = HOLE_START + SLOT;
+const DEVICES: u64 = HOLE_START + SLOT;
 /// Per-CPU GDT and LDT windows.
 pub(crate) const WINDOWS: u64 = HOLE_START + 4 * SLOT;
 /// The image: virtual = physical + this. Also in `link.ld`.
@@ -57,20 +57,35 @@ unsafe extern "C" {
     static boot_stack_guard: u8;
 }
 
+/// An address as a number.
+pub(crate) fn address_of<T>(at: *const T) -> u64 {
+    at as u64
+}
+
+/// Where something in RAM is in the direct map.
+fn direct<T>(address: u64) -> *const T {
+    (DIRECT + address) as *const T
+}
+
+/// A register of a device whose page [`build`] has mapped, at so many bytes from the first.
+pub(crate) fn device_register(at: u64) -> *mut u32 {
+    (DEVICES + at) as *mut u32
+}
+
 /// Virtual addresses of the image's data, stacks included.
 pub(crate) fn image_data() -> Range<u64> {
-    (&raw const data_start as u64)..(&raw const image_end as u64)
+    address_of(&raw const data_start)..address_of(&raw const image_end)
 }
 
 /// The frames the image was loaded into, boot part included.
 pub(crate) fn image_frames() -> Range<u64> {
-    let end = (&raw const image_end as u64) - IMAGE;
-    (&raw const image_physical as u64) / 4096..end / 4096
+    let end = address_of(&raw const image_end) - IMAGE;
+    address_of(&raw const image_physical) / 4096..end / 4096
 }
 
 /// The machine address of something inside the image.
 pub(crate) fn image_address<T>(at: *const T) -> u64 {
-    (at as u64).wrapping_sub(IMAGE)
+    address_of(at).wrapping_sub(IMAGE)
 }
 
 /// Bytes of RAM or firmware tables while the boot tables are still in use; `None` if they reach beyond those.
@@ -81,7 +96,7 @@ pub(crate) fn boot_bytes(address: u64, length: u64) -> Option<&'static [u8]> {
     }
     // SAFETY: the boot tables and the final direct map both map [0, 4 GiB) of RAM at DIRECT, and `boot` calls this
     // only for what the loader and the firmware handed over, which nobody writes any more.
-    Some(unsafe { core::slice::from_raw_parts((DIRECT + address) as *const u8, usize::try_from(length).ok()?) })
+    Some(unsafe { core::slice::from_raw_parts(direct(address), usize::try_from(length).ok()?) })
 }
 
 /// `count` words at a machine address, for the life of the hypervisor.
@@ -91,13 +106,13 @@ pub(crate) fn boot_bytes(address: u64, length: u64) -> Option<&'static [u8]> {
 unsafe fn words(address: u64, count: u64) -> &'static [AtomicU64] {
     let count = usize::try_from(count).unwrap_or(0);
     // SAFETY: by this function's contract; atomics make sharing sound, and a frame's address is aligned.
-    unsafe { core::slice::from_raw_parts((DIRECT + address) as *const AtomicU64, count) }
+    unsafe { core::slice::from_raw_parts(direct(address), count) }
 }
 
 /// The frame as words. Only for frames that are RAM.
 pub(crate) fn page(frame: Frame) -> &'static Page {
     debug_assert!(frame.number() < FRAME_LIMIT.load(Relaxed).max(BOOT_LIMIT / 4096));
-    let at = (DIRECT + frame.address()) as *const Page;
+    let at: *const Page = direct(frame.address());
     // SAFETY:
     // 1. The contract of `Frames`: the frame is RAM, and all RAM is in the direct map, writable, for ever.
     // 2. A frame's start is aligned for words, and the page ends where the frame ends.
@@ -155,7 +170,7 @@ impl<'a> Builder<'a> {
 
     /// The entry for `virt` in its table of `level`; tables on the way are made.
     pub(crate) fn entry(&mut self, virt: u64, level: u32) -> Result<&'static AtomicU64, NoMemory> {
-        let index = |level: u32| ((virt >> (12 + 9 * (level - 1))) & 0x1ff) as usize;
+        let index = |level: u32| usize::from(low16(virt >> (12 + 9 * (level - 1)) & 0x1ff));
         let mut table = self.root;
         for upper in (level + 1..=4).rev() {
             let entry = &page(table)[index(upper)];
@@ -174,7 +189,7 @@ impl<'a> Builder<'a> {
         let frames = bytes.div_ceil(4096);
         let first = self.free.take(frames, BOOT_LIMIT / 4096).ok_or(NO_MEMORY)?;
         // SAFETY: just taken from the free frames below BOOT_LIMIT, which both sets of tables map.
-        let words = unsafe { words(first * 4096, frames * ENTRIES as u64) };
+        let words = unsafe { words(first * 4096, frames * long(ENTRIES)) };
         words.iter().for_each(|word| word.store(fill, Relaxed));
         Ok((first * 4096, words))
     }
@@ -224,9 +239,9 @@ pub(crate) fn build(
 
 /// Maps the image with the rights each part needs. The boot part stays out: it is done.
 fn map_image(tables: &mut Builder<'_>) -> Result<(), NoMemory> {
-    let guard = &raw const boot_stack_guard as u64;
-    let (text, text_stop) = (&raw const text_start as u64, &raw const text_end as u64);
-    let (constants, constants_stop) = (&raw const ro_start as u64, &raw const ro_end as u64);
+    let guard = address_of(&raw const boot_stack_guard);
+    let (text, text_stop) = (address_of(&raw const text_start), address_of(&raw const text_end));
+    let (constants, constants_stop) = (address_of(&raw const ro_start), address_of(&raw const ro_end));
     let data = image_data();
     let parts = [
         (text..text_stop, TEXT),
@@ -336,7 +351,7 @@ impl Frames for Hardware {
     fn set_m2p(&self, frame: Frame, pfn: u64) {
         let word = M2P.load(Relaxed) + frame.number() * 8;
         if let Some(table) = Frame::containing(word).filter(|_| frame.number() < self.frame_limit()) {
-            page(table)[(word & 0xfff) as usize / 8].store(pfn, Relaxed);
+            page(table)[GuestVirt(word).offset() / 8].store(pfn, Relaxed);
         }
     }
 

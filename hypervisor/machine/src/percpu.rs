@@ -3,10 +3,11 @@
 //! While ring 0 runs, the GS base is the address of this CPU's [`Cpu`]. While a guest runs, the GS base is the
 //! guest's, and ours waits in the register SWAPGS exchanges it with.
 
-use crate::memory::{self, CONSTANT, DATA, WINDOWS, image_address};
+use crate::memory::{self, CONSTANT, DATA, WINDOWS, address_of, image_address};
 use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use hv_core::addr::index;
 use hv_core::machine::{Entry, Page};
 
 /// CPUs we have room for.
@@ -43,7 +44,7 @@ impl Tss {
 
     /// Where the CPU sees it begin.
     pub(crate) fn base(&self) -> u64 {
-        &raw const self.start as u64
+        address_of(&raw const self.start)
     }
 }
 
@@ -154,7 +155,7 @@ impl Cpu {
 
     /// Its own page of descriptors.
     pub(crate) fn descriptors(&self) -> &'static Page {
-        &OWN_DESCRIPTORS[self.id.load(Relaxed) as usize % MAX_CPUS].0
+        &OWN_DESCRIPTORS[index(self.id.load(Relaxed)) % MAX_CPUS].0
     }
 }
 
@@ -202,11 +203,11 @@ pub(crate) fn map_windows(tables: &mut memory::Builder<'_>) -> Result<(), &'stat
 /// Fills in the addresses of CPU `id`, before it may take an exception.
 pub(crate) fn prepare(id: usize) -> &'static Cpu {
     let cpu = &CPUS[id];
-    cpu.this.store(&raw const *cpu as u64, Relaxed);
-    cpu.entry_at.store(&raw const cpu.entry as u64, Relaxed);
+    cpu.this.store(address_of(&raw const *cpu), Relaxed);
+    cpu.entry_at.store(address_of(&raw const cpu.entry), Relaxed);
     let stacks = [&cpu.double_fault[..], &cpu.machine_check, &cpu.nmi, &cpu.debug];
     for (entry, stack) in cpu.tss.ist.iter().zip(stacks) {
-        entry.store(stack.as_ptr_range().end as u64, Relaxed);
+        entry.store(address_of(stack.as_ptr_range().end), Relaxed);
     }
     // Beyond the limit: no port is open to ring 3.
     cpu.tss.io_bitmap.store(Tss::BYTES, Relaxed);

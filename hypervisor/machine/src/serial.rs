@@ -5,6 +5,7 @@ use crate::Hardware;
 use crate::insn::{in8, out8};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use hv_core::addr::index;
 use hv_core::machine::Console;
 use spin::Mutex;
 
@@ -73,7 +74,7 @@ pub(crate) fn put_line(bytes: &[u8]) {
 /// Remembers bytes of our own log.
 pub(crate) fn keep(bytes: &[u8]) {
     for byte in bytes {
-        let at = LOGGED.fetch_add(1, Relaxed) as usize % LOG.len();
+        let at = index(LOGGED.fetch_add(1, Relaxed)) % LOG.len();
         LOG.iter().skip(at).take(1).for_each(|slot| slot.store(*byte, Relaxed));
     }
 }
@@ -113,7 +114,7 @@ impl Console for Hardware {
     fn kept(&self, from: u32, to: &mut [u8]) -> Range<u32> {
         let end = LOGGED.load(Relaxed);
         let from = from.max(end.saturating_sub(1 << 14)).min(end);
-        let kept = LOG.iter().cycle().skip(from as usize % LOG.len()).take((end - from) as usize);
+        let kept = LOG.iter().cycle().skip(index(from) % LOG.len()).take(index(end - from));
         to.iter_mut().zip(kept).for_each(|(to, byte)| *to = byte.load(Relaxed));
         from..end.min(from.saturating_add(u32::try_from(to.len()).unwrap_or(0)))
     }

@@ -6,7 +6,7 @@ use crate::percpu::{self, CPUS, Cpu};
 use crate::{Hardware, apic};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, fence};
-use hv_core::addr::{CpuId, CpuSet};
+use hv_core::addr::{CpuId, CpuSet, index};
 use hv_core::machine::{Cpus, Flush};
 
 /// CPUs started.
@@ -59,7 +59,7 @@ fn ask(cpu: &Cpu) {
 
 /// A CPU that has been started.
 fn online(cpu: CpuId) -> Option<&'static Cpu> {
-    CPUS.get(cpu.0 as usize).filter(|cpu| cpu.online.load(Acquire))
+    CPUS.get(index(cpu.0)).filter(|cpu| cpu.online.load(Acquire))
 }
 
 impl Cpus for Hardware {

@@ -10,7 +10,7 @@
 
 pub mod seen;
 
-use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_SIZE};
+use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_SIZE, long};
 use crate::frame::FrameTable;
 use crate::machine::{Cpus, Frames};
 use core::ops::Range;
@@ -175,7 +175,7 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
             let here = rest.len().min(PAGE_SIZE.saturating_sub(at.offset()));
             let Some((now, later)) = rest.split_at_mut_checked(here) else { break };
             self.m.read(frame, at.offset(), now);
-            (at, rest) = (at.plus(here as u64), later);
+            (at, rest) = (at.plus(long(here)), later);
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
             let here = rest.len().min(PAGE_SIZE.saturating_sub(at.offset()));
             let Some((now, later)) = rest.split_at_checked(here) else { break };
             self.m.write(frame, at.offset(), now);
-            (at, rest) = (at.plus(here as u64), later);
+            (at, rest) = (at.plus(long(here)), later);
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) -> Crash
         if papers.report.length == 0 {
             let mut text = Text::<128>::default();
             let _ = text.write_fmt(why);
-            (papers.report.vcpu, papers.report.length) = (number, low32(text.0.len() as u64));
+            (papers.report.vcpu, papers.report.length) = (number, low32(long(text.0.len())));
             fill(&mut papers.report.text, text.0.as_bytes());
         }
     });
@@ -34,7 +34,7 @@ pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) -> Crash
     ctx.domain.log(ctx.m, Level::Info, format_args!("rip {rip:#x} cs {cs:#x} rsp {rsp:#x} flags {rflags:#x}"));
     ctx.own.call = None;
     ctx.own.trap = None;
-    ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Crash as u32);
+    ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Crash.code());
     Crashed
 }
 

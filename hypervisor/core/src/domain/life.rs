@@ -43,7 +43,7 @@ impl<M: Machine> Room<M> {
 /// shared_info page, ports and grants, and a page of gates and one of FPU state for each vcpu.
 #[must_use]
 pub const fn kept_frames(vcpus: u32) -> u32 {
-    1 + low32(PORT_FRAMES as u64) + Grants::FRAMES + 2 * vcpus
+    1 + low32(long(PORT_FRAMES)) + Grants::FRAMES + 2 * vcpus
 }
 
 impl<'a, M: Machine> Site<'a, M> {
@@ -54,7 +54,7 @@ impl<'a, M: Machine> Site<'a, M> {
     /// free; nothing is left behind.
     pub fn create(&mut self, spec: &Spec) -> Result<&'a Domain, Errno> {
         let (m, world) = (self.m, self.world);
-        ensure!((1..=MAX_DOMAIN_VCPUS).contains(&(spec.vcpus as usize)), Errno::Inval);
+        ensure!((1..=MAX_DOMAIN_VCPUS).contains(&index(spec.vcpus)), Errno::Inval);
         let mut census = world.census.lock(self.held);
         let (next, held) = census.parts();
         let mut ids = (0..MAX_DOMAINS).map(|n| DomainId(next.wrapping_add(n) % DomainId::FIRST_RESERVED));
@@ -72,7 +72,7 @@ impl<'a, M: Machine> Site<'a, M> {
         let mut birth = Birth { m, world, domain, spec, held };
         let begun = Room::ALL.iter().try_for_each(|room| (room.begin)(&mut birth));
         // Without all of it, it begins to end at once.
-        domain.life.store(if begun.is_ok() { Life::Alive } else { Life::Dying } as u8, Release);
+        domain.enter(if begun.is_ok() { Life::Alive } else { Life::Dying });
         if begun.is_ok() {
             *next = (id.0 + 1) % DomainId::FIRST_RESERVED;
         }
@@ -94,7 +94,7 @@ impl<'a, M: Machine> Site<'a, M> {
         let work = domain.work.try_take();
         ensure!(work.is_some() || planted(Fault::UnmakeTogether), Halt::More);
         ensure!(domain.id() == id && domain.life() != Life::Free, Errno::Srch);
-        if domain.life.swap(Life::Dying as u8, SeqCst) == Life::Alive as u8 {
+        if domain.enter(Life::Dying) == Life::Alive {
             domain.dies.store(world.visits.now().0, Relaxed);
         }
         // Who has found it alive is done with it first.
@@ -111,7 +111,7 @@ impl<'a, M: Machine> Site<'a, M> {
         Room::ALL.iter().rev().try_for_each(|room| (room.end)(self, domain))?;
         domain.end_log();
         domain.powers.store(0, Relaxed);
-        domain.life.store(Life::Free as u8, Release);
+        domain.enter(Life::Free);
         Ok(())
     }
 }

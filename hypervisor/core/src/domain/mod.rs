@@ -22,7 +22,7 @@ use hypercall_abi::tenon::{CrashReport, Refusals};
 /// Vcpus a domain may have: those with a record in the shared_info page.
 pub const MAX_DOMAIN_VCPUS: usize = hypercall_abi::shared::LEGACY_VCPUS;
 /// Frames a domain's ports take at most.
-pub const PORT_FRAMES: usize = hypercall_abi::event::PORTS as usize / crate::addr::ENTRIES;
+pub const PORT_FRAMES: usize = index(hypercall_abi::event::PORTS) / crate::addr::ENTRIES;
 
 /// A domain to be.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +49,20 @@ pub enum Life {
     Dying = 2,
 }
 
+impl Life {
+    const fn byte(self) -> u8 {
+        self as u8
+    }
+
+    const fn of_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::Alive,
+            2 => Self::Dying,
+            _ => Self::Free,
+        }
+    }
+}
+
 bitflags::bitflags! {
     /// What a domain may do to others and to the machine (P9): given by name when it is made.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -68,7 +82,7 @@ renewable! {
     /// One domain of the machine's fixed set.
     pub struct Domain {
         id: AtomicU16 = AtomicU16::new(0),
-        life: AtomicU8 = AtomicU8::new(Life::Free as u8),
+        life: AtomicU8 = AtomicU8::new(Life::Free.byte()),
         powers: AtomicU8 = AtomicU8::new(0),
         /// Its page tables and frames.
         pub space: Space = Space::new(),
@@ -132,7 +146,7 @@ impl crate::audit::Spoil for Papers {
 impl Domain {
     /// Its slot is free, whatever is in it.
     pub(crate) fn mark_free(&self) {
-        self.life.store(Life::Free as u8, SeqCst);
+        self.enter(Life::Free);
     }
 }
 
@@ -146,11 +160,12 @@ impl Domain {
     /// Where it is in its life.
     #[must_use]
     pub fn life(&self) -> Life {
-        match self.life.load(Acquire) {
-            1 => Life::Alive,
-            2 => Life::Dying,
-            _ => Life::Free,
-        }
+        Life::of_byte(self.life.load(Acquire))
+    }
+
+    /// It enters a stage of its life; answers from which.
+    pub(crate) fn enter(&self, stage: Life) -> Life {
+        Life::of_byte(self.life.swap(stage.byte(), SeqCst))
     }
 
     /// Whether it may do this.

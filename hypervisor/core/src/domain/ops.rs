@@ -57,7 +57,7 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         DomctlOp::MaxVcpus => {
             // A domain gets its vcpus when it is made; asking for the same number again is no change.
             let MaxVcpus { max } = payload(&call)?;
-            ensure!(ctx.world.vcpus_of(ctx.named(call.domain)?).count() == max as usize, Errno::Inval);
+            ensure!(ctx.world.vcpus_of(ctx.named(call.domain)?).count() == index(max), Errno::Inval);
         }
         DomctlOp::SetVcpuContext => {
             let (domain, vcpu, at) = stopped_vcpu(ctx, authority, &call)?;

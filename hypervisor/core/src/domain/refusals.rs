@@ -43,8 +43,8 @@ impl<M: Machine> Ctx<'_, M> {
     #[cold]
     #[inline(never)]
     pub(crate) fn note_refusal(&self, kind: RefusalKind, number: u64, args: [u64; 2], errno: Option<Errno>) {
-        let (vcpu, errno) = (self.vcpu.number().0, errno.map_or(0, |errno| errno as u32));
-        let new = Refusal { kind: kind as u32, vcpu, errno, times: 1, number, args };
+        let (vcpu, errno) = (self.vcpu.number().0, errno.map_or(0, |errno| errno.code()));
+        let new = Refusal { kind: kind.code(), vcpu, errno, times: 1, number, args };
         self.domain.papers.with(|papers| add(&mut papers.refusals, new));
     }
 }

@@ -25,7 +25,7 @@ const MASK_BYTE: u64 = 0xff00;
 impl World {
     /// The word of a port, if the domain has allocated that far.
     pub(crate) fn port_word<'m, M: Machine>(&self, m: &'m M, domain: &Domain, port: Port) -> Option<&'m AtomicU64> {
-        word(m, &domain.port_frames, port.0 as usize).filter(|_| (1..PORTS).contains(&port.0))
+        word(m, &domain.port_frames, index(port.0)).filter(|_| (1..PORTS).contains(&port.0))
     }
 
     /// What a port is.
@@ -192,7 +192,7 @@ struct Bits<'m> {
 impl<'m> Bits<'m> {
     fn of<M: Machine>(m: &'m M, domain: &Domain, port: Port) -> Option<Self> {
         let shared: &Page = m.page(domain.shared_info().filter(|_| port.0 < PORTS)?);
-        let word = port.0 as usize / 64;
+        let word = index(port.0) / 64;
         Some(Self {
             pending: shared.get(offset::EVTCHN_PENDING / 8 + word)?,
             mask: shared.get(offset::EVTCHN_MASK / 8 + word)?,

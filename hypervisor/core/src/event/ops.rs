@@ -79,7 +79,7 @@ fn init_control<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno>
     const BLOCK: u32 = 72;
     let call: InitControl = ctx.read(arg)?;
     existing(ctx, call.vcpu)?;
-    ensure!(call.offset.is_multiple_of(8) && call.offset <= low32(PAGE_SIZE as u64) - BLOCK, Errno::Inval);
+    ensure!(call.offset.is_multiple_of(8) && call.offset <= low32(PAGE_BYTES) - BLOCK, Errno::Inval);
     let (frame, id) = (Frame::new(call.control_gfn).ok_or(Errno::Inval)?, ctx.domain.id());
     ctx.world.frames.take_writable(ctx.m, frame, id, id).map_err(|_| Errno::Inval)?;
     ctx.world.frames.drop_use(frame, id);
@@ -181,11 +181,11 @@ fn status<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     ensure!((1..PORTS).contains(&call.port), Errno::Inval);
     let state = ctx.world.port(ctx.m, domain, Port(call.port));
     (call.status, call.detail, call.remote_port) = match state.binding {
-        Binding::Closed => (PortStatus::Closed as u32, 0, 0),
-        Binding::Unbound(remote) => (PortStatus::Unbound as u32, u32::from(remote.0), 0),
-        Binding::Interdomain(remote, port) => (PortStatus::Interdomain as u32, u32::from(remote.0), port.0),
-        Binding::Virq(virq) => (PortStatus::Virq as u32, virq, 0),
-        Binding::Ipi => (PortStatus::Ipi as u32, 0, 0),
+        Binding::Closed => (PortStatus::Closed.code(), 0, 0),
+        Binding::Unbound(remote) => (PortStatus::Unbound.code(), u32::from(remote.0), 0),
+        Binding::Interdomain(remote, port) => (PortStatus::Interdomain.code(), u32::from(remote.0), port.0),
+        Binding::Virq(virq) => (PortStatus::Virq.code(), virq, 0),
+        Binding::Ipi => (PortStatus::Ipi.code(), 0, 0),
     };
     call.vcpu = state.vcpu.0;
     ctx.write(arg, &call)

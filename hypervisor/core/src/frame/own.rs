@@ -10,7 +10,7 @@
 use super::state::{OwnerState, TypeState};
 use super::table::{FrameTable, WORDS, Words, step};
 use super::{Left, Use};
-use crate::addr::{DomainId, Frame, PAGE_SHIFT};
+use crate::addr::{DomainId, Frame, PAGE_SHIFT, long};
 use crate::fault::{Fault, planted};
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use hypercall_abi::mmu::pte::FRAME;
@@ -129,7 +129,7 @@ impl<'a> Own<'a> {
 
     #[cold]
     fn drop_last(self, mine: Mine<'a>) {
-        if let Some(frame) = Frame::new(mine.index as u64) {
+        if let Some(frame) = Frame::new(long(mine.index)) {
             self.table.drop_ref(frame, self.id);
         }
     }

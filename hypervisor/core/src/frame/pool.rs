@@ -10,7 +10,7 @@
 use super::state::{OwnerState, TypeState};
 use super::table::{FrameTable, NO_PFN, bug, step};
 use super::{Owner, Refused, Use};
-use crate::addr::{DomainId, Frame};
+use crate::addr::{DomainId, Frame, index, low32};
 use crate::fault::{Fault, planted};
 use crate::machine::{Cpus, Frames};
 use core::ops::Range;
@@ -18,6 +18,8 @@ use core::sync::atomic::Ordering::SeqCst;
 
 /// The largest block: 2^9 frames, a superpage's worth.
 pub const MAX_ORDER: u32 = 9;
+/// Sizes of blocks.
+const ORDERS: usize = index(MAX_ORDER) + 1;
 /// In a link: no frame.
 const NIL: u32 = u32::MAX;
 
@@ -25,7 +27,7 @@ const NIL: u32 = u32::MAX;
 #[derive(Debug)]
 pub(super) struct FreeList {
     /// By order, the first block.
-    heads: [u32; MAX_ORDER as usize + 1],
+    heads: [u32; ORDERS],
     count: u32,
     /// How many of them are set aside.
     promised: u32,
@@ -34,14 +36,14 @@ pub(super) struct FreeList {
 }
 
 impl FreeList {
-    pub(super) const EMPTY: Self = Self { heads: [NIL; MAX_ORDER as usize + 1], count: 0, promised: 0, ram: 0 };
+    pub(super) const EMPTY: Self = Self { heads: [NIL; ORDERS], count: 0, promised: 0, ram: 0 };
 
     fn head(&self, order: u32) -> u32 {
-        self.heads.get(order as usize).copied().unwrap_or(NIL)
+        self.heads.get(index(order)).copied().unwrap_or(NIL)
     }
 
     fn set_head(&mut self, order: u32, block: u32) {
-        if let Some(head) = self.heads.get_mut(order as usize) {
+        if let Some(head) = self.heads.get_mut(index(order)) {
             *head = block;
         }
     }
@@ -337,5 +339,5 @@ fn link(next: u32, before: u32) -> u64 {
 }
 
 fn ends(link: u64) -> (u32, u32) {
-    ((link & 0xffff_ffff) as u32, (link >> 32) as u32)
+    (low32(link), low32(link >> 32))
 }

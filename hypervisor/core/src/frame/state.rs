@@ -1,7 +1,7 @@
 //! The rules of a frame, as pure functions on values: which use may follow which, when a count may move, when a frame
 //! may change hands. No memory, no loops; `table` applies them.
 
-use crate::addr::DomainId;
+use crate::addr::{DomainId, low16, low32};
 use crate::fault::{Fault, planted};
 
 /// Why an operation on memory was refused. `dispatch` turns it into an error number; logs print it.
@@ -91,8 +91,13 @@ impl Use {
         }
     }
 
+    /// As the low bits of a word.
+    const fn bits(self) -> u64 {
+        self as u64
+    }
+
     fn from_bits(bits: u64) -> Self {
-        Self::ALL.get((bits & 7) as usize).copied().unwrap_or(Self::None)
+        Self::ALL.get(usize::from(low16(bits & 7))).copied().unwrap_or(Self::None)
     }
 }
 
@@ -140,15 +145,15 @@ impl TypeState {
             pinned: bits & 1 << 3 != 0,
             validated: bits & 1 << 4 != 0,
             partial: bits & 1 << 5 != 0,
-            turn: ((bits >> 6) & TURN_MASK) as u32,
-            count: (bits >> 32) as u32,
+            turn: low32(bits >> 6 & TURN_MASK),
+            count: low32(bits >> 32),
         }
     }
 
     /// As a word.
     #[must_use]
     pub fn bits(self) -> u64 {
-        self.used_as as u64
+        self.used_as.bits()
             | u64::from(self.pinned) << 3
             | u64::from(self.validated) << 4
             | u64::from(self.partial) << 5
@@ -163,7 +168,7 @@ impl TypeState {
     /// [`TakeError`]: somebody uses the frame differently, or the count is full, or a flush must come first.
     pub fn take(bits: u64, want: Use, flushed: bool) -> Result<(u64, Taken), TakeError> {
         let another = bits.checked_add(ONE).ok_or(Refused::TooManyUses);
-        if bits & KIND == want as u64 | VALIDATED {
+        if bits & KIND == want.bits() | VALIDATED {
             return Ok((another?, Taken::Ready));
         }
         let was = Self::from_bits(bits);
@@ -185,7 +190,7 @@ impl TypeState {
     #[inline]
     #[must_use]
     pub fn again(bits: u64, want: Use) -> Option<u64> {
-        if bits & KIND == want as u64 | VALIDATED { bits.checked_add(ONE) } else { None }
+        if bits & KIND == want.bits() | VALIDATED { bits.checked_add(ONE) } else { None }
     }
 
     /// Drops one use. The last use of a table is not dropped: it becomes the use of the work that takes the table down.
@@ -196,7 +201,7 @@ impl TypeState {
         if bits >= 2 * ONE {
             return Some((bits.wrapping_sub(ONE), Left::Used));
         }
-        if bits >= ONE && bits & KIND == Use::Writable as u64 | VALIDATED {
+        if bits >= ONE && bits & KIND == Use::Writable.bits() | VALIDATED {
             // As below, for the many: the count is 0, the turn moves, nothing is pinned.
             return Some((bits & KIND | bits.wrapping_add(TURN) & TURNS, Left::Unused));
         }
@@ -245,7 +250,7 @@ impl TypeState {
     #[inline]
     #[must_use]
     pub fn is_l1(bits: u64) -> bool {
-        bits & KIND == Use::L1 as u64 | VALIDATED && bits >= ONE
+        bits & KIND == Use::L1.bits() | VALIDATED && bits >= ONE
     }
 
     /// The level, if the frame is a table that page walks may rely on.
@@ -349,7 +354,7 @@ impl OwnerState {
     /// Reads a word.
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
-        let domain = DomainId((bits & DETAIL) as u16);
+        let domain = DomainId(low16(bits & DETAIL));
         let owner = match (bits >> 15) & 7 {
             1 => Owner::Free,
             2 => Owner::Hypervisor,
@@ -358,8 +363,8 @@ impl OwnerState {
             5 => Owner::Orphan,
             _ => Owner::NotRam,
         };
-        let others = ((bits & OTHERS) >> 19) as u16;
-        Self { owner, allocated: bits & ALLOCATED != 0, others, refs: (bits >> 32) as u32 }
+        let others = low16((bits & OTHERS) >> 19);
+        Self { owner, allocated: bits & ALLOCATED != 0, others, refs: low32(bits >> 32) }
     }
 
     /// As a word.

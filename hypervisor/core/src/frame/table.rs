@@ -5,7 +5,7 @@ use super::pool::FreeList;
 pub use super::state::{Left, Taken};
 use super::state::{OwnerState, TakeError, TypeState};
 use super::{Owner, Refused, Use};
-use crate::addr::{CpuSet, DomainId, ENTRIES, Frame, MAX_DOMAINS, low32};
+use crate::addr::{CpuSet, DomainId, ENTRIES, Frame, index, low32};
 use crate::fault::{Fault, Looks, between, planted};
 use crate::lock::Leaf;
 use crate::machine::{Cpus, Frames};
@@ -48,7 +48,7 @@ pub struct FrameTable {
     words: Once<&'static [[AtomicU64; WORDS]]>,
     pub(super) epochs: Epochs,
     pub(super) pool: Leaf<FreeList>,
-    estates: [Estate; MAX_DOMAINS as usize],
+    estates: [Estate; DomainId::SLOTS],
     looks: Looks,
     /// Short ways are switched off.
     only_long: AtomicBool,
@@ -104,7 +104,7 @@ impl FrameTable {
             words: Once::new(),
             epochs: Epochs::new(),
             pool: Leaf::new(FreeList::EMPTY),
-            estates: [const { Estate::new() }; MAX_DOMAINS as usize],
+            estates: [const { Estate::new() }; DomainId::SLOTS],
             looks: Looks::new(),
             only_long: AtomicBool::new(false),
         }
@@ -195,7 +195,7 @@ impl FrameTable {
 
     /// The words of frames in a row, with their numbers.
     fn rows(&self, span: Range<u32>) -> impl Iterator<Item = (u32, Words<'_>)> {
-        let rows = self.words.get().and_then(|words| words.get(span.start as usize..span.end as usize));
+        let rows = self.words.get().and_then(|words| words.get(index(span.start)..index(span.end)));
         span.zip(rows.unwrap_or_default().iter().inspect(|_| self.looks.count()).map(Words::of))
     }
 

@@ -8,7 +8,7 @@
 pub mod ops;
 mod pin;
 
-use crate::addr::FrameSlot;
+use crate::addr::{FrameSlot, index};
 use crate::lock::{self, Lock};
 use core::sync::atomic::AtomicU32;
 
@@ -52,11 +52,11 @@ renewable! {
     /// A domain's part in grants: its table, our record of the pins on it, and the handles of what it has mapped itself.
     pub struct Grants {
         /// Frames of the table, lent to the domain.
-        table: [FrameSlot; MAX_FRAMES as usize] = [const { FrameSlot::new() }; MAX_FRAMES as usize],
+        table: [FrameSlot; index(MAX_FRAMES)] = [const { FrameSlot::new() }; index(MAX_FRAMES)],
         /// For each of them a frame with a word per entry, see [`pin`].
-        active: [FrameSlot; MAX_FRAMES as usize] = [const { FrameSlot::new() }; MAX_FRAMES as usize],
+        active: [FrameSlot; index(MAX_FRAMES)] = [const { FrameSlot::new() }; index(MAX_FRAMES)],
         /// Frames of handles.
-        handles: [FrameSlot; MAX_HANDLE_FRAMES as usize] = [const { FrameSlot::new() }; MAX_HANDLE_FRAMES as usize],
+        handles: [FrameSlot; index(MAX_HANDLE_FRAMES)] = [const { FrameSlot::new() }; index(MAX_HANDLE_FRAMES)],
         /// No handle before this one is free, so that a search does not begin anew for each.
         free: AtomicU32 = AtomicU32::new(0),
         /// Held while pins are taken or given up, and while a free handle is searched for.

@@ -108,7 +108,7 @@ fn each<M: Machine, T: FromBytes + IntoBytes + Immutable>(
             Some(frame) => ctx.m.write(frame, at.offset(), element.as_bytes()),
             None => ctx.write(at.0, &element)?,
         }
-        call.args[1] = call.args[1].wrapping_add(size_of::<T>() as u64);
+        call.args[1] = call.args[1].wrapping_add(bytes_of::<T>());
         call.args[2] -= 1;
     }
     if call.args[2] == 0 { Ok(0) } else { Err(Halt::More) }
@@ -280,7 +280,7 @@ pub(crate) fn begin<M: Machine>(birth: &mut Birth<'_, M>) -> Result<(), Errno> {
 impl World {
     /// Fills the first `frames` places of a table. Others are kept from it by its lock, or do not know of the domain yet.
     fn fill_table<M: Machine>(&self, m: &M, domain: &Domain, frames: u32) -> Result<(), frame::Refused> {
-        for (table, active) in domain.grants.table.iter().zip(&domain.grants.active).take(frames as usize) {
+        for (table, active) in domain.grants.table.iter().zip(&domain.grants.active).take(index(frames)) {
             if active.get().is_none() {
                 active.set(self.frames.allocate_for(m, domain.id())?);
             }

@@ -173,12 +173,12 @@ impl Handle {
 impl Grants {
     /// The shared entry of a reference, and our record of it.
     fn entry<'m, M: Machine>(&self, m: &'m M, gref: u32) -> Option<(&'m AtomicU64, &'m AtomicU64)> {
-        Some((word(m, &self.table, gref as usize)?, word(m, &self.active, gref as usize)?))
+        Some((word(m, &self.table, index(gref))?, word(m, &self.active, index(gref))?))
     }
 
     /// The words of a handle.
     fn handle_words<'m, M: Machine>(&self, m: &'m M, handle: u32) -> Option<[&'m AtomicU64; 2]> {
-        let first = 2 * handle as usize;
+        let first = 2 * index(handle);
         Some([word(m, &self.handles, first)?, word(m, &self.handles, first + 1)?])
     }
 

@@ -28,17 +28,17 @@ pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     match ConsoleIo::from_number(call.command()).ok_or(Errno::NoSys)? {
         ConsoleIo::Write => {
             let shown = ctx.domain.may(Powers::CONSOLE_WRITE);
-            let batch = count.min(if shown { CHUNK as u64 } else { BATCH });
+            let batch = count.min(if shown { long(CHUNK) } else { BATCH });
             let mut done = 0;
             for _ in (0..batch).step_by(CHUNK) {
                 let now = usize::try_from(batch - done).unwrap_or(CHUNK).min(CHUNK);
                 let part = chunk.get_mut(..now).ok_or(Errno::Inval)?;
                 ctx.read_bytes(buffer.wrapping_add(done), part)?;
                 done += if shown {
-                    ctx.m.put(part) as u64
+                    long(ctx.m.put(part))
                 } else {
                     ctx.domain.journal.with(|journal| journal.write(part));
-                    now as u64
+                    long(now)
                 };
             }
             (call.args[1], call.args[2]) = (count - done, buffer.wrapping_add(done));
@@ -51,7 +51,7 @@ pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
             ctx.write_bytes(buffer, part)?;
             let taken = ctx.m.take(part);
             ctx.write_bytes(buffer, part.get(..taken).unwrap_or_default())?;
-            Ok(taken as u64)
+            Ok(long(taken))
         }
         _ => Err(Errno::Perm.into()),
     }
@@ -63,22 +63,22 @@ pub(super) fn read_log<M: Machine>(ctx: &Ctx<'_, M>, wanted: &mut ReadConsole) -
     let mut at = start.load(Relaxed).max(if wanted.incremental == 0 { 0 } else { wanted.index });
     let (mut chunk, mut done) = ([0; CHUNK], 0);
     while at < GUESTS && done < wanted.count {
-        let room = (wanted.count - done) as usize;
+        let room = index(wanted.count - done);
         let kept = ctx.m.kept(at, chunk.get_mut(..room.min(CHUNK)).unwrap_or_default());
         read.store(kept.end, Relaxed);
         let part = chunk.get(..kept.len()).filter(|part| !part.is_empty());
         at = if part.is_some() { kept.end } else { GUESTS };
         ctx.write_bytes(wanted.buffer.wrapping_add(done.into()), part.unwrap_or_default())?;
-        done += low32(kept.len() as u64);
+        done += low32(long(kept.len()));
     }
     for _ in 0..LINES {
-        let room = (wanted.count - done) as usize;
+        let room = index(wanted.count - done);
         let Some((line, next)) = guest_line(ctx.world, at).filter(|(line, _)| line.len() <= room || done == 0) else {
             break;
         };
         let part = line.as_bytes().get(..room).unwrap_or(line.as_bytes());
         ctx.write_bytes(wanted.buffer.wrapping_add(done.into()), part)?;
-        (done, at) = (done + low32(part.len() as u64), next);
+        (done, at) = (done + low32(long(part.len())), next);
     }
     if wanted.clear != 0 && at < GUESTS {
         start.store(at, Relaxed);
@@ -94,7 +94,7 @@ pub(super) fn read_log<M: Machine>(ctx: &Ctx<'_, M>, wanted: &mut ReadConsole) -
 fn guest_line(world: &World, at: u32) -> Option<(Shown, u32)> {
     let place = at.checked_sub(GUESTS)?;
     let (first, place) = (place / SLOT, place % SLOT);
-    world.domains.iter().zip(0..).skip(first as usize).find_map(|(domain, slot)| {
+    world.domains.iter().zip(0..).skip(index(first)).find_map(|(domain, slot)| {
         let place = if slot == first { place } else { 0 };
         let (line, next) = domain.journal.with(|journal| journal.show(domain.id(), place))?;
         Some((line, GUESTS + slot * SLOT + next))

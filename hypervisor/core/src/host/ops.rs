@@ -35,7 +35,7 @@ pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer 
             }
             ctx.write(arg, &info)?;
         }
-        VersionOp::Pagesize if arg == 0 => return Ok(PAGE_SIZE as u64),
+        VersionOp::Pagesize if arg == 0 => return Ok(PAGE_BYTES),
         VersionOp::Pagesize => return Err(Errno::Inval.into()),
         VersionOp::GuestHandle => {
             let handle = ctx.domain.papers.with(|papers| papers.handle);
@@ -90,7 +90,7 @@ pub fn sysctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
 /// # Errors
 /// `Inval` for an address that is not a writable page of its own.
 pub fn fill_hypercall_page<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Result<(), Errno> {
-    let frame = Frame::containing(address).filter(|_| address.is_multiple_of(PAGE_SIZE as u64)).ok_or(Errno::Inval)?;
+    let frame = Frame::containing(address).filter(|_| address.is_multiple_of(PAGE_BYTES)).ok_or(Errno::Inval)?;
     let id = ctx.domain.id();
     ctx.world.frames.take_writable(ctx.m, frame, id, id).map_err(|_| Errno::Inval)?;
     for (number, slot) in (0u8..).zip((0..PAGE_SIZE).step_by(stub::SIZE)) {

@@ -51,7 +51,7 @@ fn updates<M: Machine, const BATCH: usize>(ctx: &mut Ctx<'_, M>, call: &mut Call
         })?;
         Ok(())
     });
-    end_of_batch(ctx, call, (done as u64, size_of::<MmuUpdate>()), outcome)
+    end_of_batch(ctx, call, (long(done), size_of::<MmuUpdate>()), outcome)
 }
 
 /// What a step of a batch ends with: more to do, all done, or the first error; the count of requests done is told with the
@@ -62,7 +62,7 @@ fn end_of_batch<M: Machine>(
     (done, size): (u64, usize),
     outcome: Result<(), Halt>,
 ) -> Answer {
-    call.args[0] = call.args[0].wrapping_add(done.wrapping_mul(size as u64));
+    call.args[0] = call.args[0].wrapping_add(done.wrapping_mul(long(size)));
     call.args[1] = (call.args[1] & COUNT).saturating_sub(done);
     call.done = call.done.saturating_add(done);
     let answer = if call.args[1] == 0 { outcome.map(|()| 0) } else { outcome.and(Err(Halt::More)) };
@@ -134,12 +134,12 @@ fn flush<M: Machine>(ctx: &Ctx<'_, M>, who: CpuSet, what: Flush) {
 pub fn mmuext_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [list, count, _, id, ..] = call.args;
     let target = ctx.controlled(low16(id))?;
-    let batch = (count & COUNT).min(BATCH as u64);
+    let batch = (count & COUNT).min(long(BATCH));
     let end = if batch > 1 { ctx.world.sched.step_end(ctx.m) } else { 0 };
     let mut done = 0u64;
     let mut outcome = Ok(());
     while outcome.is_ok() && done < batch {
-        let at = list.wrapping_add(done.wrapping_mul(size_of::<MmuextOp>() as u64));
+        let at = list.wrapping_add(done.wrapping_mul(bytes_of::<MmuextOp>()));
         outcome = ctx.read(at).map_err(Halt::Refused).and_then(|op| one_mmuext(ctx, target, &op));
         done = done.saturating_add(u64::from(outcome.is_ok()));
         if done < batch && ctx.m.now() >= end {

@@ -9,7 +9,7 @@ use super::Sweep;
 use super::entry::{self, Target};
 use super::short::{last_present, next_present};
 use super::{Outcome, Refused, Session, Stop};
-use crate::addr::{ENTRIES, Frame, HOLE_SLOTS, low32};
+use crate::addr::{ENTRIES, Frame, HOLE_SLOTS, index, long, low32};
 use crate::domain::MAX_DOMAIN_VCPUS;
 use crate::fault::{Fault, planted};
 use crate::frame::table::bug;
@@ -155,7 +155,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     /// Moves past entries that hold nothing, as most do, as far as the budget goes.
     fn skip_absent(&mut self, top: &mut Cursor) {
-        let (page, most) = (self.m.page(top.table), self.budget as usize);
+        let (page, most) = (self.m.page(top.table), index(self.budget));
         let next = if top.up {
             next_present(page, top.next, top.next.saturating_add(most).min(ENTRIES))
         } else {
@@ -181,7 +181,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
             && let Some(short) = self.short_within()
         {
             // The first is paid.
-            let end = top.next.saturating_add(self.budget as usize).saturating_add(1).min(ENTRIES);
+            let end = top.next.saturating_add(index(self.budget)).saturating_add(1).min(ENTRIES);
             let next = short.climb(top.table, top.next, end);
             if next > top.next {
                 self.spend(next.saturating_sub(top.next).saturating_sub(1));
@@ -246,7 +246,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     /// Leaves need no cursor of their own: as many go at once as the budget pays for, the first being paid.
     fn drop_leaves(&mut self, top: Cursor) {
-        let count = top.next.min((self.budget as usize).saturating_add(1));
+        let count = top.next.min((index(self.budget)).saturating_add(1));
         let (page, filled, short) = (self.m.page(top.table), self.table.filled(top.table), self.short_within());
         let (mut at, end) = (top.next, top.next.saturating_sub(count));
         while let Some(last) = at.checked_sub(1).filter(|_| at > end) {
@@ -416,7 +416,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// Drops what an L1 table holds that is not the domain's own memory; the rest goes with the domain.
     pub(super) fn drop_foreign(&mut self, table: Frame) {
         let (words, id) = (self.m.page(table), self.id());
-        self.budget = self.budget.saturating_sub(low32(words.len() as u64));
+        self.budget = self.budget.saturating_sub(low32(long(words.len())));
         for word in words {
             let raw = word.load(SeqCst);
             if let Target::Leaf { frame, .. } = entry::target(raw, 1)

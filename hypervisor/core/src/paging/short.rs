@@ -7,7 +7,7 @@
 
 use super::Session;
 use super::entry::{self, ACCESSED, DIRTY, PRESENT, WRITABLE};
-use crate::addr::{ENTRIES, Frame, GuestVirt};
+use crate::addr::{Frame, GuestVirt, PAGE_BYTES, index, low32};
 use crate::claim;
 use crate::fault::{Fault, planted};
 use crate::frame::own::{Mine, Own};
@@ -235,13 +235,13 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
 /// The entry of a frame that a request is for, if it is one for that frame and of an ordinary kind, and the bits to keep.
 #[inline(always)]
 fn ordinary(frame: Frame, ptr: u64) -> Option<(usize, u64)> {
-    const NORMAL: u64 = UpdateCommand::Normal as u64;
-    const PRESERVE_AD: u64 = UpdateCommand::PreserveAd as u64;
-    const SLOTS: u64 = 8 * (ENTRIES as u64 - 1);
+    const NORMAL: u64 = UpdateCommand::Normal.number();
+    const PRESERVE_AD: u64 = UpdateCommand::PreserveAd.number();
+    const SLOTS: u64 = PAGE_BYTES - 8;
     let at = ptr ^ frame.address();
     match at & !SLOTS {
-        NORMAL => Some(((at >> 3) as usize, 0)),
-        PRESERVE_AD => Some(((at >> 3) as usize, ACCESSED | DIRTY)),
+        NORMAL => Some((index(low32(at >> 3)), 0)),
+        PRESERVE_AD => Some((index(low32(at >> 3)), ACCESSED | DIRTY)),
         _ => None,
     }
 }
@@ -289,6 +289,7 @@ fn is_present(page: &Page, at: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::ENTRIES;
 
     #[test]
     fn entries_are_found_wherever_they_are() {

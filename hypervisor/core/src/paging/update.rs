@@ -3,7 +3,7 @@
 use super::entry::{self, Target};
 use super::promote::TRIES;
 use super::{Outcome, Refused, Session, Stop, Sweep};
-use crate::addr::{DomainId, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, PAGE_SIZE};
+use crate::addr::{DomainId, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, PAGE_SIZE, index};
 use crate::claim;
 use crate::fault::{Fault, planted};
 use crate::frame::{Owner, Use};
@@ -27,7 +27,7 @@ impl Slot {
     /// [`Refused::Misaligned`], [`Refused::NoSuchFrame`].
     pub fn at(address: u64) -> Result<Self, Refused> {
         ensure!(address.is_multiple_of(8), Refused::Misaligned);
-        let index = ((address & 0xfff) / 8) as usize;
+        let index = GuestVirt(address).offset() / 8;
         Ok(Self { table: Frame::containing(address).ok_or(Refused::NoSuchFrame)?, index })
     }
 
@@ -104,7 +104,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// leaves are to be the domain's own.
     #[inline]
     pub(crate) fn ordinary_updates(&mut self, requests: &[MmuUpdate]) -> usize {
-        let paid = requests.get(..requests.len().min(self.budget as usize)).unwrap_or_default();
+        let paid = requests.get(..requests.len().min(index(self.budget))).unwrap_or_default();
         let done = self.short().map_or(0, |short| short.updates(paid));
         self.spend(done);
         done

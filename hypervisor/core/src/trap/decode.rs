@@ -4,6 +4,7 @@
 //! Touches: a copy of at most 15 code bytes, and the guest's registers to compute an address.
 //! Never touches: memory. What may be done is decided by the callers, `emulate` and `paging`.
 
+use crate::addr::long;
 use crate::machine::Registers;
 
 /// The longest an instruction can be.
@@ -256,7 +257,7 @@ where
         }
     };
     let instruction = if opcode == 0x0f { decoder.two_bytes()? } else { decoder.one_byte(opcode)? };
-    Some(Decoded { instruction, length: decoder.at as u64 })
+    Some(Decoded { instruction, length: long(decoder.at) })
 }
 
 /// What an instruction is decoded from: bytes copied from the guest, of which those before `at` have been looked at.
@@ -437,7 +438,7 @@ impl<F: Fn(Segment) -> Option<Span>> Decoder<'_, F> {
         let address = match (mode, rm) {
             (0, 5) => {
                 let displacement = self.signed(4)?;
-                let next = self.at as u64 + u64::from(tail);
+                let next = long(self.at) + u64::from(tail);
                 let rip = if self.mode == Mode::Bits64 { self.registers.rip.wrapping_add(next) } else { 0 };
                 rip.wrapping_add(displacement)
             }

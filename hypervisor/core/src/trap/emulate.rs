@@ -104,7 +104,7 @@ fn descriptor<M: Machine>(ctx: &Ctx<'_, M>, selector: u16) -> Option<Descriptor>
             if index >= usize::try_from(ctx.own.ldt_entries).ok()? {
                 return None;
             }
-            ctx.read(ctx.own.ldt_base.plus(index as u64 * 8).0).ok()?
+            ctx.read(ctx.own.ldt_base.plus(long(index) * 8).0).ok()?
         }
         _ => ctx.m.page((*ctx.own.gdt.get(index / 512)?)?).get(index % 512)?.load(Relaxed),
     };
@@ -142,13 +142,13 @@ fn fetch<M: Machine>(ctx: &Ctx<'_, M>) -> Option<(Mode, heapless::Vec<u8, LONGES
     let Code { mode, at, left } = code(ctx)?;
     let (view, at) = (view(ctx)?, GuestVirt(at));
     let mut bytes = heapless::Vec::from_array([0; LONGEST]);
-    if left < LONGEST as u64 {
+    if left < long(LONGEST) {
         bytes.truncate(low16(left).into());
     }
     let here = bytes.len().min(PAGE_SIZE - at.offset());
     let (first, rest) = bytes.split_at_mut_checked(here)?;
     view.read_bytes(at, first).ok()?;
-    if view.read_bytes(GuestVirt(mode.wrap(at.plus(here as u64).0)), rest).is_err() {
+    if view.read_bytes(GuestVirt(mode.wrap(at.plus(long(here)).0)), rest).is_err() {
         bytes.truncate(here);
     }
     Some((mode, bytes))
@@ -188,7 +188,7 @@ pub fn forced_cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         return false;
     }
     cpuid(ctx);
-    retire(ctx, FORCED_CPUID.len() as u64);
+    retire(ctx, long(FORCED_CPUID.len()));
     true
 }
 
@@ -482,7 +482,7 @@ fn write_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
 pub fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> bool {
     let Some(Decoded { instruction: Instruction::Write(write), length }) = decode_here(ctx) else { return false };
     let Write { change, address: at, size, .. } = write;
-    let page = !(PAGE_SIZE as u64 - 1);
+    let page = !(PAGE_BYTES - 1);
     if at & page != address & page || at & u64::from(size).wrapping_sub(1) != 0 {
         return false;
     }

@@ -34,7 +34,7 @@ pub fn set_trap_table<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answ
         }
         canonical(gate.address)?;
         set_gate(ctx.m, frame, &gate);
-        *list = list.wrapping_add(size_of::<TrapInfo>() as u64);
+        *list = list.wrapping_add(bytes_of::<TrapInfo>());
     }
     Err(Halt::More)
 }

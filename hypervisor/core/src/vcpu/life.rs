@@ -38,7 +38,7 @@ fn add<M: Machine>(birth: &mut Birth<'_, M>, number: VcpuId) -> Result<(), Errno
     vcpu.index.store(index, Relaxed);
     vcpu.period.store(FIRST_PERIOD, Relaxed);
     vcpu.next_tick.store(m.now(), Relaxed);
-    vcpu.domain.store(low16(position as u64 + 1), Release);
+    vcpu.domain.store(low16(long(position) + 1), Release);
     slot.store(index + 1, Release);
     time::write_record(m, vcpu);
     Ok(())
@@ -46,7 +46,7 @@ fn add<M: Machine>(birth: &mut Birth<'_, M>, number: VcpuId) -> Result<(), Errno
 
 /// Where in its domain's shared_info page a vcpu's record begins, as a machine address.
 fn shared_record(shared: Frame, vcpu: VcpuId) -> u64 {
-    shared.address() + u64::from(vcpu.0) * vcpu_info::SIZE as u64
+    shared.address() + u64::from(vcpu.0) * long(vcpu_info::SIZE)
 }
 
 /// The vcpus of a dying domain leave their CPUs, and drop every use of a frame they stand for.

@@ -128,7 +128,7 @@ with_new! {
         /// A hypercall that is not finished: it goes on before the guest does (P8).
         pub call: Option<Call> = None,
         /// How time was spent.
-        pub runstate: RunstateInfo = RunstateInfo { state: Runstate::Offline as u32, pad: 0, state_entry_time: 0, time: [0; 4] },
+        pub runstate: RunstateInfo = RunstateInfo { state: Runstate::Offline.code(), pad: 0, state_entry_time: 0, time: [0; 4] },
         /// Where the guest wants to read it.
         pub runstate_area: Option<GuestVirt> = None,
         /// Where the guest wants a second copy of the time.
@@ -217,7 +217,7 @@ renewable! {
         /// Machine address of its vcpu_info record, 0 if it has none.
         pub(crate) info: AtomicU64 = AtomicU64::new(0),
         /// Port of each virtual interrupt, 0 if not bound.
-        pub(crate) virqs: [AtomicU16; VIRQS as usize] = [const { AtomicU16::new(0) }; VIRQS as usize],
+        pub(crate) virqs: [AtomicU16; index(VIRQS)] = [const { AtomicU16::new(0) }; index(VIRQS)],
         /// One-shot deadline, `u64::MAX` if none.
         pub(crate) deadline: AtomicU64 = AtomicU64::new(u64::MAX),
         /// Period of the tick, 0 if none.

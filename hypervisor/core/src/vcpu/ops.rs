@@ -115,7 +115,7 @@ fn down<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) -> Answer {
         ctx.world.sched.nudge(ctx.m, vcpu);
     }
     if !ctx.world.vcpus_of(ctx.domain).any(|other| other.online.load(SeqCst)) {
-        ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Poweroff as u32);
+        ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Poweroff.code());
     }
     if own { Err(Halt::Leave) } else { Ok(0) }
 }
@@ -141,7 +141,7 @@ fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Res
         None => record[vcpu_info::UPCALL_MASK] = 1,
     }
     ctx.m.write(frame, offset, &record);
-    vcpu.info.store(frame.address() | offset as u64, Release);
+    vcpu.info.store(frame.address() | long(offset), Release);
     time::write_record(ctx.m, vcpu);
     // An event that came while the record moved set its bits in the old place: the guest is made to look at all ports.
     ctx.m.write(frame, offset + vcpu_info::PENDING_SEL, &u64::MAX.to_le_bytes());

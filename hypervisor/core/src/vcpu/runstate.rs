@@ -14,10 +14,10 @@ pub fn enter_state<M: Machine>(ctx: &mut Ctx<'_, M>, state: Runstate) {
     let now = ctx.m.now();
     let info = &mut ctx.own.runstate;
     let spent = charge(info, now);
-    if info.state == Runstate::Running as u32 {
+    if info.state == Runstate::Running.code() {
         ctx.domain.cpu_time.fetch_add(spent, Relaxed);
     }
-    (info.state, info.state_entry_time) = (state as u32, now);
+    (info.state, info.state_entry_time) = (state.code(), now);
     if state == Runstate::Running || ctx.domain.assisted(Assist::RunstateUpdateFlag) {
         write_areas(ctx);
     }
@@ -26,7 +26,7 @@ pub fn enter_state<M: Machine>(ctx: &mut Ctx<'_, M>, state: Runstate) {
 /// Adds the time since the state was entered to what has been spent in it; returns that time.
 pub(super) fn charge(info: &mut RunstateInfo, now: u64) -> u64 {
     let spent = now.saturating_sub(info.state_entry_time);
-    if let Some(total) = info.time.get_mut(info.state as usize) {
+    if let Some(total) = info.time.get_mut(index(info.state)) {
         *total = total.saturating_add(spent);
     }
     spent

@@ -4,6 +4,7 @@ use crate::Ranges;
 use crate::memory::{BOOT_LIMIT, boot_bytes};
 use core::ops::Range;
 use heapless::{String, Vec};
+use hv_core::addr::{bytes_of, index};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 /// In EAX when Multiboot2 started us.
@@ -82,7 +83,7 @@ fn pvh(information: u64) -> Result<Loaded, &'static str> {
     if info.version < 1 || info.map_entries == 0 {
         return Err("PVH start information has no memory map");
     }
-    let size = u64::from(info.map_entries) * size_of::<MapEntry>() as u64;
+    let size = u64::from(info.map_entries) * bytes_of::<MapEntry>();
     let map = boot_bytes(info.map, size).ok_or("the PVH memory map is out of reach")?;
     let mut module_at = 0..0;
     if info.modules > 0 {
@@ -107,7 +108,7 @@ fn tags(all: &'static [u8]) -> Result<Loaded, &'static str> {
     let (mut cmdline, mut module_at, mut map, mut entry_size, mut rsdp) = (&[][..], None, &[][..], 0, None);
     let mut rest = all.get(8..).unwrap_or(&[]);
     while let Ok((&[kind, size], _)) = <[u32; 2]>::ref_from_prefix(rest) {
-        let Some(tag) = rest.get(8..size as usize) else { break };
+        let Some(tag) = rest.get(8..index(size)) else { break };
         match kind {
             0 => break,
             1 => cmdline = tag,
@@ -121,7 +122,7 @@ fn tags(all: &'static [u8]) -> Result<Loaded, &'static str> {
             15 => rsdp = Vec::from_slice(tag.get(..36).unwrap_or(tag)).ok(),
             _ => {}
         }
-        rest = rest.get((size as usize).next_multiple_of(8)..).unwrap_or(&[]);
+        rest = rest.get(index(size).next_multiple_of(8)..).unwrap_or(&[]);
     }
     finish(cmdline, module_at.unwrap_or(0..0), map, entry_size, rsdp)
 }
@@ -165,7 +166,7 @@ fn ram(map: &[u8], entry_size: usize) -> Ranges {
 
 /// A structure at a machine address.
 fn structure<T: FromBytes>(address: u64) -> Option<T> {
-    let bytes = boot_bytes(address, size_of::<T>() as u64)?;
+    let bytes = boot_bytes(address, bytes_of::<T>())?;
     T::read_from_bytes(bytes).ok()
 }
 

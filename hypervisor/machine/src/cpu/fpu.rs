@@ -10,7 +10,7 @@ use crate::percpu::{self, Cpu};
 use core::arch::asm;
 use core::arch::x86_64::{_fxsave64, _xsave64};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use hv_core::addr::{Frame, PAGE_SIZE};
+use hv_core::addr::{Frame, PAGE_SIZE, index};
 use hv_core::machine::Frames;
 use x86_64::registers::control::{Cr0, Cr0Flags};
 
@@ -30,7 +30,7 @@ pub(super) fn init(cpu: &Cpu) {
     let all = u64::from(low) & WANTED;
     let fits = |components: u64| {
         insn::xsetbv(components);
-        insn::cpuid(0xd, 0)[1] as usize <= PAGE_SIZE
+        index(insn::cpuid(0xd, 0)[1]) <= PAGE_SIZE
     };
     let chosen = [all, all & 7, all & 3, 1].into_iter().find(|&components| fits(components));
     COMPONENTS.store(chosen.unwrap_or(1), Relaxed);

@@ -4,7 +4,7 @@ pub(crate) mod fpu;
 mod tables;
 
 use crate::insn::{self, msr};
-use crate::memory::{self, DATA};
+use crate::memory::{self, DATA, address_of};
 use crate::percpu::{self, Cpu, LDT_PAGES, OWN_PAGE, zeros_entry};
 use crate::{Hardware, entry};
 use core::arch::asm;
@@ -53,10 +53,10 @@ pub(crate) fn init(cpu: &'static Cpu) {
         tables::enable_clac();
     }
     tables::load(cpu);
-    let address = |symbol: *const u8| symbol as u64;
+    let address = |symbol: *const u8| address_of(symbol);
     let stack = cpu.tss.ist[usize::from(percpu::IST_DEBUG) - 1].load(Relaxed);
     let registers = [
-        (msr::GS_BASE, &raw const *cpu as u64),
+        (msr::GS_BASE, address_of(&raw const *cpu)),
         (msr::GUEST_GS_BASE, 0),
         (msr::FS_BASE, 0),
         (msr::EFER, EFER),

@@ -1,12 +1,12 @@
 //! Descriptor tables: our page of the GDT, the interrupt table, and selectors that may not load.
 
 use crate::insn::attempt;
-use crate::memory::image_address;
+use crate::memory::{address_of, image_address};
 use crate::percpu::{self, Cpu, Tss};
 use crate::{Hardware, entry};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use hv_core::addr::Frame;
+use hv_core::addr::{Frame, GuestVirt};
 use hv_core::machine::Frames;
 use hypercall_abi::selector::{GUEST_CS, GUEST_CS32, GUEST_SS, HYPERVISOR_CS, HYPERVISOR_DS, LDT, TSS};
 use x86_64::VirtAddr;
@@ -58,7 +58,7 @@ pub(super) fn load(cpu: &'static Cpu) {
     // nothing uses the others, GS included, until `cpu::init` has set the base.
     unsafe {
         lgdt(&DescriptorTablePointer { limit: GDT_LIMIT, base: VirtAddr::new_truncate(cpu.gdt()) });
-        lidt(&DescriptorTablePointer { limit: 0xfff, base: VirtAddr::new_truncate(&raw const GATES as u64) });
+        lidt(&DescriptorTablePointer { limit: 0xfff, base: VirtAddr::new_truncate(address_of(&raw const GATES)) });
         SS::set_reg(SegmentSelector(HYPERVISOR_DS));
         DS::set_reg(null);
         ES::set_reg(null);
@@ -72,14 +72,14 @@ pub(super) fn load(cpu: &'static Cpu) {
 
 /// One gate per vector. INT3, INTO and INT 0x80 may be used by ring 3 (ABI core 3.2); four have stacks of their own.
 fn set_gates() {
-    let vectors = &raw const entry::entry_vectors as u64;
+    let vectors = address_of(&raw const entry::entry_vectors);
     for (vector, gate) in (0u64..).zip(&GATES.0) {
         let (target, stack) = match vector {
-            1 => (&raw const entry::entry_debug as u64, percpu::IST_DEBUG),
-            2 => (&raw const entry::entry_nmi as u64, percpu::IST_NMI),
-            14 => (&raw const entry::entry_page_fault as u64, 0),
-            8 => (&raw const entry::entry_double_fault as u64, percpu::IST_DOUBLE_FAULT),
-            18 => (&raw const entry::entry_machine_check as u64, percpu::IST_MACHINE_CHECK),
+            1 => (address_of(&raw const entry::entry_debug), percpu::IST_DEBUG),
+            2 => (address_of(&raw const entry::entry_nmi), percpu::IST_NMI),
+            14 => (address_of(&raw const entry::entry_page_fault), 0),
+            8 => (address_of(&raw const entry::entry_double_fault), percpu::IST_DOUBLE_FAULT),
+            18 => (address_of(&raw const entry::entry_machine_check), percpu::IST_MACHINE_CHECK),
             _ => (vectors + vector * 16, 0),
         };
         let ring: u64 = if matches!(vector, 3 | 4 | 0x80) { 3 } else { 0 };
@@ -108,7 +108,7 @@ pub(super) fn enable_clac() {
     let text = image_address(&raw const entry::entry_clac);
     if let Some(frame) = Frame::containing(text) {
         // Through the direct map: text itself is not writable.
-        Hardware(()).write(frame, (text & 0xfff) as usize, &[0x0f, 0x01, 0xca]);
+        Hardware(()).write(frame, GuestVirt(text).offset(), &[0x0f, 0x01, 0xca]);
     }
 }
 

@@ -1,12 +1,13 @@
 //! Running a guest is a function call: [`Hardware::enter`] goes in, and comes back when the guest needs attention.
 
+use crate::memory::address_of;
 use crate::percpu::{self, Cpu};
 use crate::{Hardware, apic, report, smp, timer};
 use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU64, fence};
-use hv_core::addr::GuestVirt;
+use hv_core::addr::{GuestVirt, low32};
 use hv_core::flags;
 use hv_core::machine::entry::{FAILED_RETURN, SYSCALL, SYSCALL32, SYSENTER};
 use hv_core::machine::{Entry, Exit, Interrupt, Machine, Registers, mode};
@@ -95,7 +96,7 @@ impl Hardware {
     /// The vcpu with these registers is about to run: its exits are kept there, and what other CPUs have asked for is done.
     /// Afterwards a CPU that wants this one to flush interrupts its guest.
     pub fn begin(&self, registers: &mut Registers) {
-        let (cpu, end) = (percpu::this(), (&raw mut *registers).wrapping_add(1) as u64);
+        let (cpu, end) = (percpu::this(), address_of((&raw mut *registers).wrapping_add(1)));
         cpu.tss.rsp0.store(end, Relaxed);
         cpu.registers_end.store(end, Relaxed);
         cpu.in_guest.store(true, Relaxed);
@@ -141,7 +142,7 @@ impl Hardware {
     /// What the entry code left in the error word, as an [`Exit`].
     #[expect(clippy::cast_possible_truncation, reason = "the word has two halves, and a vector is a byte")]
     fn decode(&self, cpu: &Cpu, registers: &Registers) -> Exit {
-        let (kind, error) = ((registers.error >> 32) as u32, registers.error as u32);
+        let (kind, error) = (low32(registers.error >> 32), low32(registers.error));
         match kind {
             SYSCALL => Exit::Syscall,
             SYSCALL32 => Exit::Syscall32,
