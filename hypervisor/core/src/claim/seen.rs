@@ -49,7 +49,9 @@ with_new! {
         slot: AtomicU64 = AtomicU64::new(0),
         /// The leaf.
         leaf: AtomicU64 = AtomicU64::new(0),
-        /// The entry of the root.
+        /// The root.
+        root: AtomicU64 = AtomicU64::new(0),
+        /// Its entry.
         upper: AtomicU64 = AtomicU64::new(0),
     }
 }
@@ -131,15 +133,18 @@ impl Seen {
         found.life.store(life, Relaxed);
         found.slot.store(path.table.address() | (path.index as u64 * 8) | u64::from(path.writable), Relaxed);
         found.leaf.store(path.entry, Relaxed);
+        found.root.store(root.number(), Relaxed);
         found.upper.store(upper, Relaxed);
     }
 }
 
 impl Found {
-    /// Whether a root leads there: as its entry says what the entry said that did.
+    /// Whether a root leads there: as the one that did, an entry of which does not change without a flush, or as its entry says
+    /// what the entry said that did.
     #[inline(always)]
     fn is_below<M: Frames>(&self, m: &M, root: Frame, at: GuestVirt) -> bool {
-        word(m, root.address() | (at.slot(4) as u64 * 8)) == Some(self.upper.load(Relaxed))
+        self.root.load(Relaxed) == root.number()
+            || word(m, root.address() | (at.slot(4) as u64 * 8)) == Some(self.upper.load(Relaxed))
             || planted(Fault::SeenOverRoot)
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Own<'a> {
     table: &'a FrameTable,
     rows: &'a [[AtomicU64; WORDS]],
     id: DomainId,
+    /// What the owner's word of such a frame says of its owner.
+    word: u64,
 }
 
 /// A frame that was the domain's own memory when it was looked up.
@@ -41,8 +43,14 @@ impl<'a> Own<'a> {
     /// Those of this domain; `None` where short ways are switched off.
     #[inline]
     pub(crate) fn of(table: &'a FrameTable, id: DomainId) -> Option<Self> {
-        let rows = table.all_rows();
-        table.has_short_ways().then_some(Self { table, rows, id })
+        let (rows, word) = (table.all_rows(), OwnerState::word_of(id)?);
+        table.has_short_ways().then_some(Self { table, rows, id, word })
+    }
+
+    /// The table of all frames.
+    #[inline]
+    pub(crate) fn table(self) -> &'a FrameTable {
+        self.table
     }
 
     /// A frame, if it is the domain's own memory.
@@ -60,7 +68,7 @@ impl<'a> Own<'a> {
     #[inline]
     fn at(self, index: usize) -> Option<Mine<'a>> {
         let mine = Mine { index, row: self.rows.get(index)? };
-        let own = OwnerState::is_of(mine.words().owner.load(SeqCst), self.id) || planted(Fault::ShortOfOthers);
+        let own = OwnerState::is_owned(mine.words().owner.load(SeqCst), self.word) || planted(Fault::ShortOfOthers);
         own.then_some(mine)
     }
 

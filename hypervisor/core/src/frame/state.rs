@@ -401,6 +401,21 @@ impl OwnerState {
         bits & 0x3_8000 == GUEST && bits & DETAIL == u64::from(id.0)
     }
 
+    /// What a word says of the owner of a domain's own memory, for [`OwnerState::is_owned`]; `None` for an id that no word holds.
+    #[inline]
+    #[must_use]
+    pub fn word_of(id: DomainId) -> Option<u64> {
+        let id = u64::from(id.0);
+        (id & !DETAIL == 0).then_some(GUEST | id)
+    }
+
+    /// [`OwnerState::is_of`] with one comparison: `own` is what [`OwnerState::word_of`] gave.
+    #[inline]
+    #[must_use]
+    pub fn is_owned(bits: u64, own: u64) -> bool {
+        bits & 0x3_ffff == own
+    }
+
     /// Whether a word says that nothing refers to the frame.
     #[must_use]
     pub fn is_unused(bits: u64) -> bool {

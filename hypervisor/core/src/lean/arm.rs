@@ -24,13 +24,12 @@ const PAGE_FAULT: u8 = 14;
 /// Tells the entry code what it may do. Called when this CPU has answered all flushes; from here to the guest nothing waits.
 #[inline(always)]
 pub fn arm<M: Machine>(ctx: &mut Ctx<'_, M>) {
-    let ready = prepare(ctx).and_then(|()| point_at_stack(ctx)).is_some();
-    let mode = match (ready, ctx.own.kernel_mode) {
-        (false, _) => mode::LONG,
-        (true, false) => mode::USER,
-        (true, true) => mode::KERNEL,
-    };
-    ctx.m.entry().mode.store(mode, Relaxed);
+    let entry = ctx.m.entry();
+    entry.mode.store(mode::LONG, Relaxed);
+    entry.cr2.store(ctx.own.cr2, Relaxed);
+    if prepare(ctx).is_some() {
+        point_at_stack(ctx);
+    }
 }
 
 /// Everything but the stack.
@@ -54,12 +53,23 @@ fn prepare<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
     entry.fault.store(fault.address, Relaxed);
     entry.kernel_cr3.store(own.kernel_root?.address(), Relaxed);
     entry.user_cr3.store(own.user_root?.address(), Relaxed);
-    entry.cr2.store(own.cr2, Relaxed);
     GuestVirt(entry.other_gs.load(Relaxed)).is_canonical().then_some(())
 }
 
-/// Where the frames on the kernel's stack are: those of system calls and page faults, and that of the way back, in one page.
-fn point_at_stack<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
+/// Tells the entry code where the kernel's stack is, if that is all that has changed since [`arm`], or all that is left to be
+/// told; without a stack that is in order it does nothing by itself.
+#[inline(always)]
+pub(super) fn point_at_stack<M: Machine>(ctx: &Ctx<'_, M>) {
+    let mode = match (find_frames(ctx), ctx.own.kernel_mode) {
+        (None, _) => mode::LONG,
+        (Some(()), false) => mode::USER,
+        (Some(()), true) => mode::KERNEL,
+    };
+    ctx.m.entry().mode.store(mode, Relaxed);
+}
+
+/// The frames on the kernel's stack: those of system calls and page faults, and that of the way back, in one page.
+fn find_frames<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
     let (sp, entry) = (ctx.own.kernel_sp, ctx.m.entry());
     let (frame, back) = ((sp & !15).wrapping_sub(PUSHED), sp.wrapping_sub(POPPED));
     if sp & 7 != 0 || (back ^ sp.wrapping_sub(8)) / PAGE_SIZE as u64 != 0 {
@@ -86,7 +96,7 @@ pub fn left<M: Machine>(ctx: &mut Ctx<'_, M>) {
     match entry.mode.load(Relaxed) {
         mode::USER => ctx.own.kernel_mode = false,
         mode::KERNEL => ctx.own.kernel_mode = true,
-        _ => return,
+        _ => {}
     }
     entry.mode.store(mode::LONG, Relaxed);
     ctx.own.cr2 = entry.cr2.load(Relaxed);

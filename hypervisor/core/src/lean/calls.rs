@@ -1,6 +1,7 @@
 //! Hypercalls of a stock kernel that are finished at once.
 
-use super::{Way, count, left, settle};
+use super::arm::point_at_stack;
+use super::{Way, count, settle};
 use crate::addr::CpuSet;
 use crate::call::Call;
 use crate::event::UpcallMask;
@@ -67,9 +68,10 @@ fn mmu_update<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
         return several_updates(ctx, list, count & COUNT);
     }
     let request = ctx.read::<MmuUpdate>(list).ok()?;
-    let did = ctx.session(ctx.domain).ordinary_updates(&[request]);
+    let did = ctx.session(ctx.domain).ordinary_update(request);
     settle(ctx);
-    if did == 1 { done(ctx) } else { None }
+    did?;
+    done(ctx)
 }
 
 #[inline(never)]
@@ -106,8 +108,7 @@ fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
 fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
     let Registers { rdi: ss, rsi: sp, .. } = ctx.own.regs;
     (ctx.own.kernel_ss, ctx.own.kernel_sp) = (ss & 0xffff | 3, sp);
-    left(ctx);
-    super::arm(ctx);
+    point_at_stack(ctx);
     done(ctx)
 }
 
@@ -140,14 +141,16 @@ fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
     let loaded: Outcome<()> = session.switch_root(old[0], Some(kernel), || m.load_root(kernel));
     let also = loaded.and_then(|()| session.switch_root(old[1], Some(user), || {}));
     drop(session);
-    left(ctx);
     if loaded.is_ok() {
         ctx.own.kernel_root = Some(kernel);
     }
     if also.is_ok() {
         ctx.own.user_root = Some(user);
     }
-    super::arm(ctx);
+    let entry = ctx.m.entry();
+    entry.kernel_cr3.store(ctx.own.kernel_root?.address(), Relaxed);
+    entry.user_cr3.store(ctx.own.user_root?.address(), Relaxed);
+    point_at_stack(ctx); // under another root it may be another page
     match (loaded, also) {
         (Err(_), _) => None,
         (_, Err(_)) => rest(ctx, 1, size_of::<MmuextOp>()),

@@ -66,14 +66,15 @@ fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Way {
     const GENERAL_PROTECTION: u64 = 13 << 32;
     let (raw, mode) = (ctx.own.regs.error, ctx.m.entry().mode.load(Relaxed));
     let kind = low32(raw >> 32);
-    let done = if mode == mode::KERNEL && kind == entry::SYSCALL {
-        calls::hypercall(ctx)
-    } else if mode == mode::KERNEL && kind == PAGE_FAULT {
-        faults::page_fault(ctx, low32(raw))
-    } else if mode == mode::KERNEL && raw == GENERAL_PROTECTION {
-        faults::segment_base(ctx)
-    } else {
-        None
+    if mode != mode::KERNEL {
+        return Way::Long;
+    }
+    ctx.own.kernel_mode = true; // the entry code may have brought it here
+    let done = match kind {
+        entry::SYSCALL => calls::hypercall(ctx),
+        PAGE_FAULT => faults::page_fault(ctx, low32(raw)),
+        _ if raw == GENERAL_PROTECTION => faults::segment_base(ctx),
+        _ => None,
     };
     done.unwrap_or(Way::Long)
 }

@@ -10,9 +10,9 @@ use super::entry::{self, ACCESSED, DIRTY, PRESENT, WRITABLE};
 use crate::addr::{Frame, GuestVirt, PAGE_BYTES, index, low32};
 use crate::claim;
 use crate::fault::{Fault, planted};
+use crate::frame::Use;
 use crate::frame::own::{Mine, Own};
 use crate::frame::table::GROUP;
-use crate::frame::{FrameTable, Use};
 use crate::machine::{Cpus, Frames, Page};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hypercall_abi::mmu::{MmuUpdate, UpdateCommand};
@@ -20,7 +20,6 @@ use hypercall_abi::mmu::{MmuUpdate, UpdateCommand};
 /// The short ways over one domain's tables, under its paging lock.
 pub(super) struct Short<'a, M> {
     m: &'a M,
-    table: &'a FrameTable,
     own: Own<'a>,
 }
 
@@ -46,7 +45,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
     /// The short ways, for a part of the work that is to be done first.
     #[inline]
     pub(super) fn short_within(&self) -> Option<Short<'a, M>> {
-        Some(Short { m: self.m, table: self.table, own: Own::of(self.table, self.id())? })
+        Some(Short { m: self.m, own: Own::of(self.table, self.id())? })
     }
 }
 
@@ -62,6 +61,20 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
             }
         }
         done
+    }
+
+    /// One request of mmu_update.
+    #[inline(always)]
+    pub(super) fn update(&self, request: MmuUpdate) -> Option<()> {
+        let frame = Frame::containing(request.ptr)?;
+        let (index, keep) = ordinary(frame, request.ptr)?;
+        match self.own.find_l1(frame) {
+            Some(table) => {
+                let word = self.m.page(frame).get(index)?;
+                self.replace(Place { table, index, word, old: word.load(SeqCst) }, request.val, keep)
+            }
+            None => self.updates_of_page(frame, &[request]).map(|_| ()),
+        }
     }
 
     /// Those at the beginning of a list that are for one frame.
@@ -102,7 +115,7 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
 
     /// update_va_mapping without its flush, for a frame of the domain's own.
     pub(super) fn update_va(&self, root: Frame, at: GuestVirt, value: u64) -> Option<()> {
-        let path = claim::walk(self.m, self.table, root, at)?;
+        let path = claim::walk(self.m, self.own.table(), root, at)?;
         let place = self.place(path.table, path.index)?;
         self.replace(place, value, 0)
     }
@@ -162,7 +175,7 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
         })
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn lead_elsewhere(&self, place: Place<'a>, new: u64, swap: impl Fn() -> Option<()>) -> Option<()> {
         let was = if place.old & PRESENT == 0 { None } else { Some(self.own.led_to(place.old)?) };
         if new & PRESENT == 0 {
@@ -198,7 +211,7 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
                 at = next_present(page, at, end);
                 continue;
             }
-            self.table.note_entry(frame, at);
+            self.own.table().note_entry(frame, at);
             if self.take_leaf(raw).is_none() {
                 break;
             }

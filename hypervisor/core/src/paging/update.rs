@@ -64,7 +64,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`], or why the request is refused.
     pub fn mmu_update(&mut self, address: u64, value: u64, from: DomainId) -> Outcome<()> {
-        if from == self.id() && self.ordinary_updates(&[MmuUpdate { ptr: address, val: value }]) == 1 {
+        if from == self.id() && self.ordinary_update(MmuUpdate { ptr: address, val: value }).is_some() {
             return Ok(());
         }
         let how = match UpdateCommand::from_number(address & 7).ok_or(Refused::Unknown)? {
@@ -108,6 +108,15 @@ impl<M: Frames + Cpus> Session<'_, M> {
         let done = self.short().map_or(0, |short| short.updates(paid));
         self.spend(done);
         done
+    }
+
+    /// One request of mmu_update, if it is ordinary. The frame of a new leaf is to be the domain's own.
+    #[inline]
+    pub(crate) fn ordinary_update(&mut self, request: MmuUpdate) -> Option<()> {
+        let left = self.budget.checked_sub(1)?;
+        self.short()?.update(request)?;
+        self.budget = left;
+        Some(())
     }
 
     /// [`Session::update_va`] for a frame of the domain's own, if that is ordinary.
@@ -320,6 +329,18 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`], or why the frame is no L4; `load` has not been called then.
     pub fn switch_root(&mut self, old: Option<Frame>, new: Option<Frame>, load: impl FnOnce()) -> Outcome<()> {
+        if let (Some(old), Some(new), Some(short)) = (old, new, self.short())
+            && old != new
+            && self.budget > 0
+            && short.take_table(new, Use::L4).is_some()
+        {
+            self.spend(1);
+            load();
+            if short.drop_table(old).is_none() {
+                self.release_table(old);
+            }
+            return Ok(());
+        }
         self.ready()?;
         if old == new {
             load();
