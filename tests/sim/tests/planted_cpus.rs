@@ -2,7 +2,7 @@
 //! faults are planted in all of it.
 
 use hv_core::fault::{Fault, plant};
-use sim::world::crowd;
+use sim::world::{crowd, meanwhile};
 
 /// Plays a crowd on so many CPUs; the seeds are few and always the same. What the audit noticed.
 fn noticed(cpus: usize, seeds: u64, steps: u64) -> Option<String> {
@@ -30,6 +30,21 @@ fn the_audit_notices_faults_of_several_cpus() {
         sim::tell(format_args!("{fault:?}: {why:?}"));
         if alone.is_some() || why.is_none() {
             missed.push((fault, alone));
+        }
+    }
+    // Those that take one moment among many are told as stories.
+    let stories: [(Fault, fn()); 3] = [
+        (Fault::LateTicket, meanwhile::a_use_that_ends_during_a_flush),
+        (Fault::KeepFrame, meanwhile::a_list_that_becomes_a_table_during_a_flush),
+        (Fault::UnmakeVisited, meanwhile::a_domain_that_dies_during_a_flush),
+    ];
+    for (fault, story) in stories {
+        plant(Some(fault));
+        let told = std::panic::catch_unwind(story);
+        let why = told.as_ref().err().and_then(|panic| panic.downcast_ref::<String>());
+        sim::tell(format_args!("{fault:?}: {why:?}"));
+        if told.is_ok() {
+            missed.push((fault, None));
         }
     }
     plant(None);

@@ -24,8 +24,6 @@ use zerocopy::{Immutable, IntoBytes};
 
 /// Vcpus of a domain.
 pub(super) const VCPUS: u32 = 3;
-/// Domains there are, if memory is left.
-const DOMAINS: usize = 3;
 
 /// Lets a crowd take so many steps on so many CPUs, with an audit after each.
 ///
@@ -39,7 +37,7 @@ impl Everybody {
     /// Domains come until there are enough.
     pub(super) fn gather_crowd(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
         let alive = |domain: &&Domain| domain.life() == Life::Alive && domain.shutdown_reason().is_none();
-        let enough = self.world.domains.iter().filter(alive).count() >= DOMAINS;
+        let enough = self.world.domains.iter().filter(alive).count() >= self.tastes.domains;
         let room = self.world.frames.unpromised_frames() > 200;
         let known = |id| self.world.domain(id).is_some();
         self.models.retain(|id, _| known(DomainId(*id)));
@@ -69,11 +67,12 @@ impl Everybody {
         let dead = |domain: &&&Domain| domain.life() == Life::Dying || domain.shutdown_reason().is_some();
         let dead = others.iter().find(dead).copied();
         let other = pen.rng.pick(&others);
-        let destroys = others.len() + 1 >= DOMAINS && pen.rng.one_in(300);
+        let destroys = others.len() + 1 >= self.tastes.domains && pen.rng.one_in(300);
         let invented = match (dead.or(other), other) {
             (Some(doomed), _) if dead.is_some() && pen.rng.one_in(4) || destroys => pen.destroy(doomed.id().0),
             (_, Some(other)) if pen.rng.one_in(12) => pen.pause(other.id().0),
             (_, Some(other)) if pen.rng.one_in(30) => pen.fill(other.id().0),
+            _ if self.tastes.pages && pen.rng.one_in(2) => pen.retype(),
             _ => match pen.rng.below(20) {
                 0..=3 => pen.sched_op(SchedOp::Block, 0),
                 4 => pen.sched_op(SchedOp::Yield, 0),

@@ -75,6 +75,15 @@ struct OneCpu {
     on: Option<On>,
 }
 
+/// What a crowd likes to do: it differs from run to run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tastes {
+    /// Domains there are, if memory is left.
+    pub(super) domains: usize,
+    /// Mostly to change pages.
+    pub(super) pages: bool,
+}
+
 /// Everybody.
 pub(super) struct Everybody {
     pub(super) m: &'static WholeMachine,
@@ -89,6 +98,7 @@ pub(super) struct Everybody {
     mood: Mood,
     pub(super) steps: u64,
     pub(super) wanted: u64,
+    pub(super) tastes: Tastes,
     episode: u64,
     free: u32,
     /// After so many steps of eight all CPUs come to rest; after the others, steps may overlap with many of other CPUs.
@@ -126,8 +136,11 @@ pub(super) fn play(seed: u64, cpus: usize, steps: u64, mood: Mood) -> Result<Tot
         m.set_odds(rng.pick(&[3, 12, 50]).unwrap_or(12));
     }
     let gathers = rng.pick(&[7, 4, 1]).unwrap_or(8);
+    let late = if cpus > 1 { rng.pick(&[2, 2, 8]).unwrap_or(2) } else { 2 };
+    let tastes = Tastes { domains: 1 + rng.below(3), pages: rng.one_in(2) };
     let mut everybody = Everybody {
         gathers,
+        tastes,
         m,
         world,
         rng,
@@ -153,7 +166,7 @@ pub(super) fn play(seed: u64, cpus: usize, steps: u64, mood: Mood) -> Result<Tot
         for cpu in 0..cpus {
             let everybody = &everybody;
             let live = move || {
-                let (mut held, mut player) = (Held::entering_ring_0(), Player { m, cpu, everybody });
+                let (mut held, mut player) = (Held::entering_ring_0(), Player { m, cpu, late, everybody });
                 // A domain that may turn the machine off does not end the test.
                 let lived =
                     m.play(cpu, || while life::live(&mut Site { m, world, held: &mut held }, &mut player).is_some() {});
@@ -934,6 +947,8 @@ impl Everybody {
 struct Player<'a> {
     m: &'static WholeMachine,
     cpu: usize,
+    /// A guest goes on so long before its CPU answers that is to flush.
+    late: usize,
     everybody: &'a Mutex<Everybody>,
 }
 
@@ -963,7 +978,7 @@ impl Player<'_> {
         }
         loop {
             let (wanders, goes_on, answers) =
-                self.m.dice(|rng| (rng.one_in(3), several && rng.one_in(2), rng.one_in(2)));
+                self.m.dice(|rng| (rng.one_in(3), several && rng.one_in(2), rng.one_in(self.late)));
             if wanders {
                 self.m.dice(|rng| self.m.wander(&ctx.world.frames, rng));
             }

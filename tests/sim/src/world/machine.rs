@@ -93,6 +93,8 @@ pub struct WholeMachine {
     words: Mutex<Vec<Vec<(usize, u64)>>>,
     clock: AtomicU64,
     cpus: Vec<OneCpu>,
+    /// What a story says that another CPU does while one waits until all have flushed.
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     turns: Turns,
     /// What decides whose turn it is, and what comes late.
     pub(super) rng: Mutex<Rng>,
@@ -143,6 +145,7 @@ impl WholeMachine {
             words: Mutex::new(vec![Vec::new(); frames]),
             clock: AtomicU64::new(1),
             cpus: (0..cpus).map(|_| OneCpu::new()).collect(),
+            meanwhile: Mutex::default(),
             turns: Turns::new(),
             rng: Mutex::new(Rng::new(seed ^ 0x5eed)),
             frames: OnceLock::new(),
@@ -152,6 +155,25 @@ impl WholeMachine {
             logged: Mutex::new(b"[info] Tenon\n".to_vec()),
             cpuid: Mutex::new(a_full_cpu),
         }
+    }
+
+    /// A machine of two CPUs for a story, which says what each does.
+    #[must_use]
+    pub fn for_two(frames: usize) -> Self {
+        let mut it = Self::with_cpus(frames, 2, 0);
+        it.cpus.iter_mut().for_each(|cpu| cpu.stand = Stand::told());
+        it
+    }
+
+    /// While this CPU waits for the next flush, when all have done it, another does something.
+    pub fn meanwhile(&self, work: impl FnOnce() + Send + 'static) {
+        *lock(&self.meanwhile) = Some(Box::new(work));
+    }
+
+    /// Whether that has yet to be done.
+    #[must_use]
+    pub fn has_meanwhile(&self) -> bool {
+        lock(&self.meanwhile).is_some()
     }
 
     /// How many CPUs it has.
@@ -425,7 +447,8 @@ impl WholeMachine {
         self.remember(frames, table, Seen::Page { writable });
     }
 
-    fn remember(&self, frames: &FrameTable, frame: Frame, seen: Seen) {
+    /// This CPU remembers that it took a frame for something.
+    pub fn remember(&self, frames: &FrameTable, frame: Frame, seen: Seen) {
         let turn = owner_number(frames, frame);
         let what = Cached { cpu: CpuId(this_cpu() as u32), frame, turn, seen };
         let mut cached = lock(&self.here().cached);
@@ -606,6 +629,10 @@ impl Cpus for WholeMachine {
                     self.hold_on();
                 }
             }
+        }
+        let meanwhile = lock(&self.meanwhile).take();
+        if let Some(work) = meanwhile {
+            work();
         }
     }
     fn flushes(&self) -> u64 {

@@ -12,6 +12,7 @@ pub mod calls;
 pub mod crowd;
 pub mod hostile;
 pub mod machine;
+pub mod meanwhile;
 pub mod script;
 pub mod turns;
 

@@ -4,6 +4,7 @@ use super::Context;
 use super::audit::{Audit, On};
 use super::build::{self, at, page};
 use super::machine::WholeMachine;
+use super::turns::as_cpu;
 use hv_core::addr::{DomainId, Frame, GuestVirt, VcpuId};
 use hv_core::claim::View;
 use hv_core::domain::life::kept_frames;
@@ -57,9 +58,23 @@ const ACTORS: usize = 4;
 
 /// Tells a story on a thread with room for a world, whose domains can have so many frames of memory.
 pub fn tell(memory: usize, story: impl FnOnce(&mut Stage) + Send + 'static) {
+    tell_on(memory, WholeMachine::new, story);
+}
+
+/// The same on a machine of two CPUs, of which the story says what each does.
+pub fn tell_of_two(memory: usize, story: impl FnOnce(&mut Stage) + Send + 'static) {
+    tell_on(memory, WholeMachine::for_two, |stage| {
+        let (m, world) = (stage.m, stage.world);
+        (0..m.cpu_count()).for_each(|cpu| as_cpu(cpu, || world.sched.join(m)));
+        m.looks_at(&world.frames);
+        story(stage);
+    });
+}
+
+fn tell_on(memory: usize, machine: fn(usize) -> WholeMachine, story: impl FnOnce(&mut Stage) + Send + 'static) {
     let frames = memory + ACTORS * kept_frames(2) as usize;
     let thread = std::thread::Builder::new().stack_size(64 << 20).spawn(move || {
-        let m: &'static WholeMachine = Box::leak(Box::new(WholeMachine::new(frames)));
+        let m: &'static WholeMachine = Box::leak(Box::new(machine(frames)));
         let world: &'static World = Box::leak(Box::new(World::new()));
         let words: Vec<AtomicU64> = (0..frames * WORDS).map(|_| AtomicU64::new(0)).collect();
         world.frames.init(words.leak());

@@ -60,6 +60,13 @@ impl Stand {
         self.at.load(SeqCst) == at as u32
     }
 
+    /// A CPU that no thread plays: a story says what it does.
+    pub(super) fn told() -> Self {
+        let stand = Self::new();
+        stand.set(At::Asleep);
+        stand
+    }
+
     fn set(&self, at: At) {
         self.at.store(at as u32, SeqCst);
     }
@@ -130,6 +137,15 @@ impl Drop for Outside {
     fn drop(&mut self) {
         ME.with(|cell| cell.set(Me { in_rules: self.0, ..cell.get() }));
     }
+}
+
+/// Does something as another CPU would: this thread has its number meanwhile.
+pub fn as_cpu<R>(cpu: usize, work: impl FnOnce() -> R) -> R {
+    let me = ME.with(Cell::get);
+    ME.with(|cell| cell.set(Me { cpu, ..me }));
+    let result = work();
+    ME.with(|cell| cell.set(me));
+    result
 }
 
 /// What a thread panics with that waits when the run is over.

@@ -1,0 +1,165 @@
+//! Told stories of two CPUs: what one does while the other waits until all have flushed.
+
+use super::audit::On;
+use super::build::{at, page};
+use super::machine::WholeMachine;
+use super::script::{Actor, Stage, tell_of_two};
+use super::{Context, turns};
+use crate::machine::Seen;
+use hv_core::addr::{Frame, GuestVirt, VcpuId};
+use hv_core::domain::{Domain, Life};
+use hv_core::lock::Held;
+use hv_core::machine::Exit;
+use hv_core::paging::{BUDGET, Session};
+use hv_core::world::{Ctx, World};
+use hv_core::{dispatch, trap};
+use hypercall_abi::domctl::{Domctl, DomctlOp, INTERFACE_VERSION};
+use hypercall_abi::grant::{Copy, CopySide, GrantOp, SetupTable};
+use hypercall_abi::mmu::{MmuextCommand, MmuextOp, pte};
+use hypercall_abi::{Errno, Hypercall, domid};
+use std::cell::Cell;
+use zerocopy::IntoBytes;
+
+/// A page that becomes a table.
+const LIST: usize = page::DATA;
+/// Steps after which a call is left as it is.
+const ENOUGH: u64 = 50;
+
+/// Makes a call, as far as it goes in some steps; answers what it answered.
+fn call(ctx: &mut Context<'_>, call: Hypercall, args: [u64; 4]) -> Option<Result<u64, Errno>> {
+    let regs = &mut ctx.own.regs;
+    (regs.rax, [regs.rdi, regs.rsi, regs.rdx, regs.r10]) = (call.number(), args);
+    let _ = trap::handle(ctx, Exit::Syscall);
+    for _ in 0..ENOUGH {
+        if ctx.own.call.is_none() {
+            return Some(Errno::from_rax(ctx.own.regs.rax));
+        }
+        let _ = dispatch::step(ctx);
+    }
+    ctx.own.call.take().map_or_else(|| Some(Errno::from_rax(ctx.own.regs.rax)), |_| None)
+}
+
+/// Makes one `mmuext_op`.
+fn mmuext(ctx: &mut Context<'_>, op: MmuextCommand, frame: Frame) -> Option<Result<u64, Errno>> {
+    let arg = at(page::ARGS) + 0x800;
+    let op = MmuextOp { cmd: op as u32, pad: 0, arg1: frame.number(), arg2: 0 };
+    ctx.write_bytes(arg, op.as_bytes()).expect("the argument page is mapped");
+    call(ctx, Hypercall::MmuextOp, [arg, 1, 0, domid::SELF.into()])
+}
+
+/// Maps a page anew at its address.
+fn map(ctx: &mut Context<'_>, page: usize, frame: Frame, flags: u64) {
+    let entry = frame.address() | pte::PRESENT | pte::USER | pte::ACCESSED | flags;
+    assert_eq!(call(ctx, Hypercall::UpdateVaMapping, [at(page), entry, 0, 0]), Some(Ok(0)));
+}
+
+/// What another CPU does to the tables of a domain.
+fn elsewhere(m: &WholeMachine, world: &World, domain: &Domain, work: impl FnOnce(&mut Session<'_, WholeMachine>)) {
+    turns::as_cpu(1, || work(&mut domain.space.open(m, &world.frames, BUDGET, &mut Held::entering_ring_0())));
+}
+
+/// Two CPUs, and one domain's first vcpu on the first.
+fn with_guest(story: fn(&mut Stage, &Actor)) {
+    tell_of_two(300, move |stage| {
+        let guest = stage.enter(true);
+        story(stage, &guest);
+    });
+}
+
+/// A flush counts from its beginning. While one waits until all have flushed, a CPU that has done so already runs its guest,
+/// finds a page that may be written, and then the last use of that page as such ends: the CPU must flush once more before
+/// the page can be a table.
+pub fn a_use_that_ends_during_a_flush() {
+    with_guest(|stage, guest| {
+        let (m, world, domain, frame) = (stage.m, stage.world, stage.domain(guest), guest.pages[LIST]);
+        let root = guest.pages[page::KERNEL_ROOT];
+        stage.on_cpu(guest, |ctx, audit| {
+            m.meanwhile(move || {
+                m.remember(&world.frames, frame, Seen::Page { writable: true });
+                let entry = frame.address() | pte::PRESENT | pte::USER | pte::ACCESSED;
+                let id = domain.id();
+                elsewhere(m, world, domain, |session| {
+                    assert_eq!(session.update_va(root, GuestVirt(at(LIST)), entry, id), Ok(()));
+                });
+            });
+            assert_eq!(mmuext(ctx, MmuextCommand::TlbFlushAll, frame), Some(Ok(0)));
+            assert_eq!(mmuext(ctx, MmuextCommand::PinL1, frame), Some(Ok(0)));
+            audit.look(ctx.m, ctx.world, &[On::stage(ctx)]).unwrap();
+        });
+    });
+}
+
+/// A page that was found before a flush is looked for again after it. While a copy waits for a flush, another vcpu makes the
+/// page in which the list is a table; the answer must not be written into it.
+pub fn a_list_that_becomes_a_table_during_a_flush() {
+    with_guest(|stage, guest| {
+        let (m, world, domain) = (stage.m, stage.world, stage.domain(guest));
+        // Words of a copy between even frames are entries that are not present.
+        let mut even = (page::DATA + 1..).filter(|page| guest.pages[*page].number().is_multiple_of(2));
+        let [source, to] = [(); 2].map(|()| even.next().expect("every other one"));
+        let [list, dest, source] = [LIST, to, source].map(|page| guest.pages[page]);
+        let root = guest.pages[page::KERNEL_ROOT];
+        stage.on_cpu(guest, |ctx, audit| {
+            // The destination was a table, so that its use waits for a flush.
+            map(ctx, to, dest, 0);
+            assert_eq!(mmuext(ctx, MmuextCommand::PinL1, dest), Some(Ok(0)));
+            assert_eq!(mmuext(ctx, MmuextCommand::Unpin, dest), Some(Ok(0)));
+            let side = |frame: Frame| CopySide { gref_or_frame: frame.number(), domid: domid::SELF, offset: 0, pad: 0 };
+            let copy = Copy { source: side(source), dest: side(dest), len: 8, ..Default::default() };
+            ctx.write_bytes(at(LIST), copy.as_bytes()).expect("it may be written");
+            m.meanwhile(move || {
+                let entry = list.address() | pte::PRESENT | pte::USER | pte::ACCESSED;
+                let id = domain.id();
+                elsewhere(m, world, domain, |session| {
+                    assert_eq!(session.update_va(root, GuestVirt(at(LIST)), entry, id), Ok(()));
+                    assert_eq!(session.pin(list, 1), Ok(()));
+                });
+            });
+            let answer = call(ctx, Hypercall::GrantTableOp, [GrantOp::Copy.number(), at(LIST), 1, 0]);
+            assert!(!m.has_meanwhile(), "the copy has waited for a flush");
+            assert_eq!(answer, Some(Err(Errno::Fault)), "the answer cannot be told");
+            audit.look(ctx.m, ctx.world, &[On::stage(ctx)]).unwrap();
+        });
+    });
+}
+
+/// A domain that a call has found stays until the step ends. While a frame for its grant table waits for a flush, another CPU
+/// destroys it.
+pub fn a_domain_that_dies_during_a_flush() {
+    with_guest(|stage, guest| {
+        let [victim, reaper] = [stage.enter(false), stage.enter(true)];
+        let (m, world, id) = (stage.m, stage.world, victim.id);
+        let destroy = Domctl {
+            cmd: DomctlOp::DestroyDomain as u32,
+            interface_version: INTERFACE_VERSION,
+            domain: id.0,
+            ..Default::default()
+        };
+        let destroy = stage.put(&reaper, 0, &destroy);
+        let table = SetupTable { dom: id.0, nr_frames: 2, frame_list: at(page::ARGS) + 0x100, ..Default::default() };
+        let table = stage.put(guest, 0, &table);
+        let reaps = stage.domain(&reaper);
+        stage.on_cpu(guest, |ctx, audit| {
+            // A frame that somebody has used: whoever gets it waits for a flush.
+            let used = ctx.world.frames.allocate(ctx.m).expect("there is memory");
+            ctx.world.frames.retire(used);
+            m.meanwhile(move || {
+                turns::as_cpu(1, || {
+                    let vcpu = world.vcpu(reaps, VcpuId(0)).expect("it has one");
+                    let mut own = vcpu.own.try_take().expect("nobody has it");
+                    let held = &mut Held::entering_ring_0();
+                    let (seen, visits) = (&world.sched.here(m).seen, Cell::new(false));
+                    let mut ctx =
+                        Ctx { m, world, domain: reaps, vcpu, own: &mut own, held, seen, short: false, visits };
+                    call(&mut ctx, Hypercall::Domctl, [destroy, 0, 0, 0]);
+                });
+            });
+            let grown = call(ctx, Hypercall::GrantTableOp, [GrantOp::SetupTable.number(), table, 1, 0]);
+            assert!(!m.has_meanwhile(), "it has waited for a flush");
+            assert_eq!(grown, Some(Ok(0)));
+            audit.look(ctx.m, ctx.world, &[On::stage(ctx)]).unwrap();
+            let domain = ctx.world.domains.iter().find(|domain| domain.id() == id).expect("its slot");
+            assert_ne!(domain.life(), Life::Free, "P11: it is unmade while it is visited");
+        });
+    });
+}
