@@ -16,13 +16,13 @@ pub(crate) enum Kind {
     /// Stacks and arguments.
     Data = 0,
     /// Instructions.
-    Code = 8,
+    Code = 16,
     /// Page tables, as their owner maps them.
-    Table = 16,
+    Table = 32,
 }
 
 /// Pages of one kind that are remembered.
-const PAGES: usize = 8;
+const PAGES: usize = 16;
 
 /// The pages that a CPU has found by walking tables, remembered as its TLB remembers them: until it flushes.
 ///
@@ -77,9 +77,11 @@ impl Seen {
         self.arrivals.load(Relaxed).wrapping_add(flushes)
     }
 
+    /// Where a page is remembered. Linux has the tops of its stacks eight pages apart.
     #[inline(always)]
     fn place(&self, at: GuestVirt, kind: Kind) -> Option<&Found> {
-        self.pages.get((at.0 >> PAGE_SHIFT) as usize % PAGES + kind as usize)
+        let page = (at.0 >> PAGE_SHIFT) as usize;
+        self.pages.get((page ^ page / 8) % PAGES + kind as usize)
     }
 
     /// The frame of a page, if it was found and is what a walk from this root would find.
