@@ -46,10 +46,10 @@ const AREAS: &[Area] = &[
         name: "short ways",
         limit: 1_000,
         parts: &[
-            ("core/lean", 540, &["hypervisor/core/src/lean"]),
+            ("core/lean", 505, &["hypervisor/core/src/lean"]),
             (
                 "short ways of frame, paging, claim",
-                460,
+                495,
                 &[
                     "hypervisor/core/src/frame/own",
                     "hypervisor/core/src/paging/short",

@@ -4,19 +4,27 @@ use crate::memory::address_of;
 use crate::percpu::{self, Cpu};
 use crate::{Hardware, apic, report, smp, timer};
 use core::arch::asm;
-use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU64, fence};
 use hv_core::addr::{GuestVirt, low32};
-use hv_core::flags;
 use hv_core::machine::entry::{FAILED_RETURN, SYSCALL, SYSCALL32, SYSENTER};
-use hv_core::machine::{Entry, Exit, Interrupt, Machine, Registers, mode};
-use hypercall_abi::Hypercall;
-use hypercall_abi::callback::SegmentBase;
+use hv_core::machine::{Exit, Interrupt, Machine, Registers};
 use hypercall_abi::selector::{GUEST_CS, GUEST_SS};
-use hypercall_abi::shared::vcpu_info;
 use x86_64::registers::control::Cr2;
 use x86_64::registers::segmentation::{SS, Segment};
+
+/// What the assembly is told.
+#[cfg(target_os = "none")]
+mod told {
+    pub(super) use core::mem::offset_of;
+    pub(super) use hv_core::flags;
+    pub(super) use hv_core::machine::{Entry, mode};
+    pub(super) use hypercall_abi::Hypercall;
+    pub(super) use hypercall_abi::callback::SegmentBase;
+    pub(super) use hypercall_abi::shared::vcpu_info;
+}
+#[cfg(target_os = "none")]
+use told::*;
 
 /// Flat selectors of 64-bit guest code and data (ABI core 1.6).
 const FLAT: (u64, u64) = (GUEST_CS as u64, GUEST_SS as u64);
