@@ -440,6 +440,10 @@ impl FrameTable {
     /// Makes a frame leave its domain, and says how many references of others it still has. Without any it is free, though
     /// not in the pool yet.
     fn leave(&self, m: &impl Frames, frame: Frame, w: &Words<'_>, id: DomainId) -> Option<u32> {
+        let before = w.owner.load(SeqCst);
+        if OwnerState::is_of(before, id) && OwnerState::from_bits(before).allocated {
+            m.set_m2p(frame, NO_PFN); // before the step, after which it may be another's as soon as others let go
+        }
         let refs = step(w.owner, |bits| {
             // Without references it is on its way to the pool already.
             ensure!(OwnerState::is_of(bits, id) && !OwnerState::is_unused(bits), ());
@@ -448,7 +452,6 @@ impl FrameTable {
             Ok::<_, ()>((next.bits(), left.refs))
         });
         let refs = refs.ok()?;
-        m.set_m2p(frame, NO_PFN);
         self.stamp(w); // after the step: others may have let go just before it
         if refs == 0 {
             w.kind.store(TypeState::FRESH.bits(), SeqCst);

@@ -6,6 +6,7 @@ use super::{Outcome, Refused, Session, Stop, Sweep};
 use crate::addr::{DomainId, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, PAGE_SIZE, index};
 use crate::claim;
 use crate::fault::{Fault, planted};
+use crate::frame::table::NO_PFN;
 use crate::frame::{Owner, Use};
 use crate::machine::{Cpus, Frames};
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -133,10 +134,22 @@ impl<M: Frames + Cpus> Session<'_, M> {
     fn set_m2p(&mut self, address: u64, pfn: u64) -> Outcome<()> {
         self.ready()?;
         let frame = Frame::containing(address).ok_or(Refused::NoSuchFrame)?;
-        let owner = self.table.info(frame).ok_or(Refused::NoSuchFrame)?.owner;
-        ensure!(owner.owner == Owner::Guest(self.id()) && owner.allocated, Refused::NotOwner);
-        self.m.set_m2p(frame, pfn);
-        Ok(())
+        self.table.info(frame).ok_or(Refused::NoSuchFrame)?;
+        let id = self.id();
+        self.table.take_ref(frame, id, id)?; // another CPU may give it back: it becomes nobody else's meanwhile
+        let is_kept = || {
+            let owner = self.table.info(frame).map(|info| info.owner);
+            owner.is_some_and(|owner| owner.owner == Owner::Guest(id) && owner.allocated)
+        };
+        let kept = is_kept();
+        if kept {
+            self.m.set_m2p(frame, pfn);
+            if !is_kept() {
+                self.m.set_m2p(frame, NO_PFN);
+            }
+        }
+        self.table.drop_ref(frame, id);
+        if kept { Ok(()) } else { Err(Refused::NotOwner.into()) }
     }
 
     /// The L1 slot that translates an address under a root, in a table of this domain.
