@@ -267,7 +267,7 @@ pub fn execute(code: Code, registers: &Registers) -> Stop {
 }
 
 /// Runs a probe with event upcalls ending it like any trap.
-fn until_event(probe: impl FnOnce() -> Stop) -> Stop {
+pub fn until_event(probe: impl FnOnce() -> Stop) -> Stop {
     CATCH_EVENTS.store(true, Ordering::Relaxed);
     let stop = probe();
     CATCH_EVENTS.store(false, Ordering::Relaxed);
@@ -290,9 +290,15 @@ pub fn enter_by_iret_until_event(frame: &IretContext, registers: &Registers) -> 
 /// Enters `frame` by the `iret` hypercall. RAX, RCX and R11 of `registers` have no effect; RSP neither.
 #[must_use]
 pub fn enter_by_iret(frame: &IretContext, registers: &Registers) -> Stop {
+    enter_by_iret_at(address(frame), registers)
+}
+
+/// As [`enter_by_iret`], with the frame that lies at an address of the test's choice.
+#[must_use]
+pub fn enter_by_iret_at(frame: u64, registers: &Registers) -> Stop {
     start();
     // SAFETY: as in `execute`.
-    unsafe { iret(&raw const *registers, &raw const *frame) };
+    unsafe { iret(&raw const *registers, frame as *const IretContext) };
     finish()
 }
 
@@ -528,11 +534,19 @@ impl UserSpace {
     /// As [`Self::run`].
     #[must_use]
     pub fn run_bytes(&self, bytes: &[u8], frame: &IretContext, registers: &Registers) -> Stop {
+        self.open(bytes, trap_stack_end());
+        enter_by_iret(frame, registers)
+    }
+
+    /// Loads code and makes this the address space of user mode, whose traps start on the stack that ends at `stack`.
+    ///
+    /// # Panics
+    /// As [`Self::run`].
+    pub fn open(&self, bytes: &[u8], stack: u64) {
         self.load(bytes);
         mmuext(MmuextCommand::NewUserBaseptr, self.root(), 0).expect("the user root is taken");
-        let stack = [u64::from(selector::GUEST_SS), trap_stack_end(), 0, 0, 0];
+        let stack = [u64::from(selector::GUEST_SS), stack, 0, 0, 0];
         call(Hypercall::StackSwitch, stack).expect("the trap stack is taken");
-        enter_by_iret(frame, registers)
     }
 }
 

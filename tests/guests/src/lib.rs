@@ -20,6 +20,10 @@ pub mod flag {
     pub const IOPL: u64 = 3 << 12;
     /// Nested task.
     pub const NT: u64 = 1 << 14;
+    /// No debug exception at the next instruction.
+    pub const RF: u64 = 1 << 16;
+    /// Virtual 8086 mode.
+    pub const VM: u64 = 1 << 17;
     /// Alignment checks.
     pub const AC: u64 = 1 << 18;
 }
