@@ -36,10 +36,12 @@ struct Form {
     suite: &'static str,
     /// The one test of the suite; all that a soak has, if there is none.
     test: Option<&'static str>,
-    /// The variable that says how long it is, and its value in `cargo xtask test`.
-    length: (&'static str, u64),
+    /// The variable that says how long it is, and its value in `cargo xtask test`; `None` for a suite that is not made longer.
+    length: Option<(&'static str, u64)>,
     /// The variable with the seed.
     seed: Option<&'static str>,
+    /// A variable that makes it another suite than that of `cargo xtask test`, and its value.
+    with: Option<(&'static str, &'static str)>,
 }
 
 const FORMS: &[Form] = &[
@@ -47,25 +49,37 @@ const FORMS: &[Form] = &[
         package: "sim",
         suite: "sim/random",
         test: Some("random_guests_never_break_a_promise"),
-        length: ("SIM_CALLS", 2_000_000),
+        length: Some(("SIM_CALLS", 2_000_000)),
         seed: Some("SIM_SEED"),
+        with: None,
     },
     Form {
         package: "sim",
         suite: "sim/hostile",
         test: Some("hostile_guests_never_break_a_promise"),
-        length: ("STEPS", 240_000),
+        length: Some(("STEPS", 240_000)),
         seed: Some("SEED"),
+        with: None,
     },
     Form {
         package: "store",
         suite: "store/model",
         test: Some("the_store_agrees_with_its_model"),
-        length: ("STEPS", 60_000),
+        length: Some(("STEPS", 60_000)),
         seed: Some("SEED"),
+        with: None,
     },
     // Its guests draw their seeds themselves and print them.
-    Form { package: "boot", suite: "boot/system", test: None, length: ("TENON_SOAK", 1), seed: None },
+    Form { package: "boot", suite: "boot/system", test: None, length: Some(("TENON_SOAK", 1)), seed: None, with: None },
+    // Every story and every test guest without the hypervisor's short ways.
+    Form {
+        package: "boot",
+        suite: "boot/system",
+        test: None,
+        length: None,
+        seed: None,
+        with: Some(("TENON_OPTIONS", "lean=off")),
+    },
 ];
 
 /// Runs the long forms, one after another, also after one has failed. The last line has the totals.
@@ -110,14 +124,16 @@ fn names() -> Vec<&'static str> {
 /// Runs one of them and gives what is recorded of it. What cannot be started has failed.
 fn run(sh: &Shell, form: &Form, times: u32, seed: u64, deadline: Instant, total: &mut Tally) -> Value {
     let (start, mut tally, mut said) = (Instant::now(), Tally::default(), Vec::new());
-    let mut variables = vec![(form.length.0, form.length.1 * u64::from(times))];
-    variables.extend(form.seed.map(|name| (name, seed)));
+    let long = form.length.map(|(name, length)| (name, (length * u64::from(times)).to_string()));
+    let seed = form.seed.map(|name| (name, seed.to_string()));
+    let with = form.with.map(|(name, value)| (name, value.to_owned()));
+    let variables: Vec<(&str, String)> = long.into_iter().chain(seed).chain(with).collect();
     let words: Vec<String> = variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
     println!("== {} with {}", form.suite, words.join(" "));
     let mut attempt = || -> Result<()> {
         let suite = find(sh, form)?;
         let mut command = suite.command();
-        command.envs(variables.iter().map(|(name, value)| (name, value.to_string())));
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         match form.test {
             Some(test) => command.args([test, "--exact", "--show-output"]),
             None => &mut command,
@@ -170,7 +186,8 @@ mod tests {
             let file = xtask::root().join(folder).join(package).join(format!("tests/{target}.rs"));
             let text = fs::read_to_string(&file).unwrap();
             assert!(form.test.is_none_or(|test| text.contains(&format!("fn {test}()"))), "{}", file.display());
-            assert!(form.test.is_none() || text.contains(&format!("\"{}\"", form.length.0)), "{}", file.display());
+            let length = form.length.is_none_or(|(name, _)| text.contains(&format!("\"{name}\"")));
+            assert!(form.test.is_none() || length, "{}", file.display());
         }
     }
 }

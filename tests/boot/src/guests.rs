@@ -51,39 +51,47 @@ fn parse(table: &[u8]) -> Result<Vec<String>> {
     records.iter().map(name).collect()
 }
 
-/// Boots the guest at `path` alone, as the first domain, to run its test called `test`, or all that it does.
-///
-/// # Errors
-/// The test did not pass.
-pub fn run(path: &Path, test: Option<&str>) -> Result<()> {
-    run_with(path, test, "", Duration::from_secs(30))
+/// How a guest is run.
+#[derive(Clone, Debug)]
+pub struct Run<'a> {
+    /// The one of its tests that is run; `None` for all that it does.
+    pub test: Option<&'a str>,
+    /// More words on its command line.
+    pub more: &'a str,
+    /// The hypervisor's own command line, but for the number of vcpus.
+    pub options: &'a str,
+    /// The model of the CPU, as in [`Setup::cpu`].
+    pub cpu: Option<&'a str>,
+    /// The machine is ended, as a failure, after this long.
+    pub limit: Duration,
 }
 
-/// As [`run`], with more words on the guest's command line and another limit of time.
-///
-/// # Errors
-/// The test did not pass.
-pub fn run_with(path: &Path, test: Option<&str>, more: &str, limit: Duration) -> Result<()> {
-    run_on(None, path, test, more, limit).map(drop)
+impl Default for Run<'_> {
+    fn default() -> Self {
+        Self { test: None, more: "", options: "", cpu: None, limit: Duration::from_secs(30) }
+    }
 }
 
-/// As [`run_with`], on a CPU of the model `cpu`; answers how the machine ended.
+/// Boots the guest at `path` alone, as the first domain; answers how the machine ended.
 ///
 /// # Errors
-/// The test did not pass.
-pub fn run_on(cpu: Option<&str>, path: &Path, test: Option<&str>, more: &str, limit: Duration) -> Result<Outcome> {
-    let guest = path.file_name().unwrap_or_default().to_string_lossy();
-    let (name, words) = match test {
-        Some(test) => (format!("{guest}-{test}"), format!("test={test} {more}")),
-        None => (guest.into_owned(), more.to_owned()),
-    };
+/// Its tests did not pass.
+pub fn run(path: &Path, run: &Run<'_>) -> Result<Outcome> {
+    let mut name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut words = run.more.to_owned();
+    if let Some(test) = run.test {
+        name = format!("{name}-{test}");
+        words = format!("test={test} {words}");
+    }
     let mut setup = Setup::new(Bundle::first(path, None, words.trim_end()).first_memory(64));
     setup.memory = 256;
     // The second is for those that want one: it stays down until it is brought up.
-    setup.options = "dom0_max_vcpus=2".into();
-    setup.limit = limit;
-    setup.cpu = cpu.map(str::to_owned);
-    let name = cpu.map_or_else(|| name.clone(), |cpu| format!("{name}-on-{cpu}"));
+    setup.options = format!("dom0_max_vcpus=2 {}", run.options).trim_end().to_owned();
+    setup.limit = run.limit;
+    setup.cpu = run.cpu.map(str::to_owned);
+    for more in run.cpu.iter().copied().chain(run.options.split_whitespace()) {
+        name = format!("{name}-on-{more}");
+    }
     let outcome = Machine::boot(&name, &setup)?.finish()?;
     outcome.require_passed()?;
     Ok(outcome)

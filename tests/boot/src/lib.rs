@@ -77,6 +77,12 @@ pub fn soak() -> Option<u32> {
     std::env::var("TENON_SOAK").ok()?.parse().ok()
 }
 
+/// Options that every hypervisor is booted with besides its own: `cargo xtask soak` sets `TENON_OPTIONS`.
+#[must_use]
+pub fn options() -> String {
+    std::env::var("TENON_OPTIONS").unwrap_or_default()
+}
+
 /// A shell in the top folder of the checkout, as the functions of `xtask` want it.
 ///
 /// # Errors
@@ -152,7 +158,8 @@ impl Machine {
         let folder = folder(&sh, name)?;
         let bundle = setup.bundle.write()?;
         let hardware = Hardware { cpu: setup.cpu.clone(), ..Hardware::new(setup.memory, Console::Plain) };
-        let command = hardware.boot(&qemu, &hypervisor, bundle.path(), &setup.options);
+        let options = format!("{} {}", setup.options, options());
+        let command = hardware.boot(&qemu, &hypervisor, bundle.path(), options.trim());
         Self::start(command, folder, setup.limit, setup.pace, Box::new(bundle))
     }
 

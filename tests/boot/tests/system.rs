@@ -16,13 +16,19 @@ mod stories;
 mod verbs;
 
 use anyhow::Result;
-use boot::guests;
+use boot::guests::{self, Run};
 use libtest_mimic::{Arguments, Failed, Trial};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use xtask::{build, kernels};
 
 /// A story, and what it is called.
 type Story = (&'static str, fn() -> Result<()>);
+
+/// The guests that look for a difference between the hypervisor's short ways and its long ones, and the option that leaves it
+/// the long ones alone. `cargo xtask soak` runs all suites with it.
+const BOTH_WAYS: &[&str] = &["stubs", "entry", "traps", "fuzz"];
+const LONG_WAY: &str = "lean=off";
 
 /// Every story that starts at dom0.
 const STORIES: &[Story] = &[
@@ -51,6 +57,7 @@ const STORIES: &[Story] = &[
     ("the_entry_table_holds_for_dom0", entry::the_entry_table_holds_for_dom0),
     ("the_entry_table_holds_on_xen", entry::the_entry_table_holds_on_xen),
     ("the_entry_table_holds_for_a_guest", entry::the_entry_table_holds_for_a_guest),
+    ("guests_without_a_stack_end_the_same_way", entry::guests_without_a_stack_end_the_same_way),
     ("the_table_of_differences_is_true", entry::the_table_of_differences_is_true),
     ("the_exit_status_says_how_guests_ended", verbs::the_exit_status_says_how_guests_ended),
     ("a_stock_kernel_alone_has_a_console", verbs::a_stock_kernel_alone_has_a_console),
@@ -90,9 +97,11 @@ fn trials() -> Result<Vec<Trial>> {
         for name in build::test_guests(&sh)? {
             let path = build::image(&boot::images()?, &name)?;
             for test in guests::tests(&path)? {
-                let path = path.clone();
                 let title = test.as_ref().map_or_else(|| name.clone(), |test| format!("{name}::{test}"));
-                trials.push(trial(title, move || guests::run(&path, test.as_deref())));
+                trials.push(guest_trial(title.clone(), path.clone(), test.clone(), ""));
+                if BOTH_WAYS.contains(&&*name) && boot::options().is_empty() {
+                    trials.push(guest_trial(format!("{title} with {LONG_WAY}"), path.clone(), test, LONG_WAY));
+                }
             }
         }
     }
@@ -110,6 +119,11 @@ fn kernel_trials(name: &'static str) -> [Trial; 2] {
         let title = format!("stock_{name}_answers_from_its_shell_as_{form}");
         trial(title.clone(), move || stories::kernel_answers(&title, name, elf, None).map(drop))
     })
+}
+
+/// A test of a guest, with more options for the hypervisor.
+fn guest_trial(title: String, path: PathBuf, test: Option<String>, options: &'static str) -> Trial {
+    trial(title, move || guests::run(&path, &Run { test: test.as_deref(), options, ..Run::default() }).map(drop))
 }
 
 fn trial(name: String, run: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {

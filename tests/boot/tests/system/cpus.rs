@@ -3,7 +3,7 @@
 
 use crate::stories::kernel_answers;
 use anyhow::Result;
-use boot::guests;
+use boot::guests::{self, Run};
 use libtest_mimic::Trial;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,7 +48,8 @@ pub(crate) fn features(model: &'static str, path: PathBuf) -> Trial {
     where_known(format!("features_on_{model}"), model, move || {
         let tests = guests::tests(&path)?;
         tests.iter().try_for_each(|test| {
-            guests::run_on(Some(model), &path, test.as_deref(), "", Duration::from_secs(60)).map(drop)
+            let run = Run { test: test.as_deref(), cpu: Some(model), limit: Duration::from_secs(60), ..Run::default() };
+            guests::run(&path, &run).map(drop)
         })
     })
 }

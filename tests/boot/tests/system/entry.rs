@@ -97,3 +97,49 @@ pub(crate) fn the_table_of_differences_is_true() -> Result<()> {
     println!("differences from Xen: {documented} answers are as documented");
     Ok(())
 }
+
+/// Ways to end of the guest that tries the hypervisor's short ways, and what is said of each.
+const ENDS: &[(&str, &str)] = &[
+    ("call-unmapped", "no stack at"),
+    ("call-flushed", "no stack at"),
+    ("call-readonly", "no stack at"),
+    ("call-hole", "no stack at"),
+    ("call-nowhere", "no stack at"),
+    ("call-null", "no stack at"),
+    ("wait-other", "no stack at"),
+    ("fault-unmapped", "no stack at"),
+    ("fault-readonly", "no stack at"),
+    ("fault-gateless", "no handler for exception 14 (error 0x4)"),
+    ("iret-popped", "iret with a bad stack at"),
+    ("iret-rootless", "iret to user mode without a user page table"),
+];
+
+/// A guest whose entries find no stack, no handler or no root ends with the same words, with the short ways and without.
+pub(crate) fn guests_without_a_stack_end_the_same_way() -> Result<()> {
+    let [short, long] = ["lean=on", "lean=off"].map(|options| -> Result<Vec<String>> {
+        let mut bundle = dom0("consoles=all")?;
+        for (end, _) in ENDS {
+            bundle = bundle.guest(&Guest { vcpus: 2, ..test_guest(end, "stubs", &format!("end={end}"))? });
+        }
+        let mut setup = Setup::new(bundle);
+        (setup.limit, setup.options) = (Duration::from_secs(120), options.into());
+        let outcome = Machine::boot(&format!("guests_without_a_stack_end_with_{options}"), &setup)?.finish()?;
+        outcome.require_failure()?;
+        ensure!(!outcome.console.contains("still alive"), "a guest did not end\n{}", outcome.console);
+        // Ring 0's lines are whole, but may follow a part of a guest's.
+        let lines = outcome
+            .console
+            .lines()
+            .filter_map(|line| Some(&line[line.find("[warn] ").or(line.find("[info] rip "))?..]));
+        let mut said: Vec<String> = lines.map(str::to_owned).collect();
+        said.sort();
+        Ok(said)
+    });
+    let (short, long) = (short?, long?);
+    for ((end, why), domain) in ENDS.iter().zip(1..) {
+        let told = short.iter().any(|line| line.contains(&format!("d{domain}v0 ")) && line.contains(why));
+        ensure!(told, "{end}: {why:?} was to be told\n{}", short.join("\n"));
+    }
+    ensure!(short == long, "with the short ways:\n{}\nwithout:\n{}", short.join("\n"), long.join("\n"));
+    Ok(())
+}

@@ -2,7 +2,7 @@
 
 use crate::{cpus, verbs};
 use anyhow::{Context, Result};
-use boot::guests;
+use boot::guests::{self, Run};
 use libtest_mimic::Trial;
 use std::time::Duration;
 use xtask::{build, kernels};
@@ -22,8 +22,8 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
         let path = path.clone();
         let (rounds, limit) = (ROUNDS.saturating_mul(times), SECONDS.saturating_mul(times));
         trials.push(crate::trial(format!("fuzz::{name}"), move || {
-            let limit = Duration::from_secs(limit.into());
-            guests::run_with(&path, test.as_deref(), &format!("rounds={rounds}"), limit)
+            let (more, limit) = (format!("rounds={rounds}"), Duration::from_secs(limit.into()));
+            guests::run(&path, &Run { test: test.as_deref(), more: &more, limit, ..Run::default() }).map(drop)
         }));
     }
     let title = "hypervisor_and_dom0_are_small_after_fifty_rounds";
