@@ -517,10 +517,8 @@ impl FrameTable {
     #[inline]
     pub(super) fn stamp(&self, w: &Words<'_>) {
         let now = self.epochs.now();
-        if w.stamp.load(SeqCst) & !SHARED >= now {
-            return; // as new as this one
-        }
-        let _ = step(w.stamp, |bits| Ok::<_, ()>((bits & SHARED | (bits & !SHARED).max(now), ())));
+        // One that is as new stays.
+        let _ = step(w.stamp, |bits| if bits & !SHARED >= now { Err(()) } else { Ok((bits & SHARED | now, ())) });
     }
 }
 
