@@ -8,6 +8,7 @@ use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use hv_core::addr::index;
+use hv_core::frame::asked::Asked;
 use hv_core::machine::{Entry, Page};
 
 /// CPUs we have room for.
@@ -78,7 +79,7 @@ pub(crate) struct Cpu {
     /// Whether it sleeps, outside the rules.
     pub(crate) idle: AtomicBool,
     /// Another CPU wants everything flushed before a guest runs here again.
-    pub(crate) flush: AtomicBool,
+    pub(crate) asked: Asked,
     /// Interrupts that came during `idle` or `let_in`.
     pub(crate) woken: AtomicU32,
     /// When the timer interrupt is due.

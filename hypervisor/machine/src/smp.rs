@@ -41,16 +41,13 @@ fn flush_all(cpu: &Cpu) {
 
 /// Does what other CPUs have asked for, before a guest runs here again.
 pub(crate) fn flush_if_asked(cpu: &Cpu) {
-    if cpu.flush.load(Acquire) {
-        flush_all(cpu);
-        cpu.flush.store(false, Release);
-    }
+    cpu.asked.answer(|| flush_all(cpu));
 }
 
 /// Asks another CPU to flush: at once if it runs a guest; else when it waits for a lock or for a flush of its own, or comes
 /// out of the rules. One that sleeps will, before it does anything else.
 fn ask(cpu: &Cpu) {
-    cpu.flush.store(true, SeqCst);
+    cpu.asked.ask();
     fence(SeqCst);
     if cpu.in_guest.load(SeqCst) {
         apic::send(cpu.apic_id.load(Relaxed), apic::FLUSH);
@@ -80,7 +77,8 @@ impl Cpus for Hardware {
         for cpu in others() {
             // A CPU inside the rules may be about to use a frame it has just walked to: it is waited for. It answers where
             // it waits itself, here too, so nobody waits for ever.
-            while cpu.flush.load(SeqCst) && !cpu.idle.load(SeqCst) {
+            let requests = cpu.asked.so_far();
+            while !cpu.asked.has_answered(requests) && !cpu.idle.load(SeqCst) {
                 flush_if_asked(this);
                 core::hint::spin_loop();
             }

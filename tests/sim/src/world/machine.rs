@@ -5,6 +5,7 @@ use super::turns::{self, At, Stand, Turns, this_cpu};
 use crate::machine::{Cached, HOLE_MARK, Seen};
 use crate::rng::Rng;
 use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_START, PAGE_SIZE};
+use hv_core::frame::asked::Asked;
 use hv_core::frame::{FrameTable, Owner, Use};
 use hv_core::machine::{
     Clock, Console, CpuState, Cpus, Entry, Exit, Flush, Frames, Interrupt, Page, Registers, Segments, entry,
@@ -80,7 +81,7 @@ struct OneCpu {
     /// A kick is on its way.
     kicked: AtomicBool,
     /// Another CPU wants it to flush.
-    asked: AtomicBool,
+    asked: Asked,
     /// So completely.
     asked_all: AtomicBool,
 }
@@ -289,20 +290,22 @@ impl WholeMachine {
     /// A CPU does what others have asked it for.
     pub(super) fn answer(&self, cpu: usize) {
         let it = &self.cpus[cpu];
-        if it.asked.load(SeqCst) {
+        if !it.asked.is_pending() {
+            return;
+        }
+        it.asked.answer(|| {
             if it.asked_all.swap(false, SeqCst) {
                 it.flushes.fetch_add(1, Relaxed);
                 lock(&it.cached).clear();
             }
-            it.asked.store(false, SeqCst);
-            self.progressed();
-        }
+        });
+        self.progressed();
     }
 
     /// Whether this CPU is asked to flush.
     #[must_use]
     pub fn is_asked(&self) -> bool {
-        self.here().asked.load(SeqCst)
+        self.here().asked.is_pending()
     }
 
     /// What the entry code leaves of an exit: the error word, and CR2.
@@ -525,7 +528,7 @@ impl OneCpu {
             refused: Mutex::new(None),
             typed: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
-            asked: AtomicBool::new(false),
+            asked: Asked::new(),
             asked_all: AtomicBool::new(false),
         }
     }
@@ -612,7 +615,7 @@ impl Cpus for WholeMachine {
             let it = &self.cpus[cpu];
             // A flush of one page may be taken for none: the rules must not rely on it for P4.
             it.asked_all.fetch_or(what == Flush::All, SeqCst);
-            it.asked.store(true, SeqCst);
+            it.asked.ask();
         }
         self.progressed(); // they have something to answer
         if what == Flush::All && cpus.has(self.this_cpu()) {
@@ -621,7 +624,8 @@ impl Cpus for WholeMachine {
         }
         for cpu in others() {
             let asked = &self.cpus[cpu].asked;
-            while asked.load(SeqCst) && !self.impatient.load(Relaxed) {
+            let requests = asked.so_far();
+            while !asked.has_answered(requests) && !self.impatient.load(Relaxed) {
                 if self.may_be_answered_for(cpu) {
                     self.answer(cpu);
                 } else {
