@@ -1,7 +1,7 @@
 //! What random guests do. They know enough to succeed often: which of their frames are tables, how to prepare a page
 //! before it becomes one. They are wrong on purpose the rest of the time.
 
-use super::world::{BATCH, CPUS, DEVICES, FRAMES, Op, VCPUS, World, frame};
+use super::world::{BATCH, DEVICES, FRAMES, Op, VCPUS, World, frame};
 use crate::machine::{Seen, address};
 use hv_core::addr::{CpuId, DomainId, Frame, HOLE_SLOTS};
 use hv_core::frame::{Owner, Use};
@@ -66,7 +66,7 @@ pub fn act(w: &mut World) -> Result<(), String> {
                 return Ok(());
             }
             let at = w.rng.below(w.doms.len());
-            let cpu = w.rng.below(CPUS as usize);
+            let cpu = w.rng.below(w.running.len());
             w.m.cpu.set(u32::try_from(cpu).expect("small"));
             let op = match w.doms[at].pending {
                 _ if w.doms[at].dying => Op::TearDown,
@@ -86,7 +86,7 @@ pub fn act(w: &mut World) -> Result<(), String> {
 
 /// A running guest uses its memory: its CPU fills its caches.
 fn wander(w: &mut World) {
-    let cpu = w.rng.below(CPUS as usize);
+    let cpu = w.rng.below(w.running.len());
     let Some((at, vcpu, user)) = w.running[cpu] else { return };
     let Some(root) = w.doms[at].roots[vcpu][usize::from(user)] else {
         return;
@@ -98,7 +98,7 @@ fn wander(w: &mut World) {
 }
 
 fn schedule(w: &mut World) {
-    let cpu = w.rng.below(CPUS as usize);
+    let cpu = w.rng.below(w.running.len());
     if w.doms.is_empty() || w.rng.one_in(8) {
         return w.idle(cpu);
     }

@@ -74,7 +74,7 @@ impl std::fmt::Display for Totals {
     }
 }
 
-/// Lets random guests make `calls` calls, with an audit after each; with both ways, another world is not audited but compared.
+/// Lets random guests make `calls` calls on 1, 2 or 4 CPUs, as the seed says, with an audit after each; with both ways, another world is not audited but compared.
 ///
 /// # Errors
 /// What the audit found, with the seed and the step.
@@ -91,7 +91,8 @@ pub fn run(seed: u64, calls: u64, ways: Ways) -> Result<Totals, String> {
             world.differs(other).map_err(|why| format!("the short way: {why}"))
         });
         what.map_err(|why| {
-            format!("seed {seed} step {step} call {}: {why}; last: {:?}", world.totals.calls, world.last)
+            let (cpus, calls) = (world.running.len(), world.totals.calls);
+            format!("seed {seed}, {cpus} CPUs, step {step} call {calls}: {why}; last: {:?}", world.last)
         })?;
     }
     world.totals.flushes = world.m.flushes.get();

@@ -16,8 +16,8 @@ use std::sync::atomic::AtomicU64;
 pub const FRAMES: usize = 44;
 /// The first frame that is no RAM.
 pub const DEVICES: usize = 42;
-/// CPUs of the machine.
-pub const CPUS: u32 = 2;
+/// How many CPUs a machine has, by the seed of its world.
+const CPUS: [usize; 3] = [1, 2, 4];
 /// Frames a domain may own.
 pub const LIMIT: u64 = 18;
 /// Frames set aside for a domain, of which one is lent to it at once.
@@ -117,7 +117,7 @@ pub struct World {
     /// Two to three domains, living or dying.
     pub doms: Vec<Dom>,
     /// Which domain, vcpu and user (or kernel) root a CPU runs.
-    pub running: [Option<(usize, usize, bool)>; CPUS as usize],
+    pub running: Vec<Option<(usize, usize, bool)>>,
     /// By frame.
     pub known: Vec<Known>,
     /// By frame: how far it has come on the way table, writable, table.
@@ -160,7 +160,7 @@ impl World {
             m: SimMachine::new(DEVICES),
             table,
             doms: Vec::new(),
-            running: [None; CPUS as usize],
+            running: vec![None; CPUS[seed as usize % CPUS.len()]],
             known,
             reuse: vec![0; DEVICES],
             rng: Rng::new(seed),
