@@ -81,7 +81,7 @@ impl Seen {
     #[inline(always)]
     fn place(&self, at: GuestVirt, kind: Kind) -> Option<&Found> {
         let page = (at.0 >> PAGE_SHIFT) as usize;
-        self.pages.get((page ^ page / 8) % PAGES + kind as usize)
+        self.pages.get((page ^ (page / 8)) % PAGES + kind as usize)
     }
 
     /// The frame of a page, if it was found and is what a walk from this root would find.
