@@ -160,7 +160,7 @@ impl World {
             m: SimMachine::new(DEVICES),
             table,
             doms: Vec::new(),
-            running: vec![None; CPUS[seed as usize % CPUS.len()]],
+            running: vec![None; Rng::new(seed).pick(&CPUS).unwrap_or(1)],
             known,
             reuse: vec![0; DEVICES],
             rng: Rng::new(seed),
