@@ -56,6 +56,10 @@ pub enum Fault {
     SeenOverLeaf,
     /// It is remembered for the next vcpu on the CPU.
     SeenByOthers,
+    /// The entry code acts by itself though handlers do not mask events.
+    ArmAnyway,
+    /// A short way back to the kernel does not look for events that wait.
+    ShortOfEvents,
     /// The entry code keeps what it knew though a flush was answered or the kernel's stack was moved.
     StayArmed,
     /// Short ways make a read-only leaf writable without a use.

@@ -127,6 +127,7 @@ const TURNS: u64 = TURN_MASK * TURN;
 /// Bits of a type's word: all that says what the frame is used as.
 const KIND: u64 = 7 | VALIDATED | 1 << 5;
 const VALIDATED: u64 = 1 << 4;
+const PINNED: u64 = 1 << 3;
 /// In both words: one use or reference.
 const ONE: u64 = 1 << 32;
 /// In both words: from here on no more fits.
@@ -185,12 +186,16 @@ impl TypeState {
         Ok((next.bits(), if ready { Taken::Ready } else { Taken::Started }))
     }
 
-    /// One more use as `want` of a frame that was used so last, and whose contents are valid for it: what [`TypeState::take`]
-    /// makes of it without a question. `None`: ask there.
+    /// One more use as `want` of a frame that was used so last, and whose contents are valid for it, or the first as writable of
+    /// one that was never used: what [`TypeState::take`] makes of it without a question. `None`: ask there.
     #[inline]
     #[must_use]
     pub fn again(bits: u64, want: Use) -> Option<u64> {
-        if bits & KIND == want.bits() | VALIDATED { bits.checked_add(ONE) } else { None }
+        if bits & KIND == want.bits() | VALIDATED {
+            return bits.checked_add(ONE);
+        }
+        let first = want == Use::Writable && bits & (KIND | PINNED) == 0 && bits < ONE;
+        first.then_some(bits | Use::Writable.bits() | VALIDATED | ONE)
     }
 
     /// Drops one use. The last use of a table is not dropped: it becomes the use of the work that takes the table down.
@@ -416,6 +421,20 @@ impl OwnerState {
         bits & 0x3_ffff == own
     }
 
+    /// Whether a word says that the owner has not given the frame back.
+    #[inline]
+    #[must_use]
+    pub fn is_allocated(bits: u64) -> bool {
+        bits & ALLOCATED != 0
+    }
+
+    /// Whether a word says that no domain but the owner refers to the frame.
+    #[inline]
+    #[must_use]
+    pub fn is_used_by_owner_alone(bits: u64) -> bool {
+        bits & OTHERS == 0
+    }
+
     /// Whether a word says that nothing refers to the frame.
     #[must_use]
     pub fn is_unused(bits: u64) -> bool {
@@ -538,6 +557,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_needs_no_question_is_as_taken() {
+        let mut without_question = 0;
+        for s in states() {
+            for want in USES.into_iter().filter(|want| *want != Use::None) {
+                if let Some(next) = TypeState::again(s.bits(), want) {
+                    assert_eq!(TypeState::take(s.bits(), want, false), Ok((next, Taken::Ready)), "{s:?} as {want:?}");
+                    without_question += 1;
+                }
+            }
+        }
+        assert!(without_question > 10);
     }
 
     #[test]

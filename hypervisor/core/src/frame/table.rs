@@ -441,12 +441,18 @@ impl FrameTable {
     /// not in the pool yet.
     fn leave(&self, m: &impl Frames, frame: Frame, w: &Words<'_>, id: DomainId) -> Option<u32> {
         let before = w.owner.load(SeqCst);
-        if OwnerState::is_of(before, id) && OwnerState::from_bits(before).allocated {
+        if !OwnerState::is_of(before, id) {
+            return None;
+        }
+        if OwnerState::is_allocated(before) {
             m.set_m2p(frame, NO_PFN); // before the step, after which it may be another's as soon as others let go
         }
         let refs = step(w.owner, |bits| {
             // Without references it is on its way to the pool already.
-            ensure!(OwnerState::is_of(bits, id) && !OwnerState::is_unused(bits), ());
+            ensure!((bits == before || OwnerState::is_of(bits, id)) && !OwnerState::is_unused(bits), ());
+            if OwnerState::is_used_by_owner_alone(bits) {
+                return Ok((OwnerState::FREE.bits(), 0));
+            }
             let left = OwnerState::from_bits(bits).left();
             let next = if left.refs == 0 { OwnerState::FREE } else { left };
             Ok::<_, ()>((next.bits(), left.refs))

@@ -44,7 +44,9 @@ fn prepare<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
         && ctx.world.frames.has_short_ways();
     let fault = gate(ctx, PAGE_FAULT);
     let handlers = [syscall.address, fault.address];
-    if !plain || !fault.masks_events || !handlers.iter().all(|at| *at != 0 && GuestVirt(*at).is_canonical()) {
+    if !(plain && fault.masks_events || planted(Fault::ArmAnyway))
+        || !handlers.iter().all(|at| *at != 0 && GuestVirt(*at).is_canonical())
+    {
         return None;
     }
     let (frame, at) = ctx.vcpu.record()?;

@@ -5,9 +5,11 @@ use super::{Way, count, settle};
 use crate::addr::CpuSet;
 use crate::call::Call;
 use crate::event::UpcallMask;
+use crate::fault::{Fault, planted};
 use crate::flags;
 use crate::machine::{Flush, Registers};
 use crate::paging::Outcome;
+use crate::paging::ops::BATCH;
 use crate::prelude::*;
 use hypercall_abi::Hypercall;
 use hypercall_abi::callback::{IRET_IN_SYSCALL, IretContext, SegmentBase};
@@ -16,8 +18,6 @@ use zerocopy::{FromZeros, IntoBytes};
 
 /// The bits of a count that count, see `paging::ops`.
 const COUNT: u64 = 0x7fff_ffff;
-/// Most requests that are done at once.
-const MOST: usize = 32;
 const SELF: u64 = domid::SELF as u64;
 
 /// Carries out the call in the registers of a guest's kernel.
@@ -76,7 +76,7 @@ fn mmu_update<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
 
 #[inline(never)]
 fn several_updates<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64, count: u64) -> Option<Way> {
-    let mut requests = [MmuUpdate::new_zeroed(); MOST];
+    let mut requests = [MmuUpdate::new_zeroed(); BATCH];
     let requests = requests.get_mut(..usize::try_from(count).ok()?)?;
     ctx.read_bytes(list, requests.as_mut_bytes()).ok()?;
     let did = ctx.session(ctx.domain).ordinary_updates(requests);
@@ -162,11 +162,11 @@ fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
 fn iret<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
     let frame = ctx.read::<IretContext>(ctx.own.regs.rsp).ok()?;
     let (mask, masked) = (UpcallMask::of(ctx.m, ctx.vcpu), frame.rflags & flags::IF == 0);
-    if frame.cs & 3 == 3 || (!masked && mask.is_awaited()) {
+    if frame.cs & 3 == 3 || (!masked && mask.is_awaited() && !planted(Fault::ShortOfEvents)) {
         return None;
     }
     mask.set(masked);
-    if !masked && mask.is_awaited() {
+    if !masked && mask.is_awaited() && !planted(Fault::ShortOfEvents) {
         return None; // it came meanwhile: the long way unmasks once more, and delivers it
     }
     let regs = &mut ctx.own.regs;

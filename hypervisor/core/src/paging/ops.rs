@@ -14,7 +14,7 @@ use log::Level::Debug;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Requests copied in at a time.
-const BATCH: usize = 16;
+pub(crate) const BATCH: usize = 32;
 /// The bits of a count that count; the top one is Xen's mark of a call it continues.
 const COUNT: u64 = 0x7fff_ffff;
 

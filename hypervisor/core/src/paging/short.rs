@@ -7,7 +7,7 @@
 
 use super::Session;
 use super::entry::{self, ACCESSED, DIRTY, PRESENT, WRITABLE};
-use crate::addr::{Frame, GuestVirt, PAGE_BYTES, index, low32};
+use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_BYTES, index, low32};
 use crate::claim;
 use crate::fault::{Fault, planted};
 use crate::frame::Use;
@@ -202,7 +202,7 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
     /// Takes what the leaves of a table on its way up lead to, from an entry on, as long as they are ordinary and need no
     /// correction; says where that ends.
     pub(super) fn climb(&self, frame: Frame, from: usize, end: usize) -> usize {
-        let (page, mut at) = (self.m.page(frame), from);
+        let (page, mut at, mut noted) = (self.m.page(frame), from, ENTRIES);
         while at < end
             && let Some(word) = page.get(at)
         {
@@ -211,7 +211,10 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
                 at = next_present(page, at, end);
                 continue;
             }
-            self.own.table().note_entry(frame, at);
+            if noted != at / GROUP {
+                noted = at / GROUP;
+                self.own.table().note_entry(frame, at);
+            }
             if self.take_leaf(raw).is_none() {
                 break;
             }

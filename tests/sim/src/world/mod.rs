@@ -15,6 +15,7 @@ pub mod machine;
 pub mod meanwhile;
 pub mod script;
 pub mod turns;
+pub mod twins;
 
 use std::collections::BTreeMap;
 use std::fmt;

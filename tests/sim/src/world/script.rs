@@ -72,18 +72,24 @@ pub fn tell_of_two(memory: usize, story: impl FnOnce(&mut Stage) + Send + 'stati
 }
 
 fn tell_on(memory: usize, machine: fn(usize) -> WholeMachine, story: impl FnOnce(&mut Stage) + Send + 'static) {
-    let frames = memory + ACTORS * kept_frames(2) as usize;
-    let thread = std::thread::Builder::new().stack_size(64 << 20).spawn(move || {
+    let thread = std::thread::Builder::new().stack_size(64 << 20);
+    let thread = thread.spawn(move || story(&mut Stage::new(memory, machine)));
+    if let Err(panic) = thread.expect("a thread").join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+impl Stage {
+    /// A world on such a machine, whose domains can have so many frames of memory.
+    pub fn new(memory: usize, machine: fn(usize) -> WholeMachine) -> Self {
+        let frames = memory + ACTORS * kept_frames(2) as usize;
         let m: &'static WholeMachine = Box::leak(Box::new(machine(frames)));
         let world: &'static World = Box::leak(Box::new(World::new()));
         let words: Vec<AtomicU64> = (0..frames * WORDS).map(|_| AtomicU64::new(0)).collect();
         world.frames.init(words.leak());
         world.frames.reserve(Frame::from_u32(0), 1);
         world.frames.add(Frame::from_u32(1), frames as u32 - 1);
-        story(&mut Stage { m, world, held: Held::entering_ring_0(), audit: Audit::new(frames) });
-    });
-    if let Err(panic) = thread.expect("a thread").join() {
-        std::panic::resume_unwind(panic);
+        Self { m, world, held: Held::entering_ring_0(), audit: Audit::new(frames) }
     }
 }
 

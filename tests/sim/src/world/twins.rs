@@ -1,0 +1,493 @@
+//! Two worlds in which a guest does the same, one with short ways and one without: they are to be the same after each step.
+//!
+//! The entry code is assembly, which no simulation runs; [`enters`] is a copy of it that goes by the same `Entry`.
+
+use super::Context;
+use super::build::{self, BASE, PAGES, at, page};
+use super::machine::WholeMachine;
+use super::script::{Actor, Stage};
+use crate::rng::Rng;
+use hv_core::addr::{Frame, GuestVirt};
+use hv_core::claim;
+use hv_core::flags;
+use hv_core::lean::{self, End};
+use hv_core::machine::{CpuState, Cpus, Entry, Exit, Frames, Interrupt, Registers, mode};
+use hv_core::{dispatch, trap};
+use hypercall_abi::callback::Assist;
+use hypercall_abi::mmu::{MmuextCommand, pte};
+use hypercall_abi::{Hypercall, domid, selector};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Frames of each world besides what is set aside for its domains.
+const MEMORY: usize = GUESTS * 160;
+/// Guests of a pair of worlds, one after the other.
+const GUESTS: usize = 12;
+/// Steps of a guest, if it lives that long.
+const STEPS: u64 = 2_000;
+/// Steps of a call after which it is taken for one that never ends.
+const ENDLESS: usize = 2_000;
+
+/// What happened.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Totals {
+    /// Steps done in both worlds and compared.
+    pub steps: u64,
+    /// Those in which the entry code did all by itself.
+    pub entered: u64,
+    /// Those that took a short way in the rules.
+    pub short: u64,
+    /// Guests that crashed, in both worlds.
+    pub crashes: u64,
+}
+
+/// How a world did its part of a step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Did {
+    Entered,
+    Short,
+    Long,
+}
+
+/// Lets a guest do the same in two worlds, for so many steps.
+///
+/// # Errors
+/// The first difference, with the seed and the step.
+pub fn run(seed: u64, steps: u64) -> Result<Totals, String> {
+    let mut totals = Totals::default();
+    let mut rng = Rng::new(seed);
+    while totals.steps < steps {
+        let (mut one, mut other) = (Stage::new(MEMORY, WholeMachine::new), Stage::new(MEMORY, WholeMachine::new));
+        other.world.frames.set_short_ways(false);
+        for _ in 0..GUESTS {
+            let [guest, twin] = [&mut one, &mut other].map(enter);
+            assert_eq!(guest.pages, twin.pages, "both worlds begin alike");
+            if build::is_ordinary(&guest.pages) {
+                let (one, other) = ((&mut one, &guest), (&mut other, &twin));
+                live(&mut rng, one, other, &mut totals)
+                    .map_err(|why| format!("seed {seed} step {}: {why}", totals.steps))?;
+            }
+        }
+    }
+    Ok(totals)
+}
+
+fn enter(stage: &mut Stage) -> Actor {
+    let guest = stage.enter(false);
+    let assists = stage.call(&guest, Hypercall::VmAssist, &[0, Assist::WritablePagetables.number()]);
+    assert_eq!(assists.result, Ok(0));
+    guest
+}
+
+/// A guest lives in both worlds.
+fn live(
+    rng: &mut Rng,
+    (one, guest): (&mut Stage, &Actor),
+    (other, twin): (&mut Stage, &Actor),
+    totals: &mut Totals,
+) -> Result<(), String> {
+    let from = totals.steps;
+    one.on_cpu(guest, |one, _| {
+        other.on_cpu(twin, |other, _| {
+            while totals.steps < from + STEPS && one.domain.runs() {
+                let act = Act::invent(rng, one, guest);
+                let did = [act.done(one), act.done(other)];
+                totals.steps += 1;
+                totals.entered += u64::from(did[0] == Did::Entered);
+                totals.short += u64::from(did[0] == Did::Short);
+                let same = if did[1] == Did::Short { Err("short ways are off".into()) } else { compare(one, other) };
+                same.map_err(|why| format!("{did:?} {act:x?}: {why}"))?;
+                // Where they are lost, the guest has no use for them.
+                (one.own.regs.rcx, one.own.regs.r11) = (other.own.regs.rcx, other.own.regs.r11);
+            }
+            totals.crashes += u64::from(!one.domain.runs());
+            Ok(())
+        })
+    })
+}
+
+/// One thing a guest does.
+#[derive(Clone, Debug)]
+struct Act {
+    /// Its registers, when it leaves.
+    regs: Registers,
+    exit: Exit,
+    /// Words it has written before: frame, place, value.
+    written: Vec<(Frame, usize, u64)>,
+}
+
+impl Act {
+    /// Something that may take a short way, with everything that decides it changed now and then.
+    fn invent(rng: &mut Rng, ctx: &Context<'_>, guest: &Actor) -> Self {
+        let mut act = Self { regs: ctx.own.regs, exit: Exit::Syscall, written: Vec::new() };
+        act.bytes(rng, ctx);
+        let general = |rng: &mut Rng| if rng.one_in(3) { rng.word() } else { rng.word() & 0xffff_ffff };
+        let regs = &mut act.regs;
+        for number in [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15] {
+            *regs.general_mut(number) = general(rng);
+        }
+        (regs.cs, regs.ss) = (selector::GUEST_CS.into(), selector::GUEST_SS.into());
+        regs.rflags = 0x202 | rng.word() & 0xcd5 & !if rng.one_in(8) { 0 } else { flags::TF };
+        regs.rip = at(page::CODE) + 8 * rng.below(200) as u64 + rng.below(8) as u64;
+        let tops = [page::STACK + 1, page::STACK + 1, page::DATA + 1, page::DATA + 2];
+        let top = if rng.one_in(40) { page::L1 + 1 } else { rng.pick(&tops).unwrap_or(page::STACK + 1) };
+        let top = at(top).wrapping_sub(if rng.one_in(6) { 8 } else { 0 });
+        regs.rsp = ctx.own.kernel_sp.wrapping_sub(8 * rng.below(40) as u64);
+        if !ctx.own.kernel_mode {
+            act.user(rng);
+            return act;
+        }
+        match rng.below(12) {
+            0 => act.updates(rng, guest),
+            1 => act.call(Hypercall::UpdateVaMapping, [leaf_address(rng), entry(rng, guest), rng.below(4) as u64, 0]),
+            2 => act.call(Hypercall::StackSwitch, [selector::GUEST_SS.into(), top, 0, 0]),
+            3 => {
+                let base = if rng.one_in(4) { rng.word() } else { rng.word() >> 17 };
+                act.call(Hypercall::SetSegmentBase, [rng.below(4) as u64 | rng.word() << 32, base, 0, 0]);
+            }
+            4 => act.roots(rng, guest),
+            5..=7 => act.back(rng, ctx),
+            8 => act.exit = segment_base(rng, &mut act.regs, &mut act.written, guest),
+            9 | 10 => act.table_write(rng, guest),
+            _ => {
+                let error = 4 | [0, 1, 2, 3, 16, 17][rng.below(6)];
+                // The CPU has the address from the instruction: none is at hand that writes to the tables.
+                let page = if error == 7 { page::DATA + rng.below(60) } else { rng.below(64) };
+                act.exit = Exit::Fault { vector: 14, error, address: at(page) + rng.below(4096) as u64 };
+            }
+        }
+        act
+    }
+
+    /// User code leaves: a system call, or a page fault.
+    fn user(&mut self, rng: &mut Rng) {
+        self.regs.rsp = rng.word() >> 17;
+        if rng.one_in(2) {
+            (self.regs.rip, self.regs.rcx) = (self.regs.rcx >> 17, self.regs.rcx >> 17);
+            self.regs.r11 = self.regs.rflags;
+            return;
+        }
+        let error = 4 | [0, 2, 3, 7, 16, 1][rng.below(6)] | if rng.one_in(1000) { 8 } else { 0 };
+        self.exit = Exit::Fault { vector: 14, error, address: rng.word() >> 17 };
+    }
+
+    /// The upcall bytes change now and then.
+    fn bytes(&mut self, rng: &mut Rng, ctx: &Context<'_>) {
+        if let (Some((frame, at)), true) = (ctx.vcpu.record(), rng.one_in(4)) {
+            let bytes = [0, 0, 0, 0x100, 0x001, 0x101, 0x200][rng.below(7)];
+            self.written.push((frame, at / 8, bytes));
+        }
+    }
+
+    fn call(&mut self, call: Hypercall, [a, b, c, d]: [u64; 4]) {
+        let regs = &mut self.regs;
+        (regs.rax, regs.rdi, regs.rsi, regs.rdx, regs.r10) = (call.number(), a, b, c, d);
+        (regs.rcx, regs.r11) = (regs.rip, regs.rflags);
+    }
+
+    fn write(&mut self, guest: &Actor, to: u64, values: &[u64]) {
+        for (word, value) in ((to - BASE) as usize / 8..).zip(values) {
+            self.written.push((guest.pages[word / 512], word % 512, *value));
+        }
+    }
+
+    fn updates(&mut self, rng: &mut Rng, guest: &Actor) {
+        if rng.one_in(6) {
+            // The page of a stack becomes another one.
+            let slot = guest.pages[page::L1].address() + 8 * [page::STACK, page::DATA][rng.below(2)] as u64;
+            let to = guest.pages[page::DATA + rng.below(PAGES - page::DATA)];
+            self.write(guest, at(page::ARGS), &[slot, to.address() | pte::PRESENT | pte::WRITE | pte::USER]);
+            return self.call(Hypercall::MmuUpdate, [at(page::ARGS), 1, 0, domid::SELF.into()]);
+        }
+        let count = if rng.one_in(2) { 1 } else { 1 + rng.below(40) };
+        let mut requests = Vec::new();
+        for _ in 0..count {
+            // A flush for an upper table comes when a step of the call ends, and steps may be longer on the short way.
+            let upper = [page::L2, page::KERNEL_ROOT][rng.below(2)];
+            let tables = [page::L1, page::L1, page::L1, page::DATA + 3, if count == 1 { upper } else { page::L1 }];
+            let table = guest.pages[rng.pick(&tables).unwrap_or(page::L1)];
+            let slot = if rng.one_in(100) { page::STACK + rng.below(500) } else { PAGES + rng.below(20) } as u64;
+            // (The page of the list stays: it is read again where a step of the call begins.)
+            let command = [0, 0, 2, 1][rng.below(4)] * u64::from(!rng.one_in(3));
+            requests.extend([table.address() + 8 * slot + command, entry(rng, guest)]);
+        }
+        self.write(guest, at(page::ARGS), &requests);
+        let told = if rng.one_in(6) { at(page::MORE_ARGS) } else { 0 };
+        let owner = if rng.one_in(10) { 3 } else { u64::from(domid::SELF) };
+        self.call(Hypercall::MmuUpdate, [at(page::ARGS), count as u64, told, owner]);
+    }
+
+    fn roots(&mut self, rng: &mut Rng, guest: &Actor) {
+        let root = |rng: &mut Rng| {
+            let pages = [page::KERNEL_ROOT, page::USER_ROOT, page::KERNEL_ROOT, page::USER_ROOT, page::L3];
+            guest.pages[rng.pick(&pages).unwrap_or(0)].number()
+        };
+        let commands = [MmuextCommand::NewBaseptr as u64, MmuextCommand::NewUserBaseptr as u64];
+        let second = if rng.one_in(60) { 0 } else { root(rng) };
+        let list = [commands[0], root(rng), 0, commands[usize::from(!rng.one_in(6))], second, 0];
+        self.write(guest, at(page::ARGS), &list);
+        self.call(Hypercall::MmuextOp, [at(page::ARGS), 2 - u64::from(rng.one_in(8)), 0, domid::SELF.into()]);
+    }
+
+    /// The way back, to the kernel or to user code, most often from where Linux has its frame.
+    fn back(&mut self, rng: &mut Rng, ctx: &Context<'_>) {
+        let top = ctx.own.kernel_sp;
+        let sp = if rng.one_in(8) { self.regs.rsp } else { top.wrapping_sub(72) };
+        let cs = [0xe033, 0xe033, 0xe033, 0xe030, 0x33, 0xe031][rng.below(6)];
+        let rflags = 0x202 ^ if rng.one_in(4) { 0x200 } else { 0 } ^ rng.word() & 0xcd5 & !flags::TF;
+        let how = if rng.one_in(5) { 0x100 } else { 0 };
+        let user = cs & 3 == 3 || rng.one_in(30);
+        let rsp = if user { rng.word() >> 17 } else { top.wrapping_sub(8 * rng.below(40) as u64) };
+        let frame = [rng.word(), rng.word(), rng.word(), how, rng.word() >> 17, cs, rflags, rsp, 0xe02b];
+        let inside = sp >= BASE && sp + 72 <= at(PAGES) && sp & 7 == 0;
+        // Into the page that is there, whichever it is.
+        if inside && let Some(root) = ctx.own.kernel_root {
+            for (n, value) in frame.iter().enumerate() {
+                let to = GuestVirt(sp + 8 * n as u64);
+                let path = claim::walk(ctx.m, &ctx.world.frames, root, to).filter(|path| path.writable);
+                if let Some(frame) = path.and_then(|path| path.frame()) {
+                    self.written.push((frame, to.offset() / 8, *value));
+                }
+            }
+        }
+        self.regs.rsp = sp;
+        self.call(Hypercall::Iret, [self.regs.rdi, self.regs.rsi, self.regs.rdx, self.regs.r10]);
+    }
+
+    /// A write to the L1 table, by an instruction of one of the kinds that kernels use, or of another.
+    fn table_write(&mut self, rng: &mut Rng, guest: &Actor) {
+        const CODE: [&[u8]; 8] = [
+            &[0x48, 0x89, 0x07],                   // mov [rdi], rax
+            &[0x48, 0x87, 0x07],                   // xchg [rdi], rax
+            &[0xf0, 0x48, 0x0f, 0xb1, 0x17],       // lock cmpxchg [rdi], rdx
+            &[0x3e, 0x80, 0x27, 0xfd],             // and byte [rdi], 0xfd, once a lock
+            &[0xf0, 0x48, 0x0f, 0xba, 0x37, 0x06], // lock btr [rdi], 6
+            &[0x89, 0x07],                         // mov [rdi], eax
+            &[0x48, 0x09, 0x07],                   // or [rdi], rax
+            &[0, 0, 0, 0, 0, 0, 0, 0],
+        ];
+        let code = CODE[rng.below(CODE.len())];
+        let mut bytes = [0x90; 16];
+        let skew = (self.regs.rip & 7) as usize;
+        bytes[skew..skew + code.len()].copy_from_slice(code);
+        let words = [0, 8].map(|n| u64::from_le_bytes(bytes[n..n + 8].try_into().expect("eight")));
+        self.write(guest, self.regs.rip & !7, &words);
+        let slot = if rng.one_in(60) { 0 } else { PAGES + rng.below(20) } as u64;
+        let address = at(page::L1) + 8 * slot + if rng.one_in(8) { rng.below(8) as u64 } else { 0 };
+        (self.regs.rdi, self.regs.rax) = (address, entry(rng, guest));
+        self.regs.rdx = entry(rng, guest);
+        self.exit = Exit::Fault { vector: 14, error: 7, address };
+    }
+
+    /// Carries it out in one of the worlds.
+    fn done(&self, ctx: &mut Context<'_>) -> Did {
+        for (frame, word, value) in &self.written {
+            ctx.m.poke(*frame, *word, *value);
+        }
+        let kernel = ctx.own.kernel_mode;
+        if trap::prepare(ctx).is_err() || ctx.own.kernel_mode != kernel {
+            return Did::Long; // an event has come first
+        }
+        let (mut runs, mut entered) = (0, false);
+        let end = lean::run(ctx, |ctx, _| {
+            runs += 1;
+            let mut exit = Exit::Interrupt(Interrupt::Other);
+            assert!(runs == 1 || !ctx.world.upcall_due(ctx.m, ctx.vcpu), "an event waits, and the guest goes on");
+            if runs == 1 {
+                ctx.own.regs = self.regs;
+                entered = enters(ctx, self.exit);
+                exit = if entered { exit } else { self.exit };
+            }
+            ctx.m.keep_exit(&mut ctx.own.regs, exit);
+        });
+        let long = runs == 1 && !entered && end == End::Exit;
+        if long {
+            let _ = trap::handle(ctx, self.exit); // a domain that has crashed does not run
+        }
+        for _ in 0..ENDLESS {
+            if ctx.own.call.is_none() || !ctx.domain.runs() {
+                break;
+            }
+            let _ = dispatch::step(ctx);
+        }
+        if ctx.domain.runs() {
+            let _ = trap::prepare(ctx);
+        }
+        match (entered, long) {
+            (true, _) => Did::Entered,
+            (_, true) => Did::Long,
+            _ => Did::Short,
+        }
+    }
+}
+
+/// A value and the word it is kept in.
+fn value(word: &AtomicU64) -> u64 {
+    word.load(Relaxed)
+}
+
+/// What the entry code does by itself; false if it leaves everything to the rules.
+fn enters(ctx: &mut Context<'_>, exit: Exit) -> bool {
+    let m = ctx.m;
+    let entry = m.entry();
+    match (value(&entry.mode), exit) {
+        (mode::USER, Exit::Syscall) => to_kernel(ctx, entry, None),
+        (mode::USER, Exit::Fault { vector: 14, error, address }) if error & 12 == 4 => {
+            to_kernel(ctx, entry, Some((error, address)))
+        }
+        (mode::KERNEL, Exit::Syscall) if ctx.own.regs.rax == Hypercall::Iret.number() => back_to_user(ctx, entry),
+        (mode::KERNEL, Exit::Syscall) if ctx.own.regs.rax == Hypercall::SetSegmentBase.number() => {
+            let base = ctx.own.regs.rsi;
+            let own = ctx.own.regs.rdi & 0xffff_ffff == 1 && GuestVirt(base).is_canonical();
+            let plain = GuestVirt(ctx.own.regs.rip).is_canonical() && ctx.own.regs.rflags & 0x3_0100 == 0;
+            if own && plain {
+                entry.other_gs.store(base, Relaxed);
+                ctx.own.regs.rax = 0;
+            }
+            own && plain
+        }
+        _ => false,
+    }
+}
+
+/// A word that ring 0 sees at an address.
+fn seen(at: u64) -> (Frame, usize) {
+    (Frame::containing(at).expect("a frame"), (at % 4096 / 8) as usize)
+}
+
+fn swap_gs(m: &WholeMachine, entry: &Entry) {
+    let active = m.gs_base();
+    m.set_gs_base(value(&entry.other_gs));
+    entry.other_gs.store(active, Relaxed);
+}
+
+/// User code's system call, or its page fault.
+fn to_kernel(ctx: &mut Context<'_>, entry: &Entry, fault: Option<(u32, u64)>) -> bool {
+    let (m, regs) = (ctx.m, &mut ctx.own.regs);
+    let (record, head) = seen(value(&entry.info));
+    let bytes = m.peek(record, head);
+    if bytes & 0xff00 != 0 {
+        return false;
+    }
+    m.poke(record, head, bytes | 0x100);
+    let mut frame = vec![regs.rcx, regs.r11, regs.rip, regs.cs & 0xffff, regs.rflags, regs.rsp, regs.ss];
+    let (mut to, mut sp, mut handler) = (value(&entry.frame), value(&entry.frame_sp), value(&entry.syscall));
+    if let Some((error, address)) = fault {
+        m.poke(record, head + 2, address);
+        entry.cr2.store(address, Relaxed);
+        frame.insert(2, error.into());
+        (to, sp, handler) = (to - 8, sp - 8, value(&entry.fault));
+    }
+    for (n, word) in frame.iter().enumerate() {
+        let (page, place) = seen(to + 8 * n as u64);
+        m.poke(page, place, *word);
+    }
+    (regs.rip, regs.rsp) = (handler, sp);
+    (regs.cs, regs.ss) = (selector::GUEST_CS.into(), selector::GUEST_SS.into());
+    let direction = if fault.is_none() { flags::DF } else { 0 };
+    regs.rflags &= !(flags::TF | flags::NT | flags::RF | flags::VM | flags::AC | direction);
+    entry.mode.store(mode::KERNEL, Relaxed);
+    m.load_root(Frame::containing(value(&entry.kernel_cr3)).expect("a root"));
+    swap_gs(m, entry);
+    true
+}
+
+/// The way back to user code.
+fn back_to_user(ctx: &mut Context<'_>, entry: &Entry) -> bool {
+    let (m, regs) = (ctx.m, &mut ctx.own.regs);
+    let word = |n: u64| {
+        let (page, place) = seen(value(&entry.back) + 8 * n);
+        m.peek(page, place)
+    };
+    let (record, head) = seen(value(&entry.info));
+    if regs.rsp != value(&entry.back_sp) || word(5) & 3 != 3 || word(6) & flags::IF == 0 {
+        return false;
+    }
+    let bytes = m.peek(record, head) & !0xff00;
+    m.poke(record, head, bytes);
+    if bytes & 0xff != 0 {
+        return false;
+    }
+    (regs.rax, regs.r11, regs.rcx, regs.rip) = (word(0), word(1), word(2), word(4));
+    (regs.cs, regs.ss) = (word(5) & 0xffff | 3, word(8) & 0xffff | 3);
+    (regs.rflags, regs.rsp) = (word(6) & flags::GUEST | 0x202, word(7));
+    entry.mode.store(mode::USER, Relaxed);
+    m.load_root(Frame::containing(value(&entry.user_cr3)).expect("a root"));
+    swap_gs(m, entry);
+    true
+}
+
+/// Compares the worlds: the vcpu, the CPU, all memory and the words of all frames.
+fn compare(one: &Context<'_>, other: &Context<'_>) -> Result<(), String> {
+    // What was in RCX and R11 may be lost where the guest has no use for it; the last error word is nobody's.
+    let lost = one.short || other.short;
+    let vcpu = |ctx: &Context<'_>| {
+        let own = &ctx.own;
+        let mut regs = Registers { error: 0, scratch: 0, ..own.regs };
+        if lost {
+            (regs.rcx, regs.r11) = (0, 0);
+        }
+        let roots = [own.kernel_root, own.user_root];
+        let waits = (own.trap, own.nmi_masked, own.nmi_pending, own.areas_stale, own.call.is_some());
+        (regs, own.kernel_mode, roots, own.kernel_sp, own.kernel_ss, own.cr2, waits)
+    };
+    let cpu = |ctx: &Context<'_>| {
+        let loaded = ctx.m.loaded().clone();
+        let gs = value(&ctx.m.entry().other_gs);
+        (loaded.root, loaded.fs_base, loaded.gs_base, gs, ctx.m.flushes(), ctx.domain.runs())
+    };
+    if vcpu(one) != vcpu(other) {
+        return Err(format!("{:x?}\n, but {:x?}", vcpu(one), vcpu(other)));
+    }
+    if cpu(one) != cpu(other) {
+        return Err(format!("{:x?}, but {:x?}", cpu(one), cpu(other)));
+    }
+    for frame in (0..one.m.frame_limit()).filter_map(Frame::new) {
+        let words = |ctx: &Context<'_>| {
+            let frames = &ctx.world.frames;
+            let mut info = frames.info(frame);
+            if let Some(info) = &mut info {
+                info.kind.turn = 0; // a batch holds a page once, and not once for each request
+            }
+            (info, frames.stamped(frame), ctx.m.m2p(frame))
+        };
+        if words(one) != words(other) {
+            return Err(format!("{frame:?} is {:?}, but {:?}", words(one), words(other)));
+        }
+        let same = one.m.words(frame, |mine| other.m.words(frame, |others| mine == others));
+        if !same {
+            let differ = (0..512).find(|at| one.m.peek(frame, *at) != other.m.peek(frame, *at)).unwrap_or(0);
+            let [mine, others] = [one, other].map(|ctx| ctx.m.peek(frame, differ));
+            return Err(format!("word {differ} of {frame:?} is {mine:#x}, but {others:#x}"));
+        }
+    }
+    Ok(())
+}
+
+/// An entry for an L1 table: to one of the guest's pages, most often, with rights as they come.
+fn entry(rng: &mut Rng, guest: &Actor) -> u64 {
+    if rng.one_in(4) {
+        return if rng.one_in(2) { 0 } else { rng.word() & !pte::PRESENT };
+    }
+    let some = if rng.one_in(6) { rng.below(PAGES) } else { page::DATA + rng.below(PAGES - page::DATA) };
+    let frame = if rng.one_in(30) { Frame::from_u32(rng.below(MEMORY) as u32) } else { guest.pages[some] };
+    let rights = [pte::PRESENT, pte::PRESENT | pte::WRITE][rng.below(2)] | if rng.one_in(8) { 0 } else { pte::USER };
+    frame.address() | rights | if rng.one_in(3) { pte::ACCESSED | pte::DIRTY } else { 0 } | (rng.word() & pte::NX)
+}
+
+fn leaf_address(rng: &mut Rng) -> u64 {
+    at(if rng.one_in(40) { rng.below(600) } else { PAGES + rng.below(20) })
+}
+
+/// RDMSR or WRMSR of a segment base.
+fn segment_base(rng: &mut Rng, regs: &mut Registers, written: &mut Vec<(Frame, usize, u64)>, guest: &Actor) -> Exit {
+    let code: u64 = if rng.one_in(2) { 0x320f } else { 0x300f };
+    regs.rip &= !7;
+    let word = (regs.rip - BASE) as usize / 8;
+    written.push((guest.pages[word / 512], word % 512, code));
+    regs.rcx = 0xc000_0100 + rng.below(4) as u64;
+    if rng.one_in(2) {
+        regs.rdx &= 0x7fff;
+    }
+    Exit::Fault { vector: 13, error: 0, address: 0 }
+}

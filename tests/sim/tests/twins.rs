@@ -1,0 +1,18 @@
+//! What a guest sees and what ring 0 keeps is the same with short ways and without them.
+
+use sim::world::twins;
+
+/// Steps in all; a soak may ask for more.
+fn wanted() -> u64 {
+    std::env::var("SIM_STEPS").ok().and_then(|n| n.parse().ok()).unwrap_or(60_000)
+}
+
+#[test]
+fn short_ways_change_nothing_but_their_length() {
+    let thread = std::thread::Builder::new().stack_size(128 << 20);
+    let totals = thread.spawn(|| twins::run(1, wanted())).expect("a thread").join().expect("no panic");
+    let totals = totals.unwrap_or_else(|why| panic!("{why}"));
+    sim::tell(format_args!("{totals:?}"));
+    assert!(totals.entered * 10 > totals.steps, "the entry code does a part of them");
+    assert!(totals.short * 10 > totals.steps, "so do short ways");
+}
