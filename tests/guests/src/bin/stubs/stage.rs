@@ -71,7 +71,7 @@ impl Trip {
 }
 
 impl Stage {
-    /// Opens the short ways: callbacks and gates mask events already.
+    /// Opens the short ways, for the calls and faults of the kernel as well: callbacks and gates mask events already.
     pub(crate) fn new() -> Self {
         set_cr4(FSGSBASE, true);
         let chain = Chain::new();
@@ -83,6 +83,7 @@ impl Stage {
         chain.protect(3);
         let stage = Self { space: UserSpace::new(), chain, _below: below };
         stage.hang_in(stage.chain.entry(3, BRANCH));
+        stage.open(code!("nop"), &Trip::new());
         stage
     }
 
@@ -104,6 +105,9 @@ impl Stage {
     /// Runs `code` until it traps.
     pub(crate) fn go(&self, code: Code, trip: &Trip) -> Stop {
         self.open(code, trip);
+        // Where Linux has it lies another, which is nobody's to take unless it is this one.
+        let wrong = IretContext { rip: 0xbad, rax: 0xbad, ..Trip::new().frame };
+        probe::store_bytes(trip.sp - POPPED, wrong.as_bytes());
         probe::store_bytes(trip.back, trip.frame.as_bytes());
         enter_by_iret_at(trip.back, &trip.registers)
     }
