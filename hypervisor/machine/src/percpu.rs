@@ -11,8 +11,8 @@ use hv_core::addr::index;
 use hv_core::frame::asked::Asked;
 use hv_core::machine::{Entry, Page};
 
-/// CPUs we have room for.
-pub(crate) const MAX_CPUS: usize = 8;
+/// CPUs we have room for: as many as the rules.
+pub(crate) const MAX_CPUS: usize = hv_core::addr::MAX_CPUS;
 
 /// Pages of a GDT window; the last but one is the CPU's own.
 const GDT_PAGES: u64 = 16;

@@ -6,8 +6,8 @@ use crate::insn::{in8, out8};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 use hv_core::addr::index;
+use hv_core::lock::Leaf;
 use hv_core::machine::Console;
-use spin::Mutex;
 
 /// I/O ports of COM1.
 const BASE: u16 = 0x3f8;
@@ -17,12 +17,13 @@ const DATA_READY: u8 = 1;
 const CAN_SEND: u8 = 0x20;
 
 /// What has been typed and not yet taken.
-static INPUT: Mutex<heapless::Deque<u8, 512>> = Mutex::new(heapless::Deque::new());
+static INPUT: Leaf<heapless::Deque<u8, 512>> = Leaf::new(heapless::Deque::new());
 /// What we have logged last, and how many bytes have been in all.
 static LOG: [AtomicU8; 1 << 14] = [const { AtomicU8::new(0) }; 1 << 14];
 static LOGGED: AtomicU32 = AtomicU32::new(0);
-/// Keeps the bytes of one line, or one `put`, together.
-static OUTPUT: Mutex<()> = Mutex::new(());
+/// Keeps the bytes of one line, or one `put`, together. A line may take long: who waits for it answers flushes, so no rule logs
+/// while it holds on to a frame it has found.
+static OUTPUT: Leaf<()> = Leaf::new(());
 /// How often in a row the line took nothing.
 static REFUSED: AtomicU32 = AtomicU32::new(0);
 /// So often; then the line is stuck, and must not hang the machine: it took about a second.
@@ -67,8 +68,7 @@ pub(crate) fn put_now(bytes: &[u8]) {
 
 /// Sends a whole line.
 pub(crate) fn put_line(bytes: &[u8]) {
-    let _whole = OUTPUT.lock();
-    put_now(bytes);
+    OUTPUT.with(|()| put_now(bytes));
 }
 
 /// Remembers bytes of our own log.
@@ -81,24 +81,21 @@ pub(crate) fn keep(bytes: &[u8]) {
 
 /// Empties the UART into the ring, as far as there is room: what stays in its queue holds the sender up.
 pub(crate) fn receive() {
-    let mut input = INPUT.lock();
-    if !present() {
-        return;
-    }
-    while !input.is_full() && in8(BASE + 5) & DATA_READY != 0 {
-        let byte = in8(BASE);
-        let _ = input.push_back(byte);
-    }
+    INPUT.with(|input| {
+        while present() && !input.is_full() && in8(BASE + 5) & DATA_READY != 0 {
+            let byte = in8(BASE);
+            let _ = input.push_back(byte);
+        }
+    });
 }
 
 impl Console for Hardware {
     fn put(&self, bytes: &[u8]) -> usize {
-        let _whole = OUTPUT.lock();
         if !present() {
             return bytes.len();
         }
         let mut goes = |_: &&u8| can_send() || REFUSED.fetch_add(1, Relaxed) >= PATIENCE;
-        let sent = bytes.iter().take_while(&mut goes).map(|&byte| out8(BASE, byte)).count();
+        let sent = OUTPUT.with(|()| bytes.iter().take_while(&mut goes).map(|&byte| out8(BASE, byte)).count());
         if sent > 0 {
             REFUSED.store(0, Relaxed);
         }
@@ -107,8 +104,7 @@ impl Console for Hardware {
 
     fn take(&self, to: &mut [u8]) -> usize {
         receive();
-        let mut input = INPUT.lock();
-        to.iter_mut().map_while(|slot| input.pop_front().map(|byte| *slot = byte)).count()
+        INPUT.with(|input| to.iter_mut().map_while(|slot| input.pop_front().map(|byte| *slot = byte)).count())
     }
 
     fn kept(&self, from: u32, to: &mut [u8]) -> Range<u32> {

@@ -256,9 +256,9 @@ pub fn write_own_table<M: Machine>(
             Ok(Some(_)) => {}
             Err(Stop::More) => return TableWritten::Again,
             Err(Stop::Refused(why)) => {
+                drop(session); // who logs may wait
                 let id = domain.id();
                 domain.log(m, Debug, format_args!("{id} wrote {new:#x} to its table through {at:?}: {why:?}"));
-                drop(session);
                 ctx.note_refusal(RefusalKind::TableWrite, ctx.own.regs.rip, [at.0, new], Some(why.into()));
                 return TableWritten::NotOurs;
             }

@@ -141,7 +141,12 @@ fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Res
         None => record[vcpu_info::UPCALL_MASK] = 1,
     }
     ctx.m.write(frame, offset, &record);
-    vcpu.info.store(frame.address() | long(offset), Release);
+    let before = old.map_or(0, |(frame, at)| frame.address() | long(at));
+    let moved = vcpu.info.compare_exchange(before, frame.address() | long(offset), SeqCst, SeqCst);
+    if moved.is_err() {
+        ctx.world.frames.drop_use(frame, id); // another vcpu has moved it meanwhile
+        return Err(Errno::Busy);
+    }
     time::write_record(ctx.m, vcpu);
     // An event that came while the record moved set its bits in the old place: the guest is made to look at all ports.
     ctx.m.write(frame, offset + vcpu_info::PENDING_SEL, &u64::MAX.to_le_bytes());
