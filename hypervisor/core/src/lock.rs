@@ -93,7 +93,7 @@ levels!(
     Domains,
     /// One domain's own state; its page tables among it.
     Domain,
-    /// One domain's event ports.
+    /// The event ports of all domains: both ends of a channel change together.
     Ports,
     /// One domain's grants.
     Grants
