@@ -4,6 +4,7 @@
 
 use crate::stage::{Stage, TOP, TOP_INDEX, Trip, check_fault, check_filled, check_syscall_at, check_used, fill};
 use core::sync::atomic::{AtomicU64, Ordering};
+use guests::abi::callback::{CALLBACK_MASKS_EVENTS, CallbackType};
 use guests::abi::mmu::{MmuextCommand, uvmf};
 use guests::abi::shared::vcpu_info;
 use guests::abi::vcpu::{RegisterVcpuInfo, VcpuOp};
@@ -12,7 +13,10 @@ use guests::memory::{PAGE, Pages};
 use guests::probe::second::{VCPU, join, start};
 use guests::probe::{self, Code, Registers, Stop, UserSpace, call, mmuext, update_va_mapping};
 use guests::tables::{BRANCH, Chain, LEAF, READ_ONLY, current_root, pin};
-use guests::{code, events, flag, test};
+use guests::{code, events, flag, hypercall, test};
+use unikernel::hypercall::RunstateArea;
+use unikernel::time;
+use unikernel::traps::{self, SYSCALL};
 
 static PLACE: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
 static REFUSED: AtomicU64 = AtomicU64::new(0);
@@ -184,6 +188,42 @@ fn an_assist_of_the_other() {
     assert_eq!(stop.frame.rflags & flag::IOPL, flag::IOPL, "{}", stop.frame);
 }
 test!("stubs.other.assist", an_assist_of_the_other);
+
+static AREA: RunstateArea = RunstateArea::new();
+
+/// Notes the time.
+fn look_at_the_clock() {
+    PLACE[1].store(time::now_ns(), Ordering::Relaxed);
+    tell();
+}
+
+/// core 6.4: what could not be written into an area of the kernel's while user code ran is there when the handler is.
+fn an_area_of_the_kernel() {
+    let stage = Stage::new();
+    stage.ordinary();
+    hypercall::register_runstate(0, &AREA).expect("an area is taken");
+    let since = code!("mov r8, [r12]", "jmp r15").start;
+    for (code, vector) in [(waits_then_calls(), SYSCALL), (waits_then_faults(), 14)] {
+        let mut gate = traps::gate(14, 0, true);
+        gate.address = since;
+        guests::install_gate(gate);
+        crate::stage::register(CallbackType::Syscall, CALLBACK_MASKS_EVENTS, since);
+        set_places([stage.space.data(), 0, 0, 0, 0, 0]);
+        probe::store(stage.space.data(), 0);
+        let mut trip = Trip::new();
+        (trip.registers.rdi, trip.registers.rsi) = (UserSpace::DATA, 0x10);
+        (trip.registers.r12, trip.registers.r15) = (probe::address(&AREA) + 8, traps::handler_address(vector));
+        start(look_at_the_clock);
+        let stop = stage.go(code, &trip).trapped(vector);
+        guests::install_gate(traps::gate(14, 0, true));
+        crate::stage::register_ordinary();
+        join();
+        // This vcpu has run since the other looked at the clock, and not before.
+        let (entered, looked) = (stop.frame.r8, place(1));
+        assert!(looked > 0 && entered >= looked, "runs since {entered}, the other looked at {looked}");
+    }
+}
+test!("stubs.other.runstate", an_area_of_the_kernel);
 
 fn register(vcpu: u32, frame: u64, offset: u32) -> Result<u64, Errno> {
     let arg = RegisterVcpuInfo { mfn: frame, offset, reserved: 0 };
