@@ -7,7 +7,7 @@ use crate::call::Call;
 use crate::event::UpcallMask;
 use crate::fault::{Fault, planted};
 use crate::flags;
-use crate::machine::{Flush, Registers};
+use crate::machine::{Flush, Registers, mode};
 use crate::paging::Outcome;
 use crate::paging::ops::BATCH;
 use crate::prelude::*;
@@ -148,6 +148,7 @@ fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
         ctx.own.user_root = Some(user);
     }
     let entry = ctx.m.entry();
+    entry.mode.store(mode::LONG, Relaxed); // until it knows both
     entry.kernel_cr3.store(ctx.own.kernel_root?.address(), Relaxed);
     entry.user_cr3.store(ctx.own.user_root?.address(), Relaxed);
     point_at_stack(ctx); // under another root it may be another page

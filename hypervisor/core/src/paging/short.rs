@@ -199,8 +199,8 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
         self.own.let_go(mine, old & WRITABLE != 0);
     }
 
-    /// Takes what the leaves of a table on its way up lead to, from an entry on, as long as they are ordinary and need no
-    /// correction; says where that ends.
+    /// Takes what the leaves of a table on its way up lead to, from an entry on, as long as they are ordinary; says where that
+    /// ends.
     pub(super) fn climb(&self, frame: Frame, from: usize, end: usize) -> usize {
         let (page, mut at, mut noted) = (self.m.page(frame), from, ENTRIES);
         while at < end
@@ -215,7 +215,7 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
                 noted = at / GROUP;
                 self.own.table().note_entry(frame, at);
             }
-            if self.take_leaf(raw).is_none() {
+            if self.take_leaf(word, raw).is_none() {
                 break;
             }
             at = at.saturating_add(1);
@@ -223,9 +223,14 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
         at
     }
 
-    fn take_leaf(&self, raw: u64) -> Option<()> {
-        entry::ordinary_leaf(raw).filter(|ordinary| *ordinary == raw)?;
-        self.own.hold(self.own.led_to(raw)?, raw & WRITABLE != 0)
+    /// Takes what a leaf leads to, after it has the bits we force.
+    fn take_leaf(&self, word: &AtomicU64, raw: u64) -> Option<()> {
+        let leaf = entry::ordinary_leaf(raw)?;
+        // The CPU may set A and D meanwhile: then the long way tries again.
+        if leaf != raw && word.compare_exchange(raw, leaf, SeqCst, SeqCst).is_err() {
+            return None;
+        }
+        self.own.hold(self.own.led_to(leaf)?, leaf & WRITABLE != 0)
     }
 
     /// Drops what a leaf led to.

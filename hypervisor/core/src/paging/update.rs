@@ -68,6 +68,11 @@ impl<M: Frames + Cpus> Session<'_, M> {
         if from == self.id() && self.ordinary_update(MmuUpdate { ptr: address, val: value }).is_some() {
             return Ok(());
         }
+        self.extraordinary_update(address, value, from)
+    }
+
+    /// The same the long way.
+    fn extraordinary_update(&mut self, address: u64, value: u64, from: DomainId) -> Outcome<()> {
         let how = match UpdateCommand::from_number(address & 7).ok_or(Refused::Unknown)? {
             UpdateCommand::Normal | UpdateCommand::NoTranslate => How::Store,
             UpdateCommand::MachPhys => return self.set_m2p(address, value),
@@ -91,11 +96,14 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// As [`Session::mmu_update`].
     pub fn mmu_updates(&mut self, requests: &[MmuUpdate], from: DomainId, done: &mut usize) -> Outcome<()> {
-        if from == self.id() {
-            *done = self.ordinary_updates(requests);
-        }
-        for MmuUpdate { ptr, val } in requests.iter().skip(*done) {
-            self.mmu_update(*ptr, *val, from)?;
+        // Where one is out of the ordinary and none before it was ordinary, all are likely to be: a toolstack's are.
+        let mut promising = from == self.id();
+        while let Some(rest) = requests.get(*done..).filter(|rest| !rest.is_empty()) {
+            let did = if promising { self.ordinary_updates(rest) } else { 0 };
+            *done = done.saturating_add(did);
+            promising = did > 0;
+            let Some(MmuUpdate { ptr, val }) = requests.get(*done) else { break };
+            self.extraordinary_update(*ptr, *val, from)?;
             *done = done.saturating_add(1);
         }
         Ok(())
