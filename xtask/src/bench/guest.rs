@@ -17,7 +17,7 @@ const PARTS_OF_XEN: [(&str, f64); 8] = [
     ("null_syscall", 0.12),
     ("signal_self", 0.12),
     ("page_fault", 0.33),
-    ("mprotect_1024_pages", 0.18),
+    ("mprotect_1024_pages", 0.19),
     ("fork_dirty_8M", 0.31),
     ("fork_exit", 0.35),
     ("fork_exec", 0.36),

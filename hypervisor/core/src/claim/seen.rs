@@ -23,6 +23,7 @@ pub(crate) enum Kind {
 
 /// Pages of one kind that are remembered.
 const PAGES: usize = 16;
+const _: () = assert!(Kind::Code as usize == PAGES && Kind::Table as usize == 2 * PAGES);
 
 /// The pages that a CPU has found by walking tables, remembered as its TLB remembers them: until it flushes.
 ///

@@ -81,14 +81,7 @@ impl<'a> Own<'a> {
     /// Takes what a leaf needs that leads to the frame: a reference, and a use as writable if it may be written.
     #[inline]
     pub(crate) fn hold(self, mine: Mine<'a>, writable: bool) -> Option<()> {
-        self.take_ref(mine)?;
-        if writable {
-            return self.take_use(mine, Use::Writable).or_else(|| {
-                self.drop_ref(mine);
-                None
-            });
-        }
-        Some(())
+        if writable { self.hold_as(mine, Use::Writable) } else { self.take_ref(mine) }
     }
 
     /// Drops what [`Own::hold`] took.

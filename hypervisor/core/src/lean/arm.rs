@@ -12,6 +12,7 @@ use crate::claim::Access;
 use crate::fault::{Fault, planted};
 use crate::machine::mode;
 use crate::prelude::*;
+use crate::trap::PF;
 use crate::trap::table::gate;
 use hypercall_abi::callback::Assist;
 
@@ -19,7 +20,6 @@ use hypercall_abi::callback::Assist;
 const PUSHED: u64 = 56;
 /// Bytes that the way back to user code pops, from where Linux has them: right below the top of the stack.
 const POPPED: u64 = 72;
-const PAGE_FAULT: u8 = 14;
 
 /// Tells the entry code what it may do. Called when this CPU has answered all flushes; from here to the guest nothing waits.
 #[inline(always)]
@@ -42,7 +42,7 @@ fn prepare<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
         && ctx.m.has_gs_instructions()
         && !ctx.domain.assisted(Assist::ArchitecturalIopl)
         && ctx.world.frames.has_short_ways();
-    let fault = gate(ctx, PAGE_FAULT);
+    let fault = gate(ctx, PF);
     let handlers = [syscall.address, fault.address];
     if !(plain && fault.masks_events || planted(Fault::ArmAnyway))
         || !handlers.iter().all(|at| *at != 0 && GuestVirt(*at).is_canonical())

@@ -9,15 +9,13 @@ use crate::fault::{Fault, planted};
 use crate::flags;
 use crate::machine::{Flush, Registers, mode};
 use crate::paging::Outcome;
-use crate::paging::ops::BATCH;
+use crate::paging::ops::{BATCH, COUNT};
 use crate::prelude::*;
 use hypercall_abi::Hypercall;
 use hypercall_abi::callback::{IRET_IN_SYSCALL, IretContext, SegmentBase};
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, uvmf};
 use zerocopy::{FromZeros, IntoBytes};
 
-/// The bits of a count that count, see `paging::ops`.
-const COUNT: u64 = 0x7fff_ffff;
 const SELF: u64 = domid::SELF as u64;
 
 /// Carries out the call in the registers of a guest's kernel.

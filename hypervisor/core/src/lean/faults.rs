@@ -11,14 +11,13 @@ use crate::prelude::*;
 use crate::trap::decode::{self, truncate};
 use crate::trap::emulate::{finish_write, msr};
 use crate::trap::table::gate;
-use crate::trap::{self, PF_FETCH, PF_PRESENT, PF_RESERVED, PF_USER, PF_WRITE};
+use crate::trap::{self, PF, PF_FETCH, PF_PRESENT, PF_RESERVED, PF_USER, PF_WRITE};
 use hypercall_abi::callback::Assist;
 use hypercall_abi::selector;
 
 /// A page fault of the guest's kernel.
 #[inline(always)]
 pub(super) fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) -> Option<Way> {
-    const PAGE_FAULT: u8 = 14;
     if error & (PF_USER | PF_RESERVED) != PF_USER {
         return None;
     }
@@ -27,7 +26,7 @@ pub(super) fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) -> Option
     if forbidden_write && ctx.domain.assisted(Assist::WritablePagetables) {
         return table_write(ctx, address);
     }
-    let handler = gate(ctx, PAGE_FAULT);
+    let handler = gate(ctx, PF);
     left(ctx);
     trap::set_cr2(ctx, address);
     let bounced = trap::bounce(ctx, handler, Some(error & !PF_USER));

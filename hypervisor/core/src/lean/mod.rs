@@ -15,7 +15,6 @@ pub mod shape;
 
 pub use arm::{arm, left};
 
-use crate::fault::{Fault, planted};
 use crate::machine::{entry, mode};
 use crate::prelude::*;
 
@@ -89,7 +88,7 @@ fn count<M: Machine>(ctx: &Ctx<'_, M>) {
 /// kernel's stack is: what the entry code knows must hold again.
 #[inline(always)]
 fn settle<M: Machine>(ctx: &mut Ctx<'_, M>) {
-    if !arm::holds(ctx) && !planted(Fault::StayArmed) {
+    if !arm::holds(ctx) {
         left(ctx);
         arm(ctx);
     }

@@ -16,7 +16,7 @@ use zerocopy::{FromZeros, IntoBytes};
 /// Requests copied in at a time.
 pub(crate) const BATCH: usize = 32;
 /// The bits of a count that count; the top one is Xen's mark of a call it continues.
-const COUNT: u64 = 0x7fff_ffff;
+pub(crate) const COUNT: u64 = 0x7fff_ffff;
 
 /// Whose frames may be mapped and whose tables changed, as the upper argument of `mmu_update` says (ABI core 4.4).
 fn parties<'a, M: Machine>(ctx: &Ctx<'a, M>, domains: u64) -> Result<(&'a Domain, DomainId), Errno> {

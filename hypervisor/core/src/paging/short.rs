@@ -190,13 +190,9 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
             }
         }
         if let Some(mine) = was {
-            self.let_go(mine, place.old);
+            self.own.let_go(mine, place.old & WRITABLE != 0);
         }
         Some(())
-    }
-
-    fn let_go(&self, mine: Mine<'a>, old: u64) {
-        self.own.let_go(mine, old & WRITABLE != 0);
     }
 
     /// Takes what the leaves of a table on its way up lead to, from an entry on, as long as they are ordinary; says where that
@@ -238,7 +234,7 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
         if raw & PRESENT == 0 {
             return None;
         }
-        self.let_go(self.own.led_to(raw)?, raw);
+        self.own.let_go(self.own.led_to(raw)?, raw & WRITABLE != 0);
         Some(())
     }
 

@@ -29,7 +29,7 @@ use table::gate;
 const UD: u8 = 6;
 const NM: u8 = 7;
 const GP: u8 = 13;
-const PF: u8 = 14;
+pub(crate) const PF: u8 = 14;
 /// Page fault: the entry was present, the access a write, by user mode, a reserved bit was set, an instruction fetch.
 pub(crate) const PF_PRESENT: u32 = 1;
 pub(crate) const PF_WRITE: u32 = 2;
