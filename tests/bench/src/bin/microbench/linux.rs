@@ -150,6 +150,22 @@ pub(crate) fn open(path: &CStr) -> usize {
     checked(unsafe { call(number::OPEN, [path.as_ptr() as usize, 0, 0, 0, 0]) })
 }
 
+/// Makes a file of some pages of zeros, and opens it for reading.
+#[track_caller]
+pub(crate) fn make_file(path: &CStr, pages: usize) -> usize {
+    const WRITE_CREATE: usize = 0o101;
+    let page = Map::new(PAGE);
+    // SAFETY: the kernel reads the path.
+    let file = checked(unsafe { call(number::OPEN, [path.as_ptr() as usize, WRITE_CREATE, 0o600, 0, 0]) });
+    for _ in 0..pages {
+        // SAFETY: the kernel reads the page.
+        let written = checked(unsafe { call(number::WRITE, [file, page.start, PAGE, 0, 0]) });
+        assert_eq!(written, PAGE, "{path:?} takes no more");
+    }
+    close(file);
+    open(path)
+}
+
 /// Closes a file.
 #[track_caller]
 pub(crate) fn close(file: usize) {
@@ -184,6 +200,24 @@ impl Map {
         // SAFETY: the pages are ours and hold nothing. A kernel without huge pages refuses, and needs no advice.
         unsafe { call(number::MADVISE, [start, length, NO_HUGE_PAGE, 0, 0]) };
         Self { start, length }
+    }
+
+    /// A file's pages, for reading.
+    #[track_caller]
+    pub(crate) fn of_file(file: usize, length: usize) -> Self {
+        const READ: usize = 1;
+        const PRIVATE: usize = 2;
+        // SAFETY: new pages where nothing is.
+        let start = checked(unsafe { call(number::MMAP, [0, length, READ, PRIVATE, file]) });
+        Self { start, length }
+    }
+
+    /// Reads from each page.
+    pub(crate) fn read(&self) {
+        for at in (self.start..self.start + self.length).step_by(PAGE) {
+            // SAFETY: the page is ours, and the file behind it is as long as the map.
+            unsafe { (at as *const u8).read_volatile() };
+        }
     }
 
     /// Writes to each page.

@@ -7,6 +7,10 @@ use marker::{Kind, OPCODE, word};
 use microbench::{METRICS, REPETITIONS};
 
 const MIB: usize = 1 << 20;
+/// Memory that is written before or in the metrics of large forks.
+const DIRTY: usize = 8 * MIB;
+/// Pages of the file in `map_file_64_pages`.
+const FILE_PAGES: usize = 64;
 
 /// The number of a metric; one that does not exist stops the build.
 const fn number(name: &str) -> u16 {
@@ -79,6 +83,17 @@ pub(crate) fn run(process: &Process) {
     measure::<{ number("signal_self") }>(|n| times(n, || linux::signal_self(this)));
     // A whole operation: the program sleeps, the CPU idles, the timer wakes both.
     measure::<{ number("nanosleep") }>(|n| times(n, || linux::sleep(0, 1_000_000)));
+    // Behind the older metrics, so that the memory they find has not changed.
+    let file = linux::make_file(c"/tmp/file", FILE_PAGES);
+    measure::<{ number("map_file_64_pages") }>(|n| {
+        times(n, || Map::of_file(file, FILE_PAGES * linux::PAGE).read());
+    });
+    linux::close(file);
+    let area = Map::new(DIRTY);
+    for _ in 0..REPETITIONS {
+        area.touch();
+        window::<{ number("fork_exit_8M") }>(|n| times(n, || linux::wait(linux::fork(|| ()))));
+    }
 }
 
 fn memory() {
@@ -99,7 +114,7 @@ fn memory() {
 
 fn processes() {
     measure::<{ number("fork_exit") }>(|n| times(n, || linux::wait(linux::fork(|| ()))));
-    let area = Map::new(8 * MIB);
+    let area = Map::new(DIRTY);
     for _ in 0..REPETITIONS {
         // Freshly written pages, as a shell's or a daemon's would be: fork must write-protect each.
         window::<{ number("fork_dirty_8M") }>(|n| {
