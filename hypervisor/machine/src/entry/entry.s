@@ -33,6 +33,23 @@
     load_registers
 .endm
 
+// R11 is the address of `Entry`: the other GS base becomes the active one. RAX and the scratch register are lost.
+.macro swap_gs_bases scratch
+    rdgsbase \scratch
+    mov rax, [r11 + {OTHER_GS}]
+    mov [r11 + {OTHER_GS}], \scratch
+    wrgsbase rax
+.endm
+
+// SYSRET must not meet an address that is not canonical: goes elsewhere with it. RAX is lost.
+.macro check_canonical address, elsewhere
+    mov rax, \address
+    sar rax, 47
+    inc rax
+    cmp rax, 1
+    ja \elsewhere
+.endm
+
 // A place the CPU, or `run`, comes to.
 .macro begin name
     .balign 16
@@ -157,32 +174,43 @@ begin entry_syscall
     or eax, 3
     push rax
     push qword ptr [rcx + 32]
-    swapgs
-    rdgsbase rcx
-    mov rax, [r11 + {OTHER_GS}]
-    mov [r11 + {OTHER_GS}], rcx
-    wrgsbase rax
+    test byte ptr [rcx + 25], 1         // VGCF_in_syscall: RCX and R11 may be lost
+    jnz 4f
+5:  swapgs
+    swap_gs_bases rcx
     mov rcx, [r11 + {BACK}]
     mov rax, [rcx]
     mov r11, [rcx + 8]
     mov rcx, [rcx + 16]
     jmp entry_return
 
-    // The GS base of user mode. SYSRET must not meet an address that is not canonical.
+    // By SYSRET, under the conditions of `short_way`, which here are those of the words that were pushed. SYSCALL has loaded SS.
+4:  check_canonical [rsp], 5b
+    cmp qword ptr [rsp + 8], 0xe033
+    jne 5b
+    test dword ptr [rsp + 16], {EXACT_FLAGS}
+    jnz 5b
+    cmp qword ptr [rsp + 32], 0xe02b
+    jne 5b
+    swapgs
+    swap_gs_bases rcx
+    mov rcx, [r11 + {BACK}]
+    mov rax, [rcx]
+    mov rcx, [rsp]
+    mov r11, [rsp + 16]
+    mov rsp, [rsp + 24]
+    sysretq
+
+    // The GS base of user mode.
 3:  cmp rax, {SET_SEGMENT_BASE}
     jne 9f
     cmp edi, {GS_USER}
     jne 9f
     cmp dword ptr [rsp + {MODE}], {KERNEL}
     jne 9f
-    .irp address, rsi, rcx
-    mov rax, \address
-    sar rax, 47
-    inc rax
-    cmp rax, 1
-    ja 6f
-    .endr
-    test r11d, 0x30100                  // TF, RF, VM
+    check_canonical rsi, 6f
+    check_canonical rcx, 6f
+    test r11d, {EXACT_FLAGS}
     jnz 6f
     mov [rsp + {OTHER_GS}], rsi
     inc qword ptr [rsp + {RULED}]

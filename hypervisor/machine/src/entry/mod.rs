@@ -71,6 +71,7 @@ core::arch::global_asm!(
     SYSCALL32 = const SYSCALL32,
     SYSENTER = const SYSENTER,
     FAILED_RETURN = const FAILED_RETURN,
+    EXACT_FLAGS = const EXACT_FLAGS,
     DR6_CLEAR = const hv_core::vcpu::debug::DR6_CLEAR,
     nested = sym nested,
     nmis = sym NMIS,

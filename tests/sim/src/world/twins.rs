@@ -13,7 +13,7 @@ use hv_core::flags;
 use hv_core::lean::{self, End};
 use hv_core::machine::{CpuState, Cpus, Entry, Exit, Frames, Interrupt, Registers, mode};
 use hv_core::{dispatch, trap};
-use hypercall_abi::callback::Assist;
+use hypercall_abi::callback::{Assist, IRET_IN_SYSCALL};
 use hypercall_abi::mmu::{MmuextCommand, pte};
 use hypercall_abi::{Hypercall, domid, selector};
 use std::sync::atomic::AtomicU64;
@@ -27,6 +27,8 @@ const GUESTS: usize = 12;
 const STEPS: u64 = 2_000;
 /// Steps of a call after which it is taken for one that never ends.
 const ENDLESS: usize = 2_000;
+/// Flags with which the entry code does not use SYSRET.
+const EXACT: u64 = 0x3_0100;
 
 /// What happened.
 #[derive(Clone, Copy, Default, Debug)]
@@ -339,7 +341,7 @@ fn enters(ctx: &mut Context<'_>, exit: Exit) -> bool {
         (mode::KERNEL, Exit::Syscall) if ctx.own.regs.rax == Hypercall::SetSegmentBase.number() => {
             let base = ctx.own.regs.rsi;
             let own = ctx.own.regs.rdi & 0xffff_ffff == 1 && GuestVirt(base).is_canonical();
-            let plain = GuestVirt(ctx.own.regs.rip).is_canonical() && ctx.own.regs.rflags & 0x3_0100 == 0;
+            let plain = GuestVirt(ctx.own.regs.rip).is_canonical() && ctx.own.regs.rflags & EXACT == 0;
             if own && plain {
                 entry.other_gs.store(base, Relaxed);
                 ctx.own.regs.rax = 0;
@@ -411,6 +413,10 @@ fn back_to_user(ctx: &mut Context<'_>, entry: &Entry) -> bool {
     (regs.rax, regs.r11, regs.rcx, regs.rip) = (word(0), word(1), word(2), word(4));
     (regs.cs, regs.ss) = (word(5) & 0xffff | 3, word(8) & 0xffff | 3);
     (regs.rflags, regs.rsp) = (word(6) & flags::GUEST | 0x202, word(7));
+    let flat = (regs.cs, regs.ss) == (selector::GUEST_CS.into(), selector::GUEST_SS.into());
+    if word(3) & IRET_IN_SYSCALL != 0 && flat && GuestVirt(regs.rip).is_canonical() && regs.rflags & EXACT == 0 {
+        (regs.rcx, regs.r11) = (regs.rip, regs.rflags); // by SYSRET
+    }
     entry.mode.store(mode::USER, Relaxed);
     m.load_root(Frame::containing(value(&entry.user_cr3)).expect("a root"));
     swap_gs(m, entry);

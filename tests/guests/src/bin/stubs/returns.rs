@@ -62,6 +62,54 @@ fn a_lossy_return() {
 }
 test!("stubs.iret.lossy", a_lossy_return);
 
+/// core 3.7, pitfall 12: with the flag, a return to flat code is by SYSRET, which leaves RIP and RFLAGS in RCX and R11; but not
+/// where SYSRET would do something else. The rules go by the same conditions.
+fn a_return_by_sysret() {
+    let stage = Stage::new();
+    let flat = (u64::from(selector::GUEST_CS), u64::from(selector::GUEST_SS));
+    for back in [SP - POPPED, SP - POPPED - 8] {
+        let lossy = |(cs, ss): (u64, u64), rflags: u64, rip: u64| {
+            let trip = Trip { back, ..Trip::with_flags(rflags) };
+            Trip { frame: IretContext { flags: IRET_IN_SYSCALL, cs, ss, rip, ..trip.frame }, ..trip }
+        };
+        for rflags in [0x202, 2, 0x202 | flag::AC | flag::DF | flag::NT, 0xed7 | 1 << 21, 0x202 | flag::IOPL | flag::VM]
+        {
+            for selectors in [flat, (flat.0 | 0xffff_0000, flat.1 & !3), (flat.0, flat.1 | 1 << 40)] {
+                let trip = lossy(selectors, rflags, UserSpace::CODE);
+                let stop = stage.go(code!("ud2"), &trip).trapped(6);
+                check_entry(&stop, &trip);
+                let (frame, IretContext { rax, rsp, rip, .. }) = (stop.frame, trip.frame);
+                let (rcx, r11) = (rip, trip.user_flags());
+                assert_eq!(registers_of(&frame), Registers { rax, rsp, rcx, r11, ..trip.registers }, "{frame}");
+                assert_eq!((frame.rip, frame.error), (rip, 0), "{frame}");
+                assert_eq!((frame.rflags | flag::IF) & !flag::RF, r11, "{frame}");
+            }
+        }
+        for rip in [0x8000_0000_0000, NOT_CANONICAL, 0xffff_7fff_ffff_ffff] {
+            let frame = stage.go(code!("nop"), &lossy(flat, 0x202, rip)).trapped(13).frame;
+            assert_eq!((frame.rip, frame.error, frame.rsp), (rip, 0, UserSpace::frame().rsp), "{frame}");
+            assert_ne!(frame.rcx, rip, "{frame}");
+        }
+        for (bit, vector, rip) in [(flag::TF, 1, UserSpace::CODE + 1), (flag::RF, 6, UserSpace::CODE + 1)] {
+            let frame = stage.go(code!("nop", "ud2"), &lossy(flat, 0x202 | bit, UserSpace::CODE)).trapped(vector).frame;
+            assert_eq!((frame.rip, frame.rsp), (rip, UserSpace::frame().rsp), "{frame}");
+            assert_ne!(frame.rcx, UserSpace::CODE, "{frame}");
+        }
+        // Compatibility code, and then selectors that do not load: of nothing, of data for code, null for a stack.
+        let frame = stage.go(code!("nop"), &lossy((0xe023, flat.1), 0x202, UserSpace::CODE)).trapped(6).frame;
+        assert_eq!((frame.cs, frame.rip), (0xe023, UserSpace::CODE + 1), "{frame}");
+        let (nothing, data, null) = (0x1233, 0xe02b, 3);
+        for (cs, ss, error) in
+            [(nothing, flat.1, 0x1230), (data, flat.1, 0xe028), (flat.0, nothing, 0x1230), (flat.0, null, 0)]
+        {
+            let frame = stage.go(code!("nop"), &lossy((cs, ss), 0x202, UserSpace::CODE)).trapped(13).frame;
+            assert_eq!((frame.cs, frame.ss, frame.error, frame.rip), (cs, ss, error, UserSpace::CODE), "{frame}");
+        }
+        stage.ordinary();
+    }
+}
+test!("stubs.iret.sysret", a_return_by_sysret);
+
 /// Where the frame lies does not matter, nor where the stack ends.
 fn places_of_frame_and_stack() {
     let stage = Stage::new();
