@@ -14,7 +14,6 @@ struct Guests;
 impl Runner<Hardware> for Guests {
     fn run(&mut self, ctx: &mut Ctx<'_, Hardware>) -> Option<Exit> {
         let m = ctx.m;
-        m.begin(&mut ctx.own.regs);
         let end = lean::run(ctx, |ctx, way| {
             m.enter(&mut ctx.own.regs, if way == Way::Short { Return::Short } else { Return::Exact });
         });

@@ -44,8 +44,18 @@ pub enum Fault {
     KeepBreakpoints,
     /// The end of a frame's last use is not stamped.
     SkipStamp,
-    /// An entry that is written into a table is not noted among those that are to be taken down.
-    SkipNote,
+    /// An entry that is written into a table is not noted among those that are to be taken down: by an update,
+    SkipNoteOfUpdate,
+    /// by a table on its way up, which has them already,
+    SkipNoteOfClimb,
+    /// by the short way of an update,
+    SkipNoteOfShortUpdate,
+    /// by the short way up.
+    SkipNoteOfShortClimb,
+    /// The end of a frame's last use is stamped after the count says so.
+    StampLate,
+    /// A short way drops a leaf's use as writable before the entry says so.
+    DropEarly,
     /// Short ways take anybody's frame for the domain's own.
     ShortOfOthers,
     /// A page that was found is remembered over a flush.
@@ -82,6 +92,8 @@ pub enum Fault {
     UnmakeVisited,
     /// A machine does not wait until other CPUs have flushed.
     AwaitNoFlush,
+    /// A machine answers that it has flushed when its entry code has been told already what it may do.
+    ArmThenAnswer,
     /// A domain begins with what the last one in its slot has left in a field.
     InheritField,
 }

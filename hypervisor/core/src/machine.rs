@@ -155,6 +155,9 @@ pub trait CpuState {
 
 /// All of it: what a whole hypervisor needs.
 pub trait Machine: Frames + Cpus + Clock + Console + CpuState + Sync + 'static {
+    /// The vcpu with these registers is about to run: its exits are kept there, and what other CPUs have asked for is done.
+    /// Afterwards a CPU that wants this one to flush interrupts its guest.
+    fn begin(&self, registers: &mut Registers);
     /// Lets interrupts that wait come in, and does what other CPUs have asked this one for; answers whether one of them was
     /// the console's. No lock is held, and nothing found by walking tables is used afterwards.
     fn let_in(&self) -> bool;

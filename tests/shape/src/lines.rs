@@ -82,7 +82,7 @@ const AREAS: &[Area] = &[
             ("core/host", 175, &["hypervisor/core/src/host"]),
             ("core/dispatch", 165, &["hypervisor/core/src/dispatch"]),
             ("core/claim, world", 310, &["hypervisor/core/src/claim", "hypervisor/core/src/world"]),
-            ("core: addr, lock, machine, call", 760, &["hypervisor/core/src"]),
+            ("core: addr, lock, machine, call", 780, &["hypervisor/core/src"]),
             ("hypervisor/src", 280, &["hypervisor/src"]),
         ],
     },

@@ -22,9 +22,11 @@ fn the_audit_finds_every_planted_fault() {
         Fault::CountEarly,
         Fault::BreakPromises,
         Fault::SkipStamp,
-        Fault::SkipNote,
+        Fault::SkipNoteOfUpdate,
+        Fault::SkipNoteOfClimb,
     ];
-    let short = [Fault::ShortOfOthers, Fault::ShortWithoutUse];
+    let short =
+        [Fault::ShortOfOthers, Fault::ShortWithoutUse, Fault::SkipNoteOfShortUpdate, Fault::SkipNoteOfShortClimb];
     let (mut missed, count) = (Vec::new(), faults.len() + short.len());
     let all = faults.map(|fault| (fault, Ways::Long)).into_iter().chain(short.map(|fault| (fault, Ways::Both)));
     for (fault, ways) in all {

@@ -33,10 +33,13 @@ fn the_audit_notices_faults_of_several_cpus() {
         }
     }
     // Those that take one moment among many are told as stories.
-    let stories: [(Fault, fn()); 3] = [
+    let stories: [(Fault, fn()); 6] = [
         (Fault::LateTicket, meanwhile::a_use_that_ends_during_a_flush),
         (Fault::KeepFrame, meanwhile::a_list_that_becomes_a_table_during_a_flush),
         (Fault::UnmakeVisited, meanwhile::a_domain_that_dies_during_a_flush),
+        (Fault::DropEarly, meanwhile::a_page_that_is_looked_at_while_its_entry_changes),
+        (Fault::StampLate, meanwhile::a_page_that_becomes_a_table_while_its_last_use_ends),
+        (Fault::ArmThenAnswer, meanwhile::a_stack_that_becomes_a_table_before_a_system_call),
     ];
     for (fault, story) in stories {
         plant(Some(fault));

@@ -150,6 +150,6 @@ impl<'a> Own<'a> {
     /// Notes that an entry of a table is, or is about to be, present.
     #[inline]
     pub(crate) fn note_entry(mine: Mine<'a>, index: usize) {
-        FrameTable::note(&mine.words(), index);
+        FrameTable::note(&mine.words(), index, Fault::SkipNoteOfShortUpdate);
     }
 }

@@ -322,10 +322,15 @@ impl FrameTable {
     pub(super) fn step_down(&self, w: &Words<'_>) -> Result<Left, ()> {
         step(w.kind, |bits| {
             let (next, left) = TypeState::drop_use(bits).ok_or(())?;
-            if left == Left::Unused && !planted(Fault::SkipStamp) {
+            if left == Left::Unused && !planted(Fault::SkipStamp) && !planted(Fault::StampLate) {
                 self.stamp(w); // before the count says that nobody uses it
             }
             Ok((next, left))
+        })
+        .inspect(|left| {
+            if *left == Left::Unused && planted(Fault::StampLate) {
+                self.stamp(w);
+            }
         })
     }
 
@@ -497,19 +502,18 @@ impl FrameTable {
         }
     }
 
-    /// An entry of a table is, or is about to be, present. Called before the entry is written or counted.
-    pub(crate) fn note_entry(&self, table: Frame, index: usize) {
-        if let Some(w) = self.words(table)
-            && !planted(Fault::SkipNote)
-        {
-            Self::note(&w, index);
+    /// An entry of a table is, or is about to be, present. Called before the entry is written or counted; `skip` is the fault of
+    /// a caller that does not.
+    pub(crate) fn note_entry(&self, table: Frame, index: usize, skip: Fault) {
+        if let Some(w) = self.words(table) {
+            Self::note(&w, index, skip);
         }
     }
 
     #[inline]
-    pub(super) fn note(w: &Words<'_>, index: usize) {
+    pub(super) fn note(w: &Words<'_>, index: usize, skip: Fault) {
         let group = (1 << ((index / GROUP) & 31)) << 32;
-        if w.link.load(SeqCst) & group == 0 {
+        if w.link.load(SeqCst) & group == 0 && !planted(skip) {
             w.link.fetch_or(group, SeqCst);
         }
     }

@@ -41,8 +41,9 @@ pub enum End {
 }
 
 /// Runs the guest, for as long as what it leaves for is ordinary. `enter` lets it run until it leaves and keeps what it left for
-/// in [`crate::machine::Registers::error`]; nothing waits or answers a flush between [`arm`] and the guest.
+/// in [`crate::machine::Registers::error`]. Flushes are answered first: nothing waits or answers between [`arm`] and the guest.
 pub fn run<M: Machine>(ctx: &mut Ctx<'_, M>, mut enter: impl FnMut(&mut Ctx<'_, M>, Way)) -> End {
+    ctx.m.begin(&mut ctx.own.regs);
     arm(ctx);
     let mut way = if ctx.short { Way::Short } else { Way::Exact };
     let end = loop {

@@ -188,7 +188,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
                 return self.move_to(next);
             }
         }
-        self.table.note_entry(top.table, top.next);
+        self.table.note_entry(top.table, top.next, Fault::SkipNoteOfClimb);
         match self.take_in_place(top) {
             Ok(Taken::Ready) => self.move_to(top.next.saturating_add(1)),
             Ok(Taken::Started) => {} // a cursor above us brings the child up; then we count it

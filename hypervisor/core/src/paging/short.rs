@@ -162,8 +162,9 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
     fn change_right(&self, new: u64, swap: impl Fn() -> Option<()>) -> Option<()> {
         let mine = self.own.led_to(new)?;
         if new & WRITABLE == 0 {
+            let early = planted(Fault::DropEarly).then(|| self.own.drop_writable(mine));
             swap()?;
-            self.own.drop_writable(mine);
+            early.unwrap_or_else(|| self.own.drop_writable(mine));
             return Some(());
         }
         if !planted(Fault::ShortWithoutUse) {
@@ -209,7 +210,7 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
             }
             if noted != at / GROUP {
                 noted = at / GROUP;
-                self.own.table().note_entry(frame, at);
+                self.own.table().note_entry(frame, at, Fault::SkipNoteOfShortClimb);
             }
             if self.take_leaf(word, raw).is_none() {
                 break;

@@ -216,10 +216,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
             }
             None => 0,
         };
-        if moved != 0 {
-            self.table.note_entry(slot.table, slot.index);
-        }
-        // Whatever A and D bits the CPU has set meanwhile: under the domain's lock nothing else changes.
+        // Whatever A and D bits the CPU has set meanwhile: under the domain's lock nothing else changes. What is moved is noted
+        // as an entry of the table: the one whose place it takes was.
         self.release(word.swap(moved, SeqCst), 1);
         self.flush = true;
         Ok(())
@@ -273,7 +271,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         let wide = if planted(Fault::WideFastPath) { entry::WRITABLE } else { 0 };
         let harmless = entry::holds_the_same(old, new.raw ^ (old ^ new.raw) & wide);
         if new.target != Target::Nothing {
-            self.table.note_entry(slot.table, slot.index);
+            self.table.note_entry(slot.table, slot.index, Fault::SkipNoteOfUpdate);
         }
         if !harmless {
             self.take(&new, level, from)?;

@@ -102,21 +102,7 @@ pub enum Return {
 }
 
 impl Hardware {
-    /// The vcpu with these registers is about to run: its exits are kept there, and what other CPUs have asked for is done.
-    /// Afterwards a CPU that wants this one to flush interrupts its guest.
-    pub fn begin(&self, registers: &mut Registers) {
-        let (cpu, end) = (percpu::this(), address_of((&raw mut *registers).wrapping_add(1)));
-        cpu.tss.rsp0.store(end, Relaxed);
-        cpu.registers_end.store(end, Relaxed);
-        cpu.in_guest.store(true, Relaxed);
-        // Either we see the request for a flush, or the CPU that makes it sees us in the guest and interrupts.
-        if smp::several() {
-            fence(SeqCst);
-        }
-        smp::flush_if_asked(cpu);
-    }
-
-    /// Runs the guest whose state is in `registers`, those of [`Hardware::begin`], and in the CPU, until it leaves, with
+    /// Runs the guest whose state is in `registers`, those of [`Machine::begin`], and in the CPU, until it leaves, with
     /// interrupts on. What [`Hardware::entry`] allows is done without leaving.
     ///
     /// The rules have seen to RFLAGS (IF set, IOPL 0) and to CS and SS of ring 3; what else may be wrong with them
@@ -182,6 +168,18 @@ impl Hardware {
 }
 
 impl Machine for Hardware {
+    fn begin(&self, registers: &mut Registers) {
+        let (cpu, end) = (percpu::this(), address_of((&raw mut *registers).wrapping_add(1)));
+        cpu.tss.rsp0.store(end, Relaxed);
+        cpu.registers_end.store(end, Relaxed);
+        cpu.in_guest.store(true, Relaxed);
+        // Either we see the request for a flush, or the CPU that makes it sees us in the guest and interrupts.
+        if smp::several() {
+            fence(SeqCst);
+        }
+        smp::flush_if_asked(cpu);
+    }
+
     fn let_in(&self) -> bool {
         let cpu = percpu::this();
         // SAFETY: as in `idle`: interrupts come in after NOP alone, and no lock is held here either.

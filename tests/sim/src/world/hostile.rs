@@ -1005,7 +1005,6 @@ impl Player<'_> {
 
 impl Runner<WholeMachine> for Player<'_> {
     fn run(&mut self, ctx: &mut Context<'_>) -> Option<Exit> {
-        self.m.answer_here(); // before it is said what the entry code may do
         let mut exit = None;
         let end = lean::run(ctx, |ctx, _| {
             let goes_on = match exit {
@@ -1016,7 +1015,10 @@ impl Runner<WholeMachine> for Player<'_> {
                 }
             };
             let now = match goes_on {
-                ControlFlow::Continue(()) if ctx.domain.runs() => self.leave(ctx),
+                ControlFlow::Continue(()) if ctx.domain.runs() => {
+                    self.m.answer_late();
+                    self.leave(ctx)
+                }
                 _ => Exit::Interrupt(Interrupt::Other),
             };
             self.m.keep_exit(&mut ctx.own.regs, now);

@@ -5,6 +5,7 @@ use super::turns::{self, At, Stand, Turns, this_cpu};
 use crate::machine::{Cached, HOLE_MARK, Seen};
 use crate::rng::Rng;
 use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_START, PAGE_SIZE};
+use hv_core::fault::{self, Fault};
 use hv_core::frame::asked::Asked;
 use hv_core::frame::{FrameTable, Owner, Use};
 use hv_core::machine::{
@@ -166,7 +167,8 @@ impl WholeMachine {
         it
     }
 
-    /// While this CPU waits for the next flush, when all have done it, another does something.
+    /// While this CPU waits for the next flush, when all have done it, or when it has answered that it has flushed, another does
+    /// something.
     pub fn meanwhile(&self, work: impl FnOnce() + Send + 'static) {
         *lock(&self.meanwhile) = Some(Box::new(work));
     }
@@ -324,7 +326,31 @@ impl WholeMachine {
 
     /// This CPU is about to run its guest, or does: it answers what it was asked.
     pub fn answer_here(&self) {
+        let asked = self.is_asked();
         self.answer(this_cpu());
+        if asked {
+            self.another_goes_on();
+        }
+    }
+
+    /// [`hv_core::machine::Machine::begin`] answers nothing: a fault of the machine, after which it does so here.
+    pub fn answer_late(&self) {
+        if fault::is_planted(Fault::ArmThenAnswer) {
+            self.answer_here();
+        }
+    }
+
+    /// Another CPU asks a CPU to flush, and waits for the answer.
+    pub fn ask(&self, cpu: usize) {
+        self.cpus[cpu].asked_all.store(true, SeqCst);
+        self.cpus[cpu].asked.ask();
+    }
+
+    fn another_goes_on(&self) {
+        let meanwhile = lock(&self.meanwhile).take();
+        if let Some(work) = meanwhile {
+            work();
+        }
     }
 
     /// Lets time pass.
@@ -634,10 +660,7 @@ impl Cpus for WholeMachine {
                 }
             }
         }
-        let meanwhile = lock(&self.meanwhile).take();
-        if let Some(work) = meanwhile {
-            work();
-        }
+        self.another_goes_on();
     }
     fn flushes(&self) -> u64 {
         self.here().flushes.load(Relaxed)
@@ -803,6 +826,11 @@ impl CpuState for WholeMachine {
 }
 
 impl hv_core::machine::Machine for WholeMachine {
+    fn begin(&self, _: &mut Registers) {
+        if !fault::is_planted(Fault::ArmThenAnswer) {
+            self.answer_here();
+        }
+    }
     fn let_in(&self) -> bool {
         self.answer_here();
         self.take_kick();

@@ -1,23 +1,28 @@
-//! Told stories of two CPUs: what one does while the other waits until all have flushed.
+//! Told stories of two CPUs: what one does while the other waits until all have flushed, answers that it has, or is at any other
+//! place where the two can meet.
 
 use super::audit::On;
-use super::build::{at, page};
+use super::build::{self, at, page};
 use super::machine::WholeMachine;
 use super::script::{Actor, Stage, tell_of_two};
-use super::{Context, turns};
+use super::{Context, turns, twins};
 use crate::machine::Seen;
-use hv_core::addr::{Frame, GuestVirt, VcpuId};
+use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, VcpuId};
 use hv_core::domain::{Domain, Life};
+use hv_core::lean;
 use hv_core::lock::Held;
-use hv_core::machine::Exit;
+use hv_core::machine::{CpuState, Exit, Interrupt, mode};
 use hv_core::paging::{BUDGET, Session};
 use hv_core::world::{Ctx, World};
 use hv_core::{dispatch, trap};
+use hypercall_abi::callback::IretContext;
 use hypercall_abi::domctl::{Domctl, DomctlOp, INTERFACE_VERSION};
 use hypercall_abi::grant::{Copy, CopySide, GrantOp, SetupTable};
-use hypercall_abi::mmu::{MmuextCommand, MmuextOp, pte};
+use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, pte};
 use hypercall_abi::{Errno, Hypercall, domid};
 use std::cell::Cell;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc;
 use zerocopy::IntoBytes;
 
 /// A page that becomes a table.
@@ -56,6 +61,56 @@ fn map(ctx: &mut Context<'_>, page: usize, frame: Frame, flags: u64) {
 /// What another CPU does to the tables of a domain.
 fn elsewhere(m: &WholeMachine, world: &World, domain: &Domain, work: impl FnOnce(&mut Session<'_, WholeMachine>)) {
     turns::as_cpu(1, || work(&mut domain.space.open(m, &world.frames, BUDGET, &mut Held::entering_ring_0())));
+}
+
+/// What the other CPU does, and at how many places it could have come before.
+type Next = (usize, Box<dyn FnOnce()>);
+
+thread_local! {
+    static NEXT: Cell<Option<Next>> = const { Cell::new(None) };
+}
+
+/// A place where another CPU can come between.
+pub(super) fn come_between() {
+    match NEXT.take() {
+        Some((0, work)) => work(),
+        Some((places, work)) => NEXT.set(Some((places - 1, work))),
+        None => {}
+    }
+}
+
+/// The other CPU does something at one place after another where it can come between what the rules do: whether it came, for
+/// one place, must be answered by `story` with [`came`].
+fn at_every_place(story: fn(&mut Stage, &Actor, usize) -> bool) {
+    const MOST: usize = 1_000;
+    for place in 0..MOST {
+        let (said, hear) = mpsc::channel();
+        tell_of_two(300, move |stage| {
+            let guest = ordinary(stage);
+            said.send(story(stage, &guest, place)).expect("somebody listens");
+        });
+        if !hear.recv().expect("the story was told") {
+            assert!(place > 0, "nobody can come between");
+            return;
+        }
+    }
+    panic!("{MOST} places, and no end");
+}
+
+/// The other CPU does something when so many places have been passed.
+fn next(place: usize, work: impl FnOnce() + 'static) {
+    NEXT.set(Some((place, Box::new(work))));
+}
+
+/// Whether it has come.
+fn came() -> bool {
+    NEXT.take().is_none()
+}
+
+/// A guest to whom short ways are open.
+fn ordinary(stage: &mut Stage) -> Actor {
+    let guest = (0..2).map(|_| stage.enter(true)).find(|guest| build::is_ordinary(&guest.pages));
+    guest.expect("one of two is")
 }
 
 /// Two CPUs, and one domain's first vcpu on the first.
@@ -160,6 +215,97 @@ pub fn a_domain_that_dies_during_a_flush() {
             audit.look(ctx.m, ctx.world, &[On::stage(ctx)]).unwrap();
             let domain = ctx.world.domains.iter().find(|domain| domain.id() == id).expect("its slot");
             assert_ne!(domain.life(), Life::Free, "P11: it is unmade while it is visited");
+        });
+    });
+}
+
+/// The last use of a page as writable ends after the entry is gone. While a short way makes an entry read-only, another CPU of the
+/// guest flushes, and then looks at the entry: if it finds that it may write, it must flush once more before the page can be a
+/// table.
+pub fn a_page_that_is_looked_at_while_its_entry_changes() {
+    at_every_place(|stage, guest, place| {
+        let (m, world, frame) = (stage.m, stage.world, guest.pages[LIST]);
+        let (table, domain) = (guest.pages[page::L1], stage.domain(guest));
+        turns::as_cpu(1, || domain.space.enter(&world.frames, CpuId(1)));
+        stage.on_cpu(guest, |ctx, audit| {
+            next(place, move || {
+                turns::as_cpu(1, || {
+                    world.frames.epochs().flush(m, CpuSet::only(CpuId(1)));
+                    let writable = m.peek(table, LIST) & pte::WRITE != 0;
+                    m.remember(&world.frames, frame, Seen::Page { writable });
+                });
+            });
+            let entry = frame.address() | pte::PRESENT | pte::USER | pte::ACCESSED | pte::DIRTY;
+            let update = MmuUpdate { ptr: table.address() + 8 * LIST as u64, val: entry };
+            let changed = ctx.session(domain).mmu_update(update.ptr, update.val, domain.id());
+            let came = came();
+            assert_eq!(changed, Ok(()));
+            assert_eq!(mmuext(ctx, MmuextCommand::PinL1, frame), Some(Ok(0)));
+            audit.look(ctx.m, ctx.world, &[On::stage(ctx)]).unwrap();
+            came
+        })
+    });
+}
+
+/// The end of a frame's last use is stamped before the count says so. While a use as writable ends that is not an entry's, as a
+/// copy's does, another CPU makes the page a table, if it can: whoever may still know it as writable has flushed.
+pub fn a_page_that_becomes_a_table_while_its_last_use_ends() {
+    at_every_place(|stage, guest, place| {
+        let (m, world, frame) = (stage.m, stage.world, guest.pages[LIST]);
+        let (root, domain) = (guest.pages[page::KERNEL_ROOT], stage.domain(guest));
+        stage.on_cpu(guest, |ctx, audit| {
+            let id = domain.id();
+            assert_eq!(mmuext(ctx, MmuextCommand::TlbFlushAll, frame), Some(Ok(0)));
+            m.remember(&world.frames, frame, Seen::Page { writable: true });
+            assert_eq!(world.frames.take_writable(m, frame, id, id), Ok(()));
+            let entry = frame.address() | pte::PRESENT | pte::USER | pte::ACCESSED | pte::DIRTY;
+            assert_eq!(ctx.session(domain).update_va(root, GuestVirt(at(LIST)), entry, id), Ok(()));
+            next(place, move || elsewhere(m, world, domain, |session| _ = session.pin(frame, 1)));
+            world.frames.let_go(frame, id, true);
+            let came = came();
+            audit.look(ctx.m, ctx.world, &[On::stage(ctx)]).unwrap();
+            came
+        })
+    });
+}
+
+/// A CPU answers what it was asked, and then says what its entry code may do. The other CPU has waited for that: it makes the
+/// kernel's stack a table, and user code's next system call must not be written into it.
+pub fn a_stack_that_becomes_a_table_before_a_system_call() {
+    tell_of_two(300, |stage| {
+        let guest = &ordinary(stage);
+        let (m, world, domain, stack) = (stage.m, stage.world, stage.domain(guest), guest.pages[page::STACK]);
+        let root = guest.pages[page::KERNEL_ROOT];
+        stage.on_cpu(guest, |ctx, audit| {
+            // Into user mode, and once round: the stack has been found.
+            let top = at(page::STACK + 1);
+            let frame = IretContext { rip: 0x1000, cs: 0xe033, rflags: 0x202, ss: 0xe02b, ..IretContext::default() };
+            ctx.own.regs.rsp = top - 72;
+            ctx.write_bytes(top - 72, frame.as_bytes()).expect("the stack may be written");
+            let _ = call(ctx, Hypercall::Iret, [0; 4]);
+            let mut modes = Vec::new();
+            let mut enter = |ctx: &mut Context<'_>| {
+                m.answer_late();
+                modes.push(ctx.m.entry().mode.load(Relaxed));
+                if modes.len() == 2 {
+                    twins::enters(ctx, Exit::Syscall);
+                }
+                ctx.m.keep_exit(&mut ctx.own.regs, Exit::Interrupt(Interrupt::Other));
+            };
+            lean::run(ctx, |ctx, _| enter(ctx));
+            m.ask(0);
+            m.meanwhile(move || {
+                (0..ENTRIES).for_each(|at| m.poke(stack, at, 0));
+                let entry = stack.address() | pte::PRESENT | pte::USER | pte::ACCESSED | pte::DIRTY;
+                elsewhere(m, world, domain, |session| {
+                    assert_eq!(session.update_va(root, GuestVirt(at(page::STACK)), entry, domain.id()), Ok(()));
+                    assert_eq!(session.pin(stack, 1), Ok(()));
+                });
+            });
+            lean::run(ctx, |ctx, _| enter(ctx));
+            assert!(!m.has_meanwhile(), "the other CPU went on");
+            assert_eq!(modes[0], mode::USER, "short ways are open to this guest");
+            audit.look(ctx.m, ctx.world, &[On::stage(ctx)]).unwrap();
         });
     });
 }

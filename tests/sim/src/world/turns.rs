@@ -167,6 +167,7 @@ pub(super) fn between() {
     if let (Some(machine), true) = (me.machine, me.in_rules) {
         machine.chance();
     }
+    super::meanwhile::come_between();
 }
 
 /// Has simulated CPUs take turns in this process.

@@ -329,7 +329,7 @@ fn value(word: &AtomicU64) -> u64 {
 }
 
 /// What the entry code does by itself; false if it leaves everything to the rules.
-fn enters(ctx: &mut Context<'_>, exit: Exit) -> bool {
+pub(super) fn enters(ctx: &mut Context<'_>, exit: Exit) -> bool {
     let m = ctx.m;
     let entry = m.entry();
     match (value(&entry.mode), exit) {
