@@ -66,7 +66,8 @@ fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Way {
     const GENERAL_PROTECTION: u64 = 13 << 32;
     let (raw, mode) = (ctx.own.regs.error, ctx.m.entry().mode.load(Relaxed));
     let kind = low32(raw >> 32);
-    if mode != mode::KERNEL {
+    // A guest that has let upcalls in by itself has the one that waits when it comes back from whatever it leaves for.
+    if mode != mode::KERNEL || ctx.world.upcall_due(ctx.m, ctx.vcpu) {
         return Way::Long;
     }
     ctx.own.kernel_mode = true; // the entry code may have brought it here

@@ -208,7 +208,12 @@ begin entry_syscall
     jne 9f
     cmp dword ptr [rsp + {MODE}], {KERNEL}
     jne 9f
-    check_canonical rsi, 6f
+    mov rax, [rsp + {INFO}]
+    cmp byte ptr [rax + 1], 0
+    jne 5f
+    cmp byte ptr [rax], 0               // upcalls are let in, and one waits
+    jne 6f
+5:  check_canonical rsi, 6f
     check_canonical rcx, 6f
     test r11d, {EXACT_FLAGS}
     jnz 6f

@@ -1,16 +1,17 @@
 //! System calls of user code, and calls 23 and 25 that only look like those that the entry code takes.
 
 use crate::stage::{
-    FSGSBASE, SP, Stage, Trip, check_entry, check_fault, check_syscall, check_syscall_at, kernel_gs, register,
+    FSGSBASE, SP, Stage, TOP, Trip, check_entry, check_fault, check_syscall, check_syscall_at, kernel_gs, register,
     register_ordinary, set_base, set_cr4,
 };
 use guests::abi::callback::{CALLBACK_MASKS_EVENTS, CallbackType, IretContext, SegmentBase};
-use guests::abi::{Errno, Hypercall};
+use guests::abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp};
+use guests::abi::{Errno, Hypercall, domid, selector};
 use guests::memory::PAGE;
 use guests::probe::{self, Registers, UserSpace, call, call_number, execute};
 use guests::tables::{BRANCH, LEAF, current_root};
-use guests::{NOT_CANONICAL, code, flag, pattern, registers_of, test};
-use unikernel::traps::{self, SYSCALL};
+use guests::{NOT_CANONICAL, code, events, flag, hypercall, mask_address, pattern, registers_of, test};
+use unikernel::traps::{self, EVENT, SYSCALL};
 
 fn an_ordinary_call() {
     let stage = Stage::new();
@@ -239,6 +240,59 @@ fn bases_by_call() {
     }
 }
 test!("stubs.call.set-base", bases_by_call);
+
+/// core 3.8: a kernel that has let events in by itself, while one waits, has it when it comes back from whatever it asks for.
+fn an_event_that_waits_for_any_call() {
+    let stage = Stage::new();
+    let table = MmuUpdate { ptr: stage.chain.machine_slot(1, 100), val: 0 };
+    let roots = [current_root(), stage.space.root()];
+    let new_root = |cmd: MmuextCommand, root: u64| MmuextOp { cmd: cmd as u32, pad: 0, arg1: root, arg2: 0 };
+    let bases = [new_root(MmuextCommand::NewBaseptr, roots[0]), new_root(MmuextCommand::NewUserBaseptr, roots[1])];
+    let own = u64::from(domid::SELF);
+    let ask = |call: Hypercall, [rdi, rsi, rdx, r10]: [u64; 4]| Registers {
+        rax: call.number(),
+        rdi,
+        rsi,
+        rdx,
+        r10,
+        ..pattern()
+    };
+    let (stack, base) = (u64::from(selector::GUEST_SS), SegmentBase::GsUser.number());
+    let syscall = code!("mov byte ptr [rbx], 0", "syscall", "nop");
+    let write = code!("mov byte ptr [rbx], 0", "mov [rdi], rax", "nop");
+    let rdmsr = code!("mov byte ptr [rbx], 0", "rdmsr", "nop");
+    let ways = [
+        (syscall, ask(Hypercall::SetSegmentBase, [base, 0, 0, 0]), 5),
+        (syscall, ask(Hypercall::SetSegmentBase, [SegmentBase::Fs.number(), 0, 0, 0]), 5),
+        (syscall, ask(Hypercall::StackSwitch, [stack, SP, 0, 0]), 5),
+        (syscall, ask(Hypercall::MmuUpdate, [probe::address(&table), 1, 0, own]), 5),
+        (syscall, ask(Hypercall::UpdateVaMapping, [TOP, stage.chain.page_entry(0, LEAF), 0, 0]), 5),
+        (syscall, ask(Hypercall::MmuextOp, [probe::address(&bases), 2, 0, own]), 5),
+        (write, Registers { rdi: stage.chain.slot(1, 100), rax: 0, ..pattern() }, 6),
+        (rdmsr, Registers { rcx: 0xc000_0102, ..pattern() }, 5),
+    ];
+    call(Hypercall::VmAssist, [0, 2, 0, 0, 0]).expect("the assist is known");
+    let port = hypercall::bind_ipi(0).expect("a port is free");
+    for waits in [false, true, false, true] {
+        for (n, (code, registers, length)) in ways.into_iter().enumerate() {
+            if waits {
+                hypercall::send(port).expect("an IPI can be sent");
+                assert!(events::upcall_pending());
+            }
+            let stop = probe::execute_until_event(code, &Registers { rbx: mask_address(), ..registers });
+            let stop = if waits { stop.trapped(EVENT) } else { stop };
+            if waits {
+                assert_eq!(stop.frame.rip, code.start + length, "{n}: {}", stop.frame);
+            } else {
+                let _ = stop.ended();
+            }
+            events::scan();
+        }
+        stage.ordinary();
+    }
+    hypercall::close(port).expect("the port is ours");
+}
+test!("stubs.call.event", an_event_that_waits_for_any_call);
 
 /// A call that ends where the lower half of the address space does: the address behind it is not canonical (core 3.5).
 fn calls_at_the_end_of_the_lower_half() {
