@@ -60,6 +60,8 @@ pub(super) enum Mood {
     Reaping(DomainId),
     /// Nothing that guests should not do; see [`super::crowd`].
     Crowded,
+    /// Anything, as another world does it; see [`super::pair`].
+    Paired,
 }
 
 /// What is known of one CPU.
@@ -109,7 +111,7 @@ pub(super) struct Everybody {
     /// Where each vcpu's unfinished call stands, and for how many steps it has.
     places: BTreeMap<u16, (String, u64)>,
     /// How often in a row nobody could run.
-    stuck: u32,
+    pub(super) stuck: u32,
     failure: Option<String>,
 }
 
@@ -123,6 +125,38 @@ pub fn run(seed: u64, cpus: usize, steps: u64) -> Result<Totals, String> {
 
 /// A run that begins in a mood.
 pub(super) fn play(seed: u64, cpus: usize, steps: u64, mood: Mood) -> Result<Totals, String> {
+    let (everybody, late) = everybody(seed, cpus, steps, mood);
+    let (m, world) = (everybody.m, everybody.world);
+    let everybody = Mutex::new(everybody);
+    std::thread::scope(|scope| {
+        for cpu in 0..cpus {
+            let everybody = &everybody;
+            let live = move || {
+                let (mut held, mut player) = (Held::entering_ring_0(), Player { m, cpu, late, everybody });
+                // A domain that may turn the machine off does not end the test.
+                let lived =
+                    m.play(cpu, || while life::live(&mut Site { m, world, held: &mut held }, &mut player).is_some() {});
+                // A panic of the rules is reported with what led to it.
+                if let Err(why) = lived {
+                    _ = lock(everybody).fail(why);
+                }
+            };
+            std::thread::Builder::new().stack_size(8 << 20).spawn_scoped(scope, live).expect("a thread");
+        }
+        m.begin();
+    });
+    let mut everybody = everybody.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Some(why) = everybody.failure.take() else {
+        everybody.totals.steps = everybody.steps;
+        everybody.totals.turns = m.turns_taken();
+        return Ok(everybody.totals);
+    };
+    let last = everybody.last.iter().fold(String::new(), |all, line| all + "\n  " + line);
+    Err(format!("seed {seed}, {cpus} CPUs, step {}: {why}; last:{last}", everybody.steps))
+}
+
+/// A world with its first domain; a guest goes on so long before its CPU answers that is to flush.
+pub(super) fn everybody(seed: u64, cpus: usize, steps: u64, mood: Mood) -> (Everybody, usize) {
     let mut rng = Rng::new(seed);
     let m: &'static WholeMachine = Box::leak(Box::new(WholeMachine::with_cpus(FRAMES, cpus, seed)));
     let world: &'static World = Box::leak(Box::new(World::new()));
@@ -161,32 +195,7 @@ pub(super) fn play(seed: u64, cpus: usize, steps: u64, mood: Mood) -> Result<Tot
         failure: None,
     };
     _ = everybody.controller(&mut Held::entering_ring_0());
-    let everybody = Mutex::new(everybody);
-    std::thread::scope(|scope| {
-        for cpu in 0..cpus {
-            let everybody = &everybody;
-            let live = move || {
-                let (mut held, mut player) = (Held::entering_ring_0(), Player { m, cpu, late, everybody });
-                // A domain that may turn the machine off does not end the test.
-                let lived =
-                    m.play(cpu, || while life::live(&mut Site { m, world, held: &mut held }, &mut player).is_some() {});
-                // A panic of the rules is reported with what led to it.
-                if let Err(why) = lived {
-                    _ = lock(everybody).fail(why);
-                }
-            };
-            std::thread::Builder::new().stack_size(8 << 20).spawn_scoped(scope, live).expect("a thread");
-        }
-        m.begin();
-    });
-    let mut everybody = everybody.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let Some(why) = everybody.failure.take() else {
-        everybody.totals.steps = everybody.steps;
-        everybody.totals.turns = m.turns_taken();
-        return Ok(everybody.totals);
-    };
-    let last = everybody.last.iter().fold(String::new(), |all, line| all + "\n  " + line);
-    Err(format!("seed {seed}, {cpus} CPUs, step {}: {why}; last:{last}", everybody.steps))
+    (everybody, late)
 }
 
 fn lock(everybody: &Mutex<Everybody>) -> MutexGuard<'_, Everybody> {
@@ -198,7 +207,7 @@ impl Everybody {
         *self.totals.events.entry(what).or_default() += 1;
     }
 
-    fn say(&mut self, line: String) {
+    pub(super) fn say(&mut self, line: String) {
         if self.last.len() == 12 {
             self.last.pop_front();
         }
@@ -266,7 +275,7 @@ impl Everybody {
     }
 
     /// Domains that were made by a call get their memory; if nobody who controls others is left, a new one comes.
-    fn attend(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
+    pub(super) fn attend(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
         if self.mood == Mood::Crowded {
             self.forgotten()?;
             return self.gather_crowd(held);
@@ -286,7 +295,7 @@ impl Everybody {
         }
         let reaps = |domain: &Domain| match self.mood {
             Mood::Reaping(id) => domain.id() == id && self.able(domain),
-            Mood::Hostile | Mood::Crowded => false,
+            Mood::Hostile | Mood::Crowded | Mood::Paired => false,
         };
         if self.episode >= EPISODE && !self.alive().any(reaps) {
             self.make_room();
@@ -747,6 +756,35 @@ impl Everybody {
         }
     }
 
+    /// If the call of this vcpu is over, something is learned from it.
+    pub(super) fn learn_if_done(&mut self, ctx: &Context<'_>) {
+        if ctx.own.call.is_none()
+            && let Some(done) = self.pending.remove(&ctx.vcpu.index())
+        {
+            self.learn(ctx, done);
+        }
+    }
+
+    /// Whether there is a domain that gets its memory from outside.
+    pub(super) fn is_new(&self) -> bool {
+        self.alive().any(|domain| domain.life() == Life::Alive && !self.models.contains_key(&domain.id().0))
+    }
+
+    /// What went wrong.
+    pub(super) fn take_failure(&mut self) -> Option<String> {
+        self.failure.take()
+    }
+
+    /// How often a thing of that name happened.
+    pub(super) fn noted(&self, what: &str) -> u64 {
+        self.totals.events.get(what).copied().unwrap_or(0)
+    }
+
+    /// What happened last.
+    pub(super) fn last_line(&self) -> String {
+        self.last.back().cloned().unwrap_or_default()
+    }
+
     /// What was learned from a call that is over.
     fn learn(&mut self, ctx: &Context<'_>, done: Invented) {
         let result = Errno::from_rax(ctx.own.regs.rax);
@@ -781,7 +819,7 @@ impl Everybody {
 
 impl Everybody {
     /// Nobody can run and no timer is set: does something about it, from outside.
-    fn stuck(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
+    pub(super) fn stuck(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
         self.note("times nobody wanted to run");
         self.attend(held)?;
         for domain in self.alive().filter(|domain| domain.life() == Life::Alive) {
@@ -800,11 +838,14 @@ impl Everybody {
 
 impl Everybody {
     /// What the guest on this CPU does next.
-    fn act(&mut self, ctx: &mut Context<'_>) -> Exit {
+    pub(super) fn act(&mut self, ctx: &mut Context<'_>) -> Exit {
         if self.mood == Mood::Crowded {
             return self.crowd(ctx);
         }
-        self.m.pass(1_000);
+        let paired = self.mood == Mood::Paired;
+        if !paired {
+            self.m.pass(1_000);
+        }
         let reaping = matches!(self.mood, Mood::Reaping(_));
         if let Mood::Reaping(id) = self.mood
             && id != ctx.domain.id()
@@ -814,7 +855,7 @@ impl Everybody {
         }
         self.registers(&mut ctx.own.regs);
         // Another CPU of the guest is at work.
-        let race = self.rng.one_in(4).then(|| Race {
+        let race = (!paired && self.rng.one_in(4)).then(|| Race {
             frames: &self.world.frames,
             over: self.models.get(&ctx.domain.id().0).map(|model| model.pages.clone()).unwrap_or_default(),
             rng: Rng::new(self.rng.word()),
@@ -882,13 +923,10 @@ impl Everybody {
             if looked > LONGEST_STEP {
                 return self.fail(format!("P8: one step of {name} looked {looked} times at memory"));
             }
-            if ctx.own.call.is_none() {
-                if let Some(done) = self.pending.remove(&index) {
-                    self.learn(ctx, done);
-                }
-            } else {
+            if ctx.own.call.is_some() {
                 self.note("steps that left a call unfinished");
             }
+            self.learn_if_done(ctx);
         } else if let Step::Exit(exit) = what {
             let kind = match exit {
                 Exit::Syscall => "exits by SYSCALL",
@@ -900,12 +938,8 @@ impl Everybody {
             };
             self.note(kind);
             // A call that is carried out at once.
-            let index = ctx.vcpu.index();
-            if exit == Exit::Syscall
-                && ctx.own.call.is_none()
-                && let Some(done) = self.pending.remove(&index)
-            {
-                self.learn(ctx, done);
+            if exit == Exit::Syscall {
+                self.learn_if_done(ctx);
             }
             if let Some(wanted) = self.here().stepped.take()
                 && ctx.own.debug[6] != wanted

@@ -13,6 +13,7 @@ pub mod crowd;
 pub mod hostile;
 pub mod machine;
 pub mod meanwhile;
+pub mod pair;
 pub mod script;
 pub mod turns;
 pub mod twins;

@@ -10,6 +10,7 @@ use crate::rng::Rng;
 use hv_core::addr::{Frame, GuestVirt};
 use hv_core::claim;
 use hv_core::flags;
+use hv_core::frame::FrameTable;
 use hv_core::lean::{self, End};
 use hv_core::machine::{CpuState, Cpus, Entry, Exit, Frames, Interrupt, Registers, mode};
 use hv_core::{dispatch, trap};
@@ -110,17 +111,17 @@ fn live(
 
 /// One thing a guest does.
 #[derive(Clone, Debug)]
-struct Act {
+pub(super) struct Act {
     /// Its registers, when it leaves.
-    regs: Registers,
-    exit: Exit,
+    pub(super) regs: Registers,
+    pub(super) exit: Exit,
     /// Words it has written before: frame, place, value.
-    written: Vec<(Frame, usize, u64)>,
+    pub(super) written: Vec<(Frame, usize, u64)>,
 }
 
 impl Act {
     /// Something that may take a short way, with everything that decides it changed now and then.
-    fn invent(rng: &mut Rng, ctx: &Context<'_>, guest: &Actor) -> Self {
+    pub(super) fn invent(rng: &mut Rng, ctx: &Context<'_>, guest: &Actor) -> Self {
         let mut act = Self { regs: ctx.own.regs, exit: Exit::Syscall, written: Vec::new() };
         act.bytes(rng, ctx);
         let general = |rng: &mut Rng| if rng.one_in(3) { rng.word() } else { rng.word() & 0xffff_ffff };
@@ -241,7 +242,7 @@ impl Act {
         let user = cs & 3 == 3 || rng.one_in(30);
         let rsp = if user { rng.word() >> 17 } else { top.wrapping_sub(8 * rng.below(40) as u64) };
         let frame = [rng.word(), rng.word(), rng.word(), how, rng.word() >> 17, cs, rflags, rsp, 0xe02b];
-        let inside = sp >= BASE && sp + 72 <= at(PAGES) && sp & 7 == 0;
+        let inside = (BASE..=at(PAGES) - 72).contains(&sp) && sp & 7 == 0;
         // Into the page that is there, whichever it is.
         if inside && let Some(root) = ctx.own.kernel_root {
             for (n, value) in frame.iter().enumerate() {
@@ -341,7 +342,8 @@ pub(super) fn enters(ctx: &mut Context<'_>, exit: Exit) -> bool {
         (mode::KERNEL, Exit::Syscall) if ctx.own.regs.rax == Hypercall::SetSegmentBase.number() => {
             let base = ctx.own.regs.rsi;
             let own = ctx.own.regs.rdi & 0xffff_ffff == 1 && GuestVirt(base).is_canonical();
-            let plain = GuestVirt(ctx.own.regs.rip).is_canonical() && ctx.own.regs.rflags & EXACT == 0;
+            let waits = ctx.world.upcall_due(m, ctx.vcpu);
+            let plain = !waits && GuestVirt(ctx.own.regs.rip).is_canonical() && ctx.own.regs.rflags & EXACT == 0;
             if own && plain {
                 entry.other_gs.store(base, Relaxed);
                 ctx.own.regs.rax = 0;
@@ -448,22 +450,29 @@ fn compare(one: &Context<'_>, other: &Context<'_>) -> Result<(), String> {
     if cpu(one) != cpu(other) {
         return Err(format!("{:x?}, but {:x?}", cpu(one), cpu(other)));
     }
-    for frame in (0..one.m.frame_limit()).filter_map(Frame::new) {
-        let words = |ctx: &Context<'_>| {
-            let frames = &ctx.world.frames;
-            let mut info = frames.info(frame);
-            if let Some(info) = &mut info {
-                info.kind.turn = 0; // a batch holds a page once, and not once for each request
-            }
-            (info, frames.stamped(frame), ctx.m.m2p(frame))
-        };
-        if words(one) != words(other) {
-            return Err(format!("{frame:?} is {:?}, but {:?}", words(one), words(other)));
+    compare_memory((one.m, &one.world.frames), (other.m, &other.world.frames))
+}
+
+/// Compares all memory and the words of all frames.
+pub(super) fn compare_memory(
+    (one, frames): (&WholeMachine, &FrameTable),
+    (other, other_frames): (&WholeMachine, &FrameTable),
+) -> Result<(), String> {
+    let words = |(m, frames): (&WholeMachine, &FrameTable), frame| {
+        let mut info = frames.info(frame);
+        if let Some(info) = &mut info {
+            info.kind.turn = 0; // a batch holds a page once, and not once for each request
         }
-        let same = one.m.words(frame, |mine| other.m.words(frame, |others| mine == others));
-        if !same {
-            let differ = (0..512).find(|at| one.m.peek(frame, *at) != other.m.peek(frame, *at)).unwrap_or(0);
-            let [mine, others] = [one, other].map(|ctx| ctx.m.peek(frame, differ));
+        (info, frames.stamped(frame), m.m2p(frame))
+    };
+    for frame in (0..one.frame_limit()).filter_map(Frame::new) {
+        let (mine, others) = (words((one, frames), frame), words((other, other_frames), frame));
+        if mine != others {
+            return Err(format!("{frame:?} is {mine:?}, but {others:?}"));
+        }
+        if !one.words(frame, |mine| other.words(frame, |others| mine == others)) {
+            let differ = (0..512).find(|at| one.peek(frame, *at) != other.peek(frame, *at)).unwrap_or(0);
+            let [mine, others] = [one, other].map(|m| m.peek(frame, differ));
             return Err(format!("word {differ} of {frame:?} is {mine:#x}, but {others:#x}"));
         }
     }
