@@ -2,15 +2,17 @@
 
 use sim::world::twins;
 
-/// Steps in all; a soak may ask for more.
-fn wanted() -> u64 {
-    std::env::var("SIM_STEPS").ok().and_then(|n| n.parse().ok()).unwrap_or(60_000)
+/// Steps in all, and the first seed; a soak may ask for others.
+fn wanted() -> (u64, u64) {
+    let wish = |name, default| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    (wish("SEED", 1), wish("SIM_STEPS", 60_000))
 }
 
 #[test]
 fn short_ways_change_nothing_but_their_length() {
     let thread = std::thread::Builder::new().stack_size(128 << 20);
-    let totals = thread.spawn(|| twins::run(1, wanted())).expect("a thread").join().expect("no panic");
+    let (seed, steps) = wanted();
+    let totals = thread.spawn(move || twins::run(seed, steps)).expect("a thread").join().expect("no panic");
     let totals = totals.unwrap_or_else(|why| panic!("{why}"));
     sim::tell(format_args!("{totals:?}"));
     assert!(totals.entered * 10 > totals.steps, "the entry code does a part of them");
