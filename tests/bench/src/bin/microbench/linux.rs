@@ -202,13 +202,15 @@ impl Map {
         Self { start, length }
     }
 
-    /// A file's pages, for reading.
+    /// A file's pages, for reading, in place of some of this map's. They begin where a page table does, and leave a hole.
     #[track_caller]
-    pub(crate) fn of_file(file: usize, length: usize) -> Self {
+    pub(crate) fn replace(&self, file: usize, length: usize) -> Self {
         const READ: usize = 1;
-        const PRIVATE: usize = 2;
-        // SAFETY: new pages where nothing is.
-        let start = checked(unsafe { call(number::MMAP, [0, length, READ, PRIVATE, file]) });
+        const PRIVATE_FIXED: usize = 0x12;
+        let start = self.start.next_multiple_of(512 * PAGE);
+        assert!(start + length <= self.start + self.length, "no room in the map");
+        // SAFETY: the pages that go are ours, and nobody refers to them.
+        checked(unsafe { call(number::MMAP, [start, length, READ, PRIVATE_FIXED, file]) });
         Self { start, length }
     }
 
