@@ -12,8 +12,9 @@ mod guest;
 mod plot;
 mod profile;
 mod report;
+mod stays;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::process::ExitCode;
 use xshell::Shell;
 
@@ -29,17 +30,28 @@ pub(crate) struct Options {
     #[arg(long)]
     json: bool,
     /// Keep table, plot and JSON in tests/bench/results
-    #[arg(long, conflicts_with_all = ["only", "profile"])]
+    #[arg(long, conflicts_with_all = ["only", "profile", "stays"])]
     save: bool,
     /// Say as well which functions of ring 0 and dom0 the instructions belong to
     #[arg(long)]
     profile: bool,
+    /// Say as well how long the stays in ring 0 were, and what they were for (`guest`)
+    #[arg(long)]
+    stays: bool,
     /// Only these columns
     #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
     only: Vec<columns::Column>,
     /// Keep what the machines print and count in this folder
     #[arg(long, value_name = "FOLDER")]
     logs: Option<std::path::PathBuf>,
+}
+
+impl Options {
+    /// Refuses what the bench that is asked for does not have.
+    fn ensure_sense(&self) -> Result<()> {
+        ensure!(self.which == Which::Guest || !self.stays, "--stays is for `bench guest`");
+        Ok(())
+    }
 }
 
 /// The benches.
@@ -55,6 +67,7 @@ enum Which {
 
 /// Measures, and shows or keeps the result.
 pub(crate) fn bench(sh: &Shell, options: &Options) -> Result<ExitCode> {
+    options.ensure_sense()?;
     let report = measure(sh, options)?;
     if options.json {
         println!("{}", report.json());
@@ -85,8 +98,16 @@ fn measure(sh: &Shell, options: &Options) -> Result<report::Report> {
 pub(crate) fn bars(sh: &Shell) -> Result<Vec<(String, bool)>> {
     let mut bars = Vec::new();
     for which in [Which::Create, Which::Guest] {
-        let options =
-            Options { which, check: true, json: false, save: false, profile: false, only: vec![], logs: None };
+        let options = Options {
+            which,
+            check: true,
+            json: false,
+            save: false,
+            profile: false,
+            stays: false,
+            only: vec![],
+            logs: None,
+        };
         bars.extend(measure(sh, &options)?.bars.iter().map(|bar| (bar.line(), bar.is_met())));
     }
     Ok(bars)
@@ -113,6 +134,7 @@ mod tests {
         let options = parse("bench guest --only xen,tenon --json --logs folder").unwrap();
         assert_eq!((options.which, options.json, options.check, options.save), (Which::Guest, true, false, false));
         assert_eq!(options.only, [columns::Column::Xen, columns::Column::Tenon]);
+        assert!(parse("bench guest --stays").is_ok_and(|options| options.stays && options.ensure_sense().is_ok()));
         assert!(parse("bench create --check --save").is_ok_and(|options| options.check && options.save));
     }
 
@@ -128,9 +150,13 @@ mod tests {
             ("bench guest --check --only tenon", ErrorKind::ArgumentConflict),
             ("bench guest --save --only tenon", ErrorKind::ArgumentConflict),
             ("bench guest --save --profile", ErrorKind::ArgumentConflict),
+            ("bench guest --save --stays", ErrorKind::ArgumentConflict),
         ];
         for (line, why) in refused {
             assert_eq!(parse(line).map(|_| ()), Err(why), "{line}");
+        }
+        for line in ["bench boot --stays"] {
+            assert!(parse(line).unwrap().ensure_sense().is_err(), "{line}");
         }
     }
 }

@@ -16,6 +16,11 @@ pub(crate) fn loads_cr3(code: &[u8]) -> bool {
     matches!(code, [0x0f, 0x22, register] if register >> 3 & 7 == 3)
 }
 
+/// Whether the instruction is SYSCALL.
+pub(crate) fn is_syscall(code: &[u8]) -> bool {
+    code == [0x0f, 0x05]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -29,6 +34,13 @@ mod tests {
         assert!(!loads_cr3(&[0x0f, 0x20, 0xd8]));
         assert!(!loads_cr3(&[0x90]));
         assert!(!loads_cr3(&[]));
+    }
+
+    #[test]
+    fn syscall_is_known_and_sysret_is_not() {
+        assert!(is_syscall(&[0x0f, 0x05]));
+        assert!(!is_syscall(&[0x0f, 0x07]));
+        assert!(!is_syscall(&[0x48, 0x0f, 0x07]));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::code;
 use crate::owner::{OWNERS, Owner, Owners};
 use crate::qemu::{self, Counter, Id, Insn, Scoreboard, Tb};
+use crate::stays::Stays;
 use marker::Kind;
 use std::collections::HashMap;
 use std::ffi::{c_uint, c_void};
@@ -41,9 +42,19 @@ struct State {
     addresses: Vec<u64>,
     /// Entries are rare enough to be counted by function.
     entries: [u64; OWNERS * OWNERS],
+    /// Stays in ring 0 by length, if that is wanted.
+    stays: Option<Stays>,
     /// What had been counted when a window that is open began.
-    open: HashMap<u16, Vec<u64>>,
+    open: HashMap<u16, Snapshot>,
     out: BufWriter<File>,
+}
+
+/// What has been counted since power-on.
+#[derive(Default)]
+struct Snapshot {
+    /// The numbers of the scoreboard.
+    counts: Vec<u64>,
+    stays: Vec<u64>,
 }
 
 static PLUGIN: OnceLock<Plugin> = OnceLock::new();
@@ -58,22 +69,35 @@ impl Plugin {
     }
 
     /// Everything counted since power-on.
-    fn now(&self, state: &State) -> Vec<u64> {
+    fn now(&self, state: &State) -> Snapshot {
         let in_use = AT + state.addresses.len();
         // SAFETY: every number is inside the scoreboard, whose size was given when it was made.
         let sum = |number| unsafe { qemu::qemu_plugin_u64_sum(self.counter(number)) };
-        let mut now: Vec<u64> = (0..in_use).map(sum).collect();
-        now[ENTRIES..LAST].copy_from_slice(&state.entries);
-        now
+        let mut counts: Vec<u64> = (0..in_use).map(sum).collect();
+        counts[ENTRIES..LAST].copy_from_slice(&state.entries);
+        Snapshot { counts, stays: state.stays.as_ref().map(Stays::counts).unwrap_or_default() }
     }
 
-    /// The owner an executed block belongs to differs from the last one's.
-    fn enter(&self, vcpu: c_uint, owner: usize) {
+    /// The owner an executed block belongs to differs from the last one's. The block is not counted yet.
+    /// `data` is the owner's number, or for ring 0 the block's address.
+    fn enter(&self, vcpu: c_uint, data: usize) {
+        let owner = if data < OWNERS { data } else { Owner::Ring0 as usize };
         let last = self.counter(LAST);
         // SAFETY: the vcpu executes, and the number is inside the scoreboard.
         let before = unsafe { qemu::qemu_plugin_u64_get(last, vcpu) };
         let before = usize::try_from(before).unwrap_or(0).min(OWNERS - 1);
-        self.state().entries[before * OWNERS + owner] += 1;
+        let mut state = self.state();
+        state.entries[before * OWNERS + owner] += 1;
+        if let Some(stays) = &mut state.stays {
+            // SAFETY: the number is inside the scoreboard.
+            let executed = unsafe { qemu::qemu_plugin_u64_sum(self.counter(INSNS + Owner::Ring0 as usize)) };
+            if owner == Owner::Ring0 as usize {
+                stays.begin(before, data as u64, executed);
+            } else {
+                stays.end(executed);
+            }
+        }
+        drop(state);
         // SAFETY: as above.
         unsafe { qemu::qemu_plugin_u64_set(last, vcpu, owner as u64) };
     }
@@ -90,7 +114,7 @@ impl Plugin {
                     state.report("window", number, &now, &then);
                 }
             }
-            Kind::Point => state.report("point", number, &now, &[]),
+            Kind::Point => state.report("point", number, &now, &Snapshot::default()),
         }
     }
 
@@ -100,9 +124,14 @@ impl Plugin {
         let mut state = self.state();
         let owner = state.owners.of(address);
         let place = state.place(owner, address);
+        let stays = state.stays.is_some();
         drop(state);
-        let data = owner as usize as *mut c_void;
-        // SAFETY: `tb` as above; the numbers are inside the scoreboard; `on_enter` takes an owner's number for data.
+        let data = match owner {
+            // Ring 0 is in the upper half, so its addresses are no numbers of owners.
+            Owner::Ring0 => address as *mut c_void,
+            owner => owner as usize as *mut c_void,
+        };
+        // SAFETY: `tb` as above; the numbers are inside the scoreboard; `on_enter` takes these data.
         unsafe {
             qemu::qemu_plugin_register_vcpu_tb_exec_cond_cb(
                 tb,
@@ -123,12 +152,12 @@ impl Plugin {
         for index in 0..length {
             // SAFETY: `tb` as above, and the index is below the number of its instructions.
             let insn = unsafe { qemu::qemu_plugin_tb_get_insn(tb, index) };
-            self.look(insn, owner);
+            self.look(insn, owner, stays);
         }
     }
 
-    /// Watches an instruction if it means something.
-    fn look(&self, insn: *mut Insn, owner: Owner) {
+    /// Watches an instruction if it means something; SYSCALL does if `stays` are counted.
+    fn look(&self, insn: *mut Insn, owner: Owner, stays: bool) {
         let mut code = [0; 16];
         // SAFETY: `insn` belongs to the block that is being translated; at most 16 bytes are written to `code`.
         let length = unsafe {
@@ -144,6 +173,10 @@ impl Plugin {
             let data = ((kind as usize) << 16 | usize::from(number)) as *mut c_void;
             // SAFETY: `insn` as above; `on_marker` takes a kind and a number for data.
             unsafe { qemu::qemu_plugin_register_vcpu_insn_exec_cb(insn, on_marker, qemu::NO_REGISTERS, data) };
+        } else if stays && code::is_syscall(code) {
+            let data = usize::from(owner == Owner::User) as *mut c_void;
+            // SAFETY: `insn` as above; `on_syscall` reads registers, and takes 1 for a program's call.
+            unsafe { qemu::qemu_plugin_register_vcpu_insn_exec_cb(insn, on_syscall, qemu::READ_REGISTERS, data) };
         }
     }
 }
@@ -167,8 +200,8 @@ impl State {
     }
 
     /// Writes what was counted between `then` and `now`.
-    fn report(&mut self, what: &str, number: u16, now: &[u64], then: &[u64]) {
-        let count = |index: usize| now[index] - then.get(index).copied().unwrap_or(0);
+    fn report(&mut self, what: &str, number: u16, now: &Snapshot, then: &Snapshot) {
+        let count = |index: usize| now.counts[index] - then.counts.get(index).copied().unwrap_or(0);
         let mut line = format!("{what} {number}");
         let mut add = |key: String, count: u64| {
             if count != 0 {
@@ -188,6 +221,9 @@ impl State {
         if what != "point" {
             let used = self.addresses.iter().enumerate().map(|(place, address)| (address, count(AT + place)));
             line.extend(used.filter(|(_, n)| *n != 0).map(|(address, n)| format!("at {address:x} {n}\n")));
+            if let Some(stays) = &self.stays {
+                line += &stays.lines(&now.stays, &then.stays);
+            }
         }
         // The reader sees that lines are missing; the machine runs on.
         let _ = self.out.write_all(line.as_bytes()).and_then(|()| self.out.flush());
@@ -197,7 +233,7 @@ impl State {
 /// Makes the plugin out of its arguments.
 pub(crate) fn install(id: Id, arguments: &[String]) -> Result<(), String> {
     let mut owners = Owners::default();
-    let (mut out, mut profile) = (None, false);
+    let (mut out, mut profile, mut stays) = (None, false, None);
     for argument in arguments {
         match argument.split_once('=') {
             Some(("out", path)) => {
@@ -206,7 +242,9 @@ pub(crate) fn install(id: Id, arguments: &[String]) -> Result<(), String> {
             Some(("dom0", range)) => owners.dom0 = parse_range(range)?,
             Some(("profile", "on")) => profile = true,
             Some(("profile", "off")) => profile = false,
-            _ => return Err(format!("unknown argument {argument}; there are out=, dom0=, profile=on")),
+            Some(("stays", "on")) => stays = Some(Stays::default()),
+            Some(("stays", "off")) => stays = None,
+            _ => return Err(format!("unknown argument {argument}; there are out=, dom0=, profile=on, stays=on")),
         }
     }
     let out = BufWriter::new(out.ok_or("out=FILE is missing")?);
@@ -219,6 +257,7 @@ pub(crate) fn install(id: Id, arguments: &[String]) -> Result<(), String> {
         places: HashMap::new(),
         addresses: Vec::new(),
         entries: [0; OWNERS * OWNERS],
+        stays,
         open: HashMap::new(),
         out,
     };
@@ -246,9 +285,16 @@ extern "C" fn on_translate(_id: Id, tb: *mut Tb) {
     }
 }
 
-extern "C" fn on_enter(vcpu: c_uint, owner: *mut c_void) {
+extern "C" fn on_enter(vcpu: c_uint, data: *mut c_void) {
     if let Some(plugin) = PLUGIN.get() {
-        plugin.enter(vcpu, owner as usize);
+        plugin.enter(vcpu, data as usize);
+    }
+}
+
+extern "C" fn on_syscall(_vcpu: c_uint, program: *mut c_void) {
+    let rax = if program.is_null() { qemu::rax() } else { None };
+    if let Some(stays) = PLUGIN.get().map(Plugin::state).as_mut().and_then(|state| state.stays.as_mut()) {
+        stays.call(rax);
     }
 }
 
@@ -268,6 +314,6 @@ extern "C" fn on_exit(_id: Id, _data: *mut c_void) {
     if let Some(plugin) = PLUGIN.get() {
         let mut state = plugin.state();
         let now = plugin.now(&state);
-        state.report("total", 0, &now, &[]);
+        state.report("total", 0, &now, &Snapshot::default());
     }
 }

@@ -1,7 +1,8 @@
 //! The part of QEMU's plugin interface we use, version 3 (QEMU 9.1 and later), declared by ourselves: distributions ship
 //! no header. Names, types and values are those of the interface.
 
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::OnceLock;
 
 /// A translation block while it is translated.
 #[repr(C)]
@@ -29,6 +30,21 @@ pub(crate) struct Counter {
     pub(crate) offset: usize,
 }
 
+/// `qemu_plugin_reg_descriptor`
+#[repr(C)]
+struct Register {
+    handle: *mut c_void,
+    name: *const c_char,
+    feature: *const c_char,
+}
+
+/// `GArray` and `GByteArray`.
+#[repr(C)]
+struct Array<T> {
+    data: *mut T,
+    length: c_uint,
+}
+
 /// Number of this plugin, as QEMU gives it.
 pub(crate) type Id = u64;
 
@@ -36,6 +52,8 @@ pub(crate) type Id = u64;
 pub(crate) const ADD: c_int = 0;
 /// `QEMU_PLUGIN_CB_NO_REGS`
 pub(crate) const NO_REGISTERS: c_int = 0;
+/// `QEMU_PLUGIN_CB_R_REGS`
+pub(crate) const READ_REGISTERS: c_int = 1;
 /// `QEMU_PLUGIN_COND_NE`
 pub(crate) const NOT_EQUAL: c_int = 3;
 
@@ -85,6 +103,40 @@ unsafe extern "C" {
         data: *mut c_void,
     );
     pub(crate) fn qemu_plugin_register_atexit_cb(id: Id, callback: OnExit, data: *mut c_void);
+    fn qemu_plugin_get_registers() -> *mut Array<Register>;
+    fn qemu_plugin_read_register(handle: *mut c_void, to: *mut Array<u8>) -> c_int;
+    // Of GLib, which QEMU brings along.
+    fn g_array_free(array: *mut Array<Register>, data: c_int) -> *mut c_char;
+    fn g_byte_array_new() -> *mut Array<u8>;
+    fn g_byte_array_free(array: *mut Array<u8>, data: c_int) -> *mut u8;
+}
+
+/// RAX of the vcpu that executes. Only for callbacks that were registered with [`READ_REGISTERS`].
+pub(crate) fn rax() -> Option<u64> {
+    static HANDLE: OnceLock<usize> = OnceLock::new();
+    let handle = *HANDLE.get_or_init(|| {
+        // SAFETY: a vcpu executes; QEMU hands over an array of its registers, whose names live as long as QEMU.
+        unsafe {
+            let registers = qemu_plugin_get_registers();
+            let all = std::slice::from_raw_parts((*registers).data, (*registers).length as usize);
+            let rax = all.iter().find(|register| CStr::from_ptr(register.name) == c"rax");
+            let handle = rax.map_or(0, |register| register.handle as usize);
+            g_array_free(registers, 1);
+            handle
+        }
+    });
+    if handle == 0 {
+        return None;
+    }
+    // SAFETY: the handle is QEMU's own; the array is made, read and given back here.
+    unsafe {
+        let array = g_byte_array_new();
+        qemu_plugin_read_register(handle as *mut c_void, array);
+        let value =
+            ((*array).length as usize == size_of::<u64>()).then(|| (*array).data.cast::<u64>().read_unaligned());
+        g_byte_array_free(array, 1);
+        value
+    }
 }
 
 /// The version of the interface that this file declares; QEMU refuses a plugin it does not fit.
@@ -103,7 +155,7 @@ pub(crate) extern "C" fn qemu_plugin_install(
     let count = usize::try_from(count).unwrap_or(0);
     // SAFETY: QEMU passes `count` C strings that live until this function returns; none is null. Without any, the array
     // may be null, and is not looked at.
-    let arguments = (0..count).map(|index| unsafe { std::ffi::CStr::from_ptr(*arguments.add(index)) });
+    let arguments = (0..count).map(|index| unsafe { CStr::from_ptr(*arguments.add(index)) });
     let arguments: Vec<String> = arguments.map(|text| text.to_string_lossy().into_owned()).collect();
     match crate::count::install(id, &arguments) {
         Ok(()) => 0,

@@ -53,6 +53,7 @@ pub(super) struct Lab {
     ramdisk: NamedTempFile,
     only: Vec<Column>,
     pub(super) profile: bool,
+    pub(super) stays: bool,
     logs: Option<PathBuf>,
     /// What is measured with what: name and version.
     pub(super) versions: Vec<(String, String)>,
@@ -116,6 +117,7 @@ impl Lab {
             ramdisk,
             only: options.only.clone(),
             profile: options.profile,
+            stays: options.stays,
             logs: options.logs.clone(),
             versions,
             date,
@@ -195,10 +197,11 @@ impl Lab {
     /// The machine of every column; `arguments` are more words for the plugin.
     fn machine(&self, arguments: &str) -> Result<Machine> {
         let counts = NamedTempFile::new()?;
-        let profile = if self.profile { ",profile=on" } else { "" };
+        let on = |wanted, what| if wanted { what } else { "" };
+        let (profile, stays) = (on(self.profile, ",profile=on"), on(self.stays, ",stays=on"));
         let mut plugin = OsString::from("file=");
         plugin.push(&self.plugin);
-        plugin.push(format!(",out={}{arguments}{profile}", counts.path().display()));
+        plugin.push(format!(",out={}{arguments}{profile}{stays}", counts.path().display()));
         let mut command = self.qemu.command();
         // The clock advances by a nanosecond an instruction, and idle time is skipped.
         command.args(["-accel", "tcg", "-icount", "shift=0,sleep=off", "-smp", "1", "-cpu", CPU]);

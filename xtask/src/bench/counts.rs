@@ -12,9 +12,40 @@ pub(super) struct Counts {
     numbers: BTreeMap<String, u64>,
     /// Instructions by the address of the code they belong to, if that was asked for.
     pub(super) places: Vec<(u64, u64)>,
+    /// Stays in ring 0, if that was asked for.
+    pub(super) stays: Vec<Stay>,
+}
+
+/// Stays in ring 0 that began in the same way and had the same length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stay {
+    /// The owner who executed before.
+    pub(super) from: String,
+    /// `syscall`, `hypercall:NUMBER` or `at:ADDRESS`.
+    pub(super) cause: String,
+    /// Instructions of one.
+    pub(super) length: u64,
+    /// How many there were.
+    pub(super) count: u64,
 }
 
 impl Counts {
+    /// Adds the rest of a line about a place or a stay.
+    fn add<'a>(&mut self, what: &str, mut words: impl Iterator<Item = &'a str>) -> Option<()> {
+        if what == "at" {
+            self.places.push((u64::from_str_radix(words.next()?, 16).ok()?, words.next()?.parse().ok()?));
+        } else {
+            let (from, cause) = (words.next()?.to_owned(), words.next()?.to_owned());
+            self.stays.push(Stay {
+                from,
+                cause,
+                length: words.next()?.parse().ok()?,
+                count: words.next()?.parse().ok()?,
+            });
+        }
+        Some(())
+    }
+
     fn get(&self, key: &str) -> u64 {
         self.numbers.get(key).copied().unwrap_or(0)
     }
@@ -68,14 +99,12 @@ impl Record {
         for line in text.lines() {
             let mut words = line.split(' ');
             let what = words.next().unwrap_or_default();
-            if what == "at" {
-                let place = || Some((u64::from_str_radix(words.next()?, 16).ok()?, words.next()?.parse().ok()?));
-                let place = { place }().with_context(|| format!("the plugin wrote `{line}`"))?;
+            if matches!(what, "at" | "stay") {
                 let counts = match last {
                     Some(window) => &mut record.windows[window].1,
                     None => &mut record.all,
                 };
-                counts.places.push(place);
+                counts.add(what, words).with_context(|| format!("the plugin wrote `{line}`"))?;
                 continue;
             }
             let number = words.next().and_then(|word| word.parse().ok());
@@ -86,7 +115,7 @@ impl Record {
             };
             let numbers = words.map(parse).collect::<Option<_>>();
             let numbers = numbers.with_context(|| format!("the plugin wrote `{line}`"))?;
-            let counts = Counts { numbers, places: Vec::new() };
+            let counts = Counts { numbers, ..Counts::default() };
             match what {
                 "window" => {
                     last = Some(record.windows.len());
@@ -126,13 +155,15 @@ mod tests {
     #[test]
     fn windows_points_and_places_are_read() {
         let text = "window 256 insns.user=10 insns.ring0=5 entry.user.ring0=2 cr3.ring0=1\nat ffff8280 5\n\
-                    window 256 insns.user=9 entry.user.kernel=1\npoint 1 insns.boot=100\ntotal 0 insns.boot=200\nat 10 3\n";
+                    stay kernel hypercall:23 51 2\nwindow 256 insns.user=9 entry.user.kernel=1\npoint 1 insns.boot=100\ntotal 0 insns.boot=200\nat 10 3\n";
         let record = Record::parse(text).unwrap();
         assert_eq!(record.windows(256).count(), 2);
         assert_eq!(record.least(256).unwrap().total(), 9);
         let first = record.windows(256).next().unwrap();
         assert_eq!((first.total(), first.entries(), first.cr3(), first.left_user()), (15, 2, 1, 2));
         assert_eq!(first.places, [(0xffff_8280, 5)]);
+        let stay = Stay { from: "kernel".into(), cause: "hypercall:23".into(), length: 51, count: 2 };
+        assert_eq!(first.stays, [stay]);
         assert_eq!(record.point(1).unwrap().total(), 100);
         assert_eq!(record.all.places, [(0x10, 3)]);
         assert!(record.least(1).is_none() && record.point(2).is_none());
@@ -140,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_damaged_line_is_named() {
-        for line in ["window", "window x", "window 1 insns", "at zz 1", "noise 1"] {
+        for line in ["window", "window x", "window 1 insns", "at zz 1", "stay kernel at:1 5", "noise 1"] {
             assert!(format!("{:#}", Record::parse(line).unwrap_err()).contains(line));
         }
     }

@@ -6,6 +6,7 @@ use super::counts::{Counts, Record};
 use super::plot::{self, Group};
 use super::profile;
 use super::report::{Report, short};
+use super::stays::{self, Places};
 use anyhow::{Context, Result};
 use microbench::{METRICS, Metric, mode};
 
@@ -62,6 +63,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         "Xen CR3",
         "Tenon CR3",
     ];
+    let (ours, others) = (Places::of(&lab.image("hypervisor")?)?, Places::default());
     let mut table = vec![head.map(str::to_owned).to_vec()];
     let (mut bars, mut plot, mut numbers, mut profiles) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (index, metric) in METRICS.iter().enumerate() {
@@ -82,11 +84,18 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         plot.push(Group { label, bars: found.iter().map(new).collect() });
         let number =
             |(name, counts): (&str, &Counts)| (format!("{name}/{}", metric.name), counts.clone(), metric.operations);
-        numbers.extend(found.into_iter().map(number));
+        numbers.extend(found.iter().copied().map(number));
         if let Some(tenon) = on_tenon {
             bars.extend(promises(metric, tenon, on_xen));
             if lab.profile {
                 profiles.push((metric.name.to_owned(), profile::lines(lab, tenon, metric.operations)?));
+            }
+        }
+        if lab.stays {
+            for (name, counts) in found.iter().filter(|(_, counts)| ring0(counts) > 0) {
+                let places = if *name == "Tenon" { &ours } else { &others };
+                let lines = stays::lines(places, &counts.stays, metric.operations);
+                profiles.push((format!("{}, stays in ring 0 of {name}", metric.name), lines));
             }
         }
     }
