@@ -17,6 +17,7 @@ mod stays;
 use anyhow::{Result, ensure};
 use std::process::ExitCode;
 use xshell::Shell;
+use xtask::kernels;
 
 /// What to measure, and what to do with the result.
 #[derive(clap::Args)]
@@ -38,6 +39,10 @@ pub(crate) struct Options {
     /// Say as well how long the stays in ring 0 were, and what they were for (`guest`)
     #[arg(long)]
     stays: bool,
+    /// The stock kernel to measure with (`guest`; others than the default have one bar for all operations)
+    #[arg(long, value_name = "VERSION", default_value = kernels::DEFAULT)]
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(kernels::names()))]
+    kernel: String,
     /// Only these columns
     #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
     only: Vec<columns::Column>,
@@ -50,6 +55,7 @@ impl Options {
     /// Refuses what the bench that is asked for does not have.
     fn ensure_sense(&self) -> Result<()> {
         ensure!(self.which == Which::Guest || !self.stays, "--stays is for `bench guest`");
+        ensure!(self.which == Which::Guest || self.kernel == kernels::DEFAULT, "--kernel is for `bench guest`");
         Ok(())
     }
 }
@@ -105,6 +111,7 @@ pub(crate) fn bars(sh: &Shell) -> Result<Vec<(String, bool)>> {
             save: false,
             profile: false,
             stays: false,
+            kernel: kernels::DEFAULT.into(),
             only: vec![],
             logs: None,
         };
@@ -134,7 +141,8 @@ mod tests {
         let options = parse("bench guest --only xen,tenon --json --logs folder").unwrap();
         assert_eq!((options.which, options.json, options.check, options.save), (Which::Guest, true, false, false));
         assert_eq!(options.only, [columns::Column::Xen, columns::Column::Tenon]);
-        assert!(parse("bench guest --stays").is_ok_and(|options| options.stays && options.ensure_sense().is_ok()));
+        let options = parse("bench guest --kernel 6.12 --stays").unwrap();
+        assert!(options.kernel == "6.12" && options.stays && options.ensure_sense().is_ok());
         assert!(parse("bench create --check --save").is_ok_and(|options| options.check && options.save));
     }
 
@@ -151,11 +159,12 @@ mod tests {
             ("bench guest --save --only tenon", ErrorKind::ArgumentConflict),
             ("bench guest --save --profile", ErrorKind::ArgumentConflict),
             ("bench guest --save --stays", ErrorKind::ArgumentConflict),
+            ("bench guest --kernel 2.6", ErrorKind::InvalidValue),
         ];
         for (line, why) in refused {
             assert_eq!(parse(line).map(|_| ()), Err(why), "{line}");
         }
-        for line in ["bench boot --stays"] {
+        for line in ["bench boot --stays", "bench boot --kernel 6.12"] {
             assert!(parse(line).unwrap().ensure_sense().is_err(), "{line}");
         }
     }

@@ -67,7 +67,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         }
     }
     Ok(Report {
-        name: "boot",
+        name: "boot".into(),
         about: format!(
             "Instructions from power-on to the first instruction of init in a stock Linux. Tenon's guest has {MEMORY} MiB, \
              Xen's first domain {XEN_MEMORY} (with {MEMORY} it does not start). The mark was taken with Debian's Xen and \

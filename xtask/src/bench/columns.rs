@@ -47,7 +47,8 @@ pub(super) struct Lab {
     plugin: PathBuf,
     /// The folder of the images, release profile.
     images: PathBuf,
-    pub(super) kernel: kernels::Kernel,
+    kernel: kernels::Kernel,
+    kernel_name: String,
     xen: Option<Xen>,
     /// An initramfs whose init is the benchmark program.
     ramdisk: NamedTempFile,
@@ -80,7 +81,7 @@ impl Lab {
         let images = build::images(sh, "release")?;
         cmd!(sh, "cargo build --quiet --release --package plugin").quiet().run()?;
         let plugin = build::target_dir(sh)?.join("release/libplugin.so");
-        let kernel = kernels::stock(sh, kernels::DEFAULT)?;
+        let kernel = kernels::stock(sh, &options.kernel)?;
         let wanted = |column| options.only.is_empty() || options.only.contains(&column);
         let xen = wanted(Column::Xen).then(|| xen::hypervisor(sh)).transpose()?;
         let program = |name| {
@@ -113,6 +114,7 @@ impl Lab {
             plugin,
             images,
             kernel,
+            kernel_name: options.kernel.clone(),
             xen,
             ramdisk,
             only: options.only.clone(),
@@ -127,6 +129,16 @@ impl Lab {
     /// Whether the column is wanted.
     pub(super) fn wants(&self, column: Column) -> bool {
         self.only.is_empty() || self.only.contains(&column)
+    }
+
+    /// Whether the kernel is the one that is measured where none is named.
+    pub(super) fn is_default_kernel(&self) -> bool {
+        self.kernel_name == kernels::DEFAULT
+    }
+
+    /// The name of a bench with this kernel.
+    pub(super) fn name(&self, bench: &str) -> String {
+        if self.is_default_kernel() { bench.to_owned() } else { format!("{bench}-{}", self.kernel_name) }
     }
 
     /// The file of an image.

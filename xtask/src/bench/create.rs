@@ -55,7 +55,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         }
     }
     Ok(Report {
-        name: "create",
+        name: "create".into(),
         about: format!(
             "Instructions of dom0 and ring 0 to make a Linux of {LINUX} MiB from its ELF file and a test guest of \
              {TEST_GUEST} MiB, and to destroy the Linux; what guests do in that time \

@@ -11,8 +11,8 @@ use std::path::Path;
 
 /// What a bench has found.
 pub(super) struct Report {
-    /// Name of the bench.
-    pub(super) name: &'static str,
+    /// Name of the bench, and of the files it is kept in.
+    pub(super) name: String,
     /// What it measures, in a sentence or two.
     pub(super) about: String,
     pub(super) versions: Vec<(String, String)>,
@@ -30,7 +30,7 @@ pub(super) struct Report {
 impl Report {
     /// Everything as text.
     pub(super) fn markdown(&self) -> String {
-        let mut out = format!("# cargo xtask bench {}\n\n{}\n\n", self.name, self.about);
+        let mut out = format!("# cargo xtask bench {}\n\n{}\n\n", self.name.replacen('-', " --kernel ", 1), self.about);
         let versions: Vec<_> = self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         // Writing to a string does not fail.
         let _ = writeln!(out, "{}: {}.\n", self.date, versions.join(", "));
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn a_missed_bar_is_counted_and_told() {
         let report = Report {
-            name: "boot",
+            name: "boot".into(),
             about: "About.".into(),
             versions: vec![("QEMU".into(), "10".into())],
             date: "2025-01-01".into(),
