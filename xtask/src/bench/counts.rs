@@ -142,6 +142,11 @@ impl Record {
         self.windows(number).min_by_key(|counts| counts.total())
     }
 
+    /// The fewest of something in any window of this number.
+    pub(super) fn fewest(&self, number: u16, of: fn(&Counts) -> u64) -> Option<u64> {
+        self.windows(number).map(of).min()
+    }
+
     /// What was counted up to a point, the first time it was reached.
     pub(super) fn point(&self, number: u16) -> Option<&Counts> {
         self.points.iter().find(|(it, _)| *it == number).map(|(_, counts)| counts)
@@ -164,6 +169,7 @@ mod tests {
         assert_eq!(first.places, [(0xffff_8280, 5)]);
         let stay = Stay { from: "kernel".into(), cause: "hypercall:23".into(), length: 51, count: 2 };
         assert_eq!(first.stays, [stay]);
+        assert_eq!(record.fewest(256, Counts::entries), Some(0));
         assert_eq!(record.point(1).unwrap().total(), 100);
         assert_eq!(record.all.places, [(0x10, 3)]);
         assert!(record.least(1).is_none() && record.point(2).is_none());
