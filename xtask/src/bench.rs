@@ -12,6 +12,7 @@ mod guest;
 mod plot;
 mod profile;
 mod report;
+mod scripts;
 mod stays;
 
 use anyhow::{Result, ensure};
@@ -69,6 +70,8 @@ enum Which {
     Create,
     /// What a stock guest's system calls, faults and processes cost
     Guest,
+    /// What shell scripts cost in a stock guest
+    Scripts,
 }
 
 /// Measures, and shows or keeps the result.
@@ -97,6 +100,7 @@ fn measure(sh: &Shell, options: &Options) -> Result<report::Report> {
         Which::Boot => boot::measure(&lab),
         Which::Create => create::measure(&lab),
         Which::Guest => guest::measure(&lab),
+        Which::Scripts => scripts::measure(&lab),
     }
 }
 
@@ -164,7 +168,7 @@ mod tests {
         for (line, why) in refused {
             assert_eq!(parse(line).map(|_| ()), Err(why), "{line}");
         }
-        for line in ["bench boot --stays", "bench boot --kernel 6.12"] {
+        for line in ["bench boot --stays", "bench scripts --kernel 6.12"] {
             assert!(parse(line).unwrap().ensure_sense().is_err(), "{line}");
         }
     }

@@ -129,6 +129,14 @@ pub(crate) fn find(folder: &Path, prefix: &str) -> Option<PathBuf> {
 /// # Errors
 /// No way to fetch busybox.
 pub fn ramdisk(sh: &Shell) -> Result<PathBuf> {
+    initramfs::build(&busybox(sh)?)
+}
+
+/// The static busybox of our guests, fetched first if need be.
+///
+/// # Errors
+/// No way to fetch it.
+pub fn busybox(sh: &Shell) -> Result<PathBuf> {
     let busybox = cache::dir()?.join("busybox").join("busybox");
     if !busybox.is_file() {
         let _lock = cache::lock("busybox")?;
@@ -136,7 +144,7 @@ pub fn ramdisk(sh: &Shell) -> Result<PathBuf> {
             fetch_busybox(sh, &busybox).context("cannot fetch busybox; an initramfs can be named with --ramdisk")?;
         }
     }
-    initramfs::build(&busybox)
+    Ok(busybox)
 }
 
 fn fetch_busybox(sh: &Shell, target: &Path) -> Result<()> {

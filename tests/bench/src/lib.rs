@@ -1,10 +1,12 @@
-//! What the benchmark program measures, for the program and for who reads its results.
+//! What the benchmark program measures, for the program and for those who read its results.
 //!
 //! `microbench` is the first and only program of a Linux in a benchmark: it has no C library, so its counts are those of
 //! the kernel and the same on every machine. Each metric runs in windows ([`marker`]) of a fixed number of
 //! operations; nothing is calibrated against a clock.
 #![no_std]
 #![forbid(unsafe_code)]
+
+use core::ffi::CStr;
 
 /// One thing that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,26 @@ pub const METRICS: [Metric; 15] = [
     metric("fork_exit_8M", 1),
 ];
 
+/// A script for busybox's shell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Script {
+    /// What it is called.
+    pub name: &'static str,
+    /// Where it lies in the initramfs.
+    pub path: &'static CStr,
+    /// What it says.
+    pub text: &'static str,
+}
+
+/// What runs before the scripts, outside their windows.
+pub const SETUP: Script = Script { name: "setup", path: c"/root/setup", text: include_str!("../scripts/setup.sh") };
+
+/// The scripts that are measured, in the order of the numbers of their windows, which begin at [`marker::SCRIPTS`].
+pub const SCRIPTS: [Script; 2] = [
+    Script { name: "pipes", path: c"/root/pipes", text: include_str!("../scripts/pipes.sh") },
+    Script { name: "processes", path: c"/root/processes", text: include_str!("../scripts/processes.sh") },
+];
+
 /// Windows of each metric. The one with the fewest instructions is the result: it has met the fewest timer interrupts.
 pub const REPETITIONS: u32 = 5;
 
@@ -50,6 +72,8 @@ pub mod mode {
     pub const BOOT: &str = "boot";
     /// Run every metric and power off.
     pub const GUEST: &str = "guest";
+    /// Run every script and power off.
+    pub const SCRIPTS: &str = "scripts";
     /// Reach the point `INIT`, say so, and wait for ever.
     pub const WAIT: &str = "wait";
 }

@@ -31,6 +31,8 @@ pub const CREATE: u16 = 16;
 pub const DESTROY: u16 = 17;
 /// Window of the first metric of the benchmark program; the others follow.
 pub const METRICS: u16 = 256;
+/// Window of the first script the benchmark program runs; the others follow.
+pub const SCRIPTS: u16 = 512;
 
 /// The last four bytes of a marker.
 #[must_use]

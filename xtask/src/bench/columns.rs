@@ -3,7 +3,7 @@
 use super::Options;
 use super::counts::Record;
 use anyhow::{Context, Result, bail};
-use microbench::{DONE, REACHED, mode};
+use microbench::{DONE, REACHED, SCRIPTS, SETUP, mode};
 use object::{Object, ObjectSegment, SegmentFlags};
 use std::ffi::OsString;
 use std::fs;
@@ -89,8 +89,19 @@ impl Lab {
             fs::read(&file).with_context(|| format!("cannot read {}", file.display()))
         };
         let (init, tiny) = (program("microbench")?, program("tiny")?);
+        let mut files = vec![("init", &*init), ("bin/tiny", &*tiny)];
+        let shell = match options.which {
+            super::Which::Scripts => Some(fs::read(kernels::busybox(sh)?)?),
+            _ => None,
+        };
+        if let Some(shell) = &shell {
+            files.push(("bin/busybox", shell));
+            for script in [SETUP].iter().chain(&SCRIPTS) {
+                files.push((script.path.to_str()?.trim_start_matches('/'), script.text.as_bytes()));
+            }
+        }
         let mut ramdisk = NamedTempFile::new()?;
-        ramdisk.write_all(&initramfs::of_programs(&[("init", &init), ("bin/tiny", &tiny)])?)?;
+        ramdisk.write_all(&initramfs::of_programs(&files)?)?;
         let mut commit = cmd!(sh, "git describe --always").quiet().ignore_stderr().read().unwrap_or_default();
         // Results that were kept just before change nothing about what is measured.
         let clean = cmd!(sh, "git diff --quiet HEAD -- . :!tests/bench/results").quiet().ignore_stderr();
@@ -225,7 +236,7 @@ impl Lab {
 
 /// What the benchmark program prints when it has done what `mode` asks.
 fn wants(mode: &str) -> &'static str {
-    if mode == mode::GUEST { DONE } else { REACHED }
+    if matches!(mode, mode::BOOT | mode::WAIT) { REACHED } else { DONE }
 }
 
 /// The addresses of a program's text, as the plugin wants them.

@@ -11,6 +11,10 @@ mod clock;
 mod linux;
 #[path = "microbench/metrics.rs"]
 mod metrics;
+#[path = "microbench/scripts.rs"]
+mod scripts;
+#[path = "microbench/window.rs"]
+mod window;
 
 use core::arch::{asm, naked_asm};
 use core::panic::PanicInfo;
@@ -37,13 +41,17 @@ extern "C" fn main(stack: *const usize) -> ! {
             metrics::run(&process);
             println!("{DONE}");
         }
+        word if word == mode::SCRIPTS.as_bytes() => {
+            scripts::run();
+            println!("{DONE}");
+        }
         word if word == mode::WAIT.as_bytes() => {
             reached();
             loop {
                 linux::pause();
             }
         }
-        _ => println!("microbench: the first argument must be {}, {} or {}", mode::BOOT, mode::GUEST, mode::WAIT),
+        _ => println!("microbench: the first argument must be a mode"),
     }
     linux::power_off()
 }

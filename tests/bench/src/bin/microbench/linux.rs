@@ -287,9 +287,12 @@ pub(crate) fn wait(child: usize) {
     assert_eq!(status, 0, "a child failed");
 }
 
-/// Becomes another program, without arguments.
-pub(crate) fn execute(path: &CStr) -> ! {
-    let arguments = [path.as_ptr(), core::ptr::null()];
+/// Becomes another program, with at most three words.
+pub(crate) fn execute(path: &CStr, words: &[&CStr]) -> ! {
+    let mut arguments = [core::ptr::null(); 4];
+    for (argument, word) in arguments[..3].iter_mut().zip(words) {
+        *argument = word.as_ptr();
+    }
     let environment = [core::ptr::null::<u8>()];
     // SAFETY: the kernel reads the path and the vectors; if it returns, nothing has changed.
     unsafe {

@@ -2,8 +2,7 @@
 
 use crate::clock::Clock;
 use crate::linux::{self, Map, Process, println};
-use core::arch::asm;
-use marker::{Kind, OPCODE, word};
+use crate::window;
 use microbench::{METRICS, REPETITIONS};
 
 const MIB: usize = 1 << 20;
@@ -12,16 +11,27 @@ const DIRTY: usize = 8 * MIB;
 /// Pages of the file in `map_file_64_pages`.
 const FILE_PAGES: usize = 64;
 
-/// The number of a metric; one that does not exist stops the build.
+/// The number of a metric's window; a metric that does not exist stops the build.
 const fn number(name: &str) -> u16 {
     let mut number = 0;
     while (number as usize) < METRICS.len() {
         if same(METRICS[number as usize].name.as_bytes(), name.as_bytes()) {
-            return number;
+            return marker::METRICS + number;
         }
         number += 1;
     }
     panic!("no metric of this name")
+}
+
+/// The operations in a window of this number.
+const fn operations(number: u16) -> u32 {
+    METRICS[(number - marker::METRICS) as usize].operations
+}
+
+/// Runs `work` inside a window of a metric, with the number of its operations.
+#[inline(always)]
+fn window<const NUMBER: u16>(work: impl FnOnce(u32)) {
+    window::window::<NUMBER>(|| work(const { operations(NUMBER) }));
 }
 
 const fn same(a: &[u8], b: &[u8]) -> bool {
@@ -35,26 +45,9 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len()
 }
 
-/// Runs `work` inside a window of the metric `NUMBER`, with the number of its operations.
-#[inline(always)]
-fn window<const NUMBER: u16>(work: impl FnOnce(u32)) {
-    let operations = METRICS[NUMBER as usize].operations;
-    // SAFETY: a no-op. (It claims to touch memory, so that the work stays on its side of it.)
-    unsafe {
-        asm!(".long {}, {}", const OPCODE, const word(Kind::Begin, marker::METRICS + NUMBER),
-            options(nostack, preserves_flags));
-    }
-    work(operations);
-    // SAFETY: as above.
-    unsafe {
-        asm!(".long {}, {}", const OPCODE, const word(Kind::End, marker::METRICS + NUMBER),
-            options(nostack, preserves_flags));
-    }
-}
-
 /// One run of `work` outside of all windows, then those inside.
 fn measure<const NUMBER: u16>(mut work: impl FnMut(u32)) {
-    work(METRICS[NUMBER as usize].operations);
+    work(const { operations(NUMBER) });
     for _ in 0..REPETITIONS {
         window::<NUMBER>(&mut work);
     }
@@ -102,7 +95,7 @@ pub(crate) fn run(process: &Process) {
 
 fn memory() {
     for _ in 0..REPETITIONS {
-        let area = Map::new(METRICS[usize::from(const { number("page_fault") })].operations as usize * linux::PAGE);
+        let area = Map::new(const { operations(number("page_fault")) } as usize * linux::PAGE);
         window::<{ number("page_fault") }>(|_| area.touch());
     }
     measure::<{ number("touch_unmap") }>(|n| Map::new(n as usize * linux::PAGE).touch());
@@ -129,7 +122,9 @@ fn processes() {
         });
     }
     drop(area);
-    measure::<{ number("fork_exec") }>(|n| times(n, || linux::wait(linux::fork(|| linux::execute(c"/bin/tiny")))));
+    measure::<{ number("fork_exec") }>(|n| {
+        times(n, || linux::wait(linux::fork(|| linux::execute(c"/bin/tiny", &[c"/bin/tiny"]))))
+    });
 }
 
 /// Two processes that wake each other in turn; an operation is one switch.
