@@ -14,6 +14,7 @@ mod profile;
 mod report;
 mod scripts;
 mod stays;
+mod wall;
 
 use anyhow::{Result, ensure};
 use std::process::ExitCode;
@@ -57,6 +58,8 @@ impl Options {
     fn ensure_sense(&self) -> Result<()> {
         ensure!(self.which == Which::Guest || !self.stays, "--stays is for `bench guest`");
         ensure!(self.which == Which::Guest || self.kernel == kernels::DEFAULT, "--kernel is for `bench guest`");
+        let counts = self.which != Which::Wall;
+        ensure!(counts || !(self.check || self.profile), "`bench wall` has no bars, and counts no instructions");
         Ok(())
     }
 }
@@ -72,6 +75,8 @@ enum Which {
     Guest,
     /// What shell scripts cost in a stock guest
     Scripts,
+    /// How long operations take by the clock: not exact, and never a failure
+    Wall,
 }
 
 /// Measures, and shows or keeps the result.
@@ -101,6 +106,7 @@ fn measure(sh: &Shell, options: &Options) -> Result<report::Report> {
         Which::Create => create::measure(&lab),
         Which::Guest => guest::measure(&lab),
         Which::Scripts => scripts::measure(&lab),
+        Which::Wall => wall::measure(&lab),
     }
 }
 
@@ -168,7 +174,8 @@ mod tests {
         for (line, why) in refused {
             assert_eq!(parse(line).map(|_| ()), Err(why), "{line}");
         }
-        for line in ["bench boot --stays", "bench scripts --kernel 6.12"] {
+        for line in ["bench boot --stays", "bench scripts --kernel 6.12", "bench wall --check", "bench wall --profile"]
+        {
             assert!(parse(line).unwrap().ensure_sense().is_err(), "{line}");
         }
     }

@@ -74,11 +74,17 @@ pub mod mode {
     pub const GUEST: &str = "guest";
     /// Run every script and power off.
     pub const SCRIPTS: &str = "scripts";
+    /// Reach the point `INIT`, run the operations of `bench wall` by the clock, and power off.
+    pub const WALL: &str = "wall";
     /// Reach the point `INIT`, say so, and wait for ever.
     pub const WAIT: &str = "wait";
 }
 
-/// What the program prints in the modes `boot` and `wait` when it has reached the point.
+/// What the program prints in the modes `boot`, `wall` and `wait` when it has reached the point.
 pub const REACHED: &str = "microbench: init reached";
+/// What lines begin with that say the guest's clock in nanoseconds, before and after all that is timed.
+pub const CLOCK: [&str; 2] = ["microbench: clock begin ", "microbench: clock end "];
+/// What lines begin with that have the name, the number of operations and the nanoseconds of something that was timed.
+pub const TIMED: &str = "microbench: timed ";
 /// What it prints when all went well.
 pub const DONE: &str = "microbench: done";

@@ -5,7 +5,7 @@ use super::columns::{Column, Form, Lab};
 use super::counts::{Counts, OWNERS, Record};
 use super::plot::{self, Group};
 use super::profile;
-use super::report::{Report, short};
+use super::report::{Report, number, short};
 use anyhow::{Context, Result};
 use marker::{INIT, LISTED};
 use microbench::mode;
@@ -24,14 +24,14 @@ const XEN_WITH_DOM0: f64 = 18.0e9;
 pub(super) fn measure(lab: &Lab) -> Result<Report> {
     let mut runs: Vec<(&str, Record)> = Vec::new();
     if lab.wants(Column::Bare) {
-        runs.push(("bare, bzImage", lab.bare(mode::BOOT)?));
+        runs.push(("bare, bzImage", lab.bare(mode::BOOT)?.record));
     }
     if lab.wants(Column::Xen) {
-        runs.push(("Xen, first domain, bzImage", lab.xen(Form::BzImage, mode::BOOT, XEN_MEMORY)?));
+        runs.push(("Xen, first domain, bzImage", lab.xen(Form::BzImage, mode::BOOT, XEN_MEMORY)?.record));
     }
     if lab.wants(Column::Tenon) {
-        runs.push(("Tenon, guest, bzImage", lab.tenon(Form::BzImage, mode::BOOT, MEMORY)?));
-        runs.push(("Tenon, guest, ELF", lab.tenon(Form::Elf, mode::BOOT, MEMORY)?));
+        runs.push(("Tenon, guest, bzImage", lab.tenon(Form::BzImage, mode::BOOT, MEMORY)?.record));
+        runs.push(("Tenon, guest, ELF", lab.tenon(Form::Elf, mode::BOOT, MEMORY)?.record));
     }
     let head = ["to init", "firmware", "programs", "kernel", "dom0", "ring 0", "all"];
     let mut table = vec![head.map(str::to_owned).to_vec()];
@@ -43,7 +43,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         row.push(short(exact(init.total())));
         table.push(row);
         shown.push(plot::Bar::new(*name, init, 1));
-        numbers.push(((*name).to_owned(), init.clone(), 1));
+        numbers.push(number(name, init, 1));
         if lab.profile && name.starts_with("Tenon") {
             profiles.push(((*name).to_owned(), profile::lines(lab, &record.all, 1)?));
         }
@@ -75,6 +75,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         ),
         versions: lab.versions.clone(),
         date: lab.date.clone(),
+        notes: Vec::new(),
         table,
         bars,
         plot: vec![Group { label: String::new(), bars: shown }],

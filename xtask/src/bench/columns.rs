@@ -55,6 +55,8 @@ pub(super) struct Lab {
     only: Vec<Column>,
     pub(super) profile: bool,
     pub(super) stays: bool,
+    /// Whether the clock counts instructions; else it is the host's, and nothing is counted.
+    counting: bool,
     logs: Option<PathBuf>,
     /// What is measured with what: name and version.
     pub(super) versions: Vec<(String, String)>,
@@ -131,6 +133,7 @@ impl Lab {
             only: options.only.clone(),
             profile: options.profile,
             stays: options.stays,
+            counting: options.which != super::Which::Wall,
             logs: options.logs.clone(),
             versions,
             date,
@@ -158,7 +161,7 @@ impl Lab {
     }
 
     /// The stock kernel alone.
-    pub(super) fn bare(&self, mode: &str) -> Result<Record> {
+    pub(super) fn bare(&self, mode: &str) -> Result<Run> {
         let mut machine = self.machine("")?;
         let command = &mut machine.command;
         command.arg("-kernel").arg(&self.kernel.bzimage).arg("-initrd").arg(self.ramdisk.path());
@@ -167,7 +170,7 @@ impl Lab {
     }
 
     /// The stock kernel as Xen's first domain.
-    pub(super) fn xen(&self, form: Form, mode: &str, memory: u32) -> Result<Record> {
+    pub(super) fn xen(&self, form: Form, mode: &str, memory: u32) -> Result<Run> {
         let xen = self.xen.as_ref().context("Xen is not wanted, yet asked for")?;
         let mut machine = self.machine("")?;
         // Modules: the kernel with its command line, and its ramdisk.
@@ -181,7 +184,7 @@ impl Lab {
     }
 
     /// The stock kernel as a guest of Tenon.
-    pub(super) fn tenon(&self, form: Form, mode: &str, memory: u32) -> Result<Record> {
+    pub(super) fn tenon(&self, form: Form, mode: &str, memory: u32) -> Result<Run> {
         let name = format!("tenon-{mode}-{form:?}").to_lowercase();
         self.guests(&name, &[self.linux(form, mode, memory)], wants(mode), &[])
     }
@@ -199,7 +202,7 @@ impl Lab {
     }
 
     /// Tenon with these guests. `wants` must appear on the console; `typed` goes to it.
-    pub(super) fn guests(&self, name: &str, guests: &[Guest], wants: &str, typed: &[Typed<'_>]) -> Result<Record> {
+    pub(super) fn guests(&self, name: &str, guests: &[Guest], wants: &str, typed: &[Typed<'_>]) -> Result<Run> {
         let dom0 = self.image("dom0")?;
         let bundle = guests.iter().fold(Bundle::dom0(&dom0, ""), |bundle, guest| bundle.guest(guest));
         let archive = bundle.write()?;
@@ -220,16 +223,18 @@ impl Lab {
     /// The machine of every column; `arguments` are more words for the plugin.
     fn machine(&self, arguments: &str) -> Result<Machine> {
         let counts = NamedTempFile::new()?;
-        let on = |wanted, what| if wanted { what } else { "" };
-        let (profile, stays) = (on(self.profile, ",profile=on"), on(self.stays, ",stays=on"));
-        let mut plugin = OsString::from("file=");
-        plugin.push(&self.plugin);
-        plugin.push(format!(",out={}{arguments}{profile}{stays}", counts.path().display()));
         let mut command = self.qemu.command();
-        // The clock advances by a nanosecond an instruction, and idle time is skipped.
-        command.args(["-accel", "tcg", "-icount", "shift=0,sleep=off", "-smp", "1", "-cpu", CPU]);
+        command.args(["-accel", "tcg", "-smp", "1", "-cpu", CPU]);
         command.args(["-m", &MACHINE.to_string(), "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
-        command.arg("-plugin").arg(plugin);
+        if self.counting {
+            let on = |wanted, what| if wanted { what } else { "" };
+            let (profile, stays) = (on(self.profile, ",profile=on"), on(self.stays, ",stays=on"));
+            let mut plugin = OsString::from("file=");
+            plugin.push(&self.plugin);
+            plugin.push(format!(",out={}{arguments}{profile}{stays}", counts.path().display()));
+            // The clock advances by a nanosecond an instruction, and idle time is skipped.
+            command.args(["-icount", "shift=0,sleep=off"]).arg("-plugin").arg(plugin);
+        }
         Ok(Machine { command, counts })
     }
 }
@@ -250,6 +255,34 @@ fn text_of(file: &Path) -> Result<String> {
     Ok(format!("{:x}-{:x}", text.address(), text.address() + text.size()))
 }
 
+/// What a machine did.
+pub(super) struct Run {
+    /// What was counted.
+    pub(super) record: Record,
+    pub(super) printed: Printed,
+}
+
+/// What a machine printed.
+#[derive(Clone, Default)]
+pub(super) struct Printed {
+    text: Vec<u8>,
+    /// How long the text was at each moment since the start at which some of it came.
+    moments: Vec<(usize, Duration)>,
+}
+
+impl Printed {
+    /// The text.
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.text).into_owned()
+    }
+
+    /// When the end of a piece of text came, the first time; since the start of the machine.
+    pub(super) fn moment(&self, piece: &str) -> Option<Duration> {
+        let end = self.text.windows(piece.len()).position(|part| part == piece.as_bytes())? + piece.len();
+        self.moments.iter().find(|(length, _)| *length >= end).map(|(_, moment)| *moment)
+    }
+}
+
 /// A machine before its start.
 struct Machine {
     command: Command,
@@ -258,7 +291,7 @@ struct Machine {
 
 impl Machine {
     /// Runs to the end, which the machine must find by itself; `wants` must have been printed.
-    fn run(mut self, name: &str, wants: &str, typed: &[Typed<'_>], logs: Option<&Path>) -> Result<Record> {
+    fn run(mut self, name: &str, wants: &str, typed: &[Typed<'_>], logs: Option<&Path>) -> Result<Run> {
         let start = Instant::now();
         // What QEMU complains about is told only if it fails.
         let complaints = NamedTempFile::new()?;
@@ -266,10 +299,10 @@ impl Machine {
         let mut child = Running(self.command.spawn().context("cannot start QEMU")?);
         let mut input = child.0.stdin.take().context("QEMU has no input")?;
         let output = child.0.stdout.take().context("QEMU has no output")?;
-        let console = Arc::new(Mutex::new(Vec::new()));
+        let console = Arc::new(Mutex::new(Printed::default()));
         let reader = thread::spawn({
             let console = Arc::clone(&console);
-            move || collect(output, &console)
+            move || collect(output, &console, start)
         });
         let printed = || console.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut typed = typed.iter();
@@ -283,7 +316,7 @@ impl Machine {
                 break None;
             }
             if let Some((after, words)) = next {
-                let text = printed();
+                let text = printed().text;
                 if let Some(at) = text[seen..].windows(after.len()).position(|part| part == after.as_bytes()) {
                     seen += at + after.len();
                     input.write_all(words.as_bytes())?;
@@ -295,7 +328,8 @@ impl Machine {
         drop(child);
         // The reader ends with its pipe.
         let _ = reader.join();
-        let console = String::from_utf8_lossy(&printed()).into_owned();
+        let printed = printed();
+        let console = printed.text();
         let counts = fs::read_to_string(self.counts.path()).context("the plugin wrote nothing")?;
         if let Some(folder) = logs {
             fs::write(folder.join(format!("{name}.console")), &console)?;
@@ -310,14 +344,17 @@ impl Machine {
             bail!("{name}: {end}; the console above should have had `{wants}`");
         }
         eprintln!("{name}: {:.0} s", start.elapsed().as_secs_f64());
-        Record::parse(&counts).with_context(|| name.to_owned())
+        Ok(Run { record: Record::parse(&counts).with_context(|| name.to_owned())?, printed })
     }
 }
 
-fn collect(mut from: impl Read, to: &Mutex<Vec<u8>>) {
+fn collect(mut from: impl Read, to: &Mutex<Printed>, start: Instant) {
     let mut buffer = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
-        to.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..count]);
+        let mut printed = to.lock().unwrap_or_else(PoisonError::into_inner);
+        printed.text.extend_from_slice(&buffer[..count]);
+        let length = printed.text.len();
+        printed.moments.push((length, start.elapsed()));
     }
 }
 
@@ -329,5 +366,20 @@ impl Drop for Running {
         // Both fail only if it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_of_text_has_come_when_its_end_has() {
+        let moments = [3, 6, 9].map(|length| (length, Duration::from_secs(length as u64))).into();
+        let printed = Printed { text: b"abcdefgab".into(), moments };
+        assert_eq!(printed.moment("abc"), Some(Duration::from_secs(3)));
+        assert_eq!(printed.moment("cd"), Some(Duration::from_secs(6)));
+        assert_eq!(printed.moment("gab"), Some(Duration::from_secs(9)));
+        assert_eq!(printed.moment("x"), None);
     }
 }

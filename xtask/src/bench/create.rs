@@ -2,10 +2,9 @@
 
 use super::bars::Bar;
 use super::columns::{Form, Lab};
-use super::counts::Counts;
 use super::plot::{self, Group};
 use super::profile;
-use super::report::{Report, short};
+use super::report::{Report, number, short};
 use anyhow::{Context, Result};
 use marker::{CREATE, DESTROY};
 use microbench::{REACHED, mode};
@@ -33,7 +32,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
     // Ctrl-] leads from the guest's console to the prompt. The test guest has ended by then, so this ends the machine.
     let typed = [(REACHED, "\x1d"), ("dom0> ", "destroy linux\r")];
     // The test guest first, so that the Linux does not run while it is made.
-    let record = lab.guests("tenon-create", &[hello, linux], REACHED, &typed)?;
+    let record = lab.guests("tenon-create", &[hello, linux], REACHED, &typed)?.record;
     let mut created = record.windows(CREATE);
     let mut next = || created.next().context("dom0 made no two guests");
     let windows = [next()?, next()?, record.windows(DESTROY).next().context("dom0 destroyed nothing")?];
@@ -49,7 +48,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         bars.push(Bar::new(name, exact(counts.hosts()), limit));
         let shown = vec![plot::Bar::mark("Xen (mark)", xen), plot::Bar::hosts("Tenon", counts)];
         plot.push(Group { label: name.to_owned(), bars: shown });
-        numbers.push((name.to_owned(), Counts::clone(counts), 1));
+        numbers.push(number(name, counts, 1));
         if lab.profile {
             profiles.push((name.to_owned(), profile::lines(lab, counts, 1)?));
         }
@@ -64,6 +63,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         ),
         versions: lab.versions.clone(),
         date: lab.date.clone(),
+        notes: Vec::new(),
         table,
         bars,
         plot,

@@ -1,11 +1,11 @@
 //! What a stock guest's system calls, faults and processes cost.
 
 use super::bars::Bar;
-use super::columns::{Column, Form, Lab};
+use super::columns::{Column, Form, Lab, Run};
 use super::counts::{Counts, Record};
 use super::plot::{self, Group};
 use super::profile;
-use super::report::{Report, short};
+use super::report::{Report, number, short};
 use super::stays::{self, Places};
 use anyhow::{Context, Result};
 use microbench::{METRICS, Metric, mode};
@@ -73,9 +73,9 @@ fn window(index: usize) -> u16 {
 
 /// Runs the benchmark program in each column.
 pub(super) fn measure(lab: &Lab) -> Result<Report> {
-    let run = |column, run: &dyn Fn() -> Result<Record>| -> Result<Measured> {
-        let record = lab.wants(column).then(run).transpose()?;
-        let measured = Measured(record);
+    let run = |column, run: &dyn Fn() -> Result<Run>| -> Result<Measured> {
+        let run = lab.wants(column).then(run).transpose()?;
+        let measured = Measured(run.map(|run| run.record));
         if measured.0.is_some() {
             for (index, metric) in METRICS.iter().enumerate() {
                 measured.metric(index).with_context(|| format!("{column:?}: no window of {}", metric.name))?;
@@ -121,8 +121,8 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         let new = |(name, counts): &(&str, &Counts)| plot::Bar::new(*name, counts, metric.operations);
         plot.push(Group { label, bars: found.iter().map(new).collect() });
         let number =
-            |(name, counts): (&str, &Counts)| (format!("{name}/{}", metric.name), counts.clone(), metric.operations);
-        numbers.extend(found.iter().copied().map(number));
+            |(name, counts): &(&str, &Counts)| number(&format!("{name}/{}", metric.name), counts, metric.operations);
+        numbers.extend(found.iter().map(number));
         if let Some(tenon) = on_tenon {
             if lab.is_default_kernel() {
                 bars.extend(promises(metric, tenon, on_xen));
@@ -154,6 +154,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         bars,
         plot,
         numbers,
+        notes: Vec::new(),
         profiles,
     })
 }

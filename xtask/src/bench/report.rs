@@ -22,7 +22,9 @@ pub(super) struct Report {
     pub(super) bars: Vec<Bar>,
     pub(super) plot: Vec<Group>,
     /// Every number, by measurement.
-    pub(super) numbers: Vec<(String, Counts, u32)>,
+    pub(super) numbers: Vec<Value>,
+    /// What stands below the table: how good the numbers are.
+    pub(super) notes: Vec<String>,
     /// Where instructions went, if that was asked for: a title and lines.
     pub(super) profiles: Vec<(String, Vec<String>)>,
 }
@@ -35,6 +37,9 @@ impl Report {
         // Writing to a string does not fail.
         let _ = writeln!(out, "{}: {}.\n", self.date, versions.join(", "));
         out += &aligned(&self.table);
+        for note in &self.notes {
+            let _ = write!(out, "\n{note}\n");
+        }
         if !self.bars.is_empty() {
             let head = ["bar", "measured", "at most", ""].map(str::to_owned).to_vec();
             let row = |bar: &Bar| {
@@ -53,35 +58,39 @@ impl Report {
 
     /// Everything for programs.
     pub(super) fn json(&self) -> Value {
-        let numbers = self.numbers.iter().map(|(name, counts, operations)| {
-            let insns: serde_json::Map<_, _> =
-                OWNERS.iter().map(|owner| ((*owner).to_owned(), counts.insns(owner).into())).collect();
-            json!({
-                "name": name, "operations": operations, "instructions": insns, "total": counts.total(),
-                "entries": counts.entries(), "cr3": counts.cr3(),
-            })
-        });
         let versions: serde_json::Map<_, _> =
             self.versions.iter().map(|(name, version)| (name.clone(), version.clone().into())).collect();
         json!({
             "bench": self.name, "date": self.date, "versions": versions,
-            "numbers": numbers.collect::<Vec<_>>(),
+            "numbers": &self.numbers,
             "bars": self.bars.iter().map(Bar::json).collect::<Vec<_>>(),
         })
     }
 
-    /// Writes all three forms into a folder.
+    /// Writes all forms into a folder; a report without a plot has two.
     pub(super) fn save(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder)?;
-        let text = format!("{}\n![plot]({}.svg)\n", self.markdown(), self.name);
-        let json = format!("{:#}\n", self.json());
-        let svg = plot::svg(&format!("cargo xtask bench {}, {}", self.name, self.date), &self.plot);
-        for (ending, content) in [("md", text), ("json", json), ("svg", svg)] {
+        let mut files = vec![("md", self.markdown()), ("json", format!("{:#}\n", self.json()))];
+        if !self.plot.is_empty() {
+            files[0].1 += &format!("\n![plot]({}.svg)\n", self.name);
+            files.push(("svg", plot::svg(&format!("cargo xtask bench {}, {}", self.name, self.date), &self.plot)));
+        }
+        for (ending, content) in files {
             let file = folder.join(format!("{}.{ending}", self.name));
             fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;
         }
         Ok(())
     }
+}
+
+/// What was counted in a measurement, for programs.
+pub(super) fn number(name: &str, counts: &Counts, operations: u32) -> Value {
+    let insns: serde_json::Map<_, _> =
+        OWNERS.iter().map(|owner| ((*owner).to_owned(), counts.insns(owner).into())).collect();
+    json!({
+        "name": name, "operations": operations, "instructions": insns, "total": counts.total(),
+        "entries": counts.entries(), "cr3": counts.cr3(),
+    })
 }
 
 /// A number for people: three digits and a unit, or all digits of a small one.
@@ -145,8 +154,9 @@ mod tests {
             date: "2025-01-01".into(),
             table: vec![vec!["x".into()]],
             bars: vec![Bar::new("good", 1.0, 1.0), Bar::new("bad", 2.0, 1.0)],
-            plot: Vec::new(),
-            numbers: vec![("bare".into(), Counts::default(), 1)],
+            plot: vec![Group { label: String::new(), bars: Vec::new() }],
+            numbers: vec![number("bare", &Counts::default(), 1)],
+            notes: vec!["Note.".into()],
             profiles: Vec::new(),
         };
         assert_eq!(report.bars.iter().filter(|bar| !bar.is_met()).count(), 1);

@@ -5,7 +5,7 @@ use super::columns::{Column, Form, Lab};
 use super::counts::OWNERS;
 use super::plot::{self, Group};
 use super::profile;
-use super::report::{Report, short};
+use super::report::{Report, number, short};
 use anyhow::{Context, Result};
 use microbench::{SCRIPTS, mode};
 
@@ -19,13 +19,13 @@ const TIMES_BARE: [(&str, f64); 2] = [("pipes", 1.05), ("processes", 2.10)];
 pub(super) fn measure(lab: &Lab) -> Result<Report> {
     let mut runs = Vec::new();
     if lab.wants(Column::Bare) {
-        runs.push(("bare", lab.bare(mode::SCRIPTS)?));
+        runs.push(("bare", lab.bare(mode::SCRIPTS)?.record));
     }
     if lab.wants(Column::Xen) {
-        runs.push(("Xen", lab.xen(Form::Elf, mode::SCRIPTS, MEMORY)?));
+        runs.push(("Xen", lab.xen(Form::Elf, mode::SCRIPTS, MEMORY)?.record));
     }
     if lab.wants(Column::Tenon) {
-        runs.push(("Tenon", lab.tenon(Form::Elf, mode::SCRIPTS, MEMORY)?));
+        runs.push(("Tenon", lab.tenon(Form::Elf, mode::SCRIPTS, MEMORY)?.record));
     }
     let head = ["script", "column", "programs", "kernel", "dom0", "ring 0", "all", "times bare"];
     let mut table = vec![head.map(str::to_owned).to_vec()];
@@ -50,7 +50,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
                 bars.push(Bar::new(what, total, bar * bare));
             }
             shown.push(plot::Bar::new(*name, counts, 1));
-            numbers.push((format!("{name}/{}", script.name), counts.clone(), 1));
+            numbers.push(number(&format!("{name}/{}", script.name), counts, 1));
             if lab.profile && *name == "Tenon" {
                 profiles.push((script.name.to_owned(), profile::lines(lab, counts, 1)?));
             }
@@ -65,6 +65,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         versions: lab.versions.clone(),
         date: lab.date.clone(),
         table,
+        notes: Vec::new(),
         bars,
         plot,
         numbers,

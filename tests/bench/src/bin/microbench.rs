@@ -13,6 +13,8 @@ mod linux;
 mod metrics;
 #[path = "microbench/scripts.rs"]
 mod scripts;
+#[path = "microbench/wall.rs"]
+mod wall;
 #[path = "microbench/window.rs"]
 mod window;
 
@@ -43,6 +45,11 @@ extern "C" fn main(stack: *const usize) -> ! {
         }
         word if word == mode::SCRIPTS.as_bytes() => {
             scripts::run();
+            println!("{DONE}");
+        }
+        word if word == mode::WALL.as_bytes() => {
+            reached();
+            wall::run(&process);
             println!("{DONE}");
         }
         word if word == mode::WAIT.as_bytes() => {

@@ -53,7 +53,8 @@ fn measure<const NUMBER: u16>(mut work: impl FnMut(u32)) {
     }
 }
 
-fn times(count: u32, mut work: impl FnMut()) {
+/// Does something so many times.
+pub(crate) fn times(count: u32, mut work: impl FnMut()) {
     for _ in 0..count {
         work();
     }
@@ -129,6 +130,19 @@ fn processes() {
 
 /// Two processes that wake each other in turn; an operation is one switch.
 fn switches() {
+    with_partner(|give, take| measure::<{ number("ctxsw_pipe") }>(|n| switch(n, give, take)));
+}
+
+/// Switches so many times to the partner and back.
+pub(crate) fn switch(count: u32, give: usize, take: usize) {
+    times(count / 2, || {
+        linux::write_byte(give, 1);
+        linux::read_byte(take);
+    });
+}
+
+/// Runs `work` with the ends of two pipes: another process answers each byte given with one to take.
+pub(crate) fn with_partner(work: impl FnOnce(usize, usize)) {
     let ((take, give), (take_back, give_back)) = (linux::pipe(), linux::pipe());
     let child = linux::fork(|| {
         linux::close(give);
@@ -137,12 +151,7 @@ fn switches() {
         }
     });
     linux::close(take);
-    measure::<{ number("ctxsw_pipe") }>(|n| {
-        times(n / 2, || {
-            linux::write_byte(give, 1);
-            linux::read_byte(take_back);
-        });
-    });
+    work(give, take_back);
     linux::close(give);
     linux::wait(child);
 }
