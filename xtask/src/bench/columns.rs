@@ -162,11 +162,20 @@ impl Lab {
 
     /// The stock kernel alone.
     pub(super) fn bare(&self, mode: &str) -> Result<Run> {
+        self.bare_with("", mode)
+    }
+
+    /// The stock kernel alone, which isolates its page tables from programs.
+    pub(super) fn isolated(&self, mode: &str) -> Result<Run> {
+        self.bare_with("pti=on ", mode)
+    }
+
+    fn bare_with(&self, words: &str, mode: &str) -> Result<Run> {
         let mut machine = self.machine("")?;
         let command = &mut machine.command;
         command.arg("-kernel").arg(&self.kernel.bzimage).arg("-initrd").arg(self.ramdisk.path());
-        command.arg("-append").arg(format!("console=ttyS0 panic=-1 -- {mode}"));
-        machine.run(&format!("bare-{mode}"), wants(mode), &[], self.logs.as_deref())
+        command.arg("-append").arg(format!("console=ttyS0 panic=-1 {words}-- {mode}"));
+        machine.run(&format!("bare-{words}{mode}").replace(' ', "-"), wants(mode), &[], self.logs.as_deref())
     }
 
     /// The stock kernel as Xen's first domain.

@@ -17,6 +17,16 @@ const RUNS: usize = 5;
 /// What the first row is called.
 const BOOT: &str = "boot to init";
 
+/// One run of a column.
+type Start = fn(&Lab) -> Result<Run>;
+/// The columns: name, what they belong to, and what runs.
+const COLUMNS: [(&str, Column, Start); 4] = [
+    ("bare", Column::Bare, |lab| lab.bare(mode::WALL)),
+    ("pti", Column::Bare, |lab| lab.isolated(mode::WALL)),
+    ("Xen", Column::Xen, |lab| lab.xen(Form::BzImage, mode::WALL, MEMORY)),
+    ("Tenon", Column::Tenon, |lab| lab.tenon(Form::BzImage, mode::WALL, MEMORY)),
+];
+
 /// What was timed in one run.
 #[derive(Debug, PartialEq)]
 struct Timed {
@@ -55,25 +65,20 @@ fn seconds(nanoseconds: &str) -> Option<f64> {
 
 /// Runs everything, the columns in turn.
 pub(super) fn measure(lab: &Lab) -> Result<Report> {
-    let columns = [("bare", Column::Bare), ("Xen", Column::Xen), ("Tenon", Column::Tenon)];
-    let columns: Vec<_> = columns.into_iter().filter(|(_, column)| lab.wants(*column)).collect();
+    let columns = COLUMNS.into_iter().filter(|(_, column, _)| lab.wants(*column)).collect::<Vec<_>>();
     let mut runs: Vec<Vec<Timed>> = columns.iter().map(|_| Vec::new()).collect();
     for _ in 0..RUNS {
-        for ((name, column), timed) in columns.iter().zip(&mut runs) {
-            let Run { printed, .. } = match column {
-                Column::Bare => lab.bare(mode::WALL)?,
-                Column::Xen => lab.xen(Form::BzImage, mode::WALL, MEMORY)?,
-                Column::Tenon => lab.tenon(Form::BzImage, mode::WALL, MEMORY)?,
-            };
+        for ((name, _, run), timed) in columns.iter().zip(&mut runs) {
+            let Run { printed, .. } = run(lab)?;
             let read = Timed::read(&printed.text(), |piece| printed.moment(piece));
             timed.push(read.with_context(|| format!("{name}: the benchmark program did not say its times"))?);
         }
     }
-    let of = |wanted: &str| columns.iter().position(|(name, _)| *name == wanted).map(|index| &runs[index]);
-    let pairs = [("Xen", "bare"), ("Tenon", "bare"), ("Tenon", "Xen")];
+    let of = |wanted: &str| columns.iter().position(|(name, ..)| *name == wanted).map(|index| &runs[index]);
+    let pairs = [("pti", "bare"), ("Xen", "bare"), ("Tenon", "bare"), ("Tenon", "Xen")];
     let pairs: Vec<_> = pairs.iter().filter_map(|(a, b)| Some((format!("{a} : {b}"), of(a)?, of(b)?))).collect();
     let mut head = vec!["time of an operation".to_owned()];
-    head.extend(columns.iter().map(|(name, _)| (*name).to_owned()));
+    head.extend(columns.iter().map(|(name, ..)| (*name).to_owned()));
     head.extend(pairs.iter().map(|(name, ..)| name.clone()));
     let mut table = vec![head];
     let mut numbers = Vec::new();
@@ -83,7 +88,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
             column.iter().filter_map(|timed| timed.operations.get(index)).map(|(.., seconds)| *seconds).collect()
         };
         let mut row = vec![operation.clone()];
-        for ((name, _), column) in columns.iter().zip(&runs) {
+        for ((name, ..), column) in columns.iter().zip(&runs) {
             let seconds = all(column);
             row.push(spread(&seconds).map_or_else(|| "-".into(), |[least, ..]| duration(least / f64::from(*count))));
             let name = format!("{name}/{operation}");
@@ -96,7 +101,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         }
         table.push(row);
     }
-    let most = columns.iter().zip(&runs).map(|((name, _), column)| {
+    let most = columns.iter().zip(&runs).map(|((name, ..), column)| {
         let most = column.iter().map(|timed| timed.clock.abs()).fold(0.0, f64::max);
         format!("{name} {:.2} %", most * 100.0)
     });
@@ -106,7 +111,8 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         about: format!(
             "Time of operations inside a stock Linux, by the clock, on the emulator without hardware help: the fastest of {RUNS} \
              runs, the columns in turn, and ratios as least / median / most of the pairs of runs. Other work on the host \
-             changes all of it; nothing is promised. Boot is from power-on with a bzImage."
+             changes all of it; nothing is promised. Boot is from power-on with a bzImage. \"pti\" is the bare machine \
+             with `pti=on`: the kernel loads CR3 when it is entered and left, as is done for every PV guest."
         ),
         versions: lab.versions.clone(),
         date: lab.date.clone(),
