@@ -631,3 +631,25 @@ fn numbers_from_anywhere_are_refused_quietly() {
     assert!(b.does(|s| s.update_descriptor(!7, 0)).is_err());
     assert_eq!(sim::complaints(), 0);
 }
+
+#[test]
+fn frames_are_added_once_and_lie_in_blocks_as_large_as_can_be() {
+    let table = Box::new(FrameTable::new());
+    let words: Vec<AtomicU64> = (0..FRAMES as usize * WORDS).map(|_| AtomicU64::new(0)).collect();
+    table.init(words.leak());
+    let m = SimMachine::new(RAM as usize);
+    // Pieces that meet inside a block, one of them twice, and one that takes in a frame that has become somebody's.
+    table.add(Frame::from_u32(8), 5);
+    table.add(Frame::from_u32(8), 5);
+    let taken = table.populate(&m, US, 0, 7, 1).expect("memory");
+    assert_eq!((taken, table.free_frames()), (Frame::from_u32(12), 4));
+    table.add(Frame::from_u32(5), 27);
+    assert_eq!(table.free_frames(), 26);
+    assert_eq!(table.owned(US), 1);
+    // 16 to 31, 8 to 11, and 5, 6, 7, 13, 14, 15 beside them.
+    for (order, first) in [(4, 16), (2, 8), (1, 14), (1, 6), (0, 13), (0, 5)] {
+        let block = table.populate(&m, THEM, order, 7, u64::MAX);
+        assert_eq!(block, Ok(Frame::from_u32(first)), "order {order}");
+    }
+    assert_eq!(table.free_frames(), 0);
+}

@@ -13,6 +13,7 @@ use super::{Owner, Refused, Use};
 use crate::addr::{DomainId, Frame, index, low32};
 use crate::fault::{Fault, planted};
 use crate::machine::{Cpus, Frames};
+use core::mem::replace;
 use core::ops::Range;
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -58,26 +59,26 @@ impl FrameTable {
     /// Adds `count` frames of RAM from `first` on. Frames of a boot module may be added once it has been used up; frames
     /// that are free or somebody's stay so. Not yet zeroed.
     pub fn add(&self, first: Frame, count: u32) {
-        for frame in frames(first, count) {
-            let Some(w) = self.words(frame) else { return };
-            let fresh = step(w.owner, |bits| match OwnerState::from_bits(bits) {
-                OwnerState { owner: Owner::NotRam, .. } | OwnerState { owner: Owner::Hypervisor, refs: 1, .. } => {
-                    Ok((OwnerState::FREE.bits(), ()))
-                }
-                _ => Err(()),
+        let mut run = 0..0;
+        for (number, w) in self.rows(span(first, count)) {
+            let fresh = step(w.owner, |bits| {
+                let OwnerState { owner, refs, .. } = OwnerState::from_bits(bits);
+                ensure!(owner == Owner::NotRam || owner == Owner::Hypervisor && refs == 1, ());
+                Ok::<_, ()>((OwnerState::FREE.bits(), ()))
             });
             if fresh.is_ok() {
-                self.push_free(frame);
+                w.kind.store(TypeState::FRESH.bits(), SeqCst);
+                self.push_next(&mut run, number);
             }
         }
+        self.push_run(run);
     }
 
     /// Says that `count` frames from `first` on are RAM. Those that were not added the hypervisor lives in: no domain gets
     /// them.
     pub fn reserve(&self, first: Frame, count: u32) {
         self.pool.with(|list| list.ram = list.ram.saturating_add(count));
-        for frame in frames(first, count) {
-            let Some(w) = self.words(frame) else { return };
+        for (_, w) in self.rows(span(first, count)) {
             let _ = step(w.owner, |bits| match OwnerState::from_bits(bits).owner {
                 Owner::NotRam => Ok((state(Owner::Hypervisor, 1).bits(), ())),
                 _ => Err(()),
@@ -170,8 +171,13 @@ impl FrameTable {
             self.uncount_owned(id, count);
             return Err(Refused::NoMemory);
         };
-        for (n, frame) in (0..).zip(frames(first, count)) {
-            self.prepare(m, frame, Owner::Guest(id), if pfn == NO_PFN { pfn } else { pfn.wrapping_add(n) });
+        for (n, number) in (0..).zip(span(first, count)) {
+            self.prepare(
+                m,
+                Frame::from_u32(number),
+                Owner::Guest(id),
+                if pfn == NO_PFN { pfn } else { pfn.wrapping_add(n) },
+            );
         }
         Ok(first)
     }
@@ -253,6 +259,14 @@ impl FrameTable {
         self.pool.with(|list| self.join(list, frame.as_u32(), 0));
     }
 
+    /// Adds a free frame to a run of them, which goes to the pool first if this one lies elsewhere.
+    pub(super) fn push_next(&self, run: &mut Range<u32>, frame: u32) {
+        if frame != run.end {
+            self.push_run(replace(run, frame..frame));
+        }
+        run.end = frame.saturating_add(1);
+    }
+
     /// Puts free frames in a row into the lists: as few blocks as there can be.
     pub(super) fn push_run(&self, run: Range<u32>) {
         self.pool.with(|list| {
@@ -314,7 +328,8 @@ impl FrameTable {
     }
 
     fn relink(&self, frame: u32, change: impl Fn((u32, u32)) -> (u32, u32)) {
-        if let Some(w) = self.words(Frame::from_u32(frame)).filter(|_| frame != NIL) {
+        let block = Some(frame).filter(|frame| *frame != NIL); // at the end of a list there is nothing to look up
+        if let Some(w) = block.and_then(|frame| self.words(Frame::from_u32(frame))) {
             let (next, before) = change(ends(w.link.load(SeqCst)));
             w.link.store(link(next, before), SeqCst);
         }
@@ -330,8 +345,8 @@ fn state(owner: Owner, refs: u32) -> OwnerState {
     OwnerState { owner, allocated: refs > 0, others: 0, refs }
 }
 
-fn frames(first: Frame, count: u32) -> impl Iterator<Item = Frame> {
-    (0..count).map_while(move |n| first.as_u32().checked_add(n)).map(Frame::from_u32)
+fn span(first: Frame, count: u32) -> Range<u32> {
+    first.as_u32()..first.as_u32().saturating_add(count)
 }
 
 fn link(next: u32, before: u32) -> u64 {

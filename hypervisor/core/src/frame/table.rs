@@ -194,7 +194,7 @@ impl FrameTable {
     }
 
     /// The words of frames in a row, with their numbers.
-    fn rows(&self, span: Range<u32>) -> impl Iterator<Item = (u32, Words<'_>)> {
+    pub(super) fn rows(&self, span: Range<u32>) -> impl Iterator<Item = (u32, Words<'_>)> {
         let rows = self.words.get().and_then(|words| words.get(index(span.start)..index(span.end)));
         span.zip(rows.unwrap_or_default().iter().inspect(|_| self.looks.count()).map(Words::of))
     }
@@ -428,15 +428,9 @@ impl FrameTable {
         for (number, w) in self.rows(span) {
             let Some(refs) = self.leave(m, Frame::from_u32(number), &w, id) else { continue };
             left = left.saturating_add(1);
-            if refs > 0 {
-                continue;
+            if refs == 0 {
+                self.push_next(&mut run, number);
             }
-            // What lies together goes to the pool together.
-            if number != run.end {
-                self.push_run(run);
-                run = number..number;
-            }
-            run.end = number.saturating_add(1);
         }
         self.push_run(run);
         self.uncount_owned(id, left);
