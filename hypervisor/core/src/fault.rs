@@ -90,6 +90,8 @@ pub enum Fault {
     UnmakeTogether,
     /// A domain is unmade though another CPU's call has found it alive.
     UnmakeVisited,
+    /// A domain's limit is compared first, and what it gets is counted later.
+    CountApart,
     /// A machine does not wait until other CPUs have flushed.
     AwaitNoFlush,
     /// A machine answers that it has flushed when its entry code has been told already what it may do.

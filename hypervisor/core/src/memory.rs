@@ -5,6 +5,7 @@
 
 use crate::addr::{M2P_END, M2P_START, PAGE_SHIFT};
 use crate::domain::Powers;
+use crate::fault::{Fault, planted};
 use crate::frame::Refused;
 use crate::frame::pool::MAX_ORDER;
 use crate::prelude::*;
@@ -124,11 +125,13 @@ fn populate<M: Machine>(
     physmap: bool,
 ) -> Result<(), Halt> {
     const NO_PAGE: u64 = u64::MAX;
+    let limit = || domain.max_pages.load(Relaxed);
+    let spare = planted(Fault::CountApart) && u64::from(ctx.world.frames.owned(domain.id())) < limit();
     let page: u64 = if physmap { ctx.read(slot)? } else { NO_PAGE };
     // The reply is tried before anything is given: a guest whose array is bad has got nothing.
     ctx.write(slot, &page)?;
     let (frames, m) = (&ctx.world.frames, ctx.m);
-    let give = || frames.populate(m, domain.id(), order, page, domain.max_pages.load(Relaxed));
+    let give = || frames.populate(m, domain.id(), order, page, if spare { u64::MAX } else { limit() });
     let mut given = give();
     if given == Err(Refused::OverLimit) {
         // A table that is still being taken down keeps frames that the domain gave back after it.

@@ -85,6 +85,7 @@ fn never_break_a_promise(cpus: usize) {
     if steps < 200_000 {
         return; // too few to have seen everything
     }
+    assert!(totals.followed * 3 >= totals.steps * 2, "an audit of all follows most steps at once");
     for call in Hypercall::ALL {
         assert!(totals.of(call.name()).0 > 0, "{} is called", call.name());
     }

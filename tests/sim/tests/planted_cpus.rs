@@ -20,11 +20,12 @@ fn the_audit_notices_faults_of_several_cpus() {
         (Fault::SleepBlindly, 2),
         (Fault::LeaveOff, 4),
         (Fault::UnmakeTogether, 2),
+        (Fault::CountApart, 4),
     ];
     let mut missed = Vec::new();
     for (fault, cpus) in faults {
         plant(Some(fault));
-        let (alone, several) = (noticed(1, 1, 6_000), noticed(cpus, 40, 10_000));
+        let (alone, several) = (noticed(1, 1, 6_000), noticed(cpus, 60, 10_000));
         // Without what led to it.
         let why = several.as_deref().and_then(|why| why.split("; last:").next());
         sim::tell(format_args!("{fault:?}: {why:?}"));

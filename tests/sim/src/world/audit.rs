@@ -18,15 +18,14 @@ use hv_core::world::World;
 use hypercall_abi::grant::ENTRIES_PER_FRAME;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering::Relaxed;
 
 /// Room to recount in, and what is remembered between two audits.
 pub struct Audit {
     tally: Tally,
     /// Who keeps each frame besides those who use it.
     keepers: Vec<Option<Owner>>,
-    /// How many frames each domain owned at the last audit, and the most it might own since.
-    owned: BTreeMap<DomainId, (u32, u64)>,
+    /// How many frames each domain owned after the last step.
+    owned: BTreeMap<DomainId, u32>,
     complaints: u64,
     /// Frames set aside from outside.
     pub reserve: Vec<Frame>,
@@ -126,7 +125,9 @@ impl Audit {
             self.no_complaint()?;
             self.recount(m, world, on)?;
             self.compare(m, world)?;
-            self.limits(world)?;
+            self.growth(m, world)?;
+            m.forget_limits(world);
+            self.set_aside(world)?;
             caches(m, world, Some(&self.tally))?;
             ports(m, world)?;
             queues(m, world)?;
@@ -144,11 +145,7 @@ impl Audit {
     pub fn glance(&mut self, m: &WholeMachine, world: &World, on: &[On]) -> Found {
         m.for_free(|| {
             self.no_complaint()?;
-            for domain in world.domains.iter().filter(|domain| domain.life() != Life::Free) {
-                let limit = domain.max_pages.load(Relaxed);
-                let (_, highest) = self.owned.entry(domain.id()).or_insert((0, limit));
-                *highest = limit.max(*highest);
-            }
+            self.growth(m, world)?;
             caches(m, world, None)?;
             places(world, on)
         })
@@ -287,23 +284,30 @@ impl Audit {
         Ok(())
     }
 
-    /// P13: domains own what is counted, no more than before if that is more than they may; and what the hypervisor keeps
-    /// for a domain, and what is set aside for it, is together what a domain may need.
-    fn limits(&mut self, world: &World) -> Found {
+    /// P13: a domain that owns more frames than before owns no more than it might since the last audit of all. A limit may
+    /// have been raised, used and lowered since: the machine notes limits whenever the turn passes to another CPU.
+    fn growth(&mut self, m: &WholeMachine, world: &World) -> Found {
+        m.note_limits(world);
+        for domain in world.domains.iter().filter(|domain| domain.life() != Life::Free) {
+            let (id, owned) = (domain.id(), world.frames.owned(domain.id()));
+            let before = self.owned.insert(id, owned).unwrap_or(0);
+            let limit = m.highest_limit(id);
+            if owned > before && u64::from(owned) > limit {
+                return Err(format!("P13: {id} owns {owned} frames and might have {limit}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// P13: domains own what is counted; and what the hypervisor keeps for a domain, and what is set aside for it, is together
+    /// what a domain may need.
+    fn set_aside(&mut self, world: &World) -> Found {
         let domains: Vec<&Domain> = world.domains.iter().filter(|domain| domain.life() != Life::Free).collect();
         let ids: Vec<DomainId> = domains.iter().map(|domain| domain.id()).collect();
         books(&world.frames, world.frames.free_frames(), &ids)?;
         self.owned.retain(|id, _| ids.contains(id));
         for domain in domains {
-            let (id, owned) = (domain.id(), world.frames.owned(domain.id()));
-            let limit = domain.max_pages.load(Relaxed);
-            let (before, old_limit) = self.owned.insert(id, (owned, limit)).unwrap_or((0, limit));
-            // Where several CPUs run, a limit may have been raised, used and lowered since the last look. (That CPUs together
-            // do not pass a limit is tried in threads.rs.)
-            let alone = world.sched.online().iter().count() <= 1;
-            if alone && owned > before && u64::from(owned) > limit.max(old_limit) {
-                return Err(format!("P13: {id} owns {owned} frames and may have {:?}", domain.max_pages));
-            }
+            let id = domain.id();
             let (kept, needed) = (keeps(world, domain), kept_frames(world.vcpus_of(domain).count() as u32));
             let promised = world.frames.promised(id);
             if domain.life() == Life::Alive && kept + promised != needed {

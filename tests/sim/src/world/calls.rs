@@ -955,7 +955,7 @@ impl Pen<'_, '_> {
 
     /// The call with which a reaper unmakes a domain: no mistakes.
     pub fn destroy(&mut self, domain: u16) -> Invented {
-        self.control(domain, DomctlOp::DestroyDomain, "DestroyDomain")
+        self.control(domain, DomctlOp::DestroyDomain, "DestroyDomain", &[])
     }
 
     /// A domain is paused, or runs again: no mistakes.
@@ -963,7 +963,12 @@ impl Pen<'_, '_> {
         let pauses = self.rng.one_in(3);
         let (op, name) =
             if pauses { (DomctlOp::PauseDomain, "PauseDomain") } else { (DomctlOp::UnpauseDomain, "UnpauseDomain") };
-        self.control(domain, op, name)
+        self.control(domain, op, name, &[])
+    }
+
+    /// A domain may own so many frames from now on: no mistakes.
+    pub fn set_limit(&mut self, domain: u16, frames: u64) -> Invented {
+        self.control(domain, DomctlOp::MaxMem, "MaxMem", MaxMem { max_memkb: 4 * frames }.as_bytes())
     }
 
     /// A step of a page on its way from memory to a table and back, which its domain's vcpus take together: no mistakes but
@@ -987,8 +992,9 @@ impl Pen<'_, '_> {
         Invented { call: Hypercall::UpdateVaMapping, op: "", args, status: None }
     }
 
-    fn control(&mut self, domain: u16, op: DomctlOp, name: &'static str) -> Invented {
-        let call = Domctl { cmd: op as u32, interface_version: INTERFACE_VERSION, domain, ..Domctl::default() };
+    fn control(&mut self, domain: u16, op: DomctlOp, name: &'static str, payload: &[u8]) -> Invented {
+        let mut call = Domctl { cmd: op as u32, interface_version: INTERFACE_VERSION, domain, ..Domctl::default() };
+        call.payload[..payload.len()].copy_from_slice(payload);
         let to = at(page::CODE) + 0xc00 + 0x100 * u64::from(self.ctx.vcpu.number().0);
         self.write(to, call.as_bytes());
         Invented { call: Hypercall::Domctl, op: name, args: [to, 0, 0, 0, 0, 0], status: None }

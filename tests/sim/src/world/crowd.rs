@@ -3,7 +3,7 @@
 //! due has been forgotten.
 
 use super::Context;
-use super::build::{at, page};
+use super::build::{self, at, page};
 use super::calls::{Invented, Pen};
 use super::hostile::{Everybody, Mood, play};
 use hv_core::addr::{DomainId, Port, VcpuId};
@@ -25,7 +25,7 @@ use zerocopy::{Immutable, IntoBytes};
 /// Vcpus of a domain.
 pub(super) const VCPUS: u32 = 3;
 
-/// Lets a crowd take so many steps on so many CPUs, with an audit after each.
+/// Lets a crowd take so many steps on so many CPUs, with the audits of [`super::hostile`].
 ///
 /// # Errors
 /// As [`super::hostile::run`].
@@ -72,6 +72,10 @@ impl Everybody {
             (Some(doomed), _) if dead.is_some() && pen.rng.one_in(4) || destroys => pen.destroy(doomed.id().0),
             (_, Some(other)) if pen.rng.one_in(12) => pen.pause(other.id().0),
             (_, Some(other)) if pen.rng.one_in(30) => pen.fill(other.id().0),
+            (_, Some(other)) if self.tastes.greedy && pen.rng.one_in(3) => match pen.rng.below(3) {
+                0 => pen.limit(other.id()),
+                _ => pen.fill(other.id().0),
+            },
             _ if self.tastes.pages && pen.rng.one_in(2) => pen.retype(),
             _ => match pen.rng.below(20) {
                 0..=3 => pen.sched_op(SchedOp::Block, 0),
@@ -179,6 +183,14 @@ impl Pen<'_, '_> {
         let op = MmuextCommand::TlbFlushAll;
         let arg = self.argument(&MmuextOp { cmd: op as u32, pad: 0, arg1: 0, arg2: 0 });
         Self::made(Hypercall::MmuextOp, op.name(), [arg, 1, 0])
+    }
+
+    /// Lets another domain have one frame more than it has, or no more than at first.
+    fn limit(&mut self, id: DomainId) -> Invented {
+        // (By what takes no lock: another CPU may be in the middle of it.)
+        let (owned, first) = (u64::from(self.ctx.world.frames.owned(id)), build::PAGES as u64);
+        let most = if owned < first + 20 && !self.rng.one_in(4) { owned + 1 } else { first };
+        self.set_limit(id.0, most)
     }
 
     /// Gives another domain a frame, if it may have one more.

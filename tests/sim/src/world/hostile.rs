@@ -1,4 +1,13 @@
 //! Plays the guests of a world, watches every step, and cleans up between two episodes.
+//!
+//! What is audited when: on one CPU everything, after each step ([`Audit::look`]). On several, a step of one CPU lies beside
+//! those of others, and words can be recounted only where no CPU is in the middle of a step. So after a step, all other CPUs
+//! go on to the ends of theirs and rest there, and then everything is audited. In three runs of hostile guests of four, and in
+//! every second run of a crowd, that is so after each step: each audit follows at most one step of each CPU. In the others,
+//! where steps are to overlap with several of another CPU, it is so after one or two steps of eight, and after [`UNAUDITED`]
+//! without an audit at the latest. After the other steps is looked at what holds at any time ([`Audit::glance`]): what CPUs
+//! remember, who runs where, and whether a domain has grown beyond its limit. How many steps lie between two audits of all
+//! is checked at each.
 
 use super::audit::{Audit, On, keeps};
 use super::build::{self, at, page};
@@ -37,6 +46,8 @@ const FRAMES: usize = RESERVE + 4 * CONTROLLER + 40;
 const CONTROLLER: usize = build::PAGES + kept_frames(2) as usize;
 /// Frames kept from the guests, for a new controller and the one after that.
 const RESERVE: usize = 2 * CONTROLLER;
+/// After so many steps without an audit of all, all CPUs come to rest for one.
+const UNAUDITED: u64 = 8;
 /// Steps of an episode; then everything is destroyed.
 const EPISODE: u64 = 4_000;
 /// Looks at memory and at words of the frame table that one step of a call may take (P8). A flush, a copy of a page or a
@@ -84,6 +95,8 @@ pub(super) struct Tastes {
     pub(super) domains: usize,
     /// Mostly to change pages.
     pub(super) pages: bool,
+    /// To change limits, and to fill them.
+    pub(super) greedy: bool,
 }
 
 /// Everybody.
@@ -103,8 +116,10 @@ pub(super) struct Everybody {
     pub(super) tastes: Tastes,
     episode: u64,
     free: u32,
-    /// After so many steps of eight all CPUs come to rest; after the others, steps may overlap with many of other CPUs.
+    /// After so many steps of eight all CPUs come to rest; after the others, steps may overlap with several of other CPUs.
     gathers: usize,
+    /// Steps that have ended since the last audit of all.
+    unaudited: u64,
     /// The CPU whose turn it is.
     cpu: usize,
     cpus: Vec<OneCpu>,
@@ -115,7 +130,7 @@ pub(super) struct Everybody {
     failure: Option<String>,
 }
 
-/// Lets hostile guests take so many steps on so many CPUs, with an audit after each.
+/// Lets hostile guests take so many steps on so many CPUs, with the audits that the head of this file describes.
 ///
 /// # Errors
 /// What the audit found, with the seed, the number of CPUs, the step, and what happened last.
@@ -149,6 +164,7 @@ pub(super) fn play(seed: u64, cpus: usize, steps: u64, mood: Mood) -> Result<Tot
     let Some(why) = everybody.failure.take() else {
         everybody.totals.steps = everybody.steps;
         everybody.totals.turns = m.turns_taken();
+        everybody.totals.worst = everybody.totals.worst.max(everybody.unaudited);
         return Ok(everybody.totals);
     };
     let last = everybody.last.iter().fold(String::new(), |all, line| all + "\n  " + line);
@@ -164,16 +180,19 @@ pub(super) fn everybody(seed: u64, cpus: usize, steps: u64, mood: Mood) -> (Ever
     world.frames.init(words.leak());
     world.frames.reserve(Frame::from_u32(0), 1);
     world.frames.add(Frame::from_u32(1), FRAMES as u32 - 1);
-    m.looks_at(&world.frames);
+    m.looks_at(world);
     m.impatient.store(fault::is_planted(Fault::AwaitNoFlush), Relaxed);
     if cpus > 1 {
         m.set_odds(rng.pick(&[3, 12, 50]).unwrap_or(12));
     }
-    let gathers = rng.pick(&[7, 4, 1]).unwrap_or(8);
+    // Half of the crowds are there for what takes several steps of other CPUs in the middle of one.
+    let crowded = mood == Mood::Crowded;
+    let gathers = rng.pick(if crowded { &[8, 1, 8, 1] } else { &[8, 8, 8, 2] }).unwrap_or(8);
     let late = if cpus > 1 { rng.pick(&[2, 2, 8]).unwrap_or(2) } else { 2 };
-    let tastes = Tastes { domains: 1 + rng.below(3), pages: rng.one_in(2) };
+    let tastes = Tastes { domains: 1 + rng.below(3), pages: rng.one_in(2), greedy: rng.one_in(3) };
     let mut everybody = Everybody {
         gathers,
+        unaudited: 0,
         tastes,
         m,
         world,
@@ -340,15 +359,28 @@ impl Everybody {
             self.note("steps while other CPUs were at work");
         }
         (self.steps, self.episode, self.stuck) = (self.steps + 1, self.episode + 1, 0);
+        self.unaudited += 1;
         if self.steps >= self.wanted && self.mood == Mood::Hostile {
             self.episode = self.episode.max(EPISODE);
         }
     }
 
+    /// The most steps that end between two audits of all: those after which not all CPUs come to rest, and those that others
+    /// are in the middle of when all are to.
+    fn most_unaudited(&self) -> u64 {
+        let others = self.m.cpu_count() as u64 - 1;
+        others + if others == 0 || self.gathers == 8 { 1 } else { UNAUDITED }
+    }
+
     /// The audit, of all or, while others are in the middle of something, of what holds at any time.
     fn look(&mut self, all: bool) -> ControlFlow<()> {
-        self.totals.audits += 1;
         let found = if all {
+            let (steps, most) = (std::mem::take(&mut self.unaudited), self.most_unaudited());
+            if steps > most {
+                return self.fail(format!("{steps} steps without an audit of all, and {most} at most should be"));
+            }
+            self.totals.audits += 1;
+            self.totals.worst = self.totals.worst.max(steps);
             let on: Vec<On> = self.cpus.iter().filter_map(|cpu| cpu.on).collect();
             self.audit.look(self.m, self.world, &on)
         } else {
@@ -1073,7 +1105,10 @@ impl Runner<WholeMachine> for Player<'_> {
             let ticks = matches!(what, Step::Exit(Exit::Interrupt(_)));
             all.here().on = Some(On { ticks, ..On::of(ctx, stays) });
             judged?;
-            self.m.cpu_count() == 1 || all.rng.below(8) < all.gathers
+            let drawn = all.rng.below(8) < all.gathers;
+            let everyone = self.m.cpu_count() == 1 || drawn || all.unaudited >= UNAUDITED || self.m.gathers();
+            all.totals.followed += u64::from(everyone);
+            everyone
         };
         let looked = if everyone && self.m.gather() == Gathered::ByUs {
             let looked = self.all().inspect(ctx, what);
@@ -1082,6 +1117,10 @@ impl Runner<WholeMachine> for Player<'_> {
         } else {
             self.all().look(false)
         };
+        // Others may take steps before this CPU goes on with what follows from its own: a vcpu that leaves is not gone yet.
+        while self.m.cpu_count() > 1 && self.m.dice(|rng| rng.one_in(3)) {
+            self.m.linger();
+        }
         let mut all = self.all();
         if what == Step::Gone {
             all.here().on = None;

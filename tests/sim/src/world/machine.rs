@@ -4,7 +4,8 @@
 use super::turns::{self, At, Stand, Turns, this_cpu};
 use crate::machine::{Cached, HOLE_MARK, Seen};
 use crate::rng::Rng;
-use hv_core::addr::{CpuId, CpuSet, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_START, PAGE_SIZE};
+use hv_core::addr::{CpuId, CpuSet, DomainId, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_START, PAGE_SIZE};
+use hv_core::domain::Life;
 use hv_core::fault::{self, Fault};
 use hv_core::frame::asked::Asked;
 use hv_core::frame::{FrameTable, Owner, Use};
@@ -12,6 +13,8 @@ use hv_core::machine::{
     Clock, Console, CpuState, Cpus, Entry, Exit, Flush, Frames, Interrupt, Page, Registers, Segments, entry,
 };
 use hv_core::vcpu::debug::DR6_CLEAR;
+use hv_core::world::World;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -100,8 +103,10 @@ pub struct WholeMachine {
     turns: Turns,
     /// What decides whose turn it is, and what comes late.
     pub(super) rng: Mutex<Rng>,
-    /// The words of all frames, where several CPUs look at them.
-    frames: OnceLock<&'static FrameTable>,
+    /// What the rules keep, where several CPUs look at it.
+    world: OnceLock<&'static World>,
+    /// The highest limit that each domain has had since the last audit.
+    limits: Mutex<BTreeMap<DomainId, u64>>,
     /// Nobody waits until others have flushed: a fault of the machine.
     pub impatient: AtomicBool,
     /// Work takes no time.
@@ -152,7 +157,8 @@ impl WholeMachine {
             meanwhile: Mutex::default(),
             turns: Turns::new(),
             rng: Mutex::new(Rng::new(seed ^ 0x5eed)),
-            frames: OnceLock::new(),
+            world: OnceLock::new(),
+            limits: Mutex::default(),
             impatient: AtomicBool::new(false),
             steady: AtomicBool::new(false),
             line: AtomicUsize::new(usize::MAX),
@@ -201,10 +207,34 @@ impl WholeMachine {
         &self.cpus[cpu].stand
     }
 
-    /// Says whose words the CPUs look at: looks are counted for each CPU then.
-    pub fn looks_at(&self, frames: &'static FrameTable) {
-        let first = self.frames.set(frames).is_ok();
-        assert!(first, "one frame table");
+    /// Says at which world the CPUs look: looks are counted for each CPU then.
+    pub fn looks_at(&self, world: &'static World) {
+        let first = self.world.set(world).is_ok();
+        assert!(first, "one world");
+    }
+
+    /// Notes how many frames each domain may own now.
+    pub fn note_limits(&self, world: &World) {
+        let _outside = turns::outside();
+        let mut limits = lock(&self.limits);
+        for domain in world.domains.iter().filter(|domain| domain.life() != Life::Free) {
+            let highest = limits.entry(domain.id()).or_default();
+            *highest = domain.max_pages.load(Relaxed).max(*highest);
+        }
+    }
+
+    /// The highest limit of a domain that has been noted.
+    #[must_use]
+    pub fn highest_limit(&self, id: DomainId) -> u64 {
+        lock(&self.limits).get(&id).copied().unwrap_or_default()
+    }
+
+    /// From here on the limits of now count, unless a CPU waits that may go by an older one.
+    pub fn forget_limits(&self, world: &World) {
+        if !self.somebody_waits() {
+            lock(&self.limits).clear();
+        }
+        self.note_limits(world);
     }
 
     /// One look in so many gives other CPUs a chance.
@@ -212,18 +242,19 @@ impl WholeMachine {
         self.turns.odds.store(odds, Relaxed);
     }
 
-    /// This CPU's turn ends: its looks are counted.
+    /// This CPU's turn ends: its looks are counted, and others can go by the limits of now.
     pub(super) fn rests(&self) {
-        if let Some(frames) = self.frames.get() {
+        if let Some(world) = self.world.get() {
             let [sum, since] = &self.here().looks;
-            sum.store(sum.load(Relaxed) + frames.looks() - since.load(Relaxed), Relaxed);
+            sum.store(sum.load(Relaxed) + world.frames.looks() - since.load(Relaxed), Relaxed);
+            self.note_limits(world);
         }
     }
 
     /// It is this CPU's turn again.
     pub(super) fn goes_on(&self) {
-        if let Some(frames) = self.frames.get() {
-            self.here().looks[1].store(frames.looks(), Relaxed);
+        if let Some(world) = self.world.get() {
+            self.here().looks[1].store(world.frames.looks(), Relaxed);
         }
     }
 
@@ -418,7 +449,7 @@ impl WholeMachine {
 
     /// The rules write bytes to memory that is somebody's, and no table.
     fn must_be_memory(&self, frame: Frame) {
-        let Some(info) = self.frames.get().and_then(|frames| frames.info(frame)) else { return };
+        let Some(info) = self.world.get().and_then(|world| world.frames.info(frame)) else { return };
         let table = info.kind.live_table();
         assert!(table.is_none(), "P1: {frame:?} is written, and is a table of level {table:?}");
         assert!(info.owner.owner != Owner::Free, "P4: {frame:?} is written, and is nobody's");

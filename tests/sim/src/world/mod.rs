@@ -1,5 +1,5 @@
 //! A whole world of hostile guests: every call of the ABI with random arguments, exits of every kind, domains made and
-//! unmade at any point, and an audit after each step.
+//! unmade at any point, and audits as [`hostile`] says.
 //!
 //! [`machine`] is the machine, [`build`] makes guests, [`hostile`] plays them, and
 //! [`audit`] recounts. In [`script`] they do as they are told.
@@ -33,8 +33,12 @@ pub struct Totals {
     pub events: BTreeMap<&'static str, u64>,
     /// Steps.
     pub steps: u64,
-    /// Audits: one after each step with one CPU; with several, some steps of different CPUs that overlap share one.
+    /// Steps after which all CPUs came to rest for an audit of all.
+    pub followed: u64,
+    /// Audits of all: steps of different CPUs that overlap share one.
     pub audits: u64,
+    /// The most steps that one of these audits followed.
+    pub worst: u64,
     /// Times one CPU had to wait, or was stopped between two looks, and another went on.
     pub turns: u64,
     /// Most looks at memory in one step of a call.
@@ -52,7 +56,9 @@ impl Totals {
             *self.events.entry(key).or_default() += n;
         }
         self.steps += other.steps;
+        self.followed += other.followed;
         self.audits += other.audits;
+        self.worst = self.worst.max(other.worst);
         self.turns += other.turns;
         self.longest = self.longest.max(other.longest);
     }
@@ -76,8 +82,15 @@ impl fmt::Display for Totals {
         }
         write!(
             f,
-            "{} steps, {} audits, {} turns; the longest looked {} times at memory: {}",
-            self.steps, self.audits, self.turns, self.longest.0, self.longest.1
+            "{} steps, {:.1} % followed at once by an audit of all, the others after {} at most; {} audits, {} turns; the \
+             longest step looked {} times at memory: {}",
+            self.steps,
+            100.0 * self.followed as f64 / self.steps.max(1) as f64,
+            self.worst,
+            self.audits,
+            self.turns,
+            self.longest.0,
+            self.longest.1
         )
     }
 }

@@ -66,7 +66,7 @@ pub fn tell_of_two(memory: usize, story: impl FnOnce(&mut Stage) + Send + 'stati
     tell_on(memory, WholeMachine::for_two, |stage| {
         let (m, world) = (stage.m, stage.world);
         (0..m.cpu_count()).for_each(|cpu| as_cpu(cpu, || world.sched.join(m)));
-        m.looks_at(&world.frames);
+        m.looks_at(world);
         story(stage);
     });
 }

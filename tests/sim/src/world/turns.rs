@@ -360,6 +360,23 @@ impl WholeMachine {
         Gathered::ByUs
     }
 
+    /// This CPU has carried out a step: others go on.
+    pub fn linger(&self) {
+        self.hand_on(At::Seen);
+    }
+
+    /// Whether all CPUs are to come to rest.
+    #[must_use]
+    pub fn gathers(&self) -> bool {
+        self.gatherer().is_some()
+    }
+
+    /// Whether a CPU waits in the middle of the rules.
+    #[must_use]
+    pub fn somebody_waits(&self) -> bool {
+        self.cpu_count() > 1 && (0..self.cpu_count()).any(|cpu| self.stand(cpu).is(At::Waiting))
+    }
+
     /// How many CPUs do not sleep.
     pub fn busy(&self) -> usize {
         (0..self.cpu_count()).filter(|cpu| !self.stand(*cpu).is(At::Asleep) && !self.stand(*cpu).is(At::Gone)).count()
