@@ -2,10 +2,16 @@
 
 use crate::addr::{CpuId, FrameSlot, MAX_VCPUS};
 use crate::domain::Life;
+use crate::domain::life::Room;
+use crate::event::port::{Binding, PortState};
+use crate::grant::Grants;
 use crate::lock::{Above, Leaf, Level, Lock, Nothing, Owned};
 use crate::prelude::*;
+use crate::vcpu::context;
 use core::fmt::{Debug, Write};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use hypercall_abi::event::PORTS;
+use zerocopy::IntoBytes;
 
 /// The frames in a list of places for them.
 pub(crate) fn frames(list: &[FrameSlot]) -> impl Iterator<Item = Frame> {
@@ -76,6 +82,95 @@ impl Vcpu {
     pub fn virq_port(&self, virq: usize) -> Option<Port> {
         let port = self.virqs.get(virq)?.load(Acquire);
         (port != 0).then_some(Port(u32::from(port)))
+    }
+}
+
+/// Something that a domain is, as a plain value: what it takes to make another that is the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Fact<'a> {
+    Kept {
+        powers: u8,
+        set_aside: u32,
+    },
+    /// A vcpu that no CPU has: its context as the ABI's structure has it.
+    Vcpu(VcpuId, &'a [u8]),
+    Memory {
+        limit: u64,
+        owned: u32,
+    },
+    /// A reference that is in use.
+    Granted {
+        gref: u32,
+        frame: Frame,
+        readers: u64,
+        writers: u64,
+    },
+    Held(Held),
+    /// A port that is not closed.
+    Port(Port, PortState),
+    Runs {
+        vcpu: VcpuId,
+        online: bool,
+        deadlines: [u64; 2],
+        period: u64,
+        next_tick: u64,
+    },
+}
+
+impl Room {
+    /// Shows what a domain is in this room. In ring 0 nothing asks for it before domains are saved or moved, but for the
+    /// context of a vcpu.
+    fn get<M: Machine>(self, m: &M, world: &World, domain: &Domain, see: &mut dyn FnMut(Fact<'_>)) {
+        match self {
+            Self::Kept => {
+                see(Fact::Kept { powers: domain.powers(), set_aside: world.frames.promised(domain.id()) });
+            }
+            Self::Vcpus => {
+                for vcpu in world.vcpus_of(domain) {
+                    let masked = world.upcall_mask(m, vcpu);
+                    if let Some(own) = vcpu.own.try_take() {
+                        see(Fact::Vcpu(vcpu.number(), context::get(m, &own, masked).as_bytes()));
+                    }
+                }
+            }
+            Self::Memory => {
+                let (limit, owned) = (domain.max_pages.load(Relaxed), world.frames.owned(domain.id()));
+                see(Fact::Memory { limit, owned });
+            }
+            Self::Grants => {
+                let active = domain.grants.active_frames().flat_map(|frame| m.page(frame));
+                for (gref, word) in (0..).zip(active) {
+                    let (frame, readers, writers) = Grants::read_active(word.load(Relaxed));
+                    if readers + writers > 0 {
+                        see(Fact::Granted { gref, frame, readers, writers });
+                    }
+                }
+                for handle in domain.grants.handle_frames().flat_map(|frame| m.page(frame).as_chunks().0) {
+                    let words: [u64; 2] = handle.each_ref().map(|word: &AtomicU64| word.load(Relaxed));
+                    Grants::read_handle(words).into_iter().for_each(|held| see(Fact::Held(held)));
+                }
+            }
+            Self::Ports => {
+                for port in (0..PORTS).map(Port) {
+                    let state = world.port(m, domain, port);
+                    if state.binding != Binding::Closed {
+                        see(Fact::Port(port, state));
+                    }
+                }
+            }
+            Self::Runs => {
+                for vcpu in world.vcpus_of(domain) {
+                    see(Fact::Runs {
+                        vcpu: vcpu.number(),
+                        online: vcpu.is_online(),
+                        deadlines: [vcpu.deadline.load(Relaxed), vcpu.poll_deadline.load(Relaxed)],
+                        period: vcpu.period.load(Relaxed),
+                        next_tick: vcpu.next_tick.load(Relaxed),
+                    });
+                }
+            }
+        }
     }
 }
 
@@ -195,6 +290,11 @@ impl World {
             vcpu.soil();
             vcpu.domain.store(0, SeqCst);
         }
+    }
+
+    /// Shows all that a domain is, room by room.
+    pub fn facts<M: Machine>(&self, m: &M, domain: &Domain, see: &mut dyn FnMut(Fact<'_>)) {
+        Room::ALL.iter().for_each(|room| room.get(m, self, domain, see));
     }
 
     /// Shows all that a domain is made of, and its vcpus.

@@ -1,8 +1,9 @@
 //! Calls that went wrong once, told as stories.
 
-use hv_core::addr::{Frame, HOLE_START, VcpuId};
+use hv_core::addr::{DomainId, Frame, HOLE_START, VcpuId};
+use hv_core::audit::Fact;
 use hv_core::call::{Call, Next};
-use hv_core::domain::ops;
+use hv_core::domain::{Domain, Powers, Spec, ops};
 use hv_core::lock::Held;
 use hv_core::machine::{Clock, Exit, Frames};
 use hv_core::world::Ctx;
@@ -10,7 +11,7 @@ use hv_core::{dispatch, trap};
 
 use hypercall_abi::context::flags;
 use hypercall_abi::domctl::{Domctl, DomctlOp, INTERFACE_VERSION};
-use hypercall_abi::event::{EventOp, InitControl};
+use hypercall_abi::event::{AllocUnbound, BindIpi, EventOp, InitControl};
 use hypercall_abi::grant::{
     GrantOp, MapGrantRef, QuerySize, SetupTable, UnmapAndReplace, UnmapGrantRef, entry, map, status,
 };
@@ -464,5 +465,70 @@ fn an_entry_that_blocks_ends_the_step() {
             assert_eq!(dispatch::step(ctx), Next::Stay);
             assert_eq!((ctx.own.call.is_some(), results(ctx)), (false, [0, 0]));
         });
+    });
+}
+
+/// All that a domain is, room by room. When it ticks next depends on the time.
+fn facts(stage: &Stage, domain: &Domain) -> Vec<String> {
+    let mut facts = Vec::new();
+    stage.world.facts(stage.m, domain, &mut |fact| {
+        let fact = match fact {
+            Fact::Runs { vcpu, online, deadlines, period, .. } => {
+                Fact::Runs { vcpu, online, deadlines, period, next_tick: 0 }
+            }
+            fact => fact,
+        };
+        facts.push(format!("{fact:?}"));
+    });
+    facts
+}
+
+fn destroy(stage: &mut Stage, dom0: &Actor, id: DomainId) {
+    let cmd = DomctlOp::DestroyDomain as u32;
+    let call = Domctl { cmd, interface_version: INTERFACE_VERSION, domain: id.0, ..Default::default() };
+    let arg = stage.put(dom0, 0, &call);
+    assert_eq!(stage.call(dom0, Hypercall::Domctl, &[arg]).result, Ok(0));
+}
+
+/// What a domain is in each room ends with it (P10, P11): the next one in its place is as the first one was.
+#[test]
+fn a_domain_in_the_place_of_a_dead_one_is_as_the_first_was() {
+    tell(400, |stage| {
+        let dom0 = stage.enter(true);
+        let other = granter(stage);
+        let spec = Spec { powers: Powers::CONSOLE_WRITE, vcpus: 2, max_pages: 7, handle: [9; 16] };
+        let born = |stage: &mut Stage| stage.site().create(&spec).map(Domain::id).expect("room for a domain");
+        let first = born(stage);
+        let at_birth = facts(stage, stage.world.domain(first).expect("it lives"));
+        destroy(stage, &dom0, first);
+        // One that has something in every room.
+        let guest = granter(stage);
+        let idle = facts(stage, stage.domain(&guest));
+        grant(stage, &guest, &other);
+        grant(stage, &other, &guest);
+        let arg = stage.put(&guest, 0, &AllocUnbound { dom: domid::SELF, remote_dom: other.id.0, port: 0 });
+        let unbound = stage.call(&guest, Hypercall::EventChannelOp, &[EventOp::AllocUnbound as u64, arg]);
+        let arg = stage.put(&guest, 0, &BindIpi { vcpu: 0, port: 0 });
+        let ipi = stage.call(&guest, Hypercall::EventChannelOp, &[EventOp::BindIpi as u64, arg]);
+        let timer = stage.call(&guest, Hypercall::SetTimerOp, &[1 << 60]);
+        assert_eq!([unbound.result, ipi.result, timer.result], [Ok(0); 3]);
+        assert_eq!([map_grant(stage, &other, &guest), map_grant(stage, &guest, &other)], [0; 2]);
+        let busy = facts(stage, stage.domain(&guest));
+        for room in ["Vcpu", "Granted", "Held", "Port", "Runs"] {
+            let some =
+                |facts: &[String]| facts.iter().filter(|fact| fact.starts_with(room)).cloned().collect::<Vec<_>>();
+            assert_ne!(some(&idle), some(&busy), "{room}");
+        }
+        destroy(stage, &dom0, guest.id);
+        // Its vcpus' slots are the next one's; its own slot comes round when all others have had their turn.
+        let heir = loop {
+            let next = born(stage);
+            assert_eq!(facts(stage, stage.world.domain(next).expect("it lives")), at_birth, "{next}");
+            if next.slot() == guest.id.slot() {
+                break next;
+            }
+            destroy(stage, &dom0, next);
+        };
+        assert_ne!(heir, guest.id);
     });
 }

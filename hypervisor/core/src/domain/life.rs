@@ -17,26 +17,43 @@ use hypercall_abi::event::Virq;
 use hypercall_abi::shared::{WallClock, offset, vcpu_info};
 use zerocopy::IntoBytes;
 
-/// What a domain is in one room: how that begins, out of sight of everybody, and how it ends. An end is called again until
-/// it is no more `More`, and after a beginning that failed.
-struct Room<M: Machine> {
-    begin: fn(&mut Birth<'_, M>) -> Result<(), Errno>,
-    end: fn(&mut Site<'_, M>, &Domain) -> Result<(), Halt>,
+/// The parts of what a domain is. The compiler asks for a new one how it begins, how it ends, and (`audit.rs`) how it is
+/// shown as plain values.
+#[derive(Clone, Copy)]
+pub(crate) enum Room {
+    /// What the hypervisor keeps for it.
+    Kept,
+    /// Its vcpus: of what they are made, `Part::ALL` in `vcpu/context.rs` says.
+    Vcpus,
+    /// Its memory, which comes by `memory_op`.
+    Memory,
+    /// Its grant table, and what it has mapped of others'.
+    Grants,
+    /// Its ports, which come by `event_channel_op`.
+    Ports,
+    /// That its vcpus run, and when they are woken. They run once it is unpaused.
+    Runs,
 }
 
-impl<M: Machine> Room<M> {
-    /// All that a domain is, in the order in which it begins; it ends in the reverse order.
-    const ALL: [Self; 6] = [
-        Self { begin: set_aside, end: return_frames },
-        Self { begin: vcpu::life::begin, end: vcpu::life::end },
-        // Its memory comes by `memory_op`.
-        Self { begin: |_| Ok(()), end: |site, domain| Ok(site.session(domain).tear_down()?) },
-        Self { begin: grant::ops::begin, end: |site, domain| site.unmap_grants(domain) },
-        // Its ports come by `event_channel_op`.
-        Self { begin: |_| Ok(()), end: event::ops::end },
-        // Its vcpus run once it is unpaused.
-        Self { begin: |_| Ok(()), end: vcpu::life::stop },
-    ];
+/// How a part of a domain begins, out of sight of everybody.
+type Begin<M> = fn(&mut Birth<'_, M>) -> Result<(), Errno>;
+/// How it ends: called again until it is no more `More`, and after a beginning that failed.
+type End<M> = fn(&mut Site<'_, M>, &Domain) -> Result<(), Halt>;
+
+impl Room {
+    /// All of them, in the order in which they begin; they end in the reverse order.
+    pub(crate) const ALL: [Self; 6] = [Self::Kept, Self::Vcpus, Self::Memory, Self::Grants, Self::Ports, Self::Runs];
+
+    fn ways<M: Machine>(self) -> (Begin<M>, End<M>) {
+        match self {
+            Self::Kept => (set_aside, return_frames),
+            Self::Vcpus => (vcpu::life::begin, vcpu::life::end),
+            Self::Memory => (|_| Ok(()), |site, domain| Ok(site.session(domain).tear_down()?)),
+            Self::Grants => (grant::ops::begin, |site, domain| site.unmap_grants(domain)),
+            Self::Ports => (|_| Ok(()), event::ops::end),
+            Self::Runs => (|_| Ok(()), vcpu::life::stop),
+        }
+    }
 }
 
 /// How many frames the hypervisor may have to keep on behalf of a domain, all of which are set aside when it is made: its
@@ -70,18 +87,15 @@ impl<'a, M: Machine> Site<'a, M> {
         domain.max_pages.store(spec.max_pages, Relaxed);
         domain.papers.with(|papers| papers.handle = spec.handle);
         let mut birth = Birth { m, world, domain, spec, held };
-        let begun = Room::ALL.iter().try_for_each(|room| (room.begin)(&mut birth));
-        // Without all of it, it begins to end at once.
+        let begun = Room::ALL.iter().try_for_each(|room| room.ways().0(&mut birth));
         domain.enter(if begun.is_ok() { Life::Alive } else { Life::Dying });
-        if begun.is_ok() {
-            *next = (id.0 + 1) % DomainId::FIRST_RESERVED;
-        }
-        drop(census);
         if let Err(why) = begun {
-            // It has no memory yet, so one step is enough.
+            drop(census);
+            // Without all of it, it ends at once. It has no memory yet, so one step is enough.
             let _ = self.end(domain);
             return Err(why);
         }
+        *next = (id.0 + 1) % DomainId::FIRST_RESERVED;
         Ok(domain)
     }
 
@@ -108,7 +122,7 @@ impl<'a, M: Machine> Site<'a, M> {
 
     /// Goes on ending what a domain is; then its slot is free.
     fn end(&mut self, domain: &Domain) -> Result<(), Halt> {
-        Room::ALL.iter().rev().try_for_each(|room| (room.end)(self, domain))?;
+        Room::ALL.iter().rev().try_for_each(|room| room.ways().1(self, domain))?;
         domain.end_log();
         domain.powers.store(0, Relaxed);
         domain.enter(Life::Free);
@@ -124,7 +138,9 @@ fn set_aside<M: Machine>(birth: &mut Birth<'_, M>) -> Result<(), Errno> {
     for vcpu in 0..MAX_DOMAIN_VCPUS {
         m.write(shared, vcpu * vcpu_info::SIZE + vcpu_info::UPCALL_MASK, &[1]);
     }
-    write_wallclock(*m, shared);
+    let (seconds, nsec) = m.wallclock();
+    let clock = WallClock { version: 2, sec: low32(seconds), nsec, sec_hi: low32(seconds >> 32) };
+    m.write(shared, offset::WALLCLOCK, clock.as_bytes());
     domain.shared_info.set(shared);
     Ok(())
 }
@@ -145,10 +161,4 @@ impl World {
             self.sched.start(m, vcpu);
         }
     }
-}
-
-fn write_wallclock<M: Machine>(m: &M, shared: Frame) {
-    let (seconds, nanoseconds) = m.wallclock();
-    let clock = WallClock { version: 2, sec: low32(seconds), nsec: nanoseconds, sec_hi: low32(seconds >> 32) };
-    m.write(shared, offset::WALLCLOCK, clock.as_bytes());
 }

@@ -144,6 +144,11 @@ impl crate::audit::Spoil for Papers {
 
 #[cfg(feature = "planted-fault")]
 impl Domain {
+    /// What it may do, a bit each.
+    pub(crate) fn powers(&self) -> u8 {
+        self.powers.load(Relaxed)
+    }
+
     /// Its slot is free, whatever is in it.
     pub(crate) fn mark_free(&self) {
         self.enter(Life::Free);
