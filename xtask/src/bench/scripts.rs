@@ -12,8 +12,9 @@ use microbench::{SCRIPTS, mode};
 /// Memory of the guest in MiB.
 const MEMORY: u32 = 256;
 
-/// Instructions of the whole machine that a script may take, as times what the bare machine takes.
-const TIMES_BARE: [(&str, f64); 2] = [("pipes", 1.05), ("processes", 2.10)];
+/// Instructions of the whole machine that a script may take, as times what the bare machine takes. Runs of `processes` differ
+/// by a hundredth.
+const TIMES_BARE: [(&str, f64); 2] = [("pipes", 1.05), ("processes", 2.15)];
 
 /// Runs the scripts in each column.
 pub(super) fn measure(lab: &Lab) -> Result<Report> {
