@@ -13,7 +13,6 @@ use super::{Owner, Refused, Use};
 use crate::addr::{DomainId, Frame, index, low32};
 use crate::fault::{Fault, planted};
 use crate::machine::{Cpus, Frames};
-use core::mem::replace;
 use core::ops::Range;
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -68,7 +67,7 @@ impl FrameTable {
             });
             if fresh.is_ok() {
                 w.kind.store(TypeState::FRESH.bits(), SeqCst);
-                self.push_next(&mut run, number);
+                run = self.push_next(run, number);
             }
         }
         self.push_run(run);
@@ -260,11 +259,13 @@ impl FrameTable {
     }
 
     /// Adds a free frame to a run of them, which goes to the pool first if this one lies elsewhere.
-    pub(super) fn push_next(&self, run: &mut Range<u32>, frame: u32) {
-        if frame != run.end {
-            self.push_run(replace(run, frame..frame));
+    pub(super) fn push_next(&self, run: Range<u32>, frame: u32) -> Range<u32> {
+        let next = frame.wrapping_add(1);
+        if frame == run.end {
+            return run.start..next;
         }
-        run.end = frame.saturating_add(1);
+        self.push_run(run);
+        frame..next
     }
 
     /// Puts free frames in a row into the lists: as few blocks as there can be.

@@ -427,9 +427,9 @@ impl FrameTable {
         let (mut left, mut run) = (0u32, span.start..span.start);
         for (number, w) in self.rows(span) {
             let Some(refs) = self.leave(m, Frame::from_u32(number), &w, id) else { continue };
-            left = left.saturating_add(1);
+            left = left.wrapping_add(1);
             if refs == 0 {
-                self.push_next(&mut run, number);
+                run = self.push_next(run, number);
             }
         }
         self.push_run(run);
