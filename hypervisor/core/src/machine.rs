@@ -100,6 +100,8 @@ pub trait CpuState {
     fn set_fs_base(&self, base: u64);
     /// What the entry code of this CPU goes by.
     fn entry(&self) -> &Entry;
+    /// The first word of the record that [`Entry::info`] leads to; 0 before it led anywhere.
+    fn record_head(&self) -> u64;
     /// Whether the guest has RDGSBASE and its like, which the entry code needs.
     fn has_gs_instructions(&self) -> bool;
     /// The address of the page fault that has just ended a run.

@@ -114,10 +114,7 @@ impl World {
 
     /// Whether an upcall is pending and not masked.
     pub fn upcall_due<M: Machine>(&self, m: &M, vcpu: &Vcpu) -> bool {
-        info_head(m, vcpu).is_some_and(|head| {
-            let head = head.load(SeqCst);
-            head & PENDING_BYTE != 0 && head & MASK_BYTE == 0
-        })
+        info_head(m, vcpu).is_some_and(|head| is_due(head.load(SeqCst)))
     }
 
     /// The guest's upcall mask; a vcpu without a record has them masked.
@@ -145,6 +142,12 @@ impl World {
             bits.pending.fetch_and(!bits.bit, SeqCst);
         }
     }
+}
+
+/// Whether the first word of a record says that an upcall is pending and not masked.
+#[inline]
+pub(crate) const fn is_due(head: u64) -> bool {
+    head & PENDING_BYTE != 0 && head & MASK_BYTE == 0
 }
 
 /// A vcpu's upcall mask, in a record that its guest changes as well.

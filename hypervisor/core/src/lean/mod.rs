@@ -15,6 +15,7 @@ pub mod shape;
 
 pub use arm::{arm, left};
 
+use crate::event::is_due;
 use crate::machine::{entry, mode};
 use crate::prelude::*;
 
@@ -67,7 +68,7 @@ fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Way {
     let (raw, mode) = (ctx.own.regs.error, ctx.m.entry().mode.load(Relaxed));
     let kind = low32(raw >> 32);
     // A guest that has let upcalls in by itself has the one that waits when it comes back from whatever it leaves for.
-    if mode != mode::KERNEL || ctx.world.upcall_due(ctx.m, ctx.vcpu) {
+    if mode != mode::KERNEL || is_due(ctx.m.record_head()) {
         return Way::Long;
     }
     ctx.own.kernel_mode = true; // the entry code may have brought it here

@@ -8,7 +8,7 @@ use crate::memory::{self, DATA, address_of};
 use crate::percpu::{self, Cpu, LDT_PAGES, OWN_PAGE, zeros_entry};
 use crate::{Hardware, entry};
 use core::arch::asm;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hv_core::addr::Frame;
 use hv_core::machine::{CpuState, Entry, Segments};
 use hv_core::vcpu::debug::{DR6_CLEAR, DR7_CLEAR};
@@ -132,6 +132,14 @@ impl CpuState for Hardware {
 
     fn entry(&self) -> &Entry {
         &percpu::this().entry
+    }
+
+    #[inline]
+    fn record_head(&self) -> u64 {
+        let head = self.entry().info.load(Relaxed);
+        // SAFETY: what the rules put there is the address of an aligned word in the direct map (`Frames::direct`), which stays
+        // mapped for ever; all words of guests are atomic.
+        if head == 0 { 0 } else { unsafe { (*(head as *const AtomicU64)).load(SeqCst) } }
     }
 
     fn has_gs_instructions(&self) -> bool {

@@ -773,6 +773,10 @@ impl CpuState for WholeMachine {
     fn entry(&self) -> &Entry {
         &self.here().entry
     }
+    fn record_head(&self) -> u64 {
+        let head = self.entry().info.load(Relaxed);
+        Frame::containing(head).map_or(0, |frame| self.peek(frame, (head % 4096 / 8) as usize))
+    }
     fn has_gs_instructions(&self) -> bool {
         self.loaded().cr4 >> 16 & 1 != 0
     }
