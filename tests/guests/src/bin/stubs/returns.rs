@@ -67,6 +67,9 @@ test!("stubs.iret.lossy", a_lossy_return);
 fn a_return_by_sysret() {
     let stage = Stage::new();
     let flat = (u64::from(selector::GUEST_CS), u64::from(selector::GUEST_SS));
+    let (user, kernel) = (0x12_3450, 0x67_8900);
+    set_base(SegmentBase::GsUser, user);
+    set_base(SegmentBase::GsKernel, kernel);
     for back in [SP - POPPED, SP - POPPED - 8] {
         let lossy = |(cs, ss): (u64, u64), rflags: u64, rip: u64| {
             let trip = Trip { back, ..Trip::with_flags(rflags) };
@@ -76,12 +79,13 @@ fn a_return_by_sysret() {
         {
             for selectors in [flat, (flat.0 | 0xffff_0000, flat.1 & !3), (flat.0, flat.1 | 1 << 40)] {
                 let trip = lossy(selectors, rflags, UserSpace::CODE);
-                let stop = stage.go(code!("ud2"), &trip).trapped(6);
+                let stop = stage.go(code!("rdgsbase r8", "ud2"), &trip).trapped(6);
+                assert_eq!(kernel_gs(), kernel);
                 check_entry(&stop, &trip);
                 let (frame, IretContext { rax, rsp, rip, .. }) = (stop.frame, trip.frame);
-                let (rcx, r11) = (rip, trip.user_flags());
-                assert_eq!(registers_of(&frame), Registers { rax, rsp, rcx, r11, ..trip.registers }, "{frame}");
-                assert_eq!((frame.rip, frame.error), (rip, 0), "{frame}");
+                let (rcx, r11, r8) = (rip, trip.user_flags(), user);
+                assert_eq!(registers_of(&frame), Registers { rax, rsp, rcx, r11, r8, ..trip.registers }, "{frame}");
+                assert_eq!((frame.rip, frame.error), (rip + 5, 0), "{frame}");
                 assert_eq!((frame.rflags | flag::IF) & !flag::RF, r11, "{frame}");
             }
         }
@@ -106,6 +110,9 @@ fn a_return_by_sysret() {
             assert_eq!((frame.cs, frame.ss, frame.error, frame.rip), (cs, ss, error, UserSpace::CODE), "{frame}");
         }
         stage.ordinary();
+    }
+    for base in [SegmentBase::GsUser, SegmentBase::GsKernel] {
+        set_base(base, 0);
     }
 }
 test!("stubs.iret.sysret", a_return_by_sysret);
