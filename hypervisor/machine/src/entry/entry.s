@@ -13,23 +13,20 @@
     .irp register, rdi, rsi, rdx, rcx, rax, r8, r9, r10, r11, rbx, rbp, r12, r13, r14, r15
     push \register
     .endr
-    sub rsp, 8
 .endm
 
 .macro load_registers
-    add rsp, 8
     .irp register, r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi
     pop \register
     .endr
 .endm
 
-// From `run` to a guest's registers, on the way in.
+// From `enter` to a guest's registers, on the way in. It expects nothing but RBX and RBP to be kept.
 .macro leave_host
-    .irp register, rbp, rbx, r12, r13, r14, r15
-    push \register
-    .endr
+    push rbp
+    push rbx
     mov gs:[{HOST_STACK}], rsp
-    mov rsp, rdi
+    lea rsp, [rdi + 8]
     load_registers
 .endm
 
@@ -70,9 +67,8 @@ entry_clac:
     nop dword ptr [rax]                 // becomes CLAC where there is SMAP
     save_registers
     mov rsp, gs:[{HOST_STACK}]
-    .irp register, r15, r14, r13, r12, rbx, rbp
-    pop \register
-    .endr
+    pop rbx
+    pop rbp
     ret
 
 // ---- fn enter_guest(rdi = registers): comes back through `entry_save`.
@@ -289,8 +285,9 @@ entry_nested:
 entry_report:
     cld
     save_registers
-    mov rdi, rsp
     mov rbx, rsp
+    lea rdi, [rsp - 8]
+    sub rsp, 8
     and rsp, -16
     call {nested}
     mov rsp, rbx
@@ -303,12 +300,12 @@ begin entry_page_fault
     test byte ptr [rsp + 16], 3
     jz 8f
     swapgs
+    cmp dword ptr gs:[{MODE_IN_CPU}], {USER}
+    jne 6f
     push rax
     push rcx
     push rdx
     mov rax, gs:[{ENTRY}]
-    cmp dword ptr [rax + {MODE}], {USER}
-    jne 7f
     mov edx, [rsp + 24]
     and edx, 12
     cmp edx, 4                          // by ring 3 itself, no reserved bit
@@ -360,7 +357,7 @@ begin entry_page_fault
 7:  pop rdx
     pop rcx
     pop rax
-    mov dword ptr [rsp + 4], 14
+6:  mov dword ptr [rsp + 4], 14
     jmp entry_save
 8:  mov dword ptr [rsp + 4], 14
     jmp entry_common

@@ -30,6 +30,9 @@ use told::*;
 const FLAT: (u64, u64) = (GUEST_CS as u64, GUEST_SS as u64);
 /// TF, RF, VM: SYSRET handles none of them the way IRET does.
 const EXACT_FLAGS: u64 = 0x3_0100;
+/// IOPL and IF, of which a guest has IF alone.
+const CHECKED_FLAGS: u64 = 0x3200;
+const IF: u64 = 0x200;
 
 /// NMIs seen; nobody asked for one.
 static NMIS: AtomicU64 = AtomicU64::new(0);
@@ -43,6 +46,7 @@ core::arch::global_asm!(
     SCRATCH = const percpu::SCRATCH,
     REGISTERS_END = const percpu::REGISTERS_END,
     ENTRY = const percpu::ENTRY,
+    MODE_IN_CPU = const offset_of!(percpu::Cpu, entry) + offset_of!(Entry, mode),
     ROOT = const percpu::ROOT,
     USER = const mode::USER,
     KERNEL = const mode::KERNEL,
@@ -92,6 +96,16 @@ unsafe extern "C" {
     fn enter_guest_sysret(registers: *mut Registers);
 }
 
+/// Calls an entry of `entry.s` to the guest, which keeps RBX and RBP alone: so what is not needed is not saved.
+macro_rules! enter_by {
+    ($entry:ident, $registers:expr) => {
+        asm!(
+            "call {}", sym $entry, inout("rdi") &raw mut *$registers => _,
+            lateout("r12") _, lateout("r13") _, lateout("r14") _, lateout("r15") _, clobber_abi("sysv64"),
+        )
+    };
+}
+
 /// What a return to the guest must keep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Return {
@@ -110,21 +124,23 @@ impl Hardware {
     ///
     /// [`Hardware::entry`]: hv_core::machine::CpuState::entry
     pub fn enter(&self, registers: &mut Registers, how: Return) {
+        debug_assert_eq!(percpu::this().registers_end.load(Relaxed), (&raw const *registers).wrapping_add(1) as u64);
+        if how == Return::Short && short_way(registers) {
+            // SAFETY: as below; CS and SS are the flat ones of ring 3, RIP is canonical, and RFLAGS has been looked at.
+            return unsafe { enter_by!(enter_guest_sysret, registers) };
+        }
         let ring_3 = registers.cs & registers.ss & 3 == 3;
         // One test, and so one way out.
         assert!(
-            ring_3 & (registers.rflags & 0x3200 == 0x200),
+            ring_3 & (registers.rflags & CHECKED_FLAGS == IF),
             "a guest must run in ring 3, interruptible, with IOPL 0"
         );
-        debug_assert_eq!(percpu::this().registers_end.load(Relaxed), (&raw const *registers).wrapping_add(1) as u64);
-        let short = how == Return::Short && short_way(registers);
         // SAFETY:
         // 1. `registers` is exclusively ours until the call returns; its end is 16-aligned (its type is), as the CPU
         //    needs it, and the entry code writes nothing outside it but what `Entry` leads to, which the rules vouch for.
-        // 2. CS and SS are of ring 3 (asserted), so the guest cannot touch memory of ring 0 (P12); for the short
-        //    way CS, SS and RIP have been checked.
-        // 3. The entry code keeps the callee-saved registers on this stack and comes back by the address in `Cpu`.
-        unsafe { if short { enter_guest_sysret(registers) } else { enter_guest(registers) } }
+        // 2. CS and SS are of ring 3 (asserted), so the guest cannot touch memory of ring 0 (P12).
+        // 3. The entry code keeps RBX and RBP on this stack and comes back by the address in `Cpu`; the rest is told clobbered.
+        unsafe { enter_by!(enter_guest, registers) }
     }
 
     /// The vcpu runs no more; says what its last exit was.
@@ -197,10 +213,11 @@ fn came_in(cpu: &Cpu) -> bool {
 /// Whether SYSRET does the same as IRET, but for RCX and R11. It must not meet a RIP that is not canonical: on
 /// some CPUs it would fault in ring 0 with the guest's stack. And after an entry that left SS null, some CPUs
 /// would keep it so.
+#[inline(always)]
 fn short_way(registers: &Registers) -> bool {
-    (registers.cs, registers.ss) == FLAT
+    let flags = registers.rflags & (EXACT_FLAGS | CHECKED_FLAGS);
+    (registers.cs ^ FLAT.0) | (registers.ss ^ FLAT.1) | (flags ^ IF) == 0
         && GuestVirt(registers.rip).is_canonical()
-        && registers.rflags & EXACT_FLAGS == 0
         && SS::get_reg().0 != 0
 }
 
