@@ -42,7 +42,9 @@ impl World {
     /// Whether a CPU keeps the deadlines of a vcpu.
     #[must_use]
     pub fn keeps_deadlines(&self, cpu: CpuId, vcpu: &Vcpu) -> bool {
-        self.sched.cpu(cpu).watched().any(|index| index == vcpu.index())
+        let mut watched = false;
+        self.sched.cpu(cpu).for_watched(|index| watched |= index == vcpu.index());
+        watched
     }
 }
 

@@ -64,8 +64,10 @@ pub enum Fault {
     SeenOverRoot,
     /// It is remembered though its leaf has changed.
     SeenOverLeaf,
-    /// It is remembered for the next vcpu on the CPU.
+    /// It is remembered when a vcpu of another domain comes.
     SeenByOthers,
+    /// A CPU whose vcpu sleeps is not asked for its domain's flushes, and does not forget what it has found.
+    LeaveEarly,
     /// The entry code acts by itself though handlers do not mask events.
     ArmAnyway,
     /// A short way back to the kernel does not look for events that wait.

@@ -1,7 +1,7 @@
 //! What the rules ask of a machine. `hv-machine` implements these traits over the hardware, `tests/sim` over a
 //! vector of pages. They return facts and carry out orders; no rule lives behind them.
 
-use crate::addr::{CpuId, CpuSet, ENTRIES, Frame, FrameSlot, GuestVirt, nth};
+use crate::addr::{CpuId, CpuSet, ENTRIES, Frame, FrameSlot, GuestVirt, PAGE_SHIFT, low32, nth};
 use core::sync::atomic::AtomicU64;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -20,6 +20,11 @@ pub trait Frames {
     fn frame_limit(&self) -> u64;
     /// The frame as words. Page-table entries are read and exchanged here.
     fn page(&self, frame: Frame) -> &Page;
+    /// The word at a machine address in a frame, its low three bits left aside.
+    fn word(&self, at: u64) -> &AtomicU64 {
+        let page = self.page(Frame::from_u32(low32(at >> PAGE_SHIFT)));
+        page.get((at / 8 % ENTRIES as u64) as usize).unwrap_or(&page[0])
+    }
     /// Copies bytes out of a frame. `offset + to.len()` never passes the end of the page.
     fn read(&self, frame: Frame, offset: usize, to: &mut [u8]);
     /// Copies bytes into a frame. `offset + from.len()` never passes the end of the page.
@@ -56,6 +61,8 @@ pub trait Cpus {
     /// Moves with every complete flush of this CPU, of its own and for others; not with loads of roots. What was found by
     /// walking tables holds as long as it stays (see [`crate::claim::seen::Seen`]).
     fn flushes(&self) -> u64;
+    /// Another domain comes to this CPU: what was found so far holds no more, and [`Cpus::flushes`] moves.
+    fn forget(&self);
     /// Makes a CPU leave its guest, or its sleep, soon.
     fn kick(&self, cpu: CpuId);
 }
@@ -129,8 +136,8 @@ pub trait CpuState {
     fn take_debug_status(&self) -> u64;
     /// Lets SYSENTER in, or has it fault where it stands. Costs little where nothing changes.
     fn allow_sysenter(&self, on: bool);
-    /// Maps a guest's GDT frames as pages 0..14 of this CPU's table; `None` maps a page of zeros.
-    fn load_gdt(&self, frames: &[Option<Frame>; 14]);
+    /// Maps a guest's GDT frames as the first pages of this CPU's table; `None`, and what is left of 14, maps a page of zeros.
+    fn load_gdt(&self, frames: &[Option<Frame>]);
     /// Sets the LDT to `entries` descriptors (0: none), with no page of it mapped yet.
     fn load_ldt(&self, entries: u32);
     /// Maps one page (0..16) of the LDT.
@@ -221,14 +228,29 @@ impl Registers {
     /// A general register by the number instructions use: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8..R15.
     #[must_use]
     pub fn general(&self, number: u8) -> u64 {
-        let words: &[u64; size_of::<Self>() / 8] = zerocopy::transmute_ref!(self);
-        words.get(Self::place(number)).copied().unwrap_or(0)
+        self.word(Self::place(number))
     }
 
     /// Which word of the structure a general register is.
-    fn place(number: u8) -> usize {
+    pub(crate) fn place(number: u8) -> usize {
         const PLACES: [u8; 16] = [11, 12, 13, 6, 20, 5, 14, 15, 10, 9, 8, 7, 4, 3, 2, 1];
         nth(&PLACES, number & 15).copied().unwrap_or(0).into()
+    }
+
+    /// A word of the structure; 0 beyond its end.
+    #[inline(always)]
+    pub(crate) fn word(&self, place: usize) -> u64 {
+        let words: &[u64; size_of::<Self>() / 8] = zerocopy::transmute_ref!(self);
+        words.get(place).copied().unwrap_or(0)
+    }
+
+    /// Changes a word of the structure.
+    #[inline(always)]
+    pub(crate) fn set_word(&mut self, place: usize, value: u64) {
+        let words: &mut [u64; size_of::<Self>() / 8] = zerocopy::transmute_mut!(self);
+        if let Some(word) = words.get_mut(place) {
+            *word = value;
+        }
     }
 
     /// The same, to change it.

@@ -1,12 +1,13 @@
 //! All state of ring 0, and the context in which a call of a guest is judged.
 
-use crate::claim::View;
 use crate::claim::seen::{Kind, Seen};
+use crate::claim::{Access, View};
 use crate::domain::visit::Visits;
 use crate::domain::{Life, Powers, Spec};
 use crate::frame::FrameTable;
+use crate::frame::own::Own;
 use crate::lock::{Domains, Held, Lock, Nothing, Ports};
-use crate::paging::{BUDGET, Session};
+use crate::paging::{BUDGET, Ordinary, Session};
 use crate::prelude::*;
 use crate::sched::Scheduler;
 use core::cell::Cell;
@@ -127,11 +128,35 @@ pub struct Ctx<'a, M> {
     pub seen: &'a Seen,
     /// RCX and R11 may be lost on the way back to the guest.
     pub short: bool,
+    /// Writes to page tables are carried out, as far as is known since the entry code was told.
+    pub(crate) writes_tables: bool,
+    /// The domain's own frames; none where short ways are switched off.
+    mine: Own<'a>,
     /// This step has looked for other domains, see [`Ctx::visit`].
-    pub visits: Cell<bool>,
+    visits: Cell<bool>,
 }
 
 impl<'a, M: Machine> Ctx<'a, M> {
+    /// A vcpu of a domain, with what it owns.
+    #[must_use]
+    pub fn new(site: &'a mut Site<'_, M>, domain: &'a Domain, vcpu: &'a Vcpu, own: &'a mut VcpuState) -> Self {
+        let (m, world, held) = (site.m, site.world, &mut *site.held);
+        let (seen, mine) = (&world.sched.here(m).seen, Own::or_none(&world.frames, domain.id()));
+        Self {
+            m,
+            world,
+            domain,
+            vcpu,
+            own,
+            held,
+            seen,
+            short: false,
+            writes_tables: false,
+            mine,
+            visits: Cell::new(false),
+        }
+    }
+
     /// Memory as the guest kernel sees it: only a guest's kernel may call.
     ///
     /// # Errors
@@ -146,9 +171,26 @@ impl<'a, M: Machine> Ctx<'a, M> {
     ///
     /// # Errors
     /// `Fault` if the address is not readable by the guest.
-    #[inline]
+    #[inline(always)]
     pub fn read<T: FromBytes + IntoBytes>(&self, at: u64) -> Result<T, Errno> {
+        self.view()?.read_recalled(GuestVirt(at)).map_or_else(|| self.read_walking(at), Ok)
+    }
+
+    #[cold]
+    fn read_walking<T: FromBytes + IntoBytes>(&self, at: u64) -> Result<T, Errno> {
         self.view()?.read(GuestVirt(at)).map_err(|_| Errno::Fault)
+    }
+
+    /// The frame behind an address of the guest kernel's, whose root that is.
+    #[inline(always)]
+    pub(crate) fn frame(&self, root: Frame, at: GuestVirt, kind: Kind, access: Access) -> Option<Frame> {
+        let view = View::new(self.m, &self.world.frames, root).remembering(self.seen, kind);
+        view.recall(at, access).or_else(|| self.walk(at, kind, access))
+    }
+
+    #[cold]
+    fn walk(&self, at: GuestVirt, kind: Kind, access: Access) -> Option<Frame> {
+        self.view().ok()?.of_kind(kind).frame(at, access).ok()
     }
 
     /// Copies bytes in.
@@ -165,6 +207,11 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// `Fault` if the address is not writable by the guest.
     #[inline]
     pub fn write<T: IntoBytes + Immutable>(&self, at: u64, value: &T) -> Result<(), Errno> {
+        self.view()?.write_recalled(GuestVirt(at), value).map_or_else(|| self.write_walking(at, value), Ok)
+    }
+
+    #[cold]
+    fn write_walking<T: IntoBytes + Immutable>(&self, at: u64, value: &T) -> Result<(), Errno> {
         self.view()?.write(GuestVirt(at), value).map_err(|_| Errno::Fault)
     }
 
@@ -184,6 +231,12 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// As [`Site::session`].
     pub fn session<'s>(&'s mut self, domain: &'s Domain) -> Session<'s, M> {
         domain.space.open(self.m, &self.world.frames, BUDGET, self.held)
+    }
+
+    /// The short ways over the tables of the caller's domain, if there are any.
+    #[inline(always)]
+    pub(crate) fn ordinary(&mut self) -> Option<Ordinary<'_, 'a, M>> {
+        self.domain.space.ordinary(self.m, &self.mine, self.held)
     }
 
     /// Whether an argument names the caller.

@@ -260,6 +260,37 @@ fn to_word(offset: usize) -> usize {
     offset.wrapping_neg() % 8
 }
 
+/// Copies so many words, one after the other.
+///
+/// # Safety
+/// They are there, and both kinds of memory have no other user that would mind: a frame's words are atomics. `from` and `to` are
+/// the same or apart.
+unsafe fn move_words(from: *const [u8; 8], to: *mut [u8; 8], count: usize) {
+    // SAFETY: by this function's contract. The direction flag is clear in ring 0.
+    unsafe {
+        asm!(
+            "rep movsq", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+/// Reads words.
+#[inline(always)]
+fn read_words(frame: Frame, offset: usize, to: &mut [[u8; 8]]) {
+    let from = page(frame).get(offset / 8..).unwrap_or_default();
+    // SAFETY: so many words begin at each of both, which are apart: the one is ours, the other a frame.
+    unsafe { move_words(from.as_ptr().cast(), to.as_mut_ptr(), to.len().min(from.len())) };
+}
+
+/// Reads less than a word.
+fn read_small(frame: Frame, offset: usize, to: &mut [u8]) {
+    if let Some(word) = page(frame).get(offset / 8).filter(|_| !to.is_empty()) {
+        let bytes = word.load(Relaxed).to_le_bytes();
+        to.iter_mut().zip(bytes.into_iter().skip(offset % 8)).for_each(|(to, from)| *to = from);
+    }
+}
+
 /// Writes less than a word, in naturally aligned pieces, so that an aligned field changes at once and its neighbours,
 /// which a guest may be writing, not at all.
 fn write_small(frame: Frame, offset: usize, from: &[u8]) {
@@ -306,30 +337,35 @@ impl Frames for Hardware {
         page(frame)
     }
 
+    fn word(&self, at: u64) -> &AtomicU64 {
+        debug_assert!(at / 4096 < FRAME_LIMIT.load(Relaxed).max(BOOT_LIMIT / 4096));
+        let at: *const AtomicU64 = direct(at & !7);
+        // SAFETY: as in `page`, of which it is a word.
+        unsafe { &*at }
+    }
+
     fn read(&self, frame: Frame, offset: usize, to: &mut [u8]) {
         debug_assert!(offset + to.len() <= PAGE_SIZE, "a read beyond the frame");
-        let mut words = page(frame).iter().skip(offset / 8);
-        let mut word = || words.next().map_or([0; 8], |word| word.load(Relaxed).to_le_bytes());
+        if offset.is_multiple_of(8) && to.len().is_multiple_of(8) {
+            return read_words(frame, offset, to.as_chunks_mut().0);
+        }
         let (head, body) = to.split_at_mut(to_word(offset).min(to.len()));
-        if !head.is_empty() {
-            head.iter_mut().zip(word().into_iter().skip(offset % 8)).for_each(|(to, from)| *to = from);
-        }
         let (whole, tail) = body.as_chunks_mut();
-        whole.iter_mut().for_each(|to| *to = word());
-        if !tail.is_empty() {
-            tail.iter_mut().zip(word()).for_each(|(to, from)| *to = from);
-        }
+        let at = offset + head.len();
+        read_small(frame, offset, head);
+        read_small(frame, at + 8 * whole.len(), tail);
+        read_words(frame, at, whole);
     }
 
     fn write(&self, frame: Frame, offset: usize, from: &[u8]) {
         debug_assert!(offset + from.len() <= PAGE_SIZE, "a write beyond the frame");
         let (head, body) = from.split_at(to_word(offset).min(from.len()));
-        let (whole, tail) = body.as_chunks();
+        let (whole, tail) = body.as_chunks::<8>();
         let at = offset + head.len();
         write_small(frame, offset, head);
-        for (word, from) in page(frame).iter().skip(at / 8).zip(whole) {
-            word.store(u64::from_le_bytes(*from), Relaxed);
-        }
+        let to = page(frame).get(at / 8..).unwrap_or_default();
+        // SAFETY: as in `read`; a frame's words are atomics, of which a shared pointer may change what they hold.
+        unsafe { move_words(whole.as_ptr().cast(), to.as_ptr().cast_mut().cast(), whole.len().min(to.len())) };
         write_small(frame, at + 8 * whole.len(), tail);
     }
 
@@ -343,9 +379,8 @@ impl Frames for Hardware {
     }
 
     fn copy(&self, from: Frame, to: Frame) {
-        for (from, to) in page(from).iter().zip(page(to)) {
-            to.store(from.load(Relaxed), Relaxed);
-        }
+        // SAFETY: as in `write`; frames are apart, or the same one, which then stays as it is.
+        unsafe { move_words(page(from).as_ptr().cast(), page(to).as_ptr().cast_mut().cast(), ENTRIES) };
     }
 
     fn set_m2p(&self, frame: Frame, pfn: u64) {

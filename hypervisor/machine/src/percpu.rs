@@ -100,6 +100,8 @@ pub(crate) struct Cpu {
     pub(crate) tsc_aux: AtomicU32,
     /// Descriptors in the LDT.
     pub(crate) ldt_entries: AtomicU32,
+    /// So many pages of the GDT may be other than zeros.
+    pub(crate) gdt_mapped: AtomicU64,
     /// Which LDT pages are mapped.
     pub(crate) ldt_mapped: AtomicU32,
     /// The entry that leads to the table of its windows.
@@ -160,6 +162,9 @@ impl Cpu {
     }
 }
 
+/// The record of no vcpu: nothing is pending.
+static NO_RECORD: AtomicU64 = AtomicU64::new(0);
+
 /// All CPUs; the first [`crate::smp::count`] are in use.
 #[unsafe(link_section = ".bss.entry_cpus")]
 pub(crate) static CPUS: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS];
@@ -206,6 +211,7 @@ pub(crate) fn prepare(id: usize) -> &'static Cpu {
     let cpu = &CPUS[id];
     cpu.this.store(address_of(&raw const *cpu), Relaxed);
     cpu.entry_at.store(address_of(&raw const cpu.entry), Relaxed);
+    cpu.entry.info.store(address_of(&raw const NO_RECORD), Relaxed);
     let stacks = [&cpu.double_fault[..], &cpu.machine_check, &cpu.nmi, &cpu.debug];
     for (entry, stack) in cpu.tss.ist.iter().zip(stacks) {
         entry.store(address_of(stack.as_ptr_range().end), Relaxed);

@@ -34,9 +34,14 @@ pub(crate) fn several() -> bool {
 
 /// Forgets every translation of a guest: they are never global.
 fn flush_all(cpu: &Cpu) {
-    cpu.flushes.store(cpu.flushes.load(Relaxed).wrapping_add(1), Relaxed); // this CPU alone writes it
+    forget(cpu);
     // SAFETY: loads the root that is in use.
     unsafe { insn::write_cr3(cpu.root.load(Relaxed)) };
+}
+
+/// What was found by walking tables holds no more.
+fn forget(cpu: &Cpu) {
+    cpu.flushes.store(cpu.flushes.load(Relaxed).wrapping_add(1), Relaxed); // this CPU alone writes it
 }
 
 /// Does what other CPUs have asked for, before a guest runs here again.
@@ -87,6 +92,10 @@ impl Cpus for Hardware {
 
     fn flushes(&self) -> u64 {
         percpu::this().flushes.load(Relaxed)
+    }
+
+    fn forget(&self) {
+        forget(percpu::this());
     }
 
     fn kick(&self, cpu: CpuId) {

@@ -6,7 +6,7 @@ use hv_core::call::{Call, Next};
 use hv_core::domain::{Domain, Powers, Spec, ops};
 use hv_core::lock::Held;
 use hv_core::machine::{Clock, Exit, Frames};
-use hv_core::world::Ctx;
+use hv_core::world::{Ctx, Site};
 use hv_core::{dispatch, trap};
 
 use hypercall_abi::context::flags;
@@ -25,7 +25,6 @@ use hypercall_abi::{Errno, Hypercall, domid};
 use sim::world::audit::On;
 use sim::world::build::{self, at, page};
 use sim::world::script::{Actor, Stage, tell};
-use std::cell::Cell;
 use std::sync::atomic::Ordering::Relaxed;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -346,9 +345,8 @@ fn a_call_goes_on_after_a_pause() {
                 let _ = dispatch::step(ctx);
                 let vcpu = world.vcpu(d0, VcpuId(0)).expect("it has one");
                 let mut own = vcpu.own.try_take().expect("nobody has it");
-                let held = &mut Held::entering_ring_0();
-                let (seen, visits) = (&world.sched.here(m).seen, Cell::new(false));
-                let mut other = Ctx { m, world, domain: d0, vcpu, own: &mut own, held, seen, short: false, visits };
+                let mut site = Site { m, world, held: &mut Held::entering_ring_0() };
+                let mut other = Ctx::new(&mut site, d0, vcpu, &mut own);
                 assert_eq!(
                     ops::domctl(&mut other, &mut Call::new(Hypercall::Domctl.number(), [pause, 0, 0, 0, 0, 0])),
                     Ok(0)

@@ -64,6 +64,9 @@ impl Cpus for Hooked {
     fn flushes(&self) -> u64 {
         self.m.flushes()
     }
+    fn forget(&self) {
+        Cpus::forget(&self.m);
+    }
     fn kick(&self, _: CpuId) {}
 }
 

@@ -25,8 +25,10 @@ enum Change {
     Root,
     /// Another leaf, without a flush.
     Leaf,
-    /// Another L1 table, while the vcpu is not on the CPU.
+    /// Another L1 table, while the vcpu is not on the CPU, but one of another domain.
     Away,
+    /// Another L1 table, while the vcpu is not on the CPU, and nobody is.
+    Asleep,
 }
 
 impl Change {
@@ -34,7 +36,7 @@ impl Change {
     fn entry(self, guest: &Actor) -> (u64, u64) {
         let [l1, _, l3] = page::SPARE.map(|n| guest.pages[n]);
         let (table, slot, to) = match self {
-            Self::Upper | Self::Away => (page::L2, BASE >> 21, l1),
+            Self::Upper | Self::Away | Self::Asleep => (page::L2, BASE >> 21, l1),
             Self::Root => (page::USER_ROOT, BASE >> 39, l3),
             Self::Leaf => (page::L1, page::ARGS as u64, guest.pages[page::DATA]),
         };
@@ -56,7 +58,7 @@ fn look(ctx: &mut Ctx<'_, WholeMachine>) -> u64 {
 fn finds(how: Change) -> bool {
     let (said, hear) = mpsc::channel();
     tell(200, move |stage| {
-        let guest = stage.enter(false);
+        let [guest, other] = [stage.enter(false), stage.enter(false)];
         let m = stage.m;
         let put = |frame: Frame, slot: u64, value: u64| {
             m.write(frame, usize::try_from(slot % 512 * 8).expect("small"), &value.to_le_bytes());
@@ -71,8 +73,11 @@ fn finds(how: Change) -> bool {
         put(l3, BASE >> 30, l2.address() | TABLE);
         let entry = how.entry(&guest);
         let found = match how {
-            Change::Away => {
+            Change::Away | Change::Asleep => {
                 stage.on_cpu(&guest, |ctx, _| assert_eq!(look(ctx), 1));
+                if how == Change::Away {
+                    stage.on_cpu(&other, |_, _| {});
+                }
                 let (domain, mut site) = (stage.domain(&guest), stage.site());
                 let updated = site.session(domain).mmu_update(entry.0, entry.1, guest.id);
                 assert_eq!(updated, Ok(()));
@@ -135,6 +140,7 @@ fn what_is_remembered_is_what_a_walk_would_find() {
         (Change::Root, Fault::SeenOverRoot),
         (Change::Leaf, Fault::SeenOverLeaf),
         (Change::Away, Fault::SeenByOthers),
+        (Change::Asleep, Fault::LeaveEarly),
     ];
     for (how, fault) in cases {
         assert!(finds(how), "{how:?}");

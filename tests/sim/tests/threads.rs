@@ -39,6 +39,7 @@ impl Cpus for Flat {
     fn flushes(&self) -> u64 {
         0
     }
+    fn forget(&self) {}
     fn kick(&self, _: CpuId) {}
 }
 

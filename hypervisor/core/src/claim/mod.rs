@@ -63,6 +63,12 @@ pub struct Path {
 }
 
 impl Path {
+    /// Machine address of the slot.
+    #[must_use]
+    pub fn slot(&self) -> u64 {
+        self.table.address() | (self.index as u64 * 8)
+    }
+
     /// The frame of a present entry.
     #[must_use]
     pub fn frame(&self) -> Option<Frame> {
@@ -129,14 +135,20 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
     #[inline(always)]
     pub fn frame(&self, at: GuestVirt, access: Access) -> Result<Frame, Fault> {
         let write = access == Access::Write;
-        if let Some(seen) = self.seen
-            && let Some(frame) = seen.recall(self.m, self.root, at, self.kind, write)
-        {
-            #[cfg(feature = "planted-fault")]
-            self.doubt(at, frame, write);
-            return Ok(frame);
+        match self.recall(at, access) {
+            Some(frame) => Ok(frame),
+            None => self.find(at, write).map_err(|present| Fault { address: at, present, write }),
         }
-        self.find(at, write).map_err(|present| Fault { address: at, present, write })
+    }
+
+    /// The same if this CPU remembers it.
+    #[inline(always)]
+    pub(crate) fn recall(&self, at: GuestVirt, access: Access) -> Option<Frame> {
+        let write = access == Access::Write;
+        let frame = self.seen?.recall(self.m, self.root, at, self.kind, write)?;
+        #[cfg(feature = "planted-fault")]
+        self.doubt(at, frame, write);
+        Some(frame)
     }
 
     /// Complains of a page that was remembered too long. Where several CPUs run, another may have changed an upper entry and
@@ -152,9 +164,10 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
     }
 
     /// The frame behind an address, or whether a page is present that does not allow the access.
+    #[cold]
     #[inline(never)]
     fn find(&self, at: GuestVirt, write: bool) -> Result<Frame, bool> {
-        let life = self.seen.map_or(0, |seen| seen.life(self.m)); // before the walk: a flush that comes meanwhile counts
+        let life = seen::life(self.m); // before the walk: a flush that comes meanwhile counts
         let path = walk(self.m, self.table, self.root, at).ok_or(false)?;
         let frame = path.frame().ok_or(false)?;
         ensure!(path.user && (path.writable || !write) && self.table.is_ram(frame), true);
@@ -201,17 +214,19 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
     /// # Errors
     /// As [`View::read_bytes`].
     pub fn read<T: FromBytes + IntoBytes>(&self, at: GuestVirt) -> Result<T, Fault> {
-        let Some(place) = words::<T>(at) else { return self.read_pieces(at) };
-        let (page, mut value) = (self.m.page(self.frame(at, Access::Read)?), T::new_zeroed());
-        let (to, from) = (value.as_mut_bytes().as_chunks_mut().0, page.get(place).unwrap_or_default());
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.load(Relaxed).to_le_bytes());
-        Ok(value)
-    }
-
-    fn read_pieces<T: FromBytes + IntoBytes>(&self, at: GuestVirt) -> Result<T, Fault> {
         let mut value = T::new_zeroed();
         self.read_bytes(at, value.as_mut_bytes())?;
         Ok(value)
+    }
+
+    /// The same for words of a page that this CPU remembers.
+    #[inline(always)]
+    pub(crate) fn read_recalled<T: FromBytes + IntoBytes>(&self, at: GuestVirt) -> Option<T> {
+        let place = words::<T>(at)?;
+        let (page, mut value) = (self.m.page(self.recall(at, Access::Read)?), T::new_zeroed());
+        let (to, from) = (value.as_mut_bytes().as_chunks_mut().0, page.get(place)?);
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.load(Relaxed).to_le_bytes());
+        Some(value)
     }
 
     /// Copies a value out.
@@ -220,10 +235,22 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
     /// As [`View::write_bytes`].
     pub fn write<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Result<(), Fault> {
         let Some(place) = words::<T>(at) else { return self.write_bytes(at, value.as_bytes()) };
-        let page = self.m.page(self.frame(at, Access::Write)?);
-        let (from, to) = (value.as_bytes().as_chunks().0, page.get(place).unwrap_or_default());
-        from.iter().zip(to).for_each(|(from, to)| to.store(u64::from_le_bytes(*from), Relaxed));
+        self.write_words(self.frame(at, Access::Write)?, place, value);
         Ok(())
+    }
+
+    /// The same for words of a page that this CPU remembers.
+    #[inline(always)]
+    pub(crate) fn write_recalled<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Option<()> {
+        let place = words::<T>(at)?;
+        self.write_words(self.recall(at, Access::Write)?, place, value);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn write_words<T: IntoBytes + Immutable>(&self, frame: Frame, place: Range<usize>, value: &T) {
+        let (from, to) = (value.as_bytes().as_chunks().0, self.m.page(frame).get(place).unwrap_or_default());
+        from.iter().zip(to).for_each(|(from, to)| to.store(u64::from_le_bytes(*from), Relaxed));
     }
 }
 

@@ -4,11 +4,11 @@
 //! Keeps: P4, as a TLB does.
 
 use super::Path;
-use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_SHIFT, low32};
+use crate::addr::{Frame, GuestVirt, PAGE_SHIFT, low32};
 use crate::fault::{Fault, planted};
 use crate::machine::{Cpus, Frames};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use hypercall_abi::mmu::pte::{ACCESSED, DIRTY, FRAME};
+use hypercall_abi::mmu::pte::{ACCESSED, DIRTY};
 
 /// What a page is looked up for. Pages of one kind do not push out those of another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +21,12 @@ pub(crate) enum Kind {
     Table = 32,
 }
 
+/// What a page was found in: it moves when this CPU flushes, and when another domain comes.
+#[inline(always)]
+pub(super) fn life<M: Cpus>(m: &M) -> u64 {
+    if planted(Fault::SeenOverFlush) { 0 } else { m.flushes() }
+}
+
 /// Pages of one kind that are remembered.
 const PAGES: usize = 16;
 const _: () = assert!(Kind::Code as usize == PAGES && Kind::Table as usize == 2 * PAGES);
@@ -31,20 +37,26 @@ const _: () = assert!(Kind::Code as usize == PAGES && Kind::Table as usize == 2 
 /// (P4); and where a table above the last level is changed, what changes it flushes too. Only the entry of the root and the leaf
 /// may have become others meanwhile, without a flush, so both are compared at each use. A flush is answered where this CPU waits
 /// for something or leaves the rules, never between the look and the use of the page.
+///
+/// All are pages of one domain, for whose flushes this CPU is asked until a vcpu of another domain comes, also while it sleeps.
 #[derive(Debug)]
 pub struct Seen {
-    /// Vcpus that have come to this CPU so far.
-    arrivals: AtomicU64,
+    /// The page of the kernel's stack, as it was found when the entry code was told.
+    stack: Found,
     pages: [Found; 3 * PAGES],
 }
 
+/// The number of no page.
+const NONE: u64 = u64::MAX;
+
 with_new! {
-    /// A page that was found.
+    /// A page that was found. Aligned so that one is found by a shift.
     #[derive(Debug)]
+    #[repr(align(64))]
     pub struct Found {
-        /// Its number, plus one; 0 if none was.
-        page: AtomicU64 = AtomicU64::new(0),
-        /// [`Seen::life`] before the walk.
+        /// Its number; [`NONE`] if none was.
+        page: AtomicU64 = AtomicU64::new(NONE),
+        /// [`life`] before the walk.
         life: AtomicU64 = AtomicU64::new(0),
         /// Machine address of the leaf; bit 0 says whether all levels allow writing.
         slot: AtomicU64 = AtomicU64::new(0),
@@ -61,28 +73,15 @@ impl Seen {
     /// Nothing was found yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { arrivals: AtomicU64::new(0), pages: [const { Found::new() }; 3 * PAGES] }
-    }
-
-    /// Another vcpu comes: nothing it knows was found.
-    pub(crate) fn forget(&self) {
-        if !planted(Fault::SeenByOthers) {
-            self.arrivals.fetch_add(1, Relaxed);
-        }
-    }
-
-    /// Moves when this CPU flushes, and when another vcpu comes: both only count up, so their sum stays only if both do.
-    #[inline(always)]
-    pub(super) fn life<M: Cpus>(&self, m: &M) -> u64 {
-        let flushes = if planted(Fault::SeenOverFlush) { 0 } else { m.flushes() };
-        self.arrivals.load(Relaxed).wrapping_add(flushes)
+        Self { stack: Found::new(), pages: [const { Found::new() }; 3 * PAGES] }
     }
 
     /// Where a page is remembered. Linux has the tops of its stacks eight pages apart.
     #[inline(always)]
     fn place(&self, at: GuestVirt, kind: Kind) -> Option<&Found> {
         let page = (at.0 >> PAGE_SHIFT) as usize;
-        self.pages.get((page ^ (page / 8)) % PAGES + kind as usize)
+        let page = if kind == Kind::Code { page } else { page ^ (page / 8) };
+        self.pages.get(page % PAGES + kind as usize)
     }
 
     /// The frame of a page, if it was found and is what a walk from this root would find.
@@ -96,29 +95,41 @@ impl Seen {
         write: bool,
     ) -> Option<Frame> {
         let found = self.place(at, kind)?;
-        let slot = found.slot.load(Relaxed);
-        let known = found.page.load(Relaxed) == (at.0 >> PAGE_SHIFT) + 1 && slot & 1 >= u64::from(write);
-        if !known || found.life.load(Relaxed) != self.life(m) {
+        let known = found.page.load(Relaxed) == at.0 >> PAGE_SHIFT && (!write || found.is_writable());
+        if !known || found.life.load(Relaxed) != life(m) {
             return None;
         }
-        let then = found.leaf.load(Relaxed);
-        let changed = (then ^ word(m, slot)?) & !(ACCESSED | DIRTY) != 0 && !planted(Fault::SeenOverLeaf);
-        if changed || !found.is_below(m, root, at) {
-            return None;
-        }
-        Some(Frame::from_u32(low32((then & FRAME) >> PAGE_SHIFT)))
+        let leaf = found.same_leaf(m).filter(|_| found.is_below(m, root, at))?;
+        Some(Frame::from_u32(low32(leaf >> PAGE_SHIFT))) // RAM, so the frame's number has no more bits
     }
 
-    /// Whether a page that its owner may write is still what was found, if nothing but leaves has changed without a flush.
+    /// The kernel's stack is in this page, which has just been found.
     #[inline(always)]
-    pub(crate) fn holds<M: Frames + Cpus>(&self, m: &M, at: GuestVirt) -> bool {
-        self.place(at, Kind::Data).is_some_and(|found| {
-            let slot = found.slot.load(Relaxed);
-            found.page.load(Relaxed) == (at.0 >> PAGE_SHIFT) + 1
-                && slot & 1 != 0
-                && found.life.load(Relaxed) == self.life(m)
-                && word(m, slot).is_some_and(|leaf| (leaf ^ found.leaf.load(Relaxed)) & !(ACCESSED | DIRTY) == 0)
-        })
+    pub(crate) fn stand_on(&self, at: GuestVirt) {
+        let Some(found) = self.place(at, Kind::Data) else { return };
+        let Found { life, slot, leaf, upper, .. } = &self.stack;
+        life.store(found.life.load(Relaxed), Relaxed);
+        slot.store(found.slot.load(Relaxed), Relaxed);
+        leaf.store(found.leaf.load(Relaxed), Relaxed);
+        upper.store(found.upper.load(Relaxed), Relaxed);
+    }
+
+    /// Whether the kernel's stack is where it was if nothing but leaves has changed without a flush.
+    #[inline(always)]
+    pub(crate) fn stands<M: Frames + Cpus>(&self, m: &M) -> bool {
+        self.stack.life.load(Relaxed) == life(m) && self.stack.same_leaf(m).is_some()
+    }
+
+    /// The same under another root, for a stack at this address.
+    #[inline(always)]
+    pub(crate) fn stands_under<M: Frames + Cpus>(&self, m: &M, root: Frame, at: GuestVirt) -> bool {
+        self.stands(m) && entry_above(m, root, at) == self.stack.upper.load(Relaxed)
+    }
+
+    /// Whether it is where it was if nothing but the entry at a machine address may have changed, its low three bits left aside.
+    #[inline(always)]
+    pub(crate) fn stands_beside<M: Cpus>(&self, m: &M, at: u64) -> bool {
+        self.stack.life.load(Relaxed) == life(m) && (self.stack.slot.load(Relaxed) ^ at) & !7 != 0
     }
 
     /// Remembers where a walk from a root has led, and in which life it began.
@@ -130,31 +141,41 @@ impl Seen {
         (kind, life): (Kind, u64),
         path: &Path,
     ) {
-        let above = root.address() | (at.slot(4) as u64 * 8);
-        let (Some(found), Some(upper)) = (self.place(at, kind), word(m, above)) else { return };
-        found.page.store((at.0 >> PAGE_SHIFT) + 1, Relaxed);
+        let Some(found) = self.place(at, kind) else { return };
+        found.page.store(at.0 >> PAGE_SHIFT, Relaxed);
         found.life.store(life, Relaxed);
-        found.slot.store(path.table.address() | (path.index as u64 * 8) | u64::from(path.writable), Relaxed);
+        found.slot.store(path.slot() | u64::from(path.writable), Relaxed);
         found.leaf.store(path.entry, Relaxed);
         found.root.store(root.number(), Relaxed);
-        found.upper.store(upper, Relaxed);
+        found.upper.store(entry_above(m, root, at), Relaxed);
     }
 }
 
+/// The entry of a root that an address goes through.
+#[inline(always)]
+fn entry_above<M: Frames>(m: &M, root: Frame, at: GuestVirt) -> u64 {
+    m.word(root.address() | (at.slot(4) as u64 * 8)).load(SeqCst)
+}
+
 impl Found {
+    #[inline(always)]
+    fn is_writable(&self) -> bool {
+        self.slot.load(Relaxed) & 1 != 0
+    }
+
+    /// The leaf, unless it is another now.
+    #[inline(always)]
+    fn same_leaf<M: Frames>(&self, m: &M) -> Option<u64> {
+        let (then, now) = (self.leaf.load(Relaxed), m.word(self.slot.load(Relaxed)).load(SeqCst));
+        ((then ^ now) & !(ACCESSED | DIRTY) == 0 || planted(Fault::SeenOverLeaf)).then_some(then)
+    }
+
     /// Whether a root leads there: as the one that did, an entry of which does not change without a flush, or as its entry says
     /// what the entry said that did.
     #[inline(always)]
     fn is_below<M: Frames>(&self, m: &M, root: Frame, at: GuestVirt) -> bool {
         self.root.load(Relaxed) == root.number()
-            || word(m, root.address() | (at.slot(4) as u64 * 8)) == Some(self.upper.load(Relaxed))
+            || entry_above(m, root, at) == self.upper.load(Relaxed)
             || planted(Fault::SeenOverRoot)
     }
-}
-
-/// The word of a table at a machine address, whatever its low three bits.
-#[inline(always)]
-fn word<M: Frames>(m: &M, at: u64) -> Option<u64> {
-    let page = m.page(Frame::from_u32(low32(at >> PAGE_SHIFT)));
-    Some(page.get((at / 8 % ENTRIES as u64) as usize)?.load(SeqCst))
 }

@@ -113,6 +113,7 @@ impl World {
     }
 
     /// Whether an upcall is pending and not masked.
+    #[inline]
     pub fn upcall_due<M: Machine>(&self, m: &M, vcpu: &Vcpu) -> bool {
         info_head(m, vcpu).is_some_and(|head| is_due(head.load(SeqCst)))
     }
@@ -147,7 +148,8 @@ impl World {
 /// Whether the first word of a record says that an upcall is pending and not masked.
 #[inline]
 pub(crate) const fn is_due(head: u64) -> bool {
-    head & PENDING_BYTE != 0 && head & MASK_BYTE == 0
+    let head = head & (PENDING_BYTE | MASK_BYTE);
+    0 < head && head <= PENDING_BYTE // the one is the lowest byte, the other above it
 }
 
 /// A vcpu's upcall mask, in a record that its guest changes as well.
@@ -207,6 +209,6 @@ impl<'m> Bits<'m> {
 
 /// The first word of a vcpu's record: upcall and mask bytes.
 fn info_head<'m, M: Machine>(m: &'m M, vcpu: &Vcpu) -> Option<&'m AtomicU64> {
-    let (frame, at) = vcpu.record()?;
-    m.page(frame).get(at / 8)
+    let at = vcpu.info.load(Acquire);
+    if at == 0 { None } else { Some(m.word(at)) }
 }

@@ -93,6 +93,7 @@ mod tests {
         fn flushes(&self) -> u64 {
             0
         }
+        fn forget(&self) {}
         fn kick(&self, _: CpuId) {}
     }
 

@@ -7,16 +7,16 @@
 //! [`state`]: super::state
 //! [`table`]: super::table
 
+use super::Use;
 use super::state::{OwnerState, TypeState};
 use super::table::{FrameTable, WORDS, Words, step};
-use super::{Left, Use};
 use crate::addr::{DomainId, Frame, PAGE_SHIFT, long};
 use crate::fault::{Fault, planted};
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use hypercall_abi::mmu::pte::FRAME;
 
 /// A domain's own frames.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Own<'a> {
     table: &'a FrameTable,
     rows: &'a [[AtomicU64; WORDS]],
@@ -47,46 +47,58 @@ impl<'a> Own<'a> {
         table.has_short_ways().then_some(Self { table, rows, id, word })
     }
 
+    /// The same, with no frame where they are.
+    pub(crate) fn or_none(table: &'a FrameTable, id: DomainId) -> Self {
+        Self::of(table, id).unwrap_or(Self { table, rows: &[], id, word: 0 })
+    }
+
     /// The table of all frames.
     #[inline]
-    pub(crate) fn table(self) -> &'a FrameTable {
+    pub(crate) fn table(&self) -> &'a FrameTable {
         self.table
     }
 
     /// A frame, if it is the domain's own memory.
-    #[inline]
-    pub(crate) fn find(self, frame: Frame) -> Option<Mine<'a>> {
+    #[inline(always)]
+    pub(crate) fn find(&self, frame: Frame) -> Option<Mine<'a>> {
         self.at(frame.index())
     }
 
     /// The frame that an entry of a table leads to, if it is the domain's own memory.
-    #[inline]
-    pub(crate) fn led_to(self, entry: u64) -> Option<Mine<'a>> {
+    #[inline(always)]
+    pub(crate) fn led_to(&self, entry: u64) -> Option<Mine<'a>> {
         self.at(usize::try_from((entry & FRAME) >> PAGE_SHIFT).ok()?)
     }
 
-    #[inline]
-    fn at(self, index: usize) -> Option<Mine<'a>> {
+    /// The same, which may be anybody's: [`Own::hold`] finds out.
+    #[inline(always)]
+    pub(crate) fn led_anywhere(&self, entry: u64) -> Option<Mine<'a>> {
+        let index = usize::try_from((entry & FRAME) >> PAGE_SHIFT).ok()?;
+        Some(Mine { index, row: self.rows.get(index)? })
+    }
+
+    #[inline(always)]
+    fn at(&self, index: usize) -> Option<Mine<'a>> {
         let mine = Mine { index, row: self.rows.get(index)? };
         let own = OwnerState::is_owned(mine.words().owner.load(SeqCst), self.word) || planted(Fault::ShortOfOthers);
         own.then_some(mine)
     }
 
     /// A frame, if it is a live L1 table of the domain's own.
-    #[inline]
-    pub(crate) fn find_l1(self, frame: Frame) -> Option<Mine<'a>> {
+    #[inline(always)]
+    pub(crate) fn find_l1(&self, frame: Frame) -> Option<Mine<'a>> {
         self.find(frame).filter(|mine| TypeState::is_l1(mine.words().kind.load(SeqCst)))
     }
 
     /// Takes what a leaf needs that leads to the frame: a reference, and a use as writable if it may be written.
-    #[inline]
-    pub(crate) fn hold(self, mine: Mine<'a>, writable: bool) -> Option<()> {
+    #[inline(always)]
+    pub(crate) fn hold(&self, mine: Mine<'a>, writable: bool) -> Option<()> {
         if writable { self.hold_as(mine, Use::Writable) } else { self.take_ref(mine) }
     }
 
     /// Drops what [`Own::hold`] took.
-    #[inline]
-    pub(crate) fn let_go(self, mine: Mine<'a>, writable: bool) {
+    #[inline(always)]
+    pub(crate) fn let_go(&self, mine: Mine<'a>, writable: bool) {
         if writable {
             self.drop_writable(mine);
         }
@@ -94,8 +106,8 @@ impl<'a> Own<'a> {
     }
 
     /// Takes a use and its reference, if the frame is used so already and its contents are valid for it.
-    #[inline]
-    pub(crate) fn hold_as(self, mine: Mine<'a>, want: Use) -> Option<()> {
+    #[inline(always)]
+    pub(crate) fn hold_as(&self, mine: Mine<'a>, want: Use) -> Option<()> {
         self.take_ref(mine)?;
         self.take_use(mine, want).or_else(|| {
             self.drop_ref(mine);
@@ -103,52 +115,60 @@ impl<'a> Own<'a> {
         })
     }
 
+    /// Whether a table has more than one use, which stays so under the paging lock.
+    #[inline(always)]
+    pub(crate) fn has_other_uses(&self, mine: Mine<'a>) -> bool {
+        TypeState::drop_one(mine.words().kind.load(SeqCst)).is_some()
+    }
+
     /// Drops a use as a table and its reference, unless it is the last one.
-    #[inline]
-    pub(crate) fn let_go_table(self, mine: Mine<'a>) -> Option<()> {
-        step(mine.words().kind, |bits| match TypeState::drop_use(bits) {
-            Some((next, Left::Used)) => Ok((next, ())),
-            _ => Err(()),
-        })
-        .ok()?;
+    #[inline(always)]
+    pub(crate) fn let_go_table(&self, mine: Mine<'a>) -> Option<()> {
+        step(mine.words().kind, |bits| TypeState::drop_one(bits).map(|next| (next, ())).ok_or(())).ok()?;
         self.drop_ref(mine);
         Some(())
     }
 
-    #[inline]
-    fn take_ref(self, mine: Mine<'a>) -> Option<()> {
-        step(mine.words().owner, |bits| OwnerState::take(bits, self.id, self.id).map(|next| (next, ()))).ok()
+    #[inline(always)]
+    fn take_ref(&self, mine: Mine<'a>) -> Option<()> {
+        step(mine.words().owner, |bits| Ok::<_, ()>((OwnerState::take_own(bits, self.word).ok_or(())?, ()))).ok()
     }
 
-    #[inline]
-    fn drop_ref(self, mine: Mine<'a>) {
-        let short = step(mine.words().owner, |bits| Ok((OwnerState::drop_own(bits, self.id).ok_or(())?, ())));
-        if short == Err(()) {
+    #[inline(always)]
+    fn drop_ref(&self, mine: Mine<'a>) {
+        if step(mine.words().owner, |bits| Ok((OwnerState::drop_own(bits).ok_or(())?, ()))) == Err(()) {
             self.drop_last(mine);
         }
     }
 
     #[cold]
-    fn drop_last(self, mine: Mine<'a>) {
+    fn drop_last(&self, mine: Mine<'a>) {
         if let Some(frame) = Frame::new(long(mine.index)) {
             self.table.drop_ref(frame, self.id);
         }
     }
 
     /// Takes a use alone: whoever holds a reference may.
-    #[inline]
-    pub(crate) fn take_use(self, mine: Mine<'a>, want: Use) -> Option<()> {
+    #[inline(always)]
+    pub(crate) fn take_use(&self, mine: Mine<'a>, want: Use) -> Option<()> {
         step(mine.words().kind, |bits| Ok::<_, ()>((TypeState::again(bits, want).ok_or(())?, ()))).ok()
     }
 
     /// Drops a use as writable alone.
-    #[inline]
-    pub(crate) fn drop_writable(self, mine: Mine<'a>) {
+    #[inline(always)]
+    pub(crate) fn drop_writable(&self, mine: Mine<'a>) {
+        if step(mine.words().kind, |bits| Ok((TypeState::drop_one(bits).ok_or(())?, ()))) == Err(()) {
+            self.drop_last_writable(mine);
+        }
+    }
+
+    #[cold]
+    fn drop_last_writable(&self, mine: Mine<'a>) {
         let _ = self.table.step_down(&mine.words()); // there is a use: the caller's
     }
 
     /// Notes that an entry of a table is, or is about to be, present.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn note_entry(mine: Mine<'a>, index: usize) {
         FrameTable::note(&mine.words(), index, Fault::SkipNoteOfShortUpdate);
     }

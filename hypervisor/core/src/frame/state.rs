@@ -198,13 +198,20 @@ impl TypeState {
         first.then_some(bits | Use::Writable.bits() | VALIDATED | ONE)
     }
 
+    /// Drops one use that is not the last.
+    #[inline]
+    #[must_use]
+    pub fn drop_one(bits: u64) -> Option<u64> {
+        if bits >= 2 * ONE { Some(bits.wrapping_sub(ONE)) } else { None }
+    }
+
     /// Drops one use. The last use of a table is not dropped: it becomes the use of the work that takes the table down.
     /// `None`: there was no use to drop, which is our bug.
     #[inline]
     #[must_use]
     pub fn drop_use(bits: u64) -> Option<(u64, Left)> {
-        if bits >= 2 * ONE {
-            return Some((bits.wrapping_sub(ONE), Left::Used));
+        if let Some(next) = Self::drop_one(bits) {
+            return Some((next, Left::Used));
         }
         if bits >= ONE && bits & KIND == Use::Writable.bits() | VALIDATED {
             // As below, for the many: the count is 0, the turn moves, nothing is pinned.
@@ -251,11 +258,11 @@ impl TypeState {
         if self.pinned { Ok(Self { pinned: false, ..self }) } else { Err(Refused::NotPinned) }
     }
 
-    /// Whether a word says that the frame is a live L1 table: for searches through many.
+    /// Whether a word says that the frame is a live L1 table, as [`TypeState::live_table`]: what is a table and valid has uses.
     #[inline]
     #[must_use]
     pub fn is_l1(bits: u64) -> bool {
-        bits & KIND == Use::L1.bits() | VALIDATED && bits >= ONE
+        bits & KIND == Use::L1.bits() | VALIDATED
     }
 
     /// The level, if the frame is a table that page walks may rely on.
@@ -467,12 +474,19 @@ impl OwnerState {
         (bits >= ONE && bits & OTHERS >= other).then(|| bits.wrapping_sub(ONE | other))
     }
 
-    /// Drops one reference that the owner took to its own memory, if it is not the last; `None`: ask
-    /// [`OwnerState::drop_ref`].
+    /// Takes one more reference of the owner's to its own memory, of which the word is `own` ([`OwnerState::word_of`]); `None`: ask
+    /// [`OwnerState::take`].
     #[inline]
     #[must_use]
-    pub fn drop_own(bits: u64, id: DomainId) -> Option<u64> {
-        if Self::is_of(bits, id) && bits >= 2 * ONE { Some(bits.wrapping_sub(ONE)) } else { None }
+    pub fn take_own(bits: u64, own: u64) -> Option<u64> {
+        if Self::is_owned(bits, own) && (ONE..LAST).contains(&bits) { Some(bits.wrapping_add(ONE)) } else { None }
+    }
+
+    /// Drops one reference that the owner took to its own memory, if it is not the last; `None`: ask [`OwnerState::drop_ref`].
+    #[inline]
+    #[must_use]
+    pub fn drop_own(bits: u64) -> Option<u64> {
+        if bits >= 2 * ONE { Some(bits.wrapping_sub(ONE)) } else { None }
     }
 
     /// The owner gives the frame back. Its reference is still to be dropped.
@@ -645,8 +659,28 @@ mod tests {
 
     #[test]
     fn live_l1_tables_are_found() {
-        for s in states() {
+        for s in states().filter(is_sound) {
             assert_eq!(TypeState::is_l1(s.bits()), s.live_table() == Some(1), "{s:?}");
+        }
+    }
+
+    /// What is a table and valid has uses.
+    fn is_sound(s: &TypeState) -> bool {
+        !(s.validated && s.used_as.level().is_some()) || s.count > 0
+    }
+
+    #[test]
+    fn no_rule_leaves_a_valid_table_without_uses() {
+        for s in states().filter(is_sound) {
+            let takes = USES
+                .into_iter()
+                .flat_map(|want| [false, true].map(|flushed| take(s, want, flushed).map(|(next, _)| next).ok()));
+            let again = USES.into_iter().map(|want| TypeState::again(s.bits(), want).map(TypeState::from_bits));
+            let ends = [drop_use(s).map(|(next, _)| next), TypeState::drop_one(s.bits()).map(TypeState::from_bits)];
+            let others = [s.promoted(), s.demoted(), s.pin().ok(), s.unpin().ok()];
+            for next in takes.chain(again).chain(ends).chain(others).flatten() {
+                assert!(is_sound(&next), "{s:?} becomes {next:?}");
+            }
         }
     }
 

@@ -9,6 +9,7 @@
 //! [`Entry`]: crate::machine::Entry
 
 use crate::claim::Access;
+use crate::claim::seen::Kind;
 use crate::fault::{Fault, planted};
 use crate::machine::mode;
 use crate::prelude::*;
@@ -27,6 +28,7 @@ pub fn arm<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let entry = ctx.m.entry();
     entry.mode.store(mode::LONG, Relaxed);
     entry.cr2.store(ctx.own.cr2, Relaxed);
+    ctx.writes_tables = ctx.domain.assisted(Assist::WritablePagetables);
     if prepare(ctx).is_some() {
         point_at_stack(ctx);
     }
@@ -70,25 +72,44 @@ pub(super) fn point_at_stack<M: Machine>(ctx: &Ctx<'_, M>) {
     ctx.m.entry().mode.store(mode, Relaxed);
 }
 
+/// The same if all that has changed is the root, under which the stack may be another page.
+#[inline(always)]
+pub(super) fn stay_at_stack<M: Machine>(ctx: &Ctx<'_, M>, root: Frame) {
+    let entry = ctx.m.entry();
+    if ctx.seen.stands_under(ctx.m, root, GuestVirt(entry.back_sp.load(Relaxed))) {
+        entry.mode.store(mode::KERNEL, Relaxed);
+    } else {
+        point_at_stack(ctx);
+    }
+}
+
 /// The frames on the kernel's stack: those of system calls and page faults, and that of the way back, in one page.
+#[inline(always)]
 fn find_frames<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
     let (sp, entry) = (ctx.own.kernel_sp, ctx.m.entry());
     let (frame, back) = ((sp & !15).wrapping_sub(PUSHED), sp.wrapping_sub(POPPED));
     if sp & 7 != 0 || (back ^ sp.wrapping_sub(8)) / PAGE_SIZE as u64 != 0 {
         return None;
     }
-    let page = ctx.m.direct(ctx.view().ok()?.frame(GuestVirt(back), Access::Write).ok()?);
+    let page = ctx.m.direct(ctx.frame(ctx.own.kernel_root?, GuestVirt(back), Kind::Data, Access::Write)?);
     entry.frame_sp.store(frame, Relaxed);
     entry.frame.store(page + GuestVirt(frame).offset() as u64, Relaxed);
     entry.back_sp.store(back, Relaxed);
     entry.back.store(page + GuestVirt(back).offset() as u64, Relaxed);
+    ctx.seen.stand_on(GuestVirt(back));
     Some(())
 }
 
 /// Whether what the entry code knows still holds, if nothing but page tables has changed since [`arm`].
-#[inline(always)]
+#[inline]
 pub(super) fn holds<M: Machine>(ctx: &Ctx<'_, M>) -> bool {
-    ctx.seen.holds(ctx.m, GuestVirt(ctx.m.entry().back_sp.load(Relaxed))) || planted(Fault::StayArmed)
+    ctx.seen.stands(ctx.m) || planted(Fault::StayArmed)
+}
+
+/// Whether it still holds if nothing but the entry at this machine address has changed.
+#[inline(always)]
+pub(super) fn holds_but<M: Machine>(ctx: &Ctx<'_, M>, slot: u64) -> bool {
+    ctx.seen.stands_beside(ctx.m, slot) || planted(Fault::StayArmed)
 }
 
 /// The rules have the CPU back: what the entry code has done is taken over, and it does nothing more.

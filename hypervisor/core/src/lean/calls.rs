@@ -1,16 +1,16 @@
 //! Hypercalls of a stock kernel that are finished at once.
 
-use super::arm::point_at_stack;
-use super::{Way, count, settle};
+use super::arm::{point_at_stack, stay_at_stack};
+use super::{Way, count, settle, settle_at};
 use crate::addr::CpuSet;
 use crate::call::Call;
 use crate::event::UpcallMask;
 use crate::fault::{Fault, planted};
 use crate::flags;
 use crate::machine::{Flush, Registers, mode};
-use crate::paging::Outcome;
 use crate::paging::ops::{BATCH, COUNT};
 use crate::prelude::*;
+use core::hint::cold_path;
 use hypercall_abi::Hypercall;
 use hypercall_abi::callback::{IRET_IN_SYSCALL, IretContext, SegmentBase};
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, uvmf};
@@ -27,8 +27,11 @@ pub(super) fn hypercall<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
     const IRET: u64 = Hypercall::Iret as u64;
     const SET_SEGMENT_BASE: u64 = Hypercall::SetSegmentBase as u64;
     const MMUEXT_OP: u64 = Hypercall::MmuextOp as u64;
+    if ctx.own.regs.rax == MMU_UPDATE {
+        return mmu_update(ctx);
+    }
+    cold_path();
     match ctx.own.regs.rax {
-        MMU_UPDATE => mmu_update(ctx),
         UPDATE_VA_MAPPING => update_va_mapping(ctx),
         IRET => iret(ctx),
         STACK_SWITCH => stack_switch(ctx),
@@ -66,8 +69,8 @@ fn mmu_update<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
         return several_updates(ctx, list, count & COUNT);
     }
     let request = ctx.read::<MmuUpdate>(list).ok()?;
-    let did = ctx.session(ctx.domain).ordinary_update(request);
-    settle(ctx);
+    let did = ctx.ordinary()?.update(request);
+    settle_at(ctx, request.ptr);
     did?;
     done(ctx)
 }
@@ -77,7 +80,7 @@ fn several_updates<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64, count: u64) -> O
     let mut requests = [MmuUpdate::new_zeroed(); BATCH];
     let requests = requests.get_mut(..usize::try_from(count).ok()?)?;
     ctx.read_bytes(list, requests.as_mut_bytes()).ok()?;
-    let did = ctx.session(ctx.domain).ordinary_updates(requests);
+    let did = ctx.ordinary()?.updates(requests);
     settle(ctx);
     match did as u64 {
         0 => None,
@@ -93,7 +96,7 @@ fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
         return None;
     }
     let (root, at) = (ctx.own.kernel_root?, GuestVirt(at));
-    let updated = ctx.session(ctx.domain).ordinary_update_va(root, at, value);
+    let updated = ctx.ordinary()?.update_va(root, at, value);
     settle(ctx);
     updated?;
     if how == uvmf::INVLPG && !at.in_hole() {
@@ -134,27 +137,22 @@ fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
         return None;
     }
     let (kernel, user) = (Frame::new(first.arg1)?, Frame::new(second.arg1).filter(|_| second.arg1 != 0)?);
-    let (m, domain, old) = (ctx.m, ctx.domain, [ctx.own.kernel_root, ctx.own.user_root]);
-    let mut session = ctx.session(domain);
-    let loaded: Outcome<()> = session.switch_root(old[0], Some(kernel), || m.load_root(kernel));
-    let also = loaded.and_then(|()| session.switch_root(old[1], Some(user), || {}));
-    drop(session);
-    if loaded.is_ok() {
-        ctx.own.kernel_root = Some(kernel);
-    }
-    if also.is_ok() {
-        ctx.own.user_root = Some(user);
-    }
+    let (m, old) = (ctx.m, (ctx.own.kernel_root?, ctx.own.user_root?));
+    let short = ctx.ordinary()?;
+    short.switch_root(old.0, kernel, || m.load_root(kernel))?;
+    let also = short.switch_root(old.1, user, || {});
+    drop(short);
+    ctx.own.kernel_root = Some(kernel);
     let entry = ctx.m.entry();
     entry.mode.store(mode::LONG, Relaxed); // until it knows both
-    entry.kernel_cr3.store(ctx.own.kernel_root?.address(), Relaxed);
-    entry.user_cr3.store(ctx.own.user_root?.address(), Relaxed);
-    point_at_stack(ctx); // under another root it may be another page
-    match (loaded, also) {
-        (Err(_), _) => None,
-        (_, Err(_)) => rest(ctx, 1, size_of::<MmuextOp>()),
-        _ => done(ctx),
+    entry.kernel_cr3.store(kernel.address(), Relaxed);
+    if also.is_none() {
+        return rest(ctx, 1, size_of::<MmuextOp>());
     }
+    ctx.own.user_root = Some(user);
+    entry.user_cr3.store(user.address(), Relaxed);
+    stay_at_stack(ctx, kernel);
+    done(ctx)
 }
 
 /// The way back from a trap of kernel code to kernel code.

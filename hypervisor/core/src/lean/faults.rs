@@ -1,30 +1,29 @@
 //! Faults of a stock kernel that are seen to at once: page faults that are its own, writes to its page tables, and the MSRs of
 //! the segment bases.
 
-use super::shape::shape;
-use super::{Way, count, left, settle};
+use super::shape::{Effect, shape};
+use super::{Way, count, left, settle_at};
 use crate::claim::Access;
 use crate::claim::seen::Kind;
 use crate::flags;
-use crate::paging::Slot;
+use crate::paging::Edit;
 use crate::prelude::*;
-use crate::trap::decode::{self, truncate};
-use crate::trap::emulate::{finish_write, msr};
+use crate::trap::emulate::{finish_write, flags_of, msr};
 use crate::trap::table::gate;
 use crate::trap::{self, PF, PF_FETCH, PF_PRESENT, PF_RESERVED, PF_USER, PF_WRITE};
-use hypercall_abi::callback::Assist;
 use hypercall_abi::selector;
 
 /// A page fault of the guest's kernel.
 #[inline(always)]
 pub(super) fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) -> Option<Way> {
+    const KINDS: u32 = PF_USER | PF_WRITE | PF_PRESENT | PF_FETCH | PF_RESERVED;
+    const FORBIDDEN_WRITE: u32 = PF_USER | PF_WRITE | PF_PRESENT;
+    let address = ctx.m.fault_address();
+    if error & KINDS == FORBIDDEN_WRITE && ctx.writes_tables {
+        return table_write(ctx, address);
+    }
     if error & (PF_USER | PF_RESERVED) != PF_USER {
         return None;
-    }
-    let address = ctx.m.fault_address();
-    let forbidden_write = error & (PF_WRITE | PF_PRESENT | PF_FETCH) == PF_WRITE | PF_PRESENT;
-    if forbidden_write && ctx.domain.assisted(Assist::WritablePagetables) {
-        return table_write(ctx, address);
     }
     let handler = gate(ctx, PF);
     left(ctx);
@@ -36,12 +35,13 @@ pub(super) fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) -> Option
 }
 
 /// The first bytes of the instruction at RIP of flat 64-bit code, if they lie in one page.
-fn code<M: Machine>(ctx: &Ctx<'_, M>) -> Option<u64> {
+#[inline(always)]
+fn code<M: Machine>(ctx: &Ctx<'_, M>, root: Frame) -> Option<u64> {
     let rip = GuestVirt(ctx.own.regs.rip);
     if ctx.own.regs.cs != u64::from(selector::GUEST_CS) {
         return None;
     }
-    let frame = ctx.view().ok()?.of_kind(Kind::Code).frame(rip, Access::Read).ok()?;
+    let frame = ctx.frame(root, rip, Kind::Code, Access::Read)?;
     let [low, high] = ctx.m.page(frame).get(rip.offset() / 8..)?.first_chunk::<2>()?;
     let (low, high, shift) = (low.load(Relaxed), high.load(Relaxed), 8 * low32(rip.0 & 7));
     Some(low >> shift | (high << 1) << (63 - shift))
@@ -59,38 +59,64 @@ fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) -> Option<Way> {
 /// A write to an own L1 table: what it changes is at the address of the fault, so that only the kind of the instruction and its
 /// length are of interest.
 fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Option<Way> {
-    let code = code(ctx)?;
-    let (write, length) = match ctx.own.last_write {
-        Some((last, write)) if last == code => write,
-        _ => shape(code)?,
-    };
-    ctx.own.last_write = Some((code, (write, length)));
-    let at = GuestVirt(address);
-    let aligned = address & u64::from(write.size).wrapping_sub(1) == 0;
-    // A wide write that begins in the page before has its fault at the beginning of this one.
-    if ctx.own.regs.rflags & flags::TF != 0 || !aligned || (write.size > 1 && at.offset() == 0) {
+    let root = ctx.own.kernel_root?;
+    let code = code(ctx, root)?;
+    if ctx.own.last_write.code != code {
+        ctx.own.last_write = shape(code)?;
+    }
+    let shape = ctx.own.last_write;
+    if ctx.own.regs.rflags & flags::TF != 0 {
         return None;
     }
-    let (operand, accumulator) = (write.operand(&ctx.own.regs), ctx.own.regs.rax);
-    let shift = 8 * low32(address & 7);
-    let field = truncate(u64::MAX, write.size) << shift;
-    let table = ctx.view().ok()?.of_kind(Kind::Table).frame(at, Access::Read).ok()?;
-    let slot = Slot { table, index: at.offset() / 8 };
-    let written = ctx.session(ctx.domain).ordinary_write(slot, |entry| {
-        let old = (entry & field) >> shift;
-        decode::apply(write.change, old, operand, accumulator, write.size).map(|new| entry & !field | new << shift)
-    });
-    settle(ctx);
-    let (entry, stored) = written?;
-    finish_write(&mut ctx.own.regs, &write, (entry & field) >> shift, stored);
-    retire(ctx, length)
+    let edit = shape.edit(address, &ctx.own.regs)?;
+    if edit.only.is_some() {
+        return compare_exchange(ctx, address);
+    }
+    let (entry, _) = write(ctx, root, address, Edit { only: None, ..edit })?;
+    let shape = ctx.own.last_write; // the same, but not kept in registers meanwhile
+    match shape.effect {
+        Effect::Store(_) => {}
+        Effect::Exchange(place) => ctx.own.regs.set_word(place, entry),
+        Effect::AndByte(bits) => {
+            let result = entry >> (8 * (address & 7)) & bits & 0xff;
+            ctx.own.regs.rflags = flags_of(ctx.own.regs.rflags, result, 1);
+        }
+        _ => finish(ctx, entry, true),
+    }
+    retire(ctx, shape.length)
+}
+
+#[cold]
+fn compare_exchange<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Option<Way> {
+    let shape = ctx.own.last_write;
+    let edit = shape.edit(address, &ctx.own.regs)?;
+    let (entry, stored) = write(ctx, ctx.own.kernel_root?, address, edit)?;
+    finish(ctx, entry, stored);
+    retire(ctx, shape.length)
+}
+
+/// Changes the entry in which an address lies, if that is ordinary: what it held, and whether something was stored.
+#[inline(always)]
+fn write<M: Machine>(ctx: &mut Ctx<'_, M>, root: Frame, address: u64, edit: Edit) -> Option<(u64, bool)> {
+    let at = GuestVirt(address);
+    let slot = ctx.frame(root, at, Kind::Table, Access::Read)?.address() | at.offset() as u64;
+    let written = ctx.ordinary()?.edit(slot, edit);
+    settle_at(ctx, slot);
+    written
+}
+
+/// Registers and flags as a write of the last shape leaves them.
+#[inline(never)] // the rest has no use for the whole shape
+fn finish<M: Machine>(ctx: &mut Ctx<'_, M>, old: u64, stored: bool) {
+    let VcpuState { regs, last_write, .. } = &mut *ctx.own;
+    finish_write(regs, &last_write.write, old, stored);
 }
 
 /// RDMSR and WRMSR of the segment bases.
 pub(super) fn segment_base<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
     const RDMSR: u64 = 0x320f;
     const WRMSR: u64 = 0x300f;
-    let code = code(ctx)? & 0xffff;
+    let code = code(ctx, ctx.own.kernel_root?)? & 0xffff;
     let (entry, which) = (ctx.m.entry(), low32(ctx.own.regs.rcx));
     if ctx.own.regs.rflags & flags::TF != 0 {
         return None;

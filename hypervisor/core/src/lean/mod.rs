@@ -1,5 +1,5 @@
 //! The short ways: what stock kernels do all day, carried out at once when everything about it is ordinary. Each is a copy of a
-//! long way elsewhere, and says [`Way::Long`] before it has changed anything whenever it is not sure. Without this module the
+//! long way elsewhere, and ends with `None` before it has changed anything whenever it is not sure. Without this module the
 //! guest would see the same.
 //!
 //! The shortest are in the entry code: system calls of user code, the way back from them, page faults of user code, a GS base.
@@ -22,8 +22,6 @@ use crate::prelude::*;
 /// How the guest goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
-    /// The long way, which begins with what the exit says.
-    Long,
     /// The long way, for the rest of a call, which has been noted.
     Noted,
     /// At once, with all registers.
@@ -49,36 +47,34 @@ pub fn run<M: Machine>(ctx: &mut Ctx<'_, M>, mut enter: impl FnMut(&mut Ctx<'_, 
     let mut way = if ctx.short { Way::Short } else { Way::Exact };
     let end = loop {
         enter(ctx, way);
-        way = handle(ctx);
-        match way {
-            Way::Exact | Way::Short => {}
-            Way::Long => break End::Exit,
-            Way::Noted => break End::Call,
-        }
+        way = match handle(ctx) {
+            Some(on @ (Way::Exact | Way::Short)) => on,
+            Some(Way::Noted) => break End::Call,
+            None => break End::Exit,
+        };
     };
     left(ctx);
     end
 }
 
-/// Carries out what the guest has left for, if it is something ordinary.
+/// Carries out what the guest has left for, if it is something ordinary; else the long way begins with what the exit says.
 #[inline(always)]
-fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Way {
+fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
     const PAGE_FAULT: u32 = 14;
     const GENERAL_PROTECTION: u64 = 13 << 32;
     let (raw, mode) = (ctx.own.regs.error, ctx.m.entry().mode.load(Relaxed));
     let kind = low32(raw >> 32);
     // A guest that has let upcalls in by itself has the one that waits when it comes back from whatever it leaves for.
     if mode != mode::KERNEL || is_due(ctx.m.record_head()) {
-        return Way::Long;
+        return None;
     }
     ctx.own.kernel_mode = true; // the entry code may have brought it here
-    let done = match kind {
+    match kind {
         entry::SYSCALL => calls::hypercall(ctx),
         PAGE_FAULT => faults::page_fault(ctx, low32(raw)),
         _ if raw == GENERAL_PROTECTION => faults::segment_base(ctx),
         _ => None,
-    };
-    done.unwrap_or(Way::Long)
+    }
 }
 
 /// Counts an exit that took a short way.
@@ -89,10 +85,23 @@ fn count<M: Machine>(ctx: &Ctx<'_, M>) {
 
 /// After something that may have waited for a lock, and answered another CPU's flush meanwhile, or that may have changed where the
 /// kernel's stack is: what the entry code knows must hold again.
-#[inline(always)]
+#[inline]
 fn settle<M: Machine>(ctx: &mut Ctx<'_, M>) {
     if !arm::holds(ctx) {
-        left(ctx);
-        arm(ctx);
+        again(ctx);
     }
+}
+
+/// The same where the only page table that may have changed is that of one entry, at this machine address.
+#[inline(always)]
+fn settle_at<M: Machine>(ctx: &mut Ctx<'_, M>, slot: u64) {
+    if !arm::holds_but(ctx, slot) {
+        again(ctx);
+    }
+}
+
+#[cold]
+fn again<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    left(ctx);
+    arm(ctx);
 }

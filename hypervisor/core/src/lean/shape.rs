@@ -3,12 +3,70 @@
 //!
 //! Keeps: what is found here is what `decode` finds.
 
+use crate::addr::PAGE_BYTES;
+use crate::machine::Registers;
+use crate::paging::Edit;
 use crate::trap::decode::{Change, Source, Write};
 
-/// The write that flat 64-bit code of these eight bytes begins with, and its length; its address is left 0. `None` for what is
-/// no write of an ordinary kind, or may be longer: ask `decode`.
+/// A write to a page table that took the short way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// The eight bytes that it begins.
+    pub code: u64,
+    /// What it is; its address is left 0.
+    pub write: Write,
+    /// How long.
+    pub length: u64,
+    /// What it does to an entry.
+    pub(super) effect: Effect,
+}
+
+/// What a write does to an entry, and to which register ([`Registers::place`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Effect {
+    /// It becomes what the register holds.
+    Store(usize),
+    /// The same, and the register what it was.
+    Exchange(usize),
+    /// The same, if it is what RAX holds.
+    CompareExchange(usize),
+    /// Of one of its bytes these bits are left.
+    AndByte(u64),
+    /// It loses this bit.
+    ClearBit(u64),
+    /// Ask `decode`.
+    Unknown,
+}
+
+impl Shape {
+    /// That of eight zeros, which are no ordinary write.
+    pub const NONE: Self = {
+        let source = Source::Constant(0);
+        let write = Write { change: Change::Mov, address: 0, size: 1, source, legacy_bytes: false };
+        Self { code: 0, write, length: 0, effect: Effect::Unknown }
+    };
+
+    /// What it makes of the entry in which this address lies; `None` for a wide one that begins before it, or in the page
+    /// before: the fault is then at the beginning of this one.
+    #[inline(always)]
+    pub(super) fn edit(&self, address: u64, registers: &Registers) -> Option<Edit> {
+        let aligned = address & 7 == 0 && !address.is_multiple_of(PAGE_BYTES);
+        match self.effect {
+            Effect::Store(place) | Effect::Exchange(place) => aligned.then_some(Edit::to(registers.word(place))),
+            Effect::CompareExchange(place) => {
+                aligned.then_some(Edit { only: Some(registers.rax), ..Edit::to(registers.word(place)) })
+            }
+            Effect::AndByte(bits) => Some(Edit { keep: !((!bits & 0xff) << (8 * (address & 7))), ..Edit::to(0) }),
+            Effect::Unknown => None,
+            Effect::ClearBit(bit) => aligned.then_some(Edit { keep: !(1 << (bit & 63)), ..Edit::to(0) }),
+        }
+    }
+}
+
+/// The write that flat 64-bit code of these eight bytes begins with. `None` for what is no write of an ordinary kind, or may be
+/// longer: ask `decode`.
 #[must_use]
-pub fn shape(code: u64) -> Option<(Write, u64)> {
+pub fn shape(code: u64) -> Option<Shape> {
     const ADDRESS_SIZE: u64 = 4;
     let mut bytes = Bytes { code, taken: 0 };
     let mut opcode = bytes.next();
@@ -39,18 +97,24 @@ pub fn shape(code: u64) -> Option<(Write, u64)> {
     bytes.skip(skip);
     let wide = rex & 8 != 0;
     let [number, ..] = (digit | (rex & 4) << 1).to_le_bytes();
-    let register = Source::Register(number);
-    let (change, size, source) = match (two_bytes, opcode, digit) {
-        (false, 0x89, _) if wide => (Change::Mov, 8, register),
-        (false, 0x87, _) if wide => (Change::Xchg, 8, register),
-        (true, 0xb1, _) if wide => (Change::CmpXchg, 8, register),
-        (false, 0x80, 4) => (Change::And, 1, Source::Constant(sign_extended(bytes.next()))),
-        (true, 0xba, 6) if wide => (Change::Btr, 8, Source::Constant(bytes.next() & 63)),
+    let (register, place) = (Source::Register(number), Registers::place(number));
+    let (change, size, source, effect) = match (two_bytes, opcode, digit) {
+        (false, 0x89, _) if wide => (Change::Mov, 8, register, Effect::Store(place)),
+        (false, 0x87, _) if wide => (Change::Xchg, 8, register, Effect::Exchange(place)),
+        (true, 0xb1, _) if wide => (Change::CmpXchg, 8, register, Effect::CompareExchange(place)),
+        (false, 0x80, 4) => {
+            let bits = sign_extended(bytes.next());
+            (Change::And, 1, Source::Constant(bits), Effect::AndByte(bits))
+        }
+        (true, 0xba, 6) if wide => {
+            let bit = bytes.next() & 63;
+            (Change::Btr, 8, Source::Constant(bit), Effect::ClearBit(bit))
+        }
         _ => return None,
     };
     let length = bytes.taken;
     let write = Write { change, address: 0, size, source, legacy_bytes };
-    (length <= 8).then_some((write, length))
+    (length <= 8).then_some(Shape { code, write, length, effect })
 }
 
 const fn sign_extended(byte: u64) -> u64 {
@@ -85,7 +149,7 @@ mod tests {
     /// Compares with `decode`; whether it is a shape.
     fn agrees(code: u64) -> bool {
         let bytes = code.to_le_bytes();
-        let Some((write, length)) = shape(code) else { return false };
+        let Some(Shape { write, length, .. }) = shape(code) else { return false };
         let mut long = [0; 15];
         long[..8].copy_from_slice(&bytes);
         let decoded = decode(&long, &Registers::default(), Mode::Bits64, |_| Some(Span::ALL));
@@ -123,5 +187,6 @@ mod tests {
             }
         }
         assert!(shapes > 10_000, "{shapes} shapes");
+        assert_eq!(shape(Shape::NONE.code), None);
     }
 }

@@ -68,12 +68,10 @@ pub fn parse(raw: u64, level: u8) -> Result<Entry, Refused> {
 #[inline]
 #[must_use]
 pub fn ordinary_leaf(raw: u64) -> Option<u64> {
-    match raw & (PRESENT | USER | GLOBAL | CACHE) {
-        user if user == PRESENT | USER => Some(raw),
-        absent if absent & PRESENT == 0 => Some(raw),
-        cached if cached & CACHE == 0 => parse(raw, 1).ok().map(|entry| entry.raw),
-        _ => None,
+    if raw & PRESENT == 0 || raw & (USER | GLOBAL | CACHE) == USER {
+        return Some(raw);
     }
+    if raw & CACHE == 0 { parse(raw, 1).ok().map(|entry| entry.raw) } else { None }
 }
 
 /// What an entry that stands in a table leads to: it was parsed when it was written.
@@ -98,6 +96,13 @@ pub fn holds_the_same(old: u64, new: u64) -> bool {
 #[must_use]
 pub fn changes_right(old: u64, new: u64) -> bool {
     old & new & PRESENT != 0 && (old ^ new) & !HARMLESS == WRITABLE
+}
+
+/// The same if there is nothing to ask about the new one ([`ordinary_leaf`]).
+#[inline]
+#[must_use]
+pub fn changes_right_of_ordinary(old: u64, new: u64) -> bool {
+    (old ^ new) & !HARMLESS == WRITABLE && new & (PRESENT | USER | GLOBAL | CACHE) == PRESENT | USER
 }
 
 #[cfg(test)]
@@ -137,6 +142,10 @@ mod tests {
                 assert_eq!(ordinary_leaf(raw), (!parsed.uncached).then_some(parsed.raw), "{raw:#x}");
                 let other = parse(raw ^ WRITABLE, 1).unwrap();
                 assert_eq!(changes_right(parsed.raw, other.raw), raw & PRESENT != 0);
+                for new in [raw, raw ^ WRITABLE] {
+                    let ordinary = changes_right(parsed.raw, new) && ordinary_leaf(new) == Some(new);
+                    assert_eq!(changes_right_of_ordinary(parsed.raw, new), ordinary, "{raw:#x} {new:#x}");
+                }
                 assert!(!changes_right(parsed.raw, parsed.raw) && !changes_right(parsed.raw, raw ^ 0x1000 ^ WRITABLE));
             }
         }

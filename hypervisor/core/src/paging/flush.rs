@@ -13,7 +13,7 @@ impl Space {
         self.cpus.fetch_or(CpuSet::only(cpu).0, SeqCst);
     }
 
-    /// A CPU has loaded a root of somebody else, and thereby flushed. Called after the load.
+    /// A CPU remembers nothing of this domain any more, and has loaded another root, which has flushed.
     pub fn leave(&self, cpu: CpuId) {
         self.cpus.fetch_and(!CpuSet::only(cpu).0, SeqCst);
     }

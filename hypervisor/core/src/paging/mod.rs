@@ -36,6 +36,7 @@ pub use devices::Devices;
 #[cfg(feature = "planted-fault")]
 pub use promote::Holding;
 pub use promote::WAITING;
+pub(crate) use short::{Edit, Ordinary};
 pub use update::{Slot, TableWrite};
 
 use crate::addr::{CpuSet, DomainId};

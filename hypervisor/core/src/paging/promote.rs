@@ -59,7 +59,7 @@ impl Work {
     /// Whether there is none, and no outcome waits.
     #[inline]
     pub(super) fn is_idle(&self) -> bool {
-        self.stack.is_empty() && self.debts.is_none() && self.finished.is_empty()
+        self.stack.is_empty() & self.debts.is_none() & self.finished.is_empty()
     }
 
     fn push(&mut self, table: Frame, level: u8, up: bool) {
@@ -177,12 +177,10 @@ impl<M: Frames + Cpus> Session<'_, M> {
         if top.level == 4 && HOLE_SLOTS.contains(&top.next) {
             return self.move_to(HOLE_SLOTS.end);
         }
-        if top.level == 1
-            && let Some(short) = self.short_within()
-        {
+        if let Some(own) = self.own() {
             // The first is paid.
             let end = top.next.saturating_add(index(self.budget)).saturating_add(1).min(ENTRIES);
-            let next = short.climb(top.table, top.next, end);
+            let next = self.short_within(&own).climb(top.table, top.level, top.next..end);
             if next > top.next {
                 self.spend(next.saturating_sub(top.next).saturating_sub(1));
                 return self.move_to(next);
@@ -236,6 +234,15 @@ impl<M: Frames + Cpus> Session<'_, M> {
         if top.level == 1 {
             return self.drop_leaves(top);
         }
+        let end = top.next.saturating_sub(index(self.budget)).saturating_sub(1);
+        let filled = self.table.filled(top.table);
+        let entries = end..top.next;
+        let next =
+            self.own().map_or(top.next, |own| self.short_within(&own).descend(top.table, top.level, entries, filled));
+        if next < top.next {
+            self.spend(top.next.saturating_sub(next).saturating_sub(1));
+            return self.move_to(next);
+        }
         self.move_to(at);
         if let Some(word) = self.m.page(top.table).get(at)
             && let Some((table, level)) = self.drop_target(word.load(SeqCst), top.level)
@@ -247,7 +254,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// Leaves need no cursor of their own: as many go at once as the budget pays for, the first being paid.
     fn drop_leaves(&mut self, top: Cursor) {
         let count = top.next.min((index(self.budget)).saturating_add(1));
-        let (page, filled, short) = (self.m.page(top.table), self.table.filled(top.table), self.short_within());
+        let (page, filled, own) = (self.m.page(top.table), self.table.filled(top.table), self.own());
+        let short = own.as_ref().map(|own| self.short_within(own));
         let (mut at, end) = (top.next, top.next.saturating_sub(count));
         while let Some(last) = at.checked_sub(1).filter(|_| at > end) {
             let raw = page.get(last).map_or(0, |word| word.load(SeqCst));
@@ -349,7 +357,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     fn take_typed(&mut self, frame: Frame, level: u8) -> Result<Taken, Refused> {
         let want = Use::table(level).ok_or(Refused::BadBits)?;
-        if self.short_within().and_then(|short| short.take_table(frame, want)).is_some() {
+        if self.own().and_then(|own| self.short_within(&own).take_table(frame, want)).is_some() {
             return Ok(Taken::Ready);
         }
         let taken = self.table.take_use(self.m, frame, want, self.taker(self.id()))?;
@@ -444,7 +452,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     }
 
     fn drop_use_of_table(&self, table: Frame) -> Left {
-        match self.short_within().and_then(|short| short.drop_table(table)) {
+        match self.own().and_then(|own| self.short_within(&own).drop_table(table)) {
             Some(()) => Left::Used,
             None => self.table.drop_use(table, self.id()),
         }

@@ -5,54 +5,117 @@
 //! the domain's own in a use they have already. Each way is a copy of one in `update` or `promote`; what is not ordinary ends
 //! with `None` before anything has happened, and goes the long way. `tests/sim` carries out every call both ways and compares.
 
-use super::Session;
-use super::entry::{self, ACCESSED, DIRTY, PRESENT, WRITABLE};
-use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_BYTES, index, low32};
+use super::entry::{self, ACCESSED, DIRTY, PRESENT, Target, WRITABLE};
+use super::{Session, Space, State};
+use crate::addr::{ENTRIES, Frame, GuestVirt, HOLE_SLOTS, PAGE_BYTES, PAGE_SHIFT, index, low32};
 use crate::claim;
 use crate::fault::{Fault, planted};
 use crate::frame::Use;
 use crate::frame::own::{Mine, Own};
 use crate::frame::table::GROUP;
+use crate::lock::{Above, Domain, Guard, Held, Level};
 use crate::machine::{Cpus, Frames, Page};
+use core::ops::{Deref, Range};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hypercall_abi::mmu::{MmuUpdate, UpdateCommand};
 
 /// The short ways over one domain's tables, under its paging lock.
-pub(super) struct Short<'a, M> {
+pub(crate) struct Short<'s, 'a, M> {
     m: &'a M,
-    own: Own<'a>,
+    own: &'s Own<'a>,
+}
+
+/// The same with the lock.
+pub(crate) struct Ordinary<'s, 'a, M> {
+    short: Short<'s, 'a, M>,
+    _lock: Guard<'s, Domain, State>,
+}
+
+impl<'s, 'a, M> Deref for Ordinary<'s, 'a, M> {
+    type Target = Short<'s, 'a, M>;
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        &self.short
+    }
+}
+
+impl Space {
+    /// Takes the paging lock for what is ordinary, if nothing else is to be done first. Nothing in there owes a flush.
+    #[inline(always)]
+    pub(crate) fn ordinary<'s, 'a, M, H: Level>(
+        &'s self,
+        m: &'a M,
+        own: &'s Own<'a>,
+        held: &'s mut Held<H>,
+    ) -> Option<Ordinary<'s, 'a, M>>
+    where
+        Domain: Above<H>,
+    {
+        let lock = self.state.lock(held);
+        lock.is_free().then_some(Ordinary { short: Short { m, own }, _lock: lock })
+    }
+}
+
+impl State {
+    /// Whether no work waits to be done first.
+    #[inline(always)]
+    fn is_free(&self) -> bool {
+        self.dying.is_none() & self.work.is_idle()
+    }
+}
+
+/// What a write makes of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Edit {
+    /// Bits that stay as they are.
+    pub(crate) keep: u64,
+    /// Bits that are set.
+    pub(crate) set: u64,
+    /// What the entry must be: else nothing is stored.
+    pub(crate) only: Option<u64>,
+}
+
+impl Edit {
+    /// The entry becomes this.
+    pub(crate) fn to(set: u64) -> Self {
+        Self { keep: 0, set, only: None }
+    }
 }
 
 /// An entry of a live L1 table of the domain's own, and what it held when we looked.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     table: Mine<'a>,
-    index: usize,
+    /// Its machine address, low three bits left aside.
+    at: u64,
     word: &'a AtomicU64,
     old: u64,
 }
 
 impl<'a, M: Frames + Cpus> Session<'a, M> {
-    /// The short ways, if nothing else is to be done first.
-    #[inline]
-    pub(super) fn short(&self) -> Option<Short<'a, M>> {
-        if self.state.dying.is_some() || !self.state.work.is_idle() {
-            return None;
-        }
-        self.short_within()
+    /// The short ways over the frames of its domain, if nothing else is to be done first.
+    #[inline(always)]
+    pub(super) fn short<'s>(&self, own: &'s Own<'a>) -> Option<Short<'s, 'a, M>> {
+        self.state.is_free().then_some(self.short_within(own))
     }
 
-    /// The short ways, for a part of the work that is to be done first.
+    /// The same for a part of the work that is to be done first.
+    #[inline(always)]
+    pub(super) fn short_within<'s>(&self, own: &'s Own<'a>) -> Short<'s, 'a, M> {
+        Short { m: self.m, own }
+    }
+
+    /// The frames of its domain; `None` where short ways are switched off.
     #[inline]
-    pub(super) fn short_within(&self) -> Option<Short<'a, M>> {
-        Some(Short { m: self.m, own: Own::of(self.table, self.id())? })
+    pub(super) fn own(&self) -> Option<Own<'a>> {
+        Own::of(self.table, self.id())
     }
 }
 
-impl<'a, M: Frames + Cpus> Short<'a, M> {
+impl<'a, M: Frames + Cpus> Short<'_, 'a, M> {
     /// Carries out requests of mmu_update up to the first that is out of the ordinary, and says how many. Frames are the
     /// domain's own.
-    pub(super) fn updates(&self, requests: &[MmuUpdate]) -> usize {
+    pub(crate) fn updates(&self, requests: &[MmuUpdate]) -> usize {
         let mut done = 0;
         while let Some(rest) = requests.get(done..).filter(|rest| !rest.is_empty()) {
             match self.some_updates(rest) {
@@ -65,14 +128,11 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
 
     /// One request of mmu_update.
     #[inline(always)]
-    pub(super) fn update(&self, request: MmuUpdate) -> Option<()> {
-        let frame = Frame::containing(request.ptr)?;
-        let (index, keep) = ordinary(frame, request.ptr)?;
+    pub(crate) fn update(&self, request: MmuUpdate) -> Option<()> {
+        let frame = Frame::from_u32(low32(request.ptr >> PAGE_SHIFT));
+        let (_, keep) = ordinary(frame, request.ptr)?;
         match self.own.find_l1(frame) {
-            Some(table) => {
-                let word = self.m.page(frame).get(index)?;
-                self.replace(Place { table, index, word, old: word.load(SeqCst) }, request.val, keep)
-            }
+            Some(table) => self.replace(self.place(table, request.ptr), request.val, keep),
             None => self.updates_of_page(frame, &[request]).map(|_| ()),
         }
     }
@@ -90,12 +150,22 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
 
     fn updates_of_table(&self, frame: Frame, table: Mine<'a>, requests: &[MmuUpdate]) -> Option<usize> {
         let page = self.m.page(frame);
-        let refused = requests.iter().position(|MmuUpdate { ptr, val }| {
+        let mut rest = requests.iter();
+        let refused = rest.any(|MmuUpdate { ptr, val }| {
             let Some((index, keep)) = ordinary(frame, *ptr) else { return true };
             let Some(word) = page.get(index) else { return true };
-            self.replace(Place { table, index, word, old: word.load(SeqCst) }, *val, keep).is_none()
+            let (old, new) = (word.load(SeqCst), *val);
+            let done = if entry::changes_right_of_ordinary(old, new) {
+                // As most do, where there are many.
+                let new = new | old & keep;
+                self.change_right(new, || word.compare_exchange(old, new, SeqCst, SeqCst).ok().map(|_| ()))
+            } else {
+                self.replace_out_of_line(table, *ptr, new, keep)
+            };
+            done.is_none()
         });
-        Some(refused.unwrap_or(requests.len()))
+        let left = rest.len().saturating_add(usize::from(refused));
+        Some(requests.len().saturating_sub(left))
     }
 
     /// Into a page that is no table, which is held as writable meanwhile.
@@ -114,30 +184,37 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
     }
 
     /// update_va_mapping without its flush, for a frame of the domain's own.
-    pub(super) fn update_va(&self, root: Frame, at: GuestVirt, value: u64) -> Option<()> {
+    pub(crate) fn update_va(&self, root: Frame, at: GuestVirt, value: u64) -> Option<()> {
         let path = claim::walk(self.m, self.own.table(), root, at)?;
-        let place = self.place(path.table, path.index)?;
+        let place = self.find_place(path.slot())?;
         self.replace(place, value, 0)
     }
 
-    /// Replaces an entry by what `change` makes of it: what it held, and whether something was stored.
-    #[inline]
-    pub(super) fn change(
-        &self,
-        table: Frame,
-        index: usize,
-        change: impl Fn(u64) -> Option<u64>,
-    ) -> Option<(u64, bool)> {
-        let place = self.place(table, index)?;
-        let Some(new) = change(place.old) else { return Some((place.old, false)) };
-        self.replace(place, new, 0)?;
+    /// Changes the entry at a machine address: what it held, and whether something was stored.
+    #[inline(always)]
+    pub(crate) fn edit(&self, at: u64, edit: Edit) -> Option<(u64, bool)> {
+        let place = self.find_place(at)?;
+        if edit.only.is_some_and(|only| only != place.old) {
+            return Some((place.old, false));
+        }
+        self.replace(place, place.old & edit.keep | edit.set, 0)?;
         Some((place.old, true))
     }
 
-    #[inline]
-    fn place(&self, table: Frame, index: usize) -> Option<Place<'a>> {
-        let (mine, word) = (self.own.find_l1(table)?, self.m.page(table).get(index)?);
-        Some(Place { table: mine, index, word, old: word.load(SeqCst) })
+    #[inline(always)]
+    fn find_place(&self, at: u64) -> Option<Place<'a>> {
+        Some(self.place(self.own.find_l1(Frame::containing(at)?)?, at))
+    }
+
+    #[inline(always)]
+    fn place(&self, table: Mine<'a>, at: u64) -> Place<'a> {
+        let word = self.m.word(at);
+        Place { table, at, word, old: word.load(SeqCst) }
+    }
+
+    #[inline(never)]
+    fn replace_out_of_line(&self, table: Mine<'a>, at: u64, new: u64, keep: u64) -> Option<()> {
+        self.replace(self.place(table, at), new, keep)
     }
 
     /// Has an entry say something else, keeping those bits of it. What it led to is let go after it is gone.
@@ -178,28 +255,32 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
 
     #[inline(always)]
     fn lead_elsewhere(&self, place: Place<'a>, new: u64, swap: impl Fn() -> Option<()>) -> Option<()> {
-        let was = if place.old & PRESENT == 0 { None } else { Some(self.own.led_to(place.old)?) };
-        if new & PRESENT == 0 {
-            swap()?;
-        } else {
-            let (mine, writable) = (self.own.led_to(new)?, new & WRITABLE != 0);
-            Own::note_entry(place.table, place.index);
-            self.own.hold(mine, writable)?;
-            if swap().is_none() {
-                self.own.let_go(mine, writable);
-                return None;
-            }
+        if place.old & PRESENT == 0 {
+            return self.lead_to(place, new, swap);
         }
-        if let Some(mine) = was {
-            self.own.let_go(mine, place.old & WRITABLE != 0);
-        }
+        let was = self.own.led_to(place.old)?;
+        self.lead_to(place, new, swap)?;
+        self.own.let_go(was, place.old & WRITABLE != 0);
         Some(())
     }
 
-    /// Takes what the leaves of a table on its way up lead to, from an entry on, as long as they are ordinary; says where that
-    /// ends.
-    pub(super) fn climb(&self, frame: Frame, from: usize, end: usize) -> usize {
-        let (page, mut at, mut noted) = (self.m.page(frame), from, ENTRIES);
+    #[inline(always)]
+    fn lead_to(&self, place: Place<'a>, new: u64, swap: impl Fn() -> Option<()>) -> Option<()> {
+        if new & PRESENT == 0 {
+            return swap();
+        }
+        let (mine, writable) = (self.own.led_anywhere(new)?, new & WRITABLE != 0);
+        self.own.hold(mine, writable)?;
+        Own::note_entry(place.table, index(low32(place.at >> 3)) % ENTRIES);
+        swap().or_else(|| {
+            self.own.let_go(mine, writable);
+            None
+        })
+    }
+
+    /// Takes what entries of a table on its way up lead to, as long as they are ordinary; says where that ends.
+    pub(super) fn climb(&self, frame: Frame, level: u8, entries: Range<usize>) -> usize {
+        let (page, mut at, end, mut noted) = (self.m.page(frame), entries.start, entries.end, ENTRIES);
         while at < end
             && let Some(word) = page.get(at)
         {
@@ -208,14 +289,40 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
                 at = next_present(page, at, end);
                 continue;
             }
+            if level == 4 && HOLE_SLOTS.contains(&at) {
+                break;
+            }
             if noted != at / GROUP {
                 noted = at / GROUP;
                 self.own.table().note_entry(frame, at, Fault::SkipNoteOfShortClimb);
             }
-            if self.take_leaf(word, raw).is_none() {
+            let taken = if level == 1 { self.take_leaf(word, raw) } else { self.take_lower(raw, level) };
+            if taken.is_none() {
                 break;
             }
             at = at.saturating_add(1);
+        }
+        at
+    }
+
+    /// Takes a use of the table of which an entry of this level says so, if it is one already.
+    fn take_lower(&self, raw: u64, level: u8) -> Option<()> {
+        let entry = entry::parse(raw, level).ok().filter(|entry| entry.raw == raw)?;
+        let Target::Table(frame) = entry.target else { return None };
+        self.take_table(frame, Use::table(level.saturating_sub(1))?)
+    }
+
+    /// Drops what entries of a table on its way down led to, from the last on, as long as that is tables with other uses; says
+    /// where that ends, which is not before the first of them.
+    pub(super) fn descend(&self, table: Frame, level: u8, entries: Range<usize>, filled: u32) -> usize {
+        let (page, mut at, end) = (self.m.page(table), entries.end, entries.start);
+        while let Some(last) = at.checked_sub(1).filter(|_| at > end) {
+            let raw = page.get(last).map_or(0, |word| word.load(SeqCst));
+            let Target::Table(frame) = entry::target(raw, level) else { break };
+            if (level == 4 && HOLE_SLOTS.contains(&last)) || self.drop_table(frame).is_none() {
+                break;
+            }
+            at = last_present(page, last, end, filled);
         }
         at
     }
@@ -227,7 +334,7 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
         if leaf != raw && word.compare_exchange(raw, leaf, SeqCst, SeqCst).is_err() {
             return None;
         }
-        self.own.hold(self.own.led_to(leaf)?, leaf & WRITABLE != 0)
+        self.own.hold(self.own.led_anywhere(leaf)?, leaf & WRITABLE != 0)
     }
 
     /// Drops what a leaf led to.
@@ -237,6 +344,15 @@ impl<'a, M: Frames + Cpus> Short<'a, M> {
         }
         self.own.let_go(self.own.led_to(raw)?, raw & WRITABLE != 0);
         Some(())
+    }
+
+    /// [`Session::switch_root`] between two roots that have other uses.
+    #[inline(always)]
+    pub(crate) fn switch_root(&self, old: Frame, new: Frame, load: impl FnOnce()) -> Option<()> {
+        let old = self.own.find(old).filter(|mine| old != new && self.own.has_other_uses(*mine))?;
+        self.own.hold_as(self.own.find(new)?, Use::L4)?;
+        load();
+        self.own.let_go_table(old)
     }
 
     /// Takes one use of a frame as a table that it is already.
@@ -257,9 +373,10 @@ fn ordinary(frame: Frame, ptr: u64) -> Option<(usize, u64)> {
     const PRESERVE_AD: u64 = UpdateCommand::PreserveAd.number();
     const SLOTS: u64 = PAGE_BYTES - 8;
     let at = ptr ^ frame.address();
+    let slot = index(low32(at >> 3)) % ENTRIES;
     match at & !SLOTS {
-        NORMAL => Some((index(low32(at >> 3)), 0)),
-        PRESERVE_AD => Some((index(low32(at >> 3)), ACCESSED | DIRTY)),
+        NORMAL => Some((slot, 0)),
+        PRESERVE_AD => Some((slot, ACCESSED | DIRTY)),
         _ => None,
     }
 }

@@ -2,10 +2,12 @@
 
 use super::entry::{self, Target};
 use super::promote::TRIES;
+use super::short::Edit;
 use super::{Outcome, Refused, Session, Stop, Sweep};
-use crate::addr::{DomainId, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, PAGE_SIZE, index};
+use crate::addr::{DomainId, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, PAGE_SIZE, index, long};
 use crate::claim;
 use crate::fault::{Fault, planted};
+use crate::frame::own::Own;
 use crate::frame::table::NO_PFN;
 use crate::frame::{Owner, Use};
 use crate::machine::{Cpus, Frames};
@@ -30,6 +32,11 @@ impl Slot {
         ensure!(address.is_multiple_of(8), Refused::Misaligned);
         let index = GuestVirt(address).offset() / 8;
         Ok(Self { table: Frame::containing(address).ok_or(Refused::NoSuchFrame)?, index })
+    }
+
+    /// Its machine address.
+    fn address(self) -> u64 {
+        self.table.address() | long(self.index).wrapping_mul(8)
     }
 
     /// The word; only of frames that are RAM.
@@ -58,17 +65,14 @@ enum How {
     Exchange(u64),
 }
 
-impl<M: Frames + Cpus> Session<'_, M> {
+impl<'a, M: Frames + Cpus> Session<'a, M> {
     /// One request of mmu_update (ABI core 4.4). `address` holds the command in its low three bits. `from` is the domain
     /// whose frames a new leaf may map; the caller has checked that this domain may map them.
     ///
     /// # Errors
     /// [`Stop::More`], or why the request is refused.
     pub fn mmu_update(&mut self, address: u64, value: u64, from: DomainId) -> Outcome<()> {
-        if from == self.id() && self.ordinary_update(MmuUpdate { ptr: address, val: value }).is_some() {
-            return Ok(());
-        }
-        self.extraordinary_update(address, value, from)
+        self.mmu_updates(&[MmuUpdate { ptr: address, val: value }], from, &mut 0)
     }
 
     /// The same the long way.
@@ -99,7 +103,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         // Where one is out of the ordinary and none before it was ordinary, all are likely to be: a toolstack's are.
         let mut promising = from == self.id();
         while let Some(rest) = requests.get(*done..).filter(|rest| !rest.is_empty()) {
-            let did = if promising { self.ordinary_updates(rest) } else { 0 };
+            let did = if promising { self.own().map_or(0, |own| self.ordinary_updates(&own, rest)) } else { 0 };
             *done = done.saturating_add(did);
             promising = did > 0;
             let Some(MmuUpdate { ptr, val }) = requests.get(*done) else { break };
@@ -112,31 +116,11 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// Carries out requests of mmu_update up to the first that is out of the ordinary, and says how many. The frames of new
     /// leaves are to be the domain's own.
     #[inline]
-    pub(crate) fn ordinary_updates(&mut self, requests: &[MmuUpdate]) -> usize {
+    fn ordinary_updates(&mut self, own: &Own<'a>, requests: &[MmuUpdate]) -> usize {
         let paid = requests.get(..requests.len().min(index(self.budget))).unwrap_or_default();
-        let done = self.short().map_or(0, |short| short.updates(paid));
+        let done = self.short(own).map_or(0, |short| short.updates(paid));
         self.spend(done);
         done
-    }
-
-    /// One request of mmu_update, if it is ordinary. The frame of a new leaf is to be the domain's own.
-    #[inline]
-    pub(crate) fn ordinary_update(&mut self, request: MmuUpdate) -> Option<()> {
-        let left = self.budget.checked_sub(1)?;
-        self.short()?.update(request)?;
-        self.budget = left;
-        Some(())
-    }
-
-    /// [`Session::update_va`] for a frame of the domain's own, if that is ordinary.
-    pub(crate) fn ordinary_update_va(&self, root: Frame, at: GuestVirt, value: u64) -> Option<()> {
-        self.short()?.update_va(root, at, value)
-    }
-
-    /// Replaces an entry by what `change` makes of it, if that is ordinary: what it held, and whether something was stored.
-    #[inline]
-    pub(crate) fn ordinary_write(&self, slot: Slot, change: impl Fn(u64) -> Option<u64>) -> Option<(u64, bool)> {
-        self.short()?.change(slot.table, slot.index, change)
     }
 
     fn set_m2p(&mut self, address: u64, pfn: u64) -> Outcome<()> {
@@ -177,7 +161,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`], or why the request is refused.
     pub fn update_va(&mut self, root: Frame, at: GuestVirt, value: u64, from: DomainId) -> Outcome<()> {
-        if from == self.id() && self.ordinary_update_va(root, at, value).is_some() {
+        if from == self.id() && self.own().and_then(|own| self.short(&own)?.update_va(root, at, value)).is_some() {
             return Ok(());
         }
         self.ready()?;
@@ -246,8 +230,9 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`], or why the new entry is refused: then the fault is the guest's.
     pub fn write_table(&mut self, slot: Slot, expected: Option<u64>, new: u64) -> Outcome<Option<u64>> {
-        if let Some(expected) = expected
-            && self.ordinary_write(slot, |old| (old == expected).then_some(new)) == Some((expected, true))
+        if let (Some(expected), Some(own)) = (expected, self.own())
+            && let edit = (Edit { only: Some(expected), ..Edit::to(new) })
+            && self.short(&own).and_then(|short| short.edit(slot.address(), edit)) == Some((expected, true))
         {
             return Ok(None);
         }
@@ -348,18 +333,6 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// # Errors
     /// [`Stop::More`], or why the frame is no L4; `load` has not been called then.
     pub fn switch_root(&mut self, old: Option<Frame>, new: Option<Frame>, load: impl FnOnce()) -> Outcome<()> {
-        if let (Some(old), Some(new), Some(short)) = (old, new, self.short())
-            && old != new
-            && self.budget > 0
-            && short.take_table(new, Use::L4).is_some()
-        {
-            self.spend(1);
-            load();
-            if short.drop_table(old).is_none() {
-                self.release_table(old);
-            }
-            return Ok(());
-        }
         self.ready()?;
         if old == new {
             load();

@@ -19,8 +19,10 @@ with_new! {
         running: AtomicU16 = AtomicU16::new(0),
         /// The time the timer is set to, `u64::MAX` if it is off.
         armed: AtomicU64 = AtomicU64::new(u64::MAX),
-        /// What it has found by walking the tables of the vcpu that runs.
+        /// What it has found by walking tables.
         pub seen: Seen = Seen::new(),
+        /// The slot of the domain whose tables those were, plus one; 0 if there was none. It is asked for flushes of that one.
+        pub(super) home: AtomicU16 = AtomicU16::new(0),
         /// Vcpus whose deadlines this CPU keeps, a bit each.
         watched: [AtomicU64; MAX_VCPUS / 64] = [const { AtomicU64::new(0) }; MAX_VCPUS / 64],
     }
@@ -89,13 +91,15 @@ impl Cpu {
         }
     }
 
-    /// The vcpus whose deadlines it keeps.
-    pub(crate) fn watched(&self) -> impl Iterator<Item = u16> + '_ {
-        (0u16..).zip(&self.watched).flat_map(|(word, bits)| {
-            core::iter::successors(Some(bits.load(SeqCst)), |left| Some(left & left.wrapping_sub(1)))
-                .take_while(|left| *left != 0)
-                .map(move |left| word * 64 + low16(left.trailing_zeros().into()))
-        })
+    /// Does something with each of the vcpus whose deadlines it keeps.
+    pub(crate) fn for_watched(&self, mut what: impl FnMut(u16)) {
+        for (word, bits) in (0u16..).zip(&self.watched) {
+            let mut left = bits.load(SeqCst);
+            while left != 0 {
+                what(word * 64 + low16(left.trailing_zeros().into()));
+                left &= left.wrapping_sub(1);
+            }
+        }
     }
 
     /// Sets the timer; `u64::MAX` turns it off. Called on this CPU.

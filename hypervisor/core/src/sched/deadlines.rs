@@ -9,8 +9,8 @@ impl World {
     pub fn tick<M: Machine>(&self, m: &M, limit: u64) {
         let (here, now) = (self.sched.here(m), m.now());
         let mut next = limit;
-        for index in here.watched() {
-            let Some(vcpu) = nth(&self.vcpus, index) else { continue };
+        here.for_watched(|index| {
+            let Some(vcpu) = nth(&self.vcpus, index) else { return };
             if vcpu.earliest() <= now {
                 self.expire(m, vcpu, now);
             }
@@ -18,7 +18,7 @@ impl World {
                 u64::MAX => here.unwatch(index),
                 deadline => next = next.min(deadline),
             }
-        }
+        });
         if let Some(vcpu) = here.running().and_then(|index| nth(&self.vcpus, index)) {
             next = next.min(self.periodic(m, vcpu, now));
         }

@@ -6,7 +6,6 @@ use super::{SLICE, switch};
 use crate::machine::{Exit, Interrupt};
 use crate::prelude::*;
 use crate::{dispatch, trap};
-use core::cell::Cell;
 use core::ops::ControlFlow;
 use hypercall_abi::event::Virq;
 
@@ -72,8 +71,7 @@ fn turn<M: Machine>(site: &mut Site<'_, M>, vcpu: &Vcpu, runner: &mut impl Runne
     if let Some(domain) = world.domain_of(vcpu) {
         // A CPU that another has taken the vcpu from may not have left it yet.
         let mut own = vcpu.own.take(site.held);
-        let (seen, visits) = (&world.sched.here(m).seen, Cell::new(false));
-        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held: site.held, seen, short: false, visits };
+        let mut ctx = Ctx::new(site, domain, vcpu, &mut own);
         if switch::arrive(&mut ctx).is_ok() {
             on = stay(&mut ctx, runner);
         }

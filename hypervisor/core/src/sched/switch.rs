@@ -1,6 +1,7 @@
 //! A vcpu comes to a CPU and leaves it.
 
 use crate::domain::crash::Crashed;
+use crate::fault::{Fault, planted};
 use crate::prelude::*;
 use crate::trap;
 use crate::vcpu::ops::load_debug;
@@ -14,14 +15,15 @@ use hypercall_abi::vcpu::Runstate;
 /// [`Crashed`]: its segment registers do not load, and it could not be told.
 pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
     let m = ctx.m;
-    ctx.seen.forget();
     ctx.domain.end_poll(ctx.vcpu.number());
-    ctx.domain.space.enter(&ctx.world.frames, m.this_cpu());
-    m.load_gdt(&ctx.own.gdt);
+    move_in(ctx);
+    m.load_gdt(ctx.own.gdt_pages());
     m.load_ldt(ctx.own.ldt_entries);
-    for (page, frame) in (0u8..).zip(ctx.own.ldt_mapped) {
-        if let Some(frame) = frame {
-            m.map_ldt(page, frame);
+    if ctx.own.ldt_entries > 0 {
+        for (page, frame) in (0u8..).zip(ctx.own.ldt_mapped) {
+            if let Some(frame) = frame {
+                m.map_ldt(page, frame);
+            }
         }
     }
     m.set_guest_cr4(ctx.own.cr4);
@@ -38,6 +40,24 @@ pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
     loaded.or_else(|wanted| trap::failsafe(ctx, wanted))
 }
 
+/// From now on this CPU is asked for the flushes of the vcpu's domain, and not any more for those of the domain that was here
+/// before, whose root it has left; so what it remembers is of one domain, and lasts over its sleep.
+fn move_in<M: Machine>(ctx: &Ctx<'_, M>) {
+    let (me, slot) = (ctx.m.this_cpu(), ctx.domain.id().slot());
+    let before = ctx.world.sched.here(ctx.m).home.swap(low16(slot as u64).wrapping_add(1), Relaxed).checked_sub(1);
+    let asked = ctx.domain.space.cpus().has(me) || planted(Fault::LeaveEarly);
+    if before.map(usize::from) == Some(slot) && asked {
+        return; // it has been asked all the time
+    }
+    if let Some(other) = before.and_then(|slot| nth(&ctx.world.domains, slot)) {
+        other.space.leave(me);
+    }
+    if !planted(Fault::SeenByOthers) {
+        ctx.m.forget();
+    }
+    ctx.domain.space.enter(&ctx.world.frames, me);
+}
+
 /// Loads FPU state and segment registers.
 fn load<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), [u16; 4]> {
     let Some(fpu) = ctx.own.fpu else { return Ok(()) };
@@ -47,7 +67,7 @@ fn load<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), [u16; 4]> {
     ctx.m.switch_in(&ctx.own.segments, fpu)
 }
 
-/// Takes the vcpu out of this CPU, which afterwards remembers nothing of its domain.
+/// Takes the vcpu out of this CPU, which afterwards has no translations of its domain.
 pub fn depart<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let state = match ctx.vcpu.place() {
         _ if !ctx.vcpu.online.load(SeqCst) => Runstate::Offline,
@@ -60,7 +80,9 @@ pub fn depart<M: Machine>(ctx: &mut Ctx<'_, M>) {
         ctx.m.switch_out(&mut ctx.own.segments, fpu);
     }
     ctx.m.leave_root();
-    ctx.m.load_gdt(&[None; 14]);
+    ctx.m.load_gdt(&[]);
     ctx.m.load_ldt(0);
-    ctx.domain.space.leave(ctx.m.this_cpu());
+    if planted(Fault::LeaveEarly) {
+        ctx.domain.space.leave(ctx.m.this_cpu());
+    }
 }

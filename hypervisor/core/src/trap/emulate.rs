@@ -505,13 +505,25 @@ pub fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> bool {
     }
 }
 
+const CF: u64 = 1;
+const PF: u64 = 1 << 2;
+const ZF: u64 = 1 << 6;
+const SF: u64 = 1 << 7;
+const OF: u64 = 1 << 11;
+
+/// RFLAGS after a bitwise operation of so many bytes.
+#[inline(always)]
+pub(crate) fn flags_of(rflags: u64, result: u64, size: u8) -> u64 {
+    /// Which numbers of four bits have an even number of ones.
+    const EVEN: u64 = 0x9669;
+    let folded = (result ^ result >> 4) & 0xf;
+    let zero = if result == 0 { ZF } else { 0 };
+    let negative = result >> (u32::from(size) * 8 - 1) & 1;
+    rflags & !(CF | PF | ZF | SF | OF) | ((EVEN >> folded & 1) * PF) | zero | (negative * SF)
+}
+
 /// Registers and flags as a write leaves them that found `old` and `stored` something or not.
 pub(crate) fn finish_write(regs: &mut Registers, write: &Write, old: u64, stored: bool) {
-    const CF: u64 = 1;
-    const PF: u64 = 1 << 2;
-    const ZF: u64 = 1 << 6;
-    const SF: u64 = 1 << 7;
-    const OF: u64 = 1 << 11;
     let set = |rflags: u64, flag: u64, on: bool| if on { rflags | flag } else { rflags & !flag };
     match (write.change, write.source) {
         (Change::Xchg, Source::Register(number)) => write.load(regs, number, old),
@@ -526,10 +538,7 @@ pub(crate) fn finish_write(regs: &mut Registers, write: &Write, old: u64, stored
         }
         (Change::And | Change::Or, _) => {
             let result = decode::apply(write.change, old, write.operand(regs), 0, write.size).unwrap_or(0);
-            let sign = 1u64 << (u32::from(write.size) * 8 - 1);
-            let rflags = set(regs.rflags & !(CF | OF), ZF, result == 0);
-            let even = (result & 0xff).count_ones().is_multiple_of(2);
-            regs.rflags = set(set(rflags, SF, result & sign != 0), PF, even);
+            regs.rflags = flags_of(regs.rflags, result, write.size);
         }
         _ => {}
     }

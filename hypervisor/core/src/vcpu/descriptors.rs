@@ -12,7 +12,7 @@ use crate::prelude::*;
 use hypercall_abi::selector;
 
 /// Descriptors in a frame.
-const PER_FRAME: u64 = 512;
+pub(super) const PER_FRAME: u64 = 512;
 
 /// `set_gdt`: replaces the caller's GDT.
 ///
@@ -33,7 +33,7 @@ pub fn set_gdt<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     }
     let old = Taken { gdt: core::mem::replace(&mut ctx.own.gdt, new.gdt), ..Taken::default() };
     ctx.own.gdt_entries = low32(entries);
-    ctx.m.load_gdt(&new.gdt);
+    ctx.m.load_gdt(ctx.own.gdt_pages());
     old.give_back(&mut ctx.site(), domain);
     Ok(0)
 }

@@ -13,10 +13,10 @@ pub mod runstate;
 
 use crate::addr::CpuId;
 use crate::fault::between;
+use crate::lean::shape::Shape;
 use crate::lock::Owned;
 use crate::machine::{Registers, Segments};
 use crate::prelude::*;
-use crate::trap::decode::Write;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64};
 use debug::{DR6_CLEAR, DR7_CLEAR};
 use hypercall_abi::event::VIRQS;
@@ -133,8 +133,8 @@ with_new! {
         pub runstate_area: Option<GuestVirt> = None,
         /// Where the guest wants a second copy of the time.
         pub time_area: Option<GuestVirt> = None,
-        /// The last write to a page table that took the short way: its code, what it is and how long.
-        pub last_write: Option<(u64, (Write, u64))> = None,
+        /// The last write to a page table that took the short way.
+        pub last_write: Shape = Shape::NONE,
         /// The areas wait for kernel mode to be written.
         pub areas_stale: bool = false,
         /// The context has been set.
@@ -143,6 +143,13 @@ with_new! {
 }
 
 impl VcpuState {
+    /// The frames of its GDT.
+    #[must_use]
+    pub fn gdt_pages(&self) -> &[Option<Frame>] {
+        let pages = index(self.gdt_entries.div_ceil(low32(descriptors::PER_FRAME)));
+        self.gdt.get(..pages).unwrap_or(&self.gdt)
+    }
+
     /// Has an exception delivered before the guest runs on.
     pub fn raise(&mut self, vector: u8, error: Option<u32>) {
         self.trap = Some(Trap { vector, error });

@@ -8,6 +8,7 @@ use crate::memory::{self, DATA, address_of};
 use crate::percpu::{self, Cpu, LDT_PAGES, OWN_PAGE, zeros_entry};
 use crate::{Hardware, entry};
 use core::arch::asm;
+use core::iter::repeat;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hv_core::addr::Frame;
 use hv_core::machine::{CpuState, Entry, Segments};
@@ -137,9 +138,9 @@ impl CpuState for Hardware {
     #[inline]
     fn record_head(&self) -> u64 {
         let head = self.entry().info.load(Relaxed);
-        // SAFETY: what the rules put there is the address of an aligned word in the direct map (`Frames::direct`), which stays
-        // mapped for ever; all words of guests are atomic.
-        if head == 0 { 0 } else { unsafe { (*(head as *const AtomicU64)).load(SeqCst) } }
+        // SAFETY: `percpu::prepare` put a word of ours there, and what the rules put there is the address of an aligned word in
+        // the direct map (`Frames::direct`), which stays mapped for ever; all words of guests are atomic.
+        unsafe { (*(head as *const AtomicU64)).load(SeqCst) }
     }
 
     fn has_gs_instructions(&self) -> bool {
@@ -220,9 +221,11 @@ impl CpuState for Hardware {
         }
     }
 
-    fn load_gdt(&self, frames: &[Option<Frame>; 14]) {
+    fn load_gdt(&self, frames: &[Option<Frame>]) {
         let cpu = percpu::this();
-        for (index, frame) in (0..OWN_PAGE).zip(frames) {
+        let pages = frames.len() as u64;
+        let mapped = cpu.gdt_mapped.swap(pages, Relaxed);
+        for (index, frame) in (0..OWN_PAGE.min(pages.max(mapped))).zip(frames.iter().chain(repeat(&None))) {
             // Writable: the CPU sets the accessed bit of a descriptor it loads.
             let entry = frame.map_or_else(zeros_entry, |frame| frame.address() | DATA.bits());
             if cpu.window(index).swap(entry, Relaxed) != entry {
@@ -234,7 +237,7 @@ impl CpuState for Hardware {
     fn load_ldt(&self, entries: u32) {
         let cpu = percpu::this();
         let mapped = cpu.ldt_mapped.swap(0, Relaxed);
-        for page in (0..LDT_PAGES).filter(|page| mapped & 1 << page != 0) {
+        for page in (0..LDT_PAGES).take_while(|_| mapped != 0).filter(|page| mapped & 1 << page != 0) {
             cpu.ldt_window(page).store(0, Relaxed);
             insn::invlpg(cpu.ldt() + page * 4096);
         }

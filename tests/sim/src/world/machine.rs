@@ -699,6 +699,9 @@ impl Cpus for WholeMachine {
     fn flushes(&self) -> u64 {
         self.here().flushes.load(Relaxed)
     }
+    fn forget(&self) {
+        self.here().flushes.fetch_add(1, Relaxed);
+    }
     fn kick(&self, cpu: CpuId) {
         assert_ne!(cpu, self.this_cpu(), "nobody kicks the CPU it is on");
         self.cpus[cpu.0 as usize].kicked.store(true, Relaxed);
@@ -825,8 +828,10 @@ impl CpuState for WholeMachine {
     fn allow_sysenter(&self, on: bool) {
         self.loaded().sysenter = on;
     }
-    fn load_gdt(&self, frames: &[Option<Frame>; 14]) {
-        self.loaded().gdt = *frames;
+    fn load_gdt(&self, frames: &[Option<Frame>]) {
+        let mut gdt = [None; 14];
+        gdt[..frames.len()].copy_from_slice(frames);
+        self.loaded().gdt = gdt;
     }
     fn load_ldt(&self, entries: u32) {
         assert!(entries <= 8192);

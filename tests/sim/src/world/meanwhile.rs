@@ -13,7 +13,7 @@ use hv_core::lean;
 use hv_core::lock::Held;
 use hv_core::machine::{CpuState, Exit, Interrupt, mode};
 use hv_core::paging::{BUDGET, Session};
-use hv_core::world::{Ctx, World};
+use hv_core::world::{Ctx, Site, World};
 use hv_core::{dispatch, trap};
 use hypercall_abi::callback::IretContext;
 use hypercall_abi::domctl::{Domctl, DomctlOp, INTERFACE_VERSION};
@@ -202,10 +202,8 @@ pub fn a_domain_that_dies_during_a_flush() {
                 turns::as_cpu(1, || {
                     let vcpu = world.vcpu(reaps, VcpuId(0)).expect("it has one");
                     let mut own = vcpu.own.try_take().expect("nobody has it");
-                    let held = &mut Held::entering_ring_0();
-                    let (seen, visits) = (&world.sched.here(m).seen, Cell::new(false));
-                    let mut ctx =
-                        Ctx { m, world, domain: reaps, vcpu, own: &mut own, held, seen, short: false, visits };
+                    let mut site = Site { m, world, held: &mut Held::entering_ring_0() };
+                    let mut ctx = Ctx::new(&mut site, reaps, vcpu, &mut own);
                     call(&mut ctx, Hypercall::Domctl, [destroy, 0, 0, 0]);
                 });
             });

@@ -23,6 +23,7 @@ use hv_core::addr::{DomainId, Frame, GuestVirt, Port};
 use hv_core::claim::Access;
 use hv_core::domain::Life;
 use hv_core::frame::{Owner, Use};
+use hv_core::lean::shape::Shape;
 use hv_core::lean::{self, End};
 use hv_core::lock::Held;
 use hv_core::machine::{CpuState, Cpus, Exit, Interrupt, Registers, mode};
@@ -192,7 +193,7 @@ fn compare(one: &Look, other: &Look, rarely: bool) -> Result<(), String> {
 
 /// A vcpu's state, without what is nobody's business.
 fn text(own: &VcpuState, lost: bool) -> String {
-    let mut own = VcpuState { last_write: None, regs: Registers { error: 0, scratch: 0, ..own.regs }, ..*own };
+    let mut own = VcpuState { last_write: Shape::NONE, regs: Registers { error: 0, scratch: 0, ..own.regs }, ..*own };
     if lost {
         (own.regs.rcx, own.regs.r11) = (0, 0);
     }

@@ -16,7 +16,6 @@ use hv_core::sched::switch;
 use hv_core::world::{Ctx, Site, World};
 use hv_core::{dispatch, trap};
 use hypercall_abi::{Errno, Hypercall};
-use std::cell::Cell;
 use std::sync::atomic::AtomicU64;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -135,10 +134,8 @@ impl Stage {
         let domain = self.domain(actor);
         let vcpu = self.world.vcpu(domain, VcpuId(0)).expect("it has one");
         let mut own = vcpu.own.try_take().expect("nobody has it");
-        let held = &mut self.held;
-        let (m, world) = (self.m, self.world);
-        let (seen, visits) = (&world.sched.here(m).seen, Cell::new(false));
-        let mut ctx = Ctx { m, world, domain, vcpu, own: &mut own, held, seen, short: false, visits };
+        let mut site = Site { m: self.m, world: self.world, held: &mut self.held };
+        let mut ctx = Ctx::new(&mut site, domain, vcpu, &mut own);
         switch::arrive(&mut ctx).expect("its segment registers load");
         let result = what(&mut ctx, &mut self.audit);
         switch::depart(&mut ctx);
