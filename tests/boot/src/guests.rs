@@ -89,7 +89,8 @@ pub fn run(path: &Path, run: &Run<'_>) -> Result<Outcome> {
     setup.options = format!("dom0_max_vcpus=2 {}", run.options).trim_end().to_owned();
     setup.limit = run.limit;
     setup.cpu = run.cpu.map(str::to_owned);
-    for more in run.cpu.iter().copied().chain(run.options.split_whitespace()) {
+    let words_of_it = run.options.split_whitespace().chain(run.more.split_whitespace());
+    for more in run.cpu.iter().copied().chain(words_of_it) {
         name = format!("{name}-on-{more}");
     }
     let outcome = Machine::boot(&name, &setup)?.finish()?;

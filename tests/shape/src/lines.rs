@@ -64,7 +64,7 @@ const AREAS: &[Area] = &[
         limit: 8_750,
         parts: &[
             ("core/frame", 1_110, &["hypervisor/core/src/frame"]),
-            ("core/paging", 1_250, &["hypervisor/core/src/paging"]),
+            ("core/paging", 1_200, &["hypervisor/core/src/paging"]),
             ("core/event", 425, &["hypervisor/core/src/event"]),
             ("core/grant", 500, &["hypervisor/core/src/grant"]),
             ("core/domain/journal", 135, &["hypervisor/core/src/domain/journal"]),

@@ -121,7 +121,7 @@ begin entry_syscall
     mov gs:[{ROOT}], rax
     mov cr3, rax
     mov rcx, [rsp + {HANDLER}]
-    and r11d, 0xfff8baff                // without TF, DF, NT, RF, VM, AC
+    and r11d, 0xfff88aff                // without TF, DF, IOPL, NT, RF, VM, AC
     swapgs
     rdgsbase rdx
     mov rax, [rsp + {OTHER_GS}]
@@ -211,7 +211,7 @@ begin entry_syscall
     jne 6f
 5:  check_canonical rsi, 6f
     check_canonical rcx, 6f
-    test r11d, {EXACT_FLAGS}
+    test r11d, {EXACT_FLAGS} | 0x3000
     jnz 6f
     mov [rsp + {OTHER_GS}], rsi
     inc qword ptr [rsp + {RULED}]
@@ -334,7 +334,7 @@ begin entry_page_fault
     mov rcx, [rax + {FAULT}]
     mov [rsp + 32], rcx
     mov qword ptr [rsp + 40], 0xe033
-    and dword ptr [rsp + 48], 0xfff8beff // without TF, NT, RF, VM, AC
+    and dword ptr [rsp + 48], 0xfff88eff // without TF, IOPL, NT, RF, VM, AC
     mov rcx, [rax + {FRAME_SP}]
     sub rcx, 8
     mov [rsp + 56], rcx

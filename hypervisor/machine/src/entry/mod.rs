@@ -33,6 +33,8 @@ const EXACT_FLAGS: u64 = 0x3_0100;
 /// IOPL and IF, of which a guest has IF alone.
 const CHECKED_FLAGS: u64 = 0x3200;
 const IF: u64 = 0x200;
+/// What RFLAGS may hold in ring 3.
+const RING_3_FLAGS: u64 = hv_core::flags::GUEST | IF | 2;
 
 /// NMIs seen; nobody asked for one.
 static NMIS: AtomicU64 = AtomicU64::new(0);
@@ -127,8 +129,16 @@ impl Hardware {
         debug_assert_eq!(percpu::this().registers_end.load(Relaxed), (&raw const *registers).wrapping_add(1) as u64);
         if how == Return::Short && short_way(registers) {
             // SAFETY: as below; CS and SS are the flat ones of ring 3, RIP is canonical, and RFLAGS has been looked at.
-            return unsafe { enter_by!(enter_guest_sysret, registers) };
+            unsafe { enter_by!(enter_guest_sysret, registers) };
+        } else {
+            self.enter_exactly(registers);
         }
+        // No CPU saves more flags of ring 3 than these; QEMU's emulation may, of flags that it has not computed yet.
+        registers.rflags &= RING_3_FLAGS;
+    }
+
+    #[inline(always)]
+    fn enter_exactly(&self, registers: &mut Registers) {
         let ring_3 = registers.cs & registers.ss & 3 == 3;
         // One test, and so one way out.
         assert!(
