@@ -124,13 +124,13 @@ pub(crate) fn a_balloon_shrinks_and_grows() -> Result<()> {
     machine.expect(PROMPT, SOON)?;
     machine.type_line("mem-set linux 176")?;
     console(&mut machine, "linux")?;
-    let less = guest_memory_becomes(&mut machine, |now| now + (78 << 10) <= before)?;
+    let less = guest_memory_becomes(&mut machine, |now| now + (80 << 10) <= before)?;
     command(&mut machine, "list -j")?;
     machine.expect("\"memory_mib\":176", SOON)?;
     machine.expect(PROMPT, SOON)?;
     machine.type_line("mem-set linux 240")?;
     console(&mut machine, "linux")?;
-    guest_memory_becomes(&mut machine, |now| now >= less + (62 << 10))?;
+    guest_memory_becomes(&mut machine, |now| now >= less + (64 << 10))?;
     command(&mut machine, "list -j")?;
     machine.expect("\"memory_mib\":240", SOON)?;
     machine.expect(PROMPT, SOON)?;
