@@ -1,4 +1,4 @@
-//! A stream of bytes one way: free-running indices over a power-of-two buffer (ABI 2.1, 3.1, 4.5).
+//! A stream of bytes one way: free-running indices over a power-of-two buffer (ABI io 2.1, 3.1, 4.5).
 //!
 //! The sender owns `prod`, the receiver owns `cons`; both count bytes modulo 2^32. A byte is present
 //! while `cons != prod`; `prod - cons` above the buffer's size is corruption, never wrapped away.

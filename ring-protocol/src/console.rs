@@ -1,4 +1,4 @@
-//! The console page of a domain (ABI 2.1): 1024 bytes towards the guest, 2048 bytes from it.
+//! The console page of a domain (ABI io 2.1): 1024 bytes towards the guest, 2048 bytes from it.
 
 use crate::bytes::{BadIndices, ByteRing, Reader, Writer};
 use crate::page::SharedPage;

@@ -1,4 +1,4 @@
-//! Requests and responses in the same slots, with event indices (ABI 4).
+//! Requests and responses in the same slots, with event indices (ABI io 4).
 //!
 //! The page (or the virtually contiguous pages) starts with four indices, then the slots:
 //!
@@ -204,7 +204,7 @@ pub struct BackRing {
 }
 
 impl BackRing {
-    /// Connects to a ring as the page shows it: everything not answered is to be done (ABI 4.4).
+    /// Connects to a ring as the page shows it: everything not answered is to be done (ABI io 4.4).
     /// Process at once, then notify once whatever `publish` says.
     ///
     /// # Errors
@@ -215,7 +215,7 @@ impl BackRing {
     }
 
     /// Connects with knowledge of an earlier back end: requests before `consumed` were taken by it,
-    /// responses before `answered` are already written into their slots (ABI 9.4). What the page
+    /// responses before `answered` are already written into their slots (ABI io 9.3). What the page
     /// does not show yet goes out with the next `publish`.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The store page of a domain (ABI 3.1): 1024 bytes of requests, 1024 bytes of responses.
+//! The store page of a domain (ABI io 3.1): 1024 bytes of requests, 1024 bytes of responses.
 //!
 //! A message (16 bytes of header, up to 4096 of payload) usually exceeds the ring: both sides move
 //! parts of messages. The indices must never be reset behind a running guest's back.

@@ -117,7 +117,7 @@ fn no_wakeup_for_a_response_is_lost() {
     });
 }
 
-/// A peer such as stock Linux notifies only when it saw that we had caught up (ABI 3.1).
+/// A peer such as stock Linux notifies only when it saw that we had caught up (ABI io 3.1).
 #[test]
 fn a_peer_that_notifies_only_sleepers_is_heard() {
     loom::model(|| {

@@ -2,7 +2,7 @@
 //!
 //! Bounded whatever the client does: at most one message of input, replies up to a limit above
 //! which no request is taken, and events up to a limit above which each watch keeps one event for
-//! its own path (an event too many is always legal, a lost one is not; ABI 3.3, 3.6).
+//! its own path (an event too many is always legal, a lost one is not; ABI io 3.3, 3.6).
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;

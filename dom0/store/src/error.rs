@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// A refusal. Its name travels in an ERROR reply (ABI 3.2); clients compare the name.
+/// A refusal. Its name travels in an ERROR reply (ABI io 3.2); clients compare the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreError {
     /// The request is malformed: path, permission list, number, or number of strings.

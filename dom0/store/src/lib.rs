@@ -1,4 +1,4 @@
-//! The store: a small tree by which domains meet (ABI 3), as a pure state machine.
+//! The store: a small tree by which domains meet (ABI io 3), as a pure state machine.
 //!
 //! Touches: the tree, watches, transactions and message queues it holds; in [`transport`], bytes of
 //! a shared page through [`ring_protocol::SharedPage`].

@@ -66,7 +66,7 @@ impl Path {
     /// Checks a path that must name a node: absolute, or relative to `caller`'s home.
     ///
     /// # Errors
-    /// Characters, separators or length break the rules of ABI 3.2.
+    /// Characters, separators or length break the rules of ABI io 3.2.
     pub fn resolve(text: &[u8], caller: DomainId) -> Result<Resolved, StoreError> {
         let text = core::str::from_utf8(text).map_err(|_| StoreError::Invalid)?;
         if text.starts_with('/') {

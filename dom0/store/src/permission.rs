@@ -1,4 +1,4 @@
-//! Who may do what with a node (ABI 3.5).
+//! Who may do what with a node (ABI io 3.5).
 
 use alloc::format;
 use alloc::sync::Arc;

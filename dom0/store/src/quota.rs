@@ -1,4 +1,4 @@
-//! How much of the store an unprivileged domain may use (ABI 3.6), and what that takes of the heap at most.
+//! How much of the store an unprivileged domain may use (ABI io 3.6), and what that takes of the heap at most.
 //!
 //! Bytes are counted as the heap sees them: with what an allocation costs beside its contents, and with the places that
 //! maps and queues spend on an entry. So the budgets of all domains together are what the server's heap must have.

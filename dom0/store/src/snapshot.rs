@@ -1,4 +1,4 @@
-//! The whole store as bytes, so that a new server goes on as if the old one never left (ABI 9.5).
+//! The whole store as bytes, so that a new server goes on as if the old one never left (ABI io 9.4).
 //!
 //! Stock guests cannot register watches again or repeat requests: what they have open must survive.
 //! A snapshot taken between two steps agrees with the ring pages, because a step publishes indices

@@ -37,7 +37,7 @@ impl Link {
         Ok(Self { domain, server, stopped: false })
     }
 
-    /// Continues to serve a domain after the server was restored (ABI 9.5): no index moves.
+    /// Continues to serve a domain after the server was restored (ABI io 9.4): no index moves.
     /// Step at once and notify once whatever it says.
     ///
     /// # Errors

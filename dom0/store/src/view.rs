@@ -411,7 +411,7 @@ impl View<'_> {
         if all.saturating_sub(less) > self.quotas.memory_bytes { Err(StoreError::NoMemory) } else { Ok(()) }
     }
 
-    /// What to say about a missing node: its nearest existing ancestor decides (ABI 3.5).
+    /// What to say about a missing node: its nearest existing ancestor decides (ABI io 3.5).
     fn why_missing(&mut self, path: &Path, wanted: Rights) -> Result<StoreError, StoreError> {
         if self.caller.privileged {
             return Ok(StoreError::NotFound);

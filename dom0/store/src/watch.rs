@@ -1,4 +1,4 @@
-//! Watches: who wants to hear of which path (ABI 3.3).
+//! Watches: who wants to hear of which path (ABI io 3.3).
 //!
 //! A change finds the watches it concerns by a [`Search`]: from the longest path on its way to the root that is watched to
 //! the next one. What it passes over costs nothing, neither watches elsewhere nor levels without one; and it can stop at

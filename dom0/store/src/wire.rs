@@ -1,4 +1,4 @@
-//! Messages: a header of four words and a payload (ABI 3.2).
+//! Messages: a header of four words and a payload (ABI io 3.2).
 
 use alloc::vec::Vec;
 

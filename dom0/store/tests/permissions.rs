@@ -1,4 +1,4 @@
-//! Who may do what (ABI 3.5), as a matrix, and what is left of dead domains.
+//! Who may do what (ABI io 3.5), as a matrix, and what is left of dead domains.
 
 mod common;
 use common::*;

@@ -1,4 +1,4 @@
-//! Every kind of message, with its answers and refusals (ABI 3.2).
+//! Every kind of message, with its answers and refusals (ABI io 3.2).
 
 mod common;
 use common::*;

@@ -1,4 +1,4 @@
-//! What an unprivileged domain may use (ABI 3.6), and that nobody else pays for it.
+//! What an unprivileged domain may use (ABI io 3.6), and that nobody else pays for it.
 
 mod common;
 use common::*;

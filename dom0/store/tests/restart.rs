@@ -1,4 +1,4 @@
-//! A new server goes on where the old one stopped, and guests notice nothing (ABI 9.5).
+//! A new server goes on where the old one stopped, and guests notice nothing (ABI io 9.4).
 
 mod common;
 use common::*;

@@ -1,4 +1,4 @@
-//! Optimistic transactions (ABI 3.4).
+//! Optimistic transactions (ABI io 3.4).
 
 mod common;
 use common::*;

@@ -1,4 +1,4 @@
-//! The store through a ring page, as a guest sees it (ABI 3.1).
+//! The store through a ring page, as a guest sees it (ABI io 3.1).
 
 mod common;
 use common::*;

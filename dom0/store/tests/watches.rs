@@ -1,4 +1,4 @@
-//! Watches: when they fire, in which order, with which path, and for whom (ABI 3.3).
+//! Watches: when they fire, in which order, with which path, and for whom (ABI io 3.3).
 
 mod common;
 use common::*;

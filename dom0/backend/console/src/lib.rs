@@ -1,4 +1,4 @@
-//! The console back end: drains what a guest prints, hands over what is typed for it (ABI 2).
+//! The console back end: drains what a guest prints, hands over what is typed for it (ABI io 2).
 //!
 //! Touches: one guest's console page, through [`SharedPage`]; a bounded memory of what it printed.
 //! Never touches: event channels (it says when to notify), terminals (it hands out bytes), clocks.

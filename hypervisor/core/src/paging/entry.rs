@@ -13,7 +13,7 @@ pub const CACHE: u64 = PWT | PCD | PAT_OR_PSE;
 const SOFTWARE: u64 = AVAILABLE_LOW | AVAILABLE_HIGH;
 /// What a guest may set above level 1, besides the frame.
 const UPPER: u64 = PRESENT | WRITABLE | USER | ACCESSED | DIRTY | SOFTWARE | NO_EXECUTE;
-/// Bits that change nothing about what a present entry holds. RW is not among them (isolation, XSA-182).
+/// Bits that change nothing about what a present entry holds. RW is not among them: XSA-182 was a table mapped writable so.
 const HARMLESS: u64 = ACCESSED | DIRTY | SOFTWARE | NO_EXECUTE;
 
 /// What an entry leads to.

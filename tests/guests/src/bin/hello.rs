@@ -1,4 +1,4 @@
-//! The smallest guest (milestone A, core 13): enters, prints, asks who the hypervisor is, powers off. It needs nothing
+//! The smallest guest (core 1): enters, prints, asks who the hypervisor is, powers off. It needs nothing
 //! but the builder, `xen_version`, `console_io` and `sched_op`.
 #![no_std]
 #![no_main]

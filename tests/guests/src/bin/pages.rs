@@ -1,4 +1,4 @@
-//! Page-table torture (milestone C, core 13; core 4).
+//! Page-table torture (core 4).
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]

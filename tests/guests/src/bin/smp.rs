@@ -1,4 +1,4 @@
-//! Two vcpus of one domain: coming and going, and races for page tables (core 7; milestone C, core 13).
+//! Two vcpus of one domain: coming and going, and races for page tables (core 4, 7).
 //!
 //! A vcpu gets its first state once in a domain's life, so each test wants a boot of its own.
 #![no_std]

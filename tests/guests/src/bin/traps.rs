@@ -1,4 +1,4 @@
-//! Traps, `iret`, emulated instructions and user mode (milestone B, core 13; core 3).
+//! Traps, `iret`, emulated instructions and user mode (core 3).
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]

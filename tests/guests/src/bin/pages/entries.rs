@@ -148,8 +148,7 @@ fn the_hypervisors_slots() {
 }
 test!("entries.hole", the_hypervisors_slots);
 
-/// Architecture, decision 4: no table maps itself or one of its own level. (Xen allows it read-only, and has an option
-/// to refuse.)
+/// core 2.3: no table maps itself or one of its own level. (Xen allows it read-only, and has an option to refuse.)
 fn no_table_leads_to_its_own_level() {
     let chain = Chain::new();
     chain.protect(4);
