@@ -1,13 +1,14 @@
 //! The shape of the project, checked: `shape [HYPERVISOR]`, run in the top folder of the checkout.
 //!
-//! It looks at five things: which crate depends on which, where `unsafe` stands and why, how many lines run in ring 0,
-//! which of its files know each other in a circle,
-//! and (given the release hypervisor's ELF file) which functions of ring 0 can panic.
+//! It looks at seven things: which crate depends on which, where `unsafe` stands and why, how many lines run in ring 0, which
+//! of its files know each other in a circle, whether PROMISES.md names what exists, whether citations lead somewhere, and
+//! (given the release hypervisor's ELF file) which functions of ring 0 can panic.
 
 #![forbid(unsafe_code)]
 
 mod arrows;
 mod circles;
+mod citations;
 mod lines;
 mod panics;
 mod promises;
@@ -43,6 +44,7 @@ fn violations(root: &Path, hypervisor: Option<&Path>) -> Result<Vec<String>> {
     found.extend(lines::check(root)?);
     found.extend(circles::check(root)?);
     found.extend(promises::check(root)?);
+    found.extend(citations::check(root)?);
     match hypervisor {
         Some(elf) => found.extend(panics::check(elf, &root.join("tests/shape/panics.txt"))?),
         None => println!("panics of ring 0: not looked at, no hypervisor given"),
