@@ -99,7 +99,7 @@ pub(crate) enum State {
 }
 
 impl Guests {
-    /// No guest yet; those of `bundle` are made by [`Guests::start_all`].
+    /// No guest yet; those of `bundle` are made by [`Guests::make_planned`].
     pub(crate) fn new(own: DomainId, bundle: Bundle<'static>, terminal: Rc<Terminal>) -> Rc<Self> {
         Rc::new(Self {
             own,

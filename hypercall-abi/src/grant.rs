@@ -50,7 +50,7 @@ abi! {
         SetupTable = 2,
         /// Page transfer; refused.
         Transfer = 4,
-        /// [`Copy`] array.
+        /// [`struct@Copy`] array.
         Copy = 5,
         /// One [`QuerySize`].
         QuerySize = 6,

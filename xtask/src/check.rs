@@ -1,15 +1,21 @@
-//! `cargo xtask check`: format, lints, and the shape of the project.
+//! `cargo xtask check`: format, lints, documentation, and the shape of the project.
 
 use anyhow::{Result, bail};
 use std::time::Instant;
-use xshell::{Shell, cmd};
+use xshell::{Cmd, Shell, cmd};
 use xtask::{TARGET, build, sysroot};
 
 /// What a check is called, and the check.
 type Step = (&'static str, fn(&Shell) -> Result<()>);
 
-const STEPS: [Step; 4] =
-    [("format", format), ("lints on the host", host_lints), ("lints on bare metal", bare_lints), ("shape", shape)];
+const STEPS: [Step; 6] = [
+    ("format", format),
+    ("lints on the host", host_lints),
+    ("lints on bare metal", bare_lints),
+    ("documentation of the host's crates", host_docs),
+    ("documentation of the images", bare_docs),
+    ("shape", shape),
+];
 
 /// Runs every check, also after one has failed.
 pub(crate) fn check(sh: &Shell) -> Result<()> {
@@ -38,17 +44,47 @@ fn format(sh: &Shell) -> Result<()> {
 }
 
 fn host_lints(sh: &Shell) -> Result<()> {
-    // The images are programs without an operating system: they are looked at for their own target only.
-    let without = build::IMAGES.into_iter().flat_map(|name| ["--exclude", name]);
+    let without = without_images();
     Ok(cmd!(sh, "cargo clippy --quiet --workspace {without...} --all-targets -- -D warnings").quiet().run()?)
 }
 
 fn bare_lints(sh: &Shell) -> Result<()> {
-    let packages: Vec<&str> = build::bare_metal_packages(sh).into_iter().flat_map(|name| ["-p", name]).collect();
+    let packages = bare_metal_packages(sh);
     if packages.is_empty() {
         return Ok(());
     }
     Ok(build::bare_metal(cmd!(sh, "cargo clippy --quiet --target {TARGET} {packages...} -- -D warnings")).run()?)
+}
+
+/// Builds the documentation, private items included: a link that leads nowhere is an error.
+fn host_docs(sh: &Shell) -> Result<()> {
+    let without = without_images();
+    document(cmd!(sh, "cargo doc --workspace {without...} --config build.{DENIED}"))
+}
+
+fn bare_docs(sh: &Shell) -> Result<()> {
+    let packages = bare_metal_packages(sh);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    document(build::bare_metal(cmd!(sh, "cargo doc --target {TARGET} {packages...} --config target.{TARGET}.{DENIED}")))
+}
+
+/// Joined to what `.cargo` says; RUSTDOCFLAGS would replace that.
+const DENIED: &str = "rustdocflags=['-Dwarnings']";
+
+fn document(command: Cmd<'_>) -> Result<()> {
+    let command = command.args(["--quiet", "--keep-going", "--no-deps", "--document-private-items"]);
+    Ok(command.env_remove("RUSTDOCFLAGS").quiet().run()?)
+}
+
+/// Leaves out the images: they are programs without an operating system, and are looked at for their own target only.
+fn without_images() -> impl Iterator<Item = &'static str> {
+    build::IMAGES.into_iter().flat_map(|name| ["--exclude", name])
+}
+
+fn bare_metal_packages(sh: &Shell) -> Vec<&'static str> {
+    build::bare_metal_packages(sh).into_iter().flat_map(|name| ["-p", name]).collect()
 }
 
 fn shape(sh: &Shell) -> Result<()> {

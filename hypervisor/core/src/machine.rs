@@ -296,7 +296,7 @@ pub struct Segments {
 
 with_new! {
 /// What the entry code of a CPU needs to take a system call or a page fault of user code to the guest's kernel, and to take it
-/// back, without asking the rules. The rules say before the guest runs what it may do ([`crate::lean::arm`]); what it has done
+/// back, without asking the rules. The rules say before the guest runs what it may do ([`crate::lean::arm()`]); what it has done
 /// is in here afterwards ([`crate::lean::left`]).
 #[repr(C, align(64))]
 #[derive(Debug)]

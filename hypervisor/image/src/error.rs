@@ -21,7 +21,7 @@ pub enum ImageError<'a> {
         /// Bytes the file has.
         file_len: u64,
     },
-    /// The table has more program headers than [`MOST_HEADERS`](crate::MOST_HEADERS).
+    /// The table has more program headers than [`MOST_HEADERS`].
     ProgramHeaderCount {
         /// File offset of the table.
         at: u64,
@@ -60,7 +60,7 @@ pub enum ImageError<'a> {
         /// The first physical address that both claim.
         address: u64,
     },
-    /// The notes have more bytes than [`MOST_NOTE_BYTES`](crate::MOST_NOTE_BYTES) in all.
+    /// The notes have more bytes than [`MOST_NOTE_BYTES`] in all.
     NotesTooLong {
         /// File offset of the notes that are too many.
         at: u64,

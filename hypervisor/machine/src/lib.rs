@@ -6,11 +6,13 @@
 //! Keeps: P12 together with the rules (a guest runs in ring 3 or not at all). It is the only crate of ring 0 with
 //! `unsafe`.
 //!
-//! Ring 0 runs with interrupts off. The only places that let one in are a running guest ([`Hardware::run`]
-//! returns), [`Hardware::idle`], and the moment between two steps of a call (`Machine::let_in`). To Rust, running a guest is a function call:
+//! Ring 0 runs with interrupts off. The only places that let one in are a running guest ([`Hardware::enter`] returns then),
+//! [`Hardware::idle`], and the moment between two steps of a call (`Machine::let_in`). To Rust, running a guest is a function
+//! call:
 //!
 //! ```text
-//! loop { match hardware.run(&mut registers, Return::Exact) { Exit::Syscall => .., Exit::Fault { .. } => .. } }
+//! hardware.enter(&mut registers, Return::Exact);
+//! match hardware.end(&registers) { Exit::Syscall => .., Exit::Fault { .. } => .. }
 //! ```
 //!
 //! Every CPU shares one set of upper page tables (slots 256..272 of every root):

@@ -165,7 +165,7 @@ impl Cpu {
 /// The record of no vcpu: nothing is pending.
 static NO_RECORD: AtomicU64 = AtomicU64::new(0);
 
-/// All CPUs; the first [`crate::smp::count`] are in use.
+/// One for each CPU that the machine may have; those that run are `online`.
 #[unsafe(link_section = ".bss.entry_cpus")]
 pub(crate) static CPUS: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS];
 

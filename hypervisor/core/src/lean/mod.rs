@@ -3,7 +3,7 @@
 //! guest would see the same.
 //!
 //! The shortest are in the entry code: system calls of user code, the way back from them, page faults of user code, a GS base.
-//! [`arm`] tells it what it may do by itself; [`calls`] and [`faults`] are asked when a guest has left for a rule after all.
+//! [`mod@arm`] tells it what it may do by itself; [`calls`] and [`faults`] are asked when a guest has left for a rule after all.
 //!
 //! Touches: what the long ways touch.
 //! Keeps: what they keep.
@@ -40,7 +40,7 @@ pub enum End {
 }
 
 /// Runs the guest, for as long as what it leaves for is ordinary. `enter` lets it run until it leaves and keeps what it left for
-/// in [`crate::machine::Registers::error`]. Flushes are answered first: nothing waits or answers between [`arm`] and the guest.
+/// in [`crate::machine::Registers::error`]. Flushes are answered first: nothing waits or answers between [`arm()`] and the guest.
 pub fn run<M: Machine>(ctx: &mut Ctx<'_, M>, mut enter: impl FnMut(&mut Ctx<'_, M>, Way)) -> End {
     ctx.m.begin(&mut ctx.own.regs);
     arm(ctx);

@@ -32,7 +32,7 @@ pub(super) fn check(descriptor: u64) -> Result<u64, Refused> {
 
 impl<M: Frames + Cpus> Session<'_, M> {
     /// Takes a use of a frame of this domain as a page of descriptors, correcting the page in place. The use is ended by
-    /// [`FrameTable::drop_use`], after no CPU's GDT or LDT shows the frame any more.
+    /// [`drop_use`](crate::frame::FrameTable::drop_use), after no CPU's GDT or LDT shows the frame any more.
     ///
     /// # Errors
     /// [`Refused::BadDescriptor`] and those of a frame that is not ours or mapped writable.

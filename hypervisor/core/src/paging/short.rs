@@ -400,7 +400,7 @@ pub(super) fn next_present(page: &Page, from: usize, end: usize) -> usize {
 }
 
 /// One more than the last entry before one that is present; `end` if there is none from there on. `filled` says in which
-/// groups there may be one ([`FrameTable::filled`]).
+/// groups there may be one ([`filled`](crate::frame::FrameTable::filled)).
 pub(super) fn last_present(page: &Page, before: usize, end: usize, filled: u32) -> usize {
     let mut at = before;
     while let Some(last) = at.checked_sub(1).filter(|_| at > end) {
