@@ -14,7 +14,7 @@ use guests::abi::memory::{Exchange, MemoryOp, Reservation};
 use guests::abi::mmu::{MmuextCommand, pte};
 use guests::abi::vcpu::VcpuOp;
 use guests::abi::version::VersionOp;
-use guests::abi::{Errno, Hypercall, domid};
+use guests::abi::{Errno, Hypercall, domid, selector};
 use guests::memory::{PAGE, Pages, Window};
 use guests::probe::{self, address, address_mut, call, call_number, mmuext, update_va_mapping};
 use guests::tables::{BRANCH, Chain, LEAF};
@@ -32,6 +32,7 @@ const ROWS: &[Row] = &[
     ("a table of level 2 or more that leads to itself", a_linear_table),
     ("a superpage in an L2 table", || upper_entry(2, BRANCH | pte::PAT_OR_PSE)),
     ("`mmuext_op(MARK_SUPER)`", || mmuext(MmuextCommand::MarkSuper, 0, 0)),
+    ("a call gate in a descriptor table", a_call_gate),
     ("RAM mapped uncached", uncached_memory),
     ("`mmuext_op(FLUSH_CACHE)`", || mmuext(MmuextCommand::FlushCache, 0, 0)),
     ("grant tables: `set_version(2)`", || grant(8, &mut SetVersion { version: 2 })),
@@ -135,6 +136,13 @@ fn upper_entry(level: u32, flags: u64) -> Answer {
     chain.unpin(level)?;
     chain.unprotect(level);
     answer
+}
+
+fn a_call_gate() -> Answer {
+    const TO_FLAT_CODE: u64 = 0x8c00 << 32 | (selector::GUEST_CS as u64) << 16;
+    let page = Pages::allocate(1).ok_or(Errno::NoMem)?;
+    let frame = page.frame(0).ok_or(Errno::Fault)?;
+    call(Hypercall::UpdateDescriptor, [frame * PAGE, TO_FLAT_CODE, 0, 0, 0])
 }
 
 fn uncached_memory() -> Answer {
