@@ -3,7 +3,6 @@
 
 use crate::machine::{HOLE_MARK, Seen};
 use hv_core::addr::{DomainId, ENTRIES, Frame, HOLE_SLOTS, MAX_DOMAINS};
-use hv_core::frame::state::OwnerState;
 use hv_core::frame::{FrameTable, Info, Owner, Use};
 use hv_core::machine::{Cpus, Frames};
 use hv_core::paging::entry::{CACHE, GLOBAL, Target, USER, target};
@@ -59,6 +58,35 @@ pub trait Memory {
     /// # Errors
     /// The promise that is broken if not.
     fn mappable(&self, frame: Frame) -> Found;
+}
+
+/// What the frame table says of every frame, while nothing changes it.
+#[derive(Default)]
+pub struct Words(Vec<Info>);
+
+impl Words {
+    /// Reads the words of all frames anew.
+    pub fn read(&mut self, table: &FrameTable) {
+        self.0.clear();
+        self.0.extend((0..table.limit()).map_while(|n| table.info(Frame::from_u32(n))));
+    }
+
+    /// How many frames there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What it says of a frame; `None` above the limit.
+    #[must_use]
+    pub fn get(&self, frame: Frame) -> Option<Info> {
+        self.0.get(frame.index()).copied()
+    }
+
+    /// All frames, with what it says of them.
+    pub fn iter(&self) -> impl Iterator<Item = (Frame, Info)> {
+        (0..).map(Frame::from_u32).zip(self.0.iter().copied())
+    }
 }
 
 /// What all frames should look like.
@@ -268,15 +296,15 @@ impl Tally {
     }
 }
 
-/// P13: for each of the domains there are, the table counts as many frames as are its own; and what is set aside for them
-/// is free.
+/// P13: for each of the domains there are, the table counts as many frames as are its own by their words; and what is set
+/// aside for them is free.
 ///
 /// # Errors
 /// What does not agree.
-pub fn books(table: &FrameTable, free: u32, domains: &[DomainId]) -> Found {
+pub fn books(table: &FrameTable, words: &Words, free: u32, domains: &[DomainId]) -> Found {
     let mut owned = [0; MAX_DOMAINS as usize];
-    for frame in (0..table.limit()).map(Frame::from_u32) {
-        if let Some(Info { owner: OwnerState { owner: Owner::Guest(id), .. }, .. }) = table.info(frame) {
+    for (_, info) in words.iter() {
+        if let Owner::Guest(id) = info.owner.owner {
             owned[id.slot()] += 1;
         }
     }

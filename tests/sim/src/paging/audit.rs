@@ -4,10 +4,10 @@
 //! frame table are believed in nothing.
 
 use super::world::{DEVICES, Dom, LIMIT, World, frame};
-use crate::tally::{Found, Memory, Tally, books};
+use crate::tally::{Found, Memory, Tally, Words, books};
 use hv_core::addr::{Frame, HOLE_SLOTS};
 use hv_core::frame::table::GROUP;
-use hv_core::frame::{Owner, Use};
+use hv_core::frame::{Info, Owner, Use};
 use hv_core::lock::Held;
 use hv_core::paging::Sweep;
 
@@ -16,7 +16,17 @@ use hv_core::paging::Sweep;
 pub struct Scratch {
     /// What was counted last.
     pub tally: Tally,
+    /// The words of all frames, read once for each audit.
+    words: Words,
     audits: u64,
+}
+
+impl Scratch {
+    /// How many audits there have been.
+    #[must_use]
+    pub fn audits(&self) -> u64 {
+        self.audits
+    }
 }
 
 /// Recounts and compares.
@@ -29,7 +39,8 @@ pub fn audit(world: &mut World) -> Result<(), String> {
     if scratch.audits.is_multiple_of(512) {
         world.m.touch_all();
     }
-    let result = recount(world, &mut scratch.tally).and_then(|()| compare(world, &scratch.tally));
+    scratch.words.read(&world.table);
+    let result = recount(world, &mut scratch.tally).and_then(|()| compare(world, &scratch.words, &scratch.tally));
     if result.is_ok() {
         note_reuse(world, &scratch.tally);
     }
@@ -95,14 +106,14 @@ fn recount(world: &mut World, tally: &mut Tally) -> Found {
     Ok(())
 }
 
-fn compare(world: &mut World, tally: &Tally) -> Found {
+fn compare(world: &mut World, words: &Words, tally: &Tally) -> Found {
     if crate::complaints() != world.complaints {
         return Err("the rules complained about themselves".into());
     }
     let mut free = 0;
     for n in 0..DEVICES {
         let f = frame(n);
-        let info = world.table.info(f).expect("RAM");
+        let info = words.get(f).expect("RAM");
         let owner = info.owner;
         let mut known = world.known[n];
         // While a domain is taken down its frames leave it one by one.
@@ -126,13 +137,13 @@ fn compare(world: &mut World, tally: &Tally) -> Found {
             return Err(format!("P10: the machine-to-physical entry of {f:?} is {:#x}: {known:?}", world.m2p(f)));
         }
         tally.agrees(f, info, known.allocated)?;
-        sparse(world, f)?;
+        sparse(world, f, info)?;
     }
     if world.table.free_frames() != free {
         return Err(format!("P11: {} frames in the pool, {free} are free", world.table.free_frames()));
     }
     let ids: Vec<_> = world.doms.iter().map(|dom| dom.space.id()).collect();
-    books(&world.table, free, &ids)?;
+    books(&world.table, words, free, &ids)?;
     if let Some(id) = ids.iter().find(|id| u64::from(world.table.owned(**id)) > LIMIT) {
         return Err(format!("P13: {id} owns {} frames", world.table.owned(*id)));
     }
@@ -140,8 +151,8 @@ fn compare(world: &mut World, tally: &Tally) -> Found {
 }
 
 /// What is not noted of a table holds nothing: it would not be taken down.
-fn sparse(world: &World, f: Frame) -> Found {
-    let Some(level) = world.table.info(f).and_then(|info| info.kind.live_table()) else { return Ok(()) };
+fn sparse(world: &World, f: Frame, info: Info) -> Found {
+    let Some(level) = info.kind.live_table() else { return Ok(()) };
     let filled = world.table.filled(f);
     let missed = |&&(at, word): &&(usize, u64)| {
         word & 1 != 0 && filled >> (at / GROUP) & 1 == 0 && !(level == 4 && HOLE_SLOTS.contains(&at))

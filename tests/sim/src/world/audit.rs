@@ -3,13 +3,13 @@
 
 use super::Context;
 use super::machine::{WholeMachine, owner_number};
-use crate::tally::{Found, Memory, Tally, books};
+use crate::tally::{Found, Memory, Tally, Words, books};
 use hv_core::addr::{CpuId, DomainId, Frame, Port};
 use hv_core::audit::Held;
 use hv_core::domain::life::kept_frames;
 use hv_core::domain::{Domain, Life, Powers};
 use hv_core::event::port::{Binding, PortState};
-use hv_core::frame::{Owner, Use};
+use hv_core::frame::{Info, Owner, Use};
 use hv_core::grant::Grants;
 use hv_core::lock;
 use hv_core::paging::Sweep;
@@ -22,6 +22,10 @@ use std::collections::BTreeMap;
 /// Room to recount in, and what is remembered between two audits.
 pub struct Audit {
     tally: Tally,
+    /// The words of all frames, read once for each audit of all.
+    words: Words,
+    /// Frames that are pinned, with whose they are and as what.
+    pinned: Vec<(DomainId, Frame, Use)>,
     /// Who keeps each frame besides those who use it.
     keepers: Vec<Option<Owner>>,
     /// How many frames each domain owned after the last step.
@@ -64,7 +68,7 @@ impl On {
 /// Memory as a domain may use it.
 struct Seeing<'a> {
     m: &'a WholeMachine,
-    world: &'a World,
+    table: &'a Words,
     id: DomainId,
     /// Frames of others that it maps, and how often.
     foreign: RefCell<BTreeMap<Frame, usize>>,
@@ -76,7 +80,7 @@ impl Memory for Seeing<'_> {
     }
 
     fn owner(&self, frame: Frame) -> Option<Owner> {
-        owner(self.world, frame)
+        self.table.get(frame).map(|info| info.owner.owner)
     }
 
     fn mappable(&self, frame: Frame) -> Found {
@@ -92,16 +96,14 @@ impl Memory for Seeing<'_> {
     }
 }
 
-fn owner(world: &World, frame: Frame) -> Option<Owner> {
-    world.frames.info(frame).map(|info| info.owner.owner)
-}
-
 impl Audit {
     /// An audit of a machine of so many frames.
     #[must_use]
     pub fn new(frames: usize) -> Self {
         Self {
             tally: Tally::default(),
+            words: Words::default(),
+            pinned: Vec::new(),
             keepers: vec![None; frames],
             owned: BTreeMap::new(),
             complaints: crate::complaints(),
@@ -121,15 +123,16 @@ impl Audit {
     /// # Errors
     /// The first promise found broken, by its number.
     pub fn look(&mut self, m: &WholeMachine, world: &World, on: &[On]) -> Found {
+        let domains: Vec<&Domain> = there(world).collect();
         m.for_free(|| {
             self.no_complaint()?;
-            self.recount(m, world, on)?;
+            self.recount(m, world, &domains, on)?;
             self.compare(m, world)?;
             self.growth(m, world)?;
             m.forget_limits(world);
-            self.set_aside(world)?;
+            self.set_aside(world, &domains)?;
             caches(m, world, Some(&self.tally))?;
-            ports(m, world)?;
+            ports(m, world, &domains)?;
             queues(m, world)?;
             if on.iter().all(|on| on.stays && !on.ticks) {
                 timers(m, world)?;
@@ -156,14 +159,20 @@ impl Audit {
         if silent { Ok(()) } else { Err("the rules complained about themselves".into()) }
     }
 
-    fn recount(&mut self, m: &WholeMachine, world: &World, on: &[On]) -> Found {
+    fn recount(&mut self, m: &WholeMachine, world: &World, domains: &[&Domain], on: &[On]) -> Found {
+        self.words.read(&world.frames);
+        if self.words.count() != self.keepers.len() {
+            return Err(format!("the frame table has words for {} frames", self.words.count()));
+        }
         self.tally.begin(self.keepers.len());
         self.keepers.fill(None);
-        for n in 0..self.keepers.len() {
-            let frame = Frame::from_u32(n as u32);
-            let owner = world.frames.info(frame).ok_or("no words")?.owner;
+        self.pinned.clear();
+        for (frame, Info { owner, kind }) in self.words.iter() {
+            if let (true, Owner::Guest(id)) = (kind.pinned, owner.owner) {
+                self.pinned.push((id, frame, kind.used_as));
+            }
             if let (true, keeper @ (Owner::Guest(_) | Owner::Orphan)) = (owner.allocated, owner.owner) {
-                self.kept(frame, keeper)?; // the domain's own: nothing else says so
+                self.keepers[frame.index()] = Some(keeper); // the domain's own: nothing else says so
             }
         }
         self.kept(Frame::from_u32(0), Owner::Hypervisor)?;
@@ -171,15 +180,16 @@ impl Audit {
             self.kept(self.reserve[n], Owner::Hypervisor)?;
         }
         let mut pins: BTreeMap<(DomainId, u32, Frame), [u64; 2]> = BTreeMap::new();
-        for domain in world.domains.iter().filter(|domain| domain.life() != Life::Free) {
+        for domain in domains {
             self.domain(m, world, domain, on)?;
             for handle in handles(m, domain) {
-                self.tally.held(handle.frame, owner(world, handle.frame), domain.id(), handle.writable)?;
+                let owner = self.words.get(handle.frame).map(|info| info.owner.owner);
+                self.tally.held(handle.frame, owner, domain.id(), handle.writable)?;
                 let counts = pins.entry((handle.owner, handle.gref, handle.frame)).or_default();
                 counts[usize::from(handle.writable)] += 1;
             }
         }
-        for domain in world.domains.iter().filter(|domain| domain.life() != Life::Free) {
+        for domain in domains {
             for (gref, frame, readers, writers) in in_use(m, domain) {
                 let found = pins.remove(&(domain.id(), gref, frame)).unwrap_or_default();
                 if found != [readers, writers] {
@@ -191,9 +201,7 @@ impl Audit {
             }
         }
         // Handles whose granter lives must have been found; those of the dead hold their frames alone.
-        let orphaned = pins.keys().find(|(owner, ..)| {
-            world.domains.iter().any(|domain| domain.life() != Life::Free && domain.id() == *owner)
-        });
+        let orphaned = pins.keys().find(|(owner, ..)| domains.iter().any(|domain| domain.id() == *owner));
         orphaned.map_or(Ok(()), |pin| Err(format!("P6: {pin:?} is held, but not in use")))
     }
 
@@ -233,16 +241,12 @@ impl Audit {
             self.tally.leaves(id);
             return Ok(());
         }
-        for n in 0..self.keepers.len() {
-            let frame = Frame::from_u32(n as u32);
-            let info = world.frames.info(frame).ok_or("no words")?;
-            if info.kind.pinned && info.owner.owner == Owner::Guest(id) {
-                let level = info.kind.used_as.level().ok_or(format!("P2: {frame:?} is pinned as no table"))?;
-                self.tally.pinned(frame, level)?;
-            }
+        for (_, frame, used_as) in self.pinned.iter().filter(|(owner, ..)| *owner == id) {
+            let level = used_as.level().ok_or_else(|| format!("P2: {frame:?} is pinned as no table"))?;
+            self.tally.pinned(*frame, level)?;
         }
         self.tally.unfinished(&session)?;
-        let memory = Seeing { m, world, id, foreign: RefCell::default() };
+        let memory = Seeing { m, table: &self.words, id, foreign: RefCell::default() };
         self.tally.follow(&memory, id, sweep)?;
         let foreign = memory.foreign.into_inner();
         if domain.life() == Life::Alive && !domain.may(Powers::CONTROL) {
@@ -259,9 +263,7 @@ impl Audit {
 
     fn compare(&self, m: &WholeMachine, world: &World) -> Found {
         let mut free = 0;
-        for (n, &keeper) in self.keepers.iter().enumerate() {
-            let frame = Frame::from_u32(n as u32);
-            let info = world.frames.info(frame).ok_or("no words")?;
+        for ((frame, info), &keeper) in self.words.iter().zip(&self.keepers) {
             let (e, owner) = (&self.tally[frame], info.owner);
             match (keeper, owner.owner) {
                 (Some(keeper), owner) if keeper != owner => {
@@ -288,7 +290,7 @@ impl Audit {
     /// have been raised, used and lowered since: the machine notes limits whenever the turn passes to another CPU.
     fn growth(&mut self, m: &WholeMachine, world: &World) -> Found {
         m.note_limits(world);
-        for domain in world.domains.iter().filter(|domain| domain.life() != Life::Free) {
+        for domain in there(world) {
             let (id, owned) = (domain.id(), world.frames.owned(domain.id()));
             let before = self.owned.insert(id, owned).unwrap_or(0);
             let limit = m.highest_limit(id);
@@ -301,10 +303,9 @@ impl Audit {
 
     /// P13: domains own what is counted; and what the hypervisor keeps for a domain, and what is set aside for it, is together
     /// what a domain may need.
-    fn set_aside(&mut self, world: &World) -> Found {
-        let domains: Vec<&Domain> = world.domains.iter().filter(|domain| domain.life() != Life::Free).collect();
+    fn set_aside(&mut self, world: &World, domains: &[&Domain]) -> Found {
         let ids: Vec<DomainId> = domains.iter().map(|domain| domain.id()).collect();
-        books(&world.frames, world.frames.free_frames(), &ids)?;
+        books(&world.frames, &self.words, world.frames.free_frames(), &ids)?;
         self.owned.retain(|id, _| ids.contains(id));
         for domain in domains {
             let id = domain.id();
@@ -316,6 +317,11 @@ impl Audit {
         }
         Ok(())
     }
+}
+
+/// The domains there are.
+fn there(world: &World) -> impl Iterator<Item = &Domain> {
+    world.domains.iter().filter(|domain| domain.life() != Life::Free)
 }
 
 /// What CPUs may remember is true still, or harmless: by the words of the frames, and by what was recounted, if it was.
@@ -398,15 +404,14 @@ fn bound(m: &WholeMachine, domain: &Domain) -> Vec<(Port, PortState)> {
 }
 
 /// P5: each end names the other or nobody; a virtual interrupt and its port name each other.
-fn ports(m: &WholeMachine, world: &World) -> Found {
-    for domain in world.domains.iter().filter(|domain| domain.life() == Life::Alive) {
+fn ports(m: &WholeMachine, world: &World, domains: &[&Domain]) -> Found {
+    for domain in domains.iter().filter(|domain| domain.life() == Life::Alive) {
         let id = domain.id();
         for (port, state) in bound(m, domain) {
             match state.binding {
                 Binding::Interdomain(other, at) => {
                     // One that is being destroyed has its ports until its vcpus have left their CPUs.
-                    let mut domains = world.domains.iter().filter(|domain| domain.life() != Life::Free);
-                    let other_end = domains.find(|domain| domain.id() == other);
+                    let other_end = domains.iter().find(|domain| domain.id() == other);
                     let end = other_end.map(|other| world.port(m, other, at).binding);
                     if end != Some(Binding::Interdomain(id, port)) {
                         return Err(format!("P5: {id} {port:?} is joined to {other} {at:?}, which is {end:?}"));
@@ -447,9 +452,9 @@ fn queues(m: &WholeMachine, world: &World) -> Found {
     }
     for (index, vcpu) in (0u16..).zip(&world.vcpus) {
         let times = all.iter().filter(|other| **other == index).count();
-        let exists = world.domain_of(vcpu).is_some();
-        if times != usize::from(exists && vcpu.place() == Place::Queued) {
-            return Err(format!("vcpu {index} ({exists}) is {:?} and {times} times in a run queue", vcpu.place()));
+        let queued = vcpu.place() == Place::Queued && world.domain_of(vcpu).is_some();
+        if times != usize::from(queued) {
+            return Err(format!("vcpu {index} ({queued}) is {:?} and {times} times in a run queue", vcpu.place()));
         }
         let may_run = vcpu.is_online() && world.domain_of(vcpu).is_some_and(Domain::runs);
         if may_run && vcpu.place() == Place::Off {
