@@ -57,7 +57,7 @@ const FORMS: &[Form] = &[
         package: "sim",
         suite: "sim/hostile",
         test: Some("hostile_guests_never_break_a_promise"),
-        length: Some(("STEPS", 240_000)),
+        length: Some(("STEPS", 800_000)),
         seed: Some("SEED"),
         with: None,
     },

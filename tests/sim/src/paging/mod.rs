@@ -14,8 +14,10 @@ use world::{FAMILIES, World};
 pub struct Totals {
     /// Calls that came to an answer, by family: tried, succeeded.
     pub families: [(u64, u64); FAMILIES.len()],
-    /// Calls into the rules, interrupted ones included; after each there was an audit.
+    /// Calls into the rules, interrupted ones included.
     pub calls: u64,
+    /// Audits of everything: one after each call, and one after whatever else guests and CPUs did.
+    pub audits: u64,
     /// Calls that were interrupted and then answered.
     pub resumed: u64,
     /// Climbs that were given up because their domain died.
@@ -39,6 +41,7 @@ impl Totals {
             *a = (a.0 + b.0, a.1 + b.1);
         }
         self.calls += other.calls;
+        self.audits += other.audits;
         self.resumed += other.resumed;
         self.abandoned += other.abandoned;
         self.roots_pinned += other.roots_pinned;
@@ -60,9 +63,10 @@ impl std::fmt::Display for Totals {
         writeln!(f, "{:<16}{:>10}{:>10}{:>8.1}%", "all", all.0, all.1, percent(all.1))?;
         write!(
             f,
-            "{} calls, {} answered after an interruption, {} climbs abandoned, {} L4 pinned, {} frames table-writable-table, \
-             {} audits with two domains' work unfinished, {} domains destroyed, {} flushes",
+            "{} calls, {} audits of everything, {} answered after an interruption, {} climbs abandoned, {} L4 pinned, {} frames table-writable-table, \
+             {} of the audits with two domains' work unfinished, {} domains destroyed, {} flushes",
             self.calls,
+            self.audits,
             self.resumed,
             self.abandoned,
             self.roots_pinned,
@@ -96,6 +100,7 @@ pub fn run(seed: u64, calls: u64, ways: Ways) -> Result<Totals, String> {
         })?;
     }
     world.totals.flushes = world.m.flushes.get();
+    world.totals.audits = world.scratch.audits();
     Ok(world.totals)
 }
 

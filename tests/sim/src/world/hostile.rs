@@ -7,7 +7,8 @@
 //! where steps are to overlap with several of another CPU, it is so after one or two steps of eight, and after [`UNAUDITED`]
 //! without an audit at the latest. After the other steps is looked at what holds at any time ([`Audit::glance`]): what CPUs
 //! remember, who runs where, and whether a domain has grown beyond its limit. How many steps lie between two audits of all
-//! is checked at each.
+//! is checked at each: one at least, which the second follows at once. So there are as many steps with an audit of their own as
+//! there are audits, and the tests count these ([`super::SHARES`]).
 
 use super::audit::{Audit, On, keeps};
 use super::build::{self, at, page};
@@ -376,8 +377,8 @@ impl Everybody {
     fn look(&mut self, all: bool) -> ControlFlow<()> {
         let found = if all {
             let (steps, most) = (std::mem::take(&mut self.unaudited), self.most_unaudited());
-            if steps > most {
-                return self.fail(format!("{steps} steps without an audit of all, and {most} at most should be"));
+            if steps == 0 || steps > most {
+                return self.fail(format!("{steps} steps between two audits of all, and 1 to {most} should be"));
             }
             self.totals.audits += 1;
             self.totals.worst = self.totals.worst.max(steps);

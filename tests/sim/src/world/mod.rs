@@ -24,6 +24,31 @@ use std::fmt;
 /// A vcpu on a simulated CPU.
 pub type Context<'a> = hv_core::world::Ctx<'a, machine::WholeMachine>;
 
+/// How many steps have an audit of all of their own, at once after them, in the tests of hostile guests and of crowds on so
+/// many CPUs.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// CPUs of the machine.
+    pub cpus: usize,
+    /// Steps of hostile guests, at least.
+    pub hostile: u64,
+    /// Steps of crowds, at least.
+    pub crowd: u64,
+}
+
+/// What there is of each number of CPUs: at least two million steps together.
+pub const SHARES: [Share; 3] = [
+    Share { cpus: 1, hostile: 800_000, crowd: 120_000 },
+    Share { cpus: 2, hostile: 520_000, crowd: 60_000 },
+    Share { cpus: 4, hostile: 520_000, crowd: 60_000 },
+];
+
+const _: () = {
+    let [one, two, four] = SHARES;
+    let hostile = one.hostile + two.hostile + four.hostile;
+    assert!(hostile + one.crowd + two.crowd + four.crowd >= 2_000_000);
+};
+
 /// What many runs reached.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
@@ -35,7 +60,7 @@ pub struct Totals {
     pub steps: u64,
     /// Steps after which all CPUs came to rest for an audit of all.
     pub followed: u64,
-    /// Audits of all: steps of different CPUs that overlap share one.
+    /// Audits of all, each at once after a step that no other has followed: steps of different CPUs that overlap share one.
     pub audits: u64,
     /// The most steps that one of these audits followed.
     pub worst: u64,
@@ -43,6 +68,15 @@ pub struct Totals {
     pub turns: u64,
     /// Most looks at memory in one step of a call.
     pub longest: (u64, &'static str),
+}
+
+impl FromIterator<Totals> for Totals {
+    fn from_iter<I: IntoIterator<Item = Self>>(runs: I) -> Self {
+        runs.into_iter().fold(Self::default(), |mut sum, run| {
+            sum.add(&run);
+            sum
+        })
+    }
 }
 
 impl Totals {
@@ -63,6 +97,17 @@ impl Totals {
         self.longest = self.longest.max(other.longest);
     }
 
+    /// How much there was of everything, in a line.
+    #[must_use]
+    pub fn sum(&self) -> String {
+        let (looks, call) = self.longest;
+        format!(
+            "{} steps, {} followed at once by an audit of all, the others after {} at most; {} audits, each after a step of \
+             its own; {} turns; the longest step looked {looks} times at memory: {call}",
+            self.steps, self.followed, self.worst, self.audits, self.turns,
+        )
+    }
+
     /// Tries and successes of a hypercall, all its operations together.
     #[must_use]
     pub fn of(&self, call: &str) -> (u64, u64) {
@@ -80,17 +125,6 @@ impl fmt::Display for Totals {
         for (what, n) in &self.events {
             writeln!(f, "{what:<56}{n:>10}")?;
         }
-        write!(
-            f,
-            "{} steps, {:.1} % followed at once by an audit of all, the others after {} at most; {} audits, {} turns; the \
-             longest step looked {} times at memory: {}",
-            self.steps,
-            100.0 * self.followed as f64 / self.steps.max(1) as f64,
-            self.worst,
-            self.audits,
-            self.turns,
-            self.longest.0,
-            self.longest.1
-        )
+        write!(f, "{}", self.sum())
     }
 }
