@@ -16,9 +16,9 @@ pub(crate) enum Kind {
     /// Stacks and arguments.
     Data = 0,
     /// Instructions.
-    Code = 16,
+    Code = 32,
     /// Page tables, as their owner maps them.
-    Table = 32,
+    Table = 64,
 }
 
 /// What a page was found in: it moves when this CPU flushes, and when another domain comes.
@@ -28,7 +28,7 @@ pub(super) fn life<M: Cpus>(m: &M) -> u64 {
 }
 
 /// Pages of one kind that are remembered.
-const PAGES: usize = 16;
+const PAGES: usize = 32;
 const _: () = assert!(Kind::Code as usize == PAGES && Kind::Table as usize == 2 * PAGES);
 
 /// The pages that a CPU has found by walking tables, remembered as its TLB remembers them: until it flushes.
@@ -76,12 +76,13 @@ impl Seen {
         Self { stack: Found::new(), pages: [const { Found::new() }; 3 * PAGES] }
     }
 
-    /// Where a page is remembered. Linux has the tops of its stacks eight pages apart.
+    /// Where a page is remembered: by all bits of its number. A kernel has stacks, its own data and that of each CPU at numbers
+    /// that differ in few of them.
     #[inline(always)]
     fn place(&self, at: GuestVirt, kind: Kind) -> Option<&Found> {
-        let page = (at.0 >> PAGE_SHIFT) as usize;
-        let page = if kind == Kind::Code { page } else { page ^ (page / 8) };
-        self.pages.get(page % PAGES + kind as usize)
+        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 over the golden ratio
+        let place = (at.0 >> PAGE_SHIFT).wrapping_mul(SPREAD) >> (u64::BITS - PAGES.ilog2());
+        self.pages.get(place as usize + kind as usize)
     }
 
     /// The frame of a page, if it was found and is what a walk from this root would find.
