@@ -14,7 +14,7 @@ use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_SIZE, long};
 use crate::frame::FrameTable;
 use crate::machine::{Cpus, Frames};
 use core::ops::Range;
-use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hypercall_abi::mmu::pte::{FRAME, PAT_OR_PSE, PRESENT, USER, WRITE};
 use seen::{Kind, Seen};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -239,18 +239,18 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
         Ok(())
     }
 
-    /// The same for words of a page that this CPU remembers.
+    /// The same for words of a page that this CPU remembers. They may be written again, as long as nothing waits.
     #[inline(always)]
-    pub(crate) fn write_recalled<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Option<()> {
+    pub(crate) fn write_recalled<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Option<&'m [AtomicU64]> {
         let place = words::<T>(at)?;
-        self.write_words(self.recall(at, Access::Write)?, place, value);
-        Some(())
+        Some(self.write_words(self.recall(at, Access::Write)?, place, value))
     }
 
     #[inline(always)]
-    fn write_words<T: IntoBytes + Immutable>(&self, frame: Frame, place: Range<usize>, value: &T) {
+    fn write_words<T: IntoBytes + Immutable>(&self, frame: Frame, place: Range<usize>, value: &T) -> &'m [AtomicU64] {
         let (from, to) = (value.as_bytes().as_chunks().0, self.m.page(frame).get(place).unwrap_or_default());
         from.iter().zip(to).for_each(|(from, to)| to.store(u64::from_le_bytes(*from), Relaxed));
+        to
     }
 }
 

@@ -57,6 +57,7 @@ pub fn set<M: Machine>(
         runstate: own.runstate,
         runstate_area: own.runstate_area,
         time_area: own.time_area,
+        time_stale: own.time_area.is_some(), // its address may lead to another page under another root
         initialised: true,
         ..VcpuState::new()
     };

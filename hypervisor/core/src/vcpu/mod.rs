@@ -133,6 +133,8 @@ with_new! {
         pub runstate_area: Option<GuestVirt> = None,
         /// Where the guest wants a second copy of the time.
         pub time_area: Option<GuestVirt> = None,
+        /// That copy is still to be written.
+        pub time_stale: bool = false,
         /// The last write to a page table that took the short way.
         pub last_write: Shape = Shape::NONE,
         /// The areas wait for kernel mode to be written.

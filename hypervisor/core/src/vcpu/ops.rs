@@ -66,7 +66,7 @@ pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         VcpuOp::GetPhysid => return Err(Errno::Inval.into()),
         VcpuOp::RegisterVcpuTimeMemoryArea => {
             let area = area(ctx, arg)?;
-            with_own(ctx, vcpu, |own| own.time_area = area)?;
+            with_own(ctx, vcpu, |own| (own.time_area, own.time_stale) = (area, area.is_some()))?;
             if number == ctx.vcpu.number() {
                 runstate::write_areas(ctx);
             }

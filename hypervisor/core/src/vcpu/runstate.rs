@@ -38,22 +38,38 @@ pub fn write_areas<M: Machine>(ctx: &mut Ctx<'_, M>) {
     if !ctx.own.kernel_mode {
         return;
     }
-    if let Some(at) = ctx.own.runstate_area {
-        let info = ctx.own.runstate;
-        // A guest that unmaps its own area reads nothing; that is its affair.
-        let _ = if ctx.domain.assisted(Assist::RunstateUpdateFlag) {
-            let begun = RunstateInfo { state_entry_time: info.state_entry_time | RUNSTATE_UPDATE, ..info };
-            ctx.write(at.0, &begun).and_then(|()| ctx.write(at.0.wrapping_add(8), &info.state_entry_time))
-        } else {
-            ctx.write(at.0, &info)
-        };
+    // A guest that unmaps its own area reads nothing; that is its affair.
+    let _ = ctx.own.runstate_area.map(|at| write_runstate(ctx, at));
+    if ctx.own.time_stale {
+        write_time(ctx);
     }
-    if let Some(at) = ctx.own.time_area
-        && let Ok(old) = ctx.read::<TimeInfo>(at.0)
-    {
-        let record = time::next_record(ctx.m, &old);
-        // The version shares its word with nothing.
-        let done = [record.version.wrapping_add(1), record.pad0];
-        let _ = ctx.write(at.0, &record).and_then(|()| ctx.write(at.0, &done));
+}
+
+/// Writes how the time was spent; a guest that wants to know sees by a bit whether that is going on.
+fn write_runstate<M: Machine>(ctx: &Ctx<'_, M>, at: GuestVirt) -> Result<(), Errno> {
+    const ENTRY: usize = core::mem::offset_of!(RunstateInfo, state_entry_time);
+    let info = ctx.own.runstate;
+    if !ctx.domain.assisted(Assist::RunstateUpdateFlag) {
+        return ctx.write(at.0, &info);
     }
+    let entered = info.state_entry_time;
+    let begun = RunstateInfo { state_entry_time: entered | RUNSTATE_UPDATE, ..info };
+    if let Some(word) = ctx.view()?.write_recalled(at, &begun).and_then(|words| words.get(ENTRY / 8)) {
+        word.store(entered, Release);
+        return Ok(());
+    }
+    ctx.write(at.0, &begun)?;
+    ctx.write(at.plus(long(ENTRY)).0, &entered)
+}
+
+/// Writes the time record the guest reads in place of that of `vcpu_info`. It says the same for as long as the guest runs here,
+/// so once is enough.
+fn write_time<M: Machine>(ctx: &mut Ctx<'_, M>) {
+    let Some(at) = ctx.own.time_area else { return };
+    let Ok(old) = ctx.read::<TimeInfo>(at.0) else { return };
+    let record = time::next_record(ctx.m, &old);
+    // The version shares its word with nothing.
+    let done = [record.version.wrapping_add(1), record.pad0];
+    let written = ctx.write(at.0, &record).and_then(|()| ctx.write(at.0, &done));
+    ctx.own.time_stale = written.is_err();
 }
