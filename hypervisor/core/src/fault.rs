@@ -78,6 +78,8 @@ pub enum Fault {
     ShortWithoutUse,
     /// A vcpu that may run again while it is put off stays off.
     LeaveOff,
+    /// A vcpu comes to a CPU, and the timer there is not set for its deadlines.
+    ArriveUnkept,
     /// Two CPUs that wake a vcpu at once both have it wait.
     QueueTwice,
     /// A CPU has a vcpu wait that it has let go of, though another has it already.

@@ -4,7 +4,7 @@
 use hv_core::fault::{Fault, plant};
 use sim::world::{crowd, meanwhile};
 
-/// Plays a crowd on so many CPUs; the seeds are few and always the same. What the audit noticed.
+/// Plays a crowd on so many CPUs; the seeds are always the same. What the audit noticed first.
 fn noticed(cpus: usize, seeds: u64, steps: u64) -> Option<String> {
     let life =
         move |seed| std::thread::Builder::new().stack_size(64 << 20).spawn(move || crowd::run(seed, cpus, steps));
@@ -25,7 +25,7 @@ fn the_audit_notices_faults_of_several_cpus() {
     let mut missed = Vec::new();
     for (fault, cpus) in faults {
         plant(Some(fault));
-        let (alone, several) = (noticed(1, 1, 6_000), noticed(cpus, 60, 10_000));
+        let (alone, several) = (noticed(1, 1, 6_000), noticed(cpus, 400, 10_000));
         // Without what led to it.
         let why = several.as_deref().and_then(|why| why.split("; last:").next());
         sim::tell(format_args!("{fault:?}: {why:?}"));

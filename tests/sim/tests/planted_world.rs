@@ -28,6 +28,7 @@ fn the_audit_notices_planted_faults() {
         Fault::DeafCalls,
         Fault::CountEarly,
         Fault::KeepBreakpoints,
+        Fault::ArriveUnkept,
         Fault::SeenOverRoot,
         Fault::SeenOverLeaf,
     ];

@@ -1,5 +1,6 @@
 //! Deadlines that have come.
 
+use crate::fault::{Fault, planted};
 use crate::prelude::*;
 use core::sync::atomic::AtomicU64;
 use hypercall_abi::event::Virq;
@@ -23,6 +24,15 @@ impl World {
             next = next.min(self.periodic(m, vcpu, now));
         }
         here.arm(m, next);
+    }
+
+    /// A vcpu has come to this CPU: its deadlines are kept from now on, and its tick. Those of others are, by the timer as it is
+    /// set.
+    pub(super) fn keep<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
+        let sooner = vcpu.earliest() < self.sched.here(m).armed() || vcpu.period.load(Relaxed) != 0;
+        if sooner && !planted(Fault::ArriveUnkept) {
+            self.tick(m, u64::MAX);
+        }
     }
 
     /// The deadlines of a vcpu that have come: of a poll, of its one-shot timer.

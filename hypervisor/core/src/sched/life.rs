@@ -55,11 +55,11 @@ pub fn live<M: Machine>(site: &mut Site<'_, M>, runner: &mut impl Runner<M>) -> 
 fn sleep<M: Machine>(site: &mut Site<'_, M>, runner: &mut impl Runner<M>) -> ControlFlow<()> {
     let (m, world) = (site.m, site.world);
     world.sched.set_idle(m, true);
-    world.tick(m, u64::MAX);
     // Who has a vcpu wait from here on sees that we sleep, and kicks.
     if !world.sched.has_waiting() && runner.idle(site)? {
         world.raise_global(m, Virq::Console);
     }
+    world.tick(m, u64::MAX); // who wakes now waits for us, not for another that sleeps
     world.sched.set_idle(m, false);
     ControlFlow::Continue(())
 }
@@ -88,9 +88,9 @@ fn turn<M: Machine>(site: &mut Site<'_, M>, vcpu: &Vcpu, runner: &mut impl Runne
 fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> ControlFlow<()> {
     let (m, world) = (ctx.m, ctx.world);
     let here = world.sched.here(m);
-    let slice_end = m.now().saturating_add(SLICE);
+    let slice_end = ctx.own.runstate.state_entry_time.saturating_add(SLICE); // since it runs
     let mut limited = false;
-    world.tick(m, u64::MAX);
+    world.keep(m, ctx.vcpu);
     let mut next = Next::Stay;
     while next == Next::Stay {
         if !limited && here.is_wanted() {
@@ -120,6 +120,9 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
         if !ctx.domain.runs() {
             break;
         }
+    }
+    if limited {
+        world.tick(m, u64::MAX); // the end of this slice is nobody else's deadline
     }
     ControlFlow::Continue(())
 }

@@ -1086,6 +1086,8 @@ impl Runner<WholeMachine> for Player<'_> {
                     self.m.answer_late();
                     self.leave(ctx)
                 }
+                // It is about to be told to leave, and interrupts come in all the same.
+                _ if self.m.take_typed() => Exit::Interrupt(Interrupt::Console),
                 _ => Exit::Interrupt(Interrupt::Other),
             };
             self.m.keep_exit(&mut ctx.own.regs, now);
