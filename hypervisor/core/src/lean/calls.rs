@@ -10,10 +10,12 @@ use crate::flags;
 use crate::machine::{Flush, Registers, mode};
 use crate::paging::ops::{BATCH, COUNT};
 use crate::prelude::*;
+use crate::sched::ops::set_timer;
 use core::hint::cold_path;
 use hypercall_abi::Hypercall;
 use hypercall_abi::callback::{IRET_IN_SYSCALL, IretContext, SegmentBase};
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, uvmf};
+use hypercall_abi::vcpu::{SetSingleshotTimer, VcpuOp};
 use zerocopy::{FromZeros, IntoBytes};
 
 const SELF: u64 = domid::SELF as u64;
@@ -27,6 +29,7 @@ pub(super) fn hypercall<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
     const IRET: u64 = Hypercall::Iret as u64;
     const SET_SEGMENT_BASE: u64 = Hypercall::SetSegmentBase as u64;
     const MMUEXT_OP: u64 = Hypercall::MmuextOp as u64;
+    const VCPU_OP: u64 = Hypercall::VcpuOp as u64;
     if ctx.own.regs.rax == MMU_UPDATE {
         return mmu_update(ctx);
     }
@@ -37,6 +40,7 @@ pub(super) fn hypercall<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
         STACK_SWITCH => stack_switch(ctx),
         SET_SEGMENT_BASE => set_segment_base(ctx),
         MMUEXT_OP => new_roots(ctx),
+        VCPU_OP => timer(ctx),
         _ => None,
     }
 }
@@ -121,6 +125,19 @@ fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
         SegmentBase::GsUser => ctx.m.entry().other_gs.store(base, Relaxed),
         _ => return None,
     }
+    done(ctx)
+}
+
+/// The caller's one-shot timer, for a time to come.
+fn timer<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
+    const SET: u64 = VcpuOp::SetSingleshotTimer as u64;
+    let Registers { rdi: command, rsi: vcpu, rdx: arg, .. } = ctx.own.regs;
+    if command != SET || VcpuId(low32(vcpu)) != ctx.vcpu.number() {
+        return None;
+    }
+    let SetSingleshotTimer { timeout_abs_ns: deadline, .. } = ctx.read(arg).ok()?;
+    (deadline > ctx.m.now()).then_some(())?;
+    set_timer(ctx, deadline);
     done(ctx)
 }
 

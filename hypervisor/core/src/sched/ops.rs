@@ -111,9 +111,14 @@ pub fn start_timer<M: Machine>(ctx: &mut Ctx<'_, M>, deadline: u64) {
         ctx.vcpu.deadline.store(u64::MAX, Relaxed);
         ctx.world.raise_virq(ctx.m, ctx.vcpu, Virq::Timer);
     } else {
-        ctx.vcpu.deadline.store(deadline, Relaxed);
-        ctx.world.sched.expect(ctx.m, ctx.vcpu, deadline);
+        set_timer(ctx, deadline);
     }
+}
+
+/// Sets the one-shot timer to a time to come.
+pub(crate) fn set_timer<M: Machine>(ctx: &Ctx<'_, M>, deadline: u64) {
+    ctx.vcpu.deadline.store(deadline, Relaxed);
+    ctx.world.sched.expect(ctx.m, ctx.vcpu, deadline);
 }
 
 /// Starts a vcpu's tick.
