@@ -44,12 +44,12 @@ const AREAS: &[Area] = &[
     // hands.
     Area {
         name: "short ways",
-        limit: 1_200,
+        limit: 1_300,
         parts: &[
-            ("core/lean", 590, &["hypervisor/core/src/lean"]),
+            ("core/lean", 645, &["hypervisor/core/src/lean"]),
             (
                 "short ways of frame, paging, claim",
-                610,
+                650,
                 &[
                     "hypervisor/core/src/frame/own",
                     "hypervisor/core/src/paging/short",
@@ -61,29 +61,29 @@ const AREAS: &[Area] = &[
     // Rules grow by what a hypervisor must do.
     Area {
         name: "rules and order",
-        limit: 8_750,
+        limit: 9_450,
         parts: &[
-            ("core/frame", 1_110, &["hypervisor/core/src/frame"]),
-            ("core/paging", 1_200, &["hypervisor/core/src/paging"]),
-            ("core/event", 425, &["hypervisor/core/src/event"]),
-            ("core/grant", 500, &["hypervisor/core/src/grant"]),
-            ("core/domain/journal", 135, &["hypervisor/core/src/domain/journal"]),
-            ("core/domain", 530, &["hypervisor/core/src/domain"]),
-            ("core/vcpu", 880, &["hypervisor/core/src/vcpu"]),
-            ("core/memory", 120, &["hypervisor/core/src/memory"]),
-            ("core/sched, time", 620, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
+            ("core/frame", 1_200, &["hypervisor/core/src/frame"]),
+            ("core/paging", 1_270, &["hypervisor/core/src/paging"]),
+            ("core/event", 460, &["hypervisor/core/src/event"]),
+            ("core/grant", 550, &["hypervisor/core/src/grant"]),
+            ("core/domain/journal", 140, &["hypervisor/core/src/domain/journal"]),
+            ("core/domain", 560, &["hypervisor/core/src/domain"]),
+            ("core/vcpu", 1_000, &["hypervisor/core/src/vcpu"]),
+            ("core/memory", 130, &["hypervisor/core/src/memory"]),
+            ("core/sched, time", 680, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
             (
                 "core/trap: decode, emulate",
-                880,
+                935,
                 &["hypervisor/core/src/trap/decode", "hypervisor/core/src/trap/emulate"],
             ),
-            ("core/trap, the rest", 375, &["hypervisor/core/src/trap"]),
-            ("core/policy", 180, &["hypervisor/core/src/policy"]),
-            ("core/host", 175, &["hypervisor/core/src/host"]),
-            ("core/dispatch", 165, &["hypervisor/core/src/dispatch"]),
-            ("core/claim, world", 360, &["hypervisor/core/src/claim", "hypervisor/core/src/world"]),
-            ("core: addr, lock, machine, call", 810, &["hypervisor/core/src"]),
-            ("hypervisor/src", 280, &["hypervisor/src"]),
+            ("core/trap, the rest", 400, &["hypervisor/core/src/trap"]),
+            ("core/policy", 195, &["hypervisor/core/src/policy"]),
+            ("core/host", 185, &["hypervisor/core/src/host"]),
+            ("core/dispatch", 170, &["hypervisor/core/src/dispatch"]),
+            ("core/claim, world", 385, &["hypervisor/core/src/claim", "hypervisor/core/src/world"]),
+            ("core: addr, lock, machine, call", 865, &["hypervisor/core/src"]),
+            ("hypervisor/src", 300, &["hypervisor/src"]),
         ],
     },
     // Data without logic.
