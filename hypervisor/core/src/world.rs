@@ -207,8 +207,7 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// `Fault` if the address is not writable by the guest.
     #[inline]
     pub fn write<T: IntoBytes + Immutable>(&self, at: u64, value: &T) -> Result<(), Errno> {
-        let recalled = self.view()?.write_recalled(GuestVirt(at), value);
-        recalled.map_or_else(|| self.write_walking(at, value), |_| Ok(()))
+        self.view()?.write_recalled(GuestVirt(at), value).map_or_else(|| self.write_walking(at, value), Ok)
     }
 
     #[cold]

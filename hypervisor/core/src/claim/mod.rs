@@ -14,7 +14,7 @@ use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_SIZE, long};
 use crate::frame::FrameTable;
 use crate::machine::{Cpus, Frames};
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst};
 use hypercall_abi::mmu::pte::{FRAME, PAT_OR_PSE, PRESENT, USER, WRITE};
 use seen::{Kind, Seen};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -235,23 +235,30 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
     /// As [`View::write_bytes`].
     pub fn write<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Result<(), Fault> {
         let Some(place) = words::<T>(at) else { return self.write_bytes(at, value.as_bytes()) };
-        self.write_words(self.frame(at, Access::Write)?, place, value);
+        store(self.m.page(self.frame(at, Access::Write)?).get(place).unwrap_or_default(), value);
         Ok(())
     }
 
-    /// The same for words of a page that this CPU remembers. They may be written again, as long as nothing waits.
+    /// The same for words of a page that this CPU remembers.
     #[inline(always)]
-    pub(crate) fn write_recalled<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Option<&'m [AtomicU64]> {
-        let place = words::<T>(at)?;
-        Some(self.write_words(self.recall(at, Access::Write)?, place, value))
+    pub(crate) fn write_recalled<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Option<()> {
+        store(self.recall_words::<T>(at)?, value);
+        Some(())
     }
 
+    /// The words a value is to be written to, if this CPU remembers their page. They stay that as long as nothing waits.
     #[inline(always)]
-    fn write_words<T: IntoBytes + Immutable>(&self, frame: Frame, place: Range<usize>, value: &T) -> &'m [AtomicU64] {
-        let (from, to) = (value.as_bytes().as_chunks().0, self.m.page(frame).get(place).unwrap_or_default());
-        from.iter().zip(to).for_each(|(from, to)| to.store(u64::from_le_bytes(*from), Relaxed));
-        to
+    pub(crate) fn recall_words<T>(&self, at: GuestVirt) -> Option<&'m [AtomicU64]> {
+        let place = words::<T>(at)?;
+        self.m.page(self.recall(at, Access::Write)?).get(place)
     }
+}
+
+/// Writes a value to the words it consists of, each after those before it.
+#[inline(always)]
+pub(crate) fn store<T: IntoBytes + Immutable>(to: &[AtomicU64], value: &T) {
+    let from = value.as_bytes().as_chunks().0;
+    from.iter().zip(to).for_each(|(from, to)| to.store(u64::from_le_bytes(*from), Release));
 }
 
 /// The words of its page that a value consists of, if it is made of whole ones of one page, as nearly all are.

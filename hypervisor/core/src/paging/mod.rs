@@ -55,7 +55,7 @@ pub const BUDGET: u32 = 4096;
 pub enum Stop {
     /// It is not allowed.
     Refused(Refused),
-    /// Not yet: have the vcpu execute its call again.
+    /// Not yet: the call goes on before the vcpu does.
     More,
 }
 

@@ -3,6 +3,7 @@
 //! Touches: the vcpu's runstate, and the areas through the guest's addresses.
 //! Never touches: who runs next.
 
+use crate::claim::store;
 use crate::prelude::*;
 use crate::time;
 use hypercall_abi::callback::Assist;
@@ -45,7 +46,8 @@ pub fn write_areas<M: Machine>(ctx: &mut Ctx<'_, M>) {
     }
 }
 
-/// Writes how the time was spent; a guest that wants to know sees by a bit whether that is going on.
+/// Writes how the time was spent. A guest that wants to know sees by a bit of the entry time whether that is going on: the bit
+/// is there before anything else changes, and goes last.
 fn write_runstate<M: Machine>(ctx: &Ctx<'_, M>, at: GuestVirt) -> Result<(), Errno> {
     const ENTRY: usize = core::mem::offset_of!(RunstateInfo, state_entry_time);
     let info = ctx.own.runstate;
@@ -54,12 +56,17 @@ fn write_runstate<M: Machine>(ctx: &Ctx<'_, M>, at: GuestVirt) -> Result<(), Err
     }
     let entered = info.state_entry_time;
     let begun = RunstateInfo { state_entry_time: entered | RUNSTATE_UPDATE, ..info };
-    if let Some(word) = ctx.view()?.write_recalled(at, &begun).and_then(|words| words.get(ENTRY / 8)) {
-        word.store(entered, Release);
+    if let Some(words) = ctx.view()?.recall_words::<RunstateInfo>(at) {
+        let entry = words.get(ENTRY / 8..).unwrap_or_default();
+        store(entry, &begun.state_entry_time);
+        store(words, &begun);
+        store(entry, &entered);
         return Ok(());
     }
+    let entry = at.plus(long(ENTRY)).0;
+    ctx.write(entry, &begun.state_entry_time)?;
     ctx.write(at.0, &begun)?;
-    ctx.write(at.plus(long(ENTRY)).0, &entered)
+    ctx.write(entry, &entered)
 }
 
 /// Writes the time record the guest reads in place of that of `vcpu_info`. It says the same for as long as the guest runs here,
