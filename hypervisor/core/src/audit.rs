@@ -130,9 +130,8 @@ impl Room {
             }
             Self::Vcpus => {
                 for vcpu in world.vcpus_of(domain) {
-                    let masked = world.upcall_mask(m, vcpu);
                     if let Some(own) = vcpu.own.try_take() {
-                        see(Fact::Vcpu(vcpu.number(), context::get(m, &own, masked).as_bytes()));
+                        see(Fact::Vcpu(vcpu.number(), context::get(m, domain, vcpu, &own).as_bytes()));
                     }
                 }
             }

@@ -13,6 +13,10 @@ use crate::time;
 const HYPERVISOR: u32 = 0x4000_0000;
 /// XCR0 components a guest may use: x87, SSE, AVX, AVX-512.
 const XCR0_KNOWN: u64 = 0b1110_0111;
+/// CR0 as a guest reads it, but for TS: PG AM WP NE ET MP PE (ABI core 1.5).
+const CR0_FIXED: u64 = 0x8005_0033;
+/// CR0: the next instruction for the FPU is refused.
+pub(crate) const CR0_TS: u64 = 1 << 3;
 /// CR4 bits a guest always reads as set: PAE MCE OSFXSR OSXMMEXCPT.
 pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
 /// CR4: the time-stamp counter is refused to user mode.
@@ -195,6 +199,12 @@ fn area_size<M: CpuState>(m: &M, components: u64) -> u32 {
         let [bytes, offset, ..] = m.cpuid(0xd, n);
         size.max(offset.saturating_add(bytes))
     })
+}
+
+/// A guest's CR0, of which it may change the one bit.
+#[must_use]
+pub fn cr0(task_switched: bool) -> u64 {
+    CR0_FIXED | if task_switched { CR0_TS } else { 0 }
 }
 
 fn hypervisor_leaf(m: &impl Clock, leaf: u32, subleaf: u32) -> [u32; 4] {

@@ -7,7 +7,7 @@ use hv_core::vcpu::debug::DR6_CLEAR;
 use hv_core::vcpu::{Trap, VcpuState, context};
 use hv_core::{policy, trap};
 use hypercall_abi::callback::{CallbackOp, CallbackRegister, CallbackType};
-use hypercall_abi::context::VcpuContext;
+use hypercall_abi::context::{VcpuContext, flags};
 use hypercall_abi::vcpu::VcpuOp;
 use hypercall_abi::{Errno, Hypercall, selector};
 use sim::world::Context;
@@ -301,6 +301,10 @@ fn a_context_that_was_read_can_be_set_again() {
         let mut wanted = build::context(&guest.pages);
         (wanted.user_regs.rbx, wanted.user_regs.fs, wanted.fs_base, wanted.gs_base_user) = (7, 3, 0x1000, 0x2000);
         wanted.debugreg[1] = 0x3000;
+        let masks = flags::FAILSAFE_MASKS_EVENTS | flags::SYSCALL_MASKS_EVENTS;
+        (wanted.ctrlreg[0], wanted.flags) = (1 << 3, wanted.flags | masks | flags::I387_VALID);
+        wanted.user_regs.rflags |= 1 << 12; // IOPL 1
+        wanted.fpu_ctxt = core::array::from_fn(|at| at as u8);
         let mut set = |own: &mut VcpuState, context: &VcpuContext| {
             (0..64).find_map(|_| match context::set(&mut stage.site(), domain, vcpu, own, context) {
                 Err(Halt::More) => None,
@@ -308,14 +312,16 @@ fn a_context_that_was_read_can_be_set_again() {
             })
         };
         assert_eq!(set(&mut own, &wanted), Some(Ok(0)));
-        let first = context::get(m, &own, true);
+        let first = context::get(m, domain, vcpu, &own);
         assert_eq!(set(&mut own, &first), Some(Ok(0)));
-        assert!(context::get(m, &own, true) == first, "all that is read is set");
+        assert!(context::get(m, domain, vcpu, &own) == first, "all that is read is set");
         let kept = |c: &VcpuContext| {
             let regs = (c.user_regs.rip, c.user_regs.rsp, c.user_regs.rbx, c.user_regs.fs, c.debugreg[1]);
             let tables = (c.ctrlreg[1], c.ctrlreg[3], c.gdt_frames, c.gdt_ents, c.ldt_base, c.ldt_ents);
             let stack = (c.kernel_ss, c.kernel_sp, c.fs_base, c.gs_base_kernel, c.gs_base_user);
-            (regs, tables, stack, c.event_callback_eip, c.syscall_callback_eip, c.failsafe_callback_eip)
+            let callbacks = (c.event_callback_eip, c.syscall_callback_eip, c.failsafe_callback_eip);
+            let more = (c.flags & !flags::ONLINE, c.ctrlreg[0] & 1 << 3, c.user_regs.rflags & 3 << 12, c.fpu_ctxt);
+            (regs, tables, stack, callbacks, more, c.vm_assist)
         };
         assert_eq!(kept(&first), kept(&wanted));
     });

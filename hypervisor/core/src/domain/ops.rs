@@ -66,11 +66,10 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
             return context::set(&mut ctx.site(), domain, vcpu, &mut own, &wanted);
         }
         DomctlOp::GetVcpuContext => {
-            let (_, vcpu, at) = stopped_vcpu(ctx, authority, &call)?;
-            let masked = ctx.world.upcall_mask(ctx.m, vcpu);
+            let (domain, vcpu, at) = stopped_vcpu(ctx, authority, &call)?;
             let own = vcpu.own.try_take().ok_or(Errno::Busy)?;
             ensure!(own.initialised, Errno::NoData);
-            let context = context::get(ctx.m, &own, masked);
+            let context = context::get(ctx.m, domain, vcpu, &own);
             ctx.write(at, &context)?;
         }
     }

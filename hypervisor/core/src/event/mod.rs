@@ -118,11 +118,6 @@ impl World {
         info_head(m, vcpu).is_some_and(|head| is_due(head.load(SeqCst)))
     }
 
-    /// The guest's upcall mask; a vcpu without a record has them masked.
-    pub fn upcall_mask<M: Machine>(&self, m: &M, vcpu: &Vcpu) -> bool {
-        UpcallMask::of(m, vcpu).is_set()
-    }
-
     /// Whether a port is pending, masked or not.
     pub(crate) fn is_pending<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> bool {
         Bits::of(m, domain, port).is_some_and(|bits| bits.pending.load(SeqCst) & bits.bit != 0)

@@ -17,17 +17,13 @@ use crate::host::ops::fill_hypercall_page;
 use crate::machine::Registers;
 use crate::paging::Stop;
 use crate::paging::ops::{TableWritten, load_kernel_root, write_own_table};
-use crate::policy::{self, CR4_FIXED, cr4_choice};
+use crate::policy::{self, CR0_TS, CR4_FIXED, cr4_choice};
 use crate::prelude::*;
 use crate::vcpu::debug::port_breakpoints;
 use crate::vcpu::ops::{read_debug, set_task_switched, write_debug};
 use hypercall_abi::callback::Assist;
 use hypercall_abi::selector;
 use hypercall_abi::tenon::RefusalKind;
-
-/// CR0 as a guest reads it, but for TS: PG AM WP NE ET MP PE (ABI core 1.5).
-const CR0: u64 = 0x8005_0033;
-const CR0_TS: u64 = 1 << 3;
 
 /// UD2 and the letters "xen", which a guest puts before CPUID to ask us rather than the hardware.
 const FORCED_CPUID: [u8; 7] = [0x0f, 0x0b, b'x', b'e', b'n', 0x0f, 0xa2];
@@ -299,7 +295,7 @@ fn store_system<M: Machine>(
     let (value, limit_bits) = match which {
         SystemRegister::Gdt | SystemRegister::Idt => (NOWHERE, 16),
         SystemRegister::Ldt | SystemRegister::Task => (0, 0),
-        SystemRegister::MachineStatus => (cr0(ctx), 0),
+        SystemRegister::MachineStatus => (policy::cr0(ctx.own.task_switched), 0),
     };
     match to {
         Err(number) => load_register(&mut ctx.own.regs, (number, 0), size, value),
@@ -351,11 +347,6 @@ fn read_port<M: Machine>(ctx: &mut Ctx<'_, M>, port: u16, size: u8) {
     load_register(&mut ctx.own.regs, (0, 0), size, value);
 }
 
-/// The guest's CR0.
-fn cr0<M: Machine>(ctx: &Ctx<'_, M>) -> u64 {
-    CR0 | if ctx.own.task_switched { CR0_TS } else { 0 }
-}
-
 /// The general register of a move.
 fn operand<M: Machine>(ctx: &Ctx<'_, M>, Move { general, size, .. }: Move) -> u64 {
     truncate(ctx.own.regs.general(general), size)
@@ -363,7 +354,7 @@ fn operand<M: Machine>(ctx: &Ctx<'_, M>, Move { general, size, .. }: Move) -> u6
 
 fn from_control<M: Machine>(ctx: &mut Ctx<'_, M>, Move { special, general, size }: Move) -> bool {
     let value = match special {
-        0 => cr0(ctx),
+        0 => policy::cr0(ctx.own.task_switched),
         2 => ctx.own.cr2,
         3 => ctx.own.kernel_root.map_or(0, Frame::address),
         4 => ctx.own.cr4 | CR4_FIXED,
@@ -376,7 +367,7 @@ fn from_control<M: Machine>(ctx: &mut Ctx<'_, M>, Move { special, general, size 
 fn to_control<M: Machine>(ctx: &mut Ctx<'_, M>, moved: Move) -> bool {
     let value = operand(ctx, moved);
     match moved.special {
-        0 if value & !CR0_TS == CR0 => set_task_switched(ctx, value & CR0_TS != 0),
+        0 if value | CR0_TS == policy::cr0(true) => set_task_switched(ctx, value & CR0_TS != 0),
         2 => set_cr2(ctx, value),
         // The bits a guest may choose; the others are ignored (ABI core 3.9).
         4 => {

@@ -1,9 +1,10 @@
 //! A vcpu's state from and to the ABI's structure (ABI core 7, 10.3).
 
 use super::{Handler, MAX_LDT, debug};
+use crate::event::UpcallMask;
 use crate::flags as rflags;
 use crate::paging::{Outcome, Refused, Session, Stop};
-use crate::policy::{CR4_FIXED, cr4_choice};
+use crate::policy::{CR0_TS, CR4_FIXED, cr0, cr4_choice};
 use crate::prelude::*;
 use crate::trap::table::set_gate;
 use hypercall_abi::context::{VcpuContext, flags};
@@ -143,11 +144,18 @@ fn check(context: &VcpuContext) -> Result<(), Errno> {
 }
 
 /// The state of a vcpu that does not run, for the toolstack.
-pub fn get<M: Machine>(m: &M, own: &VcpuState, masked: bool) -> VcpuContext {
+pub fn get<M: Machine>(m: &M, domain: &Domain, vcpu: &Vcpu, own: &VcpuState) -> VcpuContext {
     let mut context = VcpuContext::default();
     Part::ALL.iter().for_each(|part| (part.get)(own, &mut context, m));
-    context.user_regs.saved_upcall_mask = masked.into();
+    context.user_regs.saved_upcall_mask = UpcallMask::of(m, vcpu).is_set().into();
+    context.vm_assist = domain.assists.load(Relaxed);
+    context.flags |= flag(vcpu.online.load(SeqCst), flags::ONLINE);
     context
+}
+
+/// A flag, or none.
+fn flag(on: bool, flag: u64) -> u64 {
+    if on { flag } else { 0 }
 }
 
 /// One part of what a vcpu is: its way from the ABI's context, and its way back.
@@ -167,8 +175,7 @@ impl<M: Machine> Part<M> {
         Self { set: set_debug, get: get_debug },
         Self { set: set_tables, get: get_tables },
         Self { set: set_callbacks, get: get_callbacks },
-        // The toolstack has not asked for FPU state yet: it reads zeros.
-        Self { set: set_fpu, get: |_, _, _| {} },
+        Self { set: set_fpu, get: get_fpu },
         Self { set: set_gates, get: get_gates },
     ];
 }
@@ -187,6 +194,7 @@ fn get_registers<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
     let user = &mut context.user_regs;
     fill(user.as_mut_bytes(), own.regs.as_bytes().iter().skip(size_of::<u64>()));
     (user.error_code, user.entry_vector) = (0, 0);
+    user.rflags |= u64::from(own.iopl) << 12;
 }
 
 /// Guest kernel or guest user mode, and the stack on which the kernel begins.
@@ -196,7 +204,7 @@ fn set_mode<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
 }
 
 fn get_mode<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
-    context.flags |= if own.kernel_mode { flags::IN_KERNEL } else { 0 };
+    context.flags |= flag(own.kernel_mode, flags::IN_KERNEL);
     (context.kernel_sp, context.kernel_ss) = (own.kernel_sp, own.kernel_ss);
 }
 
@@ -217,13 +225,22 @@ fn get_segments<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
 }
 
 fn set_control<M: Machine>(own: &mut VcpuState, context: &VcpuContext, m: &M) {
-    own.task_switched = context.ctrlreg[0] & 8 != 0;
+    own.task_switched = context.ctrlreg[0] & CR0_TS != 0;
     own.cr4 = context.ctrlreg[4] & cr4_choice(m);
 }
 
 fn get_control<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
     let address = |root: Option<Frame>| root.map_or(0, Frame::address);
-    context.ctrlreg = [0, address(own.user_root), own.cr2, address(own.kernel_root), own.cr4 | CR4_FIXED, 0, 0, 0];
+    context.ctrlreg = [
+        cr0(own.task_switched),
+        address(own.user_root),
+        own.cr2,
+        address(own.kernel_root),
+        own.cr4 | CR4_FIXED,
+        0,
+        0,
+        0,
+    ];
 }
 
 /// What a debug register cannot hold is left out, as in Xen.
@@ -267,6 +284,8 @@ fn get_callbacks<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
     context.event_callback_eip = own.callbacks.event.address;
     context.failsafe_callback_eip = own.callbacks.failsafe.address;
     context.syscall_callback_eip = own.callbacks.syscall.address;
+    context.flags |= flag(own.callbacks.failsafe.masks_events, flags::FAILSAFE_MASKS_EVENTS);
+    context.flags |= flag(own.callbacks.syscall.masks_events, flags::SYSCALL_MASKS_EVENTS);
 }
 
 fn set_fpu<M: Machine>(own: &mut VcpuState, context: &VcpuContext, m: &M) {
@@ -275,6 +294,14 @@ fn set_fpu<M: Machine>(own: &mut VcpuState, context: &VcpuContext, m: &M) {
         m.zero(area);
         m.write(area, 0, &context.fpu_ctxt);
         m.write(area, context.fpu_ctxt.len(), &XSAVE_LEGACY.to_le_bytes());
+    }
+}
+
+/// What FXSAVE would store; a vcpu that has not run yet has none.
+fn get_fpu<M: Machine>(own: &VcpuState, context: &mut VcpuContext, m: &M) {
+    if let (Some(area), false) = (own.fpu, own.fpu_fresh) {
+        m.read(area, 0, &mut context.fpu_ctxt);
+        context.flags |= flags::I387_VALID;
     }
 }
 
