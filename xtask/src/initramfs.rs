@@ -3,6 +3,7 @@
 use crate::cache;
 use anyhow::{Context, Result};
 use cpio::{NewcBuilder, newc};
+use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
 use std::hash::{Hash, Hasher};
@@ -18,6 +19,9 @@ const ENDS: [(&str, &str); 2] = [
     ("sbin/poweroff", "#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n"),
     ("sbin/reboot", "#!/bin/busybox sh\nexec /bin/busybox reboot -f\n"),
 ];
+
+/// Folders every init wants.
+const FOLDERS: [&str; 9] = ["bin", "sbin", "dev", "proc", "sys", "root", "tmp", "run", "etc"];
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -45,13 +49,15 @@ fn archive(busybox: &[u8]) -> Result<Vec<u8>> {
     of_programs(&programs)
 }
 
-/// An archive with the folders and the console every init wants, and these programs.
+/// An archive with the folders and the console every init wants, and these programs in their folders.
 ///
 /// # Errors
 /// A program of 4 GiB or more.
 pub fn of_programs(programs: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     let mut out = Cursor::new(Vec::new());
-    for name in ["bin", "sbin", "dev", "proc", "sys", "root", "tmp", "run", "etc"] {
+    let folders = programs.iter().filter_map(|(name, _)| Some(name.rsplit_once('/')?.0));
+    let others: BTreeSet<&str> = folders.filter(|name| !FOLDERS.contains(name)).collect();
+    for name in FOLDERS.into_iter().chain(others) {
         entry(&mut out, NewcBuilder::new(name).mode(DIRECTORY), &[])?;
     }
     // The kernel opens it for init before any file system is mounted.

@@ -55,12 +55,12 @@ pub struct Script {
 }
 
 /// What runs before the scripts, outside their windows.
-pub const SETUP: Script = Script { name: "setup", path: c"/root/setup", text: include_str!("../scripts/setup.sh") };
+pub const SETUP: Script = Script { name: "setup", path: c"/bench/setup", text: include_str!("../scripts/setup.sh") };
 
 /// The scripts that are measured, in the order of the numbers of their windows, which begin at [`marker::SCRIPTS`].
 pub const SCRIPTS: [Script; 2] = [
-    Script { name: "pipes", path: c"/root/pipes", text: include_str!("../scripts/pipes.sh") },
-    Script { name: "processes", path: c"/root/processes", text: include_str!("../scripts/processes.sh") },
+    Script { name: "pipes", path: c"/bench/pipes", text: include_str!("../scripts/pipes.sh") },
+    Script { name: "processes", path: c"/bench/processes", text: include_str!("../scripts/processes.sh") },
 ];
 
 /// Windows of each metric. The one with the fewest instructions is the result: it has met the fewest timer interrupts.
