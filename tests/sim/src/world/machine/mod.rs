@@ -1,19 +1,25 @@
 //! A whole machine for the rules to run on: CPUs, memory, a clock that advances with the work done, and malice, which
 //! changes guest memory between two looks of the rules.
+//!
+//! [`memory`] has the pages, [`state`] what a CPU has loaded, and [`devices`] the clock and the console.
+
+mod devices;
+mod memory;
+mod state;
 
 use super::turns::{self, At, Stand, Turns, this_cpu};
-use crate::machine::{Cached, HOLE_MARK, Seen};
+use crate::machine::Cached;
 use crate::rng::Rng;
-use hv_core::addr::{CpuId, CpuSet, DomainId, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, HOLE_START, PAGE_SIZE};
+use hv_core::addr::{CpuId, CpuSet, DomainId, ENTRIES, Frame, HOLE_START};
 use hv_core::domain::Life;
 use hv_core::fault::{self, Fault};
+use hv_core::frame::FrameTable;
 use hv_core::frame::asked::Asked;
-use hv_core::frame::{FrameTable, Owner, Use};
-use hv_core::machine::{
-    Clock, Console, CpuState, Cpus, Entry, Exit, Flush, Frames, Interrupt, Page, Registers, Segments, entry,
-};
+use hv_core::machine::{Cpus, Entry, Exit, Flush, Interrupt, Page, Registers, entry};
 use hv_core::vcpu::debug::DR6_CLEAR;
 use hv_core::world::World;
+pub use memory::Race;
+pub(super) use memory::owner_number;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -25,8 +31,6 @@ pub const GDT_WINDOW: u64 = HOLE_START + (4 << 39);
 pub const LDT_WINDOW: u64 = GDT_WINDOW + (16 << 12);
 /// A time that does not come, though somebody may wait for it.
 const NEVER: u64 = 1 << 62;
-/// What one look at a word costs.
-const WORD_NS: u64 = 5;
 
 /// What the CPU has loaded.
 #[derive(Clone, Debug)]
@@ -45,18 +49,6 @@ pub struct Loaded {
     pub ldt_entries: u32,
     pub ldt: [Option<Frame>; 16],
     pub tsc_aux: u32,
-}
-
-/// Changes guest memory while the rules look at it, as another CPU of the guest could.
-pub struct Race {
-    /// The words of all frames: only what a guest can write is changed.
-    pub frames: &'static FrameTable,
-    /// Which frames.
-    pub over: Vec<Frame>,
-    /// How, and how often: one look in so many.
-    pub rng: Rng,
-    /// One look in so many.
-    pub odds: usize,
 }
 
 /// One CPU: what it has loaded, what it may remember, and what others want of it.
@@ -410,116 +402,6 @@ impl WholeMachine {
         self.armed() <= self.clock.load(Relaxed)
     }
 
-    /// Lets somebody interfere from now on with what this CPU looks at, or nobody; gives back who did.
-    pub fn set_race(&self, race: Option<Race>) -> Option<Race> {
-        self.here().racing.store(race.is_some(), Relaxed);
-        std::mem::replace(&mut lock(&self.here().race), race)
-    }
-
-    fn looked(&self, frame: Frame, words: u64) {
-        turns::between();
-        let work = &self.here().work;
-        work.store(work.load(Relaxed) + words, Relaxed); // one thread at a time
-        self.pass(if self.steady.load(Relaxed) { 0 } else { words * WORD_NS });
-        self.touched[frame.index()].store(true, Relaxed);
-    }
-
-    /// Changes a word of a frame a guest can write, if the dice say so.
-    fn interfere(&self, frame: Frame) {
-        if !self.here().racing.load(Relaxed) {
-            return;
-        }
-        let mut race = lock(&self.here().race);
-        let Some(race) = race.as_mut() else { return };
-        if !race.rng.one_in(race.odds) || !race.over.contains(&frame) {
-            return;
-        }
-        if race.frames.info(frame).is_some_and(|i| i.kind.used_as == Use::Writable && i.kind.count > 0) {
-            let at = race.rng.below(ENTRIES);
-            let old = self.pages[frame.index()][at].load(Relaxed);
-            let new = match race.rng.below(4) {
-                0 => 0,
-                1 => u64::MAX,
-                2 => old ^ 1 << race.rng.below(64),
-                _ => race.rng.word(),
-            };
-            self.pages[frame.index()][at].store(new, Relaxed);
-        }
-    }
-
-    /// The rules write bytes to memory that is somebody's, and no table.
-    fn must_be_memory(&self, frame: Frame) {
-        let Some(info) = self.world.get().and_then(|world| world.frames.info(frame)) else { return };
-        let table = info.kind.live_table();
-        assert!(table.is_none(), "P1: {frame:?} is written, and is a table of level {table:?}");
-        assert!(info.owner.owner != Owner::Free, "P4: {frame:?} is written, and is nobody's");
-    }
-
-    /// Calls a look at the words of a frame that are not zero.
-    pub fn words<R>(&self, frame: Frame, look: impl FnOnce(&[(usize, u64)]) -> R) -> R {
-        let at = frame.index();
-        let mut words = lock(&self.words);
-        if self.touched[at].swap(false, Relaxed) {
-            let list = &mut words[at];
-            list.clear();
-            list.extend(self.pages[at].iter().map(|w| w.load(Relaxed)).enumerate().filter(|&(_, w)| w != 0));
-        }
-        look(&words[at])
-    }
-
-    /// A word as it is, without a look of the rules.
-    #[must_use]
-    pub fn peek(&self, frame: Frame, at: usize) -> u64 {
-        self.pages[frame.index()][at].load(Relaxed)
-    }
-
-    /// The guest changes a word of its memory.
-    pub fn poke(&self, frame: Frame, at: usize, value: u64) {
-        self.touched[frame.index()].store(true, Relaxed);
-        self.pages[frame.index()][at].store(value, Relaxed);
-    }
-
-    /// Walks from the loaded root, or from a table it remembers, through random present entries, as the CPU does for a guest:
-    /// remembers what it saw, sets accessed bits, and the dirty bit for a write. `frames` says whose each frame is.
-    pub fn wander(&self, frames: &FrameTable, rng: &mut Rng) {
-        let Some(root) = self.loaded().root else { return };
-        let level_of = |c: &Cached| if let Seen::Table(level) = c.seen { Some((c.frame, level)) } else { None };
-        let tables: Vec<(Frame, u8)> = lock(&self.here().cached).iter().filter_map(level_of).collect();
-        let remembered = if self.cpu_count() > 1 && rng.one_in(3) { rng.pick(&tables) } else { None };
-        let (mut table, first) = remembered.unwrap_or((root, 4));
-        let mut writable = true;
-        for level in (1..=first).rev() {
-            self.remember(frames, table, Seen::Table(level));
-            let live = |&(at, word): &(usize, u64)| word & 1 != 0 && !(level == 4 && HOLE_SLOTS.contains(&at));
-            let candidates: Vec<usize> =
-                self.words(table, |words| words.iter().filter(|w| live(w)).map(|w| w.0).collect());
-            let Some(mut at) = rng.pick(&candidates) else { return };
-            // Pages that become tables and pages again are looked at most.
-            if level == 1 && self.cpu_count() > 1 && rng.one_in(2) {
-                at = rng.pick(&[5, 6, 7, 8]).filter(|at| candidates.contains(at)).unwrap_or(at);
-            }
-            let old = self.peek(table, at);
-            self.poke(table, at, old | 1 << 5 | if level == 1 && old & 2 != 0 { 1 << 6 } else { 0 });
-            writable &= old & 2 != 0;
-            let Some(next) = Frame::containing(old & 0x000f_ffff_ffff_f000) else { return };
-            if next.index() >= self.pages.len() {
-                return;
-            }
-            table = next;
-        }
-        self.remember(frames, table, Seen::Page { writable });
-    }
-
-    /// This CPU remembers that it took a frame for something.
-    pub fn remember(&self, frames: &FrameTable, frame: Frame, seen: Seen) {
-        let turn = owner_number(frames, frame);
-        let what = Cached { cpu: CpuId(this_cpu() as u32), frame, turn, seen };
-        let mut cached = lock(&self.here().cached);
-        if !cached.contains(&what) {
-            cached.push(what);
-        }
-    }
-
     /// The guest has stepped to an address, and the CPU says so in DR6, with the breakpoints whose addresses it finds there:
     /// all of them, whether they are on or not.
     pub fn single_step(&self, to: u64) {
@@ -594,76 +476,6 @@ impl OneCpu {
     }
 }
 
-/// Whose a frame is, as a number; 0 if it is nobody's, so that no harm comes of remembering it.
-pub(super) fn owner_number(frames: &FrameTable, frame: Frame) -> u32 {
-    match frames.info(frame).map(|info| info.owner.owner) {
-        Some(Owner::Guest(id)) => 1 << 16 | u32::from(id.0),
-        Some(Owner::Lent(id)) => 2 << 16 | u32::from(id.0),
-        Some(Owner::Hypervisor) => 3 << 16,
-        _ => 0,
-    }
-}
-
-impl WholeMachine {
-    /// The entry of the machine-to-physical table for a frame.
-    #[must_use]
-    pub fn m2p(&self, frame: Frame) -> u64 {
-        self.m2p[frame.index()].load(Relaxed)
-    }
-}
-
-impl Frames for WholeMachine {
-    fn frame_limit(&self) -> u64 {
-        self.pages.len() as u64
-    }
-    fn page(&self, frame: Frame) -> &Page {
-        self.interfere(frame);
-        self.looked(frame, 1);
-        &self.pages[frame.index()]
-    }
-    fn read(&self, frame: Frame, offset: usize, to: &mut [u8]) {
-        assert!(offset + to.len() <= PAGE_SIZE, "a read beyond the frame");
-        self.looked(frame, 1 + to.len() as u64 / 8);
-        let page = &self.pages[frame.index()];
-        for (n, byte) in to.iter_mut().enumerate() {
-            let at = offset + n;
-            *byte = page[at / 8].load(Relaxed).to_le_bytes()[at % 8];
-        }
-        self.interfere(frame);
-    }
-    fn write(&self, frame: Frame, offset: usize, from: &[u8]) {
-        assert!(offset + from.len() <= PAGE_SIZE, "a write beyond the frame");
-        self.must_be_memory(frame);
-        self.looked(frame, 1 + from.len() as u64 / 8);
-        let page = &self.pages[frame.index()];
-        for (n, byte) in from.iter().enumerate() {
-            let at = offset + n;
-            let mut bytes = page[at / 8].load(Relaxed).to_le_bytes();
-            bytes[at % 8] = *byte;
-            page[at / 8].store(u64::from_le_bytes(bytes), Relaxed);
-        }
-    }
-    fn zero(&self, frame: Frame) {
-        self.looked(frame, 64); // whole lines
-        self.pages[frame.index()].iter().for_each(|word| word.store(0, Relaxed));
-    }
-    fn copy(&self, from: Frame, to: Frame) {
-        self.looked(to, 128);
-        for (a, b) in self.pages[from.index()].iter().zip(self.pages[to.index()].iter()) {
-            b.store(a.load(Relaxed), Relaxed);
-        }
-    }
-    fn set_m2p(&self, frame: Frame, pfn: u64) {
-        self.m2p[frame.index()].store(pfn, Relaxed);
-    }
-    fn direct(&self, frame: Frame) -> u64 {
-        frame.address()
-    }
-    fn hole_entry(&self, index: usize) -> u64 {
-        HOLE_MARK | index as u64
-    }
-}
-
 impl Cpus for WholeMachine {
     fn this_cpu(&self) -> CpuId {
         CpuId(this_cpu() as u32)
@@ -705,166 +517,6 @@ impl Cpus for WholeMachine {
     fn kick(&self, cpu: CpuId) {
         assert_ne!(cpu, self.this_cpu(), "nobody kicks the CPU it is on");
         self.cpus[cpu.0 as usize].kicked.store(true, Relaxed);
-    }
-}
-
-impl Clock for WholeMachine {
-    fn now(&self) -> u64 {
-        self.clock.fetch_add(if self.steady.load(Relaxed) { 0 } else { 20 }, Relaxed)
-    }
-    fn arm(&self, deadline: u64) {
-        self.here().armed.store(deadline, Relaxed);
-    }
-    fn tsc(&self) -> u64 {
-        self.clock.load(Relaxed).wrapping_mul(3)
-    }
-    fn tsc_khz(&self) -> u64 {
-        3_000_000
-    }
-    fn tsc_origin(&self) -> u64 {
-        0
-    }
-    fn wallclock(&self) -> (u64, u32) {
-        (1_800_000_000, 5)
-    }
-}
-
-impl Console for WholeMachine {
-    fn put(&self, bytes: &[u8]) -> usize {
-        let taken = bytes.len().min(self.line.load(Relaxed));
-        let mut printed = lock(&self.printed);
-        if printed.len() < 1 << 16 {
-            printed.extend(&bytes[..taken]);
-        }
-        taken
-    }
-    fn take(&self, to: &mut [u8]) -> usize {
-        let some = to.len().min(3);
-        to[..some].fill(b'x');
-        some
-    }
-    fn kept(&self, from: u32, to: &mut [u8]) -> std::ops::Range<u32> {
-        let log = lock(&self.logged);
-        let rest = log.get(from as usize..).unwrap_or_default();
-        let count = rest.len().min(to.len());
-        to[..count].copy_from_slice(&rest[..count]);
-        let from = (log.len() - rest.len()) as u32;
-        from..from + count as u32
-    }
-}
-
-fn canonical(address: u64) {
-    assert!(GuestVirt(address).is_canonical(), "P12: a base of {address:#x}");
-}
-
-impl CpuState for WholeMachine {
-    fn load_root(&self, root: Frame) {
-        lock(&self.here().cached).clear();
-        self.loaded().root = Some(root);
-    }
-    fn leave_root(&self) {
-        lock(&self.here().cached).clear();
-        self.loaded().root = None;
-    }
-    fn fs_base(&self) -> u64 {
-        self.loaded().fs_base
-    }
-    fn set_fs_base(&self, base: u64) {
-        canonical(base);
-        self.loaded().fs_base = base;
-    }
-    fn entry(&self) -> &Entry {
-        &self.here().entry
-    }
-    fn record_head(&self) -> u64 {
-        let head = self.entry().info.load(Relaxed);
-        Frame::containing(head).map_or(0, |frame| self.peek(frame, (head % 4096 / 8) as usize))
-    }
-    fn has_gs_instructions(&self) -> bool {
-        self.loaded().cr4 >> 16 & 1 != 0
-    }
-    fn fault_address(&self) -> u64 {
-        self.here().fault_address.load(Relaxed)
-    }
-    fn gs_base(&self) -> u64 {
-        self.loaded().gs_base
-    }
-    fn set_gs_base(&self, base: u64) {
-        canonical(base);
-        self.loaded().gs_base = base;
-    }
-    fn load_gs(&self, selector: u16) -> Option<u64> {
-        // Selectors below 0x40 load, as if their descriptors were good.
-        (selector < 0x40).then_some(u64::from(selector) << 12)
-    }
-    fn data_selectors(&self) -> [u16; 4] {
-        self.loaded().selectors
-    }
-    fn set_task_switched(&self, on: bool) {
-        self.loaded().task_switched = on;
-    }
-    fn set_guest_cr4(&self, bits: u64) {
-        self.loaded().cr4 = bits;
-    }
-    fn set_xcr0(&self, value: u64) {
-        assert!(value & 1 == 1 && value & !7 == 0 && value != 5, "XCR0 of {value:#x} would fault");
-        self.loaded().xcr0 = value;
-    }
-    fn set_breakpoints(&self, addresses: [u64; 4]) {
-        for address in addresses {
-            assert!(GuestVirt(address).is_guests(), "XSA-444: a breakpoint at {address:#x}");
-        }
-        self.loaded().debug[..4].copy_from_slice(&addresses);
-    }
-    fn set_debug_control(&self, dr7: u64) {
-        assert!(dr7 & 0xffff_ffff_0000_f800 == 0 && dr7 & 0x400 != 0, "DR7 of {dr7:#x}");
-        let ports = (0..4).filter(|n| dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 3 == 2);
-        assert_eq!(ports.count(), 0, "a breakpoint on ring 0's ports: {dr7:#x}");
-        self.loaded().debug[7] = dr7;
-    }
-    fn take_debug_status(&self) -> u64 {
-        std::mem::replace(&mut self.loaded().debug[6], DR6_CLEAR)
-    }
-    fn allow_sysenter(&self, on: bool) {
-        self.loaded().sysenter = on;
-    }
-    fn load_gdt(&self, frames: &[Option<Frame>]) {
-        let mut gdt = [None; 14];
-        gdt[..frames.len()].copy_from_slice(frames);
-        self.loaded().gdt = gdt;
-    }
-    fn load_ldt(&self, entries: u32) {
-        assert!(entries <= 8192);
-        let mut cpu = self.loaded();
-        (cpu.ldt_entries, cpu.ldt) = (entries, [None; 16]);
-    }
-    fn map_ldt(&self, page: u8, frame: Frame) {
-        self.loaded().ldt[usize::from(page)] = Some(frame);
-    }
-    fn ldt_offset(&self, address: u64) -> Option<u32> {
-        (LDT_WINDOW..LDT_WINDOW + (16 << 12)).contains(&address).then(|| (address - LDT_WINDOW) as u32)
-    }
-    fn gdt_offset(&self, address: u64) -> Option<u32> {
-        (GDT_WINDOW..GDT_WINDOW + (16 << 12)).contains(&address).then(|| (address - GDT_WINDOW) as u32)
-    }
-    fn reset_fpu(&self, fpu: Frame) {
-        self.zero(fpu);
-    }
-    fn switch_in(&self, segments: &Segments, _: Frame) -> Result<(), [u16; 4]> {
-        self.set_fs_base(segments.fs_base);
-        self.set_gs_base(segments.gs_base);
-        self.entry().other_gs.store(segments.other_gs, Relaxed);
-        lock(&self.here().refused).take().map_or(Ok(()), Err)
-    }
-    fn switch_out(&self, segments: &mut Segments, _: Frame) {
-        (segments.fs_base, segments.gs_base) = (self.fs_base(), self.gs_base());
-        segments.other_gs = self.entry().other_gs.load(Relaxed);
-    }
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        lock(&self.cpuid)(leaf, subleaf)
-    }
-    fn set_tsc_aux(&self, value: u32) {
-        self.loaded().tsc_aux = value;
     }
 }
 
