@@ -304,7 +304,7 @@ fn a_context_that_was_read_can_be_set_again() {
         let masks = flags::FAILSAFE_MASKS_EVENTS | flags::SYSCALL_MASKS_EVENTS;
         (wanted.ctrlreg[0], wanted.flags) = (1 << 3, wanted.flags | masks | flags::I387_VALID);
         wanted.user_regs.rflags |= 1 << 12; // IOPL 1
-        wanted.fpu_ctxt = core::array::from_fn(|at| at as u8);
+        wanted.fpu_ctxt = core::array::from_fn(|at| at.to_le_bytes()[0]);
         let mut set = |own: &mut VcpuState, context: &VcpuContext| {
             (0..64).find_map(|_| match context::set(&mut stage.site(), domain, vcpu, own, context) {
                 Err(Halt::More) => None,
