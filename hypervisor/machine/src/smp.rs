@@ -4,6 +4,7 @@ use crate::acpi::Topology;
 use crate::insn::{self, invlpg};
 use crate::percpu::{self, CPUS, Cpu};
 use crate::{Hardware, apic};
+use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, fence};
 use hv_core::addr::{CpuId, CpuSet, index};
@@ -91,7 +92,7 @@ impl Cpus for Hardware {
     }
 
     fn flushes(&self) -> u64 {
-        percpu::this().flushes.load(Relaxed)
+        percpu::word::<{ offset_of!(Cpu, flushes) }>()
     }
 
     fn forget(&self) {

@@ -23,11 +23,11 @@ const PARTS_OF_XEN: [(&str, f64); 10] = [
     ("fork_exit", 0.30),
     ("fork_exec", 0.30),
     ("ctxsw_pipe", 0.23),
-    ("nanosleep", 0.57),
+    ("nanosleep", 0.35),
     ("map_file_64_pages", 0.26),
 ];
-/// The same for the unmapping of a page. 0.197 to 0.203 is reached: a table more or less in a window is a hundredth of it.
-const PART_OF_XEN_UNMAPPING: f64 = 0.21;
+/// The same for the unmapping of a page. 0.195 to 0.199 is reached: a table more or less in a window is a hundredth of it.
+const PART_OF_XEN_UNMAPPING: f64 = 0.20;
 
 /// The same for each metric on the kernels that are measured on request.
 const PART_OF_XEN: f64 = 0.35;

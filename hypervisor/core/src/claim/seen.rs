@@ -76,12 +76,16 @@ impl Seen {
         Self { stack: Found::new(), pages: [const { Found::new() }; 3 * PAGES] }
     }
 
-    /// Where a page is remembered: by all bits of its number. A kernel has stacks, its own data and that of each CPU at numbers
-    /// that differ in few of them.
+    /// Where a page is remembered. Code and tables lie side by side; of data a kernel has stacks, its own and that of each CPU at
+    /// numbers that differ in few bits, so there all of them count.
     #[inline(always)]
     fn place(&self, at: GuestVirt, kind: Kind) -> Option<&Found> {
         const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 over the golden ratio
-        let place = (at.0 >> PAGE_SHIFT).wrapping_mul(SPREAD) >> (u64::BITS - PAGES.ilog2());
+        let page = at.0 >> PAGE_SHIFT;
+        let place = match kind {
+            Kind::Data => page.wrapping_mul(SPREAD) >> (u64::BITS - PAGES.ilog2()),
+            Kind::Code | Kind::Table => page % PAGES as u64,
+        };
         self.pages.get(place as usize + kind as usize)
     }
 

@@ -50,15 +50,15 @@ impl Shape {
     /// before: the fault is then at the beginning of this one.
     #[inline(always)]
     pub(super) fn edit(&self, address: u64, registers: &Registers) -> Option<Edit> {
-        let aligned = address & 7 == 0 && !address.is_multiple_of(PAGE_BYTES);
+        let aligned = || address & 7 == 0 && !address.is_multiple_of(PAGE_BYTES);
         match self.effect {
-            Effect::Store(place) | Effect::Exchange(place) => aligned.then_some(Edit::to(registers.word(place))),
+            Effect::Store(place) | Effect::Exchange(place) => aligned().then(|| Edit::to(registers.word(place))),
             Effect::CompareExchange(place) => {
-                aligned.then_some(Edit { only: Some(registers.rax), ..Edit::to(registers.word(place)) })
+                aligned().then(|| Edit { only: Some(registers.rax), ..Edit::to(registers.word(place)) })
             }
             Effect::AndByte(bits) => Some(Edit { keep: !((!bits & 0xff) << (8 * (address & 7))), ..Edit::to(0) }),
             Effect::Unknown => None,
-            Effect::ClearBit(bit) => aligned.then_some(Edit { keep: !(1 << (bit & 63)), ..Edit::to(0) }),
+            Effect::ClearBit(bit) => aligned().then(|| Edit { keep: !(1 << (bit & 63)), ..Edit::to(0) }),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::percpu::{self, Cpu, LDT_PAGES, OWN_PAGE, zeros_entry};
 use crate::{Hardware, entry};
 use core::arch::asm;
 use core::iter::repeat;
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hv_core::addr::Frame;
 use hv_core::machine::{CpuState, Entry, Segments};
@@ -137,7 +138,7 @@ impl CpuState for Hardware {
 
     #[inline]
     fn record_head(&self) -> u64 {
-        let head = self.entry().info.load(Relaxed);
+        let head = percpu::word::<{ offset_of!(Cpu, entry.info) }>();
         // SAFETY: `percpu::prepare` put a word of ours there, and what the rules put there is the address of an aligned word in
         // the direct map (`Frames::direct`), which stays mapped for ever; all words of guests are atomic.
         unsafe { (*(head as *const AtomicU64)).load(SeqCst) }
