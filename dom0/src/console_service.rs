@@ -115,7 +115,7 @@ impl GuestConsole {
         self.begun.set(self.printed());
         let typed = Rc::new(Signal::default());
         let task = serve(Rc::downgrade(self), channel.port(), Rc::clone(&typed));
-        let connection = Connection { page, channel, typed, _task: tasks::spawn(task) };
+        let connection = Connection { page, channel, typed, _task: tasks::spawn_data(task) };
         self.connection.replace(Some(connection));
         Ok(())
     }

@@ -1,26 +1,45 @@
 //! Cooperative tasks on vcpu 0: they run with upcalls masked and sleep in `sched_op(block)` when none is ready.
 //!
-//! No wake-up is lost: the ready queue and the pending bits are looked at with upcalls masked, and `block` unmasks and
+//! There are two ready queues: what somebody waits for step by step (control) runs before what moves bytes (data), which has
+//! at least one turn of nine. Events are looked at before every turn, so control waits for one turn of data at most.
+//!
+//! No wake-up is lost: the ready queues and the pending bits are looked at with upcalls masked, and `block` unmasks and
 //! looks again in one step (core 5.4).
+
+mod ready;
 
 use crate::sync::MaskMutex;
 use crate::{events, hypercall};
-use alloc::collections::VecDeque;
-use async_task::Runnable;
+use async_task::{Runnable, ScheduleInfo, WithInfo};
 use core::future::Future;
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
+use ready::Ready;
 
 pub use async_task::Task;
+pub use ready::{CONTROL_IN_A_ROW, Class};
 
-static READY: MaskMutex<VecDeque<Runnable>> = MaskMutex::new(VecDeque::new());
+static READY: MaskMutex<Ready<Runnable>> = MaskMutex::new(Ready::new());
 
-/// Starts a task. Dropping the handle cancels it; `detach` lets it run on.
+/// Starts a control task: see [`Class`]. Dropping the handle cancels it; `detach` lets it run on.
 #[must_use = "a task is cancelled when its handle is dropped"]
 pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
-    let schedule = |runnable| READY.lock().push_back(runnable);
+    spawn_in(Class::Control, future)
+}
+
+/// Starts a data task: see [`Class`]. Dropping the handle cancels it; `detach` lets it run on.
+#[must_use = "a task is cancelled when its handle is dropped"]
+pub fn spawn_data<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
+    spawn_in(Class::Data, future)
+}
+
+fn spawn_in<T: 'static>(class: Class, future: impl Future<Output = T> + 'static) -> Task<T> {
+    let schedule = WithInfo(move |runnable, info: ScheduleInfo| {
+        let mut ready = READY.lock();
+        if info.woken_while_running { ready.yielded(runnable) } else { ready.woken(class, runnable) }
+    });
     // SAFETY: the future and its output are 'static. They need not be `Send`: runnables are run and dropped by vcpu 0
-    // alone, in `run_ready`. The schedule function borrows nothing.
+    // alone, in `run_next`. The schedule function borrows nothing.
     let (runnable, task) = unsafe { async_task::spawn_unchecked(future, schedule) };
     runnable.schedule();
     task
@@ -32,7 +51,7 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
     loop {
         let _ = events::mask_upcalls();
         events::scan();
-        if run_ready() {
+        if run_next() {
             continue;
         }
         let mut context = Context::from_waker(Waker::noop());
@@ -43,16 +62,13 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
     }
 }
 
-/// Runs what is ready now, each once; answers whether anything was.
-fn run_ready() -> bool {
-    let count = READY.lock().len();
-    for _ in 0..count {
-        let next = READY.lock().pop_front();
-        if let Some(runnable) = next {
-            runnable.run();
-        }
-    }
-    count > 0
+/// Gives a turn to the task that is next; answers whether there was one.
+fn run_next() -> bool {
+    let next = READY.lock().next();
+    next.is_some_and(|runnable| {
+        runnable.run();
+        true
+    })
 }
 
 /// Lets other tasks run.
@@ -67,4 +83,34 @@ pub async fn yield_now() {
         }
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::rc::Rc;
+    use alloc::vec::Vec;
+    use core::cell::RefCell;
+
+    /// The one test that runs tasks: the queues are shared by all.
+    #[test]
+    fn turns_of_control_come_first_and_a_long_one_lets_data_in() {
+        let turns: Rc<RefCell<Vec<&str>>> = Rc::default();
+        let work = |name: &'static str, count: usize| {
+            let turns = Rc::clone(&turns);
+            async move {
+                for _ in 0..count {
+                    turns.borrow_mut().push(name);
+                    yield_now().await;
+                }
+            }
+        };
+        spawn_data(work("data", 3)).detach();
+        spawn(work("long", 4)).detach();
+        spawn(work("short", 1)).detach();
+        let cancelled = spawn(work("cancelled", 1));
+        drop(cancelled);
+        while run_next() {}
+        assert_eq!(*turns.borrow(), ["long", "short", "data", "long", "data", "long", "data", "long"]);
+    }
 }
