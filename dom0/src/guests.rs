@@ -6,6 +6,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
+use services::Signal;
+use services::console::CONSOLE_BYTES;
+use services::store::store_bytes;
 use toolstack::DomainId;
 use toolstack::bundle::{Bundle, EXEC};
 use toolstack::config::GuestConfig;
@@ -17,10 +20,8 @@ use unikernel::mark::{self, CREATE};
 use unikernel::tasks::{self, Task};
 use unikernel::{hypercall, time};
 
-use crate::console_service::{CONSOLE_BYTES, GuestConsole};
+use crate::host::{GuestConsole, StoreService, Unikernel};
 use crate::hypervisor::Xen;
-use crate::signal::Signal;
-use crate::store_service::{StoreService, store_bytes};
 use crate::terminal::Terminal;
 
 /// Bytes a kernel may unpack to.
@@ -105,7 +106,7 @@ impl Guests {
             own,
             bundle,
             hypervisor: RefCell::default(),
-            store: StoreService::new(own),
+            store: StoreService::new(Unikernel, own),
             terminal,
             list: RefCell::default(),
             failed: Cell::new(None),
@@ -178,7 +179,7 @@ impl Guests {
                 self.fail(&format!("guest {name}: there is one of this name already"));
                 continue;
             }
-            let console = GuestConsole::new(&name, Rc::clone(&self.terminal));
+            let console = GuestConsole::new(Unikernel, &name, Rc::clone(&self.terminal));
             self.list.borrow_mut().push(Entry { config, console, state: State::Planned, made: 0, past: None });
         }
         if self.list.borrow().is_empty() && self.failed().is_none() {

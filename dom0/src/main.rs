@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! boot bundle -> guests -> hypervisor (domctl)      makes, watches and ends domains
-//!                       -> store_service            the tree by which guests meet
+//!                       -> services::store         the tree by which guests meet
 //!                       -> verbs                   what is asked of it
-//!                       -> console_service -> terminal   what guests print, and what is typed for them
+//!                       -> services::console -> terminal   what guests print, and what is typed for them
 //! ```
 //!
 //! Touches: other domains, by the calls it has authority for and the pages they grant it; the machine's console.
@@ -15,11 +15,9 @@
 
 extern crate alloc;
 
-mod console_service;
 mod guests;
+mod host;
 mod hypervisor;
-mod signal;
-mod store_service;
 mod terminal;
 mod verbs;
 
@@ -118,7 +116,7 @@ async fn run(bundle: Bundle<'static>, all: bool) -> Option<Failure> {
             break;
         }
         terminal.follow(&guests);
-        guests.changed.or_port(ends.port()).await;
+        guests.changed.or(ends.wait()).await;
     }
     terminal.message("all guests have ended");
     drop(own);

@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 
 use console_backend::{LineEditor, Typed};
 use hypercall_abi::event::Virq;
+use services::console::Shows;
 use toolstack::command::{Command, complete};
 use unikernel::events::Channel;
 use unikernel::{console, hypercall};
@@ -29,17 +30,6 @@ mod line {
     pub(super) const GUEST: u8 = 1;
     /// The prompt: a message takes its place.
     pub(super) const PROMPT: u8 = 2;
-}
-
-/// How the output of a guest is shown.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Shows {
-    /// As it is.
-    Bytes,
-    /// In lines with the guest's name.
-    Lines,
-    /// Not now.
-    Nothing,
 }
 
 /// What the terminal is for at the moment.

@@ -5,73 +5,110 @@ use alloc::format;
 use alloc::rc::{Rc, Weak};
 use alloc::string::{String, ToString};
 use core::cell::{Cell, RefCell};
+use core::fmt;
 
 use guest_image::MachineFrame;
 use hypercall_abi::grant::REF_XENSTORE;
 use store::transport::Link;
-use store::{ConnectionId, Duty, Quotas, StoreError, TURN_BYTES};
+use store::{ConnectionId, Duty, Quotas, StoreError};
 use toolstack::limit::LineLimit;
 use toolstack::{Access, DomainId, Node};
-use unikernel::events::Channel;
-use unikernel::grants::GrantedPage;
-use unikernel::memory::{self, Reserved};
-use unikernel::tasks::{self, Task};
-use unikernel::time;
 
+use crate::host::{Channel, Class, Host};
+use crate::shape::{Attached, Ends, Service, Turn, turns};
 use crate::signal::Signal;
 
 /// What serving a guest takes of the heap beside the store itself: its link, channel, page and task.
 const SERVED_BYTES: usize = 8 * 1024;
-/// How long a turn is put off when there is no memory for it.
-const PATIENCE_NS: u64 = 100_000_000;
 
 /// What a guest may make the store take of the heap.
-pub(crate) fn store_bytes() -> usize {
+#[must_use]
+pub fn store_bytes() -> usize {
     Quotas::default().domain_bytes() + SERVED_BYTES
 }
 
 /// The store and those it serves. Clones are the same store.
 #[derive(Clone)]
-pub(crate) struct StoreService(Rc<Shared>);
+pub struct StoreService<H: Host>(Rc<Shared<H>>);
 
-struct Shared {
+struct Shared<H: Host> {
+    host: H,
     own: DomainId,
     store: RefCell<store::Store>,
     /// Our own way to it.
     session: ConnectionId,
-    served: RefCell<BTreeMap<u16, Served>>,
+    served: RefCell<BTreeMap<u16, Served<H>>>,
     /// The store has something left to do.
     left: Rc<Signal>,
+    /// Does what is left; ends with this structure.
+    work: RefCell<Option<H::Task>>,
     /// The heap for the next guest to be served.
-    reserved: RefCell<Option<Reserved>>,
+    reserved: RefCell<Option<H::Reserved>>,
 }
 
 /// A guest being served.
-struct Served {
-    ring: Rc<Ring>,
-    /// The store may have something for this guest.
-    kick: Rc<Signal>,
+struct Served<H: Host> {
+    ring: Attached<H, Ring<H>>,
     /// The heap for what the guest makes the store hold.
-    _reserved: Option<Reserved>,
-    /// Ends with this structure.
-    _task: Task<()>,
+    _reserved: Option<H::Reserved>,
 }
 
-/// Gone as soon as the guest is not served any more, wherever its task is: then its page is free.
-struct Ring {
+/// The store as a service of one guest.
+struct Ring<H: Host> {
+    shared: Weak<Shared<H>>,
     link: RefCell<Link>,
-    page: GrantedPage,
-    channel: Channel,
+    ends: Ends<H>,
     /// The store took no request of it, because others had yet to hear of the last ones.
     held: Cell<bool>,
     /// What may be said about it.
     lines: RefCell<LineLimit>,
 }
 
-impl Ring {
+impl<H: Host> fmt::Debug for StoreService<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreService").field("own", &self.0.own).finish_non_exhaustive()
+    }
+}
+
+impl<H: Host> Service<H> for Ring<H> {
+    type Kept = Weak<Shared<H>>;
+
+    const NAME: &'static str = "store";
+    const REFERENCE: u32 = REF_XENSTORE;
+    const CLASS: Class = Class::Control;
+    const TURN_BYTES: usize = store::TURN_BYTES;
+    /// In messages.
+    const BUDGET: usize = 1;
+
+    fn attach(shared: &Weak<Shared<H>>, ends: Ends<H>) -> Result<Self, &'static str> {
+        let link = Link::introduce(store::DomainId(ends.domain), &ends.page).map_err(|_| "page changes under us")?;
+        Ok(Self {
+            shared: Weak::clone(shared),
+            link: RefCell::new(link),
+            ends,
+            held: Cell::new(false),
+            lines: RefCell::default(),
+        })
+    }
+
+    fn serve(&self, budget: usize) -> Turn {
+        let Some(shared) = self.shared.upgrade() else { return Turn::Idle };
+        let more = (0..budget).all(|_| shared.step(self));
+        Turn::again_if(more)
+    }
+
+    fn detach(&self) {
+        let suppressed = self.lines.borrow().suppressed();
+        if suppressed > 0 {
+            log::warn!("{suppressed} more warnings about domain {} were suppressed", self.ends.domain);
+        }
+    }
+}
+
+impl<H: Host> Ring<H> {
     /// Says something that the guest caused, unless too much of that has been said.
-    fn complain(&self, what: &str) {
-        match self.lines.borrow_mut().admit(time::now_ns()) {
+    fn complain(&self, now_ns: u64, what: &str) {
+        match self.lines.borrow_mut().admit(now_ns) {
             None => {}
             Some(0) => log::warn!("{what}"),
             Some(more) => log::warn!("{what} ({more} more suppressed)"),
@@ -79,51 +116,53 @@ impl Ring {
     }
 }
 
-impl Drop for Ring {
-    fn drop(&mut self) {
-        let (suppressed, domain) = (self.lines.borrow().suppressed(), self.link.borrow().domain());
-        if suppressed > 0 {
-            log::warn!("{suppressed} more warnings about domain {domain} were suppressed");
-        }
-    }
-}
-
-impl StoreService {
+impl<H: Host> StoreService<H> {
     /// An empty store, run by domain `own`.
-    pub(crate) fn new(own: DomainId) -> Self {
+    pub fn new(host: H, own: DomainId) -> Self {
         let mut store = store::Store::new(store::DomainId(own.0), Quotas::default());
         let session = store.open_local();
-        let (store, left) = (RefCell::new(store), Rc::default());
-        let (served, reserved) = (RefCell::default(), RefCell::default());
-        let shared = Rc::new(Shared { own, store, session, served, left, reserved });
-        tasks::spawn(work(Rc::downgrade(&shared), Rc::clone(&shared.left))).detach();
+        let shared = Rc::new(Shared {
+            host,
+            own,
+            store: RefCell::new(store),
+            session,
+            served: RefCell::default(),
+            left: Rc::default(),
+            work: RefCell::default(),
+            reserved: RefCell::default(),
+        });
+        let (worker, left) = (Rc::downgrade(&shared), Rc::clone(&shared.left));
+        let work = move || worker.upgrade().map(|shared| Turn::again_if(shared.work()));
+        let wait = async move || left.wait().await;
+        let task = shared.host.spawn(Class::Control, turns(shared.host.clone(), store::TURN_BYTES, work, wait));
+        shared.work.replace(Some(task));
         Self(shared)
     }
 
     /// Waits until nothing is left of domains that are gone, and everybody has heard of everything.
-    pub(crate) async fn settled(&self) {
+    pub async fn settled(&self) {
         while self.0.store.borrow().has_work() {
-            tasks::yield_now().await;
+            self.0.host.yield_now().await;
         }
     }
 
     /// Has the heap hold what the next guest may make the store hold; answers whether there is memory for it. What earlier
     /// guests left there must be gone: see [`Self::settled`].
-    pub(crate) fn reserve(&self) -> bool {
+    pub fn reserve(&self) -> bool {
         let mut reserved = self.0.reserved.borrow_mut();
         if reserved.is_none() {
-            *reserved = memory::reserve(store_bytes());
+            *reserved = self.0.host.reserve(store_bytes());
         }
         reserved.is_some()
     }
 
     /// No guest comes: what was reserved for it is free again.
-    pub(crate) fn give_back(&self) {
+    pub fn give_back(&self) {
         self.0.reserved.take();
     }
 
     /// Tells those who watch that a domain shut down.
-    pub(crate) fn domain_shut_down(&self, domain: DomainId) {
+    pub fn domain_shut_down(&self, domain: DomainId) {
         self.0.store.borrow_mut().domain_shut_down(store::DomainId(domain.0));
         self.0.deliver(None);
     }
@@ -134,48 +173,39 @@ impl StoreService {
             let duty = self.0.store.borrow_mut().next_duty();
             match duty {
                 Some(Duty::Attach { domain, port, .. }) => self.attach(domain, port)?,
-                Some(Duty::Detach { domain }) => {
-                    // Dropped outside the borrow: unmapping and closing are calls.
-                    let served = self.0.served.borrow_mut().remove(&domain.0);
-                    drop(served);
-                }
+                Some(Duty::Detach { domain }) => self.detach(domain),
                 None => return Ok(()),
             }
         }
     }
 
     fn attach(&self, domain: store::DomainId, port: u32) -> Result<(), String> {
-        let page =
-            GrantedPage::map(domain.0, REF_XENSTORE).map_err(|errno| format!("its store page: {}", errno.name()))?;
-        let link = Link::introduce(domain, &page).map_err(|_| "its store page changes under us".to_string())?;
-        let channel = Channel::connect(domain.0, port).map_err(|errno| format!("its store port: {}", errno.name()))?;
-        let ring = Rc::new(Ring {
-            link: RefCell::new(link),
-            page,
-            channel,
-            held: Cell::new(false),
-            lines: RefCell::default(),
-        });
-        let kick = Rc::new(Signal::default());
-        let task = serve(Rc::downgrade(&self.0), domain, Rc::downgrade(&ring), Rc::clone(&kick));
-        let reserved = self.0.reserved.take();
-        let served = Served { ring, kick, _reserved: reserved, _task: tasks::spawn(task) };
-        let before = self.0.served.borrow_mut().insert(domain.0, served);
-        drop(before);
+        let ring = Attached::attach(&self.0.host, &Rc::downgrade(&self.0), domain.0, port)?;
+        let served = Served { ring, _reserved: self.0.reserved.take() };
+        self.detach(domain);
+        self.0.served.borrow_mut().insert(domain.0, served);
         Ok(())
+    }
+
+    fn detach(&self, domain: store::DomainId) {
+        // Outside the borrow: unmapping and closing are calls.
+        let served = self.0.served.borrow_mut().remove(&domain.0);
+        if let Some(served) = served {
+            served.ring.detach();
+        }
     }
 }
 
-impl Shared {
+impl<H: Host> Shared<H> {
     /// Wakes the guests that the store has something for, or takes requests from again, but `except`; and our own task if
     /// the store has something left to do.
     fn deliver(&self, except: Option<u16>) {
         let store = self.store.borrow();
         for (domain, served) in &*self.served.borrow() {
             let id = ConnectionId::Domain(store::DomainId(*domain));
-            let may_go_on = served.ring.held.get() && store.accepts_input(id);
+            let may_go_on = served.ring.service().held.get() && store.accepts_input(id);
             if Some(*domain) != except && (may_go_on || store.has_output(id)) {
-                served.kick.set();
+                served.ring.kick();
             }
         }
         if store.has_work() {
@@ -190,57 +220,22 @@ impl Shared {
         more
     }
 
-    /// One step for one guest; answers whether there is more to do at once.
-    fn step(&self, domain: store::DomainId, ring: &Ring) -> bool {
-        let step = ring.link.borrow_mut().step(&ring.page, &mut self.store.borrow_mut());
+    /// One message of one guest; answers whether there is more to do at once.
+    fn step(&self, ring: &Ring<H>) -> bool {
+        let domain = ring.ends.domain;
+        let step = ring.link.borrow_mut().step(&ring.ends.page, &mut self.store.borrow_mut());
         if let Some(why) = step.stopped {
-            ring.complain(&format!("the store serves domain {domain} no longer: {why:?}"));
+            ring.complain(self.host.now_ns(), &format!("the store serves domain {domain} no longer: {why:?}"));
         }
         if step.notify {
-            ring.channel.notify();
+            ring.ends.channel.notify();
             // Only a step that moved something can have given others something, so two that are stuck do not wake
             // each other for ever.
-            self.deliver(Some(domain.0));
+            self.deliver(Some(domain));
         }
-        ring.held.set(!step.again && !self.store.borrow().accepts_input(ConnectionId::Domain(domain)));
+        let id = ConnectionId::Domain(store::DomainId(domain));
+        ring.held.set(!step.again && !self.store.borrow().accepts_input(id));
         step.again
-    }
-}
-
-/// Waits until whatever a turn of the store allocates can be had.
-async fn memory_for_a_turn() {
-    while !memory::can_allocate(TURN_BYTES) {
-        time::sleep_until(time::now_ns().saturating_add(PATIENCE_NS)).await;
-    }
-}
-
-/// Does what the store has left to do, and lets others have their turn after each piece.
-async fn work(shared: Weak<Shared>, left: Rc<Signal>) {
-    loop {
-        memory_for_a_turn().await;
-        let Some(more) = shared.upgrade().map(|shared| shared.work()) else { return };
-        if more {
-            tasks::yield_now().await;
-        } else {
-            left.wait().await;
-        }
-    }
-}
-
-async fn serve(shared: Weak<Shared>, domain: store::DomainId, ring: Weak<Ring>, kick: Rc<Signal>) {
-    loop {
-        memory_for_a_turn().await;
-        let (again, port) = {
-            let (Some(shared), Some(ring)) = (shared.upgrade(), ring.upgrade()) else {
-                return;
-            };
-            (shared.step(domain, &ring), ring.channel.port())
-        };
-        if again {
-            tasks::yield_now().await;
-        } else {
-            kick.or_port(port).await;
-        }
     }
 }
 
@@ -249,7 +244,7 @@ fn text(error: StoreError) -> String {
     error.name().to_string()
 }
 
-impl toolstack::Store for StoreService {
+impl<H: Host> toolstack::Store for StoreService<H> {
     type Error = String;
 
     fn write(&mut self, guest: DomainId, nodes: &[Node]) -> Result<(), String> {

@@ -1,0 +1,249 @@
+//! The guests' consoles, served: what they print is drained at once and kept, and shown if the screen shows them.
+
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use core::cell::{Cell, RefCell};
+use core::fmt;
+
+use console_backend::{AttachError, Console, LineWriter, console_bytes};
+use hypercall_abi::grant::REF_CONSOLE;
+use ring_protocol::console::set_connected;
+
+use crate::host::{Channel, Class, Host};
+use crate::shape::{Attached, Ends, Service, Turn};
+
+/// Bytes kept of what each guest prints.
+const KEPT: usize = 64 * 1024;
+/// What the console of a guest takes of the heap for good.
+pub const CONSOLE_BYTES: usize = console_bytes(KEPT);
+
+/// How the output of a guest is shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shows {
+    /// As it is.
+    Bytes,
+    /// In lines with the guest's name.
+    Lines,
+    /// Not now.
+    Nothing,
+}
+
+/// What shows the output of guests.
+pub trait Screen: 'static {
+    /// How the output of the guest of this name is to be shown now.
+    fn shows(&self, name: &str) -> Shows;
+
+    /// Shows bytes as they are.
+    fn raw(&self, bytes: &[u8]);
+
+    /// Shows a line of a guest.
+    fn line(&self, line: &str);
+
+    /// Shows a message of ours on lines of its own.
+    fn message(&self, text: &str);
+}
+
+/// The console of a guest, through all its lives.
+pub struct GuestConsole<H: Host, S> {
+    host: H,
+    kept: Rc<Kept<S>>,
+    /// The heap for it.
+    reserved: RefCell<Option<H::Reserved>>,
+    /// While the guest lives.
+    life: RefCell<Option<Attached<H, Life<H, S>>>>,
+}
+
+/// What the lives of a guest have in common.
+struct Kept<S> {
+    name: RefCell<String>,
+    screen: Rc<S>,
+    /// Since the first life.
+    console: RefCell<Option<Console>>,
+    lines: RefCell<LineWriter>,
+    /// How much of the output the screen has shown.
+    shown: Cell<u64>,
+    /// How much there was when the guest last began to live.
+    begun: Cell<u64>,
+}
+
+/// A console as a service: from the beginning of a guest to its end.
+struct Life<H: Host, S> {
+    kept: Rc<Kept<S>>,
+    ends: Ends<H>,
+}
+
+impl<H: Host, S> fmt::Debug for GuestConsole<H, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuestConsole").field("name", &self.kept.name).field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
+impl<H: Host, S: Screen> GuestConsole<H, S> {
+    /// A console that no guest is connected to.
+    pub fn new(host: H, name: &str, screen: Rc<S>) -> Rc<Self> {
+        let kept = Rc::new(Kept {
+            name: RefCell::new(name.to_string()),
+            screen,
+            console: RefCell::default(),
+            lines: RefCell::new(lines_of(name)),
+            shown: Cell::new(0),
+            begun: Cell::new(0),
+        });
+        Rc::new(Self { host, kept, reserved: RefCell::default(), life: RefCell::default() })
+    }
+
+    /// The guest's name.
+    pub fn name(&self) -> String {
+        self.kept.name.borrow().clone()
+    }
+
+    /// The guest has another name now.
+    pub fn rename(&self, name: &str) {
+        self.kept.end_line();
+        self.kept.lines.replace(lines_of(name));
+        self.kept.name.replace(name.to_string());
+    }
+
+    /// Has the heap hold what the console may take; answers whether there is memory for it.
+    pub fn reserve(&self) -> bool {
+        let mut reserved = self.reserved.borrow_mut();
+        if reserved.is_none() {
+            *reserved = self.host.reserve(CONSOLE_BYTES);
+        }
+        reserved.is_some()
+    }
+
+    /// No guest comes: what was reserved is free again, unless an earlier life has printed something.
+    pub fn give_back(&self) {
+        if self.kept.console.borrow().is_none() {
+            self.reserved.take();
+        }
+    }
+
+    /// Begins to serve the guest as `domain`, whose end of the event channel is `port`.
+    ///
+    /// # Errors
+    /// Why its page or port cannot be used.
+    pub fn connect(&self, domain: u16, port: u32) -> Result<(), String> {
+        let life = Attached::attach(&self.host, &self.kept, domain, port)?;
+        self.life.replace(Some(life));
+        Ok(())
+    }
+
+    /// Takes the guest's last words, tells the page that nobody reads any more, and lets go of it.
+    pub fn disconnect(&self) {
+        let life = self.life.take();
+        if let Some(life) = life {
+            life.detach();
+        }
+    }
+
+    /// Whether the guest has printed nothing in its last life.
+    pub fn is_silent(&self) -> bool {
+        self.kept.printed() == self.kept.begun.get()
+    }
+
+    /// Hands keystrokes to the guest; what it has no room for is lost.
+    pub fn type_in(&self, bytes: &[u8]) {
+        if let (Some(console), Some(life)) = (&mut *self.kept.console.borrow_mut(), &*self.life.borrow()) {
+            console.type_in(bytes);
+            life.kick();
+        }
+    }
+
+    /// Shows on the screen what was printed while it did not show this console.
+    pub fn show_missed(&self) {
+        let kept = &self.kept;
+        if let Some(console) = &*kept.console.borrow() {
+            let since = console.scrollback().since(kept.shown.get());
+            if since.missed > 0 {
+                kept.screen.message(&format!("[{} bytes are lost]", since.missed));
+            }
+            kept.screen.raw(since.first);
+            kept.screen.raw(since.second);
+            kept.shown.set(since.next);
+        }
+    }
+}
+
+/// The lines of a guest of this name, for a screen it shares with others.
+fn lines_of(name: &str) -> LineWriter {
+    LineWriter::new(format!("{name}| "))
+}
+
+impl<S: Screen> Kept<S> {
+    /// Bytes that the guest has printed in all its lives.
+    fn printed(&self) -> u64 {
+        self.console.borrow().as_ref().map_or(0, |console| console.scrollback().end())
+    }
+
+    /// Shows a line that the guest has not ended.
+    fn end_line(&self) {
+        self.lines.borrow_mut().flush(|line| self.screen.line(line));
+    }
+}
+
+impl<H: Host, S: Screen> Service<H> for Life<H, S> {
+    type Kept = Rc<Kept<S>>;
+
+    const NAME: &'static str = "console";
+    const REFERENCE: u32 = REF_CONSOLE;
+    const CLASS: Class = Class::Data;
+    const TURN_BYTES: usize = console_backend::TURN_BYTES;
+    /// In bytes.
+    const BUDGET: usize = console_backend::BUDGET;
+
+    fn attach(kept: &Rc<Kept<S>>, ends: Ends<H>) -> Result<Self, &'static str> {
+        {
+            let mut console = kept.console.borrow_mut();
+            let attached = match console.as_mut() {
+                Some(console) => console.reattach(&ends.page).map_err(AttachError::BadIndices),
+                None => Console::attach(&ends.page, KEPT).map(|new| *console = Some(new)),
+            };
+            attached.map_err(|why| match why {
+                AttachError::BadIndices(_) => "page changes under us",
+                AttachError::NoMemory => "needs more memory than there is",
+            })?;
+        }
+        kept.begun.set(kept.printed());
+        Ok(Self { kept: Rc::clone(kept), ends })
+    }
+
+    /// Takes output and gives what was typed.
+    fn serve(&self, budget: usize) -> Turn {
+        let kept = &*self.kept;
+        let Some(console) = &mut *kept.console.borrow_mut() else { return Turn::Idle };
+        let stopped_before = console.stopped().is_some();
+        let shows = kept.screen.shows(&kept.name.borrow());
+        let served = console.serve(&self.ends.page, budget, |bytes| match shows {
+            Shows::Bytes => kept.screen.raw(bytes),
+            Shows::Lines => kept.lines.borrow_mut().push(bytes, |line| kept.screen.line(line)),
+            Shows::Nothing => {}
+        });
+        if shows != Shows::Nothing {
+            kept.shown.set(console.scrollback().end());
+        }
+        match served {
+            Ok(served) => {
+                if served.notify {
+                    self.ends.channel.notify();
+                }
+                Turn::again_if(served.again)
+            }
+            Err(why) => {
+                if !stopped_before {
+                    log::warn!("the console of {} is served no longer: {why:?}", kept.name.borrow());
+                }
+                Turn::Idle
+            }
+        }
+    }
+
+    fn detach(&self) {
+        // No more than a ring full waits, and a guest that is destroyed while it runs never stops.
+        let _ = self.serve(Self::BUDGET);
+        self.kept.end_line();
+        set_connected(&self.ends.page, false);
+    }
+}

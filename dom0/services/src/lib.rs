@@ -1,0 +1,30 @@
+//! What dom0 does for its guests, all in one shape: attach, serve, detach.
+//!
+//! | module | question |
+//! | --- | --- |
+//! | `host` | what does a service need of the domain it runs in? |
+//! | `shape` | how does a service begin, get its turns, and end? |
+//! | `signal` | how does one task wake another? |
+//! | [`console`] | what did a guest print, and what is typed for it? |
+//! | [`store`] | who is connected to the store? |
+//!
+//! Touches: the page and the port of each guest, through the [`Host`].
+//! Never touches: hypercalls, clocks and memory of its own. It runs as well on a host, against fakes.
+//! Keeps: a turn is bounded, and waits until the heap has what it may allocate; what a guest writes is judged by the crates
+//! that know the protocol. Dropping a service closes and unmaps, and tells nobody anything: what the other side, or a person,
+//! hears at the end is said by `detach`.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+extern crate alloc;
+
+pub mod console;
+mod host;
+mod shape;
+mod signal;
+pub mod store;
+
+pub use host::{Channel, Class, Host};
+pub use shape::{Attached, Ends, PATIENCE_NS, Service, Turn};
+pub use signal::Signal;

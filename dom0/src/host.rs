@@ -1,0 +1,101 @@
+//! The unikernel as the domain that services run in, and the terminal as their screen.
+
+use core::future::Future;
+
+use hypercall_abi::Errno;
+use services::console::{self, Screen, Shows};
+use services::{Class, Host, store};
+use unikernel::events::{self, Channel};
+use unikernel::grants::GrantedPage;
+use unikernel::memory::{self, Reserved};
+use unikernel::tasks::{self, Task};
+use unikernel::time;
+
+use crate::terminal::Terminal;
+
+/// The console of a guest.
+pub(crate) type GuestConsole = console::GuestConsole<Unikernel, Terminal>;
+/// The store.
+pub(crate) type StoreService = store::StoreService<Unikernel>;
+
+/// This domain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unikernel;
+
+/// A channel as services use it.
+#[derive(Debug)]
+pub(crate) struct Port(Channel);
+
+impl services::Channel for Port {
+    fn port(&self) -> u32 {
+        self.0.port()
+    }
+
+    fn notify(&self) {
+        self.0.notify();
+    }
+}
+
+impl Host for Unikernel {
+    type Page = GrantedPage;
+    type Channel = Port;
+    type Task = Task<()>;
+    type Reserved = Reserved;
+
+    fn map(&self, domain: u16, reference: u32) -> Result<GrantedPage, Errno> {
+        GrantedPage::map(domain, reference)
+    }
+
+    fn connect(&self, domain: u16, port: u32) -> Result<Port, Errno> {
+        Channel::connect(domain, port).map(Port)
+    }
+
+    fn raised(&self, port: u32) -> impl Future<Output = ()> {
+        events::wait(port)
+    }
+
+    fn spawn(&self, class: Class, task: impl Future<Output = ()> + 'static) -> Task<()> {
+        match class {
+            Class::Control => tasks::spawn(task),
+            Class::Data => tasks::spawn_data(task),
+        }
+    }
+
+    fn yield_now(&self) -> impl Future<Output = ()> {
+        tasks::yield_now()
+    }
+
+    fn now_ns(&self) -> u64 {
+        time::now_ns()
+    }
+
+    fn sleep_until(&self, deadline_ns: u64) -> impl Future<Output = ()> {
+        time::sleep_until(deadline_ns)
+    }
+
+    fn can_allocate(&self, bytes: usize) -> bool {
+        memory::can_allocate(bytes)
+    }
+
+    fn reserve(&self, bytes: usize) -> Option<Reserved> {
+        memory::reserve(bytes)
+    }
+}
+
+impl Screen for Terminal {
+    fn shows(&self, name: &str) -> Shows {
+        self.shows(name)
+    }
+
+    fn raw(&self, bytes: &[u8]) {
+        self.raw(bytes);
+    }
+
+    fn line(&self, line: &str) {
+        self.line(line);
+    }
+
+    fn message(&self, text: &str) {
+        self.message(text);
+    }
+}
