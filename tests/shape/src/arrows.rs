@@ -52,6 +52,7 @@ const ARROWS: &[Allowed] = &[
     outside("unikernel", &["hypercall-abi", "marker", "ring-protocol"]),
     outside("store", &["hypercall-abi", "ring-protocol"]),
     outside("console-backend", &["hypercall-abi", "ring-protocol"]),
+    outside("xenbus-backend", &[]),
     outside("toolstack", &["guest-image", "hypercall-abi", "ring-protocol"]),
     outside("services", &["console-backend", "guest-image", "hypercall-abi", "ring-protocol", "store", "toolstack"]),
     outside(

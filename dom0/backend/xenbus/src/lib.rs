@@ -1,0 +1,35 @@
+//! The back end's side of the xenbus handshake (ABI io 3.9), the same for every kind of device, as a pure state machine.
+//!
+//! [`Device`] says what to do next; its owner does it and says that it is done. F is the front end's directory in the store, B
+//! the back end's.
+//!
+//! | want | B | F | act |
+//! | --- | --- | --- | --- |
+//! | up | 1 | 1 to 4 | publish the features, B=2 |
+//! | up | 2 | the rings are published | read the nodes, connect, B=4; if that fails, B=5 |
+//! | up | 1, 2, 4 | 5 | B=5 |
+//! | up | 1 to 5 | 6, 0 | disconnect, B=6 |
+//! | up | 6 | 1 to 4 | publish again, B=2: at most ten times a minute |
+//! | down | not connected | 1, 2 | B=6, remove both directories |
+//! | down | any | 6, 0 | disconnect, B=6, remove both directories |
+//! | down | 1, 2, 4 | any other | online=0, B=5; reported as in use after ten seconds |
+//! | forced | any | any | disconnect, B=6, remove both directories |
+//! | the domain is dead | any | any | disconnect, remove both directories |
+//! | any other | | | nothing |
+//!
+//! Touches: nothing. The store, pages, ports and the clock are its owner's.
+//! Keeps: what a front end writes leads to a row above or to nothing; every connect is followed by one disconnect; nothing is
+//! connected with nodes that were not read together with the state that published them; B is never 4 while F is 5, 6 or gone.
+//!
+//! No device is served by it yet. The console that every guest has takes no part in this handshake (ABI io 2.2: its page and
+//! port are in `start_info`); further consoles (ABI io 2.4), disks and networks will.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+mod device;
+mod rate;
+mod state;
+
+pub use device::{Act, Device, Front, IN_USE_NS, Kind};
+pub use state::State;

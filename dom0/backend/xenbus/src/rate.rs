@@ -1,0 +1,48 @@
+//! How often a front end may make us begin again.
+
+/// Beginnings in each [`PERIOD_NS`].
+const AT_MOST: usize = 10;
+const PERIOD_NS: u64 = 60_000_000_000;
+
+/// When the last beginnings were.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rate {
+    /// The oldest is at `next` once there are as many as may be.
+    at: [Option<u64>; AT_MOST],
+    next: usize,
+}
+
+impl Rate {
+    /// When the next beginning is allowed, by the clock that [`note`](Self::note) is given.
+    pub(crate) fn allowed_ns(&self) -> u64 {
+        let oldest = self.at.get(self.next).copied().flatten();
+        oldest.map_or(0, |at| at.saturating_add(PERIOD_NS))
+    }
+
+    /// There was a beginning.
+    pub(crate) fn note(&mut self, now_ns: u64) {
+        if let Some(oldest) = self.at.get_mut(self.next) {
+            *oldest = Some(now_ns);
+        }
+        self.next = (self.next + 1) % AT_MOST;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_in_any_minute() {
+        let mut rate = Rate::default();
+        for n in 0..10 {
+            assert_eq!(rate.allowed_ns(), 0);
+            rate.note(n);
+        }
+        for n in 0..30 {
+            let allowed = rate.allowed_ns();
+            assert_eq!(allowed, n % 10 + (n / 10 + 1) * PERIOD_NS, "{n}");
+            rate.note(allowed);
+        }
+    }
+}
