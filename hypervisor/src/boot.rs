@@ -9,7 +9,7 @@ use hv_core::domain::{Domain, Powers, Spec};
 use hv_core::machine::Frames;
 use hv_core::paging::Stop;
 use hv_core::vcpu::context;
-use hv_core::world::{Site, World};
+use hv_core::world::{CpuCtx, World};
 use hv_machine::Hardware;
 use hypercall_abi::bundle::entries;
 use hypercall_abi::context::{VcpuContext, flags};
@@ -33,8 +33,8 @@ type Why = &'static str;
 ///
 /// # Errors
 /// What is wrong with the bundle, or what the machine lacks.
-pub(crate) fn first_domain(site: &mut Site<'_, Hardware>, module: &[u8], options: &Options) -> Result<(), Why> {
-    let (hw, world) = (site.m, site.world);
+pub(crate) fn first_domain(cpu_ctx: &mut CpuCtx<'_, Hardware>, module: &[u8], options: &Options) -> Result<(), Why> {
+    let (hw, world) = (cpu_ctx.m, cpu_ctx.world);
     let entry = |name: &str| entries(module).find(|(it, _)| *it == name).map(|(_, content)| content);
     // Our dom0 gets every power and the bundle; a guest under test gets the console.
     let (dom0, image, ramdisk) = match (module, entry("dom0"), entry("first")) {
@@ -55,13 +55,13 @@ pub(crate) fn first_domain(site: &mut Site<'_, Hardware>, module: &[u8], options
     let power = if dom0 { Powers::CONTROL } else { Powers::empty() };
     let powers = power | Powers::CONSOLE_WRITE | Powers::CONSOLE_READ | Powers::MACHINE;
     let spec = Spec { powers, vcpus: options.first_vcpus, max_pages: plan.nr_pages, handle: [0; 16] };
-    let domain = site.create(&spec).map_err(hypercall_abi::Errno::name)?;
+    let domain = cpu_ctx.create(&spec).map_err(hypercall_abi::Errno::name)?;
     let pages = Pages::populate(hw, world, domain, plan.nr_pages)?;
     pages.fill(runs)?;
     let root = pages.relocate(&plan)?;
     pages.tell(&plan, domain, ramdisk)?;
     pages.list.iter().for_each(|list| world.frames.retire(*list));
-    start(site, domain, &plan, root)
+    start(cpu_ctx, domain, &plan, root)
 }
 
 /// The first domain's pages while it is built: a list of frames, in frames.
@@ -163,9 +163,9 @@ impl<'a> Pages<'a> {
 }
 
 /// Pins the root, sets vcpu 0, and lets go.
-fn start(site: &mut Site<'_, Hardware>, domain: &Domain, plan: &FirstImage, root: Frame) -> Result<(), Why> {
+fn start(cpu_ctx: &mut CpuCtx<'_, Hardware>, domain: &Domain, plan: &FirstImage, root: Frame) -> Result<(), Why> {
     loop {
-        match site.session(domain).pin(root, 4) {
+        match cpu_ctx.session(domain).pin(root, 4) {
             Ok(()) => break,
             Err(Stop::More) => {}
             Err(Stop::Refused(_)) => return Err("the first domain's page tables are refused"),
@@ -177,15 +177,15 @@ fn start(site: &mut Site<'_, Hardware>, domain: &Domain, plan: &FirstImage, root
     (regs.cs, regs.ss) = (selector::GUEST_CS, u64::from(selector::GUEST_SS));
     (context.kernel_ss, context.kernel_sp) = (regs.ss, plan.stack);
     context.ctrlreg[3] = root.address();
-    let vcpu = site.world.vcpu(domain, VcpuId(0)).ok_or("the first domain has no vcpu")?;
-    let mut own = vcpu.own.try_take().ok_or("the first domain's vcpu is taken")?;
-    while let Err(halt) = context::set(site, domain, vcpu, &mut own, &context) {
+    let vcpu = cpu_ctx.world.vcpu(domain, VcpuId(0)).ok_or("the first domain has no vcpu")?;
+    let mut state = vcpu.state.try_take().ok_or("the first domain's vcpu is taken")?;
+    while let Err(halt) = context::set(cpu_ctx, domain, vcpu, &mut state, &context) {
         if halt != Halt::More {
             return Err("the first domain's registers are refused");
         }
     }
-    drop(own);
-    site.world.unpause(site.m, domain);
+    drop(state);
+    cpu_ctx.world.unpause(cpu_ctx.m, domain);
     log::info!("{} has {} MiB and starts at {:#x}", domain.id(), plan.nr_pages / 256, plan.entry);
     Ok(())
 }

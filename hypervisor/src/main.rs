@@ -32,7 +32,7 @@ fn main(boot: hv_machine::BootInfo) -> ! {
     log::set_max_level(options.log);
     log::info!("Tenon {}", env!("CARGO_PKG_VERSION"));
     WORLD.frames.init(boot.frame_words);
-    WORLD.frames.set_short_ways(options.lean);
+    WORLD.frames.set_fast_paths(options.lean);
     let ranges = |ranges: &hv_machine::Ranges, with: &dyn Fn(Frame, u32)| {
         for range in ranges.iter() {
             if let (Some(first), Ok(count)) = (Frame::new(range.start), u32::try_from(range.end - range.start)) {
@@ -43,13 +43,13 @@ fn main(boot: hv_machine::BootInfo) -> ! {
     ranges(&boot.free, &|first, count| WORLD.frames.add(first, count));
     ranges(&boot.ram, &|first, count| WORLD.frames.reserve(first, count));
     let mut held = hv_core::lock::Held::entering_ring_0();
-    let mut site = hv_core::world::Site { m: hw, world: &WORLD, held: &mut held };
-    if let Err(why) = boot::first_domain(&mut site, boot.module, &options) {
+    let mut cpu_ctx = hv_core::world::CpuCtx { m: hw, world: &WORLD, held: &mut held };
+    if let Err(why) = boot::first_domain(&mut cpu_ctx, boot.module, &options) {
         fail(&why)
     }
     // The bundle has been copied: its frames are as good as any.
     boot.module_frames.clone().filter_map(Frame::new).for_each(|frame| WORLD.frames.retire(frame));
-    run::run(&mut site)
+    run::run(&mut cpu_ctx)
 }
 
 #[cfg(not(target_os = "none"))]

@@ -10,7 +10,7 @@ pub(crate) struct Options {
     pub(crate) log: LevelFilter,
     /// Vcpus of the first domain: `dom0_max_vcpus=1`.
     pub(crate) first_vcpus: u32,
-    /// Whether ordinary things are done the short way: `lean=on|off`. What a guest sees is the same.
+    /// Whether ordinary things are done the fast path: `lean=on|off`. What a guest sees is the same.
     pub(crate) lean: bool,
 }
 

@@ -71,7 +71,7 @@ const FORMS: &[Form] = &[
     },
     // Its guests draw their seeds themselves and print them.
     Form { package: "boot", suite: "boot/system", test: None, length: Some(("TENON_SOAK", 1)), seed: None, with: None },
-    // Every story and every test guest without the hypervisor's short ways.
+    // Every story and every test guest without the hypervisor's fast paths.
     Form {
         package: "boot",
         suite: "boot/system",

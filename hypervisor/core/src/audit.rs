@@ -2,7 +2,7 @@
 
 use crate::addr::{CpuId, FrameSlot, MAX_VCPUS};
 use crate::domain::Life;
-use crate::domain::life::Room;
+use crate::domain::life::Subsystem;
 use crate::event::port::{Binding, PortState};
 use crate::grant::Grants;
 use crate::lock::{Above, Leaf, Level, Lock, Nothing, Owned};
@@ -56,7 +56,7 @@ impl Domain {
 
     /// Why it crashed, if it did.
     pub fn last_words(&self) -> hypercall_abi::tenon::CrashReport {
-        self.papers.with(|papers| papers.report)
+        self.notes.with(|notes| notes.report)
     }
 }
 
@@ -120,8 +120,8 @@ pub enum Fact<'a> {
     },
 }
 
-impl Room {
-    /// Shows what a domain is in this room. In ring 0 nothing asks for it before domains are saved or moved, but for the
+impl Subsystem {
+    /// Shows what a domain is in this subsystem. In ring 0 nothing asks for it before domains are saved or moved, but for the
     /// context of a vcpu.
     fn get<M: Machine>(self, m: &M, world: &World, domain: &Domain, see: &mut dyn FnMut(Fact<'_>)) {
         match self {
@@ -130,8 +130,8 @@ impl Room {
             }
             Self::Vcpus => {
                 for vcpu in world.vcpus_of(domain) {
-                    if let Some(own) = vcpu.own.try_take() {
-                        see(Fact::Vcpu(vcpu.number(), context::get(m, domain, vcpu, &own).as_bytes()));
+                    if let Some(state) = vcpu.state.try_take() {
+                        see(Fact::Vcpu(vcpu.number(), context::get(m, domain, vcpu, &state).as_bytes()));
                     }
                 }
             }
@@ -293,9 +293,9 @@ impl World {
         }
     }
 
-    /// Shows all that a domain is, room by room.
+    /// Shows all that a domain is, subsystem by subsystem.
     pub fn facts<M: Machine>(&self, m: &M, domain: &Domain, see: &mut dyn FnMut(Fact<'_>)) {
-        Room::ALL.iter().for_each(|room| room.get(m, self, domain, see));
+        Subsystem::ALL.iter().for_each(|subsystem| subsystem.get(m, self, domain, see));
     }
 
     /// Shows all that a domain is made of, and its vcpus.

@@ -24,7 +24,7 @@ const MULTICALL_STEP: u32 = 32;
 
 /// Carries out one step of the vcpu's call, if it has one.
 pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) -> Next {
-    let Some(mut call) = ctx.own.call.take() else { return Next::Stay };
+    let Some(mut call) = ctx.state.call.take() else { return Next::Stay };
     if call.multicall.is_none() && Hypercall::from_number(call.number) == Some(Hypercall::Multicall) {
         call.multicall = Some(Multicall::new(call.args[0], low32(call.args[1]).into()));
     }
@@ -36,11 +36,11 @@ pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) -> Next {
     let leaves = answer == Err(Halt::Leave) || call.multicall.is_some_and(|list| list.leaves);
     match settle(ctx, &call, answer) {
         Ok(value) => {
-            ctx.own.regs.rax = value;
-            ctx.short = true; // SYSCALL has lost RCX and R11 already
+            ctx.state.regs.rax = value;
+            ctx.may_sysret = true; // SYSCALL has lost RCX and R11 already
         }
         // Also if the domain has been paused meanwhile: it goes on when that is over.
-        Err(Halt::More) => ctx.own.call = Some(call),
+        Err(Halt::More) => ctx.state.call = Some(call),
         Err(_) => {}
     }
     ctx.end_visits();
@@ -93,9 +93,9 @@ impl From<Refused> for Errno {
     }
 }
 
-impl From<grant::Refused> for i16 {
-    fn from(why: grant::Refused) -> Self {
-        use grant::Refused::*;
+impl From<grant::GrantRefused> for i16 {
+    fn from(why: grant::GrantRefused) -> Self {
+        use grant::GrantRefused::*;
         match why {
             NoSuchGrant => status::BAD_GNTREF,
             NoSuchPage => status::BAD_PAGE,

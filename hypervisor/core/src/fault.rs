@@ -48,16 +48,16 @@ pub enum Fault {
     SkipNoteOfUpdate,
     /// by a table on its way up, which has them already,
     SkipNoteOfClimb,
-    /// by the short way of an update,
-    SkipNoteOfShortUpdate,
-    /// by the short way up.
-    SkipNoteOfShortClimb,
+    /// by the fast path of an update,
+    SkipNoteOfFastUpdate,
+    /// by the fast path up.
+    SkipNoteOfFastClimb,
     /// The end of a frame's last use is stamped after the count says so.
     StampLate,
-    /// A short way drops a leaf's use as writable before the entry says so.
+    /// A fast path drops a leaf's use as writable before the entry says so.
     DropEarly,
-    /// Short ways take anybody's frame for the domain's own.
-    ShortOfOthers,
+    /// Fast paths take anybody's frame for the domain's own.
+    FastWithoutOwner,
     /// A page that was found is remembered over a flush.
     SeenOverFlush,
     /// It is remembered though the root leads elsewhere.
@@ -70,12 +70,12 @@ pub enum Fault {
     LeaveEarly,
     /// The entry code acts by itself though handlers do not mask events.
     ArmAnyway,
-    /// A short way back to the kernel does not look for events that wait.
-    ShortOfEvents,
+    /// A fast path back to the kernel does not look for events that wait.
+    FastOverEvents,
     /// The entry code keeps what it knew though a flush was answered or the kernel's stack was moved.
     StayArmed,
-    /// Short ways make a read-only leaf writable without a use.
-    ShortWithoutUse,
+    /// Fast paths make a read-only leaf writable without a use.
+    FastWithoutUse,
     /// A vcpu that may run again while it is put off stays off.
     LeaveOff,
     /// A vcpu comes to a CPU, and the timer there is not set for its deadlines.

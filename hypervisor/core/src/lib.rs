@@ -103,7 +103,7 @@ mod prelude {
     pub(crate) use crate::domain::Domain;
     pub(crate) use crate::machine::Machine;
     pub(crate) use crate::vcpu::{Place, Vcpu, VcpuState};
-    pub(crate) use crate::world::{Ctx, Site, World};
+    pub(crate) use crate::world::{CpuCtx, Ctx, World};
     pub(crate) use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
     pub(crate) use hypercall_abi::{Errno, domid};
 }

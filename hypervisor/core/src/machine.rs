@@ -59,7 +59,7 @@ pub trait Cpus {
     /// has come out: until then it may be about to use what it found by walking tables (see [`crate::claim`]).
     fn flush(&self, cpus: CpuSet, what: Flush);
     /// Moves with every complete flush of this CPU, of its own and for others; not with loads of roots. What was found by
-    /// walking tables holds as long as it stays (see [`crate::claim::seen::Seen`]).
+    /// walking tables holds as long as it stays (see [`crate::claim::walks::WalkCache`]).
     fn flushes(&self) -> u64;
     /// Another domain comes to this CPU: what was found so far holds no more, and [`Cpus::flushes`] moves.
     fn forget(&self);
@@ -328,7 +328,7 @@ pub struct Entry {
     pub cr2: AtomicU64 = AtomicU64::new(0),
     /// Entries from user code that needed no rule, not counted yet.
     pub from_user: AtomicU64 = AtomicU64::new(0),
-    /// Entries that needed a rule and took a short way, not counted yet.
+    /// Entries that needed a rule and took a fast path, not counted yet.
     pub ruled: AtomicU64 = AtomicU64::new(0),
     /// RAX for a moment.
     pub rax: AtomicU64 = AtomicU64::new(0),

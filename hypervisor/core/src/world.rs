@@ -1,13 +1,13 @@
 //! All state of ring 0, and the context in which a call of a guest is judged.
 
-use crate::claim::seen::{Kind, Seen};
-use crate::claim::{Access, View};
+use crate::claim::walks::{Kind, WalkCache};
+use crate::claim::{Access, GuestMemory};
 use crate::domain::visit::Visits;
 use crate::domain::{Life, Powers, Spec};
 use crate::frame::FrameTable;
-use crate::frame::own::Own;
+use crate::frame::owned::OwnedFrames;
 use crate::lock::{Domains, Held, Lock, Nothing, Ports};
-use crate::paging::{BUDGET, Ordinary, Session};
+use crate::paging::{BUDGET, LockedFastPath, Session};
 use crate::prelude::*;
 use crate::sched::Scheduler;
 use core::cell::Cell;
@@ -80,7 +80,7 @@ impl World {
 pub struct ControlAuthority(());
 
 /// Where rules are carried out: a machine, its world, and the proof that this CPU holds no lock.
-pub struct Site<'a, M> {
+pub struct CpuCtx<'a, M> {
     /// The machine.
     pub m: &'a M,
     /// The world.
@@ -89,7 +89,7 @@ pub struct Site<'a, M> {
     pub held: &'a mut Held<Nothing>,
 }
 
-impl<M: Machine> Site<'_, M> {
+impl<M: Machine> CpuCtx<'_, M> {
     /// Work on the page tables of a domain, within the budget of a step.
     pub fn session<'s>(&'s mut self, domain: &'s Domain) -> Session<'s, M> {
         domain.space.open(self.m, &self.world.frames, BUDGET, self.held)
@@ -97,7 +97,7 @@ impl<M: Machine> Site<'_, M> {
 }
 
 /// A domain being made, which nobody else sees yet.
-pub(crate) struct Birth<'a, M> {
+pub(crate) struct DomainBuilder<'a, M> {
     /// The machine.
     pub(crate) m: &'a M,
     /// The world.
@@ -121,17 +121,17 @@ pub struct Ctx<'a, M> {
     /// The caller.
     pub vcpu: &'a Vcpu,
     /// What it owns.
-    pub own: &'a mut VcpuState,
+    pub state: &'a mut VcpuState,
     /// The proof that no lock is held.
     pub held: &'a mut Held<Nothing>,
     /// What this CPU has found by walking tables.
-    pub seen: &'a Seen,
+    pub walks: &'a WalkCache,
     /// RCX and R11 may be lost on the way back to the guest.
-    pub short: bool,
+    pub may_sysret: bool,
     /// Writes to page tables are carried out, as far as is known since the entry code was told.
     pub(crate) writes_tables: bool,
-    /// The domain's own frames; none where short ways are switched off.
-    mine: Own<'a>,
+    /// The domain's own frames; none where fast paths are switched off.
+    owned_frames: OwnedFrames<'a>,
     /// This step has looked for other domains, see [`Ctx::visit`].
     visits: Cell<bool>,
 }
@@ -139,20 +139,20 @@ pub struct Ctx<'a, M> {
 impl<'a, M: Machine> Ctx<'a, M> {
     /// A vcpu of a domain, with what it owns.
     #[must_use]
-    pub fn new(site: &'a mut Site<'_, M>, domain: &'a Domain, vcpu: &'a Vcpu, own: &'a mut VcpuState) -> Self {
-        let (m, world, held) = (site.m, site.world, &mut *site.held);
-        let (seen, mine) = (&world.sched.here(m).seen, Own::or_none(&world.frames, domain.id()));
+    pub fn new(cpu_ctx: &'a mut CpuCtx<'_, M>, domain: &'a Domain, vcpu: &'a Vcpu, state: &'a mut VcpuState) -> Self {
+        let (m, world, held) = (cpu_ctx.m, cpu_ctx.world, &mut *cpu_ctx.held);
+        let (walks, owned_frames) = (&world.sched.here(m).walks, OwnedFrames::or_none(&world.frames, domain.id()));
         Self {
             m,
             world,
             domain,
             vcpu,
-            own,
+            state,
             held,
-            seen,
-            short: false,
+            walks,
+            may_sysret: false,
             writes_tables: false,
-            mine,
+            owned_frames,
             visits: Cell::new(false),
         }
     }
@@ -162,9 +162,9 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// # Errors
     /// A vcpu without a root has no addresses.
     #[inline(always)]
-    pub fn view(&self) -> Result<View<'a, M>, Errno> {
-        let root = self.own.kernel_root.ok_or(Errno::Fault)?;
-        Ok(View::new(self.m, &self.world.frames, root).remembering(self.seen, Kind::Data))
+    pub fn memory(&self) -> Result<GuestMemory<'a, M>, Errno> {
+        let root = self.state.kernel_root.ok_or(Errno::Fault)?;
+        Ok(GuestMemory::new(self.m, &self.world.frames, root).remembering(self.walks, Kind::Data))
     }
 
     /// Copies a structure in, once.
@@ -173,24 +173,24 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// `Fault` if the address is not readable by the guest.
     #[inline(always)]
     pub fn read<T: FromBytes + IntoBytes>(&self, at: u64) -> Result<T, Errno> {
-        self.view()?.read_recalled(GuestVirt(at)).map_or_else(|| self.read_walking(at), Ok)
+        self.memory()?.read_recalled(GuestVirt(at)).map_or_else(|| self.read_walking(at), Ok)
     }
 
     #[cold]
     fn read_walking<T: FromBytes + IntoBytes>(&self, at: u64) -> Result<T, Errno> {
-        self.view()?.read(GuestVirt(at)).map_err(|_| Errno::Fault)
+        self.memory()?.read(GuestVirt(at)).map_err(|_| Errno::Fault)
     }
 
     /// The frame behind an address of the guest kernel's, whose root that is.
     #[inline(always)]
     pub(crate) fn frame(&self, root: Frame, at: GuestVirt, kind: Kind, access: Access) -> Option<Frame> {
-        let view = View::new(self.m, &self.world.frames, root).remembering(self.seen, kind);
+        let view = GuestMemory::new(self.m, &self.world.frames, root).remembering(self.walks, kind);
         view.recall(at, access).or_else(|| self.walk(at, kind, access))
     }
 
     #[cold]
     fn walk(&self, at: GuestVirt, kind: Kind, access: Access) -> Option<Frame> {
-        self.view().ok()?.of_kind(kind).frame(at, access).ok()
+        self.memory().ok()?.of_kind(kind).frame(at, access).ok()
     }
 
     /// Copies bytes in.
@@ -198,7 +198,7 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// # Errors
     /// As [`Ctx::read`].
     pub fn read_bytes(&self, at: u64, to: &mut [u8]) -> Result<(), Errno> {
-        self.view()?.read_bytes(GuestVirt(at), to).map_err(|_| Errno::Fault)
+        self.memory()?.read_bytes(GuestVirt(at), to).map_err(|_| Errno::Fault)
     }
 
     /// Copies a structure out.
@@ -207,12 +207,12 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// `Fault` if the address is not writable by the guest.
     #[inline]
     pub fn write<T: IntoBytes + Immutable>(&self, at: u64, value: &T) -> Result<(), Errno> {
-        self.view()?.write_recalled(GuestVirt(at), value).map_or_else(|| self.write_walking(at, value), Ok)
+        self.memory()?.write_recalled(GuestVirt(at), value).map_or_else(|| self.write_walking(at, value), Ok)
     }
 
     #[cold]
     fn write_walking<T: IntoBytes + Immutable>(&self, at: u64, value: &T) -> Result<(), Errno> {
-        self.view()?.write(GuestVirt(at), value).map_err(|_| Errno::Fault)
+        self.memory()?.write(GuestVirt(at), value).map_err(|_| Errno::Fault)
     }
 
     /// Copies bytes out.
@@ -220,23 +220,23 @@ impl<'a, M: Machine> Ctx<'a, M> {
     /// # Errors
     /// As [`Ctx::write`].
     pub fn write_bytes(&self, at: u64, from: &[u8]) -> Result<(), Errno> {
-        self.view()?.write_bytes(GuestVirt(at), from).map_err(|_| Errno::Fault)
+        self.memory()?.write_bytes(GuestVirt(at), from).map_err(|_| Errno::Fault)
     }
 
     /// Where the call is carried out.
-    pub fn site(&mut self) -> Site<'_, M> {
-        Site { m: self.m, world: self.world, held: self.held }
+    pub fn cpu_ctx(&mut self) -> CpuCtx<'_, M> {
+        CpuCtx { m: self.m, world: self.world, held: self.held }
     }
 
-    /// As [`Site::session`].
+    /// As [`CpuCtx::session`].
     pub fn session<'s>(&'s mut self, domain: &'s Domain) -> Session<'s, M> {
         domain.space.open(self.m, &self.world.frames, BUDGET, self.held)
     }
 
-    /// The short ways over the tables of the caller's domain, if there are any.
+    /// The fast paths over the tables of the caller's domain, if there are any.
     #[inline(always)]
-    pub(crate) fn ordinary(&mut self) -> Option<Ordinary<'_, 'a, M>> {
-        self.domain.space.ordinary(self.m, &self.mine, self.held)
+    pub(crate) fn fast_path(&mut self) -> Option<LockedFastPath<'_, 'a, M>> {
+        self.domain.space.fast_path(self.m, &self.owned_frames, self.held)
     }
 
     /// Whether an argument names the caller.

@@ -25,8 +25,8 @@ use xtask::{build, kernels};
 /// A story, and what it is called.
 type Story = (&'static str, fn() -> Result<()>);
 
-/// The guests that look for a difference between the hypervisor's short ways and its long ones, and the option that leaves it
-/// the long ones alone. `cargo xtask soak` runs all suites with it.
+/// The guests that look for a difference between the hypervisor's fast paths and its slow ones, and the option that leaves it
+/// the slow ones alone. `cargo xtask soak` runs all suites with it.
 const BOTH_WAYS: &[&str] = &["stubs", "entry", "traps", "fuzz"];
 const LONG_WAY: &str = "lean=off";
 

@@ -43,17 +43,17 @@ const AREAS: &[Area] = &[
     // Copies of rules for what is ordinary: a guest sees the same without them (`lean=off`). The entry code's part is among the
     // hands.
     Area {
-        name: "short ways",
+        name: "fast paths",
         limit: 1_300,
         parts: &[
             ("core/lean", 645, &["hypervisor/core/src/lean"]),
             (
-                "short ways of frame, paging, claim",
+                "fast paths of frame, paging, claim",
                 650,
                 &[
-                    "hypervisor/core/src/frame/own",
-                    "hypervisor/core/src/paging/short",
-                    "hypervisor/core/src/claim/seen",
+                    "hypervisor/core/src/frame/owned",
+                    "hypervisor/core/src/paging/fast",
+                    "hypervisor/core/src/claim/walks",
                 ],
             ),
         ],

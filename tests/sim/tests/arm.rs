@@ -49,38 +49,38 @@ fn one_thing_out_of_the_ordinary_is_enough() {
         let guest = guests.find(|guest| build::is_ordinary(&guest.pages)).expect("most are");
         drop(guests);
         stage.on_cpu(&guest, |ctx, _| {
-            let traps = ctx.own.traps.expect("it has handlers");
-            assert_eq!(armed(ctx), mode::KERNEL, "short ways are open to this guest");
+            let traps = ctx.state.traps.expect("it has handlers");
+            assert_eq!(armed(ctx), mode::KERNEL, "fast paths are open to this guest");
             for (address, acts) in BAD.map(|bad| (bad, false)).into_iter().chain(GOOD.map(|good| (good, true))) {
-                let syscall = |address: u64| move |ctx: &mut Context<'_>| ctx.own.callbacks.syscall.address = address;
+                let syscall = |address: u64| move |ctx: &mut Context<'_>| ctx.state.callbacks.syscall.address = address;
                 try_out(ctx, "the handler of system calls", acts, syscall(address), syscall(HANDLER));
                 let fault = |address: u64| move |ctx: &mut Context<'_>| ctx.m.poke(traps, ADDRESS, address);
                 try_out(ctx, "the handler of page faults", acts, fault(address), fault(HANDLER));
                 let base = |base: u64| move |ctx: &mut Context<'_>| ctx.m.entry().other_gs.store(base, Relaxed);
                 try_out(ctx, "the other GS base", acts, base(address), base(0));
             }
-            let syscall = |address: u64| move |ctx: &mut Context<'_>| ctx.own.callbacks.syscall.address = address;
+            let syscall = |address: u64| move |ctx: &mut Context<'_>| ctx.state.callbacks.syscall.address = address;
             try_out(ctx, "no handler of system calls", false, syscall(0), syscall(HANDLER));
             let fault = |address: u64| move |ctx: &mut Context<'_>| ctx.m.poke(traps, ADDRESS, address);
             try_out(ctx, "no handler of page faults", false, fault(0), fault(HANDLER));
-            let masks = |masks: bool| move |ctx: &mut Context<'_>| ctx.own.callbacks.syscall.masks_events = masks;
+            let masks = |masks: bool| move |ctx: &mut Context<'_>| ctx.state.callbacks.syscall.masks_events = masks;
             try_out(ctx, "system calls with events", false, masks(false), masks(true));
             let gate = |word: u64| move |ctx: &mut Context<'_>| ctx.m.poke(traps, GATE, word);
             try_out(ctx, "page faults with events", false, gate(MASKS & !(4 << 8)), gate(MASKS));
-            let nmi = |masked: bool| move |ctx: &mut Context<'_>| ctx.own.nmi_masked = masked;
+            let nmi = |masked: bool| move |ctx: &mut Context<'_>| ctx.state.nmi_masked = masked;
             try_out(ctx, "NMIs that are masked", false, nmi(true), nmi(false));
-            let stale = |stale: bool| move |ctx: &mut Context<'_>| ctx.own.areas_stale = stale;
+            let stale = |stale: bool| move |ctx: &mut Context<'_>| ctx.state.areas_stale = stale;
             try_out(ctx, "areas that wait", false, stale(true), stale(false));
             let fsgsbase = |on: bool| move |ctx: &mut Context<'_>| ctx.m.set_guest_cr4(u64::from(on) << 16);
             try_out(ctx, "no GS instructions", false, fsgsbase(false), fsgsbase(true));
             let user = guest.pages[page::USER_ROOT];
-            let root = |on: bool| move |ctx: &mut Context<'_>| ctx.own.user_root = on.then_some(user);
+            let root = |on: bool| move |ctx: &mut Context<'_>| ctx.state.user_root = on.then_some(user);
             try_out(ctx, "no root of user mode", false, root(false), root(true));
-            let lean = |on: bool| move |ctx: &mut Context<'_>| ctx.world.frames.set_short_ways(on);
+            let lean = |on: bool| move |ctx: &mut Context<'_>| ctx.world.frames.set_fast_paths(on);
             try_out(ctx, "the option", false, lean(false), lean(true));
             // The stack: where it ends, and what is there.
             let end = at(page::STACK + 1);
-            let stack = |sp: u64| move |ctx: &mut Context<'_>| ctx.own.kernel_sp = sp;
+            let stack = |sp: u64| move |ctx: &mut Context<'_>| ctx.state.kernel_sp = sp;
             let nowhere = at(build::PAGES + 2);
             for sp in [end - 4, end - 4096 + 64, end - 4096 + 71, 0, 8, 72, nowhere, BAD[0], u64::MAX - 7] {
                 try_out(ctx, "a stack that ends elsewhere", false, stack(sp), stack(end));
@@ -92,7 +92,7 @@ fn one_thing_out_of_the_ordinary_is_enough() {
             let frame = guest.pages[page::STACK];
             let leaf = |flags: u64| {
                 move |ctx: &mut Context<'_>| {
-                    let (domain, id, root) = (ctx.domain, ctx.domain.id(), ctx.own.kernel_root.expect("a root"));
+                    let (domain, id, root) = (ctx.domain, ctx.domain.id(), ctx.state.kernel_root.expect("a root"));
                     let entry = if flags == 0 { 0 } else { frame.address() | pte::PRESENT | pte::ACCESSED | flags };
                     let updated = ctx.session(domain).update_va(root, GuestVirt(end - 4096), entry, id);
                     assert_eq!(updated, Ok(()));

@@ -6,7 +6,7 @@ use hv_core::call::{Call, Next};
 use hv_core::domain::{Domain, Powers, Spec, ops};
 use hv_core::lock::Held;
 use hv_core::machine::{Clock, Exit, Frames};
-use hv_core::world::{Ctx, Site};
+use hv_core::world::{CpuCtx, Ctx};
 use hv_core::{dispatch, trap};
 
 use hypercall_abi::context::flags;
@@ -340,19 +340,19 @@ fn a_call_goes_on_after_a_pause() {
             [(1, Hypercall::MemoryOp, args[0], arg), (2, Hypercall::Multicall, list, 1)]
         {
             stage.on_cpu(&guest, |ctx, _| {
-                (ctx.own.regs.rax, ctx.own.regs.rdi, ctx.own.regs.rsi) = (number.number(), first, second);
+                (ctx.state.regs.rax, ctx.state.regs.rdi, ctx.state.regs.rsi) = (number.number(), first, second);
                 let _ = trap::handle(ctx, Exit::Syscall);
                 let _ = dispatch::step(ctx);
                 let vcpu = world.vcpu(d0, VcpuId(0)).expect("it has one");
-                let mut own = vcpu.own.try_take().expect("nobody has it");
-                let mut site = Site { m, world, held: &mut Held::entering_ring_0() };
-                let mut other = Ctx::new(&mut site, d0, vcpu, &mut own);
+                let mut own = vcpu.state.try_take().expect("nobody has it");
+                let mut cpu_ctx = CpuCtx { m, world, held: &mut Held::entering_ring_0() };
+                let mut other = Ctx::new(&mut cpu_ctx, d0, vcpu, &mut own);
                 assert_eq!(
                     ops::domctl(&mut other, &mut Call::new(Hypercall::Domctl.number(), [pause, 0, 0, 0, 0, 0])),
                     Ok(0)
                 );
                 let mut steps = 1;
-                while ctx.own.call.is_some() {
+                while ctx.state.call.is_some() {
                     let _ = dispatch::step(ctx);
                     steps += 1;
                     if steps == 2 {
@@ -360,7 +360,7 @@ fn a_call_goes_on_after_a_pause() {
                     }
                 }
                 assert!(steps >= 4, "{number:?}: {steps}");
-                assert_eq!(ctx.own.regs.rax, if number == Hypercall::MemoryOp { 4 } else { 0 });
+                assert_eq!(ctx.state.regs.rax, if number == Hypercall::MemoryOp { 4 } else { 0 });
             });
             let owned = stage.world.frames.owned(guest.id);
             assert_eq!(owned as usize, build::PAGES + calls * 4 * 512);
@@ -379,7 +379,7 @@ fn the_fpu_state_of_a_context_counts() {
         let went = stage.call(&guest, Hypercall::VcpuOp, &[VcpuOp::Initialise.number(), 1, arg]);
         assert_eq!(went.result, Ok(0));
         let vcpu = stage.world.vcpu(stage.domain(&guest), VcpuId(1)).expect("it has two");
-        let area = vcpu.own.try_take().expect("nobody has it").fpu.expect("it has one");
+        let area = vcpu.state.try_take().expect("nobody has it").fpu.expect("it has one");
         assert_eq!((stage.m.peek(area, 0), stage.m.peek(area, 64)), (0x7f, 3));
     });
 }
@@ -431,14 +431,14 @@ fn a_root_may_be_loaded_in_several_steps() {
         stage.m.write(guest.pages[page::CODE], 0, &[0x0f, 0x22, 0xd8]); // mov cr3, rax
         stage.on_cpu(&guest, |ctx, audit| {
             let mut tries = 0;
-            while ctx.own.regs.rip == at(page::CODE) {
-                ctx.own.regs.rax = more[0].address();
+            while ctx.state.regs.rip == at(page::CODE) {
+                ctx.state.regs.rax = more[0].address();
                 let _ = trap::handle(ctx, Exit::Fault { vector: 13, error: 0, address: 0 });
-                assert_eq!(ctx.own.trap, None);
+                assert_eq!(ctx.state.trap, None);
                 audit.look(ctx.m, ctx.world, &[On::stage(ctx)]).unwrap();
                 tries += 1;
             }
-            assert_eq!((ctx.own.kernel_root, tries), (Some(more[0]), 2));
+            assert_eq!((ctx.state.kernel_root, tries), (Some(more[0]), 2));
         });
     });
 }
@@ -452,16 +452,16 @@ fn an_entry_that_blocks_ends_the_step() {
         let entries = [entry(Hypercall::SchedOp, SchedOp::Yield as u64), entry(Hypercall::StackSwitch, 0)];
         let list = stage.put(&guest, 512, &entries);
         stage.on_cpu(&guest, |ctx, _| {
-            let regs = &mut ctx.own.regs;
+            let regs = &mut ctx.state.regs;
             (regs.rax, regs.rdi, regs.rsi) = (Hypercall::Multicall.number(), list, 2);
             let _ = trap::handle(ctx, Exit::Syscall);
             assert_eq!(dispatch::step(ctx), Next::Leave);
             let results = |ctx: &Ctx<'_, _>| {
                 ctx.read::<[MulticallEntry; 2]>(list).expect("it is mapped").map(|entry| entry.result)
             };
-            assert_eq!((ctx.own.call.is_some(), results(ctx)), (true, [0, -1]));
+            assert_eq!((ctx.state.call.is_some(), results(ctx)), (true, [0, -1]));
             assert_eq!(dispatch::step(ctx), Next::Stay);
-            assert_eq!((ctx.own.call.is_some(), results(ctx)), (false, [0, 0]));
+            assert_eq!((ctx.state.call.is_some(), results(ctx)), (false, [0, 0]));
         });
     });
 }
@@ -495,7 +495,7 @@ fn a_domain_in_the_place_of_a_dead_one_is_as_the_first_was() {
         let dom0 = stage.enter(true);
         let other = granter(stage);
         let spec = Spec { powers: Powers::CONSOLE_WRITE, vcpus: 2, max_pages: 7, handle: [9; 16] };
-        let born = |stage: &mut Stage| stage.site().create(&spec).map(Domain::id).expect("room for a domain");
+        let born = |stage: &mut Stage| stage.cpu_ctx().create(&spec).map(Domain::id).expect("room for a domain");
         let first = born(stage);
         let at_birth = facts(stage, stage.world.domain(first).expect("it lives"));
         destroy(stage, &dom0, first);

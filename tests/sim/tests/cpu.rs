@@ -17,9 +17,9 @@ use sim::world::script::{Actor, Stage, tell};
 /// The guest executes bytes that fault with #GP(0) where it stands; what is delivered for it.
 fn privileged(ctx: &mut Context<'_>, code: Frame, bytes: &[u8]) -> Option<Trap> {
     ctx.m.write(code, 0, bytes);
-    ctx.own.regs.rip = at(page::CODE);
+    ctx.state.regs.rip = at(page::CODE);
     let _ = trap::handle(ctx, Exit::Fault { vector: 13, error: 0, address: 0 });
-    ctx.own.trap.take()
+    ctx.state.trap.take()
 }
 
 const DEBUG: Option<Trap> = Some(Trap { vector: 1, error: None });
@@ -30,9 +30,9 @@ const TF: u64 = 1 << 8;
 fn rdmsr(stage: &mut Stage, guest: &Actor, register: u64) -> Option<u64> {
     let code = guest.pages[page::CODE];
     stage.on_cpu(guest, |ctx, _| {
-        ctx.own.regs.rcx = register;
+        ctx.state.regs.rcx = register;
         let trap = privileged(ctx, code, &[0x0f, 0x32]);
-        trap.is_none().then_some(ctx.own.regs.rdx << 32 | ctx.own.regs.rax)
+        trap.is_none().then_some(ctx.state.regs.rdx << 32 | ctx.state.regs.rax)
     })
 }
 
@@ -154,7 +154,7 @@ fn breakpoints_of_one_guest_do_not_show_in_another() {
                     stage.on_cpu(who, |ctx, _| {
                         ctx.m.single_step(canary(n));
                         let _ = trap::handle(ctx, Exit::Fault { vector: 1, error: 0, address: 0 });
-                        assert_eq!(ctx.own.trap.take(), DEBUG);
+                        assert_eq!(ctx.state.trap.take(), DEBUG);
                         assert_eq!(ctx.m.loaded().debug[6], DR6_CLEAR, "nothing is left for the next");
                     });
                     let dr6 = get_debug(stage, who, 6).expect("it is there");
@@ -175,7 +175,7 @@ fn a_vcpu_starts_with_the_breakpoints_of_its_context() {
         let arg = stage.put(&guest, 0, &context);
         assert_eq!(stage.call(&guest, Hypercall::VcpuOp, &[VcpuOp::Initialise.number(), 1, arg]).result, Ok(0));
         let vcpu = stage.world.vcpu(stage.domain(&guest), VcpuId(1)).expect("it has two");
-        let debug = vcpu.own.try_take().expect("nobody has it").debug;
+        let debug = vcpu.state.try_take().expect("nobody has it").debug;
         assert_eq!(debug, [at(page::CODE), 0, 0, 0, 0, 0, DR6_CLEAR | 0x4001, 0x401]);
     });
 }
@@ -195,12 +195,12 @@ fn breakpoints_on_ports_need_debugging_extensions() {
         assert_eq!(get_debug(stage, &guest, 7), Ok(0x400), "nothing has changed");
         assert_eq!((set_debug(stage, &guest, 4, 0), get_debug(stage, &guest, 5)), (Ok(0), Ok(0x400)));
         let refused = stage.on_cpu(&guest, |ctx, _| {
-            ctx.own.regs.rax = dr7;
+            ctx.state.regs.rax = dr7;
             privileged(ctx, code, &[0x0f, 0x23, 0xf8]) // mov dr7, rax
         });
         assert_eq!(refused, PROTECTION);
         let taken = stage.on_cpu(&guest, |ctx, _| {
-            ctx.own.regs.rax = 1 << 3;
+            ctx.state.regs.rax = 1 << 3;
             privileged(ctx, code, &[0x0f, 0x22, 0xe0]) // mov cr4, rax
         });
         assert_eq!(taken, None);
@@ -217,7 +217,7 @@ fn breakpoints_on_ports_need_debugging_extensions() {
         );
         stage.on_cpu(&guest, |ctx, _| {
             assert_eq!(ctx.m.loaded().debug[7] & 0xff, plain & 0xff, "ring 0's own accesses meet none");
-            ctx.own.iopl = 3;
+            ctx.state.iopl = 3;
             for (port, bytes, met) in [
                 (0x60, &[0xec][..], true),
                 (0x61, &[0xee], true),
@@ -227,12 +227,12 @@ fn breakpoints_on_ports_need_debugging_extensions() {
                 (0x62, &[0xef], false),
                 (0x1_0060, &[0xec], true),
             ] {
-                ctx.own.debug[6] = DR6_CLEAR;
-                ctx.own.regs.rdx = port;
+                ctx.state.debug[6] = DR6_CLEAR;
+                ctx.state.regs.rdx = port;
                 let trap = privileged(ctx, code, bytes);
                 assert_eq!(trap, if met { DEBUG } else { None }, "port {port:#x}");
-                assert_eq!(ctx.own.debug[6], if met { DR6_CLEAR | 2 } else { DR6_CLEAR }, "port {port:#x}");
-                assert_eq!(ctx.own.regs.rip, at(page::CODE) + bytes.len() as u64, "after the instruction");
+                assert_eq!(ctx.state.debug[6], if met { DR6_CLEAR | 2 } else { DR6_CLEAR }, "port {port:#x}");
+                assert_eq!(ctx.state.regs.rip, at(page::CODE) + bytes.len() as u64, "after the instruction");
             }
         });
     });
@@ -250,9 +250,9 @@ fn sysenter_keeps_the_trap_flag_and_faults_without_a_handler() {
         assert_eq!(stage.call(&guest, Hypercall::CallbackOp, &register).result, Ok(0));
         stage.on_cpu(&guest, |ctx, _| {
             assert!(ctx.m.loaded().sysenter);
-            (ctx.own.kernel_mode, ctx.own.regs.rflags) = (false, ctx.own.regs.rflags | TF);
+            (ctx.state.kernel_mode, ctx.state.regs.rflags) = (false, ctx.state.regs.rflags | TF);
             let _ = trap::handle(ctx, Exit::Sysenter);
-            let regs = ctx.own.regs;
+            let regs = ctx.state.regs;
             assert_eq!((regs.rip, regs.rflags & TF), (build::HANDLER, 0), "the handler is not stepped");
             let frame: [u64; 7] = ctx.read(regs.rsp).expect("the frame");
             assert_eq!([frame[2], frame[3] & 0xffff, frame[5], frame[6]], [0, 3, 0, u64::from(selector::GUEST_SS)]);
@@ -268,23 +268,23 @@ fn the_kernel_reads_the_counter_it_keeps_from_processes() {
         let guest = stage.enter(false);
         let code = guest.pages[page::CODE];
         stage.on_cpu(&guest, |ctx, _| {
-            (ctx.own.cr4, ctx.own.tsc_aux) = (1 << 2, 77);
+            (ctx.state.cr4, ctx.state.tsc_aux) = (1 << 2, 77);
             for bytes in [&[0x0f, 0x31][..], &[0x0f, 0x01, 0xf9]] {
                 let before = ctx.m.tsc();
-                (ctx.own.regs.rax, ctx.own.regs.rdx, ctx.own.regs.rcx) = (u64::MAX, u64::MAX, 1);
+                (ctx.state.regs.rax, ctx.state.regs.rdx, ctx.state.regs.rcx) = (u64::MAX, u64::MAX, 1);
                 assert_eq!(privileged(ctx, code, bytes), None);
-                let regs = ctx.own.regs;
+                let regs = ctx.state.regs;
                 assert!((before..=ctx.m.tsc()).contains(&(regs.rdx << 32 | regs.rax)), "{regs:x?}");
                 assert_eq!(
                     (regs.rcx, regs.rip),
                     (if bytes.len() == 3 { 77 } else { 1 }, at(page::CODE) + bytes.len() as u64)
                 );
-                ctx.own.regs.rflags |= TF;
+                ctx.state.regs.rflags |= TF;
                 assert_eq!(privileged(ctx, code, bytes), DEBUG, "a step over it");
-                ctx.own.regs.rflags &= !TF;
-                ctx.own.kernel_mode = false;
+                ctx.state.regs.rflags &= !TF;
+                ctx.state.kernel_mode = false;
                 assert_eq!(privileged(ctx, code, bytes), PROTECTION);
-                ctx.own.kernel_mode = true;
+                ctx.state.kernel_mode = true;
             }
         });
     });
@@ -297,7 +297,7 @@ fn a_context_that_was_read_can_be_set_again() {
         let guest = stage.enter(false);
         let (m, domain) = (stage.m, stage.domain(&guest));
         let vcpu = stage.world.vcpu(domain, VcpuId(0)).expect("it has one");
-        let mut own = vcpu.own.try_take().expect("nobody has it");
+        let mut own = vcpu.state.try_take().expect("nobody has it");
         let mut wanted = build::context(&guest.pages);
         (wanted.user_regs.rbx, wanted.user_regs.fs, wanted.fs_base, wanted.gs_base_user) = (7, 3, 0x1000, 0x2000);
         wanted.debugreg[1] = 0x3000;
@@ -306,7 +306,7 @@ fn a_context_that_was_read_can_be_set_again() {
         wanted.user_regs.rflags |= 1 << 12; // IOPL 1
         wanted.fpu_ctxt = core::array::from_fn(|at| at.to_le_bytes()[0]);
         let mut set = |own: &mut VcpuState, context: &VcpuContext| {
-            (0..64).find_map(|_| match context::set(&mut stage.site(), domain, vcpu, own, context) {
+            (0..64).find_map(|_| match context::set(&mut stage.cpu_ctx(), domain, vcpu, own, context) {
                 Err(Halt::More) => None,
                 done => Some(done),
             })

@@ -40,17 +40,17 @@ fn a_crash_is_told_once() {
             let shared = stage.domain(&guest).shared_info().expect("it has one");
             stage.m.poke(shared, 0, 1); // an event is pending, and upcalls are not masked
             stage.on_cpu(&guest, |ctx, _| {
-                ctx.own.regs.rsp = 0x1234_5678_9000;
-                let before = ctx.own.regs;
+                ctx.state.regs.rsp = 0x1234_5678_9000;
+                let before = ctx.state.regs;
                 let end = if failsafe {
                     trap::failsafe(ctx, [0; 4])
                 } else {
-                    ctx.own.raise(13, Some(0));
+                    ctx.state.raise(13, Some(0));
                     trap::prepare(ctx)
                 };
                 assert_eq!((end, ctx.domain.runs()), (Err(Crashed), false));
                 assert_eq!(CRASHES.with(Cell::get), 1, "told once");
-                assert_eq!((ctx.own.regs, ctx.own.nmi_masked), (before, false), "nothing was delivered");
+                assert_eq!((ctx.state.regs, ctx.state.nmi_masked), (before, false), "nothing was delivered");
             });
         });
     }

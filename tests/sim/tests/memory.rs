@@ -132,12 +132,12 @@ fn map_some(stage: &mut Stage, guest: &Actor, gref: u32) -> (Vec<i16>, u64) {
     let call = MapGrantRef { flags: map::DEVICE, gref, dom: guest.id.0, ..Default::default() };
     let arg = stage.put(guest, 0, &[call; 16]);
     let longest = stage.on_cpu(guest, |ctx, _| {
-        let regs = &mut ctx.own.regs;
+        let regs = &mut ctx.state.regs;
         (regs.rax, regs.rdi) = (Hypercall::GrantTableOp.number(), GrantOp::MapGrantRef as u64);
         (regs.rsi, regs.rdx) = (arg, 16);
         let _ = trap::handle(ctx, Exit::Syscall);
         let mut longest = 0;
-        while ctx.own.call.is_some() {
+        while ctx.state.call.is_some() {
             let before = ctx.m.work_with(&ctx.world.frames);
             let _ = dispatch::step(ctx);
             longest = longest.max(ctx.m.work_with(&ctx.world.frames) - before);

@@ -1,4 +1,4 @@
-//! Hostile guests do the same with short ways and without them, and find the same. `SEED=` repeats a run, `SIM_STEPS=` prolongs it.
+//! Hostile guests do the same with fast paths and without them, and find the same. `SEED=` repeats a run, `SIM_STEPS=` prolongs it.
 
 use sim::world::pair::{self, Totals};
 
@@ -7,7 +7,7 @@ fn wish(name: &str, default: u64) -> u64 {
 }
 
 #[test]
-fn hostile_guests_cannot_tell_short_ways_from_long_ones() {
+fn hostile_guests_cannot_tell_fast_paths_from_slow_ones() {
     const RUN: u64 = 20_000;
     let (first, steps) = (wish("SEED", 1), wish("SIM_STEPS", 100_000));
     let mut totals = Totals::default();
@@ -19,7 +19,7 @@ fn hostile_guests_cannot_tell_short_ways_from_long_ones() {
     }
     sim::tell(format_args!("{totals:?}"));
     assert!(totals.entered * 50 > totals.steps, "the entry code does a part of them");
-    assert!(totals.short * 50 > totals.steps, "so do short ways");
+    assert!(totals.short * 50 > totals.steps, "so do fast paths");
     assert!(totals.domains > 1, "domains are not alone");
     assert!(totals.switches * 300 > totals.steps, "vcpus take turns");
 }

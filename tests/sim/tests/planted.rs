@@ -26,7 +26,7 @@ fn the_audit_finds_every_planted_fault() {
         Fault::SkipNoteOfClimb,
     ];
     let short =
-        [Fault::ShortOfOthers, Fault::ShortWithoutUse, Fault::SkipNoteOfShortUpdate, Fault::SkipNoteOfShortClimb];
+        [Fault::FastWithoutOwner, Fault::FastWithoutUse, Fault::SkipNoteOfFastUpdate, Fault::SkipNoteOfFastClimb];
     let (mut missed, count) = (Vec::new(), faults.len() + short.len());
     let all = faults.map(|fault| (fault, Ways::Long)).into_iter().chain(short.map(|fault| (fault, Ways::Both)));
     for (fault, ways) in all {

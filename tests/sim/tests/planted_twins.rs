@@ -14,13 +14,13 @@ fn the_comparison_notices_planted_differences() {
     let alone = |seed| life(seed).expect("a thread").join().map_or_else(|_| Some("the audit".into()), Result::err);
     let several = |seed| pair::run(seed, 6_000).err();
     let cases: [(Fault, Run<'_>); 8] = [
-        (Fault::ShortWithoutUse, &alone),
+        (Fault::FastWithoutUse, &alone),
         (Fault::SeenOverLeaf, &alone),
-        (Fault::ShortOfEvents, &alone),
+        (Fault::FastOverEvents, &alone),
         (Fault::ArmAnyway, &alone),
-        (Fault::ShortWithoutUse, &several),
+        (Fault::FastWithoutUse, &several),
         (Fault::SeenOverLeaf, &several),
-        (Fault::ShortOfEvents, &several),
+        (Fault::FastOverEvents, &several),
         (Fault::StayArmed, &several),
     ];
     let missed: Vec<Fault> = cases

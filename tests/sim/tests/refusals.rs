@@ -57,11 +57,11 @@ fn instructions_that_end_in_a_fault_are_told() {
         let run = |stage: &mut Stage, code: &[u8], rcx: u64, kernel: bool| {
             stage.m.write(guest.pages[page::CODE], 0, code);
             stage.on_cpu(&guest, |ctx, _| {
-                (ctx.own.regs.rip, ctx.own.regs.rcx, ctx.own.kernel_mode) = (rip, rcx, kernel);
-                (ctx.own.regs.rax, ctx.own.regs.rdx) = (0xffff_ffff_0000_0001, 2);
+                (ctx.state.regs.rip, ctx.state.regs.rcx, ctx.state.kernel_mode) = (rip, rcx, kernel);
+                (ctx.state.regs.rax, ctx.state.regs.rdx) = (0xffff_ffff_0000_0001, 2);
                 let _ = trap::handle(ctx, Exit::Fault { vector: GP, error: 0, address: 0 });
-                let trap = ctx.own.trap.take();
-                ctx.own.kernel_mode = true;
+                let trap = ctx.state.trap.take();
+                ctx.state.kernel_mode = true;
                 trap.map(|trap| trap.vector)
             })
         };

@@ -1,7 +1,7 @@
 //! Stories about page tables, one rule each.
 
 use hv_core::addr::{CpuId, DomainId, Frame, GuestVirt, HOLE_SLOTS};
-use hv_core::claim::{Access, View};
+use hv_core::claim::{Access, GuestMemory};
 use hv_core::domain::MAX_DOMAIN_VCPUS;
 use hv_core::frame::table::{NO_PFN, WORDS};
 use hv_core::frame::{FrameTable, Owner, Refused, Use};
@@ -573,7 +573,7 @@ fn claims_are_tested_by_the_guests_own_tables() {
     b.put(low, 0, 1);
     assert_eq!(b.space.devices.allow(RAM..FRAMES), Ok(()));
     assert_eq!(b.does(|s| s.pin(root, 4)), Ok(()));
-    let view = View::new(&b.m, &b.table, root);
+    let view = GuestMemory::new(&b.m, &b.table, root);
     let edge = address([0, 0, 0, 0]).plus(4092);
     assert_eq!(view.write(edge, &0x1122_3344_5566_7788u64), Ok(()));
     assert_eq!(view.read::<u64>(edge), Ok(0x1122_3344_5566_7788));
@@ -598,7 +598,7 @@ fn claims_are_tested_by_the_guests_own_tables() {
     assert_eq!(b.at(page, 2), 0x5500);
     let wrap = view.read_bytes(GuestVirt(u64::MAX - 3), &mut [0; 8]).unwrap_err();
     assert_eq!(wrap.address, GuestVirt(u64::MAX - 3));
-    assert!(View::new(&b.m, &b.table, Frame::from_u32(FRAMES + 1)).read::<u8>(word).is_err());
+    assert!(GuestMemory::new(&b.m, &b.table, Frame::from_u32(FRAMES + 1)).read::<u8>(word).is_err());
 }
 
 #[test]

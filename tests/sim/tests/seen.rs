@@ -78,17 +78,17 @@ fn finds(how: Change) -> bool {
                 if how == Change::Away {
                     stage.on_cpu(&other, |_, _| {});
                 }
-                let (domain, mut site) = (stage.domain(&guest), stage.site());
-                let updated = site.session(domain).mmu_update(entry.0, entry.1, guest.id);
+                let (domain, mut cpu_ctx) = (stage.domain(&guest), stage.cpu_ctx());
+                let updated = cpu_ctx.session(domain).mmu_update(entry.0, entry.1, guest.id);
                 assert_eq!(updated, Ok(()));
                 stage.on_cpu(&guest, |ctx, _| look(ctx))
             }
             Change::Root => stage.on_cpu(&guest, |ctx, _| {
                 update(ctx, entry);
                 assert_eq!((look(ctx), look(ctx)), (1, 1));
-                let (domain, old, new) = (ctx.domain, ctx.own.kernel_root, Some(guest.pages[page::USER_ROOT]));
+                let (domain, old, new) = (ctx.domain, ctx.state.kernel_root, Some(guest.pages[page::USER_ROOT]));
                 assert_eq!(ctx.session(domain).switch_root(old, new, || {}), Ok(()));
-                ctx.own.kernel_root = new;
+                ctx.state.kernel_root = new;
                 look(ctx)
             }),
             Change::Upper | Change::Leaf => stage.on_cpu(&guest, |ctx, _| {
@@ -103,7 +103,7 @@ fn finds(how: Change) -> bool {
 }
 
 /// Whether the entry code knows where the kernel's stack is, after the guest has put another page there by a call that takes
-/// the short way.
+/// the fast path.
 fn stack_is_found() -> bool {
     let (said, hear) = mpsc::channel();
     tell(200, move |stage| {
@@ -116,15 +116,15 @@ fn stack_is_found() -> bool {
             let mut known = Vec::new();
             let end = lean::run(ctx, |ctx, _| {
                 let entry = ctx.m.entry();
-                assert_eq!(entry.mode.load(Relaxed), mode::KERNEL, "short ways are open to this guest");
+                assert_eq!(entry.mode.load(Relaxed), mode::KERNEL, "fast paths are open to this guest");
                 known.push(Frame::containing(entry.frame.load(Relaxed)));
                 let exit = if known.len() == 1 { Exit::Syscall } else { Exit::Interrupt(Interrupt::Other) };
-                let regs = &mut ctx.own.regs;
+                let regs = &mut ctx.state.regs;
                 (regs.rax, regs.rdi, regs.rsi) = (Hypercall::MmuUpdate.number(), list, 1);
                 (regs.rdx, regs.r10) = (0, u64::from(domid::SELF));
-                ctx.m.keep_exit(&mut ctx.own.regs, exit);
+                ctx.m.keep_exit(&mut ctx.state.regs, exit);
             });
-            assert_eq!((end, ctx.own.regs.rax), (End::Exit, Hypercall::MmuUpdate.number()));
+            assert_eq!((end, ctx.state.regs.rax), (End::Exit, Hypercall::MmuUpdate.number()));
             known
         });
         assert_eq!((known.len(), known[0]), (2, Some(guest.pages[page::STACK])));

@@ -5,7 +5,7 @@ use hv_core::domain::Powers;
 use hv_core::machine::{Exit, Interrupt};
 use hv_core::sched::SLICE;
 use hv_core::sched::life::{self, Runner, Step};
-use hv_core::world::Site;
+use hv_core::world::CpuCtx;
 use hypercall_abi::event::{BindVirq, EventOp, Virq};
 use hypercall_abi::mmu::{MmuUpdate, MulticallEntry, pte};
 use hypercall_abi::vcpu::VcpuOp;
@@ -83,7 +83,7 @@ fn a_vcpu_may_start_with_two_long_roots() {
         assert_eq!(went.result, Ok(0));
         assert!((4..=6).contains(&went.steps), "{went:?}");
         let vcpu = stage.world.vcpu(stage.domain(&guest), VcpuId(1)).expect("it has two");
-        let own = vcpu.own.try_take().expect("nobody has it");
+        let own = vcpu.state.try_take().expect("nobody has it");
         assert_eq!([own.kernel_root, own.user_root], roots.map(Some));
     });
 }
@@ -102,7 +102,7 @@ struct Caller {
 
 impl Runner<WholeMachine> for Caller {
     fn run(&mut self, ctx: &mut Context<'_>) -> Option<Exit> {
-        let regs = &mut ctx.own.regs;
+        let regs = &mut ctx.state.regs;
         if Some(ctx.domain.id()) == self.waits {
             if self.steps > self.typed {
                 self.heard.get_or_insert(self.steps - self.typed);
@@ -122,12 +122,12 @@ impl Runner<WholeMachine> for Caller {
                 ctx.m.type_key();
             }
         }
-        let over = self.heard.is_some() || self.steps > self.typed && ctx.own.call.is_none();
+        let over = self.heard.is_some() || self.steps > self.typed && ctx.state.call.is_none();
         if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    fn idle(&mut self, site: &mut Site<'_, WholeMachine>) -> ControlFlow<(), bool> {
-        match site.m.idle().unwrap_or(Interrupt::Kick) {
+    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, WholeMachine>) -> ControlFlow<(), bool> {
+        match cpu_ctx.m.idle().unwrap_or(Interrupt::Kick) {
             Interrupt::Kick => panic!("nobody wants to run"),
             interrupt => ControlFlow::Continue(interrupt == Interrupt::Console),
         }
@@ -158,7 +158,7 @@ fn a_key_is_heard_while_a_call_goes_on() {
         }
         let (list, count) = (at(first), u64::from(PAGES) * 64);
         let mut caller = Caller { waits: Some(dom0.id), list, count, steps: 0, typed: 20, heard: None };
-        life::live(&mut stage.site(), &mut caller);
+        life::live(&mut stage.cpu_ctx(), &mut caller);
         let heard = caller.heard.expect("dom0 hears of the key before the call is over");
         assert!(heard <= SLICE / STEP + 1, "{heard} steps later: longer than the slice of the guest that calls");
         sim::tell(format_args!(

@@ -2,13 +2,13 @@
 //! out through the direct map.
 //!
 //! Touches: memory, by frame. Never touches: a guest virtual address as a pointer; counts; locks.
-//! Keeps: P7 (a bad address is a [`Fault`]), and of P1 that nothing is written through a read-only mapping.
+//! Keeps: P7 (a bad address is an [`AccessFault`]), and of P1 that nothing is written through a read-only mapping.
 //!
 //! Nothing in here waits or answers a flush between the walk and the use of a frame, so the frame cannot change hands in
 //! between: whoever takes it away must first have this CPU flush (P4). The accessed and dirty bits are not set. Pages that were
-//! found are remembered ([`seen`]).
+//! found are remembered ([`walks`]).
 
-pub mod seen;
+pub mod walks;
 
 use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_SIZE, long};
 use crate::frame::FrameTable;
@@ -16,7 +16,7 @@ use crate::machine::{Cpus, Frames};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst};
 use hypercall_abi::mmu::pte::{FRAME, PAT_OR_PSE, PRESENT, USER, WRITE};
-use seen::{Kind, Seen};
+use walks::{Kind, WalkCache};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What is intended with a guest's memory.
@@ -30,7 +30,7 @@ pub enum Access {
 
 /// The claim does not hold: the page fault the guest itself would have had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Fault {
+pub struct AccessFault {
     /// For CR2.
     pub address: GuestVirt,
     /// The page is present but does not allow the access.
@@ -39,7 +39,7 @@ pub struct Fault {
     pub write: bool,
 }
 
-impl Fault {
+impl AccessFault {
     /// The error code of the page fault, for user mode.
     #[must_use]
     pub fn error(self) -> u32 {
@@ -101,25 +101,25 @@ pub fn walk(m: &impl Frames, table: &FrameTable, root: Frame, at: GuestVirt) -> 
 
 /// The memory behind one page-table root.
 #[derive(Debug)]
-pub struct View<'m, M> {
+pub struct GuestMemory<'m, M> {
     m: &'m M,
     table: &'m FrameTable,
     root: Frame,
     kind: Kind,
-    seen: Option<&'m Seen>,
+    walks: Option<&'m WalkCache>,
 }
 
-impl<'m, M: Frames + Cpus> View<'m, M> {
+impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
     /// Memory as the tables from `root` show it; `root` is a validated L4 that somebody holds.
     #[must_use]
     pub fn new(m: &'m M, table: &'m FrameTable, root: Frame) -> Self {
-        Self { m, table, root, kind: Kind::Data, seen: None }
+        Self { m, table, root, kind: Kind::Data, walks: None }
     }
 
     /// The same, remembering what this CPU has found.
     #[inline(always)]
-    pub(crate) fn remembering(self, seen: &'m Seen, kind: Kind) -> Self {
-        Self { kind, seen: Some(seen), ..self }
+    pub(crate) fn remembering(self, walks: &'m WalkCache, kind: Kind) -> Self {
+        Self { kind, walks: Some(walks), ..self }
     }
 
     /// The same for pages of another kind.
@@ -131,13 +131,13 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
     /// The frame behind an address. It stays that only until this CPU waits for something or lets go of a lock.
     ///
     /// # Errors
-    /// [`Fault`]: not mapped, not for ring 3, not for writing, or no RAM.
+    /// [`AccessFault`]: not mapped, not for ring 3, not for writing, or no RAM.
     #[inline(always)]
-    pub fn frame(&self, at: GuestVirt, access: Access) -> Result<Frame, Fault> {
+    pub fn frame(&self, at: GuestVirt, access: Access) -> Result<Frame, AccessFault> {
         let write = access == Access::Write;
         match self.recall(at, access) {
             Some(frame) => Ok(frame),
-            None => self.find(at, write).map_err(|present| Fault { address: at, present, write }),
+            None => self.find(at, write).map_err(|present| AccessFault { address: at, present, write }),
         }
     }
 
@@ -145,7 +145,7 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
     #[inline(always)]
     pub(crate) fn recall(&self, at: GuestVirt, access: Access) -> Option<Frame> {
         let write = access == Access::Write;
-        let frame = self.seen?.recall(self.m, self.root, at, self.kind, write)?;
+        let frame = self.walks?.recall(self.m, self.root, at, self.kind, write)?;
         #[cfg(feature = "planted-fault")]
         self.doubt(at, frame, write);
         Some(frame)
@@ -167,12 +167,12 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
     #[cold]
     #[inline(never)]
     fn find(&self, at: GuestVirt, write: bool) -> Result<Frame, bool> {
-        let life = seen::life(self.m); // before the walk: a flush that comes meanwhile counts
+        let life = walks::life(self.m); // before the walk: a flush that comes meanwhile counts
         let path = walk(self.m, self.table, self.root, at).ok_or(false)?;
         let frame = path.frame().ok_or(false)?;
         ensure!(path.user && (path.writable || !write) && self.table.is_ram(frame), true);
-        if let Some(seen) = self.seen.filter(|_| self.table.has_short_ways()) {
-            seen.note(self.m, self.root, at, (self.kind, life), &path);
+        if let Some(walks) = self.walks.filter(|_| self.table.has_fast_paths()) {
+            walks.note(self.m, self.root, at, (self.kind, life), &path);
         }
         Ok(frame)
     }
@@ -180,8 +180,8 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
     /// Copies bytes in.
     ///
     /// # Errors
-    /// [`Fault`] at the first byte that cannot be read; those before it are in `to`.
-    pub fn read_bytes(&self, at: GuestVirt, to: &mut [u8]) -> Result<(), Fault> {
+    /// [`AccessFault`] at the first byte that cannot be read; those before it are in `to`.
+    pub fn read_bytes(&self, at: GuestVirt, to: &mut [u8]) -> Result<(), AccessFault> {
         let (mut at, mut rest) = (at, to);
         while !rest.is_empty() {
             let frame = self.frame(at, Access::Read)?;
@@ -196,8 +196,8 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
     /// Copies bytes out.
     ///
     /// # Errors
-    /// [`Fault`] at the first byte that cannot be written; those before it are written.
-    pub fn write_bytes(&self, at: GuestVirt, from: &[u8]) -> Result<(), Fault> {
+    /// [`AccessFault`] at the first byte that cannot be written; those before it are written.
+    pub fn write_bytes(&self, at: GuestVirt, from: &[u8]) -> Result<(), AccessFault> {
         let (mut at, mut rest) = (at, from);
         while !rest.is_empty() {
             let frame = self.frame(at, Access::Write)?;
@@ -212,8 +212,8 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
     /// Copies a value in: once, so that what is judged is what is used.
     ///
     /// # Errors
-    /// As [`View::read_bytes`].
-    pub fn read<T: FromBytes + IntoBytes>(&self, at: GuestVirt) -> Result<T, Fault> {
+    /// As [`GuestMemory::read_bytes`].
+    pub fn read<T: FromBytes + IntoBytes>(&self, at: GuestVirt) -> Result<T, AccessFault> {
         let mut value = T::new_zeroed();
         self.read_bytes(at, value.as_mut_bytes())?;
         Ok(value)
@@ -232,8 +232,8 @@ impl<'m, M: Frames + Cpus> View<'m, M> {
     /// Copies a value out.
     ///
     /// # Errors
-    /// As [`View::write_bytes`].
-    pub fn write<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Result<(), Fault> {
+    /// As [`GuestMemory::write_bytes`].
+    pub fn write<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Result<(), AccessFault> {
         let Some(place) = words::<T>(at) else { return self.write_bytes(at, value.as_bytes()) };
         store(self.m.page(self.frame(at, Access::Write)?).get(place).unwrap_or_default(), value);
         Ok(())

@@ -20,20 +20,20 @@ pub struct Crashed;
 #[inline(never)]
 pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) -> Crashed {
     let number = ctx.vcpu.number().0;
-    ctx.domain.papers.with(|papers| {
-        if papers.report.length == 0 {
+    ctx.domain.notes.with(|notes| {
+        if notes.report.length == 0 {
             let mut text = Text::<128>::default();
             let _ = text.write_fmt(why);
-            (papers.report.vcpu, papers.report.length) = (number, low32(long(text.0.len())));
-            fill(&mut papers.report.text, text.0.as_bytes());
+            (notes.report.vcpu, notes.report.length) = (number, low32(long(text.0.len())));
+            fill(&mut notes.report.text, text.0.as_bytes());
         }
     });
-    let regs = &ctx.own.regs;
+    let regs = &ctx.state.regs;
     let (rip, cs, rsp, rflags) = (regs.rip, regs.cs, regs.rsp, regs.rflags);
     ctx.domain.log(ctx.m, Level::Warn, format_args!("{}v{number} crashed: {why}", ctx.domain.id()));
     ctx.domain.log(ctx.m, Level::Info, format_args!("rip {rip:#x} cs {cs:#x} rsp {rsp:#x} flags {rflags:#x}"));
-    ctx.own.call = None;
-    ctx.own.trap = None;
+    ctx.state.call = None;
+    ctx.state.trap = None;
     ctx.world.shut_down(ctx.m, ctx.domain, ShutdownReason::Crash.code());
     Crashed
 }

@@ -1,8 +1,8 @@
 //! How a domain begins and ends.
 //!
-//! Touches: the slots of domains, and through each room what the domain is there.
+//! Touches: the slots of domains, and through each subsystem what the domain is there.
 //! Never touches: a domain's own memory; whoever builds it fills it.
-//! Keeps: P10 (a slot begins anew, all of it), P11 (what begins in a room ends there, in the reverse order).
+//! Keeps: P10 (a slot begins anew, all of it), P11 (what begins in a subsystem ends there, in the reverse order).
 
 use super::visit::Moment;
 use super::{Life, MAX_DOMAIN_VCPUS, PORT_FRAMES, Spec};
@@ -11,7 +11,7 @@ use crate::fault::{Fault, planted};
 use crate::grant::{self, Grants};
 use crate::prelude::*;
 use crate::renew::Renew;
-use crate::world::{Birth, MAX_DOMAINS};
+use crate::world::{DomainBuilder, MAX_DOMAINS};
 use crate::{event, vcpu};
 use hypercall_abi::event::Virq;
 use hypercall_abi::shared::{WallClock, offset, vcpu_info};
@@ -20,7 +20,7 @@ use zerocopy::IntoBytes;
 /// The parts of what a domain is. The compiler asks for a new one how it begins, how it ends, and (`audit.rs`) how it is
 /// shown as plain values.
 #[derive(Clone, Copy)]
-pub(crate) enum Room {
+pub(crate) enum Subsystem {
     /// What the hypervisor keeps for it.
     Kept,
     /// Its vcpus: of what they are made, `Part::ALL` in `vcpu/context.rs` says.
@@ -36,11 +36,11 @@ pub(crate) enum Room {
 }
 
 /// How a part of a domain begins, out of sight of everybody.
-type Begin<M> = fn(&mut Birth<'_, M>) -> Result<(), Errno>;
+type Begin<M> = fn(&mut DomainBuilder<'_, M>) -> Result<(), Errno>;
 /// How it ends: called again until it is no more `More`, and after a beginning that failed.
-type End<M> = fn(&mut Site<'_, M>, &Domain) -> Result<(), Halt>;
+type End<M> = fn(&mut CpuCtx<'_, M>, &Domain) -> Result<(), Halt>;
 
-impl Room {
+impl Subsystem {
     /// All of them, in the order in which they begin; they end in the reverse order.
     pub(crate) const ALL: [Self; 6] = [Self::Kept, Self::Vcpus, Self::Memory, Self::Grants, Self::Ports, Self::Runs];
 
@@ -48,8 +48,8 @@ impl Room {
         match self {
             Self::Kept => (set_aside, return_frames),
             Self::Vcpus => (vcpu::life::begin, vcpu::life::end),
-            Self::Memory => (|_| Ok(()), |site, domain| Ok(site.session(domain).tear_down()?)),
-            Self::Grants => (grant::ops::begin, |site, domain| site.unmap_grants(domain)),
+            Self::Memory => (|_| Ok(()), |cpu_ctx, domain| Ok(cpu_ctx.session(domain).tear_down()?)),
+            Self::Grants => (grant::ops::begin, |cpu_ctx, domain| cpu_ctx.unmap_grants(domain)),
             Self::Ports => (|_| Ok(()), event::ops::end),
             Self::Runs => (|_| Ok(()), vcpu::life::stop),
         }
@@ -63,7 +63,7 @@ pub const fn kept_frames(vcpus: u32) -> u32 {
     1 + low32(long(PORT_FRAMES)) + Grants::FRAMES + 2 * vcpus
 }
 
-impl<'a, M: Machine> Site<'a, M> {
+impl<'a, M: Machine> CpuCtx<'a, M> {
     /// Makes an empty domain, paused, with the lowest free id not used lately; for boot, and for `domctl`.
     ///
     /// # Errors
@@ -85,9 +85,9 @@ impl<'a, M: Machine> Site<'a, M> {
         domain.space.belongs_to(id);
         domain.powers.store(spec.powers.bits(), Relaxed);
         domain.max_pages.store(spec.max_pages, Relaxed);
-        domain.papers.with(|papers| papers.handle = spec.handle);
-        let mut birth = Birth { m, world, domain, spec, held };
-        let begun = Room::ALL.iter().try_for_each(|room| room.ways().0(&mut birth));
+        domain.notes.with(|notes| notes.handle = spec.handle);
+        let mut builder = DomainBuilder { m, world, domain, spec, held };
+        let begun = Subsystem::ALL.iter().try_for_each(|subsystem| subsystem.ways().0(&mut builder));
         domain.enter(if begun.is_ok() { Life::Alive } else { Life::Dying });
         if let Err(why) = begun {
             drop(census);
@@ -122,7 +122,7 @@ impl<'a, M: Machine> Site<'a, M> {
 
     /// Goes on ending what a domain is; then its slot is free.
     fn end(&mut self, domain: &Domain) -> Result<(), Halt> {
-        Room::ALL.iter().rev().try_for_each(|room| room.ways().1(self, domain))?;
+        Subsystem::ALL.iter().rev().try_for_each(|subsystem| subsystem.ways().1(self, domain))?;
         domain.end_log();
         domain.powers.store(0, Relaxed);
         domain.enter(Life::Free);
@@ -131,8 +131,8 @@ impl<'a, M: Machine> Site<'a, M> {
 }
 
 /// Sets aside what the hypervisor may have to keep for a domain, and lends it its shared_info page.
-fn set_aside<M: Machine>(birth: &mut Birth<'_, M>) -> Result<(), Errno> {
-    let Birth { m, world, domain, spec, .. } = birth;
+fn set_aside<M: Machine>(builder: &mut DomainBuilder<'_, M>) -> Result<(), Errno> {
+    let DomainBuilder { m, world, domain, spec, .. } = builder;
     world.frames.promise(domain.id(), kept_frames(spec.vcpus))?;
     let shared = world.frames.lend(*m, domain.id())?;
     for vcpu in 0..MAX_DOMAIN_VCPUS {
@@ -146,10 +146,10 @@ fn set_aside<M: Machine>(birth: &mut Birth<'_, M>) -> Result<(), Errno> {
 }
 
 /// Returns what the hypervisor kept for a domain whose own memory is gone.
-fn return_frames<M: Machine>(site: &mut Site<'_, M>, domain: &Domain) -> Result<(), Halt> {
+fn return_frames<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, domain: &Domain) -> Result<(), Halt> {
     let slots = domain.grants.frames().chain([&domain.shared_info]);
-    slots.filter_map(FrameSlot::take).for_each(|frame| site.world.frames.retire(frame));
-    site.world.frames.end_promise(domain.id());
+    slots.filter_map(FrameSlot::take).for_each(|frame| cpu_ctx.world.frames.retire(frame));
+    cpu_ctx.world.frames.end_promise(domain.id());
     Ok(())
 }
 

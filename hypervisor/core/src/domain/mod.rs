@@ -114,13 +114,13 @@ renewable! {
         /// What it says, and what is said of it.
         pub(crate) journal: Leaf<Journal> = Leaf::new(Journal::new()),
         /// UUID, crash report, refusals.
-        pub(crate) papers: Leaf<Papers> = Leaf::new(Papers::NONE),
+        pub(crate) notes: Leaf<ToolstackNotes> = Leaf::new(ToolstackNotes::NONE),
     }
 }
 
 /// What only the toolstack reads.
 #[derive(Clone, Copy, Debug)]
-pub struct Papers {
+pub struct ToolstackNotes {
     /// UUID.
     pub handle: [u8; 16],
     /// Why it crashed.
@@ -129,14 +129,14 @@ pub struct Papers {
     pub refusals: Refusals,
 }
 
-impl Papers {
+impl ToolstackNotes {
     /// Those of a domain that has not crashed, and was refused nothing.
     const NONE: Self =
         Self { handle: [0; 16], report: CrashReport { vcpu: 0, length: 0, text: [0; 128] }, refusals: refusals::EMPTY };
 }
 
 #[cfg(feature = "planted-fault")]
-impl crate::audit::Spoil for Papers {
+impl crate::audit::Spoil for ToolstackNotes {
     fn spoil(&mut self) {
         (self.handle, self.report.length, self.refusals.count) = ([1; 16], 1, 1);
     }

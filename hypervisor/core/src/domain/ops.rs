@@ -30,7 +30,7 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
             // The reply is tried first: a domain whose id cannot be told would be lost.
             ctx.write(arg, &call)?;
             let spec = Spec { powers: Powers::default(), vcpus: wanted.max_vcpus, max_pages: 0, handle: wanted.handle };
-            call.domain = ctx.site().create(&spec)?.id().0;
+            call.domain = ctx.cpu_ctx().create(&spec)?.id().0;
             ctx.write(arg, &call)?;
         }
         DomctlOp::GetDomainInfo => {
@@ -42,7 +42,7 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         }
         DomctlOp::DestroyDomain => {
             let domain = other(ctx, authority, call.domain, true)?;
-            return ctx.site().destroy(domain, DomainId(call.domain));
+            return ctx.cpu_ctx().destroy(domain, DomainId(call.domain));
         }
         DomctlOp::PauseDomain => {
             let domain = other(ctx, authority, call.domain, false)?;
@@ -61,15 +61,15 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         }
         DomctlOp::SetVcpuContext => {
             let (domain, vcpu, at) = stopped_vcpu(ctx, authority, &call)?;
-            let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
+            let mut state = vcpu.state.try_take().ok_or(Errno::Busy)?;
             let wanted = ctx.read(at)?;
-            return context::set(&mut ctx.site(), domain, vcpu, &mut own, &wanted);
+            return context::set(&mut ctx.cpu_ctx(), domain, vcpu, &mut state, &wanted);
         }
         DomctlOp::GetVcpuContext => {
             let (domain, vcpu, at) = stopped_vcpu(ctx, authority, &call)?;
-            let own = vcpu.own.try_take().ok_or(Errno::Busy)?;
-            ensure!(own.initialised, Errno::NoData);
-            let context = context::get(ctx.m, domain, vcpu, &own);
+            let state = vcpu.state.try_take().ok_or(Errno::Busy)?;
+            ensure!(state.initialised, Errno::NoData);
+            let context = context::get(ctx.m, domain, vcpu, &state);
             ctx.write(at, &context)?;
         }
     }
@@ -132,7 +132,7 @@ fn describe<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain) -> DomainInfo {
         cpu_time: domain.cpu_time.load(Relaxed),
         nr_online_vcpus: vcpus().map(|vcpu| u32::from(vcpu.online.load(Relaxed))).sum(),
         max_vcpu_id: vcpus().last().map_or(0, |vcpu| vcpu.number().0),
-        handle: domain.papers.with(|papers| papers.handle),
+        handle: domain.notes.with(|notes| notes.handle),
         ..DomainInfo::new_zeroed()
     }
 }
@@ -146,10 +146,10 @@ pub fn tenon_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     ctx.control()?;
     let op = TenonOp::from_number(command).ok_or(Errno::NoSys)?;
     let domain = ctx.named(u16::try_from(id).map_err(|_| Errno::Srch)?)?;
-    let papers = domain.papers.with(|papers| *papers);
+    let notes = domain.notes.with(|notes| *notes);
     match op {
-        TenonOp::CrashReport => ctx.write(arg, &papers.report)?,
-        TenonOp::Refusals => ctx.write(arg, &papers.refusals)?,
+        TenonOp::CrashReport => ctx.write(arg, &notes.report)?,
+        TenonOp::Refusals => ctx.write(arg, &notes.refusals)?,
     }
     Ok(0)
 }

@@ -45,7 +45,7 @@ impl<M: Machine> Ctx<'_, M> {
     pub(crate) fn note_refusal(&self, kind: RefusalKind, number: u64, args: [u64; 2], errno: Option<Errno>) {
         let (vcpu, errno) = (self.vcpu.number().0, errno.map_or(0, |errno| errno.code()));
         let new = Refusal { kind: kind.code(), vcpu, errno, times: 1, number, args };
-        self.domain.papers.with(|papers| add(&mut papers.refusals, new));
+        self.domain.notes.with(|notes| add(&mut notes.refusals, new));
     }
 }
 

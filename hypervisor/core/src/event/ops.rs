@@ -66,9 +66,9 @@ pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> An
 }
 
 /// Closes the ports of a dying domain.
-pub(crate) fn end<M: Machine>(site: &mut Site<'_, M>, domain: &Domain) -> Result<(), Halt> {
-    let (world, m) = (site.world, site.m);
-    let _guard = world.ports.lock(site.held);
+pub(crate) fn end<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, domain: &Domain) -> Result<(), Halt> {
+    let (world, m) = (cpu_ctx.world, cpu_ctx.m);
+    let _guard = world.ports.lock(cpu_ctx.held);
     world.close_all(m, domain);
     domain.port_frames.iter().filter_map(FrameSlot::take).for_each(|frame| world.frames.retire(frame));
     Ok(())

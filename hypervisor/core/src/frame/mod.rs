@@ -1,7 +1,7 @@
 //! The frame table: who owns each frame, what it is used as, and how often.
 //!
 //! Touches: a few words per frame, and the machine's flush. [`state`] holds the rules, as pure functions on the value of
-//! a word; [`table`] holds the only loop that applies them, `own` the short ways; [`epoch`] knows which CPU flushed since when, [`asked`] what a CPU was asked; [`pool`] hands
+//! a word; [`table`] holds the only loop that applies them, `owned` the fast paths; [`epoch`] knows which CPU flushed since when, [`asked`] what a CPU was asked; [`pool`] hands
 //! out free frames.
 //! Never touches: page-table entries, domains, locks other than the pool's.
 //! Keeps: P2 (counts), P4 (flush before a new type or owner), P10 (frames are zeroed for a new owner).
@@ -9,7 +9,7 @@
 
 pub mod asked;
 pub mod epoch;
-pub(crate) mod own;
+pub(crate) mod owned;
 pub mod pool;
 pub mod state;
 pub mod table;

@@ -108,19 +108,19 @@ impl FrameTable {
     /// # Errors
     /// [`Refused::NoMemory`]: so many are not free, or they are set aside for others.
     pub fn promise(&self, id: DomainId, count: u32) -> Result<(), Refused> {
-        let estate = self.estate(id).ok_or(Refused::NoMemory)?;
+        let account = self.account(id).ok_or(Refused::NoMemory)?;
         self.pool.with(|list| {
             ensure!(count <= list.unpromised(), Refused::NoMemory);
             list.promised = list.promised.saturating_add(count);
-            estate.promised.fetch_add(count, SeqCst);
+            account.promised.fetch_add(count, SeqCst);
             Ok(())
         })
     }
 
     /// A domain is gone: what is left of its promise is for all.
     pub fn end_promise(&self, id: DomainId) {
-        let Some(estate) = self.estate(id) else { return };
-        self.pool.with(|list| list.promised = list.promised.saturating_sub(estate.promised.swap(0, SeqCst)));
+        let Some(account) = self.account(id) else { return };
+        self.pool.with(|list| list.promised = list.promised.saturating_sub(account.promised.swap(0, SeqCst)));
     }
 
     /// A zeroed frame for the hypervisor itself. Returned by [`FrameTable::retire`].
@@ -212,11 +212,11 @@ impl FrameTable {
     }
 
     fn take_promised(&self, m: &(impl Frames + Cpus), id: DomainId, owner: Owner) -> Result<Frame, Refused> {
-        let estate = self.estate(id).ok_or(Refused::NoMemory)?;
+        let account = self.account(id).ok_or(Refused::NoMemory)?;
         let frame = self.pool.with(|list| {
-            let left = estate.promised.load(SeqCst).checked_sub(1)?;
+            let left = account.promised.load(SeqCst).checked_sub(1)?;
             let frame = self.take(list, 0)?;
-            estate.promised.store(left, SeqCst);
+            account.promised.store(left, SeqCst);
             list.promised = list.promised.saturating_sub(1);
             Some(frame)
         });

@@ -48,15 +48,15 @@ pub struct FrameTable {
     words: Once<&'static [[AtomicU64; WORDS]]>,
     pub(super) epochs: Epochs,
     pub(super) pool: Leaf<FreeList>,
-    estates: [Estate; DomainId::SLOTS],
+    accounts: [FrameAccount; DomainId::SLOTS],
     looks: Looks,
-    /// Short ways are switched off.
+    /// Fast paths are switched off.
     only_long: AtomicBool,
 }
 
 /// What a domain owns: how many frames, and between which two all that it ever owned lie. And what is set aside for it.
 #[derive(Debug)]
-pub(super) struct Estate {
+pub(super) struct FrameAccount {
     /// The one number that its limit is compared with: a frame counts until its last reference goes.
     count: AtomicU32,
     first: AtomicU32,
@@ -65,7 +65,7 @@ pub(super) struct Estate {
     pub(super) promised: AtomicU32,
 }
 
-impl Estate {
+impl FrameAccount {
     const fn new() -> Self {
         Self {
             count: AtomicU32::new(0),
@@ -104,7 +104,7 @@ impl FrameTable {
             words: Once::new(),
             epochs: Epochs::new(),
             pool: Leaf::new(FreeList::EMPTY),
-            estates: [const { Estate::new() }; DomainId::SLOTS],
+            accounts: [const { FrameAccount::new() }; DomainId::SLOTS],
             looks: Looks::new(),
             only_long: AtomicBool::new(false),
         }
@@ -116,14 +116,14 @@ impl FrameTable {
         self.words.call_once(|| words.as_chunks().0);
     }
 
-    /// Switches the short ways off, or on: what follows from a call is the same with them and without.
-    pub fn set_short_ways(&self, on: bool) {
+    /// Switches the fast paths off, or on: what follows from a call is the same with them and without.
+    pub fn set_fast_paths(&self, on: bool) {
         self.only_long.store(!on, SeqCst);
     }
 
-    /// Whether there are short ways.
+    /// Whether there are fast paths.
     #[inline]
-    pub(crate) fn has_short_ways(&self) -> bool {
+    pub(crate) fn has_fast_paths(&self) -> bool {
         !self.only_long.load(SeqCst)
     }
 
@@ -145,45 +145,45 @@ impl FrameTable {
         &self.epochs
     }
 
-    pub(super) fn estate(&self, id: DomainId) -> Option<&Estate> {
-        self.estates.get(id.slot())
+    pub(super) fn account(&self, id: DomainId) -> Option<&FrameAccount> {
+        self.accounts.get(id.slot())
     }
 
     /// How many frames a domain owns: those it gave back while they were in use count until nobody uses them any more.
     #[must_use]
     pub fn owned(&self, id: DomainId) -> u32 {
-        self.estate(id).map_or(0, |estate| estate.count.load(SeqCst))
+        self.account(id).map_or(0, |account| account.count.load(SeqCst))
     }
 
     /// All frames that a domain owns are among these.
     pub(crate) fn span(&self, id: DomainId) -> Range<u32> {
-        self.estate(id).map_or(0..0, |e| e.first.load(SeqCst)..e.last.load(SeqCst).saturating_add(1))
+        self.account(id).map_or(0..0, |e| e.first.load(SeqCst)..e.last.load(SeqCst).saturating_add(1))
     }
 
     /// A domain that owns nothing any more is forgotten: its slot is for another.
     pub(crate) fn forget(&self, id: DomainId) {
-        let Some(estate) = self.estate(id) else { return };
-        estate.first.store(u32::MAX, SeqCst);
-        estate.last.store(0, SeqCst);
+        let Some(account) = self.account(id) else { return };
+        account.first.store(u32::MAX, SeqCst);
+        account.last.store(0, SeqCst);
     }
 
     /// Counts frames that a domain is about to own, unless that makes more than `limit`.
     pub(super) fn count_owned(&self, id: DomainId, frames: u32, limit: u64) -> Result<(), Refused> {
-        let estate = self.estate(id).ok_or(Refused::NoMemory)?;
+        let account = self.account(id).ok_or(Refused::NoMemory)?;
         let more = |owned: u32| owned.checked_add(frames).filter(|owned| u64::from(*owned) <= limit);
-        estate.count.fetch_update(SeqCst, SeqCst, more).map(|_| ()).map_err(|_| Refused::OverLimit)
+        account.count.fetch_update(SeqCst, SeqCst, more).map(|_| ()).map_err(|_| Refused::OverLimit)
     }
 
     /// A domain gets this frame.
     pub(super) fn widen_span(&self, id: DomainId, frame: Frame) {
-        let Some(estate) = self.estate(id) else { return };
-        estate.first.fetch_min(frame.as_u32(), SeqCst);
-        estate.last.fetch_max(frame.as_u32(), SeqCst);
+        let Some(account) = self.account(id) else { return };
+        account.first.fetch_min(frame.as_u32(), SeqCst);
+        account.last.fetch_max(frame.as_u32(), SeqCst);
     }
 
     pub(super) fn uncount_owned(&self, id: DomainId, frames: u32) {
-        if let Some(estate) = self.estate(id) {
-            estate.count.fetch_sub(frames, SeqCst);
+        if let Some(account) = self.account(id) {
+            account.count.fetch_sub(frames, SeqCst);
         }
     }
 
@@ -567,6 +567,6 @@ impl FrameTable {
     /// How many frames are set aside for a domain.
     #[must_use]
     pub fn promised(&self, id: DomainId) -> u32 {
-        self.estate(id).map_or(0, |estate| estate.promised.load(SeqCst))
+        self.account(id).map_or(0, |account| account.promised.load(SeqCst))
     }
 }

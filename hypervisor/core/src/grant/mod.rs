@@ -21,7 +21,7 @@ const HANDLES_PER_FRAME: u32 = 256;
 
 /// Why something about a grant is not done. `dispatch` says which status stands for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Refused {
+pub enum GrantRefused {
     /// The table has no such reference, or nothing to do with it was asked for.
     NoSuchGrant,
     /// The entry does not grant this to this domain, or is in use too often.

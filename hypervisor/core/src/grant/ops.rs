@@ -1,13 +1,13 @@
 //! `grant_table_op` (ABI io 1.3). One bad element never fails its array: each has a status of its own.
 
 use super::pin::{Handle, Pin};
-use super::{Grants, HANDLES_PER_FRAME, MAX_FRAMES, MAX_HANDLE_FRAMES, Refused, filled};
+use super::{GrantRefused, Grants, HANDLES_PER_FRAME, MAX_FRAMES, MAX_HANDLE_FRAMES, filled};
 use crate::claim::Access;
 use crate::fault::{Fault, planted};
 use crate::frame;
 use crate::paging::{Session, Slot, Stop};
 use crate::prelude::*;
-use crate::world::Birth;
+use crate::world::DomainBuilder;
 use hypercall_abi::grant::{
     Copy, CopySide, GetVersion, GrantOp, MapGrantRef, QuerySize, SetVersion, SetupTable, UnmapAndReplace,
     UnmapGrantRef, map, status,
@@ -23,25 +23,25 @@ const SWEEP: u32 = 1024;
 /// Why an element is not done.
 enum Failed {
     /// It is refused.
-    Refused(Refused),
+    GrantRefused(GrantRefused),
     /// Not yet.
     More,
 }
 
-impl From<Refused> for Failed {
-    fn from(why: Refused) -> Self {
-        Self::Refused(why)
+impl From<GrantRefused> for Failed {
+    fn from(why: GrantRefused) -> Self {
+        Self::GrantRefused(why)
     }
 }
 
 impl From<Stop> for Failed {
     fn from(stop: Stop) -> Self {
-        if stop == Stop::More { Self::More } else { Self::Refused(Refused::CannotMap) }
+        if stop == Stop::More { Self::More } else { Self::GrantRefused(GrantRefused::CannotMap) }
     }
 }
 
 /// The status for what was done or refused.
-fn status_of<T>(outcome: &Result<T, Refused>) -> i16 {
+fn status_of<T>(outcome: &Result<T, GrantRefused>) -> i16 {
     outcome.as_ref().err().map_or(status::OKAY, |why| i16::from(*why))
 }
 
@@ -98,10 +98,10 @@ fn each<M: Machine, T: FromBytes + IntoBytes + Immutable>(
         // Tried before anything is done: an element whose answer cannot be told is not carried out.
         ctx.write(call.args[1], &element)?;
         let at = GuestVirt(call.args[1]);
-        let kept = if planted(Fault::KeepFrame) { ctx.view()?.frame(at, Access::Write).ok() } else { None };
+        let kept = if planted(Fault::KeepFrame) { ctx.memory()?.frame(at, Access::Write).ok() } else { None };
         *status(&mut element) = match one(ctx, &mut element) {
             Ok(()) => status::OKAY,
-            Err(Failed::Refused(why)) => why.into(),
+            Err(Failed::GrantRefused(why)) => why.into(),
             Err(Failed::More) => return Err(Halt::More),
         };
         match kept.filter(|_| at.offset() + size_of::<T>() <= PAGE_SIZE) {
@@ -115,22 +115,22 @@ fn each<M: Machine, T: FromBytes + IntoBytes + Immutable>(
 }
 
 /// The domain whose table an operation is about.
-fn controlled<'a, M: Machine>(ctx: &Ctx<'a, M>, id: u16) -> Result<&'a Domain, Refused> {
-    let why = |errno| if errno == Errno::Perm { Refused::NoAuthority } else { Refused::NoSuchDomain };
+fn controlled<'a, M: Machine>(ctx: &Ctx<'a, M>, id: u16) -> Result<&'a Domain, GrantRefused> {
+    let why = |errno| if errno == Errno::Perm { GrantRefused::NoAuthority } else { GrantRefused::NoSuchDomain };
     ctx.controlled(id).map_err(why)
 }
 
 fn setup_table<M: Machine>(ctx: &mut Ctx<'_, M>, at: u64) -> Result<(), Errno> {
     let mut call: SetupTable = ctx.read(at)?;
     let wanted = call.nr_frames;
-    let grown = controlled(ctx, call.dom).and_then(|domain| ctx.site().grow_table(domain, wanted));
+    let grown = controlled(ctx, call.dom).and_then(|domain| ctx.cpu_ctx().grow_table(domain, wanted));
     call.status = status_of(&grown);
     if let Ok(grants) = grown {
         let list = GuestVirt(call.frame_list);
         ensure!(list.is_guests(), Errno::Fault);
         for (n, slot) in (0..u64::from(wanted)).zip(&grants.table) {
             if ctx.write(list.plus(n * 8).0, &slot.get().map_or(0, Frame::number)).is_err() {
-                call.status = Refused::BadList.into();
+                call.status = GrantRefused::BadList.into();
             }
         }
     }
@@ -140,14 +140,14 @@ fn setup_table<M: Machine>(ctx: &mut Ctx<'_, M>, at: u64) -> Result<(), Errno> {
 fn map_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut MapGrantRef) -> Result<(), Failed> {
     (call.handle, call.dev_bus_addr) = (u32::MAX, 0);
     let [host, device, by_entry] = [map::HOST, map::DEVICE, map::CONTAINS_PTE].map(|flag| call.flags & flag != 0);
-    ensure!(host || device, Refused::NoSuchGrant);
-    let owner = ctx.named(call.dom).map_err(|_| Refused::NoSuchDomain)?;
+    ensure!(host || device, GrantRefused::NoSuchGrant);
+    let owner = ctx.named(call.dom).map_err(|_| GrantRefused::NoSuchDomain)?;
     let (m, me) = (ctx.m, ctx.domain);
-    let handle = ctx.site().free_handle(me)?;
-    let pinned = ctx.site().pin(owner, call.gref, me.id(), call.flags & map::READONLY == 0);
-    let mapped = pinned.map_err(Failed::Refused).and_then(|pin| {
+    let handle = ctx.cpu_ctx().free_handle(me)?;
+    let pinned = ctx.cpu_ctx().pin(owner, call.gref, me.id(), call.flags & map::READONLY == 0);
+    let mapped = pinned.map_err(Failed::GrantRefused).and_then(|pin| {
         if host {
-            map_host(ctx, call, pin).inspect_err(|_| ctx.site().unpin(pin, me.id()))?;
+            map_host(ctx, call, pin).inspect_err(|_| ctx.cpu_ctx().unpin(pin, me.id()))?;
         }
         (call.handle, call.dev_bus_addr) = (handle, pin.frame.address());
         Ok(Handle { pin, host, device, by_entry })
@@ -160,7 +160,7 @@ fn map_host<M: Machine>(ctx: &mut Ctx<'_, M>, call: &MapGrantRef, pin: Pin) -> R
     let software = u64::from(call.flags >> 16) << 9 & pte::AVAILABLE_LOW;
     let rights = if pin.writable { pte::WRITE } else { 0 };
     let raw = pin.frame.address() | pte::PRESENT | pte::USER | pte::ACCESSED | pte::DIRTY | pte::NX | rights | software;
-    let root = ctx.own.kernel_root;
+    let root = ctx.state.kernel_root;
     let mut session = ctx.session(ctx.domain);
     let slot = slot_of(&session, root, call.host_addr, call.flags & map::CONTAINS_PTE != 0)?;
     Ok(session.map_leaf(slot, raw, pin.owner)?)
@@ -172,10 +172,10 @@ fn slot_of<M: Machine>(
     root: Option<Frame>,
     address: u64,
     of_entry: bool,
-) -> Result<Slot, Refused> {
-    let root = root.ok_or(Refused::CannotMap)?;
+) -> Result<Slot, GrantRefused> {
+    let root = root.ok_or(GrantRefused::CannotMap)?;
     let slot = if of_entry { Slot::at(address) } else { session.slot_of(root, GuestVirt(address)) };
-    slot.map_err(|_| Refused::CannotMap)
+    slot.map_err(|_| GrantRefused::CannotMap)
 }
 
 fn replace_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapAndReplace) -> Result<(), Failed> {
@@ -186,11 +186,11 @@ fn replace_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapAndReplace) -> 
 /// Unmaps a grant; `by`: the entry of this address is moved to where it was mapped.
 fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &UnmapGrantRef, by: Option<u64>) -> Result<(), Failed> {
     let (m, me) = (ctx.m, ctx.domain);
-    let mut handle = me.grants.claim_handle(m, call.handle).ok_or(Refused::NoSuchHandle)?;
+    let mut handle = me.grants.claim_handle(m, call.handle).ok_or(GrantRefused::NoSuchHandle)?;
     let done = unmap_halves(ctx, call, by, &mut handle);
     let in_use = handle.host || handle.device;
     if !in_use {
-        ctx.site().unpin(handle.pin, me.id());
+        ctx.cpu_ctx().unpin(handle.pin, me.id());
     }
     me.grants.set_handle(m, call.handle, Some(handle).filter(|_| in_use));
     done
@@ -205,13 +205,13 @@ fn unmap_halves<M: Machine>(
 ) -> Result<(), Failed> {
     let pin = handle.pin;
     let bus = [0, pin.frame.address()];
-    ensure!(!handle.device || bus.contains(&call.dev_bus_addr), Refused::WrongBusAddress);
+    ensure!(!handle.device || bus.contains(&call.dev_bus_addr), GrantRefused::WrongBusAddress);
     if call.host_addr != 0 && handle.host {
-        let root = ctx.own.kernel_root;
+        let root = ctx.state.kernel_root;
         let mut session = ctx.session(ctx.domain);
         let slot = slot_of(&session, root, call.host_addr, handle.by_entry)?;
-        let by =
-            by.map(|at| if handle.by_entry { Err(Refused::CannotMap) } else { slot_of(&session, root, at, false) });
+        let by = by
+            .map(|at| if handle.by_entry { Err(GrantRefused::CannotMap) } else { slot_of(&session, root, at, false) });
         session.unmap_leaf(slot, pin.frame, pin.writable, by.transpose()?)?;
         handle.host = false; // the session flushes when it ends, before the pin goes
     }
@@ -219,26 +219,26 @@ fn unmap_halves<M: Machine>(
     Ok(())
 }
 
-impl<M: Machine> Site<'_, M> {
+impl<M: Machine> CpuCtx<'_, M> {
     /// Gives a table at least `frames` frames; those it has stay where they are.
-    fn grow_table<'a>(&mut self, domain: &'a Domain, frames: u32) -> Result<&'a Grants, Refused> {
-        ensure!(frames <= MAX_FRAMES, Refused::CannotGrow);
+    fn grow_table<'a>(&mut self, domain: &'a Domain, frames: u32) -> Result<&'a Grants, GrantRefused> {
+        ensure!(frames <= MAX_FRAMES, GrantRefused::CannotGrow);
         let _guard = domain.grants.lock.lock(self.held);
-        self.world.fill_table(self.m, domain, frames).map_err(|_| Refused::CannotGrow)?;
+        self.world.fill_table(self.m, domain, frames).map_err(|_| GrantRefused::CannotGrow)?;
         Ok(&domain.grants)
     }
 
     /// The number of a handle that was free and is claimed now, the lowest there is; another frame of them is allocated
     /// when all are taken.
-    fn free_handle(&mut self, domain: &Domain) -> Result<u32, Refused> {
+    fn free_handle(&mut self, domain: &Domain) -> Result<u32, GrantRefused> {
         let (m, grants) = (self.m, &domain.grants);
         let _guard = grants.lock.lock(self.held);
         let from = grants.free.load(SeqCst);
-        let mut found = Err(Refused::NoHandle);
+        let mut found = Err(GrantRefused::NoHandle);
         for number in from..MAX_HANDLE_FRAMES * HANDLES_PER_FRAME {
-            let slot = nth(&grants.handles, number / HANDLES_PER_FRAME).ok_or(Refused::NoHandle)?;
+            let slot = nth(&grants.handles, number / HANDLES_PER_FRAME).ok_or(GrantRefused::NoHandle)?;
             if slot.get().is_none() {
-                slot.set(self.world.frames.allocate_for(m, domain.id()).map_err(|_| Refused::NoHandle)?);
+                slot.set(self.world.frames.allocate_for(m, domain.id()).map_err(|_| GrantRefused::NoHandle)?);
             }
             if grants.claim_free(m, number) {
                 found = Ok(number);
@@ -273,8 +273,8 @@ impl<M: Machine> Site<'_, M> {
 ///
 /// # Errors
 /// `NoMem` without memory for it.
-pub(crate) fn begin<M: Machine>(birth: &mut Birth<'_, M>) -> Result<(), Errno> {
-    Ok(birth.world.fill_table(birth.m, birth.domain, 1)?)
+pub(crate) fn begin<M: Machine>(builder: &mut DomainBuilder<'_, M>) -> Result<(), Errno> {
+    Ok(builder.world.fill_table(builder.m, builder.domain, 1)?)
 }
 
 impl World {
@@ -306,7 +306,7 @@ fn copy_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Copy) -> Result<(), Fai
         return Ok(());
     }
     let fits = |side: &CopySide| usize::from(side.offset) + usize::from(call.len) <= PAGE_SIZE;
-    ensure!(fits(&call.source) && fits(&call.dest), Refused::BadCopy);
+    ensure!(fits(&call.source) && fits(&call.dest), GrantRefused::BadCopy);
     let source = open(ctx, &call.source, call.flags & SOURCE_GREF != 0, false)?;
     let dest = open(ctx, &call.dest, call.flags & DEST_GREF != 0, true);
     if let Ok(dest) = &dest {
@@ -318,23 +318,28 @@ fn copy_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Copy) -> Result<(), Fai
     Ok(())
 }
 
-fn open<M: Machine>(ctx: &mut Ctx<'_, M>, side: &CopySide, granted: bool, writable: bool) -> Result<Side, Refused> {
+fn open<M: Machine>(
+    ctx: &mut Ctx<'_, M>,
+    side: &CopySide,
+    granted: bool,
+    writable: bool,
+) -> Result<Side, GrantRefused> {
     let me = ctx.domain.id();
     if granted {
-        let owner = ctx.named(side.domid).map_err(|_| Refused::NoSuchDomain)?;
-        let pin = ctx.site().pin(owner, low32(side.gref_or_frame), me, writable)?;
+        let owner = ctx.named(side.domid).map_err(|_| GrantRefused::NoSuchDomain)?;
+        let pin = ctx.cpu_ctx().pin(owner, low32(side.gref_or_frame), me, writable)?;
         return Ok(Side { frame: pin.frame, writable, pin: Some(pin) });
     }
-    ensure!(ctx.is_own(side.domid), Refused::NoAuthority);
-    let frame = Frame::new(side.gref_or_frame).ok_or(Refused::NoSuchPage)?;
-    ctx.world.frames.hold(ctx.m, frame, me, me, writable).map_err(|_| Refused::NoSuchPage)?;
+    ensure!(ctx.is_own(side.domid), GrantRefused::NoAuthority);
+    let frame = Frame::new(side.gref_or_frame).ok_or(GrantRefused::NoSuchPage)?;
+    ctx.world.frames.hold(ctx.m, frame, me, me, writable).map_err(|_| GrantRefused::NoSuchPage)?;
     Ok(Side { frame, writable, pin: None })
 }
 
 fn close<M: Machine>(ctx: &mut Ctx<'_, M>, side: Side) {
     let me = ctx.domain.id();
     match side.pin {
-        Some(pin) => ctx.site().unpin(pin, me),
+        Some(pin) => ctx.cpu_ctx().unpin(pin, me),
         None => ctx.world.frames.let_go(side.frame, me, side.writable),
     }
 }

@@ -1,7 +1,7 @@
 //! Pins: a grant in use. One word per entry of a table records the frame and how often it is in use, out of the granter's
 //! reach (ABI io 1.4).
 
-use super::{Grants, Refused};
+use super::{GrantRefused, Grants};
 use crate::frame;
 use crate::machine::word;
 use crate::prelude::*;
@@ -67,18 +67,24 @@ pub(super) struct Pin {
     pub(super) writable: bool,
 }
 
-impl<M: Machine> Site<'_, M> {
+impl<M: Machine> CpuCtx<'_, M> {
     /// Puts a grant of `owner` to use by `user`.
-    pub(super) fn pin(&mut self, owner: &Domain, gref: u32, user: DomainId, writable: bool) -> Result<Pin, Refused> {
+    pub(super) fn pin(
+        &mut self,
+        owner: &Domain,
+        gref: u32,
+        user: DomainId,
+        writable: bool,
+    ) -> Result<Pin, GrantRefused> {
         let _guard = owner.grants.lock.lock(self.held);
-        let (word, record) = owner.grants.entry(self.m, gref).ok_or(Refused::NoSuchGrant)?;
+        let (word, record) = owner.grants.entry(self.m, gref).ok_or(GrantRefused::NoSuchGrant)?;
         let active = Active(record.load(Relaxed));
-        active.with(active.frame(), user, writable).ok_or(Refused::NotGranted)?;
+        active.with(active.frame(), user, writable).ok_or(GrantRefused::NotGranted)?;
         let frame = mark_in_use(word, user, writable, active)?;
         if let Err(why) = self.world.frames.hold(self.m, frame, owner.id(), user, writable) {
             clear_marks(word, active);
             let none = matches!(why, frame::Refused::NoSuchFrame | frame::Refused::NotOwner);
-            return Err(if none { Refused::NoSuchPage } else { Refused::NotGranted });
+            return Err(if none { GrantRefused::NoSuchPage } else { GrantRefused::NotGranted });
         }
         record.store(active.with(frame, user, writable).map_or(0, |active| active.0), Relaxed);
         Ok(Pin { owner: owner.id(), gref, frame, writable })
@@ -102,7 +108,7 @@ impl<M: Machine> Site<'_, M> {
 
 /// Marks a shared entry as in use, if it allows this user this use, and says which frame it is for. An entry in use keeps
 /// the frame it had, whatever its granter writes meanwhile.
-fn mark_in_use(word: &AtomicU64, user: DomainId, writable: bool, active: Active) -> Result<Frame, Refused> {
+fn mark_in_use(word: &AtomicU64, user: DomainId, writable: bool, active: Active) -> Result<Frame, GrantRefused> {
     for _ in 0..TRIES {
         let seen = word.load(Acquire);
         let (flags, grantee, frame) = (low16(seen), low16(seen >> 16), low32(seen >> 32));
@@ -110,14 +116,14 @@ fn mark_in_use(word: &AtomicU64, user: DomainId, writable: bool, active: Active)
             && flags & entry::SUB_PAGE == 0
             && grantee == user.0
             && !(writable && flags & entry::READONLY != 0);
-        ensure!(allowed, Refused::NotGranted);
+        ensure!(allowed, GrantRefused::NotGranted);
         let marks = entry::READING | if writable { entry::WRITING } else { 0 };
         let marked = seen | u64::from(marks);
         if word.compare_exchange(seen, marked, AcqRel, Acquire).is_ok() {
             return Ok(if active.idle() { Frame::from_u32(frame) } else { active.frame() });
         }
     }
-    Err(Refused::NotGranted)
+    Err(GrantRefused::NotGranted)
 }
 
 /// Takes the marks away that no use stands behind any more.
@@ -267,7 +273,7 @@ mod tests {
             (entry::PERMIT_ACCESS | entry::READONLY, 7, true),
             (entry::PERMIT_ACCESS | entry::SUB_PAGE, 7, false),
         ] {
-            assert_eq!(mark_in_use(&shared(flags, domid, 1), USER, writable, idle), Err(Refused::NotGranted));
+            assert_eq!(mark_in_use(&shared(flags, domid, 1), USER, writable, idle), Err(GrantRefused::NotGranted));
         }
     }
 

@@ -38,7 +38,7 @@ pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer 
         VersionOp::Pagesize if arg == 0 => return Ok(PAGE_BYTES),
         VersionOp::Pagesize => return Err(Errno::Inval.into()),
         VersionOp::GuestHandle => {
-            let handle = ctx.domain.papers.with(|papers| papers.handle);
+            let handle = ctx.domain.notes.with(|notes| notes.handle);
             ctx.write(arg, &handle)?;
         }
         VersionOp::Commandline => return Err(Errno::Perm.into()),

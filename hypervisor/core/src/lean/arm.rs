@@ -9,7 +9,7 @@
 //! [`Entry`]: crate::machine::Entry
 
 use crate::claim::Access;
-use crate::claim::seen::Kind;
+use crate::claim::walks::Kind;
 use crate::fault::{Fault, planted};
 use crate::machine::mode;
 use crate::prelude::*;
@@ -27,7 +27,7 @@ const POPPED: u64 = 72;
 pub fn arm<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let entry = ctx.m.entry();
     entry.mode.store(mode::LONG, Relaxed);
-    entry.cr2.store(ctx.own.cr2, Relaxed);
+    entry.cr2.store(ctx.state.cr2, Relaxed);
     ctx.writes_tables = ctx.domain.assisted(Assist::WritablePagetables);
     if prepare(ctx).is_some() {
         point_at_stack(ctx);
@@ -37,13 +37,13 @@ pub fn arm<M: Machine>(ctx: &mut Ctx<'_, M>) {
 /// Everything but the stack.
 #[inline(always)]
 fn prepare<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
-    let (own, entry, syscall) = (&*ctx.own, ctx.m.entry(), ctx.own.callbacks.syscall);
+    let (state, entry, syscall) = (&*ctx.state, ctx.m.entry(), ctx.state.callbacks.syscall);
     let plain = syscall.masks_events
-        && !own.nmi_masked
-        && !own.areas_stale
+        && !state.nmi_masked
+        && !state.areas_stale
         && ctx.m.has_gs_instructions()
         && !ctx.domain.assisted(Assist::ArchitecturalIopl)
-        && ctx.world.frames.has_short_ways();
+        && ctx.world.frames.has_fast_paths();
     let fault = gate(ctx, PF);
     let handlers = [syscall.address, fault.address];
     if !(plain && fault.masks_events || planted(Fault::ArmAnyway))
@@ -55,8 +55,8 @@ fn prepare<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
     entry.info.store(ctx.m.direct(frame) + at as u64, Relaxed);
     entry.syscall.store(syscall.address, Relaxed);
     entry.fault.store(fault.address, Relaxed);
-    entry.kernel_cr3.store(own.kernel_root?.address(), Relaxed);
-    entry.user_cr3.store(own.user_root?.address(), Relaxed);
+    entry.kernel_cr3.store(state.kernel_root?.address(), Relaxed);
+    entry.user_cr3.store(state.user_root?.address(), Relaxed);
     GuestVirt(entry.other_gs.load(Relaxed)).is_canonical().then_some(())
 }
 
@@ -64,7 +64,7 @@ fn prepare<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
 /// told; without a stack that is in order it does nothing by itself.
 #[inline(always)]
 pub(super) fn point_at_stack<M: Machine>(ctx: &Ctx<'_, M>) {
-    let mode = match (find_frames(ctx), ctx.own.kernel_mode) {
+    let mode = match (find_frames(ctx), ctx.state.kernel_mode) {
         (None, _) => mode::LONG,
         (Some(()), false) => mode::USER,
         (Some(()), true) => mode::KERNEL,
@@ -76,7 +76,7 @@ pub(super) fn point_at_stack<M: Machine>(ctx: &Ctx<'_, M>) {
 #[inline(always)]
 pub(super) fn stay_at_stack<M: Machine>(ctx: &Ctx<'_, M>, root: Frame) {
     let entry = ctx.m.entry();
-    if ctx.seen.stands_under(ctx.m, root, GuestVirt(entry.back_sp.load(Relaxed))) {
+    if ctx.walks.stands_under(ctx.m, root, GuestVirt(entry.back_sp.load(Relaxed))) {
         entry.mode.store(mode::KERNEL, Relaxed);
     } else {
         point_at_stack(ctx);
@@ -86,30 +86,30 @@ pub(super) fn stay_at_stack<M: Machine>(ctx: &Ctx<'_, M>, root: Frame) {
 /// The frames on the kernel's stack: those of system calls and page faults, and that of the way back, in one page.
 #[inline(always)]
 fn find_frames<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
-    let (sp, entry) = (ctx.own.kernel_sp, ctx.m.entry());
+    let (sp, entry) = (ctx.state.kernel_sp, ctx.m.entry());
     let (frame, back) = ((sp & !15).wrapping_sub(PUSHED), sp.wrapping_sub(POPPED));
     if sp & 7 != 0 || (back ^ sp.wrapping_sub(8)) / PAGE_SIZE as u64 != 0 {
         return None;
     }
-    let page = ctx.m.direct(ctx.frame(ctx.own.kernel_root?, GuestVirt(back), Kind::Data, Access::Write)?);
+    let page = ctx.m.direct(ctx.frame(ctx.state.kernel_root?, GuestVirt(back), Kind::Data, Access::Write)?);
     entry.frame_sp.store(frame, Relaxed);
     entry.frame.store(page + GuestVirt(frame).offset() as u64, Relaxed);
     entry.back_sp.store(back, Relaxed);
     entry.back.store(page + GuestVirt(back).offset() as u64, Relaxed);
-    ctx.seen.stand_on(GuestVirt(back));
+    ctx.walks.stand_on(GuestVirt(back));
     Some(())
 }
 
 /// Whether what the entry code knows still holds, if nothing but page tables has changed since [`arm`].
 #[inline]
 pub(super) fn holds<M: Machine>(ctx: &Ctx<'_, M>) -> bool {
-    ctx.seen.stands(ctx.m) || planted(Fault::StayArmed)
+    ctx.walks.stands(ctx.m) || planted(Fault::StayArmed)
 }
 
 /// Whether it still holds if nothing but the entry at this machine address has changed.
 #[inline(always)]
 pub(super) fn holds_but<M: Machine>(ctx: &Ctx<'_, M>, slot: u64) -> bool {
-    ctx.seen.stands_beside(ctx.m, slot) || planted(Fault::StayArmed)
+    ctx.walks.stands_beside(ctx.m, slot) || planted(Fault::StayArmed)
 }
 
 /// The rules have the CPU back: what the entry code has done is taken over, and it does nothing more.
@@ -117,12 +117,12 @@ pub(super) fn holds_but<M: Machine>(ctx: &Ctx<'_, M>, slot: u64) -> bool {
 pub fn left<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let entry = ctx.m.entry();
     match entry.mode.load(Relaxed) {
-        mode::USER => ctx.own.kernel_mode = false,
-        mode::KERNEL => ctx.own.kernel_mode = true,
+        mode::USER => ctx.state.kernel_mode = false,
+        mode::KERNEL => ctx.state.kernel_mode = true,
         _ => {}
     }
     entry.mode.store(mode::LONG, Relaxed);
-    ctx.own.cr2 = entry.cr2.load(Relaxed);
+    ctx.state.cr2 = entry.cr2.load(Relaxed);
     let (users, ruled) = (entry.from_user.load(Relaxed), entry.ruled.load(Relaxed));
     if users | ruled != 0 {
         entry.from_user.store(0, Relaxed);

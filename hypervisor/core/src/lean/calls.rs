@@ -1,7 +1,7 @@
 //! Hypercalls of a stock kernel that are finished at once.
 
 use super::arm::{point_at_stack, stay_at_stack};
-use super::{Way, count, settle, settle_at};
+use super::{Resume, count, settle, settle_at};
 use crate::addr::CpuSet;
 use crate::call::Call;
 use crate::event::UpcallMask;
@@ -22,7 +22,7 @@ const SELF: u64 = domid::SELF as u64;
 
 /// Carries out the call in the registers of a guest's kernel.
 #[inline(always)]
-pub(super) fn hypercall<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
+pub(super) fn hypercall<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     const MMU_UPDATE: u64 = Hypercall::MmuUpdate as u64;
     const STACK_SWITCH: u64 = Hypercall::StackSwitch as u64;
     const UPDATE_VA_MAPPING: u64 = Hypercall::UpdateVaMapping as u64;
@@ -30,11 +30,11 @@ pub(super) fn hypercall<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
     const SET_SEGMENT_BASE: u64 = Hypercall::SetSegmentBase as u64;
     const MMUEXT_OP: u64 = Hypercall::MmuextOp as u64;
     const VCPU_OP: u64 = Hypercall::VcpuOp as u64;
-    if ctx.own.regs.rax == MMU_UPDATE {
+    if ctx.state.regs.rax == MMU_UPDATE {
         return mmu_update(ctx);
     }
     cold_path();
-    match ctx.own.regs.rax {
+    match ctx.state.regs.rax {
         UPDATE_VA_MAPPING => update_va_mapping(ctx),
         IRET => iret(ctx),
         STACK_SWITCH => stack_switch(ctx),
@@ -46,26 +46,26 @@ pub(super) fn hypercall<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
 }
 
 /// The call is done, with result 0.
-fn done<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
-    ctx.own.regs.rax = 0;
+fn done<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
+    ctx.state.regs.rax = 0;
     count(ctx);
-    Some(Way::Short)
+    Some(Resume::Sysret)
 }
 
 /// The first `done` elements, of `size` bytes each, of a call over a list are: the rest is noted.
-fn rest<M: Machine>(ctx: &mut Ctx<'_, M>, done: u64, size: usize) -> Option<Way> {
-    let Registers { rax, rdi, rsi, rdx, r10, r8, r9, .. } = ctx.own.regs;
+fn rest<M: Machine>(ctx: &mut Ctx<'_, M>, done: u64, size: usize) -> Option<Resume> {
+    let Registers { rax, rdi, rsi, rdx, r10, r8, r9, .. } = ctx.state.regs;
     let list = rdi.wrapping_add(done.wrapping_mul(size as u64));
     let mut call = Call::new(rax, [list, (rsi & COUNT).wrapping_sub(done), rdx, r10, r8, r9]);
     call.done = done;
-    ctx.own.call = Some(call);
+    ctx.state.call = Some(call);
     count(ctx);
-    Some(Way::Noted)
+    Some(Resume::Call)
 }
 
 /// Requests for the caller's tables and frames, with nobody to be told how many were done.
-fn mmu_update<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
-    let Registers { rdi: list, rsi: count, rdx: told, r10: domains, .. } = ctx.own.regs;
+fn mmu_update<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
+    let Registers { rdi: list, rsi: count, rdx: told, r10: domains, .. } = ctx.state.regs;
     if domains != SELF || told != 0 {
         return None;
     }
@@ -73,18 +73,18 @@ fn mmu_update<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
         return several_updates(ctx, list, count & COUNT);
     }
     let request = ctx.read::<MmuUpdate>(list).ok()?;
-    let did = ctx.ordinary()?.update(request);
+    let did = ctx.fast_path()?.update(request);
     settle_at(ctx, request.ptr);
     did?;
     done(ctx)
 }
 
 #[inline(never)]
-fn several_updates<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64, count: u64) -> Option<Way> {
+fn several_updates<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64, count: u64) -> Option<Resume> {
     let mut requests = [MmuUpdate::new_zeroed(); BATCH];
     let requests = requests.get_mut(..usize::try_from(count).ok()?)?;
     ctx.read_bytes(list, requests.as_mut_bytes()).ok()?;
-    let did = ctx.ordinary()?.updates(requests);
+    let did = ctx.fast_path()?.updates(requests);
     settle(ctx);
     match did as u64 {
         0 => None,
@@ -94,13 +94,13 @@ fn several_updates<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64, count: u64) -> O
 }
 
 /// An entry of the caller's, with no flush or that of the address here.
-fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
-    let Registers { rdi: at, rsi: value, rdx: how, .. } = ctx.own.regs;
+fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
+    let Registers { rdi: at, rsi: value, rdx: how, .. } = ctx.state.regs;
     if how != 0 && how != uvmf::INVLPG {
         return None;
     }
-    let (root, at) = (ctx.own.kernel_root?, GuestVirt(at));
-    let updated = ctx.ordinary()?.update_va(root, at, value);
+    let (root, at) = (ctx.state.kernel_root?, GuestVirt(at));
+    let updated = ctx.fast_path()?.update_va(root, at, value);
     settle(ctx);
     updated?;
     if how == uvmf::INVLPG && !at.in_hole() {
@@ -110,15 +110,15 @@ fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
 }
 
 /// The kernel's stack of the next process.
-fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
-    let Registers { rdi: ss, rsi: sp, .. } = ctx.own.regs;
-    (ctx.own.kernel_ss, ctx.own.kernel_sp) = (ss & 0xffff | 3, sp);
+fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
+    let Registers { rdi: ss, rsi: sp, .. } = ctx.state.regs;
+    (ctx.state.kernel_ss, ctx.state.kernel_sp) = (ss & 0xffff | 3, sp);
     point_at_stack(ctx);
     done(ctx)
 }
 
-fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
-    let Registers { rdi: which, rsi: base, .. } = ctx.own.regs;
+fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
+    let Registers { rdi: which, rsi: base, .. } = ctx.state.regs;
     GuestVirt(base).is_canonical().then_some(())?;
     match SegmentBase::from_number(u64::from(low32(which)))? {
         SegmentBase::Fs => ctx.m.set_fs_base(base),
@@ -129,9 +129,9 @@ fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
 }
 
 /// The caller's one-shot timer, for a time to come.
-fn timer<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
+fn timer<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     const SET: u64 = VcpuOp::SetSingleshotTimer as u64;
-    let Registers { rdi: command, rsi: vcpu, rdx: arg, .. } = ctx.own.regs;
+    let Registers { rdi: command, rsi: vcpu, rdx: arg, .. } = ctx.state.regs;
     if command != SET || VcpuId(low32(vcpu)) != ctx.vcpu.number() {
         return None;
     }
@@ -142,11 +142,11 @@ fn timer<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
 }
 
 /// Both roots of the next process, as Linux changes them.
-fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
+fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     const KERNEL: u32 = MmuextCommand::NewBaseptr as u32;
     const USER: u32 = MmuextCommand::NewUserBaseptr as u32;
-    let Registers { rdi: list, rsi: count, rdx: told, r10: domain, .. } = ctx.own.regs;
-    if domain != SELF || told != 0 || count & COUNT != 2 || ctx.own.ldt_entries > 0 {
+    let Registers { rdi: list, rsi: count, rdx: told, r10: domain, .. } = ctx.state.regs;
+    if domain != SELF || told != 0 || count & COUNT != 2 || ctx.state.ldt_entries > 0 {
         return None;
     }
     let [first, second] = ctx.read::<[MmuextOp; 2]>(list).ok()?;
@@ -154,44 +154,44 @@ fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
         return None;
     }
     let (kernel, user) = (Frame::new(first.arg1)?, Frame::new(second.arg1).filter(|_| second.arg1 != 0)?);
-    let (m, old) = (ctx.m, (ctx.own.kernel_root?, ctx.own.user_root?));
-    let short = ctx.ordinary()?;
-    short.switch_root(old.0, kernel, || m.load_root(kernel))?;
-    let also = short.switch_root(old.1, user, || {});
-    drop(short);
-    ctx.own.kernel_root = Some(kernel);
+    let (m, old) = (ctx.m, (ctx.state.kernel_root?, ctx.state.user_root?));
+    let fast = ctx.fast_path()?;
+    fast.switch_root(old.0, kernel, || m.load_root(kernel))?;
+    let also = fast.switch_root(old.1, user, || {});
+    drop(fast);
+    ctx.state.kernel_root = Some(kernel);
     let entry = ctx.m.entry();
     entry.mode.store(mode::LONG, Relaxed); // until it knows both
     entry.kernel_cr3.store(kernel.address(), Relaxed);
     if also.is_none() {
         return rest(ctx, 1, size_of::<MmuextOp>());
     }
-    ctx.own.user_root = Some(user);
+    ctx.state.user_root = Some(user);
     entry.user_cr3.store(user.address(), Relaxed);
     stay_at_stack(ctx, kernel);
     done(ctx)
 }
 
 /// The way back from a trap of kernel code to kernel code.
-fn iret<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
-    let frame = ctx.read::<IretContext>(ctx.own.regs.rsp).ok()?;
+fn iret<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
+    let frame = ctx.read::<IretContext>(ctx.state.regs.rsp).ok()?;
     let (mask, masked) = (UpcallMask::of(ctx.m, ctx.vcpu), frame.rflags & flags::IF == 0);
-    if frame.cs & 3 == 3 || (!masked && mask.is_awaited() && !planted(Fault::ShortOfEvents)) {
+    if frame.cs & 3 == 3 || (!masked && mask.is_awaited() && !planted(Fault::FastOverEvents)) {
         return None;
     }
     mask.set(masked);
-    if !masked && mask.is_awaited() && !planted(Fault::ShortOfEvents) {
-        return None; // it came meanwhile: the long way unmasks once more, and delivers it
+    if !masked && mask.is_awaited() && !planted(Fault::FastOverEvents) {
+        return None; // it came meanwhile: the slow path unmasks once more, and delivers it
     }
-    let regs = &mut ctx.own.regs;
+    let regs = &mut ctx.state.regs;
     (regs.rip, regs.rsp, regs.rax) = (frame.rip, frame.rsp, frame.rax);
     (regs.cs, regs.ss) = (frame.cs & 0xffff | 3, frame.ss & 0xffff | 3);
     regs.rflags = frame.rflags & flags::GUEST | flags::IF | 2;
     count(ctx);
     if frame.flags & IRET_IN_SYSCALL != 0 {
-        return Some(Way::Short);
+        return Some(Resume::Sysret);
     }
-    let regs = &mut ctx.own.regs;
+    let regs = &mut ctx.state.regs;
     (regs.rcx, regs.r11) = (frame.rcx, frame.r11);
-    Some(Way::Exact)
+    Some(Resume::Exact)
 }

@@ -2,9 +2,9 @@
 //! the segment bases.
 
 use super::shape::{Effect, shape};
-use super::{Way, count, left, settle_at};
+use super::{Resume, count, left, settle_at};
 use crate::claim::Access;
-use crate::claim::seen::Kind;
+use crate::claim::walks::Kind;
 use crate::flags;
 use crate::paging::Edit;
 use crate::prelude::*;
@@ -15,7 +15,7 @@ use hypercall_abi::selector;
 
 /// A page fault of the guest's kernel.
 #[inline(always)]
-pub(super) fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) -> Option<Way> {
+pub(super) fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) -> Option<Resume> {
     const KINDS: u32 = PF_USER | PF_WRITE | PF_PRESENT | PF_FETCH | PF_RESERVED;
     const FORBIDDEN_WRITE: u32 = PF_USER | PF_WRITE | PF_PRESENT;
     let address = ctx.m.fault_address();
@@ -31,14 +31,14 @@ pub(super) fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) -> Option
     let bounced = trap::bounce(ctx, handler, Some(error & !PF_USER));
     super::arm(ctx);
     // A domain that has crashed does not run.
-    Some(if bounced.is_ok() { Way::Short } else { Way::Noted })
+    Some(if bounced.is_ok() { Resume::Sysret } else { Resume::Call })
 }
 
 /// The first bytes of the instruction at RIP of flat 64-bit code, if they lie in one page.
 #[inline(always)]
 fn code<M: Machine>(ctx: &Ctx<'_, M>, root: Frame) -> Option<u64> {
-    let rip = GuestVirt(ctx.own.regs.rip);
-    if ctx.own.regs.cs != u64::from(selector::GUEST_CS) {
+    let rip = GuestVirt(ctx.state.regs.rip);
+    if ctx.state.regs.cs != u64::from(selector::GUEST_CS) {
         return None;
     }
     let frame = ctx.frame(root, rip, Kind::Code, Access::Read)?;
@@ -48,38 +48,38 @@ fn code<M: Machine>(ctx: &Ctx<'_, M>, root: Frame) -> Option<u64> {
 }
 
 /// The instruction at RIP, of so many bytes, has been carried out.
-fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) -> Option<Way> {
-    let regs = &mut ctx.own.regs;
+fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) -> Option<Resume> {
+    let regs = &mut ctx.state.regs;
     regs.rip = regs.rip.wrapping_add(length);
     regs.rflags &= !flags::RF;
     count(ctx);
-    Some(Way::Exact)
+    Some(Resume::Exact)
 }
 
 /// A write to an own L1 table: what it changes is at the address of the fault, so that only the kind of the instruction and its
 /// length are of interest.
-fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Option<Way> {
-    let root = ctx.own.kernel_root?;
+fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Option<Resume> {
+    let root = ctx.state.kernel_root?;
     let code = code(ctx, root)?;
-    if ctx.own.last_write.code != code {
-        ctx.own.last_write = shape(code)?;
+    if ctx.state.last_write.code != code {
+        ctx.state.last_write = shape(code)?;
     }
-    let shape = ctx.own.last_write;
-    if ctx.own.regs.rflags & flags::TF != 0 {
+    let shape = ctx.state.last_write;
+    if ctx.state.regs.rflags & flags::TF != 0 {
         return None;
     }
-    let edit = shape.edit(address, &ctx.own.regs)?;
+    let edit = shape.edit(address, &ctx.state.regs)?;
     if edit.only.is_some() {
         return compare_exchange(ctx, address);
     }
     let (entry, _) = write(ctx, root, address, Edit { only: None, ..edit })?;
-    let shape = ctx.own.last_write; // the same, but not kept in registers meanwhile
+    let shape = ctx.state.last_write; // the same, but not kept in registers meanwhile
     match shape.effect {
         Effect::Store(_) => {}
-        Effect::Exchange(place) => ctx.own.regs.set_word(place, entry),
+        Effect::Exchange(place) => ctx.state.regs.set_word(place, entry),
         Effect::AndByte(bits) => {
             let result = entry >> (8 * (address & 7)) & bits & 0xff;
-            ctx.own.regs.rflags = flags_of(ctx.own.regs.rflags, result, 1);
+            ctx.state.regs.rflags = flags_of(ctx.state.regs.rflags, result, 1);
         }
         _ => finish(ctx, entry, true),
     }
@@ -87,10 +87,10 @@ fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Option<Way> {
 }
 
 #[cold]
-fn compare_exchange<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Option<Way> {
-    let shape = ctx.own.last_write;
-    let edit = shape.edit(address, &ctx.own.regs)?;
-    let (entry, stored) = write(ctx, ctx.own.kernel_root?, address, edit)?;
+fn compare_exchange<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Option<Resume> {
+    let shape = ctx.state.last_write;
+    let edit = shape.edit(address, &ctx.state.regs)?;
+    let (entry, stored) = write(ctx, ctx.state.kernel_root?, address, edit)?;
     finish(ctx, entry, stored);
     retire(ctx, shape.length)
 }
@@ -100,7 +100,7 @@ fn compare_exchange<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Option<Wa
 fn write<M: Machine>(ctx: &mut Ctx<'_, M>, root: Frame, address: u64, edit: Edit) -> Option<(u64, bool)> {
     let at = GuestVirt(address);
     let slot = ctx.frame(root, at, Kind::Table, Access::Read)?.address() | at.offset() as u64;
-    let written = ctx.ordinary()?.edit(slot, edit);
+    let written = ctx.fast_path()?.edit(slot, edit);
     settle_at(ctx, slot);
     written
 }
@@ -108,17 +108,17 @@ fn write<M: Machine>(ctx: &mut Ctx<'_, M>, root: Frame, address: u64, edit: Edit
 /// Registers and flags as a write of the last shape leaves them.
 #[inline(never)] // the rest has no use for the whole shape
 fn finish<M: Machine>(ctx: &mut Ctx<'_, M>, old: u64, stored: bool) {
-    let VcpuState { regs, last_write, .. } = &mut *ctx.own;
+    let VcpuState { regs, last_write, .. } = &mut *ctx.state;
     finish_write(regs, &last_write.write, old, stored);
 }
 
 /// RDMSR and WRMSR of the segment bases.
-pub(super) fn segment_base<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
+pub(super) fn segment_base<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     const RDMSR: u64 = 0x320f;
     const WRMSR: u64 = 0x300f;
-    let code = code(ctx, ctx.own.kernel_root?)? & 0xffff;
-    let (entry, which) = (ctx.m.entry(), low32(ctx.own.regs.rcx));
-    if ctx.own.regs.rflags & flags::TF != 0 {
+    let code = code(ctx, ctx.state.kernel_root?)? & 0xffff;
+    let (entry, which) = (ctx.m.entry(), low32(ctx.state.regs.rcx));
+    if ctx.state.regs.rflags & flags::TF != 0 {
         return None;
     }
     if code == RDMSR {
@@ -128,11 +128,11 @@ pub(super) fn segment_base<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
             msr::KERNEL_GS_BASE => entry.other_gs.load(Relaxed),
             _ => return None,
         };
-        let regs = &mut ctx.own.regs;
+        let regs = &mut ctx.state.regs;
         (regs.rax, regs.rdx) = (low32(value).into(), value >> 32);
         return retire(ctx, 2);
     }
-    let value = ctx.own.regs.rdx << 32 | u64::from(low32(ctx.own.regs.rax));
+    let value = ctx.state.regs.rdx << 32 | u64::from(low32(ctx.state.regs.rax));
     if code != WRMSR || !GuestVirt(value).is_canonical() {
         return None;
     }

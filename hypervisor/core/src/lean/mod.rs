@@ -1,11 +1,11 @@
-//! The short ways: what stock kernels do all day, carried out at once when everything about it is ordinary. Each is a copy of a
-//! long way elsewhere, and ends with `None` before it has changed anything whenever it is not sure. Without this module the
+//! The fast paths: what stock kernels do all day, carried out at once when everything about it is ordinary. Each is a copy of a
+//! slow path elsewhere, and ends with `None` before it has changed anything whenever it is not sure. Without this module the
 //! guest would see the same.
 //!
-//! The shortest are in the entry code: system calls of user code, the way back from them, page faults of user code, a GS base.
+//! The fastest are in the entry code: system calls of user code, the way back from them, page faults of user code, a GS base.
 //! [`mod@arm`] tells it what it may do by itself; [`calls`] and [`faults`] are asked when a guest has left for a rule after all.
 //!
-//! Touches: what the long ways touch.
+//! Touches: what the slow paths touch.
 //! Keeps: what they keep.
 
 pub mod arm;
@@ -21,19 +21,19 @@ use crate::prelude::*;
 
 /// How the guest goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
-    /// The long way, for the rest of a call, which has been noted.
-    Noted,
+pub enum Resume {
+    /// The slow path, for the rest of a call, which has been noted.
+    Call,
     /// At once, with all registers.
     Exact,
     /// At once; RCX and R11 may be lost.
-    Short,
+    Sysret,
 }
 
-/// What a run ended with, once short ways have done what they could.
+/// What a run ended with, once fast paths have done what they could.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
-    /// An exit for the long way.
+    /// An exit for the slow path.
     Exit,
     /// The rest of a call, which has been noted.
     Call,
@@ -41,15 +41,15 @@ pub enum End {
 
 /// Runs the guest, for as long as what it leaves for is ordinary. `enter` lets it run until it leaves and keeps what it left for
 /// in [`crate::machine::Registers::error`]. Flushes are answered first: nothing waits or answers between [`arm()`] and the guest.
-pub fn run<M: Machine>(ctx: &mut Ctx<'_, M>, mut enter: impl FnMut(&mut Ctx<'_, M>, Way)) -> End {
-    ctx.m.begin(&mut ctx.own.regs);
+pub fn run<M: Machine>(ctx: &mut Ctx<'_, M>, mut enter: impl FnMut(&mut Ctx<'_, M>, Resume)) -> End {
+    ctx.m.begin(&mut ctx.state.regs);
     arm(ctx);
-    let mut way = if ctx.short { Way::Short } else { Way::Exact };
+    let mut way = if ctx.may_sysret { Resume::Sysret } else { Resume::Exact };
     let end = loop {
         enter(ctx, way);
         way = match handle(ctx) {
-            Some(on @ (Way::Exact | Way::Short)) => on,
-            Some(Way::Noted) => break End::Call,
+            Some(on @ (Resume::Exact | Resume::Sysret)) => on,
+            Some(Resume::Call) => break End::Call,
             None => break End::Exit,
         };
     };
@@ -57,18 +57,18 @@ pub fn run<M: Machine>(ctx: &mut Ctx<'_, M>, mut enter: impl FnMut(&mut Ctx<'_, 
     end
 }
 
-/// Carries out what the guest has left for, if it is something ordinary; else the long way begins with what the exit says.
+/// Carries out what the guest has left for, if it is something ordinary; else the slow path begins with what the exit says.
 #[inline(always)]
-fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
+fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     const PAGE_FAULT: u32 = 14;
     const GENERAL_PROTECTION: u64 = 13 << 32;
-    let (raw, mode) = (ctx.own.regs.error, ctx.m.entry().mode.load(Relaxed));
+    let (raw, mode) = (ctx.state.regs.error, ctx.m.entry().mode.load(Relaxed));
     let kind = low32(raw >> 32);
     // A guest that has let upcalls in by itself has the one that waits when it comes back from whatever it leaves for.
     if mode != mode::KERNEL || is_due(ctx.m.record_head()) {
         return None;
     }
-    ctx.own.kernel_mode = true; // the entry code may have brought it here
+    ctx.state.kernel_mode = true; // the entry code may have brought it here
     match kind {
         entry::SYSCALL => calls::hypercall(ctx),
         PAGE_FAULT => faults::page_fault(ctx, low32(raw)),
@@ -77,7 +77,7 @@ fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Way> {
     }
 }
 
-/// Counts an exit that took a short way.
+/// Counts an exit that took a fast path.
 fn count<M: Machine>(ctx: &Ctx<'_, M>) {
     let ruled = &ctx.m.entry().ruled;
     ruled.store(ruled.load(Relaxed).wrapping_add(1), Relaxed);

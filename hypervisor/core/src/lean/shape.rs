@@ -8,7 +8,7 @@ use crate::machine::Registers;
 use crate::paging::Edit;
 use crate::trap::decode::{Change, Source, Write};
 
-/// A write to a page table that took the short way.
+/// A write to a page table that took the fast path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shape {
     /// The eight bytes that it begins.

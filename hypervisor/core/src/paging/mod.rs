@@ -25,18 +25,18 @@
 mod descriptors;
 mod devices;
 pub mod entry;
+mod fast;
 mod flush;
 pub mod ops;
 mod promote;
-mod short;
 mod update;
 
 pub use crate::frame::state::Refused;
 pub use devices::Devices;
+pub(crate) use fast::{Edit, LockedFastPath};
 #[cfg(feature = "planted-fault")]
 pub use promote::Holding;
 pub use promote::WAITING;
-pub(crate) use short::{Edit, Ordinary};
 pub use update::{Slot, TableWrite};
 
 use crate::addr::{CpuSet, DomainId};

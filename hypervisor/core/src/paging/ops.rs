@@ -43,7 +43,7 @@ fn updates<M: Machine, const BATCH: usize>(ctx: &mut Ctx<'_, M>, call: &mut Call
     let requests = requests.get_mut(..now).ok_or(Errno::Inval)?;
     let mut done = 0;
     let outcome = ctx.read_bytes(list, requests.as_mut_bytes()).map_err(Halt::Refused).and_then(|()| {
-        let (m, domain, rip) = (ctx.m, ctx.domain, ctx.own.regs.rip);
+        let (m, domain, rip) = (ctx.m, ctx.domain, ctx.state.regs.rip);
         let updated = ctx.session(tables).mmu_updates(requests, from, &mut done);
         updated.inspect_err(|stop| {
             let (id, request) = (domain.id(), requests.get(done));
@@ -91,11 +91,11 @@ pub fn update_va_mapping_otherdomain<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mu
 fn update_va<M: Machine>(ctx: &mut Ctx<'_, M>, call: &Call, id: u16) -> Answer {
     let [at, value, flags, ..] = call.args;
     let from = ctx.controlled(id)?.id();
-    let root = ctx.own.kernel_root.ok_or(Errno::Inval)?;
+    let root = ctx.state.kernel_root.ok_or(Errno::Inval)?;
     let at = GuestVirt(at);
     let updated = ctx.session(ctx.domain).update_va(root, at, value, from);
     updated.inspect_err(|stop| {
-        let (id, rip) = (ctx.domain.id(), ctx.own.regs.rip);
+        let (id, rip) = (ctx.domain.id(), ctx.state.regs.rip);
         let what = format_args!("{id} update_va_mapping {at:?} <- {value:#x} at {rip:#x}: {stop:?}");
         ctx.domain.log(ctx.m, Debug, what);
     })?;
@@ -190,11 +190,11 @@ fn one_mmuext<M: Machine>(ctx: &mut Ctx<'_, M>, target: &Domain, op: &MmuextOp) 
 /// Why the frame is no L4.
 pub fn load_kernel_root<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64) -> Outcome<()> {
     let new = Frame::new(number).ok_or(Refused::NoSuchFrame)?;
-    let (m, old) = (ctx.m, ctx.own.kernel_root);
+    let (m, old) = (ctx.m, ctx.state.kernel_root);
     ctx.session(ctx.domain).switch_root(old, Some(new), || m.load_root(new))?;
-    ctx.own.kernel_root = Some(new);
+    ctx.state.kernel_root = Some(new);
     // The LDT's pages are where the new tables say; without entries none is mapped.
-    if old != Some(new) && ctx.own.ldt_entries > 0 {
+    if old != Some(new) && ctx.state.ldt_entries > 0 {
         descriptors::forget_ldt_pages(ctx);
     }
     Ok(())
@@ -203,9 +203,9 @@ pub fn load_kernel_root<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64) -> Outcom
 /// Makes a frame, or nothing (0), the caller's user root.
 fn load_user_root<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64) -> Outcome<()> {
     let new = if number == 0 { None } else { Some(Frame::new(number).ok_or(Refused::NoSuchFrame)?) };
-    let old = ctx.own.user_root;
+    let old = ctx.state.user_root;
     ctx.session(ctx.domain).switch_root(old, new, || {})?;
-    ctx.own.user_root = new;
+    ctx.state.user_root = new;
     Ok(())
 }
 
@@ -241,7 +241,7 @@ pub fn write_own_table<M: Machine>(
     change: impl Fn(u64) -> Option<u64>,
 ) -> TableWritten {
     const TRIES: u32 = 8;
-    let Some(root) = ctx.own.kernel_root else { return TableWritten::NotOurs };
+    let Some(root) = ctx.state.kernel_root else { return TableWritten::NotOurs };
     let (m, domain) = (ctx.m, ctx.domain);
     let mut session = ctx.session(domain);
     for _ in 0..TRIES {
@@ -259,7 +259,7 @@ pub fn write_own_table<M: Machine>(
                 drop(session); // who logs may wait
                 let id = domain.id();
                 domain.log(m, Debug, format_args!("{id} wrote {new:#x} to its table through {at:?}: {why:?}"));
-                ctx.note_refusal(RefusalKind::TableWrite, ctx.own.regs.rip, [at.0, new], Some(why.into()));
+                ctx.note_refusal(RefusalKind::TableWrite, ctx.state.regs.rip, [at.0, new], Some(why.into()));
                 return TableWritten::NotOurs;
             }
         }

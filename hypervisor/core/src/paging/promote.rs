@@ -7,7 +7,7 @@
 #[cfg(feature = "planted-fault")]
 use super::Sweep;
 use super::entry::{self, Target};
-use super::short::{last_present, next_present};
+use super::fast::{last_present, next_present};
 use super::{Outcome, Refused, Session, Stop};
 use crate::addr::{ENTRIES, Frame, HOLE_SLOTS, index, long, low32};
 use crate::domain::MAX_DOMAIN_VCPUS;
@@ -180,7 +180,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         if let Some(own) = self.own() {
             // The first is paid.
             let end = top.next.saturating_add(index(self.budget)).saturating_add(1).min(ENTRIES);
-            let next = self.short_within(&own).climb(top.table, top.level, top.next..end);
+            let next = self.fast_within(&own).climb(top.table, top.level, top.next..end);
             if next > top.next {
                 self.spend(next.saturating_sub(top.next).saturating_sub(1));
                 return self.move_to(next);
@@ -238,7 +238,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         let filled = self.table.filled(top.table);
         let entries = end..top.next;
         let next =
-            self.own().map_or(top.next, |own| self.short_within(&own).descend(top.table, top.level, entries, filled));
+            self.own().map_or(top.next, |own| self.fast_within(&own).descend(top.table, top.level, entries, filled));
         if next < top.next {
             self.spend(top.next.saturating_sub(next).saturating_sub(1));
             return self.move_to(next);
@@ -255,11 +255,11 @@ impl<M: Frames + Cpus> Session<'_, M> {
     fn drop_leaves(&mut self, top: Cursor) {
         let count = top.next.min((index(self.budget)).saturating_add(1));
         let (page, filled, own) = (self.m.page(top.table), self.table.filled(top.table), self.own());
-        let short = own.as_ref().map(|own| self.short_within(own));
+        let fast = own.as_ref().map(|own| self.fast_within(own));
         let (mut at, end) = (top.next, top.next.saturating_sub(count));
         while let Some(last) = at.checked_sub(1).filter(|_| at > end) {
             let raw = page.get(last).map_or(0, |word| word.load(SeqCst));
-            if short.as_ref().and_then(|short| short.drop_leaf(raw)).is_none() {
+            if fast.as_ref().and_then(|fast| fast.drop_leaf(raw)).is_none() {
                 self.drop_target(raw, 1);
             }
             at = last_present(page, last, end, filled);
@@ -357,7 +357,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
     fn take_typed(&mut self, frame: Frame, level: u8) -> Result<Taken, Refused> {
         let want = Use::table(level).ok_or(Refused::BadBits)?;
-        if self.own().and_then(|own| self.short_within(&own).take_table(frame, want)).is_some() {
+        if self.own().and_then(|own| self.fast_within(&own).take_table(frame, want)).is_some() {
             return Ok(Taken::Ready);
         }
         let taken = self.table.take_use(self.m, frame, want, self.taker(self.id()))?;
@@ -452,7 +452,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
     }
 
     fn drop_use_of_table(&self, table: Frame) -> Left {
-        match self.own().and_then(|own| self.short_within(&own).drop_table(table)) {
+        match self.own().and_then(|own| self.fast_within(&own).drop_table(table)) {
             Some(()) => Left::Used,
             None => self.table.drop_use(table, self.id()),
         }

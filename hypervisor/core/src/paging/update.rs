@@ -1,13 +1,13 @@
 //! Changes of live tables: acquire before write, write, release after write.
 
 use super::entry::{self, Target};
+use super::fast::Edit;
 use super::promote::TRIES;
-use super::short::Edit;
 use super::{Outcome, Refused, Session, Stop, Sweep};
 use crate::addr::{DomainId, ENTRIES, Frame, GuestVirt, HOLE_SLOTS, PAGE_SIZE, index, long};
 use crate::claim;
 use crate::fault::{Fault, planted};
-use crate::frame::own::Own;
+use crate::frame::owned::OwnedFrames;
 use crate::frame::table::NO_PFN;
 use crate::frame::{Owner, Use};
 use crate::machine::{Cpus, Frames};
@@ -75,7 +75,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         self.mmu_updates(&[MmuUpdate { ptr: address, val: value }], from, &mut 0)
     }
 
-    /// The same the long way.
+    /// The same the slow path.
     fn extraordinary_update(&mut self, address: u64, value: u64, from: DomainId) -> Outcome<()> {
         let how = match UpdateCommand::from_number(address & 7).ok_or(Refused::Unknown)? {
             UpdateCommand::Normal | UpdateCommand::NoTranslate => How::Store,
@@ -116,9 +116,9 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
     /// Carries out requests of mmu_update up to the first that is out of the ordinary, and says how many. The frames of new
     /// leaves are to be the domain's own.
     #[inline]
-    fn ordinary_updates(&mut self, own: &Own<'a>, requests: &[MmuUpdate]) -> usize {
+    fn ordinary_updates(&mut self, own: &OwnedFrames<'a>, requests: &[MmuUpdate]) -> usize {
         let paid = requests.get(..requests.len().min(index(self.budget))).unwrap_or_default();
-        let done = self.short(own).map_or(0, |short| short.updates(paid));
+        let done = self.fast(own).map_or(0, |fast| fast.updates(paid));
         self.spend(done);
         done
     }
@@ -161,7 +161,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
     /// # Errors
     /// [`Stop::More`], or why the request is refused.
     pub fn update_va(&mut self, root: Frame, at: GuestVirt, value: u64, from: DomainId) -> Outcome<()> {
-        if from == self.id() && self.own().and_then(|own| self.short(&own)?.update_va(root, at, value)).is_some() {
+        if from == self.id() && self.own().and_then(|own| self.fast(&own)?.update_va(root, at, value)).is_some() {
             return Ok(());
         }
         self.ready()?;
@@ -232,7 +232,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
     pub fn write_table(&mut self, slot: Slot, expected: Option<u64>, new: u64) -> Outcome<Option<u64>> {
         if let (Some(expected), Some(own)) = (expected, self.own())
             && let edit = (Edit { only: Some(expected), ..Edit::to(new) })
-            && self.short(&own).and_then(|short| short.edit(slot.address(), edit)) == Some((expected, true))
+            && self.fast(&own).and_then(|fast| fast.edit(slot.address(), edit)) == Some((expected, true))
         {
             return Ok(None);
         }

@@ -1,7 +1,7 @@
 //! What belongs to one CPU: the vcpus that wait for it, the one that runs on it, its timer.
 
 use crate::addr::MAX_VCPUS;
-use crate::claim::seen::Seen;
+use crate::claim::walks::WalkCache;
 use crate::lock::Leaf;
 use crate::machine::Clock;
 use crate::prelude::*;
@@ -20,7 +20,7 @@ with_new! {
         /// The time the timer is set to, `u64::MAX` if it is off.
         armed: AtomicU64 = AtomicU64::new(u64::MAX),
         /// What it has found by walking tables.
-        pub seen: Seen = Seen::new(),
+        pub walks: WalkCache = WalkCache::new(),
         /// The slot of the domain whose tables those were, plus one; 0 if there was none. It is asked for flushes of that one.
         pub(super) home: AtomicU16 = AtomicU16::new(0),
         /// Vcpus whose deadlines this CPU keeps, a bit each.

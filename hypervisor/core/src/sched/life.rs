@@ -16,7 +16,7 @@ pub trait Runner<M: Machine> {
     fn run(&mut self, ctx: &mut Ctx<'_, M>) -> Option<Exit>;
 
     /// Sleeps until an interrupt; answers whether one was the console's. `Break` ends the CPU's life.
-    fn idle(&mut self, site: &mut Site<'_, M>) -> ControlFlow<(), bool>;
+    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, M>) -> ControlFlow<(), bool>;
 
     /// What has just happened on this CPU; `Break` ends its life. For machines that are watched: ring 0 is not.
     fn seen(&mut self, _ctx: &mut Ctx<'_, M>, _what: Step) -> ControlFlow<()> {
@@ -37,14 +37,14 @@ pub enum Step {
 
 /// Runs domains until one that may turn the machine off has shut down, and answers for what reason; or until the runner ends
 /// it.
-pub fn live<M: Machine>(site: &mut Site<'_, M>, runner: &mut impl Runner<M>) -> Option<u32> {
-    site.world.sched.join(site.m);
+pub fn live<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, runner: &mut impl Runner<M>) -> Option<u32> {
+    cpu_ctx.world.sched.join(cpu_ctx.m);
     loop {
-        let on = match site.world.pick(site.m) {
-            Some(vcpu) => turn(site, vcpu, runner),
-            None => sleep(site, runner),
+        let on = match cpu_ctx.world.pick(cpu_ctx.m) {
+            Some(vcpu) => turn(cpu_ctx, vcpu, runner),
+            None => sleep(cpu_ctx, runner),
         };
-        let end = site.world.end();
+        let end = cpu_ctx.world.end();
         if on.is_break() || end.is_some() {
             return end;
         }
@@ -52,11 +52,11 @@ pub fn live<M: Machine>(site: &mut Site<'_, M>, runner: &mut impl Runner<M>) -> 
 }
 
 /// No vcpu wants to run: waits for an interrupt.
-fn sleep<M: Machine>(site: &mut Site<'_, M>, runner: &mut impl Runner<M>) -> ControlFlow<()> {
-    let (m, world) = (site.m, site.world);
+fn sleep<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, runner: &mut impl Runner<M>) -> ControlFlow<()> {
+    let (m, world) = (cpu_ctx.m, cpu_ctx.world);
     world.sched.set_idle(m, true);
     // Who has a vcpu wait from here on sees that we sleep, and kicks.
-    if !world.sched.has_waiting() && runner.idle(site)? {
+    if !world.sched.has_waiting() && runner.idle(cpu_ctx)? {
         world.raise_global(m, Virq::Console);
     }
     world.tick(m, u64::MAX); // who wakes now waits for us, not for another that sleeps
@@ -65,13 +65,13 @@ fn sleep<M: Machine>(site: &mut Site<'_, M>, runner: &mut impl Runner<M>) -> Con
 }
 
 /// One vcpu's turn on this CPU.
-fn turn<M: Machine>(site: &mut Site<'_, M>, vcpu: &Vcpu, runner: &mut impl Runner<M>) -> ControlFlow<()> {
-    let (m, world) = (site.m, site.world);
+fn turn<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, vcpu: &Vcpu, runner: &mut impl Runner<M>) -> ControlFlow<()> {
+    let (m, world) = (cpu_ctx.m, cpu_ctx.world);
     let mut on = ControlFlow::Continue(());
     if let Some(domain) = world.domain_of(vcpu) {
         // A CPU that another has taken the vcpu from may not have left it yet.
-        let mut own = vcpu.own.take(site.held);
-        let mut ctx = Ctx::new(site, domain, vcpu, &mut own);
+        let mut state = vcpu.state.take(cpu_ctx.held);
+        let mut ctx = Ctx::new(cpu_ctx, domain, vcpu, &mut state);
         if switch::arrive(&mut ctx).is_ok() {
             on = stay(&mut ctx, runner);
         }
@@ -88,7 +88,7 @@ fn turn<M: Machine>(site: &mut Site<'_, M>, vcpu: &Vcpu, runner: &mut impl Runne
 fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> ControlFlow<()> {
     let (m, world) = (ctx.m, ctx.world);
     let here = world.sched.here(m);
-    let slice_end = ctx.own.runstate.state_entry_time.saturating_add(SLICE); // since it runs
+    let slice_end = ctx.state.runstate.state_entry_time.saturating_add(SLICE); // since it runs
     let mut limited = false;
     world.keep(m, ctx.vcpu);
     let mut next = Next::Stay;
@@ -97,10 +97,10 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
             limited = true;
             here.arm_by(m, slice_end);
         }
-        if ctx.own.call.is_some() {
+        if ctx.state.call.is_some() {
             next = dispatch::step(ctx);
             runner.seen(ctx, Step::Call(next))?;
-            if ctx.own.call.is_some() && next == Next::Stay {
+            if ctx.state.call.is_some() && next == Next::Stay {
                 dispatch::let_in(ctx);
                 next = tick(ctx, slice_end); // a kick or the timer may be what came in
             }

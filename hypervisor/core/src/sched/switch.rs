@@ -17,25 +17,25 @@ pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
     let m = ctx.m;
     ctx.domain.end_poll(ctx.vcpu.number());
     move_in(ctx);
-    m.load_gdt(ctx.own.gdt_pages());
-    m.load_ldt(ctx.own.ldt_entries);
-    if ctx.own.ldt_entries > 0 {
-        for (page, frame) in (0u8..).zip(ctx.own.ldt_mapped) {
+    m.load_gdt(ctx.state.gdt_pages());
+    m.load_ldt(ctx.state.ldt_entries);
+    if ctx.state.ldt_entries > 0 {
+        for (page, frame) in (0u8..).zip(ctx.state.ldt_mapped) {
             if let Some(frame) = frame {
                 m.map_ldt(page, frame);
             }
         }
     }
-    m.set_guest_cr4(ctx.own.cr4);
-    m.set_xcr0(ctx.own.xcr0);
-    m.set_tsc_aux(ctx.own.tsc_aux);
-    m.allow_sysenter(ctx.own.callbacks.sysenter.address != 0);
+    m.set_guest_cr4(ctx.state.cr4);
+    m.set_xcr0(ctx.state.xcr0);
+    m.set_tsc_aux(ctx.state.tsc_aux);
+    m.allow_sysenter(ctx.state.callbacks.sysenter.address != 0);
     load_debug(ctx);
-    if let Some(root) = ctx.own.root() {
+    if let Some(root) = ctx.state.root() {
         m.load_root(root);
     }
     let loaded = load(ctx);
-    m.set_task_switched(ctx.own.task_switched);
+    m.set_task_switched(ctx.state.task_switched);
     enter_state(ctx, Runstate::Running);
     loaded.or_else(|wanted| trap::failsafe(ctx, wanted))
 }
@@ -60,11 +60,11 @@ fn move_in<M: Machine>(ctx: &Ctx<'_, M>) {
 
 /// Loads FPU state and segment registers.
 fn load<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), [u16; 4]> {
-    let Some(fpu) = ctx.own.fpu else { return Ok(()) };
-    if core::mem::take(&mut ctx.own.fpu_fresh) {
+    let Some(fpu) = ctx.state.fpu else { return Ok(()) };
+    if core::mem::take(&mut ctx.state.fpu_fresh) {
         ctx.m.reset_fpu(fpu);
     }
-    ctx.m.switch_in(&ctx.own.segments, fpu)
+    ctx.m.switch_in(&ctx.state.segments, fpu)
 }
 
 /// Takes the vcpu out of this CPU, which afterwards has no translations of its domain.
@@ -76,8 +76,8 @@ pub fn depart<M: Machine>(ctx: &mut Ctx<'_, M>) {
         _ => Runstate::Offline,
     };
     enter_state(ctx, state); // its root is still loaded
-    if let Some(fpu) = ctx.own.fpu {
-        ctx.m.switch_out(&mut ctx.own.segments, fpu);
+    if let Some(fpu) = ctx.state.fpu {
+        ctx.m.switch_out(&mut ctx.state.segments, fpu);
     }
     ctx.m.leave_root();
     ctx.m.load_gdt(&[]);

@@ -10,8 +10,8 @@ use super::decode::{
 use super::table::gate_of;
 use super::{deliver_page_fault, set_cr2};
 use crate::addr::PAGE_SHIFT;
-use crate::claim::View;
-use crate::claim::seen::Kind;
+use crate::claim::GuestMemory;
+use crate::claim::walks::Kind;
 use crate::flags;
 use crate::host::ops::fill_hypercall_page;
 use crate::machine::Registers;
@@ -32,8 +32,8 @@ const DEBUG: u8 = 1;
 const DR6_STEP: u64 = 1 << 14;
 
 /// Memory as the vcpu sees it in the mode it is in.
-fn view<'a, M: Machine>(ctx: &Ctx<'a, M>) -> Option<View<'a, M>> {
-    Some(View::new(ctx.m, &ctx.world.frames, ctx.own.root()?).remembering(ctx.seen, Kind::Code))
+fn memory<'a, M: Machine>(ctx: &Ctx<'a, M>) -> Option<GuestMemory<'a, M>> {
+    Some(GuestMemory::new(ctx.m, &ctx.world.frames, ctx.state.root()?).remembering(ctx.walks, Kind::Code))
 }
 
 /// The code that a vcpu executes.
@@ -48,7 +48,7 @@ struct Code {
 
 /// Finds the code, by the descriptor of CS; `None` if that is no code segment, or the instruction lies outside it.
 fn code<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Code> {
-    let regs = &ctx.own.regs;
+    let regs = &ctx.state.regs;
     let cs = low16(regs.cs);
     if cs == selector::GUEST_CS {
         return Some(Code { mode: Mode::Bits64, at: regs.rip, left: u64::MAX });
@@ -97,12 +97,12 @@ fn descriptor<M: Machine>(ctx: &Ctx<'_, M>, selector: u16) -> Option<Descriptor>
         selector::GUEST_CS32 => 0x00cf_fb00_0000_ffff,
         selector::GUEST_SS => 0x00cf_f300_0000_ffff,
         _ if selector & LOCAL != 0 => {
-            if index >= usize::try_from(ctx.own.ldt_entries).ok()? {
+            if index >= usize::try_from(ctx.state.ldt_entries).ok()? {
                 return None;
             }
-            ctx.read(ctx.own.ldt_base.plus(long(index) * 8).0).ok()?
+            ctx.read(ctx.state.ldt_base.plus(long(index) * 8).0).ok()?
         }
-        _ => ctx.m.page((*ctx.own.gdt.get(index / 512)?)?).get(index % 512)?.load(Relaxed),
+        _ => ctx.m.page((*ctx.state.gdt.get(index / 512)?)?).get(index % 512)?.load(Relaxed),
     };
     Some(Descriptor(word)).filter(|descriptor| descriptor.is(Descriptor::USABLE))
 }
@@ -121,7 +121,7 @@ fn segment<M: Machine>(ctx: &Ctx<'_, M>, mode: Mode, which: Segment) -> Option<S
     let selector = match which {
         Segment::Es => es,
         Segment::Cs => return None, // code is not writable
-        Segment::Ss => low16(ctx.own.regs.ss),
+        Segment::Ss => low16(ctx.state.regs.ss),
         Segment::Ds => ds,
         Segment::Fs => fs,
         Segment::Gs => gs,
@@ -136,15 +136,15 @@ fn segment<M: Machine>(ctx: &Ctx<'_, M>, mode: Mode, which: Segment) -> Option<S
 #[inline(always)]
 fn fetch<M: Machine>(ctx: &Ctx<'_, M>) -> Option<(Mode, heapless::Vec<u8, LONGEST>)> {
     let Code { mode, at, left } = code(ctx)?;
-    let (view, at) = (view(ctx)?, GuestVirt(at));
+    let (memory, at) = (memory(ctx)?, GuestVirt(at));
     let mut bytes = heapless::Vec::from_array([0; LONGEST]);
     if left < long(LONGEST) {
         bytes.truncate(low16(left).into());
     }
     let here = bytes.len().min(PAGE_SIZE - at.offset());
     let (first, rest) = bytes.split_at_mut_checked(here)?;
-    view.read_bytes(at, first).ok()?;
-    if view.read_bytes(GuestVirt(mode.wrap(at.plus(long(here)).0)), rest).is_err() {
+    memory.read_bytes(at, first).ok()?;
+    if memory.read_bytes(GuestVirt(mode.wrap(at.plus(long(here)).0)), rest).is_err() {
         bytes.truncate(here);
     }
     Some((mode, bytes))
@@ -152,13 +152,13 @@ fn fetch<M: Machine>(ctx: &Ctx<'_, M>) -> Option<(Mode, heapless::Vec<u8, LONGES
 
 fn decode_here<M: Machine>(ctx: &Ctx<'_, M>) -> Option<Decoded> {
     let (mode, bytes) = fetch(ctx)?;
-    decode::decode(&bytes, &ctx.own.regs, mode, |which| segment(ctx, mode, which))
+    decode::decode(&bytes, &ctx.state.regs, mode, |which| segment(ctx, mode, which))
 }
 
 /// Moves past an instruction.
 fn advance<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) {
-    let next = ctx.own.regs.rip.wrapping_add(length);
-    ctx.own.regs.rip = code(ctx).map_or(next, |code| code.mode.wrap(next));
+    let next = ctx.state.regs.rip.wrapping_add(length);
+    ctx.state.regs.rip = code(ctx).map_or(next, |code| code.mode.wrap(next));
 }
 
 /// Moves past an instruction that has been carried out.
@@ -169,12 +169,12 @@ fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) {
 /// The same, with the bits of DR6 for the breakpoints it met.
 fn retire_at_breakpoint<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64, met: u64) {
     advance(ctx, length);
-    let regs = &mut ctx.own.regs;
+    let regs = &mut ctx.state.regs;
     regs.rflags &= !flags::RF;
     let status = met | if regs.rflags & flags::TF != 0 { DR6_STEP } else { 0 };
     if status != 0 {
-        ctx.own.debug[6] |= status;
-        ctx.own.raise(DEBUG, None);
+        ctx.state.debug[6] |= status;
+        ctx.state.raise(DEBUG, None);
     }
 }
 
@@ -189,30 +189,30 @@ pub fn forced_cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
 }
 
 fn cpuid<M: Machine>(ctx: &mut Ctx<'_, M>) {
-    let [leaf, subleaf] = [ctx.own.regs.rax, ctx.own.regs.rcx].map(low32);
-    let [a, b, c, d] = policy::cpuid(ctx.m, leaf, subleaf, ctx.own.xcr0).map(u64::from);
-    let regs = &mut ctx.own.regs;
+    let [leaf, subleaf] = [ctx.state.regs.rax, ctx.state.regs.rcx].map(low32);
+    let [a, b, c, d] = policy::cpuid(ctx.m, leaf, subleaf, ctx.state.xcr0).map(u64::from);
+    let regs = &mut ctx.state.regs;
     (regs.rax, regs.rbx, regs.rcx, regs.rdx) = (a, b, c, d);
 }
 
 /// An INT n whose hardware gate is closed to ring 3: delivered if the guest's own gate is open to its caller. False if
 /// the general-protection fault stands.
 pub fn software_interrupt<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8) -> bool {
-    let caller = if ctx.own.kernel_mode { 1 } else { 3 };
+    let caller = if ctx.state.kernel_mode { 1 } else { 3 };
     let gate = gate_of(ctx, vector);
     let found = decode_here(ctx).filter(|found| found.instruction == Instruction::Int(vector));
     let Some(Decoded { length, .. }) = found.filter(|_| gate.address != 0 && gate.flags & 3 >= caller) else {
         return false;
     };
     advance(ctx, length);
-    ctx.own.raise(vector, None);
+    ctx.state.raise(vector, None);
     true
 }
 
 /// Carries out the privileged instruction at RIP. False: the fault is the guest's.
 pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
     let Some(Decoded { instruction, length }) = decode_here(ctx) else { return false };
-    let kernel = ctx.own.kernel_mode;
+    let kernel = ctx.state.kernel_mode;
     let done = match instruction {
         Instruction::Cli | Instruction::Sti => has_iopl(ctx),
         Instruction::In(access) | Instruction::Out(access) => {
@@ -220,7 +220,7 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
             if matches!(instruction, Instruction::In(_)) {
                 read_port(ctx, port, access.size);
             }
-            let met = port_breakpoints((ctx.own.cr4, &ctx.own.debug), port, access.size);
+            let met = port_breakpoints((ctx.state.cr4, &ctx.state.debug), port, access.size);
             retire_at_breakpoint(ctx, length, met);
             return true;
         }
@@ -233,7 +233,7 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         }
         Instruction::ToControl(moved) if kernel => to_control(ctx, moved),
         Instruction::FromDebug(Move { special, general, size }) if kernel => read_debug(ctx, special.into())
-            .map(|value| load_register(&mut ctx.own.regs, (general, 0), size, value))
+            .map(|value| load_register(&mut ctx.state.regs, (general, 0), size, value))
             .is_ok(),
         Instruction::ToDebug(moved) if kernel => write_debug(ctx, moved.special.into(), operand(ctx, moved)).is_ok(),
         Instruction::Rdtsc if kernel => {
@@ -242,7 +242,7 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         }
         Instruction::Rdtscp if kernel => {
             read_counter(ctx);
-            ctx.own.regs.rcx = ctx.own.tsc_aux.into();
+            ctx.state.regs.rcx = ctx.state.tsc_aux.into();
             true
         }
         Instruction::Clts if kernel => {
@@ -270,7 +270,7 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
 #[cold]
 #[inline(never)]
 pub fn note_refused<M: Machine>(ctx: &Ctx<'_, M>) {
-    let regs = &ctx.own.regs;
+    let regs = &ctx.state.regs;
     let register = u64::from(low32(regs.rcx));
     let (kind, args) = match decode_here(ctx).map(|found| found.instruction) {
         Some(Instruction::Rdmsr) => (RefusalKind::ReadMsr, [register, 0]),
@@ -295,14 +295,14 @@ fn store_system<M: Machine>(
     let (value, limit_bits) = match which {
         SystemRegister::Gdt | SystemRegister::Idt => (NOWHERE, 16),
         SystemRegister::Ldt | SystemRegister::Task => (0, 0),
-        SystemRegister::MachineStatus => (policy::cr0(ctx.own.task_switched), 0),
+        SystemRegister::MachineStatus => (policy::cr0(ctx.state.task_switched), 0),
     };
     match to {
-        Err(number) => load_register(&mut ctx.own.regs, (number, 0), size, value),
+        Err(number) => load_register(&mut ctx.state.regs, (number, 0), size, value),
         Ok(address) => {
-            let Some(view) = view(ctx) else { return false };
+            let Some(memory) = memory(ctx) else { return false };
             let bytes = (u128::from(value) << limit_bits).to_le_bytes();
-            let stored = view.write_bytes(GuestVirt(address), bytes.get(..usize::from(size)).unwrap_or_default());
+            let stored = memory.write_bytes(GuestVirt(address), bytes.get(..usize::from(size)).unwrap_or_default());
             if let Err(fault) = stored {
                 deliver_page_fault(ctx, fault.error(), fault.address.0);
                 return true;
@@ -315,22 +315,22 @@ fn store_system<M: Machine>(
 
 /// Whether the caller's virtual IOPL lets it use ports and the interrupt flag.
 fn has_iopl<M: Machine>(ctx: &Ctx<'_, M>) -> bool {
-    let privilege = match (ctx.own.kernel_mode, ctx.domain.assisted(Assist::ArchitecturalIopl)) {
+    let privilege = match (ctx.state.kernel_mode, ctx.domain.assisted(Assist::ArchitecturalIopl)) {
         (false, _) => 3,
         (true, false) => 1,
         (true, true) => 0,
     };
-    ctx.own.iopl >= privilege
+    ctx.state.iopl >= privilege
 }
 
 /// The port of an I/O instruction, if the caller may use it.
 fn port_access<M: Machine>(ctx: &Ctx<'_, M>, access: PortAccess) -> Option<u16> {
-    let port = access.port.map_or(ctx.own.regs.rdx & 0xffff, u64::from);
+    let port = access.port.map_or(ctx.state.regs.rdx & 0xffff, u64::from);
     let number = u16::try_from(port).ok()?;
     if has_iopl(ctx) {
         return Some(number);
     }
-    let (bitmap, covers) = ctx.own.iobitmap;
+    let (bitmap, covers) = ctx.state.iobitmap;
     if u32::from(number) + u32::from(access.size) > covers {
         return None;
     }
@@ -344,23 +344,23 @@ fn port_access<M: Machine>(ctx: &Ctx<'_, M>, access: PortAccess) -> Option<u16> 
 fn read_port<M: Machine>(ctx: &mut Ctx<'_, M>, port: u16, size: u8) {
     const PIT_CHANNEL_2: u16 = 0x42;
     let value = if port == PIT_CHANNEL_2 { 0 } else { u64::MAX };
-    load_register(&mut ctx.own.regs, (0, 0), size, value);
+    load_register(&mut ctx.state.regs, (0, 0), size, value);
 }
 
 /// The general register of a move.
 fn operand<M: Machine>(ctx: &Ctx<'_, M>, Move { general, size, .. }: Move) -> u64 {
-    truncate(ctx.own.regs.general(general), size)
+    truncate(ctx.state.regs.general(general), size)
 }
 
 fn from_control<M: Machine>(ctx: &mut Ctx<'_, M>, Move { special, general, size }: Move) -> bool {
     let value = match special {
-        0 => policy::cr0(ctx.own.task_switched),
-        2 => ctx.own.cr2,
-        3 => ctx.own.kernel_root.map_or(0, Frame::address),
-        4 => ctx.own.cr4 | CR4_FIXED,
+        0 => policy::cr0(ctx.state.task_switched),
+        2 => ctx.state.cr2,
+        3 => ctx.state.kernel_root.map_or(0, Frame::address),
+        4 => ctx.state.cr4 | CR4_FIXED,
         _ => return false,
     };
-    load_register(&mut ctx.own.regs, (general, 0), size, value);
+    load_register(&mut ctx.state.regs, (general, 0), size, value);
     true
 }
 
@@ -371,8 +371,8 @@ fn to_control<M: Machine>(ctx: &mut Ctx<'_, M>, moved: Move) -> bool {
         2 => set_cr2(ctx, value),
         // The bits a guest may choose; the others are ignored (ABI core 3.9).
         4 => {
-            ctx.own.cr4 = value & cr4_choice(ctx.m);
-            ctx.m.set_guest_cr4(ctx.own.cr4);
+            ctx.state.cr4 = value & cr4_choice(ctx.m);
+            ctx.m.set_guest_cr4(ctx.state.cr4);
         }
         _ => return false,
     }
@@ -383,16 +383,16 @@ fn to_control<M: Machine>(ctx: &mut Ctx<'_, M>, moved: Move) -> bool {
 /// ring 3.
 fn read_counter<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let counter = ctx.m.tsc();
-    (ctx.own.regs.rax, ctx.own.regs.rdx) = (counter & 0xffff_ffff, counter >> 32);
+    (ctx.state.regs.rax, ctx.state.regs.rdx) = (counter & 0xffff_ffff, counter >> 32);
 }
 
 fn set_xcr0<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
-    let regs = &ctx.own.regs;
+    let regs = &ctx.state.regs;
     let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
     if regs.rcx & 0xffff_ffff != 0 || !policy::xcr0_valid(ctx.m, value) {
         return false;
     }
-    ctx.own.xcr0 = value;
+    ctx.state.xcr0 = value;
     ctx.m.set_xcr0(value);
     true
 }
@@ -426,7 +426,7 @@ const PAT: u64 = 0x0000_0501_0007_0406;
 const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 23;
 
 fn read_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
-    let value = match low32(ctx.own.regs.rcx) {
+    let value = match low32(ctx.state.regs.rcx) {
         msr::TSC => ctx.m.tsc(),
         msr::APIC_BASE => 0xfee0_0800 | if ctx.vcpu.number().0 == 0 { 0x100 } else { 0 },
         msr::FEATURE_CONTROL => 1,
@@ -436,19 +436,19 @@ fn read_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         msr::FS_BASE => ctx.m.fs_base(),
         msr::GS_BASE => ctx.m.gs_base(),
         msr::KERNEL_GS_BASE => ctx.m.entry().other_gs.load(Relaxed),
-        msr::TSC_AUX => u64::from(ctx.own.tsc_aux),
+        msr::TSC_AUX => u64::from(ctx.state.tsc_aux),
         msr::DE_CFG => 2,
         msr::PLATFORM_ID | msr::PLATFORM_INFO | msr::MICROCODE => 0,
         msr::MISC_FEATURES | msr::HYPERCALL_PAGE | msr::HWCR => 0,
         _ => return false,
     };
-    let regs = &mut ctx.own.regs;
+    let regs = &mut ctx.state.regs;
     (regs.rax, regs.rdx) = (value & 0xffff_ffff, value >> 32);
     true
 }
 
 fn write_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
-    let regs = &ctx.own.regs;
+    let regs = &ctx.state.regs;
     let value = regs.rdx << 32 | regs.rax & 0xffff_ffff;
     let base = GuestVirt(value).is_canonical();
     match low32(regs.rcx) {
@@ -459,8 +459,8 @@ fn write_msr<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
         msr::MICROCODE | msr::MISC_FEATURES => return value == 0,
         msr::MISC_ENABLE | msr::HWCR | msr::DE_CFG => {} // dropped
         msr::TSC_AUX if value >> 32 == 0 => {
-            ctx.own.tsc_aux = low32(value);
-            ctx.m.set_tsc_aux(ctx.own.tsc_aux);
+            ctx.state.tsc_aux = low32(value);
+            ctx.m.set_tsc_aux(ctx.state.tsc_aux);
         }
         msr::HYPERCALL_PAGE => return fill_hypercall_page(ctx, value).is_ok(),
         _ => return false,
@@ -477,7 +477,7 @@ pub fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> bool {
     if at & page != address & page || at & u64::from(size).wrapping_sub(1) != 0 {
         return false;
     }
-    let (operand, accumulator) = (write.operand(&ctx.own.regs), ctx.own.regs.rax);
+    let (operand, accumulator) = (write.operand(&ctx.state.regs), ctx.state.regs.rax);
     let shift = 8 * low32(at & 7);
     let field = truncate(u64::MAX, size) << shift;
     // The entry is replaced only if it still holds what the new value was computed from; else we look again.
@@ -487,7 +487,7 @@ pub fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> bool {
     });
     match written {
         TableWritten::Done(entry, stored) => {
-            finish_write(&mut ctx.own.regs, &write, (entry & field) >> shift, stored);
+            finish_write(&mut ctx.state.regs, &write, (entry & field) >> shift, stored);
             retire(ctx, length);
             true
         }

@@ -42,28 +42,28 @@ pub(crate) const PF_FETCH: u32 = 16;
 /// # Errors
 /// [`Crashed`]: the guest could not be helped.
 pub fn handle<M: Machine>(ctx: &mut Ctx<'_, M>, exit: Exit) -> Result<(), Crashed> {
-    ctx.short = false;
-    if !ctx.own.kernel_mode {
+    ctx.may_sysret = false;
+    if !ctx.state.kernel_mode {
         count(ctx, 0);
     }
     match exit {
-        Exit::Syscall if ctx.own.kernel_mode => {
+        Exit::Syscall if ctx.state.kernel_mode => {
             count(ctx, 1);
             // ABI core 1.7.
-            let Registers { rax, rdi, rsi, rdx, r10, r8, r9, .. } = ctx.own.regs;
-            // Half of all calls, and they have no answer: the short way to what `dispatch` does with them.
+            let Registers { rax, rdi, rsi, rdx, r10, r8, r9, .. } = ctx.state.regs;
+            // Half of all calls, and they have no answer: the fast path to what `dispatch` does with them.
             if rax == Hypercall::Iret.number() {
                 return return_from_trap(ctx);
             }
-            ctx.own.call = Some(Call::new(rax, [rdi, rsi, rdx, r10, r8, r9]));
+            ctx.state.call = Some(Call::new(rax, [rdi, rsi, rdx, r10, r8, r9]));
         }
-        Exit::Syscall => return system_call(ctx, ctx.own.callbacks.syscall),
-        Exit::Syscall32 => return system_call(ctx, ctx.own.callbacks.syscall32),
+        Exit::Syscall => return system_call(ctx, ctx.state.callbacks.syscall),
+        Exit::Syscall32 => return system_call(ctx, ctx.state.callbacks.syscall32),
         Exit::Sysenter => return sysenter(ctx),
         Exit::Fault { vector, error, address } => return fault(ctx, vector, error, address),
         // Going back failed: the guest had a bad CS, SS or RIP. It gets the exception where it wanted to go.
         Exit::ReturnFault { vector: PF, error, address } => return page_fault(ctx, error, address),
-        Exit::ReturnFault { vector, error, .. } => ctx.own.raise(vector, Some(error)),
+        Exit::ReturnFault { vector, error, .. } => ctx.state.raise(vector, Some(error)),
         Exit::Interrupt(Interrupt::Console) => ctx.world.raise_global(ctx.m, Virq::Console),
         Exit::Interrupt(_) => {}
     }
@@ -76,22 +76,22 @@ fn count<M: Machine>(ctx: &Ctx<'_, M>, which: usize) {
 
 fn system_call<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler) -> Result<(), Crashed> {
     if handler.address == 0 {
-        ctx.own.regs.rip = ctx.own.regs.rip.wrapping_sub(2);
-        ctx.own.raise(UD, None);
+        ctx.state.regs.rip = ctx.state.regs.rip.wrapping_sub(2);
+        ctx.state.raise(UD, None);
         return Ok(());
     }
     bounce(ctx, handler, None)?;
-    ctx.own.regs.rflags &= !flags::DF;
+    ctx.state.regs.rflags &= !flags::DF;
     Ok(())
 }
 
 fn sysenter<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
-    let handler = ctx.own.callbacks.sysenter;
+    let handler = ctx.state.callbacks.sysenter;
     if handler.address == 0 {
-        ctx.own.raise(GP, Some(0));
+        ctx.state.raise(GP, Some(0));
         return Ok(());
     }
-    let regs = &mut ctx.own.regs;
+    let regs = &mut ctx.state.regs;
     (regs.rip, regs.rsp, regs.cs, regs.ss) = (0, 0, 3, u64::from(selector::GUEST_SS));
     bounce(ctx, handler, None)
 }
@@ -103,20 +103,20 @@ fn fault<M: Machine>(ctx: &mut Ctx<'_, M>, vector: u8, error: u32, address: u64)
         UD if emulate::forced_cpuid(ctx) => {}
         NM => {
             ctx.m.set_task_switched(false);
-            ctx.own.task_switched = false;
-            ctx.own.raise(vector, None);
+            ctx.state.task_switched = false;
+            ctx.state.raise(vector, None);
         }
         1 => {
-            ctx.own.debug[6] |= ctx.m.take_debug_status() | DR6_CLEAR;
-            ctx.own.raise(vector, None);
+            ctx.state.debug[6] |= ctx.m.take_debug_status() | DR6_CLEAR;
+            ctx.state.raise(vector, None);
         }
         // The gate of INT 0x80 exists in hardware; without a handler it is as if it did not.
         0x80 if gate(ctx, 0x80).address == 0 => {
-            ctx.own.regs.rip = ctx.own.regs.rip.wrapping_sub(2);
-            ctx.own.raise(GP, Some(0x402));
+            ctx.state.regs.rip = ctx.state.regs.rip.wrapping_sub(2);
+            ctx.state.raise(GP, Some(0x402));
         }
-        8 | 10 | 11 | 12 | 17 | 21 => ctx.own.raise(vector, Some(error)),
-        0 | 3 | 4 | 5 | UD | 16 | 19 | 0x80 => ctx.own.raise(vector, None),
+        8 | 10 | 11 | 12 | 17 | 21 => ctx.state.raise(vector, Some(error)),
+        0 | 3 | 4 | 5 | UD | 16 | 19 | 0x80 => ctx.state.raise(vector, None),
         _ => return Err(crash(ctx, format_args!("exception {vector} (error {error:#x}) that no guest can cause"))),
     }
     Ok(())
@@ -134,10 +134,10 @@ fn general_protection<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) {
         return;
     }
     // What a process does its own kernel hears of.
-    if ctx.own.kernel_mode {
+    if ctx.state.kernel_mode {
         emulate::note_refused(ctx);
     }
-    ctx.own.raise(GP, Some(error));
+    ctx.state.raise(GP, Some(error));
 }
 
 fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) -> Result<(), Crashed> {
@@ -148,16 +148,16 @@ fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) -> Res
     let fetch = error & PF_USER == 0;
     if let Some(offset) = ctx.m.ldt_offset(address).filter(|_| fetch) {
         if !map_ldt_page(ctx, offset) {
-            deliver_page_fault(ctx, error, ctx.own.ldt_base.plus(u64::from(offset)).0);
+            deliver_page_fault(ctx, error, ctx.state.ldt_base.plus(u64::from(offset)).0);
         }
         return Ok(());
     }
     if let Some(offset) = ctx.m.gdt_offset(address).filter(|_| fetch) {
-        ctx.own.raise(GP, Some(offset & 0xfff8));
+        ctx.state.raise(GP, Some(offset & 0xfff8));
         return Ok(());
     }
     let forbidden_write = error & (PF_WRITE | PF_PRESENT | PF_FETCH) == PF_WRITE | PF_PRESENT;
-    let emulated = ctx.own.kernel_mode && ctx.domain.assisted(Assist::WritablePagetables);
+    let emulated = ctx.state.kernel_mode && ctx.domain.assisted(Assist::WritablePagetables);
     if forbidden_write && emulated && emulate::table_write(ctx, address) {
         count(ctx, 1);
     } else {
@@ -169,13 +169,13 @@ fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) -> Res
 /// Has the guest take a page fault at `address`.
 pub fn deliver_page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32, address: u64) {
     set_cr2(ctx, address);
-    let user = if ctx.own.kernel_mode { 0 } else { PF_USER };
-    ctx.own.raise(PF, Some(error & !PF_USER | user));
+    let user = if ctx.state.kernel_mode { 0 } else { PF_USER };
+    ctx.state.raise(PF, Some(error & !PF_USER | user));
 }
 
 /// Sets the guest's CR2, also where it reads it without asking.
 pub fn set_cr2<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) {
-    ctx.own.cr2 = address;
+    ctx.state.cr2 = address;
     let record = ctx.vcpu.record();
     if let Some(word) = record.and_then(|(frame, at)| ctx.m.page(frame).get((at + vcpu_info::CR2) / 8)) {
         word.store(address, Relaxed);
@@ -187,23 +187,23 @@ pub fn set_cr2<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) {
 /// # Errors
 /// [`Crashed`]: there is no handler for it, or no stack.
 pub fn prepare<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
-    if let Some(trap) = ctx.own.trap {
-        ctx.own.trap = None;
+    if let Some(trap) = ctx.state.trap {
+        ctx.state.trap = None;
         exception(ctx, trap)?;
     }
     if ctx.vcpu.nmi.load(Relaxed) && ctx.vcpu.nmi.swap(false, AcqRel) {
-        ctx.own.nmi_pending = true;
+        ctx.state.nmi_pending = true;
     }
-    if ctx.own.nmi_pending && !ctx.own.nmi_masked {
-        ctx.own.nmi_pending = false;
+    if ctx.state.nmi_pending && !ctx.state.nmi_masked {
+        ctx.state.nmi_pending = false;
         let handler = gate(ctx, 2);
         if handler.address != 0 {
-            ctx.own.nmi_masked = true;
+            ctx.state.nmi_masked = true;
             bounce(ctx, handler, None)?;
         }
     }
-    if ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.own.callbacks.event.address != 0 {
-        bounce(ctx, Handler { masks_events: true, ..ctx.own.callbacks.event }, None)?;
+    if ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.state.callbacks.event.address != 0 {
+        bounce(ctx, Handler { masks_events: true, ..ctx.state.callbacks.event }, None)?;
     }
     Ok(())
 }
@@ -213,7 +213,7 @@ fn exception<M: Machine>(ctx: &mut Ctx<'_, M>, trap: Trap) -> Result<(), Crashed
     if handler.address != 0 {
         return bounce(ctx, handler, trap.error);
     }
-    let (vector, error, rip, cr2) = (trap.vector, trap.error.unwrap_or(0), ctx.own.regs.rip, ctx.own.cr2);
+    let (vector, error, rip, cr2) = (trap.vector, trap.error.unwrap_or(0), ctx.state.regs.rip, ctx.state.cr2);
     Err(crash(ctx, format_args!("no handler for exception {vector} (error {error:#x}) at {rip:#x}, cr2 {cr2:#x}")))
 }
 
@@ -224,18 +224,18 @@ fn exception<M: Machine>(ctx: &mut Ctx<'_, M>, trap: Trap) -> Result<(), Crashed
 pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<u32>) -> Result<(), Crashed> {
     let mask = UpcallMask::of(ctx.m, ctx.vcpu);
     let masked = mask.is_set();
-    let from_kernel = ctx.own.kernel_mode;
+    let from_kernel = ctx.state.kernel_mode;
     if !from_kernel && !toggle(ctx) {
         return Err(crash(ctx, format_args!("a user fault without a kernel page table")));
     }
-    let regs = ctx.own.regs;
-    let (base, cs) = if from_kernel { (regs.rsp, regs.cs & 0xfffc) } else { (ctx.own.kernel_sp, regs.cs & 0xffff) };
+    let regs = ctx.state.regs;
+    let (base, cs) = if from_kernel { (regs.rsp, regs.cs & 0xfffc) } else { (ctx.state.kernel_sp, regs.cs & 0xffff) };
     let mut rflags = regs.rflags & !(flags::IF | flags::IOPL);
     if !masked {
         rflags |= flags::IF;
     }
     if ctx.domain.assisted(Assist::ArchitecturalIopl) {
-        rflags |= u64::from(ctx.own.iopl) << 12;
+        rflags |= u64::from(ctx.state.iopl) << 12;
     }
     let cs_word = cs | u64::from(masked) << 32;
     let sp = (base & !15).wrapping_sub(if error.is_some() { 64 } else { 56 });
@@ -250,11 +250,11 @@ pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<
     if handler.masks_events {
         mask.set(true);
     }
-    let regs = &mut ctx.own.regs;
+    let regs = &mut ctx.state.regs;
     (regs.rip, regs.rsp) = (handler.address, sp);
     (regs.cs, regs.ss) = (u64::from(selector::GUEST_CS), u64::from(selector::GUEST_SS));
     regs.rflags &= !(flags::AC | flags::VM | flags::RF | flags::NT | flags::TF);
-    ctx.short = true; // the handler takes RCX and R11 from its frame
+    ctx.may_sysret = true; // the handler takes RCX and R11 from its frame
     Ok(())
 }
 
@@ -263,19 +263,19 @@ pub fn bounce<M: Machine>(ctx: &mut Ctx<'_, M>, handler: Handler, error: Option<
 /// # Errors
 /// [`Crashed`]: it has no stack for the frame.
 pub fn failsafe<M: Machine>(ctx: &mut Ctx<'_, M>, wanted: [u16; 4]) -> Result<(), Crashed> {
-    let handler = ctx.own.callbacks.failsafe;
+    let handler = ctx.state.callbacks.failsafe;
     if handler.address == 0 {
         return Ok(()); // before the guest has one, null selectors are all it can have meant
     }
     bounce(ctx, handler, None)?;
     // The four selectors stand between R11 and RIP: the frame just pushed moves down by four words.
-    let sp = ctx.own.regs.rsp;
+    let sp = ctx.state.regs.rsp;
     let Ok([rcx, r11]) = ctx.read::<[u64; 2]>(sp) else { return Ok(()) };
     let [ds, es, fs, gs] = wanted.map(u64::from);
     let sp = sp.wrapping_sub(32);
     if ctx.write(sp, &[rcx, r11, ds, es, fs, gs]).is_err() {
         return Err(crash(ctx, format_args!("no stack at {sp:#x} for the failsafe callback")));
     }
-    ctx.own.regs.rsp = sp;
+    ctx.state.regs.rsp = sp;
     Ok(())
 }

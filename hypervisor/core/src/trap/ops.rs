@@ -22,7 +22,7 @@ const GATES: usize = 256;
 /// `Inval` for an address no handler can have, `More` while the list goes on.
 pub fn set_trap_table<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let list = &mut call.args[0];
-    let frame = ctx.own.traps.ok_or(Errno::NoMem)?;
+    let frame = ctx.state.traps.ok_or(Errno::NoMem)?;
     if *list == 0 {
         ctx.m.zero(frame);
         return Ok(0);
@@ -41,7 +41,7 @@ pub fn set_trap_table<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answ
 
 /// Registers event, failsafe and system-call handlers the old way; an address no handler can have changes nothing.
 pub fn set_callbacks<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
-    let Callbacks { event, failsafe, syscall, .. } = &mut ctx.own.callbacks;
+    let Callbacks { event, failsafe, syscall, .. } = &mut ctx.state.callbacks;
     for (handler, address) in [event, failsafe, syscall].into_iter().zip(call.args) {
         *handler = canonical(address).map_or(*handler, |address| Handler { address, masks_events: false });
     }
@@ -59,7 +59,7 @@ pub fn callback_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer 
             let call: CallbackRegister = ctx.read(arg)?;
             let masks_events = call.flags & CALLBACK_MASKS_EVENTS != 0;
             let handler = Handler { address: canonical(call.address)?, masks_events };
-            let callbacks = &mut ctx.own.callbacks;
+            let callbacks = &mut ctx.state.callbacks;
             match CallbackType::from_number(u64::from(call.kind)).ok_or(Errno::NoSys)? {
                 CallbackType::Event => callbacks.event = handler,
                 CallbackType::Failsafe => callbacks.failsafe = handler,
@@ -85,7 +85,7 @@ pub fn callback_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer 
 /// Sets the gate of vector 2.
 fn set_nmi<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Result<(), Errno> {
     const NMI: u8 = 2;
-    let frame = ctx.own.traps.ok_or(Errno::NoMem)?;
+    let frame = ctx.state.traps.ok_or(Errno::NoMem)?;
     let gate = TrapInfo { vector: NMI, flags: TRAP_MASKS_EVENTS, address, ..Default::default() };
     set_gate(ctx.m, frame, &gate);
     Ok(())
@@ -104,7 +104,7 @@ pub fn nmi_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     Ok(0)
 }
 
-/// `iret`, where it is an entry of a list: alone it takes the short way, [`return_from_trap`].
+/// `iret`, where it is an entry of a list: alone it takes the fast path, [`return_from_trap`].
 ///
 /// # Errors
 /// `Gone`: the registers are those of the frame.
@@ -118,7 +118,7 @@ pub fn iret<M: Machine>(ctx: &mut Ctx<'_, M>, _call: &mut Call) -> Answer {
 /// # Errors
 /// [`Crashed`]: the stack, or the page table of user mode, is not there.
 pub fn return_from_trap<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
-    let sp = ctx.own.regs.rsp;
+    let sp = ctx.state.regs.rsp;
     let Ok(frame) = ctx.read::<IretContext>(sp) else {
         return Err(crash(ctx, format_args!("iret with a bad stack at {sp:#x}")));
     };
@@ -126,17 +126,17 @@ pub fn return_from_trap<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed>
         return Err(crash(ctx, format_args!("iret to user mode without a user page table")));
     }
     if ctx.domain.assisted(Assist::ArchitecturalIopl) {
-        ctx.own.iopl = flags::iopl(frame.rflags);
+        ctx.state.iopl = flags::iopl(frame.rflags);
     }
-    let regs = &mut ctx.own.regs;
+    let regs = &mut ctx.state.regs;
     (regs.rip, regs.rsp, regs.rax) = (frame.rip, frame.rsp, frame.rax);
     (regs.cs, regs.ss) = (frame.cs & 0xffff | 3, frame.ss & 0xffff | 3);
     regs.rflags = frame.rflags & flags::GUEST | flags::IF | 2;
-    ctx.short = frame.flags & IRET_IN_SYSCALL != 0;
-    if !ctx.short {
+    ctx.may_sysret = frame.flags & IRET_IN_SYSCALL != 0;
+    if !ctx.may_sysret {
         (regs.rcx, regs.r11) = (frame.rcx, frame.r11);
     }
-    ctx.own.nmi_masked = false;
+    ctx.state.nmi_masked = false;
     UpcallMask::of(ctx.m, ctx.vcpu).set(frame.rflags & flags::IF == 0);
     Ok(())
 }

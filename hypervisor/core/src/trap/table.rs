@@ -9,7 +9,7 @@ use zerocopy::{FromZeros, IntoBytes};
 pub fn gate_of<M: Machine>(ctx: &Ctx<'_, M>, vector: u8) -> TrapInfo {
     let mut gate = TrapInfo::new_zeroed();
     let (to, first) = (gate.as_mut_bytes().as_chunks_mut().0, usize::from(vector) * 2);
-    let words = ctx.own.traps.and_then(|frame| ctx.m.page(frame).get(first..first + 2));
+    let words = ctx.state.traps.and_then(|frame| ctx.m.page(frame).get(first..first + 2));
     to.iter_mut().zip(words.unwrap_or_default()).for_each(|(to, word)| *to = word.load(Relaxed).to_le_bytes());
     gate
 }

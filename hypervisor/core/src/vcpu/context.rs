@@ -21,10 +21,10 @@ const XSAVE_LEGACY: u64 = 3;
 pub fn initialise<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Answer {
     let context: VcpuContext = ctx.read(arg)?;
     ensure!(vcpu.number() != ctx.vcpu.number(), Errno::Exist);
-    let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
-    ensure!(!own.initialised, Errno::Exist);
+    let mut state = vcpu.state.try_take().ok_or(Errno::Busy)?;
+    ensure!(!state.initialised, Errno::Exist);
     let domain = ctx.domain;
-    set(&mut ctx.site(), domain, vcpu, &mut own, &context)
+    set(&mut ctx.cpu_ctx(), domain, vcpu, &mut state, &context)
 }
 
 /// Gives a vcpu that does not run a new state.
@@ -32,38 +32,38 @@ pub fn initialise<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> An
 /// # Errors
 /// `Inval` for addresses, tables or roots the domain may not have; the vcpu is then as it was.
 pub fn set<M: Machine>(
-    site: &mut Site<'_, M>,
+    cpu_ctx: &mut CpuCtx<'_, M>,
     domain: &Domain,
     vcpu: &Vcpu,
-    own: &mut VcpuState,
+    state: &mut VcpuState,
     context: &VcpuContext,
 ) -> Answer {
-    let (m, world) = (site.m, site.world);
-    ensure!(own.traps.is_some(), Errno::NoMem);
+    let (m, world) = (cpu_ctx.m, cpu_ctx.world);
+    ensure!(state.traps.is_some(), Errno::NoMem);
     check(context)?;
     // Everything that can be refused is taken here; if one thing is, all that was taken goes back.
-    let mut taken = Taken::default();
-    let outcome = taken.take(&mut site.session(domain), context);
+    let mut taken = VcpuUses::default();
+    let outcome = taken.take(&mut cpu_ctx.session(domain), context);
     if let Err(stop) = outcome {
-        taken.give_back(site, domain);
+        taken.give_back(cpu_ctx, domain);
         return Err(stop.into());
     }
-    let old = Taken { gdt: own.gdt, roots: [own.kernel_root, own.user_root], ldt: own.ldt_mapped };
-    *own = VcpuState {
+    let old = VcpuUses { gdt: state.gdt, roots: [state.kernel_root, state.user_root], ldt: state.ldt_mapped };
+    *state = VcpuState {
         kernel_root: taken.roots[0],
         user_root: taken.roots[1],
         gdt: taken.gdt,
-        traps: own.traps,
-        fpu: own.fpu,
-        runstate: own.runstate,
-        runstate_area: own.runstate_area,
-        time_area: own.time_area,
-        time_stale: own.time_area.is_some(), // its address may lead to another page under another root
+        traps: state.traps,
+        fpu: state.fpu,
+        runstate: state.runstate,
+        runstate_area: state.runstate_area,
+        time_area: state.time_area,
+        time_stale: state.time_area.is_some(), // its address may lead to another page under another root
         initialised: true,
         ..VcpuState::new()
     };
-    Part::ALL.iter().for_each(|part| (part.set)(own, context, m));
-    old.give_back(site, domain);
+    Part::ALL.iter().for_each(|part| (part.set)(state, context, m));
+    old.give_back(cpu_ctx, domain);
     if vcpu.number().0 == 0 {
         domain.assists.fetch_or(context.vm_assist, Relaxed);
     }
@@ -78,13 +78,13 @@ pub fn set<M: Machine>(
 
 /// Uses of frames that a vcpu stands for: GDT frames, kernel root, user root, LDT pages.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Taken {
+pub(crate) struct VcpuUses {
     pub(crate) gdt: [Option<Frame>; 14],
     pub(crate) roots: [Option<Frame>; 2],
     pub(crate) ldt: [Option<Frame>; 16],
 }
 
-impl Taken {
+impl VcpuUses {
     /// Takes the frames of a GDT with so many entries.
     pub(crate) fn take_gdt<M: Machine>(
         &mut self,
@@ -120,11 +120,11 @@ impl Taken {
     }
 
     /// Drops what is held.
-    pub(crate) fn give_back<M: Machine>(&self, site: &mut Site<'_, M>, domain: &Domain) {
+    pub(crate) fn give_back<M: Machine>(&self, cpu_ctx: &mut CpuCtx<'_, M>, domain: &Domain) {
         for frame in self.gdt.iter().chain(&self.ldt).flatten() {
-            site.world.frames.drop_use(*frame, domain.id());
+            cpu_ctx.world.frames.drop_use(*frame, domain.id());
         }
-        let mut session = site.session(domain);
+        let mut session = cpu_ctx.session(domain);
         self.roots.iter().flatten().for_each(|root| session.drop_root(*root));
     }
 }
@@ -144,9 +144,9 @@ fn check(context: &VcpuContext) -> Result<(), Errno> {
 }
 
 /// The state of a vcpu that does not run, for the toolstack.
-pub fn get<M: Machine>(m: &M, domain: &Domain, vcpu: &Vcpu, own: &VcpuState) -> VcpuContext {
+pub fn get<M: Machine>(m: &M, domain: &Domain, vcpu: &Vcpu, state: &VcpuState) -> VcpuContext {
     let mut context = VcpuContext::default();
-    Part::ALL.iter().for_each(|part| (part.get)(own, &mut context, m));
+    Part::ALL.iter().for_each(|part| (part.get)(state, &mut context, m));
     context.user_regs.saved_upcall_mask = UpcallMask::of(m, vcpu).is_set().into();
     context.vm_assist = domain.assists.load(Relaxed);
     context.flags |= flag(vcpu.online.load(SeqCst), flags::ONLINE);
@@ -181,62 +181,62 @@ impl<M: Machine> Part<M> {
 }
 
 /// Registers that a guest may run with (P12). Both structures begin alike, but for our first word.
-fn set_registers<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
-    let (user, regs) = (&context.user_regs, &mut own.regs);
+fn set_registers<M>(state: &mut VcpuState, context: &VcpuContext, _m: &M) {
+    let (user, regs) = (&context.user_regs, &mut state.regs);
     fill(regs.as_mut_bytes().iter_mut().skip(size_of::<u64>()), user.as_bytes());
     regs.error = 0;
     (regs.cs, regs.ss) = (u64::from(user.cs) | 3, user.ss & 0xffff | 3);
     regs.rflags = user.rflags & rflags::GUEST | rflags::IF | 2;
-    own.iopl = rflags::iopl(user.rflags);
+    state.iopl = rflags::iopl(user.rflags);
 }
 
-fn get_registers<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
+fn get_registers<M>(state: &VcpuState, context: &mut VcpuContext, _m: &M) {
     let user = &mut context.user_regs;
-    fill(user.as_mut_bytes(), own.regs.as_bytes().iter().skip(size_of::<u64>()));
+    fill(user.as_mut_bytes(), state.regs.as_bytes().iter().skip(size_of::<u64>()));
     (user.error_code, user.entry_vector) = (0, 0);
-    user.rflags |= u64::from(own.iopl) << 12;
+    user.rflags |= u64::from(state.iopl) << 12;
 }
 
 /// Guest kernel or guest user mode, and the stack on which the kernel begins.
-fn set_mode<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
-    own.kernel_mode = context.flags & flags::IN_KERNEL != 0;
-    (own.kernel_sp, own.kernel_ss) = (context.kernel_sp, context.kernel_ss & 0xffff | 3);
+fn set_mode<M>(state: &mut VcpuState, context: &VcpuContext, _m: &M) {
+    state.kernel_mode = context.flags & flags::IN_KERNEL != 0;
+    (state.kernel_sp, state.kernel_ss) = (context.kernel_sp, context.kernel_ss & 0xffff | 3);
 }
 
-fn get_mode<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
-    context.flags |= flag(own.kernel_mode, flags::IN_KERNEL);
-    (context.kernel_sp, context.kernel_ss) = (own.kernel_sp, own.kernel_ss);
+fn get_mode<M>(state: &VcpuState, context: &mut VcpuContext, _m: &M) {
+    context.flags |= flag(state.kernel_mode, flags::IN_KERNEL);
+    (context.kernel_sp, context.kernel_ss) = (state.kernel_sp, state.kernel_ss);
 }
 
-fn set_segments<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
+fn set_segments<M>(state: &mut VcpuState, context: &VcpuContext, _m: &M) {
     let regs = &context.user_regs;
-    own.segments.selectors = [regs.ds, regs.es, regs.fs, regs.gs].map(low16);
-    own.segments.fs_base = context.fs_base;
+    state.segments.selectors = [regs.ds, regs.es, regs.fs, regs.gs].map(low16);
+    state.segments.fs_base = context.fs_base;
     let (kernel, user) = (context.gs_base_kernel, context.gs_base_user);
-    (own.segments.gs_base, own.segments.other_gs) = if own.kernel_mode { (kernel, user) } else { (user, kernel) };
+    (state.segments.gs_base, state.segments.other_gs) = if state.kernel_mode { (kernel, user) } else { (user, kernel) };
 }
 
-fn get_segments<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
+fn get_segments<M>(state: &VcpuState, context: &mut VcpuContext, _m: &M) {
     let regs = &mut context.user_regs;
-    [regs.ds, regs.es, regs.fs, regs.gs] = own.segments.selectors.map(u64::from);
-    context.fs_base = own.segments.fs_base;
-    let (active, other) = (own.segments.gs_base, own.segments.other_gs);
-    (context.gs_base_kernel, context.gs_base_user) = if own.kernel_mode { (active, other) } else { (other, active) };
+    [regs.ds, regs.es, regs.fs, regs.gs] = state.segments.selectors.map(u64::from);
+    context.fs_base = state.segments.fs_base;
+    let (active, other) = (state.segments.gs_base, state.segments.other_gs);
+    (context.gs_base_kernel, context.gs_base_user) = if state.kernel_mode { (active, other) } else { (other, active) };
 }
 
-fn set_control<M: Machine>(own: &mut VcpuState, context: &VcpuContext, m: &M) {
-    own.task_switched = context.ctrlreg[0] & CR0_TS != 0;
-    own.cr4 = context.ctrlreg[4] & cr4_choice(m);
+fn set_control<M: Machine>(state: &mut VcpuState, context: &VcpuContext, m: &M) {
+    state.task_switched = context.ctrlreg[0] & CR0_TS != 0;
+    state.cr4 = context.ctrlreg[4] & cr4_choice(m);
 }
 
-fn get_control<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
+fn get_control<M>(state: &VcpuState, context: &mut VcpuContext, _m: &M) {
     let address = |root: Option<Frame>| root.map_or(0, Frame::address);
     context.ctrlreg = [
-        cr0(own.task_switched),
-        address(own.user_root),
-        own.cr2,
-        address(own.kernel_root),
-        own.cr4 | CR4_FIXED,
+        cr0(state.task_switched),
+        address(state.user_root),
+        state.cr2,
+        address(state.kernel_root),
+        state.cr4 | CR4_FIXED,
         0,
         0,
         0,
@@ -244,53 +244,53 @@ fn get_control<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
 }
 
 /// What a debug register cannot hold is left out, as in Xen.
-fn set_debug<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
+fn set_debug<M>(state: &mut VcpuState, context: &VcpuContext, _m: &M) {
     for (register, value) in (0u64..).zip(context.debugreg).filter(|(register, _)| !matches!(register, 4 | 5)) {
-        if let Ok((index, value)) = debug::accept(own.cr4, register, value)
-            && let Some(slot) = own.debug.get_mut(index)
+        if let Ok((index, value)) = debug::accept(state.cr4, register, value)
+            && let Some(slot) = state.debug.get_mut(index)
         {
             *slot = value;
         }
     }
 }
 
-fn get_debug<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
-    context.debugreg = own.debug;
+fn get_debug<M>(state: &VcpuState, context: &mut VcpuContext, _m: &M) {
+    context.debugreg = state.debug;
 }
 
 /// Descriptor tables.
-fn set_tables<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
-    own.gdt_entries = low32(context.gdt_ents);
-    (own.ldt_base, own.ldt_entries) = (GuestVirt(context.ldt_base), low32(context.ldt_ents));
+fn set_tables<M>(state: &mut VcpuState, context: &VcpuContext, _m: &M) {
+    state.gdt_entries = low32(context.gdt_ents);
+    (state.ldt_base, state.ldt_entries) = (GuestVirt(context.ldt_base), low32(context.ldt_ents));
 }
 
-fn get_tables<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
-    for (number, frame) in context.gdt_frames.iter_mut().zip(own.gdt) {
+fn get_tables<M>(state: &VcpuState, context: &mut VcpuContext, _m: &M) {
+    for (number, frame) in context.gdt_frames.iter_mut().zip(state.gdt) {
         *number = frame.map_or(0, Frame::number);
     }
-    context.gdt_ents = own.gdt_entries.into();
-    (context.ldt_base, context.ldt_ents) = (own.ldt_base.0, own.ldt_entries.into());
+    context.gdt_ents = state.gdt_entries.into();
+    (context.ldt_base, context.ldt_ents) = (state.ldt_base.0, state.ldt_entries.into());
 }
 
-fn set_callbacks<M>(own: &mut VcpuState, context: &VcpuContext, _m: &M) {
+fn set_callbacks<M>(state: &mut VcpuState, context: &VcpuContext, _m: &M) {
     let masks = |flag| context.flags & flag != 0;
     let callback = |address, masks_events| Handler { address, masks_events };
-    own.callbacks.event = callback(context.event_callback_eip, true);
-    own.callbacks.failsafe = callback(context.failsafe_callback_eip, masks(flags::FAILSAFE_MASKS_EVENTS));
-    own.callbacks.syscall = callback(context.syscall_callback_eip, masks(flags::SYSCALL_MASKS_EVENTS));
+    state.callbacks.event = callback(context.event_callback_eip, true);
+    state.callbacks.failsafe = callback(context.failsafe_callback_eip, masks(flags::FAILSAFE_MASKS_EVENTS));
+    state.callbacks.syscall = callback(context.syscall_callback_eip, masks(flags::SYSCALL_MASKS_EVENTS));
 }
 
-fn get_callbacks<M>(own: &VcpuState, context: &mut VcpuContext, _m: &M) {
-    context.event_callback_eip = own.callbacks.event.address;
-    context.failsafe_callback_eip = own.callbacks.failsafe.address;
-    context.syscall_callback_eip = own.callbacks.syscall.address;
-    context.flags |= flag(own.callbacks.failsafe.masks_events, flags::FAILSAFE_MASKS_EVENTS);
-    context.flags |= flag(own.callbacks.syscall.masks_events, flags::SYSCALL_MASKS_EVENTS);
+fn get_callbacks<M>(state: &VcpuState, context: &mut VcpuContext, _m: &M) {
+    context.event_callback_eip = state.callbacks.event.address;
+    context.failsafe_callback_eip = state.callbacks.failsafe.address;
+    context.syscall_callback_eip = state.callbacks.syscall.address;
+    context.flags |= flag(state.callbacks.failsafe.masks_events, flags::FAILSAFE_MASKS_EVENTS);
+    context.flags |= flag(state.callbacks.syscall.masks_events, flags::SYSCALL_MASKS_EVENTS);
 }
 
-fn set_fpu<M: Machine>(own: &mut VcpuState, context: &VcpuContext, m: &M) {
-    own.fpu_fresh = context.flags & flags::I387_VALID == 0;
-    if let (Some(area), false) = (own.fpu, own.fpu_fresh) {
+fn set_fpu<M: Machine>(state: &mut VcpuState, context: &VcpuContext, m: &M) {
+    state.fpu_fresh = context.flags & flags::I387_VALID == 0;
+    if let (Some(area), false) = (state.fpu, state.fpu_fresh) {
         m.zero(area);
         m.write(area, 0, &context.fpu_ctxt);
         m.write(area, context.fpu_ctxt.len(), &XSAVE_LEGACY.to_le_bytes());
@@ -298,21 +298,21 @@ fn set_fpu<M: Machine>(own: &mut VcpuState, context: &VcpuContext, m: &M) {
 }
 
 /// What FXSAVE would store; a vcpu that has not run yet has none.
-fn get_fpu<M: Machine>(own: &VcpuState, context: &mut VcpuContext, m: &M) {
-    if let (Some(area), false) = (own.fpu, own.fpu_fresh) {
+fn get_fpu<M: Machine>(state: &VcpuState, context: &mut VcpuContext, m: &M) {
+    if let (Some(area), false) = (state.fpu, state.fpu_fresh) {
         m.read(area, 0, &mut context.fpu_ctxt);
         context.flags |= flags::I387_VALID;
     }
 }
 
-fn set_gates<M: Machine>(own: &mut VcpuState, context: &VcpuContext, m: &M) {
-    let Some(traps) = own.traps else { return };
+fn set_gates<M: Machine>(state: &mut VcpuState, context: &VcpuContext, m: &M) {
+    let Some(traps) = state.traps else { return };
     m.zero(traps);
     context.trap_ctxt.iter().filter(|gate| gate.address != 0).for_each(|gate| set_gate(m, traps, gate));
 }
 
-fn get_gates<M: Machine>(own: &VcpuState, context: &mut VcpuContext, m: &M) {
-    if let Some(traps) = own.traps {
+fn get_gates<M: Machine>(state: &VcpuState, context: &mut VcpuContext, m: &M) {
+    if let Some(traps) = state.traps {
         m.read(traps, 0, context.trap_ctxt.as_mut_bytes());
     }
 }

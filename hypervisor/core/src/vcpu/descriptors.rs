@@ -4,7 +4,7 @@
 //! window has let go of it. LDT pages are mapped when the CPU first asks for a descriptor in them.
 
 use super::MAX_LDT;
-use super::context::Taken;
+use super::context::VcpuUses;
 use crate::addr::PAGE_SHIFT;
 use crate::claim;
 use crate::paging::Stop;
@@ -25,16 +25,16 @@ pub fn set_gdt<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     for (n, number) in (0..entries.div_ceil(PER_FRAME)).zip(&mut numbers) {
         *number = ctx.read(list.wrapping_add(n * 8))?;
     }
-    let (domain, mut new) = (ctx.domain, Taken::default());
+    let (domain, mut new) = (ctx.domain, VcpuUses::default());
     let outcome = new.take_gdt(&mut ctx.session(domain), &numbers, entries);
     if let Err(stop) = outcome {
-        new.give_back(&mut ctx.site(), domain);
+        new.give_back(&mut ctx.cpu_ctx(), domain);
         return Err(stop.into());
     }
-    let old = Taken { gdt: core::mem::replace(&mut ctx.own.gdt, new.gdt), ..Taken::default() };
-    ctx.own.gdt_entries = low32(entries);
-    ctx.m.load_gdt(ctx.own.gdt_pages());
-    old.give_back(&mut ctx.site(), domain);
+    let old = VcpuUses { gdt: core::mem::replace(&mut ctx.state.gdt, new.gdt), ..VcpuUses::default() };
+    ctx.state.gdt_entries = low32(entries);
+    ctx.m.load_gdt(ctx.state.gdt_pages());
+    old.give_back(&mut ctx.cpu_ctx(), domain);
     Ok(0)
 }
 
@@ -44,8 +44,8 @@ pub fn set_gdt<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
 /// `Inval` for more entries than an LDT has, or an address that is no page of the guest.
 pub fn set_ldt<M: Machine>(ctx: &mut Ctx<'_, M>, base: GuestVirt, entries: u32) -> Result<(), Errno> {
     ensure!(entries == 0 || entries <= MAX_LDT && base.offset() == 0 && base.is_guests(), Errno::Inval);
-    if (ctx.own.ldt_base, ctx.own.ldt_entries) != (base, entries) {
-        (ctx.own.ldt_base, ctx.own.ldt_entries) = (base, entries);
+    if (ctx.state.ldt_base, ctx.state.ldt_entries) != (base, entries) {
+        (ctx.state.ldt_base, ctx.state.ldt_entries) = (base, entries);
         forget_ldt_pages(ctx);
     }
     Ok(())
@@ -53,19 +53,19 @@ pub fn set_ldt<M: Machine>(ctx: &mut Ctx<'_, M>, base: GuestVirt, entries: u32) 
 
 /// Empties the LDT window and drops the uses of the pages that were in it.
 pub fn forget_ldt_pages<M: Machine>(ctx: &mut Ctx<'_, M>) {
-    let old = core::mem::take(&mut ctx.own.ldt_mapped);
-    ctx.m.load_ldt(ctx.own.ldt_entries);
+    let old = core::mem::take(&mut ctx.state.ldt_mapped);
+    ctx.m.load_ldt(ctx.state.ldt_entries);
     let me = ctx.domain.id();
     old.iter().flatten().for_each(|frame| _ = ctx.world.frames.drop_use(*frame, me));
 }
 
 /// The CPU asked for a descriptor at a byte offset of the LDT: maps the page it is in. False if the guest has none there.
 pub fn map_ldt_page<M: Machine>(ctx: &mut Ctx<'_, M>, offset: u32) -> bool {
-    if offset / 8 >= ctx.own.ldt_entries {
+    if offset / 8 >= ctx.state.ldt_entries {
         return false;
     }
-    let at = ctx.own.ldt_base.plus(u64::from(offset) & !0xfff);
-    let (Ok(page), Some(root)) = (u8::try_from(offset >> PAGE_SHIFT), ctx.own.kernel_root) else { return false };
+    let at = ctx.state.ldt_base.plus(u64::from(offset) & !0xfff);
+    let (Ok(page), Some(root)) = (u8::try_from(offset >> PAGE_SHIFT), ctx.state.kernel_root) else { return false };
     let path = claim::walk(ctx.m, &ctx.world.frames, root, at);
     let Some(frame) = path.and_then(|path| path.frame()) else { return false };
     match ctx.session(ctx.domain).take_descriptors(frame) {
@@ -73,7 +73,7 @@ pub fn map_ldt_page<M: Machine>(ctx: &mut Ctx<'_, M>, offset: u32) -> bool {
         Err(Stop::More) => return true, // the guest tries again
         Err(Stop::Refused(_)) => return false,
     }
-    let Some(slot @ None) = ctx.own.ldt_mapped.get_mut(usize::from(page)) else {
+    let Some(slot @ None) = ctx.state.ldt_mapped.get_mut(usize::from(page)) else {
         ctx.world.frames.drop_use(frame, ctx.domain.id());
         return false;
     };

@@ -135,7 +135,7 @@ with_new! {
         pub time_area: Option<GuestVirt> = None,
         /// That copy is still to be written.
         pub time_stale: bool = false,
-        /// The last write to a page table that took the short way.
+        /// The last write to a page table that took the fast path.
         pub last_write: Shape = Shape::NONE,
         /// The areas wait for kernel mode to be written.
         pub areas_stale: bool = false,
@@ -238,7 +238,7 @@ renewable! {
         /// Another vcpu sent an NMI.
         pub(crate) nmi: AtomicBool = AtomicBool::new(false),
         /// Its registers and tables.
-        pub own: Owned<VcpuState> = Owned::new(VcpuState::new()),
+        pub state: Owned<VcpuState> = Owned::new(VcpuState::new()),
     }
 }
 

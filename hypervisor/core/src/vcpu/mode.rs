@@ -4,14 +4,14 @@ use crate::prelude::*;
 
 /// Changes between guest kernel and guest user mode: root, GS base. False if there is no root to change to.
 pub fn toggle<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
-    let to = if ctx.own.kernel_mode { ctx.own.user_root } else { ctx.own.kernel_root };
+    let to = if ctx.state.kernel_mode { ctx.state.user_root } else { ctx.state.kernel_root };
     let Some(root) = to else { return false };
     let (active, other) = (ctx.m.gs_base(), &ctx.m.entry().other_gs);
     ctx.m.set_gs_base(other.load(Relaxed));
     other.store(active, Relaxed);
-    ctx.own.kernel_mode = !ctx.own.kernel_mode;
+    ctx.state.kernel_mode = !ctx.state.kernel_mode;
     ctx.m.load_root(root);
-    if ctx.own.kernel_mode && ctx.own.areas_stale {
+    if ctx.state.kernel_mode && ctx.state.areas_stale {
         super::runstate::write_areas(ctx);
     }
     true

@@ -28,17 +28,17 @@ pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         VcpuOp::Down => return down(ctx, vcpu),
         VcpuOp::IsUp => return Ok(u64::from(vcpu.online.load(SeqCst))),
         VcpuOp::GetRunstateInfo => {
-            let mut info = with_own(ctx, vcpu, |own| own.runstate)?;
+            let mut info = with_state(ctx, vcpu, |state| state.runstate)?;
             charge(&mut info, ctx.m.now());
             ctx.write(arg, &info)?;
         }
         VcpuOp::RegisterRunstateMemoryArea => {
             let area = area(ctx, arg)?;
-            with_own(ctx, vcpu, |own| own.runstate_area = area)?;
+            with_state(ctx, vcpu, |state| state.runstate_area = area)?;
             if number == ctx.vcpu.number() {
                 runstate::write_areas(ctx);
             } else if let Some(at) = area {
-                let info = with_own(ctx, vcpu, |own| own.runstate)?;
+                let info = with_state(ctx, vcpu, |state| state.runstate)?;
                 let _ = ctx.write(at.0, &info);
             }
         }
@@ -66,7 +66,7 @@ pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         VcpuOp::GetPhysid => return Err(Errno::Inval.into()),
         VcpuOp::RegisterVcpuTimeMemoryArea => {
             let area = area(ctx, arg)?;
-            with_own(ctx, vcpu, |own| (own.time_area, own.time_stale) = (area, area.is_some()))?;
+            with_state(ctx, vcpu, |state| (state.time_area, state.time_stale) = (area, area.is_some()))?;
             if number == ctx.vcpu.number() {
                 runstate::write_areas(ctx);
             }
@@ -87,20 +87,20 @@ fn area<M: Machine>(ctx: &Ctx<'_, M>, arg: u64) -> Result<Option<GuestVirt>, Err
 }
 
 /// Looks into a vcpu: the caller's own, or one that does not run just now.
-fn with_own<M: Machine, R>(
+fn with_state<M: Machine, R>(
     ctx: &mut Ctx<'_, M>,
     vcpu: &Vcpu,
     look: impl FnOnce(&mut VcpuState) -> R,
 ) -> Result<R, Errno> {
     if vcpu.number() == ctx.vcpu.number() {
-        return Ok(look(ctx.own));
+        return Ok(look(ctx.state));
     }
-    let mut own = vcpu.own.try_take().ok_or(Errno::Busy)?;
-    Ok(look(&mut own))
+    let mut state = vcpu.state.try_take().ok_or(Errno::Busy)?;
+    Ok(look(&mut state))
 }
 
 fn up<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) -> Result<(), Errno> {
-    ensure!(with_own(ctx, vcpu, |own| own.initialised)?, Errno::Inval);
+    ensure!(with_state(ctx, vcpu, |state| state.initialised)?, Errno::Inval);
     if !vcpu.online.swap(true, SeqCst) {
         ctx.world.sched.start(ctx.m, vcpu);
     }
@@ -124,7 +124,7 @@ fn down<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) -> Answer {
 fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Result<(), Errno> {
     // As Xen: nobody moves the record of a vcpu that is up but itself. The entry code knows where it is.
     let own = vcpu.number() == ctx.vcpu.number();
-    ensure!(own || (!vcpu.online.load(SeqCst) && vcpu.own.try_take().is_some()), Errno::Inval);
+    ensure!(own || (!vcpu.online.load(SeqCst) && vcpu.state.try_take().is_some()), Errno::Inval);
     let call: RegisterVcpuInfo = ctx.read(arg)?;
     let offset = usize::try_from(call.offset).map_err(|_| Errno::NxIo)?;
     ensure!(offset.is_multiple_of(8) && offset <= PAGE_SIZE - vcpu_info::SIZE, Errno::NxIo);
@@ -157,7 +157,7 @@ fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Res
 /// Says where bounces from user mode find the kernel stack.
 pub fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [ss, sp, ..] = call.args;
-    (ctx.own.kernel_ss, ctx.own.kernel_sp) = (ss & 0xffff | 3, sp);
+    (ctx.state.kernel_ss, ctx.state.kernel_sp) = (ss & 0xffff | 3, sp);
     Ok(0)
 }
 
@@ -169,7 +169,7 @@ pub fn fpu_taskswitch<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answ
 
 /// Sets or clears the guest's CR0.TS.
 pub(crate) fn set_task_switched<M: Machine>(ctx: &mut Ctx<'_, M>, set: bool) {
-    ctx.own.task_switched = set;
+    ctx.state.task_switched = set;
     ctx.m.set_task_switched(set);
 }
 
@@ -195,8 +195,8 @@ pub fn get_debugreg<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer
 /// # Errors
 /// Those of [`debug::accept`].
 pub(crate) fn write_debug<M: Machine>(ctx: &mut Ctx<'_, M>, register: u64, value: u64) -> Result<(), Errno> {
-    let (index, value) = debug::accept(ctx.own.cr4, register, value)?;
-    *ctx.own.debug.get_mut(index).ok_or(Errno::NoDev)? = value;
+    let (index, value) = debug::accept(ctx.state.cr4, register, value)?;
+    *ctx.state.debug.get_mut(index).ok_or(Errno::NoDev)? = value;
     load_debug(ctx);
     Ok(())
 }
@@ -204,7 +204,7 @@ pub(crate) fn write_debug<M: Machine>(ctx: &mut Ctx<'_, M>, register: u64, value
 /// Loads the debug registers, the addresses also if no breakpoint is on: a single step is compared with them all the same,
 /// and what another vcpu left there would show in DR6.
 pub fn load_debug<M: Machine>(ctx: &mut Ctx<'_, M>) {
-    let [addresses @ .., _, _, _, dr7] = ctx.own.debug;
+    let [addresses @ .., _, _, _, dr7] = ctx.state.debug;
     if !planted(Fault::KeepBreakpoints) || dr7 & debug::ENABLED != 0 {
         ctx.m.set_breakpoints(addresses);
     }
@@ -216,8 +216,8 @@ pub fn load_debug<M: Machine>(ctx: &mut Ctx<'_, M>) {
 /// # Errors
 /// `NoDev` for registers there are not.
 pub(crate) fn read_debug<M: Machine>(ctx: &Ctx<'_, M>, register: u64) -> Result<u64, Errno> {
-    let index = debug::index(ctx.own.cr4, register)?;
-    ctx.own.debug.get(index).copied().ok_or(Errno::NoDev)
+    let index = debug::index(ctx.state.cr4, register)?;
+    ctx.state.debug.get(index).copied().ok_or(Errno::NoDev)
 }
 
 /// `set_segment_base` (ABI core 3.11).
@@ -250,12 +250,12 @@ pub fn physdev_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     match PhysdevOp::from_number(command).ok_or(Errno::NoSys)? {
         PhysdevOp::SetIopl => {
             let SetIopl { iopl } = ctx.read(arg)?;
-            ctx.own.iopl = u8::try_from(iopl).ok().filter(|level| *level <= 3).ok_or(Errno::Inval)?;
+            ctx.state.iopl = u8::try_from(iopl).ok().filter(|level| *level <= 3).ok_or(Errno::Inval)?;
         }
         PhysdevOp::SetIobitmap => {
             let SetIobitmap { bitmap, nr_ports, .. } = ctx.read(arg)?;
             ensure!(nr_ports <= 0x1_0000 && GuestVirt(bitmap).is_guests(), Errno::Inval);
-            ctx.own.iobitmap = (GuestVirt(bitmap), nr_ports);
+            ctx.state.iobitmap = (GuestVirt(bitmap), nr_ports);
         }
         PhysdevOp::IrqEoi => return Err(Errno::NoSys.into()),
     }

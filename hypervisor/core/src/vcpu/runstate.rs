@@ -13,7 +13,7 @@ use hypercall_abi::vcpu::{RUNSTATE_UPDATE, Runstate, RunstateInfo};
 /// Notes that a vcpu enters a state.
 pub fn enter_state<M: Machine>(ctx: &mut Ctx<'_, M>, state: Runstate) {
     let now = ctx.m.now();
-    let info = &mut ctx.own.runstate;
+    let info = &mut ctx.state.runstate;
     let spent = charge(info, now);
     if info.state == Runstate::Running.code() {
         ctx.domain.cpu_time.fetch_add(spent, Relaxed);
@@ -35,13 +35,13 @@ pub(super) fn charge(info: &mut RunstateInfo, now: u64) -> u64 {
 
 /// Writes the areas the guest reads, or notes that they wait: in user mode its kernel addresses mean nothing.
 pub fn write_areas<M: Machine>(ctx: &mut Ctx<'_, M>) {
-    ctx.own.areas_stale = !ctx.own.kernel_mode;
-    if !ctx.own.kernel_mode {
+    ctx.state.areas_stale = !ctx.state.kernel_mode;
+    if !ctx.state.kernel_mode {
         return;
     }
     // A guest that unmaps its own area reads nothing; that is its affair.
-    let _ = ctx.own.runstate_area.map(|at| write_runstate(ctx, at));
-    if ctx.own.time_stale {
+    let _ = ctx.state.runstate_area.map(|at| write_runstate(ctx, at));
+    if ctx.state.time_stale {
         write_time(ctx);
     }
 }
@@ -50,13 +50,13 @@ pub fn write_areas<M: Machine>(ctx: &mut Ctx<'_, M>) {
 /// is there before anything else changes, and goes last.
 fn write_runstate<M: Machine>(ctx: &Ctx<'_, M>, at: GuestVirt) -> Result<(), Errno> {
     const ENTRY: usize = core::mem::offset_of!(RunstateInfo, state_entry_time);
-    let info = ctx.own.runstate;
+    let info = ctx.state.runstate;
     if !ctx.domain.assisted(Assist::RunstateUpdateFlag) {
         return ctx.write(at.0, &info);
     }
     let entered = info.state_entry_time;
     let begun = RunstateInfo { state_entry_time: entered | RUNSTATE_UPDATE, ..info };
-    if let Some(words) = ctx.view()?.recall_words::<RunstateInfo>(at) {
+    if let Some(words) = ctx.memory()?.recall_words::<RunstateInfo>(at) {
         let entry = words.get(ENTRY / 8..).unwrap_or_default();
         store(entry, &begun.state_entry_time);
         store(words, &begun);
@@ -72,11 +72,11 @@ fn write_runstate<M: Machine>(ctx: &Ctx<'_, M>, at: GuestVirt) -> Result<(), Err
 /// Writes the time record the guest reads in place of that of `vcpu_info`. It says the same for as long as the guest runs here,
 /// so once is enough.
 fn write_time<M: Machine>(ctx: &mut Ctx<'_, M>) {
-    let Some(at) = ctx.own.time_area else { return };
+    let Some(at) = ctx.state.time_area else { return };
     let Ok(old) = ctx.read::<TimeInfo>(at.0) else { return };
     let record = time::next_record(ctx.m, &old);
     // The version shares its word with nothing.
     let done = [record.version.wrapping_add(1), record.pad0];
     let written = ctx.write(at.0, &record).and_then(|()| ctx.write(at.0, &done));
-    ctx.own.time_stale = written.is_err();
+    ctx.state.time_stale = written.is_err();
 }

@@ -180,7 +180,7 @@ begin entry_syscall
     mov rcx, [rcx + 16]
     jmp entry_return
 
-    // By SYSRET, under the conditions of `short_way`, which here are those of the words that were pushed. SYSCALL has loaded SS.
+    // By SYSRET, under the conditions of `may_sysret`, which here are those of the words that were pushed. SYSCALL has loaded SS.
 4:  check_canonical [rsp], 5b
     cmp qword ptr [rsp + 8], 0xe033
     jne 5b

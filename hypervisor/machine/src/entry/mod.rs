@@ -113,8 +113,8 @@ macro_rules! enter_by {
 pub enum Return {
     /// Every register.
     Exact,
-    /// RCX and R11 may be lost, as after a hypercall: the short way may be taken.
-    Short,
+    /// RCX and R11 may be lost, as after a hypercall: the fast path may be taken.
+    Sysret,
 }
 
 impl Hardware {
@@ -127,7 +127,7 @@ impl Hardware {
     /// [`Hardware::entry`]: hv_core::machine::CpuState::entry
     pub fn enter(&self, registers: &mut Registers, how: Return) {
         debug_assert_eq!(percpu::this().registers_end.load(Relaxed), (&raw const *registers).wrapping_add(1) as u64);
-        if how == Return::Short && short_way(registers) {
+        if how == Return::Sysret && may_sysret(registers) {
             // SAFETY: as below; CS and SS are the flat ones of ring 3, RIP is canonical, and RFLAGS has been looked at.
             unsafe { enter_by!(enter_guest_sysret, registers) };
         } else {
@@ -224,7 +224,7 @@ fn came_in(cpu: &Cpu) -> bool {
 /// some CPUs it would fault in ring 0 with the guest's stack. And after an entry that left SS null, some CPUs
 /// would keep it so.
 #[inline(always)]
-fn short_way(registers: &Registers) -> bool {
+fn may_sysret(registers: &Registers) -> bool {
     let flags = registers.rflags & (EXACT_FLAGS | CHECKED_FLAGS);
     (registers.cs ^ FLAT.0) | (registers.ss ^ FLAT.1) | (flags ^ IF) == 0
         && GuestVirt(registers.rip).is_canonical()
@@ -270,7 +270,7 @@ fn bit(kind: Interrupt) -> u32 {
 /// A pair made by an instruction that may fault: where it is, and where to go on if it does.
 #[repr(C)]
 struct Fixup {
-    site: u64,
+    cpu_ctx: u64,
     resume: u64,
 }
 
@@ -280,12 +280,12 @@ unsafe extern "C" {
 }
 
 /// Where to go on after a fault at `site`, if the instruction there is allowed to fault.
-fn fixup(site: u64) -> Option<u64> {
+fn fixup(cpu_ctx: u64) -> Option<u64> {
     let (start, stop) = (&raw const __start_hv_fixups, &raw const __stop_hv_fixups);
     let bytes = stop as usize - start as usize;
     // SAFETY: `link.ld` puts the pairs, and nothing else, between these symbols, in constant memory.
     let all = unsafe { core::slice::from_raw_parts(start, bytes / size_of::<Fixup>()) };
-    all.iter().find(|fixup| fixup.site == site).map(|fixup| fixup.resume)
+    all.iter().find(|fixup| fixup.cpu_ctx == cpu_ctx).map(|fixup| fixup.resume)
 }
 
 /// An exception or interrupt that came while ring 0 ran.

@@ -98,7 +98,7 @@ pub(crate) fn the_table_of_differences_is_true() -> Result<()> {
     Ok(())
 }
 
-/// Ways to end of the guest that tries the hypervisor's short ways, and what is said of each.
+/// Ways to end of the guest that tries the hypervisor's fast paths, and what is said of each.
 const ENDS: &[(&str, &str)] = &[
     ("call-unmapped", "no stack at"),
     ("call-flushed", "no stack at"),
@@ -114,7 +114,7 @@ const ENDS: &[(&str, &str)] = &[
     ("iret-rootless", "iret to user mode without a user page table"),
 ];
 
-/// A guest whose entries find no stack, no handler or no root ends with the same words, with the short ways and without.
+/// A guest whose entries find no stack, no handler or no root ends with the same words, with the fast paths and without.
 pub(crate) fn guests_without_a_stack_end_the_same_way() -> Result<()> {
     let [short, long] = ["lean=on", "lean=off"].map(|options| -> Result<Vec<String>> {
         let mut bundle = dom0("consoles=all")?;
@@ -140,6 +140,6 @@ pub(crate) fn guests_without_a_stack_end_the_same_way() -> Result<()> {
         let told = short.iter().any(|line| line.contains(&format!("d{domain}v0 ")) && line.contains(why));
         ensure!(told, "{end}: {why:?} was to be told\n{}", short.join("\n"));
     }
-    ensure!(short == long, "with the short ways:\n{}\nwithout:\n{}", short.join("\n"), long.join("\n"));
+    ensure!(short == long, "with the fast paths:\n{}\nwithout:\n{}", short.join("\n"), long.join("\n"));
     Ok(())
 }

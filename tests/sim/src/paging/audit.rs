@@ -11,7 +11,7 @@ use hv_core::frame::{Info, Owner, Use};
 use hv_core::lock::Held;
 use hv_core::paging::Sweep;
 
-/// Room to recount in.
+/// Subsystem to recount in.
 #[derive(Default)]
 pub struct Scratch {
     /// What was counted last.

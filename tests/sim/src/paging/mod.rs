@@ -92,7 +92,7 @@ pub fn run(seed: u64, calls: u64, ways: Ways) -> Result<Totals, String> {
             let Some(other) = &mut other else { return Ok(()) };
             guest::act(other)?;
             other.known.clone_from(&world.known); // which only an audit keeps up to date
-            world.differs(other).map_err(|why| format!("the short way: {why}"))
+            world.differs(other).map_err(|why| format!("the fast path: {why}"))
         });
         what.map_err(|why| {
             let (cpus, calls) = (world.running.len(), world.totals.calls);
@@ -107,8 +107,8 @@ pub fn run(seed: u64, calls: u64, ways: Ways) -> Result<Totals, String> {
 /// Which ways the rules may take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ways {
-    /// Short ways where there are any; and in a second world the same once more the long way, to compare after every step.
+    /// Fast paths where there are any; and in a second world the same once more the slow path, to compare after every step.
     Both,
-    /// Long ways alone.
+    /// Slow paths alone.
     Long,
 }

@@ -144,11 +144,11 @@ pub fn frame(n: usize) -> Frame {
 }
 
 impl World {
-    /// A machine with two domains, or three; with short ways, or with long ones alone.
+    /// A machine with two domains, or three; with fast paths, or with slow ones alone.
     #[must_use]
-    pub fn new(seed: u64, short_ways: bool) -> Self {
+    pub fn new(seed: u64, fast_paths: bool) -> Self {
         let table = Box::new(FrameTable::new());
-        table.set_short_ways(short_ways);
+        table.set_fast_paths(fast_paths);
         let words: Vec<AtomicU64> = (0..FRAMES * WORDS).map(|_| AtomicU64::new(0)).collect();
         table.init(words.leak());
         table.reserve(frame(0), 1);

@@ -19,7 +19,7 @@ use hypercall_abi::grant::ENTRIES_PER_FRAME;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-/// Room to recount in, and what is remembered between two audits.
+/// Subsystem to recount in, and what is remembered between two audits.
 pub struct Audit {
     tally: Tally,
     /// The words of all frames, read once for each audit of all.
@@ -55,7 +55,7 @@ impl On {
     #[must_use]
     pub fn of(ctx: &Context<'_>, stays: bool) -> Self {
         let cpu = hv_core::machine::Cpus::this_cpu(ctx.m);
-        Self { cpu, vcpu: ctx.vcpu.index(), own: *ctx.own, stays, ticks: false }
+        Self { cpu, vcpu: ctx.vcpu.index(), own: *ctx.state, stays, ticks: false }
     }
 
     /// A vcpu that a story has put on the CPU, without the scheduler.
@@ -215,7 +215,7 @@ impl Audit {
             self.kept(frame, Owner::Hypervisor)?;
         }
         for vcpu in world.vcpus_of(domain) {
-            let taken = vcpu.own.try_take();
+            let taken = vcpu.state.try_take();
             let own = match (&taken, on.iter().find(|on| on.vcpu == vcpu.index())) {
                 (Some(own), _) => own,
                 (None, Some(on)) => &on.own,

@@ -8,7 +8,7 @@ use hv_core::lock::{Held, Nothing};
 use hv_core::machine::Frames;
 use hv_core::paging::{BUDGET, Stop};
 use hv_core::vcpu::context;
-use hv_core::world::{Site, World};
+use hv_core::world::{CpuCtx, World};
 use hypercall_abi::callback::TrapInfo;
 use hypercall_abi::context::{VcpuContext, flags};
 use hypercall_abi::mmu::pte;
@@ -53,7 +53,7 @@ pub fn at(page: usize) -> u64 {
     BASE + page as u64 * 4096
 }
 
-/// Whether a guest has its handlers as Linux has them, so that short ways are open to it. The others have them as nobody has.
+/// Whether a guest has its handlers as Linux has them, so that fast paths are open to it. The others have them as nobody has.
 #[must_use]
 pub fn is_ordinary(pages: &[Frame]) -> bool {
     !pages[page::KERNEL_ROOT].number().is_multiple_of(4)
@@ -130,8 +130,8 @@ pub fn build(
     let wanted = context(&pages);
     for number in (0..vcpus).map(VcpuId) {
         let Some(vcpu) = world.vcpu(domain, number) else { continue };
-        let mut own = vcpu.own.try_take().ok_or("the vcpu is taken")?;
-        while let Err(halt) = context::set(&mut Site { m, world, held }, domain, vcpu, &mut own, &wanted) {
+        let mut own = vcpu.state.try_take().ok_or("the vcpu is taken")?;
+        while let Err(halt) = context::set(&mut CpuCtx { m, world, held }, domain, vcpu, &mut own, &wanted) {
             if halt != Halt::More {
                 return Err(format!("the context: {halt:?}"));
             }

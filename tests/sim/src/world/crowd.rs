@@ -51,8 +51,8 @@ impl Everybody {
     pub(super) fn crowd(&mut self, ctx: &mut Context<'_>) -> Exit {
         self.m.pass(1_000);
         let number = ctx.vcpu.number().0;
-        ctx.own.regs.rsp = at(page::STACK + 1) - 0x400 * u64::from(number) - 8;
-        ctx.own.regs.rip = at(page::CODE);
+        ctx.state.regs.rsp = at(page::STACK + 1) - 0x400 * u64::from(number) - 8;
+        ctx.state.regs.rip = at(page::CODE);
         if !self.rng.one_in(4) {
             self.take_events(ctx);
         }

@@ -13,7 +13,7 @@ use hv_core::lean;
 use hv_core::lock::Held;
 use hv_core::machine::{CpuState, Exit, Interrupt, mode};
 use hv_core::paging::{BUDGET, Session};
-use hv_core::world::{Ctx, Site, World};
+use hv_core::world::{CpuCtx, Ctx, World};
 use hv_core::{dispatch, trap};
 use hypercall_abi::callback::IretContext;
 use hypercall_abi::domctl::{Domctl, DomctlOp, INTERFACE_VERSION};
@@ -32,16 +32,16 @@ const ENOUGH: u64 = 50;
 
 /// Makes a call, as far as it goes in some steps; answers what it answered.
 fn call(ctx: &mut Context<'_>, call: Hypercall, args: [u64; 4]) -> Option<Result<u64, Errno>> {
-    let regs = &mut ctx.own.regs;
+    let regs = &mut ctx.state.regs;
     (regs.rax, [regs.rdi, regs.rsi, regs.rdx, regs.r10]) = (call.number(), args);
     let _ = trap::handle(ctx, Exit::Syscall);
     for _ in 0..ENOUGH {
-        if ctx.own.call.is_none() {
-            return Some(Errno::from_rax(ctx.own.regs.rax));
+        if ctx.state.call.is_none() {
+            return Some(Errno::from_rax(ctx.state.regs.rax));
         }
         let _ = dispatch::step(ctx);
     }
-    ctx.own.call.take().map_or_else(|| Some(Errno::from_rax(ctx.own.regs.rax)), |_| None)
+    ctx.state.call.take().map_or_else(|| Some(Errno::from_rax(ctx.state.regs.rax)), |_| None)
 }
 
 /// Makes one `mmuext_op`.
@@ -107,7 +107,7 @@ fn came() -> bool {
     NEXT.take().is_none()
 }
 
-/// A guest to whom short ways are open.
+/// A guest to whom fast paths are open.
 fn ordinary(stage: &mut Stage) -> Actor {
     let guest = (0..2).map(|_| stage.enter(true)).find(|guest| build::is_ordinary(&guest.pages));
     guest.expect("one of two is")
@@ -201,9 +201,9 @@ pub fn a_domain_that_dies_during_a_flush() {
             m.meanwhile(move || {
                 turns::as_cpu(1, || {
                     let vcpu = world.vcpu(reaps, VcpuId(0)).expect("it has one");
-                    let mut own = vcpu.own.try_take().expect("nobody has it");
-                    let mut site = Site { m, world, held: &mut Held::entering_ring_0() };
-                    let mut ctx = Ctx::new(&mut site, reaps, vcpu, &mut own);
+                    let mut own = vcpu.state.try_take().expect("nobody has it");
+                    let mut cpu_ctx = CpuCtx { m, world, held: &mut Held::entering_ring_0() };
+                    let mut ctx = Ctx::new(&mut cpu_ctx, reaps, vcpu, &mut own);
                     call(&mut ctx, Hypercall::Domctl, [destroy, 0, 0, 0]);
                 });
             });
@@ -217,7 +217,7 @@ pub fn a_domain_that_dies_during_a_flush() {
     });
 }
 
-/// The last use of a page as writable ends after the entry is gone. While a short way makes an entry read-only, another CPU of the
+/// The last use of a page as writable ends after the entry is gone. While a fast path makes an entry read-only, another CPU of the
 /// guest flushes, and then looks at the entry: if it finds that it may write, it must flush once more before the page can be a
 /// table.
 pub fn a_page_that_is_looked_at_while_its_entry_changes() {
@@ -278,7 +278,7 @@ pub fn a_stack_that_becomes_a_table_before_a_system_call() {
             // Into user mode, and once round: the stack has been found.
             let top = at(page::STACK + 1);
             let frame = IretContext { rip: 0x1000, cs: 0xe033, rflags: 0x202, ss: 0xe02b, ..IretContext::default() };
-            ctx.own.regs.rsp = top - 72;
+            ctx.state.regs.rsp = top - 72;
             ctx.write_bytes(top - 72, frame.as_bytes()).expect("the stack may be written");
             let _ = call(ctx, Hypercall::Iret, [0; 4]);
             let mut modes = Vec::new();
@@ -288,7 +288,7 @@ pub fn a_stack_that_becomes_a_table_before_a_system_call() {
                 if modes.len() == 2 {
                     twins::enters(ctx, Exit::Syscall);
                 }
-                ctx.m.keep_exit(&mut ctx.own.regs, Exit::Interrupt(Interrupt::Other));
+                ctx.m.keep_exit(&mut ctx.state.regs, Exit::Interrupt(Interrupt::Other));
             };
             lean::run(ctx, |ctx, _| enter(ctx));
             m.ask(0);
@@ -302,7 +302,7 @@ pub fn a_stack_that_becomes_a_table_before_a_system_call() {
             });
             lean::run(ctx, |ctx, _| enter(ctx));
             assert!(!m.has_meanwhile(), "the other CPU went on");
-            assert_eq!(modes[0], mode::USER, "short ways are open to this guest");
+            assert_eq!(modes[0], mode::USER, "fast paths are open to this guest");
             audit.look(ctx.m, ctx.world, &[On::stage(ctx)]).unwrap();
         });
     });

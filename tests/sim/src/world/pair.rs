@@ -1,7 +1,7 @@
-//! Hostile guests in two worlds, one with short ways and one without: several domains and vcpus on one CPU, to whom the same seed
+//! Hostile guests in two worlds, one with fast paths and one without: several domains and vcpus on one CPU, to whom the same seed
 //! has the same happen. Wherever a guest is about to run, both worlds are to be the same.
 //!
-//! What may differ, because the short ways are shorter, is kept out of the comparison or out of the world:
+//! What may differ, because the fast paths are shorter, is kept out of the comparison or out of the world:
 //!
 //! - RCX and R11, where the guest has no use for them: both worlds go on with the same.
 //! - How often a page was used as writable (`turn`): a batch holds a page once, and not once for each request.
@@ -29,7 +29,7 @@ use hv_core::lock::Held;
 use hv_core::machine::{CpuState, Cpus, Exit, Interrupt, Registers, mode};
 use hv_core::sched::life::{self, Runner, Step};
 use hv_core::vcpu::VcpuState;
-use hv_core::world::{Site, World};
+use hv_core::world::{CpuCtx, World};
 use hypercall_abi::mmu::{MmuUpdate, MulticallEntry};
 use hypercall_abi::vcpu::{RegisterVcpuInfo, VcpuOp};
 use hypercall_abi::{Hypercall, selector};
@@ -50,7 +50,7 @@ pub struct Totals {
     pub steps: u64,
     /// Exits with which the entry code did all by itself.
     pub entered: u64,
-    /// Those that took a short way in the rules.
+    /// Those that took a fast path in the rules.
     pub short: u64,
     /// Times another vcpu ran than before.
     pub switches: u64,
@@ -88,7 +88,7 @@ struct Look {
 enum Came {
     /// A guest is about to run.
     ToGuest(Look),
-    /// Its end, and what the entry code and short ways have done.
+    /// Its end, and what the entry code and fast paths have done.
     ToEnd(Result<Totals, String>),
 }
 
@@ -156,7 +156,7 @@ pub fn run(seed: u64, steps: u64) -> Result<Totals, String> {
     }
     let [one, other] = ends;
     let (one, other) = (one?, other?);
-    assert_eq!((other.entered, other.short), (0, 0), "short ways are off");
+    assert_eq!((other.entered, other.short), (0, 0), "fast paths are off");
     Ok(Totals { entered: one.entered, short: one.short, built: one.built, ..totals })
 }
 
@@ -210,7 +210,7 @@ fn everything(look: &Look) -> Vec<String> {
         let about = (domain.life(), domain.shutdown_reason(), world.frames.owned(id), domain.runs());
         all.push(format!("{id}: {about:?} {ports:?}"));
         for vcpu in world.vcpus_of(domain) {
-            let own = vcpu.own.try_take().map(|own| text(&own, false));
+            let own = vcpu.state.try_take().map(|own| text(&own, false));
             all.push(format!("{id}v{} {:?} {own:?}", vcpu.number().0, vcpu.place()));
         }
     }
@@ -220,13 +220,13 @@ fn everything(look: &Look) -> Vec<String> {
 fn live(seed: u64, steps: u64, short: bool, came: &Sender<Came>, hears: Receiver<Go>) {
     let (everybody, _) = everybody(seed, 1, steps, Mood::Paired);
     let (m, world) = (everybody.m, everybody.world);
-    world.frames.set_short_ways(short);
+    world.frames.set_fast_paths(short);
     m.steady.store(true, Relaxed);
     let (rng, totals) = (Rng::new(seed ^ 0x7a11), Totals::default());
     let mut twin = Twin { m, everybody, rng, totals, idle: 0, came: came.clone(), hears };
     let mut held = Held::entering_ring_0();
     let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        while life::live(&mut Site { m, world, held: &mut held }, &mut twin).is_some() {}
+        while life::live(&mut CpuCtx { m, world, held: &mut held }, &mut twin).is_some() {}
     }));
     let panic = lived.err().map(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -255,24 +255,24 @@ impl Twin {
         let entry = ctx.m.entry();
         // What the entry code has done is taken over, as the rules will.
         match entry.mode.load(Relaxed) {
-            mode::USER => ctx.own.kernel_mode = false,
-            mode::KERNEL => ctx.own.kernel_mode = true,
+            mode::USER => ctx.state.kernel_mode = false,
+            mode::KERNEL => ctx.state.kernel_mode = true,
             _ => {}
         }
-        ctx.own.cr2 = entry.cr2.load(Relaxed);
+        ctx.state.cr2 = entry.cr2.load(Relaxed);
         (self.idle, self.everybody.stuck) = (0, 0);
         let look = Look {
             m: self.m,
             world: self.everybody.world,
             domain: ctx.domain.id(),
             vcpu: ctx.vcpu.index(),
-            own: Box::new(*ctx.own),
-            lost: ctx.short,
+            own: Box::new(*ctx.state),
+            lost: ctx.may_sysret,
             last: self.everybody.last_line(),
         };
         _ = self.came.send(Came::ToGuest(look));
         match self.hears.recv() {
-            Ok(Go::On([rcx, r11])) => (ctx.own.regs.rcx, ctx.own.regs.r11) = (rcx, r11),
+            Ok(Go::On([rcx, r11])) => (ctx.state.regs.rcx, ctx.state.regs.r11) = (rcx, r11),
             Ok(Go::Stop) | Err(_) => {
                 self.m.stop();
                 return Exit::Interrupt(Interrupt::Other);
@@ -294,12 +294,12 @@ impl Twin {
         }
         self.everybody.learn_if_done(ctx);
         let exit = self.act(ctx);
-        let regs = &mut ctx.own.regs;
+        let regs = &mut ctx.state.regs;
         if exit == Exit::Syscall {
             // It comes from flat code.
             (regs.cs, regs.ss) = (selector::GUEST_CS.into(), selector::GUEST_SS.into());
             (regs.rcx, regs.r11) = (regs.rip, regs.rflags);
-            if ctx.own.kernel_mode {
+            if ctx.state.kernel_mode {
                 keep_apart(ctx);
             }
         }
@@ -323,7 +323,7 @@ impl Twin {
         for (frame, word, value) in act.written.iter().filter(|(frame, ..)| mine(*frame)) {
             ctx.m.poke(*frame, *word, *value);
         }
-        ctx.own.regs = act.regs;
+        ctx.state.regs = act.regs;
         self.everybody.say(format!("{}v{} {:x?} rax {:x}", guest.id, ctx.vcpu.number().0, act.exit, act.regs.rax));
         act.exit
     }
@@ -332,9 +332,9 @@ impl Twin {
 /// Lists of updates that change how they are split into steps, or themselves, get one element, and records other places.
 fn keep_apart(ctx: &mut Context<'_>) {
     const MOST: u64 = 64;
-    let regs = ctx.own.regs;
+    let regs = ctx.state.regs;
     match Hypercall::from_number(regs.rax) {
-        Some(Hypercall::MmuUpdate) if !is_plain(ctx, regs.rdi, regs.rsi, regs.rdx) => ctx.own.regs.rsi = 1,
+        Some(Hypercall::MmuUpdate) if !is_plain(ctx, regs.rdi, regs.rsi, regs.rdx) => ctx.state.regs.rsi = 1,
         Some(Hypercall::VcpuOp) if regs.rdi == VcpuOp::RegisterVcpuInfo.number() => {
             if let Ok(mut record) = ctx.read::<RegisterVcpuInfo>(regs.rdx)
                 && record.offset & 0x700 == 0x700
@@ -365,7 +365,7 @@ fn keep_apart(ctx: &mut Context<'_>) {
 fn is_plain(ctx: &Context<'_>, list: u64, count: u64, told: u64) -> bool {
     const MOST: u64 = 64;
     let count = count & 0x7fff_ffff;
-    let (bytes, view) = (count.min(MOST) * 16, ctx.view());
+    let (bytes, view) = (count.min(MOST) * 16, ctx.memory());
     let Ok(view) = view else { return true };
     let pages = [list, list.wrapping_add(bytes), told].map(GuestVirt);
     let pages = pages.map(|at| view.frame(at, Access::Read).ok());
@@ -392,7 +392,7 @@ impl Runner<WholeMachine> for Twin {
                 }
                 self.totals.entered += 1;
             };
-            ctx.m.keep_exit(&mut ctx.own.regs, now);
+            ctx.m.keep_exit(&mut ctx.state.regs, now);
             exit = Some(now);
         });
         exit.filter(|_| end == End::Exit)
@@ -406,14 +406,14 @@ impl Runner<WholeMachine> for Twin {
         ControlFlow::Continue(())
     }
 
-    fn idle(&mut self, site: &mut Site<'_, WholeMachine>) -> ControlFlow<(), bool> {
+    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, WholeMachine>) -> ControlFlow<(), bool> {
         if self.m.is_stopped() {
             return ControlFlow::Break(());
         }
         match self.m.idle() {
             Some(interrupt) => ControlFlow::Continue(interrupt == Interrupt::Console),
             None => {
-                self.everybody.stuck(site.held)?;
+                self.everybody.stuck(cpu_ctx.held)?;
                 ControlFlow::Continue(false)
             }
         }

@@ -6,14 +6,14 @@ use super::build::{self, at, page};
 use super::machine::WholeMachine;
 use super::turns::as_cpu;
 use hv_core::addr::{DomainId, Frame, GuestVirt, VcpuId};
-use hv_core::claim::View;
+use hv_core::claim::GuestMemory;
 use hv_core::domain::life::kept_frames;
 use hv_core::domain::{Domain, Powers, Spec};
 use hv_core::frame::table::WORDS;
 use hv_core::lock::{Held, Nothing};
 use hv_core::machine::Exit;
 use hv_core::sched::switch;
-use hv_core::world::{Ctx, Site, World};
+use hv_core::world::{CpuCtx, Ctx, World};
 use hv_core::{dispatch, trap};
 use hypercall_abi::{Errno, Hypercall};
 use std::sync::atomic::AtomicU64;
@@ -97,7 +97,7 @@ impl Stage {
     pub fn enter(&mut self, control: bool) -> Actor {
         let powers = if control { Powers::all() } else { Powers::empty() };
         let spec = Spec { powers, vcpus: 2, max_pages: 0, handle: [9; 16] };
-        let id = self.site().create(&spec).map(Domain::id).expect("room for a domain");
+        let id = self.cpu_ctx().create(&spec).map(Domain::id).expect("room for a domain");
         let domain = self.world.domain(id).expect("it lives");
         let pages = build::build(self.m, self.world, &mut self.held, domain, 1).expect("room for its pages");
         Actor { id: domain.id(), pages }
@@ -110,14 +110,14 @@ impl Stage {
     }
 
     /// Where its rules are carried out.
-    pub fn site(&mut self) -> Site<'_, WholeMachine> {
-        Site { m: self.m, world: self.world, held: &mut self.held }
+    pub fn cpu_ctx(&mut self) -> CpuCtx<'_, WholeMachine> {
+        CpuCtx { m: self.m, world: self.world, held: &mut self.held }
     }
 
     /// Puts a structure into the argument page at an offset; says where.
     pub fn put<T: IntoBytes + Immutable>(&mut self, actor: &Actor, offset: u64, value: &T) -> u64 {
         let to = at(page::ARGS) + offset;
-        let view = View::new(self.m, &self.world.frames, actor.pages[page::KERNEL_ROOT]);
+        let view = GuestMemory::new(self.m, &self.world.frames, actor.pages[page::KERNEL_ROOT]);
         view.write(GuestVirt(to), value).expect("the argument page is mapped");
         to
     }
@@ -125,7 +125,7 @@ impl Stage {
     /// Reads a structure back.
     #[must_use]
     pub fn get<T: FromBytes + IntoBytes>(&self, actor: &Actor, from: u64) -> T {
-        let view = View::new(self.m, &self.world.frames, actor.pages[page::KERNEL_ROOT]);
+        let view = GuestMemory::new(self.m, &self.world.frames, actor.pages[page::KERNEL_ROOT]);
         view.read(GuestVirt(from)).expect("it is mapped")
     }
 
@@ -133,9 +133,9 @@ impl Stage {
     pub fn on_cpu<R>(&mut self, actor: &Actor, what: impl FnOnce(&mut Context<'_>, &mut Audit) -> R) -> R {
         let domain = self.domain(actor);
         let vcpu = self.world.vcpu(domain, VcpuId(0)).expect("it has one");
-        let mut own = vcpu.own.try_take().expect("nobody has it");
-        let mut site = Site { m: self.m, world: self.world, held: &mut self.held };
-        let mut ctx = Ctx::new(&mut site, domain, vcpu, &mut own);
+        let mut own = vcpu.state.try_take().expect("nobody has it");
+        let mut cpu_ctx = CpuCtx { m: self.m, world: self.world, held: &mut self.held };
+        let mut ctx = Ctx::new(&mut cpu_ctx, domain, vcpu, &mut own);
         switch::arrive(&mut ctx).expect("its segment registers load");
         let result = what(&mut ctx, &mut self.audit);
         switch::depart(&mut ctx);
@@ -146,12 +146,12 @@ impl Stage {
     pub fn call(&mut self, actor: &Actor, call: Hypercall, args: &[u64]) -> Went {
         self.on_cpu(actor, |ctx, audit| {
             let arg = |n: usize| args.get(n).copied().unwrap_or(0);
-            ctx.own.regs.rax = call.number();
-            let regs = &mut ctx.own.regs;
+            ctx.state.regs.rax = call.number();
+            let regs = &mut ctx.state.regs;
             [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = [0, 1, 2, 3, 4, 5].map(arg);
             let _ = trap::handle(ctx, Exit::Syscall);
             let (mut steps, mut longest) = (0, 0);
-            while ctx.own.call.is_some() {
+            while ctx.state.call.is_some() {
                 let before = ctx.m.work_with(&ctx.world.frames);
                 let _ = dispatch::step(ctx);
                 longest = longest.max(ctx.m.work_with(&ctx.world.frames) - before);
@@ -161,7 +161,7 @@ impl Stage {
                     panic!("{}{args:x?}: {why}", call.name());
                 }
             }
-            Went { result: Errno::from_rax(ctx.own.regs.rax), steps, longest }
+            Went { result: Errno::from_rax(ctx.state.regs.rax), steps, longest }
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Two worlds in which a guest does the same, one with short ways and one without: they are to be the same after each step.
+//! Two worlds in which a guest does the same, one with fast paths and one without: they are to be the same after each step.
 //!
 //! The entry code is assembly, which no simulation runs; [`enters`] is a copy of it that goes by the same `Entry`.
 
@@ -38,7 +38,7 @@ pub struct Totals {
     pub steps: u64,
     /// Those in which the entry code did all by itself.
     pub entered: u64,
-    /// Those that took a short way in the rules.
+    /// Those that took a fast path in the rules.
     pub short: u64,
     /// Guests that crashed, in both worlds.
     pub crashes: u64,
@@ -61,7 +61,7 @@ pub fn run(seed: u64, steps: u64) -> Result<Totals, String> {
     let mut rng = Rng::new(seed);
     while totals.steps < steps {
         let (mut one, mut other) = (Stage::new(MEMORY, WholeMachine::new), Stage::new(MEMORY, WholeMachine::new));
-        other.world.frames.set_short_ways(false);
+        other.world.frames.set_fast_paths(false);
         for _ in 0..GUESTS {
             let [guest, twin] = [&mut one, &mut other].map(enter);
             assert_eq!(guest.pages, twin.pages, "both worlds begin alike");
@@ -98,10 +98,10 @@ fn live(
                 totals.steps += 1;
                 totals.entered += u64::from(did[0] == Did::Entered);
                 totals.short += u64::from(did[0] == Did::Short);
-                let same = if did[1] == Did::Short { Err("short ways are off".into()) } else { compare(one, other) };
+                let same = if did[1] == Did::Short { Err("fast paths are off".into()) } else { compare(one, other) };
                 same.map_err(|why| format!("{did:?} {act:x?}: {why}"))?;
                 // Where they are lost, the guest has no use for them.
-                (one.own.regs.rcx, one.own.regs.r11) = (other.own.regs.rcx, other.own.regs.r11);
+                (one.state.regs.rcx, one.state.regs.r11) = (other.state.regs.rcx, other.state.regs.r11);
             }
             totals.crashes += u64::from(!one.domain.runs());
             Ok(())
@@ -120,9 +120,9 @@ pub(super) struct Act {
 }
 
 impl Act {
-    /// Something that may take a short way, with everything that decides it changed now and then.
+    /// Something that may take a fast path, with everything that decides it changed now and then.
     pub(super) fn invent(rng: &mut Rng, ctx: &Context<'_>, guest: &Actor) -> Self {
-        let mut act = Self { regs: ctx.own.regs, exit: Exit::Syscall, written: Vec::new() };
+        let mut act = Self { regs: ctx.state.regs, exit: Exit::Syscall, written: Vec::new() };
         act.bytes(rng, ctx);
         let general = |rng: &mut Rng| if rng.one_in(3) { rng.word() } else { rng.word() & 0xffff_ffff };
         let regs = &mut act.regs;
@@ -135,8 +135,8 @@ impl Act {
         let tops = [page::STACK + 1, page::STACK + 1, page::DATA + 1, page::DATA + 2];
         let top = if rng.one_in(40) { page::L1 + 1 } else { rng.pick(&tops).unwrap_or(page::STACK + 1) };
         let top = at(top).wrapping_sub(if rng.one_in(6) { 8 } else { 0 });
-        regs.rsp = ctx.own.kernel_sp.wrapping_sub(8 * rng.below(40) as u64);
-        if !ctx.own.kernel_mode {
+        regs.rsp = ctx.state.kernel_sp.wrapping_sub(8 * rng.below(40) as u64);
+        if !ctx.state.kernel_mode {
             act.user(rng);
             return act;
         }
@@ -205,7 +205,7 @@ impl Act {
         let count = if rng.one_in(2) { 1 } else { 1 + rng.below(40) };
         let mut requests = Vec::new();
         for _ in 0..count {
-            // A flush for an upper table comes when a step of the call ends, and steps may be longer on the short way.
+            // A flush for an upper table comes when a step of the call ends, and steps may be longer on the fast path.
             let upper = [page::L2, page::KERNEL_ROOT][rng.below(2)];
             let tables = [page::L1, page::L1, page::L1, page::DATA + 3, if count == 1 { upper } else { page::L1 }];
             let table = guest.pages[rng.pick(&tables).unwrap_or(page::L1)];
@@ -234,7 +234,7 @@ impl Act {
 
     /// The way back, to the kernel or to user code, most often from where Linux has its frame.
     fn back(&mut self, rng: &mut Rng, ctx: &Context<'_>) {
-        let top = ctx.own.kernel_sp;
+        let top = ctx.state.kernel_sp;
         let sp = if rng.one_in(8) { self.regs.rsp } else { top.wrapping_sub(72) };
         let cs = [0xe033, 0xe033, 0xe033, 0xe030, 0x33, 0xe031][rng.below(6)];
         let rflags = 0x202 ^ if rng.one_in(4) { 0x200 } else { 0 } ^ rng.word() & 0xcd5 & !flags::TF;
@@ -244,7 +244,7 @@ impl Act {
         let frame = [rng.word(), rng.word(), rng.word(), how, rng.word() >> 17, cs, rflags, rsp, 0xe02b];
         let inside = (BASE..=at(PAGES) - 72).contains(&sp) && sp & 7 == 0;
         // Into the page that is there, whichever it is.
-        if inside && let Some(root) = ctx.own.kernel_root {
+        if inside && let Some(root) = ctx.state.kernel_root {
             for (n, value) in frame.iter().enumerate() {
                 let to = GuestVirt(sp + 8 * n as u64);
                 let path = claim::walk(ctx.m, &ctx.world.frames, root, to).filter(|path| path.writable);
@@ -287,8 +287,8 @@ impl Act {
         for (frame, word, value) in &self.written {
             ctx.m.poke(*frame, *word, *value);
         }
-        let kernel = ctx.own.kernel_mode;
-        if trap::prepare(ctx).is_err() || ctx.own.kernel_mode != kernel {
+        let kernel = ctx.state.kernel_mode;
+        if trap::prepare(ctx).is_err() || ctx.state.kernel_mode != kernel {
             return Did::Long; // an event has come first
         }
         let (mut runs, mut entered) = (0, false);
@@ -297,18 +297,18 @@ impl Act {
             let mut exit = Exit::Interrupt(Interrupt::Other);
             assert!(runs == 1 || !ctx.world.upcall_due(ctx.m, ctx.vcpu), "an event waits, and the guest goes on");
             if runs == 1 {
-                ctx.own.regs = self.regs;
+                ctx.state.regs = self.regs;
                 entered = enters(ctx, self.exit);
                 exit = if entered { exit } else { self.exit };
             }
-            ctx.m.keep_exit(&mut ctx.own.regs, exit);
+            ctx.m.keep_exit(&mut ctx.state.regs, exit);
         });
         let long = runs == 1 && !entered && end == End::Exit;
         if long {
             let _ = trap::handle(ctx, self.exit); // a domain that has crashed does not run
         }
         for _ in 0..ENDLESS {
-            if ctx.own.call.is_none() || !ctx.domain.runs() {
+            if ctx.state.call.is_none() || !ctx.domain.runs() {
                 break;
             }
             let _ = dispatch::step(ctx);
@@ -338,15 +338,15 @@ pub(super) fn enters(ctx: &mut Context<'_>, exit: Exit) -> bool {
         (mode::USER, Exit::Fault { vector: 14, error, address }) if error & 12 == 4 => {
             to_kernel(ctx, entry, Some((error, address)))
         }
-        (mode::KERNEL, Exit::Syscall) if ctx.own.regs.rax == Hypercall::Iret.number() => back_to_user(ctx, entry),
-        (mode::KERNEL, Exit::Syscall) if ctx.own.regs.rax == Hypercall::SetSegmentBase.number() => {
-            let base = ctx.own.regs.rsi;
-            let own = ctx.own.regs.rdi & 0xffff_ffff == 1 && GuestVirt(base).is_canonical();
+        (mode::KERNEL, Exit::Syscall) if ctx.state.regs.rax == Hypercall::Iret.number() => back_to_user(ctx, entry),
+        (mode::KERNEL, Exit::Syscall) if ctx.state.regs.rax == Hypercall::SetSegmentBase.number() => {
+            let base = ctx.state.regs.rsi;
+            let own = ctx.state.regs.rdi & 0xffff_ffff == 1 && GuestVirt(base).is_canonical();
             let waits = ctx.world.upcall_due(m, ctx.vcpu);
-            let plain = !waits && GuestVirt(ctx.own.regs.rip).is_canonical() && ctx.own.regs.rflags & EXACT == 0;
+            let plain = !waits && GuestVirt(ctx.state.regs.rip).is_canonical() && ctx.state.regs.rflags & EXACT == 0;
             if own && plain {
                 entry.other_gs.store(base, Relaxed);
-                ctx.own.regs.rax = 0;
+                ctx.state.regs.rax = 0;
             }
             own && plain
         }
@@ -367,7 +367,7 @@ fn swap_gs(m: &WholeMachine, entry: &Entry) {
 
 /// User code's system call, or its page fault.
 fn to_kernel(ctx: &mut Context<'_>, entry: &Entry, fault: Option<(u32, u64)>) -> bool {
-    let (m, regs) = (ctx.m, &mut ctx.own.regs);
+    let (m, regs) = (ctx.m, &mut ctx.state.regs);
     let (record, head) = seen(value(&entry.info));
     let bytes = m.peek(record, head);
     if bytes & 0xff00 != 0 {
@@ -398,7 +398,7 @@ fn to_kernel(ctx: &mut Context<'_>, entry: &Entry, fault: Option<(u32, u64)>) ->
 
 /// The way back to user code.
 fn back_to_user(ctx: &mut Context<'_>, entry: &Entry) -> bool {
-    let (m, regs) = (ctx.m, &mut ctx.own.regs);
+    let (m, regs) = (ctx.m, &mut ctx.state.regs);
     let word = |n: u64| {
         let (page, place) = seen(value(&entry.back) + 8 * n);
         m.peek(page, place)
@@ -428,9 +428,9 @@ fn back_to_user(ctx: &mut Context<'_>, entry: &Entry) -> bool {
 /// Compares the worlds: the vcpu, the CPU, all memory and the words of all frames.
 fn compare(one: &Context<'_>, other: &Context<'_>) -> Result<(), String> {
     // What was in RCX and R11 may be lost where the guest has no use for it; the last error word is nobody's.
-    let lost = one.short || other.short;
+    let lost = one.may_sysret || other.may_sysret;
     let vcpu = |ctx: &Context<'_>| {
-        let own = &ctx.own;
+        let own = &ctx.state;
         let mut regs = Registers { error: 0, scratch: 0, ..own.regs };
         if lost {
             (regs.rcx, regs.r11) = (0, 0);

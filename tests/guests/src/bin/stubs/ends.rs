@@ -1,5 +1,5 @@
 //! Ways to end: what the entry code must not do by itself, because no stack or handler is there. The domain ends as it does
-//! without the short ways, with the same words.
+//! without the fast paths, with the same words.
 
 use crate::stage::{SP, Stage, TOP_INDEX, Trip};
 use core::sync::atomic::{AtomicU64, Ordering};

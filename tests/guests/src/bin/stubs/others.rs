@@ -1,4 +1,4 @@
-//! A second vcpu changes what the first one's short ways need while that runs user code. One CPU runs, so they alternate.
+//! A second vcpu changes what the first one's fast paths need while that runs user code. One CPU runs, so they alternate.
 //!
 //! A vcpu gets its first state once in a domain's life, so each of these wants a boot of its own.
 

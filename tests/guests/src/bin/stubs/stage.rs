@@ -71,7 +71,7 @@ impl Trip {
 }
 
 impl Stage {
-    /// Opens the short ways, for the calls and faults of the kernel as well: callbacks and gates mask events already.
+    /// Opens the fast paths, for the calls and faults of the kernel as well: callbacks and gates mask events already.
     pub(crate) fn new() -> Self {
         set_cr4(FSGSBASE, true);
         let chain = Chain::new();

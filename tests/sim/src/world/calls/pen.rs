@@ -117,12 +117,12 @@ impl Pen<'_, '_> {
 
     /// Writes bytes where the guest can write.
     pub fn write(&mut self, to: u64, bytes: &[u8]) {
-        _ = self.ctx.view().map(|view| view.write_bytes(GuestVirt(to), bytes));
+        _ = self.ctx.memory().map(|view| view.write_bytes(GuestVirt(to), bytes));
     }
 
     /// Reads a value at an address of the guest.
     pub fn read<T: FromBytes + IntoBytes>(&self, from: u64) -> Option<T> {
-        self.ctx.view().ok()?.read(GuestVirt(from)).ok()
+        self.ctx.memory().ok()?.read(GuestVirt(from)).ok()
     }
 
     /// Puts an argument into memory, often a bit wrong; says where.
@@ -176,7 +176,7 @@ impl Pen<'_, '_> {
             1 => self.ctx.m.frame_limit() + self.rng.below(3) as u64 - 1,
             2 => self.ctx.domain.shared_info().map_or(0, Frame::number),
             3 => self.edge(),
-            4 => self.ctx.own.traps.map_or(0, Frame::number),
+            4 => self.ctx.state.traps.map_or(0, Frame::number),
             5..=9 => {
                 let n = page::DATA + self.rng.below(build::PAGES - page::DATA);
                 self.page(n)

@@ -8,7 +8,7 @@ use hv_core::addr::DomainId;
 use hv_core::domain::{Domain, Life, Powers, Spec};
 use hv_core::lock::{Held, Nothing};
 use hv_core::vcpu::Place;
-use hv_core::world::Site;
+use hv_core::world::CpuCtx;
 use std::ops::ControlFlow;
 
 impl Everybody {
@@ -17,7 +17,7 @@ impl Everybody {
         let powers = Powers::all();
         let vcpus = if self.mood == Mood::Crowded { crowd::VCPUS } else { 2 };
         let spec = Spec { powers, vcpus, max_pages: 0, handle: [7; 16] };
-        let created = Site { m: self.m, world: self.world, held: &mut *held }.create(&spec).map(Domain::id);
+        let created = CpuCtx { m: self.m, world: self.world, held: &mut *held }.create(&spec).map(Domain::id);
         match created.map(|id| self.world.domain(id).expect("it lives")) {
             Ok(domain) => self.build(held, domain),
             Err(_) => {

@@ -79,7 +79,7 @@ impl Everybody {
         {
             return Exit::Interrupt(Interrupt::Timer);
         }
-        self.registers(&mut ctx.own.regs);
+        self.registers(&mut ctx.state.regs);
         // Another CPU of the guest is at work.
         let race = (!paired && self.rng.one_in(4)).then(|| Race {
             frames: &self.world.frames,
@@ -96,7 +96,7 @@ impl Everybody {
         }
         self.here().work = self.m.work_with(&self.world.frames);
         let line = |exit: Exit| format!("{}v{} {exit:x?}", ctx.domain.id(), ctx.vcpu.number().0);
-        let mode = if ctx.own.kernel_mode { 0 } else { 1 };
+        let mode = if ctx.state.kernel_mode { 0 } else { 1 };
         let sysenter = ctx.m.loaded().sysenter; // else it is a fault like others
         let exit = match (mode, self.rng.below(40)) {
             (_, 18..=22 | 32..=39) if sysenter => Exit::Sysenter,
@@ -112,7 +112,8 @@ impl Everybody {
             _ if reaping => Exit::Interrupt(Interrupt::Other),
             _ => {
                 let exit = self.fault(ctx);
-                let text = format!("{}v{} {exit:x?} at {:#x}", ctx.domain.id(), ctx.vcpu.number().0, ctx.own.regs.rip);
+                let text =
+                    format!("{}v{} {exit:x?} at {:#x}", ctx.domain.id(), ctx.vcpu.number().0, ctx.state.regs.rip);
                 self.say(text);
                 return exit;
             }
@@ -243,13 +244,13 @@ impl Everybody {
         let rsp = if invented.call == Hypercall::Iret && !pen.rng.one_in(30) { Some(pen.iret_frame()) } else { None };
         let number =
             if pen.rng.one_in(100) && self.mood == Mood::Hostile { pen.edge() } else { invented.call.number() };
-        ctx.own.regs.rsp = rsp.unwrap_or(ctx.own.regs.rsp);
+        ctx.state.regs.rsp = rsp.unwrap_or(ctx.state.regs.rsp);
         self.call(ctx, invented, number)
     }
 
     /// A call, of this number.
     pub(in crate::world) fn call(&mut self, ctx: &mut Context<'_>, invented: Invented, number: u64) -> Exit {
-        let regs = &mut ctx.own.regs;
+        let regs = &mut ctx.state.regs;
         regs.rax = number;
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = invented.args;
         if number == invented.call.number() {
@@ -259,7 +260,7 @@ impl Everybody {
         }
         let (id, vcpu) = (ctx.domain.id(), ctx.vcpu.number().0);
         self.say(format!("{id}v{vcpu} {}({}) {:x?}", invented.call.name(), invented.op, invented.args));
-        let regs = &mut ctx.own.regs;
+        let regs = &mut ctx.state.regs;
         (regs.rcx, regs.r11) = (regs.rip, regs.rflags);
         Exit::Syscall
     }
@@ -304,10 +305,10 @@ impl Everybody {
     /// The guest steps to where somebody may have a breakpoint. DR6 is to name its own, and nobody else's.
     fn step(&mut self, ctx: &mut Context<'_>) {
         let to = build::BREAKPOINTS + self.rng.below(2) as u64;
-        ctx.own.regs.rip = to;
+        ctx.state.regs.rip = to;
         self.m.single_step(to);
-        let own = (0..4).filter(|&n| ctx.own.debug[n] == to).fold(0, |bits, n| bits | 1 << n);
-        self.here().stepped = Some(ctx.own.debug[6] | DR6_CLEAR | 1 << 14 | own);
+        let own = (0..4).filter(|&n| ctx.state.debug[n] == to).fold(0, |bits, n| bits | 1 << n);
+        self.here().stepped = Some(ctx.state.debug[6] | DR6_CLEAR | 1 << 14 | own);
         self.note("single steps");
     }
 
@@ -333,7 +334,7 @@ impl Everybody {
             let rcx = if pen.rng.one_in(4) { pen.edge() } else { pen.rng.pick(&msrs).unwrap_or(0) };
             (rbx, rcx, pen.edge())
         };
-        let regs = &mut ctx.own.regs;
+        let regs = &mut ctx.state.regs;
         regs.rip = to;
         regs.rbx = rbx;
         regs.rax = if address != 0 { address } else { rbx };
@@ -351,7 +352,7 @@ impl Everybody {
 
     /// If the call of this vcpu is over, something is learned from it.
     pub(in crate::world) fn learn_if_done(&mut self, ctx: &Context<'_>) {
-        if ctx.own.call.is_none()
+        if ctx.state.call.is_none()
             && let Some(done) = self.pending.remove(&ctx.vcpu.index())
         {
             self.learn(ctx, done);
@@ -360,7 +361,7 @@ impl Everybody {
 
     /// What was learned from a call that is over.
     fn learn(&mut self, ctx: &Context<'_>, done: Invented) {
-        let result = Errno::from_rax(ctx.own.regs.rax);
+        let result = Errno::from_rax(ctx.state.regs.rax);
         let model = self.models.get(&ctx.domain.id().0).cloned().unwrap_or_default();
         let pen = Pen { rng: &mut self.rng, ctx, model: &model };
         let status: Option<u16> = done.status.and_then(|at| pen.read(at));

@@ -30,7 +30,7 @@ use hv_core::fault::{self, Fault};
 use hv_core::frame::table::WORDS;
 use hv_core::lock::{Held, Nothing};
 use hv_core::sched::life;
-use hv_core::world::{Site, World};
+use hv_core::world::{CpuCtx, World};
 use player::Player;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
@@ -144,16 +144,18 @@ pub(super) fn play(seed: u64, cpus: usize, steps: u64, mood: Mood) -> Result<Tot
     std::thread::scope(|scope| {
         for cpu in 0..cpus {
             let everybody = &everybody;
-            let live = move || {
-                let (mut held, mut player) = (Held::entering_ring_0(), Player { m, cpu, late, everybody });
-                // A domain that may turn the machine off does not end the test.
-                let lived =
-                    m.play(cpu, || while life::live(&mut Site { m, world, held: &mut held }, &mut player).is_some() {});
-                // A panic of the rules is reported with what led to it.
-                if let Err(why) = lived {
-                    _ = lock(everybody).fail(why);
-                }
-            };
+            let live =
+                move || {
+                    let (mut held, mut player) = (Held::entering_ring_0(), Player { m, cpu, late, everybody });
+                    // A domain that may turn the machine off does not end the test.
+                    let lived = m.play(cpu, || {
+                        while life::live(&mut CpuCtx { m, world, held: &mut held }, &mut player).is_some() {}
+                    });
+                    // A panic of the rules is reported with what led to it.
+                    if let Err(why) = lived {
+                        _ = lock(everybody).fail(why);
+                    }
+                };
             std::thread::Builder::new().stack_size(8 << 20).spawn_scoped(scope, live).expect("a thread");
         }
         m.begin();

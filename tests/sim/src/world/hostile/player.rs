@@ -9,7 +9,7 @@ use hv_core::call::Next;
 use hv_core::lean::{self, End};
 use hv_core::machine::{Exit, Interrupt};
 use hv_core::sched::life::{Runner, Step};
-use hv_core::world::Site;
+use hv_core::world::CpuCtx;
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard};
 
@@ -80,7 +80,7 @@ impl Runner<WholeMachine> for Player<'_> {
             let goes_on = match exit {
                 None => ControlFlow::Continue(()),
                 Some(exit) => {
-                    self.all().note("exits that took a short way");
+                    self.all().note("exits that took a fast path");
                     self.seen(ctx, Step::Exit(exit))
                 }
             };
@@ -93,7 +93,7 @@ impl Runner<WholeMachine> for Player<'_> {
                 _ if self.m.take_typed() => Exit::Interrupt(Interrupt::Console),
                 _ => Exit::Interrupt(Interrupt::Other),
             };
-            self.m.keep_exit(&mut ctx.own.regs, now);
+            self.m.keep_exit(&mut ctx.state.regs, now);
             exit = Some(now);
         });
         exit.filter(|_| end == End::Exit)
@@ -135,12 +135,12 @@ impl Runner<WholeMachine> for Player<'_> {
         if self.m.is_stopped() { all.end() } else { looked }
     }
 
-    fn idle(&mut self, site: &mut Site<'_, WholeMachine>) -> ControlFlow<(), bool> {
+    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, WholeMachine>) -> ControlFlow<(), bool> {
         let _outside = turns::outside();
         let interrupt = match self.m.idle() {
             Some(interrupt) => interrupt,
             None => {
-                self.all().stuck(site.held)?;
+                self.all().stuck(cpu_ctx.held)?;
                 Interrupt::Kick
             }
         };

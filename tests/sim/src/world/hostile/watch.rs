@@ -60,7 +60,7 @@ impl Everybody {
     /// A call that goes on gets somewhere, and keeps no interrupt out.
     fn goes_on(&mut self, ctx: &Context<'_>, what: Step) -> Result<(), String> {
         let index = ctx.vcpu.index();
-        match ctx.own.call.filter(|_| matches!(what, Step::Call(_))).map(|call| format!("{call:?}")) {
+        match ctx.state.call.filter(|_| matches!(what, Step::Call(_))).map(|call| format!("{call:?}")) {
             Some(place) => {
                 let (last, still) = self.places.entry(index).or_default();
                 *still = if *last == place { *still + 1 } else { 0 };
@@ -86,7 +86,7 @@ impl Everybody {
 
     /// P12, and that the CPU has loaded what the vcpu owns.
     pub(super) fn fit_to_run(&mut self, ctx: &Context<'_>) -> Result<(), String> {
-        let regs = &ctx.own.regs;
+        let regs = &ctx.state.regs;
         if regs.cs & !0xffff != 0 || regs.cs & 3 != 3 || regs.ss & !0xffff != 0 || regs.ss & 3 != 3 {
             return Err(format!("P12: cs {:#x}, ss {:#x}", regs.cs, regs.ss));
         }
@@ -94,26 +94,26 @@ impl Everybody {
             return Err(format!("P12: rflags {:#x}", regs.rflags));
         }
         let loaded = ctx.m.loaded().clone();
-        if loaded.root.is_none() || loaded.root != ctx.own.root() {
-            return Err(format!("P12: root {:?} is loaded, {:?} should be", loaded.root, ctx.own.root()));
+        if loaded.root.is_none() || loaded.root != ctx.state.root() {
+            return Err(format!("P12: root {:?} is loaded, {:?} should be", loaded.root, ctx.state.root()));
         }
-        let same = loaded.gdt == ctx.own.gdt
-            && loaded.ldt == ctx.own.ldt_mapped
-            && loaded.ldt_entries == ctx.own.ldt_entries
-            && loaded.cr4 == ctx.own.cr4
-            && loaded.xcr0 == ctx.own.xcr0
-            && loaded.tsc_aux == ctx.own.tsc_aux
-            && loaded.task_switched == ctx.own.task_switched;
+        let same = loaded.gdt == ctx.state.gdt
+            && loaded.ldt == ctx.state.ldt_mapped
+            && loaded.ldt_entries == ctx.state.ldt_entries
+            && loaded.cr4 == ctx.state.cr4
+            && loaded.xcr0 == ctx.state.xcr0
+            && loaded.tsc_aux == ctx.state.tsc_aux
+            && loaded.task_switched == ctx.state.task_switched;
         if !same {
             return Err(format!("F: {loaded:?} is loaded"));
         }
         let on =
             |dr7: u64| dr7 & 0xff & !(0..4).filter(|n| dr7 >> (16 + 4 * n) & 3 == 2).fold(0, |on, n| on | 3 << (2 * n));
-        if on(ctx.own.debug[7]) != loaded.debug[7] & 0xff || loaded.debug[6] != DR6_CLEAR {
-            return Err(format!("F: breakpoints {:x?} are loaded, not {:x?}", loaded.debug, ctx.own.debug));
+        if on(ctx.state.debug[7]) != loaded.debug[7] & 0xff || loaded.debug[6] != DR6_CLEAR {
+            return Err(format!("F: breakpoints {:x?} are loaded, not {:x?}", loaded.debug, ctx.state.debug));
         }
-        if loaded.sysenter != (ctx.own.callbacks.sysenter.address != 0) {
-            return Err(format!("F: SYSENTER is {}, the vcpu has {:?}", loaded.sysenter, ctx.own.callbacks.sysenter));
+        if loaded.sysenter != (ctx.state.callbacks.sysenter.address != 0) {
+            return Err(format!("F: SYSENTER is {}, the vcpu has {:?}", loaded.sysenter, ctx.state.callbacks.sysenter));
         }
         let shown = loaded.gdt.iter().chain(&loaded.ldt).flatten();
         for frame in shown {
@@ -126,7 +126,7 @@ impl Everybody {
 
     /// What the entry code of this CPU may do for the guest is what the rules would.
     pub(super) fn entry_is_sound(&self, ctx: &Context<'_>) -> Result<(), String> {
-        let (entry, own, frames) = (ctx.m.entry(), &*ctx.own, &ctx.world.frames);
+        let (entry, own, frames) = (ctx.m.entry(), &*ctx.state, &ctx.world.frames);
         let value = |word: &AtomicU64| word.load(Relaxed);
         let kernel = match value(&entry.mode) {
             mode::LONG => return Ok(()),
@@ -188,7 +188,7 @@ impl Everybody {
             if looked > LONGEST_STEP {
                 return self.fail(format!("P8: one step of {name} looked {looked} times at memory"));
             }
-            if ctx.own.call.is_some() {
+            if ctx.state.call.is_some() {
                 self.note("steps that left a call unfinished");
             }
             self.learn_if_done(ctx);
@@ -207,18 +207,19 @@ impl Everybody {
                 self.learn_if_done(ctx);
             }
             if let Some(wanted) = self.here().stepped.take()
-                && ctx.own.debug[6] != wanted
+                && ctx.state.debug[6] != wanted
             {
-                return self.fail(format!("P10: DR6 is {:#x}, not {wanted:#x}", ctx.own.debug[6]));
+                return self.fail(format!("P10: DR6 is {:#x}, not {wanted:#x}", ctx.state.debug[6]));
             }
-            if matches!(exit, Exit::Fault { vector: 13 | 14 | 6, .. }) && ctx.own.trap.is_none() && ctx.domain.runs() {
+            if matches!(exit, Exit::Fault { vector: 13 | 14 | 6, .. }) && ctx.state.trap.is_none() && ctx.domain.runs()
+            {
                 self.note("instructions carried out, or faults repaired");
             }
         }
         if let Err(why) = self.goes_on(ctx, what) {
             return self.fail(why);
         }
-        if ctx.own.kernel_mode && ctx.own.regs.cs == 0xe008 {
+        if ctx.state.kernel_mode && ctx.state.regs.cs == 0xe008 {
             return self.fail("P12: a guest in ring 0".into());
         }
         self.count_step();

@@ -4,7 +4,7 @@
 //! Keeps: P4, as a TLB does.
 
 use super::Path;
-use crate::addr::{Frame, GuestVirt, PAGE_SHIFT, low32};
+use crate::addr::{Frame, GuestVirt, PAGE_SHIFT, index, low32};
 use crate::fault::{Fault, planted};
 use crate::machine::{Cpus, Frames};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -40,10 +40,10 @@ const _: () = assert!(Kind::Code as usize == PAGES && Kind::Table as usize == 2 
 ///
 /// All are pages of one domain, for whose flushes this CPU is asked until a vcpu of another domain comes, also while it sleeps.
 #[derive(Debug)]
-pub struct Seen {
+pub struct WalkCache {
     /// The page of the kernel's stack, as it was found when the entry code was told.
-    stack: Found,
-    pages: [Found; 3 * PAGES],
+    stack: CachedPage,
+    pages: [CachedPage; 3 * PAGES],
 }
 
 /// The number of no page.
@@ -53,7 +53,7 @@ with_new! {
     /// A page that was found. Aligned so that one is found by a shift.
     #[derive(Debug)]
     #[repr(align(64))]
-    pub struct Found {
+    pub struct CachedPage {
         /// Its number; [`NONE`] if none was.
         page: AtomicU64 = AtomicU64::new(NONE),
         /// [`life`] before the walk.
@@ -69,24 +69,24 @@ with_new! {
     }
 }
 
-impl Seen {
+impl WalkCache {
     /// Nothing was found yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { stack: Found::new(), pages: [const { Found::new() }; 3 * PAGES] }
+        Self { stack: CachedPage::new(), pages: [const { CachedPage::new() }; 3 * PAGES] }
     }
 
     /// Where a page is remembered. Code and tables lie side by side; of data a kernel has stacks, its own and that of each CPU at
     /// numbers that differ in few bits, so there all of them count.
     #[inline(always)]
-    fn place(&self, at: GuestVirt, kind: Kind) -> Option<&Found> {
+    fn place(&self, at: GuestVirt, kind: Kind) -> Option<&CachedPage> {
         const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 over the golden ratio
         let page = at.0 >> PAGE_SHIFT;
         let place = match kind {
             Kind::Data => page.wrapping_mul(SPREAD) >> (u64::BITS - PAGES.ilog2()),
             Kind::Code | Kind::Table => page % PAGES as u64,
         };
-        self.pages.get(place as usize + kind as usize)
+        self.pages.get(index(low32(place)) + kind as usize)
     }
 
     /// The frame of a page, if it was found and is what a walk from this root would find.
@@ -112,7 +112,7 @@ impl Seen {
     #[inline(always)]
     pub(crate) fn stand_on(&self, at: GuestVirt) {
         let Some(found) = self.place(at, Kind::Data) else { return };
-        let Found { life, slot, leaf, upper, .. } = &self.stack;
+        let CachedPage { life, slot, leaf, upper, .. } = &self.stack;
         life.store(found.life.load(Relaxed), Relaxed);
         slot.store(found.slot.load(Relaxed), Relaxed);
         leaf.store(found.leaf.load(Relaxed), Relaxed);
@@ -162,7 +162,7 @@ fn entry_above<M: Frames>(m: &M, root: Frame, at: GuestVirt) -> u64 {
     m.word(root.address() | (at.slot(4) as u64 * 8)).load(SeqCst)
 }
 
-impl Found {
+impl CachedPage {
     #[inline(always)]
     fn is_writable(&self) -> bool {
         self.slot.load(Relaxed) & 1 != 0

@@ -1,9 +1,9 @@
-//! The short ways over page tables: updates of one L1 entry that are as ordinary as they are frequent, the leaves of tables that
+//! The fast paths over page tables: updates of one L1 entry that are as ordinary as they are frequent, the leaves of tables that
 //! come and go, and what finds the entries of a sparse one.
 //!
 //! Ordinary is: the table is a live L1 table of the domain's own, and what its entry leads to, before and after, are frames of
 //! the domain's own in a use they have already. Each way is a copy of one in `update` or `promote`; what is not ordinary ends
-//! with `None` before anything has happened, and goes the long way. `tests/sim` carries out every call both ways and compares.
+//! with `None` before anything has happened, and goes the slow path. `tests/sim` carries out every call both ways and compares.
 
 use super::entry::{self, ACCESSED, DIRTY, PRESENT, Target, WRITABLE};
 use super::{Session, Space, State};
@@ -11,7 +11,7 @@ use crate::addr::{ENTRIES, Frame, GuestVirt, HOLE_SLOTS, PAGE_BYTES, PAGE_SHIFT,
 use crate::claim;
 use crate::fault::{Fault, planted};
 use crate::frame::Use;
-use crate::frame::own::{Mine, Own};
+use crate::frame::owned::{OwnedFrame, OwnedFrames};
 use crate::frame::table::GROUP;
 use crate::lock::{Above, Domain, Guard, Held, Level};
 use crate::machine::{Cpus, Frames, Page};
@@ -19,40 +19,40 @@ use core::ops::{Deref, Range};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hypercall_abi::mmu::{MmuUpdate, UpdateCommand};
 
-/// The short ways over one domain's tables, under its paging lock.
-pub(crate) struct Short<'s, 'a, M> {
+/// The fast paths over one domain's tables, under its paging lock.
+pub(crate) struct FastPath<'s, 'a, M> {
     m: &'a M,
-    own: &'s Own<'a>,
+    own: &'s OwnedFrames<'a>,
 }
 
 /// The same with the lock.
-pub(crate) struct Ordinary<'s, 'a, M> {
-    short: Short<'s, 'a, M>,
+pub(crate) struct LockedFastPath<'s, 'a, M> {
+    fast: FastPath<'s, 'a, M>,
     _lock: Guard<'s, Domain, State>,
 }
 
-impl<'s, 'a, M> Deref for Ordinary<'s, 'a, M> {
-    type Target = Short<'s, 'a, M>;
+impl<'s, 'a, M> Deref for LockedFastPath<'s, 'a, M> {
+    type Target = FastPath<'s, 'a, M>;
     #[inline(always)]
     fn deref(&self) -> &Self::Target {
-        &self.short
+        &self.fast
     }
 }
 
 impl Space {
     /// Takes the paging lock for what is ordinary, if nothing else is to be done first. Nothing in there owes a flush.
     #[inline(always)]
-    pub(crate) fn ordinary<'s, 'a, M, H: Level>(
+    pub(crate) fn fast_path<'s, 'a, M, H: Level>(
         &'s self,
         m: &'a M,
-        own: &'s Own<'a>,
+        own: &'s OwnedFrames<'a>,
         held: &'s mut Held<H>,
-    ) -> Option<Ordinary<'s, 'a, M>>
+    ) -> Option<LockedFastPath<'s, 'a, M>>
     where
         Domain: Above<H>,
     {
         let lock = self.state.lock(held);
-        lock.is_free().then_some(Ordinary { short: Short { m, own }, _lock: lock })
+        lock.is_free().then_some(LockedFastPath { fast: FastPath { m, own }, _lock: lock })
     }
 }
 
@@ -84,8 +84,8 @@ impl Edit {
 
 /// An entry of a live L1 table of the domain's own, and what it held when we looked.
 #[derive(Clone, Copy)]
-struct Place<'a> {
-    table: Mine<'a>,
+struct TableSlot<'a> {
+    table: OwnedFrame<'a>,
     /// Its machine address, low three bits left aside.
     at: u64,
     word: &'a AtomicU64,
@@ -93,26 +93,26 @@ struct Place<'a> {
 }
 
 impl<'a, M: Frames + Cpus> Session<'a, M> {
-    /// The short ways over the frames of its domain, if nothing else is to be done first.
+    /// The fast paths over the frames of its domain, if nothing else is to be done first.
     #[inline(always)]
-    pub(super) fn short<'s>(&self, own: &'s Own<'a>) -> Option<Short<'s, 'a, M>> {
-        self.state.is_free().then_some(self.short_within(own))
+    pub(super) fn fast<'s>(&self, own: &'s OwnedFrames<'a>) -> Option<FastPath<'s, 'a, M>> {
+        self.state.is_free().then_some(self.fast_within(own))
     }
 
     /// The same for a part of the work that is to be done first.
     #[inline(always)]
-    pub(super) fn short_within<'s>(&self, own: &'s Own<'a>) -> Short<'s, 'a, M> {
-        Short { m: self.m, own }
+    pub(super) fn fast_within<'s>(&self, own: &'s OwnedFrames<'a>) -> FastPath<'s, 'a, M> {
+        FastPath { m: self.m, own }
     }
 
-    /// The frames of its domain; `None` where short ways are switched off.
+    /// The frames of its domain; `None` where fast paths are switched off.
     #[inline]
-    pub(super) fn own(&self) -> Option<Own<'a>> {
-        Own::of(self.table, self.id())
+    pub(super) fn own(&self) -> Option<OwnedFrames<'a>> {
+        OwnedFrames::of(self.table, self.id())
     }
 }
 
-impl<'a, M: Frames + Cpus> Short<'_, 'a, M> {
+impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     /// Carries out requests of mmu_update up to the first that is out of the ordinary, and says how many. Frames are the
     /// domain's own.
     pub(crate) fn updates(&self, requests: &[MmuUpdate]) -> usize {
@@ -148,7 +148,7 @@ impl<'a, M: Frames + Cpus> Short<'_, 'a, M> {
         }
     }
 
-    fn updates_of_table(&self, frame: Frame, table: Mine<'a>, requests: &[MmuUpdate]) -> Option<usize> {
+    fn updates_of_table(&self, frame: Frame, table: OwnedFrame<'a>, requests: &[MmuUpdate]) -> Option<usize> {
         let page = self.m.page(frame);
         let mut rest = requests.iter();
         let refused = rest.any(|MmuUpdate { ptr, val }| {
@@ -202,28 +202,28 @@ impl<'a, M: Frames + Cpus> Short<'_, 'a, M> {
     }
 
     #[inline(always)]
-    fn find_place(&self, at: u64) -> Option<Place<'a>> {
+    fn find_place(&self, at: u64) -> Option<TableSlot<'a>> {
         Some(self.place(self.own.find_l1(Frame::containing(at)?)?, at))
     }
 
     #[inline(always)]
-    fn place(&self, table: Mine<'a>, at: u64) -> Place<'a> {
+    fn place(&self, table: OwnedFrame<'a>, at: u64) -> TableSlot<'a> {
         let word = self.m.word(at);
-        Place { table, at, word, old: word.load(SeqCst) }
+        TableSlot { table, at, word, old: word.load(SeqCst) }
     }
 
     #[inline(never)]
-    fn replace_out_of_line(&self, table: Mine<'a>, at: u64, new: u64, keep: u64) -> Option<()> {
+    fn replace_out_of_line(&self, table: OwnedFrame<'a>, at: u64, new: u64, keep: u64) -> Option<()> {
         self.replace(self.place(table, at), new, keep)
     }
 
     /// Has an entry say something else, keeping those bits of it. What it led to is let go after it is gone.
     #[inline(always)]
-    fn replace(&self, place: Place<'a>, new: u64, keep: u64) -> Option<()> {
-        let Place { word, old, .. } = place;
+    fn replace(&self, place: TableSlot<'a>, new: u64, keep: u64) -> Option<()> {
+        let TableSlot { word, old, .. } = place;
         let new = entry::ordinary_leaf(new)?;
         let new = if new & PRESENT == 0 { new } else { new | old & keep };
-        // The CPU may set A and D meanwhile: then the long way tries again.
+        // The CPU may set A and D meanwhile: then the slow path tries again.
         let swap = || word.compare_exchange(old, new, SeqCst, SeqCst).ok().map(|_| ());
         if entry::changes_right(old, new) {
             return self.change_right(new, swap);
@@ -244,7 +244,7 @@ impl<'a, M: Frames + Cpus> Short<'_, 'a, M> {
             early.unwrap_or_else(|| self.own.drop_writable(mine));
             return Some(());
         }
-        if !planted(Fault::ShortWithoutUse) {
+        if !planted(Fault::FastWithoutUse) {
             self.own.take_use(mine, Use::Writable)?;
         }
         swap().or_else(|| {
@@ -254,7 +254,7 @@ impl<'a, M: Frames + Cpus> Short<'_, 'a, M> {
     }
 
     #[inline(always)]
-    fn lead_elsewhere(&self, place: Place<'a>, new: u64, swap: impl Fn() -> Option<()>) -> Option<()> {
+    fn lead_elsewhere(&self, place: TableSlot<'a>, new: u64, swap: impl Fn() -> Option<()>) -> Option<()> {
         if place.old & PRESENT == 0 {
             return self.lead_to(place, new, swap);
         }
@@ -265,13 +265,13 @@ impl<'a, M: Frames + Cpus> Short<'_, 'a, M> {
     }
 
     #[inline(always)]
-    fn lead_to(&self, place: Place<'a>, new: u64, swap: impl Fn() -> Option<()>) -> Option<()> {
+    fn lead_to(&self, place: TableSlot<'a>, new: u64, swap: impl Fn() -> Option<()>) -> Option<()> {
         if new & PRESENT == 0 {
             return swap();
         }
         let (mine, writable) = (self.own.led_anywhere(new)?, new & WRITABLE != 0);
         self.own.hold(mine, writable)?;
-        Own::note_entry(place.table, index(low32(place.at >> 3)) % ENTRIES);
+        OwnedFrames::note_entry(place.table, index(low32(place.at >> 3)) % ENTRIES);
         swap().or_else(|| {
             self.own.let_go(mine, writable);
             None
@@ -294,7 +294,7 @@ impl<'a, M: Frames + Cpus> Short<'_, 'a, M> {
             }
             if noted != at / GROUP {
                 noted = at / GROUP;
-                self.own.table().note_entry(frame, at, Fault::SkipNoteOfShortClimb);
+                self.own.table().note_entry(frame, at, Fault::SkipNoteOfFastClimb);
             }
             let taken = if level == 1 { self.take_leaf(word, raw) } else { self.take_lower(raw, level) };
             if taken.is_none() {
@@ -330,7 +330,7 @@ impl<'a, M: Frames + Cpus> Short<'_, 'a, M> {
     /// Takes what a leaf leads to, after it has the bits we force.
     fn take_leaf(&self, word: &AtomicU64, raw: u64) -> Option<()> {
         let leaf = entry::ordinary_leaf(raw)?;
-        // The CPU may set A and D meanwhile: then the long way tries again.
+        // The CPU may set A and D meanwhile: then the slow path tries again.
         if leaf != raw && word.compare_exchange(raw, leaf, SeqCst, SeqCst).is_err() {
             return None;
         }

@@ -1,4 +1,4 @@
-//! The short ways over a frame's words: a domain's own memory, in a use it has already. They apply the rules of [`state`] to
+//! The fast paths over a frame's words: a domain's own memory, in a use it has already. They apply the rules of [`state`] to
 //! words that are looked up once, where [`table`] has every question to ask.
 //!
 //! Touches: the words of frames.
@@ -17,7 +17,7 @@ use hypercall_abi::mmu::pte::FRAME;
 
 /// A domain's own frames.
 #[derive(Debug)]
-pub(crate) struct Own<'a> {
+pub(crate) struct OwnedFrames<'a> {
     table: &'a FrameTable,
     rows: &'a [[AtomicU64; WORDS]],
     id: DomainId,
@@ -27,24 +27,24 @@ pub(crate) struct Own<'a> {
 
 /// A frame that was the domain's own memory when it was looked up.
 #[derive(Clone, Copy)]
-pub(crate) struct Mine<'a> {
+pub(crate) struct OwnedFrame<'a> {
     index: usize,
     row: &'a [AtomicU64; WORDS],
 }
 
-impl<'a> Mine<'a> {
+impl<'a> OwnedFrame<'a> {
     #[inline]
     fn words(self) -> Words<'a> {
         Words::of(self.row)
     }
 }
 
-impl<'a> Own<'a> {
-    /// Those of this domain; `None` where short ways are switched off.
+impl<'a> OwnedFrames<'a> {
+    /// Those of this domain; `None` where fast paths are switched off.
     #[inline]
     pub(crate) fn of(table: &'a FrameTable, id: DomainId) -> Option<Self> {
         let (rows, word) = (table.all_rows(), OwnerState::word_of(id)?);
-        table.has_short_ways().then_some(Self { table, rows, id, word })
+        table.has_fast_paths().then_some(Self { table, rows, id, word })
     }
 
     /// The same, with no frame where they are.
@@ -60,45 +60,45 @@ impl<'a> Own<'a> {
 
     /// A frame, if it is the domain's own memory.
     #[inline(always)]
-    pub(crate) fn find(&self, frame: Frame) -> Option<Mine<'a>> {
+    pub(crate) fn find(&self, frame: Frame) -> Option<OwnedFrame<'a>> {
         self.at(frame.index())
     }
 
     /// The frame that an entry of a table leads to, if it is the domain's own memory.
     #[inline(always)]
-    pub(crate) fn led_to(&self, entry: u64) -> Option<Mine<'a>> {
+    pub(crate) fn led_to(&self, entry: u64) -> Option<OwnedFrame<'a>> {
         self.at(usize::try_from((entry & FRAME) >> PAGE_SHIFT).ok()?)
     }
 
-    /// The same, which may be anybody's: [`Own::hold`] finds out.
+    /// The same, which may be anybody's: [`OwnedFrames::hold`] finds out.
     #[inline(always)]
-    pub(crate) fn led_anywhere(&self, entry: u64) -> Option<Mine<'a>> {
+    pub(crate) fn led_anywhere(&self, entry: u64) -> Option<OwnedFrame<'a>> {
         let index = usize::try_from((entry & FRAME) >> PAGE_SHIFT).ok()?;
-        Some(Mine { index, row: self.rows.get(index)? })
+        Some(OwnedFrame { index, row: self.rows.get(index)? })
     }
 
     #[inline(always)]
-    fn at(&self, index: usize) -> Option<Mine<'a>> {
-        let mine = Mine { index, row: self.rows.get(index)? };
-        let own = OwnerState::is_owned(mine.words().owner.load(SeqCst), self.word) || planted(Fault::ShortOfOthers);
+    fn at(&self, index: usize) -> Option<OwnedFrame<'a>> {
+        let mine = OwnedFrame { index, row: self.rows.get(index)? };
+        let own = OwnerState::is_owned(mine.words().owner.load(SeqCst), self.word) || planted(Fault::FastWithoutOwner);
         own.then_some(mine)
     }
 
     /// A frame, if it is a live L1 table of the domain's own.
     #[inline(always)]
-    pub(crate) fn find_l1(&self, frame: Frame) -> Option<Mine<'a>> {
+    pub(crate) fn find_l1(&self, frame: Frame) -> Option<OwnedFrame<'a>> {
         self.find(frame).filter(|mine| TypeState::is_l1(mine.words().kind.load(SeqCst)))
     }
 
     /// Takes what a leaf needs that leads to the frame: a reference, and a use as writable if it may be written.
     #[inline(always)]
-    pub(crate) fn hold(&self, mine: Mine<'a>, writable: bool) -> Option<()> {
+    pub(crate) fn hold(&self, mine: OwnedFrame<'a>, writable: bool) -> Option<()> {
         if writable { self.hold_as(mine, Use::Writable) } else { self.take_ref(mine) }
     }
 
-    /// Drops what [`Own::hold`] took.
+    /// Drops what [`OwnedFrames::hold`] took.
     #[inline(always)]
-    pub(crate) fn let_go(&self, mine: Mine<'a>, writable: bool) {
+    pub(crate) fn let_go(&self, mine: OwnedFrame<'a>, writable: bool) {
         if writable {
             self.drop_writable(mine);
         }
@@ -107,7 +107,7 @@ impl<'a> Own<'a> {
 
     /// Takes a use and its reference, if the frame is used so already and its contents are valid for it.
     #[inline(always)]
-    pub(crate) fn hold_as(&self, mine: Mine<'a>, want: Use) -> Option<()> {
+    pub(crate) fn hold_as(&self, mine: OwnedFrame<'a>, want: Use) -> Option<()> {
         self.take_ref(mine)?;
         self.take_use(mine, want).or_else(|| {
             self.drop_ref(mine);
@@ -117,32 +117,32 @@ impl<'a> Own<'a> {
 
     /// Whether a table has more than one use, which stays so under the paging lock.
     #[inline(always)]
-    pub(crate) fn has_other_uses(&self, mine: Mine<'a>) -> bool {
+    pub(crate) fn has_other_uses(&self, mine: OwnedFrame<'a>) -> bool {
         TypeState::drop_one(mine.words().kind.load(SeqCst)).is_some()
     }
 
     /// Drops a use as a table and its reference, unless it is the last one.
     #[inline(always)]
-    pub(crate) fn let_go_table(&self, mine: Mine<'a>) -> Option<()> {
+    pub(crate) fn let_go_table(&self, mine: OwnedFrame<'a>) -> Option<()> {
         step(mine.words().kind, |bits| TypeState::drop_one(bits).map(|next| (next, ())).ok_or(())).ok()?;
         self.drop_ref(mine);
         Some(())
     }
 
     #[inline(always)]
-    fn take_ref(&self, mine: Mine<'a>) -> Option<()> {
+    fn take_ref(&self, mine: OwnedFrame<'a>) -> Option<()> {
         step(mine.words().owner, |bits| Ok::<_, ()>((OwnerState::take_own(bits, self.word).ok_or(())?, ()))).ok()
     }
 
     #[inline(always)]
-    fn drop_ref(&self, mine: Mine<'a>) {
+    fn drop_ref(&self, mine: OwnedFrame<'a>) {
         if step(mine.words().owner, |bits| Ok((OwnerState::drop_own(bits).ok_or(())?, ()))) == Err(()) {
             self.drop_last(mine);
         }
     }
 
     #[cold]
-    fn drop_last(&self, mine: Mine<'a>) {
+    fn drop_last(&self, mine: OwnedFrame<'a>) {
         if let Some(frame) = Frame::new(long(mine.index)) {
             self.table.drop_ref(frame, self.id);
         }
@@ -150,26 +150,26 @@ impl<'a> Own<'a> {
 
     /// Takes a use alone: whoever holds a reference may.
     #[inline(always)]
-    pub(crate) fn take_use(&self, mine: Mine<'a>, want: Use) -> Option<()> {
+    pub(crate) fn take_use(&self, mine: OwnedFrame<'a>, want: Use) -> Option<()> {
         step(mine.words().kind, |bits| Ok::<_, ()>((TypeState::again(bits, want).ok_or(())?, ()))).ok()
     }
 
     /// Drops a use as writable alone.
     #[inline(always)]
-    pub(crate) fn drop_writable(&self, mine: Mine<'a>) {
+    pub(crate) fn drop_writable(&self, mine: OwnedFrame<'a>) {
         if step(mine.words().kind, |bits| Ok((TypeState::drop_one(bits).ok_or(())?, ()))) == Err(()) {
             self.drop_last_writable(mine);
         }
     }
 
     #[cold]
-    fn drop_last_writable(&self, mine: Mine<'a>) {
+    fn drop_last_writable(&self, mine: OwnedFrame<'a>) {
         let _ = self.table.step_down(&mine.words()); // there is a use: the caller's
     }
 
     /// Notes that an entry of a table is, or is about to be, present.
     #[inline(always)]
-    pub(crate) fn note_entry(mine: Mine<'a>, index: usize) {
-        FrameTable::note(&mine.words(), index, Fault::SkipNoteOfShortUpdate);
+    pub(crate) fn note_entry(mine: OwnedFrame<'a>, index: usize) {
+        FrameTable::note(&mine.words(), index, Fault::SkipNoteOfFastUpdate);
     }
 }
