@@ -25,6 +25,8 @@ with_new! {
         pub(super) home: AtomicU16 = AtomicU16::new(0),
         /// Vcpus whose deadlines this CPU keeps, a bit each.
         watched: [AtomicU64; MAX_VCPUS / 64] = [const { AtomicU64::new(0) }; MAX_VCPUS / 64],
+        /// Which of those words have ever had one.
+        words: AtomicU64 = AtomicU64::new(0),
     }
 }
 
@@ -80,6 +82,7 @@ impl Cpu {
     /// Keeps the deadlines of a vcpu from now on.
     pub(super) fn watch(&self, vcpu: u16) {
         if let Some(bits) = nth(&self.watched, vcpu / 64) {
+            self.words.fetch_or(1 << (vcpu / 64), SeqCst);
             bits.fetch_or(1 << (vcpu % 64), SeqCst);
         }
     }
@@ -93,12 +96,9 @@ impl Cpu {
 
     /// Does something with each of the vcpus whose deadlines it keeps.
     pub(crate) fn for_watched(&self, mut what: impl FnMut(u16)) {
-        for (word, bits) in (0u16..).zip(&self.watched) {
-            let mut left = bits.load(SeqCst);
-            while left != 0 {
-                what(word * 64 + low16(left.trailing_zeros().into()));
-                left &= left.wrapping_sub(1);
-            }
+        for word in ones(self.words.load(SeqCst)) {
+            let bits = nth(&self.watched, word).map_or(0, |bits| bits.load(SeqCst));
+            ones(bits).for_each(|bit| what(word * 64 + bit));
         }
     }
 
@@ -125,4 +125,11 @@ impl Cpu {
     pub(crate) fn queue(&self) -> (Deque<u16, MAX_VCPUS>, u16) {
         (self.queue.with(|queue| queue.clone()), self.waiting.load(Relaxed))
     }
+}
+
+/// The bits of a word that are set, by number.
+fn ones(word: u64) -> impl Iterator<Item = u16> {
+    let next = |left: &u64| Some(left & left.wrapping_sub(1));
+    let left = core::iter::successors(Some(word), next).take_while(|left| *left != 0);
+    left.map(|left| low16(left.trailing_zeros().into()))
 }

@@ -131,8 +131,8 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
 #[inline(never)]
 fn tick<M: Machine>(ctx: &mut Ctx<'_, M>, slice_end: u64) -> Next {
     let (m, world) = (ctx.m, ctx.world);
-    let limit = if world.sched.here(m).is_wanted() { slice_end } else { u64::MAX };
-    let over = limit <= m.now();
-    world.tick(m, if over { u64::MAX } else { limit });
+    let limited = world.sched.here(m).is_wanted();
+    let over = limited && slice_end <= m.now();
+    world.tick(m, if limited && !over { slice_end } else { u64::MAX });
     if over { Next::Leave } else { Next::Stay }
 }
