@@ -8,6 +8,7 @@
 //! | up | 1 | 1 to 4 | publish the features, B=2 |
 //! | up | 2 | the rings are published | read the nodes, connect, B=4; if that fails, B=5 |
 //! | up | 1, 2, 4 | 5 | B=5 |
+//! | up | 2, 4 | not 6, 0; the device has failed | B=5 |
 //! | up | 1 to 5 | 6, 0 | disconnect, B=6 |
 //! | up | 6 | 1 to 4 | publish again, B=2: at most ten times a minute |
 //! | down | not connected | 1, 2 | B=6, remove both directories |
@@ -23,6 +24,7 @@
 //!
 //! No device is served by it yet. The console that every guest has takes no part in this handshake (ABI io 2.2: its page and
 //! port are in `start_info`); further consoles (ABI io 2.4), disks and networks will.
+//! Deliberately absent so far: going on with a connected device after the back end was restarted (ABI io 9.3).
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
