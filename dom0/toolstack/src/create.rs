@@ -63,6 +63,8 @@ pub struct Guest {
     pub store: Ring,
     /// Its console.
     pub console: Ring,
+    /// Who serves both.
+    pub backend: DomainId,
 }
 
 /// What was being done when it failed.
@@ -225,6 +227,7 @@ fn build<H: Hypervisor>(
         config: config.clone(),
         store: Ring { page: rings.0, port: store_port },
         console: Ring { page: rings.1, port: console_port },
+        backend: request.backend,
     })
 }
 
@@ -343,7 +346,8 @@ impl Guest {
         // The store lets go of its page first, so that the domain's frames are free when it is gone.
         let released = store.release(self.domain);
         note(format!("store connection of domain {}", self.domain), released.err().map(|e| e.to_string()));
-        for path in [tree::home(self.domain), tree::vm(&self.uuid)] {
+        let console = tree::console_back(self.domain, self.backend);
+        for path in [tree::home(self.domain), tree::vm(&self.uuid), console] {
             let removed = store.remove(&path);
             note(path, removed.err().map(|e| e.to_string()));
         }

@@ -66,12 +66,18 @@ pub(crate) fn vm(uuid: &[u8; 16]) -> String {
     text
 }
 
+/// The back end's directory of the console that every guest has.
+pub(crate) fn console_back(domain: DomainId, backend: DomainId) -> String {
+    format!("/local/domain/{backend}/backend/console/{domain}")
+}
+
 /// Everything a guest finds when it starts, but for its devices. A stock kernel hangs without the store, ends
 /// its scan for devices at the first directory it may not list, and complains about each missing vcpu.
 pub(crate) fn nodes(guest: &Guest, backend: DomainId) -> Vec<Node> {
     let (domain, config) = (guest.domain, &guest.config);
     let (home, vm) = (home(domain), vm(&guest.uuid));
     let uuid = vm.trim_start_matches("/vm/").to_string();
+    let back = console_back(domain, backend);
     let [kib, most] = [config.memory, config.maxmem].map(|mib| (mib << 10).to_string());
     let mut nodes = Vec::new();
     let mut put = |access, path: String, value: &str| nodes.push(Node { path, value: value.to_string(), access });
@@ -92,7 +98,7 @@ pub(crate) fn nodes(guest: &Guest, backend: DomainId) -> Vec<Node> {
     read("/store/port", &guest.store.port.to_string());
     read("/store/ring-ref", &guest.store.page.0.to_string());
     let console = [
-        ("backend", format!("/local/domain/{backend}/backend/console/{domain}/0")),
+        ("backend", format!("{back}/0")),
         ("backend-id", backend.to_string()),
         ("limit", "1048576".into()),
         ("type", "xenconsoled".into()),
@@ -119,6 +125,18 @@ pub(crate) fn nodes(guest: &Guest, backend: DomainId) -> Vec<Node> {
     ];
     for path in owned {
         put(Access::Own, format!("{home}/{path}"), "");
+    }
+    // For tools. This console takes part in no handshake, so its state stays as Xen's tools write it (ABI io 2.2).
+    let console = [
+        ("", ""),
+        ("/frontend", &format!("{home}/console")),
+        ("/frontend-id", &domain.to_string()),
+        ("/online", "1"),
+        ("/state", "1"),
+        ("/protocol", "vt100"),
+    ];
+    for (key, value) in console {
+        put(Access::Read, format!("{back}/0{key}"), value);
     }
     put(Access::Read, vm.clone(), "");
     put(Access::Read, format!("{vm}/name"), &config.name);

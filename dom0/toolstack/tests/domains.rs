@@ -85,7 +85,15 @@ fn the_tree_has_what_a_stock_kernel_asks_for() {
     assert!(!tree.nodes.contains_key("/local/domain/7/cpu/2/availability"));
     assert_eq!(node("/store/ring-ref").0, guest.store.page.0.to_string());
     assert_eq!(node("/console/port").0, "2");
-    assert_eq!(node("/console/backend").0, "/local/domain/3/backend/console/7/0");
+    let back = "/local/domain/3/backend/console/7/0";
+    assert_eq!(node("/console/backend").0, back);
+    let of_back = |key: &str| {
+        let (value, access) = &tree.nodes[&format!("{back}{key}")];
+        (value.as_str(), *access)
+    };
+    assert_eq!(of_back("/frontend"), ("/local/domain/7/console", Access::Read));
+    assert_eq!(of_back("/frontend-id"), ("7", Access::Read));
+    assert_eq!((of_back("/online").0, of_back("/state").0, of_back("/protocol").0), ("1", "1", "vt100"));
     assert_eq!(tree.nodes[&format!("{vm}/uuid")].0, &vm[4..]);
     assert_eq!(tree.nodes[&format!("{vm}/name")].0, "web");
     assert_eq!(tree.served[&7], (guest.store.page.0, 1));
