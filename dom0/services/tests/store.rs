@@ -43,7 +43,11 @@ impl Guest {
     }
 
     fn send(&mut self, kind: Kind, payload: &[u8]) {
-        let bytes = message(kind as u32, 1, 0, payload);
+        self.send_in(0, kind, payload);
+    }
+
+    fn send_in(&mut self, transaction: u32, kind: Kind, payload: &[u8]) {
+        let bytes = message(kind as u32, 1, transaction, payload);
         assert_eq!(self.client.requests.write(&*self.page, &bytes), Ok(bytes.len()));
         self.host.raise(self.domain);
     }
@@ -134,6 +138,55 @@ fn a_guest_that_does_not_read_is_held_until_it_does() {
         host.rounds(2);
     }
     assert_eq!(heard, 30, "every request is answered once");
+}
+
+#[test]
+fn a_guest_hears_what_another_one_changes() {
+    let (host, store) = world();
+    let shared = [node("/shared", "", Access::Own)];
+    store.clone().write(DomainId(5), &shared).unwrap();
+    let mut writer = Guest::introduced(&host, &mut store.clone(), 5);
+    let mut reader = Guest::introduced(&host, &mut store.clone(), 6);
+    store.clone().write(DomainId(6), &[node("/read", "", Access::Own)]).unwrap();
+    assert_eq!(writer.asked(Kind::SetPermissions, b"/shared\0n5\0r6\0"), ["OK|"]);
+    assert_eq!(reader.asked(Kind::Watch, b"/shared\0token\0"), ["OK|", "/shared|token|"]);
+    assert_eq!(writer.asked(Kind::Write, b"/shared\0new"), ["OK|"]);
+    host.rounds(2);
+    assert_eq!(reader.heard(), ["/shared|token|"]);
+}
+
+/// It changes more than may be left to tell; the store takes no request of it until that is told, and then goes on by itself.
+#[test]
+fn a_guest_that_changes_much_is_held_until_watchers_have_heard() {
+    let (host, store) = world();
+    store.clone().write(DomainId(5), &[node("/local/domain/5/d", "", Access::Own)]).unwrap();
+    let mut guest = Guest::introduced(&host, &mut store.clone(), 5);
+    let mut watcher = Guest::introduced(&host, &mut store.clone(), 6);
+    for token in 0..100 {
+        watcher.send(Kind::Watch, format!("/local/domain/5\0{token}\0").as_bytes());
+        host.rounds(3);
+        watcher.heard();
+    }
+    assert_eq!(guest.asked(Kind::TransactionStart, b"\0"), ["1|"]);
+    let long = "n".repeat(150);
+    for number in 0..100 {
+        guest.send_in(1, Kind::Write, format!("d/{}/{long}{number}\0x", number / 10).as_bytes());
+        host.rounds(2);
+        assert_eq!(guest.heard(), ["OK|"]);
+    }
+    guest.send_in(1, Kind::TransactionEnd, b"T\0");
+    guest.send(Kind::Read, b"d\0");
+    host.round();
+    let mut heard = guest.heard();
+    assert_eq!(heard, ["OK|"], "the read waits");
+    let mut rounds = 0;
+    while heard.len() < 2 {
+        host.round();
+        heard.extend(guest.heard());
+        rounds += 1;
+        assert!(rounds < 1_000, "it is never answered");
+    }
+    assert!(rounds > 5, "{rounds}");
 }
 
 #[test]
@@ -229,6 +282,7 @@ fn a_large_tree_is_removed_in_pieces_while_others_have_turns() {
     let (host, mut store) = world();
     let nodes: Vec<Node> = (0..900).map(|n| node(&format!("/local/domain/5/d/{n}"), "x", Access::Own)).collect();
     store.write(DomainId(5), &nodes).unwrap();
+    host.rounds(5);
     store.remove("/local/domain/5/d").unwrap();
     let mut settled = pin!(store.settled());
     let mut rounds = 0;
