@@ -3,7 +3,7 @@
 //! Touches: values, and memory through the traits of [`machine`].
 //! Never touches: a register, a device, a raw pointer. It knows nobody but the ABI, so it runs in ring 0, in a unit
 //! test and in `tests/sim` alike.
-//! Keeps: P1-P12 of `hypervisor/ARCHITECTURE.md`.
+//! Keeps: P1-P13 of `hypervisor/ARCHITECTURE.md`.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]

@@ -340,7 +340,7 @@ pub struct Entry {
 /// Values of [`Entry::mode`].
 pub mod mode {
     /// Everything goes to the rules.
-    pub const LONG: u64 = 0;
+    pub const SLOW: u64 = 0;
     /// User code runs, and the fields hold.
     pub const USER: u64 = 1;
     /// The guest's kernel runs, and the fields hold.

@@ -106,8 +106,8 @@ pub(crate) struct Cpu {
     pub(crate) ldt_mapped: AtomicU32,
     /// The entry that leads to the table of its windows.
     window_table: AtomicU64,
-    // Stacks for what may come anywhere, even where the stack pointer is the guest's. The large ones, on which we report
-    // what happened, run over into the small ones, and none into what stands above.
+    // Stacks for what may come anywhere, even where the stack pointer is the guest's. A large one, on which we report what
+    // happened, would overflow into a small one, never into the fields above.
     nmi: [AtomicU64; 128],
     debug: [AtomicU64; 128],
     machine_check: [AtomicU64; 1024],

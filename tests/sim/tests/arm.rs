@@ -37,7 +37,7 @@ fn try_out(
     back: impl Fn(&mut Context<'_>),
 ) {
     change(ctx);
-    assert_eq!(armed(ctx) != mode::LONG, acts, "{what}");
+    assert_eq!(armed(ctx) != mode::SLOW, acts, "{what}");
     back(ctx);
     assert_eq!(armed(ctx), mode::KERNEL, "after {what}");
 }

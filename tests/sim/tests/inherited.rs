@@ -19,7 +19,7 @@ fn born(soiled: bool) -> Fields {
         }
         let spec = Spec { powers: Powers::CONSOLE_WRITE, vcpus: 2, max_pages: 7, handle: [9; 16] };
         let world = stage.world;
-        let domain = stage.cpu_ctx().create(&spec).expect("subsystem for a domain");
+        let domain = stage.cpu_ctx().create(&spec).expect("room for a domain");
         let mut seen = Fields::new();
         world.look(domain, &mut |name, value| seen.push((name, value)));
         tell_fields.send(seen).expect("somebody listens");

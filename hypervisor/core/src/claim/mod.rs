@@ -128,7 +128,7 @@ impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
         Self { kind, ..self }
     }
 
-    /// The frame behind an address. It stays that only until this CPU waits for something or lets go of a lock.
+    /// The frame behind an address. Valid only until this CPU waits for something or lets go of a lock.
     ///
     /// # Errors
     /// [`AccessFault`]: not mapped, not for ring 3, not for writing, or no RAM.

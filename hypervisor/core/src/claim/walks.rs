@@ -21,7 +21,7 @@ pub(crate) enum Kind {
     Table = 64,
 }
 
-/// What a page was found in: it moves when this CPU flushes, and when another domain comes.
+/// How often this CPU has flushed, or forgotten another domain's pages: a page noted under another count is not trusted.
 #[inline(always)]
 pub(super) fn life<M: Cpus>(m: &M) -> u64 {
     if planted(Fault::SeenOverFlush) { 0 } else { m.flushes() }
@@ -34,8 +34,8 @@ const _: () = assert!(Kind::Code as usize == PAGES && Kind::Table as usize == 2 
 /// The pages that a CPU has found by walking tables, remembered as its TLB remembers them: until it flushes.
 ///
 /// Nothing that the walk has passed can have changed hands or type since, for whoever changes either has this CPU flush first
-/// (P4); and where a table above the last level is changed, what changes it flushes too. Only the entry of the root and the leaf
-/// may have become others meanwhile, without a flush, so both are compared at each use. A flush is answered where this CPU waits
+/// (P4); and where a table above the last level is changed, what changes it flushes too. Without a flush only the root may have
+/// become another, and the leaf may have changed, so both are compared at each use. A flush is answered where this CPU waits
 /// for something or leaves the rules, never between the look and the use of the page.
 ///
 /// All are pages of one domain, for whose flushes this CPU is asked until a vcpu of another domain comes, also while it sleeps.
@@ -76,8 +76,8 @@ impl WalkCache {
         Self { stack: CachedPage::new(), pages: [const { CachedPage::new() }; 3 * PAGES] }
     }
 
-    /// Where a page is remembered. Code and tables lie side by side; of data a kernel has stacks, its own and that of each CPU at
-    /// numbers that differ in few bits, so there all of them count.
+    /// Where a page is remembered. Pages of code and of tables lie side by side. Stacks, a kernel's data and that of each CPU have
+    /// numbers that differ in few bits, so data is placed by a hash of the whole number.
     #[inline(always)]
     fn place(&self, at: GuestVirt, kind: Kind) -> Option<&CachedPage> {
         const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 over the golden ratio
@@ -175,8 +175,8 @@ impl CachedPage {
         ((then ^ now) & !(ACCESSED | DIRTY) == 0 || planted(Fault::SeenOverLeaf)).then_some(then)
     }
 
-    /// Whether a root leads there: as the one that did, an entry of which does not change without a flush, or as its entry says
-    /// what the entry said that did.
+    /// Whether this root leads there: it is the root of the walk, whose entries do not change without a flush, or its entry says
+    /// what that root's said.
     #[inline(always)]
     fn is_below<M: Frames>(&self, m: &M, root: Frame, at: GuestVirt) -> bool {
         self.root.load(Relaxed) == root.number()

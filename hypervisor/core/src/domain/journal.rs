@@ -38,7 +38,7 @@ pub(crate) struct Journal {
     /// Lines of the reading that began last, of which those before `shown` have been shown.
     reading: Range<u64>,
     shown: u64,
-    /// When what the domain may have logged will be as much as ever again.
+    /// When its allowance of log lines is full again.
     busy_until: u64,
     /// Lines not logged since the last one that was.
     unlogged: u32,
@@ -90,7 +90,7 @@ impl Journal {
     }
 
     /// Shows a line with its mark: the first of those that are there now, which begins a reading, or the one `place` after
-    /// it; also says the place of the next. A reading ends where it would have ended when it began, so it does end.
+    /// it; also says the place of the next. The end of a reading is fixed when it begins, so a guest that goes on writing cannot prolong it.
     pub(crate) fn show(&mut self, id: DomainId, place: u32) -> Option<(Shown, u32)> {
         if place == 0 {
             self.end_line(); // as far as readers go

@@ -166,7 +166,7 @@ pub fn vm_assist<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         ASSIST_DISABLE => ctx.domain.assists.fetch_and(!bit, Relaxed),
         _ => return Err(Errno::NoSys.into()),
     };
-    // The entry code of CPUs on which others of its vcpus run goes by what was.
+    // The entry code of other CPUs goes by the old assists until it is told anew.
     ctx.world.vcpus_of(ctx.domain).for_each(|vcpu| ctx.world.sched.nudge(ctx.m, vcpu));
     Ok(0)
 }

@@ -1,7 +1,7 @@
 //! What the entry code may do by itself until the guest leaves for a rule.
 //!
 //! Touches: [`Entry`] of this CPU.
-//! Keeps: P4 and P12. The mode is not [`mode::LONG`] only while everything that `trap::bounce`, `return_from_trap` and `toggle`
+//! Keeps: P4 and P12. The mode differs from [`mode::SLOW`] only while everything that `trap::bounce`, `return_from_trap` and `toggle`
 //! look at is as `Entry` says: the handlers mask events, no NMI is masked, no area waits for kernel mode, no I/O privilege level
 //! is kept for the guest, and the kernel's stack is a page that it may write. The record is held for writing as long as the
 //! domain lives, and another vcpu cannot move it while this one is up.
@@ -26,7 +26,7 @@ const POPPED: u64 = 72;
 #[inline(always)]
 pub fn arm<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let entry = ctx.m.entry();
-    entry.mode.store(mode::LONG, Relaxed);
+    entry.mode.store(mode::SLOW, Relaxed);
     entry.cr2.store(ctx.state.cr2, Relaxed);
     ctx.writes_tables = ctx.domain.assisted(Assist::WritablePagetables);
     if prepare(ctx).is_some() {
@@ -60,12 +60,12 @@ fn prepare<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
     GuestVirt(entry.other_gs.load(Relaxed)).is_canonical().then_some(())
 }
 
-/// Tells the entry code where the kernel's stack is, if that is all that has changed since [`arm`], or all that is left to be
-/// told; without a stack that is in order it does nothing by itself.
+/// Tells the entry code where the kernel's stack is: the last step of [`arm`], or what is to be done when only the stack has
+/// changed since. Without a usable stack the entry code does nothing by itself.
 #[inline(always)]
 pub(super) fn point_at_stack<M: Machine>(ctx: &Ctx<'_, M>) {
     let mode = match (find_frames(ctx), ctx.state.kernel_mode) {
-        (None, _) => mode::LONG,
+        (None, _) => mode::SLOW,
         (Some(()), false) => mode::USER,
         (Some(()), true) => mode::KERNEL,
     };
@@ -121,7 +121,7 @@ pub fn left<M: Machine>(ctx: &mut Ctx<'_, M>) {
         mode::KERNEL => ctx.state.kernel_mode = true,
         _ => {}
     }
-    entry.mode.store(mode::LONG, Relaxed);
+    entry.mode.store(mode::SLOW, Relaxed);
     ctx.state.cr2 = entry.cr2.load(Relaxed);
     let (users, ruled) = (entry.from_user.load(Relaxed), entry.ruled.load(Relaxed));
     if users | ruled != 0 {

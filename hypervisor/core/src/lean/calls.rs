@@ -161,7 +161,7 @@ fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     drop(fast);
     ctx.state.kernel_root = Some(kernel);
     let entry = ctx.m.entry();
-    entry.mode.store(mode::LONG, Relaxed); // until it knows both
+    entry.mode.store(mode::SLOW, Relaxed); // until it knows both
     entry.kernel_cr3.store(kernel.address(), Relaxed);
     if also.is_none() {
         return rest(ctx, 1, size_of::<MmuextOp>());

@@ -64,7 +64,7 @@ fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     const GENERAL_PROTECTION: u64 = 13 << 32;
     let (raw, mode) = (ctx.state.regs.error, ctx.m.entry().mode.load(Relaxed));
     let kind = low32(raw >> 32);
-    // A guest that has let upcalls in by itself has the one that waits when it comes back from whatever it leaves for.
+    // If the guest has unmasked upcalls by itself and one is pending, the slow path delivers it now.
     if mode != mode::KERNEL || is_due(ctx.m.record_head()) {
         return None;
     }

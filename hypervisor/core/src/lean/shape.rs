@@ -46,8 +46,8 @@ impl Shape {
         Self { code: 0, write, length: 0, effect: Effect::Unknown }
     };
 
-    /// What it makes of the entry in which this address lies; `None` for a wide one that begins before it, or in the page
-    /// before: the fault is then at the beginning of this one.
+    /// What it makes of the entry in which this address lies; `None` for an unaligned wide write, and at a page's first entry,
+    /// where a write that began in the page before faults as well.
     #[inline(always)]
     pub(super) fn edit(&self, address: u64, registers: &Registers) -> Option<Edit> {
         let aligned = || address & 7 == 0 && !address.is_multiple_of(PAGE_BYTES);

@@ -11,15 +11,14 @@
 //! All work on one domain's tables is done in a [`Session`], which holds the domain's paging lock and has a budget of
 //! entries to look at. Work without an answer (taking tables down) is left as a debt when the budget ends: the call is
 //! done, and the next session pays first. Work with an answer (making a table) ends with [`Stop::More`]: **nothing of the
-//! request has happened yet**, and the caller must have the vcpu execute the same request again, without the requests of
-//! its batch that are done. Every operation pays the domain's debts and continues its unfinished work first, whoever
-//! began it. The outcome waits with the domain, the new table held by one use, for an operation that needs that frame as
-//! that table: it finds the table ready, or is told why it is none. So the answer is delivered once, and the request is
-//! never remembered: it is decoded and checked anew. Up to [`WAITING`] outcomes wait; the oldest one beyond is let go.
+//! request has happened yet**, and the same request is to be made again, without those of its batch that are done. Every
+//! operation pays the domain's debts and continues its unfinished work first, whoever began it. The outcome is kept, with one
+//! use of the new table, until an operation asks for that frame as that table: it finds the table ready, or is told why it is
+//! none. So the answer is delivered once, and the request is never remembered here: it is decoded and checked anew. Up to
+//! [`WAITING`] outcomes wait; the oldest one beyond is let go.
 //!
-//! For `dispatch`: on `More`, store how many requests are done in the registers or the argument block so that executing
-//! the instruction again starts at the interrupted one; leave RIP at the instruction; let events be delivered. A domain
-//! being destroyed calls [`Session::tear_down`] until it stops saying `More`.
+//! On `More` the call stays in `VcpuState::call`, which holds its place, and `dispatch::step` goes on with it before the guest
+//! runs. A domain being destroyed calls [`Session::tear_down`] until it stops saying `More`.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod descriptors;

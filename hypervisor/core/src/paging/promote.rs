@@ -1,7 +1,7 @@
 //! From a frame to a page table and back: one loop in two directions over at most four cursors.
 //!
 //! A table on the stack holds one use of itself; its entries below `next` hold what they lead to. Climbing, an entry is
-//! counted once what it leads to is ready; descending, it is no longer counted before what it leads to goes. A refusal
+//! counted once what it leads to is ready; descending, it stops counting first, and then its target is dropped. A refusal
 //! only turns the direction. Where the loop stops for lack of budget, the stack says everything.
 
 #[cfg(feature = "planted-fault")]
@@ -311,7 +311,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         let _ = self.state.work.finished.push(outcome); // there is room now
     }
 
-    /// Gives a root that was taken back to wait for its request, which has to start over: it finds it ready then.
+    /// Keeps a root that was taken for its request, which has to start over and finds it ready then.
     pub(crate) fn set_aside(&mut self, table: Frame) {
         if self.state.dying.is_none() {
             self.keep(Finished { table, level: 4, result: Ok(()) });

@@ -25,7 +25,7 @@ with_new! {
         pub(super) home: AtomicU16 = AtomicU16::new(0),
         /// Vcpus whose deadlines this CPU keeps, a bit each.
         watched: [AtomicU64; MAX_VCPUS / 64] = [const { AtomicU64::new(0) }; MAX_VCPUS / 64],
-        /// Which of those words have ever had one.
+        /// Words of `watched` that have ever had a bit set.
         words: AtomicU64 = AtomicU64::new(0),
     }
 }

@@ -26,8 +26,8 @@ impl World {
         here.arm(m, next);
     }
 
-    /// A vcpu has come to this CPU: its deadlines are kept from now on, and its tick. Those of others are, by the timer as it is
-    /// set.
+    /// A vcpu has come to this CPU: its deadlines are kept from now on, and its tick. For those of other vcpus the timer is set
+    /// already.
     pub(super) fn keep<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let sooner = vcpu.earliest() < self.sched.here(m).armed() || vcpu.period.load(Relaxed) != 0;
         if sooner && !planted(Fault::ArriveUnkept) {

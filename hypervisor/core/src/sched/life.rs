@@ -11,8 +11,8 @@ use hypercall_abi::event::Virq;
 
 /// What a CPU does while no rule is asked: it runs a guest, or sleeps.
 pub trait Runner<M: Machine> {
-    /// Runs the guest in ring 3 with the registers of the vcpu, until it needs attention. `None`: what it left for is seen to,
-    /// but for the rest of a call, which has been noted ([`crate::lean::run`]).
+    /// Runs the guest in ring 3 with the registers of the vcpu, until it needs attention. `None`: fast paths have dealt with it,
+    /// and any rest of a call is in [`VcpuState::call`] ([`crate::lean::run`]).
     fn run(&mut self, ctx: &mut Ctx<'_, M>) -> Option<Exit>;
 
     /// Sleeps until an interrupt; answers whether one was the console's. `Break` ends the CPU's life.
@@ -59,7 +59,7 @@ fn sleep<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, runner: &mut impl Runner<M>) -
     if !world.sched.has_waiting() && runner.idle(cpu_ctx)? {
         world.raise_global(m, Virq::Console);
     }
-    world.tick(m, u64::MAX); // who wakes now waits for us, not for another that sleeps
+    world.tick(m, u64::MAX); // before we stop being idle, so that who wakes now waits for us
     world.sched.set_idle(m, false);
     ControlFlow::Continue(())
 }

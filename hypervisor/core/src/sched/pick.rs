@@ -24,8 +24,8 @@ impl World {
         }
     }
 
-    /// A vcpu that may not run is off from now on. It is started again if it may after all: whoever allowed it meanwhile has
-    /// not found it off.
+    /// A vcpu that may not run is off from now on. Whether it may is looked at once more: who allowed it before it was off has not
+    /// started it.
     pub(crate) fn put_off<M: Machine>(&self, m: &M, vcpu: &Vcpu, from: Place) {
         if vcpu.moves(from, Place::Off) && self.may_run(vcpu) && !planted(Fault::LeaveOff) {
             self.sched.start(m, vcpu);

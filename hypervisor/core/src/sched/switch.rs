@@ -41,7 +41,7 @@ pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
 }
 
 /// From now on this CPU is asked for the flushes of the vcpu's domain, and not any more for those of the domain that was here
-/// before, whose root it has left; so what it remembers is of one domain, and lasts over its sleep.
+/// before, whose root it has left; so its walk cache holds pages of one domain, and survives its sleep.
 fn move_in<M: Machine>(ctx: &Ctx<'_, M>) {
     let (me, slot) = (ctx.m.this_cpu(), ctx.domain.id().slot());
     let before = ctx.world.sched.here(ctx.m).home.swap(low16(slot as u64).wrapping_add(1), Relaxed).checked_sub(1);

@@ -67,7 +67,7 @@ pub struct Trap {
 }
 
 with_new! {
-    /// A vcpu's registers and tables. Whoever holds the lock of [`Vcpu::own`] owns the vcpu: the CPU that runs it for as long
+    /// A vcpu's registers and tables. Whoever holds the lock of [`Vcpu::state`] owns the vcpu: the CPU that runs it for as long
     /// as it does, the toolstack while it is stopped.
     #[derive(Clone, Copy, Debug)]
     pub struct VcpuState {

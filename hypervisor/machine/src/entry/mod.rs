@@ -177,8 +177,8 @@ impl Hardware {
         }
     }
 
-    /// Sleeps until an interrupt; answers whether one was the console's. Several can come at once, and none of the others
-    /// leaves anything to do: whoever woke us has queued the vcpu that is to run.
+    /// Sleeps until an interrupt; answers whether one was the console's. Several can come at once; the others need no word, as
+    /// the caller looks at its deadlines and at its queue anyway.
     pub fn idle(&self) -> bool {
         let cpu = percpu::this();
         cpu.idle.store(true, SeqCst);
@@ -270,7 +270,7 @@ fn bit(kind: Interrupt) -> u32 {
 /// A pair made by an instruction that may fault: where it is, and where to go on if it does.
 #[repr(C)]
 struct Fixup {
-    cpu_ctx: u64,
+    site: u64,
     resume: u64,
 }
 
@@ -280,12 +280,12 @@ unsafe extern "C" {
 }
 
 /// Where to go on after a fault at `site`, if the instruction there is allowed to fault.
-fn fixup(cpu_ctx: u64) -> Option<u64> {
+fn fixup(site: u64) -> Option<u64> {
     let (start, stop) = (&raw const __start_hv_fixups, &raw const __stop_hv_fixups);
     let bytes = stop as usize - start as usize;
     // SAFETY: `link.ld` puts the pairs, and nothing else, between these symbols, in constant memory.
     let all = unsafe { core::slice::from_raw_parts(start, bytes / size_of::<Fixup>()) };
-    all.iter().find(|fixup| fixup.cpu_ctx == cpu_ctx).map(|fixup| fixup.resume)
+    all.iter().find(|fixup| fixup.site == site).map(|fixup| fixup.resume)
 }
 
 /// An exception or interrupt that came while ring 0 ran.

@@ -129,7 +129,7 @@ impl Everybody {
         let (entry, own, frames) = (ctx.m.entry(), &*ctx.state, &ctx.world.frames);
         let value = |word: &AtomicU64| word.load(Relaxed);
         let kernel = match value(&entry.mode) {
-            mode::LONG => return Ok(()),
+            mode::SLOW => return Ok(()),
             now => now == mode::KERNEL,
         };
         let root = |root: Option<Frame>| root.map_or(0, Frame::address);
