@@ -103,27 +103,120 @@ impl<E: fmt::Display> fmt::Display for ConstructError<E> {
 
 impl<E: fmt::Debug + fmt::Display> core::error::Error for ConstructError<E> {}
 
-impl Plan<'_> {
+/// A part of the work that a plan is, done by [`Plan::write`].
+#[derive(Clone, Copy)]
+pub struct Piece<'a>(Part<'a>);
+
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    /// Bytes of the file or the ramdisk, from this byte of the domain on.
+    Bytes(u64, &'a [u8], &'static str),
+    /// Zeros, from this byte of the domain on.
+    Zeros(u64, u64, &'static str),
+    HypercallPage,
+    /// Words of the p2m list: the first and the one behind the last.
+    P2m(u64, u64),
+    /// Entries of one level of a mapping, likewise.
+    Entries(&'a Mapping, u32, u64, u64),
+    Rings,
+    StartInfo,
+}
+
+/// A word must be asked for: so many take as long as copying a page.
+const WORDS_PER_PAGE: u64 = 16;
+
+/// Ranges of at most `most` that make up `count`.
+fn cut(count: u64, most: u64) -> impl Iterator<Item = (u64, u64)> {
+    let mut at: u64 = 0;
+    core::iter::from_fn(move || {
+        let first = at;
+        at = first.saturating_add(most.max(1)).min(count);
+        (first < at).then_some((first, at))
+    })
+}
+
+impl<'a> Plan<'a> {
     /// Fills the pages of the domain, which must be at least as many as planned.
     ///
     /// # Errors
     /// The first refusal of `builder`; the domain is then of no use.
     pub fn construct<B: Builder>(&self, builder: &mut B, wiring: &Wiring) -> Result<Start, ConstructError<B::Error>> {
-        let at = |part| move |error| ConstructError { part, error };
-        for segment in self.kernel.segments() {
-            write_bytes(builder, segment.start, segment.bytes).map_err(at("a segment"))?;
-            write_zeros(builder, segment.start + segment.bytes.len() as u64, segment.zeros).map_err(at("a segment"))?;
-        }
-        self.write_hypercall_page(builder).map_err(at("the hypercall page"))?;
-        write_bytes(builder, self.layout.ramdisk.start * PAGE_SIZE, self.config.ramdisk).map_err(at("the ramdisk"))?;
-        self.write_p2m(builder).map_err(at("the p2m list"))?;
-        self.write_tables(builder).map_err(at("the page tables"))?;
-        self.write_rings(builder).map_err(at("the store and console pages"))?;
-        self.write_start_info(builder, wiring).map_err(at("the start-info page"))?;
-        self.start(builder).map_err(at("the page tables"))
+        self.pieces(u64::MAX).try_for_each(|piece| self.write(builder, wiring, &piece))?;
+        self.start(builder)
     }
 
-    fn start<B: Builder>(&self, builder: &mut B) -> Result<Start, B::Error> {
+    /// What is to be written, all of it once and in this order, in pieces that take no longer than copying `pages` pages.
+    pub fn pieces(&self, pages: u64) -> impl Iterator<Item = Piece<'_>> {
+        let bytes = pages.saturating_mul(PAGE_SIZE);
+        let words = pages.saturating_mul(WORDS_PER_PAGE);
+        let zeros =
+            move |start: u64, len: u64, what| cut(len, bytes).map(move |(a, b)| Part::Zeros(start + a, b - a, what));
+        let copied = move |start: u64, from: &'a [u8], what| {
+            cut(from.len() as u64, bytes).map(move |(first, end)| {
+                let range = usize::try_from(first).unwrap_or(usize::MAX)..usize::try_from(end).unwrap_or(usize::MAX);
+                Part::Bytes(start + first, from.get(range).unwrap_or_default(), what)
+            })
+        };
+        let segments = self.kernel.segments().flat_map(move |segment| {
+            let end = segment.start + segment.bytes.len() as u64;
+            copied(segment.start, segment.bytes, "a segment").chain(zeros(end, segment.zeros, "a segment"))
+        });
+        let (layout, nr_pages) = (&self.layout, self.config.nr_pages);
+        // Zeros up to the end of the list's last page: a kernel writes there.
+        let after = (layout.p2m.start * PAGE_SIZE + nr_pages * 8, layout.p2m.count() * PAGE_SIZE - nr_pages * 8);
+        let p2m = cut(nr_pages, words).map(|(first, end)| Part::P2m(first, end));
+        let tables = [layout.tables, layout.p2m_tables].into_iter();
+        let tables = tables
+            .flat_map(move |tables| zeros(tables.start * PAGE_SIZE, tables.count() * PAGE_SIZE, "the page tables"));
+        let levels = [Some(&layout.region), layout.p2m_mapping.as_ref()].into_iter().flatten();
+        let entries =
+            levels.flat_map(|mapping| (1..=4).map(move |level| (mapping, level))).flat_map(move |(mapping, level)| {
+                cut(mapping.entries(level), words).map(move |(a, b)| Part::Entries(mapping, level, a, b))
+            });
+        segments
+            .chain([Part::HypercallPage])
+            .chain(copied(layout.ramdisk.start * PAGE_SIZE, self.config.ramdisk, "the ramdisk"))
+            .chain(p2m)
+            .chain(zeros(after.0, after.1, "the p2m list"))
+            .chain(tables)
+            .chain(entries)
+            .chain([Part::Rings, Part::StartInfo])
+            .map(Piece)
+    }
+
+    /// Writes one of the [`pieces`](Plan::pieces).
+    ///
+    /// # Errors
+    /// The first refusal of `builder`; the domain is then of no use.
+    pub fn write<B: Builder>(
+        &self,
+        builder: &mut B,
+        wiring: &Wiring,
+        piece: &Piece<'_>,
+    ) -> Result<(), ConstructError<B::Error>> {
+        let (part, written) = match piece.0 {
+            Part::Bytes(start, bytes, what) => (what, write_bytes(builder, start, bytes)),
+            Part::Zeros(start, len, what) => (what, write_zeros(builder, start, len)),
+            Part::HypercallPage => ("the hypercall page", self.write_hypercall_page(builder)),
+            Part::P2m(first, end) => ("the p2m list", self.write_p2m(builder, first, end)),
+            Part::Entries(mapping, level, first, end) => {
+                ("the page tables", self.write_entries(builder, mapping, level, (first, end)))
+            }
+            Part::Rings => ("the store and console pages", self.write_rings(builder)),
+            Part::StartInfo => ("the start-info page", self.write_start_info(builder, wiring)),
+        };
+        written.map_err(|error| ConstructError { part, error })
+    }
+
+    /// How a domain starts into which all pieces have been written.
+    ///
+    /// # Errors
+    /// `builder` lacks a page.
+    pub fn start<B: Builder>(&self, builder: &mut B) -> Result<Start, ConstructError<B::Error>> {
+        self.first_state(builder).map_err(|error| ConstructError { part: "the page tables", error })
+    }
+
+    fn first_state<B: Builder>(&self, builder: &mut B) -> Result<Start, B::Error> {
         let mut frame = |pfn: Option<Pfn>| pfn.map(|pfn| builder.frame_of(pfn)).transpose();
         Ok(Start {
             entry: self.kernel.entry,
@@ -143,41 +236,33 @@ impl Plan<'_> {
         (0..128u8).try_for_each(|number| builder.write(page, usize::from(number) * stub::SIZE, &stub::code(number)))
     }
 
-    /// The list, and zeros up to the end of its last page: a kernel writes there.
-    fn write_p2m<B: Builder>(&self, builder: &mut B) -> Result<(), B::Error> {
-        let list = self.layout.p2m;
-        let pages = self.config.nr_pages;
-        let bytes = pages * 8;
-        write_words(builder, list.start, 0, pages, |builder, pfn| Ok(builder.frame_of(Pfn(pfn))?.0))?;
-        write_zeros(builder, list.start * PAGE_SIZE + bytes, list.count() * PAGE_SIZE - bytes)
-    }
-
-    fn write_tables<B: Builder>(&self, builder: &mut B) -> Result<(), B::Error> {
-        for tables in [self.layout.tables, self.layout.p2m_tables] {
-            write_zeros(builder, tables.start * PAGE_SIZE, tables.count() * PAGE_SIZE)?;
-        }
-        self.write_mapping(builder, &self.layout.region)?;
-        self.layout.p2m_mapping.iter().try_for_each(|mapping| self.write_mapping(builder, mapping))
+    fn write_p2m<B: Builder>(&self, builder: &mut B, first: u64, end: u64) -> Result<(), B::Error> {
+        let words = end - first;
+        write_words(builder, self.layout.p2m.start * PAGE_SIZE + first * 8, words, |builder, index| {
+            Ok(builder.frame_of(Pfn(first + index))?.0)
+        })
     }
 
     /// Entries of level 1 lead to the pages, those of a higher level to the tables of the level below.
-    fn write_mapping<B: Builder>(&self, builder: &mut B, mapping: &Mapping) -> Result<(), B::Error> {
-        let root = self.layout.tables.start;
-        for level in 1..=4 {
-            let table = if level == 4 { root } else { mapping.first_table(level) };
-            let target = if level == 1 { mapping.backing } else { mapping.first_table(level - 1) };
-            let (first, count) = (mapping.first_entry(level), mapping.entries(level));
-            write_words(builder, table, first, count, |builder, index| {
-                let pfn = target + index;
-                let flags = match level {
-                    1 if self.layout.tables.contains(pfn) => READ_ONLY_ENTRY,
-                    1 => PAGE_ENTRY,
-                    _ => TABLE_ENTRY,
-                };
-                Ok(builder.frame_of(Pfn(pfn))?.address() | flags)
-            })?;
-        }
-        Ok(())
+    fn write_entries<B: Builder>(
+        &self,
+        builder: &mut B,
+        mapping: &Mapping,
+        level: u32,
+        (first, end): (u64, u64),
+    ) -> Result<(), B::Error> {
+        let table = if level == 4 { self.layout.tables.start } else { mapping.first_table(level) };
+        let target = if level == 1 { mapping.backing } else { mapping.first_table(level - 1) };
+        let start = table * PAGE_SIZE + (mapping.first_entry(level) % 512 + first) * 8;
+        write_words(builder, start, end - first, |builder, index| {
+            let pfn = target + first + index;
+            let flags = match level {
+                1 if self.layout.tables.contains(pfn) => READ_ONLY_ENTRY,
+                1 => PAGE_ENTRY,
+                _ => TABLE_ENTRY,
+            };
+            Ok(builder.frame_of(Pfn(pfn))?.address() | flags)
+        })
     }
 
     fn write_rings<B: Builder>(&self, builder: &mut B) -> Result<(), B::Error> {
@@ -263,17 +348,14 @@ fn pieces(start: u64, len: u64) -> impl Iterator<Item = (Pfn, usize, usize)> {
     })
 }
 
-/// Writes `count` words. The first goes to slot `first % 512` of `page`, the others follow through the pages after it;
-/// `value` is asked for them by their number from 0 on.
+/// Writes `count` words from byte `start` of the domain on; `value` is asked for them by their number from 0 on.
 fn write_words<B: Builder>(
     builder: &mut B,
-    page: u64,
-    first: u64,
+    start: u64,
     count: u64,
     mut value: impl FnMut(&mut B, u64) -> Result<u64, B::Error>,
 ) -> Result<(), B::Error> {
     let mut buffer = [0; BATCH * 8];
-    let start = page * PAGE_SIZE + first % 512 * 8;
     let mut done = 0;
     while done < count {
         let mut filled = 0;

@@ -300,6 +300,29 @@ fn a_refusal_says_what_was_being_written() {
     assert!(plan.construct(&mut Domain::new(0x1300), &WIRING).is_err());
 }
 
+/// However large a kernel, its ramdisk or its domain, a piece takes no longer than copying so many pages.
+#[test]
+fn a_plan_can_be_carried_out_in_pieces() {
+    let ramdisk = vec![7; 3 << 20];
+    let file = linux(&[number(15, INIT_P2M), number(16, 1)]);
+    let plan = Plan::new(Kernel::parse(&file).unwrap(), Config { ramdisk: &ramdisk, ..config(256 * MIB) }).unwrap();
+    let mut whole = Domain::new(256 * MIB);
+    let start = plan.construct(&mut whole, &WIRING).unwrap();
+    let mut domain = Domain::new(256 * MIB);
+    let mut count = 0;
+    for piece in plan.pieces(64) {
+        let before = domain.written;
+        plan.write(&mut domain, &WIRING, &piece).unwrap();
+        let written = domain.written - before;
+        assert!(written <= 64 << 12, "piece {count} writes {written} bytes");
+        count += 1;
+    }
+    assert_eq!(plan.start(&mut domain).unwrap(), start);
+    assert!(domain.pages == whole.pages, "what is written differs");
+    // The ramdisk and the bss alone are 24 of them; a word of the list and of the tables must be asked for.
+    assert!(count > 24 + 64, "{count}");
+}
+
 /// `TENON_TEST_KERNEL` names an uncompressed kernel to lay out.
 #[test]
 fn a_real_kernel_can_be_planned() {
