@@ -9,7 +9,8 @@ abi! {
     pub enum DomctlOp: u32 {
         /// [`CreateDomain`]; `domain` out: the id. Xen lets a caller ask for one; here the hypervisor chooses.
         CreateDomain = 1,
-        /// Ends a domain and returns all it had. `ERESTART` while there is more to do.
+        /// Ends a domain and returns all it had. A caller whose payload begins with [`crate::tenon::GRADUALLY`] gets
+        /// [`crate::tenon::MORE`] after each step, to call again; for any other the call goes on by itself.
         DestroyDomain = 2,
         /// Stops it from running.
         PauseDomain = 3,

@@ -1,5 +1,10 @@
 //! Our own extension, beside Xen's ABI and inert for guests that do not ask for it.
 
+/// First word of the payload of `domctl(DestroyDomain)`, where Xen has none: the caller has other work, and calls again.
+pub const GRADUALLY: u64 = u64::from_le_bytes(*b"gradual\0");
+/// What such a call answers while there is more to do.
+pub const MORE: u64 = 1;
+
 abi! {
     /// First argument of the `Tenon` hypercall.
     pub enum TenonOp: u32 {

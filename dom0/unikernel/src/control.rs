@@ -20,13 +20,18 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// `domctl` with a payload; answers the structure as the hypervisor left it.
 fn domctl<T: IntoBytes + Immutable>(op: DomctlOp, domain: u16, payload: &T) -> Result<Domctl, Errno> {
+    domctl_answer(op, domain, payload).map(|(_, arg)| arg)
+}
+
+/// As [`domctl`], with what the call answered.
+fn domctl_answer<T: IntoBytes + Immutable>(op: DomctlOp, domain: u16, payload: &T) -> Result<(u64, Domctl), Errno> {
     let mut arg =
         Domctl { cmd: op as u32, interface_version: INTERFACE_VERSION, domain, pad: [0; 3], payload: [0; 128] };
     let bytes = payload.as_bytes();
     arg.payload.get_mut(..bytes.len()).ok_or(Errno::Inval)?.copy_from_slice(bytes);
     // SAFETY: the only addresses in payloads are those of `set_vcpu` and `vcpu`, which lend what they point to.
-    unsafe { hypercall::domctl(&mut arg) }?;
-    Ok(arg)
+    let answer = unsafe { hypercall::domctl(&mut arg) }?;
+    Ok((answer, arg))
 }
 
 /// Makes an empty domain, paused.
@@ -80,13 +85,16 @@ pub fn pause(domain: u16) -> Result<(), Errno> {
 /// # Errors
 /// `Perm`, `Srch`.
 pub fn destroy(domain: u16) -> Result<(), Errno> {
-    loop {
-        match domctl(DomctlOp::DestroyDomain, domain, &0u64) {
-            Ok(_) => return Ok(()),
-            Err(Errno::Restart | Errno::Again) => hypercall::yield_now(),
-            Err(why) => return Err(why),
-        }
-    }
+    domctl(DomctlOp::DestroyDomain, domain, &0u64).map(drop)
+}
+
+/// Goes on ending a domain by a step; answers whether it is gone, with all it had returned.
+///
+/// # Errors
+/// `Perm`, `Srch`.
+pub fn destroy_gradually(domain: u16) -> Result<bool, Errno> {
+    let (answer, _) = domctl_answer(DomctlOp::DestroyDomain, domain, &tenon::GRADUALLY)?;
+    Ok(answer != tenon::MORE)
 }
 
 /// The domain with the lowest number at or above `from`.

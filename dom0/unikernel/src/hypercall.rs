@@ -681,9 +681,9 @@ pub fn setup_grant_table(frames: &mut [u64]) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `Perm` without authority; otherwise the command's own.
-pub unsafe fn domctl(arg: &mut Domctl) -> Result<(), Errno> {
+pub unsafe fn domctl(arg: &mut Domctl) -> Result<u64, Errno> {
     // SAFETY: reads and writes the structure; addresses in it are the caller's promise.
-    unsafe { call(Hypercall::Domctl, [address(&raw mut *arg), 0, 0, 0, 0]) }.map(drop)
+    unsafe { call(Hypercall::Domctl, [address(&raw mut *arg), 0, 0, 0, 0]) }
 }
 
 /// `sysctl(PhysInfo)`: what the machine has.

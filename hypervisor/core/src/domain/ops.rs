@@ -10,7 +10,7 @@ use hypercall_abi::callback::{ASSIST_DISABLE, ASSIST_ENABLE, Assist};
 use hypercall_abi::domctl::{
     CreateDomain, DomainInfo, Domctl, DomctlOp, INTERFACE_VERSION, MaxMem, MaxVcpus, VcpuContextArg, info,
 };
-use hypercall_abi::tenon::TenonOp;
+use hypercall_abi::tenon::{GRADUALLY, MORE, TenonOp};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// Carries out one step of a `domctl`.
@@ -42,7 +42,9 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         }
         DomctlOp::DestroyDomain => {
             let domain = other(ctx, authority, call.domain, true)?;
-            return ctx.cpu_ctx().destroy(domain, DomainId(call.domain));
+            let gradually = payload::<u64>(&call)? == GRADUALLY;
+            let answer = ctx.cpu_ctx().destroy(domain, DomainId(call.domain));
+            return if gradually && answer == Err(Halt::More) { Ok(MORE) } else { answer };
         }
         DomctlOp::PauseDomain => {
             let domain = other(ctx, authority, call.domain, false)?;
