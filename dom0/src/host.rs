@@ -1,9 +1,9 @@
-//! The unikernel as the domain that services run in, and the terminal as their screen.
+//! The unikernel as the domain that services run in.
 
 use core::future::Future;
 
 use hypercall_abi::Errno;
-use services::console::{self, Screen, Shows};
+use services::console;
 use services::{Class, Host, store};
 use unikernel::events::{self, Channel};
 use unikernel::grants::GrantedPage;
@@ -11,7 +11,7 @@ use unikernel::memory::{self, Reserved};
 use unikernel::tasks::{self, Task};
 use unikernel::time;
 
-use crate::terminal::Terminal;
+use crate::platform::Terminal;
 
 /// The console of a guest.
 pub(crate) type GuestConsole = console::GuestConsole<Unikernel, Terminal>;
@@ -79,23 +79,5 @@ impl Host for Unikernel {
 
     fn reserve(&self, bytes: usize) -> Option<Reserved> {
         memory::reserve(bytes)
-    }
-}
-
-impl Screen for Terminal {
-    fn shows(&self, name: &str) -> Shows {
-        self.shows(name)
-    }
-
-    fn raw(&self, bytes: &[u8]) {
-        self.raw(bytes);
-    }
-
-    fn line(&self, line: &str) {
-        self.line(line);
-    }
-
-    fn message(&self, text: &str) {
-        self.message(text);
     }
 }

@@ -1,16 +1,19 @@
 //! The toolstack's hypervisor: the real one, by hypercalls.
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::cell::RefCell;
 use core::fmt;
 
 use guest_image::{MachineFrame, Pfn};
 use hypercall_abi::Errno;
 use hypercall_abi::context::VcpuContext;
 use hypercall_abi::domctl::DomainInfo;
+use hypercall_abi::sysctl::PhysInfo;
 use hypercall_abi::tenon::Refusals;
-use toolstack::{DomainId, Hypervisor};
+use toolstack::{DomainId, Hypervisor, Progress};
 use unikernel::memory::Foreign;
 use unikernel::{control, hypercall};
 
@@ -42,7 +45,7 @@ fn by(call: &'static str) -> impl FnOnce(Errno) -> Refused {
 /// Authority over domains.
 #[derive(Default)]
 pub(crate) struct Xen {
-    building: Option<Building>,
+    building: RefCell<Option<Building>>,
 }
 
 /// The domain that is being filled.
@@ -125,18 +128,20 @@ impl Building {
 }
 
 impl Xen {
-    /// The domain being filled is this one from now on.
-    fn building(&mut self, domain: DomainId) -> &mut Building {
-        if self.building.as_ref().is_none_or(|building| building.domain != domain) {
-            self.building = None;
+    /// Works on the domain being filled, which is this one from now on.
+    fn building<T>(&self, domain: DomainId, work: impl FnOnce(&mut Building) -> T) -> T {
+        let building = &mut *self.building.borrow_mut();
+        if building.as_ref().is_none_or(|building| building.domain != domain) {
+            *building = None;
         }
-        self.building.get_or_insert_with(|| Building::new(domain))
+        work(building.get_or_insert_with(|| Building::new(domain)))
     }
 
     /// Lets go of all frames of a domain: they may become page tables, or free.
-    fn let_go(&mut self, domain: DomainId) {
-        if self.building.as_ref().is_some_and(|building| building.domain == domain) {
-            self.building = None;
+    fn let_go(&self, domain: DomainId) {
+        let building = &mut *self.building.borrow_mut();
+        if building.as_ref().is_some_and(|building| building.domain == domain) {
+            *building = None;
         }
     }
 }
@@ -144,16 +149,16 @@ impl Xen {
 impl Hypervisor for Xen {
     type Error = Refused;
 
-    fn create(&mut self, uuid: &[u8; 16], vcpus: u32) -> Result<DomainId, Refused> {
+    fn create(&self, uuid: &[u8; 16], vcpus: u32) -> Result<DomainId, Refused> {
         let domain = control::create(uuid, vcpus).map_err(by("creating a domain"))?;
         Ok(DomainId(domain))
     }
 
-    fn set_max_memory(&mut self, domain: DomainId, kib: u64) -> Result<(), Refused> {
+    fn set_max_memory(&self, domain: DomainId, kib: u64) -> Result<(), Refused> {
         control::set_max_memory(domain.0, kib).map_err(by("limiting memory"))
     }
 
-    fn populate(&mut self, domain: DomainId, first: Pfn, frames: &mut [MachineFrame]) -> Result<usize, Refused> {
+    fn populate(&self, domain: DomainId, first: Pfn, frames: &mut [MachineFrame]) -> Result<usize, Refused> {
         let refused = |errno| Refused { call: "giving memory", errno };
         let mut done = 0;
         for part in frames.chunks_mut(RUN) {
@@ -179,64 +184,80 @@ impl Hypervisor for Xen {
     }
 
     fn fill(
-        &mut self,
+        &self,
         domain: DomainId,
         frames: &[MachineFrame],
         pfn: Pfn,
         offset: usize,
         bytes: &[u8],
     ) -> Result<(), Refused> {
-        self.building(domain).fill(frames, pfn.0, offset, bytes).map_err(by("mapping its memory"))
+        self.building(domain, |it| it.fill(frames, pfn.0, offset, bytes)).map_err(by("mapping its memory"))
     }
 
-    fn write(&mut self, domain: DomainId, frame: MachineFrame, offset: usize, bytes: &[u8]) -> Result<(), Refused> {
-        self.building(domain).write(frame.0, offset, bytes).map_err(by("mapping its memory"))
+    fn write(&self, domain: DomainId, frame: MachineFrame, offset: usize, bytes: &[u8]) -> Result<(), Refused> {
+        self.building(domain, |it| it.write(frame.0, offset, bytes)).map_err(by("mapping its memory"))
     }
 
-    fn open_port(&mut self, domain: DomainId, remote: DomainId) -> Result<u32, Refused> {
+    fn open_port(&self, domain: DomainId, remote: DomainId) -> Result<u32, Refused> {
         hypercall::allocate_unbound(domain.0, remote.0).map_err(by("opening a port"))
     }
 
-    fn grant_table(&mut self, domain: DomainId) -> Result<MachineFrame, Refused> {
+    fn grant_table(&self, domain: DomainId) -> Result<MachineFrame, Refused> {
         let frame = control::grant_table(domain.0).map_err(by("its grant table"))?;
         Ok(MachineFrame(frame))
     }
 
-    fn pin_root(&mut self, domain: DomainId, frame: MachineFrame) -> Result<(), Refused> {
+    fn pin_root(&self, domain: DomainId, frame: MachineFrame) -> Result<(), Refused> {
         self.let_go(domain);
         control::pin_root(domain.0, frame.0).map_err(by("pinning"))
     }
 
-    fn set_vcpu(&mut self, domain: DomainId, vcpu: u32, context: &VcpuContext) -> Result<(), Refused> {
+    fn set_vcpu(&self, domain: DomainId, vcpu: u32, context: &VcpuContext) -> Result<(), Refused> {
         control::set_vcpu(domain.0, vcpu, context).map_err(by("setting a vcpu"))
     }
 
-    fn vcpu(&mut self, domain: DomainId, vcpu: u32) -> Result<Box<VcpuContext>, Refused> {
+    fn vcpu(&self, domain: DomainId, vcpu: u32) -> Result<Box<VcpuContext>, Refused> {
         control::vcpu(domain.0, vcpu).map_err(by("reading a vcpu"))
     }
 
-    fn unpause(&mut self, domain: DomainId) -> Result<(), Refused> {
+    fn unpause(&self, domain: DomainId) -> Result<(), Refused> {
         control::unpause(domain.0).map_err(by("unpausing"))
     }
 
-    fn pause(&mut self, domain: DomainId) -> Result<(), Refused> {
+    fn pause(&self, domain: DomainId) -> Result<(), Refused> {
         control::pause(domain.0).map_err(by("pausing"))
     }
 
-    fn destroy(&mut self, domain: DomainId) -> Result<(), Refused> {
+    fn destroy(&self, domain: DomainId) -> Result<Progress, Refused> {
         self.let_go(domain);
-        control::destroy(domain.0).map_err(by("destroying"))
+        let gone = control::destroy_gradually(domain.0).map_err(by("destroying"))?;
+        Ok(if gone { Progress::Done } else { Progress::More })
     }
 
-    fn info(&mut self, from: DomainId) -> Result<Option<DomainInfo>, Refused> {
+    fn info(&self, from: DomainId) -> Result<Option<DomainInfo>, Refused> {
         control::info(from.0).map_err(by("asking about domains"))
     }
 
-    fn crash_report(&mut self, domain: DomainId) -> Result<Option<(u32, String)>, Refused> {
+    fn crash_report(&self, domain: DomainId) -> Result<Option<(u32, String)>, Refused> {
         control::crash_report(domain.0).map_err(by("asking for a crash report"))
     }
 
-    fn refusals(&mut self, domain: DomainId) -> Result<Refusals, Refused> {
+    fn refusals(&self, domain: DomainId) -> Result<Refusals, Refused> {
         control::refusals(domain.0).map_err(by("asking what was refused"))
+    }
+
+    fn physical_info(&self) -> Result<PhysInfo, Refused> {
+        hypercall::physical_info().map_err(by("physinfo"))
+    }
+
+    fn version(&self) -> String {
+        let number = hypercall::version();
+        let extra = hypercall::extraversion().unwrap_or_default();
+        let extra: String = extra.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte)).collect();
+        format!("{}.{}{}", number >> 16, number & 0xffff, extra.escape_debug())
+    }
+
+    fn read_log(&self, from: u32, clear: bool, to: &mut [u8]) -> Result<(usize, u32), Refused> {
+        hypercall::read_log(from, clear, to).map_err(by("readconsole"))
     }
 }

@@ -1,10 +1,10 @@
 //! The first domain: which services this image runs, and nothing else.
 //!
 //! ```text
-//! boot bundle -> guests -> hypervisor (domctl)      makes, watches and ends domains
-//!                       -> services::store         the tree by which guests meet
-//!                       -> verbs                   what is asked of it
-//!                       -> services::console -> terminal   what guests print, and what is typed for them
+//! boot bundle -> toolstack::manager -> hypervisor (domctl)   makes, watches and ends domains
+//!                                   -> services::store       the tree by which guests meet
+//!                                   -> services::console     what guests print, and what is typed for them
+//! keyboard -> toolstack::terminal   -> the manager, or the console that is shown
 //! ```
 //!
 //! Touches: other domains, by the calls it has authority for and the pages they grant it; the machine's console.
@@ -15,24 +15,26 @@
 
 extern crate alloc;
 
-mod guests;
 mod host;
 mod hypervisor;
-mod terminal;
-mod verbs;
+mod platform;
+
+use alloc::rc::Rc;
 
 use hypercall_abi::event::Virq;
 use hypercall_abi::sched::ShutdownReason;
 use toolstack::DomainId;
 use toolstack::bundle::{Bundle, EXEC};
+use toolstack::command::{Command, Line};
+use toolstack::face::{After, Done, obey, script};
 use toolstack::status::Failure;
 use unikernel::boot::Boot;
 use unikernel::events::Channel;
+use unikernel::mark::{self, LISTED};
 use unikernel::memory::{self, lend_large};
 use unikernel::{hypercall, println, tasks};
 
-use guests::{Guests, OWN_BYTES};
-use terminal::Terminal;
+use platform::{Manager, OWN_BYTES, Terminal};
 
 unikernel::entry!(main);
 
@@ -51,7 +53,7 @@ fn main(boot: &Boot) {
 }
 
 /// Turns the machine off, and says how it went.
-pub(crate) fn end(failure: Option<Failure>) -> ! {
+fn end(failure: Option<Failure>) -> ! {
     match failure {
         None => hypercall::shutdown(ShutdownReason::Poweroff),
         Some(failure) => hypercall::shutdown_with(failure.reason()),
@@ -79,46 +81,92 @@ async fn run(bundle: Bundle<'static>, all: bool) -> Option<Failure> {
     if let Err(errno) = lend_large() {
         log::warn!("kernels must be unpacked in what memory we have: {}", errno.name());
     }
-    let terminal = Terminal::new(all);
+    let terminal = platform::terminal(all);
     let Some(own) = memory::reserve(OWN_BYTES) else {
         log::error!("there are no {} KiB for serving guests", OWN_BYTES >> 10);
         return Some(Failure::NotMade);
     };
-    let guests = Guests::new(OWN, bundle, terminal.clone());
+    let manager = platform::manager(OWN, bundle, terminal.clone());
     let ends = match hypercall::bind_virq(Virq::DomExc, 0) {
         Ok(port) => Channel::adopt(port),
         Err(errno) => {
-            log::error!("nobody tells when guests end: {}", errno.name());
+            log::error!("cannot bind the interrupt that reports the end of a domain: {}", errno.name());
             return Some(Failure::NotMade);
         }
     };
-    guests.plan_all();
+    manager.plan_all();
     let commands = bundle.entry(EXEC);
     if commands.is_none() {
-        guests.show_list();
+        show_list(&manager, &terminal).await;
     }
-    // Whoever types need not wait until all are made.
-    tasks::spawn(terminal.clone().read(guests.clone())).detach();
-    guests.make_planned().await;
-    if let Some(first) = guests.first_alive().filter(|_| !all && commands.is_none()) {
+    // What is typed need not wait until all are made.
+    tasks::spawn(read(manager.clone(), terminal.clone())).detach();
+    tasks::spawn(report_ends(manager.clone(), ends)).detach();
+    manager.make_planned().await;
+    if let Some(first) = manager.first_alive().filter(|_| !all && commands.is_none()) {
         // It is there, and one guest is shown at a time.
-        drop(terminal.attach(&guests, &first));
+        drop(terminal.attach(&manager, &first));
     }
     if let Some(commands) = commands {
         match core::str::from_utf8(commands) {
-            Ok(commands) => tasks::spawn(verbs::exec(guests.clone(), terminal.clone(), commands)).detach(),
+            Ok(commands) => tasks::spawn(exec(manager.clone(), terminal.clone(), commands)).detach(),
             Err(_) => return Some(Failure::Refused),
         }
     }
+    let made = manager.clone();
+    tasks::spawn(async move { made.keep_making().await }).detach();
     loop {
-        guests.look();
-        if guests.all_ended() {
+        let seen = manager.changes();
+        manager.bury().await;
+        if manager.all_ended() {
             break;
         }
-        terminal.follow(&guests);
-        guests.changed.or(ends.wait()).await;
+        terminal.follow(&manager);
+        manager.changed(seen).await;
     }
     terminal.message("all guests have ended");
     drop(own);
-    guests.failed()
+    manager.failed()
+}
+
+/// Shows all domains, and marks that the machine is up.
+async fn show_list(manager: &Manager, terminal: &Terminal) {
+    let list = Line { command: Command::List { all: false }, json: false };
+    obey(manager, &list, &terminal.face(manager), |text| terminal.message(text)).await;
+    mark::point::<LISTED>();
+}
+
+/// Has the manager look at its guests whenever a domain may have ended.
+async fn report_ends(manager: Rc<Manager>, ends: Channel) {
+    loop {
+        ends.wait().await;
+        manager.look_again();
+    }
+}
+
+/// Routes keystrokes, until the machine is turned off.
+async fn read(manager: Rc<Manager>, terminal: Rc<Terminal>) {
+    let channel = match hypercall::bind_virq(Virq::Console, 0) {
+        Ok(port) => Channel::adopt(port),
+        Err(errno) => return log::error!("nothing can be typed: {}", errno.name()),
+    };
+    let mut buffer = [0; 128];
+    loop {
+        match hypercall::console_read(&mut buffer) {
+            Ok(0) => channel.wait().await,
+            Ok(count) => {
+                if terminal.keys(&manager, buffer.get(..count).unwrap_or_default()).await == Done::Quit {
+                    end(manager.failed())
+                }
+            }
+            Err(errno) => return log::error!("nothing can be typed: {}", errno.name()),
+        }
+    }
+}
+
+/// Carries out the commands of `--exec`, and turns the machine off unless the last one leads to a console.
+async fn exec(manager: Rc<Manager>, terminal: Rc<Terminal>, commands: &str) {
+    if let After::Off(failure) = script(&manager, commands, &terminal.face(&manager)).await {
+        end(failure)
+    }
 }

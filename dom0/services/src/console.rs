@@ -9,6 +9,10 @@ use core::fmt;
 use console_backend::{AttachError, Console, LineWriter, console_bytes};
 use hypercall_abi::grant::REF_CONSOLE;
 use ring_protocol::console::set_connected;
+use toolstack::DomainId;
+use toolstack::terminal::Terminal;
+
+pub use toolstack::terminal::Shows;
 
 use crate::host::{Channel, Class, Host};
 use crate::shape::{Attached, Ends, Service, Turn};
@@ -17,17 +21,6 @@ use crate::shape::{Attached, Ends, Service, Turn};
 const KEPT: usize = 64 * 1024;
 /// What the console of a guest takes of the heap for good.
 pub const CONSOLE_BYTES: usize = console_bytes(KEPT);
-
-/// How the output of a guest is shown.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Shows {
-    /// As it is.
-    Bytes,
-    /// In lines with the guest's name.
-    Lines,
-    /// Not now.
-    Nothing,
-}
 
 /// What shows the output of guests.
 pub trait Screen: 'static {
@@ -42,6 +35,31 @@ pub trait Screen: 'static {
 
     /// Shows a message of ours on lines of its own.
     fn message(&self, text: &str);
+
+    /// A guest has another name.
+    fn renamed(&self, from: &str, to: &str);
+}
+
+impl<S: toolstack::terminal::Screen + 'static> Screen for Terminal<S> {
+    fn shows(&self, name: &str) -> Shows {
+        self.shows(name)
+    }
+
+    fn raw(&self, bytes: &[u8]) {
+        self.raw(bytes);
+    }
+
+    fn line(&self, line: &str) {
+        self.message(line);
+    }
+
+    fn message(&self, text: &str) {
+        self.message(text);
+    }
+
+    fn renamed(&self, from: &str, to: &str) {
+        self.renamed(from, to);
+    }
 }
 
 /// The console of a guest, through all its lives.
@@ -92,21 +110,21 @@ impl<H: Host, S: Screen> GuestConsole<H, S> {
         });
         Rc::new(Self { host, kept, reserved: RefCell::default(), life: RefCell::default() })
     }
+}
 
-    /// The guest's name.
-    pub fn name(&self) -> String {
+impl<H: Host, S: Screen> toolstack::manager::Console for GuestConsole<H, S> {
+    fn name(&self) -> String {
         self.kept.name.borrow().clone()
     }
 
-    /// The guest has another name now.
-    pub fn rename(&self, name: &str) {
+    fn rename(&self, name: &str) {
         self.kept.end_line();
         self.kept.lines.replace(lines_of(name));
-        self.kept.name.replace(name.to_string());
+        let before = self.kept.name.replace(name.to_string());
+        self.kept.screen.renamed(&before, name);
     }
 
-    /// Has the heap hold what the console may take; answers whether there is memory for it.
-    pub fn reserve(&self) -> bool {
+    fn reserve(&self) -> bool {
         let mut reserved = self.reserved.borrow_mut();
         if reserved.is_none() {
             *reserved = self.host.reserve(CONSOLE_BYTES);
@@ -114,46 +132,37 @@ impl<H: Host, S: Screen> GuestConsole<H, S> {
         reserved.is_some()
     }
 
-    /// No guest comes: what was reserved is free again, unless an earlier life has printed something.
-    pub fn give_back(&self) {
+    fn give_back(&self) {
         if self.kept.console.borrow().is_none() {
             self.reserved.take();
         }
     }
 
-    /// Begins to serve the guest as `domain`, whose end of the event channel is `port`.
-    ///
-    /// # Errors
-    /// Why its page or port cannot be used.
-    pub fn connect(&self, domain: u16, port: u32) -> Result<(), String> {
+    fn connect(&self, DomainId(domain): DomainId, port: u32) -> Result<(), String> {
         let life = Attached::attach(&self.host, &self.kept, domain, port)?;
         self.life.replace(Some(life));
         Ok(())
     }
 
-    /// Takes the guest's last words, tells the page that nobody reads any more, and lets go of it.
-    pub fn disconnect(&self) {
+    fn disconnect(&self) {
         let life = self.life.take();
         if let Some(life) = life {
             life.detach();
         }
     }
 
-    /// Whether the guest has printed nothing in its last life.
-    pub fn is_silent(&self) -> bool {
+    fn is_silent(&self) -> bool {
         self.kept.printed() == self.kept.begun.get()
     }
 
-    /// Hands keystrokes to the guest; what it has no room for is lost.
-    pub fn type_in(&self, bytes: &[u8]) {
+    fn type_in(&self, bytes: &[u8]) {
         if let (Some(console), Some(life)) = (&mut *self.kept.console.borrow_mut(), &*self.life.borrow()) {
             console.type_in(bytes);
             life.kick();
         }
     }
 
-    /// Shows on the screen what was printed while it did not show this console.
-    pub fn show_missed(&self) {
+    fn show_missed(&self) {
         let kept = &self.kept;
         if let Some(console) = &*kept.console.borrow() {
             let since = console.scrollback().since(kept.shown.get());

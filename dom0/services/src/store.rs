@@ -139,34 +139,6 @@ impl<H: Host> StoreService<H> {
         Self(shared)
     }
 
-    /// Waits until nothing is left of domains that are gone, and everybody has heard of everything.
-    pub async fn settled(&self) {
-        while self.0.store.borrow().has_work() {
-            self.0.host.yield_now().await;
-        }
-    }
-
-    /// Has the heap hold what the next guest may make the store hold; answers whether there is memory for it. What earlier
-    /// guests left there must be gone: see [`Self::settled`].
-    pub fn reserve(&self) -> bool {
-        let mut reserved = self.0.reserved.borrow_mut();
-        if reserved.is_none() {
-            *reserved = self.0.host.reserve(store_bytes());
-        }
-        reserved.is_some()
-    }
-
-    /// No guest comes: what was reserved for it is free again.
-    pub fn give_back(&self) {
-        self.0.reserved.take();
-    }
-
-    /// Tells those who watch that a domain shut down.
-    pub fn domain_shut_down(&self, domain: DomainId) {
-        self.0.store.borrow_mut().domain_shut_down(store::DomainId(domain.0));
-        self.0.deliver(None);
-    }
-
     /// Does what the store cannot do itself.
     fn carry_out_duties(&self) -> Result<(), String> {
         loop {
@@ -247,7 +219,7 @@ fn text(error: StoreError) -> String {
 impl<H: Host> toolstack::Store for StoreService<H> {
     type Error = String;
 
-    fn write(&mut self, guest: DomainId, nodes: &[Node]) -> Result<(), String> {
+    fn write(&self, guest: DomainId, nodes: &[Node]) -> Result<(), String> {
         let done = self.0.store.borrow_mut().session(self.0.session).transaction(|t| {
             for node in nodes {
                 t.write(&node.path, node.value.as_bytes())?;
@@ -263,13 +235,13 @@ impl<H: Host> toolstack::Store for StoreService<H> {
         done.map_err(text)
     }
 
-    fn remove(&mut self, path: &str) -> Result<(), String> {
+    fn remove(&self, path: &str) -> Result<(), String> {
         let removed = self.0.store.borrow_mut().session(self.0.session).remove_gradually(path);
         self.0.deliver(None);
         removed.map_err(text)
     }
 
-    fn introduce(&mut self, domain: DomainId, page: MachineFrame, port: u32) -> Result<(), String> {
+    fn introduce(&self, domain: DomainId, page: MachineFrame, port: u32) -> Result<(), String> {
         let id = store::DomainId(domain.0);
         let session = self.0.session;
         let introduced = self.0.store.borrow_mut().session(session).introduce(id, page.0, port);
@@ -279,7 +251,7 @@ impl<H: Host> toolstack::Store for StoreService<H> {
         Ok(())
     }
 
-    fn release(&mut self, domain: DomainId) -> Result<(), String> {
+    fn release(&self, domain: DomainId) -> Result<(), String> {
         let id = store::DomainId(domain.0);
         let released = self.0.store.borrow_mut().session(self.0.session).release(id);
         self.carry_out_duties()?;
@@ -289,5 +261,26 @@ impl<H: Host> toolstack::Store for StoreService<H> {
             Ok(()) | Err(StoreError::NotFound) => Ok(()),
             Err(error) => Err(text(error)),
         }
+    }
+
+    fn domain_shut_down(&self, domain: DomainId) {
+        self.0.store.borrow_mut().domain_shut_down(store::DomainId(domain.0));
+        self.0.deliver(None);
+    }
+
+    fn is_settled(&self) -> bool {
+        !self.0.store.borrow().has_work()
+    }
+
+    fn reserve(&self) -> bool {
+        let mut reserved = self.0.reserved.borrow_mut();
+        if reserved.is_none() {
+            *reserved = self.0.host.reserve(store_bytes());
+        }
+        reserved.is_some()
+    }
+
+    fn give_back(&self) {
+        self.0.reserved.take();
     }
 }

@@ -11,6 +11,8 @@ use ring_protocol::console::{FrontEnd, is_connected};
 use ring_protocol::{SharedPage, WordPage};
 use services::console::{CONSOLE_BYTES, GuestConsole, Screen, Shows};
 use services::{Class, PATIENCE_NS};
+use toolstack::DomainId;
+use toolstack::manager::Console;
 
 /// Bytes of the ring for what a guest prints.
 const RING: usize = 2048;
@@ -49,6 +51,10 @@ impl Screen for Display {
     fn message(&self, text: &str) {
         self.seen.borrow_mut().push_str(&format!("({text})"));
     }
+
+    fn renamed(&self, from: &str, to: &str) {
+        self.seen.borrow_mut().push_str(&format!("({from} is {to})"));
+    }
 }
 
 struct World {
@@ -65,7 +71,7 @@ fn world() -> World {
     let display = Rc::new(Display { alone: RefCell::new("one".into()), ..Display::default() });
     let console = GuestConsole::new(host.clone(), "one", Rc::clone(&display));
     assert!(console.reserve());
-    console.connect(5, 7).unwrap();
+    console.connect(DomainId(5), 7).unwrap();
     let page = host.page(5, REF_CONSOLE);
     let guest = FrontEnd::attach(&*page).unwrap();
     World { host, display, console, page, guest }
@@ -107,7 +113,7 @@ fn what_is_printed_is_shown_and_what_is_typed_arrives() {
 fn a_flood_takes_one_turn_a_round_and_leaves_others_theirs() {
     let mut world = world();
     let other = GuestConsole::new(world.host.clone(), "two", Rc::clone(&world.display));
-    other.connect(6, 7).unwrap();
+    other.connect(DomainId(6), 7).unwrap();
     let page = world.host.page(6, REF_CONSOLE);
     let mut quiet = FrontEnd::attach(&*page).unwrap();
     for round in 1..=20 {
@@ -184,7 +190,7 @@ fn detaching_says_the_last_words_and_dropping_says_nothing() {
     world.console.disconnect();
     assert_eq!(world.display.take(), "", "there is nothing more to say");
 
-    world.console.connect(5, 7).unwrap();
+    world.console.connect(DomainId(5), 7).unwrap();
     world.host.rounds(2);
     world.display.take();
     world.print("unheard");
@@ -209,7 +215,7 @@ fn what_was_printed_outlives_the_guest_and_is_shown_when_it_is_asked_for() {
     world.console.disconnect();
     world.console.give_back();
     assert_eq!(world.host.reserved(), CONSOLE_BYTES, "what it printed is kept");
-    world.console.connect(8, 7).unwrap();
+    world.console.connect(DomainId(8), 7).unwrap();
     assert!(world.console.is_silent(), "in this life");
     let page = world.host.page(8, REF_CONSOLE);
     FrontEnd::attach(&*page).unwrap().output.write(&*page, b"second").unwrap();
@@ -245,7 +251,10 @@ fn a_renamed_guest_ends_its_line_under_the_old_name() {
     world.console.rename("two");
     world.print("more\n");
     world.host.rounds(2);
-    assert_eq!((world.console.name().as_str(), world.display.take().as_str()), ("two", "<one| prompt><two| more>"));
+    assert_eq!(
+        (world.console.name().as_str(), world.display.take().as_str()),
+        ("two", "<one| prompt>(one is two)<two| more>")
+    );
 }
 
 #[test]
@@ -262,7 +271,7 @@ fn impossible_indices_end_the_service_and_harm_nobody() {
     assert_eq!(world.host.notified(5), 0);
     world.console.disconnect();
     assert_eq!((world.host.held(), world.display.take().as_str()), ((0, 0), ""));
-    assert_eq!(world.console.connect(5, 7).unwrap_err(), "its console page changes under us");
+    assert_eq!(world.console.connect(DomainId(5), 7).unwrap_err(), "its console page changes under us");
     assert_eq!(world.host.held(), (0, 0));
 }
 
@@ -275,8 +284,8 @@ fn what_cannot_be_had_is_named_and_nothing_is_left() {
     host.set_full(false);
     assert!(console.reserve() && console.reserve());
     assert_eq!(host.reserved(), CONSOLE_BYTES, "once");
-    assert_eq!(console.connect(99, 7).unwrap_err(), "its console page: Inval");
-    assert_eq!(console.connect(5, 99).unwrap_err(), "its console port: Inval");
+    assert_eq!(console.connect(DomainId(99), 7).unwrap_err(), "its console page: Inval");
+    assert_eq!(console.connect(DomainId(5), 99).unwrap_err(), "its console port: Inval");
     console.give_back();
     assert_eq!((host.held(), host.tasks(Class::Data), host.reserved()), ((0, 0), 0, 0));
     console.type_in(b"to nobody");

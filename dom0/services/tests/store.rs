@@ -9,9 +9,7 @@ use ring_protocol::store::{CONNECTION, Client, ERROR, LinkError};
 use ring_protocol::{SharedPage, WordPage};
 use services::Class;
 use services::store::{StoreService, store_bytes};
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Waker};
 use store::wire::{Assembler, Kind, message};
 use toolstack::{Access, DomainId, Node, Store};
 
@@ -34,7 +32,7 @@ struct Guest {
 
 impl Guest {
     /// A guest that has just been introduced.
-    fn introduced(host: &Fake, store: &mut StoreService<Fake>, domain: u16) -> Self {
+    fn introduced(host: &Fake, store: &StoreService<Fake>, domain: u16) -> Self {
         assert!(store.reserve());
         store.introduce(DomainId(domain), FRAME, 7).unwrap();
         let page = host.page(domain, REF_XENSTORE);
@@ -78,10 +76,10 @@ fn node(path: &str, value: &str, access: Access) -> Node {
 
 #[test]
 fn a_guest_asks_and_hears_what_others_change() {
-    let (host, mut store) = world();
+    let (host, store) = world();
     store.write(DomainId(5), &[node("/local/domain/5/name", "five", Access::Read)]).unwrap();
     store.write(DomainId(5), &[node("/local/domain/5/data", "", Access::Own)]).unwrap();
-    let mut guest = Guest::introduced(&host, &mut store, 5);
+    let mut guest = Guest::introduced(&host, &store, 5);
     assert_eq!(guest.asked(Kind::Read, b"name\0"), ["five"]);
     assert_eq!(guest.asked(Kind::Write, b"name\0six"), ["EACCES|"]);
     assert_eq!(guest.asked(Kind::Write, b"data/x\0six"), ["OK|"]);
@@ -97,12 +95,12 @@ fn a_guest_asks_and_hears_what_others_change() {
 
 #[test]
 fn a_turn_is_one_message_and_a_flood_leaves_others_their_turns() {
-    let (host, mut store) = world();
+    let (host, store) = world();
     for domain in [5, 6] {
         store.write(DomainId(domain), &[node(&format!("/local/domain/{domain}/name"), "n", Access::Read)]).unwrap();
     }
-    let mut flood = Guest::introduced(&host, &mut store, 5);
-    let mut quiet = Guest::introduced(&host, &mut store, 6);
+    let mut flood = Guest::introduced(&host, &store, 5);
+    let mut quiet = Guest::introduced(&host, &store, 6);
     host.rounds(2);
     for _ in 0..40 {
         flood.send(Kind::Read, b"name\0");
@@ -120,10 +118,10 @@ fn a_turn_is_one_message_and_a_flood_leaves_others_their_turns() {
 
 #[test]
 fn a_guest_that_does_not_read_is_held_until_it_does() {
-    let (host, mut store) = world();
+    let (host, store) = world();
     let long = "v".repeat(900);
     store.write(DomainId(5), &[node("/local/domain/5/long", &long, Access::Read)]).unwrap();
-    let mut guest = Guest::introduced(&host, &mut store, 5);
+    let mut guest = Guest::introduced(&host, &store, 5);
     for _ in 0..30 {
         guest.send(Kind::Read, b"long\0");
         host.rounds(2);
@@ -191,13 +189,13 @@ fn a_guest_that_changes_much_is_held_until_watchers_have_heard() {
 
 #[test]
 fn released_guests_leave_nothing() {
-    let (host, mut store) = world();
+    let (host, store) = world();
     let nothing = (host.held(), host.tasks(Class::Control), host.reserved());
     assert_eq!(nothing, ((0, 0), 1, 0));
     for round in 0..20 {
         for domain in [5, 6, 7] {
             store.write(DomainId(domain), &[node(&format!("/local/domain/{domain}/d"), "", Access::Own)]).unwrap();
-            let mut guest = Guest::introduced(&host, &mut store, domain);
+            let mut guest = Guest::introduced(&host, &store, domain);
             assert_eq!(guest.asked(Kind::Write, b"d/x\0y"), ["OK|"], "round {round}");
         }
         assert_eq!((host.held(), host.reserved()), ((3, 3), 3 * store_bytes()));
@@ -213,10 +211,10 @@ fn released_guests_leave_nothing() {
 
 #[test]
 fn introducing_again_begins_anew_with_one_page_and_port() {
-    let (host, mut store) = world();
-    let mut first = Guest::introduced(&host, &mut store, 5);
+    let (host, store) = world();
+    let mut first = Guest::introduced(&host, &store, 5);
     first.send(Kind::GetDomainPath, b"5\0");
-    let mut second = Guest::introduced(&host, &mut store, 5);
+    let mut second = Guest::introduced(&host, &store, 5);
     host.rounds(3);
     assert_eq!(host.held(), (1, 1));
     assert_eq!(host.reserved(), store_bytes());
@@ -225,8 +223,8 @@ fn introducing_again_begins_anew_with_one_page_and_port() {
 
 #[test]
 fn dropping_the_store_says_nothing() {
-    let (host, mut store) = world();
-    let mut guest = Guest::introduced(&host, &mut store, 5);
+    let (host, store) = world();
+    let mut guest = Guest::introduced(&host, &store, 5);
     host.rounds(2);
     guest.send(Kind::GetDomainPath, b"5\0");
     let mut before = vec![0; 4096];
@@ -243,8 +241,8 @@ fn dropping_the_store_says_nothing() {
 
 #[test]
 fn a_broken_ring_is_served_again_when_the_guest_asks_for_it() {
-    let (host, mut store) = world();
-    let mut guest = Guest::introduced(&host, &mut store, 5);
+    let (host, store) = world();
+    let mut guest = Guest::introduced(&host, &store, 5);
     host.rounds(2);
     // req_prod.
     guest.page.store_u32(2052, 5000);
@@ -264,7 +262,7 @@ fn a_broken_ring_is_served_again_when_the_guest_asks_for_it() {
 
 #[test]
 fn what_cannot_be_had_is_named() {
-    let (host, mut store) = world();
+    let (host, store) = world();
     assert_eq!(store.introduce(DomainId(99), FRAME, 7).unwrap_err(), "its store page: Inval");
     assert_eq!(store.introduce(DomainId(5), FRAME, 99).unwrap_err(), "its store port: Inval");
     assert_eq!(host.held(), (0, 0));
@@ -279,14 +277,13 @@ fn what_cannot_be_had_is_named() {
 
 #[test]
 fn a_large_tree_is_removed_in_pieces_while_others_have_turns() {
-    let (host, mut store) = world();
+    let (host, store) = world();
     let nodes: Vec<Node> = (0..900).map(|n| node(&format!("/local/domain/5/d/{n}"), "x", Access::Own)).collect();
     store.write(DomainId(5), &nodes).unwrap();
     host.rounds(5);
     store.remove("/local/domain/5/d").unwrap();
-    let mut settled = pin!(store.settled());
     let mut rounds = 0;
-    while settled.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+    while !store.is_settled() {
         host.round();
         rounds += 1;
         assert!(rounds < 1000, "it never ends");

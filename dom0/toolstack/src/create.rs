@@ -14,12 +14,14 @@ use hypercall_abi::selector;
 use zerocopy::IntoBytes;
 
 use crate::config::GuestConfig;
-use crate::privileged::{DomainId, Hypervisor};
+use crate::privileged::{DomainId, Hypervisor, Progress};
 use crate::tree::{self, Store};
 use crate::unpack::unpack_within;
 
 /// Pages asked for in one call.
 const BATCH: usize = 512;
+/// Pages filled between two pauses.
+pub const PIECE: u64 = 512;
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
 /// Interrupts on, and the bit that is always set. What the guest takes for its interrupt flag is elsewhere.
 const FIRST_RFLAGS: u64 = 0x202;
@@ -85,6 +87,7 @@ pub enum Step {
     WriteTree,
     Introduce,
     Unpause,
+    GiveUp,
 }
 
 impl fmt::Display for Step {
@@ -104,6 +107,7 @@ impl fmt::Display for Step {
             Self::WriteTree => "writing its store entries",
             Self::Introduce => "introducing it to the store",
             Self::Unpause => "letting it run",
+            Self::GiveUp => "giving it up",
         })
     }
 }
@@ -157,14 +161,16 @@ pub async fn unpacked<'a>(
     unpack_within(kernel, limit, room, pause).await.map_err(at(Step::Unpack)).map_err(|why| refused(config, why))
 }
 
-/// Makes a domain, paused.
+/// Makes a domain, paused. `go_on` is called after every piece, of [`PIECE`] pages at most: it lets others run, and answers
+/// whether the domain is still wanted.
 ///
 /// # Errors
-/// The step that failed and why. Everything made so far is destroyed first.
-pub fn create<H: Hypervisor, S: Store>(
-    hypervisor: &mut H,
-    store: &mut S,
+/// The step that failed and why, [`Step::GiveUp`] if it is not wanted. Everything made so far is destroyed first.
+pub async fn create<H: Hypervisor, S: Store>(
+    hypervisor: &H,
+    store: &S,
     request: &Request<'_>,
+    go_on: impl AsyncFn() -> bool,
 ) -> Result<Guest, CreateError> {
     let nothing_yet = |why| refused(request.config, why);
     // Everything that can be refused without a domain is judged before there is one.
@@ -172,17 +178,32 @@ pub fn create<H: Hypervisor, S: Store>(
     let created = hypervisor.create(&request.uuid, request.config.vcpus);
     let domain = created.map_err(at(Step::CreateDomain)).map_err(nothing_yet)?;
 
-    build(hypervisor, domain, &plan, request)
-        .and_then(|guest| {
-            let nodes = tree::nodes(&guest, request.backend);
-            store.write(domain, &nodes).map_err(at(Step::WriteTree))?;
-            Ok(guest)
-        })
-        .map_err(|Failed(step, why)| {
+    let go_on = async || match go_on().await {
+        true => Ok(()),
+        false => Err(Failed(Step::GiveUp, "it is not wanted any more".into())),
+    };
+    let built = build(hypervisor, domain, &plan, request, &go_on).await.and_then(|guest| {
+        let nodes = tree::nodes(&guest, request.backend);
+        store.write(domain, &nodes).map_err(at(Step::WriteTree))?;
+        Ok(guest)
+    });
+    match built {
+        Ok(guest) => Ok(guest),
+        Err(Failed(step, why)) => {
             // A tree is written as a whole or not at all, so there is none.
-            let left_over = hypervisor.destroy(domain).err().map(|error| format!("domain {domain}: {error}"));
-            CreateError { left_over: left_over.into_iter().collect(), ..nothing_yet(Failed(step, why)) }
-        })
+            let destroyed = end_domain(hypervisor, domain, async || drop(go_on().await)).await;
+            let left_over = destroyed.err().map(|error| format!("domain {domain}: {error}"));
+            Err(CreateError { left_over: left_over.into_iter().collect(), ..nothing_yet(Failed(step, why)) })
+        }
+    }
+}
+
+/// Ends a domain for good; `pause` is called after every piece.
+async fn end_domain<H: Hypervisor>(hypervisor: &H, domain: DomainId, pause: impl AsyncFn()) -> Result<(), H::Error> {
+    while hypervisor.destroy(domain)? == Progress::More {
+        pause().await;
+    }
+    Ok(())
 }
 
 fn plan<'a>(request: &Request<'a>) -> Result<Plan<'a>, Failed> {
@@ -198,24 +219,25 @@ fn plan<'a>(request: &Request<'a>) -> Result<Plan<'a>, Failed> {
 }
 
 /// Fills an empty domain.
-fn build<H: Hypervisor>(
-    hypervisor: &mut H,
+async fn build<H: Hypervisor>(
+    hypervisor: &H,
     domain: DomainId,
     plan: &Plan<'_>,
     request: &Request<'_>,
+    go_on: &impl AsyncFn() -> Result<(), Failed>,
 ) -> Result<Guest, Failed> {
     let config = request.config;
     hypervisor.set_max_memory(domain, config.maxmem << 10).map_err(at(Step::LimitMemory))?;
     let info = hypervisor.info(domain).map_err(at(Step::FindSharedInfo))?;
     let info = info.filter(|info| info.domain == domain.0);
     let shared_info = info.ok_or_else(|| Failed(Step::FindSharedInfo, "no such domain".into()))?.shared_info_frame;
-    let frames = populate(hypervisor, domain, plan.config.nr_pages)?;
+    let frames = populate(hypervisor, domain, plan.config.nr_pages, go_on).await?;
 
-    let mut open = || hypervisor.open_port(domain, request.backend).map_err(at(Step::OpenPorts));
+    let open = || hypervisor.open_port(domain, request.backend).map_err(at(Step::OpenPorts));
     let (store_port, console_port) = (open()?, open()?);
     let wiring = Wiring { shared_info: MachineFrame(shared_info), store_port, console_port };
     let mut memory = Memory { hypervisor, domain, frames: &frames };
-    let start = plan.construct(&mut memory, &wiring).map_err(at(Step::Fill))?;
+    let start = fill(plan, &mut memory, &wiring, go_on).await?;
 
     let rings = start.store.zip(start.console).ok_or_else(|| Failed(Step::SeedGrants, "no ring pages".into()))?;
     seed_grants(hypervisor, domain, request.backend, rings)?;
@@ -232,7 +254,12 @@ fn build<H: Hypervisor>(
 }
 
 /// Frames for all pages, in batches so that no single call is long.
-fn populate<H: Hypervisor>(hypervisor: &mut H, domain: DomainId, nr_pages: u64) -> Result<Vec<MachineFrame>, Failed> {
+async fn populate<H: Hypervisor>(
+    hypervisor: &H,
+    domain: DomainId,
+    nr_pages: u64,
+    go_on: &impl AsyncFn() -> Result<(), Failed>,
+) -> Result<Vec<MachineFrame>, Failed> {
     let mut frames = Vec::new();
     let count = usize::try_from(nr_pages).unwrap_or(usize::MAX);
     frames.try_reserve_exact(count).map_err(at(Step::Populate))?;
@@ -246,13 +273,28 @@ fn populate<H: Hypervisor>(hypervisor: &mut H, domain: DomainId, nr_pages: u64) 
             let why = format!("the machine has only {had} of {wanted} MiB left");
             return Err(Failed(Step::Populate, why));
         }
+        go_on().await?;
     }
     Ok(frames)
 }
 
+/// Carries out the plan a piece at a time.
+async fn fill<H: Hypervisor>(
+    plan: &Plan<'_>,
+    memory: &mut Memory<'_, H>,
+    wiring: &Wiring,
+    go_on: &impl AsyncFn() -> Result<(), Failed>,
+) -> Result<Start, Failed> {
+    for piece in plan.pieces(PIECE) {
+        plan.write(memory, wiring, &piece).map_err(at(Step::Fill))?;
+        go_on().await?;
+    }
+    plan.start(memory).map_err(at(Step::Fill))
+}
+
 /// The domain's memory, for the plan to be carried out in.
 struct Memory<'a, H> {
-    hypervisor: &'a mut H,
+    hypervisor: &'a H,
     domain: DomainId,
     frames: &'a [MachineFrame],
 }
@@ -278,7 +320,7 @@ impl<H: Hypervisor> Builder for Memory<'_, H> {
 
 /// The backend finds the rings by grants, so that it needs no authority over the domain.
 fn seed_grants<H: Hypervisor>(
-    hypervisor: &mut H,
+    hypervisor: &H,
     domain: DomainId,
     backend: DomainId,
     (store, console): (MachineFrame, MachineFrame),
@@ -323,22 +365,33 @@ impl Guest {
     /// Introduces the domain to the store, and lets it run. Its devices must be in the tree by now.
     ///
     /// # Errors
-    /// The step that failed and why; the domain is destroyed first.
-    pub fn start<H: Hypervisor, S: Store>(self, hypervisor: &mut H, store: &mut S) -> Result<Self, CreateError> {
+    /// The step that failed and why; the domain is destroyed first, and `pause` is called after every piece of that.
+    pub async fn start<H: Hypervisor, S: Store>(
+        self,
+        hypervisor: &H,
+        store: &S,
+        pause: impl AsyncFn(),
+    ) -> Result<Self, CreateError> {
         let Ring { page, port } = self.store;
         let introduced = store.introduce(self.domain, page, port).map_err(at(Step::Introduce));
         match introduced.and_then(|()| hypervisor.unpause(self.domain).map_err(at(Step::Unpause))) {
             Ok(()) => Ok(self),
             Err(Failed(step, why)) => {
                 let name = self.config.name.clone();
-                Err(CreateError { name, step, why, left_over: self.destroy(hypervisor, store) })
+                Err(CreateError { name, step, why, left_over: self.destroy(hypervisor, store, pause).await })
             }
         }
     }
 
-    /// Ends the domain and forgets it. Goes on whatever fails, and says what could not be undone.
+    /// Ends the domain and forgets it; `pause` is called after every piece. Goes on whatever fails, and says what could not
+    /// be undone.
     #[must_use = "what is left over should be told"]
-    pub fn destroy<H: Hypervisor, S: Store>(self, hypervisor: &mut H, store: &mut S) -> Vec<String> {
+    pub async fn destroy<H: Hypervisor, S: Store>(
+        self,
+        hypervisor: &H,
+        store: &S,
+        pause: impl AsyncFn(),
+    ) -> Vec<String> {
         let mut left_over = Vec::new();
         let mut note = |what: String, error: Option<String>| {
             left_over.extend(error.map(|error| format!("{what}: {error}")));
@@ -351,7 +404,7 @@ impl Guest {
             let removed = store.remove(&path);
             note(path, removed.err().map(|e| e.to_string()));
         }
-        let destroyed = hypervisor.destroy(self.domain);
+        let destroyed = end_domain(hypervisor, self.domain, pause).await;
         note(format!("domain {}", self.domain), destroyed.err().map(|e| e.to_string()));
         left_over
     }

@@ -72,7 +72,7 @@ pub enum Outcome {
 ///
 /// # Errors
 /// When the hypervisor will not say.
-pub fn end_of<H: Hypervisor>(hypervisor: &mut H, guest: &Guest) -> Result<Option<End>, H::Error> {
+pub fn end_of<H: Hypervisor>(hypervisor: &H, guest: &Guest) -> Result<Option<End>, H::Error> {
     let (name, domain) = (&guest.config.name, guest.domain);
     let Some(found) = hypervisor.info(domain)?.filter(|found| found.domain == domain.0) else {
         let how = "is gone";
@@ -109,7 +109,7 @@ fn action_is_for_crash(reason: Option<ShutdownReason>) -> bool {
 }
 
 /// The hypervisor's words and the registers of the vcpu they are about, as far as they can be had.
-fn describe_crash<H: Hypervisor>(hypervisor: &mut H, guest: &Guest, report: &mut String) -> Result<(), H::Error> {
+fn describe_crash<H: Hypervisor>(hypervisor: &H, guest: &Guest, report: &mut String) -> Result<(), H::Error> {
     let said = hypervisor.crash_report(guest.domain)?;
     let vcpu = said.as_ref().map_or(0, |(vcpu, _)| *vcpu);
     if let Some((vcpu, text)) = said {
@@ -161,19 +161,21 @@ impl fmt::Display for Registers<'_> {
 }
 
 impl Guest {
-    /// Does what the configuration wants. The second part names what could not be undone.
-    pub fn finish<H: Hypervisor, S: Store>(
+    /// Does what the configuration wants; `pause` is called after every piece of a longer work. The second part names what
+    /// could not be undone.
+    pub async fn finish<H: Hypervisor, S: Store>(
         self,
         end: &End,
-        hypervisor: &mut H,
-        store: &mut S,
+        hypervisor: &H,
+        store: &S,
+        pause: impl AsyncFn(),
     ) -> (Outcome, Vec<String>) {
         match end.action {
             Action::Preserve => (Outcome::Preserved(self), vec![]),
-            Action::Destroy => (Outcome::Gone, self.destroy(hypervisor, store)),
+            Action::Destroy => (Outcome::Gone, self.destroy(hypervisor, store, pause).await),
             Action::Restart => {
                 let config = self.config.clone();
-                (Outcome::Restart(config), self.destroy(hypervisor, store))
+                (Outcome::Restart(config), self.destroy(hypervisor, store, pause).await)
             }
         }
     }
@@ -182,7 +184,7 @@ impl Guest {
     ///
     /// # Errors
     /// Those of [`Store::write`].
-    pub fn ask<S: Store>(&self, wish: Wish, store: &mut S) -> Result<(), S::Error> {
+    pub fn ask<S: Store>(&self, wish: Wish, store: &S) -> Result<(), S::Error> {
         let value = match wish {
             Wish::Poweroff => "poweroff",
             Wish::Reboot => "reboot",
@@ -195,7 +197,7 @@ impl Guest {
     ///
     /// # Errors
     /// Those of [`Store::write`].
-    pub fn set_memory_target<S: Store>(&self, mib: u64, store: &mut S) -> Result<(), S::Error> {
+    pub fn set_memory_target<S: Store>(&self, mib: u64, store: &S) -> Result<(), S::Error> {
         let path = format!("{}/memory/target", home(self.domain));
         store.write(self.domain, &[Node { path, value: (mib << 10).to_string(), access: Access::Read }])
     }
@@ -204,7 +206,7 @@ impl Guest {
     ///
     /// # Errors
     /// Those of [`Store::write`]; it keeps its name then.
-    pub fn rename<S: Store>(&mut self, name: &str, store: &mut S) -> Result<(), S::Error> {
+    pub fn rename<S: Store>(&mut self, name: &str, store: &S) -> Result<(), S::Error> {
         let node = |folder: String| Node { path: folder + "/name", value: name.to_string(), access: Access::Read };
         store.write(self.domain, &[node(home(self.domain)), node(vm(&self.uuid))])?;
         self.config.name = name.to_string();

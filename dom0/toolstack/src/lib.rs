@@ -1,13 +1,20 @@
 //! Making and ending domains: what dom0 does on behalf of a person.
 //!
-//! [`bundle`] finds guests in the boot bundle, [`command`] reads what a person types, [`json`] writes answers for programs, [`config`] reads what a guest
-//! should be, [`unpack`] turns what a distribution ships as a kernel into an ELF file, [`ramdisk`] says what a ramdisk takes, [`create`] makes a domain of
-//! both and introduces it to the store, [`end`] says why a domain ended and does what its configuration wants then,
-//! [`status`] turns that into a number.
+//! ```text
+//! boot bundle   -> bundle, config -+
+//! a person      -> terminal -+     |        unpack, ramdisk   a kernel and a ramdisk as they are shipped
+//! a script      -> face -----+-> command    create, tree      a domain of both, and its place in the store
+//!                                  |        end, refusals     why it ended, and what follows
+//!                                  v        status            all ends as one number
+//!                               manager --> Hypervisor, Store, Console, Platform
+//! ```
+//!
+//! [`manager`] keeps the guests and answers a [`command`] with a reply, which reads as text or as JSON. [`face`] is what all
+//! text faces do, [`terminal`] the one at the machine's console.
 //!
 //! Touches: domains through the [`Hypervisor`] trait, the tree through the [`Store`] trait.
 //! Never touches: hypercalls, shared memory, devices. It runs as well on a host, against fakes.
-//! Keeps: a domain that could not be made leaves nothing behind.
+//! Keeps: a domain that could not be made leaves nothing behind; whoever makes or ends one lets others run after each piece.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -18,14 +25,17 @@ pub mod command;
 pub mod config;
 pub mod create;
 pub mod end;
+pub mod face;
 pub mod json;
 pub mod limit;
+pub mod manager;
 mod privileged;
 pub mod ramdisk;
 pub mod refusals;
 pub mod status;
+pub mod terminal;
 mod tree;
 pub mod unpack;
 
-pub use privileged::{DomainId, Hypervisor, Summary, domains, states};
+pub use privileged::{DomainId, Hypervisor, Progress, Summary, domains, states};
 pub use tree::{Access, Node, Store};

@@ -37,16 +37,29 @@ pub trait Store {
     type Error: fmt::Display;
 
     /// Writes all nodes or none, in one transaction. `guest` is the domain the nodes' access is about.
-    fn write(&mut self, guest: DomainId, nodes: &[Node]) -> Result<(), Self::Error>;
+    fn write(&self, guest: DomainId, nodes: &[Node]) -> Result<(), Self::Error>;
 
     /// Removes a node and all below it, perhaps in pieces; one that does not exist is no error.
-    fn remove(&mut self, path: &str) -> Result<(), Self::Error>;
+    fn remove(&self, path: &str) -> Result<(), Self::Error>;
 
     /// Begins to serve the domain: its store page, which it granted as reference 1, and its port.
-    fn introduce(&mut self, domain: DomainId, page: MachineFrame, port: u32) -> Result<(), Self::Error>;
+    fn introduce(&self, domain: DomainId, page: MachineFrame, port: u32) -> Result<(), Self::Error>;
 
     /// Serves the domain no longer, and drops what it had in watches and transactions.
-    fn release(&mut self, domain: DomainId) -> Result<(), Self::Error>;
+    fn release(&self, domain: DomainId) -> Result<(), Self::Error>;
+
+    /// Tells those who watch for it that a domain shut down.
+    fn domain_shut_down(&self, domain: DomainId);
+
+    /// Whether nothing is left to do about domains that are gone.
+    fn is_settled(&self) -> bool;
+
+    /// Sets aside memory for what the next guest may make the store hold; answers whether there is enough. What earlier
+    /// guests left must be gone: see [`Store::is_settled`].
+    fn reserve(&self) -> bool;
+
+    /// No guest comes: frees what was set aside for it.
+    fn give_back(&self);
 }
 
 /// The domain's own directory.

@@ -10,20 +10,34 @@ use hypercall_abi::sched::ShutdownReason;
 use hypercall_abi::tenon::{Refusal, RefusalKind};
 use hypercall_abi::{Errno, Hypercall};
 use toolstack::config::{Action, GuestConfig};
-use toolstack::create::{Guest, Step, create, unpacked};
-use toolstack::end::{Outcome, Wish, end_of};
+use toolstack::create::{self, CreateError, Guest, Request, Step, unpacked};
+use toolstack::end::{End, Outcome, Wish, end_of};
 use toolstack::unpack::at_once;
 use toolstack::{Access, DomainId, Summary, domains};
 
-fn running() -> (Machine, Tree, Guest) {
-    let (mut machine, mut tree) = (Machine::new(), Tree::default());
+/// Makes a domain while nobody else has anything to do.
+fn create(machine: &Shared<Machine>, tree: &Shared<Tree>, request: &Request<'_>) -> Result<Guest, CreateError> {
+    at_once(create::create(machine, tree, request, async || true))
+}
+
+fn start(guest: Guest, machine: &Shared<Machine>, tree: &Shared<Tree>) -> Result<Guest, CreateError> {
+    at_once(guest.start(machine, tree, async || {}))
+}
+
+fn finish(guest: Guest, end: &End, machine: &Shared<Machine>, tree: &Shared<Tree>) -> (Outcome, Vec<String>) {
+    at_once(guest.finish(end, machine, tree, async || {}))
+}
+
+fn running() -> (Shared<Machine>, Shared<Tree>, Guest) {
+    let (machine, tree) = (Machine::new(), Shared::<Tree>::default());
     let (config, kernel) = (config(), kernel());
-    let guest = create(&mut machine, &mut tree, &request(&config, &kernel)).unwrap();
-    let guest = guest.start(&mut machine, &mut tree).unwrap();
+    let guest = create(&machine, &tree, &request(&config, &kernel)).unwrap();
+    let guest = start(guest, &machine, &tree).unwrap();
     (machine, tree, guest)
 }
 
-fn shut_down(machine: &mut Machine, guest: &Guest, reason: u32) {
+fn shut_down(machine: &Shared<Machine>, guest: &Guest, reason: u32) {
+    let mut machine = machine.borrow_mut();
     let domain = machine.domains.get_mut(&guest.domain.0).unwrap();
     domain.info.flags |= info::SHUTDOWN | reason << info::SHUTDOWN_SHIFT;
 }
@@ -31,6 +45,7 @@ fn shut_down(machine: &mut Machine, guest: &Guest, reason: u32) {
 #[test]
 fn a_domain_is_filled_and_set_to_start() {
     let (machine, _, guest) = running();
+    let machine = machine.borrow();
     let domain = &machine.domains[&guest.domain.0];
     assert_eq!((domain.max_kib, domain.info.tot_pages), (16 << 10, 16 << 8));
     assert_eq!((domain.info.handle, domain.info.max_vcpu_id), (UUID, 1));
@@ -68,6 +83,7 @@ fn a_domain_is_filled_and_set_to_start() {
 #[test]
 fn the_tree_has_what_a_stock_kernel_asks_for() {
     let (_, tree, guest) = running();
+    let tree = tree.borrow();
     let node = |path: &str| {
         let (value, access) = &tree.nodes[&format!("/local/domain/7{path}")];
         (value.as_str(), *access)
@@ -104,16 +120,18 @@ fn whatever_is_refused_nothing_is_left() {
     let (config, kernel) = (config(), kernel());
     let mut steps = Vec::new();
     for call in 1.. {
-        let (mut machine, mut tree) = (Machine::new(), Tree::default());
-        machine.refusal.after = Some(call);
-        let made = create(&mut machine, &mut tree, &request(&config, &kernel))
-            .and_then(|guest| guest.start(&mut machine, &mut tree));
+        let (machine, tree) = (Machine::new(), Shared::<Tree>::default());
+        machine.borrow_mut().refusal.after = Some(call);
+        let made = create(&machine, &tree, &request(&config, &kernel)).and_then(|guest| start(guest, &machine, &tree));
         let Err(error) = made else { break };
         assert!(error.to_string().starts_with("guest web: "), "{error}");
         assert!(error.to_string().ends_with(" refused"), "{error}");
         assert_eq!(error.left_over, [""; 0]);
-        assert!(machine.domains.is_empty() && tree.nodes.is_empty() && tree.served.is_empty(), "{error}");
-        assert_eq!(machine.free, 100_000);
+        assert!(
+            machine.borrow().domains.is_empty() && tree.borrow().nodes.is_empty() && tree.borrow().served.is_empty(),
+            "{error}"
+        );
+        assert_eq!(machine.borrow().free, 100_000);
         steps.push(error.step);
     }
     steps.dedup();
@@ -132,35 +150,36 @@ fn whatever_is_refused_nothing_is_left() {
     assert_eq!(steps, all);
 
     for (call, step) in [(1, Step::WriteTree), (2, Step::Introduce)] {
-        let (mut machine, mut tree) = (Machine::new(), Tree::default());
-        tree.refusal.after = Some(call);
-        let made = create(&mut machine, &mut tree, &request(&config, &kernel))
-            .and_then(|guest| guest.start(&mut machine, &mut tree));
+        let (machine, tree) = (Machine::new(), Shared::<Tree>::default());
+        tree.borrow_mut().refusal.after = Some(call);
+        let made = create(&machine, &tree, &request(&config, &kernel)).and_then(|guest| start(guest, &machine, &tree));
         assert_eq!(made.unwrap_err().step, step);
-        assert!(machine.domains.is_empty() && tree.nodes.is_empty() && tree.served.is_empty());
+        assert!(
+            machine.borrow().domains.is_empty() && tree.borrow().nodes.is_empty() && tree.borrow().served.is_empty()
+        );
     }
 }
 
 #[test]
 fn what_cannot_be_undone_is_told() {
-    let (mut machine, mut tree, guest) = running();
-    tree.refusal.after = Some(4);
-    machine.domains.clear();
-    let left_over = guest.destroy(&mut machine, &mut tree);
+    let (machine, tree, guest) = running();
+    tree.borrow_mut().refusal.after = Some(4);
+    machine.borrow_mut().domains.clear();
+    let left_over = at_once(guest.destroy(&machine, &tree, async || {}));
     assert_eq!(left_over, ["/local/domain/7: remove refused", "domain 7: ESRCH"]);
-    assert!(tree.served.is_empty());
+    assert!(tree.borrow().served.is_empty());
 }
 
 #[test]
 fn a_bad_kernel_makes_no_domain() {
-    let (mut machine, mut tree) = (Machine::new(), Tree::default());
+    let (machine, tree) = (Machine::new(), Shared::<Tree>::default());
     let config = config();
     let refusal = at_once(unpacked(&config, b"#!/bin/sh", (1 << 20, 1 << 20), async || {})).unwrap_err().to_string();
     assert_eq!(refusal, "guest web: unpacking the kernel: neither an ELF file, gzip'ed or not, nor a bzImage");
-    let refusal = create(&mut machine, &mut tree, &request(&config, b"\x7fELF")).unwrap_err().to_string();
+    let refusal = create(&machine, &tree, &request(&config, b"\x7fELF")).unwrap_err().to_string();
     assert_eq!(refusal, "guest web: planning its memory: not an ELF file, or its header is cut off");
     let small = GuestConfig { memory: 1, ..config.clone() };
-    let error = create(&mut machine, &mut tree, &request(&small, &kernel())).unwrap_err().to_string();
+    let error = create(&machine, &tree, &request(&small, &kernel())).unwrap_err().to_string();
     assert_eq!(
         error,
         "guest web: planning its memory: too little memory: needs 4 MiB at least for the kernel and its ramdisk, has 1 MiB"
@@ -169,16 +188,16 @@ fn a_bad_kernel_makes_no_domain() {
 
 #[test]
 fn a_machine_without_memory_says_how_much_it_had() {
-    let (mut machine, mut tree) = (Machine::new(), Tree::default());
-    machine.free = 1000;
+    let (machine, tree) = (Machine::new(), Shared::<Tree>::default());
+    machine.borrow_mut().free = 1000;
     let (config, kernel) = (config(), kernel());
-    let error = create(&mut machine, &mut tree, &request(&config, &kernel)).unwrap_err();
+    let error = create(&machine, &tree, &request(&config, &kernel)).unwrap_err();
     assert_eq!(error.to_string(), "guest web: giving it memory: the machine has only 3 of 16 MiB left");
-    assert_eq!(machine.free, 1000);
+    assert_eq!(machine.borrow().free, 1000);
     let huge = GuestConfig { memory: 1 << 30, ..config };
-    let error = create(&mut machine, &mut tree, &request(&huge, &kernel)).unwrap_err();
+    let error = create(&machine, &tree, &request(&huge, &kernel)).unwrap_err();
     assert!(matches!(error.step, Step::Plan | Step::Populate), "{error}");
-    assert!(machine.domains.is_empty());
+    assert!(machine.borrow().domains.is_empty());
 }
 
 #[test]
@@ -192,16 +211,16 @@ fn every_end_has_its_action() {
         (99, "ended for an unknown reason", Action::Preserve),
     ];
     for (number, verb, action) in ends {
-        let (mut machine, mut tree, mut guest) = running();
+        let (machine, tree, mut guest) = running();
         guest.config.on_crash = Action::Preserve;
-        assert_eq!(end_of(&mut machine, &guest).unwrap(), None);
-        shut_down(&mut machine, &guest, number);
-        let end = end_of(&mut machine, &guest).unwrap().unwrap();
+        assert_eq!(end_of(&machine, &guest).unwrap(), None);
+        shut_down(&machine, &guest, number);
+        let end = end_of(&machine, &guest).unwrap().unwrap();
         assert_eq!(end.reason, ShutdownReason::from_number(number.into()));
         assert_eq!(end.action, action);
         assert!(end.report.starts_with(&format!("guest web (domain 7) {verb}")), "{}", end.report);
         let config = guest.config.clone();
-        let (outcome, left_over) = guest.clone().finish(&end, &mut machine, &mut tree);
+        let (outcome, left_over) = finish(guest.clone(), &end, &machine, &tree);
         assert_eq!(left_over, [""; 0]);
         let expected = match action {
             Action::Destroy => Outcome::Gone,
@@ -210,20 +229,25 @@ fn every_end_has_its_action() {
         };
         assert_eq!(outcome, expected);
         let kept = action == Action::Preserve;
-        assert_eq!((machine.domains.is_empty(), tree.nodes.is_empty(), tree.served.is_empty()), (!kept, !kept, !kept));
+        assert_eq!(
+            (machine.borrow().domains.is_empty(), tree.borrow().nodes.is_empty(), tree.borrow().served.is_empty()),
+            (!kept, !kept, !kept)
+        );
     }
 }
 
 #[test]
 fn a_crash_is_reported_with_registers() {
-    let (mut machine, _, guest) = running();
-    shut_down(&mut machine, &guest, 3);
-    let domain = machine.domains.get_mut(&7).unwrap();
+    let (machine, _, guest) = running();
+    shut_down(&machine, &guest, 3);
+    let mut changed = machine.borrow_mut();
+    let domain = changed.domains.get_mut(&7).unwrap();
     domain.crash = Some((0, "page fault at \x1b[2J 0x0 without a handler".into()));
     let context = domain.vcpu.as_mut().unwrap();
     context.user_regs.rbx = 0xb0b;
     context.ctrlreg[3] = 0x1234_5000;
-    let report = end_of(&mut machine, &guest).unwrap().unwrap().report;
+    drop(changed);
+    let report = end_of(&machine, &guest).unwrap().unwrap().report;
     let mut lines = report.lines();
     let first = "guest web (domain 7) crashed: vcpu 0: page fault at ?[2J 0x0 without a handler";
     assert_eq!(lines.next(), Some(first));
@@ -238,12 +262,15 @@ fn a_crash_is_reported_with_registers() {
 #[test]
 fn what_was_refused_last_is_told_with_an_end_nobody_can_explain() {
     let told = |reason, silent, refusals: &[Refusal]| {
-        let (mut machine, _, guest) = running();
-        shut_down(&mut machine, &guest, reason);
-        let kept = &mut machine.domains.get_mut(&7).unwrap().refusals;
-        kept.count = refusals.len() as u64;
-        kept.list[..refusals.len()].copy_from_slice(refusals);
-        end_of(&mut machine, &guest).unwrap().unwrap().told(silent)
+        let (machine, _, guest) = running();
+        shut_down(&machine, &guest, reason);
+        {
+            let mut machine = machine.borrow_mut();
+            let kept = &mut machine.domains.get_mut(&7).unwrap().refusals;
+            kept.count = refusals.len() as u64;
+            kept.list[..refusals.len()].copy_from_slice(refusals);
+        }
+        end_of(&machine, &guest).unwrap().unwrap().told(silent)
     };
     let refusal = |kind: RefusalKind, number, args| {
         let errno = if kind == RefusalKind::Call { Errno::Inval as u32 } else { 0 };
@@ -276,38 +303,38 @@ fn what_was_refused_last_is_told_with_an_end_nobody_can_explain() {
 
 #[test]
 fn a_domain_that_vanished_has_ended() {
-    let (mut machine, _, guest) = running();
-    machine.domains.clear();
-    let end = end_of(&mut machine, &guest).unwrap().unwrap();
+    let (machine, _, guest) = running();
+    machine.borrow_mut().domains.clear();
+    let end = end_of(&machine, &guest).unwrap().unwrap();
     assert_eq!(end.report, "guest web (domain 7) is gone");
 }
 
 #[test]
 fn a_guest_is_asked_through_the_node_it_watches() {
-    let (_, mut tree, guest) = running();
+    let (_, tree, guest) = running();
     for (wish, value) in [(Wish::Poweroff, "poweroff"), (Wish::Reboot, "reboot")] {
-        guest.ask(wish, &mut tree).unwrap();
-        assert_eq!(tree.nodes["/local/domain/7/control/shutdown"], (value.into(), Access::Own));
+        guest.ask(wish, &tree).unwrap();
+        assert_eq!(tree.borrow().nodes["/local/domain/7/control/shutdown"], (value.into(), Access::Own));
     }
 }
 
 #[test]
 fn memory_and_name_are_set_in_the_tree() {
-    let (_, mut tree, mut guest) = running();
-    guest.set_memory_target(12, &mut tree).unwrap();
-    assert_eq!(tree.nodes["/local/domain/7/memory/target"], ("12288".into(), Access::Read));
-    guest.rename("shop", &mut tree).unwrap();
+    let (_, tree, mut guest) = running();
+    guest.set_memory_target(12, &tree).unwrap();
+    assert_eq!(tree.borrow().nodes["/local/domain/7/memory/target"], ("12288".into(), Access::Read));
+    guest.rename("shop", &tree).unwrap();
     assert_eq!(guest.config.name, "shop");
-    assert_eq!(tree.nodes["/local/domain/7/name"], ("shop".into(), Access::Read));
-    assert!(tree.nodes.iter().any(|(path, node)| path.starts_with("/vm/") && node.0 == "shop"));
+    assert_eq!(tree.borrow().nodes["/local/domain/7/name"], ("shop".into(), Access::Read));
+    assert!(tree.borrow().nodes.iter().any(|(path, node)| path.starts_with("/vm/") && node.0 == "shop"));
 }
 
 #[test]
 fn domains_are_listed() {
-    let (mut machine, mut tree, _) = running();
+    let (machine, tree, _) = running();
     let (config, kernel) = (config(), kernel());
-    create(&mut machine, &mut tree, &request(&config, &kernel)).unwrap();
-    let all = domains(&mut machine).unwrap();
+    create(&machine, &tree, &request(&config, &kernel)).unwrap();
+    let all = domains(&machine).unwrap();
     assert_eq!(all.iter().map(|domain| domain.domain).collect::<Vec<_>>(), [7, 8]);
     assert_eq!(Summary(&all[0]).to_string(), "    7       16     1 -----       0.0");
     assert_eq!(Summary(&all[1]).to_string(), "    8       16     1 --p--       0.0");

@@ -1,22 +1,38 @@
 //! A hypervisor and a store in maps. Both count what exists, so that a test sees what is left over, and both
 //! can be told to refuse one call.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Deref;
 
 use guest_image::{MachineFrame, Pfn};
 use hypercall_abi::context::VcpuContext;
 use hypercall_abi::domctl::{DomainInfo, info};
+use hypercall_abi::sysctl::PhysInfo;
 use hypercall_abi::tenon::Refusals;
+#[allow(unused_imports, reason = "shared by tests")]
 pub(crate) use test_kernels::{BASE, halting as kernel};
 use toolstack::config::GuestConfig;
 use toolstack::create::Request;
-use toolstack::{Access, DomainId, Hypervisor, Node, Store};
+use toolstack::{Access, DomainId, Hypervisor, Node, Progress, Store};
 
-/// Refuses its call number `n`.
+/// What several may call.
+#[derive(Default)]
+pub(crate) struct Shared<T>(pub(crate) RefCell<T>);
+
+impl<T> Deref for Shared<T> {
+    type Target = RefCell<T>;
+
+    fn deref(&self) -> &RefCell<T> {
+        &self.0
+    }
+}
+
+/// Refuses its call number `after`.
 #[derive(Default)]
 pub(crate) struct Refusal {
     pub(crate) after: Option<usize>,
-    calls: usize,
+    pub(crate) calls: usize,
 }
 
 impl Refusal {
@@ -39,21 +55,32 @@ pub(crate) struct Domain {
     pub(crate) refusals: Refusals,
 }
 
+/// Frames of a machine without guests.
+pub(crate) const FREE: usize = 100_000;
+
 #[derive(Default)]
 pub(crate) struct Machine {
     pub(crate) domains: BTreeMap<u16, Domain>,
     pub(crate) free: usize,
     pub(crate) refusal: Refusal,
+    /// What it has logged.
+    pub(crate) log: Vec<u8>,
+    /// Pages given, filled or freed since a test set this to 0.
+    pub(crate) turn: usize,
+    filled: Option<u64>,
     next_domain: u16,
     next_frame: u64,
 }
+
+/// Frames freed at once when a domain is destroyed.
+const STEP: usize = 512;
 
 /// Frame of a grant table: domain number plus this.
 pub(crate) const GRANT_TABLE: u64 = 0x5_0000;
 
 impl Machine {
-    pub(crate) fn new() -> Self {
-        Self { free: 100_000, next_domain: 7, ..Self::default() }
+    pub(crate) fn new() -> Shared<Self> {
+        Shared(RefCell::new(Self { free: FREE, next_domain: 7, ..Self::default() }))
     }
 
     fn domain(&mut self, call: &str, domain: DomainId) -> Result<&mut Domain, String> {
@@ -62,13 +89,14 @@ impl Machine {
     }
 }
 
-impl Hypervisor for Machine {
+impl Hypervisor for Shared<Machine> {
     type Error = String;
 
-    fn create(&mut self, uuid: &[u8; 16], vcpus: u32) -> Result<DomainId, String> {
-        self.refusal.call("create")?;
-        let id = self.next_domain;
-        self.next_domain += 1;
+    fn create(&self, uuid: &[u8; 16], vcpus: u32) -> Result<DomainId, String> {
+        let mut machine = self.borrow_mut();
+        machine.refusal.call("create")?;
+        let id = machine.next_domain;
+        machine.next_domain += 1;
         let info = DomainInfo {
             domain: id,
             flags: info::PAUSED,
@@ -80,19 +108,21 @@ impl Hypervisor for Machine {
         };
         let mut domain = Domain { info, ..Domain::default() };
         domain.frames.insert(GRANT_TABLE + u64::from(id), Box::new([0; 4096]));
-        self.domains.insert(id, domain);
+        machine.domains.insert(id, domain);
         Ok(DomainId(id))
     }
 
-    fn set_max_memory(&mut self, domain: DomainId, kib: u64) -> Result<(), String> {
-        self.domain("set_max_memory", domain)?.max_kib = kib;
+    fn set_max_memory(&self, domain: DomainId, kib: u64) -> Result<(), String> {
+        self.borrow_mut().domain("set_max_memory", domain)?.max_kib = kib;
         Ok(())
     }
 
-    fn populate(&mut self, domain: DomainId, first: Pfn, frames: &mut [MachineFrame]) -> Result<usize, String> {
-        let got = frames.len().min(self.free);
-        let next = self.next_frame;
-        let domain = self.domain("populate", domain)?;
+    fn populate(&self, domain: DomainId, first: Pfn, frames: &mut [MachineFrame]) -> Result<usize, String> {
+        let mut machine = self.borrow_mut();
+        machine.turn += frames.len();
+        let got = frames.len().min(machine.free);
+        let next = machine.next_frame;
+        let domain = machine.domain("populate", domain)?;
         for (i, frame) in (0u64..).zip(&mut frames[..got]) {
             // Downwards, and never beginning at 0.
             frame.0 = 0x3_ffff - next - i;
@@ -101,20 +131,21 @@ impl Hypervisor for Machine {
             domain.info.tot_pages += 1;
         }
         assert!(domain.info.tot_pages * 4 <= domain.max_kib, "more than its limit");
-        self.next_frame += got as u64;
-        self.free -= got;
+        machine.next_frame += got as u64;
+        machine.free -= got;
         Ok(got)
     }
 
-    fn write(&mut self, domain: DomainId, frame: MachineFrame, offset: usize, bytes: &[u8]) -> Result<(), String> {
-        let domain = self.domain("write", domain)?;
+    fn write(&self, domain: DomainId, frame: MachineFrame, offset: usize, bytes: &[u8]) -> Result<(), String> {
+        let mut machine = self.borrow_mut();
+        let domain = machine.domain("write", domain)?;
         let page = domain.frames.get_mut(&frame.0).ok_or("not its frame")?;
         page[offset..offset + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 
     fn fill(
-        &mut self,
+        &self,
         domain: DomainId,
         frames: &[MachineFrame],
         pfn: Pfn,
@@ -122,69 +153,109 @@ impl Hypervisor for Machine {
         bytes: &[u8],
     ) -> Result<(), String> {
         let frame = frames[usize::try_from(pfn.0).unwrap()];
-        assert_eq!(self.domains[&domain.0].m2p[&frame.0], pfn.0, "another page's frame");
+        {
+            let machine = &mut *self.borrow_mut();
+            machine.turn += usize::from(machine.filled.replace(pfn.0) != Some(pfn.0));
+            if let Some(domain) = machine.domains.get(&domain.0) {
+                assert_eq!(domain.m2p[&frame.0], pfn.0, "another page's frame");
+            }
+        }
         self.write(domain, frame, offset, bytes)
     }
 
-    fn open_port(&mut self, domain: DomainId, remote: DomainId) -> Result<u32, String> {
-        let domain = self.domain("open_port", domain)?;
+    fn open_port(&self, domain: DomainId, remote: DomainId) -> Result<u32, String> {
+        let mut machine = self.borrow_mut();
+        let domain = machine.domain("open_port", domain)?;
         domain.ports.push(remote);
         Ok(u32::try_from(domain.ports.len()).unwrap())
     }
 
-    fn grant_table(&mut self, domain: DomainId) -> Result<MachineFrame, String> {
-        self.domain("grant_table", domain)?;
+    fn grant_table(&self, domain: DomainId) -> Result<MachineFrame, String> {
+        self.borrow_mut().domain("grant_table", domain)?;
         Ok(MachineFrame(GRANT_TABLE + u64::from(domain.0)))
     }
 
-    fn pin_root(&mut self, domain: DomainId, frame: MachineFrame) -> Result<(), String> {
-        self.domain("pin_root", domain)?.root = Some(frame.0);
+    fn pin_root(&self, domain: DomainId, frame: MachineFrame) -> Result<(), String> {
+        self.borrow_mut().domain("pin_root", domain)?.root = Some(frame.0);
         Ok(())
     }
 
-    fn set_vcpu(&mut self, domain: DomainId, vcpu: u32, context: &VcpuContext) -> Result<(), String> {
+    fn set_vcpu(&self, domain: DomainId, vcpu: u32, context: &VcpuContext) -> Result<(), String> {
         assert_eq!(vcpu, 0);
-        let domain = self.domain("set_vcpu", domain)?;
+        let mut machine = self.borrow_mut();
+        let domain = machine.domain("set_vcpu", domain)?;
         assert_eq!(domain.root.map(|root| root << 12), Some(context.ctrlreg[3]), "an unpinned root");
         domain.vcpu = Some(Box::new(*context));
         Ok(())
     }
 
-    fn vcpu(&mut self, domain: DomainId, vcpu: u32) -> Result<Box<VcpuContext>, String> {
+    fn vcpu(&self, domain: DomainId, vcpu: u32) -> Result<Box<VcpuContext>, String> {
         assert_eq!(vcpu, 0);
-        self.domain("vcpu", domain)?.vcpu.clone().ok_or_else(|| "no context".into())
+        self.borrow_mut().domain("vcpu", domain)?.vcpu.clone().ok_or_else(|| "no context".into())
     }
 
-    fn unpause(&mut self, domain: DomainId) -> Result<(), String> {
-        let domain = self.domain("unpause", domain)?;
+    fn unpause(&self, domain: DomainId) -> Result<(), String> {
+        let mut machine = self.borrow_mut();
+        let domain = machine.domain("unpause", domain)?;
         assert!(domain.vcpu.is_some(), "a domain without a vcpu runs");
         domain.info.flags &= !info::PAUSED;
         Ok(())
     }
 
-    fn pause(&mut self, domain: DomainId) -> Result<(), String> {
-        self.domain("pause", domain)?.info.flags |= info::PAUSED;
+    fn pause(&self, domain: DomainId) -> Result<(), String> {
+        self.borrow_mut().domain("pause", domain)?.info.flags |= info::PAUSED;
         Ok(())
     }
 
-    fn destroy(&mut self, domain: DomainId) -> Result<(), String> {
-        self.domain("destroy", domain)?;
-        let gone = self.domains.remove(&domain.0).unwrap();
-        self.free += usize::try_from(gone.info.tot_pages).unwrap();
-        Ok(())
+    fn destroy(&self, domain: DomainId) -> Result<Progress, String> {
+        let mut machine = self.borrow_mut();
+        machine.turn += STEP;
+        let dying = machine.domain("destroy", domain)?;
+        dying.info.flags |= info::DYING;
+        let freed = usize::try_from(dying.info.tot_pages).unwrap().min(STEP);
+        dying.info.tot_pages -= freed as u64;
+        let done = dying.info.tot_pages == 0;
+        machine.free += freed;
+        if done {
+            machine.domains.remove(&domain.0);
+        }
+        Ok(if done { Progress::Done } else { Progress::More })
     }
 
-    fn info(&mut self, from: DomainId) -> Result<Option<DomainInfo>, String> {
-        self.refusal.call("info")?;
-        Ok(self.domains.range(from.0..).next().map(|(_, domain)| domain.info))
+    fn info(&self, from: DomainId) -> Result<Option<DomainInfo>, String> {
+        let mut machine = self.borrow_mut();
+        machine.refusal.call("info")?;
+        Ok(machine.domains.range(from.0..).next().map(|(_, domain)| domain.info))
     }
 
-    fn refusals(&mut self, domain: DomainId) -> Result<Refusals, String> {
-        Ok(self.domain("refusals", domain)?.refusals)
+    fn refusals(&self, domain: DomainId) -> Result<Refusals, String> {
+        Ok(self.borrow_mut().domain("refusals", domain)?.refusals)
     }
 
-    fn crash_report(&mut self, domain: DomainId) -> Result<Option<(u32, String)>, String> {
-        Ok(self.domain("crash_report", domain)?.crash.clone())
+    fn crash_report(&self, domain: DomainId) -> Result<Option<(u32, String)>, String> {
+        Ok(self.borrow_mut().domain("crash_report", domain)?.crash.clone())
+    }
+
+    fn physical_info(&self) -> Result<PhysInfo, String> {
+        let mut machine = self.borrow_mut();
+        machine.refusal.call("physinfo")?;
+        Ok(PhysInfo { nr_cpus: 2, total_pages: 200_000, free_pages: machine.free as u64, ..PhysInfo::default() })
+    }
+
+    fn version(&self) -> String {
+        "4.17.0-fake".into()
+    }
+
+    fn read_log(&self, from: u32, clear: bool, to: &mut [u8]) -> Result<(usize, u32), String> {
+        let mut machine = self.borrow_mut();
+        machine.refusal.call("readconsole")?;
+        let at = usize::try_from(from).unwrap();
+        let count = to.len().min(machine.log.len() - at);
+        to[..count].copy_from_slice(&machine.log[at..at + count]);
+        if clear {
+            machine.log.drain(..at);
+        }
+        Ok((count, from + u32::try_from(count).unwrap()))
     }
 }
 
@@ -192,36 +263,62 @@ impl Hypervisor for Machine {
 pub(crate) struct Tree {
     pub(crate) nodes: BTreeMap<String, (String, Access)>,
     pub(crate) served: BTreeMap<u16, (u64, u32)>,
+    /// Domains of which it heard that they shut down.
+    pub(crate) shut_down: Vec<u16>,
+    /// Memory is set aside for a guest that is not introduced yet.
+    pub(crate) reserved: bool,
+    /// There is no memory to set aside.
+    pub(crate) full: bool,
     pub(crate) refusal: Refusal,
 }
 
-impl Store for Tree {
+impl Store for Shared<Tree> {
     type Error = String;
 
-    fn write(&mut self, _: DomainId, nodes: &[Node]) -> Result<(), String> {
-        self.refusal.call("write")?;
-        self.nodes.extend(nodes.iter().map(|node| (node.path.clone(), (node.value.clone(), node.access))));
+    fn write(&self, _: DomainId, nodes: &[Node]) -> Result<(), String> {
+        self.borrow_mut().refusal.call("write")?;
+        self.borrow_mut().nodes.extend(nodes.iter().map(|node| (node.path.clone(), (node.value.clone(), node.access))));
         Ok(())
     }
 
-    fn remove(&mut self, path: &str) -> Result<(), String> {
-        self.refusal.call("remove")?;
+    fn remove(&self, path: &str) -> Result<(), String> {
+        self.borrow_mut().refusal.call("remove")?;
         let below = format!("{path}/");
-        self.nodes.retain(|node, _| node != path && !node.starts_with(&below));
+        self.borrow_mut().nodes.retain(|node, _| node != path && !node.starts_with(&below));
         Ok(())
     }
 
-    fn introduce(&mut self, domain: DomainId, page: MachineFrame, port: u32) -> Result<(), String> {
-        self.refusal.call("introduce")?;
-        assert!(self.nodes.contains_key(&format!("/local/domain/{domain}/control/shutdown")), "no tree yet");
-        self.served.insert(domain.0, (page.0, port));
+    fn introduce(&self, domain: DomainId, page: MachineFrame, port: u32) -> Result<(), String> {
+        self.borrow_mut().refusal.call("introduce")?;
+        assert!(self.borrow().nodes.contains_key(&format!("/local/domain/{domain}/control/shutdown")), "no tree yet");
+        let mut tree = self.borrow_mut();
+        tree.served.insert(domain.0, (page.0, port));
+        tree.reserved = false;
         Ok(())
     }
 
-    fn release(&mut self, domain: DomainId) -> Result<(), String> {
-        self.refusal.call("release")?;
-        self.served.remove(&domain.0);
+    fn release(&self, domain: DomainId) -> Result<(), String> {
+        self.borrow_mut().refusal.call("release")?;
+        self.borrow_mut().served.remove(&domain.0);
         Ok(())
+    }
+
+    fn domain_shut_down(&self, domain: DomainId) {
+        self.borrow_mut().shut_down.push(domain.0);
+    }
+
+    fn is_settled(&self) -> bool {
+        true
+    }
+
+    fn reserve(&self) -> bool {
+        let mut tree = self.borrow_mut();
+        tree.reserved |= !tree.full;
+        tree.reserved
+    }
+
+    fn give_back(&self) {
+        self.borrow_mut().reserved = false;
     }
 }
 

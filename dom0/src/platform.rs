@@ -1,0 +1,112 @@
+//! What the manager and the terminal work with, on a machine: hypercalls, the heap, the clock, the services.
+
+use alloc::rc::Rc;
+use core::future::Future;
+
+use services::console::CONSOLE_BYTES;
+use services::store::store_bytes;
+use toolstack::DomainId;
+use toolstack::bundle::Bundle;
+use toolstack::manager::{self, Mark};
+use toolstack::terminal::{self, Cursor};
+use unikernel::mark::{self, CREATE, DESTROY};
+use unikernel::{console, hypercall, memory, tasks, time};
+
+use crate::host::{GuestConsole, StoreService, Unikernel};
+use crate::hypervisor::Xen;
+
+/// Set aside at boot: for the turn of a guest that is at hand, and for dom0 itself.
+pub(crate) const OWN_BYTES: usize = store::TURN_BYTES + (1 << 19);
+
+pub(crate) type Terminal = terminal::Terminal<Screen>;
+pub(crate) type Manager = manager::Manager<Platform>;
+
+/// The services of this domain, and what they are told on.
+pub(crate) struct Platform {
+    hypervisor: Xen,
+    store: StoreService,
+    terminal: Rc<Terminal>,
+}
+
+/// A manager of the guests in `bundle`, for domain `own`.
+pub(crate) fn manager(own: DomainId, bundle: Bundle<'static>, terminal: Rc<Terminal>) -> Rc<Manager> {
+    let platform = Platform { hypervisor: Xen::default(), store: StoreService::new(Unikernel, own), terminal };
+    Rc::new(manager::Manager::new(platform, own, bundle))
+}
+
+impl manager::Platform for Platform {
+    type Hypervisor = Xen;
+    type Store = StoreService;
+    type Console = GuestConsole;
+
+    fn hypervisor(&self) -> &Xen {
+        &self.hypervisor
+    }
+
+    fn store(&self) -> &StoreService {
+        &self.store
+    }
+
+    fn console(&self, name: &str) -> Rc<GuestConsole> {
+        GuestConsole::new(Unikernel, name, Rc::clone(&self.terminal))
+    }
+
+    fn now_ns(&self) -> u64 {
+        time::now_ns()
+    }
+
+    fn sleep_until(&self, deadline_ns: u64) -> impl Future<Output = ()> {
+        time::sleep_until(deadline_ns)
+    }
+
+    fn pause(&self) -> impl Future<Output = ()> {
+        tasks::yield_now()
+    }
+
+    fn seed(&self) -> u64 {
+        time::counter() ^ time::now_ns().rotate_left(32)
+    }
+
+    fn tell(&self, text: &str) {
+        self.terminal.message(text);
+    }
+
+    fn guest_bytes(&self) -> usize {
+        store_bytes() + CONSOLE_BYTES
+    }
+
+    fn promised_bytes(&self) -> usize {
+        memory::reserved().saturating_sub(OWN_BYTES)
+    }
+
+    fn mark(&self, mark: Mark) {
+        match mark {
+            Mark::CreateBegins => mark::begin::<CREATE>(),
+            Mark::CreateEnds => mark::end::<CREATE>(),
+            Mark::DestroyBegins => mark::begin::<DESTROY>(),
+            Mark::DestroyEnds => mark::end::<DESTROY>(),
+        }
+    }
+}
+
+/// The screen of the machine's console, which all text of this domain goes to.
+pub(crate) struct Screen;
+
+static CURSOR: Cursor = Cursor::new();
+
+impl terminal::Screen for Screen {
+    fn write(&self, bytes: &[u8]) {
+        // Nobody can be told if the console does not take it.
+        let _ = hypercall::console_write(bytes);
+    }
+
+    fn cursor(&self) -> &Cursor {
+        &CURSOR
+    }
+}
+
+/// A terminal on the screen, where what this domain prints goes as well.
+pub(crate) fn terminal(all: bool) -> Rc<Terminal> {
+    console::set_sink(|text| terminal::print(&Screen, text));
+    Rc::new(terminal::Terminal::new(Screen, all))
+}

@@ -1,0 +1,104 @@
+//! What every text face of the manager does: reads a line, has it carried out, renders the reply.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::command::{Command, Line};
+use crate::manager::{Manager, Platform, Reply, Wait};
+use crate::status::Failure;
+
+/// Where the answers of commands go.
+pub trait Face {
+    /// Shows a text for a person, on lines of its own.
+    fn message(&self, text: &str);
+    /// Shows an answer to the program at the other end of the machine's console.
+    fn answer(&self, text: &str);
+    /// Shows the console of a guest, which exists.
+    ///
+    /// # Errors
+    /// Why it is not shown.
+    fn attach(&self, name: &str) -> Result<(), String>;
+}
+
+/// What a command came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It is over.
+    Well,
+    /// It was refused, and this has been said.
+    Badly,
+    /// It is over when this is: see [`Manager::wait`].
+    Waits(Wait),
+    /// The machine is to be turned off.
+    Quit,
+}
+
+/// Does what a line asks; `say` gets the answer, if there is anything to say.
+pub async fn obey<P: Platform>(manager: &Manager<P>, line: &Line, face: &impl Face, say: impl Fn(&str)) -> Done {
+    let refused = |text: &str, json: String| {
+        say(if line.json { &json } else { text });
+        Done::Badly
+    };
+    let reply = match manager.answer(&line.command).await {
+        Ok(reply) => reply,
+        Err(why) => return refused(&format!("{why}"), why.json()),
+    };
+    if let Reply::Console(name) = &reply
+        && let Err(why) = face.attach(name)
+    {
+        return refused(&why, crate::json::Object::default().text("error", &why).end());
+    }
+    if reply == Reply::Quit {
+        return Done::Quit;
+    }
+    let text = if line.json { reply.json() } else { reply.text() };
+    if !text.is_empty() {
+        say(&text);
+    }
+    match (reply, &line.command) {
+        (Reply::Asked { wait, .. }, Command::Shutdown { wait: true, .. } | Command::Reboot { wait: true, .. }) => {
+            Done::Waits(wait)
+        }
+        _ => Done::Well,
+    }
+}
+
+/// How the machine goes on after the commands of `--exec`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// It stays on: the last command led to a console.
+    Stays,
+    /// It is turned off, and this is how it went.
+    Off(Option<Failure>),
+}
+
+/// Carries out commands separated by `;`, up to the first that is refused.
+pub async fn script<P: Platform>(manager: &Manager<P>, commands: &str, face: &impl Face) -> After {
+    let parsed: Result<Vec<Option<Line>>, String> = commands.split(';').map(Command::parse).collect();
+    let lines: Vec<Line> = match parsed {
+        Ok(lines) => lines.into_iter().flatten().collect(),
+        Err(why) => {
+            face.message(&format!("error: {why}"));
+            return After::Off(Some(Failure::Refused));
+        }
+    };
+    let stays = matches!(lines.last(), Some(Line { command: Command::Console(_), .. }));
+    let say = |text: &str| if stays { face.message(text) } else { face.answer(text) };
+    for line in &lines {
+        let well = match obey(manager, line, face, say).await {
+            Done::Well => true,
+            Done::Badly => false,
+            Done::Quit => return After::Off(manager.failed()),
+            Done::Waits(wait) => manager.wait(&wait).await.map_err(|why| say(&format!("{why}"))).is_ok(),
+        };
+        if !well {
+            return After::Off(Some(manager.failed().unwrap_or(Failure::Refused)));
+        }
+    }
+    if stays {
+        manager.commands_done();
+        return After::Stays;
+    }
+    After::Off(manager.failed())
+}

@@ -1,0 +1,68 @@
+//! How the tasks that work on guests hear of each other.
+
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::future::{Future, pending, poll_fn};
+use core::pin::pin;
+use core::task::{Poll, Waker};
+
+/// Counts changes, and wakes the tasks that wait for one.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    count: Cell<u64>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Changes {
+    /// How many changes there have been.
+    pub(super) const fn count(&self) -> u64 {
+        self.count.get()
+    }
+
+    /// Something has changed.
+    pub(super) fn add(&self) {
+        self.count.set(self.count.get().wrapping_add(1));
+        self.waiting.take().into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until there are more changes than the `seen` ones.
+    pub(super) async fn after(&self, seen: u64) {
+        poll_fn(|context| {
+            if self.count.get() != seen {
+                return Poll::Ready(());
+            }
+            let mut waiting = self.waiting.borrow_mut();
+            if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+                waiting.push(context.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Waits for the first of two.
+pub(super) async fn either(one: impl Future<Output = ()>, other: Option<impl Future<Output = ()>>) {
+    let mut one = pin!(one);
+    let mut other = pin!(async {
+        match other {
+            Some(other) => other.await,
+            None => pending().await,
+        }
+    });
+    poll_fn(|context| match one.as_mut().poll(context) {
+        Poll::Pending => other.as_mut().poll(context),
+        ready => ready,
+    })
+    .await;
+}
+
+/// The value of `work`, or `None` as soon as it is not `wanted` any more: then it is dropped where it pauses.
+pub(super) async fn while_wanted<T>(work: impl Future<Output = T>, wanted: impl Fn() -> bool) -> Option<T> {
+    let mut work = pin!(work);
+    poll_fn(|context| match wanted() {
+        true => work.as_mut().poll(context).map(Some),
+        false => Poll::Ready(None),
+    })
+    .await
+}

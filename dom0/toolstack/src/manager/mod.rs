@@ -1,0 +1,490 @@
+//! The guests of a machine: made from the boot bundle, watched, ended, and made again if their configuration wants it.
+//!
+//! ```text
+//! a face (prompt, --exec) -> Command -> Manager::answer -> Reply, Refusal -> text or JSON
+//! tasks of dom0:  keep_making   makes one guest after the other
+//!                 bury          sees which have ended, and does what follows
+//! ```
+//!
+//! Touches: domains, the tree, consoles and the clock through [`Platform`].
+//! Never touches: the terminal, and who asked. It runs as well on a host, against fakes.
+//! Keeps: one guest is made at a time; whatever is refused or dies meanwhile, a guest that is not made leaves nothing behind.
+//! No borrow of the list is held while something is awaited.
+
+mod changed;
+mod entry;
+mod reply;
+mod verbs;
+
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::future::Future;
+
+use crate::bundle::{Bundle, BundleError, EXEC};
+use crate::config::GuestConfig;
+use crate::create::{CreateError, Guest, Request, Step, create, unpacked};
+use crate::end::{End, Outcome, end_of};
+use crate::ramdisk::warning;
+use crate::status::Failure;
+use crate::{DomainId, Hypervisor, Store};
+
+use changed::{Changes, either, while_wanted};
+use entry::{Entry, State};
+
+pub use entry::Past;
+pub use reply::{MachineInfo, Refusal, Reply, Row, Size, Wait};
+
+/// Bytes a kernel may unpack to.
+const KERNEL_LIMIT: usize = 256 << 20;
+/// Pages that guests leave to the hypervisor and to dom0.
+const KEPT_PAGES: u64 = 1024;
+/// So many ends are kept with their report; of an older one only how and when.
+const DETAILED: usize = 16;
+/// A guest that ends at once is not made again more often than this.
+const LIFE_NS: u64 = 1_000_000_000;
+
+/// What the manager needs beside the hypervisor and the store: consoles, a clock, and somebody to tell.
+pub trait Platform {
+    /// Authority over domains.
+    type Hypervisor: Hypervisor;
+    /// The tree by which guests meet, and who serves it.
+    type Store: Store;
+    /// A guest's console.
+    type Console: Console;
+
+    /// The hypervisor.
+    fn hypervisor(&self) -> &Self::Hypervisor;
+    /// The store.
+    fn store(&self) -> &Self::Store;
+    /// A console for a guest of this name, not connected yet.
+    fn console(&self, name: &str) -> Rc<Self::Console>;
+    /// Nanoseconds since the machine started.
+    fn now_ns(&self) -> u64;
+    /// Waits until `deadline_ns` of [`Platform::now_ns`].
+    fn sleep_until(&self, deadline_ns: u64) -> impl Future<Output = ()>;
+    /// Lets other tasks run.
+    fn pause(&self) -> impl Future<Output = ()>;
+    /// A number that differs from one time to the next. Nothing rests on its being unguessable.
+    fn seed(&self) -> u64;
+    /// Tells a person what happened, on lines of its own.
+    fn tell(&self, text: &str);
+    /// Bytes of memory set aside for each guest when it is made.
+    fn guest_bytes(&self) -> usize;
+    /// Bytes of memory set aside for all guests there are.
+    fn promised_bytes(&self) -> usize;
+    /// A measured stretch of work begins or ends.
+    fn mark(&self, mark: Mark);
+}
+
+/// Where a measured stretch of work begins or ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// A guest is about to be made.
+    CreateBegins,
+    /// It has been made, or has not.
+    CreateEnds,
+    /// A guest is about to be destroyed.
+    DestroyBegins,
+    /// It has been.
+    DestroyEnds,
+}
+
+/// The console of a guest, through all its lives.
+pub trait Console {
+    /// Sets aside memory for what the guest prints; answers whether there is enough.
+    fn reserve(&self) -> bool;
+    /// The guest was not made: frees what was set aside, unless an earlier life has printed something.
+    fn give_back(&self);
+    /// Begins to serve the guest as `domain`, whose end of the event channel is `port`.
+    ///
+    /// # Errors
+    /// Why its page or port cannot be used.
+    fn connect(&self, domain: DomainId, port: u32) -> Result<(), String>;
+    /// Takes the guest's last output and lets go of its page.
+    fn disconnect(&self);
+    /// Whether the guest has printed nothing in its last life.
+    fn is_silent(&self) -> bool;
+    /// The guest has another name now.
+    fn rename(&self, name: &str);
+    /// The guest's name.
+    fn name(&self) -> String;
+    /// Hands keystrokes to the guest; what it has no room for is lost.
+    fn type_in(&self, bytes: &[u8]);
+    /// Shows on the terminal what was printed while it did not show this console.
+    fn show_missed(&self);
+}
+
+/// A guest's place in the list, for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place(usize);
+
+/// Every guest, and what it takes to make one.
+pub struct Manager<P: Platform> {
+    platform: P,
+    own: DomainId,
+    bundle: Bundle<'static>,
+    entries: RefCell<Vec<Entry<P::Console>>>,
+    /// What went wrong first.
+    failed: Cell<Option<Failure>>,
+    /// Commands of the bundle are being carried out.
+    commanded: Cell<bool>,
+    changes: Changes,
+}
+
+/// Why a guest was not made.
+enum Unmade {
+    /// It was given up meanwhile.
+    GivenUp,
+    /// In words.
+    Failed(String),
+}
+
+impl From<CreateError> for Unmade {
+    fn from(error: CreateError) -> Self {
+        match error.step {
+            Step::GiveUp if error.left_over.is_empty() => Self::GivenUp,
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<BundleError> for Unmade {
+    fn from(error: BundleError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl<P: Platform> Manager<P> {
+    /// Domain `own` has no guest yet; [`Manager::plan_all`] reads those of `bundle`.
+    pub fn new(platform: P, own: DomainId, bundle: Bundle<'static>) -> Self {
+        Self {
+            platform,
+            own,
+            bundle,
+            entries: RefCell::default(),
+            failed: Cell::new(None),
+            commanded: Cell::new(bundle.entry(EXEC).is_some()),
+            changes: Changes::default(),
+        }
+    }
+
+    /// What the manager works with.
+    pub const fn platform(&self) -> &P {
+        &self.platform
+    }
+
+    /// The console of a guest.
+    pub fn console(&self, name: &str) -> Option<Rc<P::Console>> {
+        let entries = self.entries.borrow();
+        let entry = entries.iter().find(|entry| entry.config.name == name);
+        entry.map(|entry| entry.console.clone())
+    }
+
+    /// The names of all guests.
+    pub fn names(&self) -> Vec<String> {
+        self.entries.borrow().iter().map(|entry| entry.config.name.clone()).collect()
+    }
+
+    /// The first guest that lives, or soon will.
+    pub fn first_alive(&self) -> Option<String> {
+        let entries = self.entries.borrow();
+        let entry = entries.iter().find(|entry| entry.is_alive());
+        entry.map(|entry| entry.config.name.clone())
+    }
+
+    /// Whether a guest lives, or soon will.
+    pub fn is_alive(&self, name: &str) -> bool {
+        self.entries.borrow().iter().any(|entry| entry.config.name == name && entry.is_alive())
+    }
+
+    /// Whether nothing is left to do or to look at.
+    pub fn all_ended(&self) -> bool {
+        let ended = |entry: &Entry<P::Console>| matches!(entry.state, State::Ended);
+        !self.commanded.get() && self.entries.borrow().iter().all(ended)
+    }
+
+    /// The commands of the bundle have been carried out.
+    pub fn commands_done(&self) {
+        self.commanded.set(false);
+        self.changes.add();
+    }
+
+    /// What went wrong first, if anything did.
+    pub const fn failed(&self) -> Option<Failure> {
+        self.failed.get()
+    }
+
+    /// Something went wrong: the machine ends so, unless something else had gone wrong before.
+    pub fn note(&self, failure: Failure) {
+        self.failed.set(self.failed.get().or(Some(failure)));
+    }
+
+    /// A domain may have ended.
+    pub fn look_again(&self) {
+        self.changes.add();
+    }
+
+    /// How many changes there have been, for [`Manager::changed`].
+    pub const fn changes(&self) -> u64 {
+        self.changes.count()
+    }
+
+    /// Waits until there have been more changes than the `seen` ones.
+    pub async fn changed(&self, seen: u64) {
+        self.changes.after(seen).await;
+    }
+
+    /// Reads what guests the bundle has.
+    pub fn plan_all(&self) {
+        for config in self.bundle.guests() {
+            match config {
+                Ok(config) => self.plan(config),
+                Err(why) => self.fail(&why.to_string()),
+            }
+        }
+        if self.entries.borrow().is_empty() && self.failed().is_none() {
+            self.fail("the boot bundle has no guests");
+        }
+    }
+
+    fn plan(&self, config: GuestConfig) {
+        if self.console(&config.name).is_some() {
+            return self.fail(&format!("guest {}: there is one of this name already", config.name));
+        }
+        let console = self.platform.console(&config.name);
+        let entry = Entry { config, console, state: State::Planned, made_ns: 0, made: None, uuid: None, past: None };
+        self.entries.borrow_mut().push(entry);
+    }
+
+    fn fail(&self, why: &str) {
+        self.note(Failure::NotMade);
+        self.platform.tell(&format!("error: {why}"));
+    }
+
+    /// Makes guests until none is planned or due.
+    pub async fn make_planned(&self) {
+        while self.next_to_make().is_some() {
+            self.platform.pause().await;
+            // It may have been given up meanwhile.
+            if let Some(place) = self.next_to_make() {
+                self.make(place).await;
+            }
+        }
+    }
+
+    /// Makes guests as they are asked for, and those that are to be made again, for ever.
+    pub async fn keep_making(&self) {
+        loop {
+            let seen = self.changes.count();
+            self.make_planned().await;
+            let sleep = self.next_due().map(|due| self.platform.sleep_until(due));
+            either(self.changes.after(seen), sleep).await;
+        }
+    }
+
+    fn next_to_make(&self) -> Option<Place> {
+        let now = self.platform.now_ns();
+        let entries = self.entries.borrow();
+        let planned = entries.iter().position(|entry| matches!(entry.state, State::Planned));
+        let due = || entries.iter().position(|entry| matches!(entry.state, State::Waits(due) if due <= now));
+        planned.or_else(due).map(Place)
+    }
+
+    /// When the next guest is to be made again.
+    fn next_due(&self) -> Option<u64> {
+        let due = |entry: &Entry<P::Console>| match entry.state {
+            State::Waits(due) => Some(due),
+            _ => None,
+        };
+        self.entries.borrow().iter().filter_map(due).min()
+    }
+
+    /// Makes a guest that does not exist, and says so if that fails. Others are served meanwhile, and it may be given up.
+    async fn make(&self, place: Place) {
+        self.with(place, |entry| entry.made = None);
+        self.set_state(place, State::Begun);
+        let Some((config, console)) = self.with(place, |entry| (entry.config.clone(), entry.console.clone())) else {
+            return;
+        };
+        self.platform.mark(Mark::CreateBegins);
+        let made = self.build(place, &config, &console).await;
+        self.platform.mark(Mark::CreateEnds);
+        match made {
+            Ok(guest) => {
+                let now = self.platform.now_ns();
+                self.with(place, |entry| (entry.made_ns, entry.made) = (now, Some(guest.domain)));
+                self.set_state(place, State::Lives(guest));
+            }
+            Err(why) => {
+                self.platform.store().give_back();
+                console.give_back();
+                if let Unmade::Failed(why) = why {
+                    self.fail(&why);
+                    self.remember(place, None, "was not made", (why, Vec::new()));
+                }
+                self.set_state(place, State::Ended);
+            }
+        }
+    }
+
+    async fn build(&self, place: Place, config: &GuestConfig, console: &Rc<P::Console>) -> Result<Guest, Unmade> {
+        let (hypervisor, store) = (self.platform.hypervisor(), self.platform.store());
+        let (kernel, ramdisk) = self.bundle.images(config)?;
+        while !store.is_settled() {
+            self.platform.pause().await;
+        }
+        if !store.reserve() || !console.reserve() {
+            let kib = self.platform.guest_bytes().div_ceil(1024);
+            let why = format!("dom0 needs {kib} KiB to serve it, and the machine has not as much left");
+            return Err(Unmade::Failed(format!("guest {}: {why}", config.name)));
+        }
+        let spare = self.spare_for(config)?;
+        let room = usize::try_from(spare << 12).unwrap_or(usize::MAX);
+        let wanted = || self.with(place, |entry| matches!(entry.state, State::Begun)).unwrap_or(false);
+        let kernel = unpacked(config, kernel, (KERNEL_LIMIT, room), async || self.platform.pause().await);
+        // Nothing but memory of ours is lost if it is given up now.
+        let kernel = &*while_wanted(kernel, wanted).await.ok_or(Unmade::GivenUp)??;
+        if let Some(why) = warning(config.memory, kernel, ramdisk) {
+            self.platform.tell(&format!("warning: guest {}: {why}", config.name));
+        }
+        let go_on = async || {
+            self.platform.pause().await;
+            wanted()
+        };
+        let uuid = uuid(self.platform.seed());
+        self.with(place, |entry| entry.uuid = Some(uuid));
+        let request = Request { config, kernel, ramdisk, uuid, backend: self.own };
+        let guest = create(hypervisor, store, &request, go_on).await?;
+        if let Err(why) = console.connect(guest.domain, guest.console.port) {
+            let left_over = guest.destroy(hypervisor, store, async || self.platform.pause().await).await;
+            return Err(Unmade::Failed(format!("guest {}: {why}{}", config.name, listed(&left_over))));
+        }
+        guest.start(hypervisor, store, async || self.platform.pause().await).await.map_err(|why| {
+            console.disconnect();
+            why.into()
+        })
+    }
+
+    /// Pages that the machine can spare for a guest, if it is enough for it.
+    fn spare_for(&self, config: &GuestConfig) -> Result<u64, Unmade> {
+        let free =
+            self.platform.hypervisor().physical_info().map_err(|why| Unmade::Failed(why.to_string()))?.free_pages;
+        let spare = free.saturating_sub(KEPT_PAGES);
+        if config.memory << 8 <= spare {
+            return Ok(spare);
+        }
+        let (name, memory) = (&config.name, config.memory);
+        let why = format!("guest {name}: {memory} MiB of memory, and the machine has {} MiB left", spare >> 8);
+        Err(Unmade::Failed(why))
+    }
+
+    /// Sees which guests have ended, and does what follows.
+    pub async fn bury(&self) {
+        while let Some((place, end)) = self.next_end() {
+            self.finish(place, &end).await;
+        }
+    }
+
+    /// A guest that has ended and is not yet seen to.
+    fn next_end(&self) -> Option<(Place, End)> {
+        let entries = self.entries.borrow();
+        entries.iter().enumerate().find_map(|(index, entry)| {
+            let State::Lives(guest) = &entry.state else { return None };
+            match end_of(self.platform.hypervisor(), guest) {
+                Ok(end) => end.map(|end| (Place(index), end)),
+                Err(why) => {
+                    self.platform.tell(&format!("error: guest {}: {why}", entry.config.name));
+                    None
+                }
+            }
+        })
+    }
+
+    async fn finish(&self, place: Place, end: &End) {
+        let taken = self.with(place, |entry| entry.take().map(|guest| (guest, entry.console.clone(), entry.made_ns)));
+        let Some((guest, console, made_ns)) = taken.flatten() else { return };
+        let (hypervisor, store) = (self.platform.hypervisor(), self.platform.store());
+        store.domain_shut_down(guest.domain);
+        console.disconnect();
+        let report = end.told(console.is_silent());
+        self.remember(place, Some(guest.domain), end.how, (report.clone(), end.refused.clone()));
+        let name = guest.config.name.clone();
+        let (outcome, left_over) = guest.finish(end, hypervisor, store, async || self.platform.pause().await).await;
+        // It is told when it is over: who reads it finds nothing of the guest any more.
+        self.platform.tell(&report);
+        self.complain(&name, &left_over);
+        if let Some(failure) = Failure::of_end(end.reason)
+            && !matches!(outcome, Outcome::Restart(_))
+        {
+            self.note(failure);
+        }
+        self.set_state(
+            place,
+            match outcome {
+                Outcome::Gone => State::Ended,
+                Outcome::Preserved(guest) => State::Kept(guest),
+                Outcome::Restart(_) => State::Waits(made_ns.saturating_add(LIFE_NS)),
+            },
+        );
+    }
+
+    fn with<T>(&self, place: Place, act: impl FnOnce(&mut Entry<P::Console>) -> T) -> Option<T> {
+        self.entries.borrow_mut().get_mut(place.0).map(act)
+    }
+
+    fn set_state(&self, place: Place, state: State) {
+        self.with(place, |entry| entry.state = state);
+        self.changes.add();
+    }
+
+    /// Keeps how a guest ended, in place of its end before.
+    fn remember(
+        &self,
+        place: Place,
+        domain: Option<DomainId>,
+        how: &'static str,
+        (report, refused): (String, Vec<String>),
+    ) {
+        let past = Past { domain, how, at_ns: self.platform.now_ns(), report, refused };
+        self.with(place, |entry| entry.past = Some(past));
+        // The details of the oldest end give way.
+        let mut entries = self.entries.borrow_mut();
+        let pasts = entries.iter_mut().filter_map(|entry| entry.past.as_mut());
+        let mut detailed: Vec<&mut Past> = pasts.filter(|past| !past.report.is_empty()).collect();
+        detailed.sort_unstable_by_key(|past| past.at_ns);
+        let many = detailed.len().saturating_sub(DETAILED);
+        for past in detailed.into_iter().take(many) {
+            (past.report, past.refused) = (String::new(), Vec::new());
+        }
+    }
+
+    fn complain(&self, name: &str, left_over: &[String]) {
+        if !left_over.is_empty() {
+            self.platform.tell(&format!("guest {name}{}", listed(left_over)));
+        }
+    }
+}
+
+fn listed(left_over: &[String]) -> String {
+    left_over.iter().map(|what| format!("; left over: {what}")).collect()
+}
+
+/// A name for a domain, mixed from a number.
+fn uuid(mut seed: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for half in bytes.chunks_mut(8) {
+        // The finalizer of the splitmix generator.
+        seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = seed;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        half.copy_from_slice(&(mixed ^ mixed >> 31).to_le_bytes());
+    }
+    // Version 4, variant 1.
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes
+}

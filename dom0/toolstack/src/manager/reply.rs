@@ -1,0 +1,333 @@
+//! What the manager answers, and how it reads: as text for a person, as JSON for a program.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+use hypercall_abi::domctl::DomainInfo;
+
+use super::Past;
+use crate::end::Wish;
+use crate::json::{self, Object};
+use crate::{DomainId, Summary, states};
+
+/// The answer to a command that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// It is done, and there is nothing else to say.
+    Done {
+        /// What was done.
+        verb: &'static str,
+        /// To whom.
+        name: String,
+    },
+    /// A guest was made.
+    Created {
+        /// The guest.
+        name: String,
+        /// Its domain.
+        domain: DomainId,
+    },
+    /// A guest was asked to end, and need not obey: see [`super::Manager::wait`].
+    Asked {
+        /// What it was asked for.
+        verb: &'static str,
+        /// To see what comes of it.
+        wait: Wait,
+    },
+    /// The number of a guest's domain.
+    Domid {
+        /// The guest.
+        name: String,
+        /// Its domain.
+        domain: DomainId,
+    },
+    /// How long a guest, or dom0, has run.
+    Uptime {
+        /// The guest; `dom0` for the machine.
+        name: String,
+        /// Whole seconds.
+        seconds: u64,
+    },
+    /// The machine.
+    Info(MachineInfo),
+    /// The guests and domains.
+    List(Vec<Row>),
+    /// What the hypervisor has logged: lines of printable ASCII.
+    Log(Vec<String>),
+    /// What can be asked.
+    Help(String),
+    /// The face that asked is to show this guest's console.
+    Console(String),
+    /// The machine is to be turned off.
+    Quit,
+}
+
+/// What `info` tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MachineInfo {
+    /// The hypervisor's version by its ABI: `4.17.0-tenon`.
+    pub abi: String,
+    /// Memory in MiB.
+    pub total_mib: u64,
+    /// Memory in MiB that nobody has.
+    pub free_mib: u64,
+    /// Memory in KiB that no domain has and that is not free.
+    pub hypervisor_kib: u64,
+    /// Memory of dom0 in KiB, without the boot bundle.
+    pub dom0_kib: u64,
+    /// Of that, set aside for the guests there are.
+    pub for_guests_kib: usize,
+    /// What is set aside for each of them.
+    pub each_guest_kib: usize,
+    /// The boot bundle in KiB.
+    pub bundle_kib: u64,
+    /// CPUs.
+    pub cpus: u32,
+    /// Domains, dom0 with them.
+    pub domains: usize,
+    /// Their vcpus that are online.
+    pub vcpus: u32,
+}
+
+/// A line of `list`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Row {
+    /// A domain there is.
+    Domain {
+        /// The guest; `-` for a domain that is none of ours.
+        name: String,
+        /// What the hypervisor knows of it.
+        info: DomainInfo,
+    },
+    /// A guest that is yet to be made.
+    Planned(Size),
+    /// A guest that has ended, and how.
+    Ended(Size, Option<Past>),
+}
+
+/// What a guest without a domain would have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// The guest.
+    pub name: String,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Vcpus.
+    pub vcpus: u32,
+}
+
+/// The end of a guest that was asked to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// The guest.
+    pub name: String,
+    /// Its domain when it was asked.
+    pub domain: DomainId,
+    /// What it was asked for.
+    pub wish: Wish,
+}
+
+/// Why a command was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nobody goes by this.
+    NoGuest(String),
+    /// The guest has no domain.
+    HasEnded(String),
+    /// The guest has ended, and will not be made again.
+    EndedAlready(String),
+    /// A guest that exists cannot be made.
+    Exists(String),
+    /// It was tried to make it; why that failed has been told.
+    NotMade(String),
+    /// It has no domain now, and will have one or none soon.
+    InBetween(String),
+    /// A guest cannot be called so.
+    BadName(String, &'static str),
+    /// Another guest is called so.
+    NameTaken(String),
+    /// A guest may not have as much memory, or as little: its most in MiB.
+    OutOfRange(String, u64),
+    /// The machine has not as much memory.
+    NoMemory {
+        /// The guest.
+        name: String,
+        /// What it has in MiB.
+        has_mib: u64,
+        /// What the machine has left in MiB.
+        free_mib: u64,
+    },
+    /// The guest ended, and is not made again.
+    DidNotComeBack(String),
+    /// The hypervisor or the store refused something about this guest.
+    Guest(String, String),
+    /// The hypervisor refused something.
+    Other(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoGuest(name) => write!(f, "there is no guest {}", name.escape_debug()),
+            Self::HasEnded(name) => write!(f, "guest {name} has ended"),
+            Self::EndedAlready(name) => write!(f, "guest {name} has ended already"),
+            Self::Exists(name) => write!(f, "guest {name} exists"),
+            Self::NotMade(name) => write!(f, "guest {name} was not made"),
+            Self::InBetween(name) => write!(f, "guest {name} is about to be made; try again"),
+            Self::BadName(name, why) => write!(f, "{}: {why}", name.escape_debug()),
+            Self::NameTaken(name) => write!(f, "there is a guest {name} already"),
+            Self::OutOfRange(name, most) => write!(f, "guest {name} may have 1 to {most} MiB"),
+            Self::NoMemory { name, has_mib, free_mib } => {
+                write!(f, "guest {name} has {has_mib} MiB, and the machine only {free_mib} more")
+            }
+            Self::DidNotComeBack(name) => write!(f, "guest {name} did not come back"),
+            Self::Guest(name, why) => write!(f, "guest {name}: {why}"),
+            Self::Other(why) => f.write_str(why),
+        }
+    }
+}
+
+impl core::error::Error for Refusal {}
+
+impl Refusal {
+    /// For a program.
+    #[must_use]
+    pub fn json(&self) -> String {
+        Object::default().text("error", &self.to_string()).end()
+    }
+}
+
+impl Reply {
+    /// For a person; empty if there is nothing to say but that it is done.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Done { .. } | Self::Asked { .. } | Self::Console(_) | Self::Quit => String::new(),
+            Self::Created { name, domain } => format!("guest {name} is domain {domain}"),
+            Self::Domid { domain, .. } => domain.to_string(),
+            Self::Uptime { seconds, .. } => clock(*seconds),
+            Self::Info(info) => info.text(),
+            Self::List(rows) => rows.iter().fold(head(), |text, row| text + "\n" + &row.text()),
+            Self::Log(lines) => lines.join("\n"),
+            Self::Help(text) => text.clone(),
+        }
+    }
+
+    /// For a program.
+    #[must_use]
+    pub fn json(&self) -> String {
+        match self {
+            Self::Done { verb, name } => done(verb, name).end(),
+            Self::Asked { verb, wait } => done(verb, &wait.name).end(),
+            Self::Console(name) => done("console", name).end(),
+            Self::Quit => Object::default().text("done", "quit").end(),
+            Self::Created { name, domain } => done("create", name).raw("domid", domain).end(),
+            Self::Domid { name, domain } => Object::default().text("name", name).raw("domid", domain).end(),
+            Self::Uptime { name, seconds } => Object::default().text("name", name).raw("seconds", seconds).end(),
+            Self::Info(info) => info.json(),
+            Self::List(rows) => json::array(rows.iter().map(Row::json)),
+            Self::Log(lines) => json::array(lines.iter().map(|line| json::text(line))),
+            Self::Help(text) => Object::default().text("help", text).end(),
+        }
+    }
+}
+
+fn done(verb: &str, name: &str) -> Object {
+    Object::default().text("done", verb).text("name", name)
+}
+
+fn head() -> String {
+    format!("{:<20} {:>5} {:>8} {:>5} {:<5} {:>9}", "name", "id", "MiB", "vcpus", "state", "seconds")
+}
+
+/// Seconds as hours, minutes and seconds.
+fn clock(seconds: u64) -> String {
+    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+impl MachineInfo {
+    fn text(&self) -> String {
+        let Self { abi, total_mib, free_mib, hypervisor_kib, dom0_kib, bundle_kib, cpus, domains, vcpus, .. } = self;
+        let version = env!("CARGO_PKG_VERSION");
+        format!(
+            "version      Tenon {version} (Xen ABI {abi})\nmemory       {total_mib} MiB, of which {free_mib} MiB are free\n\
+             hypervisor   {hypervisor_kib} KiB\ndom0         {dom0_kib} KiB, {} KiB of it for guests ({} KiB each), and {bundle_kib} KiB of boot bundle\n\
+             CPUs         {cpus}\ndomains      {domains}, with {vcpus} vcpus online",
+            self.for_guests_kib, self.each_guest_kib
+        )
+    }
+
+    fn json(&self) -> String {
+        Object::default()
+            .text("version", env!("CARGO_PKG_VERSION"))
+            .text("abi", &self.abi)
+            .raw("total_mib", self.total_mib)
+            .raw("free_mib", self.free_mib)
+            .raw("hypervisor_kib", self.hypervisor_kib)
+            .raw("dom0_kib", self.dom0_kib)
+            .raw("for_guests_kib", self.for_guests_kib)
+            .raw("each_guest_kib", self.each_guest_kib)
+            .raw("bundle_kib", self.bundle_kib)
+            .raw("cpus", self.cpus)
+            .raw("domains", self.domains)
+            .raw("vcpus", self.vcpus)
+            .end()
+    }
+}
+
+impl Row {
+    fn text(&self) -> String {
+        match self {
+            Self::Domain { name, info } => format!("{name:<20} {}", Summary(info)),
+            Self::Planned(size) => size.text("-----"),
+            Self::Ended(size, None) => size.text("ended"),
+            Self::Ended(size, Some(past)) => {
+                let domain = past.domain.map_or_else(String::new, |domain| format!(" as domain {domain}"));
+                format!("{}  {} at {}{domain}", size.text("ended"), past.how, clock(past.at_ns / 1_000_000_000))
+            }
+        }
+    }
+
+    fn json(&self) -> String {
+        match self {
+            Self::Domain { name, info } => {
+                let tenths = info.cpu_time / 100_000_000;
+                Object::default()
+                    .text("name", name)
+                    .raw("domid", info.domain)
+                    .raw("memory_mib", info.tot_pages >> 8)
+                    .raw("vcpus", info.nr_online_vcpus)
+                    .text("state", &states(info))
+                    .raw("seconds", format!("{}.{}", tenths / 10, tenths % 10))
+                    .end()
+            }
+            Self::Planned(size) => size.json("-----").end(),
+            Self::Ended(size, None) => size.json("ended").end(),
+            Self::Ended(size, Some(past)) => size.json("ended").raw("ended", past.json()).end(),
+        }
+    }
+}
+
+impl Size {
+    fn text(&self, state: &str) -> String {
+        let Self { name, memory_mib, vcpus } = self;
+        format!("{name:<20} {:>5} {memory_mib:>8} {vcpus:>5} {state:<5} {:>9}", "-", "-")
+    }
+
+    fn json(&self, state: &str) -> Object {
+        let object = Object::default().text("name", &self.name).raw("domid", "null");
+        let object = object.raw("memory_mib", self.memory_mib).raw("vcpus", self.vcpus);
+        object.text("state", state).raw("seconds", "null")
+    }
+}
+
+impl Past {
+    fn json(&self) -> String {
+        let domain = self.domain.map_or_else(|| "null".to_string(), |domain| domain.to_string());
+        let object = Object::default().text("how", self.how).raw("uptime", self.at_ns / 1_000_000_000);
+        let refused = json::array(self.refused.iter().map(|line| json::text(line)));
+        object.raw("domid", domain).text("report", &self.report).raw("refused", refused).end()
+    }
+}
