@@ -7,13 +7,13 @@
 //! | `dom0` | dom0, planned: see [`hypercall_abi::first`]; its ramdisk is the whole bundle |
 //! | `dom0.cmdline` | its command line, which is in the plan as well |
 //! | `dom0.exec` | commands for dom0, separated by `;` (optional) |
-//! | `guests/<name>/config` | `key = value` lines in the names of `xl.cfg`: see [`toolstack::config`] |
+//! | `guests/<name>/config` | what the guest should be, as [`GuestConfig::to_toml`] writes it |
 //! | `guests/<name>/kernel` | the guest's kernel, bzImage, ELF or gzip'ed ELF |
 //! | `guests/<name>/ramdisk` | its initial ramdisk (optional) |
 //! | `first`, `first.ramdisk` | instead of `dom0`: another kernel as the first domain, planned, and its ramdisk (optional) |
 //!
-//! `kernel` and `ramdisk` in a configuration name entries of the bundle. Text values stand in double quotes. Entries
-//! are regular files; there are no directories, and the order means nothing.
+//! `kernel` and `ramdisk` in a configuration name entries of the bundle. Entries are regular files; there are no
+//! directories, and the order means nothing.
 
 use crate::first::{self, Role};
 use crate::guest_file::Described;
@@ -24,7 +24,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 use toolstack::bundle::EXEC;
-use toolstack::config::Action;
+use toolstack::config::GuestConfig;
 
 const REGULAR_FILE: u32 = 0o100_644;
 
@@ -108,50 +108,35 @@ impl Bundle {
     /// Adds a guest for dom0 to start.
     #[must_use]
     pub fn guest(self, guest: &Guest) -> Self {
-        let settings = format!("memory = {}\nvcpus = {}\n", guest.memory, guest.vcpus);
-        self.entries_of(&guest.name, settings, &guest.kernel, guest.ramdisk.as_deref(), &guest.extra)
+        let config = GuestConfig {
+            vcpus: guest.vcpus,
+            extra: guest.extra.clone(),
+            ..GuestConfig::new(&guest.name, guest.memory.into(), "")
+        };
+        self.with_guest(config, &guest.kernel, guest.ramdisk.as_deref())
     }
 
     /// Adds a guest that a file describes.
     #[must_use]
     pub fn described(self, guest: &Described) -> Self {
-        let config = &guest.config;
-        let action = |action| match action {
-            Action::Destroy => "destroy",
-            Action::Restart => "restart",
-            Action::Preserve => "preserve",
-        };
-        let watchdog = config.on_watchdog.map_or(String::new(), |on| format!("on_watchdog = \"{}\"\n", action(on)));
-        let settings = format!(
-            "memory = {}\nmaxmem = {}\nvcpus = {}\non_poweroff = \"{}\"\non_reboot = \"{}\"\non_crash = \"{}\"\n\
-             {watchdog}",
-            config.memory,
-            config.maxmem,
-            config.vcpus,
-            action(config.on_poweroff),
-            action(config.on_reboot),
-            action(config.on_crash)
-        );
-        self.entries_of(&config.name, settings, &guest.kernel, guest.ramdisk.as_deref(), &config.extra)
+        self.with_guest(guest.config.clone(), &guest.kernel, guest.ramdisk.as_deref())
+    }
+
+    fn with_guest(self, mut config: GuestConfig, kernel: &Path, ramdisk: Option<&Path>) -> Self {
+        let folder = format!("guests/{}", config.name);
+        config.kernel = format!("{folder}/kernel");
+        config.ramdisk = ramdisk.map(|_| format!("{folder}/ramdisk"));
+        let mut bundle = self.with_file(&config.kernel, kernel);
+        if let (Some(entry), Some(ramdisk)) = (&config.ramdisk, ramdisk) {
+            bundle = bundle.with_file(entry, ramdisk);
+        }
+        bundle.with_text(&format!("{folder}/config"), &config.to_toml())
     }
 
     /// Adds commands, separated by `;`, that dom0 carries out when it has made the guests.
     #[must_use]
     pub fn exec(self, commands: &str) -> Self {
         self.with_text(EXEC, commands)
-    }
-
-    fn entries_of(self, name: &str, settings: String, kernel: &Path, ramdisk: Option<&Path>, extra: &str) -> Self {
-        let folder = format!("guests/{name}");
-        let mut config = format!("name = {}\n{settings}", quoted(name));
-        config += &format!("kernel = {}\n", quoted(&format!("{folder}/kernel")));
-        let mut bundle = self.with_file(&format!("{folder}/kernel"), kernel);
-        if let Some(ramdisk) = ramdisk {
-            config += &format!("ramdisk = {}\n", quoted(&format!("{folder}/ramdisk")));
-            bundle = bundle.with_file(&format!("{folder}/ramdisk"), ramdisk);
-        }
-        config += &format!("extra = {}\n", quoted(extra));
-        bundle.with_text(&format!("{folder}/config"), &config)
     }
 
     /// Adds an entry with the content of a file.
@@ -227,17 +212,6 @@ fn size(name: &str, length: u64) -> Result<u32> {
     u32::try_from(length).with_context(|| format!("{name} has {length} bytes, and an archive entry less than 4 GiB"))
 }
 
-/// A text value of a configuration, in TOML.
-fn quoted(text: &str) -> String {
-    let escape = |c: char| match c {
-        '\\' => "\\\\".into(),
-        '"' => "\\\"".into(),
-        c if c.is_control() => format!("\\u{:04X}", u32::from(c)),
-        c => c.to_string(),
-    };
-    format!("\"{}\"", text.chars().map(escape).collect::<String>())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,9 +255,13 @@ mod tests {
         assert_eq!(entries["dom0.cmdline"], b"verbose");
         assert_eq!(entries["guests/web/kernel"], b"KERNEL");
         assert_eq!(entries["guests/web/ramdisk"], b"ramdisk of a guest");
-        let config = "name = \"web\"\nmemory = 128\nvcpus = 1\nkernel = \"guests/web/kernel\"\n\
-                      ramdisk = \"guests/web/ramdisk\"\nextra = \"quiet \\\"a b\\\"\"\n";
-        assert_eq!(String::from_utf8_lossy(&entries["guests/web/config"]), config);
+        let config = GuestConfig::parse(&String::from_utf8_lossy(&entries["guests/web/config"])).unwrap();
+        assert_eq!((config.name.as_str(), config.memory, config.maxmem, config.vcpus), ("web", 128, 128, 1));
+        assert_eq!(
+            (config.kernel.as_str(), config.ramdisk.as_deref()),
+            ("guests/web/kernel", Some("guests/web/ramdisk"))
+        );
+        assert_eq!(config.extra, guest.extra);
         assert_eq!(entries.len(), 5);
     }
 
@@ -295,13 +273,13 @@ mod tests {
         fs::write(&kernel, "KERNEL").unwrap();
         let text = "name = 'web'\nmemory = 64\nmaxmem = 96\nvcpus = 2\nkernel = 'kernel'\nextra = \"a\\tb \\\"c\\\\\"\n\
                     on_poweroff = 'restart'\non_reboot = 'preserve'\non_crash = 'restart'\non_watchdog = 'preserve'\n";
-        let config = toolstack::config::GuestConfig::parse(text).unwrap();
+        let config = GuestConfig::parse(text).unwrap();
         let described = Described { config: config.clone(), kernel, ramdisk: None, memory_at: String::new(), room: 0 };
         let entries = read_back(&Bundle::default().described(&described).exec("list; info"));
         assert_eq!(entries["dom0.exec"], b"list; info");
         let text = String::from_utf8_lossy(&entries["guests/web/config"]);
-        let read = toolstack::config::GuestConfig::parse(&text).unwrap();
-        assert_eq!(read, toolstack::config::GuestConfig { kernel: "guests/web/kernel".into(), ..config });
+        let read = GuestConfig::parse(&text).unwrap();
+        assert_eq!(read, GuestConfig { kernel: "guests/web/kernel".into(), ..config });
     }
 
     #[test]

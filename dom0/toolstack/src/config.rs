@@ -18,8 +18,8 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{Error, IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize};
 use toml::Spanned;
 
 /// Vcpus the shared-info page has room for.
@@ -29,9 +29,13 @@ pub const MAX_EXTRA: usize = 1023;
 const MAX_NAME: usize = 64;
 /// Bytes of a file; a longer one is refused unread.
 const MAX_TEXT: usize = 64 << 10;
+/// Four bytes of list and tables for each page must be countable: far more MiB than any machine has.
+const MAX_MEMORY: u64 = 1 << 30;
+/// Keys of `xl.cfg` that are refused by name.
+const DEVICES: [&str; 2] = ["disk", "vif"];
 
 /// What happens when a guest ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// It goes, with all it had.
@@ -42,32 +46,98 @@ pub enum Action {
     Preserve,
 }
 
-/// A guest to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A guest to be. Each field is a key of its file, and is checked by itself as it is read.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct GuestConfig {
     /// See [`check_name`].
+    #[serde(deserialize_with = "name")]
     pub name: String,
     /// Memory in MiB.
+    #[serde(deserialize_with = "memory")]
     pub memory: u64,
-    /// Memory in MiB it may grow to.
+    /// Memory in MiB it may grow to: as much as `memory` if it is not said.
+    #[serde(default, deserialize_with = "maxmem")]
     pub maxmem: u64,
     /// Vcpus, 1 to 32.
+    #[serde(default = "one", deserialize_with = "vcpus")]
     pub vcpus: u32,
     /// Name of the kernel.
+    #[serde(deserialize_with = "file")]
     pub kernel: String,
     /// Name of the ramdisk.
+    #[serde(default, deserialize_with = "optional_file", skip_serializing_if = "Option::is_none")]
     pub ramdisk: Option<String>,
     /// The command line.
+    #[serde(default, deserialize_with = "extra")]
     pub extra: String,
     /// When it powers itself off.
+    #[serde(default = "destroy")]
     pub on_poweroff: Action,
     /// When it reboots.
+    #[serde(default = "restart")]
     pub on_reboot: Action,
     /// When it crashes.
+    #[serde(default = "destroy")]
     pub on_crash: Action,
     /// When it misses its watchdog; as for a crash if it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_watchdog: Option<Action>,
 }
+
+const fn one() -> u32 {
+    1
+}
+
+const fn destroy() -> Action {
+    Action::Destroy
+}
+
+const fn restart() -> Action {
+    Action::Restart
+}
+
+/// Reads a value and checks it; `why` says what it must be.
+fn checked<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    source: D,
+    good: impl FnOnce(&T) -> bool,
+    why: &'static str,
+) -> Result<T, D::Error> {
+    let value = T::deserialize(source)?;
+    if good(&value) { Ok(value) } else { Err(D::Error::custom(why)) }
+}
+
+fn name<'de, D: Deserializer<'de>>(source: D) -> Result<String, D::Error> {
+    let name = String::deserialize(source)?;
+    check_name(&name).map_err(D::Error::custom).map(|()| name)
+}
+
+fn memory<'de, D: Deserializer<'de>>(source: D) -> Result<u64, D::Error> {
+    checked(source, |mib| (1..=MAX_MEMORY).contains(mib), "a number of MiB from 1 on")
+}
+
+fn maxmem<'de, D: Deserializer<'de>>(source: D) -> Result<u64, D::Error> {
+    checked(source, |mib| (1..=MAX_MEMORY).contains(mib), LESS_THAN_MEMORY)
+}
+
+fn vcpus<'de, D: Deserializer<'de>>(source: D) -> Result<u32, D::Error> {
+    checked(source, |vcpus| (1..=MAX_VCPUS).contains(vcpus), "1 to 32 vcpus")
+}
+
+fn file<'de, D: Deserializer<'de>>(source: D) -> Result<String, D::Error> {
+    checked(source, |file: &String| !file.is_empty(), "the name of a file")
+}
+
+fn optional_file<'de, D: Deserializer<'de>>(source: D) -> Result<Option<String>, D::Error> {
+    file(source).map(Some)
+}
+
+fn extra<'de, D: Deserializer<'de>>(source: D) -> Result<String, D::Error> {
+    let fits = |extra: &String| extra.len() <= MAX_EXTRA && !extra.contains('\0');
+    checked(source, fits, "at most 1023 bytes without a NUL")
+}
+
+const LESS_THAN_MEMORY: &str = "a number of MiB, and not less than `memory`";
 
 /// What is wrong with a configuration, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,25 +164,6 @@ impl fmt::Display for ConfigError {
 
 impl core::error::Error for ConfigError {}
 
-/// The file as it is written; places are kept for the values that can be wrong in themselves.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    name: Spanned<String>,
-    memory: Spanned<u64>,
-    maxmem: Option<Spanned<u64>>,
-    vcpus: Option<Spanned<u32>>,
-    kernel: Spanned<String>,
-    ramdisk: Option<Spanned<String>>,
-    extra: Option<Spanned<String>>,
-    disk: Option<Spanned<IgnoredAny>>,
-    vif: Option<Spanned<IgnoredAny>>,
-    on_poweroff: Option<Action>,
-    on_reboot: Option<Action>,
-    on_crash: Option<Action>,
-    on_watchdog: Option<Action>,
-}
-
 /// What a name must be.
 const NAME_RULE: &str = "1 to 64 letters, digits, `-`, `_` or `.`, not only digits, and without `-` at the beginning";
 /// What the first domain is called, by us and in the tree.
@@ -132,6 +183,24 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
 }
 
 impl GuestConfig {
+    /// A guest of `memory` MiB of which nothing else is said.
+    #[must_use]
+    pub fn new(name: &str, memory: u64, kernel: &str) -> Self {
+        Self {
+            name: name.into(),
+            memory,
+            maxmem: memory,
+            vcpus: one(),
+            kernel: kernel.into(),
+            ramdisk: None,
+            extra: String::new(),
+            on_poweroff: destroy(),
+            on_reboot: restart(),
+            on_crash: destroy(),
+            on_watchdog: None,
+        }
+    }
+
     /// Reads a configuration.
     ///
     /// # Errors
@@ -141,52 +210,38 @@ impl GuestConfig {
             let why = format!("{} bytes, and a configuration has at most {MAX_TEXT}", text.len());
             return Err(ConfigError { line: 0, key: String::new(), why });
         }
-        let file: File = toml::from_str(text).map_err(|error| {
+        let mut config: Self = toml::from_str(text).map_err(|error| {
             // The parser may end its messages with a line break.
             let why = error.message().trim_end().replace('\n', ", ");
-            ConfigError::at(text, error.span().map(|span| span.start), &why)
+            let device = DEVICES.iter().any(|key| why.starts_with(&format!("unknown field `{key}`")));
+            let why = if device { "this build has no such devices" } else { &why };
+            ConfigError::at(text, error.span().map(|span| span.start), why)
         })?;
-        let refuse = |start: usize, why: &str| Err(ConfigError::at(text, Some(start), why));
-        if let Some(device) = file.disk.as_ref().or(file.vif.as_ref()) {
-            return refuse(device.span().start, "this build has no such devices");
-        }
-        if let Err(why) = check_name(file.name.get_ref()) {
-            return refuse(file.name.span().start, why);
-        }
-        // Four bytes of list and tables for each page must be countable: far more than any machine has.
-        let memory = *file.memory.get_ref();
-        if !(1..=1 << 30).contains(&memory) {
-            return refuse(file.memory.span().start, "a number of MiB from 1 on");
-        }
-        if let Some(most) = file.maxmem.as_ref().filter(|most| !(memory..=1 << 30).contains(most.get_ref())) {
-            return refuse(most.span().start, "a number of MiB, and not less than `memory`");
-        }
-        if let Some(vcpus) = file.vcpus.as_ref().filter(|v| !(1..=MAX_VCPUS).contains(v.get_ref())) {
-            return refuse(vcpus.span().start, "1 to 32 vcpus");
-        }
-        for file in [Some(&file.kernel), file.ramdisk.as_ref()].into_iter().flatten() {
-            if file.get_ref().is_empty() {
-                return refuse(file.span().start, "the name of a file");
+        match config.maxmem {
+            0 => config.maxmem = config.memory,
+            most if most < config.memory => {
+                return Err(ConfigError::at(text, place_of_maxmem(text), LESS_THAN_MEMORY));
             }
+            _ => {}
         }
-        let fits = |extra: &str| extra.len() <= MAX_EXTRA && !extra.contains('\0');
-        if let Some(extra) = file.extra.as_ref().filter(|extra| !fits(extra.get_ref())) {
-            return refuse(extra.span().start, "at most 1023 bytes without a NUL");
-        }
-        Ok(Self {
-            name: file.name.into_inner(),
-            memory,
-            maxmem: file.maxmem.map_or(memory, Spanned::into_inner),
-            vcpus: file.vcpus.map_or(1, Spanned::into_inner),
-            kernel: file.kernel.into_inner(),
-            ramdisk: file.ramdisk.map(Spanned::into_inner),
-            extra: file.extra.map(Spanned::into_inner).unwrap_or_default(),
-            on_poweroff: file.on_poweroff.unwrap_or(Action::Destroy),
-            on_reboot: file.on_reboot.unwrap_or(Action::Restart),
-            on_crash: file.on_crash.unwrap_or(Action::Destroy),
-            on_watchdog: file.on_watchdog,
-        })
+        Ok(config)
     }
+
+    /// The configuration as a file that [`GuestConfig::parse`] reads.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        // Numbers, texts and names of actions have a form in TOML, whatever they are.
+        toml::to_string(self).unwrap_or_default()
+    }
+}
+
+/// Where a file whose values are good in themselves sets `maxmem`.
+fn place_of_maxmem(text: &str) -> Option<usize> {
+    #[derive(Deserialize)]
+    struct Maxmem {
+        maxmem: Spanned<IgnoredAny>,
+    }
+    toml::from_str(text).ok().map(|file: Maxmem| file.maxmem.span().start)
 }
 
 impl ConfigError {

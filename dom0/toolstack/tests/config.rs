@@ -52,6 +52,30 @@ fn errors_name_the_line_and_the_key() {
     assert!(refusal("name = 'a'\nmemory = -1\nkernel = 'k'").starts_with("line 2: memory: "));
 }
 
+/// Whatever a configuration says, it reads what it wrote; and what is not said is written, or stays unsaid.
+#[test]
+fn a_configuration_reads_what_it_wrote() {
+    let actions = [Action::Destroy, Action::Restart, Action::Preserve];
+    let extras = ["", "console=hvc0", "a\tb \"c\\ 'd' ä\u{7f}\u{1}\n#=[]", "'''\"\"\"", &"x".repeat(1023)];
+    for (n, extra) in extras.iter().enumerate() {
+        let config = GuestConfig {
+            maxmem: 1 << 30,
+            vcpus: 32,
+            ramdisk: (n % 2 == 0).then(|| "boot/initrd \"new\"".into()),
+            extra: (*extra).into(),
+            on_poweroff: actions[n % 3],
+            on_reboot: actions[(n + 1) % 3],
+            on_crash: actions[(n + 2) % 3],
+            on_watchdog: actions.get(n).copied(),
+            ..GuestConfig::new("web-1.x", 64, "vmlinuz")
+        };
+        let text = config.to_toml();
+        assert_eq!(GuestConfig::parse(&text).as_ref(), Ok(&config), "{text}");
+        assert_eq!(text.contains("on_watchdog"), config.on_watchdog.is_some());
+    }
+    assert_eq!(GuestConfig::parse(GOOD), Ok(GuestConfig::new("web", 256, "vmlinuz")));
+}
+
 /// A guest is spoken of on dom0's command line: its name is no number, no option and not the first domain's.
 #[test]
 fn names_can_be_typed() {
@@ -72,6 +96,8 @@ fn names_can_be_typed() {
 fn memory_may_grow_but_not_below_what_it_is() {
     assert_eq!(GuestConfig::parse(GOOD).unwrap().maxmem, 256);
     assert_eq!(GuestConfig::parse(&format!("{GOOD}maxmem = 512\n")).unwrap().maxmem, 512);
+    assert_eq!(and("maxmem = 0"), "line 5: maxmem: a number of MiB, and not less than `memory`");
+    assert_eq!(and("\nmaxmem = 255"), "line 6: maxmem: a number of MiB, and not less than `memory`");
     assert_eq!(and("maxmem = 255"), "line 5: maxmem: a number of MiB, and not less than `memory`");
 }
 
