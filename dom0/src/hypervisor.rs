@@ -207,6 +207,15 @@ impl Hypervisor for Xen {
         Ok(MachineFrame(frame))
     }
 
+    fn pin_leaves(&self, domain: DomainId, frames: &[MachineFrame]) -> Result<(), Refused> {
+        self.let_go(domain);
+        control::pin_leaves(domain.0, frames.iter().map(|frame| frame.0)).map_err(by("pinning"))
+    }
+
+    fn unpin_leaves(&self, domain: DomainId, frames: &[MachineFrame]) -> Result<(), Refused> {
+        control::unpin(domain.0, frames.iter().map(|frame| frame.0)).map_err(by("unpinning"))
+    }
+
     fn pin_root(&self, domain: DomainId, frame: MachineFrame) -> Result<(), Refused> {
         self.let_go(domain);
         control::pin_root(domain.0, frame.0).map_err(by("pinning"))

@@ -20,6 +20,8 @@ use crate::unpack::unpack_within;
 
 /// Pages asked for in one call.
 const BATCH: usize = 512;
+/// L1 tables judged in one call: as many entries as the hypervisor looks at in a step of it.
+pub const LEAVES: usize = 8;
 /// Pages filled between two pauses.
 pub const PIECE: u64 = 512;
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
@@ -238,10 +240,12 @@ async fn build<H: Hypervisor>(
     let wiring = Wiring { shared_info: MachineFrame(shared_info), store_port, console_port };
     let mut memory = Memory { hypervisor, domain, frames: &frames };
     let start = fill(plan, &mut memory, &wiring, go_on).await?;
+    let leaves: Result<Vec<MachineFrame>, String> = plan.leaf_tables().map(|leaf| memory.frame_of(leaf)).collect();
+    let leaves = leaves.map_err(at(Step::PinRoot))?;
 
     let rings = start.store.zip(start.console).ok_or_else(|| Failed(Step::SeedGrants, "no ring pages".into()))?;
     seed_grants(hypervisor, domain, request.backend, rings)?;
-    hypervisor.pin_root(domain, start.root).map_err(at(Step::PinRoot))?;
+    pin(hypervisor, domain, (&leaves, start.root), go_on).await?;
     hypervisor.set_vcpu(domain, 0, &first_context(&start)).map_err(at(Step::SetVcpu))?;
     Ok(Guest {
         domain,
@@ -290,6 +294,24 @@ async fn fill<H: Hypervisor>(
         go_on().await?;
     }
     plan.start(memory).map_err(at(Step::Fill))
+}
+
+/// Has the page tables judged, the leaves first: the root alone would take one call, however large the domain.
+async fn pin<H: Hypervisor>(
+    hypervisor: &H,
+    domain: DomainId,
+    (leaves, root): (&[MachineFrame], MachineFrame),
+    go_on: &impl AsyncFn() -> Result<(), Failed>,
+) -> Result<(), Failed> {
+    for some in leaves.chunks(LEAVES) {
+        hypervisor.pin_leaves(domain, some).map_err(at(Step::PinRoot))?;
+        go_on().await?;
+    }
+    hypervisor.pin_root(domain, root).map_err(at(Step::PinRoot))?;
+    for some in leaves.chunks(LEAVES) {
+        hypervisor.unpin_leaves(domain, some).map_err(at(Step::PinRoot))?;
+    }
+    go_on().await
 }
 
 /// The domain's memory, for the plan to be carried out in.

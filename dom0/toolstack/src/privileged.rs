@@ -58,6 +58,13 @@ pub trait Hypervisor {
     /// The first frame of its grant table, version 1 (grant_table_op `setup_table`).
     fn grant_table(&self, domain: DomainId) -> Result<MachineFrame, Self::Error>;
 
+    /// Pins frames as L1 tables, at most [`LEAVES`](crate::create::LEAVES): the hypervisor judges each of their entries
+    /// (mmuext_op).
+    fn pin_leaves(&self, domain: DomainId, frames: &[MachineFrame]) -> Result<(), Self::Error>;
+
+    /// Lets go of such pins; what the root leads to stays a table (mmuext_op).
+    fn unpin_leaves(&self, domain: DomainId, frames: &[MachineFrame]) -> Result<(), Self::Error>;
+
     /// Pins a frame as L4 table; this is where the hypervisor judges the page tables (mmuext_op).
     fn pin_root(&self, domain: DomainId, frame: MachineFrame) -> Result<(), Self::Error>;
 

@@ -176,6 +176,33 @@ pub fn grant_table(domain: u16) -> Result<u64, Errno> {
     Ok(frame[0])
 }
 
+/// Pins frames of another domain as L1 tables, at most 16.
+///
+/// # Errors
+/// `Inval` for tables that break a rule, or for more than 16; `Perm`, `Srch`.
+pub fn pin_leaves(domain: u16, frames: impl Iterator<Item = u64>) -> Result<(), Errno> {
+    pins(MmuextCommand::PinL1, domain, frames)
+}
+
+/// Lets go of pins of frames of another domain, at most 16.
+///
+/// # Errors
+/// `Inval` for a frame that is not pinned, or for more than 16; `Perm`, `Srch`.
+pub fn unpin(domain: u16, frames: impl Iterator<Item = u64>) -> Result<(), Errno> {
+    pins(MmuextCommand::Unpin, domain, frames)
+}
+
+fn pins(command: MmuextCommand, domain: u16, frames: impl Iterator<Item = u64>) -> Result<(), Errno> {
+    let mut ops = [MmuextOp { cmd: command as u32, pad: 0, arg1: 0, arg2: 0 }; 16];
+    let mut count = 0;
+    for frame in frames {
+        ops.get_mut(count).ok_or(Errno::Inval)?.arg1 = frame;
+        count += 1;
+    }
+    // SAFETY: pinning changes no mapping.
+    unsafe { hypercall::mmuext_op(ops.get(..count).unwrap_or_default(), domain) }.map(drop)
+}
+
 /// Pins a frame of another domain as its root; here the hypervisor judges its page tables.
 ///
 /// # Errors

@@ -125,6 +125,10 @@ enum Part<'a> {
 /// A word must be asked for: so many take as long as copying a page.
 const WORDS_PER_PAGE: u64 = 16;
 
+fn count(pages: u64) -> usize {
+    usize::try_from(pages).unwrap_or(usize::MAX)
+}
+
 /// Ranges of at most `most` that make up `count`.
 fn cut(count: u64, most: u64) -> impl Iterator<Item = (u64, u64)> {
     let mut at: u64 = 0;
@@ -182,6 +186,12 @@ impl<'a> Plan<'a> {
             .chain(entries)
             .chain([Part::Rings, Part::StartInfo])
             .map(Piece)
+    }
+
+    /// The tables of level 1, whose entries lead to the domain's pages. Judging one of these looks at 512 entries.
+    pub fn leaf_tables(&self) -> impl Iterator<Item = Pfn> {
+        let mappings = [Some(&self.layout.region), self.layout.p2m_mapping.as_ref()].into_iter().flatten();
+        mappings.flat_map(|mapping| (mapping.first_table(1)..).take(count(mapping.entries(2)))).map(Pfn)
     }
 
     /// Writes one of the [`pieces`](Plan::pieces).

@@ -21,7 +21,21 @@ fn build(file: &[u8], config: Config<'_>) -> (Layout, Domain, Start) {
     let mut domain = Domain::new(config.nr_pages);
     let start = plan.construct(&mut domain, &WIRING).unwrap();
     check_mapping(&plan, &domain, &start);
+    check_leaves(&plan, &domain);
     (plan.layout, domain, start)
+}
+
+/// Each leaf table is one of the domain's tables, has an entry, and is told once.
+fn check_leaves(plan: &Plan<'_>, domain: &Domain) {
+    let leaves: Vec<Pfn> = plan.leaf_tables().collect();
+    let pages = plan.layout.region_end.0;
+    assert!(leaves.len() as u64 >= pages / 512, "{} leaf tables for {pages} pages", leaves.len());
+    for (n, leaf) in leaves.iter().enumerate() {
+        assert!(plan.layout.tables.contains(leaf.0) || plan.layout.p2m_tables.contains(leaf.0));
+        assert!(!leaves[..n].contains(leaf));
+        let flags: Vec<u64> = (0..512).map(|slot| domain.word(leaf.0, slot * 8) & 0xfff).collect();
+        assert!(flags.iter().any(|flags| *flags != 0) && flags.iter().all(|flags| [0, 0x21, 0x23].contains(flags)));
+    }
 }
 
 /// Every page of the region is mapped by its address, writable unless it is a page table; nothing else is.

@@ -2,7 +2,7 @@
 //! can be told to refuse one call.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 
 use guest_image::{MachineFrame, Pfn};
@@ -49,6 +49,8 @@ pub(crate) struct Domain {
     pub(crate) m2p: BTreeMap<u64, u64>,
     pub(crate) ports: Vec<DomainId>,
     pub(crate) root: Option<u64>,
+    /// Pinned L1 tables.
+    pub(crate) leaves: BTreeSet<u64>,
     pub(crate) vcpu: Option<Box<VcpuContext>>,
     pub(crate) info: DomainInfo,
     pub(crate) crash: Option<(u32, String)>,
@@ -175,6 +177,22 @@ impl Hypervisor for Shared<Machine> {
         Ok(MachineFrame(GRANT_TABLE + u64::from(domain.0)))
     }
 
+    fn pin_leaves(&self, domain: DomainId, frames: &[MachineFrame]) -> Result<(), String> {
+        let mut machine = self.borrow_mut();
+        // Each has as many entries as a piece has pages for all of them.
+        machine.turn += frames.len() * 64;
+        let domain = machine.domain("pin_leaves", domain)?;
+        assert!(frames.iter().all(|frame| domain.m2p.contains_key(&frame.0) && domain.leaves.insert(frame.0)));
+        Ok(())
+    }
+
+    fn unpin_leaves(&self, domain: DomainId, frames: &[MachineFrame]) -> Result<(), String> {
+        let mut machine = self.borrow_mut();
+        let domain = machine.domain("unpin_leaves", domain)?;
+        assert!(domain.root.is_some() && frames.iter().all(|frame| domain.leaves.remove(&frame.0)));
+        Ok(())
+    }
+
     fn pin_root(&self, domain: DomainId, frame: MachineFrame) -> Result<(), String> {
         self.borrow_mut().domain("pin_root", domain)?.root = Some(frame.0);
         Ok(())
@@ -198,6 +216,7 @@ impl Hypervisor for Shared<Machine> {
         let mut machine = self.borrow_mut();
         let domain = machine.domain("unpause", domain)?;
         assert!(domain.vcpu.is_some(), "a domain without a vcpu runs");
+        assert!(domain.leaves.is_empty(), "a guest could not write its own page tables any more");
         domain.info.flags &= !info::PAUSED;
         Ok(())
     }
