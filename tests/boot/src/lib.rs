@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod answers;
 pub mod guests;
 
 use anyhow::{Context, Result, bail};

@@ -1,9 +1,10 @@
 //! Images made by `cargo xtask image`, booted by GRUB under either firmware.
 
-use crate::stories::{BOOT, LEAVE, SHELL, SOON, answers, dom0, image};
+use crate::stories::{BOOT, SHELL, SOON, answers, dom0, image};
 use crate::verbs::xtask;
 use anyhow::{Context, Result, ensure};
 use boot::Machine;
+use boot::answers::{LEAVE, number};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -39,10 +40,7 @@ fn boots(name: &str, uefi: bool) -> Result<()> {
     answers(&mut machine)?;
     machine.expect(SHELL, SOON)?;
     // The firmware's memory map has holes; what lies between them is found all the same.
-    machine.type_keys(LEAVE)?;
-    machine.type_line("info -j")?;
-    machine.expect("\"total_mib\":", SOON)?;
-    let total = machine.expect(",", SOON)?.trim_end_matches(',').parse::<u64>()?;
+    let total = number(&machine.ask("info")?, "total_mib")?;
     ensure!((960..=1024).contains(&total), "the hypervisor found {total} MiB of 1024");
     machine.type_line("console linux")?;
     machine.expect("[console of linux", SOON)?;

@@ -1,11 +1,12 @@
 //! Stories of dom0's command line: at its prompt, and through `cargo xtask run`.
 
-use crate::stories::{BOOT, LEAVE, SHELL, SOON, answers, dom0, image, linux, md5, nonce, start, test_guest};
+use crate::stories::{BOOT, SHELL, SOON, answers, dom0, image, linux, md5, nonce, start, test_guest};
 use anyhow::{Context, Result, ensure};
+use boot::answers::{LEAVE, done, named, names, number, refused};
 use boot::{Machine, Setup};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -13,7 +14,6 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 use xtask::bundle::{Bundle, Guest};
-use xtask::machine::ANSWER;
 use xtask::{guest_file, kernels};
 
 const PROMPT: &str = "dom0> ";
@@ -44,22 +44,19 @@ pub(crate) fn a_paused_guest_waits_and_a_renamed_one_answers() -> Result<()> {
     machine.type_line(&format!("echo {word} | md5sum"))?;
     let answered = machine.expect(&md5(&word)?, Duration::from_secs(5));
     ensure!(answered.is_err(), "a paused guest answered");
-    command(&mut machine, "list")?;
-    machine.expect("p--", SOON)?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("rename linux shop")?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("pause linux")?;
-    machine.expect("there is no guest linux", SOON)?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("unpause shop")?;
+    let list = machine.ask("list")?;
+    let state = named(&list, "linux")?["state"].as_str().unwrap_or("?");
+    ensure!(state.contains('p'), "a paused guest is {state}");
+    machine.require_answer("rename linux shop", &done("rename", "shop"))?;
+    machine.require_answer("pause linux", &refused("there is no guest linux"))?;
+    machine.require_answer("unpause shop", &done("unpause", "shop"))?;
     console(&mut machine, "shop")?;
     machine.expect(&md5(&word)?, SOON)?;
     // The last command but one comes back by the arrow keys: `console` is last.
     machine.type_keys(LEAVE)?;
     machine.expect(PROMPT, SOON)?;
     machine.type_keys(b"\x1b[A\x1b[A\r")?;
-    machine.expect("unpause shop", SOON)?;
+    machine.expect(&format!("unpause shop -j\r\n{}", done("unpause", "shop")), SOON)?;
     machine.expect(PROMPT, SOON)?;
     machine.type_line("destroy shop")?;
     machine.expect("all guests have ended", SOON)?;
@@ -71,23 +68,18 @@ pub(crate) fn guests_obey_the_store_and_are_made_anew() -> Result<()> {
     let bundle = dom0("")?.guest(&linux("web", 128)?).guest(&linux("other", 128)?);
     let mut machine = start("guests_obey_the_store_and_are_made_anew", bundle)?;
     machine.expect(SHELL, BOOT)?;
-    command(&mut machine, "reboot web")?;
+    machine.require_answer("reboot web", &done("reboot", "web"))?;
     machine.expect("guest web (domain 1) rebooted", SOON)?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("domid web")?;
-    machine.expect("3", SOON)?;
+    machine.ask_until("domid web", |answer| *answer == json!({ "name": "web", "domid": 3 }))?;
     console(&mut machine, "web")?;
     machine.expect(SHELL, BOOT)?;
-    command(&mut machine, "shutdown web")?;
+    machine.require_answer("shutdown web", &done("shutdown", "web"))?;
     machine.expect("guest web (domain 3) powered off", SOON)?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("create web")?;
-    machine.expect("guest web is domain 4", SOON)?;
+    machine.require_answer("create web", &json!({ "done": "create", "name": "web", "domid": 4 }))?;
     console(&mut machine, "web")?;
     machine.expect(SHELL, BOOT)?;
-    command(&mut machine, "destroy web")?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("shutdown other")?;
+    machine.require_answer("destroy web", &done("destroy", "web"))?;
+    machine.require_answer("shutdown other", &done("shutdown", "other"))?;
     machine.expect("guest other (domain 2) powered off", SOON)?;
     machine.finish()?.require_success()
 }
@@ -114,27 +106,32 @@ fn guest_memory_becomes(machine: &mut Machine, is: impl Fn(u64) -> bool) -> Resu
     }
 }
 
+/// Sets the memory of the guest `linux`, and returns to its console.
+fn set_memory(machine: &mut Machine, mib: u64) -> Result<()> {
+    machine.require_answer(&format!("mem-set linux {mib}"), &done("mem-set", "linux"))?;
+    console(machine, "linux")
+}
+
+/// An error unless dom0 lists the guest `linux` with this much memory.
+fn require_listed_memory(machine: &mut Machine, mib: u64) -> Result<()> {
+    let list = machine.ask("list")?;
+    ensure!(named(&list, "linux")?["memory_mib"] == mib, "not {mib} MiB: {list}");
+    Ok(())
+}
+
 /// Memory is taken from a guest and given back, and the guest's own numbers follow.
 pub(crate) fn a_balloon_shrinks_and_grows() -> Result<()> {
     let mut machine = start("a_balloon_shrinks_and_grows", dom0("")?.guest(&linux("linux", 256)?))?;
     machine.expect(SHELL, BOOT)?;
     let before = guest_memory(&mut machine, &nonce()?)?;
-    command(&mut machine, "mem-set linux 9999")?;
-    machine.expect("guest linux may have 1 to 256 MiB", SOON)?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("mem-set linux 176")?;
-    console(&mut machine, "linux")?;
+    machine.require_answer("mem-set linux 9999", &refused("guest linux may have 1 to 256 MiB"))?;
+    set_memory(&mut machine, 176)?;
     let less = guest_memory_becomes(&mut machine, |now| now + (80 << 10) <= before)?;
-    command(&mut machine, "list -j")?;
-    machine.expect("\"memory_mib\":176", SOON)?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("mem-set linux 240")?;
-    console(&mut machine, "linux")?;
+    require_listed_memory(&mut machine, 176)?;
+    set_memory(&mut machine, 240)?;
     guest_memory_becomes(&mut machine, |now| now >= less + (64 << 10))?;
-    command(&mut machine, "list -j")?;
-    machine.expect("\"memory_mib\":240", SOON)?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("shutdown linux")?;
+    require_listed_memory(&mut machine, 240)?;
+    machine.require_answer("shutdown linux", &done("shutdown", "linux"))?;
     machine.expect("guest linux (domain 1) powered off", SOON)?;
     machine.finish()?.require_success()
 }
@@ -175,27 +172,24 @@ pub(crate) fn commands_from_outside_answer_in_json() -> Result<()> {
     ensure!(status == 0, "{status} {out}\n{err}");
     let answers = json(&out)?;
     ensure!(answers.len() == 7, "{out}");
-    let names = |list: &Value| -> Vec<String> {
-        let names = list.as_array().into_iter().flatten().map(|domain| domain["name"].as_str().unwrap_or("?").into());
-        names.collect()
-    };
     ensure!(names(&answers[0]) == ["dom0", "linux"] && answers[0][1]["memory_mib"] == 128, "{out}");
-    let number = |key: &str| answers[1][key].as_u64().unwrap_or(0);
-    let [total, free] = ["total_mib", "free_mib"].map(number);
-    let [hypervisor, own, bundle] = ["hypervisor_kib", "dom0_kib", "bundle_kib"].map(number);
+    let field = |name: &str| number(&answers[1], name);
+    let (total, free) = (field("total_mib")?, field("free_mib")?);
+    let (hypervisor, own, bundle) = (field("hypervisor_kib")?, field("dom0_kib")?, field("bundle_kib")?);
     // Every page is somebody's; each of the numbers may have been rounded by less than a MiB.
     let sum = free + 128 + ((hypervisor + own + bundle) >> 10);
     ensure!(hypervisor > 0 && own > 0 && (total - 4..=total).contains(&sum), "{sum} MiB in all\n{out}");
     ensure!((800..=1024).contains(&total) && free > 0 && free + 128 < total, "{out}");
     ensure!(answers[1]["domains"] == 2 && answers[1]["cpus"].as_u64().is_some_and(|cpus| cpus >= 1), "{out}");
-    ensure!(answers[2]["seconds"].is_u64() && answers[3]["done"] == "rename" && answers[4]["domid"] == 1, "{out}");
-    ensure!(answers[5]["done"] == "shutdown" && names(&answers[6]) == ["dom0"], "{out}");
+    ensure!(answers[2]["seconds"].is_u64() && answers[3] == done("rename", "shop"), "{out}");
+    ensure!(answers[4] == json!({ "name": "shop", "domid": 1 }), "{out}");
+    ensure!(answers[5] == done("shutdown", "shop") && names(&answers[6]) == ["dom0"], "{out}");
     ensure!(err.contains("guest shop (domain 1) powered off"), "{err}");
 
     let (status, out, err) = run(&["--kernel", &hello, "--exec", "pause nobody -j; list -j"])?;
     ensure!(status == 15, "a refused command ends with {status}\n{err}");
     let answers = json(&out)?;
-    ensure!(answers.len() == 1 && answers[0]["error"] == "there is no guest nobody", "{out}");
+    ensure!(answers == [refused("there is no guest nobody")], "{out}");
     let (status, out, err) = run(&["--exec", "list; dance"])?;
     ensure!(status == 1 && out.is_empty() && err.contains("--exec: dance: unknown command"), "{out}\n{err}");
     Ok(())
@@ -215,12 +209,13 @@ pub(crate) fn guest_files_run_and_are_refused_with_their_lines() -> Result<()> {
         Ok(path.to_string_lossy().into_owned())
     };
     let (web, db) = (file("web", "vcpus = 2\n")?, file("db", "maxmem = 256\non_reboot = 'destroy'\n")?);
-    let commands = "list -j; shutdown -w web; shutdown -w db; list -j";
+    let commands = "list -j; shutdown -w web -j; shutdown -w db -j; list -j";
     let (status, out, err) = run(&[&web, &db, "--exec", commands])?;
     ensure!(status == 0, "{status} {out}\n{err}");
     let answers = json(&out)?;
-    ensure!(answers[0][1]["name"] == "web" && answers[0][2]["name"] == "db", "{out}");
-    ensure!(answers.len() == 2 && answers[1].as_array().is_some_and(|list| list.len() == 1), "{out}");
+    ensure!(answers.len() == 4 && names(&answers[0]) == ["dom0", "web", "db"], "{out}");
+    ensure!(answers[1..3] == ["web", "db"].map(|name| done("shutdown", name)), "{out}");
+    ensure!(names(&answers[3]) == ["dom0"], "{out}");
     ensure!(err.contains("guest web (domain 1) powered off"), "{err}");
 
     let refused = |arguments: &[&str], why: &str| -> Result<()> {
@@ -402,10 +397,10 @@ pub(crate) fn the_log_has_what_guests_write() -> Result<()> {
     for line in ["(d1) quiet", "(d1) [error] mfn 0x1234: dropped twice", "(d1) (d7) hello from d7"] {
         ensure!(seen.lines().any(|it| it == line), "no line `{line}` in {seen}");
     }
-    machine.type_line("dmesg -c -j")?;
-    machine.expect("\"(d1) wiped \\\\x1b[2J\"]", SOON)?;
-    machine.type_line("dmesg -j")?;
-    machine.expect("[]", SOON)?;
+    let lines = machine.ask("dmesg -c")?;
+    let last = lines.as_array().and_then(|lines| lines.last());
+    ensure!(last == Some(&json!("(d1) wiped \\x1b[2J")), "{lines}");
+    machine.require_answer("dmesg", &json!([]))?;
     machine.type_line("destroy log")?;
     machine.expect("all guests have ended", SOON)?;
     machine.finish()?.require_success()
@@ -425,25 +420,18 @@ pub(crate) fn a_balloon_grows_beyond_the_beginning() -> Result<()> {
     let mut machine = start("a_balloon_grows_beyond_the_beginning", bundle)?;
     machine.expect(SHELL, BOOT)?;
     let before = guest_memory(&mut machine, &nonce()?)?;
-    command(&mut machine, "mem-set linux 257")?;
-    machine.expect("guest linux may have 1 to 256 MiB", SOON)?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("mem-set linux 256")?;
-    console(&mut machine, "linux")?;
+    machine.require_answer("mem-set linux 257", &refused("guest linux may have 1 to 256 MiB"))?;
+    set_memory(&mut machine, 256)?;
     guest_memory_becomes(&mut machine, |now| now >= before + (120 << 10))?;
-    command(&mut machine, "list -j")?;
-    machine.expect("\"memory_mib\":256", SOON)?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("shutdown linux")?;
+    require_listed_memory(&mut machine, 256)?;
+    machine.require_answer("shutdown linux", &done("shutdown", "linux"))?;
     machine.expect("guest linux (domain 1) powered off", SOON)?;
     machine.finish()?.require_success()
 }
 
-/// What the hypervisor and dom0 take, in KiB, by an answer to `info -j`.
-fn footprint(answer: &str) -> Result<u64> {
-    let answer: Value = serde_json::from_str(answer).with_context(|| format!("no JSON: {answer}"))?;
-    let number = |key: &str| answer[key].as_u64().with_context(|| format!("no {key}: {answer}"));
-    Ok(number("hypervisor_kib")? + number("dom0_kib")?)
+/// What the hypervisor and dom0 take, in KiB, by an answer to `info`.
+fn footprint(info: &Value) -> Result<u64> {
+    Ok(number(info, "hypervisor_kib")? + number(info, "dom0_kib")?)
 }
 
 /// Hypervisor and dom0 take at most 24 MiB of a machine of a GiB, and the same again after kernels have been unpacked for
@@ -456,8 +444,8 @@ pub(crate) fn hypervisor_and_dom0_are_small_and_stay_so() -> Result<()> {
 pub(crate) fn small_after(rounds: usize) -> Result<()> {
     const BAR: u64 = 24 << 10;
     let kernel = kernels::stock(&boot::shell()?, kernels::DEFAULT)?.bzimage;
-    let commands = "destroy linux; create linux; ".repeat(rounds);
-    let commands = format!("info -j; {commands}info -j; destroy linux; info -j");
+    let commands = "destroy linux -j; create linux -j; ".repeat(rounds);
+    let commands = format!("info -j; {commands}info -j; destroy linux -j; info -j");
     let bundle = dom0("")?.guest(&Guest { kernel, ..linux("linux", 96)? }).exec(&commands);
     let begun = Instant::now();
     let mut setup = Setup::new(bundle);
@@ -465,15 +453,13 @@ pub(crate) fn small_after(rounds: usize) -> Result<()> {
     setup.limit = Duration::from_secs(120 + 15 * rounds as u64);
     let outcome = Machine::boot(&format!("small_after_{rounds}_rounds"), &setup)?.finish()?;
     outcome.require_success()?;
-    let answers: Vec<&str> = outcome.console.lines().filter_map(|line| line.strip_prefix(ANSWER)).collect();
-    let infos: Vec<u64> =
-        answers.iter().filter(|line| line.starts_with('{')).map(|line| footprint(line)).collect::<Result<_>>()?;
+    let answers = outcome.answers()?;
+    let (made, others): (Vec<&Value>, Vec<&Value>) = answers.iter().partition(|answer| answer["done"] == "create");
+    let infos = others.into_iter().filter(|answer| answer["done"].is_null());
+    let infos: Vec<u64> = infos.map(footprint).collect::<Result<_>>()?;
     let seconds = begun.elapsed().as_secs_f64();
     println!("hypervisor and dom0: {infos:?} KiB, before and after {rounds} rounds in {seconds:.1} s");
-    ensure!(
-        infos.len() == 3 && answers.iter().filter(|line| line.contains("is domain")).count() == rounds,
-        "{answers:?}"
-    );
+    ensure!(infos.len() == 3 && made.len() == rounds, "{answers:?}");
     ensure!(infos.iter().all(|kib| *kib <= BAR), "more than {BAR} KiB: {infos:?}");
     ensure!(infos[0] == infos[1] && infos[2] <= infos[0], "it grows: {infos:?}");
     Ok(())
@@ -496,23 +482,17 @@ pub(crate) fn guests_that_fill_the_store_do_not_harm_dom0() -> Result<()> {
         command(&mut machine, &format!("console {name}"))?;
         machine.expect("store: stays", BOOT)?;
     }
-    command(&mut machine, "info -j")?;
-    let full = numbers(&mut machine)?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("list")?;
-    machine.expect("five", SOON)?;
+    let full = numbers(&machine.ask("info")?)?;
+    let list = machine.ask("list")?;
+    ensure!(names(&list) == [&["dom0"], &NAMES[..]].concat(), "{list}");
     for name in &NAMES[1..] {
-        machine.expect(PROMPT, SOON)?;
-        machine.type_line(&format!("destroy {name}"))?;
+        machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
     }
     // Those that are gone leave room for one like them.
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("create two")?;
-    machine.expect("guest two is domain 6", SOON)?;
+    machine.require_answer("create two", &json!({ "done": "create", "name": "two", "domid": 6 }))?;
     command(&mut machine, "console two")?;
     machine.expect("store: stays", BOOT)?;
-    command(&mut machine, "info -j")?;
-    let few = numbers(&mut machine)?;
+    let few = numbers(&machine.ask("info")?)?;
     // What is told is rounded.
     ensure!(full[0] >= 5 * (full[1] - 1) && few[1] == full[1], "{full:?}, then {few:?}");
     ensure!(few[0] < full[0] && few[2] <= full[2], "{full:?}, then {few:?}");
@@ -521,17 +501,9 @@ pub(crate) fn guests_that_fill_the_store_do_not_harm_dom0() -> Result<()> {
     machine.finish()?.require_success()
 }
 
-/// What the next answer to `info -j` says of dom0: KiB promised to guests, KiB for each, KiB in all.
-fn numbers(machine: &mut Machine) -> Result<[u64; 3]> {
-    let answer = machine.expect("\"vcpus\"", SOON)?;
-    let start = answer.rfind('{').with_context(|| format!("no JSON: {answer}"))?;
-    let number = |key: &str| -> Result<u64> {
-        let (_, rest) =
-            answer[start..].split_once(&format!("\"{key}\":")).with_context(|| format!("no {key}: {answer}"))?;
-        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-        Ok(digits.parse()?)
-    };
-    Ok([number("for_guests_kib")?, number("each_guest_kib")?, number("dom0_kib")?])
+/// What an answer to `info` says of dom0: KiB promised to guests, KiB for each, KiB in all.
+fn numbers(info: &Value) -> Result<[u64; 3]> {
+    Ok([number(info, "for_guests_kib")?, number(info, "each_guest_kib")?, number(info, "dom0_kib")?])
 }
 
 /// A guest breaks its store ring two thousand times: the operator gets a handful of lines, and one that says how many more
@@ -557,24 +529,22 @@ pub(crate) fn a_flooding_console_slows_only_its_guest() -> Result<()> {
         .guest(&linux("linux", 128)?);
     let mut machine = start("a_flooding_console_slows_only_its_guest", bundle)?;
     machine.expect("flood: line 1000,", BOOT)?;
-    command(&mut machine, "list")?;
-    machine.expect("linux", SOON)?;
+    let list = machine.ask("list")?;
+    ensure!(names(&list) == ["dom0", "flood", "log", "linux"], "{list}");
     console(&mut machine, "linux")?;
     machine.expect(SHELL, BOOT)?;
     answers(&mut machine)?;
     // The flood goes on, and dom0 is listened to while it fills the terminal.
-    command(&mut machine, "list")?;
+    let list = machine.ask("list")?;
+    ensure!(names(&list) == ["dom0", "flood", "log", "linux"], "{list}");
     console(&mut machine, "flood")?;
     machine.expect("bytes are lost]", SOON)?;
     for _ in 0..1000 {
         machine.expect("flood: line ", SOON)?;
     }
-    command(&mut machine, "domid linux")?;
-    machine.expect("3", SOON)?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("destroy flood")?;
-    machine.expect(PROMPT, SOON)?;
-    machine.type_line("destroy log")?;
+    machine.require_answer("domid linux", &json!({ "name": "linux", "domid": 3 }))?;
+    machine.require_answer("destroy flood", &done("destroy", "flood"))?;
+    machine.require_answer("destroy log", &done("destroy", "log"))?;
     console(&mut machine, "linux")?;
     answers(&mut machine)?;
     machine.type_line("poweroff -f")?;
@@ -589,13 +559,13 @@ pub(crate) fn a_call_without_an_end_keeps_nobody_out() -> Result<()> {
     let mut machine = start("a_call_without_an_end_keeps_nobody_out", bundle)?;
     machine.expect("long| long: from here on a single call goes on", BOOT)?;
     machine.expect("log| crash: logged", BOOT)?;
-    machine.type_line("list -j")?;
-    machine.expect("\"name\":\"log\",\"domid\":2", SOON)?;
-    machine.type_line("destroy log")?;
+    let list = machine.ask("list")?;
+    ensure!(names(&list) == ["dom0", "long", "log"] && list[2]["domid"] == 2, "{list}");
+    machine.require_answer("destroy log", &done("destroy", "log"))?;
     // The call is all that is left, and dom0 sleeps until a key is typed.
     for _ in 0..3 {
-        machine.type_line("list -j")?;
-        machine.expect("\"name\":\"long\",\"domid\":1", SOON)?;
+        let list = machine.ask("list")?;
+        ensure!(named(&list, "long")?["domid"] == 1, "{list}");
     }
     machine.type_line("destroy long")?;
     machine.expect("all guests have ended", SOON)?;
