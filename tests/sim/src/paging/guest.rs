@@ -301,116 +301,141 @@ fn anywhere(w: &mut World, at: usize) -> Option<(usize, [usize; 4], u64)> {
 fn invent(w: &mut World, at: usize) -> Option<Op> {
     let mine = mine(w, at);
     let some_frame = frame(w.rng.below(FRAMES + 2));
-    let id: DomainId = w.doms[at].space.id();
-    Some(match w.rng.below(100) {
-        0..=11 => {
-            let level = [1, 1, 1, 2, 2, 3, 4, 4][w.rng.below(8)];
-            match w.rng.below(6) {
-                0 => Op::Pin { frame: w.rng.pick(&mine.all).unwrap_or(some_frame), level },
-                1 => Op::Pin { frame: w.rng.pick(&mine.live[usize::from(level)])?, level },
-                _ => {
-                    let f = w.rng.pick(&mine.idle)?;
-                    prepare(w, at, f, level, &mine);
-                    Op::Pin { frame: f, level }
-                }
-            }
-        }
-        12..=20 => {
-            let pinned: Vec<Frame> = w.doms[at].pins.keys().copied().collect();
-            match w.rng.pick(&pinned) {
-                Some(f) if !w.rng.one_in(10) => Op::Unpin { frame: f },
-                _ => Op::Unpin { frame: w.rng.pick(&mine.all).unwrap_or(some_frame) },
-            }
-        }
-        roll @ 21..=48 => {
-            let level = match roll {
-                21..=28 => 1,
-                29..=35 => 2,
-                36..=42 => 3,
-                _ => 4,
-            };
-            let table = w.rng.pick(&mine.live[usize::from(level)])?;
-            let value = match w.rng.below(8) {
-                0..=2 => 0,
-                3 => w.rng.word() & !PRESENT,
-                _ => entry(w, at, table, level, &mine),
-            };
-            let command = w.rng.pick(&[0, 0, 2, 3]).expect("not empty");
-            let mut index = slot(w);
-            if value & PRESENT == 0 && w.rng.one_in(2) {
-                let used: Vec<usize> = w.m.words(table).iter().map(|&(n, _)| n).collect();
-                index = w.rng.pick(&used).unwrap_or(index);
-            }
-            let address = table.address() + 8 * index as u64 + command;
-            let update = Op::Update { address, value };
-            if command == 1 || w.rng.one_in(2) { update } else { batch(w, at, (address, value), &mine) }
-        }
-        49..=51 => {
-            let f = w.rng.pick(&mine.idle).unwrap_or(some_frame);
-            let value = entry(w, at, f, 1, &mine);
-            let address = f.address() + 8 * slot(w) as u64;
-            if w.rng.one_in(2) { Op::Update { address, value } } else { batch(w, at, (address, value), &mine) }
-        }
-        52..=60 => {
-            let new = match w.rng.below(8) {
-                0 => None,
-                1 => w.rng.pick(&mine.all),
-                2 | 3 => {
-                    let f = w.rng.pick(&mine.idle)?;
-                    prepare(w, at, f, 4, &mine);
-                    Some(f)
-                }
-                _ => w.rng.pick(&mine.live[4]),
-            };
-            Op::Root { vcpu: w.rng.below(VCPUS), user: w.rng.one_in(4), new }
-        }
-        61..=69 => {
-            // Some writable leaf made read-only to a live L1 first would be Linux's way; here we look for one there is.
-            let mut best = anywhere(w, at)?;
-            for _ in 0..6 {
-                let (_, _, raw) = best;
-                let to = target(raw, 1);
-                if matches!(to, Target::Leaf { frame, writable: false } if mine.live[1].contains(&frame)) {
-                    break;
-                }
-                best = anywhere(w, at)?;
-            }
-            let (vcpu, path, _) = best;
-            let of = w.rng.pick(&mine.live[1])?;
-            let new = if w.rng.one_in(3) { w.rng.word() & !PRESENT } else { entry(w, at, of, 1, &mine) };
-            Op::TableWrite { vcpu, at: address(path).plus(8 * slot(w) as u64), new, exchange: w.rng.one_in(2) }
-        }
-        70..=77 => {
-            let (vcpu, mut path, raw) = anywhere(w, at)?;
-            path[3] = slot(w);
-            let of = target(raw, 1);
-            let table = if let Target::Leaf { frame, .. } = of { frame } else { some_frame };
-            let value = if w.rng.one_in(3) { 0 } else { entry(w, at, table, 1, &mine) };
-            Op::Va { vcpu, at: address(path), value }
-        }
-        78..=82 => descriptors(w, at, &mine)?,
-        83..=89 => foreign(w, at, &mine)?,
-        90..=94 => {
-            if w.table.owned(id) < 9 || w.table.owned(id) < 13 && w.rng.one_in(2) {
-                Op::Populate { pfn: w.rng.word() >> 40 }
-            } else if w.rng.one_in(4) {
-                Op::Release { frame: w.rng.pick(&mine.all).unwrap_or(some_frame) }
-            } else {
-                Op::Release { frame: w.rng.pick(&mine.idle)? }
-            }
-        }
+    match w.rng.below(100) {
+        0..=11 => pin(w, at, some_frame, &mine),
+        12..=20 => Some(unpin(w, at, some_frame, &mine)),
+        21..=28 => update(w, at, 1, &mine),
+        29..=35 => update(w, at, 2, &mine),
+        36..=42 => update(w, at, 3, &mine),
+        43..=48 => update(w, at, 4, &mine),
+        49..=51 => Some(update_no_table(w, at, some_frame, &mine)),
+        52..=60 => root(w, at, &mine),
+        61..=69 => table_write(w, at, &mine),
+        70..=77 => va_mapping(w, at, some_frame, &mine),
+        78..=82 => descriptors(w, at, &mine),
+        83..=89 => foreign(w, at, &mine),
+        90..=94 => memory(w, at, some_frame, &mine),
+        _ => page(w, at, some_frame, &mine),
+    }
+}
+
+/// Pins a page that was prepared for it, a table, or any frame.
+fn pin(w: &mut World, at: usize, some_frame: Frame, mine: &Mine) -> Option<Op> {
+    let level = [1, 1, 1, 2, 2, 3, 4, 4][w.rng.below(8)];
+    let frame = match w.rng.below(6) {
+        0 => w.rng.pick(&mine.all).unwrap_or(some_frame),
+        1 => w.rng.pick(&mine.live[usize::from(level)])?,
         _ => {
-            let f = if w.rng.one_in(3) { w.rng.pick(&mine.all) } else { w.rng.pick(&mine.idle) }.unwrap_or(some_frame);
-            let may = w.doms[at].may_map.clone();
-            let from = if w.rng.one_in(3) { w.rng.pick(&may).unwrap_or(id) } else { id };
-            let held = w.doms[at].holds.clone();
-            match w.rng.below(6) {
-                0 if held.len() < 3 => Op::Hold { frame: f, from },
-                0 | 1 => Op::LetGo { frame: w.rng.pick(&held)? },
-                2 => Op::Clear { frame: f, from },
-                3 => Op::Copy { source: w.rng.pick(&mine.all)?, target: f },
-                _ => Op::Update { address: f.address() | 1, value: w.rng.word() >> 40 },
-            }
+            let f = w.rng.pick(&mine.idle)?;
+            prepare(w, at, f, level, mine);
+            f
         }
+    };
+    Some(Op::Pin { frame, level })
+}
+
+fn unpin(w: &mut World, at: usize, some_frame: Frame, mine: &Mine) -> Op {
+    let pinned: Vec<Frame> = w.doms[at].pins.keys().copied().collect();
+    match w.rng.pick(&pinned) {
+        Some(frame) if !w.rng.one_in(10) => Op::Unpin { frame },
+        _ => Op::Unpin { frame: w.rng.pick(&mine.all).unwrap_or(some_frame) },
+    }
+}
+
+/// Changes an entry of a table of a level.
+fn update(w: &mut World, at: usize, level: u8, mine: &Mine) -> Option<Op> {
+    let table = w.rng.pick(&mine.live[usize::from(level)])?;
+    let value = match w.rng.below(8) {
+        0..=2 => 0,
+        3 => w.rng.word() & !PRESENT,
+        _ => entry(w, at, table, level, mine),
+    };
+    let command = w.rng.pick(&[0, 0, 2, 3]).expect("not empty");
+    let mut index = slot(w);
+    if value & PRESENT == 0 && w.rng.one_in(2) {
+        let used: Vec<usize> = w.m.words(table).iter().map(|&(n, _)| n).collect();
+        index = w.rng.pick(&used).unwrap_or(index);
+    }
+    let address = table.address() + 8 * index as u64 + command;
+    let update = Op::Update { address, value };
+    Some(if command == 1 || w.rng.one_in(2) { update } else { batch(w, at, (address, value), mine) })
+}
+
+/// Writes an entry into a page that is no table.
+fn update_no_table(w: &mut World, at: usize, some_frame: Frame, mine: &Mine) -> Op {
+    let f = w.rng.pick(&mine.idle).unwrap_or(some_frame);
+    let value = entry(w, at, f, 1, mine);
+    let address = f.address() + 8 * slot(w) as u64;
+    if w.rng.one_in(2) { Op::Update { address, value } } else { batch(w, at, (address, value), mine) }
+}
+
+/// Switches a vcpu to another root.
+fn root(w: &mut World, at: usize, mine: &Mine) -> Option<Op> {
+    let new = match w.rng.below(8) {
+        0 => None,
+        1 => w.rng.pick(&mine.all),
+        2 | 3 => {
+            let f = w.rng.pick(&mine.idle)?;
+            prepare(w, at, f, 4, mine);
+            Some(f)
+        }
+        _ => w.rng.pick(&mine.live[4]),
+    };
+    Some(Op::Root { vcpu: w.rng.below(VCPUS), user: w.rng.one_in(4), new })
+}
+
+/// Stores to a table through a read-only mapping.
+fn table_write(w: &mut World, at: usize, mine: &Mine) -> Option<Op> {
+    // Some writable leaf made read-only to a live L1 first would be Linux's way; here we look for one there is.
+    let mut best = anywhere(w, at)?;
+    for _ in 0..6 {
+        let (_, _, raw) = best;
+        let to = target(raw, 1);
+        if matches!(to, Target::Leaf { frame, writable: false } if mine.live[1].contains(&frame)) {
+            break;
+        }
+        best = anywhere(w, at)?;
+    }
+    let (vcpu, path, _) = best;
+    let of = w.rng.pick(&mine.live[1])?;
+    let new = if w.rng.one_in(3) { w.rng.word() & !PRESENT } else { entry(w, at, of, 1, mine) };
+    Some(Op::TableWrite { vcpu, at: address(path).plus(8 * slot(w) as u64), new, exchange: w.rng.one_in(2) })
+}
+
+/// Maps or unmaps a page by its virtual address.
+fn va_mapping(w: &mut World, at: usize, some_frame: Frame, mine: &Mine) -> Option<Op> {
+    let (vcpu, mut path, raw) = anywhere(w, at)?;
+    path[3] = slot(w);
+    let of = target(raw, 1);
+    let table = if let Target::Leaf { frame, .. } = of { frame } else { some_frame };
+    let value = if w.rng.one_in(3) { 0 } else { entry(w, at, table, 1, mine) };
+    Some(Op::Va { vcpu, at: address(path), value })
+}
+
+/// Takes memory from the machine, or gives it back.
+fn memory(w: &mut World, at: usize, some_frame: Frame, mine: &Mine) -> Option<Op> {
+    let owned = w.table.owned(w.doms[at].space.id());
+    Some(if owned < 9 || owned < 13 && w.rng.one_in(2) {
+        Op::Populate { pfn: w.rng.word() >> 40 }
+    } else if w.rng.one_in(4) {
+        Op::Release { frame: w.rng.pick(&mine.all).unwrap_or(some_frame) }
+    } else {
+        Op::Release { frame: w.rng.pick(&mine.idle)? }
+    })
+}
+
+/// Has something done with a page as a whole, or with its place in the machine-to-physical table.
+fn page(w: &mut World, at: usize, some_frame: Frame, mine: &Mine) -> Option<Op> {
+    let id: DomainId = w.doms[at].space.id();
+    let f = if w.rng.one_in(3) { w.rng.pick(&mine.all) } else { w.rng.pick(&mine.idle) }.unwrap_or(some_frame);
+    let may = w.doms[at].may_map.clone();
+    let from = if w.rng.one_in(3) { w.rng.pick(&may).unwrap_or(id) } else { id };
+    let held = w.doms[at].holds.clone();
+    Some(match w.rng.below(6) {
+        0 if held.len() < 3 => Op::Hold { frame: f, from },
+        0 | 1 => Op::LetGo { frame: w.rng.pick(&held)? },
+        2 => Op::Clear { frame: f, from },
+        3 => Op::Copy { source: w.rng.pick(&mine.all)?, target: f },
+        _ => Op::Update { address: f.address() | 1, value: w.rng.word() >> 40 },
     })
 }

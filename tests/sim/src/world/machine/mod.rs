@@ -1,8 +1,10 @@
 //! A whole machine for the rules to run on: CPUs, memory, a clock that advances with the work done, and malice, which
 //! changes guest memory between two looks of the rules.
 //!
-//! [`memory`] has the pages, [`state`] what a CPU has loaded, and [`devices`] the clock and the console.
+//! [`cpus`] has how CPUs flush and kick each other, [`memory`] the pages, [`state`] what a CPU has loaded, and [`devices`]
+//! the clock and the console.
 
+mod cpus;
 mod devices;
 mod memory;
 mod state;
@@ -10,13 +12,12 @@ mod state;
 use super::turns::{self, At, Stand, Turns, this_cpu};
 use crate::machine::Cached;
 use crate::rng::Rng;
-use hv_core::addr::{CpuId, CpuSet, DomainId, ENTRIES, Frame, HOLE_START};
+use hv_core::addr::{DomainId, ENTRIES, Frame, HOLE_START};
 use hv_core::domain::Life;
 use hv_core::fault::{self, Fault};
 use hv_core::frame::FrameTable;
 use hv_core::frame::asked::Asked;
-use hv_core::machine::{Cpus, Entry, Exit, Flush, Interrupt, Page, Registers, entry};
-use hv_core::vcpu::debug::DR6_CLEAR;
+use hv_core::machine::{Entry, Exit, Interrupt, Page, Registers, entry};
 use hv_core::world::World;
 pub use memory::Race;
 pub(super) use memory::owner_number;
@@ -435,88 +436,6 @@ impl WholeMachine {
                 Some(deadline) => _ = self.clock.fetch_max(deadline, Relaxed),
             }
         }
-    }
-}
-
-impl OneCpu {
-    fn new() -> Self {
-        let loaded = Loaded {
-            root: None,
-            fs_base: 0,
-            gs_base: 0,
-            task_switched: false,
-            cr4: 0,
-            xcr0: 1,
-            debug: [0, 0, 0, 0, 0, 0, DR6_CLEAR, 0x400],
-            sysenter: false,
-            selectors: [0; 4],
-            gdt: [None; 14],
-            ldt_entries: 0,
-            ldt: [None; 16],
-            tsc_aux: 0,
-        };
-        Self {
-            stand: Stand::new(),
-            loaded: Mutex::new(loaded),
-            cached: Mutex::default(),
-            entry: Entry::new(),
-            fault_address: AtomicU64::new(0),
-            flushes: AtomicU64::new(0),
-            armed: AtomicU64::new(u64::MAX),
-            work: AtomicU64::new(0),
-            looks: [const { AtomicU64::new(0) }; 2],
-            race: Mutex::new(None),
-            racing: AtomicBool::new(false),
-            refused: Mutex::new(None),
-            typed: AtomicBool::new(false),
-            kicked: AtomicBool::new(false),
-            asked: Asked::new(),
-            asked_all: AtomicBool::new(false),
-        }
-    }
-}
-
-impl Cpus for WholeMachine {
-    fn this_cpu(&self) -> CpuId {
-        CpuId(this_cpu() as u32)
-    }
-    fn flush(&self, cpus: CpuSet, what: Flush) {
-        let me = this_cpu();
-        let others = || (0..self.cpus.len()).filter(|cpu| *cpu != me && cpus.has(CpuId(*cpu as u32)));
-        for cpu in others() {
-            let it = &self.cpus[cpu];
-            // A flush of one page may be taken for none: the rules must not rely on it for P4.
-            it.asked_all.fetch_or(what == Flush::All, SeqCst);
-            it.asked.ask();
-        }
-        self.progressed(); // they have something to answer
-        if what == Flush::All && cpus.has(self.this_cpu()) {
-            self.here().flushes.fetch_add(1, Relaxed);
-            lock(&self.here().cached).clear();
-        }
-        for cpu in others() {
-            let asked = &self.cpus[cpu].asked;
-            let requests = asked.so_far();
-            while !asked.has_answered(requests) && !self.impatient.load(Relaxed) {
-                if self.may_be_answered_for(cpu) {
-                    self.answer(cpu);
-                } else {
-                    self.answer(me);
-                    self.hold_on();
-                }
-            }
-        }
-        self.another_goes_on();
-    }
-    fn flushes(&self) -> u64 {
-        self.here().flushes.load(Relaxed)
-    }
-    fn forget(&self) {
-        self.here().flushes.fetch_add(1, Relaxed);
-    }
-    fn kick(&self, cpu: CpuId) {
-        assert_ne!(cpu, self.this_cpu(), "nobody kicks the CPU it is on");
-        self.cpus[cpu.0 as usize].kicked.store(true, Relaxed);
     }
 }
 
