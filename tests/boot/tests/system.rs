@@ -8,6 +8,8 @@ mod cpus;
 mod entry;
 #[path = "system/images.rs"]
 mod images;
+#[path = "system/run.rs"]
+mod run;
 #[path = "system/soak.rs"]
 mod soak;
 #[path = "system/stories.rs"]
@@ -50,8 +52,8 @@ const STORIES: &[Story] = &[
     ("a_paused_guest_waits_and_a_renamed_one_answers", verbs::a_paused_guest_waits_and_a_renamed_one_answers),
     ("guests_obey_the_store_and_are_made_anew", verbs::guests_obey_the_store_and_are_made_anew),
     ("a_balloon_shrinks_and_grows", verbs::a_balloon_shrinks_and_grows),
-    ("commands_from_outside_answer_in_json", verbs::commands_from_outside_answer_in_json),
-    ("guest_files_run_and_are_refused_with_their_lines", verbs::guest_files_run_and_are_refused_with_their_lines),
+    ("commands_from_outside_answer_in_json", run::commands_from_outside_answer_in_json),
+    ("guest_files_run_and_are_refused_with_their_lines", run::guest_files_run_and_are_refused_with_their_lines),
     ("a_cd_boots_with_bios", images::a_cd_boots_with_bios),
     ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),
     ("a_stick_boots_with_either_firmware", images::a_stick_boots_with_either_firmware),
@@ -62,9 +64,9 @@ const STORIES: &[Story] = &[
     ("the_entry_table_holds_for_a_guest", entry::the_entry_table_holds_for_a_guest),
     ("guests_without_a_stack_end_the_same_way", entry::guests_without_a_stack_end_the_same_way),
     ("the_table_of_differences_is_true", entry::the_table_of_differences_is_true),
-    ("the_exit_status_says_how_guests_ended", verbs::the_exit_status_says_how_guests_ended),
-    ("a_stock_kernel_alone_has_a_console", verbs::a_stock_kernel_alone_has_a_console),
-    ("the_exit_status_says_who_was_killed", verbs::the_exit_status_says_who_was_killed),
+    ("the_exit_status_says_how_guests_ended", run::the_exit_status_says_how_guests_ended),
+    ("a_stock_kernel_alone_has_a_console", run::a_stock_kernel_alone_has_a_console),
+    ("the_exit_status_says_who_was_killed", run::the_exit_status_says_who_was_killed),
     ("a_flooding_console_slows_only_its_guest", verbs::a_flooding_console_slows_only_its_guest),
     ("a_call_without_an_end_keeps_nobody_out", verbs::a_call_without_an_end_keeps_nobody_out),
     ("guests_that_fill_the_store_do_not_harm_dom0", verbs::guests_that_fill_the_store_do_not_harm_dom0),

@@ -1,7 +1,7 @@
 //! Images made by `cargo xtask image`, booted by GRUB under either firmware.
 
+use crate::run::xtask;
 use crate::stories::{BOOT, SHELL, SOON, answers, dom0, image};
-use crate::verbs::xtask;
 use anyhow::{Context, Result, ensure};
 use boot::Machine;
 use boot::answers::{LEAVE, number};
