@@ -1,7 +1,8 @@
 //! Cooperative tasks on vcpu 0: they run with upcalls masked and sleep in `sched_op(block)` when none is ready.
 //!
 //! There are two ready queues: what somebody waits for step by step (control) runs before what moves bytes (data), which has
-//! at least one turn of nine. Events are looked at before every turn, so control waits for one turn of data at most.
+//! at least one turn of nine. Events are looked at before every turn, so control waits for one turn of data at most. After a
+//! millisecond of turns other domains have theirs.
 //!
 //! No wake-up is lost: the ready queues and the pending bits are looked at with upcalls masked, and `block` unmasks and
 //! looks again in one step (core 5.4).
@@ -9,7 +10,7 @@
 mod ready;
 
 use crate::sync::MaskMutex;
-use crate::{events, hypercall};
+use crate::{events, hypercall, time};
 use async_task::{Runnable, ScheduleInfo, WithInfo};
 use core::future::Future;
 use core::pin::pin;
@@ -18,6 +19,10 @@ use ready::Ready;
 
 pub use async_task::Task;
 pub use ready::{CONTROL_IN_A_ROW, Class};
+
+/// How long tasks run before other domains have a turn, in nanoseconds: who waits for an answer is to have it soon, also where
+/// one CPU serves us all.
+const TURN_NS: u64 = 1_000_000;
 
 static READY: MaskMutex<Ready<Runnable>> = MaskMutex::new(Ready::new());
 
@@ -48,10 +53,15 @@ fn spawn_in<T: 'static>(class: Class, future: impl Future<Output = T> + 'static)
 /// Runs tasks until `future` is done; answers its value.
 pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
     let mut task = pin!(spawn(future));
+    let mut begun = time::now_ns();
     loop {
         let _ = events::mask_upcalls();
         events::scan();
         if run_next() {
+            if time::now_ns().saturating_sub(begun) >= TURN_NS {
+                hypercall::yield_now();
+                begun = time::now_ns();
+            }
             continue;
         }
         let mut context = Context::from_waker(Waker::noop());
@@ -59,6 +69,7 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
             return value;
         }
         hypercall::block();
+        begun = time::now_ns();
     }
 }
 

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use xshell::Shell;
 use xtask::bundle::Bundle;
 use xtask::machine::{Console, End, Failure, Hardware, Medium};
-use xtask::qemu::Qemu;
+use xtask::qemu::{Qemu, accelerator};
 use xtask::xen::Xen;
 use xtask::{build, firmware};
 
@@ -54,13 +54,16 @@ pub struct Setup {
     pub limit: Duration,
     /// Bytes that the terminal takes in a second; `None` for all that come.
     pub pace: Option<u32>,
+    /// The machine's clock advances by a nanosecond an instruction, so that times in it do not depend on this machine's. Only
+    /// an emulator can do that; where there is none, it goes as it does.
+    pub counted: bool,
 }
 
 impl Setup {
     /// A machine of 512 MiB for a minute.
     #[must_use]
     pub fn new(bundle: Bundle) -> Self {
-        Self { bundle, options: String::new(), memory: 512, cpu: None, limit: Duration::from_secs(60), pace: None }
+        Self { bundle, options: String::new(), memory: 512, cpu: None, limit: Duration::from_secs(60), pace: None, counted: false }
     }
 }
 
@@ -158,7 +161,9 @@ impl Machine {
         let qemu = Qemu::find(&sh, None)?;
         let folder = folder(&sh, name)?;
         let bundle = setup.bundle.write()?;
-        let hardware = Hardware { cpu: setup.cpu.clone(), ..Hardware::new(setup.memory, Console::Plain) };
+        let counting = if setup.counted && accelerator().0 == "tcg" { ["-icount", "shift=0,sleep=off"].as_slice() } else { &[] };
+        let arguments = counting.iter().map(|word| (*word).to_owned()).collect();
+        let hardware = Hardware { cpu: setup.cpu.clone(), arguments, ..Hardware::new(setup.memory, Console::Plain) };
         let options = format!("{} {}", setup.options, options());
         let command = hardware.boot(&qemu, &hypervisor, bundle.path(), options.trim());
         Self::start(command, folder, setup.limit, setup.pace, Box::new(bundle))

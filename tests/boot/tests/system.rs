@@ -68,6 +68,7 @@ const STORIES: &[Story] = &[
     ("a_stock_kernel_alone_has_a_console", run::a_stock_kernel_alone_has_a_console),
     ("the_exit_status_says_who_was_killed", run::the_exit_status_says_who_was_killed),
     ("a_flooding_console_slows_only_its_guest", verbs::a_flooding_console_slows_only_its_guest),
+    ("making_a_large_guest_keeps_nobody_waiting", verbs::making_a_large_guest_keeps_nobody_waiting),
     ("a_call_without_an_end_keeps_nobody_out", verbs::a_call_without_an_end_keeps_nobody_out),
     ("guests_that_fill_the_store_do_not_harm_dom0", verbs::guests_that_fill_the_store_do_not_harm_dom0),
     ("a_guest_cannot_flood_the_operator_with_warnings", verbs::a_guest_cannot_flood_the_operator_with_warnings),

@@ -300,6 +300,36 @@ pub(crate) fn a_flooding_console_slows_only_its_guest() -> Result<()> {
     machine.finish()?.require_success()
 }
 
+/// While a guest of a GiB is made and destroyed, another one waits for dom0 no longer than five milliseconds of its own time:
+/// for a value of the store, and until what it prints is taken. (Each is 50 million instructions of work for dom0.)
+pub(crate) fn making_a_large_guest_keeps_nobody_waiting() -> Result<()> {
+    const MOST_US: u64 = 5_000;
+    let name = "making_a_large_guest_keeps_nobody_waiting";
+    let bundle = dom0("consoles=all")?
+        .guest(&test_guest("lat", "latency", "")?)
+        .guest(&Guest { memory: 1024, ..test_guest("big", "hello", "")? });
+    let setup = Setup { memory: 2048, limit: Duration::from_secs(240), counted: true, ..Setup::new(bundle) };
+    let mut machine = Machine::boot(name, &setup)?;
+    // It powers off as soon as it has begun.
+    machine.expect("guest big (domain 2) powered off", BOOT)?;
+    for domain in [3, 4] {
+        machine.type_line("create big")?;
+        machine.expect(&format!("guest big (domain {domain}) powered off"), SOON)?;
+    }
+    // The first report may have begun before the end of that.
+    machine.expect("latency: ", SOON)?;
+    machine.expect("latency: ", SOON)?;
+    let mut number = |before: &str, after: &str| -> Result<u64> {
+        machine.expect(before, SOON)?;
+        let number = machine.expect(after, SOON)?;
+        number.trim_end_matches(after).parse().with_context(|| format!("{number:?} is no number"))
+    };
+    let (store, console) = (number("store ", " us")?, number("console ", " us")?);
+    ensure!(store <= MOST_US, "a value of the store took {store} us, and {MOST_US} are allowed");
+    ensure!(console <= MOST_US, "a byte on the console took {console} us, and {MOST_US} are allowed");
+    Ok(())
+}
+
 /// A guest makes one call that takes days: dom0 is still listened to, another guest runs, and the call ends with its guest.
 pub(crate) fn a_call_without_an_end_keeps_nobody_out() -> Result<()> {
     let bundle = dom0("consoles=all")?.guest(&test_guest("long", "long", "")?);
