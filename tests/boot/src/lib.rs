@@ -63,7 +63,15 @@ impl Setup {
     /// A machine of 512 MiB for a minute.
     #[must_use]
     pub fn new(bundle: Bundle) -> Self {
-        Self { bundle, options: String::new(), memory: 512, cpu: None, limit: Duration::from_secs(60), pace: None, counted: false }
+        Self {
+            bundle,
+            options: String::new(),
+            memory: 512,
+            cpu: None,
+            limit: Duration::from_secs(60),
+            pace: None,
+            counted: false,
+        }
     }
 }
 
@@ -161,7 +169,8 @@ impl Machine {
         let qemu = Qemu::find(&sh, None)?;
         let folder = folder(&sh, name)?;
         let bundle = setup.bundle.write()?;
-        let counting = if setup.counted && accelerator().0 == "tcg" { ["-icount", "shift=0,sleep=off"].as_slice() } else { &[] };
+        let counting =
+            if setup.counted && accelerator().0 == "tcg" { ["-icount", "shift=0,sleep=off"].as_slice() } else { &[] };
         let arguments = counting.iter().map(|word| (*word).to_owned()).collect();
         let hardware = Hardware { cpu: setup.cpu.clone(), arguments, ..Hardware::new(setup.memory, Console::Plain) };
         let options = format!("{} {}", setup.options, options());
