@@ -131,18 +131,19 @@ impl Path {
     /// The directory this path lies in; the root and special names lie in none.
     #[must_use]
     pub fn parent(&self) -> Option<Self> {
-        let end = match self.as_str().rsplit_once('/')? {
-            ("", "") => return None,
-            ("", _) => 1,
-            (parent, _) => parent.len(),
-        };
+        let end = self.last_slash().filter(|_| self.as_str() != "/")?.max(1);
         Some(Self { text: Arc::clone(&self.text), end })
+    }
+
+    fn last_slash(&self) -> Option<usize> {
+        self.as_str().bytes().rposition(|byte| byte == b'/')
     }
 
     /// The last component.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.as_str().rsplit_once('/').map_or(self.as_str(), |(_, name)| name)
+        let begin = self.last_slash().map_or(0, |slash| slash + 1);
+        self.as_str().get(begin..).unwrap_or_default()
     }
 
     /// A path one level below.
@@ -273,8 +274,10 @@ fn rest(bytes: &[u8], same: usize) -> u64 {
 }
 
 fn well_formed(text: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-/_@".contains(&byte);
-    text.bytes().all(legal) && !text.ends_with('/') && !text.contains("//")
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@');
+    let mut before = 0;
+    let sound = text.bytes().all(|byte| legal(byte) && (byte, core::mem::replace(&mut before, byte)) != (b'/', b'/'));
+    sound && before != b'/'
 }
 
 #[cfg(test)]
