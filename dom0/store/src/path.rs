@@ -122,6 +122,10 @@ impl Path {
         self.text.get(..self.end).unwrap_or_default()
     }
 
+    fn as_bytes(&self) -> &[u8] {
+        self.text.as_bytes().get(..self.end).unwrap_or_default()
+    }
+
     /// Whether this is a special name rather than a place in the tree.
     #[must_use]
     pub fn is_special(&self) -> bool {
@@ -239,7 +243,7 @@ impl PartialOrd for Path {
 
 impl Ord for Path {
     fn cmp(&self, other: &Self) -> Ordering {
-        order(self.as_str().as_bytes(), other.as_str().as_bytes())
+        order(self.as_bytes(), other.as_bytes())
     }
 }
 
@@ -247,9 +251,11 @@ impl Ord for Path {
 /// searched all day.
 fn order(one: &[u8], other: &[u8]) -> Ordering {
     let (ones, others) = (one.as_chunks::<8>().0, other.as_chunks::<8>().0);
-    let unlike = ones.iter().zip(others).find(|(one, other)| one != other);
-    if let Some((one, other)) = unlike {
-        return u64::from_be_bytes(*one).cmp(&u64::from_be_bytes(*other));
+    for (one, other) in ones.iter().zip(others) {
+        let (one, other) = (u64::from_be_bytes(*one), u64::from_be_bytes(*other));
+        if one != other {
+            return one.cmp(&other);
+        }
     }
     let same = ones.len().min(others.len()) * 8;
     rest(one, same).cmp(&rest(other, same)).then(one.len().cmp(&other.len()))
