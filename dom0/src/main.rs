@@ -26,7 +26,7 @@ use hypercall_abi::sched::ShutdownReason;
 use toolstack::DomainId;
 use toolstack::bundle::{Bundle, EXEC};
 use toolstack::command::{Command, Line};
-use toolstack::face::{After, Done, obey, script};
+use toolstack::face::{After, CommandResult, obey, script};
 use toolstack::status::Failure;
 use unikernel::boot::Boot;
 use unikernel::events::Channel;
@@ -104,7 +104,7 @@ async fn run(bundle: Bundle<'static>, all: bool) -> Option<Failure> {
     tasks::spawn(report_ends(manager.clone(), ends)).detach();
     manager.make_planned().await;
     if let Some(first) = manager.first_alive().filter(|_| !all && commands.is_none()) {
-        // It is there, and one guest is shown at a time.
+        // Cannot fail: the guest exists, and not all are shown at once.
         drop(terminal.attach(&manager, &first));
     }
     if let Some(commands) = commands {
@@ -155,7 +155,7 @@ async fn read(manager: Rc<Manager>, terminal: Rc<Terminal>) {
         match hypercall::console_read(&mut buffer) {
             Ok(0) => channel.wait().await,
             Ok(count) => {
-                if terminal.keys(&manager, buffer.get(..count).unwrap_or_default()).await == Done::Quit {
+                if terminal.keys(&manager, buffer.get(..count).unwrap_or_default()).await == CommandResult::Quit {
                     end(manager.failed())
                 }
             }

@@ -250,7 +250,7 @@ impl<H: Host, S: Screen> Service<H> for Life<H, S> {
     }
 
     fn detach(&self) {
-        // No more than a ring full waits, and a guest that is destroyed while it runs never stops.
+        // One turn is enough for a full ring; a loop might never end, as the guest may still print.
         let _ = self.serve(Self::BUDGET);
         self.kept.end_line();
         set_connected(&self.ends.page, false);

@@ -53,7 +53,7 @@ impl<H: Host> Ends<H> {
 
 /// A service of one guest, for as long as the guest lives.
 pub trait Service<H: Host>: Sized + 'static {
-    /// What the service works on, and what is left of it afterwards.
+    /// What outlives one attachment.
     type Kept;
 
     /// What it is called in messages.
@@ -83,7 +83,7 @@ pub trait Service<H: Host>: Sized + 'static {
 /// A service that is attached, with the task that gives it its turns. Dropping it ends both without a word.
 pub struct Attached<H: Host, S> {
     service: Rc<S>,
-    /// There is something to do that the guest does not know of.
+    /// Asks for a turn without an event of the guest.
     kick: Rc<Signal>,
     _task: H::Task,
 }
@@ -131,8 +131,8 @@ impl<H: Host, S: Service<H>> Attached<H, S> {
     }
 }
 
-/// Takes turn after turn: each once the heap has `bytes` for it, the next one when others have had theirs, or after `wait`
-/// if there is no more to do. Ends when `turn` says that nobody is left.
+/// Takes turn after turn. Each waits until the heap has `bytes` for it; after it come other tasks, or `wait` if there is no more
+/// to do. Ends when `turn` says that nobody is left.
 pub(crate) async fn turns<H: Host>(host: H, bytes: usize, turn: impl Fn() -> Option<Turn>, wait: impl AsyncFn()) {
     loop {
         while !host.can_allocate(bytes) {

@@ -58,9 +58,9 @@ struct Ring<H: Host> {
     shared: Weak<Shared<H>>,
     link: RefCell<Link>,
     ends: Ends<H>,
-    /// The store took no request of it, because others had yet to hear of the last ones.
-    held: Cell<bool>,
-    /// What may be said about it.
+    /// The store takes no request of it until others have heard of the last ones.
+    stalled: Cell<bool>,
+    /// Limits the warnings it causes.
     lines: RefCell<LineLimit>,
 }
 
@@ -86,7 +86,7 @@ impl<H: Host> Service<H> for Ring<H> {
             shared: Weak::clone(shared),
             link: RefCell::new(link),
             ends,
-            held: Cell::new(false),
+            stalled: Cell::new(false),
             lines: RefCell::default(),
         })
     }
@@ -169,13 +169,13 @@ impl<H: Host> StoreService<H> {
 }
 
 impl<H: Host> Shared<H> {
-    /// Wakes the guests that the store has something for, or takes requests from again, but `except`; and our own task if
-    /// the store has something left to do.
+    /// Wakes every guest but `except` that has output waiting or is no longer stalled; and our own task if the store has
+    /// something left to do.
     fn deliver(&self, except: Option<u16>) {
         let store = self.store.borrow();
         for (domain, served) in &*self.served.borrow() {
             let id = ConnectionId::Domain(store::DomainId(*domain));
-            let may_go_on = served.ring.service().held.get() && store.accepts_input(id);
+            let may_go_on = served.ring.service().stalled.get() && store.accepts_input(id);
             if Some(*domain) != except && (may_go_on || store.has_output(id)) {
                 served.ring.kick();
             }
@@ -201,12 +201,11 @@ impl<H: Host> Shared<H> {
         }
         if step.notify {
             ring.ends.channel.notify();
-            // Only a step that moved something can have given others something, so two that are stuck do not wake
-            // each other for ever.
+            // Others are woken only after progress: two stalled guests would wake each other for ever.
             self.deliver(Some(domain));
         }
         let id = ConnectionId::Domain(store::DomainId(domain));
-        ring.held.set(!step.again && !self.store.borrow().accepts_input(id));
+        ring.stalled.set(!step.again && !self.store.borrow().accepts_input(id));
         step.again
     }
 }

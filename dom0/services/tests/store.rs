@@ -143,8 +143,8 @@ fn a_guest_hears_what_another_one_changes() {
     let (host, store) = world();
     let shared = [node("/shared", "", Access::Own)];
     store.clone().write(DomainId(5), &shared).unwrap();
-    let mut writer = Guest::introduced(&host, &mut store.clone(), 5);
-    let mut reader = Guest::introduced(&host, &mut store.clone(), 6);
+    let mut writer = Guest::introduced(&host, &store, 5);
+    let mut reader = Guest::introduced(&host, &store, 6);
     store.clone().write(DomainId(6), &[node("/read", "", Access::Own)]).unwrap();
     assert_eq!(writer.asked(Kind::SetPermissions, b"/shared\0n5\0r6\0"), ["OK|"]);
     assert_eq!(reader.asked(Kind::Watch, b"/shared\0token\0"), ["OK|", "/shared|token|"]);
@@ -158,8 +158,8 @@ fn a_guest_hears_what_another_one_changes() {
 fn a_guest_that_changes_much_is_held_until_watchers_have_heard() {
     let (host, store) = world();
     store.clone().write(DomainId(5), &[node("/local/domain/5/d", "", Access::Own)]).unwrap();
-    let mut guest = Guest::introduced(&host, &mut store.clone(), 5);
-    let mut watcher = Guest::introduced(&host, &mut store.clone(), 6);
+    let mut guest = Guest::introduced(&host, &store, 5);
+    let mut watcher = Guest::introduced(&host, &store, 6);
     for token in 0..100 {
         watcher.send(Kind::Watch, format!("/local/domain/5\0{token}\0").as_bytes());
         host.rounds(3);

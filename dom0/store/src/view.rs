@@ -22,8 +22,8 @@ use crate::watch::Watches;
 /// One node as a transaction sees it.
 #[derive(Clone, Debug)]
 struct Touched {
-    /// The node at first touch, kept: what a transaction read stays true for it. Looking at the
-    /// tree again instead could mix two states that never were one.
+    /// The node at first touch, kept so that the transaction sees one state. Looking at the tree again could mix two that
+    /// never were one.
     first: Option<Arc<Node>>,
     copy: Private,
     /// Whether watchers are to hear of it, and whether those on exactly this path are.

@@ -45,9 +45,9 @@ enum Job {
     Tell { cause: Option<ConnectionId>, bytes: usize, changes: vec::IntoIter<Fired>, now: Option<(Fired, Search)> },
     /// Tells a new watch of its own path.
     First(Arc<Watch>),
-    /// Tells watchers of a special name, if they have these rights to it, from a number on.
+    /// Fires a special name at the watchers that have these rights to it, from the watch with number `next` on.
     Special { name: Path, domain: DomainId, rights: Permissions, next: u64 },
-    /// Removes the nodes a domain owns behind a path, and the rights it was given, so that the next domain with its number
+    /// Removes the nodes a domain owns, those that follow the path `after`, and the rights it was given, so that the next domain with its number
     /// inherits nothing (XSA-322, XSA-419).
     Unmake { domain: DomainId, after: Option<Path> },
     /// Removes a node and all below it.

@@ -106,8 +106,13 @@ pub const VERBS: &[Verb] = &[
     verb("console", "NAME", "attach to a guest's console", "Ctrl-] leads back to the prompt."),
     verb("pause", "NAME", "stop a guest", "It keeps its memory and does not run until `unpause`."),
     verb("unpause", "NAME", "let a paused guest go on", ""),
-    verb("shutdown", "[-w] NAME", "ask a guest to power off", "-w: the command is over when the guest is."),
-    verb("reboot", "[-w] NAME", "ask a guest to reboot", "-w: the command is over when the guest has been made anew."),
+    verb("shutdown", "[-w] NAME", "ask a guest to power off", "-w in --exec: the command is over when the guest is."),
+    verb(
+        "reboot",
+        "[-w] NAME",
+        "ask a guest to reboot",
+        "-w in --exec: the command is over when the guest has been made anew.",
+    ),
     verb("destroy", "NAME", "end a guest at once", "It is not asked. A guest about to be made anew is not."),
     verb(
         "info",

@@ -4,12 +4,12 @@
 //! name = "web"
 //! memory = 256                  # MiB
 //! maxmem = 512                  # MiB it may grow to, optional
-//! kernel = "vmlinuz"            # in the boot bundle
+//! kernel = "vmlinuz"            # in the boot bundle; in a file for xtask, a path
 //! ramdisk = "initrd"            # optional
 //! extra = "console=hvc0"        # command line, optional
 //! vcpus = 1                     # optional
 //! on_poweroff = "destroy"       # destroy, restart or preserve; likewise on_reboot, on_crash
-//! on_watchdog = "destroy"       # unless it is said: as on_crash
+//! on_watchdog = "destroy"       # optional; the default is what on_crash says
 //! ```
 //!
 //! `disk` and `vif` are known and refused: this build has no such devices.
@@ -29,7 +29,7 @@ pub const MAX_EXTRA: usize = 1023;
 const MAX_NAME: usize = 64;
 /// Bytes of a file; a longer one is refused unread.
 const MAX_TEXT: usize = 64 << 10;
-/// Four bytes of list and tables for each page must be countable: far more MiB than any machine has.
+/// MiB; far more than any machine has, and the bytes of a list with four for each page still fit in 64 bits.
 const MAX_MEMORY: u64 = 1 << 30;
 /// Keys of `xl.cfg` that are refused by name.
 const DEVICES: [&str; 2] = ["disk", "vif"];
@@ -117,7 +117,7 @@ fn memory<'de, D: Deserializer<'de>>(source: D) -> Result<u64, D::Error> {
 }
 
 fn maxmem<'de, D: Deserializer<'de>>(source: D) -> Result<u64, D::Error> {
-    checked(source, |mib| (1..=MAX_MEMORY).contains(mib), LESS_THAN_MEMORY)
+    checked(source, |mib| (1..=MAX_MEMORY).contains(mib), NOT_LESS_THAN_MEMORY)
 }
 
 fn vcpus<'de, D: Deserializer<'de>>(source: D) -> Result<u32, D::Error> {
@@ -137,7 +137,7 @@ fn extra<'de, D: Deserializer<'de>>(source: D) -> Result<String, D::Error> {
     checked(source, fits, "at most 1023 bytes without a NUL")
 }
 
-const LESS_THAN_MEMORY: &str = "a number of MiB, and not less than `memory`";
+const NOT_LESS_THAN_MEMORY: &str = "a number of MiB, and not less than `memory`";
 
 /// What is wrong with a configuration, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,7 +220,7 @@ impl GuestConfig {
         match config.maxmem {
             0 => config.maxmem = config.memory,
             most if most < config.memory => {
-                return Err(ConfigError::at(text, place_of_maxmem(text), LESS_THAN_MEMORY));
+                return Err(ConfigError::at(text, place_of_maxmem(text), NOT_LESS_THAN_MEMORY));
             }
             _ => {}
         }

@@ -25,7 +25,7 @@ pub const LEAVES: usize = 8;
 /// Pages filled between two pauses.
 pub const PIECE: u64 = 512;
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
-/// Interrupts on, and the bit that is always set. What the guest takes for its interrupt flag is elsewhere.
+/// Interrupts on, and the bit that is always set. The guest's own interrupt flag is its upcall mask, not this bit.
 const FIRST_RFLAGS: u64 = 0x202;
 /// Protected, paged, with write protection and a coprocessor.
 const FIRST_CR0: u64 = 0x8005_0033;
@@ -39,7 +39,7 @@ pub struct Request<'a> {
     pub kernel: &'a [u8],
     /// The ramdisk, empty for none.
     pub ramdisk: &'a [u8],
-    /// A name for good, of random bytes.
+    /// Its UUID, of random bytes.
     pub uuid: [u8; 16],
     /// Who serves its store and console.
     pub backend: DomainId,
@@ -139,7 +139,7 @@ impl core::error::Error for CreateError {}
 /// A failed step, before the undoing.
 struct Failed(Step, String);
 
-/// Puts a step's name to an error of anybody's.
+/// Turns any error into a failure of this step.
 fn at<E: fmt::Display>(step: Step) -> impl FnOnce(E) -> Failed {
     move |error| Failed(step, error.to_string())
 }

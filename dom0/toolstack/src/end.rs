@@ -32,8 +32,8 @@ pub struct End {
 }
 
 impl End {
-    /// The report; with what the guest was refused last, where that may say why it ended: it crashed, or it ended without
-    /// having printed anything (`silent`).
+    /// The report. After a crash, or if the guest has printed nothing (`silent`), also what it was refused last: that may say
+    /// why it ended.
     #[must_use]
     pub fn told(&self, silent: bool) -> String {
         let mut told = self.report.clone();
@@ -50,7 +50,7 @@ impl End {
 
 /// What a guest may be asked for. It need not obey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum EndRequest {
     /// End.
     Poweroff,
     /// End, to be made anew.
@@ -88,7 +88,7 @@ pub fn end_of<H: Hypervisor>(hypervisor: &H, guest: &Guest) -> Result<Option<End
     let (how, action) = match reason {
         Some(ShutdownReason::Poweroff) => ("powered off", config.on_poweroff),
         Some(ShutdownReason::Reboot) => ("rebooted", config.on_reboot),
-        // Nobody here can wake it.
+        // There is no resume yet, so this counts as powering off.
         Some(ShutdownReason::Suspend) => ("suspended itself", config.on_poweroff),
         Some(ShutdownReason::Crash) => ("crashed", config.on_crash),
         Some(ShutdownReason::Watchdog) => ("missed its watchdog", config.on_watchdog.unwrap_or(config.on_crash)),
@@ -184,10 +184,10 @@ impl Guest {
     ///
     /// # Errors
     /// Those of [`Store::write`].
-    pub fn ask<S: Store>(&self, wish: Wish, store: &S) -> Result<(), S::Error> {
+    pub fn ask<S: Store>(&self, wish: EndRequest, store: &S) -> Result<(), S::Error> {
         let value = match wish {
-            Wish::Poweroff => "poweroff",
-            Wish::Reboot => "reboot",
+            EndRequest::Poweroff => "poweroff",
+            EndRequest::Reboot => "reboot",
         };
         let path = format!("{}/control/shutdown", home(self.domain));
         store.write(self.domain, &[Node { path, value: value.to_string(), access: Access::Own }])

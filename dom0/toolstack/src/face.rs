@@ -1,7 +1,7 @@
 //! What every text face of the manager does: reads a line, has it carried out, renders the reply.
 
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::command::{Command, Line};
@@ -23,22 +23,27 @@ pub trait Face {
 
 /// What a command came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Done {
+pub enum CommandResult {
     /// It is over.
-    Well,
+    Succeeded,
     /// It was refused, and this has been said.
-    Badly,
-    /// It is over when this is: see [`Manager::wait`].
-    Waits(Wait),
+    Refused,
+    /// It is over once [`Manager::wait`] for this returns.
+    Pending(Wait),
     /// The machine is to be turned off.
     Quit,
 }
 
 /// Does what a line asks; `say` gets the answer, if there is anything to say.
-pub async fn obey<P: Platform>(manager: &Manager<P>, line: &Line, face: &impl Face, say: impl Fn(&str)) -> Done {
+pub async fn obey<P: Platform>(
+    manager: &Manager<P>,
+    line: &Line,
+    face: &impl Face,
+    say: impl Fn(&str),
+) -> CommandResult {
     let refused = |text: &str, json: String| {
         say(if line.json { &json } else { text });
-        Done::Badly
+        CommandResult::Refused
     };
     let reply = match manager.answer(&line.command).await {
         Ok(reply) => reply,
@@ -50,7 +55,7 @@ pub async fn obey<P: Platform>(manager: &Manager<P>, line: &Line, face: &impl Fa
         return refused(&why, crate::json::Object::default().text("error", &why).end());
     }
     if reply == Reply::Quit {
-        return Done::Quit;
+        return CommandResult::Quit;
     }
     let text = if line.json { reply.json() } else { reply.text() };
     if !text.is_empty() {
@@ -58,9 +63,9 @@ pub async fn obey<P: Platform>(manager: &Manager<P>, line: &Line, face: &impl Fa
     }
     match (reply, &line.command) {
         (Reply::Asked { wait, .. }, Command::Shutdown { wait: true, .. } | Command::Reboot { wait: true, .. }) => {
-            Done::Waits(wait)
+            CommandResult::Pending(wait)
         }
-        _ => Done::Well,
+        _ => CommandResult::Succeeded,
     }
 }
 
@@ -87,10 +92,13 @@ pub async fn script<P: Platform>(manager: &Manager<P>, commands: &str, face: &im
     let say = |text: &str| if stays { face.message(text) } else { face.answer(text) };
     for line in &lines {
         let well = match obey(manager, line, face, say).await {
-            Done::Well => true,
-            Done::Badly => false,
-            Done::Quit => return After::Off(manager.failed()),
-            Done::Waits(wait) => manager.wait(&wait).await.map_err(|why| say(&format!("{why}"))).is_ok(),
+            CommandResult::Succeeded => true,
+            CommandResult::Refused => false,
+            CommandResult::Quit => return After::Off(manager.failed()),
+            CommandResult::Pending(wait) => {
+                let refused = manager.wait(&wait).await.err();
+                refused.inspect(|why| say(&if line.json { why.json() } else { why.to_string() })).is_none()
+            }
         };
         if !well {
             return After::Off(Some(manager.failed().unwrap_or(Failure::Refused)));

@@ -9,7 +9,7 @@ use console_backend::{LineEditor, Typed};
 
 use crate::bundle::ANSWER;
 use crate::command::{Command, complete};
-use crate::face::{Done, Face, obey};
+use crate::face::{CommandResult, Face, obey};
 use crate::manager::{Console, Manager, Platform};
 
 /// Ctrl-]: leads from a guest's console to the prompt.
@@ -188,7 +188,7 @@ impl<S: Screen> Terminal<S> {
     pub fn follow<P: Platform>(&self, manager: &Manager<P>) {
         if self.attached().is_some_and(|name| !manager.is_alive(&name)) {
             match manager.first_alive() {
-                // It is there, and one guest is shown at a time.
+                // Cannot fail: the guest exists, and not all are shown at once.
                 Some(next) => drop(self.attach(manager, &next)),
                 None => self.detach(),
             }
@@ -222,14 +222,14 @@ impl<S: Screen> Terminal<S> {
         self.refresh();
     }
 
-    /// Routes keystrokes to the console that is shown, or to the prompt; answers [`Done::Quit`] when the machine is to be
+    /// Routes keystrokes to the console that is shown, or to the prompt; answers [`CommandResult::Quit`] when the machine is to be
     /// turned off.
-    pub async fn keys<P: Platform>(&self, manager: &Manager<P>, mut keys: &[u8]) -> Done {
+    pub async fn keys<P: Platform>(&self, manager: &Manager<P>, mut keys: &[u8]) -> CommandResult {
         while let Some((first, rest)) = keys.split_first() {
             let Some(console) = self.attached().and_then(|name| manager.console(&name)) else {
                 keys = rest;
-                if self.key(manager, *first).await == Done::Quit {
-                    return Done::Quit;
+                if self.key(manager, *first).await == CommandResult::Quit {
+                    return CommandResult::Quit;
                 }
                 continue;
             };
@@ -241,11 +241,11 @@ impl<S: Screen> Terminal<S> {
                 self.detach();
             }
         }
-        Done::Well
+        CommandResult::Succeeded
     }
 
     /// A key of a command.
-    async fn key<P: Platform>(&self, manager: &Manager<P>, key: u8) -> Done {
+    async fn key<P: Platform>(&self, manager: &Manager<P>, key: u8) -> CommandResult {
         if !self.prompted.get() {
             self.prompt();
         }
@@ -261,7 +261,7 @@ impl<S: Screen> Terminal<S> {
             }
             Typed::Line(line) => return self.line(manager, &line).await,
         }
-        Done::Well
+        CommandResult::Succeeded
     }
 
     fn complete<P: Platform>(&self, manager: &Manager<P>) {
@@ -276,16 +276,16 @@ impl<S: Screen> Terminal<S> {
     }
 
     /// A whole line was typed.
-    async fn line<P: Platform>(&self, manager: &Manager<P>, line: &str) -> Done {
+    async fn line<P: Platform>(&self, manager: &Manager<P>, line: &str) -> CommandResult {
         self.raw(b"\r\n");
         self.prompted.set(false);
         let done = match Command::parse(line) {
             // The end of a guest that is asked to end is told when it comes; nobody waits for it here.
             Ok(Some(line)) => obey(manager, &line, &self.face(manager), |text| self.message(text)).await,
-            Ok(None) => Done::Well,
+            Ok(None) => CommandResult::Succeeded,
             Err(why) => {
                 self.message(&why);
-                Done::Badly
+                CommandResult::Refused
             }
         };
         if self.attached().is_none() {

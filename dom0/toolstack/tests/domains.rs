@@ -11,7 +11,7 @@ use hypercall_abi::tenon::{Refusal, RefusalKind};
 use hypercall_abi::{Errno, Hypercall};
 use toolstack::config::{Action, GuestConfig};
 use toolstack::create::{self, CreateError, Guest, Request, Step, unpacked};
-use toolstack::end::{End, Outcome, Wish, end_of};
+use toolstack::end::{End, EndRequest, Outcome, end_of};
 use toolstack::unpack::at_once;
 use toolstack::{Access, DomainId, Summary, domains};
 
@@ -312,7 +312,7 @@ fn a_domain_that_vanished_has_ended() {
 #[test]
 fn a_guest_is_asked_through_the_node_it_watches() {
     let (_, tree, guest) = running();
-    for (wish, value) in [(Wish::Poweroff, "poweroff"), (Wish::Reboot, "reboot")] {
+    for (wish, value) in [(EndRequest::Poweroff, "poweroff"), (EndRequest::Reboot, "reboot")] {
         guest.ask(wish, &tree).unwrap();
         assert_eq!(tree.borrow().nodes["/local/domain/7/control/shutdown"], (value.into(), Access::Own));
     }

@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use toolstack::bundle::EXEC;
-use toolstack::face::{After, Done, script};
+use toolstack::face::{After, CommandResult, script};
 use toolstack::status::Failure;
 use toolstack::terminal::{Cursor, Screen, Shows, Terminal, print};
 use world::World;
@@ -49,7 +49,7 @@ impl Person {
     }
 
     /// Types keys; answers what was written, and what came of it.
-    fn types(&mut self, keys: &str) -> (String, Done) {
+    fn types(&mut self, keys: &str) -> (String, CommandResult) {
         let (manager, terminal, keys) = (Rc::clone(&self.world.manager), Rc::clone(&self.terminal), keys.to_string());
         let done = Rc::new(RefCell::new(None));
         let to = Rc::clone(&done);
@@ -94,7 +94,7 @@ fn what_is_typed_wrong_is_said_and_the_prompt_comes_back() {
     assert_eq!(person.types("pause x -j\r").0, "pause x -j\r\n{\"error\":\"there is no guest x\"}\r\ndom0> ");
     assert_eq!(person.types("ab\x03").0, "ab\r\ndom0> ");
     assert_eq!(person.types("re\t").0, "re\r\x1b[Kreboot  rename\r\ndom0> re");
-    assert_eq!(person.types("\x15quit\r").1, Done::Quit);
+    assert_eq!(person.types("\x15quit\r").1, CommandResult::Quit);
 }
 
 /// Text from elsewhere takes the place of the prompt, which is drawn again with what has been typed.
@@ -195,5 +195,8 @@ fn a_script_waits_for_what_was_wished() {
         (after, text.as_str()),
         (Some(After::Off(Some(Failure::Crashed))), "\x1eguest web did not come back\r\n")
     );
+    let (_, text) = exec("reboot -w web -j; list", |world| world.shut_down(7, 3));
+    let refused = "{\"error\":\"guest web did not come back\"}";
+    assert_eq!(text, format!("\x1e{{\"done\":\"reboot\",\"name\":\"web\"}}\r\n\x1e{refused}\r\n"));
     assert_eq!(exec("shutdown web; list -j", |_| {}).0, Some(After::Off(None)), "it need not wait");
 }

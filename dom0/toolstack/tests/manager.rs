@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use toolstack::create::PIECE;
 use toolstack::manager::{Mark, Refusal, Reply, Wait};
 use toolstack::status::Failure;
-use toolstack::{DomainId, end::Wish};
+use toolstack::{DomainId, end::EndRequest};
 use world::World;
 
 const WEB: &str = "name = 'web'\nmemory = 16\nmaxmem = 24\nkernel = 'k'\n";
@@ -24,6 +24,7 @@ const SECOND: u64 = 1_000_000_000;
 #[test]
 fn guests_of_the_bundle_are_made_in_order() {
     let mut world = World::planned(&[WEB, DB]);
+    assert_eq!(world.text("pause web"), "guest web is being made or ended; try again");
     let planned = "name                    id      MiB vcpus state   seconds\n\
                    web                      -       16     1 -----         -\n\
                    db                       -        8     2 -----         -";
@@ -160,7 +161,7 @@ fn a_guest_that_reboots_is_made_again_but_not_more_than_once_a_second() {
     world.shut_down(7, REBOOT);
     assert_eq!(world.text("domid web"), "guest web has ended");
     assert!(world.manager.is_alive("web"));
-    assert_eq!(world.text("rename web shop"), "guest web is about to be made; try again");
+    assert_eq!(world.text("rename web shop"), "guest web is being made or ended; try again");
     assert_eq!(world.text("create web"), "guest web exists");
     world.pass(SECOND / 2);
     assert_eq!(world.text("domid web"), "guest web has ended");
@@ -207,7 +208,10 @@ fn wishes_are_waited_for() {
     let asked = world.ask("reboot -w web").unwrap();
     assert_eq!(
         asked,
-        Reply::Asked { verb: "reboot", wait: Wait { name: "web".into(), domain: DomainId(7), wish: Wish::Reboot } }
+        Reply::Asked {
+            verb: "reboot",
+            wait: Wait { name: "web".into(), domain: DomainId(7), wish: EndRequest::Reboot }
+        }
     );
     assert_eq!((asked.json(), node(&world, 7)), (r#"{"done":"reboot","name":"web"}"#.into(), "reboot".into()));
     let outcome = wait(&mut world, asked);

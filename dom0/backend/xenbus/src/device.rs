@@ -82,7 +82,7 @@ pub struct Device {
     broken: bool,
     /// The front end was told that the device goes.
     offline: bool,
-    /// When the toolstack wished the device away; `None` after that has been reported as in use.
+    /// When the toolstack asked for the device to go; `None` once it has been reported as in use.
     waits_since: Option<u64>,
     begun: Rate,
     gone: bool,
@@ -163,8 +163,8 @@ impl Device {
         Some(at).filter(|at| *at > now_ns)
     }
 
-    /// What to do next, given what the front end says. What is written for it is written in the transaction in which `front`
-    /// was read; when that is committed, or the act is done, call [`done`](Self::done) and step again.
+    /// What to do next, given what the front end says. Make the writes of the act in the transaction in which `front` was read;
+    /// after its commit, or when the act is done, call [`done`](Self::done) and step again.
     pub fn step<N>(&self, front: Front<N>, now_ns: u64) -> Act<N> {
         if self.gone || self.link == Link::Begun {
             return Act::Rest;
@@ -197,7 +197,7 @@ impl Device {
     fn up<N>(&self, front: Front<N>, now_ns: u64) -> Act<N> {
         use State::{Closed, Closing, Connected, InitWait, Initialising};
         match (self.ours, front.state) {
-            // It was closed when we closed, so it has begun again; some do not wait for us.
+            // The front end was closed when we were, so it connects again; some do not wait for our InitWait.
             (Closed, theirs) if theirs.is_up() && now_ns >= self.begun.allowed_ns() => Act::Publish,
             (Closed, _) => Act::Rest,
             (_, theirs) if theirs.is_over() => self.close(),

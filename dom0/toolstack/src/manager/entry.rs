@@ -16,17 +16,17 @@ pub(super) struct Entry<C> {
     pub(super) state: State,
     /// When it was last made, in nanoseconds.
     pub(super) made_ns: u64,
-    /// The domain it was made as last, unless it is being made again.
+    /// The domain of its last making that succeeded; `None` while another is under way.
     pub(super) made: Option<DomainId>,
-    /// The name for good of the domain it was made as last, or is being made as.
+    /// The UUID of its last domain, or of the one that is being made.
     pub(super) uuid: Option<[u8; 16]>,
     /// Its last end.
-    pub(super) past: Option<Past>,
+    pub(super) past: Option<LastEnd>,
 }
 
 /// How a guest ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Past {
+pub struct LastEnd {
     /// Its domain, if it had one.
     pub domain: Option<DomainId>,
     /// In words: `crashed`.
@@ -64,7 +64,7 @@ impl<C> Entry<C> {
         matches!(self.state, State::Lives(_) | State::Waits(_) | State::Planned | State::Begun)
     }
 
-    /// Its domain, if there is one that is not on its way out.
+    /// The guest with its domain, if it has one that is not on its way out.
     pub(super) const fn guest(&self) -> Option<&Guest> {
         match &self.state {
             State::Lives(guest) | State::Kept(guest) => Some(guest),
@@ -79,7 +79,7 @@ impl<C> Entry<C> {
         }
     }
 
-    /// Takes its domain out, to be destroyed.
+    /// Takes the guest with its domain out, to be destroyed.
     pub(super) fn take(&mut self) -> Option<Guest> {
         match core::mem::replace(&mut self.state, State::Ending) {
             State::Lives(guest) | State::Kept(guest) => Some(guest),

@@ -34,17 +34,17 @@ use crate::{DomainId, Hypervisor, Store};
 use changed::{Changes, either, while_wanted};
 use entry::{Entry, State};
 
-pub use entry::Past;
+pub use entry::LastEnd;
 pub use reply::{MachineInfo, Refusal, Reply, Row, Size, Wait};
 
 /// Bytes a kernel may unpack to.
 const KERNEL_LIMIT: usize = 256 << 20;
 /// Pages that guests leave to the hypervisor and to dom0.
 const KEPT_PAGES: u64 = 1024;
-/// So many ends are kept with their report; of an older one only how and when.
-const DETAILED: usize = 16;
-/// A guest that ends at once is not made again more often than this.
-const LIFE_NS: u64 = 1_000_000_000;
+/// Full reports are kept of so many ends; of older ones only how and when.
+const REPORTS_KEPT: usize = 16;
+/// The least time between two makings of the same guest.
+const REMAKE_NS: u64 = 1_000_000_000;
 
 /// What the manager needs beside the hypervisor and the store: consoles, a clock, and somebody to tell.
 pub trait Platform {
@@ -158,7 +158,7 @@ impl From<BundleError> for Unmade {
 }
 
 impl<P: Platform> Manager<P> {
-    /// Domain `own` has no guest yet; [`Manager::plan_all`] reads those of `bundle`.
+    /// A manager run by domain `own`, without guests yet; [`Manager::plan_all`] reads those of `bundle`.
     pub fn new(platform: P, own: DomainId, bundle: Bundle<'static>) -> Self {
         Self {
             platform,
@@ -217,7 +217,7 @@ impl<P: Platform> Manager<P> {
         self.failed.get()
     }
 
-    /// Something went wrong: the machine ends so, unless something else had gone wrong before.
+    /// Something went wrong. The first failure noted becomes the exit status of the machine.
     pub fn note(&self, failure: Failure) {
         self.failed.set(self.failed.get().or(Some(failure)));
     }
@@ -426,7 +426,7 @@ impl<P: Platform> Manager<P> {
             match outcome {
                 Outcome::Gone => State::Ended,
                 Outcome::Preserved(guest) => State::Kept(guest),
-                Outcome::Restart(_) => State::Waits(made_ns.saturating_add(LIFE_NS)),
+                Outcome::Restart(_) => State::Waits(made_ns.saturating_add(REMAKE_NS)),
             },
         );
     }
@@ -448,14 +448,14 @@ impl<P: Platform> Manager<P> {
         how: &'static str,
         (report, refused): (String, Vec<String>),
     ) {
-        let past = Past { domain, how, at_ns: self.platform.now_ns(), report, refused };
+        let past = LastEnd { domain, how, at_ns: self.platform.now_ns(), report, refused };
         self.with(place, |entry| entry.past = Some(past));
         // The details of the oldest end give way.
         let mut entries = self.entries.borrow_mut();
         let pasts = entries.iter_mut().filter_map(|entry| entry.past.as_mut());
-        let mut detailed: Vec<&mut Past> = pasts.filter(|past| !past.report.is_empty()).collect();
+        let mut detailed: Vec<&mut LastEnd> = pasts.filter(|past| !past.report.is_empty()).collect();
         detailed.sort_unstable_by_key(|past| past.at_ns);
-        let many = detailed.len().saturating_sub(DETAILED);
+        let many = detailed.len().saturating_sub(REPORTS_KEPT);
         for past in detailed.into_iter().take(many) {
             (past.report, past.refused) = (String::new(), Vec::new());
         }

@@ -7,8 +7,8 @@ use core::fmt;
 
 use hypercall_abi::domctl::DomainInfo;
 
-use super::Past;
-use crate::end::Wish;
+use super::LastEnd;
+use crate::end::EndRequest;
 use crate::json::{self, Object};
 use crate::{DomainId, Summary, states};
 
@@ -104,7 +104,7 @@ pub enum Row {
     /// A guest that is yet to be made.
     Planned(Size),
     /// A guest that has ended, and how.
-    Ended(Size, Option<Past>),
+    Ended(Size, Option<LastEnd>),
 }
 
 /// What a guest without a domain would have.
@@ -118,7 +118,7 @@ pub struct Size {
     pub vcpus: u32,
 }
 
-/// The end of a guest that was asked to end.
+/// What [`Manager::wait`](super::Manager::wait) needs to wait for an end that a guest was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wait {
     /// The guest.
@@ -126,7 +126,7 @@ pub struct Wait {
     /// Its domain when it was asked.
     pub domain: DomainId,
     /// What it was asked for.
-    pub wish: Wish,
+    pub wish: EndRequest,
 }
 
 /// Why a command was not carried out.
@@ -134,15 +134,15 @@ pub struct Wait {
 pub enum Refusal {
     /// Nobody goes by this.
     NoGuest(String),
-    /// The guest has no domain.
+    /// The guest has no domain any more.
     HasEnded(String),
     /// The guest has ended, and will not be made again.
     EndedAlready(String),
     /// A guest that exists cannot be made.
     Exists(String),
-    /// It was tried to make it; why that failed has been told.
+    /// Making it has failed, and the reason was shown.
     NotMade(String),
-    /// It has no domain now, and will have one or none soon.
+    /// It is about to be made, being made, or being ended.
     InBetween(String),
     /// A guest cannot be called so.
     BadName(String, &'static str),
@@ -175,7 +175,7 @@ impl fmt::Display for Refusal {
             Self::EndedAlready(name) => write!(f, "guest {name} has ended already"),
             Self::Exists(name) => write!(f, "guest {name} exists"),
             Self::NotMade(name) => write!(f, "guest {name} was not made"),
-            Self::InBetween(name) => write!(f, "guest {name} is about to be made; try again"),
+            Self::InBetween(name) => write!(f, "guest {name} is being made or ended; try again"),
             Self::BadName(name, why) => write!(f, "{}: {why}", name.escape_debug()),
             Self::NameTaken(name) => write!(f, "there is a guest {name} already"),
             Self::OutOfRange(name, most) => write!(f, "guest {name} may have 1 to {most} MiB"),
@@ -323,7 +323,7 @@ impl Size {
     }
 }
 
-impl Past {
+impl LastEnd {
     fn json(&self) -> String {
         let domain = self.domain.map_or_else(|| "null".to_string(), |domain| domain.to_string());
         let object = Object::default().text("how", self.how).raw("uptime", self.at_ns / 1_000_000_000);

@@ -13,15 +13,15 @@ use super::{Console, Manager, Mark, Place, Platform};
 use crate::command::{Command, Verb, help};
 use crate::config::{GuestConfig, check_name};
 use crate::create::Guest;
-use crate::end::Wish;
+use crate::end::EndRequest;
 use crate::{DomainId, Hypervisor, domains};
 
 /// Bytes of the hypervisor's log read in one call.
 const LOG_PIECE: usize = 1024;
 
 impl<P: Platform> Manager<P> {
-    /// Does what is asked. `create` and `destroy` take as long as that takes, and so does what is asked of a guest that is
-    /// being made or ended; others are served meanwhile. A guest that is asked to end need not have ended.
+    /// Does what is asked. `create` and `destroy` return when it is finished; a command on a guest that is being made or ended
+    /// waits for that first, while others are served. `shutdown` and `reboot` return once the guest has been asked.
     ///
     /// # Errors
     /// Why it was refused.
@@ -42,8 +42,8 @@ impl<P: Platform> Manager<P> {
                 let (_, Guest { domain, config, .. }) = self.guest(name).await?;
                 Reply::Domid { name: config.name, domain }
             }
-            Command::Shutdown { name, .. } => self.ask("shutdown", name, Wish::Poweroff).await?,
-            Command::Reboot { name, .. } => self.ask("reboot", name, Wish::Reboot).await?,
+            Command::Shutdown { name, .. } => self.ask("shutdown", name, EndRequest::Poweroff).await?,
+            Command::Reboot { name, .. } => self.ask("reboot", name, EndRequest::Reboot).await?,
             Command::MemSet { name, mib } => self.set_memory(name, *mib).await?,
             Command::Rename { name, to } => self.rename(name, to)?,
         })
@@ -70,9 +70,9 @@ impl<P: Platform> Manager<P> {
         match (state, wait.wish) {
             (Some(State::Lives(guest)), _) if guest.domain == wait.domain => None,
             (Some(State::Ending), _) => None,
-            (Some(State::Lives(_)), Wish::Reboot) => Some(Ok(())),
-            (Some(State::Waits(_) | State::Planned | State::Begun), Wish::Reboot) => None,
-            (_, Wish::Poweroff) => Some(Ok(())),
+            (Some(State::Lives(_)), EndRequest::Reboot) => Some(Ok(())),
+            (Some(State::Waits(_) | State::Planned | State::Begun), EndRequest::Reboot) => None,
+            (_, EndRequest::Poweroff) => Some(Ok(())),
             _ => Some(Err(Refusal::DidNotComeBack(wait.name.clone()))),
         }
     }
@@ -99,8 +99,10 @@ impl<P: Platform> Manager<P> {
             State::Planned | State::Lives(_) | State::Kept(_) | State::Ended => true,
         })
         .await;
+        let refusal = |planned| if planned { Refusal::InBetween } else { Refusal::HasEnded };
+        let why = self.with(place, |entry| refusal(matches!(entry.state, State::Planned))).unwrap_or(Refusal::HasEnded);
         let guest = self.with(place, |entry| entry.guest().cloned()).flatten();
-        guest.map(|guest| (place, guest)).ok_or_else(|| Refusal::HasEnded(self.name_of(place)))
+        guest.map(|guest| (place, guest)).ok_or_else(|| why(self.name_of(place)))
     }
 
     async fn on_domain<E: ToString>(
@@ -131,7 +133,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Has a guest made that has ended, and waits for that.
+    /// Plans a guest that has ended anew, and waits until it is made or that has failed.
     async fn create(&self, place: Place) -> Result<Reply, Refusal> {
         self.freed(place).await;
         let name = self.name_of(place);
@@ -164,7 +166,7 @@ impl<P: Platform> Manager<P> {
         } else if self.with(place, |entry| entry.is_alive()).unwrap_or(false) {
             self.remember(place, None, "was given up", Default::default());
             let begun = self.with(place, |entry| matches!(entry.state, State::Begun)).unwrap_or(false);
-            // Who makes it undoes what has been done.
+            // `make` sees this state, and undoes its own work.
             self.set_state(place, if begun { State::Ending } else { State::Ended });
             self.freed(place).await;
         } else {
@@ -173,7 +175,7 @@ impl<P: Platform> Manager<P> {
         Ok(Reply::Done { verb: "destroy", name })
     }
 
-    async fn ask(&self, verb: &'static str, name: &str, wish: Wish) -> Result<Reply, Refusal> {
+    async fn ask(&self, verb: &'static str, name: &str, wish: EndRequest) -> Result<Reply, Refusal> {
         let (_, guest) = self.guest(name).await?;
         let name = guest.config.name.clone();
         match guest.ask(wish, self.platform.store()) {

@@ -24,12 +24,12 @@ const SLOTS: usize = 384;
 const TABLE: usize = 512;
 /// What we call the first borrowed page; far from any page the builder gave us.
 const FIRST_PAGE: u64 = 1 << 30;
-/// The number of pages that is no limit, in KiB.
+/// The limit that means none, in KiB.
 const NO_LIMIT: u64 = u64::MAX >> 1;
 
 /// Set by [`lend_large`].
 static ENABLED: AtomicBool = AtomicBool::new(false);
-/// For each piece 0, or for the first piece of a loan how many it has.
+/// For each piece: how many pieces the loan has that begins there, or 0.
 static LOANS: MaskMutex<[u16; SLOTS]> = MaskMutex::new([0; SLOTS]);
 
 /// From now on large pieces of the heap are borrowed from the hypervisor, up to all the machine has.
@@ -64,7 +64,7 @@ pub(super) fn borrow(bytes: usize) -> Option<*mut u8> {
     Some((BASE + first * PIECE) as *mut u8)
 }
 
-/// Gives back what begins at `address`; answers whether that was borrowed and not kept.
+/// Gives back what begins at `address`; answers `false` if no loan begins there.
 ///
 /// # Safety
 /// Nobody refers to that memory any more.

@@ -38,7 +38,7 @@ impl<T> Ready<T> {
     }
 
     /// A task has had its turn and wants another one. It lets everybody run who is ready now, whatever its class: a long
-    /// piece of control work costs data half of the turns and not all but one of nine.
+    /// piece of control work leaves data half of the turns instead of one of nine.
     pub(super) fn yielded(&mut self, task: T) {
         self.data.push_back(task);
     }
