@@ -166,9 +166,19 @@ abi! {
     }
 }
 
+/// The number of a domain, as calls have it. Those from [`domid::SELF`] on name no domain but a role (ABI core 10.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainId(pub u16);
+
+impl core::fmt::Display for DomainId {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Domain ids that name a role instead of a domain (core 10.7).
 pub mod domid {
-    /// The caller.
+    /// The caller, and the first of them.
     pub const SELF: u16 = 0x7ff0;
     /// Device memory.
     pub const IO: u16 = 0x7ff1;

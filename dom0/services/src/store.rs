@@ -81,7 +81,7 @@ impl<H: Host> Service<H> for Ring<H> {
     const BUDGET: usize = 1;
 
     fn attach(shared: &Weak<Shared<H>>, ends: Ends<H>) -> Result<Self, &'static str> {
-        let link = Link::introduce(store::DomainId(ends.domain), &ends.page).map_err(|_| "page changes under us")?;
+        let link = Link::introduce(DomainId(ends.domain), &ends.page).map_err(|_| "page changes under us")?;
         Ok(Self {
             shared: Weak::clone(shared),
             link: RefCell::new(link),
@@ -119,7 +119,7 @@ impl<H: Host> Ring<H> {
 impl<H: Host> StoreService<H> {
     /// An empty store, run by domain `own`.
     pub fn new(host: H, own: DomainId) -> Self {
-        let mut store = store::Store::new(store::DomainId(own.0), Quotas::default());
+        let mut store = store::Store::new(own, Quotas::default());
         let session = store.open_local();
         let shared = Rc::new(Shared {
             host,
@@ -151,7 +151,7 @@ impl<H: Host> StoreService<H> {
         }
     }
 
-    fn attach(&self, domain: store::DomainId, port: u32) -> Result<(), String> {
+    fn attach(&self, domain: DomainId, port: u32) -> Result<(), String> {
         let ring = Attached::attach(&self.0.host, &Rc::downgrade(&self.0), domain.0, port)?;
         let served = Served { ring, _reserved: self.0.reserved.take() };
         self.detach(domain);
@@ -159,7 +159,7 @@ impl<H: Host> StoreService<H> {
         Ok(())
     }
 
-    fn detach(&self, domain: store::DomainId) {
+    fn detach(&self, domain: DomainId) {
         // Outside the borrow: unmapping and closing are calls.
         let served = self.0.served.borrow_mut().remove(&domain.0);
         if let Some(served) = served {
@@ -174,7 +174,7 @@ impl<H: Host> Shared<H> {
     fn deliver(&self, except: Option<u16>) {
         let store = self.store.borrow();
         for (domain, served) in &*self.served.borrow() {
-            let id = ConnectionId::Domain(store::DomainId(*domain));
+            let id = ConnectionId::Domain(DomainId(*domain));
             let may_go_on = served.ring.service().stalled.get() && store.accepts_input(id);
             if Some(*domain) != except && (may_go_on || store.has_output(id)) {
                 served.ring.kick();
@@ -204,7 +204,7 @@ impl<H: Host> Shared<H> {
             // Others are woken only after progress: two stalled guests would wake each other for ever.
             self.deliver(Some(domain));
         }
-        let id = ConnectionId::Domain(store::DomainId(domain));
+        let id = ConnectionId::Domain(DomainId(domain));
         ring.stalled.set(!step.again && !self.store.borrow().accepts_input(id));
         step.again
     }
@@ -241,7 +241,7 @@ impl<H: Host> toolstack::Store for StoreService<H> {
     }
 
     fn introduce(&self, domain: DomainId, page: MachineFrame, port: u32) -> Result<(), String> {
-        let id = store::DomainId(domain.0);
+        let id = domain;
         let session = self.0.session;
         let introduced = self.0.store.borrow_mut().session(session).introduce(id, page.0, port);
         introduced.map_err(text)?;
@@ -251,7 +251,7 @@ impl<H: Host> toolstack::Store for StoreService<H> {
     }
 
     fn release(&self, domain: DomainId) -> Result<(), String> {
-        let id = store::DomainId(domain.0);
+        let id = domain;
         let released = self.0.store.borrow_mut().session(self.0.session).release(id);
         self.carry_out_duties()?;
         self.0.deliver(None);
@@ -263,7 +263,7 @@ impl<H: Host> toolstack::Store for StoreService<H> {
     }
 
     fn domain_shut_down(&self, domain: DomainId) {
-        self.0.store.borrow_mut().domain_shut_down(store::DomainId(domain.0));
+        self.0.store.borrow_mut().domain_shut_down(domain);
         self.0.deliver(None);
     }
 

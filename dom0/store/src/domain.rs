@@ -1,31 +1,17 @@
 //! Who asks.
 
-use core::fmt;
+pub use hypercall_abi::DomainId;
+use hypercall_abi::domid;
 
 use crate::error::StoreError;
 
-/// Number of a domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DomainId(pub u16);
-
-impl DomainId {
-    /// Numbers from here on name no domain.
-    const FIRST_RESERVED: u16 = 0x7ff0;
-
-    /// Reads a decimal domain number.
-    ///
-    /// # Errors
-    /// No number, or one that no domain can have.
-    pub fn parse(text: &[u8]) -> Result<Self, StoreError> {
-        let number = parse_decimal(text)?;
-        u16::try_from(number).ok().filter(|number| *number < Self::FIRST_RESERVED).map(Self).ok_or(StoreError::Invalid)
-    }
-}
-
-impl fmt::Display for DomainId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+/// Reads a decimal domain number.
+///
+/// # Errors
+/// No number, or one that no domain can have.
+pub fn parse_domain(text: &[u8]) -> Result<DomainId, StoreError> {
+    let number = parse_decimal(text)?;
+    u16::try_from(number).ok().filter(|number| *number < domid::SELF).map(DomainId).ok_or(StoreError::Invalid)
 }
 
 /// Reads a decimal number: digits only, at least one, no sign.

@@ -44,7 +44,7 @@ pub mod watch;
 pub mod wire;
 mod work;
 
-pub use domain::{Caller, ConnectionId, DomainId};
+pub use domain::{Caller, ConnectionId, DomainId, parse_domain};
 pub use error::StoreError;
 pub use path::Path;
 pub use quota::{Quotas, TURN_BYTES};

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::domain::{Caller, DomainId};
+use crate::domain::{Caller, DomainId, parse_domain};
 use crate::error::StoreError;
 use crate::quota::shared;
 
@@ -68,7 +68,7 @@ impl Permission {
     pub fn parse(text: &[u8]) -> Result<Self, StoreError> {
         let (letter, number) = text.split_first().ok_or(StoreError::Invalid)?;
         let rights = Rights::from_letter(*letter).ok_or(StoreError::Invalid)?;
-        Ok(Self { domain: DomainId::parse(number)?, rights })
+        Ok(Self { domain: parse_domain(number)?, rights })
     }
 
     /// Writes the entry as [`parse`](Self::parse) reads it.

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::domain::{Caller, DomainId, parse_decimal};
+use crate::domain::{Caller, DomainId, parse_decimal, parse_domain};
 use crate::error::StoreError;
 use crate::path::{Path, Resolved};
 use crate::permission::{Permission, Permissions};
@@ -89,13 +89,13 @@ impl<'a> Request<'a> {
                 let [domain, frame, port] = strings(payload)?;
                 let port = parse_decimal(port)?.try_into().map_err(|_| StoreError::Invalid)?;
                 let frame = parse_decimal(frame)?;
-                Self::Introduce { domain: DomainId::parse(domain)?, frame, port }
+                Self::Introduce { domain: parse_domain(domain)?, frame, port }
             }
             Kind::Release => Self::Release(only_domain(payload)?),
             Kind::Resume => Self::Resume(only_domain(payload)?),
             Kind::SetTarget => {
                 let [domain, target] = strings(payload)?;
-                Self::SetTarget(DomainId::parse(domain)?, DomainId::parse(target)?)
+                Self::SetTarget(parse_domain(domain)?, parse_domain(target)?)
             }
             Kind::IsDomainIntroduced => Self::IsDomainIntroduced(only_domain(payload)?),
             Kind::GetDomainPath => Self::GetDomainPath(only_domain(payload)?),
@@ -114,7 +114,7 @@ const fn is_for_privileged(kind: Kind) -> bool {
 
 fn only_domain(payload: &[u8]) -> Result<DomainId, StoreError> {
     let [domain] = strings(payload)?;
-    DomainId::parse(domain)
+    parse_domain(domain)
 }
 
 fn permission_list(list: &[u8]) -> Result<Permissions, StoreError> {

@@ -11,15 +11,7 @@ use hypercall_abi::domctl::{DomainInfo, info};
 use hypercall_abi::sysctl::PhysInfo;
 use hypercall_abi::tenon::Refusals;
 
-/// A domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DomainId(pub u16);
-
-impl fmt::Display for DomainId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
+pub use hypercall_abi::DomainId;
 
 /// Authority over domains. Every call may be refused, and none does more than a turn may take.
 #[allow(clippy::missing_errors_doc, reason = "said above")]
