@@ -1,6 +1,6 @@
-//! One match from a call to the function that carries it out, and the one place where a refusal by rules becomes a number:
-//! an errno for a call, a status for an element of `grant_table_op`. (A call that makes no sense is refused by its `ops.rs`,
-//! in the ABI's own words.)
+//! One match from a call to the function that carries it out, and the one place where a refusal in words, by paging or grants,
+//! becomes a number: an errno for a call, a status for an element of `grant_table_op`. (The other nouns refuse with the ABI's
+//! errno.)
 //!
 //! Touches: argument registers and the result register.
 //! Never touches: what the calls are about.
