@@ -1,6 +1,7 @@
 //! The two text faces of the manager: the prompt on the terminal, and `--exec`.
 #![forbid(unsafe_code)]
 
+mod archive;
 #[allow(dead_code, reason = "shared by tests")]
 mod common;
 #[allow(dead_code, reason = "shared by tests")]

@@ -1,6 +1,7 @@
 //! The manager of guests: every verb, every refusal, and what guests do at the wrong moment.
 #![forbid(unsafe_code)]
 
+mod archive;
 #[allow(dead_code, reason = "shared by tests")]
 mod common;
 #[allow(dead_code, reason = "shared by tests")]

@@ -291,8 +291,12 @@ impl CpuSet {
 
     /// Its CPUs, by number.
     pub fn iter(self) -> impl Iterator<Item = CpuId> {
-        core::iter::successors(Some(self.0), |left| Some(left & left.wrapping_sub(1)))
-            .take_while(|left| *left != 0)
-            .map(|left| CpuId(left.trailing_zeros()))
+        ones(self.0).map(CpuId)
     }
+}
+
+/// The bits of a word that are set, by number, the lowest first.
+pub(crate) fn ones(word: u64) -> impl Iterator<Item = u32> {
+    let left = core::iter::successors(Some(word), |left| Some(left & left.wrapping_sub(1)));
+    left.take_while(|left| *left != 0).map(|left| left.trailing_zeros())
 }

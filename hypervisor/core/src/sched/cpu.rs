@@ -1,6 +1,6 @@
 //! What belongs to one CPU: the vcpus that wait for it, the one that runs on it, its timer.
 
-use crate::addr::MAX_VCPUS;
+use crate::addr::{MAX_VCPUS, ones};
 use crate::claim::walks::WalkCache;
 use crate::lock::Leaf;
 use crate::machine::Clock;
@@ -96,9 +96,9 @@ impl Cpu {
 
     /// Does something with each of the vcpus whose deadlines it keeps.
     pub(crate) fn for_watched(&self, mut what: impl FnMut(u16)) {
-        for word in ones(self.words.load(SeqCst)) {
+        for word in ones(self.words.load(SeqCst)).map(u64::from).map(low16) {
             let bits = nth(&self.watched, word).map_or(0, |bits| bits.load(SeqCst));
-            ones(bits).for_each(|bit| what(word * 64 + bit));
+            ones(bits).for_each(|bit| what(word * 64 + low16(bit.into())));
         }
     }
 
@@ -125,11 +125,4 @@ impl Cpu {
     pub(crate) fn queue(&self) -> (Deque<u16, MAX_VCPUS>, u16) {
         (self.queue.with(|queue| queue.clone()), self.waiting.load(Relaxed))
     }
-}
-
-/// The bits of a word that are set, by number.
-fn ones(word: u64) -> impl Iterator<Item = u16> {
-    let next = |left: &u64| Some(left & left.wrapping_sub(1));
-    let left = core::iter::successors(Some(word), next).take_while(|left| *left != 0);
-    left.map(|left| low16(left.trailing_zeros().into()))
 }
