@@ -53,6 +53,7 @@ const ARROWS: &[Allowed] = &[
     outside("store", &["hypercall-abi", "ring-protocol"]),
     outside("console-backend", &["hypercall-abi", "ring-protocol"]),
     outside("xenbus-backend", &[]),
+    outside("disk", &[]),
     outside("toolstack", &["console-backend", "guest-image", "hypercall-abi", "ring-protocol"]),
     outside("services", &["console-backend", "guest-image", "hypercall-abi", "ring-protocol", "store", "toolstack"]),
     outside(
