@@ -13,6 +13,9 @@
 //! ```
 //!
 //! `disk` and `vif` are known and refused: this build has no such devices.
+//!
+//! `manager/make.rs` says how a guest comes of it. A new key is a field of [`GuestConfig`] with its check, and a line where it is
+//! used: in `manager/make.rs` or in `create.rs`.
 
 use alloc::format;
 use alloc::string::{String, ToString};

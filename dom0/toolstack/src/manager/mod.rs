@@ -13,34 +13,28 @@
 
 mod changed;
 mod entry;
+mod make;
 mod reply;
 mod verbs;
 
 use alloc::format;
 use alloc::rc::Rc;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::future::Future;
 
-use crate::bundle::{Bundle, BundleError, EXEC};
-use crate::config::GuestConfig;
-use crate::create::{CreateError, Guest, Request, Step, create, unpacked};
+use crate::bundle::{Bundle, EXEC};
 use crate::end::{End, Outcome, end_of};
-use crate::ramdisk::warning;
 use crate::status::Failure;
 use crate::{DomainId, Hypervisor, Store};
 
-use changed::{Changes, either, while_wanted};
+use changed::Changes;
 use entry::{Entry, State};
 
 pub use entry::LastEnd;
 pub use reply::{MachineInfo, Refusal, Reply, Row, Size, Wait};
 
-/// Bytes a kernel may unpack to.
-const KERNEL_LIMIT: usize = 256 << 20;
-/// Pages that guests leave to the hypervisor and to dom0.
-const KEPT_PAGES: u64 = 1024;
 /// Full reports are kept of so many ends; of older ones only how and when.
 const REPORTS_KEPT: usize = 16;
 /// The least time between two makings of the same guest.
@@ -134,29 +128,6 @@ pub struct Manager<P: Platform> {
     changes: Changes,
 }
 
-/// Why a guest was not made.
-enum Unmade {
-    /// It was given up meanwhile.
-    GivenUp,
-    /// In words.
-    Failed(String),
-}
-
-impl From<CreateError> for Unmade {
-    fn from(error: CreateError) -> Self {
-        match error.step {
-            Step::GiveUp if error.left_over.is_empty() => Self::GivenUp,
-            _ => Self::Failed(error.to_string()),
-        }
-    }
-}
-
-impl From<BundleError> for Unmade {
-    fn from(error: BundleError) -> Self {
-        Self::Failed(error.to_string())
-    }
-}
-
 impl<P: Platform> Manager<P> {
     /// A manager run by domain `own`, without guests yet; [`Manager::plan_all`] reads those of `bundle`.
     pub fn new(platform: P, own: DomainId, bundle: Bundle<'static>) -> Self {
@@ -222,6 +193,11 @@ impl<P: Platform> Manager<P> {
         self.failed.set(self.failed.get().or(Some(failure)));
     }
 
+    fn fail(&self, why: &str) {
+        self.note(Failure::NotMade);
+        self.platform.tell(&format!("error: {why}"));
+    }
+
     /// A domain may have ended.
     pub fn look_again(&self) {
         self.changes.add();
@@ -235,150 +211,6 @@ impl<P: Platform> Manager<P> {
     /// Waits until there have been more changes than the `seen` ones.
     pub async fn changed(&self, seen: u64) {
         self.changes.after(seen).await;
-    }
-
-    /// Reads what guests the bundle has.
-    pub fn plan_all(&self) {
-        for config in self.bundle.guests() {
-            match config {
-                Ok(config) => self.plan(config),
-                Err(why) => self.fail(&why.to_string()),
-            }
-        }
-        if self.entries.borrow().is_empty() && self.failed().is_none() {
-            self.fail("the boot bundle has no guests");
-        }
-    }
-
-    fn plan(&self, config: GuestConfig) {
-        if self.console(&config.name).is_some() {
-            return self.fail(&format!("guest {}: there is one of this name already", config.name));
-        }
-        let console = self.platform.console(&config.name);
-        let entry = Entry { config, console, state: State::Planned, made_ns: 0, made: None, uuid: None, past: None };
-        self.entries.borrow_mut().push(entry);
-    }
-
-    fn fail(&self, why: &str) {
-        self.note(Failure::NotMade);
-        self.platform.tell(&format!("error: {why}"));
-    }
-
-    /// Makes guests until none is planned or due.
-    pub async fn make_planned(&self) {
-        while self.next_to_make().is_some() {
-            self.platform.pause().await;
-            // It may have been given up meanwhile.
-            if let Some(place) = self.next_to_make() {
-                self.make(place).await;
-            }
-        }
-    }
-
-    /// Makes guests as they are asked for, and those that are to be made again, for ever.
-    pub async fn keep_making(&self) {
-        loop {
-            let seen = self.changes.count();
-            self.make_planned().await;
-            let sleep = self.next_due().map(|due| self.platform.sleep_until(due));
-            either(self.changes.after(seen), sleep).await;
-        }
-    }
-
-    fn next_to_make(&self) -> Option<Place> {
-        let now = self.platform.now_ns();
-        let entries = self.entries.borrow();
-        let planned = entries.iter().position(|entry| matches!(entry.state, State::Planned));
-        let due = || entries.iter().position(|entry| matches!(entry.state, State::Waits(due) if due <= now));
-        planned.or_else(due).map(Place)
-    }
-
-    /// When the next guest is to be made again.
-    fn next_due(&self) -> Option<u64> {
-        let due = |entry: &Entry<P::Console>| match entry.state {
-            State::Waits(due) => Some(due),
-            _ => None,
-        };
-        self.entries.borrow().iter().filter_map(due).min()
-    }
-
-    /// Makes a guest that does not exist, and says so if that fails. Others are served meanwhile, and it may be given up.
-    async fn make(&self, place: Place) {
-        self.with(place, |entry| entry.made = None);
-        self.set_state(place, State::Begun);
-        let Some((config, console)) = self.with(place, |entry| (entry.config.clone(), entry.console.clone())) else {
-            return;
-        };
-        self.platform.mark(Mark::CreateBegins);
-        let made = self.build(place, &config, &console).await;
-        self.platform.mark(Mark::CreateEnds);
-        match made {
-            Ok(guest) => {
-                let now = self.platform.now_ns();
-                self.with(place, |entry| (entry.made_ns, entry.made) = (now, Some(guest.domain)));
-                self.set_state(place, State::Lives(guest));
-            }
-            Err(why) => {
-                self.platform.store().give_back();
-                console.give_back();
-                if let Unmade::Failed(why) = why {
-                    self.fail(&why);
-                    self.remember(place, None, "was not made", (why, Vec::new()));
-                }
-                self.set_state(place, State::Ended);
-            }
-        }
-    }
-
-    async fn build(&self, place: Place, config: &GuestConfig, console: &Rc<P::Console>) -> Result<Guest, Unmade> {
-        let (hypervisor, store) = (self.platform.hypervisor(), self.platform.store());
-        let (kernel, ramdisk) = self.bundle.images(config)?;
-        while !store.is_settled() {
-            self.platform.pause().await;
-        }
-        if !store.reserve() || !console.reserve() {
-            let kib = self.platform.guest_bytes().div_ceil(1024);
-            let why = format!("dom0 needs {kib} KiB to serve it, and the machine has not as much left");
-            return Err(Unmade::Failed(format!("guest {}: {why}", config.name)));
-        }
-        let spare = self.spare_for(config)?;
-        let room = usize::try_from(spare << 12).unwrap_or(usize::MAX);
-        let wanted = || self.with(place, |entry| matches!(entry.state, State::Begun)).unwrap_or(false);
-        let kernel = unpacked(config, kernel, (KERNEL_LIMIT, room), async || self.platform.pause().await);
-        // Nothing but memory of ours is lost if it is given up now.
-        let kernel = &*while_wanted(kernel, wanted).await.ok_or(Unmade::GivenUp)??;
-        if let Some(why) = warning(config.memory, kernel, ramdisk) {
-            self.platform.tell(&format!("warning: guest {}: {why}", config.name));
-        }
-        let go_on = async || {
-            self.platform.pause().await;
-            wanted()
-        };
-        let uuid = uuid(self.platform.seed());
-        self.with(place, |entry| entry.uuid = Some(uuid));
-        let request = Request { config, kernel, ramdisk, uuid, backend: self.own };
-        let guest = create(hypervisor, store, &request, go_on).await?;
-        if let Err(why) = console.connect(guest.domain, guest.console.port) {
-            let left_over = guest.destroy(hypervisor, store, async || self.platform.pause().await).await;
-            return Err(Unmade::Failed(format!("guest {}: {why}{}", config.name, listed(&left_over))));
-        }
-        guest.start(hypervisor, store, async || self.platform.pause().await).await.map_err(|why| {
-            console.disconnect();
-            why.into()
-        })
-    }
-
-    /// Pages that the machine can spare for a guest, if it is enough for it.
-    fn spare_for(&self, config: &GuestConfig) -> Result<u64, Unmade> {
-        let free =
-            self.platform.hypervisor().physical_info().map_err(|why| Unmade::Failed(why.to_string()))?.free_pages;
-        let spare = free.saturating_sub(KEPT_PAGES);
-        if config.memory << 8 <= spare {
-            return Ok(spare);
-        }
-        let (name, memory) = (&config.name, config.memory);
-        let why = format!("guest {name}: {memory} MiB of memory, and the machine has {} MiB left", spare >> 8);
-        Err(Unmade::Failed(why))
     }
 
     /// Sees which guests have ended, and does what follows.
@@ -470,21 +302,4 @@ impl<P: Platform> Manager<P> {
 
 fn listed(left_over: &[String]) -> String {
     left_over.iter().map(|what| format!("; left over: {what}")).collect()
-}
-
-/// A name for a domain, mixed from a number.
-fn uuid(mut seed: u64) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    for half in bytes.chunks_mut(8) {
-        // The finalizer of the splitmix generator.
-        seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = seed;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        half.copy_from_slice(&(mixed ^ mixed >> 31).to_le_bytes());
-    }
-    // Version 4, variant 1.
-    bytes[6] = bytes[6] & 0x0f | 0x40;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    bytes
 }
