@@ -6,13 +6,30 @@
 //!                                -> Zeroes: the back end copies from a frame of zeroes
 //! ```
 //!
+//! The disks: a whole device ([`Whole`]), a [`Partition`] of one, [`Memory`], and an [`Overlay`] in memory over any of them.
+//! [`Holders`] knows who has which interval of a device.
+//!
 //! Touches: nothing. Bytes are moved by the back end's grant copies and by devices, never by code of this crate.
-//! Keeps: sectors are judged against the disk's size here, whoever asked.
+//! Keeps: sectors are judged against the disk's size here, whoever asked; nothing that a guest does makes this crate allocate
+//! memory that cannot be refused.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+extern crate alloc;
+
+mod holders;
+mod memory;
+mod overlay;
+mod partition;
+
+use alloc::boxed::Box;
 use core::fmt;
+
+pub use holders::{Access, Claim, Holders, InUse};
+pub use memory::{Memory, Misplaced};
+pub use overlay::{Overlay, Pages};
+pub use partition::{Partition, Unfit, Whole};
 
 /// Bytes of a sector: the unit of every address and length on a disk, whatever blocks the device has.
 pub const SECTOR: usize = 512;
@@ -32,6 +49,20 @@ pub struct Shape {
     pub volatile: bool,
     /// Sectors can be given back.
     pub discard: Option<Discard>,
+}
+
+impl Shape {
+    /// Judges a request for `sectors` sectors from `sector` on, of which there must be at least one.
+    ///
+    /// # Errors
+    /// Why the disk does not have them, or (`write`) may not change them.
+    pub fn judge(&self, write: bool, sector: u64, sectors: u64) -> Result<(), NoPlace> {
+        let end = sector.checked_add(sectors).ok_or(NoPlace::OutOfRange)?;
+        if sectors == 0 || end > self.sectors {
+            return Err(NoPlace::OutOfRange);
+        }
+        if write && self.read_only { Err(NoPlace::ReadOnly) } else { Ok(()) }
+    }
 }
 
 /// How sectors are given back best.
@@ -205,7 +236,7 @@ pub trait Disk: fmt::Debug {
 
     /// Where the first of `sectors` sectors from `sector` on are, to be read or (`write`) written, and how many of them follow
     /// each other there: at least one, and within one page if it is memory. Sectors that are to be written have a place of their
-    /// own afterwards.
+    /// own afterwards, whether or not they are written then. A place is good until the next [`Disk::discard`].
     ///
     /// # Errors
     /// Why there is none.
@@ -216,4 +247,18 @@ pub trait Disk: fmt::Debug {
     /// # Errors
     /// Why not.
     fn discard(&mut self, sector: u64, sectors: u64) -> Result<Option<(u64, u64)>, NoPlace>;
+}
+
+impl<D: Disk + ?Sized> Disk for Box<D> {
+    fn shape(&self) -> Shape {
+        (**self).shape()
+    }
+
+    fn place(&mut self, write: bool, sector: u64, sectors: u32) -> Result<(Place, u32), NoPlace> {
+        (**self).place(write, sector, sectors)
+    }
+
+    fn discard(&mut self, sector: u64, sectors: u64) -> Result<Option<(u64, u64)>, NoPlace> {
+        (**self).discard(sector, sectors)
+    }
 }
