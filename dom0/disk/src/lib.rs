@@ -6,8 +6,8 @@
 //!                                -> Zeroes: the back end copies from a frame of zeroes
 //! ```
 //!
-//! The disks: a whole device ([`Whole`]), a [`Partition`] of one, [`Memory`], and an [`Overlay`] in memory over any of them.
-//! [`Holders`] knows who has which interval of a device.
+//! The disks: a whole device ([`Whole`]), a [`Partition`] of one, [`Memory`], and an [`Overlay`] in memory over any of them. A
+//! [`table::Reader`] finds the partitions, and [`Holders`] knows who has which interval of a device.
 //!
 //! Touches: nothing. Bytes are moved by the back end's grant copies and by devices, never by code of this crate.
 //! Keeps: sectors are judged against the disk's size here, whoever asked; nothing that a guest does makes this crate allocate
@@ -22,6 +22,7 @@ mod holders;
 mod memory;
 mod overlay;
 mod partition;
+pub mod table;
 
 use alloc::boxed::Box;
 use core::fmt;
