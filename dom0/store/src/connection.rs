@@ -1,8 +1,8 @@
-//! One client: what it sent half of, what it has not fetched, what it has open.
+//! One client: its half-sent message, its unfetched output, its open transactions.
 //!
-//! Bounded whatever the client does: at most one message of input, replies up to a limit above
-//! which no request is taken, and events up to a limit above which each watch keeps one event for
-//! its own path (an event too many is always legal, a lost one is not; ABI io 3.3, 3.6).
+//! All are bounded whatever the client does: at most one message of input; replies up to a limit, at
+//! which no request is taken; events up to a limit, beyond which each watch keeps one event for
+//! its own path (an extra event is always allowed, a lost event never; ABI io 3.3, 3.6).
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
@@ -23,7 +23,7 @@ pub(crate) struct Connection {
     pub(crate) input: Assembler,
     pub(crate) outbox: Outbox,
     pub(crate) transactions: BTreeMap<u32, Changes>,
-    /// Bytes of its changes that watchers are yet to hear of.
+    /// Bytes of the client's changes that watchers have not been told of yet.
     pub(crate) untold: usize,
 }
 
@@ -43,13 +43,13 @@ impl Connection {
         self.transactions.values().map(Changes::bytes).sum::<usize>() + self.untold
     }
 
-    /// The smallest number no open transaction has.
+    /// The smallest number that no open transaction has.
     pub(crate) fn free_transaction(&self) -> u32 {
         (1..).find(|id| !self.transactions.contains_key(id)).unwrap_or(u32::MAX)
     }
 }
 
-/// An event that waits: the watch, and the path that changed.
+/// An event that waits to be fetched: its watch, and the path that changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) watch: Arc<Watch>,
@@ -57,13 +57,13 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    /// What it takes of the heap: path and token may be shared with others, which is not relied on.
+    /// Bytes of the heap that the event uses. Path and token are counted in full, though other events may share them.
     fn cost(&self) -> usize {
         let places = 2 * size_of::<Item>() + map_entry(size_of::<Text>());
         places + shared(self.path.as_str().len()) + shared(self.watch.token.len())
     }
 
-    /// What the client is told, to tell equal events.
+    /// The event as the client sees it; events with equal texts are the same to the client.
     fn text(&self) -> Text {
         (self.path.clone(), self.watch.relative, Arc::clone(&self.watch.token))
     }
@@ -72,7 +72,7 @@ impl Event {
 /// A path, whether it is shown relative to a home, and a token.
 type Text = (Path, bool, Arc<[u8]>);
 
-/// What a reply takes of the heap.
+/// Bytes of the heap that a reply uses.
 fn reply_cost(message: &[u8]) -> usize {
     heap(message.len()) + 2 * size_of::<Item>()
 }
@@ -83,20 +83,21 @@ pub(crate) enum Item {
     Event(Event),
 }
 
-/// What waits to be fetched, in order.
+/// Output that waits to be fetched, in order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outbox {
     queue: VecDeque<Item>,
     reply_bytes: usize,
-    /// The events in the queue, so that none waits twice.
+    /// The texts of the events in the queue; an event whose text is here is not queued again.
     waiting: BTreeSet<Text>,
     event_bytes: usize,
-    /// Watches that could not queue an event: each is to have one for its own path.
+    /// Watches whose event found no room: each gets one event for its own path as soon as there is room.
     overflow: BTreeMap<u64, Arc<Watch>>,
-    /// The number of the last of them that had its turn.
+    /// The number of the watch in `overflow` that was served last.
     served: u64,
-    /// The message being sent, and how much of it is gone.
+    /// The message being sent.
     head: Vec<u8>,
+    /// How many bytes of `head` are sent.
     sent: usize,
 }
 
@@ -106,8 +107,9 @@ impl Outbox {
         self.queue.push_back(Item::Reply(message));
     }
 
-    /// Queues an event for a change at `path`, unless the same one still waits. Without room for it, the watch will be
-    /// told that its own path changed.
+    /// Queues an event for a change at `path`, unless an equal event still waits. If there is no room for the event,
+    /// the
+    /// watch will be told that its own path changed.
     pub(crate) fn event(&mut self, watch: &Arc<Watch>, path: &Path, quotas: &Quotas) {
         if self.overflow.contains_key(&watch.number) {
             return;
@@ -123,7 +125,7 @@ impl Outbox {
         }
     }
 
-    /// A watch is gone: no event must stand in for it any longer.
+    /// Drops the overflow event owed to a watch that was removed.
     pub(crate) fn forget(&mut self, watch: &Watch) {
         self.overflow.remove(&watch.number);
     }
@@ -132,12 +134,12 @@ impl Outbox {
         self.reply_bytes
     }
 
-    /// Whether anything waits.
+    /// Whether there is output.
     pub(crate) fn has_output(&self) -> bool {
         self.sent < self.head.len() || !self.queue.is_empty()
     }
 
-    /// The next bytes to send; empty when nothing waits.
+    /// Returns the next bytes to send; empty if there is no output.
     pub(crate) fn pending(&mut self, quotas: &Quotas) -> &[u8] {
         if self.sent >= self.head.len() {
             self.sent = 0;
@@ -150,12 +152,12 @@ impl Outbox {
         self.head.get(self.sent..).unwrap_or_default()
     }
 
-    /// So many of the pending bytes went out.
+    /// Tells that `bytes` of the pending bytes were sent.
     pub(crate) const fn mark_sent(&mut self, bytes: usize) {
         self.sent = self.sent.saturating_add(bytes);
     }
 
-    /// The next event, for a client that gets its replies otherwise.
+    /// Takes the next event. For local sessions, whose replies are return values.
     pub(crate) fn next_event(&mut self, quotas: &Quotas) -> Option<WatchEvent> {
         loop {
             match self.pop(quotas)? {
@@ -169,17 +171,17 @@ impl Outbox {
         !self.waiting.is_empty()
     }
 
-    /// What is left of the message being sent.
+    /// The unsent rest of the message being sent.
     pub(crate) fn unsent_head(&self) -> &[u8] {
         self.head.get(self.sent..).unwrap_or_default()
     }
 
-    /// Whole messages that wait, in order.
+    /// The whole messages that wait, in order.
     pub(crate) fn items(&self) -> impl Iterator<Item = &Item> {
         self.queue.iter()
     }
 
-    /// Puts back what [`unsent_head`](Self::unsent_head) said.
+    /// Puts back what [`unsent_head`](Self::unsent_head) returned.
     pub(crate) fn restore_head(&mut self, head: Vec<u8>) {
         (self.head, self.sent) = (head, 0);
     }
@@ -211,7 +213,7 @@ impl Outbox {
         Some(item)
     }
 
-    /// The event of the watch whose turn it is, of those that overflowed.
+    /// The event for the next watch in `overflow`, in turn.
     fn next_overflow(&self) -> Option<Event> {
         let behind = self.overflow.range((Excluded(self.served), Unbounded)).next();
         let (_, watch) = behind.or_else(|| self.overflow.first_key_value())?;

@@ -1,8 +1,8 @@
-//! Why a request is refused, and the one place that turns it into the words of the protocol.
+//! Why a request is refused; the only place that turns a refusal into a name of the protocol.
 
 use core::fmt;
 
-/// A refusal. Its name travels in an ERROR reply (ABI io 3.2); clients compare the name.
+/// A refusal. Its name is sent in an ERROR reply (ABI io 3.2); clients compare the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreError {
     /// The request is malformed: path, permission list, number, or number of strings.
@@ -23,15 +23,16 @@ pub enum StoreError {
     Busy,
     /// The transaction met a concurrent change; start it again.
     Again,
-    /// The answer, or an event, would not fit into a message; or the caller has all the watches it may have (as
-    /// xenstored, which answers so there).
+    /// The reply, or an event, would not fit into a message; or the caller already has as many watches as its quota
+    /// allows
+    /// (xenstored uses this error there too).
     TooBig,
-    /// Only a privileged caller changes an owner.
+    /// An unprivileged caller tried to change a node's owner.
     NotPermitted,
 }
 
 impl StoreError {
-    /// The name in the protocol.
+    /// The refusal's name in the protocol.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -2,12 +2,12 @@
 //!
 //! Touches: the tree, watches, transactions and message queues it holds; in [`transport`], bytes of
 //! a shared page through [`ring_protocol::SharedPage`].
-//! Never touches: event channels, grants, clocks, the console. What must happen outside is told as a
-//! [`Duty`] or a [`Step`](transport::Step); who is privileged is told when a connection is made.
-//! Keeps (audited): the tree is consistent and usage counts equal a recount; memory per client is
-//! bounded whatever it does, and so is a turn; a request takes effect as a whole or not at all; every answer and
-//! every event passes the permissions of its receiver; the same calls give the same answers.
-//! Deliberately absent: recursion over paths, a privileged domain number, coalescing of events for
+//! Never touches: event channels, grants, clocks, the console. What its caller must do outside is returned as a
+//! [`Duty`] or a [`Step`](transport::Step). Whether a client is privileged is fixed when its connection is made.
+//! Keeps (audited): the tree is consistent, and usage counts equal a recount. Memory per client is bounded whatever the
+//! client does, and so is the work of one turn. A request takes effect as a whole or not at all. A client gets only
+//! replies and events that the permissions allow it. The same calls give the same results.
+//! Deliberately absent: recursion over paths, a privileged domain number, merging of events for
 //! different paths, unbounded queues.
 //!
 //! | module | question |
@@ -15,12 +15,12 @@
 //! | [`wire`], `request` | what did the client say? |
 //! | [`path`], [`permission`], [`quota`] | may it say that? |
 //! | [`tree`], `view` | what is there, and what would be there after this transaction? |
-//! | [`watch`] | who hears of it? |
-//! | `connection`, `server` | whose turn is it, and what is the answer? |
-//! | `work` | what follows, piece by piece? |
-//! | [`local`] | the same for callers in our own domain |
+//! | [`watch`] | which watches concern a change? |
+//! | `connection`, `server` | whose turn is it, and what is the reply? |
+//! | `work` | what is left to do after a reply, piece by piece? |
+//! | [`local`] | how does code in the server's own domain make requests? |
 //! | [`transport`] | how do the bytes get here? |
-//! | `snapshot` | how does a new server go on where this one stopped? |
+//! | `snapshot` | how does a new server continue where the old one stopped? |
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]

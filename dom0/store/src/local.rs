@@ -1,7 +1,7 @@
-//! Sessions inside the server's own domain: the toolstack and the back ends ask by calls.
+//! Sessions inside the server's own domain: the toolstack and the back ends make requests by calls.
 //!
-//! A session is privileged. Its transactions are closures: nobody else runs in between, so they
-//! cannot conflict, and other clients' writes cannot starve them (XSA-206).
+//! A session is privileged. Its transactions are closures: no other client runs in between, so a transaction cannot
+//! conflict, and other clients' writes cannot starve it (XSA-206).
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -18,7 +18,7 @@ use crate::watch::WatchEvent;
 use crate::work::Effect;
 
 impl Store {
-    /// Opens a privileged session. Who can call this is the server's own domain.
+    /// Opens a privileged session. Only code in the server's own domain can call this.
     pub fn open_local(&mut self) -> ConnectionId {
         let id = ConnectionId::Local(self.next_local);
         self.next_local = self.next_local.wrapping_add(1);
@@ -27,7 +27,7 @@ impl Store {
         id
     }
 
-    /// Closes a session with its watches.
+    /// Closes a session and removes its watches.
     pub fn close_local(&mut self, id: ConnectionId) {
         if matches!(id, ConnectionId::Local(_)) {
             self.watches.remove_all(id);
@@ -35,7 +35,7 @@ impl Store {
         }
     }
 
-    /// Speaks for a session. On a connection that is not open every call answers `NotFound`; on a
+    /// Returns the calls that a connection can make. If the connection is not open, every call returns `NotFound`; on a
     /// domain's connection, the domain's rights apply.
     pub const fn session(&mut self, id: ConnectionId) -> Session<'_> {
         Session { store: self, id }
@@ -48,7 +48,7 @@ impl Store {
     }
 }
 
-/// Direct calls on behalf of one connection. Paths are absolute, or relative to its home.
+/// Direct calls on behalf of one connection. Paths are absolute, or relative to the connection's home.
 #[derive(Debug)]
 pub struct Session<'a> {
     store: &'a mut Store,
@@ -56,10 +56,10 @@ pub struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Does several things as one: all of them when `work` succeeds, none when it refuses.
+    /// Runs `work` as one transaction: all of its changes take effect if it succeeds, none if it fails.
     ///
     /// # Errors
-    /// What `work` refuses with.
+    /// The error that `work` returns.
     pub fn transaction<R>(
         &mut self,
         work: impl FnOnce(&mut Transaction<'_, '_>) -> Result<R, StoreError>,
@@ -78,15 +78,15 @@ impl Session<'_> {
         self.transaction(|t| t.read(path))
     }
 
-    /// Reads a value that should be text.
+    /// Reads a value as text.
     ///
     /// # Errors
-    /// As [`read`](Self::read); `Invalid` if it is no text.
+    /// As [`read`](Self::read); `Invalid` if the value is not UTF-8.
     pub fn read_text(&mut self, path: &str) -> Result<String, StoreError> {
         self.transaction(|t| t.read_text(path))
     }
 
-    /// Names of children.
+    /// Returns the names of a node's children.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -94,7 +94,7 @@ impl Session<'_> {
         self.transaction(|t| t.list(path))
     }
 
-    /// Sets a value; creates what is missing.
+    /// Sets a value. Creates the node and its missing ancestors if needed.
     ///
     /// # Errors
     /// `Invalid` for a malformed path.
@@ -102,7 +102,7 @@ impl Session<'_> {
         self.transaction(|t| t.write(path, value))
     }
 
-    /// Creates a node.
+    /// Creates a node, and its missing ancestors.
     ///
     /// # Errors
     /// `Invalid` for a malformed path.
@@ -110,15 +110,15 @@ impl Session<'_> {
         self.transaction(|t| t.mkdir(path))
     }
 
-    /// Removes a subtree.
+    /// Removes a node and everything below it.
     ///
     /// # Errors
-    /// `NotFound` if even the directory it would lie in is missing; `Invalid` for the root.
+    /// `NotFound` if even the node's directory is missing; `Invalid` for the root.
     pub fn remove(&mut self, path: &str) -> Result<(), StoreError> {
         self.transaction(|t| t.remove(path))
     }
 
-    /// Removes a subtree however large it is, in pieces: see [`Store::work`]. Others may see a part of it removed.
+    /// Removes a subtree of any size, in pieces: see [`Store::work`]. Other clients may see it half removed.
     ///
     /// # Errors
     /// `Access` on a connection that is not privileged; `Invalid` for a malformed path or the root.
@@ -149,7 +149,7 @@ impl Session<'_> {
         self.transaction(|t| t.set_permissions(path, list))
     }
 
-    /// Registers a watch; its first event waits at once.
+    /// Registers a watch; its first event is queued at once.
     ///
     /// # Errors
     /// `Exists`, or `Invalid` for a malformed path.
@@ -158,7 +158,7 @@ impl Session<'_> {
         self.store.ask(self.id, Request::Watch(watch)).map(drop)
     }
 
-    /// Removes a watch. Events already queued still come.
+    /// Removes a watch. Events already queued are still delivered.
     ///
     /// # Errors
     /// `NotFound`.
@@ -167,22 +167,23 @@ impl Session<'_> {
         self.store.ask(self.id, Request::Unwatch(watch)).map(drop)
     }
 
-    /// The oldest event not fetched yet. After more than a queue full of them, a watch reports its
-    /// own path instead of each change: then look at everything below it.
+    /// Returns the oldest event not fetched yet. When the queue is full, a watch reports only its own path instead of
+    /// each
+    /// change; the caller must then look at everything below this path.
     pub fn next_event(&mut self) -> Option<WatchEvent> {
         let connection = self.store.connections.get_mut(&self.id)?;
         connection.outbox.next_event(&self.store.quotas)
     }
 
-    /// Whether [`next_event`](Self::next_event) would give one.
+    /// Whether [`next_event`](Self::next_event) would return an event.
     #[must_use]
     pub fn has_events(&self) -> bool {
         let connection = self.store.connections.get(&self.id);
         connection.is_some_and(|connection| connection.outbox.has_events())
     }
 
-    /// Makes a domain a client: the duty to attach its page follows. For a domain already known
-    /// everything it had open is dropped.
+    /// Makes a domain a client, and queues the duty to attach its page. If the domain is a client already,
+    /// its watches and transactions are dropped.
     ///
     /// # Errors
     /// `Invalid` for the server's own domain.
@@ -190,7 +191,7 @@ impl Session<'_> {
         self.privileged(Request::Introduce { domain, frame, port })
     }
 
-    /// Ends a domain's life in the store: its connection, its nodes, its rights.
+    /// Ends a domain in the store: its connection is closed, its nodes and rights are removed.
     ///
     /// # Errors
     /// `NotFound`.
@@ -198,7 +199,7 @@ impl Session<'_> {
         self.privileged(Request::Release(domain))
     }
 
-    /// A domain that shut down runs again; its next shutdown is told again.
+    /// Tells that a domain that shut down runs again, so that its next shutdown is reported again.
     ///
     /// # Errors
     /// `NotFound`.
@@ -221,7 +222,7 @@ impl Session<'_> {
     }
 }
 
-/// Several calls that take effect together.
+/// The calls inside a transaction: they take effect together.
 #[derive(Debug)]
 pub struct Transaction<'t, 'v> {
     view: &'t mut View<'v>,
@@ -237,15 +238,15 @@ impl Transaction<'_, '_> {
         Ok(self.view.node(&path)?.value.to_vec())
     }
 
-    /// Reads a value that should be text.
+    /// Reads a value as text.
     ///
     /// # Errors
-    /// As [`read`](Self::read); `Invalid` if it is no text.
+    /// As [`read`](Self::read); `Invalid` if the value is not UTF-8.
     pub fn read_text(&mut self, path: &str) -> Result<String, StoreError> {
         String::from_utf8(self.read(path)?).map_err(|_| StoreError::Invalid)
     }
 
-    /// Names of children.
+    /// Returns the names of a node's children.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -255,20 +256,20 @@ impl Transaction<'_, '_> {
         Ok(node.children.iter().map(ToString::to_string).collect())
     }
 
-    /// Sets a value; creates what is missing.
+    /// Sets a value. Creates the node and its missing ancestors if needed.
     ///
     /// # Errors
-    /// `Invalid` for a malformed path.
+    /// `Invalid` for a malformed path; `TooBig` for a value longer than a payload.
     pub fn write(&mut self, path: &str, value: &[u8]) -> Result<(), StoreError> {
         let path = self.path(path)?;
-        // A longer value could not be read through a ring.
+        // A client could not read a longer value through its ring.
         if value.len() > crate::wire::PAYLOAD_MAX {
             return Err(StoreError::TooBig);
         }
         self.view.write(&path, value)
     }
 
-    /// Creates a node.
+    /// Creates a node, and its missing ancestors.
     ///
     /// # Errors
     /// `Invalid` for a malformed path.
@@ -277,10 +278,10 @@ impl Transaction<'_, '_> {
         self.view.mkdir(&path)
     }
 
-    /// Removes a subtree.
+    /// Removes a node and everything below it.
     ///
     /// # Errors
-    /// `NotFound` if even the directory it would lie in is missing; `Invalid` for the root.
+    /// `NotFound` if even the node's directory is missing; `Invalid` for the root.
     pub fn remove(&mut self, path: &str) -> Result<(), StoreError> {
         let path = self.path(path)?;
         self.view.remove(&path)

@@ -1,4 +1,4 @@
-//! Paths: checked once, then a type. No other module looks at the bytes of a path.
+//! Paths: checked once, from then on a type. No other module looks at the bytes of a path.
 
 use alloc::format;
 use alloc::string::String;
@@ -14,28 +14,29 @@ use crate::error::StoreError;
 pub const ABSOLUTE_MAX: usize = 3072;
 /// Longest relative path in bytes.
 pub const RELATIVE_MAX: usize = 2048;
-/// Fired when a domain is introduced.
+/// Special name whose watches fire when a domain is introduced.
 pub const INTRODUCE_DOMAIN: &str = "@introduceDomain";
-/// Fired when a domain shuts down, dies or is released.
+/// Special name whose watches fire when a domain shuts down, dies or is released.
 pub const RELEASE_DOMAIN: &str = "@releaseDomain";
 
 const HOMES: &str = "/local/domain/";
 
-/// A valid absolute path, or a special name that starts with `@`. Cheap to clone, as are its ancestors: all of them are
-/// the beginnings of one text.
+/// A valid absolute path, or a special name that starts with `@`. Cloning it or taking an ancestor is cheap: a path and
+/// its
+/// ancestors share one text.
 #[derive(Clone)]
 pub struct Path {
     text: Arc<str>,
-    /// How much of the text is the path: up to the end of a component.
+    /// Length of the path within `text`: up to the end of a component.
     end: usize,
 }
 
-/// What a client wrote, and what it means.
+/// A path as a client wrote it, and what it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// The absolute path.
     pub path: Path,
-    /// Whether it was written relative to the caller's home; events then are, too.
+    /// Whether the path was written relative to the caller's home; events for it are then relative, too.
     pub relative: bool,
 }
 
@@ -51,22 +52,22 @@ impl Path {
         Self::new("/")
     }
 
-    /// The same path in a text of its own, as what keeps it for long wants it.
+    /// This path in a text that ends with it. Used for paths that are kept, so that no longer text is kept with them.
     #[must_use]
     pub(crate) fn compact(self) -> Self {
         if self.end == self.text.len() { self } else { Self::new(self.as_str()) }
     }
 
-    /// The directory relative paths of this domain start from.
+    /// The directory from which relative paths of this domain start.
     #[must_use]
     pub fn home(domain: DomainId) -> Self {
         Self::new(format!("{HOMES}{domain}"))
     }
 
-    /// Checks a path that must name a node: absolute, or relative to `caller`'s home.
+    /// Checks a path that must name a node. `text` is absolute, or relative to `caller`'s home.
     ///
     /// # Errors
-    /// Characters, separators or length break the rules of ABI io 3.2.
+    /// Characters, separators or length violate ABI io 3.2.
     pub fn resolve(text: &[u8], caller: DomainId) -> Result<Resolved, StoreError> {
         let text = core::str::from_utf8(text).map_err(|_| StoreError::Invalid)?;
         if text.starts_with('/') {
@@ -80,7 +81,7 @@ impl Path {
         Ok(Resolved { path, relative: true })
     }
 
-    /// As [`resolve`](Self::resolve), and takes special names too.
+    /// Like [`resolve`](Self::resolve), but takes special names too.
     ///
     /// # Errors
     /// As [`resolve`](Self::resolve).
@@ -96,12 +97,12 @@ impl Path {
         Ok(Resolved { path: Self::new(text), relative: false })
     }
 
-    /// Less than every path.
+    /// The start of the order of paths: less than every valid path.
     pub(crate) fn first() -> Self {
         Self::new("")
     }
 
-    /// A path the server itself writes down.
+    /// A path that the server itself made or checked before.
     pub(crate) fn literal(text: &str) -> Self {
         Self::new(text)
     }
@@ -150,7 +151,7 @@ impl Path {
         self.as_str().get(begin..).unwrap_or_default()
     }
 
-    /// A path one level below.
+    /// The path of the child `name`, one level below.
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
         let base = self.as_base();
@@ -164,7 +165,7 @@ impl Path {
         core::iter::successors(Some(self.clone()), Self::parent)
     }
 
-    /// How many levels below `ancestor` this path lies; `None` when it does not lie below or at it.
+    /// How many levels below `ancestor` this path lies; 0 if they are equal, `None` if it lies elsewhere.
     #[must_use]
     pub fn levels_below(&self, ancestor: &Self) -> Option<usize> {
         let rest = if self == ancestor { "" } else { self.as_str().strip_prefix(ancestor.as_base())? };
@@ -172,12 +173,14 @@ impl Path {
         is_below.then(|| rest.bytes().filter(|byte| *byte == b'/').count())
     }
 
-    /// What comes before the slash of a path below this one.
+    /// The text that comes before the slash in a path below this one.
     fn as_base(&self) -> &str {
         if self.as_str() == "/" { "" } else { self.as_str() }
     }
 
-    /// The nearest path that both this one and `other` lie below or at; `None` if there is no such, as with special names.
+    /// The longest path that is both this path or an ancestor of it, and `other` or an ancestor of it. `None` for a
+    /// special
+    /// name and a path without such.
     pub(crate) fn common(&self, other: &Self) -> Option<Self> {
         let (ours, theirs) = (self.as_base(), other.as_base());
         let same = ours.bytes().zip(theirs.bytes()).take_while(|(a, b)| a == b).count();
@@ -191,14 +194,14 @@ impl Path {
         Some(Self { text: Arc::clone(&self.text), end })
     }
 
-    /// The path as a client with this home wrote it.
+    /// The path as a client whose home is that of `home` writes it.
     #[must_use]
     pub fn relative_to(&self, home: DomainId) -> String {
         let prefix = format!("{HOMES}{home}/");
         self.as_str().strip_prefix(prefix.as_str()).unwrap_or(self.as_str()).into()
     }
 
-    /// Length as the path-length quota counts it: what follows a domain's home.
+    /// Length as the path-length quota counts it: only the part below a domain's home.
     #[must_use]
     pub fn quota_length(&self) -> usize {
         let below_home = self.as_str().strip_prefix(HOMES).and_then(|rest| rest.split_once('/'));
@@ -247,8 +250,8 @@ impl Ord for Path {
     }
 }
 
-/// The order of byte strings without zeros, eight bytes at a time: paths have long beginnings in common, and a tree of them is
-/// searched all day.
+/// Compares byte strings without zeros, eight bytes at a time: paths often begin with the same long prefix, and every
+/// search in the tree compares paths.
 fn order(one: &[u8], other: &[u8]) -> Ordering {
     let (ones, others) = (one.as_chunks::<8>().0, other.as_chunks::<8>().0);
     for (one, other) in ones.iter().zip(others) {
@@ -261,12 +264,12 @@ fn order(one: &[u8], other: &[u8]) -> Ordering {
     rest(one, same).cmp(&rest(other, same)).then(one.len().cmp(&other.len()))
 }
 
-/// The eight bytes that follow the first `same`, a multiple of eight, or as many as there are and zeros.
+/// The eight bytes after the first `same` (a multiple of eight) as a big-endian word; missing bytes read as zeros.
 fn rest(bytes: &[u8], same: usize) -> u64 {
     if let Some((next, _)) = bytes.get(same..).and_then(<[u8]>::split_first_chunk) {
         return u64::from_be_bytes(*next);
     }
-    // Fewer than eight: the last eight of all, without those of them that are among the same.
+    // Fewer than eight are left: take the last eight of all, and shift out those that belong to the first `same`.
     let missing = (same + 8).saturating_sub(bytes.len());
     match bytes.last_chunk() {
         Some(last) if missing < 8 => u64::from_be_bytes(*last) << (8 * missing),

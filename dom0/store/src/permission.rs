@@ -18,13 +18,13 @@ pub struct Rights {
 }
 
 impl Rights {
-    /// Neither.
+    /// No rights.
     pub const NONE: Self = Self { read: false, write: false };
-    /// Read only.
+    /// The right to read only.
     pub const READ: Self = Self { read: true, write: false };
-    /// Write only.
+    /// The right to write only.
     pub const WRITE: Self = Self { read: false, write: true };
-    /// Both.
+    /// Both rights.
     pub const BOTH: Self = Self { read: true, write: true };
 
     const fn letter(self) -> char {
@@ -54,9 +54,9 @@ impl Rights {
 /// One entry of a permission list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permission {
-    /// Whom it is about.
+    /// The domain that gets the rights.
     pub domain: DomainId,
-    /// What it grants.
+    /// The rights it gets.
     pub rights: Rights,
 }
 
@@ -64,7 +64,7 @@ impl Permission {
     /// Reads an entry such as `r5`.
     ///
     /// # Errors
-    /// Unknown letter, or no domain number.
+    /// The letter is unknown, or no domain number follows.
     pub fn parse(text: &[u8]) -> Result<Self, StoreError> {
         let (letter, number) = text.split_first().ok_or(StoreError::Invalid)?;
         let rights = Rights::from_letter(*letter).ok_or(StoreError::Invalid)?;
@@ -78,18 +78,18 @@ impl Permission {
     }
 }
 
-/// A permission list. The first entry names the owner, who may do everything; its rights are those
-/// of everyone the list does not name. The entries after it are the exceptions.
+/// A permission list. The first entry names the owner, who may do everything; the rights in this entry are those of
+/// every domain that the list does not name. The other entries are the exceptions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permissions {
     owner: DomainId,
     others: Rights,
-    /// Shared by all nodes that inherit them; `None` instead of an empty list.
+    /// The entries after the first. Nodes that inherit a list share it; an empty list is `None`.
     exceptions: Option<Arc<[Permission]>>,
 }
 
 impl Permissions {
-    /// Only the owner (and privileged callers) may do anything.
+    /// A list by which only `owner` (and privileged callers) may do anything.
     #[must_use]
     pub const fn private(owner: DomainId) -> Self {
         Self { owner, others: Rights::NONE, exceptions: None }
@@ -104,7 +104,7 @@ impl Permissions {
         self.exceptions.as_deref().unwrap_or_default()
     }
 
-    /// What the list takes of the heap.
+    /// Bytes of the heap that the list uses.
     pub(crate) fn heap_bytes(&self) -> usize {
         if self.exceptions.is_some() { shared(size_of_val(self.exceptions())) } else { 0 }
     }
@@ -112,16 +112,16 @@ impl Permissions {
     /// Builds a list from its entries.
     ///
     /// # Errors
-    /// No entry at all.
+    /// `entries` is empty.
     pub fn new(entries: &[Permission]) -> Result<Self, StoreError> {
         let (first, rest) = entries.split_first().ok_or(StoreError::Invalid)?;
         Ok(Self::with(first.domain, first.rights, rest))
     }
 
-    /// Reads a list as it is written in configurations: `n0,r5`.
+    /// Reads a list as configurations write it: `n0,r5`.
     ///
     /// # Errors
-    /// An entry is malformed, or there is none.
+    /// An entry is malformed, or there is no entry.
     pub fn parse(text: &str) -> Result<Self, StoreError> {
         let entries: Result<Vec<_>, _> = text.split(',').map(|entry| Permission::parse(entry.as_bytes())).collect();
         Self::new(&entries?)
@@ -145,13 +145,13 @@ impl Permissions {
         self.exceptions().len() + 1
     }
 
-    /// Never: a list has an owner.
+    /// Always false: a list has an owner.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         false
     }
 
-    /// Whether `caller` has all of `wanted`.
+    /// Whether the list gives `caller` all of the `wanted` rights.
     #[must_use]
     pub fn allow(&self, caller: &Caller, wanted: Rights) -> bool {
         if caller.privileged || caller.acts_for(self.owner) {
@@ -167,13 +167,13 @@ impl Permissions {
         caller.privileged || caller.acts_for(self.owner)
     }
 
-    /// The same list with another owner: what a node inherits whose creator is unprivileged.
+    /// This list with another owner: what a node inherits if its creator is unprivileged.
     #[must_use]
     pub fn owned_by(&self, owner: DomainId) -> Self {
         Self { owner, ..self.clone() }
     }
 
-    /// The same list without the exceptions that `keep` refuses.
+    /// This list with only those exceptions whose domain `keep` accepts.
     #[must_use]
     pub fn retaining(&self, keep: impl Fn(DomainId) -> bool) -> Self {
         let kept: Vec<_> = self.exceptions().iter().copied().filter(|entry| keep(entry.domain)).collect();
@@ -186,7 +186,7 @@ impl Permissions {
         self.exceptions().iter().any(|entry| entry.domain == domain)
     }
 
-    /// The list as GET_PERMS sends it: every entry terminated.
+    /// The list as GET_PERMS sends it: every entry ends with a zero byte.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut text = Vec::new();

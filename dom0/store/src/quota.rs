@@ -1,16 +1,18 @@
-//! How much of the store an unprivileged domain may use (ABI io 3.6), and what that takes of the heap at most.
+//! How much of the store an unprivileged domain may use (ABI io 3.6), and how much heap that is at most.
 //!
-//! Bytes are counted as the heap sees them: with what an allocation costs beside its contents, and with the places that
-//! maps and queues spend on an entry. So the budgets of all domains together are what the server's heap must have.
+//! Bytes are counted as the heap spends them: an allocation counts with the allocator's overhead, an entry of a map or
+//! queue with the space the map or queue keeps for it. So the sum of all domains' budgets bounds the server's heap.
 
 use crate::wire::{HEADER_BYTES, PAYLOAD_MAX};
 
-/// Bytes that one call of [`Store`](crate::Store) on behalf of an unprivileged domain may allocate in all, the parts that
-/// it frees again included: most for the removal of as many nodes as a domain may own. Who has so many in a row before the
-/// call can carry it out.
+/// Bytes that one call of [`Store`](crate::Store) on behalf of an unprivileged domain may allocate in all, counting
+/// also
+/// what it frees before it returns. The largest case is the removal of as many nodes as a domain may own. The caller
+/// must
+/// make sure that this much contiguous heap is free before the call.
 pub const TURN_BYTES: usize = 5 << 18;
 
-/// Limits for each unprivileged domain. Privileged callers have none.
+/// Limits for each unprivileged domain. Privileged callers have no limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quotas {
     /// Nodes owned.
@@ -27,15 +29,16 @@ pub struct Quotas {
     pub transactions: usize,
     /// Nodes touched in one transaction, or removed by one request.
     pub transaction_nodes: usize,
-    /// Bytes of the heap for nodes, watches, open transactions, and changes that watchers are yet to hear of.
+    /// Bytes of the heap for nodes, watches, open transactions, and changes that watchers have not been told of yet.
     pub memory_bytes: usize,
-    /// Bytes of such changes above which no request is taken.
+    /// Limit for the bytes of the domain's changes that watchers have not been told of: at this limit no request is
+    /// taken.
     pub untold_bytes: usize,
-    /// Bytes of the heap for replies not fetched: above this no request is taken.
+    /// Limit for the bytes of the heap of replies not fetched: at this limit no request is taken.
     pub reply_bytes: usize,
-    /// Watch events produced and not fetched; above this, one event per watch is kept.
+    /// Limit for watch events not fetched; beyond this limit, only one event per watch is kept.
     pub events: usize,
-    /// Bytes of the heap for such events.
+    /// Bytes of the heap for watch events not fetched.
     pub event_bytes: usize,
 }
 
@@ -59,9 +62,10 @@ impl Default for Quotas {
 }
 
 impl Quotas {
-    /// What an unprivileged domain can make the store take of the heap, whatever it does: the quotas, and what comes on
-    /// top of them. That is one message in each direction, one reply and one change beyond their limits, the nodes that
-    /// privileged callers give the domain however full it is, and the store's own records of it.
+    /// The most heap that an unprivileged domain can make the store use, whatever it does: the quotas, and what may
+    /// exceed
+    /// them. That is one message in each direction, one reply and one change beyond their limits, the nodes that
+    /// privileged callers write for a domain whose quota is used up, and the store's own records of the domain.
     #[must_use]
     pub const fn domain_bytes(&self) -> usize {
         let messages = 3 * heap(HEADER_BYTES + PAYLOAD_MAX);
@@ -69,22 +73,23 @@ impl Quotas {
     }
 }
 
-/// Nodes that a privileged caller writes for a domain whose quota is used up, and a change told on top of the quota.
+/// Nodes that a privileged caller writes for a domain whose quota is used up, and one change beyond the quota.
 const GIVEN: usize = 16 * 1024;
-/// The connection, with the least that its maps and queues take.
+/// The connection, with the least that its maps and queues allocate.
 const RECORDS: usize = 16 * 1024;
 
-/// What an allocation of so many bytes takes of the heap: pieces of 32 bytes, with a record.
+/// Bytes of the heap that an allocation of `bytes` uses: a multiple of 32, with the allocator's record of 8 bytes.
 pub(crate) const fn heap(bytes: usize) -> usize {
     if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(32) }
 }
 
-/// What one entry takes in a large `BTreeMap`: nodes have eleven places, and may be used by less than half.
+/// Bytes of the heap that one entry uses in a large `BTreeMap`: a map node has eleven places, less than half may be
+/// used.
 pub(crate) const fn map_entry(bytes: usize) -> usize {
     (11 * bytes + 64) * 6 / 25
 }
 
-/// What a shared text or byte string takes of the heap.
+/// Bytes of the heap that a reference-counted text or byte string uses.
 pub(crate) const fn shared(bytes: usize) -> usize {
     heap(2 * size_of::<usize>() + bytes)
 }

@@ -1,4 +1,4 @@
-//! Requests: bytes in, one checked value out. Nothing is decided here and nothing changes.
+//! Requests: turns bytes into a checked value. Nothing is decided here and nothing changes.
 
 use alloc::vec::Vec;
 
@@ -10,7 +10,7 @@ use crate::quota::Quotas;
 use crate::watch::TOKEN_MAX;
 use crate::wire::{Kind, string_and_rest, strings};
 
-/// What a client asks.
+/// A request of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request<'a> {
     Control(&'a [u8]),
@@ -45,7 +45,7 @@ pub(crate) struct WatchRequest<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the payload of a message of this kind.
+    /// Decodes the payload of a message of this kind.
     pub(crate) fn decode(kind: u32, payload: &'a [u8], caller: &Caller, quotas: &Quotas) -> Result<Self, StoreError> {
         let kind = Kind::from_number(kind).ok_or(StoreError::NotSupported)?;
         if is_for_privileged(kind) && !caller.privileged {
@@ -123,7 +123,7 @@ fn permission_list(list: &[u8]) -> Result<Permissions, StoreError> {
     Permissions::new(&entries?)
 }
 
-/// Reads what depends on who asks.
+/// Decodes the parts of a payload whose meaning depends on the caller.
 pub(crate) struct Reader<'a> {
     pub(crate) caller: &'a Caller,
     pub(crate) quotas: &'a Quotas,

@@ -1,7 +1,7 @@
 //! The server: connections, domains, and one function that carries out a request.
 //!
 //! Every step is one request of one client, so a client that floods waits for its next turn like all
-//! others. A request is acknowledged before the events it causes are queued. What follows from it for others is done
+//! others. A request is answered before the events it causes are queued. The work it causes for other clients is done
 //! in pieces: see [`Store::work`].
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -24,23 +24,23 @@ use crate::watch::{Watch, Watches};
 use crate::wire::{self, Kind, Message, PAYLOAD_MAX, ProtocolError};
 use crate::work::{Effect, Jobs};
 
-/// What this server can do, as it announces it in the ring page.
+/// The features of this server, as announced in the ring page.
 pub const FEATURES: u32 = FEATURE_RECONNECTION | FEATURE_ERROR | FEATURE_WATCH_DEPTH;
 
-/// Something the caller must do outside the store, in order.
+/// Something that the caller must do outside the store, in the order of the duties.
 #[must_use = "the store cannot map pages or bind ports itself"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
-    /// Map the store page of this domain, bind its port, and serve it from the start.
+    /// Map the domain's store page, bind its port, and serve it from the start of the ring.
     Attach {
         /// The domain.
         domain: DomainId,
-        /// Frame of its store page, as the introducer named it.
+        /// Frame of its store page, as the client that introduced the domain named it.
         frame: u64,
-        /// Its end of the event channel.
+        /// The domain's end of the event channel.
         port: u32,
     },
-    /// Stop serving this domain, unmap and unbind.
+    /// Stop serving this domain: unmap its page and unbind its port.
     Detach {
         /// The domain.
         domain: DomainId,
@@ -52,13 +52,13 @@ pub enum Duty {
 pub struct Handled {
     /// Bytes taken from the front of the input.
     pub taken: usize,
-    /// Whether they completed a message, which then was carried out and answered.
+    /// Whether these bytes completed a message, which then was carried out and answered.
     pub message: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Domain {
-    /// It shut down, and the watchers were told.
+    /// Whether the domain shut down, and watchers were told.
     pub(crate) shut_down: bool,
 }
 
@@ -67,7 +67,7 @@ type Outcome = Result<(Vec<u8>, Effect), StoreError>;
 /// The store.
 #[derive(Clone, Debug)]
 pub struct Store {
-    /// The domain this server runs in: owner of the first nodes.
+    /// The domain in which this server runs: owner of the first nodes.
     pub(crate) own: DomainId,
     pub(crate) tree: Tree,
     pub(crate) watches: Watches,
@@ -76,7 +76,7 @@ pub struct Store {
     pub(crate) duties: VecDeque<Duty>,
     pub(crate) quotas: Quotas,
     pub(crate) next_local: u32,
-    /// What is left to be done.
+    /// The work left from requests.
     pub(crate) jobs: Jobs,
     pub(crate) steps: u64,
 }
@@ -84,7 +84,7 @@ pub struct Store {
 const DONE: &[u8] = b"OK\0";
 
 impl Store {
-    /// A store without clients, run by domain `own`.
+    /// A store without clients, run by the domain `own`.
     #[must_use]
     pub fn new(own: DomainId, quotas: Quotas) -> Self {
         Self {
@@ -101,13 +101,14 @@ impl Store {
         }
     }
 
-    /// Takes bytes a client sent: at most up to the end of one message, which is then carried out.
-    /// Takes nothing while the client leaves too many replies unfetched, while watchers have yet to hear of too much that
-    /// it changed, or if it is not connected.
+    /// Takes bytes that a client sent: at most up to the end of one message, which is then carried out.
+    /// Takes nothing if the client is not connected, has too many unfetched replies, or made too many changes that
+    /// watchers
+    /// have not been told of yet.
     ///
     /// # Errors
-    /// The client announced too long a payload. It has been disconnected: no transaction, no watch
-    /// and no half-sent message of it is left.
+    /// The client announced too long a payload. It has been disconnected: its watches, its transactions
+    /// and its half-sent message are dropped.
     pub fn handle(&mut self, id: ConnectionId, bytes: &[u8]) -> Result<Handled, ProtocolError> {
         let nothing = Handled { taken: 0, message: false };
         if !self.accepts_input(id) {
@@ -129,7 +130,7 @@ impl Store {
         }
     }
 
-    /// Whether [`handle`](Self::handle) would take anything from this client.
+    /// Whether [`handle`](Self::handle) would take bytes from this client now.
     #[must_use]
     pub fn accepts_input(&self, id: ConnectionId) -> bool {
         self.connections.get(&id).is_some_and(|connection| {
@@ -137,20 +138,21 @@ impl Store {
         })
     }
 
-    /// How many bytes complete the header or message that has begun: never read further ahead.
+    /// How many bytes complete the header or message that has begun. The caller must not read more than that from the
+    /// ring.
     #[must_use]
     pub fn wanted_input(&self, id: ConnectionId) -> usize {
         let connection = self.connections.get(&id);
         connection.and_then(|connection| connection.input.wanted().ok()).unwrap_or(0)
     }
 
-    /// Whether [`output`](Self::output) would give this client anything.
+    /// Whether [`output`](Self::output) would return any bytes for this client.
     #[must_use]
     pub fn has_output(&self, id: ConnectionId) -> bool {
         self.connections.get(&id).is_some_and(|connection| connection.outbox.has_output())
     }
 
-    /// The next bytes for this client; empty when nothing waits.
+    /// Returns the next bytes to send to this client; empty if there are none.
     pub fn output(&mut self, id: ConnectionId) -> &[u8] {
         let Some(connection) = self.connections.get_mut(&id) else {
             return &[];
@@ -158,20 +160,20 @@ impl Store {
         connection.outbox.pending(&self.quotas)
     }
 
-    /// So many bytes of [`output`](Self::output) reached the client.
+    /// Tells that `bytes` bytes of [`output`](Self::output) reached the client.
     pub fn output_sent(&mut self, id: ConnectionId, bytes: usize) {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.outbox.mark_sent(bytes);
         }
     }
 
-    /// The next thing to be done outside, oldest first.
+    /// Takes the oldest duty that the caller has to carry out.
     pub fn next_duty(&mut self) -> Option<Duty> {
         self.duties.pop_front()
     }
 
-    /// Forgets what a client has open: watches, transactions, half messages, unfetched output.
-    /// The client may go on with a fresh ring.
+    /// Drops everything a client has open: watches, transactions, half-received messages, unfetched output.
+    /// The client may continue with a fresh ring.
     pub fn reset_connection(&mut self, id: ConnectionId) {
         self.watches.remove_all(id);
         if let Some(connection) = self.connections.get_mut(&id) {
@@ -180,8 +182,8 @@ impl Store {
         }
     }
 
-    /// A domain shut down (for whatever reason, suspension included), crashed or died. Tells the
-    /// watchers of `@releaseDomain`, once until the domain is resumed.
+    /// Tells that a domain shut down (for whatever reason, suspension included), crashed or died. Tells the
+    /// watchers of `@releaseDomain`, only once until the domain is resumed.
     pub fn domain_shut_down(&mut self, domain: DomainId) {
         let Some(state) = self.domains.get_mut(&domain) else {
             return;
@@ -197,32 +199,34 @@ impl Store {
         &self.quotas
     }
 
-    /// What the nodes of a domain use.
+    /// How much the nodes of a domain use.
     #[must_use]
     pub fn usage(&self, domain: DomainId) -> Usage {
         self.tree.usage(domain)
     }
 
-    /// Bytes of the heap that a domain's quota is charged with: its nodes, watches and transactions, and what watchers have
-    /// yet to hear of its changes.
+    /// Bytes of the heap charged to a domain's quota: its nodes, its watches, its open transactions, and those of its
+    /// changes
+    /// that watchers have not been told of yet.
     #[must_use]
     pub fn charged(&self, domain: DomainId) -> usize {
         self.tree.usage(domain).bytes + self.ledger().held(domain).unwrap_or(0)
     }
 
-    /// Steps taken so far: nodes looked up, copied and removed, watches and nodes passed. Tests bound a turn by them.
+    /// Steps done so far: nodes looked up, copied and removed, watches and nodes passed. Tests bound the length of a
+    /// turn with it.
     #[must_use]
     pub const fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// The committed tree, to look at.
+    /// The committed tree, for reading.
     #[must_use]
     pub const fn tree(&self) -> &Tree {
         &self.tree
     }
 
-    /// Recomputes what the store promises about itself.
+    /// Recomputes what the crate's head says the store keeps.
     ///
     /// # Errors
     /// The first contradiction found, in words.
@@ -281,7 +285,7 @@ impl Store {
         self.perform(id, header.transaction, request)
     }
 
-    /// Carries out one request. What watches hear of is the caller's to fire.
+    /// Carries out one request. The events it causes are returned, not queued; the caller queues them.
     pub(crate) fn perform(&mut self, id: ConnectionId, transaction: u32, request: Request<'_>) -> Outcome {
         let caller = self.connections.get(&id).ok_or(StoreError::NotFound)?.caller;
         match request {
@@ -344,7 +348,7 @@ impl Store {
         }
     }
 
-    /// Whether requests of this domain are, or could be, served.
+    /// Whether the store serves, or could serve, requests of this domain.
     #[must_use]
     pub fn is_introduced(&self, domain: DomainId) -> bool {
         domain == self.own || self.domains.contains_key(&domain)
@@ -371,8 +375,9 @@ impl Store {
         done(Effect::Changed(fired))
     }
 
-    /// Lets `work` see the tree inside a transaction, or in one of its own that is committed when
-    /// it succeeds.
+    /// Runs `work` on the tree as seen in a transaction. With number 0 the transaction is a new one, which is committed
+    /// if
+    /// `work` succeeds.
     pub(crate) fn in_view<R>(
         &mut self,
         id: ConnectionId,
@@ -409,8 +414,8 @@ impl Store {
         Ledger { watches: &self.watches, connections: &self.connections }
     }
 
-    /// Without entries for domains that do not exist, when an unprivileged caller names them: a
-    /// later domain of that number must not find rights waiting (XSA-322).
+    /// Returns `list` without the entries for domains that do not exist, if the caller is unprivileged: a
+    /// later domain of such a number must not have rights from the start (XSA-322).
     fn without_strangers(&self, caller: &Caller, list: Permissions) -> Permissions {
         if caller.privileged {
             return list;
@@ -468,7 +473,7 @@ impl Store {
         Ok((terminated(&format!("{number}")), Effect::None))
     }
 
-    /// Ends a transaction; its number is free again whatever the outcome.
+    /// Ends a transaction; its number can be used again, whatever the outcome.
     fn end_transaction(&mut self, id: ConnectionId, number: u32, commit: bool) -> Result<Vec<Fired>, StoreError> {
         let connection = self.connections.get_mut(&id).ok_or(StoreError::NotFound)?;
         let changes = connection.transactions.remove(&number).ok_or(StoreError::Invalid)?;
@@ -485,7 +490,9 @@ impl Store {
         if domain == self.own {
             return Err(StoreError::Invalid);
         }
-        // Numbers come back after all others have been used; what the last bearer owned goes first all the same.
+        // Domain numbers are reused after all others have been used; still, what the last domain of this number owned
+        // is
+        // removed first.
         while self.jobs.unmakes(domain) && self.work() {}
         let id = ConnectionId::Domain(domain);
         self.duties.push_back(Duty::Attach { domain, frame, port });
@@ -508,7 +515,7 @@ impl Store {
             if connection.caller.target == Some(domain) {
                 connection.caller.target = None;
             }
-            // An open transaction may hold rights it gave to the domain that is gone.
+            // An open transaction may contain rights for the domain that is gone.
             for changes in connection.transactions.values_mut() {
                 changes.doom(StoreError::Again);
             }
@@ -543,8 +550,8 @@ fn directory(node: &Node) -> Result<Vec<u8>, StoreError> {
     if list.len() > PAYLOAD_MAX { Err(StoreError::TooBig) } else { Ok(list.to_vec()) }
 }
 
-/// The generation, then whole names from `offset` on as far as they fit; an empty name after the
-/// last one says that the list is complete.
+/// The generation, then as many whole names from `offset` on as fit; an empty name after the last one marks the end of
+/// the list.
 fn directory_part(node: &Node, offset: usize) -> Vec<u8> {
     let list = node.children.as_bytes();
     let mut reply = terminated(&format!("{}", node.generation));

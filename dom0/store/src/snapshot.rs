@@ -1,14 +1,14 @@
-//! The whole store as bytes, so that a new server goes on as if the old one never left (ABI io 9.4).
+//! The whole store as bytes, so that a new server continues as if the old one had never stopped (ABI io 9.4).
 //!
-//! Stock guests cannot register watches again or repeat requests: what they have open must survive.
+//! Stock guests cannot register watches again or repeat requests, so what they have open must survive.
 //! A snapshot taken between two steps agrees with the ring pages, because a step publishes indices
-//! only for bytes the store has taken or given. It holds the tree, the domains with their watches,
-//! half messages and unfetched output, and the numbers of open transactions. These come back
-//! doomed: they read the live tree, and end with "again", which clients repeat by themselves.
-//! Sessions of our own domain are not kept, they die with the old server.
+//! only for bytes that the store has taken or sent. The snapshot holds the tree; the domains with their watches,
+//! half-received messages and unfetched output; and the numbers of open transactions. A restored transaction
+//! reads the live tree, and its commit returns `Again`, on which clients repeat it by themselves.
+//! Sessions of the server's own domain are not kept: they end with the old server.
 //!
-//! Layout: magic, checksum of the rest, the rest; numbers little-endian, byte strings with their
-//! length in front. Nothing in a snapshot is believed before the checksum and the audit agree.
+//! Layout: magic, checksum of the rest, the rest. Numbers are little-endian, byte strings have their
+//! length in front. A snapshot is used only if its checksum and the audit agree.
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -28,16 +28,16 @@ use crate::wire::HEADER_BYTES;
 
 const MAGIC: &[u8; 8] = b"TNSTORE2";
 
-/// Why a snapshot is not used.
+/// Why a snapshot cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SnapshotError {
-    /// It is none, or of another version.
+    /// The bytes are not a snapshot, or one of another version.
     Magic,
-    /// It changed since it was taken.
+    /// The snapshot changed since it was taken.
     Checksum,
-    /// It ends early or a field is impossible, at this offset behind the checksum.
+    /// The snapshot ends early or a field is impossible; the number is the offset after the checksum.
     Malformed(usize),
-    /// The store in it contradicts itself.
+    /// The store in the snapshot contradicts itself.
     Audit(String),
 }
 
@@ -53,8 +53,9 @@ impl fmt::Display for SnapshotError {
 }
 
 impl Store {
-    /// Writes everything down that a new server needs. This is the last turn of a server, and the only one as long as the
-    /// store is large: what is left to be done is done first.
+    /// Writes down everything that a new server needs. This is the last call to a server. Unlike other calls it takes
+    /// time
+    /// in proportion to the size of the store, and it finishes all work that is left.
     #[must_use]
     pub fn save(&mut self) -> Vec<u8> {
         while self.work() {}
@@ -102,13 +103,13 @@ impl Store {
         });
     }
 
-    /// Makes a store from a snapshot. Attach the links again ([`Link::attach`]), without any
-    /// introduction. Every watch fires once, since changes of the last moments may be unknown.
+    /// Makes a store from a snapshot. The caller attaches the links again ([`Link::attach`]) without introducing the
+    /// domains. Every watch fires once, since its client may not know of changes just before the restart.
     ///
     /// [`Link::attach`]: crate::transport::Link::attach
     ///
     /// # Errors
-    /// The snapshot is damaged; nothing of it should be used then.
+    /// The snapshot is damaged; nothing of it is used.
     pub fn restore(snapshot: &[u8], quotas: Quotas) -> Result<Self, SnapshotError> {
         let rest = snapshot.strip_prefix(MAGIC).ok_or(SnapshotError::Magic)?;
         let (sum, body) = rest.split_first_chunk().ok_or(SnapshotError::Checksum)?;
@@ -130,7 +131,7 @@ impl Store {
             let path = from.path(own)?;
             let value = from.bytes()?;
             let permissions = from.permissions()?;
-            // A directory comes before what lies in it, so that each node finds its parent.
+            // A directory was saved before the nodes below it, so each node finds its parent.
             if let Some(parent) = path.parent() {
                 let mut grown = Node::clone(store.tree.get(&parent)?);
                 grown.children = grown.children.with(path.name());
@@ -189,7 +190,7 @@ impl Store {
     }
 }
 
-/// FNV-1a over 64 bits: finds accidents, and accidents are all it has to find.
+/// FNV-1a over 64 bits: enough to find accidental damage, which is all it is for.
 fn checksum(bytes: &[u8]) -> u64 {
     let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
@@ -216,7 +217,7 @@ impl Writer {
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
-        // Longer byte strings do not exist: values, tokens and messages are far shorter.
+        // No byte string is too long for a word: values, tokens and messages are far shorter.
         self.word(u32::try_from(bytes.len()).unwrap_or(0));
         self.0.extend_from_slice(bytes);
     }
@@ -300,7 +301,7 @@ impl<'a> Reader<'a> {
         Permissions::new(&entries).ok()
     }
 
-    /// An event, as it was put by the watch that was to be told of it.
+    /// Reads an event. Its watch may be gone, so a watch that only holds the event's path and token stands in for it.
     fn event(&mut self, domain: DomainId) -> Option<Event> {
         let path = Path::literal(core::str::from_utf8(self.bytes()?).ok()?);
         let token = self.bytes()?.into();

@@ -6,16 +6,16 @@ use ring_protocol::{BadIndices, SharedPage};
 use crate::domain::{ConnectionId, DomainId};
 use crate::server::{FEATURES, Store};
 
-/// What a [`Link::step`] leaves to its caller.
+/// What the caller of [`Link::step`] has to do next.
 #[must_use = "a guest that is not notified waits for ever"]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    /// The guest's event channel must be sent to: an index moved.
+    /// Whether to send to the guest's event channel, because an index moved.
     pub notify: bool,
-    /// There is more to do at once. Give other links their turn first.
+    /// Whether there is more to do at once, after the other links had their turn.
     pub again: bool,
-    /// Set once, when serving stops. The reason stands in the page; only a request to reconnect,
-    /// or a new introduction, is heard from here on.
+    /// Set once, when serving stops. The reason is written to the page; from then on only a request to reconnect,
+    /// or a new introduction, is served.
     pub stopped: Option<LinkError>,
 }
 
@@ -28,17 +28,18 @@ pub struct Link {
 }
 
 impl Link {
-    /// Starts to serve a newly introduced domain: the page's indices go to zero.
+    /// Starts to serve a newly introduced domain: the page's indices are set to zero.
     ///
     /// # Errors
-    /// The guest writes the indices while we do.
+    /// The guest writes the indices at the same time.
     pub fn introduce<P: SharedPage>(domain: DomainId, page: &P) -> Result<Self, BadIndices> {
         let server = Server::introduce(page, FEATURES)?;
         Ok(Self { domain, server, stopped: false })
     }
 
-    /// Continues to serve a domain after the server was restored (ABI io 9.4): no index moves.
-    /// Step at once and notify once whatever it says.
+    /// Continues to serve a domain after the server was restored (ABI io 9.4), without moving an index. The caller
+    /// calls
+    /// [`step`](Self::step) at once, and notifies the guest once whatever the step returns.
     ///
     /// # Errors
     /// The indices in the page contradict each other.
@@ -46,14 +47,14 @@ impl Link {
         Ok(Self { domain, server: Server::attach(page)?, stopped: false })
     }
 
-    /// The domain served.
+    /// The domain that this link serves.
     #[must_use]
     pub const fn domain(&self) -> DomainId {
         self.domain
     }
 
-    /// Sends what waits, takes at most one message, sends what came of it. Call on the guest's
-    /// event, whenever the store may have output for it, and while `again` is set.
+    /// Sends pending output, takes at most one message, sends the output it caused. To be called on the guest's
+    /// event, whenever the store may have output for the guest, and while `again` is set.
     pub fn step<P: SharedPage>(&mut self, page: &P, store: &mut Store) -> Step {
         let id = ConnectionId::Domain(self.domain);
         if self.server.reconnect_requested(page) {
@@ -86,8 +87,8 @@ impl Link {
         Ok(waiting > 0 && store.accepts_input(id))
     }
 
-    /// Reads until one message is whole, the ring is empty, or the server takes no more. A peer
-    /// that keeps writing meanwhile prolongs this to one longest message, no further.
+    /// Reads until one message is complete, the ring is empty, or the server takes no more. A guest
+    /// that keeps writing meanwhile prolongs this by at most one message of full length.
     fn take_message<P: SharedPage>(
         &mut self,
         page: &P,

@@ -1,8 +1,8 @@
-//! The committed tree: nodes by path, and what each owner uses.
+//! The committed tree: nodes by path, and how much each owner uses.
 //!
 //! Keeps: every node but the root and the special names is listed in its parent; every listed child
-//! exists; usage per owner equals a recount ([`Tree::audit`]). A node's generation changes with every
-//! change of the node, and is never given twice.
+//! exists; usage per owner equals a recount ([`Tree::audit`]). Every change of a node gives it a new generation,
+//! which no node ever had before.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -23,7 +23,7 @@ use crate::quota::{heap, map_entry, shared};
 pub struct Node {
     /// Opaque bytes.
     pub value: Box<[u8]>,
-    /// Names of the nodes below.
+    /// Names of the nodes directly below.
     pub children: Names,
     /// Who may do what.
     pub permissions: Permissions,
@@ -42,46 +42,47 @@ impl Node {
         self.value.len() + self.children.as_bytes().len() + self.permissions.len() * 4
     }
 
-    /// What the node takes of the heap, to be paid by its owner: with its path, its places in maps, and its name in its
-    /// parent's list. So whoever makes a child pays for it, and not the owner of the directory.
+    /// Bytes of the heap that the node uses, charged to its owner: with its path, its places in maps, and its name in
+    /// its
+    /// parent's list. So the owner of the child pays for the name, not the owner of the directory.
     pub(crate) fn cost(&self, path: &Path) -> usize {
         let own = shared(size_of::<Self>()) + heap(self.value.len()) + self.permissions.heap_bytes();
-        // Its own list of names is exact, but for what the heap rounds.
+        // The node's own list of names is charged to its children, except what the heap rounds up.
         let entry = map_entry(size_of::<(Path, Arc<Self>)>()) + path.name().len() + 1 + heap(1) + 8;
         own + entry + shared(path.as_str().len())
     }
 
-    /// What a copy takes of the heap.
+    /// Bytes of the heap that a copy of the node uses.
     pub(crate) fn copy_bytes(&self) -> usize {
         let lists = heap(self.children.as_bytes().len()) + self.permissions.heap_bytes();
         shared(size_of::<Self>()) + heap(self.value.len()) + lists
     }
 }
 
-/// Names in the order of their bytes, each followed by a zero byte: as DIRECTORY tells them.
+/// Names of a node's children, sorted by bytes, each followed by a zero byte, as a DIRECTORY reply has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names(Box<[u8]>);
 
 impl Names {
-    /// All of them.
+    /// All names, each with its zero byte.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// One after the other.
+    /// The names in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &str> {
         let names = self.0.strip_suffix(b"\0").map(|names| names.split(|byte| *byte == 0));
         names.into_iter().flatten().map(|name| core::str::from_utf8(name).unwrap_or_default())
     }
 
-    /// Whether `name` is one of them.
+    /// Whether `name` is in the list.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         self.place(name).1
     }
 
-    /// These and `name`.
+    /// This list with `name` added.
     #[must_use]
     pub(crate) fn with(&self, name: &str) -> Self {
         match self.place(name) {
@@ -90,7 +91,7 @@ impl Names {
         }
     }
 
-    /// These without `name`.
+    /// This list without `name`.
     #[must_use]
     pub(crate) fn without(&self, name: &str) -> Self {
         match self.place(name) {
@@ -99,7 +100,7 @@ impl Names {
         }
     }
 
-    /// Where `name` is or would be, and whether it is there.
+    /// The byte offset at which `name` is or would be, and whether it is in the list.
     fn place(&self, name: &str) -> (usize, bool) {
         let mut at = 0;
         for one in self.iter() {
@@ -112,7 +113,7 @@ impl Names {
         (at, false)
     }
 
-    /// With so many bytes at a place replaced; not a byte more is allocated than there is.
+    /// This list with `remove` bytes at offset `at` replaced by `insert`. Allocates exactly what the result needs.
     fn spliced(&self, at: usize, remove: usize, insert: &[&[u8]]) -> Self {
         let (before, after) = (self.0.get(..at).unwrap_or_default(), self.0.get(at + remove..).unwrap_or_default());
         let inserted: usize = insert.iter().map(|piece| piece.len()).sum();
@@ -124,12 +125,12 @@ impl Names {
     }
 }
 
-/// What a domain's nodes use.
+/// How much a domain's nodes use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Number of nodes.
     pub nodes: usize,
-    /// What they take of the heap.
+    /// Bytes of the heap that these nodes use.
     pub bytes: usize,
 }
 
@@ -158,21 +159,21 @@ impl Tree {
         self.nodes.get(path)
     }
 
-    /// All nodes in the order of their paths: a directory before what lies in it.
+    /// All nodes sorted by path: a directory before the nodes below it.
     pub fn iter(&self) -> impl Iterator<Item = (&Path, &Arc<Node>)> {
         self.nodes.iter()
     }
 
-    /// The nodes behind `path` in the order of their paths, or all.
+    /// The nodes after `path` in the order of paths; all nodes if `path` is `None`.
     pub(crate) fn after(&self, path: Option<&Path>) -> impl Iterator<Item = (&Path, &Arc<Node>)> {
         let from = path.map_or(Bound::Unbounded, Bound::Excluded);
         self.nodes.range::<Path, _>((from, Bound::Unbounded))
     }
 
-    /// The paths below `path`, the last one first: so each comes before the directory it lies in.
+    /// The paths below `path`, in reverse order: each comes before the directory it lies in.
     pub(crate) fn below(&self, path: &Path) -> impl Iterator<Item = &Path> {
         let base = if path.as_str() == "/" { "" } else { path.as_str() };
-        // What follows a slash in the order of bytes ends the paths below.
+        // The paths below begin with `base/`; the character after `/` is `0`.
         let (first, end) = (format!("{base}/"), format!("{base}0"));
         let range = (Bound::Excluded(first.as_str()), Bound::Excluded(end.as_str()));
         self.nodes.range::<str, _>(range).rev().map(|(path, _)| path)
@@ -184,19 +185,19 @@ impl Tree {
         self.nodes.len()
     }
 
-    /// Never: there is a root.
+    /// Always false: there is a root.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
 
-    /// What the nodes of this domain use.
+    /// How much the nodes of this domain use.
     #[must_use]
     pub fn usage(&self, owner: DomainId) -> Usage {
         self.usage.get(&owner).copied().unwrap_or_default()
     }
 
-    /// Puts a node, with a new generation. The caller keeps parent and child consistent.
+    /// Stores a node under a new generation. The caller keeps the parent's list of names in step.
     pub(crate) fn insert(&mut self, path: Path, mut node: Node) {
         self.remove(&path);
         self.generation += 1;
@@ -207,7 +208,7 @@ impl Tree {
         self.nodes.insert(path.compact(), Arc::new(node));
     }
 
-    /// Takes a node away.
+    /// Removes a node. The caller keeps the parent's list of names in step.
     pub(crate) fn remove(&mut self, path: &Path) {
         let Some(node) = self.nodes.remove(path) else { return };
         let owner = node.permissions.owner();
@@ -219,7 +220,7 @@ impl Tree {
         }
     }
 
-    /// Recomputes what this type promises.
+    /// Recomputes what the module's head says this type keeps.
     ///
     /// # Errors
     /// The first contradiction found, in words.

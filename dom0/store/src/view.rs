@@ -1,9 +1,9 @@
 //! Changes over the committed tree: what every request works on.
 //!
-//! [`Changes`] remember each node a transaction touched with the generation it had, private copies
-//! of those it changed, and in which order. A [`View`] reads and writes through them. A request
-//! outside any transaction gets fresh `Changes` that are committed at once, so a request that is
-//! refused half-way leaves nothing behind. No function here recurses: depth is the client's choice.
+//! [`Changes`] record each node that a transaction touched, with the generation it had then; private copies of the
+//! nodes it changed; and the order of these changes. A [`View`] reads and writes through them. A request outside any
+//! transaction gets fresh `Changes` that are committed at once, so a request that is refused half-way leaves nothing
+//! behind. No function here recurses, because clients choose the depth of paths.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -22,11 +22,13 @@ use crate::watch::Watches;
 /// One node as a transaction sees it.
 #[derive(Clone, Debug)]
 struct Touched {
-    /// The node at first touch, kept so that the transaction sees one state. Looking at the tree again could mix two that
-    /// never were one.
+    /// The node as it was when it was first touched. It is kept because a later look at the tree could show another
+    /// state,
+    /// and the transaction must see only one.
     first: Option<Arc<Node>>,
     copy: Private,
-    /// Whether watchers are to hear of it, and whether those on exactly this path are.
+    /// Whether the change is logged already: `[0]` for watches at or above this path, `[1]` for those on exactly this
+    /// path.
     logged: [bool; 2],
 }
 
@@ -37,16 +39,16 @@ enum Private {
     Removed,
 }
 
-/// A change that watches hear of.
+/// A change that watches are told of.
 #[derive(Clone, Debug)]
 struct Change {
     path: Path,
-    /// Only watches on exactly this path hear of it: it vanished with an ancestor.
+    /// Whether only watches on exactly this path are told: the node was removed together with an ancestor.
     exact: bool,
 }
 
-/// A committed change, with what says who may hear of it: the rights to the node and to its directory when it was
-/// committed, and those to the node before.
+/// A committed change, with the permissions that decide who is told of it: those of the node and of its directory after
+/// the commit, and those of the node before.
 #[derive(Clone, Debug)]
 pub(crate) struct Fired {
     pub(crate) path: Path,
@@ -55,52 +57,53 @@ pub(crate) struct Fired {
 }
 
 impl Fired {
-    /// A watcher hears of a change if it may read the node, or the directory it lies in, or could read the node before
+    /// Whether `caller` may be told of the change: it may read the node or the node's directory, or could read the node
+    /// before
     /// (XSA-115).
     pub(crate) fn may_be_heard_by(&self, caller: &Caller) -> bool {
         self.witnesses.iter().flatten().any(|rights| rights.allow(caller, Rights::READ))
     }
 
-    /// What it takes of the heap until it has been told.
+    /// Bytes of the heap that the change uses until all watchers have been told.
     pub(crate) fn cost(&self) -> usize {
         told_cost(&self.path)
     }
 }
 
-/// What a change takes of the heap until watchers have heard of it; no more than the node it is about.
+/// Bytes of the heap that a change uses until watchers have been told of it; no more than the changed node uses.
 fn told_cost(path: &Path) -> usize {
     size_of::<Fired>() + shared(path.as_str().len()) + shared(64)
 }
 
-/// What a touched node takes of the heap, with its place among the changes and a change to be told.
+/// Bytes of the heap that a touched node uses, including its place among the changes and one change to be told.
 fn touched_cost(path: &Path, first: Option<&Arc<Node>>) -> usize {
     let places = map_entry(size_of::<(Path, Touched)>()) + 2 * size_of::<Change>();
     let kept = first.map_or(0, |node| node.copy_bytes());
     places + kept + shared(path.as_str().len()) + told_cost(path) + heap(1)
 }
 
-/// What a private copy of a node takes of the heap: no less than it does when it is committed.
+/// Bytes of the heap that a private copy of a node uses: at least what the node uses once it is committed.
 fn copy_cost(path: &Path, node: &Node) -> usize {
     node.cost(path) + node.children.as_bytes().len()
 }
 
-/// What an owner gains and loses when the changes are committed.
+/// How an owner's usage changes at the commit.
 #[derive(Clone, Copy, Debug, Default)]
 struct Delta {
     added: Usage,
     removed: Usage,
 }
 
-/// What domains hold beside their nodes.
+/// What domains use in addition to their nodes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ledger<'a> {
     pub(crate) watches: &'a Watches,
-    /// Without the transaction that is asked about.
+    /// All connections. The transaction at work is taken out of its connection meanwhile.
     pub(crate) connections: &'a BTreeMap<ConnectionId, Connection>,
 }
 
 impl Ledger<'_> {
-    /// Bytes of watches, of transactions, and of changes not told; `None` for a domain without limits.
+    /// Bytes of watches, of open transactions, and of changes not told; `None` if the domain has no limits.
     pub(crate) fn held(&self, domain: DomainId) -> Option<usize> {
         let id = ConnectionId::Domain(domain);
         let connection = self.connections.get(&id).filter(|connection| !connection.caller.privileged)?;
@@ -108,20 +111,21 @@ impl Ledger<'_> {
     }
 }
 
-/// What a transaction has done so far.
+/// The changes a transaction made so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Changes {
     touched: BTreeMap<Path, Touched>,
     log: Vec<Change>,
-    /// What the log takes until it is told.
+    /// Bytes that the log uses until watchers have been told of it.
     told_bytes: usize,
     deltas: BTreeMap<DomainId, Delta>,
-    /// Bytes this transaction costs while it is open.
+    /// Bytes that this transaction uses while it is open.
     bytes: usize,
-    /// Whether the client named it: only then do the limits of transactions apply.
+    /// Whether the client opened the transaction; the limits for transactions apply only then.
     explicit: bool,
+    /// Why the commit will be refused, if that is known already.
     doomed: Option<StoreError>,
-    /// Nodes looked up, copied or removed by the request at work: what a turn is measured in.
+    /// Nodes looked up, copied or removed since [`take_work`](Self::take_work): the measure for the length of a turn.
     work: usize,
 }
 
@@ -131,12 +135,12 @@ impl Changes {
         Self { explicit: true, bytes: OPEN, ..Self::default() }
     }
 
-    /// A transaction whose contents were lost: it goes on, and ends with "again".
+    /// A transaction whose contents were lost in a restart of the server. It can go on, but its commit returns `Again`.
     pub(crate) fn lost() -> Self {
         Self { doomed: Some(StoreError::Again), ..Self::explicit() }
     }
 
-    /// The commit will be refused with this, whatever follows.
+    /// Makes the commit fail with `why` (or with an earlier `why`), whatever follows.
     pub(crate) fn doom(&mut self, why: StoreError) {
         self.doomed.get_or_insert(why);
     }
@@ -146,17 +150,17 @@ impl Changes {
         self.bytes
     }
 
-    /// How many nodes it touched.
+    /// How many nodes the transaction touched.
     pub(crate) fn len(&self) -> usize {
         self.touched.len()
     }
 
-    /// The work done since this was asked last.
+    /// Returns the work done since the last call.
     pub(crate) const fn take_work(&mut self) -> usize {
         core::mem::replace(&mut self.work, 0)
     }
 
-    /// Checks everything that can refuse a commit.
+    /// Makes all the checks that can refuse a commit.
     pub(crate) fn check(
         &self,
         tree: &Tree,
@@ -178,7 +182,7 @@ impl Changes {
         self.check_usage(tree, caller, quotas, ledger)
     }
 
-    /// Checks what the caller, and the owners of what it changed, would use after a commit.
+    /// Checks that after a commit the caller, and the owners of the nodes it changed, would be within their quotas.
     fn check_usage(&self, tree: &Tree, caller: &Caller, quotas: &Quotas, ledger: Ledger<'_>) -> Result<(), StoreError> {
         if caller.privileged {
             return Ok(());
@@ -196,8 +200,9 @@ impl Changes {
             }
         }
         let Delta { added, removed } = self.deltas.get(&caller.domain).copied().unwrap_or_default();
-        // An open transaction holds copies of all it adds; after the commit only these are left, and what is to be told.
-        // One change is told on top of the quota, so that a domain whose quota is used up can write and remove.
+        // An open transaction holds copies of all it adds; after the commit only the nodes are left, and changes to be
+        // told.
+        // One change may exceed the quota, so that a domain whose quota is used up can still write and remove.
         let told = self.told_bytes.saturating_sub(ONE_CHANGE);
         let grown = (added.bytes + told).saturating_sub(removed.bytes);
         let more = if self.explicit { self.bytes } else { grown };
@@ -208,7 +213,8 @@ impl Changes {
         Ok(())
     }
 
-    /// Puts everything into the tree; [`check`](Self::check) came first. Gives what watches hear.
+    /// Puts all changes into the tree; the caller has called [`check`](Self::check). Returns the changes to tell
+    /// watches of.
     pub(crate) fn commit(self, tree: &mut Tree) -> Vec<Fired> {
         if self.log.is_empty() {
             return Vec::new();
@@ -234,9 +240,9 @@ impl Changes {
     }
 }
 
-/// The longest change: what may be told on top of a quota.
+/// Bytes of the longest change: how much may be told beyond a quota.
 const ONE_CHANGE: usize = 4096;
-/// What an open transaction takes before it touches anything: the least that its maps do.
+/// Bytes that an open transaction uses before it touches any node: the least that its maps allocate.
 const OPEN: usize = 2048;
 
 /// The tree as one caller sees it inside one transaction.
@@ -253,7 +259,7 @@ impl View<'_> {
     /// The node at `path`, if the caller may read it.
     ///
     /// # Errors
-    /// `NotFound`, or `Access` where the caller may not even know that.
+    /// `NotFound`; `Access` if the caller may not read the node, or may not know whether it exists.
     pub(crate) fn node(&mut self, path: &Path) -> Result<Arc<Node>, StoreError> {
         match self.get(path)? {
             Some(node) if node.permissions.allow(self.caller, Rights::READ) => Ok(node),
@@ -262,10 +268,10 @@ impl View<'_> {
         }
     }
 
-    /// Sets a value; creates the node, and what is missing above it.
+    /// Sets a value. Creates the node and its missing ancestors if needed.
     ///
     /// # Errors
-    /// `Access`, or a quota (`NoSpace`, `NoMemory`).
+    /// `Access`, or `NoSpace` or `NoMemory` if a quota is used up.
     pub(crate) fn write(&mut self, path: &Path, value: &[u8]) -> Result<(), StoreError> {
         match self.get(path)? {
             Some(node) => {
@@ -280,7 +286,7 @@ impl View<'_> {
         Ok(())
     }
 
-    /// Creates a node without value, and what is missing above it. An existing node stays as it is.
+    /// Creates a node without value, and its missing ancestors. An existing node stays as it is.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -295,11 +301,11 @@ impl View<'_> {
         }
     }
 
-    /// Removes a node and everything below it. Removing what is not there succeeds if the
-    /// directory it would lie in exists.
+    /// Removes a node and everything below it. Removing a node that does not exist succeeds if its
+    /// directory exists.
     ///
     /// # Errors
-    /// `Invalid` for the root, `Access`, `NotFound` without a parent.
+    /// `Invalid` for the root; `Access`; `NotFound` if even the directory does not exist.
     pub(crate) fn remove(&mut self, path: &Path) -> Result<(), StoreError> {
         let parent_path = path.parent().ok_or(StoreError::Invalid)?;
         let Some(node) = self.get(path)? else {
@@ -317,7 +323,7 @@ impl View<'_> {
         let mut doomed = vec![(path.clone(), node)];
         let mut count = 0;
         while let Some((at, node)) = doomed.pop() {
-            // More than a domain may own can only be others' nodes: they are not removed in one go.
+            // A domain cannot own this many nodes, so some have other owners: they are not removed in one go.
             count += 1;
             if !self.caller.privileged && count + doomed.len() > self.quotas.transaction_nodes {
                 return Err(StoreError::NoSpace);
@@ -336,7 +342,7 @@ impl View<'_> {
         self.check_usage()
     }
 
-    /// Removes a node that has no children. Only watches on exactly its path hear of it if `exact`.
+    /// Removes a node that has no children. If `exact`, only watches on exactly its path are told.
     ///
     /// # Errors
     /// `Invalid` for the root and special names; `NotFound`.
@@ -354,9 +360,8 @@ impl View<'_> {
 
     /// Replaces a permission list.
     ///
-    /// # Errors
-    /// `Access` unless the caller owns the node, `NotPermitted` when an unprivileged caller names
-    /// another owner, `NoSpace` for too long a list.
+    /// `NotFound`; `Access` unless the caller owns the node; `NotPermitted` if an unprivileged caller names
+    /// another owner; `NoSpace` if the list is too long.
     pub(crate) fn set_permissions(&mut self, path: &Path, list: Permissions) -> Result<(), StoreError> {
         let Some(node) = self.get(path)? else {
             return Err(self.why_missing(path, Rights::WRITE)?);
@@ -379,7 +384,7 @@ impl View<'_> {
         Ok(())
     }
 
-    /// Looks a node up and remembers that we did.
+    /// Looks up a node, and records it as touched.
     fn get(&mut self, path: &Path) -> Result<Option<Arc<Node>>, StoreError> {
         if let Some(touched) = self.changes.touched.get(path) {
             return Ok(match &touched.copy {
@@ -403,15 +408,16 @@ impl View<'_> {
         Ok(node)
     }
 
-    /// Checks that an open transaction may hold so many bytes more, when so many are freed: before it does, since it stays
-    /// open when a request is refused.
+    /// Checks that an open transaction may use `more` bytes after it freed `less`. The check comes before the change,
+    /// since
+    /// the transaction stays open when a request is refused.
     fn check_room(&self, more: usize, less: usize) -> Result<(), StoreError> {
         let Some(held) = self.ledger.held(self.caller.domain) else { return Ok(()) };
         let all = self.tree.usage(self.caller.domain).bytes + held + self.changes.bytes + more;
         if all.saturating_sub(less) > self.quotas.memory_bytes { Err(StoreError::NoMemory) } else { Ok(()) }
     }
 
-    /// What to say about a missing node: its nearest existing ancestor decides (ABI io 3.5).
+    /// Returns the error for a missing node: its nearest existing ancestor decides (ABI io 3.5).
     fn why_missing(&mut self, path: &Path, wanted: Rights) -> Result<StoreError, StoreError> {
         if self.caller.privileged {
             return Ok(StoreError::NotFound);
@@ -430,7 +436,7 @@ impl View<'_> {
         if may { Ok(()) } else { Err(StoreError::Access) }
     }
 
-    /// Creates a node and its missing ancestors; they inherit from the nearest existing one.
+    /// Creates a node and its missing ancestors; they inherit permissions from the nearest existing ancestor.
     fn create(&mut self, path: &Path, value: &[u8]) -> Result<(), StoreError> {
         let mut missing = Vec::new();
         let mut base = None;
@@ -443,7 +449,7 @@ impl View<'_> {
                 None => missing.push(at),
             }
         }
-        // Only a special name nobody made has no existing ancestor.
+        // Only a special name that does not exist has no existing ancestor.
         let (mut parent_path, mut parent) = base.ok_or(StoreError::NotFound)?;
         self.require_write(&parent)?;
         let inherited = if self.caller.privileged {
@@ -462,14 +468,14 @@ impl View<'_> {
         Ok(())
     }
 
-    /// Stores a copy of a node with other children.
+    /// Stores a private copy of `node` with other `children`.
     fn put_children(&mut self, path: &Path, node: &Node, children: Names) -> Result<(), StoreError> {
         let Node { value, permissions, generation, .. } = node;
         let node = Node { children, value: value.clone(), permissions: permissions.clone(), generation: *generation };
         self.put(path, node)
     }
 
-    /// Stores a private copy, and checks what it costs the caller.
+    /// Stores a private copy of a node, and checks the caller's quotas.
     fn put(&mut self, path: &Path, node: Node) -> Result<(), StoreError> {
         if !self.caller.privileged && node.size() > self.quotas.node_bytes {
             return Err(StoreError::NoSpace);
@@ -494,7 +500,7 @@ impl View<'_> {
         self.check_usage()
     }
 
-    /// Makes a node absent, and gives back what it costs its owner.
+    /// Marks a node as removed, and takes its cost off its owner's usage.
     fn take(&mut self, path: &Path) {
         let Some(touched) = self.changes.touched.get_mut(path) else {
             return;
@@ -522,7 +528,7 @@ impl View<'_> {
         self.changes.check_usage(self.tree, self.caller, self.quotas, self.ledger)
     }
 
-    /// Notes a change for the watches, once, at its first place.
+    /// Logs a change for the watches. A second change of the same path is not logged.
     fn log(&mut self, path: &Path, exact: bool) {
         let logged = self.changes.touched.get_mut(path).and_then(|touched| touched.logged.get_mut(usize::from(exact)));
         if logged.is_some_and(|logged| !core::mem::replace(logged, true)) {

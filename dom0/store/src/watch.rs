@@ -1,8 +1,9 @@
-//! Watches: who wants to hear of which path (ABI io 3.3).
+//! Watches: which client is told of changes at which path (ABI io 3.3).
 //!
-//! A change finds the watches it concerns by a [`Search`]: from the longest path on its way to the root that is watched to
-//! the next one. What it passes over costs nothing, neither watches elsewhere nor levels without one; and it can stop at
-//! any watch and go on later.
+//! A [`Search`] finds the watches that a change concerns. It goes from the changed path towards the root, directly from
+//! one watched path to the next: watches elsewhere and levels without a watch cost nothing. It can stop at any watch
+//! and
+//! continue later.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -14,13 +15,13 @@ use crate::error::StoreError;
 use crate::path::Path;
 use crate::quota::{map_entry, shared};
 
-/// Longest token: with the longest path, an event still fits into a message (XSA-324).
+/// Longest token: an event with the longest path still fits into a message (XSA-324).
 pub const TOKEN_MAX: usize = 4096 - crate::path::ABSOLUTE_MAX - 2;
 
 /// One registered watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Watch {
-    /// Its place in the order of registration; 0 for one that only stands for an event of an earlier server.
+    /// Number in the order of registration; 0 if the watch only carries an event restored from a snapshot.
     pub(crate) number: u64,
     pub(crate) connection: ConnectionId,
     pub(crate) path: Path,
@@ -28,14 +29,14 @@ pub(crate) struct Watch {
     pub(crate) home: DomainId,
     pub(crate) relative: bool,
     pub(crate) token: Arc<[u8]>,
-    /// How many levels below its path it hears of; all if not given.
+    /// How many levels below its path the watch covers; all levels if `None`.
     pub(crate) depth: Option<u32>,
 }
 
-/// What a client is told: a path as it would write it, and its own token.
+/// What a client is told: the path as the client writes it, and the token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchEvent {
-    /// The path that changed, relative if the watch was.
+    /// The path that changed, relative if the watch was registered with a relative path.
     pub path: String,
     /// The token given at registration.
     pub token: Box<[u8]>,
@@ -48,13 +49,14 @@ impl Watch {
         WatchEvent { path, token: (&*self.token).into() }
     }
 
-    /// Whether a change at this path is near enough.
+    /// Whether `path` is within the watch's depth.
     fn reaches(&self, path: &Path) -> bool {
         let levels = || path.levels_below(&self.path).unwrap_or(usize::MAX);
         self.depth.is_none_or(|depth| levels() <= depth as usize)
     }
 
-    /// What it takes of the heap, with its places in the maps here and in the queue of events.
+    /// Bytes of the heap that the watch uses, with its places in the maps here and in the overflow map of its
+    /// connection.
     pub(crate) fn cost(&self) -> usize {
         let maps = map_entry(size_of::<(Key, Arc<Self>)>())
             + map_entry(size_of::<(OwnKey, u64)>())
@@ -75,7 +77,7 @@ pub(crate) struct Watches {
     last: u64,
 }
 
-/// What one connection's watches use.
+/// How much one connection's watches use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) watches: usize,
@@ -87,7 +89,7 @@ impl Watches {
         self.held.get(&connection).copied().unwrap_or_default()
     }
 
-    /// Registers a watch, whose number is given here.
+    /// Registers a watch, and gives it its number.
     pub(crate) fn add(&mut self, watch: Watch) -> Result<Arc<Watch>, StoreError> {
         let own = (watch.connection, watch.path.clone(), Arc::clone(&watch.token));
         if self.by_owner.contains_key(&own) {
@@ -121,7 +123,7 @@ impl Watches {
         Ok(watch)
     }
 
-    /// Removes the watches of one connection; those of others cost nothing here.
+    /// Removes the watches of one connection, without passing those of others.
     pub(crate) fn remove_all(&mut self, connection: ConnectionId) {
         self.held.remove(&connection);
         let first = (connection, Path::first(), Arc::default());
@@ -133,42 +135,44 @@ impl Watches {
         }
     }
 
-    /// The next watch on exactly this path, from `number` on.
+    /// The watch on exactly this path with the smallest number from `number` on.
     pub(crate) fn on(&self, path: &Path, number: u64) -> Option<&Arc<Watch>> {
         let key = (path.clone(), number);
         self.by_path.range(key..).next().filter(|((at, _), _)| at == path).map(|(_, watch)| watch)
     }
 
-    /// Every watch.
+    /// All watches.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Watch>> {
         self.by_path.values()
     }
 
-    /// Every watch of one connection.
+    /// All watches of one connection.
     pub(crate) fn of(&self, connection: ConnectionId) -> impl Iterator<Item = &Arc<Watch>> {
         self.iter().filter(move |watch| watch.connection == connection)
     }
 }
 
-/// The way of a change through the watches it concerns: those on its path, then those above it, in the order of their
-/// registration.
+/// The search for the watches that a change concerns: those on its path, then those on each path above. Watches on one
+/// path come in the order of registration.
 #[derive(Clone, Debug)]
 pub(crate) struct Search {
-    /// Where we are on the way to the root; `None` at its end.
+    /// The path whose watches are looked at; `None` at the end.
     at: Option<Path>,
-    /// The next number to be looked at there; `None` while it is not known whether the path is watched.
+    /// The smallest watch number not looked at yet on the path `at`; `None` before the next watched path is found.
     next: Option<u64>,
-    /// Only watches on exactly the path.
+    /// Whether only watches on exactly the path are looked for.
     exact: bool,
 }
 
 impl Search {
-    /// Begins at `path`.
+    /// Begins a search at `path`.
     pub(crate) const fn new(path: Path, exact: bool) -> Self {
         Self { at: Some(path), next: if exact { Some(0) } else { None }, exact }
     }
 
-    /// Goes one step: a watch that a change at `path` concerns, or nothing yet, or the end (`None`).
+    /// Does one step. Returns a watch that a change at `path` concerns, `Some(None)` if the step found no watch, and
+    /// `None` at
+    /// the end.
     pub(crate) fn step(&mut self, watches: &Watches, path: &Path) -> Option<Option<Arc<Watch>>> {
         let at = self.at.clone()?;
         let Some(number) = self.next else {
@@ -188,7 +192,9 @@ impl Search {
         }
     }
 
-    /// Goes to the longest path at or above `at` that may be watched: the last watched path in the order of paths tells.
+    /// Moves on to the longest path at or above `at` that may be watched. It follows from the last watched path at or
+    /// before
+    /// `at` in the order of paths.
     fn descend(&mut self, watches: &Watches, at: &Path) {
         let last = watches.by_path.range(..=(at.clone(), u64::MAX)).next_back();
         let Some(((watched, _), _)) = last else {

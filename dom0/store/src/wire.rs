@@ -11,7 +11,7 @@ pub const PAYLOAD_MAX: usize = 4096;
 
 macro_rules! kinds {
     ($($(#[$meta:meta])* $name:ident = $number:literal,)*) => {
-        /// What a message asks, answers or tells.
+        /// The kind of a message: a request and its reply, or an event.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u32)]
         pub enum Kind { $($(#[$meta])* $name = $number,)* }
@@ -32,11 +32,11 @@ macro_rules! kinds {
 kinds! {
     /// Commands to the server itself.
     Control = 0,
-    /// Names of children.
+    /// Reads the names of children.
     Directory = 1,
-    /// A value.
+    /// Reads a value.
     Read = 2,
-    /// A permission list.
+    /// Reads a permission list.
     GetPermissions = 3,
     /// Registers a watch.
     Watch = 4,
@@ -46,11 +46,11 @@ kinds! {
     TransactionStart = 6,
     /// Commits or drops a transaction.
     TransactionEnd = 7,
-    /// A domain's page and port are ready.
+    /// Introduces a domain: its page and port are ready.
     Introduce = 8,
-    /// A domain is gone.
+    /// Tells that a domain is gone.
     Release = 9,
-    /// Home of a domain.
+    /// Asks for the home of a domain.
     GetDomainPath = 10,
     /// Sets a value.
     Write = 11,
@@ -60,32 +60,32 @@ kinds! {
     Remove = 13,
     /// Replaces a permission list.
     SetPermissions = 14,
-    /// Server to client: something changed.
+    /// Server to client: a watched path changed.
     WatchEvent = 15,
-    /// Server to client: refused.
+    /// Server to client: a request was refused.
     Error = 16,
-    /// Whether a domain is known.
+    /// Asks whether a domain is introduced.
     IsDomainIntroduced = 17,
-    /// A domain that shut down runs again.
+    /// Tells that a domain that shut down runs again.
     Resume = 18,
-    /// One domain gets the rights of another.
+    /// Gives one domain the rights of another.
     SetTarget = 19,
     /// Drops the caller's watches and transactions.
     ResetWatches = 21,
-    /// Names of children from an offset on.
+    /// Reads the names of children from an offset on.
     DirectoryPart = 22,
-    /// Features of the server.
+    /// Asks for the features of the server.
     GetFeature = 23,
 }
 
 /// The header of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Number of the kind; foreign numbers are kept to be answered.
+    /// Number of the kind; an unknown number is kept for the reply.
     pub kind: u32,
     /// Chosen by the client, copied into the reply.
     pub request: u32,
-    /// Transaction, 0 for none.
+    /// Number of the transaction; 0 means no transaction.
     pub transaction: u32,
     /// Bytes of payload.
     pub length: u32,
@@ -117,7 +117,7 @@ impl Header {
     }
 }
 
-/// A whole message as bytes. The payload is cut at [`PAYLOAD_MAX`]; callers check before.
+/// A whole message as bytes. A payload is cut at [`PAYLOAD_MAX`]; callers check its length before.
 #[must_use]
 pub fn message(kind: u32, request: u32, transaction: u32, payload: &[u8]) -> Vec<u8> {
     let payload = payload.get(..PAYLOAD_MAX).unwrap_or(payload);
@@ -129,21 +129,21 @@ pub fn message(kind: u32, request: u32, transaction: u32, payload: &[u8]) -> Vec
     bytes
 }
 
-/// The stream is no sequence of messages: a payload longer than [`PAYLOAD_MAX`] was announced.
+/// The stream is not a sequence of messages: a payload longer than [`PAYLOAD_MAX`] was announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProtocolError {
     /// The announced length.
     pub length: u32,
 }
 
-/// Puts messages together that arrive in pieces. Holds at most one message.
+/// Assembles messages from pieces. Holds at most one message.
 #[derive(Clone, Debug, Default)]
 pub struct Assembler {
     bytes: Vec<u8>,
 }
 
 impl Assembler {
-    /// How many bytes are missing until the header, or the whole message, is there.
+    /// Returns how many bytes are missing until the header (or, once the header is complete, the message) is complete.
     ///
     /// # Errors
     /// The header announces too long a payload.
@@ -157,7 +157,7 @@ impl Assembler {
         }
     }
 
-    /// Takes bytes up to the end of one message; says how many, and gives the message if whole.
+    /// Takes bytes up to the end of one message. Returns how many it took, and the message if it is complete.
     ///
     /// # Errors
     /// As [`wanted`](Self::wanted).
@@ -173,20 +173,20 @@ impl Assembler {
                 return Ok((taken, None));
             }
             let piece = rest.get(..wanted).unwrap_or(rest);
-            // What is announced and not a byte more.
+            // Room for what is announced, not a byte more.
             self.bytes.reserve_exact(wanted);
             self.bytes.extend_from_slice(piece);
             taken += piece.len();
         }
     }
 
-    /// What has arrived of the next message.
+    /// The bytes of the next message that have arrived so far.
     #[must_use]
     pub fn partial(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Forgets a half-read message.
+    /// Drops a half-read message.
     pub fn clear(&mut self) {
         self.bytes = Vec::new();
     }

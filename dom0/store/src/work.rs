@@ -1,8 +1,10 @@
-//! What follows from requests, done in pieces so that no turn is long: watchers are told of changes, and what a domain
-//! that is gone has owned is removed.
+//! Work that follows from requests, done in pieces so that no turn is long: watchers are told of changes, and the nodes
+//! and rights of a domain that is gone are removed.
 //!
-//! One queue for all, in the order of the commits: so each watcher hears of a commit before anything later. A change is
-//! in the tree when its request is answered; only the events come piece by piece. Who may hear of it was noted then.
+//! There is one queue for all work, in the order of the commits, so each watcher hears of a commit before it hears of a
+//! later one. A change is in the tree when its request is answered; only the events come piece by piece. Who may hear
+//! of
+//! a change was recorded at its commit.
 
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -19,52 +21,53 @@ use crate::tree::Node;
 use crate::view::{Changes, Fired, View};
 use crate::watch::{Search, Watch};
 
-/// Steps of one turn.
+/// Steps in one turn of [`Store::work`].
 const TURN: u64 = 256;
-/// Nodes removed, or looked at, in one piece.
+/// Nodes removed, or looked at, in one step.
 const PIECE: usize = 16;
 
-/// What follows from a request beside its reply.
+/// What follows from a request in addition to its reply.
 #[derive(Debug)]
 pub(crate) enum Effect {
     None,
     Changed(Vec<Fired>),
-    /// The event every new watch starts with, for the caller alone.
+    /// The first event of a new watch, which only its own client gets.
     FirstEvent(Arc<Watch>),
     Special(&'static str, DomainId),
-    /// A domain is gone: what it owned vanishes, then the special name fires.
+    /// A domain is gone: its nodes and rights are removed, then the special name `@releaseDomain` fires.
     Gone(DomainId),
-    /// A privileged caller removes a node and all below it, whoever owns it.
+    /// A privileged caller removes a node and all below it, whatever their owners.
     Removed(Path),
 }
 
-/// A piece of work that may be left and gone on with.
+/// A piece of work that can be interrupted and continued.
 #[derive(Clone, Debug)]
 enum Job {
-    /// Tells watchers of the changes of one commit, which are charged to a client.
+    /// Tells watchers of the changes of one commit. The changes are charged to the client `cause` until then.
     Tell { cause: Option<ConnectionId>, bytes: usize, changes: vec::IntoIter<Fired>, now: Option<(Fired, Search)> },
-    /// Tells a new watch of its own path.
+    /// Queues the first event of a new watch, for the watch's own path.
     First(Arc<Watch>),
-    /// Fires a special name at the watchers that have these rights to it, from the watch with number `next` on.
+    /// Fires a special name at the watchers that may read it by `rights`, from the watch with number `next` on.
     Special { name: Path, domain: DomainId, rights: Permissions, next: u64 },
-    /// Removes the nodes a domain owns, those that follow the path `after`, and the rights it was given, so that the next domain with its number
-    /// inherits nothing (XSA-322, XSA-419).
+    /// Removes the nodes that a domain that is gone owned, and the rights it had, going on after the path `after`. So
+    /// the
+    /// next domain with the same number inherits nothing (XSA-322, XSA-419).
     Unmake { domain: DomainId, after: Option<Path> },
     /// Removes a node and all below it.
     Remove(Path),
 }
 
-/// The work that is left, oldest first.
+/// The work left to do, oldest first.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Jobs(VecDeque<Job>);
 
 impl Jobs {
-    /// Whether nodes or rights of this domain are left that are to vanish.
+    /// Whether nodes or rights of this domain are still to be removed.
     pub(crate) fn unmakes(&self, domain: DomainId) -> bool {
         self.0.iter().any(|job| matches!(job, Job::Unmake { domain: gone, .. } if *gone == domain))
     }
 
-    /// Bytes of changes of a client that are to be told.
+    /// Bytes of a client's changes that watchers have not been told of.
     pub(crate) fn untold(&self, id: ConnectionId) -> usize {
         let of = |job: &Job| match job {
             Job::Tell { cause, bytes, .. } if *cause == Some(id) => *bytes,
@@ -75,8 +78,9 @@ impl Jobs {
 }
 
 impl Store {
-    /// Goes on with what requests have left to do, for a bounded while; answers whether more is left. Whoever makes
-    /// requests calls this until nothing is left, and lets others have their turn in between.
+    /// Does up to one turn of the work left from requests; returns whether more is left. The caller of requests calls
+    /// this
+    /// until nothing is left, and lets others have their turn in between.
     #[must_use = "watchers wait for what is left"]
     pub fn work(&mut self) -> bool {
         let end = self.steps.saturating_add(TURN);
@@ -88,13 +92,13 @@ impl Store {
         self.has_work()
     }
 
-    /// Whether [`work`](Self::work) would do anything.
+    /// Whether [`work`](Self::work) has anything to do.
     #[must_use]
     pub fn has_work(&self) -> bool {
         !self.jobs.0.is_empty()
     }
 
-    /// Notes what follows from a request, and begins with it.
+    /// Queues the work that follows from a request, and does the first turn of it.
     pub(crate) fn follow(&mut self, cause: Option<ConnectionId>, effect: Effect) {
         match effect {
             Effect::None => return,
@@ -131,7 +135,7 @@ impl Store {
         }
     }
 
-    /// One step of a job, which goes back to the front of the queue if it is not done.
+    /// Does one step of a job. A job that is not done goes back to the front of the queue.
     fn step(&mut self, job: Job) {
         let left = match job {
             Job::Tell { cause, bytes, mut changes, now } => {
@@ -160,7 +164,7 @@ impl Store {
                 None
             }
             Job::Special { name, domain, rights, next } => self.watches.on(&name, next).cloned().map(|watch| {
-                // With a depth it says which domain.
+                // A watch with a depth is told which domain it was.
                 let with_domain = watch.depth.is_some_and(|depth| depth > 0);
                 let path = if with_domain { name.child(&format!("{domain}")) } else { name.clone() };
                 self.queue_event(&watch, &path, |caller| rights.allow(caller, Rights::READ));
@@ -180,7 +184,8 @@ impl Store {
         }
     }
 
-    /// Tells one watch of a change, or looks for one; `None` when all have heard.
+    /// Does one step: queues one watch's event for a change, or searches on. Returns `None` when all watches have been
+    /// told.
     fn tell_one(&mut self, fired: Fired, mut search: Search) -> Option<(Fired, Search)> {
         if let Some(watch) = search.step(&self.watches, &fired.path)? {
             self.queue_event(&watch, &fired.path, |caller| fired.may_be_heard_by(caller));
@@ -196,7 +201,7 @@ impl Store {
         }
     }
 
-    /// Looks at the next nodes for what a domain that is gone has left there.
+    /// Looks at the next few nodes for those a domain that is gone owned, or has rights to.
     fn unmake_some(&mut self, domain: DomainId, after: Option<&Path>) {
         let next = self.tree.after(after).take(PIECE);
         let nodes: Vec<(Path, Arc<Node>)> = next.map(|(path, node)| (path.clone(), Arc::clone(node))).collect();
@@ -207,7 +212,7 @@ impl Store {
                 if path.parent().is_some() {
                     self.jobs.0.push_front(Job::Remove(path.clone()));
                 } else {
-                    // The root and special names cannot be removed; they go back to us.
+                    // The root and special names cannot be removed; the server's own domain becomes their owner.
                     let own = Permissions::private(self.own);
                     self.change_as_owner(|view| view.set_permissions(path, own));
                 }
@@ -223,7 +228,7 @@ impl Store {
         }
     }
 
-    /// Removes the last nodes below a path, and in the end the one there.
+    /// Removes the last few nodes below a path; once there are none, the node at the path.
     fn remove_some(&mut self, path: Path) {
         let doomed: Vec<Path> = self.tree.below(&path).take(PIECE).cloned().collect();
         if doomed.is_empty() {
@@ -234,13 +239,13 @@ impl Store {
         self.change_as_owner(|view| doomed.iter().try_for_each(|below| view.remove_leaf(below, true)));
     }
 
-    /// Changes the tree with our own rights; watchers are told before any other job.
+    /// Changes the tree with the rights of the server; watchers are told before any other job runs.
     fn change_as_owner(&mut self, change: impl FnOnce(&mut View<'_>) -> Result<(), StoreError>) {
         let caller = Caller { domain: self.own, privileged: true, target: None };
         let mut changes = Changes::default();
         let ledger = self.ledger();
         let mut view = View { tree: &self.tree, changes: &mut changes, caller: &caller, quotas: &self.quotas, ledger };
-        // We have all rights. A node that is gone already is no error.
+        // The server has all rights. A node that is gone already is no error.
         let _ = change(&mut view);
         self.steps += changes.take_work() as u64;
         let fired = self.commit(changes);
