@@ -1,5 +1,5 @@
 //! The boot bundle: a `newc` cpio archive with a configuration `guests/<name>/config` for each guest to be started, and
-//! the kernels and ramdisks they name.
+//! the kernels and ramdisks that these configurations name.
 
 use alloc::string::{String, ToString};
 use core::fmt;
@@ -8,9 +8,10 @@ use hypercall_abi::bundle::entries;
 
 use crate::config::{ConfigError, GuestConfig};
 
-/// The entry with commands to be carried out when the guests have been made, separated by `;`.
+/// The entry with the commands of `--exec`, separated by `;`. dom0 carries them out once the guests have been made.
 pub const EXEC: &str = "dom0.exec";
-/// What begins a line of an answer to those commands: no text of a guest can, for control characters in it are escaped.
+/// The first character of each line of an answer to these commands. Guests cannot forge it: control characters in their
+/// texts are escaped.
 pub const ANSWER: char = '\x1e';
 
 /// An archive in memory.
@@ -20,15 +21,15 @@ pub struct Bundle<'a>(&'a [u8]);
 /// What is wrong with a guest of the bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BundleError {
-    /// The configuration, by the name of its entry, is no text.
+    /// The configuration in this entry is not UTF-8.
     NotText(String),
-    /// It is wrong.
+    /// The configuration in this entry has an error.
     Config(String, ConfigError),
-    /// It names an entry, as its kernel or ramdisk, that the bundle lacks.
+    /// The guest's configuration names a kernel or ramdisk that is not in the bundle.
     Missing {
         /// The guest.
         name: String,
-        /// The entry.
+        /// The entry that is missing.
         entry: String,
     },
 }
@@ -46,13 +47,13 @@ impl fmt::Display for BundleError {
 impl core::error::Error for BundleError {}
 
 impl<'a> Bundle<'a> {
-    /// Wraps the archive. Its entries end at the first one that is damaged.
+    /// Wraps the archive. The archive ends where an entry is damaged.
     #[must_use]
     pub const fn new(archive: &'a [u8]) -> Self {
         Self(archive)
     }
 
-    /// Its size in bytes.
+    /// The bundle's size in bytes.
     #[must_use]
     pub const fn size(&self) -> usize {
         self.0.len()
@@ -74,10 +75,10 @@ impl<'a> Bundle<'a> {
             })
     }
 
-    /// The kernel and the ramdisk (empty for none) that a configuration names.
+    /// Returns the kernel and the ramdisk (empty if none) that a configuration names.
     ///
     /// # Errors
-    /// The bundle lacks one.
+    /// The bundle lacks the kernel or the ramdisk.
     pub fn images(&self, config: &GuestConfig) -> Result<(&'a [u8], &'a [u8]), BundleError> {
         let find = |entry: &str| {
             self.entry(entry)

@@ -1,91 +1,91 @@
-//! What a person or a script asks of dom0, as a line of text: verbs, options, help, completion.
+//! Commands to dom0, as a person or a script writes them, one a line: verbs, options, help, completion.
 
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-/// A line understood.
+/// A parsed line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// What is asked.
+    /// What to do.
     pub command: Command,
-    /// The answer is to be JSON (`-j`).
+    /// Whether the answer is to be JSON (`-j`).
     pub json: bool,
 }
 
-/// What is asked. A guest goes by its name, or by the number of its domain.
+/// A command to the manager. A guest is given by its name or by the number of its domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Show all domains.
     List {
-        /// And the guests that have ended.
+        /// Whether to show the guests that have ended, too.
         all: bool,
     },
-    /// Make a guest that has ended anew.
+    /// Make a guest again that has ended.
     Create(String),
     /// Attach the terminal to a guest's console.
     Console(String),
-    /// Stop a guest.
+    /// Pause a guest.
     Pause(String),
-    /// Let it go on.
+    /// Unpause a guest.
     Unpause(String),
     /// Ask a guest to power off.
     Shutdown {
         /// The guest.
         name: String,
-        /// The command is over when the guest is.
+        /// Whether the command is complete only when the guest has ended.
         wait: bool,
     },
     /// Ask a guest to reboot.
     Reboot {
         /// The guest.
         name: String,
-        /// The command is over when the guest runs anew.
+        /// Whether the command is complete only when the guest runs again.
         wait: bool,
     },
     /// End a guest at once.
     Destroy(String),
     /// Show the machine.
     Info,
-    /// Show what the hypervisor has logged.
+    /// Show the hypervisor's log.
     Dmesg {
-        /// It is not to be shown again.
+        /// Whether to clear the log afterwards.
         clear: bool,
     },
-    /// Set what memory a guest should have.
+    /// Set how much memory a guest should have.
     MemSet {
         /// The guest.
         name: String,
-        /// In MiB.
+        /// The memory in MiB.
         mib: u64,
     },
     /// Give a guest another name.
     Rename {
         /// The guest.
         name: String,
-        /// Its name from now on.
+        /// The guest's new name.
         to: String,
     },
-    /// Tell the number of a guest's domain.
+    /// Show the number of a guest's domain.
     Domid(String),
-    /// Tell how long the machine, or a guest, has run.
+    /// Show how long the machine, or a guest, has run.
     Uptime(Option<String>),
-    /// Show what can be asked.
+    /// List all verbs, or explain one.
     Help(Option<&'static Verb>),
     /// Turn the machine off.
     Quit,
 }
 
-/// A verb, for its help.
+/// A verb, and its help.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Verb {
     /// The word.
     pub name: &'static str,
-    /// What follows it.
+    /// Its options and arguments.
     pub takes: &'static str,
-    /// What it does, in a line.
+    /// What it does, in one line.
     pub does: &'static str,
-    /// What else is worth knowing; may be empty.
+    /// More details; may be empty.
     pub more: &'static str,
 }
 
@@ -93,7 +93,7 @@ const fn verb(name: &'static str, takes: &'static str, does: &'static str, more:
     Verb { name, takes, does, more }
 }
 
-/// Every verb there is.
+/// All verbs.
 pub const VERBS: &[Verb] = &[
     verb(
         "list",
@@ -144,7 +144,7 @@ fn find(name: &str) -> Option<&'static Verb> {
     VERBS.iter().find(|verb| verb.name == name)
 }
 
-/// All verbs, a line each.
+/// The help on all verbs, a line each.
 #[must_use]
 pub fn help() -> String {
     let line = |verb: &Verb| format!("{:<20} {}\n", format!("{} {}", verb.name, verb.takes), verb.does);
@@ -153,7 +153,7 @@ pub fn help() -> String {
 }
 
 impl Verb {
-    /// What there is to know of it.
+    /// The help on this verb.
     #[must_use]
     pub fn help(&self) -> String {
         let text = format!("{} {}", self.name, self.takes);
@@ -162,10 +162,10 @@ impl Verb {
 }
 
 impl Command {
-    /// Reads a line; `None` if there is nothing on it.
+    /// Parses a line; returns `None` if the line is empty.
     ///
     /// # Errors
-    /// What is wrong with it, for a person. The words of the line are escaped.
+    /// An error message for a person. Words of the line are escaped in it.
     pub fn parse(line: &str) -> Result<Option<Line>, String> {
         let mut words = line.split_whitespace();
         let Some(word) = words.next() else {
@@ -220,16 +220,16 @@ impl Command {
     }
 }
 
-/// How the last word of a line may go on.
+/// How the last word of a line can be completed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Completion {
-    /// What can be added in any case; ends in a blank if the word is whole.
+    /// The text to insert; ends in a blank if the word is complete.
     pub add: String,
-    /// The words it may become, if there are several.
+    /// The candidates, if there are several.
     pub choices: Vec<String>,
 }
 
-/// Completes a verb, or the name of a guest.
+/// Completes the last word of `line`: a verb, or the name of one of the `guests`.
 #[must_use]
 pub fn complete<'a>(line: &str, guests: impl Iterator<Item = &'a str>) -> Completion {
     let start = line.rfind(' ').map_or(0, |blank| blank + 1);

@@ -1,4 +1,4 @@
-//! What a guest should be: a TOML file with the keys of `xl.cfg`.
+//! The configuration of a guest: a TOML file with the keys of `xl.cfg`.
 //!
 //! ```toml
 //! name = "web"
@@ -14,8 +14,9 @@
 //!
 //! `disk` and `vif` are known and refused: this build has no such devices.
 //!
-//! `manager/make.rs` says how a guest comes of it. A new key is a field of [`GuestConfig`] with its check, and a line where it is
-//! used: in `manager/make.rs` or in `create.rs`.
+//! `manager/make.rs` makes a guest from its configuration. A new key is a field of [`GuestConfig`] with its check, and
+//! a line
+//! where it is used: in `manager/make.rs` or in `create.rs`.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -27,63 +28,63 @@ use toml::Spanned;
 
 /// Vcpus the shared-info page has room for.
 const MAX_VCPUS: u32 = 32;
-/// Bytes of a command line in the start-info page, without its NUL.
+/// Most bytes of a command line in the start-info page, without its NUL.
 pub const MAX_EXTRA: usize = 1023;
 const MAX_NAME: usize = 64;
-/// Bytes of a file; a longer one is refused unread.
+/// Most bytes of a configuration; a longer one is refused unread.
 const MAX_TEXT: usize = 64 << 10;
-/// MiB; far more than any machine has, and the bytes of a list with four for each page still fit in 64 bits.
+/// Most memory in MiB: far more than any machine has, yet a list with four bytes for each page still has a 64-bit size.
 const MAX_MEMORY: u64 = 1 << 30;
-/// Keys of `xl.cfg` that are refused by name.
+/// Keys of `xl.cfg` that are refused with an error of their own.
 const DEVICES: [&str; 2] = ["disk", "vif"];
 
 /// What happens when a guest ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// It goes, with all it had.
+    /// The guest is removed, with all it had.
     Destroy,
-    /// It goes, and is made anew.
+    /// The guest is removed, and made again.
     Restart,
-    /// It stays as it is, to be looked at.
+    /// The guest stays as it is, so that it can be examined.
     Preserve,
 }
 
-/// A guest to be. Each field is a key of its file, and is checked by itself as it is read.
+/// What a guest is made from. Each field is a key of the file; each is checked by itself as it is read.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuestConfig {
-    /// See [`check_name`].
+    /// The guest's name: see [`check_name`].
     #[serde(deserialize_with = "name")]
     pub name: String,
     /// Memory in MiB.
     #[serde(deserialize_with = "memory")]
     pub memory: u64,
-    /// Memory in MiB it may grow to: as much as `memory` if it is not said.
+    /// Memory in MiB that the guest may grow to; the default is `memory`.
     #[serde(default, deserialize_with = "maxmem")]
     pub maxmem: u64,
-    /// Vcpus, 1 to 32.
+    /// Number of vcpus, 1 to 32.
     #[serde(default = "one", deserialize_with = "vcpus")]
     pub vcpus: u32,
-    /// Name of the kernel.
+    /// Name of the kernel's entry in the boot bundle.
     #[serde(deserialize_with = "file")]
     pub kernel: String,
-    /// Name of the ramdisk.
+    /// Name of the ramdisk's entry in the boot bundle.
     #[serde(default, deserialize_with = "optional_file", skip_serializing_if = "Option::is_none")]
     pub ramdisk: Option<String>,
     /// The command line.
     #[serde(default, deserialize_with = "extra")]
     pub extra: String,
-    /// When it powers itself off.
+    /// What happens when the guest powers itself off.
     #[serde(default = "destroy")]
     pub on_poweroff: Action,
-    /// When it reboots.
+    /// What happens when the guest reboots.
     #[serde(default = "restart")]
     pub on_reboot: Action,
-    /// When it crashes.
+    /// What happens when the guest crashes.
     #[serde(default = "destroy")]
     pub on_crash: Action,
-    /// When it misses its watchdog; as for a crash if it is not said.
+    /// What happens when the guest misses its watchdog; the default is `on_crash`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_watchdog: Option<Action>,
 }
@@ -100,7 +101,7 @@ const fn restart() -> Action {
     Action::Restart
 }
 
-/// Reads a value and checks it; `why` says what it must be.
+/// Reads a value and checks it with `good`. The error `why` tells what the value must be.
 fn checked<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     source: D,
     good: impl FnOnce(&T) -> bool,
@@ -142,10 +143,10 @@ fn extra<'de, D: Deserializer<'de>>(source: D) -> Result<String, D::Error> {
 
 const NOT_LESS_THAN_MEMORY: &str = "a number of MiB, and not less than `memory`";
 
-/// What is wrong with a configuration, and where.
+/// What is wrong in a configuration, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// Line, from 1 on; 0 if it is about the file as a whole.
+    /// The line, counted from 1; 0 if the error is about the file as a whole.
     pub line: usize,
     /// The key on that line; may be empty.
     pub key: String,
@@ -167,12 +168,13 @@ impl fmt::Display for ConfigError {
 
 impl core::error::Error for ConfigError {}
 
-/// What a name must be.
+/// The rule for names, as an error message.
 const NAME_RULE: &str = "1 to 64 letters, digits, `-`, `_` or `.`, not only digits, and without `-` at the beginning";
-/// What the first domain is called, by us and in the tree.
+/// Names of the first domain, which no guest may have: ours, and the one in the store's tree.
 const FIRST_DOMAIN: [&str; 2] = ["dom0", "Domain-0"];
 
-/// Judges what a guest may be called. A number would be taken for a domain's, and what begins with `-` for an option.
+/// Checks the name of a guest. A name of digits could be taken for a domain's number, one that begins with `-` for an
+/// option.
 ///
 /// # Errors
 /// What is wrong with the name.
@@ -186,7 +188,7 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
 }
 
 impl GuestConfig {
-    /// A guest of `memory` MiB of which nothing else is said.
+    /// A guest with `memory` MiB and defaults for everything else.
     #[must_use]
     pub fn new(name: &str, memory: u64, kernel: &str) -> Self {
         Self {
@@ -207,7 +209,7 @@ impl GuestConfig {
     /// Reads a configuration.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its line and key.
+    /// The first error, with its line and key.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         if text.len() > MAX_TEXT {
             let why = format!("{} bytes, and a configuration has at most {MAX_TEXT}", text.len());
@@ -233,12 +235,12 @@ impl GuestConfig {
     /// The configuration as a file that [`GuestConfig::parse`] reads.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        // Numbers, texts and names of actions have a form in TOML, whatever they are.
+        // Never fails: numbers, strings and enums can always be written as TOML.
         toml::to_string(self).unwrap_or_default()
     }
 }
 
-/// Where a file whose values are good in themselves sets `maxmem`.
+/// Where the file sets `maxmem`, in bytes from its start. All values of the file have been parsed before.
 fn place_of_maxmem(text: &str) -> Option<usize> {
     #[derive(Deserialize)]
     struct Maxmem {
@@ -248,7 +250,8 @@ fn place_of_maxmem(text: &str) -> Option<usize> {
 }
 
 impl ConfigError {
-    /// An error at a byte of the text; `None` if nothing in the text is to blame, but something is missing.
+    /// Makes an error at byte `start` of the text. With `None`, or if a key is missing, the error is about the whole
+    /// file.
     fn at(text: &str, start: Option<usize>, why: &str) -> Self {
         let whole = || Self { line: 0, key: String::new(), why: why.into() };
         let Some((before, _)) = start.and_then(|start| text.split_at_checked(start)) else {

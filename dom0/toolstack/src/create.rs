@@ -1,5 +1,6 @@
-//! A domain is made: empty, filled, its page tables judged, its first vcpu set, its place in the store written. Then
-//! devices are added by whoever serves them, and [`Guest::start`] lets it run.
+//! Makes a domain: creates it empty, fills its memory, has its page tables checked, sets its first vcpu, writes its
+//! place
+//! in the store. Then back ends add its devices, and [`Guest::start`] lets it run.
 
 use alloc::borrow::Cow;
 use alloc::format;
@@ -18,30 +19,31 @@ use crate::privileged::{DomainId, Hypervisor, Progress};
 use crate::tree::{self, Store};
 use crate::unpack::unpack_within;
 
-/// Pages asked for in one call.
+/// Pages requested in one call.
 const BATCH: usize = 512;
-/// L1 tables judged in one call: as many entries as the hypervisor looks at in a step of it.
+/// L1 tables pinned in one call: as many entries as the hypervisor checks in one step of it.
 pub const LEAVES: usize = 8;
 /// Pages filled between two pauses.
 pub const PIECE: u64 = 512;
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
-/// Interrupts on, and the bit that is always set. The guest's own interrupt flag is its upcall mask, not this bit.
+/// Interrupts enabled, and the bit that is always set. A guest masks its interrupts by its upcall mask, not by this
+/// flag.
 const FIRST_RFLAGS: u64 = 0x202;
-/// Protected, paged, with write protection and a coprocessor.
+/// Protected mode, paging, write protection, and a coprocessor.
 const FIRST_CR0: u64 = 0x8005_0033;
 
-/// What a domain is made of.
+/// What a domain is made from.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
-    /// What it should be.
+    /// The guest's configuration.
     pub config: &'a GuestConfig,
     /// The kernel, an ELF file: see [`unpacked`].
     pub kernel: &'a [u8],
     /// The ramdisk, empty for none.
     pub ramdisk: &'a [u8],
-    /// Its UUID, of random bytes.
+    /// The guest's UUID, of random bytes.
     pub uuid: [u8; 16],
-    /// Who serves its store and console.
+    /// The domain that serves the guest's store and console.
     pub backend: DomainId,
 }
 
@@ -54,24 +56,24 @@ pub struct Ring {
     pub port: u32,
 }
 
-/// A domain that exists.
+/// A guest that has a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guest {
-    /// Its number.
+    /// The domain's number.
     pub domain: DomainId,
-    /// Its name for good.
+    /// The guest's UUID; unlike a domain's number it is never used again.
     pub uuid: [u8; 16],
-    /// What it was made of.
+    /// The configuration it was made from.
     pub config: GuestConfig,
-    /// Its way to the store.
+    /// Its store ring.
     pub store: Ring,
-    /// Its console.
+    /// Its console ring.
     pub console: Ring,
-    /// Who serves both.
+    /// The domain that serves both rings.
     pub backend: DomainId,
 }
 
-/// What was being done when it failed.
+/// The step that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "see Display")]
 pub enum Step {
@@ -114,16 +116,16 @@ impl fmt::Display for Step {
     }
 }
 
-/// A guest could not be made. Nothing is left of it, unless `left_over` says otherwise.
+/// A guest could not be made. Everything made for it has been removed, except what `left_over` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreateError {
     /// The guest's name.
     pub name: String,
-    /// What was being done.
+    /// The step that failed.
     pub step: Step,
     /// Why it failed.
     pub why: String,
-    /// What could not be undone either, and why.
+    /// What could not be removed, and why.
     pub left_over: Vec<String>,
 }
 
@@ -136,24 +138,25 @@ impl fmt::Display for CreateError {
 
 impl core::error::Error for CreateError {}
 
-/// A failed step, before the undoing.
+/// A failed step, whose effects are still to be undone.
 struct Failed(Step, String);
 
-/// Turns any error into a failure of this step.
+/// Turns any error into a failure of `step`.
 fn at<E: fmt::Display>(step: Step) -> impl FnOnce(E) -> Failed {
     move |error| Failed(step, error.to_string())
 }
 
-/// A failure before there is a domain.
+/// The error for a failure before there is a domain.
 fn refused(config: &GuestConfig, Failed(step, why): Failed) -> CreateError {
     CreateError { name: config.name.clone(), step, why, left_over: Vec::new() }
 }
 
-/// The ELF file of a guest's kernel, which may be a bzImage: at most `limit` bytes, where `room` bytes can be had for
-/// unpacking it. That takes long: `pause` is called again and again.
+/// Returns the ELF file of a guest's kernel, unpacking a bzImage. The ELF file may have at most `limit` bytes,
+/// unpacking it may
+/// take at most `room` bytes. Unpacking takes long, so `pause` is called after every piece.
 ///
 /// # Errors
-/// Why it cannot be unpacked.
+/// Why the kernel cannot be unpacked.
 pub async fn unpacked<'a>(
     config: &GuestConfig,
     kernel: &'a [u8],
@@ -163,11 +166,12 @@ pub async fn unpacked<'a>(
     unpack_within(kernel, limit, room, pause).await.map_err(at(Step::Unpack)).map_err(|why| refused(config, why))
 }
 
-/// Makes a domain, paused. `go_on` is called after every piece, of [`PIECE`] pages at most: it lets others run, and answers
-/// whether the domain is still wanted.
+/// Makes a domain, paused. `go_on` is called after every piece of at most [`PIECE`] pages: it lets other tasks run, and
+/// returns whether the domain is still wanted.
 ///
 /// # Errors
-/// The step that failed and why, [`Step::GiveUp`] if it is not wanted. Everything made so far is destroyed first.
+/// The step that failed and why; [`Step::GiveUp`] if the domain is no longer wanted. Everything made so far is
+/// destroyed first.
 pub async fn create<H: Hypervisor, S: Store>(
     hypervisor: &H,
     store: &S,
@@ -175,7 +179,7 @@ pub async fn create<H: Hypervisor, S: Store>(
     go_on: impl AsyncFn() -> bool,
 ) -> Result<Guest, CreateError> {
     let nothing_yet = |why| refused(request.config, why);
-    // Everything that can be refused without a domain is judged before there is one.
+    // Everything that can be checked without a domain is checked before there is one.
     let plan = plan(request).map_err(nothing_yet)?;
     let created = hypervisor.create(&request.uuid, request.config.vcpus);
     let domain = created.map_err(at(Step::CreateDomain)).map_err(nothing_yet)?;
@@ -192,7 +196,7 @@ pub async fn create<H: Hypervisor, S: Store>(
     match built {
         Ok(guest) => Ok(guest),
         Err(Failed(step, why)) => {
-            // A tree is written as a whole or not at all, so there is none.
+            // The tree is written as a whole or not at all, so there is nothing to remove from it.
             let destroyed = end_domain(hypervisor, domain, async || drop(go_on().await)).await;
             let left_over = destroyed.err().map(|error| format!("domain {domain}: {error}"));
             Err(CreateError { left_over: left_over.into_iter().collect(), ..nothing_yet(Failed(step, why)) })
@@ -200,7 +204,7 @@ pub async fn create<H: Hypervisor, S: Store>(
     }
 }
 
-/// Ends a domain for good; `pause` is called after every piece.
+/// Destroys a domain; `pause` is called after every piece.
 async fn end_domain<H: Hypervisor>(hypervisor: &H, domain: DomainId, pause: impl AsyncFn()) -> Result<(), H::Error> {
     while hypervisor.destroy(domain)? == Progress::More {
         pause().await;
@@ -220,7 +224,7 @@ fn plan<'a>(request: &Request<'a>) -> Result<Plan<'a>, Failed> {
     Kernel::parse(request.kernel).and_then(|kernel| Plan::new(kernel, config)).map_err(at(Step::Plan))
 }
 
-/// Fills an empty domain.
+/// Turns an empty domain into a guest: memory, ports, page tables and vcpu.
 async fn build<H: Hypervisor>(
     hypervisor: &H,
     domain: DomainId,
@@ -257,7 +261,7 @@ async fn build<H: Hypervisor>(
     })
 }
 
-/// Frames for all pages, in batches so that no single call is long.
+/// Allocates frames for all pages, in batches so that no single call is long.
 async fn populate<H: Hypervisor>(
     hypervisor: &H,
     domain: DomainId,
@@ -282,7 +286,7 @@ async fn populate<H: Hypervisor>(
     Ok(frames)
 }
 
-/// Carries out the plan a piece at a time.
+/// Writes the domain's memory as planned, a piece at a time.
 async fn fill<H: Hypervisor>(
     plan: &Plan<'_>,
     memory: &mut Memory<'_, H>,
@@ -296,7 +300,8 @@ async fn fill<H: Hypervisor>(
     plan.start(memory).map_err(at(Step::Fill))
 }
 
-/// Has the page tables judged, the leaves first: the root alone would take one call, however large the domain.
+/// Has the page tables checked and pinned, the leaves first: checking all below the root at once would take one call,
+/// however large the domain.
 async fn pin<H: Hypervisor>(
     hypervisor: &H,
     domain: DomainId,
@@ -314,7 +319,7 @@ async fn pin<H: Hypervisor>(
     go_on().await
 }
 
-/// The domain's memory, for the plan to be carried out in.
+/// The domain's memory, to which the plan is written.
 struct Memory<'a, H> {
     hypervisor: &'a H,
     domain: DomainId,
@@ -334,13 +339,13 @@ impl<H: Hypervisor> Builder for Memory<'_, H> {
         written.map_err(|error| format!("page {:#x}: {error}", pfn.0))
     }
 
-    /// Frames of a new domain are zero: the hypervisor shows a domain nothing of another's (P10).
+    /// Does nothing, as frames of a new domain are zero: the hypervisor shows a domain nothing of another's (P10).
     fn zero(&mut self, _: Pfn, _: usize, _: usize) -> Result<(), String> {
         Ok(())
     }
 }
 
-/// The backend finds the rings by grants, so that it needs no authority over the domain.
+/// Grants the ring pages to the backend, which thus needs no authority over the domain.
 fn seed_grants<H: Hypervisor>(
     hypervisor: &H,
     domain: DomainId,
@@ -384,10 +389,10 @@ fn first_context(start: &Start) -> VcpuContext {
 }
 
 impl Guest {
-    /// Introduces the domain to the store, and lets it run. Its devices must be in the tree by now.
+    /// Introduces the domain to the store, and lets it run. Its devices must have been added to the tree before.
     ///
     /// # Errors
-    /// The step that failed and why; the domain is destroyed first, and `pause` is called after every piece of that.
+    /// The step that failed and why. The domain is destroyed first; `pause` is called after every piece of that.
     pub async fn start<H: Hypervisor, S: Store>(
         self,
         hypervisor: &H,
@@ -405,8 +410,9 @@ impl Guest {
         }
     }
 
-    /// Ends the domain and forgets it; `pause` is called after every piece. Goes on whatever fails, and says what could not
-    /// be undone.
+    /// Destroys the domain and removes what it has in the store; `pause` is called after every piece. Continues
+    /// whatever
+    /// fails; returns what could not be removed, and why.
     #[must_use = "what is left over should be told"]
     pub async fn destroy<H: Hypervisor, S: Store>(
         self,
@@ -418,7 +424,7 @@ impl Guest {
         let mut note = |what: String, error: Option<String>| {
             left_over.extend(error.map(|error| format!("{what}: {error}")));
         };
-        // The store lets go of its page first, so that the domain's frames are free when it is gone.
+        // The store unmaps its page first, so that the domain's frames are free when the domain is gone.
         let released = store.release(self.domain);
         note(format!("store connection of domain {}", self.domain), released.err().map(|e| e.to_string()));
         let console = tree::console_back(self.domain, self.backend);

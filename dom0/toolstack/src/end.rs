@@ -1,4 +1,4 @@
-//! A domain ended: why, and what follows from that.
+//! The end of a domain: its reason, and what follows from it.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -19,21 +19,23 @@ use crate::tree::{Access, Node, Store, home, vm};
 /// How a guest ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct End {
-    /// What it said; `None` for a number the ABI does not have, or if the domain is gone altogether.
+    /// The reason the guest gave; `None` for a number that the ABI does not define, or if the domain is gone
+    /// altogether.
     pub reason: Option<ShutdownReason>,
-    /// What its configuration wants to happen.
+    /// What is to happen, by the guest's configuration.
     pub action: Action,
-    /// In words: `crashed`.
+    /// The reason in words: `crashed`.
     pub how: &'static str,
-    /// For a person: who, why, and for a crash where, with registers.
+    /// A report for a person: which guest ended and why; for a crash also where, with registers.
     pub report: String,
-    /// What the hypervisor had refused it last, in words.
+    /// The last requests of the guest that the hypervisor refused, in words.
     pub refused: Vec<String>,
 }
 
 impl End {
-    /// The report. After a crash, or if the guest has printed nothing (`silent`), also what it was refused last: that may say
-    /// why it ended.
+    /// The report. After a crash, or if the guest has printed nothing (`silent`), the last refused requests are added:
+    /// they
+    /// may show why the guest ended.
     #[must_use]
     pub fn told(&self, silent: bool) -> String {
         let mut told = self.report.clone();
@@ -48,30 +50,30 @@ impl End {
     }
 }
 
-/// What a guest may be asked for. It need not obey.
+/// What a guest can be asked to do. It need not obey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndRequest {
-    /// End.
+    /// Power off.
     Poweroff,
-    /// End, to be made anew.
+    /// Reboot: end, and be made again.
     Reboot,
 }
 
-/// What is left of a guest after its end.
+/// What is left of a guest once its end has been dealt with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing.
+    /// Nothing is left.
     Gone,
-    /// Nothing, but its configuration wants it made anew.
+    /// Nothing is left, but its configuration says that it is to be made again.
     Restart(GuestConfig),
-    /// All of it, not running.
+    /// All of it is left, not running.
     Preserved(Guest),
 }
 
-/// Why a guest ended, or `None` while it has not.
+/// Returns why a guest ended, or `None` if it has not ended.
 ///
 /// # Errors
-/// When the hypervisor will not say.
+/// The hypervisor refused to tell about the domain.
 pub fn end_of<H: Hypervisor>(hypervisor: &H, guest: &Guest) -> Result<Option<End>, H::Error> {
     let (name, domain) = (&guest.config.name, guest.domain);
     let Some(found) = hypervisor.info(domain)?.filter(|found| found.domain == domain.0) else {
@@ -88,7 +90,7 @@ pub fn end_of<H: Hypervisor>(hypervisor: &H, guest: &Guest) -> Result<Option<End
     let (how, action) = match reason {
         Some(ShutdownReason::Poweroff) => ("powered off", config.on_poweroff),
         Some(ShutdownReason::Reboot) => ("rebooted", config.on_reboot),
-        // There is no resume yet, so this counts as powering off.
+        // There is no resume yet, so a suspension counts as a power-off.
         Some(ShutdownReason::Suspend) => ("suspended itself", config.on_poweroff),
         Some(ShutdownReason::Crash) => ("crashed", config.on_crash),
         Some(ShutdownReason::Watchdog) => ("missed its watchdog", config.on_watchdog.unwrap_or(config.on_crash)),
@@ -108,12 +110,12 @@ fn action_is_for_crash(reason: Option<ShutdownReason>) -> bool {
     !matches!(reason, Some(Poweroff | Reboot | Suspend))
 }
 
-/// The hypervisor's words and the registers of the vcpu they are about, as far as they can be had.
+/// Adds to `report` what the hypervisor recorded of a crash, and the registers of the vcpu that crashed, if available.
 fn describe_crash<H: Hypervisor>(hypervisor: &H, guest: &Guest, report: &mut String) -> Result<(), H::Error> {
     let said = hypervisor.crash_report(guest.domain)?;
     let vcpu = said.as_ref().map_or(0, |(vcpu, _)| *vcpu);
     if let Some((vcpu, text)) = said {
-        // It goes to a terminal, and a guest may have had a hand in it.
+        // The report goes to a terminal, and the guest may have influenced the text.
         let text = text.replace(|c: char| !c.is_ascii_graphic() && c != ' ', "?");
         report.push_str(&format!(": vcpu {vcpu}: {text}"));
     } else {
@@ -127,7 +129,7 @@ fn describe_crash<H: Hypervisor>(hypervisor: &H, guest: &Guest, report: &mut Str
     Ok(())
 }
 
-/// General registers and the root table, four to a line.
+/// The general registers, four to a line, and the address of the root table.
 struct Registers<'a>(&'a UserRegs, u64);
 
 impl fmt::Display for Registers<'_> {
@@ -161,8 +163,9 @@ impl fmt::Display for Registers<'_> {
 }
 
 impl Guest {
-    /// Does what the configuration wants; `pause` is called after every piece of a longer work. The second part names what
-    /// could not be undone.
+    /// Does what the configuration says is to follow from `end`; `pause` is called after every piece of longer work.
+    /// Returns
+    /// what is left of the guest, and what could not be removed.
     pub async fn finish<H: Hypervisor, S: Store>(
         self,
         end: &End,
@@ -180,7 +183,7 @@ impl Guest {
         }
     }
 
-    /// Asks the guest to end, by the node it watches.
+    /// Asks the guest to power off or reboot, by writing to the node that it watches.
     ///
     /// # Errors
     /// Those of [`Store::write`].
@@ -193,7 +196,7 @@ impl Guest {
         store.write(self.domain, &[Node { path, value: value.to_string(), access: Access::Own }])
     }
 
-    /// Tells the guest how much memory it should have, by the node its balloon driver watches.
+    /// Tells the guest how much memory it should have, by writing to the node that its balloon driver watches.
     ///
     /// # Errors
     /// Those of [`Store::write`].
@@ -202,10 +205,10 @@ impl Guest {
         store.write(self.domain, &[Node { path, value: (mib << 10).to_string(), access: Access::Read }])
     }
 
-    /// Gives the guest another name.
+    /// Renames the guest, also in the store.
     ///
     /// # Errors
-    /// Those of [`Store::write`]; it keeps its name then.
+    /// Those of [`Store::write`]; the guest then keeps its name.
     pub fn rename<S: Store>(&mut self, name: &str, store: &S) -> Result<(), S::Error> {
         let node = |folder: String| Node { path: folder + "/name", value: name.to_string(), access: Access::Read };
         store.write(self.domain, &[node(home(self.domain)), node(vm(&self.uuid))])?;

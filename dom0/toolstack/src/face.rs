@@ -1,4 +1,4 @@
-//! What every text face of the manager does: reads a line, has it carried out, renders the reply.
+//! What the text faces of the manager (prompt, `--exec`) have in common: read a line, carry it out, show the reply.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -8,33 +8,33 @@ use crate::command::{Command, Line};
 use crate::manager::{Manager, Platform, Reply, Wait};
 use crate::status::Failure;
 
-/// Where the answers of commands go.
+/// Where the replies to commands are shown.
 pub trait Face {
-    /// Shows a text for a person, on lines of its own.
+    /// Shows a text to a person, on lines of its own.
     fn message(&self, text: &str);
-    /// Shows an answer to the program at the other end of the machine's console.
+    /// Shows an answer to a program that reads the machine's console.
     fn answer(&self, text: &str);
-    /// Shows the console of a guest, which exists.
+    /// Shows the console of an existing guest.
     ///
     /// # Errors
-    /// Why it is not shown.
+    /// Why the console is not shown.
     fn attach(&self, name: &str) -> Result<(), String>;
 }
 
-/// What a command came to.
+/// The result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandResult {
-    /// It is over.
+    /// It was carried out.
     Succeeded,
-    /// It was refused, and this has been said.
+    /// It was refused, and the reason has been shown.
     Refused,
-    /// It is over once [`Manager::wait`] for this returns.
+    /// It was carried out, and will be complete when [`Manager::wait`] with this value returns.
     Pending(Wait),
     /// The machine is to be turned off.
     Quit,
 }
 
-/// Does what a line asks; `say` gets the answer, if there is anything to say.
+/// Carries out the command of a line. `say` gets the reply, unless the reply is empty.
 pub async fn obey<P: Platform>(
     manager: &Manager<P>,
     line: &Line,
@@ -69,16 +69,16 @@ pub async fn obey<P: Platform>(
     }
 }
 
-/// How the machine goes on after the commands of `--exec`.
+/// What happens to the machine after the commands of `--exec`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum After {
-    /// It stays on: the last command led to a console.
+    /// It stays on, because the last command opened a console.
     Stays,
-    /// It is turned off, and this is how it went.
+    /// It is turned off, with this failure as its exit status.
     Off(Option<Failure>),
 }
 
-/// Carries out commands separated by `;`, up to the first that is refused.
+/// Carries out commands separated by `;`. The first one that is refused ends the script.
 pub async fn script<P: Platform>(manager: &Manager<P>, commands: &str, face: &impl Face) -> After {
     let parsed: Result<Vec<Option<Line>>, String> = commands.split(';').map(Command::parse).collect();
     let lines: Vec<Line> = match parsed {

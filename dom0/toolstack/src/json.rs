@@ -1,10 +1,10 @@
-//! Answers in JSON, as far as dom0 gives any.
+//! Writing JSON, as far as dom0's answers need it.
 
 use alloc::format;
 use alloc::string::String;
 use core::fmt::{Display, Write};
 
-/// A text in quotes. What is not printable ASCII is escaped: the answer goes to a terminal as well.
+/// A JSON string. What is not printable ASCII is escaped, because the answer goes to a terminal as well.
 #[must_use]
 pub fn text(value: &str) -> String {
     let mut quoted = String::from("\"");
@@ -27,14 +27,14 @@ pub fn text(value: &str) -> String {
 pub struct Object(String);
 
 impl Object {
-    /// Adds a text.
+    /// Adds a string.
     #[must_use]
     pub fn text(self, key: &str, value: &str) -> Self {
         let value = text(value);
         self.raw(key, value)
     }
 
-    /// Adds what is JSON already: a number, a truth, an array, an object.
+    /// Adds a value that is JSON already: a number, a boolean, an array, an object.
     #[must_use]
     pub fn raw(mut self, key: &str, value: impl Display) -> Self {
         let comma = if self.0.is_empty() { "" } else { "," };
@@ -42,14 +42,14 @@ impl Object {
         self
     }
 
-    /// The object.
+    /// Returns the whole object.
     #[must_use]
     pub fn end(self) -> String {
         format!("{{{}}}", self.0)
     }
 }
 
-/// An array of what is JSON already.
+/// An array of items that are JSON already.
 pub fn array(items: impl Iterator<Item = String>) -> String {
     let mut text = String::from("[");
     for item in items {

@@ -4,17 +4,20 @@
 //! boot bundle   -> bundle, config -+
 //! a person      -> terminal -+     |        unpack, ramdisk   a kernel and a ramdisk as they are shipped
 //! a script      -> face -----+-> command    create, tree      a domain of both, and its place in the store
-//!                                  |        end, refusals     why it ended, and what follows
-//!                                  v        status            all ends as one number
+//! a script      -> face -----+-> command    create, tree      a domain made of both, and its place in the store
+//!                                  |        end, refusals     why a domain ended, and what follows
 //!                               manager --> Hypervisor, Store, Console, Platform
 //! ```
 //!
-//! [`manager`] keeps the guests and answers a [`command`] with a reply, which reads as text or as JSON. [`face`] is what all
-//! text faces do, [`terminal`] the one at the machine's console.
+//! [`manager`] keeps the guests; it answers a [`command`] with a reply, which can be shown as text or as JSON. [`face`]
+//! is
+//! what the text faces have in common; [`terminal`] is the face at the machine's console.
 //!
 //! Touches: domains through the [`Hypervisor`] trait, the tree through the [`Store`] trait.
 //! Never touches: hypercalls, shared memory, devices. It runs as well on a host, against fakes.
-//! Keeps: a domain that could not be made leaves nothing behind; whoever makes or ends one lets others run after each piece.
+//! Keeps: a domain that could not be made leaves nothing behind; making and ending a domain let other tasks run after
+//! each
+//! piece.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -1,23 +1,25 @@
-//! How many lines a guest may make us write on the operator's console.
+//! Limits how many lines a guest can cause dom0 to write on the operator's console.
 
-/// Lines at once.
+/// Lines that may be written in a burst.
 const AT_ONCE: u64 = 5;
-/// After this long there is one line more, up to as many as at once.
+/// Nanoseconds after which one more line may be written, up to a full burst.
 const EACH_NS: u64 = 60_000_000_000;
 
-/// The lines about one guest that the guest itself can cause.
+/// The limit for the lines about one guest that the guest itself can cause.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LineLimit {
-    /// Written, and not yet forgotten.
+    /// Lines written, less one for each [`EACH_NS`] since.
     written: u64,
-    /// Since when a line is being forgotten.
+    /// When `written` last decreased, in nanoseconds.
     since: u64,
+    /// Lines suppressed since the last line that was written.
     suppressed: u64,
 }
 
 impl LineLimit {
-    /// Whether a line may be written now, by a clock of nanoseconds; if so, how many have not been since the last one that
-    /// was.
+    /// Returns whether a line may be written at time `now` (in nanoseconds): `Some` with the number of lines suppressed
+    /// since
+    /// the last one written, or `None`.
     #[must_use]
     pub const fn admit(&mut self, now: u64) -> Option<u64> {
         let forgotten = now.saturating_sub(self.since) / EACH_NS;
@@ -31,7 +33,7 @@ impl LineLimit {
         Some(core::mem::replace(&mut self.suppressed, 0))
     }
 
-    /// How many lines have not been written, and were not told of.
+    /// How many lines have been suppressed since the last one written.
     #[must_use]
     pub const fn suppressed(&self) -> u64 {
         self.suppressed

@@ -1,5 +1,6 @@
-//! What a ramdisk takes of a guest's memory. A Linux kernel unpacks it into files, which are in memory as well, before it
-//! frees the ramdisk: one that cannot fit beside its own contents ends in a panic that does not say so.
+//! How much of a guest's memory a ramdisk needs. A Linux kernel unpacks the ramdisk into files, which are in memory as
+//! well, before it frees the ramdisk. If both do not fit, the kernel panics with a message that does not name the
+//! cause.
 
 use alloc::format;
 use alloc::string::String;
@@ -8,28 +9,29 @@ use guest_image::Kernel;
 
 use crate::unpack::Compression;
 
-/// A compressed ramdisk that does not say what it unpacks to is taken to have so many times its size.
+/// The factor by which a compressed ramdisk is assumed to grow, if its size when unpacked is not known.
 const FACTOR: u64 = 3;
-/// The most files that are looked at; what follows is counted as it is.
+/// The most files that are looked at; the bytes after them are counted as they are.
 const MOST_FILES: usize = 1 << 16;
-/// Bytes of the header of a file, before its name.
+/// Bytes of a cpio header, before the name of the file.
 const HEADER: usize = 110;
 const PAGE: usize = 4096;
 const MIB: u64 = 1 << 20;
-/// A kernel describes each of its pages in 64 bytes, and needs some 16 more for the p2m list and page tables.
+/// Bytes that a kernel needs for each page: 64 to describe it, and some 16 more for the p2m list and page tables.
 const PER_PAGE: u64 = 80;
 
-/// What the files in a ramdisk take.
+/// How much memory the files in a ramdisk need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contents {
     /// Bytes of memory.
     pub bytes: u64,
-    /// Whether that is estimated.
+    /// Whether `bytes` is estimated.
     pub estimated: bool,
 }
 
-/// What the files in `ramdisk` take: cpio archives (`newc`), each of which may be followed by another, and the last of
-/// which may be compressed. `None` for anything else, which a kernel does not unpack.
+/// Returns how much memory the files in `ramdisk` need. A ramdisk is a sequence of cpio archives (`newc`), of which the
+/// last
+/// may be compressed. `None` for anything else, which a kernel does not unpack.
 #[must_use]
 pub fn contents(ramdisk: &[u8]) -> Option<Contents> {
     let (mut bytes, mut rest, mut files) = (0, ramdisk, MOST_FILES);
@@ -49,14 +51,14 @@ pub fn contents(ramdisk: &[u8]) -> Option<Contents> {
     known.then_some(Contents { bytes: bytes + more, estimated })
 }
 
-/// The memory of the files in the archive at the start of `bytes`, and what follows it.
+/// Returns the memory that the files in the archive at the start of `bytes` need, and the bytes after the archive.
 fn archive<'a>(bytes: &'a [u8], files: &mut usize) -> Option<(u64, &'a [u8])> {
     let (mut total, mut rest) = (0, bytes);
     loop {
         *files = files.checked_sub(1)?;
         let number = |at: usize| usize::from_str_radix(core::str::from_utf8(rest.get(at..at + 8)?).ok()?, 16).ok();
         let magic = rest.starts_with(b"070701") || rest.starts_with(b"070702");
-        // The lengths of content and name; the numbers are too small for their sums to overflow.
+        // The lengths of content and name: numbers of 32 bits, whose sums cannot overflow.
         let (length, name) = (number(54).filter(|_| magic)?, number(94)?);
         let content = (HEADER + name).next_multiple_of(4);
         let name = rest.get(HEADER..HEADER + name)?;
@@ -70,7 +72,8 @@ fn archive<'a>(bytes: &'a [u8], files: &mut usize) -> Option<(u64, &'a [u8])> {
     }
 }
 
-/// What to warn of if a guest of `memory` MiB cannot hold `ramdisk` beside what it unpacks to and the kernel, an ELF file.
+/// Returns a warning if a guest of `memory` MiB is too small for `kernel` (an ELF file), `ramdisk`, and the ramdisk's
+/// files.
 #[must_use]
 pub fn warning(memory: u64, kernel: &[u8], ramdisk: &[u8]) -> Option<String> {
     let Contents { bytes, estimated } = contents(ramdisk)?;

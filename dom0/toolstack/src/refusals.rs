@@ -1,4 +1,4 @@
-//! What ring 0 refused a guest's kernel last, in words: for a guest that died, it is often why.
+//! The last requests of a guest's kernel that ring 0 refused, in words. If a guest died, they often show why.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use hypercall_abi::tenon::{Refusal, RefusalKind, Refusals};
 use hypercall_abi::{Errno, Hypercall};
 
-/// A line for each, from the oldest to the newest.
+/// One line for each refusal, from the oldest to the newest.
 #[must_use]
 pub fn lines(refusals: &Refusals) -> Vec<String> {
     let count = usize::try_from(refusals.count).unwrap_or(usize::MAX);
@@ -36,7 +36,7 @@ fn line(refusal: &Refusal) -> String {
     format!("vcpu {vcpu}: {what}{often}")
 }
 
-/// Bytes of code as a disassembler takes them.
+/// Bytes of code in hexadecimal, as disassemblers accept them.
 fn code(bytes: u64) -> String {
     let bytes: Vec<String> = bytes.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     bytes.join(" ")

@@ -1,17 +1,18 @@
-//! How a run of guests ended, as a number: dom0 ends with it, and `cargo xtask run` has it as its exit status.
+//! The result of a run of guests as a number: the reason dom0 gives for its end, and the exit status of `cargo xtask
+//! run`.
 
 use hypercall_abi::sched::ShutdownReason;
 
-/// What went wrong first.
+/// The first thing that went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// A guest crashed.
     Crashed,
     /// A guest missed its watchdog.
     Watchdog,
-    /// A guest rebooted, and is not to be made anew.
+    /// A guest rebooted, and is not to be made again.
     Rebooted,
-    /// A guest suspended itself, or ended for a reason that nobody serves.
+    /// A guest suspended itself, or ended for a reason that dom0 does not handle.
     Ended,
     /// A guest could not be made.
     NotMade,
@@ -20,17 +21,17 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// All there are.
+    /// All failures.
     pub const ALL: [Self; 6] =
         [Self::Crashed, Self::Watchdog, Self::Rebooted, Self::Ended, Self::NotMade, Self::Refused];
 
-    /// The reason dom0 gives for its own end: none that the ABI has, and less than 32.
+    /// The reason that dom0 gives for its own end: a number less than 32 that the ABI does not define.
     #[must_use]
     pub const fn reason(self) -> u32 {
         self.exit_status() as u32 + 6
     }
 
-    /// The failure that dom0 gave as the reason for its end.
+    /// The failure for which dom0 gave this reason for its end.
     #[must_use]
     pub fn of_reason(reason: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|failure| failure.reason() == reason)
@@ -49,7 +50,7 @@ impl Failure {
         }
     }
 
-    /// What a guest's end amounts to, if it is for good; `None` if it went well.
+    /// The failure that a guest's end counts as, if the guest is not made again; `None` for a power-off.
     #[must_use]
     pub fn of_end(reason: Option<ShutdownReason>) -> Option<Self> {
         Some(match reason {
@@ -61,7 +62,7 @@ impl Failure {
         })
     }
 
-    /// In words.
+    /// The failure in words.
     #[must_use]
     pub const fn explanation(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! The machine's console, shared: one guest's console at a time, or a prompt, or the lines of all guests.
+//! The machine's console, shared: it shows one guest's console, or the prompt, or the lines of all guests.
 
 use alloc::format;
 use alloc::string::String;
@@ -12,33 +12,33 @@ use crate::command::{Command, complete};
 use crate::face::{CommandResult, Face, obey};
 use crate::manager::{Console, Manager, Platform};
 
-/// Ctrl-]: leads from a guest's console to the prompt.
+/// Ctrl-]: switches from a guest's console to the prompt.
 const LEAVE: u8 = 0x1d;
 const PROMPT: &str = "dom0> ";
 
-/// The screen behind a terminal: it takes bytes, and keeps what the cursor stands behind.
+/// The screen of a terminal. It takes bytes, and keeps what the cursor's line holds.
 pub trait Screen {
     /// Shows bytes.
     fn write(&self, bytes: &[u8]);
-    /// Where the cursor is.
+    /// What the cursor's line holds.
     fn cursor(&self) -> &Cursor;
 }
 
-/// What the cursor of a screen stands behind.
+/// What stands on the cursor's line before the cursor.
 #[derive(Debug)]
 pub struct Cursor(AtomicU8);
 
 mod line {
     /// Nothing.
     pub(super) const EMPTY: u8 = 0;
-    /// Text of a guest: a message begins a new line.
+    /// Text of a guest: a message begins on a new line.
     pub(super) const GUEST: u8 = 1;
-    /// The prompt: a message takes its place.
+    /// The prompt: a message overwrites it.
     pub(super) const PROMPT: u8 = 2;
 }
 
 impl Cursor {
-    /// At the beginning of a line.
+    /// A cursor at the beginning of a line.
     #[must_use]
     pub const fn new() -> Self {
         Self(AtomicU8::new(line::EMPTY))
@@ -59,7 +59,7 @@ impl Default for Cursor {
     }
 }
 
-/// Shows text on lines of its own, each ended as a terminal wants it.
+/// Shows text on lines of its own, with the line ends that a terminal needs.
 pub fn print(screen: &impl Screen, text: &str) {
     end_line(screen);
     for piece in text.split_inclusive('\n') {
@@ -82,18 +82,18 @@ fn end_line(screen: &impl Screen) {
     }
 }
 
-/// How the output of a guest is shown.
+/// How the output of a guest is shown now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shows {
-    /// As it is.
+    /// Its bytes are shown as they are.
     Bytes,
-    /// In lines with the guest's name.
+    /// Its lines are shown, each with the guest's name.
     Lines,
-    /// Not now.
+    /// It is not shown.
     Nothing,
 }
 
-/// What the terminal is for at the moment.
+/// What the keyboard and the screen are connected to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Focus {
     /// The console of a guest.
@@ -105,22 +105,22 @@ enum Focus {
 /// The machine's console.
 pub struct Terminal<S> {
     screen: S,
-    /// All guests are shown, in lines; the keyboard is for commands.
+    /// Whether all guests are shown, in lines; the keyboard is then for commands.
     all: bool,
     focus: RefCell<Focus>,
     editor: RefCell<LineEditor>,
-    /// The prompt is on the screen.
+    /// Whether the prompt is active: it is on the screen, or drawn again after other text.
     prompted: Cell<bool>,
 }
 
 impl<S: Screen> Terminal<S> {
-    /// A terminal that shows no guest yet, or all of them in lines (`all`).
+    /// A terminal that shows no guest yet; with `all`, the lines of all guests.
     pub fn new(screen: S, all: bool) -> Self {
         let focus = RefCell::new(Focus::Prompt);
         Self { screen, all, focus, editor: RefCell::default(), prompted: Cell::new(false) }
     }
 
-    /// How the output of this guest is to be shown now.
+    /// How the output of this guest is shown now.
     pub fn shows(&self, name: &str) -> Shows {
         match &*self.focus.borrow() {
             _ if self.all => Shows::Lines,
@@ -129,7 +129,7 @@ impl<S: Screen> Terminal<S> {
         }
     }
 
-    /// Shows bytes as they are.
+    /// Shows bytes unchanged.
     pub fn raw(&self, bytes: &[u8]) {
         if let Some(last) = bytes.last() {
             self.screen.write(bytes);
@@ -137,13 +137,13 @@ impl<S: Screen> Terminal<S> {
         }
     }
 
-    /// Shows a line of a guest, or a message of dom0's, on lines of its own.
+    /// Shows a line of a guest, or a message of dom0, on lines of its own.
     pub fn message(&self, text: &str) {
         print(&self.screen, &format!("{text}\n"));
         self.refresh();
     }
 
-    /// Shows an answer to a program, in lines that begin with a mark.
+    /// Shows an answer to a program. Each line begins with [`ANSWER`].
     pub fn answer(&self, text: &str) {
         end_line(&self.screen);
         for line in text.lines() {
@@ -151,7 +151,7 @@ impl<S: Screen> Terminal<S> {
         }
     }
 
-    /// The guest whose console is shown alone.
+    /// The guest whose console is shown, if it is only one.
     pub fn attached(&self) -> Option<String> {
         match &*self.focus.borrow() {
             Focus::Guest(name) => Some(name.clone()),
@@ -159,7 +159,7 @@ impl<S: Screen> Terminal<S> {
         }
     }
 
-    /// A guest has another name.
+    /// Tells that a guest has a new name.
     pub fn renamed(&self, from: &str, to: &str) {
         if let Focus::Guest(name) = &mut *self.focus.borrow_mut()
             && name == from
@@ -171,7 +171,7 @@ impl<S: Screen> Terminal<S> {
     /// Shows a guest's console.
     ///
     /// # Errors
-    /// Why it is not shown.
+    /// Why the console is not shown.
     pub fn attach<P: Platform>(&self, manager: &Manager<P>, name: &str) -> Result<(), String> {
         let console = manager.console(name).ok_or_else(|| format!("there is no guest {}", name.escape_debug()))?;
         if self.all {
@@ -184,18 +184,18 @@ impl<S: Screen> Terminal<S> {
         Ok(())
     }
 
-    /// If the guest that is shown has ended, shows the next one, or goes to the prompt if the others are only kept.
+    /// If the guest whose console is shown has ended, shows the next guest that runs, or the prompt if there is none.
     pub fn follow<P: Platform>(&self, manager: &Manager<P>) {
         if self.attached().is_some_and(|name| !manager.is_alive(&name)) {
             match manager.first_alive() {
-                // Cannot fail: the guest exists, and not all are shown at once.
+                // Cannot fail: the guest exists, and `all` is off because a guest is attached.
                 Some(next) => drop(self.attach(manager, &next)),
                 None => self.detach(),
             }
         }
     }
 
-    /// Goes to the prompt.
+    /// Switches to the prompt.
     pub fn detach(&self) {
         self.focus.replace(Focus::Prompt);
         self.prompt();
@@ -207,7 +207,7 @@ impl<S: Screen> Terminal<S> {
         self.refresh();
     }
 
-    /// Draws the prompt again after other text, with what has been typed so far.
+    /// Draws the prompt again after other text, with the line typed so far.
     fn refresh(&self) {
         if self.prompted.get() && self.screen.cursor().is(line::EMPTY) {
             self.screen.write(PROMPT.as_bytes());
@@ -216,13 +216,14 @@ impl<S: Screen> Terminal<S> {
         }
     }
 
-    /// Draws the line again that is being typed.
+    /// Draws the line being typed again.
     fn redraw(&self) {
         end_line(&self.screen);
         self.refresh();
     }
 
-    /// Routes keystrokes to the console that is shown, or to the prompt; answers [`CommandResult::Quit`] when the machine is to be
+    /// Sends keystrokes to the console that is shown, or to the prompt. Returns [`CommandResult::Quit`] if the machine
+    /// is to be
     /// turned off.
     pub async fn keys<P: Platform>(&self, manager: &Manager<P>, mut keys: &[u8]) -> CommandResult {
         while let Some((first, rest)) = keys.split_first() {
@@ -244,7 +245,7 @@ impl<S: Screen> Terminal<S> {
         CommandResult::Succeeded
     }
 
-    /// A key of a command.
+    /// Handles a key typed at the prompt.
     async fn key<P: Platform>(&self, manager: &Manager<P>, key: u8) -> CommandResult {
         if !self.prompted.get() {
             self.prompt();
@@ -275,12 +276,12 @@ impl<S: Screen> Terminal<S> {
         }
     }
 
-    /// A whole line was typed.
+    /// Carries out a line typed at the prompt.
     async fn line<P: Platform>(&self, manager: &Manager<P>, line: &str) -> CommandResult {
         self.raw(b"\r\n");
         self.prompted.set(false);
         let done = match Command::parse(line) {
-            // The end of a guest that is asked to end is told when it comes; nobody waits for it here.
+            // `shutdown` and `reboot` do not wait here; the end of the guest is reported when it comes.
             Ok(Some(line)) => obey(manager, &line, &self.face(manager), |text| self.message(text)).await,
             Ok(None) => CommandResult::Succeeded,
             Err(why) => {
@@ -300,7 +301,7 @@ impl<S: Screen> Terminal<S> {
     }
 }
 
-/// A terminal at which somebody asks a manager.
+/// A terminal, with the manager that its commands go to.
 pub struct At<'a, S, P: Platform> {
     terminal: &'a Terminal<S>,
     manager: &'a Manager<P>,

@@ -1,4 +1,4 @@
-//! The part of the store's tree that tells a guest who it is.
+//! The part of the store's tree that tells a guest about itself.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -10,12 +10,12 @@ use guest_image::MachineFrame;
 use crate::create::Guest;
 use crate::privileged::DomainId;
 
-/// Who may do what with a node of the tree.
+/// The permissions of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Ours; the guest reads (`n0,rN`).
+    /// Owned by dom0; the guest may read (`n0,rN`).
     Read,
-    /// The guest's own (`nN`).
+    /// Owned by the guest (`nN`).
     Own,
 }
 
@@ -26,39 +26,40 @@ pub struct Node {
     pub path: String,
     /// Its value.
     pub value: String,
-    /// What the guest may do.
+    /// The guest's access to it.
     pub access: Access,
 }
 
-/// The store, with the rights of its owner.
+/// The store, with all rights of its owner.
 #[allow(clippy::missing_errors_doc, reason = "each may fail for the store's own reasons")]
 pub trait Store {
     /// Why the store refused.
     type Error: fmt::Display;
 
-    /// Writes all nodes or none, in one transaction. `guest` is the domain the nodes' access is about.
+    /// Writes all nodes or none, in one transaction. `guest` is the domain that gets the nodes' [`Access`].
     fn write(&self, guest: DomainId, nodes: &[Node]) -> Result<(), Self::Error>;
 
-    /// Removes a node and all below it, perhaps in pieces; one that does not exist is no error.
+    /// Removes a node and all below it, perhaps in pieces. A node that does not exist is no error.
     fn remove(&self, path: &str) -> Result<(), Self::Error>;
 
-    /// Begins to serve the domain: its store page, which it granted as reference 1, and its port.
+    /// Begins to serve the domain, by its store page (which the domain granted with reference 1) and its port.
     fn introduce(&self, domain: DomainId, page: MachineFrame, port: u32) -> Result<(), Self::Error>;
 
-    /// Serves the domain no longer, and drops what it had in watches and transactions.
+    /// Stops serving the domain, and drops its watches and transactions.
     fn release(&self, domain: DomainId) -> Result<(), Self::Error>;
 
-    /// Tells those who watch for it that a domain shut down.
+    /// Tells the watchers of `@releaseDomain` that a domain shut down.
     fn domain_shut_down(&self, domain: DomainId);
 
-    /// Whether nothing is left to do about domains that are gone.
+    /// Whether everything of domains that are gone has been removed.
     fn is_settled(&self) -> bool;
 
-    /// Sets aside memory for what the next guest may make the store hold; answers whether there is enough. What earlier
-    /// guests left must be gone: see [`Store::is_settled`].
+    /// Sets aside memory for what the next guest can make the store hold; returns whether there is enough. The remains
+    /// of
+    /// earlier guests must be removed before: see [`Store::is_settled`].
     fn reserve(&self) -> bool;
 
-    /// No guest comes: frees what was set aside for it.
+    /// Frees what [`Store::reserve`] set aside, because the guest was not made.
     fn give_back(&self);
 }
 
@@ -67,7 +68,7 @@ pub(crate) fn home(domain: DomainId) -> String {
     format!("/local/domain/{domain}")
 }
 
-/// The directory named by UUID, which outlives the domain's number.
+/// The directory named by the guest's UUID, which is not used again, unlike the domain's number.
 pub(crate) fn vm(uuid: &[u8; 16]) -> String {
     let mut text = String::from("/vm/");
     for (i, byte) in uuid.iter().enumerate() {
@@ -79,13 +80,14 @@ pub(crate) fn vm(uuid: &[u8; 16]) -> String {
     text
 }
 
-/// The back end's directory of the console that every guest has.
+/// The back end's directory for the console of a guest.
 pub(crate) fn console_back(domain: DomainId, backend: DomainId) -> String {
     format!("/local/domain/{backend}/backend/console/{domain}")
 }
 
-/// Everything a guest finds when it starts, but for its devices. A stock kernel hangs without the store, ends
-/// its scan for devices at the first directory it may not list, and complains about each missing vcpu.
+/// All nodes that a guest needs when it starts, except those of its devices. Without the store, a stock kernel hangs;
+/// it ends
+/// its scan for devices at the first directory that it may not list, and complains about each missing vcpu.
 pub(crate) fn nodes(guest: &Guest, backend: DomainId) -> Vec<Node> {
     let (domain, config) = (guest.domain, &guest.config);
     let (home, vm) = (home(domain), vm(&guest.uuid));
@@ -139,7 +141,7 @@ pub(crate) fn nodes(guest: &Guest, backend: DomainId) -> Vec<Node> {
     for path in owned {
         put(Access::Own, format!("{home}/{path}"), "");
     }
-    // For tools. This console takes part in no handshake, so its state stays as Xen's tools write it (ABI io 2.2).
+    // For tools. This console has no handshake, so its state stays as Xen's tools write it (ABI io 2.2).
     let console = [
         ("", ""),
         ("/frontend", &format!("{home}/console")),

@@ -1,12 +1,14 @@
-//! From a bzImage, or a gzip'ed file, to the ELF file inside.
+//! Finds the ELF file in a bzImage or in a gzip file.
 //!
 //! A kernel build wraps the ELF file into a loader for bare machines, which a paravirtual domain does not
-//! need. The setup header says where the compressed file is; its last four bytes are its unpacked size,
-//! whatever the compression. A gzip'ed file ends with its unpacked size as well. So the output has a known size before we
-//! start, and is refused if it is larger than the caller has room for.
+//! need. The setup header tells where the compressed file is. The last four bytes of that file are its unpacked size,
+//! whatever the compression; this holds for a gzip file, too. So the size of the output is known before unpacking, and
+//! a
+//! kernel larger than the caller has room for is refused.
 //!
-//! What a decoder allocates is bounded by the size of the file and by what it claims to unpack to, whatever else it claims:
-//! windows are no larger than the output needs, and parts that cost more than they unpack to are few.
+//! What a decoder allocates is bounded by the size of the file and the unpacked size, whatever else the file claims:
+//! windows are no larger than the output needs, and parts whose handling costs more than their output are limited in
+//! number.
 
 mod gzip;
 mod lz4;
@@ -21,17 +23,17 @@ use core::pin::pin;
 use core::task::{Context, Poll, Waker};
 
 const ELF_MAGIC: &[u8] = b"\x7fELF";
-/// Setup header: where it says `HdrS`, the protocol's version, the size of the setup code, the place of the payload.
+/// Offsets in the setup header: size of the setup code, `HdrS`, protocol version, place of the payload.
 const SETUP_SECTS: usize = 0x1f1;
 const HEADER_MAGIC: usize = 0x202;
 const VERSION: usize = 0x206;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
-/// The first protocol that says where the payload is.
+/// The first protocol version that tells where the payload is.
 const OLDEST_VERSION: u16 = 0x0208;
-/// Bytes any decoder may need for tables of its own.
+/// Most bytes that any decoder needs for its own tables.
 const SLACK: usize = 4 << 20;
-/// Bytes read or unpacked between pauses, if the format lets us choose.
+/// Bytes read or unpacked between two pauses, if the format allows it.
 const PIECE: usize = 64 << 10;
 
 /// How a kernel may be compressed.
@@ -62,12 +64,12 @@ impl Compression {
         matches!(self, Self::Gzip | Self::Xz | Self::Lz4 | Self::Zstd)
     }
 
-    /// What `file` is compressed with, by how it begins.
+    /// The compression of `file`, recognized by its first bytes.
     pub(crate) fn of(file: &[u8]) -> Option<Self> {
         Self::MAGIC.iter().find(|(_, magic)| file.starts_with(magic)).map(|(format, _)| *format)
     }
 
-    /// Bytes that `file` unpacks to, if it says so.
+    /// Bytes that `file` unpacks to, if the file tells it.
     pub(crate) fn unpacked_size(self, file: &[u8]) -> Option<u64> {
         match self {
             Self::Gzip => gzip::unpacked_size(file),
@@ -92,12 +94,12 @@ impl fmt::Display for Compression {
     }
 }
 
-/// What is unpacked.
+/// What kind of file is unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packed {
     /// The payload of a bzImage.
     Payload(Compression),
-    /// A file that is gzip'ed as a whole.
+    /// A file that is compressed with gzip as a whole.
     File,
 }
 
@@ -119,12 +121,12 @@ impl fmt::Display for Packed {
     }
 }
 
-/// Why there is no ELF file.
+/// Why there is no ELF file in an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnpackError {
-    /// Neither an ELF file, gzip'ed or not, nor a bzImage.
+    /// Neither an ELF file, nor one compressed with gzip, nor a bzImage.
     NotAKernel,
-    /// A bzImage so old that it does not say where its payload is: its boot protocol.
+    /// A bzImage whose boot protocol (the number) is too old to tell where its payload is.
     OldProtocol(u16),
     /// The file ends before the payload does.
     Truncated {
@@ -133,34 +135,34 @@ pub enum UnpackError {
         /// Bytes it has.
         given: usize,
     },
-    /// A compression nobody knows: the first bytes of the payload.
+    /// An unknown compression: the first bytes of the payload.
     UnknownCompression([u8; 4]),
-    /// A known compression that we cannot undo.
+    /// A known compression that is not supported here.
     UnsupportedCompression(Compression),
     /// The unpacked file would be too large.
     TooLarge {
-        /// Bytes it claims to have.
+        /// The size it claims, in bytes.
         size: usize,
-        /// Bytes there is room for.
+        /// The most bytes allowed.
         limit: usize,
     },
-    /// There is no memory to unpack to.
+    /// There is too little memory to unpack it.
     NoMemory {
-        /// Bytes it claims to have.
+        /// The size it claims, in bytes.
         size: usize,
     },
-    /// It cannot be unpacked.
+    /// The decoder failed; why.
     Corrupt(Packed, String),
-    /// It unpacks to another number of bytes than it says.
+    /// It unpacks to another size than it claims.
     WrongSize {
-        /// What is unpacked.
+        /// What was unpacked.
         packed: Packed,
-        /// Bytes it claims to have.
+        /// The size it claims, in bytes.
         claimed: usize,
-        /// Bytes it has.
+        /// The size it has, in bytes.
         unpacked: usize,
     },
-    /// What comes out is not an ELF file.
+    /// The unpacked file is not an ELF file.
     NotElf(Packed),
 }
 
@@ -187,16 +189,17 @@ impl fmt::Display for UnpackError {
 
 impl core::error::Error for UnpackError {}
 
-/// The ELF file in `image`, which is a bzImage, gzip'ed, or already an ELF file. At most `limit` bytes are unpacked;
-/// the dictionary of xz and the window of zstd need up to three times as many again meanwhile.
+/// Returns the ELF file in `image`: an ELF file, one compressed with gzip, or a bzImage. At most `limit` bytes are
+/// unpacked;
+/// the dictionary of xz and the window of zstd need up to three times as much again meanwhile.
 ///
 /// # Errors
-/// Says what is wrong with the file. A kernel is refused before unpacking if it is larger than `limit`.
+/// What is wrong with the file. A kernel larger than `limit` is refused before it is unpacked.
 pub fn unpack(image: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, UnpackError> {
     at_once(unpack_within(image, limit, usize::MAX, async || {}))
 }
 
-/// The value of a future that never waits for long.
+/// Polls a future until it is ready, and returns its value. For futures that never wait for long.
 pub fn at_once<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     loop {
@@ -206,10 +209,10 @@ pub fn at_once<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// As [`unpack`], where `room` bytes can be had for all of it. `pause` is called after every piece.
+/// Like [`unpack`], but all allocations together take at most `room` bytes, and `pause` is called after every piece.
 ///
 /// # Errors
-/// As [`unpack`], and [`UnpackError::NoMemory`] if it takes more than there is room for.
+/// As [`unpack`], and [`UnpackError::NoMemory`] if unpacking takes more than `room`.
 pub async fn unpack_within(
     image: &[u8],
     limit: usize,
@@ -231,7 +234,7 @@ pub async fn unpack_within(
         return Err(UnpackError::UnsupportedCompression(format));
     }
     let no_memory = || UnpackError::NoMemory { size };
-    // The decoders take their share without asking whether it is there.
+    // The decoders allocate without checking whether there is memory.
     if needs(format, content, size) > room {
         return Err(no_memory());
     }
@@ -252,7 +255,7 @@ pub async fn unpack_within(
     }
 }
 
-/// Bytes that unpacking a kernel takes; 0 for what need not be unpacked, or is damaged.
+/// Bytes that unpacking a kernel takes; 0 if it need not be unpacked or is damaged.
 #[must_use]
 pub fn room_for(image: &[u8]) -> usize {
     let found = payload(image).ok().and_then(|(packed, payload)| Some((packed, payload.split_last_chunk::<4>()?)));
@@ -261,7 +264,7 @@ pub fn room_for(image: &[u8]) -> usize {
     })
 }
 
-/// Bytes for the output, and for what a decoder needs beside it.
+/// Bytes for the output, and for what a decoder needs in addition.
 fn needs(format: Compression, content: &[u8], size: usize) -> usize {
     let beside = match format {
         Compression::Xz => xz::beside(content, size),
@@ -271,7 +274,7 @@ fn needs(format: Compression, content: &[u8], size: usize) -> usize {
     size.saturating_add(beside).saturating_add(SLACK)
 }
 
-/// What is to be unpacked, with its unpacked size at the end.
+/// The compressed file in `image`, with its unpacked size in the last four bytes.
 fn payload(image: &[u8]) -> Result<(Packed, &[u8]), UnpackError> {
     if Compression::of(image) == Some(Compression::Gzip) {
         return Ok((Packed::File, image));

@@ -1,4 +1,4 @@
-//! How the tasks that work on guests hear of each other.
+//! How tasks that work on guests tell each other of changes.
 
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -14,18 +14,18 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// How many changes there have been.
+    /// The number of changes so far.
     pub(super) const fn count(&self) -> u64 {
         self.count.get()
     }
 
-    /// Something has changed.
+    /// Counts a change, and wakes the tasks that wait.
     pub(super) fn add(&self) {
         self.count.set(self.count.get().wrapping_add(1));
         self.waiting.take().into_iter().for_each(Waker::wake);
     }
 
-    /// Waits until there are more changes than the `seen` ones.
+    /// Waits until [`count`](Self::count) differs from `seen`.
     pub(super) async fn after(&self, seen: u64) {
         poll_fn(|context| {
             if self.count.get() != seen {
@@ -41,7 +41,7 @@ impl Changes {
     }
 }
 
-/// Waits for the first of two.
+/// Waits for the first of two futures; without `other`, for `one`.
 pub(super) async fn either(one: impl Future<Output = ()>, other: Option<impl Future<Output = ()>>) {
     let mut one = pin!(one);
     let mut other = pin!(async {
@@ -57,7 +57,7 @@ pub(super) async fn either(one: impl Future<Output = ()>, other: Option<impl Fut
     .await;
 }
 
-/// The value of `work`, or `None` as soon as it is not `wanted` any more: then it is dropped where it pauses.
+/// Returns the value of `work`, or `None` as soon as `wanted` returns false: `work` is then dropped where it pauses.
 pub(super) async fn while_wanted<T>(work: impl Future<Output = T>, wanted: impl Fn() -> bool) -> Option<T> {
     let mut work = pin!(work);
     poll_fn(|context| match wanted() {

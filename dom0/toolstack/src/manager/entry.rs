@@ -1,4 +1,4 @@
-//! A guest that the manager knows, and what has become of it.
+//! A guest that the manager knows, and its state.
 
 use alloc::rc::Rc;
 use alloc::string::String;
@@ -8,63 +8,63 @@ use crate::DomainId;
 use crate::config::GuestConfig;
 use crate::create::Guest;
 
-/// A guest, in whatever state.
+/// A guest, in any state.
 #[derive(Debug)]
 pub(super) struct Entry<C> {
     pub(super) config: GuestConfig,
     pub(super) console: Rc<C>,
     pub(super) state: State,
-    /// When it was last made, in nanoseconds.
+    /// When the guest was last made, in nanoseconds since the machine started.
     pub(super) made_ns: u64,
-    /// The domain of its last making that succeeded; `None` while another is under way.
+    /// The domain that the guest was last made as; `None` while it is being made again.
     pub(super) made: Option<DomainId>,
-    /// The UUID of its last domain, or of the one that is being made.
+    /// The UUID of the guest's last domain, or of the one that is being made.
     pub(super) uuid: Option<[u8; 16]>,
-    /// Its last end.
+    /// How the guest last ended.
     pub(super) past: Option<LastEnd>,
 }
 
 /// How a guest ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastEnd {
-    /// Its domain, if it had one.
+    /// The guest's domain, if it had one.
     pub domain: Option<DomainId>,
-    /// In words: `crashed`.
+    /// The end in words: `crashed`.
     pub how: &'static str,
     /// When, in nanoseconds since the machine started.
     pub at_ns: u64,
-    /// For a person, with registers; may be empty.
+    /// A report for a person, with registers; may be empty.
     pub report: String,
-    /// What the hypervisor had refused it last.
+    /// The last requests of the guest that the hypervisor refused, in words.
     pub refused: Vec<String>,
 }
 
-/// What has become of a guest.
+/// The state of a guest.
 #[derive(Debug)]
 pub(super) enum State {
-    /// It will be made next, after those planned before it.
+    /// It waits to be made, in the order of the list.
     Planned,
     /// It is being made.
     Begun,
-    /// It runs, or is paused.
+    /// It has a domain, running or paused.
     Lives(Guest),
-    /// It has ended, or has been given up; what it had is being freed.
+    /// It has ended, or is no longer to be made; its resources are being freed.
     Ending,
-    /// It has ended and is kept.
+    /// It has ended, and its domain is kept (`preserve`).
     Kept(Guest),
-    /// It has ended, and is made again at this time in nanoseconds.
+    /// It has ended, and will be made again at this time, in nanoseconds since the machine started.
     Waits(u64),
-    /// Nothing is left of it.
+    /// It has ended, and nothing is left of it.
     Ended,
 }
 
 impl<C> Entry<C> {
-    /// Whether it lives, or soon will.
+    /// Whether the guest has a domain that has not ended, or will be made.
     pub(super) const fn is_alive(&self) -> bool {
         matches!(self.state, State::Lives(_) | State::Waits(_) | State::Planned | State::Begun)
     }
 
-    /// The guest with its domain, if it has one that is not on its way out.
+    /// The guest with its domain, if it has a domain that is not being destroyed.
     pub(super) const fn guest(&self) -> Option<&Guest> {
         match &self.state {
             State::Lives(guest) | State::Kept(guest) => Some(guest),
@@ -79,7 +79,7 @@ impl<C> Entry<C> {
         }
     }
 
-    /// Takes the guest with its domain out, to be destroyed.
+    /// Takes out the guest with its domain, to be destroyed.
     pub(super) fn take(&mut self) -> Option<Guest> {
         match core::mem::replace(&mut self.state, State::Ending) {
             State::Lives(guest) | State::Kept(guest) => Some(guest),

@@ -1,13 +1,13 @@
-//! From a guest's file to a guest that runs.
+//! Makes a guest that runs, from its configuration.
 //!
 //! ```text
 //! a file in TOML  -- xtask::guest_file -->  the boot bundle  -- Bundle::guests -->  GuestConfig (its keys: config.rs)
 //!
-//! plan_all   an entry in the list and a console for each guest of the bundle
-//! make       one planned or due guest, which may be given up meanwhile:
-//!              its kernel and ramdisk are found in the bundle, and there is memory for it
-//!              create::create   the domain, filled, with its page tables, its vcpu and its place in the store
-//!              Console::connect, and Guest::start lets it run
+//! plan_all   adds an entry in the list and a console for each guest of the bundle
+//! make       makes one planned or due guest (`destroy` may stop it):
+//!              finds its kernel and ramdisk in the bundle, and checks that there is memory for it
+//!              create::create   makes the domain, with its memory, page tables, vcpu and place in the store
+//!              Console::connect, then Guest::start, which lets it run
 //! ```
 
 use alloc::format;
@@ -25,16 +25,16 @@ use super::changed::{either, while_wanted};
 use super::entry::{Entry, State};
 use super::{Console, Manager, Mark, Place, Platform, listed};
 
-/// Bytes a kernel may unpack to.
+/// Most bytes that a kernel may unpack to.
 const KERNEL_LIMIT: usize = 256 << 20;
-/// Pages that guests leave to the hypervisor and to dom0.
+/// Pages that guests leave free for the hypervisor and dom0.
 const KEPT_PAGES: u64 = 1024;
 
 /// Why a guest was not made.
 enum Unmade {
-    /// It was given up meanwhile.
+    /// `destroy` stopped it.
     GivenUp,
-    /// In words.
+    /// An error, in words.
     Failed(String),
 }
 
@@ -54,7 +54,7 @@ impl From<BundleError> for Unmade {
 }
 
 impl<P: Platform> Manager<P> {
-    /// Reads what guests the bundle has.
+    /// Plans all guests of the bundle.
     pub fn plan_all(&self) {
         for config in self.bundle.guests() {
             match config {
@@ -80,14 +80,14 @@ impl<P: Platform> Manager<P> {
     pub async fn make_planned(&self) {
         while self.next_to_make().is_some() {
             self.platform.pause().await;
-            // It may have been given up meanwhile.
+            // `destroy` may have changed the list during the pause.
             if let Some(place) = self.next_to_make() {
                 self.make(place).await;
             }
         }
     }
 
-    /// Makes guests as they are asked for, and those that are to be made again, for ever.
+    /// Makes guests as they are planned, and again when they are due. Never returns.
     pub async fn keep_making(&self) {
         loop {
             let seen = self.changes.count();
@@ -105,7 +105,7 @@ impl<P: Platform> Manager<P> {
         planned.or_else(due).map(Place)
     }
 
-    /// When the next guest is to be made again.
+    /// When the next guest is to be made again, in nanoseconds since the machine started.
     fn next_due(&self) -> Option<u64> {
         let due = |entry: &Entry<P::Console>| match entry.state {
             State::Waits(due) => Some(due),
@@ -114,7 +114,7 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().filter_map(due).min()
     }
 
-    /// Makes a guest that does not exist, and says so if that fails. Others are served meanwhile, and it may be given up.
+    /// Makes a guest that has no domain, and reports a failure. Other tasks run meanwhile, and `destroy` may stop it.
     async fn make(&self, place: Place) {
         self.with(place, |entry| entry.made = None);
         self.set_state(place, State::Begun);
@@ -157,7 +157,7 @@ impl<P: Platform> Manager<P> {
         let room = usize::try_from(spare << 12).unwrap_or(usize::MAX);
         let wanted = || self.with(place, |entry| matches!(entry.state, State::Begun)).unwrap_or(false);
         let kernel = unpacked(config, kernel, (KERNEL_LIMIT, room), async || self.platform.pause().await);
-        // Nothing but memory of ours is lost if it is given up now.
+        // Stopping here loses only memory of dom0.
         let kernel = &*while_wanted(kernel, wanted).await.ok_or(Unmade::GivenUp)??;
         if let Some(why) = warning(config.memory, kernel, ramdisk) {
             self.platform.tell(&format!("warning: guest {}: {why}", config.name));
@@ -180,7 +180,7 @@ impl<P: Platform> Manager<P> {
         })
     }
 
-    /// Pages that the machine can spare for a guest, if it is enough for it.
+    /// Returns the free pages beyond [`KEPT_PAGES`]; an error if the guest needs more.
     fn spare_for(&self, config: &GuestConfig) -> Result<u64, Unmade> {
         let free =
             self.platform.hypervisor().physical_info().map_err(|why| Unmade::Failed(why.to_string()))?.free_pages;
@@ -194,7 +194,7 @@ impl<P: Platform> Manager<P> {
     }
 }
 
-/// A name for a domain, mixed from a number.
+/// A version 4 UUID made from `seed`.
 fn uuid(mut seed: u64) -> [u8; 16] {
     let mut bytes = [0; 16];
     for half in bytes.chunks_mut(8) {

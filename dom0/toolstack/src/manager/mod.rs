@@ -3,13 +3,13 @@
 //! ```text
 //! a face (prompt, --exec) -> Command -> Manager::answer -> Reply, Refusal -> text or JSON
 //! tasks of dom0:  keep_making   makes one guest after the other
-//!                 bury          sees which have ended, and does what follows
+//!                 bury          finds the guests that have ended, and does what follows
 //! ```
 //!
 //! Touches: domains, the tree, consoles and the clock through [`Platform`].
-//! Never touches: the terminal, and who asked. It runs as well on a host, against fakes.
-//! Keeps: one guest is made at a time; whatever is refused or dies meanwhile, a guest that is not made leaves nothing behind.
-//! No borrow of the list is held while something is awaited.
+//! Never touches: the terminal, and who gave a command. It runs as well on a host, against fakes.
+//! Keeps: one guest is made at a time; a guest that could not be made leaves nothing behind, whatever failed.
+//! The list is not borrowed across an await.
 
 mod changed;
 mod entry;
@@ -35,41 +35,41 @@ use entry::{Entry, State};
 pub use entry::LastEnd;
 pub use reply::{MachineInfo, Refusal, Reply, Row, Size, Wait};
 
-/// Full reports are kept of so many ends; of older ones only how and when.
+/// The number of ends whose full report is kept. Of older ends only the time and the reason in words are kept.
 const REPORTS_KEPT: usize = 16;
-/// The least time between two makings of the same guest.
+/// The least time in nanoseconds between making a guest and making it again.
 const REMAKE_NS: u64 = 1_000_000_000;
 
-/// What the manager needs beside the hypervisor and the store: consoles, a clock, and somebody to tell.
+/// What the manager needs: the hypervisor, the store, consoles, a clock, and a way to tell a person.
 pub trait Platform {
-    /// Authority over domains.
+    /// The type of the hypervisor.
     type Hypervisor: Hypervisor;
-    /// The tree by which guests meet, and who serves it.
+    /// The type of the store.
     type Store: Store;
-    /// A guest's console.
+    /// The type of a guest's console.
     type Console: Console;
 
-    /// The hypervisor.
+    /// The hypervisor, with authority over domains.
     fn hypervisor(&self) -> &Self::Hypervisor;
-    /// The store.
+    /// The store, with its tree and its server.
     fn store(&self) -> &Self::Store;
-    /// A console for a guest of this name, not connected yet.
+    /// Makes a console for a guest of this name, not connected yet.
     fn console(&self, name: &str) -> Rc<Self::Console>;
     /// Nanoseconds since the machine started.
     fn now_ns(&self) -> u64;
-    /// Waits until `deadline_ns` of [`Platform::now_ns`].
+    /// Waits until [`now_ns`](Platform::now_ns) reaches `deadline_ns`.
     fn sleep_until(&self, deadline_ns: u64) -> impl Future<Output = ()>;
     /// Lets other tasks run.
     fn pause(&self) -> impl Future<Output = ()>;
-    /// A number that differs from one time to the next. Nothing rests on its being unguessable.
+    /// A number that differs at each call and in each boot. Guests' UUIDs are made from it; it may be guessable.
     fn seed(&self) -> u64;
-    /// Tells a person what happened, on lines of its own.
+    /// Shows a person what happened, on lines of its own.
     fn tell(&self, text: &str);
     /// Bytes of memory set aside for each guest when it is made.
     fn guest_bytes(&self) -> usize;
-    /// Bytes of memory set aside for all guests there are.
+    /// Bytes of memory set aside for all guests together.
     fn promised_bytes(&self) -> usize;
-    /// A measured stretch of work begins or ends.
+    /// Marks where a measured stretch of work begins or ends.
     fn mark(&self, mark: Mark);
 }
 
@@ -78,52 +78,54 @@ pub trait Platform {
 pub enum Mark {
     /// A guest is about to be made.
     CreateBegins,
-    /// It has been made, or has not.
+    /// The guest has been made, or could not be made.
     CreateEnds,
     /// A guest is about to be destroyed.
     DestroyBegins,
-    /// It has been.
+    /// The guest has been destroyed.
     DestroyEnds,
 }
 
-/// The console of a guest, through all its lives.
+/// The console of a guest. It stays the same when the guest is made again.
 pub trait Console {
-    /// Sets aside memory for what the guest prints; answers whether there is enough.
+    /// Sets aside memory for what the guest prints; returns whether there is enough.
     fn reserve(&self) -> bool;
-    /// The guest was not made: frees what was set aside, unless an earlier life has printed something.
+    /// Tells that the guest was not made: frees what [`reserve`](Console::reserve) set aside, unless the guest has
+    /// printed
+    /// something when it ran before.
     fn give_back(&self);
-    /// Begins to serve the guest as `domain`, whose end of the event channel is `port`.
+    /// Begins to serve the guest as `domain`; `port` is the guest's end of the event channel.
     ///
     /// # Errors
     /// Why its page or port cannot be used.
     fn connect(&self, domain: DomainId, port: u32) -> Result<(), String>;
-    /// Takes the guest's last output and lets go of its page.
+    /// Takes the guest's last output and unmaps its page.
     fn disconnect(&self);
-    /// Whether the guest has printed nothing in its last life.
+    /// Whether the guest has printed nothing since it was last made.
     fn is_silent(&self) -> bool;
-    /// The guest has another name now.
+    /// Tells that the guest has a new name.
     fn rename(&self, name: &str);
     /// The guest's name.
     fn name(&self) -> String;
-    /// Hands keystrokes to the guest; what it has no room for is lost.
+    /// Sends keystrokes to the guest; those that its ring has no room for are lost.
     fn type_in(&self, bytes: &[u8]);
-    /// Shows on the terminal what was printed while it did not show this console.
+    /// Shows on the terminal what was printed while the terminal did not show this console.
     fn show_missed(&self);
 }
 
-/// A guest's place in the list, for good.
+/// The index of a guest in the list, which never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place(usize);
 
-/// Every guest, and what it takes to make one.
+/// All guests, and what it takes to make one.
 pub struct Manager<P: Platform> {
     platform: P,
     own: DomainId,
     bundle: Bundle<'static>,
     entries: RefCell<Vec<Entry<P::Console>>>,
-    /// What went wrong first.
+    /// The first failure.
     failed: Cell<Option<Failure>>,
-    /// Commands of the bundle are being carried out.
+    /// Whether commands of the bundle (`--exec`) are still being carried out.
     commanded: Cell<bool>,
     changes: Changes,
 }
@@ -142,7 +144,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// What the manager works with.
+    /// The platform that the manager works on.
     pub const fn platform(&self) -> &P {
         &self.platform
     }
@@ -159,36 +161,36 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().map(|entry| entry.config.name.clone()).collect()
     }
 
-    /// The first guest that lives, or soon will.
+    /// The first guest that has a running domain, or will be made.
     pub fn first_alive(&self) -> Option<String> {
         let entries = self.entries.borrow();
         let entry = entries.iter().find(|entry| entry.is_alive());
         entry.map(|entry| entry.config.name.clone())
     }
 
-    /// Whether a guest lives, or soon will.
+    /// Whether this guest has a running domain, or will be made.
     pub fn is_alive(&self, name: &str) -> bool {
         self.entries.borrow().iter().any(|entry| entry.config.name == name && entry.is_alive())
     }
 
-    /// Whether nothing is left to do or to look at.
+    /// Whether all guests have ended, none is kept, and `--exec` is done: then the machine can be turned off.
     pub fn all_ended(&self) -> bool {
         let ended = |entry: &Entry<P::Console>| matches!(entry.state, State::Ended);
         !self.commanded.get() && self.entries.borrow().iter().all(ended)
     }
 
-    /// The commands of the bundle have been carried out.
+    /// To be called when the commands of the bundle have been carried out; wakes the tasks that wait for a change.
     pub fn commands_done(&self) {
         self.commanded.set(false);
         self.changes.add();
     }
 
-    /// What went wrong first, if anything did.
+    /// The first failure, if there was one.
     pub const fn failed(&self) -> Option<Failure> {
         self.failed.get()
     }
 
-    /// Something went wrong. The first failure noted becomes the exit status of the machine.
+    /// Records a failure. The first one becomes the exit status of the machine.
     pub fn note(&self, failure: Failure) {
         self.failed.set(self.failed.get().or(Some(failure)));
     }
@@ -198,29 +200,29 @@ impl<P: Platform> Manager<P> {
         self.platform.tell(&format!("error: {why}"));
     }
 
-    /// A domain may have ended.
+    /// To be called when a domain may have ended; wakes the tasks that wait for a change.
     pub fn look_again(&self) {
         self.changes.add();
     }
 
-    /// How many changes there have been, for [`Manager::changed`].
+    /// The number of changes so far, for [`Manager::changed`].
     pub const fn changes(&self) -> u64 {
         self.changes.count()
     }
 
-    /// Waits until there have been more changes than the `seen` ones.
+    /// Waits until [`changes`](Self::changes) differs from `seen`.
     pub async fn changed(&self, seen: u64) {
         self.changes.after(seen).await;
     }
 
-    /// Sees which guests have ended, and does what follows.
+    /// Finds the guests that have ended, and does what follows.
     pub async fn bury(&self) {
         while let Some((place, end)) = self.next_end() {
             self.finish(place, &end).await;
         }
     }
 
-    /// A guest that has ended and is not yet seen to.
+    /// Returns a guest that has ended and has not been dealt with.
     fn next_end(&self) -> Option<(Place, End)> {
         let entries = self.entries.borrow();
         entries.iter().enumerate().find_map(|(index, entry)| {
@@ -245,7 +247,7 @@ impl<P: Platform> Manager<P> {
         self.remember(place, Some(guest.domain), end.how, (report.clone(), end.refused.clone()));
         let name = guest.config.name.clone();
         let (outcome, left_over) = guest.finish(end, hypervisor, store, async || self.platform.pause().await).await;
-        // It is told when it is over: who reads it finds nothing of the guest any more.
+        // The end is reported last: by then the guest's domain and store entries are gone.
         self.platform.tell(&report);
         self.complain(&name, &left_over);
         if let Some(failure) = Failure::of_end(end.reason)
@@ -272,7 +274,7 @@ impl<P: Platform> Manager<P> {
         self.changes.add();
     }
 
-    /// Keeps how a guest ended, in place of its end before.
+    /// Records how a guest ended, in place of its previous end.
     fn remember(
         &self,
         place: Place,
@@ -282,7 +284,7 @@ impl<P: Platform> Manager<P> {
     ) {
         let past = LastEnd { domain, how, at_ns: self.platform.now_ns(), report, refused };
         self.with(place, |entry| entry.past = Some(past));
-        // The details of the oldest end give way.
+        // Keep full reports only of the newest ends.
         let mut entries = self.entries.borrow_mut();
         let pasts = entries.iter_mut().filter_map(|entry| entry.past.as_mut());
         let mut detailed: Vec<&mut LastEnd> = pasts.filter(|past| !past.report.is_empty()).collect();

@@ -1,4 +1,4 @@
-//! What the manager answers, and how it reads: as text for a person, as JSON for a program.
+//! What the manager answers, and how answers are shown: as text for a person, as JSON for a program.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -15,11 +15,11 @@ use crate::{DomainId, Summary, states};
 /// The answer to a command that was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// It is done, and there is nothing else to say.
+    /// The command was carried out, and there is nothing else to show.
     Done {
-        /// What was done.
+        /// The verb of the command.
         verb: &'static str,
-        /// To whom.
+        /// The guest.
         name: String,
     },
     /// A guest was made.
@@ -29,11 +29,11 @@ pub enum Reply {
         /// Its domain.
         domain: DomainId,
     },
-    /// A guest was asked to end, and need not obey: see [`super::Manager::wait`].
+    /// A guest was asked to power off or reboot, and need not obey: see [`super::Manager::wait`].
     Asked {
-        /// What it was asked for.
+        /// The verb of the command.
         verb: &'static str,
-        /// To see what comes of it.
+        /// For waiting until the guest has obeyed.
         wait: Wait,
     },
     /// The number of a guest's domain.
@@ -50,120 +50,120 @@ pub enum Reply {
         /// Whole seconds.
         seconds: u64,
     },
-    /// The machine.
+    /// The machine's version, memory and CPUs.
     Info(MachineInfo),
     /// The guests and domains.
     List(Vec<Row>),
-    /// What the hypervisor has logged: lines of printable ASCII.
+    /// The hypervisor's log: lines of printable ASCII.
     Log(Vec<String>),
-    /// What can be asked.
+    /// The help text.
     Help(String),
-    /// The face that asked is to show this guest's console.
+    /// The face that gave the command is to show this guest's console.
     Console(String),
     /// The machine is to be turned off.
     Quit,
 }
 
-/// What `info` tells.
+/// What `info` shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MachineInfo {
     /// The hypervisor's version by its ABI: `4.17.0-tenon`.
     pub abi: String,
     /// Memory in MiB.
     pub total_mib: u64,
-    /// Memory in MiB that nobody has.
+    /// Free memory in MiB.
     pub free_mib: u64,
-    /// Memory in KiB that no domain has and that is not free.
+    /// Memory in KiB that is neither free nor any domain's.
     pub hypervisor_kib: u64,
     /// Memory of dom0 in KiB, without the boot bundle.
     pub dom0_kib: u64,
-    /// Of that, set aside for the guests there are.
+    /// The part of `dom0_kib` that is set aside for all guests, in KiB.
     pub for_guests_kib: usize,
-    /// What is set aside for each of them.
+    /// What is set aside for each guest, in KiB.
     pub each_guest_kib: usize,
     /// The boot bundle in KiB.
     pub bundle_kib: u64,
-    /// CPUs.
+    /// Number of CPUs.
     pub cpus: u32,
-    /// Domains, dom0 with them.
+    /// Number of domains, including dom0.
     pub domains: usize,
-    /// Their vcpus that are online.
+    /// Number of online vcpus of all domains.
     pub vcpus: u32,
 }
 
 /// A line of `list`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Row {
-    /// A domain there is.
+    /// An existing domain.
     Domain {
-        /// The guest; `-` for a domain that is none of ours.
+        /// The guest; `-` for a domain that is none of the manager's guests.
         name: String,
-        /// What the hypervisor knows of it.
+        /// What the hypervisor reports of it.
         info: DomainInfo,
     },
-    /// A guest that is yet to be made.
+    /// A guest that is still to be made.
     Planned(Size),
     /// A guest that has ended, and how.
     Ended(Size, Option<LastEnd>),
 }
 
-/// What a guest without a domain would have.
+/// The size of a guest without a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Size {
     /// The guest.
     pub name: String,
     /// Memory in MiB.
     pub memory_mib: u64,
-    /// Vcpus.
+    /// Number of vcpus.
     pub vcpus: u32,
 }
 
-/// What [`Manager::wait`](super::Manager::wait) needs to wait for an end that a guest was asked for.
+/// A request to a guest to power off or reboot, for [`Manager::wait`](super::Manager::wait).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wait {
     /// The guest.
     pub name: String,
-    /// Its domain when it was asked.
+    /// The guest's domain when it was asked.
     pub domain: DomainId,
-    /// What it was asked for.
+    /// What the guest was asked to do.
     pub wish: EndRequest,
 }
 
 /// Why a command was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Nobody goes by this.
+    /// No guest has this name or number.
     NoGuest(String),
-    /// The guest has no domain any more.
+    /// The guest has ended and has no domain.
     HasEnded(String),
-    /// The guest has ended, and will not be made again.
+    /// `destroy` found a guest that has ended already.
     EndedAlready(String),
-    /// A guest that exists cannot be made.
+    /// `create` found a guest that has not ended.
     Exists(String),
-    /// Making it has failed, and the reason was shown.
+    /// The guest could not be made; the reason was shown.
     NotMade(String),
-    /// It is about to be made, being made, or being ended.
+    /// The guest waits to be made, is being made, or is being ended.
     InBetween(String),
-    /// A guest cannot be called so.
+    /// No guest can have this name; why.
     BadName(String, &'static str),
-    /// Another guest is called so.
+    /// Another guest has this name.
     NameTaken(String),
-    /// A guest may not have as much memory, or as little: its most in MiB.
+    /// The guest cannot have this much or this little memory; its maximum in MiB.
     OutOfRange(String, u64),
-    /// The machine has not as much memory.
+    /// The machine has too little free memory.
     NoMemory {
         /// The guest.
         name: String,
-        /// What it has in MiB.
+        /// Memory the guest has, in MiB.
         has_mib: u64,
-        /// What the machine has left in MiB.
+        /// Free memory of the machine, in MiB.
         free_mib: u64,
     },
-    /// The guest ended, and is not made again.
+    /// The guest was asked to reboot, but ended and is not made again.
     DidNotComeBack(String),
-    /// The hypervisor or the store refused something about this guest.
+    /// The hypervisor or the store refused something for this guest; why.
     Guest(String, String),
-    /// The hypervisor refused something.
+    /// The hypervisor refused something; why.
     Other(String),
 }
 
@@ -192,7 +192,7 @@ impl fmt::Display for Refusal {
 impl core::error::Error for Refusal {}
 
 impl Refusal {
-    /// For a program.
+    /// The refusal as JSON, for a program.
     #[must_use]
     pub fn json(&self) -> String {
         Object::default().text("error", &self.to_string()).end()
@@ -200,7 +200,7 @@ impl Refusal {
 }
 
 impl Reply {
-    /// For a person; empty if there is nothing to say but that it is done.
+    /// The reply as text, for a person; empty if there is nothing to show.
     #[must_use]
     pub fn text(&self) -> String {
         match self {
@@ -215,7 +215,7 @@ impl Reply {
         }
     }
 
-    /// For a program.
+    /// The reply as JSON, for a program.
     #[must_use]
     pub fn json(&self) -> String {
         match self {

@@ -1,4 +1,4 @@
-//! Each command, carried out.
+//! How each command is carried out.
 
 use alloc::format;
 use alloc::rc::Rc;
@@ -20,11 +20,12 @@ use crate::{DomainId, Hypervisor, domains};
 const LOG_PIECE: usize = 1024;
 
 impl<P: Platform> Manager<P> {
-    /// Does what is asked. `create` and `destroy` return when it is finished; a command on a guest that is being made or ended
-    /// waits for that first, while others are served. `shutdown` and `reboot` return once the guest has been asked.
+    /// Carries out a command. `create` and `destroy` return when they are finished. A command for a guest that is being
+    /// made or
+    /// ended waits for that first, while other tasks run. `shutdown` and `reboot` return once the guest has been asked.
     ///
     /// # Errors
-    /// Why it was refused.
+    /// Why the command was refused.
     pub async fn answer(&self, command: &Command) -> Result<Reply, Refusal> {
         Ok(match command {
             Command::List { all } => Reply::List(self.rows(*all)?),
@@ -49,10 +50,10 @@ impl<P: Platform> Manager<P> {
         })
     }
 
-    /// Waits until a guest that was asked to end has done so, and for a reboot until it runs again.
+    /// Waits until a guest that was asked to power off has ended, or one that was asked to reboot runs again.
     ///
     /// # Errors
-    /// It ended and does not come back.
+    /// The guest was asked to reboot, but is not made again.
     pub async fn wait(&self, wait: &Wait) -> Result<(), Refusal> {
         loop {
             let seen = self.changes.count();
@@ -63,7 +64,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// What has come of a wish, if that is known.
+    /// How a shutdown or reboot request went; `None` if the guest has not obeyed yet.
     fn outcome(&self, wait: &Wait) -> Option<Result<(), Refusal>> {
         let entries = self.entries.borrow();
         let state = entries.iter().find(|entry| entry.config.name == wait.name).map(|entry| &entry.state);
@@ -77,7 +78,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// The guest that goes by this, its name or the number of its domain.
+    /// The guest with this name, or whose domain has this number.
     fn resolve(&self, given: &str) -> Result<Place, Refusal> {
         let entries = self.entries.borrow();
         let named = |entry: &Entry<P::Console>| entry.config.name == given;
@@ -90,7 +91,7 @@ impl<P: Platform> Manager<P> {
         self.with(place, |entry| entry.config.name.clone()).unwrap_or_default()
     }
 
-    /// A guest that has a domain, when nobody is making or ending it.
+    /// Waits until the guest is neither being made nor being ended. Returns it, or an error if it then has no domain.
     async fn guest(&self, given: &str) -> Result<(Place, Guest), Refusal> {
         let place = self.resolve(given)?;
         self.until(place, |state| match state {
@@ -118,7 +119,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Waits until what a guest had is free, if it is being freed.
+    /// Waits while the guest's resources are being freed.
     async fn freed(&self, place: Place) {
         self.until(place, |state| !matches!(state, State::Ending)).await;
     }
@@ -133,7 +134,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Plans a guest that has ended anew, and waits until it is made or that has failed.
+    /// Makes a guest again that has ended: plans it, and waits until it is made or could not be made.
     async fn create(&self, place: Place) -> Result<Reply, Refusal> {
         self.freed(place).await;
         let name = self.name_of(place);
@@ -149,7 +150,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Ends a guest at once, or keeps one from being made.
+    /// Destroys a guest; one that is being made, or waits for it, is not made.
     async fn destroy(&self, place: Place) -> Result<Reply, Refusal> {
         self.freed(place).await;
         let name = self.name_of(place);
@@ -166,7 +167,7 @@ impl<P: Platform> Manager<P> {
         } else if self.with(place, |entry| entry.is_alive()).unwrap_or(false) {
             self.remember(place, None, "was given up", Default::default());
             let begun = self.with(place, |entry| matches!(entry.state, State::Begun)).unwrap_or(false);
-            // `make` sees this state, and undoes its own work.
+            // `make` finds this state, and removes what it made.
             self.set_state(place, if begun { State::Ending } else { State::Ended });
             self.freed(place).await;
         } else {
@@ -199,7 +200,7 @@ impl<P: Platform> Manager<P> {
         if (mib << 8).saturating_sub(has) > free {
             return Err(Refusal::NoMemory { name, has_mib: has >> 8, free_mib: free >> 8 });
         }
-        // The limit keeps a guest that gave pages back from taking them again unasked.
+        // With this limit, a guest that gave pages back cannot take them again unasked.
         hypervisor.set_max_memory(guest.domain, mib << 10).map_err(|why| refused(why.to_string()))?;
         guest.set_memory_target(mib, self.platform.store()).map_err(|why| refused(why.to_string()))?;
         Ok(Reply::Done { verb: "mem-set", name })
@@ -249,7 +250,7 @@ impl<P: Platform> Manager<P> {
         let hypervisor = self.platform.hypervisor();
         let machine = hypervisor.physical_info().map_err(|why| Refusal::Other(why.to_string()))?;
         let domains = self.domains()?;
-        // What belongs to no domain and is not free is the hypervisor's.
+        // Memory that is neither free nor a domain's belongs to the hypervisor.
         let given: u64 = domains.iter().map(|domain| domain.tot_pages).sum();
         let own = domains.iter().find(|domain| domain.domain == self.own.0).map_or(0, |own| own.tot_pages);
         let bundle = (self.bundle.size() as u64).div_ceil(4096);
@@ -268,7 +269,7 @@ impl<P: Platform> Manager<P> {
         })
     }
 
-    /// All domains, the guests that are yet to be made, and if `all` are wanted those that have ended.
+    /// All domains and the guests that are still to be made; with `all`, also the guests that have ended.
     fn rows(&self, all: bool) -> Result<Vec<Row>, Refusal> {
         let found = self.domains()?;
         let entries = self.entries.borrow();
@@ -278,7 +279,7 @@ impl<P: Platform> Manager<P> {
             Some(entry) => entry.config.name.clone(),
             None => "-".to_string(),
         };
-        // One that is being made may have its domain already.
+        // A guest that is being made may already have a domain.
         let to_come = |entry: &&Entry<P::Console>| {
             matches!(entry.state, State::Planned | State::Begun) && !found.iter().any(|info| is(entry, info))
         };
@@ -289,7 +290,7 @@ impl<P: Platform> Manager<P> {
         Ok(domains.chain(planned).chain(ended).collect())
     }
 
-    /// What the hypervisor has logged, and guests have written there: a line each, escaped.
+    /// The hypervisor's log, with what guests wrote to it, as escaped lines.
     fn log(&self, clear: bool) -> Result<Vec<String>, Refusal> {
         let refused = |why: <P::Hypervisor as Hypervisor>::Error| Refusal::Other(why.to_string());
         let hypervisor = self.platform.hypervisor();
@@ -303,7 +304,7 @@ impl<P: Platform> Manager<P> {
             at = next;
         }
         if clear {
-            // Only what has been read is forgotten.
+            // Clears only what has been read.
             hypervisor.read_log(at, true, &mut []).map_err(refused)?;
         }
         Ok(String::from_utf8_lossy(&log).lines().map(escaped).collect())

@@ -1,4 +1,4 @@
-//! gzip: how kernels of a bzImage may be packed, and how an ELF file may be packed by itself.
+//! gzip: a compression for the payload of a bzImage, or for an ELF file by itself.
 
 use alloc::format;
 use alloc::string::String;
@@ -8,7 +8,7 @@ use miniz_oxide::inflate::core::{DecompressorOxide, decompress_with_limit, infla
 
 use super::PIECE;
 
-/// Ten bytes, optional fields by flags, the deflated file, its checksum and size.
+/// Unpacks a gzip file: ten bytes, optional fields according to flags, the deflated data, their checksum and size.
 pub(super) async fn unpack(payload: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, String> {
     const CHECKSUM: u8 = 2;
     const EXTRA: u8 = 4;
@@ -35,8 +35,9 @@ pub(super) async fn unpack(payload: &[u8], out: &mut [u8], pause: &impl AsyncFn(
     if crc == u32::from_le_bytes(checksum) { Ok(size) } else { Err("wrong checksum".into()) }
 }
 
-/// What the last word says, unless padding or another file follows, or the size has more than 32 bits: a file becomes
-/// neither larger by much, nor more than a thousand times smaller.
+/// Returns the size in the file's last word, if it is plausible: a file hardly grows, and shrinks at most a
+/// thousandfold.
+/// An implausible word means that padding or another file follows, or that the size has more than 32 bits.
 pub(super) fn unpacked_size(file: &[u8]) -> Option<u64> {
     let (_, size) = file.split_last_chunk::<4>()?;
     let size = u64::from(u32::from_le_bytes(*size));
@@ -44,7 +45,7 @@ pub(super) fn unpacked_size(file: &[u8]) -> Option<u64> {
     (len / 2..=len * 1100).contains(&size).then_some(size)
 }
 
-/// Reads and writes at most a piece between pauses. The window is the output itself.
+/// Inflates `packed`, with at most one piece read and written between two pauses. The window is the output itself.
 async fn inflate(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, TINFLStatus> {
     use inflate_flags::{
         TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_IGNORE_ADLER32, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
@@ -68,7 +69,7 @@ async fn inflate(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Resul
     }
 }
 
-/// The CRC of gzip, four bits at a time.
+/// The CRC-32 of gzip, computed four bits at a time.
 fn crc32(bytes: &[u8]) -> u32 {
     const TABLE: [u32; 16] = {
         let mut table = [0; 16];

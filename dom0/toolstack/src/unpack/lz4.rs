@@ -1,12 +1,12 @@
-//! lz4, in its legacy frame.
+//! lz4, in its legacy frame format.
 
 use alloc::format;
 use alloc::string::String;
 
-/// The largest block, unpacked.
+/// Bytes of the largest block, unpacked.
 const BLOCK: usize = 8 << 20;
 
-/// After the magic number come blocks, each behind its packed size. The window is the output itself.
+/// Unpacks a file: after the magic number come blocks, each after its packed size. The window is the output itself.
 pub(super) async fn unpack(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, String> {
     let mut rest = packed.get(4..).unwrap_or(&[]);
     let mut done = 0;

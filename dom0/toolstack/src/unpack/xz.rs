@@ -1,5 +1,5 @@
-//! xz. What a file claims is read and judged before the decoder sees it: blocks and the chunks in them can be counted
-//! without being unpacked.
+//! xz. The claims of a file are checked before the decoder sees it: blocks and the chunks in them can be counted
+//! without unpacking them.
 
 use alloc::format;
 use alloc::string::String;
@@ -11,16 +11,18 @@ use super::PIECE;
 /// Bytes before the first block.
 const STREAM_HEADER: usize = 12;
 const LZMA2: u64 = 0x21;
-/// Bytes of a kernel for which one more block is granted: each takes buffers and a dictionary of its own.
+/// Bytes of a kernel for which one more block is allowed: each block needs buffers and a dictionary of its own.
 const PER_BLOCK: usize = 256 << 10;
-/// Bytes of a kernel for which one more reset is granted: each clears, or allocates, 28 KiB.
+/// Bytes of a kernel for which one more reset is allowed: each reset clears, or allocates, 28 KiB.
 const PER_RESET: usize = 16 << 10;
-/// Resets granted to any kernel.
+/// Resets allowed in any kernel.
 const FREE_RESETS: usize = 16;
-/// The most chunks that are looked at, in one go. Encoders end one after 64 KiB packed, or 2 MiB unpacked.
+/// The most chunks that are counted, since this is done without a pause. Encoders end a chunk after 64 KiB packed or 2
+/// MiB
+/// unpacked.
 const MOST_CHUNKS: usize = 1 << 16;
 
-/// What an xz file holds.
+/// The structure of an xz file.
 #[derive(Default)]
 struct Outline {
     /// Bytes it unpacks to.
@@ -33,27 +35,27 @@ struct Outline {
     dictionary: u64,
 }
 
-/// Bytes that the decoder needs beside the output of `size` bytes: its dictionary grows with what is unpacked, by doubling,
-/// and is copied then.
+/// Bytes that the decoder needs in addition to the output of `size` bytes. Its dictionary grows with the output, by
+/// doubling, and is copied to grow.
 pub(super) fn beside(packed: &[u8], size: usize) -> usize {
     let dictionary = Outline::of(packed).map_or(u64::MAX, |outline| outline.dictionary);
     let dictionary = usize::try_from(dictionary).unwrap_or(usize::MAX).min(size.saturating_mul(2));
     dictionary.saturating_add(dictionary / 2)
 }
 
-/// Bytes that a file unpacks to, if it can be read.
+/// Bytes that a file unpacks to, if its structure can be read.
 pub(super) fn unpacked_size(file: &[u8]) -> Option<u64> {
     Outline::of(file).ok().map(|outline| outline.unpacked as u64)
 }
 
-/// Kernels use the x86 filter; filters and checks are the reader's business.
+/// Unpacks a file. Kernels use the x86 filter; the reader handles filters and checks.
 pub(super) async fn unpack(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()) -> Result<usize, String> {
     let outline = Outline::of(packed)?;
     outline.check(out.len())?;
     let mut reader = XzReader::new(packed, false);
     let mut done = 0;
     loop {
-        // One byte more than expected shows a payload that is larger than it claims.
+        // Room for one byte more than expected shows a payload that is larger than it claims.
         let mut surplus = [0; 1];
         let end = out.len().min(done + PIECE);
         let room = out.get_mut(done..end).filter(|room| !room.is_empty()).unwrap_or(&mut surplus);
@@ -84,7 +86,7 @@ impl Outline {
         Ok(outline)
     }
 
-    /// Adds the block at the start of `bytes`: the bytes it has, without what pads it.
+    /// Adds the block at the start of `bytes`. Returns its length without padding.
     fn add_block(&mut self, bytes: &[u8]) -> Option<usize> {
         let header = (usize::from(*bytes.first()?) + 1) * 4;
         self.dictionary = self.dictionary.max(dictionary(bytes.get(1..header)?)?);
@@ -96,12 +98,13 @@ impl Outline {
             let word = |at: usize| Some(usize::from(u16::from_be_bytes(*chunk.get(at..)?.first_chunk()?)) + 1);
             match *chunk.first()? {
                 0 => return Some(at + 1),
-                // As it is.
+                // A chunk that is not compressed.
                 1 | 2 => {
                     self.unpacked = self.unpacked.checked_add(word(1)?)?;
                     at += 3 + word(1)?;
                 }
-                // Packed: the low bits belong to the size, those above say what is reset, and whether new properties follow.
+                // A compressed chunk: the low bits belong to the size; the others tell what is reset and whether
+                // properties follow.
                 control @ 0x80.. => {
                     let size = (usize::from(control & 0x1f) << 16) + word(1)?;
                     self.unpacked = self.unpacked.checked_add(size)?;
@@ -113,7 +116,7 @@ impl Outline {
         }
     }
 
-    /// Whether it is what a kernel of `size` bytes may be.
+    /// Checks that the structure is plausible for a kernel of `size` bytes.
     fn check(&self, size: usize) -> Result<(), String> {
         let Self { unpacked, blocks, resets, .. } = *self;
         if unpacked > size {
@@ -129,7 +132,7 @@ impl Outline {
     }
 }
 
-/// Bytes of the check behind each block, by the stream's flags.
+/// Bytes of the check after each block, by the stream's flags.
 fn check_len(flags: u8) -> usize {
     match flags & 15 {
         0 => 0,
@@ -137,8 +140,10 @@ fn check_len(flags: u8) -> usize {
     }
 }
 
-/// The size of the dictionary that a block asks for. After the size of its header come flags (2 bits: number of filters
-/// less one; then whether sizes follow), sizes, filters (number, bytes of properties, properties).
+/// Returns the size of the dictionary that a block needs. In `header`, which begins after the header's size, come flags
+/// (2
+/// bits: number of filters less one; then whether sizes follow), sizes, filters (number, bytes of properties,
+/// properties).
 fn dictionary(header: &[u8]) -> Option<u64> {
     let mut rest = header.iter();
     let number = |bytes: &mut core::slice::Iter<'_, u8>| -> Option<u64> {

@@ -1,7 +1,8 @@
-//! zstd: one frame, whose header we read ourselves, since it says how much memory the decoder takes.
+//! zstd: one frame. Its header is read here, since it determines how much memory the decoder takes.
 //!
-//! The highest levels ask for a window of 128 MiB whatever the size of the file. Nothing lies further back than the file
-//! is long, so the decoder is given a header of our own with the window that is really needed.
+//! The highest levels ask for a window of 128 MiB whatever the size of the file. But no reference reaches back farther
+//! than
+//! the file's unpacked size, so the decoder is given another header, with the window that is really needed.
 
 use alloc::format;
 use alloc::string::String;
@@ -10,26 +11,26 @@ use alloc::vec::Vec;
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use ruzstd::io::Read;
 
-/// The least window the decoder is given. From here on its buffer, which is taken for a power of two, has room for a block
-/// beside the window and never grows.
+/// The least window that the decoder is given. With at least this window, its buffer (allocated for a power of two) has
+/// room for the window and a block, and never grows.
 const LEAST_WINDOW: u64 = 1 << 20;
-/// What the decoder's buffer has beside the window.
+/// Bytes of the decoder's buffer in addition to the window.
 const BUFFER_SLACK: usize = (256 << 10) + 1;
-/// Bytes of a kernel for which one more block is granted: each may make the decoder fill all its tables.
+/// Bytes of a kernel for which one more block is allowed: each block may make the decoder fill all its tables.
 const PER_BLOCK: usize = 256;
-/// Blocks granted to any kernel.
+/// Blocks allowed in any kernel.
 const FREE_BLOCKS: usize = 64;
-/// The content has a checksum at its end.
+/// The flag for a checksum after the content.
 const CHECKSUM: u8 = 4;
 
-/// What the header of a frame says.
+/// The header of a frame.
 struct Header {
-    /// Bytes it has.
+    /// Bytes of the header.
     len: usize,
     descriptor: u8,
-    /// How far back the frame refers.
+    /// How far back the frame may refer, in bytes.
     window: u64,
-    /// Bytes the frame unpacks to, if it says so.
+    /// Bytes that the frame unpacks to, if the header tells it.
     content: Option<u64>,
 }
 
@@ -46,31 +47,31 @@ impl Header {
         let at = 5 + window_len + dictionary_len;
         let mut content = [0; 8];
         content.get_mut(..content_len)?.copy_from_slice(packed.get(at..at + content_len)?);
-        // Two bytes begin to count where one byte ends.
+        // A size of two bytes is stored less 256, since smaller sizes fit in one byte.
         let content = u64::from_le_bytes(content) + if content_len == 2 { 256 } else { 0 };
         let content = (content_len > 0).then_some(content);
         let window = content.filter(|_| single_segment).or_else(|| packed.get(5).map(|byte| window(*byte)))?;
         Some(Self { len: at + content_len, descriptor, window, content })
     }
 
-    /// The window that a kernel of `size` bytes needs.
+    /// The window that a kernel of `size` bytes needs, in bytes.
     fn needed(&self, size: usize) -> u64 {
         self.window.min(size as u64).max(LEAST_WINDOW).next_power_of_two()
     }
 }
 
-/// The window that a byte of a header means: five bits of a power of two, and eighths of it.
+/// The window that a byte of the header stands for: five bits are an exponent of two, three bits count eighths.
 fn window(byte: u8) -> u64 {
     (8 + u64::from(byte & 7)) << (7 + (byte >> 3))
 }
 
-/// Bytes that the decoder needs beside the output of `size` bytes.
+/// Bytes that the decoder needs in addition to the output of `size` bytes.
 pub(super) fn beside(packed: &[u8], size: usize) -> usize {
     let window = Header::of(packed).map_or(size as u64, |header| header.needed(size));
     usize::try_from(window).unwrap_or(usize::MAX).saturating_add(BUFFER_SLACK)
 }
 
-/// Bytes that a file unpacks to, if its header says so.
+/// Bytes that a file unpacks to, if its header tells it.
 pub(super) fn unpacked_size(file: &[u8]) -> Option<u64> {
     Header::of(file)?.content
 }
@@ -101,7 +102,9 @@ pub(super) async fn unpack(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()
     if input.is_empty() { Ok(done) } else { Err(format!("{} bytes follow its only frame", input.len())) }
 }
 
-/// A decoder that has all of its buffer. It would panic if there were no memory for that.
+/// Makes a decoder whose buffer is allocated. The decoder would panic if there were no memory for it, so this is
+/// checked
+/// before.
 fn start(packed: &[u8], header: &Header, size: usize) -> Result<FrameDecoder, String> {
     let needed = header.needed(size);
     let byte = (0..=u8::MAX).find(|byte| window(*byte) >= needed).ok_or("a window too large")?;
@@ -113,7 +116,7 @@ fn start(packed: &[u8], header: &Header, size: usize) -> Result<FrameDecoder, St
     drop(probe);
     let mut decoder = FrameDecoder::new();
     decoder.set_max_window_size(needed);
-    // The first time it takes nothing yet, from the second time on the whole window.
+    // The first `init` allocates nothing, the second allocates the whole window.
     for _ in 0..2 {
         decoder.init(&ours[..]).map_err(|error| format!("{error}"))?;
     }
