@@ -1,4 +1,5 @@
-//! The guests' consoles, served: what they print is drained at once and kept, and shown if the screen shows them.
+//! Serves the guests' consoles: output is taken from a guest at once and kept, and shown if the screen shows this
+//! guest.
 
 use alloc::format;
 use alloc::rc::Rc;
@@ -17,26 +18,26 @@ pub use toolstack::terminal::Shows;
 use crate::host::{Channel, Class, Host};
 use crate::shape::{Attached, Ends, Service, Turn};
 
-/// Bytes kept of what each guest prints.
+/// Bytes of output that are kept for each guest.
 const KEPT: usize = 64 * 1024;
-/// What the console of a guest takes of the heap for good.
+/// Bytes of the heap that the console of a guest uses for as long as it exists.
 pub const CONSOLE_BYTES: usize = console_bytes(KEPT);
 
-/// What shows the output of guests.
+/// The screen on which the output of guests is shown.
 pub trait Screen: 'static {
-    /// How the output of the guest of this name is to be shown now.
+    /// How the output of the guest with this name is shown now.
     fn shows(&self, name: &str) -> Shows;
 
-    /// Shows bytes as they are.
+    /// Shows bytes unchanged.
     fn raw(&self, bytes: &[u8]);
 
     /// Shows a line of a guest.
     fn line(&self, line: &str);
 
-    /// Shows a message of ours on lines of its own.
+    /// Shows a message of dom0 on lines of its own.
     fn message(&self, text: &str);
 
-    /// A guest has another name.
+    /// Tells that a guest has a new name.
     fn renamed(&self, from: &str, to: &str);
 }
 
@@ -62,30 +63,30 @@ impl<S: toolstack::terminal::Screen + 'static> Screen for Terminal<S> {
     }
 }
 
-/// The console of a guest, through all its lives.
+/// The console of a guest. It stays the same when the guest is made again.
 pub struct GuestConsole<H: Host, S> {
     host: H,
     kept: Rc<Kept<S>>,
-    /// The heap for it.
+    /// The heap set aside for the console.
     reserved: RefCell<Option<H::Reserved>>,
-    /// While the guest lives.
+    /// The service, while the guest has a domain; `None` otherwise.
     life: RefCell<Option<Attached<H, Life<H, S>>>>,
 }
 
-/// What the lives of a guest have in common.
+/// The part of a console that is kept when the guest ends, for when the guest is made again.
 struct Kept<S> {
     name: RefCell<String>,
     screen: Rc<S>,
-    /// Since the first life.
+    /// The guest's output and input; `None` before the guest is first connected.
     console: RefCell<Option<Console>>,
     lines: RefCell<LineWriter>,
-    /// How much of the output the screen has shown.
+    /// How many bytes of the output the screen has shown, or passed over.
     shown: Cell<u64>,
-    /// How much there was when the guest last began to live.
+    /// How many bytes of output there were when the guest was last connected.
     begun: Cell<u64>,
 }
 
-/// A console as a service: from the beginning of a guest to its end.
+/// A console as a service, from the guest's start to its end.
 struct Life<H: Host, S> {
     kept: Rc<Kept<S>>,
     ends: Ends<H>,
@@ -176,18 +177,18 @@ impl<H: Host, S: Screen> toolstack::manager::Console for GuestConsole<H, S> {
     }
 }
 
-/// The lines of a guest of this name, for a screen it shares with others.
+/// A line writer for a guest with this name, for a screen that several guests share.
 fn lines_of(name: &str) -> LineWriter {
     LineWriter::new(format!("{name}| "))
 }
 
 impl<S: Screen> Kept<S> {
-    /// Bytes that the guest has printed in all its lives.
+    /// Bytes that the guest has printed in all, also before it was last made.
     fn printed(&self) -> u64 {
         self.console.borrow().as_ref().map_or(0, |console| console.scrollback().end())
     }
 
-    /// Shows a line that the guest has not ended.
+    /// Shows the guest's unfinished line.
     fn end_line(&self) {
         self.lines.borrow_mut().flush(|line| self.screen.line(line));
     }
@@ -200,7 +201,7 @@ impl<H: Host, S: Screen> Service<H> for Life<H, S> {
     const REFERENCE: u32 = REF_CONSOLE;
     const CLASS: Class = Class::Data;
     const TURN_BYTES: usize = console_backend::TURN_BYTES;
-    /// In bytes.
+    /// Bytes per turn.
     const BUDGET: usize = console_backend::BUDGET;
 
     fn attach(kept: &Rc<Kept<S>>, ends: Ends<H>) -> Result<Self, &'static str> {
@@ -219,7 +220,7 @@ impl<H: Host, S: Screen> Service<H> for Life<H, S> {
         Ok(Self { kept: Rc::clone(kept), ends })
     }
 
-    /// Takes output and gives what was typed.
+    /// Takes the guest's output, and gives the guest what was typed.
     fn serve(&self, budget: usize) -> Turn {
         let kept = &*self.kept;
         let Some(console) = &mut *kept.console.borrow_mut() else { return Turn::Idle };
@@ -250,7 +251,7 @@ impl<H: Host, S: Screen> Service<H> for Life<H, S> {
     }
 
     fn detach(&self) {
-        // One turn is enough for a full ring; a loop might never end, as the guest may still print.
+        // One turn takes a full ring. A loop might never end, as the guest may still print.
         let _ = self.serve(Self::BUDGET);
         self.kept.end_line();
         set_connected(&self.ends.page, false);

@@ -1,4 +1,4 @@
-//! What dom0 does for its guests, all in one shape: attach, serve, detach.
+//! The services of dom0 for its guests, all of one shape: attach, serve, detach.
 //!
 //! | module | question |
 //! | --- | --- |
@@ -10,9 +10,11 @@
 //!
 //! Touches: the page and the port of each guest, through the [`Host`].
 //! Never touches: hypercalls, clocks and memory of its own. It runs as well on a host, against fakes.
-//! Keeps: a turn is bounded, and waits until the heap has what it may allocate; what a guest writes is judged by the crates
-//! that know the protocol. Dropping a service closes and unmaps, and tells nobody anything: what the other side, or a person,
-//! hears at the end is said by `detach`.
+//! Keeps: a turn is bounded, and waits until the heap has what it may allocate; what a guest writes is checked by the
+//! crates
+//! that know the protocol. Dropping a service only unmaps the page and closes the port; `detach` also tells the guest,
+//! or a
+//! person, what they need to know at the end.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]

@@ -10,39 +10,39 @@ use hypercall_abi::Errno;
 use crate::host::{Channel, Class, Host};
 use crate::signal::Signal;
 
-/// How long a turn is put off when there is no memory for it.
+/// Nanoseconds by which a turn is put off when there is no memory for it.
 pub const PATIENCE_NS: u64 = 100_000_000;
 
-/// What a turn leaves.
+/// Whether there is more to do after a turn.
 #[must_use = "a service that is not served again stands still"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// There is more to do at once, after others have had their turns.
+    /// More can be done at once, after other tasks had their turns.
     Again,
-    /// Nothing, until the guest or we have something new.
+    /// Nothing can be done until an event of the guest or a [`kick`](Attached::kick).
     Idle,
 }
 
 impl Turn {
-    /// The turn of one who knows whether there is more.
+    /// `Again` if there is more to do, else `Idle`.
     pub const fn again_if(more: bool) -> Self {
         if more { Self::Again } else { Self::Idle }
     }
 }
 
-/// What a guest shares with a service: a page and an event channel. Dropping it unmaps and closes.
+/// What a service shares with a guest: a page and an event channel. Dropping it unmaps the page and closes the port.
 #[derive(Debug)]
 pub struct Ends<H: Host> {
     /// The guest.
     pub domain: u16,
-    /// Its page.
+    /// The guest's page.
     pub page: H::Page,
-    /// Our end of its channel.
+    /// The local end of the guest's event channel.
     pub channel: H::Channel,
 }
 
 impl<H: Host> Ends<H> {
-    /// Maps a page of a guest and joins its port; `what` the service is called in messages.
+    /// Maps a page of a guest and binds its port. `what` is the service's name in error messages.
     fn take(host: &H, domain: u16, (reference, port): (u32, u32), what: &str) -> Result<Self, String> {
         let failed = |end: &'static str| move |errno: Errno| format!("its {what} {end}: {}", errno.name());
         let page = host.map(domain, reference).map_err(failed("page"))?;
@@ -51,39 +51,39 @@ impl<H: Host> Ends<H> {
     }
 }
 
-/// A service of one guest, for as long as the guest lives.
+/// A service of one guest, while the guest has a domain.
 pub trait Service<H: Host>: Sized + 'static {
-    /// What outlives one attachment.
+    /// State that is kept from one attachment to the next.
     type Kept;
 
-    /// What it is called in messages.
+    /// The service's name in messages.
     const NAME: &'static str;
     /// The grant reference of the guest's page.
     const REFERENCE: u32;
-    /// When its turns come.
+    /// The priority of its task.
     const CLASS: Class;
     /// Bytes of the heap that a turn may allocate in all.
     const TURN_BYTES: usize;
     /// The budget of a turn, in the service's own unit: bytes, messages, requests.
     const BUDGET: usize;
 
-    /// Begins: checks what is in the page.
+    /// Begins to serve the guest, after a check of the page.
     ///
     /// # Errors
-    /// Why the guest cannot be served. Nothing has been said to it then.
+    /// Why the guest cannot be served. The guest has not been told anything yet.
     fn attach(kept: &Self::Kept, ends: Ends<H>) -> Result<Self, &'static str>;
 
-    /// One turn, of `budget` units at most whatever the guest does meanwhile.
+    /// Takes one turn, of at most `budget` units whatever the guest does meanwhile.
     fn serve(&self, budget: usize) -> Turn;
 
-    /// Ends: does what is left to do and says what is left to say. Nothing of this happens when the service is dropped.
+    /// Ends the service: does the work that is left, and tells what is left to tell. Dropping the service skips this.
     fn detach(&self);
 }
 
-/// A service that is attached, with the task that gives it its turns. Dropping it ends both without a word.
+/// An attached service, with the task that gives it its turns. Dropping it ends both without [`detach`](Self::detach).
 pub struct Attached<H: Host, S> {
     service: Rc<S>,
-    /// Asks for a turn without an event of the guest.
+    /// Wakes the task for a turn that no event of the guest caused.
     kick: Rc<Signal>,
     _task: H::Task,
 }
@@ -95,7 +95,8 @@ impl<H: Host, S> fmt::Debug for Attached<H, S> {
 }
 
 impl<H: Host, S: Service<H>> Attached<H, S> {
-    /// Attaches a service to guest `domain`, whose end of the event channel is `port`; its first turn comes at once.
+    /// Attaches a service to guest `domain`; `port` is the guest's end of the event channel. The first turn comes at
+    /// once.
     ///
     /// # Errors
     /// Why the guest's page or port cannot be used, in words.
@@ -104,7 +105,7 @@ impl<H: Host, S: Service<H>> Attached<H, S> {
         let port = ends.channel.port();
         let service = Rc::new(S::attach(kept, ends).map_err(|why| format!("its {} {why}", S::NAME))?);
         let kick: Rc<Signal> = Rc::default();
-        // The task holds neither the page nor the channel: they go when the service is detached.
+        // The task holds neither the page nor the channel, so both are released when the service is detached.
         let (served, kicked) = (Rc::downgrade(&service), Rc::clone(&kick));
         let turn = move || served.upgrade().map(|service| service.serve(S::BUDGET));
         let wait = {
@@ -115,7 +116,7 @@ impl<H: Host, S: Service<H>> Attached<H, S> {
         Ok(Self { service, kick, _task: task })
     }
 
-    /// The service.
+    /// The attached service.
     pub fn service(&self) -> &S {
         &self.service
     }
@@ -131,8 +132,9 @@ impl<H: Host, S: Service<H>> Attached<H, S> {
     }
 }
 
-/// Takes turn after turn. Each waits until the heap has `bytes` for it; after it come other tasks, or `wait` if there is no more
-/// to do. Ends when `turn` says that nobody is left.
+/// Runs turns for ever. Each turn waits until the heap has a free block of `bytes`. After a turn, this yields if there
+/// is more
+/// to do, else awaits `wait()`. Ends when `turn` returns `None`: the service is gone.
 pub(crate) async fn turns<H: Host>(host: H, bytes: usize, turn: impl Fn() -> Option<Turn>, wait: impl AsyncFn()) {
     loop {
         while !host.can_allocate(bytes) {

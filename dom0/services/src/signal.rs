@@ -5,7 +5,7 @@ use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::{Poll, Waker};
 
-/// Remembers that somebody called, until somebody waited. One task waits for it.
+/// A flag that one task waits for. Once set, it stays set until that task has seen it.
 #[derive(Debug, Default)]
 pub struct Signal {
     set: Cell<bool>,
@@ -13,7 +13,7 @@ pub struct Signal {
 }
 
 impl Signal {
-    /// Ends one wait, now or later.
+    /// Sets the signal: ends the wait that is under way, or the next one.
     pub fn set(&self) {
         self.set.set(true);
         if let Some(waker) = self.waiting.take() {

@@ -1,4 +1,4 @@
-//! The store, served: to guests through the page each of them granted us, to ourselves by calls.
+//! Serves the store: to guests through the page that each of them granted, to dom0 by calls.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -18,16 +18,16 @@ use crate::host::{Channel, Class, Host};
 use crate::shape::{Attached, Ends, Service, Turn, turns};
 use crate::signal::Signal;
 
-/// What serving a guest takes of the heap beside the store itself: its link, channel, page and task.
+/// Bytes of the heap for serving a guest in addition to what the store holds: link, channel, page and task.
 const SERVED_BYTES: usize = 8 * 1024;
 
-/// What a guest may make the store take of the heap.
+/// The most heap, in bytes, that a guest can make the store use.
 #[must_use]
 pub fn store_bytes() -> usize {
     Quotas::default().domain_bytes() + SERVED_BYTES
 }
 
-/// The store and those it serves. Clones are the same store.
+/// The store and the guests it serves. Clones stand for the same store.
 #[derive(Clone)]
 pub struct StoreService<H: Host>(Rc<Shared<H>>);
 
@@ -35,21 +35,21 @@ struct Shared<H: Host> {
     host: H,
     own: DomainId,
     store: RefCell<store::Store>,
-    /// Our own way to it.
+    /// The session for dom0's own requests.
     session: ConnectionId,
     served: RefCell<BTreeMap<u16, Served<H>>>,
-    /// The store has something left to do.
+    /// Set when the store has work left to do.
     left: Rc<Signal>,
-    /// Does what is left; ends with this structure.
+    /// The task that does the store's work; it ends with this structure.
     work: RefCell<Option<H::Task>>,
-    /// The heap for the next guest to be served.
+    /// The heap set aside for the next guest to be served.
     reserved: RefCell<Option<H::Reserved>>,
 }
 
 /// A guest being served.
 struct Served<H: Host> {
     ring: Attached<H, Ring<H>>,
-    /// The heap for what the guest makes the store hold.
+    /// The heap set aside for what the guest makes the store hold.
     _reserved: Option<H::Reserved>,
 }
 
@@ -58,9 +58,9 @@ struct Ring<H: Host> {
     shared: Weak<Shared<H>>,
     link: RefCell<Link>,
     ends: Ends<H>,
-    /// The store takes no request of it until others have heard of the last ones.
+    /// Whether the store takes no request from this guest until watchers have been told of its earlier changes.
     stalled: Cell<bool>,
-    /// Limits the warnings it causes.
+    /// Limits the warnings that the guest causes.
     lines: RefCell<LineLimit>,
 }
 
@@ -77,7 +77,7 @@ impl<H: Host> Service<H> for Ring<H> {
     const REFERENCE: u32 = REF_XENSTORE;
     const CLASS: Class = Class::Control;
     const TURN_BYTES: usize = store::TURN_BYTES;
-    /// In messages.
+    /// Messages per turn.
     const BUDGET: usize = 1;
 
     fn attach(shared: &Weak<Shared<H>>, ends: Ends<H>) -> Result<Self, &'static str> {
@@ -106,7 +106,7 @@ impl<H: Host> Service<H> for Ring<H> {
 }
 
 impl<H: Host> Ring<H> {
-    /// Says something that the guest caused, unless too much of that has been said.
+    /// Logs a warning that the guest caused, unless there have been too many.
     fn complain(&self, now_ns: u64, what: &str) {
         match self.lines.borrow_mut().admit(now_ns) {
             None => {}
@@ -139,7 +139,7 @@ impl<H: Host> StoreService<H> {
         Self(shared)
     }
 
-    /// Does what the store cannot do itself.
+    /// Carries out the store's duties: attaches and detaches rings.
     fn carry_out_duties(&self) -> Result<(), String> {
         loop {
             let duty = self.0.store.borrow_mut().next_duty();
@@ -160,7 +160,7 @@ impl<H: Host> StoreService<H> {
     }
 
     fn detach(&self, domain: DomainId) {
-        // Outside the borrow: unmapping and closing are calls.
+        // The borrow has ended here, because unmapping and closing are calls.
         let served = self.0.served.borrow_mut().remove(&domain.0);
         if let Some(served) = served {
             served.ring.detach();
@@ -169,8 +169,9 @@ impl<H: Host> StoreService<H> {
 }
 
 impl<H: Host> Shared<H> {
-    /// Wakes every guest but `except` that has output waiting or is no longer stalled; and our own task if the store has
-    /// something left to do.
+    /// Wakes every guest but `except` that has output or is no longer stalled, and the store's own task if the store
+    /// has
+    /// work left to do.
     fn deliver(&self, except: Option<u16>) {
         let store = self.store.borrow();
         for (domain, served) in &*self.served.borrow() {
@@ -185,14 +186,14 @@ impl<H: Host> Shared<H> {
         }
     }
 
-    /// Does a piece of what the store has left to do; answers whether there is more.
+    /// Does one turn of the store's work; returns whether there is more.
     fn work(&self) -> bool {
         let more = self.store.borrow_mut().work();
         self.deliver(None);
         more
     }
 
-    /// One message of one guest; answers whether there is more to do at once.
+    /// Handles one message of one guest; returns whether there is more to do at once.
     fn step(&self, ring: &Ring<H>) -> bool {
         let domain = ring.ends.domain;
         let step = ring.link.borrow_mut().step(&ring.ends.page, &mut self.store.borrow_mut());
@@ -201,7 +202,7 @@ impl<H: Host> Shared<H> {
         }
         if step.notify {
             ring.ends.channel.notify();
-            // Others are woken only after progress: two stalled guests would wake each other for ever.
+            // Other guests are woken only after progress; otherwise two stalled guests would wake each other for ever.
             self.deliver(Some(domain));
         }
         let id = ConnectionId::Domain(DomainId(domain));
@@ -210,7 +211,7 @@ impl<H: Host> Shared<H> {
     }
 }
 
-/// The store refused, or could not be made to serve somebody.
+/// The store's error as text.
 fn text(error: StoreError) -> String {
     error.name().to_string()
 }
@@ -256,7 +257,7 @@ impl<H: Host> toolstack::Store for StoreService<H> {
         self.carry_out_duties()?;
         self.0.deliver(None);
         match released {
-            // One that could not be introduced has nothing to be released from.
+            // A domain that could not be introduced is not known to the store.
             Ok(()) | Err(StoreError::NotFound) => Ok(()),
             Err(error) => Err(text(error)),
         }
