@@ -1,26 +1,26 @@
-//! A line being typed on a terminal that neither edits nor echoes.
+//! Edits a line typed on a terminal that neither edits nor echoes.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
 
-/// Bytes of a line; more are not taken.
+/// Most bytes of a line; further keys are ignored.
 const LINE_BYTES: usize = 256;
-/// Lines remembered.
+/// Most lines remembered.
 const HISTORY: usize = 32;
 
-/// The line, what of it is on the screen, and the lines before it.
+/// The line being typed, and the lines typed before.
 #[derive(Clone, Debug, Default)]
 pub struct LineEditor {
     line: String,
     history: VecDeque<String>,
-    /// How many lines back the one shown is; 0 for a new one.
+    /// How many lines back in the history the shown line is; 0 for the new line.
     back: usize,
-    /// The new line, while an older one is shown.
+    /// The new line, while a line of the history is shown.
     draft: String,
     escape: Escape,
 }
 
-/// How much of an escape sequence has come.
+/// The part of an escape sequence that has arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Escape {
     #[default]
@@ -31,20 +31,20 @@ enum Escape {
     Inside,
 }
 
-/// What a key led to.
+/// The result of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Typed {
-    /// The line goes on; this is to be shown.
+    /// The line is unfinished; the caller shows this text.
     Echo(&'static str),
-    /// The line goes on; this character is to be shown.
+    /// The line is unfinished; the caller shows this character.
     Character(char),
-    /// The line has changed: what is on the screen is to be wiped and drawn again.
+    /// The line has changed; the caller draws it again.
     Redraw,
-    /// The line is to be completed; see [`LineEditor::insert`].
+    /// The caller is to complete the line: see [`LineEditor::insert`].
     Complete,
     /// The line is finished.
     Line(String),
-    /// The line was given up.
+    /// The line was discarded.
     Cancelled,
 }
 
@@ -55,14 +55,14 @@ impl LineEditor {
         &self.line
     }
 
-    /// Adds to the line as if it had been typed; it is to be drawn again then.
+    /// Appends text to the line as if it had been typed. The caller then draws the line again.
     pub fn insert(&mut self, text: &str) {
         let room = LINE_BYTES.saturating_sub(self.line.len());
         self.line.extend(text.chars().filter(|c| matches!(c, ' '..='~')).take(room));
     }
 
-    /// Takes a key: printable ASCII, return, backspace or delete, Tab, the arrows up and down (or Ctrl-P and Ctrl-N),
-    /// Ctrl-U (empties the line), Ctrl-C (gives it up). Others are ignored.
+    /// Handles a key: printable ASCII, return, backspace or delete, Tab, the arrows up and down (or Ctrl-P and Ctrl-N),
+    /// Ctrl-U (empties the line), Ctrl-C (discards it). Other keys are ignored.
     pub fn key(&mut self, key: u8) -> Typed {
         match (self.escape, key) {
             (Escape::Begun, b'[' | b'O') => {
@@ -113,14 +113,14 @@ impl LineEditor {
         }
     }
 
-    /// The line; a new one begins.
+    /// Takes the line, and begins a new one.
     fn take(&mut self) -> String {
         self.back = 0;
         self.draft.clear();
         core::mem::take(&mut self.line)
     }
 
-    /// Shows the line so many lines back, if there is one.
+    /// Shows the line `back` lines back in the history, if it exists; 0 shows the new line.
     fn recall(&mut self, back: usize) -> Typed {
         let wanted = match back.checked_sub(1) {
             None => Some(core::mem::take(&mut self.draft)),

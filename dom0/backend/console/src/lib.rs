@@ -1,14 +1,14 @@
-//! The console back end: drains what a guest prints, hands over what is typed for it (ABI io 2).
+//! The console back end: takes what a guest prints, and gives the guest what is typed for it (ABI io 2).
 //!
-//! Touches: one guest's console page, through [`SharedPage`]; a bounded memory of what it printed.
-//! Never touches: event channels (it says when to notify), terminals (it hands out bytes), clocks.
-//! Keeps: a guest that prints is never held up by whoever reads along. Draining goes on whatever
-//! happens to the bytes, since a stock kernel spins with interrupts off while its ring is full.
-//! Memory per guest is fixed: what is too old is dropped, and counted.
+//! Touches: one guest's console page, through [`SharedPage`]; a bounded memory of what the guest printed.
+//! Never touches: event channels (it returns whether to notify), terminals (it hands out bytes), clocks.
+//! Keeps: a guest that prints is never held up by a reader of its output. Output is taken even if
+//! nothing can be done with it, since a stock kernel spins with interrupts off while its ring is full.
+//! Memory per guest is fixed: the oldest output is dropped, and counted.
 //!
-//! A terminal attached to one guest gets the bytes as they are ([`Scrollback::since`]); where
-//! several guests share a display each goes through a [`LineWriter`], which lets no control
-//! character pass.
+//! A terminal attached to one guest gets the bytes unchanged ([`Scrollback::since`]). On a display that
+//! several guests share, each guest's output goes through a [`LineWriter`], which escapes all control
+//! characters.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
@@ -28,19 +28,20 @@ pub use edit::{LineEditor, Typed};
 pub use lines::{LINE_MAX, LineWriter};
 pub use scrollback::{Scrollback, Since};
 
-/// Keystrokes we keep for a guest that does not read them.
+/// Most keystrokes kept for a guest that does not read them.
 pub const TYPED_MAX: usize = 4096;
-/// A good budget for [`Console::serve`]: one ring full.
+/// A good budget for [`Console::serve`]: as many bytes as a ring holds.
 pub const BUDGET: usize = 2048;
 
-/// What a console takes of the heap for good, whatever its guest does: what was printed and typed last, the line that is
-/// cut off by a [`LineWriter`], and what the heap spends on each.
+/// Bytes of the heap that a console uses for as long as it exists, whatever its guest does: kept output, kept
+/// keystrokes,
+/// the unfinished line of a [`LineWriter`], and the heap's overhead for each.
 #[must_use]
 pub const fn console_bytes(scrollback_bytes: usize) -> usize {
     scrollback_bytes + TYPED_MAX + 2 * LINE_MAX + 512
 }
 
-/// Bytes that one turn of a console may allocate beyond that: a line with every byte escaped, as it grows.
+/// Bytes that one turn of a console may allocate in addition: a line with every byte escaped, which grows by doubling.
 pub const TURN_BYTES: usize = 32 * LINE_MAX;
 
 /// Why a console cannot be served.
@@ -48,18 +49,18 @@ pub const TURN_BYTES: usize = 32 * LINE_MAX;
 pub enum AttachError {
     /// The indices in the page contradict each other.
     BadIndices(BadIndices),
-    /// There is no memory for what the guest prints.
+    /// There is not enough memory for the guest's output.
     NoMemory,
 }
 
-/// What a [`Console::serve`] call leaves to its caller.
+/// What the caller of [`Console::serve`] has to do next.
 #[must_use = "a guest that is not notified waits for ever"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Served {
-    /// The guest's event channel must be sent to: an index moved. Never send without this, a stock
-    /// kernel punishes idle events with delays.
+    /// Whether to send to the guest's event channel, because an index moved. Never send otherwise: a stock
+    /// kernel answers events without cause with delays.
     pub notify: bool,
-    /// More output waits. Give other guests their turn, then serve again without waiting.
+    /// Whether more output waits. Other guests get their turn first; then serve again without waiting for an event.
     pub again: bool,
     /// Bytes taken from the guest.
     pub taken: usize,
@@ -75,10 +76,10 @@ pub struct Console {
 }
 
 impl Console {
-    /// Connects to a guest's console page where the last back end stopped, if there was one. Serve
-    /// at once and notify once: output may wait since long.
+    /// Connects to a guest's console page where the last back end stopped, if there was one. The caller serves
+    /// at once and notifies the guest once, because output may have been waiting.
     ///
-    /// All memory the console ever needs is taken here: see [`console_bytes`].
+    /// All memory that the console ever uses is allocated here: see [`console_bytes`].
     ///
     /// # Errors
     /// The indices in the page contradict each other, or there is no memory.
@@ -90,7 +91,7 @@ impl Console {
         Ok(Self { ends, typed, printed, stopped: None })
     }
 
-    /// Connects to the page of the guest's next life. What the last one printed stays; what was typed for it does not.
+    /// Connects to the page of the guest's new domain. Kept output stays; kept keystrokes are dropped.
     ///
     /// # Errors
     /// The indices in the page contradict each other; nothing has changed then.
@@ -101,13 +102,13 @@ impl Console {
         Ok(())
     }
 
-    /// Takes up to `budget` bytes of output, keeps them and shows each piece to `sink`; gives the
-    /// guest what was typed, as far as there is room. Call on the guest's event, after
+    /// Takes up to `budget` bytes of output, keeps them and passes each piece to `sink`; gives the
+    /// guest the keystrokes that its ring has room for. To be called on the guest's event, after
     /// [`type_in`](Self::type_in), and while `again` is set.
     ///
     /// # Errors
-    /// The guest's indices are impossible. Its console is not served any more; every later call
-    /// says the same.
+    /// The guest's indices are impossible. Its console is no longer served; every later call
+    /// returns the same error.
     pub fn serve<P: SharedPage>(
         &mut self,
         page: &P,
@@ -160,21 +161,21 @@ impl Console {
         }
     }
 
-    /// Queues keystrokes for the guest; says how many were taken. The rest finds no room, because
-    /// the guest does not read: drop it, or try again later.
+    /// Queues keystrokes for the guest; returns how many were taken. There is no room for the rest, because
+    /// the guest does not read: the caller drops it, or tries again later.
     pub fn type_in(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(TYPED_MAX.saturating_sub(self.typed.len()));
         self.typed.extend(bytes.iter().take(taken));
         taken
     }
 
-    /// What the guest printed last.
+    /// The last output of the guest.
     #[must_use]
     pub const fn scrollback(&self) -> &Scrollback {
         &self.printed
     }
 
-    /// Why this console is not served any more.
+    /// Why this console is no longer served; `None` while it is.
     #[must_use]
     pub const fn stopped(&self) -> Option<BadIndices> {
         self.stopped

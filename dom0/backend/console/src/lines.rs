@@ -1,4 +1,4 @@
-//! Lines of one guest for a display it shares with others.
+//! Lines of one guest for a display that several guests share.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -7,8 +7,8 @@ use core::fmt::Write;
 /// Bytes after which a line is broken even if the guest does not end it.
 pub const LINE_MAX: usize = 256;
 
-/// Cuts a guest's output into lines and takes the teeth out of them: a guest must not move the
-/// cursor, forge another guest's lines, or talk to the operator's terminal.
+/// Cuts a guest's output into lines and escapes everything dangerous: a guest must not move the
+/// cursor, forge another guest's lines, or send commands to the operator's terminal.
 #[derive(Clone, Debug)]
 pub struct LineWriter {
     prefix: String,
@@ -16,13 +16,13 @@ pub struct LineWriter {
 }
 
 impl LineWriter {
-    /// Lines will start with `prefix`, for instance `(d3) `.
+    /// A writer whose lines start with `prefix`, for instance `(d3) `.
     #[must_use]
     pub const fn new(prefix: String) -> Self {
         Self { prefix, line: Vec::new() }
     }
 
-    /// Takes output; gives every finished line, without line end, to `emit`.
+    /// Takes output; calls `emit` with every finished line, without its line end.
     pub fn push(&mut self, bytes: &[u8], mut emit: impl FnMut(&str)) {
         for byte in bytes {
             if *byte == b'\n' {
@@ -36,7 +36,7 @@ impl LineWriter {
         }
     }
 
-    /// Gives an unfinished line, such as a prompt, if there is one.
+    /// Calls `emit` with the unfinished line (a prompt, for instance), if there is one.
     pub fn flush(&mut self, mut emit: impl FnMut(&str)) {
         if !self.line.is_empty() {
             self.finish(&mut emit);
@@ -60,7 +60,7 @@ impl LineWriter {
     }
 }
 
-/// Appends a character as it is if it only draws itself, as an escape otherwise.
+/// Appends a character: unchanged if it does no more than print itself, else escaped.
 fn push_visible(shown: &mut String, character: char) {
     match character {
         ' '..='~' if character != '\\' => shown.push(character),
@@ -68,7 +68,7 @@ fn push_visible(shown: &mut String, character: char) {
         '\0'..='\u{7f}' if character != '\\' => {
             let _ = write!(shown, "\\x{:02x}", u32::from(character));
         }
-        // Doubles the backslash, escapes what does not print (direction marks too), and keeps the rest.
+        // Doubles the backslash, escapes characters that do not print (direction marks too), and keeps the rest.
         _ => shown.extend(character.escape_debug()),
     }
 }

@@ -2,7 +2,7 @@
 
 use alloc::collections::{TryReserveError, VecDeque};
 
-/// A bounded memory of a stream of bytes; the oldest are dropped.
+/// The last bytes of a stream, up to a limit; older ones are dropped.
 #[derive(Clone, Debug)]
 pub struct Scrollback {
     bytes: VecDeque<u8>,
@@ -10,24 +10,24 @@ pub struct Scrollback {
     end: u64,
 }
 
-/// What a reader gets: bytes in two pieces, and how many it missed before them.
+/// The bytes from a position on, in two parts, and how many bytes at that position are gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Since<'a> {
-    /// Bytes dropped between the position asked for and the first byte here.
+    /// Bytes that were dropped: those between the position and the first byte returned.
     pub missed: u64,
     /// The first part.
     pub first: &'a [u8],
     /// The second part.
     pub second: &'a [u8],
-    /// Where to go on from.
+    /// The position to continue at.
     pub next: u64,
 }
 
 impl Scrollback {
-    /// Keeps at most `limit` bytes, and takes the memory for them now: none is taken when bytes come.
+    /// Keeps at most `limit` bytes. All memory is allocated here; [`push`](Self::push) allocates nothing.
     ///
     /// # Errors
-    /// There is no memory.
+    /// There is not enough memory.
     pub fn new(limit: usize) -> Result<Self, TryReserveError> {
         let mut bytes = VecDeque::new();
         bytes.try_reserve_exact(limit)?;
@@ -49,14 +49,14 @@ impl Scrollback {
         self.end
     }
 
-    /// Position of the oldest byte kept: as many were dropped.
+    /// Position of the oldest byte kept, which is also the number of bytes dropped.
     #[must_use]
     pub fn start(&self) -> u64 {
         self.end.saturating_sub(count(self.bytes.len()))
     }
 
-    /// What came at or after a position. Start from 0, or from [`start`](Self::start), and go on
-    /// from `next`.
+    /// Returns the bytes from `position` on. A reader begins at 0, or at [`start`](Self::start), and continues at
+    /// [`next`](Since::next).
     #[must_use]
     pub fn since(&self, position: u64) -> Since<'_> {
         let start = self.start();

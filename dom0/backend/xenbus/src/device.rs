@@ -1,32 +1,33 @@
-//! A device between a toolstack that wants it, or no longer does, and a front end that may write anything.
+//! A device between a toolstack, which wants it or wants it removed, and a front end, which may write anything.
 
 use crate::rate::Rate;
 use crate::state::State;
 
-/// How long a front end may take to let go of a device before that is reported.
+/// Nanoseconds after which a device that the front end does not release is reported as in use.
 pub const IN_USE_NS: u64 = 10_000_000_000;
 
-/// What kinds of devices differ in.
+/// The difference between kinds of devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// The state in which a front end has published its rings: `Initialised` (block, console) or `Connected` (net). It has
-    /// also published them in states between this and `Connected`.
+    /// The state in which a front end has published its rings: `Initialised` (block, console) or `Connected` (net). The
+    /// rings are also published in the states between this one and `Connected`.
     pub published: State,
 }
 
-/// What is to become of the device.
+/// What the toolstack wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Want {
+    /// The device connected.
     Up,
-    /// Detached, if the front end lets go.
+    /// The device removed once the front end releases it.
     Down,
-    /// Detached, whatever the front end does.
+    /// The device removed at once, whatever the front end does.
     Forced,
-    /// The domain is dead.
+    /// The domain is dead, so the device is removed at once.
     Dead,
 }
 
-/// What we have of the front end's rings.
+/// Whether the front end's rings are mapped and bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Link {
     Down,
@@ -35,24 +36,24 @@ enum Link {
     Up,
 }
 
-/// What was read of the front end, in one transaction.
+/// The front end's nodes, as read in one transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Front<N> {
-    /// Its state.
+    /// The front end's state.
     pub state: State,
-    /// Its nodes, if they were read in the same transaction: see [`Act::Read`].
+    /// The front end's other nodes, if they were read in the same transaction: see [`Act::Read`].
     pub nodes: Option<N>,
 }
 
-/// What the owner of a device does next.
+/// What the owner of a device has to do next.
 #[must_use = "the device stands still until it is done"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act<N> {
-    /// Nothing, until something changes or the clock says [`Device::again_ns`].
+    /// Do nothing until something changes or until [`Device::again_ns`].
     Rest,
     /// Write the features and B=2.
     Publish,
-    /// Read the nodes of the front end together with its state, and step again. Nodes that make no sense are a failure:
+    /// Read the nodes of the front end together with its state, and step again. If the nodes are invalid, call
     /// [`Device::failed`].
     Read,
     /// Map and bind what the nodes name, then call [`Device::connected`] or
@@ -62,27 +63,27 @@ pub enum Act<N> {
     Write(State),
     /// Write online=0 and B=5.
     Offline,
-    /// Finish what was taken, unmap, unbind.
+    /// Finish the requests taken so far, unmap, unbind.
     Disconnect,
-    /// Tell a person that the front end does not let go.
+    /// Report to a person that the front end does not release the device.
     InUse,
-    /// Remove both directories. The device is gone then.
+    /// Remove both directories; the device is then gone.
     Remove,
 }
 
-/// A device, from the moment at which the toolstack has written both directories (F=1, B=1) until they are removed.
+/// A device, from the time when the toolstack has written both directories (F=1, B=1) until both are removed.
 #[derive(Clone, Debug)]
 pub struct Device {
     kind: Kind,
     want: Want,
-    /// B, as we wrote it last.
+    /// B, as last written.
     ours: State,
     link: Link,
-    /// What was connected works no longer, or could not be connected.
+    /// Whether the device has failed, or could not be connected.
     broken: bool,
-    /// The front end was told that the device goes.
+    /// Whether the front end was told that the device is to be removed.
     offline: bool,
-    /// When the toolstack asked for the device to go; `None` once it has been reported as in use.
+    /// When the toolstack asked for removal; `None` once the device was reported as in use.
     waits_since: Option<u64>,
     begun: Rate,
     gone: bool,
@@ -105,54 +106,57 @@ impl Device {
         }
     }
 
-    /// B, as it is.
+    /// B, as last written.
     #[must_use]
     pub const fn state(&self) -> State {
         self.ours
     }
 
-    /// Whether the directories have been removed: nothing is left to do.
+    /// Whether both directories have been removed: nothing is left to do.
     #[must_use]
     pub const fn is_gone(&self) -> bool {
         self.gone
     }
 
-    /// The toolstack wishes the device away, when the front end lets go of it.
+    /// Tells that the toolstack wants the device removed once the front end releases it.
     pub fn detach(&mut self, now_ns: u64) {
         if self.want == Want::Up {
             (self.want, self.waits_since) = (Want::Down, Some(now_ns));
         }
     }
 
-    /// The toolstack wishes the device away now: the guest sees errors.
+    /// Tells that the toolstack wants the device removed at once; the guest then sees errors.
     pub fn force(&mut self) {
         if self.want != Want::Dead {
             self.want = Want::Forced;
         }
     }
 
-    /// The domain is dead.
+    /// Tells that the domain is dead.
     pub const fn domain_died(&mut self) {
         self.want = Want::Dead;
     }
 
-    /// The nodes made sense, and what they name is mapped and bound.
+    /// Reports that what the nodes name is mapped and bound.
     pub const fn connected(&mut self) {
         self.link = Link::Up;
     }
 
-    /// What the nodes name could not be mapped or bound; the owner holds nothing of it, and writes the reason into its error
-    /// node.
+    /// Reports that what the nodes name could not be mapped or bound. The owner has released all of it, and writes the
+    /// reason
+    /// into its error node.
     pub const fn not_connected(&mut self) {
         (self.link, self.broken) = (Link::Down, true);
     }
 
-    /// The nodes make no sense, or what is behind the device works no longer. The owner writes the reason into its error node.
+    /// Reports that the nodes are invalid, or that the resource behind the device failed. The owner writes the reason
+    /// into its
+    /// error node.
     pub const fn failed(&mut self) {
         self.broken = true;
     }
 
-    /// When to step again though nothing has changed.
+    /// When to step again even if nothing has changed.
     #[must_use]
     pub fn again_ns(&self, now_ns: u64) -> Option<u64> {
         let at = match self.want {
@@ -163,8 +167,9 @@ impl Device {
         Some(at).filter(|at| *at > now_ns)
     }
 
-    /// What to do next, given what the front end says. Make the writes of the act in the transaction in which `front` was read;
-    /// after its commit, or when the act is done, call [`done`](Self::done) and step again.
+    /// Returns what to do next, given the state of the front end. The owner makes an act's writes in the transaction in
+    /// which
+    /// it read `front`. After the commit, or when the act is done, it calls [`done`](Self::done) and steps again.
     pub fn step<N>(&self, front: Front<N>, now_ns: u64) -> Act<N> {
         if self.gone || self.link == Link::Begun {
             return Act::Rest;
@@ -177,7 +182,7 @@ impl Device {
         }
     }
 
-    /// The owner did what [`step`](Self::step) said.
+    /// Reports that the owner did what [`step`](Self::step) returned.
     pub fn done<N>(&mut self, act: &Act<N>, now_ns: u64) {
         match act {
             Act::Rest | Act::Read => {}
@@ -197,7 +202,7 @@ impl Device {
     fn up<N>(&self, front: Front<N>, now_ns: u64) -> Act<N> {
         use State::{Closed, Closing, Connected, InitWait, Initialising};
         match (self.ours, front.state) {
-            // The front end was closed when we were, so it connects again; some do not wait for our InitWait.
+            // The front end was closed as well, so it connects again; some do so without waiting for B=2.
             (Closed, theirs) if theirs.is_up() && now_ns >= self.begun.allowed_ns() => Act::Publish,
             (Closed, _) => Act::Rest,
             (_, theirs) if theirs.is_over() => self.close(),
@@ -213,7 +218,7 @@ impl Device {
         }
     }
 
-    /// Whether a front end that is in this state does not use the device.
+    /// Whether the device may be removed: a front end in this state does not use it.
     fn may_go(&self, theirs: State) -> bool {
         let unused = self.link == Link::Down && matches!(theirs, State::Initialising | State::InitWait);
         theirs.is_over() || self.ours == State::Closed || unused

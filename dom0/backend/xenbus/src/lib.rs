@@ -1,7 +1,8 @@
 //! The back end's side of the xenbus handshake (ABI io 3.9), the same for every kind of device, as a pure state machine.
 //!
-//! [`Device`] says what to do next; its owner does it and says that it is done. F is the front end's directory in the store, B
-//! the back end's.
+//! [`Device`] tells its owner what to do next; the owner does it and reports that it is done. F is the state in the
+//! front
+//! end's directory in the store, B the state in the back end's directory.
 //!
 //! | want | B | F | act |
 //! | --- | --- | --- | --- |
@@ -18,13 +19,17 @@
 //! | the domain is dead | any | any | disconnect, remove both directories |
 //! | any other | | | nothing |
 //!
-//! Touches: nothing. The store, pages, ports and the clock are its owner's.
-//! Keeps: what a front end writes leads to a row above or to nothing; every connect is followed by one disconnect; nothing is
-//! connected with nodes that were not read together with the state that published them; B is never 4 while F is 5, 6 or gone.
+//! Touches: nothing. The store, pages, ports and the clock are the owner's.
+//! Keeps: what a front end writes leads to a row above or to nothing. Every connect is followed by one disconnect. A
+//! device
+//! is connected only with nodes that were read together with the state that published them. B is never 4 while F is 5,
+//! 6 or
+//! gone.
 //!
-//! No device is served by it yet. The console that every guest has takes no part in this handshake (ABI io 2.2: its page and
+//! No device uses this crate yet. The console that every guest has takes no part in this handshake (ABI io 2.2: its
+//! page and
 //! port are in `start_info`); further consoles (ABI io 2.4), disks and networks will.
-//! Deliberately absent so far: going on with a connected device after the back end was restarted (ABI io 9.3).
+//! Deliberately absent so far: taking over a connected device after the back end was restarted (ABI io 9.3).
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]

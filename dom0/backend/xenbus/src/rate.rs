@@ -1,25 +1,25 @@
-//! How often a front end may make us begin again.
+//! Limits how often a front end can make the back end publish again.
 
-/// Beginnings in each [`PERIOD_NS`].
+/// Publications allowed in each [`PERIOD_NS`].
 const AT_MOST: usize = 10;
 const PERIOD_NS: u64 = 60_000_000_000;
 
-/// When the last beginnings were.
+/// The times of the last publications.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rate {
-    /// The oldest is at `next` once there are as many as may be.
+    /// A ring of times; once it is full, the oldest one is at `next`.
     at: [Option<u64>; AT_MOST],
     next: usize,
 }
 
 impl Rate {
-    /// When the next beginning is allowed, by the clock that [`note`](Self::note) is given.
+    /// The earliest time for the next publication, by the clock of [`note`](Self::note).
     pub(crate) fn allowed_ns(&self) -> u64 {
         let oldest = self.at.get(self.next).copied().flatten();
         oldest.map_or(0, |at| at.saturating_add(PERIOD_NS))
     }
 
-    /// There was a beginning.
+    /// Records a publication.
     pub(crate) fn note(&mut self, now_ns: u64) {
         if let Some(oldest) = self.at.get_mut(self.next) {
             *oldest = Some(now_ns);

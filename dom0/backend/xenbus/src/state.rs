@@ -3,24 +3,24 @@
 /// A state (ABI io 3.9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
-    /// The node is missing, or no state is in it.
+    /// There is no node, or the node holds no state.
     #[default]
     Unknown = 0,
-    /// Fresh.
+    /// The device is new.
     Initialising = 1,
     /// The back end has published its features.
     InitWait = 2,
     /// The front end has published its rings.
     Initialised = 3,
-    /// In use.
+    /// The device is in use.
     Connected = 4,
-    /// About to end.
+    /// The device is about to be closed.
     Closing = 5,
-    /// Ended; it may begin again.
+    /// The device is closed; it may be connected again.
     Closed = 6,
-    /// Being changed.
+    /// The device is being changed.
     Reconfiguring = 7,
-    /// Changed.
+    /// The device has been changed.
     Reconfigured = 8,
 }
 
@@ -38,7 +38,7 @@ impl State {
         Self::Reconfigured,
     ];
 
-    /// Reads the value of a `state` node. A front end may write anything: what is no state is `Unknown`.
+    /// Parses the value of a `state` node. A front end may write anything: a value that is no state is `Unknown`.
     #[must_use]
     pub fn parse(value: &[u8]) -> Self {
         match value {
@@ -47,7 +47,7 @@ impl State {
         }
     }
 
-    /// The value of a `state` node.
+    /// The state as the value of a `state` node.
     #[must_use]
     pub const fn value(self) -> &'static str {
         match self {
@@ -63,13 +63,13 @@ impl State {
         }
     }
 
-    /// Whether a front end in this state is on its way to being connected, or is connected.
+    /// Whether a front end in this state is connected or about to connect.
     #[must_use]
     pub const fn is_up(self) -> bool {
         matches!(self, Self::Initialising | Self::InitWait | Self::Initialised | Self::Connected)
     }
 
-    /// Whether a front end in this state has no device: it has closed it, or its node is gone.
+    /// Whether a front end in this state has no device: it has closed the device, or its node is gone.
     #[must_use]
     pub const fn is_over(self) -> bool {
         matches!(self, Self::Unknown | Self::Closed)
