@@ -12,6 +12,7 @@
 //! | [`console`] | the console page: 1024 bytes in, 2048 bytes out | 2 |
 //! | [`store`] | the store page: 1024 bytes each way, features, errors | 3.1 |
 //! | [`ring`] | requests and responses in the same slots, with event indices | 4 |
+//! | [`block`] | what stands in the slots of a disk's ring, and the journal of its back end | 5, 9.3 |
 //!
 //! The peer is taken for hostile. Each end keeps its own index privately and only publishes it;
 //! every index read from the page passes one check before anything is copied; a refusal is a value
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod block;
 pub mod bytes;
 pub mod console;
 pub mod page;

@@ -1,49 +1,18 @@
 //! Peers that write whatever they like, and peers that keep the rules, at random.
 
 #![allow(clippy::cast_possible_truncation, reason = "random numbers are cut to size on purpose")]
+mod common;
+
 use std::collections::VecDeque;
 
+use common::Random;
 use ring_protocol::bytes::{ByteRing, Reader, Writer};
 use ring_protocol::ring::{BackRing, FrontRing, Layout};
 use ring_protocol::{SharedPage, WordPage};
 
-/// A generator whose runs are told apart, and repeated, by their seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-    /// Mostly near `around`, sometimes anywhere: what finds off-by-one checks.
-    fn index(&mut self, around: u32) -> u32 {
-        match self.below(4) {
-            0 => self.next() as u32,
-            1 => around.wrapping_add(self.below(12) as u32),
-            2 => around.wrapping_sub(self.below(12) as u32),
-            _ => around,
-        }
-    }
-}
-
-fn seed() -> u64 {
-    let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        now.as_nanos() as u64
-    });
-    println!("SEED={seed}");
-    seed
-}
-
 #[test]
 fn a_back_end_takes_only_what_fits_whatever_the_front_end_writes() {
-    let mut random = Random(seed());
+    let mut random = Random::new();
     for _ in 0..2_000 {
         let page: WordPage = WordPage::new();
         let layout = Layout::new(64 + 8 * 8, 8).unwrap();
@@ -87,7 +56,7 @@ fn a_back_end_takes_only_what_fits_whatever_the_front_end_writes() {
 
 #[test]
 fn a_front_end_takes_only_answers_it_asked_for() {
-    let mut random = Random(seed());
+    let mut random = Random::new();
     for _ in 0..2_000 {
         let page: WordPage = WordPage::new();
         let layout = Layout::new(64 + 4 * 8, 8).unwrap();
@@ -111,7 +80,7 @@ fn a_front_end_takes_only_answers_it_asked_for() {
 
 #[test]
 fn honest_ends_lose_and_invent_nothing() {
-    let mut random = Random(seed());
+    let mut random = Random::new();
     for entries in [1usize, 2, 8] {
         let page: WordPage = WordPage::new();
         let layout = Layout::new(64 + entries * 8, 8).unwrap();
@@ -161,7 +130,7 @@ fn honest_ends_lose_and_invent_nothing() {
 
 #[test]
 fn a_byte_ring_survives_any_indices_and_touches_only_its_bytes() {
-    let mut random = Random(seed());
+    let mut random = Random::new();
     let ring = ByteRing::new(16, 32, 48, 52);
     for _ in 0..20_000 {
         let page: WordPage<32> = WordPage::new();
@@ -189,7 +158,7 @@ fn a_byte_ring_survives_any_indices_and_touches_only_its_bytes() {
 
 #[test]
 fn a_byte_ring_is_a_stream() {
-    let mut random = Random(seed());
+    let mut random = Random::new();
     let ring = ByteRing::new(0, 64, 64, 68);
     let page: WordPage<32> = WordPage::new();
     page.store_u32(64, u32::MAX - 1000);

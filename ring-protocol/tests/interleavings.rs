@@ -178,3 +178,41 @@ fn a_byte_ring_carries_what_was_sent() {
         assert_eq!(got, [1, 2, 3][..sent / 4]);
     });
 }
+
+/// Whoever looks at a journal at any moment finds it in one of the orders that recovery counts on (ABI io 9.3).
+#[test]
+fn a_journal_is_never_ahead_of_itself() {
+    use ring_protocol::block::{Status, journal};
+    // One slot, and one entry behind the head of the journal.
+    let words = 18 + 28;
+    let [consumed_at, state_at, request_at] = [8, 128 + 120, 128];
+    loom::model(move || {
+        let layout = Layout::new(64 + 112, 112).unwrap();
+        let page = Arc::new(LoomPage::new(words));
+        let memory = Arc::new(LoomPage::new(journal::journal_bytes(1) / 4));
+        let mut front = FrontRing::init(&*page, layout);
+        let mut back = journal::Ring::begin(&*page, &*memory, layout).unwrap();
+        front.submit(&*page, &[3; 112]).unwrap();
+        let _ = front.publish(&*page);
+        back.look(&*page).unwrap();
+        let worker = {
+            let (page, memory) = (Arc::clone(&page), Arc::clone(&memory));
+            thread::spawn(move || {
+                let (entry, _) = back.take(&*page, &*memory).unwrap();
+                back.answer(&*page, &*memory, entry, Status::Okay).unwrap();
+                back.publish(&*page, &*memory)
+            })
+        };
+        // Published: then the entry was done, or is free again. Taken: then the entry holds all of the request.
+        let published = page.load_u32(8);
+        let consumed = memory.load_u32(consumed_at);
+        let state = memory.load_u32(state_at) & 0xff;
+        if published == 1 {
+            assert!(consumed == 1 && state != 1, "a request that is answered would be carried out again");
+        }
+        if state != 0 {
+            assert_eq!(memory.load_u32(request_at), 0x0303_0303);
+        }
+        worker.join().unwrap();
+    });
+}
