@@ -1,9 +1,9 @@
-//! What the guest was told at its start: the start info and the command line (core 1.4).
+//! The start info and the command line, which the domain gets at its start (core 1.4).
 
 use crate::memory;
 use hypercall_abi::start_info::{StartInfo, flags};
 
-/// The facts of this boot; lives as long as the guest.
+/// The facts of this boot. Valid for as long as the guest runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Boot {
     info: &'static StartInfo,
@@ -11,7 +11,7 @@ pub struct Boot {
 }
 
 impl Boot {
-    /// Wraps the start info the guest was entered with; `stack_end` is the stack pointer it was entered with.
+    /// Wraps the start info. `info` and the stack pointer `stack_end` are those with which the domain was entered.
     ///
     /// # Safety
     /// `info` points to a valid start info that nobody writes from now on.
@@ -45,7 +45,7 @@ impl Boot {
         self.info.flags & flags::PRIVILEGED != 0
     }
 
-    /// The ramdisk the builder brought; empty if there is none. Its pages stay as they are.
+    /// The ramdisk that the builder loaded; empty if there is none. Its pages are never used for anything else.
     #[must_use]
     pub fn ramdisk(&self) -> &'static [u8] {
         let length = usize::try_from(self.info.mod_len).unwrap_or(0);
@@ -66,7 +66,7 @@ impl Boot {
         unsafe { core::slice::from_raw_parts(start as *const u8, length) }
     }
 
-    /// The command line; bytes that are not UTF-8 end it.
+    /// The command line, up to the first byte that is not UTF-8.
     #[must_use]
     pub fn command_line(&self) -> &'static str {
         command_line(self.info)

@@ -1,7 +1,7 @@
-//! Where text goes, and the back end of `log`.
+//! Printing, and the back end of `log`.
 //!
-//! `console_io` serves the first domain and test guests (core 8.2). A domain that the hypervisor does not let print there
-//! uses its console ring (io 2), and waits while nobody drains it.
+//! The first domain and test guests print by `console_io` (core 8.2). A domain that has a console ring prints on the
+//! ring (io 2), and waits while the ring is full.
 
 use crate::boot::Boot;
 use crate::shared::PeerPage;
@@ -14,27 +14,27 @@ use hypercall_abi::sched::ShutdownReason;
 use hypercall_abi::start_info::{StartInfo, flags};
 use ring_protocol::console::FrontEnd;
 
-/// Takes text. Must not log.
+/// A function that takes printed text. It must not log.
 pub type Sink = fn(&str);
 
 static SINK: AtomicUsize = AtomicUsize::new(0);
 
-/// Sends what is printed to `sink` from now on.
+/// Sends everything printed from now on to `sink`.
 pub fn set_sink(sink: Sink) {
     SINK.store(sink as usize, Ordering::Release);
 }
 
-/// Prints on the hypervisor's console, as far as it takes it.
+/// Prints on the hypervisor's console; text that the hypervisor does not take is lost.
 pub fn write_to_hypervisor(text: &str) {
     let _ = hypercall::console_write(text.as_bytes());
 }
 
-/// Prints bytes as they are on the hypervisor's console, as far as it takes them.
+/// Prints bytes unchanged on the hypervisor's console; bytes that the hypervisor does not take are lost.
 pub fn write_bytes(bytes: &[u8]) {
     let _ = hypercall::console_write(bytes);
 }
 
-/// Reads what was typed on the machine's console; answers how many bytes, 0 when there is nothing more.
+/// Reads what was typed on the machine's console. Returns how many bytes it read, 0 if there are none.
 ///
 /// # Errors
 /// `Perm` for a domain without authority over the console.
@@ -58,7 +58,7 @@ impl Write for Output {
     }
 }
 
-/// Collects pieces into lines, so that one line is one write and other domains' text cannot fall into it.
+/// Collects the pieces of a print, so that one line is one write and other domains' text cannot come between.
 struct LineBuffer {
     bytes: [u8; 256],
     used: usize,
@@ -87,7 +87,7 @@ impl Write for LineBuffer {
     }
 }
 
-/// Prints; used by [`crate::print!`].
+/// Prints formatted text; used by [`crate::print!`].
 pub fn print(arguments: fmt::Arguments<'_>) {
     let mut buffer = LineBuffer { bytes: [0; 256], used: 0 };
     let _ = buffer.write_fmt(arguments);
@@ -128,7 +128,7 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-/// Our console ring.
+/// The domain's console ring.
 struct Ring {
     page: PeerPage,
     port: u32,
@@ -137,7 +137,7 @@ struct Ring {
 
 static RING: MaskMutex<Option<Ring>> = MaskMutex::new(None);
 
-/// Prints on the ring, all of it; a ring that its other end has damaged swallows it.
+/// Prints all of `text` on the ring. If the other end has damaged the ring, the text is lost.
 fn write_to_ring(text: &str) {
     let mut guard = RING.lock();
     let Some(ring) = guard.as_mut() else { return };
@@ -152,7 +152,7 @@ fn write_to_ring(text: &str) {
     }
 }
 
-/// Finds the console ring the builder made.
+/// Finds the console ring that the builder made.
 fn find_ring(info: &StartInfo) -> Option<Ring> {
     if info.flags & flags::INITDOMAIN != 0 || info.console_mfn == 0 {
         return None;
@@ -161,7 +161,7 @@ fn find_ring(info: &StartInfo) -> Option<Ring> {
     if info.console_mfn > table.max_mfn {
         return None;
     }
-    // SAFETY: the table is readable for every frame it can tell of, and the frame is ours (core 2.2).
+    // SAFETY: the table is readable for every frame that it covers, and the frame is ours (core 2.2).
     let page = unsafe { ((table.v_start + info.console_mfn * 8) as *const u64).read_volatile() };
     // SAFETY: the page is below the boot stack, so the builder mapped it there (core 1.3), and only the ring uses it.
     let page = unsafe { PeerPage::new(memory::linear(page) as *mut u8) };
@@ -169,9 +169,9 @@ fn find_ring(info: &StartInfo) -> Option<Ring> {
     Some(Ring { page, port: info.console_evtchn, end })
 }
 
-/// Chooses where text goes, and makes `log` print there.
+/// Chooses where text is printed, and connects `log`.
 pub(crate) fn init(boot: &Boot) {
-    // A domain that has a ring is not shown what it writes to the hypervisor, which only logs it.
+    // The hypervisor only logs what a domain with a ring writes to it, so such a domain prints on its ring.
     *RING.lock() = find_ring(boot.info());
     if RING.lock().is_some() {
         set_sink(write_to_ring);
@@ -183,7 +183,7 @@ pub(crate) fn init(boot: &Boot) {
 
 static PANICKED: AtomicBool = AtomicBool::new(false);
 
-/// Says where a panic was and crashes the domain. Used by [`crate::entry!`].
+/// Prints where a panic was, and crashes the domain. Used by [`crate::entry!`].
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
     if !PANICKED.swap(true, Ordering::Relaxed) {
         println!("\n{info}\n@@ done: failed");

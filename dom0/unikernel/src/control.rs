@@ -1,7 +1,7 @@
 //! Authority over other domains: what a toolstack needs, as safe functions (core 4, 5; the `domctl` numbers).
 //!
-//! None of these can change what an address of this domain means. Frames of others are written through
-//! [`crate::memory::Foreign`].
+//! None of these functions can change the meaning of an address of this domain. Frames of other domains are written
+//! through [`crate::memory::Foreign`].
 
 use crate::hypercall;
 use alloc::boxed::Box;
@@ -18,26 +18,26 @@ use hypercall_abi::sched::ShutdownReason;
 use hypercall_abi::{Errno, tenon};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// `domctl` with a payload; answers the structure as the hypervisor left it.
+/// Calls `domctl` with a payload; returns the structure as the hypervisor left it.
 fn domctl<T: IntoBytes + Immutable>(op: DomctlOp, domain: u16, payload: &T) -> Result<Domctl, Errno> {
     domctl_answer(op, domain, payload).map(|(_, arg)| arg)
 }
 
-/// As [`domctl`], with what the call answered.
+/// Like [`domctl`], but also returns the result of the call.
 fn domctl_answer<T: IntoBytes + Immutable>(op: DomctlOp, domain: u16, payload: &T) -> Result<(u64, Domctl), Errno> {
     let mut arg =
         Domctl { cmd: op as u32, interface_version: INTERFACE_VERSION, domain, pad: [0; 3], payload: [0; 128] };
     let bytes = payload.as_bytes();
     arg.payload.get_mut(..bytes.len()).ok_or(Errno::Inval)?.copy_from_slice(bytes);
-    // SAFETY: the only addresses in payloads are those of `set_vcpu` and `vcpu`, which lend what they point to.
+    // SAFETY: only `set_vcpu` and `vcpu` put addresses in the payload, of objects that live longer than this call.
     let answer = unsafe { hypercall::domctl(&mut arg) }?;
     Ok((answer, arg))
 }
 
-/// Makes an empty domain, paused.
+/// Creates an empty domain, paused.
 ///
 /// # Errors
-/// `Perm`, `NoMem`, or `Inval` for a number of vcpus that cannot be.
+/// `Perm`, `NoMem`, or `Inval` for an impossible number of vcpus.
 pub fn create(uuid: &[u8; 16], vcpus: u32) -> Result<u16, Errno> {
     let wanted = CreateDomain {
         handle: *uuid,
@@ -56,7 +56,7 @@ pub fn create(uuid: &[u8; 16], vcpus: u32) -> Result<u16, Errno> {
     Ok(domain)
 }
 
-/// Limits a domain's memory.
+/// Limits a domain's memory to `kib` KiB.
 ///
 /// # Errors
 /// `Perm`, `Srch`.
@@ -72,7 +72,7 @@ pub fn unpause(domain: u16) -> Result<(), Errno> {
     domctl(DomctlOp::UnpauseDomain, domain, &0u64).map(drop)
 }
 
-/// Stops a domain.
+/// Pauses a domain.
 ///
 /// # Errors
 /// `Perm`, `Srch`.
@@ -80,7 +80,7 @@ pub fn pause(domain: u16) -> Result<(), Errno> {
     domctl(DomctlOp::PauseDomain, domain, &0u64).map(drop)
 }
 
-/// Ends a domain and returns all it had, however long it takes.
+/// Destroys a domain and frees all it had. This may take long.
 ///
 /// # Errors
 /// `Perm`, `Srch`.
@@ -88,7 +88,7 @@ pub fn destroy(domain: u16) -> Result<(), Errno> {
     domctl(DomctlOp::DestroyDomain, domain, &0u64).map(drop)
 }
 
-/// Goes on ending a domain by a step; answers whether it is gone, with all it had returned.
+/// Does one step of destroying a domain; returns true when the domain is gone and all it had is free.
 ///
 /// # Errors
 /// `Perm`, `Srch`.
@@ -112,17 +112,17 @@ pub fn info(from: u16) -> Result<Option<DomainInfo>, Errno> {
 /// Sets the state of a vcpu that does not run.
 ///
 /// # Errors
-/// `Perm`, `Srch`, `Busy`, and `Inval` for a vcpu there is not and for a state that cannot be.
+/// `Perm`, `Srch`, `Busy`, and `Inval` for a vcpu that does not exist or for an impossible state.
 pub fn set_vcpu(domain: u16, vcpu: u32, context: &VcpuContext) -> Result<(), Errno> {
     let address = (&raw const *context).addr() as u64;
     let arg = VcpuContextArg { vcpu, pad: 0, context: address };
     domctl(DomctlOp::SetVcpuContext, domain, &arg).map(drop)
 }
 
-/// The state of a vcpu.
+/// Reads the state of a vcpu.
 ///
 /// # Errors
-/// `Perm`, `Srch`, `Busy`, `Inval` for a vcpu there is not, `NoData` for one that has no state yet.
+/// `Perm`, `Srch`, `Busy`, `Inval` for a vcpu that does not exist, `NoData` for one that has no state yet.
 pub fn vcpu(domain: u16, vcpu: u32) -> Result<Box<VcpuContext>, Errno> {
     let mut context = Box::<VcpuContext>::default();
     let address = (&raw mut *context).addr() as u64;
@@ -130,7 +130,7 @@ pub fn vcpu(domain: u16, vcpu: u32) -> Result<Box<VcpuContext>, Errno> {
     Ok(context)
 }
 
-/// Gives a domain frames for the pages from `first` on, as many as `frames` has room for; answers how many it got.
+/// Allocates frames for a domain's pages from `first` on, one for each element of `frames`; returns how many it got.
 ///
 /// # Errors
 /// `Perm`, `Srch`.
@@ -138,13 +138,13 @@ pub fn populate(domain: u16, first: u64, frames: &mut [u64]) -> Result<usize, Er
     for (page, slot) in (first..).zip(frames.iter_mut()) {
         *slot = page;
     }
-    // SAFETY: frames are added to a domain; for another domain nothing of ours changes, for ours they are mapped nowhere.
+    // SAFETY: frames are only added to a domain; those added to our own are not mapped anywhere.
     let count = unsafe { hypercall::reservation(MemoryOp::PopulatePhysmap, frames, domain) }?;
     Ok(usize::try_from(count).unwrap_or(0).min(frames.len()))
 }
 
-/// Gives a domain `2^order` frames in a row for the pages from `first` on; answers the first of them, or `None` if there
-/// is no such row.
+/// Allocates `2^order` contiguous frames for a domain's pages from `first` on. Returns the first frame, or `None` if
+/// there are no such frames.
 ///
 /// # Errors
 /// `Perm`, `Srch`.
@@ -159,7 +159,7 @@ pub fn populate_run(domain: u16, first: u64, order: u32) -> Result<Option<u64>, 
 /// The first frame of a domain's grant table.
 ///
 /// # Errors
-/// `Perm`, or `Inval` for a domain without one.
+/// `Perm`, or `Inval` for a domain without grant table.
 pub fn grant_table(domain: u16) -> Result<u64, Errno> {
     let mut frame = [0u64];
     let mut arg = [SetupTable {
@@ -168,7 +168,7 @@ pub fn grant_table(domain: u16) -> Result<u64, Errno> {
         frame_list: frame.as_mut_ptr().addr() as u64,
         ..SetupTable::default()
     }];
-    // SAFETY: it writes one word of `frame`, and nothing is mapped.
+    // SAFETY: the call writes one word to `frame`, and maps nothing.
     unsafe { hypercall::setup_grant_tables(&mut arg) }?;
     if arg[0].status != status::OKAY {
         return Err(if arg[0].status == status::PERMISSION_DENIED { Errno::Perm } else { Errno::Inval });
@@ -176,7 +176,7 @@ pub fn grant_table(domain: u16) -> Result<u64, Errno> {
     Ok(frame[0])
 }
 
-/// Pins frames of another domain as L1 tables, at most 16.
+/// Pins at most 16 frames of another domain as L1 tables.
 ///
 /// # Errors
 /// `Inval` for tables that break a rule, or for more than 16; `Perm`, `Srch`.
@@ -184,7 +184,7 @@ pub fn pin_leaves(domain: u16, frames: impl Iterator<Item = u64>) -> Result<(), 
     pins(MmuextCommand::PinL1, domain, frames)
 }
 
-/// Lets go of pins of frames of another domain, at most 16.
+/// Unpins at most 16 frames of another domain.
 ///
 /// # Errors
 /// `Inval` for a frame that is not pinned, or for more than 16; `Perm`, `Srch`.
@@ -203,7 +203,8 @@ fn pins(command: MmuextCommand, domain: u16, frames: impl Iterator<Item = u64>) 
     unsafe { hypercall::mmuext_op(ops.get(..count).unwrap_or_default(), domain) }.map(drop)
 }
 
-/// Pins a frame of another domain as its root; here the hypervisor judges its page tables.
+/// Pins a frame of another domain as its root table. The hypervisor checks all page tables below it that are not
+/// checked yet.
 ///
 /// # Errors
 /// `Inval` for tables that break a rule, `Perm`, `Srch`.
@@ -213,7 +214,7 @@ pub fn pin_root(domain: u16, frame: u64) -> Result<(), Errno> {
     unsafe { hypercall::mmuext_op(&[op], domain) }.map(drop)
 }
 
-/// Which vcpu crashed a domain and why, in the hypervisor's words; `None` if it knows of no crash.
+/// Which vcpu crashed a domain and why, as the hypervisor recorded it; `None` if there was no crash.
 ///
 /// # Errors
 /// `Perm`, `Srch`.
@@ -227,7 +228,7 @@ pub fn crash_report(domain: u16) -> Result<Option<(u32, String)>, Errno> {
     Ok((length > 0).then(|| (vcpu, String::from_utf8_lossy(text).into_owned())))
 }
 
-/// What the hypervisor refused a domain last, from the oldest to the newest.
+/// The last requests of a domain that the hypervisor refused, from the oldest to the newest.
 ///
 /// # Errors
 /// `Perm`, `Srch`.
@@ -238,7 +239,7 @@ pub fn refusals(domain: u16) -> Result<tenon::Refusals, Errno> {
     }
 }
 
-/// Ends this domain.
+/// Ends this domain for `reason`.
 pub fn shutdown(reason: ShutdownReason) -> ! {
     hypercall::shutdown(reason)
 }

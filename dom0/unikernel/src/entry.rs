@@ -1,6 +1,6 @@
-//! From the builder's first instruction to the image's `main`.
+//! Runs from the builder's entry point to the image's `main`.
 //!
-//! The stubs are assembly: [`crate::traps`] receives what they push, in one form for every vector and callback.
+//! The stubs are assembly. What they push has one form for every vector and callback, which [`crate::traps`] receives.
 
 use crate::boot::Boot;
 use crate::{console, events, memory, time, traps};
@@ -18,7 +18,8 @@ unsafe extern "C" {
     static failsafe_stub: u8;
 }
 
-/// Where the stubs are. On the build machine there are none: the library is only type-checked and unit-tested there.
+/// The addresses of the stubs. They do not exist on the build machine, where the library is only checked and
+/// unit-tested.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stubs {
     /// 256 stubs of [`Stubs::SIZE`] bytes, one per vector.
@@ -47,10 +48,10 @@ impl Stubs {
     }
 }
 
-/// Runs `main` with everything set up; ends the domain when it returns. Called by [`crate::entry!`] only.
+/// Sets everything up, runs `main`, and ends the domain when `main` returns. Called by [`crate::entry!`] only.
 ///
 /// # Safety
-/// Called once, first, with what the builder put in RSI and RSP.
+/// Called once, before anything else, with what the builder put in RSI and RSP.
 pub unsafe fn full(info: *const StartInfo, stack_end: u64, main: fn(&Boot)) -> ! {
     // SAFETY: the builder's start info is valid, and nobody writes it after this.
     let boot = unsafe { Boot::new(info, stack_end) };
@@ -65,7 +66,7 @@ pub unsafe fn full(info: *const StartInfo, stack_end: u64, main: fn(&Boot)) -> !
     crate::hypercall::shutdown(ShutdownReason::Poweroff)
 }
 
-/// Runs `main` with nothing but the console set up; ends the domain when it returns. Called by [`crate::bare_entry!`]
+/// Sets up the console only, runs `main`, and ends the domain when `main` returns. Called by [`crate::bare_entry!`]
 /// only.
 ///
 /// # Safety
@@ -78,7 +79,7 @@ pub unsafe fn bare(info: *const StartInfo, stack_end: u64, main: fn(&Boot)) -> !
     crate::hypercall::shutdown(ShutdownReason::Poweroff)
 }
 
-/// Makes a function `fn(&Boot)` the image's main program, with traps, memory, events and time set up before it.
+/// Makes a `fn(&Boot)` the image's main program. Traps, memory, events and time are set up before it runs.
 #[macro_export]
 macro_rules! entry {
     ($main:path) => {
@@ -101,7 +102,7 @@ macro_rules! entry {
     };
 }
 
-/// As [`entry!`], with nothing set up but the console: no trap table, no heap, no events.
+/// Like [`entry!`], but only the console is set up: no trap table, no heap, no events.
 #[macro_export]
 macro_rules! bare_entry {
     ($main:path) => {

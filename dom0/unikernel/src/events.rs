@@ -1,7 +1,8 @@
-//! Event channels, 2-level format (core 5): the shared pending and mask bits, the upcall, and who waits for a port.
+//! Event channels, 2-level format (core 5): the shared pending and mask bits, the upcall, and the tasks that wait for
+//! ports.
 //!
-//! Code runs with upcalls masked, and [`crate::tasks`] looks at the pending bits whenever it is idle. A handler set with
-//! [`on_event`] runs from there, or from the upcall in a guest that unmasks on purpose.
+//! Code runs with upcalls masked, and [`crate::tasks`] checks the pending bits when no task is ready. A handler set
+//! with [`on_event`] is called from there; in test guests that unmask upcalls, it is called from the upcall.
 
 use crate::boot::Boot;
 use crate::hypercall;
@@ -18,13 +19,13 @@ use hypercall_abi::{Errno, domid};
 /// The mapped shared_info page; null before [`init`].
 static SHARED: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 
-/// What is known of a port of ours.
+/// The state of a port of this domain.
 #[derive(Default)]
 struct Slot {
     call: Option<fn(u32)>,
-    /// Raised since the last [`wait`] saw it.
+    /// Whether the port was raised since the last [`wait`].
     fired: bool,
-    /// Times it was raised, as far as we saw.
+    /// How often the port was seen raised.
     count: u64,
     waiting: Option<Waker>,
 }
@@ -45,23 +46,23 @@ pub(crate) unsafe fn init(boot: &Boot) {
     SHARED.store(window.leak(), Ordering::Release);
 }
 
-/// A byte of the shared page.
+/// The byte at an offset of the shared page; `None` before [`init`].
 fn byte(offset: usize) -> Option<&'static AtomicU8> {
     let page = SHARED.load(Ordering::Acquire);
-    // SAFETY: once set, the page stays mapped; callers name offsets below 4096; the other side is the hypervisor, hence
-    // an atomic.
+    // SAFETY: once set, the page stays mapped; callers pass offsets below 4096; the hypervisor writes it too, hence an
+    // atomic.
     (!page.is_null()).then(|| unsafe { AtomicU8::from_ptr(page.add(offset)) })
 }
 
-/// A word of the shared page.
+/// The word at an offset of the shared page; `None` before [`init`].
 fn word(offset: usize) -> Option<&'static AtomicU64> {
     debug_assert!(offset.is_multiple_of(8));
     let page = SHARED.load(Ordering::Acquire);
-    // SAFETY: as in `byte`, and callers name aligned offsets.
+    // SAFETY: as in `byte`, and callers pass aligned offsets.
     (!page.is_null()).then(|| unsafe { AtomicU64::from_ptr(page.add(offset).cast()) })
 }
 
-/// The word of an array of port bits, and the bit, for `port`.
+/// The word that holds the bit of `port` in the bit array at offset `array`, and a mask with this bit.
 fn port_bit(array: usize, port: u32) -> Option<(&'static AtomicU64, u64)> {
     let index = usize::try_from(port / 64).ok().filter(|&index| index < 64)?;
     Some((word(array + index * 8)?, 1 << (port % 64)))
@@ -85,19 +86,19 @@ pub fn page_fault_address() -> u64 {
     word(vcpu_info::CR2).map_or(0, |word| word.load(Ordering::Relaxed))
 }
 
-/// Masks upcalls; answers the mask as it was (1 before [`init`]: the mask starts set, core 1.3).
+/// Masks upcalls; returns the previous mask (1 before [`init`]: the mask is initially set, core 1.3).
 pub fn mask_upcalls() -> u8 {
     byte(vcpu_info::UPCALL_MASK).map_or(1, |mask| mask.swap(1, Ordering::AcqRel))
 }
 
-/// Sets the mask to what [`mask_upcalls`] answered; delivers what waits if that unmasks (core 3.8).
+/// Restores the mask that [`mask_upcalls`] returned. If this unmasks, pending events are delivered (core 3.8).
 pub fn restore_upcalls(mask: u8) {
     if mask == 0 {
         unmask_upcalls();
     }
 }
 
-/// Lets upcalls in, at once if one waits.
+/// Unmasks upcalls; a pending one comes at once.
 pub fn unmask_upcalls() {
     if let Some(mask) = byte(vcpu_info::UPCALL_MASK) {
         mask.store(0, Ordering::SeqCst);
@@ -107,24 +108,24 @@ pub fn unmask_upcalls() {
     }
 }
 
-/// The upcall mask now.
+/// The current upcall mask.
 #[must_use]
 pub fn upcall_mask() -> u8 {
     byte(vcpu_info::UPCALL_MASK).map_or(1, |mask| mask.load(Ordering::Acquire))
 }
 
-/// Whether the hypervisor says that an event waits.
+/// Whether the hypervisor has marked an upcall as pending.
 #[must_use]
 pub fn upcall_pending() -> bool {
     byte(vcpu_info::UPCALL_PENDING).is_some_and(|pending| pending.load(Ordering::SeqCst) != 0)
 }
 
-/// The event upcall. It runs masked (core 3.8); what arrives meanwhile is met by the loop.
+/// Handles the event upcall. It runs masked (core 3.8); the loop in [`scan`] handles events that arrive meanwhile.
 pub(crate) fn upcall() {
     scan();
 }
 
-/// Deals with every port that is pending and not masked.
+/// Handles every port that is pending and not masked.
 pub fn scan() {
     let (Some(pending), Some(selector)) = (byte(vcpu_info::UPCALL_PENDING), word(vcpu_info::PENDING_SEL)) else {
         return;
@@ -149,7 +150,7 @@ fn scan_word(index: u32) {
     }
 }
 
-/// The numbers of the bits that are set.
+/// The numbers of the set bits.
 fn bits(mut word: u64) -> impl Iterator<Item = u32> {
     core::iter::from_fn(move || {
         let bit = word.trailing_zeros();
@@ -174,13 +175,13 @@ fn dispatch(port: u32) {
     }
 }
 
-/// Runs `f` on what is known of a port; `None` if nobody prepared it.
+/// Runs `f` on the state of a port; `None` if the port was not prepared.
 fn with_slot<T>(port: u32, f: impl FnOnce(&mut Slot) -> T) -> Option<T> {
     let mut slots = SLOTS.lock();
     slots.get_mut(usize::try_from(port).ok()?).map(f)
 }
 
-/// Forgets what was known of a port and makes room for it.
+/// Resets the state of a port, and makes room for it.
 fn prepare(port: u32) {
     let mut slots = SLOTS.lock();
     let index = usize::try_from(port).unwrap_or(0);
@@ -192,20 +193,20 @@ fn prepare(port: u32) {
     }
 }
 
-/// Starts listening to a port just bound: nothing is remembered of an earlier use of its number.
+/// Begins to listen to a port that was just bound. Events from an earlier use of its number are forgotten.
 pub fn open(port: u32) {
     prepare(port);
     set_port_mask(port, false);
 }
 
-/// Calls `call(port)` whenever the port is raised.
+/// From now on, calls `call(port)` whenever the port is raised.
 pub fn on_event(port: u32, call: fn(u32)) {
     open(port);
     with_slot(port, |slot| slot.call = Some(call));
     deliver_missed(port);
 }
 
-/// Waits until the port has been raised since the last wait. One task per port.
+/// Waits until the port has been raised since the last wait. Only one task may wait for a port.
 pub fn wait(port: u32) -> impl Future<Output = ()> {
     Wait { port }
 }
@@ -236,7 +237,7 @@ pub fn count(port: u32) -> u64 {
     with_slot(port, |slot| slot.count).unwrap_or(0)
 }
 
-/// Masks or unmasks a port in the shared bits, without a call.
+/// Masks or unmasks a port in the shared bits, without a hypercall.
 pub fn set_port_mask(port: u32, masked: bool) {
     if let Some((word, bit)) = port_bit(offset::EVTCHN_MASK, port) {
         if masked {
@@ -248,7 +249,8 @@ pub fn set_port_mask(port: u32, masked: bool) {
     }
 }
 
-/// A port that became pending while it was masked has no selector bit: set it as the hypervisor would have (core 5.1).
+/// Sets the selector bit of a port that is pending. While a port is masked, the hypervisor sets its pending bit without
+/// the selector bit (core 5.1).
 fn deliver_missed(port: u32) {
     if !is_pending(port) {
         return;
@@ -274,19 +276,19 @@ pub fn is_pending(port: u32) -> bool {
     port_bit(offset::EVTCHN_PENDING, port).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
 }
 
-/// Clears the pending bit of a port; answers whether it was set.
+/// Clears the pending bit of a port; returns whether it was set.
 pub fn clear_pending(port: u32) -> bool {
     port_bit(offset::EVTCHN_PENDING, port).is_some_and(|(word, bit)| word.fetch_and(!bit, Ordering::AcqRel) & bit != 0)
 }
 
-/// An open port that is closed when dropped.
+/// An open port. Dropping it closes the port.
 #[derive(Debug)]
 pub struct Channel {
     port: u32,
 }
 
 impl Channel {
-    /// Joins an unbound port of another domain.
+    /// Binds a new port to an unbound port of another domain.
     ///
     /// # Errors
     /// As [`hypercall::bind_interdomain`].
@@ -294,7 +296,7 @@ impl Channel {
         hypercall::bind_interdomain(remote, remote_port).map(Self::adopt)
     }
 
-    /// A port that `remote` may join.
+    /// Allocates a port that `remote` may bind.
     ///
     /// # Errors
     /// As [`hypercall::allocate_unbound`].
@@ -302,25 +304,25 @@ impl Channel {
         hypercall::allocate_unbound(domid::SELF, remote).map(Self::adopt)
     }
 
-    /// Takes over a port that is bound already.
+    /// Wraps a port that is bound already.
     #[must_use]
     pub fn adopt(port: u32) -> Self {
         open(port);
         Self { port }
     }
 
-    /// The number of our port.
+    /// The number of the local port.
     #[must_use]
     pub fn port(&self) -> u32 {
         self.port
     }
 
-    /// Raises the other end; a port whose other end is gone swallows it.
+    /// Sends an event to the other end; if the other end is gone, nothing happens.
     pub fn notify(&self) {
         let _ = hypercall::send(self.port);
     }
 
-    /// Waits until the other end raised us.
+    /// Waits until the other end has sent an event.
     pub async fn wait(&self) {
         wait(self.port).await;
     }

@@ -1,4 +1,4 @@
-//! Pages other domains granted to us, mapped (io 1).
+//! Mapped pages that other domains granted (io 1).
 
 use crate::hypercall;
 use crate::memory::Window;
@@ -7,7 +7,7 @@ use hypercall_abi::Errno;
 use hypercall_abi::grant::{MapGrantRef, UnmapGrantRef, map, status};
 use ring_protocol::SharedPage;
 
-/// A page of another domain, mapped writable until this is dropped.
+/// A page of another domain, mapped writable until this value is dropped.
 #[derive(Debug)]
 pub struct GrantedPage {
     page: PeerPage,
@@ -19,8 +19,8 @@ impl GrantedPage {
     /// Maps reference `gref` of `domain`.
     ///
     /// # Errors
-    /// `NoMem` without room for it, `Inval` for a grant that does not exist or is not for us, and what the hypervisor
-    /// says of the call as a whole.
+    /// `NoMem` if no address is free, `Inval` for a grant that does not exist or is for another domain, and the
+    /// hypervisor's error for the call as a whole.
     pub fn map(domain: u16, gref: u32) -> Result<Self, Errno> {
         let window = Window::reserve(1)?;
         let mut grant = [MapGrantRef {
@@ -30,7 +30,7 @@ impl GrantedPage {
             dom: domain,
             ..MapGrantRef::default()
         }];
-        // SAFETY: the address belongs to a window of ours that nobody refers to.
+        // SAFETY: the address belongs to a window of ours, which holds no Rust references.
         unsafe { hypercall::map_grants(&mut grant) }?;
         if grant[0].status != status::OKAY {
             return Err(match grant[0].status {

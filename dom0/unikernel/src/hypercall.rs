@@ -1,7 +1,7 @@
 //! Typed hypercalls: one function per call, errors as [`Errno`] (convention: core 1.7).
 //!
-//! Functions that can change what an address of ours means (page tables, grants mapped by us) are `unsafe`; the others
-//! can at worst be refused.
+//! Functions that can change the meaning of an address of this domain (by page tables or mapped grants) are `unsafe`.
+//! The worst that the others can do is to return an error.
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
@@ -22,17 +22,17 @@ use hypercall_abi::version::{FeatureInfo, VersionOp};
 use hypercall_abi::{Errno, Hypercall, domid};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// A hypercall by its registers. The result is `rax` as it comes.
+/// Makes a hypercall with these registers; returns `rax` unchanged.
 ///
 /// # Safety
-/// The caller answers for what the call does to this domain's memory, and every address among the arguments must be one
-/// the call may read or write.
+/// The caller is responsible for what the call does to this domain's memory, and every address among the arguments must
+/// be one that the call may read or write.
 #[must_use]
 pub unsafe fn raw(number: u64, args: [u64; 5]) -> u64 {
     let [a, b, c, d, e] = args;
     let result;
     // SAFETY: `syscall` in a guest kernel is a hypercall; it destroys rcx and r11, and may destroy its arguments
-    // (core 1.7). What the call itself does is the caller's business.
+    // (core 1.7). The caller is responsible for the effect of the call.
     unsafe {
         asm!(
             "syscall",
@@ -49,7 +49,7 @@ pub unsafe fn raw(number: u64, args: [u64; 5]) -> u64 {
     result
 }
 
-/// A call with its result judged.
+/// Makes a hypercall, and turns an error in `rax` into an [`Errno`].
 ///
 /// # Safety
 /// As [`raw`].
@@ -65,16 +65,16 @@ fn address<T: ?Sized>(object: *const T) -> u64 {
 
 // --- Version, console ---------------------------------------------------------------------------------------------
 
-/// `xen_version(0)`: major << 16 | minor. Also the cheapest call: events that wait are delivered when it returns.
+/// `xen_version(0)`: major << 16 | minor. It is also the cheapest call; pending events are delivered when it returns.
 pub fn version() -> u64 {
     // SAFETY: reads nothing, writes nothing.
     unsafe { raw(Hypercall::XenVersion.number(), [VersionOp::Version.number(), 0, 0, 0, 0]) }
 }
 
-/// `xen_version(1)`: what follows the two numbers of [`version`], for instance `.0-tenon`.
+/// `xen_version(1)`: the version text after the two numbers of [`version`], for instance `.0-tenon`.
 ///
 /// # Errors
-/// None that our hypervisor has.
+/// Our hypervisor returns no error.
 pub fn extraversion() -> Result<[u8; 16], Errno> {
     let mut text = [0; 16];
     // SAFETY: writes only the 16 bytes given.
@@ -94,7 +94,7 @@ pub fn features(submap: u32) -> Result<u32, Errno> {
     Ok(info.submap)
 }
 
-/// `console_io(0)`: prints bytes on the hypervisor's console; answers how many were taken.
+/// `console_io(0)`: prints bytes on the hypervisor's console; returns how many the hypervisor took.
 ///
 /// # Errors
 /// `Perm` or `NoSys` where the hypervisor does not let this domain print.
@@ -104,7 +104,7 @@ pub fn console_write(bytes: &[u8]) -> Result<u64, Errno> {
     unsafe { call(Hypercall::ConsoleIo, args) }
 }
 
-/// `console_io(1)`: reads what was typed on the machine's console; answers how many bytes.
+/// `console_io(1)`: reads what was typed on the machine's console; returns the number of bytes.
 ///
 /// # Errors
 /// `Perm` for a domain without authority over the console.
@@ -124,7 +124,7 @@ pub fn yield_now() {
     let _ = unsafe { call(Hypercall::SchedOp, [SchedOp::Yield.number(), 0, 0, 0, 0]) };
 }
 
-/// `sched_op(block)`: unmasks upcalls and sleeps until one was delivered.
+/// `sched_op(block)`: unmasks upcalls and sleeps until an upcall was delivered.
 pub fn block() {
     // SAFETY: no memory is involved.
     let _ = unsafe { call(Hypercall::SchedOp, [SchedOp::Block.number(), 0, 0, 0, 0]) };
@@ -133,7 +133,7 @@ pub fn block() {
 /// `sched_op(poll)`: sleeps until one of `ports` is pending, an event is due, or `timeout_ns` (absolute, 0 = none).
 ///
 /// # Errors
-/// `Inval` for too many ports or one that is not bound.
+/// `Inval` for too many ports or for a port that is not bound.
 pub fn poll(ports: &[u32], timeout_ns: u64) -> Result<(), Errno> {
     let poll = Poll {
         ports: address(ports),
@@ -151,7 +151,7 @@ pub fn shutdown(reason: ShutdownReason) -> ! {
     let arg = Shutdown { reason: reason as u32 };
     let args = [SchedOp::Shutdown.number(), address(&raw const arg), 0, 0, 0];
     loop {
-        // SAFETY: reads only the structure; it does not return, except from a suspend, which we do not support.
+        // SAFETY: reads only the structure; it returns only from a suspend, which we do not support.
         let _ = unsafe { call(Hypercall::SchedOp, args) };
     }
 }
@@ -171,7 +171,7 @@ pub unsafe fn set_trap_table(gates: &[TrapInfo]) -> Result<(), Errno> {
     unsafe { call(Hypercall::SetTrapTable, [address(gates), 0, 0, 0, 0]) }.map(drop)
 }
 
-/// `callback_op(register)`.
+/// `callback_op(register)`: sets the handler of a callback.
 ///
 /// # Safety
 /// `handler` follows the frame convention of its kind (core 3.4).
@@ -185,19 +185,19 @@ pub unsafe fn register_callback(kind: CallbackType, flags: u16, handler: u64) ->
     unsafe { call(Hypercall::CallbackOp, args) }.map(drop)
 }
 
-/// `stack_switch`: where the next entry from user mode pushes its frame.
+/// `stack_switch`: sets the stack on which the next entry from user mode pushes its frame.
 ///
 /// # Safety
 /// `sp` is the end of a stack that is free whenever user code runs.
 ///
 /// # Errors
-/// None is documented.
+/// The ABI documents no error.
 pub unsafe fn stack_switch(ss: u16, sp: u64) -> Result<(), Errno> {
     // SAFETY: no memory is read or written now; the stack is the caller's promise.
     unsafe { call(Hypercall::StackSwitch, [u64::from(ss), sp, 0, 0, 0]) }.map(drop)
 }
 
-/// `set_segment_base`.
+/// `set_segment_base`: sets the base of FS or GS.
 ///
 /// # Errors
 /// `Inval` for a base that is not canonical.
@@ -211,22 +211,22 @@ pub fn set_segment_base(which: SegmentBase, base: u64) -> Result<(), Errno> {
 /// `update_va_mapping`: writes the L1 entry that maps `va`.
 ///
 /// # Safety
-/// Nothing that Rust still uses may lose its mapping or come to lie over other memory.
+/// No memory that Rust still uses may lose its mapping, or get a second one.
 ///
 /// # Errors
-/// `Inval` where no L1 table covers `va`; otherwise why the entry was refused.
+/// `Inval` if no L1 table covers `va`; otherwise why the entry was refused.
 pub unsafe fn update_va_mapping(va: u64, entry: u64, flags: u64) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { call(Hypercall::UpdateVaMapping, [va, entry, flags, 0, 0]) }.map(drop)
 }
 
-/// `mmu_update` on behalf of SELF for frames of `owner`; answers how many were done.
+/// `mmu_update` of our page tables, with frames of `owner`; returns how many updates were done.
 ///
 /// # Safety
 /// As [`update_va_mapping`].
 ///
 /// # Errors
-/// Why the first refused update was refused; those before it were done.
+/// Why an update was refused; the updates before it were done.
 pub unsafe fn mmu_update(updates: &[MmuUpdate], owner: u16) -> Result<u32, Errno> {
     let mut done = 0u32;
     let args = [address(updates), updates.len() as u64, address(&raw mut done), u64::from(owner), 0];
@@ -235,13 +235,13 @@ pub unsafe fn mmu_update(updates: &[MmuUpdate], owner: u16) -> Result<u32, Errno
     Ok(done)
 }
 
-/// `mmuext_op` on `domain`; answers how many were done.
+/// `mmuext_op` on `domain`; returns how many operations were done.
 ///
 /// # Safety
 /// As [`update_va_mapping`].
 ///
 /// # Errors
-/// Why the first refused operation was refused.
+/// Why an operation was refused; the operations before it were done.
 pub unsafe fn mmuext_op(ops: &[MmuextOp], domain: u16) -> Result<u32, Errno> {
     let mut done = 0u32;
     let args = [address(ops), ops.len() as u64, address(&raw mut done), u64::from(domain), 0];
@@ -250,7 +250,7 @@ pub unsafe fn mmuext_op(ops: &[MmuextOp], domain: u16) -> Result<u32, Errno> {
     Ok(done)
 }
 
-/// `multicall`: the results are left in the entries.
+/// `multicall`: makes several calls; each entry holds the result of its call afterwards.
 ///
 /// # Safety
 /// As each call in the list.
@@ -263,10 +263,10 @@ pub unsafe fn multicall(entries: &mut [MulticallEntry]) -> Result<(), Errno> {
     unsafe { call(Hypercall::Multicall, args) }.map(drop)
 }
 
-/// `memory_op(machphys_mapping)`.
+/// `memory_op(machphys_mapping)`: where the hypervisor's M2P table is.
 ///
 /// # Errors
-/// None is documented for a PV guest.
+/// The ABI documents no error for a PV guest.
 pub fn machphys_mapping() -> Result<MachphysMapping, Errno> {
     let mut map = MachphysMapping::default();
     let args = [MemoryOp::MachphysMapping.number(), address(&raw mut map), 0, 0, 0];
@@ -275,7 +275,7 @@ pub fn machphys_mapping() -> Result<MachphysMapping, Errno> {
     Ok(map)
 }
 
-/// `memory_op(memory_map)`: fills `entries` and answers how many there are.
+/// `memory_op(memory_map)`: fills `entries`; returns how many it filled.
 ///
 /// # Errors
 /// `NoSys` where the hypervisor has no map for the caller.
@@ -291,19 +291,19 @@ pub fn memory_map(entries: &mut [E820Entry]) -> Result<u32, Errno> {
     Ok(map.nr_entries)
 }
 
-/// `memory_op` on a reservation: populate, increase or decrease; answers the number of extents done.
+/// `memory_op` on a reservation: populate, increase or decrease. Returns the number of extents done.
 ///
 /// # Safety
-/// `extents` are pages or frames the command may take: a frame given back must not be in use.
+/// The command may take the pages or frames in `extents`: a frame that is given back must not be in use.
 ///
 /// # Errors
-/// These commands count instead of failing; an error means the command itself was refused.
+/// Why the command as a whole was refused. An extent that fails is no error, it only ends the count.
 pub unsafe fn reservation(command: MemoryOp, extents: &mut [u64], domain: u16) -> Result<u64, Errno> {
     // SAFETY: the caller's promise, passed on.
     unsafe { reservation_of_order(command, extents, 0, domain) }
 }
 
-/// As [`reservation`], for extents of `2^order` pages or frames each.
+/// Like [`reservation`], but for extents of `2^order` pages or frames each.
 ///
 /// # Safety
 /// As [`reservation`].
@@ -329,7 +329,7 @@ pub unsafe fn reservation_of_order(
     unsafe { call(Hypercall::MemoryOp, args) }
 }
 
-/// `vm_assist(enable)`.
+/// `vm_assist(enable)`: enables an assist.
 ///
 /// # Errors
 /// `Inval` for a type the hypervisor does not know.
@@ -341,14 +341,14 @@ pub fn assist(kind: hypercall_abi::callback::Assist) -> Result<(), Errno> {
 
 // --- Events -------------------------------------------------------------------------------------------------------
 
-/// `event_channel_op` with its structure, in and out.
+/// `event_channel_op` with its structure, which the call may write.
 fn event_op<T>(command: EventOp, arg: &mut T) -> Result<(), Errno> {
     let args = [command.number(), address(&raw mut *arg), 0, 0, 0];
     // SAFETY: reads and writes only the structure, whose type belongs to the command (all callers are below).
     unsafe { call(Hypercall::EventChannelOp, args) }.map(drop)
 }
 
-/// A port that `remote` may bind; `dom` is whose port it is (usually [`domid::SELF`]).
+/// Allocates a port of domain `dom` (usually [`domid::SELF`]) that `remote` may bind.
 ///
 /// # Errors
 /// `Srch`, `Perm`, `NoSpc` (core 5.2).
@@ -358,7 +358,7 @@ pub fn allocate_unbound(dom: u16, remote: u16) -> Result<u32, Errno> {
     Ok(arg.port)
 }
 
-/// Joins an unbound port of `remote`; answers our port.
+/// Binds a new port to the unbound port `remote_port` of `remote`; returns the new port.
 ///
 /// # Errors
 /// `Srch`, `Inval`, `NoSpc` (core 5.2).
@@ -368,7 +368,7 @@ pub fn bind_interdomain(remote: u16, remote_port: u32) -> Result<u32, Errno> {
     Ok(arg.local_port)
 }
 
-/// Binds a virtual interrupt to `vcpu`.
+/// Binds a virtual interrupt to `vcpu`; returns the port.
 ///
 /// # Errors
 /// `Inval`, `NoEnt`, `Exist`, `Busy` (core 5.2).
@@ -378,7 +378,7 @@ pub fn bind_virq(virq: Virq, vcpu: u32) -> Result<u32, Errno> {
     Ok(arg.port)
 }
 
-/// A port by which we interrupt our own `vcpu`.
+/// Allocates a port that interrupts `vcpu` of this domain.
 ///
 /// # Errors
 /// `NoEnt` for a vcpu that does not exist.
@@ -404,7 +404,7 @@ pub fn close(port: u32) -> Result<(), Errno> {
     event_op(EventOp::Close, &mut PortArg { port })
 }
 
-/// Raises the other end of a port.
+/// Sends an event to the other end of a port.
 ///
 /// # Errors
 /// `Inval` for a port that cannot be sent on.
@@ -412,7 +412,7 @@ pub fn send(port: u32) -> Result<(), Errno> {
     event_op(EventOp::Send, &mut PortArg { port })
 }
 
-/// `EVTCHNOP_unmask`: clears the mask bit, and raises the upcall if the port was pending.
+/// `EVTCHNOP_unmask`: clears the mask bit, and makes the upcall pending if the port was pending.
 ///
 /// # Errors
 /// `Inval` for a port out of range.
@@ -420,7 +420,7 @@ pub fn unmask(port: u32) -> Result<(), Errno> {
     event_op(EventOp::Unmask, &mut PortArg { port })
 }
 
-/// What `port` of `dom` is.
+/// The state of `port` of `dom`.
 ///
 /// # Errors
 /// `Srch`, `Inval` (core 5.2).
@@ -452,7 +452,7 @@ unsafe fn vcpu_op<T>(command: VcpuOp, vcpu: u32, arg: *mut T) -> Result<u64, Err
     unsafe { call(Hypercall::VcpuOp, args) }
 }
 
-/// 1 if `vcpu` is online, 0 if not.
+/// Returns 1 if `vcpu` is online, 0 if not.
 ///
 /// # Errors
 /// `NoEnt` for a vcpu that does not exist.
@@ -461,10 +461,10 @@ pub fn vcpu_is_up(vcpu: u32) -> Result<u64, Errno> {
     unsafe { plain_vcpu_op(VcpuOp::IsUp, vcpu) }
 }
 
-/// Sets the first state of a vcpu.
+/// Sets the initial state of a vcpu.
 ///
 /// # Safety
-/// The state leads to code that runs soundly beside ours.
+/// With this state the vcpu runs only code that is sound beside ours.
 ///
 /// # Errors
 /// `Exist` if it was done before, `Inval` for a bad state.
@@ -500,7 +500,7 @@ pub fn send_nmi(vcpu: u32) -> Result<(), Errno> {
     unsafe { plain_vcpu_op(VcpuOp::SendNmi, vcpu) }.map(drop)
 }
 
-/// Copies out how a vcpu has spent its time.
+/// How much time a vcpu has spent in each runstate.
 ///
 /// # Errors
 /// `NoEnt` for a vcpu that does not exist.
@@ -511,7 +511,7 @@ pub fn runstate(vcpu: u32) -> Result<RunstateInfo, Errno> {
     Ok(info)
 }
 
-/// A place where the hypervisor keeps a vcpu's runstate (core 6.4).
+/// Memory in which the hypervisor keeps a vcpu's runstate up to date (core 6.4).
 #[repr(transparent)]
 pub struct RunstateArea(UnsafeCell<RunstateInfo>);
 
@@ -519,13 +519,13 @@ pub struct RunstateArea(UnsafeCell<RunstateInfo>);
 unsafe impl Sync for RunstateArea {}
 
 impl RunstateArea {
-    /// An area nobody writes yet.
+    /// An area that is not registered yet.
     #[must_use]
     pub const fn new() -> Self {
         Self(UnsafeCell::new(RunstateInfo { state: 0, pad: 0, state_entry_time: 0, time: [0; 4] }))
     }
 
-    /// What it says now.
+    /// The runstate as it is now.
     #[must_use]
     pub fn read(&self) -> RunstateInfo {
         // SAFETY: aligned and valid; the other writer is the hypervisor, hence volatile.
@@ -539,7 +539,7 @@ impl Default for RunstateArea {
     }
 }
 
-/// Lets the hypervisor keep a vcpu's runstate at `area`.
+/// Makes the hypervisor keep a vcpu's runstate at `area`.
 ///
 /// # Errors
 /// `NoEnt` for a vcpu that does not exist, `Fault` for a bad address.
@@ -549,7 +549,7 @@ pub fn register_runstate(vcpu: u32, area: &'static RunstateArea) -> Result<(), E
     unsafe { vcpu_op(VcpuOp::RegisterRunstateMemoryArea, vcpu, &raw mut arg) }.map(drop)
 }
 
-/// Ticks every `period_ns`.
+/// Starts a vcpu's periodic timer, with a period of `period_ns`.
 ///
 /// # Errors
 /// `Inval` for less than a millisecond.
@@ -559,16 +559,16 @@ pub fn set_periodic_timer(vcpu: u32, period_ns: u64) -> Result<(), Errno> {
     unsafe { vcpu_op(VcpuOp::SetPeriodicTimer, vcpu, &raw mut arg) }.map(drop)
 }
 
-/// Stops the tick.
+/// Stops a vcpu's periodic timer.
 ///
 /// # Errors
-/// None is documented; it must succeed (core 6.3).
+/// The ABI documents no error; the call must succeed (core 6.3).
 pub fn stop_periodic_timer(vcpu: u32) -> Result<(), Errno> {
     // SAFETY: takes no argument.
     unsafe { plain_vcpu_op(VcpuOp::StopPeriodicTimer, vcpu) }.map(drop)
 }
 
-/// Raises the timer interrupt of the calling vcpu at `deadline_ns` (absolute), at once if that is past.
+/// Sets the one-shot timer of the calling vcpu to `deadline_ns` (system time); a past deadline fires at once.
 ///
 /// # Errors
 /// `Inval` for another vcpu.
@@ -587,10 +587,10 @@ pub fn stop_singleshot_timer(vcpu: u32) -> Result<(), Errno> {
     unsafe { plain_vcpu_op(VcpuOp::StopSingleshotTimer, vcpu) }.map(drop)
 }
 
-/// `set_timer_op`: the same timer by another call; 0 cancels.
+/// `set_timer_op`: like [`set_singleshot_timer`] for the calling vcpu, by another call; 0 cancels the timer.
 ///
 /// # Errors
-/// None is documented.
+/// The ABI documents no error.
 pub fn set_timer(deadline_ns: u64) -> Result<(), Errno> {
     // SAFETY: no memory is involved.
     unsafe { call(Hypercall::SetTimerOp, [deadline_ns, 0, 0, 0, 0]) }.map(drop)
@@ -601,14 +601,14 @@ pub fn set_timer(deadline_ns: u64) -> Result<(), Errno> {
 /// `grant_table_op` on an array.
 ///
 /// # Safety
-/// `T` is the command's structure; the effect on our mappings is the caller's promise.
+/// `T` is the command's structure; the caller is responsible for the effect on our mappings.
 unsafe fn grant_op<T>(command: GrantOp, array: &mut [T]) -> Result<(), Errno> {
     let args = [command.number(), address(array.as_mut_ptr()), array.len() as u64, 0, 0];
     // SAFETY: the caller's promise.
     unsafe { call(Hypercall::GrantTableOp, args) }.map(drop)
 }
 
-/// Maps grants; each element carries its own status.
+/// Maps grants; each element has its own status.
 ///
 /// # Safety
 /// As [`update_va_mapping`] for each `host_addr`.
@@ -620,7 +620,7 @@ pub unsafe fn map_grants(grants: &mut [MapGrantRef]) -> Result<(), Errno> {
     unsafe { grant_op(GrantOp::MapGrantRef, grants) }
 }
 
-/// Unmaps grants; each element carries its own status.
+/// Unmaps grants; each element has its own status.
 ///
 /// # Safety
 /// Nothing uses the mappings any more.
@@ -632,10 +632,10 @@ pub unsafe fn unmap_grants(grants: &mut [UnmapGrantRef]) -> Result<(), Errno> {
     unsafe { grant_op(GrantOp::UnmapGrantRef, grants) }
 }
 
-/// Copies between pages; each element carries its own status.
+/// Copies between pages; each element has its own status.
 ///
 /// # Safety
-/// Where a destination is a frame of ours, nobody holds a reference to the bytes.
+/// If a destination is a frame of ours, no Rust reference leads to the bytes.
 ///
 /// # Errors
 /// Of the call as a whole: `Fault`, `Inval`, `NoSys`.
@@ -644,10 +644,10 @@ pub unsafe fn copy_grants(copies: &mut [Copy]) -> Result<(), Errno> {
     unsafe { grant_op(GrantOp::Copy, copies) }
 }
 
-/// `grant_table_op(setup_table)`: asks for frames of grant tables; each element carries its own status.
+/// `grant_table_op(setup_table)`: gets the frames of grant tables; each element has its own status.
 ///
 /// # Safety
-/// Each `frame_list` is the address of as many words as the element asks for.
+/// Each `frame_list` is the address of as many words as the element has frames.
 ///
 /// # Errors
 /// Of the call as a whole: `Fault`, `Inval`, `NoSys`.
@@ -656,7 +656,7 @@ pub unsafe fn setup_grant_tables(tables: &mut [SetupTable]) -> Result<(), Errno>
     unsafe { grant_op(GrantOp::SetupTable, tables) }
 }
 
-/// Asks for our own grant-table frames, at least `frames.len()` of them.
+/// Gets the frames of this domain's grant table, and grows it to at least `frames.len()` frames.
 ///
 /// # Errors
 /// `Inval` if the table cannot have that many.
@@ -677,16 +677,16 @@ pub fn setup_grant_table(frames: &mut [u64]) -> Result<(), Errno> {
 /// `domctl`: see [`hypercall_abi::domctl`].
 ///
 /// # Safety
-/// Addresses inside the payload are ones the command may read or write.
+/// Each address inside the payload is one that the command may read or write.
 ///
 /// # Errors
-/// `Perm` without authority; otherwise the command's own.
+/// `Perm` without authority; otherwise the error of the command.
 pub unsafe fn domctl(arg: &mut Domctl) -> Result<u64, Errno> {
     // SAFETY: reads and writes the structure; addresses in it are the caller's promise.
     unsafe { call(Hypercall::Domctl, [address(&raw mut *arg), 0, 0, 0, 0]) }
 }
 
-/// `sysctl(PhysInfo)`: what the machine has.
+/// `sysctl(PhysInfo)`: memory and CPUs of the machine.
 ///
 /// # Errors
 /// `Perm` without authority.
@@ -701,8 +701,8 @@ pub fn physical_info() -> Result<PhysInfo, Errno> {
     PhysInfo::read_from_prefix(&arg.payload).map(|(info, _)| info).map_err(|_| Errno::Inval)
 }
 
-/// `sysctl(ReadConsole)`: what the hypervisor has logged since the last time it was cleared, from position `from` on;
-/// answers how many bytes, and where to go on.
+/// `sysctl(ReadConsole)`: reads the hypervisor's log from position `from` on. Returns how many bytes it read, and the
+/// position to continue at. With `clear`, the log before `from` is cleared.
 ///
 /// # Errors
 /// `Perm` without authority.
@@ -728,8 +728,8 @@ pub fn read_log(from: u32, clear: bool, to: &mut [u8]) -> Result<(usize, u32), E
     Ok((usize::try_from(told.count).unwrap_or(0).min(to.len()), told.index))
 }
 
-/// `sched_op(remote_shutdown)` of ourselves: ends this domain for a reason that need not be one of
-/// [`ShutdownReason`], as only a domain with authority over others may.
+/// `sched_op(remote_shutdown)` of this domain: ends it for a reason that need not be one of [`ShutdownReason`]. Only a
+/// domain with authority over others may do this.
 pub fn shutdown_with(reason: u32) -> ! {
     let arg = RemoteShutdown { domain: domid::SELF, pad: 0, reason };
     loop {
@@ -740,7 +740,7 @@ pub fn shutdown_with(reason: u32) -> ! {
     }
 }
 
-/// What `domain` was refused last (our own extension).
+/// The last requests of `domain` that the hypervisor refused (our own extension).
 ///
 /// # Errors
 /// `NoSys` on a hypervisor without the extension, `Srch`, `Perm`.

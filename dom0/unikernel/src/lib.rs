@@ -1,13 +1,13 @@
-//! A 64-bit paravirtual guest in Rust, as a library: the floor under dom0 and the test guests.
+//! A library for 64-bit paravirtual guests in Rust: the base of dom0 and the test guests.
 //!
-//! An image links this crate, says `unikernel::entry!(main)` and runs `main` on vcpu 0 with traps, memory, events and
-//! time set up. Everything above is cooperative: code runs with event upcalls masked and meets events when it sleeps
-//! ([`tasks`]), so no handler ever interrupts it, unless it unmasks on purpose.
+//! An image links this crate and names its main program with `unikernel::entry!(main)`. `main` runs on vcpu 0 with
+//! traps, memory, events and time set up. Everything is cooperative: code runs with event upcalls masked, and events
+//! are handled when no task is ready ([`tasks`]). So no handler ever interrupts code, unless the code unmasks upcalls.
 //!
 //! Touches: its own domain, through hypercalls, page tables it owns and the pages it shares with the hypervisor.
-//! Never touches: hardware, other domains' memory that was not granted or mapped by authority.
-//! Keeps: page 0 at `VIRT_BASE`, page *n* at `VIRT_BASE + n * 4096`, and no second mapping of an own page; a page that
-//! serves as a page table is mapped read-only from before its first use as one.
+//! Never touches: hardware; other domains' memory, unless it was granted or mapped by authority.
+//! Keeps: page 0 is at `VIRT_BASE`, page *n* at `VIRT_BASE + n * 4096`, and no own page has a second mapping; a page
+//! that serves as a page table is mapped read-only from before its first use as one.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;

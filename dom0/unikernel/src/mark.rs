@@ -1,22 +1,22 @@
-//! Markers for the counting plugin (`marker`): where a measured stretch of work begins and ends.
+//! Markers for the counting plugin (`marker`): the begin and end of a measured stretch of work.
 
 use core::arch::asm;
 pub use marker::{CREATE, DESTROY, LISTED};
 use marker::{Kind, OPCODE, word};
 
-/// The window `NUMBER` begins.
+/// Marks the begin of window `NUMBER`.
 pub fn begin<const NUMBER: u16>() {
-    // SAFETY: a no-op. (It claims to touch memory, so that the work stays on its side of it.)
+    // SAFETY: a no-op. (To the compiler it touches memory, so no access of the measured work is moved across it.)
     unsafe { asm!(".long {}, {}", const OPCODE, const word(Kind::Begin, NUMBER), options(nostack, preserves_flags)) }
 }
 
-/// The window `NUMBER` ends.
+/// Marks the end of window `NUMBER`.
 pub fn end<const NUMBER: u16>() {
     // SAFETY: a no-op, as in `begin`.
     unsafe { asm!(".long {}, {}", const OPCODE, const word(Kind::End, NUMBER), options(nostack, preserves_flags)) }
 }
 
-/// The point `NUMBER` is reached.
+/// Marks that point `NUMBER` is reached.
 pub fn point<const NUMBER: u16>() {
     // SAFETY: a no-op, as in `begin`.
     unsafe { asm!(".long {}, {}", const OPCODE, const word(Kind::Point, NUMBER), options(nostack, preserves_flags)) }

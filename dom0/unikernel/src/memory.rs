@@ -1,11 +1,11 @@
 //! Memory of this domain: pages, page tables, the heap, and windows onto frames of others.
 //!
-//! Page *n* lies at [`VIRT_BASE`]` + n * 4096` and nowhere else. The builder maps only the first pages so (core 1.3);
-//! [`init`] extends that mapping over the rest, making page tables as Linux does: filled while writable, read-only next,
-//! and only then hung into the live tree (core 4.8).
+//! Page *n* lies at [`VIRT_BASE`]` + n * 4096` and nowhere else. The builder maps only the first pages like this (core
+//! 1.3); [`init`] maps the rest. It makes page tables as Linux does: filled while writable, then mapped read-only, and
+//! only then installed in the live tree (core 4.8).
 //!
 //! ```text
-//! 0xffffffff_80000000  VIRT_BASE: page 0, 1, 2, ... (at most 1 GiB; what a domain has beyond is left alone)
+//! 0xffffffff_80000000  VIRT_BASE: page 0, 1, 2, ... (at most 1 GiB; pages beyond are not used)
 //! 0xffffffff_c0000000  windows: shared pages, granted and foreign frames (64 MiB)
 //! 0xffffffff_c8000000  memory borrowed from the hypervisor, where that is allowed (768 MiB)
 //! ```
@@ -34,24 +34,24 @@ pub const PAGE: u64 = 4096;
 pub const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
 /// Pages the linear mapping can hold.
 pub(crate) const LINEAR_PAGES: u64 = 1 << 18;
-/// Flags of an entry that maps an own page; the hypervisor adds what ring 3 needs (core 4.2).
+/// Flags of an entry that maps an own page; the hypervisor adds what guest code in ring 3 needs (core 4.2).
 const LEAF: u64 = pte::PRESENT | pte::WRITE | pte::ACCESSED | pte::DIRTY;
 /// Flags of an entry that leads to a table.
 const BRANCH: u64 = LEAF | pte::USER;
 /// Entries of a page table.
 const ENTRIES: u64 = 512;
 
-/// What we know of our memory.
+/// The state of this domain's memory.
 struct Memory {
-    /// The p2m list of the builder: frame of each page.
+    /// The builder's p2m list: the frame of each page.
     p2m: &'static [u64],
-    /// Frame of page, backwards; read-only, the hypervisor's (core 2.2).
+    /// Address of the hypervisor's M2P table: the page of each frame; read-only (core 2.2).
     m2p: u64,
-    /// Frames [`Memory::m2p`] can tell of.
+    /// Number of entries of the M2P table.
     m2p_entries: u64,
-    /// One bit per page: in use, or not ours to give out.
+    /// One bit per page, set if the page is in use or must not be given out.
     used: &'static mut [u64],
-    /// Pages from here on are not mapped yet.
+    /// The first page that is not mapped yet.
     mapped_end: u64,
     /// Where the next search for a free page starts.
     hint: u64,
@@ -66,10 +66,10 @@ fn with<T>(f: impl FnOnce(&mut Memory) -> T) -> Option<T> {
     MEMORY.lock().as_mut().map(f)
 }
 
-/// Maps all pages and makes the rest of the library's memory functions work.
+/// Maps all pages, and makes the other functions of this module work.
 ///
 /// # Safety
-/// Called once, on vcpu 0, while the builder's layout stands as it was built.
+/// Called once, on vcpu 0, before anything else changes the builder's layout.
 ///
 /// # Panics
 /// If the domain is too small or the hypervisor refuses to map its own pages.
@@ -85,8 +85,8 @@ pub(crate) unsafe fn init(boot: &Boot) {
     let bitmap_pages = (bitmap_words * 8).div_ceil(PAGE);
     let words = usize::try_from(bitmap_words).expect("at most 4096");
     let bitmap = (VIRT_BASE + first_free * PAGE) as *mut u64;
-    // SAFETY: the padding after the boot stack is mapped, writable, at least 512 KiB (core 1.3) and used by nobody; the
-    // bitmap of 2^18 pages takes 32 KiB of it.
+    // SAFETY: the padding after the boot stack is mapped writable, has at least 512 KiB (core 1.3) and is not used by
+    // anything; the bitmap of 2^18 pages takes 32 KiB of it.
     let used = unsafe {
         bitmap.write_bytes(0, words);
         core::slice::from_raw_parts_mut(bitmap, words)
@@ -139,7 +139,7 @@ impl Memory {
         word.and_then(|word| self.used.get(word)).is_some_and(|word| word & (1 << (page % 64)) == 0)
     }
 
-    /// Takes `count` pages in a row out of those already mapped.
+    /// Takes `count` contiguous free pages that are mapped; returns the first.
     fn take(&mut self, count: u64) -> Option<u64> {
         let end = self.mapped_end;
         let first = run_of(self.hint..end, count, |page| self.is_free(page))
@@ -162,21 +162,21 @@ impl Memory {
         self.p2m.get(usize::try_from(page).ok()?).copied()
     }
 
-    /// The page of a frame, if it is one of those the builder gave us.
+    /// The page of a frame, if the builder gave this domain the frame.
     fn page(&self, frame: u64) -> Option<u64> {
         self.page_hint(frame).filter(|page| self.frame(*page) == Some(frame))
     }
 
-    /// The page its owner, whoever that is, knows a frame as.
+    /// The M2P entry of a frame: the frame's page number in the domain that owns it, which may be another domain.
     fn page_hint(&self, frame: u64) -> Option<u64> {
         if frame >= self.m2p_entries {
             return None;
         }
-        // SAFETY: inside the table as the hypervisor described it; it may change under us, hence volatile.
+        // SAFETY: inside the table as the hypervisor described it; the hypervisor may change the entry, hence volatile.
         Some(unsafe { ((self.m2p + frame * 8) as *const u64).read_volatile() })
     }
 
-    /// The address of the table an entry leads to.
+    /// The address of the table that an entry points to.
     fn table(&self, entry: u64) -> Option<u64> {
         if entry & pte::PRESENT == 0 {
             return None;
@@ -184,7 +184,7 @@ impl Memory {
         Some(linear(self.page((entry & pte::FRAME) / PAGE)?))
     }
 
-    /// The address of the entry for `va` in the table of `level` (4 is the root), if the way there exists.
+    /// The address of the entry for `va` in the table of `level` (4 is the root), if all tables above exist.
     fn slot(&self, va: u64, level: u32) -> Option<u64> {
         let mut table = self.root;
         for upper in (level + 1..=4).rev() {
@@ -198,13 +198,13 @@ impl Memory {
         slot.is_some_and(|slot| read_entry(slot) & pte::PRESENT != 0)
     }
 
-    /// The machine address of an entry, given its address.
+    /// The machine address of an entry at virtual address `address`.
     fn machine_address(&self, address: u64) -> Option<u64> {
         let page = address.checked_sub(VIRT_BASE)? / PAGE;
         Some(self.frame(page)? * PAGE + address % PAGE)
     }
 
-    /// Maps the next 512 pages.
+    /// Maps the next 512 pages, of those below `limit`.
     fn extend(&mut self, limit: u64) -> Result<(), Errno> {
         let first = self.mapped_end;
         let table = self.take(1).ok_or(Errno::NoMem)?;
@@ -220,7 +220,8 @@ impl Memory {
         Ok(())
     }
 
-    /// Makes a filled page the table that the entry of `level` for `va` leads to.
+    /// Installs the filled page `table` as a page table: maps it read-only, then sets the entry of `level` for `va` to
+    /// it.
     fn hang_in(&mut self, table: u64, va: u64, level: u32) -> Result<(), Errno> {
         self.make_tables(va, level)?;
         let frame = self.frame(table).ok_or(Errno::Inval)?;
@@ -236,7 +237,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Makes sure that the table holding the entry of `level` for `va` exists.
+    /// Makes the table that holds the entry of `level` for `va`, if it does not exist.
     fn make_tables(&mut self, va: u64, level: u32) -> Result<(), Errno> {
         if self.slot(va, level).is_some() || level == 4 {
             return Ok(());
@@ -249,7 +250,7 @@ impl Memory {
     }
 }
 
-/// The first run of `count` pages in `range` that are all free.
+/// Returns the first page of the first `count` contiguous pages in `range` that are all free.
 fn run_of(range: core::ops::Range<u64>, count: u64, is_free: impl Fn(u64) -> bool) -> Option<u64> {
     let mut first = range.start;
     let mut found = 0;
@@ -273,24 +274,24 @@ pub fn linear(page: u64) -> u64 {
     VIRT_BASE + page * PAGE
 }
 
-/// An entry that leads to `frame`.
+/// An entry that points to `frame`.
 fn entry_for(frame: u64, flags: u64) -> u64 {
     (frame * PAGE) | flags
 }
 
-/// The index of `va` in a table of `level`.
+/// The index of `va`'s entry in a table of `level`.
 fn index(va: u64, level: u32) -> u64 {
     (va >> (12 + 9 * (level - 1))) % ENTRIES
 }
 
 /// Reads a page-table entry by its address.
 fn read_entry(address: u64) -> u64 {
-    // SAFETY: callers pass addresses of slots in tables of ours, which are mapped for as long as the guest lives. The
-    // CPU may set bits meanwhile, hence volatile.
+    // SAFETY: callers pass addresses of entries in tables of ours, which stay mapped for as long as the guest runs. The
+    // CPU may set bits at the same time, hence volatile.
     unsafe { (address as *const u64).read_volatile() }
 }
 
-/// The frame behind an address of ours in the linear mapping.
+/// The frame at an address in the linear mapping.
 #[must_use]
 pub fn frame_of(address: u64) -> Option<u64> {
     let page = address.checked_sub(VIRT_BASE)? / PAGE;
@@ -303,24 +304,24 @@ pub fn frame_of_page(page: u64) -> Option<u64> {
     with(|memory| memory.frame(page)).flatten()
 }
 
-/// The page that lies in a frame of ours.
+/// The page that a frame from the builder lies at.
 #[must_use]
 pub fn page_of_frame(frame: u64) -> Option<u64> {
     with(|memory| memory.page(frame)).flatten()
 }
 
-/// Whether a frame is ours, wherever it came from.
+/// Whether a frame belongs to this domain: from the builder or borrowed.
 fn is_own(frame: u64) -> bool {
     with(|memory| memory.page(frame).is_some() || borrowed::is_borrowed(memory, frame)).unwrap_or(false)
 }
 
-/// The address at which we may read the entry of `level` (1..=4) that translates `va`, if there is one.
+/// The address at which the entry of `level` (1 to 4) that translates `va` can be read, if the entry exists.
 #[must_use]
 pub fn entry_address(va: u64, level: u32) -> Option<u64> {
     with(|memory| memory.slot(va, level)).flatten()
 }
 
-/// The machine address of the entry of `level` that translates `va`, as `mmu_update` wants it.
+/// The machine address of the entry of `level` that translates `va`, as `mmu_update` needs it.
 #[must_use]
 pub fn entry_machine_address(va: u64, level: u32) -> Option<u64> {
     with(|memory| memory.machine_address(memory.slot(va, level)?)).flatten()
@@ -332,7 +333,7 @@ pub fn entry(va: u64, level: u32) -> Option<u64> {
     entry_address(va, level).map(read_entry)
 }
 
-/// Pages that are free.
+/// The number of free pages.
 #[must_use]
 pub fn free_pages() -> u64 {
     with(|memory| {
@@ -342,7 +343,7 @@ pub fn free_pages() -> u64 {
     .unwrap_or(0)
 }
 
-/// Pages in a row, owned: page-aligned memory that goes back when this is dropped.
+/// Contiguous pages. Dropping them frees them.
 #[derive(Debug)]
 pub struct Pages {
     first: u64,
@@ -350,7 +351,7 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Takes `count` zeroed pages.
+    /// Allocates `count` contiguous zeroed pages.
     #[must_use]
     pub fn allocate(count: u64) -> Option<Self> {
         let first = with(|memory| memory.take(count))??;
@@ -368,7 +369,7 @@ impl Pages {
         self.first
     }
 
-    /// How many.
+    /// The number of pages.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
@@ -380,19 +381,19 @@ impl Pages {
         linear(self.first)
     }
 
-    /// The first byte.
+    /// A pointer to the first byte.
     #[must_use]
     pub fn pointer(&self) -> *mut u8 {
         self.address() as *mut u8
     }
 
-    /// The frame of page `i` of these.
+    /// The frame of the `i`-th of these pages.
     #[must_use]
     pub fn frame(&self, i: u64) -> Option<u64> {
         frame_of_page(self.first + i).filter(|_| i < self.count)
     }
 
-    /// Keeps the pages for ever.
+    /// Never frees the pages; returns their address.
     #[must_use]
     pub fn leak(self) -> u64 {
         let address = self.address();
@@ -400,10 +401,10 @@ impl Pages {
         address
     }
 
-    /// Maps page `i` writable or read-only, as a page must be before it serves as a page table.
+    /// Maps the `i`-th page writable or read-only. A page must be read-only before it serves as a page table.
     ///
     /// # Errors
-    /// As `update_va_mapping`; in particular while the page is in use as a table.
+    /// As `update_va_mapping`; in particular if the page is in use as a table.
     pub fn set_writable(&self, i: u64, writable: bool) -> Result<(), Errno> {
         let frame = self.frame(i).ok_or(Errno::Inval)?;
         let flags = if writable { LEAF } else { LEAF & !pte::WRITE };

@@ -1,11 +1,11 @@
-//! Running arbitrary code and calls, and catching what becomes of them: for guests whose purpose is to test the
+//! Runs arbitrary code and calls, and catches the resulting traps: for guests whose purpose is to test the
 //! hypervisor.
 //!
-//! Nothing here is `unsafe` to call, and nothing here is safe: a test guest owns its whole domain, does to it what it
-//! wants, and is believed only as far as the hypervisor's isolation goes. Images that do work leave the feature off.
+//! Nothing here is `unsafe` to call, and nothing here is safe: a test guest owns its whole domain and does to it what
+//! it wants; only the hypervisor's isolation limits it. Images that do useful work leave the feature off.
 //!
-//! [`execute`] jumps to code written with [`crate::code!`], which ends in a mark. Whatever trap comes first, the mark or
-//! another, ends the run: its frame, exactly as the hypervisor pushed it, is the result.
+//! [`execute`] jumps to code written with [`crate::code!`], which ends in a mark. The first trap ends the run, whether
+//! it comes from the mark or not. The result is the trap's frame, exactly as the hypervisor pushed it.
 
 pub mod second;
 
@@ -19,7 +19,7 @@ use hypercall_abi::mmu::{MmuextCommand, MmuextOp, pte};
 use hypercall_abi::{Errno, Hypercall, domid, selector};
 use memory::{PAGE, Pages};
 
-/// General registers as a probe starts with them. RSP 0 means the probe's own stack.
+/// The general registers at the start of a probe. RSP 0 stands for the probe's own stack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 #[expect(missing_docs, reason = "the registers' own names")]
@@ -45,25 +45,25 @@ pub struct Registers {
 /// How a probe ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Stop {
-    /// The trap, as pushed.
+    /// The trap's frame, as pushed.
     pub frame: TrapFrame,
-    /// The address after the frame: where the hypervisor started to push (core 3.3).
+    /// The address after the frame: where the hypervisor began to push (core 3.3).
     pub base: u64,
-    /// RFLAGS in the handler; arithmetic bits have no meaning.
+    /// RFLAGS in the handler; its arithmetic flags have no meaning.
     pub handler_rflags: u64,
     /// The upcall mask in the handler.
     pub handler_mask: u8,
     /// CS and SS in the handler.
     pub handler_selectors: (u16, u16),
-    /// The code ran to its end.
+    /// Whether the code ran to its end.
     pub ended: bool,
 }
 
 impl Stop {
-    /// The frame, if the code ran to its end.
+    /// Returns the frame of a run that reached the end of its code.
     ///
     /// # Panics
-    /// If it did not.
+    /// If the run did not reach the end.
     #[track_caller]
     #[must_use]
     pub fn ended(self) -> TrapFrame {
@@ -71,10 +71,10 @@ impl Stop {
         self.frame
     }
 
-    /// The stop, if it was the trap `vector`.
+    /// Returns the stop of a run that ended with the trap `vector`.
     ///
     /// # Panics
-    /// If it was not.
+    /// If the run ended otherwise.
     #[track_caller]
     #[must_use]
     pub fn trapped(self, vector: u64) -> Self {
@@ -84,30 +84,30 @@ impl Stop {
     }
 }
 
-/// Code to run, ending in [`MARK`].
+/// Code for a probe, ending in [`MARK`].
 #[derive(Clone, Copy, Debug)]
 pub struct Code {
     /// Address of the first instruction.
     pub start: u64,
 }
 
-/// What code ends in: UD2 and a word that no other UD2 of ours is followed by.
+/// The mark at the end of code: UD2, and bytes that follow no other UD2 of the image.
 const MARK: &[u8; 7] = b"\x0f\x0bprobe";
 
 impl Code {
-    /// Code at an address; used by [`crate::code!`].
+    /// Wraps code at an address; used by [`crate::code!`].
     #[must_use]
     pub fn at(start: u64) -> Self {
         Self { start }
     }
 
-    /// The instructions with the mark.
+    /// The instructions, with the mark.
     ///
     /// # Panics
-    /// If there is no mark within a page.
+    /// If there is no mark within 1024 bytes.
     #[must_use]
     pub fn bytes(self) -> &'static [u8] {
-        // SAFETY: `code!` puts the mark within this image, and images are longer than what is read past a code's end.
+        // SAFETY: `code!` puts the mark within this image, and images extend at least 1024 bytes beyond a code's start.
         let window = unsafe { core::slice::from_raw_parts(self.start as *const u8, 1024) };
         let mark = window.windows(MARK.len()).position(|bytes| bytes == MARK);
         &window[..mark.expect("code ends in a mark") + MARK.len()]
@@ -131,9 +131,9 @@ struct Stack([u8; 16 * 1024]);
 
 /// The stack of probes.
 static STACK: MaskMutex<Stack> = MaskMutex::new(Stack([0; 16 * 1024]));
-/// The stack traps from user mode start on.
+/// The stack on which traps from user mode start.
 static TRAP_STACK: MaskMutex<Stack> = MaskMutex::new(Stack([0; 16 * 1024]));
-/// Where the probe's caller goes on.
+/// The stack pointer with which the probe's caller continues.
 static RESUME_RSP: AtomicU64 = AtomicU64::new(0);
 static TARGET: AtomicU64 = AtomicU64::new(0);
 static ARMED: AtomicBool = AtomicBool::new(false);
@@ -146,7 +146,7 @@ pub fn stack_end() -> u64 {
     STACK.data_ptr().addr() as u64 + size_of::<Stack>() as u64
 }
 
-/// First address after the stack that traps from user mode start on.
+/// First address after the stack on which traps from user mode start.
 #[must_use]
 pub fn trap_stack_end() -> u64 {
     TRAP_STACK.data_ptr().addr() as u64 + size_of::<Stack>() as u64
@@ -173,7 +173,7 @@ macro_rules! load_registers {
     };
 }
 
-/// Saves what the caller's calling convention keeps, then jumps to [`TARGET`] with `registers`; `resume` comes back here.
+/// Saves the callee-saved registers, then jumps to [`TARGET`] with `registers`; `resume` returns to the caller of this.
 #[unsafe(naked)]
 unsafe extern "C" fn jump(registers: *const Registers) {
     naked_asm!(
@@ -187,7 +187,7 @@ unsafe extern "C" fn jump(registers: *const Registers) {
     )
 }
 
-/// As [`jump`], but through the `iret` hypercall with the frame at `frame`, which holds RAX, RCX and R11.
+/// Like [`jump`], but enters by the `iret` hypercall with the frame at `frame`, which holds RAX, RCX and R11.
 #[unsafe(naked)]
 unsafe extern "C" fn iret(registers: *const Registers, frame: *const IretContext) {
     naked_asm!(
@@ -207,7 +207,7 @@ unsafe extern "C" fn resume() {
     naked_asm!("cld", "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx", "ret")
 }
 
-/// The hook: ends the probe that runs.
+/// The trap hook: ends the running probe.
 fn caught(frame: &mut TrapFrame) -> bool {
     let is_event = frame.vector == EVENT && !CATCH_EVENTS.load(Ordering::Relaxed);
     if is_event || !ARMED.swap(false, Ordering::Relaxed) {
@@ -215,7 +215,7 @@ fn caught(frame: &mut TrapFrame) -> bool {
     }
     let handler_rflags: u64;
     let (cs, ss): (u16, u16);
-    // SAFETY: reads registers by way of the stack.
+    // SAFETY: reads registers, by way of the stack.
     unsafe {
         asm!("pushfq", "pop {}", out(reg) handler_rflags);
         asm!("mov {0:x}, cs", "mov {1:x}, ss", out(reg) cs, out(reg) ss, options(nomem, nostack));
@@ -232,7 +232,7 @@ fn caught(frame: &mut TrapFrame) -> bool {
     frame.rsp = RESUME_RSP.load(Ordering::Relaxed);
     frame.cs = u64::from(selector::GUEST_CS & !3);
     frame.ss = u64::from(selector::GUEST_SS);
-    // Back as the caller was: probes run with upcalls masked unless they unmask.
+    // RFLAGS as the caller had them. Probes run with upcalls masked, unless they unmask them.
     frame.rflags = 0x2;
     true
 }
@@ -261,12 +261,12 @@ pub fn execute(code: Code, registers: &Registers) -> Stop {
     }
     TARGET.store(code.start, Ordering::Relaxed);
     start();
-    // SAFETY: the first trap brings us back with the stack as it was; what the code does is the test's business.
+    // SAFETY: the first trap returns here with the stack as it was; the test is responsible for what the code does.
     unsafe { jump(&raw const registers) };
     finish()
 }
 
-/// Runs a probe with event upcalls ending it like any trap.
+/// Runs a probe that an event upcall ends like any trap.
 pub fn until_event(probe: impl FnOnce() -> Stop) -> Stop {
     CATCH_EVENTS.store(true, Ordering::Relaxed);
     let stop = probe();
@@ -275,25 +275,25 @@ pub fn until_event(probe: impl FnOnce() -> Stop) -> Stop {
     stop
 }
 
-/// As [`execute`], with an event upcall ending the probe like any trap.
+/// Like [`execute`], but an event upcall also ends the probe.
 #[must_use]
 pub fn execute_until_event(code: Code, registers: &Registers) -> Stop {
     until_event(|| execute(code, registers))
 }
 
-/// As [`enter_by_iret`], with an event upcall ending the probe like any trap.
+/// Like [`enter_by_iret`], but an event upcall also ends the probe.
 #[must_use]
 pub fn enter_by_iret_until_event(frame: &IretContext, registers: &Registers) -> Stop {
     until_event(|| enter_by_iret(frame, registers))
 }
 
-/// Enters `frame` by the `iret` hypercall. RAX, RCX and R11 of `registers` have no effect; RSP neither.
+/// Enters `frame` by the `iret` hypercall. RAX, RCX, R11 and RSP of `registers` have no effect.
 #[must_use]
 pub fn enter_by_iret(frame: &IretContext, registers: &Registers) -> Stop {
     enter_by_iret_at(address(frame), registers)
 }
 
-/// As [`enter_by_iret`], with the frame that lies at an address of the test's choice.
+/// Like [`enter_by_iret`], with a frame that lies at any address.
 #[must_use]
 pub fn enter_by_iret_at(frame: u64, registers: &Registers) -> Stop {
     start();
@@ -302,7 +302,7 @@ pub fn enter_by_iret_at(frame: u64, registers: &Registers) -> Stop {
     finish()
 }
 
-/// A frame that goes on in kernel mode at `code` with upcalls masked.
+/// A frame that continues in kernel mode at `code`, with upcalls masked.
 #[must_use]
 pub fn kernel_frame(code: Code) -> IretContext {
     IretContext {
@@ -315,41 +315,41 @@ pub fn kernel_frame(code: Code) -> IretContext {
     }
 }
 
-/// A hypercall without any care; the result is judged as usual.
+/// Makes a hypercall, whatever its arguments mean.
 ///
 /// # Errors
-/// What the hypervisor answered.
+/// The hypervisor's error.
 pub fn call(which: Hypercall, args: [u64; 5]) -> Result<u64, Errno> {
     Errno::from_rax(call_number(which.number(), args))
 }
 
-/// A hypercall by its number; the result is RAX.
+/// Makes a hypercall by its number; returns RAX.
 #[must_use]
 pub fn call_number(number: u64, args: [u64; 5]) -> u64 {
     // SAFETY: none; see the head of this module.
     unsafe { hypercall::raw(number, args) }
 }
 
-/// The address of an object, as calls want it.
+/// The address of an object, as an argument of a call.
 #[must_use]
 pub fn address<T: ?Sized>(object: &T) -> u64 {
     (&raw const *object).cast::<u8>().addr() as u64
 }
 
-/// The address of an object a call is to write.
+/// The address of an object that a call writes.
 #[must_use]
 pub fn address_mut<T: ?Sized>(object: &mut T) -> u64 {
     (&raw mut *object).cast::<u8>().addr() as u64
 }
 
-/// A fault as a value.
+/// A fault that a probe ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Exception vector.
     pub vector: u64,
     /// Error code.
     pub error: u64,
-    /// The address, if it was a page fault.
+    /// The faulting address of a page fault; otherwise 0.
     pub address: u64,
 }
 
@@ -364,7 +364,7 @@ fn outcome(stop: &Stop) -> Result<u64, Fault> {
     })
 }
 
-/// Reads a word.
+/// Reads a word by a probe.
 ///
 /// # Errors
 /// The fault.
@@ -373,7 +373,7 @@ pub fn read(va: u64) -> Result<u64, Fault> {
     outcome(&execute(crate::code!("mov rax, [rdi]"), &registers))
 }
 
-/// Writes a word.
+/// Writes a word by a probe.
 ///
 /// # Errors
 /// The fault.
@@ -382,78 +382,78 @@ pub fn write(va: u64, value: u64) -> Result<(), Fault> {
     outcome(&execute(crate::code!("mov [rdi], rax"), &registers)).map(drop)
 }
 
-/// Reads a word that is mapped, without a probe: also for a second vcpu.
+/// Reads a word that must be mapped, without a probe; so a second vcpu may call this.
 #[must_use]
 pub fn load(va: u64) -> u64 {
     // SAFETY: none; see the head of this module.
     unsafe { (va as *const u64).read_volatile() }
 }
 
-/// Writes a word that is mapped, without a probe.
+/// Writes a word that must be mapped, without a probe.
 pub fn store(va: u64, value: u64) {
     // SAFETY: none; see the head of this module.
     unsafe { (va as *mut u64).write_volatile(value) };
 }
 
-/// Reads bytes that are mapped, without a probe.
+/// Reads bytes that must be mapped, without a probe.
 pub fn load_bytes(va: u64, into: &mut [u8]) {
     // SAFETY: none; see the head of this module.
     unsafe { (va as *const u8).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
 }
 
-/// Writes bytes that are mapped, without a probe.
+/// Writes bytes that must be mapped, without a probe.
 pub fn store_bytes(va: u64, bytes: &[u8]) {
     // SAFETY: none; see the head of this module.
     unsafe { (va as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
 }
 
-/// Adds to a word by LOCK CMPXCHG until it succeeds, without a probe: also for a second vcpu.
+/// Adds to a word by LOCK CMPXCHG, repeated until it succeeds, without a probe; so a second vcpu may call this.
 pub fn compare_and_add(va: u64, add: u64) {
     // SAFETY: none; see the head of this module.
     let word = unsafe { AtomicU64::from_ptr(va as *mut u64) };
     let _ = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |value| Some(value + add));
 }
 
-/// `update_va_mapping` by any entry.
+/// Makes an `update_va_mapping` call with any entry.
 ///
 /// # Errors
-/// What the hypervisor answered.
+/// The hypervisor's error.
 pub fn update_va_mapping(va: u64, entry: u64, flags: u64) -> Result<u64, Errno> {
     call(Hypercall::UpdateVaMapping, [va, entry, flags, 0, 0])
 }
 
-/// One `mmu_update` for SELF.
+/// Makes an `mmu_update` call with one update for SELF.
 ///
 /// # Errors
-/// What the hypervisor answered.
+/// The hypervisor's error.
 pub fn mmu_update(ptr: u64, val: u64) -> Result<u64, Errno> {
     let update = hypercall_abi::mmu::MmuUpdate { ptr, val };
     call(Hypercall::MmuUpdate, [address(&update), 1, 0, u64::from(domid::SELF), 0])
 }
 
-/// One `mmuext_op` for SELF.
+/// Makes an `mmuext_op` call with one operation for SELF.
 ///
 /// # Errors
-/// What the hypervisor answered.
+/// The hypervisor's error.
 pub fn mmuext(command: MmuextCommand, arg1: u64, arg2: u64) -> Result<u64, Errno> {
     let op = MmuextOp { cmd: command as u32, pad: 0, arg1, arg2 };
     call(Hypercall::MmuextOp, [address(&op), 1, 0, u64::from(domid::SELF), 0])
 }
 
-/// A user address space: one page of code, one of data (its end is the stack), under a root of its own.
+/// A user address space with its own root: one page of code and one of data, whose end is the stack.
 #[derive(Debug)]
 pub struct UserSpace {
-    /// Root, L3, L2, L1; then code, data.
+    /// Root, L3, L2, L1, code, data.
     pages: Pages,
 }
 
 impl UserSpace {
-    /// Where the code is mapped: within reach of 32-bit code.
+    /// The address of the code page, low enough for 32-bit code.
     pub const CODE: u64 = 0x4000_0000;
-    /// Where the data is mapped.
+    /// The address of the data page.
     pub const DATA: u64 = Self::CODE + PAGE;
 
-    /// Builds it and pins its root.
+    /// Builds the address space and pins its root.
     ///
     /// # Panics
     /// If the hypervisor refuses.
@@ -488,7 +488,7 @@ impl UserSpace {
         self.pages.frame(0).expect("the page is ours")
     }
 
-    /// The address at which the kernel sees the data page.
+    /// The address of the data page in the kernel.
     #[must_use]
     pub fn data(&self) -> u64 {
         self.pages.address() + 5 * PAGE
@@ -502,7 +502,7 @@ impl UserSpace {
         unsafe { page.copy_from_nonoverlapping(bytes.as_ptr(), count) };
     }
 
-    /// A frame that goes on in user mode at the first instruction of the code page.
+    /// A frame that continues in user mode at the first instruction of the code page.
     #[must_use]
     pub fn frame() -> IretContext {
         IretContext {
@@ -515,7 +515,7 @@ impl UserSpace {
         }
     }
 
-    /// Runs `code` in user mode until its first trap or system call. [`Stop::ended`] says whether it reached its end.
+    /// Runs `code` in user mode until its first trap or system call. [`Stop::ended`] tells whether it reached its end.
     ///
     /// # Panics
     /// If the hypervisor refuses the user root or the trap stack.
@@ -528,7 +528,7 @@ impl UserSpace {
         stop
     }
 
-    /// As [`Self::run`], with any bytes for code; there is no end to reach.
+    /// Like [`Self::run`], with any bytes as code. The bytes have no mark, so [`Stop::ended`] is not set.
     ///
     /// # Panics
     /// As [`Self::run`].
@@ -538,7 +538,8 @@ impl UserSpace {
         enter_by_iret(frame, registers)
     }
 
-    /// Loads code and makes this the address space of user mode, whose traps start on the stack that ends at `stack`.
+    /// Loads code, and makes this the address space of user mode. Traps from user mode start on the stack that ends at
+    /// `stack`.
     ///
     /// # Panics
     /// As [`Self::run`].
@@ -551,13 +552,13 @@ impl UserSpace {
 }
 
 impl UserSpace {
-    /// As [`Self::run`], with an event upcall ending the probe like any trap.
+    /// Like [`Self::run`], but an event upcall also ends the probe.
     #[must_use]
     pub fn run_until_event(&self, code: Code, frame: &IretContext, registers: &Registers) -> Stop {
         until_event(|| self.run(code, frame, registers))
     }
 
-    /// As [`Self::run_bytes`], with an event upcall ending the probe like any trap.
+    /// Like [`Self::run_bytes`], but an event upcall also ends the probe.
     #[must_use]
     pub fn run_bytes_until_event(&self, bytes: &[u8], frame: &IretContext, registers: &Registers) -> Stop {
         until_event(|| self.run_bytes(bytes, frame, registers))

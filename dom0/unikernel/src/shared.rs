@@ -1,4 +1,4 @@
-//! Pages that a peer may write at any moment: never referred to, only copied from and to.
+//! Pages that a peer may write at any time. Rust references to them never exist; bytes are only copied.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 use ring_protocol::SharedPage;
@@ -6,7 +6,7 @@ use ring_protocol::SharedPage;
 /// Bytes of a page.
 const LENGTH: usize = 4096;
 
-/// A mapped page with another writer.
+/// A mapped page that a peer writes, too.
 #[derive(Debug)]
 pub(crate) struct PeerPage {
     base: *mut u8,
@@ -17,22 +17,22 @@ unsafe impl Send for PeerPage {}
 
 impl PeerPage {
     /// # Safety
-    /// `base` is a page, mapped writable for as long as this is used, to which no Rust reference leads.
+    /// `base` is a page, mapped writable for as long as this value is used, to which no Rust reference leads.
     pub(crate) unsafe fn new(base: *mut u8) -> Self {
         Self { base }
     }
 
-    /// The word at an offset, if it is one.
+    /// The word at `offset`, if `offset` is aligned and inside the page.
     fn word(&self, offset: usize) -> Option<&AtomicU32> {
         if offset > LENGTH - 4 || !offset.is_multiple_of(4) {
             return None;
         }
-        // SAFETY: inside the page and aligned; mapped, by the contract of `new`; the other side writes it, hence an
-        // atomic.
+        // SAFETY: inside the page and aligned; mapped, by the contract of `new`; the peer may write it at the same
+        // time, hence an atomic.
         Some(unsafe { AtomicU32::from_ptr(self.base.add(offset).cast()) })
     }
 
-    /// How many of `wanted` bytes there are from `offset` on.
+    /// How many of `wanted` bytes from `offset` on are inside the page.
     fn room(offset: usize, wanted: usize) -> usize {
         wanted.min(LENGTH.saturating_sub(offset))
     }
@@ -57,8 +57,8 @@ impl SharedPage for PeerPage {
         let count = Self::room(offset, into.len());
         let base = self.base.wrapping_add(offset);
         for (i, byte) in into.iter_mut().take(count).enumerate() {
-            // SAFETY: `room` keeps it inside the page, which is mapped by the contract of `new`; the other side may
-            // write it meanwhile, hence volatile.
+            // SAFETY: `room` keeps the address inside the page, which is mapped by the contract of `new`; the peer may
+            // write it at the same time, hence volatile.
             *byte = unsafe { base.add(i).read_volatile() };
         }
     }

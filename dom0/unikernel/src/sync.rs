@@ -1,12 +1,12 @@
-//! A lock that also masks event upcalls, so that an upcall on the same vcpu never waits for what it interrupted.
+//! A lock that also masks event upcalls, so that an upcall never waits for a lock held by the code it interrupted.
 
 use crate::events;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-/// The raw lock: spins between vcpus, masks upcalls on its own.
+/// The raw lock: other vcpus spin, upcalls on its own vcpu are masked.
 pub struct RawMaskLock {
     held: AtomicBool,
-    /// The upcall mask as the holder found it. Written only by the holder.
+    /// The upcall mask from before the lock was taken. Only the holder writes it.
     mask: AtomicU8,
 }
 

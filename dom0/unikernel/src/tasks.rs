@@ -1,11 +1,11 @@
 //! Cooperative tasks on vcpu 0: they run with upcalls masked and sleep in `sched_op(block)` when none is ready.
 //!
-//! There are two ready queues: what somebody waits for step by step (control) runs before what moves bytes (data), which has
-//! at least one turn of nine. Events are looked at before every turn, so control waits for one turn of data at most. After a
-//! millisecond of turns other domains have theirs.
+//! There are two ready queues. Control tasks, each of whose steps a guest or a person waits for, run before data tasks,
+//! which move bytes; data tasks get at least one turn in nine. Events are checked before every turn, so a control task
+//! waits for at most one turn of a data task. After a millisecond of turns, other domains get the CPU.
 //!
-//! No wake-up is lost: the ready queues and the pending bits are looked at with upcalls masked, and `block` unmasks and
-//! looks again in one step (core 5.4).
+//! No wake-up is lost: the ready queues and the pending bits are checked with upcalls masked; `block` unmasks them and
+//! checks again in one step (core 5.4).
 
 mod ready;
 
@@ -20,19 +20,19 @@ use ready::Ready;
 pub use async_task::Task;
 pub use ready::{CONTROL_IN_A_ROW, Class};
 
-/// How long tasks run before other domains have a turn, in nanoseconds: who waits for an answer is to have it soon, also where
-/// one CPU serves us all.
+/// Nanoseconds that tasks run before other domains get the CPU, so that a guest that waits for dom0's answer gets the
+/// CPU soon, even if there is only one.
 const TURN_NS: u64 = 1_000_000;
 
 static READY: MaskMutex<Ready<Runnable>> = MaskMutex::new(Ready::new());
 
-/// Starts a control task: see [`Class`]. Dropping the handle cancels it; `detach` lets it run on.
+/// Starts a control task: see [`Class`]. Dropping the handle cancels the task; `detach` lets it continue.
 #[must_use = "a task is cancelled when its handle is dropped"]
 pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
     spawn_in(Class::Control, future)
 }
 
-/// Starts a data task: see [`Class`]. Dropping the handle cancels it; `detach` lets it run on.
+/// Starts a data task: see [`Class`]. Dropping the handle cancels the task; `detach` lets it continue.
 #[must_use = "a task is cancelled when its handle is dropped"]
 pub fn spawn_data<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
     spawn_in(Class::Data, future)
@@ -43,14 +43,14 @@ fn spawn_in<T: 'static>(class: Class, future: impl Future<Output = T> + 'static)
         let mut ready = READY.lock();
         if info.woken_while_running { ready.yielded(runnable) } else { ready.woken(class, runnable) }
     });
-    // SAFETY: the future and its output are 'static. They need not be `Send`: runnables are run and dropped by vcpu 0
-    // alone, in `run_next`. The schedule function borrows nothing.
+    // SAFETY: the future and its output are 'static. They need not be `Send`: only vcpu 0 runs and drops runnables, in
+    // `run_next`. The schedule function borrows nothing.
     let (runnable, task) = unsafe { async_task::spawn_unchecked(future, schedule) };
     runnable.schedule();
     task
 }
 
-/// Runs tasks until `future` is done; answers its value.
+/// Runs tasks until `future` is done; returns its value.
 pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
     let mut task = pin!(spawn(future));
     let mut begun = time::now_ns();
@@ -73,7 +73,7 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
     }
 }
 
-/// Gives a turn to the task that is next; answers whether there was one.
+/// Gives the next ready task a turn; returns whether there was one.
 fn run_next() -> bool {
     let next = READY.lock().next();
     next.is_some_and(|runnable| {
@@ -103,7 +103,7 @@ mod tests {
     use alloc::vec::Vec;
     use core::cell::RefCell;
 
-    /// The one test that runs tasks: the queues are shared by all.
+    /// The only test that runs tasks, because all tests share the queues.
     #[test]
     fn turns_of_control_come_first_and_a_long_one_lets_data_in() {
         let turns: Rc<RefCell<Vec<&str>>> = Rc::default();

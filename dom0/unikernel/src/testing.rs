@@ -1,8 +1,8 @@
-//! Tests that run inside a guest: `test!` leaves a record in the `.tests` section, [`run`] executes those the command
-//! line names (`test=<name>`; `test=*` or nothing: all).
+//! Tests that run inside a guest: `test!` puts a record in the `.tests` section, and [`run`] runs the tests that the
+//! command line selects (`test=<name>`; all with `test=*` or without `test=`).
 //!
-//! The host reads the names from the image file. A test passes by returning; the protocol on the console is one line
-//! `@@ test <name>: ok` each and `@@ done: passed` or `@@ done: failed` last.
+//! The host reads the names from the image file. A test passes by returning. The console shows one line
+//! `@@ test <name>: ok` for each test, and `@@ done: passed` or `@@ done: failed` at the end.
 
 use crate::boot::Boot;
 use crate::println;
@@ -10,18 +10,18 @@ use crate::println;
 /// Bytes of a name in a record.
 pub const NAME_BYTES: usize = 56;
 
-/// One test. The layout is read by the host: 56 bytes of name, zero padded, and the function.
+/// One test. The host reads this layout: 56 bytes of name, zero padded, and the function.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Test {
     /// The name, zero padded.
     pub name: [u8; NAME_BYTES],
-    /// What to run.
+    /// The function to run.
     pub run: fn(),
 }
 
 impl Test {
-    /// A record; the name must fit.
+    /// Makes a record; a name that does not fit is an error at compile time.
     #[must_use]
     pub const fn new(name: &str, run: fn()) -> Self {
         let bytes = name.as_bytes();
@@ -56,7 +56,7 @@ macro_rules! test {
     };
 }
 
-/// Every test linked into this image.
+/// All tests linked into this image.
 #[cfg(target_os = "none")]
 fn all() -> &'static [Test] {
     unsafe extern "C" {
@@ -74,7 +74,7 @@ fn all() -> &'static [Test] {
     &[]
 }
 
-/// Whether `wanted` (the value of `test=`) selects a test.
+/// Whether `wanted` (the value of `test=`) selects the test `name`.
 fn selects(wanted: &str, name: &str) -> bool {
     match wanted.strip_suffix('*') {
         Some(prefix) => name.starts_with(prefix),

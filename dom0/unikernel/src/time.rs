@@ -13,10 +13,11 @@ use hypercall_abi::shared::TimeInfo;
 
 static PORT: AtomicU32 = AtomicU32::new(0);
 
-/// Who sleeps, by deadline; the second half of the key tells sleepers with one deadline apart.
+/// The sleeping tasks, by deadline. The second part of the key distinguishes tasks with the same deadline.
 static SLEEPERS: MaskMutex<BTreeMap<(u64, u64), Waker>> = MaskMutex::new(BTreeMap::new());
 
-/// Stops the tick, and only then binds the timer interrupt: one that came in between would end the first sleep early.
+/// Stops the periodic timer, then binds the timer interrupt. In this order, because a tick after the binding would end
+/// the first sleep early.
 ///
 /// # Panics
 /// If the hypervisor refuses what it must grant (core 6.3).
@@ -41,8 +42,8 @@ pub fn record() -> TimeInfo {
         return TimeInfo::default();
     }
     loop {
-        // SAFETY: the shared page stays mapped and the record is aligned; the hypervisor writes it meanwhile, which the
-        // version tells (core 6.1), hence volatile reads between fences.
+        // SAFETY: the shared page stays mapped and the record is aligned; the hypervisor may write the record
+        // meanwhile, which its version shows (core 6.1), hence volatile reads between fences.
         let (before, copy, after) = unsafe {
             let version = (&raw const (*record).version).read_volatile();
             fence(Ordering::Acquire);
@@ -56,7 +57,7 @@ pub fn record() -> TimeInfo {
     }
 }
 
-/// System time at counter value `tsc` by a record.
+/// The system time at counter value `tsc`, computed from a time record.
 #[must_use]
 pub fn system_time(record: &TimeInfo, tsc: u64) -> u64 {
     let delta = u128::from(tsc.saturating_sub(record.tsc_timestamp));
@@ -74,14 +75,14 @@ pub fn now_ns() -> u64 {
     system_time(&record, counter())
 }
 
-/// The processor's counter: for measuring, and as a source of names that differ.
+/// The processor's time-stamp counter: for measuring, and as a seed.
 #[must_use]
 pub fn counter() -> u64 {
     // SAFETY: reading the counter is allowed in every ring.
     unsafe { _rdtsc() }
 }
 
-/// Waits without sleeping.
+/// Waits for `ns` nanoseconds without sleeping.
 pub fn spin_ns(ns: u64) {
     let end = now_ns() + ns;
     while now_ns() < end {
@@ -108,18 +109,19 @@ fn wake_sleepers() {
     }
 }
 
-/// A deadline already past is raised at once, so no wake-up is lost between the look at the clock and the call.
+/// Sets the one-shot timer. A deadline that has passed fires at once, so no wake-up is lost between reading the clock
+/// and this call.
 fn arm(deadline_ns: u64) {
     let _ = hypercall::set_singleshot_timer(0, deadline_ns);
 }
 
-/// Sleeps until `deadline_ns` of [`now_ns`].
+/// Sleeps until [`now_ns`] reaches `deadline_ns`.
 pub fn sleep_until(deadline_ns: u64) -> impl Future<Output = ()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     Sleep { key: (deadline_ns, NEXT.fetch_add(1, Ordering::Relaxed)) }
 }
 
-/// Sleeps for `ns`.
+/// Sleeps for `ns` nanoseconds.
 pub fn sleep_ns(ns: u64) -> impl Future<Output = ()> {
     sleep_until(now_ns() + ns)
 }

@@ -1,4 +1,4 @@
-//! Traps and callbacks: what the hypervisor delivers to us, in one form (core 3.2-3.8).
+//! Traps and callbacks that the hypervisor delivers to this domain, all in one form (core 3.2-3.8).
 
 use crate::entry::Stubs;
 use crate::{events, hypercall, println};
@@ -7,14 +7,14 @@ use hypercall_abi::callback::{CALLBACK_MASKS_EVENTS, CallbackType, TRAP_MASKS_EV
 use hypercall_abi::sched::ShutdownReason;
 use hypercall_abi::selector;
 
-/// The number under which the event upcall arrives in [`TrapFrame::vector`].
+/// The value of [`TrapFrame::vector`] for an event upcall.
 pub const EVENT: u64 = 256;
-/// The number under which SYSCALL from user mode arrives.
+/// The value of [`TrapFrame::vector`] for SYSCALL from user mode.
 pub const SYSCALL: u64 = 257;
-/// The number under which the failsafe callback arrives.
+/// The value of [`TrapFrame::vector`] for the failsafe callback.
 pub const FAILSAFE: u64 = 258;
 
-/// What a trap interrupted. The handler may change it: the `iret` hypercall takes it back (core 3.7).
+/// The interrupted state. The handler may change it; the `iret` hypercall restores it (core 3.7).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 #[expect(missing_docs, reason = "the registers' own names")]
@@ -75,12 +75,12 @@ impl core::fmt::Display for TrapFrame {
     }
 }
 
-/// A hook sees every trap first; it answers whether it dealt with it.
+/// A hook gets every trap first; it returns whether it handled the trap.
 pub type Hook = fn(&mut TrapFrame) -> bool;
 
 static HOOK: AtomicUsize = AtomicUsize::new(0);
 
-/// Installs a hook in place of the last one.
+/// Installs a hook in place of the previous one.
 pub fn set_hook(hook: Hook) {
     HOOK.store(hook as usize, Ordering::Release);
 }
@@ -91,8 +91,7 @@ fn hook() -> Option<Hook> {
     (hook != 0).then(|| unsafe { core::mem::transmute::<usize, Hook>(hook) })
 }
 
-/// The gate of `vector` as [`init`] installs it, with the least ring that may raise it by INT n and whether it masks
-/// events.
+/// The gate of `vector` as [`init`] installs it. `dpl` is the highest ring number that may raise it by INT n.
 #[must_use]
 pub fn gate(vector: u8, dpl: u8, masks_events: bool) -> TrapInfo {
     TrapInfo {
@@ -104,7 +103,7 @@ pub fn gate(vector: u8, dpl: u8, masks_events: bool) -> TrapInfo {
     }
 }
 
-/// The address of the stub behind a number of [`TrapFrame::vector`].
+/// The address of the stub for a value of [`TrapFrame::vector`].
 #[must_use]
 pub fn handler_address(vector: u64) -> u64 {
     let stubs = Stubs::get();
@@ -116,13 +115,13 @@ pub fn handler_address(vector: u64) -> u64 {
     }
 }
 
-/// What a user program may raise by INT n: breakpoint, overflow and the old system call.
+/// The gate that [`init`] installs. User programs may raise breakpoint, overflow and the old system call by INT n.
 fn default_gate(vector: u8) -> TrapInfo {
     let dpl = if matches!(vector, 3 | 4 | 0x80) { 3 } else { 0 };
     gate(vector, dpl, true)
 }
 
-/// Installs a gate for every vector, all masking events, and the callbacks.
+/// Installs the callbacks, and a gate for every vector. All of them mask events.
 pub(crate) fn init() {
     let mut table = [TrapInfo::default(); 257];
     for (vector, slot) in (0..=255).zip(&mut table) {
@@ -143,7 +142,7 @@ pub(crate) fn init() {
     }
 }
 
-/// Called by the stubs for everything.
+/// Handles every trap and callback; called by the stubs.
 #[unsafe(no_mangle)]
 extern "C" fn trap_entry(frame: &mut TrapFrame) {
     if hook().is_some_and(|hook| hook(frame)) {
@@ -155,7 +154,7 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
     }
 }
 
-/// A trap nobody expected: says so and crashes the domain.
+/// Handles an unexpected trap: prints it and crashes the domain.
 fn die(frame: &TrapFrame) -> ! {
     println!("\nunexpected {frame}\ncr2 {:#x}", events::page_fault_address());
     println!("@@ done: failed");

@@ -1,8 +1,8 @@
-//! Memory borrowed from the hypervisor: taken when something large is needed, and given back as soon as it is not.
+//! Memory borrowed from the hypervisor: taken for large allocations, and given back when they are freed.
 //!
-//! A domain that may raise its own limit starts small and has in between what it needs, for instance to unpack a kernel
-//! ([`lend_large`]). Borrowed pages lie in pieces of 2 MiB of addresses, each with a page table of its own, which is hung
-//! into the tree when it is filled, as one change, and taken out the same way.
+//! A domain that may raise its own limit starts small and borrows what it needs for a while, for instance to unpack a
+//! kernel ([`lend_large`]). Borrowed pages lie in pieces of 2 MiB of addresses. Each piece has a page table of its own,
+//! which is filled, then installed by one update; it is removed by one update, too.
 
 use super::window::flush_tlb;
 use super::{ENTRIES, LEAF, Memory, PAGE, entry_for, linear, read_entry, run_of, with};
@@ -13,7 +13,7 @@ use hypercall_abi::memory::MemoryOp;
 use hypercall_abi::mmu::{MmuUpdate, pte, uvmf};
 use hypercall_abi::{Errno, domid};
 
-/// Where borrowed pages appear.
+/// The address at which borrowed pages begin.
 const BASE: u64 = 0xffff_ffff_c800_0000;
 /// Bytes of a piece: what one page table maps.
 const PIECE: u64 = ENTRIES * PAGE;
@@ -22,20 +22,20 @@ const PIECES: u64 = SLOTS as u64;
 const SLOTS: usize = 384;
 /// Entries of a page table.
 const TABLE: usize = 512;
-/// What we call the first borrowed page; far from any page the builder gave us.
+/// The page number of the first borrowed page; larger than any from the builder.
 const FIRST_PAGE: u64 = 1 << 30;
-/// The limit that means none, in KiB.
+/// The limit in KiB that means no limit.
 const NO_LIMIT: u64 = u64::MAX >> 1;
 
-/// Set by [`lend_large`].
+/// Whether [`lend_large`] has been called.
 static ENABLED: AtomicBool = AtomicBool::new(false);
-/// For each piece: how many pieces the loan has that begins there, or 0.
+/// For each piece: how many pieces the loan that begins there has; 0 if no loan begins there.
 static LOANS: MaskMutex<[u16; SLOTS]> = MaskMutex::new([0; SLOTS]);
 
-/// From now on large pieces of the heap are borrowed from the hypervisor, up to all the machine has.
+/// From now on, borrows large allocations of the heap from the hypervisor, up to all memory of the machine.
 ///
 /// # Errors
-/// Why the hypervisor does not let us raise our own limit.
+/// Why the hypervisor does not let this domain raise its own limit.
 pub fn lend_large() -> Result<(), Errno> {
     control::set_max_memory(domid::SELF, NO_LIMIT)?;
     ENABLED.store(true, Ordering::Relaxed);
@@ -47,8 +47,8 @@ pub(super) fn enabled() -> bool {
     ENABLED.load(Ordering::Relaxed)
 }
 
-/// Borrows zeroed memory of at least `bytes`; answers its address, which is aligned to 2 MiB. `None` if the machine has no
-/// more, or we have no addresses or tables for it.
+/// Borrows at least `bytes` bytes of zeroed memory; returns its address, aligned to 2 MiB. `None` if the machine has
+/// too little memory, or this domain has too few addresses or no page for a table.
 pub(super) fn borrow(bytes: usize) -> Option<*mut u8> {
     let pages = u64::try_from(bytes).ok()?.div_ceil(PAGE).max(1);
     let pieces = pages.div_ceil(ENTRIES);
@@ -64,10 +64,10 @@ pub(super) fn borrow(bytes: usize) -> Option<*mut u8> {
     Some((BASE + first * PIECE) as *mut u8)
 }
 
-/// Gives back what begins at `address`; answers `false` if no loan begins there.
+/// Gives back the loan that begins at `address`; returns false if no loan begins there.
 ///
 /// # Safety
-/// Nobody refers to that memory any more.
+/// No reference leads to this memory any more.
 pub(super) unsafe fn give_back(address: *mut u8) -> bool {
     let Some(offset) = (address.addr() as u64).checked_sub(BASE) else { return false };
     let first = offset / PIECE;
@@ -80,7 +80,7 @@ pub(super) unsafe fn give_back(address: *mut u8) -> bool {
     true
 }
 
-/// Whether a frame is one of those borrowed.
+/// Whether a frame is borrowed.
 pub(super) fn is_borrowed(memory: &Memory, frame: u64) -> bool {
     let page = memory.page_hint(frame).and_then(|page| page.checked_sub(FIRST_PAGE));
     let Some(page) = page.filter(|page| *page < PIECES * ENTRIES) else { return false };
@@ -105,7 +105,7 @@ fn release(first: u64) {
     debug_assert!(loan.is_some_and(|pieces| pieces > 0), "a loan is given back twice");
 }
 
-/// Gets `count` frames and maps them as a piece.
+/// Allocates `count` frames, and maps them as a piece.
 fn fill(piece: u64, count: u64) -> Option<()> {
     let mut frames = [0; TABLE];
     let frames = frames.get_mut(..usize::try_from(count).ok()?)?;
@@ -130,7 +130,7 @@ fn fill(piece: u64, count: u64) -> Option<()> {
     None
 }
 
-/// Takes a piece out of the tree, and gives its frames back.
+/// Unmaps a piece, and gives its frames back.
 fn empty(piece: u64) {
     let va = BASE + piece * PIECE;
     let (mut frames, mut count) = ([0; TABLE], 0);
@@ -143,7 +143,7 @@ fn empty(piece: u64) {
             count += 1;
         }
         let ptr = memory.machine_address(slot)?;
-        // SAFETY: nobody refers to this memory any more.
+        // SAFETY: no reference leads to this memory any more.
         unsafe { hypercall::mmu_update(&[MmuUpdate { ptr, val: 0 }], domid::SELF) }.ok()?;
         Some(table)
     });
@@ -157,13 +157,13 @@ fn empty(piece: u64) {
     }
 }
 
-/// Makes a page that was a table, or was to be one, an ordinary page again.
+/// Maps the page of a table that was removed, or was not installed, writable, and frees the page.
 fn put_table_back(table: u64) {
     with(|memory| {
         let Some(frame) = memory.frame(table) else { return };
         // SAFETY: the address keeps leading to the same page of ours.
         let writable = unsafe { hypercall::update_va_mapping(linear(table), entry_for(frame, LEAF), uvmf::INVLPG) };
-        // A page that stays a table is lost to us, and nothing else is.
+        // If this fails the page stays a table and is lost, but nothing else is.
         if writable.is_ok() {
             memory.release(table, 1);
         }

@@ -1,7 +1,7 @@
-//! Hostile guests in a heap of fixed size: what dom0 sets aside for each is enough, whatever they do.
+//! Hostile guests on a heap of fixed size: the heap that dom0 sets aside for each guest is enough, whatever guests do.
 //!
-//! The heap is the one dom0 runs on, over memory that does not grow. It serves the thread of the test while it is asked to;
-//! everything else comes from the host.
+//! The heap is the one that dom0 uses, on memory that does not grow. Inside [`inside`], the test's thread allocates
+//! from it; everything else comes from the host.
 
 use super::heap::Arena;
 use crate::sync::MaskMutex;
@@ -18,11 +18,11 @@ use store::wire::message;
 use store::{ConnectionId, DomainId, Quotas, Store, TURN_BYTES};
 
 const CLIENTS: u16 = 6;
-/// Bytes kept of what each guest prints, as in dom0.
+/// Bytes of output kept for each guest, as in dom0.
 const KEPT: usize = 64 * 1024;
-/// What the store and its own session take before there is a guest.
+/// Bytes that the store and its own session use before there is a guest.
 const BASE: usize = 32 * 1024;
-/// Larger pieces than this are not taken from the heap by dom0.
+/// Allocations of this size or more do not come from dom0's own heap.
 const LARGEST: usize = 256 * 1024;
 
 std::thread_local! {
@@ -35,18 +35,18 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 static GROSS: AtomicUsize = AtomicUsize::new(0);
 static WIDEST: AtomicUsize = AtomicUsize::new(0);
 static REFUSED: AtomicUsize = AtomicUsize::new(0);
-/// One test at a time has the arena.
+/// Held by the test that uses the arena.
 static TURN: MaskMutex<()> = MaskMutex::new(());
 
-/// The arena inside, the host's heap outside.
+/// An allocator that uses the arena [`inside`], and the host's heap elsewhere.
 struct Split;
 
-/// What an allocation costs the heap: 32 bytes are the least it gives, and it keeps a record.
+/// Bytes of the heap that an allocation uses: a multiple of 32, with the allocator's record.
 const fn cost(layout: Layout) -> usize {
     (layout.size() + 8).next_multiple_of(32)
 }
 
-// SAFETY: each allocation is one of the arena or of the host, which its address tells when it is freed.
+// SAFETY: each allocation comes from the arena or from the host; its address tells from which, when it is freed.
 unsafe impl GlobalAlloc for Split {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if INSIDE.get() {
@@ -58,7 +58,7 @@ unsafe impl GlobalAlloc for Split {
                 WIDEST.fetch_max(layout.size(), Relaxed);
                 return at;
             }
-            // In dom0 this would be the end.
+            // In dom0 this would end the domain.
             REFUSED.fetch_add(1, Relaxed);
         }
         // SAFETY: the caller's promise, passed on.
@@ -68,10 +68,10 @@ unsafe impl GlobalAlloc for Split {
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         if ARENA.contains(at) {
             LIVE.fetch_sub(cost(layout), Relaxed);
-            // SAFETY: it came from there.
+            // SAFETY: the allocation came from the arena.
             unsafe { ARENA.dealloc(at, layout) };
         } else {
-            // SAFETY: it came from there.
+            // SAFETY: the allocation came from the host's heap.
             unsafe { System.dealloc(at, layout) };
         }
     }
@@ -80,7 +80,7 @@ unsafe impl GlobalAlloc for Split {
 #[global_allocator]
 static SPLIT: Split = Split;
 
-/// Does `work` with the arena as its heap.
+/// Runs `work` with the arena as the heap.
 fn inside<R>(work: impl FnOnce() -> R) -> R {
     INSIDE.set(true);
     let done = work();
@@ -88,7 +88,7 @@ fn inside<R>(work: impl FnOnce() -> R) -> R {
     done
 }
 
-/// A generator of numbers, told by its seed.
+/// A generator of pseudo-random numbers; the state is the seed.
 struct Random(u64);
 
 impl Random {
@@ -101,16 +101,18 @@ impl Random {
     }
 }
 
-/// Guests that are served by a store and consoles in the arena, and what they have come to.
+/// Guests that are served by a store in the arena, and the largest allocations so far.
 struct Machine {
     store: Store,
     dom0: ConnectionId,
     pages: Vec<WordPage>,
     links: Vec<Link>,
     clients: Vec<Client>,
-    /// What each guest has yet to send; requests are whole.
+    /// What each guest still has to send, in whole requests.
     unsent: Vec<Vec<u8>>,
+    /// Bytes in use before the machine was made.
     base: usize,
+    /// The most that one turn allocated, in bytes.
     longest: usize,
 }
 
@@ -133,7 +135,7 @@ impl Machine {
         Self { store, dom0, pages, links, clients, unsent, base: before, longest: 0 }
     }
 
-    /// One turn, which must not allocate more in all than is looked for beforehand.
+    /// Runs one turn and records how much it allocates, for the comparison with [`TURN_BYTES`].
     fn turn<R>(&mut self, turn: impl FnOnce(&mut Self) -> R) -> R {
         GROSS.store(0, Relaxed);
         let done = inside(|| turn(self));
@@ -141,7 +143,7 @@ impl Machine {
         done
     }
 
-    /// A guest sends a request, and fetches its replies if it `reads`.
+    /// Makes a guest send a request and, if `reads`, fetch its replies.
     fn ask(&mut self, guest: usize, kind: u32, transaction: u32, payload: &[u8], reads: bool) {
         let payload = &payload[..payload.len().min(4096)];
         self.unsent[guest].extend(message(kind, 7, transaction, payload));
@@ -162,13 +164,13 @@ impl Machine {
             }
             self.turn(|m| m.store.work());
         }
-        // One that is not listened to gives up, or its requests would never be whole again.
+        // A guest whose requests are not taken starts over, or it would never send a whole request again.
         if self.unsent[guest].len() > 64 * 1024 {
             self.break_ring(guest);
         }
     }
 
-    /// A guest breaks its ring, and asks for a new one.
+    /// Makes a guest break its ring, and ask for a new one.
     fn break_ring(&mut self, guest: usize) {
         let page = &self.pages[guest];
         page.store_u32(2068, 1);
@@ -188,7 +190,7 @@ impl Machine {
         assert_eq!(refused, 0, "{what}: allocations refused with {live} bytes of {budget} in use");
         for domain in 1..=CLIENTS {
             let charged = self.store.charged(DomainId(domain));
-            // A change may be told, and nodes be given, on top of the quota.
+            // One change, and nodes that privileged callers write, may come on top of the quota.
             assert!(charged <= Quotas::default().memory_bytes + 16 * 1024, "{what}: domain {domain} has {charged}");
         }
     }
@@ -204,13 +206,13 @@ impl Machine {
     }
 }
 
-/// A domain as the toolstack makes it.
+/// Introduces a domain as the toolstack does.
 fn welcome(store: &mut Store, dom0: ConnectionId, domain: u16) {
     let mut session = store.session(dom0);
     let home = format!("/local/domain/{domain}");
     session.mkdir(&home).unwrap();
     session.set_permissions(&home, &format!("n0,r{domain}")).unwrap();
-    // Everybody may look into it: so all are told of all changes.
+    // All guests may read `data`, so all of them are told of all changes.
     let data = format!("{home}/data");
     session.mkdir(&data).unwrap();
     session.set_permissions(&data, &format!("b{domain}")).unwrap();
@@ -218,7 +220,7 @@ fn welcome(store: &mut Store, dom0: ConnectionId, domain: u16) {
     let _ = store.next_duty();
 }
 
-/// Has a heap of `bytes` for `work`.
+/// Runs `work` while it alone may use the arena, with `bytes` of memory.
 fn with_arena(bytes: usize, work: impl FnOnce()) {
     let _turn = TURN.lock();
     ARENA.renew(bytes);
@@ -230,7 +232,8 @@ fn store_arena() -> usize {
     BASE + usize::from(CLIENTS) * Quotas::default().domain_bytes() + TURN_BYTES
 }
 
-/// Each of these fills one of its quotas to the brim; the numbers are what a guest counts up.
+/// A request that uses up a quota when repeated: `way` chooses the quota, `n` is the number of the repetition. Returns
+/// the message's kind, transaction and payload.
 fn greedy(way: usize, n: usize) -> (u32, u32, Vec<u8>) {
     let x = |count: usize| "x".repeat(count);
     let names = |n: usize| format!("{}/{}", n / 40, n % 40);
@@ -248,10 +251,10 @@ fn greedy(way: usize, n: usize) -> (u32, u32, Vec<u8>) {
         5 => (11, 1 + u32::try_from(n % 10).unwrap(), format!("data/{n}\0")),
         // Deep trees.
         6 => (11, 0, format!("data/{n}{}\0", "/y".repeat(200))),
-        // Changes that everybody watches.
+        // Changes that all guests watch.
         7 if n < 120 => (4, 0, format!("/local/domain/{}/data\0{n}\0", 1 + n % 6)),
         7 => (11, 0, format!("data/{}/{}\0", x(100), n % 900)),
-        // Small requests whose answers nobody fetches.
+        // Small requests whose replies are not fetched.
         8 => (2, 0, "data\0".into()),
         _ => (1, 0, "data\0".into()),
     };
@@ -266,7 +269,7 @@ fn guests_that_fill_their_quotas_fit_into_their_budgets() {
             for n in 0..1500 {
                 for guest in 0..usize::from(CLIENTS) {
                     let (kind, transaction, payload) = greedy((way + guest * 3) % 10, n);
-                    // Half of them fetch nothing after a while.
+                    // After a while, half of the guests fetch nothing.
                     machine.ask(guest, kind, transaction, &payload, n < 1000 || guest % 2 == 0);
                 }
             }

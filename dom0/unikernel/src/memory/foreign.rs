@@ -1,12 +1,12 @@
-//! Frames of another domain, mapped by authority over it: how a domain is filled before it runs.
+//! Frames of another domain, mapped by authority over it. Used to fill a domain before it runs.
 
 use super::window::flush_tlb;
 use super::{PAGE, Window, is_own};
 use hypercall_abi::{Errno, domid};
 
-/// A window in which frames of one domain after the other appear.
+/// A window that shows frames of one domain at a time.
 ///
-/// While a frame is shown here it is in use as writable memory, so the hypervisor refuses it as a page table.
+/// A frame shown here is in use as writable memory, so the hypervisor refuses to make it a page table.
 #[derive(Debug)]
 pub struct Foreign {
     window: Window,
@@ -14,10 +14,10 @@ pub struct Foreign {
 }
 
 impl Foreign {
-    /// Reserves room for `count` frames and shows none.
+    /// Reserves room for `count` frames, without showing any.
     ///
     /// # Errors
-    /// `NoMem` if there is no room.
+    /// `NoMem` if there are not enough addresses.
     pub fn reserve(count: u64) -> Result<Self, Errno> {
         let window = Window::reserve(count)?;
         Ok(Self { window, shown: 0 })
@@ -26,12 +26,12 @@ impl Foreign {
     /// Shows `frames` of `domain`, writable, in place of those shown before.
     ///
     /// # Errors
-    /// `Inval` for more frames than there is room for, and for frames of our own; otherwise why the hypervisor refused.
-    /// Nothing is shown then.
+    /// `Inval` for more frames than reserved, and for frames of this domain; otherwise the hypervisor's error. After an
+    /// error no frame is shown.
     pub fn show(&mut self, domain: u16, frames: &[u64]) -> Result<(), Errno> {
         let count = frames.len() as u64;
         let ours = |frame: &u64| is_own(*frame);
-        // A second mapping of our own page could alias what Rust refers to.
+        // A second mapping of an own page could alias memory that Rust uses.
         if domain == domid::SELF || count > self.window.count() || frames.iter().any(ours) {
             return Err(Errno::Inval);
         }
@@ -49,7 +49,7 @@ impl Foreign {
         written
     }
 
-    /// Shows nothing any more.
+    /// Unmaps all frames shown.
     pub fn hide(&mut self) {
         if self.shown == 0 {
             return;
@@ -61,10 +61,10 @@ impl Foreign {
         self.shown = 0;
     }
 
-    /// Writes into the frame shown at `index`.
+    /// Writes into the `index`-th frame shown.
     ///
     /// # Errors
-    /// `Inval` if there is none, or if the bytes reach beyond it.
+    /// `Inval` if there is no such frame, or if the bytes reach beyond its end.
     pub fn write(&self, index: u64, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
         let end = offset.checked_add(bytes.len()).ok_or(Errno::Inval)?;
         if index >= self.shown || end as u64 > PAGE {

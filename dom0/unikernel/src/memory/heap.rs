@@ -1,8 +1,9 @@
-//! The heap: `talc` over pages taken as needed. Where memory can be borrowed, what is large is borrowed for as long as it
-//! lives, so that it leaves neither gaps nor a heap that stays large.
+//! The heap: `talc` over pages that are taken as needed. If memory can be borrowed, large allocations are borrowed one
+//! by one until they are freed, so that they neither leave gaps in the heap nor enlarge it for good.
 //!
-//! An allocation that fails ends the domain. So who allocates for others knows beforehand what it may come to, has the heap
-//! grown by as much ([`reserve`]), and looks before each turn whether the heap has as much in a row ([`can_allocate`]).
+//! A failed allocation ends the domain. So code that allocates on behalf of others computes the most it may need, has
+//! the heap grown by as much before ([`reserve`]), and checks before each turn for a large enough free block
+//! ([`can_allocate`]).
 
 use super::{PAGE, Pages, borrowed, free_pages};
 use crate::sync::{MaskMutex, RawMaskLock};
@@ -12,20 +13,20 @@ use talc::base::Talc;
 use talc::base::binning::Binning;
 use talc::source::Source;
 
-/// Least pages the heap takes at a time: large enough for the allocator's own records.
+/// The fewest pages that the heap takes at a time: enough for the allocator's own records.
 const STEP: u64 = 64;
-/// What a fresh piece of heap spends on records, generously.
+/// The most bytes that the allocator uses for records in a new piece of memory.
 const OVERHEAD: usize = 16 * 1024;
-/// From so many bytes on an allocation is borrowed for itself.
+/// Allocations of this size or more are borrowed one by one.
 const LARGE: usize = 256 * 1024;
 /// Alignment of borrowed memory.
 const BORROWED_ALIGN: usize = 2 << 20;
-/// Bytes borrowed for small allocations when our own pages come to an end.
+/// Bytes borrowed at a time for small allocations when there are too few own pages.
 const BORROWED_STEP: usize = 1 << 20;
-/// Pages of our own that the heap leaves for page tables, if it can borrow.
+/// Own pages that the heap leaves free for page tables, if it can borrow.
 const KEPT: u64 = 512;
 
-/// Bytes that have been promised, and what the heap was given for that.
+/// The bytes reserved by [`reserve`], and the bytes the heap was given for them.
 static PROMISES: MaskMutex<Promises> = MaskMutex::new(Promises { promised: 0, set_aside: 0 });
 
 struct Promises {
@@ -33,13 +34,13 @@ struct Promises {
     set_aside: usize,
 }
 
-/// Heap for somebody in particular, until this is dropped. What it is used for is up to the holder.
+/// A reservation of heap, until it is dropped. The holder decides what to use it for.
 #[derive(Debug)]
 #[must_use = "what is dropped is promised to the next one"]
 pub struct Reserved(usize);
 
-/// Has the heap hold so many bytes that nobody else has been promised; `None` if the domain can get no more memory. They
-/// come from the machine, not from what the heap has at hand, and stay with the heap when they are promised no longer.
+/// Reserves `bytes` of heap in addition to all other reservations; `None` if the domain can get no more memory. The
+/// heap gets new memory for this, whatever it has free, and keeps the memory when the reservation ends.
 #[must_use]
 pub fn reserve(bytes: usize) -> Option<Reserved> {
     let mut promises = PROMISES.lock();
@@ -54,7 +55,7 @@ pub fn reserve(bytes: usize) -> Option<Reserved> {
     Some(Reserved(bytes))
 }
 
-/// Bytes that are promised.
+/// The bytes reserved now.
 #[must_use]
 pub fn reserved() -> usize {
     PROMISES.lock().promised
@@ -66,12 +67,12 @@ impl Drop for Reserved {
     }
 }
 
-/// Whether the heap has, or can get, so many bytes in a row. Then allocations that come to less in all, each counted with
-/// what it costs the heap, succeed, whatever is freed between them.
+/// Whether the heap has, or can get, a free block of `bytes`. If so, all allocations up to the next check succeed if
+/// they use less than `bytes` of heap together, even if nothing is freed in between.
 #[must_use]
 pub fn can_allocate(bytes: usize) -> bool {
     let Ok(layout) = Layout::from_size_align(bytes.max(1), 1) else { return false };
-    // SAFETY: the size is not zero, and what was allocated is freed as it was allocated.
+    // SAFETY: the size is not zero, and the block is freed with the layout with which it was allocated.
     unsafe {
         let at = HEAP.0.alloc(layout);
         if !at.is_null() {
@@ -81,13 +82,14 @@ pub fn can_allocate(bytes: usize) -> bool {
     }
 }
 
-/// Memory for the heap to keep for ever, of at least so many bytes beside the heap's own records.
+/// Gets memory that the heap keeps for ever: at least `bytes` in addition to the allocator's records.
 fn piece(bytes: usize) -> Option<(*mut u8, usize)> {
     let bytes = bytes.checked_add(OVERHEAD)?;
     let needed = u64::try_from(bytes).ok()?.div_ceil(PAGE);
     if borrowed::enabled() && free_pages() < needed.max(STEP) + KEPT {
         let size = bytes.max(BORROWED_STEP).next_multiple_of(4096);
-        // No allocation begins where it does, for the heap's records lie there, so `dealloc` never gives it back.
+        // The allocator puts a record at the start, so no allocation has this address and `dealloc` never gives it
+        // back.
         return Some((borrowed::borrow(size)?, size));
     }
     let pages = Pages::allocate(needed.max(STEP)).or_else(|| Pages::allocate(needed))?;
@@ -95,11 +97,11 @@ fn piece(bytes: usize) -> Option<(*mut u8, usize)> {
     Some((pages.leak() as *mut u8, size))
 }
 
-/// Gives the heap pages of the domain.
+/// The source from which `talc` gets more memory.
 #[derive(Debug)]
 struct Grow;
 
-// SAFETY: taking pages uses no heap.
+// SAFETY: taking pages does not allocate from the heap.
 unsafe impl Source for Grow {
     fn acquire<B: Binning>(talc: &mut Talc<Self, B>, layout: Layout) -> Result<(), ()> {
         let (base, size) = piece(layout.size() + layout.align()).ok_or(())?;
@@ -108,16 +110,16 @@ unsafe impl Source for Grow {
     }
 }
 
-/// What is large apart, all else together.
+/// The allocator: borrows large allocations, and takes all others from `talc`.
 struct Heap(TalcLock<RawMaskLock, Grow>);
 
 fn is_large(layout: Layout) -> bool {
     layout.size() >= LARGE && layout.align() <= BORROWED_ALIGN && borrowed::enabled()
 }
 
-// SAFETY: memory comes from `talc`, or is borrowed: then it is mapped, ours alone, at least as large and as aligned as
-// asked for, and it is told by its address and size to whom it goes back. `talc` never hands out the address at which a
-// piece begins that it borrowed itself: see `Grow`.
+// SAFETY: memory comes from `talc`, or is borrowed: then it is mapped, used by nobody else, and at least as large and
+// as aligned as requested. Size and address tell `dealloc` where an allocation came from. `talc` never hands out the
+// address at which a piece begins that it borrowed itself: see `piece`.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if is_large(layout) {
@@ -129,7 +131,7 @@ unsafe impl GlobalAlloc for Heap {
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if is_large(layout) {
-            // The hypervisor has zeroed it.
+            // The hypervisor has zeroed this memory.
             return borrowed::borrow(layout.size()).unwrap_or(core::ptr::null_mut());
         }
         // SAFETY: the caller's promise, passed on.
@@ -138,14 +140,15 @@ unsafe impl GlobalAlloc for Heap {
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         if layout.size().max(size) < LARGE || !borrowed::enabled() {
-            // SAFETY: the caller's promise, passed on; what is small came from `talc`, and what came before anything
-            // could be borrowed as well.
+            // SAFETY: the caller's promise, passed on; small allocations came from `talc`, and so did all before
+            // borrowing was enabled.
             return unsafe { self.0.realloc(at, layout, size) };
         }
-        // SAFETY: the caller promises a size that is not zero and that rounded up to the alignment does not overflow.
+        // SAFETY: the caller promises that the size is not zero, and that it does not overflow when rounded up to the
+        // alignment.
         let new = unsafe { self.alloc(Layout::from_size_align_unchecked(size, layout.align())) };
         if !new.is_null() {
-            // SAFETY: both are at least that large, and the new one is nobody else's.
+            // SAFETY: both are at least that large, and the new one is used by nobody else.
             unsafe {
                 new.copy_from_nonoverlapping(at, layout.size().min(size));
                 self.dealloc(at, layout);
@@ -155,7 +158,7 @@ unsafe impl GlobalAlloc for Heap {
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller lets go of it; what was not borrowed came from `talc`.
+        // SAFETY: the caller uses it no longer; what was not borrowed came from `talc`.
         unsafe {
             if layout.size() < LARGE || !borrowed::give_back(at) {
                 self.0.dealloc(at, layout);
@@ -167,7 +170,7 @@ unsafe impl GlobalAlloc for Heap {
 #[cfg_attr(not(test), global_allocator)]
 static HEAP: Heap = Heap(TalcLock::new(Grow));
 
-/// A heap like ours over memory of the host that does not grow, to try what it is enough for.
+/// A heap like ours over memory of the host that does not grow. Tests find out with it how much memory is enough.
 #[cfg(test)]
 pub(super) struct Arena(TalcLock<RawMaskLock, talc::source::Manual>, MaskMutex<(usize, usize)>);
 
@@ -177,12 +180,12 @@ impl Arena {
         Self(TalcLock::new(talc::source::Manual), MaskMutex::new((0, 0)))
     }
 
-    /// Begins anew with `bytes`; what was allocated before has been freed. Memory of earlier beginnings is lost.
+    /// Starts over with `bytes` of new memory. All allocations must have been freed; the old memory is leaked.
     pub(super) fn renew(&self, bytes: usize) {
         let memory = vec![0u8; bytes + OVERHEAD].leak();
         let mut talc = self.0.lock();
         *talc = Talc::new(talc::source::Manual);
-        // SAFETY: nobody else knows of the memory.
+        // SAFETY: nobody else uses this memory.
         assert!(unsafe { talc.claim(memory.as_mut_ptr(), memory.len()) }.is_some());
         *self.1.lock() = (memory.as_ptr().addr(), memory.len());
     }
@@ -195,7 +198,7 @@ impl Arena {
     /// As [`GlobalAlloc::alloc`].
     ///
     /// # Safety
-    /// As there.
+    /// As [`GlobalAlloc::alloc`].
     pub(super) unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise, passed on.
         unsafe { self.0.alloc(layout) }
@@ -204,7 +207,7 @@ impl Arena {
     /// As [`GlobalAlloc::dealloc`].
     ///
     /// # Safety
-    /// As there.
+    /// As [`GlobalAlloc::dealloc`].
     pub(super) unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         // SAFETY: the caller's promise, passed on.
         unsafe { self.0.dealloc(at, layout) }

@@ -1,4 +1,4 @@
-//! Windows: addresses at which frames of the hypervisor or of other domains appear.
+//! Windows: addresses at which frames of the hypervisor or of other domains are mapped.
 
 use super::{Memory, PAGE, entry_for, run_of, with};
 use crate::hypercall;
@@ -6,18 +6,18 @@ use crate::sync::MaskMutex;
 use hypercall_abi::mmu::{MmuUpdate, pte};
 use hypercall_abi::{Errno, domid};
 
-/// Where windows are.
+/// The address at which windows begin.
 const BASE: u64 = 0xffff_ffff_c000_0000;
-/// How many pages they can have in all.
+/// Pages that all windows can have together.
 const PAGES: u64 = 16 * 1024;
-/// Entries written by one call.
+/// Entries written by one hypercall.
 const BATCH: usize = 64;
-/// Flags of an entry that may be read through.
+/// Flags of an entry for reading.
 const READABLE: u64 = pte::PRESENT | pte::ACCESSED | pte::NX;
 
 static USED: MaskMutex<[u64; 256]> = MaskMutex::new([0; 256]);
 
-/// Addresses in a row that lead to given frames; they are unmapped when this is dropped.
+/// Contiguous addresses that map given frames. Dropping a window unmaps the frames.
 #[derive(Debug)]
 pub struct Window {
     first: u64,
@@ -28,7 +28,7 @@ impl Window {
     /// Maps frames of `owner` (a domain, or [`domid::SELF`] for pages the hypervisor shares with us).
     ///
     /// # Errors
-    /// `NoMem` if there is no room; otherwise why the hypervisor refused.
+    /// `NoMem` if there are not enough addresses; otherwise the hypervisor's error.
     pub fn map(frames: &[u64], owner: u16, writable: bool) -> Result<Self, Errno> {
         let window = Self::reserve(frames.len() as u64)?;
         let write = if writable { pte::WRITE | pte::DIRTY } else { 0 };
@@ -37,18 +37,18 @@ impl Window {
         Ok(window)
     }
 
-    /// Makes the first pages lead to other frames of `owner`, writable, or to nothing. Old translations may live on
-    /// until [`flush_tlb`].
+    /// Maps the window's first pages to other frames of `owner`, writable; `None` unmaps a page. Old translations may
+    /// stay in the TLB until [`flush_tlb`].
     pub(super) fn remap(&mut self, frames: impl Iterator<Item = Option<u64>>, owner: u16) -> Result<(), Errno> {
         let flags = READABLE | pte::WRITE | pte::DIRTY;
         let entries = frames.map(|frame| frame.map_or(0, |frame| entry_for(frame, flags)));
         self.write(entries, owner)
     }
 
-    /// Reserves addresses, with page tables for them, and maps nothing.
+    /// Reserves addresses and makes page tables for them, without mapping anything.
     ///
     /// # Errors
-    /// `NoMem` if there is no room.
+    /// `NoMem` if there are not enough addresses.
     pub fn reserve(count: u64) -> Result<Self, Errno> {
         let first = claim(count).ok_or(Errno::NoMem)?;
         let window = Self { first, count };
@@ -64,19 +64,19 @@ impl Window {
         self.address_of(0)
     }
 
-    /// Pages.
+    /// The number of pages.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The first byte.
+    /// A pointer to the first byte.
     #[must_use]
     pub fn pointer(&self) -> *mut u8 {
         self.address() as *mut u8
     }
 
-    /// Keeps the window for ever.
+    /// Never unmaps the window; returns a pointer to its first byte.
     #[must_use]
     pub fn leak(self) -> *mut u8 {
         let pointer = self.pointer();
@@ -88,7 +88,7 @@ impl Window {
         BASE + (self.first + i) * PAGE
     }
 
-    /// Writes the entries of the first pages.
+    /// Writes the entries of the window's first pages.
     fn write(&self, entries: impl Iterator<Item = u64>, owner: u16) -> Result<(), Errno> {
         let mut batch = [MmuUpdate::default(); BATCH];
         let mut used = 0;
@@ -124,17 +124,18 @@ fn flush(batch: &[MmuUpdate], owner: u16) -> Result<(), Errno> {
     if batch.is_empty() {
         return Ok(());
     }
-    // SAFETY: the slots belong to a window, which nobody refers to before it is handed out or after it is dropped.
+    // SAFETY: the entries belong to a window that nobody uses: it is not handed out yet, or is borrowed mutably, or
+    // dropped.
     unsafe { hypercall::mmu_update(batch, owner) }.map(drop)
 }
 
-/// Forgets every translation.
+/// Flushes the whole TLB.
 pub(super) fn flush_tlb() {
     let op = hypercall_abi::mmu::MmuextOp {
         cmd: hypercall_abi::mmu::MmuextCommand::TlbFlushAll as u32,
         ..Default::default()
     };
-    // SAFETY: forgetting translations changes no mapping.
+    // SAFETY: a TLB flush changes no mapping.
     let _ = unsafe { hypercall::mmuext_op(&[op], domid::SELF) };
 }
 

@@ -1,7 +1,7 @@
 //! A second vcpu that runs jobs for tests.
 //!
-//! A job must not trap, print or unmask: the probes, the console and the shared upcall mask belong to vcpu 0. It may take
-//! a [`crate::sync::MaskMutex`] while vcpu 0 keeps its upcalls masked, as tests do.
+//! A job must not trap, print or unmask upcalls: the probes, the console and the upcall mask in use are those of vcpu
+//! 0. A job may take a [`crate::sync::MaskMutex`] if vcpu 0 keeps its upcalls masked meanwhile, as tests do.
 
 use crate::memory::{PAGE, Pages};
 use crate::{hypercall, memory, traps};
@@ -13,19 +13,19 @@ use hypercall_abi::{Errno, selector};
 
 /// The second vcpu's number.
 pub const VCPU: u32 = 1;
-/// Pages of its stack.
+/// Pages of the vcpu's stack.
 const STACK: u64 = 16;
 
 static JOB: AtomicUsize = AtomicUsize::new(0);
 static DONE: AtomicU64 = AtomicU64::new(0);
 
-/// First code of the vcpu: RDI = what to call.
+/// The vcpu's entry point: calls the function whose address is in RDI.
 #[unsafe(naked)]
 unsafe extern "C" fn enter() {
     naked_asm!("xor ebp, ebp", "call rdi", "ud2")
 }
 
-/// Does a job each time it is brought up.
+/// Runs a job each time the vcpu is brought up.
 extern "C" fn work() {
     loop {
         let job = JOB.load(Ordering::Acquire);
@@ -33,15 +33,15 @@ extern "C" fn work() {
         let job = unsafe { core::mem::transmute::<usize, fn()>(job) };
         job();
         DONE.fetch_add(1, Ordering::Release);
-        // It continues behind this call when it is brought up again (core 7).
+        // When the vcpu is brought up again, it continues after this call (core 7).
         let _ = hypercall::vcpu_down(VCPU);
     }
 }
 
-/// The state the vcpu starts with: flat selectors, our root, our gates, no event callback.
+/// The initial state of the vcpu: flat selectors, our root table, our gates, no event callback.
 ///
 /// # Panics
-/// If there is no memory for its stack.
+/// If there is no memory for the stack.
 #[must_use]
 pub fn first_context() -> Box<VcpuContext> {
     let mut context = Box::<VcpuContext>::default();
@@ -64,16 +64,16 @@ pub fn first_context() -> Box<VcpuContext> {
     context
 }
 
-/// Gives the vcpu a state.
+/// Sets the vcpu's initial state.
 ///
 /// # Errors
-/// What the hypervisor answered.
+/// The hypervisor's error.
 pub fn initialise(context: &mut VcpuContext) -> Result<(), Errno> {
     // SAFETY: none; see the head of `probe`.
     unsafe { hypercall::vcpu_initialise(VCPU, context) }
 }
 
-/// Lets the vcpu do a job. The first time it is initialised.
+/// Starts a job on the vcpu, which is initialised the first time.
 ///
 /// # Panics
 /// If there is no second vcpu, or the hypervisor refuses.
@@ -92,10 +92,10 @@ pub fn done() -> u64 {
     DONE.load(Ordering::Acquire)
 }
 
-/// Waits until the vcpu is down again.
+/// Waits until the job is done and the vcpu is down.
 ///
 /// # Panics
-/// If it takes half a minute.
+/// If this takes more than half a minute.
 pub fn join() {
     let end = crate::time::now_ns() + 30_000_000_000;
     while hypercall::vcpu_is_up(VCPU) != Ok(0) {

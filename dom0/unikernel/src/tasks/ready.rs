@@ -1,35 +1,35 @@
-//! Which task runs next: control before data, and data never starved.
+//! Chooses the task that runs next: control before data, and data never starved.
 
 use alloc::collections::VecDeque;
 
-/// Control turns in a row after which data has one, if it waits.
+/// Consecutive control turns after which a data task gets a turn, if one is ready.
 pub const CONTROL_IN_A_ROW: u32 = 8;
 
-/// What a task is for.
+/// The class of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Somebody waits for each of its steps: the store, the toolstack, the prompt. It runs first.
+    /// Somebody waits for each of its steps: the store, the toolstack, the prompt. Runs first.
     Control,
-    /// It moves bytes: consoles, disks, networks.
+    /// Moves bytes: consoles, disks, networks.
     Data,
 }
 
-/// Two queues of what is ready to run. Each is served in the order of arrival.
+/// The two queues of ready tasks. Each is served in the order of arrival.
 #[derive(Debug)]
 pub(super) struct Ready<T> {
     control: VecDeque<T>,
     data: VecDeque<T>,
-    /// Control turns since data had one or did not wait.
+    /// Control turns since the last data turn, while data tasks were ready.
     in_a_row: u32,
 }
 
 impl<T> Ready<T> {
-    /// Nothing is ready.
+    /// Empty queues.
     pub(super) const fn new() -> Self {
         Self { control: VecDeque::new(), data: VecDeque::new(), in_a_row: 0 }
     }
 
-    /// Something woke a task of this class.
+    /// Queues a task of this class that was woken.
     pub(super) fn woken(&mut self, class: Class, task: T) {
         match class {
             Class::Control => self.control.push_back(task),
@@ -37,8 +37,8 @@ impl<T> Ready<T> {
         }
     }
 
-    /// A task has had its turn and wants another one. It lets everybody run who is ready now, whatever its class: a long
-    /// piece of control work leaves data half of the turns instead of one of nine.
+    /// Queues a task that had a turn and wants another one. Whatever its class, it goes to the data queue, behind all
+    /// tasks that are ready now. So a long control task leaves half of the turns to data tasks, not only one in nine.
     pub(super) fn yielded(&mut self, task: T) {
         self.data.push_back(task);
     }
