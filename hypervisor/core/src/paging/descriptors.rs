@@ -13,8 +13,8 @@ const CODE_OR_DATA: u64 = 1 << 44;
 const TYPE: u64 = 0xf << 40;
 const ACCESSED: u64 = 1 << 40;
 
-/// Judges a descriptor and returns it as it may stand in a table: usable from ring 3, and with the accessed bit, so that
-/// the CPU need not write it.
+/// Checks a descriptor; returns it as it may be stored in a table: usable from ring 3, and with the accessed bit set,
+/// so that the CPU need not set it.
 ///
 /// # Errors
 /// [`Refused::BadDescriptor`] for system segments and gates.
@@ -31,22 +31,22 @@ pub(super) fn check(descriptor: u64) -> Result<u64, Refused> {
 }
 
 impl<M: Frames + Cpus> Session<'_, M> {
-    /// Takes a use of a frame of this domain as a page of descriptors, correcting the page in place. The use is ended by
-    /// [`drop_use`](crate::frame::FrameTable::drop_use), after no CPU's GDT or LDT shows the frame any more.
+    /// Takes a use of a frame of this domain as a page of descriptors, correcting the page in place. The caller ends
+    /// the use by [`drop_use`](crate::frame::FrameTable::drop_use), once no CPU's GDT or LDT shows the frame any more.
     ///
     /// # Errors
-    /// [`Refused::BadDescriptor`] and those of a frame that is not ours or mapped writable.
+    /// [`Refused::BadDescriptor`], and those of a frame that is not the domain's or is mapped writable.
     pub fn take_descriptors(&mut self, frame: Frame) -> Outcome<()> {
         self.ready()?;
         Ok(self.hold_descriptors(frame)?)
     }
 
-    /// Takes the pages of a GDT, of which there are at most 14: a bounded amount of work, which is done in one step however
-    /// little of the budget is left. A caller that had to start over would get no further the next time.
+    /// Takes uses of the pages of a GDT, at most 14. This is one step even if the budget is too small: the work is
+    /// bounded, and a caller that had to start over would not get farther the next time.
     ///
     /// # Errors
-    /// [`Stop::More`](super::Stop::More), and then no page has been taken; else as [`Session::take_descriptors`], and those
-    /// taken before are in `slots`.
+    /// [`Stop::More`](super::Stop::More) if no page has been taken. Else as [`Session::take_descriptors`]; the pages
+    /// taken before the error are in `slots`.
     pub fn take_gdt(&mut self, numbers: &[u64], slots: &mut [Option<Frame>; 14]) -> Outcome<()> {
         self.ready()?;
         for (number, slot) in numbers.iter().zip(slots) {
@@ -81,7 +81,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
     /// update_descriptor (ABI core 3.10): stores one descriptor at a machine address of this domain's memory.
     ///
     /// # Errors
-    /// [`Refused::Misaligned`], [`Refused::BadDescriptor`], and those of a frame that is neither.
+    /// [`Refused::Misaligned`], [`Refused::BadDescriptor`], and those of a frame that can be used neither for
+    /// descriptors nor as writable.
     pub fn update_descriptor(&mut self, address: u64, descriptor: u64) -> Outcome<()> {
         self.ready()?;
         let slot = super::Slot::at(address)?;
@@ -100,7 +101,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
 
 #[cfg(feature = "planted-fault")]
 impl crate::frame::FrameTable {
-    /// Whether a frame may stand in a GDT or LDT window now.
+    /// Whether a frame may be shown in a GDT or LDT window now.
     #[must_use]
     pub fn holds_descriptors(&self, frame: Frame) -> bool {
         self.info(frame).is_some_and(|i| i.kind.used_as == Use::Descriptors && i.kind.validated && i.kind.count > 0)

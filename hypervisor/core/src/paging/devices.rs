@@ -1,7 +1,7 @@
-//! Which frames outside RAM a domain may map (P9).
+//! The frames outside RAM that a domain may map (P9).
 //!
-//! This is authority, given by name while a domain is made, and no part of what the paging lock guards: ranges are only
-//! added, each in one atomic step.
+//! This is authority, given when a domain is made. The paging lock does not guard it: ranges are only added, each by
+//! one atomic step.
 
 use super::Refused;
 use crate::addr::{Frame, low32};
@@ -9,20 +9,20 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 renewable! {
-    /// Devices of a domain.
+    /// The frames outside RAM that one domain may map.
     #[derive(Debug)]
     pub struct Devices {
-        /// Ranges of frames: the first in the upper half of a word, the end in the lower; 0 is no range.
+        /// Ranges of frames: the first in the upper half of a word, the end in the lower half; 0 is no range.
         ranges: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8],
     }
 }
 
 impl Devices {
-    /// Lets the domain map frames outside RAM, with any cacheability. RAM is mapped write-back only, whatever the domain
+    /// Lets the domain map frames outside RAM, with any cacheability. No domain can map RAM other than write-back
     /// (XSA-402).
     ///
     /// # Errors
-    /// [`Refused::TooManyUses`]: eight ranges are known already.
+    /// [`Refused::TooManyUses`]: the domain has eight ranges already.
     pub fn allow(&self, frames: Range<u32>) -> Result<(), Refused> {
         let word = u64::from(frames.start) << 32 | u64::from(frames.end);
         let free = |slot: &&AtomicU64| slot.compare_exchange(0, word, SeqCst, SeqCst).is_ok();

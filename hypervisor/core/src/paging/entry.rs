@@ -1,49 +1,50 @@
-//! What a page-table entry says, and which entries a guest may have.
+//! The meaning of a page-table entry, and which entries a guest may have.
 
 use super::Refused;
 use crate::addr::Frame;
 
-/// Bits of an entry, as the ABI names them.
+/// Bits of an entry, with the names of the ABI.
 pub use hypercall_abi::mmu::pte::{ACCESSED, DIRTY, FRAME, GLOBAL, NX as NO_EXECUTE, PRESENT, USER, WRITE as WRITABLE};
 use hypercall_abi::mmu::pte::{AVAILABLE_HIGH, AVAILABLE_LOW, GUEST_KERNEL, PAT_OR_PSE, PCD, PWT};
 
 /// PWT, PCD and, at level 1, PAT.
 pub const CACHE: u64 = PWT | PCD | PAT_OR_PSE;
-/// Bits 9..=11 and 52..=62: the guest's to use.
+/// Bits 9..=11 and 52..=62, which the guest may use for its own purposes.
 const SOFTWARE: u64 = AVAILABLE_LOW | AVAILABLE_HIGH;
-/// What a guest may set above level 1, besides the frame.
+/// Bits that a guest may set above level 1, besides the frame's address.
 const UPPER: u64 = PRESENT | WRITABLE | USER | ACCESSED | DIRTY | SOFTWARE | NO_EXECUTE;
-/// Bits that change nothing about what a present entry holds. RW is not among them: XSA-182 was a table mapped writable so.
+/// Bits of a present entry whose change changes no count. RW is not among them: in XSA-182, a fast path treated a
+/// change of RW as harmless, and so a table was mapped writable.
 const HARMLESS: u64 = ACCESSED | DIRTY | SOFTWARE | NO_EXECUTE;
 
-/// What an entry leads to.
+/// What an entry points to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
     /// Nothing: not present.
     Nothing,
     /// A page.
     Leaf {
-        /// Which.
+        /// The frame of the page.
         frame: Frame,
-        /// May it be written.
+        /// Whether the page may be written.
         writable: bool,
     },
     /// A table of the level below.
     Table(Frame),
 }
 
-/// An entry that may stand in a table.
+/// An entry that has been checked and may be stored in a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// What it leads to.
+    /// What the entry points to.
     pub target: Target,
-    /// The entry with the bits we force.
+    /// The entry, with the bits that the hypervisor forces.
     pub raw: u64,
-    /// It asks for another cacheability than write-back.
+    /// Whether the entry asks for a cacheability other than write-back.
     pub uncached: bool,
 }
 
-/// Judges what a guest wants to have in a table of this level.
+/// Checks an entry that a guest wants to store in a table of this level.
 ///
 /// # Errors
 /// [`Refused::BadBits`]. Entries that are not present are never refused.
@@ -53,7 +54,8 @@ pub fn parse(raw: u64, level: u8) -> Result<Entry, Refused> {
     }
     let frame = Frame::containing(raw & FRAME).ok_or(Refused::BadBits)?;
     if level == 1 {
-        // Guest kernel and user both run in ring 3 (ABI core 4.2): all leaves are theirs, and a bit tells whose.
+        // Guest kernel and user both run in ring 3 (ABI core 4.2), so all leaves get USER; another bit marks those of
+        // the kernel.
         let mark = if raw & USER == 0 { GUEST_KERNEL } else { 0 };
         let target = Target::Leaf { frame, writable: raw & WRITABLE != 0 };
         return Ok(Entry { target, raw: raw & !GLOBAL | USER | mark, uncached: raw & CACHE != 0 });
@@ -63,8 +65,8 @@ pub fn parse(raw: u64, level: u8) -> Result<Entry, Refused> {
     Ok(Entry { target: Target::Table(frame), raw: raw | USER | accessed, uncached: false })
 }
 
-/// What [`parse`] makes of an entry of level 1, if there is nothing to ask about it: it is not present, or it leads to a frame of
-/// write-back memory, if the frame is one.
+/// Returns [`parse`]'s `raw` for an entry of level 1 that needs no further check: one that is not present, or one whose
+/// frame, if it is RAM, is mapped write-back. Returns `None` for all other entries.
 #[inline]
 #[must_use]
 pub fn ordinary_leaf(raw: u64) -> Option<u64> {
@@ -74,7 +76,7 @@ pub fn ordinary_leaf(raw: u64) -> Option<u64> {
     if raw & CACHE == 0 { parse(raw, 1).ok().map(|entry| entry.raw) } else { None }
 }
 
-/// What an entry that stands in a table leads to: it was parsed when it was written.
+/// What an entry of a live table points to. The entry was checked with [`parse`] when it was stored.
 #[must_use]
 pub fn target(raw: u64, level: u8) -> Target {
     match Frame::containing(raw & FRAME) {
@@ -84,21 +86,21 @@ pub fn target(raw: u64, level: u8) -> Target {
     }
 }
 
-/// Whether one present entry can replace another without touching any count.
+/// Whether one present entry can replace another without a change of any count.
 #[inline]
 #[must_use]
 pub fn holds_the_same(old: u64, new: u64) -> bool {
     old & new & PRESENT != 0 && (old ^ new) & !HARMLESS == 0
 }
 
-/// Whether one present entry differs from another in the right to write, and in nothing else that counts.
+/// Whether two present entries differ in the right to write, and otherwise only in bits that change no count.
 #[inline]
 #[must_use]
 pub fn changes_right(old: u64, new: u64) -> bool {
     old & new & PRESENT != 0 && (old ^ new) & !HARMLESS == WRITABLE
 }
 
-/// The same if there is nothing to ask about the new one ([`ordinary_leaf`]).
+/// Like [`changes_right`], but only true if [`ordinary_leaf`] returns `new` unchanged.
 #[inline]
 #[must_use]
 pub fn changes_right_of_ordinary(old: u64, new: u64) -> bool {

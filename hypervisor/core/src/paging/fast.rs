@@ -1,9 +1,10 @@
-//! The fast paths over page tables: updates of one L1 entry that are as ordinary as they are frequent, the leaves of tables that
-//! come and go, and what finds the entries of a sparse one.
+//! The fast paths over page tables: updates of one L1 entry in the most frequent, simple cases; the leaves of tables
+//! that are promoted or undone; and the search for present entries in a sparse table.
 //!
-//! Ordinary is: the table is a live L1 table of the domain's own, and what its entry leads to, before and after, are frames of
-//! the domain's own in a use they have already. Each way is a copy of one in `update` or `promote`; what is not ordinary ends
-//! with `None` before anything has happened, and goes the slow path. `tests/sim` carries out every call both ways and compares.
+//! A case is simple if the table is a live L1 table of the domain's own, and the frames that its entry points to,
+//! before and after, are the domain's own and already have the needed use. Each fast path does what a path in `update`
+//! or `promote` does. In any other case it returns `None` before anything has happened, and the caller takes the slow
+//! path. `tests/sim` makes every call both ways and compares.
 
 use super::entry::{self, ACCESSED, DIRTY, PRESENT, Target, WRITABLE};
 use super::{Session, Space, State};
@@ -19,13 +20,13 @@ use core::ops::{Deref, Range};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hypercall_abi::mmu::{MmuUpdate, UpdateCommand};
 
-/// The fast paths over one domain's tables, under its paging lock.
+/// The fast paths over one domain's tables. The caller holds the domain's paging lock.
 pub(crate) struct FastPath<'s, 'a, M> {
     m: &'a M,
     own: &'s OwnedFrames<'a>,
 }
 
-/// The same with the lock.
+/// A [`FastPath`] together with the guard of the paging lock.
 pub(crate) struct LockedFastPath<'s, 'a, M> {
     fast: FastPath<'s, 'a, M>,
     _lock: Guard<'s, Domain, State>,
@@ -40,7 +41,7 @@ impl<'s, 'a, M> Deref for LockedFastPath<'s, 'a, M> {
 }
 
 impl Space {
-    /// Takes the paging lock for what is ordinary, if nothing else is to be done first. Nothing in there owes a flush.
+    /// Takes the paging lock for fast paths; `None` if the domain has unfinished work. No fast path needs a flush.
     #[inline(always)]
     pub(crate) fn fast_path<'s, 'a, M, H: Level>(
         &'s self,
@@ -57,55 +58,55 @@ impl Space {
 }
 
 impl State {
-    /// Whether no work waits to be done first.
+    /// Whether there is no unfinished work, and the domain is not being destroyed.
     #[inline(always)]
     fn is_free(&self) -> bool {
         self.dying.is_none() & self.work.is_idle()
     }
 }
 
-/// What a write makes of an entry.
+/// How a write changes an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Edit {
-    /// Bits that stay as they are.
+    /// Bits that keep their values.
     pub(crate) keep: u64,
     /// Bits that are set.
     pub(crate) set: u64,
-    /// What the entry must be: else nothing is stored.
+    /// The value that the entry must have; with another value nothing is stored.
     pub(crate) only: Option<u64>,
 }
 
 impl Edit {
-    /// The entry becomes this.
+    /// Replaces the whole entry by `set`.
     pub(crate) fn to(set: u64) -> Self {
         Self { keep: 0, set, only: None }
     }
 }
 
-/// An entry of a live L1 table of the domain's own, and what it held when we looked.
+/// An entry of a live L1 table of the domain's own, and the value it had when it was read.
 #[derive(Clone, Copy)]
 struct TableSlot<'a> {
     table: OwnedFrame<'a>,
-    /// Its machine address, low three bits left aside.
+    /// The entry's machine address; the low three bits have no meaning.
     at: u64,
     word: &'a AtomicU64,
     old: u64,
 }
 
 impl<'a, M: Frames + Cpus> Session<'a, M> {
-    /// The fast paths over the frames of its domain, if nothing else is to be done first.
+    /// The fast paths over the domain's frames `own`; `None` if the domain has unfinished work.
     #[inline(always)]
     pub(super) fn fast<'s>(&self, own: &'s OwnedFrames<'a>) -> Option<FastPath<'s, 'a, M>> {
         self.state.is_free().then_some(self.fast_within(own))
     }
 
-    /// The same for a part of the work that is to be done first.
+    /// Like [`Session::fast`], but for use inside unfinished work, so without the check for it.
     #[inline(always)]
     pub(super) fn fast_within<'s>(&self, own: &'s OwnedFrames<'a>) -> FastPath<'s, 'a, M> {
         FastPath { m: self.m, own }
     }
 
-    /// The frames of its domain; `None` where fast paths are switched off.
+    /// The domain's own frames; `None` if fast paths are switched off.
     #[inline]
     pub(super) fn own(&self) -> Option<OwnedFrames<'a>> {
         OwnedFrames::of(self.table, self.id())
@@ -113,8 +114,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
 }
 
 impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
-    /// Carries out requests of mmu_update up to the first that is out of the ordinary, and says how many. Frames are the
-    /// domain's own.
+    /// Carries out requests of mmu_update, with frames of the domain's own, up to the first that is not simple. Returns
+    /// how many it carried out.
     pub(crate) fn updates(&self, requests: &[MmuUpdate]) -> usize {
         let mut done = 0;
         while let Some(rest) = requests.get(done..).filter(|rest| !rest.is_empty()) {
@@ -126,7 +127,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         done
     }
 
-    /// One request of mmu_update.
+    /// Carries out one request of mmu_update.
     #[inline(always)]
     pub(crate) fn update(&self, request: MmuUpdate) -> Option<()> {
         let frame = Frame::from_u32(low32(request.ptr >> PAGE_SHIFT));
@@ -137,7 +138,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         }
     }
 
-    /// Those at the beginning of a list that are for one frame.
+    /// Carries out the leading requests that are for the same frame; returns how many.
     fn some_updates(&self, requests: &[MmuUpdate]) -> Option<usize> {
         let first = requests.first()?;
         let frame = Frame::containing(first.ptr)?;
@@ -156,7 +157,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
             let Some(word) = page.get(index) else { return true };
             let (old, new) = (word.load(SeqCst), *val);
             let done = if entry::changes_right_of_ordinary(old, new) {
-                // As most do, where there are many.
+                // Most requests in long lists only change the right to write.
                 let new = new | old & keep;
                 self.change_right(new, || word.compare_exchange(old, new, SeqCst, SeqCst).ok().map(|_| ()))
             } else {
@@ -168,7 +169,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         Some(requests.len().saturating_sub(left))
     }
 
-    /// Into a page that is no table, which is held as writable meanwhile.
+    /// Stores into a page that is not a table. The page is held as writable meanwhile.
     fn updates_of_page(&self, frame: Frame, requests: &[MmuUpdate]) -> Option<usize> {
         let mine = self.own.find(frame)?;
         self.own.hold(mine, true)?;
@@ -183,14 +184,14 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         Some(done)
     }
 
-    /// update_va_mapping without its flush, for a frame of the domain's own.
+    /// Does update_va_mapping without its flush, with a frame of the domain's own.
     pub(crate) fn update_va(&self, root: Frame, at: GuestVirt, value: u64) -> Option<()> {
         let path = claim::walk(self.m, self.own.table(), root, at)?;
         let place = self.find_place(path.slot())?;
         self.replace(place, value, 0)
     }
 
-    /// Changes the entry at a machine address: what it held, and whether something was stored.
+    /// Changes the entry at a machine address. Returns its old value, and whether a new one was stored.
     #[inline(always)]
     pub(crate) fn edit(&self, at: u64, edit: Edit) -> Option<(u64, bool)> {
         let place = self.find_place(at)?;
@@ -217,13 +218,13 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.replace(self.place(table, at), new, keep)
     }
 
-    /// Has an entry say something else, keeping those bits of it. What it led to is let go after it is gone.
+    /// Replaces an entry by `new`, keeping the old entry's bits `keep`. The old target is released after the store.
     #[inline(always)]
     fn replace(&self, place: TableSlot<'a>, new: u64, keep: u64) -> Option<()> {
         let TableSlot { word, old, .. } = place;
         let new = entry::ordinary_leaf(new)?;
         let new = if new & PRESENT == 0 { new } else { new | old & keep };
-        // The CPU may set A and D meanwhile: then the slow path tries again.
+        // The CPU may set A or D in between: then the exchange fails, and the slow path tries again.
         let swap = || word.compare_exchange(old, new, SeqCst, SeqCst).ok().map(|_| ());
         if entry::changes_right(old, new) {
             return self.change_right(new, swap);
@@ -234,7 +235,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.lead_elsewhere(place, new, swap)
     }
 
-    /// The entry leads where it led, and keeps its reference; only its use as writable comes or goes.
+    /// Replaces an entry by `new`, which points to the same frame with another right to write. The reference stays;
+    /// only the use as writable is taken or dropped.
     #[inline(always)]
     fn change_right(&self, new: u64, swap: impl Fn() -> Option<()>) -> Option<()> {
         let mine = self.own.led_to(new)?;
@@ -278,7 +280,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         })
     }
 
-    /// Takes what entries of a table on its way up lead to, as long as they are ordinary; says where that ends.
+    /// Takes references for the entries of a table that is being promoted, up to the first that is not simple. Returns
+    /// the index of that entry, or the end.
     pub(super) fn climb(&self, frame: Frame, level: u8, entries: Range<usize>) -> usize {
         let (page, mut at, end, mut noted) = (self.m.page(frame), entries.start, entries.end, ENTRIES);
         while at < end
@@ -305,15 +308,17 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         at
     }
 
-    /// Takes a use of the table of which an entry of this level says so, if it is one already.
+    /// Takes a use of the lower table that the entry `raw`, in a table of `level`, points to, if that frame is such a
+    /// table.
     fn take_lower(&self, raw: u64, level: u8) -> Option<()> {
         let entry = entry::parse(raw, level).ok().filter(|entry| entry.raw == raw)?;
         let Target::Table(frame) = entry.target else { return None };
         self.take_table(frame, Use::table(level.saturating_sub(1))?)
     }
 
-    /// Drops what entries of a table on its way down led to, from the last on, as long as that is tables with other uses; says
-    /// where that ends, which is not before the first of them.
+    /// Drops uses of the lower tables that the entries of a table being undone point to, from the last entry backwards,
+    /// as long as these tables have other uses. Returns the end of the entries that still count; at least
+    /// `entries.start`.
     pub(super) fn descend(&self, table: Frame, level: u8, entries: Range<usize>, filled: u32) -> usize {
         let (page, mut at, end) = (self.m.page(table), entries.end, entries.start);
         while let Some(last) = at.checked_sub(1).filter(|_| at > end) {
@@ -327,17 +332,17 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         at
     }
 
-    /// Takes what a leaf leads to, after it has the bits we force.
+    /// Stores the forced bits into a leaf, then takes what the leaf needs.
     fn take_leaf(&self, word: &AtomicU64, raw: u64) -> Option<()> {
         let leaf = entry::ordinary_leaf(raw)?;
-        // The CPU may set A and D meanwhile: then the slow path tries again.
+        // The CPU may set A or D in between: then the exchange fails, and the slow path tries again.
         if leaf != raw && word.compare_exchange(raw, leaf, SeqCst, SeqCst).is_err() {
             return None;
         }
         self.own.hold(self.own.led_anywhere(leaf)?, leaf & WRITABLE != 0)
     }
 
-    /// Drops what a leaf led to.
+    /// Drops what a leaf held.
     pub(super) fn drop_leaf(&self, raw: u64) -> Option<()> {
         if raw & PRESENT == 0 {
             return None;
@@ -346,7 +351,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         Some(())
     }
 
-    /// [`Session::switch_root`] between two roots that have other uses.
+    /// [`Session::switch_root`] in the case that the old root has other uses and the new one is an L4 table already.
     #[inline(always)]
     pub(crate) fn switch_root(&self, old: Frame, new: Frame, load: impl FnOnce()) -> Option<()> {
         let old = self.own.find(old).filter(|mine| old != new && self.own.has_other_uses(*mine))?;
@@ -355,18 +360,19 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.own.let_go_table(old)
     }
 
-    /// Takes one use of a frame as a table that it is already.
+    /// Takes one use of a frame as a table, if it is one already.
     pub(super) fn take_table(&self, frame: Frame, want: Use) -> Option<()> {
         self.own.hold_as(self.own.find(frame)?, want)
     }
 
-    /// Drops one use of a table that has others.
+    /// Drops one use of a table, if it has others.
     pub(super) fn drop_table(&self, frame: Frame) -> Option<()> {
         self.own.let_go_table(self.own.find(frame)?)
     }
 }
 
-/// The entry of a frame that a request is for, if it is one for that frame and of an ordinary kind, and the bits to keep.
+/// Decodes the `ptr` of a request: returns the index of the entry, and the bits to keep. `None` if the request is for
+/// another frame, or of a kind other than NORMAL and PRESERVE_AD.
 #[inline(always)]
 fn ordinary(frame: Frame, ptr: u64) -> Option<(usize, u64)> {
     const NORMAL: u64 = UpdateCommand::Normal.number();
@@ -381,7 +387,7 @@ fn ordinary(frame: Frame, ptr: u64) -> Option<(usize, u64)> {
     }
 }
 
-/// The first entry from one on that is present; `end` if there is none before that.
+/// Returns the first index from `from` on whose entry is present; `end` if there is none before `end`.
 pub(super) fn next_present(page: &Page, from: usize, end: usize) -> usize {
     let mut at = from;
     while at < end {
@@ -399,8 +405,9 @@ pub(super) fn next_present(page: &Page, from: usize, end: usize) -> usize {
     end
 }
 
-/// One more than the last entry before one that is present; `end` if there is none from there on. `filled` says in which
-/// groups there may be one ([`filled`](crate::frame::FrameTable::filled)).
+/// Searches backwards: returns the index after the last present entry before `before`; `end` if there is none at or
+/// after `end`. `filled` has a bit for each group that may have present entries
+/// ([`filled`](crate::frame::FrameTable::filled)).
 pub(super) fn last_present(page: &Page, before: usize, end: usize, filled: u32) -> usize {
     let mut at = before;
     while let Some(last) = at.checked_sub(1).filter(|_| at > end) {

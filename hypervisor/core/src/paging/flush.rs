@@ -1,4 +1,4 @@
-//! Which CPUs may know a domain's translations, and the flush that a session owes them.
+//! The CPUs that may hold a domain's translations, and the flush that a session owes them.
 
 use super::{Session, Space};
 use crate::addr::{CpuId, CpuSet};
@@ -7,13 +7,14 @@ use crate::machine::{Cpus, Frames};
 use core::sync::atomic::Ordering::SeqCst;
 
 impl Space {
-    /// A CPU is about to load a root of this domain. Called before the load.
+    /// Records that a CPU is about to load a root of this domain. Called before the load.
     pub fn enter(&self, table: &FrameTable, cpu: CpuId) {
         table.epochs().runs_guest(cpu);
         self.cpus.fetch_or(CpuSet::only(cpu).0, SeqCst);
     }
 
-    /// A CPU remembers nothing of this domain any more, and has loaded another root, which has flushed.
+    /// Records that a CPU holds no translations of this domain any more: it has loaded another root, which flushed its
+    /// TLB.
     pub fn leave(&self, cpu: CpuId) {
         self.cpus.fetch_and(!CpuSet::only(cpu).0, SeqCst);
     }
@@ -26,14 +27,14 @@ impl Space {
 }
 
 impl<M: Frames + Cpus> Session<'_, M> {
-    /// Every write to an L4 passes here after it was made. What a later mode must do for each copy of a root, it does
-    /// here; now an L4 is like any upper table.
+    /// Called after every write to a table above level 1. A later mode that keeps copies of roots will update the
+    /// copies of an L4 here; now an L4 is treated like any upper table.
     pub(super) fn upper_written(&mut self, was_present: bool) {
         // CPUs cache upper entries; the guest is promised that the call flushed them (ABI core 4.4).
         self.flush |= was_present;
     }
 
-    /// Flushes now what the session owes; otherwise its end does.
+    /// Does the flush that the session owes now, rather than at its end.
     pub fn settle(&mut self) {
         if core::mem::take(&mut self.flush) {
             self.table.epochs().flush(self.m, self.space.cpus());

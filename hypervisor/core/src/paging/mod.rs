@@ -1,24 +1,25 @@
-//! Page tables of guests: who may point where, and what follows when it changes.
+//! Page tables of guests: which entry may point to which frame, and what follows when an entry changes.
 //!
-//! Touches: page-table entries and the counts of the frames they lead to. [`entry`] judges one entry, `promote` turns a
-//! frame into a table and back, `update` changes tables, `descriptors` does the same for descriptor pages, `flush` knows
-//! who must forget what. [`ops`] are the calls, which read their requests and load roots.
+//! Touches: page-table entries and the counts of the frames they point to. [`entry`] checks one entry, `promote` turns
+//! a frame into a table and back, `update` changes tables, `descriptors` does the same for descriptor pages, `flush`
+//! records which CPUs must flush. [`ops`] are the calls, which read their requests and load roots.
 //! Never touches: grants; outside [`ops`], a vcpu's state, or guest virtual addresses except to find a slot.
 //! Keeps: P1, P2, P3, P4, P8.
 //!
 //! # How a call that takes long is carried out (P8)
 //!
 //! All work on one domain's tables is done in a [`Session`], which holds the domain's paging lock and has a budget of
-//! entries to look at. Work without an answer (taking tables down) is left as a debt when the budget ends: the call is
-//! done, and the next session pays first. Work with an answer (making a table) ends with [`Stop::More`]: **nothing of the
-//! request has happened yet**, and the same request is to be made again, without those of its batch that are done. Every
-//! operation pays the domain's debts and continues its unfinished work first, whoever began it. The outcome is kept, with one
-//! use of the new table, until an operation asks for that frame as that table: it finds the table ready, or is told why it is
-//! none. So the answer is delivered once, and the request is never remembered here: it is decoded and checked anew. Up to
-//! [`WAITING`] outcomes wait; the oldest one beyond is let go.
+//! entries to look at. Work that no answer depends on (undoing tables) becomes a debt when the budget ends: the call is
+//! done, and the next session pays the debt first. Work that an answer depends on (making a table) ends with
+//! [`Stop::More`]: **nothing of the request has happened yet**, and the same request must be made again (for a batch:
+//! from the first request not done). Every operation first pays the domain's debts and continues its unfinished work,
+//! whoever began it. The outcome is kept, with one use of the new table, until an operation asks for that frame as that
+//! table: the operation finds the table ready, or returns why the frame cannot be one. So the answer is delivered once,
+//! and the request is never stored here: it is decoded and checked again. At most [`WAITING`] outcomes are kept; beyond
+//! that, the oldest one is dropped.
 //!
-//! On `More` the call stays in `VcpuState::call`, which holds its place, and `dispatch::step` goes on with it before the guest
-//! runs. A domain being destroyed calls [`Session::tear_down`] until it stops saying `More`.
+//! On `More` the call stays in `VcpuState::call`, with its place in the batch, and `dispatch::step` continues it before
+//! the guest runs. When a domain is destroyed, [`Session::tear_down`] is called until it no longer returns `More`.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod descriptors;
@@ -46,15 +47,15 @@ use crate::machine::{Cpus, Frames};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst};
 use promote::Work;
 
-/// Entries one call may look at: some tens of microseconds.
+/// Entries that one call may look at: some tens of microseconds.
 pub const BUDGET: u32 = 4096;
 
 /// Why an operation did not happen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stop {
-    /// It is not allowed.
+    /// The operation is not allowed.
     Refused(Refused),
-    /// Not yet: the call goes on before the vcpu does.
+    /// The operation is not done yet: the call continues before the vcpu runs.
     More,
 }
 
@@ -64,32 +65,32 @@ impl From<Refused> for Stop {
     }
 }
 
-/// Done, or why not.
+/// The result of an operation, or why it did not happen.
 pub type Outcome<T> = Result<T, Stop>;
 
 renewable! {
-    /// A domain's memory as far as page tables go: part of the domain.
+    /// The state of a domain's page tables; part of the domain.
     #[derive(Debug)]
     pub struct Space {
         id: AtomicU16 = AtomicU16::new(0),
-        /// CPUs that may hold translations.
+        /// CPUs that may hold translations of the domain.
         cpus: AtomicU64 = AtomicU64::new(0),
-        /// Frames outside RAM that it may map.
+        /// Frames outside RAM that the domain may map.
         pub devices: Devices = Devices::new(),
         state: Lock<Domain, State> = Lock::new(State::NEW),
     }
 }
 
-/// What the paging lock guards.
+/// The part of a [`Space`] that the paging lock guards.
 #[derive(Debug)]
 struct State {
     work: Work,
-    /// The domain is being destroyed: the next frame to look at, first for L1 tables, then to give it away.
+    /// How far the destruction of the domain's memory has come; `None` if the domain is not being destroyed.
     dying: Option<Sweep>,
 }
 
 impl State {
-    /// That of a domain which has no tables.
+    /// The state of a domain without tables.
     const NEW: Self = Self { work: Work::new(), dying: None };
 }
 
@@ -101,12 +102,13 @@ impl crate::audit::Spoil for State {
     }
 }
 
-/// How far the destruction of a domain's memory has come.
+/// How far the destruction of a domain's memory has come. L1 tables are looked at first, then all frames leave the
+/// domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Sweep {
-    /// L1 tables from this frame on still hold what belongs to others.
+    /// L1 tables from this frame on may still hold frames of others.
     Tables(u32),
-    /// No table holds anything any more; frames before this one have left.
+    /// No table holds frames of others any more; frames before this one have left the domain.
     Frames(u32),
 }
 
@@ -119,19 +121,19 @@ impl Space {
         space
     }
 
-    /// Whose it is.
+    /// The domain that the space belongs to.
     #[must_use]
     pub fn id(&self) -> DomainId {
         DomainId(self.id.load(SeqCst))
     }
 
-    /// Says whose it is, once for each domain.
+    /// Sets the domain that the space belongs to; once for each domain.
     pub(crate) fn belongs_to(&self, id: DomainId) {
         self.id.store(id.0, SeqCst);
     }
 
     /// Takes the paging lock for a series of operations that together look at no more than `budget` entries
-    /// ([`BUDGET`]; at least 1). No guest memory is copied meanwhile.
+    /// ([`BUDGET`]; at least 1). No guest memory is copied while it is held.
     pub fn open<'a, M: Frames + Cpus, H: Level>(
         &'a self,
         m: &'a M,
@@ -146,7 +148,7 @@ impl Space {
     }
 }
 
-/// Operations on one domain's page tables, under its lock. When it ends it flushes what the operations owe.
+/// Operations on one domain's page tables, under its paging lock. Its end does the flush that the operations need.
 #[must_use]
 pub struct Session<'a, M: Frames + Cpus> {
     m: &'a M,
@@ -167,7 +169,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         Taker { from, by: self.id(), cpus }
     }
 
-    /// Begins an operation: debts are paid and unfinished work is finished first.
+    /// Begins an operation: pays debts and finishes unfinished work first.
     fn ready(&mut self) -> Outcome<()> {
         ensure!(self.state.dying.is_none(), Refused::Dying);
         if !crate::fault::planted(crate::fault::Fault::IgnoreUnfinished) {

@@ -1,7 +1,7 @@
-//! What a guest asks of its page tables: to change them, and to flush translations (ABI core 4).
+//! Calls by which a guest changes its page tables and flushes translations (ABI core 4).
 //!
-//! Requests are copied in first, a few at a time; then the paging lock is taken and they are carried out; then their
-//! number moves on. The paging lock is never held across a guest copy.
+//! Requests are copied in, a few at a time; then the paging lock is taken and they are carried out; then the call's
+//! count of requests done moves on. The paging lock is never held while guest memory is copied.
 
 use super::{Outcome, Refused, Stop};
 use crate::addr::CpuSet;
@@ -13,12 +13,13 @@ use hypercall_abi::tenon::RefusalKind;
 use log::Level::Debug;
 use zerocopy::{FromZeros, IntoBytes};
 
-/// Requests copied in at a time.
+/// Most requests copied in at a time.
 pub(crate) const BATCH: usize = 32;
-/// The bits of a count that count; the top one is Xen's mark of a call it continues.
+/// The bits of a count that hold the number. Xen uses the top bit to mark a call that it continues.
 pub(crate) const COUNT: u64 = 0x7fff_ffff;
 
-/// Whose frames may be mapped and whose tables changed, as the upper argument of `mmu_update` says (ABI core 4.4).
+/// Decodes the domains that `mmu_update` names: the one whose tables are changed, and the one whose frames may be
+/// mapped (ABI core 4.4).
 fn parties<'a, M: Machine>(ctx: &Ctx<'a, M>, domains: u64) -> Result<(&'a Domain, DomainId), Errno> {
     let [low, high] = [domains, domains >> 16].map(low16);
     let tables = high.checked_sub(1).map_or(Ok(ctx.domain), |id| ctx.controlled(id))?;
@@ -29,9 +30,9 @@ fn parties<'a, M: Machine>(ctx: &Ctx<'a, M>, domains: u64) -> Result<(&'a Domain
 /// One step of `mmu_update`.
 ///
 /// # Errors
-/// Those of ABI core 4.4, after the number of requests done has been told.
+/// Those of ABI core 4.4; the number of requests done has been written before.
 pub fn mmu_update<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
-    // Most calls bring one request, and need no room for more.
+    // Most calls have one request, and need no room for more.
     if call.args[1] & COUNT == 1 { updates::<M, 1>(ctx, call) } else { updates::<M, BATCH>(ctx, call) }
 }
 
@@ -54,8 +55,9 @@ fn updates<M: Machine, const BATCH: usize>(ctx: &mut Ctx<'_, M>, call: &mut Call
     end_of_batch(ctx, call, (long(done), size_of::<MmuUpdate>()), outcome)
 }
 
-/// What a step of a batch ends with: more to do, all done, or the first error; the count of requests done is told with the
-/// latter two. The call's place in its array moves on by `done` requests of `size` bytes.
+/// Ends a step of a batch: moves the call's place in its array on by `done` requests of `size` bytes. Returns that
+/// there is more to do, that all is done, or the first error; unless there is more, the count of requests done is
+/// written first.
 fn end_of_batch<M: Machine>(
     ctx: &Ctx<'_, M>,
     call: &mut Call,
@@ -67,7 +69,7 @@ fn end_of_batch<M: Machine>(
     call.done = call.done.saturating_add(done);
     let answer = if call.args[1] == 0 { outcome.map(|()| 0) } else { outcome.and(Err(Halt::More)) };
     if answer != Err(Halt::More) && call.args[2] != 0 {
-        let _ = ctx.write(call.args[2], &low32(call.done)); // as Xen, who cannot be told is not
+        let _ = ctx.write(call.args[2], &low32(call.done)); // as in Xen, a bad count pointer is ignored
     }
     answer
 }
@@ -80,7 +82,7 @@ pub fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> A
     update_va(ctx, call, domid::SELF)
 }
 
-/// `update_va_mapping_otherdomain`: the same for frames of another domain.
+/// `update_va_mapping_otherdomain`: like [`update_va_mapping`], but for frames of another domain.
 ///
 /// # Errors
 /// As [`update_va_mapping`].
@@ -113,7 +115,8 @@ fn update_va<M: Machine>(ctx: &mut Ctx<'_, M>, call: &Call, id: u16) -> Answer {
     Ok(0)
 }
 
-/// The CPUs that may hold translations of the vcpus in a bitmap. All that may hold any of the domain's are a superset.
+/// The CPUs that may hold translations of the vcpus in a bitmap. Returns a superset: those that may hold any of the
+/// domain's.
 fn vcpus_in<M: Machine>(ctx: &Ctx<'_, M>, bitmap: u64) -> Result<CpuSet, Errno> {
     let _: u64 = ctx.read(bitmap)?;
     Ok(ctx.domain.space.cpus())
@@ -130,7 +133,7 @@ fn flush<M: Machine>(ctx: &Ctx<'_, M>, who: CpuSet, what: Flush) {
 /// One step of `mmuext_op`.
 ///
 /// # Errors
-/// Those of ABI core 4.6, after the number of operations done has been told.
+/// Those of ABI core 4.6; the number of operations done has been written before.
 pub fn mmuext_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [list, count, _, id, ..] = call.args;
     let target = ctx.controlled(low16(id))?;
@@ -143,7 +146,7 @@ pub fn mmuext_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         outcome = ctx.read(at).map_err(Halt::Refused).and_then(|op| one_mmuext(ctx, target, &op));
         done = done.saturating_add(u64::from(outcome.is_ok()));
         if done < batch && ctx.m.now() >= end {
-            break; // each operation may look at as many entries as a call
+            break; // each operation may cost as much as a whole call
         }
     }
     end_of_batch(ctx, call, (done, size_of::<MmuextOp>()), outcome)
@@ -184,23 +187,23 @@ fn one_mmuext<M: Machine>(ctx: &mut Ctx<'_, M>, target: &Domain, op: &MmuextOp) 
     Ok(())
 }
 
-/// Makes a frame the caller's kernel root and loads it.
+/// Makes a frame the kernel root of the calling vcpu, and loads it.
 ///
 /// # Errors
-/// Why the frame is no L4.
+/// Why the frame cannot be an L4 table.
 pub fn load_kernel_root<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64) -> Outcome<()> {
     let new = Frame::new(number).ok_or(Refused::NoSuchFrame)?;
     let (m, old) = (ctx.m, ctx.state.kernel_root);
     ctx.session(ctx.domain).switch_root(old, Some(new), || m.load_root(new))?;
     ctx.state.kernel_root = Some(new);
-    // The LDT's pages are where the new tables say; without entries none is mapped.
+    // The LDT's pages are those that the new tables map; an LDT without entries has no pages mapped.
     if old != Some(new) && ctx.state.ldt_entries > 0 {
         descriptors::forget_ldt_pages(ctx);
     }
     Ok(())
 }
 
-/// Makes a frame, or nothing (0), the caller's user root.
+/// Makes a frame (or none, for 0) the user root of the calling vcpu.
 fn load_user_root<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64) -> Outcome<()> {
     let new = if number == 0 { None } else { Some(Frame::new(number).ok_or(Refused::NoSuchFrame)?) };
     let old = ctx.state.user_root;
@@ -212,7 +215,7 @@ fn load_user_root<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64) -> Outcome<()> 
 /// `update_descriptor`: changes one descriptor in the caller's memory.
 ///
 /// # Errors
-/// `Inval` for forbidden descriptors, unaligned addresses and frames that are not the caller's.
+/// `Inval` for a forbidden descriptor, an unaligned address, or a frame that is not the caller's.
 pub fn update_descriptor<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [address, descriptor, ..] = call.args;
     match ctx.session(ctx.domain).update_descriptor(address, descriptor) {
@@ -222,19 +225,19 @@ pub fn update_descriptor<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> A
     }
 }
 
-/// How an emulated write to a page table went.
+/// The result of an emulated write to a page table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TableWritten {
-    /// The entry held this; the flag says whether a new one was stored.
+    /// The write is done: the entry's old value, and whether a new one was stored.
     Done(u64, bool),
-    /// Not yet: the guest executes the instruction again.
+    /// The write is not done yet: the guest executes the instruction again.
     Again,
-    /// The fault is the guest's.
+    /// This is no write to an own L1 table: the guest gets the fault.
     NotOurs,
 }
 
-/// Replaces the entry of the caller's own L1 table that an address leads to by what `change` makes of it; `None` stores
-/// nothing. If the entry changes meanwhile, it starts over.
+/// Replaces the entry, in an own L1 table of the caller, at address `at`. `change` computes the new entry from the old
+/// one; if it returns `None`, nothing is stored. If the entry changes in between, this starts over.
 pub fn write_own_table<M: Machine>(
     ctx: &mut Ctx<'_, M>,
     at: GuestVirt,
@@ -256,7 +259,7 @@ pub fn write_own_table<M: Machine>(
             Ok(Some(_)) => {}
             Err(Stop::More) => return TableWritten::Again,
             Err(Stop::Refused(why)) => {
-                drop(session); // who logs may wait
+                drop(session); // logging may wait, and must not hold the lock
                 let id = domain.id();
                 domain.log(m, Debug, format_args!("{id} wrote {new:#x} to its table through {at:?}: {why:?}"));
                 ctx.note_refusal(RefusalKind::TableWrite, ctx.state.regs.rip, [at.0, new], Some(why.into()));

@@ -1,8 +1,9 @@
-//! From a frame to a page table and back: one loop in two directions over at most four cursors.
+//! Turns a frame into a page table and back: one loop in two directions over at most four cursors.
 //!
-//! A table on the stack holds one use of itself; its entries below `next` hold what they lead to. Climbing, an entry is
-//! counted once what it leads to is ready; descending, it stops counting first, and then its target is dropped. A refusal
-//! only turns the direction. Where the loop stops for lack of budget, the stack says everything.
+//! Each table on the stack of cursors has one use that belongs to this work. Its entries below `next` hold references
+//! on what they point to. While promoting, an entry is counted once its target is ready; while undoing, the entry stops
+//! counting first, then its target is dropped. A refusal only reverses the direction. If the budget ends, the stack of
+//! cursors is all that is needed to continue.
 
 #[cfg(feature = "planted-fault")]
 use super::Sweep;
@@ -17,8 +18,8 @@ use crate::frame::{Left, Taken, Use};
 use crate::machine::{Cpus, Frames};
 use core::sync::atomic::Ordering::SeqCst;
 
-/// Outcomes of interrupted promotions that wait for their request: two for each vcpu of the domain and for its toolstack,
-/// since the state of a new vcpu names two roots. With fewer, callers could drive out each other's for ever.
+/// Most outcomes of interrupted promotions that wait for their request: two for each vcpu of the domain and two for its
+/// toolstack, since the state of a new vcpu names two roots. With fewer, callers could push out each other's for ever.
 pub const WAITING: usize = 2 * (MAX_DOMAIN_VCPUS + 1);
 /// How often an entry is tried again because the CPU set its accessed or dirty bit.
 pub(super) const TRIES: usize = 8;
@@ -42,12 +43,12 @@ struct Finished {
 #[derive(Debug)]
 pub(super) struct Work {
     stack: heapless::Vec<Cursor, 4>,
-    /// What the climb on the stack is for; `None` for a descent from a dropped table.
+    /// The table (frame and level) that the promotion on the stack makes; `None` while a dropped table is undone.
     goal: Option<(Frame, u8)>,
     failed: Option<Refused>,
-    /// The first of the dropped tables whose descent has not begun; the rest are linked through their words.
+    /// The first of the dropped tables whose undoing has not begun; the others are linked through their frames' words.
     debts: Option<Frame>,
-    /// Ready for the requests that asked, oldest first. A success holds one use.
+    /// Outcomes that wait for their requests, oldest first. A success holds one use of the table.
     finished: heapless::Vec<Finished, WAITING>,
 }
 
@@ -56,7 +57,7 @@ impl Work {
         Self { stack: heapless::Vec::new(), goal: None, failed: None, debts: None, finished: heapless::Vec::new() }
     }
 
-    /// Whether there is none, and no outcome waits.
+    /// Whether there is no work left, and no outcome waits.
     #[inline]
     pub(super) fn is_idle(&self) -> bool {
         self.stack.is_empty() & self.debts.is_none() & self.finished.is_empty()
@@ -78,22 +79,23 @@ impl crate::audit::Spoil for Work {
     }
 }
 
-/// Something that unfinished work holds, for an audit.
+/// What unfinished work holds, for an audit.
 #[cfg(feature = "planted-fault")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Holding {
-    /// One use of a table on its way up or down, whose first `counted` entries hold what they lead to.
+    /// One use of a table that is being promoted or undone, and references on the targets of its first `counted`
+    /// entries.
     OnTheWay {
         /// The table.
         table: Frame,
         /// Its level.
         level: u8,
-        /// How many entries count.
+        /// How many entries hold references.
         counted: usize,
-        /// Whether it is on its way up.
+        /// Whether the table is being promoted.
         up: bool,
     },
-    /// One use of a finished table that waits for its request.
+    /// One use of a promoted table that waits for its request.
     Waiting {
         /// The table.
         table: Frame,
@@ -124,10 +126,10 @@ impl<M: Frames + Cpus> Session<'_, M> {
 }
 
 impl<M: Frames + Cpus> Session<'_, M> {
-    /// Continues unfinished work as far as the budget goes.
+    /// Continues unfinished work until the budget ends.
     ///
     /// # Errors
-    /// [`Stop::More`] if some is left.
+    /// [`Stop::More`] if work is left.
     pub fn run(&mut self) -> Outcome<()> {
         while let Some(mut top) = self.top() {
             self.skip_absent(&mut top);
@@ -142,7 +144,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         Ok(())
     }
 
-    /// Where the work stands. If there is none, a debt becomes work.
+    /// Returns the cursor at which the work continues. If there is none, the next debt becomes work.
     fn top(&mut self) -> Option<Cursor> {
         if self.state.work.stack.is_empty() {
             let table = self.state.work.debts?;
@@ -153,7 +155,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.state.work.stack.last().copied()
     }
 
-    /// Moves past entries that hold nothing, as most do, as far as the budget goes.
+    /// Moves past entries that are not present, as most are, until the budget ends.
     fn skip_absent(&mut self, top: &mut Cursor) {
         let (page, most) = (self.m.page(top.table), index(self.budget));
         let next = if top.up {
@@ -168,7 +170,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
     }
 
-    /// Pays for a look at so many entries, of which the budget is no smaller.
+    /// Takes `entries` off the budget, which is at least as large.
     pub(super) fn spend(&mut self, entries: usize) {
         self.budget = self.budget.saturating_sub(u32::try_from(entries).unwrap_or(u32::MAX));
     }
@@ -178,7 +180,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
             return self.move_to(HOLE_SLOTS.end);
         }
         if let Some(own) = self.own() {
-            // The first is paid.
+            // The budget for the first entry has been taken already.
             let end = top.next.saturating_add(index(self.budget)).saturating_add(1).min(ENTRIES);
             let next = self.fast_within(&own).climb(top.table, top.level, top.next..end);
             if next > top.next {
@@ -189,7 +191,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.table.note_entry(top.table, top.next, Fault::SkipNoteOfClimb);
         match self.take_in_place(top) {
             Ok(Taken::Ready) => self.move_to(top.next.saturating_add(1)),
-            Ok(Taken::Started) => {} // a cursor above us brings the child up; then we count it
+            Ok(Taken::Started) => {} // a cursor above promotes the child; then this entry is counted
             Err(why) => {
                 self.state.work.failed = Some(why);
                 self.turn();
@@ -197,13 +199,14 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
     }
 
-    /// Judges the entry under the cursor and takes what it leads to.
+    /// Checks the entry under the cursor, and takes a reference on what it points to.
     fn take_in_place(&mut self, top: Cursor) -> Result<Taken, Refused> {
         let word = self.m.page(top.table).get(top.next).ok_or(Refused::Misaligned)?;
         for _ in 0..TRIES {
             let raw = word.load(SeqCst);
             let entry = entry::parse(raw, top.level)?;
-            // The guest cannot write the frame any more; stale upper entries may still let a CPU set A and D in it.
+            // The guest cannot write the frame any more, but by stale upper entries a CPU may still set A and D in the
+            // entry.
             if entry.raw != raw && word.compare_exchange(raw, entry.raw, SeqCst, SeqCst).is_err() {
                 continue;
             }
@@ -251,7 +254,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
     }
 
-    /// Leaves need no cursor of their own: as many go at once as the budget pays for, the first being paid.
+    /// Drops the targets of an L1 table's last entries: as many at once as the budget allows. The first is paid for
+    /// already.
     fn drop_leaves(&mut self, top: Cursor) {
         let count = top.next.min((index(self.budget)).saturating_add(1));
         let (page, filled, own) = (self.m.page(top.table), self.table.filled(top.table), self.own());
@@ -268,7 +272,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.spend(count.saturating_sub(1));
     }
 
-    /// All entries hold: the table is one.
+    /// Ends a promotion: all entries are counted, and the frame is a table now.
     fn arrive_up(&mut self, top: Cursor) {
         if top.level == 4 && !planted(Fault::SkipHoleFill) {
             for (n, word) in self.m.page(top.table).iter().skip(HOLE_SLOTS.start).take(HOLE_SLOTS.len()).enumerate() {
@@ -283,12 +287,12 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
     }
 
-    /// No entry holds: the table is none.
+    /// Ends the undoing of a table: no entry is counted, and the frame stops being a table.
     fn arrive_down(&mut self, top: Cursor) {
         self.table.demoted(top.table, self.id());
         self.state.work.stack.pop();
         match self.state.work.stack.last_mut() {
-            Some(parent) => parent.up = false, // a climb whose child did not come up; a descent goes on
+            Some(parent) => parent.up = false, // a promotion whose child failed is reversed; an undoing continues
             None => {
                 if let Some(why) = self.state.work.failed.take() {
                     self.finish(Err(why));
@@ -303,7 +307,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
     }
 
-    /// Keeps an outcome for its request.
+    /// Keeps an outcome until its request is made again.
     fn keep(&mut self, outcome: Finished) {
         if self.state.work.finished.is_full() {
             self.forget_oldest();
@@ -311,14 +315,14 @@ impl<M: Frames + Cpus> Session<'_, M> {
         let _ = self.state.work.finished.push(outcome); // there is room now
     }
 
-    /// Keeps a root that was taken for its request, which has to start over and finds it ready then.
+    /// Keeps a use of a root for the request that took it. The request must start over, and then finds the root ready.
     pub(crate) fn set_aside(&mut self, table: Frame) {
         if self.state.dying.is_none() {
             self.keep(Finished { table, level: 4, result: Ok(()) });
         }
     }
 
-    /// Lets go of an outcome nobody came for; `false` if there is none.
+    /// Drops the oldest outcome that no request has collected; returns false if there is none.
     pub(super) fn forget_oldest(&mut self) -> bool {
         if self.state.work.finished.is_empty() {
             return false;
@@ -330,12 +334,12 @@ impl<M: Frames + Cpus> Session<'_, M> {
         true
     }
 
-    /// Whether a table is on its way up.
+    /// Whether a table is being promoted.
     pub(super) fn climbing(&self) -> bool {
         self.state.work.goal.is_some()
     }
 
-    /// Turns a climb round, for the domain is dying.
+    /// Reverses a promotion, because the domain is dying.
     pub(super) fn abandon_climb(&mut self) {
         if self.state.work.stack.last().is_some_and(|top| top.up) {
             self.state.work.failed = Some(Refused::Dying);
@@ -367,7 +371,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
         Ok(taken)
     }
 
-    /// Takes one use of a frame of this domain as a table of a level, promoting it if need be.
+    /// Takes one use of a frame of this domain as a table of this level; promotes the frame if it is not such a table
+    /// yet.
     pub(super) fn take_table(&mut self, frame: Frame, level: u8) -> Outcome<()> {
         if let Some(outcome) = self.collect(frame, level) {
             return outcome;
@@ -389,7 +394,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         Some(finished.remove(at).result.map_err(Stop::Refused))
     }
 
-    /// Takes what a leaf leads to: a reference, and a use as writable if it may be written.
+    /// Takes what a leaf needs: a reference on its frame, or a use as writable if the leaf may be written.
     pub(super) fn take_leaf(&self, entry: &entry::Entry, from: crate::addr::DomainId) -> Result<(), Refused> {
         let Target::Leaf { frame, writable } = entry.target else { return Ok(()) };
         if !self.table.is_ram(frame) {
@@ -403,7 +408,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.table.take_ref(frame, from, self.id())
     }
 
-    /// Drops what an entry led to. A table that was used by nothing else is to be taken down.
+    /// Drops the target of an entry. Returns the table and its level if this was the table's last use: it is to be
+    /// undone.
     fn drop_target(&mut self, raw: u64, level: u8) -> Option<(Frame, u8)> {
         match entry::target(raw, level) {
             Target::Leaf { frame, .. } if !self.table.is_ram(frame) => {}
@@ -421,7 +427,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         None
     }
 
-    /// Drops what an L1 table holds that is not the domain's own memory; the rest goes with the domain.
+    /// Drops those targets of an L1 table that are not the domain's own frames; its own frames go with the domain.
     pub(super) fn drop_foreign(&mut self, table: Frame) {
         let (words, id) = (self.m.page(table), self.id());
         self.budget = self.budget.saturating_sub(low32(long(words.len())));
@@ -436,7 +442,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
     }
 
-    /// Drops what an entry led to, after the entry is gone. What the budget does not pay is a debt.
+    /// Drops the target of an entry that has been removed. What the budget does not allow becomes a debt.
     pub(super) fn release(&mut self, old: u64, level: u8) {
         if let Some((table, _)) = self.drop_target(old, level) {
             self.owe(table);
@@ -444,7 +450,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
     }
 
-    /// Drops one use of a table. What the last use leaves to do is a debt.
+    /// Drops one use of a table. If it was the last one, undoing the table becomes a debt.
     pub(super) fn drop_table(&mut self, table: Frame) {
         if let Left::TakeDown(_) = self.drop_use_of_table(table) {
             self.owe(table);

@@ -1,4 +1,4 @@
-//! Changes of live tables: acquire before write, write, release after write.
+//! Changes of live tables: acquire the new target, write the entry, release the old target.
 
 use super::entry::{self, Target};
 use super::fast::Edit;
@@ -19,7 +19,7 @@ use hypercall_abi::mmu::{MmuUpdate, UpdateCommand};
 pub struct Slot {
     /// The frame.
     pub table: Frame,
-    /// Which word of it, below 512.
+    /// The index of the word, below 512.
     pub index: usize,
 }
 
@@ -34,40 +34,40 @@ impl Slot {
         Ok(Self { table: Frame::containing(address).ok_or(Refused::NoSuchFrame)?, index })
     }
 
-    /// Its machine address.
+    /// The machine address of the slot.
     fn address(self) -> u64 {
         self.table.address() | long(self.index).wrapping_mul(8)
     }
 
-    /// The word; only of frames that are RAM.
+    /// The word in the slot. The frame must be RAM.
     pub(super) fn word<M: Frames>(self, m: &M) -> Result<&AtomicU64, Refused> {
         m.page(self.table).get(self.index).ok_or(Refused::Misaligned)
     }
 }
 
-/// A guest's write to one of its own L1 tables that the CPU stopped (ABI core 4.7).
+/// A guest's write to one of its own L1 tables through a read-only mapping, which faulted (ABI core 4.7).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TableWrite {
-    /// The slot the faulting address lies in.
+    /// The slot at the faulting address.
     pub slot: Slot,
-    /// What it held when we looked.
+    /// The value of the slot when it was read.
     pub value: u64,
 }
 
-/// How a new entry meets the old one.
+/// How a new entry replaces the old one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
-    /// Replaces it.
+    /// Unconditionally.
     Store,
-    /// Replaces it, keeping accessed and dirty bits.
+    /// Unconditionally, but keeping the accessed and dirty bits.
     KeepBits,
-    /// Replaces it if it is exactly this.
+    /// Only if the old entry has exactly this value.
     Exchange(u64),
 }
 
 impl<'a, M: Frames + Cpus> Session<'a, M> {
-    /// One request of mmu_update (ABI core 4.4). `address` holds the command in its low three bits. `from` is the domain
-    /// whose frames a new leaf may map; the caller has checked that this domain may map them.
+    /// Carries out one request of mmu_update (ABI core 4.4). `address` has the command in its low three bits. `from` is
+    /// the domain whose frames a new leaf may map; the caller has checked that this domain may map them.
     ///
     /// # Errors
     /// [`Stop::More`], or why the request is refused.
@@ -75,7 +75,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         self.mmu_updates(&[MmuUpdate { ptr: address, val: value }], from, &mut 0)
     }
 
-    /// The same the slow path.
+    /// Carries out one request of mmu_update on the slow path: see [`Session::mmu_update`].
     fn extraordinary_update(&mut self, address: u64, value: u64, from: DomainId) -> Outcome<()> {
         let how = match UpdateCommand::from_number(address & 7).ok_or(Refused::Unknown)? {
             UpdateCommand::Normal | UpdateCommand::NoTranslate => How::Store,
@@ -94,13 +94,14 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         Ok(())
     }
 
-    /// Requests of mmu_update in their order, up to the first that is refused or not carried out yet; counts in `done` those
-    /// that were.
+    /// Carries out requests of mmu_update in their order, up to the first that is refused or not done yet. Counts those
+    /// that were carried out in `done`.
     ///
     /// # Errors
     /// As [`Session::mmu_update`].
     pub fn mmu_updates(&mut self, requests: &[MmuUpdate], from: DomainId, done: &mut usize) -> Outcome<()> {
-        // Where one is out of the ordinary and none before it was ordinary, all are likely to be: a toolstack's are.
+        // If a request is not simple and none before it was, the rest is likely to be the same: a toolstack's requests
+        // are.
         let mut promising = from == self.id();
         while let Some(rest) = requests.get(*done..).filter(|rest| !rest.is_empty()) {
             let did = if promising { self.own().map_or(0, |own| self.ordinary_updates(&own, rest)) } else { 0 };
@@ -113,8 +114,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         Ok(())
     }
 
-    /// Carries out requests of mmu_update up to the first that is out of the ordinary, and says how many. The frames of new
-    /// leaves are to be the domain's own.
+    /// Carries out requests of mmu_update on the fast path, up to the first that is not simple; returns how many. New
+    /// leaves must map frames of the domain's own.
     #[inline]
     fn ordinary_updates(&mut self, own: &OwnedFrames<'a>, requests: &[MmuUpdate]) -> usize {
         let paid = requests.get(..requests.len().min(index(self.budget))).unwrap_or_default();
@@ -128,7 +129,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         let frame = Frame::containing(address).ok_or(Refused::NoSuchFrame)?;
         self.table.info(frame).ok_or(Refused::NoSuchFrame)?;
         let id = self.id();
-        self.table.take_ref(frame, id, id)?; // another CPU may give it back: it becomes nobody else's meanwhile
+        self.table.take_ref(frame, id, id)?; // so that no other domain gets the frame if another CPU gives it back
         let is_kept = || {
             let owner = self.table.info(frame).map(|info| info.owner);
             owner.is_some_and(|owner| owner.owner == Owner::Guest(id) && owner.allocated)
@@ -144,7 +145,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         if kept { Ok(()) } else { Err(Refused::NotOwner.into()) }
     }
 
-    /// The L1 slot that translates an address under a root, in a table of this domain.
+    /// Returns the L1 slot that translates an address under a root. The slot must be in a table of this domain.
     ///
     /// # Errors
     /// [`Refused::NotMapped`], [`Refused::NotTable`].
@@ -156,7 +157,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         }
     }
 
-    /// update_va_mapping (ABI core 4.5) without its flush.
+    /// Does update_va_mapping (ABI core 4.5) without its flush.
     ///
     /// # Errors
     /// [`Stop::More`], or why the request is refused.
@@ -169,24 +170,24 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         self.write_entry(slot, value, How::Store, from).map(|_| ())
     }
 
-    /// Puts a leaf for frames of `from` into an L1 slot: a grant's or a foreign mapping. The entry holds its own
-    /// references like any leaf, whoever else holds some; the grant takes its own (P6). A guest that overwrites the entry
-    /// drops the entry's references alone.
+    /// Stores a leaf for a frame of `from` into an L1 slot, for a grant or a foreign mapping. The entry holds its own
+    /// reference like any leaf, in addition to the one that the grant takes (P6). If the guest overwrites the entry,
+    /// only the entry's reference is dropped.
     ///
     /// # Errors
-    /// [`Stop::More`], [`Refused::NotTable`] for a slot of no L1 table, and those of any update.
+    /// [`Stop::More`], [`Refused::NotTable`] if the slot is not in an L1 table, and those of any update.
     pub fn map_leaf(&mut self, slot: Slot, raw: u64, from: DomainId) -> Outcome<()> {
         self.ready()?;
         self.need_l1(slot)?;
         self.write_entry(slot, raw, How::Store, from).map(|_| ())
     }
 
-    /// Removes the leaf that [`Session::map_leaf`] put, if it is still there, and flushes it when the session settles. `by`:
-    /// the entry of this slot, which becomes empty, takes its place with what it holds.
+    /// Removes the leaf that [`Session::map_leaf`] stored, if it is still there; the session flushes it when it
+    /// settles. With `by`, the entry of that slot is moved to the place of the leaf, with the references it holds.
     ///
     /// # Errors
-    /// [`Refused::Mismatch`] if the slot leads elsewhere or with other rights, or is to be replaced by itself; and those of
-    /// any update.
+    /// [`Refused::Mismatch`] if the slot points to another frame or has other rights, or if `by` is the same slot; and
+    /// those of any update.
     pub fn unmap_leaf(&mut self, slot: Slot, frame: Frame, writable: bool, by: Option<Slot>) -> Outcome<()> {
         self.ready()?;
         self.need_l1(slot)?;
@@ -200,8 +201,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
             }
             None => 0,
         };
-        // Whatever A and D bits the CPU has set meanwhile: under the domain's lock nothing else changes. What is moved is noted
-        // as an entry of the table: the one whose place it takes was.
+        // The CPU may have set A or D; nothing else changes the entry, under the domain's lock. The moved entry needs
+        // no new `note_entry`: the group was noted for the leaf that it replaces.
         self.release(word.swap(moved, SeqCst), 1);
         self.flush = true;
         Ok(())
@@ -211,10 +212,10 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         if self.table.live_table(slot.table, self.id()) == Some(1) { Ok(()) } else { Err(Refused::NotTable) }
     }
 
-    /// Whether a write fault is one to an own L1 table through a read-only mapping, and to which slot.
+    /// Finds the slot that a faulting write was for. The write must be to an own L1 table through a read-only mapping.
     ///
     /// # Errors
-    /// [`Refused::NotTableWrite`]: the fault is the guest's.
+    /// [`Refused::NotTableWrite`]: the guest gets the fault.
     pub fn find_table_write(&mut self, root: Frame, at: GuestVirt) -> Outcome<TableWrite> {
         self.ready()?;
         let path = claim::walk(self.m, self.table, root, at).ok_or(Refused::NotTableWrite)?;
@@ -224,11 +225,12 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         Ok(TableWrite { slot, value: slot.word(self.m)?.load(SeqCst) })
     }
 
-    /// Carries out a write that [`Session::find_table_write`] found: the whole word, unconditionally or only in place of
-    /// `expected`. `Some(now)`: the slot holds something else than expected and is unchanged.
+    /// Carries out a write that [`Session::find_table_write`] found: of the whole word, unconditionally or only in
+    /// place of `expected`. Returns `Some` with the slot's value if that differs from `expected`; the slot is then
+    /// unchanged.
     ///
     /// # Errors
-    /// [`Stop::More`], or why the new entry is refused: then the fault is the guest's.
+    /// [`Stop::More`], or why the new entry is refused: the guest then gets the fault.
     pub fn write_table(&mut self, slot: Slot, expected: Option<u64>, new: u64) -> Outcome<Option<u64>> {
         if let (Some(expected), Some(own)) = (expected, self.own())
             && let edit = (Edit { only: Some(expected), ..Edit::to(new) })
@@ -247,7 +249,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         let new = entry::parse(new, level)?;
         let word = slot.word(self.m)?;
         let mut old = word.load(SeqCst);
-        // Looked at before anything is taken, so that a doomed exchange does nothing.
+        // Checked before anything is taken, so that an exchange that must fail does nothing.
         if let How::Exchange(expected) = how
             && expected != old
         {
@@ -277,7 +279,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
                     }
                     return Ok(None);
                 }
-                // Under the domain's lock only the CPU writes here, and only A and D: the entry holds what it held.
+                // Under the domain's lock only the CPU writes here, and only A and D: the entry's target is the same.
                 Err(now) => old = now,
             }
             if matches!(how, How::Exchange(expected) if expected != old) {
@@ -300,13 +302,13 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
 
     fn release_table(&mut self, frame: Frame) {
         self.drop_table(frame);
-        let _ = self.run(); // likewise
+        let _ = self.run(); // what the budget does not allow stays a debt
     }
 
     /// Pins a frame of this domain as a table of a level (ABI core 4.6).
     ///
     /// # Errors
-    /// [`Stop::More`], [`Refused::AlreadyPinned`], or why the frame is no such table.
+    /// [`Stop::More`], [`Refused::AlreadyPinned`], or why the frame cannot be such a table.
     pub fn pin(&mut self, frame: Frame, level: u8) -> Outcome<()> {
         self.ready()?;
         let info = self.table.info(frame).ok_or(Refused::NoSuchFrame)?;
@@ -316,7 +318,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         Ok(self.table.pin(frame).inspect_err(|_| self.release_table(frame))?)
     }
 
-    /// Takes the pin away.
+    /// Removes the pin of a frame.
     ///
     /// # Errors
     /// [`Stop::More`], [`Refused::NotOwner`], [`Refused::NotPinned`].
@@ -327,11 +329,12 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         Ok(())
     }
 
-    /// Replaces a root that a vcpu holds. `load` is called between taking the new one and dropping the old one, because
-    /// a CPU must not run on a table that is going away: it loads the new root if this CPU has the old one loaded.
+    /// Replaces a root that a vcpu holds. `load` is called between taking the new root and dropping the old one. It
+    /// must load the new root if this CPU has the old one loaded, because a CPU must not run on a table that is being
+    /// undone.
     ///
     /// # Errors
-    /// [`Stop::More`], or why the frame is no L4; `load` has not been called then.
+    /// [`Stop::More`], or why the frame cannot be an L4 table; `load` has not been called then.
     pub fn switch_root(&mut self, old: Option<Frame>, new: Option<Frame>, load: impl FnOnce()) -> Outcome<()> {
         self.ready()?;
         if old == new {
@@ -348,22 +351,22 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         Ok(())
     }
 
-    /// Drops a root that a vcpu held and no CPU has loaded. What it leads to is taken down as far as the budget goes; the
-    /// rest is a debt. Of a domain whose memory is being destroyed nothing needs to be dropped any more.
+    /// Drops a root that a vcpu held and that no CPU has loaded. The tables below it are undone until the budget ends;
+    /// the rest becomes a debt. If the domain's memory is being destroyed, this does nothing.
     pub fn drop_root(&mut self, root: Frame) {
         if self.state.dying.is_some() {
             return;
         }
         self.drop_table(root);
         if !self.climbing() {
-            let _ = self.run(); // a climb may still be given up
+            let _ = self.run(); // a promotion is left alone: it may yet be abandoned
         }
     }
 
     /// Zeroes a page of `from` (CLEAR_PAGE, ABI core 4.6).
     ///
     /// # Errors
-    /// Those of a frame that is not `from`'s or not to be written.
+    /// Those of a frame that is not `from`'s or that must not be written.
     pub fn clear_page(&mut self, frame: Frame, from: DomainId) -> Outcome<()> {
         self.ready()?;
         self.table.take_use(self.m, frame, Use::Writable, self.taker(from))?;
@@ -375,7 +378,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
     /// Copies a page of `from` to another (COPY_PAGE, ABI core 4.6).
     ///
     /// # Errors
-    /// Those of a frame that is not `from`'s, or a target that is not to be written.
+    /// Those of a source that is not `from`'s, or of a target that must not be written.
     pub fn copy_page(&mut self, source: Frame, target: Frame, from: DomainId) -> Outcome<()> {
         self.ready()?;
         self.table.take_ref(source, from, self.id())?;
@@ -388,11 +391,11 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         Ok(taken.map(|_| ())?)
     }
 
-    /// Destroys the domain's memory: unfinished work is abandoned, its page tables let go of what belongs to others, and
-    /// every frame leaves the domain (P11). What the domain held of its own frames is not counted down: it goes with them.
-    /// Before, no CPU has a root of the domain loaded any more, and its roots, descriptor pages and other uses of its
-    /// frames have been dropped. Frames that other domains still use go to the pool when they let go. All other operations
-    /// are refused from the first call on.
+    /// Destroys the domain's memory: abandons unfinished work, drops the references of its page tables on frames of
+    /// others, and makes every frame leave the domain (P11). References of the domain on its own frames are not dropped
+    /// one by one: they go with the frames. The caller has made sure that no CPU has a root of the domain loaded any
+    /// more, and that its roots, its descriptor pages and all other uses of its frames are dropped. A frame that other
+    /// domains still use goes to the pool once they drop it. From the first call on, all other operations are refused.
     ///
     /// # Errors
     /// [`Stop::More`]: call again.
@@ -423,7 +426,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         Ok(())
     }
 
-    /// Pays for a look at the frames up to `end`, or as many as the budget allows, and says where those end.
+    /// Takes from the budget what looking at frames costs: those from `from` to `end`, or as many as the budget allows.
+    /// Returns the end of the frames paid for.
     fn pay(&mut self, from: u32, end: u32) -> Outcome<u32> {
         let end = end.min(from.saturating_add(self.budget));
         self.budget = self.budget.checked_sub(end.saturating_sub(from).max(1)).ok_or(Stop::More)?;
