@@ -1,12 +1,12 @@
-//! A guest's address is a claim. It is tested by walking the guest's own page tables, and what it names is copied in or
+//! A guest's address is a claim. It is checked by a walk of the guest's own page tables; what it names is copied in or
 //! out through the direct map.
 //!
 //! Touches: memory, by frame. Never touches: a guest virtual address as a pointer; counts; locks.
 //! Keeps: P7 (a bad address is an [`AccessFault`]), and of P1 that nothing is written through a read-only mapping.
 //!
-//! Nothing in here waits or answers a flush between the walk and the use of a frame, so the frame cannot change hands in
-//! between: whoever takes it away must first have this CPU flush (P4). The accessed and dirty bits are not set. Pages that were
-//! found are remembered ([`walks`]).
+//! Nothing here waits, or answers a flush request, between the walk and the use of a frame. So the frame cannot get
+//! another owner in between, because whoever takes it away must first have this CPU flush (P4). The accessed and dirty
+//! bits are not set. Pages that were found are cached ([`walks`]).
 
 pub mod walks;
 
@@ -19,7 +19,7 @@ use hypercall_abi::mmu::pte::{FRAME, PAT_OR_PSE, PRESENT, USER, WRITE};
 use walks::{Kind, WalkCache};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// What is intended with a guest's memory.
+/// How a guest's memory is to be accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// To read it.
@@ -28,14 +28,14 @@ pub enum Access {
     Write,
 }
 
-/// The claim does not hold: the page fault the guest itself would have had.
+/// The claim is wrong: this is the page fault that the guest itself would have had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AccessFault {
-    /// For CR2.
+    /// The faulting address, for CR2.
     pub address: GuestVirt,
-    /// The page is present but does not allow the access.
+    /// Whether the page is present, but does not allow the access.
     pub present: bool,
-    /// The access was a write.
+    /// Whether the access was a write.
     pub write: bool,
 }
 
@@ -47,14 +47,14 @@ impl AccessFault {
     }
 }
 
-/// Where a walk ended.
+/// The end of a walk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Path {
     /// The L1 table.
     pub table: Frame,
-    /// The slot in it.
+    /// The index of the slot in the table.
     pub index: usize,
-    /// What the slot held.
+    /// The entry in the slot.
     pub entry: u64,
     /// Whether all four levels allow writing.
     pub writable: bool,
@@ -63,21 +63,21 @@ pub struct Path {
 }
 
 impl Path {
-    /// Machine address of the slot.
+    /// The machine address of the slot.
     #[must_use]
     pub fn slot(&self) -> u64 {
         self.table.address() | (self.index as u64 * 8)
     }
 
-    /// The frame of a present entry.
+    /// The frame that the entry points to, if the entry is present.
     #[must_use]
     pub fn frame(&self) -> Option<Frame> {
         Frame::containing(self.entry & FRAME).filter(|_| self.entry & PRESENT != 0)
     }
 }
 
-/// Walks from a root to the L1 slot of an address, which may hold a present entry or not. `None` if a higher level is not
-/// present, leads nowhere, or the address is not a guest's.
+/// Walks from a root to the L1 slot for an address; the entry in the slot need not be present. `None` if a higher entry
+/// is not present or points to no table, or if the address does not belong to guests.
 #[must_use]
 pub fn walk(m: &impl Frames, table: &FrameTable, root: Frame, at: GuestVirt) -> Option<Path> {
     if !at.is_guests() || !table.is_ram(root) {
@@ -99,7 +99,7 @@ pub fn walk(m: &impl Frames, table: &FrameTable, root: Frame, at: GuestVirt) -> 
     Some(path)
 }
 
-/// The memory behind one page-table root.
+/// A guest's memory, as one root table maps it.
 #[derive(Debug)]
 pub struct GuestMemory<'m, M> {
     m: &'m M,
@@ -110,28 +110,29 @@ pub struct GuestMemory<'m, M> {
 }
 
 impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
-    /// Memory as the tables from `root` show it; `root` is a validated L4 that somebody holds.
+    /// Memory as mapped by the tables from `root` on. `root` must be a validated L4 table of which somebody holds a
+    /// use.
     #[must_use]
     pub fn new(m: &'m M, table: &'m FrameTable, root: Frame) -> Self {
         Self { m, table, root, kind: Kind::Data, walks: None }
     }
 
-    /// The same, remembering what this CPU has found.
+    /// This memory, with this CPU's cache of walks, for pages of `kind`.
     #[inline(always)]
     pub(crate) fn remembering(self, walks: &'m WalkCache, kind: Kind) -> Self {
         Self { kind, walks: Some(walks), ..self }
     }
 
-    /// The same for pages of another kind.
+    /// This memory, for pages of another kind.
     #[inline(always)]
     pub(crate) fn of_kind(self, kind: Kind) -> Self {
         Self { kind, ..self }
     }
 
-    /// The frame behind an address. Valid only until this CPU waits for something or lets go of a lock.
+    /// Returns the frame at an address. It is valid only until this CPU waits for something or releases a lock.
     ///
     /// # Errors
-    /// [`AccessFault`]: not mapped, not for ring 3, not for writing, or no RAM.
+    /// [`AccessFault`]: the page is not mapped, not for ring 3, not for writing, or not RAM.
     #[inline(always)]
     pub fn frame(&self, at: GuestVirt, access: Access) -> Result<Frame, AccessFault> {
         let write = access == Access::Write;
@@ -141,7 +142,7 @@ impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
         }
     }
 
-    /// The same if this CPU remembers it.
+    /// Like [`GuestMemory::frame`], but only looks in this CPU's cache of walks.
     #[inline(always)]
     pub(crate) fn recall(&self, at: GuestVirt, access: Access) -> Option<Frame> {
         let write = access == Access::Write;
@@ -151,8 +152,8 @@ impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
         Some(frame)
     }
 
-    /// Complains of a page that was remembered too long. Where several CPUs run, another may have changed an upper entry and
-    /// not have flushed yet, so only harm counts.
+    /// Reports a page that stayed in the cache too long. With several CPUs, another one may have changed an upper entry
+    /// and not have flushed yet; so then only a harmful use is reported.
     #[cfg(feature = "planted-fault")]
     fn doubt(&self, at: GuestVirt, frame: Frame, write: bool) {
         let alone = self.table.epochs().all().iter().count() <= 1;
@@ -163,11 +164,11 @@ impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
         }
     }
 
-    /// The frame behind an address, or whether a page is present that does not allow the access.
+    /// Returns the frame at an address; else whether a page is present that does not allow the access.
     #[cold]
     #[inline(never)]
     fn find(&self, at: GuestVirt, write: bool) -> Result<Frame, bool> {
-        let life = walks::life(self.m); // before the walk: a flush that comes meanwhile counts
+        let life = walks::life(self.m); // before the walk, so that a flush during the walk counts
         let path = walk(self.m, self.table, self.root, at).ok_or(false)?;
         let frame = path.frame().ok_or(false)?;
         ensure!(path.user && (path.writable || !write) && self.table.is_ram(frame), true);
@@ -177,10 +178,10 @@ impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
         Ok(frame)
     }
 
-    /// Copies bytes in.
+    /// Copies bytes from the guest.
     ///
     /// # Errors
-    /// [`AccessFault`] at the first byte that cannot be read; those before it are in `to`.
+    /// [`AccessFault`] at the first byte that cannot be read; the bytes before it are in `to`.
     pub fn read_bytes(&self, at: GuestVirt, to: &mut [u8]) -> Result<(), AccessFault> {
         let (mut at, mut rest) = (at, to);
         while !rest.is_empty() {
@@ -193,10 +194,10 @@ impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
         Ok(())
     }
 
-    /// Copies bytes out.
+    /// Copies bytes to the guest.
     ///
     /// # Errors
-    /// [`AccessFault`] at the first byte that cannot be written; those before it are written.
+    /// [`AccessFault`] at the first byte that cannot be written; the bytes before it are written.
     pub fn write_bytes(&self, at: GuestVirt, from: &[u8]) -> Result<(), AccessFault> {
         let (mut at, mut rest) = (at, from);
         while !rest.is_empty() {
@@ -209,7 +210,7 @@ impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
         Ok(())
     }
 
-    /// Copies a value in: once, so that what is judged is what is used.
+    /// Copies a value from the guest, once, so that the value that is checked is the one that is used.
     ///
     /// # Errors
     /// As [`GuestMemory::read_bytes`].
@@ -219,7 +220,7 @@ impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
         Ok(value)
     }
 
-    /// The same for words of a page that this CPU remembers.
+    /// Like [`GuestMemory::read`], but only for a value of whole words in one page of this CPU's cache.
     #[inline(always)]
     pub(crate) fn read_recalled<T: FromBytes + IntoBytes>(&self, at: GuestVirt) -> Option<T> {
         let place = words::<T>(at)?;
@@ -229,7 +230,7 @@ impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
         Some(value)
     }
 
-    /// Copies a value out.
+    /// Copies a value to the guest.
     ///
     /// # Errors
     /// As [`GuestMemory::write_bytes`].
@@ -239,14 +240,15 @@ impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
         Ok(())
     }
 
-    /// The same for words of a page that this CPU remembers.
+    /// Like [`GuestMemory::write`], but only for a value of whole words in one page of this CPU's cache.
     #[inline(always)]
     pub(crate) fn write_recalled<T: IntoBytes + Immutable>(&self, at: GuestVirt, value: &T) -> Option<()> {
         store(self.recall_words::<T>(at)?, value);
         Some(())
     }
 
-    /// The words a value is to be written to, if this CPU remembers their page. They stay that as long as nothing waits.
+    /// The words at which a value is to be written, if this CPU's cache has their page. They are valid as long as
+    /// nothing waits.
     #[inline(always)]
     pub(crate) fn recall_words<T>(&self, at: GuestVirt) -> Option<&'m [AtomicU64]> {
         let place = words::<T>(at)?;
@@ -254,14 +256,15 @@ impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
     }
 }
 
-/// Writes a value to the words it consists of, each after those before it.
+/// Writes a value to the words it consists of, in their order.
 #[inline(always)]
 pub(crate) fn store<T: IntoBytes + Immutable>(to: &[AtomicU64], value: &T) {
     let from = value.as_bytes().as_chunks().0;
     from.iter().zip(to).for_each(|(from, to)| to.store(u64::from_le_bytes(*from), Release));
 }
 
-/// The words of its page that a value consists of, if it is made of whole ones of one page, as nearly all are.
+/// The words of its page that a value at `at` consists of, if it consists of whole words of one page, as most values
+/// do.
 fn words<T>(at: GuestVirt) -> Option<Range<usize>> {
     let (first, count) = (at.offset() / 8, size_of::<T>() / 8);
     let whole = at.0.is_multiple_of(8) && size_of::<T>().is_multiple_of(8) && first + count <= ENTRIES;

@@ -1,4 +1,4 @@
-//! What a CPU remembers of the walks it has made.
+//! A cache of the page walks that a CPU has made.
 //!
 //! Touches: page-table entries, to read them.
 //! Keeps: P4, as a TLB does.
@@ -10,74 +10,77 @@ use crate::machine::{Cpus, Frames};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hypercall_abi::mmu::pte::{ACCESSED, DIRTY};
 
-/// What a page is looked up for. Pages of one kind do not push out those of another.
+/// What a page is accessed for. Pages of one kind do not evict those of another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// Stacks and arguments.
+    /// For stacks and arguments.
     Data = 0,
-    /// Instructions.
+    /// For instructions.
     Code = 32,
-    /// Page tables, as their owner maps them.
+    /// For page tables, through their owner's mappings.
     Table = 64,
 }
 
-/// How often this CPU has flushed, or forgotten another domain's pages: a page noted under another count is not trusted.
+/// How often this CPU has flushed, or has dropped another domain's pages. An entry of the cache with another count is
+/// invalid.
 #[inline(always)]
 pub(super) fn life<M: Cpus>(m: &M) -> u64 {
     if planted(Fault::SeenOverFlush) { 0 } else { m.flushes() }
 }
 
-/// Pages of one kind that are remembered.
+/// Number of cached pages of one kind.
 const PAGES: usize = 32;
 const _: () = assert!(Kind::Code as usize == PAGES && Kind::Table as usize == 2 * PAGES);
 
-/// The pages that a CPU has found by walking tables, remembered as its TLB remembers them: until it flushes.
+/// The pages that a CPU found by walking tables. Like the entries of a TLB, they stay valid until the CPU flushes.
 ///
-/// Nothing that the walk has passed can have changed hands or type since, for whoever changes either has this CPU flush first
-/// (P4); and where a table above the last level is changed, what changes it flushes too. Without a flush only the root may have
-/// become another, and the leaf may have changed, so both are compared at each use. A flush is answered where this CPU waits
-/// for something or leaves the rules, never between the look and the use of the page.
+/// No table or page on the walk can have got another owner or type, because such a change first makes this CPU flush
+/// (P4). A change of a table above the last level flushes, too. Without a flush, only the root may be another one and
+/// the leaf may have changed; so both are compared at each use. This CPU answers flush requests only when it waits for
+/// something or returns to the guest, never between the look-up and the use of a page.
 ///
-/// All are pages of one domain, for whose flushes this CPU is asked until a vcpu of another domain comes, also while it sleeps.
+/// All cached pages belong to one domain. Until a vcpu of another domain runs here, this CPU is asked for all flushes
+/// of that domain, even while it is idle.
 #[derive(Debug)]
 pub struct WalkCache {
-    /// The page of the kernel's stack, as it was found when the entry code was told.
+    /// The page of the guest kernel's stack, as cached when the entry code was last told of this stack.
     stack: CachedPage,
     pages: [CachedPage; 3 * PAGES],
 }
 
-/// The number of no page.
+/// A page number that stands for no page.
 const NONE: u64 = u64::MAX;
 
 with_new! {
-    /// A page that was found. Aligned so that one is found by a shift.
+    /// A cached page. Aligned so that its address is computed by a shift.
     #[derive(Debug)]
     #[repr(align(64))]
     pub struct CachedPage {
-        /// Its number; [`NONE`] if none was.
+        /// The page's number; [`NONE`] if the entry is empty.
         page: AtomicU64 = AtomicU64::new(NONE),
-        /// [`life`] before the walk.
+        /// [`life`] as it was before the walk.
         life: AtomicU64 = AtomicU64::new(0),
-        /// Machine address of the leaf; bit 0 says whether all levels allow writing.
+        /// Machine address of the leaf's slot; bit 0 tells whether all levels allow writing.
         slot: AtomicU64 = AtomicU64::new(0),
-        /// The leaf.
+        /// The leaf entry.
         leaf: AtomicU64 = AtomicU64::new(0),
-        /// The root.
+        /// The root table of the walk.
         root: AtomicU64 = AtomicU64::new(0),
-        /// Its entry.
+        /// The entry of the root table.
         upper: AtomicU64 = AtomicU64::new(0),
     }
 }
 
 impl WalkCache {
-    /// Nothing was found yet.
+    /// An empty cache.
     #[must_use]
     pub const fn new() -> Self {
         Self { stack: CachedPage::new(), pages: [const { CachedPage::new() }; 3 * PAGES] }
     }
 
-    /// Where a page is remembered. Pages of code and of tables lie side by side. Stacks, a kernel's data and that of each CPU have
-    /// numbers that differ in few bits, so data is placed by a hash of the whole number.
+    /// The place of a page in the cache. Pages of code and of tables have consecutive numbers, so they are placed by
+    /// the low bits. The numbers of stacks, of a kernel's data and of per-CPU data differ in few bits, so these are
+    /// placed by a hash.
     #[inline(always)]
     fn place(&self, at: GuestVirt, kind: Kind) -> Option<&CachedPage> {
         const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 over the golden ratio
@@ -89,7 +92,7 @@ impl WalkCache {
         self.pages.get(index(low32(place)) + kind as usize)
     }
 
-    /// The frame of a page, if it was found and is what a walk from this root would find.
+    /// Returns the frame of a page, if the cache has what a walk from this root would find.
     #[inline(always)]
     pub(super) fn recall<M: Frames + Cpus>(
         &self,
@@ -108,7 +111,7 @@ impl WalkCache {
         Some(Frame::from_u32(low32(leaf >> PAGE_SHIFT))) // RAM, so the frame's number has no more bits
     }
 
-    /// The kernel's stack is in this page, which has just been found.
+    /// Records the page of the guest kernel's stack. A walk for `at` has just put it in the cache.
     #[inline(always)]
     pub(crate) fn stand_on(&self, at: GuestVirt) {
         let Some(found) = self.place(at, Kind::Data) else { return };
@@ -119,25 +122,26 @@ impl WalkCache {
         upper.store(found.upper.load(Relaxed), Relaxed);
     }
 
-    /// Whether the kernel's stack is where it was if nothing but leaves has changed without a flush.
+    /// Whether the kernel's stack is still the same frame, if only leaf entries have changed without a flush.
     #[inline(always)]
     pub(crate) fn stands<M: Frames + Cpus>(&self, m: &M) -> bool {
         self.stack.life.load(Relaxed) == life(m) && self.stack.same_leaf(m).is_some()
     }
 
-    /// The same under another root, for a stack at this address.
+    /// Like [`WalkCache::stands`], but under another root, for a stack at address `at`.
     #[inline(always)]
     pub(crate) fn stands_under<M: Frames + Cpus>(&self, m: &M, root: Frame, at: GuestVirt) -> bool {
         self.stands(m) && entry_above(m, root, at) == self.stack.upper.load(Relaxed)
     }
 
-    /// Whether it is where it was if nothing but the entry at a machine address may have changed, its low three bits left aside.
+    /// Whether the kernel's stack is still the same frame, if only the entry at machine address `at` may have changed.
+    /// The low three bits of `at` have no meaning.
     #[inline(always)]
     pub(crate) fn stands_beside<M: Cpus>(&self, m: &M, at: u64) -> bool {
         self.stack.life.load(Relaxed) == life(m) && (self.stack.slot.load(Relaxed) ^ at) & !7 != 0
     }
 
-    /// Remembers where a walk from a root has led, and in which life it began.
+    /// Puts a page into the cache: `path` is the walk's result, `life` was read before the walk.
     pub(super) fn note<M: Frames + Cpus>(
         &self,
         m: &M,
@@ -156,7 +160,7 @@ impl WalkCache {
     }
 }
 
-/// The entry of a root that an address goes through.
+/// The root table's entry for an address.
 #[inline(always)]
 fn entry_above<M: Frames>(m: &M, root: Frame, at: GuestVirt) -> u64 {
     m.word(root.address() | (at.slot(4) as u64 * 8)).load(SeqCst)
@@ -168,15 +172,15 @@ impl CachedPage {
         self.slot.load(Relaxed) & 1 != 0
     }
 
-    /// The leaf, unless it is another now.
+    /// The cached leaf entry, if the entry in the table is still the same.
     #[inline(always)]
     fn same_leaf<M: Frames>(&self, m: &M) -> Option<u64> {
         let (then, now) = (self.leaf.load(Relaxed), m.word(self.slot.load(Relaxed)).load(SeqCst));
         ((then ^ now) & !(ACCESSED | DIRTY) == 0 || planted(Fault::SeenOverLeaf)).then_some(then)
     }
 
-    /// Whether this root leads there: it is the root of the walk, whose entries do not change without a flush, or its entry says
-    /// what that root's said.
+    /// Whether a walk from `root` reaches the cached page: `root` is the root of the walk (whose entries do not change
+    /// without a flush), or its entry for the address is the same.
     #[inline(always)]
     fn is_below<M: Frames>(&self, m: &M, root: Frame, at: GuestVirt) -> bool {
         self.root.load(Relaxed) == root.number()

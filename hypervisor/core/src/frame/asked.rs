@@ -1,51 +1,51 @@
-//! What other CPUs have asked a CPU to flush, and what it has answered: the machine's part of P4.
+//! Requests of other CPUs to one CPU to flush, and its answers: the machine's part of P4.
 //!
 //! Touches: two words for each CPU.
-//! Keeps: of P4 that a request counts as answered only by a flush that began after it.
+//! Keeps: of P4, that only a flush that began after a request answers the request.
 
 use core::sync::atomic::{AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst};
 
-/// Requests to one CPU.
+/// Requests to flush, for one CPU.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// How many there have been.
+    /// The number of requests so far.
     asked: AtomicU32,
-    /// How many there were when the last flush began that is over.
+    /// The number of requests at the time when the last complete flush began.
     answered: AtomicU32,
 }
 
 impl Asked {
-    /// Nobody has asked.
+    /// A CPU without requests.
     #[must_use]
     pub const fn new() -> Self {
         Self { asked: AtomicU32::new(0), answered: AtomicU32::new(0) }
     }
 
-    /// Another CPU asks for a flush.
+    /// Requests a flush. Called by another CPU.
     pub fn ask(&self) {
         self.asked.fetch_add(1, SeqCst);
     }
 
-    /// How many requests there have been: to wait until they are answered.
+    /// The number of requests so far, for [`has_answered`](Self::has_answered).
     #[must_use]
     pub fn so_far(&self) -> u32 {
         self.asked.load(SeqCst)
     }
 
-    /// Whether a flush is over that began after so many requests.
+    /// Whether a flush that began after the first `requests` requests is complete.
     #[must_use]
     pub fn has_answered(&self, requests: u32) -> bool {
         self.answered.load(SeqCst).wrapping_sub(requests).cast_signed() >= 0
     }
 
-    /// Whether requests wait for an answer.
+    /// Whether there are requests without an answer.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         self.asked.load(SeqCst) != self.answered.load(SeqCst)
     }
 
-    /// This CPU flushes, if it was asked. A request that comes meanwhile is left for the next time: the flush may have begun
-    /// before it.
+    /// Runs `flush` if there are requests. Called by the CPU itself. Requests that arrive during the flush are left for
+    /// the next call, because the flush may have begun before them.
     #[inline]
     pub fn answer(&self, flush: impl FnOnce()) {
         let requests = self.asked.load(Acquire);

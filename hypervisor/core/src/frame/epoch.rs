@@ -1,18 +1,18 @@
-//! Which CPU has flushed since when: the memory behind P4.
+//! When each CPU last flushed: the records behind P4.
 //!
-//! One clock counts flushes. A frame is stamped with the clock when a use of it ends, after the entry is gone. A CPU whose
-//! last complete flush drew its ticket after that cannot know the frame any more.
+//! One clock counts flushes. A frame gets the clock as its stamp when a use of it ends, after the entry is gone. A CPU
+//! whose last complete flush drew its ticket after that has no translation to the frame any more.
 
 use crate::addr::{CpuId, CpuSet};
 use crate::fault::{Fault, planted};
 use crate::machine::{Cpus, Flush};
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-/// The clock of flushes, and every CPU's last one.
+/// The clock of flushes, and the time of each CPU's last flush.
 #[derive(Debug)]
 pub struct Epochs {
     clock: AtomicU64,
-    /// CPUs that have run a guest; others hold no guest's translations.
+    /// CPUs that have run a guest; the others have no guest's translations.
     guests: AtomicU64,
     flushed: [AtomicU64; 64],
 }
@@ -23,13 +23,13 @@ pub struct Epochs {
 pub struct Ticket(u64);
 
 impl Epochs {
-    /// A clock at 1; stamps of 0 are older than any flush.
+    /// A clock at 1; a stamp of 0 is older than any flush.
     #[must_use]
     pub const fn new() -> Self {
         Self { clock: AtomicU64::new(1), guests: AtomicU64::new(0), flushed: [const { AtomicU64::new(0) }; 64] }
     }
 
-    /// The time for a stamp. Read after the entry is gone.
+    /// The time for a stamp. To be read after the entry is gone.
     pub(super) fn now(&self) -> u64 {
         self.clock.load(SeqCst)
     }
@@ -39,7 +39,7 @@ impl Epochs {
         Ticket(self.clock.fetch_add(1, SeqCst).wrapping_add(1))
     }
 
-    /// The flush begun with `ticket` is complete on these CPUs.
+    /// Records that the flush with this `ticket` is complete on these CPUs.
     pub fn done(&self, cpus: CpuSet, ticket: Ticket) {
         for flushed in cpus.iter().filter_map(|cpu| self.last(cpu)) {
             flushed.fetch_max(ticket.0, SeqCst);
@@ -50,7 +50,7 @@ impl Epochs {
         self.flushed.get(usize::try_from(cpu.0).ok()?)
     }
 
-    /// A CPU is about to run a guest. Called before the guest's root is loaded.
+    /// Records that a CPU is about to run a guest. Called before the guest's root is loaded.
     pub fn runs_guest(&self, cpu: CpuId) {
         self.guests.fetch_or(CpuSet::only(cpu).0, SeqCst);
     }
@@ -61,14 +61,14 @@ impl Epochs {
         CpuSet(self.guests.load(SeqCst))
     }
 
-    /// Those of `cpus` that have not flushed since `stamp`.
+    /// Returns those of `cpus` that have not flushed since `stamp`.
     #[must_use]
     pub fn stale(&self, cpus: CpuSet, stamp: u64) -> CpuSet {
         let fresh = |cpu: &CpuId| self.last(*cpu).is_some_and(|flushed| flushed.load(SeqCst) > stamp);
         cpus.iter().filter(fresh).fold(cpus, CpuSet::without)
     }
 
-    /// Flushes these CPUs completely.
+    /// Flushes all translations of these CPUs.
     pub fn flush(&self, m: &impl Cpus, cpus: CpuSet) {
         if !cpus.is_empty() {
             let ticket = self.begin();

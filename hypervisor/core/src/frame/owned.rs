@@ -1,8 +1,8 @@
-//! The fast paths over a frame's words: a domain's own memory, in a use it has already. They apply the rules of [`state`] to
-//! words that are looked up once, where [`table`] has every question to ask.
+//! The fast paths over a frame's words: for a domain's own memory in a use that it already has. They apply the rules of
+//! [`state`] to words that are looked up only once, and leave all other cases to [`table`].
 //!
 //! Touches: the words of frames.
-//! Keeps: P2 and P4 as [`table`] does. A way that ends with `None` has changed nothing: [`table`] decides.
+//! Keeps: P2 and P4, as [`table`] does. A fast path that returns `None` has changed nothing: the caller uses [`table`].
 //!
 //! [`state`]: super::state
 //! [`table`]: super::table
@@ -15,13 +15,13 @@ use crate::fault::{Fault, planted};
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use hypercall_abi::mmu::pte::FRAME;
 
-/// A domain's own frames.
+/// A domain's own frames, as the fast paths see them.
 #[derive(Debug)]
 pub(crate) struct OwnedFrames<'a> {
     table: &'a FrameTable,
     rows: &'a [[AtomicU64; WORDS]],
     id: DomainId,
-    /// What the owner's word of such a frame says of its owner.
+    /// The owner's bits in the words of these frames: see [`OwnerState::word_of`].
     word: u64,
 }
 
@@ -40,14 +40,14 @@ impl<'a> OwnedFrame<'a> {
 }
 
 impl<'a> OwnedFrames<'a> {
-    /// Those of this domain; `None` where fast paths are switched off.
+    /// The frames of this domain; `None` if fast paths are switched off.
     #[inline]
     pub(crate) fn of(table: &'a FrameTable, id: DomainId) -> Option<Self> {
         let (rows, word) = (table.all_rows(), OwnerState::word_of(id)?);
         table.has_fast_paths().then_some(Self { table, rows, id, word })
     }
 
-    /// The same, with no frame where they are.
+    /// Like [`OwnedFrames::of`], but without any frame if fast paths are switched off.
     pub(crate) fn or_none(table: &'a FrameTable, id: DomainId) -> Self {
         Self::of(table, id).unwrap_or(Self { table, rows: &[], id, word: 0 })
     }
@@ -58,19 +58,19 @@ impl<'a> OwnedFrames<'a> {
         self.table
     }
 
-    /// A frame, if it is the domain's own memory.
+    /// Looks up a frame; `None` if it is not the domain's own memory.
     #[inline(always)]
     pub(crate) fn find(&self, frame: Frame) -> Option<OwnedFrame<'a>> {
         self.at(frame.index())
     }
 
-    /// The frame that an entry of a table leads to, if it is the domain's own memory.
+    /// Looks up the frame that an entry points to; `None` if it is not the domain's own memory.
     #[inline(always)]
     pub(crate) fn led_to(&self, entry: u64) -> Option<OwnedFrame<'a>> {
         self.at(usize::try_from((entry & FRAME) >> PAGE_SHIFT).ok()?)
     }
 
-    /// The same, which may be anybody's: [`OwnedFrames::hold`] finds out.
+    /// Like [`OwnedFrames::led_to`], but does not check the owner: [`OwnedFrames::hold`] does.
     #[inline(always)]
     pub(crate) fn led_anywhere(&self, entry: u64) -> Option<OwnedFrame<'a>> {
         let index = usize::try_from((entry & FRAME) >> PAGE_SHIFT).ok()?;
@@ -84,13 +84,13 @@ impl<'a> OwnedFrames<'a> {
         own.then_some(mine)
     }
 
-    /// A frame, if it is a live L1 table of the domain's own.
+    /// Looks up a frame; `None` if it is not a live L1 table of the domain's own.
     #[inline(always)]
     pub(crate) fn find_l1(&self, frame: Frame) -> Option<OwnedFrame<'a>> {
         self.find(frame).filter(|mine| TypeState::is_l1(mine.words().kind.load(SeqCst)))
     }
 
-    /// Takes what a leaf needs that leads to the frame: a reference, and a use as writable if it may be written.
+    /// Takes what a leaf for this frame needs: a reference, and if the leaf may be written a use as writable.
     #[inline(always)]
     pub(crate) fn hold(&self, mine: OwnedFrame<'a>, writable: bool) -> Option<()> {
         if writable { self.hold_as(mine, Use::Writable) } else { self.take_ref(mine) }
@@ -105,7 +105,7 @@ impl<'a> OwnedFrames<'a> {
         self.drop_ref(mine);
     }
 
-    /// Takes a use and its reference, if the frame is used so already and its contents are valid for it.
+    /// Takes a use and its reference, if the frame already has this use and its contents are valid for it.
     #[inline(always)]
     pub(crate) fn hold_as(&self, mine: OwnedFrame<'a>, want: Use) -> Option<()> {
         self.take_ref(mine)?;
@@ -115,13 +115,13 @@ impl<'a> OwnedFrames<'a> {
         })
     }
 
-    /// Whether a table has more than one use, which stays so under the paging lock.
+    /// Whether a table has more than one use. The answer stays true under the paging lock.
     #[inline(always)]
     pub(crate) fn has_other_uses(&self, mine: OwnedFrame<'a>) -> bool {
         TypeState::drop_one(mine.words().kind.load(SeqCst)).is_some()
     }
 
-    /// Drops a use as a table and its reference, unless it is the last one.
+    /// Drops a use as a table and its reference, unless it is the last use.
     #[inline(always)]
     pub(crate) fn let_go_table(&self, mine: OwnedFrame<'a>) -> Option<()> {
         step(mine.words().kind, |bits| TypeState::drop_one(bits).map(|next| (next, ())).ok_or(())).ok()?;
@@ -148,13 +148,13 @@ impl<'a> OwnedFrames<'a> {
         }
     }
 
-    /// Takes a use alone: whoever holds a reference may.
+    /// Takes a use without a reference. The caller holds a reference.
     #[inline(always)]
     pub(crate) fn take_use(&self, mine: OwnedFrame<'a>, want: Use) -> Option<()> {
         step(mine.words().kind, |bits| Ok::<_, ()>((TypeState::again(bits, want).ok_or(())?, ()))).ok()
     }
 
-    /// Drops a use as writable alone.
+    /// Drops a use as writable, without its reference.
     #[inline(always)]
     pub(crate) fn drop_writable(&self, mine: OwnedFrame<'a>) {
         if step(mine.words().kind, |bits| Ok((TypeState::drop_one(bits).ok_or(())?, ()))) == Err(()) {
@@ -164,10 +164,10 @@ impl<'a> OwnedFrames<'a> {
 
     #[cold]
     fn drop_last_writable(&self, mine: OwnedFrame<'a>) {
-        let _ = self.table.step_down(&mine.words()); // there is a use: the caller's
+        let _ = self.table.step_down(&mine.words()); // cannot fail: the caller has a use
     }
 
-    /// Notes that an entry of a table is, or is about to be, present.
+    /// Records that an entry of a table is present, or is about to be.
     #[inline(always)]
     pub(crate) fn note_entry(mine: OwnedFrame<'a>, index: usize) {
         FrameTable::note(&mine.words(), index, Fault::SkipNoteOfFastUpdate);

@@ -1,11 +1,12 @@
-//! Frames that belong to nobody, and what a frame goes through to belong to somebody.
+//! Free frames, and how a frame gets an owner.
 //!
-//! Free frames lie in blocks of `2^order`, aligned to their size, with a list for each order: whatever is taken or given
-//! back costs a few steps per order, however large the machine is (P8). The first frame of a block says how large it is;
-//! the lists are threaded through the first frames' link words, both ways, so that a block can be taken out of the middle.
+//! Free frames lie in blocks of `2^order`, aligned to their size, with a list for each order. Allocating or freeing
+//! costs a few steps per order, however large the machine is (P8). The owner's word of a block's first frame holds the
+//! block's order. The link words of the first frames form the lists; they are linked both ways, so that a block can be
+//! removed from the middle.
 //!
-//! Some of the free frames are set aside: for each domain as many as the hypervisor may still have to keep on its behalf.
-//! No domain gets those as memory, so what others use up makes no event channel or grant fail.
+//! Some of the free frames are set aside: for each domain, as many as the hypervisor may still need on its behalf. They
+//! are never given to a domain as memory, so no event channel or grant fails because others used up the memory.
 
 use super::state::{OwnerState, TypeState};
 use super::table::{FrameTable, NO_PFN, bug, step};
@@ -16,20 +17,20 @@ use crate::machine::{Cpus, Frames};
 use core::ops::Range;
 use core::sync::atomic::Ordering::SeqCst;
 
-/// The largest block: 2^9 frames, a superpage's worth.
+/// The order of the largest block: 2^9 frames, as many as a superpage.
 pub const MAX_ORDER: u32 = 9;
-/// Sizes of blocks.
+/// Number of orders.
 const ORDERS: usize = index(MAX_ORDER) + 1;
-/// In a link: no frame.
+/// The value of a link to no frame.
 const NIL: u32 = u32::MAX;
 
 /// The free frames.
 #[derive(Debug)]
 pub(super) struct FreeList {
-    /// By order, the first block.
+    /// For each order, the first block of its list.
     heads: [u32; ORDERS],
     count: u32,
-    /// How many of them are set aside.
+    /// How many of the free frames are set aside.
     promised: u32,
     /// Frames of RAM, free or not.
     ram: u32,
@@ -55,8 +56,8 @@ impl FreeList {
 }
 
 impl FrameTable {
-    /// Adds `count` frames of RAM from `first` on. Frames of a boot module may be added once it has been used up; frames
-    /// that are free or somebody's stay so. Not yet zeroed.
+    /// Adds `count` frames of RAM from `first` on to the pool, not zeroed yet. Frames that are free or owned already
+    /// are left as they are. A boot module's frames can be added once the module is used up.
     pub fn add(&self, first: Frame, count: u32) {
         let mut run = 0..0;
         for (number, w) in self.rows(span(first, count)) {
@@ -73,8 +74,8 @@ impl FrameTable {
         self.push_run(run);
     }
 
-    /// Says that `count` frames from `first` on are RAM. Those that were not added the hypervisor lives in: no domain gets
-    /// them.
+    /// Records that `count` frames from `first` on are RAM. Those that are never added belong to the hypervisor: no
+    /// domain gets them.
     pub fn reserve(&self, first: Frame, count: u32) {
         self.pool.with(|list| list.ram = list.ram.saturating_add(count));
         for (_, w) in self.rows(span(first, count)) {
@@ -85,19 +86,19 @@ impl FrameTable {
         }
     }
 
-    /// How many frames are free, those set aside among them.
+    /// Number of free frames, including those set aside.
     #[must_use]
     pub fn free_frames(&self) -> u32 {
         self.pool.with(|list| list.count)
     }
 
-    /// How many free frames are not set aside: what domains can still be given.
+    /// Number of free frames that are not set aside: the most that domains can still get.
     #[must_use]
     pub fn unpromised_frames(&self) -> u32 {
         self.pool.with(|list| list.unpromised())
     }
 
-    /// How many frames are RAM: free, of a domain, or the hypervisor's.
+    /// Number of frames that are RAM: free, a domain's, or the hypervisor's.
     #[must_use]
     pub fn ram_frames(&self) -> u32 {
         self.pool.with(|list| list.ram)
@@ -106,7 +107,7 @@ impl FrameTable {
     /// Sets frames aside for what the hypervisor will keep on behalf of a domain that is being made.
     ///
     /// # Errors
-    /// [`Refused::NoMemory`]: so many are not free, or they are set aside for others.
+    /// [`Refused::NoMemory`]: there are not `count` free frames that are not set aside already.
     pub fn promise(&self, id: DomainId, count: u32) -> Result<(), Refused> {
         let account = self.account(id).ok_or(Refused::NoMemory)?;
         self.pool.with(|list| {
@@ -117,13 +118,13 @@ impl FrameTable {
         })
     }
 
-    /// A domain is gone: what is left of its promise is for all.
+    /// Ends what [`promise`](Self::promise) set aside and the domain has not used, because the domain is gone.
     pub fn end_promise(&self, id: DomainId) {
         let Some(account) = self.account(id) else { return };
         self.pool.with(|list| list.promised = list.promised.saturating_sub(account.promised.swap(0, SeqCst)));
     }
 
-    /// A zeroed frame for the hypervisor itself. Returned by [`FrameTable::retire`].
+    /// Allocates a zeroed frame for the hypervisor itself. Freed by [`FrameTable::retire`].
     ///
     /// # Errors
     /// [`Refused::NoMemory`].
@@ -133,16 +134,17 @@ impl FrameTable {
         Ok(frame)
     }
 
-    /// A zeroed frame for the hypervisor, out of those set aside for a domain. Returned by [`FrameTable::retire`].
+    /// Allocates a zeroed frame for the hypervisor, out of those set aside for a domain. Freed by
+    /// [`FrameTable::retire`].
     ///
     /// # Errors
-    /// [`Refused::NoMemory`]: it has had all that were set aside.
+    /// [`Refused::NoMemory`]: all frames set aside for the domain are used.
     pub fn allocate_for(&self, m: &(impl Frames + Cpus), id: DomainId) -> Result<Frame, Refused> {
         self.take_promised(m, id, Owner::Hypervisor)
     }
 
-    /// A zeroed frame of ours for the domain to map read-write, out of those set aside for it: shared info, grant tables.
-    /// Returned by [`FrameTable::retire`].
+    /// Allocates a zeroed frame of the hypervisor that the domain may map read-write (shared info, grant tables), out
+    /// of those set aside for the domain. Freed by [`FrameTable::retire`].
     ///
     /// # Errors
     /// As [`FrameTable::allocate_for`].
@@ -150,8 +152,8 @@ impl FrameTable {
         self.take_promised(m, id, Owner::Lent(id))
     }
 
-    /// `2^order` zeroed frames in a row, aligned to their number, of the domain's own memory, which it knows as the pages
-    /// from `pfn` on. It may own `limit` frames.
+    /// Allocates `2^order` contiguous zeroed frames, aligned to their number, as the domain's own memory. The domain
+    /// knows them as its pages from `pfn` on, and may own at most `limit` frames.
     ///
     /// # Errors
     /// [`Refused::OverLimit`], [`Refused::NoMemory`].
@@ -181,8 +183,8 @@ impl FrameTable {
         Ok(first)
     }
 
-    /// Ends the hypervisor's own use of a frame from [`FrameTable::allocate`] or [`FrameTable::lend`]. A domain that still
-    /// maps it keeps it from the pool until it lets go.
+    /// Frees a frame from [`FrameTable::allocate`] or [`FrameTable::lend`]. If a domain still maps it, the frame goes
+    /// to the pool when the domain unmaps it.
     pub fn retire(&self, frame: Frame) {
         let Some(w) = self.words(frame) else { return bug(frame, "retired but not RAM") };
         let was = step(w.owner, |bits| {
@@ -194,7 +196,7 @@ impl FrameTable {
         });
         match was {
             Ok(Owner::Lent(id)) => {
-                self.drop_use(frame, id); // the permanent one
+                self.drop_use(frame, id); // the permanent use
                 self.drop_ref(frame, id);
             }
             Ok(_) => {
@@ -205,7 +207,7 @@ impl FrameTable {
         }
     }
 
-    /// A block that is not set aside.
+    /// Takes a block out of the free frames that are not set aside.
     fn take_spare(&self, list: &mut FreeList, order: u32) -> Option<Frame> {
         let spare = if planted(Fault::BreakPromises) { list.count } else { list.unpromised() };
         if size(order) <= spare { self.take(list, order) } else { None }
@@ -225,10 +227,11 @@ impl FrameTable {
         Ok(frame)
     }
 
-    /// Makes a frame off the list its new owner's: nobody's translations lead to it (P4), and it holds zeros (P10).
+    /// Prepares a frame that was taken off the list for its new owner: no translation leads to it (P4), and it is
+    /// zeroed (P10).
     fn prepare(&self, m: &(impl Frames + Cpus), frame: Frame, owner: Owner, pfn: u64) {
         let Some(w) = self.words(frame) else { return };
-        // Whoever knew the frame may be gone, so any CPU that runs guests may know it.
+        // The frame's former domain may be gone, so any CPU that runs guests may have translations to it.
         let stale = self.epochs.stale(self.epochs.all(), w.stamp.load(SeqCst) & (u64::MAX >> 1));
         if !planted(Fault::SkipFlush) {
             self.epochs.flush(m, stale);
@@ -258,7 +261,8 @@ impl FrameTable {
         self.pool.with(|list| self.join(list, frame.as_u32(), 0));
     }
 
-    /// Adds a free frame to a run of them, which goes to the pool first if this one lies elsewhere.
+    /// Appends a free frame to a run of contiguous ones. If the frame is not contiguous, the run goes to the pool
+    /// first.
     pub(super) fn push_next(&self, run: Range<u32>, frame: u32) -> Range<u32> {
         let next = frame.wrapping_add(1);
         if frame == run.end {
@@ -268,7 +272,7 @@ impl FrameTable {
         frame..next
     }
 
-    /// Puts free frames in a row into the lists: as few blocks as there can be.
+    /// Puts contiguous free frames into the lists, in as few blocks as possible.
     pub(super) fn push_run(&self, run: Range<u32>) {
         self.pool.with(|list| {
             let mut first = run.start;
@@ -280,7 +284,7 @@ impl FrameTable {
         });
     }
 
-    /// Puts a block into the lists. Two free blocks that are the halves of a larger one become that.
+    /// Puts a block into the lists. It is joined with its other half, if that is free, and so on.
     fn join(&self, list: &mut FreeList, mut first: u32, mut order: u32) {
         list.count = list.count.saturating_add(size(order));
         while order < MAX_ORDER && self.begins_block(first ^ size(order), order) {
@@ -291,7 +295,7 @@ impl FrameTable {
         self.insert(list, first, order);
     }
 
-    /// Takes a block out of the lists, and gives back what a larger one has too much.
+    /// Takes a block out of the lists; what a larger block has too much goes back.
     fn take(&self, list: &mut FreeList, wanted: u32) -> Option<Frame> {
         let found = (wanted..=MAX_ORDER).find(|order| list.head(*order) != NIL)?;
         let first = list.head(found);
@@ -316,7 +320,7 @@ impl FrameTable {
         list.set_head(order, first);
     }
 
-    /// Takes a block out of the list of its order: its frames are free, but nobody finds them any more.
+    /// Takes a block out of the list of its order. Its frames are still marked free, but in no list.
     fn unlink(&self, list: &mut FreeList, first: u32, order: u32) {
         let Some(w) = self.words(Frame::from_u32(first)) else { return };
         let (next, before) = ends(w.link.load(SeqCst));
@@ -329,7 +333,7 @@ impl FrameTable {
     }
 
     fn relink(&self, frame: u32, change: impl Fn((u32, u32)) -> (u32, u32)) {
-        let block = Some(frame).filter(|frame| *frame != NIL); // at the end of a list there is nothing to look up
+        let block = Some(frame).filter(|frame| *frame != NIL); // `NIL` has no words
         if let Some(w) = block.and_then(|frame| self.words(Frame::from_u32(frame))) {
             let (next, before) = change(ends(w.link.load(SeqCst)));
             w.link.store(link(next, before), SeqCst);
@@ -337,7 +341,7 @@ impl FrameTable {
     }
 }
 
-/// Frames of a block.
+/// Number of frames in a block.
 fn size(order: u32) -> u32 {
     1u32.wrapping_shl(order)
 }

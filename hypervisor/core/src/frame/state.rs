@@ -1,5 +1,5 @@
-//! The rules of a frame, as pure functions on values: which use may follow which, when a count may move, when a frame
-//! may change hands. No memory, no loops; `table` applies them.
+//! The rules of a frame, as pure functions on values: which use may follow which, when a count may change, when a frame
+//! may get another owner. No memory, no loops; `table` applies the rules.
 
 use crate::addr::{DomainId, low16, low32};
 use crate::fault::{Fault, planted};
@@ -9,43 +9,43 @@ use crate::fault::{Fault, planted};
 pub enum Refused {
     /// The number names no frame of this machine, or one that is not RAM where RAM is needed.
     NoSuchFrame,
-    /// The frame belongs to somebody else, or is on its way to the pool.
+    /// The frame belongs to another domain, or is on its way to the pool.
     NotOwner,
     /// The frame is in use as something else.
     WrongType,
-    /// The frame's use as a table is being built up or taken down by an unfinished operation.
+    /// The frame is being promoted to a table, or undone, by an unfinished operation.
     Unfinished,
     /// A count is full.
     TooManyUses,
-    /// The entry has bits no guest may set, or physical-address bits this machine lacks.
+    /// The entry has bits that no guest may set, or physical-address bits that this machine lacks.
     BadBits,
     /// Cacheability other than write-back, for RAM.
     CacheBits,
-    /// A frame outside RAM that the domain has no authority to map.
+    /// A frame outside RAM that the domain may not map.
     NotYourDevice,
     /// A slot of an L4 that belongs to the hypervisor.
     HoleSlot,
-    /// The frame named as a page table is not a validated one.
+    /// The frame named as a page table is not a validated table.
     NotTable,
     /// The table is pinned already.
     AlreadyPinned,
     /// The table is not pinned.
     NotPinned,
-    /// The entry kept changing under us.
+    /// The entry was changed again and again during the operation.
     Raced,
-    /// A descriptor of a forbidden kind.
+    /// A forbidden kind of descriptor.
     BadDescriptor,
-    /// An address or number that its alignment or range forbids.
+    /// An address or number with a forbidden alignment or range.
     Misaligned,
     /// No page table translates the address.
     NotMapped,
-    /// The entry is not the one that was to be removed.
+    /// The entry is not the one that the caller wanted to remove.
     Mismatch,
-    /// The fault is not a write to one's own L1 table.
+    /// The fault is not a write to an own L1 table.
     NotTableWrite,
     /// The domain is being destroyed.
     Dying,
-    /// No free frame.
+    /// There is no free frame.
     NoMemory,
     /// The domain owns as many frames as it may.
     OverLimit,
@@ -53,36 +53,36 @@ pub enum Refused {
     Unknown,
 }
 
-/// What a frame is used as. It changes only while unused.
+/// What a frame is used as. This changes only while the frame has no use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Use {
-    /// Nothing that counts: not used yet, or only mapped read-only.
+    /// Nothing that is counted: the frame was never used, or is only mapped read-only.
     None,
-    /// Mapped writable, or written by the hypervisor for the guest.
+    /// Mapped writable, or written by the hypervisor on behalf of a guest.
     Writable,
-    /// Page tables, by level.
+    /// A page table of the first level.
     L1,
-    /// Second level.
+    /// A page table of the second level.
     L2,
-    /// Third level.
+    /// A page table of the third level.
     L3,
-    /// Root.
+    /// A root table.
     L4,
-    /// Segment descriptors.
+    /// A page of segment descriptors.
     Descriptors,
 }
 
 impl Use {
     const ALL: [Self; 7] = [Self::None, Self::Writable, Self::L1, Self::L2, Self::L3, Self::L4, Self::Descriptors];
 
-    /// Use as a page table of this level.
+    /// The use as a page table of this level.
     #[must_use]
     pub fn table(level: u8) -> Option<Self> {
         Self::ALL.get(usize::from(level).checked_add(1)?).copied().filter(|u| u.level() == Some(level))
     }
 
-    /// The level, if this is a page table.
+    /// The level, if this is the use as a page table.
     #[must_use]
     pub fn level(self) -> Option<u8> {
         match self {
@@ -91,7 +91,7 @@ impl Use {
         }
     }
 
-    /// As the low bits of a word.
+    /// The use as the low bits of a word.
     const fn bits(self) -> u64 {
         self as u64
     }
@@ -101,44 +101,46 @@ impl Use {
     }
 }
 
-/// The first word of a frame: what it is used as, and how often.
+/// The first word of a frame: what the frame is used as, and how often.
 ///
 /// Bits 0..=2 use, 3 pinned, 4 validated, 5 partial, 6..=31 turn, 32..=63 count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TypeState {
-    /// What the uses are of. Kept when the last use is gone, because stale translations may know the frame as that.
+    /// What the frame is used as. Kept when the last use is gone, because stale translations may still be those of this
+    /// use.
     pub used_as: Use,
-    /// One of the uses is a pin.
+    /// Whether one of the uses is a pin.
     pub pinned: bool,
-    /// The contents satisfy the rules of the use.
+    /// Whether the contents satisfy the rules of the use.
     pub validated: bool,
-    /// The contents are being validated or taken down; the one use there is belongs to that work.
+    /// Whether the contents are being validated or undone. The frame then has one use, which belongs to that work.
     pub partial: bool,
-    /// Moves when the count becomes 0, so that a frame used and dropped meanwhile is not mistaken for an idle one.
+    /// Changes whenever the count becomes 0, so that a frame that was used and dropped in between is not taken for one
+    /// that stayed unused.
     pub turn: u32,
-    /// How many entries, pins, roots and grants use it so.
+    /// How many uses there are: entries, pins, roots and grants.
     pub count: u32,
 }
 
 const TURN_MASK: u64 = 0x3ff_ffff;
-/// In a type's word: one turn.
+/// The unit of `turn` in a type's word.
 const TURN: u64 = 1 << 6;
 const TURNS: u64 = TURN_MASK * TURN;
-/// Bits of a type's word: all that says what the frame is used as.
+/// Bits of a type's word: everything about the kind of use.
 const KIND: u64 = 7 | VALIDATED | 1 << 5;
 const VALIDATED: u64 = 1 << 4;
 const PINNED: u64 = 1 << 3;
-/// In both words: one use or reference.
+/// In both words: the unit of the count of uses or references.
 const ONE: u64 = 1 << 32;
-/// In both words: from here on no more fits.
+/// In both words: from this value on, the count is full.
 const LAST: u64 = u64::MAX << 32;
 
 impl TypeState {
-    /// A frame just handed out.
+    /// The state of a frame that was just allocated.
     pub const FRESH: Self =
         Self { used_as: Use::None, pinned: false, validated: false, partial: false, turn: 0, count: 0 };
 
-    /// Reads a word.
+    /// Decodes a word.
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
         Self {
@@ -151,7 +153,7 @@ impl TypeState {
         }
     }
 
-    /// As a word.
+    /// Encodes a word.
     #[must_use]
     pub fn bits(self) -> u64 {
         self.used_as.bits()
@@ -162,11 +164,11 @@ impl TypeState {
             | u64::from(self.count) << 32
     }
 
-    /// Takes one more use as `want`. `flushed` says that no CPU that may know the frame in its former use has a stale
-    /// translation (P4); it is asked for only when the use changes.
+    /// Takes one more use as `want`. `flushed` tells that no CPU has a stale translation from the former use (P4); it
+    /// only matters if the use changes.
     ///
     /// # Errors
-    /// [`TakeError`]: somebody uses the frame differently, or the count is full, or a flush must come first.
+    /// [`TakeError`]: the frame has another use, the count is full, or a flush must come first.
     pub fn take(bits: u64, want: Use, flushed: bool) -> Result<(u64, Taken), TakeError> {
         let another = bits.checked_add(ONE).ok_or(Refused::TooManyUses);
         if bits & KIND == want.bits() | VALIDATED {
@@ -186,8 +188,8 @@ impl TypeState {
         Ok((next.bits(), if ready { Taken::Ready } else { Taken::Started }))
     }
 
-    /// One more use as `want` of a frame that was used so last, and whose contents are valid for it, or the first as writable of
-    /// one that was never used: what [`TypeState::take`] makes of it without a question. `None`: ask there.
+    /// Takes one more use in the simple cases of [`TypeState::take`]: the last use was the same and the contents are
+    /// valid for it, or the frame was never used and is now used as writable. `None` in all other cases: call `take`.
     #[inline]
     #[must_use]
     pub fn again(bits: u64, want: Use) -> Option<u64> {
@@ -205,8 +207,8 @@ impl TypeState {
         if bits >= 2 * ONE { Some(bits.wrapping_sub(ONE)) } else { None }
     }
 
-    /// Drops one use. The last use of a table is not dropped: it becomes the use of the work that takes the table down.
-    /// `None`: there was no use to drop, which is our bug.
+    /// Drops one use. The last use of a table is not dropped: it passes to the caller, who undoes the table.
+    /// `None` if there was no use to drop, which is a bug of the hypervisor.
     #[inline]
     #[must_use]
     pub fn drop_use(bits: u64) -> Option<(u64, Left)> {
@@ -214,7 +216,7 @@ impl TypeState {
             return Some((next, Left::Used));
         }
         if bits >= ONE && bits & KIND == Use::Writable.bits() | VALIDATED {
-            // As below, for the many: the count is 0, the turn moves, nothing is pinned.
+            // The frequent case of what follows below: the count becomes 0, the turn changes, and there is no pin.
             return Some((bits & KIND | bits.wrapping_add(TURN) & TURNS, Left::Unused));
         }
         let was = Self::from_bits(bits);
@@ -226,13 +228,13 @@ impl TypeState {
         }
     }
 
-    /// The validation that [`Taken::Started`] asked for has succeeded.
+    /// Ends the validation that [`Taken::Started`] asked for, with success.
     #[must_use]
     pub fn promoted(self) -> Option<Self> {
         (self.partial && self.count == 1).then_some(Self { partial: false, validated: true, ..self })
     }
 
-    /// The frame has been taken down (or its validation was given up): its last use goes.
+    /// Ends the undoing of a table, or a validation that failed: the last use goes.
     #[must_use]
     pub fn demoted(self) -> Option<Self> {
         (self.partial && self.count == 1).then_some(Self { partial: false, validated: false, ..self.unused() })
@@ -241,7 +243,7 @@ impl TypeState {
     /// Marks one of the uses as the pin.
     ///
     /// # Errors
-    /// [`Refused::AlreadyPinned`], or [`Refused::NotTable`] for what is no validated table.
+    /// [`Refused::AlreadyPinned`], or [`Refused::NotTable`] if the frame is not a validated table.
     pub fn pin(self) -> Result<Self, Refused> {
         match (self.pinned, self.validated && self.count > 0, self.used_as.level()) {
             (true, ..) if !planted(Fault::PinTwice) => Err(Refused::AlreadyPinned),
@@ -250,7 +252,7 @@ impl TypeState {
         }
     }
 
-    /// Takes the mark of the pin away; its use is still to be dropped.
+    /// Removes the mark of the pin. The caller still has to drop the pin's use.
     ///
     /// # Errors
     /// [`Refused::NotPinned`].
@@ -258,20 +260,22 @@ impl TypeState {
         if self.pinned { Ok(Self { pinned: false, ..self }) } else { Err(Refused::NotPinned) }
     }
 
-    /// Whether a word says that the frame is a live L1 table, as [`TypeState::live_table`]: what is a table and valid has uses.
+    /// Whether the word is that of a live L1 table: the same as `live_table() == Some(1)`, since a valid table has
+    /// uses.
     #[inline]
     #[must_use]
     pub fn is_l1(bits: u64) -> bool {
         bits & KIND == Use::L1.bits() | VALIDATED
     }
 
-    /// The level, if the frame is a table that page walks may rely on.
+    /// The level, if the frame is a table that page walks may follow.
     #[must_use]
     pub fn live_table(self) -> Option<u8> {
         if self.validated && !self.partial && self.count > 0 { self.used_as.level() } else { None }
     }
 
-    /// Without its last use. Only writable pages have nothing to be validated when they are used so again.
+    /// The state after the last use is gone. Only a writable page needs no validation when it is used the same way
+    /// again.
     fn unused(self) -> Self {
         let turn = self.turn.wrapping_add(1) & 0x3ff_ffff;
         let validated = self.used_as == Use::Writable;
@@ -279,23 +283,23 @@ impl TypeState {
     }
 }
 
-/// What a successful [`TypeState::take`] leaves to do.
+/// What the caller has to do after a successful [`TypeState::take`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Taken {
-    /// Nothing.
+    /// Nothing: the use is ready.
     Ready,
-    /// The contents must be validated; then [`TypeState::promoted`] or [`TypeState::demoted`].
+    /// Validate the contents, then call [`TypeState::promoted`] or [`TypeState::demoted`].
     Started,
 }
 
-/// What a [`TypeState::drop_use`] leaves.
+/// What is left after [`TypeState::drop_use`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Left {
     /// Other uses.
     Used,
     /// No use.
     Unused,
-    /// A table of this level, to be taken down by the caller; then [`TypeState::demoted`].
+    /// A table of this level without uses: the caller undoes it, then calls [`TypeState::demoted`].
     TakeDown(u8),
 }
 
@@ -304,7 +308,7 @@ pub enum Left {
 pub enum TakeError {
     /// Stale translations of the former use must be flushed first.
     FlushFirst,
-    /// Not at all.
+    /// The use is refused.
     Refused(Refused),
 }
 
@@ -314,56 +318,57 @@ impl From<Refused> for TakeError {
     }
 }
 
-/// Whose a frame is.
+/// The owner of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
-    /// No RAM: a hole or a device.
+    /// No owner, because the frame is not RAM: a hole or a device.
     NotRam,
-    /// The pool's.
+    /// The pool of free frames.
     Free,
-    /// The hypervisor's alone.
+    /// The hypervisor, for itself alone.
     Hypervisor,
-    /// A domain's own memory.
+    /// A domain: the frame is its own memory.
     Guest(DomainId),
-    /// The hypervisor's, for a domain to map read-write: shared info, grant tables. Its permanent use as writable keeps
-    /// it from becoming a table; the domain never frees it.
+    /// The hypervisor, for a domain that may map it read-write: shared info, grant tables. A permanent use as writable
+    /// keeps the frame from becoming a table. The domain cannot free it.
     Lent(DomainId),
-    /// Left behind by a destroyed domain because somebody else still maps it; goes to the pool with the last reference.
+    /// No owner any more: its domain was destroyed while others used the frame. It goes to the pool with the last
+    /// reference.
     Orphan,
 }
 
-/// The second word of a frame: whose it is, and how many references hold it.
+/// The second word of a frame: its owner, and how many references there are.
 ///
 /// Bits 0..=14 domain, 15..=17 kind, 18 allocated, 19..=31 references of others, 32..=63 references. In place of the
-/// domain a free frame has 0, or the order of the free block that begins with it plus one.
+/// domain, a free frame has 0, or one more than the order of the free block that begins with it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OwnerState {
-    /// Whose.
+    /// The owner.
     pub owner: Owner,
-    /// The owner has not given it back: one of the references is the ownership itself.
+    /// Whether the owner has not given the frame back. One of the references then stands for the ownership.
     pub allocated: bool,
-    /// How many of the references are held by domains that do not own the frame: those that outlive its owner.
+    /// How many of the references belong to other domains than the owner. These outlive the owner.
     pub others: u16,
-    /// Mappings of any kind, typed uses, and the ownership.
+    /// The number of references: mappings of any kind, uses, and the ownership.
     pub refs: u32,
 }
 
-/// In a word: the pool's.
+/// In an owner's word: the frame is free.
 const FREE: u64 = 1 << 15;
-/// In a word: a domain's own memory.
+/// In an owner's word: the frame is a domain's own memory.
 const GUEST: u64 = 3 << 15;
-/// In a word: who of a kind, or how large a block.
+/// In an owner's word: the bits for the domain, or for the order of a free block.
 const DETAIL: u64 = 0x7fff;
 const ALLOCATED: u64 = 1 << 18;
-/// In a word: one reference of others.
+/// In an owner's word: the unit of the references of others.
 const OTHER: u64 = 1 << 19;
 const OTHERS: u64 = ONE - OTHER;
 
 impl OwnerState {
-    /// A free frame that does not begin a block.
+    /// The state of a free frame that does not begin a block.
     pub const FREE: Self = Self { owner: Owner::Free, allocated: false, others: 0, refs: 0 };
 
-    /// Reads a word.
+    /// Decodes a word.
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
         let domain = DomainId(low16(bits & DETAIL));
@@ -379,7 +384,7 @@ impl OwnerState {
         Self { owner, allocated: bits & ALLOCATED != 0, others, refs: low32(bits >> 32) }
     }
 
-    /// As a word.
+    /// Encodes a word.
     #[must_use]
     pub fn bits(self) -> u64 {
         let (kind, domain) = match self.owner {
@@ -400,20 +405,21 @@ impl OwnerState {
         FREE | u64::from(order).wrapping_add(1) & DETAIL
     }
 
-    /// Whether a word says that the frame begins a free block of that order.
+    /// Whether the word is that of a frame that begins a free block of this order.
     #[must_use]
     pub fn is_block(bits: u64, order: u32) -> bool {
         bits == Self::block(order)
     }
 
-    /// Whether a word says that the frame is a domain's own memory.
+    /// Whether the word is that of a frame of this domain's own memory.
     #[inline]
     #[must_use]
     pub fn is_of(bits: u64, id: DomainId) -> bool {
         bits & 0x3_8000 == GUEST && bits & DETAIL == u64::from(id.0)
     }
 
-    /// What a word says of the owner of a domain's own memory, for [`OwnerState::is_owned`]; `None` for an id that no word holds.
+    /// The owner's bits in the words of a domain's own memory, for [`OwnerState::is_owned`]; `None` if `id` does not
+    /// fit.
     #[inline]
     #[must_use]
     pub fn word_of(id: DomainId) -> Option<u64> {
@@ -421,34 +427,34 @@ impl OwnerState {
         (id & !DETAIL == 0).then_some(GUEST | id)
     }
 
-    /// [`OwnerState::is_of`] with one comparison: `own` is what [`OwnerState::word_of`] gave.
+    /// Like [`OwnerState::is_of`], with one comparison: `own` comes from [`OwnerState::word_of`].
     #[inline]
     #[must_use]
     pub fn is_owned(bits: u64, own: u64) -> bool {
         bits & 0x3_ffff == own
     }
 
-    /// Whether a word says that the owner has not given the frame back.
+    /// Whether the word is that of a frame that its owner has not given back.
     #[inline]
     #[must_use]
     pub fn is_allocated(bits: u64) -> bool {
         bits & ALLOCATED != 0
     }
 
-    /// Whether a word says that no domain but the owner refers to the frame.
+    /// Whether the word is that of a frame to which no domain but the owner has references.
     #[inline]
     #[must_use]
     pub fn is_used_by_owner_alone(bits: u64) -> bool {
         bits & OTHERS == 0
     }
 
-    /// Whether a word says that nothing refers to the frame.
+    /// Whether the word is that of a frame without references.
     #[must_use]
     pub fn is_unused(bits: u64) -> bool {
         bits < ONE
     }
 
-    /// Takes one more reference on behalf of `by` to a frame that must be `from`'s: its own memory or lent to it.
+    /// Takes one more reference on behalf of `by`. The frame must be `from`'s own memory, or lent to `from`.
     ///
     /// # Errors
     /// [`Refused::NotOwner`] (also for a frame on its way to the pool), [`Refused::TooManyUses`].
@@ -464,32 +470,34 @@ impl OwnerState {
         Ok(bits.wrapping_add(ONE | other))
     }
 
-    /// Drops one reference that was taken on behalf of `by`; `None`: there was none, which is our bug.
+    /// Drops one reference that was taken on behalf of `by`. `None` if there was none, which is a bug of the
+    /// hypervisor.
     #[must_use]
     pub fn drop_ref(bits: u64, by: DomainId) -> Option<u64> {
-        // Where the owner is gone nobody counts others.
+        // Once the owner is gone, references of others are no longer counted apart.
         let by_other = !Self::is_of(bits, by)
             && matches!(Self::from_bits(bits).owner, Owner::Guest(id) | Owner::Lent(id) if id != by);
         let other = if by_other { OTHER } else { 0 };
         (bits >= ONE && bits & OTHERS >= other).then(|| bits.wrapping_sub(ONE | other))
     }
 
-    /// Takes one more reference of the owner's to its own memory, of which the word is `own` ([`OwnerState::word_of`]); `None`: ask
-    /// [`OwnerState::take`].
+    /// Takes one more reference of the owner on its own memory; `own` comes from [`OwnerState::word_of`]. `None` in all
+    /// other cases: call [`OwnerState::take`].
     #[inline]
     #[must_use]
     pub fn take_own(bits: u64, own: u64) -> Option<u64> {
         if Self::is_owned(bits, own) && (ONE..LAST).contains(&bits) { Some(bits.wrapping_add(ONE)) } else { None }
     }
 
-    /// Drops one reference that the owner took to its own memory, if it is not the last; `None`: ask [`OwnerState::drop_ref`].
+    /// Drops one reference of the owner on its own memory, if it is not the last. `None` if it is: call
+    /// [`OwnerState::drop_ref`].
     #[inline]
     #[must_use]
     pub fn drop_own(bits: u64) -> Option<u64> {
         if bits >= 2 * ONE { Some(bits.wrapping_sub(ONE)) } else { None }
     }
 
-    /// The owner gives the frame back. Its reference is still to be dropped.
+    /// Marks that the owner gives the frame back. The caller still has to drop the owner's reference.
     ///
     /// # Errors
     /// [`Refused::NotOwner`] for a frame that is not `id`'s own memory or was given back before.
@@ -498,14 +506,14 @@ impl OwnerState {
         if theirs { Ok(bits & !ALLOCATED) } else { Err(Refused::NotOwner) }
     }
 
-    /// The hypervisor takes back what it lent: nobody can take new references; those there are keep the frame. The
-    /// hypervisor's own is still to be dropped.
+    /// The state after the hypervisor has taken back a frame that it used or lent: nobody can take new references,
+    /// existing ones keep the frame. The caller still has to drop the hypervisor's reference.
     #[must_use]
     pub fn orphaned(self) -> Self {
         Self { owner: Owner::Orphan, allocated: false, others: 0, ..self }
     }
 
-    /// The owner is destroyed: its references are gone with it, those of others keep the frame.
+    /// The state after the owner was destroyed: its references are gone with it; those of others keep the frame.
     #[must_use]
     pub fn left(self) -> Self {
         let others = if planted(Fault::ForgetOthers) { 0 } else { self.others };
@@ -527,7 +535,7 @@ mod tests {
         TypeState::drop_use(s.bits()).map(|(next, left)| (TypeState::from_bits(next), left))
     }
 
-    /// Every state that can be, with small counts and the fullest one.
+    /// Every possible state, with small counts and the highest one.
     fn states() -> impl Iterator<Item = TypeState> {
         let all = USES.into_iter().flat_map(|used_as| {
             (0..8u8).flat_map(move |flags| {
@@ -664,7 +672,7 @@ mod tests {
         }
     }
 
-    /// What is a table and valid has uses.
+    /// Whether a state can occur: a valid table has uses.
     fn is_sound(s: &TypeState) -> bool {
         !(s.validated && s.used_as.level().is_some()) || s.count > 0
     }

@@ -1,4 +1,4 @@
-//! The words of all frames, and the one loop that changes them.
+//! The words of all frames, and the only loop that changes them.
 
 use super::epoch::Epochs;
 use super::pool::FreeList;
@@ -15,15 +15,16 @@ use spin::Once;
 
 /// Words kept for each frame: type, owner, stamp, link.
 pub const WORDS: usize = 4;
-/// What the machine-to-physical table says of frames that are nobody's memory.
+/// The entry of the machine-to-physical table for frames that are not a domain's memory.
 pub const NO_PFN: u64 = u64::MAX;
-/// In a stamp: a domain other than the owner has used the frame, so any CPU may know it.
+/// In a stamp: a domain other than the owner has used the frame, so any CPU may have translations to it.
 const SHARED: u64 = 1 << 63;
-/// In the link of a table: the next one in a list; above it, which groups of its entries may hold something.
+/// In the link of a table: the bits for the next table in a list. The bits above record which groups of entries may
+/// hold something.
 const NEXT: u64 = 0xffff_ffff;
-/// Entries of a table in a group.
+/// Number of entries of a table in a group.
 pub const GROUP: usize = ENTRIES / 32;
-/// How often a type is tried again because another CPU used the frame between our flush and our step.
+/// How often a change of type is tried again because another CPU used the frame between the flush and the change.
 const TRIES: usize = 16;
 
 /// The words of one frame.
@@ -42,7 +43,7 @@ impl<'a> Words<'a> {
     }
 }
 
-/// All frames of the machine, their flush epochs and the free ones among them.
+/// All frames of the machine, their flush epochs, and the free frames.
 #[derive(Debug)]
 pub struct FrameTable {
     words: Once<&'static [[AtomicU64; WORDS]]>,
@@ -50,18 +51,19 @@ pub struct FrameTable {
     pub(super) pool: Leaf<FreeList>,
     accounts: [FrameAccount; DomainId::SLOTS],
     looks: Looks,
-    /// Fast paths are switched off.
+    /// Whether fast paths are switched off.
     only_long: AtomicBool,
 }
 
-/// What a domain owns: how many frames, and between which two all that it ever owned lie. And what is set aside for it.
+/// A domain's frames: how many it owns, the range in which all lie that it ever owned, and how many are set aside for
+/// it.
 #[derive(Debug)]
 pub(super) struct FrameAccount {
-    /// The one number that its limit is compared with: a frame counts until its last reference goes.
+    /// The number that is compared with the domain's limit. A frame counts until its last reference goes.
     count: AtomicU32,
     first: AtomicU32,
     last: AtomicU32,
-    /// Frames of the pool for what the hypervisor will keep on its behalf. Changes under the lock of the pool.
+    /// Free frames set aside for what the hypervisor keeps on the domain's behalf. Changed only under the pool's lock.
     pub(super) promised: AtomicU32,
 }
 
@@ -76,7 +78,8 @@ impl FrameAccount {
     }
 }
 
-/// A look at a frame's two words; others may change them at once, except where a lock or a use held prevents it.
+/// The two words of a frame as they were read. They may change at any time, unless the reader holds a lock or a use
+/// that prevents it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Info {
     /// Type, uses, flags.
@@ -85,19 +88,19 @@ pub struct Info {
     pub owner: OwnerState,
 }
 
-/// Who takes a frame, and whose it must be.
+/// For whom a frame is taken, and whose frame it must be.
 #[derive(Clone, Copy, Debug)]
 pub struct Taker {
-    /// The domain the frame must belong (or be lent) to.
+    /// The domain that must own the frame, or to which it must be lent.
     pub from: DomainId,
-    /// The domain on whose behalf it is taken.
+    /// The domain on whose behalf the frame is taken.
     pub by: DomainId,
-    /// CPUs that may hold translations of `from`; used only if nobody else ever mapped the frame.
+    /// CPUs that may hold translations of `from`. Used only if no other domain ever used the frame.
     pub cpus: CpuSet,
 }
 
 impl FrameTable {
-    /// A table of no frames, to be a static.
+    /// A table without frames, for a static.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -110,18 +113,18 @@ impl FrameTable {
         }
     }
 
-    /// Gives the table its words: [`WORDS`] zeros for each frame below the limit. No frame is RAM until
-    /// [`FrameTable::add`] says so. Only the first call counts.
+    /// Gives the table its words: [`WORDS`] zeros for each frame below the limit. A frame counts as RAM only after
+    /// [`FrameTable::add`] or [`FrameTable::reserve`]. Only the first call has an effect.
     pub fn init(&self, words: &'static [AtomicU64]) {
         self.words.call_once(|| words.as_chunks().0);
     }
 
-    /// Switches the fast paths off, or on: what follows from a call is the same with them and without.
+    /// Switches the fast paths on or off. Calls have the same results either way.
     pub fn set_fast_paths(&self, on: bool) {
         self.only_long.store(!on, SeqCst);
     }
 
-    /// Whether there are fast paths.
+    /// Whether the fast paths are on.
     #[inline]
     pub(crate) fn has_fast_paths(&self) -> bool {
         !self.only_long.load(SeqCst)
@@ -133,7 +136,7 @@ impl FrameTable {
         self.words.get().copied().unwrap_or_default()
     }
 
-    /// The number of the highest frame the table knows, plus one.
+    /// One more than the highest frame number that the table has words for.
     #[must_use]
     pub fn limit(&self) -> u32 {
         u32::try_from(self.words.get().map_or(0, |w| w.len())).unwrap_or(u32::MAX)
@@ -149,32 +152,32 @@ impl FrameTable {
         self.accounts.get(id.slot())
     }
 
-    /// How many frames a domain owns: those it gave back while they were in use count until nobody uses them any more.
+    /// How many frames a domain owns. A frame that it gave back counts until nobody uses it any more.
     #[must_use]
     pub fn owned(&self, id: DomainId) -> u32 {
         self.account(id).map_or(0, |account| account.count.load(SeqCst))
     }
 
-    /// All frames that a domain owns are among these.
+    /// A range that contains all frames the domain owns.
     pub(crate) fn span(&self, id: DomainId) -> Range<u32> {
         self.account(id).map_or(0..0, |e| e.first.load(SeqCst)..e.last.load(SeqCst).saturating_add(1))
     }
 
-    /// A domain that owns nothing any more is forgotten: its slot is for another.
+    /// Resets the range of a domain that owns nothing any more, so that its slot can be reused.
     pub(crate) fn forget(&self, id: DomainId) {
         let Some(account) = self.account(id) else { return };
         account.first.store(u32::MAX, SeqCst);
         account.last.store(0, SeqCst);
     }
 
-    /// Counts frames that a domain is about to own, unless that makes more than `limit`.
+    /// Adds frames that a domain is about to own to its count, unless the sum exceeds `limit`.
     pub(super) fn count_owned(&self, id: DomainId, frames: u32, limit: u64) -> Result<(), Refused> {
         let account = self.account(id).ok_or(Refused::NoMemory)?;
         let more = |owned: u32| owned.checked_add(frames).filter(|owned| u64::from(*owned) <= limit);
         account.count.fetch_update(SeqCst, SeqCst, more).map(|_| ()).map_err(|_| Refused::OverLimit)
     }
 
-    /// A domain gets this frame.
+    /// Widens the domain's range to include `frame`.
     pub(super) fn widen_span(&self, id: DomainId, frame: Frame) {
         let Some(account) = self.account(id) else { return };
         account.first.fetch_min(frame.as_u32(), SeqCst);
@@ -193,13 +196,13 @@ impl FrameTable {
         Some(Words::of(words))
     }
 
-    /// The words of frames in a row, with their numbers.
+    /// The words of contiguous frames, with the frames' numbers.
     pub(super) fn rows(&self, span: Range<u32>) -> impl Iterator<Item = (u32, Words<'_>)> {
         let rows = self.words.get().and_then(|words| words.get(index(span.start)..index(span.end)));
         span.zip(rows.unwrap_or_default().iter().inspect(|_| self.looks.count()).map(Words::of))
     }
 
-    /// The frame's state now; `None` above the limit.
+    /// Reads the frame's state; `None` above the limit.
     #[must_use]
     pub fn info(&self, frame: Frame) -> Option<Info> {
         let w = self.words(frame)?;
@@ -209,19 +212,19 @@ impl FrameTable {
         })
     }
 
-    /// Whether the frame is RAM. Does not change after boot.
+    /// Whether the frame is RAM. This does not change after boot.
     #[must_use]
     pub fn is_ram(&self, frame: Frame) -> bool {
         self.words(frame).is_some_and(|w| OwnerState::from_bits(w.owner.load(SeqCst)).owner != Owner::NotRam)
     }
 
-    /// The level of a validated page table that belongs to `owner`.
+    /// The level of the frame, if it is a validated page table of `owner`.
     #[must_use]
     pub fn live_table(&self, frame: Frame, owner: DomainId) -> Option<u8> {
         self.info(frame).filter(|i| i.owner.owner == Owner::Guest(owner))?.kind.live_table()
     }
 
-    /// Takes a reference: the frame keeps its owner and contents until it is dropped.
+    /// Takes a reference. The frame keeps its owner and contents until the reference is dropped.
     ///
     /// # Errors
     /// [`Refused::NoSuchFrame`], [`Refused::NotOwner`], [`Refused::TooManyUses`].
@@ -234,13 +237,13 @@ impl FrameTable {
         Ok(())
     }
 
-    /// Drops a reference taken by that domain. With the last one the frame goes to the pool.
+    /// Drops a reference that was taken on behalf of `by`. With the last reference the frame goes to the pool.
     pub fn drop_ref(&self, frame: Frame, by: DomainId) {
         let Some(w) = self.words(frame) else { return bug(frame, "reference to no frame") };
         let dropped = step(w.owner, |bits| {
             let next = OwnerState::drop_ref(bits, by).ok_or(())?;
             if OwnerState::is_unused(next) {
-                self.stamp(&w); // before the count says that nobody knows the frame
+                self.stamp(&w); // before the count becomes 0
             }
             Ok::<_, ()>((next, next))
         });
@@ -258,7 +261,7 @@ impl FrameTable {
         }
     }
 
-    /// Takes a reference and a use of that kind, flushing first if the frame was something else (P4). On
+    /// Takes a reference and a use as `want`. If the use changes, stale translations are flushed first (P4). On
     /// [`Taken::Started`] the caller validates the contents and then calls [`FrameTable::promoted`] or
     /// [`FrameTable::demoted`].
     ///
@@ -280,7 +283,7 @@ impl FrameTable {
             let taken = step(w.kind, |bits| {
                 let taken = TypeState::take(bits, want, false);
                 if taken == Err(TakeError::FlushFirst) {
-                    // Asked for the word as it is in this round: a use in between moves its turn and its stamp.
+                    // Computed for the word as it is in this round: a use in between changes its turn and its stamp.
                     let stamp = w.stamp.load(SeqCst);
                     let known_to = if stamp & SHARED == 0 { cpus } else { self.epochs.all() };
                     stale = self.epochs.stale(known_to, stamp & !SHARED);
@@ -297,8 +300,8 @@ impl FrameTable {
         Err(Refused::Raced)
     }
 
-    /// Drops a use and its reference, taken by that domain. A table's last use stays with the caller, who takes the table
-    /// down and then calls [`FrameTable::demoted`].
+    /// Drops a use and its reference, taken on behalf of `by`. The last use of a table passes to the caller, who undoes
+    /// the table and then calls [`FrameTable::demoted`].
     pub fn drop_use(&self, frame: Frame, by: DomainId) -> Left {
         let Some(w) = self.words(frame) else {
             bug(frame, "use of no frame");
@@ -317,13 +320,13 @@ impl FrameTable {
         }
     }
 
-    /// Drops one use alone.
+    /// Drops one use, without its reference.
     #[inline]
     pub(super) fn step_down(&self, w: &Words<'_>) -> Result<Left, ()> {
         step(w.kind, |bits| {
             let (next, left) = TypeState::drop_use(bits).ok_or(())?;
             if left == Left::Unused && !planted(Fault::SkipStamp) && !planted(Fault::StampLate) {
-                self.stamp(w); // before the count says that nobody uses it
+                self.stamp(w); // before the count becomes 0
             }
             Ok((next, left))
         })
@@ -334,12 +337,12 @@ impl FrameTable {
         })
     }
 
-    /// The contents of a frame whose use was [`Taken::Started`] are valid.
+    /// Tells that the contents are valid, after [`Taken::Started`].
     pub fn promoted(&self, frame: Frame) {
         self.change_type(frame, TypeState::promoted);
     }
 
-    /// The last use of a table, its owner's, ends: its entries hold nothing any more.
+    /// Ends the last use of a table of `owner`, whose entries hold no references any more.
     pub fn demoted(&self, frame: Frame, owner: DomainId) {
         if let Some(w) = self.words(frame) {
             self.stamp(&w);
@@ -357,7 +360,7 @@ impl FrameTable {
         }
     }
 
-    /// Marks a use the caller took as the frame's pin.
+    /// Marks a use that the caller has taken as the frame's pin.
     ///
     /// # Errors
     /// [`Refused::AlreadyPinned`], [`Refused::NotTable`].
@@ -366,7 +369,7 @@ impl FrameTable {
         step(w.kind, |bits| Ok((TypeState::from_bits(bits).pin()?.bits(), ())))
     }
 
-    /// Takes the mark of the pin from a frame of `owner`; the caller drops the use.
+    /// Removes the pin's mark from a frame of `owner`. The caller drops the pin's use.
     ///
     /// # Errors
     /// [`Refused::NotOwner`], [`Refused::NotPinned`].
@@ -376,7 +379,7 @@ impl FrameTable {
         step(w.kind, |bits| Ok((TypeState::from_bits(bits).unpin()?.bits(), ())))
     }
 
-    /// Takes a use as writable for the hypervisor to write on a domain's behalf or for a device or grant to hold. Needs
+    /// Takes a use as writable, for a write of the hypervisor on a domain's behalf, for a device or for a grant. Needs
     /// no lock. Ended by [`FrameTable::drop_use`].
     ///
     /// # Errors
@@ -385,7 +388,7 @@ impl FrameTable {
         self.take_use(m, frame, Use::Writable, Taker { from, by, cpus: self.epochs.all() }).map(|_| ())
     }
 
-    /// Takes what a mapping of a frame needs: a use as writable, or a reference. Ended by [`FrameTable::let_go`].
+    /// Takes what a mapping of a frame needs: a use as writable, or only a reference. Ended by [`FrameTable::let_go`].
     ///
     /// # Errors
     /// As [`FrameTable::take_use`].
@@ -393,13 +396,13 @@ impl FrameTable {
         if write { self.take_writable(m, frame, from, by) } else { self.take_ref(frame, from, by) }
     }
 
-    /// Ends what [`FrameTable::hold`] took.
+    /// Drops what [`FrameTable::hold`] took.
     pub fn let_go(&self, frame: Frame, by: DomainId, write: bool) {
         if write { _ = self.drop_use(frame, by) } else { self.drop_ref(frame, by) }
     }
 
-    /// The owner gives a frame back. It goes to the pool when nobody uses it any more, at once if nobody does; until then
-    /// the owner owns it.
+    /// Gives a frame back, for its owner. It goes to the pool when nobody uses it any more, which may be at once. Until
+    /// then it belongs to the owner.
     ///
     /// # Errors
     /// [`Refused::NoSuchFrame`], [`Refused::NotOwner`].
@@ -421,8 +424,8 @@ impl FrameTable {
         Ok(())
     }
 
-    /// A destroyed domain leaves those frames of a span that are its own. They go to the pool whatever it used them for,
-    /// except those that others still use: they are nobody's until those let go.
+    /// Makes the own frames of a destroyed domain, of those in `span`, leave it. They go to the pool whatever the
+    /// domain used them for. Frames that others still use have no owner until the others drop them.
     pub(crate) fn reclaim(&self, m: &impl Frames, span: Range<u32>, id: DomainId) {
         let (mut left, mut run) = (0u32, span.start..span.start);
         for (number, w) in self.rows(span) {
@@ -436,18 +439,18 @@ impl FrameTable {
         self.uncount_owned(id, left);
     }
 
-    /// Makes a frame leave its domain, and says how many references of others it still has. Without any it is free, though
-    /// not in the pool yet.
+    /// Makes a frame leave its domain. Returns how many references of others it still has. If there are none it is
+    /// marked free, but not in the pool yet.
     fn leave(&self, m: &impl Frames, frame: Frame, w: &Words<'_>, id: DomainId) -> Option<u32> {
         let before = w.owner.load(SeqCst);
         if !OwnerState::is_of(before, id) {
             return None;
         }
         if OwnerState::is_allocated(before) {
-            m.set_m2p(frame, NO_PFN); // before the step, after which it may be another's as soon as others let go
+            m.set_m2p(frame, NO_PFN); // before the step: after it, the frame may soon have another owner
         }
         let refs = step(w.owner, |bits| {
-            // Without references it is on its way to the pool already.
+            // A frame without references is on its way to the pool already.
             ensure!((bits == before || OwnerState::is_of(bits, id)) && !OwnerState::is_unused(bits), ());
             if OwnerState::is_used_by_owner_alone(bits) {
                 return Ok((OwnerState::FREE.bits(), 0));
@@ -457,14 +460,14 @@ impl FrameTable {
             Ok::<_, ()>((next.bits(), left.refs))
         });
         let refs = refs.ok()?;
-        self.stamp(w); // after the step: others may have let go just before it
+        self.stamp(w); // after the step: others may have dropped a use just before it
         if refs == 0 {
             w.kind.store(TypeState::FRESH.bits(), SeqCst);
         }
         Some(refs)
     }
 
-    /// The first frame of a span that is a live L1 table of the domain's own.
+    /// Returns the first frame of `span` that is a live L1 table of the domain's own.
     pub(crate) fn next_l1(&self, span: Range<u32>, id: DomainId) -> Option<Frame> {
         let is_l1 =
             |w: &Words<'_>| TypeState::is_l1(w.kind.load(SeqCst)) && OwnerState::is_of(w.owner.load(SeqCst), id);
@@ -476,12 +479,13 @@ impl FrameTable {
         self.words(frame).is_some_and(|w| OwnerState::is_of(w.owner.load(SeqCst), id))
     }
 
-    /// The frame that a frame's owner linked to it with [`FrameTable::set_link`].
+    /// The frame that was linked to this one with [`FrameTable::set_link`].
     pub(crate) fn link(&self, frame: Frame) -> Option<Frame> {
         Frame::new((self.words(frame)?.link.load(SeqCst) & NEXT).checked_sub(1)?)
     }
 
-    /// Links a frame to another, or to none. Whoever holds a frame's last use may keep it in a list so.
+    /// Links a frame to another one, or to none. Only the holder of a frame's last use may do this, to keep it in a
+    /// list.
     pub(crate) fn set_link(&self, frame: Frame, next: Option<Frame>) {
         if let Some(w) = self.words(frame) {
             let next = next.map_or(0, |f| f.number().wrapping_add(1));
@@ -489,15 +493,16 @@ impl FrameTable {
         }
     }
 
-    /// A frame is about to become a table: none of its entries counts yet. From here on [`FrameTable::filled`] holds of it.
+    /// Prepares a frame that is about to become a table: none of its entries counts yet. From now on
+    /// [`FrameTable::filled`] is right for it.
     pub(crate) fn begin_table(&self, frame: Frame) {
         if let Some(w) = self.words(frame) {
             w.link.store(0, SeqCst);
         }
     }
 
-    /// An entry of a table is, or is about to be, present. Called before the entry is written or counted; `skip` is the fault of
-    /// a caller that does not.
+    /// Records that an entry of a table is present, or is about to be. Called before the entry is written or counted.
+    /// `skip` is the planted fault in which this caller omits the record.
     pub(crate) fn note_entry(&self, table: Frame, index: usize, skip: Fault) {
         if let Some(w) = self.words(table) {
             Self::note(&w, index, skip);
@@ -512,7 +517,7 @@ impl FrameTable {
         }
     }
 
-    /// The groups of [`GROUP`] entries of a table in which one may be present, a bit each; in all others none is.
+    /// One bit for each group of [`GROUP`] entries of a table. A clear bit means that no entry of the group is present.
     #[must_use]
     pub fn filled(&self, table: Frame) -> u32 {
         self.words(table).map_or(u32::MAX, |w| low32(w.link.load(SeqCst) >> 32))
@@ -521,12 +526,12 @@ impl FrameTable {
     #[inline]
     pub(super) fn stamp(&self, w: &Words<'_>) {
         let now = self.epochs.now();
-        // One that is as new stays.
+        // A stamp that is at least as new stays.
         let _ = step(w.stamp, |bits| if bits & !SHARED >= now { Err(()) } else { Ok((bits & SHARED | now, ())) });
     }
 }
 
-/// The one loop: applies a rule to a word until nobody came between.
+/// The only loop: applies a rule to a word, again and again until no other CPU changed the word in between.
 #[inline(always)]
 pub(super) fn step<T, E>(word: &AtomicU64, mut rule: impl FnMut(u64) -> Result<(u64, T), E>) -> Result<T, E> {
     let mut old = word.load(SeqCst);
@@ -540,7 +545,8 @@ pub(super) fn step<T, E>(word: &AtomicU64, mut rule: impl FnMut(u64) -> Result<(
     }
 }
 
-/// A promise of ours is broken. The frame stays as it is, which leaks it and harms nobody; `tests/sim` fails.
+/// Reports that the hypervisor broke one of its promises. The frame stays as it is: it leaks, which harms nobody;
+/// `tests/sim` fails.
 pub(crate) fn bug(frame: Frame, what: &str) {
     log::error!("{frame:?}: {what}");
 }
@@ -553,18 +559,18 @@ impl FrameTable {
         self.looks.so_far()
     }
 
-    /// The level, if the frame is a page table, whoever's.
+    /// The level of the frame, if it is a page table of any domain.
     pub(crate) fn live_level(&self, frame: Frame) -> Option<u8> {
         self.info(frame)?.kind.live_table()
     }
 
-    /// When a use of a frame ended last, and whether a domain other than its owner has used it.
+    /// The stamp of a frame: when a use of it last ended, and whether another domain than its owner has used it.
     #[must_use]
     pub fn stamped(&self, frame: Frame) -> Option<u64> {
         Some(self.words(frame)?.stamp.load(SeqCst))
     }
 
-    /// How many frames are set aside for a domain.
+    /// Number of frames set aside for a domain.
     #[must_use]
     pub fn promised(&self, id: DomainId) -> u32 {
         self.account(id).map_or(0, |account| account.promised.load(SeqCst))
