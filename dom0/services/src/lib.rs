@@ -11,10 +11,8 @@
 //! Touches: the page and the port of each guest, through the [`Host`].
 //! Never touches: hypercalls, clocks and memory of its own. It runs as well on a host, against fakes.
 //! Keeps: a turn is bounded, and waits until the heap has what it may allocate; what a guest writes is checked by the
-//! crates
-//! that know the protocol. Dropping a service only unmaps the page and closes the port; `detach` also tells the guest,
-//! or a
-//! person, what they need to know at the end.
+//! crates that know the protocol. Dropping a service only unmaps the page and closes the port; `detach` also tells the
+//! guest, or a person, what they need to know at the end.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]

@@ -133,8 +133,7 @@ impl<H: Host, S: Service<H>> Attached<H, S> {
 }
 
 /// Runs turns for ever. Each turn waits until the heap has a free block of `bytes`. After a turn, this yields if there
-/// is more
-/// to do, else awaits `wait()`. Ends when `turn` returns `None`: the service is gone.
+/// is more to do, else awaits `wait()`. Ends when `turn` returns `None`: the service is gone.
 pub(crate) async fn turns<H: Host>(host: H, bytes: usize, turn: impl Fn() -> Option<Turn>, wait: impl AsyncFn()) {
     loop {
         while !host.can_allocate(bytes) {

@@ -170,8 +170,7 @@ impl<H: Host> StoreService<H> {
 
 impl<H: Host> Shared<H> {
     /// Wakes every guest but `except` that has output or is no longer stalled, and the store's own task if the store
-    /// has
-    /// work left to do.
+    /// has work left to do.
     fn deliver(&self, except: Option<u16>) {
         let store = self.store.borrow();
         for (domain, served) in &*self.served.borrow() {

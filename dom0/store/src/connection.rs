@@ -1,8 +1,8 @@
 //! One client: its half-sent message, its unfetched output, its open transactions.
 //!
-//! All are bounded whatever the client does: at most one message of input; replies up to a limit, at
-//! which no request is taken; events up to a limit, beyond which each watch keeps one event for
-//! its own path (an extra event is always allowed, a lost event never; ABI io 3.3, 3.6).
+//! All are bounded whatever the client does: at most one message of input; replies up to a limit, at which no request
+//! is taken; events up to a limit, beyond which each watch keeps one event for its own path (an extra event is always
+//! allowed, a lost event never; ABI io 3.3, 3.6).
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
@@ -108,8 +108,7 @@ impl Outbox {
     }
 
     /// Queues an event for a change at `path`, unless an equal event still waits. If there is no room for the event,
-    /// the
-    /// watch will be told that its own path changed.
+    /// the watch will be told that its own path changed.
     pub(crate) fn event(&mut self, watch: &Arc<Watch>, path: &Path, quotas: &Quotas) {
         if self.overflow.contains_key(&watch.number) {
             return;

@@ -43,8 +43,7 @@ impl Caller {
     }
 }
 
-/// One client of the store. A domain has at most one connection; sessions inside the server's own
-/// domain are numbered.
+/// One client of the store. A domain has at most one connection; sessions inside the server's own domain are numbered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConnectionId {
     /// The ring of an introduced domain.

@@ -24,8 +24,7 @@ pub enum StoreError {
     /// The transaction met a concurrent change; start it again.
     Again,
     /// The reply, or an event, would not fit into a message; or the caller already has as many watches as its quota
-    /// allows
-    /// (xenstored uses this error there too).
+    /// allows (xenstored uses this error there too).
     TooBig,
     /// An unprivileged caller tried to change a node's owner.
     NotPermitted,

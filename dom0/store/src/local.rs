@@ -168,8 +168,7 @@ impl Session<'_> {
     }
 
     /// Returns the oldest event not fetched yet. When the queue is full, a watch reports only its own path instead of
-    /// each
-    /// change; the caller must then look at everything below this path.
+    /// each change; the caller must then look at everything below this path.
     pub fn next_event(&mut self) -> Option<WatchEvent> {
         let connection = self.store.connections.get_mut(&self.id)?;
         connection.outbox.next_event(&self.store.quotas)

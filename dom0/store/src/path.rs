@@ -22,8 +22,7 @@ pub const RELEASE_DOMAIN: &str = "@releaseDomain";
 const HOMES: &str = "/local/domain/";
 
 /// A valid absolute path, or a special name that starts with `@`. Cloning it or taking an ancestor is cheap: a path and
-/// its
-/// ancestors share one text.
+/// its ancestors share one text.
 #[derive(Clone)]
 pub struct Path {
     text: Arc<str>,
@@ -179,8 +178,7 @@ impl Path {
     }
 
     /// The longest path that is both this path or an ancestor of it, and `other` or an ancestor of it. `None` for a
-    /// special
-    /// name and a path without such.
+    /// special name and a path without such.
     pub(crate) fn common(&self, other: &Self) -> Option<Self> {
         let (ours, theirs) = (self.as_base(), other.as_base());
         let same = ours.bytes().zip(theirs.bytes()).take_while(|(a, b)| a == b).count();

@@ -6,10 +6,8 @@
 use crate::wire::{HEADER_BYTES, PAYLOAD_MAX};
 
 /// Bytes that one call of [`Store`](crate::Store) on behalf of an unprivileged domain may allocate in all, counting
-/// also
-/// what it frees before it returns. The largest case is the removal of as many nodes as a domain may own. The caller
-/// must
-/// make sure that this much contiguous heap is free before the call.
+/// also what it frees before it returns. The largest case is the removal of as many nodes as a domain may own. The
+/// caller must make sure that this much contiguous heap is free before the call.
 pub const TURN_BYTES: usize = 5 << 18;
 
 /// Limits for each unprivileged domain. Privileged callers have no limits.
@@ -63,8 +61,7 @@ impl Default for Quotas {
 
 impl Quotas {
     /// The most heap that an unprivileged domain can make the store use, whatever it does: the quotas, and what may
-    /// exceed
-    /// them. That is one message in each direction, one reply and one change beyond their limits, the nodes that
+    /// exceed them. That is one message in each direction, one reply and one change beyond their limits, the nodes that
     /// privileged callers write for a domain whose quota is used up, and the store's own records of the domain.
     #[must_use]
     pub const fn domain_bytes(&self) -> usize {

@@ -101,10 +101,9 @@ impl Store {
         }
     }
 
-    /// Takes bytes that a client sent: at most up to the end of one message, which is then carried out.
-    /// Takes nothing if the client is not connected, has too many unfetched replies, or made too many changes that
-    /// watchers
-    /// have not been told of yet.
+    /// Takes bytes that a client sent: at most up to the end of one message, which is then carried out. Takes nothing
+    /// if the client is not connected, has too many unfetched replies, or made too many changes that watchers have not
+    /// been told of yet.
     ///
     /// # Errors
     /// The client announced too long a payload. It has been disconnected: its watches, its transactions
@@ -206,8 +205,7 @@ impl Store {
     }
 
     /// Bytes of the heap charged to a domain's quota: its nodes, its watches, its open transactions, and those of its
-    /// changes
-    /// that watchers have not been told of yet.
+    /// changes that watchers have not been told of yet.
     #[must_use]
     pub fn charged(&self, domain: DomainId) -> usize {
         self.tree.usage(domain).bytes + self.ledger().held(domain).unwrap_or(0)
@@ -376,8 +374,7 @@ impl Store {
     }
 
     /// Runs `work` on the tree as seen in a transaction. With number 0 the transaction is a new one, which is committed
-    /// if
-    /// `work` succeeds.
+    /// if `work` succeeds.
     pub(crate) fn in_view<R>(
         &mut self,
         id: ConnectionId,
@@ -491,8 +488,7 @@ impl Store {
             return Err(StoreError::Invalid);
         }
         // Domain numbers are reused after all others have been used; still, what the last domain of this number owned
-        // is
-        // removed first.
+        // is removed first.
         while self.jobs.unmakes(domain) && self.work() {}
         let id = ConnectionId::Domain(domain);
         self.duties.push_back(Duty::Attach { domain, frame, port });

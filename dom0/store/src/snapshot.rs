@@ -1,11 +1,11 @@
 //! The whole store as bytes, so that a new server continues as if the old one had never stopped (ABI io 9.4).
 //!
-//! Stock guests cannot register watches again or repeat requests, so what they have open must survive.
-//! A snapshot taken between two steps agrees with the ring pages, because a step publishes indices
-//! only for bytes that the store has taken or sent. The snapshot holds the tree; the domains with their watches,
-//! half-received messages and unfetched output; and the numbers of open transactions. A restored transaction
-//! reads the live tree, and its commit returns `Again`, on which clients repeat it by themselves.
-//! Sessions of the server's own domain are not kept: they end with the old server.
+//! Stock guests cannot register watches again or repeat requests, so what they have open must survive. A snapshot taken
+//! between two steps agrees with the ring pages, because a step publishes indices only for bytes that the store has
+//! taken or sent. The snapshot holds the tree; the domains with their watches, half-received messages and unfetched
+//! output; and the numbers of open transactions. A restored transaction reads the live tree, and its commit returns
+//! `Again`, on which clients repeat it by themselves. Sessions of the server's own domain are not kept: they end with
+//! the old server.
 //!
 //! Layout: magic, checksum of the rest, the rest. Numbers are little-endian, byte strings have their
 //! length in front. A snapshot is used only if its checksum and the audit agree.
@@ -54,8 +54,7 @@ impl fmt::Display for SnapshotError {
 
 impl Store {
     /// Writes down everything that a new server needs. This is the last call to a server. Unlike other calls it takes
-    /// time
-    /// in proportion to the size of the store, and it finishes all work that is left.
+    /// time in proportion to the size of the store, and it finishes all work that is left.
     #[must_use]
     pub fn save(&mut self) -> Vec<u8> {
         while self.work() {}

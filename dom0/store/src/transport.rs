@@ -38,8 +38,7 @@ impl Link {
     }
 
     /// Continues to serve a domain after the server was restored (ABI io 9.4), without moving an index. The caller
-    /// calls
-    /// [`step`](Self::step) at once, and notifies the guest once whatever the step returns.
+    /// calls [`step`](Self::step) at once, and notifies the guest once whatever the step returns.
     ///
     /// # Errors
     /// The indices in the page contradict each other.
@@ -87,8 +86,8 @@ impl Link {
         Ok(waiting > 0 && store.accepts_input(id))
     }
 
-    /// Reads until one message is complete, the ring is empty, or the server takes no more. A guest
-    /// that keeps writing meanwhile prolongs this by at most one message of full length.
+    /// Reads until one message is complete, the ring is empty, or the server takes no more. A guest that keeps writing
+    /// meanwhile prolongs this by at most one message of full length.
     fn take_message<P: SharedPage>(
         &mut self,
         page: &P,

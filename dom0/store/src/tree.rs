@@ -43,8 +43,7 @@ impl Node {
     }
 
     /// Bytes of the heap that the node uses, charged to its owner: with its path, its places in maps, and its name in
-    /// its
-    /// parent's list. So the owner of the child pays for the name, not the owner of the directory.
+    /// its parent's list. So the owner of the child pays for the name, not the owner of the directory.
     pub(crate) fn cost(&self, path: &Path) -> usize {
         let own = shared(size_of::<Self>()) + heap(self.value.len()) + self.permissions.heap_bytes();
         // The node's own list of names is charged to its children, except what the heap rounds up.

@@ -23,8 +23,7 @@ use crate::watch::Watches;
 #[derive(Clone, Debug)]
 struct Touched {
     /// The node as it was when it was first touched. It is kept because a later look at the tree could show another
-    /// state,
-    /// and the transaction must see only one.
+    /// state, and the transaction must see only one.
     first: Option<Arc<Node>>,
     copy: Private,
     /// Whether the change is logged already: `[0]` for watches at or above this path, `[1]` for those on exactly this
@@ -58,8 +57,7 @@ pub(crate) struct Fired {
 
 impl Fired {
     /// Whether `caller` may be told of the change: it may read the node or the node's directory, or could read the node
-    /// before
-    /// (XSA-115).
+    /// before (XSA-115).
     pub(crate) fn may_be_heard_by(&self, caller: &Caller) -> bool {
         self.witnesses.iter().flatten().any(|rights| rights.allow(caller, Rights::READ))
     }
@@ -201,8 +199,7 @@ impl Changes {
         }
         let Delta { added, removed } = self.deltas.get(&caller.domain).copied().unwrap_or_default();
         // An open transaction holds copies of all it adds; after the commit only the nodes are left, and changes to be
-        // told.
-        // One change may exceed the quota, so that a domain whose quota is used up can still write and remove.
+        // told. One change may exceed the quota, so that a domain whose quota is used up can still write and remove.
         let told = self.told_bytes.saturating_sub(ONE_CHANGE);
         let grown = (added.bytes + told).saturating_sub(removed.bytes);
         let more = if self.explicit { self.bytes } else { grown };
@@ -409,8 +406,7 @@ impl View<'_> {
     }
 
     /// Checks that an open transaction may use `more` bytes after it freed `less`. The check comes before the change,
-    /// since
-    /// the transaction stays open when a request is refused.
+    /// since the transaction stays open when a request is refused.
     fn check_room(&self, more: usize, less: usize) -> Result<(), StoreError> {
         let Some(held) = self.ledger.held(self.caller.domain) else { return Ok(()) };
         let all = self.tree.usage(self.caller.domain).bytes + held + self.changes.bytes + more;

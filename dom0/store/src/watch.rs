@@ -2,8 +2,7 @@
 //!
 //! A [`Search`] finds the watches that a change concerns. It goes from the changed path towards the root, directly from
 //! one watched path to the next: watches elsewhere and levels without a watch cost nothing. It can stop at any watch
-//! and
-//! continue later.
+//! and continue later.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -171,8 +170,7 @@ impl Search {
     }
 
     /// Does one step. Returns a watch that a change at `path` concerns, `Some(None)` if the step found no watch, and
-    /// `None` at
-    /// the end.
+    /// `None` at the end.
     pub(crate) fn step(&mut self, watches: &Watches, path: &Path) -> Option<Option<Arc<Watch>>> {
         let at = self.at.clone()?;
         let Some(number) = self.next else {
@@ -193,8 +191,7 @@ impl Search {
     }
 
     /// Moves on to the longest path at or above `at` that may be watched. It follows from the last watched path at or
-    /// before
-    /// `at` in the order of paths.
+    /// before `at` in the order of paths.
     fn descend(&mut self, watches: &Watches, at: &Path) {
         let last = watches.by_path.range(..=(at.clone(), u64::MAX)).next_back();
         let Some(((watched, _), _)) = last else {

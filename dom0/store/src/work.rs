@@ -3,8 +3,7 @@
 //!
 //! There is one queue for all work, in the order of the commits, so each watcher hears of a commit before it hears of a
 //! later one. A change is in the tree when its request is answered; only the events come piece by piece. Who may hear
-//! of
-//! a change was recorded at its commit.
+//! of a change was recorded at its commit.
 
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -50,8 +49,7 @@ enum Job {
     /// Fires a special name at the watchers that may read it by `rights`, from the watch with number `next` on.
     Special { name: Path, domain: DomainId, rights: Permissions, next: u64 },
     /// Removes the nodes that a domain that is gone owned, and the rights it had, going on after the path `after`. So
-    /// the
-    /// next domain with the same number inherits nothing (XSA-322, XSA-419).
+    /// the next domain with the same number inherits nothing (XSA-322, XSA-419).
     Unmake { domain: DomainId, after: Option<Path> },
     /// Removes a node and all below it.
     Remove(Path),
@@ -79,8 +77,7 @@ impl Jobs {
 
 impl Store {
     /// Does up to one turn of the work left from requests; returns whether more is left. The caller of requests calls
-    /// this
-    /// until nothing is left, and lets others have their turn in between.
+    /// this until nothing is left, and lets others have their turn in between.
     #[must_use = "watchers wait for what is left"]
     pub fn work(&mut self) -> bool {
         let end = self.steps.saturating_add(TURN);

@@ -15,8 +15,7 @@
 //! `disk` and `vif` are known and refused: this build has no such devices.
 //!
 //! `manager/make.rs` makes a guest from its configuration. A new key is a field of [`GuestConfig`] with its check, and
-//! a line
-//! where it is used: in `manager/make.rs` or in `create.rs`.
+//! a line where it is used: in `manager/make.rs` or in `create.rs`.
 
 use alloc::format;
 use alloc::string::{String, ToString};

@@ -1,6 +1,5 @@
 //! Makes a domain: creates it empty, fills its memory, has its page tables checked, sets its first vcpu, writes its
-//! place
-//! in the store. Then back ends add its devices, and [`Guest::start`] lets it run.
+//! place in the store. Then back ends add its devices, and [`Guest::start`] lets it run.
 
 use alloc::borrow::Cow;
 use alloc::format;
@@ -152,8 +151,7 @@ fn refused(config: &GuestConfig, Failed(step, why): Failed) -> CreateError {
 }
 
 /// Returns the ELF file of a guest's kernel, unpacking a bzImage. The ELF file may have at most `limit` bytes,
-/// unpacking it may
-/// take at most `room` bytes. Unpacking takes long, so `pause` is called after every piece.
+/// unpacking it may take at most `room` bytes. Unpacking takes long, so `pause` is called after every piece.
 ///
 /// # Errors
 /// Why the kernel cannot be unpacked.
@@ -411,8 +409,7 @@ impl Guest {
     }
 
     /// Destroys the domain and removes what it has in the store; `pause` is called after every piece. Continues
-    /// whatever
-    /// fails; returns what could not be removed, and why.
+    /// whatever fails; returns what could not be removed, and why.
     #[must_use = "what is left over should be told"]
     pub async fn destroy<H: Hypervisor, S: Store>(
         self,

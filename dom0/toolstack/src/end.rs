@@ -34,8 +34,7 @@ pub struct End {
 
 impl End {
     /// The report. After a crash, or if the guest has printed nothing (`silent`), the last refused requests are added:
-    /// they
-    /// may show why the guest ended.
+    /// they may show why the guest ended.
     #[must_use]
     pub fn told(&self, silent: bool) -> String {
         let mut told = self.report.clone();
@@ -164,8 +163,7 @@ impl fmt::Display for Registers<'_> {
 
 impl Guest {
     /// Does what the configuration says is to follow from `end`; `pause` is called after every piece of longer work.
-    /// Returns
-    /// what is left of the guest, and what could not be removed.
+    /// Returns what is left of the guest, and what could not be removed.
     pub async fn finish<H: Hypervisor, S: Store>(
         self,
         end: &End,

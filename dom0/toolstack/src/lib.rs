@@ -10,14 +10,12 @@
 //! ```
 //!
 //! [`manager`] keeps the guests; it answers a [`command`] with a reply, which can be shown as text or as JSON. [`face`]
-//! is
-//! what the text faces have in common; [`terminal`] is the face at the machine's console.
+//! is what the text faces have in common; [`terminal`] is the face at the machine's console.
 //!
 //! Touches: domains through the [`Hypervisor`] trait, the tree through the [`Store`] trait.
 //! Never touches: hypercalls, shared memory, devices. It runs as well on a host, against fakes.
 //! Keeps: a domain that could not be made leaves nothing behind; making and ending a domain let other tasks run after
-//! each
-//! piece.
+//! each piece.
 #![no_std]
 #![forbid(unsafe_code)]
 

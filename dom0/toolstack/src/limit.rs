@@ -18,8 +18,7 @@ pub struct LineLimit {
 
 impl LineLimit {
     /// Returns whether a line may be written at time `now` (in nanoseconds): `Some` with the number of lines suppressed
-    /// since
-    /// the last one written, or `None`.
+    /// since the last one written, or `None`.
     #[must_use]
     pub const fn admit(&mut self, now: u64) -> Option<u64> {
         let forgotten = now.saturating_sub(self.since) / EACH_NS;

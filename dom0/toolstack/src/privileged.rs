@@ -26,18 +26,15 @@ pub trait Hypervisor {
     fn set_max_memory(&self, domain: DomainId, kib: u64) -> Result<(), Self::Error>;
 
     /// Allocates zeroed frames for the domain's pages from `first` on, one for each element of `frames`. Returns how
-    /// many it
-    /// got (memory_op `populate_physmap`).
+    /// many it got (memory_op `populate_physmap`).
     fn populate(&self, domain: DomainId, first: Pfn, frames: &mut [MachineFrame]) -> Result<usize, Self::Error>;
 
     /// Writes into one frame of the domain, by a foreign mapping; `bytes` must not cross its end. Callers mostly write
-    /// to the
-    /// same frame several times in a row, so an implementation should keep the last one mapped.
+    /// to the same frame several times in a row, so an implementation should keep the last one mapped.
     fn write(&self, domain: DomainId, frame: MachineFrame, offset: usize, bytes: &[u8]) -> Result<(), Self::Error>;
 
     /// Writes into page `pfn` of a domain whose pages have these `frames`. Like [`Hypervisor::write`], but an
-    /// implementation
-    /// may map several pages at once.
+    /// implementation may map several pages at once.
     fn fill(
         &self,
         domain: DomainId,
@@ -95,8 +92,7 @@ pub trait Hypervisor {
     fn version(&self) -> String;
 
     /// Reads the hypervisor's log from position `from` on into `to`. Returns how many bytes it read, and the position
-    /// to
-    /// continue at. With `clear`, it forgets the log before `from` (sysctl `readconsole`).
+    /// to continue at. With `clear`, it forgets the log before `from` (sysctl `readconsole`).
     fn read_log(&self, from: u32, clear: bool, to: &mut [u8]) -> Result<(usize, u32), Self::Error>;
 }
 

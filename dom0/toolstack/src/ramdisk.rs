@@ -30,8 +30,7 @@ pub struct Contents {
 }
 
 /// Returns how much memory the files in `ramdisk` need. A ramdisk is a sequence of cpio archives (`newc`), of which the
-/// last
-/// may be compressed. `None` for anything else, which a kernel does not unpack.
+/// last may be compressed. `None` for anything else, which a kernel does not unpack.
 #[must_use]
 pub fn contents(ramdisk: &[u8]) -> Option<Contents> {
     let (mut bytes, mut rest, mut files) = (0, ramdisk, MOST_FILES);

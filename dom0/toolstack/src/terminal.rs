@@ -223,8 +223,7 @@ impl<S: Screen> Terminal<S> {
     }
 
     /// Sends keystrokes to the console that is shown, or to the prompt. Returns [`CommandResult::Quit`] if the machine
-    /// is to be
-    /// turned off.
+    /// is to be turned off.
     pub async fn keys<P: Platform>(&self, manager: &Manager<P>, mut keys: &[u8]) -> CommandResult {
         while let Some((first, rest)) = keys.split_first() {
             let Some(console) = self.attached().and_then(|name| manager.console(&name)) else {

@@ -55,8 +55,7 @@ pub trait Store {
     fn is_settled(&self) -> bool;
 
     /// Sets aside memory for what the next guest can make the store hold; returns whether there is enough. The remains
-    /// of
-    /// earlier guests must be removed before: see [`Store::is_settled`].
+    /// of earlier guests must be removed before: see [`Store::is_settled`].
     fn reserve(&self) -> bool;
 
     /// Frees what [`Store::reserve`] set aside, because the guest was not made.
@@ -86,8 +85,7 @@ pub(crate) fn console_back(domain: DomainId, backend: DomainId) -> String {
 }
 
 /// All nodes that a guest needs when it starts, except those of its devices. Without the store, a stock kernel hangs;
-/// it ends
-/// its scan for devices at the first directory that it may not list, and complains about each missing vcpu.
+/// it ends its scan for devices at the first directory that it may not list, and complains about each missing vcpu.
 pub(crate) fn nodes(guest: &Guest, backend: DomainId) -> Vec<Node> {
     let (domain, config) = (guest.domain, &guest.config);
     let (home, vm) = (home(domain), vm(&guest.uuid));

@@ -3,8 +3,7 @@
 //! A kernel build wraps the ELF file into a loader for bare machines, which a paravirtual domain does not
 //! need. The setup header tells where the compressed file is. The last four bytes of that file are its unpacked size,
 //! whatever the compression; this holds for a gzip file, too. So the size of the output is known before unpacking, and
-//! a
-//! kernel larger than the caller has room for is refused.
+//! a kernel larger than the caller has room for is refused.
 //!
 //! What a decoder allocates is bounded by the size of the file and the unpacked size, whatever else the file claims:
 //! windows are no larger than the output needs, and parts whose handling costs more than their output are limited in
@@ -190,8 +189,7 @@ impl fmt::Display for UnpackError {
 impl core::error::Error for UnpackError {}
 
 /// Returns the ELF file in `image`: an ELF file, one compressed with gzip, or a bzImage. At most `limit` bytes are
-/// unpacked;
-/// the dictionary of xz and the window of zstd need up to three times as much again meanwhile.
+/// unpacked; the dictionary of xz and the window of zstd need up to three times as much again meanwhile.
 ///
 /// # Errors
 /// What is wrong with the file. A kernel larger than `limit` is refused before it is unpacked.

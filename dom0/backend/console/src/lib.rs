@@ -34,8 +34,7 @@ pub const TYPED_MAX: usize = 4096;
 pub const BUDGET: usize = 2048;
 
 /// Bytes of the heap that a console uses for as long as it exists, whatever its guest does: kept output, kept
-/// keystrokes,
-/// the unfinished line of a [`LineWriter`], and the heap's overhead for each.
+/// keystrokes, the unfinished line of a [`LineWriter`], and the heap's overhead for each.
 #[must_use]
 pub const fn console_bytes(scrollback_bytes: usize) -> usize {
     scrollback_bytes + TYPED_MAX + 2 * LINE_MAX + 512
@@ -102,13 +101,12 @@ impl Console {
         Ok(())
     }
 
-    /// Takes up to `budget` bytes of output, keeps them and passes each piece to `sink`; gives the
-    /// guest the keystrokes that its ring has room for. To be called on the guest's event, after
-    /// [`type_in`](Self::type_in), and while `again` is set.
+    /// Takes up to `budget` bytes of output, keeps them and passes each piece to `sink`; gives the guest the keystrokes
+    /// that its ring has room for. To be called on the guest's event, after [`type_in`](Self::type_in), and while
+    /// `again` is set.
     ///
     /// # Errors
-    /// The guest's indices are impossible. Its console is no longer served; every later call
-    /// returns the same error.
+    /// The guest's indices are impossible. Its console is no longer served; every later call returns the same error.
     pub fn serve<P: SharedPage>(
         &mut self,
         page: &P,

@@ -7,8 +7,8 @@ use core::fmt::Write;
 /// Bytes after which a line is broken even if the guest does not end it.
 pub const LINE_MAX: usize = 256;
 
-/// Cuts a guest's output into lines and escapes everything dangerous: a guest must not move the
-/// cursor, forge another guest's lines, or send commands to the operator's terminal.
+/// Cuts a guest's output into lines and escapes everything dangerous: a guest must not move the cursor, forge another
+/// guest's lines, or send commands to the operator's terminal.
 #[derive(Clone, Debug)]
 pub struct LineWriter {
     prefix: String,

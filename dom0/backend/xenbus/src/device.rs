@@ -143,15 +143,13 @@ impl Device {
     }
 
     /// Reports that what the nodes name could not be mapped or bound. The owner has released all of it, and writes the
-    /// reason
-    /// into its error node.
+    /// reason into its error node.
     pub const fn not_connected(&mut self) {
         (self.link, self.broken) = (Link::Down, true);
     }
 
     /// Reports that the nodes are invalid, or that the resource behind the device failed. The owner writes the reason
-    /// into its
-    /// error node.
+    /// into its error node.
     pub const fn failed(&mut self) {
         self.broken = true;
     }
@@ -168,8 +166,7 @@ impl Device {
     }
 
     /// Returns what to do next, given the state of the front end. The owner makes an act's writes in the transaction in
-    /// which
-    /// it read `front`. After the commit, or when the act is done, it calls [`done`](Self::done) and steps again.
+    /// which it read `front`. After the commit, or when the act is done, it calls [`done`](Self::done) and steps again.
     pub fn step<N>(&self, front: Front<N>, now_ns: u64) -> Act<N> {
         if self.gone || self.link == Link::Begun {
             return Act::Rest;

@@ -1,8 +1,7 @@
 //! The back end's side of the xenbus handshake (ABI io 3.9), the same for every kind of device, as a pure state machine.
 //!
 //! [`Device`] tells its owner what to do next; the owner does it and reports that it is done. F is the state in the
-//! front
-//! end's directory in the store, B the state in the back end's directory.
+//! front end's directory in the store, B the state in the back end's directory.
 //!
 //! | want | B | F | act |
 //! | --- | --- | --- | --- |
@@ -21,14 +20,11 @@
 //!
 //! Touches: nothing. The store, pages, ports and the clock are the owner's.
 //! Keeps: what a front end writes leads to a row above or to nothing. Every connect is followed by one disconnect. A
-//! device
-//! is connected only with nodes that were read together with the state that published them. B is never 4 while F is 5,
-//! 6 or
-//! gone.
+//! device is connected only with nodes that were read together with the state that published them. B is never 4 while F
+//! is 5, 6 or gone.
 //!
 //! No device uses this crate yet. The console that every guest has takes no part in this handshake (ABI io 2.2: its
-//! page and
-//! port are in `start_info`); further consoles (ABI io 2.4), disks and networks will.
+//! page and port are in `start_info`); further consoles (ABI io 2.4), disks and networks will.
 //! Deliberately absent so far: taking over a connected device after the back end was restarted (ABI io 9.3).
 #![no_std]
 #![forbid(unsafe_code)]

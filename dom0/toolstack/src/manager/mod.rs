@@ -91,8 +91,7 @@ pub trait Console {
     /// Sets aside memory for what the guest prints; returns whether there is enough.
     fn reserve(&self) -> bool;
     /// Tells that the guest was not made: frees what [`reserve`](Console::reserve) set aside, unless the guest has
-    /// printed
-    /// something when it ran before.
+    /// printed something when it ran before.
     fn give_back(&self);
     /// Begins to serve the guest as `domain`; `port` is the guest's end of the event channel.
     ///

@@ -21,8 +21,8 @@ const LOG_PIECE: usize = 1024;
 
 impl<P: Platform> Manager<P> {
     /// Carries out a command. `create` and `destroy` return when they are finished. A command for a guest that is being
-    /// made or
-    /// ended waits for that first, while other tasks run. `shutdown` and `reboot` return once the guest has been asked.
+    /// made or ended waits for that first, while other tasks run. `shutdown` and `reboot` return once the guest has
+    /// been asked.
     ///
     /// # Errors
     /// Why the command was refused.

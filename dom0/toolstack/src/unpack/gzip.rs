@@ -36,8 +36,8 @@ pub(super) async fn unpack(payload: &[u8], out: &mut [u8], pause: &impl AsyncFn(
 }
 
 /// Returns the size in the file's last word, if it is plausible: a file hardly grows, and shrinks at most a
-/// thousandfold.
-/// An implausible word means that padding or another file follows, or that the size has more than 32 bits.
+/// thousandfold. An implausible word means that padding or another file follows, or that the size has more than 32
+/// bits.
 pub(super) fn unpacked_size(file: &[u8]) -> Option<u64> {
     let (_, size) = file.split_last_chunk::<4>()?;
     let size = u64::from(u32::from_le_bytes(*size));

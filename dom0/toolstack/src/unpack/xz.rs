@@ -18,8 +18,7 @@ const PER_RESET: usize = 16 << 10;
 /// Resets allowed in any kernel.
 const FREE_RESETS: usize = 16;
 /// The most chunks that are counted, since this is done without a pause. Encoders end a chunk after 64 KiB packed or 2
-/// MiB
-/// unpacked.
+/// MiB unpacked.
 const MOST_CHUNKS: usize = 1 << 16;
 
 /// The structure of an xz file.
@@ -141,8 +140,7 @@ fn check_len(flags: u8) -> usize {
 }
 
 /// Returns the size of the dictionary that a block needs. In `header`, which begins after the header's size, come flags
-/// (2
-/// bits: number of filters less one; then whether sizes follow), sizes, filters (number, bytes of properties,
+/// (2 bits: number of filters less one; then whether sizes follow), sizes, filters (number, bytes of properties,
 /// properties).
 fn dictionary(header: &[u8]) -> Option<u64> {
     let mut rest = header.iter();

@@ -1,8 +1,7 @@
 //! zstd: one frame. Its header is read here, since it determines how much memory the decoder takes.
 //!
 //! The highest levels ask for a window of 128 MiB whatever the size of the file. But no reference reaches back farther
-//! than
-//! the file's unpacked size, so the decoder is given another header, with the window that is really needed.
+//! than the file's unpacked size, so the decoder is given another header, with the window that is really needed.
 
 use alloc::format;
 use alloc::string::String;
@@ -103,8 +102,7 @@ pub(super) async fn unpack(packed: &[u8], out: &mut [u8], pause: &impl AsyncFn()
 }
 
 /// Makes a decoder whose buffer is allocated. The decoder would panic if there were no memory for it, so this is
-/// checked
-/// before.
+/// checked before.
 fn start(packed: &[u8], header: &Header, size: usize) -> Result<FrameDecoder, String> {
     let needed = header.needed(size);
     let byte = (0..=u8::MAX).find(|byte| window(*byte) >= needed).ok_or("a window too large")?;
