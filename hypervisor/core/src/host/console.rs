@@ -6,22 +6,22 @@ use crate::world::LogMarks;
 use hypercall_abi::physdev::ConsoleIo;
 use hypercall_abi::sysctl::ReadConsole;
 
-/// Bytes of console output handled at once.
+/// Bytes of console output handled at a time.
 const CHUNK: usize = 128;
-/// Bytes of the log written before others get a chance (P8). What is printed takes as long as the line does: a chunk at
-/// most.
+/// Bytes written to the log before the call is interrupted (P8). Printing takes as long as the serial line does, so at
+/// most one chunk is printed.
 const BATCH: u64 = 2048;
-/// Positions in the log from here on name lines of guests: [`SLOT`] for each slot of domains.
+/// Positions in the log from here on stand for lines of guests: [`SLOT`] positions for each slot of domains.
 const GUESTS: u32 = 1 << 31;
-/// More lines than a domain has.
+/// Positions for each slot: more than a domain has lines.
 const SLOT: u32 = 4096;
-/// Lines of guests copied at once.
+/// Lines of guests copied by one call.
 const LINES: u32 = 32;
 
-/// `console_io(command, count, buffer)` for domains that were given the console. What others write only goes to the log.
+/// `console_io(command, count, buffer)`. What a domain without `CONSOLE_WRITE` writes only goes to the log.
 ///
 /// # Errors
-/// `Perm` for reading without the power, `NoSys` for unknown commands, `Fault` for a bad buffer.
+/// `Perm` for reading without `CONSOLE_READ`, `NoSys` for unknown commands, `Fault` for a bad buffer.
 pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let (count, buffer) = (u64::from(low32(call.args[1])), call.args[2]);
     let mut chunk = [0u8; CHUNK];
@@ -47,7 +47,7 @@ pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         ConsoleIo::Read if ctx.domain.may(Powers::CONSOLE_READ) => {
             let room = usize::try_from(count).unwrap_or(CHUNK).min(CHUNK);
             let part = chunk.get_mut(..room).ok_or(Errno::Inval)?;
-            // The buffer is tried before bytes are taken from the console, so that none is lost.
+            // The buffer is written to once before bytes are taken from the console, so that no byte is lost.
             ctx.write_bytes(buffer, part)?;
             let taken = ctx.m.take(part);
             ctx.write_bytes(buffer, part.get(..taken).unwrap_or_default())?;
@@ -57,7 +57,8 @@ pub fn console_io<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     }
 }
 
-/// Copies the log as far as there is room: first what ring 0 has logged, then the lines of guests, domain by domain.
+/// Copies as much of the log as there is room for: first the lines of ring 0, then the lines of guests, domain by
+/// domain.
 pub(super) fn read_log<M: Machine>(ctx: &Ctx<'_, M>, wanted: &mut ReadConsole) -> Result<(), Errno> {
     let LogMarks { start, read } = &ctx.world.log;
     let mut at = start.load(Relaxed).max(if wanted.incremental == 0 { 0 } else { wanted.index });
@@ -90,7 +91,7 @@ pub(super) fn read_log<M: Machine>(ctx: &Ctx<'_, M>, wanted: &mut ReadConsole) -
     Ok(())
 }
 
-/// The line of a guest at a position of the log, and the position of the next.
+/// Returns the line of a guest at a position of the log, and the position of the next line.
 fn guest_line(world: &World, at: u32) -> Option<(Shown, u32)> {
     let place = at.checked_sub(GUESTS)?;
     let (first, place) = (place / SLOT, place % SLOT);

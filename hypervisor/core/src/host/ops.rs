@@ -10,7 +10,7 @@ use hypercall_abi::sysctl::{INTERFACE_VERSION, PhysInfo, ReadConsole, Sysctl, Sy
 use hypercall_abi::version::{CompileInfo, FeatureInfo, VersionOp, feature};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// `xen_version` (ABI core 8.1).
+/// `xen_version` (ABI core 8.1): version and features.
 ///
 /// # Errors
 /// `NoSys` for unknown commands, `Perm` for what only the toolstack may know, `Inval` for a second word of features.
@@ -47,14 +47,14 @@ pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer 
     Ok(0)
 }
 
-/// Text in a field of zeros.
+/// Returns a field with this text, padded with zeros.
 fn text<const N: usize>(from: &[u8]) -> [u8; N] {
     let mut field = [0; N];
     fill(&mut field, from);
     field
 }
 
-/// `sysctl`: what a toolstack may know of the machine.
+/// `sysctl`: facts about the machine, for a toolstack.
 ///
 /// # Errors
 /// `Perm` without authority, `Acces` for another interface version, `NoSys` for unknown commands.
@@ -67,7 +67,7 @@ pub fn sysctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
         SysctlOp::PhysInfo => {
             let info = PhysInfo {
                 nr_cpus: ctx.world.sched.online().len(),
-                // What is set aside is the hypervisor's, as good as taken.
+                // Frames that are set aside count as taken: they are for the hypervisor.
                 free_pages: u64::from(ctx.world.frames.unpromised_frames()),
                 total_pages: u64::from(ctx.world.frames.ram_frames()),
                 max_mfn: ctx.m.frame_limit().saturating_sub(1),
@@ -88,7 +88,7 @@ pub fn sysctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
 /// Fills a page of the caller with hypercall stubs (ABI core 1.8).
 ///
 /// # Errors
-/// `Inval` for an address that is not a writable page of its own.
+/// `Inval` for an address that is not a writable page of the caller's own.
 pub fn fill_hypercall_page<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Result<(), Errno> {
     let frame = Frame::containing(address).filter(|_| address.is_multiple_of(PAGE_BYTES)).ok_or(Errno::Inval)?;
     let id = ctx.domain.id();

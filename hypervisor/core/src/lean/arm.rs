@@ -1,10 +1,11 @@
-//! What the entry code may do by itself until the guest leaves for a rule.
+//! Tells the entry code what it may do by itself.
 //!
 //! Touches: [`Entry`] of this CPU.
-//! Keeps: P4 and P12. The mode differs from [`mode::SLOW`] only while everything that `trap::bounce`, `return_from_trap` and `toggle`
-//! look at is as `Entry` says: the handlers mask events, no NMI is masked, no area waits for kernel mode, no I/O privilege level
-//! is kept for the guest, and the kernel's stack is a page that it may write. The record is held for writing as long as the
-//! domain lives, and another vcpu cannot move it while this one is up.
+//! Keeps: P4 and P12. The mode differs from [`mode::SLOW`] only while `Entry` has everything that `trap::bounce`,
+//! `return_from_trap` and `toggle` look at: the handlers mask events, no NMI is masked, no area waits for kernel mode,
+//! no I/O privilege level is kept for the guest, and the kernel's stack is a page that the guest may write. The page of
+//! the vcpu_info record is held for writing as long as the domain exists; another vcpu cannot move the record while
+//! this one is up.
 //!
 //! [`Entry`]: crate::machine::Entry
 
@@ -17,12 +18,13 @@ use crate::trap::PF;
 use crate::trap::table::gate;
 use hypercall_abi::callback::Assist;
 
-/// Bytes that a system call pushes.
+/// Bytes that a system call pushes on the kernel's stack.
 const PUSHED: u64 = 56;
-/// Bytes that the way back to user code pops, from where Linux has them: right below the top of the stack.
+/// Bytes that the return to user code pops. Linux keeps them right below the top of the stack.
 const POPPED: u64 = 72;
 
-/// Tells the entry code what it may do. Called when this CPU has answered all flushes; from here to the guest nothing waits.
+/// Tells the entry code what it may do. Called when this CPU has answered all flush requests; from here to the guest
+/// nothing waits.
 #[inline(always)]
 pub fn arm<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let entry = ctx.m.entry();
@@ -34,7 +36,7 @@ pub fn arm<M: Machine>(ctx: &mut Ctx<'_, M>) {
     }
 }
 
-/// Everything but the stack.
+/// Does all of [`arm`] except for the stack.
 #[inline(always)]
 fn prepare<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
     let (state, entry, syscall) = (&*ctx.state, ctx.m.entry(), ctx.state.callbacks.syscall);
@@ -60,8 +62,8 @@ fn prepare<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
     GuestVirt(entry.other_gs.load(Relaxed)).is_canonical().then_some(())
 }
 
-/// Tells the entry code where the kernel's stack is: the last step of [`arm`], or what is to be done when only the stack has
-/// changed since. Without a usable stack the entry code does nothing by itself.
+/// Tells the entry code where the kernel's stack is. This is the last step of [`arm`], and is enough if only the stack
+/// has changed since. Without a usable stack the entry code does nothing by itself.
 #[inline(always)]
 pub(super) fn point_at_stack<M: Machine>(ctx: &Ctx<'_, M>) {
     let mode = match (find_frames(ctx), ctx.state.kernel_mode) {
@@ -72,7 +74,7 @@ pub(super) fn point_at_stack<M: Machine>(ctx: &Ctx<'_, M>) {
     ctx.m.entry().mode.store(mode, Relaxed);
 }
 
-/// The same if all that has changed is the root, under which the stack may be another page.
+/// Like [`point_at_stack`], if only the root has changed, under which the stack may be in another frame.
 #[inline(always)]
 pub(super) fn stay_at_stack<M: Machine>(ctx: &Ctx<'_, M>, root: Frame) {
     let entry = ctx.m.entry();
@@ -83,7 +85,7 @@ pub(super) fn stay_at_stack<M: Machine>(ctx: &Ctx<'_, M>, root: Frame) {
     }
 }
 
-/// The frames on the kernel's stack: those of system calls and page faults, and that of the way back, in one page.
+/// Finds the frames on the kernel's stack: that of system calls and page faults, and that of the return, in one page.
 #[inline(always)]
 fn find_frames<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
     let (sp, entry) = (ctx.state.kernel_sp, ctx.m.entry());
@@ -100,19 +102,20 @@ fn find_frames<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
     Some(())
 }
 
-/// Whether what the entry code knows still holds, if nothing but page tables has changed since [`arm`].
+/// Whether what the entry code knows is still right, if only page tables may have changed since [`arm`].
 #[inline]
 pub(super) fn holds<M: Machine>(ctx: &Ctx<'_, M>) -> bool {
     ctx.walks.stands(ctx.m) || planted(Fault::StayArmed)
 }
 
-/// Whether it still holds if nothing but the entry at this machine address has changed.
+/// Like [`holds`], if only the page-table entry at machine address `slot` may have changed.
 #[inline(always)]
 pub(super) fn holds_but<M: Machine>(ctx: &Ctx<'_, M>, slot: u64) -> bool {
     ctx.walks.stands_beside(ctx.m, slot) || planted(Fault::StayArmed)
 }
 
-/// The rules have the CPU back: what the entry code has done is taken over, and it does nothing more.
+/// Takes over from the entry code what it has done, and stops it from doing more. Called when the hypervisor has the
+/// CPU again.
 #[inline(always)]
 pub fn left<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let entry = ctx.m.entry();
@@ -127,7 +130,7 @@ pub fn left<M: Machine>(ctx: &mut Ctx<'_, M>) {
     if users | ruled != 0 {
         entry.from_user.store(0, Relaxed);
         entry.ruled.store(0, Relaxed);
-        // Each of those came back by a call.
+        // Each system call or fault from user code that the entry code handled was followed by one call to return.
         let [from_user, rules] = &ctx.domain.entries;
         from_user.fetch_add(users, Relaxed);
         rules.fetch_add(users.wrapping_add(ruled), Relaxed);

@@ -1,4 +1,4 @@
-//! Hypercalls of a stock kernel that are finished at once.
+//! Hypercalls of a stock kernel that are finished at once, on a fast path.
 
 use super::arm::{point_at_stack, stay_at_stack};
 use super::{Resume, count, settle, settle_at};
@@ -20,7 +20,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 const SELF: u64 = domid::SELF as u64;
 
-/// Carries out the call in the registers of a guest's kernel.
+/// Carries out the call in the registers of the guest's kernel.
 #[inline(always)]
 pub(super) fn hypercall<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     const MMU_UPDATE: u64 = Hypercall::MmuUpdate as u64;
@@ -45,14 +45,15 @@ pub(super) fn hypercall<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     }
 }
 
-/// The call is done, with result 0.
+/// Ends the call with result 0.
 fn done<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     ctx.state.regs.rax = 0;
     count(ctx);
     Some(Resume::Sysret)
 }
 
-/// The first `done` elements, of `size` bytes each, of a call over a list are: the rest is noted.
+/// Stores the rest of a call over a list, of which the first `done` elements (of `size` bytes each) have been carried
+/// out.
 fn rest<M: Machine>(ctx: &mut Ctx<'_, M>, done: u64, size: usize) -> Option<Resume> {
     let Registers { rax, rdi, rsi, rdx, r10, r8, r9, .. } = ctx.state.regs;
     let list = rdi.wrapping_add(done.wrapping_mul(size as u64));
@@ -63,7 +64,7 @@ fn rest<M: Machine>(ctx: &mut Ctx<'_, M>, done: u64, size: usize) -> Option<Resu
     Some(Resume::Call)
 }
 
-/// Requests for the caller's tables and frames, with nobody to be told how many were done.
+/// `mmu_update` of the caller's own tables with its own frames, without a pointer for the number of requests done.
 fn mmu_update<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     let Registers { rdi: list, rsi: count, rdx: told, r10: domains, .. } = ctx.state.regs;
     if domains != SELF || told != 0 {
@@ -93,7 +94,7 @@ fn several_updates<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64, count: u64) -> O
     }
 }
 
-/// An entry of the caller's, with no flush or that of the address here.
+/// `update_va_mapping` with a frame of the caller's own, and no flush or one of this address on this CPU.
 fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     let Registers { rdi: at, rsi: value, rdx: how, .. } = ctx.state.regs;
     if how != 0 && how != uvmf::INVLPG {
@@ -109,7 +110,7 @@ fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     done(ctx)
 }
 
-/// The kernel's stack of the next process.
+/// `stack_switch`, by which a kernel sets its stack for the next process.
 fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     let Registers { rdi: ss, rsi: sp, .. } = ctx.state.regs;
     (ctx.state.kernel_ss, ctx.state.kernel_sp) = (ss & 0xffff | 3, sp);
@@ -128,7 +129,7 @@ fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     done(ctx)
 }
 
-/// The caller's one-shot timer, for a time to come.
+/// The `vcpu_op` that sets the caller's own one-shot timer to a time in the future.
 fn timer<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     const SET: u64 = VcpuOp::SetSingleshotTimer as u64;
     let Registers { rdi: command, rsi: vcpu, rdx: arg, .. } = ctx.state.regs;
@@ -141,7 +142,7 @@ fn timer<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     done(ctx)
 }
 
-/// Both roots of the next process, as Linux changes them.
+/// The `mmuext_op` by which Linux changes both roots for the next process.
 fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     const KERNEL: u32 = MmuextCommand::NewBaseptr as u32;
     const USER: u32 = MmuextCommand::NewUserBaseptr as u32;
@@ -161,7 +162,7 @@ fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     drop(fast);
     ctx.state.kernel_root = Some(kernel);
     let entry = ctx.m.entry();
-    entry.mode.store(mode::SLOW, Relaxed); // until it knows both
+    entry.mode.store(mode::SLOW, Relaxed); // until the entry code has both roots
     entry.kernel_cr3.store(kernel.address(), Relaxed);
     if also.is_none() {
         return rest(ctx, 1, size_of::<MmuextOp>());
@@ -172,7 +173,7 @@ fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     done(ctx)
 }
 
-/// The way back from a trap of kernel code to kernel code.
+/// The return from a trap of kernel code to kernel code.
 fn iret<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     let frame = ctx.read::<IretContext>(ctx.state.regs.rsp).ok()?;
     let (mask, masked) = (UpcallMask::of(ctx.m, ctx.vcpu), frame.rflags & flags::IF == 0);
@@ -181,7 +182,7 @@ fn iret<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     }
     mask.set(masked);
     if !masked && mask.is_awaited() && !planted(Fault::FastOverEvents) {
-        return None; // it came meanwhile: the slow path unmasks once more, and delivers it
+        return None; // an event just arrived: the slow path unmasks again, and delivers it
     }
     let regs = &mut ctx.state.regs;
     (regs.rip, regs.rsp, regs.rax) = (frame.rip, frame.rsp, frame.rax);

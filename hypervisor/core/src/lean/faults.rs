@@ -1,5 +1,5 @@
-//! Faults of a stock kernel that are seen to at once: page faults that are its own, writes to its page tables, and the MSRs of
-//! the segment bases.
+//! Faults of a stock kernel that a fast path handles: page faults that the guest gets, writes to its page tables, and
+//! the MSRs of the segment bases.
 
 use super::shape::{Effect, shape};
 use super::{Resume, count, left, settle_at};
@@ -13,7 +13,7 @@ use crate::trap::table::gate;
 use crate::trap::{self, PF, PF_FETCH, PF_PRESENT, PF_RESERVED, PF_USER, PF_WRITE};
 use hypercall_abi::selector;
 
-/// A page fault of the guest's kernel.
+/// Handles a page fault of the guest's kernel.
 #[inline(always)]
 pub(super) fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) -> Option<Resume> {
     const KINDS: u32 = PF_USER | PF_WRITE | PF_PRESENT | PF_FETCH | PF_RESERVED;
@@ -30,11 +30,11 @@ pub(super) fn page_fault<M: Machine>(ctx: &mut Ctx<'_, M>, error: u32) -> Option
     trap::set_cr2(ctx, address);
     let bounced = trap::bounce(ctx, handler, Some(error & !PF_USER));
     super::arm(ctx);
-    // A domain that has crashed does not run.
+    // `Call` sends a domain that has just crashed to the slow path.
     Some(if bounced.is_ok() { Resume::Sysret } else { Resume::Call })
 }
 
-/// The first bytes of the instruction at RIP of flat 64-bit code, if they lie in one page.
+/// Returns the first eight bytes of code at RIP, for flat 64-bit code whose bytes lie in one page.
 #[inline(always)]
 fn code<M: Machine>(ctx: &Ctx<'_, M>, root: Frame) -> Option<u64> {
     let rip = GuestVirt(ctx.state.regs.rip);
@@ -47,7 +47,7 @@ fn code<M: Machine>(ctx: &Ctx<'_, M>, root: Frame) -> Option<u64> {
     Some(low >> shift | (high << 1) << (63 - shift))
 }
 
-/// The instruction at RIP, of so many bytes, has been carried out.
+/// Ends the emulation of the instruction at RIP, of `length` bytes.
 fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) -> Option<Resume> {
     let regs = &mut ctx.state.regs;
     regs.rip = regs.rip.wrapping_add(length);
@@ -56,8 +56,8 @@ fn retire<M: Machine>(ctx: &mut Ctx<'_, M>, length: u64) -> Option<Resume> {
     Some(Resume::Exact)
 }
 
-/// A write to an own L1 table: what it changes is at the address of the fault, so that only the kind of the instruction and its
-/// length are of interest.
+/// Handles a write to an own L1 table. The faulting address tells which entry is written, so only the form and the
+/// length of the instruction are needed.
 fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Option<Resume> {
     let root = ctx.state.kernel_root?;
     let code = code(ctx, root)?;
@@ -73,7 +73,7 @@ fn table_write<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Option<Resume>
         return compare_exchange(ctx, address);
     }
     let (entry, _) = write(ctx, root, address, Edit { only: None, ..edit })?;
-    let shape = ctx.state.last_write; // the same, but not kept in registers meanwhile
+    let shape = ctx.state.last_write; // read again, so that it need not stay in registers
     match shape.effect {
         Effect::Store(_) => {}
         Effect::Exchange(place) => ctx.state.regs.set_word(place, entry),
@@ -95,7 +95,7 @@ fn compare_exchange<M: Machine>(ctx: &mut Ctx<'_, M>, address: u64) -> Option<Re
     retire(ctx, shape.length)
 }
 
-/// Changes the entry in which an address lies, if that is ordinary: what it held, and whether something was stored.
+/// Changes the entry at an address on the fast path. Returns its old value, and whether a new one was stored.
 #[inline(always)]
 fn write<M: Machine>(ctx: &mut Ctx<'_, M>, root: Frame, address: u64, edit: Edit) -> Option<(u64, bool)> {
     let at = GuestVirt(address);
@@ -105,14 +105,14 @@ fn write<M: Machine>(ctx: &mut Ctx<'_, M>, root: Frame, address: u64, edit: Edit
     written
 }
 
-/// Registers and flags as a write of the last shape leaves them.
-#[inline(never)] // the rest has no use for the whole shape
+/// Sets registers and flags as the last recognized write leaves them.
+#[inline(never)] // the callers do not need the whole shape
 fn finish<M: Machine>(ctx: &mut Ctx<'_, M>, old: u64, stored: bool) {
     let VcpuState { regs, last_write, .. } = &mut *ctx.state;
     finish_write(regs, &last_write.write, old, stored);
 }
 
-/// RDMSR and WRMSR of the segment bases.
+/// Handles RDMSR and WRMSR of the segment bases.
 pub(super) fn segment_base<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     const RDMSR: u64 = 0x320f;
     const WRMSR: u64 = 0x300f;

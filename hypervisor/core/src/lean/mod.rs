@@ -1,12 +1,13 @@
-//! The fast paths: what stock kernels do all day, carried out at once when everything about it is ordinary. Each is a copy of a
-//! slow path elsewhere, and ends with `None` before it has changed anything whenever it is not sure. Without this module the
-//! guest would see the same.
+//! The fast paths: what stock kernels do all the time, carried out at once in the simple cases. Each fast path does
+//! what a slow path elsewhere does. In any case that it does not handle, it returns `None` before it has changed
+//! anything. Without this module the guest would see the same.
 //!
-//! The fastest are in the entry code: system calls of user code, the way back from them, page faults of user code, a GS base.
-//! [`mod@arm`] tells it what it may do by itself; [`calls`] and [`faults`] are asked when a guest has left for a rule after all.
+//! The fastest paths are in the assembly of the entry code: system calls of user code, the return from them, page
+//! faults of user code, and changes of a GS base. [`mod@arm`] tells the entry code what it may do by itself; [`calls`]
+//! and [`faults`] handle the exits that the entry code does not.
 //!
 //! Touches: what the slow paths touch.
-//! Keeps: what they keep.
+//! Keeps: what the slow paths keep.
 
 pub mod arm;
 mod calls;
@@ -19,28 +20,29 @@ use crate::event::is_due;
 use crate::machine::{entry, mode};
 use crate::prelude::*;
 
-/// How the guest goes on.
+/// How the guest is resumed after an exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Resume {
-    /// The slow path, for the rest of a call, which has been noted.
+    /// On the slow path, which carries out the rest of a call, stored in `VcpuState::call`.
     Call,
-    /// At once, with all registers.
+    /// At once, with all registers restored.
     Exact,
-    /// At once; RCX and R11 may be lost.
+    /// At once by SYSRET, which overwrites RCX and R11.
     Sysret,
 }
 
-/// What a run ended with, once fast paths have done what they could.
+/// Why [`run`] ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
-    /// An exit for the slow path.
+    /// An exit that needs the slow path.
     Exit,
-    /// The rest of a call, which has been noted.
+    /// The rest of a call, stored in `VcpuState::call`, needs the slow path.
     Call,
 }
 
-/// Runs the guest, for as long as what it leaves for is ordinary. `enter` lets it run until it leaves and keeps what it left for
-/// in [`crate::machine::Registers::error`]. Flushes are answered first: nothing waits or answers between [`arm()`] and the guest.
+/// Runs the guest until an exit needs the slow path. `enter` runs the guest until its next exit, and leaves the exit's
+/// reason in [`crate::machine::Registers::error`]. Flush requests are answered first: nothing waits or answers them
+/// between [`arm()`] and the guest.
 pub fn run<M: Machine>(ctx: &mut Ctx<'_, M>, mut enter: impl FnMut(&mut Ctx<'_, M>, Resume)) -> End {
     ctx.m.begin(&mut ctx.state.regs);
     arm(ctx);
@@ -57,18 +59,18 @@ pub fn run<M: Machine>(ctx: &mut Ctx<'_, M>, mut enter: impl FnMut(&mut Ctx<'_, 
     end
 }
 
-/// Carries out what the guest has left for, if it is something ordinary; else the slow path begins with what the exit says.
+/// Handles an exit on a fast path; `None` if the exit needs the slow path, which then begins with the exit's reason.
 #[inline(always)]
 fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     const PAGE_FAULT: u32 = 14;
     const GENERAL_PROTECTION: u64 = 13 << 32;
     let (raw, mode) = (ctx.state.regs.error, ctx.m.entry().mode.load(Relaxed));
     let kind = low32(raw >> 32);
-    // If the guest has unmasked upcalls by itself and one is pending, the slow path delivers it now.
+    // If the guest has unmasked upcalls without a call and an event is pending, the slow path delivers it now.
     if mode != mode::KERNEL || is_due(ctx.m.record_head()) {
         return None;
     }
-    ctx.state.kernel_mode = true; // the entry code may have brought it here
+    ctx.state.kernel_mode = true; // the entry code may have changed the mode
     match kind {
         entry::SYSCALL => calls::hypercall(ctx),
         PAGE_FAULT => faults::page_fault(ctx, low32(raw)),
@@ -77,14 +79,14 @@ fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     }
 }
 
-/// Counts an exit that took a fast path.
+/// Counts an exit that a fast path handled.
 fn count<M: Machine>(ctx: &Ctx<'_, M>) {
     let ruled = &ctx.m.entry().ruled;
     ruled.store(ruled.load(Relaxed).wrapping_add(1), Relaxed);
 }
 
-/// After something that may have waited for a lock, and answered another CPU's flush meanwhile, or that may have changed where the
-/// kernel's stack is: what the entry code knows must hold again.
+/// Makes sure that what the entry code knows is right. Called after anything that may have waited for a lock (and
+/// meanwhile answered another CPU's flush), or that may have changed the page of the kernel's stack.
 #[inline]
 fn settle<M: Machine>(ctx: &mut Ctx<'_, M>) {
     if !arm::holds(ctx) {
@@ -92,7 +94,7 @@ fn settle<M: Machine>(ctx: &mut Ctx<'_, M>) {
     }
 }
 
-/// The same where the only page table that may have changed is that of one entry, at this machine address.
+/// Like [`settle`], if of all page tables only the entry at machine address `slot` may have changed.
 #[inline(always)]
 fn settle_at<M: Machine>(ctx: &mut Ctx<'_, M>, slot: u64) {
     if !arm::holds_but(ctx, slot) {

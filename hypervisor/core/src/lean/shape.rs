@@ -1,53 +1,54 @@
-//! The writes to page tables that kernels are made of, by their first bytes. What they write to is known from the fault, so no
-//! address is computed.
+//! The instructions by which kernels write to page tables, recognized by their first bytes. The address is known from
+//! the fault, so it is not computed.
 //!
-//! Keeps: what is found here is what `decode` finds.
+//! Keeps: what is recognized here is what `decode` finds.
 
 use crate::addr::PAGE_BYTES;
 use crate::machine::Registers;
 use crate::paging::Edit;
 use crate::trap::decode::{Change, Source, Write};
 
-/// A write to a page table that took the fast path.
+/// The form of an instruction that writes to a page table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shape {
-    /// The eight bytes that it begins.
+    /// The eight bytes of code that begin with the instruction.
     pub code: u64,
-    /// What it is; its address is left 0.
+    /// The write; its address is 0.
     pub write: Write,
-    /// How long.
+    /// The instruction's length in bytes.
     pub length: u64,
-    /// What it does to an entry.
+    /// How it changes an entry.
     pub(super) effect: Effect,
 }
 
-/// What a write does to an entry, and to which register ([`Registers::place`]).
+/// How a write changes an entry. A number of type `usize` is the place of the operand's register
+/// ([`Registers::place`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Effect {
-    /// It becomes what the register holds.
+    /// The entry gets the register's value.
     Store(usize),
-    /// The same, and the register what it was.
+    /// The entry gets the register's value, and the register the entry's.
     Exchange(usize),
-    /// The same, if it is what RAX holds.
+    /// The entry gets the register's value if the entry equals RAX.
     CompareExchange(usize),
-    /// Of one of its bytes these bits are left.
+    /// One byte of the entry is ANDed with these bits.
     AndByte(u64),
-    /// It loses this bit.
+    /// The bit with this number is cleared.
     ClearBit(u64),
-    /// Ask `decode`.
+    /// Another change: call `decode`.
     Unknown,
 }
 
 impl Shape {
-    /// That of eight zeros, which are no ordinary write.
+    /// The shape of eight zeros, which is never used on a fast path.
     pub const NONE: Self = {
         let source = Source::Constant(0);
         let write = Write { change: Change::Mov, address: 0, size: 1, source, legacy_bytes: false };
         Self { code: 0, write, length: 0, effect: Effect::Unknown }
     };
 
-    /// What it makes of the entry in which this address lies; `None` for an unaligned wide write, and at a page's first entry,
-    /// where a write that began in the page before faults as well.
+    /// Returns the change of the entry that `address` lies in. `None` for an unaligned wide write, and for a page's
+    /// first entry, where a write that began in the page before faults as well.
     #[inline(always)]
     pub(super) fn edit(&self, address: u64, registers: &Registers) -> Option<Edit> {
         let aligned = || address & 7 == 0 && !address.is_multiple_of(PAGE_BYTES);
@@ -63,14 +64,15 @@ impl Shape {
     }
 }
 
-/// The write that flat 64-bit code of these eight bytes begins with. `None` for what is no write of an ordinary kind, or may be
-/// longer: ask `decode`.
+/// Returns the shape of the write at the start of these eight bytes of flat 64-bit code. `None` if this is no write of
+/// a known form, or may be longer than eight bytes: call `decode`.
 #[must_use]
 pub fn shape(code: u64) -> Option<Shape> {
     const ADDRESS_SIZE: u64 = 4;
     let mut bytes = Bytes { code, taken: 0 };
     let mut opcode = bytes.next();
-    // LOCK changes nothing; where there is one CPU, Linux makes it the segment override of DS, which changes nothing either.
+    // LOCK does not matter here. On a single CPU, Linux replaces it by the DS segment override, which does not matter
+    // either.
     if matches!(opcode, 0xf0 | 0x3e) {
         opcode = bytes.next();
     }
@@ -121,7 +123,7 @@ const fn sign_extended(byte: u64) -> u64 {
     byte.wrapping_shl(56).cast_signed().wrapping_shr(56).cast_unsigned()
 }
 
-/// Bytes of code, the first lowest.
+/// Bytes of code, the first one in the lowest bits.
 struct Bytes {
     code: u64,
     taken: u64,
@@ -146,7 +148,7 @@ mod tests {
     use crate::machine::Registers;
     use crate::trap::decode::{Decoded, Instruction, Mode, Span, decode};
 
-    /// Compares with `decode`; whether it is a shape.
+    /// Compares with `decode`; returns whether the code has a shape.
     fn agrees(code: u64) -> bool {
         let bytes = code.to_le_bytes();
         let Some(Shape { write, length, .. }) = shape(code) else { return false };
@@ -162,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_shape_is_what_decode_finds() {
-        // Every prefix, REX, opcode, form of operand and its scale-index-base byte; what follows does not matter.
+        // All prefixes, REX, opcodes, operand forms and scale-index-base bytes; the bytes after them do not matter.
         let mut shapes = 0u64;
         for prefix in [None, Some(0xf0), Some(0x3e), Some(0xf2), Some(0x66)] {
             for rex in [None].into_iter().chain((0x40..=0x4f).map(Some)) {

@@ -1,4 +1,4 @@
-//! A vcpu's state from and to the ABI's structure (ABI core 7, 10.3).
+//! Converts a vcpu's state from and to the ABI's structure (ABI core 7, 10.3).
 
 use super::{Handler, MAX_LDT, debug};
 use crate::event::UpcallMask;
@@ -11,13 +11,13 @@ use hypercall_abi::context::{VcpuContext, flags};
 use hypercall_abi::selector;
 use zerocopy::IntoBytes;
 
-/// What follows an FXSAVE image in an XSAVE area: x87 and SSE are in it.
+/// The state bits of the XSAVE header after an FXSAVE image: x87 and SSE are present.
 const XSAVE_LEGACY: u64 = 3;
 
-/// `VCPUOP_initialise`: the first state of a vcpu of the caller's own domain.
+/// `VCPUOP_initialise`: sets the initial state of a vcpu of the caller's own domain.
 ///
 /// # Errors
-/// `Exist` if it has one, `Busy` while it runs, and those of [`set`].
+/// `Exist` if the vcpu has a state, `Busy` while it runs, and those of [`set`].
 pub fn initialise<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Answer {
     let context: VcpuContext = ctx.read(arg)?;
     ensure!(vcpu.number() != ctx.vcpu.number(), Errno::Exist);
@@ -27,10 +27,10 @@ pub fn initialise<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> An
     set(&mut ctx.cpu_ctx(), domain, vcpu, &mut state, &context)
 }
 
-/// Gives a vcpu that does not run a new state.
+/// Sets the whole state of a vcpu that does not run.
 ///
 /// # Errors
-/// `Inval` for addresses, tables or roots the domain may not have; the vcpu is then as it was.
+/// `Inval` for addresses, tables or roots that the domain may not use; the vcpu is then unchanged.
 pub fn set<M: Machine>(
     cpu_ctx: &mut CpuCtx<'_, M>,
     domain: &Domain,
@@ -41,7 +41,7 @@ pub fn set<M: Machine>(
     let (m, world) = (cpu_ctx.m, cpu_ctx.world);
     ensure!(state.traps.is_some(), Errno::NoMem);
     check(context)?;
-    // Everything that can be refused is taken here; if one thing is, all that was taken goes back.
+    // All that can be refused is taken here; if anything is refused, everything taken is given back.
     let mut taken = VcpuUses::default();
     let outcome = taken.take(&mut cpu_ctx.session(domain), context);
     if let Err(stop) = outcome {
@@ -58,7 +58,7 @@ pub fn set<M: Machine>(
         runstate: state.runstate,
         runstate_area: state.runstate_area,
         time_area: state.time_area,
-        time_stale: state.time_area.is_some(), // its address may lead to another page under another root
+        time_stale: state.time_area.is_some(), // another root may map another page at this address
         initialised: true,
         ..VcpuState::new()
     };
@@ -76,7 +76,7 @@ pub fn set<M: Machine>(
     Ok(0)
 }
 
-/// Uses of frames that a vcpu stands for: GDT frames, kernel root, user root, LDT pages.
+/// The uses of frames that a vcpu holds: GDT frames, kernel root and user root, LDT pages.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct VcpuUses {
     pub(crate) gdt: [Option<Frame>; 14],
@@ -85,7 +85,7 @@ pub(crate) struct VcpuUses {
 }
 
 impl VcpuUses {
-    /// Takes the frames of a GDT with so many entries.
+    /// Takes the frames of a GDT with this many entries.
     pub(crate) fn take_gdt<M: Machine>(
         &mut self,
         session: &mut Session<'_, M>,
@@ -96,7 +96,8 @@ impl VcpuUses {
         session.take_gdt(numbers.get(..count).unwrap_or_default(), &mut self.gdt)
     }
 
-    /// Takes what a context names. On `More` the roots it had taken wait in `session` until the same is asked for again.
+    /// Takes all frames that a context names. On `More`, the roots taken so far are kept in `session` until the same
+    /// request is made again.
     fn take<M: Machine>(&mut self, session: &mut Session<'_, M>, context: &VcpuContext) -> Outcome<()> {
         let taken = self.take_roots(session, context);
         let taken = taken.and_then(|()| self.take_gdt(session, &context.gdt_frames, context.gdt_ents));
@@ -119,7 +120,7 @@ impl VcpuUses {
         Ok(())
     }
 
-    /// Drops what is held.
+    /// Drops all uses.
     pub(crate) fn give_back<M: Machine>(&self, cpu_ctx: &mut CpuCtx<'_, M>, domain: &Domain) {
         for frame in self.gdt.iter().chain(&self.ldt).flatten() {
             cpu_ctx.world.frames.drop_use(*frame, domain.id());
@@ -129,7 +130,7 @@ impl VcpuUses {
     }
 }
 
-/// Refuses addresses no guest may have, and tables larger than they can be.
+/// Refuses addresses that no guest may use, and tables that are too large.
 fn check(context: &VcpuContext) -> Result<(), Errno> {
     let handlers = context.trap_ctxt.iter().map(|gate| gate.address);
     let callbacks = [context.event_callback_eip, context.failsafe_callback_eip, context.syscall_callback_eip];
@@ -143,7 +144,7 @@ fn check(context: &VcpuContext) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The state of a vcpu that does not run, for the toolstack.
+/// Returns the state of a vcpu that does not run, for the toolstack.
 pub fn get<M: Machine>(m: &M, domain: &Domain, vcpu: &Vcpu, state: &VcpuState) -> VcpuContext {
     let mut context = VcpuContext::default();
     Part::ALL.iter().for_each(|part| (part.get)(state, &mut context, m));
@@ -153,20 +154,20 @@ pub fn get<M: Machine>(m: &M, domain: &Domain, vcpu: &Vcpu, state: &VcpuState) -
     context
 }
 
-/// A flag, or none.
+/// Returns `flag` if `on`, else 0.
 fn flag(on: bool, flag: u64) -> u64 {
     if on { flag } else { 0 }
 }
 
-/// One part of what a vcpu is: its way from the ABI's context, and its way back.
+/// One part of a vcpu's state: how to set it from the ABI's context, and how to get it back.
 struct Part<M: Machine> {
     set: fn(&mut VcpuState, &VcpuContext, &M),
     get: fn(&VcpuState, &mut VcpuContext, &M),
 }
 
 impl<M: Machine> Part<M> {
-    /// All that the ABI says of a vcpu; the frames among it have been taken before. The order counts: segment bases depend on
-    /// the mode, debug registers on CR4.
+    /// All parts that the ABI's context has. The frames among them have been taken before. The order matters: segment
+    /// bases depend on the mode, debug registers on CR4.
     const ALL: [Self; 9] = [
         Self { set: set_registers, get: get_registers },
         Self { set: set_mode, get: get_mode },
@@ -180,7 +181,8 @@ impl<M: Machine> Part<M> {
     ];
 }
 
-/// Registers that a guest may run with (P12). Both structures begin alike, but for our first word.
+/// Sets registers to values with which a guest may run (P12). Both structures have the same layout, after our first
+/// word.
 fn set_registers<M>(state: &mut VcpuState, context: &VcpuContext, _m: &M) {
     let (user, regs) = (&context.user_regs, &mut state.regs);
     fill(regs.as_mut_bytes().iter_mut().skip(size_of::<u64>()), user.as_bytes());
@@ -197,7 +199,7 @@ fn get_registers<M>(state: &VcpuState, context: &mut VcpuContext, _m: &M) {
     user.rflags |= u64::from(state.iopl) << 12;
 }
 
-/// Guest kernel or guest user mode, and the stack on which the kernel begins.
+/// Sets the mode (guest kernel or guest user) and the stack with which the kernel begins.
 fn set_mode<M>(state: &mut VcpuState, context: &VcpuContext, _m: &M) {
     state.kernel_mode = context.flags & flags::IN_KERNEL != 0;
     (state.kernel_sp, state.kernel_ss) = (context.kernel_sp, context.kernel_ss & 0xffff | 3);
@@ -243,7 +245,7 @@ fn get_control<M>(state: &VcpuState, context: &mut VcpuContext, _m: &M) {
     ];
 }
 
-/// What a debug register cannot hold is left out, as in Xen.
+/// Sets the debug registers. As in Xen, values that a register cannot hold are ignored.
 fn set_debug<M>(state: &mut VcpuState, context: &VcpuContext, _m: &M) {
     for (register, value) in (0u64..).zip(context.debugreg).filter(|(register, _)| !matches!(register, 4 | 5)) {
         if let Ok((index, value)) = debug::accept(state.cr4, register, value)
@@ -258,7 +260,7 @@ fn get_debug<M>(state: &VcpuState, context: &mut VcpuContext, _m: &M) {
     context.debugreg = state.debug;
 }
 
-/// Descriptor tables.
+/// Sets the descriptor tables.
 fn set_tables<M>(state: &mut VcpuState, context: &VcpuContext, _m: &M) {
     state.gdt_entries = low32(context.gdt_ents);
     (state.ldt_base, state.ldt_entries) = (GuestVirt(context.ldt_base), low32(context.ldt_ents));
@@ -297,7 +299,7 @@ fn set_fpu<M: Machine>(state: &mut VcpuState, context: &VcpuContext, m: &M) {
     }
 }
 
-/// What FXSAVE would store; a vcpu that has not run yet has none.
+/// Gets the FPU state as FXSAVE would store it. A vcpu that has not run yet has none.
 fn get_fpu<M: Machine>(state: &VcpuState, context: &mut VcpuContext, m: &M) {
     if let (Some(area), false) = (state.fpu, state.fpu_fresh) {
         m.read(area, 0, &mut context.fpu_ctxt);

@@ -1,33 +1,35 @@
-//! The debug registers of a vcpu: what they may hold, and what of it the CPU gets (ABI core 3.11).
+//! The debug registers of a vcpu: which values they may hold, and which of these the CPU gets (ABI core 3.11).
 //!
 //! Touches: values.
-//! Never touches: the CPU; `ops` has it load what stands here.
-//! Keeps: no breakpoint in the hypervisor's slots, and none on ports in the CPU, where ring 0's own accesses would meet it.
+//! Never touches: the CPU; `ops` loads the registers.
+//! Keeps: no breakpoint in the hypervisor's addresses; no breakpoint on ports in the CPU, where accesses of ring 0
+//! could hit it.
 
 use crate::policy::CR4_DE;
 use crate::prelude::*;
 
-/// DR6 without any event.
+/// DR6 without any event recorded.
 pub const DR6_CLEAR: u64 = 0xffff_0ff0;
-/// DR7 at reset, without any breakpoint.
+/// DR7 at reset, without any breakpoint enabled.
 pub const DR7_CLEAR: u64 = 0x400;
-/// DR7: breakpoints enabled; general detect; bits that read as 1, and those that read as 0.
+/// Bits of DR7: breakpoints enabled. Below: general detect, the bits that read as 1, and those that read as 0.
 pub(crate) const ENABLED: u64 = 0xff;
 const DETECT: u64 = 1 << 13;
 const ONE: u64 = 1 << 10;
 const ZERO: u64 = 1 << 11 | 1 << 12 | 1 << 14 | 1 << 15;
 
-/// What the CPU gets of DR7.
+/// Returns the value that the CPU gets for a DR7.
 pub(crate) fn loaded(dr7: u64) -> u64 {
     let wanted = if dr7 & ENABLED == 0 { 0 } else { dr7 & !on_ports(dr7) };
     if wanted & ENABLED == 0 { DR7_CLEAR } else { wanted }
 }
 
-/// Which debug register a number means, and what becomes of a value in it.
+/// Checks a write to the debug register with this number. Returns the register's index, and the value as it is stored.
 ///
 /// # Errors
-/// `Perm` for addresses of the hypervisor, for bits that would catch it, and for breakpoints on ports unless CR4.DE is
-/// set; `Inval` for values wider than the register; `NoDev` for registers there are not, among them 4 and 5 with CR4.DE.
+/// `Perm` for addresses of the hypervisor, for bits that would trap the hypervisor, and for breakpoints on ports unless
+/// CR4.DE is set; `Inval` for a value wider than the register; `NoDev` for a register that does not exist, with CR4.DE
+/// also 4 and 5.
 pub fn accept(cr4: u64, register: u64, value: u64) -> Result<(usize, u64), Errno> {
     Ok(match index(cr4, register)? {
         6 | 7 if value >> 32 != 0 => return Err(Errno::Inval),
@@ -40,10 +42,10 @@ pub fn accept(cr4: u64, register: u64, value: u64) -> Result<(usize, u64), Errno
     })
 }
 
-/// The debug register of a number: 4 and 5 are others' names, unless CR4.DE takes them away.
+/// Returns the index of the debug register with this number: 4 and 5 are other names of 6 and 7, unless CR4.DE is set.
 ///
 /// # Errors
-/// `NoDev` for those there are not.
+/// `NoDev` for a register that does not exist.
 pub(crate) fn index(cr4: u64, register: u64) -> Result<usize, Errno> {
     match register {
         4 | 5 if cr4 & CR4_DE != 0 => Err(Errno::NoDev),
@@ -53,14 +55,15 @@ pub(crate) fn index(cr4: u64, register: u64) -> Result<usize, Errno> {
     }
 }
 
-/// The bits of DR7 that belong to breakpoints on ports: enabling, kind and length.
+/// The bits of DR7 that belong to breakpoints on ports: enable, kind and length.
 fn on_ports(dr7: u64) -> u64 {
     const ON_PORT: u64 = 2;
     let fields = (0..4).filter(|n| dr7 >> (16 + 4 * n) & 3 == ON_PORT);
     fields.fold(0, |bits, n| bits | 3 << (2 * n) | 0xf << (16 + 4 * n))
 }
 
-/// The bits of DR6 for the breakpoints on ports that an access meets: the CPU never sees it, since no port is a guest's.
+/// Returns the bits of DR6 for the port breakpoints that an access hits. The CPU never detects such a hit, since guests
+/// have no ports.
 pub(crate) fn port_breakpoints((cr4, debug): (u64, &[u64; 8]), port: u16, size: u8) -> u64 {
     let dr7 = debug[7] & on_ports(debug[7]);
     if cr4 & CR4_DE == 0 {

@@ -1,7 +1,8 @@
-//! Descriptor tables of a vcpu: GDT frames and the LDT (ABI core 3.10).
+//! The descriptor tables of a vcpu: GDT frames and the LDT (ABI core 3.10).
 //!
-//! A GDT frame is mapped into this CPU's window only while it holds a use as descriptors; the use is dropped after the
-//! window has let go of it. LDT pages are mapped when the CPU first asks for a descriptor in them.
+//! A GDT frame is mapped into this CPU's window only while the vcpu holds a use of it as descriptors; the use is
+//! dropped after the frame was removed from the window. An LDT page is mapped when the CPU first needs a descriptor in
+//! it.
 
 use super::MAX_LDT;
 use super::context::VcpuUses;
@@ -11,13 +12,13 @@ use crate::paging::Stop;
 use crate::prelude::*;
 use hypercall_abi::selector;
 
-/// Descriptors in a frame.
+/// Number of descriptors in a frame.
 pub(super) const PER_FRAME: u64 = 512;
 
 /// `set_gdt`: replaces the caller's GDT.
 ///
 /// # Errors
-/// `Inval` for too many entries or a frame that cannot hold descriptors; the old table stays then.
+/// `Inval` for too many entries or for a frame that cannot hold descriptors; the old GDT then stays.
 pub fn set_gdt<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let (list, entries) = (call.args[0], u64::from(low32(call.args[1])));
     ensure!(entries <= u64::from(selector::GUEST_ENTRIES), Errno::Inval);
@@ -41,7 +42,7 @@ pub fn set_gdt<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
 /// Sets the caller's LDT.
 ///
 /// # Errors
-/// `Inval` for more entries than an LDT has, or an address that is no page of the guest.
+/// `Inval` for more entries than an LDT can have, or for an address that is not a page of the guest.
 pub fn set_ldt<M: Machine>(ctx: &mut Ctx<'_, M>, base: GuestVirt, entries: u32) -> Result<(), Errno> {
     ensure!(entries == 0 || entries <= MAX_LDT && base.offset() == 0 && base.is_guests(), Errno::Inval);
     if (ctx.state.ldt_base, ctx.state.ldt_entries) != (base, entries) {
@@ -51,7 +52,7 @@ pub fn set_ldt<M: Machine>(ctx: &mut Ctx<'_, M>, base: GuestVirt, entries: u32) 
     Ok(())
 }
 
-/// Empties the LDT window and drops the uses of the pages that were in it.
+/// Empties the LDT window, and drops the uses of the pages that were in it.
 pub fn forget_ldt_pages<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let old = core::mem::take(&mut ctx.state.ldt_mapped);
     ctx.m.load_ldt(ctx.state.ldt_entries);
@@ -59,7 +60,8 @@ pub fn forget_ldt_pages<M: Machine>(ctx: &mut Ctx<'_, M>) {
     old.iter().flatten().for_each(|frame| _ = ctx.world.frames.drop_use(*frame, me));
 }
 
-/// The CPU asked for a descriptor at a byte offset of the LDT: maps the page it is in. False if the guest has none there.
+/// Maps the LDT page with the descriptor at byte offset `offset`, which the CPU needs. Returns false if the guest has
+/// no such descriptor.
 pub fn map_ldt_page<M: Machine>(ctx: &mut Ctx<'_, M>, offset: u32) -> bool {
     if offset / 8 >= ctx.state.ldt_entries {
         return false;
@@ -70,7 +72,7 @@ pub fn map_ldt_page<M: Machine>(ctx: &mut Ctx<'_, M>, offset: u32) -> bool {
     let Some(frame) = path.and_then(|path| path.frame()) else { return false };
     match ctx.session(ctx.domain).take_descriptors(frame) {
         Ok(()) => {}
-        Err(Stop::More) => return true, // the guest tries again
+        Err(Stop::More) => return true, // the guest executes the instruction again
         Err(Stop::Refused(_)) => return false,
     }
     let Some(slot @ None) = ctx.state.ldt_mapped.get_mut(usize::from(page)) else {

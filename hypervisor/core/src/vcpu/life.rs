@@ -1,4 +1,4 @@
-//! How the vcpus of a domain begin and end.
+//! How the vcpus of a domain are made and destroyed.
 
 use super::context::VcpuUses;
 use crate::prelude::*;
@@ -8,13 +8,13 @@ use crate::world::DomainBuilder;
 use core::mem::take;
 use hypercall_abi::shared::vcpu_info;
 
-/// The tick every vcpu starts with (ABI core 6.3).
+/// The period of the timer with which every vcpu starts, in nanoseconds (ABI core 6.3).
 const FIRST_PERIOD: u64 = 10_000_000;
 
-/// Gives a domain that nobody sees yet its vcpus.
+/// Gives a new domain, which nobody can see yet, its vcpus.
 ///
 /// # Errors
-/// `NoMem` if so many are not free.
+/// `NoMem` if too few vcpus are free.
 pub(crate) fn begin<M: Machine>(builder: &mut DomainBuilder<'_, M>) -> Result<(), Errno> {
     (0..builder.spec.vcpus).try_for_each(|number| add(builder, VcpuId(number)))
 }
@@ -44,12 +44,12 @@ fn add<M: Machine>(builder: &mut DomainBuilder<'_, M>, number: VcpuId) -> Result
     Ok(())
 }
 
-/// Where in its domain's shared_info page a vcpu's record begins, as a machine address.
+/// Machine address of a vcpu's record in its domain's shared_info page.
 fn shared_record(shared: Frame, vcpu: VcpuId) -> u64 {
     shared.address() + u64::from(vcpu.0) * long(vcpu_info::SIZE)
 }
 
-/// The vcpus of a dying domain leave their CPUs, and drop every use of a frame they stand for.
+/// Makes the vcpus of a dying domain leave their CPUs, and drops all uses of frames that they hold.
 ///
 /// # Errors
 /// `More` until the last one has left its CPU.
@@ -74,7 +74,7 @@ pub(crate) fn stop<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, domain: &Domain) -> 
     Ok(())
 }
 
-/// The vcpus of a domain that has no memory any more are free.
+/// Frees the vcpus of a domain that has no memory any more.
 pub(crate) fn end<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, domain: &Domain) -> Result<(), Halt> {
     let world = cpu_ctx.world;
     for slot in &domain.vcpus {

@@ -1,8 +1,8 @@
-//! A vcpu changes between guest kernel and guest user mode.
+//! The change of a vcpu between guest kernel and guest user mode.
 
 use crate::prelude::*;
 
-/// Changes between guest kernel and guest user mode: root, GS base. False if there is no root to change to.
+/// Changes between guest kernel and guest user mode: root and GS base. Returns false if the other mode has no root.
 pub fn toggle<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
     let to = if ctx.state.kernel_mode { ctx.state.user_root } else { ctx.state.kernel_root };
     let Some(root) = to else { return false };

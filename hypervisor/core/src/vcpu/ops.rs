@@ -1,4 +1,4 @@
-//! What a guest asks of its vcpus: `vcpu_op`, and the calls about the CPU as the caller sees it (ABI core 3.11, 6, 7).
+//! Calls about vcpus: `vcpu_op`, and those about the CPU as the calling vcpu sees it (ABI core 3.11, 6, 7).
 
 use super::runstate::{self, charge};
 use super::{context, debug};
@@ -16,7 +16,7 @@ use hypercall_abi::vcpu::{RegisterArea, RegisterVcpuInfo, SetPeriodicTimer, SetS
 /// Carries out one `vcpu_op`.
 ///
 /// # Errors
-/// `NoEnt` for a vcpu there is not, `NoSys` for unknown commands, and those of ABI core 7.
+/// `NoEnt` for a vcpu that does not exist, `NoSys` for unknown commands, and those of ABI core 7.
 pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [_, number, arg, ..] = call.args;
     let number = VcpuId(low32(number));
@@ -76,7 +76,7 @@ pub fn vcpu_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     Ok(0)
 }
 
-/// The address in a [`RegisterArea`]; 0 takes the area away.
+/// Reads the address in a [`RegisterArea`]; 0 removes the area.
 fn area<M: Machine>(ctx: &Ctx<'_, M>, arg: u64) -> Result<Option<GuestVirt>, Errno> {
     let RegisterArea { address } = ctx.read(arg)?;
     match GuestVirt(address) {
@@ -86,7 +86,7 @@ fn area<M: Machine>(ctx: &Ctx<'_, M>, arg: u64) -> Result<Option<GuestVirt>, Err
     }
 }
 
-/// Looks into a vcpu: the caller's own, or one that does not run just now.
+/// Calls `look` on a vcpu's state: the caller's own, or that of a vcpu that does not run now.
 fn with_state<M: Machine, R>(
     ctx: &mut Ctx<'_, M>,
     vcpu: &Vcpu,
@@ -120,16 +120,16 @@ fn down<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu) -> Answer {
     if own { Err(Halt::Leave) } else { Ok(0) }
 }
 
-/// Moves a vcpu's record to a place of the guest's choice, once (ABI core 10.2).
+/// Moves a vcpu's record to a place that the guest chose. This can be done once (ABI core 10.2).
 fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Result<(), Errno> {
-    // As Xen: nobody moves the record of a vcpu that is up but itself. The entry code knows where it is.
+    // As in Xen, only the vcpu itself can move its record while it is up. The entry code relies on that.
     let own = vcpu.number() == ctx.vcpu.number();
     ensure!(own || (!vcpu.online.load(SeqCst) && vcpu.state.try_take().is_some()), Errno::Inval);
     let call: RegisterVcpuInfo = ctx.read(arg)?;
     let offset = usize::try_from(call.offset).map_err(|_| Errno::NxIo)?;
     ensure!(offset.is_multiple_of(8) && offset <= PAGE_SIZE - vcpu_info::SIZE, Errno::NxIo);
     let frame = Frame::new(call.mfn).ok_or(Errno::Inval)?;
-    // The page of the records nobody has moved, by which moved ones are told apart.
+    // A record in the shared-info page counts as one that was never moved, so it cannot be moved there.
     ensure!(Some(frame) != ctx.domain.shared_info(), Errno::Acces);
     let old = vcpu.record();
     ensure!(old.is_none_or(|(at, _)| Some(at) == ctx.domain.shared_info()), Errno::Busy);
@@ -144,24 +144,24 @@ fn register_info<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, arg: u64) -> Res
     let before = old.map_or(0, |(frame, at)| frame.address() | long(at));
     let moved = vcpu.info.compare_exchange(before, frame.address() | long(offset), SeqCst, SeqCst);
     if moved.is_err() {
-        ctx.world.frames.drop_use(frame, id); // another vcpu has moved it meanwhile
+        ctx.world.frames.drop_use(frame, id); // another vcpu has just moved the record
         return Err(Errno::Busy);
     }
     time::write_record(ctx.m, vcpu);
-    // An event that came while the record moved set its bits in the old place: the guest is made to look at all ports.
+    // An event that came during the move set its bits in the old place, so the guest is made to check all ports.
     ctx.m.write(frame, offset + vcpu_info::PENDING_SEL, &u64::MAX.to_le_bytes());
     ctx.m.write(frame, offset + vcpu_info::UPCALL_PENDING, &[1]);
     Ok(())
 }
 
-/// Says where bounces from user mode find the kernel stack.
+/// `stack_switch`: sets the kernel stack for traps from user mode.
 pub fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [ss, sp, ..] = call.args;
     (ctx.state.kernel_ss, ctx.state.kernel_sp) = (ss & 0xffff | 3, sp);
     Ok(0)
 }
 
-/// `fpu_taskswitch` (ABI core 3.11).
+/// `fpu_taskswitch` (ABI core 3.11): sets or clears the guest's CR0.TS.
 pub fn fpu_taskswitch<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     set_task_switched(ctx, call.command() != 0);
     Ok(0)
@@ -173,7 +173,7 @@ pub(crate) fn set_task_switched<M: Machine>(ctx: &mut Ctx<'_, M>, set: bool) {
     ctx.m.set_task_switched(set);
 }
 
-/// `set_debugreg` (ABI core 3.11).
+/// `set_debugreg` (ABI core 3.11): sets a debug register of the caller.
 ///
 /// # Errors
 /// Those of [`debug::accept`].
@@ -182,10 +182,10 @@ pub fn set_debugreg<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer
     Ok(0)
 }
 
-/// `get_debugreg`.
+/// `get_debugreg`: reads a debug register of the caller.
 ///
 /// # Errors
-/// `NoDev` for registers there are not.
+/// `NoDev` for a register that does not exist.
 pub fn get_debugreg<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     Ok(read_debug(ctx, call.command())?)
 }
@@ -201,8 +201,8 @@ pub(crate) fn write_debug<M: Machine>(ctx: &mut Ctx<'_, M>, register: u64, value
     Ok(())
 }
 
-/// Loads the debug registers, the addresses also if no breakpoint is on: a single step is compared with them all the same,
-/// and what another vcpu left there would show in DR6.
+/// Loads the debug registers into the CPU. The addresses are loaded even if no breakpoint is enabled: a single step
+/// compares them anyway, and another vcpu's addresses would show in DR6.
 pub fn load_debug<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let [addresses @ .., _, _, _, dr7] = ctx.state.debug;
     if !planted(Fault::KeepBreakpoints) || dr7 & debug::ENABLED != 0 {
@@ -214,16 +214,16 @@ pub fn load_debug<M: Machine>(ctx: &mut Ctx<'_, M>) {
 /// Reads a debug register.
 ///
 /// # Errors
-/// `NoDev` for registers there are not.
+/// `NoDev` for a register that does not exist.
 pub(crate) fn read_debug<M: Machine>(ctx: &Ctx<'_, M>, register: u64) -> Result<u64, Errno> {
     let index = debug::index(ctx.state.cr4, register)?;
     ctx.state.debug.get(index).copied().ok_or(Errno::NoDev)
 }
 
-/// `set_segment_base` (ABI core 3.11).
+/// `set_segment_base` (ABI core 3.11): sets the base of FS or of a GS.
 ///
 /// # Errors
-/// `Inval` for bases no segment can have and for unknown bases.
+/// `Inval` for an address that is not canonical, and for an unknown base.
 pub fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let base = call.args[1];
     match SegmentBase::from_number(call.command()).ok_or(Errno::Inval)? {
@@ -241,10 +241,10 @@ pub fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> An
     Ok(0)
 }
 
-/// `physdev_op`: what a guest without devices may ask (ABI core 8.2).
+/// `physdev_op`: the commands for guests without devices (ABI core 8.2).
 ///
 /// # Errors
-/// `NoSys` for everything about real devices, `Inval` for an IOPL above 3.
+/// `NoSys` for all commands about real devices, `Inval` for an IOPL above 3.
 pub fn physdev_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let (command, arg) = (call.command(), call.args[1]);
     match PhysdevOp::from_number(command).ok_or(Errno::NoSys)? {

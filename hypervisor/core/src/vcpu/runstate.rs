@@ -1,7 +1,7 @@
-//! How a vcpu spends its time, and the areas in which its guest reads that (ABI core 6, 7).
+//! The time that a vcpu spends in each runstate, and the areas in which its guest reads them (ABI core 6, 7).
 //!
 //! Touches: the vcpu's runstate, and the areas through the guest's addresses.
-//! Never touches: who runs next.
+//! Never touches: which vcpu runs next.
 
 use crate::claim::store;
 use crate::prelude::*;
@@ -10,7 +10,7 @@ use hypercall_abi::callback::Assist;
 use hypercall_abi::shared::TimeInfo;
 use hypercall_abi::vcpu::{RUNSTATE_UPDATE, Runstate, RunstateInfo};
 
-/// Notes that a vcpu enters a state.
+/// Records that a vcpu enters a runstate.
 pub fn enter_state<M: Machine>(ctx: &mut Ctx<'_, M>, state: Runstate) {
     let now = ctx.m.now();
     let info = &mut ctx.state.runstate;
@@ -24,7 +24,7 @@ pub fn enter_state<M: Machine>(ctx: &mut Ctx<'_, M>, state: Runstate) {
     }
 }
 
-/// Adds the time since the state was entered to what has been spent in it; returns that time.
+/// Adds the time since the state was entered to the time spent in this state; returns the added time.
 pub(super) fn charge(info: &mut RunstateInfo, now: u64) -> u64 {
     let spent = now.saturating_sub(info.state_entry_time);
     if let Some(total) = info.time.get_mut(index(info.state)) {
@@ -33,21 +33,22 @@ pub(super) fn charge(info: &mut RunstateInfo, now: u64) -> u64 {
     spent
 }
 
-/// Writes the areas the guest reads, or notes that they wait: in user mode its kernel addresses mean nothing.
+/// Writes the areas that the guest reads. In user mode the kernel's addresses are not mapped, so the write is put off
+/// until kernel mode.
 pub fn write_areas<M: Machine>(ctx: &mut Ctx<'_, M>) {
     ctx.state.areas_stale = !ctx.state.kernel_mode;
     if !ctx.state.kernel_mode {
         return;
     }
-    // A guest that unmaps its own area reads nothing; that is its affair.
+    // A guest that unmaps its own area does not get the copy; that is its own affair.
     let _ = ctx.state.runstate_area.map(|at| write_runstate(ctx, at));
     if ctx.state.time_stale {
         write_time(ctx);
     }
 }
 
-/// Writes how the time was spent. A guest that wants to know sees by a bit of the entry time whether that is going on: the bit
-/// is there before anything else changes, and goes last.
+/// Writes the runstate. If the guest has enabled the assist, a bit of the entry time tells it that the write is going
+/// on: the bit is set before anything else changes, and cleared last.
 fn write_runstate<M: Machine>(ctx: &Ctx<'_, M>, at: GuestVirt) -> Result<(), Errno> {
     const ENTRY: usize = core::mem::offset_of!(RunstateInfo, state_entry_time);
     let info = ctx.state.runstate;
@@ -69,13 +70,13 @@ fn write_runstate<M: Machine>(ctx: &Ctx<'_, M>, at: GuestVirt) -> Result<(), Err
     ctx.write(entry, &entered)
 }
 
-/// Writes the time record the guest reads in place of that of `vcpu_info`. It says the same for as long as the guest runs here,
-/// so once is enough.
+/// Writes the second copy of the time record, which the guest reads in place of the one in `vcpu_info`. The record
+/// stays the same as long as the vcpu runs on this CPU, so one write is enough.
 fn write_time<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let Some(at) = ctx.state.time_area else { return };
     let Ok(old) = ctx.read::<TimeInfo>(at.0) else { return };
     let record = time::next_record(ctx.m, &old);
-    // The version shares its word with nothing.
+    // The word that holds the version holds nothing else.
     let done = [record.version.wrapping_add(1), record.pad0];
     let written = ctx.write(at.0, &record).and_then(|()| ctx.write(at.0, &done));
     ctx.state.time_stale = written.is_err();
