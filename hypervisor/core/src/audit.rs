@@ -1,4 +1,4 @@
-//! What an audit may see of the books that the rules keep to themselves. For `tests/sim` alone: no image has this.
+//! What an audit may see of state that modules keep private. Only for `tests/sim`: no image has this.
 
 use crate::addr::{CpuId, FrameSlot, MAX_VCPUS};
 use crate::domain::Life;
@@ -13,12 +13,12 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use hypercall_abi::event::PORTS;
 use zerocopy::IntoBytes;
 
-/// The frames in a list of places for them.
+/// The frames in a list of slots, without the empty slots.
 pub(crate) fn frames(list: &[FrameSlot]) -> impl Iterator<Item = Frame> {
     list.iter().filter_map(FrameSlot::get)
 }
 
-/// A handle of a domain: what it holds of whose grant.
+/// A handle of a domain: which grant it holds, and how.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Held {
     /// The granter.
@@ -27,14 +27,14 @@ pub struct Held {
     pub gref: u32,
     /// The frame.
     pub frame: Frame,
-    /// Held for writing.
+    /// Whether it is held for writing.
     pub writable: bool,
-    /// An entry of a page table was made for it.
+    /// Whether a page-table entry was made for it.
     pub host: bool,
 }
 
 impl World {
-    /// Indexes of the vcpus that wait for a CPU, in order, and how many it believes there are.
+    /// Indexes of the vcpus in a CPU's queue, in order, and how many the CPU counts.
     pub fn run_queue(&self, cpu: CpuId) -> (heapless::Deque<u16, MAX_VCPUS>, u16) {
         self.sched.cpu(cpu).queue()
     }
@@ -49,37 +49,37 @@ impl World {
 }
 
 impl Domain {
-    /// Frames of its ports.
+    /// Frames of the domain's ports.
     pub fn port_frames(&self) -> impl Iterator<Item = Frame> + '_ {
         frames(&self.port_frames)
     }
 
-    /// Why it crashed, if it did.
+    /// The domain's crash report.
     pub fn last_words(&self) -> hypercall_abi::tenon::CrashReport {
         self.notes.with(|notes| notes.report)
     }
 }
 
 impl Vcpu {
-    /// The frame its record is in, if it has one.
+    /// The frame that holds the vcpu's record, if it has one.
     #[must_use]
     pub fn info_frame(&self) -> Option<Frame> {
         self.record().map(|(frame, _)| frame)
     }
 
-    /// When its next tick is, if it ticks.
+    /// When the vcpu's periodic timer fires next, if it is on.
     #[must_use]
     pub fn next_tick(&self) -> Option<u64> {
         (self.period.load(Relaxed) != 0).then(|| self.next_tick.load(Relaxed))
     }
 
-    /// Whether the guest has brought it up.
+    /// Whether the guest has brought the vcpu up.
     #[must_use]
     pub fn is_online(&self) -> bool {
         self.online.load(SeqCst)
     }
 
-    /// The port a virtual interrupt is bound to.
+    /// The port that a virtual interrupt is bound to.
     #[must_use]
     pub fn virq_port(&self, virq: usize) -> Option<Port> {
         let port = self.virqs.get(virq)?.load(Acquire);
@@ -87,7 +87,7 @@ impl Vcpu {
     }
 }
 
-/// Something that a domain is, as a plain value: what it takes to make another that is the same.
+/// A part of a domain's state as a plain value. All facts together are enough to make another, equal domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Fact<'a> {
@@ -95,13 +95,13 @@ pub enum Fact<'a> {
         powers: u8,
         set_aside: u32,
     },
-    /// A vcpu that no CPU has: its context as the ABI's structure has it.
+    /// A vcpu that runs on no CPU: its context, as in the ABI's structure.
     Vcpu(VcpuId, &'a [u8]),
     Memory {
         limit: u64,
         owned: u32,
     },
-    /// A reference that is in use.
+    /// A grant reference that is in use.
     Granted {
         gref: u32,
         frame: Frame,
@@ -121,8 +121,8 @@ pub enum Fact<'a> {
 }
 
 impl Subsystem {
-    /// Shows what a domain is in this subsystem. In ring 0 nothing asks for it before domains are saved or moved, but for the
-    /// context of a vcpu.
+    /// Shows a domain's state in this subsystem. Ring 0 needs none of it until domains can be saved or moved, except
+    /// the context of a vcpu.
     fn get<M: Machine>(self, m: &M, world: &World, domain: &Domain, see: &mut dyn FnMut(Fact<'_>)) {
         match self {
             Self::Kept => {
@@ -175,11 +175,11 @@ impl Subsystem {
     }
 }
 
-/// State that a test can spoil and look at, field by field.
+/// State that a test can change and read, field by field.
 pub trait Field {
-    /// Makes it differ from what it begins with.
+    /// Changes every field, so that it differs from its initial value.
     fn soil(&self);
-    /// Shows what it holds as numbers, under the names of its fields.
+    /// Calls `see` with the name and the value, as a number, of every field.
     fn look(&self, name: &'static str, see: &mut dyn FnMut(&'static str, u64));
 }
 
@@ -221,9 +221,9 @@ impl<T: Field, const N: usize> Field for [T; N] {
     }
 }
 
-/// A value under a lock that a test can spoil.
+/// A value under a lock that a test can change.
 pub trait Spoil: Debug {
-    /// Makes it differ from what it begins with.
+    /// Changes the value, so that it differs from its initial value.
     fn spoil(&mut self);
 }
 
@@ -266,7 +266,7 @@ impl Spoil for VcpuState {
     }
 }
 
-/// A number that stands for what is printed of a value (FNV).
+/// The FNV hash of a value's `Debug` output.
 fn number_of(value: &impl Debug) -> u64 {
     struct Sum(u64);
     impl Write for Sum {
@@ -281,7 +281,7 @@ fn number_of(value: &impl Debug) -> u64 {
 }
 
 impl World {
-    /// Spoils every slot that is free, as the worst of domains could have left it.
+    /// Changes every free slot, as the worst domain could have left it.
     pub fn soil(&self) {
         for domain in self.domains.iter().filter(|domain| domain.life() == Life::Free) {
             domain.soil();
@@ -293,12 +293,12 @@ impl World {
         }
     }
 
-    /// Shows all that a domain is, subsystem by subsystem.
+    /// Shows the whole state of a domain, subsystem by subsystem.
     pub fn facts<M: Machine>(&self, m: &M, domain: &Domain, see: &mut dyn FnMut(Fact<'_>)) {
         Subsystem::ALL.iter().for_each(|subsystem| subsystem.get(m, self, domain, see));
     }
 
-    /// Shows all that a domain is made of, and its vcpus.
+    /// Shows all fields of a domain and its vcpus.
     pub fn look(&self, domain: &Domain, see: &mut dyn FnMut(&'static str, u64)) {
         domain.look("domain", see);
         self.vcpus_of(domain).for_each(|vcpu| vcpu.look("vcpu", see));

@@ -1,53 +1,53 @@
-//! A hypercall on its way, and what a step of it ends with. This file knows nobody but the ABI.
+//! A hypercall that is being carried out, and the result of one step of it. This file uses only the ABI.
 
 use hypercall_abi::Errno;
 
-/// A hypercall on its way.
+/// A hypercall that is being carried out.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
-    /// Its number, as the guest gave it.
+    /// The call's number, as the guest gave it.
     pub number: u64,
-    /// Its arguments; a call over an array moves them on as it goes.
+    /// The call's arguments. A call over an array moves them on as it progresses.
     pub args: [u64; 6],
-    /// Elements of its array done so far.
+    /// Elements of the call's array done so far.
     pub done: u64,
-    /// The list it is an entry of.
+    /// The multicall that this call is an entry of.
     pub(crate) multicall: Option<Multicall>,
 }
 
-/// A list of calls on its way.
+/// A multicall that is being carried out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Multicall {
-    /// Address of the entry that is being carried out, or comes next.
+    /// Address of the entry that is being carried out or comes next.
     pub(crate) at: u64,
-    /// Entries from there on.
+    /// Number of entries left, from that one on.
     pub(crate) left: u64,
-    /// Whether `Call` holds that entry.
+    /// Whether `Call` holds that entry; otherwise the entry is still to be read.
     pub(crate) running: bool,
-    /// Whether the vcpu leaves its CPU when the step ends: the last entry wants it.
+    /// Whether the vcpu leaves its CPU when the step ends, because the last entry asked for it.
     pub(crate) leaves: bool,
 }
 
 impl Multicall {
-    /// A list of which nothing has been done.
+    /// A multicall of which nothing has been done.
     pub(crate) fn new(at: u64, left: u64) -> Self {
         Self { at, left, running: false, leaves: false }
     }
 }
 
-/// What a step of a call ends with: the call's result, or why there is none.
+/// The result of a step: the call's result, or why there is none yet.
 pub type Answer = Result<u64, Halt>;
 
-/// Why a call has not come to a result, or not to that alone.
+/// Why a step did not simply end with a result.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Halt {
-    /// It is refused.
+    /// The call is refused.
     Refused(Errno),
-    /// There is more to do.
+    /// The call has more to do.
     More,
-    /// Its result is 0, and the vcpu leaves its CPU.
+    /// The call's result is 0, and the vcpu leaves its CPU.
     Leave,
-    /// It has replaced the registers, so there is nothing to answer.
+    /// The call has replaced the registers, so no result is written.
     Gone,
 }
 
@@ -55,7 +55,7 @@ pub enum Halt {
 #[must_use = "a vcpu that must leave its CPU would run on"]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Next {
-    /// It goes on.
+    /// It stays on its CPU.
     Stay,
     /// It leaves its CPU.
     Leave,
@@ -68,7 +68,8 @@ impl Call {
         Self { number, args, done: 0, multicall: None }
     }
 
-    /// Its first argument where that has 32 bits, as a command has: what is above means nothing, as in Xen.
+    /// The first argument of a call for which it has 32 bits, such as a command. The higher bits are ignored, as in
+    /// Xen.
     #[must_use]
     pub fn command(&self) -> u64 {
         self.args[0] & 0xffff_ffff

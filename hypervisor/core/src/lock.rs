@@ -17,7 +17,7 @@
 //! *value += *p;
 //! ```
 //!
-//! Down the order does not compile, and neither does the same level twice:
+//! Taking a lock of a lower level does not compile, nor does taking two of the same level:
 //!
 //! ```compile_fail,E0277
 //! use hv_core::lock::{Domain, Held, Lock, Nothing, Ports};
@@ -28,7 +28,7 @@
 //! let d = domain.lock(p.parts().1); // Domain is not above Ports
 //! ```
 //!
-//! nor does the lower proof while a guard is alive:
+//! nor does using the lower proof while a guard lives:
 //!
 //! ```compile_fail,E0499
 //! use hv_core::lock::{Domain, Held, Lock, Nothing, Ports};
@@ -46,16 +46,17 @@ use core::ops::{Deref, DerefMut};
 use spin::mutex::{TicketMutex, TicketMutexGuard};
 use spin::{Once, RelaxStrategy};
 
-/// What every waiting CPU does between two looks at a lock; set once at boot.
+/// What a CPU does again and again while it waits for a lock; set once at boot.
 static WHILE_WAITING: Once<fn()> = Once::new();
 
-/// Has every CPU that waits for a lock call `work` meanwhile. Ring 0 runs with interrupts off, so a CPU that waits for a
-/// lock must answer the flush requests of the CPU that holds it, or both wait for ever. Only the first call counts.
+/// Makes every CPU that waits for a lock call `work` again and again. Ring 0 runs with interrupts off, so a CPU that
+/// waits for a lock must answer the flush requests of the CPU that holds it, or both wait for ever. Only the first call
+/// has an effect.
 pub fn while_waiting(work: fn()) {
     WHILE_WAITING.call_once(|| work);
 }
 
-/// The way our locks wait.
+/// How a CPU waits for our locks: it spins, and calls [`while_waiting`]'s `work`.
 #[derive(Debug)]
 pub struct Answering;
 
@@ -68,10 +69,10 @@ impl RelaxStrategy for Answering {
     }
 }
 
-/// A place in the order of locks.
+/// A level in the order of locks.
 pub trait Level {}
 
-/// Level `Self` comes after level `L`: whoever holds `L` may take `Self`.
+/// Level `Self` comes after level `L`: a CPU that holds a lock of level `L` may take one of level `Self`.
 pub trait Above<L: Level>: Level {}
 
 macro_rules! levels {
@@ -87,11 +88,11 @@ macro_rules! levels {
 }
 
 levels!(
-    /// No lock is held.
+    /// No lock.
     Nothing,
     /// The table of domains.
     Domains,
-    /// One domain's own state; its page tables among it.
+    /// One domain's own state, including its page tables.
     Domain,
     /// The event ports of all domains: both ends of a channel change together.
     Ports,
@@ -99,12 +100,12 @@ levels!(
     Grants
 );
 
-/// The proof that this CPU holds locks of level `L` and below, and none above.
+/// The proof that this CPU holds no lock above level `L`.
 #[derive(Debug)]
 pub struct Held<L: Level>(PhantomData<*const L>);
 
 impl Held<Nothing> {
-    /// The proof to start from. Called in one place: where a CPU enters the rules with no lock held (and by tests).
+    /// The first proof. Called in one place, where a CPU enters ring 0 without any lock (and by tests).
     #[must_use]
     pub fn entering_ring_0() -> Self {
         Self(PhantomData)
@@ -119,17 +120,17 @@ pub struct Lock<L: Level, T> {
 }
 
 impl<L: Level, T> Lock<L, T> {
-    /// A free lock.
+    /// A free lock with this value.
     pub const fn new(value: T) -> Self {
         Self { inner: TicketMutex::new(value), level: PhantomData }
     }
 
-    /// The value of a lock that nobody else knows.
+    /// The value of a lock that nobody else can use.
     pub(crate) fn into_inner(self) -> T {
         self.inner.into_inner()
     }
 
-    /// Waits for the lock. The guard gives the value, and the proof for taking locks above.
+    /// Waits for the lock. The guard gives access to the value, and the proof for taking locks of higher levels.
     pub fn lock<'t, H: Level>(&'t self, _held: &'t mut Held<H>) -> Guard<'t, L, T>
     where
         L: Above<H>,
@@ -139,7 +140,7 @@ impl<L: Level, T> Lock<L, T> {
     }
 }
 
-/// A lock that is held.
+/// The guard of a lock that is held.
 #[must_use]
 pub struct Guard<'t, L: Level, T> {
     value: TicketMutexGuard<'t, T, Answering>,
@@ -147,7 +148,7 @@ pub struct Guard<'t, L: Level, T> {
 }
 
 impl<L: Level, T> Guard<'_, L, T> {
-    /// The value and the proof for locks above, both usable at once.
+    /// The value and the proof for locks of higher levels, usable at the same time.
     pub fn parts(&mut self) -> (&mut T, &mut Held<L>) {
         (&mut self.value, &mut self.held)
     }
@@ -166,47 +167,48 @@ impl<L: Level, T> DerefMut for Guard<'_, L, T> {
     }
 }
 
-/// A lock above all levels: the frame pool's, the console's. It needs no proof, so the work done under it must take no
-/// lock; keep its value private to one module and the work a few lines.
+/// A lock above all levels, such as the frame pool's or the console's. It needs no proof, so work under it must take no
+/// other lock. Its value should be private to one module, and the work a few lines.
 #[derive(Debug)]
 pub struct Leaf<T>(TicketMutex<T, Answering>);
 
 impl<T> Leaf<T> {
-    /// A free lock.
+    /// A free lock with this value.
     pub const fn new(value: T) -> Self {
         Self(TicketMutex::new(value))
     }
 
-    /// The value of a lock that nobody else knows.
+    /// The value of a lock that nobody else can use.
     pub(crate) fn into_inner(self) -> T {
         self.0.into_inner()
     }
 
-    /// Does `work` under the lock. `work` takes no other lock and does not wait.
+    /// Runs `work` under the lock. `work` must take no other lock, and must not wait.
     pub fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
         between();
         work(&mut self.0.lock())
     }
 }
 
-/// A value that one CPU owns for as long as it likes, a vcpu while it runs. It is only ever tried for, never waited for
-/// by rules that hold a lock, so it needs no level.
+/// A value that one CPU owns for as long as it likes, such as a vcpu while it runs. Code that holds a lock only tries
+/// for it and never waits, so it needs no level.
 #[derive(Debug)]
 pub struct Owned<T>(TicketMutex<T, Answering>);
 
 impl<T> Owned<T> {
-    /// Nobody's.
+    /// A value without an owner.
     pub const fn new(value: T) -> Self {
         Self(TicketMutex::new(value))
     }
 
-    /// Takes it, unless somebody owns it.
+    /// Takes the value, unless another CPU owns it.
     pub fn try_take(&self) -> Option<impl DerefMut<Target = T> + '_> {
         between();
         self.0.try_lock()
     }
 
-    /// Takes it, waiting until its owner lets go. The proof says that nobody can wait for us meanwhile.
+    /// Waits until no other CPU owns the value, and takes it. The proof shows that nobody can wait for this CPU
+    /// meanwhile.
     pub fn take<'t>(&'t self, _held: &mut Held<Nothing>) -> impl DerefMut<Target = T> + use<'t, T> {
         self.0.lock()
     }

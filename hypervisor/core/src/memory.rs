@@ -1,7 +1,7 @@
 //! Memory reservations: `memory_op` (ABI core 4.10).
 //!
-//! Touches: which frames a domain has, and the machine-to-physical table.
-//! Never touches: page tables. A frame that is still mapped leaves its domain when the last mapping goes.
+//! Touches: which frames a domain owns, and the machine-to-physical table.
+//! Never touches: page tables. A frame that is still mapped leaves its domain when its last mapping goes.
 
 use crate::addr::{M2P_END, M2P_START, PAGE_SHIFT};
 use crate::domain::Powers;
@@ -13,13 +13,13 @@ use hypercall_abi::memory::{
     COMMAND_BITS, E820_RAM, E820Entry, Exchange, MachphysMapping, MemoryMap, MemoryOp, Reservation,
 };
 
-/// Frames handled before others get a chance, if an extent is not larger (P8).
+/// Frames handled before the call is interrupted (P8), unless one extent has more.
 const BATCH: u64 = 64;
 
 /// Carries out one step of a `memory_op`.
 ///
 /// # Errors
-/// Those of ABI core 4.10. Shortage is no error: the call answers how many extents it has done.
+/// Those of ABI core 4.10. A shortage of memory is not an error: the call returns how many extents it has done.
 pub fn memory_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [command, arg, ..] = call.args;
     let highest = ctx.m.frame_limit().saturating_sub(1);
@@ -40,7 +40,7 @@ pub fn memory_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
             ctx.write(arg, &MachphysMapping { v_start: M2P_START, v_end: M2P_END, max_mfn: highest })?;
         }
         MemoryOp::MemoryMap => memory_map(ctx, arg, false)?,
-        // The first domain asks for the machine's. It gets its own, for it may map nothing else.
+        // The first domain asks for the machine's map. It gets that of its own memory, since it may map nothing else.
         MemoryOp::MachineMemoryMap if ctx.domain.may(Powers::MACHINE) => memory_map(ctx, arg, true)?,
         MemoryOp::MachineMemoryMap => return Err(Errno::Perm.into()),
         MemoryOp::Exchange => exchange(ctx, arg)?,
@@ -48,7 +48,7 @@ pub fn memory_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     Ok(0)
 }
 
-/// There is no exchange of frames; whether the argument makes sense is answered first, as by a hypervisor that has it.
+/// Refuses to exchange frames. As in a hypervisor that can, errors in the argument are reported first.
 fn exchange<M: Machine>(ctx: &Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let Exchange { given, wanted, nr_exchanged } = ctx.read(arg)?;
     let both = [&given, &wanted];
@@ -60,13 +60,14 @@ fn exchange<M: Machine>(ctx: &Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     Err(Errno::NoSys)
 }
 
-/// Whether a list of so many words lies where a guest's memory can be.
+/// Whether a list of this many words lies in addresses that a guest may use.
 fn is_list(start: u64, words: u64) -> bool {
     let last = words.checked_mul(8).and_then(|bytes| start.checked_add(bytes.saturating_sub(1)));
     last.is_some_and(|last| [start, last].iter().all(|at| GuestVirt(*at).is_guests()) && start >> 63 == last >> 63)
 }
 
-/// Tells the caller what memory it may have, as one piece of RAM; `counts`: without a buffer, only the number of pieces.
+/// Writes the map of the caller's memory: a single range of RAM. With `counts`, a call without buffer only gets the
+/// number of ranges.
 fn memory_map<M: Machine>(ctx: &Ctx<'_, M>, arg: u64, counts: bool) -> Result<(), Errno> {
     let mut map: MemoryMap = ctx.read(arg)?;
     if !counts || map.buffer != 0 {
@@ -78,12 +79,12 @@ fn memory_map<M: Machine>(ctx: &Ctx<'_, M>, arg: u64, counts: bool) -> Result<()
     ctx.write(arg, &map)
 }
 
-/// Goes on with an array of extents, of which `call.done` are done; answers how many are. Refused if the argument makes no
-/// sense.
+/// Continues with an array of extents, of which `call.done` are done; returns how many are done then. An invalid
+/// argument is refused.
 fn reservation<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, op: MemoryOp, arg: u64) -> Answer {
     let wanted: Reservation = ctx.read(arg)?;
     let domain = ctx.controlled(wanted.domid)?;
-    let last = u64::from(u32::MAX >> COMMAND_BITS); // Xen can continue no longer list
+    let last = u64::from(u32::MAX >> COMMAND_BITS); // Xen cannot continue a longer list
     ensure!(wanted.extent_order <= MAX_ORDER && (call.done..=last).contains(&wanted.nr_extents), Errno::Inval);
     let batch = (BATCH >> wanted.extent_order).max(1);
     let last = wanted.nr_extents.min(call.done.saturating_add(batch));
@@ -115,8 +116,8 @@ fn decrease<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain, slot: u64, order: u32
     Ok(())
 }
 
-/// Gives a domain the frames of one extent. With `physmap` the guest names the pages they are to be; otherwise it learns
-/// only the frames.
+/// Gives a domain the frames of one extent. With `physmap` the guest names the pages that the frames get; otherwise it
+/// only learns the frames.
 fn populate<M: Machine>(
     ctx: &mut Ctx<'_, M>,
     domain: &Domain,
@@ -128,13 +129,13 @@ fn populate<M: Machine>(
     let limit = || domain.max_pages.load(Relaxed);
     let spare = planted(Fault::CountApart) && u64::from(ctx.world.frames.owned(domain.id())) < limit();
     let page: u64 = if physmap { ctx.read(slot)? } else { NO_PAGE };
-    // The reply is tried before anything is given: a guest whose array is bad has got nothing.
+    // The slot of the array is written to before frames are given, so that a guest with a bad array gets nothing.
     ctx.write(slot, &page)?;
     let (frames, m) = (&ctx.world.frames, ctx.m);
     let give = || frames.populate(m, domain.id(), order, page, if spare { u64::MAX } else { limit() });
     let mut given = give();
     if given == Err(Refused::OverLimit) {
-        // A table that is still being taken down keeps frames that the domain gave back after it.
+        // Frames that the domain gave back may still be held by a table that is being undone.
         ctx.session(domain).run()?;
         given = give();
     }

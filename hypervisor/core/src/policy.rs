@@ -1,33 +1,33 @@
-//! What a guest sees of the processor: CPUID and XCR0 (ABI core 3.13).
+//! The processor as a guest sees it: CPUID and XCR0 (ABI core 3.13).
 //!
-//! Touches: nothing; it filters what the hardware says.
-//! Never touches: the guest's registers; `emulate` puts the answer there.
-//! Keeps: an allow list. A leaf or bit nobody has reviewed here reads 0 (P10). No bit is shown without those it builds on,
-//! whatever the hardware says, and none whose MSRs a guest does not get.
+//! Touches: nothing; it filters the hardware's values.
+//! Never touches: the guest's registers; `emulate` writes them.
+//! Keeps: an allow list. A leaf or bit that was not reviewed here reads 0 (P10). A feature bit is shown only together
+//! with the features that it needs, whatever the hardware says, and only if guests have access to its MSRs.
 
 use crate::addr::low32;
 use crate::machine::{Clock, CpuState};
 use crate::time;
 
-/// First leaf of the hypervisor's own.
+/// The first of the hypervisor's CPUID leaves.
 const HYPERVISOR: u32 = 0x4000_0000;
-/// XCR0 components a guest may use: x87, SSE, AVX, AVX-512.
+/// XCR0 components that a guest may use: x87, SSE, AVX, AVX-512.
 const XCR0_KNOWN: u64 = 0b1110_0111;
-/// CR0 as a guest reads it, but for TS: PG AM WP NE ET MP PE (ABI core 1.5).
+/// CR0 as a guest reads it, without TS: PG AM WP NE ET MP PE (ABI core 1.5).
 const CR0_FIXED: u64 = 0x8005_0033;
-/// CR0: the next instruction for the FPU is refused.
+/// CR0: the next FPU instruction faults.
 pub(crate) const CR0_TS: u64 = 1 << 3;
-/// CR4 bits a guest always reads as set: PAE MCE OSFXSR OSXMMEXCPT.
+/// CR4 bits that a guest always reads as set: PAE MCE OSFXSR OSXMMEXCPT.
 pub const CR4_FIXED: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
-/// CR4: the time-stamp counter is refused to user mode.
+/// CR4: user mode cannot read the time-stamp counter.
 pub(crate) const CR4_TSD: u64 = 1 << 2;
-/// CR4: breakpoints on ports, and no debug registers 4 and 5.
+/// CR4: breakpoints on ports are possible, and debug registers 4 and 5 do not exist.
 pub(crate) const CR4_DE: u64 = 1 << 3;
 const CR4_FSGSBASE: u64 = 1 << 16;
 const CR4_OSXSAVE: u64 = 1 << 18;
-/// Machine address width we report: no PV guest then asks for version 2 grants (io 1.1).
+/// The width of machine addresses that guests are told. With this width no PV guest asks for version 2 grants (io 1.1).
 const ADDRESS_BITS: u32 = 44;
-/// The version we answer as: that of the ABI we speak.
+/// The version that guests are told: the Xen version whose ABI this is.
 pub const VERSION: u64 = 4 << 16 | 17;
 
 const fn bits(list: &[u32]) -> u32 {
@@ -74,7 +74,7 @@ const E8_EBX: u32 = bits(&[0, 2]);
 // NO_NEST_BP LFENCE_DISPATCH NSCB.
 const E21_EAX: u32 = bits(&[0, 2, 6]);
 
-/// Bits of a leaf that are hidden where what they build on is missing: leaf, subleaf, EAX, EBX, ECX, EDX.
+/// Feature bits that are hidden if a feature they need is missing: leaf, subleaf, EAX, EBX, ECX, EDX.
 type Dependents = (u32, u32, [u32; 4]);
 // FMA AVX F16C, AVX2, VAES VPCLMUL, SHA512 SM3 SM4 AVX-VNNI AVX-IFMA, XOP FMA4.
 const NEED_AVX: [Dependents; 4] = [
@@ -87,35 +87,36 @@ const NEED_AVX512: [Dependents; 2] = [
     (7, 0, [0, bits(&[16, 17, 21, 26, 27, 28, 30, 31]), bits(&[1, 6, 11, 12, 14]), bits(&[2, 3, 8, 23])]),
     (7, 1, [bits(&[5]), 0, 0, 0]),
 ];
-// FSRM, FZRM FSRS FSRCS: a kernel that has patched itself for short strings relies on REP MOVSB for the long ones too.
+// FSRM, FZRM FSRS FSRCS: a kernel that uses REP MOVSB for short strings because of these uses it for long strings as
+// well.
 const NEED_ERMS: [Dependents; 2] = [(7, 0, [0, 0, 0, bits(&[4])]), (7, 1, [bits(&[10, 11, 12]), 0, 0, 0])];
-// RDPID reads TSC_AUX, which is kept where RDTSCP is.
+// RDPID reads TSC_AUX, which a vcpu keeps only on a machine with RDTSCP.
 const NEED_RDTSCP: [Dependents; 1] = [(7, 0, [0, 0, bits(&[22]), 0])];
 
-/// The XCR0 bits a guest may set on this machine.
+/// The XCR0 bits that a guest may set on this machine.
 pub fn xcr0_allowed<M: CpuState>(m: &M) -> u64 {
     if !has_xsave(m) {
         return 1;
     }
     let [low, _, _, high] = m.cpuid(0xd, 0);
     let known = (u64::from(low) | u64::from(high) << 32) & XCR0_KNOWN;
-    // AVX-512 comes whole and on top of AVX, or not at all.
+    // AVX-512 needs all of its components, and AVX.
     if known & 0xe4 == 0xe4 { known } else { known & 0x7 }
 }
 
-/// Whether XSETBV may load `value`: bit 0 set, within what is allowed, and no component without what it builds on.
+/// Whether XSETBV may load `value`: bit 0 is set, all bits are allowed, and no component lacks one that it needs.
 pub fn xcr0_valid<M: CpuState>(m: &M, value: u64) -> bool {
     let avx_needs_sse = value & 4 == 0 || value & 2 != 0;
     let avx512_whole = matches!(value & 0xe0, 0 | 0xe0) && (value & 0xe0 == 0 || value & 4 != 0);
     value & 1 != 0 && value & !xcr0_allowed(m) == 0 && avx_needs_sse && avx512_whole
 }
 
-/// Whether the guest may turn on CR4.FSGSBASE.
+/// Whether the guest may set CR4.FSGSBASE.
 pub fn has_fsgsbase<M: CpuState>(m: &M) -> bool {
     m.cpuid(7, 0)[1] & F7_EBX_FSGSBASE != 0
 }
 
-/// Whether the guest may turn on CR4.OSXSAVE.
+/// Whether the guest may set CR4.OSXSAVE.
 pub fn has_xsave<M: CpuState>(m: &M) -> bool {
     m.cpuid(1, 0)[2] & F1_ECX_XSAVE != 0
 }
@@ -155,7 +156,7 @@ pub fn cpuid<M: CpuState + Clock>(m: &M, leaf: u32, subleaf: u32, xcr0: u64) -> 
     }
 }
 
-/// A leaf of the hardware without the bits whose foundation is missing.
+/// Returns a leaf of the hardware, without the bits of features that need a missing feature.
 fn supported<M: CpuState>(m: &M, leaf: u32, subleaf: u32) -> [u32; 4] {
     const AVX: u64 = 1 << 2;
     const AVX512: u64 = 0xe0;
@@ -192,7 +193,7 @@ fn xsave_leaf<M: CpuState>(m: &M, subleaf: u32, [a, b, c, _]: [u32; 4], xcr0: u6
     }
 }
 
-/// Bytes of a standard XSAVE area with these components.
+/// Bytes of a standard-format XSAVE area with these components.
 fn area_size<M: CpuState>(m: &M, components: u64) -> u32 {
     let legacy_and_header = 512 + 64;
     (2..8).filter(|n| components >> n & 1 != 0).fold(legacy_and_header, |size, n| {
@@ -201,7 +202,7 @@ fn area_size<M: CpuState>(m: &M, components: u64) -> u32 {
     })
 }
 
-/// A guest's CR0, of which it may change the one bit.
+/// A guest's CR0; TS is the only bit that the guest can change.
 #[must_use]
 pub fn cr0(task_switched: bool) -> u64 {
     CR0_FIXED | if task_switched { CR0_TS } else { 0 }
@@ -221,7 +222,7 @@ fn hypervisor_leaf(m: &impl Clock, leaf: u32, subleaf: u32) -> [u32; 4] {
         _ => [0; 4],
     }
 }
-/// The bits of CR4 a guest may choose on this machine.
+/// The bits of CR4 that a guest may set on this machine.
 #[must_use]
 pub fn cr4_choice<M: CpuState + Clock>(m: &M) -> u64 {
     let fsgsbase = if has_fsgsbase(m) { CR4_FSGSBASE } else { 0 };

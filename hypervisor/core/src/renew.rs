@@ -1,16 +1,17 @@
-//! State that begins anew with each domain (P10, P11).
+//! State that gets its initial value again for each new domain (P10, P11).
 //!
-//! The slots of domains and vcpus are used again and again. A structure made with `renewable!` says once what each of its
-//! fields begins with; `new` and `renew` both come from that, so no list of fields can forget one, and nothing of a dead
-//! domain is left in the next.
+//! Slots of domains and vcpus are used again and again. A structure made with `renewable!` gives each field's initial
+//! value once; `new` and `renew` both come from that. So no list of fields can forget one, and nothing of a dead domain
+//! is left for the next.
 
 use crate::addr::FrameSlot;
 use crate::lock::{Above, Domains, Held, Leaf, Level, Lock, Owned};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-/// State that can begin anew in its place, while others may look at it.
+/// State that can get its initial value again in place, while others may read it.
 pub(crate) trait Renew: Sized {
-    /// Gives it the value of `fresh`. The proof says that whoever makes a domain may wait for the locks in it.
+    /// Sets the state to the value of `fresh`. The proof shows that the maker of a domain may wait for the locks inside
+    /// it.
     fn renew(&self, fresh: impl FnOnce() -> Self, held: &mut Held<Domains>);
 }
 
@@ -50,7 +51,7 @@ impl<L: Above<Domains> + Level, T> Renew for Lock<L, T> {
     }
 }
 
-/// Its owner gives it a whole new value: there is nobody else who could.
+/// Does nothing: the owner sets a whole new value, and nobody else could.
 impl<T> Renew for Owned<T> {
     fn renew(&self, _fresh: impl FnOnce() -> Self, _held: &mut Held<Domains>) {}
 }

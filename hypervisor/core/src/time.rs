@@ -1,4 +1,4 @@
-//! Time as guests compute it: the scale of the time-stamp counter and the versioned records (ABI core 6).
+//! Time as guests compute it: the scale of the time-stamp counter, and the records with a version (ABI core 6).
 
 use crate::machine::Clock;
 use crate::prelude::*;
@@ -21,8 +21,8 @@ pub fn scale(khz: u64) -> (u32, i8) {
     (u32::try_from(mul).unwrap_or(u32::MAX), shift)
 }
 
-/// The record that follows `old`, with an odd version: it is being changed until the version is written once more, plus 1.
-/// One origin serves all vcpus, so the records always agree.
+/// The record that follows `old`. Its version is odd, which tells that it is being changed; the caller then writes the
+/// version plus 1. All vcpus have the same origin, so their records always agree.
 #[must_use]
 pub fn next_record(m: &impl Clock, old: &TimeInfo) -> TimeInfo {
     let (tsc_to_system_mul, tsc_shift) = scale(m.tsc_khz());
@@ -37,7 +37,7 @@ pub fn next_record(m: &impl Clock, old: &TimeInfo) -> TimeInfo {
     }
 }
 
-/// Writes a vcpu's time record under the version protocol (ABI core 6.1).
+/// Writes a vcpu's time record, following the version protocol (ABI core 6.1).
 pub fn write_record<M: Machine>(m: &M, vcpu: &Vcpu) {
     let Some((frame, at)) = vcpu.record() else { return };
     let offset = at + vcpu_info::TIME;
@@ -52,7 +52,7 @@ pub fn write_record<M: Machine>(m: &M, vcpu: &Vcpu) {
 mod tests {
     use super::*;
 
-    /// Nanoseconds by the guest's own formula.
+    /// Nanoseconds by the formula that guests use.
     fn nanoseconds(delta: u64, (mul, shift): (u32, i8)) -> u64 {
         let delta = u128::from(delta);
         let shifted = if shift < 0 { delta >> shift.unsigned_abs() } else { delta << shift.unsigned_abs() };

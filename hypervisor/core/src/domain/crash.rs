@@ -1,7 +1,7 @@
-//! A domain ends by itself: it shuts down, or crashes.
+//! The end of a domain by itself: it shuts down, or crashes.
 //!
-//! Touches: what the toolstack is to read of it, and the place of its vcpus.
-//! Never touches: its memory, which stays for whoever wants to look.
+//! Touches: what the toolstack can read about the end, and where its vcpus are.
+//! Never touches: the domain's memory, which stays so that it can be examined.
 
 use super::Powers;
 use crate::prelude::*;
@@ -10,12 +10,12 @@ use hypercall_abi::event::Virq;
 use hypercall_abi::sched::ShutdownReason;
 use log::Level;
 
-/// The caller's domain has crashed: its vcpu does not run on.
+/// Tells that the caller's domain has crashed, and that its vcpu must not run any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "the vcpu must not run on"]
 pub struct Crashed;
 
-/// Ends the caller's domain for a fault of its own (P7). `why` is what the toolstack prints.
+/// Ends the caller's domain for a fault of its own (P7). The toolstack prints `why`.
 #[cold]
 #[inline(never)]
 pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) -> Crashed {
@@ -38,7 +38,7 @@ pub fn crash<M: Machine>(ctx: &mut Ctx<'_, M>, why: fmt::Arguments<'_>) -> Crash
     Crashed
 }
 
-/// Text cut to what fits.
+/// Text that is cut to the size of its buffer.
 #[derive(Default, Debug)]
 pub struct Text<const N: usize>(pub heapless::String<N>);
 
@@ -49,7 +49,7 @@ impl<const N: usize> Write for Text<N> {
 }
 
 impl World {
-    /// A domain has ended by itself: its vcpus stop, and whoever controls domains hears of it.
+    /// Records that a domain has ended by itself: its vcpus stop, and the domain with the interrupt for this is told.
     pub fn shut_down<M: Machine>(&self, m: &M, domain: &Domain, reason: u32) {
         if domain.note_shutdown(reason) {
             self.vcpus_of(domain).for_each(|vcpu| self.sched.nudge(m, vcpu));
@@ -60,7 +60,7 @@ impl World {
         }
     }
 
-    /// Why a domain that may turn the machine off has shut down, if one has. Answered once.
+    /// Takes the shutdown reason of a domain that may turn the machine off, if it has shut down. Returned only once.
     pub fn end(&self) -> Option<u32> {
         if self.ended.load(Relaxed) == 0 { None } else { self.ended.swap(0, SeqCst).checked_sub(1) }
     }

@@ -1,51 +1,52 @@
-//! What a domain writes to the log, and what ring 0 logs because of it.
+//! What a domain writes to the log, and what ring 0 logs because of the domain.
 //!
 //! Touches: bytes of its own, and the logger.
-//! Never touches: what others have said. A domain's lines are in a buffer of its own, in which only its own older lines
-//! give way; ring 0's log has no byte of a guest's.
-//! Keeps: a line of a guest begins with its mark and has printable characters alone, whatever the guest writes.
+//! Never touches: lines of others. Each domain's lines are in a buffer of its own, in which only its own oldest lines
+//! are dropped; ring 0's log contains no byte of a guest.
+//! Keeps: a guest's line begins with its mark and has only printable characters, whatever the guest writes.
 
 use crate::prelude::*;
 use core::fmt::{self, Write};
 use core::ops::Range;
 use heapless::{Deque, String};
 
-/// Bytes of the last lines of a domain that are kept.
+/// Bytes of a domain's last lines that are kept.
 const KEPT: usize = 2048;
-/// The longest line; what is longer goes on in the next.
+/// The longest line; a longer one is continued on the next.
 const LINE: usize = 160;
-/// The longest that one byte becomes.
+/// The most characters that one byte becomes.
 const LONGEST: usize = 4;
-/// Lines that ring 0 logs at once because of a domain; afterwards one in a second.
+/// Lines that ring 0 logs in a burst because of a domain; after that, one each second.
 const REMARKS: u64 = 16;
 /// Nanoseconds in a second.
 const SECOND: u64 = 1_000_000_000;
 
-/// A line with its mark.
+/// A line with its mark, as readers get it.
 pub(crate) type Shown = String<{ LINE + 48 }>;
 
-/// The last lines of a domain, numbered from 0.
+/// The last lines of a domain. Lines are numbered from 0.
 #[derive(Debug)]
 pub(crate) struct Journal {
     /// Whole lines, each with its newline.
     text: Deque<u8, KEPT>,
-    /// The number of the first of them, and of the next to come.
+    /// The numbers of the lines in `text`.
     lines: Range<u64>,
     /// The line that is being written.
     line: String<LINE>,
-    /// Lines that have given way to younger ones since the log was cleared.
+    /// Lines dropped to make room, since the log was last cleared.
     left_out: u64,
-    /// Lines of the reading that began last, of which those before `shown` have been shown.
+    /// The numbers of the lines in the reading that began last.
     reading: Range<u64>,
+    /// The lines of the reading before this number have been shown.
     shown: u64,
-    /// When its allowance of log lines is full again.
+    /// When ring 0 may log a full burst for the domain again.
     busy_until: u64,
-    /// Lines not logged since the last one that was.
+    /// Lines that ring 0 did not log since the last one it did.
     unlogged: u32,
 }
 
 impl Journal {
-    /// That of a domain that has said nothing.
+    /// The journal of a domain that has written nothing.
     pub(crate) const fn new() -> Self {
         Self {
             text: Deque::new(),
@@ -59,7 +60,7 @@ impl Journal {
         }
     }
 
-    /// Takes what a guest has written.
+    /// Adds bytes that a guest has written.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
             if *byte == b'\n' || self.line.capacity() - self.line.len() < LONGEST {
@@ -69,7 +70,7 @@ impl Journal {
         }
     }
 
-    /// The line goes to the others. One with nothing in it says nothing.
+    /// Moves the line being written to the whole lines. An empty line is ignored.
     fn end_line(&mut self) {
         if self.line.is_empty() {
             return;
@@ -89,11 +90,12 @@ impl Journal {
         self.lines.start += 1;
     }
 
-    /// Shows a line with its mark: the first of those that are there now, which begins a reading, or the one `place` after
-    /// it; also says the place of the next. The end of a reading is fixed when it begins, so a guest that goes on writing cannot prolong it.
+    /// Returns a line with its mark, and the place of the next line. Place 0 begins a reading with the first line kept;
+    /// place `n` is the `n`-th line after it. The end of a reading is fixed when it begins, so a guest that keeps
+    /// writing cannot prolong it.
     pub(crate) fn show(&mut self, id: DomainId, place: u32) -> Option<(Shown, u32)> {
         if place == 0 {
-            self.end_line(); // as far as readers go
+            self.end_line(); // readers see the unfinished line as a whole one
             self.reading = self.lines.clone();
         }
         let number = self.reading.start.saturating_add(place.into()).max(self.lines.start);
@@ -112,7 +114,7 @@ impl Journal {
         Some((shown, low32(self.shown - self.reading.start)))
     }
 
-    /// Forgets the lines that have been shown.
+    /// Drops the lines that have been shown.
     pub(crate) fn forget(&mut self) {
         while self.lines.start < self.shown && !self.lines.is_empty() {
             self.drop_first();
@@ -120,7 +122,8 @@ impl Journal {
         }
     }
 
-    /// Whether ring 0 may log one more line because of the domain, and then how many it has not logged since the last.
+    /// Checks whether ring 0 may log one more line because of the domain. If so, returns how many lines were not logged
+    /// since the last one.
     fn may_be_logged(&mut self, now: u64) -> Option<u32> {
         let busy_until = self.busy_until.max(now).saturating_add(SECOND);
         if busy_until - now > REMARKS * SECOND {
@@ -140,13 +143,13 @@ impl crate::audit::Spoil for Journal {
     }
 }
 
-/// A byte of a guest's as a character that does nothing.
+/// A byte of a guest as harmless characters.
 struct Character(u8);
 
 impl fmt::Display for Character {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            b'\n' | b'\r' => Ok(()), // the end of a line; elsewhere a return would hide what was there
+            b'\n' | b'\r' => Ok(()), // a return inside a line would hide the text before it
             b'\t' => f.write_char(' '),
             byte @ b' '..=b'~' => f.write_char(char::from(byte)),
             byte => write!(f, "\\x{byte:02x}"),
@@ -155,7 +158,8 @@ impl fmt::Display for Character {
 }
 
 impl Domain {
-    /// Logs a line that the domain has caused, unless it has caused many; of those it says how many they were.
+    /// Logs a line that the domain has caused, unless it has caused too many. The number of lines not logged is logged
+    /// later.
     pub(crate) fn log<M: Machine>(&self, m: &M, level: log::Level, what: fmt::Arguments<'_>) {
         if !log::log_enabled!(level) {
             return;
@@ -165,7 +169,7 @@ impl Domain {
         log::log!(level, "{what}");
     }
 
-    /// The domain ends: says what has not been said yet.
+    /// Logs how many lines were not logged, because the domain ends.
     pub(crate) fn end_log(&self) {
         self.tell_unlogged(self.journal.with(|journal| core::mem::take(&mut journal.unlogged)));
     }

@@ -1,8 +1,9 @@
-//! How a domain begins and ends.
+//! How a domain is made and destroyed.
 //!
-//! Touches: the slots of domains, and through each subsystem what the domain is there.
-//! Never touches: a domain's own memory; whoever builds it fills it.
-//! Keeps: P10 (a slot begins anew, all of it), P11 (what begins in a subsystem ends there, in the reverse order).
+//! Touches: the slots of domains, and through each subsystem the domain's state there.
+//! Never touches: a domain's own memory; the domain's builder fills it.
+//! Keeps: P10 (a slot gets its initial values again, all of them), P11 (subsystems end in the reverse order of their
+//! beginning).
 
 use super::visit::Moment;
 use super::{Life, MAX_DOMAIN_VCPUS, PORT_FRAMES, Spec};
@@ -17,31 +18,31 @@ use hypercall_abi::event::Virq;
 use hypercall_abi::shared::{WallClock, offset, vcpu_info};
 use zerocopy::IntoBytes;
 
-/// The parts of what a domain is. The compiler asks for a new one how it begins, how it ends, and (`audit.rs`) how it is
-/// shown as plain values.
+/// The parts of a domain's state. For a new part, the compiler asks how it begins, how it ends, and (in `audit.rs`) how
+/// it is shown as plain values.
 #[derive(Clone, Copy)]
 pub(crate) enum Subsystem {
-    /// What the hypervisor keeps for it.
+    /// Frames that the hypervisor keeps on the domain's behalf.
     Kept,
-    /// Its vcpus: of what they are made, `Part::ALL` in `vcpu/context.rs` says.
+    /// The domain's vcpus; their state is listed in `Part::ALL` of `vcpu/context.rs`.
     Vcpus,
-    /// Its memory, which comes by `memory_op`.
+    /// The domain's memory, which it gets by `memory_op`.
     Memory,
-    /// Its grant table, and what it has mapped of others'.
+    /// The domain's grant table, and the grants of others that it has mapped.
     Grants,
-    /// Its ports, which come by `event_channel_op`.
+    /// The domain's ports, which it gets by `event_channel_op`.
     Ports,
-    /// That its vcpus run, and when they are woken. They run once it is unpaused.
+    /// Scheduling: the right of the domain's vcpus to run, and their timers. They run once the domain is unpaused.
     Runs,
 }
 
-/// How a part of a domain begins, out of sight of everybody.
+/// Makes a part of a new domain, which nobody can see yet.
 type Begin<M> = fn(&mut DomainBuilder<'_, M>) -> Result<(), Errno>;
-/// How it ends: called again until it is no more `More`, and after a beginning that failed.
+/// Ends a part of a domain. Called until it no longer returns `More`; also called after a failed beginning.
 type End<M> = fn(&mut CpuCtx<'_, M>, &Domain) -> Result<(), Halt>;
 
 impl Subsystem {
-    /// All of them, in the order in which they begin; they end in the reverse order.
+    /// All parts, in the order in which they begin; they end in the reverse order.
     pub(crate) const ALL: [Self; 6] = [Self::Kept, Self::Vcpus, Self::Memory, Self::Grants, Self::Ports, Self::Runs];
 
     fn ways<M: Machine>(self) -> (Begin<M>, End<M>) {
@@ -56,19 +57,19 @@ impl Subsystem {
     }
 }
 
-/// How many frames the hypervisor may have to keep on behalf of a domain, all of which are set aside when it is made: its
-/// shared_info page, ports and grants, and a page of gates and one of FPU state for each vcpu.
+/// How many frames the hypervisor may have to keep on behalf of a domain. All are set aside when the domain is made:
+/// for the shared_info page, ports and grants, and for each vcpu a page for the trap table and one for FPU state.
 #[must_use]
 pub const fn kept_frames(vcpus: u32) -> u32 {
     1 + low32(long(PORT_FRAMES)) + Grants::FRAMES + 2 * vcpus
 }
 
 impl<'a, M: Machine> CpuCtx<'a, M> {
-    /// Makes an empty domain, paused, with the lowest free id not used lately; for boot, and for `domctl`.
+    /// Makes an empty domain, paused. It gets the first free id after the one given last. For boot, and for `domctl`.
     ///
     /// # Errors
-    /// `Inval` for a number of vcpus no domain can have, `NoMem` without a free slot or vcpu, or if [`kept_frames`] are not
-    /// free; nothing is left behind.
+    /// `Inval` for a number of vcpus that no domain can have, `NoMem` without a free slot or vcpu, or if there are not
+    /// enough free frames for [`kept_frames`]; nothing is left behind.
     pub fn create(&mut self, spec: &Spec) -> Result<&'a Domain, Errno> {
         let (m, world) = (self.m, self.world);
         ensure!((1..=MAX_DOMAIN_VCPUS).contains(&index(spec.vcpus)), Errno::Inval);
@@ -91,7 +92,7 @@ impl<'a, M: Machine> CpuCtx<'a, M> {
         domain.enter(if begun.is_ok() { Life::Alive } else { Life::Dying });
         if let Err(why) = begun {
             drop(census);
-            // Without all of it, it ends at once. It has no memory yet, so one step is enough.
+            // Without all of its parts, the domain ends at once. It has no memory yet, so one step is enough.
             let _ = self.end(domain);
             return Err(why);
         }
@@ -99,10 +100,10 @@ impl<'a, M: Machine> CpuCtx<'a, M> {
         Ok(domain)
     }
 
-    /// Goes on destroying a domain; `More` until it is gone. One CPU does so at a time.
+    /// Does one step of destroying a domain; returns `More` until the domain is gone. Only one CPU does this at a time.
     ///
     /// # Errors
-    /// `Srch` if another has destroyed it.
+    /// `Srch` if another CPU has destroyed the domain.
     pub(super) fn destroy(&mut self, domain: &Domain, id: DomainId) -> Answer {
         let (m, world) = (self.m, self.world);
         let work = domain.work.try_take();
@@ -111,7 +112,7 @@ impl<'a, M: Machine> CpuCtx<'a, M> {
         if domain.enter(Life::Dying) == Life::Alive {
             domain.dies.store(world.visits.now().0, Relaxed);
         }
-        // Who has found it alive is done with it first.
+        // Steps on other CPUs that found the domain alive must have ended first.
         let dies = Moment(domain.dies.load(Relaxed));
         let visited = world.visits.any_since_before(dies, world.sched.online(), m.this_cpu());
         ensure!(!visited || planted(Fault::UnmakeVisited), Halt::More);
@@ -120,7 +121,7 @@ impl<'a, M: Machine> CpuCtx<'a, M> {
         Ok(0)
     }
 
-    /// Goes on ending what a domain is; then its slot is free.
+    /// Ends all parts of a domain, step by step; then frees its slot.
     fn end(&mut self, domain: &Domain) -> Result<(), Halt> {
         Subsystem::ALL.iter().rev().try_for_each(|subsystem| subsystem.ways().1(self, domain))?;
         domain.end_log();
@@ -130,7 +131,7 @@ impl<'a, M: Machine> CpuCtx<'a, M> {
     }
 }
 
-/// Sets aside what the hypervisor may have to keep for a domain, and lends it its shared_info page.
+/// Sets aside the frames that the hypervisor may have to keep for a domain, and lends the domain its shared_info page.
 fn set_aside<M: Machine>(builder: &mut DomainBuilder<'_, M>) -> Result<(), Errno> {
     let DomainBuilder { m, world, domain, spec, .. } = builder;
     world.frames.promise(domain.id(), kept_frames(spec.vcpus))?;
@@ -145,7 +146,7 @@ fn set_aside<M: Machine>(builder: &mut DomainBuilder<'_, M>) -> Result<(), Errno
     Ok(())
 }
 
-/// Returns what the hypervisor kept for a domain whose own memory is gone.
+/// Frees the frames that the hypervisor kept for a domain whose own memory is gone.
 fn return_frames<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, domain: &Domain) -> Result<(), Halt> {
     let slots = domain.grants.frames().chain([&domain.shared_info]);
     slots.filter_map(FrameSlot::take).for_each(|frame| cpu_ctx.world.frames.retire(frame));
@@ -154,7 +155,7 @@ fn return_frames<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, domain: &Domain) -> Re
 }
 
 impl World {
-    /// Lets a domain run.
+    /// Lets a domain run that was paused by the toolstack.
     pub fn unpause<M: Machine>(&self, m: &M, domain: &Domain) {
         domain.paused.store(false, SeqCst);
         for vcpu in self.vcpus_of(domain).filter(|vcpu| vcpu.online.load(SeqCst)) {

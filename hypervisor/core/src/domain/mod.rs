@@ -1,7 +1,7 @@
-//! Domains: what they are made of, how they begin and end.
+//! Domains: their state, and how they are made and destroyed.
 //!
 //! Touches: the fixed tables of domains and vcpus, and frames through `frame` and `paging`.
-//! Never touches: a page-table entry itself, an event bit.
+//! Never touches: page-table entries, event bits.
 
 pub mod crash;
 mod journal;
@@ -19,33 +19,33 @@ use crate::prelude::*;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use hypercall_abi::tenon::{CrashReport, Refusals};
 
-/// Vcpus a domain may have: those with a record in the shared_info page.
+/// Most vcpus of a domain: those that have a record in the shared_info page.
 pub const MAX_DOMAIN_VCPUS: usize = hypercall_abi::shared::LEGACY_VCPUS;
-/// Frames a domain's ports take at most.
+/// Most frames that a domain's ports take.
 pub const PORT_FRAMES: usize = index(hypercall_abi::event::PORTS) / crate::addr::ENTRIES;
 
-/// A domain to be.
+/// What a new domain is to be like.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
-    /// What it may do.
+    /// What the domain may do.
     pub powers: Powers,
-    /// How many vcpus it has.
+    /// Number of vcpus.
     pub vcpus: u32,
-    /// How many frames it may have.
+    /// Most frames that it may own.
     pub max_pages: u64,
-    /// Its UUID.
+    /// The domain's UUID.
     pub handle: [u8; 16],
 }
 
-/// Where a domain is in its life.
+/// Whether a slot holds a domain, and whether that is being destroyed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Life {
     /// The slot is free.
     Free = 0,
-    /// It exists.
+    /// The slot holds a domain.
     Alive = 1,
-    /// It is being unmade and may not be used any more.
+    /// The slot holds a domain that is being destroyed and cannot be used any more.
     Dying = 2,
 }
 
@@ -64,16 +64,16 @@ impl Life {
 }
 
 bitflags::bitflags! {
-    /// What a domain may do to others and to the machine (P9): given by name when it is made.
+    /// What a domain may do to others and to the machine (P9), given when it is made.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct Powers: u8 {
-        /// Make, unmake and look into other domains.
+        /// Make, destroy and examine other domains.
         const CONTROL = 1;
         /// Write to the machine's console.
         const CONSOLE_WRITE = 2;
-        /// Read from the machine's console and take its interrupt.
+        /// Read from the machine's console, and bind its interrupt.
         const CONSOLE_READ = 4;
-        /// Turn the machine off by shutting down, and ask for its memory map and its own interrupts.
+        /// Turn the machine off by shutting down; get the machine's memory map and its own interrupts.
         const MACHINE = 8;
     }
 }
@@ -84,53 +84,55 @@ renewable! {
         id: AtomicU16 = AtomicU16::new(0),
         life: AtomicU8 = AtomicU8::new(Life::Free.byte()),
         powers: AtomicU8 = AtomicU8::new(0),
-        /// Its page tables and frames.
+        /// The domain's page tables and frames.
         pub space: Space = Space::new(),
-        /// Frames it may own ([`crate::frame::FrameTable::owned`]).
+        /// Most frames that it may own ([`crate::frame::FrameTable::owned`]).
         pub max_pages: AtomicU64 = AtomicU64::new(0),
         shared_info: FrameSlot = FrameSlot::new(),
         /// Frames of its ports.
         pub(crate) port_frames: [FrameSlot; PORT_FRAMES] = [const { FrameSlot::new() }; PORT_FRAMES],
-        /// Index into the world's vcpus plus one, 0 where there is none.
+        /// For each vcpu its index into the world's vcpus plus one; 0 if there is no such vcpu.
         pub(crate) vcpus: [AtomicU16; MAX_DOMAIN_VCPUS] = [const { AtomicU16::new(0) }; MAX_DOMAIN_VCPUS],
-        /// The toolstack keeps it from running.
+        /// Whether the toolstack has paused the domain.
         pub(crate) paused: AtomicBool = AtomicBool::new(true),
-        /// When it began to die: visits that began before may still be about it.
+        /// When the domain began to die. Visits that began before may still look at it.
         pub(crate) dies: AtomicU64 = AtomicU64::new(0),
-        /// Owned by the CPU that is at work on its beginning or its end.
+        /// Owned by the CPU that makes or destroys the domain.
         pub(crate) work: Owned<()> = Owned::new(()),
-        /// 0, or its shutdown reason plus one.
+        /// The shutdown reason plus one; 0 if the domain has not shut down.
         shutdown: AtomicU32 = AtomicU32::new(0),
-        /// Bits of `vm_assist`.
+        /// The assists that are enabled by `vm_assist`, a bit each.
         pub(crate) assists: AtomicU64 = AtomicU64::new(0),
-        /// Nanoseconds its vcpus have run.
+        /// Nanoseconds that its vcpus have run.
         pub(crate) cpu_time: AtomicU64 = AtomicU64::new(0),
-        /// Entries from guest user mode, and entries that needed a rule, since it was made.
+        /// Since the domain was made: entries from guest user mode, and entries for a call or fault that the hypervisor
+        /// handled.
         pub(crate) entries: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2],
-        /// Vcpus that poll, a bit each. Only the vcpu itself changes its bit: when it begins, and when it runs again.
+        /// The vcpus that poll, a bit each. Only the vcpu itself changes its bit: when it begins to poll, and when it
+        /// runs again.
         pub(crate) pollers: AtomicU32 = AtomicU32::new(0),
-        /// Its grants.
+        /// The domain's grants.
         pub grants: crate::grant::Grants = crate::grant::Grants::new(),
-        /// What it says, and what is said of it.
+        /// The domain's lines in the log.
         pub(crate) journal: Leaf<Journal> = Leaf::new(Journal::new()),
         /// UUID, crash report, refusals.
         pub(crate) notes: Leaf<ToolstackNotes> = Leaf::new(ToolstackNotes::NONE),
     }
 }
 
-/// What only the toolstack reads.
+/// Facts about a domain that only the toolstack reads.
 #[derive(Clone, Copy, Debug)]
 pub struct ToolstackNotes {
-    /// UUID.
+    /// The UUID.
     pub handle: [u8; 16],
-    /// Why it crashed.
+    /// Why the domain crashed.
     pub report: CrashReport,
-    /// What it was refused last.
+    /// The last refused requests.
     pub refusals: Refusals,
 }
 
 impl ToolstackNotes {
-    /// Those of a domain that has not crashed, and was refused nothing.
+    /// The notes on a domain that has not crashed, and of which nothing was refused.
     const NONE: Self =
         Self { handle: [0; 16], report: CrashReport { vcpu: 0, length: 0, text: [0; 128] }, refusals: refusals::EMPTY };
 }
@@ -144,64 +146,64 @@ impl crate::audit::Spoil for ToolstackNotes {
 
 #[cfg(feature = "planted-fault")]
 impl Domain {
-    /// What it may do, a bit each.
+    /// What the domain may do, a bit each.
     pub(crate) fn powers(&self) -> u8 {
         self.powers.load(Relaxed)
     }
 
-    /// Its slot is free, whatever is in it.
+    /// Marks the slot as free, whatever it holds.
     pub(crate) fn mark_free(&self) {
         self.enter(Life::Free);
     }
 }
 
 impl Domain {
-    /// Its number.
+    /// The domain's number.
     #[must_use]
     pub fn id(&self) -> DomainId {
         DomainId(self.id.load(Acquire))
     }
 
-    /// Where it is in its life.
+    /// Whether the slot holds a domain, and whether that is being destroyed.
     #[must_use]
     pub fn life(&self) -> Life {
         Life::of_byte(self.life.load(Acquire))
     }
 
-    /// It enters a stage of its life; answers from which.
+    /// Enters a stage of the domain's life; returns the previous stage.
     pub(crate) fn enter(&self, stage: Life) -> Life {
         Life::of_byte(self.life.swap(stage.byte(), SeqCst))
     }
 
-    /// Whether it may do this.
+    /// Whether the domain may do this.
     #[must_use]
     pub fn may(&self, power: Powers) -> bool {
         Powers::from_bits_retain(self.powers.load(Relaxed)).contains(power)
     }
 
-    /// Its shared_info frame.
+    /// The domain's shared_info frame.
     #[must_use]
     pub fn shared_info(&self) -> Option<Frame> {
         self.shared_info.get()
     }
 
-    /// Why it has shut down, if it has.
+    /// Why the domain has shut down, if it has.
     #[must_use]
     pub fn shutdown_reason(&self) -> Option<u32> {
         self.shutdown.load(Acquire).checked_sub(1)
     }
 
-    /// Notes that it has shut down; false if it had before.
+    /// Records that the domain has shut down; returns false if it had before.
     pub(crate) fn note_shutdown(&self, reason: u32) -> bool {
         self.shutdown.compare_exchange(0, reason.saturating_add(1), AcqRel, Acquire).is_ok()
     }
 
-    /// A vcpu polls from now on: who makes a port pending afterwards finds it.
+    /// Records that a vcpu polls. Whoever makes a port pending after this finds the vcpu.
     pub(crate) fn begin_poll(&self, vcpu: VcpuId) {
         self.pollers.fetch_or(1u32.checked_shl(vcpu.0).unwrap_or(0), SeqCst);
     }
 
-    /// A vcpu does not poll any more, if it did.
+    /// Records that a vcpu does not poll any more.
     pub(crate) fn end_poll(&self, vcpu: VcpuId) {
         let bit = 1u32.checked_shl(vcpu.0).unwrap_or(0);
         if self.pollers.load(Relaxed) & bit != 0 {
@@ -209,13 +211,13 @@ impl Domain {
         }
     }
 
-    /// Whether its vcpus may run.
+    /// Whether the domain's vcpus may run.
     #[must_use]
     pub fn runs(&self) -> bool {
         self.life() == Life::Alive && !self.paused.load(SeqCst) && self.shutdown_reason().is_none()
     }
 
-    /// Whether it asked for an assist.
+    /// Whether the domain has enabled an assist.
     #[must_use]
     pub fn assisted(&self, assist: hypercall_abi::callback::Assist) -> bool {
         self.assists.load(Relaxed) >> assist.number() & 1 != 0

@@ -1,16 +1,17 @@
-//! What a domain was refused last, kept for a toolstack to show when the domain dies. Nothing is decided by it.
+//! The last requests of a domain that were refused, for a toolstack to show when the domain dies. Nothing depends on
+//! them.
 
 use crate::prelude::*;
 use hypercall_abi::Hypercall;
 use hypercall_abi::tenon::{Refusal, RefusalKind, Refusals};
 
-/// Nothing was refused.
+/// The record without any refusal.
 pub(super) const EMPTY: Refusals = {
     let none = Refusal { kind: 0, vcpu: 0, errno: 0, times: 0, number: 0, args: [0; 2] };
     Refusals { count: 0, list: [none; 8] }
 };
 
-/// Adds a refusal: to the last one if it is the same, else in the place of the oldest.
+/// Adds a refusal: counts it with the last one if both are the same, else replaces the oldest.
 fn add(refusals: &mut Refusals, new: Refusal) {
     let used = usize::try_from(refusals.count).unwrap_or(0);
     let last = used.checked_sub(1).and_then(|last| refusals.list.get_mut(last));
@@ -28,7 +29,8 @@ fn add(refusals: &mut Refusals, new: Refusal) {
 }
 
 impl<M: Machine> Ctx<'_, M> {
-    /// Notes that the caller's call is being refused; one over a list of requests stands at the one that failed.
+    /// Records that the caller's call is refused. For a call over a list, the arguments are those of the request that
+    /// failed.
     #[cold]
     #[inline(never)]
     pub(crate) fn note_refused_call(&self, number: u64, first: u64, second: u64, errno: Errno) {
@@ -39,7 +41,7 @@ impl<M: Machine> Ctx<'_, M> {
         self.note_refusal(RefusalKind::Call, number, args, Some(errno));
     }
 
-    /// Notes what the caller's kernel is being refused.
+    /// Records a request of the caller's kernel that is refused.
     #[cold]
     #[inline(never)]
     pub(crate) fn note_refusal(&self, kind: RefusalKind, number: u64, args: [u64; 2], errno: Option<Errno>) {

@@ -1,5 +1,5 @@
-//! A step of a call may look at a domain that is not the caller's. Until the step ends, that domain is not unmade: its slot
-//! does not become another's, and what the hypervisor keeps for it stays where it is.
+//! Protects a domain that a step of a call looks at and that is not the caller's. Until the step ends, that domain is
+//! not destroyed: its slot is not reused, and the frames that the hypervisor keeps for it stay.
 //!
 //! Touches: a word for each CPU. Never touches: a domain.
 
@@ -8,39 +8,39 @@ use crate::prelude::*;
 use core::sync::atomic::AtomicU64;
 
 with_new! {
-    /// Which CPUs look at domains that are not their caller's, and since when.
+    /// Which CPUs look at domains other than their caller's, and since when.
     pub struct Visits {
         clock: AtomicU64 = AtomicU64::new(1),
-        /// By CPU: when the first visit of its step began; 0 if it visits nobody.
+        /// For each CPU: when the first visit of its step began; 0 if there is no visit.
         since: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS],
     }
 }
 
-/// A moment. Visits that begin later see what was done before it.
+/// A time on the clock of visits. Visits that begin later see what was done before it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Moment(pub(crate) u64);
 
 impl Visits {
-    /// A CPU is about to look for a domain.
+    /// Records that a CPU is about to look for a domain.
     pub(crate) fn begin(&self, cpu: CpuId) {
         if let Some(since) = nth(&self.since, cpu.0).filter(|since| since.load(Relaxed) == 0) {
             since.store(self.clock.load(SeqCst), SeqCst);
         }
     }
 
-    /// A step is over: its CPU uses no domain any more that it has looked for.
+    /// Records that a step has ended: its CPU no longer uses any domain that it looked for.
     pub(crate) fn end(&self, cpu: CpuId) {
         if let Some(since) = nth(&self.since, cpu.0) {
             since.store(0, Release);
         }
     }
 
-    /// Now.
+    /// Returns a new moment, after all earlier ones.
     pub(crate) fn now(&self) -> Moment {
         Moment(self.clock.fetch_add(1, SeqCst).wrapping_add(1))
     }
 
-    /// Whether visits go on that began before a moment, on other CPUs than this one.
+    /// Whether there are visits on other CPUs than `this` that began before `moment` and have not ended.
     pub(crate) fn any_since_before(&self, moment: Moment, cpus: CpuSet, this: CpuId) -> bool {
         let since = |cpu: CpuId| nth(&self.since, cpu.0).map_or(0, |since| since.load(SeqCst));
         cpus.without(this).iter().any(|cpu| (1..moment.0).contains(&since(cpu)))

@@ -1,4 +1,4 @@
-//! What belongs to one CPU: the vcpus that wait for it, the one that runs on it, its timer.
+//! The scheduler's state of one CPU: the vcpus in its queue, the one that runs on it, its timer.
 
 use crate::addr::{MAX_VCPUS, ones};
 use crate::claim::walks::WalkCache;
@@ -9,36 +9,37 @@ use core::sync::atomic::{AtomicU16, AtomicU64};
 use heapless::Deque;
 
 with_new! {
-    /// One CPU as the scheduler sees it. Vcpus are named by their index into the world's.
+    /// One CPU as the scheduler sees it. Vcpus are given by their index into the world's vcpus.
     pub struct Cpu {
-        /// Vcpus that wait, in order. Each vcpu waits in one queue at most, and at most once.
+        /// The vcpus that wait, in order. A vcpu is in at most one queue, and at most once.
         queue: Leaf<Deque<u16, MAX_VCPUS>> = Leaf::new(Deque::new()),
-        /// How many wait.
+        /// How many vcpus wait.
         waiting: AtomicU16 = AtomicU16::new(0),
-        /// The vcpu that runs, plus one; 0 if none does.
+        /// The vcpu that runs, plus one; 0 if none runs.
         running: AtomicU16 = AtomicU16::new(0),
-        /// The time the timer is set to, `u64::MAX` if it is off.
+        /// The time to which the timer is set; `u64::MAX` if it is off.
         armed: AtomicU64 = AtomicU64::new(u64::MAX),
-        /// What it has found by walking tables.
+        /// The cache of page walks made on this CPU.
         pub walks: WalkCache = WalkCache::new(),
-        /// The slot of the domain whose tables those were, plus one; 0 if there was none. It is asked for flushes of that one.
+        /// The slot, plus one, of the domain whose pages `walks` has and for whose flushes this CPU is asked; 0 if
+        /// there is none.
         pub(super) home: AtomicU16 = AtomicU16::new(0),
-        /// Vcpus whose deadlines this CPU keeps, a bit each.
+        /// The vcpus whose deadlines this CPU keeps, a bit each.
         watched: [AtomicU64; MAX_VCPUS / 64] = [const { AtomicU64::new(0) }; MAX_VCPUS / 64],
-        /// Words of `watched` that have ever had a bit set.
+        /// Words of `watched` in which a bit was ever set.
         words: AtomicU64 = AtomicU64::new(0),
     }
 }
 
 impl Cpu {
-    /// Has a vcpu wait.
+    /// Puts a vcpu at the end of the queue.
     pub(super) fn push(&self, vcpu: u16) {
-        // There is room for every vcpu, and each is there at most once.
+        // There is room for every vcpu, and no vcpu is in the queue twice.
         self.queue.with(|queue| queue.push_back(vcpu).is_ok());
         self.waiting.fetch_add(1, SeqCst);
     }
 
-    /// Takes out the vcpu that has waited longest.
+    /// Takes the vcpu that has waited longest out of the queue.
     pub(super) fn pop(&self) -> Option<u16> {
         if !self.is_wanted() {
             return None;
@@ -48,7 +49,7 @@ impl Cpu {
         Some(vcpu)
     }
 
-    /// Takes a vcpu out, wherever in the queue it is; false if it is not.
+    /// Removes a vcpu from any place in the queue; returns false if it is not in the queue.
     pub(super) fn remove(&self, vcpu: u16) -> bool {
         let gone = self.queue.with(|queue| {
             let before = queue.len();
@@ -69,17 +70,17 @@ impl Cpu {
         self.waiting.load(SeqCst) != 0
     }
 
-    /// The vcpu that runs.
+    /// The vcpu that runs on this CPU.
     pub(super) fn running(&self) -> Option<u16> {
         self.running.load(Relaxed).checked_sub(1)
     }
 
-    /// Notes which vcpu runs.
+    /// Records which vcpu runs on this CPU.
     pub(super) fn set_running(&self, vcpu: Option<u16>) {
         self.running.store(vcpu.map_or(0, |vcpu| vcpu.saturating_add(1)), Relaxed);
     }
 
-    /// Keeps the deadlines of a vcpu from now on.
+    /// Begins to keep the deadlines of a vcpu.
     pub(super) fn watch(&self, vcpu: u16) {
         if let Some(bits) = nth(&self.watched, vcpu / 64) {
             self.words.fetch_or(1 << (vcpu / 64), SeqCst);
@@ -87,14 +88,14 @@ impl Cpu {
         }
     }
 
-    /// Does not keep the deadlines of a vcpu any more.
+    /// Stops keeping the deadlines of a vcpu.
     pub(super) fn unwatch(&self, vcpu: u16) {
         if let Some(bits) = nth(&self.watched, vcpu / 64) {
             bits.fetch_and(!(1 << (vcpu % 64)), SeqCst);
         }
     }
 
-    /// Does something with each of the vcpus whose deadlines it keeps.
+    /// Calls `what` for each vcpu whose deadlines this CPU keeps.
     pub(crate) fn for_watched(&self, mut what: impl FnMut(u16)) {
         for word in ones(self.words.load(SeqCst)).map(u64::from).map(low16) {
             let bits = nth(&self.watched, word).map_or(0, |bits| bits.load(SeqCst));
@@ -108,14 +109,14 @@ impl Cpu {
         m.arm(deadline);
     }
 
-    /// Makes sure that the timer fires by then. Called on this CPU.
+    /// Makes sure that the timer fires at `deadline` at the latest. Called on this CPU.
     pub fn arm_by(&self, m: &impl Clock, deadline: u64) {
         if deadline < self.armed() {
             self.arm(m, deadline);
         }
     }
 
-    /// The time the timer is set to.
+    /// The time to which the timer is set.
     pub(super) fn armed(&self) -> u64 {
         self.armed.load(Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Deadlines that have come.
+//! Handles deadlines that have passed.
 
 use crate::fault::{Fault, planted};
 use crate::prelude::*;
@@ -6,7 +6,8 @@ use core::sync::atomic::AtomicU64;
 use hypercall_abi::event::Virq;
 
 impl World {
-    /// Raises what is due on this CPU and sets its timer to the next deadline, at most `limit`.
+    /// Raises everything that is due on this CPU, and sets its timer to the next deadline, or to `limit` if that is
+    /// earlier.
     pub fn tick<M: Machine>(&self, m: &M, limit: u64) {
         let (here, now) = (self.sched.here(m), m.now());
         let mut next = limit;
@@ -26,8 +27,8 @@ impl World {
         here.arm(m, next);
     }
 
-    /// A vcpu has come to this CPU: its deadlines are kept from now on, and its tick. For those of other vcpus the timer is set
-    /// already.
+    /// Sets this CPU's timer for the deadlines and the tick of a vcpu that has just come to it. For the CPU's other
+    /// vcpus the timer is set already.
     pub(super) fn keep<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let sooner = vcpu.earliest() < self.sched.here(m).armed() || vcpu.period.load(Relaxed) != 0;
         if sooner && !planted(Fault::ArriveUnkept) {
@@ -35,7 +36,7 @@ impl World {
         }
     }
 
-    /// The deadlines of a vcpu that have come: of a poll, of its one-shot timer.
+    /// Handles the deadlines of a vcpu that have passed: of a poll, and of its one-shot timer.
     fn expire<M: Machine>(&self, m: &M, vcpu: &Vcpu, now: u64) {
         if take(&vcpu.poll_deadline, now) {
             self.sched.wake(m, vcpu);
@@ -45,7 +46,7 @@ impl World {
         }
     }
 
-    /// Ticks the periodic timer of a vcpu that runs, if it is time; returns when it will be again.
+    /// Raises the periodic timer of a running vcpu, if it is due; returns when it is due next.
     fn periodic<M: Machine>(&self, m: &M, vcpu: &Vcpu, now: u64) -> u64 {
         let period = vcpu.period.load(Relaxed);
         if period == 0 {
@@ -59,7 +60,7 @@ impl World {
     }
 }
 
-/// Whether a deadline has come; it is taken away then, so that it comes once.
+/// Whether a deadline has passed. If so, it is removed, so that it is seen only once.
 fn take(deadline: &AtomicU64, now: u64) -> bool {
     let at = deadline.load(Relaxed);
     at <= now && deadline.compare_exchange(at, u64::MAX, SeqCst, Relaxed).is_ok()

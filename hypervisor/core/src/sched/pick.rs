@@ -1,18 +1,19 @@
-//! A CPU takes a vcpu, and lets go of it.
+//! How a CPU takes a vcpu to run, and puts it back.
 
 use super::cpu::Cpu;
 use crate::fault::{Fault, planted};
 use crate::prelude::*;
 
 impl World {
-    /// Takes the next vcpu for this CPU and marks it running: of those that wait for this CPU, or else for another.
+    /// Takes the next vcpu for this CPU and marks it as running: from this CPU's queue or, if that is empty, from
+    /// another's.
     pub fn pick<M: Machine>(&self, m: &M) -> Option<&Vcpu> {
         let here = self.sched.here(m);
         let others = self.sched.online().without(m.this_cpu());
         self.pick_from(m, here).or_else(|| others.iter().find_map(|cpu| self.pick_from(m, self.sched.cpu(cpu))))
     }
 
-    /// The first vcpu in a queue that may run. Those before it leave the queue.
+    /// Takes the first vcpu in a queue that may run. Those before it are removed from the queue.
     fn pick_from<M: Machine>(&self, m: &M, from: &Cpu) -> Option<&Vcpu> {
         loop {
             let Some(vcpu) = nth(&self.vcpus, from.pop()?) else { continue };
@@ -24,19 +25,19 @@ impl World {
         }
     }
 
-    /// A vcpu that may not run is off from now on. Whether it may is looked at once more: who allowed it before it was off has not
-    /// started it.
+    /// Moves a vcpu that may not run from `from` to `Off`, then checks again: a CPU that allowed the vcpu to run before
+    /// it was `Off` has not started it, so this does.
     pub(crate) fn put_off<M: Machine>(&self, m: &M, vcpu: &Vcpu, from: Place) {
         if vcpu.moves(from, Place::Off) && self.may_run(vcpu) && !planted(Fault::LeaveOff) {
             self.sched.start(m, vcpu);
         }
     }
 
-    /// A vcpu runs on this CPU from now on, and brings its deadlines.
+    /// Records that a vcpu runs on this CPU from now on, and moves its deadlines here.
     fn arrives<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let (here, last, index) = (self.sched.here(m), vcpu.last_cpu(), vcpu.index());
         if vcpu.earliest() != u64::MAX {
-            here.watch(index); // before the other lets go, so that one of the two keeps them at any time
+            here.watch(index); // before the other CPU stops, so that one of the two always keeps them
         }
         if last != m.this_cpu() {
             self.sched.cpu(last).unwatch(index);
@@ -45,8 +46,8 @@ impl World {
         here.set_running(Some(index));
     }
 
-    /// This CPU has let go of a vcpu, which waits again, or is off if it may not run any more. One that sleeps, or that
-    /// another CPU has woken and taken meanwhile, is left alone.
+    /// Puts a vcpu that ran on this CPU back into the queue, or off if it may not run any more. A vcpu that sleeps, or
+    /// that another CPU has woken and taken in between, is left alone.
     pub fn put_back<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         self.sched.here(m).set_running(None);
         let running = Place::Running(m.this_cpu());
@@ -57,7 +58,7 @@ impl World {
         }
     }
 
-    /// Whether a vcpu may run at all.
+    /// Whether a vcpu may run.
     fn may_run(&self, vcpu: &Vcpu) -> bool {
         vcpu.online.load(SeqCst) && self.domain_of(vcpu).is_some_and(Domain::runs)
     }

@@ -1,4 +1,4 @@
-//! A vcpu comes to a CPU and leaves it.
+//! Loads a vcpu into a CPU, and takes it out.
 
 use crate::domain::crash::Crashed;
 use crate::fault::{Fault, planted};
@@ -8,11 +8,11 @@ use crate::vcpu::ops::load_debug;
 use crate::vcpu::runstate::enter_state;
 use hypercall_abi::vcpu::Runstate;
 
-/// Loads the vcpu into this CPU: descriptor tables, control and debug registers, root; then what needs these, its FPU state
-/// and segment registers. Time is charged to it from then on.
+/// Loads the vcpu into this CPU: descriptor tables, control and debug registers and the root; then what depends on
+/// these: FPU state and segment registers. From then on, time is charged to the vcpu.
 ///
 /// # Errors
-/// [`Crashed`]: its segment registers do not load, and it could not be told.
+/// [`Crashed`]: the segment registers could not be loaded, and the guest could not be told.
 pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
     let m = ctx.m;
     ctx.domain.end_poll(ctx.vcpu.number());
@@ -40,14 +40,15 @@ pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
     loaded.or_else(|wanted| trap::failsafe(ctx, wanted))
 }
 
-/// From now on this CPU is asked for the flushes of the vcpu's domain, and not any more for those of the domain that was here
-/// before, whose root it has left; so its walk cache holds pages of one domain, and survives its sleep.
+/// Makes other CPUs ask this CPU for flushes of the vcpu's domain, and no longer for those of the domain that ran here
+/// before and whose root this CPU has left. So the walk cache has pages of one domain only, and stays valid while the
+/// CPU is idle.
 fn move_in<M: Machine>(ctx: &Ctx<'_, M>) {
     let (me, slot) = (ctx.m.this_cpu(), ctx.domain.id().slot());
     let before = ctx.world.sched.here(ctx.m).home.swap(low16(slot as u64).wrapping_add(1), Relaxed).checked_sub(1);
     let asked = ctx.domain.space.cpus().has(me) || planted(Fault::LeaveEarly);
     if before.map(usize::from) == Some(slot) && asked {
-        return; // it has been asked all the time
+        return; // this CPU was asked for them all the time
     }
     if let Some(other) = before.and_then(|slot| nth(&ctx.world.domains, slot)) {
         other.space.leave(me);
@@ -67,7 +68,7 @@ fn load<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), [u16; 4]> {
     ctx.m.switch_in(&ctx.state.segments, fpu)
 }
 
-/// Takes the vcpu out of this CPU, which afterwards has no translations of its domain.
+/// Takes the vcpu out of this CPU. The CPU's TLB then has no translations of the vcpu's domain.
 pub fn depart<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let state = match ctx.vcpu.place() {
         _ if !ctx.vcpu.online.load(SeqCst) => Runstate::Offline,
