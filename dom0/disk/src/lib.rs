@@ -87,6 +87,12 @@ impl BusAddress {
         Self(address)
     }
 
+    /// An address further on in the same run of memory.
+    #[must_use]
+    pub const fn plus(self, bytes: u64) -> Self {
+        Self(self.0.wrapping_add(bytes))
+    }
+
     /// The number a device is told.
     #[must_use]
     pub const fn number(self) -> u64 {
@@ -173,13 +179,14 @@ pub trait Device: fmt::Debug {
     /// when nothing is in flight.
     fn submit(&mut self, ticket: Ticket, operation: Operation<'_>) -> Result<(), Full>;
 
-    /// Tells the device of what was submitted since the last time.
+    /// Tells the device of what was submitted since the last time: once for a batch.
     fn kick(&mut self);
 
     /// The next operation that has ended, in any order.
     fn completed(&mut self) -> Option<(Ticket, Outcome)>;
 
-    /// Asks for an interrupt at the next completion. True: there is one already, go on.
+    /// Asks for an interrupt at the next completion. True: there is one already, go on. Asked last before sleeping, after all that
+    /// is submitted: what ends without the device raises no interrupt.
     fn rearm(&mut self) -> bool;
 
     /// Whether the device asks to be reset, or has broken the rules.
