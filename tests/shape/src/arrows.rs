@@ -54,6 +54,7 @@ const ARROWS: &[Allowed] = &[
     outside("console-backend", &["hypercall-abi", "ring-protocol"]),
     outside("xenbus-backend", &[]),
     outside("disk", &[]),
+    outside("drivers", &["disk"]),
     outside("toolstack", &["console-backend", "guest-image", "hypercall-abi", "ring-protocol"]),
     outside("services", &["console-backend", "guest-image", "hypercall-abi", "ring-protocol", "store", "toolstack"]),
     outside(
