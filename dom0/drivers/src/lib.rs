@@ -1,4 +1,11 @@
-//! Drivers of the machine's devices: what they are found by ([`pci`]).
+//! Drivers of the machine's devices: what they are found by ([`pci`]), how a virtio device is spoken to ([`virtio`]), and the
+//! disks among them ([`Blk`]).
+//!
+//! ```text
+//! pci::Scan -> Found -> virtio::Layout::find   where its registers are, or why it is not taken
+//!                       virtio::Transport::open   windows over them, one message interrupt
+//!                       Blk::new, Device::reset until it is done, Blk::identify, then as disk::Device says
+//! ```
 //!
 //! A driver starts by a reset, believes nothing that it finds, and never waits: what takes time is a step that is called again.
 //! What a device writes is judged as a guest's bytes are. Which devices are there, the machine decides; what a driver does not
@@ -20,5 +27,9 @@
 
 extern crate alloc;
 
+pub mod blk;
 pub mod hardware;
 pub mod pci;
+pub mod virtio;
+
+pub use blk::Blk;

@@ -9,6 +9,7 @@ use core::fmt;
 
 pub use bar::{BadBar, Bar, TOP};
 pub use function::{Capability, Function};
+pub(crate) use msix::msix_mask;
 pub use msix::{Message, Msix};
 
 /// A function of a device on a bus.

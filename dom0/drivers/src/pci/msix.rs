@@ -54,6 +54,6 @@ impl<C: ConfigurationPorts> Function<C> {
 }
 
 /// Masks an entry of the table, or lets it be sent again, at once if it has been raised meanwhile.
-fn msix_mask(table: &impl Registers, entry: usize, masked: bool) {
+pub(crate) fn msix_mask(table: &impl Registers, entry: usize, masked: bool) {
     table.write32(entry * ENTRY + 12, u32::from(masked));
 }

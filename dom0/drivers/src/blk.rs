@@ -1,0 +1,315 @@
+//! A virtio disk (V 5.2) as a [`disk::Device`].
+//!
+//! An operation becomes requests, one per slot, of whole blocks and as many segments as the device takes; it ends with its last
+//! request, and fails if one of them does. What does not fit into the free slots waits: of one read or write at a time, during
+//! which no other operation is taken; of any number of discards, each of which has one request in the device.
+//!
+//! ```text
+//! New -> reset -> Resetting -> (register reads 0) negotiate, read limits, set the queue -> Running
+//!                     | asked too often, or the device is not usable                         | broken, late, NEEDS_RESET
+//!                     v                                                                      v
+//!                   Dead                                                                   reset
+//! ```
+//!
+//! Keeps: between [`Device::submit`] and its completion, or a reset that is done, the device has the memory of an operation.
+
+mod config;
+mod flight;
+mod identity;
+mod split;
+mod tables;
+
+use crate::hardware::{ConfigurationPorts, DmaMemory, Registers};
+use crate::virtio::{NotTaken, Queue, Transport, feature};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use config::Limits;
+use disk::{Device, Full, Operation, Outcome, Piece, Reset, Shape, Ticket};
+use flight::{Op, Owner, Waiting};
+use split::{Cursor, Segment};
+use tables::{Data, Plan};
+
+pub use identity::{Identity, Serial};
+pub use tables::MEMORY_BYTES;
+
+/// The most slots, and so the most operations.
+const SLOTS: usize = 256;
+/// The most pieces of an operation.
+pub const PIECES: usize = 256;
+/// How often a reset is asked after before the device counts as dead: a caller that asks once a millisecond waits ten seconds.
+pub const RESET_ASKED: u32 = 10_000;
+
+/// Kinds of requests (V 5.2.6).
+mod kind {
+    pub(super) const IN: u32 = 0;
+    pub(super) const OUT: u32 = 1;
+    pub(super) const FLUSH: u32 = 4;
+    pub(super) const GET_ID: u32 = 8;
+    pub(super) const DISCARD: u32 = 11;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Never reset: whatever the firmware left.
+    New,
+    /// A reset has been asked for; asked after so often.
+    Resetting(u32),
+    Running,
+    Dead(&'static str),
+}
+
+/// The driver of one disk.
+#[derive(Debug)]
+pub struct Blk<C, R, M> {
+    transport: Transport<C, R>,
+    queue: Queue<M>,
+    state: State,
+    /// The device has broken the rules: nothing it writes is looked at until it has been reset.
+    broken: bool,
+    limits: Limits,
+    plan: Plan,
+    /// The operation that each slot works for.
+    slots: Vec<Option<u16>>,
+    free_slots: Vec<u16>,
+    ops: Vec<Option<Op>>,
+    free_ops: Vec<u16>,
+    waiting: Option<Waiting>,
+    waiting_pieces: Vec<Piece>,
+    /// The segments of the request that is being made.
+    segments: Vec<Segment>,
+    /// Operations that ended without the device, or while the serial number was asked for.
+    done: VecDeque<(Ticket, Outcome)>,
+    /// Requests were made while others came back: the device does not know of them yet.
+    went_on: bool,
+    identity: Option<Identity>,
+}
+
+/// A disk that nothing is known of yet.
+const UNKNOWN: Limits = Limits {
+    shape: Shape { sectors: 0, block_bytes: 512, physical_bytes: 512, read_only: true, volatile: false, discard: None },
+    segments: 1,
+    segment_bytes: 512,
+    discard_sectors: 0,
+};
+
+impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
+    /// The driver of a disk that has not been started: [`Device::reset`] does so. `memory` has [`MEMORY_BYTES`] and stays the
+    /// device's for as long as there is one.
+    ///
+    /// # Errors
+    /// [`NotTaken::NoRoom`]: there is less memory than that, or none is left on the heap.
+    pub fn new(transport: Transport<C, R>, memory: M) -> Result<Self, NotTaken> {
+        let enough = memory.bytes() >= MEMORY_BYTES;
+        let mut blk = Self {
+            transport,
+            queue: Queue::new(memory),
+            state: State::New,
+            broken: false,
+            limits: UNKNOWN,
+            plan: Plan::NONE,
+            slots: Vec::new(),
+            free_slots: Vec::new(),
+            ops: Vec::new(),
+            free_ops: Vec::new(),
+            waiting: None,
+            waiting_pieces: Vec::new(),
+            segments: Vec::new(),
+            done: VecDeque::new(),
+            went_on: false,
+            identity: None,
+        };
+        blk.make_room().filter(|()| enough).ok_or(NotTaken::NoRoom)?;
+        Ok(blk)
+    }
+
+    /// All memory of the heap that the driver ever has.
+    fn make_room(&mut self) -> Option<()> {
+        self.slots.try_reserve_exact(SLOTS).ok()?;
+        self.free_slots.try_reserve_exact(SLOTS).ok()?;
+        self.ops.try_reserve_exact(SLOTS).ok()?;
+        self.free_ops.try_reserve_exact(SLOTS).ok()?;
+        self.waiting_pieces.try_reserve_exact(PIECES).ok()?;
+        self.segments.try_reserve_exact(usize::from(config::MOST_SEGMENTS)).ok()?;
+        self.done.try_reserve_exact(2 * SLOTS).ok()
+    }
+
+    /// The serial number: asks the device at the first call after its start.
+    pub fn identify(&mut self) -> Identity {
+        if self.runs() && self.identity.is_none() {
+            let asked = self.begin(Owner::Serial).map(|op| {
+                self.identity = Some(Identity::Pending);
+                self.request(op, kind::GET_ID, 0, Data::Serial);
+                self.kick();
+            });
+            debug_assert!(asked.is_some() || self.free_slots.is_empty(), "no operation is free, but a slot is");
+        }
+        if self.identity == Some(Identity::Pending) {
+            while let Some(ended) = self.next_ended() {
+                self.done.push_back(ended);
+            }
+        }
+        self.identity.unwrap_or(Identity::Pending)
+    }
+
+    /// Lets the device send no interrupt, or again: for one that sends them without reason, and before its port is closed.
+    pub fn mask_interrupt(&self, masked: bool) {
+        self.transport.mask_interrupt(masked);
+    }
+
+    fn runs(&self) -> bool {
+        self.state == State::Running && !self.broken
+    }
+
+    /// Forgets what was in flight.
+    fn forget(&mut self) {
+        self.slots.clear();
+        self.free_slots.clear();
+        self.ops.clear();
+        self.free_ops.clear();
+        self.done.clear();
+        (self.waiting, self.went_on, self.broken) = (None, false, false);
+        self.identity = self.identity.filter(|identity| *identity != Identity::Pending);
+    }
+
+    /// Starts the device after its reset.
+    fn start(&mut self) -> Result<(), &'static str> {
+        let bytes = self.transport.device().map_or(0, Registers::bytes);
+        let features = self.transport.negotiate(config::wanted(bytes))?;
+        self.limits = Limits::read(&self.transport, features)?;
+        let limit = self.transport.queue_limit().min(crate::virtio::MOST);
+        let size = if limit == 0 { 0 } else { 1 << limit.ilog2() };
+        let indirect = features & feature::INDIRECT_DESC != 0;
+        self.plan = Plan::new(size, self.limits.segments, indirect).ok_or("has no queue that a request fits into")?;
+        self.queue.empty(size, features);
+        self.forget();
+        for slot in (0..self.plan.slots).rev() {
+            self.slots.push(None);
+            self.ops.push(None);
+            self.free_slots.push(slot);
+            self.free_ops.push(slot);
+        }
+        self.transport.begin(size, self.queue.parts())
+    }
+
+    /// Ends an operation without the device.
+    fn at_once(&mut self, ticket: Ticket, outcome: Outcome) {
+        self.done.push_back((ticket, outcome));
+    }
+
+    /// Whether the disk has these sectors, as whole blocks.
+    fn fits(&self, write: bool, sector: u64, sectors: u64) -> bool {
+        let unit = u64::from(self.limits.shape.block_bytes / config::BYTES);
+        let whole = sector.is_multiple_of(unit) && sectors.is_multiple_of(unit);
+        whole && self.limits.shape.judge(write, sector, sectors).is_ok()
+    }
+
+    fn read_or_write(&mut self, ticket: Ticket, write: bool, sector: u64, pieces: &[Piece]) -> Result<(), Full> {
+        let whole = pieces.iter().all(|piece| piece.bytes.is_multiple_of(config::BYTES)) && pieces.len() <= PIECES;
+        let bytes: u64 = pieces.iter().map(|piece| u64::from(piece.bytes)).sum();
+        if !whole || !self.fits(write, sector, bytes / u64::from(config::BYTES)) {
+            self.at_once(ticket, Outcome::Failed);
+            return Ok(());
+        }
+        let op = self.begin(Owner::Ticket(ticket)).ok_or(Full)?;
+        self.waiting = Some(Waiting { op, write, sector, cursor: Cursor::default() });
+        self.go_on(pieces);
+        if self.waiting.is_some() {
+            self.waiting_pieces.clear();
+            self.waiting_pieces.extend(pieces);
+        }
+        // What could not even begin has ended.
+        if let Some(ended) = self.end_if_over(op) {
+            self.done.push_back(ended);
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self, ticket: Ticket, sector: u64, sectors: u64) -> Result<(), Full> {
+        let outcome = match self.limits.shape.discard {
+            None => Outcome::Unsupported,
+            Some(_) if !self.fits(true, sector, sectors) => Outcome::Failed,
+            Some(_) => {
+                let op = self.begin(Owner::Ticket(ticket)).ok_or(Full)?;
+                if let Some(op) = self.op(op) {
+                    op.discard = (sector, sectors);
+                }
+                self.go_on_discarding(op);
+                return Ok(());
+            }
+        };
+        self.at_once(ticket, outcome);
+        Ok(())
+    }
+}
+
+impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Device for Blk<C, R, M> {
+    /// As the device described itself at its last start.
+    fn shape(&self) -> Shape {
+        self.limits.shape
+    }
+
+    fn submit(&mut self, ticket: Ticket, operation: Operation<'_>) -> Result<(), Full> {
+        if !self.runs() || self.waiting.is_some() || self.done.len() >= SLOTS {
+            return Err(Full);
+        }
+        match operation {
+            Operation::Read { sector, pieces } => self.read_or_write(ticket, false, sector, pieces),
+            Operation::Write { sector, pieces } => self.read_or_write(ticket, true, sector, pieces),
+            Operation::Discard { sector, sectors } => self.discard(ticket, sector, sectors),
+            Operation::Flush if !self.limits.shape.volatile => {
+                self.at_once(ticket, Outcome::Good);
+                Ok(())
+            }
+            Operation::Flush => {
+                let op = self.begin(Owner::Ticket(ticket)).ok_or(Full)?;
+                self.request(op, kind::FLUSH, 0, Data::Nothing);
+                Ok(())
+            }
+        }
+    }
+
+    fn kick(&mut self) {
+        if self.runs() && self.queue.expose() {
+            self.transport.notify();
+        }
+    }
+
+    fn completed(&mut self) -> Option<(Ticket, Outcome)> {
+        self.done.pop_front().or_else(|| self.next_ended())
+    }
+
+    fn rearm(&mut self) -> bool {
+        self.runs() && (self.queue.rearm() || !self.done.is_empty())
+    }
+
+    /// Reads a register of the device: for when it interrupts without a completion, or is late.
+    fn needs_reset(&self) -> bool {
+        !self.runs() || self.transport.needs_reset()
+    }
+
+    fn reset(&mut self) -> Reset {
+        let asked = match self.state {
+            State::Resetting(asked) => asked,
+            _ => {
+                self.transport.begin_reset();
+                0
+            }
+        };
+        if !self.transport.is_reset() {
+            self.state = State::Resetting(asked + 1);
+            if asked >= RESET_ASKED {
+                self.state = State::Dead("does not answer a reset");
+            }
+        } else if let Err(why) = self.start() {
+            self.transport.give_up();
+            self.state = State::Dead(why);
+        } else {
+            self.state = State::Running;
+        }
+        match self.state {
+            State::Running => Reset::Done,
+            State::Dead(why) => Reset::Dead(why),
+            _ => Reset::Pending,
+        }
+    }
+}

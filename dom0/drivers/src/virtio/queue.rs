@@ -1,0 +1,206 @@
+//! A split virtqueue (V 2.7), our side of it.
+//!
+//! Layout of the memory, for up to [`MOST`] entries:
+//!
+//! ```text
+//!     0  descriptors: address 8, length 4, flags 2, next 2
+//!  4096  available: flags 2, index 2, heads 2 each, used_event 2
+//!  5124  used: flags 2, index 2, (head 4, length 4) each, avail_event 2
+//! ```
+//!
+//! Indices count for ever and wrap at 65,536; an entry is found by the index modulo the size. What we make available the device
+//! sees with the next [`Queue::expose`]. The used part is the device's: an index that runs ahead of what is in flight, and a head
+//! that is not in flight, are refused, and the length is not looked at.
+
+use super::feature;
+use crate::hardware::DmaMemory;
+use core::sync::atomic::{Ordering, fence};
+use disk::BusAddress;
+
+/// The most entries.
+pub(crate) const MOST: u16 = 256;
+/// Where what is available begins.
+const AVAILABLE: usize = 4096;
+/// Where what is used begins; its entries lie at multiples of 8.
+const USED: usize = 5124;
+/// Where the queue ends.
+const END: usize = 8192;
+/// In the flags of what is available: we want no interrupt. In those of what is used: the device wants no notification.
+const QUIET: u16 = 1;
+
+/// Flags of a descriptor.
+pub(crate) mod flags {
+    /// Another one follows.
+    pub(crate) const NEXT: u16 = 1;
+    /// The device writes.
+    pub(crate) const WRITE: u16 = 2;
+    /// What it names is a table of descriptors.
+    pub(crate) const INDIRECT: u16 = 4;
+}
+
+/// A piece of a request, or a table of such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Descriptor {
+    pub(crate) address: BusAddress,
+    pub(crate) bytes: u32,
+    pub(crate) flags: u16,
+    pub(crate) next: u16,
+}
+
+impl Descriptor {
+    /// Stores it at an offset.
+    pub(crate) fn store(self, memory: &impl DmaMemory, offset: usize) {
+        memory.store64(offset, self.address.number());
+        let rest = u64::from(self.bytes) | u64::from(self.flags) << 32 | u64::from(self.next) << 48;
+        memory.store64(offset + 8, rest);
+    }
+}
+
+/// The device has written what no device may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Broken;
+
+/// A head that came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Used(pub(crate) u32);
+
+/// The queue.
+#[derive(Debug)]
+pub(crate) struct Queue<M> {
+    memory: M,
+    size: u16,
+    event_idx: bool,
+    /// The index behind the last head that is available.
+    available: u16,
+    /// The index that the device has been shown.
+    shown: u16,
+    /// The index behind the last used entry that was taken.
+    seen: u16,
+    /// An interrupt has been asked for.
+    armed: bool,
+}
+
+impl<M: DmaMemory> Queue<M> {
+    pub(crate) const fn new(memory: M) -> Self {
+        Self { memory, size: 0, event_idx: false, available: 0, shown: 0, seen: 0, armed: false }
+    }
+
+    pub(crate) const fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Empties it, for a device that has been reset: `size` entries, a power of two up to [`MOST`].
+    pub(crate) fn empty(&mut self, size: u16, features: u64) {
+        (0..END).step_by(8).for_each(|offset| self.memory.store64(offset, 0));
+        self.size = size;
+        self.event_idx = features & feature::EVENT_IDX != 0;
+        (self.available, self.shown, self.seen, self.armed) = (0, 0, 0, true);
+        self.quiet();
+    }
+
+    /// What the device is told: descriptors, available, used.
+    pub(crate) fn parts(&self) -> [BusAddress; 3] {
+        [0, AVAILABLE, USED].map(|offset| self.memory.bus_address(offset))
+    }
+
+    /// Whether something is available that the device has not been shown.
+    pub(crate) const fn has_hidden(&self) -> bool {
+        self.available != self.shown
+    }
+
+    fn entry(&self, index: u16) -> usize {
+        usize::from(index & self.size.wrapping_sub(1))
+    }
+
+    /// Makes a head available: not yet to be seen.
+    pub(crate) fn add(&mut self, head: u16) {
+        let entry = self.entry(self.available);
+        self.memory.store16(AVAILABLE + 4 + 2 * entry, head);
+        self.available = self.available.wrapping_add(1);
+    }
+
+    /// Shows the device what has been made available; answers whether it must be notified (V 2.7.10).
+    pub(crate) fn expose(&mut self) -> bool {
+        let before = self.shown;
+        if self.available == before {
+            return false;
+        }
+        self.shown = self.available;
+        // Releases the heads and descriptors before the index.
+        self.memory.store16(AVAILABLE + 2, self.available);
+        // The index must be seen before we read what the device asks for: it writes that, then reads the index.
+        fence(Ordering::SeqCst);
+        if !self.event_idx {
+            return self.memory.load16(USED) & QUIET == 0;
+        }
+        let event = self.memory.load16(USED + 4 + 8 * usize::from(self.size));
+        passes(event, before, self.available)
+    }
+
+    /// The next head that came back.
+    pub(crate) fn take(&mut self) -> Result<Option<Used>, Broken> {
+        let waiting = self.memory.load16(USED + 2).wrapping_sub(self.seen);
+        // What is available but not shown cannot come back.
+        if waiting > self.shown.wrapping_sub(self.seen) {
+            return Err(Broken);
+        }
+        if waiting == 0 {
+            return Ok(None);
+        }
+        if self.armed {
+            self.quiet();
+        }
+        let element = self.memory.load64(USED + 4 + 8 * self.entry(self.seen));
+        self.seen = self.seen.wrapping_add(1);
+        let [a, b, c, d, ..] = element.to_le_bytes();
+        Ok(Some(Used(u32::from_le_bytes([a, b, c, d]))))
+    }
+
+    /// Wants no interrupt. With indices of events nothing is to be done: the device interrupts when it passes the one we named
+    /// last, which it has done; the next time is 65,536 entries away, and costs one interrupt for nothing.
+    fn quiet(&mut self) {
+        self.armed = false;
+        if !self.event_idx {
+            self.memory.store16(AVAILABLE, QUIET);
+        }
+    }
+
+    /// Asks for an interrupt when the next head comes back; answers whether one has already.
+    pub(crate) fn rearm(&mut self) -> bool {
+        self.armed = true;
+        if self.event_idx {
+            self.memory.store16(AVAILABLE + 4 + 2 * usize::from(self.size), self.seen);
+        } else {
+            self.memory.store16(AVAILABLE, 0);
+        }
+        // Our wish must be seen before we read the index: the device writes the index, then reads our wish.
+        fence(Ordering::SeqCst);
+        self.memory.load16(USED + 2) != self.seen
+    }
+}
+
+/// Whether going from `before` to `now` passes the index `event`: who named it wants to hear of the entry there (V 2.7.10.1).
+/// All wrap, so only differences are compared.
+const fn passes(event: u16, before: u16, now: u16) -> bool {
+    now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_passes_the_indices_from_where_it_began_to_where_it_ends() {
+        // Against counting, for all beginnings near the wrap, and batches of up to 256.
+        for before in (0..=u16::MAX).step_by(97).chain(65_200..=u16::MAX) {
+            for length in [1, 2, 255, 256] {
+                let now = before.wrapping_add(length);
+                for event in [0, 1, 2, 254, 255, 256, 257, 40_000, 65_535].map(|ahead| before.wrapping_add(ahead)) {
+                    let counted = (0..length).any(|i| before.wrapping_add(i) == event);
+                    assert_eq!(passes(event, before, now), counted, "{event} {before} {now}");
+                }
+            }
+        }
+        assert!(!passes(5, 9, 9));
+    }
+}

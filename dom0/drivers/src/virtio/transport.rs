@@ -1,0 +1,212 @@
+//! The common configuration of a device (V 4.1.4.3): status, features, its queue, its interrupt.
+
+use super::{Layout, NotTaken, Region, feature};
+use crate::hardware::{ConfigurationPorts, Registers};
+use crate::pci::{Function, Message, Msix, msix_mask};
+use disk::BusAddress;
+
+/// Offsets in the common configuration.
+mod at {
+    pub(super) const DEVICE_FEATURE_SELECT: usize = 0;
+    pub(super) const DEVICE_FEATURE: usize = 4;
+    pub(super) const DRIVER_FEATURE_SELECT: usize = 8;
+    pub(super) const DRIVER_FEATURE: usize = 12;
+    pub(super) const CONFIG_VECTOR: usize = 16;
+    pub(super) const STATUS: usize = 20;
+    pub(super) const GENERATION: usize = 21;
+    pub(super) const QUEUE_SELECT: usize = 22;
+    pub(super) const QUEUE_SIZE: usize = 24;
+    pub(super) const QUEUE_VECTOR: usize = 26;
+    pub(super) const QUEUE_ENABLE: usize = 28;
+    pub(super) const QUEUE_NOTIFY: usize = 30;
+    pub(super) const QUEUE_PARTS: [usize; 3] = [32, 40, 48];
+}
+
+/// Bits of the status (V 2.1).
+mod status {
+    pub(super) const ACKNOWLEDGE: u8 = 1;
+    pub(super) const DRIVER: u8 = 2;
+    pub(super) const DRIVER_OK: u8 = 4;
+    pub(super) const FEATURES_OK: u8 = 8;
+    pub(super) const NEEDS_RESET: u8 = 64;
+    pub(super) const FAILED: u8 = 128;
+}
+
+/// The entry of the table of messages that queue and configuration share.
+const VECTOR: u16 = 0;
+/// How often the configuration is read again because it has changed meanwhile.
+const TRIES: u32 = 16;
+
+/// A device's registers, and its place on the bus. It has one queue, number 0.
+#[derive(Debug)]
+pub struct Transport<C, R> {
+    function: Function<C>,
+    common: R,
+    notify: R,
+    device: Option<R>,
+    table: R,
+    msix: Msix,
+    message: Message,
+    notify_step: u32,
+    /// Where queue 0 is notified.
+    doorbell: usize,
+}
+
+impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
+    /// Makes the device answer at its registers, and takes windows over them. It interrupts with `message`, from its first start
+    /// on; until then it reads and writes no memory that is given to it.
+    ///
+    /// # Errors
+    /// [`NotTaken::NotMapped`]: `map` has no window for some of the registers.
+    pub fn open(
+        function: Function<C>,
+        layout: &Layout,
+        message: Message,
+        mut map: impl FnMut(Region) -> Option<R>,
+    ) -> Result<Self, NotTaken> {
+        let mut map = |region: Region| map(region).ok_or(NotTaken::NotMapped);
+        let transport = Self {
+            common: map(layout.common)?,
+            notify: map(layout.notify)?,
+            device: layout.device.map(&mut map).transpose()?,
+            table: map(layout.table)?,
+            msix: layout.msix,
+            message,
+            notify_step: layout.notify_step,
+            doorbell: 0,
+            function,
+        };
+        transport.function.answer();
+        Ok(transport)
+    }
+
+    /// The configuration of this kind of device: registers, if it has any.
+    pub(crate) const fn device(&self) -> Option<&R> {
+        self.device.as_ref()
+    }
+
+    /// Asks for a reset.
+    pub(crate) fn begin_reset(&self) {
+        self.common.write8(at::STATUS, 0);
+    }
+
+    /// Whether the reset has ended. Reading this also drives out what the bus still holds, so that afterwards no write of the
+    /// device is on its way.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.common.read8(at::STATUS) == 0
+    }
+
+    /// Whether the device says that it works no longer (V 2.1.2).
+    pub(crate) fn needs_reset(&self) -> bool {
+        self.common.read8(at::STATUS) & status::NEEDS_RESET != 0
+    }
+
+    /// After a reset: the device learns that it has a driver, and which of the features it offers are taken, those in `wanted`
+    /// and those of any device. Answers all that were taken (V 3.1.1, steps 2 to 6).
+    ///
+    /// # Errors
+    /// Why the device cannot be used.
+    pub(crate) fn negotiate(&self, wanted: u64) -> Result<u64, &'static str> {
+        self.common.write8(at::STATUS, status::ACKNOWLEDGE);
+        self.common.write8(at::STATUS, status::ACKNOWLEDGE | status::DRIVER);
+        let offered = self.offered();
+        if offered & feature::VERSION_1 == 0 {
+            return Err("does not offer version 1 of virtio");
+        }
+        let taken = offered & (wanted | feature::WANTED);
+        for (half, shift) in [(0, 0), (1, 32)] {
+            self.common.write32(at::DRIVER_FEATURE_SELECT, half);
+            self.common.write32(at::DRIVER_FEATURE, u32::try_from(taken >> shift & 0xffff_ffff).unwrap_or(0));
+        }
+        let so_far = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
+        self.common.write8(at::STATUS, so_far);
+        if self.common.read8(at::STATUS) != so_far {
+            return Err("does not accept the features it offered");
+        }
+        Ok(taken)
+    }
+
+    fn offered(&self) -> u64 {
+        let half = |half| {
+            self.common.write32(at::DEVICE_FEATURE_SELECT, half);
+            u64::from(self.common.read32(at::DEVICE_FEATURE))
+        };
+        half(0) | half(1) << 32
+    }
+
+    /// How many entries queue 0 may have.
+    pub(crate) fn queue_limit(&self) -> u16 {
+        self.common.write16(at::QUEUE_SELECT, 0);
+        self.common.read16(at::QUEUE_SIZE)
+    }
+
+    /// After [`Transport::negotiate`]: tells where queue 0 is (descriptors, what is available, what is used), sets the
+    /// interrupt, and lets the device begin (V 3.1.1, steps 7 and 8).
+    ///
+    /// # Errors
+    /// Why the device cannot be used.
+    pub(crate) fn begin(&mut self, entries: u16, parts: [BusAddress; 3]) -> Result<(), &'static str> {
+        self.function.enable_msix(&self.msix, &self.table, self.message);
+        let common = &self.common;
+        common.write16(at::CONFIG_VECTOR, VECTOR);
+        common.write16(at::QUEUE_SELECT, 0);
+        common.write16(at::QUEUE_SIZE, entries);
+        common.write16(at::QUEUE_VECTOR, VECTOR);
+        // A device without room for an interrupt answers another number (V 4.1.5.1.2.2).
+        if common.read16(at::CONFIG_VECTOR) != VECTOR || common.read16(at::QUEUE_VECTOR) != VECTOR {
+            return Err("has no interrupt for its queue");
+        }
+        if common.read16(at::QUEUE_SIZE) != entries {
+            return Err("does not accept the size of its queue");
+        }
+        for (offset, part) in at::QUEUE_PARTS.into_iter().zip(parts) {
+            common.write64(offset, part.number());
+        }
+        let number = u64::from(common.read16(at::QUEUE_NOTIFY));
+        let doorbell = usize::try_from(number * u64::from(self.notify_step)).unwrap_or(usize::MAX);
+        if doorbell > self.notify.bytes().saturating_sub(2) || !doorbell.is_multiple_of(2) {
+            return Err("wants to be notified outside its registers");
+        }
+        self.doorbell = doorbell;
+        common.write16(at::QUEUE_ENABLE, 1);
+        self.function.set_bus_master(true);
+        let done = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+        common.write8(at::STATUS, done);
+        // Reading it back makes sure that it has arrived.
+        if common.read8(at::STATUS) & (status::NEEDS_RESET | status::FAILED) != 0 {
+            return Err("does not start");
+        }
+        Ok(())
+    }
+
+    /// The device is given up after a reset that was read back: it touches no memory.
+    pub(crate) fn give_up(&self) {
+        self.common.write8(at::STATUS, status::FAILED);
+        self.function.set_bus_master(false);
+    }
+
+    /// Tells the device that queue 0 has something new.
+    pub(crate) fn notify(&self) {
+        self.notify.write16(self.doorbell, 0);
+    }
+
+    /// Reads the device's own configuration with `read`, again while it changes (V 2.5.1).
+    ///
+    /// # Errors
+    /// It keeps changing.
+    pub(crate) fn consistent<T>(&self, mut read: impl FnMut(&Self) -> T) -> Result<T, &'static str> {
+        for _ in 0..TRIES {
+            let before = self.common.read8(at::GENERATION);
+            let value = read(self);
+            if self.common.read8(at::GENERATION) == before {
+                return Ok(value);
+            }
+        }
+        Err("changes its configuration all the time")
+    }
+
+    /// Lets the device send no interrupt, or again. One that it has to send meanwhile comes then.
+    pub fn mask_interrupt(&self, masked: bool) {
+        msix_mask(&self.table, usize::from(VECTOR), masked);
+    }
+}

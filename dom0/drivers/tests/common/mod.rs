@@ -1,0 +1,138 @@
+//! A machine in memory: a bus with functions, memory that a device shares, and a virtio disk that can misbehave.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+
+pub mod bus;
+pub mod disk;
+pub mod rig;
+
+use ::disk::BusAddress;
+use drivers::hardware::DmaMemory;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// A generator whose runs are told apart, and repeated, by their seed.
+#[derive(Clone, Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// Takes `SEED` from the environment, or the time; prints it.
+    pub fn new() -> Self {
+        let given = std::env::var("SEED").ok().and_then(|text| text.parse().ok());
+        let seed = given.unwrap_or_else(|| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+            u64::from(now.subsec_nanos()) ^ now.as_secs() << 20
+        });
+        println!("SEED={seed}");
+        Self(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound as u64).unwrap()
+    }
+
+    pub fn one_in(&mut self, chance: usize) -> bool {
+        self.below(chance) == 0
+    }
+}
+
+/// Memory at an address of the bus.
+#[derive(Clone, Debug)]
+pub struct Ram {
+    pub base: u64,
+    bytes: Rc<RefCell<Vec<u8>>>,
+    /// A disk that goes on between any two accesses of the driver, as a real one does.
+    beside: Option<disk::Disk>,
+}
+
+impl Ram {
+    pub fn new(base: u64, bytes: usize) -> Self {
+        Self { base, bytes: Rc::new(RefCell::new(vec![0; bytes])), beside: None }
+    }
+
+    /// The same memory, as the driver of a disk sees it that works meanwhile.
+    pub fn beside(&self, disk: &disk::Disk) -> Self {
+        Self { beside: Some(disk.clone()), ..self.clone() }
+    }
+
+    fn let_others_work(&self) {
+        let disk = self.beside.as_ref().and_then(|disk| disk.0.try_borrow_mut().ok());
+        if let Some(mut disk) = disk.filter(|disk| disk.eager) {
+            if disk.random.one_in(4) {
+                disk.fetch();
+            }
+            if disk.random.one_in(4) {
+                disk.answer_one();
+            }
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes.borrow().len()
+    }
+
+    /// Where `bytes` bytes at an address of the bus are in it.
+    pub fn offset(&self, address: u64, bytes: usize) -> Option<usize> {
+        let offset = usize::try_from(address.checked_sub(self.base)?).ok()?;
+        (offset + bytes <= self.len()).then_some(offset)
+    }
+
+    pub fn read(&self, offset: usize, into: &mut [u8]) {
+        into.copy_from_slice(&self.bytes.borrow()[offset..offset + into.len()]);
+    }
+
+    pub fn write(&self, offset: usize, from: &[u8]) {
+        self.bytes.borrow_mut()[offset..offset + from.len()].copy_from_slice(from);
+    }
+
+    fn load<const N: usize>(&self, offset: usize) -> [u8; N] {
+        let bytes = self.bytes.borrow();
+        assert!(offset.is_multiple_of(N), "a load of {N} bytes at {offset}");
+        bytes[offset..offset + N].try_into().unwrap()
+    }
+}
+
+impl DmaMemory for Ram {
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+
+    fn bus_address(&self, offset: usize) -> BusAddress {
+        BusAddress::of_pinned(self.base + offset as u64)
+    }
+
+    fn load8(&self, offset: usize) -> u8 {
+        u8::from_le_bytes(self.load(offset))
+    }
+
+    fn load16(&self, offset: usize) -> u16 {
+        self.let_others_work();
+        u16::from_le_bytes(self.load(offset))
+    }
+
+    fn load64(&self, offset: usize) -> u64 {
+        u64::from_le_bytes(self.load(offset))
+    }
+
+    fn store8(&self, offset: usize, value: u8) {
+        self.write(offset, &[value]);
+    }
+
+    fn store16(&self, offset: usize, value: u16) {
+        assert!(offset.is_multiple_of(2));
+        self.let_others_work();
+        self.write(offset, &value.to_le_bytes());
+    }
+
+    fn store64(&self, offset: usize, value: u64) {
+        assert!(offset.is_multiple_of(8));
+        self.write(offset, &value.to_le_bytes());
+    }
+}
