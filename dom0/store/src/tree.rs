@@ -25,7 +25,7 @@ pub struct Node {
     pub value: Box<[u8]>,
     /// Names of the nodes directly below.
     pub children: Names,
-    /// Who may do what.
+    /// The permissions of the node.
     pub permissions: Permissions,
     /// Stamp of the last change.
     pub generation: u64,

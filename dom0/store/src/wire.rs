@@ -211,7 +211,7 @@ pub struct Message {
     pub payload: Vec<u8>,
 }
 
-/// Splits a payload into `count` strings, each terminated by a zero byte, nothing after the last.
+/// Splits a payload into exactly `COUNT` strings, each of which ends with a zero byte.
 ///
 /// # Errors
 /// Another number of strings, or an unterminated one.

@@ -3,9 +3,9 @@
 //! ```text
 //! boot bundle   -> bundle, config -+
 //! a person      -> terminal -+     |        unpack, ramdisk   a kernel and a ramdisk as they are shipped
-//! a script      -> face -----+-> command    create, tree      a domain of both, and its place in the store
 //! a script      -> face -----+-> command    create, tree      a domain made of both, and its place in the store
 //!                                  |        end, refusals     why a domain ended, and what follows
+//!                                  v        status            the first failure, as the exit status
 //!                               manager --> Hypervisor, Store, Console, Platform
 //! ```
 //!

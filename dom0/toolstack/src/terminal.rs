@@ -29,7 +29,7 @@ pub trait Screen {
 pub struct Cursor(AtomicU8);
 
 mod line {
-    /// Nothing.
+    /// Nothing: the line is empty.
     pub(super) const EMPTY: u8 = 0;
     /// Text of a guest: a message begins on a new line.
     pub(super) const GUEST: u8 = 1;

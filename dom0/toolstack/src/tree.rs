@@ -62,7 +62,7 @@ pub trait Store {
     fn give_back(&self);
 }
 
-/// The domain's own directory.
+/// The home directory of a domain.
 pub(crate) fn home(domain: DomainId) -> String {
     format!("/local/domain/{domain}")
 }

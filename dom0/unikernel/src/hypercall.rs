@@ -467,7 +467,7 @@ pub fn vcpu_is_up(vcpu: u32) -> Result<u64, Errno> {
 /// With this state the vcpu runs only code that is sound beside ours.
 ///
 /// # Errors
-/// `Exist` if it was done before, `Inval` for a bad state.
+/// `Exist` if the vcpu has a state already, `Inval` for a bad state.
 pub unsafe fn vcpu_initialise(vcpu: u32, context: &mut VcpuContext) -> Result<(), Errno> {
     // SAFETY: the structure is the command's; its content is the caller's promise.
     unsafe { vcpu_op(VcpuOp::Initialise, vcpu, &raw mut *context) }.map(drop)

@@ -409,7 +409,7 @@ impl Pages {
         let frame = self.frame(i).ok_or(Errno::Inval)?;
         let flags = if writable { LEAF } else { LEAF & !pte::WRITE };
         let va = self.address() + i * PAGE;
-        // SAFETY: the address keeps leading to the same page of ours.
+        // SAFETY: the address still maps the same page of ours.
         unsafe { hypercall::update_va_mapping(va, entry_for(frame, flags), uvmf::INVLPG) }
     }
 }

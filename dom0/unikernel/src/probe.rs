@@ -152,7 +152,7 @@ pub fn trap_stack_end() -> u64 {
     TRAP_STACK.data_ptr().addr() as u64 + size_of::<Stack>() as u64
 }
 
-/// Loads every register but RSP from RDI.
+/// Loads all registers but RSP from the [`Registers`] at RDI.
 macro_rules! load_registers {
     () => {
         "mov rax, [rdi]

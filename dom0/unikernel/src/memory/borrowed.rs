@@ -161,7 +161,7 @@ fn empty(piece: u64) {
 fn put_table_back(table: u64) {
     with(|memory| {
         let Some(frame) = memory.frame(table) else { return };
-        // SAFETY: the address keeps leading to the same page of ours.
+        // SAFETY: the address still maps the same page of ours.
         let writable = unsafe { hypercall::update_va_mapping(linear(table), entry_for(frame, LEAF), uvmf::INVLPG) };
         // If this fails the page stays a table and is lost, but nothing else is.
         if writable.is_ok() {
@@ -171,7 +171,7 @@ fn put_table_back(table: u64) {
 }
 
 fn return_frames(frames: &mut [u64]) {
-    // SAFETY: they are mapped nowhere.
+    // SAFETY: the frames are not mapped anywhere.
     let returned = unsafe { hypercall::reservation(MemoryOp::DecreaseReservation, frames, domid::SELF) };
     debug_assert_eq!(returned, Ok(frames.len() as u64), "frames cannot be given back");
 }

@@ -49,7 +49,7 @@ impl<const N: usize> Write for Text<N> {
 }
 
 impl World {
-    /// Records that a domain has ended by itself: its vcpus stop, and the domain with the interrupt for this is told.
+    /// Records that a domain has ended by itself: its vcpus stop, and the toolstack gets the interrupt [`Virq::DomExc`].
     pub fn shut_down<M: Machine>(&self, m: &M, domain: &Domain, reason: u32) {
         if domain.note_shutdown(reason) {
             self.vcpus_of(domain).for_each(|vcpu| self.sched.nudge(m, vcpu));

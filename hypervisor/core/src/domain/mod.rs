@@ -43,7 +43,7 @@ pub struct Spec {
 pub enum Life {
     /// The slot is free.
     Free = 0,
-    /// The slot holds a domain.
+    /// The slot holds a domain that is not being destroyed.
     Alive = 1,
     /// The slot holds a domain that is being destroyed and cannot be used any more.
     Dying = 2,
