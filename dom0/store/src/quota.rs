@@ -80,8 +80,8 @@ pub(crate) const fn heap(bytes: usize) -> usize {
     if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(32) }
 }
 
-/// Bytes of the heap that one entry uses in a large `BTreeMap`: a map node has eleven places, less than half may be
-/// used.
+/// Bytes of the heap that one entry uses in a large `BTreeMap`, at most: a node of the map has room for eleven entries,
+/// and may hold less than half as many.
 pub(crate) const fn map_entry(bytes: usize) -> usize {
     (11 * bytes + 64) * 6 / 25
 }

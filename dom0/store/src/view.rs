@@ -96,7 +96,7 @@ struct Delta {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ledger<'a> {
     pub(crate) watches: &'a Watches,
-    /// All connections. The transaction at work is taken out of its connection meanwhile.
+    /// All connections. The transaction that is asked about has been taken out of its connection.
     pub(crate) connections: &'a BTreeMap<ConnectionId, Connection>,
 }
 
@@ -357,6 +357,7 @@ impl View<'_> {
 
     /// Replaces a permission list.
     ///
+    /// # Errors
     /// `NotFound`; `Access` unless the caller owns the node; `NotPermitted` if an unprivileged caller names
     /// another owner; `NoSpace` if the list is too long.
     pub(crate) fn set_permissions(&mut self, path: &Path, list: Permissions) -> Result<(), StoreError> {

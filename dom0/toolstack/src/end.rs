@@ -162,7 +162,7 @@ impl fmt::Display for Registers<'_> {
 }
 
 impl Guest {
-    /// Does what the configuration says is to follow from `end`; `pause` is called after every piece of longer work.
+    /// Carries out the action of `end`, which the configuration chose; `pause` is called after every piece of work.
     /// Returns what is left of the guest, and what could not be removed.
     pub async fn finish<H: Hypervisor, S: Store>(
         self,

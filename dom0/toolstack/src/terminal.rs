@@ -151,7 +151,7 @@ impl<S: Screen> Terminal<S> {
         }
     }
 
-    /// The guest whose console is shown, if it is only one.
+    /// The guest whose console is shown; `None` at the prompt.
     pub fn attached(&self) -> Option<String> {
         match &*self.focus.borrow() {
             Focus::Guest(name) => Some(name.clone()),

@@ -1,8 +1,8 @@
 //! Memory of this domain: pages, page tables, the heap, and windows onto frames of others.
 //!
-//! Page *n* lies at [`VIRT_BASE`]` + n * 4096` and nowhere else. The builder maps only the first pages like this (core
-//! 1.3); [`init`] maps the rest. It makes page tables as Linux does: filled while writable, then mapped read-only, and
-//! only then installed in the live tree (core 4.8).
+//! Page *n* lies at [`VIRT_BASE`]` + n * 4096` and nowhere else. The builder maps only the first pages like this
+//! (core 1.3); [`init`] maps the rest. It makes page tables as Linux does: filled while writable, then mapped
+//! read-only, and only then installed in the live tree (core 4.8).
 //!
 //! ```text
 //! 0xffffffff_80000000  VIRT_BASE: page 0, 1, 2, ... (at most 1 GiB; pages beyond are not used)

@@ -157,7 +157,7 @@ fn empty(piece: u64) {
     }
 }
 
-/// Maps the page of a table that was removed, or was not installed, writable, and frees the page.
+/// Makes the page of a table that is not installed (any more) writable, and frees the page.
 fn put_table_back(table: u64) {
     with(|memory| {
         let Some(frame) = memory.frame(table) else { return };

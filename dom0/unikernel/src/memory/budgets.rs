@@ -220,7 +220,7 @@ fn welcome(store: &mut Store, dom0: ConnectionId, domain: u16) {
     let _ = store.next_duty();
 }
 
-/// Runs `work` while it alone may use the arena, with `bytes` of memory.
+/// Runs `work` with the arena to itself, with `bytes` of memory.
 fn with_arena(bytes: usize, work: impl FnOnce()) {
     let _turn = TURN.lock();
     ARENA.renew(bytes);

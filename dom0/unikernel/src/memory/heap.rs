@@ -119,7 +119,7 @@ fn is_large(layout: Layout) -> bool {
 
 // SAFETY: memory comes from `talc`, or is borrowed: then it is mapped, used by nobody else, and at least as large and
 // as aligned as requested. Size and address tell `dealloc` where an allocation came from. `talc` never hands out the
-// address at which a piece begins that it borrowed itself: see `piece`.
+// first address of a piece that it borrowed: see `piece`.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if is_large(layout) {

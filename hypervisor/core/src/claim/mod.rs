@@ -152,8 +152,8 @@ impl<'m, M: Frames + Cpus> GuestMemory<'m, M> {
         Some(frame)
     }
 
-    /// Reports a page that stayed in the cache too long. With several CPUs, another one may have changed an upper entry
-    /// and not have flushed yet; so then only a harmful use is reported.
+    /// Reports a page that stayed in the cache too long. With several CPUs, another CPU may have changed an upper entry
+    /// and not flushed yet; in that case only a harmful use is reported.
     #[cfg(feature = "planted-fault")]
     fn doubt(&self, at: GuestVirt, frame: Frame, write: bool) {
         let alone = self.table.epochs().all().iter().count() <= 1;

@@ -105,8 +105,8 @@ renewable! {
         pub(crate) assists: AtomicU64 = AtomicU64::new(0),
         /// Nanoseconds that its vcpus have run.
         pub(crate) cpu_time: AtomicU64 = AtomicU64::new(0),
-        /// Since the domain was made: entries from guest user mode, and entries for a call or fault that the hypervisor
-        /// handled.
+        /// Counts since the domain was made: exits from guest user mode; hypercalls and instructions carried out for the
+        /// guest's kernel.
         pub(crate) entries: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2],
         /// The vcpus that poll, a bit each. Only the vcpu itself changes its bit: when it begins to poll, and when it
         /// runs again.

@@ -118,7 +118,7 @@ impl FrameTable {
         })
     }
 
-    /// Ends what [`promise`](Self::promise) set aside and the domain has not used, because the domain is gone.
+    /// Returns to the pool what [`promise`](Self::promise) set aside and the domain has not used. The domain is gone.
     pub fn end_promise(&self, id: DomainId) {
         let Some(account) = self.account(id) else { return };
         self.pool.with(|list| list.promised = list.promised.saturating_sub(account.promised.swap(0, SeqCst)));
@@ -295,7 +295,7 @@ impl FrameTable {
         self.insert(list, first, order);
     }
 
-    /// Takes a block out of the lists; what a larger block has too much goes back.
+    /// Takes a block out of the lists. If only a larger block is free, the rest of that block goes back.
     fn take(&self, list: &mut FreeList, wanted: u32) -> Option<Frame> {
         let found = (wanted..=MAX_ORDER).find(|order| list.head(*order) != NIL)?;
         let first = list.head(found);

@@ -424,8 +424,8 @@ impl FrameTable {
         Ok(())
     }
 
-    /// Makes the own frames of a destroyed domain, of those in `span`, leave it. They go to the pool whatever the
-    /// domain used them for. Frames that others still use have no owner until the others drop them.
+    /// Takes those frames in `span` that are its own memory away from a destroyed domain. They go to the pool whatever
+    /// the domain used them for. Frames that others still use have no owner until the others drop them.
     pub(crate) fn reclaim(&self, m: &impl Frames, span: Range<u32>, id: DomainId) {
         let (mut left, mut run) = (0u32, span.start..span.start);
         for (number, w) in self.rows(span) {
@@ -439,8 +439,8 @@ impl FrameTable {
         self.uncount_owned(id, left);
     }
 
-    /// Makes a frame leave its domain. Returns how many references of others it still has. If there are none it is
-    /// marked free, but not in the pool yet.
+    /// Takes a frame away from its domain. Returns how many references of others the frame still has. If there are none
+    /// it is marked free, but is not in the pool yet.
     fn leave(&self, m: &impl Frames, frame: Frame, w: &Words<'_>, id: DomainId) -> Option<u32> {
         let before = w.owner.load(SeqCst);
         if !OwnerState::is_of(before, id) {

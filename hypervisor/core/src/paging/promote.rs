@@ -394,7 +394,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         Some(finished.remove(at).result.map_err(Stop::Refused))
     }
 
-    /// Takes what a leaf needs: a reference on its frame, or a use as writable if the leaf may be written.
+    /// Takes what a leaf needs: a reference on its frame, and a use as writable if the leaf may be written.
     pub(super) fn take_leaf(&self, entry: &entry::Entry, from: crate::addr::DomainId) -> Result<(), Refused> {
         let Target::Leaf { frame, writable } = entry.target else { return Ok(()) };
         if !self.table.is_ram(frame) {

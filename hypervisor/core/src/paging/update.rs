@@ -100,8 +100,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
     /// # Errors
     /// As [`Session::mmu_update`].
     pub fn mmu_updates(&mut self, requests: &[MmuUpdate], from: DomainId, done: &mut usize) -> Outcome<()> {
-        // If a request is not simple and none before it was, the rest is likely to be the same: a toolstack's requests
-        // are.
+        // Once the fast path has done nothing it is not tried again: the rest is likely not simple either, as in the
+        // lists of a toolstack.
         let mut promising = from == self.id();
         while let Some(rest) = requests.get(*done..).filter(|rest| !rest.is_empty()) {
             let did = if promising { self.own().map_or(0, |own| self.ordinary_updates(&own, rest)) } else { 0 };
