@@ -52,6 +52,7 @@ const ARROWS: &[Allowed] = &[
     outside("unikernel", &["hypercall-abi", "marker", "ring-protocol"]),
     outside("store", &["hypercall-abi", "ring-protocol"]),
     outside("console-backend", &["hypercall-abi", "ring-protocol"]),
+    outside("block-backend", &["disk", "ring-protocol"]),
     outside("xenbus-backend", &[]),
     outside("disk", &[]),
     outside("drivers", &["disk"]),

@@ -4,7 +4,7 @@ use super::{ENTRY_BYTES, MAX_ENTRIES};
 use crate::block::Status;
 
 /// An entry of a journal, which holds a request until it is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry(pub(super) u16);
 
 impl Entry {

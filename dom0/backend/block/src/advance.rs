@@ -1,0 +1,343 @@
+//! How a request gets on: descriptors, places, copies, pins, the device.
+
+use disk::{Operation, Outcome, Place, Ticket};
+use ring_protocol::SharedPage;
+use ring_protocol::block::{Direction, Extent, INDIRECT_SEGMENTS, PAGE_BYTES, SECTOR_BYTES, Segment, Status, judge};
+use zerocopy::FromBytes;
+
+use crate::flight::{Durable, Index, Set, Stage, Work};
+use crate::health::Health;
+use crate::host::{GrantCopy, Host, PinError, Wanted};
+use crate::limits::FLIGHTS;
+use crate::queue::{FLUSH, PROOF, Queue};
+
+/// Bytes of the descriptors of a request at most.
+const DESCRIPTORS: usize = INDIRECT_SEGMENTS * size_of::<Segment>();
+/// Requests whose descriptors fit into a page.
+const PER_PAGE: usize = PAGE_BYTES / DESCRIPTORS;
+/// The most completions that are looked at in a turn: a device cannot have as many operations.
+const COMPLETIONS: usize = 4 * FLIGHTS;
+
+impl<H: Host> Queue<H> {
+    /// Takes what the device has done.
+    pub(crate) fn complete(&mut self) {
+        for _ in 0..COMPLETIONS {
+            let Some((Ticket(ticket), outcome)) = self.device.as_mut().and_then(|device| device.completed()) else {
+                return;
+            };
+            let (resets, number) = (ticket >> 8, ticket & 0xff);
+            // What the device had before its reset is not done: it is issued again.
+            if self.health.is_resetting() || resets != self.resets & (u32::MAX >> 8) {
+                continue;
+            }
+            match number {
+                FLUSH if self.flushing.is_some() && self.health == Health::Fine => self.flush_ended(outcome),
+                PROOF if self.flushing.is_some() && self.health == Health::Proving => self.proved(outcome),
+                number if self.flights.at(Stage::Device).has(Index::of(number)) && number < FLUSH => {
+                    self.part_ended(Index::of(number), outcome);
+                }
+                // Nothing that the device has.
+                _ => {}
+            }
+        }
+    }
+
+    fn part_ended(&mut self, index: Index, outcome: Outcome) {
+        self.let_go(index);
+        let flight = self.flights.get_mut(index);
+        match (flight.work, outcome) {
+            (Work::Transfer(_), Outcome::Good) => {
+                let (_, sectors) = flight.part;
+                flight.cursor = flight.beyond;
+                flight.sector += sectors;
+                flight.left -= sectors;
+                self.flights.go(index, Stage::Plan);
+            }
+            (Work::Discard, Outcome::Good) => self.flights.end(index, Status::Okay),
+            (Work::Discard, Outcome::Unsupported) => self.flights.end(index, Status::Unsupported),
+            _ => self.flights.end(index, Status::Error),
+        }
+    }
+
+    /// Takes every flight as far as it gets without waiting.
+    pub(crate) fn advance(&mut self, host: &mut H, now_ns: u64) {
+        self.fetch(host);
+        self.flights.at(Stage::Plan).for_each(|index| self.plan(host, index));
+        self.run_copies(host);
+        self.pin(host);
+        self.submit(now_ns);
+        self.submit_flush(now_ns);
+        if core::mem::take(&mut self.kick)
+            && let Some(device) = &mut self.device
+        {
+            device.kick();
+        }
+    }
+
+    /// Copies descriptors, as many in a call as there is room for.
+    fn fetch(&mut self, host: &mut H) {
+        let mut waiting = self.flights.at(Stage::Fetch);
+        if self.scratch.is_empty() {
+            waiting.for_each(|index| self.flights.end(index, Status::Error));
+            return;
+        }
+        loop {
+            let group = self.group(&mut waiting);
+            if group.is_empty() {
+                return;
+            }
+            let failed = self.copies.run(host);
+            for (place, index) in group.enumerate() {
+                if failed.has(index) {
+                    self.flights.end(index, Status::Error);
+                } else {
+                    self.judge(index, place);
+                }
+            }
+        }
+    }
+
+    /// Adds copies for the next flights that wait. Those that no memory is found for wait on.
+    fn group(&mut self, waiting: &mut Set) -> Set {
+        let mut group = Set::default();
+        let mut places =
+            self.scratch.iter().flat_map(|scratch| (0..PER_PAGE).map(|at| (scratch.page, at * DESCRIPTORS)));
+        for index in waiting {
+            let flight = self.flights.get_mut(index);
+            let Some(vbd) = self.vbds.get(flight.vbd.0).and_then(Option::as_ref) else { continue };
+            if flight.segments.try_reserve(flight.count).is_err() {
+                continue;
+            }
+            let Some((page, at)) = places.next() else { break };
+            let copy = GrantCopy {
+                domain: vbd.domain,
+                reference: flight.descriptors,
+                offset: 0,
+                page,
+                page_offset: u16::try_from(at).unwrap_or(0),
+                bytes: u16::try_from(flight.count * size_of::<Segment>()).unwrap_or(0),
+                direction: Direction::Write,
+            };
+            self.copies.add(index, copy);
+            group = group.with(Set(index.bit()));
+            if group.len() == self.scratch.len() * PER_PAGE {
+                break;
+            }
+        }
+        group
+    }
+
+    /// Reads the descriptors of a request, once, and judges them.
+    fn judge(&mut self, index: Index, place: usize) {
+        let flight = self.flights.get_mut(index);
+        let Some(vbd) = self.vbds.get_mut(flight.vbd.0).and_then(Option::as_mut) else { return };
+        let Some(scratch) = self.scratch.get(place / PER_PAGE) else { return };
+        let mut bytes = [0; DESCRIPTORS];
+        let used = bytes.get_mut(..flight.count * size_of::<Segment>()).unwrap_or_default();
+        scratch.memory.read(place % PER_PAGE * DESCRIPTORS, used);
+        flight.segments.clear();
+        flight.segments.extend(used.as_chunks::<8>().0.iter().filter_map(|bytes| Segment::read_from_bytes(bytes).ok()));
+        match judge(&flight.segments, flight.sector, &vbd.geometry) {
+            Ok(Extent { sectors, .. }) => {
+                (flight.left, flight.sectors) = (sectors, sectors);
+                let moved = u32::try_from(sectors).unwrap_or(0).saturating_mul(SECTOR_BYTES);
+                vbd.refund(flight.charged.saturating_sub(moved));
+                self.flights.go(index, Stage::Plan);
+            }
+            Err(refused) => self.flights.end(index, refused.status()),
+        }
+    }
+
+    /// Finds the place of the next sectors, and goes on until they are on the device, or none are left.
+    fn plan(&mut self, host: &mut H, index: Index) {
+        loop {
+            let flight = self.flights.get_mut(index);
+            if flight.left == 0 {
+                return self.transferred(index);
+            }
+            let most = u32::try_from(flight.left).unwrap_or(u32::MAX);
+            let Some(vbd) = self.vbds.get_mut(flight.vbd.0).and_then(Option::as_mut) else { return };
+            let Ok((place, run)) = vbd.disk.place(!flight.reads(), flight.sector, most) else {
+                return self.flights.end(index, Status::Error);
+            };
+            let sectors = run.clamp(1, most);
+            let copied = match place {
+                Place::Device { sector } if self.device.is_some() => {
+                    flight.part = (sector, sectors.into());
+                    return self.flights.go(index, Stage::Pin);
+                }
+                Place::Memory { page, offset } => self.copy(host, index, (page, Some(offset)), sectors),
+                Place::Zeroes if flight.reads() => self.copy(host, index, (self.zeroes, None), sectors),
+                // A disk that contradicts itself.
+                Place::Device { .. } | Place::Zeroes => None,
+            };
+            if copied.is_none() {
+                return self.flights.end(index, Status::Error);
+            }
+        }
+    }
+
+    /// Adds the copies for sectors in a page of ours: from an offset on, or each from its beginning. `None`: they are not there.
+    fn copy(&mut self, host: &mut H, index: Index, (page, offset): (u64, Option<u16>), sectors: u32) -> Option<()> {
+        let mut at = u32::from(offset.unwrap_or(0));
+        let room = u32::try_from(PAGE_BYTES).ok()?.checked_sub(at)? / SECTOR_BYTES;
+        let sectors = if offset.is_some() { sectors.min(room) } else { sectors };
+        let mut left = sectors;
+        while left > 0 {
+            if self.copies.is_full() {
+                self.run_copies(host);
+            }
+            let flight = self.flights.get_mut(index);
+            let vbd = self.vbds.get(flight.vbd.0)?.as_ref()?;
+            let span = flight.cursor.next(&flight.segments, left)?;
+            let Work::Transfer(direction) = flight.work else { return None };
+            let copy = GrantCopy {
+                domain: vbd.domain,
+                reference: span.reference,
+                offset: span.offset,
+                page,
+                page_offset: u16::try_from(at).ok()?,
+                bytes: span.bytes,
+                direction,
+            };
+            self.copies.add(index, copy);
+            left -= span.sectors;
+            if offset.is_some() {
+                at += u32::from(span.bytes);
+            }
+        }
+        let flight = self.flights.get_mut(index);
+        flight.sector += u64::from(sectors);
+        flight.left -= u64::from(sectors);
+        (sectors > 0).then_some(())
+    }
+
+    /// Does the copies that are wanted. A request of which one fails has failed, however far it is.
+    fn run_copies(&mut self, host: &mut H) {
+        for index in self.copies.run(host) {
+            self.flights.get_mut(index).status = Status::Error;
+        }
+    }
+
+    /// All sectors have been moved.
+    fn transferred(&mut self, index: Index) {
+        match self.flights.get(index).durable {
+            Durable::After => self.flush(index),
+            Durable::No | Durable::Before => self.flights.end(index, Status::Okay),
+        }
+    }
+
+    /// Gives back what the disk itself can give back; the rest is for the device.
+    pub(crate) fn discard(&mut self, index: Index, extent: Extent) {
+        let id = self.flights.get(index).vbd;
+        let Some(vbd) = self.vbd_mut(id) else { return };
+        match vbd.disk.discard(extent.sector, extent.sectors) {
+            Ok(None) => self.flights.end(index, Status::Okay),
+            Ok(Some(part)) if self.device.is_some() => {
+                self.flights.get_mut(index).part = part;
+                self.flights.go(index, Stage::Submit);
+            }
+            Ok(Some(_)) | Err(_) => self.flights.end(index, Status::Error),
+        }
+    }
+
+    /// Pins the pages of the next parts, in as few calls as there is room for.
+    fn pin(&mut self, host: &mut H) {
+        for index in self.flights.at(Stage::Pin) {
+            if self.flights.get(index).status != Status::Okay || self.health == Health::Dead {
+                self.flights.end(index, Status::Error);
+                continue;
+            }
+            if self.pinning.is_full() {
+                self.run_pins(host);
+            }
+            self.want_pins(index);
+        }
+        self.run_pins(host);
+    }
+
+    /// Adds the pages of a part. One that no memory is found for waits on.
+    fn want_pins(&mut self, index: Index) {
+        let flight = self.flights.get_mut(index);
+        let Some(vbd) = self.vbds.get(flight.vbd.0).and_then(Option::as_ref) else { return };
+        let count = flight.segments.len();
+        if flight.handles.try_reserve(count).is_err() || flight.pieces.try_reserve(count).is_err() {
+            return;
+        }
+        let writable = flight.reads();
+        let (mut cursor, mut left) = (flight.cursor, u32::try_from(flight.part.1).unwrap_or(0));
+        while let Some(span) = cursor.next(&flight.segments, left) {
+            self.pinning.add(index, span, Wanted { domain: vbd.domain, reference: span.reference, writable });
+            left -= span.sectors;
+        }
+        flight.beyond = cursor;
+    }
+
+    fn run_pins(&mut self, host: &mut H) {
+        if self.pinning.is_empty() {
+            return;
+        }
+        self.pinning.run(host);
+        let [mut wanted, mut refused, mut starved] = [Set::default(); 3];
+        for (index, span, answer) in self.pinning.answers() {
+            let flight = self.flights.get_mut(index);
+            let one = Set(index.bit());
+            wanted = wanted.with(one);
+            match answer {
+                Ok(pinned) => {
+                    flight.handles.push(pinned.handle);
+                    let address = pinned.address.plus(span.offset.into());
+                    flight.pieces.push(disk::Piece { address, bytes: span.bytes.into() });
+                }
+                Err(PinError::Refused) => refused = refused.with(one),
+                Err(PinError::NoHandles) => starved = starved.with(one),
+            }
+        }
+        for index in wanted {
+            match (refused.has(index), starved.has(index)) {
+                (true, _) => {
+                    self.let_go(index);
+                    self.flights.end(index, Status::Error);
+                }
+                // It keeps nothing while it waits, lest two wait for each other.
+                (_, true) => self.let_go(index),
+                _ => self.flights.go(index, Stage::Submit),
+            }
+        }
+    }
+
+    /// The pins of a flight are to be given back; no device has them.
+    pub(crate) fn let_go(&mut self, index: Index) {
+        let flight = self.flights.get_mut(index);
+        self.loose.append(&mut flight.handles);
+        flight.pieces.clear();
+    }
+
+    /// Gives the device what is ready for it.
+    fn submit(&mut self, now_ns: u64) {
+        for index in self.flights.at(Stage::Submit) {
+            if self.health == Health::Dead {
+                self.let_go(index);
+                self.flights.end(index, Status::Error);
+                continue;
+            }
+            let ticket = self.ticket(index.number());
+            let flight = self.flights.get_mut(index);
+            let (sector, sectors) = flight.part;
+            let operation = match flight.work {
+                Work::Transfer(Direction::Read) => Operation::Read { sector, pieces: &flight.pieces },
+                Work::Transfer(Direction::Write) => Operation::Write { sector, pieces: &flight.pieces },
+                Work::Discard => Operation::Discard { sector, sectors },
+                Work::Flush => Operation::Flush,
+            };
+            let Some(device) = self.device.as_mut().filter(|_| self.health == Health::Fine) else { return };
+            if device.submit(ticket, operation).is_err() {
+                return;
+            }
+            flight.since_ns = now_ns;
+            self.kick = true;
+            self.flights.go(index, Stage::Device);
+            self.watch_from(now_ns);
+        }
+    }
+}

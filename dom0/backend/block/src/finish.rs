@@ -1,0 +1,27 @@
+//! The end of a turn: pins are given back, then requests are answered, then answers are published.
+
+use crate::flight::Stage;
+use crate::host::Host;
+use crate::queue::Queue;
+
+impl<H: Host> Queue<H> {
+    /// Answers what is done. True: something was.
+    pub(crate) fn finish(&mut self, host: &mut H) -> bool {
+        // A front end that is answered takes its pages back, and finds them in use otherwise (ABI io 4.3).
+        if !self.loose.is_empty() {
+            host.unpin(&self.loose);
+            self.loose.clear();
+        }
+        let ended = self.flights.at(Stage::End);
+        for index in ended {
+            let flight = self.flights.get(index);
+            self.budget.give(flight.pins);
+            if let Some(vbd) = self.vbds.get_mut(flight.vbd.0).and_then(Option::as_mut) {
+                vbd.land(flight);
+            }
+            self.flights.go(index, Stage::Free);
+        }
+        self.vbds.iter_mut().flatten().for_each(|vbd| vbd.publish(host));
+        !ended.is_empty()
+    }
+}
