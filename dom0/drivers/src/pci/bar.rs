@@ -123,6 +123,8 @@ mod tests {
         assert_eq!(bar(0x7fff_f000, 4096).judge(&ram), Err(BadBar::InRam));
         assert_eq!(bar(0x8000_0000, 4096).judge(&ram), Ok(bar(0x8000_0000, 4096)));
         assert_eq!(bar(0x7000_0000, 1 << 31).judge(&ram), Err(BadBar::InRam));
+        assert_eq!(bar(0xb_0000, 0x10_0000).judge(&ram), Err(BadBar::InRam));
+        assert_eq!(bar(0xb_0000, 0x1_0000).judge(&ram), Ok(bar(0xb_0000, 0x1_0000)));
         assert_eq!(bar(TOP - 4096, 4096).judge(&ram), Ok(bar(TOP - 4096, 4096)));
         assert_eq!(bar(TOP - 4096, 8192).judge(&ram), Err(BadBar::TooHigh));
         assert_eq!(bar(u64::MAX - 4095, 4096).judge(&ram), Err(BadBar::TooHigh));
