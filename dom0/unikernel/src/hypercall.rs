@@ -14,7 +14,7 @@ use hypercall_abi::event::{
 use hypercall_abi::grant::{Copy, GrantOp, MapGrantRef, SetupTable, UnmapGrantRef};
 use hypercall_abi::memory::{E820Entry, MachphysMapping, MemoryMap, MemoryOp, Reservation};
 use hypercall_abi::mmu::{MmuUpdate, MmuextOp, MulticallEntry};
-use hypercall_abi::physdev::ConsoleIo;
+use hypercall_abi::physdev::{ConsoleIo, PhysdevOp, SetIopl};
 use hypercall_abi::sched::{Poll, RemoteShutdown, SchedOp, Shutdown, ShutdownReason};
 use hypercall_abi::sysctl::{PhysInfo, ReadConsole, Sysctl, SysctlOp};
 use hypercall_abi::vcpu::{RegisterArea, RunstateInfo, SetPeriodicTimer, SetSingleshotTimer, VcpuOp};
@@ -114,6 +114,16 @@ pub fn console_read(buffer: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: writes only the slice.
     let count = unsafe { call(Hypercall::ConsoleIo, args) }?;
     Ok(usize::try_from(count).unwrap_or(room).min(room))
+}
+
+/// `physdev_op(set_iopl)`: the privilege from which on this vcpu may use ports; 1 is the guest kernel's.
+///
+/// # Errors
+/// `Inval` above 3.
+pub fn set_iopl(level: u32) -> Result<(), Errno> {
+    let arg = SetIopl { iopl: level };
+    // SAFETY: reads only the structure.
+    unsafe { call(Hypercall::PhysdevOp, [PhysdevOp::SetIopl.number(), address(&raw const arg), 0, 0, 0]) }.map(drop)
 }
 
 // --- Scheduling ---------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ extern crate alloc;
 pub mod boot;
 pub mod console;
 pub mod control;
+pub mod devices;
+pub mod dma;
 pub mod entry;
 pub mod events;
 pub mod grants;

@@ -49,7 +49,7 @@ const ARROWS: &[Allowed] = &[
     ring0("hypervisor", &["hv-core", "hv-machine", "hypercall-abi"], &["heapless", "log", "spin", "zerocopy"]),
     outside("guest-image", &["hypercall-abi"]),
     outside("ring-protocol", &["hypercall-abi"]),
-    outside("unikernel", &["hypercall-abi", "marker", "ring-protocol"]),
+    outside("unikernel", &["disk", "drivers", "hypercall-abi", "marker", "ring-protocol"]),
     outside("store", &["hypercall-abi", "ring-protocol"]),
     outside("console-backend", &["hypercall-abi", "ring-protocol"]),
     outside("block-backend", &["disk", "ring-protocol"]),

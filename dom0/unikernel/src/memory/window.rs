@@ -45,6 +45,17 @@ impl Window {
         self.write(entries, owner)
     }
 
+    /// Maps `count` frames in a row that are not RAM: registers of a device, read and written past the caches.
+    ///
+    /// # Errors
+    /// As [`Window::map`].
+    pub(crate) fn map_registers(first: u64, count: u64) -> Result<Self, Errno> {
+        let window = Self::reserve(count)?;
+        let flags = READABLE | pte::WRITE | pte::DIRTY | pte::PCD | pte::PWT;
+        window.write((first..).map(|frame| entry_for(frame, flags)), domid::SELF)?;
+        Ok(window)
+    }
+
     /// Reserves addresses and makes page tables for them, without mapping anything.
     ///
     /// # Errors

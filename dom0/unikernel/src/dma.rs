@@ -1,0 +1,180 @@
+//! Memory that devices read and write beside us: frames in a row, with their machine address. All unsafe of it is here.
+//!
+//! Touches: frames that are this domain's and lie in no other mapping of ours, so that no Rust reference leads to them.
+//! Keeps: what a device may still write is never given back by being dropped: [`Dma::give_back`] says what must be true.
+
+use crate::memory::{PAGE, Window};
+use crate::{control, hypercall};
+use core::mem::ManuallyDrop;
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+use disk::BusAddress;
+use drivers::hardware::DmaMemory;
+use hypercall_abi::memory::MemoryOp;
+use hypercall_abi::{Errno, domid};
+
+/// What we call the first page of such memory: far from pages that the builder gave us, and from those borrowed.
+const FIRST_PAGE: u64 = 1 << 31;
+/// The most frames of a run, as a power of two: 2 MiB.
+const MOST: u32 = 9;
+
+/// Bytes that are accessed atomically or volatilely, never through a reference.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bytes {
+    base: *mut u8,
+    count: usize,
+}
+
+impl Bytes {
+    /// # Safety
+    /// `count` bytes at `base`, a multiple of 8, are mapped writable for as long as the value is used, and no Rust reference leads
+    /// to them.
+    pub(crate) const unsafe fn new(base: *mut u8, count: usize) -> Self {
+        Self { base, count }
+    }
+
+    pub(crate) const fn count(self) -> usize {
+        self.count
+    }
+
+    /// A pointer to a `T` at an offset, if it is inside and aligned.
+    pub(crate) fn at<T>(self, offset: usize) -> Option<*mut T> {
+        let end = offset.checked_add(size_of::<T>())?;
+        let inside = end <= self.count && offset.is_multiple_of(align_of::<T>());
+        inside.then(|| self.base.wrapping_add(offset).cast())
+    }
+}
+
+/// A run of frames for devices: zeroed, mapped, below no limit on addresses.
+#[derive(Debug)]
+pub struct Dma {
+    window: ManuallyDrop<Window>,
+    bytes: Bytes,
+    frame: u64,
+    order: u32,
+}
+
+// SAFETY: every access is atomic, and the memory is the same for every vcpu.
+unsafe impl Send for Dma {}
+
+impl Dma {
+    /// Takes `2^order` frames in a row, aligned to as much; `order` is at most 9.
+    ///
+    /// # Errors
+    /// `NoMem` if there is no such run, or no room for a window; `Inval` for a larger one; otherwise why the hypervisor refused.
+    pub fn allocate(order: u32) -> Result<Self, Errno> {
+        if order > MOST {
+            return Err(Errno::Inval);
+        }
+        // Which page it is called matters to nobody: it is found by its frame.
+        let frame = control::populate_run(domid::SELF, FIRST_PAGE, order)?.ok_or(Errno::NoMem)?;
+        match Self::map(frame, order) {
+            Ok(dma) => Ok(dma),
+            Err(why) => {
+                return_run(frame, order);
+                Err(why)
+            }
+        }
+    }
+
+    fn map(frame: u64, order: u32) -> Result<Self, Errno> {
+        let mut frames = [0; 1 << MOST];
+        let frames = frames.get_mut(..1 << order).ok_or(Errno::Inval)?;
+        (frame..).zip(frames.iter_mut()).for_each(|(frame, slot)| *slot = frame);
+        let window = Window::map(frames, domid::SELF, true)?;
+        let count = frames.len() * 4096;
+        // SAFETY:
+        // 1. The window maps these frames writable until it is dropped, and `ManuallyDrop` keeps it until `give_back`.
+        // 2. The frames were added to this domain just now, so nothing else maps them, and the window hands out no reference.
+        // 3. A window begins at a page.
+        let bytes = unsafe { Bytes::new(window.pointer(), count) };
+        let dma = Self { window: ManuallyDrop::new(window), bytes, frame, order };
+        (0..count).step_by(8).for_each(|offset| dma.store64(offset, 0));
+        Ok(dma)
+    }
+
+    /// Gives the memory back. A value that is dropped instead is kept for ever.
+    ///
+    /// # Safety
+    /// No device can still write it: each that was given an address in it has been reset, and the reset was read back.
+    pub unsafe fn give_back(self) {
+        let Self { window, frame, order, .. } = self;
+        drop(ManuallyDrop::into_inner(window));
+        return_run(frame, order);
+    }
+}
+
+/// Gives frames back that are mapped nowhere.
+fn return_run(frame: u64, order: u32) {
+    // SAFETY: the frames are mapped nowhere, and no device writes them: they were never used, or by the contract of `give_back`.
+    let returned =
+        unsafe { hypercall::reservation_of_order(MemoryOp::DecreaseReservation, &mut [frame], order, domid::SELF) };
+    debug_assert_eq!(returned, Ok(1), "frames cannot be given back");
+}
+
+/// An atomic of the memory.
+macro_rules! word {
+    ($self:ident, $offset:ident, $atomic:ident) => {
+        // SAFETY: `at` keeps it inside the memory and aligned; it is mapped, by the contract of `Bytes::new`; the other side is a
+        // device, hence an atomic.
+        $self.bytes.at($offset).map(|word| unsafe { $atomic::from_ptr(word) })
+    };
+}
+
+impl DmaMemory for Dma {
+    fn bytes(&self) -> usize {
+        self.bytes.count()
+    }
+
+    fn bus_address(&self, offset: usize) -> BusAddress {
+        // Without an IOMMU a device addresses machine memory. The run keeps its frames until no device has it any more.
+        BusAddress::of_pinned(self.frame * PAGE).plus(offset.min(self.bytes.count()) as u64)
+    }
+
+    fn load8(&self, offset: usize) -> u8 {
+        word!(self, offset, AtomicU8).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    fn load16(&self, offset: usize) -> u16 {
+        word!(self, offset, AtomicU16).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    fn load64(&self, offset: usize) -> u64 {
+        word!(self, offset, AtomicU64).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    fn store8(&self, offset: usize, value: u8) {
+        if let Some(word) = word!(self, offset, AtomicU8) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    fn store16(&self, offset: usize, value: u16) {
+        if let Some(word) = word!(self, offset, AtomicU16) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    fn store64(&self, offset: usize, value: u64) {
+        if let Some(word) = word!(self, offset, AtomicU64) {
+            word.store(value, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_inside_the_memory_and_aligned() {
+        let mut memory = [0u64; 4];
+        // SAFETY: the array outlives the value and is not touched meanwhile.
+        let bytes = unsafe { Bytes::new(memory.as_mut_ptr().cast(), 32) };
+        let inside = |offset| [bytes.at::<u8>(offset).is_some(), bytes.at::<u64>(offset).is_some()];
+        assert_eq!(
+            [0, 1, 24, 25, 31, 32].map(inside),
+            [[true, true], [true, false], [true, true], [true, false], [true, false], [false, false]]
+        );
+        assert_eq!(inside(usize::MAX), [false, false]);
+    }
+}
