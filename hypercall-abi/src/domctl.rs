@@ -7,7 +7,8 @@ pub const INTERFACE_VERSION: u32 = 0x15;
 abi! {
     /// Commands of `domctl`.
     pub enum DomctlOp: u32 {
-        /// [`CreateDomain`]; `domain` out: the id. Xen lets a caller ask for one; here the hypervisor chooses.
+        /// [`CreateDomain`]; `domain` in: the id that is asked for, 0 for any; out: the id. `Exist` if it, or one that shares its
+        /// slot, is taken.
         CreateDomain = 1,
         /// Ends a domain and returns all it had. A caller whose payload begins with [`crate::tenon::GRADUALLY`] gets
         /// [`crate::tenon::MORE`] after each step, to call again; for any other the call goes on by itself.
@@ -26,6 +27,8 @@ abi! {
         GetVcpuContext = 13,
         /// [`MaxVcpus`].
         MaxVcpus = 15,
+        /// [`IomemPermission`].
+        IomemPermission = 20,
     }
 
     /// The argument of `domctl`.
@@ -140,6 +143,18 @@ abi! {
         pad: u32,
         /// Address of a [`crate::context::VcpuContext`].
         context: u64,
+    }
+
+    /// Frames of devices that a domain may map from now on.
+    pub struct IomemPermission: 24 {
+        /// The first.
+        first_frame: u64,
+        /// How many.
+        nr_frames: u64,
+        /// 1. What was allowed is not taken back: `OpNotSupp` for 0.
+        allow: u8,
+        /// Zero.
+        pad: [u8; 7],
     }
 
     /// How many vcpus to give.

@@ -123,6 +123,8 @@ abi! {
         Unbound = 1,
         /// Joined to a port of a domain.
         Interdomain = 2,
+        /// Interrupt of a device; here its vector.
+        Pirq = 3,
         /// Virtual interrupt.
         Virq = 4,
         /// Interprocessor interrupt.

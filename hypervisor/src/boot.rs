@@ -3,14 +3,14 @@
 
 use crate::options::Options;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use hv_core::addr::{Frame, PAGE_BYTES, VcpuId, index, long, low32};
+use hv_core::addr::{DomainId, Frame, PAGE_BYTES, VcpuId, index, long, low32};
 use hv_core::call::Halt;
 use hv_core::domain::{Domain, Powers, Spec};
 use hv_core::machine::Frames;
 use hv_core::paging::Stop;
 use hv_core::vcpu::context;
 use hv_core::world::{CpuCtx, World};
-use hv_machine::Hardware;
+use hv_machine::{Hardware, Ranges};
 use hypercall_abi::bundle::entries;
 use hypercall_abi::context::{VcpuContext, flags};
 use hypercall_abi::first::{FirstImage, MAGIC, MAX_PAGES, PAGE, Run};
@@ -33,7 +33,12 @@ type Why = &'static str;
 ///
 /// # Errors
 /// What is wrong with the bundle, or what the machine lacks.
-pub(crate) fn first_domain(cpu_ctx: &mut CpuCtx<'_, Hardware>, module: &[u8], options: &Options) -> Result<(), Why> {
+pub(crate) fn first_domain(
+    cpu_ctx: &mut CpuCtx<'_, Hardware>,
+    module: &[u8],
+    devices: &Ranges,
+    options: &Options,
+) -> Result<(), Why> {
     let (hw, world) = (cpu_ctx.m, cpu_ctx.world);
     let entry = |name: &str| entries(module).find(|(it, _)| *it == name).map(|(_, content)| content);
     // Our dom0 gets every power and the bundle; a guest under test gets the console.
@@ -52,16 +57,31 @@ pub(crate) fn first_domain(cpu_ctx: &mut CpuCtx<'_, Hardware>, module: &[u8], op
         log::error!("the first domain wants {} MiB, and {} MiB are free", plan.nr_pages / 256, free / 256);
         return Err("too little memory for the first domain");
     }
-    let power = if dom0 { Powers::CONTROL } else { Powers::empty() };
+    let power = if dom0 { Powers::CONTROL | Powers::DEVICES } else { Powers::empty() };
     let powers = power | Powers::CONSOLE_WRITE | Powers::CONSOLE_READ | Powers::MACHINE;
-    let spec = Spec { powers, vcpus: options.first_vcpus, max_pages: plan.nr_pages, handle: [0; 16] };
+    let spec =
+        Spec { id: Some(DomainId(0)), powers, vcpus: options.first_vcpus, max_pages: plan.nr_pages, handle: [0; 16] };
     let domain = cpu_ctx.create(&spec).map_err(hypercall_abi::Errno::name)?;
+    if powers.contains(Powers::DEVICES) {
+        allow(domain, devices);
+    }
     let pages = Pages::populate(hw, world, domain, plan.nr_pages)?;
     pages.fill(runs)?;
     let root = pages.relocate(&plan)?;
     pages.tell(&plan, domain, ramdisk)?;
     pages.list.iter().for_each(|list| world.frames.retire(*list));
     start(cpu_ctx, domain, &plan, root)
+}
+
+/// Lets a domain map the registers of devices. Where there are more ranges than it can have, the smallest are left out.
+fn allow(domain: &Domain, devices: &Ranges) {
+    let mut ranges: heapless::Vec<_, 64> = devices.iter().collect();
+    ranges.sort_unstable_by_key(|range| core::cmp::Reverse(range.end - range.start));
+    for range in &ranges {
+        if domain.space.devices.allow(low32(range.start)..low32(range.end.min(0xffff_ffff))).is_err() {
+            log::warn!("{} gets no devices in frames {:#x} to {:#x}", domain.id(), range.start, range.end);
+        }
+    }
 }
 
 /// The first domain's pages while it is built: a list of frames, in frames.

@@ -44,7 +44,7 @@ fn main(boot: hv_machine::BootInfo) -> ! {
     ranges(&boot.ram, &|first, count| WORLD.frames.reserve(first, count));
     let mut held = hv_core::lock::Held::entering_ring_0();
     let mut cpu_ctx = hv_core::world::CpuCtx { m: hw, world: &WORLD, held: &mut held };
-    if let Err(why) = boot::first_domain(&mut cpu_ctx, boot.module, &options) {
+    if let Err(why) = boot::first_domain(&mut cpu_ctx, boot.module, &boot.devices, &options) {
         fail(&why)
     }
     // The bundle has been copied: its frames are as good as any.

@@ -2,7 +2,7 @@
 
 use core::ops::ControlFlow;
 use hv_core::lean::{self, End, Resume};
-use hv_core::machine::Exit;
+use hv_core::machine::{Arrived, Exit};
 use hv_core::sched::life::{self, Runner};
 use hv_core::world::{CpuCtx, Ctx};
 use hv_machine::{Hardware, Return, Verdict};
@@ -21,7 +21,7 @@ impl Runner<Hardware> for Guests {
         (end == End::Exit).then_some(exit)
     }
 
-    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, Hardware>) -> ControlFlow<(), bool> {
+    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, Hardware>) -> ControlFlow<(), Arrived> {
         ControlFlow::Continue(cpu_ctx.m.idle())
     }
 }

@@ -220,6 +220,9 @@ pub const MAX_DOMAINS: u16 = 128;
 impl DomainId {
     /// The first number that stands for a role (SELF, IO, XEN, ...) and not for a domain.
     pub const FIRST_RESERVED: u16 = 0x7ff0;
+    /// Slots below this are given only to who asks for an id in them: 0 is the first domain's, and a domain that serves
+    /// others keeps its id when it is made again.
+    pub const BY_REQUEST: usize = 8;
     /// Number of slots for domains.
     pub(crate) const SLOTS: usize = MAX_DOMAINS as usize;
 

@@ -3,12 +3,14 @@
 use crate::addr::{CpuId, FrameSlot, MAX_VCPUS};
 use crate::domain::Life;
 use crate::domain::life::Subsystem;
+use crate::event::UpcallMask;
 use crate::event::port::{Binding, PortState};
 use crate::grant::Grants;
 use crate::lock::{Above, Leaf, Level, Lock, Nothing, Owned};
 use crate::prelude::*;
 use crate::vcpu::context;
 use core::fmt::{Debug, Write};
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use hypercall_abi::event::PORTS;
 use zerocopy::IntoBytes;
@@ -34,9 +36,22 @@ pub struct Held {
 }
 
 impl World {
-    /// Indexes of the vcpus in a CPU's queue, in order, and how many the CPU counts.
-    pub fn run_queue(&self, cpu: CpuId) -> (heapless::Deque<u16, MAX_VCPUS>, u16) {
+    /// Indexes of the vcpus in a CPU's queue, in order, and how many the CPU counts. `None` if the CPU miscounts the urgent
+    /// ones.
+    pub fn run_queue(&self, cpu: CpuId) -> Option<(heapless::Deque<u16, MAX_VCPUS>, u16)> {
         self.sched.cpu(cpu).queue()
+    }
+
+    /// The domain and port that a message of a device with this vector raises.
+    #[must_use]
+    pub fn message_taker(&self, vector: u8) -> Option<(DomainId, Port)> {
+        self.messages.taker(vector)
+    }
+
+    /// Whether a vcpu sleeps though an event that wakes it is there.
+    pub fn sleeps_through<M: Machine>(&self, m: &M, vcpu: &Vcpu) -> bool {
+        let waited = vcpu.waits() && UpcallMask::of(m, vcpu).is_awaited();
+        vcpu.place() == Place::Blocked && (waited || self.upcall_due(m, vcpu))
     }
 
     /// Whether a CPU keeps the deadlines of a vcpu.
@@ -101,6 +116,11 @@ pub enum Fact<'a> {
         limit: u64,
         owned: u32,
     },
+    /// Frames of devices that the domain may map.
+    Devices {
+        first: u32,
+        end: u32,
+    },
     /// A grant reference that is in use.
     Granted {
         gref: u32,
@@ -138,6 +158,9 @@ impl Subsystem {
             Self::Memory => {
                 let (limit, owned) = (domain.max_pages.load(Relaxed), world.frames.owned(domain.id()));
                 see(Fact::Memory { limit, owned });
+                for Range { start: first, end } in domain.space.devices.known().filter(|range| !range.is_empty()) {
+                    see(Fact::Devices { first, end });
+                }
             }
             Self::Grants => {
                 let active = domain.grants.active_frames().flat_map(|frame| m.page(frame));

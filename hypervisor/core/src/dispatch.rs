@@ -15,7 +15,6 @@ use crate::paging::{Refused, Stop};
 use crate::prelude::*;
 use crate::{domain, event, grant, host, memory, paging, sched, trap, vcpu};
 use hypercall_abi::Hypercall;
-use hypercall_abi::event::Virq;
 use hypercall_abi::grant::status;
 use hypercall_abi::mmu::MulticallEntry;
 
@@ -50,8 +49,8 @@ pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) -> Next {
 /// Between two steps of a call: lets interrupts that wait come in, as they would if the guest ran (P8). What the timer or a
 /// kick wants is seen to afterwards.
 pub fn let_in<M: Machine>(ctx: &Ctx<'_, M>) {
-    if !planted(Fault::DeafCalls) && ctx.m.let_in() {
-        ctx.world.raise_global(ctx.m, Virq::Console);
+    if !planted(Fault::DeafCalls) {
+        ctx.world.arrived(ctx.m, &ctx.m.let_in());
     }
 }
 

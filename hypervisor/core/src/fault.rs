@@ -86,6 +86,10 @@ pub enum Fault {
     RunTwice,
     /// A vcpu that goes to sleep looks for events before, and not afterwards: a kick that comes late finds it gone.
     SleepBlindly,
+    /// The same for one that waits for any event.
+    WaitBlindly,
+    /// A vector still leads to a port that was closed.
+    KeepVector,
     /// A flush counts from its end, not from its beginning.
     LateTicket,
     /// A frame found before a flush is written after it.

@@ -31,8 +31,9 @@ pub trait Frames {
     fn write(&self, frame: Frame, offset: usize, from: &[u8]);
     /// Fills a frame with zeros.
     fn zero(&self, frame: Frame);
-    /// Copies a whole frame.
-    fn copy(&self, from: Frame, to: Frame);
+    /// Copies `length` bytes from an offset in a frame to one in another, neither of which passes the end of its page. Guests may
+    /// change both meanwhile; within one frame, overlapping ranges are left with any mixture of their bytes.
+    fn copy(&self, from: (Frame, usize), to: (Frame, usize), length: usize);
     /// The address at which the entry code sees a frame, for [`Entry`].
     fn direct(&self, frame: Frame) -> u64;
     /// Says in the machine-to-physical table which pseudo-physical page a frame is (ABI core 2.2).
@@ -65,6 +66,33 @@ pub trait Cpus {
     fn forget(&self);
     /// Makes a CPU leave its guest, or its sleep, soon.
     fn kick(&self, cpu: CpuId);
+}
+
+/// The first vector that messages of devices may have. Those below are exceptions and the old interrupt controllers'.
+pub const FIRST_MESSAGE: u8 = 0x30;
+/// How many vectors there are for messages. Those above are ring 0's own.
+pub const MESSAGES: usize = 0xe0 - FIRST_MESSAGE as usize;
+
+/// Interrupts that came in while ring 0 slept, or waited between two steps of a call.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Arrived {
+    /// Bytes have arrived on the console.
+    pub console: bool,
+    /// Messages of devices: a bit for each vector from [`FIRST_MESSAGE`] on.
+    pub messages: [u64; MESSAGES.div_ceil(64)],
+}
+
+/// What devices of domains need of ring 0, which knows none of them.
+pub trait Devices {
+    /// Returns what a device writes, and where, in order to interrupt this CPU with a vector: address and data. `None` if messages
+    /// cannot reach this CPU.
+    fn message(&self, vector: u8) -> Option<(u64, u32)>;
+    /// Keeps messages from interrupting this CPU, or lets them in again. None is lost.
+    fn hold_messages(&self, hold: bool);
+    /// Reads 1, 2 or 4 bytes of PCI configuration by one of its ports ([`crate::trap::config`]).
+    fn read_config(&self, port: u16, size: u8) -> u32;
+    /// Writes them.
+    fn write_config(&self, port: u16, size: u8, value: u32);
 }
 
 /// Time.
@@ -163,13 +191,13 @@ pub trait CpuState {
 }
 
 /// All of it: what a whole hypervisor needs.
-pub trait Machine: Frames + Cpus + Clock + Console + CpuState + Sync + 'static {
+pub trait Machine: Frames + Cpus + Clock + Console + Devices + CpuState + Sync + 'static {
     /// The vcpu with these registers is about to run: its exits are kept there, and what other CPUs have asked for is done.
     /// Afterwards a CPU that wants this one to flush interrupts its guest.
     fn begin(&self, registers: &mut Registers);
-    /// Lets interrupts that wait come in, and does what other CPUs have asked this one for; answers whether one of them was
-    /// the console's. No lock is held, and nothing found by walking tables is used afterwards.
-    fn let_in(&self) -> bool;
+    /// Lets interrupts that wait come in, and does what other CPUs have asked this one for; returns those that somebody waits
+    /// for. No lock is held, and nothing found by walking tables is used afterwards.
+    fn let_in(&self) -> Arrived;
 }
 
 /// The general registers of a vcpu in the order ring 0's entry code pushes them, which is the ABI's `user_regs` order
@@ -404,6 +432,8 @@ pub enum Interrupt {
     Kick,
     /// Bytes arrived on the console.
     Console,
+    /// A device sent a message with this vector.
+    Message(u8),
     /// None of these, or an NMI.
     Other,
 }

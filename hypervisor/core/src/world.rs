@@ -4,6 +4,7 @@ use crate::claim::walks::{Kind, WalkCache};
 use crate::claim::{Access, GuestMemory};
 use crate::domain::visit::Visits;
 use crate::domain::{Life, Powers, Spec};
+use crate::event::vectors::Messages;
 use crate::frame::FrameTable;
 use crate::frame::owned::OwnedFrames;
 use crate::lock::{Domains, Held, Lock, Nothing, Ports};
@@ -27,6 +28,8 @@ with_new! {
         pub vcpus: [Vcpu; MAX_VCPUS] = [const { Vcpu::new() }; MAX_VCPUS],
         /// Who runs next.
         pub sched: Scheduler = Scheduler::new(),
+        /// Who takes the messages of devices. Changed under the lock of ports, but for reservations.
+        pub(crate) messages: Messages = Messages::new(),
         /// Held while ports are joined or parted.
         pub(crate) ports: Lock<Ports, ()> = Lock::new(()),
         /// Held while domains are made or unmade; the next id to try.

@@ -1,9 +1,11 @@
 //! The local APIC: this CPU's timer, interrupts to other CPUs, acknowledgement.
 
+use crate::Hardware;
 use crate::insn::{self, msr};
 use crate::memory::device_register;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use hv_core::addr::low32;
+use hv_core::machine::Devices;
 
 /// Vectors. All above the exceptions and INT 0x80, and in priority order.
 pub(crate) const SERIAL: u32 = 0xe0;
@@ -81,6 +83,13 @@ pub(crate) fn id() -> u32 {
     if BY_MSR.load(Relaxed) { read(register::ID) } else { read(register::ID) >> 24 }
 }
 
+/// What a device writes where in order to raise a vector on this CPU, as far as a device can name the CPU (Intel SDM volume 3,
+/// "Message Signalled Interrupts").
+fn message(vector: u8) -> Option<(u64, u32)> {
+    let id = u8::try_from(id()).ok()?;
+    Some((0xfee0_0000 | u64::from(id) << 12, vector.into()))
+}
+
 /// Ends the interrupt in service.
 pub(crate) fn acknowledge() {
     write(register::EOI, 0);
@@ -99,4 +108,23 @@ pub(crate) fn send(apic_id: u32, vector: u32) {
     }
     write(register::COMMAND_HIGH, apic_id << 24);
     write(register::COMMAND, command);
+}
+
+impl Devices for Hardware {
+    fn message(&self, vector: u8) -> Option<(u64, u32)> {
+        message(vector)
+    }
+
+    fn hold_messages(&self, hold: bool) {
+        // The interrupts of ring 0 itself lie above.
+        write(register::TASK_PRIORITY, if hold { SERIAL - 1 } else { 0 });
+    }
+
+    fn read_config(&self, port: u16, size: u8) -> u32 {
+        insn::input(port, size)
+    }
+
+    fn write_config(&self, port: u16, size: u8, value: u32) {
+        insn::output(port, size, value);
+    }
 }

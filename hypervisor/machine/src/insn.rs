@@ -110,6 +110,31 @@ pub(crate) fn out32(port: u16, value: u32) {
     unsafe { Port::new(port).write(value) };
 }
 
+/// Reads one, two or four bytes from an I/O port.
+pub(crate) fn input(port: u16, size: u8) -> u32 {
+    // SAFETY: as for `in8`, and PCI configuration, for a domain that may do to memory whatever its devices can.
+    unsafe {
+        match size {
+            1 => Port::<u8>::new(port).read().into(),
+            2 => Port::<u16>::new(port).read().into(),
+            _ => Port::new(port).read(),
+        }
+    }
+}
+
+/// Writes as many to one.
+pub(crate) fn output(port: u16, size: u8, value: u32) {
+    let [low, high, ..] = value.to_le_bytes();
+    // SAFETY: as for `input`.
+    unsafe {
+        match size {
+            1 => Port::new(port).write(low),
+            2 => Port::new(port).write(u16::from_le_bytes([low, high])),
+            _ => Port::new(port).write(value),
+        }
+    }
+}
+
 /// Removes the translation of one address from this CPU's caches.
 pub(crate) fn invlpg(address: u64) {
     x86_64::instructions::tlb::flush(VirtAddr::new_truncate(address));

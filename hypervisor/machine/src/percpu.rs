@@ -9,7 +9,7 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use hv_core::addr::index;
 use hv_core::frame::asked::Asked;
-use hv_core::machine::{Entry, Page};
+use hv_core::machine::{Entry, MESSAGES, Page};
 
 /// CPUs we have room for: as many as the rules.
 pub(crate) const MAX_CPUS: usize = hv_core::addr::MAX_CPUS;
@@ -82,6 +82,8 @@ pub(crate) struct Cpu {
     pub(crate) asked: Asked,
     /// Interrupts that came during `idle` or `let_in`.
     pub(crate) woken: AtomicU32,
+    /// Which of them were messages of devices.
+    pub(crate) messages: [AtomicU64; MESSAGES.div_ceil(64)],
     /// When the timer interrupt is due.
     pub(crate) deadline: AtomicU64,
     /// XCR0 as it is in hardware.

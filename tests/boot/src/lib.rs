@@ -36,6 +36,9 @@ use xtask::{build, firmware};
 /// The Cargo profile of the images that are booted: release code with every assertion on.
 pub const PROFILE: &str = "checked";
 
+/// The id of the first guest that is made: those before it are given by request only.
+pub const FIRST_GUEST: u16 = 8;
+
 /// How many lines of the console a failure shows; the whole of it is in the file that is named as well.
 const SHOWN: usize = 40;
 

@@ -65,13 +65,13 @@ const AREAS: &[Area] = &[
         parts: &[
             ("core/frame", 1_200, &["hypervisor/core/src/frame"]),
             ("core/paging", 1_270, &["hypervisor/core/src/paging"]),
-            ("core/event", 460, &["hypervisor/core/src/event"]),
+            ("core/event", 560, &["hypervisor/core/src/event"]),
             ("core/grant", 550, &["hypervisor/core/src/grant"]),
             ("core/domain/journal", 140, &["hypervisor/core/src/domain/journal"]),
             ("core/domain", 560, &["hypervisor/core/src/domain"]),
             ("core/vcpu", 1_000, &["hypervisor/core/src/vcpu"]),
             ("core/memory", 130, &["hypervisor/core/src/memory"]),
-            ("core/sched, time", 680, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
+            ("core/sched, time", 760, &["hypervisor/core/src/sched", "hypervisor/core/src/time"]),
             (
                 "core/trap: decode, emulate",
                 935,

@@ -144,6 +144,23 @@ impl SimMachine {
     }
 }
 
+/// Copies bytes from a page to another, or within one.
+pub(crate) fn copy_bytes<'a>(
+    (from, from_at): (Frame, usize),
+    (to, to_at): (Frame, usize),
+    length: usize,
+    page: impl Fn(Frame) -> &'a Page,
+) {
+    assert!(from_at + length <= PAGE_SIZE && to_at + length <= PAGE_SIZE, "a copy beyond its frames");
+    for n in 0..length {
+        let byte = page(from)[(from_at + n) / 8].load(SeqCst).to_le_bytes()[(from_at + n) % 8];
+        let word = &page(to)[(to_at + n) / 8];
+        let mut bytes = word.load(SeqCst).to_le_bytes();
+        bytes[(to_at + n) % 8] = byte;
+        word.store(u64::from_le_bytes(bytes), SeqCst);
+    }
+}
+
 impl Frames for SimMachine {
     fn frame_limit(&self) -> u64 {
         self.pages.len() as u64
@@ -172,10 +189,8 @@ impl Frames for SimMachine {
     fn zero(&self, frame: Frame) {
         self.page(frame).iter().for_each(|w| w.store(0, SeqCst));
     }
-    fn copy(&self, from: Frame, to: Frame) {
-        for (a, b) in self.page(from).iter().zip(self.page(to)) {
-            b.store(a.load(SeqCst), SeqCst);
-        }
+    fn copy(&self, from: (Frame, usize), to: (Frame, usize), length: usize) {
+        copy_bytes(from, to, length, |frame| self.page(frame));
     }
     fn set_m2p(&self, frame: Frame, pfn: u64) {
         self.m2p[frame.index()].set(pfn);

@@ -17,7 +17,7 @@ fn born(soiled: bool) -> Fields {
         if soiled {
             stage.world.soil();
         }
-        let spec = Spec { powers: Powers::CONSOLE_WRITE, vcpus: 2, max_pages: 7, handle: [9; 16] };
+        let spec = Spec { id: None, powers: Powers::CONSOLE_WRITE, vcpus: 2, max_pages: 7, handle: [9; 16] };
         let world = stage.world;
         let domain = stage.cpu_ctx().create(&spec).expect("room for a domain");
         let mut seen = Fields::new();

@@ -36,8 +36,8 @@ impl Frames for Hooked {
     fn zero(&self, frame: Frame) {
         self.m.zero(frame);
     }
-    fn copy(&self, from: Frame, to: Frame) {
-        self.m.copy(from, to);
+    fn copy(&self, from: (Frame, usize), to: (Frame, usize), length: usize) {
+        self.m.copy(from, to, length);
     }
     fn direct(&self, frame: Frame) -> u64 {
         self.m.direct(frame)

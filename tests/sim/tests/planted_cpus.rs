@@ -18,6 +18,7 @@ fn the_audit_notices_faults_of_several_cpus() {
         (Fault::QueueTwice, 4),
         (Fault::RunTwice, 4),
         (Fault::SleepBlindly, 2),
+        (Fault::WaitBlindly, 2),
         (Fault::LeaveOff, 4),
         (Fault::UnmakeTogether, 2),
         (Fault::CountApart, 4),

@@ -31,6 +31,7 @@ fn the_audit_notices_planted_faults() {
         Fault::ArriveUnkept,
         Fault::SeenOverRoot,
         Fault::SeenOverLeaf,
+        Fault::KeepVector,
     ];
     let missed: Vec<Fault> = faults
         .into_iter()

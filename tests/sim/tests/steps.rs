@@ -2,7 +2,7 @@
 
 use hv_core::addr::{Frame, VcpuId};
 use hv_core::domain::Powers;
-use hv_core::machine::{Exit, Interrupt};
+use hv_core::machine::{Arrived, Exit, Interrupt};
 use hv_core::sched::SLICE;
 use hv_core::sched::life::{self, Runner, Step};
 use hv_core::world::CpuCtx;
@@ -12,7 +12,7 @@ use hypercall_abi::vcpu::VcpuOp;
 use hypercall_abi::{Hypercall, domid};
 use sim::world::Context;
 use sim::world::build::{self, at, page};
-use sim::world::machine::WholeMachine;
+use sim::world::machine::{self, WholeMachine};
 use sim::world::script::{Actor, Stage, tell};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering::Relaxed;
@@ -126,10 +126,10 @@ impl Runner<WholeMachine> for Caller {
         if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, WholeMachine>) -> ControlFlow<(), bool> {
+    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, WholeMachine>) -> ControlFlow<(), Arrived> {
         match cpu_ctx.m.idle().unwrap_or(Interrupt::Kick) {
             Interrupt::Kick => panic!("nobody wants to run"),
-            interrupt => ControlFlow::Continue(interrupt == Interrupt::Console),
+            interrupt => ControlFlow::Continue(machine::arrived(interrupt)),
         }
     }
 }

@@ -21,7 +21,7 @@ impl Frames for Flat {
     fn read(&self, _: Frame, _: usize, _: &mut [u8]) {}
     fn write(&self, _: Frame, _: usize, _: &[u8]) {}
     fn zero(&self, _: Frame) {}
-    fn copy(&self, _: Frame, _: Frame) {}
+    fn copy(&self, _: (Frame, usize), _: (Frame, usize), _: usize) {}
     fn set_m2p(&self, _: Frame, _: u64) {}
     fn direct(&self, _: Frame) -> u64 {
         0

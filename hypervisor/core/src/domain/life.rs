@@ -65,22 +65,28 @@ pub const fn kept_frames(vcpus: u32) -> u32 {
 }
 
 impl<'a, M: Machine> CpuCtx<'a, M> {
-    /// Makes an empty domain, paused. It gets the first free id after the one given last. For boot, and for `domctl`.
+    /// Makes an empty domain, paused. It gets the id that `spec` asks for, or else the first free one after the one given
+    /// last. For boot, and for `domctl`.
     ///
     /// # Errors
-    /// `Inval` for a number of vcpus that no domain can have, `NoMem` without a free slot or vcpu, or if there are not
-    /// enough free frames for [`kept_frames`]; nothing is left behind.
+    /// `Inval` for a number of vcpus or an id that no domain can have, `Exist` if the slot of the wanted id is taken,
+    /// `NoMem` without a free slot or vcpu, or if there are not enough free frames for [`kept_frames`]; nothing is left
+    /// behind.
     pub fn create(&mut self, spec: &Spec) -> Result<&'a Domain, Errno> {
         let (m, world) = (self.m, self.world);
         ensure!((1..=MAX_DOMAIN_VCPUS).contains(&index(spec.vcpus)), Errno::Inval);
+        ensure!(spec.id.is_none_or(|id| id.0 < DomainId::FIRST_RESERVED), Errno::Inval);
         let mut census = world.census.lock(self.held);
         let (next, held) = census.parts();
-        let mut ids = (0..MAX_DOMAINS).map(|n| DomainId(next.wrapping_add(n) % DomainId::FIRST_RESERVED));
+        let any = (0..MAX_DOMAINS).map(|n| DomainId(next.wrapping_add(n) % DomainId::FIRST_RESERVED));
+        let mut ids =
+            spec.id.into_iter().chain(any.filter(|id| spec.id.is_none() && id.slot() >= DomainId::BY_REQUEST));
         let free = |id| {
             let domain = world.slot(id).filter(|domain| domain.life() == Life::Free)?;
             Some((id, domain, domain.work.try_take()?))
         };
-        let (id, domain, _work) = ids.find_map(free).ok_or(Errno::NoMem)?;
+        let none = if spec.id.is_some() { Errno::Exist } else { Errno::NoMem };
+        let (id, domain, _work) = ids.find_map(free).ok_or(none)?;
         domain.renew(Domain::new, held);
         domain.id.store(id.0, Release);
         domain.space.belongs_to(id);
@@ -96,7 +102,9 @@ impl<'a, M: Machine> CpuCtx<'a, M> {
             let _ = self.end(domain);
             return Err(why);
         }
-        *next = (id.0 + 1) % DomainId::FIRST_RESERVED;
+        if spec.id.is_none() {
+            *next = (id.0 + 1) % DomainId::FIRST_RESERVED;
+        }
         Ok(domain)
     }
 

@@ -27,6 +27,8 @@ pub const PORT_FRAMES: usize = index(hypercall_abi::event::PORTS) / crate::addr:
 /// What a new domain is to be like.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
+    /// The id that is asked for; `None` for any free one from [`DomainId::BY_REQUEST`] on.
+    pub id: Option<DomainId>,
     /// What the domain may do.
     pub powers: Powers,
     /// Number of vcpus.
@@ -75,6 +77,8 @@ bitflags::bitflags! {
         const CONSOLE_READ = 4;
         /// Turn the machine off by shutting down; get the machine's memory map and its own interrupts.
         const MACHINE = 8;
+        /// Configure PCI devices, and take their interrupts.
+        const DEVICES = 16;
     }
 }
 

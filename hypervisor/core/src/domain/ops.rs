@@ -2,13 +2,14 @@
 //!
 //! Keeps: P9. Every function that reaches another domain takes a [`ControlAuthority`].
 
-use super::{Life, Powers, Spec};
+use super::{Life, Powers, Spec, ToolstackNotes};
 use crate::prelude::*;
 use crate::vcpu::context;
 use crate::world::ControlAuthority;
 use hypercall_abi::callback::{ASSIST_DISABLE, ASSIST_ENABLE, Assist};
 use hypercall_abi::domctl::{
-    CreateDomain, DomainInfo, Domctl, DomctlOp, INTERFACE_VERSION, MaxMem, MaxVcpus, VcpuContextArg, info,
+    CreateDomain, DomainInfo, Domctl, DomctlOp, INTERFACE_VERSION, IomemPermission, MaxMem, MaxVcpus, VcpuContextArg,
+    info,
 };
 use hypercall_abi::tenon::{GRADUALLY, MORE, TenonOp};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -29,7 +30,9 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
             ensure!(wanted.flags == 0, Errno::Inval);
             // The reply is tried first: a domain whose id cannot be told would be lost.
             ctx.write(arg, &call)?;
-            let spec = Spec { powers: Powers::default(), vcpus: wanted.max_vcpus, max_pages: 0, handle: wanted.handle };
+            let id = Some(DomainId(call.domain)).filter(|id| id.0 != 0);
+            let (powers, vcpus) = (Powers::default(), wanted.max_vcpus);
+            let spec = Spec { id, powers, vcpus, max_pages: 0, handle: wanted.handle };
             call.domain = ctx.cpu_ctx().create(&spec)?.id().0;
             ctx.write(arg, &call)?;
         }
@@ -60,6 +63,16 @@ pub fn domctl<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
             // A domain gets its vcpus when it is made; asking for the same number again is no change.
             let MaxVcpus { max } = payload(&call)?;
             ensure!(ctx.world.vcpus_of(ctx.named(call.domain)?).count() == index(max), Errno::Inval);
+        }
+        DomctlOp::IomemPermission => {
+            let IomemPermission { first_frame, nr_frames, allow, .. } = payload(&call)?;
+            let domain = ctx.named(call.domain)?;
+            ensure!(allow == 1, Errno::OpNotSupp);
+            let bounds = (u32::try_from(first_frame), u32::try_from(first_frame.saturating_add(nr_frames)));
+            let (Ok(first), Ok(end)) = bounds else { return Err(Errno::Inval.into()) };
+            ensure!(first < end, Errno::Inval);
+            ensure!(ctx.domain.space.devices.has(&(first..end)), Errno::Perm);
+            domain.space.devices.allow(first..end).map_err(|_| Errno::NoSpc)?;
         }
         DomctlOp::SetVcpuContext => {
             let (domain, vcpu, at) = stopped_vcpu(ctx, authority, &call)?;
@@ -142,18 +155,23 @@ fn describe<M: Machine>(ctx: &Ctx<'_, M>, domain: &Domain) -> DomainInfo {
 /// Our own calls.
 ///
 /// # Errors
-/// `Perm` for those without authority, `NoSys` for unknown ones, `Srch` for a domain there is not.
+/// `NoSys` for unknown ones, `Perm` for those without authority, `Srch` for a domain there is not; and those of each.
 pub fn tenon_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let [command, id, arg, ..] = call.args;
-    ctx.control()?;
-    let op = TenonOp::from_number(command).ok_or(Errno::NoSys)?;
-    let domain = ctx.named(u16::try_from(id).map_err(|_| Errno::Srch)?)?;
-    let notes = domain.notes.with(|notes| *notes);
-    match op {
-        TenonOp::CrashReport => ctx.write(arg, &notes.report)?,
-        TenonOp::Refusals => ctx.write(arg, &notes.refusals)?,
+    let id = u16::try_from(id).map_err(|_| Errno::Srch);
+    match TenonOp::from_number(command).ok_or(Errno::NoSys)? {
+        TenonOp::CrashReport => ctx.write(arg, &notes_of(ctx, id)?.report)?,
+        TenonOp::Refusals => ctx.write(arg, &notes_of(ctx, id)?.refusals)?,
+        TenonOp::BindMessage => crate::event::message::bind(ctx, id?, arg)?,
+        TenonOp::Wait => return crate::sched::ops::wait(ctx),
     }
     Ok(0)
+}
+
+/// What the toolstack reads about a domain.
+fn notes_of<M: Machine>(ctx: &Ctx<'_, M>, id: Result<u16, Errno>) -> Result<ToolstackNotes, Errno> {
+    ctx.control()?;
+    Ok(ctx.named(id?)?.notes.with(|notes| *notes))
 }
 
 /// `vm_assist` (ABI core 3.12).

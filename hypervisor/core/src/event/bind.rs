@@ -4,6 +4,7 @@
 
 use super::port::{Binding, PortState};
 use crate::addr::ENTRIES;
+use crate::fault::{Fault, planted};
 use crate::prelude::*;
 use hypercall_abi::event::PORTS;
 
@@ -48,7 +49,8 @@ impl World {
                     let _ = slot.compare_exchange(low16(u64::from(port.0)), 0, AcqRel, Acquire);
                 }
             }
-            Binding::Unbound(_) | Binding::Ipi => {}
+            Binding::Message(vector) if !planted(Fault::KeepVector) => self.messages.free(vector),
+            Binding::Unbound(_) | Binding::Ipi | Binding::Message(_) => {}
         }
         self.set_port(m, domain, port, PortState::CLOSED);
         self.clear_pending(m, domain, port);

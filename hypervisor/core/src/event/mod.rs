@@ -5,8 +5,10 @@
 //! Keeps: P5. `send` takes no lock and allocates nothing: it reads one word and sets three bits.
 
 mod bind;
+pub mod message;
 pub mod ops;
 pub mod port;
+pub mod vectors;
 
 use crate::domain::Life;
 use crate::machine::{Page, word};
@@ -50,17 +52,17 @@ impl World {
                 Some(())
             }
             Binding::Unbound(_) => Some(()),
-            Binding::Closed | Binding::Virq(_) => None,
+            Binding::Closed | Binding::Virq(_) | Binding::Message(_) => None,
         }
     }
 
-    /// Makes a port of `domain` pending, and calls on the vcpu it notifies.
-    pub fn raise<M: Machine>(&self, m: &M, domain: &Domain, port: Port) {
+    /// Makes a port of `domain` pending, and calls on the vcpu it notifies. Returns whether it was not pending already.
+    pub fn raise<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> bool {
         let vcpu = self.vcpu(domain, self.port(m, domain, port).vcpu);
-        let (Some(bits), Some(vcpu)) = (Bits::of(m, domain, port), vcpu) else { return };
+        let (Some(bits), Some(vcpu)) = (Bits::of(m, domain, port), vcpu) else { return false };
         // The order pending, selector, upcall is the guest's guarantee that a scan it starts finds the port.
         if bits.pending.fetch_or(bits.bit, SeqCst) & bits.bit != 0 {
-            return;
+            return false;
         }
         if bits.mask.load(SeqCst) & bits.bit == 0 {
             self.mark(m, vcpu, bits.selector);
@@ -68,6 +70,7 @@ impl World {
         if domain.pollers.load(SeqCst) != 0 {
             self.wake_pollers(m, domain, port);
         }
+        true
     }
 
     /// Wakes the vcpus that poll a port.
@@ -88,7 +91,7 @@ impl World {
         let (Some(head), Some(selector)) = (info_head(m, vcpu), selector) else { return };
         if selector.fetch_or(bit, SeqCst) & bit == 0 && head.fetch_or(1, SeqCst) & PENDING_BYTE == 0 {
             match vcpu.place() {
-                Place::Blocked if self.upcall_due(m, vcpu) => self.sched.wake(m, vcpu),
+                Place::Blocked if self.upcall_due(m, vcpu) || vcpu.waits() => self.sched.wake(m, vcpu),
                 Place::Running(_) => self.sched.nudge(m, vcpu),
                 _ => {}
             }

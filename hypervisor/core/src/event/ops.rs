@@ -92,7 +92,7 @@ fn existing<'a, M: Machine>(ctx: &Ctx<'a, M>, number: u32) -> Result<&'a Vcpu, E
 
 /// Finds a free port, writes the reply that names it, and makes it what `commit` says, which may change the other end or
 /// refuse: both under one hold of the lock (P5).
-fn reply_then_bind<'a, M: Machine, T: IntoBytes + Immutable>(
+pub(super) fn reply_then_bind<'a, M: Machine, T: IntoBytes + Immutable>(
     ctx: &mut Ctx<'a, M>,
     domain: &'a Domain,
     reply_to: u64,
@@ -167,7 +167,7 @@ fn bind_vcpu<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let _guard = world.ports.lock(ctx.held);
     let state = world.port(m, ctx.domain, port);
     match state.binding {
-        Binding::Interdomain(..) | Binding::Unbound(_) => {}
+        Binding::Interdomain(..) | Binding::Unbound(_) | Binding::Message(_) => {}
         Binding::Virq(virq) if !Virq::from_number(u64::from(virq)).is_some_and(Virq::per_vcpu) => {}
         _ => return Err(Errno::Inval),
     }
@@ -186,6 +186,7 @@ fn status<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
         Binding::Interdomain(remote, port) => (PortStatus::Interdomain.code(), u32::from(remote.0), port.0),
         Binding::Virq(virq) => (PortStatus::Virq.code(), virq, 0),
         Binding::Ipi => (PortStatus::Ipi.code(), 0, 0),
+        Binding::Message(vector) => (PortStatus::Pirq.code(), vector.into(), 0),
     };
     call.vcpu = state.vcpu.0;
     ctx.write(arg, &call)

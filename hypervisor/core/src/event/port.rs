@@ -15,6 +15,8 @@ pub enum Binding {
     Virq(u32),
     /// The domain's own vcpus.
     Ipi,
+    /// Messages of a device that come with this vector.
+    Message(u8),
 }
 
 /// A port: what it is joined to and which vcpu it notifies.
@@ -30,7 +32,7 @@ impl PortState {
     /// A free port.
     pub const CLOSED: Self = Self { binding: Binding::Closed, vcpu: VcpuId(0) };
 
-    /// The word: kind in bits 0..4, vcpu in 4..16, domain in 16..32, port or virq in 32..64.
+    /// The word: kind in bits 0..4, vcpu in 4..16, domain in 16..32, port, virq or vector in 32..64.
     #[must_use]
     pub fn to_word(self) -> u64 {
         let word = |kind: u64, domain: u16, detail: u32| kind | u64::from(domain) << 16 | u64::from(detail) << 32;
@@ -40,6 +42,7 @@ impl PortState {
             Binding::Interdomain(domain, port) => word(2, domain.0, port.0),
             Binding::Virq(virq) => word(3, 0, virq),
             Binding::Ipi => word(4, 0, 0),
+            Binding::Message(vector) => word(5, 0, vector.into()),
         };
         binding | u64::from(self.vcpu.0 & 0xfff) << 4
     }
@@ -55,6 +58,7 @@ impl PortState {
             2 => Binding::Interdomain(domain, Port(detail)),
             3 => Binding::Virq(detail),
             4 => Binding::Ipi,
+            5 => Binding::Message(p0),
             _ => return Self::CLOSED,
         };
         Self { binding, vcpu: VcpuId(u32::try_from(word >> 4 & 0xfff).unwrap_or(0)) }
@@ -72,6 +76,7 @@ mod tests {
             Binding::Interdomain(DomainId(3), Port(4095)),
             Binding::Virq(23),
             Binding::Ipi,
+            Binding::Message(0xdf),
         ];
         for binding in bindings {
             for vcpu in [0, 1, 31, 4095] {

@@ -311,7 +311,7 @@ fn copy_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Copy) -> Result<(), Fai
     let dest = open(ctx, &call.dest, call.flags & DEST_GREF != 0, true);
     if let Ok(dest) = &dest {
         let from = (source.frame, usize::from(call.source.offset));
-        copy_bytes(ctx.m, from, (dest.frame, usize::from(call.dest.offset)), usize::from(call.len));
+        ctx.m.copy(from, (dest.frame, usize::from(call.dest.offset)), usize::from(call.len));
     }
     close(ctx, source);
     close(ctx, dest?);
@@ -341,18 +341,5 @@ fn close<M: Machine>(ctx: &mut Ctx<'_, M>, side: Side) {
     match side.pin {
         Some(pin) => ctx.cpu_ctx().unpin(pin, me),
         None => ctx.world.frames.let_go(side.frame, me, side.writable),
-    }
-}
-
-fn copy_bytes<M: Machine>(m: &M, (from, from_at): (Frame, usize), (to, to_at): (Frame, usize), length: usize) {
-    if length == PAGE_SIZE {
-        return m.copy(from, to);
-    }
-    const CHUNK: usize = 256;
-    let mut buffer = [0; CHUNK];
-    for done in (0..length).step_by(CHUNK) {
-        let part = buffer.get_mut(..(length - done).min(CHUNK)).unwrap_or_default();
-        m.read(from, from_at + done, part);
-        m.write(to, to_at + done, part);
     }
 }

@@ -384,7 +384,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         self.table.take_ref(source, from, self.id())?;
         let taken = self.table.take_use(self.m, target, Use::Writable, self.taker(from));
         if taken.is_ok() {
-            self.m.copy(source, target);
+            self.m.copy((source, 0), (target, 0), PAGE_SIZE);
             self.table.drop_use(target, self.id());
         }
         self.table.drop_ref(source, self.id());

@@ -11,6 +11,7 @@ impl World {
     pub fn tick<M: Machine>(&self, m: &M, limit: u64) {
         let (here, now) = (self.sched.here(m), m.now());
         let mut next = limit;
+        here.end_storm(m);
         here.for_watched(|index| {
             let Some(vcpu) = nth(&self.vcpus, index) else { return };
             if vcpu.earliest() <= now {

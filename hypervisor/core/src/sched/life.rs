@@ -2,12 +2,11 @@
 //!
 //! Touches: nothing itself; it says in which order the rules are asked. Ring 0 and the simulated machines run these lines.
 
-use super::{SLICE, switch};
-use crate::machine::{Exit, Interrupt};
+use super::switch;
+use crate::machine::{Arrived, Exit, Interrupt};
 use crate::prelude::*;
 use crate::{dispatch, trap};
 use core::ops::ControlFlow;
-use hypercall_abi::event::Virq;
 
 /// What a CPU does while no rule is asked: it runs a guest, or sleeps.
 pub trait Runner<M: Machine> {
@@ -15,8 +14,8 @@ pub trait Runner<M: Machine> {
     /// and any rest of a call is in [`VcpuState::call`] ([`crate::lean::run`]).
     fn run(&mut self, ctx: &mut Ctx<'_, M>) -> Option<Exit>;
 
-    /// Sleeps until an interrupt; answers whether one was the console's. `Break` ends the CPU's life.
-    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, M>) -> ControlFlow<(), bool>;
+    /// Sleeps until an interrupt; returns those that somebody waits for. `Break` ends the CPU's life.
+    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, M>) -> ControlFlow<(), Arrived>;
 
     /// What has just happened on this CPU; `Break` ends its life. For machines that are watched: ring 0 is not.
     fn seen(&mut self, _ctx: &mut Ctx<'_, M>, _what: Step) -> ControlFlow<()> {
@@ -56,8 +55,9 @@ fn sleep<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, runner: &mut impl Runner<M>) -
     let (m, world) = (cpu_ctx.m, cpu_ctx.world);
     world.sched.set_idle(m, true);
     // Who has a vcpu wait from here on sees that we sleep, and kicks.
-    if !world.sched.has_waiting() && runner.idle(cpu_ctx)? {
-        world.raise_global(m, Virq::Console);
+    if !world.sched.has_waiting() {
+        let arrived = runner.idle(cpu_ctx)?;
+        world.arrived(m, &arrived);
     }
     world.tick(m, u64::MAX); // before we stop being idle, so that who wakes now waits for us
     world.sched.set_idle(m, false);
@@ -88,21 +88,22 @@ fn turn<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, vcpu: &Vcpu, runner: &mut impl 
 fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> ControlFlow<()> {
     let (m, world) = (ctx.m, ctx.world);
     let here = world.sched.here(m);
-    let slice_end = ctx.state.runstate.state_entry_time.saturating_add(SLICE); // since it runs
-    let mut limited = false;
+    let began = ctx.state.runstate.state_entry_time;
+    let mut slice = u64::MAX;
     world.keep(m, ctx.vcpu);
     let mut next = Next::Stay;
     while next == Next::Stay {
-        if !limited && here.is_wanted() {
-            limited = true;
-            here.arm_by(m, slice_end);
+        let now = here.slice();
+        if now < slice {
+            slice = now;
+            here.arm_by(m, began.saturating_add(slice));
         }
         if ctx.state.call.is_some() {
             next = dispatch::step(ctx);
             runner.seen(ctx, Step::Call(next))?;
             if ctx.state.call.is_some() && next == Next::Stay {
                 dispatch::let_in(ctx);
-                next = tick(ctx, slice_end); // a kick or the timer may be what came in
+                next = tick(ctx, began); // a kick or the timer may be what came in
             }
         } else {
             if trap::prepare(ctx).is_err() {
@@ -113,7 +114,7 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
                 runner.seen(ctx, Step::Exit(exit))?;
                 // A kick may mean a tick that another vcpu has set for this one.
                 if matches!(exit, Exit::Interrupt(Interrupt::Timer | Interrupt::Kick)) {
-                    next = tick(ctx, slice_end);
+                    next = tick(ctx, began);
                 }
             }
         }
@@ -121,18 +122,21 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
             break;
         }
     }
-    if limited {
+    if slice != u64::MAX {
         world.tick(m, u64::MAX); // the end of this slice is nobody else's deadline
+        if ctx.vcpu.serves.load(Relaxed) {
+            here.charge_urgent(m.now().saturating_sub(began));
+        }
     }
     ControlFlow::Continue(())
 }
 
 /// The timer's time has come: for deadlines, or for the end of the slice, after which the vcpu leaves.
 #[inline(never)]
-fn tick<M: Machine>(ctx: &mut Ctx<'_, M>, slice_end: u64) -> Next {
+fn tick<M: Machine>(ctx: &mut Ctx<'_, M>, began: u64) -> Next {
     let (m, world) = (ctx.m, ctx.world);
-    let limited = world.sched.here(m).is_wanted();
-    let over = limited && slice_end <= m.now();
-    world.tick(m, if limited && !over { slice_end } else { u64::MAX });
+    let slice_end = began.saturating_add(world.sched.here(m).slice()); // never, if nobody waits
+    let over = slice_end <= m.now();
+    world.tick(m, if over { u64::MAX } else { slice_end });
     if over { Next::Leave } else { Next::Stay }
 }

@@ -17,10 +17,10 @@ use crate::fault::{Fault, planted};
 use crate::prelude::*;
 use crate::vcpu::polling;
 use core::sync::atomic::AtomicU64;
-use cpu::Cpu;
+use cpu::{Cpu, Turn};
 
-/// How long a vcpu runs while another waits, in nanoseconds.
-pub const SLICE: u64 = 10_000_000;
+pub use cpu::SLICE;
+
 /// How long a step goes on with a list of calls, each of which may be as long as a step by itself, in nanoseconds.
 const STEP: u64 = 100_000;
 
@@ -60,12 +60,19 @@ impl Scheduler {
         self.cpu(m.this_cpu())
     }
 
-    /// Has a vcpu wait: for the CPU it ran on last, or for one that sleeps if that one is busy.
-    fn push<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
+    /// Has a vcpu wait: for the CPU it ran on last, or for a sleeping one if that CPU is busy. A vcpu that serves others is urgent: if
+    /// it has just been woken its turn is the next.
+    fn push<M: Machine>(&self, m: &M, vcpu: &Vcpu, woken: bool) {
         let last = vcpu.last_cpu();
         let mut sleeping = CpuSet(self.idle.load(SeqCst)).iter();
         let to = if CpuSet(self.idle.load(SeqCst)).has(last) { last } else { sleeping.next().unwrap_or(last) };
-        self.cpu(to).push(vcpu.index());
+        let cpu = self.cpu(to);
+        let turn = match woken {
+            _ if !vcpu.serves.load(Relaxed) || !cpu.has_urgent_time(m.now()) => Turn::Last,
+            true => Turn::Next,
+            false => Turn::Soon,
+        };
+        cpu.push(vcpu.index(), turn);
         // One that sleeps wakes; one that runs a vcpu limits its slice.
         if to != m.this_cpu() {
             m.kick(to);
@@ -94,14 +101,14 @@ impl Scheduler {
         if twice || vcpu.moves(Place::Blocked, Place::Queued) {
             vcpu.polling.store(polling::NO, SeqCst);
             vcpu.poll_deadline.store(u64::MAX, Relaxed);
-            self.push(m, vcpu);
+            self.push(m, vcpu, true);
         }
     }
 
     /// Makes a vcpu that was kept off runnable.
     pub fn start<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         if vcpu.moves(Place::Off, Place::Queued) {
-            self.push(m, vcpu);
+            self.push(m, vcpu, false);
         }
     }
 

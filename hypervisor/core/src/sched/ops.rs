@@ -58,6 +58,23 @@ fn block<M: Machine>(ctx: &mut Ctx<'_, M>) -> Answer {
     Err(Halt::Leave)
 }
 
+/// Our own `tenon_op(Wait)`: sleeps until an event is pending, masked or not, and leaves the mask as it is.
+pub(crate) fn wait<M: Machine>(ctx: &mut Ctx<'_, M>) -> Answer {
+    let came = |ctx: &Ctx<'_, M>| UpcallMask::of(ctx.m, ctx.vcpu).is_awaited();
+    if planted(Fault::WaitBlindly) && came(ctx) {
+        return Ok(0);
+    }
+    ctx.vcpu.polling.store(polling::ANY, SeqCst);
+    let running = Place::Running(ctx.m.this_cpu());
+    ctx.vcpu.moves(running, Place::Blocked);
+    // From here on an event finds us; then we look whether one came before.
+    if !planted(Fault::WaitBlindly) && came(ctx) && ctx.vcpu.moves(Place::Blocked, running) {
+        ctx.vcpu.polling.store(polling::NO, SeqCst);
+        return Ok(0);
+    }
+    Err(Halt::Leave)
+}
+
 /// Sleeps until one of some ports is pending, or an upcall is due, or the time has come.
 fn poll<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Answer {
     let call: Poll = ctx.read(arg)?;

@@ -54,7 +54,7 @@ impl World {
         if !self.may_run(vcpu) {
             self.put_off(m, vcpu, running);
         } else if vcpu.moves(running, Place::Queued) || planted(Fault::RunTwice) && vcpu.seizes() {
-            self.sched.push(m, vcpu);
+            self.sched.push(m, vcpu, false);
         }
     }
 

@@ -1,8 +1,9 @@
 //! The few instructions that ring 0 carries out for a guest (ABI core 3.9, 3.13, 3.14, 4.7).
 //!
 //! Touches: the vcpu's registers, its code bytes (copied once), the CPU state a privileged instruction would change.
-//! Never touches: devices. Ports read as all ones and swallow what is written.
+//! Never touches: devices. Ports read as all ones and swallow what is written, but for those of [`config`].
 
+use super::config;
 use super::decode::{
     self, Change, Decoded, Instruction, LONGEST, Mode, Move, PortAccess, Segment, Source, Span, SystemRegister, Write,
     load_register, truncate,
@@ -219,6 +220,8 @@ pub fn instruction<M: Machine>(ctx: &mut Ctx<'_, M>) -> bool {
             let Some(port) = port_access(ctx, access) else { return false };
             if matches!(instruction, Instruction::In(_)) {
                 read_port(ctx, port, access.size);
+            } else {
+                config::write(ctx, port, access.size, low32(ctx.state.regs.rax));
             }
             let met = port_breakpoints((ctx.state.cr4, &ctx.state.debug), port, access.size);
             retire_at_breakpoint(ctx, length, met);
@@ -340,10 +343,12 @@ fn port_access<M: Machine>(ctx: &Ctx<'_, M>, access: PortAccess) -> Option<u16> 
     (u16::from_le_bytes(bits) & wanted == 0).then_some(number)
 }
 
-/// No domain has a device behind a port: ones, except where ones would make a guest wait for a counter (ABI core 3.9).
+/// No domain has a device behind another port than those of PCI configuration: ones, except where ones would make a guest wait for a
+/// counter (ABI core 3.9).
 fn read_port<M: Machine>(ctx: &mut Ctx<'_, M>, port: u16, size: u8) {
     const PIT_CHANNEL_2: u16 = 0x42;
-    let value = if port == PIT_CHANNEL_2 { 0 } else { u64::MAX };
+    let otherwise = if port == PIT_CHANNEL_2 { 0 } else { u64::MAX };
+    let value = config::read(ctx, port, size).unwrap_or(otherwise);
     load_register(&mut ctx.state.regs, (0, 0), size, value);
 }
 

@@ -4,6 +4,7 @@
 //! Never touches: a page-table entry; a fault that is a page-table write goes to `paging`, an instruction to `emulate`.
 //! Keeps: P12. After a bounce the selectors are the flat ones, IF is set, IOPL is 0.
 
+pub mod config;
 pub mod decode;
 pub mod emulate;
 pub mod ops;
@@ -65,6 +66,7 @@ pub fn handle<M: Machine>(ctx: &mut Ctx<'_, M>, exit: Exit) -> Result<(), Crashe
         Exit::ReturnFault { vector: PF, error, address } => return page_fault(ctx, error, address),
         Exit::ReturnFault { vector, error, .. } => ctx.state.raise(vector, Some(error)),
         Exit::Interrupt(Interrupt::Console) => ctx.world.raise_global(ctx.m, Virq::Console),
+        Exit::Interrupt(Interrupt::Message(vector)) => ctx.world.message(ctx.m, vector),
         Exit::Interrupt(_) => {}
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! How the vcpus of a domain are made and destroyed.
 
 use super::context::VcpuUses;
+use crate::domain::Powers;
 use crate::prelude::*;
 use crate::renew::Renew;
 use crate::time;
@@ -35,6 +36,7 @@ fn add<M: Machine>(builder: &mut DomainBuilder<'_, M>, number: VcpuId) -> Result
     vcpu.renew(Vcpu::new, builder.held);
     vcpu.info.store(shared_record(shared, number), Release);
     vcpu.number.store(number.0, Relaxed);
+    vcpu.serves.store(builder.spec.powers.contains(Powers::DEVICES), Relaxed);
     vcpu.index.store(index, Relaxed);
     vcpu.period.store(FIRST_PERIOD, Relaxed);
     vcpu.next_tick.store(m.now(), Relaxed);

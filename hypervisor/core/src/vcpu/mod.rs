@@ -204,6 +204,8 @@ pub mod polling {
     pub const NO: u32 = 0;
     /// It polls several ports.
     pub const MANY: u32 = u32::MAX;
+    /// No port, but any event: it waits, see `TenonOp::Wait`.
+    pub const ANY: u32 = u32::MAX - 1;
 }
 
 renewable! {
@@ -221,6 +223,8 @@ renewable! {
         pub(crate) place: AtomicU32 = AtomicU32::new(Place::Off.word()),
         /// Whether the guest has brought the vcpu up.
         pub(crate) online: AtomicBool = AtomicBool::new(false),
+        /// Its domain has devices, and others wait for what it does.
+        pub(crate) serves: AtomicBool = AtomicBool::new(false),
         /// A [`polling`] value.
         pub(crate) polling: AtomicU32 = AtomicU32::new(polling::NO),
         /// Machine address of its vcpu_info record; 0 if it has none.
@@ -296,6 +300,11 @@ impl Vcpu {
     /// Records that the vcpu runs on another CPU from now on.
     pub(crate) fn set_last_cpu(&self, cpu: CpuId) {
         self.cpu.store(cpu.0, Relaxed);
+    }
+
+    /// Whether any event wakes the vcpu, a masked one too (`TenonOp::Wait`).
+    pub(crate) fn waits(&self) -> bool {
+        self.polling.load(SeqCst) == polling::ANY
     }
 
     /// The earliest of the vcpu's deadlines, without the periodic timer; `u64::MAX` if it has none.

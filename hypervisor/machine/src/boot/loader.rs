@@ -20,6 +20,8 @@ pub(super) struct Loaded {
     pub(super) module: &'static [u8],
     pub(super) module_at: Range<u64>,
     pub(super) ram: Ranges,
+    /// Frames from 1 MiB on of which the memory map says nothing: where firmware puts the registers of devices.
+    pub(super) unmapped: Ranges,
     /// The ACPI root pointer's bytes, if handed over.
     pub(super) rsdp: Option<Vec<u8, 36>>,
 }
@@ -146,18 +148,35 @@ fn finish(
     }
     let size = module_at.end.saturating_sub(module_at.start);
     let module = if size == 0 { &[] } else { boot_bytes(module_at.start, size).ok_or("the module is out of reach")? };
-    Ok(Loaded { cmdline: keep(cmdline)?, module, module_at, ram: ram(map, entry_size), rsdp })
+    let (ram, unmapped) = (ram(map, entry_size), unmapped(map, entry_size));
+    Ok(Loaded { cmdline: keep(cmdline)?, module, module_at, ram, unmapped, rsdp })
+}
+
+/// The entries of a memory map.
+fn entries(map: &[u8], entry_size: usize) -> impl Iterator<Item = MapEntry> {
+    map.chunks_exact(entry_size).filter_map(|bytes| MapEntry::read_from_prefix(bytes).ok()).map(|(entry, _)| entry)
+}
+
+/// What no entry of a memory map claims, whatever for, from 1 MiB on and as far as a frame has a number.
+fn unmapped(map: &[u8], entry_size: usize) -> Ranges {
+    let mut left = Ranges::new();
+    left.add(256..1 << 32);
+    for entry in entries(map, entry_size) {
+        let end = entry.address.saturating_add(entry.size);
+        left.remove(entry.address / 4096..end.div_ceil(4096));
+    }
+    left
 }
 
 /// The RAM of a memory map in whole frames. What any other entry claims is none.
 fn ram(map: &[u8], entry_size: usize) -> Ranges {
-    let entries = || map.chunks_exact(entry_size).filter_map(|bytes| MapEntry::read_from_prefix(bytes).ok());
+    let entries = || entries(map, entry_size);
     let mut ram = Ranges::new();
-    for (entry, _) in entries().filter(|(entry, _)| entry.kind == RAM) {
+    for entry in entries().filter(|entry| entry.kind == RAM) {
         let end = entry.address.saturating_add(entry.size).min(1 << 44);
         ram.add(entry.address.div_ceil(4096)..end / 4096);
     }
-    for (entry, _) in entries().filter(|(entry, _)| entry.kind != RAM) {
+    for entry in entries().filter(|entry| entry.kind != RAM) {
         let end = entry.address.saturating_add(entry.size);
         ram.remove(entry.address / 4096..end.div_ceil(4096));
     }
@@ -199,6 +218,9 @@ mod tests {
         let mut found: std::vec::Vec<_> = ram(&map, 24).iter().collect();
         found.sort_by_key(|range| range.start);
         assert_eq!(found, [0..0x9f, 0x101..0x180, 0x181..0x200]);
+        let left = unmapped(&map, 24);
+        let all = (left.iter().next(), left.iter().count());
+        assert_eq!(all, (Some(0x201..1 << 32), 1), "what RAM or anything else claims in part is no device's");
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct BootInfo {
     pub module_frames: Range<u64>,
     /// All RAM, in frames.
     pub ram: Ranges,
+    /// Frames that may be registers of devices: what the firmware's memory map leaves open, but for the interrupt controllers.
+    pub devices: Ranges,
     /// The RAM nobody uses: without the first MiB, the image, the module, and the tables built at boot.
     pub free: Ranges,
     /// Four zeroed words for each frame below [`hv_core::machine::Frames::frame_limit`].
@@ -64,8 +66,11 @@ fn prepare(magic: u32, information: u64) -> Result<BootInfo, &'static str> {
     free.remove(memory::image_frames());
     free.remove(loaded.module_frames());
     let topology = topology(&loaded);
-    let devices = core::iter::once(apic::address()).chain(topology.ioapics.iter().map(|ioapic| ioapic.address));
-    let frame_words = memory::build(&loaded.ram, &mut free, devices)?;
+    let controllers = || core::iter::once(apic::address()).chain(topology.ioapics.iter().map(|ioapic| ioapic.address));
+    let mut devices = loaded.unmapped.clone();
+    // The whole MiB of the LAPIC is where messages of devices go.
+    controllers().for_each(|address| devices.remove(address / 4096..(address | 0xf_ffff) / 4096 + 1));
+    let frame_words = memory::build(&loaded.ram, &mut free, controllers())?;
     cpu::init(smp::prepare(&topology));
     apic::init();
     ioapic::init(&topology);
@@ -75,6 +80,7 @@ fn prepare(magic: u32, information: u64) -> Result<BootInfo, &'static str> {
         module_frames: loaded.module_frames(),
         cmdline: loaded.cmdline,
         ram: loaded.ram,
+        devices,
         free,
         frame_words,
         hardware: &HARDWARE,

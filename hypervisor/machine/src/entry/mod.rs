@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU64, fence};
 use hv_core::addr::{GuestVirt, low32};
 use hv_core::machine::entry::{FAILED_RETURN, SYSCALL, SYSCALL32, SYSENTER};
-use hv_core::machine::{Exit, Interrupt, Machine, Registers};
+use hv_core::machine::{Arrived, Exit, FIRST_MESSAGE, Interrupt, MESSAGES, Machine, Registers};
 use hypercall_abi::selector::{GUEST_CS, GUEST_SS};
 use x86_64::registers::control::Cr2;
 use x86_64::registers::segmentation::{SS, Segment};
@@ -177,15 +177,15 @@ impl Hardware {
         }
     }
 
-    /// Sleeps until an interrupt; answers whether one was the console's. Several can come at once; the others need no word, as
-    /// the caller looks at its deadlines and at its queue anyway.
-    pub fn idle(&self) -> bool {
+    /// Sleeps until an interrupt; returns those of the console and of devices. Several can come at once; the others need no word,
+    /// as the caller looks at its deadlines and at its queue anyway.
+    pub fn idle(&self) -> Arrived {
         let cpu = percpu::this();
         cpu.idle.store(true, SeqCst);
         if cpu.woken.load(Relaxed) == 0 {
             // SAFETY: interrupts come in at HLT alone (STI delays them by one instruction); `nested` handles them
-            // and touches nothing but `cpu.woken`, the controllers and the console's ring, none of which is locked
-            // here.
+            // and touches nothing but `cpu.woken`, `cpu.messages`, the controllers and the console's ring, none of
+            // which is locked here.
             unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
         }
         cpu.idle.store(false, SeqCst);
@@ -206,7 +206,7 @@ impl Machine for Hardware {
         smp::flush_if_asked(cpu);
     }
 
-    fn let_in(&self) -> bool {
+    fn let_in(&self) -> Arrived {
         let cpu = percpu::this();
         // SAFETY: as in `idle`: interrupts come in after NOP alone, and no lock is held here either.
         unsafe { asm!("sti", "nop", "cli", options(nostack)) };
@@ -214,10 +214,15 @@ impl Machine for Hardware {
     }
 }
 
-/// Sees to the requests that interrupts in ring 0 have left; answers whether one of them was the console's.
-fn came_in(cpu: &Cpu) -> bool {
+/// Sees to the requests that interrupts in ring 0 have left; returns those that the rules see to.
+fn came_in(cpu: &Cpu) -> Arrived {
     smp::flush_if_asked(cpu);
-    cpu.woken.swap(0, Relaxed) & bit(Interrupt::Console) != 0
+    let woken = cpu.woken.swap(0, Relaxed);
+    let messages = match woken & bit(Interrupt::Message(0)) {
+        0 => [0; _],
+        _ => cpu.messages.each_ref().map(|word| word.swap(0, Relaxed)),
+    };
+    Arrived { console: woken & bit(Interrupt::Console) != 0, messages }
 }
 
 /// Whether SYSRET does the same as IRET, but for RCX and R11. It must not meet a RIP that is not canonical: on
@@ -249,12 +254,20 @@ fn interrupt(cpu: &Cpu, vector: u32) -> Interrupt {
             smp::flush_if_asked(cpu);
             Interrupt::Other
         }
-        _ => Interrupt::Other,
+        _ => match u8::try_from(vector) {
+            Ok(vector) if message(vector).is_some() => Interrupt::Message(vector),
+            _ => Interrupt::Other,
+        },
     };
     if vector != apic::SPURIOUS {
         apic::acknowledge();
     }
     kind
+}
+
+/// The number of a vector among those of messages.
+fn message(vector: u8) -> Option<usize> {
+    Some(usize::from(vector.checked_sub(FIRST_MESSAGE)?)).filter(|number| *number < MESSAGES)
 }
 
 /// The bit in [`Cpu::woken`] for a kind of interrupt.
@@ -264,6 +277,7 @@ fn bit(kind: Interrupt) -> u32 {
         Interrupt::Kick => 2,
         Interrupt::Console => 4,
         Interrupt::Other => 8,
+        Interrupt::Message(_) => 16,
     }
 }
 
@@ -297,6 +311,12 @@ extern "C" fn nested(registers: &mut Registers) {
             let cpu = percpu::this();
             let kind = interrupt(cpu, vector);
             cpu.woken.fetch_or(bit(kind), Relaxed);
+            if let Interrupt::Message(vector) = kind
+                && let Some(number) = message(vector)
+                && let Some(word) = cpu.messages.get(number / 64)
+            {
+                word.fetch_or(1 << (number % 64), Relaxed);
+            }
         }
         Ok(11..=14) => match fixup(registers.rip) {
             Some(resume) => registers.rip = resume,

@@ -3,7 +3,7 @@
 
 use crate::stories::{SOON, dom0, image, start, test_guest};
 use anyhow::{Context, Result, ensure};
-use boot::{Machine, Setup};
+use boot::{FIRST_GUEST, Machine, Setup};
 use std::fs;
 use std::time::Duration;
 use xtask::bundle::{Bundle, Guest};
@@ -71,7 +71,7 @@ pub(crate) fn the_entry_table_holds_for_a_guest() -> Result<()> {
         let target = outcome.console.lines().find_map(|line| line.split_once(&said));
         let (_, target) = target.with_context(|| format!("cell {cell} was not tried\n{}", outcome.console))?;
         let ended = if target.starts_with("Iret") { "crashed" } else { "powered off" };
-        outcome.require_line(&format!("guest cell{cell} (domain {}) {ended}", cell + 1))?;
+        outcome.require_line(&format!("guest cell{cell} (domain {}) {ended}", cell + usize::from(FIRST_GUEST)))?;
     }
     println!("entry table, calls without an answer: {cells} of {cells} end their domain as documented");
     Ok(())
@@ -136,7 +136,7 @@ pub(crate) fn guests_without_a_stack_end_the_same_way() -> Result<()> {
         Ok(said)
     });
     let (short, long) = (short?, long?);
-    for ((end, why), domain) in ENDS.iter().zip(1..) {
+    for ((end, why), domain) in ENDS.iter().zip(FIRST_GUEST..) {
         let told = short.iter().any(|line| line.contains(&format!("d{domain}v0 ")) && line.contains(why));
         ensure!(told, "{end}: {why:?} was to be told\n{}", short.join("\n"));
     }

@@ -45,7 +45,7 @@ fn boots(name: &str, uefi: bool) -> Result<()> {
     machine.type_line("console linux")?;
     machine.expect("[console of linux", SOON)?;
     machine.type_line("poweroff -f")?;
-    machine.expect("guest linux (domain 1) powered off", SOON)?;
+    machine.expect("guest linux (domain 8) powered off", SOON)?;
     machine.finish()?.require_success()
 }
 

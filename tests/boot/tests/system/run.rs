@@ -60,9 +60,9 @@ pub(crate) fn commands_from_outside_answer_in_json() -> Result<()> {
     ensure!((800..=1024).contains(&total) && free > 0 && free + 128 < total, "{out}");
     ensure!(answers[1]["domains"] == 2 && answers[1]["cpus"].as_u64().is_some_and(|cpus| cpus >= 1), "{out}");
     ensure!(answers[2]["seconds"].is_u64() && answers[3] == done("rename", "shop"), "{out}");
-    ensure!(answers[4] == json!({ "name": "shop", "domid": 1 }), "{out}");
+    ensure!(answers[4] == json!({ "name": "shop", "domid": 8 }), "{out}");
     ensure!(answers[5] == done("shutdown", "shop") && names(&answers[6]) == ["dom0"], "{out}");
-    ensure!(err.contains("guest shop (domain 1) powered off"), "{err}");
+    ensure!(err.contains("guest shop (domain 8) powered off"), "{err}");
 
     let (status, out, err) = run(&["--kernel", &hello, "--exec", "pause nobody -j; list -j"])?;
     ensure!(status == 15, "a refused command ends with {status}\n{err}");
@@ -94,7 +94,7 @@ pub(crate) fn guest_files_run_and_are_refused_with_their_lines() -> Result<()> {
     ensure!(answers.len() == 4 && names(&answers[0]) == ["dom0", "web", "db"], "{out}");
     ensure!(answers[1..3] == ["web", "db"].map(|name| done("shutdown", name)), "{out}");
     ensure!(names(&answers[3]) == ["dom0"], "{out}");
-    ensure!(err.contains("guest web (domain 1) powered off"), "{err}");
+    ensure!(err.contains("guest web (domain 8) powered off"), "{err}");
 
     let refused = |arguments: &[&str], why: &str| -> Result<()> {
         let (status, out, err) = run(arguments)?;
@@ -125,7 +125,7 @@ pub(crate) fn the_exit_status_says_how_guests_ended() -> Result<()> {
         ensure!(status == wanted && err.contains(why), "{arguments:?}: {status} instead of {wanted}\n{out}\n{err}");
         Ok(())
     };
-    let (off, good) = (file("off", "poweroff", "")?, "guest off (domain 1) powered off");
+    let (off, good) = (file("off", "poweroff", "")?, "guest off (domain 8) powered off");
     let (out, err) = match run(&[&off])? {
         (0, out, err) => (out, err),
         (status, out, err) => anyhow::bail!("{status} after a power-off\n{out}\n{err}"),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use boot::answers::{LEAVE, among, named, names};
-use boot::{Machine, Outcome, Setup};
+use boot::{FIRST_GUEST, Machine, Outcome, Setup};
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -98,7 +98,7 @@ pub(crate) fn stock_kernel_has_a_shell_and_powers_off() -> Result<()> {
     machine.expect(&md5(&text)?, SOON)?;
     machine.expect(SHELL, SOON)?;
     machine.type_line("poweroff -f")?;
-    machine.expect("guest linux (domain 1) powered off", SOON)?;
+    machine.expect("guest linux (domain 8) powered off", SOON)?;
     machine.expect("all guests have ended", SOON)?;
     machine.finish()?.require_success()
 }
@@ -119,7 +119,7 @@ pub(crate) fn kernel_answers(title: &str, name: &str, elf: bool, cpu: Option<&st
     answers(&mut machine)?;
     machine.expect(SHELL, SOON)?;
     machine.type_line("poweroff -f")?;
-    machine.expect("guest linux (domain 1) powered off", SOON)?;
+    machine.expect("guest linux (domain 8) powered off", SOON)?;
     let outcome = machine.finish()?;
     outcome.require_success()?;
     Ok(outcome)
@@ -148,7 +148,7 @@ pub(crate) fn a_stock_kernel_uses_all_its_vcpus() -> Result<()> {
     machine.expect(&sum(0, "last", 4)?, SOON)?;
     machine.type_line("poweroff -f")?;
     let outcome = machine.finish()?;
-    outcome.require_line("guest linux (domain 1) powered off")?;
+    outcome.require_line("guest linux (domain 8) powered off")?;
     for cpu in 0..4 {
         outcome.require_line(&sum(cpu, "many", 4)?)?;
     }
@@ -172,8 +172,8 @@ pub(crate) fn restarts_leave_nothing_behind() -> Result<()> {
     let mut setup = Setup::new(dom0("consoles=all")?.guest(&guest));
     setup.limit = Duration::from_secs(90);
     let mut machine = Machine::boot("restarts_leave_nothing_behind", &setup)?;
-    for life in 1..=6 {
-        machine.expect(&format!("guest again (domain {life}) rebooted"), SOON)?;
+    for domain in (FIRST_GUEST..).take(6) {
+        machine.expect(&format!("guest again (domain {domain}) rebooted"), SOON)?;
     }
     machine.type_line("destroy again")?;
     machine.expect("all guests have ended", SOON)?;
@@ -186,12 +186,12 @@ pub(crate) fn a_guest_that_reboots_is_made_anew() -> Result<()> {
     let mut machine = start("a_guest_that_reboots_is_made_anew", bundle)?;
     machine.expect(SHELL, BOOT)?;
     machine.type_line("reboot -f")?;
-    machine.expect("guest linux (domain 1) rebooted", SOON)?;
+    machine.expect("guest linux (domain 8) rebooted", SOON)?;
     machine.expect("Linux version", BOOT)?;
     machine.expect(SHELL, BOOT)?;
     answers(&mut machine)?;
     machine.type_line("poweroff -f")?;
-    machine.expect("guest linux (domain 2) powered off", SOON)?;
+    machine.expect("guest linux (domain 9) powered off", SOON)?;
     machine.finish()?.require_success()
 }
 
@@ -204,7 +204,7 @@ pub(crate) fn guests_do_not_notice_when_others_crash() -> Result<()> {
         .guest(&test_guest("small", "hello", "")?)
         .guest(&test_guest("faulty", "crash", "how=no-handler")?);
     let mut machine = start("guests_do_not_notice_when_others_crash", bundle)?;
-    machine.expect("guest faulty (domain 4) crashed", BOOT)?;
+    machine.expect("guest faulty (domain 11) crashed", BOOT)?;
     machine.expect("\r\n  rip ", SOON)?;
 
     machine.type_keys(LEAVE)?;
@@ -229,7 +229,7 @@ pub(crate) fn guests_do_not_notice_when_others_crash() -> Result<()> {
     machine.expect(SHELL, BOOT)?;
     machine.type_line("echo c > /proc/sysrq-trigger")?;
     machine.expect("sysrq triggered crash", SOON)?;
-    machine.expect("guest alpha (domain 1) crashed", SOON)?;
+    machine.expect("guest alpha (domain 8) crashed", SOON)?;
     machine.expect("\r\n  rip ", SOON)?;
     machine.expect(" r14 ", SOON)?;
     machine.expect(" r15 ", SOON)?;
@@ -239,7 +239,7 @@ pub(crate) fn guests_do_not_notice_when_others_crash() -> Result<()> {
     machine.type_line("echo $kept | md5sum")?;
     machine.expect(&md5(&word)?, SOON)?;
     machine.type_line("poweroff -f")?;
-    machine.expect("guest beta (domain 2) powered off", SOON)?;
+    machine.expect("guest beta (domain 9) powered off", SOON)?;
     machine.finish()?.require_end(Failure::Crashed)
 }
 
@@ -254,7 +254,7 @@ pub(crate) fn every_crash_is_told_with_reason_and_registers() -> Result<()> {
     bundle = bundle.guest(&test_guest("good", "crash", "how=poweroff")?);
     let outcome = start("every_crash_is_told_with_reason_and_registers", bundle)?.finish()?;
     outcome.require_end(Failure::Crashed)?;
-    for (way, domain) in WAYS.iter().zip(1..) {
+    for (way, domain) in WAYS.iter().zip(FIRST_GUEST..) {
         outcome.require_line(&format!("{way}| crash: {way}"))?;
         outcome.require_line(&format!("guest {way} (domain {domain}) crashed: "))?;
     }
@@ -262,7 +262,7 @@ pub(crate) fn every_crash_is_told_with_reason_and_registers() -> Result<()> {
         let told = outcome.console.lines().filter(|line| line.starts_with(begins)).count();
         ensure!(told == WAYS.len(), "{told} lines of registers begin with {begins:?}\n{}", outcome.console);
     }
-    outcome.require_line("guest good (domain 10) powered off")?;
+    outcome.require_line("guest good (domain 17) powered off")?;
     outcome.require_line("all guests have ended")
 }
 
@@ -317,16 +317,16 @@ pub(crate) fn what_the_dead_were_refused_is_told() -> Result<()> {
     let mut machine = start("what_the_dead_were_refused_is_told", bundle)?;
     let ended = |list: &Value, name| named(list, name).is_ok_and(|guest| guest["state"] == "ended");
     let list = machine.ask_until("list -a", |list| ended(list, "quiet") && ended(list, "faulty"))?;
-    let quiet = past(named(&list, "quiet")?, "powered off", 1)?;
-    let faulty = past(named(&list, "faulty")?, "crashed", 2)?;
+    let quiet = past(named(&list, "quiet")?, "powered off", FIRST_GUEST)?;
+    let faulty = past(named(&list, "faulty")?, "crashed", FIRST_GUEST + 1)?;
     require_refusals(quiet)?;
     let reports = [report(quiet)?, report(faulty)?];
-    let silent = "guest quiet (domain 1) powered off\r\n  it had printed nothing\r\n  the hypervisor had refused it";
+    let silent = "guest quiet (domain 8) powered off\r\n  it had printed nothing\r\n  the hypervisor had refused it";
     ensure!(reports[0].starts_with(silent), "{quiet}");
-    let crashed = "guest faulty (domain 2) crashed: vcpu 0: no handler for exception 6";
+    let crashed = "guest faulty (domain 9) crashed: vcpu 0: no handler for exception 6";
     ensure!(reports[1].starts_with(crashed), "{faulty}");
     machine.type_line("list -a")?;
-    for (name, how, domain) in [("quiet", "powered off", 1), ("faulty", "crashed", 2)] {
+    for (name, how, domain) in [("quiet", "powered off", FIRST_GUEST), ("faulty", "crashed", FIRST_GUEST + 1)] {
         machine.expect(&format!("{name:<20}     -       16     1 ended         -  {how} at 0:0"), SOON)?;
         machine.expect(&format!(" as domain {domain}\r\n"), SOON)?;
     }
@@ -338,7 +338,7 @@ pub(crate) fn what_the_dead_were_refused_is_told() -> Result<()> {
 }
 
 /// The end of a guest of 16 MiB, as it is listed: it must have ended this way, as this domain.
-fn past<'a>(guest: &'a Value, how: &str, domain: u64) -> Result<&'a Value> {
+fn past<'a>(guest: &'a Value, how: &str, domain: u16) -> Result<&'a Value> {
     ensure!(guest["domid"].is_null() && guest["memory_mib"] == 16 && guest["vcpus"] == 1, "{guest}");
     let past = &guest["ended"];
     ensure!(past["how"] == how && past["domid"] == domain && past["uptime"].is_u64(), "{guest}");
@@ -386,7 +386,7 @@ pub(crate) fn others_are_served_while_a_kernel_is_unpacked() -> Result<()> {
     let lines = seen.matches("flood| flood: line ").count();
     println!("{lines} lines of another guest are shown while a kernel is unpacked");
     ensure!(lines >= LINES, "only {lines} lines");
-    let listed = among(&seen).iter().any(|list| named(list, "flood").is_ok_and(|guest| guest["domid"] == 1));
+    let listed = among(&seen).iter().any(|list| named(list, "flood").is_ok_and(|guest| guest["domid"] == 8));
     ensure!(listed, "no list of guests meanwhile");
     machine.type_line("destroy flood")?;
     machine.expect("all guests have ended", SOON)?;
@@ -404,9 +404,9 @@ pub(crate) fn a_guest_is_given_up_while_it_is_made() -> Result<()> {
     machine.expect("flood| flood: line 10,", SOON)?;
     machine.type_line("destroy big")?;
     machine.expect("small| hello from a paravirtual guest", BOOT)?;
-    machine.expect("guest small (domain 2) powered off", SOON)?;
+    machine.expect("guest small (domain 9) powered off", SOON)?;
     machine.type_line("create big")?;
-    machine.expect("guest big is domain 3", BOOT)?;
+    machine.expect("guest big is domain 10", BOOT)?;
     machine.type_line("destroy big")?;
     machine.type_line("destroy flood")?;
     machine.expect("all guests have ended", SOON)?;
@@ -435,7 +435,7 @@ pub(crate) fn kernels_with_few_notes_run() -> Result<()> {
     machine.expect("all guests have ended", SOON)?;
     let outcome = machine.finish()?;
     outcome.require_success()?;
-    for (name, domain) in names.iter().zip(2..) {
+    for (name, domain) in names.iter().zip(FIRST_GUEST + 1..) {
         outcome.require_line(&format!("guest {name} (domain {domain}) powered off"))?;
         outcome.require_line(&format!("(d{domain}) {name}"))?;
     }

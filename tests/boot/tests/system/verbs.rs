@@ -3,7 +3,7 @@
 use crate::stories::{BOOT, SHELL, SOON, answers, dom0, image, linux, md5, nonce, start, test_guest};
 use anyhow::{Context, Result, ensure};
 use boot::answers::{LEAVE, done, named, names, number, refused};
-use boot::{Machine, Setup};
+use boot::{FIRST_GUEST, Machine, Setup};
 use serde_json::{Value, json};
 use std::fs;
 use std::thread;
@@ -64,18 +64,18 @@ pub(crate) fn guests_obey_the_store_and_are_made_anew() -> Result<()> {
     let mut machine = start("guests_obey_the_store_and_are_made_anew", bundle)?;
     machine.expect(SHELL, BOOT)?;
     machine.require_answer("reboot web", &done("reboot", "web"))?;
-    machine.expect("guest web (domain 1) rebooted", SOON)?;
-    machine.ask_until("domid web", |answer| *answer == json!({ "name": "web", "domid": 3 }))?;
+    machine.expect("guest web (domain 8) rebooted", SOON)?;
+    machine.ask_until("domid web", |answer| *answer == json!({ "name": "web", "domid": 10 }))?;
     console(&mut machine, "web")?;
     machine.expect(SHELL, BOOT)?;
     machine.require_answer("shutdown web", &done("shutdown", "web"))?;
-    machine.expect("guest web (domain 3) powered off", SOON)?;
-    machine.require_answer("create web", &json!({ "done": "create", "name": "web", "domid": 4 }))?;
+    machine.expect("guest web (domain 10) powered off", SOON)?;
+    machine.require_answer("create web", &json!({ "done": "create", "name": "web", "domid": 11 }))?;
     console(&mut machine, "web")?;
     machine.expect(SHELL, BOOT)?;
     machine.require_answer("destroy web", &done("destroy", "web"))?;
     machine.require_answer("shutdown other", &done("shutdown", "other"))?;
-    machine.expect("guest other (domain 2) powered off", SOON)?;
+    machine.expect("guest other (domain 9) powered off", SOON)?;
     machine.finish()?.require_success()
 }
 
@@ -127,7 +127,7 @@ pub(crate) fn a_balloon_shrinks_and_grows() -> Result<()> {
     guest_memory_becomes(&mut machine, |now| now >= less + (64 << 10))?;
     require_listed_memory(&mut machine, 240)?;
     machine.require_answer("shutdown linux", &done("shutdown", "linux"))?;
-    machine.expect("guest linux (domain 1) powered off", SOON)?;
+    machine.expect("guest linux (domain 8) powered off", SOON)?;
     machine.finish()?.require_success()
 }
 
@@ -140,14 +140,14 @@ pub(crate) fn the_log_has_what_guests_write() -> Result<()> {
     machine.expect("log| crash: log", SOON)?;
     machine.expect("log| crash: logged", SOON)?;
     machine.type_line("dmesg")?;
-    let seen = machine.expect("(d1) wiped \\x1b[2J", SOON)?;
+    let seen = machine.expect("(d8) wiped \\x1b[2J", SOON)?;
     ensure!(seen.contains("[info] Tenon") && !seen.contains("\u{1b}[2J"), "{seen}");
-    for line in ["(d1) quiet", "(d1) [error] mfn 0x1234: dropped twice", "(d1) (d7) hello from d7"] {
+    for line in ["(d8) quiet", "(d8) [error] mfn 0x1234: dropped twice", "(d8) (d7) hello from d7"] {
         ensure!(seen.lines().any(|it| it == line), "no line `{line}` in {seen}");
     }
     let lines = machine.ask("dmesg -c")?;
     let last = lines.as_array().and_then(|lines| lines.last());
-    ensure!(last == Some(&json!("(d1) wiped \\x1b[2J")), "{lines}");
+    ensure!(last == Some(&json!("(d8) wiped \\x1b[2J")), "{lines}");
     machine.require_answer("dmesg", &json!([]))?;
     machine.type_line("destroy log")?;
     machine.expect("all guests have ended", SOON)?;
@@ -173,7 +173,7 @@ pub(crate) fn a_balloon_grows_beyond_the_beginning() -> Result<()> {
     guest_memory_becomes(&mut machine, |now| now >= before + (120 << 10))?;
     require_listed_memory(&mut machine, 256)?;
     machine.require_answer("shutdown linux", &done("shutdown", "linux"))?;
-    machine.expect("guest linux (domain 1) powered off", SOON)?;
+    machine.expect("guest linux (domain 8) powered off", SOON)?;
     machine.finish()?.require_success()
 }
 
@@ -237,7 +237,7 @@ pub(crate) fn guests_that_fill_the_store_do_not_harm_dom0() -> Result<()> {
         machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
     }
     // Those that are gone leave room for one like them.
-    machine.require_answer("create two", &json!({ "done": "create", "name": "two", "domid": 6 }))?;
+    machine.require_answer("create two", &json!({ "done": "create", "name": "two", "domid": 13 }))?;
     command(&mut machine, "console two")?;
     machine.expect("store: stays", BOOT)?;
     let few = numbers(&machine.ask("info")?)?;
@@ -262,9 +262,9 @@ pub(crate) fn a_guest_cannot_flood_the_operator_with_warnings() -> Result<()> {
     machine.expect("store: broken 2000 times", BOOT)?;
     let outcome = machine.finish()?;
     outcome.require_success()?;
-    let warnings = outcome.console.lines().filter(|line| line.contains("the store serves domain 1 no longer")).count();
+    let warnings = outcome.console.lines().filter(|line| line.contains("the store serves domain 8 no longer")).count();
     ensure!((5..10).contains(&warnings), "{warnings} warnings");
-    ensure!(outcome.console.contains("more warnings about domain 1 were suppressed"), "nothing tells of the others");
+    ensure!(outcome.console.contains("more warnings about domain 8 were suppressed"), "nothing tells of the others");
     Ok(())
 }
 
@@ -290,13 +290,13 @@ pub(crate) fn a_flooding_console_slows_only_its_guest() -> Result<()> {
     for _ in 0..1000 {
         machine.expect("flood: line ", SOON)?;
     }
-    machine.require_answer("domid linux", &json!({ "name": "linux", "domid": 3 }))?;
+    machine.require_answer("domid linux", &json!({ "name": "linux", "domid": 10 }))?;
     machine.require_answer("destroy flood", &done("destroy", "flood"))?;
     machine.require_answer("destroy log", &done("destroy", "log"))?;
     console(&mut machine, "linux")?;
     answers(&mut machine)?;
     machine.type_line("poweroff -f")?;
-    machine.expect("guest linux (domain 3) powered off", SOON)?;
+    machine.expect("guest linux (domain 10) powered off", SOON)?;
     machine.finish()?.require_success()
 }
 
@@ -311,8 +311,8 @@ pub(crate) fn making_a_large_guest_keeps_nobody_waiting() -> Result<()> {
     let setup = Setup { memory: 2048, limit: Duration::from_secs(240), counted: true, ..Setup::new(bundle) };
     let mut machine = Machine::boot(name, &setup)?;
     // It powers off as soon as it has begun.
-    machine.expect("guest big (domain 2) powered off", BOOT)?;
-    for domain in [3, 4] {
+    machine.expect("guest big (domain 9) powered off", BOOT)?;
+    for domain in [FIRST_GUEST + 2, FIRST_GUEST + 3] {
         machine.type_line("create big")?;
         machine.expect(&format!("guest big (domain {domain}) powered off"), SOON)?;
     }
@@ -338,12 +338,12 @@ pub(crate) fn a_call_without_an_end_keeps_nobody_out() -> Result<()> {
     machine.expect("long| long: from here on a single call goes on", BOOT)?;
     machine.expect("log| crash: logged", BOOT)?;
     let list = machine.ask("list")?;
-    ensure!(names(&list) == ["dom0", "long", "log"] && list[2]["domid"] == 2, "{list}");
+    ensure!(names(&list) == ["dom0", "long", "log"] && list[2]["domid"] == 9, "{list}");
     machine.require_answer("destroy log", &done("destroy", "log"))?;
     // The call is all that is left, and dom0 sleeps until a key is typed.
     for _ in 0..3 {
         let list = machine.ask("list")?;
-        ensure!(named(&list, "long")?["domid"] == 1, "{list}");
+        ensure!(named(&list, "long")?["domid"] == 8, "{list}");
     }
     machine.type_line("destroy long")?;
     machine.expect("all guests have ended", SOON)?;
@@ -381,7 +381,7 @@ pub(crate) fn consoles_that_flood_take_turns() -> Result<()> {
     println!("of {LINES} lines {lines:?} are of each guest that floods, at most {longest} of one after another");
     ensure!(longest <= TURN && lines.iter().all(|count| *count >= LINES / 6), "{lines:?}, {longest} after another");
     machine.type_line("domid three -j")?;
-    let waited = machine.expect("\"domid\":3}", SOON)?.matches("flood: line ").count();
+    let waited = machine.expect("\"domid\":10}", SOON)?.matches("flood: line ").count();
     println!("{waited} lines until dom0 answers");
     ensure!(waited <= WAITS, "{waited} lines until dom0 answers");
     for name in NAMES {

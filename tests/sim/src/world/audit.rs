@@ -12,12 +12,14 @@ use hv_core::event::port::{Binding, PortState};
 use hv_core::frame::{Info, Owner, Use};
 use hv_core::grant::Grants;
 use hv_core::lock;
+use hv_core::machine::FIRST_MESSAGE;
 use hv_core::paging::Sweep;
 use hv_core::vcpu::{Place, Vcpu, VcpuState};
 use hv_core::world::World;
 use hypercall_abi::grant::ENTRIES_PER_FRAME;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Subsystem to recount in, and what is remembered between two audits.
 pub struct Audit {
@@ -70,6 +72,8 @@ struct Seeing<'a> {
     m: &'a WholeMachine,
     table: &'a Words,
     id: DomainId,
+    /// Frames of devices that it may map.
+    devices: Vec<Range<u32>>,
     /// Frames of others that it maps, and how often.
     foreign: RefCell<BTreeMap<Frame, usize>>,
 }
@@ -85,7 +89,8 @@ impl Memory for Seeing<'_> {
 
     fn mappable(&self, frame: Frame) -> Found {
         match self.owner(frame) {
-            None => return Err("P3: a device".into()),
+            None if self.devices.iter().any(|range| range.contains(&frame.as_u32())) => {}
+            None => return Err("P3: a device of nobody".into()),
             Some(Owner::Guest(owner) | Owner::Lent(owner)) if owner == self.id => {}
             Some(Owner::Guest(_) | Owner::Lent(_) | Owner::Orphan) => {
                 *self.foreign.borrow_mut().entry(frame).or_default() += 1;
@@ -246,7 +251,13 @@ impl Audit {
             self.tally.pinned(*frame, level)?;
         }
         self.tally.unfinished(&session)?;
-        let memory = Seeing { m, table: &self.words, id, foreign: RefCell::default() };
+        let memory = Seeing {
+            m,
+            table: &self.words,
+            id,
+            devices: domain.space.devices.known().collect(),
+            foreign: RefCell::default(),
+        };
         self.tally.follow(&memory, id, sweep)?;
         let foreign = memory.foreign.into_inner();
         if domain.life() == Life::Alive && !domain.may(Powers::CONTROL) {
@@ -405,6 +416,15 @@ fn bound(m: &WholeMachine, domain: &Domain) -> Vec<(Port, PortState)> {
 
 /// P5: each end names the other or nobody; a virtual interrupt and its port name each other.
 fn ports(m: &WholeMachine, world: &World, domains: &[&Domain]) -> Found {
+    for vector in FIRST_MESSAGE..=u8::MAX {
+        let Some((id, port)) = world.message_taker(vector) else { continue };
+        // One that is being destroyed has its ports until its vcpus have left their CPUs.
+        let taker = domains.iter().find(|domain| domain.id() == id);
+        let binding = taker.map(|taker| world.port(m, taker, port).binding);
+        if binding != Some(Binding::Message(vector)) {
+            return Err(format!("P5: vector {vector:#x} leads to {id} {port:?}, which is {binding:?}"));
+        }
+    }
     for domain in domains.iter().filter(|domain| domain.life() == Life::Alive) {
         let id = domain.id();
         for (port, state) in bound(m, domain) {
@@ -422,6 +442,12 @@ fn ports(m: &WholeMachine, world: &World, domains: &[&Domain]) -> Found {
                     let named = slots.filter(|vcpu| vcpu.virq_port(virq as usize) == Some(port)).count();
                     if named != 1 {
                         return Err(format!("P5: {id} {port:?} is virq {virq}, named by {named} vcpus"));
+                    }
+                }
+                Binding::Message(vector) => {
+                    let taker = world.message_taker(vector);
+                    if taker != Some((id, port)) {
+                        return Err(format!("P5: {id} {port:?} takes vector {vector:#x}, which leads to {taker:?}"));
                     }
                 }
                 Binding::Closed | Binding::Unbound(_) | Binding::Ipi => {}
@@ -444,7 +470,9 @@ fn ports(m: &WholeMachine, world: &World, domains: &[&Domain]) -> Found {
 fn queues(m: &WholeMachine, world: &World) -> Found {
     let mut all = Vec::new();
     for cpu in 0..m.cpu_count() as u32 {
-        let (queue, waiting) = world.run_queue(CpuId(cpu));
+        let queue = world.run_queue(CpuId(cpu));
+        let (queue, waiting) =
+            queue.ok_or_else(|| format!("the urgent vcpus in the queue of CPU {cpu} are miscounted"))?;
         if queue.len() != usize::from(waiting) {
             return Err(format!("{} in the run queue of CPU {cpu}, counted as {waiting}", queue.len()));
         }

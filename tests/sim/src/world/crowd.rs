@@ -17,6 +17,7 @@ use hypercall_abi::memory::{MemoryOp, Reservation};
 use hypercall_abi::mmu::{MmuextCommand, MmuextOp};
 use hypercall_abi::sched::{Poll, SchedOp};
 use hypercall_abi::shared::{offset, vcpu_info};
+use hypercall_abi::tenon::TenonOp;
 use hypercall_abi::vcpu::VcpuOp;
 use hypercall_abi::{Hypercall, domid};
 use std::ops::ControlFlow;
@@ -78,7 +79,8 @@ impl Everybody {
             },
             _ if self.tastes.pages && pen.rng.one_in(2) => pen.retype(),
             _ => match pen.rng.below(20) {
-                0..=3 => pen.sched_op(SchedOp::Block, 0),
+                0..=2 => pen.sched_op(SchedOp::Block, 0),
+                3 => Pen::made(Hypercall::Tenon, TenonOp::Wait.name(), [TenonOp::Wait.number(), 0, 0]),
                 4 => pen.sched_op(SchedOp::Yield, 0),
                 5..=8 => pen.ring(),
                 9 | 10 => pen.nudge(),

@@ -15,7 +15,7 @@
 use super::Context;
 use super::build;
 use super::hostile::{Everybody, Mood, everybody};
-use super::machine::WholeMachine;
+use super::machine::{self, WholeMachine};
 use super::script::Actor;
 use super::twins::{Act, compare_memory, enters};
 use crate::rng::Rng;
@@ -26,7 +26,7 @@ use hv_core::frame::{Owner, Use};
 use hv_core::lean::shape::Shape;
 use hv_core::lean::{self, End};
 use hv_core::lock::Held;
-use hv_core::machine::{CpuState, Cpus, Exit, Interrupt, Registers, mode};
+use hv_core::machine::{Arrived, CpuState, Cpus, Exit, Interrupt, Registers, mode};
 use hv_core::sched::life::{self, Runner, Step};
 use hv_core::vcpu::VcpuState;
 use hv_core::world::{CpuCtx, World};
@@ -406,15 +406,15 @@ impl Runner<WholeMachine> for Twin {
         ControlFlow::Continue(())
     }
 
-    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, WholeMachine>) -> ControlFlow<(), bool> {
+    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, WholeMachine>) -> ControlFlow<(), Arrived> {
         if self.m.is_stopped() {
             return ControlFlow::Break(());
         }
         match self.m.idle() {
-            Some(interrupt) => ControlFlow::Continue(interrupt == Interrupt::Console),
+            Some(interrupt) => ControlFlow::Continue(machine::arrived(interrupt)),
             None => {
                 self.everybody.stuck(cpu_ctx.held)?;
-                ControlFlow::Continue(false)
+                ControlFlow::Continue(Arrived::default())
             }
         }
     }

@@ -96,7 +96,7 @@ impl Stage {
     /// A domain that runs, with two vcpus; `control`: with every power.
     pub fn enter(&mut self, control: bool) -> Actor {
         let powers = if control { Powers::all() } else { Powers::empty() };
-        let spec = Spec { powers, vcpus: 2, max_pages: 0, handle: [9; 16] };
+        let spec = Spec { id: None, powers, vcpus: 2, max_pages: 0, handle: [9; 16] };
         let id = self.cpu_ctx().create(&spec).map(Domain::id).expect("room for a domain");
         let domain = self.world.domain(id).expect("it lives");
         let pages = build::build(self.m, self.world, &mut self.held, domain, 1).expect("room for its pages");

@@ -157,7 +157,7 @@ fn a_domain_in_the_place_of_a_dead_one_is_as_the_first_was() {
     tell(400, |stage| {
         let dom0 = stage.enter(true);
         let other = granter(stage);
-        let spec = Spec { powers: Powers::CONSOLE_WRITE, vcpus: 2, max_pages: 7, handle: [9; 16] };
+        let spec = Spec { id: None, powers: Powers::CONSOLE_WRITE, vcpus: 2, max_pages: 7, handle: [9; 16] };
         let born = |stage: &mut Stage| stage.cpu_ctx().create(&spec).map(Domain::id).expect("room for a domain");
         let first = born(stage);
         let at_birth = facts(stage, stage.world.domain(first).expect("it lives"));

@@ -7,10 +7,10 @@ use crate::shape::{Answer, Class, HANDLES, Shape, Target, Wants, done, refused, 
 use alloc::boxed::Box;
 use guests::abi::Errno;
 use guests::abi::context::VcpuContext;
-use guests::abi::domctl::{self, Domctl, DomctlOp};
+use guests::abi::domctl::{self, Domctl, DomctlOp, IomemPermission};
 use guests::abi::physdev::ConsoleIo;
 use guests::abi::sysctl::{self, Sysctl, SysctlOp};
-use guests::abi::tenon::{CrashReport, Refusals, TenonOp};
+use guests::abi::tenon::{BindMessage, CrashReport, Refusals, TenonOp};
 use guests::abi::version::{FeatureInfo, VersionOp};
 use zerocopy::IntoBytes;
 
@@ -152,6 +152,15 @@ pub(crate) fn domctl(g: &Ground, t: &Target) -> Shape {
             arg.payload[0] = 1;
             shape.part(Arg(0), &arg, input).domain(U16(8), own, bad).count(U32(16), 2, bad).count(U32(16), 1 << 31, bad)
         }
+        DomctlOp::IomemPermission => {
+            // Frames that are no device's: nothing is handed on.
+            arg.domain = g.child;
+            let range = IomemPermission { first_frame: 1, nr_frames: 1, allow: 1, ..IomemPermission::default() };
+            arg.payload[..size_of_val(&range)].copy_from_slice(range.as_bytes());
+            let refused = perm.xen(Answer::Done);
+            let shape = shape.part(Arg(0), &arg, toolstack(g, Wants::input(refused)));
+            shape.domain(U16(8), own, refused).count(U64(24), 0, bad)
+        }
         DomctlOp::SetVcpuContext => {
             // There is no root in it.
             arg.domain = g.spare();
@@ -183,12 +192,17 @@ pub(crate) fn tenon(g: &Ground, t: &Target) -> Shape {
     let perm = refused(Errno::Perm, CITE);
     let absent = Wants::any(refused(Errno::NoSys, CITE));
     let shape = Shape::new([t.op, u64::from(g.own), 0, 0, 0]);
+    let no_domain = g.either(refused(Errno::Srch, CITE), perm).xen(Answer::Refused(Errno::NoSys));
     // What each of them writes.
     let output = match TenonOp::from_number(t.op).expect("it is of the list") {
         TenonOp::CrashReport => CrashReport::default().as_bytes().to_vec(),
         TenonOp::Refusals => Refusals::default().as_bytes().to_vec(),
+        TenonOp::BindMessage => BindMessage::default().as_bytes().to_vec(),
+        TenonOp::Wait => {
+            g.wake_soon();
+            return shape.address(Arg(2), Wants::any(done(CITE)).on_xen(absent));
+        }
     };
     let wants = g.either(Wants::output(done(CITE)), Wants::any(perm)).on_xen(absent);
-    let no_domain = g.either(refused(Errno::Srch, CITE), perm).xen(Answer::Refused(Errno::NoSys));
     shape.part(Arg(2), &output[..], wants).domain(Arg(1), NOBODY, no_domain)
 }

@@ -6,10 +6,12 @@ use hv_core::addr::Frame;
 use hv_core::frame::Owner;
 use hv_core::machine::Frames;
 use hypercall_abi::Hypercall;
-use hypercall_abi::domctl::{CreateDomain, Domctl, DomctlOp, INTERFACE_VERSION, MaxMem, MaxVcpus, VcpuContextArg};
+use hypercall_abi::domctl::{
+    CreateDomain, Domctl, DomctlOp, INTERFACE_VERSION, IomemPermission, MaxMem, MaxVcpus, VcpuContextArg,
+};
 use hypercall_abi::physdev::ConsoleIo;
 use hypercall_abi::sysctl::{self, Sysctl, SysctlOp};
-use hypercall_abi::tenon::TenonOp;
+use hypercall_abi::tenon::{BindMessage, TenonOp};
 use hypercall_abi::version::{FeatureInfo, VersionOp};
 use zerocopy::IntoBytes;
 
@@ -39,6 +41,12 @@ impl Pen<'_, '_> {
                 payload(CreateDomain { max_vcpus, ..Default::default() }.as_bytes());
             }
             Some(DomctlOp::MaxMem) => payload(MaxMem { max_memkb: self.mostly(&[136, 160, 0]) }.as_bytes()),
+            Some(DomctlOp::IomemPermission) => {
+                let (first_frame, nr_frames) =
+                    (self.ctx.m.frame_limit() + self.rng.below(3) as u64, self.mostly(&[1, 2, 0]));
+                let allow = u8::from(!self.rng.one_in(8));
+                payload(IomemPermission { first_frame, nr_frames, allow, pad: [0; 7] }.as_bytes());
+            }
             Some(DomctlOp::MaxVcpus) => payload(MaxVcpus { max: self.small32(4) }.as_bytes()),
             Some(DomctlOp::SetVcpuContext | DomctlOp::GetVcpuContext) => {
                 let pages = self.foreign_pages(domain);
@@ -112,6 +120,11 @@ impl Pen<'_, '_> {
     pub(super) fn tenon(&mut self, args: &mut Args) -> &'static str {
         let (op, number) = self.op(TenonOp::ALL, TenonOp::number);
         (args[0], args[1], args[2]) = (number, u64::from(self.other()), self.place(328));
+        if op == Some(TenonOp::BindMessage) {
+            let vcpu = self.vcpu();
+            args[1] = self.domid().into();
+            args[2] = self.put(&BindMessage { vcpu, ..Default::default() });
+        }
         op.map_or("?", TenonOp::name)
     }
 

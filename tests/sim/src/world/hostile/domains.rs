@@ -7,6 +7,7 @@ use crate::world::{Context, build, crowd};
 use hv_core::addr::DomainId;
 use hv_core::domain::{Domain, Life, Powers, Spec};
 use hv_core::lock::{Held, Nothing};
+use hv_core::machine::Frames;
 use hv_core::vcpu::Place;
 use hv_core::world::CpuCtx;
 use std::ops::ControlFlow;
@@ -16,10 +17,14 @@ impl Everybody {
     pub(in crate::world) fn controller(&mut self, held: &mut Held<Nothing>) -> ControlFlow<()> {
         let powers = Powers::all();
         let vcpus = if self.mood == Mood::Crowded { crowd::VCPUS } else { 2 };
-        let spec = Spec { powers, vcpus, max_pages: 0, handle: [7; 16] };
+        let spec = Spec { id: None, powers, vcpus, max_pages: 0, handle: [7; 16] };
+        let limit = self.m.frame_limit() as u32;
         let created = CpuCtx { m: self.m, world: self.world, held: &mut *held }.create(&spec).map(Domain::id);
         match created.map(|id| self.world.domain(id).expect("it lives")) {
-            Ok(domain) => self.build(held, domain),
+            Ok(domain) => {
+                domain.space.devices.allow(limit..limit + 2).expect("it has none yet");
+                self.build(held, domain)
+            }
             Err(_) => {
                 self.note("worlds given up for lack of memory");
                 self.end()

@@ -3,11 +3,11 @@
 use super::{Everybody, UNAUDITED, lock};
 use crate::world::Context;
 use crate::world::audit::On;
-use crate::world::machine::WholeMachine;
+use crate::world::machine::{self, WholeMachine};
 use crate::world::turns::{self, Gathered};
 use hv_core::call::Next;
 use hv_core::lean::{self, End};
-use hv_core::machine::{Exit, Interrupt};
+use hv_core::machine::{Arrived, Exit, Interrupt};
 use hv_core::sched::life::{Runner, Step};
 use hv_core::world::CpuCtx;
 use std::ops::ControlFlow;
@@ -44,6 +44,9 @@ impl Player<'_> {
             all.here().on = Some(On::of(ctx, true));
             if self.m.take_typed() {
                 return Exit::Interrupt(Interrupt::Console); // before its first instruction
+            }
+            if let Some(vector) = self.m.take_message() {
+                return Exit::Interrupt(Interrupt::Message(vector));
             }
         }
         loop {
@@ -135,7 +138,7 @@ impl Runner<WholeMachine> for Player<'_> {
         if self.m.is_stopped() { all.end() } else { looked }
     }
 
-    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, WholeMachine>) -> ControlFlow<(), bool> {
+    fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, WholeMachine>) -> ControlFlow<(), Arrived> {
         let _outside = turns::outside();
         let interrupt = match self.m.idle() {
             Some(interrupt) => interrupt,
@@ -144,10 +147,6 @@ impl Runner<WholeMachine> for Player<'_> {
                 Interrupt::Kick
             }
         };
-        if self.m.is_stopped() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(interrupt == Interrupt::Console)
-        }
+        if self.m.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(machine::arrived(interrupt)) }
     }
 }

@@ -9,8 +9,8 @@ use hv_core::frame::Use;
 use hv_core::lock::Held;
 use hv_core::machine::{CpuState, Exit, mode};
 use hv_core::sched::life::Step;
+use hv_core::vcpu::Vcpu;
 use hv_core::vcpu::debug::DR6_CLEAR;
-use hv_core::vcpu::{Place, Vcpu};
 use hv_core::{claim, flags};
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicU64;
@@ -80,6 +80,16 @@ impl Everybody {
         }
         if self.rng.one_in(16) {
             self.m.type_key();
+        }
+        if self.rng.one_in(16) {
+            // Mostly one that somebody takes; now and then far too many.
+            let taken: Vec<u8> = (0..=u8::MAX).filter(|vector| self.world.message_taker(*vector).is_some()).collect();
+            let vector = if self.rng.one_in(4) { None } else { self.rng.pick(&taken) };
+            self.m.send_message(vector.unwrap_or(self.rng.below(256) as u8));
+            self.note("messages of devices");
+        }
+        if self.m.holds_messages() {
+            self.note("steps while messages waited");
         }
         Ok(())
     }
@@ -163,7 +173,7 @@ impl Everybody {
 
     /// Nobody sleeps to whom an event is due.
     pub(super) fn forgotten(&mut self) -> ControlFlow<()> {
-        let sleeps = |vcpu: &&Vcpu| vcpu.place() == Place::Blocked && self.world.upcall_due(self.m, vcpu);
+        let sleeps = |vcpu: &&Vcpu| self.world.sleeps_through(self.m, vcpu);
         let alive = self.alive().filter(|domain| domain.life() == Life::Alive);
         match alive.flat_map(|domain| self.world.vcpus_of(domain)).find(sleeps).map(Vcpu::index) {
             Some(index) => self.fail(format!("vcpu {index} sleeps, and an event is due")),

@@ -41,6 +41,8 @@ impl OneCpu {
             racing: AtomicBool::new(false),
             refused: Mutex::new(None),
             typed: AtomicBool::new(false),
+            sent: [const { AtomicU64::new(0) }; 3],
+            held: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
             asked: Asked::new(),
             asked_all: AtomicBool::new(false),

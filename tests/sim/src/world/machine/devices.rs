@@ -1,7 +1,7 @@
-//! The clock, which advances when somebody looks at it, and the console.
+//! The clock, which advances when somebody looks at it, the console, and PCI configuration.
 
 use super::{WholeMachine, lock};
-use hv_core::machine::{Clock, Console};
+use hv_core::machine::{Clock, Console, Cpus, Devices};
 use std::sync::atomic::Ordering::Relaxed;
 
 impl Clock for WholeMachine {
@@ -46,5 +46,23 @@ impl Console for WholeMachine {
         to[..count].copy_from_slice(&rest[..count]);
         let from = (log.len() - rest.len()) as u32;
         from..from + count as u32
+    }
+}
+
+impl Devices for WholeMachine {
+    fn message(&self, vector: u8) -> Option<(u64, u32)> {
+        Some((0xfee0_0000 | u64::from(self.this_cpu().0) << 12, vector.into()))
+    }
+    fn hold_messages(&self, hold: bool) {
+        self.here().held.store(hold, Relaxed);
+    }
+    fn read_config(&self, port: u16, size: u8) -> u32 {
+        u32::from(port) << 16 | u32::from(size)
+    }
+    fn write_config(&self, port: u16, size: u8, value: u32) {
+        let mut configured = lock(&self.configured);
+        if configured.len() < 1 << 10 {
+            configured.push((port, size, value));
+        }
     }
 }

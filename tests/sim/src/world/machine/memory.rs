@@ -1,6 +1,7 @@
 //! Pages, which guests change while the rules look at them, and what CPUs remember of them.
 
 use super::{WholeMachine, lock};
+use crate::machine::copy_bytes;
 use crate::machine::{Cached, HOLE_MARK, Seen};
 use crate::rng::Rng;
 use crate::world::turns::{self, this_cpu};
@@ -187,11 +188,11 @@ impl Frames for WholeMachine {
         self.looked(frame, 64); // whole lines
         self.pages[frame.index()].iter().for_each(|word| word.store(0, Relaxed));
     }
-    fn copy(&self, from: Frame, to: Frame) {
-        self.looked(to, 128);
-        for (a, b) in self.pages[from.index()].iter().zip(self.pages[to.index()].iter()) {
-            b.store(a.load(Relaxed), Relaxed);
-        }
+    fn copy(&self, from: (Frame, usize), to: (Frame, usize), length: usize) {
+        self.must_be_memory(to.0);
+        self.looked(to.0, 1 + length as u64 / 4);
+        copy_bytes(from, to, length, |frame| &self.pages[frame.index()]);
+        self.interfere(from.0);
     }
     fn set_m2p(&self, frame: Frame, pfn: u64) {
         self.m2p[frame.index()].store(pfn, Relaxed);

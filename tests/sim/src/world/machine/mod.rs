@@ -17,7 +17,7 @@ use hv_core::domain::Life;
 use hv_core::fault::{self, Fault};
 use hv_core::frame::FrameTable;
 use hv_core::frame::asked::Asked;
-use hv_core::machine::{Entry, Exit, Interrupt, Page, Registers, entry};
+use hv_core::machine::{Arrived, Entry, Exit, FIRST_MESSAGE, Interrupt, MESSAGES, Page, Registers, entry};
 use hv_core::world::World;
 pub use memory::Race;
 pub(super) use memory::owner_number;
@@ -75,6 +75,10 @@ struct OneCpu {
     refused: Mutex<Option<[u16; 4]>>,
     /// A key was typed, and its interrupt waits.
     typed: AtomicBool,
+    /// Messages of devices on their way, a bit for each vector.
+    sent: [AtomicU64; MESSAGES.div_ceil(64)],
+    /// They wait.
+    held: AtomicBool,
     /// A kick is on its way.
     kicked: AtomicBool,
     /// Another CPU wants it to flush.
@@ -104,6 +108,8 @@ pub struct WholeMachine {
     pub impatient: AtomicBool,
     /// Work takes no time.
     pub steady: AtomicBool,
+    /// What was written to the ports of PCI configuration: port, size, value.
+    pub configured: Mutex<Vec<(u16, u8, u32)>>,
     /// How many bytes the console takes at once.
     pub line: AtomicUsize,
     /// What it took first.
@@ -123,6 +129,21 @@ fn a_full_cpu(leaf: u32, subleaf: u32) -> [u32; 4] {
         (0x8000_0000, _) => [0x8000_0008, 0, 0, 0],
         _ => [u32::MAX; 4],
     }
+}
+
+/// What a rule is told of an interrupt that came while its CPU slept.
+#[must_use]
+pub fn arrived(interrupt: Interrupt) -> Arrived {
+    let mut arrived = Arrived { console: interrupt == Interrupt::Console, ..Arrived::default() };
+    if let Interrupt::Message(vector) = interrupt {
+        note_message(&mut arrived, vector);
+    }
+    arrived
+}
+
+fn note_message(arrived: &mut Arrived, vector: u8) {
+    let number = usize::from(vector - FIRST_MESSAGE);
+    arrived.messages[number / 64] |= 1 << (number % 64);
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -154,6 +175,7 @@ impl WholeMachine {
             limits: Mutex::default(),
             impatient: AtomicBool::new(false),
             steady: AtomicBool::new(false),
+            configured: Mutex::default(),
             line: AtomicUsize::new(usize::MAX),
             printed: Mutex::default(),
             logged: Mutex::new(b"[info] Tenon\n".to_vec()),
@@ -293,6 +315,42 @@ impl WholeMachine {
         self.here().typed.swap(false, Relaxed)
     }
 
+    /// A device sends this CPU a message, if the vector is one that messages may have.
+    pub fn send_message(&self, vector: u8) {
+        let number = usize::from(vector.wrapping_sub(FIRST_MESSAGE));
+        if let Some(sent) = self.here().sent.get(number / 64) {
+            sent.fetch_or(1 << (number % 64), Relaxed);
+        }
+    }
+
+    /// Takes the first message that has come, unless they wait.
+    pub fn take_message(&self) -> Option<u8> {
+        let here = self.here();
+        let came = |word: &AtomicU64| word.load(Relaxed);
+        if here.held.load(Relaxed) {
+            return None;
+        }
+        let (first, word) = (FIRST_MESSAGE..).step_by(64).zip(&here.sent).find(|(_, word)| came(word) != 0)?;
+        let bit = came(word).trailing_zeros();
+        word.fetch_and(!(1 << bit), Relaxed);
+        Some(first + bit as u8)
+    }
+
+    /// Takes all interrupts that somebody waits for.
+    fn take_arrived(&self) -> Arrived {
+        let mut arrived = Arrived { console: self.take_typed(), ..Arrived::default() };
+        while let Some(vector) = self.take_message() {
+            note_message(&mut arrived, vector);
+        }
+        arrived
+    }
+
+    /// Whether messages wait because there were too many.
+    #[must_use]
+    pub fn holds_messages(&self) -> bool {
+        self.here().held.load(Relaxed)
+    }
+
     /// Whether a kick is on its way to a CPU.
     #[must_use]
     pub fn is_kicked(&self, cpu: usize) -> bool {
@@ -380,6 +438,12 @@ impl WholeMachine {
         }
     }
 
+    /// The time, which does not advance by this look.
+    #[must_use]
+    pub fn time(&self) -> u64 {
+        self.clock.load(Relaxed)
+    }
+
     /// Lets time pass.
     pub fn pass(&self, nanoseconds: u64) {
         self.clock.store(self.clock.load(Relaxed) + nanoseconds, Relaxed);
@@ -418,6 +482,9 @@ impl WholeMachine {
             if self.take_typed() {
                 return Some(Interrupt::Console);
             }
+            if let Some(vector) = self.take_message() {
+                return Some(Interrupt::Message(vector));
+            }
             if self.is_due() {
                 return Some(Interrupt::Timer);
             }
@@ -445,9 +512,9 @@ impl hv_core::machine::Machine for WholeMachine {
             self.answer_here();
         }
     }
-    fn let_in(&self) -> bool {
+    fn let_in(&self) -> Arrived {
         self.answer_here();
         self.take_kick();
-        self.take_typed()
+        self.take_arrived()
     }
 }
