@@ -15,6 +15,8 @@ use crate::queue::{FLUSH, PROOF, Queue};
 const DESCRIPTORS: usize = INDIRECT_SEGMENTS * size_of::<Segment>();
 /// Requests whose descriptors fit into a page.
 const PER_PAGE: usize = PAGE_BYTES / DESCRIPTORS;
+/// Sectors that are given back in a turn, at most: 4,096 pages of a disk in memory.
+const DISCARDED: u64 = 32_768;
 /// The most completions that are looked at in a turn: a device cannot have as many operations.
 const COMPLETIONS: usize = 4 * FLIGHTS;
 
@@ -62,7 +64,13 @@ impl<H: Host> Queue<H> {
     /// Takes every flight as far as it gets without waiting.
     pub(crate) fn advance(&mut self, host: &mut H, now_ns: u64) {
         self.fetch(host);
-        self.flights.at(Stage::Plan).for_each(|index| self.plan(host, index));
+        let planned = self.flights.at(Stage::Plan);
+        let discards = planned
+            .filter(|index| self.flights.get(*index).work == Work::Discard)
+            .fold(0, |all, index| all | index.bit());
+        Set(planned.0 & !discards).for_each(|index| self.plan(host, index));
+        let step = DISCARDED / Set(discards).len().max(1) as u64;
+        Set(discards).for_each(|index| self.discard(host, index, step));
         self.run_copies(host);
         self.pin(host);
         self.submit(now_ns);
@@ -227,14 +235,28 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Gives back what the disk itself can give back; the rest is for the device.
-    pub(crate) fn discard(&mut self, index: Index, extent: Extent) {
-        let id = self.flights.get(index).vbd;
-        let Some(vbd) = self.vbd_mut(id) else { return };
-        match vbd.disk.discard(extent.sector, extent.sectors) {
-            Ok(None) => self.flights.end(index, Status::Okay),
+    /// Gives sectors back, as many as a turn has time for: a disk in memory takes a step for each page of them.
+    fn discard(&mut self, host: &mut H, index: Index, at_most: u64) {
+        // Pages that are given back are others' next. Nothing is copied to them then.
+        self.run_copies(host);
+        let flight = self.flights.get_mut(index);
+        let Some(vbd) = self.vbds.get_mut(flight.vbd.0).and_then(Option::as_mut) else { return };
+        let sectors = flight.left.min(at_most);
+        let mut part = vbd.disk.discard(flight.sector, sectors);
+        if let Ok(Some(_)) = part {
+            // It is the device that gives them back: all at once.
+            part = vbd.disk.discard(flight.sector, flight.left);
+        }
+        match part {
+            Ok(None) => {
+                flight.sector += sectors;
+                flight.left -= sectors;
+                if flight.left == 0 {
+                    self.flights.end(index, Status::Okay);
+                }
+            }
             Ok(Some(part)) if self.device.is_some() => {
-                self.flights.get_mut(index).part = part;
+                flight.part = part;
                 self.flights.go(index, Stage::Submit);
             }
             Ok(Some(_)) | Err(_) => self.flights.end(index, Status::Error),

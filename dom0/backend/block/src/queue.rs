@@ -20,7 +20,7 @@ pub(crate) const FLUSH: u32 = 64;
 /// The number of the flush after a reset.
 pub(crate) const PROOF: u32 = 65;
 /// When to try again what we had no handles, or a device without work had no room for.
-const RETRY_NS: u64 = 1_000_000;
+pub(crate) const RETRY_NS: u64 = 1_000_000;
 
 /// Names a vbd to its queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -197,7 +197,8 @@ impl<H: Host> Queue<H> {
         let more_rings = self.rearm();
         let more_done = self.device.as_mut().is_some_and(|device| device.rearm());
         let waits = self.vbds.iter().flatten().any(|vbd| !vbd.waiting.is_empty());
-        let again = more_rings || more_done || (landed && waits);
+        let unplanned = !self.flights.at(Stage::Plan).is_empty();
+        let again = more_rings || more_done || unplanned || (landed && waits);
         let wakes = [ready_ns, self.retry_ns(now_ns), self.watch_ns];
         Turn { again, wake_ns: wakes.into_iter().flatten().min() }
     }
@@ -247,7 +248,7 @@ impl<H: Host> Queue<H> {
         let idle = flights.at(Stage::Device).is_empty() && self.flushing.is_none();
         let unsubmitted = flights.at(Stage::Submit).with(flights.at(Stage::FlushNext));
         let stuck = idle && self.health == Health::Fine && !unsubmitted.is_empty();
-        let starved = flights.at(Stage::Pin).with(flights.at(Stage::Fetch)).with(flights.at(Stage::Plan));
+        let starved = flights.at(Stage::Pin).with(flights.at(Stage::Fetch));
         (stuck || !starved.is_empty() || self.health.is_resetting()).then(|| now_ns.saturating_add(RETRY_NS))
     }
 }

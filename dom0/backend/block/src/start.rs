@@ -9,7 +9,7 @@ use crate::flight::{Cursor, Durable, Flight, Stage, Work};
 use crate::health::Health;
 use crate::host::Host;
 use crate::limits::{QUANTUM, flights_share};
-use crate::queue::{Queue, VbdId};
+use crate::queue::{Queue, RETRY_NS, VbdId};
 use crate::vbd::Waiting;
 
 /// What the first request of a vbd waits for.
@@ -45,7 +45,8 @@ impl<H: Host> Queue<H> {
                             self.forfeit(id);
                             break;
                         }
-                        // It goes on here, with what it may still spend.
+                        // It goes on here, with what it may still spend. Other queues may have all pins.
+                        Head::All if self.flights.busy().is_empty() => return Some(now_ns.saturating_add(RETRY_NS)),
                         Head::All => return wake_ns,
                     }
                 }
@@ -63,7 +64,8 @@ impl<H: Host> Queue<H> {
         let Some(vbd) = self.vbds.get_mut(id.0).and_then(Option::as_mut) else { return Head::Itself };
         let Some(waiting) = vbd.waiting.front() else { return Head::Itself };
         let (cost, pins) = (waiting.cost(), if on_device { waiting.segments } else { 0 });
-        if vbd.in_flight >= flights_share(busy) || vbd.pins.saturating_add(pins) > self.budget.share(busy) {
+        if vbd.in_flight >= flights_share(busy) || (pins > 0 && vbd.pins.saturating_add(pins) > self.budget.share(busy))
+        {
             return Head::Itself;
         }
         let ready_ns = vbd.ready_ns(now_ns);
@@ -116,8 +118,7 @@ impl<H: Host> Queue<H> {
         match waiting.request {
             Request::Flush => self.flush(index),
             Request::Direct { durable: true, .. } => self.flush(index),
-            Request::Discard(extent) => self.discard(index, extent),
-            Request::Direct { .. } | Request::Indirect { .. } => {}
+            Request::Direct { .. } | Request::Indirect { .. } | Request::Discard(_) => {}
         }
     }
 }
@@ -150,7 +151,7 @@ impl Flight {
             }
             Request::Discard(extent) => {
                 self.work = Work::Discard;
-                (self.sector, self.sectors) = (extent.sector, extent.sectors);
+                (self.sector, self.left, self.sectors) = (extent.sector, extent.sectors, extent.sectors);
                 Stage::Plan
             }
         }

@@ -1,12 +1,12 @@
-//! Two guests that write anything into rings, slots and descriptors, beside one that looks after its sectors, while any call may
-//! fail: two million requests.
+//! Two guests that write anything into rings, slots and descriptors, beside two that look after their sectors, on a partition and
+//! on an overlay in memory, while any call may fail: two million requests.
 
 #![allow(clippy::cast_possible_truncation, reason = "random numbers are cut to size on purpose")]
 mod common;
 
 use block_backend::{Event, Limits, Pins, Queue, VbdId};
 use common::device::Media;
-use common::disks::{Partition, Patchwork};
+use common::disks::{Layered, Partition, Patchwork, Pool};
 use common::front::segment;
 use common::neighbour::Neighbour;
 use common::{Device, FIRST_FREE, Faults, Front, Machine, Random};
@@ -21,15 +21,25 @@ const REQUESTS: u64 = 2_000_000;
 const RUNS: u64 = 20;
 const SECOND: u64 = 1_000_000_000;
 
+/// The frame between the memory of the patchwork and that of overlays.
+const GUARD: usize = 63;
+
+struct Hostile {
+    front: Front,
+    id: VbdId,
+    /// What is to be dissolved with its disk.
+    overlay: Option<Layered>,
+}
+
 struct World {
     random: Random,
     machine: Machine,
     media: Rc<RefCell<Media>>,
     queue: Queue<Machine>,
     budget: Rc<Pins>,
-    hostile: [(Front, VbdId); 2],
-    neighbour: Neighbour,
-    neighbour_id: VbdId,
+    hostile: [Hostile; 2],
+    neighbours: [(Neighbour, VbdId); 2],
+    pool: Pool,
     now: u64,
     sent: u64,
     broken: u64,
@@ -38,26 +48,36 @@ struct World {
 
 impl World {
     fn new(mut random: Random) -> Self {
-        let machine = Machine::new(Random::seeded(random.next()), 3);
-        let media = Media::new(3 * SECTORS);
+        let machine = Machine::new(Random::seeded(random.next()), 4);
+        let media = Media::new(4 * SECTORS);
         let (mut queue, budget) = machine.queue(Some(Device::new(&machine, &media)));
-        let hostile = [0, 1].map(|n| Self::reconnect(&machine, &mut queue, &mut random, n));
-        let neighbour = Neighbour::new(2, 1, SECTORS as usize);
-        let disk = Partition::boxed(2 * SECTORS, SECTORS);
-        let neighbour_id = machine.connect(&mut queue, &neighbour.front, disk, Limits::default());
-        machine.0.borrow_mut().frames[63].fill(0x63);
+        let free = (GUARD as u64 + 1..common::FRAMES as u64).collect();
+        let pool = Pool { machine: machine.clone(), free: Rc::new(RefCell::new(free)) };
+        let hostile = [0, 1].map(|n| Self::reconnect(&machine, &pool, &mut queue, &mut random, n));
+        let neighbours = [2, 3].map(|n| {
+            let neighbour = Neighbour::new(n, 1, SECTORS as usize);
+            let disk: Box<dyn disk::Disk> = match n {
+                2 => Partition::boxed(2 * SECTORS, SECTORS),
+                _ => Box::new(Layered::new(3 * SECTORS, SECTORS, &pool, 1 << 30)),
+            };
+            let id = machine.connect(&mut queue, &neighbour.front, disk, Limits::default());
+            (neighbour, id)
+        });
+        machine.0.borrow_mut().frames[GUARD].fill(0x63);
         let (now, sent, broken, lost_pins) = (1, 0, 0, 0);
-        Self { random, machine, media, queue, budget, hostile, neighbour, neighbour_id, now, sent, broken, lost_pins }
+        Self { random, machine, media, queue, budget, hostile, neighbours, pool, now, sent, broken, lost_pins }
     }
 
-    /// A fresh ring for a hostile guest. The disk of the second lies partly in memory.
-    fn reconnect(machine: &Machine, queue: &mut Queue<Machine>, random: &mut Random, n: u16) -> (Front, VbdId) {
+    /// A fresh ring for a hostile guest. The disk of the second lies partly or wholly in memory.
+    fn reconnect(machine: &Machine, pool: &Pool, queue: &mut Queue<Machine>, random: &mut Random, n: u16) -> Hostile {
         let front = Front::new(n, 1 << random.below(5));
         if random.below(3) == 0 {
             front.page.shifting.set(random.next() | 1);
         }
-        let disk = match n {
-            0 => Partition::boxed(0, SECTORS),
+        let overlay = (n == 1 && random.below(2) == 0).then(|| Layered::new(SECTORS, SECTORS, pool, 20 * 4096));
+        let disk = match (n, &overlay) {
+            (0, _) => Partition::boxed(0, SECTORS),
+            (_, Some(overlay)) => Box::new(overlay.clone()),
             _ => Patchwork::boxed(SECTORS, SECTORS, FIRST_FREE, false),
         };
         let limits = match random.below(4) {
@@ -65,34 +85,44 @@ impl World {
             _ => Limits::default(),
         };
         let id = machine.connect(queue, &front, disk, limits);
-        (front, id)
+        Hostile { front, id, overlay }
+    }
+
+    fn ids(&self) -> [VbdId; 4] {
+        let [first, second] = self.hostile.each_ref().map(|hostile| hostile.id);
+        let [third, fourth] = self.neighbours.each_ref().map(|(_, id)| *id);
+        [first, second, third, fourth]
+    }
+
+    fn collect(&mut self) {
+        self.neighbours.iter_mut().for_each(|(neighbour, _)| neighbour.collect(&self.machine));
+        self.hostile.iter_mut().for_each(|hostile| drop(hostile.front.answers()));
     }
 
     fn step(&mut self) {
         let n = self.random.below(2) as usize;
         let burst = 1 + self.random.below(40);
         for _ in 0..burst {
-            let (random, (front, _)) = (&mut self.random, &mut self.hostile[n]);
-            if front.put(|id| any_slot(random, id)).is_none() {
+            let (random, hostile) = (&mut self.random, &mut self.hostile[n]);
+            if hostile.front.put(|id| any_slot(random, id)).is_none() {
                 break;
             }
             self.sent += 1;
         }
-        let (front, id) = &mut self.hostile[n];
+        let Hostile { front, id, .. } = &mut self.hostile[n];
         let _ = front.ring.publish(&front.page);
         self.queue.attend(*id);
         self.scribble(n);
-        for _ in 0..self.random.below(3) {
-            self.neighbour.ask(&self.machine, &mut self.random);
+        for (neighbour, id) in &mut self.neighbours {
+            if self.random.below(4) > 0 {
+                neighbour.ask(&self.machine, &mut self.random);
+            }
+            self.queue.attend(*id);
         }
-        self.queue.attend(self.neighbour_id);
         for _ in 0..1 + self.random.below(4) {
             self.turn();
         }
-        self.neighbour.collect(&self.machine);
-        for (front, _) in &mut self.hostile {
-            front.answers();
-        }
+        self.collect();
         if self.random.below(1000) == 0 {
             self.break_ring(n);
         }
@@ -127,7 +157,7 @@ impl World {
 
     /// A hostile guest writes an index. Its vbd ends, without a pin, and begins anew.
     fn break_ring(&mut self, n: usize) {
-        let (front, id) = &mut self.hostile[n];
+        let Hostile { front, id, .. } = &mut self.hostile[n];
         let wild = self.random.next() as u32;
         let near = front.page.load_u32(0).wrapping_add(self.random.below(600) as u32);
         front.page.store_u32(0, if self.random.below(2) == 0 { wild } else { near });
@@ -144,7 +174,10 @@ impl World {
         self.queue.disconnect(id);
         let left = self.drained(id);
         self.lost_pins += left.counters.lost_pins;
-        self.hostile[n] = Self::reconnect(&self.machine, &mut self.queue, &mut self.random, n as u16);
+        if let Some(overlay) = &self.hostile[n].overlay {
+            overlay.dissolve();
+        }
+        self.hostile[n] = Self::reconnect(&self.machine, &self.pool, &mut self.queue, &mut self.random, n as u16);
     }
 
     fn drained(&mut self, id: VbdId) -> block_backend::Disconnected<Machine> {
@@ -172,26 +205,22 @@ impl World {
             self.queue.reset(self.now);
         }
         for round in 0.. {
-            for id in [self.hostile[0].1, self.hostile[1].1, self.neighbour_id] {
-                self.queue.attend(id);
-            }
+            self.ids().into_iter().for_each(|id| self.queue.attend(id));
             self.turn();
             self.now += 10_000_000;
-            self.neighbour.collect(&self.machine);
-            self.hostile.iter_mut().for_each(|(front, _)| drop(front.answers()));
-            let waiting = self.hostile.iter().any(|(front, _)| !front.waiting.is_empty());
-            if !waiting && self.neighbour.is_idle() {
+            self.collect();
+            let waits = self.hostile.iter().any(|hostile| !hostile.front.waiting.is_empty());
+            if !waits && self.neighbours.iter().all(|(neighbour, _)| neighbour.is_idle()) {
                 break;
             }
             assert!(round < 20_000, "not all is answered: {:?}", self.queue);
         }
-        let ids = [self.hostile[0].1, self.hostile[1].1, self.neighbour_id];
-        let counters = ids.map(|id| self.queue.vbd(id).unwrap().counters());
+        let counters = self.ids().map(|id| self.queue.vbd(id).unwrap().counters());
         let lost: u64 = self.lost_pins + counters.iter().map(|counters| counters.lost_pins).sum::<u64>();
         assert_eq!((self.machine.pins() as u64, u64::from(self.budget.used())), (lost, lost), "pins are left");
         assert!(lost == 0 || self.queue.is_lost());
-        assert!(self.machine.0.borrow().frames[63].iter().all(|byte| *byte == 0x63), "a frame of somebody else's");
-        let [first, second, _] = counters;
+        assert!(self.machine.0.borrow().frames[GUARD].iter().all(|byte| *byte == 0x63), "a frame of somebody else's");
+        let [first, second, ..] = counters;
         [first, second].iter().map(|c| c.reads + c.writes + c.flushes + c.discards).sum()
     }
 }
@@ -257,11 +286,13 @@ fn every_mutated_request_has_one_answer_and_nothing_is_left() {
         served += world.settle();
         sent += world.sent;
         broken += world.broken;
-        (done, failed) = (done + world.neighbour.done, failed + world.neighbour.failed);
+        for (neighbour, _) in &world.neighbours {
+            (done, failed) = (done + neighbour.done, failed + neighbour.failed);
+        }
         resets += world.media.borrow().resets;
     }
     println!("{sent} hostile requests, at least {served} carried out; rings broken: {broken}; resets: {resets}");
-    println!("the neighbour: {done} done, {failed} failed");
+    println!("the neighbours: {done} done, {failed} failed");
     assert!(sent >= REQUESTS && served > 50_000 && broken > 50, "the test is lopsided");
     assert!(done > 50_000 && failed > 1_000 && resets > 50, "the test is lopsided");
 }

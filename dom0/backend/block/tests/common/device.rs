@@ -176,6 +176,7 @@ impl disk::Device for Device {
     }
 
     fn submit(&mut self, ticket: Ticket, operation: Operation<'_>) -> Result<(), Full> {
+        super::death::mortal();
         let media = &mut *self.media.borrow_mut();
         assert!(!media.dead, "a device that is lost is given an operation");
         assert!(media.held.iter().all(|held| held.ticket != ticket), "a ticket is used twice");
@@ -216,6 +217,7 @@ impl disk::Device for Device {
     }
 
     fn completed(&mut self) -> Option<(Ticket, Outcome)> {
+        super::death::mortal();
         let media = &mut *self.media.borrow_mut();
         if media.hangs || media.asks_for_reset || media.dead || media.held.is_empty() || media.credit == 0 {
             return None;

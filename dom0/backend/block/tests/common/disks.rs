@@ -1,6 +1,11 @@
 //! Disks: an interval of a device, and one that lies partly in memory.
 
-use disk::{Discard, Disk, NoPlace, Place, Shape};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use disk::{Discard, Disk, NoPlace, Overlay, Pages, Place, Shape};
+
+use super::Machine;
 
 /// Sectors of a device.
 #[derive(Debug)]
@@ -93,5 +98,67 @@ impl Disk for Patchwork {
 
     fn discard(&mut self, _: u64, _: u64) -> Result<Option<(u64, u64)>, NoPlace> {
         Ok(None)
+    }
+}
+
+/// Frames of dom0 that overlays take and give back, so that one guest's page becomes another's.
+#[derive(Clone)]
+pub struct Pool {
+    pub machine: Machine,
+    pub free: Rc<RefCell<Vec<u64>>>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool of {}", self.free.borrow().len())
+    }
+}
+
+impl Pages for Pool {
+    fn take(&mut self) -> Option<u64> {
+        let page = self.free.borrow_mut().pop()?;
+        self.machine.0.borrow_mut().frames[page as usize].fill(0);
+        Some(page)
+    }
+
+    fn give_back(&mut self, page: u64) {
+        let mut free = self.free.borrow_mut();
+        assert!(!free.contains(&page));
+        // The one that was given back last is the next to be taken.
+        free.push(page);
+    }
+}
+
+/// An overlay that outlives its vbd.
+#[derive(Clone, Debug)]
+pub struct Layered(pub Rc<RefCell<Option<Overlay<Partition, Pool>>>>);
+
+impl Layered {
+    /// Over sectors of a device that nobody writes.
+    pub fn new(first: u64, sectors: u64, pool: &Pool, limit: u64) -> Self {
+        let below = Partition { first, sectors, volatile: true, read_only: true };
+        Self(Rc::new(RefCell::new(Some(Overlay::new(below, pool.clone(), limit).expect("there is memory")))))
+    }
+
+    pub fn dissolve(&self) {
+        self.0.borrow_mut().take().expect("dissolved once").dissolve();
+    }
+
+    fn with<T>(&self, what: impl FnOnce(&mut Overlay<Partition, Pool>) -> T) -> T {
+        what(self.0.borrow_mut().as_mut().expect("not dissolved"))
+    }
+}
+
+impl Disk for Layered {
+    fn shape(&self) -> Shape {
+        self.with(|overlay| overlay.shape())
+    }
+
+    fn place(&mut self, write: bool, sector: u64, sectors: u32) -> Result<(Place, u32), NoPlace> {
+        self.with(|overlay| overlay.place(write, sector, sectors))
+    }
+
+    fn discard(&mut self, sector: u64, sectors: u64) -> Result<Option<(u64, u64)>, NoPlace> {
+        self.with(|overlay| overlay.discard(sector, sectors))
     }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::cast_possible_truncation, reason = "random numbers are cut to size on purpose")]
 
+pub mod death;
 pub mod device;
 pub mod disks;
 pub mod front;
@@ -28,7 +29,7 @@ pub const PAGES: usize = 96;
 /// Grants from here on are read-only.
 pub const READ_ONLY: u32 = 88;
 /// Frames of dom0: scratch, zeroes, then memory of disks.
-pub const FRAMES: usize = 64;
+pub const FRAMES: usize = 160;
 const SCRATCH: usize = 2;
 const ZEROES: u64 = 2;
 pub const FIRST_FREE: u64 = 3;
@@ -124,6 +125,13 @@ impl Machine {
         self.0.borrow().pins()
     }
 
+    /// What the hypervisor finds of a domain that has died goes.
+    pub fn forget_pins(&self) {
+        let state = &mut *self.0.borrow_mut();
+        (state.pinned, state.free) = (Vec::new(), Vec::new());
+        state.uses.iter_mut().for_each(|uses| *uses = [(0, 0); PAGES]);
+    }
+
     pub fn queue(&self, device: Option<Device>) -> (Queue<Self>, Rc<Pins>) {
         let budget = Rc::new(Pins::new(DATA_PINS));
         let scratch = (0..SCRATCH as u64).map(|page| Scratch { page, memory: Memory::Frame(self.clone(), page) });
@@ -148,6 +156,7 @@ impl Host for Machine {
     type Memory = Memory;
 
     fn pin(&mut self, wanted: &[Wanted], answers: &mut [Result<Pinned, PinError>]) {
+        death::mortal();
         let state = &mut *self.0.borrow_mut();
         state.calls.pin += 1;
         assert_eq!(wanted.len(), answers.len());
@@ -175,6 +184,7 @@ impl Host for Machine {
     }
 
     fn unpin(&mut self, handles: &[Handle]) {
+        death::mortal();
         let state = &mut *self.0.borrow_mut();
         state.calls.unpin += 1;
         for handle in handles {
@@ -187,6 +197,7 @@ impl Host for Machine {
     }
 
     fn copy(&mut self, copies: &[GrantCopy], answers: &mut [bool]) {
+        death::mortal();
         let state = &mut *self.0.borrow_mut();
         state.calls.copy += 1;
         assert_eq!(copies.len(), answers.len());
@@ -215,6 +226,7 @@ impl Host for Machine {
     }
 
     fn notify(&mut self, domain: u16, port: u32) {
+        death::mortal();
         assert_eq!(port, 7);
         self.0.borrow_mut().notified[usize::from(domain)] += 1;
     }
@@ -237,6 +249,7 @@ impl SharedPage for RingPage {
         self.words.load_u32(offset)
     }
     fn store_u32(&self, offset: usize, value: u32) {
+        death::mortal();
         assert!(offset < self.len_bytes());
         self.words.store_u32(offset, value);
     }
@@ -257,6 +270,7 @@ impl SharedPage for RingPage {
     fn write(&self, offset: usize, from: &[u8]) {
         assert!(offset + from.len() <= self.len_bytes());
         for (at, word) in from.chunks_exact(4).enumerate() {
+            death::mortal();
             self.words.store_u32(offset + 4 * at, u32::from_le_bytes(word.try_into().unwrap()));
         }
     }
@@ -284,7 +298,10 @@ impl SharedPage for Memory {
     }
     fn store_u32(&self, offset: usize, value: u32) {
         match self {
-            Self::Heap(words) => words.store_u32(offset, value),
+            Self::Heap(words) => {
+                death::mortal();
+                words.store_u32(offset, value);
+            }
             Self::Frame(..) => panic!("scratch is written by copies"),
         }
     }
