@@ -81,6 +81,10 @@ pub struct Blk<C, R, M> {
     done: VecDeque<(Ticket, Outcome)>,
     /// Requests were made while others came back: the device does not know of them yet.
     went_on: bool,
+    /// A request has come back since the last look that found nothing more.
+    came: bool,
+    /// The last look found nothing at all, though requests are in the device.
+    in_vain: bool,
     identity: Option<Identity>,
 }
 
@@ -116,6 +120,8 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
             segments: Vec::new(),
             done: VecDeque::new(),
             went_on: false,
+            came: false,
+            in_vain: false,
             identity: None,
         };
         blk.make_room().filter(|()| enough).ok_or(NotTaken::NoRoom)?;
@@ -168,6 +174,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         self.free_ops.clear();
         self.done.clear();
         (self.waiting, self.went_on, self.broken) = (None, false, false);
+        (self.came, self.in_vain) = (false, false);
         self.identity = self.identity.filter(|identity| *identity != Identity::Pending);
     }
 
@@ -282,9 +289,10 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Device for Blk<C, R, M> 
         self.runs() && (self.queue.rearm() || !self.done.is_empty())
     }
 
-    /// Reads a register of the device: for when it interrupts without a completion, or is late.
+    /// Asks the device only if [`Device::completed`] has just found nothing, though the device has requests: in a rented machine
+    /// reading a register costs more than the rest of a request.
     fn needs_reset(&self) -> bool {
-        !self.runs() || self.transport.needs_reset()
+        !self.runs() || self.in_vain && self.transport.needs_reset()
     }
 
     fn reset(&mut self) -> Reset {

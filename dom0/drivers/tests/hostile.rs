@@ -199,12 +199,26 @@ fn a_length_is_not_believed_and_a_missing_status_is_a_failure() {
 }
 
 #[test]
+fn a_device_is_asked_whether_it_needs_a_reset_only_when_it_owes_an_answer() {
+    let mut rig = Rig::started(Model::usual(), &Random(1));
+    rig.disk.0.borrow_mut().status |= 64;
+    assert!(rig.take().is_none() && !rig.blk.needs_reset(), "nothing is asked of it");
+    while rig.in_flight() == 0 {
+        rig.submit(1, false);
+    }
+    assert!(!rig.blk.needs_reset(), "nobody has looked yet");
+    assert!(rig.take().is_none() && rig.blk.needs_reset());
+    assert_eq!(rig.blk.reset(), Reset::Done);
+    assert!(rig.take().is_none() && !rig.blk.needs_reset());
+}
+
+#[test]
 fn a_device_that_was_pulled_out_is_dead_and_answers_nothing() {
     let mut rig = Rig::started(Model::usual(), &Random(1));
     rig.submit(1, false);
     rig.disk.0.borrow_mut().faults.slow_reset = usize::MAX;
     rig.disk.0.borrow_mut().status = 0xff;
-    assert!(rig.blk.needs_reset());
+    assert!(rig.take().is_none() && rig.blk.needs_reset());
     let end = (0..20_000).find_map(|_| match rig.blk.reset() {
         Reset::Pending => None,
         end => Some(end),

@@ -125,6 +125,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
                         self.broken = true;
                         break;
                     };
+                    self.came = true;
                     let ended = self.came_back(slot, op);
                     if ended.is_some() {
                         return ended;
@@ -134,6 +135,8 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
                 Err(_) => self.broken = true,
             }
         }
+        let came = core::mem::take(&mut self.came);
+        self.in_vain = !came && self.free_slots.len() < self.slots.len();
         if core::mem::take(&mut self.went_on) {
             self.kick();
         }
