@@ -50,7 +50,7 @@ mod kind {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Never reset: whatever the firmware left.
+    /// It was told of no memory of ours, or was stopped: whatever the firmware left, or nothing.
     New,
     /// A reset has been asked for; asked after so often.
     Resetting(u32),
@@ -160,6 +160,45 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
     /// Lets the device send no interrupt, or again: for one that sends them without reason, and before its port is closed.
     pub fn mask_interrupt(&self, masked: bool) {
         self.transport.mask_interrupt(masked);
+    }
+
+    /// Begins to stop the device for good, or goes on with it, as [`Device::reset`] does. When it is done, the device touches no
+    /// memory and sends no interrupt until it is reset again.
+    pub fn stop(&mut self) -> Reset {
+        if let Err(unfinished) = self.quiesce() {
+            return unfinished;
+        }
+        self.transport.mask_interrupt(true);
+        self.transport.give_up();
+        self.forget();
+        self.state = State::New;
+        Reset::Done
+    }
+
+    /// The memory, if the device has been stopped.
+    pub fn into_memory(self) -> Option<M> {
+        (self.state == State::New).then(|| self.queue.into_memory())
+    }
+
+    /// Asks for a reset, and whether it has ended: if not, how it stands. Once it has ended the device touches no memory.
+    fn quiesce(&mut self) -> Result<(), Reset> {
+        let asked = match self.state {
+            State::Resetting(asked) => asked,
+            _ => {
+                self.transport.begin_reset();
+                0
+            }
+        };
+        if self.transport.is_reset() {
+            return Ok(());
+        }
+        if asked < RESET_ASKED {
+            self.state = State::Resetting(asked + 1);
+            return Err(Reset::Pending);
+        }
+        let why = "does not answer a reset";
+        self.state = State::Dead(why);
+        Err(Reset::Dead(why))
     }
 
     fn runs(&self) -> bool {
@@ -296,28 +335,15 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Device for Blk<C, R, M> 
     }
 
     fn reset(&mut self) -> Reset {
-        let asked = match self.state {
-            State::Resetting(asked) => asked,
-            _ => {
-                self.transport.begin_reset();
-                0
-            }
-        };
-        if !self.transport.is_reset() {
-            self.state = State::Resetting(asked + 1);
-            if asked >= RESET_ASKED {
-                self.state = State::Dead("does not answer a reset");
-            }
-        } else if let Err(why) = self.start() {
+        if let Err(unfinished) = self.quiesce() {
+            return unfinished;
+        }
+        if let Err(why) = self.start() {
             self.transport.give_up();
             self.state = State::Dead(why);
-        } else {
-            self.state = State::Running;
+            return Reset::Dead(why);
         }
-        match self.state {
-            State::Running => Reset::Done,
-            State::Dead(why) => Reset::Dead(why),
-            _ => Reset::Pending,
-        }
+        self.state = State::Running;
+        Reset::Done
     }
 }

@@ -277,6 +277,28 @@ fn nothing_more_is_asked_for_an_operation_that_has_failed() {
 }
 
 #[test]
+fn a_disk_that_was_stopped_gives_its_memory_back_and_can_be_started_again() {
+    let mut rig = Rig::started(Model::usual(), &Random(1));
+    rig.blk.submit(Ticket(1), Operation::Flush).unwrap();
+    rig.blk.kick();
+    rig.disk.0.borrow_mut().faults.slow_reset = 1;
+    assert_eq!((rig.blk.stop(), rig.command()), (Reset::Pending, 0x406));
+    assert_eq!((rig.blk.stop(), rig.command()), (Reset::Done, 0x402));
+    assert!(rig.blk.needs_reset() && rig.blk.completed().is_none());
+    rig.disk.0.borrow_mut().faults.slow_reset = 0;
+    assert_eq!((rig.blk.reset(), rig.command()), (Reset::Done, 0x406));
+    rig.blk.submit(Ticket(2), Operation::Flush).unwrap();
+    rig.blk.kick();
+    work(&rig);
+    assert_eq!(rig.disk.0.borrow().interrupts, 1);
+    assert_eq!(answers(&mut rig), [(2, Outcome::Good)]);
+    assert_eq!(rig.blk.stop(), Reset::Done);
+    assert!(rig.blk.into_memory().is_some());
+    let rig = Rig::started(Model::usual(), &Random(1));
+    assert!(rig.blk.into_memory().is_none(), "the device has it");
+}
+
+#[test]
 fn a_masked_interrupt_is_not_sent() {
     let mut rig = Rig::started(Model::usual(), &Random(1));
     rig.blk.mask_interrupt(true);

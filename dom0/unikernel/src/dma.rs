@@ -57,7 +57,8 @@ pub struct Dma {
 unsafe impl Send for Dma {}
 
 impl Dma {
-    /// Takes `2^order` frames in a row, aligned to as much; `order` is at most 9.
+    /// Takes `2^order` frames in a row, aligned to as much; `order` is at most 9. They come beside the memory that the builder gave
+    /// us, so the domain's limit must allow them: see [`crate::memory::lend_large`].
     ///
     /// # Errors
     /// `NoMem` if there is no such run, or no room for a window; `Inval` for a larger one; otherwise why the hypervisor refused.

@@ -89,6 +89,10 @@ impl<M: DmaMemory> Queue<M> {
         &self.memory
     }
 
+    pub(crate) fn into_memory(self) -> M {
+        self.memory
+    }
+
     /// Empties it, for a device that has been reset: `size` entries, a power of two up to [`MOST`].
     pub(crate) fn empty(&mut self, size: u16, features: u64) {
         (0..END).step_by(8).for_each(|offset| self.memory.store64(offset, 0));
