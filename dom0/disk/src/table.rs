@@ -1,6 +1,6 @@
 //! Partition tables: GPT (UEFI 2.10, section 5) and MBR with extended partitions.
 //!
-//! A guest may have written the table, so it is bounded: 128 entries, 64 links of extended partitions, checksums where the format
+//! A guest may have written the table, so it is bounded: 256 entries, 128 of them used, 64 links of extended partitions, checksums where the format
 //! has them. It is read once, when a disk is attached, and never believed later. Finding is apart from judging: [`Reader`] notes
 //! what the table says, and [`Table::partition`] refuses what contradicts itself.
 //!
@@ -21,8 +21,10 @@ use crate::Shape;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// The most partitions a table may have.
+/// The most partitions that are noted; more are left out.
 pub const MOST: usize = 128;
+/// The most entries a GPT may have room for, most of them unused: 128 is usual, makers of images for CDs have 248.
+const MOST_ENTRIES: u32 = 256;
 /// The most links a chain of extended partitions may have.
 pub const LINKS: usize = 64;
 /// Entries of a table with the most links: four of the MBR, and 64 logical ones.

@@ -50,10 +50,14 @@ fn mbr_entry(disk: &mut [u8], sector: usize, index: usize, kind: u8, first: u32,
     put(disk, sector * 512 + 510, &[0x55, 0xaa]);
 }
 
-/// Writes one copy of a GPT: header in `block`, entries in `entries`.
+/// Writes one copy of a GPT with 128 entries: header in `block`, entries in `entries`.
 fn gpt_copy(disk: &mut [u8], unit: usize, block: usize, entries: usize, parts: &[(u64, u64)]) {
+    gpt_copy_of(128, disk, unit, block, entries, parts);
+}
+
+fn gpt_copy_of(count: u8, disk: &mut [u8], unit: usize, block: usize, entries: usize, parts: &[(u64, u64)]) {
     let (size, blocks) = (unit * 512, disk.len() / 512 / unit);
-    let mut table = vec![0; 128 * 128];
+    let mut table = vec![0; usize::from(count) * 128];
     for (i, (first, last)) in parts.iter().enumerate().filter(|(_, part)| part.1 > 0) {
         put(&mut table, i * 128, &[0xaf; 16]);
         put(&mut table, i * 128 + 32, &first.to_le_bytes());
@@ -64,10 +68,10 @@ fn gpt_copy(disk: &mut [u8], unit: usize, block: usize, entries: usize, parts: &
     put(&mut header, 0, b"EFI PART");
     put(&mut header, 8, &[0, 0, 1, 0, 92, 0, 0, 0]);
     put(&mut header, 24, &(block as u64).to_le_bytes());
-    put(&mut header, 40, &34u64.to_le_bytes());
+    put(&mut header, 40, &(if count > 128 { 64u64 } else { 34 }).to_le_bytes());
     put(&mut header, 48, &(blocks as u64 - 34).to_le_bytes());
     put(&mut header, 72, &(entries as u64).to_le_bytes());
-    put(&mut header, 80, &[128, 0, 0, 0, 128, 0, 0, 0]);
+    put(&mut header, 80, &[count, 0, 0, 0, 128, 0, 0, 0]);
     put(&mut header, 88, &crc(&table).to_le_bytes());
     let sum = crc(&header);
     put(&mut header, 16, &sum.to_le_bytes());
@@ -100,6 +104,30 @@ fn a_gpt_is_read_in_blocks_of_any_size() {
         assert_eq!(table.partition(2), Err(NoPartition::Missing));
         assert_eq!(table.partition(3), Err(NoPartition::Overlaps(4)));
         assert_eq!(table.partition(4), Err(NoPartition::BeyondTheEnd));
+    }
+}
+
+#[test]
+fn a_table_may_have_more_entries_than_partitions_but_not_without_bound() {
+    let mut disk = gpt(1, &[]);
+    // As on an image for CDs.
+    gpt_copy_of(248, &mut disk, 1, 1, 2, &[(64, 127), (128, 200)]);
+    let table = scan(&disk, 512).0.unwrap();
+    assert_eq!((table.numbers().count(), table.partition(2)), (2, Ok(interval(128, 73))));
+    let all: Vec<(u64, u64)> = (0..248).map(|i| (64 + i, 64 + i)).collect();
+    gpt_copy_of(248, &mut disk, 1, 1, 2, &all);
+    let table = scan(&disk, 512).0.unwrap();
+    assert_eq!((table.flaw(), table.numbers().count()), (None, 128), "the first 128 are noted");
+    // Fewer entries than the checksum covers, 504 of them, and entries that a partition could write.
+    for (at, byte) in [(80, 1), (81, 1), (40, 3)] {
+        let mut header: [u8; 92] = disk[512..604].try_into().unwrap();
+        header[at] = byte;
+        header[16..20].fill(0);
+        let sum = crc(&header);
+        header[16..20].copy_from_slice(&sum.to_le_bytes());
+        let mut disk = disk.clone();
+        put(&mut disk, 512, &header);
+        assert_eq!(scan(&disk, 512).0.unwrap().flaw(), Some(Flaw::FirstCopy), "{at}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The GUID partition table (UEFI 2.10, section 5.3).
 
-use super::{MOST, Reader, number32, number64};
+use super::{MOST_ENTRIES, Reader, number32, number64};
 
 /// Bytes of an entry. The specification allows larger ones; nobody makes them.
 const ENTRY: u32 = 128;
@@ -39,7 +39,6 @@ impl Header {
             checksum: number32(signed, 88),
         };
         let (first, last) = header.usable;
-        let count = usize::try_from(header.count).ok()?;
         let end = header.entries.checked_add(header.entries_bytes().div_ceil(unit * 512))?;
         let good = signed.starts_with(b"EFI PART")
             && checksum == number32(signed, 16)
@@ -47,7 +46,7 @@ impl Header {
             && first <= last
             && first >= 2
             && last < blocks
-            && (1..=MOST).contains(&count)
+            && (1..=MOST_ENTRIES).contains(&header.count)
             && number32(signed, 84) == ENTRY
             && header.entries >= 2
             && end <= blocks
