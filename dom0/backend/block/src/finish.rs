@@ -21,6 +21,7 @@ impl<H: Host> Queue<H> {
             }
             self.flights.go(index, Stage::Free);
         }
+        self.clear_notes();
         self.vbds.iter_mut().flatten().for_each(|vbd| vbd.publish(host));
         !ended.is_empty()
     }

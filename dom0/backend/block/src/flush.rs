@@ -10,7 +10,8 @@ use ring_protocol::block::Status;
 use crate::flight::{Durable, Index, Set, Stage, Work};
 use crate::health::Health;
 use crate::host::Host;
-use crate::queue::{FLUSH, Queue};
+use crate::queue::{FLUSH, Queue, VbdId};
+use crate::vbd::Vbd;
 
 /// What a guest knows of the durability of its writes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,6 +27,16 @@ pub(crate) struct Durability {
 }
 
 impl Durability {
+    /// What is known of a guest whose back end has died: it may have unflushed writes, and perhaps is owed an error.
+    pub(crate) fn resumed(owed: bool, failures: u64) -> Self {
+        // No queue knows of fewer failures than one.
+        Self { written: 1, marked: 0, durable: 0, told: if owed { 0 } else { failures } }
+    }
+
+    pub(crate) const fn has_unflushed(&self) -> bool {
+        self.written != self.durable
+    }
+
     /// A write is answered that began after so many failures. A later one may have lost it, also if the guest was told of that
     /// before this answer.
     pub(crate) fn wrote(&mut self, failures: u64) {
@@ -39,8 +50,8 @@ impl Durability {
     }
 
     /// Whether writes may be lost that the guest does not know of.
-    fn owes(&self, failures: u64) -> bool {
-        self.written != self.durable && self.told != failures
+    pub(crate) fn owes(&self, failures: u64) -> bool {
+        self.has_unflushed() && self.told != failures
     }
 
     /// A flush of the device has succeeded. Whoever has not been told of an earlier failure still has to be.
@@ -117,7 +128,24 @@ impl<H: Host> Queue<H> {
     /// Unflushed writes may be lost.
     pub(crate) fn failed_flush(&mut self) {
         self.failures += 1;
+        self.vbds.iter_mut().flatten().for_each(Vbd::note_failure);
         self.report(crate::Event::FlushFailed);
+    }
+
+    /// Takes back the notes of vbds that owe no error any more; their guests' answers are in the journals.
+    pub(crate) fn clear_notes(&mut self) {
+        for (at, vbd) in self.vbds.iter_mut().enumerate().filter_map(|(at, vbd)| Some((at, vbd.as_mut()?))) {
+            if !vbd.is_noted() || vbd.durability.owes(self.failures) {
+                continue;
+            }
+            let suspect = |index| {
+                let flight = self.flights.get(index);
+                flight.vbd == VbdId(at) && flight.failures != self.failures
+            };
+            if !self.flights.busy().any(suspect) {
+                vbd.clear_note();
+            }
+        }
     }
 
     fn flushed(&mut self, index: Index, status: Status) {

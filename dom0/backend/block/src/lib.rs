@@ -27,6 +27,7 @@ extern crate alloc;
 
 mod advance;
 mod batch;
+mod connection;
 mod finish;
 mod flight;
 mod flush;
@@ -38,11 +39,13 @@ mod queue;
 mod record;
 mod start;
 mod vbd;
+mod waiting;
 
+pub use connection::{ConnectError, Connection, Counters, Disconnected};
 pub use front::{BadFront, Front, KEYS, MAX_RING_KEYS};
 pub use health::{Event, LATE_NS};
 pub use host::{GrantCopy, Handle, Host, PinError, Pinned, Scratch, Wanted};
 pub use limits::{DATA_PINS, FLIGHTS, Limits, PER_TURN, Pins};
 pub use queue::{Queue, Turn, VbdId};
 pub use record::{Features, Key, Record};
-pub use vbd::{ConnectError, Connection, Counters, Disconnected, Vbd};
+pub use vbd::Vbd;

@@ -9,11 +9,12 @@ use core::fmt;
 use disk::Device;
 
 use crate::batch::{Copies, PinBatch};
+use crate::connection::{ConnectError, Connection, Disconnected};
 use crate::flight::{Flights, Set, Stage};
 use crate::health::{Event, Health};
 use crate::host::{Handle, Host, Scratch};
 use crate::limits::Pins;
-use crate::vbd::{ConnectError, Connection, Disconnected, Life, Vbd};
+use crate::vbd::{Life, Vbd};
 
 /// The number of a flush in its ticket; flights have lower ones.
 pub(crate) const FLUSH: u32 = 64;
@@ -57,7 +58,7 @@ pub struct Queue<H: Host> {
     pub(crate) kick: bool,
     /// When the device was given the flush that it has.
     pub(crate) flushing: Option<u64>,
-    /// How many flushes have failed.
+    /// How many flushes have failed, counted from 1.
     pub(crate) failures: u64,
     pub(crate) health: Health,
     /// How often the device was reset: part of each ticket, so that what came before is not mistaken.
@@ -108,7 +109,7 @@ impl<H: Host> Queue<H> {
             loose: Vec::new(),
             kick: false,
             flushing: None,
-            failures: 0,
+            failures: 1,
             health: Health::Fine,
             resets: 0,
             last_reset_ns: None,
@@ -125,7 +126,7 @@ impl<H: Host> Queue<H> {
     /// # Errors
     /// Why it cannot be served.
     pub fn connect(&mut self, connection: Connection<H>, now_ns: u64) -> Result<VbdId, ConnectError> {
-        Vbd::connect(connection, now_ns, false).map(|vbd| self.add(vbd))
+        Vbd::connect(connection, now_ns, None).map(|vbd| self.add(vbd))
     }
 
     /// Goes on serving a front end where an earlier back end died, by its journal.
@@ -133,7 +134,7 @@ impl<H: Host> Queue<H> {
     /// # Errors
     /// Why it cannot be served; a new connection may be.
     pub fn resume(&mut self, connection: Connection<H>, now_ns: u64) -> Result<VbdId, ConnectError> {
-        Vbd::connect(connection, now_ns, true).map(|vbd| self.add(vbd))
+        Vbd::connect(connection, now_ns, Some(self.failures)).map(|vbd| self.add(vbd))
     }
 
     fn add(&mut self, vbd: Vbd<H>) -> VbdId {

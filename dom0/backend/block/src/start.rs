@@ -10,7 +10,7 @@ use crate::health::Health;
 use crate::host::Host;
 use crate::limits::{QUANTUM, flights_share};
 use crate::queue::{Queue, RETRY_NS, VbdId};
-use crate::vbd::Waiting;
+use crate::waiting::Waiting;
 
 /// What the first request of a vbd waits for.
 enum Head {

@@ -8,90 +8,18 @@ use core::fmt;
 use disk::{Disk, Shape};
 use ring_protocol::SharedPage;
 use ring_protocol::block::journal::{Entry, JournalError, Ring};
-use ring_protocol::block::{Extent, Geometry, Request, SLOT_BYTES, Slot, Status};
+use ring_protocol::block::{Direction, Geometry, SLOT_BYTES, Status};
 use ring_protocol::ring::{Layout, RingError};
 
+use crate::connection::{ConnectError, Connection, Counters, Disconnected};
 use crate::flight::{Flight, Work};
 use crate::flush::Durability;
 use crate::host::Host;
-use crate::limits::{BUSY_NS, Bucket, Limits, PER_TURN, REQUEST_COST};
+use crate::limits::{BUSY_NS, Bucket, PER_TURN};
+use crate::waiting::Waiting;
 
-/// What a vbd is made of.
-#[derive(Debug)]
-pub struct Connection<H: Host> {
-    /// The guest.
-    pub domain: u16,
-    /// Our end of its event channel.
-    pub port: u32,
-    /// Its ring, of 1 to 16 pages.
-    pub ring: H::Ring,
-    /// Memory for the journal: [`journal_bytes`](ring_protocol::block::journal::journal_bytes) of the ring's slots.
-    pub journal: H::Memory,
-    /// The disk.
-    pub disk: Box<dyn Disk>,
-    /// What it may use at most.
-    pub limits: Limits,
-}
-
-/// Why a vbd is not served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectError {
-    /// The ring or the journal.
-    Journal(JournalError),
-    /// The disk has blocks that a front end cannot read one by one: 512, 1,024, 2,048 and 4,096 bytes are served.
-    BlockBytes(u32),
-}
-
-impl From<JournalError> for ConnectError {
-    fn from(error: JournalError) -> Self {
-        Self::Journal(error)
-    }
-}
-
-impl fmt::Display for ConnectError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Journal(error) => error.fmt(f),
-            Self::BlockBytes(bytes) => write!(f, "the disk has blocks of {bytes} bytes"),
-        }
-    }
-}
-
-/// What a vbd has done so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Reads that succeeded.
-    pub reads: u64,
-    /// Writes that succeeded, durable ones among them.
-    pub writes: u64,
-    /// Flushes that succeeded.
-    pub flushes: u64,
-    /// Discards that succeeded.
-    pub discards: u64,
-    /// Sectors of those reads.
-    pub sectors_read: u64,
-    /// Sectors of those writes.
-    pub sectors_written: u64,
-    /// Requests that failed: a bad grant, or the device.
-    pub errors: u64,
-    /// Requests that broke a rule, or asked for what we do not do.
-    pub refused: u64,
-    /// Pins that are never given back, because a device that is lost may still write there.
-    pub lost_pins: u64,
-}
-
-/// What a vbd leaves.
-#[derive(Debug)]
-pub struct Disconnected<H: Host> {
-    /// To be unmapped.
-    pub ring: H::Ring,
-    /// To be used again.
-    pub journal: H::Memory,
-    /// The disk.
-    pub disk: Box<dyn Disk>,
-    /// What it did.
-    pub counters: Counters,
-}
+/// Left in the journal while a failed flush may have lost writes that the guest has not been told of.
+const OWES_ERROR: u32 = 1;
 
 /// Whether a vbd takes requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,36 +29,6 @@ pub(crate) enum Life {
     Broken,
     /// It ends when nothing is in flight. It is not answered any more.
     Closing,
-}
-
-/// A request that waits to be carried out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Waiting {
-    pub(crate) entry: Entry,
-    pub(crate) slot: Slot,
-    pub(crate) request: Request,
-    /// Its bytes at most.
-    pub(crate) bytes: u32,
-    /// Its segments: as many pins it may need.
-    pub(crate) segments: u32,
-}
-
-impl Waiting {
-    fn new(entry: Entry, slot: Slot, request: Request) -> Self {
-        let (bytes, segments) = match request {
-            Request::Direct { extent, segments, .. } => {
-                (u32::try_from(extent.sectors << 9).unwrap_or(u32::MAX), segments)
-            }
-            // Until the descriptors have been read: whole pages.
-            Request::Indirect { segments, .. } => (u32::try_from(segments << 12).unwrap_or(u32::MAX), segments),
-            Request::Flush | Request::Discard(Extent { .. }) => (0, 0),
-        };
-        Self { entry, slot, request, bytes, segments: u32::try_from(segments).unwrap_or(u32::MAX) }
-    }
-
-    pub(crate) const fn cost(&self) -> u32 {
-        self.bytes.saturating_add(REQUEST_COST)
-    }
 }
 
 /// A disk of a guest.
@@ -160,6 +58,8 @@ pub struct Vbd<H: Host> {
     /// When it was last seen to have something unanswered.
     active_ns: Option<u64>,
     pub(crate) durability: Durability,
+    /// Its journal says that it owes an error.
+    noted: bool,
     pub(crate) counters: Counters,
 }
 
@@ -173,14 +73,18 @@ impl<H: Host> fmt::Debug for Vbd<H> {
 }
 
 impl<H: Host> Vbd<H> {
-    pub(crate) fn connect(with: Connection<H>, now_ns: u64, recover: bool) -> Result<Self, ConnectError> {
+    /// Begins to serve a front end, or goes on where another back end died (`resumed`), after so many failed flushes.
+    pub(crate) fn connect(with: Connection<H>, now_ns: u64, resumed: Option<u64>) -> Result<Self, ConnectError> {
         let Connection { domain, port, ring, journal, disk, limits } = with;
         let shape = disk.shape();
         let geometry = Geometry::new(shape.sectors, shape.block_bytes, shape.read_only, shape.discard.is_some())
             .ok_or(ConnectError::BlockBytes(shape.block_bytes))?;
         let layout = Layout::new(ring.len_bytes(), SLOT_BYTES).map_err(JournalError::from)?;
-        let slots =
-            if recover { Ring::recover(&ring, &journal, layout)? } else { Ring::begin(&ring, &journal, layout)? };
+        let slots = if resumed.is_some() {
+            Ring::recover(&ring, &journal, layout)?
+        } else {
+            Ring::begin(&ring, &journal, layout)?
+        };
         let bucket = |per_second: Option<u64>| per_second.map(|per_second| Bucket::new(per_second, now_ns));
         let mut vbd = Self {
             domain,
@@ -193,8 +97,8 @@ impl<H: Host> Vbd<H> {
             geometry,
             life: Life::Open,
             attention: true,
-            answered: recover,
-            greet: recover,
+            answered: resumed.is_some(),
+            greet: resumed.is_some(),
             waiting: VecDeque::with_capacity(layout.entries() as usize),
             deficit: 0,
             bytes: bucket(limits.bytes_per_second),
@@ -203,16 +107,19 @@ impl<H: Host> Vbd<H> {
             pins: 0,
             active_ns: None,
             durability: Durability::default(),
+            noted: false,
             counters: Counters::default(),
         };
-        if recover {
-            vbd.resume();
+        if let Some(failures) = resumed {
+            vbd.resume(failures);
         }
         Ok(vbd)
     }
 
     /// Queues what an earlier back end took and did not answer, or answers what killed it twice.
-    fn resume(&mut self) {
+    fn resume(&mut self, failures: u64) {
+        self.noted = self.slots.note(&self.journal) == OWES_ERROR;
+        self.durability = Durability::resumed(self.noted, failures);
         let resumed: Vec<_> = self.slots.resumed(&self.journal).collect();
         for (entry, slot, poisonous) in resumed {
             match slot.request(&self.geometry) {
@@ -292,14 +199,13 @@ impl<H: Host> Vbd<H> {
         let counters = &mut self.counters;
         match (flight.status, flight.work) {
             (Status::Okay, Work::Transfer(direction)) => {
-                use ring_protocol::block::Direction::{Read, Write};
                 let (count, sectors) = match direction {
-                    Read => (&mut counters.reads, &mut counters.sectors_read),
-                    Write => (&mut counters.writes, &mut counters.sectors_written),
+                    Direction::Read => (&mut counters.reads, &mut counters.sectors_read),
+                    Direction::Write => (&mut counters.writes, &mut counters.sectors_written),
                 };
                 *count += 1;
                 *sectors += flight.sectors;
-                if direction == Write {
+                if direction == Direction::Write {
                     self.durability.wrote(flight.failures);
                 }
             }
@@ -344,6 +250,25 @@ impl<H: Host> Vbd<H> {
         if let Some(bytes) = &mut self.bytes {
             bytes.give(unused.into());
         }
+    }
+
+    /// A flush has failed. What was not flushed may be lost, and what is being written.
+    pub(crate) fn note_failure(&mut self) {
+        if self.in_flight > 0 || self.durability.has_unflushed() {
+            self.noted = true;
+            self.slots.leave_note(&self.journal, OWES_ERROR);
+        }
+    }
+
+    /// Whether its journal may say something that is over.
+    pub(crate) const fn is_noted(&self) -> bool {
+        self.noted
+    }
+
+    /// It owes no error any more.
+    pub(crate) fn clear_note(&mut self) {
+        self.noted = false;
+        self.slots.leave_note(&self.journal, 0);
     }
 
     /// Stops to take and to answer.

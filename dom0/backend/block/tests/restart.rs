@@ -25,12 +25,13 @@ struct World {
 }
 
 impl World {
-    fn new(random: &mut Random) -> Self {
+    fn new(random: &mut Random, forgets: bool) -> Self {
         let machine = Machine::new(Random::seeded(random.next()), 2);
         let media = Media::new(2 * SECTORS);
+        media.borrow_mut().failing_flushes_forget = forgets;
         let guests = (0..2).map(|n| {
             let mut guest = Neighbour::new(n, 1 + n as usize, SECTORS as usize);
-            guest.durable_writes = true;
+            (guest.durable_writes, guest.only_writes) = (!forgets, forgets);
             (guest, Memory::Heap(Rc::new(WordPage::new())))
         });
         Self { machine, media, guests: guests.collect(), now: 0 }
@@ -84,47 +85,62 @@ impl World {
     }
 }
 
+/// A machine whose back ends die. Answers how many, and how many requests were done.
+fn live_and_die(random: &mut Random, faults: Faults, forgets: bool) -> (u64, u64) {
+    let mut deaths = 0;
+    let mut world = World::new(random, forgets);
+    world.machine.faults(faults);
+    let mut back = Some(world.back_end(true));
+    for _ in 0..10 {
+        let left = random.below(3000);
+        back = until_death(left, || {
+            let mut back = back.take().unwrap_or_else(|| world.back_end(false));
+            world.work(&mut back, 40, random);
+            back
+        });
+        if back.is_none() {
+            deaths += 1;
+            world.bury(random);
+        }
+    }
+    let mut back = back.take().unwrap_or_else(|| world.back_end(false));
+    world.machine.faults(Faults { device: faults.device, ..Faults::default() });
+    for round in 0.. {
+        world.serve(&mut back.0, &back.1);
+        if world.guests.iter().all(|(guest, _)| guest.is_idle()) {
+            break;
+        }
+        assert!(round < 10_000, "not all is answered: {:?}", back.0);
+    }
+    assert_eq!(world.machine.pins(), 0);
+    let mut media = world.media.borrow_mut();
+    media.cut(random);
+    for (n, (guest, _)) in world.guests.iter().enumerate() {
+        assert_eq!(guest.lost(|sector| media.durable[(n as u64 * SECTORS + sector) as usize]), None);
+    }
+    (deaths, world.guests.iter().map(|(guest, _)| guest.done).sum())
+}
+
 #[test]
 fn back_ends_die_and_guests_do_not_notice() {
     let mut random = Random::new();
     let (mut deaths, mut done) = (0, 0);
     for _ in 0..400 {
-        let mut world = World::new(&mut random);
         let some = if random.below(2) == 0 { 20 } else { 0 };
-        world.machine.faults(Faults { full: some, copy: some / 4, handles: some, ..Faults::default() });
-        let mut back = Some(world.back_end(true));
-        for _ in 0..10 {
-            let left = random.below(3000);
-            let lived = until_death(left, || {
-                let mut back = back.take().unwrap_or_else(|| world.back_end(false));
-                world.work(&mut back, 40, &mut random);
-                back
-            });
-            back = lived;
-            if back.is_none() {
-                deaths += 1;
-                world.bury(&mut random);
-            }
-        }
-        let mut back = back.take().unwrap_or_else(|| world.back_end(false));
-        world.machine.faults(Faults::default());
-        for round in 0.. {
-            world.serve(&mut back.0, &back.1);
-            if world.guests.iter().all(|(guest, _)| guest.is_idle()) {
-                break;
-            }
-            assert!(round < 10_000, "not all is answered: {:?}", back.0);
-        }
-        assert_eq!(world.machine.pins(), 0);
-        done += world.guests.iter().map(|(guest, _)| guest.done).sum::<u64>();
-        let mut media = world.media.borrow_mut();
-        media.cut(&mut random);
-        for (n, (guest, _)) in world.guests.iter().enumerate() {
-            assert_eq!(guest.lost(|sector| media.durable[(n as u64 * SECTORS + sector) as usize]), None);
-        }
+        let faults = Faults { full: some, copy: some / 4, handles: some, ..Faults::default() };
+        let (died, served) = live_and_die(&mut random, faults, false);
+        (deaths, done) = (deaths + died, done + served);
     }
     println!("{deaths} deaths, {done} requests done");
     assert!(deaths > 500 && done > 20_000, "the test is lopsided");
+}
+
+#[test]
+fn an_error_that_is_owed_is_told_by_the_next_back_end() {
+    let mut random = Random::new();
+    let deaths: u64 =
+        (0..1_000).map(|_| live_and_die(&mut random, Faults { device: 150, ..Faults::default() }, true).0).sum();
+    assert!(deaths > 1_000, "the test is lopsided");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a back end has taken and not answered, written down so that its death can be survived (ABI io 9.3).
 //!
-//! The journal lies in memory that may outlive the back end. It begins with three words, then come as many entries as the ring
+//! The journal lies in memory that may outlive the back end. It begins with four words, then come as many entries as the ring
 //! has slots. An entry holds the private copy of a request, which is needed anyway; entries are handed out from a free list, so
 //! a request keeps its entry although its slot in the ring may have been overwritten by the response to another.
 //!
@@ -9,6 +9,7 @@
 //! | 0 | [`MAGIC`], written last when a journal begins |
 //! | 4 | number of entries |
 //! | 8 | index of the next request to be taken |
+//! | 12 | a note of the back end to the next one, zero at first |
 //! | 128 | entries of 128 bytes |
 //!
 //! | offset in an entry | what |
@@ -44,6 +45,7 @@ pub const MAX_ENTRIES: u32 = 512;
 const MAGIC_AT: usize = 0;
 const ENTRIES_AT: usize = 4;
 const CONSUMED_AT: usize = 8;
+const NOTE_AT: usize = 12;
 const ENTRY_BYTES: usize = 128;
 
 const REQUEST_INDEX: usize = 112;
@@ -115,6 +117,7 @@ impl Ring {
         }
         journal.store_u32(ENTRIES_AT, new.entries);
         journal.store_u32(CONSUMED_AT, new.ring.consumed());
+        journal.store_u32(NOTE_AT, 0);
         journal.store_u32(MAGIC_AT, MAGIC);
         Ok(new)
     }
@@ -294,6 +297,17 @@ impl Ring {
     /// As [`BackRing::rearm`].
     pub fn rearm<P: SharedPage>(&mut self, page: &P) -> Result<bool, RingError> {
         self.ring.rearm(page, 1)
+    }
+
+    /// Leaves a word to the back end that goes on when this one dies.
+    pub fn leave_note<M: SharedPage>(&self, journal: &M, note: u32) {
+        journal.store_u32(NOTE_AT, note);
+    }
+
+    /// The word that was left last.
+    #[must_use]
+    pub fn note<M: SharedPage>(&self, journal: &M) -> u32 {
+        journal.load_u32(NOTE_AT)
     }
 
     /// Requests taken and not answered.

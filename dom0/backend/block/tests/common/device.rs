@@ -233,6 +233,8 @@ impl disk::Device for Device {
         let done = !failed || self.machine.below(2) == 0;
         if !done && media.failing_flushes_forget && matches!(held.what, What::Flush) {
             media.cache.retain(|_, _| self.machine.below(2) == 0);
+            // Taken together with the notes of what it means: a death in between is not survived.
+            super::death::spare(4);
         }
         let outcome = if done { self.carry_out(media, &held.what) } else { Outcome::Failed };
         Some((held.ticket, if failed { Outcome::Failed } else { outcome }))

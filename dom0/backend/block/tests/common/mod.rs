@@ -8,6 +8,7 @@ pub mod disks;
 pub mod front;
 pub mod neighbour;
 pub mod random;
+pub mod two;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
