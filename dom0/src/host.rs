@@ -6,7 +6,7 @@ use hypercall_abi::Errno;
 use services::console;
 use services::{Class, Host, store};
 use unikernel::events::{self, Channel};
-use unikernel::grants::GrantedPage;
+use unikernel::grants::GrantedPages;
 use unikernel::memory::{self, Reserved};
 use unikernel::tasks::{self, Task};
 use unikernel::time;
@@ -37,13 +37,13 @@ impl services::Channel for Port {
 }
 
 impl Host for Unikernel {
-    type Page = GrantedPage;
+    type Page = GrantedPages;
     type Channel = Port;
     type Task = Task<()>;
     type Reserved = Reserved;
 
-    fn map(&self, domain: u16, reference: u32) -> Result<GrantedPage, Errno> {
-        GrantedPage::map(domain, reference)
+    fn map(&self, domain: u16, reference: u32) -> Result<GrantedPages, Errno> {
+        GrantedPages::map(domain, &[reference])
     }
 
     fn connect(&self, domain: u16, port: u32) -> Result<Port, Errno> {

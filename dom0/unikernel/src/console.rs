@@ -4,7 +4,7 @@
 //! ring (io 2), and waits while the ring is full.
 
 use crate::boot::Boot;
-use crate::shared::PeerPage;
+use crate::shared::PeerPages;
 use crate::sync::MaskMutex;
 use crate::{hypercall, memory};
 use core::fmt::{self, Write};
@@ -130,7 +130,7 @@ impl log::Log for Logger {
 
 /// The domain's console ring.
 struct Ring {
-    page: PeerPage,
+    page: PeerPages,
     port: u32,
     end: FrontEnd,
 }
@@ -164,7 +164,7 @@ fn find_ring(info: &StartInfo) -> Option<Ring> {
     // SAFETY: the table is readable for every frame that it covers, and the frame is ours (core 2.2).
     let page = unsafe { ((table.v_start + info.console_mfn * 8) as *const u64).read_volatile() };
     // SAFETY: the page is below the boot stack, so the builder mapped it there (core 1.3), and only the ring uses it.
-    let page = unsafe { PeerPage::new(memory::linear(page) as *mut u8) };
+    let page = unsafe { PeerPages::new(memory::linear(page) as *mut u8, 4096) };
     let end = FrontEnd::attach(&page).ok()?;
     Some(Ring { page, port: info.console_evtchn, end })
 }

@@ -4,13 +4,18 @@
 //! Keeps: what a device may still write is never given back by being dropped: [`Dma::give_back`] says what must be true.
 
 use crate::memory::{PAGE, Window};
+use crate::shared::PeerPages;
+use crate::sync::MaskMutex;
 use crate::{control, hypercall};
+use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use disk::BusAddress;
 use drivers::hardware::DmaMemory;
 use hypercall_abi::memory::MemoryOp;
 use hypercall_abi::{Errno, domid};
+use ring_protocol::SharedPage;
 
 /// What we call the first page of such memory: far from pages that the builder gave us, and from those borrowed.
 const FIRST_PAGE: u64 = 1 << 31;
@@ -77,6 +82,12 @@ impl Dma {
         }
     }
 
+    /// The first of its machine frames.
+    #[must_use]
+    pub const fn frame(&self) -> u64 {
+        self.frame
+    }
+
     fn map(frame: u64, order: u32) -> Result<Self, Errno> {
         let mut frames = [0; 1 << MOST];
         let frames = frames.get_mut(..1 << order).ok_or(Errno::Inval)?;
@@ -88,9 +99,15 @@ impl Dma {
         // 2. The frames were added to this domain just now, so nothing else maps them, and the window hands out no reference.
         // 3. A window begins at a page.
         let bytes = unsafe { Bytes::new(window.pointer(), count) };
+        set_aside(frame, frames.len() as u64)?;
         let dma = Self { window: ManuallyDrop::new(window), bytes, frame, order };
         (0..count).step_by(8).for_each(|offset| dma.store64(offset, 0));
         Ok(dma)
+    }
+
+    fn shared(&self) -> PeerPages {
+        // SAFETY: the window maps whole pages until `give_back`, and no reference leads to them.
+        unsafe { PeerPages::new(self.window.pointer(), self.bytes.count()) }
     }
 
     /// Gives the memory back. A value that is dropped instead is kept for ever.
@@ -99,9 +116,29 @@ impl Dma {
     /// No device can still write it: each that was given an address in it has been reset, and the reset was read back.
     pub unsafe fn give_back(self) {
         let Self { window, frame, order, .. } = self;
+        SET_ASIDE.lock().retain(|run| run.start != frame);
         drop(ManuallyDrop::into_inner(window));
         return_run(frame, order);
     }
+}
+
+/// All runs there are, in the order of their frames.
+static SET_ASIDE: MaskMutex<Vec<Range<u64>>> = MaskMutex::new(Vec::new());
+
+fn set_aside(frame: u64, count: u64) -> Result<(), Errno> {
+    let mut runs = SET_ASIDE.lock();
+    runs.try_reserve(1).map_err(|_| Errno::NoMem)?;
+    let place = runs.partition_point(|run| run.start < frame);
+    runs.insert(place, frame..frame + count);
+    Ok(())
+}
+
+/// Whether a machine frame is of such memory: whatever writes it, no Rust reference leads there.
+#[must_use]
+pub fn is_set_aside(frame: u64) -> bool {
+    let runs = SET_ASIDE.lock();
+    let after = runs.partition_point(|run| run.start <= frame);
+    after.checked_sub(1).and_then(|last| runs.get(last)).is_some_and(|run| run.contains(&frame))
 }
 
 /// Gives frames back that are mapped nowhere.
@@ -159,6 +196,28 @@ impl DmaMemory for Dma {
         if let Some(word) = word!(self, offset, AtomicU64) {
             word.store(value, Ordering::Release);
         }
+    }
+}
+
+impl SharedPage for Dma {
+    fn len_bytes(&self) -> usize {
+        self.shared().len_bytes()
+    }
+
+    fn load_u32(&self, offset: usize) -> u32 {
+        self.shared().load_u32(offset)
+    }
+
+    fn store_u32(&self, offset: usize, value: u32) {
+        self.shared().store_u32(offset, value);
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) {
+        self.shared().read(offset, into);
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) {
+        self.shared().write(offset, from);
     }
 }
 

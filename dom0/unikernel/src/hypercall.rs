@@ -17,6 +17,7 @@ use hypercall_abi::mmu::{MmuUpdate, MmuextOp, MulticallEntry};
 use hypercall_abi::physdev::{ConsoleIo, PhysdevOp, SetIopl};
 use hypercall_abi::sched::{Poll, RemoteShutdown, SchedOp, Shutdown, ShutdownReason};
 use hypercall_abi::sysctl::{PhysInfo, ReadConsole, Sysctl, SysctlOp};
+use hypercall_abi::tenon::TenonOp;
 use hypercall_abi::vcpu::{RegisterArea, RunstateInfo, SetPeriodicTimer, SetSingleshotTimer, VcpuOp};
 use hypercall_abi::version::{FeatureInfo, VersionOp};
 use hypercall_abi::{Errno, Hypercall, domid};
@@ -138,6 +139,15 @@ pub fn yield_now() {
 pub fn block() {
     // SAFETY: no memory is involved.
     let _ = unsafe { call(Hypercall::SchedOp, [SchedOp::Block.number(), 0, 0, 0, 0]) };
+}
+
+/// Sleeps until an event is pending, and leaves the upcall mask as it is (our own extension).
+///
+/// # Errors
+/// `NoSys` on a hypervisor without the extension.
+pub fn wait() -> Result<(), Errno> {
+    // SAFETY: no memory is involved.
+    unsafe { call(Hypercall::Tenon, [TenonOp::Wait.number(), 0, 0, 0, 0]) }.map(drop)
 }
 
 /// `sched_op(poll)`: sleeps until one of `ports` is pending, an event is due, or `timeout_ns` (absolute, 0 = none).
@@ -756,7 +766,7 @@ pub fn shutdown_with(reason: u32) -> ! {
 /// `NoSys` on a hypervisor without the extension, `Srch`, `Perm`.
 pub fn refusals(domain: u16) -> Result<hypercall_abi::tenon::Refusals, Errno> {
     let mut refusals = hypercall_abi::tenon::Refusals::default();
-    let args = [hypercall_abi::tenon::TenonOp::Refusals.number(), u64::from(domain), address(&raw mut refusals), 0, 0];
+    let args = [TenonOp::Refusals.number(), u64::from(domain), address(&raw mut refusals), 0, 0];
     // SAFETY: writes only the structure.
     unsafe { call(Hypercall::Tenon, args) }?;
     Ok(refusals)
@@ -768,7 +778,7 @@ pub fn refusals(domain: u16) -> Result<hypercall_abi::tenon::Refusals, Errno> {
 /// `NoSys` on a hypervisor without the extension, `Srch`, `Perm`.
 pub fn crash_report(domain: u16) -> Result<hypercall_abi::tenon::CrashReport, Errno> {
     let mut report = hypercall_abi::tenon::CrashReport::default();
-    let args = [hypercall_abi::tenon::TenonOp::CrashReport.number(), u64::from(domain), address(&raw mut report), 0, 0];
+    let args = [TenonOp::CrashReport.number(), u64::from(domain), address(&raw mut report), 0, 0];
     // SAFETY: writes only the structure.
     unsafe { call(Hypercall::Tenon, args) }?;
     Ok(report)

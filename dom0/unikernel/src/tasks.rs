@@ -1,11 +1,12 @@
-//! Cooperative tasks on vcpu 0: they run with upcalls masked and sleep in `sched_op(block)` when none is ready.
+//! Cooperative tasks on vcpu 0: they run with upcalls masked and sleep in `tenon_op(Wait)`, or where there is none in
+//! `sched_op(block)`, when none is ready.
 //!
 //! There are two ready queues. Control tasks, each of whose steps a guest or a person waits for, run before data tasks,
 //! which move bytes; data tasks get at least one turn in nine. Events are checked before every turn, so a control task
 //! waits for at most one turn of a data task. After a millisecond of turns, other domains get the CPU.
 //!
-//! No wake-up is lost: the ready queues and the pending bits are checked with upcalls masked; `block` unmasks them and
-//! checks again in one step (core 5.4).
+//! No wake-up is lost: the ready queues and the pending bits are checked with upcalls masked; `Wait`, and `block` after it has
+//! unmasked them, check again in the same step (core 5.4).
 
 mod ready;
 
@@ -14,6 +15,7 @@ use crate::{events, hypercall, time};
 use async_task::{Runnable, ScheduleInfo, WithInfo};
 use core::future::Future;
 use core::pin::pin;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 use ready::Ready;
 
@@ -68,8 +70,19 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
         if let Poll::Ready(value) = task.as_mut().poll(&mut context) {
             return value;
         }
-        hypercall::block();
+        sleep();
         begun = time::now_ns();
+    }
+}
+
+/// Sleeps until an event is pending. Events are looked for by [`block_on`] itself, so an upcall would be for nothing.
+fn sleep() {
+    static HAS_WAIT: AtomicBool = AtomicBool::new(true);
+    if HAS_WAIT.load(Ordering::Relaxed) && hypercall::wait().is_err() {
+        HAS_WAIT.store(false, Ordering::Relaxed);
+    }
+    if !HAS_WAIT.load(Ordering::Relaxed) {
+        hypercall::block();
     }
 }
 
