@@ -86,12 +86,12 @@ impl RegisterWindow {
     /// They are registers of a device that is used as [`Ports::open`] says.
     ///
     /// # Errors
-    /// `Inval` for an address that is no multiple of 8, or nothing to map; `NoMem` without room for a window; otherwise why the
-    /// hypervisor refused: in particular RAM, and what is not this domain's device.
+    /// `Inval` for nothing to map; `NoMem` without room for a window; otherwise why the hypervisor refused: in particular RAM,
+    /// and what is not this domain's device.
     pub unsafe fn map(address: u64, bytes: u32) -> Result<Self, Errno> {
         let within = address % PAGE;
         let pages = (within + u64::from(bytes)).div_ceil(PAGE);
-        if bytes == 0 || !address.is_multiple_of(8) {
+        if bytes == 0 {
             return Err(Errno::Inval);
         }
         let window = Window::map_registers(address / PAGE, pages)?;
@@ -100,7 +100,6 @@ impl RegisterWindow {
         // SAFETY:
         // 1. The window maps these pages writable and is dropped with this value.
         // 2. They are not RAM: the hypervisor refuses RAM that is mapped uncached. So no Rust reference leads to them.
-        // 3. A window begins at a page, and the address in it is a multiple of 8 (checked above).
         let bytes = unsafe { Bytes::new(base, count) };
         Ok(Self { bytes, _window: window })
     }

@@ -31,8 +31,7 @@ pub(crate) struct Bytes {
 
 impl Bytes {
     /// # Safety
-    /// `count` bytes at `base`, a multiple of 8, are mapped writable for as long as the value is used, and no Rust reference leads
-    /// to them.
+    /// `count` bytes at `base` are mapped writable for as long as the value is used, and no Rust reference leads to them.
     pub(crate) const unsafe fn new(base: *mut u8, count: usize) -> Self {
         Self { base, count }
     }
@@ -44,8 +43,8 @@ impl Bytes {
     /// A pointer to a `T` at an offset, if it is inside and aligned.
     pub(crate) fn at<T>(self, offset: usize) -> Option<*mut T> {
         let end = offset.checked_add(size_of::<T>())?;
-        let inside = end <= self.count && offset.is_multiple_of(align_of::<T>());
-        inside.then(|| self.base.wrapping_add(offset).cast())
+        let at = self.base.wrapping_add(offset);
+        (end <= self.count && at.addr().is_multiple_of(align_of::<T>())).then(|| at.cast())
     }
 }
 
@@ -97,7 +96,6 @@ impl Dma {
         // SAFETY:
         // 1. The window maps these frames writable until it is dropped, and `ManuallyDrop` keeps it until `give_back`.
         // 2. The frames were added to this domain just now, so nothing else maps them, and the window hands out no reference.
-        // 3. A window begins at a page.
         let bytes = unsafe { Bytes::new(window.pointer(), count) };
         set_aside(frame, frames.len() as u64)?;
         let dma = Self { window: ManuallyDrop::new(window), bytes, frame, order };
@@ -236,5 +234,9 @@ mod tests {
             [[true, true], [true, false], [true, true], [true, false], [true, false], [false, false]]
         );
         assert_eq!(inside(usize::MAX), [false, false]);
+        // Registers may begin off a multiple of their width.
+        // SAFETY: as above.
+        let bytes = unsafe { Bytes::new(memory.as_mut_ptr().cast::<u8>().wrapping_add(4), 28) };
+        assert!(bytes.at::<u64>(0).is_none() && bytes.at::<u64>(4).is_some() && bytes.at::<u32>(0).is_some());
     }
 }
