@@ -1,15 +1,18 @@
-//! Devices of the machine, for a domain that has them: the ports of PCI configuration, and windows over their registers.
+//! Devices of the machine, for a domain that has them: the ports of PCI configuration, windows over their registers, and their
+//! interrupts.
 //!
-//! Whoever programs a device that masters the bus reaches all memory, ours first. So both are made by `unsafe` functions, whose
-//! contract is what Rust cannot check: that the device is told of no memory but such as is set aside for it or pinned.
+//! Whoever programs a device that masters the bus reaches all memory, ours first. So ports and windows are made by `unsafe`
+//! functions, whose contract is what Rust cannot check: that the device is told of no memory but such as is set aside for it or
+//! pinned.
 
 use crate::dma::Bytes;
+use crate::events::Channel;
 use crate::hypercall;
 use crate::memory::{PAGE, Window};
 use crate::sync::MaskMutex;
 use core::arch::asm;
 use drivers::hardware::{ConfigurationPorts, Registers};
-use drivers::pci::Address;
+use drivers::pci::{Address, Message};
 use hypercall_abi::Errno;
 
 /// The port that says which register is meant, and the one where it appears.
@@ -66,6 +69,16 @@ impl ConfigurationPorts for Ports {
         output(SELECT, function.selector(register));
         output(DATA, value);
     }
+}
+
+/// A port that a device raises by sending a message. The device's entry for it is masked before the channel is dropped: another
+/// port may get the message later.
+///
+/// # Errors
+/// As [`hypercall::bind_message`].
+pub fn message_interrupt() -> Result<(Channel, Message), Errno> {
+    let bound = hypercall::bind_message(0)?;
+    Ok((Channel::adopt(bound.port), Message { address: bound.address, data: bound.data }))
 }
 
 /// Registers of a device, mapped uncached until this is dropped. Dropping it makes every translation be forgotten: not on a path

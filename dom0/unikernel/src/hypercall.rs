@@ -760,6 +760,18 @@ pub fn shutdown_with(reason: u32) -> ! {
     }
 }
 
+/// Joins a free port of ours, notifying `vcpu`, to a message that a device can send (our own extension).
+///
+/// # Errors
+/// `Perm` for a domain without devices, `Inval` for a vcpu that does not exist, `NoSpc` without a free port or vector.
+pub fn bind_message(vcpu: u32) -> Result<hypercall_abi::tenon::BindMessage, Errno> {
+    let mut message = hypercall_abi::tenon::BindMessage { vcpu, ..Default::default() };
+    let op = hypercall_abi::tenon::TenonOp::BindMessage.number();
+    // SAFETY: reads and writes only the structure.
+    unsafe { call(Hypercall::Tenon, [op, u64::from(domid::SELF), address(&raw mut message), 0, 0]) }?;
+    Ok(message)
+}
+
 /// The last requests of `domain` that the hypervisor refused (our own extension).
 ///
 /// # Errors
