@@ -203,7 +203,7 @@ fn a_death_at_any_store_loses_and_repeats_no_answer() {
     let mut deaths = 0;
     for lifetime in beginning.. {
         let mut world = World::new();
-        if live(&mut world, &mut Random::seeded(seed), lifetime, 60, true) {
+        if live(&mut world, &mut Random::seeded(seed), lifetime, 200, true) {
             break;
         }
         deaths += 1;

@@ -48,6 +48,8 @@ const CONSUMED_AT: usize = 8;
 const NOTE_AT: usize = 12;
 const ENTRY_BYTES: usize = 128;
 
+/// What of a request its [`Head`] is read from.
+const HEAD_BYTES: usize = 16;
 const REQUEST_INDEX: usize = 112;
 const RESPONSE_INDEX: usize = 116;
 const STATE: usize = 120;
@@ -276,7 +278,7 @@ impl Ring {
         entry: Entry,
         status: Status,
     ) -> Result<(), RingError> {
-        let head: Head = copy(journal, entry).head();
+        let head = head(journal, entry);
         self.ring.respond(page, Response::new(head, status).as_bytes()).map(|_| ())
     }
 
@@ -334,8 +336,19 @@ fn copy<M: SharedPage>(journal: &M, entry: Entry) -> Slot {
     Slot::read_from_bytes(&bytes).unwrap_or_else(|_| Slot::empty())
 }
 
+/// What the response to the request in an entry repeats.
+fn head<M: SharedPage>(journal: &M, entry: Entry) -> Head {
+    let mut slot = Slot::empty();
+    let (beginning, _) = slot.as_mut_bytes().split_at_mut(HEAD_BYTES);
+    journal.read(entry.at(), beginning);
+    slot.head()
+}
+
 /// Tells an entry from one that was scribbled over. It is no protection against intent.
 fn checksum(slot: &Slot, index: u32) -> u32 {
-    let words = slot.as_bytes().as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
-    words.fold(index ^ MAGIC, |sum, word| (sum ^ word).wrapping_mul(0x9e37_79b1).rotate_left(13))
+    let words = slot.as_bytes().as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+    let start = u64::from(index ^ MAGIC);
+    let sum = words.fold(start, |sum, word| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29));
+    let [a, b, c, d, e, f, g, h] = sum.to_le_bytes();
+    u32::from_le_bytes([a ^ e, b ^ f, c ^ g, d ^ h])
 }
