@@ -64,14 +64,7 @@ impl<H: Host> Queue<H> {
     /// Takes every flight as far as it gets without waiting.
     pub(crate) fn advance(&mut self, host: &mut H, now_ns: u64) {
         self.fetch(host);
-        let planned = self.flights.at(Stage::Plan);
-        let discards = planned
-            .filter(|index| self.flights.get(*index).work == Work::Discard)
-            .fold(0, |all, index| all | index.bit());
-        Set(planned.0 & !discards).for_each(|index| self.plan(host, index));
-        let step = DISCARDED / Set(discards).len().max(1) as u64;
-        Set(discards).for_each(|index| self.discard(host, index, step));
-        self.run_copies(host);
+        self.plan_all(host);
         self.pin(host);
         self.submit(now_ns);
         self.submit_flush(now_ns);
@@ -82,9 +75,27 @@ impl<H: Host> Queue<H> {
         }
     }
 
+    /// Finds the places of all that has none, and does the copies that this takes.
+    fn plan_all(&mut self, host: &mut H) {
+        let planned = self.flights.at(Stage::Plan);
+        if planned.is_empty() {
+            return;
+        }
+        let discards = planned
+            .filter(|index| self.flights.get(*index).work == Work::Discard)
+            .fold(0, |all, index| all | index.bit());
+        Set(planned.0 & !discards).for_each(|index| self.plan(host, index));
+        let step = DISCARDED / Set(discards).len().max(1) as u64;
+        Set(discards).for_each(|index| self.discard(host, index, step));
+        self.run_copies(host);
+    }
+
     /// Copies descriptors, as many in a call as there is room for.
     fn fetch(&mut self, host: &mut H) {
         let mut waiting = self.flights.at(Stage::Fetch);
+        if waiting.is_empty() {
+            return;
+        }
         if self.scratch.is_empty() {
             waiting.for_each(|index| self.flights.end(index, Status::Error));
             return;

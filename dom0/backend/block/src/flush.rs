@@ -127,22 +127,33 @@ impl<H: Host> Queue<H> {
 
     /// Unflushed writes may be lost.
     pub(crate) fn failed_flush(&mut self) {
-        self.failures += 1;
-        self.vbds.iter_mut().flatten().for_each(Vbd::note_failure);
+        self.count_failure();
         self.report(crate::Event::FlushFailed);
+    }
+
+    /// Writes may be lost. Journals say so before anybody is answered.
+    pub(crate) fn count_failure(&mut self) {
+        self.failures += 1;
+        self.notes = true;
+        self.vbds.iter_mut().flatten().for_each(Vbd::note_failure);
     }
 
     /// Takes back the notes of vbds that owe no error any more; their guests' answers are in the journals.
     pub(crate) fn clear_notes(&mut self) {
+        if !core::mem::take(&mut self.notes) {
+            return;
+        }
         for (at, vbd) in self.vbds.iter_mut().enumerate().filter_map(|(at, vbd)| Some((at, vbd.as_mut()?))) {
-            if !vbd.is_noted() || vbd.durability.owes(self.failures) {
+            if !vbd.is_noted() {
                 continue;
             }
             let suspect = |index| {
                 let flight = self.flights.get(index);
                 flight.vbd == VbdId(at) && flight.failures != self.failures
             };
-            if !self.flights.busy().any(suspect) {
+            if vbd.durability.owes(self.failures) || self.flights.busy().any(suspect) {
+                self.notes = true;
+            } else {
                 vbd.clear_note();
             }
         }

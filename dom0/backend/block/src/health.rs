@@ -14,7 +14,6 @@ use ring_protocol::ring::RingError;
 use crate::flight::{Set, Stage};
 use crate::host::Host;
 use crate::queue::{PROOF, Queue, VbdId};
-use crate::vbd::Vbd;
 
 /// An operation that takes as long is reported.
 pub const LATE_NS: u64 = 30_000_000_000;
@@ -221,8 +220,7 @@ impl<H: Host> Queue<H> {
             }
             self.flights.end(index, Status::Error);
         }
-        self.failures += 1;
-        self.vbds.iter_mut().flatten().for_each(Vbd::note_failure);
+        self.count_failure();
         self.report(Event::Lost(reason));
     }
 

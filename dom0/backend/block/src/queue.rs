@@ -60,6 +60,8 @@ pub struct Queue<H: Host> {
     pub(crate) flushing: Option<u64>,
     /// How many flushes have failed, counted from 1.
     pub(crate) failures: u64,
+    /// A journal may say that its guest is owed an error.
+    pub(crate) notes: bool,
     pub(crate) health: Health,
     /// How often the device was reset: part of each ticket, so that what came before is not mistaken.
     pub(crate) resets: u32,
@@ -110,6 +112,7 @@ impl<H: Host> Queue<H> {
             kick: false,
             flushing: None,
             failures: 1,
+            notes: false,
             health: Health::Fine,
             resets: 0,
             last_reset_ns: None,
@@ -138,6 +141,7 @@ impl<H: Host> Queue<H> {
     }
 
     fn add(&mut self, vbd: Vbd<H>) -> VbdId {
+        self.notes |= vbd.is_noted();
         let free = self.vbds.iter().position(Option::is_none).unwrap_or(self.vbds.len());
         match self.vbds.get_mut(free) {
             Some(place) => *place = Some(vbd),

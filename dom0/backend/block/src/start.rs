@@ -1,7 +1,7 @@
 //! Whose requests begin next: deficit round robin over the vbds, by cost, within each guest's share of flights and pins.
 //!
 //! Each vbd that waits may spend a quantum; then it is the next one's turn. What it did not spend it keeps, so requests larger
-//! than a quantum begin too; a vbd with nothing to begin keeps nothing.
+//! than a quantum begin too; a vbd with nothing to begin keeps one quantum at most.
 
 use ring_protocol::block::{Direction, Request, Status};
 
@@ -28,6 +28,9 @@ impl<H: Host> Queue<H> {
     /// Begins what may begin. Answers when a limit of a disk lets more begin.
     pub(crate) fn start(&mut self, now_ns: u64) -> Option<u64> {
         let busy = self.vbds.iter_mut().flatten().filter_map(|vbd| vbd.is_busy(now_ns).then_some(())).count();
+        if self.vbds.iter().flatten().all(|vbd| vbd.waiting.is_empty()) {
+            return None;
+        }
         let mut wake_ns: Option<u64> = None;
         let count = self.vbds.len();
         loop {
@@ -85,10 +88,10 @@ impl<H: Host> Queue<H> {
         self.device.is_some() && self.health != Health::Dead
     }
 
-    /// A vbd that waits for itself keeps less than a quantum.
+    /// A vbd that waits for itself does not save up. One that comes with a new request may begin it at once.
     fn forfeit(&mut self, id: VbdId) {
         if let Some(vbd) = self.vbd_mut(id) {
-            vbd.deficit = if vbd.waiting.is_empty() { 0 } else { vbd.deficit.min(QUANTUM) };
+            vbd.deficit = if vbd.waiting.is_empty() { QUANTUM } else { vbd.deficit.min(QUANTUM) };
         }
     }
 

@@ -40,6 +40,8 @@ pub struct Media {
     /// How many operations may still be completed; for tests that count.
     pub credit: u64,
     pub most_held: usize,
+    /// What it claims to have completed, though it was reset since, or never had it.
+    pub ghosts: Vec<Ticket>,
 }
 
 pub struct Held {
@@ -75,6 +77,7 @@ impl Media {
             ordered: false,
             credit: u64::MAX,
             most_held: 0,
+            ghosts: Vec::new(),
         }))
     }
 
@@ -219,6 +222,9 @@ impl disk::Device for Device {
     fn completed(&mut self) -> Option<(Ticket, Outcome)> {
         super::death::mortal();
         let media = &mut *self.media.borrow_mut();
+        if let Some(ghost) = media.ghosts.pop() {
+            return Some((ghost, Outcome::Good));
+        }
         if media.hangs || media.asks_for_reset || media.dead || media.held.is_empty() || media.credit == 0 {
             return None;
         }
@@ -261,6 +267,7 @@ impl disk::Device for Device {
         }
         // Some of what it had is done before it stops.
         for held in std::mem::take(&mut media.held) {
+            media.ghosts.push(held.ticket);
             if self.machine.below(2) == 0 && !matches!(held.what, What::Flush) {
                 self.carry_out(media, &held.what);
             }
