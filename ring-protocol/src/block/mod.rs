@@ -5,8 +5,8 @@
 //!                                          descriptor page --copied once--> [Segment] --judge--> Extent
 //! ```
 //!
-//! Everything here is a pure function of bytes that were copied out of the guest's reach. A sector has 512 bytes whatever the
-//! disk's blocks are. A front end of another width (`x86_32-abi`) lays its slots out differently; [`check_protocol`] refuses it.
+//! Everything here is a pure function of bytes that were copied out of the guest's reach. A sector has 512 bytes, also on
+//! disks with larger blocks. A front end of another width (`x86_32-abi`) lays its slots out differently; [`check_protocol`] refuses it.
 
 pub mod journal;
 mod request;
@@ -59,7 +59,7 @@ pub mod operation {
     pub const INDIRECT: u8 = 6;
 }
 
-/// The flag of a discard that promises that nobody can read the old bytes. Not served: `discard-secure` is 0.
+/// The flag of a discard after which the old bytes can never be read. Not served: `discard-secure` is 0.
 pub const DISCARD_SECURE: u8 = 1;
 
 /// How a request is answered.

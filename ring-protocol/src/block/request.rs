@@ -134,7 +134,7 @@ impl Slot {
         slot
     }
 
-    /// What the response repeats, whatever else stands in the slot.
+    /// What the response repeats. It can be read from any slot.
     #[must_use]
     pub const fn head(&self) -> Head {
         let operation = if self.operation == operation::INDIRECT { self.small } else { self.operation };

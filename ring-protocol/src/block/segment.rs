@@ -14,7 +14,7 @@ pub struct Segment {
     pub first: u8,
     /// Its last sector in the page, 0 to 7, not before the first.
     pub last: u8,
-    /// Written by nobody, read by nobody.
+    /// Ignored.
     pub padding: u16,
 }
 

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use disk::Piece;
 use ring_protocol::block::journal::Entry;
-use ring_protocol::block::{Direction, Segment, Status};
+use ring_protocol::block::{DIRECT_SEGMENTS, Direction, Segment, Status};
 
 use crate::host::Handle;
 use crate::limits::FLIGHTS;
@@ -204,7 +204,7 @@ impl Flights {
             pins: 0,
             charged: 0,
             descriptors: 0,
-            segments: Vec::new(),
+            segments: Vec::with_capacity(DIRECT_SEGMENTS),
             cursor: Cursor::default(),
             beyond: Cursor::default(),
             part: (0, 0),

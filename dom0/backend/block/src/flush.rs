@@ -1,8 +1,9 @@
-//! Flushes: one in the device at a time, and whose writes one covers that failed.
+//! Flushes: the device has one at a time, and a failed one concerns every guest with unflushed writes.
 //!
-//! A flush makes durable what was answered before it was taken. The device has one at a time; those taken meanwhile join the
-//! next. A device reports lost writes once, whosever they were. So a failed flush is told to every vbd that had unflushed writes:
-//! the queue counts failures, and a vbd remembers how many it has been told of.
+//! A flush makes durable what was answered before it was taken. Flushes that are taken while the device has one wait for the
+//! next one, together. A device reports lost writes once, and does not say whose they were. So after a failed flush each guest
+//! with unflushed writes gets an error for its next flush: the queue counts failures, and a vbd remembers how many of them its
+//! guest knows.
 
 use disk::{Operation, Outcome, Ticket};
 use ring_protocol::block::Status;
@@ -54,7 +55,7 @@ impl Durability {
         self.has_unflushed() && self.told != failures
     }
 
-    /// A flush of the device has succeeded. Whoever has not been told of an earlier failure still has to be.
+    /// A flush of the device has succeeded. A guest that is owed an error is still owed it.
     fn flushed(&mut self, failures: u64) {
         if !self.owes(failures) {
             self.durable = self.marked;

@@ -73,7 +73,7 @@ impl Front {
     /// Reads the keys, each as `read` found it: `None` if it is not there.
     ///
     /// # Errors
-    /// The first that makes no sense.
+    /// The first key that is missing or has an invalid value.
     pub fn parse<'a>(read: impl Fn(&str) -> Option<&'a [u8]>) -> Result<Self, BadFront> {
         check_protocol(read(PROTOCOL)).map_err(BadFront::Protocol)?;
         let optional = |key| read(key).map(|value| number(value).ok_or(BadFront::Number(key))).transpose();

@@ -63,7 +63,7 @@ pub enum Event {
     },
     /// The device does not come back, for this reason.
     Lost(&'static str),
-    /// A flush failed: each guest with unflushed writes is told by its next flush.
+    /// A flush failed. The next flush of each guest with unflushed writes fails too.
     FlushFailed,
     /// A front end broke its ring. It is not served any more: let it know, and disconnect.
     Broken(VbdId, RingError),

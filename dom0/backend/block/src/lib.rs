@@ -15,10 +15,10 @@
 //!
 //! Touches: rings and journals, through `SharedPage`; guests' pages, by batches of pins and copies of a [`Host`]; sectors,
 //! through the traits of the crate `disk`.
-//! Never touches: the store (it hands out and parses the keys), event channels, clocks (each turn is told the time).
+//! Never touches: the store (it parses and lists keys), event channels, clocks (the caller passes the time).
 //! Keeps: one answer for a request; no pin outlives its request, but where a device is lost; a guest reaches its own disk's
-//! sectors and its own pages; nothing is allocated for a request once buffers have grown to the size of its like; what is
-//! dropped speaks to nobody: only [`Queue::disconnect`] ends a vbd.
+//! sectors and its own pages; buffers grow to the longest request and stay; dropping a queue
+//! or a vbd does nothing, only [`Queue::disconnect`] ends a vbd.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
@@ -41,7 +41,7 @@ mod start;
 mod vbd;
 mod waiting;
 
-pub use connection::{ConnectError, Connection, Counters, Disconnected};
+pub use connection::{ConnectError, Connection, Counters, Disconnected, journal_bytes, vbd_bytes};
 pub use front::{BadFront, Front, KEYS, MAX_RING_KEYS};
 pub use health::{Event, LATE_NS};
 pub use host::{GrantCopy, Handle, Host, PinError, Pinned, Scratch, Wanted};

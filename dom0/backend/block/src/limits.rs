@@ -11,6 +11,8 @@ pub const PER_TURN: usize = 32;
 pub(crate) const REQUEST_COST: u32 = 16 << 10;
 /// How much each guest that waits may spend before the next one may.
 pub(crate) const QUANTUM: u32 = 64 << 10;
+/// What begins in one turn, by cost: about 1,024 pages are pinned or copied, then other tasks have their turns.
+pub(crate) const TURN_COST: u32 = 4 << 20;
 /// A guest counts as busy for as long after its last request was answered: it may be about to send the next one.
 pub(crate) const BUSY_NS: u64 = 10_000_000;
 /// The pins of all data of all disks; the hypervisor's other handles are for rings.

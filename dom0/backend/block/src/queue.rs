@@ -13,7 +13,7 @@ use crate::connection::{ConnectError, Connection, Disconnected};
 use crate::flight::{Flights, Set, Stage};
 use crate::health::{Event, Health};
 use crate::host::{Handle, Host, Scratch};
-use crate::limits::Pins;
+use crate::limits::{DATA_PINS, Pins};
 use crate::vbd::{Life, Vbd};
 
 /// The number of a flush in its ticket; flights have lower ones.
@@ -44,6 +44,8 @@ pub struct Queue<H: Host> {
     pub(crate) flights: Flights,
     /// The vbd whose turn it is to begin requests.
     pub(crate) next: usize,
+    /// The cost of what this turn has begun.
+    pub(crate) spent: u32,
     /// The vbd whose turn it is to be looked at.
     looked: usize,
     pub(crate) budget: Rc<Pins>,
@@ -102,13 +104,14 @@ impl<H: Host> Queue<H> {
             vbds: Vec::new(),
             flights: Flights::new(),
             next: 0,
+            spent: 0,
             looked: 0,
             budget,
             scratch,
             zeroes,
             copies: Copies::new(),
             pinning: PinBatch::new(),
-            loose: Vec::new(),
+            loose: Vec::with_capacity(DATA_PINS as usize),
             kick: false,
             flushing: None,
             failures: 1,
@@ -203,7 +206,8 @@ impl<H: Host> Queue<H> {
         let more_done = self.device.as_mut().is_some_and(|device| device.rearm());
         let waits = self.vbds.iter().flatten().any(|vbd| !vbd.waiting.is_empty());
         let unplanned = !self.flights.at(Stage::Plan).is_empty();
-        let again = more_rings || more_done || unplanned || (landed && waits);
+        let begun_less = waits && (landed || self.has_spent_all());
+        let again = more_rings || more_done || unplanned || begun_less;
         let wakes = [ready_ns, self.retry_ns(now_ns), self.watch_ns];
         Turn { again, wake_ns: wakes.into_iter().flatten().min() }
     }

@@ -8,7 +8,7 @@ use ring_protocol::block::{Direction, Request, Status};
 use crate::flight::{Cursor, Durable, Flight, Stage, Work};
 use crate::health::Health;
 use crate::host::Host;
-use crate::limits::{QUANTUM, flights_share};
+use crate::limits::{QUANTUM, TURN_COST, flights_share};
 use crate::queue::{Queue, RETRY_NS, VbdId};
 use crate::waiting::Waiting;
 
@@ -18,9 +18,9 @@ enum Head {
     May,
     /// The next quantum.
     Deficit,
-    /// Its own flights or pins, the clock, or there is none.
+    /// A flight or pins of its own, or the clock. Or the vbd has no request.
     Itself,
-    /// What is shared by all.
+    /// What is shared by all: flights, pins, the time of a turn.
     All,
 }
 
@@ -28,6 +28,7 @@ impl<H: Host> Queue<H> {
     /// Begins what may begin. Answers when a limit of a disk lets more begin.
     pub(crate) fn start(&mut self, now_ns: u64) -> Option<u64> {
         let busy = self.vbds.iter_mut().flatten().filter_map(|vbd| vbd.is_busy(now_ns).then_some(())).count();
+        self.spent = 0;
         if self.vbds.iter().flatten().all(|vbd| vbd.waiting.is_empty()) {
             return None;
         }
@@ -79,8 +80,16 @@ impl<H: Host> Queue<H> {
         if cost > vbd.deficit {
             return Head::Deficit;
         }
+        if self.has_spent_all() {
+            return Head::All;
+        }
         let free = !self.flights.at(Stage::Free).is_empty() && self.budget.has(pins);
         if free { Head::May } else { Head::All }
+    }
+
+    /// Whether as much was begun as a turn has time for.
+    pub(crate) const fn has_spent_all(&self) -> bool {
+        self.spent >= TURN_COST
     }
 
     /// Whether requests need pins.
@@ -112,6 +121,7 @@ impl<H: Host> Queue<H> {
         let pins = if on_device { waiting.segments } else { 0 };
         self.budget.take(pins);
         vbd.charge(&waiting);
+        self.spent = self.spent.saturating_add(waiting.cost());
         vbd.in_flight += 1;
         vbd.pins += pins;
         let flight = self.flights.get_mut(index);

@@ -85,6 +85,8 @@ impl<H: Host> Vbd<H> {
         } else {
             Ring::begin(&ring, &journal, layout)?
         };
+        let mut waiting = VecDeque::new();
+        waiting.try_reserve_exact(layout.entries() as usize).map_err(|_| ConnectError::NoMemory)?;
         let bucket = |per_second: Option<u64>| per_second.map(|per_second| Bucket::new(per_second, now_ns));
         let mut vbd = Self {
             domain,
@@ -99,7 +101,7 @@ impl<H: Host> Vbd<H> {
             attention: true,
             answered: resumed.is_some(),
             greet: resumed.is_some(),
-            waiting: VecDeque::with_capacity(layout.entries() as usize),
+            waiting,
             deficit: 0,
             bytes: bucket(limits.bytes_per_second),
             requests: bucket(limits.requests_per_second),

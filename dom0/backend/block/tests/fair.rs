@@ -5,16 +5,16 @@ mod common;
 
 use block_backend::{DATA_PINS, FLIGHTS, Limits, Pins, Queue, VbdId};
 use common::device::Media;
-use common::disks::Partition;
+use common::disks::{Partition, Patchwork};
 use common::front::whole;
-use common::{Device, Front, Machine, Random, turns};
+use common::{Device, FIRST_FREE, Front, Machine, Random, turns};
 use ring_protocol::block::operation;
 use std::cell::RefCell;
 use std::rc::Rc;
 
 const SECTORS: u64 = 4096;
 
-/// Guests on one device that carries out one operation after the other, as many as it is told.
+/// Guests on one device that carries out its operations in order, and only as many as a test lets it.
 struct Shared {
     machine: Machine,
     media: Rc<RefCell<Media>>,
@@ -124,6 +124,26 @@ fn pins_are_shared_too() {
     }
     // Each of the large ones has 2,048 pins: 8 requests.
     assert!(longest <= 20, "it waited for {longest} operations");
+}
+
+#[test]
+fn a_turn_ends_though_memory_is_never_busy() {
+    let mut machine = Machine::new(Random::seeded(6), 1);
+    let (mut queue, _) = machine.queue(None);
+    let mut front = Front::new(0, 16);
+    let disk = Patchwork::boxed(0, 256, FIRST_FREE, true);
+    let id = machine.connect(&mut queue, &front, disk, Limits::default());
+    let segments: Vec<_> = (0..32).map(|page| whole(page % 80)).collect();
+    while front.waiting.len() < 200 && front.indirect(&machine, operation::WRITE, 0, &segments, 90).is_some() {}
+    queue.attend(id);
+    let mut rounds = 0;
+    while !front.waiting.is_empty() {
+        assert!(queue.turn(&mut machine, 0).again || front.waiting.len() <= 32);
+        let answered = front.answers().len();
+        assert!(answered <= 30, "{answered} requests of 128 KiB in a turn");
+        rounds += 1;
+    }
+    assert!((7..40).contains(&rounds), "{rounds}");
 }
 
 #[test]

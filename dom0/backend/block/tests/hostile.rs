@@ -155,7 +155,7 @@ impl World {
         }
     }
 
-    /// A hostile guest writes an index. Its vbd ends, without a pin, and begins anew.
+    /// A hostile guest writes an index. Its vbd is disconnected and connected again.
     fn break_ring(&mut self, n: usize) {
         let Hostile { front, id, .. } = &mut self.hostile[n];
         let wild = self.random.next() as u32;

@@ -237,7 +237,7 @@ fn a_new_back_end_answers_what_the_old_one_took() {
     two.fronts[0].flush();
     let id = two.ids[0];
     two.run();
-    // It dies: the device is reset by whoever comes next, the pins are found by the hypervisor.
+    // It ends without an answer.
     two.queue.disconnect(id);
     two.media.borrow_mut().credit = u64::MAX;
     two.run();

@@ -106,7 +106,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Connects to a ring that nobody has served, and begins a journal: what was in the memory is forgotten.
+    /// Connects to a ring that no back end has served, and begins a journal. The memory may hold anything before.
     ///
     /// # Errors
     /// Its indices contradict each other, or the memory is too small.
@@ -125,7 +125,7 @@ impl Ring {
     }
 
     /// Connects where an earlier back end died: what it had answered is published, and what it had taken and not answered is in
-    /// flight again, see [`resumed`](Self::resumed). Publish, then notify once whatever that says.
+    /// flight again, see [`resumed`](Self::resumed). Publish, then notify once in any case.
     ///
     /// # Errors
     /// The journal cannot be trusted; only a new connection helps.

@@ -134,7 +134,7 @@ impl Pages for Pool {
 pub struct Layered(pub Rc<RefCell<Option<Overlay<Partition, Pool>>>>);
 
 impl Layered {
-    /// Over sectors of a device that nobody writes.
+    /// Over sectors of a device that are only read.
     pub fn new(first: u64, sectors: u64, pool: &Pool, limit: u64) -> Self {
         let below = Partition { first, sectors, volatile: true, read_only: true };
         Self(Rc::new(RefCell::new(Some(Overlay::new(below, pool.clone(), limit).expect("there is memory")))))
