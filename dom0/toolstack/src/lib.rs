@@ -25,6 +25,7 @@ pub mod bundle;
 pub mod command;
 pub mod config;
 pub mod create;
+pub mod disk;
 pub mod end;
 pub mod face;
 pub mod json;
