@@ -9,6 +9,7 @@ mod columns;
 mod counts;
 mod create;
 mod guest;
+mod io;
 mod plot;
 mod profile;
 mod report;
@@ -73,6 +74,8 @@ enum Which {
     Create,
     /// What a stock guest's system calls, faults and processes cost
     Guest,
+    /// What grants cost, of which disks and networks are made
+    Io,
     /// What shell scripts cost in a stock guest
     Scripts,
     /// How long operations take by the clock: not exact, and never a failure
@@ -105,6 +108,7 @@ fn measure(sh: &Shell, options: &Options) -> Result<report::Report> {
         Which::Boot => boot::measure(&lab),
         Which::Create => create::measure(&lab),
         Which::Guest => guest::measure(&lab),
+        Which::Io => io::measure(&lab),
         Which::Scripts => scripts::measure(&lab),
         Which::Wall => wall::measure(&lab),
     }

@@ -1,7 +1,7 @@
 //! Markers for the counting plugin (`marker`): the begin and end of a measured stretch of work.
 
 use core::arch::asm;
-pub use marker::{CREATE, DESTROY, LISTED};
+pub use marker::{COPY_ODD, COPY_PAGE, COPY_SMALL, CREATE, DESTROY, LISTED, PIN};
 use marker::{Kind, OPCODE, word};
 
 /// Marks the begin of window `NUMBER`.

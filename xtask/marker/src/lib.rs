@@ -29,6 +29,14 @@ pub const LISTED: u16 = 2;
 pub const CREATE: u16 = 16;
 /// Window: dom0 ends a guest.
 pub const DESTROY: u16 = 17;
+/// Window: 32 pages are pinned and unpinned.
+pub const PIN: u16 = 32;
+/// Window: 32 copies of 4,000 bytes at an odd offset.
+pub const COPY_ODD: u16 = 33;
+/// Window: 32 copies of a whole page.
+pub const COPY_PAGE: u16 = 34;
+/// Window: 32 copies of 8 bytes.
+pub const COPY_SMALL: u16 = 35;
 /// Window of the first metric of the benchmark program; the others follow.
 pub const METRICS: u16 = 256;
 /// Window of the first script the benchmark program runs; the others follow.
