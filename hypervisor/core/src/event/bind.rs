@@ -1,6 +1,6 @@
-//! How ports are found, joined and closed.
+//! How free ports are found, and how ports are changed and closed.
 //!
-//! Every change of a port happens under one lock of the world, so that both ends of a channel change together (P5).
+//! Every change of a port is made under the lock `World::ports`, so that both ends of a channel change together (P5).
 
 use super::port::{Binding, PortState};
 use crate::addr::ENTRIES;
@@ -15,7 +15,8 @@ impl World {
         }
     }
 
-    /// The lowest free port; another frame of ports is allocated when all are taken.
+    /// Returns the lowest free port. If no port is free in the frames that the domain has for ports, allocates one more frame.
+    /// `NoSpc` if the domain may have no more frames of ports.
     pub(super) fn free_port<M: Machine>(&self, m: &M, domain: &Domain) -> Result<Port, Errno> {
         for (first, slot) in (0..PORTS).step_by(ENTRIES).zip(&domain.port_frames) {
             if slot.get().is_none() {
@@ -29,7 +30,8 @@ impl World {
         Err(Errno::NoSpc)
     }
 
-    /// Closes a port; the other end of a channel waits for the domain again.
+    /// Closes a port; `Inval` if it is closed already. If the port was one end of a channel, the other end becomes unbound:
+    /// `domain` may join it again. The caller holds the lock `World::ports`.
     pub(super) fn close<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> Result<(), Errno> {
         let state = self.port(m, domain, port);
         match state.binding {
@@ -43,7 +45,7 @@ impl World {
                 }
             }
             Binding::Virq(virq) => {
-                // A virtual interrupt of the machine is known to vcpu 0, whichever vcpu its port notifies.
+                // The port of a virtual interrupt of the whole machine is recorded in vcpu 0, whichever vcpu the port notifies.
                 let vcpus = [state.vcpu, VcpuId(0)].map(|number| self.vcpu(domain, number));
                 for slot in vcpus.into_iter().flatten().filter_map(|vcpu| nth(&vcpu.virqs, virq)) {
                     let _ = slot.compare_exchange(low16(u64::from(port.0)), 0, AcqRel, Acquire);
@@ -57,7 +59,7 @@ impl World {
         Ok(())
     }
 
-    /// Closes all ports of a domain. The caller holds the lock of ports.
+    /// Closes all ports of a domain. The caller holds the lock `World::ports`.
     pub(crate) fn close_all<M: Machine>(&self, m: &M, domain: &Domain) {
         for port in (1..PORTS).map(Port).take_while(|port| self.port_word(m, domain, *port).is_some()) {
             let _ = self.close(m, domain, port);

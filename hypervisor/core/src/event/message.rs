@@ -1,8 +1,9 @@
 //! Message-signalled interrupts of devices: each vector raises one port.
 //!
-//! Touches: the words that join vectors to ports. Never touches: a device. Whoever drives the device writes what [`bind`]
-//! returns into its table of messages.
-//! Keeps: P5. A vector and its port name each other, and change together under the lock of ports.
+//! Touches: the words that join vectors to ports, and the argument of [`bind`] in the caller's memory.
+//! Never touches: a device. The device's driver writes the address and data that [`bind`] hands out into the device's table of
+//! messages (MSI-X).
+//! Keeps: P5. A vector and its port name each other, and change together under the lock `World::ports`.
 
 use super::ops::reply_then_bind;
 use super::port::{Binding, PortState};
@@ -14,7 +15,8 @@ use hypercall_abi::event::Virq;
 use hypercall_abi::tenon::BindMessage;
 
 impl World {
-    /// Raises the events of interrupts that came while ring 0 slept or was between two steps of a call.
+    /// Raises an event for each of the interrupts `arrived`, which came while this CPU slept or was between two steps of a
+    /// call.
     pub(crate) fn arrived<M: Machine>(&self, m: &M, arrived: &Arrived) {
         if arrived.console {
             self.raise_global(m, Virq::Console);
@@ -26,7 +28,8 @@ impl World {
         }
     }
 
-    /// Raises the port of a vector. A message without a port, or for a port that is pending already, counts as part of a storm.
+    /// Raises the port that `vector` is joined to. If there is none, or it is pending already, counts the message as useless:
+    /// after too many useless ones, messages are held back for a while (`Cpu::useless_message`).
     pub(crate) fn message<M: Machine>(&self, m: &M, vector: u8) {
         let raised = self.messages.taker(vector).is_some_and(|(domain, port)| {
             let domain = self.domain(domain).filter(|it| self.port(m, it, port).binding == Binding::Message(vector));
@@ -38,12 +41,14 @@ impl World {
     }
 }
 
-/// Joins a free vector to a free port of domain `id`, and writes to `arg` what a device must send in order to raise the port.
-/// Messages come to the CPU on which this is called. Our own `tenon_op(BindMessage)`.
+/// Carries out `tenon_op(BindMessage)`, which Xen does not have: joins a free vector to a free port of domain `id`. Writes to
+/// `arg` the port, and the address and data that a device must write in order to raise the port. The device's messages will
+/// interrupt the CPU that carries out this call.
 ///
 /// # Errors
-/// `Perm` for a caller without devices, or for another domain without authority over it; `Inval` for a vcpu that the domain
-/// does not have; `NoSpc` without a free port or vector; `NoDev` if messages do not reach this CPU.
+/// `Perm` if the caller does not have [`Powers::DEVICES`], or if `id` is another domain and the caller has no authority over it;
+/// `Srch` if there is no domain `id`; `Fault` if `arg` cannot be read or written; `Inval` if the domain does not have the vcpu;
+/// `NoSpc` if no port or no vector is free; `NoDev` if messages cannot reach this CPU.
 pub(crate) fn bind<M: Machine>(ctx: &mut Ctx<'_, M>, id: u16, arg: u64) -> Result<(), Errno> {
     ensure!(ctx.domain.may(Powers::DEVICES), Errno::Perm);
     let domain = ctx.controlled(id)?;

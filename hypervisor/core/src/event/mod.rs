@@ -1,8 +1,11 @@
-//! Event channels: how domains, vcpus and the hypervisor call on each other (ABI core 5).
+//! Event channels: how domains, vcpus and the hypervisor notify each other (ABI core 5).
 //!
-//! Touches: port words, and the pending and mask bits in pages shared with guests.
-//! Never touches: a guest's address outside [`ops`], the calls; the bits are reached by frame.
-//! Keeps: P5. `send` takes no lock and allocates nothing: it reads one word and sets three bits.
+//! Touches: port words; in pages shared with guests, the pending and mask bits of ports, and each vcpu's selector, upcall byte
+//! and upcall mask.
+//! Never touches: a guest's virtual address, except for the arguments of calls in [`ops`] and [`message`]. Pages shared with
+//! guests are reached by frame.
+//! Keeps: P5. [`World::send`] reads the words of the two ports, sets at most three bits, and allocates nothing. It takes no
+//! lock, except for the leaf lock of a CPU's queue if a vcpu must be woken.
 
 mod bind;
 pub mod message;
@@ -19,25 +22,26 @@ use hypercall_abi::event::{PORTS, Virq};
 use hypercall_abi::shared::{offset, vcpu_info};
 use port::{Binding, PortState};
 
-/// Byte 0 of a vcpu_info record: an upcall is due.
+/// Byte 0 of a vcpu_info record, the upcall byte: not 0 if an upcall is pending.
 const PENDING_BYTE: u64 = 0xff;
-/// Byte 1: upcalls are masked.
+/// Byte 1 of the record, the upcall mask: not 0 if upcalls are masked.
 const MASK_BYTE: u64 = 0xff00;
 
 impl World {
-    /// The word of a port, if the domain has allocated that far.
+    /// The word of a port; `None` if there is no port with this number, or the domain has no frame for the word yet.
     pub(crate) fn port_word<'m, M: Machine>(&self, m: &'m M, domain: &Domain, port: Port) -> Option<&'m AtomicU64> {
         word(m, &domain.port_frames, index(port.0)).filter(|_| (1..PORTS).contains(&port.0))
     }
 
-    /// What a port is.
+    /// The state of a port. A port that has no word is closed.
     pub fn port<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> PortState {
         let word = self.port_word(m, domain, port);
         word.map_or(PortState::CLOSED, |word| PortState::from_word(word.load(Acquire)))
     }
 
-    /// Sends through a port of `domain`: to the other end, or to itself for an interprocessor interrupt. `None`: the port
-    /// is none to send through. A port whose other end is gone or not there yet swallows what is sent.
+    /// Sends an event through a port of `domain`: raises the other end of a channel, or the port itself if it is for
+    /// interprocessor interrupts. Returns `None` if the port is closed, or if only a virtual interrupt or a device raises it.
+    /// Drops the event if the channel has no other end, because nobody has joined it yet or the other domain is gone.
     pub fn send<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> Option<()> {
         let state = self.port(m, domain, port);
         match state.binding {
@@ -56,11 +60,13 @@ impl World {
         }
     }
 
-    /// Makes a port of `domain` pending, and calls on the vcpu it notifies. Returns whether it was not pending already.
+    /// Makes a port of `domain` pending. Unless the port is masked, notifies its vcpu; wakes the vcpus that poll the port.
+    /// Returns whether the port has become pending: `false` if it was pending before, or if the domain has no such port or
+    /// vcpu.
     pub fn raise<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> bool {
         let vcpu = self.vcpu(domain, self.port(m, domain, port).vcpu);
         let (Some(bits), Some(vcpu)) = (Bits::of(m, domain, port), vcpu) else { return false };
-        // The order pending, selector, upcall is the guest's guarantee that a scan it starts finds the port.
+        // The order is pending bit, selector bit, upcall byte. So a guest that sees the upcall byte finds the other two bits.
         if bits.pending.fetch_or(bits.bit, SeqCst) & bits.bit != 0 {
             return false;
         }
@@ -73,7 +79,7 @@ impl World {
         true
     }
 
-    /// Wakes the vcpus that poll a port.
+    /// Wakes the vcpus of `domain` that poll only `port`, and all that poll several ports.
     fn wake_pollers<M: Machine>(&self, m: &M, domain: &Domain, port: Port) {
         let bits = domain.pollers.load(SeqCst);
         for number in (0..u32::BITS).filter(|number| bits >> number & 1 != 0) {
@@ -85,7 +91,9 @@ impl World {
         }
     }
 
-    /// Sets a bit of a vcpu's selector, then its upcall, then wakes it if it sleeps or makes the CPU that runs it look.
+    /// Sets `bit` in a vcpu's selector and, if it was clear, the vcpu's upcall byte. If that was clear too, kicks the CPU that
+    /// runs the vcpu, or wakes the vcpu if it sleeps and upcalls are not masked. A vcpu in `TenonOp::Wait` is woken in any
+    /// case.
     fn mark<M: Machine>(&self, m: &M, vcpu: &Vcpu, bit: u64) {
         let selector = vcpu.record().and_then(|(frame, at)| m.page(frame).get((at + vcpu_info::PENDING_SEL) / 8));
         let (Some(head), Some(selector)) = (info_head(m, vcpu), selector) else { return };
@@ -98,7 +106,7 @@ impl World {
         }
     }
 
-    /// Raises a virtual interrupt of one vcpu, if its domain has bound it.
+    /// Raises the port that is bound to virtual interrupt `virq` of one vcpu, if there is one.
     pub fn raise_virq<M: Machine>(&self, m: &M, vcpu: &Vcpu, virq: Virq) {
         let port = nth(&vcpu.virqs, virq.number()).map_or(0, |port| port.load(Acquire));
         if let (Some(domain), true) = (self.domain_of(vcpu), port != 0) {
@@ -106,7 +114,7 @@ impl World {
         }
     }
 
-    /// Raises a virtual interrupt of the whole machine at the domains that have bound it.
+    /// Raises a virtual interrupt of the whole machine in all domains that have bound it.
     pub fn raise_global<M: Machine>(&self, m: &M, virq: Virq) {
         for domain in self.domains.iter().filter(|domain| domain.life() == Life::Alive) {
             if let Some(vcpu) = self.vcpu(domain, VcpuId(0)) {
@@ -115,7 +123,7 @@ impl World {
         }
     }
 
-    /// Whether an upcall is pending and not masked.
+    /// Whether an upcall is due: pending and not masked.
     #[inline]
     pub fn upcall_due<M: Machine>(&self, m: &M, vcpu: &Vcpu) -> bool {
         info_head(m, vcpu).is_some_and(|head| is_due(head.load(SeqCst)))
@@ -126,7 +134,7 @@ impl World {
         Bits::of(m, domain, port).is_some_and(|bits| bits.pending.load(SeqCst) & bits.bit != 0)
     }
 
-    /// Unmasks a port, and marks its vcpu if it was pending (ABI core 5.2).
+    /// Unmasks a port. If the port was masked and is pending, notifies its vcpu (ABI core 5.2).
     pub(crate) fn unmask<M: Machine>(&self, m: &M, domain: &Domain, port: Port) {
         let vcpu = self.vcpu(domain, self.port(m, domain, port).vcpu);
         let (Some(bits), Some(vcpu)) = (Bits::of(m, domain, port), vcpu) else { return };
@@ -135,7 +143,8 @@ impl World {
         }
     }
 
-    /// Forgets that a port was pending: it is about to become another.
+    /// Clears the pending bit of a port that is being bound or closed, so that an event of its earlier use is not taken for one
+    /// of the next.
     pub(crate) fn clear_pending<M: Machine>(&self, m: &M, domain: &Domain, port: Port) {
         if let Some(bits) = Bits::of(m, domain, port) {
             bits.pending.fetch_and(!bits.bit, SeqCst);
@@ -143,18 +152,18 @@ impl World {
     }
 }
 
-/// Whether the first word of a record says that an upcall is pending and not masked.
+/// Whether `head`, the first word of a vcpu_info record, says that an upcall is pending and not masked.
 #[inline]
 pub(crate) const fn is_due(head: u64) -> bool {
     let head = head & (PENDING_BYTE | MASK_BYTE);
-    0 < head && head <= PENDING_BYTE // the one is the lowest byte, the other above it
+    0 < head && head <= PENDING_BYTE // the mask byte, which lies above the upcall byte, is 0; so the upcall byte is not
 }
 
-/// A vcpu's upcall mask, in a record that its guest changes as well.
+/// A vcpu's upcall mask, in the vcpu_info record, which the guest changes as well.
 pub(crate) struct UpcallMask<'m>(Option<&'m AtomicU64>);
 
 impl<'m> UpcallMask<'m> {
-    /// That of a vcpu. Its record stays where it is until the guest moves it.
+    /// The upcall mask of `vcpu`, in the record that the vcpu has now; a call of the guest may give the vcpu another record.
     pub(crate) fn of<M: Machine>(m: &'m M, vcpu: &Vcpu) -> Self {
         Self(info_head(m, vcpu))
     }
@@ -164,17 +173,17 @@ impl<'m> UpcallMask<'m> {
         self.0.is_some_and(|head| head.load(SeqCst) & PENDING_BYTE != 0)
     }
 
-    /// Whether upcalls are masked; without a record they are.
+    /// Whether upcalls are masked; they are if the vcpu has no record.
     pub(crate) fn is_set(&self) -> bool {
         self.0.is_none_or(|head| head.load(SeqCst) & MASK_BYTE != 0)
     }
 
-    /// Lets upcalls in, or not.
+    /// Masks or unmasks upcalls.
     pub(crate) fn set(&self, masked: bool) {
         let Some(head) = self.0 else { return };
         if masked {
             head.fetch_or(1 << 8, SeqCst);
-            // Whatever the guest had there, it now reads 1.
+            // The guest reads 1 afterwards, whatever bits it had set in this byte.
             head.fetch_and(!(MASK_BYTE & !(1 << 8)), SeqCst);
         } else {
             head.fetch_and(!MASK_BYTE, SeqCst);
@@ -182,13 +191,13 @@ impl<'m> UpcallMask<'m> {
     }
 }
 
-/// Where a port's bits are in the shared_info page.
+/// Where the bits of a port are in the shared_info page.
 struct Bits<'m> {
     pending: &'m AtomicU64,
     mask: &'m AtomicU64,
-    /// Its bit in both words.
+    /// The port's bit in `pending` and `mask`.
     bit: u64,
-    /// The bit that stands for the words in a vcpu's selector.
+    /// The bit in a vcpu's selector that stands for all ports of the word `pending`.
     selector: u64,
 }
 
@@ -205,7 +214,7 @@ impl<'m> Bits<'m> {
     }
 }
 
-/// The first word of a vcpu's record: upcall and mask bytes.
+/// The first word of a vcpu's vcpu_info record, with the upcall byte and the upcall mask; `None` if it has no record.
 fn info_head<'m, M: Machine>(m: &'m M, vcpu: &Vcpu) -> Option<&'m AtomicU64> {
     let at = vcpu.info.load(Acquire);
     if at == 0 { None } else { Some(m.word(at)) }

@@ -1,6 +1,6 @@
 //! `event_channel_op` (ABI core 5.2).
 //!
-//! Replies are written before anything is changed: a guest whose reply page is bad has changed nothing.
+//! A reply is written before any port is changed: a call whose reply cannot be written changes no port.
 
 use super::port::{Binding, PortState};
 use crate::addr::FrameSlot;
@@ -65,7 +65,7 @@ pub fn event_channel_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> An
     Ok(0)
 }
 
-/// Closes the ports of a dying domain.
+/// Closes all ports of a dying domain, and frees the frames that held their words.
 pub(crate) fn end<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, domain: &Domain) -> Result<(), Halt> {
     let (world, m) = (cpu_ctx.world, cpu_ctx.m);
     let _guard = world.ports.lock(cpu_ctx.held);
@@ -74,7 +74,8 @@ pub(crate) fn end<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, domain: &Domain) -> R
     Ok(())
 }
 
-/// There are no FIFO events; whether the argument makes sense is answered first, as by a hypervisor that has them.
+/// Always refuses, because there are no FIFO events: with `NoSys` if a hypervisor that has them would accept the argument,
+/// otherwise with the error that such a hypervisor returns.
 fn init_control<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     const BLOCK: u32 = 72;
     let call: InitControl = ctx.read(arg)?;
@@ -90,8 +91,9 @@ fn existing<'a, M: Machine>(ctx: &Ctx<'a, M>, number: u32) -> Result<&'a Vcpu, E
     ctx.world.vcpu(ctx.domain, VcpuId(number)).ok_or(Errno::NoEnt)
 }
 
-/// Finds a free port, writes the reply that names it, and makes it what `commit` says, which may change the other end or
-/// refuse: both under one hold of the lock (P5).
+/// Finds a free port of `domain`, writes what `reply` returns for it to the address `reply_to`, and gives the port the state
+/// that `commit` returns. `commit` may change the other end of the channel, or refuse. It is called, and the state is stored,
+/// under one hold of the lock `World::ports` (P5). Returns the port.
 pub(super) fn reply_then_bind<'a, M: Machine, T: IntoBytes + Immutable>(
     ctx: &mut Ctx<'a, M>,
     domain: &'a Domain,
@@ -99,7 +101,8 @@ pub(super) fn reply_then_bind<'a, M: Machine, T: IntoBytes + Immutable>(
     reply: impl Fn(Port) -> T,
     commit: impl Fn(Port) -> Result<PortState, Errno>,
 ) -> Result<Port, Errno> {
-    // The lock is not held across the guest copy; if the port is gone afterwards, the next is tried.
+    // The lock is not held while the reply is copied to the guest. If another vcpu has bound the port meanwhile, the next free
+    // port is tried.
     loop {
         let (world, m) = (ctx.world, ctx.m);
         let port = {
@@ -130,7 +133,7 @@ fn bind_interdomain<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Er
         world.set_port(m, remote, at, PortState { binding: Binding::Interdomain(me, local), ..state });
         Ok(PortState { binding: Binding::Interdomain(remote.id(), at), vcpu: VcpuId(0) })
     })?;
-    // Events sent while the other end was alone are not lost on the one that joins (ABI core 5.2).
+    // The other end's events were dropped until now; this one stands for them (ABI core 5.2).
     world.raise(m, ctx.domain, local);
     Ok(())
 }
@@ -144,7 +147,7 @@ fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let power = match virq {
         Some(Virq::Console) => Powers::CONSOLE_READ,
         Some(Virq::DomExc) => Powers::CONTROL,
-        // Nobody raises them; a first domain expects to be told of its machine.
+        // Ring 0 never raises the others. A kernel that is the first domain binds them, to be told of changes of its machine.
         _ => Powers::MACHINE,
     };
     ensure!(per_vcpu || virq == Some(Virq::Argo) || ctx.domain.may(power), Errno::Perm);

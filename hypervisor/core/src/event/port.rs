@@ -7,24 +7,24 @@ use crate::addr::{DomainId, Port, VcpuId};
 pub enum Binding {
     /// Nothing: the port is free.
     Closed,
-    /// Waiting for this domain to join.
+    /// Nothing yet: this domain may join the channel.
     Unbound(DomainId),
-    /// A port of a domain.
+    /// The other end of the channel: this port of this domain.
     Interdomain(DomainId, Port),
-    /// A virtual interrupt.
+    /// The virtual interrupt with this number.
     Virq(u32),
-    /// The domain's own vcpus.
+    /// Itself: vcpus of the domain send interprocessor interrupts through it.
     Ipi,
-    /// Messages of a device that come with this vector.
+    /// The messages of a device that come with this vector.
     Message(u8),
 }
 
 /// A port: what it is joined to and which vcpu it notifies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortState {
-    /// The other end.
+    /// What the port is joined to.
     pub binding: Binding,
-    /// Who is notified.
+    /// The vcpu that is notified when the port is raised.
     pub vcpu: VcpuId,
 }
 
@@ -47,7 +47,7 @@ impl PortState {
         binding | u64::from(self.vcpu.0 & 0xfff) << 4
     }
 
-    /// Reads a word; one that `to_word` cannot have written reads as closed.
+    /// The state that [`PortState::to_word`] made `word` of; closed if the word has no known kind.
     #[must_use]
     pub fn from_word(word: u64) -> Self {
         let [_, _, d0, d1, p0, p1, p2, p3] = word.to_le_bytes();
