@@ -1,4 +1,7 @@
 //! The scheduler's state of one CPU: the vcpus in its queue, the one that runs on it, its timer.
+//!
+//! A vcpu *serves* others if its domain has devices (`Vcpu::serves`), because other domains wait for what it does. It is queued
+//! as *urgent*, unless such vcpus have used up their time (`Cpu::has_urgent_time`).
 
 use crate::addr::{MAX_VCPUS, ones};
 use crate::claim::walks::WalkCache;
@@ -8,19 +11,19 @@ use crate::prelude::*;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 use heapless::Deque;
 
-/// How long a vcpu runs while another waits, in nanoseconds.
+/// How long a vcpu runs while others are queued on its CPU, in nanoseconds.
 pub const SLICE: u64 = 10_000_000;
-/// How long a vcpu runs while an urgent one waits, in nanoseconds. A guest that sends requests to dom0 goes on for so long,
-/// and dom0 then finds several requests at once.
+/// How long a vcpu runs while an urgent one is queued on its CPU, in nanoseconds. In this time a guest can send several
+/// requests to dom0, which dom0 then finds together.
 const URGENT_SLICE: u64 = 1_000_000;
-/// Nanoseconds that urgent vcpus may run beyond half of the CPU's time before they wait like others. Without this limit a
-/// guest that floods dom0 with requests would take the CPU from all others.
+/// How long vcpus that serve others may run beyond half of the CPU's time before they are queued like all others, in
+/// nanoseconds. Without this limit, a guest that floods dom0 with requests would take the CPU from all other guests.
 const URGENT_DEBT: u64 = 5_000_000;
 
 /// Marks an urgent vcpu in [`Cpu::queue`].
 const URGENT: u16 = 1 << 15;
 const _: () = assert!(MAX_VCPUS < URGENT as usize);
-/// What an urgent vcpu adds to [`Cpu::waiting`] beside 1.
+/// What an urgent vcpu adds to [`Cpu::waiting`], in addition to the 1 that every vcpu adds.
 const ONE_URGENT: u32 = 1 << 16;
 
 /// Where a vcpu goes in the queue.
@@ -28,28 +31,30 @@ const ONE_URGENT: u32 = 1 << 16;
 pub(super) enum Turn {
     /// To the end.
     Last,
-    /// To the end, as an urgent one: slices are [`URGENT_SLICE`] until its turn comes.
+    /// To the end, as urgent: slices are [`URGENT_SLICE`] until its turn comes.
     Soon,
-    /// To the beginning, as an urgent one.
+    /// To the beginning, as urgent.
     Next,
 }
 
-/// The number of messages of devices, between two ticks, that may raise no port before messages are held back.
+/// How many messages of devices may raise no port between two calls of `World::tick`. The next such message begins a *storm*:
+/// messages are held back until the next tick.
 const STORM: u32 = 64;
-/// How long messages are held back at most, in nanoseconds.
+/// The longest that messages are held back in a storm, in nanoseconds.
 const STORM_PAUSE: u64 = 1_000_000;
 
 with_new! {
-    /// One CPU as the scheduler sees it. Vcpus are given by their index into the world's vcpus.
+    /// One CPU as the scheduler sees it. Numbers of vcpus are their indices in `World::vcpus`.
     pub struct Cpu {
-        /// The vcpus that wait, in order. [`URGENT`] is added to the index of an urgent one. A vcpu is in at most one queue,
-        /// and at most once.
+        /// The queued vcpus, the next one first. [`URGENT`] is added to the index of an urgent one. A vcpu is in the queue of
+        /// at most one CPU, and at most once.
         queue: Leaf<Deque<u16, MAX_VCPUS>> = Leaf::new(Deque::new()),
-        /// How many vcpus wait, and in the upper half how many of these are urgent.
+        /// How many vcpus are queued and, in the upper half, how many of these are urgent.
         waiting: AtomicU32 = AtomicU32::new(0),
-        /// Nanoseconds that urgent vcpus have run while others waited, less half of the time that has passed since.
+        /// Nanoseconds that vcpus which serve others have run while others were queued, less half of the time that has passed
+        /// up to `debt_at`; at least 0.
         urgent_debt: AtomicU64 = AtomicU64::new(0),
-        /// When `urgent_debt` was computed last.
+        /// When `urgent_debt` was last reduced by half of the time that had passed.
         debt_at: AtomicU64 = AtomicU64::new(0),
         /// The vcpu that runs, plus one; 0 if none runs.
         running: AtomicU16 = AtomicU16::new(0),
@@ -59,12 +64,12 @@ with_new! {
         useless: AtomicU32 = AtomicU32::new(0),
         /// The cache of page walks made on this CPU.
         pub walks: WalkCache = WalkCache::new(),
-        /// The slot, plus one, of the domain whose pages `walks` has and for whose flushes this CPU is asked; 0 if
-        /// there is none.
+        /// The slot, plus one, of the domain that ran on this CPU last; 0 if none has run. `walks` has pages of this domain
+        /// alone, and this CPU is asked for the domain's flushes.
         pub(super) home: AtomicU16 = AtomicU16::new(0),
-        /// The vcpus whose deadlines this CPU keeps, a bit each.
+        /// The vcpus whose deadlines this CPU keeps: it sets its timer for them. One bit for each vcpu.
         watched: [AtomicU64; MAX_VCPUS / 64] = [const { AtomicU64::new(0) }; MAX_VCPUS / 64],
-        /// Words of `watched` in which a bit was ever set.
+        /// One bit for each word of `watched`: whether any bit of the word was ever set.
         words: AtomicU64 = AtomicU64::new(0),
     }
 }
@@ -72,7 +77,7 @@ with_new! {
 impl Cpu {
     /// Puts a vcpu into the queue.
     pub(super) fn push(&self, vcpu: u16, turn: Turn) {
-        // There is room for every vcpu, and no vcpu is in the queue twice.
+        // This cannot fail: there is room for every vcpu, and no vcpu is in the queue twice.
         self.queue.with(|queue| match turn {
             Turn::Last => queue.push_back(vcpu).is_ok(),
             Turn::Soon => queue.push_back(vcpu | URGENT).is_ok(),
@@ -81,7 +86,7 @@ impl Cpu {
         self.waiting.fetch_add(if turn == Turn::Last { 1 } else { ONE_URGENT + 1 }, SeqCst);
     }
 
-    /// Takes the first vcpu out of the queue.
+    /// Takes the first vcpu out of the queue; `None` if the queue is empty.
     pub(super) fn pop(&self) -> Option<u16> {
         if !self.is_wanted() {
             return None;
@@ -98,7 +103,7 @@ impl Cpu {
             for _ in 0..queue.len() {
                 match queue.pop_front() {
                     Some(queued) if queued & !URGENT == vcpu => gone = Some(queued),
-                    Some(other) => _ = queue.push_back(other), // there is room: it has just been taken out
+                    Some(other) => _ = queue.push_back(other), // there is room: `other` was just taken out
                     None => {}
                 }
             }
@@ -107,12 +112,13 @@ impl Cpu {
         gone.inspect(|queued| self.taken(*queued)).is_some()
     }
 
-    /// A vcpu waits no more.
+    /// Counts one queued vcpu less. `queued` is what the queue had for it: its index, with or without [`URGENT`].
     fn taken(&self, queued: u16) {
         self.waiting.fetch_sub(if queued & URGENT == 0 { 1 } else { ONE_URGENT + 1 }, SeqCst);
     }
 
-    /// How long the vcpu that runs may run in all, by who waits; `u64::MAX` if nobody does.
+    /// How long the running vcpu may run from the start of its turn, which depends on the vcpus that are queued now; `u64::MAX`
+    /// if none is.
     pub(super) fn slice(&self) -> u64 {
         match self.waiting.load(SeqCst) {
             0 => u64::MAX,
@@ -121,7 +127,7 @@ impl Cpu {
         }
     }
 
-    /// Whether urgent vcpus may go before others now: they have not used up their half of the CPU.
+    /// Whether vcpus that serve others are urgent now: they are unless they have run [`URGENT_DEBT`] beyond half of the time.
     pub(super) fn has_urgent_time(&self, now: u64) -> bool {
         let passed = now.saturating_sub(self.debt_at.swap(now, Relaxed));
         let debt = self.urgent_debt.load(Relaxed).saturating_sub(passed / 2);
@@ -129,18 +135,18 @@ impl Cpu {
         debt < URGENT_DEBT
     }
 
-    /// Charges urgent vcpus for `ran` nanoseconds that one of them ran while others waited.
+    /// Adds to the debt the `ran` nanoseconds of a turn of a vcpu that serves others. Called if others were queued meanwhile.
     pub(super) fn charge_urgent(&self, ran: u64) {
         self.urgent_debt.fetch_add(ran, Relaxed);
     }
 
-    /// Whether a vcpu waits.
+    /// Whether any vcpu is queued on this CPU.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         self.waiting.load(SeqCst) != 0
     }
 
-    /// The vcpu that runs on this CPU.
+    /// The vcpu that runs on this CPU; `None` if none runs.
     pub(super) fn running(&self) -> Option<u16> {
         self.running.load(Relaxed).checked_sub(1)
     }
@@ -150,7 +156,7 @@ impl Cpu {
         self.running.store(vcpu.map_or(0, |vcpu| vcpu.saturating_add(1)), Relaxed);
     }
 
-    /// Begins to keep the deadlines of a vcpu.
+    /// Makes this CPU keep the deadlines of a vcpu.
     pub(super) fn watch(&self, vcpu: u16) {
         if let Some(bits) = nth(&self.watched, vcpu / 64) {
             self.words.fetch_or(1 << (vcpu / 64), SeqCst);
@@ -158,7 +164,7 @@ impl Cpu {
         }
     }
 
-    /// Stops keeping the deadlines of a vcpu.
+    /// Makes this CPU no longer keep the deadlines of a vcpu.
     pub(super) fn unwatch(&self, vcpu: u16) {
         if let Some(bits) = nth(&self.watched, vcpu / 64) {
             bits.fetch_and(!(1 << (vcpu % 64)), SeqCst);
@@ -191,8 +197,9 @@ impl Cpu {
         self.armed.load(Relaxed)
     }
 
-    /// Counts a message that raised no port. After [`STORM`] of them, messages are held back until the next tick: a guest that
-    /// is interrupted again at each return would never execute an instruction. Called on this CPU.
+    /// Counts a message of a device that raised no port. If there were [`STORM`] already since the last tick, messages are held
+    /// back until the next one: a guest that is interrupted again at each return would never execute an instruction. Called on
+    /// this CPU.
     pub(crate) fn useless_message(&self, m: &(impl Clock + Devices)) {
         if self.useless.fetch_add(1, Relaxed) == STORM {
             m.hold_messages(true);
@@ -200,14 +207,15 @@ impl Cpu {
         }
     }
 
-    /// Lets messages in again if they were held back. Called on this CPU.
+    /// Begins to count useless messages anew, and lets messages in again if they were held back. Called on this CPU.
     pub(super) fn end_storm(&self, m: &impl Devices) {
         if self.useless.load(Relaxed) != 0 && self.useless.swap(0, Relaxed) > STORM {
             m.hold_messages(false);
         }
     }
 
-    /// The vcpus that wait, in order, and how many are counted. `None` if as many urgent ones are not counted.
+    /// For an audit: the queued vcpus, in order, and how many `waiting` counts. `None` if `waiting` counts another number of
+    /// urgent ones than are in the queue.
     #[cfg(feature = "planted-fault")]
     pub(crate) fn queue(&self) -> Option<(Deque<u16, MAX_VCPUS>, u16)> {
         let mut queue = self.queue.with(|queue| queue.clone());

@@ -6,8 +6,9 @@ use core::sync::atomic::AtomicU64;
 use hypercall_abi::event::Virq;
 
 impl World {
-    /// Raises everything that is due on this CPU, and sets its timer to the next deadline, or to `limit` if that is
-    /// earlier.
+    /// Handles the deadlines that this CPU keeps and that have passed, and the periodic timer of the vcpu that runs here. Lets
+    /// messages of devices in again if they were held back. Then sets this CPU's timer to the next deadline, or to `limit` if
+    /// that is earlier.
     pub fn tick<M: Machine>(&self, m: &M, limit: u64) {
         let (here, now) = (self.sched.here(m), m.now());
         let mut next = limit;
@@ -28,8 +29,8 @@ impl World {
         here.arm(m, next);
     }
 
-    /// Sets this CPU's timer for the deadlines and the tick of a vcpu that has just come to it. For the CPU's other
-    /// vcpus the timer is set already.
+    /// Sets this CPU's timer for the deadlines and the periodic timer of a vcpu that begins a turn here. For the other vcpus
+    /// whose deadlines this CPU keeps, the timer is set already.
     pub(super) fn keep<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let sooner = vcpu.earliest() < self.sched.here(m).armed() || vcpu.period.load(Relaxed) != 0;
         if sooner && !planted(Fault::ArriveUnkept) {
@@ -37,7 +38,7 @@ impl World {
         }
     }
 
-    /// Handles the deadlines of a vcpu that have passed: of a poll, and of its one-shot timer.
+    /// Handles the deadlines of a vcpu, that of its poll and that of its one-shot timer, if they have passed.
     fn expire<M: Machine>(&self, m: &M, vcpu: &Vcpu, now: u64) {
         if take(&vcpu.poll_deadline, now) {
             self.sched.wake(m, vcpu);
@@ -47,7 +48,7 @@ impl World {
         }
     }
 
-    /// Raises the periodic timer of a running vcpu, if it is due; returns when it is due next.
+    /// Raises the periodic timer of a running vcpu, if it is due. Returns when it is due next; `u64::MAX` if the vcpu has none.
     fn periodic<M: Machine>(&self, m: &M, vcpu: &Vcpu, now: u64) -> u64 {
         let period = vcpu.period.load(Relaxed);
         if period == 0 {

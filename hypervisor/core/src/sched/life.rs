@@ -1,6 +1,8 @@
-//! The life of a CPU: it takes a vcpu, lets it run, sees to what it wants, and takes the next, until the machine ends.
+//! The main loop of a CPU: it takes a vcpu, runs it, handles its calls, faults and interrupts, and takes the next one, until
+//! the machine is turned off.
 //!
-//! Touches: nothing itself; it says in which order the rules are asked. Ring 0 and the simulated machines run these lines.
+//! Touches: nothing itself; it only determines in which order other modules do their work. Ring 0 and the simulated machines
+//! run the same loop.
 
 use super::switch;
 use crate::machine::{Arrived, Exit, Interrupt};
@@ -8,34 +10,36 @@ use crate::prelude::*;
 use crate::{dispatch, trap};
 use core::ops::ControlFlow;
 
-/// What a CPU does while no rule is asked: it runs a guest, or sleeps.
+/// What the loop needs of its machine: to run a guest, and to sleep.
 pub trait Runner<M: Machine> {
-    /// Runs the guest in ring 3 with the registers of the vcpu, until it needs attention. `None`: fast paths have dealt with it,
-    /// and any rest of a call is in [`VcpuState::call`] ([`crate::lean::run`]).
+    /// Runs the guest in ring 3 with the registers of the vcpu, until it exits for a reason that is not handled on a fast path
+    /// ([`crate::lean::run`]); returns this reason. Returns `None` if there is no such exit, but fast paths have left the rest
+    /// of a call in [`VcpuState::call`].
     fn run(&mut self, ctx: &mut Ctx<'_, M>) -> Option<Exit>;
 
-    /// Sleeps until an interrupt; returns those that somebody waits for. `Break` ends the CPU's life.
+    /// Sleeps until an interrupt comes. Returns the interrupts that are to be raised as events; `Break` ends the loop.
     fn idle(&mut self, cpu_ctx: &mut CpuCtx<'_, M>) -> ControlFlow<(), Arrived>;
 
-    /// What has just happened on this CPU; `Break` ends its life. For machines that are watched: ring 0 is not.
+    /// Told of each step that has just been done on this CPU; `Break` ends the loop. Simulated machines are watched in this
+    /// way; ring 0 does nothing here.
     fn seen(&mut self, _ctx: &mut Ctx<'_, M>, _what: Step) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
 }
 
-/// What has just happened.
+/// A step of the loop, for [`Runner::seen`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// An exit was handled.
     Exit(Exit),
-    /// A step of a call was carried out, and this is what the vcpu does next.
+    /// A step of a call was carried out. The vcpu then stays or leaves, as this says.
     Call(Next),
-    /// The vcpu has left its CPU, which runs nobody now.
+    /// The vcpu has left its CPU, on which no vcpu runs now.
     Gone,
 }
 
-/// Runs domains until one that may turn the machine off has shut down, and answers for what reason; or until the runner ends
-/// it.
+/// Runs vcpus on this CPU until a domain that may turn the machine off has shut down, and returns the reason of that shutdown.
+/// Returns `None` if the runner has ended the loop before.
 pub fn live<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, runner: &mut impl Runner<M>) -> Option<u32> {
     cpu_ctx.world.sched.join(cpu_ctx.m);
     loop {
@@ -50,16 +54,16 @@ pub fn live<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, runner: &mut impl Runner<M>
     }
 }
 
-/// No vcpu wants to run: waits for an interrupt.
+/// Sleeps until an interrupt comes, because no vcpu is to run here.
 fn sleep<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, runner: &mut impl Runner<M>) -> ControlFlow<()> {
     let (m, world) = (cpu_ctx.m, cpu_ctx.world);
     world.sched.set_idle(m, true);
-    // Who has a vcpu wait from here on sees that we sleep, and kicks.
+    // A CPU that queues a vcpu from here on sees that this CPU is idle, and kicks it.
     if !world.sched.has_waiting() {
         let arrived = runner.idle(cpu_ctx)?;
         world.arrived(m, &arrived);
     }
-    world.tick(m, u64::MAX); // before we stop being idle, so that who wakes now waits for us
+    world.tick(m, u64::MAX); // while this CPU still counts as idle, so that vcpus which the tick wakes are queued here
     world.sched.set_idle(m, false);
     ControlFlow::Continue(())
 }
@@ -69,7 +73,7 @@ fn turn<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, vcpu: &Vcpu, runner: &mut impl 
     let (m, world) = (cpu_ctx.m, cpu_ctx.world);
     let mut on = ControlFlow::Continue(());
     if let Some(domain) = world.domain_of(vcpu) {
-        // A CPU that another has taken the vcpu from may not have left it yet.
+        // This waits if the CPU on which the vcpu slept and was woken has not finished leaving it.
         let mut state = vcpu.state.take(cpu_ctx.held);
         let mut ctx = Ctx::new(cpu_ctx, domain, vcpu, &mut state);
         if switch::arrive(&mut ctx).is_ok() {
@@ -83,8 +87,8 @@ fn turn<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, vcpu: &Vcpu, runner: &mut impl 
     on
 }
 
-/// Lets the vcpu run until it wants or has to leave.
-#[inline(never)] // what a turn begins and ends with would take registers from what is done at every exit
+/// Runs the vcpu until its turn ends: it gives up the CPU, its slice is over, or its domain is no longer to run.
+#[inline(never)] // inlined into `turn`, the loop would share registers with code that runs once in a turn
 fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> ControlFlow<()> {
     let (m, world) = (ctx.m, ctx.world);
     let here = world.sched.here(m);
@@ -103,16 +107,16 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
             runner.seen(ctx, Step::Call(next))?;
             if ctx.state.call.is_some() && next == Next::Stay {
                 dispatch::let_in(ctx);
-                next = tick(ctx, began); // a kick or the timer may be what came in
+                next = tick(ctx, began); // what came in may have been a kick or the timer
             }
         } else {
             if trap::prepare(ctx).is_err() {
                 break;
             }
             if let Some(exit) = runner.run(ctx) {
-                let _ = trap::handle(ctx, exit); // a domain that has crashed does not run
+                let _ = trap::handle(ctx, exit); // an error means that the domain has crashed: `runs` is false below
                 runner.seen(ctx, Step::Exit(exit))?;
-                // A kick may mean a tick that another vcpu has set for this one.
+                // The kick may come from a vcpu that has started this one's periodic timer.
                 if matches!(exit, Exit::Interrupt(Interrupt::Timer | Interrupt::Kick)) {
                     next = tick(ctx, began);
                 }
@@ -123,7 +127,7 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
         }
     }
     if slice != u64::MAX {
-        world.tick(m, u64::MAX); // the end of this slice is nobody else's deadline
+        world.tick(m, u64::MAX); // sets the timer anew, which may be set to the end of this slice
         if ctx.vcpu.serves.load(Relaxed) {
             here.charge_urgent(m.now().saturating_sub(began));
         }
@@ -131,11 +135,12 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
     ControlFlow::Continue(())
 }
 
-/// The timer's time has come: for deadlines, or for the end of the slice, after which the vcpu leaves.
+/// Handles the deadlines that have passed, and sets the timer anew. Returns `Leave` if the slice of the vcpu, whose turn began
+/// at `began`, is over.
 #[inline(never)]
 fn tick<M: Machine>(ctx: &mut Ctx<'_, M>, began: u64) -> Next {
     let (m, world) = (ctx.m, ctx.world);
-    let slice_end = began.saturating_add(world.sched.here(m).slice()); // never, if nobody waits
+    let slice_end = began.saturating_add(world.sched.here(m).slice()); // never, if no vcpu is queued here
     let over = slice_end <= m.now();
     world.tick(m, if over { u64::MAX } else { slice_end });
     if over { Next::Leave } else { Next::Stay }

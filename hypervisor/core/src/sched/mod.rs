@@ -1,9 +1,11 @@
-//! Who runs next, on which CPU, and when a timer is due.
+//! Which vcpu runs next, on which CPU, and when a timer is due.
 //!
-//! Touches: the place of vcpus, the queues of CPUs, their timers.
-//! Never touches: registers or memory of a guest.
-//! Keeps: a vcpu that sleeps is never forgotten: who makes it runnable moves it from `Blocked` to `Queued` in one atomic
-//! step, and `block` looks for events once more after it has moved to `Blocked`. A vcpu that waits is in one queue, once.
+//! Touches: the places of vcpus, the queues and timers of CPUs.
+//! Never touches: registers or memory of a guest, except in [`switch`], which loads a vcpu into a CPU and takes it out, and in
+//! [`ops`], the calls.
+//! Keeps: no event is lost on a vcpu that sleeps. Whoever wakes a vcpu moves it from `Blocked` to `Queued` in one atomic step,
+//! and `block` looks for events once more after it has moved the vcpu to `Blocked`. A vcpu is in at most one queue, and at most
+//! once.
 
 pub mod cpu;
 pub mod deadlines;
@@ -21,34 +23,35 @@ use cpu::{Cpu, Turn};
 
 pub use cpu::SLICE;
 
-/// How long a step goes on with a list of calls, each of which may be as long as a step by itself, in nanoseconds.
+/// How long one step goes on to begin further calls of a list, in nanoseconds. Each call of a list may take as long as a step
+/// of its own.
 const STEP: u64 = 100_000;
 
 with_new! {
-    /// The CPUs, and what they share. Each has a queue of its own, served round robin; one that has nothing to do takes
-    /// from the others.
+    /// The CPUs. Each has a queue of its own, served round robin; a CPU whose queue is empty takes vcpus from the queues of
+    /// others.
     pub struct Scheduler {
         cpus: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS],
-        /// CPUs that take part.
+        /// The CPUs that run vcpus.
         online: AtomicU64 = AtomicU64::new(0),
-        /// CPUs that sleep, or are about to.
+        /// The CPUs that sleep, or are about to.
         idle: AtomicU64 = AtomicU64::new(0),
     }
 }
 
 impl Scheduler {
-    /// This CPU takes part from now on.
+    /// Records that this CPU runs vcpus from now on.
     pub fn join<M: Machine>(&self, m: &M) {
         self.online.fetch_or(CpuSet::only(m.this_cpu()).0, SeqCst);
     }
 
-    /// The CPUs that take part.
+    /// The CPUs that run vcpus.
     #[must_use]
     pub fn online(&self) -> CpuSet {
         CpuSet(self.online.load(SeqCst))
     }
 
-    /// A CPU. (A number that no CPU can have means CPU 0, so that nobody has to say what is done without a CPU.)
+    /// The CPU with number `id`; CPU 0 for a number that no CPU can have, so that callers need not handle that case.
     #[must_use]
     pub fn cpu(&self, id: CpuId) -> &Cpu {
         let [first, ..] = &self.cpus;
@@ -60,8 +63,8 @@ impl Scheduler {
         self.cpu(m.this_cpu())
     }
 
-    /// Has a vcpu wait: for the CPU it ran on last, or for a sleeping one if that CPU is busy. A vcpu that serves others is urgent: if
-    /// it has just been woken its turn is the next.
+    /// Puts a vcpu into the queue of the CPU it ran on last or, if that CPU is busy, of an idle one if there is one. Kicks that
+    /// CPU, unless it is this one. An urgent vcpu (see [`cpu`]) goes to the beginning of the queue if it was just `woken`.
     fn push<M: Machine>(&self, m: &M, vcpu: &Vcpu, woken: bool) {
         let last = vcpu.last_cpu();
         let mut sleeping = CpuSet(self.idle.load(SeqCst)).iter();
@@ -73,14 +76,15 @@ impl Scheduler {
             false => Turn::Soon,
         };
         cpu.push(vcpu.index(), turn);
-        // One that sleeps wakes; one that runs a vcpu limits its slice.
+        // If that CPU sleeps, the kick wakes it. If it runs a vcpu, the kick makes it limit that vcpu's slice.
         if to != m.this_cpu() {
             m.kick(to);
         }
     }
 
-    /// Takes a vcpu that is to be no more out of its queue, and its deadlines from the CPU that keeps them: its index may name
-    /// another one soon. `false` if it is on its way into a queue, or out of one.
+    /// Removes a vcpu of a dying domain from its queue, and from the CPU that keeps its deadlines, because the vcpu's index may
+    /// soon belong to another vcpu. Returns `false` if the vcpu is `Queued` but in no queue, because another CPU is about to
+    /// put it in, or has just taken it out: the caller tries again.
     #[must_use]
     pub(crate) fn forget(&self, vcpu: &Vcpu) -> bool {
         let waits = vcpu.place() == Place::Queued;
@@ -92,7 +96,7 @@ impl Scheduler {
         found || !waits
     }
 
-    /// Makes a sleeping vcpu runnable.
+    /// Wakes a vcpu if it sleeps: ends its poll, and queues it.
     pub fn wake<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let twice = planted(Fault::QueueTwice) && vcpu.place() == Place::Blocked && {
             vcpu.moves(Place::Blocked, Place::Queued);
@@ -105,14 +109,14 @@ impl Scheduler {
         }
     }
 
-    /// Makes a vcpu that was kept off runnable.
+    /// Queues a vcpu if it is `Off`.
     pub fn start<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         if vcpu.moves(Place::Off, Place::Queued) {
             self.push(m, vcpu, false);
         }
     }
 
-    /// Makes the CPU that runs a vcpu look at what is wanted of it, if that is another CPU.
+    /// Kicks the CPU that runs `vcpu`, unless it is this CPU, so that it looks at what has changed for the vcpu.
     pub fn nudge<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         if let Place::Running(cpu) = vcpu.place()
             && cpu != m.this_cpu()
@@ -121,20 +125,20 @@ impl Scheduler {
         }
     }
 
-    /// A vcpu on this CPU has a deadline: makes sure that it is kept.
+    /// Makes this CPU, which runs `vcpu`, keep a deadline of the vcpu.
     pub fn expect<M: Machine>(&self, m: &M, vcpu: &Vcpu, deadline: u64) {
         let here = self.here(m);
         here.watch(vcpu.index());
         here.arm_by(m, deadline);
     }
 
-    /// Whether a vcpu waits for any CPU.
+    /// Whether a vcpu is queued on any CPU.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
         self.online().iter().any(|cpu| self.cpu(cpu).is_wanted())
     }
 
-    /// This CPU is about to sleep, or has woken.
+    /// Records that this CPU is about to sleep (`idle`), or has woken.
     pub fn set_idle<M: Machine>(&self, m: &M, idle: bool) {
         let me = CpuSet::only(m.this_cpu()).0;
         if idle {
@@ -144,7 +148,8 @@ impl Scheduler {
         }
     }
 
-    /// When a step of a list of calls that begins now stops: after a while, or when the timer is due.
+    /// When a step of a list of calls, if it begins now, must begin no further call: after [`STEP`], or when this CPU's timer
+    /// is due, if that is earlier.
     pub(crate) fn step_end<M: Machine>(&self, m: &M) -> u64 {
         m.now().saturating_add(STEP).min(self.here(m).armed())
     }

@@ -8,11 +8,12 @@ use crate::vcpu::polling;
 use hypercall_abi::event::Virq;
 use hypercall_abi::sched::{POLL_MAX_PORTS, Poll, RemoteShutdown, SchedOp, Shutdown, ShutdownReason};
 
-/// A deadline further away than this is taken for a mistake of the guest's clock, as Xen does (ABI core 6.3).
+/// A deadline that is more than this many nanoseconds away is taken for a mistake of the guest's clock, as in Xen (ABI core
+/// 6.3).
 const ABSURD: u64 = 1 << 50;
-/// When a timer with an absurd deadline fires, from now.
+/// How many nanoseconds from now a timer with such a deadline fires.
 const ABSURD_DELAY: u64 = 100_000_000;
-/// The shortest period of a tick.
+/// The shortest period of a periodic timer, in nanoseconds.
 const MIN_PERIOD: u64 = 1_000_000;
 
 /// Carries out one `sched_op`.
@@ -42,7 +43,7 @@ pub fn sched_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     Ok(0)
 }
 
-/// Lets upcalls in, and goes to sleep unless one is due by now.
+/// Unmasks upcalls, and makes the vcpu sleep unless an upcall is due.
 fn block<M: Machine>(ctx: &mut Ctx<'_, M>) -> Answer {
     UpcallMask::of(ctx.m, ctx.vcpu).set(false);
     let running = Place::Running(ctx.m.this_cpu());
@@ -50,7 +51,8 @@ fn block<M: Machine>(ctx: &mut Ctx<'_, M>) -> Answer {
         return Ok(0);
     }
     ctx.vcpu.moves(running, Place::Blocked);
-    // If another CPU has woken the vcpu meanwhile, it waits, or even waits for us to let go of it.
+    // The move back fails if another CPU has woken the vcpu meanwhile. Then the vcpu is queued, or has even been taken by a CPU
+    // that waits until this one has let go of it.
     if !planted(Fault::SleepBlindly) && ctx.world.upcall_due(ctx.m, ctx.vcpu) && ctx.vcpu.moves(Place::Blocked, running)
     {
         return Ok(0);
@@ -58,7 +60,8 @@ fn block<M: Machine>(ctx: &mut Ctx<'_, M>) -> Answer {
     Err(Halt::Leave)
 }
 
-/// Our own `tenon_op(Wait)`: sleeps until an event is pending, masked or not, and leaves the mask as it is.
+/// Carries out `tenon_op(Wait)`, which Xen does not have: makes the vcpu sleep until an upcall is pending, whether upcalls are
+/// masked or not. The mask stays as it is.
 pub(crate) fn wait<M: Machine>(ctx: &mut Ctx<'_, M>) -> Answer {
     let came = |ctx: &Ctx<'_, M>| UpcallMask::of(ctx.m, ctx.vcpu).is_awaited();
     if planted(Fault::WaitBlindly) && came(ctx) {
@@ -67,7 +70,7 @@ pub(crate) fn wait<M: Machine>(ctx: &mut Ctx<'_, M>) -> Answer {
     ctx.vcpu.polling.store(polling::ANY, SeqCst);
     let running = Place::Running(ctx.m.this_cpu());
     ctx.vcpu.moves(running, Place::Blocked);
-    // From here on an event finds us; then we look whether one came before.
+    // From here on an event wakes the vcpu. Now look for one that came before.
     if !planted(Fault::WaitBlindly) && came(ctx) && ctx.vcpu.moves(Place::Blocked, running) {
         ctx.vcpu.polling.store(polling::NO, SeqCst);
         return Ok(0);
@@ -75,7 +78,7 @@ pub(crate) fn wait<M: Machine>(ctx: &mut Ctx<'_, M>) -> Answer {
     Err(Halt::Leave)
 }
 
-/// Sleeps until one of some ports is pending, or an upcall is due, or the time has come.
+/// Makes the vcpu sleep until one of the ports in the argument is pending, or an upcall is due, or the timeout has passed.
 fn poll<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Answer {
     let call: Poll = ctx.read(arg)?;
     ensure!(call.nr_ports <= POLL_MAX_PORTS, Errno::Inval);
@@ -89,7 +92,7 @@ fn poll<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Answer {
         let port = port_at(ctx, n)?;
         watched = if call.nr_ports == 1 { port.0 } else { polling::MANY };
     }
-    // From here on a raised port finds us; then we look whether one was raised before.
+    // After the next two lines, whoever raises one of the ports finds this vcpu. Ports raised before that are looked for below.
     ctx.vcpu.polling.store(watched, SeqCst);
     ctx.domain.begin_poll(ctx.vcpu.number());
     if call.timeout != 0 {
@@ -98,7 +101,7 @@ fn poll<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Answer {
     }
     let running = Place::Running(ctx.m.this_cpu());
     ctx.vcpu.moves(running, Place::Blocked);
-    // Read again: had the guest changed the list meanwhile, it would only wake itself early or late.
+    // The list of ports is read a second time. A guest that has changed it meanwhile only makes itself wake early or late.
     let pending = |n| port_at(ctx, n).is_ok_and(|port| ctx.world.is_pending(ctx.m, ctx.domain, port));
     let late = call.timeout != 0 && call.timeout <= ctx.m.now();
     let due = late || ctx.world.upcall_due(ctx.m, ctx.vcpu) || (0..call.nr_ports).any(pending);
@@ -132,13 +135,13 @@ pub fn start_timer<M: Machine>(ctx: &mut Ctx<'_, M>, deadline: u64) {
     }
 }
 
-/// Sets the one-shot timer to a time to come.
+/// Sets the one-shot timer to a deadline in the future.
 pub(crate) fn set_timer<M: Machine>(ctx: &Ctx<'_, M>, deadline: u64) {
     ctx.vcpu.deadline.store(deadline, Relaxed);
     ctx.world.sched.expect(ctx.m, ctx.vcpu, deadline);
 }
 
-/// Starts a vcpu's tick.
+/// Starts a vcpu's periodic timer.
 ///
 /// # Errors
 /// `Inval` for a period below a millisecond.
@@ -147,7 +150,7 @@ pub fn start_tick<M: Machine>(ctx: &mut Ctx<'_, M>, vcpu: &Vcpu, period: u64) ->
     let next = ctx.m.now().saturating_add(period);
     vcpu.next_tick.store(next, Relaxed);
     vcpu.period.store(period, Relaxed);
-    // Ticks are for a vcpu that runs: the CPU it runs on keeps them.
+    // The periodic timer fires only while the vcpu runs, so only the CPU that runs the vcpu sets its timer for it.
     match vcpu.place() {
         Place::Running(cpu) if cpu == ctx.m.this_cpu() => ctx.world.sched.here(ctx.m).arm_by(ctx.m, next),
         _ => ctx.world.sched.nudge(ctx.m, vcpu),

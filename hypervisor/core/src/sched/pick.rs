@@ -5,15 +5,16 @@ use crate::fault::{Fault, planted};
 use crate::prelude::*;
 
 impl World {
-    /// Takes the next vcpu for this CPU and marks it as running: from this CPU's queue or, if that is empty, from
-    /// another's.
+    /// Takes the next vcpu from this CPU's queue or, if no vcpu there may run, from another CPU's, and marks it as running
+    /// here. Returns `None` if no queued vcpu may run.
     pub fn pick<M: Machine>(&self, m: &M) -> Option<&Vcpu> {
         let here = self.sched.here(m);
         let others = self.sched.online().without(m.this_cpu());
         self.pick_from(m, here).or_else(|| others.iter().find_map(|cpu| self.pick_from(m, self.sched.cpu(cpu))))
     }
 
-    /// Takes the first vcpu in a queue that may run. Those before it are removed from the queue.
+    /// Takes from a queue the first vcpu that may run, and marks it as running here. The vcpus before it, which may not run,
+    /// are removed from the queue.
     fn pick_from<M: Machine>(&self, m: &M, from: &Cpu) -> Option<&Vcpu> {
         loop {
             let Some(vcpu) = nth(&self.vcpus, from.pop()?) else { continue };
@@ -25,8 +26,8 @@ impl World {
         }
     }
 
-    /// Moves a vcpu that may not run from `from` to `Off`, then checks again: a CPU that allowed the vcpu to run before
-    /// it was `Off` has not started it, so this does.
+    /// Moves a vcpu that may not run from the place `from` to `Off`. Then checks again, and starts the vcpu if it may run by
+    /// now: a CPU that allowed it to run before it was `Off` did not start it.
     pub(crate) fn put_off<M: Machine>(&self, m: &M, vcpu: &Vcpu, from: Place) {
         if vcpu.moves(from, Place::Off) && self.may_run(vcpu) && !planted(Fault::LeaveOff) {
             self.sched.start(m, vcpu);
@@ -37,7 +38,7 @@ impl World {
     fn arrives<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let (here, last, index) = (self.sched.here(m), vcpu.last_cpu(), vcpu.index());
         if vcpu.earliest() != u64::MAX {
-            here.watch(index); // before the other CPU stops, so that one of the two always keeps them
+            here.watch(index); // before the CPU it ran on last stops keeping the deadlines, so that one of the two always does
         }
         if last != m.this_cpu() {
             self.sched.cpu(last).unwatch(index);
@@ -46,8 +47,8 @@ impl World {
         here.set_running(Some(index));
     }
 
-    /// Puts a vcpu that ran on this CPU back into the queue, or off if it may not run any more. A vcpu that sleeps, or
-    /// that another CPU has woken and taken in between, is left alone.
+    /// Ends a vcpu's turn on this CPU: queues the vcpu again, or moves it to `Off` if it may not run any more. A vcpu that has
+    /// gone to sleep is left alone, even if it has been woken and taken by another CPU meanwhile.
     pub fn put_back<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         self.sched.here(m).set_running(None);
         let running = Place::Running(m.this_cpu());
@@ -58,7 +59,7 @@ impl World {
         }
     }
 
-    /// Whether a vcpu may run.
+    /// Whether a vcpu may run: the vcpu is up, and its domain runs.
     fn may_run(&self, vcpu: &Vcpu) -> bool {
         vcpu.online.load(SeqCst) && self.domain_of(vcpu).is_some_and(Domain::runs)
     }

@@ -12,7 +12,7 @@ use hypercall_abi::vcpu::Runstate;
 /// these: FPU state and segment registers. From then on, time is charged to the vcpu.
 ///
 /// # Errors
-/// [`Crashed`]: the segment registers could not be loaded, and the guest could not be told.
+/// [`Crashed`]: the segment registers could not be loaded, and neither could the guest's failsafe callback be called.
 pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
     let m = ctx.m;
     ctx.domain.end_poll(ctx.vcpu.number());
@@ -40,15 +40,14 @@ pub fn arrive<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), Crashed> {
     loaded.or_else(|wanted| trap::failsafe(ctx, wanted))
 }
 
-/// Makes other CPUs ask this CPU for flushes of the vcpu's domain, and no longer for those of the domain that ran here
-/// before and whose root this CPU has left. So the walk cache has pages of one domain only, and stays valid while the
-/// CPU is idle.
+/// Makes this CPU one that is asked for flushes of the vcpu's domain, and no longer for flushes of the domain that ran here
+/// before, whose root this CPU has left. So the walk cache has pages of one domain only, and stays valid while the CPU is idle.
 fn move_in<M: Machine>(ctx: &Ctx<'_, M>) {
     let (me, slot) = (ctx.m.this_cpu(), ctx.domain.id().slot());
     let before = ctx.world.sched.here(ctx.m).home.swap(low16(slot as u64).wrapping_add(1), Relaxed).checked_sub(1);
     let asked = ctx.domain.space.cpus().has(me) || planted(Fault::LeaveEarly);
     if before.map(usize::from) == Some(slot) && asked {
-        return; // this CPU was asked for them all the time
+        return; // the same domain ran here before, and this CPU has been asked for its flushes since then
     }
     if let Some(other) = before.and_then(|slot| nth(&ctx.world.domains, slot)) {
         other.space.leave(me);
@@ -59,7 +58,8 @@ fn move_in<M: Machine>(ctx: &Ctx<'_, M>) {
     ctx.domain.space.enter(&ctx.world.frames, me);
 }
 
-/// Loads FPU state and segment registers.
+/// Loads FPU state and segment registers. On an error, returns the wanted selectors (DS, ES, FS, GS), some of which did not
+/// load.
 fn load<M: Machine>(ctx: &mut Ctx<'_, M>) -> Result<(), [u16; 4]> {
     let Some(fpu) = ctx.state.fpu else { return Ok(()) };
     if core::mem::take(&mut ctx.state.fpu_fresh) {
@@ -76,7 +76,7 @@ pub fn depart<M: Machine>(ctx: &mut Ctx<'_, M>) {
         _ if ctx.domain.runs() => Runstate::Runnable,
         _ => Runstate::Offline,
     };
-    enter_state(ctx, state); // its root is still loaded
+    enter_state(ctx, state); // while the root is still loaded: this may write to the guest's memory
     if let Some(fpu) = ctx.state.fpu {
         ctx.m.switch_out(&mut ctx.state.segments, fpu);
     }
