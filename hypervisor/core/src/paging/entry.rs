@@ -3,7 +3,7 @@
 use super::Refused;
 use crate::addr::Frame;
 
-/// Bits of an entry, with the names of the ABI.
+/// Bits of an entry.
 pub use hypercall_abi::mmu::pte::{ACCESSED, DIRTY, FRAME, GLOBAL, NX as NO_EXECUTE, PRESENT, USER, WRITE as WRITABLE};
 use hypercall_abi::mmu::pte::{AVAILABLE_HIGH, AVAILABLE_LOW, GUEST_KERNEL, PAT_OR_PSE, PCD, PWT};
 
@@ -54,8 +54,8 @@ pub fn parse(raw: u64, level: u8) -> Result<Entry, Refused> {
     }
     let frame = Frame::containing(raw & FRAME).ok_or(Refused::BadBits)?;
     if level == 1 {
-        // Guest kernel and user both run in ring 3 (ABI core 4.2), so all leaves get USER; another bit marks those of
-        // the kernel.
+        // Guest kernel and user both run in ring 3 (ABI core 4.2), so all leaves get USER; GUEST_KERNEL marks those that the
+        // guest meant for its kernel.
         let mark = if raw & USER == 0 { GUEST_KERNEL } else { 0 };
         let target = Target::Leaf { frame, writable: raw & WRITABLE != 0 };
         return Ok(Entry { target, raw: raw & !GLOBAL | USER | mark, uncached: raw & CACHE != 0 });
@@ -65,8 +65,8 @@ pub fn parse(raw: u64, level: u8) -> Result<Entry, Refused> {
     Ok(Entry { target: Target::Table(frame), raw: raw | USER | accessed, uncached: false })
 }
 
-/// Returns [`parse`]'s `raw` for an entry of level 1 that needs no further check: one that is not present, or one whose
-/// frame, if it is RAM, is mapped write-back. Returns `None` for all other entries.
+/// Returns the `raw` that [`parse`] returns for an entry of level 1 that is *ordinary*: it is not present, or it asks for no
+/// cacheability other than write-back. Returns `None` for all other entries. Does not check whether the frame exists.
 #[inline]
 #[must_use]
 pub fn ordinary_leaf(raw: u64) -> Option<u64> {
@@ -86,14 +86,14 @@ pub fn target(raw: u64, level: u8) -> Target {
     }
 }
 
-/// Whether one present entry can replace another without a change of any count.
+/// Whether both entries are present, and one can replace the other without a change of any count.
 #[inline]
 #[must_use]
 pub fn holds_the_same(old: u64, new: u64) -> bool {
     old & new & PRESENT != 0 && (old ^ new) & !HARMLESS == 0
 }
 
-/// Whether two present entries differ in the right to write, and otherwise only in bits that change no count.
+/// Whether both entries are present and differ in the right to write, and otherwise only in bits that change no count.
 #[inline]
 #[must_use]
 pub fn changes_right(old: u64, new: u64) -> bool {

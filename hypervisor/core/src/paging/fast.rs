@@ -1,10 +1,10 @@
-//! The fast paths over page tables: updates of one L1 entry in the most frequent, simple cases; the leaves of tables
-//! that are promoted or undone; and the search for present entries in a sparse table.
+//! The fast paths over page tables: updates of one L1 entry in the most frequent, simple cases; entries of tables that are
+//! promoted or undone; and the search for present entries in a sparse table.
 //!
-//! A case is simple if the table is a live L1 table of the domain's own, and the frames that its entry points to,
-//! before and after, are the domain's own and already have the needed use. Each fast path does what a path in `update`
-//! or `promote` does. In any other case it returns `None` before anything has happened, and the caller takes the slow
-//! path. `tests/sim` makes every call both ways and compares.
+//! An update is simple if the table is a live L1 table of the domain's own, and the frames that the entry points to before and
+//! after are the domain's own and already have the needed use. Each fast path does what a path in `update` or `promote` does.
+//! For a case that is not simple it returns `None` (or stops at that case, if it handles several), having changed nothing for
+//! it, and the caller takes the slow path. `tests/sim` makes every call both ways and compares.
 
 use super::entry::{self, ACCESSED, DIRTY, PRESENT, Target, WRITABLE};
 use super::{Session, Space, State};
@@ -41,7 +41,8 @@ impl<'s, 'a, M> Deref for LockedFastPath<'s, 'a, M> {
 }
 
 impl Space {
-    /// Takes the paging lock for fast paths; `None` if the domain has unfinished work. No fast path needs a flush.
+    /// Takes the paging lock for fast paths; `None` if the domain has unfinished work or is being destroyed. No fast path needs
+    /// a flush.
     #[inline(always)]
     pub(crate) fn fast_path<'s, 'a, M, H: Level>(
         &'s self,
@@ -94,7 +95,7 @@ struct TableSlot<'a> {
 }
 
 impl<'a, M: Frames + Cpus> Session<'a, M> {
-    /// The fast paths over the domain's frames `own`; `None` if the domain has unfinished work.
+    /// The fast paths over the domain's frames `own`; `None` if the domain has unfinished work or is being destroyed.
     #[inline(always)]
     pub(super) fn fast<'s>(&self, own: &'s OwnedFrames<'a>) -> Option<FastPath<'s, 'a, M>> {
         self.state.is_free().then_some(self.fast_within(own))
@@ -138,7 +139,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         }
     }
 
-    /// Carries out the leading requests that are for the same frame; returns how many.
+    /// Carries out the first request, and those after it that are for the same frame, up to the first that is not simple.
+    /// Returns how many it carried out.
     fn some_updates(&self, requests: &[MmuUpdate]) -> Option<usize> {
         let first = requests.first()?;
         let frame = Frame::containing(first.ptr)?;
@@ -169,7 +171,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         Some(requests.len().saturating_sub(left))
     }
 
-    /// Stores into a page that is not a table. The page is held as writable meanwhile.
+    /// Carries out requests for `frame`, which is not a table, up to the first that is for another frame or not simple: stores
+    /// their values into the page. The page has one use as writable meanwhile, so it cannot become a table.
     fn updates_of_page(&self, frame: Frame, requests: &[MmuUpdate]) -> Option<usize> {
         let mine = self.own.find(frame)?;
         self.own.hold(mine, true)?;
@@ -218,7 +221,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.replace(self.place(table, at), new, keep)
     }
 
-    /// Replaces an entry by `new`, keeping the old entry's bits `keep`. The old target is released after the store.
+    /// Replaces an entry by `new`, with those of the bits `keep` that the old entry has. What the old entry held is dropped
+    /// after the store.
     #[inline(always)]
     fn replace(&self, place: TableSlot<'a>, new: u64, keep: u64) -> Option<()> {
         let TableSlot { word, old, .. } = place;
@@ -235,8 +239,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.lead_elsewhere(place, new, swap)
     }
 
-    /// Replaces an entry by `new`, which points to the same frame with another right to write. The reference stays;
-    /// only the use as writable is taken or dropped.
+    /// Replaces an entry by `new`, which points to the same frame as the old entry, but with another right to write. The
+    /// reference stays; only the use as writable is taken or dropped.
     #[inline(always)]
     fn change_right(&self, new: u64, swap: impl Fn() -> Option<()>) -> Option<()> {
         let mine = self.own.led_to(new)?;
@@ -280,8 +284,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         })
     }
 
-    /// Takes references for the entries of a table that is being promoted, up to the first that is not simple. Returns
-    /// the index of that entry, or the end.
+    /// A part of a promotion: takes what the entries `entries` of table `frame` need, up to the first entry that is not simple.
+    /// Returns the index of that entry, or `entries.end`.
     pub(super) fn climb(&self, frame: Frame, level: u8, entries: Range<usize>) -> usize {
         let (page, mut at, end, mut noted) = (self.m.page(frame), entries.start, entries.end, ENTRIES);
         while at < end
@@ -308,17 +312,17 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         at
     }
 
-    /// Takes a use of the lower table that the entry `raw`, in a table of `level`, points to, if that frame is such a
-    /// table.
+    /// Takes a use of the table that the entry `raw`, in a table of `level`, points to. `None` if the frame is not a table of
+    /// the level below yet.
     fn take_lower(&self, raw: u64, level: u8) -> Option<()> {
         let entry = entry::parse(raw, level).ok().filter(|entry| entry.raw == raw)?;
         let Target::Table(frame) = entry.target else { return None };
         self.take_table(frame, Use::table(level.saturating_sub(1))?)
     }
 
-    /// Drops uses of the lower tables that the entries of a table being undone point to, from the last entry backwards,
-    /// as long as these tables have other uses. Returns the end of the entries that still count; at least
-    /// `entries.start`.
+    /// A part of the undoing of a table: goes through the entries `entries` of `table` from the last to the first, and drops
+    /// the use that each has of a lower table, up to an entry whose lower table has no other use. Returns the index after that
+    /// entry; `entries.start` if there is none. `filled` is as for [`last_present`].
     pub(super) fn descend(&self, table: Frame, level: u8, entries: Range<usize>, filled: u32) -> usize {
         let (page, mut at, end) = (self.m.page(table), entries.end, entries.start);
         while let Some(last) = at.checked_sub(1).filter(|_| at > end) {
@@ -342,7 +346,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.own.hold(self.own.led_anywhere(leaf)?, leaf & WRITABLE != 0)
     }
 
-    /// Drops what a leaf held.
+    /// Drops what a leaf holds. `None` if the entry is not present, or its frame is not the domain's own.
     pub(super) fn drop_leaf(&self, raw: u64) -> Option<()> {
         if raw & PRESENT == 0 {
             return None;
@@ -351,7 +355,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         Some(())
     }
 
-    /// [`Session::switch_root`] in the case that the old root has other uses and the new one is an L4 table already.
+    /// Does what [`Session::switch_root`] does, if the old root has other uses and the new root is an L4 table already.
     #[inline(always)]
     pub(crate) fn switch_root(&self, old: Frame, new: Frame, load: impl FnOnce()) -> Option<()> {
         let old = self.own.find(old).filter(|mine| old != new && self.own.has_other_uses(*mine))?;
@@ -360,19 +364,19 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.own.let_go_table(old)
     }
 
-    /// Takes one use of a frame as a table, if it is one already.
+    /// Takes one use of a frame as the table `want`, if the frame is such a table already.
     pub(super) fn take_table(&self, frame: Frame, want: Use) -> Option<()> {
         self.own.hold_as(self.own.find(frame)?, want)
     }
 
-    /// Drops one use of a table, if it has others.
+    /// Drops one use of a table, if the table has others.
     pub(super) fn drop_table(&self, frame: Frame) -> Option<()> {
         self.own.let_go_table(self.own.find(frame)?)
     }
 }
 
-/// Decodes the `ptr` of a request: returns the index of the entry, and the bits to keep. `None` if the request is for
-/// another frame, or of a kind other than NORMAL and PRESERVE_AD.
+/// Decodes the `ptr` of a request: returns the index of the entry, and the bits of the old entry to keep. `None` if the request
+/// is for a frame other than `frame`, or of a kind other than NORMAL and PRESERVE_AD.
 #[inline(always)]
 fn ordinary(frame: Frame, ptr: u64) -> Option<(usize, u64)> {
     const NORMAL: u64 = UpdateCommand::Normal.number();
@@ -405,8 +409,8 @@ pub(super) fn next_present(page: &Page, from: usize, end: usize) -> usize {
     end
 }
 
-/// Searches backwards: returns the index after the last present entry before `before`; `end` if there is none at or
-/// after `end`. `filled` has a bit for each group that may have present entries
+/// Searches backwards from `before` down to `end`: returns the index after the last present entry in `end..before`, or `end` if
+/// there is none. `filled` has a bit for each group that may have present entries
 /// ([`filled`](crate::frame::FrameTable::filled)).
 pub(super) fn last_present(page: &Page, before: usize, end: usize, filled: u32) -> usize {
     let mut at = before;

@@ -1,22 +1,23 @@
 //! Page tables of guests: which entry may point to which frame, and what follows when an entry changes.
 //!
 //! Touches: page-table entries and the counts of the frames they point to. [`entry`] checks one entry, `promote` turns
-//! a frame into a table and back, `update` changes tables, `descriptors` does the same for descriptor pages, `flush`
-//! records which CPUs must flush. [`ops`] are the calls, which read their requests and load roots.
-//! Never touches: grants; outside [`ops`], a vcpu's state, or guest virtual addresses except to find a slot.
+//! a frame into a table and back, `update` changes tables, `fast` does what these do in simple cases, `descriptors` checks
+//! pages of segment descriptors and counts their uses, `flush` records which CPUs must flush. [`ops`] are the calls, which read
+//! their requests and load roots.
+//! Never touches: grants. Outside [`ops`], no vcpu's state is touched, and a guest virtual address is only used to find a slot.
 //! Keeps: P1, P2, P3, P4, P8.
 //!
 //! # How a call that takes long is carried out (P8)
 //!
-//! All work on one domain's tables is done in a [`Session`], which holds the domain's paging lock and has a budget of
-//! entries to look at. Work that no answer depends on (undoing tables) becomes a debt when the budget ends: the call is
-//! done, and the next session pays the debt first. Work that an answer depends on (making a table) ends with
-//! [`Stop::More`]: **nothing of the request has happened yet**, and the same request must be made again (for a batch:
-//! from the first request not done). Every operation first pays the domain's debts and continues its unfinished work,
-//! whoever began it. The outcome is kept, with one use of the new table, until an operation asks for that frame as that
-//! table: the operation finds the table ready, or returns why the frame cannot be one. So the answer is delivered once,
-//! and the request is never stored here: it is decoded and checked again. At most [`WAITING`] outcomes are kept; beyond
-//! that, the oldest one is dropped.
+//! All work on one domain's tables, except on the fast paths, is done in a [`Session`], which holds the domain's paging lock
+//! and has a budget of entries to look at. Work that no answer depends on (undoing tables) becomes a debt when the budget ends:
+//! the call is done, and the next session pays the debt first. Work that an answer depends on (making a table) ends with
+//! [`Stop::More`]: **nothing of the request has happened yet**, and the same request must be made again (for a batch: from the
+//! first request not done). Every operation first pays the domain's debts and continues the domain's unfinished work, whoever
+//! began it. When the making of a table ends, its outcome is kept, with one use of the table if it has been made, until an
+//! operation asks for the same frame as a table of the same level. That operation finds the table ready, or returns why the
+//! frame cannot be one. So each outcome is delivered once. The request itself is never stored here: it is decoded and checked
+//! again when it is made again. At most [`WAITING`] outcomes are kept; beyond that, the oldest one is dropped.
 //!
 //! On `More` the call stays in `VcpuState::call`, with its place in the batch, and `dispatch::step` continues it before
 //! the guest runs. When a domain is destroyed, [`Session::tear_down`] is called until it no longer returns `More`.
@@ -47,7 +48,7 @@ use crate::machine::{Cpus, Frames};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst};
 use promote::Work;
 
-/// Entries that one call may look at: some tens of microseconds.
+/// Entries that one step of a call may look at, which takes some tens of microseconds.
 pub const BUDGET: u32 = 4096;
 
 /// Why an operation did not happen.
@@ -148,7 +149,8 @@ impl Space {
     }
 }
 
-/// Operations on one domain's page tables, under its paging lock. Its end does the flush that the operations need.
+/// Operations on one domain's page tables, under the domain's paging lock. The flush that they need is done when the session is
+/// dropped, if [`Session::settle`] has not done it before.
 #[must_use]
 pub struct Session<'a, M: Frames + Cpus> {
     m: &'a M,
@@ -169,7 +171,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
         Taker { from, by: self.id(), cpus }
     }
 
-    /// Begins an operation: pays debts and finishes unfinished work first.
+    /// Begins an operation: pays the domain's debts, finishes its unfinished work, and takes one entry from the budget. Refuses
+    /// if the domain's memory is being destroyed.
     fn ready(&mut self) -> Outcome<()> {
         ensure!(self.state.dying.is_none(), Refused::Dying);
         if !crate::fault::planted(crate::fault::Fault::IgnoreUnfinished) {

@@ -1,9 +1,10 @@
 //! Turns a frame into a page table and back: one loop in two directions over at most four cursors.
 //!
-//! Each table on the stack of cursors has one use that belongs to this work. Its entries below `next` hold references
-//! on what they point to. While promoting, an entry is counted once its target is ready; while undoing, the entry stops
-//! counting first, then its target is dropped. A refusal only reverses the direction. If the budget ends, the stack of
-//! cursors is all that is needed to continue.
+//! A promotion *climbs*: its cursor goes up through the entries of a table. An undoing *descends*. Each table on the stack of
+//! cursors has one use that belongs to this work. The table's entries below the cursor's `next` hold references on what they
+//! point to: they are counted. While promoting, an entry is counted once its target is ready; while undoing, the entry stops
+//! counting first, then its target is dropped. A refusal only reverses the direction. If the budget ends, the stack of cursors
+//! is all that is needed to continue.
 
 #[cfg(feature = "planted-fault")]
 use super::Sweep;
@@ -18,8 +19,9 @@ use crate::frame::{Left, Taken, Use};
 use crate::machine::{Cpus, Frames};
 use core::sync::atomic::Ordering::SeqCst;
 
-/// Most outcomes of interrupted promotions that wait for their request: two for each vcpu of the domain and two for its
-/// toolstack, since the state of a new vcpu names two roots. With fewer, callers could push out each other's for ever.
+/// The most outcomes of interrupted promotions that are kept until their requests are made again: two for each vcpu of the
+/// domain and two for its toolstack, since the state of a new vcpu names two roots. With fewer, callers could push out each
+/// other's outcomes for ever.
 pub const WAITING: usize = 2 * (MAX_DOMAIN_VCPUS + 1);
 /// How often an entry is tried again because the CPU set its accessed or dirty bit.
 pub(super) const TRIES: usize = 8;
@@ -57,7 +59,7 @@ impl Work {
         Self { stack: heapless::Vec::new(), goal: None, failed: None, debts: None, finished: heapless::Vec::new() }
     }
 
-    /// Whether there is no work left, and no outcome waits.
+    /// Whether there is no work left, and no outcome is kept.
     #[inline]
     pub(super) fn is_idle(&self) -> bool {
         self.stack.is_empty() & self.debts.is_none() & self.finished.is_empty()
@@ -95,7 +97,7 @@ pub enum Holding {
         /// Whether the table is being promoted.
         up: bool,
     },
-    /// One use of a promoted table that waits for its request.
+    /// One use of a promoted table, which is kept until the request for it is made again.
     Waiting {
         /// The table.
         table: Frame,
@@ -170,7 +172,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
     }
 
-    /// Takes `entries` off the budget, which is at least as large.
+    /// Takes `entries` from the budget. The budget is at least as large.
     pub(super) fn spend(&mut self, entries: usize) {
         self.budget = self.budget.saturating_sub(u32::try_from(entries).unwrap_or(u32::MAX));
     }
@@ -205,7 +207,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         for _ in 0..TRIES {
             let raw = word.load(SeqCst);
             let entry = entry::parse(raw, top.level)?;
-            // The guest cannot write the frame any more, but by stale upper entries a CPU may still set A and D in the
+            // The guest cannot write the frame any more, but a CPU that has stale upper entries may still set A and D in this
             // entry.
             if entry.raw != raw && word.compare_exchange(raw, entry.raw, SeqCst, SeqCst).is_err() {
                 continue;
@@ -254,8 +256,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
     }
 
-    /// Drops the targets of an L1 table's last entries: as many at once as the budget allows. The first is paid for
-    /// already.
+    /// Drops the targets of the last entries of an L1 table: of as many as the budget allows. One entry is paid for already.
     fn drop_leaves(&mut self, top: Cursor) {
         let count = top.next.min((index(self.budget)).saturating_add(1));
         let (page, filled, own) = (self.m.page(top.table), self.table.filled(top.table), self.own());
@@ -307,7 +308,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         }
     }
 
-    /// Keeps an outcome until its request is made again.
+    /// Keeps an outcome until its request is made again. If too many are kept, drops the oldest one.
     fn keep(&mut self, outcome: Finished) {
         if self.state.work.finished.is_full() {
             self.forget_oldest();
@@ -315,7 +316,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         let _ = self.state.work.finished.push(outcome); // there is room now
     }
 
-    /// Keeps a use of a root for the request that took it. The request must start over, and then finds the root ready.
+    /// Keeps a use of a root that a request took before it had to start over: made again, the request finds the root ready.
     pub(crate) fn set_aside(&mut self, table: Frame) {
         if self.state.dying.is_none() {
             self.keep(Finished { table, level: 4, result: Ok(()) });
@@ -339,7 +340,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.state.work.goal.is_some()
     }
 
-    /// Reverses a promotion, because the domain is dying.
+    /// Reverses the promotion under way, if there is one, because the domain is dying.
     pub(super) fn abandon_climb(&mut self) {
         if self.state.work.stack.last().is_some_and(|top| top.up) {
             self.state.work.failed = Some(Refused::Dying);
@@ -394,7 +395,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
         Some(finished.remove(at).result.map_err(Stop::Refused))
     }
 
-    /// Takes what a leaf needs: a reference on its frame, and a use as writable if the leaf may be written.
+    /// Takes what a leaf needs: a reference on its frame, and a use as writable if the leaf may be written. Frames outside RAM
+    /// have no counts; the domain must be allowed to map them.
     pub(super) fn take_leaf(&self, entry: &entry::Entry, from: crate::addr::DomainId) -> Result<(), Refused> {
         let Target::Leaf { frame, writable } = entry.target else { return Ok(()) };
         if !self.table.is_ram(frame) {
@@ -408,8 +410,8 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.table.take_ref(frame, from, self.id())
     }
 
-    /// Drops the target of an entry. Returns the table and its level if this was the table's last use: it is to be
-    /// undone.
+    /// Drops the target of an entry. If this was the last use of a table, returns that table and its level: the caller undoes
+    /// it.
     fn drop_target(&mut self, raw: u64, level: u8) -> Option<(Frame, u8)> {
         match entry::target(raw, level) {
             Target::Leaf { frame, .. } if !self.table.is_ram(frame) => {}

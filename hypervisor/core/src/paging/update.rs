@@ -100,8 +100,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
     /// # Errors
     /// As [`Session::mmu_update`].
     pub fn mmu_updates(&mut self, requests: &[MmuUpdate], from: DomainId, done: &mut usize) -> Outcome<()> {
-        // Once the fast path has done nothing it is not tried again: the rest is likely not simple either, as in the
-        // lists of a toolstack.
+        // Once the fast path has carried out nothing, it is not tried again for this list: the other requests are likely not
+        // simple either, as in the lists of a toolstack.
         let mut promising = from == self.id();
         while let Some(rest) = requests.get(*done..).filter(|rest| !rest.is_empty()) {
             let did = if promising { self.own().map_or(0, |own| self.ordinary_updates(&own, rest)) } else { 0 };
@@ -114,8 +114,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         Ok(())
     }
 
-    /// Carries out requests of mmu_update on the fast path, up to the first that is not simple; returns how many. New
-    /// leaves must map frames of the domain's own.
+    /// Carries out requests of mmu_update on the fast path, up to the first that is not simple or that the budget does not
+    /// allow; returns how many. Only for requests whose leaves map frames of the domain's own.
     #[inline]
     fn ordinary_updates(&mut self, own: &OwnedFrames<'a>, requests: &[MmuUpdate]) -> usize {
         let paid = requests.get(..requests.len().min(index(self.budget))).unwrap_or_default();
@@ -182,11 +182,11 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         self.write_entry(slot, raw, How::Store, from).map(|_| ())
     }
 
-    /// Removes the leaf that [`Session::map_leaf`] stored, if it is still there; the session flushes it when it
-    /// settles. With `by`, the entry of that slot is moved to the place of the leaf, with the references it holds.
+    /// Removes the leaf for `frame` that [`Session::map_leaf`] stored in `slot`. The session flushes the translation when it
+    /// settles. With `by`, the entry in the slot `by` is moved to `slot`, with the references it holds.
     ///
     /// # Errors
-    /// [`Refused::Mismatch`] if the slot points to another frame or has other rights, or if `by` is the same slot; and
+    /// [`Refused::Mismatch`] if `slot` points to another frame by now or has other rights, or if `by` is the same as `slot`; and
     /// those of any update.
     pub fn unmap_leaf(&mut self, slot: Slot, frame: Frame, writable: bool, by: Option<Slot>) -> Outcome<()> {
         self.ready()?;
@@ -212,7 +212,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         if self.table.live_table(slot.table, self.id()) == Some(1) { Ok(()) } else { Err(Refused::NotTable) }
     }
 
-    /// Finds the slot that a faulting write was for. The write must be to an own L1 table through a read-only mapping.
+    /// Finds the slot that a faulting write to address `at` was for. The write must be to one of the domain's own L1 tables,
+    /// through a read-only mapping.
     ///
     /// # Errors
     /// [`Refused::NotTableWrite`]: the guest gets the fault.
@@ -279,7 +280,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
                     }
                     return Ok(None);
                 }
-                // Under the domain's lock only the CPU writes here, and only A and D: the entry's target is the same.
+                // Under the domain's lock only page walks of CPUs write here, and only A and D: the entry's target is the same.
                 Err(now) => old = now,
             }
             if matches!(how, How::Exchange(expected) if expected != old) {
@@ -359,7 +360,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         }
         self.drop_table(root);
         if !self.climbing() {
-            let _ = self.run(); // a promotion is left alone: it may yet be abandoned
+            let _ = self.run(); // a promotion under way is not continued: `tear_down` may abandon it
         }
     }
 
@@ -426,8 +427,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         Ok(())
     }
 
-    /// Takes from the budget what looking at frames costs: those from `from` to `end`, or as many as the budget allows.
-    /// Returns the end of the frames paid for.
+    /// Takes from the budget what it costs to look at the frames `from..end`, or at as many of them as the budget allows.
+    /// Returns the end of the frames that are paid for.
     fn pay(&mut self, from: u32, end: u32) -> Outcome<u32> {
         let end = end.min(from.saturating_add(self.budget));
         self.budget = self.budget.checked_sub(end.saturating_sub(from).max(1)).ok_or(Stop::More)?;
