@@ -258,6 +258,8 @@ impl<H: Host> Queue<H> {
         let unsubmitted = flights.at(Stage::Submit).with(flights.at(Stage::FlushNext));
         let stuck = idle && self.health == Health::Fine && !unsubmitted.is_empty();
         let starved = flights.at(Stage::Pin).with(flights.at(Stage::Fetch));
-        (stuck || !starved.is_empty() || self.health.is_resetting()).then(|| now_ns.saturating_add(RETRY_NS))
+        let unproved = self.health == Health::Proving && self.flushing.is_none();
+        let waits = stuck || unproved || !starved.is_empty() || self.health.is_resetting();
+        waits.then(|| now_ns.saturating_add(RETRY_NS))
     }
 }

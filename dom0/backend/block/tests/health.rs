@@ -6,6 +6,7 @@ mod common;
 use block_backend::{Event, LATE_NS};
 use common::device::SECTOR;
 use common::front::{segment, whole};
+use common::turns;
 use common::two::Two;
 use ring_protocol::block::operation;
 
@@ -132,4 +133,21 @@ fn a_guest_whose_share_of_pins_is_lost_is_still_answered() {
     two.fronts[1].read(0, &[whole(1)]);
     two.run();
     assert_eq!((two.statuses(0), two.statuses(1)), (vec![-1], vec![-1]));
+}
+
+#[test]
+fn a_device_without_room_after_its_reset_is_asked_again() {
+    let mut two = Two::new();
+    two.media.borrow_mut().hangs = true;
+    two.fronts[0].read(0, &[whole(1)]);
+    two.run();
+    two.machine.0.borrow_mut().faults.full = 1000;
+    two.queue.reset(two.now);
+    for _ in 0..10 {
+        two.now += 1_000_000;
+        let (turn, _) = turns(&mut two.queue, &mut two.machine, two.now);
+        assert_eq!(turn.wake_ns, Some(two.now + 1_000_000));
+    }
+    two.machine.0.borrow_mut().faults.full = 0;
+    assert_eq!(two.statuses(0), [0]);
 }

@@ -147,6 +147,11 @@ impl World {
         while let Some(event) = self.queue.event() {
             assert!(!matches!(event, Event::Broken(..)), "an honest ring is broken");
         }
+        // What is unanswered waits for the device, or for a clock that rings soon.
+        let idle = self.ids().iter().all(|id| self.queue.vbd(*id).is_none_or(|vbd| vbd.unanswered() == 0));
+        let soon = turn.wake_ns.is_some_and(|at| at <= self.now + SECOND);
+        let held = !self.media.borrow().held.is_empty();
+        assert!(turn.again || idle || soon || held, "it sleeps with work to do: {turn:?} {:?}", self.queue);
         if !turn.again
             && let Some(at) = turn.wake_ns
             && self.random.below(4) == 0
@@ -293,6 +298,6 @@ fn every_mutated_request_has_one_answer_and_nothing_is_left() {
     }
     println!("{sent} hostile requests, at least {served} carried out; rings broken: {broken}; resets: {resets}");
     println!("the neighbours: {done} done, {failed} failed");
-    assert!(sent >= REQUESTS && served > 50_000 && broken > 50, "the test is lopsided");
+    assert!(sent >= REQUESTS && served > 50_000 && broken > 30, "the test is lopsided");
     assert!(done > 50_000 && failed > 1_000 && resets > 50, "the test is lopsided");
 }

@@ -251,3 +251,27 @@ fn a_new_back_end_answers_what_the_old_one_took() {
     assert_eq!(two.statuses(0), [0, 0]);
     assert!(two.machine.0.borrow().notified[0] > 0);
 }
+
+#[test]
+fn a_front_end_that_sends_only_when_it_is_asked_to_is_heard() {
+    let mut two = Two::new();
+    let (mut random, mut sent) = (Random::seeded(9), 0);
+    for _ in 0..2_000 {
+        let front = &mut two.fronts[0];
+        for _ in 0..random.below(60) {
+            let sector = random.below(100);
+            if front.put(|id| Slot::direct(operation::READ, id, sector, &[whole(1)])).is_none() {
+                break;
+            }
+        }
+        if front.ring.publish(&front.page) {
+            two.queue.attend(two.ids[0]);
+            sent += 1;
+        }
+        two.now += 1_000_000;
+        let _ = turns(&mut two.queue, &mut two.machine, two.now);
+        two.fronts[0].answers();
+        assert!(two.fronts[0].waiting.is_empty(), "a request was not heard of");
+    }
+    assert!(sent > 1_000);
+}
