@@ -46,9 +46,9 @@ impl World {
 /// interrupt the CPU that carries out this call.
 ///
 /// # Errors
-/// `Perm` if the caller does not have [`Powers::DEVICES`], or if `id` is another domain and the caller has no authority over it;
-/// `Srch` if there is no domain `id`; `Fault` if `arg` cannot be read or written; `Inval` if the domain does not have the vcpu;
-/// `NoSpc` if no port or no vector is free; `NoDev` if messages cannot reach this CPU.
+/// `Perm` if the caller does not have [`Powers::DEVICES`], or if `id` is another domain and the caller has no authority over
+/// it; `Srch` if there is no domain `id`; `Fault` if `arg` cannot be read or written; `Inval` if the domain does not have the
+/// vcpu; `NoSpc` if no port or no vector is free; `NoDev` if messages cannot reach this CPU.
 pub(crate) fn bind<M: Machine>(ctx: &mut Ctx<'_, M>, id: u16, arg: u64) -> Result<(), Errno> {
     ensure!(ctx.domain.may(Powers::DEVICES), Errno::Perm);
     let domain = ctx.controlled(id)?;

@@ -186,8 +186,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
     /// settles. With `by`, the entry in the slot `by` is moved to `slot`, with the references it holds.
     ///
     /// # Errors
-    /// [`Refused::Mismatch`] if `slot` points to another frame by now or has other rights, or if `by` is the same as `slot`; and
-    /// those of any update.
+    /// [`Refused::Mismatch`] if `slot` points to another frame by now or has other rights, or if `by` is the same as `slot`;
+    /// and those of any update.
     pub fn unmap_leaf(&mut self, slot: Slot, frame: Frame, writable: bool, by: Option<Slot>) -> Outcome<()> {
         self.ready()?;
         self.need_l1(slot)?;
