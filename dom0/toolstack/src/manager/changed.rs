@@ -41,7 +41,7 @@ impl Changes {
     }
 }
 
-/// Waits for the first of two futures; without `other`, for `one`.
+/// Waits until `one` or `other` is done, whichever is first; without `other`, until `one` is done.
 pub(super) async fn either(one: impl Future<Output = ()>, other: Option<impl Future<Output = ()>>) {
     let mut one = pin!(one);
     let mut other = pin!(async {
@@ -57,7 +57,8 @@ pub(super) async fn either(one: impl Future<Output = ()>, other: Option<impl Fut
     .await;
 }
 
-/// Returns the value of `work`, or `None` as soon as `wanted` returns false: `work` is then dropped where it pauses.
+/// Runs `work` and returns its value. Calls `wanted` before each piece of `work`; once it returns false, drops `work` where it
+/// pauses, and returns `None`.
 pub(super) async fn while_wanted<T>(work: impl Future<Output = T>, wanted: impl Fn() -> bool) -> Option<T> {
     let mut work = pin!(work);
     poll_fn(|context| match wanted() {

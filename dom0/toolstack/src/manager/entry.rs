@@ -16,7 +16,8 @@ pub(super) struct Entry<C> {
     pub(super) state: State,
     /// When the guest was last made, in nanoseconds since the machine started.
     pub(super) made_ns: u64,
-    /// The domain that the guest was last made as; `None` while it is being made again.
+    /// The domain that the guest was last made as; `None` if it has not been made yet, is to be made again, or could not be
+    /// made.
     pub(super) made: Option<DomainId>,
     /// The UUID of the guest's last domain, or of the one that is being made.
     pub(super) uuid: Option<[u8; 16]>,
@@ -29,9 +30,9 @@ pub(super) struct Entry<C> {
 pub struct LastEnd {
     /// The guest's domain, if it had one.
     pub domain: Option<DomainId>,
-    /// The end in words: `crashed`.
+    /// How it ended, in words: `crashed`, for instance.
     pub how: &'static str,
-    /// When, in nanoseconds since the machine started.
+    /// When it ended, in nanoseconds since the machine started.
     pub at_ns: u64,
     /// A report for a person, with registers; may be empty.
     pub report: String,
@@ -42,13 +43,13 @@ pub struct LastEnd {
 /// The state of a guest.
 #[derive(Debug)]
 pub(super) enum State {
-    /// It waits to be made, in the order of the list.
+    /// It waits to be made. The guests that wait are made in the order of the manager's list.
     Planned,
     /// It is being made.
     Begun,
     /// It has a domain, running or paused.
     Lives(Guest),
-    /// It has ended, or is no longer to be made; its resources are being freed.
+    /// It has ended, or is being made and no longer wanted. Its resources are being freed.
     Ending,
     /// It has ended, and its domain is kept (`preserve`).
     Kept(Guest),
@@ -79,7 +80,8 @@ impl<C> Entry<C> {
         }
     }
 
-    /// Takes out the guest with its domain, to be destroyed.
+    /// Takes the guest with its domain out of the entry, to be destroyed; the state is `Ending` then. Returns `None`, and
+    /// changes nothing, if there is no domain, or it is being destroyed already.
     pub(super) fn take(&mut self) -> Option<Guest> {
         match core::mem::replace(&mut self.state, State::Ending) {
             State::Lives(guest) | State::Kept(guest) => Some(guest),

@@ -4,7 +4,7 @@
 //! a file in TOML  -- xtask::guest_file -->  the boot bundle  -- Bundle::guests -->  GuestConfig (its keys: config.rs)
 //!
 //! plan_all   adds an entry in the list and a console for each guest of the bundle
-//! make       makes one planned or due guest (`destroy` may stop it):
+//! make       makes one guest that is planned, or due to be made again (`destroy` may stop this):
 //!              finds its kernel and ramdisk in the bundle, and checks that there is memory for it
 //!              create::create   makes the domain, with its memory, page tables, vcpu and place in the store
 //!              Console::connect, then Guest::start, which lets it run
@@ -27,12 +27,12 @@ use super::{Console, Manager, Mark, Place, Platform, listed};
 
 /// Most bytes that a kernel may unpack to.
 const KERNEL_LIMIT: usize = 256 << 20;
-/// Pages that guests leave free for the hypervisor and dom0.
+/// Free pages of the machine that no guest gets: they are left for the hypervisor and dom0.
 const KEPT_PAGES: u64 = 1024;
 
 /// Why a guest was not made.
 enum Unmade {
-    /// `destroy` stopped it.
+    /// `destroy` stopped the making.
     GivenUp,
     /// An error, in words.
     Failed(String),
@@ -54,7 +54,7 @@ impl From<BundleError> for Unmade {
 }
 
 impl<P: Platform> Manager<P> {
-    /// Plans all guests of the bundle.
+    /// Adds all guests of the bundle to the list, to be made; reports those that cannot be read.
     pub fn plan_all(&self) {
         for config in self.bundle.guests() {
             match config {
@@ -76,7 +76,7 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow_mut().push(entry);
     }
 
-    /// Makes guests until none is planned or due.
+    /// Makes guests, one after the other, until none is planned or due to be made again.
     pub async fn make_planned(&self) {
         while self.next_to_make().is_some() {
             self.platform.pause().await;
@@ -87,7 +87,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Makes guests as they are planned, and again when they are due. Never returns.
+    /// Makes each guest that is planned, or due to be made again, as soon as it is. Never returns.
     pub async fn keep_making(&self) {
         loop {
             let seen = self.changes.count();
@@ -105,7 +105,7 @@ impl<P: Platform> Manager<P> {
         planned.or_else(due).map(Place)
     }
 
-    /// When the next guest is to be made again, in nanoseconds since the machine started.
+    /// When the next guest is due to be made again, in nanoseconds since the machine started; `None` if no guest is to be.
     fn next_due(&self) -> Option<u64> {
         let due = |entry: &Entry<P::Console>| match entry.state {
             State::Waits(due) => Some(due),
@@ -114,7 +114,8 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().filter_map(due).min()
     }
 
-    /// Makes a guest that has no domain, and reports a failure. Other tasks run meanwhile, and `destroy` may stop it.
+    /// Makes a guest that has no domain, or reports why it could not be made. Other tasks run meanwhile; `destroy` may stop
+    /// this by changing the guest's state.
     async fn make(&self, place: Place) {
         self.with(place, |entry| entry.made = None);
         self.set_state(place, State::Begun);
@@ -157,7 +158,7 @@ impl<P: Platform> Manager<P> {
         let room = usize::try_from(spare << 12).unwrap_or(usize::MAX);
         let wanted = || self.with(place, |entry| matches!(entry.state, State::Begun)).unwrap_or(false);
         let kernel = unpacked(config, kernel, (KERNEL_LIMIT, room), async || self.platform.pause().await);
-        // Stopping here loses only memory of dom0.
+        // If this is stopped, nothing is left to destroy: only memory of dom0 has been used so far.
         let kernel = &*while_wanted(kernel, wanted).await.ok_or(Unmade::GivenUp)??;
         if let Some(why) = warning(config.memory, kernel, ramdisk) {
             self.platform.tell(&format!("warning: guest {}: {why}", config.name));
@@ -180,7 +181,7 @@ impl<P: Platform> Manager<P> {
         })
     }
 
-    /// Returns the free pages beyond [`KEPT_PAGES`]; an error if the guest needs more.
+    /// Returns how many pages are free beyond [`KEPT_PAGES`]; an error if the guest needs more.
     fn spare_for(&self, config: &GuestConfig) -> Result<u64, Unmade> {
         let free =
             self.platform.hypervisor().physical_info().map_err(|why| Unmade::Failed(why.to_string()))?.free_pages;

@@ -3,13 +3,13 @@
 //! ```text
 //! a face (prompt, --exec) -> Command -> Manager::answer -> Reply, Refusal -> text or JSON
 //! tasks of dom0:  keep_making   makes one guest after the other
-//!                 bury          finds the guests that have ended, and does what follows
+//!                 bury          destroys each guest that has ended, and tells how it ended
 //! ```
 //!
-//! Touches: domains, the tree, consoles and the clock through [`Platform`].
-//! Never touches: the terminal, and who gave a command. It runs as well on a host, against fakes.
-//! Keeps: one guest is made at a time; a guest that could not be made leaves nothing behind, whatever failed.
-//! The list is not borrowed across an await.
+//! Touches: domains, the tree of the store, consoles and the clock, through [`Platform`].
+//! Never touches: the terminal. It does not know which face gave a command, and runs as well on a host, against fakes.
+//! Keeps: one guest is made at a time. A guest that could not be made leaves nothing behind; what cannot be removed is told.
+//! The list of guests is not borrowed across an await.
 
 mod changed;
 mod entry;
@@ -61,13 +61,13 @@ pub trait Platform {
     fn sleep_until(&self, deadline_ns: u64) -> impl Future<Output = ()>;
     /// Lets other tasks run.
     fn pause(&self) -> impl Future<Output = ()>;
-    /// A number that differs at each call and in each boot. Guests' UUIDs are made from it; it may be guessable.
+    /// Returns a number that differs at each call and in each boot. Guests' UUIDs are made from it; it may be guessable.
     fn seed(&self) -> u64;
     /// Shows a person what happened, on lines of its own.
     fn tell(&self, text: &str);
-    /// Bytes of memory set aside for each guest when it is made.
+    /// Bytes of dom0's memory that are set aside for serving a guest when it is made. The guest's own memory is not in it.
     fn guest_bytes(&self) -> usize;
-    /// Bytes of memory set aside for all guests together.
+    /// Bytes of dom0's memory that are set aside now for serving guests, for all of them together.
     fn promised_bytes(&self) -> usize;
     /// Marks where a measured stretch of work begins or ends.
     fn mark(&self, mark: Mark);
@@ -86,27 +86,28 @@ pub enum Mark {
     DestroyEnds,
 }
 
-/// The console of a guest. It stays the same when the guest is made again.
+/// The console of a guest. When the guest is made again, it keeps its console.
 pub trait Console {
     /// Sets aside memory for what the guest prints; returns whether there is enough.
     fn reserve(&self) -> bool;
-    /// Tells that the guest was not made: frees what [`reserve`](Console::reserve) set aside, unless the guest has
-    /// printed something when it ran before.
+    /// Called when the guest was not made. Frees what [`reserve`](Console::reserve) set aside, unless the console was ever
+    /// connected: then it uses this memory to keep what the guest printed.
     fn give_back(&self);
     /// Begins to serve the guest as `domain`; `port` is the guest's end of the event channel.
     ///
     /// # Errors
     /// Why its page or port cannot be used.
     fn connect(&self, domain: DomainId, port: u32) -> Result<(), String>;
-    /// Takes the guest's last output and unmaps its page.
+    /// Takes the guest's last output and unmaps its page. Does nothing if the console is not connected.
     fn disconnect(&self);
-    /// Whether the guest has printed nothing since it was last made.
+    /// Whether the guest has printed nothing since the console was last connected.
     fn is_silent(&self) -> bool;
-    /// Tells that the guest has a new name.
+    /// Gives the console the new name of the guest.
     fn rename(&self, name: &str);
     /// The guest's name.
     fn name(&self) -> String;
-    /// Sends keystrokes to the guest; those that its ring has no room for are lost.
+    /// Sends keystrokes to the guest, or keeps them until its ring has room. Those beyond what the console keeps are lost, and
+    /// all are if it is not connected.
     fn type_in(&self, bytes: &[u8]);
     /// Shows on the terminal what was printed while the terminal did not show this console.
     fn show_missed(&self);
@@ -124,13 +125,13 @@ pub struct Manager<P: Platform> {
     entries: RefCell<Vec<Entry<P::Console>>>,
     /// The first failure.
     failed: Cell<Option<Failure>>,
-    /// Whether commands of the bundle (`--exec`) are still being carried out.
+    /// Whether the commands of the bundle (`--exec`) have not all been carried out yet.
     commanded: Cell<bool>,
     changes: Changes,
 }
 
 impl<P: Platform> Manager<P> {
-    /// A manager run by domain `own`, without guests yet; [`Manager::plan_all`] reads those of `bundle`.
+    /// A manager that runs in domain `own`. Its list of guests is empty until [`Manager::plan_all`] adds those of `bundle`.
     pub fn new(platform: P, own: DomainId, bundle: Bundle<'static>) -> Self {
         Self {
             platform,
@@ -148,7 +149,7 @@ impl<P: Platform> Manager<P> {
         &self.platform
     }
 
-    /// The console of a guest.
+    /// The console of the guest with this name; `None` if there is no such guest.
     pub fn console(&self, name: &str) -> Option<Rc<P::Console>> {
         let entries = self.entries.borrow();
         let entry = entries.iter().find(|entry| entry.config.name == name);
@@ -160,19 +161,20 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().map(|entry| entry.config.name.clone()).collect()
     }
 
-    /// The first guest that has a running domain, or will be made.
+    /// The name of the first guest whose domain has not ended, or that will be made; `None` if there is none.
     pub fn first_alive(&self) -> Option<String> {
         let entries = self.entries.borrow();
         let entry = entries.iter().find(|entry| entry.is_alive());
         entry.map(|entry| entry.config.name.clone())
     }
 
-    /// Whether this guest has a running domain, or will be made.
+    /// Whether the guest with this name has a domain, which has not ended, or will be made.
     pub fn is_alive(&self, name: &str) -> bool {
         self.entries.borrow().iter().any(|entry| entry.config.name == name && entry.is_alive())
     }
 
-    /// Whether all guests have ended, none is kept, and `--exec` is done: then the machine can be turned off.
+    /// Whether all guests have ended, none of them is kept, and the commands of `--exec` have been carried out: then the
+    /// machine can be turned off.
     pub fn all_ended(&self) -> bool {
         let ended = |entry: &Entry<P::Console>| matches!(entry.state, State::Ended);
         !self.commanded.get() && self.entries.borrow().iter().all(ended)
@@ -214,14 +216,15 @@ impl<P: Platform> Manager<P> {
         self.changes.after(seen).await;
     }
 
-    /// Finds the guests that have ended, and does what follows.
+    /// Deals with each guest that has ended: destroys or keeps it, as its configuration says, tells how it ended, and has it
+    /// made again if the configuration says so.
     pub async fn bury(&self) {
         while let Some((place, end)) = self.next_end() {
             self.finish(place, &end).await;
         }
     }
 
-    /// Returns a guest that has ended and has not been dealt with.
+    /// Returns a guest that has ended and has not been dealt with, and its end; `None` if there is none.
     fn next_end(&self) -> Option<(Place, End)> {
         let entries = self.entries.borrow();
         entries.iter().enumerate().find_map(|(index, entry)| {
@@ -246,7 +249,7 @@ impl<P: Platform> Manager<P> {
         self.remember(place, Some(guest.domain), end.how, (report.clone(), end.refused.clone()));
         let name = guest.config.name.clone();
         let (outcome, left_over) = guest.finish(end, hypervisor, store, async || self.platform.pause().await).await;
-        // The end is reported last: by then the guest's domain and store entries are gone.
+        // The end is told last: by now, the guest's domain and its nodes in the store are gone, unless it is kept.
         self.platform.tell(&report);
         self.complain(&name, &left_over);
         if let Some(failure) = Failure::of_end(end.reason)
@@ -283,7 +286,7 @@ impl<P: Platform> Manager<P> {
     ) {
         let past = LastEnd { domain, how, at_ns: self.platform.now_ns(), report, refused };
         self.with(place, |entry| entry.past = Some(past));
-        // Keep full reports only of the newest ends.
+        // Keep the full reports of only the newest ends.
         let mut entries = self.entries.borrow_mut();
         let pasts = entries.iter_mut().filter_map(|entry| entry.past.as_mut());
         let mut detailed: Vec<&mut LastEnd> = pasts.filter(|past| !past.report.is_empty()).collect();

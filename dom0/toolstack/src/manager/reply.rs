@@ -1,4 +1,4 @@
-//! What the manager answers, and how answers are shown: as text for a person, as JSON for a program.
+//! The manager's replies to commands, and how they are shown: as text for a person, as JSON for a program.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -12,7 +12,7 @@ use crate::end::EndRequest;
 use crate::json::{self, Object};
 use crate::{DomainId, Summary, states};
 
-/// The answer to a command that was carried out.
+/// The reply to a command that was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// The command was carried out, and there is nothing else to show.
@@ -58,7 +58,7 @@ pub enum Reply {
     Log(Vec<String>),
     /// The help text.
     Help(String),
-    /// The face that gave the command is to show this guest's console.
+    /// The face that gave the command (the prompt or `--exec`) is to show this guest's console.
     Console(String),
     /// The machine is to be turned off.
     Quit,
@@ -79,7 +79,7 @@ pub struct MachineInfo {
     pub dom0_kib: u64,
     /// The part of `dom0_kib` that is set aside for all guests, in KiB.
     pub for_guests_kib: usize,
-    /// What is set aside for each guest, in KiB.
+    /// What is set aside in dom0 for each guest when it is made, in KiB.
     pub each_guest_kib: usize,
     /// The boot bundle in KiB.
     pub bundle_kib: u64,
@@ -96,14 +96,14 @@ pub struct MachineInfo {
 pub enum Row {
     /// An existing domain.
     Domain {
-        /// The guest; `-` for a domain that is none of the manager's guests.
+        /// The name of the guest; `dom0`, or `-` for a domain that the manager does not know.
         name: String,
         /// What the hypervisor reports of it.
         info: DomainInfo,
     },
     /// A guest that is still to be made.
     Planned(Size),
-    /// A guest that has ended, and how.
+    /// A guest that has ended and has no domain, and how it ended.
     Ended(Size, Option<LastEnd>),
 }
 
@@ -123,7 +123,7 @@ pub struct Size {
 pub struct Wait {
     /// The guest.
     pub name: String,
-    /// The guest's domain when it was asked.
+    /// The domain that the guest had when it was asked.
     pub domain: DomainId,
     /// What the guest was asked to do.
     pub wish: EndRequest,
@@ -138,17 +138,17 @@ pub enum Refusal {
     HasEnded(String),
     /// `destroy` found a guest that has ended already.
     EndedAlready(String),
-    /// `create` found a guest that has not ended.
+    /// `create` found a guest that has not ended, or that is kept or will be made again.
     Exists(String),
     /// The guest could not be made; the reason was shown.
     NotMade(String),
     /// The guest waits to be made, is being made, or is being ended.
     InBetween(String),
-    /// No guest can have this name; why.
+    /// No guest can have this name, and why.
     BadName(String, &'static str),
     /// Another guest has this name.
     NameTaken(String),
-    /// The guest cannot have this much or this little memory; its maximum in MiB.
+    /// The guest cannot have as much or as little memory as was asked for. The number is its maximum in MiB.
     OutOfRange(String, u64),
     /// The machine has too little free memory.
     NoMemory {
@@ -159,11 +159,11 @@ pub enum Refusal {
         /// Free memory of the machine, in MiB.
         free_mib: u64,
     },
-    /// The guest was asked to reboot, but ended and is not made again.
+    /// The guest was asked to reboot, but has ended and is not made again.
     DidNotComeBack(String),
-    /// The hypervisor or the store refused something for this guest; why.
+    /// The hypervisor or the store refused something for this guest, and why.
     Guest(String, String),
-    /// The hypervisor refused something; why.
+    /// The hypervisor refused something, and why.
     Other(String),
 }
 

@@ -20,9 +20,9 @@ use crate::{DomainId, Hypervisor, domains};
 const LOG_PIECE: usize = 1024;
 
 impl<P: Platform> Manager<P> {
-    /// Carries out a command. `create` and `destroy` return when they are finished. A command for a guest that is being
-    /// made or ended waits for that first, while other tasks run. `shutdown` and `reboot` return once the guest has
-    /// been asked.
+    /// Carries out a command. `create` and `destroy` return when they are finished, `shutdown` and `reboot` once the guest has
+    /// been asked. Commands that need the guest's domain wait while the guest is being made or ended; other tasks run
+    /// meanwhile.
     ///
     /// # Errors
     /// Why the command was refused.
@@ -50,7 +50,7 @@ impl<P: Platform> Manager<P> {
         })
     }
 
-    /// Waits until a guest that was asked to power off has ended, or one that was asked to reboot runs again.
+    /// Waits until the guest that was asked to power off has ended, or the one that was asked to reboot has been made again.
     ///
     /// # Errors
     /// The guest was asked to reboot, but is not made again.
@@ -64,7 +64,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// How a shutdown or reboot request went; `None` if the guest has not obeyed yet.
+    /// How a request to power off or reboot went; `None` until the guest has ended and, for a reboot, has been made again.
     fn outcome(&self, wait: &Wait) -> Option<Result<(), Refusal>> {
         let entries = self.entries.borrow();
         let state = entries.iter().find(|entry| entry.config.name == wait.name).map(|entry| &entry.state);
@@ -78,7 +78,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// The guest with this name, or whose domain has this number.
+    /// The place of the guest with this name or, if there is none, of the guest whose domain has this number.
     fn resolve(&self, given: &str) -> Result<Place, Refusal> {
         let entries = self.entries.borrow();
         let named = |entry: &Entry<P::Console>| entry.config.name == given;
@@ -91,7 +91,8 @@ impl<P: Platform> Manager<P> {
         self.with(place, |entry| entry.config.name.clone()).unwrap_or_default()
     }
 
-    /// Waits until the guest is neither being made nor being ended. Returns it, or an error if it then has no domain.
+    /// Waits while the guest is being made, is due to be made again, or is being ended. Then returns it. Without a domain, a
+    /// guest that is planned is refused with `InBetween`, any other with `HasEnded`.
     async fn guest(&self, given: &str) -> Result<(Place, Guest), Refusal> {
         let place = self.resolve(given)?;
         self.until(place, |state| match state {
@@ -134,7 +135,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Makes a guest again that has ended: plans it, and waits until it is made or could not be made.
+    /// Makes anew a guest that has ended: plans it, and waits until it has been made or could not be made.
     async fn create(&self, place: Place) -> Result<Reply, Refusal> {
         self.freed(place).await;
         let name = self.name_of(place);
@@ -150,7 +151,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Destroys a guest; one that is being made, or waits for it, is not made.
+    /// Destroys a guest. If it is being made, the making is stopped; if it waits to be made, it is not made.
     async fn destroy(&self, place: Place) -> Result<Reply, Refusal> {
         self.freed(place).await;
         let name = self.name_of(place);
@@ -167,7 +168,7 @@ impl<P: Platform> Manager<P> {
         } else if self.with(place, |entry| entry.is_alive()).unwrap_or(false) {
             self.remember(place, None, "was given up", Default::default());
             let begun = self.with(place, |entry| matches!(entry.state, State::Begun)).unwrap_or(false);
-            // `make` finds this state, and removes what it made.
+            // `make` finds the state `Ending`, and removes what it has made.
             self.set_state(place, if begun { State::Ending } else { State::Ended });
             self.freed(place).await;
         } else {
@@ -200,7 +201,7 @@ impl<P: Platform> Manager<P> {
         if (mib << 8).saturating_sub(has) > free {
             return Err(Refusal::NoMemory { name, has_mib: has >> 8, free_mib: free >> 8 });
         }
-        // With this limit, a guest that gave pages back cannot take them again unasked.
+        // With this limit, a guest that has given pages back cannot take them again before it is asked to.
         hypervisor.set_max_memory(guest.domain, mib << 10).map_err(|why| refused(why.to_string()))?;
         guest.set_memory_target(mib, self.platform.store()).map_err(|why| refused(why.to_string()))?;
         Ok(Reply::Done { verb: "mem-set", name })
@@ -269,7 +270,7 @@ impl<P: Platform> Manager<P> {
         })
     }
 
-    /// All domains and the guests that are still to be made; with `all`, also the guests that have ended.
+    /// All domains, and the guests that are still to be made; with `all`, also the guests that have ended.
     fn rows(&self, all: bool) -> Result<Vec<Row>, Refusal> {
         let found = self.domains()?;
         let entries = self.entries.borrow();
@@ -290,7 +291,7 @@ impl<P: Platform> Manager<P> {
         Ok(domains.chain(planned).chain(ended).collect())
     }
 
-    /// The hypervisor's log, with what guests wrote to it, as escaped lines.
+    /// The hypervisor's log and what guests wrote to it, as escaped lines. With `clear`, what has been read is cleared.
     fn log(&self, clear: bool) -> Result<Vec<String>, Refusal> {
         let refused = |why: <P::Hypervisor as Hypervisor>::Error| Refusal::Other(why.to_string());
         let hypervisor = self.platform.hypervisor();
@@ -304,7 +305,7 @@ impl<P: Platform> Manager<P> {
             at = next;
         }
         if clear {
-            // Clears only what has been read.
+            // Lines that were logged after the last read are not cleared.
             hypervisor.read_log(at, true, &mut []).map_err(refused)?;
         }
         Ok(String::from_utf8_lossy(&log).lines().map(escaped).collect())
@@ -315,7 +316,7 @@ fn size(config: &GuestConfig) -> Size {
     Size { name: config.name.clone(), memory_mib: config.memory, vcpus: config.vcpus }
 }
 
-/// A line of text in printable ASCII.
+/// A line of text in printable ASCII: all other characters are escaped.
 fn escaped(line: &str) -> String {
     let mut shown = String::new();
     for character in line.chars() {
