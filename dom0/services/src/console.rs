@@ -1,5 +1,4 @@
-//! Serves the guests' consoles: output is taken from a guest at once and kept, and shown if the screen shows this
-//! guest.
+//! Serves the guests' consoles: a guest's output is taken at once and kept; it is shown if the screen shows this guest.
 
 use alloc::format;
 use alloc::rc::Rc;
@@ -63,30 +62,30 @@ impl<S: toolstack::terminal::Screen + 'static> Screen for Terminal<S> {
     }
 }
 
-/// The console of a guest. It stays the same when the guest is made again.
+/// The console of a guest. When the guest is made again, it keeps its console.
 pub struct GuestConsole<H: Host, S> {
     host: H,
     kept: Rc<Kept<S>>,
     /// The heap set aside for the console.
     reserved: RefCell<Option<H::Reserved>>,
-    /// The service, while the guest has a domain; `None` otherwise.
+    /// The console as a service, while the guest is connected; `None` otherwise.
     life: RefCell<Option<Attached<H, Life<H, S>>>>,
 }
 
-/// The part of a console that is kept when the guest ends, for when the guest is made again.
+/// The part of a console that is kept when the guest ends, in case the guest is made again.
 struct Kept<S> {
     name: RefCell<String>,
     screen: Rc<S>,
     /// The guest's output and input; `None` before the guest is first connected.
     console: RefCell<Option<Console>>,
     lines: RefCell<LineWriter>,
-    /// How many bytes of the output the screen has shown, or passed over.
+    /// How many bytes of the guest's output have been shown on the screen, or were dropped before they could be shown.
     shown: Cell<u64>,
-    /// How many bytes of output there were when the guest was last connected.
+    /// How many bytes the guest had printed in all when it was last connected.
     begun: Cell<u64>,
 }
 
-/// A console as a service, from the guest's start to its end.
+/// A console as a service, from the moment the guest is connected until it is disconnected.
 struct Life<H: Host, S> {
     kept: Rc<Kept<S>>,
     ends: Ends<H>,
@@ -183,12 +182,12 @@ fn lines_of(name: &str) -> LineWriter {
 }
 
 impl<S: Screen> Kept<S> {
-    /// Bytes that the guest has printed in all, also before it was last made.
+    /// Bytes that the guest has printed in all, those before it was last made included.
     fn printed(&self) -> u64 {
         self.console.borrow().as_ref().map_or(0, |console| console.scrollback().end())
     }
 
-    /// Shows the guest's unfinished line.
+    /// Shows the line that the guest has begun and not finished.
     fn end_line(&self) {
         self.lines.borrow_mut().flush(|line| self.screen.line(line));
     }
@@ -251,7 +250,7 @@ impl<H: Host, S: Screen> Service<H> for Life<H, S> {
     }
 
     fn detach(&self) {
-        // One turn takes a full ring. A loop might never end, as the guest may still print.
+        // One turn takes as much as a full ring has. Turns until the ring is empty might never end: the guest may still print.
         let _ = self.serve(Self::BUDGET);
         self.kept.end_line();
         set_connected(&self.ends.page, false);

@@ -1,4 +1,4 @@
-//! The shape of every service: it is attached to a guest's page and port, serves in bounded turns, and is detached.
+//! The shape of every service: it is attached to a page and a port of a guest, serves in bounded turns, and is detached.
 
 use alloc::format;
 use alloc::rc::Rc;
@@ -10,7 +10,7 @@ use hypercall_abi::Errno;
 use crate::host::{Channel, Class, Host};
 use crate::signal::Signal;
 
-/// Nanoseconds by which a turn is put off when there is no memory for it.
+/// Nanoseconds by which a turn is put off when the heap has no room for it.
 pub const PATIENCE_NS: u64 = 100_000_000;
 
 /// Whether there is more to do after a turn.
@@ -42,7 +42,8 @@ pub struct Ends<H: Host> {
 }
 
 impl<H: Host> Ends<H> {
-    /// Maps a page of a guest and binds its port. `what` is the service's name in error messages.
+    /// Maps the page that guest `domain` granted as `reference`, and binds a local port to the guest's `port`. `what` is the
+    /// service's name in error messages.
     fn take(host: &H, domain: u16, (reference, port): (u32, u32), what: &str) -> Result<Self, String> {
         let failed = |end: &'static str| move |errno: Errno| format!("its {what} {end}: {}", errno.name());
         let page = host.map(domain, reference).map_err(failed("page"))?;
@@ -67,20 +68,22 @@ pub trait Service<H: Host>: Sized + 'static {
     /// The budget of a turn, in the service's own unit: bytes, messages, requests.
     const BUDGET: usize;
 
-    /// Begins to serve the guest, after a check of the page.
+    /// Checks the page, and begins to serve the guest.
     ///
     /// # Errors
-    /// Why the guest cannot be served. The guest has not been told anything yet.
+    /// Why the guest cannot be served. The guest has then not been told that it is served.
     fn attach(kept: &Self::Kept, ends: Ends<H>) -> Result<Self, &'static str>;
 
     /// Takes one turn, of at most `budget` units whatever the guest does meanwhile.
     fn serve(&self, budget: usize) -> Turn;
 
-    /// Ends the service: does the work that is left, and tells what is left to tell. Dropping the service skips this.
+    /// Ends the service: does the work that is left, and tells the guest, or a person by the log, what they need to know at the
+    /// end. This does not happen if the service is only dropped.
     fn detach(&self);
 }
 
-/// An attached service, with the task that gives it its turns. Dropping it ends both without [`detach`](Self::detach).
+/// An attached service, with the task that gives it its turns. Dropping it ends the service and the task without
+/// [`detach`](Self::detach).
 pub struct Attached<H: Host, S> {
     service: Rc<S>,
     /// Wakes the task for a turn that no event of the guest caused.
@@ -95,8 +98,8 @@ impl<H: Host, S> fmt::Debug for Attached<H, S> {
 }
 
 impl<H: Host, S: Service<H>> Attached<H, S> {
-    /// Attaches a service to guest `domain`; `port` is the guest's end of the event channel. The first turn comes at
-    /// once.
+    /// Attaches a service to guest `domain`; `port` is the guest's end of the event channel. The first turn is taken as soon as
+    /// the task runs.
     ///
     /// # Errors
     /// Why the guest's page or port cannot be used, in words.
@@ -132,8 +135,8 @@ impl<H: Host, S: Service<H>> Attached<H, S> {
     }
 }
 
-/// Runs turns for ever. Each turn waits until the heap has a free block of `bytes`. After a turn, this yields if there
-/// is more to do, else awaits `wait()`. Ends when `turn` returns `None`: the service is gone.
+/// Takes turns until `turn` returns `None`, because the service is gone. Each turn is put off until the heap has a free block
+/// of `bytes`. After a turn, lets other tasks run if there is more to do, else awaits `wait()`.
 pub(crate) async fn turns<H: Host>(host: H, bytes: usize, turn: impl Fn() -> Option<Turn>, wait: impl AsyncFn()) {
     loop {
         while !host.can_allocate(bytes) {

@@ -21,7 +21,7 @@ use crate::signal::Signal;
 /// Bytes of the heap for serving a guest in addition to what the store holds: link, channel, page and task.
 const SERVED_BYTES: usize = 8 * 1024;
 
-/// The most heap, in bytes, that a guest can make the store use.
+/// The most bytes of the heap that one guest can make dom0 use for the store.
 #[must_use]
 pub fn store_bytes() -> usize {
     Quotas::default().domain_bytes() + SERVED_BYTES
@@ -35,14 +35,14 @@ struct Shared<H: Host> {
     host: H,
     own: DomainId,
     store: RefCell<store::Store>,
-    /// The session for dom0's own requests.
+    /// The store's session for requests of dom0 itself.
     session: ConnectionId,
     served: RefCell<BTreeMap<u16, Served<H>>>,
     /// Set when the store has work left to do.
     left: Rc<Signal>,
-    /// The task that does the store's work; it ends with this structure.
+    /// The task that does the work that requests have left. It ends when this structure is dropped.
     work: RefCell<Option<H::Task>>,
-    /// The heap set aside for the next guest to be served.
+    /// The heap set aside for the next guest that will be served.
     reserved: RefCell<Option<H::Reserved>>,
 }
 
@@ -58,7 +58,8 @@ struct Ring<H: Host> {
     shared: Weak<Shared<H>>,
     link: RefCell<Link>,
     ends: Ends<H>,
-    /// Whether the store takes no request from this guest until watchers have been told of its earlier changes.
+    /// Whether the store took no more requests from this guest after its last turn, because too many of its changes are still
+    /// to be told to watchers, or because it has too many unfetched replies.
     stalled: Cell<bool>,
     /// Limits the warnings that the guest causes.
     lines: RefCell<LineLimit>,
@@ -106,7 +107,7 @@ impl<H: Host> Service<H> for Ring<H> {
 }
 
 impl<H: Host> Ring<H> {
-    /// Logs a warning that the guest caused, unless there have been too many.
+    /// Logs a warning that the guest caused, unless the guest has caused too many of late.
     fn complain(&self, now_ns: u64, what: &str) {
         match self.lines.borrow_mut().admit(now_ns) {
             None => {}
@@ -139,7 +140,7 @@ impl<H: Host> StoreService<H> {
         Self(shared)
     }
 
-    /// Carries out the store's duties: attaches and detaches rings.
+    /// Carries out what the store has left to its caller: attaches and detaches rings of guests.
     fn carry_out_duties(&self) -> Result<(), String> {
         loop {
             let duty = self.0.store.borrow_mut().next_duty();
@@ -160,7 +161,7 @@ impl<H: Host> StoreService<H> {
     }
 
     fn detach(&self, domain: DomainId) {
-        // The borrow has ended here, because unmapping and closing are calls.
+        // The map of guests is not borrowed any more when the ring is detached: this calls the service and the host.
         let served = self.0.served.borrow_mut().remove(&domain.0);
         if let Some(served) = served {
             served.ring.detach();
@@ -169,8 +170,8 @@ impl<H: Host> StoreService<H> {
 }
 
 impl<H: Host> Shared<H> {
-    /// Wakes every guest but `except` that has output or is no longer stalled, and the store's own task if the store
-    /// has work left to do.
+    /// Gives a turn to every guest other than `except` that has output, or is stalled and may go on. Wakes the task for the
+    /// store's work if there is any.
     fn deliver(&self, except: Option<u16>) {
         let store = self.store.borrow();
         for (domain, served) in &*self.served.borrow() {
@@ -210,7 +211,7 @@ impl<H: Host> Shared<H> {
     }
 }
 
-/// The store's error as text.
+/// The name of the store's error.
 fn text(error: StoreError) -> String {
     error.name().to_string()
 }
@@ -256,7 +257,7 @@ impl<H: Host> toolstack::Store for StoreService<H> {
         self.carry_out_duties()?;
         self.0.deliver(None);
         match released {
-            // A domain that could not be introduced is not known to the store.
+            // The store does not know a domain that could not be introduced.
             Ok(()) | Err(StoreError::NotFound) => Ok(()),
             Err(error) => Err(text(error)),
         }
