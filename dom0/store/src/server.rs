@@ -1,8 +1,8 @@
 //! The server: connections, domains, and one function that carries out a request.
 //!
-//! Every step is one request of one client, so a client that floods waits for its next turn like all
-//! others. A request is answered before the events it causes are queued. The work it causes for other clients is done
-//! in pieces: see [`Store::work`].
+//! Every turn of a client is one request, so a client that floods the store waits for its next turn like all others. A request
+//! is answered before the events that it causes are queued. The work that it causes for other clients is done in pieces: see
+//! [`Store::work`].
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
@@ -27,7 +27,8 @@ use crate::work::{Effect, Jobs};
 /// The features of this server, as announced in the ring page.
 pub const FEATURES: u32 = FEATURE_RECONNECTION | FEATURE_ERROR | FEATURE_WATCH_DEPTH;
 
-/// Something that the caller must do outside the store, in the order of the duties.
+/// Something that the caller must do outside the store. Duties are carried out in the order in which [`Store::next_duty`]
+/// returns them.
 #[must_use = "the store cannot map pages or bind ports itself"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
@@ -35,12 +36,12 @@ pub enum Duty {
     Attach {
         /// The domain.
         domain: DomainId,
-        /// Frame of its store page, as the client that introduced the domain named it.
+        /// The frame of the domain's store page, as the client that introduced the domain gave it.
         frame: u64,
         /// The domain's end of the event channel.
         port: u32,
     },
-    /// Stop serving this domain: unmap its page and unbind its port.
+    /// Stop serving this domain: unmap its store page and close the port.
     Detach {
         /// The domain.
         domain: DomainId,
@@ -52,13 +53,13 @@ pub enum Duty {
 pub struct Handled {
     /// Bytes taken from the front of the input.
     pub taken: usize,
-    /// Whether these bytes completed a message, which then was carried out and answered.
+    /// Whether these bytes completed a message. It has then been carried out and answered.
     pub message: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Domain {
-    /// Whether the domain shut down, and watchers were told.
+    /// Whether the domain has shut down and has not been resumed. Watchers of `@releaseDomain` are told of the shutdown once.
     pub(crate) shut_down: bool,
 }
 
@@ -67,7 +68,7 @@ type Outcome = Result<(Vec<u8>, Effect), StoreError>;
 /// The store.
 #[derive(Clone, Debug)]
 pub struct Store {
-    /// The domain in which this server runs: owner of the first nodes.
+    /// The domain in which this server runs. It owns the nodes that every store begins with.
     pub(crate) own: DomainId,
     pub(crate) tree: Tree,
     pub(crate) watches: Watches,
@@ -137,8 +138,8 @@ impl Store {
         })
     }
 
-    /// How many bytes complete the header or message that has begun. The caller must not read more than that from the
-    /// ring.
+    /// How many bytes are missing to the end of the header or message that this client sends now; 0 if it is not connected. The
+    /// caller must not read more than that from the ring.
     #[must_use]
     pub fn wanted_input(&self, id: ConnectionId) -> usize {
         let connection = self.connections.get(&id);
@@ -159,14 +160,14 @@ impl Store {
         connection.outbox.pending(&self.quotas)
     }
 
-    /// Tells that `bytes` bytes of [`output`](Self::output) reached the client.
+    /// To be called when `bytes` bytes of [`output`](Self::output) have reached the client.
     pub fn output_sent(&mut self, id: ConnectionId, bytes: usize) {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.outbox.mark_sent(bytes);
         }
     }
 
-    /// Takes the oldest duty that the caller has to carry out.
+    /// Takes the oldest duty that the caller has not taken yet; `None` if there is none.
     pub fn next_duty(&mut self) -> Option<Duty> {
         self.duties.pop_front()
     }
@@ -181,8 +182,8 @@ impl Store {
         }
     }
 
-    /// Tells that a domain shut down (for whatever reason, suspension included), crashed or died. Tells the
-    /// watchers of `@releaseDomain`, only once until the domain is resumed.
+    /// To be called when a domain has shut down (for whatever reason, suspension included), crashed or died. Tells the watchers
+    /// of `@releaseDomain`, unless they have been told since the domain was introduced or resumed.
     pub fn domain_shut_down(&mut self, domain: DomainId) {
         let Some(state) = self.domains.get_mut(&domain) else {
             return;
@@ -211,8 +212,8 @@ impl Store {
         self.tree.usage(domain).bytes + self.ledger().held(domain).unwrap_or(0)
     }
 
-    /// Steps done so far: nodes looked up, copied and removed, watches and nodes passed. Tests bound the length of a
-    /// turn with it.
+    /// How many steps have been done so far. A step is a node that is looked up, copied or removed, or a watch or node that is
+    /// passed in a search. Tests use this to bound the length of a turn.
     #[must_use]
     pub const fn steps(&self) -> u64 {
         self.steps
@@ -224,7 +225,8 @@ impl Store {
         &self.tree
     }
 
-    /// Recomputes what the crate's head says the store keeps.
+    /// Checks that the tree is consistent, that the watches and the bytes of untold changes that are noted for each client are
+    /// those that there are, and that no unprivileged client has too many watches or transactions.
     ///
     /// # Errors
     /// The first contradiction found, in words.
@@ -283,7 +285,8 @@ impl Store {
         self.perform(id, header.transaction, request)
     }
 
-    /// Carries out one request. The events it causes are returned, not queued; the caller queues them.
+    /// Carries out one request. Returns the reply, and the effect that is left to follow ([`Store::follow`]): no event is
+    /// queued here.
     pub(crate) fn perform(&mut self, id: ConnectionId, transaction: u32, request: Request<'_>) -> Outcome {
         let caller = self.connections.get(&id).ok_or(StoreError::NotFound)?.caller;
         match request {
@@ -346,7 +349,7 @@ impl Store {
         }
     }
 
-    /// Whether the store serves, or could serve, requests of this domain.
+    /// Whether this domain has been introduced and not released. The server's own domain always counts as introduced.
     #[must_use]
     pub fn is_introduced(&self, domain: DomainId) -> bool {
         domain == self.own || self.domains.contains_key(&domain)
@@ -373,8 +376,8 @@ impl Store {
         done(Effect::Changed(fired))
     }
 
-    /// Runs `work` on the tree as seen in a transaction. With number 0 the transaction is a new one, which is committed
-    /// if `work` succeeds.
+    /// Runs `work` on the tree as it is seen in the transaction with this number. Number 0 means a new transaction, which is
+    /// committed if `work` succeeds. Returns what `work` returned, and the changes that were committed, for their watchers.
     pub(crate) fn in_view<R>(
         &mut self,
         id: ConnectionId,
@@ -391,7 +394,7 @@ impl Store {
         let mut view = View { tree: &self.tree, changes: &mut changes, caller: &caller, quotas: &self.quotas, ledger };
         let result = work(&mut view);
         if let Err(why @ (StoreError::NoSpace | StoreError::NoMemory)) = result {
-            // The request may have stopped half-way: what it did must not be committed.
+            // The request may have stopped half-way: what it has done must not be committed.
             changes.doom(why);
         }
         self.steps += changes.take_work() as u64;
@@ -411,8 +414,8 @@ impl Store {
         Ledger { watches: &self.watches, connections: &self.connections }
     }
 
-    /// Returns `list` without the entries for domains that do not exist, if the caller is unprivileged: a
-    /// later domain of such a number must not have rights from the start (XSA-322).
+    /// Returns `list`; if the caller is unprivileged, without the entries for domains that are not introduced: a later domain
+    /// with such a number must not have rights from the start (XSA-322).
     fn without_strangers(&self, caller: &Caller, list: Permissions) -> Permissions {
         if caller.privileged {
             return list;
@@ -470,7 +473,8 @@ impl Store {
         Ok((terminated(&format!("{number}")), Effect::None))
     }
 
-    /// Ends a transaction; its number can be used again, whatever the outcome.
+    /// Ends a transaction. Its number can be used again afterwards, even if this fails. Returns the changes that were
+    /// committed.
     fn end_transaction(&mut self, id: ConnectionId, number: u32, commit: bool) -> Result<Vec<Fired>, StoreError> {
         let connection = self.connections.get_mut(&id).ok_or(StoreError::NotFound)?;
         let changes = connection.transactions.remove(&number).ok_or(StoreError::Invalid)?;
@@ -487,8 +491,8 @@ impl Store {
         if domain == self.own {
             return Err(StoreError::Invalid);
         }
-        // Domain numbers are reused after all others have been used; still, what the last domain of this number owned
-        // is removed first.
+        // A domain number is reused only after all others have been used. Even so, what the last domain of this number owned
+        // must be removed before.
         while self.jobs.unmakes(domain) && self.work() {}
         let id = ConnectionId::Domain(domain);
         self.duties.push_back(Duty::Attach { domain, frame, port });
@@ -511,7 +515,7 @@ impl Store {
             if connection.caller.target == Some(domain) {
                 connection.caller.target = None;
             }
-            // An open transaction may contain rights for the domain that is gone.
+            // An open transaction may give rights to the domain that is gone, so none can be committed.
             for changes in connection.transactions.values_mut() {
                 changes.doom(StoreError::Again);
             }
@@ -546,8 +550,8 @@ fn directory(node: &Node) -> Result<Vec<u8>, StoreError> {
     if list.len() > PAYLOAD_MAX { Err(StoreError::TooBig) } else { Ok(list.to_vec()) }
 }
 
-/// The generation, then as many whole names from `offset` on as fit; an empty name after the last one marks the end of
-/// the list.
+/// The node's generation, then as many whole names of its children, from byte `offset` of their list on, as fit. An empty name
+/// after the last one marks the end of the list.
 fn directory_part(node: &Node, offset: usize) -> Vec<u8> {
     let list = node.children.as_bytes();
     let mut reply = terminated(&format!("{}", node.generation));

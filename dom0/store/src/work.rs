@@ -3,7 +3,7 @@
 //!
 //! There is one queue for all work, in the order of the commits, so each watcher hears of a commit before it hears of a
 //! later one. A change is in the tree when its request is answered; only the events come piece by piece. Who may hear
-//! of a change was recorded at its commit.
+//! of a change is recorded when the change is committed.
 
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -20,7 +20,7 @@ use crate::tree::Node;
 use crate::view::{Changes, Fired, View};
 use crate::watch::{Search, Watch};
 
-/// Steps in one turn of [`Store::work`].
+/// Steps after which a turn of [`Store::work`] ends.
 const TURN: u64 = 256;
 /// Nodes removed, or looked at, in one step.
 const PIECE: usize = 16;
@@ -30,26 +30,27 @@ const PIECE: usize = 16;
 pub(crate) enum Effect {
     None,
     Changed(Vec<Fired>),
-    /// The first event of a new watch, which only its own client gets.
+    /// The first event of a new watch. Only the client that set the watch gets it.
     FirstEvent(Arc<Watch>),
     Special(&'static str, DomainId),
-    /// A domain is gone: its nodes and rights are removed, then the special name `@releaseDomain` fires.
+    /// A domain is gone: its nodes and rights are to be removed, then the special name `@releaseDomain` fires.
     Gone(DomainId),
-    /// A privileged caller removes a node and all below it, whatever their owners.
+    /// A privileged caller has asked to remove a node and all nodes below it, whoever owns them.
     Removed(Path),
 }
 
 /// A piece of work that can be interrupted and continued.
 #[derive(Clone, Debug)]
 enum Job {
-    /// Tells watchers of the changes of one commit. The changes are charged to the client `cause` until then.
+    /// Tells watchers of the changes of one commit. `bytes` are charged to the client `cause` until all watchers have been
+    /// told.
     Tell { cause: Option<ConnectionId>, bytes: usize, changes: vec::IntoIter<Fired>, now: Option<(Fired, Search)> },
     /// Queues the first event of a new watch, for the watch's own path.
     First(Arc<Watch>),
-    /// Fires a special name at the watchers that may read it by `rights`, from the watch with number `next` on.
+    /// Fires a special name at those of its watchers that may read it by `rights`; goes on at the watch with number `next`.
     Special { name: Path, domain: DomainId, rights: Permissions, next: u64 },
-    /// Removes the nodes that a domain that is gone owned, and the rights it had, going on after the path `after`. So
-    /// the next domain with the same number inherits nothing (XSA-322, XSA-419).
+    /// Removes the nodes and rights of `domain`, which is gone, so that the next domain with the same number inherits nothing
+    /// (XSA-322, XSA-419). Goes on after the path `after`.
     Unmake { domain: DomainId, after: Option<Path> },
     /// Removes a node and all below it.
     Remove(Path),
@@ -65,7 +66,7 @@ impl Jobs {
         self.0.iter().any(|job| matches!(job, Job::Unmake { domain: gone, .. } if *gone == domain))
     }
 
-    /// Bytes of a client's changes that watchers have not been told of.
+    /// Bytes of those changes of a client that not all watchers have been told of.
     pub(crate) fn untold(&self, id: ConnectionId) -> usize {
         let of = |job: &Job| match job {
             Job::Tell { cause, bytes, .. } if *cause == Some(id) => *bytes,
@@ -76,8 +77,8 @@ impl Jobs {
 }
 
 impl Store {
-    /// Does up to one turn of the work left from requests; returns whether more is left. The caller of requests calls
-    /// this until nothing is left, and lets others have their turn in between.
+    /// Does up to one turn of the work that requests have left; returns whether more is left. Whoever makes requests calls this
+    /// until nothing is left, and lets other tasks have turns in between.
     #[must_use = "watchers wait for what is left"]
     pub fn work(&mut self) -> bool {
         let end = self.steps.saturating_add(TURN);
@@ -161,7 +162,7 @@ impl Store {
                 None
             }
             Job::Special { name, domain, rights, next } => self.watches.on(&name, next).cloned().map(|watch| {
-                // A watch with a depth is told which domain it was.
+                // A watch with a depth above 0 is told which domain the event is about.
                 let with_domain = watch.depth.is_some_and(|depth| depth > 0);
                 let path = if with_domain { name.child(&format!("{domain}")) } else { name.clone() };
                 self.queue_event(&watch, &path, |caller| rights.allow(caller, Rights::READ));
@@ -181,8 +182,8 @@ impl Store {
         }
     }
 
-    /// Does one step: queues one watch's event for a change, or searches on. Returns `None` when all watches have been
-    /// told.
+    /// Does one step of telling watchers of the change `fired`: queues the event of one watch, or goes on with the search for
+    /// watches. Returns `None` when all watches have been told.
     fn tell_one(&mut self, fired: Fired, mut search: Search) -> Option<(Fired, Search)> {
         if let Some(watch) = search.step(&self.watches, &fired.path)? {
             self.queue_event(&watch, &fired.path, |caller| fired.may_be_heard_by(caller));
@@ -198,7 +199,8 @@ impl Store {
         }
     }
 
-    /// Looks at the next few nodes for those a domain that is gone owned, or has rights to.
+    /// Looks at the next few nodes after the path `after`. Removes the rights that `domain`, which is gone, has to them. At the
+    /// first node that the domain owned, stops and queues the removal of this node. Queues the rest of the job.
     fn unmake_some(&mut self, domain: DomainId, after: Option<&Path>) {
         let next = self.tree.after(after).take(PIECE);
         let nodes: Vec<(Path, Arc<Node>)> = next.map(|(path, node)| (path.clone(), Arc::clone(node))).collect();
@@ -225,7 +227,8 @@ impl Store {
         }
     }
 
-    /// Removes the last few nodes below a path; once there are none, the node at the path.
+    /// Removes the last few nodes below a path, and queues the rest of the job; if there are none, removes the node at the
+    /// path.
     fn remove_some(&mut self, path: Path) {
         let doomed: Vec<Path> = self.tree.below(&path).take(PIECE).cloned().collect();
         if doomed.is_empty() {
@@ -236,13 +239,13 @@ impl Store {
         self.change_as_owner(|view| doomed.iter().try_for_each(|below| view.remove_leaf(below, true)));
     }
 
-    /// Changes the tree with the rights of the server; watchers are told before any other job runs.
+    /// Changes the tree with the rights of the server. Watchers are told of the changes before any other job goes on.
     fn change_as_owner(&mut self, change: impl FnOnce(&mut View<'_>) -> Result<(), StoreError>) {
         let caller = Caller { domain: self.own, privileged: true, target: None };
         let mut changes = Changes::default();
         let ledger = self.ledger();
         let mut view = View { tree: &self.tree, changes: &mut changes, caller: &caller, quotas: &self.quotas, ledger };
-        // The server has all rights. A node that is gone already is no error.
+        // This can only fail because a node is gone already, which is no error here: the server has all rights.
         let _ = change(&mut view);
         self.steps += changes.take_work() as u64;
         let fired = self.commit(changes);
