@@ -1,9 +1,9 @@
-//! Devices of the machine, for a domain that has them: the ports of PCI configuration, windows over their registers, and their
-//! interrupts.
+//! Devices of the machine, for a domain that has them: the ports of PCI configuration, windows over registers of devices, and
+//! interrupts of devices.
 //!
-//! Whoever programs a device that masters the bus reaches all memory, ours first. So ports and windows are made by `unsafe`
-//! functions, whose contract is what Rust cannot check: that the device is told of no memory but such as is set aside for it or
-//! pinned.
+//! Whoever programs a device that masters the bus can have it write to all memory, this domain's included. So ports and windows
+//! are made by `unsafe` functions, whose contract is what Rust cannot check: the device is given addresses only of memory that
+//! is set aside or pinned for it.
 
 use crate::dma::Bytes;
 use crate::events::Channel;
@@ -15,27 +15,29 @@ use drivers::hardware::{ConfigurationPorts, Registers};
 use drivers::pci::{Address, Message};
 use hypercall_abi::Errno;
 
-/// The port that says which register is meant, and the one where it appears.
+/// The port to which the selector of a configuration register is written.
 const SELECT: u16 = 0xcf8;
+/// The port by which the selected register is read and written.
 const DATA: u16 = 0xcfc;
 
-/// Held between the two ports, so that nobody selects another register in between.
+/// Held from the write to [`SELECT`] to the access by [`DATA`], so that nobody selects another register in between.
 static SELECTED: MaskMutex<()> = MaskMutex::new(());
 
-/// The configuration space of PCI. The hypervisor carries out each access for a domain with devices; for others all functions
-/// are absent.
+/// The configuration space of PCI. The hypervisor carries out each access for a domain with devices; for any other domain, all
+/// functions of PCI seem to be absent.
 #[derive(Clone, Copy, Debug)]
 pub struct Ports(());
 
 impl Ports {
-    /// Asks for the right to use ports.
+    /// Asks the hypervisor for the right to use ports.
     ///
     /// # Safety
-    /// Whoever configures a device through this lets it master the bus only after a reset, and tells it only of memory that it may
-    /// write: of [`crate::dma::Dma`], or pinned for it until it has answered or was reset.
+    /// Whoever configures a device through this value lets the device master the bus only after a reset, and gives it only
+    /// addresses of memory that the device may write: memory of a [`crate::dma::Dma`], or pages that stay pinned until the
+    /// device has answered or was reset.
     ///
     /// # Errors
-    /// Why the hypervisor refused.
+    /// The hypervisor's error.
     pub unsafe fn open() -> Result<Self, Errno> {
         hypercall::set_iopl(1)?;
         Ok(Self(()))
@@ -44,8 +46,8 @@ impl Ports {
 
 /// Writes 32 bits to a port.
 fn output(port: u16, value: u32) {
-    // SAFETY: `Ports::open` has made the instruction legal, and its contract covers what the device does then. It touches no
-    // memory and no flags of ours.
+    // SAFETY: `Ports::open` has made the instruction legal, and the contract of `Ports::open` covers what the device does then.
+    // The instruction itself touches no memory and no flags.
     unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags)) };
 }
 
@@ -71,8 +73,8 @@ impl ConfigurationPorts for Ports {
     }
 }
 
-/// A port that a device raises by sending a message. The device's entry for it is masked before the channel is dropped: another
-/// port may get the message later.
+/// Binds an event channel that a device raises by sending a message; returns the channel and the message. The caller masks the
+/// device's table entry with this message before it drops the channel: another channel may get the same message later.
 ///
 /// # Errors
 /// As [`hypercall::bind_message`].
@@ -81,8 +83,8 @@ pub fn message_interrupt() -> Result<(Channel, Message), Errno> {
     Ok((Channel::adopt(bound.port), Message { address: bound.address, data: bound.data }))
 }
 
-/// Registers of a device, mapped uncached until this is dropped. Dropping it makes every translation be forgotten: not on a path
-/// that must be fast.
+/// Registers of a device, mapped uncached until this value is dropped. Dropping it flushes the whole TLB, so it is not for
+/// paths that must be fast.
 #[derive(Debug)]
 pub struct RegisterWindow {
     bytes: Bytes,
@@ -93,14 +95,14 @@ pub struct RegisterWindow {
 unsafe impl Send for RegisterWindow {}
 
 impl RegisterWindow {
-    /// Maps `bytes` bytes at a machine address outside RAM, which need not begin a page.
+    /// Maps `bytes` bytes at a machine address outside RAM. The address need not be the start of a page.
     ///
     /// # Safety
-    /// They are registers of a device that is used as [`Ports::open`] says.
+    /// The bytes are registers of a device that is used as [`Ports::open`] says.
     ///
     /// # Errors
-    /// `Inval` for nothing to map; `NoMem` without room for a window; otherwise why the hypervisor refused: in particular RAM,
-    /// and what is not this domain's device.
+    /// `Inval` if `bytes` is 0; `NoMem` if no addresses are free for the window; otherwise the hypervisor's error, in
+    /// particular for RAM, and for frames that are no device of this domain.
     pub unsafe fn map(address: u64, bytes: u32) -> Result<Self, Errno> {
         let within = address % PAGE;
         let pages = (within + u64::from(bytes)).div_ceil(PAGE);
@@ -119,19 +121,20 @@ impl RegisterWindow {
 
     fn read<T: Width>(&self, offset: usize, otherwise: T) -> T {
         let Some(register) = self.bytes.at::<T>(offset) else { return otherwise };
-        // SAFETY: `at` keeps it inside and aligned; mapped by the contract of `Bytes::new`; any bits are a `T`. A register may
-        // change at any moment, and by being read: volatile, and once.
+        // SAFETY: `at` makes sure that the register is inside the window and aligned; it is mapped, by the contract of
+        // `Bytes::new`; any bits are a `T`. A register may change at any moment and by being read, so the read is volatile and
+        // made once.
         unsafe { register.read_volatile() }
     }
 
     fn write<T: Width>(&self, offset: usize, value: T) {
         let Some(register) = self.bytes.at::<T>(offset) else { return };
-        // SAFETY: as in `read`; what the device does then is covered by the contract of `map`.
+        // SAFETY: as in `read`; the contract of `map` covers what the device does then.
         unsafe { register.write_volatile(value) };
     }
 }
 
-/// How wide an access is: unsigned integers that one instruction reads and writes.
+/// The widths of an access: unsigned integers that one instruction reads or writes.
 trait Width: Copy {}
 impl Width for u8 {}
 impl Width for u16 {}

@@ -1,7 +1,9 @@
-//! Memory that devices read and write beside us: frames in a row, with their machine address. All unsafe of it is here.
+//! Memory that devices read and write at any time: consecutive frames, whose machine address is known. All unsafe code for such
+//! memory is here.
 //!
-//! Touches: frames that are this domain's and lie in no other mapping of ours, so that no Rust reference leads to them.
-//! Keeps: what a device may still write is never given back by being dropped: [`Dma::give_back`] says what must be true.
+//! Touches: frames of this domain that have no other mapping here, so that no Rust reference leads to them.
+//! Keeps: memory that a device may still write is not given back. Dropping a [`Dma`] keeps its memory, and
+//! [`Dma::give_back`] is unsafe and says what must be true.
 
 use crate::memory::{PAGE, Window};
 use crate::shared::PeerPages;
@@ -17,9 +19,10 @@ use hypercall_abi::memory::MemoryOp;
 use hypercall_abi::{Errno, domid};
 use ring_protocol::SharedPage;
 
-/// What we call the first page of such memory: far from pages that the builder gave us, and from those borrowed.
+/// The page number under which each run is asked for: larger than the number of any page that the domain's builder gave it, or
+/// that it borrows.
 const FIRST_PAGE: u64 = 1 << 31;
-/// The most frames of a run, as a power of two: 2 MiB.
+/// The order of the largest run: 2^9 frames, 2 MiB.
 const MOST: u32 = 9;
 
 /// Bytes that are accessed atomically or volatilely, never through a reference.
@@ -48,7 +51,7 @@ impl Bytes {
     }
 }
 
-/// A run of frames for devices: zeroed, mapped, below no limit on addresses.
+/// A run of frames for devices, zeroed and mapped. Their machine addresses may be anywhere in RAM.
 #[derive(Debug)]
 pub struct Dma {
     window: ManuallyDrop<Window>,
@@ -61,16 +64,16 @@ pub struct Dma {
 unsafe impl Send for Dma {}
 
 impl Dma {
-    /// Takes `2^order` frames in a row, aligned to as much; `order` is at most 9. They come beside the memory that the builder gave
-    /// us, so the domain's limit must allow them: see [`crate::memory::lend_large`].
+    /// Allocates `2^order` consecutive frames, aligned to their size; `order` is at most 9. They are added to the memory that
+    /// this domain has, so its limit must allow them: see [`crate::memory::lend_large`].
     ///
     /// # Errors
-    /// `NoMem` if there is no such run, or no room for a window; `Inval` for a larger one; otherwise why the hypervisor refused.
+    /// `NoMem` if no such run or no address for it is free; `Inval` for a larger `order`; otherwise the hypervisor's error.
     pub fn allocate(order: u32) -> Result<Self, Errno> {
         if order > MOST {
             return Err(Errno::Inval);
         }
-        // Which page it is called matters to nobody: it is found by its frame.
+        // All runs are asked for under the same page number, which nobody uses: a run is found by its frame.
         let frame = control::populate_run(domid::SELF, FIRST_PAGE, order)?.ok_or(Errno::NoMem)?;
         match Self::map(frame, order) {
             Ok(dma) => Ok(dma),
@@ -81,7 +84,7 @@ impl Dma {
         }
     }
 
-    /// The first of its machine frames.
+    /// The first machine frame of the run.
     #[must_use]
     pub const fn frame(&self) -> u64 {
         self.frame
@@ -108,10 +111,11 @@ impl Dma {
         unsafe { PeerPages::new(self.window.pointer(), self.bytes.count()) }
     }
 
-    /// Gives the memory back. A value that is dropped instead is kept for ever.
+    /// Gives the memory back to the hypervisor. The memory of a value that is dropped instead is kept for ever.
     ///
     /// # Safety
-    /// No device can still write it: each that was given an address in it has been reset, and the reset was read back.
+    /// No device can still write the memory: each device that was given an address in it has been reset, and the reset was read
+    /// back.
     pub unsafe fn give_back(self) {
         let Self { window, frame, order, .. } = self;
         SET_ASIDE.lock().retain(|run| run.start != frame);
@@ -120,7 +124,7 @@ impl Dma {
     }
 }
 
-/// All runs there are, in the order of their frames.
+/// The frames of all runs, in ascending order.
 static SET_ASIDE: MaskMutex<Vec<Range<u64>>> = MaskMutex::new(Vec::new());
 
 fn set_aside(frame: u64, count: u64) -> Result<(), Errno> {
@@ -131,7 +135,7 @@ fn set_aside(frame: u64, count: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Whether a machine frame is of such memory: whatever writes it, no Rust reference leads there.
+/// Whether a machine frame belongs to a [`Dma`]. No Rust reference leads to such a frame, so anything may write it.
 #[must_use]
 pub fn is_set_aside(frame: u64) -> bool {
     let runs = SET_ASIDE.lock();
@@ -139,19 +143,20 @@ pub fn is_set_aside(frame: u64) -> bool {
     after.checked_sub(1).and_then(|last| runs.get(last)).is_some_and(|run| run.contains(&frame))
 }
 
-/// Gives frames back that are mapped nowhere.
+/// Gives back to the hypervisor the frames of a run, which are mapped nowhere.
 fn return_run(frame: u64, order: u32) {
-    // SAFETY: the frames are mapped nowhere, and no device writes them: they were never used, or by the contract of `give_back`.
+    // SAFETY: the frames are mapped nowhere, and no device writes them: they were never used, or by the contract of
+    // `give_back`.
     let returned =
         unsafe { hypercall::reservation_of_order(MemoryOp::DecreaseReservation, &mut [frame], order, domid::SELF) };
     debug_assert_eq!(returned, Ok(1), "frames cannot be given back");
 }
 
-/// An atomic of the memory.
+/// The atomic of type `$atomic` at `$offset` in the memory; `None` if it is not inside, or not aligned.
 macro_rules! word {
     ($self:ident, $offset:ident, $atomic:ident) => {
-        // SAFETY: `at` keeps it inside the memory and aligned; it is mapped, by the contract of `Bytes::new`; the other side is a
-        // device, hence an atomic.
+        // SAFETY: `at` keeps it inside the memory and aligned; it is mapped, by the contract of `Bytes::new`; the other side is
+        // a device, hence an atomic.
         $self.bytes.at($offset).map(|word| unsafe { $atomic::from_ptr(word) })
     };
 }
@@ -162,7 +167,8 @@ impl DmaMemory for Dma {
     }
 
     fn bus_address(&self, offset: usize) -> BusAddress {
-        // Without an IOMMU a device addresses machine memory. The run keeps its frames until no device has it any more.
+        // There is no IOMMU, so the address for a device is the machine address. It is valid until no device has it any more,
+        // because the run keeps its frames as long.
         BusAddress::of_pinned(self.frame * PAGE).plus(offset.min(self.bytes.count()) as u64)
     }
 

@@ -1,8 +1,8 @@
 //! Event channels, 2-level format (core 5): the shared pending and mask bits, the upcall, and the tasks that wait for
 //! ports.
 //!
-//! Code runs with upcalls masked, and [`crate::tasks`] checks the pending bits when no task is ready. A handler set
-//! with [`on_event`] is called from there; in test guests that unmask upcalls, it is called from the upcall.
+//! Code runs with upcalls masked, and [`crate::tasks`] checks the pending bits before every turn of a task. A handler set
+//! with [`on_event`] is called during this check; in test guests that unmask upcalls, it is called during the upcall.
 
 use crate::boot::Boot;
 use crate::hypercall;
@@ -23,16 +23,16 @@ static SHARED: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 #[derive(Default)]
 struct Slot {
     call: Option<fn(u32)>,
-    /// Whether the port was raised since the last [`wait`].
+    /// Whether an event of the port was seen since the last [`wait`] ended.
     fired: bool,
-    /// How often the port was seen raised.
+    /// How many events of the port were seen since it was opened.
     count: u64,
     waiting: Option<Waker>,
 }
 
 static SLOTS: MaskMutex<Vec<Slot>> = MaskMutex::new(Vec::new());
 
-/// Maps the shared page.
+/// Maps the shared_info page.
 ///
 /// # Safety
 /// Called once, after memory works.
@@ -62,31 +62,32 @@ fn word(offset: usize) -> Option<&'static AtomicU64> {
     (!page.is_null()).then(|| unsafe { AtomicU64::from_ptr(page.add(offset).cast()) })
 }
 
-/// The word that holds the bit of `port` in the bit array at offset `array`, and a mask with this bit.
+/// The word that holds the bit of `port` in the bit array at offset `array`, and a mask with this bit. `None` if there is no
+/// such port, or before [`init`].
 fn port_bit(array: usize, port: u32) -> Option<(&'static AtomicU64, u64)> {
     let index = usize::try_from(port / 64).ok().filter(|&index| index < 64)?;
     Some((word(array + index * 8)?, 1 << (port % 64)))
 }
 
-/// A pointer to this vcpu's time record (core 6.1); null before the page is mapped.
+/// A pointer to vcpu 0's time record (core 6.1); null before [`init`].
 pub(crate) fn time_record() -> *const u8 {
     let page = SHARED.load(Ordering::Acquire);
     if page.is_null() { page } else { page.wrapping_add(vcpu_info::TIME) }
 }
 
-/// A pointer to the shared page; null before it is mapped.
+/// A pointer to the shared_info page; null before [`init`].
 #[must_use]
 pub fn shared_page() -> *mut u8 {
     SHARED.load(Ordering::Acquire)
 }
 
-/// Address of the last page fault, as the hypervisor recorded it.
+/// The address of the last page fault, as the hypervisor recorded it; 0 before [`init`].
 #[must_use]
 pub fn page_fault_address() -> u64 {
     word(vcpu_info::CR2).map_or(0, |word| word.load(Ordering::Relaxed))
 }
 
-/// Masks upcalls; returns the previous mask (1 before [`init`]: the mask is initially set, core 1.3).
+/// Masks upcalls; returns the previous mask. Before [`init`] it returns 1, because upcalls are masked at first (core 1.3).
 pub fn mask_upcalls() -> u8 {
     byte(vcpu_info::UPCALL_MASK).map_or(1, |mask| mask.swap(1, Ordering::AcqRel))
 }
@@ -98,7 +99,7 @@ pub fn restore_upcalls(mask: u8) {
     }
 }
 
-/// Unmasks upcalls; a pending one comes at once.
+/// Unmasks upcalls; if one is pending, it is delivered at once.
 pub fn unmask_upcalls() {
     if let Some(mask) = byte(vcpu_info::UPCALL_MASK) {
         mask.store(0, Ordering::SeqCst);
@@ -108,7 +109,7 @@ pub fn unmask_upcalls() {
     }
 }
 
-/// The current upcall mask.
+/// The current upcall mask; 1 before [`init`].
 #[must_use]
 pub fn upcall_mask() -> u8 {
     byte(vcpu_info::UPCALL_MASK).map_or(1, |mask| mask.load(Ordering::Acquire))
@@ -120,7 +121,8 @@ pub fn upcall_pending() -> bool {
     byte(vcpu_info::UPCALL_PENDING).is_some_and(|pending| pending.load(Ordering::SeqCst) != 0)
 }
 
-/// Handles the event upcall. It runs masked (core 3.8); the loop in [`scan`] handles events that arrive meanwhile.
+/// Handles the event upcall. Upcalls are masked while this runs (core 3.8); the loop in [`scan`] handles events that arrive
+/// meanwhile.
 pub(crate) fn upcall() {
     scan();
 }
@@ -150,7 +152,7 @@ fn scan_word(index: u32) {
     }
 }
 
-/// The numbers of the set bits.
+/// The numbers of the set bits, from the lowest on.
 fn bits(mut word: u64) -> impl Iterator<Item = u32> {
     core::iter::from_fn(move || {
         let bit = word.trailing_zeros();
@@ -175,13 +177,13 @@ fn dispatch(port: u32) {
     }
 }
 
-/// Runs `f` on the state of a port; `None` if the port was not prepared.
+/// Returns what `f` returns for the state of a port; `None` if [`prepare`] has made no room for this port.
 fn with_slot<T>(port: u32, f: impl FnOnce(&mut Slot) -> T) -> Option<T> {
     let mut slots = SLOTS.lock();
     slots.get_mut(usize::try_from(port).ok()?).map(f)
 }
 
-/// Resets the state of a port, and makes room for it.
+/// Makes room for the state of a port, and resets the state.
 fn prepare(port: u32) {
     let mut slots = SLOTS.lock();
     let index = usize::try_from(port).unwrap_or(0);
@@ -193,20 +195,20 @@ fn prepare(port: u32) {
     }
 }
 
-/// Begins to listen to a port that was just bound. Events from an earlier use of its number are forgotten.
+/// Begins to listen to a port that was just bound. Events that were seen in an earlier use of the same number are forgotten.
 pub fn open(port: u32) {
     prepare(port);
     set_port_mask(port, false);
 }
 
-/// From now on, calls `call(port)` whenever the port is raised.
+/// Opens a port, and from now on calls `call(port)` whenever an event of the port is seen.
 pub fn on_event(port: u32, call: fn(u32)) {
     open(port);
     with_slot(port, |slot| slot.call = Some(call));
     deliver_missed(port);
 }
 
-/// Waits until the port has been raised since the last wait. Only one task may wait for a port.
+/// Waits for an event of a port; ends at once if one was seen since the last wait ended. Only one task may wait for a port.
 pub fn wait(port: u32) -> impl Future<Output = ()> {
     Wait { port }
 }
@@ -231,13 +233,14 @@ impl Future for Wait {
     }
 }
 
-/// How often the port was seen raised.
+/// How many events of a port were seen since it was opened.
 #[must_use]
 pub fn count(port: u32) -> u64 {
     with_slot(port, |slot| slot.count).unwrap_or(0)
 }
 
-/// Masks or unmasks a port in the shared bits, without a hypercall.
+/// Masks or unmasks a port by its bit in the shared_info page, not by a hypercall. An event that came while the port was masked
+/// is delivered when it is unmasked.
 pub fn set_port_mask(port: u32, masked: bool) {
     if let Some((word, bit)) = port_bit(offset::EVTCHN_MASK, port) {
         if masked {
@@ -249,8 +252,8 @@ pub fn set_port_mask(port: u32, masked: bool) {
     }
 }
 
-/// Sets the selector bit of a port that is pending. While a port is masked, the hypervisor sets its pending bit without
-/// the selector bit (core 5.1).
+/// If a port is pending, sets its selector bit and marks an upcall as pending. The hypervisor has not done so if the port was
+/// masked when it was raised (core 5.1).
 fn deliver_missed(port: u32) {
     if !is_pending(port) {
         return;

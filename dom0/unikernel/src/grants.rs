@@ -1,6 +1,6 @@
-//! Pages that other domains granted (ABI io 1): mapped to be shared with them, pinned for a device, copied.
+//! Pages that other domains granted (ABI io 1): they are mapped in order to be shared, pinned for a device, or copied.
 //!
-//! Pins and copies go in batches, and each element has an answer of its own: what one guest does wrong costs no other.
+//! Pins and copies are made in batches, and each element of a batch has a result of its own: if one fails, the others do not.
 
 use crate::memory::Window;
 use crate::shared::PeerPages;
@@ -11,12 +11,12 @@ use hypercall_abi::grant::{Copy, CopySide, MapGrantRef, UnmapGrantRef, map, stat
 use hypercall_abi::{Errno, domid};
 use ring_protocol::SharedPage;
 
-/// Elements of one call. Its structures are on the stack.
+/// The most elements of one hypercall. Their structures are on the stack.
 const BATCH: usize = 32;
-/// The most pages mapped in a row.
+/// The most pages that one [`GrantedPages`] has.
 pub const MOST_PAGES: usize = 16;
 
-/// Pages of another domain, mapped writable in a row until this value is dropped.
+/// Pages of another domain, mapped writable at consecutive addresses until this value is dropped.
 #[derive(Debug)]
 pub struct GrantedPages {
     pages: PeerPages,
@@ -28,9 +28,9 @@ impl GrantedPages {
     /// Maps the pages that `domain` granted by `references`, at most [`MOST_PAGES`], one after the other.
     ///
     /// # Errors
-    /// `NoMem` if no address or memory is free, `NoSpc` if the hypervisor has no handle left, `Srch` without such a domain, `Inval`
-    /// for a number of references out of range and for a grant that does not exist or is for another domain, and the
-    /// hypervisor's error for the call as a whole.
+    /// `NoMem` if no address or memory is free; `NoSpc` if the hypervisor has no handle left; `Srch` if there is no such
+    /// domain; `Inval` for no reference, for too many, and for a grant that the hypervisor refuses, for instance because it
+    /// does not exist or is for another domain; and the hypervisor's error for the call as a whole.
     pub fn map(domain: u16, references: &[u32]) -> Result<Self, Errno> {
         if references.is_empty() || references.len() > MOST_PAGES {
             return Err(Errno::Inval);
@@ -38,10 +38,10 @@ impl GrantedPages {
         let mut handles = Vec::new();
         handles.try_reserve_exact(references.len()).map_err(|_| Errno::NoMem)?;
         let window = Window::reserve(references.len() as u64)?;
-        // SAFETY: the window shows whole pages in a row as far as they are mapped below, and as long as the value lives; the
-        // value is handed out only if all are.
+        // SAFETY: the window has whole pages, which are mapped below and stay mapped as long as this value lives; it is only
+        // handed out if all are mapped.
         let pages = unsafe { PeerPages::new(window.pointer(), references.len() * 4096) };
-        // What is mapped before an error is unmapped when this is dropped.
+        // Pages that are mapped before an error are unmapped when this value is dropped.
         let mut mapped = Self { pages, window, handles };
         for reference in references {
             let mut grant = [MapGrantRef {
@@ -51,7 +51,7 @@ impl GrantedPages {
                 dom: domain,
                 ..MapGrantRef::default()
             }];
-            // SAFETY: the address belongs to a window of ours, which holds no Rust references.
+            // SAFETY: the address belongs to a window of ours, into which no Rust reference leads.
             unsafe { hypercall::map_grants(&mut grant) }?;
             match grant[0].status {
                 status::OKAY => mapped.handles.push(grant[0].handle),
@@ -104,28 +104,28 @@ impl SharedPage for GrantedPages {
     }
 }
 
-/// A page that a device is to reach.
+/// A granted page that a device is to reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// The granter.
+    /// The domain that granted the page.
     pub domain: u16,
-    /// The reference.
+    /// The reference of the grant.
     pub reference: u32,
-    /// The device writes into the page.
+    /// Whether the device writes into the page.
     pub writable: bool,
 }
 
 /// Why a page is not pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotPinned {
-    /// There is no such grant for us, or the granter has withdrawn it.
+    /// There is no such grant for this domain, or the granter has withdrawn it.
     Refused,
-    /// The hypervisor has no handle left for us.
+    /// The hypervisor has no handle left for this domain.
     NoHandles,
 }
 
-/// Pins pages for devices, without mapping them: until [`unpin`] they keep their owner and their type. `each` is told the place of
-/// each grant in the list, and its handle and address or why it is not pinned.
+/// Pins pages for devices, without mapping them: until [`unpin`], the pages keep their owner and their type. Calls `each` for
+/// each grant, with its index in `grants`, and with its handle and the page's address, or why the page is not pinned.
 pub fn pin(grants: &[Grant], mut each: impl FnMut(usize, Result<(u32, BusAddress), NotPinned>)) {
     for (first, part) in (0..).step_by(BATCH).zip(grants.chunks(BATCH)) {
         let mut calls = [MapGrantRef::default(); BATCH];
@@ -135,7 +135,7 @@ pub fn pin(grants: &[Grant], mut each: impl FnMut(usize, Result<(u32, BusAddress
             (call.gref, call.dom) = (grant.reference, grant.domain);
             call.status = status::GENERAL_ERROR;
         }
-        // SAFETY: nothing is mapped. If the call fails as a whole, each status tells whether its element was done.
+        // SAFETY: nothing is mapped. Even if the call fails as a whole, each status tells whether its element was carried out.
         let _ = unsafe { hypercall::map_grants(calls) };
         for (place, call) in (first..).zip(calls) {
             each(
@@ -150,7 +150,8 @@ pub fn pin(grants: &[Grant], mut each: impl FnMut(usize, Result<(u32, BusAddress
     }
 }
 
-/// Ends pins, each with the address that [`pin`] answered. No device reaches the pages any more: each has answered or was reset.
+/// Ends pins, each given by the handle and address that [`pin`] returned. The caller makes sure that no device reaches the
+/// pages any more: each device has answered or was reset.
 pub fn unpin(pins: impl Iterator<Item = (u32, BusAddress)>) {
     let mut pins = pins.peekable();
     while pins.peek().is_some() {
@@ -169,26 +170,27 @@ pub fn unpin(pins: impl Iterator<Item = (u32, BusAddress)>) {
     }
 }
 
-/// A copy between a granted page and one of ours.
+/// A copy between a granted page and a page of this domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageCopy {
-    /// The granter.
+    /// The domain that granted the page.
     pub domain: u16,
-    /// The reference.
+    /// The reference of the grant.
     pub reference: u32,
     /// The first byte in the granted page.
     pub offset: u16,
-    /// The machine frame of our page.
+    /// The machine frame of this domain's page.
     pub frame: u64,
-    /// The first byte in our page.
+    /// The first byte in this domain's page.
     pub frame_offset: u16,
-    /// How many bytes. On both sides they end within the page.
+    /// How many bytes are copied. They end within the page on both sides.
     pub bytes: u16,
-    /// From the granted page into ours, which must be memory of [`dma::Dma`]; otherwise from ours.
+    /// Whether to copy from the granted page into this domain's, which must then be memory of a [`dma::Dma`]; otherwise from
+    /// this domain's page into the granted one.
     pub into_ours: bool,
 }
 
-/// Copies. `each` is told the place of each copy in the list, and whether it was done.
+/// Makes copies. Calls `each` for each copy, with its index in `copies`, and with whether all its bytes were copied.
 pub fn copy(copies: &[PageCopy], mut each: impl FnMut(usize, bool)) {
     const SOURCE_IS_GRANT: u16 = 1;
     const DEST_IS_GRANT: u16 = 2;
@@ -201,13 +203,14 @@ pub fn copy(copies: &[PageCopy], mut each: impl FnMut(usize, bool)) {
             let ours = CopySide { gref_or_frame: it.frame, domid: domid::SELF, offset: it.frame_offset, pad: 0 };
             if it.into_ours && !dma::is_set_aside(it.frame) {
                 log::error!("frame {:#x} is not for copies into it", it.frame);
-                continue; // a copy of nothing, whose status stays
+                continue; // the element has 0 bytes: it is refused, or copies nothing
             }
             (call.source, call.dest, call.flags) =
                 if it.into_ours { (theirs, ours, SOURCE_IS_GRANT) } else { (ours, theirs, DEST_IS_GRANT) };
             call.len = it.bytes;
         }
-        // SAFETY: frames of ours that are written are of memory that is accessed atomically or volatilely only (looked at above).
+        // SAFETY: the frames of this domain that are written belong to a `Dma`, as was checked above: no Rust reference leads
+        // there.
         let _ = unsafe { hypercall::copy_grants(calls) };
         for (place, (call, it)) in (first..).zip(calls.iter().zip(part)) {
             each(place, call.status == status::OKAY && call.len == it.bytes);

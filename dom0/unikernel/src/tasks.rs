@@ -1,12 +1,12 @@
-//! Cooperative tasks on vcpu 0: they run with upcalls masked and sleep in `tenon_op(Wait)`, or where there is none in
-//! `sched_op(block)`, when none is ready.
+//! Cooperative tasks on vcpu 0. They run with upcalls masked. When none is ready, the vcpu sleeps in `tenon_op(Wait)` or, on a
+//! hypervisor without this call, in `sched_op(block)`.
 //!
 //! There are two ready queues. Control tasks, each of whose steps a guest or a person waits for, run before data tasks,
 //! which move bytes; data tasks get at least one turn in nine. Events are checked before every turn, so a control task
 //! waits for at most one turn of a data task. After a millisecond of turns, other domains get the CPU.
 //!
-//! No wake-up is lost: the ready queues and the pending bits are checked with upcalls masked; `Wait`, and `block` after it has
-//! unmasked them, check again in the same step (core 5.4).
+//! No wake-up is lost: the ready queues and the pending bits are checked with upcalls masked, and the hypervisor looks for
+//! pending events once more when it puts the vcpu to sleep in `Wait`, or in `block`, which unmasks upcalls (core 5.4).
 
 mod ready;
 
@@ -22,19 +22,21 @@ use ready::Ready;
 pub use async_task::Task;
 pub use ready::{CONTROL_IN_A_ROW, Class};
 
-/// Nanoseconds that tasks run before other domains get the CPU, so that a guest that waits for dom0's answer gets the
-/// CPU soon, even if there is only one.
+/// Nanoseconds that tasks run before other domains get the CPU. So a guest that dom0 has answered gets the CPU soon, even if
+/// the machine has only one.
 const TURN_NS: u64 = 1_000_000;
 
 static READY: MaskMutex<Ready<Runnable>> = MaskMutex::new(Ready::new());
 
-/// Starts a control task: see [`Class`]. Dropping the handle cancels the task; `detach` lets it continue.
+/// Starts a control task: see [`Class`]. Dropping the returned handle cancels the task; `detach` drops the handle and lets the
+/// task continue.
 #[must_use = "a task is cancelled when its handle is dropped"]
 pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
     spawn_in(Class::Control, future)
 }
 
-/// Starts a data task: see [`Class`]. Dropping the handle cancels the task; `detach` lets it continue.
+/// Starts a data task: see [`Class`]. Dropping the returned handle cancels the task; `detach` drops the handle and lets the
+/// task continue.
 #[must_use = "a task is cancelled when its handle is dropped"]
 pub fn spawn_data<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
     spawn_in(Class::Data, future)
@@ -75,7 +77,8 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
     }
 }
 
-/// Sleeps until an event is pending. Events are looked for by [`block_on`] itself, so an upcall would be for nothing.
+/// Sleeps until an event is pending. [`block_on`] looks for events itself, so the sleep should end without an upcall: `Wait`
+/// does so, `block` does not.
 fn sleep() {
     static HAS_WAIT: AtomicBool = AtomicBool::new(true);
     if HAS_WAIT.load(Ordering::Relaxed) && hypercall::wait().is_err() {
@@ -86,7 +89,7 @@ fn sleep() {
     }
 }
 
-/// Gives the next ready task a turn; returns whether there was one.
+/// Gives the next ready task a turn; returns whether a task was ready.
 fn run_next() -> bool {
     let next = READY.lock().next();
     next.is_some_and(|runnable| {
