@@ -26,14 +26,18 @@ pub const WAITING: usize = 2 * (MAX_DOMAIN_VCPUS + 1);
 /// How often an entry is tried again because the CPU set its accessed or dirty bit.
 pub(super) const TRIES: usize = 8;
 
+/// How far the promotion or undoing of one table has come.
 #[derive(Clone, Copy, Debug)]
 struct Cursor {
     table: Frame,
     level: u8,
+    /// The entries before this one are counted.
     next: usize,
+    /// Whether the table is being promoted; otherwise it is being undone.
     up: bool,
 }
 
+/// The outcome of a promotion that was interrupted.
 #[derive(Clone, Copy, Debug)]
 struct Finished {
     table: Frame,
@@ -47,10 +51,11 @@ pub(super) struct Work {
     stack: heapless::Vec<Cursor, 4>,
     /// The table (frame and level) that the promotion on the stack makes; `None` while a dropped table is undone.
     goal: Option<(Frame, u8)>,
+    /// Why the promotion on the stack is being reversed; `None` if it is not.
     failed: Option<Refused>,
     /// The first of the dropped tables whose undoing has not begun; the others are linked through their frames' words.
     debts: Option<Frame>,
-    /// Outcomes that wait for their requests, oldest first. A success holds one use of the table.
+    /// Outcomes that are kept until their requests are made again, oldest first. A success holds one use of the table.
     finished: heapless::Vec<Finished, WAITING>,
 }
 
@@ -193,7 +198,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.table.note_entry(top.table, top.next, Fault::SkipNoteOfClimb);
         match self.take_in_place(top) {
             Ok(Taken::Ready) => self.move_to(top.next.saturating_add(1)),
-            Ok(Taken::Started) => {} // a cursor above promotes the child; then this entry is counted
+            Ok(Taken::Started) => {} // a new cursor promotes the lower table first; then this entry is counted
             Err(why) => {
                 self.state.work.failed = Some(why);
                 self.turn();
@@ -293,7 +298,7 @@ impl<M: Frames + Cpus> Session<'_, M> {
         self.table.demoted(top.table, self.id());
         self.state.work.stack.pop();
         match self.state.work.stack.last_mut() {
-            Some(parent) => parent.up = false, // a promotion whose child failed is reversed; an undoing continues
+            Some(parent) => parent.up = false, // a promotion is reversed, as that of its lower table failed; an undoing goes on
             None => {
                 if let Some(why) = self.state.work.failed.take() {
                     self.finish(Err(why));

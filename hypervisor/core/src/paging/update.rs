@@ -216,7 +216,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
     /// through a read-only mapping.
     ///
     /// # Errors
-    /// [`Refused::NotTableWrite`]: the guest gets the fault.
+    /// [`Stop::More`], or [`Refused::NotTableWrite`]: the guest then gets the fault.
     pub fn find_table_write(&mut self, root: Frame, at: GuestVirt) -> Outcome<TableWrite> {
         self.ready()?;
         let path = claim::walk(self.m, self.table, root, at).ok_or(Refused::NotTableWrite)?;

@@ -117,7 +117,7 @@ impl Cpu {
         self.waiting.fetch_sub(if queued & URGENT == 0 { 1 } else { ONE_URGENT + 1 }, SeqCst);
     }
 
-    /// How long the running vcpu may run from the start of its turn, which depends on the vcpus that are queued now; `u64::MAX`
+    /// How long the running vcpu may run from the start of its turn. This depends on the vcpus that are queued now; `u64::MAX`
     /// if none is.
     pub(super) fn slice(&self) -> u64 {
         match self.waiting.load(SeqCst) {
