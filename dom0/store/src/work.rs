@@ -50,7 +50,7 @@ enum Job {
     /// Fires a special name at those of its watchers that may read it by `rights`; goes on at the watch with number `next`.
     Special { name: Path, domain: DomainId, rights: Permissions, next: u64 },
     /// Removes the nodes and rights of `domain`, which is gone, so that the next domain with the same number inherits nothing
-    /// (XSA-322, XSA-419). Goes on after the path `after`.
+    /// (XSA-322, XSA-419). Goes on after the path `after`; begins with the root if that is `None`.
     Unmake { domain: DomainId, after: Option<Path> },
     /// Removes a node and all below it.
     Remove(Path),
@@ -66,7 +66,7 @@ impl Jobs {
         self.0.iter().any(|job| matches!(job, Job::Unmake { domain: gone, .. } if *gone == domain))
     }
 
-    /// Bytes of those changes of a client that not all watchers have been told of.
+    /// How many bytes are charged to a client for changes that not all watchers have been told of.
     pub(crate) fn untold(&self, id: ConnectionId) -> usize {
         let of = |job: &Job| match job {
             Job::Tell { cause, bytes, .. } if *cause == Some(id) => *bytes,
