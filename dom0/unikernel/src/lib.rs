@@ -2,7 +2,7 @@
 //!
 //! An image links this crate and names its main program with `unikernel::entry!(main)`. `main` runs on vcpu 0 with
 //! traps, memory, events and time set up. Everything is cooperative: code runs with event upcalls masked, and events
-//! are handled when no task is ready ([`tasks`]). So no handler ever interrupts code, unless the code unmasks upcalls.
+//! are handled between the turns of tasks ([`tasks`]). So no handler ever interrupts code, unless the code unmasks upcalls.
 //!
 //! Touches: its own domain, through hypercalls, page tables it owns and the pages it shares with the hypervisor.
 //! Never touches: hardware; other domains' memory, unless it was granted or mapped by authority.
