@@ -6,6 +6,7 @@ mod apt;
 pub mod build;
 pub mod bundle;
 pub mod cache;
+pub mod disk;
 pub mod firmware;
 pub mod first;
 pub mod grub;

@@ -1,5 +1,6 @@
 //! The emulated machine: how it is put together and what its end means.
 
+use crate::disk::Disk;
 use crate::qemu::{self, Qemu};
 use hypercall_abi::sched::ShutdownReason;
 use std::path::Path;
@@ -27,6 +28,8 @@ pub struct Hardware {
     pub cpu: Option<String>,
     /// Arguments for QEMU that stand behind our own.
     pub arguments: Vec<String>,
+    /// Its disks; they are numbered from 0 on.
+    pub disks: Vec<Disk>,
     /// Where its serial line leads.
     pub console: Console,
 }
@@ -35,7 +38,7 @@ impl Hardware {
     /// A machine of so many MiB, with nothing special.
     #[must_use]
     pub const fn new(memory: u32, console: Console) -> Self {
-        Self { memory, cpu: None, arguments: Vec::new(), console }
+        Self { memory, cpu: None, arguments: Vec::new(), disks: Vec::new(), console }
     }
 
     /// A command that boots `hypervisor` (an ELF file) with the archive `bundle`. `options` is the hypervisor's own
@@ -57,6 +60,10 @@ impl Hardware {
         }
         // A comma in an option's value is written twice.
         let file = iso.as_os_str().to_string_lossy().replace(',', ",,");
+        if medium == Medium::Cd && !self.disks.is_empty() {
+            // The firmware would look at the disks first.
+            command.args(["-boot", "d"]);
+        }
         command.arg("-drive").arg(match medium {
             Medium::Cd => format!("media=cdrom,readonly=on,format=raw,file={file}"),
             Medium::Disk => format!("media=disk,snapshot=on,format=raw,file={file}"),
@@ -76,6 +83,7 @@ impl Hardware {
             Console::Terminal => "stdio,id=com1,mux=on,signal=off",
         });
         command.args(["-serial", "chardev:com1", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        command.args(self.disks.iter().enumerate().flat_map(|(number, disk)| disk.arguments(number)));
         command
     }
 }

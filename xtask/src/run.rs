@@ -16,6 +16,7 @@ use toolstack::bundle::ANSWER;
 use toolstack::command::Command;
 use toolstack::status::Failure;
 use xshell::Shell;
+use xtask::disk::Disk;
 use xtask::machine::{Console, End, Hardware, Medium};
 use xtask::qemu::Qemu;
 use xtask::{build, firmware};
@@ -39,6 +40,11 @@ pub(crate) struct Options {
     /// Model of the machine's CPU, as QEMU calls it: qemu64, Nehalem, EPYC-Milan [default: all that the emulator can do]
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
+    /// Give the machine a disk: a raw or qcow2 file, known by its header or by `,format=raw` or `,format=qcow2`; with `,ro`
+    /// nobody writes it. Can be repeated. The disks have the serial numbers tenon0, tenon1 and so on. Guests cannot use
+    /// them yet
+    #[arg(long, value_name = "FILE[,ro]")]
+    disk: Vec<String>,
     /// One more argument for QEMU; can be repeated: --qemu-arg=-d --qemu-arg=int
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     qemu_arg: Vec<String>,
@@ -94,10 +100,12 @@ If several things go wrong, the first one counts. A guest that is made anew afte
 
 /// Builds what is to run, runs it, and gives the status this program ends with.
 pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
+    let disks = Disk::read_all(&options.disk).context("--disk")?;
     let hardware = |stays: bool| Hardware {
         memory: options.machine_memory,
         cpu: options.cpu.clone(),
         arguments: options.qemu_arg.clone(),
+        disks: disks.clone(),
         console: match stays && io::stdin().is_terminal() && io::stdout().is_terminal() {
             true => Console::Terminal,
             false => Console::Plain,
