@@ -1,6 +1,6 @@
 //! `grant_table_op` (ABI io 1.3). One bad element never fails its array: each has a status of its own.
 
-use super::pin::{Handle, Pin};
+use super::pin::{Claimed, Handle, Pin};
 use super::{GrantRefused, Grants, HANDLES_PER_FRAME, MAX_FRAMES, MAX_HANDLE_FRAMES, filled};
 use crate::claim::Access;
 use crate::fault::{Fault, planted};
@@ -56,10 +56,12 @@ pub fn grant_table_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answ
     ensure!(count <= u64::from(u32::MAX >> 1), Errno::Inval);
     let one = if count == 1 { Ok(array) } else { Err(Errno::Inval) };
     match GrantOp::from_number(low32(command).into()).ok_or(Errno::NoSys)? {
-        GrantOp::MapGrantRef => return each(ctx, call, map_one, |one| &mut one.status),
-        GrantOp::UnmapGrantRef => return each(ctx, call, |ctx, one| unmap_one(ctx, one, None), |one| &mut one.status),
-        GrantOp::UnmapAndReplace => return each(ctx, call, replace_one, |one| &mut one.status),
-        GrantOp::Copy => return each(ctx, call, copy_one, |one| &mut one.status),
+        GrantOp::MapGrantRef => return each::<_, _, 2>(ctx, call, map_one, |one| &mut one.status),
+        GrantOp::UnmapGrantRef => {
+            return each::<_, _, 1>(ctx, call, |ctx, one| unmap_one(ctx, one, None), |one| &mut one.status);
+        }
+        GrantOp::UnmapAndReplace => return each::<_, _, 1>(ctx, call, replace_one, |one| &mut one.status),
+        GrantOp::Copy => return each::<_, _, 1>(ctx, call, copy_one, |one| &mut one.status),
         GrantOp::SetupTable => setup_table(ctx, one?)?,
         GrantOp::QuerySize => {
             let mut query: QuerySize = ctx.read(one?)?;
@@ -86,8 +88,10 @@ pub fn grant_table_op<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answ
     Ok(0)
 }
 
-/// Carries out a few elements of an array and moves the call's place in it on.
-fn each<M: Machine, T: FromBytes + IntoBytes + Immutable>(
+/// Carries out a few elements of an array and moves the call's place in it on. Of an element its last `OUT` words are written
+/// back, which hold what the operation answers. A caller whose array cannot be written loses the answer: it may have a handle
+/// that it does not know.
+fn each<M: Machine, T: FromBytes + IntoBytes + Immutable, const OUT: usize>(
     ctx: &mut Ctx<'_, M>,
     call: &mut Call,
     one: fn(&mut Ctx<'_, M>, &mut T) -> Result<(), Failed>,
@@ -95,8 +99,6 @@ fn each<M: Machine, T: FromBytes + IntoBytes + Immutable>(
 ) -> Answer {
     for _ in 0..call.args[2].min(BATCH) {
         let mut element: T = ctx.read(call.args[1])?;
-        // Tried before anything is done: an element whose answer cannot be told is not carried out.
-        ctx.write(call.args[1], &element)?;
         let at = GuestVirt(call.args[1]);
         let kept = if planted(Fault::KeepFrame) { ctx.memory()?.frame(at, Access::Write).ok() } else { None };
         *status(&mut element) = match one(ctx, &mut element) {
@@ -106,7 +108,11 @@ fn each<M: Machine, T: FromBytes + IntoBytes + Immutable>(
         };
         match kept.filter(|_| at.offset() + size_of::<T>() <= PAGE_SIZE) {
             Some(frame) => ctx.m.write(frame, at.offset(), element.as_bytes()),
-            None => ctx.write(at.0, &element)?,
+            None => {
+                let suffix = <[u64; OUT]>::read_from_suffix(element.as_bytes());
+                let (before, answer) = suffix.map_err(|_| Errno::Fault)?;
+                ctx.write(at.plus(long(before.len())).0, &answer)?;
+            }
         }
         call.args[1] = call.args[1].wrapping_add(bytes_of::<T>());
         call.args[2] -= 1;
@@ -143,17 +149,41 @@ fn map_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut MapGrantRef) -> Result<(
     ensure!(host || device, GrantRefused::NoSuchGrant);
     let owner = ctx.named(call.dom).map_err(|_| GrantRefused::NoSuchDomain)?;
     let (m, me) = (ctx.m, ctx.domain);
-    let handle = ctx.cpu_ctx().free_handle(me)?;
+    let handle = me.grants.next_free(m).map_or_else(|| free_handle(ctx), Ok)?;
     let pinned = ctx.cpu_ctx().pin(owner, call.gref, me.id(), call.flags & map::READONLY == 0);
     let mapped = pinned.map_err(Failed::GrantRefused).and_then(|pin| {
         if host {
             map_host(ctx, call, pin).inspect_err(|_| ctx.cpu_ctx().unpin(pin, me.id()))?;
         }
-        (call.handle, call.dev_bus_addr) = (handle, pin.frame.address());
+        (call.handle, call.dev_bus_addr) = (handle.number(), pin.frame.address());
         Ok(Handle { pin, host, device, by_entry })
     });
-    me.grants.set_handle(m, handle, mapped.as_ref().ok().copied());
+    handle.set(mapped.as_ref().ok().copied());
     mapped.map(|_| ())
+}
+
+/// Claims the caller's lowest free handle; another frame of handles is allocated when all are taken.
+#[cold]
+fn free_handle<'a, M: Machine>(ctx: &mut Ctx<'a, M>) -> Result<Claimed<'a>, GrantRefused> {
+    let (m, world, domain) = (ctx.m, ctx.world, ctx.domain);
+    let grants = &domain.grants;
+    let _guard = grants.lock.lock(ctx.held);
+    let from = grants.free.load(SeqCst);
+    let mut found = Err(GrantRefused::NoHandle);
+    for number in from..MAX_HANDLE_FRAMES * HANDLES_PER_FRAME {
+        let slot = nth(&grants.handles, number / HANDLES_PER_FRAME).ok_or(GrantRefused::NoHandle)?;
+        if slot.get().is_none() {
+            slot.set(world.frames.allocate_for(m, domain.id()).map_err(|_| GrantRefused::NoHandle)?);
+        }
+        if let Some(claimed) = grants.claim_free(m, number) {
+            found = Ok(claimed);
+            break;
+        }
+    }
+    // Unless one before it was given up meanwhile.
+    let next = found.as_ref().map_or(u32::MAX, |claimed| claimed.number() + 1);
+    let _ = grants.free.compare_exchange(from, next, SeqCst, SeqCst);
+    found
 }
 
 fn map_host<M: Machine>(ctx: &mut Ctx<'_, M>, call: &MapGrantRef, pin: Pin) -> Result<(), Failed> {
@@ -184,15 +214,16 @@ fn replace_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapAndReplace) -> 
 }
 
 /// Unmaps a grant; `by`: the entry of this address is moved to where it was mapped.
+#[inline]
 fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &UnmapGrantRef, by: Option<u64>) -> Result<(), Failed> {
     let (m, me) = (ctx.m, ctx.domain);
-    let mut handle = me.grants.claim_handle(m, call.handle).ok_or(GrantRefused::NoSuchHandle)?;
+    let (mut handle, claimed) = me.grants.claim_handle(m, call.handle).ok_or(GrantRefused::NoSuchHandle)?;
     let done = unmap_halves(ctx, call, by, &mut handle);
     let in_use = handle.host || handle.device;
     if !in_use {
         ctx.cpu_ctx().unpin(handle.pin, me.id());
     }
-    me.grants.set_handle(m, call.handle, Some(handle).filter(|_| in_use));
+    claimed.set(Some(handle).filter(|_| in_use));
     done
 }
 
@@ -228,29 +259,6 @@ impl<M: Machine> CpuCtx<'_, M> {
         Ok(&domain.grants)
     }
 
-    /// The number of a handle that was free and is claimed now, the lowest there is; another frame of them is allocated
-    /// when all are taken.
-    fn free_handle(&mut self, domain: &Domain) -> Result<u32, GrantRefused> {
-        let (m, grants) = (self.m, &domain.grants);
-        let _guard = grants.lock.lock(self.held);
-        let from = grants.free.load(SeqCst);
-        let mut found = Err(GrantRefused::NoHandle);
-        for number in from..MAX_HANDLE_FRAMES * HANDLES_PER_FRAME {
-            let slot = nth(&grants.handles, number / HANDLES_PER_FRAME).ok_or(GrantRefused::NoHandle)?;
-            if slot.get().is_none() {
-                slot.set(self.world.frames.allocate_for(m, domain.id()).map_err(|_| GrantRefused::NoHandle)?);
-            }
-            if grants.claim_free(m, number) {
-                found = Ok(number);
-                break;
-            }
-        }
-        // Unless one before it was given up meanwhile.
-        let next = found.map_or(u32::MAX, |number| number + 1);
-        let _ = grants.free.compare_exchange(from, next, SeqCst, SeqCst);
-        found
-    }
-
     /// Gives up what a dying domain has mapped. Its page tables, and with them the mappings, go afterwards; the frames
     /// stay referenced by the entries until then.
     ///
@@ -260,8 +268,8 @@ impl<M: Machine> CpuCtx<'_, M> {
         let (m, grants) = (self.m, &domain.grants);
         let mut left = SWEEP;
         for number in 0..filled(&grants.handles) * HANDLES_PER_FRAME {
-            let Some(handle) = grants.handle(m, number) else { continue };
-            grants.set_handle(m, number, None);
+            let Some((handle, claimed)) = grants.claim_handle(m, number) else { continue };
+            claimed.set(None);
             self.unpin(handle.pin, domain.id());
             left = left.checked_sub(1).ok_or(Halt::More)?;
         }

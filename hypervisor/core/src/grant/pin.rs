@@ -1,7 +1,7 @@
 //! Pins: a grant in use. One word per entry of a table records the frame and how often it is in use, out of the granter's
 //! reach (ABI io 1.4).
 
-use super::{GrantRefused, Grants};
+use super::{GrantRefused, Grants, HANDLES_PER_FRAME};
 use crate::frame;
 use crate::machine::word;
 use crate::prelude::*;
@@ -69,6 +69,7 @@ pub(super) struct Pin {
 
 impl<M: Machine> CpuCtx<'_, M> {
     /// Puts a grant of `owner` to use by `user`.
+    #[inline]
     pub(super) fn pin(
         &mut self,
         owner: &Domain,
@@ -91,6 +92,7 @@ impl<M: Machine> CpuCtx<'_, M> {
     }
 
     /// Ends a use by `user`. The caller has flushed every translation it had given.
+    #[inline]
     pub(super) fn unpin(&mut self, pin: Pin, user: DomainId) {
         // Of a granter that is gone only the frame is left.
         if let Some(owner) = self.world.slot(pin.owner).filter(|owner| owner.id() == pin.owner) {
@@ -128,11 +130,10 @@ fn mark_in_use(word: &AtomicU64, user: DomainId, writable: bool, active: Active)
 
 /// Takes the marks away that no use stands behind any more.
 fn clear_marks(word: &AtomicU64, active: Active) {
-    if active.writers() == 0 {
-        word.fetch_and(!u64::from(entry::WRITING), AcqRel);
-    }
-    if active.idle() {
-        word.fetch_and(!u64::from(entry::READING), AcqRel);
+    let writing = if active.writers() == 0 { entry::WRITING } else { 0 };
+    let reading = if active.idle() { entry::READING } else { 0 };
+    if writing | reading != 0 {
+        word.fetch_and(!u64::from(writing | reading), AcqRel);
     }
 }
 
@@ -183,37 +184,67 @@ impl Grants {
     }
 
     /// The words of a handle.
-    fn handle_words<'m, M: Machine>(&self, m: &'m M, handle: u32) -> Option<[&'m AtomicU64; 2]> {
-        let first = 2 * index(handle);
-        Some([word(m, &self.handles, first)?, word(m, &self.handles, first + 1)?])
+    fn handle_words<'m, M: Machine>(&self, m: &'m M, handle: u32) -> Option<&'m [AtomicU64; 2]> {
+        let frame = nth(&self.handles, handle / HANDLES_PER_FRAME)?.get()?;
+        nth(m.page(frame).as_chunks().0, handle % HANDLES_PER_FRAME)
     }
 
+    #[cfg(test)]
     pub(super) fn handle<M: Machine>(&self, m: &M, handle: u32) -> Option<Handle> {
-        Handle::from_words(self.handle_words(m, handle)?.map(|word| word.load(Acquire)))
+        Handle::from_words(self.handle_words(m, handle)?.each_ref().map(|word| word.load(Acquire)))
     }
 
-    /// Takes a handle for a change that only the one who took it may make, and ends with [`Grants::set_handle`].
-    pub(super) fn claim_handle<M: Machine>(&self, m: &M, handle: u32) -> Option<Handle> {
-        let [first, second] = self.handle_words(m, handle)?;
+    /// Takes a handle for a change that only the one who took it may make, and ends with [`Claimed::set`].
+    pub(super) fn claim_handle<'m, M: Machine>(&'m self, m: &'m M, number: u32) -> Option<(Handle, Claimed<'m>)> {
+        let words @ [first, second] = self.handle_words(m, number)?;
         let seen = first.load(Acquire);
         let held = Handle::from_words([seen, second.load(Acquire)])?;
-        first.compare_exchange(seen, Handle::CLAIMED, AcqRel, Acquire).ok().map(|_| held)
+        first.compare_exchange(seen, Handle::CLAIMED, AcqRel, Acquire).ok()?;
+        Some((held, Claimed { grants: self, words, number }))
     }
 
-    /// Takes a handle nobody has.
-    pub(super) fn claim_free<M: Machine>(&self, m: &M, handle: u32) -> bool {
-        self.handle_words(m, handle)
-            .is_some_and(|[first, _]| first.compare_exchange(0, Handle::CLAIMED, AcqRel, Acquire).is_ok())
+    /// Claims the handle from which a search for a free one would begin, if it is free. Takes no lock: the frames of handles stay
+    /// where they are for as long as the domain lives.
+    pub(super) fn next_free<'m, M: Machine>(&'m self, m: &'m M) -> Option<Claimed<'m>> {
+        let number = self.free.load(SeqCst);
+        let claimed = self.claim_free(m, number)?;
+        // Unless one before it was given up meanwhile.
+        let _ = self.free.compare_exchange(number, number + 1, SeqCst, SeqCst);
+        Some(claimed)
     }
 
-    pub(super) fn set_handle<M: Machine>(&self, m: &M, handle: u32, value: Option<Handle>) {
-        let Some([first, second]) = self.handle_words(m, handle) else { return };
+    /// Takes a handle that nobody has.
+    pub(super) fn claim_free<'m, M: Machine>(&'m self, m: &'m M, number: u32) -> Option<Claimed<'m>> {
+        let words @ [first, _] = self.handle_words(m, number)?;
+        first.compare_exchange(0, Handle::CLAIMED, AcqRel, Acquire).ok()?;
+        Some(Claimed { grants: self, words, number })
+    }
+}
+
+/// A handle that only the holder of this value may change.
+#[must_use = "the handle stays claimed until it is set"]
+pub(super) struct Claimed<'m> {
+    grants: &'m Grants,
+    words: &'m [AtomicU64; 2],
+    number: u32,
+}
+
+impl Claimed<'_> {
+    /// The number of the handle.
+    pub(super) const fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Sets what the handle stands for; `None` frees it.
+    #[inline]
+    pub(super) fn set(self, value: Option<Handle>) {
+        let [first, second] = self.words;
         let [used, of] = value.map_or([0, 0], Handle::to_words);
         // The first word last: it says that the second counts.
         second.store(of, Release);
         first.store(used, Release);
         if value.is_none() {
-            self.free.fetch_min(handle, SeqCst);
+            self.grants.free.fetch_min(self.number, SeqCst);
         }
     }
 }
