@@ -48,7 +48,8 @@ fn main(boot: hv_machine::BootInfo) -> ! {
         fail(&why)
     }
     // The bundle has been copied: its frames are as good as any.
-    boot.module_frames.clone().filter_map(Frame::new).for_each(|frame| WORLD.frames.retire(frame));
+    let module = boot.module_frames.clone().filter(|frame| boot.ram.has(*frame));
+    module.filter_map(Frame::new).for_each(|frame| WORLD.frames.retire(frame));
     run::run(&mut cpu_ctx)
 }
 

@@ -207,17 +207,21 @@ fn new_table(free: &mut Ranges) -> Result<Frame, NoMemory> {
     Ok(frame)
 }
 
-/// Builds the final tables and loads them. `devices` are machine addresses of register pages, mapped in their order
-/// from [`DEVICES`] on. Leaves four zeroed words per frame.
+/// Builds the final tables and loads them. The module's frames are in the direct map also where the memory map no longer calls them
+/// RAM: firmware may reserve more after the loader has placed the module. `devices` are machine addresses of register pages,
+/// mapped in their order from [`DEVICES`] on. Leaves four zeroed words per frame.
 pub(crate) fn build(
     ram: &Ranges,
+    module: &Range<u64>,
     free: &mut Ranges,
     devices: impl Iterator<Item = u64>,
 ) -> Result<&'static [AtomicU64], NoMemory> {
     let limit = ram.limit();
     FRAME_LIMIT.store(limit, Relaxed);
     let mut tables = Builder::new(free)?;
-    for range in ram.iter() {
+    let mut mapped = ram.clone();
+    mapped.add(module.clone());
+    for range in mapped.iter() {
         let bytes = (range.end - range.start) * 4096;
         tables.map(DIRECT + range.start * 4096, range.start * 4096, bytes, DATA)?;
     }

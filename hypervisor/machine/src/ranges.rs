@@ -19,6 +19,12 @@ impl Ranges {
         self.0.iter().cloned()
     }
 
+    /// Whether a frame lies in one of them.
+    #[must_use]
+    pub fn has(&self, frame: u64) -> bool {
+        self.iter().any(|range| range.contains(&frame))
+    }
+
     /// How many frames they hold in all.
     #[must_use]
     pub fn frames(&self) -> u64 {

@@ -67,6 +67,7 @@ const STORIES: &[Story] = &[
     ("the_exit_status_says_how_guests_ended", run::the_exit_status_says_how_guests_ended),
     ("a_stock_kernel_alone_has_a_console", run::a_stock_kernel_alone_has_a_console),
     ("the_exit_status_says_who_was_killed", run::the_exit_status_says_who_was_killed),
+    ("a_machine_with_many_devices_boots", run::a_machine_with_many_devices_boots),
     ("a_flooding_console_slows_only_its_guest", verbs::a_flooding_console_slows_only_its_guest),
     ("making_a_large_guest_keeps_nobody_waiting", verbs::making_a_large_guest_keeps_nobody_waiting),
     ("a_call_without_an_end_keeps_nobody_out", verbs::a_call_without_an_end_keeps_nobody_out),

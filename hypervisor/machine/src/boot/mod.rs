@@ -19,7 +19,7 @@ pub struct BootInfo {
     pub cmdline: String<4096>,
     /// The first module's bytes (the boot bundle); empty if the loader brought none.
     pub module: &'static [u8],
-    /// The frames the module lies in, and nothing else: free once it has been unpacked.
+    /// The frames the module lies in, and nothing else: free once it has been unpacked, as far as they are RAM.
     pub module_frames: Range<u64>,
     /// All RAM, in frames.
     pub ram: Ranges,
@@ -70,7 +70,7 @@ fn prepare(magic: u32, information: u64) -> Result<BootInfo, &'static str> {
     let mut devices = loaded.unmapped.clone();
     // The whole MiB of the LAPIC is where messages of devices go.
     controllers().for_each(|address| devices.remove(address / 4096..(address | 0xf_ffff) / 4096 + 1));
-    let frame_words = memory::build(&loaded.ram, &mut free, controllers())?;
+    let frame_words = memory::build(&loaded.ram, &loaded.module_frames(), &mut free, controllers())?;
     cpu::init(smp::prepare(&topology));
     apic::init();
     ioapic::init(&topology);

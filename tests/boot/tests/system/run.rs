@@ -260,3 +260,21 @@ pub(crate) fn the_exit_status_says_who_was_killed() -> Result<()> {
     }
     Ok(())
 }
+
+/// Firmware reserves memory for each device after it has placed the boot bundle: the end of the bundle may lie where the memory
+/// map no longer calls it RAM. Ring 0 read it there, and had no mapping of it.
+pub(crate) fn a_machine_with_many_devices_boots() -> Result<()> {
+    let mut args: Vec<String> = ["run", "--profile", boot::PROFILE, "--exec", "list -j"].map(str::to_owned).into();
+    for disk in 0..6 {
+        let node = format!("driver=null-co,node-name=null{disk},size=1048576");
+        let device = format!("virtio-blk-pci,drive=null{disk}");
+        args.extend(
+            [("-blockdev", node), ("-device", device)]
+                .into_iter()
+                .flat_map(|(option, value)| [format!("--qemu-arg={option}"), format!("--qemu-arg={value}")]),
+        );
+    }
+    let (status, out, err) = xtask(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
+    ensure!(status == 0 && out.contains("\"name\":\"dom0\""), "{status:?}\n{out}\n{err}");
+    Ok(())
+}
