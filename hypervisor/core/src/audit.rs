@@ -50,7 +50,7 @@ impl World {
 
     /// Whether a vcpu sleeps though an event that wakes it is there.
     pub fn sleeps_through<M: Machine>(&self, m: &M, vcpu: &Vcpu) -> bool {
-        let waited = vcpu.waits() && UpcallMask::of(m, vcpu).is_awaited();
+        let waited = vcpu.wakes_on_any_event() && UpcallMask::of(m, vcpu).is_awaited();
         vcpu.place() == Place::Blocked && (waited || self.upcall_due(m, vcpu))
     }
 

@@ -99,7 +99,7 @@ impl World {
         let (Some(head), Some(selector)) = (info_head(m, vcpu), selector) else { return };
         if selector.fetch_or(bit, SeqCst) & bit == 0 && head.fetch_or(1, SeqCst) & PENDING_BYTE == 0 {
             match vcpu.place() {
-                Place::Blocked if self.upcall_due(m, vcpu) || vcpu.waits() => self.sched.wake(m, vcpu),
+                Place::Blocked if self.upcall_due(m, vcpu) || vcpu.wakes_on_any_event() => self.sched.wake(m, vcpu),
                 Place::Running(_) => self.sched.nudge(m, vcpu),
                 _ => {}
             }

@@ -303,7 +303,7 @@ impl Vcpu {
     }
 
     /// Whether any event wakes the vcpu, a masked one too (`TenonOp::Wait`).
-    pub(crate) fn waits(&self) -> bool {
+    pub(crate) fn wakes_on_any_event(&self) -> bool {
         self.polling.load(SeqCst) == polling::ANY
     }
 
