@@ -225,8 +225,9 @@ impl Store {
         &self.tree
     }
 
-    /// Checks that the tree is consistent, that the watches and the bytes of untold changes that are noted for each client are
-    /// those that there are, and that no unprivileged client has too many watches or transactions.
+    /// Checks four things. The tree is consistent. For each client, the noted numbers of watches and of bytes of untold changes
+    /// are what its watches and the pending jobs add up to. Every watch belongs to a connection. No unprivileged client has too
+    /// many watches or transactions.
     ///
     /// # Errors
     /// The first contradiction found, in words.

@@ -1,9 +1,10 @@
 //! Cooperative tasks on vcpu 0. They run with upcalls masked. When none is ready, the vcpu sleeps in `tenon_op(Wait)` or, on a
 //! hypervisor without this call, in `sched_op(block)`.
 //!
-//! There are two ready queues. Control tasks, each of whose steps a guest or a person waits for, run before data tasks,
-//! which move bytes; data tasks get at least one turn in nine. Events are checked before every turn, so a control task
-//! waits for at most one turn of a data task. After a millisecond of turns, other domains get the CPU.
+//! There are two ready queues: for control tasks, which a guest or a person waits for, and for data tasks, which move bytes.
+//! Control tasks run first, but of nine turns at least one is for a data task, if one is ready. Events are checked before
+//! every turn, so what an event wakes is in its queue before the next turn begins. After a millisecond of turns, other
+//! domains get the CPU.
 //!
 //! No wake-up is lost: the ready queues and the pending bits are checked with upcalls masked, and the hypervisor looks for
 //! pending events once more when it puts the vcpu to sleep in `Wait`, or in `block`, which unmasks upcalls (core 5.4).

@@ -105,7 +105,8 @@ impl<P: Platform> Manager<P> {
         planned.or_else(due).map(Place)
     }
 
-    /// When the next guest is due to be made again, in nanoseconds since the machine started; `None` if no guest is to be.
+    /// When the next guest is due to be made again, in nanoseconds since the machine started; `None` if no guest
+    /// waits to be made again.
     fn next_due(&self) -> Option<u64> {
         let due = |entry: &Entry<P::Console>| match entry.state {
             State::Waits(due) => Some(due),

@@ -125,7 +125,7 @@ pub struct Manager<P: Platform> {
     entries: RefCell<Vec<Entry<P::Console>>>,
     /// The first failure.
     failed: Cell<Option<Failure>>,
-    /// Whether the commands of the bundle (`--exec`) have not all been carried out yet.
+    /// Whether some commands of the bundle (`--exec`) still have to be carried out.
     commanded: Cell<bool>,
     changes: Changes,
 }

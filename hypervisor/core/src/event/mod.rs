@@ -4,8 +4,8 @@
 //! and upcall mask.
 //! Never touches: a guest's virtual address, except for the arguments of calls in [`ops`] and [`message`]. Pages shared with
 //! guests are reached by frame.
-//! Keeps: P5. [`World::send`] reads the words of the two ports, sets at most three bits, and allocates nothing. It takes no
-//! lock, except for the leaf lock of a CPU's queue if a vcpu must be woken.
+//! Keeps: P5, each end of a channel names the other end or nobody. And a bound: [`World::send`] reads the words of two ports,
+//! sets at most three bits, allocates nothing, and takes no lock but the leaf lock of a CPU's queue if a vcpu must be woken.
 
 mod bind;
 pub mod message;

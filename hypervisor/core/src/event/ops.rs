@@ -147,7 +147,8 @@ fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let power = match virq {
         Some(Virq::Console) => Powers::CONSOLE_READ,
         Some(Virq::DomExc) => Powers::CONTROL,
-        // Ring 0 never raises the others. A kernel that is the first domain binds them, to be told of changes of its machine.
+        // The hypervisor never raises any other interrupt of the whole machine, but dom0's kernel may expect to bind it.
+        // (An interrupt of one vcpu, and Argo's, needs no power: see below.)
         _ => Powers::MACHINE,
     };
     ensure!(per_vcpu || virq == Some(Virq::Argo) || ctx.domain.may(power), Errno::Perm);

@@ -1,5 +1,6 @@
-//! The fast paths over page tables: updates of one L1 entry in the most frequent, simple cases; entries of tables that are
-//! promoted or undone; and the search for present entries in a sparse table.
+//! The fast paths over page tables. They update one L1 entry in the most frequent, simple cases; take what the entries of a table
+//! need when the table is promoted, and drop it when the promotion is undone; and find the present entries of a table that has
+//! few.
 //!
 //! An update is simple if the table is a live L1 table of the domain's own, and the frames that the entry points to before and
 //! after are the domain's own and already have the needed use. Each fast path does what a path in `update` or `promote` does.
@@ -41,8 +42,9 @@ impl<'s, 'a, M> Deref for LockedFastPath<'s, 'a, M> {
 }
 
 impl Space {
-    /// Takes the paging lock for fast paths; `None` if the domain has unfinished work or is being destroyed. No fast path needs
-    /// a flush.
+    /// Takes the paging lock for fast paths; `None` if the domain has unfinished work or is being destroyed. Unlike a
+    /// [`Session`], a fast path leaves no flush to its caller: where a use of a frame ends, the frame is stamped, and CPUs flush
+    /// before the frame gets another use (P4).
     #[inline(always)]
     pub(crate) fn fast_path<'s, 'a, M, H: Level>(
         &'s self,
@@ -320,9 +322,10 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.take_table(frame, Use::table(level.saturating_sub(1))?)
     }
 
-    /// A part of the undoing of a table: goes through the entries `entries` of `table` from the last to the first, and drops
-    /// the use that each has of a lower table, up to an entry whose lower table has no other use. Returns the index after that
-    /// entry; `entries.start` if there is none. `filled` is as for [`last_present`].
+    /// A part of the undoing of a promotion: goes through the entries `entries` of `table` from the last to the first. For each
+    /// entry it drops one use of the lower table to which the entry points. It stops before an entry that is not so simple,
+    /// mostly because that use is the last one and the lower table must be undone itself. Returns the index of that entry plus
+    /// one; `entries.start` if there was none. `filled` is as for [`last_present`].
     pub(super) fn descend(&self, table: Frame, level: u8, entries: Range<usize>, filled: u32) -> usize {
         let (page, mut at, end) = (self.m.page(table), entries.end, entries.start);
         while let Some(last) = at.checked_sub(1).filter(|_| at > end) {
@@ -336,7 +339,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         at
     }
 
-    /// Stores the forced bits into a leaf, then takes what the leaf needs.
+    /// Stores into a leaf the bits that the hypervisor forces (see [`entry::ordinary_leaf`]), then takes what the leaf needs.
     fn take_leaf(&self, word: &AtomicU64, raw: u64) -> Option<()> {
         let leaf = entry::ordinary_leaf(raw)?;
         // The CPU may set A or D in between: then the exchange fails, and the slow path tries again.

@@ -23,8 +23,8 @@ use cpu::{Cpu, Turn};
 
 pub use cpu::SLICE;
 
-/// How long one step goes on to begin further calls of a list, in nanoseconds. Each call of a list may take as long as a step
-/// of its own.
+/// Nanoseconds after which one step of a multicall, or of a list of `mmuext_op`, begins no further entry of its list. The time is
+/// looked at only between two entries: each entry may itself take as long as a step.
 const STEP: u64 = 100_000;
 
 with_new! {
@@ -148,8 +148,8 @@ impl Scheduler {
         }
     }
 
-    /// When a step of a list of calls, if it begins now, must begin no further call: after [`STEP`], or when this CPU's timer
-    /// is due, if that is earlier.
+    /// Returns the time from which a step that begins now begins no further entry of its list: [`STEP`] from now, or the time
+    /// to which this CPU's timer is set, if that is earlier.
     pub(crate) fn step_end<M: Machine>(&self, m: &M) -> u64 {
         m.now().saturating_add(STEP).min(self.here(m).armed())
     }
