@@ -1,6 +1,6 @@
-//! The fast paths over page tables. They update one L1 entry in the most frequent, simple cases; take what the entries of a table
-//! need when the table is promoted, and drop it when the promotion is undone; and find the present entries of a table that has
-//! few.
+//! The fast paths over page tables. They update one L1 entry in the most frequent, simple cases; take what the entries of a
+//! table need when the table is promoted, and drop it when the promotion is undone; and find the present entries of a table
+//! that has few.
 //!
 //! An update is simple if the table is a live L1 table of the domain's own, and the frames that the entry points to before and
 //! after are the domain's own and already have the needed use. Each fast path does what a path in `update` or `promote` does.
@@ -43,8 +43,8 @@ impl<'s, 'a, M> Deref for LockedFastPath<'s, 'a, M> {
 
 impl Space {
     /// Takes the paging lock for fast paths; `None` if the domain has unfinished work or is being destroyed. Unlike a
-    /// [`Session`], a fast path leaves no flush to its caller: where a use of a frame ends, the frame is stamped, and CPUs flush
-    /// before the frame gets another use (P4).
+    /// [`Session`], a fast path leaves no flush to its caller: where a use of a frame ends, the frame is stamped, and CPUs
+    /// flush before the frame gets another use (P4).
     #[inline(always)]
     pub(crate) fn fast_path<'s, 'a, M, H: Level>(
         &'s self,

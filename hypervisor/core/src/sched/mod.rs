@@ -23,8 +23,8 @@ use cpu::{Cpu, Turn};
 
 pub use cpu::SLICE;
 
-/// Nanoseconds after which one step of a multicall, or of a list of `mmuext_op`, begins no further entry of its list. The time is
-/// looked at only between two entries: each entry may itself take as long as a step.
+/// Nanoseconds after which one step of a multicall, or of a list of `mmuext_op`, begins no further entry of its list. The
+/// time is looked at only between two entries: each entry may itself take as long as a step.
 const STEP: u64 = 100_000;
 
 with_new! {

@@ -27,7 +27,7 @@ impl World {
     }
 
     /// Moves a vcpu that may not run from the place `from` to `Off`. Then checks again, and starts the vcpu if it may run by
-    /// now. Another CPU may have allowed it to run before it was `Off`; that CPU's [`Scheduler::start`] did nothing then,
+    /// now. Another CPU may have allowed it to run before it was `Off`; that CPU's `Scheduler::start` did nothing then,
     /// because it starts only a vcpu that is `Off`.
     pub(crate) fn put_off<M: Machine>(&self, m: &M, vcpu: &Vcpu, from: Place) {
         if vcpu.moves(from, Place::Off) && self.may_run(vcpu) && !planted(Fault::LeaveOff) {
