@@ -140,13 +140,16 @@ impl<'a, C: ConfigurationPorts> Scan<'a, C> {
     /// What answers at an address.
     fn look(&self, address: Address) -> Option<(Found, bool)> {
         let ids = Bytes(self.ports.read(address, 0));
+        // No maker has the number of all ones, which is what nobody answers with; some bridges answer zeroes.
+        if ids.low() == 0xffff || ids.low() == 0 {
+            return None;
+        }
         let class = Bytes(self.ports.read(address, 0x08)).all();
         let kind = Bytes(self.ports.read(address, 0x0c)).all()[2];
         let [_, interface, subclass, base] = class;
         let class = [base, subclass, interface];
         let found = Found { address, vendor: ids.low(), device: ids.high(), class, header: kind & 0x7f };
-        // No maker has the number of all ones, which is what nobody answers with; some bridges answer zeroes.
-        (found.vendor != 0xffff && found.vendor != 0).then_some((found, kind & 0x80 != 0))
+        Some((found, kind & 0x80 != 0))
     }
 
     /// The next bus that has not been begun.

@@ -8,7 +8,9 @@ use core::fmt;
 pub struct Serial([u8; SERIAL_BYTES]);
 
 impl Serial {
-    pub(super) const fn new(bytes: [u8; SERIAL_BYTES]) -> Self {
+    /// The serial number in these bytes, which end with a zero if there are fewer.
+    #[must_use]
+    pub const fn new(bytes: [u8; SERIAL_BYTES]) -> Self {
         Self(bytes)
     }
 
