@@ -16,6 +16,7 @@ pub mod boot;
 pub mod console;
 pub mod control;
 pub mod devices;
+pub mod disks;
 pub mod dma;
 pub mod entry;
 pub mod events;

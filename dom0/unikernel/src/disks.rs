@@ -1,0 +1,65 @@
+//! The machine's disks, with their drivers on real registers: safe to use, because the drivers keep the contracts of
+//! [`Ports::open`] and [`RegisterWindow::map`].
+//!
+//! Deliberately absent: a way to configuration space or registers for anybody but a driver.
+
+use crate::devices::{Ports, RegisterWindow, message_interrupt};
+use crate::dma::Dma;
+use crate::events::Channel;
+use crate::memory::PAGE;
+use alloc::vec::Vec;
+use disk::Reset;
+use drivers::Blk;
+use drivers::blk::MEMORY_BYTES;
+use drivers::pci::{Found, Function, Scan};
+use drivers::virtio::{Kind, Layout, NotTaken, Transport};
+use hypercall_abi::Errno;
+
+/// A virtio disk.
+pub type Disk = Blk<Ports, RegisterWindow, Dma>;
+
+/// The memory of a disk's driver, as a power of two of pages.
+const ORDER: u32 = (MEMORY_BYTES as u64).div_ceil(PAGE).next_power_of_two().ilog2();
+/// Functions beyond these are not looked at: more than eight buses have.
+const MOST: usize = 2048;
+
+/// All functions of the machine's PCI buses.
+///
+/// # Errors
+/// Why the hypervisor refused.
+pub fn functions() -> Result<Vec<Found>, Errno> {
+    // SAFETY: a scan only reads.
+    let ports = unsafe { Ports::open() }?;
+    Ok(Scan::new(&ports).take(MOST).collect())
+}
+
+/// Makes a driver for a virtio disk, which [`disk::Device::reset`] starts. The channel is raised when requests have ended.
+///
+/// # Errors
+/// Why the disk is not taken.
+pub fn open(found: &Found) -> Result<(Disk, Channel), NotTaken> {
+    // SAFETY: only the driver uses these ports. It lets the disk master the bus after a reset that was read back, and tells it of
+    // no memory but its own, which is a `Dma`, and what it is given as a `BusAddress`.
+    let ports = unsafe { Ports::open() }.map_err(|_| NotTaken::NotMapped)?;
+    let function = Function::new(ports, found.address);
+    // Where RAM is we do not know; the hypervisor does, and maps no RAM as registers.
+    let layout = Layout::find(&function, Kind::BLOCK, &[])?;
+    let (channel, message) = message_interrupt().map_err(|_| NotTaken::NoMessages)?;
+    // SAFETY: the layout says that these are registers of the disk, and only the driver has the window.
+    let map = |region: drivers::virtio::Region| unsafe { RegisterWindow::map(region.address, region.bytes) }.ok();
+    let transport = Transport::open(function, &layout, message, map)?;
+    let memory = Dma::allocate(ORDER).map_err(|_| NotTaken::NoRoom)?;
+    Ok((Blk::new(transport, memory)?, channel))
+}
+
+/// Gives up a disk that did not start. Its memory is kept for ever if the disk does not stop at once.
+pub fn give_up(mut disk: Disk, channel: Channel) {
+    disk.mask_interrupt(true);
+    if disk.stop() == Reset::Done
+        && let Some(memory) = disk.into_memory()
+    {
+        // SAFETY: the disk has been reset, and the reset was read back: `stop` says so.
+        unsafe { memory.give_back() };
+    }
+    drop(channel);
+}
