@@ -1,9 +1,14 @@
 //! The unikernel as the domain that services run in.
 
+use alloc::vec::Vec;
 use core::future::Future;
 
+use drivers::blk::Identity;
+use drivers::pci::Found;
+use drivers::virtio::NotTaken;
 use hypercall_abi::Errno;
 use services::console;
+use services::disks::{self, Devices, Driver};
 use services::{Class, Host, store};
 use unikernel::events::{self, Channel};
 use unikernel::grants::GrantedPages;
@@ -17,6 +22,9 @@ use crate::platform::Terminal;
 pub(crate) type GuestConsole = console::GuestConsole<Unikernel, Terminal>;
 /// The store.
 pub(crate) type StoreService = store::StoreService<Unikernel>;
+
+/// The disks of the machine.
+pub(crate) type MachineDisks = disks::MachineDisks<Unikernel>;
 
 /// This domain.
 #[derive(Clone, Copy, Debug)]
@@ -79,5 +87,26 @@ impl Host for Unikernel {
 
     fn reserve(&self, bytes: usize) -> Option<Reserved> {
         memory::reserve(bytes)
+    }
+}
+
+impl Devices for Unikernel {
+    type Disk = unikernel::disks::Disk;
+    type Interrupt = Channel;
+
+    fn functions(&self) -> Vec<Found> {
+        unikernel::disks::functions().unwrap_or_default()
+    }
+
+    fn open(&self, found: &Found) -> Result<Driver<Self>, NotTaken> {
+        unikernel::disks::open(found).map(|(disk, interrupt)| Driver { disk, interrupt })
+    }
+
+    fn identify(&self, disk: &mut Self::Disk) -> Identity {
+        disk.identify()
+    }
+
+    fn give_up(&self, Driver { disk, interrupt }: Driver<Self>) {
+        unikernel::disks::give_up(disk, interrupt);
     }
 }

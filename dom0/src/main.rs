@@ -4,6 +4,7 @@
 //! boot bundle -> toolstack::manager -> hypervisor (domctl)   makes, watches and ends domains
 //!                                   -> services::store       the tree by which guests meet
 //!                                   -> services::console     what guests print, and what is typed for them
+//! the machine's devices -> services::disks                   the disks among them, started
 //! keyboard -> toolstack::terminal   -> the manager, or the console that is shown
 //! ```
 //!
@@ -99,6 +100,8 @@ async fn run(bundle: Bundle<'static>, all: bool) -> Option<Failure> {
     if commands.is_none() {
         show_list(&manager, &terminal).await;
     }
+    let machine = manager.clone();
+    tasks::spawn(async move { machine.platform().find_disks().await }).detach();
     // What is typed need not wait until all are made.
     tasks::spawn(read(manager.clone(), terminal.clone())).detach();
     tasks::spawn(report_ends(manager.clone(), ends)).detach();

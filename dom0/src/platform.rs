@@ -1,18 +1,19 @@
 //! What the manager and the terminal work with, on a machine: hypercalls, the heap, the clock, the services.
 
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use core::future::Future;
 
 use services::console::CONSOLE_BYTES;
 use services::store::store_bytes;
 use toolstack::DomainId;
 use toolstack::bundle::Bundle;
-use toolstack::manager::{self, Mark};
+use toolstack::manager::{self, DiskRow, Mark};
 use toolstack::terminal::{self, Cursor};
 use unikernel::mark::{self, CREATE, DESTROY};
 use unikernel::{console, hypercall, memory, tasks, time};
 
-use crate::host::{GuestConsole, StoreService, Unikernel};
+use crate::host::{GuestConsole, MachineDisks, StoreService, Unikernel};
 use crate::hypervisor::Xen;
 
 /// Set aside at boot: for the turn of a guest that is at hand, and for dom0 itself.
@@ -25,13 +26,22 @@ pub(crate) type Manager = manager::Manager<Platform>;
 pub(crate) struct Platform {
     hypervisor: Xen,
     store: StoreService,
+    disks: MachineDisks,
     terminal: Rc<Terminal>,
 }
 
 /// A manager of the guests in `bundle`, for domain `own`.
 pub(crate) fn manager(own: DomainId, bundle: Bundle<'static>, terminal: Rc<Terminal>) -> Rc<Manager> {
-    let platform = Platform { hypervisor: Xen::default(), store: StoreService::new(Unikernel, own), terminal };
+    let (hypervisor, store) = (Xen::default(), StoreService::new(Unikernel, own));
+    let platform = Platform { hypervisor, store, disks: MachineDisks::default(), terminal };
     Rc::new(manager::Manager::new(platform, own, bundle))
+}
+
+impl Platform {
+    /// Finds the disks of the machine, and names what is not used.
+    pub(crate) async fn find_disks(&self) {
+        self.disks.find(&Unikernel, &Unikernel, |line| self.terminal.message(line)).await;
+    }
 }
 
 impl manager::Platform for Platform {
@@ -69,6 +79,11 @@ impl manager::Platform for Platform {
 
     fn tell(&self, text: &str) {
         self.terminal.message(text);
+    }
+
+    async fn disks(&self) -> Vec<DiskRow> {
+        self.disks.settled(&Unikernel).await;
+        self.disks.rows()
     }
 
     fn guest_bytes(&self) -> usize {

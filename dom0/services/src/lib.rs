@@ -6,9 +6,10 @@
 //! | `shape` | how does a service begin, get its turns, and end? |
 //! | `signal` | how does one task wake another? |
 //! | [`console`] | what did a guest print, and what is typed for it? |
+//! | [`disks`] | which disks does the machine have? |
 //! | [`store`] | who is connected to the store? |
 //!
-//! Touches: the page and the port of each guest, through the [`Host`].
+//! Touches: the page and the port of each guest, through the [`Host`]; the machine's devices, through [`disks::Devices`].
 //! Never touches: hypercalls, clocks and memory of its own. It runs as well on a host, against fakes.
 //! Keeps: a turn is bounded, and waits until the heap has what it may allocate; what a guest writes is checked by the
 //! crates that know the protocol. Dropping a service only unmaps the page and closes the port; `detach` also tells the
@@ -20,6 +21,7 @@
 extern crate alloc;
 
 pub mod console;
+pub mod disks;
 mod host;
 mod shape;
 mod signal;

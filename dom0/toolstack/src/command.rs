@@ -47,6 +47,8 @@ pub enum Command {
     Destroy(String),
     /// Show the machine.
     Info,
+    /// Show the machine's disks.
+    Disks,
     /// Show the hypervisor's log.
     Dmesg {
         /// Whether to clear the log afterwards.
@@ -122,6 +124,13 @@ pub const VERBS: &[Verb] = &[
          aside what its guests may make it hold.",
     ),
     verb(
+        "disks",
+        "",
+        "the disks of the machine, by serial number",
+        "Size, bytes of a logical block, and whether it can be written (rw) or not (ro). Guests cannot use them yet. What \
+         dom0 has no driver for was named when it started.",
+    ),
+    verb(
         "dmesg",
         "[-c]",
         "what the hypervisor has logged last",
@@ -193,6 +202,7 @@ impl Command {
         Ok(match (verb.name, words) {
             ("list", []) => Self::List { all: flag },
             ("info", []) => Self::Info,
+            ("disks", []) => Self::Disks,
             ("dmesg", []) => Self::Dmesg { clear: flag },
             ("quit", []) => Self::Quit,
             ("help", []) => Self::Help(None),

@@ -19,6 +19,7 @@ fn lines_are_understood_by_their_words() {
     assert_eq!(parse("rename web shop"), Some(Command::Rename { name: web(), to: "shop".into() }));
     assert_eq!(parse("uptime"), Some(Command::Uptime(None)));
     assert_eq!(parse("uptime web"), Some(Command::Uptime(Some(web()))));
+    assert_eq!(parse("disks"), Some(Command::Disks));
     assert_eq!(parse("help"), Some(Command::Help(None)));
     assert_eq!(parse("quit"), Some(Command::Quit));
     assert_eq!(Command::parse("list -j"), Ok(Some(Line { command: Command::List { all: false }, json: true })));
@@ -30,6 +31,7 @@ fn what_is_not_understood_is_said_without_control_characters() {
         ("lst", "lst: unknown command"),
         ("-j", "-j: unknown command"),
         ("list web", "usage: list"),
+        ("disks tenon0", "usage: disks"),
         ("list -w", "list: no option -w"),
         ("console", "usage: console NAME"),
         ("destroy", "usage: destroy NAME"),

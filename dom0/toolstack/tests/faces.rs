@@ -172,6 +172,7 @@ fn a_script_answers_in_marked_lines_up_to_the_first_refusal() {
         exec("domid web; ; domid db -j", nothing),
         (off(None), "\x1e7\r\n\x1e{\"name\":\"db\",\"domid\":8}\r\n".into())
     );
+    assert_eq!(exec("disks; disks -j", nothing), (off(None), "\x1eno disks\r\n\x1e[]\r\n".into()));
     let refused = exec("pause x; list", nothing);
     assert_eq!(refused, (off(Some(Failure::Refused)), "\x1ethere is no guest x\r\n".into()));
     let unknown = exec("list; lst", nothing);

@@ -10,7 +10,7 @@ mod world;
 use hypercall_abi::domctl::info;
 use serde_json::{Value, json};
 use toolstack::create::PIECE;
-use toolstack::manager::{Mark, Refusal, Reply, Wait};
+use toolstack::manager::{DiskRow, Mark, Refusal, Reply, Wait};
 use toolstack::status::Failure;
 use toolstack::{DomainId, end::EndRequest};
 use world::World;
@@ -128,6 +128,38 @@ fn the_machine_and_the_log_are_told() {
         drop(machine);
         assert!(world.text(line).ends_with(" refused"), "{line}: {}", world.text(line));
     }
+}
+
+#[test]
+fn the_disks_of_the_machine_are_listed() {
+    let mut world = World::running(&[WEB]);
+    assert_eq!((world.text("disks"), world.json("disks")), ("no disks".into(), json!([])));
+    let disk = |serial: Option<&str>, bytes, block_bytes, read_only| DiskRow {
+        serial: serial.map(Into::into),
+        bytes,
+        block_bytes,
+        read_only,
+        what: "virtio disk at 00:03.0".into(),
+    };
+    let disks = [
+        disk(Some("tenon0"), 3 << 30, 512, false),
+        disk(Some("a\\x1b"), 65 << 20, 4096, true),
+        disk(None, 1536, 512, false),
+        disk(None, 0, 512, true),
+    ];
+    world.fake().disks.replace(disks.to_vec());
+    let text = "serial                     size block access what\n\
+                tenon0                    3 GiB   512 rw     virtio disk at 00:03.0\n\
+                a\\x1b                    65 MiB  4096 ro     virtio disk at 00:03.0\n\
+                -                        1536 B   512 rw     virtio disk at 00:03.0\n\
+                -                           0 B   512 ro     virtio disk at 00:03.0";
+    assert_eq!(world.text("disks"), text);
+    let what = "virtio disk at 00:03.0";
+    let first = json!({"serial": "tenon0", "bytes": 3u64 << 30, "block_bytes": 512, "read_only": false, "what": what});
+    let third = json!({"serial": null, "bytes": 1536, "block_bytes": 512, "read_only": false, "what": what});
+    let listed = world.json("disks");
+    assert_eq!((&listed[0], &listed[2]), (&first, &third));
+    assert_eq!(listed[1]["serial"], "a\\x1b");
 }
 
 #[test]

@@ -57,11 +57,15 @@ const ARROWS: &[Allowed] = &[
     outside("disk", &[]),
     outside("drivers", &["disk"]),
     outside("toolstack", &["console-backend", "guest-image", "hypercall-abi", "ring-protocol"]),
-    outside("services", &["console-backend", "guest-image", "hypercall-abi", "ring-protocol", "store", "toolstack"]),
+    outside(
+        "services",
+        &["console-backend", "disk", "drivers", "guest-image", "hypercall-abi", "ring-protocol", "store", "toolstack"],
+    ),
     outside(
         "dom0",
         &[
             "console-backend",
+            "drivers",
             "guest-image",
             "hypercall-abi",
             "ring-protocol",

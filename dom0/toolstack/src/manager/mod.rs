@@ -33,7 +33,7 @@ use changed::Changes;
 use entry::{Entry, State};
 
 pub use entry::LastEnd;
-pub use reply::{MachineInfo, Refusal, Reply, Row, Size, Wait};
+pub use reply::{DiskRow, MachineInfo, Refusal, Reply, Row, Size, Wait};
 
 /// The number of ends whose full report is kept. Of older ends only the time and the reason in words are kept.
 const REPORTS_KEPT: usize = 16;
@@ -65,6 +65,8 @@ pub trait Platform {
     fn seed(&self) -> u64;
     /// Shows a person what happened, on lines of its own.
     fn tell(&self, text: &str);
+    /// Returns the disks of the machine, once the search for them is over.
+    fn disks(&self) -> impl Future<Output = Vec<DiskRow>>;
     /// Bytes of dom0's memory that are set aside for serving a guest when it is made. The guest's own memory is not in it.
     fn guest_bytes(&self) -> usize;
     /// Bytes of dom0's memory that are set aside now for serving guests, for all of them together.

@@ -54,6 +54,8 @@ pub enum Reply {
     Info(MachineInfo),
     /// The guests and domains.
     List(Vec<Row>),
+    /// The machine's disks.
+    Disks(Vec<DiskRow>),
     /// The hypervisor's log: lines of printable ASCII.
     Log(Vec<String>),
     /// The help text.
@@ -105,6 +107,21 @@ pub enum Row {
     Planned(Size),
     /// A guest that has ended and has no domain, and how it ended.
     Ended(Size, Option<LastEnd>),
+}
+
+/// A line of `disks`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskRow {
+    /// The serial number in printable ASCII, if the disk has one.
+    pub serial: Option<String>,
+    /// Its size.
+    pub bytes: u64,
+    /// Bytes of a logical block.
+    pub block_bytes: u32,
+    /// Whether nobody can write it.
+    pub read_only: bool,
+    /// What it is, and where in the machine.
+    pub what: String,
 }
 
 /// The size of a guest without a domain.
@@ -210,6 +227,8 @@ impl Reply {
             Self::Uptime { seconds, .. } => clock(*seconds),
             Self::Info(info) => info.text(),
             Self::List(rows) => rows.iter().fold(head(), |text, row| text + "\n" + &row.text()),
+            Self::Disks(rows) if rows.is_empty() => "no disks".to_string(),
+            Self::Disks(rows) => rows.iter().fold(disks_head(), |text, row| text + "\n" + &row.text()),
             Self::Log(lines) => lines.join("\n"),
             Self::Help(text) => text.clone(),
         }
@@ -228,6 +247,7 @@ impl Reply {
             Self::Uptime { name, seconds } => Object::default().text("name", name).raw("seconds", seconds).end(),
             Self::Info(info) => info.json(),
             Self::List(rows) => json::array(rows.iter().map(Row::json)),
+            Self::Disks(rows) => json::array(rows.iter().map(DiskRow::json)),
             Self::Log(lines) => json::array(lines.iter().map(|line| json::text(line))),
             Self::Help(text) => Object::default().text("help", text).end(),
         }
@@ -240,6 +260,18 @@ fn done(verb: &str, name: &str) -> Object {
 
 fn head() -> String {
     format!("{:<20} {:>5} {:>8} {:>5} {:<5} {:>9}", "name", "id", "MiB", "vcpus", "state", "seconds")
+}
+
+fn disks_head() -> String {
+    format!("{:<20} {:>10} {:>5} {:<6} {}", "serial", "size", "block", "access", "what")
+}
+
+/// Bytes in the largest unit of which they are a whole number.
+fn size(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let whole = units.into_iter().find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift);
+    let (shift, unit) = whole.unwrap_or((0, "B"));
+    format!("{} {unit}", bytes >> shift)
 }
 
 /// Seconds as hours, minutes and seconds.
@@ -307,6 +339,21 @@ impl Row {
             Self::Ended(size, None) => size.json("ended").end(),
             Self::Ended(size, Some(past)) => size.json("ended").raw("ended", past.json()).end(),
         }
+    }
+}
+
+impl DiskRow {
+    fn text(&self) -> String {
+        let Self { serial, bytes, block_bytes, read_only, what } = self;
+        let (serial, access) = (serial.as_deref().unwrap_or("-"), if *read_only { "ro" } else { "rw" });
+        format!("{serial:<20} {:>10} {block_bytes:>5} {access:<6} {what}", size(*bytes))
+    }
+
+    fn json(&self) -> String {
+        let serial = self.serial.as_deref().map_or_else(|| "null".to_string(), json::text);
+        let object = Object::default().raw("serial", serial).raw("bytes", self.bytes);
+        let object = object.raw("block_bytes", self.block_bytes).raw("read_only", self.read_only);
+        object.text("what", &self.what).end()
     }
 }
 

@@ -30,6 +30,7 @@ impl<P: Platform> Manager<P> {
         Ok(match command {
             Command::List { all } => Reply::List(self.rows(*all)?),
             Command::Info => Reply::Info(self.information()?),
+            Command::Disks => Reply::Disks(self.platform.disks().await),
             Command::Dmesg { clear } => Reply::Log(self.log(*clear)?),
             Command::Help(verb) => Reply::Help(verb.map_or_else(help, Verb::help)),
             Command::Quit => Reply::Quit,

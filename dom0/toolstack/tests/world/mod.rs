@@ -12,7 +12,7 @@ use hypercall_abi::domctl::info;
 use toolstack::DomainId;
 use toolstack::bundle::Bundle;
 use toolstack::command::Command;
-use toolstack::manager::{self, Manager, Mark, Refusal, Reply};
+use toolstack::manager::{self, DiskRow, Manager, Mark, Refusal, Reply};
 
 use crate::archive::archive;
 use crate::common::*;
@@ -84,6 +84,7 @@ pub(crate) struct Fake {
     pub(crate) now: Cell<u64>,
     sleepers: RefCell<Vec<(u64, Waker)>>,
     pub(crate) told: RefCell<Vec<String>>,
+    pub(crate) disks: RefCell<Vec<DiskRow>>,
     pub(crate) marks: RefCell<Vec<Mark>>,
     /// Pauses so far, and what happens at one of them.
     pub(crate) pauses: Cell<usize>,
@@ -149,6 +150,10 @@ impl manager::Platform for Fake {
 
     fn tell(&self, text: &str) {
         self.told.borrow_mut().push(text.into());
+    }
+
+    async fn disks(&self) -> Vec<DiskRow> {
+        self.disks.borrow().clone()
     }
 
     fn guest_bytes(&self) -> usize {
