@@ -53,6 +53,7 @@ const STORIES: &[Story] = &[
     ("guests_obey_the_store_and_are_made_anew", verbs::guests_obey_the_store_and_are_made_anew),
     ("a_balloon_shrinks_and_grows", verbs::a_balloon_shrinks_and_grows),
     ("commands_from_outside_answer_in_json", run::commands_from_outside_answer_in_json),
+    ("disks_of_the_machine_are_found", run::disks_of_the_machine_are_found),
     ("guest_files_run_and_are_refused_with_their_lines", run::guest_files_run_and_are_refused_with_their_lines),
     ("a_cd_boots_with_bios", images::a_cd_boots_with_bios),
     ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),

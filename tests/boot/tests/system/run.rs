@@ -6,7 +6,7 @@ use boot::answers::{done, names, number, refused};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -63,6 +63,7 @@ pub(crate) fn commands_from_outside_answer_in_json() -> Result<()> {
     ensure!(answers[4] == json!({ "name": "shop", "domid": 8 }), "{out}");
     ensure!(answers[5] == done("shutdown", "shop") && names(&answers[6]) == ["dom0"], "{out}");
     ensure!(err.contains("guest shop (domain 8) powered off"), "{err}");
+    ensure!(!err.contains("not used"), "this machine has no devices to speak of\n{err}");
 
     let (status, out, err) = run(&["--kernel", &hello, "--exec", "pause nobody -j; list -j"])?;
     ensure!(status == 15, "a refused command ends with {status}\n{err}");
@@ -70,6 +71,46 @@ pub(crate) fn commands_from_outside_answer_in_json() -> Result<()> {
     ensure!(answers == [refused("there is no guest nobody")], "{out}");
     let (status, out, err) = run(&["--exec", "list; dance"])?;
     ensure!(status == 1 && out.is_empty() && err.contains("--exec: dance: unknown command"), "{out}\n{err}");
+    Ok(())
+}
+
+/// dom0 finds the disks of the machine, names the devices that it has no driver for, and guests are made all the same.
+pub(crate) fn disks_of_the_machine_are_found() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (small, large) = (folder.path().join("small.img"), folder.path().join("large.img"));
+    File::create(&small)?.set_len(8 << 20)?;
+    let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&large).arg("3G").status();
+    if !made.is_ok_and(|status| status.success()) {
+        File::create(&large)?.set_len(3 << 30)?;
+    }
+    let large = large.to_string_lossy();
+    let read_only = format!("{},ro", small.display());
+    let mut words = vec!["--disk", &*read_only, "--disk", &large];
+    words.extend(["--qemu-arg=-blockdev", "--qemu-arg=driver=null-co,node-name=old,size=1048576"]);
+    words.extend(["--qemu-arg=-device", "--qemu-arg=virtio-blk-pci,drive=old,disable-modern=on"]);
+    words.extend(["--exec", "disks -j; list -j; shutdown -w linux -j; disks"]);
+    let (status, out, err) = run(&words)?;
+    ensure!(status == 0, "{status} {out}\n{err}");
+    let answers = json(&out.lines().take(3).collect::<Vec<_>>().join("\n"))?;
+    let listed = answers[0].as_array().context("no list")?;
+    let disk = |row: &Value| (row["serial"].clone(), row["bytes"].clone(), row["read_only"].clone());
+    let wanted = [("tenon0", 8u64 << 20, true), ("tenon1", 3 << 30, false)];
+    let wanted = wanted.map(|(serial, bytes, read_only)| (json!(serial), json!(bytes), json!(read_only)));
+    ensure!(listed.iter().map(disk).eq(wanted), "{out}\n{err}");
+    ensure!(listed.iter().all(|row| row["block_bytes"] == 512), "{out}");
+    ensure!(names(&answers[1]) == ["dom0", "linux"] && answers[2] == done("shutdown", "linux"), "{out}");
+    ensure!(out.contains("tenon1                    3 GiB   512 rw     virtio disk at 00:"), "{out}");
+    let legacy =
+        |line: &&str| line.starts_with("not used: ") && line.contains("(1af4:1001, ") && line.contains("legacy");
+    ensure!(err.lines().filter(legacy).count() == 1 && err.matches("not used").count() == 1, "{err}");
+    ensure!(err.contains("guest linux (domain 8) powered off"), "{err}");
+
+    let missing = folder.path().join("none.img").to_string_lossy().into_owned();
+    for (disk, why) in [(&missing, "no such file"), (&format!("{large},cache=unsafe"), "cache=unsafe")] {
+        let (status, out, err) = run(&["--disk", disk])?;
+        ensure!(status == 1 && out.is_empty() && err.starts_with(&format!("error: --disk: {disk}: ")), "{out}\n{err}");
+        ensure!(err.contains(why), "{err}");
+    }
     Ok(())
 }
 
