@@ -2,6 +2,7 @@
 //! is believed no more than any guest: its page tables are judged when they are pinned.
 
 use crate::options::Options;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::addr::{DomainId, Frame, PAGE_BYTES, VcpuId, index, long, low32};
 use hv_core::call::Halt;
@@ -73,14 +74,18 @@ pub(crate) fn first_domain(
     start(cpu_ctx, domain, &plan, root)
 }
 
-/// Lets a domain map the registers of devices. Where there are more ranges than it can have, the smallest are left out.
+/// Lets a domain map the registers of devices: the largest ranges first, as a domain has only so many.
 fn allow(domain: &Domain, devices: &Ranges) {
-    let mut ranges: heapless::Vec<_, 64> = devices.iter().collect();
-    ranges.sort_unstable_by_key(|range| core::cmp::Reverse(range.end - range.start));
-    for range in &ranges {
-        if domain.space.devices.allow(low32(range.start)..low32(range.end.min(0xffff_ffff))).is_err() {
-            log::warn!("{} gets no devices in frames {:#x} to {:#x}", domain.id(), range.start, range.end);
+    let size = |range: &Range<u64>| range.end - range.start;
+    let mut last = u64::MAX;
+    while let Some(next) = devices.iter().map(|range| size(&range)).filter(|size| *size < last).max() {
+        for range in devices.iter().filter(|range| size(range) == next) {
+            let frames = low32(range.start)..low32(range.end.min(u64::from(u32::MAX)));
+            if domain.space.devices.allow(frames).is_err() {
+                log::warn!("{} gets no devices in frames {:#x} to {:#x}", domain.id(), range.start, range.end);
+            }
         }
+        last = next;
     }
 }
 

@@ -225,9 +225,9 @@ impl Store {
         &self.tree
     }
 
-    /// Checks four things. The tree is consistent. For each client, the noted numbers of watches and of bytes of untold changes
-    /// are what its watches and the pending jobs add up to. Every watch belongs to a connection. No unprivileged client has too
-    /// many watches or transactions.
+    /// Checks four things. The tree is consistent. For each client, the recorded number of watches equals the number of watches
+    /// that it has, and `untold` equals the bytes charged to it in pending jobs. Every watch belongs to a connection. No
+    /// unprivileged client has too many watches or transactions.
     ///
     /// # Errors
     /// The first contradiction found, in words.

@@ -16,8 +16,8 @@ pub(super) struct Entry<C> {
     pub(super) state: State,
     /// When the guest was last made, in nanoseconds since the machine started.
     pub(super) made_ns: u64,
-    /// The domain that the guest was last made as; `None` if it has not been made yet, is to be made again, or could not be
-    /// made.
+    /// The domain that the last making of this guest gave. `None` before the first making, from the moment that `create` or
+    /// `make` begins a new one until that succeeds, and after one that failed.
     pub(super) made: Option<DomainId>,
     /// The UUID of the guest's last domain, or of the one that is being made.
     pub(super) uuid: Option<[u8; 16]>,

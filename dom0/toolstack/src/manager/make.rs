@@ -87,7 +87,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Makes each guest that is planned, or due to be made again, as soon as it is. Never returns.
+    /// Makes each guest as soon as it is planned or becomes due to be made again, one after the other. Never returns.
     pub async fn keep_making(&self) {
         loop {
             let seen = self.changes.count();

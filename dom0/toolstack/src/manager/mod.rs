@@ -8,7 +8,8 @@
 //!
 //! Touches: domains, the tree of the store, consoles and the clock, through [`Platform`].
 //! Never touches: the terminal. It does not know which face gave a command, and runs as well on a host, against fakes.
-//! Keeps: one guest is made at a time. A guest that could not be made leaves nothing behind; what cannot be removed is told.
+//! Keeps: one guest is made at a time. If making a guest fails, all that was made for it is removed again; what cannot be
+//! removed is reported by [`Platform::tell`].
 //! The list of guests is not borrowed across an await.
 
 mod changed;
@@ -108,8 +109,8 @@ pub trait Console {
     fn rename(&self, name: &str);
     /// The guest's name.
     fn name(&self) -> String;
-    /// Sends keystrokes to the guest, or keeps them until its ring has room. Those beyond what the console keeps are lost, and
-    /// all are if it is not connected.
+    /// Sends keystrokes to the guest, or keeps them until its ring has room. Keystrokes for which the console has no room are
+    /// lost. If the console is not connected, all keystrokes are lost.
     fn type_in(&self, bytes: &[u8]);
     /// Shows on the terminal what was printed while the terminal did not show this console.
     fn show_missed(&self);
@@ -170,7 +171,7 @@ impl<P: Platform> Manager<P> {
         entry.map(|entry| entry.config.name.clone())
     }
 
-    /// Whether the guest with this name has a domain, which has not ended, or will be made.
+    /// Whether the guest with this name is alive: it has a domain that has not ended, or it is being made, or it will be made.
     pub fn is_alive(&self, name: &str) -> bool {
         self.entries.borrow().iter().any(|entry| entry.config.name == name && entry.is_alive())
     }

@@ -91,9 +91,9 @@ impl World {
         }
     }
 
-    /// Sets `bit` in a vcpu's selector and, if it was clear, the vcpu's upcall byte. If that was clear too, kicks the CPU that
-    /// runs the vcpu, or wakes the vcpu if it sleeps and upcalls are not masked. A vcpu in `TenonOp::Wait` is woken in any
-    /// case.
+    /// Sets `bit` in a vcpu's selector. If the bit was clear before, sets the upcall byte as well. If the upcall byte was also
+    /// clear before, kicks the CPU that runs the vcpu, or wakes the vcpu if it sleeps and upcalls are not masked. A vcpu that
+    /// sleeps in `TenonOp::Wait` is woken even if upcalls are masked.
     fn mark<M: Machine>(&self, m: &M, vcpu: &Vcpu, bit: u64) {
         let selector = vcpu.record().and_then(|(frame, at)| m.page(frame).get((at + vcpu_info::PENDING_SEL) / 8));
         let (Some(head), Some(selector)) = (info_head(m, vcpu), selector) else { return };
@@ -156,7 +156,7 @@ impl World {
 #[inline]
 pub(crate) const fn is_due(head: u64) -> bool {
     let head = head & (PENDING_BYTE | MASK_BYTE);
-    0 < head && head <= PENDING_BYTE // the mask byte, which lies above the upcall byte, is 0; so the upcall byte is not
+    0 < head && head <= PENDING_BYTE // at most 0xff: the mask byte is 0. More than 0: then the upcall byte is not 0
 }
 
 /// A vcpu's upcall mask, in the vcpu_info record, which the guest changes as well.

@@ -189,11 +189,6 @@ impl Grants {
         nth(m.page(frame).as_chunks().0, handle % HANDLES_PER_FRAME)
     }
 
-    #[cfg(test)]
-    pub(super) fn handle<M: Machine>(&self, m: &M, handle: u32) -> Option<Handle> {
-        Handle::from_words(self.handle_words(m, handle)?.each_ref().map(|word| word.load(Acquire)))
-    }
-
     /// Takes a handle for a change that only the one who took it may make, and ends with [`Claimed::set`].
     pub(super) fn claim_handle<'m, M: Machine>(&'m self, m: &'m M, number: u32) -> Option<(Handle, Claimed<'m>)> {
         let words @ [first, second] = self.handle_words(m, number)?;

@@ -1,6 +1,9 @@
-//! The fast paths over page tables. They update one L1 entry in the most frequent, simple cases; take what the entries of a
-//! table need when the table is promoted, and drop it when the promotion is undone; and find the present entries of a table
-//! that has few.
+//! The fast paths over page tables:
+//!
+//! 1. they update one L1 entry in the frequent, simple cases;
+//! 2. when a table is promoted, they take the references and uses of the frames to which its entries point, and drop them
+//!    again when the promotion is undone;
+//! 3. they find the present entries of a table that has few, without a look at all of them.
 //!
 //! An update is simple if the table is a live L1 table of the domain's own, and the frames that the entry points to before and
 //! after are the domain's own and already have the needed use. Each fast path does what a path in `update` or `promote` does.

@@ -23,8 +23,9 @@ use cpu::{Cpu, Turn};
 
 pub use cpu::SLICE;
 
-/// Nanoseconds after which one step of a multicall, or of a list of `mmuext_op`, begins no further entry of its list. The
-/// time is looked at only between two entries: each entry may itself take as long as a step.
+/// The time limit of one step of a multicall or of a list of `mmuext_op`, in nanoseconds. (A step is what is done of a call
+/// before others have a chance to run.) The clock is read only between two entries of the list, so an entry that has begun
+/// is finished even if it exceeds the limit.
 const STEP: u64 = 100_000;
 
 with_new! {
@@ -148,8 +149,8 @@ impl Scheduler {
         }
     }
 
-    /// Returns the time from which a step that begins now begins no further entry of its list: [`STEP`] from now, or the time
-    /// to which this CPU's timer is set, if that is earlier.
+    /// Returns the deadline of a step that begins now: [`STEP`] from now, or the time to which this CPU's timer is set, if
+    /// that is earlier. After its deadline a step begins no further entry of its list.
     pub(crate) fn step_end<M: Machine>(&self, m: &M) -> u64 {
         m.now().saturating_add(STEP).min(self.here(m).armed())
     }
