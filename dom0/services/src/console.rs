@@ -250,7 +250,8 @@ impl<H: Host, S: Screen> Service<H> for Life<H, S> {
     }
 
     fn detach(&self) {
-        // One turn takes as much as a full ring has. Turns until the ring is empty might never end: the guest may still print.
+        // One turn takes as much as a full ring holds. A loop until the ring is empty could run for ever, as the guest may
+        // still print.
         let _ = self.serve(Self::BUDGET);
         self.kept.end_line();
         set_connected(&self.ends.page, false);

@@ -138,8 +138,8 @@ impl Store {
         })
     }
 
-    /// How many bytes are missing to the end of the header or message that this client sends now; 0 if it is not connected. The
-    /// caller must not read more than that from the ring.
+    /// How many more bytes this client must send to complete the header that it is sending or, once the header is complete, the
+    /// message; 0 if it is not connected. The caller must not read more than that from the ring.
     #[must_use]
     pub fn wanted_input(&self, id: ConnectionId) -> usize {
         let connection = self.connections.get(&id);
@@ -286,8 +286,8 @@ impl Store {
         self.perform(id, header.transaction, request)
     }
 
-    /// Carries out one request. Returns the reply, and the effect that is left to follow ([`Store::follow`]): no event is
-    /// queued here.
+    /// Carries out one request. Returns the reply, and the effect of the request, which the caller must pass to
+    /// [`Store::follow`]: nothing is queued here.
     pub(crate) fn perform(&mut self, id: ConnectionId, transaction: u32, request: Request<'_>) -> Outcome {
         let caller = self.connections.get(&id).ok_or(StoreError::NotFound)?.caller;
         match request {
@@ -492,8 +492,8 @@ impl Store {
         if domain == self.own {
             return Err(StoreError::Invalid);
         }
-        // A domain number is reused only after all others have been used. Even so, what the last domain of this number owned
-        // must be removed before.
+        // A domain number is reused only after all others, so the nodes and rights of the previous domain are mostly removed
+        // by now. If not, they are removed here, before the new domain is introduced.
         while self.jobs.unmakes(domain) && self.work() {}
         let id = ConnectionId::Domain(domain);
         self.duties.push_back(Duty::Attach { domain, frame, port });
@@ -551,8 +551,8 @@ fn directory(node: &Node) -> Result<Vec<u8>, StoreError> {
     if list.len() > PAYLOAD_MAX { Err(StoreError::TooBig) } else { Ok(list.to_vec()) }
 }
 
-/// The node's generation, then as many whole names of its children, from byte `offset` of their list on, as fit. An empty name
-/// after the last one marks the end of the list.
+/// Returns the node's generation, then names of its children, from byte `offset` of their list on: as many whole names as fit
+/// into a message. An empty name after the last one marks the end of the list.
 fn directory_part(node: &Node, offset: usize) -> Vec<u8> {
     let list = node.children.as_bytes();
     let mut reply = terminated(&format!("{}", node.generation));

@@ -4,8 +4,9 @@
 //! and upcall mask.
 //! Never touches: a guest's virtual address, except for the arguments of calls in [`ops`] and [`message`]. Pages shared with
 //! guests are reached by frame.
-//! Keeps: P5, each end of a channel names the other end or nobody. And a bound: [`World::send`] reads the words of two ports,
-//! sets at most three bits, allocates nothing, and takes no lock but the leaf lock of a CPU's queue if a vcpu must be woken.
+//! Keeps: P5, each end of a channel names the other end or nobody. And a limit on the work of one event: [`World::send`] reads
+//! the words of two ports, sets at most three bits, allocates nothing, and takes no lock but the leaf lock of a CPU's queue if
+//! a vcpu must be woken.
 
 mod bind;
 pub mod message;
@@ -60,9 +61,9 @@ impl World {
         }
     }
 
-    /// Makes a port of `domain` pending. Unless the port is masked, notifies its vcpu; wakes the vcpus that poll the port.
-    /// Returns whether the port has become pending: `false` if it was pending before, or if the domain has no such port or
-    /// vcpu.
+    /// Makes a port of `domain` pending. Notifies the port's vcpu unless the port is masked. Wakes the vcpus that poll the
+    /// port, masked or not. Returns whether the port has become pending: `false` if it was pending before, or if the domain has
+    /// no such port or vcpu.
     pub fn raise<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> bool {
         let vcpu = self.vcpu(domain, self.port(m, domain, port).vcpu);
         let (Some(bits), Some(vcpu)) = (Bits::of(m, domain, port), vcpu) else { return false };

@@ -6,9 +6,9 @@ use core::sync::atomic::AtomicU64;
 use hypercall_abi::event::Virq;
 
 impl World {
-    /// Handles the deadlines that this CPU keeps and that have passed, and the periodic timer of the vcpu that runs here. Lets
-    /// messages of devices in again if they were held back. Then sets this CPU's timer to the next deadline, or to `limit` if
-    /// that is earlier.
+    /// Handles the deadlines that this CPU keeps and that have passed, and the periodic timer of the vcpu that runs here. If
+    /// this CPU held back device messages, because too many had raised no port, accepts them again. Then sets this CPU's timer
+    /// to the next deadline, or to `limit` if that is earlier.
     pub fn tick<M: Machine>(&self, m: &M, limit: u64) {
         let (here, now) = (self.sched.here(m), m.now());
         let mut next = limit;
