@@ -44,7 +44,7 @@ pub fn open(found: &Found) -> Result<(Disk, Channel), NotTaken> {
     let function = Function::new(ports, found.address);
     // Where RAM is we do not know; the hypervisor does, and maps no RAM as registers.
     let layout = Layout::find(&function, Kind::BLOCK, &[])?;
-    let (channel, message) = message_interrupt().map_err(|_| NotTaken::NoMessages)?;
+    let (channel, message) = message_interrupt().map_err(|_| NotTaken::NoInterrupt)?;
     // SAFETY: the layout says that these are registers of the disk, and only the driver has the window.
     let map = |region: drivers::virtio::Region| unsafe { RegisterWindow::map(region.address, region.bytes) }.ok();
     let transport = Transport::open(function, &layout, message, map)?;

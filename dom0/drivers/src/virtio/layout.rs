@@ -58,6 +58,8 @@ pub enum NotTaken {
     Registers(&'static str),
     /// Its registers cannot be mapped.
     NotMapped,
+    /// The hypervisor gives it no interrupt.
+    NoInterrupt,
     /// No memory is left.
     NoRoom,
 }
@@ -70,6 +72,7 @@ impl fmt::Display for NotTaken {
             Self::Bar(index, why) => write!(f, "BAR {index} {why}"),
             Self::Registers(which) => write!(f, "its {which} registers are missing or do not fit"),
             Self::NotMapped => f.write_str("its registers cannot be mapped"),
+            Self::NoInterrupt => f.write_str("the hypervisor has no interrupt for it"),
             Self::NoRoom => f.write_str("no memory is left for its driver"),
         }
     }
