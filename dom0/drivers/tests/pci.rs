@@ -2,8 +2,10 @@
 
 mod common;
 use common::bus::{Bus, Space};
+use drivers::hardware::ConfigurationPorts;
 use drivers::pci::{Address, BadBar, Bar, Function, Scan};
 use drivers::virtio::{Kind, Layout, NotTaken};
+use std::cell::Cell;
 
 const PLACE: Address = Address::new(0, 3, 0);
 
@@ -44,6 +46,30 @@ fn bridges_are_followed_once_and_functions_found_where_there_are_many() {
     let last = ["ff:1f.0 6", "ff:1f.7 7"];
     assert_eq!(found(&bus), [&expected[..], &last[..]].concat());
     assert!(found(&Bus::default()).is_empty());
+}
+
+/// Counts what is read of a bus.
+#[derive(Debug, Default)]
+struct Counting(Bus, Cell<usize>);
+
+impl ConfigurationPorts for Counting {
+    fn read(&self, function: Address, register: u8) -> u32 {
+        self.1.set(self.1.get() + 1);
+        self.0.read(function, register)
+    }
+
+    fn write(&self, _: Address, _: u8, _: u32) {
+        panic!("a scan writes");
+    }
+}
+
+/// Each read is two accesses that the hypervisor carries out, and every boot pays for them.
+#[test]
+fn a_scan_reads_an_absent_function_once() {
+    let bus = Counting::default();
+    assert_eq!((Scan::new(&bus).count(), bus.1.get()), (0, 32));
+    let bus = Counting(Bus::with([(PLACE, device(1))]), Cell::new(0));
+    assert_eq!((Scan::new(&bus).count(), bus.1.get()), (1, 34));
 }
 
 fn layout(space: Space) -> Result<Layout, NotTaken> {
