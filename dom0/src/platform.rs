@@ -26,14 +26,14 @@ pub(crate) type Manager = manager::Manager<Platform>;
 pub(crate) struct Platform {
     hypervisor: Xen,
     store: StoreService,
-    disks: MachineDisks,
+    disks: Rc<MachineDisks>,
     terminal: Rc<Terminal>,
 }
 
 /// A manager of the guests in `bundle`, for domain `own`.
 pub(crate) fn manager(own: DomainId, bundle: Bundle<'static>, terminal: Rc<Terminal>) -> Rc<Manager> {
     let (hypervisor, store) = (Xen::default(), StoreService::new(Unikernel, own));
-    let platform = Platform { hypervisor, store, disks: MachineDisks::default(), terminal };
+    let platform = Platform { hypervisor, store, disks: Rc::default(), terminal };
     Rc::new(manager::Manager::new(platform, own, bundle))
 }
 
