@@ -58,8 +58,8 @@ struct Ring<H: Host> {
     shared: Weak<Shared<H>>,
     link: RefCell<Link>,
     ends: Ends<H>,
-    /// Whether the store refused further requests from this guest when the guest's last turn ended: watchers have not been told
-    /// of too many of the guest's changes, or the guest has not fetched enough of its replies.
+    /// Whether the store refused further requests from this guest when the guest's last turn ended, because too many of its
+    /// changes are still to be told to watchers, or too many of its replies are still unfetched.
     stalled: Cell<bool>,
     /// Limits the warnings that the guest causes.
     lines: RefCell<LineLimit>,

@@ -93,8 +93,8 @@ pub enum Mark {
 pub trait Console {
     /// Sets aside memory for what the guest prints; returns whether there is enough.
     fn reserve(&self) -> bool;
-    /// Called when the guest was not made. Frees what [`reserve`](Console::reserve) set aside, unless the console was ever
-    /// connected: then it uses this memory to keep what the guest printed.
+    /// Called when the guest was not made. Frees what [`reserve`](Console::reserve) set aside, unless the console was connected
+    /// in an earlier life of the guest: the memory then still holds what the guest printed.
     fn give_back(&self);
     /// Begins to serve the guest as `domain`; `port` is the guest's end of the event channel.
     ///

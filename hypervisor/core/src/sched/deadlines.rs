@@ -7,8 +7,10 @@ use hypercall_abi::event::Virq;
 
 impl World {
     /// Handles the deadlines that this CPU keeps and that have passed, and the periodic timer of the vcpu that runs here. If
-    /// this CPU held back device messages, because too many had raised no port, accepts them again. Then sets this CPU's timer
-    /// to the next deadline, or to `limit` if that is earlier.
+    /// device messages are held back on this CPU, because too many useless ones came ([`Cpu::useless_message`]), lets them in
+    /// again. Then sets this CPU's timer to the next deadline, or to `limit` if that is earlier.
+    ///
+    /// [`Cpu::useless_message`]: super::cpu::Cpu::useless_message
     pub fn tick<M: Machine>(&self, m: &M, limit: u64) {
         let (here, now) = (self.sched.here(m), m.now());
         let mut next = limit;

@@ -39,7 +39,9 @@ impl World {
     fn arrives<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let (here, last, index) = (self.sched.here(m), vcpu.last_cpu(), vcpu.index());
         if vcpu.earliest() != u64::MAX {
-            here.watch(index); // before the CPU it ran on last stops keeping the deadlines, so that one of the two always does
+            // This CPU begins to keep the deadlines before the vcpu's previous CPU stops (below): one of the two
+            // keeps them at any time.
+            here.watch(index);
         }
         if last != m.this_cpu() {
             self.sched.cpu(last).unwatch(index);
