@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `host` | what does a service need of the domain it runs in? |
 //! | `shape` | how does a service begin, get its turns, and end? |
-//! | `signal` | how does one task wake another? |
+//! | `signal` | how does one task wake others? |
 //! | [`console`] | what did a guest print, and what is typed for it? |
 //! | [`disks`] | which disks does the machine have? |
 //! | [`store`] | who is connected to the store? |
@@ -29,4 +29,4 @@ pub mod store;
 
 pub use host::{Channel, Class, Host};
 pub use shape::{Attached, Ends, PATIENCE_NS, Service, Turn};
-pub use signal::Signal;
+pub use signal::{Signal, Waiters, before};

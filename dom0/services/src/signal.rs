@@ -1,5 +1,6 @@
-//! How one task wakes another.
+//! How one task wakes others.
 
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::future::{Future, poll_fn};
 use core::pin::pin;
@@ -38,6 +39,43 @@ impl Signal {
         })
         .await;
     }
+}
+
+/// The tasks that wait for conditions. Each looks at its condition again when the tasks are woken.
+#[derive(Debug, Default)]
+pub struct Waiters(RefCell<Vec<Waker>>);
+
+impl Waiters {
+    /// Wakes all tasks that wait.
+    pub fn wake(&self) {
+        let woken = self.0.take();
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until `look` returns a value. Calls `look` now, and each time the tasks are woken.
+    pub async fn until<R>(&self, mut look: impl FnMut() -> Option<R>) -> R {
+        poll_fn(|context| {
+            if let Some(found) = look() {
+                return Poll::Ready(found);
+            }
+            let mut waiting = self.0.borrow_mut();
+            if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+                waiting.push(context.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Waits for `work`, at most until `deadline` is done; returns `None` if `deadline` was done first.
+pub async fn before<R>(deadline: impl Future<Output = ()>, work: impl Future<Output = R>) -> Option<R> {
+    let (mut deadline, mut work) = (pin!(deadline), pin!(work));
+    poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(result) => Poll::Ready(Some(result)),
+        Poll::Pending => deadline.as_mut().poll(context).map(|()| None),
+    })
+    .await
 }
 
 #[cfg(test)]
@@ -88,5 +126,29 @@ mod tests {
         assert!(!polled(wait.as_mut(), &woken), "the other's call was used up");
         signal.set();
         assert!(polled(wait, &woken));
+    }
+
+    #[test]
+    fn all_who_wait_look_again() {
+        let (waiters, value, woken) = (Waiters::default(), Cell::new(0), Arc::default());
+        let mut first = pin!(async { assert_eq!(waiters.until(|| Some(value.get()).filter(|now| *now > 0)).await, 2) });
+        let mut second = pin!(waiters.until(|| (value.get() > 1).then_some(())));
+        assert!(!polled(first.as_mut(), &woken) && !polled(second.as_mut(), &woken));
+        value.set(2);
+        waiters.wake();
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1, "one waker is kept once");
+        assert!(polled(first, &woken) && polled(second, &woken));
+    }
+
+    #[test]
+    fn work_is_waited_for_until_the_deadline() {
+        let (deadline, work, woken) = (Signal::default(), Signal::default(), Arc::default());
+        let mut late = pin!(async { assert_eq!(before(deadline.wait(), work.wait()).await, None) });
+        assert!(!polled(late.as_mut(), &woken));
+        deadline.set();
+        assert!(polled(late, &woken));
+        deadline.set();
+        work.set();
+        assert!(polled(pin!(async { assert_eq!(before(deadline.wait(), work.wait()).await, Some(())) }), &woken));
     }
 }

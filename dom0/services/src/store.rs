@@ -1,5 +1,7 @@
 //! Serves the store: to guests through the page that each of them granted, to dom0 by calls.
 
+mod session;
+
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::rc::{Rc, Weak};
@@ -17,6 +19,8 @@ use toolstack::{Access, DomainId, Node};
 use crate::host::{Channel, Class, Host};
 use crate::shape::{Attached, Ends, Service, Turn, turns};
 use crate::signal::Signal;
+
+pub use session::Session;
 
 /// Bytes of the heap for serving a guest in addition to what the store holds: link, channel, page and task.
 const SERVED_BYTES: usize = 8 * 1024;
@@ -38,6 +42,8 @@ struct Shared<H: Host> {
     /// The store's session for requests of dom0 itself.
     session: ConnectionId,
     served: RefCell<BTreeMap<u16, Served<H>>>,
+    /// The sessions of other services, each with the signal that is set when it has events.
+    sessions: RefCell<BTreeMap<ConnectionId, Rc<Signal>>>,
     /// Set when the store has work left to do.
     left: Rc<Signal>,
     /// The task that does the work that requests have left. It ends when this structure is dropped.
@@ -128,6 +134,7 @@ impl<H: Host> StoreService<H> {
             store: RefCell::new(store),
             session,
             served: RefCell::default(),
+            sessions: RefCell::default(),
             left: Rc::default(),
             work: RefCell::default(),
             reserved: RefCell::default(),
@@ -170,15 +177,20 @@ impl<H: Host> StoreService<H> {
 }
 
 impl<H: Host> Shared<H> {
-    /// Gives a turn to every guest other than `except` that has output, or is stalled and may go on. Wakes the task for the
-    /// store's work if there is any.
+    /// Gives a turn to every guest other than `except` that has output, or is stalled and may go on. Sets the signals of the
+    /// sessions that have events. Wakes the task for the store's work if there is any.
     fn deliver(&self, except: Option<u16>) {
-        let store = self.store.borrow();
+        let mut store = self.store.borrow_mut();
         for (domain, served) in &*self.served.borrow() {
             let id = ConnectionId::Domain(DomainId(*domain));
             let may_go_on = served.ring.service().stalled.get() && store.accepts_input(id);
             if Some(*domain) != except && (may_go_on || store.has_output(id)) {
                 served.ring.kick();
+            }
+        }
+        for (id, told) in &*self.sessions.borrow() {
+            if store.session(*id).has_events() {
+                told.set();
             }
         }
         if store.has_work() {

@@ -222,6 +222,38 @@ fn introducing_again_begins_anew_with_one_page_and_port() {
 }
 
 #[test]
+fn a_session_hears_a_guest_and_a_guest_hears_a_session() {
+    let (host, store) = world();
+    store.write(DomainId(5), &[node("/local/domain/5/data", "", Access::Own)]).unwrap();
+    let mut guest = Guest::introduced(&host, &store, 5);
+    let session = store.session();
+    session.watch("/local/domain/5/data/x").unwrap();
+    assert_eq!(session.next_event().unwrap().path, "/local/domain/5/data/x", "the first event comes at once");
+    assert!(session.next_event().is_none());
+    assert_eq!(guest.asked(Kind::Write, b"data/x\0one"), ["OK|"]);
+    assert_eq!(session.next_event().unwrap().path, "/local/domain/5/data/x");
+    assert_eq!(guest.asked(Kind::Watch, b"data\0token\0"), ["OK|", "data|token|"]);
+    let failed = session.transaction(|t| {
+        t.write("/local/domain/5/data/x", b"two")?;
+        t.read("/nowhere")
+    });
+    assert!(failed.is_err());
+    host.rounds(3);
+    assert!(guest.heard().is_empty(), "a transaction that fails changes nothing");
+    let read = session.transaction(|t| {
+        let before = t.read_text("/local/domain/5/data/x")?;
+        t.write("/local/domain/5/data/x", b"two")?;
+        Ok(before)
+    });
+    assert_eq!(read.unwrap(), "one");
+    host.rounds(3);
+    assert_eq!(guest.heard(), ["data/x|token|"]);
+    assert_eq!(store.sessions(), 1);
+    drop(session);
+    assert_eq!(store.sessions(), 0);
+}
+
+#[test]
 fn dropping_the_store_says_nothing() {
     let (host, store) = world();
     let mut guest = Guest::introduced(&host, &store, 5);
