@@ -95,6 +95,11 @@ impl<H: Host> Queue<H> {
         }
     }
 
+    /// Has a device that is as late reset, from the next operation on; `None`: it is waited for.
+    pub const fn limit_lateness(&mut self, late_limit_ns: Option<u64>) {
+        self.late_limit_ns = late_limit_ns;
+    }
+
     /// Whether the device is lost for good.
     #[must_use]
     pub fn is_lost(&self) -> bool {
