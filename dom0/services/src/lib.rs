@@ -5,6 +5,7 @@
 //! | `host` | what does a service need of the domain it runs in? |
 //! | `shape` | how does a service begin, get its turns, and end? |
 //! | `signal` | how does one task wake others? |
+//! | [`block`] | which disks does a guest have, and who serves them? |
 //! | [`console`] | what did a guest print, and what is typed for it? |
 //! | [`disks`] | which disks does the machine have? |
 //! | [`store`] | who is connected to the store? |
@@ -20,6 +21,7 @@
 
 extern crate alloc;
 
+pub mod block;
 pub mod console;
 pub mod disks;
 mod host;

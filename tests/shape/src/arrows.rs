@@ -59,7 +59,18 @@ const ARROWS: &[Allowed] = &[
     outside("toolstack", &["console-backend", "guest-image", "hypercall-abi", "ring-protocol"]),
     outside(
         "services",
-        &["console-backend", "disk", "drivers", "guest-image", "hypercall-abi", "ring-protocol", "store", "toolstack"],
+        &[
+            "block-backend",
+            "console-backend",
+            "disk",
+            "drivers",
+            "guest-image",
+            "hypercall-abi",
+            "ring-protocol",
+            "store",
+            "toolstack",
+            "xenbus-backend",
+        ],
     ),
     outside(
         "dom0",

@@ -23,8 +23,8 @@
 //! device is connected only with nodes that were read together with the state that published them. B is never 4 while F
 //! is 5, 6 or gone.
 //!
-//! No device uses this crate yet. The console that every guest has takes no part in this handshake (ABI io 2.2: its
-//! page and port are in `start_info`); further consoles (ABI io 2.4), disks and networks will.
+//! Disks use this crate (`services::block`). The console that every guest has takes no part in this handshake (ABI io 2.2:
+//! its page and port are in `start_info`); further consoles (ABI io 2.4) and networks will.
 //! Deliberately absent so far: taking over a connected device after the back end was restarted (ABI io 9.3).
 #![no_std]
 #![forbid(unsafe_code)]

@@ -71,6 +71,11 @@ impl Fake {
         self.0.raised.borrow_mut().extend(ours);
     }
 
+    /// A port of ours is raised, whoever does it.
+    pub fn raise_port(&self, port: u32) {
+        self.0.raised.borrow_mut().insert(port);
+    }
+
     /// The heap is full, or is no longer.
     pub fn set_full(&self, full: bool) {
         self.0.full.set(full);

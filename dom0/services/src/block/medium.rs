@@ -1,0 +1,215 @@
+//! What a guest's disk is made of, and what it holds of dom0's memory and of other people's disks.
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::fmt;
+
+use disk::{Claim, Disk, Holders, Memory, NoPlace, Overlay, Partition, Place, Shape, Whole};
+
+use super::host::BlockHost;
+
+/// Pages that are taken before other tasks have their turns.
+const PIECE: usize = 512;
+
+/// Who holds which interval of which device, by the name of the guest.
+pub(super) type Held = Rc<RefCell<Holders<String>>>;
+
+/// An interval of a device that is held until this value is dropped.
+pub(super) struct Hold {
+    holders: Held,
+    claim: Option<Claim>,
+}
+
+impl Hold {
+    pub(super) const fn new(holders: Held, claim: Claim) -> Self {
+        Self { holders, claim: Some(claim) }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(claim) = self.claim.take() {
+            self.holders.borrow_mut().release(claim);
+        }
+    }
+}
+
+/// What is not an overlay.
+#[derive(Debug)]
+pub(super) enum Base {
+    Device(Partition<Whole>),
+    Image(Partition<Memory>),
+    /// Pages of dom0's, for a guest that sees this shape.
+    Pages(Memory, Shape),
+}
+
+impl Disk for Base {
+    fn shape(&self) -> Shape {
+        match self {
+            Self::Device(disk) => disk.shape(),
+            Self::Image(disk) => disk.shape(),
+            Self::Pages(_, shape) => *shape,
+        }
+    }
+
+    fn place(&mut self, write: bool, sector: u64, sectors: u32) -> Result<(Place, u32), NoPlace> {
+        match self {
+            Self::Device(disk) => disk.place(write, sector, sectors),
+            Self::Image(disk) => disk.place(write, sector, sectors),
+            Self::Pages(memory, shape) => {
+                shape.judge(write, sector, sectors.into())?;
+                memory.place(write, sector, sectors)
+            }
+        }
+    }
+
+    fn discard(&mut self, sector: u64, sectors: u64) -> Result<Option<(u64, u64)>, NoPlace> {
+        match self {
+            Self::Device(disk) => disk.discard(sector, sectors),
+            Self::Image(disk) => disk.discard(sector, sectors),
+            Self::Pages(_, shape) => shape.judge(true, sector, sectors).map(|()| None),
+        }
+    }
+}
+
+/// The pages of overlays.
+pub(super) struct Pages<H>(H);
+
+impl<H> fmt::Debug for Pages<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pages")
+    }
+}
+
+impl<H: BlockHost> disk::Pages for Pages<H> {
+    fn take(&mut self) -> Option<u64> {
+        self.0.take_page()
+    }
+
+    fn give_back(&mut self, page: u64) {
+        self.0.give_back_page(page);
+    }
+}
+
+enum Body<H: BlockHost> {
+    Plain(Base),
+    Overlay(Overlay<Base, Pages<H>>),
+}
+
+/// A guest's disk. Dropping it gives back the pages that it has.
+pub(super) struct Medium<H: BlockHost> {
+    host: H,
+    body: Option<Body<H>>,
+}
+
+impl<H: BlockHost> Medium<H> {
+    pub(super) const fn plain(host: H, base: Base) -> Self {
+        Self { host, body: Some(Body::Plain(base)) }
+    }
+
+    /// An overlay of at most `limit` bytes over `base`.
+    pub(super) fn overlay(host: H, base: Base, limit: u64) -> Result<Self, NoPlace> {
+        let overlay = Overlay::new(base, Pages(host.clone()), limit)?;
+        Ok(Self { host, body: Some(Body::Overlay(overlay)) })
+    }
+
+    /// `bytes` bytes of empty memory, whole sectors; `None` if there is not enough memory.
+    pub(super) async fn memory(host: &H, bytes: u64, read_only: bool) -> Option<Self> {
+        let count = usize::try_from(bytes.div_ceil(4096)).ok()?;
+        let mut pages = Vec::new();
+        pages.try_reserve_exact(count).ok()?;
+        let memory = Memory::of_pages(pages);
+        let shape = Shape { sectors: bytes / 512, read_only, ..memory.shape() };
+        // What was taken is given back if the future is dropped.
+        let mut medium = Self::plain(host.clone(), Base::Pages(memory, shape));
+        for number in 0..count {
+            if number > 0 && number.is_multiple_of(PIECE) {
+                host.yield_now().await;
+            }
+            let page = host.take_page()?;
+            if let Some(Body::Plain(Base::Pages(memory, _))) = &mut medium.body {
+                let mut pages = core::mem::replace(memory, Memory::of_pages(Vec::new())).into_pages();
+                pages.push(page);
+                *memory = Memory::of_pages(pages);
+            }
+        }
+        Some(medium)
+    }
+
+    fn disk(&self) -> Option<&dyn Disk> {
+        match self.body.as_ref()? {
+            Body::Plain(base) => Some(base),
+            Body::Overlay(overlay) => Some(overlay),
+        }
+    }
+
+    fn disk_mut(&mut self) -> Option<&mut dyn Disk> {
+        match self.body.as_mut()? {
+            Body::Plain(base) => Some(base),
+            Body::Overlay(overlay) => Some(overlay),
+        }
+    }
+
+    /// What the guest's disk can do.
+    pub(super) fn shape(&self) -> Shape {
+        let nothing = Shape {
+            sectors: 0,
+            block_bytes: 512,
+            physical_bytes: 512,
+            read_only: true,
+            volatile: false,
+            discard: None,
+        };
+        self.disk().map_or(nothing, Disk::shape)
+    }
+}
+
+impl<H: BlockHost> Drop for Medium<H> {
+    fn drop(&mut self) {
+        match self.body.take() {
+            Some(Body::Plain(Base::Pages(memory, _))) => {
+                memory.into_pages().into_iter().for_each(|page| self.host.give_back_page(page));
+            }
+            Some(Body::Overlay(overlay)) => overlay.dissolve(),
+            Some(Body::Plain(_)) | None => {}
+        }
+    }
+}
+
+impl<H: BlockHost> fmt::Debug for Medium<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Medium").field("shape", &self.shape()).finish_non_exhaustive()
+    }
+}
+
+/// A medium as a queue has it while the guest is connected; what was written stays in the medium.
+pub(super) struct View<H: BlockHost>(Rc<RefCell<Medium<H>>>);
+
+impl<H: BlockHost> fmt::Debug for View<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.borrow().fmt(f)
+    }
+}
+
+impl<H: BlockHost> View<H> {
+    pub(super) fn boxed(medium: &Rc<RefCell<Medium<H>>>) -> Box<dyn Disk> {
+        Box::new(Self(Rc::clone(medium)))
+    }
+}
+
+impl<H: BlockHost> Disk for View<H> {
+    fn shape(&self) -> Shape {
+        self.0.borrow().shape()
+    }
+
+    fn place(&mut self, write: bool, sector: u64, sectors: u32) -> Result<(Place, u32), NoPlace> {
+        self.0.borrow_mut().disk_mut().ok_or(NoPlace::OutOfRange)?.place(write, sector, sectors)
+    }
+
+    fn discard(&mut self, sector: u64, sectors: u64) -> Result<Option<(u64, u64)>, NoPlace> {
+        self.0.borrow_mut().disk_mut().ok_or(NoPlace::OutOfRange)?.discard(sector, sectors)
+    }
+}
