@@ -24,9 +24,10 @@ use crate::signal::{Signal, Waiters};
 const REQUEST_BYTES: usize = 256 * (8 + 4 + 16);
 /// Bytes of the heap that a queue uses for as long as it exists: the lists of all its requests, and its batches.
 pub const QUEUE_BYTES: usize = FLIGHTS * REQUEST_BYTES + 128 * 1024;
-/// Bytes of the heap that a turn may allocate in all: half of the requests have the most segments, because the cost of a turn is
-/// limited, and a list that grows is copied.
-pub const TURN_BYTES: usize = FLIGHTS / 2 * REQUEST_BYTES * 2;
+/// Bytes of the heap that a turn may allocate in all: every request may have the most segments, and a list that grows is copied.
+pub const TURN_BYTES: usize = FLIGHTS * REQUEST_BYTES * 2;
+/// The heap keeps a block for the largest turn of all services, which is one of the store.
+const _: () = assert!(TURN_BYTES <= store::TURN_BYTES);
 /// Pages for descriptors, each for two requests at a time.
 const SCRATCH: usize = 8;
 
