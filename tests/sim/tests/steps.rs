@@ -167,3 +167,56 @@ fn a_key_is_heard_while_a_call_goes_on() {
         ));
     });
 }
+
+/// The only guest yields in a list of calls.
+struct Yielding {
+    list: u64,
+    count: u64,
+    steps: u64,
+    /// How many steps after it was typed the key was heard.
+    heard: Option<u64>,
+}
+
+/// After so many steps a key is typed.
+const TYPED: u64 = 10;
+
+impl Runner<WholeMachine> for Yielding {
+    fn run(&mut self, ctx: &mut Context<'_>) -> Option<Exit> {
+        let regs = &mut ctx.state.regs;
+        (regs.rax, regs.rdi, regs.rsi) = (Hypercall::Multicall.number(), self.list, self.count);
+        Some(Exit::Syscall)
+    }
+
+    fn seen(&mut self, ctx: &mut Context<'_>, what: Step) -> ControlFlow<()> {
+        if matches!(what, Step::Call(_)) {
+            self.steps += 1;
+            if self.steps > TYPED && !ctx.m.has_typed() {
+                self.heard.get_or_insert(self.steps - TYPED);
+            }
+            if self.steps == TYPED {
+                ctx.m.type_key();
+            }
+        }
+        let over = self.steps > TYPED && ctx.state.call.is_none();
+        if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn idle(&mut self, _: &mut CpuCtx<'_, WholeMachine>) -> ControlFlow<(), Arrived> {
+        panic!("nobody wants to run")
+    }
+}
+
+/// A list of yields kept interrupts out for as long as it was: each step of it ended with the vcpu leaving its CPU, to which it came
+/// back at once, and interrupts were let in only after a step after which it stayed.
+#[test]
+fn a_key_is_heard_while_a_list_of_yields_goes_on() {
+    tell(300, |stage| {
+        let guest = stage.enter(false);
+        let entry = MulticallEntry { op: Hypercall::SchedOp.number(), result: -1, args: [0; 6] };
+        let list = stage.put(&guest, 0, &[entry; 50]);
+        stage.world.unpause(stage.m, stage.domain(&guest));
+        let mut yielding = Yielding { list, count: 50, steps: 0, heard: None };
+        life::live(&mut stage.cpu_ctx(), &mut yielding);
+        assert_eq!((yielding.heard, yielding.steps), (Some(1), 50), "steps later, of so many");
+    });
+}

@@ -78,6 +78,10 @@ fn turn<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, vcpu: &Vcpu, runner: &mut impl 
         let mut ctx = Ctx::new(cpu_ctx, domain, vcpu, &mut state);
         if switch::arrive(&mut ctx).is_ok() {
             on = stay(&mut ctx, runner);
+        } else {
+            // It does not run, so no interrupt has come in; the next vcpu may not run either.
+            dispatch::let_in(&ctx);
+            world.tick(m, u64::MAX);
         }
         switch::depart(&mut ctx);
         let seen = runner.seen(&mut ctx, Step::Gone);
@@ -105,9 +109,11 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
         if ctx.state.call.is_some() {
             next = dispatch::step(ctx);
             runner.seen(ctx, Step::Call(next))?;
-            if ctx.state.call.is_some() && next == Next::Stay {
+            if ctx.state.call.is_some() {
+                // Also if the vcpu leaves: it may come back at once, to the next step.
                 dispatch::let_in(ctx);
-                next = tick(ctx, began); // what came in may have been a kick or the timer
+                let due = tick(ctx, began); // what came in may have been a kick or the timer
+                next = if next == Next::Stay { due } else { next };
             }
         } else {
             if trap::prepare(ctx).is_err() {

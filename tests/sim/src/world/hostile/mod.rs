@@ -57,8 +57,9 @@ pub const LONGEST_STEP: u64 = 100_000;
 const STILL: u64 = 32;
 /// The same where other CPUs are at work, for which the call may have to wait.
 const STILL_WITH_OTHERS: u64 = 1_000;
-/// Steps that may end before an interrupt that waits has come in: the one in which it came, and the next.
-const DEAF: u64 = 2;
+/// Steps that may end before an interrupt that waits has come in: the call with which a vcpu leaves its CPU, that it leaves,
+/// and a step of the unfinished call of the vcpu that comes.
+const DEAF: u64 = 3;
 
 /// What the guests are up to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
