@@ -8,7 +8,7 @@ use sim::world::hostile;
 fn noticed() -> Option<String> {
     let life =
         move |seed| std::thread::Builder::new().stack_size(64 << 20).spawn(move || hostile::run(seed, 1, 30_000));
-    (1..=4).find_map(|seed| life(seed).expect("a thread").join().expect("panics are caught").err())
+    (1..=16).find_map(|seed| life(seed).expect("a thread").join().expect("panics are caught").err())
 }
 
 #[test]

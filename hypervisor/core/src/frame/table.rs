@@ -229,7 +229,12 @@ impl FrameTable {
     /// # Errors
     /// [`Refused::NoSuchFrame`], [`Refused::NotOwner`], [`Refused::TooManyUses`].
     pub fn take_ref(&self, frame: Frame, from: DomainId, by: DomainId) -> Result<(), Refused> {
-        let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
+        self.words(frame).ok_or(Refused::NoSuchFrame).and_then(|w| Self::take_ref_of(&w, from, by))
+    }
+
+    /// As [`FrameTable::take_ref`], for the frame with these words.
+    #[inline(always)]
+    fn take_ref_of(w: &Words<'_>, from: DomainId, by: DomainId) -> Result<(), Refused> {
         step(w.owner, |bits| OwnerState::take(bits, from, by).map(|next| (next, ())))?;
         if from != by {
             w.stamp.fetch_or(SHARED, SeqCst);
@@ -239,11 +244,19 @@ impl FrameTable {
 
     /// Drops a reference that was taken on behalf of `by`. With the last reference the frame goes to the pool.
     pub fn drop_ref(&self, frame: Frame, by: DomainId) {
-        let Some(w) = self.words(frame) else { return bug(frame, "reference to no frame") };
+        match self.words(frame) {
+            Some(w) => self.drop_ref_of(frame, &w, by),
+            None => bug(frame, "reference to no frame"),
+        }
+    }
+
+    /// As [`FrameTable::drop_ref`], for the frame with these words.
+    #[inline(always)]
+    fn drop_ref_of(&self, frame: Frame, w: &Words<'_>, by: DomainId) {
         let dropped = step(w.owner, |bits| {
             let next = OwnerState::drop_ref(bits, by).ok_or(())?;
             if OwnerState::is_unused(next) {
-                self.stamp(&w); // before the count becomes 0
+                self.stamp(w); // before the count becomes 0
             }
             Ok::<_, ()>((next, next))
         });
@@ -268,16 +281,17 @@ impl FrameTable {
     /// # Errors
     /// As [`FrameTable::take_ref`], and [`Refused::WrongType`], [`Refused::Unfinished`], [`Refused::Raced`].
     pub fn take_use(&self, m: &impl Cpus, frame: Frame, want: Use, taker: Taker) -> Result<Taken, Refused> {
-        self.take_ref(frame, taker.from, taker.by)?;
-        let taken = self.take_type(m, frame, want, taker.cpus);
+        let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
+        Self::take_ref_of(&w, taker.from, taker.by)?;
+        let taken = self.take_type(m, &w, want, taker.cpus);
         if taken.is_err() {
             self.drop_ref(frame, taker.by);
         }
         taken
     }
 
-    fn take_type(&self, m: &impl Cpus, frame: Frame, want: Use, cpus: CpuSet) -> Result<Taken, Refused> {
-        let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
+    #[inline(always)]
+    fn take_type(&self, m: &impl Cpus, w: &Words<'_>, want: Use, cpus: CpuSet) -> Result<Taken, Refused> {
         for _ in 0..TRIES {
             let mut stale = CpuSet::default();
             let taken = step(w.kind, |bits| {
@@ -310,7 +324,7 @@ impl FrameTable {
         match self.step_down(&w) {
             Ok(Left::TakeDown(level)) => Left::TakeDown(level),
             Ok(left) => {
-                self.drop_ref(frame, by);
+                self.drop_ref_of(frame, &w, by);
                 left
             }
             Err(()) => {

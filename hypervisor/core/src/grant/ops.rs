@@ -16,7 +16,7 @@ use hypercall_abi::mmu::pte;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Elements handled before others get a chance (P8).
-const BATCH: u64 = 16;
+const BATCH: u64 = 32;
 /// Handles given up in one step of a domain's end.
 const SWEEP: u32 = 1024;
 

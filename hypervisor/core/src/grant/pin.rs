@@ -2,8 +2,8 @@
 //! reach (ABI io 1.4).
 
 use super::{GrantRefused, Grants, HANDLES_PER_FRAME};
+use crate::addr::{ENTRIES, FrameSlot};
 use crate::frame;
-use crate::machine::word;
 use crate::prelude::*;
 use core::sync::atomic::AtomicU64;
 use hypercall_abi::grant::entry;
@@ -51,6 +51,11 @@ impl Active {
         (theirs && uses < MAX_USES).then(|| Self(counts.wrapping_add(one) | u64::from(user.0) << 32 | frame.number()))
     }
 
+    /// The same uses, of this frame.
+    fn of(self, frame: Frame) -> Self {
+        Self(self.0 & !u64::from(u32::MAX) | frame.number())
+    }
+
     /// With one use of a frame less, if there is one: the domain may be another than the one that granted.
     fn without(self, frame: Frame, writable: bool) -> Option<Self> {
         let (uses, one) = self.uses(writable);
@@ -80,14 +85,14 @@ impl<M: Machine> CpuCtx<'_, M> {
         let _guard = owner.grants.lock.lock(self.held);
         let (word, record) = owner.grants.entry(self.m, gref).ok_or(GrantRefused::NoSuchGrant)?;
         let active = Active(record.load(Relaxed));
-        active.with(active.frame(), user, writable).ok_or(GrantRefused::NotGranted)?;
+        let more = active.with(active.frame(), user, writable).ok_or(GrantRefused::NotGranted)?;
         let frame = mark_in_use(word, user, writable, active)?;
         if let Err(why) = self.world.frames.hold(self.m, frame, owner.id(), user, writable) {
             clear_marks(word, active);
             let none = matches!(why, frame::Refused::NoSuchFrame | frame::Refused::NotOwner);
             return Err(if none { GrantRefused::NoSuchPage } else { GrantRefused::NotGranted });
         }
-        record.store(active.with(frame, user, writable).map_or(0, |active| active.0), Relaxed);
+        record.store(more.of(frame).0, Relaxed);
         Ok(Pin { owner: owner.id(), gref, frame, writable })
     }
 
@@ -180,7 +185,9 @@ impl Handle {
 impl Grants {
     /// The shared entry of a reference, and our record of it.
     fn entry<'m, M: Machine>(&self, m: &'m M, gref: u32) -> Option<(&'m AtomicU64, &'m AtomicU64)> {
-        Some((word(m, &self.table, index(gref))?, word(m, &self.active, index(gref))?))
+        let (frame, slot) = (index(gref) / ENTRIES, index(gref) % ENTRIES);
+        let word = |list: &[FrameSlot]| Some(&m.page(list.get(frame)?.get()?)[slot]);
+        Some((word(&self.table)?, word(&self.active)?))
     }
 
     /// The words of a handle.
