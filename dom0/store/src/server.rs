@@ -492,8 +492,9 @@ impl Store {
         if domain == self.own {
             return Err(StoreError::Invalid);
         }
-        // A domain number is reused only after all others, so the nodes and rights of the previous domain are mostly removed
-        // by now. If not, they are removed here, before the new domain is introduced.
+        // A domain number is used again only after all other numbers have been used, so the nodes and rights of the domain that
+        // had this number before have usually all been removed by now. If not, they are removed here, before the new domain is
+        // introduced.
         while self.jobs.unmakes(domain) && self.work() {}
         let id = ConnectionId::Domain(domain);
         self.duties.push_back(Duty::Attach { domain, frame, port });

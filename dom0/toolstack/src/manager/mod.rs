@@ -116,7 +116,7 @@ pub trait Console {
     fn show_missed(&self);
 }
 
-/// The index of a guest in the list, which never changes.
+/// The index of a guest in the list. It never changes, because entries are only added, never removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place(usize);
 

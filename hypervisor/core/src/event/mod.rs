@@ -1,7 +1,8 @@
 //! Event channels: how domains, vcpus and the hypervisor notify each other (ABI core 5).
 //!
-//! Touches: port words; in pages shared with guests, the pending and mask bits of ports, and each vcpu's selector, upcall byte
-//! and upcall mask.
+//! Touches: the word of each port, in which the hypervisor keeps what the port is joined to and which vcpu it notifies
+//! ([`port`]); in pages shared with guests, the pending and mask bits of ports, and each vcpu's selector, upcall byte and
+//! upcall mask.
 //! Never touches: a guest's virtual address, except for the arguments of calls in [`ops`] and [`message`]. Pages shared with
 //! guests are reached by frame.
 //! Keeps: P5, each end of a channel names the other end or nobody. And a limit on the work of one event: [`World::send`] reads

@@ -147,8 +147,8 @@ fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let power = match virq {
         Some(Virq::Console) => Powers::CONSOLE_READ,
         Some(Virq::DomExc) => Powers::CONTROL,
-        // The hypervisor never raises any other interrupt of the whole machine, but dom0's kernel may expect to bind it.
-        // (An interrupt of one vcpu, and Argo's, needs no power: see below.)
+        // Every other VIRQ of the whole machine is never raised, but dom0's kernel may expect to bind it, so a domain with
+        // `MACHINE` may. (VIRQs of one vcpu and Argo's come here too, but for them `power` is not looked at: see below.)
         _ => Powers::MACHINE,
     };
     ensure!(per_vcpu || virq == Some(Virq::Argo) || ctx.domain.may(power), Errno::Perm);

@@ -6,11 +6,10 @@ use core::sync::atomic::AtomicU64;
 use hypercall_abi::event::Virq;
 
 impl World {
-    /// Handles the deadlines that this CPU keeps and that have passed, and the periodic timer of the vcpu that runs here. If
-    /// device messages are held back on this CPU, because too many useless ones came ([`Cpu::useless_message`]), lets them in
-    /// again. Then sets this CPU's timer to the next deadline, or to `limit` if that is earlier.
-    ///
-    /// [`Cpu::useless_message`]: super::cpu::Cpu::useless_message
+    /// Handles the deadlines that this CPU keeps and that have passed, and the periodic timer of the vcpu that runs here. Then
+    /// sets this CPU's timer to the next deadline, or to `limit` if that is earlier. Also ends an interrupt storm: interrupts
+    /// of devices, which this CPU holds back after too many of them have raised no port (`Cpu::useless_message`), are let in
+    /// again.
     pub fn tick<M: Machine>(&self, m: &M, limit: u64) {
         let (here, now) = (self.sched.here(m), m.now());
         let mut next = limit;

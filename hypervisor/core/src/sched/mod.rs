@@ -23,9 +23,9 @@ use cpu::{Cpu, Turn};
 
 pub use cpu::SLICE;
 
-/// The time limit of one step of a multicall or of a list of `mmuext_op`, in nanoseconds. (A step is what is done of a call
-/// before others have a chance to run.) The clock is read only between two entries of the list, so an entry that has begun
-/// is finished even if it exceeds the limit.
+/// The time limit of one step of a multicall or of a list of `mmuext_op`, in nanoseconds. (A step is the part of a call
+/// that is carried out without a break. Between two steps interrupts are let in, and another vcpu may get the CPU.) The
+/// clock is read only between two entries of the list, so an entry that has begun is finished even if it exceeds the limit.
 const STEP: u64 = 100_000;
 
 with_new! {

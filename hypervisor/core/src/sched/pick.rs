@@ -39,8 +39,8 @@ impl World {
     fn arrives<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let (here, last, index) = (self.sched.here(m), vcpu.last_cpu(), vcpu.index());
         if vcpu.earliest() != u64::MAX {
-            // This CPU begins to keep the deadlines before the vcpu's previous CPU stops (below): one of the two
-            // keeps them at any time.
+            // This CPU begins to keep the deadlines before the vcpu's previous CPU stops (below), so that at least one of the
+            // two keeps them at any time.
             here.watch(index);
         }
         if last != m.this_cpu() {
