@@ -186,7 +186,7 @@ impl Grants {
     /// The shared entry of a reference, and our record of it.
     fn entry<'m, M: Machine>(&self, m: &'m M, gref: u32) -> Option<(&'m AtomicU64, &'m AtomicU64)> {
         let (frame, slot) = (index(gref) / ENTRIES, index(gref) % ENTRIES);
-        let word = |list: &[FrameSlot]| Some(&m.page(list.get(frame)?.get()?)[slot]);
+        let word = |list: &[FrameSlot]| m.page(list.get(frame)?.get()?).get(slot);
         Some((word(&self.table)?, word(&self.active)?))
     }
 
