@@ -222,7 +222,7 @@ pub(crate) fn guests_that_fill_the_store_do_not_harm_dom0() -> Result<()> {
         bundle = bundle.guest(&Guest { memory: 11, ..test_guest(name, "store", "do=fill")? });
     }
     let mut setup = Setup::new(bundle);
-    setup.memory = 82;
+    setup.memory = 84;
     setup.limit = Duration::from_secs(240);
     let mut machine = Machine::boot("guests_that_fill_the_store_do_not_harm_dom0", &setup)?;
     machine.expect("store: stays", BOOT)?;

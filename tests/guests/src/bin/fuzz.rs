@@ -207,6 +207,7 @@ impl Ground {
 /// Whether a call leaves this domain alive, and what it prints readable.
 fn is_fair(number: u64, args: &[u64; 5]) -> bool {
     use guests::abi::sched::SchedOp;
+    use guests::abi::tenon::TenonOp;
     use guests::abi::vcpu::VcpuOp;
     let Some(which) = Hypercall::from_number(number) else {
         return true;
@@ -230,6 +231,7 @@ fn is_fair(number: u64, args: &[u64; 5]) -> bool {
             let command = args[0] & 0xffff_ffff;
             command == SchedOp::Yield.number() || command > 7
         }
+        Hypercall::Tenon => args[0] != TenonOp::Wait.number(),
         Hypercall::VcpuOp => {
             let op = VcpuOp::from_number(args[0] & 0xffff_ffff);
             let steers = matches!(op, Some(VcpuOp::Initialise | VcpuOp::Up | VcpuOp::Down | VcpuOp::RegisterVcpuInfo));
