@@ -83,10 +83,13 @@ pub(crate) fn id() -> u32 {
     if BY_MSR.load(Relaxed) { read(register::ID) } else { read(register::ID) >> 24 }
 }
 
+/// The destination that names all CPUs.
+const BROADCAST: u8 = 0xff;
+
 /// What a device writes where in order to raise a vector on this CPU, as far as a device can name the CPU (Intel SDM volume 3,
 /// "Message Signalled Interrupts").
 fn message(vector: u8) -> Option<(u64, u32)> {
-    let id = u8::try_from(id()).ok()?;
+    let id = u8::try_from(id()).ok().filter(|id| *id != BROADCAST)?;
     Some((0xfee0_0000 | u64::from(id) << 12, vector.into()))
 }
 

@@ -219,9 +219,10 @@ pub(crate) fn build(
     let limit = ram.limit();
     FRAME_LIMIT.store(limit, Relaxed);
     let mut tables = Builder::new(free)?;
-    let mut mapped = ram.clone();
-    mapped.add(module.clone());
-    for range in mapped.iter() {
+    let mut rest = Ranges::new();
+    rest.add(module.clone());
+    ram.iter().for_each(|range| rest.remove(range));
+    for range in ram.iter().chain(rest.iter()) {
         let bytes = (range.end - range.start) * 4096;
         tables.map(DIRECT + range.start * 4096, range.start * 4096, bytes, DATA)?;
     }

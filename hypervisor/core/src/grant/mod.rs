@@ -57,7 +57,7 @@ renewable! {
         active: [FrameSlot; index(MAX_FRAMES)] = [const { FrameSlot::new() }; index(MAX_FRAMES)],
         /// Frames of handles.
         handles: [FrameSlot; index(MAX_HANDLE_FRAMES)] = [const { FrameSlot::new() }; index(MAX_HANDLE_FRAMES)],
-        /// No handle before this one is free, so that a search does not begin anew for each.
+        /// No handle before this one is free, but for a moment while one is searched for: a search begins here.
         free: AtomicU32 = AtomicU32::new(0),
         /// Held while pins are taken or given up, and while a free handle is searched for.
         lock: Lock<lock::Grants, ()> = Lock::new(()),

@@ -168,22 +168,25 @@ fn free_handle<'a, M: Machine>(ctx: &mut Ctx<'a, M>) -> Result<Claimed<'a>, Gran
     let (m, world, domain) = (ctx.m, ctx.world, ctx.domain);
     let grants = &domain.grants;
     let _guard = grants.lock.lock(ctx.held);
-    let from = grants.free.load(SeqCst);
-    let mut found = Err(GrantRefused::NoHandle);
+    // Handles that others give up from here on are noted in place of what is taken out, and are kept.
+    let from = grants.free.swap(u32::MAX, SeqCst);
     for number in from..MAX_HANDLE_FRAMES * HANDLES_PER_FRAME {
         let slot = nth(&grants.handles, number / HANDLES_PER_FRAME).ok_or(GrantRefused::NoHandle)?;
         if slot.get().is_none() {
-            slot.set(world.frames.allocate_for(m, domain.id()).map_err(|_| GrantRefused::NoHandle)?);
+            match world.frames.allocate_for(m, domain.id()) {
+                Ok(frame) => slot.set(frame),
+                Err(_) => {
+                    grants.free.fetch_min(number, SeqCst);
+                    return Err(GrantRefused::NoHandle);
+                }
+            }
         }
         if let Some(claimed) = grants.claim_free(m, number) {
-            found = Ok(claimed);
-            break;
+            grants.free.fetch_min(number + 1, SeqCst);
+            return Ok(claimed);
         }
     }
-    // Unless one before it was given up meanwhile.
-    let next = found.as_ref().map_or(u32::MAX, |claimed| claimed.number() + 1);
-    let _ = grants.free.compare_exchange(from, next, SeqCst, SeqCst);
-    found
+    Err(GrantRefused::NoHandle)
 }
 
 fn map_host<M: Machine>(ctx: &mut Ctx<'_, M>, call: &MapGrantRef, pin: Pin) -> Result<(), Failed> {

@@ -263,6 +263,11 @@ impl Grants {
         crate::audit::frames(&self.active)
     }
 
+    /// The handle from which a search for a free one begins.
+    pub fn first_free(&self) -> u32 {
+        self.free.load(SeqCst)
+    }
+
     /// Frames with two words per handle.
     pub fn handle_frames(&self) -> impl Iterator<Item = Frame> + '_ {
         crate::audit::frames(&self.handles)

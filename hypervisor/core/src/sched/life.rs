@@ -98,11 +98,15 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
     let here = world.sched.here(m);
     let began = ctx.state.runstate.state_entry_time;
     let mut slice = u64::MAX;
+    let mut contended = began;
     world.keep(m, ctx.vcpu);
     let mut next = Next::Stay;
     while next == Next::Stay {
         let now = here.slice();
         if now < slice {
+            if slice == u64::MAX && ctx.vcpu.serves.load(Relaxed) {
+                contended = m.now();
+            }
             slice = now;
             here.arm_by(m, began.saturating_add(slice));
         }
@@ -135,7 +139,7 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
     if slice != u64::MAX {
         world.tick(m, u64::MAX); // sets the timer anew, which may be set to the end of this slice
         if ctx.vcpu.serves.load(Relaxed) {
-            here.charge_urgent(m.now().saturating_sub(began));
+            here.charge_urgent(m.now().saturating_sub(contended));
         }
     }
     ControlFlow::Continue(())

@@ -4,7 +4,7 @@ mod loader;
 
 use crate::acpi::{self, Topology};
 use crate::memory::{self, boot_bytes};
-use crate::{HARDWARE, Hardware, Ranges, apic, cpu, ioapic, serial, smp, timer};
+use crate::{HARDWARE, Hardware, Ranges, apic, cpu, insn, ioapic, serial, smp, timer};
 use core::ops::Range;
 use core::sync::atomic::AtomicU64;
 use heapless::String;
@@ -70,6 +70,8 @@ fn prepare(magic: u32, information: u64) -> Result<BootInfo, &'static str> {
     let mut devices = loaded.unmapped.clone();
     // The whole MiB of the LAPIC is where messages of devices go.
     controllers().for_each(|address| devices.remove(address / 4096..(address | 0xf_ffff) / 4096 + 1));
+    let address_bits = insn::cpuid(0x8000_0008, 0)[0] & 0xff;
+    devices.remove(1u64.checked_shl(address_bits.saturating_sub(12)).unwrap_or(u64::MAX)..1 << 32);
     let frame_words = memory::build(&loaded.ram, &loaded.module_frames(), &mut free, controllers())?;
     cpu::init(smp::prepare(&topology));
     apic::init();

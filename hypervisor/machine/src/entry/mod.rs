@@ -309,6 +309,8 @@ extern "C" fn nested(registers: &mut Registers) {
         // Only `idle` and `let_in` let interrupts in.
         Ok(vector @ 0x20..) => {
             let cpu = percpu::this();
+            // One interrupt each time: a device that sends faster than this is done would keep ring 0 here for ever.
+            registers.rflags &= !IF;
             let kind = interrupt(cpu, vector);
             cpu.woken.fetch_or(bit(kind), Relaxed);
             if let Interrupt::Message(vector) = kind

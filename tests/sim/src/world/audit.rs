@@ -187,6 +187,7 @@ impl Audit {
         let mut pins: BTreeMap<(DomainId, u32, Frame), [u64; 2]> = BTreeMap::new();
         for domain in domains {
             self.domain(m, world, domain, on)?;
+            unsearched(m, domain)?;
             for handle in handles(m, domain) {
                 let owner = self.words.get(handle.frame).map(|info| info.owner.owner);
                 self.tally.held(handle.frame, owner, domain.id(), handle.writable)?;
@@ -385,6 +386,19 @@ fn handles(m: &WholeMachine, domain: &Domain) -> Vec<Held> {
         });
     }
     found
+}
+
+/// No handle before the one from which a search begins is free: it would be lost.
+fn unsearched(m: &WholeMachine, domain: &Domain) -> Found {
+    let first = domain.grants.first_free();
+    for (number, frame) in (0u32..).step_by(256).zip(domain.grants.handle_frames()) {
+        for handle in (number..number + 256).take_while(|handle| *handle < first) {
+            if m.peek(frame, 2 * (handle - number) as usize) == 0 {
+                return Err(format!("{} has the free handle {handle}, and looks from {first} on", domain.id()));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// References in use: the frame, uses for reading, uses for writing.
