@@ -7,7 +7,7 @@
 use guests::abi::domid;
 use guests::abi::grant::{Entry, entry};
 use guests::memory::{self, Pages, Window};
-use guests::{hypercall, probe};
+use guests::{hypercall, own_number, probe};
 use unikernel::boot::Boot;
 use unikernel::grants::{self, Grant, PageCopy};
 use unikernel::mark::{self, COPY_ODD, COPY_PAGE, COPY_SMALL, PIN};
@@ -19,15 +19,6 @@ unikernel::entry!(main);
 const PAGES: u32 = 32;
 /// References before these are the store's and the console's.
 const FIRST: u32 = 8;
-
-/// Our own number, as a port that only we may join shows it (ABI core 5.2).
-fn own_number() -> u16 {
-    let port = hypercall::allocate_unbound(domid::SELF, domid::SELF).expect("a port is free");
-    let status = hypercall::port_status(domid::SELF, port).expect("the port is ours");
-    hypercall::close(port).expect("the port is ours");
-    u16::try_from(status.detail & 0xffff).expect("16 bits")
-}
-
 /// Copies bytes of a frame of ours to the page of the first reference.
 fn copy<const WINDOW: u16>(own: u16, frame: u64, offset: u16, bytes: u16) {
     let one = PageCopy { domain: own, reference: FIRST, offset, frame, frame_offset: offset, bytes, into_ours: false };

@@ -12,20 +12,12 @@ use guests::abi::{Errno, Hypercall, domid};
 use guests::memory::{self, PAGE, Pages, Window};
 use guests::probe::{self, address_mut, call, update_va_mapping};
 use guests::tables::{Chain, pin};
-use guests::{hypercall, test};
+use guests::{own_number, test};
 
 unikernel::entry!(unikernel::testing::run);
 
 /// A domain that does not exist.
 const NOBODY: u16 = 0x7123;
-
-/// Our own number, as a port that only we may join shows it (core 5.2).
-fn own_number() -> u16 {
-    let port = hypercall::allocate_unbound(domid::SELF, domid::SELF).expect("a port is free");
-    let status = hypercall::port_status(domid::SELF, port).expect("the port is ours");
-    hypercall::close(port).expect("the port is ours");
-    u16::try_from(status.detail & 0xffff).expect("16 bits")
-}
 
 fn op<T>(command: GrantOp, array: &mut [T]) -> Result<u64, Errno> {
     let count = array.len() as u64;

@@ -12,7 +12,7 @@ use guests::abi::{Hypercall, domid};
 use guests::memory::{self, PAGE, Pages, Window};
 use guests::probe::{self, Registers, address, address_mut, call, mmuext};
 use guests::tables::Chain;
-use guests::{code, events, hypercall, pattern};
+use guests::{code, events, hypercall, own_number, pattern};
 use unikernel::{control, time, traps};
 
 /// Pages for one structure: the longest is a vcpu's first state, of more than one page.
@@ -393,14 +393,6 @@ fn make_child() -> u16 {
 
 fn is_open(port: u32) -> bool {
     hypercall::port_status(domid::SELF, port).is_ok_and(|status| status.status != 0)
-}
-
-/// Our own number, as a port that only we may join shows it (core 5.2).
-fn own_number() -> u16 {
-    let port = hypercall::allocate_unbound(domid::SELF, domid::SELF).expect("a port is free");
-    let status = hypercall::port_status(domid::SELF, port).expect("the port is ours");
-    hypercall::close(port).expect("the port is ours");
-    u16::try_from(status.detail & 0xffff).expect("16 bits")
 }
 
 /// The gates and callbacks the unikernel lives by.
