@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_told_with_file_and_line() {
         for (text, why) in [
-            (format!("{GOOD}disk = ['file:x,xvda,w']\n"), "web.toml:4: disk: this build has no such devices"),
+            (format!("{GOOD}disk = ['x,,xvda', 'y,,xvda']\n"), "web.toml:4: disk: two disks are named xvda"),
             (format!("{GOOD}\nvif = ['bridge=br0']\n"), "web.toml:5: vif: this build has no such devices"),
             (format!("{GOOD}cpus = 1\n"), "web.toml:4: cpus: unknown field `cpus`"),
             (format!("{GOOD}vcpus = 'two'\n"), "web.toml:4: vcpus: invalid type"),

@@ -10,32 +10,38 @@
 //! vcpus = 1                     # optional
 //! on_poweroff = "destroy"       # destroy, restart or preserve; likewise on_reboot, on_crash
 //! on_watchdog = "destroy"       # optional; the default is what on_crash says
+//! disk = ["serial:sys,,xvda,w"] # optional: see `disk.rs`
 //! ```
 //!
-//! `disk` and `vif` are known and refused: this build has no such devices.
+//! `vif` is known and refused: this build has no such devices.
 //!
 //! `manager/make.rs` makes a guest from its configuration. A new key is a field of [`GuestConfig`] with its check, and
 //! a line where it is used: in `manager/make.rs` or in `create.rs`.
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::fmt;
 
 use serde::de::{Error, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Spanned;
 
+use crate::disk::DiskConfig;
+
 /// Vcpus the shared-info page has room for.
 const MAX_VCPUS: u32 = 32;
 /// Most bytes of a command line in the start-info page, without its NUL.
 pub const MAX_EXTRA: usize = 1023;
 const MAX_NAME: usize = 64;
+/// Most disks of a guest.
+pub const MAX_DISKS: usize = 16;
 /// Most bytes of a configuration; a longer one is refused unread.
 const MAX_TEXT: usize = 64 << 10;
 /// Most memory in MiB: far more than any machine has, yet a list with four bytes for each page still has a 64-bit size.
 const MAX_MEMORY: u64 = 1 << 30;
 /// Keys of `xl.cfg` that are refused with an error of their own.
-const DEVICES: [&str; 2] = ["disk", "vif"];
+const DEVICES: [&str; 1] = ["vif"];
 
 /// What happens when a guest ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -86,6 +92,9 @@ pub struct GuestConfig {
     /// What happens when the guest misses its watchdog; the default is `on_crash`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_watchdog: Option<Action>,
+    /// Its disks, at most [`MAX_DISKS`]; no two have one vdev. A file of the host is still named by its path here.
+    #[serde(default, deserialize_with = "disks", skip_serializing_if = "Vec::is_empty")]
+    pub disk: Vec<DiskConfig>,
 }
 
 const fn one() -> u32 {
@@ -138,6 +147,22 @@ fn optional_file<'de, D: Deserializer<'de>>(source: D) -> Result<Option<String>,
 fn extra<'de, D: Deserializer<'de>>(source: D) -> Result<String, D::Error> {
     let fits = |extra: &String| extra.len() <= MAX_EXTRA && !extra.contains('\0');
     checked(source, fits, "at most 1023 bytes without a NUL")
+}
+
+fn disks<'de, D: Deserializer<'de>>(source: D) -> Result<Vec<DiskConfig>, D::Error> {
+    let texts = Vec::<String>::deserialize(source)?;
+    if texts.len() > MAX_DISKS {
+        return Err(D::Error::custom(format!("{} disks, and a guest has at most {MAX_DISKS}", texts.len())));
+    }
+    // The parser knows the line of the list, not of each text in it.
+    let read = |(place, text): (usize, &String)| text.parse().map_err(|why| format!("disk {}: {why}", place + 1));
+    let disks = texts.iter().enumerate().map(read).collect::<Result<Vec<DiskConfig>, _>>().map_err(D::Error::custom)?;
+    // Two names never stand for one number.
+    let twice = |(place, disk): &(usize, &DiskConfig)| disks.iter().take(*place).any(|other| other.vdev == disk.vdev);
+    match disks.iter().enumerate().find(twice) {
+        Some((_, disk)) => Err(D::Error::custom(format!("two disks are named {}", disk.vdev.name()))),
+        None => Ok(disks),
+    }
 }
 
 const NOT_LESS_THAN_MEMORY: &str = "a number of MiB, and not less than `memory`";
@@ -202,6 +227,7 @@ impl GuestConfig {
             on_reboot: restart(),
             on_crash: destroy(),
             on_watchdog: None,
+            disk: Vec::new(),
         }
     }
 
@@ -248,6 +274,13 @@ fn place_of_maxmem(text: &str) -> Option<usize> {
     toml::from_str(text).ok().map(|file: Maxmem| file.maxmem.span().start)
 }
 
+/// The key that a line sets; `None` if it sets no key.
+fn key(line: &str) -> Option<&str> {
+    let key = line.split_once('=')?.0.trim();
+    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    (!key.is_empty() && key.chars().all(bare)).then_some(key)
+}
+
 impl ConfigError {
     /// Makes an error at byte `start` of the text. With `None`, or if a key is missing, the error is about the whole
     /// file.
@@ -260,8 +293,7 @@ impl ConfigError {
             return whole();
         }
         let line = before.matches('\n').count() + 1;
-        let source = text.lines().nth(line - 1).unwrap_or_default();
-        let key = source.split_once('=').map(|(key, _)| key.trim().to_string()).unwrap_or_default();
-        Self { line, key, why: why.into() }
+        let key = text.lines().nth(line - 1).and_then(key).unwrap_or_default();
+        Self { line, key: key.to_string(), why: why.into() }
     }
 }

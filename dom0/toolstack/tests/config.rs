@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use toolstack::config::{Action, GuestConfig};
+use toolstack::disk::Target;
 
 const GOOD: &str = "# a guest\nname = \"web\"\nmemory = 256\nkernel = \"vmlinuz\"\n";
 
@@ -57,6 +58,8 @@ fn errors_name_the_line_and_the_key() {
 fn a_configuration_reads_what_it_wrote() {
     let actions = [Action::Destroy, Action::Restart, Action::Preserve];
     let extras = ["", "console=hvc0", "a\tb \"c\\ 'd' ä\u{7f}\u{1}\n#=[]", "'''\"\"\"", &"x".repeat(1023)];
+    let file = "vdev=xvdaa,format=qcow2,target=/a, \"b'=c.img";
+    let disks = [file, "serial:x,,xvda,part=2,overlay=1M", "bundle:b,,xvdb", "memory:1M,,xvdc,!"];
     for (n, extra) in extras.iter().enumerate() {
         let config = GuestConfig {
             maxmem: 1 << 30,
@@ -67,6 +70,7 @@ fn a_configuration_reads_what_it_wrote() {
             on_reboot: actions[(n + 1) % 3],
             on_crash: actions[(n + 2) % 3],
             on_watchdog: actions.get(n).copied(),
+            disk: disks.iter().take(n).map(|disk| disk.parse().unwrap()).collect(),
             ..GuestConfig::new("web-1.x", 64, "vmlinuz")
         };
         let text = config.to_toml();
@@ -103,8 +107,35 @@ fn memory_may_grow_but_not_below_what_it_is() {
 
 #[test]
 fn devices_are_refused_by_name() {
-    assert_eq!(and("disk = ['phy:/dev/x,xvda,w']"), "line 5: disk: this build has no such devices");
     assert_eq!(and("\nvif = ''"), "line 6: vif: this build has no such devices");
+}
+
+#[test]
+fn disks_are_read_in_their_order() {
+    assert_eq!(GuestConfig::parse(GOOD).unwrap().disk, []);
+    let disks = "disk = [\n  'a b.img,raw,xvdb,r',  # a file of the host\n  'memory:16M,,xvda',\n]\n";
+    let config = GuestConfig::parse(&format!("{GOOD}{disks}")).unwrap();
+    let [file, memory] = &config.disk[..] else { panic!("two disks, not {:?}", config.disk) };
+    assert_eq!((&file.target, file.vdev.name()), (&Target::File("a b.img".into()), "xvdb"));
+    assert_eq!((&memory.target, memory.vdev.name()), (&Target::Memory(16 << 20), "xvda"));
+    assert_eq!(GuestConfig::parse(&config.to_toml()), Ok(config));
+}
+
+#[test]
+fn a_wrong_disk_is_told_with_its_line() {
+    let old = "line 5: disk: disk 1: `phy:` is xl's old form: give the path alone, and the format as `format`";
+    assert_eq!(and("disk = ['phy:/dev/x,,xvda,w']"), old);
+    let list = |disks: &str| and(&format!("disk = [\n  'a,,xvda',\n  {disks},\n]"));
+    assert_eq!(
+        list("'a,,sda'"),
+        "line 5: disk: disk 2: a vdev is xvda to xvdzz, with a partition from 1 to 15 perhaps"
+    );
+    assert_eq!(list("\"vdev=xvdb,target=\""), "line 5: disk: disk 2: `target` is missing");
+    assert_eq!(list("'b,,xvdb', 'c,,xvda'"), "line 5: disk: two disks are named xvda");
+    let many: Vec<String> = (b'a'..=b'q').map(|disk| format!("'memory:1M,,xvd{}'", char::from(disk))).collect();
+    assert_eq!(and(&format!("disk = [{}]", many.join(","))), "line 5: disk: 17 disks, and a guest has at most 16");
+    assert!(GuestConfig::parse(&format!("{GOOD}disk = [{}]", many[1..].join(","))).is_ok());
+    assert!(and("disk = 'a,,xvda'").starts_with("line 5: disk: invalid type"), "{}", and("disk = 'a,,xvda'"));
 }
 
 #[test]

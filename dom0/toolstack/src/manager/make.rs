@@ -147,6 +147,10 @@ impl<P: Platform> Manager<P> {
     async fn build(&self, place: Place, config: &GuestConfig, console: &Rc<P::Console>) -> Result<Guest, Unmade> {
         let (hypervisor, store) = (self.platform.hypervisor(), self.platform.store());
         let (kernel, ramdisk) = self.bundle.images(config)?;
+        if let Some(disk) = config.disk.first() {
+            let why = format!("{} cannot be attached: this dom0 serves no disks", disk.vdev.name());
+            return Err(Unmade::Failed(format!("guest {}: {why}", config.name)));
+        }
         while !store.is_settled() {
             self.platform.pause().await;
         }
