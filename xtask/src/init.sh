@@ -7,6 +7,21 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 # Boot messages would fall between what a test types and what it reads.
 echo 1 > /proc/sys/kernel/printk
+# The kernel loads file systems when they are mounted, and the driver of disks only if asked. Disks may come later, too.
+release=$(uname -r)
+if [ -d /lib/modules/$release ]; then modprobe xen_blkfront & fi
+for disk in /sys/bus/xen/devices/vbd-*; do
+    [ -d $disk ] || break
+    if [ ! -d /lib/modules/$release ] && [ ! -d /sys/bus/xen/drivers/vbd ]; then
+        echo "tenon-guest: no disks: neither the kernel $release nor this ramdisk has the driver xen-blkfront"
+        break
+    fi
+    for tenth in $(seq 100); do
+        [ ! -d $disk/block ] || break
+        usleep 100000
+    done
+    [ -d $disk/block ] || echo "tenon-guest: the disk ${disk##*/vbd-} has not come up in 10 s"
+done
 echo "tenon-guest: init reached"
 # Where the hypervisor shows the kernel's log alone, the line has to go there.
 [ -c /dev/hvc0 ] || ! grep -q xenboot /proc/consoles || echo "<0>tenon-guest: init reached" > /dev/kmsg

@@ -1,8 +1,10 @@
-//! The initramfs of our guests: busybox, an init script, and nothing else.
+//! The initramfs of our guests: busybox, an init script, and perhaps a kernel's modules for disks.
 
-use crate::cache;
+use crate::{cache, modules};
 use anyhow::{Context, Result};
 use cpio::{NewcBuilder, newc};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
@@ -13,12 +15,15 @@ use std::path::{Path, PathBuf};
 /// The first program of a guest. `tenon.oneshot` on the kernel's command line ends the guest at once.
 const INIT: &str = include_str!("init.sh");
 
-/// What the kernel starts when dom0 asks the guest to end. The first program is a shell and knows no such requests, so
-/// they are carried out on the spot.
-const ENDS: [(&str, &str); 2] = [
+/// What the kernel starts by itself: when dom0 asks the guest to end, which is carried out on the spot, as the first program
+/// is a shell and knows no such requests; and when the kernel wants a module.
+const HELPERS: [(&str, &str); 3] = [
     ("sbin/poweroff", "#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n"),
     ("sbin/reboot", "#!/bin/busybox sh\nexec /bin/busybox reboot -f\n"),
+    ("sbin/modprobe", "#!/bin/busybox sh\nexec /bin/busybox modprobe \"$@\"\n"),
 ];
+/// What `mount` without a type tries in turn, where the kernel knows no file system with a disk yet.
+const FILE_SYSTEMS: &str = "ext4\nvfat\niso9660\n*\n";
 
 /// Folders every init wants.
 const FOLDERS: [&str; 9] = ["bin", "sbin", "dev", "proc", "sys", "root", "tmp", "run", "etc"];
@@ -27,26 +32,37 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// Builds the archive around `busybox`, or returns the one built earlier from the same parts.
-pub(crate) fn build(busybox: &Path) -> Result<PathBuf> {
+/// Builds the archive around `busybox` and the modules in the folder `modules`, or returns the one built earlier from the
+/// same parts.
+pub(crate) fn build(busybox: &Path, modules: Option<&Path>) -> Result<PathBuf> {
     let program = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
+    let modules = modules.map(modules::files).transpose()?.unwrap_or_default();
     let mut hasher = DefaultHasher::new();
-    (INIT, ENDS, &program).hash(&mut hasher);
+    (INIT, HELPERS, FILE_SYSTEMS, &program, &modules).hash(&mut hasher);
     let target = cache::dir()?.join("initramfs").join(format!("{:016x}.cpio", hasher.finish()));
     if target.is_file() {
         return Ok(target);
     }
     let scratch = cache::scratch()?;
     let staging = scratch.path().join("initramfs");
-    fs::write(&staging, archive(&program)?)?;
+    fs::write(&staging, archive(&program, &modules)?)?;
     cache::publish(&staging, &target)?;
     Ok(target)
 }
 
-fn archive(busybox: &[u8]) -> Result<Vec<u8>> {
-    let mut programs = vec![("bin/busybox", busybox), ("init", INIT.as_bytes())];
-    programs.extend(ENDS.iter().map(|(name, script)| (*name, script.as_bytes())));
-    of_programs(&programs)
+/// The modules are an archive of their own, which a kernel unpacks after the other: compressed, as they are the larger part.
+fn archive(busybox: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+    let mut files = vec![("bin/busybox", busybox), ("init", INIT.as_bytes())];
+    files.extend(HELPERS.iter().map(|(name, script)| (*name, script.as_bytes())));
+    files.push(("etc/filesystems", FILE_SYSTEMS.as_bytes()));
+    let archive = of_programs(&files)?;
+    if modules.is_empty() {
+        return Ok(archive);
+    }
+    let modules: Vec<(&str, &[u8])> = modules.iter().map(|(name, module)| (name.as_str(), module.as_slice())).collect();
+    let mut packed = GzEncoder::new(archive, Compression::default());
+    packed.write_all(&of_programs(&modules)?)?;
+    Ok(packed.finish()?)
 }
 
 /// An archive with the folders and the console every init wants, and these programs in their folders.
@@ -55,7 +71,8 @@ fn archive(busybox: &[u8]) -> Result<Vec<u8>> {
 /// A program of 4 GiB or more.
 pub fn of_programs(programs: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     let mut out = Cursor::new(Vec::new());
-    let folders = programs.iter().filter_map(|(name, _)| Some(name.rsplit_once('/')?.0));
+    let folders = programs.iter().flat_map(|(name, _)| name.match_indices('/').filter_map(|(at, _)| name.get(..at)));
+    // A folder comes before those in it.
     let others: BTreeSet<&str> = folders.filter(|name| !FOLDERS.contains(name)).collect();
     for name in FOLDERS.into_iter().chain(others) {
         entry(&mut out, NewcBuilder::new(name).mode(DIRECTORY), &[])?;

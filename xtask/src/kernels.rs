@@ -1,6 +1,6 @@
 //! Stock kernels and the userland they start: fetched from the distribution once, kept in the cache.
 
-use crate::{apt, cache, initramfs, kernel_file};
+use crate::{apt, cache, initramfs, kernel_file, modules};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -103,7 +103,8 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
     let (root, staging) = (scratch.path().join("root"), scratch.path().join("kernel"));
     fs::create_dir_all(&root)?;
     fs::create_dir_all(&staging)?;
-    apt::extract_some(&deb, &root, &["./boot/vmlinuz-*", "./usr/lib/modules/*/vmlinuz"])?;
+    let kernel = ["./boot/vmlinuz-*", "./usr/lib/modules/*/vmlinuz"];
+    apt::extract_some(&deb, &root, &[&kernel[..], &modules::PATTERNS].concat())?;
     let file = find(&root, "vmlinuz").with_context(|| format!("{package} holds no kernel"))?;
     let bzimage = fs::read(&file)?;
     let vmlinux =
@@ -111,6 +112,7 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
     fs::write(staging.join("bzImage"), &bzimage)?;
     fs::write(staging.join("vmlinux"), vmlinux)?;
     fs::write(staging.join("version"), format!("{package} {version}\n"))?;
+    modules::take(&root, &staging.join("modules")).with_context(|| format!("the modules in {package}"))?;
     cache::publish(&staging, folder)
 }
 
@@ -129,7 +131,47 @@ pub(crate) fn find(folder: &Path, prefix: &str) -> Option<PathBuf> {
 /// # Errors
 /// No way to fetch busybox.
 pub fn ramdisk(sh: &Shell) -> Result<PathBuf> {
-    initramfs::build(&busybox(sh)?)
+    initramfs::build(&busybox(sh)?, None)
+}
+
+/// The initramfs of [`ramdisk`], with the modules that the stock kernel called `name` needs for disks.
+///
+/// # Errors
+/// An unknown name, or no way to fetch its modules or busybox.
+pub fn ramdisk_for_disks(sh: &Shell, name: &str) -> Result<PathBuf> {
+    initramfs::build(&busybox(sh)?, Some(&modules(sh, name)?))
+}
+
+/// The modules of the stock kernel called `name`, fetched first if need be: a kernel in the cache may be from a time when
+/// they were not kept.
+fn modules(sh: &Shell, name: &str) -> Result<PathBuf> {
+    let kernel = stock(sh, name)?;
+    let folder = kernel.bzimage.with_file_name("modules");
+    if !folder.is_dir() {
+        let _lock = cache::lock("kernel")?;
+        if !folder.is_dir() {
+            fetch_modules(sh, name, &kernel.version()?, &folder)
+                .with_context(|| format!("cannot fetch the modules of the stock kernel {name}"))?;
+        }
+    }
+    Ok(folder)
+}
+
+fn fetch_modules(sh: &Shell, name: &str, version: &str, folder: &Path) -> Result<()> {
+    let stock = STOCK.iter().find(|stock| stock.name == name).context("no such stock kernel")?;
+    let scratch = cache::scratch()?;
+    let lists = apt::Lists::update(sh, scratch.path(), &[stock.suite], apt::Installed::Nothing)?;
+    let record = lists.record(sh, &version.replace(' ', "=")).with_context(|| {
+        let kernel = folder.with_file_name("").display().to_string();
+        format!("{} has a newer kernel than {version}: remove {kernel} to have it fetched", stock.suite)
+    })?;
+    eprintln!("fetching the modules of the stock kernel {name} ({version}, {} MB, once)", record.size()? / 1_000_000);
+    let deb = lists.fetch(sh, &record, scratch.path())?;
+    let (root, staging) = (scratch.path().join("root"), scratch.path().join("modules"));
+    fs::create_dir_all(&root)?;
+    apt::extract_some(&deb, &root, &modules::PATTERNS)?;
+    modules::take(&root, &staging)?;
+    cache::publish(&staging, folder)
 }
 
 /// The static busybox of our guests, fetched first if need be.

@@ -15,6 +15,7 @@ pub mod initramfs;
 pub mod kernel_file;
 pub mod kernels;
 pub mod machine;
+mod modules;
 pub mod qemu;
 pub mod sysroot;
 pub mod xen;

@@ -126,6 +126,7 @@ impl Selection {
             None => stock(kernels::stock(sh, kernels::DEFAULT)?),
         };
         let ramdisk = match &self.ramdisk {
+            None if self.kernel.is_none() => Some(stock_ramdisk(sh, kernels::DEFAULT)?),
             None => Some(kernels::ramdisk(sh)?),
             Some(_) => self.named_ramdisk()?.map(Path::to_owned),
         };
@@ -224,6 +225,14 @@ impl Selection {
         ensure!(!cmdline.contains('\0'), "{option}: a NUL in a command line");
         Ok(())
     }
+}
+
+/// The ramdisk of the stock kernel called `name`, with its modules for disks if they can be had.
+fn stock_ramdisk(sh: &Shell, name: &str) -> Result<PathBuf> {
+    kernels::ramdisk_for_disks(sh, name).or_else(|why| {
+        eprintln!("warning: the guest cannot use disks: {why:#}");
+        kernels::ramdisk(sh)
+    })
 }
 
 /// Bytes of a file; one that cannot be read is found elsewhere.
