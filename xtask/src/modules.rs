@@ -215,7 +215,9 @@ mod tests {
 
     #[test]
     fn a_module_says_what_it_needs() {
-        let info = Info::parse(b"license=GPL\0softdep=pre: crypto-crc32c post: x\0alias=fs-ext4\0alias=ext3\0depends=jbd2,xen-a\0");
+        let info = Info::parse(
+            b"license=GPL\0softdep=pre: crypto-crc32c post: x\0alias=fs-ext4\0alias=ext3\0depends=jbd2,xen-a\0",
+        );
         assert_eq!(info.depends, ["jbd2", "xen_a"]);
         assert_eq!((info.before, info.aliases), (vec!["crypto-crc32c".into()], vec!["fs-ext4".into(), "ext3".into()]));
         assert_eq!(Info::parse(b"depends=\0"), Info::default());
