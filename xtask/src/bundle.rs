@@ -10,17 +10,19 @@
 //! | `guests/<name>/config` | what the guest should be, as [`GuestConfig::to_toml`] writes it |
 //! | `guests/<name>/kernel` | the guest's kernel, bzImage, ELF or gzip'ed ELF |
 //! | `guests/<name>/ramdisk` | its initial ramdisk (optional) |
+//! | `disks/<serial>` | a disk that is only read, of one guest or more: whole sectors, see [`crate::disk::serial`] |
 //! | `first`, `first.ramdisk` | instead of `dom0`: another kernel as the first domain, planned, and its ramdisk (optional) |
 //!
 //! `kernel` and `ramdisk` in a configuration name entries of the bundle. Entries are regular files; there are no
 //! directories, and the order means nothing.
 
+use crate::disk::SECTOR;
 use crate::first::{self, Role};
 use crate::guest_file::Described;
 use anyhow::{Context, Result};
 use cpio::{NewcBuilder, newc};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 use toolstack::bundle::EXEC;
@@ -38,6 +40,8 @@ pub struct Bundle {
 enum Content {
     Text(String),
     File(PathBuf),
+    /// A file that is filled up with zeros to whole sectors.
+    Disk(PathBuf),
     /// The first domain, to be planned when the archive is written.
     First {
         kernel: PathBuf,
@@ -119,7 +123,14 @@ impl Bundle {
     /// Adds a guest that a file describes.
     #[must_use]
     pub fn described(self, guest: &Described) -> Self {
-        self.with_guest(guest.config.clone(), &guest.kernel, guest.ramdisk.as_deref())
+        let mut bundle = self.with_guest(guest.config.clone(), &guest.kernel, guest.ramdisk.as_deref());
+        for (name, file) in &guest.images {
+            // Guests may share a disk.
+            if bundle.entries.iter().all(|(known, _)| known != name) {
+                bundle.entries.push((name.clone(), Content::Disk(file.clone())));
+            }
+        }
+        bundle
     }
 
     fn with_guest(self, mut config: GuestConfig, kernel: &Path, ramdisk: Option<&Path>) -> Self {
@@ -169,7 +180,7 @@ impl Bundle {
     #[must_use]
     pub fn files_mib(&self) -> u64 {
         let size = |content: &Content| match content {
-            Content::File(path) => fs::metadata(path).map_or(0, |metadata| metadata.len()),
+            Content::File(path) | Content::Disk(path) => fs::metadata(path).map_or(0, |metadata| metadata.len()),
             Content::Text(_) | Content::First { .. } => 0,
         };
         self.entries.iter().map(|(_, content)| size(content)).sum::<u64>().div_ceil(1 << 20)
@@ -194,11 +205,15 @@ impl Bundle {
                     entry.write_all(&planned)?;
                     entry.finish()?;
                 }
-                Content::File(path) => {
+                Content::File(path) | Content::Disk(path) => {
                     let at = || format!("cannot read {} for {name}", path.display());
                     let length = fs::metadata(path).with_context(at)?.len();
-                    let mut entry = header.write(&mut *out, size(name, length)?);
-                    io::copy(&mut File::open(path).with_context(at)?, &mut entry).with_context(at)?;
+                    let sectors = matches!(content, Content::Disk(_));
+                    let whole = if sectors { length.next_multiple_of(SECTOR) } else { length };
+                    let mut entry = header.write(&mut *out, size(name, whole)?);
+                    let rest = io::repeat(0).take(whole - length);
+                    let file = File::open(path).with_context(at)?.take(length);
+                    io::copy(&mut file.chain(rest), &mut entry).with_context(at)?;
                     entry.finish()?;
                 }
             }
@@ -216,7 +231,6 @@ fn size(name: &str, length: u64) -> Result<u32> {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
-    use std::io::Read;
 
     fn read_back(bundle: &Bundle) -> BTreeMap<String, Vec<u8>> {
         let mut file = bundle.write().unwrap().reopen().unwrap();
@@ -274,9 +288,24 @@ mod tests {
         let text = "name = 'web'\nmemory = 64\nmaxmem = 96\nvcpus = 2\nkernel = 'kernel'\nextra = \"a\\tb \\\"c\\\\\"\n\
                     on_poweroff = 'restart'\non_reboot = 'preserve'\non_crash = 'restart'\non_watchdog = 'preserve'\n";
         let config = GuestConfig::parse(text).unwrap();
-        let described = Described { config: config.clone(), kernel, ramdisk: None, memory_at: String::new(), room: 0 };
-        let entries = read_back(&Bundle::default().described(&described).exec("list; info"));
+        let image = dir.path().join("image");
+        fs::write(&image, [7; 700]).unwrap();
+        let described = Described {
+            config: config.clone(),
+            kernel,
+            ramdisk: None,
+            memory_at: String::new(),
+            room: 0,
+            stock: None,
+            disks: Vec::new(),
+            images: vec![("disks/image-1".into(), image)],
+        };
+        // Two guests may have the image.
+        let bundle = Bundle::default().described(&described).described(&described).exec("list; info");
+        assert_eq!(bundle.entries.iter().filter(|(name, _)| name == "disks/image-1").count(), 1);
+        let entries = read_back(&bundle);
         assert_eq!(entries["dom0.exec"], b"list; info");
+        assert_eq!(entries["disks/image-1"], [&[7; 700][..], &[0; 324]].concat());
         let text = String::from_utf8_lossy(&entries["guests/web/config"]);
         let read = GuestConfig::parse(&text).unwrap();
         assert_eq!(read, GuestConfig { kernel: "guests/web/kernel".into(), ..config });

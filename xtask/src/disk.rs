@@ -1,17 +1,20 @@
 //! Files of this machine that become disks of the emulated one.
 //!
-//! Each is a virtio disk, known by its serial number: `tenon0`, `tenon1` and so on, in the order in which the disks are given. QEMU
-//! keeps a flush until the file has everything, and reports errors to whoever asked.
+//! Each is a virtio disk, known by its serial number. Those of the command line are `tenon0`, `tenon1` and so on, in the order in
+//! which they are given; one that a guest's file names has the serial number that [`serial`] makes of its path. QEMU keeps a
+//! flush until the file has everything, and reports errors to whoever asked.
 
+use crate::guest_file::Described;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use toolstack::disk::{DiskConfig, Format as GuestFormat, Target};
 
 /// What a description may consist of, for error messages.
 const SYNTAX: &str = "a disk is FILE[,ro][,format=raw|qcow2]";
 /// Bytes of a sector: the unit of a disk's size.
-const SECTOR: u64 = 512;
+pub(crate) const SECTOR: u64 = 512;
 /// The first bytes of a qcow2 file (QEMU's docs/interop/qcow2.txt).
 const QCOW2: &[u8; 4] = b"QFI\xfb";
 /// Bytes of the header that are looked at.
@@ -32,14 +35,16 @@ pub struct Disk {
     file: PathBuf,
     format: Format,
     read_only: bool,
+    serial: String,
 }
 
 impl Disk {
     /// Reads `FILE[,ro][,format=raw|qcow2]`, and looks at the file. Without a format, the file's header says which it is.
+    /// [`Disk::read_all`] gives it a serial number.
     ///
     /// # Errors
     /// What is wrong with the description or the file.
-    pub fn read(text: &str) -> Result<Self> {
+    fn read(text: &str) -> Result<Self> {
         let (mut file, mut read_only, mut format) = (text, false, None);
         // A name may have commas of its own: options are taken from the end.
         while let Some((before, option)) = file.rsplit_once(',') {
@@ -56,27 +61,84 @@ impl Disk {
             file = before;
         }
         ensure!(!file.is_empty(), "{text}: no file; {SYNTAX}");
-        let (file, shown) = (PathBuf::from(file), file);
-        let format = examine(&file, format).with_context(|| shown.to_owned())?;
-        let writable = read_only || OpenOptions::new().write(true).open(&file).is_ok();
-        ensure!(writable, "{shown}: cannot be written; {shown},ro is a disk that nobody writes");
-        Ok(Self { file, format, read_only })
+        Self::open(Path::new(file), format, read_only, "give it read-only, as FILE,ro")
     }
 
-    /// Reads all disks of a machine.
+    /// Reads the disk that a guest's file names, by its path `file`. Where no guest writes it, nobody does.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn of_guest(file: &Path, config: &DiskConfig) -> Result<Self> {
+        let format = match config.format {
+            GuestFormat::Raw => Format::Raw,
+            GuestFormat::Qcow2 => Format::Qcow2,
+        };
+        let read_only = !config.writes_target();
+        let disk = Self::open(file, Some(format), read_only, "its access can be `r`")?;
+        Ok(Self { serial: serial(&fs::canonicalize(file)?), ..disk })
+    }
+
+    /// A disk without a serial number yet. `otherwise` tells what can be done with a file that cannot be written.
+    fn open(file: &Path, format: Option<Format>, read_only: bool, otherwise: &str) -> Result<Self> {
+        let format = examine(file, format).with_context(|| file.display().to_string())?;
+        let writable = read_only || OpenOptions::new().write(true).open(file).is_ok();
+        ensure!(writable, "{}: cannot be written; {otherwise}", file.display());
+        Ok(Self { file: file.to_owned(), format, read_only, serial: String::new() })
+    }
+
+    /// Reads all disks that the command line gives to a machine.
     ///
     /// # Errors
     /// As [`Disk::read`]; or a file that one of them writes is given twice.
     pub fn read_all(texts: &[String]) -> Result<Vec<Self>> {
         let mut disks: Vec<(Self, PathBuf)> = Vec::new();
-        for text in texts {
-            let disk = Self::read(text)?;
+        for (number, text) in texts.iter().enumerate() {
+            let disk = Self { serial: format!("tenon{number}"), ..Self::read(text)? };
             let real = fs::canonicalize(&disk.file).with_context(|| text.clone())?;
             let shared = |(other, file): &(Self, PathBuf)| *file == real && !(other.read_only && disk.read_only);
             ensure!(!disks.iter().any(shared), "{text}: the file is given twice, and not read-only both times");
             disks.push((disk, real));
         }
         Ok(disks.into_iter().map(|(disk, _)| disk).collect())
+    }
+
+    /// Adds to the disks of a machine those files that its guests name. A file is one disk, whoever names it, and is written if
+    /// one of them writes it. From here on the guests have these disks by their serial numbers.
+    ///
+    /// # Errors
+    /// A file that the command line gives as well, or that two guests have in different formats: with the place.
+    pub fn add(disks: &mut Vec<Self>, guests: &mut [Described]) -> Result<()> {
+        let given = disks.len();
+        for guest in guests {
+            for wanted in std::mem::take(&mut guest.disks) {
+                let real = fs::canonicalize(&wanted.disk.file).with_context(|| wanted.at.clone())?;
+                let known = |disk: &Self| fs::canonicalize(&disk.file).is_ok_and(|file| file == real);
+                let (at, shown) = (&wanted.at, wanted.disk.file.display());
+                let number = disks.iter().position(known);
+                ensure!(number.is_none_or(|number| number >= given), "{at}: {shown} is given with --disk, too");
+                match number.and_then(|number| disks.get_mut(number)) {
+                    Some(disk) => {
+                        ensure!(disk.format == wanted.disk.format, "{at}: {shown} has another format before");
+                        disk.read_only &= wanted.disk.read_only;
+                    }
+                    None => {
+                        let twice = disks.iter().find(|disk| disk.serial == wanted.disk.serial);
+                        ensure!(twice.is_none(), "{at}: {shown} has by chance the serial number of another: rename it");
+                        disks.push(wanted.disk.clone());
+                    }
+                }
+                if let Some(config) = guest.config.disk.get_mut(wanted.number) {
+                    (config.target, config.format) = (Target::Serial(wanted.disk.serial), GuestFormat::Raw);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The file that it is.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 
     /// The arguments for QEMU that make this the disk of this number.
@@ -95,18 +157,50 @@ impl Disk {
             "-blockdev".into(),
             format!("driver={driver},node-name={name},{both},file.driver=file,file.discard=unmap,file.filename={file}"),
             "-device".into(),
-            format!("virtio-blk-pci,drive={name},serial={name},werror=report,rerror=report"),
+            format!("virtio-blk-pci,drive={name},serial={},werror=report,rerror=report", self.serial),
         ]
     }
 }
 
-/// The format of a file, which is as it should be.
-fn examine(path: &Path, wanted: Option<Format>) -> Result<Format> {
+/// The serial number of the disk that is the file at `path`, which must be absolute: the beginning of the file's name, and a
+/// hash of the path. virtio has room for 20 bytes.
+#[must_use]
+pub fn serial(path: &Path) -> String {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).take(8).collect();
+    // FNV-1a: the number must stay as it is from build to build.
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = path.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
+    format!("{}-{:011x}", if name.is_empty() { "disk" } else { &name }, hash >> 20)
+}
+
+/// Returns the absolute path of a file that becomes a disk of the boot bundle.
+///
+/// # Errors
+/// No such file, an empty one, or one of qcow2.
+pub(crate) fn bundled(file: &Path) -> Result<PathBuf> {
+    let examine = || -> Result<PathBuf> {
+        let (metadata, header) = look(file)?;
+        ensure!(metadata.len() > 0, "is empty");
+        ensure!(!header.starts_with(QCOW2), "has the header of qcow2, and a disk in the bundle is raw");
+        Ok(fs::canonicalize(file)?)
+    };
+    examine().with_context(|| file.display().to_string())
+}
+
+/// A regular file's metadata, and its first bytes.
+fn look(path: &Path) -> Result<(fs::Metadata, Vec<u8>)> {
     let metadata = fs::metadata(path).context("no such file")?;
     ensure!(!metadata.is_dir(), "is a directory");
     ensure!(metadata.is_file(), "is not a regular file");
     let mut header = Vec::new();
     File::open(path)?.take(HEADER as u64).read_to_end(&mut header)?;
+    Ok((metadata, header))
+}
+
+/// The format of a file, which is as it should be.
+fn examine(path: &Path, wanted: Option<Format>) -> Result<Format> {
+    let (metadata, header) = look(path)?;
     if !header.starts_with(QCOW2) {
         ensure!(wanted != Some(Format::Qcow2), "has no header of qcow2");
         let bytes = metadata.len();
@@ -116,7 +210,7 @@ fn examine(path: &Path, wanted: Option<Format>) -> Result<Format> {
         );
         return Ok(Format::Raw);
     }
-    ensure!(wanted != Some(Format::Raw), "has the header of qcow2, and is not raw");
+    ensure!(wanted != Some(Format::Raw), "has the header of qcow2, and is not raw: say format=qcow2");
     let word = |at: usize| header.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
     let (version, bytes) = (word(4) >> 32, word(24));
     ensure!(matches!(version, 2 | 3), "has version {version} of qcow2; there are 2 and 3");
@@ -224,6 +318,14 @@ mod tests {
     }
 
     #[test]
+    fn serial_numbers_stay_and_fit() {
+        let serial = |path: &str| serial(Path::new(path));
+        assert_eq!(serial("/images/root.img"), "root-2c579397c9b");
+        assert_ne!(serial("/images/root.img"), serial("/other/root.img"));
+        assert!(serial("/a/a very long name of an image.qcow2").len() == 20 && serial("/.").starts_with("disk-"));
+    }
+
+    #[test]
     fn a_file_that_cannot_be_written_is_no_disk_to_write() {
         let folder = folder();
         let path = folder.path().join("raw.img");
@@ -231,17 +333,17 @@ mod tests {
         // Root writes it all the same.
         if OpenOptions::new().write(true).open(&path).is_err() {
             let why = Disk::read(&path.to_string_lossy()).unwrap_err().to_string();
-            assert!(why.contains("cannot be written"), "{why}");
+            assert!(why.contains("cannot be written; give it read-only"), "{why}");
         }
         assert!(Disk::read(&format!("{},ro", path.display())).is_ok());
     }
 
     #[test]
     fn qemu_learns_the_file_and_the_serial_number() {
-        let disk = Disk { file: "a,b.img".into(), format: Format::Raw, read_only: true };
+        let disk = Disk { file: "a,b.img".into(), format: Format::Raw, read_only: true, serial: "x-1".into() };
         let [_, blockdev, _, device] = disk.arguments(7);
         assert!(blockdev.starts_with("driver=raw,node-name=tenon7,read-only=on,"), "{blockdev}");
         assert!(blockdev.ends_with(",file.filename=a,,b.img") && !blockdev.contains("cache"), "{blockdev}");
-        assert!(device.starts_with("virtio-blk-pci,drive=tenon7,serial=tenon7,"), "{device}");
+        assert!(device.starts_with("virtio-blk-pci,drive=tenon7,serial=x-1,"), "{device}");
     }
 }

@@ -1,11 +1,19 @@
 //! Guests described in files of their own: TOML with the keys of `xl.cfg`, see [`toolstack::config`]. Paths in a file
 //! are relative to it. What can be judged without a machine is judged here, and told with file and line.
+//!
+//! A file for this tool says more than dom0 reads: `kernel` may be a stock kernel's version, which then has our ramdisk unless
+//! another is named; the target of a disk may be a file of this machine, which becomes a disk of the emulated one; and behind
+//! `bundle:` stands such a file, too, which is put into the boot bundle.
 
+use crate::disk::{self, Disk};
 use crate::kernel_file::KernelFile;
+use crate::kernels;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use toolstack::config::GuestConfig;
+use toolstack::disk::Target;
+use xshell::Shell;
 
 /// A guest, and where its file says what may yet turn out wrong.
 #[derive(Clone, Debug)]
@@ -20,18 +28,35 @@ pub struct Described {
     pub memory_at: String,
     /// Bytes that unpacking the kernel takes.
     pub room: u64,
+    /// The version of the kernel, if it is a stock one.
+    pub stock: Option<&'static str>,
+    /// Those of its disks that are files of this machine, until [`Disk::add`] takes them.
+    pub disks: Vec<FileDisk>,
+    /// Entries of the boot bundle that are its disks, and the files they are made from.
+    pub images: Vec<(String, PathBuf)>,
+}
+
+/// A disk of a guest that is a file of this machine.
+#[derive(Clone, Debug)]
+pub struct FileDisk {
+    /// Its number among the guest's disks.
+    pub number: usize,
+    /// `FILE:LINE: disk`.
+    pub at: String,
+    /// What it is.
+    pub disk: Disk,
 }
 
 /// Reads guests from files; names must differ.
 ///
 /// # Errors
 /// The first thing that is wrong, with its file and line.
-pub fn read(files: &[impl AsRef<Path>]) -> Result<Vec<Described>> {
+pub fn read(sh: &Shell, files: &[impl AsRef<Path>]) -> Result<Vec<Described>> {
     let mut guests: Vec<(Described, &Path)> = Vec::new();
     for file in files {
         let file = file.as_ref();
         let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let described = parse(file, &text)?;
+        let described = parse(sh, file, &text)?;
         let name = &described.config.name;
         if let Some((_, other)) = guests.iter().find(|(other, _)| other.config.name == *name) {
             bail!("{}: {name:?} is the guest of {} already", place(file, &text, "name"), other.display());
@@ -41,30 +66,74 @@ pub fn read(files: &[impl AsRef<Path>]) -> Result<Vec<Described>> {
     Ok(guests.into_iter().map(|(described, _)| described).collect())
 }
 
-fn parse(file: &Path, text: &str) -> Result<Described> {
-    let config = GuestConfig::parse(text).map_err(|why| {
+fn parse(sh: &Shell, path: &Path, text: &str) -> Result<Described> {
+    let mut config = GuestConfig::parse(text).map_err(|why| {
         let key = if why.key.is_empty() { String::new() } else { format!("{}: ", why.key) };
         // What is missing is missing from the whole file.
-        anyhow!("{}:{}: {key}{}", file.display(), why.line.max(1), why.why)
+        anyhow!("{}:{}: {key}{}", path.display(), why.line.max(1), why.why)
     })?;
-    let at = |key: &str| place(file, text, key);
-    let folder = file.parent().unwrap_or(Path::new(""));
+    let at = |key: &str| place(path, text, key);
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let (mut disks, mut images) = (Vec::new(), Vec::new());
+    for (number, config) in config.disk.iter_mut().enumerate() {
+        match &config.target {
+            Target::File(name) => {
+                let at = place_of_disk(path, text, name);
+                let disk = Disk::of_guest(&folder.join(name), config).with_context(|| at.clone())?;
+                disks.push(FileDisk { number, at, disk });
+            }
+            Target::Bundle(name) => {
+                let file = folder.join(name);
+                let real = disk::bundled(&file).with_context(|| place_of_disk(path, text, name))?;
+                let entry = format!("disks/{}", disk::serial(&real));
+                images.push((entry.clone(), file));
+                config.target = Target::Bundle(entry);
+            }
+            Target::Serial(_) | Target::Memory(_) => {}
+        }
+    }
     let kernel = folder.join(&config.kernel);
+    let stock = kernels::names().find(|name| *name == config.kernel && !kernel.exists());
+    let kernel = match stock {
+        Some(name) => kernels::stock(sh, name).with_context(|| at("kernel"))?.vmlinux,
+        None => kernel,
+    };
     let file = KernelFile::read(&kernel).with_context(|| at("kernel"))?;
-    let ramdisk = config.ramdisk.as_ref().map(|ramdisk| folder.join(ramdisk));
+    let ramdisk = match (&config.ramdisk, stock) {
+        (Some(ramdisk), _) => Some(folder.join(ramdisk)),
+        (None, Some(name)) => Some(kernels::ramdisk_for_disks(sh, name).with_context(|| at("kernel"))?),
+        (None, None) => None,
+    };
     if let Some(ramdisk) = &ramdisk {
         ensure!(ramdisk.is_file(), "{}: no file {}", at("ramdisk"), ramdisk.display());
     }
     file.fits(config.memory, ramdisk.as_deref(), true).with_context(|| at("memory"))?;
     file.warn(&at("memory"), config.memory, ramdisk.as_deref())?;
-    Ok(Described { memory_at: at("memory"), config, kernel, ramdisk, room: file.room })
+    Ok(Described { memory_at: at("memory"), config, kernel, ramdisk, room: file.room, stock, disks, images })
+}
+
+/// `FILE:LINE: disk`, where the file names this target of a disk.
+fn place_of_disk(file: &Path, text: &str, target: &str) -> String {
+    let begins = line_of(text, "disk");
+    // As a whole, not as a part of another path.
+    let whole = |line: &str, at: usize| {
+        let before = line.get(..at).unwrap_or_default().ends_with(['"', '\'', '=', ':', ' ']);
+        before && line.get(at + target.len()..).unwrap_or_default().starts_with(['"', '\'', ',', ' '])
+    };
+    let names = |line: &str| line.match_indices(target).any(|(at, _)| whole(line, at));
+    let names = text.lines().skip(begins - 1).position(names);
+    format!("{}:{}: disk", file.display(), begins + names.unwrap_or(0))
 }
 
 /// `FILE:LINE: KEY`, where the file sets the key.
 fn place(file: &Path, text: &str, key: &str) -> String {
+    format!("{}:{}: {key}", file.display(), line_of(text, key))
+}
+
+/// The line where a text sets the key, counted from 1 on; 1 if no line does.
+fn line_of(text: &str, key: &str) -> usize {
     let sets = |line: &str| line.split_once('=').is_some_and(|(before, _)| before.trim() == key);
-    let line = text.lines().position(sets).map_or(1, |index| index + 1);
-    format!("{}:{line}: {key}", file.display())
+    text.lines().position(sets).map_or(1, |index| index + 1)
 }
 
 #[cfg(test)]
@@ -76,13 +145,18 @@ mod tests {
         fs::create_dir(folder.path().join("boot")).unwrap();
         fs::write(folder.path().join("boot/vmlinuz"), test_kernels::halting()).unwrap();
         fs::write(folder.path().join("initrd"), "ramdisk").unwrap();
+        for (name, bytes) in
+            [("a.img", &[0; 1024][..]), ("odd.img", &[0; 1000]), ("b.qcow2", b"QFI\xfb"), ("none", b"")]
+        {
+            fs::write(folder.path().join("boot").join(name), bytes).unwrap();
+        }
         folder
     }
 
     fn refusal(text: &str) -> String {
         let folder = folder();
         fs::write(folder.path().join("web.toml"), text).unwrap();
-        let error = read(&[folder.path().join("web.toml")]).unwrap_err();
+        let error = read(&Shell::new().unwrap(), &[folder.path().join("web.toml")]).unwrap_err();
         format!("{error:#}").replace(&format!("{}/", folder.path().display()), "")
     }
 
@@ -93,7 +167,9 @@ mod tests {
         let folder = folder();
         let file = folder.path().join("web.toml");
         fs::write(&file, format!("{GOOD}ramdisk = 'initrd'\nmaxmem = 128\non_crash = 'preserve'\n")).unwrap();
-        let [described] = &read(std::slice::from_ref(&file)).unwrap()[..] else { panic!("one guest") };
+        let [described] = &read(&Shell::new().unwrap(), std::slice::from_ref(&file)).unwrap()[..] else {
+            panic!("one guest")
+        };
         assert_eq!(described.kernel, folder.path().join("boot/vmlinuz"));
         assert_eq!(described.ramdisk, Some(folder.path().join("initrd")));
         assert_eq!((described.config.memory, described.config.maxmem), (64, 128));
@@ -104,6 +180,24 @@ mod tests {
     fn what_is_wrong_is_told_with_file_and_line() {
         for (text, why) in [
             (format!("{GOOD}disk = ['x,,xvda', 'y,,xvda']\n"), "web.toml:4: disk: two disks are named xvda"),
+            (format!("{GOOD}disk = ['no.img,,xvda']\n"), "web.toml:4: disk: no.img: no such file"),
+            (
+                format!("{GOOD}disk = [\n  'boot/a.img,,xvda',\n\n  'boot,,xvdb',\n]\n"),
+                "web.toml:7: disk: boot: is a directory",
+            ),
+            (format!("{GOOD}disk = ['boot/odd.img,,xvda']\n"), "web.toml:4: disk: boot/odd.img: has 1000 bytes"),
+            (
+                format!("{GOOD}disk = ['boot/a.img,qcow2,xvda']\n"),
+                "web.toml:4: disk: boot/a.img: has no header of qcow2",
+            ),
+            (
+                format!("{GOOD}disk = ['boot/b.qcow2,,xvda']\n"),
+                "web.toml:4: disk: boot/b.qcow2: has the header of qcow2",
+            ),
+            (format!("{GOOD}disk = ['boot/b.qcow2,qcow2,xvda']\n"), "web.toml:4: disk: boot/b.qcow2: has version 0"),
+            (format!("{GOOD}disk = ['bundle:boot/b.qcow2,,xvda']\n"), "web.toml:4: disk: boot/b.qcow2: has the header"),
+            (format!("{GOOD}disk = ['bundle:boot/none,,xvda']\n"), "web.toml:4: disk: boot/none: is empty"),
+            (format!("{GOOD}disk = ['bundle:base,,xvda']\n"), "web.toml:4: disk: base: no such file"),
             (format!("{GOOD}\nvif = ['bridge=br0']\n"), "web.toml:5: vif: this build has no such devices"),
             (format!("{GOOD}cpus = 1\n"), "web.toml:4: cpus: unknown field `cpus`"),
             (format!("{GOOD}vcpus = 'two'\n"), "web.toml:4: vcpus: invalid type"),
@@ -126,15 +220,51 @@ mod tests {
         }
     }
 
+    /// A file that two guests name is one disk of the machine.
+    #[test]
+    fn files_become_disks_of_the_machine() {
+        let folder = folder();
+        let [one, two] =
+            [("one", "boot/a.img,,xvda,r"), ("two", "vdev=xvdb,target=./boot/../boot/a.img")].map(|(name, disk)| {
+                let file = folder.path().join(format!("{name}.toml"));
+                let more = format!("disk = ['memory:1M,,xvdc', '{disk}', 'bundle:boot/odd.img,,xvdd']\n");
+                fs::write(&file, GOOD.replace("web", name) + &more).unwrap();
+                file
+            });
+        let sh = Shell::new().unwrap();
+        let machine = |files: &[&PathBuf], given: &[String]| {
+            let mut guests = read(&sh, files).unwrap();
+            let mut disks = Disk::read_all(given).unwrap();
+            Disk::add(&mut disks, &mut guests).map(|()| (disks, guests)).map_err(|why| why.to_string())
+        };
+        let real = fs::canonicalize(folder.path().join("boot/a.img")).unwrap();
+        let serial = disk::serial(&real);
+        for (files, read_only) in [(&[&one][..], "read-only=on"), (&[&one, &two], "read-only=off")] {
+            let (disks, guests) = machine(files, &[]).unwrap();
+            let [only] = &disks[..] else { panic!("{disks:?}") };
+            let arguments = only.arguments(0).join(" ");
+            assert!(arguments.contains(read_only) && arguments.contains(&format!("serial={serial},")), "{arguments}");
+            for guest in &guests {
+                assert_eq!(guest.config.disk[0].target, Target::Memory(1 << 20));
+                assert_eq!(guest.config.disk[1].target, Target::Serial(serial.clone()));
+                let (entry, file) = &guest.images[0];
+                assert_eq!(guest.config.disk[2].target, Target::Bundle(entry.clone()));
+                assert!(entry.starts_with("disks/odd-") && file.ends_with("boot/odd.img"), "{entry}");
+            }
+        }
+        let why = machine(&[&one], &[format!("{},ro", real.display())]).unwrap_err();
+        assert!(why.ends_with("boot/a.img is given with --disk, too") && why.contains("one.toml:4: disk: "), "{why}");
+    }
+
     #[test]
     fn names_differ_and_files_exist() {
         let folder = folder();
         let [one, two] = ["one.toml", "two.toml"].map(|name| folder.path().join(name));
         fs::write(&one, GOOD).unwrap();
         fs::write(&two, format!("# the same\n{GOOD}")).unwrap();
-        let refusal = format!("{:#}", read(&[&one, &two]).unwrap_err());
+        let refusal = format!("{:#}", read(&Shell::new().unwrap(), &[&one, &two]).unwrap_err());
         assert_eq!(refusal, format!("{}:2: name: \"web\" is the guest of {} already", two.display(), one.display()));
-        let refusal = format!("{:#}", read(&[folder.path().join("none.toml")]).unwrap_err());
+        let refusal = format!("{:#}", read(&Shell::new().unwrap(), &[folder.path().join("none.toml")]).unwrap_err());
         assert!(refusal.contains("none.toml"), "{refusal}");
     }
 }

@@ -48,7 +48,15 @@ pub(crate) fn image(sh: &Shell, options: &Options) -> Result<()> {
         Form::Other(words) => bail!("no form {:?} of image; there is: iso", words.first().map_or("", |word| word)),
     };
     // What the user named is looked at before anything is built or fetched for it.
-    let described = iso.guests.check(iso.machine_memory)?;
+    let described = iso.guests.check(sh, iso.machine_memory)?;
+    if let Some(disk) = described.iter().flat_map(|guest| &guest.disks).next() {
+        bail!(
+            "{}: {} stays on this machine: in an image, a disk is `serial:NUMBER` of the machine that boots it, \
+             `bundle:FILE` or `memory:SIZE`",
+            disk.at,
+            disk.disk.file().display()
+        );
+    }
     let menu = Menu::new(&iso.hypervisor)?;
     let output = match &iso.output {
         Some(output) => output.clone(),

@@ -100,12 +100,12 @@ If several things go wrong, the first one counts. A guest that is made anew afte
 
 /// Builds what is to run, runs it, and gives the status this program ends with.
 pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
-    let disks = Disk::read_all(&options.disk).context("--disk")?;
-    let hardware = |stays: bool| Hardware {
+    let mut disks = Disk::read_all(&options.disk).context("--disk")?;
+    let hardware = |stays: bool, disks: &[Disk]| Hardware {
         memory: options.machine_memory,
         cpu: options.cpu.clone(),
         arguments: options.qemu_arg.clone(),
-        disks: disks.clone(),
+        disks: disks.to_vec(),
         console: match stays && io::stdin().is_terminal() && io::stdout().is_terminal() {
             true => Console::Terminal,
             false => Console::Plain,
@@ -118,15 +118,16 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
             Firmware::Bios => None,
             Firmware::Uefi => Some(firmware::uefi(sh)?),
         };
-        let hardware = hardware(true);
+        let hardware = hardware(true, &disks);
         let command = hardware.boot_image(&qemu, iso, Medium::Cd, uefi.as_deref());
         return Ok(status(options, &boot(options, command, hardware.console, true)?));
     }
     // What the user named is looked at before anything is built or fetched for it.
-    let described = match &options.first {
+    let mut described = match &options.first {
         Some(_) => Vec::new(),
-        None => options.guests.check(options.machine_memory)?,
+        None => options.guests.check(sh, options.machine_memory)?,
     };
+    Disk::add(&mut disks, &mut described)?;
     let words = match &options.first {
         Some(_) => options.guests.first_options(&options.hypervisor)?,
         None => options.hypervisor.clone(),
@@ -143,7 +144,7 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
         bundle = bundle.exec(commands);
     }
     let archive = bundle.write()?;
-    let hardware = hardware(stays);
+    let hardware = hardware(stays, &disks);
     let command = hardware.boot(&qemu, &hypervisor, archive.path(), &words.join(" "));
     Ok(status(options, &boot(options, command, hardware.console, stays)?))
 }

@@ -87,8 +87,8 @@ impl Selection {
     ///
     /// # Errors
     /// What is wrong first, and where.
-    pub(crate) fn check(&self, memory: u32) -> Result<Vec<Described>> {
-        let described = guest_file::read(&self.guests)?;
+    pub(crate) fn check(&self, sh: &Shell, memory: u32) -> Result<Vec<Described>> {
+        let described = guest_file::read(sh, &self.guests)?;
         self.check_words(&self.cmdline(WORDS))?;
         let mut wishes: Vec<Wish<'_>> = described.iter().map(Wish::of).collect();
         if described.is_empty() {
@@ -115,11 +115,18 @@ impl Selection {
         sh: &Shell,
         described: &[Described],
         dom0: &Path,
-        stock: impl FnOnce(Kernel) -> PathBuf,
+        stock: impl Fn(Kernel) -> PathBuf,
     ) -> Result<Bundle> {
-        let bundle = Bundle::dom0(dom0, "");
+        let mut bundle = Bundle::dom0(dom0, "");
+        for guest in described {
+            let kernel = match guest.stock {
+                Some(name) => stock(kernels::stock(sh, name)?),
+                None => guest.kernel.clone(),
+            };
+            bundle = bundle.described(&Described { kernel, ..guest.clone() });
+        }
         if !described.is_empty() {
-            return Ok(described.iter().fold(bundle, Bundle::described));
+            return Ok(bundle);
         }
         let kernel = match &self.kernel {
             Some(path) => path.clone(),
@@ -255,7 +262,8 @@ struct Wish<'a> {
 
 impl<'a> Wish<'a> {
     fn of(guest: &'a Described) -> Self {
-        let files = size(&guest.kernel) + guest.ramdisk.as_deref().map_or(0, size);
+        let images: u64 = guest.images.iter().map(|(_, file)| size(file)).sum();
+        let files = size(&guest.kernel) + guest.ramdisk.as_deref().map_or(0, size) + images;
         let (at, name, memory) = (&guest.memory_at, &guest.config.name, guest.config.memory);
         Self { at, name, memory, files, room: guest.room }
     }
@@ -333,7 +341,11 @@ mod tests {
         assert_eq!(words(&["--extra-only", ""]), "");
         assert_eq!(select(&["--extra", "how=x"]).unwrap().cmdline(""), "how=x");
         assert!(select(&["--extra", "a", "--extra-only", "b"]).is_err());
-        let long = select(&["--extra-only", &"x".repeat(1024)]).unwrap().check(1024).unwrap_err().to_string();
+        let long = select(&["--extra-only", &"x".repeat(1024)])
+            .unwrap()
+            .check(&Shell::new().unwrap(), 1024)
+            .unwrap_err()
+            .to_string();
         assert_eq!(long, "--extra-only: a command line of 1024 bytes, and it can have 1023");
     }
 
@@ -353,7 +365,11 @@ mod tests {
         assert_eq!(named(&[]), None);
         assert_eq!(named(&["--ramdisk", "none"]), Some(Ramdisk::None));
         assert_eq!(named(&["--ramdisk", "./none"]), Some(Ramdisk::File("./none".into())));
-        let missing = select(&["--ramdisk", "no/such/file"]).unwrap().check(1024).unwrap_err().to_string();
+        let missing = select(&["--ramdisk", "no/such/file"])
+            .unwrap()
+            .check(&Shell::new().unwrap(), 1024)
+            .unwrap_err()
+            .to_string();
         assert_eq!(missing, "no ramdisk no/such/file");
     }
 

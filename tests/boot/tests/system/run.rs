@@ -143,7 +143,7 @@ pub(crate) fn guest_files_run_and_are_refused_with_their_lines() -> Result<()> {
         ensure!(err.lines().filter(|line| line.starts_with("error: ")).count() == 1, "not one line:\n{err}");
         Ok(())
     };
-    refused(&[&file("disky", "disk = ['x']\n")?], "disky.toml:6: disk: this build has no such devices")?;
+    refused(&[&file("disky", "disk = ['x,,xvda']\n")?], "disky.toml:6: disk: ")?;
     refused(&[&file("viffy", "vif = ['x']\n")?], "viffy.toml:6: vif: this build has no such devices")?;
     refused(&[&file("odd", "cpu = 1\n")?], "odd.toml:6: cpu: unknown field")?;
     refused(&[&web, &web], "web.toml:1: name: \"web\" is the guest of")?;

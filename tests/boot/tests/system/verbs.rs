@@ -163,7 +163,7 @@ pub(crate) fn a_balloon_grows_beyond_the_beginning() -> Result<()> {
     let (kernel, ramdisk) = (kernel.display(), ramdisk.display());
     let files = format!("kernel = '{kernel}'\nramdisk = '{ramdisk}'\nextra = 'console=hvc0'\n");
     fs::write(&file, format!("name = 'linux'\nmemory = 128\nmaxmem = 256\n{files}"))?;
-    let guests = guest_file::read(&[file])?;
+    let guests = guest_file::read(&boot::shell()?, &[file])?;
     let bundle = guests.iter().fold(dom0("")?, Bundle::described);
     let mut machine = start("a_balloon_grows_beyond_the_beginning", bundle)?;
     machine.expect(SHELL, BOOT)?;
