@@ -30,7 +30,7 @@ const AREAS: &[Area] = &[
                 510,
                 &["hypervisor/machine/src/boot", "hypervisor/machine/src/smp", "hypervisor/machine/src/acpi"],
             ),
-            ("machine/entry, cpu", 1_050, &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"]),
+            ("machine/entry, cpu", 1_070, &["hypervisor/machine/src/entry", "hypervisor/machine/src/cpu"]),
             ("machine/memory", 310, &["hypervisor/machine/src/memory"]),
             (
                 "machine/apic, ioapic, timer",

@@ -58,8 +58,8 @@
 
 begin entry_common
     test byte ptr [rsp + 16], 3         // CS: from ring 3?
-    jz entry_nested
-    swapgs
+    jz 1f
+2:  swapgs
 entry_save:
     cld
 .global entry_clac
@@ -70,6 +70,9 @@ entry_clac:
     pop rbx
     pop rbp
     ret
+1:  test byte ptr [rsp + 26], {VM} >> 16
+    jz entry_nested
+    jmp 2b                              // from virtual-8086 mode, whose CS is any number: see `enter`
 
 // ---- fn enter_guest(rdi = registers): comes back through `entry_save`.
 begin enter_guest
@@ -335,6 +338,7 @@ begin entry_page_fault
     mov [rsp + 32], rcx
     mov qword ptr [rsp + 40], 0xe033
     and dword ptr [rsp + 48], 0xfff88eff // without TF, IOPL, NT, RF, VM, AC
+    or dword ptr [rsp + 48], 0x200      // see `enter`
     mov rcx, [rax + {FRAME_SP}]
     sub rcx, 8
     mov [rsp + 56], rcx
@@ -367,6 +371,8 @@ begin entry_page_fault
 // Either way DR6 must not keep it for the next vcpu.
 begin entry_debug
     test byte ptr [rsp + 8], 3
+    jnz 2f
+    test byte ptr [rsp + 18], {VM} >> 16
     jnz 2f
     push rax
     mov eax, {DR6_CLEAR}

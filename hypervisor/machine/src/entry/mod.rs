@@ -33,6 +33,9 @@ const EXACT_FLAGS: u64 = 0x3_0100;
 /// IOPL and IF, of which a guest has IF alone.
 const CHECKED_FLAGS: u64 = 0x3200;
 const IF: u64 = 0x200;
+/// Virtual-8086 mode, which no CPU has in 64-bit mode.
+#[cfg(target_os = "none")]
+const VM: u64 = 1 << 17;
 /// What RFLAGS may hold in ring 3.
 const RING_3_FLAGS: u64 = hv_core::flags::GUEST | IF | 2;
 
@@ -44,6 +47,7 @@ core::arch::global_asm!(include_str!("vectors.s"), options(att_syntax));
 #[cfg(target_os = "none")]
 core::arch::global_asm!(
     include_str!("entry.s"),
+    VM = const VM,
     HOST_STACK = const percpu::HOST_STACK,
     SCRATCH = const percpu::SCRATCH,
     REGISTERS_END = const percpu::REGISTERS_END,
@@ -133,8 +137,12 @@ impl Hardware {
         } else {
             self.enter_exactly(registers);
         }
-        // No CPU saves more flags of ring 3 than these; QEMU's emulation may, of flags that it has not computed yet.
-        registers.rflags &= RING_3_FLAGS;
+        // On a CPU these change nothing: a guest runs in ring 3, with IF set and IOPL 0. QEMU's emulation saves flags that it has
+        // not computed yet, and lets an IRET of ring 3 enter virtual-8086 mode, where CS and SS are any numbers, IOPL may be 3,
+        // and CLI works (SECURITY.md).
+        registers.rflags = registers.rflags & RING_3_FLAGS | IF;
+        registers.cs |= 3;
+        registers.ss |= 3;
     }
 
     #[inline(always)]

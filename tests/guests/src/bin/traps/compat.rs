@@ -4,7 +4,8 @@ use guests::abi::callback::{CALLBACK_MASKS_EVENTS, CallbackRegister, CallbackTyp
 use guests::abi::{Hypercall, selector};
 use guests::memory::{PAGE, Pages};
 use guests::probe::{self, Registers, Stop, UserSpace, call, trap_stack_end};
-use guests::{code, events, flag, pattern, set_iopl, test};
+use guests::{code, events, flag, hypercall, pattern, set_iopl, test};
+use unikernel::time;
 use unikernel::traps::{self, SYSCALL};
 
 const END: u64 = UserSpace::DATA + PAGE;
@@ -190,3 +191,53 @@ fn instructions_of_other_segments() {
     page.set_writable(0, true).expect("the page is free again");
 }
 test!("compat.segments", instructions_of_other_segments);
+
+/// core 3.1: no guest leaves ring 3, loses interrupts or gets an I/O privilege level. A CPU refuses a return from ring 3 to
+/// virtual-8086 mode, and QEMU's emulation does not: there CS may hold any number, so that its lowest bits say ring 0.
+fn return_to_virtual_8086_mode() {
+    const IRET: u8 = 0xcf;
+    const VM_IOPL_3: u32 = 0x2_3002;
+    const IF: u32 = 0x200;
+    const TF: u32 = 0x100;
+    let space = UserSpace::new();
+    space.map_low();
+    // What runs there, and with which flags besides IOPL 3. A loop waits for the timer.
+    let cases: [(&[u8], u32); 12] = [
+        (&[0x0f, 0x0b], 0),
+        (&[0x90, 0x90], TF),
+        (&[0xf1], 0),
+        (&[0xcc], IF),
+        (&[0xcd, 0x80], 0),
+        (&[0xfa, 0x0f, 0x0b], IF),
+        (&[0xec, 0x0f, 0x0b], 0),
+        (&[0x0f, 0x20, 0xc0], 0),
+        (&[0xf4], 0),
+        (&[0xa1, 0xff, 0xff], 0),
+        (&[0x66, 0xea, 0, 0, 0, 0x10, 0, 0], 0),
+        (&[0xeb, 0xfe], IF),
+    ];
+    for (bytes, flags) in cases {
+        // The lowest bits of CS and SS: each level.
+        for level in 0..4_u32 {
+            // CS is the level, so address 1 of its segment comes after 16 bytes for each level.
+            let code = [&[IRET], &[0x90; 48][..level as usize * 16], bytes, &[0x0f, 0x0b]].concat();
+            let stack: [u32; 9] = [1, level, VM_IOPL_3 | flags, 0xff0, 0x100 + level, 0, 0, 0, 0];
+            for (index, word) in stack.chunks(2).enumerate() {
+                let high = word.get(1).copied().unwrap_or_default();
+                let at = space.data() + 0x800 + index as u64 * 8;
+                probe::write(at, u64::from(word[0]) | u64::from(high) << 32).expect("the data page is writable");
+            }
+            let frame = IretContext { rsp: UserSpace::DATA + 0x800, ..UserSpace::frame() };
+            hypercall::set_singleshot_timer(0, time::now_ns() + 1_000_000).expect("a timer is set");
+            let stop = space.run_bytes_until_event(&code, &frame, &pattern());
+            hypercall::stop_singleshot_timer(0).expect("the timer is stopped");
+            events::scan();
+            let _ = events::mask_upcalls();
+            let rflags = (stop.frame.rflags | stop.handler_rflags) & (flag::IF | flag::IOPL);
+            assert_eq!(rflags, flag::IF, "{bytes:x?}, level {level}: {}", stop.frame);
+            assert_eq!(stop.handler_rflags & flag::IF, flag::IF, "{bytes:x?}, level {level}: {}", stop.frame);
+            assert_eq!(stop.handler_selectors, (selector::GUEST_CS, selector::GUEST_SS));
+        }
+    }
+}
+test!("compat.virtual_8086", return_to_virtual_8086_mode);
