@@ -6,7 +6,6 @@
 use crate::devices::{Ports, RegisterWindow, message_interrupt};
 use crate::dma::Dma;
 use crate::events::Channel;
-use crate::memory::PAGE;
 use alloc::vec::Vec;
 use disk::Reset;
 use drivers::Blk;
@@ -18,8 +17,8 @@ use hypercall_abi::Errno;
 /// A virtio disk.
 pub type Disk = Blk<Ports, RegisterWindow, Dma>;
 
-/// The memory of a disk's driver, as a power of two of pages.
-const ORDER: u32 = (MEMORY_BYTES as u64).div_ceil(PAGE).next_power_of_two().ilog2();
+/// The memory of a disk's driver, in pages.
+const PAGES: usize = MEMORY_BYTES.div_ceil(4096);
 /// Functions beyond these are not looked at: more than eight buses have.
 const MOST: usize = 2048;
 
@@ -48,7 +47,7 @@ pub fn open(found: &Found) -> Result<(Disk, Channel), NotTaken> {
     // SAFETY: the layout says that these are registers of the disk, and only the driver has the window.
     let map = |region: drivers::virtio::Region| unsafe { RegisterWindow::map(region.address, region.bytes) }.ok();
     let transport = Transport::open(function, &layout, message, map)?;
-    let memory = Dma::allocate(ORDER).map_err(|_| NotTaken::NoRoom)?;
+    let memory = Dma::allocate(PAGES).map_err(|_| NotTaken::NoRoom)?;
     Ok((Blk::new(transport, memory)?, channel))
 }
 

@@ -7,11 +7,8 @@
 
 use crate::memory::{PAGE, Window};
 use crate::shared::PeerPages;
-use crate::sync::MaskMutex;
 use crate::{control, hypercall};
-use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
-use core::ops::Range;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use disk::BusAddress;
 use drivers::hardware::DmaMemory;
@@ -21,9 +18,9 @@ use ring_protocol::SharedPage;
 
 /// The page number under which each run is asked for: larger than the number of any page that the domain's builder gave it, or
 /// that it borrows.
-const FIRST_PAGE: u64 = 1 << 31;
-/// The order of the largest run: 2^9 frames, 2 MiB.
-const MOST: u32 = 9;
+pub(crate) const FIRST_PAGE: u64 = 1 << 31;
+/// The most frames of a run: 2 MiB.
+const MOST: usize = 512;
 
 /// Bytes that are accessed atomically or volatilely, never through a reference.
 #[derive(Clone, Copy, Debug)]
@@ -57,31 +54,26 @@ pub struct Dma {
     window: ManuallyDrop<Window>,
     bytes: Bytes,
     frame: u64,
-    order: u32,
 }
 
 // SAFETY: every access is atomic, and the memory is the same for every vcpu.
 unsafe impl Send for Dma {}
 
 impl Dma {
-    /// Allocates `2^order` consecutive frames, aligned to their size; `order` is at most 9. They are added to the memory that
-    /// this domain has, so its limit must allow them: see [`crate::memory::lend_large`].
+    /// Allocates `count` consecutive frames, 1 to 512. They are added to the memory that this domain has, so its limit must
+    /// allow them: see [`crate::memory::lend_large`].
     ///
     /// # Errors
-    /// `NoMem` if no such run or no address for it is free; `Inval` for a larger `order`; otherwise the hypervisor's error.
-    pub fn allocate(order: u32) -> Result<Self, Errno> {
-        if order > MOST {
+    /// `NoMem` if no such run or no address for it is free; `Inval` for another `count`; otherwise the hypervisor's error.
+    pub fn allocate(count: usize) -> Result<Self, Errno> {
+        if !(1..=MOST).contains(&count) {
             return Err(Errno::Inval);
         }
+        let whole = count.next_power_of_two();
         // All runs are asked for under the same page number, which nobody uses: a run is found by its frame.
-        let frame = control::populate_run(domid::SELF, FIRST_PAGE, order)?.ok_or(Errno::NoMem)?;
-        match Self::map(frame, order) {
-            Ok(dma) => Ok(dma),
-            Err(why) => {
-                return_run(frame, order);
-                Err(why)
-            }
-        }
+        let frame = control::populate_run(domid::SELF, FIRST_PAGE, whole.ilog2())?.ok_or(Errno::NoMem)?;
+        return_frames(frame + count as u64, whole - count);
+        Self::map(frame, count).inspect_err(|_| return_frames(frame, count))
     }
 
     /// The first machine frame of the run.
@@ -90,9 +82,9 @@ impl Dma {
         self.frame
     }
 
-    fn map(frame: u64, order: u32) -> Result<Self, Errno> {
-        let mut frames = [0; 1 << MOST];
-        let frames = frames.get_mut(..1 << order).ok_or(Errno::Inval)?;
+    fn map(frame: u64, count: usize) -> Result<Self, Errno> {
+        let mut frames = [0; MOST];
+        let frames = frames.get_mut(..count).ok_or(Errno::Inval)?;
         (frame..).zip(frames.iter_mut()).for_each(|(frame, slot)| *slot = frame);
         let window = Window::map(frames, domid::SELF, true)?;
         let count = frames.len() * 4096;
@@ -100,10 +92,14 @@ impl Dma {
         // 1. The window maps these frames writable until it is dropped, and `ManuallyDrop` keeps it until `give_back`.
         // 2. The frames were added to this domain just now, so nothing else maps them, and the window hands out no reference.
         let bytes = unsafe { Bytes::new(window.pointer(), count) };
-        set_aside(frame, frames.len() as u64)?;
-        let dma = Self { window: ManuallyDrop::new(window), bytes, frame, order };
-        (0..count).step_by(8).for_each(|offset| dma.store64(offset, 0));
+        let dma = Self { window: ManuallyDrop::new(window), bytes, frame };
+        dma.clear();
         Ok(dma)
+    }
+
+    /// Writes zeroes to all bytes.
+    pub(crate) fn clear(&self) {
+        (0..self.bytes.count()).step_by(8).for_each(|offset| self.store64(offset, 0));
     }
 
     fn shared(&self) -> PeerPages {
@@ -117,39 +113,24 @@ impl Dma {
     /// No device can still write the memory: each device that was given an address in it has been reset, and the reset was read
     /// back.
     pub unsafe fn give_back(self) {
-        let Self { window, frame, order, .. } = self;
-        SET_ASIDE.lock().retain(|run| run.start != frame);
+        let Self { window, frame, bytes } = self;
         drop(ManuallyDrop::into_inner(window));
-        return_run(frame, order);
+        return_frames(frame, bytes.count() / 4096);
     }
 }
 
-/// The frames of all runs, in ascending order.
-static SET_ASIDE: MaskMutex<Vec<Range<u64>>> = MaskMutex::new(Vec::new());
-
-fn set_aside(frame: u64, count: u64) -> Result<(), Errno> {
-    let mut runs = SET_ASIDE.lock();
-    runs.try_reserve(1).map_err(|_| Errno::NoMem)?;
-    let place = runs.partition_point(|run| run.start < frame);
-    runs.insert(place, frame..frame + count);
-    Ok(())
-}
-
-/// Whether a machine frame belongs to a [`Dma`]. No Rust reference leads to such a frame, so anything may write it.
-#[must_use]
-pub fn is_set_aside(frame: u64) -> bool {
-    let runs = SET_ASIDE.lock();
-    let after = runs.partition_point(|run| run.start <= frame);
-    after.checked_sub(1).and_then(|last| runs.get(last)).is_some_and(|run| run.contains(&frame))
-}
-
-/// Gives back to the hypervisor the frames of a run, which are mapped nowhere.
-fn return_run(frame: u64, order: u32) {
+/// Gives back to the hypervisor `count` frames, which are mapped nowhere.
+fn return_frames(first: u64, count: usize) {
+    if count == 0 {
+        return;
+    }
+    let mut frames = [0; MOST];
+    let frames = frames.get_mut(..count).unwrap_or_default();
+    (first..).zip(frames.iter_mut()).for_each(|(frame, slot)| *slot = frame);
     // SAFETY: the frames are mapped nowhere, and no device writes them: they were never used, or by the contract of
     // `give_back`.
-    let returned =
-        unsafe { hypercall::reservation_of_order(MemoryOp::DecreaseReservation, &mut [frame], order, domid::SELF) };
-    debug_assert_eq!(returned, Ok(1), "frames cannot be given back");
+    let returned = unsafe { hypercall::reservation(MemoryOp::DecreaseReservation, frames, domid::SELF) };
+    debug_assert_eq!(returned, Ok(frames.len() as u64), "frames cannot be given back");
 }
 
 /// The atomic of type `$atomic` at `$offset` in the memory; `None` if it is not inside, or not aligned.

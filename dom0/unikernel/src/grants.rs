@@ -4,7 +4,8 @@
 
 use crate::memory::Window;
 use crate::shared::PeerPages;
-use crate::{dma, hypercall};
+use crate::sync::MaskMutex;
+use crate::{hypercall, memory};
 use alloc::vec::Vec;
 use disk::BusAddress;
 use hypercall_abi::grant::{Copy, CopySide, MapGrantRef, UnmapGrantRef, map, status};
@@ -120,28 +121,60 @@ pub struct Grant {
 pub enum NotPinned {
     /// There is no such grant for this domain, or the granter has withdrawn it.
     Refused,
-    /// The hypervisor has no handle left for this domain.
+    /// The hypervisor has no handle left for this domain, or this domain has no memory to note one.
     NoHandles,
 }
 
+/// The machine address of the page that each handle pins; 0 for a handle that pins nothing.
+static PINNED: MaskMutex<Vec<u64>> = MaskMutex::new(Vec::new());
+/// Handles for which [`PINNED`] grows at once.
+const GROWTH: usize = 512;
+
+/// Notes what a handle pins; returns false if there is no memory for the note.
+fn note(handle: u32, address: u64) -> bool {
+    let mut pinned = PINNED.lock();
+    let index = handle as usize;
+    if index >= pinned.len() {
+        let more = (index + 1).next_multiple_of(GROWTH) - pinned.len();
+        if pinned.try_reserve_exact(more).is_err() {
+            return false;
+        }
+        let wanted = pinned.len() + more;
+        pinned.resize(wanted, 0);
+    }
+    pinned.get_mut(index).map(|slot| *slot = address).is_some()
+}
+
 /// Pins pages for devices, without mapping them: until [`unpin`], the pages keep their owner and their type. Calls `each` for
-/// each grant, with its index in `grants`, and with its handle and the page's address, or why the page is not pinned.
-pub fn pin(grants: &[Grant], mut each: impl FnMut(usize, Result<(u32, BusAddress), NotPinned>)) {
-    for (first, part) in (0..).step_by(BATCH).zip(grants.chunks(BATCH)) {
+/// each grant, with its place in `grants`, and with its handle and the page's address, or why the page is not pinned.
+pub fn pin(grants: impl Iterator<Item = Grant>, mut each: impl FnMut(usize, Result<(u32, BusAddress), NotPinned>)) {
+    let mut grants = grants.peekable();
+    for first in (0..).step_by(BATCH) {
+        if grants.peek().is_none() {
+            break;
+        }
         let mut calls = [MapGrantRef::default(); BATCH];
-        let calls = calls.get_mut(..part.len()).unwrap_or_default();
-        for (call, grant) in calls.iter_mut().zip(part) {
+        let mut count = 0;
+        for (call, grant) in calls.iter_mut().zip(grants.by_ref()) {
             call.flags = map::DEVICE | if grant.writable { 0 } else { map::READONLY };
             (call.gref, call.dom) = (grant.reference, grant.domain);
             call.status = status::GENERAL_ERROR;
+            count += 1;
         }
+        let calls = calls.get_mut(..count).unwrap_or_default();
         // SAFETY: nothing is mapped. Even if the call fails as a whole, each status tells whether its element was carried out.
         let _ = unsafe { hypercall::map_grants(calls) };
         for (place, call) in (first..).zip(calls) {
             each(
                 place,
                 match call.status {
-                    status::OKAY => Ok((call.handle, BusAddress::of_pinned(call.dev_bus_addr))),
+                    status::OKAY if note(call.handle, call.dev_bus_addr) => {
+                        Ok((call.handle, BusAddress::of_pinned(call.dev_bus_addr)))
+                    }
+                    status::OKAY => {
+                        end_pins(&mut [ending(call.handle, call.dev_bus_addr)]);
+                        Err(NotPinned::NoHandles)
+                    }
                     status::NO_SPACE | status::NO_DEVICE_SPACE => Err(NotPinned::NoHandles),
                     _ => Err(NotPinned::Refused),
                 },
@@ -150,23 +183,31 @@ pub fn pin(grants: &[Grant], mut each: impl FnMut(usize, Result<(u32, BusAddress
     }
 }
 
-/// Ends pins, each given by the handle and address that [`pin`] returned. The caller makes sure that no device reaches the
-/// pages any more: each device has answered or was reset.
-pub fn unpin(pins: impl Iterator<Item = (u32, BusAddress)>) {
-    let mut pins = pins.peekable();
-    while pins.peek().is_some() {
+/// Ends pins, by the handles that [`pin`] returned. The caller makes sure that no device reaches the pages any more: each device
+/// has answered or was reset.
+pub fn unpin(handles: impl Iterator<Item = u32>) {
+    let mut handles = handles.peekable();
+    while handles.peek().is_some() {
         let mut calls = [UnmapGrantRef::default(); BATCH];
         let mut count = 0;
-        for (call, (handle, address)) in calls.iter_mut().zip(pins.by_ref()) {
-            (call.handle, call.dev_bus_addr) = (handle, address.number());
+        for (call, handle) in calls.iter_mut().zip(handles.by_ref()) {
+            let address = PINNED.lock().get_mut(handle as usize).map_or(0, core::mem::take);
+            *call = ending(handle, address);
             count += 1;
         }
-        let calls = calls.get_mut(..count).unwrap_or_default();
-        // SAFETY: nothing is mapped.
-        let result = unsafe { hypercall::unmap_grants(calls) };
-        if let Some(call) = calls.iter().find(|call| call.status != status::OKAY) {
-            log::warn!("a page is not unpinned: {result:?}, status {}", call.status);
-        }
+        end_pins(calls.get_mut(..count).unwrap_or_default());
+    }
+}
+
+fn ending(handle: u32, dev_bus_addr: u64) -> UnmapGrantRef {
+    UnmapGrantRef { handle, dev_bus_addr, ..UnmapGrantRef::default() }
+}
+
+fn end_pins(calls: &mut [UnmapGrantRef]) {
+    // SAFETY: nothing is mapped.
+    let result = unsafe { hypercall::unmap_grants(calls) };
+    if let Some(call) = calls.iter().find(|call| call.status != status::OKAY) {
+        log::warn!("a page is not unpinned: {result:?}, status {}", call.status);
     }
 }
 
@@ -185,23 +226,28 @@ pub struct PageCopy {
     pub frame_offset: u16,
     /// How many bytes are copied. They end within the page on both sides.
     pub bytes: u16,
-    /// Whether to copy from the granted page into this domain's, which must then be memory of a [`dma::Dma`]; otherwise from
-    /// this domain's page into the granted one.
+    /// Whether to copy from the granted page into this domain's, to which no Rust reference may lead: memory of a
+    /// [`crate::dma::Dma`], or a page of [`crate::pages`]. Otherwise from this domain's page into the granted one.
     pub into_ours: bool,
 }
 
-/// Makes copies. Calls `each` for each copy, with its index in `copies`, and with whether all its bytes were copied.
-pub fn copy(copies: &[PageCopy], mut each: impl FnMut(usize, bool)) {
+/// Makes copies. Calls `each` for each copy, with its place in `copies`, and with whether all its bytes were copied.
+pub fn copy(copies: impl Iterator<Item = PageCopy>, mut each: impl FnMut(usize, bool)) {
     const SOURCE_IS_GRANT: u16 = 1;
     const DEST_IS_GRANT: u16 = 2;
-    for (first, part) in (0..).step_by(BATCH).zip(copies.chunks(BATCH)) {
+    let mut copies = copies.peekable();
+    for first in (0..).step_by(BATCH) {
+        if copies.peek().is_none() {
+            break;
+        }
         let mut calls = [Copy::default(); BATCH];
-        let calls = calls.get_mut(..part.len()).unwrap_or_default();
-        for (call, it) in calls.iter_mut().zip(part) {
+        let mut count = 0;
+        for (call, it) in calls.iter_mut().zip(copies.by_ref()) {
+            count += 1;
             call.status = status::GENERAL_ERROR;
             let theirs = CopySide { gref_or_frame: it.reference.into(), domid: it.domain, offset: it.offset, pad: 0 };
             let ours = CopySide { gref_or_frame: it.frame, domid: domid::SELF, offset: it.frame_offset, pad: 0 };
-            if it.into_ours && !dma::is_set_aside(it.frame) {
+            if it.into_ours && memory::is_linear(it.frame) {
                 log::error!("frame {:#x} is not for copies into it", it.frame);
                 continue; // the element has 0 bytes: it is refused, or copies nothing
             }
@@ -209,11 +255,12 @@ pub fn copy(copies: &[PageCopy], mut each: impl FnMut(usize, bool)) {
                 if it.into_ours { (theirs, ours, SOURCE_IS_GRANT) } else { (ours, theirs, DEST_IS_GRANT) };
             call.len = it.bytes;
         }
-        // SAFETY: the frames of this domain that are written belong to a `Dma`, as was checked above: no Rust reference leads
-        // there.
+        let calls = calls.get_mut(..count).unwrap_or_default();
+        // SAFETY: Rust refers only to memory from the builder and to borrowed memory, and such frames are not written, as was
+        // checked above. The hypervisor refuses frames of others.
         let _ = unsafe { hypercall::copy_grants(calls) };
-        for (place, (call, it)) in (first..).zip(calls.iter().zip(part)) {
-            each(place, call.status == status::OKAY && call.len == it.bytes);
+        for (place, call) in (first..).zip(&*calls) {
+            each(place, call.status == status::OKAY && call.flags != 0);
         }
     }
 }

@@ -24,6 +24,7 @@ pub mod grants;
 pub mod hypercall;
 pub mod mark;
 pub mod memory;
+pub mod pages;
 #[cfg(feature = "probe")]
 pub mod probe;
 mod shared;

@@ -310,9 +310,17 @@ pub fn page_of_frame(frame: u64) -> Option<u64> {
     with(|memory| memory.page(frame)).flatten()
 }
 
-/// Whether a frame belongs to this domain: from the builder or borrowed.
-fn is_own(frame: u64) -> bool {
-    with(|memory| memory.page(frame).is_some() || borrowed::is_borrowed(memory, frame)).unwrap_or(false)
+/// Whether Rust may refer to a frame of this domain: the frame is from the builder, or borrowed. All other frames of this domain
+/// are reached by atomic accesses, or not at all.
+pub(crate) fn is_linear(frame: u64) -> bool {
+    with(|memory| memory.page(frame).is_some() || borrowed::is_borrowed(memory, frame)).unwrap_or(true)
+}
+
+/// The page that an address in the linear mapping lies in; `None` for any other address.
+#[must_use]
+pub fn page_of(address: u64) -> Option<u64> {
+    let page = address.checked_sub(VIRT_BASE)? / PAGE;
+    (page < LINEAR_PAGES).then_some(page)
 }
 
 /// The address at which the entry of `level` (1 to 4) that translates `va` can be read, if the entry exists.

@@ -1,7 +1,7 @@
 //! Frames of another domain, mapped by authority over it. Used to fill a domain before it runs.
 
 use super::window::flush_tlb;
-use super::{PAGE, Window, is_own};
+use super::{PAGE, Window, is_linear};
 use hypercall_abi::{Errno, domid};
 
 /// A window that shows frames of one domain at a time.
@@ -30,7 +30,7 @@ impl Foreign {
     /// error no frame is shown.
     pub fn show(&mut self, domain: u16, frames: &[u64]) -> Result<(), Errno> {
         let count = frames.len() as u64;
-        let ours = |frame: &u64| is_own(*frame);
+        let ours = |frame: &u64| is_linear(*frame);
         // A second mapping of an own page could alias memory that Rust uses.
         if domain == domid::SELF || count > self.window.count() || frames.iter().any(ours) {
             return Err(Errno::Inval);

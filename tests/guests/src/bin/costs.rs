@@ -26,7 +26,7 @@ fn copy<const WINDOW: u16>(own: u16, frame: u64, offset: u16, bytes: u16) {
     for _ in 0..2 {
         // What is measured is the second time: pages are known by then.
         mark::begin::<WINDOW>();
-        grants::copy(&copies, |_, done| assert!(done, "it is granted"));
+        grants::copy(copies.into_iter(), |_, done| assert!(done, "it is granted"));
         mark::end::<WINDOW>();
     }
 }
@@ -47,14 +47,13 @@ fn main(_: &Boot) {
         reference: FIRST + u32::try_from(n).unwrap_or(0),
         writable: true,
     });
-    let mut pins = [(0, None); PAGES as usize];
+    let mut pins = [0; PAGES as usize];
     for _ in 0..2 {
         mark::begin::<PIN>();
-        grants::pin(&list, |place, answer| {
-            let (handle, address) = answer.expect("it is granted");
-            pins[place] = (handle, Some(address));
+        grants::pin(list.into_iter(), |place, answer| {
+            (pins[place], _) = answer.expect("it is granted");
         });
-        grants::unpin(pins.iter().filter_map(|(handle, address)| Some((*handle, (*address)?))));
+        grants::unpin(pins.into_iter());
         mark::end::<PIN>();
     }
     let from = pages.frame(1).expect("the page is ours");

@@ -1,0 +1,234 @@
+//! Memory for guests' disks: single pages that only grant copies reach, and runs that are mapped and used again.
+//!
+//! Both are added to the memory that this domain has, and taken only while the machine keeps [`KEPT`] free pages.
+//! Keeps: whoever takes memory gets zeroes.
+
+use crate::dma::{Dma, FIRST_PAGE};
+use crate::memory;
+use crate::sync::MaskMutex;
+use crate::{control, hypercall};
+use alloc::vec::Vec;
+use core::mem::ManuallyDrop;
+use disk::BusAddress;
+use drivers::hardware::DmaMemory;
+use hypercall_abi::domid;
+use hypercall_abi::memory::MemoryOp;
+use ring_protocol::SharedPage;
+
+/// Free pages of the machine that are left for the hypervisor, and for the heap of this domain.
+pub const KEPT: u64 = 1024;
+/// Frames that are taken from the hypervisor, or given back, by one call.
+const BATCH: usize = 64;
+
+/// Frames, at most [`BATCH`].
+struct Stack {
+    frames: [u64; BATCH],
+    count: usize,
+}
+
+impl Stack {
+    const fn new() -> Self {
+        Self { frames: [0; BATCH], count: 0 }
+    }
+
+    fn pop(&mut self) -> Option<u64> {
+        self.count = self.count.checked_sub(1)?;
+        self.frames.get(self.count).copied()
+    }
+
+    /// Returns false, and keeps nothing, if the stack is full.
+    fn push(&mut self, frame: u64) -> bool {
+        let slot = self.frames.get_mut(self.count);
+        let room = slot.is_some();
+        slot.into_iter().for_each(|slot| *slot = frame);
+        self.count += usize::from(room);
+        room
+    }
+
+    fn frames(&mut self) -> &mut [u64] {
+        self.frames.get_mut(..self.count).unwrap_or_default()
+    }
+}
+
+/// Frames of zeroes from the hypervisor that nobody has yet.
+static FRESH: MaskMutex<Stack> = MaskMutex::new(Stack::new());
+/// Frames to be given back to the hypervisor, which clears them before anybody gets them.
+static DONE: MaskMutex<Stack> = MaskMutex::new(Stack::new());
+
+/// Whether the machine has `count` free pages more than are kept.
+fn has(count: u64) -> bool {
+    hypercall::physical_info().is_ok_and(|info| info.free_pages >= KEPT.saturating_add(count))
+}
+
+/// Takes a frame of zeroes that is mapped nowhere, and returns its number; `None` if the machine has none to spare.
+#[must_use]
+pub fn take() -> Option<u64> {
+    let mut fresh = FRESH.lock();
+    if fresh.count == 0 && has(BATCH as u64) {
+        let got = control::populate(domid::SELF, FIRST_PAGE, &mut fresh.frames).unwrap_or(0);
+        fresh.count = got.min(BATCH);
+    }
+    fresh.pop()
+}
+
+/// Gives back a frame of [`take`]. Refuses a frame that Rust may refer to. The hypervisor gets 64 frames by one call, so that up
+/// to 64 frames are kept until more are given back.
+pub fn give_back(frame: u64) {
+    if memory::is_linear(frame) {
+        return log::error!("frame {frame:#x} is not of a disk");
+    }
+    let mut done = DONE.lock();
+    if !done.push(frame) {
+        flush(&mut done);
+        done.push(frame);
+    }
+}
+
+fn flush(done: &mut Stack) {
+    let count = done.count as u64;
+    // SAFETY: no Rust reference leads to the frames, as `give_back` checks. The hypervisor refuses a frame that is mapped.
+    let returned = unsafe { hypercall::reservation(MemoryOp::DecreaseReservation, done.frames(), domid::SELF) };
+    if returned != Ok(count) {
+        log::error!("of {count} frames of disks, {returned:?} were given back");
+    }
+    done.count = 0;
+}
+
+/// What is used again: runs of one length each.
+struct Pool<T> {
+    kinds: Vec<Kind<T>>,
+}
+
+struct Kind<T> {
+    count: usize,
+    free: Vec<T>,
+    /// How many there are, free or not. `free` has room for all.
+    made: usize,
+}
+
+impl<T> Pool<T> {
+    const fn new() -> Self {
+        Self { kinds: Vec::new() }
+    }
+
+    /// Takes one of `count` pages. If all are used, makes one by `make`. `None` if it cannot be made, or noted.
+    fn take(&mut self, count: usize, make: impl FnOnce() -> Option<T>) -> Option<T> {
+        let place = match self.kinds.iter().position(|kind| kind.count == count) {
+            Some(place) => place,
+            None => {
+                self.kinds.try_reserve(1).ok()?;
+                self.kinds.push(Kind { count, free: Vec::new(), made: 0 });
+                self.kinds.len() - 1
+            }
+        };
+        let kind = self.kinds.get_mut(place)?;
+        if let Some(free) = kind.free.pop() {
+            return Some(free);
+        }
+        // Giving back must not need memory.
+        kind.free.try_reserve(kind.made + 1).ok()?;
+        let made = make()?;
+        kind.made += 1;
+        Some(made)
+    }
+
+    /// Gives back what [`take`](Self::take) returned for as many pages.
+    fn give_back(&mut self, count: usize, it: T) {
+        if let Some(kind) = self.kinds.iter_mut().find(|kind| kind.count == count) {
+            kind.free.push(it);
+        }
+    }
+}
+
+static RUNS: MaskMutex<Pool<Dma>> = MaskMutex::new(Pool::new());
+
+/// Consecutive pages of this domain, mapped. Dropping the value keeps the pages for the next one of the same length.
+#[derive(Debug)]
+pub struct Run(ManuallyDrop<Dma>);
+
+impl Run {
+    /// Takes `count` consecutive pages of zeroes, 1 to 512; `None` if the machine has none to spare.
+    #[must_use]
+    pub fn take(count: usize) -> Option<Self> {
+        let make = || has(count.next_power_of_two() as u64).then(|| Dma::allocate(count).ok()).flatten();
+        let dma = RUNS.lock().take(count, make)?;
+        dma.clear();
+        Some(Self(ManuallyDrop::new(dma)))
+    }
+
+    /// The first machine frame.
+    #[must_use]
+    pub fn frame(&self) -> u64 {
+        self.0.frame()
+    }
+
+    /// The address of the first byte for a device. The device has ended all its accesses before the value is dropped.
+    #[must_use]
+    pub fn address(&self) -> BusAddress {
+        self.0.bus_address(0)
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // SAFETY: the value is dropped, so the run is not used after this.
+        let dma = unsafe { ManuallyDrop::take(&mut self.0) };
+        let count = dma.len_bytes() / 4096;
+        RUNS.lock().give_back(count, dma);
+    }
+}
+
+impl SharedPage for Run {
+    fn len_bytes(&self) -> usize {
+        self.0.len_bytes()
+    }
+
+    fn load_u32(&self, offset: usize) -> u32 {
+        self.0.load_u32(offset)
+    }
+
+    fn store_u32(&self, offset: usize, value: u32) {
+        self.0.store_u32(offset, value);
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) {
+        self.0.read(offset, into);
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) {
+        self.0.write(offset, from);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_takes_as_many_as_it_has_room_for() {
+        let mut stack = Stack::new();
+        assert_eq!(stack.pop(), None);
+        let taken = (0..100).filter(|frame| stack.push(*frame)).count();
+        assert_eq!((taken, stack.frames().len()), (BATCH, BATCH));
+        assert_eq!((stack.pop(), stack.pop(), stack.frames().len()), (Some(63), Some(62), 62));
+    }
+
+    #[test]
+    fn what_is_given_back_is_used_again_for_the_same_length() {
+        let mut pool = Pool::new();
+        let mut made = 0;
+        let mut take = |pool: &mut Pool<usize>, count| {
+            pool.take(count, || {
+                made += 1;
+                Some(made)
+            })
+        };
+        assert_eq!([take(&mut pool, 1), take(&mut pool, 17), take(&mut pool, 1)], [Some(1), Some(2), Some(3)]);
+        pool.give_back(17, 2);
+        pool.give_back(1, 3);
+        pool.give_back(1, 1);
+        assert_eq!([take(&mut pool, 1), take(&mut pool, 1), take(&mut pool, 1)], [Some(1), Some(3), Some(4)]);
+        assert_eq!(take(&mut pool, 17), Some(2));
+        assert_eq!(pool.take(2, || None), None);
+    }
+}
