@@ -3,7 +3,6 @@
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt;
 
@@ -13,14 +12,11 @@ use hypercall_abi::context::VcpuContext;
 use hypercall_abi::domctl::DomainInfo;
 use hypercall_abi::sysctl::PhysInfo;
 use hypercall_abi::tenon::Refusals;
+use toolstack::blocks::{Blocks, View};
 use toolstack::{DomainId, Hypervisor, Progress};
 use unikernel::memory::Foreign;
 use unikernel::{control, hypercall};
 
-/// Frames mapped at once: a call costs as much as copying a page.
-const BLOCK: usize = 64;
-/// Blocks mapped at once: page tables are written in the order of their levels, each with pages of its own.
-const BLOCKS: usize = 4;
 /// Pages given at once where the machine has as many in a row.
 const RUN: usize = 1 << RUN_ORDER;
 const RUN_ORDER: u32 = 9;
@@ -45,102 +41,40 @@ fn by(call: &'static str) -> impl FnOnce(Errno) -> Refused {
 /// Authority over domains.
 #[derive(Default)]
 pub(crate) struct Xen {
-    building: RefCell<Option<Building>>,
+    building: RefCell<Option<Blocks<Mapped>>>,
 }
 
-/// The domain that is being filled.
-struct Building {
-    domain: DomainId,
-    /// What is mapped, and since when.
-    blocks: Vec<Block>,
-    clock: u64,
-}
+/// Frames of the domain that is being filled, mapped.
+struct Mapped(Foreign);
 
-struct Block {
-    view: Foreign,
-    /// The first page, or the frame alone for one that is none of the domain's pages.
-    shown: Option<Shown>,
-    used: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Shown {
-    Pages(u64),
-    Frame(u64),
-}
-
-impl Building {
-    fn new(domain: DomainId) -> Self {
-        Self { domain, blocks: Vec::new(), clock: 0 }
+impl View for Mapped {
+    fn reserve(count: u64) -> Result<Self, Errno> {
+        Foreign::reserve(count).map(Self)
     }
 
-    /// Writes into page `pfn`; `frames` are those of all pages.
-    fn fill(&mut self, frames: &[MachineFrame], pfn: u64, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
-        const SIZE: u64 = BLOCK as u64;
-        let first = pfn - pfn % SIZE;
-        let block = self.block(Shown::Pages(first), || {
-            let first = usize::try_from(first).map_err(|_| Errno::Inval)?;
-            let frames = frames.get(first..).unwrap_or_default();
-            Ok(frames.iter().take(BLOCK).map(|frame| frame.0))
-        })?;
-        block.view.write(pfn % SIZE, offset, bytes)
+    fn show(&mut self, domain: u16, frames: &[u64]) -> Result<(), Errno> {
+        self.0.show(domain, frames)
     }
 
-    fn write(&mut self, frame: u64, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
-        self.block(Shown::Frame(frame), || Ok([frame].into_iter()))?.view.write(0, offset, bytes)
-    }
-
-    /// The block that shows what is wanted, in place of the one not used for the longest time if none does.
-    fn block<F: Iterator<Item = u64>>(
-        &mut self,
-        wanted: Shown,
-        frames: impl FnOnce() -> Result<F, Errno>,
-    ) -> Result<&mut Block, Errno> {
-        let found = self.blocks.iter().position(|block| block.shown == Some(wanted));
-        let index = match found {
-            Some(index) => index,
-            None => self.show(wanted, frames()?)?,
-        };
-        self.clock += 1;
-        let block = self.blocks.get_mut(index).ok_or(Errno::Inval)?;
-        block.used = self.clock;
-        Ok(block)
-    }
-
-    fn show(&mut self, wanted: Shown, frames: impl Iterator<Item = u64>) -> Result<usize, Errno> {
-        if self.blocks.len() < BLOCKS {
-            let view = Foreign::reserve(BLOCK as u64)?;
-            self.blocks.push(Block { view, shown: None, used: 0 });
-        }
-        let oldest = (0..).zip(&self.blocks).min_by_key(|(_, block)| block.used);
-        let index = oldest.map_or(0, |(index, _)| index);
-        let block = self.blocks.get_mut(index).ok_or(Errno::NoMem)?;
-        block.shown = None;
-        let (mut numbers, mut count) = ([0; BLOCK], 0);
-        for (slot, frame) in numbers.iter_mut().zip(frames) {
-            *slot = frame;
-            count += 1;
-        }
-        block.view.show(self.domain.0, numbers.get(..count).unwrap_or_default())?;
-        block.shown = Some(wanted);
-        Ok(index)
+    fn write(&self, index: u64, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
+        self.0.write(index, offset, bytes)
     }
 }
 
 impl Xen {
     /// Works on the domain being filled, which is this one from now on.
-    fn building<T>(&self, domain: DomainId, work: impl FnOnce(&mut Building) -> T) -> T {
+    fn building<T>(&self, domain: DomainId, work: impl FnOnce(&mut Blocks<Mapped>) -> T) -> T {
         let building = &mut *self.building.borrow_mut();
-        if building.as_ref().is_none_or(|building| building.domain != domain) {
+        if building.as_ref().is_none_or(|building| building.domain() != domain.0) {
             *building = None;
         }
-        work(building.get_or_insert_with(|| Building::new(domain)))
+        work(building.get_or_insert_with(|| Blocks::new(domain.0)))
     }
 
     /// Lets go of all frames of a domain: they may become page tables, or free.
     fn let_go(&self, domain: DomainId) {
         let building = &mut *self.building.borrow_mut();
-        if building.as_ref().is_some_and(|building| building.domain == domain) {
+        if building.as_ref().is_some_and(|building| building.domain() == domain.0) {
             *building = None;
         }
     }

@@ -21,6 +21,7 @@
 
 extern crate alloc;
 
+pub mod blocks;
 pub mod bundle;
 pub mod command;
 pub mod config;
