@@ -16,6 +16,7 @@
 
 extern crate alloc;
 
+mod block;
 mod host;
 mod hypervisor;
 mod platform;

@@ -1,10 +1,14 @@
 //! What the manager and the terminal work with, on a machine: hypercalls, the heap, the clock, the services.
 
+use alloc::boxed::Box;
+use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::future::Future;
 
+use services::block::Disks;
 use services::console::CONSOLE_BYTES;
+use services::disks::Driver;
 use services::store::store_bytes;
 use toolstack::DomainId;
 use toolstack::bundle::Bundle;
@@ -13,6 +17,7 @@ use toolstack::terminal::{self, Cursor};
 use unikernel::mark::{self, CREATE, DESTROY};
 use unikernel::{console, hypercall, memory, tasks, time};
 
+use crate::block::image;
 use crate::host::{GuestConsole, MachineDisks, StoreService, Unikernel};
 use crate::hypervisor::Xen;
 
@@ -26,21 +31,38 @@ pub(crate) type Manager = manager::Manager<Platform>;
 pub(crate) struct Platform {
     hypervisor: Xen,
     store: StoreService,
-    disks: Rc<MachineDisks>,
+    /// The disks of the machine.
+    machine: MachineDisks,
+    /// The disks of guests.
+    disks: Disks<Unikernel>,
     terminal: Rc<Terminal>,
 }
 
 /// A manager of the guests in `bundle`, for domain `own`.
 pub(crate) fn manager(own: DomainId, bundle: Bundle<'static>, terminal: Rc<Terminal>) -> Rc<Manager> {
     let (hypervisor, store) = (Xen::default(), StoreService::new(Unikernel, own));
-    let platform = Platform { hypervisor, store, disks: Rc::default(), terminal };
+    let disks = Disks::new(Unikernel, store.clone());
+    for (name, bytes) in bundle.disks() {
+        match image(bytes) {
+            Some(image) => disks.add_image(name, image),
+            None => log::error!("the disk {name} of the boot bundle is out of reach"),
+        }
+    }
+    let platform = Platform { hypervisor, store, machine: MachineDisks::default(), disks, terminal };
     Rc::new(manager::Manager::new(platform, own, bundle))
 }
 
 impl Platform {
-    /// Finds the disks of the machine, and names what is not used.
+    /// Finds the disks of the machine, has those with a serial number served, and names what is not used.
     pub(crate) async fn find_disks(&self) {
-        self.disks.find(&Unikernel, &Unikernel, |line| self.terminal.message(line)).await;
+        let tell = |line: &str| self.terminal.message(line);
+        self.machine.find(&Unikernel, &Unikernel, tell).await;
+        for serial in self.machine.rows().into_iter().filter_map(|row| row.serial) {
+            let Some(Driver { disk, interrupt }) = self.machine.take(&serial) else { continue };
+            if let Err(why) = self.disks.add_device(&serial, Box::new(disk), interrupt.port(), interrupt) {
+                tell(&format!("error: {why}"));
+            }
+        }
     }
 }
 
@@ -82,8 +104,8 @@ impl manager::Platform for Platform {
     }
 
     async fn disks(&self) -> Vec<DiskRow> {
-        self.disks.settled(&Unikernel).await;
-        self.disks.rows()
+        self.machine.settled(&Unikernel).await;
+        self.machine.rows()
     }
 
     fn guest_bytes(&self) -> usize {

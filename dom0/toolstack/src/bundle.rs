@@ -14,6 +14,10 @@ pub const EXEC: &str = "dom0.exec";
 /// texts are escaped.
 pub const ANSWER: char = '\x1e';
 
+/// What the names of entries begin with that are disks of guests: `bundle:base` is the entry `disks/base`. The content of such
+/// an entry begins at a multiple of 512 bytes of the archive, and has whole sectors of 512 bytes.
+pub const DISKS: &str = "disks/";
+
 /// An archive in memory.
 #[derive(Clone, Copy)]
 pub struct Bundle<'a>(&'a [u8]);
@@ -73,6 +77,11 @@ impl<'a> Bundle<'a> {
                 let text = core::str::from_utf8(content).map_err(|_| BundleError::NotText(name.to_string()))?;
                 GuestConfig::parse(text).map_err(|why| BundleError::Config(name.to_string(), why))
             })
+    }
+
+    /// The name and the content of every entry that is a disk.
+    pub fn disks(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
+        entries(self.0).filter_map(|(name, content)| Some((name.strip_prefix(DISKS)?, content)))
     }
 
     /// Returns the kernel and the ramdisk (empty if none) that a configuration names.

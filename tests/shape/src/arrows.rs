@@ -75,7 +75,9 @@ const ARROWS: &[Allowed] = &[
     outside(
         "dom0",
         &[
+            "block-backend",
             "console-backend",
+            "disk",
             "drivers",
             "guest-image",
             "hypercall-abi",

@@ -179,7 +179,11 @@ impl<H: BlockHost> Sources<H> {
     fn open_image(&self, name: &str, config: &DiskConfig) -> Result<Opened<H>, String> {
         let image = self.images.borrow().iter().find(|(known, _)| known == name).map(|(_, image)| *image);
         let image = image.ok_or_else(|| format!("the boot bundle has no file {name}"))?;
-        let memory = Memory::image(image.page, image.offset, image.bytes.len() as u64);
+        let bytes = image.bytes.len();
+        if bytes == 0 || !bytes.is_multiple_of(disk::SECTOR) {
+            return Err(format!("{name} has {bytes} bytes, and a disk has whole sectors of {} bytes", disk::SECTOR));
+        }
+        let memory = Memory::image(image.page, image.offset, bytes as u64);
         let memory = memory.map_err(|why| format!("{name} {why}"))?;
         let interval = match config.part {
             None => whole(&memory.shape()),

@@ -47,7 +47,11 @@ fn each_guest_has_its_partition_and_second_writers_are_refused_by_name() {
 #[test]
 fn what_there_is_not_is_named() {
     let world = World::new();
+    world.disks.add_image("odd", Image { page: 7, offset: 0, bytes: &[0; 1000] });
+    world.disks.add_image("off", Image { page: 7, offset: 100, bytes: &[0; 1024] });
     for (text, why) in [
+        ("bundle:odd,,xvda", "odd has 1000 bytes, and a disk has whole sectors of 512 bytes"),
+        ("bundle:off,,xvda", "off does not begin at a multiple of 512 bytes"),
         ("serial:abd,,xvda,w", "no disk has the serial number abd"),
         ("bundle:none,,xvda", "the boot bundle has no file none"),
         ("serial:abc,,xvda,w,part=1", "abc: the disk has no partition table"),
