@@ -186,8 +186,12 @@ impl Bundle {
         self.entries.iter().map(|(_, content)| size(content)).sum::<u64>().div_ceil(1 << 20)
     }
 
-    fn archive(&self, out: &mut impl Write) -> Result<()> {
+    fn archive(&self, out: impl Write) -> Result<()> {
+        let out = &mut Counting { out, bytes: 0 };
         for (name, content) in &self.entries {
+            if matches!(content, Content::Disk(_)) {
+                align(out, name)?;
+            }
             let header = NewcBuilder::new(name).mode(REGULAR_FILE);
             match content {
                 Content::Text(text) => {
@@ -221,6 +225,40 @@ impl Bundle {
         newc::trailer(out)?;
         Ok(())
     }
+}
+
+/// Counts the bytes that are written.
+struct Counting<W> {
+    out: W,
+    bytes: u64,
+}
+
+impl<W: Write> Write for Counting<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Bytes of an entry with this name before its content, which begins at a multiple of four.
+fn head(name: &str) -> u64 {
+    (110 + name.len() as u64 + 1).next_multiple_of(4)
+}
+
+/// Writes an entry that nobody reads, so that the content of the next entry, `name`, begins at a multiple of a sector.
+fn align(out: &mut Counting<impl Write>, name: &str) -> Result<()> {
+    const FILLER: &str = "filler";
+    let before = out.bytes + head(FILLER) + head(name);
+    let zeroes = before.next_multiple_of(SECTOR) - before;
+    let mut entry = NewcBuilder::new(FILLER).mode(REGULAR_FILE).write(out, size(FILLER, zeroes)?);
+    io::copy(&mut io::repeat(0).take(zeroes), &mut entry)?;
+    entry.finish()?;
+    Ok(())
 }
 
 fn size(name: &str, length: u64) -> Result<u32> {
@@ -303,6 +341,10 @@ mod tests {
         // Two guests may have the image.
         let bundle = Bundle::default().described(&described).described(&described).exec("list; info");
         assert_eq!(bundle.entries.iter().filter(|(name, _)| name == "disks/image-1").count(), 1);
+        let mut archive = Vec::new();
+        bundle.archive(&mut archive).unwrap();
+        let place = archive.windows(700).position(|bytes| bytes == [7; 700]).unwrap();
+        assert_eq!(place % 512, 0, "a disk begins with a sector of the archive");
         let entries = read_back(&bundle);
         assert_eq!(entries["dom0.exec"], b"list; info");
         assert_eq!(entries["disks/image-1"], [&[7; 700][..], &[0; 324]].concat());

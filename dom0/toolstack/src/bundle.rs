@@ -14,8 +14,8 @@ pub const EXEC: &str = "dom0.exec";
 /// texts are escaped.
 pub const ANSWER: char = '\x1e';
 
-/// What the names of entries begin with that are disks of guests: `bundle:base` is the entry `disks/base`. The content of such
-/// an entry begins at a multiple of 512 bytes of the archive, and has whole sectors of 512 bytes.
+/// What the names of entries begin with that are disks of guests: `bundle:disks/base` is the entry `disks/base`. The content of
+/// such an entry begins at a multiple of 512 bytes of the archive, and has whole sectors of 512 bytes.
 pub const DISKS: &str = "disks/";
 
 /// An archive in memory.
@@ -81,7 +81,7 @@ impl<'a> Bundle<'a> {
 
     /// The name and the content of every entry that is a disk.
     pub fn disks(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
-        entries(self.0).filter_map(|(name, content)| Some((name.strip_prefix(DISKS)?, content)))
+        entries(self.0).filter(|(name, _)| name.starts_with(DISKS))
     }
 
     /// Returns the kernel and the ramdisk (empty if none) that a configuration names.

@@ -26,7 +26,7 @@ fn guests_come_in_order_with_what_they_name() {
     let both: (&[u8], &[u8]) = (b"KERNEL", b"12345");
     assert_eq!(bundle.images(&guests[0]), Ok(both));
     assert_eq!(bundle.images(&guests[1]).unwrap().1, b"");
-    assert_eq!(bundle.disks().collect::<Vec<_>>(), [("base", b"sectors".as_slice())]);
+    assert_eq!(bundle.disks().collect::<Vec<_>>(), [("disks/base", b"sectors".as_slice())]);
     assert_eq!(bundle.entry("dom0"), Some(b"ELF".as_slice()));
 }
 
