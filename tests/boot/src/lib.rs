@@ -15,6 +15,7 @@
 
 pub mod answers;
 pub mod guests;
+pub mod nbd;
 
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
@@ -55,6 +56,8 @@ pub struct Setup {
     pub cpu: Option<String>,
     /// The machine is ended, as a failure, after this long.
     pub limit: Duration,
+    /// Arguments for QEMU that stand behind our own.
+    pub arguments: Vec<String>,
     /// Bytes that the terminal takes in a second; `None` for all that come.
     pub pace: Option<u32>,
     /// The machine's clock advances by a nanosecond an instruction, so that times in it do not depend on this machine's. Only
@@ -72,6 +75,7 @@ impl Setup {
             memory: 512,
             cpu: None,
             limit: Duration::from_secs(60),
+            arguments: Vec::new(),
             pace: None,
             counted: false,
         }
@@ -174,7 +178,7 @@ impl Machine {
         let bundle = setup.bundle.write()?;
         let counting =
             if setup.counted && accelerator().0 == "tcg" { ["-icount", "shift=0,sleep=off"].as_slice() } else { &[] };
-        let arguments = counting.iter().map(|word| (*word).to_owned()).collect();
+        let arguments = counting.iter().map(|word| (*word).to_owned()).chain(setup.arguments.clone()).collect();
         let hardware = Hardware { cpu: setup.cpu.clone(), arguments, ..Hardware::new(setup.memory, Console::Plain) };
         let options = format!("{} {}", setup.options, options());
         let command = hardware.boot(&qemu, &hypervisor, bundle.path(), options.trim());
