@@ -7,6 +7,7 @@ pub mod build;
 pub mod bundle;
 pub mod cache;
 pub mod disk;
+pub mod ext4;
 pub mod firmware;
 pub mod first;
 pub mod grub;

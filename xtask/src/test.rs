@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 use xshell::{Shell, cmd};
-use xtask::{build, firmware, grub, kernels, qemu, sysroot, xen};
+use xtask::{build, ext4, firmware, grub, kernels, qemu, sysroot, xen};
 
 /// The whole run should take no longer on two cores that have nothing else to do. One that does says so, and has not
 /// failed: the machine may be busy.
@@ -133,6 +133,7 @@ pub(crate) fn prepare_system_tests(sh: &Shell) -> Result<()> {
     xen::hypervisor(sh)?;
     grub::Tools::find(sh)?;
     firmware::uefi(sh)?;
+    ext4::Tools::find(sh)?;
     println!("== images, emulator and kernels ready in {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
 }

@@ -1,0 +1,109 @@
+//! File systems of guests, made and checked on this machine: e2fsprogs, installed or fetched without installing it.
+
+use crate::{apt, cache};
+use anyhow::{Context, Result, ensure};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use xshell::Shell;
+
+/// What must be there, and in which folders of a root it may be.
+const PROGRAMS: [&str; 2] = ["mke2fs", "e2fsck"];
+const FOLDERS: [&str; 2] = ["usr/sbin", "sbin"];
+/// What `e2fsck` ends with if the file system needs no repair.
+const CLEAN: i32 = 0;
+
+/// The programs of e2fsprogs.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// They lie below this folder; `/` if they are installed.
+    root: PathBuf,
+}
+
+impl Tools {
+    /// The installed programs, or those in the cache, fetched first if need be.
+    ///
+    /// # Errors
+    /// They are not installed, and there is no way to fetch them.
+    pub fn find(sh: &Shell) -> Result<Self> {
+        if let Some(found) = Self::present()? {
+            return Ok(found);
+        }
+        let _lock = cache::lock("e2fsprogs")?;
+        if let Some(found) = Self::present()? {
+            return Ok(found);
+        }
+        apt::provide(sh, "e2fsprogs", &["e2fsprogs"], "to make and check file systems")
+            .context("cannot fetch e2fsprogs; installing the package helps as well")?;
+        Self::present()?.context("the package e2fsprogs lacks a program that is needed")
+    }
+
+    fn present() -> Result<Option<Self>> {
+        let roots = std::iter::once(PathBuf::from("/")).chain(apt::provided("e2fsprogs")?.into_iter().rev());
+        let complete = |root: &PathBuf| PROGRAMS.iter().all(|program| file(root, program).is_some());
+        Ok(roots.into_iter().find(complete).map(|root| Self { root }))
+    }
+
+    fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output> {
+        let file = file(&self.root, program).with_context(|| format!("no {program}"))?;
+        let mut command = Command::new(file);
+        if self.root != Path::new("/") {
+            let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|path| self.root.join(path));
+            command.env("LD_LIBRARY_PATH", libraries.map(PathBuf::into_os_string).join(OsStr::new(":")));
+            // The features that are usual are said there.
+            command.env("MKE2FS_CONFIG", self.root.join("etc/mke2fs.conf"));
+        }
+        command.args(arguments).output().with_context(|| format!("cannot start {program}"))
+    }
+
+    /// Makes an empty ext4 file system that fills the existing file `image`.
+    ///
+    /// # Errors
+    /// What `mke2fs` says.
+    pub fn make(&self, image: &Path) -> Result<()> {
+        let arguments = ["-q", "-F", "-t", "ext4"].map(OsStr::new);
+        let output = self.run("mke2fs", &[&arguments[..], &[image.as_os_str()]].concat())?;
+        ensure!(output.status.success(), "mke2fs: {}", String::from_utf8_lossy(&output.stderr).trim_end());
+        Ok(())
+    }
+
+    /// Checks the whole file system in the file `image`, and changes nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the file system.
+    pub fn check(&self, image: &Path) -> Result<()> {
+        let output = self.run("e2fsck", &[OsStr::new("-fn"), image.as_os_str()])?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.code() == Some(CLEAN), "e2fsck: {}: {}", output.status, said.trim_end());
+        Ok(())
+    }
+}
+
+/// The file of a program below a root.
+fn file(root: &Path, program: &str) -> Option<PathBuf> {
+    FOLDERS.iter().map(|folder| root.join(folder).join(program)).find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, OpenOptions};
+    use std::io::{Seek, SeekFrom, Write};
+
+    #[test]
+    fn a_damaged_file_system_is_found() {
+        // Where they would have to be fetched, the system tests do so, and use them.
+        let Some(tools) = Tools::present().unwrap() else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        fs::write(&image, vec![0; 4 << 20]).unwrap();
+        tools.make(&image).unwrap();
+        tools.check(&image).unwrap();
+        // The first group's bitmaps and tables follow the second block.
+        let mut file = OpenOptions::new().write(true).open(&image).unwrap();
+        file.seek(SeekFrom::Start(8 << 10)).unwrap();
+        file.write_all(&[0xa5; 32 << 10]).unwrap();
+        let why = tools.check(&image).unwrap_err().to_string();
+        assert!(why.starts_with("e2fsck: exit status: "), "{why}");
+    }
+}
