@@ -17,7 +17,7 @@ pub const PATIENCE_NS: u64 = 100_000_000;
 #[must_use = "a service that is not served again stands still"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// More can be done at once, after other tasks had their turns.
+    /// There is more to do already. Other tasks get their turns first.
     Again,
     /// Nothing can be done until an event of the guest or a [`kick`](Attached::kick).
     Idle,
@@ -135,8 +135,8 @@ impl<H: Host, S: Service<H>> Attached<H, S> {
     }
 }
 
-/// Takes turns until `turn` returns `None`, because the service is gone. Each turn is put off until the heap has a free block
-/// of `bytes`. After a turn, lets other tasks run if there is more to do, else awaits `wait()`.
+/// Takes turns until `turn` returns `None`, which means that the service is gone. Each turn is put off until the heap has a
+/// free block of `bytes`. After a turn, lets other tasks run if there is more to do, else awaits `wait()`.
 pub(crate) async fn turns<H: Host>(host: H, bytes: usize, turn: impl Fn() -> Option<Turn>, wait: impl AsyncFn()) {
     loop {
         while !host.can_allocate(bytes) {

@@ -168,7 +168,7 @@ impl<H: Host> StoreService<H> {
     }
 
     fn detach(&self, domain: DomainId) {
-        // The map of guests is not borrowed any more when the ring is detached: this calls the service and the host.
+        // The borrow of the map ends before the ring is detached, because detaching a ring calls the service and the host.
         let served = self.0.served.borrow_mut().remove(&domain.0);
         if let Some(served) = served {
             served.ring.detach();
@@ -177,8 +177,8 @@ impl<H: Host> StoreService<H> {
 }
 
 impl<H: Host> Shared<H> {
-    /// Gives a turn to every guest other than `except` that has output, or is stalled and may go on. Sets the signals of the
-    /// sessions that have events. Wakes the task for the store's work if there is any.
+    /// Gives a turn to every guest, except `except`, for which the store has output, or which is stalled and may go on. Sets
+    /// the signals of the sessions that have events. Wakes the task for the store's work if there is any.
     fn deliver(&self, except: Option<u16>) {
         let mut store = self.store.borrow_mut();
         for (domain, served) in &*self.served.borrow() {

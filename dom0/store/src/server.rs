@@ -107,8 +107,8 @@ impl Store {
     /// been told of yet.
     ///
     /// # Errors
-    /// The client announced too long a payload. It has been disconnected: its watches, its transactions
-    /// and its half-sent message are dropped.
+    /// The client announced too long a payload. Its connection has been reset: see
+    /// [`reset_connection`](Self::reset_connection).
     pub fn handle(&mut self, id: ConnectionId, bytes: &[u8]) -> Result<Handled, ProtocolError> {
         let nothing = Handled { taken: 0, message: false };
         if !self.accepts_input(id) {
@@ -205,8 +205,8 @@ impl Store {
         self.tree.usage(domain)
     }
 
-    /// Bytes of the heap charged to a domain's quota: its nodes, its watches, its open transactions, and those of its
-    /// changes that watchers have not been told of yet.
+    /// Bytes of the heap charged to a domain's quota: its nodes, its watches, its open transactions, and its changes
+    /// that watchers have not been told of yet.
     #[must_use]
     pub fn charged(&self, domain: DomainId) -> usize {
         self.tree.usage(domain).bytes + self.ledger().held(domain).unwrap_or(0)
@@ -287,7 +287,7 @@ impl Store {
     }
 
     /// Carries out one request. Returns the reply, and the effect of the request, which the caller must pass to
-    /// [`Store::follow`]: nothing is queued here.
+    /// [`Store::follow`]: no event that the request causes is queued here.
     pub(crate) fn perform(&mut self, id: ConnectionId, transaction: u32, request: Request<'_>) -> Outcome {
         let caller = self.connections.get(&id).ok_or(StoreError::NotFound)?.caller;
         match request {

@@ -1,8 +1,8 @@
 //! Event channels, 2-level format (core 5): the shared pending and mask bits, the upcall, and the tasks that wait for
 //! ports.
 //!
-//! Code runs with upcalls masked, and [`crate::tasks`] checks the pending bits before every turn of a task. A handler set
-//! with [`on_event`] is called during this check; in test guests that unmask upcalls, it is called during the upcall.
+//! The unikernel runs with upcalls masked, and [`crate::tasks`] checks the pending bits before every turn of a task. A handler
+//! set with [`on_event`] is called during this check; in test guests that unmask upcalls, it is called during the upcall.
 
 use crate::boot::Boot;
 use crate::hypercall;
@@ -99,7 +99,8 @@ pub fn restore_upcalls(mask: u8) {
     }
 }
 
-/// Unmasks upcalls; if one is pending, it is delivered at once.
+/// Unmasks upcalls. If one is pending, a call that does nothing else is made: the hypervisor delivers the upcall before the
+/// call returns.
 pub fn unmask_upcalls() {
     if let Some(mask) = byte(vcpu_info::UPCALL_MASK) {
         mask.store(0, Ordering::SeqCst);

@@ -2,9 +2,9 @@
 //! hypervisor without this call, in `sched_op(block)`.
 //!
 //! There are two ready queues: for control tasks, which a guest or a person waits for, and for data tasks, which move bytes.
-//! Control tasks run first, but of nine turns at least one is for a data task, if one is ready. Events are checked before
-//! every turn, so what an event wakes is in its queue before the next turn begins. After a millisecond of turns, other
-//! domains get the CPU.
+//! Control tasks run first, but of nine turns at least one is for a data task, if one is ready. A task that yields goes to the
+//! end of the data queue, whatever its class. Events are checked before every turn, so what an event wakes is in its queue
+//! before the next turn begins. After a millisecond of turns, other domains get the CPU.
 //!
 //! No wake-up is lost: the ready queues and the pending bits are checked with upcalls masked, and the hypervisor looks for
 //! pending events once more when it puts the vcpu to sleep in `Wait`, or in `block`, which unmasks upcalls (core 5.4).
@@ -55,7 +55,7 @@ fn spawn_in<T: 'static>(class: Class, future: impl Future<Output = T> + 'static)
     task
 }
 
-/// Runs tasks until `future` is done; returns its value.
+/// Runs tasks until `future` is done and no task is ready. Returns the value of `future`.
 pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
     let mut task = pin!(spawn(future));
     let mut begun = time::now_ns();

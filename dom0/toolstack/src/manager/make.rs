@@ -1,4 +1,4 @@
-//! Makes a guest that runs, from its configuration.
+//! Makes a running guest from a configuration.
 //!
 //! ```text
 //! a file in TOML  -- xtask::guest_file -->  the boot bundle  -- Bundle::guests -->  GuestConfig (its keys: config.rs)
@@ -25,7 +25,7 @@ use super::changed::{either, while_wanted};
 use super::entry::{Entry, State};
 use super::{Console, Manager, Mark, Place, Platform, listed};
 
-/// Most bytes that a kernel may unpack to.
+/// The largest size of an unpacked kernel, in bytes.
 const KERNEL_LIMIT: usize = 256 << 20;
 /// Free pages of the machine that no guest gets: they are left for the hypervisor and dom0.
 const KEPT_PAGES: u64 = 1024;

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! a face (prompt, --exec) -> Command -> Manager::answer -> Reply, Refusal -> text or JSON
-//! tasks of dom0:  keep_making   makes one guest after the other
-//!                 bury          destroys each guest that has ended, and tells how it ended
+//! called by dom0's tasks:  keep_making   makes one guest after the other
+//!                          bury          destroys or keeps each guest that has ended, and tells how it ended
 //! ```
 //!
 //! Touches: domains, the tree of the store, consoles and the clock, through [`Platform`].
@@ -93,8 +93,8 @@ pub enum Mark {
 pub trait Console {
     /// Sets aside memory for what the guest prints; returns whether there is enough.
     fn reserve(&self) -> bool;
-    /// Called when the guest was not made. Frees what [`reserve`](Console::reserve) set aside, unless the console was connected
-    /// in an earlier life of the guest: the memory then still holds what the guest printed.
+    /// Called when the guest was not made. Frees what [`reserve`](Console::reserve) set aside, unless the console has ever been
+    /// connected: the memory may then hold what the guest printed.
     fn give_back(&self);
     /// Begins to serve the guest as `domain`; `port` is the guest's end of the event channel.
     ///
@@ -164,7 +164,7 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().map(|entry| entry.config.name.clone()).collect()
     }
 
-    /// The name of the first guest whose domain has not ended, or that will be made; `None` if there is none.
+    /// The name of the first guest that is alive (see [`is_alive`](Self::is_alive)); `None` if no guest is.
     pub fn first_alive(&self) -> Option<String> {
         let entries = self.entries.borrow();
         let entry = entries.iter().find(|entry| entry.is_alive());
@@ -252,7 +252,8 @@ impl<P: Platform> Manager<P> {
         self.remember(place, Some(guest.domain), end.how, (report.clone(), end.refused.clone()));
         let name = guest.config.name.clone();
         let (outcome, left_over) = guest.finish(end, hypervisor, store, async || self.platform.pause().await).await;
-        // The end is told last: by now, the guest's domain and its nodes in the store are gone, unless it is kept.
+        // The end is told only now: unless the guest is kept, its domain and its nodes in the store have been removed, except
+        // for what is in `left_over`.
         self.platform.tell(&report);
         self.complain(&name, &left_over);
         if let Some(failure) = Failure::of_end(end.reason)

@@ -62,9 +62,9 @@ impl World {
         }
     }
 
-    /// Makes a port of `domain` pending. Notifies the port's vcpu unless the port is masked. Wakes the vcpus that poll the
-    /// port, masked or not. Returns whether the port has become pending: `false` if it was pending before, or if the domain has
-    /// no such port or vcpu.
+    /// Makes a port of `domain` pending. If the port was not pending before, notifies the port's vcpu unless the port is
+    /// masked, and wakes the vcpus that poll the port, masked or not. Returns whether the port has become pending: `false` if
+    /// it was pending before, or if the domain has no such port or vcpu.
     pub fn raise<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> bool {
         let vcpu = self.vcpu(domain, self.port(m, domain, port).vcpu);
         let (Some(bits), Some(vcpu)) = (Bits::of(m, domain, port), vcpu) else { return false };

@@ -147,8 +147,9 @@ fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let power = match virq {
         Some(Virq::Console) => Powers::CONSOLE_READ,
         Some(Virq::DomExc) => Powers::CONTROL,
-        // Every other VIRQ of the whole machine is never raised, but dom0's kernel may expect to bind it, so a domain with
-        // `MACHINE` may. (VIRQs of one vcpu and Argo's come here too, but for them `power` is not looked at: see below.)
+        // No other VIRQ of the whole machine is ever raised. But a kernel of dom0 might expect to bind one, so a domain with
+        // `MACHINE` is allowed to. (VIRQs of one vcpu and Argo's come here too, but for them `power` is not looked at: see
+        // below.)
         _ => Powers::MACHINE,
     };
     ensure!(per_vcpu || virq == Some(Virq::Argo) || ctx.domain.may(power), Errno::Perm);

@@ -7,8 +7,9 @@
 //!
 //! An update is simple if the table is a live L1 table of the domain's own, and the frames that the entry points to before and
 //! after are the domain's own and already have the needed use. Each fast path does what a path in `update` or `promote` does.
-//! For a case that is not simple it returns `None` (or stops at that case, if it handles several), having changed nothing for
-//! it, and the caller takes the slow path. `tests/sim` makes every call both ways and compares.
+//! For a case that is not simple it returns `None` (or stops at that case, if it handles several), and the caller takes the
+//! slow path. It has then taken no reference or use for that case; it may have stored forced bits or a note of an entry, which
+//! the slow path would store, too. `tests/sim` makes every call both ways and compares.
 
 use super::entry::{self, ACCESSED, DIRTY, PRESENT, Target, WRITABLE};
 use super::{Session, Space, State};
@@ -120,8 +121,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
 }
 
 impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
-    /// Carries out requests of mmu_update, with frames of the domain's own, up to the first that is not simple. Returns
-    /// how many it carried out.
+    /// Carries out requests of mmu_update, for entries that lead to frames of the domain's own, up to the first request that is
+    /// not simple. Returns how many it carried out.
     pub(crate) fn updates(&self, requests: &[MmuUpdate]) -> usize {
         let mut done = 0;
         while let Some(rest) = requests.get(done..).filter(|rest| !rest.is_empty()) {
@@ -176,8 +177,9 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         Some(requests.len().saturating_sub(left))
     }
 
-    /// Carries out requests for `frame`, which is not a table, up to the first that is for another frame or not simple: stores
-    /// their values into the page. The page has one use as writable meanwhile, so it cannot become a table.
+    /// Carries out requests for `frame`, which is no live L1 table, up to the first that is for another frame or not simple:
+    /// stores their values into the page. `None` if the frame is any other table. The page has one use as writable meanwhile,
+    /// so it cannot become a table.
     fn updates_of_page(&self, frame: Frame, requests: &[MmuUpdate]) -> Option<usize> {
         let mine = self.own.find(frame)?;
         self.own.hold(mine, true)?;
@@ -192,7 +194,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         Some(done)
     }
 
-    /// Does update_va_mapping without its flush, with a frame of the domain's own.
+    /// Does update_va_mapping without its flush, for an entry that leads to a frame of the domain's own.
     pub(crate) fn update_va(&self, root: Frame, at: GuestVirt, value: u64) -> Option<()> {
         let path = claim::walk(self.m, self.own.table(), root, at)?;
         let place = self.find_place(path.slot())?;
@@ -226,8 +228,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.replace(self.place(table, at), new, keep)
     }
 
-    /// Replaces an entry by `new`, with those of the bits `keep` that the old entry has. What the old entry held is dropped
-    /// after the store.
+    /// Replaces an entry by `new`, to which it adds those of the bits `keep` that the old entry has, if `new` is present. What
+    /// the old entry held is dropped after the store.
     #[inline(always)]
     fn replace(&self, place: TableSlot<'a>, new: u64, keep: u64) -> Option<()> {
         let TableSlot { word, old, .. } = place;
@@ -397,7 +399,7 @@ fn ordinary(frame: Frame, ptr: u64) -> Option<(usize, u64)> {
     }
 }
 
-/// Returns the first index from `from` on whose entry is present; `end` if there is none before `end`.
+/// Returns the first index, at or after `from`, whose entry is present; `end` if there is none before `end`.
 pub(super) fn next_present(page: &Page, from: usize, end: usize) -> usize {
     let mut at = from;
     while at < end {

@@ -25,12 +25,13 @@ pub use cpu::SLICE;
 
 /// The time limit of one step of a multicall or of a list of `mmuext_op`, in nanoseconds. (A step is the part of a call
 /// that is carried out without a break. Between two steps interrupts are let in, and another vcpu may get the CPU.) The
-/// clock is read only between two entries of the list, so an entry that has begun is finished even if it exceeds the limit.
+/// clock is read only between two entries of the list, so this limit does not cut short an entry that has begun (which may end
+/// the step by itself, with `Halt::More`).
 const STEP: u64 = 100_000;
 
 with_new! {
-    /// The CPUs. Each has a queue of its own, served round robin; a CPU whose queue is empty takes vcpus from the queues of
-    /// others.
+    /// The CPUs. Each has a queue of its own, served from its beginning: urgent vcpus that are woken enter it there, all others
+    /// at its end. A CPU whose queue is empty takes vcpus from the queues of others.
     pub struct Scheduler {
         cpus: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS],
         /// The CPUs that run vcpus.
@@ -64,8 +65,9 @@ impl Scheduler {
         self.cpu(m.this_cpu())
     }
 
-    /// Puts a vcpu into the queue of the CPU it ran on last or, if that CPU is busy, of an idle one if there is one. Kicks that
-    /// CPU, unless it is this one. An urgent vcpu (see [`cpu`]) goes to the beginning of the queue if it was just `woken`.
+    /// Puts a vcpu into a queue: of the CPU it ran on last if that CPU is idle or if no CPU is, and of an idle CPU otherwise.
+    /// Kicks the chosen CPU, unless it is this one. An urgent vcpu (see [`cpu`]) goes to the beginning of the queue if it was
+    /// just `woken`.
     fn push<M: Machine>(&self, m: &M, vcpu: &Vcpu, woken: bool) {
         let last = vcpu.last_cpu();
         let mut sleeping = CpuSet(self.idle.load(SeqCst)).iter();
