@@ -393,12 +393,21 @@ fn random_lists_of_calls() {
 test!("fuzz.multicall", random_lists_of_calls);
 
 /// MOV to CS and to segment registers that do not exist is #UD, but QEMU 10.0 without KVM loads CS, LDTR and TR by it, at
-/// any privilege. No hypervisor survives that, so such bytes become moves to DS.
+/// any privilege. With REX.R, which a CPU ignores here, it writes elsewhere in the state of its CPU: the A20 gate is one of
+/// the places. No hypervisor survives that, so such bytes become moves to DS, and such a prefix one without R.
 fn leave_out_bad_moves(bytes: &mut [u8]) {
+    const REX: u8 = 0x40;
+    const REX_R: u8 = 4;
     for at in 1..bytes.len() {
         let register = bytes[at] >> 3 & 7;
-        if bytes[at - 1] == 0x8e && matches!(register, 1 | 6 | 7) {
+        if bytes[at - 1] != 0x8e {
+            continue;
+        }
+        if matches!(register, 1 | 6 | 7) {
             bytes[at] = bytes[at] & !0x38 | 0x18;
+        }
+        if at >= 2 && bytes[at - 2] & 0xf0 == REX {
+            bytes[at - 2] &= !REX_R;
         }
     }
 }
