@@ -70,6 +70,7 @@ impl manager::Platform for Platform {
     type Hypervisor = Xen;
     type Store = StoreService;
     type Console = GuestConsole;
+    type Disks = Disks<Unikernel>;
 
     fn hypervisor(&self) -> &Xen {
         &self.hypervisor
@@ -77,6 +78,10 @@ impl manager::Platform for Platform {
 
     fn store(&self) -> &StoreService {
         &self.store
+    }
+
+    fn disks(&self) -> &Disks<Unikernel> {
+        &self.disks
     }
 
     fn console(&self, name: &str) -> Rc<GuestConsole> {
@@ -103,7 +108,7 @@ impl manager::Platform for Platform {
         self.terminal.message(text);
     }
 
-    async fn disks(&self) -> Vec<DiskRow> {
+    async fn machine_disks(&self) -> Vec<DiskRow> {
         self.machine.settled(&Unikernel).await;
         self.machine.rows()
     }

@@ -4,6 +4,8 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use crate::disk::DiskConfig;
+
 /// A parsed line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
@@ -49,6 +51,24 @@ pub enum Command {
     Info,
     /// Show the machine's disks.
     Disks,
+    /// Give a guest a disk.
+    BlockAttach {
+        /// The guest.
+        name: String,
+        /// The disk.
+        disk: DiskConfig,
+    },
+    /// Take a disk away from a guest.
+    BlockDetach {
+        /// The guest.
+        name: String,
+        /// The name of the disk in the guest: `xvda`.
+        vdev: String,
+        /// Whether the guest is not asked.
+        force: bool,
+    },
+    /// Show the disks of a guest, or of all.
+    BlockList(Option<String>),
     /// Show the hypervisor's log.
     Dmesg {
         /// Whether to clear the log afterwards.
@@ -127,8 +147,28 @@ pub const VERBS: &[Verb] = &[
         "disks",
         "",
         "the disks of the machine, by serial number",
-        "Size, bytes of a logical block, and whether it can be written (rw) or not (ro). Guests cannot use them yet. What \
-         dom0 has no driver for was named when it started.",
+        "Size, bytes of a logical block, and whether it can be written (rw) or not (ro). A guest gets one as \
+         `serial:NUMBER`. What dom0 has no driver for was named when it started.",
+    ),
+    verb(
+        "block-attach",
+        "NAME DISK",
+        "give a guest a disk until it ends",
+        "DISK is as in a guest's file: TARGET,,VDEV,ACCESS, where TARGET is serial:NUMBER, bundle:FILE or memory:SIZE, VDEV \
+         xvda to xvdzz, and ACCESS r, w or ! (write although another guest has it).",
+    ),
+    verb(
+        "block-detach",
+        "NAME VDEV [--force]",
+        "take a disk away from a guest",
+        "The guest is asked to release the disk, and has ten seconds; a disk in use goes when the guest releases it. --force: \
+         the guest is not asked.",
+    ),
+    verb(
+        "block-list",
+        "[NAME]",
+        "the disks of a guest, or of all guests",
+        "With what has been read and written since the disk was attached.",
     ),
     verb(
         "dmesg",
@@ -188,6 +228,7 @@ impl Command {
                 "-w" if found.takes.starts_with("[-w]") => flag = true,
                 "-a" if found.takes.starts_with("[-a]") => flag = true,
                 "-c" if found.takes.starts_with("[-c]") => flag = true,
+                "--force" if found.takes.ends_with("[--force]") => flag = true,
                 _ if word.starts_with('-') => {
                     return Err(format!("{}: no option {}; try `help {0}`", found.name, word.escape_debug()));
                 }
@@ -203,6 +244,15 @@ impl Command {
             ("list", []) => Self::List { all: flag },
             ("info", []) => Self::Info,
             ("disks", []) => Self::Disks,
+            ("block-attach", [name, disk @ ..]) if !disk.is_empty() => {
+                let disk = disk.join(" ").parse().map_err(|why| format!("block-attach: {why}"))?;
+                Self::BlockAttach { name: (*name).to_string(), disk }
+            }
+            ("block-detach", [name, vdev]) => {
+                Self::BlockDetach { name: (*name).to_string(), vdev: (*vdev).to_string(), force: flag }
+            }
+            ("block-list", []) => Self::BlockList(None),
+            ("block-list", [name]) => Self::BlockList(Some((*name).to_string())),
             ("dmesg", []) => Self::Dmesg { clear: flag },
             ("quit", []) => Self::Quit,
             ("help", []) => Self::Help(None),

@@ -20,6 +20,13 @@ fn lines_are_understood_by_their_words() {
     assert_eq!(parse("uptime"), Some(Command::Uptime(None)));
     assert_eq!(parse("uptime web"), Some(Command::Uptime(Some(web()))));
     assert_eq!(parse("disks"), Some(Command::Disks));
+    let disk = || "memory:1M,,xvda,w".parse().unwrap();
+    assert_eq!(parse("block-attach web memory:1M,,xvda,w"), Some(Command::BlockAttach { name: web(), disk: disk() }));
+    assert_eq!(parse("block-attach web memory:1M, ,xvda"), Some(Command::BlockAttach { name: web(), disk: disk() }));
+    let detach = |force| Some(Command::BlockDetach { name: web(), vdev: "xvda".into(), force });
+    assert_eq!([parse("block-detach web xvda"), parse("block-detach --force web xvda")], [detach(false), detach(true)]);
+    assert_eq!(parse("block-list"), Some(Command::BlockList(None)));
+    assert_eq!(parse("block-list web"), Some(Command::BlockList(Some(web()))));
     assert_eq!(parse("help"), Some(Command::Help(None)));
     assert_eq!(parse("quit"), Some(Command::Quit));
     assert_eq!(Command::parse("list -j"), Ok(Some(Line { command: Command::List { all: false }, json: true })));
@@ -32,6 +39,11 @@ fn what_is_not_understood_is_said_without_control_characters() {
         ("-j", "-j: unknown command"),
         ("list web", "usage: list"),
         ("disks tenon0", "usage: disks"),
+        ("block-attach web", "usage: block-attach NAME DISK"),
+        ("block-attach web memory:1M", "block-attach: `vdev` is missing"),
+        ("block-attach web serial:\x1b,,xvda", "block-attach: a disk is described"),
+        ("block-detach web", "usage: block-detach NAME VDEV [--force]"),
+        ("block-list --force", "block-list: no option --force"),
         ("list -w", "list: no option -w"),
         ("console", "usage: console NAME"),
         ("destroy", "usage: destroy NAME"),
@@ -54,7 +66,8 @@ fn every_verb_has_help_and_is_understood() {
     for verb in VERBS {
         let words = verb.takes.replace("[NAME]", "web").replace("[VERB]", "list");
         let words = words.replace("[-a]", "-a").replace("[-w]", "-w").replace("[-c]", "-c");
-        let line = format!("{} {} -j", verb.name, words.replace("MIB", "64"));
+        let words = words.replace("MIB", "64").replace("[--force]", "--force").replace("DISK", "memory:1M,,xvda");
+        let line = format!("{} {words} -j", verb.name);
         assert!(matches!(Command::parse(&line), Ok(Some(Line { json: true, .. }))), "{line}");
         assert_eq!(Command::parse(&format!("help {}", verb.name)).unwrap().unwrap().command, Command::Help(Some(verb)));
         assert!(help().contains(verb.does) && verb.help().contains(verb.does));

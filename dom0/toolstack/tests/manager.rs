@@ -515,3 +515,130 @@ fn old_reports_give_way() {
     let reports: Vec<bool> = rows.iter().map(|row| row["ended"]["report"] != "").collect();
     assert_eq!(reports, [[false; 4].as_slice(), &[true; 16]].concat());
 }
+
+const DISKS: &str = "disk = ['memory:1M,,xvda,w', 'serial:a,,xvdb,w']\n";
+
+/// A guest with two disks is made, and loses them when it ends, however it ends.
+#[test]
+fn a_guest_gets_its_disks_and_leaves_none() {
+    for end in ["crash", "destroy web", "reboot"] {
+        let mut world = World::running(&[&format!("{WEB}{DISKS}")]);
+        let text = "guest                vdev    mode state         reads       KiB    writes       KiB errors  target\n\
+                    web                  xvda    w    connected         1         8         2        16      7  memory:1048576\n\
+                    web                  xvdb    w    connected         1         8         2        16      7  serial:a";
+        assert_eq!((world.text("block-list"), world.text("block-list web")), (text.into(), text.into()));
+        let first = json!({
+            "name": "web", "domid": 7, "vdev": "xvda", "device": 51712, "target": "memory:1048576", "mode": "w",
+            "state": "connected", "reads": 1, "writes": 2, "flushes": 3, "discards": 4, "sectors_read": 16,
+            "sectors_written": 33, "errors": 7
+        });
+        assert_eq!(world.json("block-list")[0], first);
+        match end {
+            "crash" => world.shut_down(7, CRASH),
+            "reboot" => {
+                world.shut_down(7, REBOOT);
+                world.pass(SECOND);
+                assert_eq!(world.json("block-list")[1]["domid"], 8, "the guest has its disks again");
+                world.shut_down(8, POWEROFF);
+            }
+            verb => assert_eq!(world.text(verb), ""),
+        }
+        assert_eq!((world.left(), world.text("block-list")), (vec![], "no disks".into()), "{end}");
+        assert_eq!(world.text("block-list web"), "guest web has ended");
+    }
+}
+
+#[test]
+fn a_guest_whose_disk_cannot_be_attached_is_not_made() {
+    let mut world = World::planned(&[&format!("{WEB}{DISKS}"), &format!("{DB}disk = ['serial:a,,xvda,w']")]);
+    world.fake().guest_disks.broken.replace("xvdb".into());
+    world.begin();
+    world.settle();
+    assert_eq!(world.told(), ["error: guest web: disk xvdb: it is broken"]);
+    assert!(!world.manager.is_alive("web") && world.manager.is_alive("db"));
+    world.fake().guest_disks.broken.take();
+    assert_eq!(world.text("create web"), "guest web was not made");
+    assert_eq!(world.told(), ["error: guest web: disk xvdb: serial:a is in use: db writes it"]);
+    assert_eq!(world.text("destroy db"), "");
+    assert_eq!(world.left(), [""; 0]);
+    assert_eq!(world.text("create web"), "guest web is domain 10");
+}
+
+/// What is started last is undone as well: the domain cannot be started, its disks go.
+#[test]
+fn a_guest_with_disks_that_cannot_be_started_leaves_none() {
+    let mut refused = 0;
+    for call in 1.. {
+        let mut world = World::planned(&[&format!("{WEB}{DISKS}")]);
+        refuse(&world, call);
+        world.begin();
+        world.settle();
+        if world.manager.is_alive("web") {
+            break;
+        }
+        refused += usize::from(world.told()[0].contains("letting it run"));
+        assert_eq!(world.left(), [""; 0], "call {call}");
+    }
+    assert_eq!(refused, 1);
+}
+
+#[test]
+fn a_guest_given_up_while_a_disk_is_attached_leaves_nothing() {
+    let mut world = World::planned(&[&format!("{WEB}{DISKS}")]);
+    world.fake().guest_disks.slow.set(true);
+    world.begin();
+    world.settle();
+    assert!(world.text("list").contains("--p--"), "{}", world.text("list"));
+    assert_eq!(world.text("destroy web"), "");
+    assert_eq!((world.left(), world.told(), world.manager.failed()), (vec![], vec![], None));
+    world.fake().guest_disks.clear(|disks| &disks.slow);
+    assert_eq!(world.text("create web"), "guest web is domain 8");
+}
+
+/// The number of a domain is not free before its disks are gone: the device may still write the domain's memory.
+#[test]
+fn a_domain_is_there_until_its_disks_are_gone() {
+    for end in ["crash", "destroy web"] {
+        let mut world = World::running(&[&format!("{WEB}{DISKS}on_crash = 'restart'\n")]);
+        world.fake().guest_disks.held.set(true);
+        let asked = (end != "crash").then(|| world.begin_asking(end));
+        if asked.is_none() {
+            world.shut_down(7, CRASH);
+        }
+        world.pass(5 * SECOND);
+        assert!(world.fake().machine.borrow().domains.contains_key(&7), "{end}");
+        assert!(asked.as_ref().is_none_or(|asked| asked.borrow().is_none()), "{end}");
+        world.fake().guest_disks.clear(|disks| &disks.held);
+        world.pass(5 * SECOND);
+        assert!(!world.fake().machine.borrow().domains.contains_key(&7), "{end}");
+        assert_eq!(world.manager.is_alive("web"), end == "crash");
+    }
+}
+
+#[test]
+fn disks_come_and_go_while_a_guest_runs() {
+    let mut world = World::running(&[WEB, DB]);
+    assert_eq!((world.text("block-list"), world.json("block-list web")), ("no disks".into(), json!([])));
+    assert_eq!(world.json("block-attach web serial:a,,xvda,w"), json!({"done": "block-attach", "name": "web"}));
+    assert_eq!(
+        world.text("block-attach web serial:b,,xvda"),
+        "guest web: disk xvda: the guest has a disk xvda already"
+    );
+    let taken = "guest db: disk xvda: serial:a is in use: web writes it";
+    assert_eq!(world.text("block-attach db serial:a,,xvda,w"), taken);
+    assert_eq!(world.text("block-detach web xvdb"), "guest web: it has no disk xvdb");
+    world.fake().guest_disks.busy.set(true);
+    assert_eq!(world.text("block-detach web xvda"), "guest web: it is used");
+    assert_eq!(world.json("block-detach web xvda --force"), json!({"done": "block-detach", "name": "web"}));
+    world.fake().guest_disks.busy.set(false);
+    assert_eq!(world.text("block-attach 8 serial:a,,xvda,w"), "");
+    assert_eq!((world.text("block-detach db xvda"), world.text("block-list")), (String::new(), "no disks".into()));
+    for disk in 'a'..='p' {
+        assert_eq!(world.text(&format!("block-attach web memory:{}M,,xvd{disk}", u32::from(disk))), "");
+    }
+    assert_eq!(world.text("block-attach web memory:1M,,xvdq"), "guest web: disk xvdq: a guest has at most 16 disks");
+    assert_eq!(world.text("block-attach none memory:1M,,xvda"), "there is no guest none");
+    world.shut_down(7, POWEROFF);
+    assert_eq!(world.text("block-attach web memory:1M,,xvda"), "guest web has ended");
+    assert_eq!(world.text("block-list"), "no disks");
+}

@@ -15,6 +15,7 @@ use disk::Device;
 use ring_protocol::block::RING_PAGES;
 use toolstack::disk::DiskConfig;
 use toolstack::limit::LineLimit;
+use toolstack::manager::{self, GuestDisk};
 use toolstack::{DomainId, Store};
 use xenbus_backend::State;
 
@@ -314,6 +315,58 @@ impl<H: BlockHost> Disks<H> {
     #[must_use]
     pub fn pins(&self) -> u32 {
         self.0.sources.pins()
+    }
+}
+
+/// The disks as the manager of guests uses them.
+impl<H: BlockHost> manager::Disks for Disks<H> {
+    async fn attach(&self, domain: DomainId, guest: &str, disk: &DiskConfig) -> Result<(), String> {
+        Self::attach(self, domain.0, guest, disk).await
+    }
+
+    async fn detach(&self, domain: DomainId, device: u32, force: bool) -> Result<(), String> {
+        Self::detach(self, domain.0, device, force).await
+    }
+
+    async fn domain_died(&self, domain: DomainId) {
+        Self::domain_died(self, domain.0).await;
+    }
+
+    fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestDisk> {
+        let row = |Listed { device, name, target, mode, state, in_use, counters }| GuestDisk {
+            guest: guest.into(),
+            domain,
+            vdev: name,
+            device,
+            target,
+            mode,
+            state: if in_use { "in use" } else { word(state) },
+            reads: counters.reads,
+            writes: counters.writes,
+            flushes: counters.flushes,
+            discards: counters.discards,
+            sectors_read: counters.sectors_read,
+            sectors_written: counters.sectors_written,
+            errors: counters.errors.saturating_add(counters.refused),
+        };
+        Self::list(self, domain.0).into_iter().map(row).collect()
+    }
+
+    fn disk_bytes(&self) -> usize {
+        vbd_bytes()
+    }
+}
+
+/// The state of a back end for a person.
+const fn word(state: State) -> &'static str {
+    match state {
+        State::Unknown => "gone",
+        State::Initialising => "new",
+        State::InitWait | State::Initialised => "waits",
+        State::Connected => "connected",
+        State::Closing => "closing",
+        State::Closed => "closed",
+        State::Reconfiguring | State::Reconfigured => "changing",
     }
 }
 

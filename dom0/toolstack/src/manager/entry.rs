@@ -73,6 +73,11 @@ impl<C> Entry<C> {
         }
     }
 
+    /// Whether the guest has this domain, and the domain is not being destroyed.
+    pub(super) fn has_domain(&self, domain: DomainId) -> bool {
+        self.guest().is_some_and(|guest| guest.domain == domain)
+    }
+
     pub(super) const fn guest_mut(&mut self) -> Option<&mut Guest> {
         match &mut self.state {
             State::Lives(guest) | State::Kept(guest) => Some(guest),

@@ -7,7 +7,7 @@
 //! make       makes one guest that is planned, or due to be made again (`destroy` may stop this):
 //!              finds its kernel and ramdisk in the bundle, and checks that there is memory for it
 //!              create::create   makes the domain, with its memory, page tables, vcpu and place in the store
-//!              Console::connect, then Guest::start, which lets it run
+//!              Console::connect, Disks::attach for each disk, then Guest::start, which lets it run
 //! ```
 
 use alloc::format;
@@ -16,14 +16,15 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::bundle::BundleError;
-use crate::config::GuestConfig;
+use crate::config::{GuestConfig, MAX_DISKS};
 use crate::create::{CreateError, Guest, Request, Step, create, unpacked};
+use crate::disk::{DiskConfig, Target};
 use crate::ramdisk::warning;
 use crate::{Hypervisor, Store};
 
 use super::changed::{either, while_wanted};
 use super::entry::{Entry, State};
-use super::{Console, Manager, Mark, Place, Platform, listed};
+use super::{Console, Disks, Manager, Mark, Place, Platform, listed};
 
 /// The largest size of an unpacked kernel, in bytes.
 const KERNEL_LIMIT: usize = 256 << 20;
@@ -147,10 +148,6 @@ impl<P: Platform> Manager<P> {
     async fn build(&self, place: Place, config: &GuestConfig, console: &Rc<P::Console>) -> Result<Guest, Unmade> {
         let (hypervisor, store) = (self.platform.hypervisor(), self.platform.store());
         let (kernel, ramdisk) = self.bundle.images(config)?;
-        if let Some(disk) = config.disk.first() {
-            let why = format!("{} cannot be attached: this dom0 serves no disks", disk.vdev.name());
-            return Err(Unmade::Failed(format!("guest {}: {why}", config.name)));
-        }
         while !store.is_settled() {
             self.platform.pause().await;
         }
@@ -176,14 +173,83 @@ impl<P: Platform> Manager<P> {
         self.with(place, |entry| entry.uuid = Some(uuid));
         let request = Request { config, kernel, ramdisk, uuid, backend: self.own };
         let guest = create(hypervisor, store, &request, go_on).await?;
-        if let Err(why) = console.connect(guest.domain, guest.console.port) {
-            let left_over = guest.destroy(hypervisor, store, async || self.platform.pause().await).await;
-            return Err(Unmade::Failed(format!("guest {}: {why}{}", config.name, listed(&left_over))));
-        }
-        guest.start(hypervisor, store, async || self.platform.pause().await).await.map_err(|why| {
+        let domain = guest.domain;
+        let connected = console.connect(domain, guest.console.port).map_err(Unmade::Failed);
+        let equipped = match connected {
+            Ok(()) => self.attach_all(&guest, wanted).await,
+            Err(why) => Err(why),
+        };
+        let pause = async || self.platform.pause().await;
+        let made = match equipped {
+            Ok(()) => guest.start(hypervisor, store, pause).await.map_err(Unmade::from),
+            Err(why) => {
+                // The domain has not run, so nothing of it is in flight; its disks go before it does.
+                self.platform.disks().domain_died(domain).await;
+                let left_over = guest.destroy(hypervisor, store, pause).await;
+                Err(match why {
+                    Unmade::GivenUp if left_over.is_empty() => Unmade::GivenUp,
+                    Unmade::GivenUp => Unmade::Failed(format!("guest {}{}", config.name, listed(&left_over))),
+                    Unmade::Failed(why) => {
+                        Unmade::Failed(format!("guest {}: {why}{}", config.name, listed(&left_over)))
+                    }
+                })
+            }
+        };
+        if made.is_err() {
             console.disconnect();
-            why.into()
-        })
+            self.platform.disks().domain_died(domain).await;
+        }
+        made
+    }
+
+    /// Attaches the disks that the configuration lists, until the guest is no longer wanted.
+    async fn attach_all(&self, guest: &Guest, wanted: impl Fn() -> bool) -> Result<(), Unmade> {
+        let mut done = None;
+        let attach = async {
+            let mut attached = Ok(());
+            for disk in &guest.config.disk {
+                if attached.is_ok() {
+                    attached = self.attach(guest, disk, || true).await;
+                }
+            }
+            done = Some(attached);
+        };
+        let unwanted = async {
+            loop {
+                let seen = self.changes.count();
+                if !wanted() {
+                    break;
+                }
+                self.changes.after(seen).await;
+            }
+        };
+        either(attach, Some(unwanted)).await;
+        done.ok_or(Unmade::GivenUp)?.map_err(Unmade::Failed)
+    }
+
+    /// Attaches a disk to a guest, if the guest has not ended (`lives`) by the time the disks of the machine are known.
+    ///
+    /// # Errors
+    /// Why the guest cannot have the disk; nothing is left of the disk then.
+    pub(super) async fn attach(
+        &self,
+        guest: &Guest,
+        disk: &DiskConfig,
+        lives: impl Fn() -> bool,
+    ) -> Result<(), String> {
+        let (name, disks) = (&guest.config.name, self.platform.disks());
+        if matches!(disk.target, Target::Serial(_)) {
+            self.platform.machine_disks().await;
+        }
+        let why = match (lives(), disks.list(guest.domain, name).len() < MAX_DISKS) {
+            (false, _) => "the guest has ended".to_string(),
+            (true, false) => format!("a guest has at most {MAX_DISKS} disks"),
+            (true, true) => match disks.attach(guest.domain, name, disk).await {
+                Ok(()) => return Ok(()),
+                Err(why) => why,
+            },
+        };
+        Err(format!("disk {}: {why}", disk.vdev.name()))
     }
 
     /// Returns how many pages are free beyond [`KEPT_PAGES`]; an error if the guest needs more.

@@ -6,7 +6,7 @@
 //!                          bury          destroys or keeps each guest that has ended, and tells how it ended
 //! ```
 //!
-//! Touches: domains, the tree of the store, consoles and the clock, through [`Platform`].
+//! Touches: domains, the tree of the store, consoles, disks and the clock, through [`Platform`].
 //! Never touches: the terminal. It does not know which face gave a command, and runs as well on a host, against fakes.
 //! Keeps: one guest is made at a time. If making a guest fails, all that was made for it is removed again; what cannot be
 //! removed is reported by [`Platform::tell`].
@@ -26,6 +26,8 @@ use core::cell::{Cell, RefCell};
 use core::future::Future;
 
 use crate::bundle::{Bundle, EXEC};
+use crate::config::Action;
+use crate::disk::DiskConfig;
 use crate::end::{End, Outcome, end_of};
 use crate::status::Failure;
 use crate::{DomainId, Hypervisor, Store};
@@ -34,7 +36,7 @@ use changed::Changes;
 use entry::{Entry, State};
 
 pub use entry::LastEnd;
-pub use reply::{DiskRow, MachineInfo, Refusal, Reply, Row, Size, Wait};
+pub use reply::{DiskRow, GuestDisk, MachineInfo, Refusal, Reply, Row, Size, Wait};
 
 /// The number of ends whose full report is kept. Of older ends only the time and the reason in words are kept.
 const REPORTS_KEPT: usize = 16;
@@ -49,11 +51,15 @@ pub trait Platform {
     type Store: Store;
     /// The type of a guest's console.
     type Console: Console;
+    /// The type of the disks of guests.
+    type Disks: Disks;
 
     /// The hypervisor, with authority over domains.
     fn hypervisor(&self) -> &Self::Hypervisor;
     /// The store, with its tree and its server.
     fn store(&self) -> &Self::Store;
+    /// The disks of guests.
+    fn disks(&self) -> &Self::Disks;
     /// Makes a console for a guest of this name, not connected yet.
     fn console(&self, name: &str) -> Rc<Self::Console>;
     /// Nanoseconds since the machine started.
@@ -67,7 +73,7 @@ pub trait Platform {
     /// Shows a person what happened, on lines of its own.
     fn tell(&self, text: &str);
     /// Returns the disks of the machine, once the search for them is over.
-    fn disks(&self) -> impl Future<Output = Vec<DiskRow>>;
+    fn machine_disks(&self) -> impl Future<Output = Vec<DiskRow>>;
     /// Bytes of dom0's memory that are set aside for serving a guest when it is made. The guest's own memory is not in it.
     fn guest_bytes(&self) -> usize;
     /// Bytes of dom0's memory that are set aside now for serving guests, for all of them together.
@@ -114,6 +120,29 @@ pub trait Console {
     fn type_in(&self, bytes: &[u8]);
     /// Shows on the terminal what was printed while the terminal did not show this console.
     fn show_missed(&self);
+}
+
+/// The disks of guests.
+pub trait Disks {
+    /// Attaches a disk to a guest of this domain and name. Nothing is left of a disk that is not attached, also if the future is
+    /// dropped.
+    ///
+    /// # Errors
+    /// Why the guest cannot have the disk, in words.
+    fn attach(&self, domain: DomainId, guest: &str, disk: &DiskConfig) -> impl Future<Output = Result<(), String>>;
+    /// Takes the disk with this number away from a guest, and returns when the disk is gone. Without `force`, the guest is asked
+    /// to release the disk.
+    ///
+    /// # Errors
+    /// The guest has no such disk, or does not release the disk in time; the disk is removed once the guest releases it.
+    fn detach(&self, domain: DomainId, device: u32, force: bool) -> impl Future<Output = Result<(), String>>;
+    /// Removes all disks of a domain that runs no more, and returns when nothing of the domain is pinned or mapped for a disk, and
+    /// nothing of its disks is in the store. The number of the domain may be used again only then.
+    fn domain_died(&self, domain: DomainId) -> impl Future<Output = ()>;
+    /// The disks of a domain; `guest` is the name of its guest.
+    fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestDisk>;
+    /// Bytes of dom0's memory that are set aside for serving a disk while it is attached.
+    fn disk_bytes(&self) -> usize;
 }
 
 /// The index of a guest in the list. It never changes, because entries are only added, never removed.
@@ -251,6 +280,9 @@ impl<P: Platform> Manager<P> {
         let report = end.told(console.is_silent());
         self.remember(place, Some(guest.domain), end.how, (report.clone(), end.refused.clone()));
         let name = guest.config.name.clone();
+        if end.action != Action::Preserve {
+            self.platform.disks().domain_died(guest.domain).await;
+        }
         let (outcome, left_over) = guest.finish(end, hypervisor, store, async || self.platform.pause().await).await;
         // The end is told only now: unless the guest is kept, its domain and its nodes in the store have been removed, except
         // for what is in `left_over`.

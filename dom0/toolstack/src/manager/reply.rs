@@ -56,6 +56,8 @@ pub enum Reply {
     List(Vec<Row>),
     /// The machine's disks.
     Disks(Vec<DiskRow>),
+    /// The disks of guests.
+    GuestDisks(Vec<GuestDisk>),
     /// The hypervisor's log: lines of printable ASCII.
     Log(Vec<String>),
     /// The help text.
@@ -83,6 +85,8 @@ pub struct MachineInfo {
     pub for_guests_kib: usize,
     /// What is set aside in dom0 for each guest when it is made, in KiB.
     pub each_guest_kib: usize,
+    /// What is set aside in dom0 for each disk of a guest while it is attached, in KiB.
+    pub each_disk_kib: usize,
     /// The boot bundle in KiB.
     pub bundle_kib: u64,
     /// Number of CPUs.
@@ -122,6 +126,39 @@ pub struct DiskRow {
     pub read_only: bool,
     /// What it is, and where in the machine.
     pub what: String,
+}
+
+/// A line of `block-list`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestDisk {
+    /// The guest.
+    pub guest: String,
+    /// Its domain.
+    pub domain: DomainId,
+    /// The name of the disk in the guest: `xvda`.
+    pub vdev: String,
+    /// The number of the device: 51712 for xvda.
+    pub device: u32,
+    /// What the disk is made of.
+    pub target: String,
+    /// `r` or `w`.
+    pub mode: &'static str,
+    /// The back end's state, in words.
+    pub state: &'static str,
+    /// Reads that succeeded.
+    pub reads: u64,
+    /// Writes that succeeded.
+    pub writes: u64,
+    /// Flushes that succeeded.
+    pub flushes: u64,
+    /// Discards that succeeded.
+    pub discards: u64,
+    /// Sectors of 512 bytes of those reads.
+    pub sectors_read: u64,
+    /// Sectors of 512 bytes of those writes.
+    pub sectors_written: u64,
+    /// Requests that failed, and requests that broke a rule.
+    pub errors: u64,
 }
 
 /// The size of a guest without a domain.
@@ -229,6 +266,8 @@ impl Reply {
             Self::List(rows) => rows.iter().fold(head(), |text, row| text + "\n" + &row.text()),
             Self::Disks(rows) if rows.is_empty() => "no disks".to_string(),
             Self::Disks(rows) => rows.iter().fold(disks_head(), |text, row| text + "\n" + &row.text()),
+            Self::GuestDisks(rows) if rows.is_empty() => "no disks".to_string(),
+            Self::GuestDisks(rows) => rows.iter().fold(guest_disks_head(), |text, row| text + "\n" + &row.text()),
             Self::Log(lines) => lines.join("\n"),
             Self::Help(text) => text.clone(),
         }
@@ -248,6 +287,7 @@ impl Reply {
             Self::Info(info) => info.json(),
             Self::List(rows) => json::array(rows.iter().map(Row::json)),
             Self::Disks(rows) => json::array(rows.iter().map(DiskRow::json)),
+            Self::GuestDisks(rows) => json::array(rows.iter().map(GuestDisk::json)),
             Self::Log(lines) => json::array(lines.iter().map(|line| json::text(line))),
             Self::Help(text) => Object::default().text("help", text).end(),
         }
@@ -264,6 +304,11 @@ fn head() -> String {
 
 fn disks_head() -> String {
     format!("{:<20} {:>10} {:>5} {:<6} {}", "serial", "size", "block", "access", "what")
+}
+
+fn guest_disks_head() -> String {
+    let counts = format!("{:>9} {:>9} {:>9} {:>9} {:>6}", "reads", "KiB", "writes", "KiB", "errors");
+    format!("{:<20} {:<7} {:<4} {:<9} {counts}  {}", "guest", "vdev", "mode", "state", "target")
 }
 
 /// Bytes in the largest unit of which they are a whole number.
@@ -285,9 +330,9 @@ impl MachineInfo {
         let version = env!("CARGO_PKG_VERSION");
         format!(
             "version      Tenon {version} (Xen ABI {abi})\nmemory       {total_mib} MiB, of which {free_mib} MiB are free\n\
-             hypervisor   {hypervisor_kib} KiB\ndom0         {dom0_kib} KiB, {} KiB of it for guests ({} KiB each), and {bundle_kib} KiB of boot bundle\n\
+             hypervisor   {hypervisor_kib} KiB\ndom0         {dom0_kib} KiB, {} KiB of it for guests ({} KiB each, {} KiB for each disk), and {bundle_kib} KiB of boot bundle\n\
              CPUs         {cpus}\ndomains      {domains}, with {vcpus} vcpus online",
-            self.for_guests_kib, self.each_guest_kib
+            self.for_guests_kib, self.each_guest_kib, self.each_disk_kib
         )
     }
 
@@ -301,6 +346,7 @@ impl MachineInfo {
             .raw("dom0_kib", self.dom0_kib)
             .raw("for_guests_kib", self.for_guests_kib)
             .raw("each_guest_kib", self.each_guest_kib)
+            .raw("each_disk_kib", self.each_disk_kib)
             .raw("bundle_kib", self.bundle_kib)
             .raw("cpus", self.cpus)
             .raw("domains", self.domains)
@@ -354,6 +400,25 @@ impl DiskRow {
         let object = Object::default().raw("serial", serial).raw("bytes", self.bytes);
         let object = object.raw("block_bytes", self.block_bytes).raw("read_only", self.read_only);
         object.text("what", &self.what).end()
+    }
+}
+
+impl GuestDisk {
+    fn text(&self) -> String {
+        let Self { guest, vdev, mode, state, target, reads, writes, errors, .. } = self;
+        let (read, written) = (self.sectors_read / 2, self.sectors_written / 2);
+        format!(
+            "{guest:<20} {vdev:<7} {mode:<4} {state:<9} {reads:>9} {read:>9} {writes:>9} {written:>9} {errors:>6}  {target}"
+        )
+    }
+
+    fn json(&self) -> String {
+        let object = Object::default().text("name", &self.guest).raw("domid", self.domain).text("vdev", &self.vdev);
+        let object = object.raw("device", self.device).text("target", &self.target).text("mode", self.mode);
+        let object = object.text("state", self.state).raw("reads", self.reads).raw("writes", self.writes);
+        let object = object.raw("flushes", self.flushes).raw("discards", self.discards);
+        let object = object.raw("sectors_read", self.sectors_read).raw("sectors_written", self.sectors_written);
+        object.raw("errors", self.errors).end()
     }
 }
 

@@ -8,11 +8,12 @@ use alloc::vec::Vec;
 use hypercall_abi::domctl::DomainInfo;
 
 use super::entry::{Entry, State};
-use super::reply::{MachineInfo, Refusal, Reply, Row, Size, Wait};
-use super::{Console, Manager, Mark, Place, Platform};
+use super::reply::{GuestDisk, MachineInfo, Refusal, Reply, Row, Size, Wait};
+use super::{Console, Disks, Manager, Mark, Place, Platform};
 use crate::command::{Command, Verb, help};
 use crate::config::{GuestConfig, check_name};
 use crate::create::Guest;
+use crate::disk::DiskConfig;
 use crate::end::EndRequest;
 use crate::{DomainId, Hypervisor, domains};
 
@@ -30,7 +31,10 @@ impl<P: Platform> Manager<P> {
         Ok(match command {
             Command::List { all } => Reply::List(self.rows(*all)?),
             Command::Info => Reply::Info(self.information()?),
-            Command::Disks => Reply::Disks(self.platform.disks().await),
+            Command::Disks => Reply::Disks(self.platform.machine_disks().await),
+            Command::BlockAttach { name, disk } => self.block_attach(name, disk).await?,
+            Command::BlockDetach { name, vdev, force } => self.block_detach(name, vdev, *force).await?,
+            Command::BlockList(name) => Reply::GuestDisks(self.guest_disks(name.as_deref()).await?),
             Command::Dmesg { clear } => Reply::Log(self.log(*clear)?),
             Command::Help(verb) => Reply::Help(verb.map_or_else(help, Verb::help)),
             Command::Quit => Reply::Quit,
@@ -161,6 +165,7 @@ impl<P: Platform> Manager<P> {
             self.platform.mark(Mark::DestroyBegins);
             console.disconnect();
             self.remember(place, Some(guest.domain), "was destroyed", Default::default());
+            self.end_disks(&guest).await;
             let pause = async || self.platform.pause().await;
             let left_over = guest.destroy(self.platform.hypervisor(), self.platform.store(), pause).await;
             self.platform.mark(Mark::DestroyEnds);
@@ -176,6 +181,52 @@ impl<P: Platform> Manager<P> {
             return Err(Refusal::EndedAlready(name));
         }
         Ok(Reply::Done { verb: "destroy", name })
+    }
+
+    /// Removes the disks of a guest that is to be destroyed, if it has any.
+    async fn end_disks(&self, guest: &Guest) {
+        let (domain, disks) = (guest.domain, self.platform.disks());
+        if !disks.list(domain, &guest.config.name).is_empty() {
+            // A guest that is stopped sends no more requests; if it cannot be stopped, its domain is gone.
+            drop(self.platform.hypervisor().pause(domain));
+        }
+        // A disk may also be on its way.
+        disks.domain_died(domain).await;
+    }
+
+    async fn block_attach(&self, name: &str, disk: &DiskConfig) -> Result<Reply, Refusal> {
+        let (place, guest) = self.guest(name).await?;
+        let lives = || self.with(place, |entry| entry.has_domain(guest.domain)).unwrap_or(false);
+        let name = guest.config.name.clone();
+        match self.attach(&guest, disk, lives).await {
+            Ok(()) => Ok(Reply::Done { verb: "block-attach", name }),
+            Err(why) => Err(Refusal::Guest(name, why)),
+        }
+    }
+
+    async fn block_detach(&self, name: &str, vdev: &str, force: bool) -> Result<Reply, Refusal> {
+        let (_, guest) = self.guest(name).await?;
+        let (name, disks) = (guest.config.name.clone(), self.platform.disks());
+        let found = disks.list(guest.domain, &name).into_iter().find(|disk| disk.vdev == vdev);
+        let detached = match found {
+            Some(disk) => disks.detach(guest.domain, disk.device, force).await,
+            None => Err(format!("it has no disk {}", vdev.escape_debug())),
+        };
+        detached
+            .map(|()| Reply::Done { verb: "block-detach", name: name.clone() })
+            .map_err(|why| Refusal::Guest(name, why))
+    }
+
+    /// The disks of one guest, or of all.
+    async fn guest_disks(&self, name: Option<&str>) -> Result<Vec<GuestDisk>, Refusal> {
+        let disks = self.platform.disks();
+        if let Some(name) = name {
+            let (_, guest) = self.guest(name).await?;
+            return Ok(disks.list(guest.domain, &guest.config.name));
+        }
+        let entries = self.entries.borrow();
+        let guests = entries.iter().filter_map(Entry::guest);
+        Ok(guests.flat_map(|guest| disks.list(guest.domain, &guest.config.name)).collect())
     }
 
     async fn ask(&self, verb: &'static str, name: &str, wish: EndRequest) -> Result<Reply, Refusal> {
@@ -264,6 +315,7 @@ impl<P: Platform> Manager<P> {
             dom0_kib: own.saturating_sub(bundle) << 2,
             for_guests_kib: self.platform.promised_bytes() >> 10,
             each_guest_kib: self.platform.guest_bytes().div_ceil(1024),
+            each_disk_kib: self.platform.disks().disk_bytes().div_ceil(1024),
             bundle_kib: bundle << 2,
             cpus: machine.nr_cpus,
             domains: domains.len(),

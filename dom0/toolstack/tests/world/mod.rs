@@ -12,7 +12,8 @@ use hypercall_abi::domctl::info;
 use toolstack::DomainId;
 use toolstack::bundle::Bundle;
 use toolstack::command::Command;
-use toolstack::manager::{self, DiskRow, Manager, Mark, Refusal, Reply};
+use toolstack::disk::DiskConfig;
+use toolstack::manager::{self, DiskRow, GuestDisk, Manager, Mark, Refusal, Reply};
 
 use crate::archive::archive;
 use crate::common::*;
@@ -73,6 +74,104 @@ impl manager::Console for Screenless {
     }
 }
 
+/// Disks that say yes, unless they are to refuse, to take long, or to be used when they are to go.
+#[derive(Default)]
+pub(crate) struct FakeDisks {
+    attached: RefCell<Vec<(DomainId, String, DiskConfig)>>,
+    /// A disk that cannot be attached.
+    pub(crate) broken: RefCell<String>,
+    /// Attaching takes as long as this is true.
+    pub(crate) slow: Cell<bool>,
+    /// The end of a domain's disks takes as long as this is true.
+    pub(crate) held: Cell<bool>,
+    /// Guests do not release their disks.
+    pub(crate) busy: Cell<bool>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl FakeDisks {
+    async fn while_set(&self, flag: &Cell<bool>) {
+        std::future::poll_fn(|context| {
+            if !flag.get() {
+                return Poll::Ready(());
+            }
+            self.waiting.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Clears a flag, and wakes those who wait for that.
+    pub(crate) fn clear(&self, flag: impl Fn(&Self) -> &Cell<bool>) {
+        flag(self).set(false);
+        self.waiting.take().into_iter().for_each(Waker::wake);
+    }
+
+    fn left(&self) -> Vec<String> {
+        self.attached.borrow().iter().map(|(domain, _, disk)| format!("disk {disk} of {domain}")).collect()
+    }
+}
+
+impl manager::Disks for FakeDisks {
+    async fn attach(&self, domain: DomainId, guest: &str, disk: &DiskConfig) -> Result<(), String> {
+        self.while_set(&self.slow).await;
+        if *self.broken.borrow() == disk.vdev.name() {
+            return Err("it is broken".into());
+        }
+        let mut attached = self.attached.borrow_mut();
+        if attached.iter().any(|(of, _, other)| *of == domain && other.vdev == disk.vdev) {
+            return Err(format!("the guest has a disk {} already", disk.vdev.name()));
+        }
+        let holder = attached.iter().find(|(.., other)| other.target == disk.target && disk.writes_target());
+        match holder {
+            Some((_, holder, _)) => Err(format!("{} is in use: {holder} writes it", disk.target)),
+            None => {
+                attached.push((domain, guest.into(), disk.clone()));
+                Ok(())
+            }
+        }
+    }
+
+    async fn detach(&self, domain: DomainId, device: u32, force: bool) -> Result<(), String> {
+        if self.busy.get() && !force {
+            return Err("it is used".into());
+        }
+        self.attached.borrow_mut().retain(|(of, _, disk)| *of != domain || disk.vdev.number() != device);
+        Ok(())
+    }
+
+    async fn domain_died(&self, domain: DomainId) {
+        self.while_set(&self.held).await;
+        self.attached.borrow_mut().retain(|(of, ..)| *of != domain);
+    }
+
+    fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestDisk> {
+        let attached = self.attached.borrow();
+        let mine = attached.iter().filter(|(of, ..)| *of == domain);
+        let row = |(_, _, disk): &(_, _, DiskConfig)| GuestDisk {
+            guest: guest.into(),
+            domain,
+            vdev: disk.vdev.name().into(),
+            device: disk.vdev.number(),
+            target: disk.target.to_string(),
+            mode: "w",
+            state: "connected",
+            reads: 1,
+            writes: 2,
+            flushes: 3,
+            discards: 4,
+            sectors_read: 16,
+            sectors_written: 33,
+            errors: 7,
+        };
+        mine.map(row).collect()
+    }
+
+    fn disk_bytes(&self) -> usize {
+        40 << 10
+    }
+}
+
 /// What happens to a machine at some time.
 type Happening = Box<dyn FnOnce(&Fake)>;
 
@@ -80,6 +179,7 @@ type Happening = Box<dyn FnOnce(&Fake)>;
 pub(crate) struct Fake {
     pub(crate) machine: Shared<Machine>,
     pub(crate) tree: Shared<Tree>,
+    pub(crate) guest_disks: FakeDisks,
     pub(crate) consoles_broken: Rc<Cell<bool>>,
     pub(crate) now: Cell<u64>,
     sleepers: RefCell<Vec<(u64, Waker)>>,
@@ -97,6 +197,7 @@ impl manager::Platform for Fake {
     type Hypervisor = Shared<Machine>;
     type Store = Shared<Tree>;
     type Console = Screenless;
+    type Disks = FakeDisks;
 
     fn hypervisor(&self) -> &Shared<Machine> {
         &self.machine
@@ -104,6 +205,10 @@ impl manager::Platform for Fake {
 
     fn store(&self) -> &Shared<Tree> {
         &self.tree
+    }
+
+    fn disks(&self) -> &FakeDisks {
+        &self.guest_disks
     }
 
     fn console(&self, name: &str) -> Rc<Screenless> {
@@ -152,7 +257,7 @@ impl manager::Platform for Fake {
         self.told.borrow_mut().push(text.into());
     }
 
-    async fn disks(&self) -> Vec<DiskRow> {
+    async fn machine_disks(&self) -> Vec<DiskRow> {
         self.disks.borrow().clone()
     }
 
@@ -320,6 +425,7 @@ impl World {
         left.extend((machine.free != FREE).then(|| format!("{} frames", FREE - machine.free)));
         left.extend(tree.nodes.keys().cloned());
         left.extend(tree.served.keys().map(|domain| format!("store connection of {domain}")));
+        left.extend(self.fake().guest_disks.left());
         left.extend(tree.reserved.then(|| "memory for a guest".into()));
         for name in self.manager.names() {
             let console = self.manager.console(&name).unwrap();
