@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "system/blocks.rs"]
+mod blocks;
 #[path = "system/cpus.rs"]
 mod cpus;
 #[path = "system/entry.rs"]
@@ -56,6 +58,8 @@ const STORIES: &[Story] = &[
     ("a_balloon_shrinks_and_grows", verbs::a_balloon_shrinks_and_grows),
     ("commands_from_outside_answer_in_json", run::commands_from_outside_answer_in_json),
     ("disks_of_the_machine_are_found", run::disks_of_the_machine_are_found),
+    ("memory_disks_come_and_go", blocks::memory_disks_come_and_go),
+    ("machine_disks_have_one_writer", blocks::machine_disks_have_one_writer),
     ("guest_files_run_and_are_refused_with_their_lines", run::guest_files_run_and_are_refused_with_their_lines),
     ("a_cd_boots_with_bios", images::a_cd_boots_with_bios),
     ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),

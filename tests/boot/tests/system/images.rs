@@ -86,7 +86,7 @@ pub(crate) fn what_is_no_image_is_refused() -> Result<()> {
     for (arguments, why) in [
         (&["qcow", "--output", &output][..], "no form \"qcow\" of image; there is: iso"),
         (&["iso", "--output", &output, &big], "big.toml:3: memory: 2000 MiB for big, but only"),
-        (&["iso", "--output", &output, &disky], "disky.toml:4: disk: this build has no such devices"),
+        (&["iso", "--output", &output, &disky], "disky.toml:4: disk: disk 1: `vdev` is missing"),
         (&["iso", "--output", &output, "--kernel", &big], "unusable kernel "),
         (&["iso", "--output", &output, "--ramdisk", "missing.cpio"], "no ramdisk missing.cpio"),
         (&["iso", "--output", &output, "--", "log=debug;reboot"], "GRUB cannot pass on the hypervisor option"),
