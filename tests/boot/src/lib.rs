@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answers;
+pub mod gpt;
 pub mod guests;
 pub mod nbd;
 

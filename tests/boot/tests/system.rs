@@ -6,10 +6,14 @@
 mod blocks;
 #[path = "system/cpus.rs"]
 mod cpus;
+#[path = "system/durability.rs"]
+mod durability;
 #[path = "system/entry.rs"]
 mod entry;
 #[path = "system/images.rs"]
 mod images;
+#[path = "system/media.rs"]
+mod media;
 #[path = "system/run.rs"]
 mod run;
 #[path = "system/soak.rs"]
@@ -84,6 +88,10 @@ const STORIES: &[Story] = &[
     ("the_log_has_what_guests_write", verbs::the_log_has_what_guests_write),
     ("a_balloon_grows_beyond_the_beginning", verbs::a_balloon_grows_beyond_the_beginning),
     ("hypervisor_and_dom0_are_small_and_stay_so", verbs::hypervisor_and_dom0_are_small_and_stay_so),
+    ("stock_kernels_keep_file_systems", media::stock_kernels_keep_file_systems),
+    ("disks_that_fail_are_borne", media::disks_that_fail_are_borne),
+    ("what_was_flushed_outlives_power_cuts", durability::what_was_flushed_outlives_power_cuts),
+    ("a_disk_that_ignores_flushes_is_found", durability::a_disk_that_ignores_flushes_is_found),
     ("a_gzipped_kernel_runs", stories::a_gzipped_kernel_runs),
     ("a_ramdisk_that_cannot_be_unpacked_is_warned_of", stories::a_ramdisk_that_cannot_be_unpacked_is_warned_of),
     ("a_bundle_without_a_first_domain_is_refused", stories::a_bundle_without_a_first_domain_is_refused),
