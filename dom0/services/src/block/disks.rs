@@ -20,6 +20,7 @@ use toolstack::{DomainId, Store};
 use xenbus_backend::State;
 
 use super::host::{BlockHost, Own};
+use super::medium::Medium;
 use super::nodes::{self, Paths};
 use super::open::{Opened, Sources};
 use super::vbd::{Holdings, KIND, Vbd};
@@ -228,8 +229,10 @@ impl<H: BlockHost> Disks<H> {
     /// Starts the task of a disk. At its end, all that the disk holds is given back.
     fn drive(&self, vbd: Rc<Vbd<H>>, name: Name) {
         let (shared, driven) = (Rc::downgrade(&self.0), Rc::clone(&vbd));
+        let host = self.0.host.clone();
         let task = self.0.host.spawn(Class::Control, async move {
             driven.drive().await;
+            Medium::empty(&driven.held.medium, &host).await;
             drop(driven);
             let Some(shared) = shared.upgrade() else { return };
             let gone = shared.attached.borrow_mut().remove(&name);

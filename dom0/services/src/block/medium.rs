@@ -11,8 +11,10 @@ use disk::{Claim, Disk, Holders, Memory, NoPlace, Overlay, Partition, Place, Sha
 
 use super::host::BlockHost;
 
-/// Pages that are taken before other tasks have their turns.
+/// Pages that are taken, or given back, before other tasks have their turns.
 const PIECE: usize = 512;
+/// Sectors of an overlay that may have as many pages.
+const PIECE_SECTORS: u64 = PIECE as u64 * 8;
 
 /// Who holds which interval of which device, by the name of the guest.
 pub(super) type Held = Rc<RefCell<Holders<String>>>;
@@ -129,7 +131,10 @@ impl<H: BlockHost> Medium<H> {
             if number > 0 && number.is_multiple_of(PIECE) {
                 host.yield_now().await;
             }
-            let page = host.take_page()?;
+            let Some(page) = host.take_page() else {
+                Self::empty(&RefCell::new(medium), host).await;
+                return None;
+            };
             if let Some(Body::Plain(Base::Pages(memory, _))) = &mut medium.body {
                 let mut pages = core::mem::replace(memory, Memory::of_pages(Vec::new())).into_pages();
                 pages.push(page);
@@ -137,6 +142,36 @@ impl<H: BlockHost> Medium<H> {
             }
         }
         Some(medium)
+    }
+
+    /// Gives back all pages, and lets other tasks run after each piece. Nothing is read from the disk any more.
+    pub(super) async fn empty(medium: &RefCell<Self>, host: &H) {
+        let mut sector = 0;
+        while medium.borrow_mut().give_back(&mut sector) {
+            host.yield_now().await;
+        }
+    }
+
+    /// Gives back a piece of the pages, of an overlay those from `sector` on; returns whether there may be more.
+    fn give_back(&mut self, sector: &mut u64) -> bool {
+        match self.body.as_mut() {
+            Some(Body::Plain(Base::Pages(memory, _))) => {
+                let mut pages = core::mem::replace(memory, Memory::of_pages(Vec::new())).into_pages();
+                let rest = pages.len().saturating_sub(PIECE);
+                pages.drain(rest..).for_each(|page| self.host.give_back_page(page));
+                *memory = Memory::of_pages(pages);
+                rest > 0
+            }
+            Some(Body::Overlay(overlay)) => {
+                let sectors = overlay.shape().sectors;
+                let piece = PIECE_SECTORS.min(sectors.saturating_sub(*sector));
+                // There is nothing to give back if it is refused: the overlay has no sectors.
+                let _ = overlay.discard(*sector, piece);
+                *sector += piece;
+                *sector < sectors
+            }
+            Some(Body::Plain(_)) | None => false,
+        }
     }
 
     fn disk(&self) -> Option<&dyn Disk> {

@@ -34,6 +34,8 @@ pub struct State {
     disk_frames: BTreeSet<u64>,
     /// No memory is left.
     pub full: bool,
+    /// So many frames for disks in memory there can be; `None` for any number.
+    pub most_disk_frames: Option<usize>,
     /// What each handle pins.
     pub pins: BTreeMap<u32, (u16, u32, bool)>,
     next_pin: u32,
@@ -249,9 +251,11 @@ impl BlockHost for Machine {
     }
 
     fn take_page(&self) -> Option<u64> {
-        if self.state.borrow().full {
+        let state = self.state.borrow();
+        if state.full || state.most_disk_frames.is_some_and(|most| state.disk_frames.len() >= most) {
             return None;
         }
+        drop(state);
         let page = self.state.borrow().next_frame;
         self.new_frame();
         self.state.borrow_mut().disk_frames.insert(page);

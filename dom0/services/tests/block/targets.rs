@@ -99,6 +99,34 @@ fn ten_guests_share_a_base_under_overlays() {
     assert_eq!(world.machine.frames(), base);
 }
 
+/// However large a disk in memory is, its pages are taken and given back in pieces.
+#[test]
+fn large_disks_in_memory_keep_nobody_waiting() {
+    let world = World::new();
+    let bytes: &'static [u8] = vec![9; 8 << 20].leak();
+    world.disks.add_image("base", Image { page: world.machine.image(bytes), offset: 0, bytes });
+    let (five, mut front) = world.connected(5, "memory:8M,,xvda,w");
+    let (six, mut other) = world.connected(6, "bundle:base,,xvda,w,overlay=16M");
+    assert_eq!((world.machine.disk_frames(), front.write(&five, 16_000, 1)), (2048, 0));
+    let taken = (0..1024).filter(|page| other.write(&six, page * 8, 2) == 0).count();
+    assert_eq!((taken, world.machine.disk_frames()), (1024, 2048 + 1024));
+    for domain in [5, 6] {
+        let mut died = std::pin::pin!(world.disks.domain_died(domain));
+        let mut left = world.machine.disk_frames();
+        while world.machine.run_for(1, died.as_mut()).is_none() {
+            let now = world.machine.disk_frames();
+            assert!(left - now <= 512, "{} pages in a round", left - now);
+            left = now;
+        }
+        world.end(domain);
+    }
+    assert_eq!(world.machine.disk_frames(), 0);
+    // What was taken for a disk that does not fit is given back.
+    world.machine.state.borrow_mut().most_disk_frames = Some(1500);
+    assert_eq!(world.attach(5, "memory:8M,,xvda,w").unwrap_err(), "there are not 8388608 bytes of memory left");
+    assert_eq!(world.machine.disk_frames(), 0);
+}
+
 #[test]
 fn overlays_over_a_device_share_it_with_readers() {
     let world = World::new();
