@@ -117,6 +117,8 @@ async fn run(bundle: Bundle<'static>, all: bool) -> Option<Failure> {
             Err(_) => return Some(Failure::Refused),
         }
     }
+    let parting = manager.clone();
+    tasks::spawn(async move { parting.watch_parting().await }).detach();
     let made = manager.clone();
     tasks::spawn(async move { made.keep_making().await }).detach();
     loop {

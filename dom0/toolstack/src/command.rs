@@ -67,6 +67,8 @@ pub enum Command {
         /// Whether the guest is not asked.
         force: bool,
     },
+    /// Reset the disk of the machine with this serial number.
+    BlockReset(String),
     /// Show the disks of a guest, or of all.
     BlockList(Option<String>),
     /// Show the hypervisor's log.
@@ -165,6 +167,12 @@ pub const VERBS: &[Verb] = &[
          the guest is not asked.",
     ),
     verb(
+        "block-reset",
+        "SERIAL",
+        "reset a disk of the machine that does not answer",
+        "What it has not answered is issued again, so that guests see no error. A description with late=SECONDS has this done.",
+    ),
+    verb(
         "block-list",
         "[NAME]",
         "the disks of a guest, or of all guests",
@@ -251,6 +259,7 @@ impl Command {
             ("block-detach", [name, vdev]) => {
                 Self::BlockDetach { name: (*name).to_string(), vdev: (*vdev).to_string(), force: flag }
             }
+            ("block-reset", [serial]) => Self::BlockReset((*serial).to_string()),
             ("block-list", []) => Self::BlockList(None),
             ("block-list", [name]) => Self::BlockList(Some((*name).to_string())),
             ("dmesg", []) => Self::Dmesg { clear: flag },

@@ -25,6 +25,7 @@ fn lines_are_understood_by_their_words() {
     assert_eq!(parse("block-attach web memory:1M, ,xvda"), Some(Command::BlockAttach { name: web(), disk: disk() }));
     let detach = |force| Some(Command::BlockDetach { name: web(), vdev: "xvda".into(), force });
     assert_eq!([parse("block-detach web xvda"), parse("block-detach --force web xvda")], [detach(false), detach(true)]);
+    assert_eq!(parse("block-reset abc"), Some(Command::BlockReset("abc".into())));
     assert_eq!(parse("block-list"), Some(Command::BlockList(None)));
     assert_eq!(parse("block-list web"), Some(Command::BlockList(Some(web()))));
     assert_eq!(parse("help"), Some(Command::Help(None)));

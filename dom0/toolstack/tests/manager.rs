@@ -610,6 +610,7 @@ fn a_domain_is_there_until_its_disks_are_gone() {
         assert!(asked.as_ref().is_none_or(|asked| asked.borrow().is_none()), "{end}");
         world.fake().guest_disks.clear(|disks| &disks.held);
         world.pass(5 * SECOND);
+        world.pass(SECOND);
         assert!(!world.fake().machine.borrow().domains.contains_key(&7), "{end}");
         assert_eq!(world.manager.is_alive("web"), end == "crash");
     }
@@ -627,6 +628,8 @@ fn disks_come_and_go_while_a_guest_runs() {
     let taken = "guest db: disk xvda: serial:a is in use: web writes it";
     assert_eq!(world.text("block-attach db serial:a,,xvda,w"), taken);
     assert_eq!(world.text("block-detach web xvdb"), "guest web: it has no disk xvdb");
+    assert_eq!(world.json("block-reset a"), json!({"done": "block-reset", "name": "a"}));
+    assert_eq!(world.text("block-reset b"), "no disk has the serial number b");
     world.fake().guest_disks.busy.set(true);
     assert_eq!(world.text("block-detach web xvda"), "guest web: it is used");
     assert_eq!(world.json("block-detach web xvda --force"), json!({"done": "block-detach", "name": "web"}));
@@ -641,4 +644,53 @@ fn disks_come_and_go_while_a_guest_runs() {
     world.shut_down(7, POWEROFF);
     assert_eq!(world.text("block-attach web memory:1M,,xvda"), "guest web has ended");
     assert_eq!(world.text("block-list"), "no disks");
+}
+
+/// A device that does not answer holds up its own guest, not the ends of others and not the prompt.
+#[test]
+fn a_device_that_does_not_answer_holds_up_nobody_else() {
+    for end in ["crash", "destroy web"] {
+        let mut world = World::running(&[&format!("{WEB}{DISKS}on_crash = 'restart'\n"), DB]);
+        world.fake().guest_disks.held.set(true);
+        let waits = "guest web has ended, and goes when the device of its disk answers";
+        if end == "crash" {
+            world.shut_down(7, CRASH);
+            world.pass(11 * SECOND);
+            assert_eq!(world.told(), [waits]);
+        } else {
+            let asked = world.begin_asking(end);
+            world.settle();
+            world.pass(11 * SECOND);
+            assert_eq!(asked.take().unwrap().unwrap_err().to_string(), waits);
+        }
+        assert_eq!((world.text("create web"), world.text("destroy web")), (waits.into(), waits.into()));
+        assert_eq!(world.text("rename web shop"), "guest web is being made or ended; try again");
+        assert_eq!(world.text("pause web"), "guest web has ended");
+        assert!(!world.manager.is_alive("web") && !world.manager.all_ended());
+        assert!(world.fake().machine.borrow().domains.contains_key(&7), "its memory may still be written");
+        world.shut_down(8, POWEROFF);
+        assert!(world.told().iter().any(|line| line.contains("guest db (domain 8) powered off")));
+        world.fake().guest_disks.clear(|disks| &disks.held);
+        world.fake().guest_disks.forget(DomainId(7));
+        world.pass(SECOND);
+        world.pass(SECOND);
+        assert!(!world.fake().machine.borrow().domains.contains_key(&7), "{end}");
+        assert_eq!(world.manager.is_alive("web"), end == "crash");
+        if end == "crash" {
+            assert_eq!(world.text("domid web"), "9");
+            assert_eq!(world.text("destroy web"), "");
+        }
+        assert_eq!((world.left(), world.manager.all_ended()), (vec![], true), "{end}");
+    }
+}
+
+#[test]
+fn a_detachment_is_not_waited_for_for_ever() {
+    let mut world = World::running(&[&format!("{WEB}{DISKS}")]);
+    world.fake().guest_disks.slow.set(true);
+    let asked = world.begin_asking("block-detach web xvda --force");
+    world.settle();
+    world.pass(21 * SECOND);
+    let why = "guest web: the device of the disk has not answered; the disk goes when it does";
+    assert_eq!(asked.take().unwrap().unwrap_err().to_string(), why);
 }

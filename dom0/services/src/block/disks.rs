@@ -309,7 +309,11 @@ impl<H: BlockHost> Disks<H> {
     /// # Errors
     /// There is no such device.
     pub fn reset(&self, serial: &str) -> Result<(), String> {
-        let worker = self.0.sources.worker(serial).ok_or_else(|| format!("no disk has the serial number {serial}"))?;
+        let worker = self
+            .0
+            .sources
+            .worker(serial)
+            .ok_or_else(|| format!("no disk has the serial number {}", serial.escape_debug()))?;
         worker.reset();
         Ok(())
     }
@@ -353,6 +357,10 @@ impl<H: BlockHost> manager::Disks for Disks<H> {
             errors: counters.errors.saturating_add(counters.refused),
         };
         Self::list(self, domain.0).into_iter().map(row).collect()
+    }
+
+    fn reset(&self, serial: &str) -> Result<(), String> {
+        Self::reset(self, serial)
     }
 
     fn disk_bytes(&self) -> usize {

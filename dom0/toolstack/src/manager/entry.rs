@@ -1,5 +1,6 @@
 //! A guest that the manager knows, and its state.
 
+use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -7,6 +8,7 @@ use alloc::vec::Vec;
 use crate::DomainId;
 use crate::config::GuestConfig;
 use crate::create::Guest;
+use crate::end::End;
 
 /// A guest, in any state.
 #[derive(Debug)]
@@ -40,6 +42,13 @@ pub struct LastEnd {
     pub refused: Vec<String>,
 }
 
+/// How a guest ended that was not destroyed, and the report of that.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) end: End,
+    pub(super) report: String,
+}
+
 /// The state of a guest.
 #[derive(Debug)]
 pub(super) enum State {
@@ -51,6 +60,8 @@ pub(super) enum State {
     Lives(Guest),
     /// It has ended, or is being made and no longer wanted. Its resources are being freed.
     Ending,
+    /// It has ended; its domain is there until the device of a disk has answered. `None`: it was destroyed.
+    Parting(Guest, Option<Box<Told>>),
     /// It has ended, and its domain is kept (`preserve`).
     Kept(Guest),
     /// It has ended, and will be made again at this time, in nanoseconds since the machine started.
@@ -69,7 +80,7 @@ impl<C> Entry<C> {
     pub(super) const fn guest(&self) -> Option<&Guest> {
         match &self.state {
             State::Lives(guest) | State::Kept(guest) => Some(guest),
-            State::Planned | State::Begun | State::Ending | State::Waits(_) | State::Ended => None,
+            State::Planned | State::Begun | State::Ending | State::Parting(..) | State::Waits(_) | State::Ended => None,
         }
     }
 
@@ -81,7 +92,19 @@ impl<C> Entry<C> {
     pub(super) const fn guest_mut(&mut self) -> Option<&mut Guest> {
         match &mut self.state {
             State::Lives(guest) | State::Kept(guest) => Some(guest),
-            State::Planned | State::Begun | State::Ending | State::Waits(_) | State::Ended => None,
+            State::Planned | State::Begun | State::Ending | State::Parting(..) | State::Waits(_) | State::Ended => None,
+        }
+    }
+
+    /// Takes a guest in the state `Parting` out of the entry; the state is `Ending` then. Returns `None`, and changes nothing, in
+    /// any other state.
+    pub(super) fn take_parting(&mut self) -> Option<(Guest, Option<Box<Told>>)> {
+        match core::mem::replace(&mut self.state, State::Ending) {
+            State::Parting(guest, told) => Some((guest, told)),
+            other => {
+                self.state = other;
+                None
+            }
         }
     }
 

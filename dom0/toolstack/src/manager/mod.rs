@@ -4,6 +4,7 @@
 //! a face (prompt, --exec) -> Command -> Manager::answer -> Reply, Refusal -> text or JSON
 //! called by dom0's tasks:  keep_making   makes one guest after the other
 //!                          bury          destroys or keeps each guest that has ended, and tells how it ended
+//!                          watch_parting looks for guests whose end waits for a device that does not answer
 //! ```
 //!
 //! Touches: domains, the tree of the store, consoles, disks and the clock, through [`Platform`].
@@ -18,6 +19,7 @@ mod make;
 mod reply;
 mod verbs;
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
@@ -27,13 +29,14 @@ use core::future::Future;
 
 use crate::bundle::{Bundle, EXEC};
 use crate::config::Action;
+use crate::create::Guest;
 use crate::disk::DiskConfig;
 use crate::end::{End, Outcome, end_of};
 use crate::status::Failure;
 use crate::{DomainId, Hypervisor, Store};
 
-use changed::Changes;
-use entry::{Entry, State};
+use changed::{Changes, either};
+use entry::{Entry, State, Told};
 
 pub use entry::LastEnd;
 pub use reply::{DiskRow, GuestDisk, MachineInfo, Refusal, Reply, Row, Size, Wait};
@@ -42,6 +45,11 @@ pub use reply::{DiskRow, GuestDisk, MachineInfo, Refusal, Reply, Row, Size, Wait
 const REPORTS_KEPT: usize = 16;
 /// The least time in nanoseconds between making a guest and making it again.
 const REMAKE_NS: u64 = 1_000_000_000;
+
+/// How long in nanoseconds the end of a guest waits for its disks before others are dealt with.
+const PATIENCE_NS: u64 = 10_000_000_000;
+/// Nanoseconds between two looks at the disks of guests that have ended.
+const LOOK_NS: u64 = 1_000_000_000;
 
 /// What the manager needs: the hypervisor, the store, consoles, a clock, and a way to tell a person.
 pub trait Platform {
@@ -141,6 +149,11 @@ pub trait Disks {
     fn domain_died(&self, domain: DomainId) -> impl Future<Output = ()>;
     /// The disks of a domain; `guest` is the name of its guest.
     fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestDisk>;
+    /// Resets the device with this serial number; its unanswered requests are issued again.
+    ///
+    /// # Errors
+    /// There is no such device.
+    fn reset(&self, serial: &str) -> Result<(), String>;
     /// Bytes of dom0's memory that are set aside for serving a disk while it is attached.
     fn disk_bytes(&self) -> usize;
 }
@@ -249,11 +262,56 @@ impl<P: Platform> Manager<P> {
     }
 
     /// Deals with each guest that has ended: destroys or keeps it, as its configuration says, tells how it ended, and has it
-    /// made again if the configuration says so.
+    /// made again if the configuration says so. A guest whose disks are not gone within ten seconds is left for later.
     pub async fn bury(&self) {
-        while let Some((place, end)) = self.next_end() {
-            self.finish(place, &end).await;
+        loop {
+            if let Some(place) = self.next_parted() {
+                if let Some((guest, told)) = self.with(place, Entry::take_parting).flatten() {
+                    self.conclude(place, guest, told).await;
+                }
+            } else if let Some((place, end)) = self.next_end() {
+                self.finish(place, end).await;
+            } else {
+                return;
+            }
         }
+    }
+
+    /// Reports a change when the disks of a guest are gone whose end waits for that. Never returns.
+    pub async fn watch_parting(&self) {
+        loop {
+            let seen = self.changes.count();
+            if self.entries.borrow().iter().any(|entry| matches!(entry.state, State::Parting(..))) {
+                self.platform.sleep_until(self.platform.now_ns().saturating_add(LOOK_NS)).await;
+                if self.next_parted().is_some() {
+                    self.changes.add();
+                }
+            } else {
+                self.changes.after(seen).await;
+            }
+        }
+    }
+
+    /// A guest whose end waited for its disks, and whose disks are gone.
+    fn next_parted(&self) -> Option<Place> {
+        let disks = self.platform.disks();
+        let parted = |entry: &Entry<P::Console>| match &entry.state {
+            State::Parting(guest, _) => disks.list(guest.domain, &guest.config.name).is_empty(),
+            _ => false,
+        };
+        self.entries.borrow().iter().position(parted).map(Place)
+    }
+
+    /// Removes the disks of a domain that runs no more; returns whether they are gone. They go later if a device does not answer.
+    async fn disks_gone(&self, domain: DomainId) -> bool {
+        let mut gone = false;
+        let died = async {
+            self.platform.disks().domain_died(domain).await;
+            gone = true;
+        };
+        let deadline_ns = self.platform.now_ns().saturating_add(PATIENCE_NS);
+        either(died, Some(self.platform.sleep_until(deadline_ns))).await;
+        gone
     }
 
     /// Returns a guest that has ended and has not been dealt with, and its end; `None` if there is none.
@@ -271,21 +329,37 @@ impl<P: Platform> Manager<P> {
         })
     }
 
-    async fn finish(&self, place: Place, end: &End) {
-        let taken = self.with(place, |entry| entry.take().map(|guest| (guest, entry.console.clone(), entry.made_ns)));
-        let Some((guest, console, made_ns)) = taken.flatten() else { return };
-        let (hypervisor, store) = (self.platform.hypervisor(), self.platform.store());
-        store.domain_shut_down(guest.domain);
+    async fn finish(&self, place: Place, end: End) {
+        let taken = self.with(place, |entry| entry.take().map(|guest| (guest, entry.console.clone())));
+        let Some((guest, console)) = taken.flatten() else { return };
+        self.platform.store().domain_shut_down(guest.domain);
         console.disconnect();
         let report = end.told(console.is_silent());
         self.remember(place, Some(guest.domain), end.how, (report.clone(), end.refused.clone()));
-        let name = guest.config.name.clone();
-        if end.action != Action::Preserve {
-            self.platform.disks().domain_died(guest.domain).await;
+        let gone = end.action == Action::Preserve || self.disks_gone(guest.domain).await;
+        let told = Some(Box::new(Told { end, report }));
+        if gone {
+            self.conclude(place, guest, told).await;
+        } else {
+            let name = &guest.config.name;
+            self.platform.tell(&format!("guest {name} has ended, and goes when the device of its disk answers"));
+            self.set_state(place, State::Parting(guest, told));
         }
-        let (outcome, left_over) = guest.finish(end, hypervisor, store, async || self.platform.pause().await).await;
-        // The end is told only now: unless the guest is kept, its domain and its nodes in the store have been removed, except
-        // for what is in `left_over`.
+    }
+
+    /// Ends a guest whose disks are gone; `told` is `None` if it was destroyed.
+    async fn conclude(&self, place: Place, guest: Guest, told: Option<Box<Told>>) {
+        let (hypervisor, store) = (self.platform.hypervisor(), self.platform.store());
+        let (name, pause) = (guest.config.name.clone(), async || self.platform.pause().await);
+        let Some(told) = told else {
+            let left_over = guest.destroy(hypervisor, store, pause).await;
+            self.complain(&name, &left_over);
+            return self.set_state(place, State::Ended);
+        };
+        let Told { end, report } = *told;
+        let made_ns = self.with(place, |entry| entry.made_ns).unwrap_or(0);
+        let (outcome, left_over) = guest.finish(&end, hypervisor, store, pause).await;
+        // The end is told last: by now, the guest's domain and its nodes in the store are gone, unless it is kept.
         self.platform.tell(&report);
         self.complain(&name, &left_over);
         if let Some(failure) = Failure::of_end(end.reason)

@@ -192,6 +192,8 @@ pub enum Refusal {
     HasEnded(String),
     /// `destroy` found a guest that has ended already.
     EndedAlready(String),
+    /// The guest has ended, and the device of its disk has not answered yet.
+    Parting(String),
     /// `create` found a guest that has not ended, or that is kept or will be made again.
     Exists(String),
     /// The guest could not be made; the reason was shown.
@@ -227,6 +229,7 @@ impl fmt::Display for Refusal {
             Self::NoGuest(name) => write!(f, "there is no guest {}", name.escape_debug()),
             Self::HasEnded(name) => write!(f, "guest {name} has ended"),
             Self::EndedAlready(name) => write!(f, "guest {name} has ended already"),
+            Self::Parting(name) => write!(f, "guest {name} has ended, and goes when the device of its disk answers"),
             Self::Exists(name) => write!(f, "guest {name} exists"),
             Self::NotMade(name) => write!(f, "guest {name} was not made"),
             Self::InBetween(name) => write!(f, "guest {name} is being made or ended; try again"),

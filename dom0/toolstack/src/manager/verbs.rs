@@ -7,9 +7,10 @@ use alloc::vec::Vec;
 
 use hypercall_abi::domctl::DomainInfo;
 
+use super::changed::either;
 use super::entry::{Entry, State};
 use super::reply::{GuestDisk, MachineInfo, Refusal, Reply, Row, Size, Wait};
-use super::{Console, Disks, Manager, Mark, Place, Platform};
+use super::{Console, Disks, Manager, Mark, PATIENCE_NS, Place, Platform};
 use crate::command::{Command, Verb, help};
 use crate::config::{GuestConfig, check_name};
 use crate::create::Guest;
@@ -34,6 +35,10 @@ impl<P: Platform> Manager<P> {
             Command::Disks => Reply::Disks(self.platform.machine_disks().await),
             Command::BlockAttach { name, disk } => self.block_attach(name, disk).await?,
             Command::BlockDetach { name, vdev, force } => self.block_detach(name, vdev, *force).await?,
+            Command::BlockReset(serial) => match self.platform.disks().reset(serial) {
+                Ok(()) => Reply::Done { verb: "block-reset", name: serial.clone() },
+                Err(why) => return Err(Refusal::Other(why)),
+            },
             Command::BlockList(name) => Reply::GuestDisks(self.guest_disks(name.as_deref()).await?),
             Command::Dmesg { clear } => Reply::Log(self.log(*clear)?),
             Command::Help(verb) => Reply::Help(verb.map_or_else(help, Verb::help)),
@@ -75,7 +80,7 @@ impl<P: Platform> Manager<P> {
         let state = entries.iter().find(|entry| entry.config.name == wait.name).map(|entry| &entry.state);
         match (state, wait.wish) {
             (Some(State::Lives(guest)), _) if guest.domain == wait.domain => None,
-            (Some(State::Ending), _) => None,
+            (Some(State::Ending | State::Parting(..)), _) => None,
             (Some(State::Lives(_)), EndRequest::Reboot) => Some(Ok(())),
             (Some(State::Waits(_) | State::Planned | State::Begun), EndRequest::Reboot) => None,
             (_, EndRequest::Poweroff) => Some(Ok(())),
@@ -103,7 +108,7 @@ impl<P: Platform> Manager<P> {
         self.until(place, |state| match state {
             State::Begun | State::Ending => false,
             State::Waits(due) => *due > self.platform.now_ns(),
-            State::Planned | State::Lives(_) | State::Kept(_) | State::Ended => true,
+            State::Planned | State::Lives(_) | State::Kept(_) | State::Parting(..) | State::Ended => true,
         })
         .await;
         let refusal = |planned| if planned { Refusal::InBetween } else { Refusal::HasEnded };
@@ -130,6 +135,14 @@ impl<P: Platform> Manager<P> {
         self.until(place, |state| !matches!(state, State::Ending)).await;
     }
 
+    /// An error if the guest's end waits for its disks.
+    fn refuse_parting(&self, place: Place) -> Result<(), Refusal> {
+        match self.with(place, |entry| matches!(entry.state, State::Parting(..))) {
+            Some(true) => Err(Refusal::Parting(self.name_of(place))),
+            _ => Ok(()),
+        }
+    }
+
     async fn until(&self, place: Place, so: impl Fn(&State) -> bool) {
         loop {
             let seen = self.changes.count();
@@ -144,6 +157,7 @@ impl<P: Platform> Manager<P> {
     async fn create(&self, place: Place) -> Result<Reply, Refusal> {
         self.freed(place).await;
         let name = self.name_of(place);
+        self.refuse_parting(place)?;
         if !self.with(place, |entry| matches!(entry.state, State::Ended)).unwrap_or(false) {
             return Err(Refusal::Exists(name));
         }
@@ -160,12 +174,17 @@ impl<P: Platform> Manager<P> {
     async fn destroy(&self, place: Place) -> Result<Reply, Refusal> {
         self.freed(place).await;
         let name = self.name_of(place);
+        self.refuse_parting(place)?;
         let taken = self.with(place, |entry| entry.take().map(|guest| (guest, entry.console.clone())));
         if let Some((guest, console)) = taken.flatten() {
             self.platform.mark(Mark::DestroyBegins);
             console.disconnect();
             self.remember(place, Some(guest.domain), "was destroyed", Default::default());
-            self.end_disks(&guest).await;
+            if !self.end_disks(&guest).await {
+                self.platform.mark(Mark::DestroyEnds);
+                self.set_state(place, State::Parting(guest, None));
+                return Err(Refusal::Parting(name));
+            }
             let pause = async || self.platform.pause().await;
             let left_over = guest.destroy(self.platform.hypervisor(), self.platform.store(), pause).await;
             self.platform.mark(Mark::DestroyEnds);
@@ -183,15 +202,15 @@ impl<P: Platform> Manager<P> {
         Ok(Reply::Done { verb: "destroy", name })
     }
 
-    /// Removes the disks of a guest that is to be destroyed, if it has any.
-    async fn end_disks(&self, guest: &Guest) {
+    /// Removes the disks of a guest that is to be destroyed, if it has any; returns whether they are gone.
+    async fn end_disks(&self, guest: &Guest) -> bool {
         let (domain, disks) = (guest.domain, self.platform.disks());
         if !disks.list(domain, &guest.config.name).is_empty() {
             // A guest that is stopped sends no more requests; if it cannot be stopped, its domain is gone.
             drop(self.platform.hypervisor().pause(domain));
         }
         // A disk may also be on its way.
-        disks.domain_died(domain).await;
+        self.disks_gone(domain).await
     }
 
     async fn block_attach(&self, name: &str, disk: &DiskConfig) -> Result<Reply, Refusal> {
@@ -209,7 +228,14 @@ impl<P: Platform> Manager<P> {
         let (name, disks) = (guest.config.name.clone(), self.platform.disks());
         let found = disks.list(guest.domain, &name).into_iter().find(|disk| disk.vdev == vdev);
         let detached = match found {
-            Some(disk) => disks.detach(guest.domain, disk.device, force).await,
+            Some(disk) => {
+                let mut detached =
+                    Err("the device of the disk has not answered; the disk goes when it does".to_string());
+                let detach = async { detached = disks.detach(guest.domain, disk.device, force).await };
+                let deadline_ns = self.platform.now_ns().saturating_add(2 * PATIENCE_NS);
+                either(detach, Some(self.platform.sleep_until(deadline_ns))).await;
+                detached
+            }
             None => Err(format!("it has no disk {}", vdev.escape_debug())),
         };
         detached
@@ -274,7 +300,7 @@ impl<P: Platform> Manager<P> {
 
     fn rename_entry(&self, entry: &mut Entry<P::Console>, to: &str) -> Result<Rc<P::Console>, Refusal> {
         let name = entry.config.name.clone();
-        if matches!(entry.state, State::Waits(_) | State::Planned | State::Begun | State::Ending) {
+        if matches!(entry.state, State::Waits(_) | State::Planned | State::Begun | State::Ending | State::Parting(..)) {
             return Err(Refusal::InBetween(name));
         }
         if let Some(guest) = entry.guest_mut() {

@@ -107,6 +107,11 @@ impl FakeDisks {
         self.waiting.take().into_iter().for_each(Waker::wake);
     }
 
+    /// The disks of a domain go, though nobody waits for that any more.
+    pub(crate) fn forget(&self, domain: DomainId) {
+        self.attached.borrow_mut().retain(|(of, ..)| *of != domain);
+    }
+
     fn left(&self) -> Vec<String> {
         self.attached.borrow().iter().map(|(domain, _, disk)| format!("disk {disk} of {domain}")).collect()
     }
@@ -133,6 +138,7 @@ impl manager::Disks for FakeDisks {
     }
 
     async fn detach(&self, domain: DomainId, device: u32, force: bool) -> Result<(), String> {
+        self.while_set(&self.slow).await;
         if self.busy.get() && !force {
             return Err("it is used".into());
         }
@@ -141,7 +147,10 @@ impl manager::Disks for FakeDisks {
     }
 
     async fn domain_died(&self, domain: DomainId) {
-        self.while_set(&self.held).await;
+        // A domain without disks has nothing to wait for.
+        if self.attached.borrow().iter().any(|(of, ..)| *of == domain) {
+            self.while_set(&self.held).await;
+        }
         self.attached.borrow_mut().retain(|(of, ..)| *of != domain);
     }
 
@@ -165,6 +174,10 @@ impl manager::Disks for FakeDisks {
             errors: 7,
         };
         mine.map(row).collect()
+    }
+
+    fn reset(&self, serial: &str) -> Result<(), String> {
+        if serial == "a" { Ok(()) } else { Err(format!("no disk has the serial number {serial}")) }
     }
 
     fn disk_bytes(&self) -> usize {
@@ -323,6 +336,8 @@ impl World {
     pub(crate) fn begin(&mut self) {
         let making = Rc::clone(&self.manager);
         self.spawn(async move { making.keep_making().await });
+        let parting = Rc::clone(&self.manager);
+        self.spawn(async move { parting.watch_parting().await });
         let burying = Rc::clone(&self.manager);
         self.spawn(async move {
             loop {
