@@ -64,6 +64,8 @@ const STORIES: &[Story] = &[
     ("disks_of_the_machine_are_found", run::disks_of_the_machine_are_found),
     ("memory_disks_come_and_go", blocks::memory_disks_come_and_go),
     ("machine_disks_have_one_writer", blocks::machine_disks_have_one_writer),
+    ("a_hundred_lives_leave_nothing_of_their_disks", blocks::a_hundred_lives_leave_nothing_of_their_disks),
+    ("hostile_front_ends_harm_nobody", blocks::hostile_front_ends_harm_nobody),
     ("guest_files_run_and_are_refused_with_their_lines", run::guest_files_run_and_are_refused_with_their_lines),
     ("a_cd_boots_with_bios", images::a_cd_boots_with_bios),
     ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),

@@ -1,9 +1,9 @@
 //! Stories of guests' disks: attached from a guest's file and by verbs, in memory and on disks of the machine.
 
-use crate::stories::{BOOT, SHELL, SOON, dom0};
+use crate::stories::{BOOT, SHELL, SOON, dom0, image};
 use anyhow::{Context, Result, ensure};
 use boot::answers::{done, number, refused};
-use boot::{Machine, Setup, answers::LEAVE};
+use boot::{FIRST_GUEST, Machine, Setup, answers::LEAVE, gpt};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -28,10 +28,15 @@ fn with_disks(folder: &Path, name: &str, disks: &[&str]) -> Result<Described> {
 }
 
 /// Boots a machine of a GiB with these guests, and the files that they name as its disks.
-fn start(title: &str, mut guests: Vec<Described>) -> Result<Machine> {
+fn start(title: &str, guests: Vec<Described>) -> Result<Machine> {
+    start_with(title, "", guests)
+}
+
+/// As above, with these words on dom0's command line.
+fn start_with(title: &str, cmdline: &str, mut guests: Vec<Described>) -> Result<Machine> {
     let mut disks = Vec::new();
     Disk::add(&mut disks, &mut guests)?;
-    let mut setup = Setup::new(guests.iter().fold(dom0("")?, Bundle::described));
+    let mut setup = Setup::new(guests.iter().fold(dom0(cmdline)?, Bundle::described));
     setup.memory = 1024;
     setup.limit = Duration::from_secs(240);
     setup.arguments = disks.iter().enumerate().flat_map(|(number, disk)| disk.arguments(number)).collect();
@@ -171,4 +176,120 @@ pub(crate) fn machine_disks_have_one_writer() -> Result<()> {
     ensure!(data.starts_with(b"beginning\n") && data[512..].starts_with(b"ending\n"), "the file has something else");
     ensure!(fs::read(path("fixed.img"))?.iter().all(|byte| *byte == 0x5a), "what is only read was written");
     Ok(())
+}
+
+/// Our own small guests that are front ends of a disk: name, what they do, disk.
+fn front_ends(folder: &Path, guests: &[(&str, &str, &str)]) -> Result<Vec<Described>> {
+    let mut files = Vec::new();
+    for (name, what, disk) in guests {
+        let file = folder.join(format!("{name}.toml"));
+        let kernel = image("blk")?;
+        let text = format!("name = '{name}'\nkernel = '{}'\nextra = 'do={what}'\nmemory = 16\n", kernel.display());
+        fs::write(&file, format!("{text}on_crash = 'restart'\ndisk = ['{disk}']\n"))?;
+        files.push(file);
+    }
+    guest_file::read(&boot::shell()?, &files)
+}
+
+/// Waits until so many domains have been made.
+fn lives(machine: &mut Machine, count: u64) -> Result<()> {
+    let newest = |list: &Value| {
+        let numbers = list.as_array().into_iter().flatten().filter_map(|row| row["domid"].as_u64());
+        numbers.max().unwrap_or(0)
+    };
+    let mut last = 0;
+    while last < u64::from(FIRST_GUEST) + count {
+        // Each look waits half a minute for another life.
+        let list = machine.ask_until("list", |list| newest(list) > last)?;
+        last = newest(&list);
+    }
+    Ok(())
+}
+
+/// The neighbour goes on after all that was printed before.
+fn goes_on(machine: &mut Machine) -> Result<()> {
+    for _ in 0..2 {
+        machine.expect("good| blk: good ", SOON)?;
+    }
+    Ok(())
+}
+
+/// An error if one of our guests found something wrong.
+fn require_sound(machine: &Machine) -> Result<()> {
+    let console = machine.console();
+    let wrong = console.lines().find(|line| line.contains("panicked"));
+    ensure!(wrong.is_none(), "{wrong:?}");
+    Ok(())
+}
+
+/// Guests connect, write, read, and crash with requests in flight, a hundred times in all; others are destroyed at any moment.
+/// A neighbour on the same device sees nothing of it, and nothing is left.
+pub(crate) fn a_hundred_lives_leave_nothing_of_their_disks() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (whole, _) = gpt::disk(&vec![vec![0; 1 << 20]; 5]);
+    fs::write(folder.path().join("shared.img"), whole)?;
+    let part = |number: usize| format!("shared.img,,xvda,w,part={number}");
+    let names = ["one", "two", "three", "four", "five", "six", "seven"];
+    let disks: Vec<String> = (0..7).map(|n| if n < 4 { part(n + 1) } else { "memory:1M,,xvda,w".into() }).collect();
+    let mut guests: Vec<_> = names.iter().zip(&disks).map(|(name, disk)| (*name, "crash", &**disk)).collect();
+    let fifth = part(5);
+    guests.push(("good", "good", &*fifth));
+    let mut machine = start_with(
+        "a_hundred_lives_leave_nothing_of_their_disks",
+        "consoles=all",
+        front_ends(folder.path(), &guests)?,
+    )?;
+    machine.expect("good| blk: good 16", BOOT)?;
+    let mut footprints = Vec::new();
+    for rounds in [20, 120] {
+        lives(&mut machine, rounds)?;
+        for name in names {
+            machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
+        }
+        let list = machine.ask("block-list")?;
+        ensure!(list.as_array().is_some_and(|list| list.len() == 1) && list[0]["name"] == "good", "{list}");
+        ensure!(number(&list[0], "errors")? == 0, "{list}");
+        footprints.push(footprint(&mut machine)?);
+        if rounds == 20 {
+            for name in names {
+                let made = machine.ask(&format!("create {name}"))?;
+                ensure!(made["done"] == "create", "{made}");
+            }
+        }
+    }
+    goes_on(&mut machine)?;
+    require_sound(&machine)?;
+    ensure!(footprints[1] <= footprints[0] + 64, "KiB of dom0: {footprints:?}");
+    machine.require_answer("destroy good", &done("destroy", "good"))?;
+    machine.finish()?.require_success()
+}
+
+/// Front ends that do anything at any moment, on the same device and in memory, do not harm a neighbour or dom0.
+pub(crate) fn hostile_front_ends_harm_nobody() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (whole, _) = gpt::disk(&vec![vec![0; 1 << 20]; 3]);
+    fs::write(folder.path().join("shared.img"), whole)?;
+    let part = |number: usize| format!("shared.img,,xvda,w,part={number}");
+    let (first, second, third) = (part(1), part(2), part(3));
+    let guests = [
+        ("one", "harm", &*first),
+        ("two", "harm", &second),
+        ("three", "harm", "memory:1M,,xvda,w"),
+        ("four", "harm", "memory:1M,,xvda,w"),
+        ("good", "good", &third),
+    ];
+    let mut machine =
+        start_with("hostile_front_ends_harm_nobody", "consoles=all", front_ends(folder.path(), &guests)?)?;
+    machine.expect("good| blk: good 16", BOOT)?;
+    lives(&mut machine, 60)?;
+    goes_on(&mut machine)?;
+    for name in ["one", "two", "three", "four"] {
+        machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
+    }
+    goes_on(&mut machine)?;
+    let list = machine.ask("block-list")?;
+    ensure!(list.as_array().is_some_and(|list| list.len() == 1) && number(&list[0], "errors")? == 0, "{list}");
+    require_sound(&machine)?;
+    machine.require_answer("destroy good", &done("destroy", "good"))?;
+    machine.finish()?.require_success()
 }
