@@ -65,6 +65,10 @@ const STORIES: &[Story] = &[
     ("memory_disks_come_and_go", blocks::memory_disks_come_and_go),
     ("machine_disks_have_one_writer", blocks::machine_disks_have_one_writer),
     ("a_hundred_lives_leave_nothing_of_their_disks", blocks::a_hundred_lives_leave_nothing_of_their_disks),
+    (
+        "a_disk_that_does_not_answer_holds_up_its_guest_alone",
+        blocks::a_disk_that_does_not_answer_holds_up_its_guest_alone,
+    ),
     ("hostile_front_ends_harm_nobody", blocks::hostile_front_ends_harm_nobody),
     ("guest_files_run_and_are_refused_with_their_lines", run::guest_files_run_and_are_refused_with_their_lines),
     ("a_cd_boots_with_bios", images::a_cd_boots_with_bios),

@@ -2,11 +2,13 @@
 
 use crate::stories::{BOOT, SHELL, SOON, dom0, image};
 use anyhow::{Context, Result, ensure};
-use boot::answers::{done, number, refused};
+use boot::answers::{done, named, number, refused};
+use boot::nbd::Server;
 use boot::{FIRST_GUEST, Machine, Setup, answers::LEAVE, gpt};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 use xtask::bundle::Bundle;
 use xtask::disk::Disk;
@@ -86,6 +88,10 @@ pub(crate) fn memory_disks_come_and_go() -> Result<()> {
     ensure!(written["state"] == "connected" && number(written, "sectors_written")? == 2048, "{list}");
     ensure!(number(written, "sectors_read")? >= 2048 && number(disk(&list, "xvdb")?, "writes")? == 0, "{list}");
     let occupied = footprint(&mut machine)?;
+    let why = "guest web: disk xvdc: there are not 4294967296 bytes of memory left";
+    machine.require_answer("block-attach web memory:4G,,xvdc,w", &refused(why))?;
+    let after = footprint(&mut machine)?;
+    ensure!(after <= occupied + 512, "dom0 had {occupied} KiB, and has {after} KiB after a disk that does not fit");
 
     machine.require_answer("block-detach web xvda", &done("block-detach", "web"))?;
     machine.require_answer("block-detach web xvda", &refused("guest web: it has no disk xvda"))?;
@@ -291,5 +297,42 @@ pub(crate) fn hostile_front_ends_harm_nobody() -> Result<()> {
     ensure!(list.as_array().is_some_and(|list| list.len() == 1) && number(&list[0], "errors")? == 0, "{list}");
     require_sound(&machine)?;
     machine.require_answer("destroy good", &done("destroy", "good"))?;
+    machine.finish()?.require_success()
+}
+
+/// A guest whose disk does not answer cannot go, for the device may still write the guest's memory. The prompt and the other
+/// guests do not wait for that, and the guest goes when the device has answered.
+pub(crate) fn a_disk_that_does_not_answer_holds_up_its_guest_alone() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let server = Server::new(vec![0; 1 << 20])?;
+    let guests =
+        front_ends(folder.path(), &[("web", "good", "serial:late,,xvda,w"), ("good", "good", "memory:1M,,xvda,w")])?;
+    let mut setup = Setup::new(guests.iter().fold(dom0("consoles=all")?, Bundle::described));
+    setup.limit = Duration::from_secs(240);
+    setup.arguments = server.arguments("late").into_iter().collect();
+    let mut machine = Machine::boot("a_disk_that_does_not_answer_holds_up_its_guest_alone", &setup)?;
+    machine.expect("web| blk: good 16", BOOT)?;
+    server.withhold();
+    for _ in 0..100 {
+        if server.waiting() > 0 {
+            break;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    ensure!(server.waiting() > 0, "nothing waits: {server:?}");
+    let waits = refused("guest web has ended, and goes when the device of its disk answers");
+    machine.require_answer("destroy web", &waits)?;
+    machine.require_answer("create web", &waits)?;
+    goes_on(&mut machine)?;
+    ensure!(named(&machine.ask("list")?, "web").is_ok(), "the guest is gone, and its memory may be written");
+    server.release();
+    machine.ask_until("list", |list| named(list, "web").is_err())?;
+    let made = machine.ask("create web")?;
+    ensure!(made["done"] == "create", "{made}");
+    machine.expect("web| blk: good 16", BOOT)?;
+    require_sound(&machine)?;
+    for name in ["web", "good"] {
+        machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
+    }
     machine.finish()?.require_success()
 }
