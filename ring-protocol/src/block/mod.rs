@@ -72,6 +72,14 @@ pub enum Status {
     Error = -1,
     /// This back end, or this disk, does not know the operation. Stock front ends stop using it, so a flush is never answered so.
     Unsupported = -2,
+    /// A flush without segments has failed. Stock front ends tell their callers of any number but -1 and -2, by which they
+    /// understand that there is no need to flush.
+    FlushFailed = -5,
+}
+
+impl Status {
+    /// All there are.
+    pub const ALL: [Self; 4] = [Self::Okay, Self::Error, Self::Unsupported, Self::FlushFailed];
 }
 
 /// Why a request is not served.

@@ -240,6 +240,11 @@ impl<H: Host> Queue<H> {
 
     /// All sectors have been moved.
     fn transferred(&mut self, index: Index) {
+        let flight = self.flights.get(index);
+        let through = self.vbd(flight.vbd).is_some_and(|vbd| vbd.write_through);
+        if through && flight.work == Work::Transfer(Direction::Write) {
+            self.flights.get_mut(index).durable = Durable::After;
+        }
         match self.flights.get(index).durable {
             Durable::After => self.flush(index),
             Durable::No | Durable::Before => self.flights.end(index, Status::Okay),

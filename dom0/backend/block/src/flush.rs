@@ -4,6 +4,10 @@
 //! next one, together. A device reports lost writes once, and does not say whose they were. So after a failed flush each guest
 //! with unflushed writes gets an error for its next flush: the queue counts failures, and a vbd remembers how many of them its
 //! guest knows.
+//!
+//! Stock front ends do not flush again after a flush that failed: from then on each write is flushed before it is answered. What
+//! was answered while the failed flush was under way would never be flushed, so the device is given one more flush before the
+//! guest learns of the failure.
 
 use disk::{Operation, Outcome, Ticket};
 use ring_protocol::block::Status;
@@ -107,9 +111,24 @@ impl<H: Host> Queue<H> {
         }
         for index in covered {
             let owes = self.vbd(self.flights.get(index).vbd).is_some_and(|vbd| vbd.durability.owes(self.failures));
-            self.flushed(index, if good && !owes { Status::Okay } else { Status::Error });
+            let flight = self.flights.get_mut(index);
+            // A flush that failed since the write began may have lost the write.
+            let owes = owes || flight.durable == Durable::After && flight.failures != self.failures;
+            match (good && !owes, flight.status) {
+                (true, Status::Okay) => self.flushed(index, Status::Okay),
+                // The guest is told after one more flush.
+                (false, Status::Okay) => {
+                    flight.status = Status::Error;
+                    let id = flight.vbd;
+                    self.flights.go(index, Stage::FlushNext);
+                    if let Some(vbd) = self.vbd_mut(id) {
+                        vbd.flush_failed();
+                    }
+                }
+                _ => self.flights.end(index, Status::Error),
+            }
         }
-        self.told(covered);
+        self.told(Set(covered.0 & self.flights.at(Stage::End).0));
         if good {
             let failures = self.failures;
             self.vbds.iter_mut().flatten().for_each(|vbd| vbd.durability.flushed(failures));

@@ -170,6 +170,11 @@ impl Flight {
         }
     }
 
+    /// Whether it is a flush, alone or with a write.
+    pub(crate) fn flushes(&self) -> bool {
+        self.work == Work::Flush || self.durable != Durable::No
+    }
+
     /// The device writes into the guest's pages.
     pub(crate) fn reads(&self) -> bool {
         self.work == Work::Transfer(Direction::Read)

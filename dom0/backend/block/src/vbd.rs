@@ -8,11 +8,11 @@ use core::fmt;
 use disk::{Disk, Shape};
 use ring_protocol::SharedPage;
 use ring_protocol::block::journal::{Entry, JournalError, Ring};
-use ring_protocol::block::{Direction, Geometry, SLOT_BYTES, Status};
+use ring_protocol::block::{Direction, Geometry, Request, SLOT_BYTES, Status};
 use ring_protocol::ring::{Layout, RingError};
 
 use crate::connection::{ConnectError, Connection, Counters, Disconnected};
-use crate::flight::{Flight, Work};
+use crate::flight::{Durable, Flight, Work};
 use crate::flush::Durability;
 use crate::host::Host;
 use crate::limits::{BUSY_NS, Bucket, PER_TURN};
@@ -20,6 +20,8 @@ use crate::waiting::Waiting;
 
 /// Left in the journal while a failed flush may have lost writes that the guest has not been told of.
 const OWES_ERROR: u32 = 1;
+/// Left in the journal when each write is flushed.
+const WRITE_THROUGH: u32 = 2;
 
 /// Whether a vbd takes requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub struct Vbd<H: Host> {
     pub(crate) durability: Durability,
     /// Its journal says that it owes an error.
     noted: bool,
+    /// A flush has failed. Stock front ends do not flush again after that, so each write is flushed before its answer.
+    pub(crate) write_through: bool,
     pub(crate) counters: Counters,
 }
 
@@ -110,6 +114,7 @@ impl<H: Host> Vbd<H> {
             active_ns: None,
             durability: Durability::default(),
             noted: false,
+            write_through: false,
             counters: Counters::default(),
         };
         if let Some(failures) = resumed {
@@ -120,12 +125,18 @@ impl<H: Host> Vbd<H> {
 
     /// Queues what an earlier back end took and did not answer, or answers what killed it twice.
     fn resume(&mut self, failures: u64) {
-        self.noted = self.slots.note(&self.journal) == OWES_ERROR;
+        let note = self.slots.note(&self.journal);
+        self.noted = note & OWES_ERROR != 0;
+        self.write_through = note & WRITE_THROUGH != 0;
         self.durability = Durability::resumed(self.noted, failures);
         let resumed: Vec<_> = self.slots.resumed(&self.journal).collect();
         for (entry, slot, poisonous) in resumed {
             match slot.request(&self.geometry) {
                 Ok(request) if !poisonous => self.waiting.push_back(Waiting::new(entry, slot, request)),
+                Ok(Request::Flush) => {
+                    self.flush_failed();
+                    self.fail(entry, Status::FlushFailed);
+                }
                 Ok(_) => self.fail(entry, Status::Error),
                 Err(refused) => self.refuse(entry, refused.status()),
             }
@@ -198,8 +209,13 @@ impl<H: Host> Vbd<H> {
     pub(crate) fn land(&mut self, flight: &Flight) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.pins = self.pins.saturating_sub(flight.pins);
+        let mut status = flight.status;
+        if status == Status::Error && flight.flushes() {
+            self.flush_failed();
+            status = if flight.work == Work::Flush { Status::FlushFailed } else { status };
+        }
         let counters = &mut self.counters;
-        match (flight.status, flight.work) {
+        match (status, flight.work) {
             (Status::Okay, Work::Transfer(direction)) => {
                 let (count, sectors) = match direction {
                     Direction::Read => (&mut counters.reads, &mut counters.sectors_read),
@@ -207,16 +223,16 @@ impl<H: Host> Vbd<H> {
                 };
                 *count += 1;
                 *sectors += flight.sectors;
-                if direction == Direction::Write {
+                if direction == Direction::Write && flight.durable != Durable::After {
                     self.durability.wrote(flight.failures);
                 }
             }
             (Status::Okay, Work::Flush) => counters.flushes += 1,
             (Status::Okay, Work::Discard) => counters.discards += 1,
             (Status::Unsupported, _) => counters.refused += 1,
-            (Status::Error, _) => counters.errors += 1,
+            (Status::Error | Status::FlushFailed, _) => counters.errors += 1,
         }
-        self.answer(flight.entry, flight.status);
+        self.answer(flight.entry, status);
     }
 
     /// Publishes what was answered, and notifies the guest if it asked for that.
@@ -258,7 +274,7 @@ impl<H: Host> Vbd<H> {
     pub(crate) fn note_failure(&mut self) {
         if self.in_flight > 0 || self.durability.has_unflushed() {
             self.noted = true;
-            self.slots.leave_note(&self.journal, OWES_ERROR);
+            self.leave_note();
         }
     }
 
@@ -270,7 +286,21 @@ impl<H: Host> Vbd<H> {
     /// It owes no error any more.
     pub(crate) fn clear_note(&mut self) {
         self.noted = false;
-        self.slots.leave_note(&self.journal, 0);
+        self.leave_note();
+    }
+
+    /// The guest will learn that a flush has failed.
+    pub(crate) fn flush_failed(&mut self) {
+        if !self.write_through {
+            self.write_through = true;
+            self.leave_note();
+        }
+    }
+
+    fn leave_note(&self) {
+        let owes = if self.noted { OWES_ERROR } else { 0 };
+        let through = if self.write_through { WRITE_THROUGH } else { 0 };
+        self.slots.leave_note(&self.journal, owes | through);
     }
 
     /// Stops to take and to answer.

@@ -32,6 +32,7 @@ fn until_a_cut(random: &mut Random, fault: Fault) -> (Option<String>, u64) {
     let mut guests = [0, 1].map(|n| {
         let mut guest = Neighbour::new(n, 1, SECTORS as usize);
         guest.durable_writes = fault != Fault::Forgets;
+        guest.gives_up_flushes = random.below(2) == 0;
         guest.only_writes = fault == Fault::Forgets;
         let disk = Partition::boxed(u64::from(n) * SECTORS, SECTORS);
         let id = machine.connect(&mut queue, &guest.front, disk, Limits::default());

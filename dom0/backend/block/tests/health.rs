@@ -102,12 +102,12 @@ fn a_lost_device_keeps_its_pins_and_all_else_fails() {
     two.queue.reset(two.now);
     let events = through_reset(&mut two);
     assert!(matches!(events[..], [Event::Resetting { .. }, Event::Lost(_)]), "{events:?}");
-    assert_eq!(two.statuses(0), [-1, -1]);
+    assert_eq!(two.statuses(0), [-1, -5]);
     assert_eq!(two.machine.pins(), 2);
     assert_eq!(two.queue.vbd(two.ids[0]).unwrap().counters().lost_pins, 2);
     two.fronts[0].read(0, &[whole(1)]);
     two.fronts[1].flush();
-    assert_eq!((two.statuses(0), two.statuses(1)), (vec![-1], vec![-1]));
+    assert_eq!((two.statuses(0), two.statuses(1)), (vec![-1], vec![-5]));
     assert_eq!(two.machine.pins(), 2);
     two.queue.disconnect(two.ids[0]);
     two.run();

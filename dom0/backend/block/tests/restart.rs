@@ -32,6 +32,7 @@ impl World {
         let guests = (0..2).map(|n| {
             let mut guest = Neighbour::new(n, 1 + n as usize, SECTORS as usize);
             (guest.durable_writes, guest.only_writes) = (!forgets, forgets);
+            guest.gives_up_flushes = random.below(2) == 0;
             (guest, Memory::Heap(Rc::new(WordPage::new())))
         });
         Self { machine, media, guests: guests.collect(), now: 0 }

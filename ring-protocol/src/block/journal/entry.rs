@@ -46,8 +46,7 @@ impl State {
             [1, tries, 0, 0] => Some(Self::InFlight { tries }),
             [2, 0, low, high] => {
                 let number = i16::from_le_bytes([low, high]);
-                let status =
-                    [Status::Okay, Status::Error, Status::Unsupported].into_iter().find(|s| *s as i16 == number);
+                let status = Status::ALL.into_iter().find(|status| *status as i16 == number);
                 status.map(|status| Self::Done { status })
             }
             _ => None,

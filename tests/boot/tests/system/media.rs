@@ -126,7 +126,8 @@ pub(crate) fn stock_kernels_keep_file_systems() -> Result<()> {
     Ok(())
 }
 
-/// A disk that does not answer for 40 seconds does not fail; a request that fails once fails once; a disk that is gone takes nothing along.
+/// A disk that does not answer for 40 seconds does not fail; a request that fails once fails once; a flush that fails is told
+/// to all that have written; a disk that is gone takes nothing along.
 pub(crate) fn disks_that_fail_are_borne() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let tools = Tools::find(&boot::shell()?)?;
@@ -150,6 +151,20 @@ pub(crate) fn disks_that_fail_are_borne() -> Result<()> {
     bad.fail(Command::Read, 1);
     shell(&mut machine, "! dd if=/dev/xvdb of=/dev/null bs=4096 count=1 iflag=direct", SOON)?;
     shell(&mut machine, "dd if=/dev/xvdb of=/dev/null bs=4096 count=1 iflag=direct", SOON)?;
+
+    let write = |device: &str| format!("dd if=/init of=/dev/{device} bs=512 count=1");
+    shell(&mut machine, &format!("{} oflag=direct && {} oflag=direct", write("xvdb"), write("xvdc")), SOON)?;
+    bad.fail(Command::Flush, 1);
+    for device in ["xvdb", "xvdc"] {
+        shell(&mut machine, &format!("! {} conv=fsync", write(device)), SOON)?;
+    }
+    // The kernel flushes no more after that, so each write must be flushed for it.
+    for device in ["xvdb", "xvdc"] {
+        let before = bad.counts().flushes;
+        shell(&mut machine, &format!("{} oflag=direct", write(device)), SOON)?;
+        ensure!(bad.counts().flushes > before, "{device} wrote, and nothing was flushed: {bad:?}");
+    }
+    ensure!(bad.counts().failed == 2, "{bad:?}");
 
     gone.cut();
     shell(&mut machine, "! dd if=/dev/xvdd of=/dev/null bs=4096 count=1 iflag=direct", SOON)?;

@@ -40,6 +40,10 @@ pub struct Neighbour {
     /// What each sector might hold when each flush was sent.
     flushes: BTreeMap<u64, Vec<Vec<u64>>>,
     pub durable_writes: bool,
+    /// It does not flush again after a flush that failed, as stock front ends, and takes each answered write for durable.
+    pub gives_up_flushes: bool,
+    /// It has done so.
+    gave_up: bool,
     /// It does not read: a device that forgot a write before it said so may give back the old one.
     pub only_writes: bool,
 }
@@ -71,6 +75,8 @@ impl Neighbour {
             failed: 0,
             flushes: BTreeMap::new(),
             durable_writes: false,
+            gives_up_flushes: false,
+            gave_up: false,
             only_writes: false,
         }
     }
@@ -79,7 +85,7 @@ impl Neighbour {
     pub fn ask(&mut self, machine: &Machine, random: &mut Random) {
         let lanes: Vec<usize> = self.asked.values().map(|request| request.lane).collect();
         let Some(lane) = (0..AT_A_TIME).find(|lane| !lanes.contains(lane)) else { return };
-        if random.below(12) == 0 {
+        if random.below(12) == 0 && !self.gave_up {
             return self.flush(lane);
         }
         let mut segments = Vec::new();
@@ -100,7 +106,7 @@ impl Neighbour {
         if writes {
             fill(machine, self.front.domain, &segments, stamp);
         }
-        let op = match (writes, self.durable_writes && random.below(8) == 0) {
+        let op = match (writes, self.durable_writes && !self.gave_up && random.below(8) == 0) {
             (true, true) => operation::FLUSH,
             (true, false) => operation::WRITE,
             (false, _) => operation::READ,
@@ -139,7 +145,12 @@ impl Neighbour {
                 for sector in segment.first..=segment.last {
                     self.busy[at] = false;
                     match request.asked {
-                        Asked::Write(stamp) if status == 0 => self.model[at] = vec![stamp],
+                        Asked::Write(stamp) if status == 0 => {
+                            self.model[at] = vec![stamp];
+                            if self.gave_up {
+                                self.durable[at].retain(|older| *older >= stamp);
+                            }
+                        }
                         Asked::Read if status == 0 => self.check(machine, segment.reference, sector, at),
                         _ => {}
                     }
@@ -148,7 +159,11 @@ impl Neighbour {
             }
             match self.flushes.remove(&id) {
                 Some(before) if status == 0 => self.flushed(before),
-                Some(_) => self.flush_failed(),
+                Some(_) => {
+                    assert_eq!(status, -5, "a flush fails so that the guest learns of it");
+                    self.gave_up |= self.gives_up_flushes;
+                    self.flush_failed();
+                }
                 None => {}
             }
         }
