@@ -4,6 +4,7 @@
 //! boot bundle -> toolstack::manager -> hypervisor (domctl)   makes, watches and ends domains
 //!                                   -> services::store       the tree by which guests meet
 //!                                   -> services::console     what guests print, and what is typed for them
+//!                                   -> services::block       the disks of guests
 //! the machine's devices -> services::disks                   the disks among them, started
 //! keyboard -> toolstack::terminal   -> the manager, or the console that is shown
 //! ```

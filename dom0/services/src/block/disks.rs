@@ -126,7 +126,7 @@ impl<H: BlockHost> Disks<H> {
     }
 
     /// Adds a device that is started. It raises the port `interrupt` of this domain; `kept` keeps the port open, and is dropped
-    /// with the disks.
+    /// with the disks. After an error `kept` is never dropped, for the device may still raise the port.
     ///
     /// # Errors
     /// Another device has the serial number, or there is not enough memory.

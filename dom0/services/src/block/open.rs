@@ -91,11 +91,18 @@ impl<H: BlockHost> Sources<H> {
         kept: Box<dyn Any>,
     ) -> Result<(), String> {
         if self.devices.borrow().iter().any(|source| source.serial == serial) {
+            core::mem::forget(kept);
             return Err(format!("there are two disks with the serial number {serial}"));
         }
         let tap = Tap::new(device);
-        let worker = Worker::new(&self.host, serial, Some(Box::new(tap.clone())), &self.pins);
-        let worker = worker.map_err(|why| format!("the disk {serial}: {why}"))?;
+        let worker = match Worker::new(&self.host, serial, Some(Box::new(tap.clone())), &self.pins) {
+            Ok(worker) => worker,
+            Err(why) => {
+                // The device is started, and may raise its interrupt at any time.
+                core::mem::forget(kept);
+                return Err(format!("the disk {serial}: {why}"));
+            }
+        };
         let running = Running::start(&self.host, worker, Some(interrupt));
         self.devices.borrow_mut().push(Source { serial: serial.into(), tap, running, _kept: kept });
         Ok(())

@@ -1,7 +1,10 @@
 //! What disks are made of: partitions, files of the bundle, memory, overlays; late and lost devices.
 
+use std::rc::Rc;
+
 use services::block::Image;
 
+use crate::device::Device;
 use crate::front::Front;
 use crate::world::{SECTORS, World, XVDA};
 
@@ -97,6 +100,20 @@ fn ten_guests_share_a_base_under_overlays() {
     }
     assert_eq!(world.machine.disk_frames(), 0);
     assert_eq!(world.machine.frames(), base);
+}
+
+/// The interrupt of a device that nobody serves stays bound: the device may raise it at any time.
+#[test]
+fn a_device_that_is_not_served_keeps_its_interrupt() {
+    let world = World::new();
+    let device = || Box::new(Device(Rc::clone(&world.media)));
+    let kept = Rc::new(());
+    let twice = world.disks.add_device("abc", device(), 901, Rc::clone(&kept)).unwrap_err();
+    assert_eq!((twice.as_str(), Rc::strong_count(&kept)), ("there are two disks with the serial number abc", 2));
+    world.machine.state.borrow_mut().full = true;
+    let full = world.disks.add_device("abd", device(), 901, Rc::clone(&kept)).unwrap_err();
+    let why = "the disk abd: not enough memory is left to serve it";
+    assert_eq!((full.as_str(), Rc::strong_count(&kept), world.disks.has_device("abd")), (why, 3, false));
 }
 
 /// However large a disk in memory is, its pages are taken and given back in pieces.

@@ -69,12 +69,15 @@ fn disk<'a>(list: &'a Value, vdev: &str) -> Result<&'a Value> {
     found.with_context(|| format!("no {vdev} in {list}"))
 }
 
-/// A stock guest writes a disk in memory and reads it back. The disk goes and another comes while the guest runs; one that is
+/// A stock guest writes a disk in memory and reads it back, reads a file of the boot bundle, and writes over another copy of it. The disk goes and another comes while the guest runs; one that is
 /// open goes as well, and one goes by force. After a crash the guest has the disks of its file again, empty, and when all is
 /// over dom0 has the memory that it had before.
 pub(crate) fn memory_disks_come_and_go() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let guests = vec![with_disks(folder.path(), "web", &["memory:16M,,xvda,w", "memory:1M,,xvdb,r"])?];
+    fs::write(folder.path().join("base.img"), vec![b'Z'; 1 << 20])?;
+    let disks =
+        ["memory:16M,,xvda,w", "memory:1M,,xvdb,r", "bundle:base.img,,xvdd,w,overlay=1M", "bundle:base.img,,xvde"];
+    let guests = vec![with_disks(folder.path(), "web", &disks)?];
     let mut machine = start("memory_disks_come_and_go", guests)?;
     machine.expect(SHELL, BOOT)?;
     shell(&mut machine, WRITE)?;
@@ -82,6 +85,19 @@ pub(crate) fn memory_disks_come_and_go() -> Result<()> {
     shell(
         &mut machine,
         "! dd if=/root/bytes of=/dev/xvdb bs=64k count=1 conv=fsync && tr -d '\\0' < /dev/xvdb | wc -c | grep -x 0",
+    )?;
+    shell(
+        &mut machine,
+        "tr -d Z < /dev/xvde | wc -c | grep -x 0 && ! dd if=/root/bytes of=/dev/xvde bs=64k count=1 conv=fsync",
+    )?;
+    shell(
+        &mut machine,
+        "dd if=/root/bytes of=/dev/xvdd bs=512 count=9 seek=3 conv=fsync && echo 3 > /proc/sys/vm/drop_caches",
+    )?;
+    shell(&mut machine, "dd if=/dev/xvdd bs=512 skip=3 count=9 | cmp -n 4608 - /root/bytes")?;
+    shell(
+        &mut machine,
+        "dd if=/dev/xvdd bs=512 skip=12 | tr -d Z | wc -c | grep -x 0 && tr -d Z < /dev/xvde | wc -c | grep -x 0",
     )?;
     let list = machine.ask("block-list")?;
     let written = disk(&list, "xvda")?;
