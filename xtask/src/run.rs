@@ -41,8 +41,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
     /// Give the machine a disk: a raw or qcow2 file, known by its header or by `,format=raw` or `,format=qcow2`; with `,ro`
-    /// nobody writes it. Can be repeated. The disks have the serial numbers tenon0, tenon1 and so on. Guests cannot use
-    /// them yet
+    /// nobody writes it. Can be repeated. The disks have the serial numbers tenon0, tenon1 and so on, and a guest
+    /// has one of them as `serial:tenon0`
     #[arg(long, value_name = "FILE[,ro]")]
     disk: Vec<String>,
     /// One more argument for QEMU; can be repeated: --qemu-arg=-d --qemu-arg=int
