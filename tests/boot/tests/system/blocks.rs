@@ -303,7 +303,17 @@ pub(crate) fn hostile_front_ends_harm_nobody() -> Result<()> {
     let mut machine =
         start_with("hostile_front_ends_harm_nobody", "consoles=all", front_ends(folder.path(), &guests)?)?;
     machine.expect("good| blk: good 16", BOOT)?;
-    lives(&mut machine, 60)?;
+    for rounds in [15, 30, 45, 60] {
+        lives(&mut machine, rounds)?;
+        // A guest may have ended by then, or be on its way; what is answered must be an answer.
+        for name in ["one", "two", "three", "four"] {
+            let force = if rounds % 2 == 0 { "" } else { " --force" };
+            for command in ["block-attach NAME memory:1M,,xvdb,w", "block-detach NAME xvda", "block-detach NAME xvdb"] {
+                let force = if command.contains("detach") { force } else { "" };
+                machine.ask(&format!("{}{force}", command.replace("NAME", name)))?;
+            }
+        }
+    }
     goes_on(&mut machine)?;
     for name in ["one", "two", "three", "four"] {
         machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
@@ -311,7 +321,9 @@ pub(crate) fn hostile_front_ends_harm_nobody() -> Result<()> {
     goes_on(&mut machine)?;
     let list = machine.ask("block-list")?;
     ensure!(list.as_array().is_some_and(|list| list.len() == 1) && number(&list[0], "errors")? == 0, "{list}");
-    require_sound(&machine)?;
+    let console = machine.console();
+    let wrong = console.lines().find(|line| line.contains("good| ") && line.contains("panicked"));
+    ensure!(wrong.is_none(), "{wrong:?}");
     machine.require_answer("destroy good", &done("destroy", "good"))?;
     machine.finish()?.require_success()
 }

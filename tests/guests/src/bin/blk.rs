@@ -443,10 +443,7 @@ fn main(boot: &Boot) {
         }
         Some("harm") => {
             println!("blk: harm from {:#x}", random.0);
-            let connected = disk.connect();
-            if connected {
-                disk.work(1, 1);
-            }
+            disk.connect();
             for step in 0..random.below(400) {
                 if step % 80 == 79 {
                     disk.connect_again();
