@@ -38,6 +38,17 @@ impl Tools {
         Self::present()?.context("the package e2fsprogs lacks a program that is needed")
     }
 
+    /// For `doctor`: whether the programs are there, and where.
+    ///
+    /// # Errors
+    /// No cache folder can be named.
+    pub fn state() -> Result<(bool, String)> {
+        Ok(match Self::present()? {
+            Some(tools) => (true, format!("e2fsprogs below {}", tools.root.display())),
+            None => (false, "e2fsprogs would be fetched for `cargo xtask test` (1 MB)".into()),
+        })
+    }
+
     fn present() -> Result<Option<Self>> {
         let roots = std::iter::once(PathBuf::from("/")).chain(apt::provided("e2fsprogs")?.into_iter().rev());
         let complete = |root: &PathBuf| PROGRAMS.iter().all(|program| file(root, program).is_some());
