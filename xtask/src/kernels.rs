@@ -112,7 +112,10 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
     fs::write(staging.join("bzImage"), &bzimage)?;
     fs::write(staging.join("vmlinux"), vmlinux)?;
     fs::write(staging.join("version"), format!("{package} {version}\n"))?;
-    modules::take(&root, &staging.join("modules")).with_context(|| format!("the modules in {package}"))?;
+    // From 6.13 on they are in a package of their own, which is fetched when a guest needs it.
+    if package.starts_with("linux-image-") {
+        modules::take(&root, &staging.join("modules")).with_context(|| format!("the modules in {package}"))?;
+    }
     cache::publish(&staging, folder)
 }
 
@@ -161,16 +164,17 @@ fn fetch_modules(sh: &Shell, name: &str, version: &str, folder: &Path) -> Result
     let stock = STOCK.iter().find(|stock| stock.name == name).context("no such stock kernel")?;
     let scratch = cache::scratch()?;
     let lists = apt::Lists::update(sh, scratch.path(), &[stock.suite], apt::Installed::Nothing)?;
-    let record = lists.record(sh, &version.replace(' ', "=")).with_context(|| {
+    let package = version.replace("linux-binary-", "linux-modules-").replace(' ', "=");
+    let record = lists.record(sh, &package).with_context(|| {
         let kernel = folder.with_file_name("").display().to_string();
         format!("{} has a newer kernel than {version}: remove {kernel} to have it fetched", stock.suite)
     })?;
-    eprintln!("fetching the modules of the stock kernel {name} ({version}, {} MB, once)", record.size()? / 1_000_000);
+    eprintln!("fetching the modules of the stock kernel {name} ({package}, {} MB, once)", record.size()? / 1_000_000);
     let deb = lists.fetch(sh, &record, scratch.path())?;
     let (root, staging) = (scratch.path().join("root"), scratch.path().join("modules"));
     fs::create_dir_all(&root)?;
     apt::extract_some(&deb, &root, &modules::PATTERNS)?;
-    modules::take(&root, &staging)?;
+    modules::take(&root, &staging).with_context(|| format!("the modules in {package}"))?;
     cache::publish(&staging, folder)
 }
 
