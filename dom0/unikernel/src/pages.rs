@@ -86,7 +86,8 @@ pub fn give_back(frame: u64) {
 
 fn flush(done: &mut Stack) {
     let count = done.count as u64;
-    // SAFETY: no Rust reference leads to the frames, as `give_back` checks. The hypervisor refuses a frame that is mapped.
+    // SAFETY: no Rust reference leads to the frames, as `give_back` checks. A frame that is mapped all the same stays ours until
+    // it is unmapped.
     let returned = unsafe { hypercall::reservation(MemoryOp::DecreaseReservation, done.frames(), domid::SELF) };
     if returned != Ok(count) {
         log::error!("of {count} frames of disks, {returned:?} were given back");

@@ -31,16 +31,16 @@ fn with_disks(folder: &Path, name: &str, disks: &[&str]) -> Result<Described> {
 
 /// Boots a machine of a GiB with these guests, and the files that they name as its disks.
 fn start(title: &str, guests: Vec<Described>) -> Result<Machine> {
-    start_with(title, "", guests)
+    start_with(title, "", Duration::from_secs(240), guests)
 }
 
-/// As above, with these words on dom0's command line.
-fn start_with(title: &str, cmdline: &str, mut guests: Vec<Described>) -> Result<Machine> {
+/// As above, with these words on dom0's command line, for at most so long.
+fn start_with(title: &str, cmdline: &str, limit: Duration, mut guests: Vec<Described>) -> Result<Machine> {
     let mut disks = Vec::new();
     Disk::add(&mut disks, &mut guests)?;
     let mut setup = Setup::new(guests.iter().fold(dom0(cmdline)?, Bundle::described));
     setup.memory = 1024;
-    setup.limit = Duration::from_secs(240);
+    setup.limit = limit;
     setup.arguments = disks.iter().enumerate().flat_map(|(number, disk)| disk.arguments(number)).collect();
     Machine::boot(title, &setup)
 }
@@ -213,6 +213,11 @@ fn front_ends(folder: &Path, guests: &[(&str, &str, &str)]) -> Result<Vec<Descri
     guest_file::read(&boot::shell()?, &files)
 }
 
+/// How long a machine may take for so many lives.
+fn time_for(lives: u64) -> Duration {
+    Duration::from_secs(180 + lives)
+}
+
 /// Waits until so many domains have been made.
 fn lives(machine: &mut Machine, count: u64) -> Result<()> {
     let newest = |list: &Value| {
@@ -247,6 +252,11 @@ fn require_sound(machine: &Machine) -> Result<()> {
 /// Guests connect, write, read, and crash with requests in flight, a hundred times in all; others are destroyed at any moment.
 /// A neighbour on the same device sees nothing of it, and nothing is left.
 pub(crate) fn a_hundred_lives_leave_nothing_of_their_disks() -> Result<()> {
+    lives_leave_nothing("a_hundred_lives_leave_nothing_of_their_disks", 100)
+}
+
+/// As above, with so many lives.
+pub(crate) fn lives_leave_nothing(title: &str, count: u64) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (whole, _) = gpt::disk(&vec![vec![0; 1 << 20]; 5]);
     fs::write(folder.path().join("shared.img"), whole)?;
@@ -256,14 +266,10 @@ pub(crate) fn a_hundred_lives_leave_nothing_of_their_disks() -> Result<()> {
     let mut guests: Vec<_> = names.iter().zip(&disks).map(|(name, disk)| (*name, "crash", &**disk)).collect();
     let fifth = part(5);
     guests.push(("good", "good", &*fifth));
-    let mut machine = start_with(
-        "a_hundred_lives_leave_nothing_of_their_disks",
-        "consoles=all",
-        front_ends(folder.path(), &guests)?,
-    )?;
+    let mut machine = start_with(title, "consoles=all", time_for(count), front_ends(folder.path(), &guests)?)?;
     machine.expect("good| blk: good 16", BOOT)?;
     let mut footprints = Vec::new();
-    for rounds in [20, 120] {
+    for rounds in [20, 20 + count] {
         lives(&mut machine, rounds)?;
         for name in names {
             machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
@@ -288,6 +294,11 @@ pub(crate) fn a_hundred_lives_leave_nothing_of_their_disks() -> Result<()> {
 
 /// Front ends that do anything at any moment, on the same device and in memory, do not harm a neighbour or dom0.
 pub(crate) fn hostile_front_ends_harm_nobody() -> Result<()> {
+    harm("hostile_front_ends_harm_nobody", 60)
+}
+
+/// As above, for so many lives of hostile guests.
+pub(crate) fn harm(title: &str, count: u64) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (whole, _) = gpt::disk(&vec![vec![0; 1 << 20]; 3]);
     fs::write(folder.path().join("shared.img"), whole)?;
@@ -300,10 +311,9 @@ pub(crate) fn hostile_front_ends_harm_nobody() -> Result<()> {
         ("four", "harm", "memory:1M,,xvda,w"),
         ("good", "good", &third),
     ];
-    let mut machine =
-        start_with("hostile_front_ends_harm_nobody", "consoles=all", front_ends(folder.path(), &guests)?)?;
+    let mut machine = start_with(title, "consoles=all", time_for(count), front_ends(folder.path(), &guests)?)?;
     machine.expect("good| blk: good 16", BOOT)?;
-    for rounds in [15, 30, 45, 60] {
+    for rounds in (15..=count).step_by(15) {
         lives(&mut machine, rounds)?;
         // A guest may have ended by then, or be on its way; what is answered must be an answer.
         for name in ["one", "two", "three", "four"] {

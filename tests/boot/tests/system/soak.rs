@@ -1,6 +1,6 @@
 //! What is too long for every day: `cargo xtask soak`.
 
-use crate::{cpus, durability, verbs};
+use crate::{blocks, cpus, durability, verbs};
 use anyhow::{Context, Result};
 use boot::guests::{self, Run};
 use libtest_mimic::Trial;
@@ -12,7 +12,7 @@ const ROUNDS: u32 = 20_000;
 const SECONDS: u32 = 30;
 
 /// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that
-/// come and go; so many times more power cuts; every stock kernel; and on every CPU model the stock kernels of every day, and the guest that tries
+/// come and go; so many times more power cuts, and lives of disks and of hostile front ends; every stock kernel; and on every CPU model the stock kernels of every day, and the guest that tries
 /// features.
 pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let path = build::image(&boot::images()?, "fuzz")?;
@@ -30,6 +30,10 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     trials.push(crate::trial(title.to_owned(), || verbs::small_after(50)));
     let title = "what_was_flushed_outlives_power_cuts";
     trials.push(crate::trial(title.to_owned(), move || durability::cuts(title, 10 * times as usize)));
+    let title = "lives_leave_nothing_of_their_disks";
+    trials.push(crate::trial(title.to_owned(), move || blocks::lives_leave_nothing(title, 100 * u64::from(times))));
+    let title = "hostile_front_ends_harm_nobody";
+    trials.push(crate::trial(title.to_owned(), move || blocks::harm(title, 60 * u64::from(times))));
     trials.extend(kernels::names().flat_map(crate::kernel_trials));
     let on = |model| kernels::DAILY.map(|kernel| cpus::soak(model, kernel));
     trials.extend(cpus::MODELS.into_iter().flat_map(on));
