@@ -82,11 +82,18 @@ pub(crate) fn what_is_no_image_is_refused() -> Result<()> {
     let hello = kernel.to_string_lossy();
     fs::write(path("big.toml"), format!("name = 'big'\nkernel = '{hello}'\nmemory = 2000\n"))?;
     fs::write(path("disky.toml"), format!("name = 'd'\nkernel = '{hello}'\nmemory = 16\ndisk = ['x']\n"))?;
+    fs::write(path("filed.toml"), format!("name = 'f'\nkernel = '{hello}'\nmemory = 16\ndisk = ['big.img,,xvda']\n"))?;
+    fs::write(path("big.img"), [0; 512])?;
+    let filed = path("filed.toml");
     let (big, disky, output) = (path("big.toml"), path("disky.toml"), path("out.iso"));
     for (arguments, why) in [
         (&["qcow", "--output", &output][..], "no form \"qcow\" of image; there is: iso"),
         (&["iso", "--output", &output, &big], "big.toml:3: memory: 2000 MiB for big, but only"),
         (&["iso", "--output", &output, &disky], "disky.toml:4: disk: disk 1: `vdev` is missing"),
+        (
+            &["iso", "--output", &output, &filed],
+            "big.img stays on this machine: in an image, a disk is `serial:NUMBER`",
+        ),
         (&["iso", "--output", &output, "--kernel", &big], "unusable kernel "),
         (&["iso", "--output", &output, "--ramdisk", "missing.cpio"], "no ramdisk missing.cpio"),
         (&["iso", "--output", &output, "--", "log=debug;reboot"], "GRUB cannot pass on the hypervisor option"),
@@ -97,7 +104,7 @@ pub(crate) fn what_is_no_image_is_refused() -> Result<()> {
         ensure!(status != 0 && out.is_empty() && err.contains(why), "not refused with {why:?}:\n{out}\n{err}");
         ensure!(err.lines().filter(|line| line.starts_with("error: ")).count() == 1, "not one line:\n{err}");
     }
-    ensure!(fs::read_dir(folder.path())?.count() == 2, "something was left behind");
+    ensure!(fs::read_dir(folder.path())?.count() == 4, "something was left behind");
     Ok(())
 }
 

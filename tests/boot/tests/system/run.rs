@@ -127,15 +127,26 @@ pub(crate) fn guest_files_run_and_are_refused_with_their_lines() -> Result<()> {
         fs::write(&path, format!("name = '{name}'\n{common}{more}"))?;
         Ok(path.to_string_lossy().into_owned())
     };
-    let (web, db) = (file("web", "vcpus = 2\n")?, file("db", "maxmem = 256\non_reboot = 'destroy'\n")?);
-    let commands = "list -j; shutdown -w web -j; shutdown -w db -j; list -j";
+    for name in ["data.img", "both.img", "base.img"] {
+        fs::write(folder.path().join(name), [0; 4096])?;
+    }
+    let web = file("web", "vcpus = 2\ndisk = ['data.img,,xvda', 'both.img,,xvdb,r']\n")?;
+    let db = "maxmem = 256\non_reboot = 'destroy'\ndisk = ['bundle:base.img,,xvda', './both.img,,xvdb,r']\n";
+    let db = file("db", db)?;
+    let commands = "list -j; shutdown -w web -j; shutdown -w db -j; list -j; disks -j";
     let (status, out, err) = run(&[&web, &db, "--exec", commands])?;
     ensure!(status == 0, "{status} {out}\n{err}");
     let answers = json(&out)?;
-    ensure!(answers.len() == 4 && names(&answers[0]) == ["dom0", "web", "db"], "{out}");
+    ensure!(answers.len() == 5 && names(&answers[0]) == ["dom0", "web", "db"], "{out}");
     ensure!(answers[1..3] == ["web", "db"].map(|name| done("shutdown", name)), "{out}");
     ensure!(names(&answers[3]) == ["dom0"], "{out}");
     ensure!(err.contains("guest web (domain 8) powered off"), "{err}");
+    // The two files are disks of the machine, and only one of them can be written.
+    let disks = answers[4].as_array().into_iter().flatten();
+    let disks: Vec<_> = disks.map(|disk| (disk["serial"].as_str().unwrap_or_default(), &disk["read_only"])).collect();
+    let [data, both] = disks[..] else { anyhow::bail!("{out}") };
+    ensure!(data.0.starts_with("data-") && data.1 == false, "{out}");
+    ensure!(both.0.starts_with("both-") && both.1 == true, "{out}");
 
     let refused = |arguments: &[&str], why: &str| -> Result<()> {
         let (status, out, err) = run(arguments)?;
@@ -144,6 +155,11 @@ pub(crate) fn guest_files_run_and_are_refused_with_their_lines() -> Result<()> {
         Ok(())
     };
     refused(&[&file("disky", "disk = ['x,,xvda']\n")?], "disky.toml:6: disk: ")?;
+    // dom0 refuses a second writer.
+    let second = file("second", "disk = ['data.img,,xvda']\n")?;
+    let why = "is in use: web writes it";
+    let (status, out, err) = run(&[&web, &second, "--exec", "destroy web"])?;
+    ensure!(status == 14 && err.contains(why), "{status} {out}\n{err}");
     refused(&[&file("viffy", "vif = ['x']\n")?], "viffy.toml:6: vif: this build has no such devices")?;
     refused(&[&file("odd", "cpu = 1\n")?], "odd.toml:6: cpu: unknown field")?;
     refused(&[&web, &web], "web.toml:1: name: \"web\" is the guest of")?;
