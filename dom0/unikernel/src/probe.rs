@@ -13,7 +13,7 @@ use crate::sync::MaskMutex;
 use crate::traps::{EVENT, TrapFrame};
 use crate::{events, hypercall, memory, traps};
 use core::arch::{asm, naked_asm};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use hypercall_abi::callback::IretContext;
 use hypercall_abi::mmu::{MmuextCommand, MmuextOp, pte};
 use hypercall_abi::{Errno, Hypercall, domid, selector};
@@ -393,6 +393,19 @@ pub fn load(va: u64) -> u64 {
 pub fn store(va: u64, value: u64) {
     // SAFETY: none; see the head of this module.
     unsafe { (va as *mut u64).write_volatile(value) };
+}
+
+/// Reads 32 bits that must be mapped, and that a peer may write, without a probe.
+#[must_use]
+pub fn load_word(va: u64) -> u32 {
+    // SAFETY: none; see the head of this module.
+    unsafe { AtomicU32::from_ptr(va as *mut u32) }.load(Ordering::Acquire)
+}
+
+/// Writes 32 bits that must be mapped, and that a peer may read, without a probe.
+pub fn store_word(va: u64, value: u32) {
+    // SAFETY: none; see the head of this module.
+    unsafe { AtomicU32::from_ptr(va as *mut u32) }.store(value, Ordering::Release);
 }
 
 /// Reads bytes that must be mapped, without a probe.

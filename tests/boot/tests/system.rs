@@ -70,6 +70,7 @@ const STORIES: &[Story] = &[
         blocks::a_disk_that_does_not_answer_holds_up_its_guest_alone,
     ),
     ("hostile_front_ends_harm_nobody", blocks::hostile_front_ends_harm_nobody),
+    ("every_request_gets_one_response", blocks::every_request_gets_one_response),
     ("guest_files_run_and_are_refused_with_their_lines", run::guest_files_run_and_are_refused_with_their_lines),
     ("a_cd_boots_with_bios", images::a_cd_boots_with_bios),
     ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),

@@ -2,7 +2,12 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+pub mod granted;
+pub mod shared;
 pub mod tables;
+pub mod xenstore;
 
 use unikernel::abi::domid;
 pub use unikernel::abi::{self, Errno, Hypercall};

@@ -338,6 +338,23 @@ pub(crate) fn harm(title: &str, count: u64) -> Result<()> {
     machine.finish()?.require_success()
 }
 
+/// Fifty thousand requests with any contents, changed while they are served, get one response each, and ten rings are broken.
+/// Nothing of the guest stays pinned, and a neighbour keeps every byte.
+pub(crate) fn every_request_gets_one_response() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let guests = [("good", "good", "memory:1M,,xvda,w"), ("bad", "count", "memory:1M,,xvda,w")];
+    let guests = front_ends(folder.path(), &guests)?;
+    let mut machine = start_with("every_request_gets_one_response", "consoles=all", Duration::from_secs(240), guests)?;
+    machine.expect("bad| blk: counted 50000", BOOT)?;
+    machine.expect("guest bad (domain 9) powered off", SOON)?;
+    goes_on(&mut machine)?;
+    let list = machine.ask("block-list")?;
+    ensure!(list.as_array().is_some_and(|list| list.len() == 1) && number(&list[0], "errors")? == 0, "{list}");
+    require_sound(&machine)?;
+    machine.require_answer("destroy good", &done("destroy", "good"))?;
+    machine.finish()?.require_success()
+}
+
 /// A guest whose disk does not answer cannot go, for the device may still write the guest's memory. The prompt and the other
 /// guests do not wait for that, and the guest goes when the device has answered.
 pub(crate) fn a_disk_that_does_not_answer_holds_up_its_guest_alone() -> Result<()> {

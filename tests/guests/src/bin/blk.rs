@@ -1,14 +1,21 @@
 //! A front end of a disk, xvda, that any guest can be. `do=good` writes and reads back for ever, and says so; `do=crash` does as
 //! much and then crashes with requests in its ring; `do=harm` changes indices, slots, descriptors, grants and nodes at any
-//! moment, closes and connects again, and crashes in the end. For tests that dom0 goes on serving others.
+//! moment, closes and connects again, and crashes in the end; `do=count` sends 50,000 requests with any contents, which it
+//! changes while they are served, and counts the responses. For tests that dom0 goes on serving others.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+use alloc::format;
 use guests::abi::domid;
 use guests::abi::grant::entry;
 use guests::abi::sched::ShutdownReason;
-use guests::memory::{self, PAGE, Pages, Window};
+use guests::granted::{GrantTable, IN_USE};
+use guests::memory::{PAGE, Pages};
+use guests::shared::Shared;
+use guests::xenstore::Store;
 use guests::{hypercall, probe};
 use ring_protocol::SharedPage;
 use ring_protocol::block::{PROTOCOL, Response, SLOT_BYTES, Segment, Slot, operation};
@@ -31,176 +38,32 @@ const PAGES: u64 = 16;
 /// Nanoseconds that an answer may take.
 const PATIENCE_NS: u64 = 20_000_000_000;
 
-/// A page of ours that the back end has as well.
-#[derive(Clone, Copy)]
-struct Page(u64);
-
-impl Page {
-    fn at(self, offset: usize) -> u64 {
-        self.0 + offset as u64
-    }
-
-    fn word(self, offset: usize) -> u64 {
-        probe::load(self.at(offset))
-    }
+/// Writes a key of our directory of the disk.
+fn put(store: &mut Store, key: &str, value: &str) {
+    let _ = store.write(&format!("{FRONT}{key}"), value);
 }
 
-impl SharedPage for Page {
-    fn len_bytes(&self) -> usize {
-        4096
-    }
-
-    fn load_u32(&self, offset: usize) -> u32 {
-        let word = self.word(offset & !7);
-        u32::try_from(word >> (offset % 8 * 8) & u64::from(u32::MAX)).unwrap_or(0)
-    }
-
-    /// Writes both words of eight bytes: the other one may only be a wish to be woken, which is never relied on here.
-    fn store_u32(&self, offset: usize, value: u32) {
-        let (at, shift) = (offset & !7, offset % 8 * 8);
-        let other = self.word(at) & !(u64::from(u32::MAX) << shift);
-        probe::store(self.at(at), other | u64::from(value) << shift);
-    }
-
-    fn read(&self, offset: usize, into: &mut [u8]) {
-        probe::load_bytes(self.at(offset), into);
-    }
-
-    fn write(&self, offset: usize, from: &[u8]) {
-        probe::store_bytes(self.at(offset), from);
-    }
+fn put_number(store: &mut Store, key: &str, value: u32) {
+    put(store, key, &format!("{value}"));
 }
 
-/// Text in a buffer.
-struct Text<const N: usize>([u8; N], usize);
-
-impl<const N: usize> Text<N> {
-    const fn new() -> Self {
-        Self([0; N], 0)
-    }
-
-    fn add(mut self, part: &[u8]) -> Self {
-        let room = self.0.get_mut(self.1..).unwrap_or_default();
-        let count = room.len().min(part.len());
-        room.iter_mut().zip(part).for_each(|(to, from)| *to = *from);
-        self.1 += count;
-        self
-    }
-
-    fn number(self, number: u32) -> Self {
-        let (mut digits, mut rest, mut at) = ([0; 10], number, 10);
-        while at == 10 || rest > 0 {
-            at -= 1;
-            digits[at] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-            rest /= 10;
-        }
-        self.add(digits.get(at..).unwrap_or_default())
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.0.get(..self.1).unwrap_or_default()
-    }
+/// The back end's state; 0 if there is none.
+fn back(store: &mut Store) -> u32 {
+    let Some(back) = store.read(&format!("{FRONT}backend")) else { return 0 };
+    store.read(&format!("{back}/state")).and_then(|state| state.parse().ok()).unwrap_or(0)
 }
 
-/// A client of the store. It watches nothing, so that each message is an answer.
-struct Store {
-    page: Page,
-    client: ring_protocol::store::Client,
-    port: u32,
-}
-
-impl Store {
-    const READ: u32 = 2;
-    const WRITE: u32 = 11;
-    const REMOVE: u32 = 13;
-    const ERROR: u32 = 16;
-
-    fn new(boot: &Boot) -> Self {
-        let info = boot.info();
-        let page = Page(memory::linear(memory::page_of_frame(info.store_mfn).expect("the store page is ours")));
-        let client = ring_protocol::store::Client::attach(&page).expect("the ring is sound");
-        Self { page, client, port: info.store_evtchn }
-    }
-
-    /// Returns the answer's text; `None` for an error.
-    fn ask(&mut self, kind: u32, payload: &[u8]) -> Option<Text<256>> {
-        let words = [kind, 0, 0, u32::try_from(payload.len()).unwrap_or(0)];
-        self.send(words.as_bytes());
-        self.send(payload);
-        let mut head = [0; 16];
-        self.receive(&mut head);
-        let [kind, _, _, length] = <[u32; 4]>::read_from_bytes(&head).expect("16 bytes");
-        let mut answer = Text::new();
-        for _ in 0..length {
-            let mut byte = [0];
-            self.receive(&mut byte);
-            answer = answer.add(&byte);
+/// Waits until the back end's state is one of these, and returns it; `None` if it takes too long.
+fn until(store: &mut Store, states: &[u32]) -> Option<u32> {
+    let deadline = time::now_ns() + PATIENCE_NS;
+    while time::now_ns() < deadline {
+        let state = back(store);
+        if states.contains(&state) {
+            return Some(state);
         }
-        (kind != Self::ERROR).then_some(answer)
+        let _ = hypercall::poll(&[], time::now_ns() + 1_000_000);
     }
-
-    fn send(&mut self, mut rest: &[u8]) {
-        while !rest.is_empty() {
-            let count = self.client.requests.write(&self.page, rest).expect("the ring is sound");
-            rest = rest.get(count..).unwrap_or_default();
-            self.wait(count);
-        }
-    }
-
-    fn receive(&mut self, into: &mut [u8]) {
-        let mut done = 0;
-        while done < into.len() {
-            let rest = into.get_mut(done..).unwrap_or_default();
-            let count = self.client.responses.read(&self.page, rest).expect("the ring is sound");
-            done += count;
-            self.wait(count);
-        }
-    }
-
-    fn wait(&self, done: usize) {
-        let _ = hypercall::send(self.port);
-        if done == 0 {
-            hypercall::yield_now();
-        }
-    }
-
-    fn get(&mut self, path: &[u8]) -> Option<Text<256>> {
-        self.ask(Self::READ, Text::<256>::new().add(path).add(b"\0").bytes())
-    }
-
-    fn put(&mut self, key: &str, value: &[u8]) {
-        let request = Text::<256>::new().add(FRONT.as_bytes()).add(key.as_bytes()).add(b"\0").add(value);
-        let _ = self.ask(Self::WRITE, request.bytes());
-    }
-
-    fn put_number(&mut self, key: &str, value: u32) {
-        self.put(key, Text::<16>::new().number(value).bytes());
-    }
-
-    fn remove(&mut self, key: &str) {
-        let request = Text::<256>::new().add(FRONT.as_bytes()).add(key.as_bytes()).add(b"\0");
-        let _ = self.ask(Self::REMOVE, request.bytes());
-    }
-
-    /// The back end's state; 0 if there is none.
-    fn back(&mut self) -> u32 {
-        let Some(back) = self.get(Text::<256>::new().add(FRONT.as_bytes()).add(b"backend").bytes()) else { return 0 };
-        let state = self.get(Text::<256>::new().add(back.bytes()).add(b"/state").bytes());
-        state.and_then(|state| state.bytes().first().map(|digit| u32::from(digit.wrapping_sub(b'0')))).unwrap_or(0)
-    }
-
-    /// Waits until the back end's state is one of these, and returns it.
-    fn until(&mut self, states: &[u32]) -> Option<u32> {
-        let deadline = time::now_ns() + PATIENCE_NS;
-        while time::now_ns() < deadline {
-            let state = self.back();
-            if states.contains(&state) {
-                return Some(state);
-            }
-            let _ = hypercall::poll(&[], time::now_ns() + 1_000_000);
-        }
-        None
-    }
+    None
 }
 
 /// A generator of random numbers: splitmix.
@@ -227,7 +90,7 @@ impl Random {
 /// The front end.
 struct Disk {
     store: Store,
-    table: Window,
+    table: GrantTable,
     pages: Pages,
     port: u32,
     ring: FrontRing,
@@ -240,25 +103,29 @@ fn layout() -> Layout {
 
 impl Disk {
     fn new(boot: &Boot) -> Self {
-        let mut frames = [0];
-        hypercall::setup_grant_table(&mut frames).expect("there is a grant table");
-        let table = Window::map(&frames, domid::SELF, true).expect("the table is shown to its owner");
+        let table = GrantTable::new();
         let pages = Pages::allocate(PAGES).expect("pages are free");
         let port = hypercall::allocate_unbound(domid::SELF, 0).expect("a port is free");
-        let ring = FrontRing::init(&Page(pages.address()), layout());
+        let ring = FrontRing::init(&Shared::of_pages(&pages, RING), layout());
         let disk = Self { store: Store::new(boot), table, pages, port, ring, next: 0 };
         (0..PAGES).for_each(|page| disk.grant(page, page, entry::PERMIT_ACCESS));
         disk
     }
 
-    fn page(&self, page: u64) -> Page {
-        Page(self.pages.address() + page * PAGE)
+    fn page(&self, page: u64) -> Shared {
+        Shared::of_pages(&self.pages, page)
+    }
+
+    /// The words of a page.
+    fn words(&self, page: u64) -> impl Iterator<Item = u64> {
+        let start = self.pages.address() + page * PAGE;
+        (start..start + PAGE).step_by(8).map(probe::load)
     }
 
     /// Lets the back end reach `page` by the reference of `place`.
     fn grant(&self, place: u64, page: u64, flags: u16) {
         let frame = self.pages.frame(page).expect("the page is ours");
-        probe::store(self.table.address() + (u64::from(FIRST) + place) * 8, u64::from(flags) | frame << 32);
+        self.table.set(Self::reference(place), u64::from(flags) | frame << 32);
     }
 
     fn reference(page: u64) -> u32 {
@@ -270,17 +137,17 @@ impl Disk {
         let ring = self.page(RING);
         ring.write(0, &[0; 4096]);
         self.ring = FrontRing::init(&ring, layout());
-        if self.store.until(&[2]).is_none() {
+        if until(&mut self.store, &[2]).is_none() {
             return false;
         }
-        self.store.put_number("ring-ref", Self::reference(RING));
-        self.store.put_number("event-channel", self.port);
-        self.store.put("protocol", PROTOCOL.as_bytes());
-        self.store.put("state", b"3");
-        if self.store.until(&[4, 5, 6]) != Some(4) {
+        put_number(&mut self.store, "ring-ref", Self::reference(RING));
+        put_number(&mut self.store, "event-channel", self.port);
+        put(&mut self.store, "protocol", PROTOCOL);
+        put(&mut self.store, "state", "3");
+        if until(&mut self.store, &[4, 5, 6]) != Some(4) {
             return false;
         }
-        self.store.put("state", b"4");
+        put(&mut self.store, "state", "4");
         true
     }
 
@@ -317,15 +184,15 @@ impl Disk {
     /// Writes numbered pages and reads them back.
     fn work(&mut self, number: u64, pages: u64) {
         for page in 0..pages {
-            let word = (number << 8 | page).to_le_bytes();
+            let word = number << 8 | page;
             let (from, to) = (self.page(DATA), self.page(DATA + 1));
-            (0..4096).step_by(8).for_each(|at| from.write(at, &word));
+            (0..4096).step_by(8).for_each(|at| from.write(at, word.as_bytes()));
             (0..4096).step_by(8).for_each(|at| to.write(at, &[0xee; 8]));
             let sector = page * 8;
             assert_eq!(self.ask(operation::WRITE, sector, DATA), 0, "a write fails");
             assert_eq!(self.ask(operation::FLUSH, 0, DATA), 0, "a flush fails");
             assert_eq!(self.ask(operation::READ, sector, DATA + 1), 0, "a read fails");
-            assert!((0..512).all(|at| to.word(at * 8).to_le_bytes() == word), "page {page} reads as something else");
+            assert!(self.words(DATA + 1).all(|found| found == word), "page {page} reads as something else");
         }
     }
 
@@ -340,11 +207,11 @@ impl Disk {
     /// Closes the disk and connects again, if the back end goes along.
     fn connect_again(&mut self) {
         (0..PAGES).for_each(|page| self.grant(page, page, entry::PERMIT_ACCESS));
-        self.store.remove("ring-page-order");
-        self.store.put("state", b"6");
+        let _ = self.store.remove(&format!("{FRONT}ring-page-order"));
+        put(&mut self.store, "state", "6");
         let _ = hypercall::poll(&[], time::now_ns() + 5_000_000);
-        if self.store.back() == 6 {
-            self.store.put("state", b"1");
+        if back(&mut self.store) == 6 {
+            put(&mut self.store, "state", "1");
             let connected = self.connect();
             println!("blk: again {connected}");
         }
@@ -403,14 +270,17 @@ impl Disk {
             }
             37 => {
                 let word = random.next();
-                let place = u64::from(FIRST) + random.below(PAGES);
-                probe::store(self.table.address() + place * 8, word);
+                self.table.set(Self::reference(random.below(PAGES)), word);
             }
-            38 => self.store.put_number("state", pick(random, &[0, 1, 2, 3, 4, 5, 6, 7, 99])),
+            38 => put_number(&mut self.store, "state", pick(random, &[0, 1, 2, 3, 4, 5, 6, 7, 99])),
             39 => {
                 let key = ["ring-ref", "event-channel", "protocol", "ring-page-order", "ring-ref0", "state"];
                 let key = key.get(usize::try_from(random.below(6)).unwrap_or(0)).copied().unwrap_or("state");
-                if random.below(3) == 0 { self.store.remove(key) } else { self.store.put_number(key, random.word()) }
+                if random.below(3) == 0 {
+                    let _ = self.store.remove(&format!("{FRONT}{key}"));
+                } else {
+                    put_number(&mut self.store, key, random.word());
+                }
             }
             40 => {
                 let _ = hypercall::close(self.port);
@@ -427,12 +297,114 @@ impl Disk {
     }
 }
 
+/// Requests that are counted, and those of one ring. (The back end lets a front end connect ten times a minute.)
+const COUNTED: u64 = 50_000;
+const RING_LIFE: u64 = 5_000;
+
+impl Disk {
+    /// A request with any contents but this id.
+    fn any_request(&self, random: &mut Random, id: u64) -> Slot {
+        if random.below(16) == 0 {
+            let mut bytes = [0; SLOT_BYTES];
+            bytes.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&random.next().to_le_bytes()));
+            bytes[8..16].copy_from_slice(&id.to_le_bytes());
+            return Slot::read_from_bytes(&bytes).expect("the size of a slot");
+        }
+        let sector = if random.below(8) == 0 { random.next() } else { random.below(256) * 8 };
+        let what = if random.below(2) == 0 { operation::READ } else { operation::WRITE };
+        let count = usize::try_from(random.below(12)).unwrap_or(0);
+        let segments = core::array::from_fn::<_, 11, _>(|_| self.any_segment(random));
+        match random.below(8) {
+            0 => Slot::direct(operation::FLUSH, id, 0, &[]),
+            1 => Slot::discard(id, sector, random.below(32)),
+            2 | 3 => {
+                let segments = u16::try_from(random.below(260)).unwrap_or(0);
+                Slot::indirect(what, id, sector, segments, Self::reference(DESCRIPTORS))
+            }
+            _ => Slot::direct(what, id, sector, segments.get(..count).unwrap_or(&segments)),
+        }
+    }
+
+    /// A segment of a page of ours, or of none.
+    fn any_segment(&self, random: &mut Random) -> Segment {
+        let reference = match random.below(16) {
+            0 => random.word(),
+            1 => Self::reference(PAGES) + random.word() % 400,
+            _ => Self::reference(DATA + random.below(PAGES - DATA)),
+        };
+        let [first, last, ..] =
+            if random.below(8) == 0 { random.next().to_le_bytes() } else { [0, 7, 0, 0, 0, 0, 0, 0] };
+        Segment { reference, first, last, padding: 0 }
+    }
+
+    /// Changes what the back end may be looking at: slots except for their ids, descriptors, grants.
+    fn meddle(&self, random: &mut Random) {
+        let slot = 64 + usize::try_from(random.below(32)).unwrap_or(0) * SLOT_BYTES;
+        let word = random.next();
+        match random.below(4) {
+            0 => {
+                let at = usize::try_from(random.below(12)).unwrap_or(0) * 8 + 16;
+                self.page(RING).write(slot + if at == 16 { 0 } else { at }, word.as_bytes());
+            }
+            1 => (0..16).for_each(|_| {
+                let at = usize::try_from(random.below(256)).unwrap_or(0) * 8;
+                self.page(DESCRIPTORS).write(at, self.any_segment(random).as_bytes());
+            }),
+            // Without the marks that tell a use, which are to be those of real uses at the end.
+            2 => self.table.set(Self::reference(DATA + random.below(PAGES - DATA)), word & !IN_USE),
+            _ => {
+                let flags = if word & 1 == 0 { entry::PERMIT_ACCESS } else { entry::PERMIT_ACCESS | entry::READONLY };
+                (DESCRIPTORS..PAGES).for_each(|page| self.grant(page, page, flags));
+            }
+        }
+    }
+
+    /// Sends `count` requests with any contents; each gets one response.
+    fn send_counted(&mut self, random: &mut Random, count: u64) {
+        let ring = self.page(RING);
+        let (mut sent, mut answered, mut deadline) = (0, 0, u64::MAX);
+        while answered < count {
+            let batch = sent + 1 + random.below(32);
+            while sent < count.min(batch)
+                && self.ring.submit(&ring, self.any_request(random, sent).as_bytes()).is_ok_and(|index| index.is_some())
+            {
+                sent += 1;
+            }
+            let _ = self.ring.publish(&ring);
+            let _ = hypercall::send(self.port);
+            self.meddle(random);
+            hypercall::yield_now();
+            self.meddle(random);
+            let came = self.ring.look(&ring).expect("no more responses than requests");
+            while self.ring.take(&ring, &mut [0; size_of::<Response>()]).is_some() {
+                answered += 1;
+            }
+            if came > 0 || deadline == u64::MAX {
+                deadline = time::now_ns() + PATIENCE_NS;
+            }
+            assert!(time::now_ns() < deadline, "{sent} requests, {answered} responses, and no more come");
+        }
+    }
+
+    /// Breaks the ring, closes it, and has nothing left that is in use.
+    fn break_ring(&mut self, random: &mut Random) {
+        self.page(RING).store_u32(0, random.word() | 1 << 31);
+        let _ = hypercall::send(self.port);
+        assert!(until(&mut self.store, &[5, 6]).is_some(), "a broken ring is not closed");
+        put(&mut self.store, "state", "6");
+        assert_eq!(until(&mut self.store, &[6]), Some(6), "a broken ring is not let go of");
+        for page in 0..PAGES {
+            assert!(!self.table.in_use(Self::reference(page)), "page {page} is still in use");
+        }
+    }
+}
+
 fn main(boot: &Boot) {
     let mut disk = Disk::new(boot);
     let mut random = Random(time::counter());
     match boot.argument("do") {
         Some("good") => {
-            assert!(disk.connect(), "not connected: B={}", disk.store.back());
+            assert!(disk.connect(), "not connected: B={}", back(&mut disk.store));
             for number in 1.. {
                 disk.work(number, 4);
                 if number % 16 == 0 {
@@ -440,6 +412,20 @@ fn main(boot: &Boot) {
                 }
                 let _ = hypercall::poll(&[], time::now_ns() + 2_000_000);
             }
+        }
+        Some("count") => {
+            println!("blk: count from {:#x}", random.0);
+            for ring in 0..COUNTED / RING_LIFE {
+                (0..PAGES).for_each(|page| disk.grant(page, page, entry::PERMIT_ACCESS));
+                if ring > 0 {
+                    put(&mut disk.store, "state", "1");
+                }
+                assert!(disk.connect(), "not connected: B={}", back(&mut disk.store));
+                disk.send_counted(&mut random, RING_LIFE);
+                disk.break_ring(&mut random);
+            }
+            println!("blk: counted {COUNTED}");
+            hypercall::shutdown(ShutdownReason::Poweroff);
         }
         Some("harm") => {
             println!("blk: harm from {:#x}", random.0);
@@ -455,7 +441,7 @@ fn main(boot: &Boot) {
             }
         }
         _ => {
-            assert!(disk.connect(), "not connected: B={}", disk.store.back());
+            assert!(disk.connect(), "not connected: B={}", back(&mut disk.store));
             disk.work(random.next() >> 16, 4);
             disk.leave_busy();
         }

@@ -4,20 +4,22 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
-use guests::{hypercall, memory, probe};
+use guests::hypercall;
+use guests::shared::Shared;
+use ring_protocol::SharedPage;
 use unikernel::boot::Boot;
 use unikernel::{print, println, time};
 
 unikernel::entry!(main);
 
 /// Places in the store page (ABI io 3.1).
-const REQUESTS_MADE: u64 = 2052;
-const REPLIES_TAKEN: u64 = 2056;
-const REPLIES_MADE: u64 = 2060;
+const REQUESTS_MADE: usize = 2052;
+const REPLIES_TAKEN: usize = 2056;
+const REPLIES_MADE: usize = 2060;
 const RING: u32 = 1024;
 /// Places in the console page (ABI io 2).
-const OUTPUT_TAKEN: u64 = 3080;
-const OUTPUT_MADE: u64 = 3084;
+const OUTPUT_TAKEN: usize = 3080;
+const OUTPUT_MADE: usize = 3084;
 
 const READ: u32 = 2;
 /// Bytes of the head of a message.
@@ -30,25 +32,14 @@ const LOOK: u64 = 50_000;
 const REPORT: u64 = 200_000_000;
 
 /// A page that we share with dom0, and the port beside it.
-struct Shared {
-    page: u64,
+struct Link {
+    page: Shared,
     port: u32,
 }
 
-impl Shared {
-    fn new(mfn: u64, port: u32) -> Self {
-        let page = memory::page_of_frame(mfn).expect("the page is ours");
-        Self { page: memory::linear(page), port }
-    }
-
-    fn get(&self, at: u64) -> u32 {
-        let mut bytes = [0; 4];
-        probe::load_bytes(self.page + at, &mut bytes);
-        u32::from_le_bytes(bytes)
-    }
-
-    fn put(&self, at: u64, bytes: &[u8]) {
-        probe::store_bytes(self.page + at, bytes);
+impl Link {
+    fn get(&self, at: usize) -> u32 {
+        self.page.load_u32(at)
     }
 
     /// Calls dom0, and sleeps until something holds; answers how long that took, in nanoseconds.
@@ -63,30 +54,30 @@ impl Shared {
 }
 
 /// Reads our own domain's name from the store.
-fn read(store: &Shared) -> u64 {
+fn read(store: &Link) -> u64 {
     let path = b"name\0";
     let head = [READ, 0, 0, 5].map(u32::to_le_bytes);
     let mut made = store.get(REQUESTS_MADE);
     for byte in head.iter().flatten().chain(path) {
-        store.put(u64::from(made % RING), &[*byte]);
+        store.page.write((made % RING) as usize, &[*byte]);
         made = made.wrapping_add(1);
     }
-    store.put(REQUESTS_MADE, &made.to_le_bytes());
+    store.page.store_u32(REQUESTS_MADE, made);
     let took = store.until(|store| store.get(REPLIES_MADE).wrapping_sub(store.get(REPLIES_TAKEN)) > HEAD);
-    store.put(REPLIES_TAKEN, &store.get(REPLIES_MADE).to_le_bytes());
+    store.page.store_u32(REPLIES_TAKEN, store.get(REPLIES_MADE));
     took
 }
 
 /// Prints a byte.
-fn print_byte(console: &Shared) -> u64 {
+fn print_byte(console: &Link) -> u64 {
     print!(".");
     console.until(|console| console.get(OUTPUT_TAKEN) == console.get(OUTPUT_MADE))
 }
 
 fn main(boot: &Boot) {
     let info = boot.info();
-    let store = Shared::new(info.store_mfn, info.store_evtchn);
-    let console = Shared::new(info.console_mfn, info.console_evtchn);
+    let store = Link { page: Shared::of_frame(info.store_mfn), port: info.store_evtchn };
+    let console = Link { page: Shared::of_frame(info.console_mfn), port: info.console_evtchn };
     let (mut worst, mut rounds, mut report) = ([0; 2], 0u64, time::now_ns());
     loop {
         let took = [read(&store), print_byte(&console)];

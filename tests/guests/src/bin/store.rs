@@ -5,19 +5,21 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::cast_possible_truncation, reason = "messages and rings are small")]
 
-use guests::{hypercall, memory, probe};
+use guests::hypercall;
+use guests::shared::Shared;
+use ring_protocol::SharedPage;
 use unikernel::boot::Boot;
 use unikernel::{println, time};
 
 unikernel::entry!(main);
 
 /// Places in the store page (io 3.1).
-const REQUESTS_TAKEN: u64 = 2048;
-const REQUESTS_MADE: u64 = 2052;
-const REPLIES_TAKEN: u64 = 2056;
-const REPLIES_MADE: u64 = 2060;
-const CONNECTION: u64 = 2068;
-const ERROR: u64 = 2072;
+const REQUESTS_TAKEN: usize = 2048;
+const REQUESTS_MADE: usize = 2052;
+const REPLIES_TAKEN: usize = 2056;
+const REPLIES_MADE: usize = 2060;
+const CONNECTION: usize = 2068;
+const ERROR: usize = 2072;
 const RING: u32 = 1024;
 
 const READ: u32 = 2;
@@ -27,19 +29,17 @@ const WRITE: u32 = 11;
 
 /// Our end of the store page.
 struct Ring {
-    page: u64,
+    page: Shared,
     port: u32,
 }
 
 impl Ring {
-    fn get(&self, at: u64) -> u32 {
-        let mut bytes = [0; 4];
-        probe::load_bytes(self.page + at, &mut bytes);
-        u32::from_le_bytes(bytes)
+    fn get(&self, at: usize) -> u32 {
+        self.page.load_u32(at)
     }
 
-    fn put(&self, at: u64, value: u32) {
-        probe::store_bytes(self.page + at, &value.to_le_bytes());
+    fn put(&self, at: usize, value: u32) {
+        self.page.store_u32(at, value);
     }
 
     /// Sends a request whose payload has these parts; replies and events are thrown away unread.
@@ -66,7 +66,7 @@ impl Ring {
                 continue;
             }
             let (now, later) = rest.split_at(run as usize);
-            probe::store_bytes(self.page + u64::from(at), now);
+            self.page.write(at as usize, now);
             self.put(REQUESTS_MADE, made.wrapping_add(run));
             rest = later;
         }
@@ -134,8 +134,7 @@ fn break_it(ring: &Ring, times: u32) {
 
 fn main(boot: &Boot) {
     let info = boot.info();
-    let page = memory::page_of_frame(info.store_mfn).expect("the store page is ours");
-    let ring = Ring { page: memory::linear(page), port: info.store_evtchn };
+    let ring = Ring { page: Shared::of_frame(info.store_mfn), port: info.store_evtchn };
     match boot.argument("do") {
         Some("fill") => fill(&ring),
         Some("break") => return break_it(&ring, 2000),
