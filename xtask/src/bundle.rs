@@ -133,7 +133,9 @@ impl Bundle {
         bundle
     }
 
-    fn with_guest(self, mut config: GuestConfig, kernel: &Path, ramdisk: Option<&Path>) -> Self {
+    /// Adds a guest with a configuration of its own. The names of its kernel and ramdisk are set here.
+    #[must_use]
+    pub fn with_guest(self, mut config: GuestConfig, kernel: &Path, ramdisk: Option<&Path>) -> Self {
         let folder = format!("guests/{}", config.name);
         config.kernel = format!("{folder}/kernel");
         config.ramdisk = ramdisk.map(|_| format!("{folder}/ramdisk"));

@@ -145,6 +145,20 @@ pub fn ramdisk_for_disks(sh: &Shell, name: &str) -> Result<PathBuf> {
     initramfs::build(&busybox(sh)?, Some(&modules(sh, name)?))
 }
 
+/// The driver of disks of the stock kernel called `name`, a module.
+///
+/// # Errors
+/// An unknown name, or no way to fetch its modules; or there are none.
+pub fn disk_driver(sh: &Shell, name: &str) -> Result<PathBuf> {
+    let folder = modules(sh, name)?;
+    let versions = fs::read_dir(&folder)?.collect::<Result<Vec<_>, _>>()?;
+    let files = versions.iter().map(|version| version.path().join("xen_blkfront.ko"));
+    files
+        .into_iter()
+        .find(|file| file.is_file())
+        .with_context(|| format!("{} has no xen_blkfront.ko", folder.display()))
+}
+
 /// The modules of the stock kernel called `name`, fetched first if need be: a kernel in the cache may be from a time when
 /// they were not kept.
 fn modules(sh: &Shell, name: &str) -> Result<PathBuf> {

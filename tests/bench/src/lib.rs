@@ -43,6 +43,43 @@ pub const METRICS: [Metric; 15] = [
     metric("fork_exit_8M", 1),
 ];
 
+/// What is read from a disk, past the kernel's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// What it is called.
+    pub name: &'static str,
+    /// The number of the disk: 0 for xvda.
+    pub disk: u32,
+    /// Bytes of a read.
+    pub bytes: u32,
+    /// Whether the places are anywhere on the disk; otherwise one follows the other.
+    pub random: bool,
+    /// Reads that are under way at a time; 1 or [`DEPTH`].
+    pub depth: u32,
+    /// Reads in a window.
+    pub operations: u32,
+}
+
+/// Reads that are under way together where it is more than one.
+pub const DEPTH: u32 = 16;
+/// Bytes of each disk.
+pub const DISK_BYTES: u64 = 16 << 20;
+/// Where the driver of disks lies in the initramfs, a module of the kernel's.
+pub const DRIVER: &CStr = c"/bench/blkfront.ko";
+
+const fn reading(name: &'static str, disk: u32, bytes: u32, depth: u32, operations: u32) -> Reading {
+    Reading { name, disk, bytes, random: bytes == 4096, depth, operations }
+}
+
+/// All that is read, in the order of the numbers of the windows, which begin at [`marker::READS`]. Disk 0 is one of the machine,
+/// disk 1 is memory.
+pub const READS: [Reading; 4] = [
+    reading("4 KiB, random, disk of the machine", 0, 4096, 1, 100),
+    reading("4 KiB, random, memory", 1, 4096, 1, 100),
+    reading("128 KiB in sequence, disk of the machine", 0, 128 << 10, 1, 50),
+    reading("128 KiB in sequence, 16 at a time, disk of the machine", 0, 128 << 10, DEPTH, 64),
+];
+
 /// A script for busybox's shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Script {
@@ -72,6 +109,8 @@ pub mod mode {
     pub const BOOT: &str = "boot";
     /// Run every metric and power off.
     pub const GUEST: &str = "guest";
+    /// Read from the disks and power off.
+    pub const DISKS: &str = "disks";
     /// Run every script and power off.
     pub const SCRIPTS: &str = "scripts";
     /// Reach the point `INIT`, run the operations of `bench wall` by the clock, and power off.

@@ -39,6 +39,8 @@ pub const COPY_PAGE: u16 = 34;
 pub const COPY_SMALL: u16 = 35;
 /// Window of the first metric of the benchmark program; the others follow.
 pub const METRICS: u16 = 256;
+/// Window of the first thing the benchmark program reads from disks; the others follow.
+pub const READS: u16 = 768;
 /// Window of the first script the benchmark program runs; the others follow.
 pub const SCRIPTS: u16 = 512;
 

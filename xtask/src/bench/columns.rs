@@ -2,7 +2,7 @@
 
 use super::Options;
 use super::counts::Record;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use microbench::{DONE, REACHED, SCRIPTS, SETUP, mode};
 use object::{Object, ObjectSegment, SegmentFlags};
 use std::ffi::OsString;
@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
+use toolstack::config::GuestConfig;
 use xshell::{Shell, cmd};
 use xtask::bundle::{Bundle, Guest};
 use xtask::machine::End;
@@ -64,6 +65,16 @@ pub(super) struct Lab {
     pub(super) date: String,
 }
 
+/// What becomes of time in which no CPU has anything to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Idle {
+    /// The clock jumps to the next timer.
+    Skipped,
+    /// It passes by the clock on the wall. Otherwise each wait for a device would last until the next tick of the guest, whose
+    /// handling would be counted: 12,000 instructions for a read of a disk.
+    Passes,
+}
+
 /// What is typed once something was printed.
 pub(super) type Typed<'a> = (&'a str, &'a str);
 
@@ -96,6 +107,13 @@ impl Lab {
             super::Which::Scripts => Some(fs::read(kernels::busybox(sh)?)?),
             _ => None,
         };
+        let driver = match options.which {
+            super::Which::Io => Some(fs::read(kernels::disk_driver(sh, &options.kernel)?)?),
+            _ => None,
+        };
+        if let Some(driver) = &driver {
+            files.push((microbench::DRIVER.to_str()?.trim_start_matches('/'), driver));
+        }
         if let Some(shell) = &shell {
             files.push(("bin/busybox", shell));
             for script in [SETUP].iter().chain(&SCRIPTS) {
@@ -171,7 +189,7 @@ impl Lab {
     }
 
     fn bare_with(&self, words: &str, mode: &str) -> Result<Run> {
-        let mut machine = self.machine("")?;
+        let mut machine = self.machine("", Idle::Skipped)?;
         let command = &mut machine.command;
         command.arg("-kernel").arg(&self.kernel.bzimage).arg("-initrd").arg(self.ramdisk.path());
         command.arg("-append").arg(format!("console=ttyS0 panic=-1 {words}-- {mode}"));
@@ -181,7 +199,7 @@ impl Lab {
     /// The stock kernel as Xen's first domain.
     pub(super) fn xen(&self, form: Form, mode: &str, memory: u32) -> Result<Run> {
         let xen = self.xen.as_ref().context("Xen is not wanted, yet asked for")?;
-        let mut machine = self.machine("")?;
+        let mut machine = self.machine("", Idle::Skipped)?;
         // Modules: the kernel with its command line, and its ramdisk.
         let mut modules = OsString::from(self.file(form));
         modules.push(format!(" console=hvc0 panic=-1 -- {mode},"));
@@ -212,12 +230,41 @@ impl Lab {
 
     /// Tenon with these guests. `wants` must appear on the console; `typed` goes to it.
     pub(super) fn guests(&self, name: &str, guests: &[Guest], wants: &str, typed: &[Typed<'_>]) -> Result<Run> {
+        let bundle = guests.iter().fold(Bundle::dom0(&self.image("dom0")?, ""), |bundle, guest| bundle.guest(guest));
+        self.bundle(name, &bundle, &[], wants, typed)
+    }
+
+    /// A guest that reads from disks: one of the machine, and one in memory.
+    pub(super) fn disks(&self, memory: u32) -> Result<Run> {
+        const SERIAL: &str = "bench";
+        let guest = self.linux(Form::Elf, mode::DISKS, memory);
+        let mib = microbench::DISK_BYTES >> 20;
+        let disks = [format!("serial:{SERIAL},,xvda,w"), format!("memory:{mib}M,,xvdb,w")];
+        let config = GuestConfig {
+            extra: guest.extra.clone(),
+            disk: disks.iter().map(|text| text.parse()).collect::<Result<_, _>>().map_err(Error::msg)?,
+            ..GuestConfig::new(&guest.name, memory.into(), "")
+        };
+        let bundle = Bundle::dom0(&self.image("dom0")?, "").with_guest(config, &guest.kernel, guest.ramdisk.as_deref());
+        let file = NamedTempFile::new()?;
+        file.as_file().set_len(microbench::DISK_BYTES)?;
+        let arguments = [
+            "-drive".to_owned(),
+            format!("file={},format=raw,if=none,id=bench,cache=unsafe", file.path().display()),
+            "-device".to_owned(),
+            format!("virtio-blk-pci,drive=bench,serial={SERIAL}"),
+        ];
+        self.bundle("tenon-disks", &bundle, &arguments, wants(mode::DISKS), &[])
+    }
+
+    /// Tenon with this bundle, and more arguments for QEMU.
+    fn bundle(&self, name: &str, bundle: &Bundle, more: &[String], wants: &str, typed: &[Typed<'_>]) -> Result<Run> {
         let dom0 = self.image("dom0")?;
-        let bundle = guests.iter().fold(Bundle::dom0(&dom0, ""), |bundle, guest| bundle.guest(guest));
         let archive = bundle.write()?;
-        let mut machine = self.machine(&format!(",dom0={}", text_of(&dom0)?))?;
+        let idle = if more.is_empty() { Idle::Skipped } else { Idle::Passes };
+        let mut machine = self.machine(&format!(",dom0={}", text_of(&dom0)?), idle)?;
         let command = &mut machine.command;
-        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]).args(more);
         command.arg("-kernel").arg(self.image("hypervisor")?).arg("-initrd").arg(archive.path());
         machine.run(name, wants, typed, self.logs.as_deref())
     }
@@ -230,7 +277,7 @@ impl Lab {
     }
 
     /// The machine of every column; `arguments` are more words for the plugin.
-    fn machine(&self, arguments: &str) -> Result<Machine> {
+    fn machine(&self, arguments: &str, idle: Idle) -> Result<Machine> {
         let counts = NamedTempFile::new()?;
         let mut command = self.qemu.command();
         command.args(["-accel", "tcg", "-smp", "1", "-cpu", CPU]);
@@ -241,8 +288,12 @@ impl Lab {
             let mut plugin = OsString::from("file=");
             plugin.push(&self.plugin);
             plugin.push(format!(",out={}{arguments}{profile}{stays}", counts.path().display()));
-            // The clock advances by a nanosecond an instruction, and idle time is skipped.
-            command.args(["-icount", "shift=0,sleep=off"]).arg("-plugin").arg(plugin);
+            // The clock advances by a nanosecond an instruction.
+            let icount = match idle {
+                Idle::Skipped => "shift=0,sleep=off",
+                Idle::Passes => "shift=0,sleep=on",
+            };
+            command.args(["-icount", icount]).arg("-plugin").arg(plugin);
         }
         Ok(Machine { command, counts })
     }

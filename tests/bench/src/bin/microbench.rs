@@ -7,6 +7,8 @@
 
 #[path = "microbench/clock.rs"]
 mod clock;
+#[path = "microbench/disks.rs"]
+mod disks;
 #[path = "microbench/linux.rs"]
 mod linux;
 #[path = "microbench/metrics.rs"]
@@ -41,6 +43,10 @@ extern "C" fn main(stack: *const usize) -> ! {
         word if word == mode::BOOT.as_bytes() => reached(),
         word if word == mode::GUEST.as_bytes() => {
             metrics::run(&process);
+            println!("{DONE}");
+        }
+        word if word == mode::DISKS.as_bytes() => {
+            disks::run();
             println!("{DONE}");
         }
         word if word == mode::SCRIPTS.as_bytes() => {

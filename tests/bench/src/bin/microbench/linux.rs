@@ -17,6 +17,8 @@ mod number {
     pub(super) const MUNMAP: usize = 11;
     pub(super) const RT_SIGACTION: usize = 13;
     pub(super) const RT_SIGRETURN: usize = 15;
+    pub(super) const PREAD: usize = 17;
+    pub(super) const PWRITE: usize = 18;
     pub(super) const PIPE: usize = 22;
     pub(super) const MADVISE: usize = 28;
     pub(super) const PAUSE: usize = 34;
@@ -27,9 +29,14 @@ mod number {
     pub(super) const WAIT4: usize = 61;
     pub(super) const KILL: usize = 62;
     pub(super) const GETPPID: usize = 110;
+    pub(super) const MKNOD: usize = 133;
     pub(super) const REBOOT: usize = 169;
+    pub(super) const IO_SETUP: usize = 206;
+    pub(super) const IO_GETEVENTS: usize = 208;
+    pub(super) const IO_SUBMIT: usize = 209;
     pub(super) const CLOCK_GETTIME: usize = 228;
     pub(super) const EXIT_GROUP: usize = 231;
+    pub(super) const FINIT_MODULE: usize = 313;
 }
 
 /// A system call.
@@ -164,6 +171,122 @@ pub(crate) fn make_file(path: &CStr, pages: usize) -> usize {
     }
     close(file);
     open(path)
+}
+
+/// Loads a module of the kernel.
+#[track_caller]
+pub(crate) fn load_module(path: &CStr) {
+    let file = open(path);
+    // SAFETY: the kernel reads the empty text, and trusts the module as it trusts itself.
+    checked(unsafe { call(number::FINIT_MODULE, [file, c"".as_ptr() as usize, 0, 0, 0]) });
+    close(file);
+}
+
+/// Makes the node of a disk, and opens the disk past the kernel's cache as soon as there is one.
+#[track_caller]
+pub(crate) fn make_disk(path: &CStr, major: usize, minor: usize) -> usize {
+    const BLOCK: usize = 0o60600;
+    const READ_WRITE_DIRECT: usize = 0o40002;
+    // SAFETY: the kernel reads the path.
+    checked(unsafe { call(number::MKNOD, [path.as_ptr() as usize, BLOCK, major << 8 | minor, 0, 0]) });
+    for _ in 0..1000 {
+        // SAFETY: as above.
+        let file = unsafe { call(number::OPEN, [path.as_ptr() as usize, READ_WRITE_DIRECT, 0, 0, 0]) };
+        if let Ok(file) = usize::try_from(file) {
+            return file;
+        }
+        sleep(0, 10_000_000);
+    }
+    panic!("no disk {path:?}")
+}
+
+/// A read or a write, as the kernel wants it from those who do not wait for it (`struct iocb`).
+#[repr(C)]
+pub(crate) struct Transfer {
+    data: u64,
+    key: u32,
+    flags: u32,
+    operation: u16,
+    priority: i16,
+    file: u32,
+    memory: u64,
+    bytes: u64,
+    at: u64,
+    reserved: u64,
+    more_flags: u32,
+    event: u32,
+}
+
+impl Transfer {
+    fn new(operation: u16, file: usize, memory: &Map, offset: usize, bytes: usize, at: u64) -> Self {
+        assert!(offset + bytes <= memory.length, "the memory is too small");
+        Self {
+            data: 0,
+            key: 0,
+            flags: 0,
+            operation,
+            priority: 0,
+            file: u32::try_from(file).unwrap_or(u32::MAX),
+            memory: (memory.start + offset) as u64,
+            bytes: bytes as u64,
+            at,
+            reserved: 0,
+            more_flags: 0,
+            event: 0,
+        }
+    }
+
+    /// Reads from `at` of a file to `offset` of some memory.
+    pub(crate) fn read(file: usize, memory: &Map, offset: usize, bytes: usize, at: u64) -> Self {
+        Self::new(0, file, memory, offset, bytes, at)
+    }
+
+    /// Writes what is at `offset` of some memory to `at` of a file.
+    pub(crate) fn write(file: usize, memory: &Map, offset: usize, bytes: usize, at: u64) -> Self {
+        Self::new(1, file, memory, offset, bytes, at)
+    }
+}
+
+/// Does a transfer, and waits for it.
+#[track_caller]
+pub(crate) fn transfer(transfer: &Transfer) {
+    let number = if transfer.operation == 0 { number::PREAD } else { number::PWRITE };
+    let words = [u64::from(transfer.file), transfer.memory, transfer.bytes, transfer.at];
+    let [file, memory, bytes, at] = words.map(|word| usize::try_from(word).unwrap_or(usize::MAX));
+    // SAFETY: the memory is a map's, which nobody refers to.
+    let done = checked(unsafe { call(number, [file, memory, bytes, at, 0]) });
+    assert_eq!(done, bytes, "a transfer is cut short");
+}
+
+/// Transfers that the kernel does together.
+pub(crate) struct Asynchronous(usize);
+
+impl Asynchronous {
+    /// Room for so many.
+    #[track_caller]
+    pub(crate) fn new(count: u32) -> Self {
+        let mut context = 0_usize;
+        // SAFETY: the kernel writes the word.
+        checked(unsafe { call(number::IO_SETUP, [count as usize, &raw mut context as usize, 0, 0, 0]) });
+        Self(context)
+    }
+
+    /// Begins all of these, and waits for all of them.
+    #[track_caller]
+    pub(crate) fn run<const N: usize>(&self, transfers: &[Transfer; N]) {
+        let list = transfers.each_ref().map(core::ptr::from_ref);
+        // SAFETY: the kernel reads the list and the transfers, whose memory is a map's that nobody refers to.
+        let begun = checked(unsafe { call(number::IO_SUBMIT, [self.0, N, list.as_ptr() as usize, 0, 0]) });
+        assert_eq!(begun, N, "not all transfers begin");
+        // An event: what the transfer was called, its address, and two results.
+        let mut events = [[0_u64; 4]; N];
+        // SAFETY: the kernel writes N events.
+        let ended = checked(unsafe { call(number::IO_GETEVENTS, [self.0, N, N, events.as_mut_ptr() as usize, 0]) });
+        assert!(
+            ended == N && events.iter().zip(transfers).all(|(event, one)| event[2] == one.bytes),
+            "a transfer fails"
+        );
+    }
 }
 
 /// Closes a file.
