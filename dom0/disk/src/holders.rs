@@ -1,7 +1,7 @@
 //! Who has which interval of which physical disk.
 //!
-//! A second writer, or a reader of what somebody writes, is refused with the holder's name. Whoever says `!` in a guest's
-//! configuration overrides that, as in xl, and is known as a holder all the same.
+//! Many may read an interval, or one may write it. Another holder is refused, and told the name of the present one. A `!` in a
+//! guest's configuration overrides that rule, as in xl; such a guest is noted as a holder, too.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -15,7 +15,7 @@ pub enum Access {
     Write,
 }
 
-/// An interval that is held: to be given to [`Holders::release`].
+/// An interval that is held. [`Holders::release`] takes it back.
 #[must_use = "the interval stays held until it is released"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct Claim(u64);
@@ -23,11 +23,11 @@ pub struct Claim(u64);
 /// Why an interval is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InUse<N> {
-    /// Somebody writes it, or wants to go on reading what would be written.
+    /// A holder writes sectors of the interval, or reads sectors of it that the new holder would write.
     By {
-        /// The name of the holder.
+        /// The name of that holder.
         holder: N,
-        /// What it does.
+        /// What that holder does.
         access: Access,
     },
     /// No memory is left to note the holder.
@@ -54,7 +54,7 @@ struct Held<N> {
     name: N,
 }
 
-/// The intervals that are held, of all physical disks. `N` is the name of a holder, as a person is told it.
+/// The intervals that are held, of all physical disks. `N` is the name of a holder, as messages show it.
 #[derive(Debug)]
 pub struct Holders<N> {
     held: Vec<Held<N>>,
@@ -68,10 +68,11 @@ impl<N> Default for Holders<N> {
 }
 
 impl<N: Clone> Holders<N> {
-    /// Holds `sectors` sectors of `disk` from `first` on for `name`; with `anyway`, whoever else has them.
+    /// Notes that `name` holds `sectors` sectors of `disk` from `first` on. With `anyway`, other holders do not matter.
     ///
     /// # Errors
-    /// Who has a sector of them.
+    /// [`InUse::By`] names a holder of one of these sectors, if either access is a write and `anyway` is false;
+    /// [`InUse::NoRoom`] if no memory is left.
     pub fn hold(
         &mut self,
         (disk, first, sectors): (u32, u64, u64),
@@ -94,13 +95,13 @@ impl<N: Clone> Holders<N> {
         Ok(Claim(claim))
     }
 
-    /// Lets go of an interval.
+    /// Ends a claim. Other claims of the same interval stay.
     pub fn release(&mut self, claim: Claim) {
         let Claim(number) = claim;
         self.held.retain(|held| held.claim != number);
     }
 
-    /// The names of those who have a sector of `disk`, and what they do.
+    /// Returns the holders of intervals of `disk`, each with its access. A holder of two intervals is returned twice.
     pub fn of(&self, disk: u32) -> impl Iterator<Item = (&N, Access)> {
         self.held.iter().filter(move |held| held.disk == disk).map(|held| (&held.name, held.access))
     }

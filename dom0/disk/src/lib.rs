@@ -1,17 +1,17 @@
-//! What a disk is: between the back ends that serve it to guests and the drivers and memory that hold its sectors.
+//! What a disk is. Back ends, which serve disks to guests, use these traits; drivers and memory, which hold sectors, are behind
+//! the traits.
 //!
 //! ```text
-//! block back end -> Disk::place  -> Memory: the back end copies between the guest's pages and frames of ours
-//!                                -> Device: the back end pins the guest's pages, and Device::submit moves the data by itself
+//! block back end -> Disk::place  -> Memory: the back end copies between the guest's pages and frames of dom0
+//!                                -> Device: the back end pins the guest's pages, and Device::submit has the data moved
 //!                                -> Zeroes: the back end copies from a frame of zeroes
 //! ```
 //!
-//! The disks: a whole device ([`Whole`]), a [`Partition`] of one, [`Memory`], and an [`Overlay`] in memory over any of them. A
-//! [`table::Reader`] finds the partitions, and [`Holders`] knows who has which interval of a device.
+//! The disks: a whole device ([`Whole`]), an interval of another disk ([`Partition`]), [`Memory`], and an [`Overlay`] in memory
+//! over any disk. A [`table::Reader`] finds partitions, and [`Holders`] notes who has which interval of a device.
 //!
 //! Touches: nothing. Bytes are moved by the back end's grant copies and by devices, never by code of this crate.
-//! Keeps: sectors are judged against the disk's size here, whoever asked; nothing that a guest does makes this crate allocate
-//! memory that cannot be refused.
+//! Guarantees: every disk checks each request against its own size; every allocation that a guest can cause can be refused.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
@@ -32,7 +32,7 @@ pub use memory::{Memory, Misplaced};
 pub use overlay::{Overlay, Pages};
 pub use partition::{Partition, Unfit, Whole};
 
-/// Bytes of a sector: the unit of every address and length on a disk, whatever blocks the device has.
+/// Bytes of a sector: the unit of every address and length on a disk, whatever the size of the device's blocks.
 pub const SECTOR: usize = 512;
 
 /// What a disk can do, for the front end's features.
@@ -40,23 +40,25 @@ pub const SECTOR: usize = 512;
 pub struct Shape {
     /// Size in sectors.
     pub sectors: u64,
-    /// Bytes of a logical block: requests are whole blocks. A power of two from 512 on.
+    /// Bytes of a logical block: requests are whole blocks. A power of two, at least 512.
     pub block_bytes: u32,
-    /// Bytes of a physical block, at least a logical one: smaller writes are read and written again by the device.
+    /// Bytes of a physical block, at least those of a logical block. For a smaller write, the device reads and rewrites the
+    /// whole physical block.
     pub physical_bytes: u32,
     /// Writes and discards are refused.
     pub read_only: bool,
-    /// What was written may be lost with the power until a flush has succeeded.
+    /// If the power fails, writes may be lost that no successful flush has followed.
     pub volatile: bool,
-    /// Sectors can be given back.
+    /// How sectors are given back. `None` if the disk takes none back.
     pub discard: Option<Discard>,
 }
 
 impl Shape {
-    /// Judges a request for `sectors` sectors from `sector` on, of which there must be at least one.
+    /// Checks a request for `sectors` sectors from `sector` on, which writes if `write` is true.
     ///
     /// # Errors
-    /// Why the disk does not have them, or (`write`) may not change them.
+    /// [`NoPlace::OutOfRange`] if `sectors` is 0 or the request ends beyond the disk; [`NoPlace::ReadOnly`] if the request
+    /// would write to a read-only disk.
     pub fn judge(&self, write: bool, sector: u64, sectors: u64) -> Result<(), NoPlace> {
         let end = sector.checked_add(sectors).ok_or(NoPlace::OutOfRange)?;
         if sectors == 0 || end > self.sectors {
@@ -66,34 +68,35 @@ impl Shape {
     }
 }
 
-/// How sectors are given back best.
+/// Which sectors a disk takes back together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Discard {
-    /// Bytes that are given back together.
+    /// Bytes of a unit: the disk takes back whole units.
     pub granularity: u32,
-    /// Bytes from the beginning of the disk to the first of them.
+    /// Bytes from the beginning of the disk to the first whole unit.
     pub alignment: u32,
 }
 
-/// A machine address that a device may be given: of a page that is pinned, or of memory set aside for devices. Only the code
-/// that pins and sets aside makes one, never from a number that a guest or a device named.
+/// A machine address that a device may access: in a pinned page, or in memory set aside for devices. Only the code that pins
+/// pages or sets memory aside makes such addresses, never from a number that a guest or a device supplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BusAddress(u64);
 
 impl BusAddress {
-    /// The address of memory that stays where it is until every device that was given it has answered or was reset.
+    /// Wraps a machine address. The caller guarantees that the memory stays there until every device that was given the address
+    /// has completed its operation or was reset.
     #[must_use]
     pub const fn of_pinned(address: u64) -> Self {
         Self(address)
     }
 
-    /// An address further on in the same run of memory.
+    /// Returns the address `bytes` bytes further on, in the same run of memory.
     #[must_use]
     pub const fn plus(self, bytes: u64) -> Self {
         Self(self.0.wrapping_add(bytes))
     }
 
-    /// The number a device is told.
+    /// Returns the number that is given to a device.
     #[must_use]
     pub const fn number(self) -> u64 {
         self.0
@@ -103,32 +106,33 @@ impl BusAddress {
 /// A run of memory that a device reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Where it begins.
+    /// The first byte of the run.
     pub address: BusAddress,
-    /// Its length: whole sectors.
+    /// The length of the run in bytes: whole sectors.
     pub bytes: u32,
 }
 
-/// What a device is asked to do. The pieces of a request are as long as the sectors it reads or writes.
+/// What a device is asked to do. The pieces of an operation are together as long as the sectors that the operation reads or
+/// writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation<'a> {
     /// Read from `sector` on into the pieces.
     Read {
         /// The first sector.
         sector: u64,
-        /// Where it goes.
+        /// Where the data goes.
         pieces: &'a [Piece],
     },
     /// Write the pieces from `sector` on.
     Write {
         /// The first sector.
         sector: u64,
-        /// Where it comes from.
+        /// Where the data comes from.
         pieces: &'a [Piece],
     },
-    /// Make durable what was answered before this was submitted.
+    /// Make durable every write that had completed when the flush was submitted.
     Flush,
-    /// Give sectors back: they may read as anything until they are written.
+    /// Give sectors back: they may read as anything until they are written again.
     Discard {
         /// The first sector.
         sector: u64,
@@ -137,16 +141,16 @@ pub enum Operation<'a> {
     },
 }
 
-/// Names an operation of a device to who submitted it.
+/// Names an operation of a device. The submitter chooses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u32);
 
 /// How an operation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is done.
+    /// The operation is done.
     Good,
-    /// The device reports an error, or answered nonsense.
+    /// The device reported an error, or completed the operation with an invalid result.
     Failed,
     /// The device does not know the operation.
     Unsupported,
@@ -156,74 +160,75 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// How far a reset is.
+/// How far a reset has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// Ask again after a while.
+    /// The reset goes on: call [`Device::reset`] again after a while.
     Pending,
-    /// It has ended; the device is as new, and touches no memory it was given before.
+    /// The reset has ended. The device is ready for operations, and no longer accesses memory that it was given before.
     Done,
-    /// The device does not come back, for this reason. It may touch what it was given for ever.
+    /// The device does not come back, for this reason. It may access memory that it was given at any later time.
     Dead(&'static str),
 }
 
 /// A disk that moves data by itself.
 pub trait Device: fmt::Debug {
-    /// What it can do.
+    /// Returns what the device can do.
     fn shape(&self) -> Shape;
 
-    /// Takes an operation, whole; the device splits it where it must. It begins with the next [`Device::kick`].
+    /// Takes one whole operation, and splits it if the hardware needs that. The device begins it at the next [`Device::kick`].
     ///
     /// # Errors
-    /// There is no room for it until something has completed. The device must have room for any operation of up to 256 pieces
-    /// when nothing is in flight.
+    /// [`Full`]: there is no room until another operation has completed. With nothing in flight, a device must have room for
+    /// any operation of up to 256 pieces.
     fn submit(&mut self, ticket: Ticket, operation: Operation<'_>) -> Result<(), Full>;
 
-    /// Tells the device of what was submitted since the last time: once for a batch.
+    /// Tells the device of the operations submitted since the last kick. One call serves a batch.
     fn kick(&mut self);
 
-    /// The next operation that has ended, in any order.
+    /// Returns an operation that has ended, and how; operations end in any order. `None` if no other operation has ended.
     fn completed(&mut self) -> Option<(Ticket, Outcome)>;
 
-    /// Asks for an interrupt at the next completion. True: there is one already, go on. Asked last before sleeping, after all that
-    /// is submitted: what ends without the device raises no interrupt.
+    /// Asks for an interrupt at the next completion. Returns true if an operation has ended already: call [`Device::completed`]
+    /// instead of sleeping. Call this last before sleeping, after every [`Device::submit`]: an operation that ends without the
+    /// hardware raises no interrupt.
     fn rearm(&mut self) -> bool;
 
-    /// Whether the device asks to be reset, or has broken the rules.
+    /// Returns whether the device asks to be reset, or has violated its protocol.
     fn needs_reset(&self) -> bool;
 
-    /// Begins a reset, or goes on with it. When it is done, no ticket is in flight any more: whoever submitted them submits them
-    /// again. Never waits.
+    /// Begins a reset or continues one, without waiting. After [`Reset::Done`] no ticket is in flight: the submitter submits
+    /// its operations again.
     fn reset(&mut self) -> Reset;
 }
 
 /// Where sectors of a disk are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In a frame of the first domain's own, from this byte on.
+    /// In a frame of dom0.
     Memory {
-        /// Its page-frame number among the first domain's.
+        /// The frame's page-frame number in dom0.
         page: u64,
-        /// The first byte.
+        /// The first byte, counted from the beginning of the frame.
         offset: u16,
     },
-    /// On the device, from this sector on.
+    /// On the device.
     Device {
         /// The first sector.
         sector: u64,
     },
-    /// Nowhere: they read as zeroes.
+    /// Nowhere: the sectors read as zeroes.
     Zeroes,
 }
 
 /// Why sectors have no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoPlace {
-    /// The disk is smaller.
+    /// The sectors are beyond the end of the disk, or there are 0 of them.
     OutOfRange,
-    /// The disk is not written.
+    /// The disk is read-only.
     ReadOnly,
-    /// An overlay has reached its limit, or dom0's memory is all used.
+    /// An overlay has reached its limit, or dom0 has no free memory.
     NoRoom,
 }
 
@@ -239,21 +244,23 @@ impl fmt::Display for NoPlace {
 
 /// A disk as a guest sees it: a device, an interval of one, or something in memory.
 pub trait Disk: fmt::Debug {
-    /// What it can do.
+    /// Returns what the disk can do.
     fn shape(&self) -> Shape;
 
-    /// Where the first of `sectors` sectors from `sector` on are, to be read or (`write`) written, and how many of them follow
-    /// each other there: at least one, and within one page if it is memory. Sectors that are to be written have a place of their
-    /// own afterwards, whether or not they are written then. A place is good until the next [`Disk::discard`].
+    /// Finds sectors, to read them or (`write`) to write them. Returns the place of `sector`, and how many of the `sectors`
+    /// sectors from there on follow each other in that place: at least one; in memory, none beyond the end of the page. With
+    /// `write`, an overlay gives these sectors a place in memory even if the caller then writes nothing. A place is valid until
+    /// the next [`Disk::discard`].
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why the sectors have no place.
     fn place(&mut self, write: bool, sector: u64, sectors: u32) -> Result<(Place, u32), NoPlace>;
 
-    /// Gives back sectors, as far as this is not up to the device: answers what of them is the device's, if anything.
+    /// Gives sectors back. Returns the first sector and the number of sectors that the caller must make the device discard;
+    /// `None` if the device has nothing to do.
     ///
     /// # Errors
-    /// Why not.
+    /// Why the sectors cannot be given back.
     fn discard(&mut self, sector: u64, sectors: u64) -> Result<Option<(u64, u64)>, NoPlace>;
 }
 

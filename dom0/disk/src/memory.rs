@@ -1,4 +1,4 @@
-//! A disk in frames of our own: an image of the boot bundle, or pages set aside for it.
+//! A disk in frames of dom0: an image in the boot bundle, or pages set aside for the disk.
 
 use crate::{Disk, NoPlace, Place, SECTOR, Shape};
 use alloc::vec::Vec;
@@ -9,7 +9,7 @@ pub(crate) const PAGE: u64 = 4096;
 /// Bytes of a sector.
 const BYTES: u64 = SECTOR as u64;
 
-/// Pages whose bytes are the sectors of a disk, one after the other.
+/// A disk whose sectors follow each other in pages.
 #[derive(Debug)]
 pub struct Memory {
     pages: Pages,
@@ -18,13 +18,13 @@ pub struct Memory {
 
 #[derive(Debug)]
 enum Pages {
-    /// Pages in a row; sector 0 begins at this byte, counted from the beginning of page 0.
+    /// Pages with successive numbers. Sector 0 begins at this byte, counted from the beginning of page 0.
     Run(u64),
-    /// These pages.
+    /// The numbers of the pages, in the order of the sectors.
     List(Vec<u64>),
 }
 
-/// Bytes do not begin at a multiple of a sector, so a sector of theirs may lie in two pages.
+/// An image does not begin at a multiple of 512 bytes, so one of its sectors might lie in two pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Misplaced;
 
@@ -35,11 +35,11 @@ impl fmt::Display for Misplaced {
 }
 
 impl Memory {
-    /// A read-only disk of `bytes` bytes from byte `offset` of `page` on, in pages in a row. What does not fill a sector at the
-    /// end is left out.
+    /// Makes a read-only disk of `bytes` bytes from byte `offset` of `page` on, in pages with successive numbers. An incomplete
+    /// sector at the end is left out.
     ///
     /// # Errors
-    /// The bytes do not begin at a multiple of a sector.
+    /// [`Misplaced`]: `offset` is no multiple of 512.
     pub const fn image(page: u64, offset: u64, bytes: u64) -> Result<Self, Misplaced> {
         if !offset.is_multiple_of(BYTES) {
             return Err(Misplaced);
@@ -48,14 +48,14 @@ impl Memory {
         Ok(Self { pages, shape: shape(bytes / BYTES, true) })
     }
 
-    /// A writable disk in these pages: eight sectors a page.
+    /// Makes a writable disk in the pages with these numbers: eight sectors a page.
     #[must_use]
     pub const fn of_pages(pages: Vec<u64>) -> Self {
         let sectors = pages.len() as u64 * (PAGE / BYTES);
         Self { pages: Pages::List(pages), shape: shape(sectors, false) }
     }
 
-    /// The pages of [`Memory::of_pages`], to be given back; none of an image.
+    /// Returns the pages of a disk from [`Memory::of_pages`], so that they can be freed. Empty for an image.
     #[must_use]
     pub fn into_pages(self) -> Vec<u64> {
         match self.pages {

@@ -1,19 +1,20 @@
-//! Copy on write in memory: what is written goes to pages of ours, the rest is read from a disk that is never written.
+//! Copy on write in memory. Written sectors go to pages of the overlay; other sectors are read from a disk below, which is
+//! never written.
 //!
-//! Eight sectors make a cluster, which has one page or none. Each sector of it is in one of three states:
+//! Eight sectors make a cluster. A cluster has at most one page. Each sector of a cluster is in one of three states:
 //!
 //! ```text
-//! base   read from the disk below: nobody has written it
-//! ours   in the page
-//! zero   written and given back: it reads as zeroes, never again as what the disk below has
+//! base   never written: it is read from the disk below
+//! ours   written: it is in the cluster's page
+//! zero   written, then given back: it reads as zeroes, never again as the sector of the disk below
 //!
-//! write    base, zero -> ours     a page is taken if the cluster has none; nothing is copied up
-//! discard  ours -> zero           base stays base: a discard may do nothing, and so costs no memory
-//!                                 the page is given back with the last sector of ours in it
+//! write    base, zero -> ours     a page is taken if the cluster has none; nothing is copied from the disk below
+//! discard  ours -> zero           base stays base: a discard need do nothing, so it costs no memory
+//!                                 when no sector of the cluster is ours any more, the page is given back
 //! ```
 //!
-//! A limit in bytes holds for pages and for what describes them together, so a guest that writes one sector here and there
-//! comes to it as well. Beside it, a disk of 1 TiB costs 1 MiB for the topmost table ([`map`]).
+//! One limit in bytes holds for the pages and the tables that lead to them, so a guest that writes single sectors all over the
+//! disk reaches the limit, too. The topmost table is not counted: a disk of 1 TiB has one of 1 MiB ([`map`]).
 
 mod map;
 
@@ -25,29 +26,29 @@ use map::{Cluster, Map};
 /// Sectors of a cluster.
 const CLUSTER: u64 = PAGE / SECTOR as u64;
 
-/// Where pages of ours come from.
+/// Where an overlay gets its pages.
 pub trait Pages: fmt::Debug {
-    /// Takes a page of zeroes: its number among the first domain's. `None` if no more are to be had.
+    /// Takes a page of zeroes. Returns its page-frame number in dom0; `None` if no page is free.
     fn take(&mut self) -> Option<u64>;
 
-    /// Gives one back. Nobody copies from or to it any more.
+    /// Gives a page back. No copy from or to the page is outstanding.
     fn give_back(&mut self, page: u64);
 }
 
-/// What is written over a disk that is not.
+/// A writable disk in memory, over a disk that is only read.
 #[derive(Debug)]
 pub struct Overlay<B, P> {
     base: B,
     pages: P,
     map: Map,
     shape: Shape,
-    /// Pages taken.
+    /// How many pages the overlay has.
     taken: u64,
-    /// The most bytes that pages and tables may have.
+    /// The maximum of [`Overlay::held_bytes`].
     limit: u64,
 }
 
-/// Where a run of sectors is.
+/// The state of a sector (see the module). `Ours` has the number of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Base,
@@ -56,7 +57,7 @@ enum State {
 }
 
 impl<B: Disk, P: Pages> Overlay<B, P> {
-    /// An overlay of at most `limit` bytes. The disk below is read, whoever else does so, and must not change.
+    /// Makes an overlay of at most `limit` bytes. Others may read the disk below, and nobody may write it.
     ///
     /// # Errors
     /// [`NoPlace::NoRoom`]: no memory is left for the topmost table.
@@ -73,13 +74,13 @@ impl<B: Disk, P: Pages> Overlay<B, P> {
         Ok(Self { base, pages, map, shape, taken: 0, limit })
     }
 
-    /// Bytes that count against the limit.
+    /// Returns the bytes that count against the limit: pages, and tables below the topmost.
     #[must_use]
     pub const fn held_bytes(&self) -> u64 {
         self.taken * PAGE + self.map.bytes()
     }
 
-    /// Gives back all pages, and with them what was written.
+    /// Gives back all pages. What was written is lost.
     pub fn dissolve(mut self) {
         let pages = &mut self.pages;
         self.map.each(0, u64::MAX, |_, cluster| cluster.page().into_iter().for_each(|page| pages.give_back(page)));
@@ -89,8 +90,8 @@ impl<B: Disk, P: Pages> Overlay<B, P> {
         self.limit.saturating_sub(self.held_bytes())
     }
 
-    /// The state of `sector`, and for how many of the `wanted` sectors from it on it is the same. Runs of ours end with their
-    /// cluster.
+    /// Returns the state of `sector`, and how many of the `wanted` sectors from there on have that state. A run in state `Ours`
+    /// ends with its cluster.
     fn run(&self, sector: u64, wanted: u32) -> (State, u32) {
         let end = sector + u64::from(wanted);
         let state = state_of(self.map.get(sector / CLUSTER), sector);
@@ -113,7 +114,7 @@ impl<B: Disk, P: Pages> Overlay<B, P> {
         (state, u32::try_from(at.min(end) - sector).unwrap_or(wanted))
     }
 
-    /// Makes sectors of one cluster ours.
+    /// Gives the sectors in `mask` of the cluster of `sector` the state `Ours`. Returns the number of the cluster's page.
     fn make_ours(&mut self, sector: u64, mask: u8) -> Result<u64, NoPlace> {
         let room = self.room();
         let cluster = self.map.make(sector / CLUSTER, room).ok_or(NoPlace::NoRoom)?;
@@ -121,7 +122,7 @@ impl<B: Disk, P: Pages> Overlay<B, P> {
             cluster.write(page, mask);
             return Ok(page);
         }
-        // Making the entry may have used some of the room.
+        // New tables for the entry may have used some of the room.
         if self.room() < PAGE {
             return Err(NoPlace::NoRoom);
         }
@@ -143,13 +144,13 @@ fn state_of(cluster: Cluster, sector: u64) -> State {
     }
 }
 
-/// The bits of `count` sectors of a cluster from `first` on.
+/// Returns the bits of `count` sectors of a cluster, from its sector `first` on.
 fn mask(first: u64, count: u64) -> u8 {
     let bits = (1u64 << count.min(CLUSTER)) - 1;
     u8::try_from((bits << first.min(CLUSTER)) & 0xff).unwrap_or(0)
 }
 
-/// Where a sector is in its page.
+/// Returns where a sector begins in its page, in bytes.
 fn offset(sector: u64) -> u16 {
     u16::try_from(sector % CLUSTER * SECTOR as u64).unwrap_or(0)
 }
@@ -173,7 +174,7 @@ impl<B: Disk, P: Pages> Disk for Overlay<B, P> {
         }
     }
 
-    /// Takes a step for each cluster there is among the sectors: who must not be long splits a large interval.
+    /// Takes a step for each cluster in the leaves of the interval, so a caller with bounded time splits a large interval.
     fn discard(&mut self, sector: u64, sectors: u64) -> Result<Option<(u64, u64)>, NoPlace> {
         self.shape.judge(true, sector, sectors)?;
         let end = sector + sectors;

@@ -3,20 +3,20 @@
 use crate::{Device, Discard, Disk, NoPlace, Place, SECTOR, Shape};
 use core::fmt;
 
-/// All of a device: plain data, so that any number of back ends may have one.
+/// All of a device. It is plain data, so any number of vbds may each have a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Whole {
     shape: Shape,
 }
 
 impl Whole {
-    /// The device as it describes itself.
+    /// Makes the disk that is all of `device`.
     #[must_use]
     pub fn of(device: &(impl Device + ?Sized)) -> Self {
         Self { shape: device.shape() }
     }
 
-    /// A device of this shape.
+    /// Makes the disk that is all of a device of this shape.
     #[must_use]
     pub const fn with_shape(shape: Shape) -> Self {
         Self { shape }
@@ -39,7 +39,7 @@ impl Disk for Whole {
     }
 }
 
-/// An interval of another disk, which may be read-only where that one is not.
+/// An interval of another disk. The interval may be read-only even if that disk is writable.
 #[derive(Clone, Debug)]
 pub struct Partition<D> {
     disk: D,
@@ -50,9 +50,9 @@ pub struct Partition<D> {
 /// Why a disk has no such interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unfit {
-    /// It is empty or reaches beyond the end.
+    /// The interval is empty, or reaches beyond the end of the disk.
     BeyondTheEnd,
-    /// It does not begin or end with a block of the disk.
+    /// The interval begins or ends within a block of the disk.
     CutsBlocks,
 }
 
@@ -66,7 +66,7 @@ impl fmt::Display for Unfit {
 }
 
 impl<D: Disk> Partition<D> {
-    /// `sectors` sectors of `disk` from `first` on.
+    /// Makes a disk of `sectors` sectors of `disk` from `first` on. `read_only` makes it read-only, as does a read-only `disk`.
     ///
     /// # Errors
     /// Why the disk has no such interval.
@@ -83,7 +83,7 @@ impl<D: Disk> Partition<D> {
     }
 }
 
-/// What is given back together, as seen from sector `first` on.
+/// Returns the granularity and the alignment of discards as seen from sector `first`.
 fn moved(discard: Discard, first: u64) -> Discard {
     let granularity = u64::from(discard.granularity).max(1);
     let before = (first % granularity) * (SECTOR as u64 % granularity) % granularity;

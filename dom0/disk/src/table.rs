@@ -1,11 +1,12 @@
 //! Partition tables: GPT (UEFI 2.10, section 5) and MBR with extended partitions.
 //!
-//! A guest may have written the table, so it is bounded: 256 entries, 128 of them used, 64 links of extended partitions, checksums where the format
-//! has them. It is read once, when a disk is attached, and never believed later. Finding is apart from judging: [`Reader`] notes
-//! what the table says, and [`Table::partition`] refuses what contradicts itself.
+//! A guest may have written the table, so the reader is bounded: at most 256 entries, of which 128 used ones are noted, and at
+//! most 64 links of an extended partition; the checksums of a GPT must be right. The table is read each time a partition is
+//! attached; later changes to the table do not move an attached partition. [`Reader`] notes what the table says, and
+//! [`Table::partition`] refuses partitions that contradict the rest of the table or the disk.
 //!
-//! The reader does no input itself: whoever has it asks [`Reader::wants`], reads, and calls [`Reader::give`], until nothing
-//! is wanted any more.
+//! The reader does no input itself. The caller asks [`Reader::wants`], reads these sectors, and calls [`Reader::give`], until
+//! [`Reader::wants`] returns `None`.
 //!
 //! ```text
 //! first block: MBR -> protective entry -> header 1 -> entries of 1 -> done
@@ -21,16 +22,16 @@ use crate::Shape;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// The most partitions that are noted; more are left out.
+/// The maximum number of partitions that are noted. Partitions beyond it are left out.
 pub const MOST: usize = 128;
-/// The most entries a GPT may have room for, most of them unused: 128 is usual, makers of images for CDs have 248.
+/// The maximum number of entries of a GPT, used or not: 128 is usual, some images for CDs have 248.
 const MOST_ENTRIES: u32 = 256;
-/// The most links a chain of extended partitions may have.
+/// The maximum number of links in the chain of an extended partition.
 pub const LINKS: usize = 64;
-/// Entries of a table with the most links: four of the MBR, and 64 logical ones.
+/// An MBR with the longest chain fits: four entries of the MBR, and 64 logical partitions.
 const _: () = assert!(LINKS + 4 <= MOST);
 
-/// A little-endian number of `N` bytes at an offset; zeroes if there are no such bytes.
+/// Returns `N` bytes at an offset; zeroes if `from` ends before them.
 fn bytes<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
     from.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
 }
@@ -57,7 +58,7 @@ pub enum Kind {
 pub struct Interval {
     /// The first sector.
     pub first: u64,
-    /// How many.
+    /// The number of sectors.
     pub sectors: u64,
 }
 
@@ -81,9 +82,9 @@ impl Interval {
 enum Role {
     /// A partition.
     Plain,
-    /// An extended partition, which holds the logical ones.
+    /// An extended partition, which contains the logical partitions.
     Extended,
-    /// A logical partition: it lies in the extended one.
+    /// A logical partition, within the extended partition.
     Logical,
 }
 
@@ -94,25 +95,27 @@ struct Entry {
     role: Role,
 }
 
-/// What is wrong with a table that can be used all the same.
+/// What is wrong with a table that can still be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
     /// The first GPT header or its entries are damaged; the copy at the end of the disk is used.
     FirstCopy,
-    /// A link of the extended partition is damaged, leads back, or lies outside: the logical partitions end there.
+    /// The chain of the extended partition is broken or too long: a link or its logical partition is damaged, lies outside the
+    /// extended partition, or was seen before; or there are more than [`LINKS`] links. Logical partitions from there on are
+    /// left out.
     Chain,
 }
 
 /// Why a disk has no partitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoTable {
-    /// The first block is no MBR.
+    /// The disk is smaller than a block, or its first block is no MBR.
     Missing,
     /// The first block cannot be read.
     Unreadable,
     /// Both copies of a GPT are damaged.
     Damaged,
-    /// No memory is left for it.
+    /// No memory is left for the table.
     NoRoom,
 }
 
@@ -130,15 +133,16 @@ impl fmt::Display for NoTable {
 /// Why a table has no such partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoPartition {
-    /// The table does not list it.
+    /// The table does not list the partition.
     Missing,
-    /// It is an extended partition: only what it contains can be used.
+    /// The number is that of an extended partition: only the logical partitions in it can be used.
     Extended,
-    /// It is empty or reaches beyond what may be used: the disk, or its part between the two copies of a GPT.
+    /// The partition is empty, or begins or ends outside the usable sectors: with an MBR, the disk after its first block; with
+    /// a GPT, the blocks that its header names.
     BeyondTheEnd,
-    /// It has a sector in common with another one, of this number.
+    /// The partition has a sector in common with the partition of this number.
     Overlaps(u32),
-    /// It contains a link of the chain of logical partitions, so its owner could change the table.
+    /// The partition contains a link of the chain of logical partitions, so its owner could change the table.
     HoldsTable,
 }
 
@@ -154,7 +158,7 @@ impl fmt::Display for NoPartition {
     }
 }
 
-/// What a table says.
+/// What a partition table says.
 #[derive(Clone, Debug)]
 pub struct Table {
     kind: Kind,
@@ -162,7 +166,7 @@ pub struct Table {
     entries: Vec<Entry>,
     /// The first sectors of the links of the extended partition.
     links: Vec<u64>,
-    /// What partitions may have.
+    /// The sectors that partitions may have.
     usable: Interval,
 }
 
@@ -174,34 +178,35 @@ impl Table {
         Some(table)
     }
 
-    /// Notes an entry; there is room for [`MOST`].
+    /// Notes an entry. Entries beyond the first [`MOST`] are left out.
     fn note(&mut self, number: u32, interval: Interval, role: Role) {
         if self.entries.len() < MOST {
             self.entries.push(Entry { number, interval, role });
         }
     }
 
-    /// Its kind.
+    /// Returns the kind of the table.
     #[must_use]
     pub const fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// What a person should be told of it.
+    /// Returns what is wrong with the table, for a warning. `None` if nothing is.
     #[must_use]
     pub const fn flaw(&self) -> Option<Flaw> {
         self.flaw
     }
 
-    /// The numbers of the partitions, as Linux counts them: logical ones from 5 on.
+    /// Returns the numbers of the partitions, as Linux counts them: logical partitions from 5 on. Extended partitions are left
+    /// out.
     pub fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
         self.entries.iter().filter(|entry| entry.role != Role::Extended).map(|entry| entry.number)
     }
 
-    /// The interval of a partition.
+    /// Returns the interval of a partition.
     ///
     /// # Errors
-    /// Why it cannot be used.
+    /// Why the partition cannot be used.
     pub fn partition(&self, number: u32) -> Result<Interval, NoPartition> {
         let index = self.entries.iter().position(|entry| entry.number == number).ok_or(NoPartition::Missing)?;
         let entry = self.entries.get(index).ok_or(NoPartition::Missing)?;
@@ -226,7 +231,7 @@ impl Table {
     }
 }
 
-/// Finds the partitions of a disk, from one read to the next.
+/// Reads the partition table of a disk, step by step.
 #[derive(Debug)]
 pub struct Reader {
     table: Table,
@@ -240,20 +245,21 @@ pub struct Reader {
 enum State {
     /// The first block is wanted.
     First,
-    /// A GPT header.
+    /// The header of this copy of a GPT is wanted.
     Header(gpt::Copy),
-    /// The entries that a header leads to.
+    /// The entries that this header leads to are wanted.
     Entries(gpt::Copy, gpt::Header),
-    /// A link of the extended partition: the first sector of it.
+    /// The link of the extended partition at this sector is wanted.
     Link(mbr::Chain, u64),
+    /// Nothing is wanted.
     Done(Result<(), NoTable>),
 }
 
 impl Reader {
-    /// Begins to read the table of a disk.
+    /// Begins to read the table of a disk of this shape.
     ///
     /// # Errors
-    /// No memory is left for it.
+    /// [`NoTable::NoRoom`]: no memory is left for the table.
     pub fn new(shape: Shape) -> Result<Self, NoTable> {
         let unit = u64::from(shape.block_bytes / 512).max(1);
         let usable = Interval { first: unit, sectors: shape.sectors.saturating_sub(unit) };
@@ -262,7 +268,8 @@ impl Reader {
         Ok(Self { table, unit, sectors: shape.sectors, state })
     }
 
-    /// What to read next: the first sector, and how many, at most 128. `None` at the end.
+    /// Returns what to read next: the first sector, and the number of sectors. `None` at the end. Entries are at most 64
+    /// sectors, rounded up to a block; all else is one block.
     #[must_use]
     pub fn wants(&self) -> Option<(u64, u32)> {
         let block = |sector| Some((sector, u32::try_from(self.unit).ok()?));
@@ -278,7 +285,7 @@ impl Reader {
         }
     }
 
-    /// Takes what was read: nothing, if it cannot be read. Bytes beyond those that were wanted are not looked at.
+    /// Takes the bytes of the sectors that were wanted; an empty slice if they cannot be read. Bytes beyond those are ignored.
     pub fn give(&mut self, bytes: &[u8]) {
         let state = core::mem::replace(&mut self.state, State::Done(Ok(())));
         self.state = match state {
@@ -303,10 +310,10 @@ impl Reader {
         };
     }
 
-    /// The table that was read.
+    /// Returns the table that was read.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why the disk has no table. [`NoTable::Unreadable`] if the reader still wants sectors.
     pub fn finish(self) -> Result<Table, NoTable> {
         match self.state {
             State::Done(Ok(())) => Ok(self.table),
@@ -326,7 +333,7 @@ impl Reader {
         self.header_block(copy) * self.unit
     }
 
-    /// What to do when a copy is damaged.
+    /// Returns the state after `copy` was found damaged: the second copy is tried after the first.
     fn other_copy(&mut self, copy: gpt::Copy) -> State {
         match copy {
             gpt::Copy::First if self.sectors / self.unit > 2 => {
@@ -337,7 +344,7 @@ impl Reader {
         }
     }
 
-    /// Blocks `first` to `last` in sectors.
+    /// Returns the sectors of blocks `first` to `last`; 0 sectors if `last` is below `first`.
     fn scaled(&self, first: u64, last: u64) -> Interval {
         let blocks = if last < first { 0 } else { (last - first).saturating_add(1) };
         self.interval(first, blocks)

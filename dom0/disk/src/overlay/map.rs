@@ -1,13 +1,13 @@
-//! Which clusters there are: a tree of three levels, of which only what is needed is there.
+//! The clusters of an overlay: a tree of three levels. Tables below the top are made when a sector under them is first written.
 //!
 //! ```text
-//! top      one entry for each 4,096 clusters (16 MiB), made once
+//! top      one entry for each 4,096 clusters (16 MiB), made with the map
 //! middle   64 entries, 1 KiB
 //! leaf     64 clusters (256 KiB), 512 bytes
 //! ```
 //!
-//! A tree was preferred to a hash table: guests choose the sectors, so they could choose them to collide; and a table that
-//! doubles stops everybody while it is filled anew.
+//! A tree was preferred to a hash table: a guest could choose sectors that collide, and a table that doubles stops everybody
+//! while its entries move.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -19,7 +19,8 @@ const LEAF_BYTES: u64 = FAN * size_of::<Cluster>() as u64;
 /// Bytes of a middle table.
 const MIDDLE_BYTES: u64 = FAN * size_of::<Option<Leaf>>() as u64;
 
-/// A cluster: bits 0 to 7 say which sectors are ours, bits 8 to 15 which are zero, the rest is the number of the page.
+/// A cluster. Bits 0 to 7 mark the sectors that are ours, bits 8 to 15 those that are zero; bits 16 to 63 are the page's
+/// number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cluster(u64);
 
@@ -28,27 +29,28 @@ impl Cluster {
         Self(page << 16 | (zero as u64) << 8 | ours as u64)
     }
 
-    /// Its page; it has one while a sector is ours.
+    /// Returns the cluster's page. `None` if no sector of the cluster is ours.
     pub(super) const fn page(self) -> Option<u64> {
         if self.ours() == 0 { None } else { Some(self.0 >> 16) }
     }
 
-    /// The sectors that are ours.
+    /// Returns the bits of the sectors that are ours.
     pub(super) const fn ours(self) -> u8 {
         self.0.to_le_bytes()[0]
     }
 
-    /// The sectors that read as zeroes.
+    /// Returns the bits of the sectors that were given back, and read as zeroes.
     pub(super) const fn zero(self) -> u8 {
         self.0.to_le_bytes()[1]
     }
 
-    /// Makes sectors ours, in `page`.
+    /// Makes the sectors in `mask` ours, in `page`.
     pub(super) const fn write(&mut self, page: u64, mask: u8) {
         *self = Self::new(page, self.ours() | mask, self.zero() & !mask);
     }
 
-    /// Makes those of the sectors that are ours zero. Answers the page if no sector in it is ours any more.
+    /// Makes zero the sectors in `mask` that are ours. Returns the page if this leaves no sector of the cluster ours, else
+    /// `None`.
     pub(super) const fn give_back(&mut self, mask: u8) -> Option<u64> {
         let page = self.page();
         let (gone, left) = (self.ours() & mask, self.ours() & !mask);
@@ -68,7 +70,7 @@ pub(super) struct Map {
     bytes: u64,
 }
 
-/// `count` entries that are nothing yet, if there is memory for them.
+/// Returns a table of `count` empty entries. `None` without memory for it.
 fn table<T: Default>(count: u64) -> Option<Box<[T]>> {
     let count = usize::try_from(count).ok()?;
     let mut entries = Vec::new();
@@ -77,19 +79,19 @@ fn table<T: Default>(count: u64) -> Option<Box<[T]>> {
     Some(entries.into_boxed_slice())
 }
 
-/// The entries of the tables of each level that lead to a cluster.
+/// Returns the index of a cluster in its top table, middle table and leaf. `None` if an index is too large for the machine.
 fn path(cluster: u64) -> Option<[usize; 3]> {
     let index = |number: u64| usize::try_from(number).ok();
     Some([index(cluster / (FAN * FAN))?, index(cluster / FAN % FAN)?, index(cluster % FAN)?])
 }
 
 impl Map {
-    /// A map of `clusters` clusters, none of which is there. `None` without memory for it.
+    /// Makes a map of `clusters` clusters without any leaf. `None` without memory for the topmost table.
     pub(super) fn new(clusters: u64) -> Option<Self> {
         Some(Self { top: table(clusters.div_ceil(FAN * FAN))?, bytes: 0 })
     }
 
-    /// Bytes of the tables below the top.
+    /// Returns the bytes of the tables below the top.
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -99,23 +101,23 @@ impl Map {
         self.top.get(top)?.as_ref()?.get(middle)?.as_ref()
     }
 
-    /// A cluster; one that is not there is all base.
+    /// Returns a cluster. All sectors of a cluster without a leaf are base.
     pub(super) fn get(&self, cluster: u64) -> Cluster {
         let entry = self.leaf(cluster).zip(path(cluster)).and_then(|(leaf, [.., last])| leaf.get(last));
         entry.copied().unwrap_or_default()
     }
 
-    /// Whether no cluster is there up to [`Map::end_of_leaf`].
+    /// Returns whether there is no leaf for a cluster. Then all clusters up to [`Map::end_of_leaf`] are base.
     pub(super) fn is_empty_at(&self, cluster: u64) -> bool {
         self.leaf(cluster).is_none()
     }
 
-    /// The first cluster that is not in the same leaf.
+    /// Returns the first cluster of the leaf after the leaf of `cluster`.
     pub(super) const fn end_of_leaf(cluster: u64) -> u64 {
         (cluster / FAN + 1) * FAN
     }
 
-    /// The entry of a cluster, made with tables of at most `room` bytes if it is not there. `None` without room or memory.
+    /// Returns the entry of a cluster. Missing tables are made, of at most `room` bytes. `None` without room or memory.
     pub(super) fn make(&mut self, cluster: u64, mut room: u64) -> Option<&mut Cluster> {
         let [top, middle, last] = path(cluster)?;
         let top = self.top.get_mut(top)?;
@@ -132,7 +134,7 @@ impl Map {
         entry.as_mut()?.get_mut(last)
     }
 
-    /// Does `f` with each cluster in the leaves that are there, from `first` up to `end`.
+    /// Calls `f` with the index and the entry of each cluster from `first` up to, not including, `end` that has a leaf.
     pub(super) fn each(&mut self, first: u64, end: u64, mut f: impl FnMut(u64, &mut Cluster)) {
         let skip = usize::try_from(first / (FAN * FAN)).unwrap_or(usize::MAX);
         let mut base = first / (FAN * FAN) * (FAN * FAN);

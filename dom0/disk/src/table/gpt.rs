@@ -2,7 +2,7 @@
 
 use super::{MOST_ENTRIES, Reader, number32, number64};
 
-/// Bytes of an entry. The specification allows larger ones; nobody makes them.
+/// Bytes of an entry. The specification allows larger entries, but no tool makes them.
 const ENTRY: u32 = 128;
 
 /// Which of the two copies of a table.
@@ -14,23 +14,26 @@ pub(super) enum Copy {
     Second,
 }
 
-/// A header whose checksum is right. All its numbers count blocks.
+/// A header that [`Header::parse`] has checked. Its addresses count blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     /// The first block of the entries.
     pub(super) entries: u64,
     /// The first and the last block that partitions may have.
     pub(super) usable: (u64, u64),
+    /// The number of entries, used or not.
     count: u32,
+    /// The checksum of all entries.
     checksum: u32,
 }
 
 impl Header {
-    /// Parses the header read from `block` of a disk of `blocks` blocks, each of which has `unit` sectors.
+    /// Parses the header read from `block` of a disk of `blocks` blocks, each of `unit` sectors. `None` if the header is
+    /// damaged, contradicts itself or the disk, or has more entries than are allowed.
     pub(super) fn parse(bytes: &[u8], block: u64, blocks: u64, unit: u64) -> Option<Self> {
         let length = usize::try_from(number32(bytes, 12)).ok()?;
         let signed = bytes.get(..length).filter(|_| length >= 92)?;
-        // The checksum is taken with its own field, bytes 16 to 19, as zeroes.
+        // The checksum is computed with its own field, bytes 16 to 19, as zeroes.
         let checksum = Crc::new().over(signed.get(..16)?).over(&[0; 4]).over(signed.get(20..)?).value();
         let header = Self {
             entries: number64(signed, 72),
@@ -50,17 +53,18 @@ impl Header {
             && number32(signed, 84) == ENTRY
             && header.entries >= 2
             && end <= blocks
-            // Nobody who has a partition can write the entries.
+            // The entries lie outside the usable blocks, so the owner of a partition cannot write them.
             && (end <= first || last < header.entries);
         good.then_some(header)
     }
 
-    /// Bytes of all entries.
+    /// Returns the bytes of all entries.
     pub(super) fn entries_bytes(&self) -> u64 {
         u64::from(self.count) * u64::from(ENTRY)
     }
 
-    /// The entries that are used, if their checksum is right: the number of each, and its first and last block.
+    /// Returns the used entries: the number of each, and its first and last block. `None` if the checksum is wrong or `bytes`
+    /// is too short.
     pub(super) fn entries<'a>(&self, bytes: &'a [u8]) -> Option<impl Iterator<Item = (u32, (u64, u64))> + use<'a>> {
         let bytes = bytes.get(..usize::try_from(self.entries_bytes()).ok()?)?;
         let entries = bytes.chunks_exact(usize::try_from(ENTRY).ok()?).zip(1..);
@@ -72,7 +76,7 @@ impl Header {
 }
 
 impl Reader {
-    /// Goes on with the first copy of a GPT.
+    /// Notes that the table is a GPT. Returns the state that wants the header of the first copy.
     pub(super) fn begin_gpt(&mut self) -> super::State {
         self.table.kind = super::Kind::Gpt;
         super::State::Header(Copy::First)

@@ -1,14 +1,15 @@
 //! The master boot record and the chain of extended boot records.
 //!
-//! A record has four entries of 16 bytes from byte 446 on: the kind at 4, the first block at 8, the number of blocks at 12. An
-//! extended partition begins with a record of its own, whose first entry is a logical partition, counted from that record, and
-//! whose second one leads to the next record, counted from the beginning of the extended partition.
+//! A record has four entries of 16 bytes from byte 446 on: the kind is at byte 4 of an entry, the first block at 8, the number
+//! of blocks at 12. An extended partition begins with a record, the first link of a chain. The first entry of a link is a
+//! logical partition; its first block is counted from the link. The second entry leads to the next link, whose block is counted
+//! from the beginning of the extended partition.
 
 use super::{Flaw, Interval, LINKS, NoTable, Reader, Role, State, number32};
 
-/// Where the entries begin.
+/// The byte at which the entries begin.
 const ENTRIES: usize = 446;
-/// The kind of the entry that says: there is a GPT.
+/// The kind of an entry that protects a GPT: the disk has a GPT, which counts.
 const PROTECTIVE: u8 = 0xee;
 /// The kinds of extended partitions.
 const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
@@ -18,18 +19,18 @@ const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 pub(super) struct Chain {
     /// The extended partition.
     within: Interval,
-    /// The number of the next logical partition.
+    /// The number for the next logical partition.
     number: u32,
 }
 
-/// An entry of a record; all numbers count blocks.
+/// An entry of a record. `first` and `blocks` count blocks.
 struct Raw {
     kind: u8,
     first: u64,
     blocks: u64,
 }
 
-/// The entries of a record; `None` if it is not one.
+/// Returns the entries of a record. `None` if the bytes lack the signature of a record.
 fn record(bytes: &[u8]) -> Option<[Raw; 4]> {
     let entry = |index: usize| {
         let at = ENTRIES + index * 16;
@@ -41,7 +42,7 @@ fn record(bytes: &[u8]) -> Option<[Raw; 4]> {
 }
 
 impl Reader {
-    /// Goes on from the first block of the disk.
+    /// Takes the first block of the disk. Returns the next state.
     pub(super) fn first_block(&mut self, bytes: &[u8]) -> State {
         if bytes.is_empty() {
             return State::Done(Err(NoTable::Unreadable));
@@ -55,7 +56,7 @@ impl Reader {
             let interval = self.interval(entry.first, entry.blocks);
             let extended = EXTENDED.contains(&entry.kind);
             self.table.note(number, interval, if extended { Role::Extended } else { Role::Plain });
-            // Of several extended partitions, the first counts.
+            // Only the first extended partition whose first link is valid is followed.
             if extended && matches!(next, State::Done(_)) {
                 next = self.follow(Chain { within: interval, number: 5 }, interval.first);
             }
@@ -63,7 +64,7 @@ impl Reader {
         next
     }
 
-    /// Goes on from a link of the extended partition.
+    /// Takes the link of the extended partition at `sector`. Returns the next state.
     pub(super) fn link(&mut self, chain: Chain, sector: u64, bytes: &[u8]) -> State {
         let Some([logical, next, ..]) = record(bytes) else { return self.end_of_chain() };
         let mut number = chain.number;
@@ -83,7 +84,8 @@ impl Reader {
         self.follow(Chain { number, ..chain }, first)
     }
 
-    /// Reads the link at `first`, if it is a new one inside the extended partition.
+    /// Returns the state that wants the link at `first`. The chain ends instead if that link was seen before or lies outside
+    /// the extended partition, or if the chain is too long.
     fn follow(&mut self, chain: Chain, first: u64) -> State {
         let here = self.table.usable.holds(chain.within) && chain.within.holds(Interval { first, sectors: self.unit });
         if !here || self.table.links.len() >= LINKS || self.table.links.contains(&first) {
@@ -93,7 +95,7 @@ impl Reader {
         State::Link(chain, first)
     }
 
-    /// The logical partitions found so far are all there are.
+    /// Ends a broken chain. Logical partitions found so far stay.
     fn end_of_chain(&mut self) -> State {
         self.table.flaw = Some(Flaw::Chain);
         State::Done(Ok(()))
