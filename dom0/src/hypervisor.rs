@@ -13,13 +13,10 @@ use hypercall_abi::domctl::DomainInfo;
 use hypercall_abi::sysctl::PhysInfo;
 use hypercall_abi::tenon::Refusals;
 use toolstack::blocks::{Blocks, View};
+use toolstack::runs::{RUN_ORDER, populate};
 use toolstack::{DomainId, Hypervisor, Progress};
 use unikernel::memory::Foreign;
 use unikernel::{control, hypercall};
-
-/// Pages given at once where the machine has as many in a row.
-const RUN: usize = 1 << RUN_ORDER;
-const RUN_ORDER: u32 = 9;
 
 /// A hypercall was refused.
 #[derive(Clone, Copy, Debug)]
@@ -93,28 +90,9 @@ impl Hypervisor for Xen {
     }
 
     fn populate(&self, domain: DomainId, first: Pfn, frames: &mut [MachineFrame]) -> Result<usize, Refused> {
-        let refused = |errno| Refused { call: "giving memory", errno };
-        let mut done = 0;
-        for part in frames.chunks_mut(RUN) {
-            let page = first.0 + done as u64;
-            // A whole run takes one call, while there are such.
-            if part.len() == RUN
-                && let Some(start) = control::populate_run(domain.0, page, RUN_ORDER).map_err(refused)?
-            {
-                (start..).zip(part).for_each(|(number, frame)| *frame = MachineFrame(number));
-                done += RUN;
-                continue;
-            }
-            let mut numbers = [0; RUN];
-            let numbers = numbers.get_mut(..part.len()).unwrap_or_default();
-            let got = control::populate(domain.0, page, numbers).map_err(refused)?;
-            part.iter_mut().zip(&*numbers).for_each(|(frame, number)| *frame = MachineFrame(*number));
-            done += got;
-            if got < part.len() {
-                break;
-            }
-        }
-        Ok(done)
+        let run = |page| control::populate_run(domain.0, page, RUN_ORDER);
+        let pages = |page, numbers: &mut [u64]| control::populate(domain.0, page, numbers);
+        populate(first, frames, run, pages).map_err(by("giving memory"))
     }
 
     fn fill(

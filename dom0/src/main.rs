@@ -28,7 +28,7 @@ use hypercall_abi::event::Virq;
 use hypercall_abi::sched::ShutdownReason;
 use toolstack::DomainId;
 use toolstack::bundle::{Bundle, EXEC};
-use toolstack::command::{Command, Line};
+use toolstack::command::{Command, Line, shows_all_consoles};
 use toolstack::face::{After, CommandResult, obey, script};
 use toolstack::status::Failure;
 use unikernel::boot::Boot;
@@ -65,13 +65,7 @@ fn end(failure: Option<Failure>) -> ! {
 
 /// What we were booted with: the bundle, and whether all consoles are shown at once (`consoles=all`).
 fn prepare(boot: &Boot) -> Result<(Bundle<'static>, bool), &'static str> {
-    let mut all = false;
-    for word in boot.command_line().split_ascii_whitespace() {
-        match word {
-            "consoles=all" => all = true,
-            _ => return Err("unknown word on dom0's command line; there is consoles=all"),
-        }
-    }
+    let all = shows_all_consoles(boot.command_line())?;
     let archive = boot.ramdisk();
     if archive.is_empty() {
         return Err("no boot bundle in reach");

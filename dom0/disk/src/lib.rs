@@ -35,6 +35,15 @@ pub use partition::{Partition, Unfit, Whole};
 /// Bytes of a sector: the unit of every address and length on a disk, whatever the size of the device's blocks.
 pub const SECTOR: usize = 512;
 
+/// Memory of this domain, in consecutive pages, that grant copies and devices reach. Dropping it gives the memory back.
+pub trait OwnMemory: 'static {
+    /// The page-frame number of its first page.
+    fn page(&self) -> u64;
+
+    /// The address of its first byte for a device.
+    fn address(&self) -> BusAddress;
+}
+
 /// What a disk can do, for the front end's features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {

@@ -326,3 +326,18 @@ pub fn complete<'a>(line: &str, guests: impl Iterator<Item = &'a str>) -> Comple
         }
     }
 }
+
+/// Whether dom0's command line asks for all consoles to be shown at once.
+///
+/// # Errors
+/// The line has an unknown word.
+pub fn shows_all_consoles(line: &str) -> Result<bool, &'static str> {
+    let mut all = false;
+    for word in line.split_ascii_whitespace() {
+        match word {
+            "consoles=all" => all = true,
+            _ => return Err("unknown word on dom0's command line; there is consoles=all"),
+        }
+    }
+    Ok(all)
+}

@@ -35,6 +35,7 @@ pub mod manager;
 mod privileged;
 pub mod ramdisk;
 pub mod refusals;
+pub mod runs;
 pub mod status;
 pub mod terminal;
 mod tree;

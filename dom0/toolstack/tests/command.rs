@@ -1,6 +1,6 @@
 //! Lines a person may type.
 
-use toolstack::command::{Command, Completion, Line, VERBS, complete, help};
+use toolstack::command::{Command, Completion, Line, VERBS, complete, help, shows_all_consoles};
 use toolstack::json::{self, Object};
 
 #[test]
@@ -99,4 +99,13 @@ fn answers_for_programs_are_json() {
     assert!(object.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{object}");
     assert_eq!(json::array(["1".to_string(), object].into_iter()).parse::<serde_json::Value>().unwrap()[0], 1);
     assert_eq!(json::array(std::iter::empty()), "[]");
+}
+
+#[test]
+fn dom0s_command_line_has_one_word() {
+    assert_eq!(
+        ["", " consoles=all ", "consoles=all consoles=all"].map(shows_all_consoles),
+        [Ok(false), Ok(true), Ok(true)]
+    );
+    assert!(shows_all_consoles("consoles=all quiet").is_err_and(|why| why.contains("consoles=all")));
 }

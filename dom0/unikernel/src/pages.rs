@@ -9,11 +9,27 @@ use crate::sync::MaskMutex;
 use crate::{control, hypercall};
 use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
-use disk::BusAddress;
+use disk::{BusAddress, OwnMemory};
 use drivers::hardware::DmaMemory;
 use hypercall_abi::domid;
 use hypercall_abi::memory::MemoryOp;
 use ring_protocol::SharedPage;
+
+/// In the number of a page that copies reach: the page is of the boot bundle, and the other bits are its number in this domain.
+/// Without this bit, the number is that of a machine frame.
+const OF_BUNDLE: u64 = 1 << 47;
+
+/// The number, for copies, of the page at an address of the boot bundle; `None` if there is no page.
+#[must_use]
+pub fn of_bundle(address: u64) -> Option<u64> {
+    memory::page_of(address).map(|page| page | OF_BUNDLE)
+}
+
+/// The machine frame of a page that copies reach. If the page is gone, `u64::MAX`, which no machine has.
+#[must_use]
+pub fn machine_frame(page: u64) -> u64 {
+    if page & OF_BUNDLE == 0 { page } else { memory::frame_of_page(page & !OF_BUNDLE).unwrap_or(u64::MAX) }
+}
 
 /// Free pages of the machine that are left for the hypervisor, and for the heap of this domain.
 pub const KEPT: u64 = 1024;
@@ -156,16 +172,15 @@ impl Run {
         dma.clear();
         Some(Self(ManuallyDrop::new(dma)))
     }
+}
 
-    /// The first machine frame.
-    #[must_use]
-    pub fn frame(&self) -> u64 {
+impl OwnMemory for Run {
+    fn page(&self) -> u64 {
         self.0.frame()
     }
 
-    /// The address of the first byte for a device. The device has ended all its accesses before the value is dropped.
-    #[must_use]
-    pub fn address(&self) -> BusAddress {
+    /// A device that was given the address has ended all its accesses before the value is dropped.
+    fn address(&self) -> BusAddress {
         self.0.bus_address(0)
     }
 }

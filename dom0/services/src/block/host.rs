@@ -3,27 +3,18 @@
 use alloc::rc::Rc;
 
 use block_backend::{GrantCopy, Handle, PinError, Pinned, Wanted};
-use disk::BusAddress;
+use disk::OwnMemory;
 use hypercall_abi::Errno;
 use ring_protocol::SharedPage;
 
 use crate::host::Host;
-
-/// Memory of this domain, in consecutive pages. Dropping it gives the memory back.
-pub trait OwnMemory: SharedPage + 'static {
-    /// The page-frame number of its first page.
-    fn page(&self) -> u64;
-
-    /// The address of its first byte for a device.
-    fn address(&self) -> BusAddress;
-}
 
 /// What disks need in addition to a [`Host`].
 pub trait BlockHost: Host {
     /// The pages of a ring, mapped one after the other until this value is dropped.
     type Ring: SharedPage + 'static;
     /// Memory of this domain.
-    type Memory: OwnMemory;
+    type Memory: OwnMemory + SharedPage;
 
     /// Maps the pages that `domain` granted by `references`, at most 16.
     ///
@@ -78,7 +69,7 @@ impl<M: OwnMemory> Own<M> {
     }
 }
 
-impl<M: OwnMemory> SharedPage for Own<M> {
+impl<M: SharedPage> SharedPage for Own<M> {
     fn len_bytes(&self) -> usize {
         self.0.len_bytes()
     }

@@ -34,5 +34,5 @@ mod vbd;
 mod worker;
 
 pub use disks::{Disks, Image, Listed, vbd_bytes};
-pub use host::{Backing, BlockHost, Own, OwnMemory};
+pub use host::{Backing, BlockHost, Own};
 pub use worker::{QUEUE_BYTES, TURN_BYTES};

@@ -13,8 +13,10 @@ use core::mem::ManuallyDrop;
 use block_backend::LATE_NS;
 use disk::{Device, Full, Operation, Outcome, Piece, Reset, SECTOR, Shape, Ticket};
 
-use super::host::{BlockHost, OwnMemory};
+use super::host::BlockHost;
 use crate::signal::{Waiters, before};
+use disk::OwnMemory;
+use ring_protocol::SharedPage;
 
 /// The lowest byte of the tap's tickets. Those of the back end are at most 65.
 const LOWEST: u32 = 255;
@@ -56,7 +58,7 @@ impl<M> fmt::Debug for Tap<M> {
     }
 }
 
-impl<M: OwnMemory> Tap<M> {
+impl<M: OwnMemory + SharedPage> Tap<M> {
     pub(super) fn new(device: Box<dyn Device>) -> Self {
         let device = RefCell::new(device);
         let (read, ended) = (RefCell::new(Read::Idle), Waiters::default());
@@ -181,7 +183,7 @@ impl<M> Drop for Awaited<'_, M> {
     }
 }
 
-impl<M: OwnMemory> Device for Tap<M> {
+impl<M: OwnMemory + SharedPage> Device for Tap<M> {
     fn shape(&self) -> Shape {
         self.0.device.borrow().shape()
     }

@@ -96,7 +96,7 @@ impl<H: BlockHost> Worker<H> {
             let memory = Own::from(host.allocate(1).ok_or(NO_MEMORY)?);
             scratch.push(Scratch { page: memory.page(), memory });
         }
-        let page = super::host::OwnMemory::page(&zeroes);
+        let page = disk::OwnMemory::page(&zeroes);
         Ok(Rc::new(Self {
             host: host.clone(),
             name: name.into(),

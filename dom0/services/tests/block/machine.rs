@@ -9,10 +9,11 @@ use std::task::{Context, Poll, Waker};
 
 use block_backend::{GrantCopy, Handle, PinError, Pinned, Wanted};
 use disk::BusAddress;
+use disk::OwnMemory;
 use hypercall_abi::Errno;
 use ring_protocol::block::Direction;
 use ring_protocol::{SharedPage, WordPage};
-use services::block::{BlockHost, OwnMemory};
+use services::block::BlockHost;
 use services::{Class, Host};
 
 use crate::common::{Fake, Handle as Task, Mapped, Part, Port};
