@@ -8,9 +8,11 @@ use toolstack::runs::{RUN_ORDER, populate};
 
 const RUN: usize = 1 << RUN_ORDER;
 
-/// Gives 1,300 pages on a machine with `runs` runs and `single` other frames. Returns what was given, the frames, and the
-/// calls: page and count.
-fn given(runs: u64, single: usize) -> (Result<usize, Errno>, Vec<u64>, Vec<(u64, usize)>) {
+/// What was given, the frames, and the calls: page and count.
+type Given = (Result<usize, Errno>, Vec<u64>, Vec<(u64, usize)>);
+
+/// Gives 1,300 pages on a machine with `runs` runs and `single` other frames.
+fn given(runs: u64, single: usize) -> Given {
     let mut frames = vec![MachineFrame(0); 1300];
     let (calls, left) = (RefCell::new(Vec::new()), RefCell::new((runs, single)));
     let run = |page| {

@@ -94,7 +94,7 @@ const AREAS: &[Area] = &[
 const FOLDERS: &[&str] = &["hypercall-abi/src", "hypervisor/core/src", "hypervisor/machine/src", "hypervisor/src"];
 
 /// What of dom0 runs in no test on the host, for it wires what does: the folder, and the most lines it may have, comments
-/// among them. A sixth of it translates between the traits of services and the unikernel's functions for disks, line by line.
+/// among them.
 const WIRING: (&str, usize) = ("dom0/src", 700);
 
 /// Prints the table, and says which areas have passed their limits, and which parts their budgets.
