@@ -1,4 +1,4 @@
-//! How a request gets on: descriptors, places, copies, pins, the device.
+//! How a flight advances: descriptors, places, copies, pins, the device.
 
 use disk::{Operation, Outcome, Place, Ticket};
 use ring_protocol::SharedPage;
@@ -11,24 +11,24 @@ use crate::host::{GrantCopy, Host, PinError, Wanted};
 use crate::limits::FLIGHTS;
 use crate::queue::{FLUSH, PROOF, Queue};
 
-/// Bytes of the descriptors of a request at most.
+/// The maximum number of bytes of the descriptors of a request.
 const DESCRIPTORS: usize = INDIRECT_SEGMENTS * size_of::<Segment>();
-/// Requests whose descriptors fit into a page.
+/// The number of requests whose descriptors fit into a page.
 const PER_PAGE: usize = PAGE_BYTES / DESCRIPTORS;
-/// Sectors that are given back in a turn, at most: 4,096 pages of a disk in memory.
+/// The maximum number of sectors that one turn gives back in memory: 4,096 pages. A device discards all at once.
 const DISCARDED: u64 = 32_768;
-/// The most completions that are looked at in a turn: a device cannot have as many operations.
+/// The maximum number of completions that a turn looks at. A correct device never has that many operations.
 const COMPLETIONS: usize = 4 * FLIGHTS;
 
 impl<H: Host> Queue<H> {
-    /// Takes what the device has done.
+    /// Takes the operations that the device has completed.
     pub(crate) fn complete(&mut self) {
         for _ in 0..COMPLETIONS {
             let Some((Ticket(ticket), outcome)) = self.device.as_mut().and_then(|device| device.completed()) else {
                 return;
             };
             let (resets, number) = (ticket >> 8, ticket & 0xff);
-            // What the device had before its reset is not done: it is issued again.
+            // A completion from before the reset is ignored: its operation is issued again.
             if self.health.is_resetting() || resets != self.resets & (u32::MAX >> 8) {
                 continue;
             }
@@ -38,7 +38,7 @@ impl<H: Host> Queue<H> {
                 number if self.flights.at(Stage::Device).has(Index::of(number)) && number < FLUSH => {
                     self.part_ended(Index::of(number), outcome);
                 }
-                // Nothing that the device has.
+                // The device does not have this operation.
                 _ => {}
             }
         }
@@ -61,7 +61,7 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Takes every flight as far as it gets without waiting.
+    /// Advances every flight as far as possible without waiting.
     pub(crate) fn advance(&mut self, host: &mut H, now_ns: u64) {
         self.fetch(host);
         self.plan_all(host);
@@ -75,7 +75,7 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Finds the places of all that has none, and does the copies that this takes.
+    /// Finds the place of the next sectors of each flight in [`Stage::Plan`], and copies those that are in memory.
     fn plan_all(&mut self, host: &mut H) {
         let planned = self.flights.at(Stage::Plan);
         if planned.is_empty() {
@@ -90,7 +90,7 @@ impl<H: Host> Queue<H> {
         self.run_copies(host);
     }
 
-    /// Copies descriptors, as many in a call as there is room for.
+    /// Copies the descriptors of indirect requests, as many in one call as there is scratch memory for.
     fn fetch(&mut self, host: &mut H) {
         let mut waiting = self.flights.at(Stage::Fetch);
         if waiting.is_empty() {
@@ -116,7 +116,8 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Adds copies for the next flights that wait. Those that no memory is found for wait on.
+    /// Adds copies of descriptors for the next flights in `waiting`. Returns those flights. A flight without memory for its
+    /// segments is skipped, and tried again in a later turn.
     fn group(&mut self, waiting: &mut Set) -> Set {
         let mut group = Set::default();
         let mut places =
@@ -146,7 +147,7 @@ impl<H: Host> Queue<H> {
         group
     }
 
-    /// Reads the descriptors of a request, once, and judges them.
+    /// Reads the descriptors of a request once, from scratch memory, and checks them.
     fn judge(&mut self, index: Index, place: usize) {
         let flight = self.flights.get_mut(index);
         let Some(vbd) = self.vbds.get_mut(flight.vbd.0).and_then(Option::as_mut) else { return };
@@ -167,7 +168,8 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Finds the place of the next sectors, and goes on until they are on the device, or none are left.
+    /// Finds the place of the next sectors and copies those in memory, until the next sectors are on the device or none are
+    /// left.
     fn plan(&mut self, host: &mut H, index: Index) {
         loop {
             let flight = self.flights.get_mut(index);
@@ -187,7 +189,7 @@ impl<H: Host> Queue<H> {
                 }
                 Place::Memory { page, offset } => self.copy(host, index, (page, Some(offset)), sectors),
                 Place::Zeroes if flight.reads() => self.copy(host, index, (self.zeroes, None), sectors),
-                // A disk that contradicts itself.
+                // The disk contradicts itself.
                 Place::Device { .. } | Place::Zeroes => None,
             };
             if copied.is_none() {
@@ -196,7 +198,9 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Adds the copies for sectors in a page of ours: from an offset on, or each from its beginning. `None`: they are not there.
+    /// Adds copies between the guest's pages and a page of dom0. With an offset, the sectors follow each other in the page from
+    /// there on; with `None`, each copy begins at byte 0 (a page of zeroes). Returns `None` if the page or the guest's segments
+    /// do not have the sectors.
     fn copy(&mut self, host: &mut H, index: Index, (page, offset): (u64, Option<u16>), sectors: u32) -> Option<()> {
         let mut at = u32::from(offset.unwrap_or(0));
         let room = u32::try_from(PAGE_BYTES).ok()?.checked_sub(at)? / SECTOR_BYTES;
@@ -231,14 +235,14 @@ impl<H: Host> Queue<H> {
         (sectors > 0).then_some(())
     }
 
-    /// Does the copies that are wanted. A request of which one fails has failed, however far it is.
+    /// Does the copies of the batch. A request with a failed copy gets an error, even if its later steps succeed.
     fn run_copies(&mut self, host: &mut H) {
         for index in self.copies.run(host) {
             self.flights.get_mut(index).status = Status::Error;
         }
     }
 
-    /// All sectors have been moved.
+    /// All sectors of a transfer have been moved: a durable write is flushed next, any other request ends.
     fn transferred(&mut self, index: Index) {
         let flight = self.flights.get(index);
         let through = self.vbd(flight.vbd).is_some_and(|vbd| vbd.write_through);
@@ -251,16 +255,17 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Gives sectors back, as many as a turn has time for: a disk in memory takes a step for each page of them.
+    /// Gives back at most `at_most` sectors in memory, where each page takes a step, or all sectors if that is up to the
+    /// device.
     fn discard(&mut self, host: &mut H, index: Index, at_most: u64) {
-        // Pages that are given back are others' next. Nothing is copied to them then.
+        // Outstanding copies are done first: a page that is given back may belong to another disk next.
         self.run_copies(host);
         let flight = self.flights.get_mut(index);
         let Some(vbd) = self.vbds.get_mut(flight.vbd.0).and_then(Option::as_mut) else { return };
         let sectors = flight.left.min(at_most);
         let mut part = vbd.disk.discard(flight.sector, sectors);
         if let Ok(Some(_)) = part {
-            // It is the device that gives them back: all at once.
+            // The device discards the sectors, all in one operation.
             part = vbd.disk.discard(flight.sector, flight.left);
         }
         match part {
@@ -279,7 +284,7 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Pins the pages of the next parts, in as few calls as there is room for.
+    /// Pins the pages of the next part of each flight in [`Stage::Pin`], in few calls.
     fn pin(&mut self, host: &mut H) {
         for index in self.flights.at(Stage::Pin) {
             if self.flights.get(index).status != Status::Okay || self.health == Health::Dead {
@@ -294,7 +299,8 @@ impl<H: Host> Queue<H> {
         self.run_pins(host);
     }
 
-    /// Adds the pages of a part. One that no memory is found for waits on.
+    /// Adds the pages of a flight's next part to the batch. Without memory for their pins, the flight tries again in a later
+    /// turn.
     fn want_pins(&mut self, index: Index) {
         let flight = self.flights.get_mut(index);
         let Some(vbd) = self.vbds.get(flight.vbd.0).and_then(Option::as_ref) else { return };
@@ -337,21 +343,21 @@ impl<H: Host> Queue<H> {
                     self.let_go(index);
                     self.flights.end(index, Status::Error);
                 }
-                // It keeps nothing while it waits, lest two wait for each other.
+                // A flight that waits keeps no pins: else two flights could wait for each other's.
                 (_, true) => self.let_go(index),
                 _ => self.flights.go(index, Stage::Submit),
             }
         }
     }
 
-    /// The pins of a flight are to be given back; no device has them.
+    /// Marks the pins of a flight to be given back. The device must not have the flight.
     pub(crate) fn let_go(&mut self, index: Index) {
         let flight = self.flights.get_mut(index);
         self.loose.append(&mut flight.handles);
         flight.pieces.clear();
     }
 
-    /// Gives the device what is ready for it.
+    /// Submits the flights in [`Stage::Submit`] to the device.
     fn submit(&mut self, now_ns: u64) {
         for index in self.flights.at(Stage::Submit) {
             if self.health == Health::Dead {

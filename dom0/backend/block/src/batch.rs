@@ -1,13 +1,13 @@
-//! Batches of copies and pins on their way to the hypervisor, and who wanted each element.
+//! Batches of copies and pins for the hypervisor, and the flight that each element belongs to.
 
 use alloc::vec::Vec;
 
 use crate::flight::{Index, Set, Span};
 use crate::host::{GrantCopy, Host, PinError, Pinned, Wanted};
 
-/// Copies in one call.
+/// The maximum number of copies in one call.
 const COPIES: usize = 256;
-/// Pins in one call: 32 requests of 32 segments, or four of the longest.
+/// The maximum number of pins in one call: 32 requests of 32 segments, or four of the longest requests.
 const PINS: usize = 1024;
 
 /// Copies that are to be done.
@@ -36,7 +36,7 @@ impl Copies {
         self.owners.push(owner);
     }
 
-    /// Does them. Answers whose copies have failed.
+    /// Does the copies. Returns the flights with a failed copy.
     pub(crate) fn run<H: Host>(&mut self, host: &mut H) -> Set {
         if self.wanted.is_empty() {
             return Set::default();
@@ -65,7 +65,7 @@ impl PinBatch {
         Self { wanted: Vec::with_capacity(PINS), owners: Vec::with_capacity(PINS), answers: Vec::with_capacity(PINS) }
     }
 
-    /// Whether a request of the longest fits.
+    /// Returns whether the longest request would no longer fit.
     pub(crate) fn is_full(&self) -> bool {
         self.wanted.len() + ring_protocol::block::INDIRECT_SEGMENTS > PINS
     }
@@ -86,7 +86,7 @@ impl PinBatch {
         self.wanted.clear();
     }
 
-    /// Takes the answers of a run, with who wanted them.
+    /// Takes the answers of a run, each with its flight and its bytes in the guest's page.
     pub(crate) fn answers(&mut self) -> impl Iterator<Item = (Index, Span, Result<Pinned, PinError>)> {
         let answers = self.owners.drain(..).zip(self.answers.drain(..));
         answers.map(|((owner, span), answer)| (owner, span, answer))

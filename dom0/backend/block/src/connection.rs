@@ -1,4 +1,4 @@
-//! What a vbd is made of, what it counts, and what it leaves.
+//! What a vbd is made of, its counters, and what is left of it at its end.
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -12,13 +12,13 @@ use crate::host::Host;
 use crate::limits::Limits;
 use crate::waiting::Waiting;
 
-/// Bytes of the journal of a ring of so many pages.
+/// Returns the bytes of the journal of a ring of `pages` pages. 0 if there can be no such ring.
 #[must_use]
 pub fn journal_bytes(pages: usize) -> usize {
     slots(pages).map_or(0, journal::journal_bytes)
 }
 
-/// Bytes of the heap that a vbd with a ring of so many pages takes, beside its disk.
+/// Returns the bytes of heap for the waiting requests of a vbd with a ring of `pages` pages. 0 if there can be no such ring.
 #[must_use]
 pub fn vbd_bytes(pages: usize) -> usize {
     slots(pages).map_or(0, |slots| slots as usize * size_of::<Waiting>())
@@ -33,26 +33,26 @@ fn slots(pages: usize) -> Option<u32> {
 pub struct Connection<H: Host> {
     /// The guest.
     pub domain: u16,
-    /// Our end of its event channel.
+    /// Our end of the guest's event channel.
     pub port: u32,
-    /// Its ring, of 1 to 16 pages.
+    /// The ring, of 1 to 16 pages.
     pub ring: H::Ring,
     /// Memory for the journal: [`journal_bytes`] of the ring's pages.
     pub journal: H::Memory,
     /// The disk.
     pub disk: Box<dyn Disk>,
-    /// What it may use at most.
+    /// The limits of the disk.
     pub limits: Limits,
 }
 
 /// Why a vbd is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectError {
-    /// The ring or the journal.
+    /// The ring or the journal is invalid.
     Journal(JournalError),
-    /// There is no memory for the requests that may wait.
+    /// No memory is left for the list of waiting requests.
     NoMemory,
-    /// The disk has blocks that a front end cannot read one by one: 512, 1,024, 2,048 and 4,096 bytes are served.
+    /// The disk has blocks of this many bytes. Only blocks of 512, 1,024, 2,048 and 4,096 bytes are served.
     BlockBytes(u32),
 }
 
@@ -77,34 +77,35 @@ impl fmt::Display for ConnectError {
 pub struct Counters {
     /// Reads that succeeded.
     pub reads: u64,
-    /// Writes that succeeded, durable ones among them.
+    /// Writes that succeeded, durable writes included.
     pub writes: u64,
     /// Flushes that succeeded.
     pub flushes: u64,
     /// Discards that succeeded.
     pub discards: u64,
-    /// Sectors of those reads.
+    /// Sectors of the reads that succeeded.
     pub sectors_read: u64,
-    /// Sectors of those writes.
+    /// Sectors of the writes that succeeded.
     pub sectors_written: u64,
-    /// Requests that failed: a bad grant, or the device.
+    /// Requests that failed while they were carried out: a bad grant, bad indirect descriptors, no room in an overlay, or the
+    /// device.
     pub errors: u64,
-    /// Requests that broke a rule, or asked for what we do not do.
+    /// Requests that were invalid or not supported.
     pub refused: u64,
-    /// Pins that are never given back, because a device that is lost may still write there.
+    /// Pins that are never given back, because a lost device may still write to their pages.
     pub lost_pins: u64,
 }
 
-/// What a vbd leaves.
+/// The parts of a vbd that has ended.
 #[derive(Debug)]
 pub struct Disconnected<H: Host> {
-    /// To be unmapped.
+    /// The ring, for the caller to unmap.
     pub ring: H::Ring,
-    /// To be used again.
+    /// The memory of the journal, for another vbd.
     pub journal: H::Memory,
     /// The disk.
     pub disk: Box<dyn Disk>,
-    /// What it did.
+    /// The final counters.
     pub counters: Counters,
 }
 

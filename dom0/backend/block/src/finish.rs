@@ -5,9 +5,9 @@ use crate::host::Host;
 use crate::queue::Queue;
 
 impl<H: Host> Queue<H> {
-    /// Answers what is done. True: something was.
+    /// Answers the requests that have ended. Returns whether there were any.
     pub(crate) fn finish(&mut self, host: &mut H) -> bool {
-        // A front end that is answered takes its pages back, and finds them in use otherwise (ABI io 4.3).
+        // Unpin before answering: after the answer the front end ends its grants, and must not find them in use (ABI io 4.3).
         if !self.loose.is_empty() {
             host.unpin(&self.loose);
             self.loose.clear();

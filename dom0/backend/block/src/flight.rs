@@ -1,4 +1,4 @@
-//! Requests that are being carried out, and how far each of them is.
+//! Flights: requests that are being carried out, each with the stage that it has reached.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -11,32 +11,32 @@ use crate::host::Handle;
 use crate::limits::FLIGHTS;
 use crate::queue::VbdId;
 
-/// Where a request is on its way.
+/// What is to be done next for a flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// No request.
+    /// The flight has no request.
     Free,
-    /// Its descriptors are to be copied.
+    /// The request's descriptors are to be copied.
     Fetch,
-    /// The place of its next sectors is to be found.
+    /// The place of the request's next sectors is to be found.
     Plan,
-    /// The pages of its next part are to be pinned.
+    /// The guest's pages for the next part are to be pinned.
     Pin,
-    /// Its next part is to be given to the device.
+    /// The next part is to be submitted to the device.
     Submit,
-    /// The device has it.
+    /// The device has a part of the request.
     Device,
-    /// It waits for a flush that has not begun.
+    /// The request waits for a flush that is not submitted yet.
     FlushNext,
-    /// It waits for the flush that the device has.
+    /// The request waits for the flush that the device has.
     FlushNow,
-    /// All is done but the answer.
+    /// The request is to be answered.
     End,
 }
 
 const STAGES: usize = Stage::End as usize + 1;
 
-/// What a request asks for, as far as the way it goes depends on that.
+/// What a request asks for, as far as its stages depend on that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     Transfer(Direction),
@@ -47,11 +47,11 @@ pub(crate) enum Work {
 /// How far a durable write is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Durable {
-    /// It is no durable write.
+    /// The request is no durable write.
     No,
-    /// What was answered before it is to be flushed.
+    /// The writes that were answered before this one are to be flushed.
     Before,
-    /// What it has written is to be flushed.
+    /// What this write has written is to be flushed.
     After,
 }
 
@@ -72,12 +72,13 @@ pub(crate) struct Span {
 }
 
 impl Cursor {
-    /// The next sectors, at most `most` of them, all in one page of the guest.
+    /// Moves on by at most `most` sectors within one page of the guest. Returns these sectors; `None` if no segment is left, or
+    /// if `most` is 0.
     pub(crate) fn next(&mut self, segments: &[Segment], most: u32) -> Option<Span> {
         let segment = segments.get(self.segment)?;
         let left = segment.sectors().ok()?.checked_sub(self.sectors)?;
         let sectors = left.min(most);
-        // All of a page are 4096 bytes.
+        // At most a page, 4,096 bytes, so 16 bits are enough.
         let offset = (u16::from(segment.first) + u16::try_from(self.sectors).ok()?) << 9;
         let bytes = u16::try_from(sectors).ok()? << 9;
         if sectors == left {
@@ -97,42 +98,45 @@ pub(crate) struct Flight {
     pub(crate) entry: Entry,
     pub(crate) work: Work,
     pub(crate) durable: Durable,
-    /// What it is answered with, as far as is known.
+    /// The answer, as far as it is known. An error stays.
     pub(crate) status: Status,
-    /// The next sector.
+    /// The next sector of the disk.
     pub(crate) sector: u64,
-    /// How many sectors are still to be planned.
+    /// How many sectors, from `sector` on, are not done yet.
     pub(crate) left: u64,
-    /// All its sectors, for the counters.
+    /// The number of all sectors of the request, for the counters.
     pub(crate) sectors: u64,
-    /// How many segments it has: as many pins are set aside for it.
+    /// The number of segments of an indirect request.
     pub(crate) count: usize,
+    /// How many pins the flight has taken of the budget: one for each segment, 0 for a disk in memory.
     pub(crate) pins: u32,
-    /// What was charged for its bytes.
+    /// The bytes that the vbd was charged for.
     pub(crate) charged: u32,
-    /// The grant reference of its descriptors.
+    /// The grant reference of the page with the descriptors of an indirect request.
     pub(crate) descriptors: u32,
     pub(crate) segments: Vec<Segment>,
+    /// Where `sector` is among the segments.
     pub(crate) cursor: Cursor,
-    /// The same, after the part that is under way.
+    /// The cursor after the part that is under way.
     pub(crate) beyond: Cursor,
-    /// The part that the device has, or is to be given: its first sector there, and its length.
+    /// The part that the device has, or gets next: its first sector on the device, and its number of sectors.
     pub(crate) part: (u64, u64),
-    /// What is pinned of it, and where that is.
+    /// The handles of the pages that are pinned for the part.
     pub(crate) handles: Vec<Handle>,
+    /// The pinned memory of the part.
     pub(crate) pieces: Vec<Piece>,
-    /// How many flushes had failed when it began.
+    /// [`Queue::failures`](crate::Queue) when the request began.
     pub(crate) failures: u64,
-    /// When the device was given its part.
+    /// When the part was submitted to the device.
     pub(crate) since_ns: u64,
 }
 
-/// A number below [`FLIGHTS`].
+/// The index of a flight: a number below [`FLIGHTS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Index(u8);
 
 impl Index {
-    /// The lowest bits of a number.
+    /// Takes the lowest six bits of a number.
     pub(crate) const fn of(number: u32) -> Self {
         let [lowest, ..] = number.to_le_bytes();
         Self(lowest % 64)
@@ -147,7 +151,7 @@ impl Index {
     }
 }
 
-/// Some flights.
+/// A set of flights: one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Set(pub(crate) u64);
 
@@ -181,7 +185,7 @@ impl Iterator for Set {
     }
 }
 
-/// All flights, and which are in each stage.
+/// All flights, and the set of flights in each stage.
 #[derive(Debug)]
 pub(crate) struct Flights {
     all: Box<[Flight; FLIGHTS]>,
@@ -229,12 +233,12 @@ impl Flights {
         &mut self.all[usize::from(index.0) % FLIGHTS]
     }
 
-    /// Those in this stage.
+    /// Returns the flights in this stage.
     pub(crate) fn at(&self, stage: Stage) -> Set {
         Set(self.sets.get(stage as usize).copied().unwrap_or_default())
     }
 
-    /// Those that have a request.
+    /// Returns the flights that have a request.
     pub(crate) fn busy(&self) -> Set {
         Set(!self.at(Stage::Free).0)
     }
@@ -250,7 +254,7 @@ impl Flights {
         }
     }
 
-    /// A request is over but for its answer. What failed before stays failed.
+    /// Moves a flight to [`Stage::End`], where it is answered with `status`, or with an earlier error if there is one.
     pub(crate) fn end(&mut self, index: Index, status: Status) {
         let flight = self.get_mut(index);
         if flight.status == Status::Okay {

@@ -1,13 +1,13 @@
-//! Flushes: the device has one at a time, and a failed one concerns every guest with unflushed writes.
+//! Flushes. The device has one flush at a time. A failed flush concerns every guest with unflushed writes.
 //!
-//! A flush makes durable what was answered before it was taken. Flushes that are taken while the device has one wait for the
-//! next one, together. A device reports lost writes once, and does not say whose they were. So after a failed flush each guest
-//! with unflushed writes gets an error for its next flush: the queue counts failures, and a vbd remembers how many of them its
-//! guest knows.
+//! A flush makes durable the writes that were answered before the flush was taken. Flushes of guests that are taken while the
+//! device has a flush wait together for the device's next flush. A device reports lost writes once, and does not tell whose
+//! they were. So after a failed flush each guest with unflushed writes gets an error for its next flush: the queue counts
+//! failures, and a vbd remembers how many failures its guest was told of.
 //!
-//! Stock front ends do not flush again after a flush that failed: from then on each write is flushed before it is answered. What
-//! was answered while the failed flush was under way would never be flushed, so the device is given one more flush before the
-//! guest learns of the failure.
+//! Stock front ends do not flush again after a failed flush. So from then on the back end flushes each write before it answers
+//! the write. Writes that were answered while the failed flush was under way would never be flushed; therefore the device gets
+//! one more flush before the guest is told of the failure.
 
 use disk::{Operation, Outcome, Ticket};
 use ring_protocol::block::Status;
@@ -21,20 +21,20 @@ use crate::vbd::Vbd;
 /// What a guest knows of the durability of its writes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Durability {
-    /// Writes answered.
+    /// The number of writes answered.
     written: u64,
-    /// As many of them when the device was given its last flush.
+    /// The value of `written` when the device was given its last flush.
     marked: u64,
-    /// As many of them are durable.
+    /// The number of writes, the oldest ones, that are durable.
     durable: u64,
-    /// Failures that the guest has been told of, or that happened before it had something to lose.
+    /// The queue's number of failures when the guest was last told of one, or when it last had nothing to lose.
     told: u64,
 }
 
 impl Durability {
-    /// What is known of a guest whose back end has died: it may have unflushed writes, and perhaps is owed an error.
+    /// The durability of a guest whose back end has died: it may have unflushed writes. `owed`: the guest was owed an error.
     pub(crate) fn resumed(owed: bool, failures: u64) -> Self {
-        // No queue knows of fewer failures than one.
+        // A queue counts failures from 1, so 0 differs from every count.
         Self { written: 1, marked: 0, durable: 0, told: if owed { 0 } else { failures } }
     }
 
@@ -42,8 +42,8 @@ impl Durability {
         self.written != self.durable
     }
 
-    /// A write is answered that began after so many failures. A later one may have lost it, also if the guest was told of that
-    /// before this answer.
+    /// Notes that a write is answered. The queue had counted `failures` when the write began. A later failure may have lost the
+    /// write, even if the guest was told of that failure before this answer.
     pub(crate) fn wrote(&mut self, failures: u64) {
         let clean = self.written == self.durable;
         self.told = if clean { failures } else { failures.min(self.told) };
@@ -54,12 +54,12 @@ impl Durability {
         self.marked = self.written;
     }
 
-    /// Whether writes may be lost that the guest does not know of.
+    /// Returns whether unflushed writes may be lost without the guest having been told.
     pub(crate) fn owes(&self, failures: u64) -> bool {
         self.has_unflushed() && self.told != failures
     }
 
-    /// A flush of the device has succeeded. A guest that is owed an error is still owed it.
+    /// Notes that a flush of the device has succeeded. That changes nothing for a guest that is owed an error.
     fn flushed(&mut self, failures: u64) {
         if !self.owes(failures) {
             self.durable = self.marked;
@@ -68,7 +68,7 @@ impl Durability {
 }
 
 impl<H: Host> Queue<H> {
-    /// A flight comes to where everything that was answered before it is flushed.
+    /// Makes a flight wait for a flush. Where nothing needs a flush (disks that are not volatile), the flight goes on directly.
     pub(crate) fn flush(&mut self, index: Index) {
         let vbd = self.flights.get(index).vbd;
         let volatile = self.vbd(vbd).is_some_and(|vbd| vbd.shape.volatile);
@@ -79,7 +79,7 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Gives the device a flush, if one is wanted and it has none.
+    /// Submits a flush if a flight waits for one and the device has none.
     pub(crate) fn submit_flush(&mut self, now_ns: u64) {
         let wanted = self.flights.at(Stage::FlushNext);
         if wanted.is_empty() || self.flushing.is_some() || !matches!(self.health, Health::Fine | Health::Dead) {
@@ -112,11 +112,11 @@ impl<H: Host> Queue<H> {
         for index in covered {
             let owes = self.vbd(self.flights.get(index).vbd).is_some_and(|vbd| vbd.durability.owes(self.failures));
             let flight = self.flights.get_mut(index);
-            // A flush that failed since the write began may have lost the write.
+            // A flush that failed after a durable write began may have lost the write.
             let owes = owes || flight.durable == Durable::After && flight.failures != self.failures;
             match (good && !owes, flight.status) {
                 (true, Status::Okay) => self.flushed(index, Status::Okay),
-                // The guest is told after one more flush.
+                // The guest is told of the failure after one more flush.
                 (false, Status::Okay) => {
                     flight.status = Status::Error;
                     let id = flight.vbd;
@@ -135,7 +135,7 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// The guests of these flights have been told of all failures.
+    /// Notes that the guests of these flights are told of all failures so far.
     fn told(&mut self, covered: Set) {
         for index in covered {
             let (id, failures) = (self.flights.get(index).vbd, self.failures);
@@ -145,20 +145,20 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Unflushed writes may be lost.
+    /// Counts and reports a failed flush.
     pub(crate) fn failed_flush(&mut self) {
         self.count_failure();
         self.report(crate::Event::FlushFailed);
     }
 
-    /// Writes may be lost. Journals say so before anybody is answered.
+    /// Counts a failure: unflushed writes may be lost. The failure is noted in journals before any guest is answered.
     pub(crate) fn count_failure(&mut self) {
         self.failures += 1;
         self.notes = true;
         self.vbds.iter_mut().flatten().for_each(Vbd::note_failure);
     }
 
-    /// Takes back the notes of vbds that owe no error any more; their guests' answers are in the journals.
+    /// Clears the notes in the journals of vbds that owe no error any more. The answers with the errors are in the journals.
     pub(crate) fn clear_notes(&mut self) {
         if !core::mem::take(&mut self.notes) {
             return;
@@ -179,6 +179,7 @@ impl<H: Host> Queue<H> {
         }
     }
 
+    /// Ends a flight after its flush, or goes on with a durable write whose data is still to be written.
     fn flushed(&mut self, index: Index, status: Status) {
         let flight = self.flights.get_mut(index);
         match (flight.work, flight.durable) {
@@ -190,7 +191,7 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// The ticket of an operation that began since the last reset.
+    /// Returns the ticket of an operation that is submitted now, with the number of resets so far.
     pub(crate) const fn ticket(&self, number: u32) -> Ticket {
         Ticket(self.resets << 8 | number)
     }

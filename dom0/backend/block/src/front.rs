@@ -1,13 +1,13 @@
-//! What a front end says of itself in the store (ABI io 3.10): its ring, its port, its protocol.
+//! What a front end publishes in the store (ABI io 3.10): its ring, its port, its protocol.
 
 use core::fmt;
 
 use ring_protocol::block::{BadProtocol, MAX_RING_PAGE_ORDER, RING_PAGES, check_protocol};
 
-/// The keys of a front end that [`Front::parse`] asks for, beside [`MAX_RING_KEYS`]: all are read in one transaction.
+/// The keys of a front end that [`Front::parse`] asks for, beside [`MAX_RING_KEYS`]. The caller reads all in one transaction.
 pub const KEYS: [&str; 5] = [RING_PAGE_ORDER, RING_REF, EVENT_CHANNEL, PROTOCOL, QUEUES];
 
-/// The keys of the pages of a ring, when there are several.
+/// The keys of the pages of a ring of two or more pages.
 pub const MAX_RING_KEYS: [&str; RING_PAGES] = [
     "ring-ref0",
     "ring-ref1",
@@ -38,7 +38,7 @@ const QUEUES: &str = "multi-queue-num-queues";
 pub struct Front {
     references: [u32; RING_PAGES],
     pages: usize,
-    /// Its port, still unbound.
+    /// The front end's port, to which dom0 has not yet bound.
     pub port: u32,
 }
 
@@ -47,13 +47,13 @@ pub struct Front {
 pub enum BadFront {
     /// A key is missing.
     Missing(&'static str),
-    /// The value of a key is no number, or none of this kind.
+    /// The value of a key is no decimal number of 32 bits.
     Number(&'static str),
-    /// The ring has more pages than we announced.
+    /// The ring, of 2 to the power of this number of pages, has more pages than the back end offers.
     PageOrder(u32),
-    /// It has more queues than we announced.
+    /// The front end has this number of queues instead of one.
     Queues(u32),
-    /// Its slots are laid out differently.
+    /// The front end uses another layout of slots.
     Protocol(BadProtocol),
 }
 
@@ -70,7 +70,7 @@ impl fmt::Display for BadFront {
 }
 
 impl Front {
-    /// Reads the keys, each as `read` found it: `None` if it is not there.
+    /// Parses the keys. `read` returns the value of a key, `None` if the front end has no such key.
     ///
     /// # Errors
     /// The first key that is missing or has an invalid value.
@@ -94,14 +94,14 @@ impl Front {
         Ok(Self { references, pages, port: needed(EVENT_CHANNEL)? })
     }
 
-    /// The grant references of the pages of its ring, in their order.
+    /// Returns the grant references of the ring's pages, in the order of the pages.
     #[must_use]
     pub fn references(&self) -> &[u32] {
         self.references.get(..self.pages).unwrap_or(&self.references)
     }
 }
 
-/// A decimal number of 32 bits, with nothing around it.
+/// Returns a decimal number of 32 bits. `None` if the value is anything else, such as a number with a sign or spaces.
 fn number(value: &[u8]) -> Option<u32> {
     let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
     digits.then(|| core::str::from_utf8(value).ok()?.parse().ok()).flatten()

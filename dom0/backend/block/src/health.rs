@@ -1,9 +1,10 @@
-//! A device that is late, that is reset, that is lost.
+//! Devices that are late, are reset, or are lost.
 //!
 //! Disks of clouds stall for minutes, and stock front ends wait for ever. So a late device is reported and waited for. A reset
-//! begins by the verb, by a limit, or because the device asks for it. When it has ended, the device touches nothing it was given
-//! before: it is flushed, then all it had is issued again, with the pages still pinned. That is safe, since none of it was
-//! answered (ABI io 5.6). If resets do not help (two within a minute), or that flush fails, all it had is answered with an error.
+//! begins by a command of the administrator, by a limit, or because the device asks for it. After the reset, the device no
+//! longer accesses memory that it was given before. A volatile device is flushed; then all operations that it had are issued
+//! again, with their pages still pinned. That is safe, since none of them was answered (ABI io 5.6). If that flush fails, or if
+//! the reset began within a minute of the reset before, the requests of these operations are answered with errors instead.
 
 use core::fmt;
 
@@ -15,20 +16,20 @@ use crate::flight::{Set, Stage};
 use crate::host::Host;
 use crate::queue::{PROOF, Queue, VbdId};
 
-/// An operation that takes as long is reported.
+/// An operation that takes this long is reported as late.
 pub const LATE_NS: u64 = 30_000_000_000;
-/// Two resets within this time: the device does not recover.
+/// A reset within this time of the reset before is a second one: the operations of the device fail.
 const AGAIN_NS: u64 = 60_000_000_000;
 
 /// How a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Health {
     Fine,
-    /// It is being reset; `second` within a minute.
+    /// The device is being reset; `second` if that is the second reset within a minute.
     Resetting {
         second: bool,
     },
-    /// It was reset, and is flushed before it is given anything else.
+    /// The device was reset, and has a flush before it gets any other operation.
     Proving,
     Dead,
 }
@@ -39,33 +40,33 @@ impl Health {
     }
 }
 
-/// What a person, or the owner of a vbd, is to know.
+/// What happened to a queue: for the log, or for the owner of a vbd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The device has not done something for long; it is waited for.
+    /// The device has taken [`LATE_NS`] for an operation, and is waited for.
     Late {
-        /// Operations that it has.
+        /// The number of operations that the device has.
         operations: usize,
-        /// How long the oldest of them has taken so far.
+        /// Nanoseconds that the oldest of these operations has taken so far.
         waited_ns: u64,
     },
-    /// A device that was late has done what was late.
+    /// A device that was late has completed its late operations.
     Answers,
     /// The device is being reset.
     Resetting {
-        /// How many of its operations are issued again.
+        /// The number of requests that wait for operations of the device.
         operations: usize,
     },
-    /// The device was reset, and goes on. Requests that it had were answered with errors if there are any `failed`.
+    /// The device was reset, and takes operations again.
     Reset {
-        /// How many.
+        /// How many requests that the device had fail. 0 if all are issued again.
         failed: usize,
     },
     /// The device does not come back, for this reason.
     Lost(&'static str),
-    /// A flush failed. The next flush of each guest with unflushed writes fails too.
+    /// A flush failed. The next flush of each guest with unflushed writes fails, too.
     FlushFailed,
-    /// A front end broke its ring. It is not served any more: let it know, and disconnect.
+    /// A front end broke its ring, and is not served any more. The owner should tell the front end, and disconnect the vbd.
     Broken(VbdId, RingError),
 }
 
@@ -88,25 +89,26 @@ impl fmt::Display for Event {
 }
 
 impl<H: Host> Queue<H> {
-    /// Resets the device, because a person says so.
+    /// Resets the device, by a command of the administrator. Does nothing if the device is being reset or is lost.
     pub fn reset(&mut self, now_ns: u64) {
         if matches!(self.health, Health::Fine | Health::Proving) && self.device.is_some() {
             self.begin_reset(now_ns);
         }
     }
 
-    /// Has a device that is as late reset, from the next operation on; `None`: it is waited for.
+    /// Sets how long an operation may take until the device is reset. `None`: the device is waited for without limit. Until the
+    /// device is next checked for late operations, the limit before still holds.
     pub const fn limit_lateness(&mut self, late_limit_ns: Option<u64>) {
         self.late_limit_ns = late_limit_ns;
     }
 
-    /// Whether the device is lost for good.
+    /// Returns whether the device is lost for good.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.health == Health::Dead
     }
 
-    /// Looks after the device.
+    /// Checks for late operations, and begins or continues a reset.
     pub(crate) fn look_after(&mut self, now_ns: u64) {
         let Some(device) = &mut self.device else { return };
         match self.health {
@@ -121,7 +123,7 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// The device was given something: it is looked at before that is late.
+    /// Notes that an operation was submitted: the device is checked for late operations when this one would be late.
     pub(crate) fn watch_from(&mut self, now_ns: u64) {
         let due = now_ns.saturating_add(self.late_limit_ns.unwrap_or(LATE_NS).min(LATE_NS));
         self.watch_ns.get_or_insert(due);
@@ -179,7 +181,7 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Gives the device that was reset its flush.
+    /// Submits the flush after a reset.
     fn prove(&mut self, now_ns: u64) {
         let ticket = self.ticket(PROOF);
         let Some(device) = self.device.as_mut().filter(|_| self.flushing.is_none()) else { return };
@@ -199,7 +201,7 @@ impl<H: Host> Queue<H> {
         self.fine(outcome != Outcome::Good);
     }
 
-    /// The device goes on. What it had is issued again, or it has `failed`.
+    /// Ends a reset. The operations that the device had are issued again, or (`failed`) end with errors.
     fn fine(&mut self, failed: bool) {
         self.health = Health::Fine;
         let held = core::mem::take(&mut self.reissue);
@@ -212,13 +214,13 @@ impl<H: Host> Queue<H> {
         self.report(Event::Reset { failed: if failed { held.len() } else { 0 } });
     }
 
-    /// The device does not come back. It may still write into the pages that it was given: their pins are never given back.
+    /// The device does not come back. It may still write into pages that it was given, so their pins are never given back.
     fn lose(&mut self, reason: &'static str) {
         self.health = Health::Dead;
         for index in core::mem::take(&mut self.reissue) {
             let flight = self.flights.get_mut(index);
             let lost = core::mem::take(&mut flight.handles).len();
-            // The handles are used for ever.
+            // These pins stay taken from the budget for ever.
             flight.pins = flight.pins.saturating_sub(u32::try_from(lost).unwrap_or(u32::MAX));
             if let Some(vbd) = self.vbds.get_mut(flight.vbd.0).and_then(Option::as_mut) {
                 vbd.counters.lost_pins += lost as u64;
@@ -229,7 +231,7 @@ impl<H: Host> Queue<H> {
         self.report(Event::Lost(reason));
     }
 
-    /// What of a vbd that ends is not in the device ends at once.
+    /// Ends those flights of a vbd that do not wait for the device.
     pub(crate) fn abandon(&mut self, id: VbdId) {
         let held = [Stage::Device, Stage::FlushNow, Stage::End, Stage::Free].map(|stage| self.flights.at(stage));
         let held = held.into_iter().fold(self.reissue, Set::with);

@@ -1,4 +1,5 @@
-//! What the back end asks of the hypervisor: pins, copies, notifications. Batches, with an answer for each element.
+//! What the back end asks of the hypervisor: pins, copies, notifications. Pins and copies come in batches, with an answer for
+//! each element.
 
 use disk::BusAddress;
 use ring_protocol::SharedPage;
@@ -13,74 +14,76 @@ pub struct Handle(pub u32);
 pub struct Wanted {
     /// The guest.
     pub domain: u16,
-    /// Its grant reference.
+    /// The guest's grant reference for the page.
     pub reference: u32,
-    /// The device writes into it: the disk is read.
+    /// Whether the device writes into the page, because the guest reads the disk.
     pub writable: bool,
 }
 
-/// A page that stays where it is and whose it is until it is unpinned.
+/// A pinned page: its address and its owner stay the same until it is unpinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pinned {
-    /// To unpin it.
+    /// The handle that unpins the page.
     pub handle: Handle,
-    /// Its first byte.
+    /// The machine address of the first byte of the page.
     pub address: BusAddress,
 }
 
 /// Why a page is not pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinError {
-    /// The guest's fault: no such grant, not for us, read-only, used too often.
+    /// The guest's fault: there is no such grant, or it is not for dom0, is read-only, or is in use too often.
     Refused,
-    /// Ours: we have no handles left. It is worth another try.
+    /// Our fault: no handle is free. A later try may succeed.
     NoHandles,
 }
 
-/// A copy between a page of a guest and a frame of our own.
+/// A copy between a page of a guest and a frame of dom0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GrantCopy {
     /// The guest.
     pub domain: u16,
-    /// Its grant reference.
+    /// The guest's grant reference for the page.
     pub reference: u32,
     /// The first byte in the guest's page.
     pub offset: u16,
-    /// Our page-frame number.
+    /// The page-frame number of the frame in dom0.
     pub page: u64,
-    /// The first byte in our page.
+    /// The first byte in dom0's frame.
     pub page_offset: u16,
-    /// How many; both sides end within their pages.
+    /// The number of bytes. Neither side may cross the end of its page.
     pub bytes: u16,
-    /// [`Read`](Direction::Read): from our page into the guest's.
+    /// [`Read`](Direction::Read) copies from dom0's frame into the guest's page, [`Write`](Direction::Write) the other way.
     pub direction: Direction,
 }
 
-/// The hypervisor, and the memory it lets us share.
+/// The hypervisor, and the memory that the back end shares with guests and with its successor.
 pub trait Host {
-    /// The pages of a ring, one after the other.
+    /// The pages of a ring, mapped one after the other.
     type Ring: SharedPage;
-    /// Memory of our own: journals, and pages that descriptors are copied into.
+    /// Memory of dom0: journals, and pages that descriptors are copied into.
     type Memory: SharedPage;
 
-    /// Pins pages; there are as many answers as pages are wanted, each at first [`PinError::Refused`].
+    /// Pins pages, and writes one answer for each wanted page. The caller passes `answers` of the same length, filled with
+    /// [`PinError::Refused`].
     fn pin(&mut self, wanted: &[Wanted], answers: &mut [Result<Pinned, PinError>]);
 
-    /// Gives pins back. No device touches their pages any more.
+    /// Gives pins back. The caller guarantees that no device accesses their pages any more.
     fn unpin(&mut self, handles: &[Handle]);
 
-    /// Copies; there are as many answers as copies, each at first false. True: it is done.
+    /// Copies, and writes one answer for each copy: true if the copy is done. The caller passes `answers` of the same length,
+    /// filled with false.
     fn copy(&mut self, copies: &[GrantCopy], answers: &mut [bool]);
 
-    /// Sends to our end of a guest's event channel.
+    /// Sends an event to a guest. `port` is our end of the channel.
     fn notify(&mut self, domain: u16, port: u32);
 }
 
-/// A page of our own that descriptors are copied into.
+/// A page of dom0 that descriptors are copied into.
 #[derive(Debug)]
 pub struct Scratch<M> {
-    /// Its page-frame number.
+    /// The page-frame number of the page.
     pub page: u64,
-    /// Its bytes.
+    /// The bytes of the page.
     pub memory: M,
 }

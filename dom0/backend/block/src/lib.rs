@@ -1,4 +1,4 @@
-//! The back end of disks: takes requests out of guests' rings, has them carried out, and answers each once (ABI io 5).
+//! The back end of disks: takes requests from guests' rings, carries them out, and answers each request once (ABI io 5).
 //!
 //! ```text
 //! ring -> Vbd: a copy in the journal, judged -> waits its turn -> Queue: a flight
@@ -9,16 +9,16 @@
 //! End -> unpin -> answer -> publish -> notify
 //! ```
 //!
-//! A [`Queue`] is what shares one device, or dom0's memory: all [`Vbd`]s behind it, and their flights. Its owner calls
-//! [`Queue::attend`] when a guest's event arrives, and [`Queue::turn`] then, at an interrupt of the device, and when the last
-//! turn said so. A turn is bounded.
+//! A vbd is a disk of a guest; a flight is a request that is being carried out. A [`Queue`] has all [`Vbd`]s of one device, or
+//! all that lie in dom0's memory alone, and their flights. The owner of a queue calls [`Queue::attend`] when a guest's event
+//! arrives. It calls [`Queue::turn`] after that, at each interrupt of the device, and when the last [`Turn`] asks for the next.
+//! The work of a turn is bounded.
 //!
-//! Touches: rings and journals, through `SharedPage`; guests' pages, by batches of pins and copies of a [`Host`]; sectors,
-//! through the traits of the crate `disk`.
-//! Never touches: the store (it parses and lists keys), event channels, clocks (the caller passes the time).
-//! Keeps: one answer for a request; no pin outlives its request, but where a device is lost; a guest reaches its own disk's
-//! sectors and its own pages; buffers grow to the longest request and stay; dropping a queue
-//! or a vbd does nothing, only [`Queue::disconnect`] ends a vbd.
+//! Touches: rings and journals, through `SharedPage`; guests' pages, by pins and copies of a [`Host`]; sectors, through the
+//! traits of the crate `disk`. Never touches: the store (this crate only parses and lists keys), clocks (the caller passes the
+//! time). Guarantees: each request gets one answer; a pin ends before its request is answered, unless the device is lost; a
+//! guest reaches only the sectors of its own disks and its own pages; buffers grow to the longest request and keep that size.
+//! Only [`Queue::disconnect`] ends a vbd: dropping a queue or a vbd gives nothing back.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]

@@ -1,28 +1,28 @@
-//! How much of what is shared a guest gets: places in the device, pins, bytes and requests per second.
+//! How much a guest gets of flights, pins, and the time of a turn; and the limits of a disk, in bytes and requests per second.
 
 use core::cell::Cell;
 use core::cmp::max;
 
-/// The most requests that are carried out at a time, by one queue.
+/// The maximum number of requests that one queue carries out at a time.
 pub const FLIGHTS: usize = 64;
-/// The most requests taken from one ring before others have their turn.
+/// The maximum number of requests taken from one ring before other rings have their turn.
 pub const PER_TURN: usize = 32;
-/// What a request costs beside its bytes.
+/// The cost of a request beside its bytes. The unit of cost is the byte.
 pub(crate) const REQUEST_COST: u32 = 16 << 10;
-/// How much each guest that waits may spend before the next one may.
+/// The cost that each waiting vbd may spend before it is the next vbd's turn.
 pub(crate) const QUANTUM: u32 = 64 << 10;
-/// What begins in one turn, by cost: about 1,024 pages are pinned or copied, then other tasks have their turns.
+/// The cost after which a turn begins no more requests: about 1,024 pages are pinned or copied, then other tasks run.
 pub(crate) const TURN_COST: u32 = 4 << 20;
-/// A guest counts as busy for as long after its last request was answered: it may be about to send the next one.
+/// A vbd counts as busy for this long after it last had an unanswered request: its guest may be about to send the next one.
 pub(crate) const BUSY_NS: u64 = 10_000_000;
-/// The pins of all data of all disks; the hypervisor's other handles are for rings.
+/// The maximum number of pins for the data of all disks. The hypervisor's other handles are for rings.
 pub const DATA_PINS: u32 = 6144;
-/// A guest may always have as many requests in flight.
+/// The least share of a vbd in the flights of its queue.
 const FLIGHTS_AT_LEAST: usize = 8;
-/// A guest may always have as many pins, if there are any.
+/// The least share of a vbd in the pins of all queues, and the least limit of all pins.
 const PINS_AT_LEAST: u32 = 512;
 
-/// The pins of all queues together. A queue takes them before it pins.
+/// The number of pins that all queues have together. A queue takes pins from here before it pins pages.
 #[derive(Debug)]
 pub struct Pins {
     limit: u32,
@@ -30,19 +30,19 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Pins that are all free. There are at least 512, enough for any request.
+    /// Makes `limit` free pins, but at least 512, which is enough for any request.
     #[must_use]
     pub const fn new(limit: u32) -> Self {
         Self { limit: if limit < PINS_AT_LEAST { PINS_AT_LEAST } else { limit }, used: Cell::new(0) }
     }
 
-    /// How many are taken.
+    /// Returns how many pins are taken.
     #[must_use]
     pub fn used(&self) -> u32 {
         self.used.get()
     }
 
-    /// Whether as many are free.
+    /// Returns whether `count` pins are free.
     pub(crate) fn has(&self, count: u32) -> bool {
         self.used.get().saturating_add(count) <= self.limit
     }
@@ -51,41 +51,42 @@ impl Pins {
         self.used.set(self.used.get().saturating_add(count));
     }
 
-    /// Gives some back.
+    /// Gives `count` pins back.
     pub(crate) fn give(&self, count: u32) {
         self.used.set(self.used.get().saturating_sub(count));
     }
 
-    /// What one of `busy` guests may have.
+    /// Returns how many pins each of `busy` vbds may have.
     pub(crate) fn share(&self, busy: usize) -> u32 {
         max(PINS_AT_LEAST, self.limit / u32::try_from(max(1, busy)).unwrap_or(u32::MAX))
     }
 }
 
-/// How many requests one of `busy` guests may have in flight.
+/// Returns how many requests each of `busy` vbds may have in flight.
 pub(crate) fn flights_share(busy: usize) -> usize {
     max(FLIGHTS_AT_LEAST, FLIGHTS / max(1, busy))
 }
 
-/// What a person allows a disk at most.
+/// The limits that the configuration sets to a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes in a second.
+    /// Bytes per second. `None`: no limit.
     pub bytes_per_second: Option<u64>,
-    /// Requests in a second.
+    /// Requests per second. `None`: no limit.
     pub requests_per_second: Option<u64>,
 }
 
 /// Nanoseconds of a second.
 const SECOND_NS: u64 = 1_000_000_000;
-/// What was not used is kept for as long.
+/// A bucket holds at most what flows in during this time.
 const BURST_NS: u64 = SECOND_NS / 10;
 
-/// A bucket that time fills. What is taken may exceed what is in it; then it has to be filled again before more is taken.
+/// A token bucket. A single taking may exceed the level, which leaves a debt; nothing can be taken until time has filled the
+/// debt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bucket {
     per_second: u64,
-    /// Units times [`SECOND_NS`]; below zero: a debt.
+    /// Units times [`SECOND_NS`]. A value below zero is a debt.
     level: i128,
     filled_ns: u64,
 }
@@ -96,7 +97,7 @@ impl Bucket {
         Self { per_second, level: 0, filled_ns: now_ns }
     }
 
-    /// When something may be taken, after the bucket was filled up to now.
+    /// Fills the bucket up to now. Returns when something may be taken: now, or when the debt will be filled.
     pub(crate) fn ready_ns(&mut self, now_ns: u64) -> u64 {
         let passed = now_ns.saturating_sub(self.filled_ns);
         self.filled_ns = max(now_ns, self.filled_ns);
@@ -111,7 +112,7 @@ impl Bucket {
         self.level -= i128::from(units) * i128::from(SECOND_NS);
     }
 
-    /// What was taken was more than was used.
+    /// Puts back `units` that were taken and not used.
     pub(crate) fn give(&mut self, units: u64) {
         self.level += i128::from(units) * i128::from(SECOND_NS);
     }

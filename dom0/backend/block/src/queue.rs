@@ -1,4 +1,4 @@
-//! What shares a device: the vbds behind it, and a turn of work for them.
+//! A queue: the vbds that share a device, and a turn of work for them.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -16,28 +16,29 @@ use crate::host::{Handle, Host, Scratch};
 use crate::limits::{DATA_PINS, Pins};
 use crate::vbd::{Life, Vbd};
 
-/// The number of a flush in its ticket; flights have lower ones.
+/// The number in the ticket of a flush. Flights have lower numbers.
 pub(crate) const FLUSH: u32 = 64;
-/// The number of the flush after a reset.
+/// The number in the ticket of the flush after a reset.
 pub(crate) const PROOF: u32 = 65;
-/// When to try again what we had no handles, or a device without work had no room for.
+/// Nanoseconds until the next try, where no event announces that a try may succeed: no handles or pins were free, a device
+/// refused an operation though it had none, or a device is being reset.
 pub(crate) const RETRY_NS: u64 = 1_000_000;
 
 /// Names a vbd to its queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VbdId(pub(crate) usize);
 
-/// What a turn leaves to its owner.
+/// When the owner of a queue gives it the next turn.
 #[must_use = "a queue that gets no turn stands still"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turn {
-    /// There is more to do at once, after others have had their turns.
+    /// Whether work is left that waits for nothing: the next turn is due as soon as other tasks have had theirs.
     pub again: bool,
-    /// When the next turn is due though nothing happens.
+    /// When the next turn is due even without an event or an interrupt. `None`: never.
     pub wake_ns: Option<u64>,
 }
 
-/// All vbds of one device, or those that lie in memory alone.
+/// All vbds of one device, or all vbds whose disks lie in memory alone.
 pub struct Queue<H: Host> {
     pub(crate) device: Option<Box<dyn Device>>,
     pub(crate) vbds: Vec<Option<Vbd<H>>>,
@@ -46,35 +47,35 @@ pub struct Queue<H: Host> {
     pub(crate) next: usize,
     /// The cost of what this turn has begun.
     pub(crate) spent: u32,
-    /// The vbd whose turn it is to be looked at.
+    /// The vbd whose ring is looked at next.
     looked: usize,
     pub(crate) budget: Rc<Pins>,
     pub(crate) scratch: Vec<Scratch<H::Memory>>,
-    /// A frame of ours that holds zeroes.
+    /// The page-frame number of a frame of dom0 that holds zeroes.
     pub(crate) zeroes: u64,
     pub(crate) copies: Copies,
     pub(crate) pinning: PinBatch,
-    /// Pins to be given back.
+    /// Pins that this turn gives back at its end.
     pub(crate) loose: Vec<Handle>,
-    /// The device is to be told of what was submitted.
+    /// Whether something was submitted since the last [`Device::kick`].
     pub(crate) kick: bool,
-    /// When the device was given the flush that it has.
+    /// When the flush that the device has was submitted. `None` if it has no flush.
     pub(crate) flushing: Option<u64>,
-    /// How many flushes have failed, counted from 1.
+    /// 1 plus the number of times that unflushed writes may have been lost: a flush failed, or the device was lost.
     pub(crate) failures: u64,
-    /// A journal may say that its guest is owed an error.
+    /// Whether a journal may have a note that its guest is owed an error.
     pub(crate) notes: bool,
     pub(crate) health: Health,
-    /// How often the device was reset: part of each ticket, so that what came before is not mistaken.
+    /// How often the device was reset. Each ticket has this number, so that completions from before a reset are recognized.
     pub(crate) resets: u32,
     pub(crate) last_reset_ns: Option<u64>,
-    /// What the device had when it was reset.
+    /// The flights that the device had when it was reset.
     pub(crate) reissue: Set,
-    /// The device is looked at then, whether something is late.
+    /// When the device is next checked for late operations. `None` if the device has no operation.
     pub(crate) watch_ns: Option<u64>,
-    /// A late device was reported.
+    /// Whether the device was reported as late.
     pub(crate) late: bool,
-    /// A device that is as late is reset.
+    /// A device with an operation this old is reset. `None`: an operation is waited for without limit.
     pub(crate) late_limit_ns: Option<u64>,
     events: VecDeque<Event>,
 }
@@ -88,9 +89,9 @@ impl<H: Host> fmt::Debug for Queue<H> {
 }
 
 impl<H: Host> Queue<H> {
-    /// A queue without vbds, of a device or of memory alone. `budget` is shared by all queues. A page of `scratch` takes the
-    /// descriptors of two requests; `zeroes` is the page-frame number of a frame of ours that holds zeroes. A device that is
-    /// later than `late_limit_ns` is reset.
+    /// Makes a queue without vbds. `device` is `None` for disks in memory alone. All queues share `budget`. A page of `scratch`
+    /// takes the descriptors of two requests; `zeroes` is the page-frame number of a frame of dom0 that holds zeroes. The
+    /// device is reset if it takes `late_limit_ns` for an operation; `None` sets no limit.
     #[must_use]
     pub fn new(
         device: Option<Box<dyn Device>>,
@@ -127,18 +128,19 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Serves a front end that has just connected, from its ring as it is.
+    /// Begins to serve a front end that has just connected.
     ///
     /// # Errors
-    /// Why it cannot be served.
+    /// Why the front end cannot be served.
     pub fn connect(&mut self, connection: Connection<H>, now_ns: u64) -> Result<VbdId, ConnectError> {
         Vbd::connect(connection, now_ns, None).map(|vbd| self.add(vbd))
     }
 
-    /// Goes on serving a front end where an earlier back end died, by its journal.
+    /// Continues to serve a front end whose earlier back end died. The journal tells which requests that back end left
+    /// unanswered.
     ///
     /// # Errors
-    /// Why it cannot be served; a new connection may be.
+    /// Why the connection cannot be continued. A new connection to the front end may still succeed.
     pub fn resume(&mut self, connection: Connection<H>, now_ns: u64) -> Result<VbdId, ConnectError> {
         Vbd::connect(connection, now_ns, Some(self.failures)).map(|vbd| self.add(vbd))
     }
@@ -153,7 +155,7 @@ impl<H: Host> Queue<H> {
         VbdId(free)
     }
 
-    /// A vbd.
+    /// Returns a vbd. `None` if the vbd has ended.
     #[must_use]
     pub fn vbd(&self, id: VbdId) -> Option<&Vbd<H>> {
         self.vbds.get(id.0)?.as_ref()
@@ -163,15 +165,15 @@ impl<H: Host> Queue<H> {
         self.vbds.get_mut(id.0)?.as_mut()
     }
 
-    /// The guest has sent an event: its ring is looked at in a turn from now on.
+    /// Notes that the guest has sent an event: a later turn looks at its ring.
     pub fn attend(&mut self, id: VbdId) {
         if let Some(vbd) = self.vbd_mut(id).filter(|vbd| vbd.life == Life::Open) {
             vbd.attention = true;
         }
     }
 
-    /// Ends a vbd: nothing is taken or answered any more. Turns go on until what the device has is done; then
-    /// [`disconnected`](Self::disconnected) hands out what the vbd was made of.
+    /// Ends a vbd: no request is taken or answered any more. The owner gives the queue turns until the device has completed the
+    /// vbd's operations; then [`disconnected`](Self::disconnected) returns the parts of the vbd.
     pub fn disconnect(&mut self, id: VbdId) {
         if let Some(vbd) = self.vbd_mut(id) {
             vbd.stop(Life::Closing);
@@ -179,13 +181,14 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// What is left of a vbd that was ended, once nothing of it is in flight or pinned. The page of its ring may be unmapped.
+    /// Returns the parts of a vbd after [`disconnect`](Self::disconnect), and forgets the vbd. `None` while requests of it are
+    /// in flight. Except on a lost device, no page of the guest is pinned for it any more.
     pub fn disconnected(&mut self, id: VbdId) -> Option<Disconnected<H>> {
         let place = self.vbds.get_mut(id.0)?;
         place.take_if(|vbd| vbd.life == Life::Closing && vbd.in_flight == 0).map(Vbd::into_parts)
     }
 
-    /// The next thing that a person, or the owner of a vbd, is to know.
+    /// Returns the next event for the log, or for the owner of a vbd. `None` if there is no other.
     pub fn event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
@@ -194,7 +197,7 @@ impl<H: Host> Queue<H> {
         self.events.push_back(event);
     }
 
-    /// Takes requests of one guest, has what may be carried out carried out, answers what is done.
+    /// Takes requests from one ring, begins and advances requests of all vbds, and answers those that have ended.
     pub fn turn(&mut self, host: &mut H, now_ns: u64) -> Turn {
         self.complete();
         self.look_after(now_ns);
@@ -212,7 +215,7 @@ impl<H: Host> Queue<H> {
         Turn { again, wake_ns: wakes.into_iter().flatten().min() }
     }
 
-    /// Takes from the next ring that asks for attention.
+    /// Takes requests from the next ring that needs attention.
     fn take(&mut self) {
         let count = self.vbds.len();
         for step in 0..count {
@@ -225,13 +228,13 @@ impl<H: Host> Queue<H> {
                 Ok(more) => vbd.attention = more,
                 Err(error) => self.broken(VbdId(at), error),
             }
-            // Its front end sleeps only when it was asked to send an event: see `rearm`.
+            // The queue may sleep only if each front end with an empty ring was asked to send an event: see `rearm`.
             self.rearmed(VbdId(at));
             return;
         }
     }
 
-    /// Asks for an event of a guest whose ring is empty.
+    /// Asks a guest for an event if its ring is empty.
     fn rearmed(&mut self, id: VbdId) {
         let Some(vbd) = self.vbd_mut(id).filter(|vbd| vbd.life == Life::Open && !vbd.attention) else { return };
         match vbd.rearm() {
@@ -240,6 +243,7 @@ impl<H: Host> Queue<H> {
         }
     }
 
+    /// Returns whether a ring still needs attention. Guests with other rings were asked for an event.
     fn rearm(&self) -> bool {
         self.vbds.iter().flatten().any(|vbd| vbd.attention)
     }
@@ -251,7 +255,7 @@ impl<H: Host> Queue<H> {
         self.report(Event::Broken(id, error));
     }
 
-    /// When to try again what waits for nothing that would wake us.
+    /// Returns when the next turn is due for flights that no event will wake. `None` if there are no such flights.
     fn retry_ns(&self, now_ns: u64) -> Option<u64> {
         let flights = &self.flights;
         let idle = flights.at(Stage::Device).is_empty() && self.flushing.is_none();

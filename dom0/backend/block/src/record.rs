@@ -1,5 +1,5 @@
-//! What a back end has published and connected, as plain data that may outlive it: keys are written from it, never computed
-//! again.
+//! What a back end has published and connected, as plain data that can outlive the back end. The keys in the store are written
+//! from this record; a later back end uses the record, and does not ask the disk again.
 
 use disk::Shape;
 use ring_protocol::block::{INDIRECT_SEGMENTS, MAX_RING_PAGE_ORDER, RING_PAGES};
@@ -7,16 +7,16 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::front::Front;
 
-/// Writes are lost with the power until they are flushed.
+/// If the power fails, writes may be lost that are not flushed.
 const VOLATILE: u32 = 1;
-/// Nothing is written.
+/// The disk is read-only.
 const READ_ONLY: u32 = 2;
-/// Sectors are taken back.
+/// The disk supports discards.
 const DISCARD: u32 = 4;
-/// The bit of `info` that says that a disk is read-only; 1 is a CD, 2 a removable medium.
+/// The bit of the key `info` that marks a read-only disk. Bit 1 would mark a CD, bit 2 a removable medium.
 const INFO_READ_ONLY: u64 = 4;
 
-/// What a back end says of a disk (ABI io 5.2).
+/// What a back end publishes about a disk (ABI io 5.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Features {
@@ -34,7 +34,7 @@ pub struct Features {
 pub struct Key {
     /// The name of the node.
     pub name: &'static str,
-    /// Its value, written in decimal.
+    /// The value of the node, written in decimal.
     pub value: u64,
 }
 
@@ -43,7 +43,7 @@ const fn key(name: &'static str, value: u64) -> Key {
 }
 
 impl Features {
-    /// What is said of a disk of this shape.
+    /// Returns what is published about a disk of this shape.
     #[must_use]
     pub fn of(shape: &Shape) -> Self {
         let discard = shape.discard.filter(|_| !shape.read_only);
@@ -59,7 +59,7 @@ impl Features {
         }
     }
 
-    /// What the front end looks at before it makes its rings: written together with `InitWait`.
+    /// Returns the keys that the front end reads before it makes its ring. They are written together with the state `InitWait`.
     pub fn offered(&self) -> impl Iterator<Item = Key> + use<> {
         [
             key("feature-max-indirect-segments", INDIRECT_SEGMENTS as u64),
@@ -69,7 +69,7 @@ impl Features {
         .into_iter()
     }
 
-    /// What the front end looks at when it is connected: written together with `Connected`.
+    /// Returns the keys that the front end reads when it is connected. They are written together with the state `Connected`.
     pub fn connected(&self) -> impl Iterator<Item = Key> + use<> {
         let flags = self.flags;
         let has = move |flag| flags & flag != 0;
@@ -91,7 +91,7 @@ impl Features {
         always.into_iter().chain(discard.into_iter().filter(move |_| has(DISCARD)))
     }
 
-    /// The value of the key `mode`, which tools read.
+    /// Returns the value of the key `mode`, which tools read.
     #[must_use]
     pub const fn mode(&self) -> &'static str {
         if self.flags & READ_ONLY != 0 { "r" } else { "w" }
@@ -102,7 +102,7 @@ impl Features {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Record {
-    /// What was published.
+    /// What was published about the disk.
     pub features: Features,
     /// The guest.
     pub domain: u32,
@@ -110,26 +110,26 @@ pub struct Record {
     pub device: u32,
     /// The front end's port.
     pub front_port: u32,
-    /// Our end of it.
+    /// Our end of that channel.
     pub port: u32,
-    /// How many pages its ring has; zero: it is not connected.
+    /// How many pages the ring has. 0 if the vbd is not connected.
     pub pages: u32,
     /// Zero.
     pub padding: u32,
-    /// Their grant references.
+    /// The grant references of the ring's pages. Those after the first `pages` are 0.
     pub references: [u32; RING_PAGES],
 }
 
 const _: () = assert!(size_of::<Features>() == 32 && size_of::<Record>() == 120);
 
 impl Record {
-    /// A vbd whose features are published.
+    /// Makes the record of a vbd whose features are published, and which is not connected.
     #[must_use]
     pub fn published(domain: u16, device: u32, features: Features) -> Self {
         Self { features, domain: domain.into(), device, ..Self::default() }
     }
 
-    /// The same, connected to what its front end has published, with `port` as our end.
+    /// Returns this record with the ring and the port that the front end has published, and with `port` as our end.
     #[must_use]
     pub fn connected(mut self, front: &Front, port: u32) -> Self {
         (self.front_port, self.port) = (front.port, port);

@@ -1,7 +1,7 @@
-//! Whose requests begin next: deficit round robin over the vbds, by cost, within each guest's share of flights and pins.
+//! Whose requests begin next: deficit round robin over the vbds, by cost, within each vbd's share of flights and pins.
 //!
-//! Each vbd that waits may spend a quantum; then it is the next one's turn. What it did not spend it keeps, so requests larger
-//! than a quantum begin too; a vbd with nothing to begin keeps one quantum at most.
+//! Each waiting vbd may spend a quantum; then it is the next vbd's turn. A vbd keeps what it did not spend, so a request that
+//! costs more than a quantum begins after some rounds. A vbd that has nothing to begin keeps at most one quantum.
 
 use ring_protocol::block::{Direction, Request, Status};
 
@@ -12,20 +12,21 @@ use crate::limits::{QUANTUM, TURN_COST, flights_share};
 use crate::queue::{Queue, RETRY_NS, VbdId};
 use crate::waiting::Waiting;
 
-/// What the first request of a vbd waits for.
+/// What the first waiting request of a vbd waits for.
 enum Head {
-    /// Nothing.
+    /// Nothing: the request may begin.
     May,
-    /// The next quantum.
+    /// The vbd's next quantum.
     Deficit,
-    /// A flight or pins of its own, or the clock. Or the vbd has no request.
+    /// The vbd itself: it has used up its share of flights or pins, or the rate that its limits allow. Or nothing waits.
     Itself,
-    /// What is shared by all: flights, pins, the time of a turn.
+    /// What all vbds share: free flights, free pins, the time of a turn.
     All,
 }
 
 impl<H: Host> Queue<H> {
-    /// Begins what may begin. Answers when a limit of a disk lets more begin.
+    /// Begins the requests that may begin. Returns when the next turn may begin another: when a limit of a disk allows that, or
+    /// after [`RETRY_NS`] if other queues have all pins. `None` if no request waits for the clock.
     pub(crate) fn start(&mut self, now_ns: u64) -> Option<u64> {
         let busy = self.vbds.iter_mut().flatten().filter_map(|vbd| vbd.is_busy(now_ns).then_some(())).count();
         self.spent = 0;
@@ -49,7 +50,7 @@ impl<H: Host> Queue<H> {
                             self.forfeit(id);
                             break;
                         }
-                        // It goes on here, with what it may still spend. Other queues may have all pins.
+                        // The next turn goes on with this vbd and its deficit. With no flight here, other queues have all pins.
                         Head::All if self.flights.busy().is_empty() => return Some(now_ns.saturating_add(RETRY_NS)),
                         Head::All => return wake_ns,
                     }
@@ -87,17 +88,17 @@ impl<H: Host> Queue<H> {
         if free { Head::May } else { Head::All }
     }
 
-    /// Whether as much was begun as a turn has time for.
+    /// Returns whether this turn has begun as much as it has time for.
     pub(crate) const fn has_spent_all(&self) -> bool {
         self.spent >= TURN_COST
     }
 
-    /// Whether requests need pins.
+    /// Returns whether requests of this queue need pins.
     fn pins(&self) -> bool {
         self.device.is_some() && self.health != Health::Dead
     }
 
-    /// A vbd that waits for itself does not save up. One that comes with a new request may begin it at once.
+    /// A vbd that waits for itself saves up at most one quantum. An idle vbd gets a quantum, so its next request need not wait.
     fn forfeit(&mut self, id: VbdId) {
         if let Some(vbd) = self.vbd_mut(id) {
             vbd.deficit = if vbd.waiting.is_empty() { QUANTUM } else { vbd.deficit.min(QUANTUM) };
@@ -112,7 +113,7 @@ impl<H: Host> Queue<H> {
         }
     }
 
-    /// Makes a flight of the first request of a vbd.
+    /// Makes a flight of the first waiting request of a vbd.
     fn begin(&mut self, id: VbdId) {
         let on_device = self.pins();
         let Some(index) = self.flights.at(Stage::Free).next() else { return };
@@ -137,7 +138,7 @@ impl<H: Host> Queue<H> {
 }
 
 impl Flight {
-    /// Becomes this request. Answers its first stage.
+    /// Fills this flight with a request. Returns the request's first stage.
     fn prepare(&mut self, waiting: &Waiting) -> Stage {
         self.entry = waiting.entry;
         (self.status, self.durable, self.cursor) = (Status::Okay, Durable::No, Cursor::default());
@@ -170,12 +171,12 @@ impl Flight {
         }
     }
 
-    /// Whether it is a flush, alone or with a write.
+    /// Returns whether the request flushes: a flush, or a durable write.
     pub(crate) fn flushes(&self) -> bool {
         self.work == Work::Flush || self.durable != Durable::No
     }
 
-    /// The device writes into the guest's pages.
+    /// Returns whether the request reads the disk, so that data goes into the guest's pages.
     pub(crate) fn reads(&self) -> bool {
         self.work == Work::Transfer(Direction::Read)
     }

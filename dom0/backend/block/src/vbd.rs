@@ -1,4 +1,4 @@
-//! One disk of one guest: its ring, its journal, and what waits.
+//! One disk of one guest: its ring, its journal, and its waiting requests.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -18,18 +18,18 @@ use crate::host::Host;
 use crate::limits::{BUSY_NS, Bucket, PER_TURN};
 use crate::waiting::Waiting;
 
-/// Left in the journal while a failed flush may have lost writes that the guest has not been told of.
+/// Noted in the journal while a failed flush may have lost writes and the guest was not told of the failure.
 const OWES_ERROR: u32 = 1;
-/// Left in the journal when each write is flushed.
+/// Noted in the journal once each write is flushed before its answer.
 const WRITE_THROUGH: u32 = 2;
 
 /// Whether a vbd takes requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
     Open,
-    /// Its front end broke the ring. It is not answered any more.
+    /// The front end broke the ring. No request is answered any more.
     Broken,
-    /// It ends when nothing is in flight. It is not answered any more.
+    /// The vbd ends when nothing is in flight. No request is answered any more.
     Closing,
 }
 
@@ -44,23 +44,24 @@ pub struct Vbd<H: Host> {
     pub(crate) shape: Shape,
     pub(crate) geometry: Geometry,
     pub(crate) life: Life,
-    /// The guest has sent an event since its ring was last found empty.
+    /// Whether the ring may have new requests: the guest has sent an event, the vbd is new, or a turn left requests in the
+    /// ring.
     pub(crate) attention: bool,
-    /// Something was answered and not published.
+    /// Whether an answer is not published yet.
     answered: bool,
-    /// Its front end may have missed an event of an earlier back end (ABI io 4.4).
+    /// Whether the front end is notified without having asked: it may have missed an event of an earlier back end (ABI io 4.4).
     greet: bool,
     pub(crate) waiting: VecDeque<Waiting>,
-    /// What it may still spend before others have their turn.
+    /// The cost that the vbd may still spend before it is the next vbd's turn.
     pub(crate) deficit: u32,
     bytes: Option<Bucket>,
     requests: Option<Bucket>,
     pub(crate) in_flight: usize,
     pub(crate) pins: u32,
-    /// When it was last seen to have something unanswered.
+    /// When the vbd was last seen with an unanswered request.
     active_ns: Option<u64>,
     pub(crate) durability: Durability,
-    /// Its journal says that it owes an error.
+    /// Whether the journal has the note [`OWES_ERROR`].
     noted: bool,
     /// A flush has failed. Stock front ends do not flush again after that, so each write is flushed before its answer.
     pub(crate) write_through: bool,
@@ -77,7 +78,8 @@ impl<H: Host> fmt::Debug for Vbd<H> {
 }
 
 impl<H: Host> Vbd<H> {
-    /// Begins to serve a front end, or goes on where another back end died (`resumed`), after so many failed flushes.
+    /// Begins to serve a front end. With `resumed`, continues after an earlier back end that died; the number is the queue's
+    /// count of failures.
     pub(crate) fn connect(with: Connection<H>, now_ns: u64, resumed: Option<u64>) -> Result<Self, ConnectError> {
         let Connection { domain, port, ring, journal, disk, limits } = with;
         let shape = disk.shape();
@@ -123,7 +125,8 @@ impl<H: Host> Vbd<H> {
         Ok(vbd)
     }
 
-    /// Queues what an earlier back end took and did not answer, or answers what killed it twice.
+    /// Queues the requests that an earlier back end took and did not answer. A request that may have killed two back ends
+    /// (poisonous) is answered with an error instead.
     fn resume(&mut self, failures: u64) {
         let note = self.slots.note(&self.journal);
         self.noted = note & OWES_ERROR != 0;
@@ -143,25 +146,25 @@ impl<H: Host> Vbd<H> {
         }
     }
 
-    /// What it has done.
+    /// Returns what the vbd has done so far.
     #[must_use]
     pub const fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// The guest.
+    /// Returns the guest.
     #[must_use]
     pub const fn domain(&self) -> u16 {
         self.domain
     }
 
-    /// Requests that were taken and not answered.
+    /// Returns the number of requests that were taken and not answered.
     #[must_use]
     pub fn unanswered(&self) -> usize {
         self.waiting.len() + self.in_flight
     }
 
-    /// Whether it has, or had until just now, something unanswered.
+    /// Returns whether the vbd has an unanswered request, or had one less than [`BUSY_NS`] ago.
     pub(crate) fn is_busy(&mut self, now_ns: u64) -> bool {
         if self.unanswered() > 0 {
             self.active_ns = Some(now_ns);
@@ -169,7 +172,7 @@ impl<H: Host> Vbd<H> {
         self.active_ns.is_some_and(|active_ns| now_ns.saturating_sub(active_ns) < BUSY_NS)
     }
 
-    /// Takes up to [`PER_TURN`] requests. True: more are there.
+    /// Takes up to [`PER_TURN`] requests. Returns whether requests are left in the ring.
     pub(crate) fn take(&mut self) -> Result<bool, RingError> {
         let there = self.slots.look(&self.ring)?;
         for _ in 0..PER_TURN {
@@ -182,7 +185,7 @@ impl<H: Host> Vbd<H> {
         Ok(there as usize > PER_TURN)
     }
 
-    /// Asks for an event at the next request. True: it is there already.
+    /// Asks for an event at the next request. Returns true if that request is in the ring already, and no event will come.
     pub(crate) fn rearm(&mut self) -> Result<bool, RingError> {
         self.slots.rearm(&self.ring)
     }
@@ -205,7 +208,7 @@ impl<H: Host> Vbd<H> {
         self.answered |= self.slots.answer(&self.ring, &self.journal, entry, status).is_ok();
     }
 
-    /// Answers a flight, whose pins are given back.
+    /// Counts and answers the request of a flight. Its pins were given back before.
     pub(crate) fn land(&mut self, flight: &Flight) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.pins = self.pins.saturating_sub(flight.pins);
@@ -235,7 +238,7 @@ impl<H: Host> Vbd<H> {
         self.answer(flight.entry, status);
     }
 
-    /// Publishes what was answered, and notifies the guest if it asked for that.
+    /// Publishes answers, and notifies the guest if it asked for that.
     pub(crate) fn publish(&mut self, host: &mut H) {
         if !core::mem::take(&mut self.answered) {
             return;
@@ -246,7 +249,7 @@ impl<H: Host> Vbd<H> {
         }
     }
 
-    /// When the next request may be carried out, as far as it is up to the limits of this disk.
+    /// Returns when the limits of this disk allow the next request.
     pub(crate) fn ready_ns(&mut self, now_ns: u64) -> u64 {
         let buckets = [&mut self.bytes, &mut self.requests].into_iter().flatten();
         buckets.map(|bucket| bucket.ready_ns(now_ns)).max().unwrap_or(now_ns)
@@ -262,7 +265,7 @@ impl<H: Host> Vbd<H> {
         }
     }
 
-    /// It was charged for more bytes than it moves.
+    /// Pays back `unused` bytes: the vbd was charged for more bytes than the request moves.
     pub(crate) fn refund(&mut self, unused: u32) {
         self.deficit = self.deficit.saturating_add(unused);
         if let Some(bytes) = &mut self.bytes {
@@ -270,7 +273,7 @@ impl<H: Host> Vbd<H> {
         }
     }
 
-    /// A flush has failed. What was not flushed may be lost, and what is being written.
+    /// Notes a failure in the journal, if the vbd has unflushed writes or requests in flight, which may be lost.
     pub(crate) fn note_failure(&mut self) {
         if self.in_flight > 0 || self.durability.has_unflushed() {
             self.noted = true;
@@ -278,18 +281,18 @@ impl<H: Host> Vbd<H> {
         }
     }
 
-    /// Whether its journal may say something that is over.
+    /// Returns whether the journal has the note [`OWES_ERROR`].
     pub(crate) const fn is_noted(&self) -> bool {
         self.noted
     }
 
-    /// It owes no error any more.
+    /// Removes the note [`OWES_ERROR`] from the journal.
     pub(crate) fn clear_note(&mut self) {
         self.noted = false;
         self.leave_note();
     }
 
-    /// The guest will learn that a flush has failed.
+    /// The guest is about to learn that a flush has failed: from now on each write is flushed before its answer.
     pub(crate) fn flush_failed(&mut self) {
         if !self.write_through {
             self.write_through = true;
@@ -303,7 +306,7 @@ impl<H: Host> Vbd<H> {
         self.slots.leave_note(&self.journal, owes | through);
     }
 
-    /// Stops to take and to answer.
+    /// Stops taking and answering requests.
     pub(crate) fn stop(&mut self, life: Life) {
         if self.life != Life::Closing {
             self.life = life;

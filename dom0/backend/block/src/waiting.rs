@@ -1,4 +1,4 @@
-//! Requests that were judged and wait to be carried out.
+//! Requests that were found valid and wait to be carried out.
 
 use ring_protocol::block::journal::Entry;
 use ring_protocol::block::{Extent, PAGE_BYTES, Request, SECTOR_BYTES, Slot};
@@ -11,9 +11,9 @@ pub(crate) struct Waiting {
     pub(crate) entry: Entry,
     pub(crate) slot: Slot,
     pub(crate) request: Request,
-    /// Its bytes at most.
+    /// The maximum number of bytes that the request moves.
     pub(crate) bytes: u32,
-    /// Its segments: as many pins it may need.
+    /// The number of segments, which is the maximum number of pins.
     pub(crate) segments: u32,
 }
 
@@ -21,7 +21,7 @@ impl Waiting {
     pub(crate) fn new(entry: Entry, slot: Slot, request: Request) -> Self {
         let (bytes, segments) = match request {
             Request::Direct { extent, segments, .. } => (extent.sectors * u64::from(SECTOR_BYTES), segments),
-            // Until the descriptors have been read: whole pages.
+            // The descriptors are not read yet, so each segment counts as a whole page.
             Request::Indirect { segments, .. } => ((segments * PAGE_BYTES) as u64, segments),
             Request::Flush | Request::Discard(Extent { .. }) => (0, 0),
         };
