@@ -1,8 +1,9 @@
 //! A virtio disk (V 5.2) as a [`disk::Device`].
 //!
-//! An operation becomes requests, one per slot, of whole blocks and as many segments as the device takes; it ends with its last
-//! request, and fails if one of them does. What does not fit into the free slots waits: of one read or write at a time, during
-//! which no other operation is taken; of any number of discards, each of which has one request in the device.
+//! The driver splits an operation into requests to the device. A request takes one slot, and has whole blocks and at most as
+//! many segments as the device allows. The operation ends with its last request, and fails if a request fails. If the free
+//! slots do not suffice for a read or a write, its other requests wait; meanwhile no other operation is taken. A discard has at
+//! most one request in the device at a time, so any number of discards can be under way.
 //!
 //! ```text
 //! New -> reset -> Resetting -> (register reads 0) negotiate, read limits, set the queue -> Running
@@ -11,7 +12,7 @@
 //!                   Dead                                                                   reset
 //! ```
 //!
-//! Keeps: between [`Device::submit`] and its completion, or a reset that is done, the device has the memory of an operation.
+//! The memory of an operation belongs to the device from [`Device::submit`] until the operation completes or a reset has ended.
 
 mod config;
 mod flight;
@@ -32,11 +33,11 @@ use tables::{Data, Plan};
 pub use identity::{Identity, Serial};
 pub use tables::MEMORY_BYTES;
 
-/// The most slots, and so the most operations.
+/// The maximum number of slots, and of operations at a time.
 const SLOTS: usize = 256;
-/// The most pieces of an operation.
+/// The maximum number of pieces of an operation.
 pub const PIECES: usize = 256;
-/// How often a reset is asked after before the device counts as dead: a caller that asks once a millisecond waits ten seconds.
+/// How many calls find a reset unfinished before the device counts as dead. A caller that calls every millisecond waits 10 s.
 pub const RESET_ASKED: u32 = 10_000;
 
 /// Kinds of requests (V 5.2.6).
@@ -50,9 +51,9 @@ mod kind {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// It was told of no memory of ours, or was stopped: whatever the firmware left, or nothing.
+    /// The device has no address of dom0's memory: this driver has not started it, or has stopped it.
     New,
-    /// A reset has been asked for; asked after so often.
+    /// A reset was begun. So many calls have found it unfinished.
     Resetting(u32),
     Running,
     Dead(&'static str),
@@ -64,7 +65,7 @@ pub struct Blk<C, R, M> {
     transport: Transport<C, R>,
     queue: Queue<M>,
     state: State,
-    /// The device has broken the rules: nothing it writes is looked at until it has been reset.
+    /// Whether the device has violated the protocol. Then nothing that it writes is looked at until it is reset.
     broken: bool,
     limits: Limits,
     plan: Plan,
@@ -77,18 +78,18 @@ pub struct Blk<C, R, M> {
     waiting_pieces: Vec<Piece>,
     /// The segments of the request that is being made.
     segments: Vec<Segment>,
-    /// Operations that ended without the device, or while the serial number was asked for.
+    /// Operations to be returned by [`Device::completed`] that ended without a request, or while the serial number was read.
     done: VecDeque<(Ticket, Outcome)>,
-    /// Requests were made while others came back: the device does not know of them yet.
+    /// Whether requests were made while completed ones were taken: the device was not told of them yet.
     went_on: bool,
-    /// A request has come back since the last look that found nothing more.
+    /// Whether a completed request was found since the queue was last found empty.
     came: bool,
-    /// The last look found nothing at all, though requests are in the device.
+    /// Whether the last search found no completed request at all, though the device has requests.
     in_vain: bool,
     identity: Option<Identity>,
 }
 
-/// A disk that nothing is known of yet.
+/// The limits of a disk whose configuration is not read yet.
 const UNKNOWN: Limits = Limits {
     shape: Shape { sectors: 0, block_bytes: 512, physical_bytes: 512, read_only: true, volatile: false, discard: None },
     segments: 1,
@@ -97,11 +98,11 @@ const UNKNOWN: Limits = Limits {
 };
 
 impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
-    /// The driver of a disk that has not been started: [`Device::reset`] does so. `memory` has [`MEMORY_BYTES`] and stays the
-    /// device's for as long as there is one.
+    /// Makes the driver of a disk, which [`Device::reset`] then starts. `memory` must have [`MEMORY_BYTES`]. It belongs to the
+    /// device until [`Blk::into_memory`].
     ///
     /// # Errors
-    /// [`NotTaken::NoRoom`]: there is less memory than that, or none is left on the heap.
+    /// [`NotTaken::NoRoom`]: `memory` is too short, or no memory is left on the heap.
     pub fn new(transport: Transport<C, R>, memory: M) -> Result<Self, NotTaken> {
         let enough = memory.bytes() >= MEMORY_BYTES;
         let mut blk = Self {
@@ -128,7 +129,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         Ok(blk)
     }
 
-    /// All memory of the heap that the driver ever has.
+    /// Reserves all heap memory that the driver will need. `None` if there is too little.
     fn make_room(&mut self) -> Option<()> {
         self.slots.try_reserve_exact(SLOTS).ok()?;
         self.free_slots.try_reserve_exact(SLOTS).ok()?;
@@ -139,7 +140,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         self.done.try_reserve_exact(2 * SLOTS).ok()
     }
 
-    /// The serial number: asks the device at the first call after its start.
+    /// Returns what is known of the serial number. The first call after a start asks the device.
     pub fn identify(&mut self) -> Identity {
         if self.runs() && self.identity.is_none() {
             let asked = self.begin(Owner::Serial).map(|op| {
@@ -157,13 +158,13 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         self.identity.unwrap_or(Identity::Pending)
     }
 
-    /// Lets the device send no interrupt, or again: for one that sends them without reason, and before its port is closed.
+    /// Masks or unmasks the device's interrupt: for a device that interrupts without reason, and before its port is closed.
     pub fn mask_interrupt(&self, masked: bool) {
         self.transport.mask_interrupt(masked);
     }
 
-    /// Begins to stop the device for good, or goes on with it, as [`Device::reset`] does. When it is done, the device touches no
-    /// memory and sends no interrupt until it is reset again.
+    /// Begins or continues to stop the device, in steps like [`Device::reset`]. After [`Reset::Done`], the device accesses no
+    /// memory and sends no interrupt until [`Device::reset`] starts it again.
     pub fn stop(&mut self) -> Reset {
         if let Err(unfinished) = self.quiesce() {
             return unfinished;
@@ -175,12 +176,13 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         Reset::Done
     }
 
-    /// The memory, if the device has been stopped.
+    /// Returns the memory that [`Blk::new`] was given. `None` if the device was started and not stopped; the memory is dropped.
     pub fn into_memory(self) -> Option<M> {
         (self.state == State::New).then(|| self.queue.into_memory())
     }
 
-    /// Asks for a reset, and whether it has ended: if not, how it stands. Once it has ended the device touches no memory.
+    /// Begins or continues a reset. Returns `Ok` when the reset has ended: the device accesses no memory then. Else returns
+    /// [`Reset::Pending`] or [`Reset::Dead`].
     fn quiesce(&mut self) -> Result<(), Reset> {
         let asked = match self.state {
             State::Resetting(asked) => asked,
@@ -205,7 +207,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         self.state == State::Running && !self.broken
     }
 
-    /// Forgets what was in flight.
+    /// Forgets all operations and requests in flight.
     fn forget(&mut self) {
         self.slots.clear();
         self.free_slots.clear();
@@ -217,7 +219,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         self.identity = self.identity.filter(|identity| *identity != Identity::Pending);
     }
 
-    /// Starts the device after its reset.
+    /// Starts the device after a reset. Fails with the reason why the device cannot be used.
     fn start(&mut self) -> Result<(), &'static str> {
         let bytes = self.transport.device().map_or(0, Registers::bytes);
         let features = self.transport.negotiate(config::wanted(bytes))?;
@@ -237,12 +239,12 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         self.transport.begin(size, self.queue.parts())
     }
 
-    /// Ends an operation without the device.
+    /// Ends an operation without a request to the device.
     fn at_once(&mut self, ticket: Ticket, outcome: Outcome) {
         self.done.push_back((ticket, outcome));
     }
 
-    /// Whether the disk has these sectors, as whole blocks.
+    /// Returns whether the disk has these sectors, they are whole blocks, and (`write`) the disk is writable.
     fn fits(&self, write: bool, sector: u64, sectors: u64) -> bool {
         let unit = u64::from(self.limits.shape.block_bytes / config::BYTES);
         let whole = sector.is_multiple_of(unit) && sectors.is_multiple_of(unit);
@@ -263,7 +265,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
             self.waiting_pieces.clear();
             self.waiting_pieces.extend(pieces);
         }
-        // What could not even begin has ended.
+        // An operation that could not make its first request has ended.
         if let Some(ended) = self.end_if_over(op) {
             self.done.push_back(ended);
         }
@@ -289,7 +291,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
 }
 
 impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Device for Blk<C, R, M> {
-    /// As the device described itself at its last start.
+    /// Returns the shape that the device had at its last start.
     fn shape(&self) -> Shape {
         self.limits.shape
     }
@@ -328,8 +330,8 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Device for Blk<C, R, M> 
         self.runs() && (self.queue.rearm() || !self.done.is_empty())
     }
 
-    /// Asks the device only if [`Device::completed`] has just found nothing, though the device has requests: in a rented machine
-    /// reading a register costs more than the rest of a request.
+    /// Reads the device's status only if [`Device::completed`] has just found nothing though the device has requests. In a
+    /// virtual machine, reading a register costs more than the rest of a request.
     fn needs_reset(&self) -> bool {
         !self.runs() || self.in_vain && self.transport.needs_reset()
     }

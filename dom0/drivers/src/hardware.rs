@@ -6,17 +6,17 @@ use disk::BusAddress;
 
 /// The configuration space of PCI, by the ports 0xcf8 and 0xcfc ([`Address::selector`]).
 pub trait ConfigurationPorts: fmt::Debug {
-    /// Reads the 32 bits at `register`, a multiple of 4. All ones where no function answers.
+    /// Reads the 32 bits at `register`, a multiple of 4. Returns all ones if there is no such function.
     fn read(&self, function: Address, register: u8) -> u32;
 
     /// Writes the 32 bits at `register`, a multiple of 4.
     fn write(&self, function: Address, register: u8, value: u32);
 }
 
-/// Registers of a device: a part of a BAR. Each access is made once, as wide as its name says, in the order of the calls.
-/// Outside the part, or off a multiple of the width, reads give ones and writes do nothing.
+/// Registers of a device: a part of a BAR. Each call makes one access of the width in its name; accesses keep the order of the
+/// calls. If an offset is outside the part or no multiple of the width, reads return all ones and writes do nothing.
 pub trait Registers: fmt::Debug {
-    /// Bytes of the part.
+    /// Returns the length of the part in bytes.
     fn bytes(&self) -> usize;
 
     /// Reads 8 bits.
@@ -33,7 +33,7 @@ pub trait Registers: fmt::Debug {
     /// Writes 32 bits, little endian.
     fn write32(&self, offset: usize, value: u32);
 
-    /// Writes 64 bits as two halves, the lower one first, as virtio has its registers written (1.2, section 4.1.3.1).
+    /// Writes 64 bits as two halves of 32 bits, the lower half first, as virtio requires (1.2, section 4.1.3.1).
     fn write64(&self, offset: usize, value: u64) {
         let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
         self.write32(offset, u32::from_le_bytes([a, b, c, d]));
@@ -41,13 +41,14 @@ pub trait Registers: fmt::Debug {
     }
 }
 
-/// A run of memory that a device reads and writes beside us. It begins with zeroes, at a multiple of a page. Outside it, or off a
-/// multiple of the width, loads give zero and stores do nothing. Loads acquire and stores release.
+/// A run of memory that the driver and a device both read and write. It starts at a page boundary, filled with zeroes. If an
+/// offset is outside the run or no multiple of the width, loads return zero and stores do nothing. Loads acquire and stores
+/// release.
 pub trait DmaMemory: fmt::Debug {
-    /// Its length.
+    /// Returns the length of the run in bytes.
     fn bytes(&self) -> usize;
 
-    /// What a device calls the byte at `offset`, which is below the length.
+    /// Returns the address by which a device reaches the byte at `offset`. `offset` must be below the length.
     fn bus_address(&self, offset: usize) -> BusAddress;
 
     /// Loads 8 bits.

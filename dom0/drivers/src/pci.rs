@@ -1,4 +1,4 @@
-//! PCI: which functions there are, and what a driver asks of one (PCI Local Bus 3.0, section 6; bridges: PCI-to-PCI Bridge 1.2).
+//! PCI: the search for functions, and a driver's access to a function (PCI Local Bus 3.0, section 6; PCI-to-PCI Bridge 1.2).
 
 mod bar;
 mod function;
@@ -21,13 +21,13 @@ pub struct Address {
 }
 
 impl Address {
-    /// Function 0 to 7 of device 0 to 31; higher bits are cut off.
+    /// The address of function 0 to 7 of device 0 to 31. Higher bits are cut off.
     #[must_use]
     pub const fn new(bus: u8, device: u8, function: u8) -> Self {
         Self { bus, device: device & 31, function: function & 7 }
     }
 
-    /// What to write into port 0xcf8 so that port 0xcfc shows `register`, a multiple of 4 (PCI 3.0, section 3.2.2.3.2).
+    /// Returns the value for port 0xcf8 that makes port 0xcfc show `register`, a multiple of 4 (PCI 3.0, section 3.2.2.3.2).
     #[must_use]
     pub const fn selector(self, register: u8) -> u32 {
         let function = (self.bus as u32) << 16 | (self.device as u32) << 11 | (self.function as u32) << 8;
@@ -44,26 +44,26 @@ impl fmt::Display for Address {
 /// A function that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Where.
+    /// The address of the function.
     pub address: Address,
-    /// Who made it.
+    /// The vendor ID.
     pub vendor: u16,
-    /// Which of its maker's devices it is.
+    /// The device ID.
     pub device: u16,
-    /// Its class, subclass and programming interface.
+    /// The class, the subclass and the programming interface.
     pub class: [u8; 3],
-    /// The kind of its configuration space: 0 for a device, 1 for a bridge.
+    /// The kind of the function's configuration space: 0 for a device, 1 for a bridge.
     header: u8,
 }
 
 impl Found {
-    /// Whether it leads to another bus.
+    /// Returns whether the function is a bridge to another bus.
     #[must_use]
     pub const fn is_bridge(&self) -> bool {
         self.header == 1
     }
 
-    /// What its class is called.
+    /// Returns the name of the function's class.
     #[must_use]
     pub const fn class_name(&self) -> &'static str {
         let [class, subclass, _] = self.class;
@@ -100,7 +100,7 @@ impl fmt::Display for Found {
     }
 }
 
-/// Bits, one for each bus.
+/// A set of buses: one bit for each.
 #[derive(Clone, Copy, Debug, Default)]
 struct Buses([u64; 4]);
 
@@ -116,20 +116,20 @@ impl Buses {
     }
 }
 
-/// Visits all functions of all buses: bus 0, and those that bridges lead to, each once. A step reads at most a bus.
+/// Finds all functions of bus 0 and of each bus that bridges lead to. Each bus is visited once.
 #[derive(Debug)]
 pub struct Scan<'a, C> {
     ports: &'a C,
-    /// Buses that a bridge leads to; and those among them, and bus 0, that have been begun.
+    /// The buses that a bridge leads to, and the buses whose visit has begun.
     known: Buses,
     begun: Buses,
     bus: u8,
-    /// Device and function on the bus that come next; 256 at its end.
+    /// The device (times 8) and function that come next on the bus. 256 at the end of the bus.
     next: u16,
 }
 
 impl<'a, C: ConfigurationPorts> Scan<'a, C> {
-    /// Begins at bus 0.
+    /// Begins a search at bus 0.
     #[must_use]
     pub fn new(ports: &'a C) -> Self {
         let mut begun = Buses::default();
@@ -137,10 +137,10 @@ impl<'a, C: ConfigurationPorts> Scan<'a, C> {
         Self { ports, known: Buses::default(), begun, bus: 0, next: 0 }
     }
 
-    /// What answers at an address.
+    /// Returns the function at an address, and whether its device has several functions. `None` if there is no function.
     fn look(&self, address: Address) -> Option<(Found, bool)> {
         let ids = Bytes(self.ports.read(address, 0));
-        // No maker has the number of all ones, which is what nobody answers with; some bridges answer zeroes.
+        // No vendor has the ID of all ones, which is read where there is no function. Some bridges return zeroes there.
         if ids.low() == 0xffff || ids.low() == 0 {
             return None;
         }
@@ -152,7 +152,7 @@ impl<'a, C: ConfigurationPorts> Scan<'a, C> {
         Some((found, kind & 0x80 != 0))
     }
 
-    /// The next bus that has not been begun.
+    /// Returns the next bus to visit. `None` if all were visited.
     fn next_bus(&mut self) -> Option<u8> {
         let bus = (0..=255).find(|bus| self.known.has(*bus) && !self.begun.has(*bus))?;
         self.begun.add(bus);
@@ -171,7 +171,7 @@ impl<C: ConfigurationPorts> Iterator for Scan<'_, C> {
             }
             let (device, function) = (u8::try_from(self.next / 8).ok()?, u8::try_from(self.next % 8).ok()?);
             let found = self.look(Address::new(self.bus, device, function));
-            // Functions above 0 are there only if function 0 says so.
+            // Functions above 0 exist only if function 0 has the bit for several functions.
             let more = function > 0 || found.is_some_and(|(_, many)| many);
             self.next += if more { 1 } else { 8 };
             let Some((found, _)) = found else { continue };
@@ -183,23 +183,23 @@ impl<C: ConfigurationPorts> Iterator for Scan<'_, C> {
     }
 }
 
-/// A register of 32 bits, taken apart.
+/// A register of 32 bits, for access to its parts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bytes(pub(crate) u32);
 
 impl Bytes {
-    /// Its bytes, the lowest first.
+    /// Returns the bytes, the lowest first.
     pub(crate) const fn all(self) -> [u8; 4] {
         self.0.to_le_bytes()
     }
 
-    /// The lower 16 bits.
+    /// Returns the lower 16 bits.
     pub(crate) const fn low(self) -> u16 {
         let [a, b, _, _] = self.all();
         u16::from_le_bytes([a, b])
     }
 
-    /// The upper 16 bits.
+    /// Returns the upper 16 bits.
     pub(crate) const fn high(self) -> u16 {
         let [_, _, c, d] = self.all();
         u16::from_le_bytes([c, d])

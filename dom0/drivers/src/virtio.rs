@@ -1,6 +1,6 @@
-//! Virtio over PCI, version 1 and later (Virtio 1.2; sections cited as V).
+//! Virtio over PCI, version 1 and later. `V 4.1` cites section 4.1 of Virtio 1.2.
 //!
-//! A device is modern if it has the capability that says where its common configuration is, whatever its number.
+//! A device is modern if it has the capability that locates its common configuration, whatever its device number is.
 
 mod layout;
 mod queue;
@@ -14,14 +14,14 @@ pub use transport::Transport;
 pub(crate) mod feature {
     /// A descriptor may lead to a table of descriptors.
     pub(crate) const INDIRECT_DESC: u64 = 1 << 28;
-    /// Either side says at which index it wants to hear of the other.
+    /// Each side names the index at which it wants an interrupt or a notification from the other side.
     pub(crate) const EVENT_IDX: u64 = 1 << 29;
     /// The device is modern.
     pub(crate) const VERSION_1: u64 = 1 << 32;
-    /// Addresses go through the platform's translation, which is none here; some devices refuse to work without it.
+    /// Addresses go through the platform's translation. Here that is the identity, but some devices require the feature.
     pub(crate) const ACCESS_PLATFORM: u64 = 1 << 33;
     /// The device orders its accesses as the platform's hardware does.
     pub(crate) const ORDER_PLATFORM: u64 = 1 << 36;
-    /// What is taken of any device that offers it.
+    /// The features that are taken from any device that offers them.
     pub(crate) const WANTED: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1 | ACCESS_PLATFORM | ORDER_PLATFORM;
 }

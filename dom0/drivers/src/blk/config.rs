@@ -1,4 +1,4 @@
-//! What a disk says of itself (V 5.2.4), judged.
+//! The configuration of a disk (V 5.2.4), and the limits derived from it.
 
 use crate::hardware::{ConfigurationPorts, Registers};
 use crate::virtio::Transport;
@@ -15,7 +15,7 @@ pub(super) mod feature {
     pub(crate) const DISCARD: u64 = 1 << 13;
 }
 
-/// Features, and how long the configuration is at least if their fields are in it.
+/// The features that the driver knows, each with the least length in bytes of a configuration that has the feature's fields.
 const FIELDS: [(u64, usize); 7] = [
     (feature::SIZE_MAX, 12),
     (feature::SEG_MAX, 16),
@@ -29,12 +29,12 @@ const FIELDS: [(u64, usize); 7] = [
 /// Bytes of a sector.
 pub(super) const BYTES: u32 = 512;
 const _: () = assert!(BYTES as usize == SECTOR);
-/// The largest block we believe in.
+/// The maximum number of bytes of a block.
 const MOST_BLOCK: u32 = 1 << 16;
-/// The most segments of a part of a request: with header and status, a table of half a page.
+/// The maximum number of segments of a request: with header and status, a table of half a page.
 pub(super) const MOST_SEGMENTS: u16 = 126;
 
-/// The fields, as they were read.
+/// The fields of the configuration, as they were read.
 #[derive(Clone, Copy, Debug)]
 struct Fields {
     capacity: u64,
@@ -46,25 +46,25 @@ struct Fields {
     discard_alignment: u32,
 }
 
-/// What a disk can do, and how much of it at once.
+/// What a disk can do, and how large a request may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) shape: Shape,
-    /// Segments of a part of a request, at least one, if the queue has room for them.
+    /// The maximum number of segments of a request, at least 1. The queue may have room for fewer.
     pub(super) segments: u16,
-    /// Bytes of a segment, whole sectors.
+    /// The maximum number of bytes of a segment: whole sectors.
     pub(super) segment_bytes: u32,
-    /// Sectors of a part of a discard, whole blocks.
+    /// The maximum number of sectors of a discard request: whole blocks. 0 without discards.
     pub(super) discard_sectors: u32,
 }
 
-/// The features we want of a disk whose configuration has so many bytes.
+/// Returns the features that the driver wants of a disk whose configuration has `bytes` bytes.
 pub(super) fn wanted(bytes: usize) -> u64 {
     FIELDS.iter().filter(|(_, end)| *end <= bytes).map(|(feature, _)| feature).sum()
 }
 
 impl Limits {
-    /// Reads and judges the configuration of a disk with these features.
+    /// Reads and checks the configuration of a disk with these features.
     ///
     /// # Errors
     /// Why the disk cannot be used.
@@ -93,7 +93,7 @@ impl Limits {
             return Err("has blocks of a size that is none");
         }
         let unit = block / BYTES;
-        // What does not fill a block at the end cannot be reached. Bytes are counted in 64 bits everywhere.
+        // An incomplete block at the end cannot be reached. The bytes of a disk must be countable in 64 bits.
         let sectors = fields.capacity / u64::from(unit) * u64::from(unit);
         if sectors > u64::MAX / u64::from(BYTES) {
             return Err("says that it has more bytes than can be counted");

@@ -1,4 +1,4 @@
-//! Operations in the device: how they become requests, and what happens when those come back.
+//! Operations in the device: how they become requests, and what follows when a request completes.
 
 use super::split::{Cursor, Most};
 use super::tables::{self, Data, Request};
@@ -6,11 +6,11 @@ use super::{Blk, Identity, Serial, config, kind};
 use crate::hardware::{ConfigurationPorts, DmaMemory, Registers};
 use disk::{Device, Outcome, Piece, Ticket};
 
-/// Who is told that an operation has ended.
+/// Who is told when an operation has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
     Ticket(Ticket),
-    /// This driver, which has asked for the serial number.
+    /// This driver, which reads the serial number.
     Serial,
 }
 
@@ -18,14 +18,14 @@ pub(super) enum Owner {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Op {
     pub(super) owner: Owner,
-    /// Requests that have not come back.
+    /// The number of requests that the device has not completed.
     pub(super) requests: u16,
     pub(super) outcome: Outcome,
-    /// What of a discard is still to be asked for: the first sector, and how many.
+    /// The sectors of a discard that no request was made for yet: the first sector, and the number of sectors.
     pub(super) discard: (u64, u64),
 }
 
-/// What of a read or write waits for free slots. Its pieces are in the driver's `waiting_pieces`.
+/// The rest of a read or write, which waits for free slots. The pieces of the operation are in the driver's `waiting_pieces`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waiting {
     pub(super) op: u16,
@@ -35,7 +35,7 @@ pub(super) struct Waiting {
 }
 
 impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
-    /// Begins an operation, if there is a slot for its first request.
+    /// Begins an operation. Returns its index; `None` without a slot for its first request.
     pub(super) fn begin(&mut self, owner: Owner) -> Option<u16> {
         self.free_slots.last()?;
         let op = self.free_ops.pop()?;
@@ -48,7 +48,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         self.ops.get_mut(usize::from(op))?.as_mut()
     }
 
-    /// Makes a request for an operation; false without a free slot.
+    /// Makes a request for an operation. Returns false without a free slot.
     pub(super) fn request(&mut self, op: u16, kind: u32, sector: u64, data: Data<'_>) -> bool {
         let Some(slot) = self.free_slots.pop() else { return false };
         if let Some(working) = self.slots.get_mut(usize::from(slot)) {
@@ -61,7 +61,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         true
     }
 
-    /// Makes requests of the read or write that waits, whose pieces these are, as long as slots are free.
+    /// Makes requests for the waiting read or write, as long as slots are free. `pieces` are all pieces of that operation.
     pub(super) fn go_on(&mut self, pieces: &[Piece]) {
         let most = Most {
             segments: self.plan.segments(),
@@ -79,7 +79,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
                 let (kind, data) =
                     if write { (kind::OUT, Data::Out(&segments)) } else { (kind::IN, Data::In(&segments)) };
                 self.waiting = None;
-                // A block of more segments than the device takes cannot be moved.
+                // A block with more segments than the device allows cannot be moved.
                 if bytes == 0 {
                     self.spoil(op, Outcome::Failed);
                 } else if self.request(op, kind, sector, data) {
@@ -106,19 +106,20 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         }
     }
 
-    /// An operation has failed, whatever becomes of the rest of it.
+    /// Makes an operation fail with `outcome`, unless it has failed before.
     pub(super) fn spoil(&mut self, op: u16, outcome: Outcome) {
         if let Some(op) = self.op(op).filter(|op| op.outcome == Outcome::Good) {
             op.outcome = outcome;
         }
     }
 
-    /// The next operation that the device has ended.
+    /// Takes completed requests until an operation has ended. Returns that operation. `None` if no other request has completed,
+    /// or if the device does not run.
     pub(super) fn next_ended(&mut self) -> Option<(Ticket, Outcome)> {
         while self.runs() {
             match self.queue.take() {
                 Ok(Some(used)) => {
-                    // A head that is not in flight, or comes back twice, is none.
+                    // A head that is not in flight, or completes a second time, violates the protocol.
                     let slot = self.plan.slot_of(used.0);
                     let working = slot.and_then(|slot| Some((slot, self.slots.get_mut(usize::from(slot))?.take()?)));
                     let Some((slot, op)) = working else {
@@ -143,7 +144,8 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         None
     }
 
-    /// Takes a request that came back, and goes on with what waited for its slot. Answers its operation if that has ended.
+    /// Takes a completed request, and makes a request that waited for a slot. Returns the operation if it has ended, else
+    /// `None`. `None` also for the operation that reads the serial number.
     pub(super) fn came_back(&mut self, slot: u16, op: u16) -> Option<(Ticket, Outcome)> {
         let outcome = match tables::status(self.queue.memory(), slot) {
             0 => Outcome::Good,
@@ -172,7 +174,8 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         self.end_if_over(op)
     }
 
-    /// Ends an operation that has no request in the device. One that waits always has one there.
+    /// Ends an operation that has no request in the device. A waiting operation always has one there. Returns the ended
+    /// operation; `None` if it goes on, or if it read the serial number.
     pub(super) fn end_if_over(&mut self, op: u16) -> Option<(Ticket, Outcome)> {
         let entry = self.ops.get_mut(usize::from(op))?;
         let ended = entry.take_if(|op| op.requests == 0)?;

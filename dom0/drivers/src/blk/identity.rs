@@ -3,18 +3,18 @@
 use super::tables::SERIAL_BYTES;
 use core::fmt;
 
-/// A serial number: text of up to 20 bytes, as whoever made the disk wrote it.
+/// A serial number: up to 20 bytes, usually ASCII text, chosen by the maker of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Serial([u8; SERIAL_BYTES]);
 
 impl Serial {
-    /// The serial number in these bytes, which end with a zero if there are fewer.
+    /// Makes a serial number. A zero byte ends a number of fewer than 20 bytes.
     #[must_use]
     pub const fn new(bytes: [u8; SERIAL_BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes before the first that is zero.
+    /// Returns the bytes of the number, before the first zero byte.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         self.0.split(|byte| *byte == 0).next().unwrap_or_default()
@@ -30,11 +30,12 @@ impl fmt::Display for Serial {
 /// What is known of a disk's serial number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// The disk has been asked. Ask again after its interrupt, or after a while.
+    /// The number is not read yet. Call [`Blk::identify`](super::Blk::identify) again after the disk's interrupt, or after a
+    /// while.
     Pending,
-    /// It has answered.
+    /// The serial number.
     Known(Serial),
-    /// It does not say.
+    /// The disk has no serial number to report.
     Unknown,
 }
 

@@ -1,9 +1,10 @@
-//! Cuts what a request moves into parts that a device takes: so many segments, each so long, whole blocks.
+//! Cuts the pieces of an operation into parts, one for each request: whole blocks, in at most as many segments, each at most as
+//! long, as the device allows.
 
 use alloc::vec::Vec;
 use disk::{BusAddress, Piece};
 
-/// The most bytes of a part: whole blocks of any size.
+/// The maximum number of bytes of a part: whole blocks, whatever the size of a block.
 const MOST_BYTES: u32 = 4 << 20;
 
 /// A run of memory of a part.
@@ -13,26 +14,26 @@ pub(super) struct Segment {
     pub(super) bytes: u32,
 }
 
-/// How far a request has been cut.
+/// How far an operation has been cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cursor {
-    /// The piece that comes next, and the bytes of it that are done.
+    /// The piece that comes next, and the number of its bytes that are done.
     piece: usize,
     done: u32,
 }
 
-/// What a part may have.
+/// The limits of a part.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Most {
     pub(super) segments: usize,
-    /// Bytes of a segment: whole sectors.
+    /// The maximum number of bytes of a segment: whole sectors.
     pub(super) segment_bytes: u32,
-    /// Bytes of a block: a part has whole ones.
+    /// Bytes of a block: a part has whole blocks.
     pub(super) block: u32,
 }
 
 impl Cursor {
-    /// What is left of the piece that comes next.
+    /// Returns the part of the next piece that is not done. `None` if no piece is left.
     fn rest(self, pieces: &[Piece]) -> Option<Segment> {
         let piece = pieces.get(self.piece)?;
         let address = piece.address.plus(u64::from(self.done));
@@ -55,13 +56,13 @@ impl Cursor {
         self.done -= bytes;
     }
 
-    /// Whether nothing is left.
+    /// Returns whether all bytes of the pieces are done.
     pub(super) fn is_at_end(self, pieces: &[Piece]) -> bool {
         pieces.iter().skip(self.piece).all(|piece| piece.bytes == 0)
     }
 
-    /// Cuts the next part off `pieces`, whole sectors each; `segments`, which has room, holds it afterwards. Answers its bytes:
-    /// 0 if not even a block fits.
+    /// Cuts the next part off `pieces`, each of which has whole sectors. Writes the part's segments to `segments`, which must
+    /// have room. Returns the bytes of the part: 0 if not even one block fits.
     pub(super) fn cut(&mut self, pieces: &[Piece], most: &Most, segments: &mut Vec<Segment>) -> u32 {
         segments.clear();
         let mut total = 0;
@@ -83,7 +84,7 @@ impl Cursor {
             total += taken;
             self.advance(pieces, taken);
         }
-        // A block that is not whole goes into the next part.
+        // An incomplete block at the end goes into the next part.
         let excess = total % most.block;
         self.go_back(pieces, excess);
         shorten(segments, excess);
@@ -95,7 +96,7 @@ fn is_next(last: &Segment, next: &Segment) -> bool {
     last.address.number().checked_add(u64::from(last.bytes)) == Some(next.address.number())
 }
 
-/// Takes bytes off the end.
+/// Takes `bytes` bytes off the end of the segments.
 fn shorten(segments: &mut Vec<Segment>, mut bytes: u32) {
     while bytes > 0 {
         let Some(last) = segments.last_mut() else { return };

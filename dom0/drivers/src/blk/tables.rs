@@ -1,13 +1,13 @@
-//! The memory of requests in flight: for each slot a header, a status, a range, a serial number, and a table of descriptors.
+//! The memory of requests in flight: for each slot a header, a range, a status, a serial number, and a table of descriptors.
 //!
 //! ```text
 //!     0  the queue
 //!  8192  slots, 64 bytes each: header 16, range 16, status 8, serial number 24
-//! 24576  tables: one per slot, if the device knows indirect ones
+//! 24576  tables: one per slot, if the device supports indirect tables
 //! ```
 //!
-//! A device that does not know indirect tables has the chain of a slot in the queue's own descriptors, at a fixed place per slot,
-//! so that there are fewer slots and nothing else differs.
+//! For a device that does not support indirect tables, the chain of a slot lies in the queue's own descriptors, at a fixed
+//! place for each slot. Such a device has fewer slots and shorter chains.
 
 use super::split::Segment;
 use crate::hardware::DmaMemory;
@@ -16,37 +16,37 @@ use disk::BusAddress;
 
 /// Bytes of memory that a disk's driver needs.
 pub const MEMORY_BYTES: usize = 256 << 10;
-/// Where slots begin, and the bytes of one.
+/// Where the slots begin, and the bytes of a slot.
 const SLOTS: usize = 8192;
 const SLOT: usize = 64;
-/// Where tables begin.
+/// Where the tables begin.
 const TABLES: usize = 24576;
-/// In a slot.
+/// Where the range, the status and the serial number begin in a slot; the header is at 0.
 const RANGE: usize = 16;
 const STATUS: usize = 32;
 const SERIAL: usize = 40;
 /// Bytes of a serial number.
 pub(super) const SERIAL_BYTES: usize = 20;
 const _: () = assert!(SERIAL + SERIAL_BYTES <= SLOT);
-/// A status that no device writes (V 5.2.6: 0 to 2).
+/// A status that no correct device writes: V 5.2.6 has 0 to 2.
 const NO_STATUS: u8 = 255;
 /// Bytes of a descriptor.
 const DESCRIPTOR: usize = 16;
-/// Descriptors of a chain without indirect tables: a queue of 256 has room for seven.
+/// The maximum number of descriptors of a chain without indirect tables. A queue of 256 entries has room for seven such chains.
 const DIRECT: u16 = 34;
 
 /// How the memory is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     indirect: bool,
-    /// Descriptors of a slot.
+    /// The maximum number of descriptors of a slot.
     chain: u16,
     /// How many slots there are.
     pub(super) slots: u16,
 }
 
 impl Plan {
-    /// No slots at all.
+    /// The plan of a device that is not started: no slots.
     pub(super) const NONE: Self = Self { indirect: false, chain: 0, slots: 0 };
 
     /// Divides the memory for a queue of `size` entries and requests of up to `segments` segments. `None` if no request fits.
@@ -62,12 +62,12 @@ impl Plan {
         Some(Self { indirect, chain, slots })
     }
 
-    /// Segments of a request.
+    /// Returns the maximum number of segments of a request.
     pub(super) fn segments(self) -> usize {
         usize::from(self.chain).saturating_sub(2)
     }
 
-    /// The slot that a head stands for.
+    /// Returns the slot of the chain with this head. `None` if no slot has this head.
     pub(super) fn slot_of(self, head: u32) -> Option<u16> {
         let head = u16::try_from(head).ok()?;
         let step = if self.indirect { 1 } else { self.chain };
@@ -78,14 +78,14 @@ impl Plan {
         if self.indirect { slot } else { slot * self.chain }
     }
 
-    /// Where the chain of a slot is.
+    /// Returns where in the memory the chain of a slot begins.
     fn chain_of(self, slot: u16) -> usize {
         let first = usize::from(slot) * usize::from(self.chain) * DESCRIPTOR;
         if self.indirect { TABLES + first } else { first }
     }
 }
 
-/// A request of one slot, as the device is told it.
+/// A request to the device, for one slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request<'a> {
     /// The kind (V 5.2.6).
@@ -101,14 +101,14 @@ pub(super) enum Data<'a> {
     In(&'a [Segment]),
     /// The device reads the segments.
     Out(&'a [Segment]),
-    /// The device reads which sectors: the first, and how many.
+    /// The device reads a range of sectors: the first sector, and the number of sectors.
     Range(u64, u32),
     /// The device writes its serial number.
     Serial,
     Nothing,
 }
 
-/// Fills a slot and makes it available.
+/// Writes a request into a slot and makes its chain available. [`Queue::expose`] then shows it to the device.
 pub(super) fn fill<M: DmaMemory>(queue: &mut Queue<M>, plan: Plan, slot: u16, request: &Request<'_>) {
     let memory = queue.memory();
     let at = SLOTS + usize::from(slot) * SLOT;
@@ -153,12 +153,12 @@ pub(super) fn fill<M: DmaMemory>(queue: &mut Queue<M>, plan: Plan, slot: u16, re
     queue.add(plan.head_of(slot));
 }
 
-/// The status of a slot that came back.
+/// Returns the status in a slot whose request has completed.
 pub(super) fn status(memory: &impl DmaMemory, slot: u16) -> u8 {
     memory.load8(SLOTS + usize::from(slot) * SLOT + STATUS)
 }
 
-/// The serial number in a slot that came back.
+/// Returns the serial number in a slot whose request has completed.
 pub(super) fn serial(memory: &impl DmaMemory, slot: u16) -> [u8; SERIAL_BYTES] {
     let at = SLOTS + usize::from(slot) * SLOT + SERIAL;
     let mut bytes = [0; SERIAL_BYTES];

@@ -5,11 +5,11 @@ use crate::hardware::ConfigurationPorts;
 use core::fmt;
 use core::ops::Range;
 
-/// Where machine addresses end that a frame number of the hypervisor reaches: 16 TiB.
+/// The end of the machine addresses that a frame number of the hypervisor reaches: 16 TiB.
 pub const TOP: u64 = 1 << 44;
 /// The first of the six registers.
 const FIRST: u8 = 0x10;
-/// How many a device has.
+/// The number of registers of a device.
 const COUNT: u8 = 6;
 
 /// Memory at which a device answers.
@@ -17,22 +17,22 @@ const COUNT: u8 = 6;
 pub struct Bar {
     /// The machine address.
     pub address: u64,
-    /// How long: a power of two.
+    /// The length in bytes, a power of two.
     pub bytes: u64,
 }
 
-/// Why a BAR is not used.
+/// Why a BAR cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadBar {
-    /// The device has no such BAR, or what it has is not one.
+    /// The device has no such BAR, or the register is no valid BAR.
     Missing,
-    /// It is of ports.
+    /// The BAR is of I/O ports.
     Ports,
-    /// The firmware has given it no address.
+    /// The firmware has given the BAR no address.
     NotPlaced,
-    /// It lies in RAM.
+    /// The BAR lies in RAM.
     InRam,
-    /// It lies above 16 TiB.
+    /// The BAR reaches above 16 TiB.
     TooHigh,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for BadBar {
 }
 
 impl Bar {
-    /// Judges where it lies.
+    /// Checks where the BAR lies.
     fn judge(self, ram: &[Range<u64>]) -> Result<Self, BadBar> {
         let end = self.address.checked_add(self.bytes).ok_or(BadBar::TooHigh)?;
         if self.address == 0 {
@@ -65,15 +65,16 @@ impl Bar {
 }
 
 impl<C: ConfigurationPorts> Function<C> {
-    /// Measures BAR 0 to 5, for which the device answers nowhere for a moment, and judges where it lies. `ram`: the machine
-    /// addresses of all RAM.
+    /// Measures a BAR, 0 to 5, and checks where it lies. While it is measured, the device answers at none of its BARs. `ram`:
+    /// the machine addresses of all RAM.
     ///
     /// # Errors
-    /// Why it is not used.
+    /// Why the BAR cannot be used.
     pub fn bar(&self, index: u8, ram: &[Range<u64>]) -> Result<Bar, BadBar> {
         let lower = Some(index).filter(|index| *index < COUNT).map(|index| FIRST + 4 * index).ok_or(BadBar::Missing)?;
         let kind = self.read(lower) & 7;
-        // Bit 0: ports. Bits 1 and 2: 0 for 32 bits, 2 for 64, which take the next register as well.
+        // Bit 0: I/O ports. Bits 1 and 2: 0 for an address of 32 bits, 2 for one of 64 bits, which takes the next register as
+        // well.
         let upper = match kind {
             _ if kind & 1 != 0 => return Err(BadBar::Ports),
             0 => None,
@@ -81,19 +82,19 @@ impl<C: ConfigurationPorts> Function<C> {
             _ => return Err(BadBar::Missing),
         };
         let (low, low_mask) = self.measure(lower);
-        // Of 32 bits, the upper ones are as if written as ones.
+        // For an address of 32 bits, the mask has ones above.
         let (high, high_mask) = upper.map_or((0, !0), |register| self.measure(register));
         let joined = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low & !0xf);
         let (address, mask) = (joined(high, low), joined(high_mask, low_mask));
         let bytes = mask.wrapping_neg();
-        // A register that holds nothing reads as zeroes.
+        // A register that is not implemented reads as zeroes.
         if low_mask & !0xf == 0 && (upper.is_none() || high_mask == 0) || !bytes.is_power_of_two() {
             return Err(BadBar::Missing);
         }
         Bar { address, bytes }.judge(ram)
     }
 
-    /// What a register holds, and which of its bits can be set.
+    /// Returns the value of a register, and which of its bits can be set.
     fn measure(&self, register: u8) -> (u32, u32) {
         self.while_silent(|| {
             let value = self.read(register);
@@ -104,7 +105,7 @@ impl<C: ConfigurationPorts> Function<C> {
         })
     }
 
-    /// Three bytes of a register that say where something is: the BAR, and the offset in it (MSI-X, section 6.8.2).
+    /// Reads a register that locates a table: returns the BAR, and the offset in it (MSI-X, section 6.8.2).
     pub(super) fn place(&self, register: u8) -> (u8, u32) {
         let value = self.read(register);
         (Bytes(value).all()[0] & 7, value & !7)

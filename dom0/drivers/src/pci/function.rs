@@ -11,14 +11,14 @@ const MEMORY: u16 = 1 << 1;
 const BUS_MASTER: u16 = 1 << 2;
 /// The device raises no interrupt line.
 const NO_INTERRUPT_LINE: u16 = 1 << 10;
-/// Both decodings: while a BAR is measured, the device answers nowhere.
+/// The device answers at its BARs, of ports or memory. Off while a BAR is measured.
 const DECODE: u16 = 1 | MEMORY;
 /// In the status: there is a list of capabilities.
 const HAS_LIST: u16 = 1 << 4;
-/// Where the list begins, and the first register it may have a part in.
+/// The register that locates the first capability, and the first register that a capability may have.
 const LIST: u8 = 0x34;
 const FIRST: u8 = 0x40;
-/// More capabilities than these do not fit.
+/// The maximum number of capabilities: there is room for no more.
 const MOST: usize = 48;
 
 /// A function with a driver.
@@ -31,20 +31,20 @@ pub struct Function<C> {
 /// A capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capability {
-    /// What it is.
+    /// The ID of the capability.
     pub id: u8,
-    /// Its first register.
+    /// The first register of the capability.
     pub at: u8,
 }
 
 impl<C: ConfigurationPorts> Function<C> {
-    /// The function at an address. Nothing is changed yet.
+    /// Makes the access to the function at an address. Changes nothing in the function.
     #[must_use]
     pub const fn new(ports: C, address: Address) -> Self {
         Self { ports, address }
     }
 
-    /// Where it is.
+    /// Returns the function's address.
     #[must_use]
     pub const fn address(&self) -> Address {
         self.address
@@ -65,7 +65,7 @@ impl<C: ConfigurationPorts> Function<C> {
         Bytes(self.read(COMMAND)).low()
     }
 
-    /// Writes the command. The status half is left: its bits are cleared by writing ones.
+    /// Writes the command, and zeroes to the status, which change nothing: only ones clear its bits.
     fn set_command(&self, command: u16) {
         self.write(COMMAND, u32::from(command));
     }
@@ -75,7 +75,7 @@ impl<C: ConfigurationPorts> Function<C> {
         self.set_command(self.command() | MEMORY | NO_INTERRUPT_LINE);
     }
 
-    /// Lets the device read and write memory and send messages, or no longer. It may go on with what it has begun.
+    /// Allows or forbids the device to read and write memory and to send messages. Accesses under way may still end.
     pub fn set_bus_master(&self, on: bool) {
         let others = self.command() & !BUS_MASTER;
         self.set_command(if on { others | BUS_MASTER } else { others });
@@ -90,7 +90,7 @@ impl<C: ConfigurationPorts> Function<C> {
         result
     }
 
-    /// The capabilities, in the order of the list, which ends where it leaves its place or is too long.
+    /// Returns the capabilities in the order of the list. An invalid link ends the list, as does the maximum length.
     pub fn capabilities(&self) -> impl Iterator<Item = Capability> + '_ {
         let listed = Bytes(self.read(COMMAND)).high() & HAS_LIST != 0;
         let mut at = if listed { Bytes(self.read(LIST)).all()[0] & 0xfc } else { 0 };

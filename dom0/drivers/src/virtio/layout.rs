@@ -5,11 +5,11 @@ use crate::pci::{BadBar, Bar, Found, Function, Msix};
 use core::fmt;
 use core::ops::Range;
 
-/// The maker's number of all virtio devices.
+/// The vendor ID of all virtio devices.
 const VENDOR: u16 = 0x1af4;
-/// The number of a capability of the maker's own.
+/// The ID of vendor-specific capabilities.
 const OWN: u8 = 9;
-/// Bytes that the common configuration has at least, and a notification.
+/// The least length in bytes of the common configuration, and the length of a notification.
 const COMMON_BYTES: u32 = 56;
 const NOTIFY_BYTES: u32 = 2;
 
@@ -25,7 +25,7 @@ impl Kind {
     /// An adapter with disks.
     pub const SCSI: Self = Self(8);
 
-    /// The kind of a function, if it is a virtio device (V 4.1.2).
+    /// Returns the kind of a virtio device (V 4.1.2). `None` if the function is no virtio device.
     #[must_use]
     pub const fn of(found: &Found) -> Option<Self> {
         if found.vendor != VENDOR {
@@ -48,17 +48,17 @@ impl Kind {
 /// Why a virtio device is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotTaken {
-    /// It has only the registers of before version 1.
+    /// The device has only the registers from before version 1.
     LegacyOnly,
-    /// It has no message interrupts.
+    /// The device has no message interrupts.
     NoMessages,
-    /// A BAR that its registers are in is not used.
+    /// A BAR with registers of the device cannot be used.
     Bar(u8, BadBar),
-    /// It does not say where some of its registers are, or says they are where its BAR ends.
+    /// The device does not tell where some of its registers are, or they would lie beyond the end of the BAR.
     Registers(&'static str),
-    /// Its registers cannot be mapped.
+    /// The device's registers cannot be mapped.
     NotMapped,
-    /// The hypervisor gives it no interrupt.
+    /// The hypervisor has no interrupt for the device.
     NoInterrupt,
     /// No memory is left.
     NoRoom,
@@ -83,7 +83,7 @@ impl fmt::Display for NotTaken {
 pub struct Region {
     /// The machine address of its first byte, which need not begin a page.
     pub address: u64,
-    /// How long.
+    /// The length in bytes.
     pub bytes: u32,
 }
 
@@ -94,18 +94,18 @@ pub struct Layout {
     pub kind: Kind,
     /// The common configuration.
     pub(super) common: Region,
-    /// Where a queue is told that there is something in it.
+    /// The registers that notify the device of new heads in a queue.
     pub(super) notify: Region,
-    /// Bytes from the notification of one number to that of the next.
+    /// Bytes from the notification register of one number to that of the next number.
     pub(super) notify_step: u32,
-    /// The configuration of this kind of device.
+    /// The device's own configuration.
     pub(super) device: Option<Region>,
     pub(super) msix: Msix,
-    /// The table of messages.
+    /// The table of message interrupts.
     pub(super) table: Region,
 }
 
-/// A capability that says where registers are.
+/// A capability that locates registers.
 #[derive(Clone, Copy)]
 struct Claim {
     at: u8,
@@ -147,7 +147,7 @@ impl Layout {
     }
 }
 
-/// The first capability for registers of a kind; those for BARs that no device has are left out, as V 4.1.4 asks.
+/// Returns the first capability for registers of a kind. As V 4.1.4 asks, capabilities with an invalid BAR number are ignored.
 fn claim<C: ConfigurationPorts>(function: &Function<C>, kind: u8) -> Option<Claim> {
     let own = function.capabilities().filter(|capability| capability.id == OWN && capability.at <= 0xf0);
     let mut claims = own.map(|capability| {
@@ -159,7 +159,7 @@ fn claim<C: ConfigurationPorts>(function: &Function<C>, kind: u8) -> Option<Clai
     claims.find(|claim| claim.kind == kind && claim.bar < 6)
 }
 
-/// A part of a BAR, if it has it.
+/// Returns a part of a BAR. `None` if the part reaches beyond the BAR.
 fn part_of(bar: Bar, offset: u32, bytes: u32) -> Option<Region> {
     let end = u64::from(offset) + u64::from(bytes);
     (end <= bar.bytes).then_some(Region { address: bar.address + u64::from(offset), bytes })

@@ -1,4 +1,4 @@
-//! A split virtqueue (V 2.7), our side of it.
+//! The driver's side of a split virtqueue (V 2.7).
 //!
 //! Layout of the memory, for up to [`MOST`] entries:
 //!
@@ -8,37 +8,38 @@
 //!  5124  used: flags 2, index 2, (head 4, length 4) each, avail_event 2
 //! ```
 //!
-//! Indices count for ever and wrap at 65,536; an entry is found by the index modulo the size. What we make available the device
-//! sees with the next [`Queue::expose`]. The used part is the device's: an index that runs ahead of what is in flight, and a head
-//! that is not in flight, are refused, and the length is not looked at.
+//! Indices count up for ever and wrap at 65,536; the entry for an index is the index modulo the size. The device sees available
+//! heads at the next [`Queue::expose`]. The device writes the used part: an index beyond the requests in flight is refused
+//! here, a head that is not in flight is refused by the caller, and lengths are ignored.
 
 use super::feature;
 use crate::hardware::DmaMemory;
 use core::sync::atomic::{Ordering, fence};
 use disk::BusAddress;
 
-/// The most entries.
+/// The maximum number of entries.
 pub(crate) const MOST: u16 = 256;
-/// Where what is available begins.
+/// Where the available part begins.
 const AVAILABLE: usize = 4096;
-/// Where what is used begins; its entries lie at multiples of 8.
+/// Where the used part begins. Its entries lie at multiples of 8.
 const USED: usize = 5124;
 /// Where the queue ends.
 const END: usize = 8192;
-/// In the flags of what is available: we want no interrupt. In those of what is used: the device wants no notification.
+/// In the flags of the available part: the driver wants no interrupt. In those of the used part: the device wants no
+/// notification.
 const QUIET: u16 = 1;
 
 /// Flags of a descriptor.
 pub(crate) mod flags {
-    /// Another one follows.
+    /// Another descriptor of the chain follows.
     pub(crate) const NEXT: u16 = 1;
-    /// The device writes.
+    /// The device writes this memory; else it reads.
     pub(crate) const WRITE: u16 = 2;
-    /// What it names is a table of descriptors.
+    /// This memory is a table of descriptors.
     pub(crate) const INDIRECT: u16 = 4;
 }
 
-/// A piece of a request, or a table of such.
+/// A descriptor: a run of memory of a request, or a table of descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Descriptor {
     pub(crate) address: BusAddress,
@@ -48,7 +49,7 @@ pub(crate) struct Descriptor {
 }
 
 impl Descriptor {
-    /// Stores it at an offset.
+    /// Stores the descriptor at an offset.
     pub(crate) fn store(self, memory: &impl DmaMemory, offset: usize) {
         memory.store64(offset, self.address.number());
         let rest = u64::from(self.bytes) | u64::from(self.flags) << 32 | u64::from(self.next) << 48;
@@ -56,11 +57,11 @@ impl Descriptor {
     }
 }
 
-/// The device has written what no device may.
+/// The device has written a used index that violates the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Broken;
 
-/// A head that came back.
+/// The head of a completed chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Used(pub(crate) u32);
 
@@ -72,11 +73,11 @@ pub(crate) struct Queue<M> {
     event_idx: bool,
     /// The index behind the last head that is available.
     available: u16,
-    /// The index that the device has been shown.
+    /// The available index that the device was last shown.
     shown: u16,
     /// The index behind the last used entry that was taken.
     seen: u16,
-    /// An interrupt has been asked for.
+    /// Whether an interrupt is asked for.
     armed: bool,
 }
 
@@ -93,7 +94,7 @@ impl<M: DmaMemory> Queue<M> {
         self.memory
     }
 
-    /// Empties it, for a device that has been reset: `size` entries, a power of two up to [`MOST`].
+    /// Empties the queue for a device that was reset. `size` is the number of entries, a power of two up to [`MOST`].
     pub(crate) fn empty(&mut self, size: u16, features: u64) {
         (0..END).step_by(8).for_each(|offset| self.memory.store64(offset, 0));
         self.size = size;
@@ -102,12 +103,12 @@ impl<M: DmaMemory> Queue<M> {
         self.quiet();
     }
 
-    /// What the device is told: descriptors, available, used.
+    /// Returns the addresses that the device is told: of the descriptors, the available part and the used part.
     pub(crate) fn parts(&self) -> [BusAddress; 3] {
         [0, AVAILABLE, USED].map(|offset| self.memory.bus_address(offset))
     }
 
-    /// Whether something is available that the device has not been shown.
+    /// Returns whether a head is available that the device was not shown.
     pub(crate) const fn has_hidden(&self) -> bool {
         self.available != self.shown
     }
@@ -116,14 +117,14 @@ impl<M: DmaMemory> Queue<M> {
         usize::from(index & self.size.wrapping_sub(1))
     }
 
-    /// Makes a head available: not yet to be seen.
+    /// Makes a head available. The device sees it after [`Queue::expose`].
     pub(crate) fn add(&mut self, head: u16) {
         let entry = self.entry(self.available);
         self.memory.store16(AVAILABLE + 4 + 2 * entry, head);
         self.available = self.available.wrapping_add(1);
     }
 
-    /// Shows the device what has been made available; answers whether it must be notified (V 2.7.10).
+    /// Shows the device the available heads. Returns whether the device must be notified (V 2.7.10).
     pub(crate) fn expose(&mut self) -> bool {
         let before = self.shown;
         if self.available == before {
@@ -132,7 +133,8 @@ impl<M: DmaMemory> Queue<M> {
         self.shown = self.available;
         // Releases the heads and descriptors before the index.
         self.memory.store16(AVAILABLE + 2, self.available);
-        // The index must be seen before we read what the device asks for: it writes that, then reads the index.
+        // The device must see the index before the driver reads the device's wish: the device writes its wish, then reads the
+        // index.
         fence(Ordering::SeqCst);
         if !self.event_idx {
             return self.memory.load16(USED) & QUIET == 0;
@@ -141,10 +143,10 @@ impl<M: DmaMemory> Queue<M> {
         passes(event, before, self.available)
     }
 
-    /// The next head that came back.
+    /// Takes the next completed head. Returns `None` if no other chain has completed.
     pub(crate) fn take(&mut self) -> Result<Option<Used>, Broken> {
         let waiting = self.memory.load16(USED + 2).wrapping_sub(self.seen);
-        // What is available but not shown cannot come back.
+        // A head that the device was not shown cannot complete.
         if waiting > self.shown.wrapping_sub(self.seen) {
             return Err(Broken);
         }
@@ -160,8 +162,9 @@ impl<M: DmaMemory> Queue<M> {
         Ok(Some(Used(u32::from_le_bytes([a, b, c, d]))))
     }
 
-    /// Wants no interrupt. With indices of events nothing is to be done: the device interrupts when it passes the one we named
-    /// last, which it has done; the next time is 65,536 entries away, and costs one interrupt for nothing.
+    /// Asks for no interrupt. With `EVENT_IDX` nothing needs writing: the device interrupts only when it passes the index that
+    /// the driver named last. It has passed that index, and passes it again only after 65,536 entries, for one needless
+    /// interrupt.
     fn quiet(&mut self) {
         self.armed = false;
         if !self.event_idx {
@@ -169,7 +172,7 @@ impl<M: DmaMemory> Queue<M> {
         }
     }
 
-    /// Asks for an interrupt when the next head comes back; answers whether one has already.
+    /// Asks for an interrupt when the next chain completes. Returns true if a completed chain is there already.
     pub(crate) fn rearm(&mut self) -> bool {
         self.armed = true;
         if self.event_idx {
@@ -177,14 +180,15 @@ impl<M: DmaMemory> Queue<M> {
         } else {
             self.memory.store16(AVAILABLE, 0);
         }
-        // Our wish must be seen before we read the index: the device writes the index, then reads our wish.
+        // The device must see the driver's wish before the driver reads the index: the device writes the index, then reads the
+        // wish.
         fence(Ordering::SeqCst);
         self.memory.load16(USED + 2) != self.seen
     }
 }
 
-/// Whether going from `before` to `now` passes the index `event`: who named it wants to hear of the entry there (V 2.7.10.1).
-/// All wrap, so only differences are compared.
+/// Returns whether an index that moves from `before` to `now` passes `event`, the entry that the other side wants to hear of
+/// (V 2.7.10.1). Indices wrap, so only differences are compared.
 const fn passes(event: u16, before: u16, now: u16) -> bool {
     now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
 }

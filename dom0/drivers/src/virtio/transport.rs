@@ -32,9 +32,9 @@ mod status {
     pub(super) const FAILED: u8 = 128;
 }
 
-/// The entry of the table of messages that queue and configuration share.
+/// The entry of the message table for the queue and for changes of the configuration.
 const VECTOR: u16 = 0;
-/// How often the configuration is read again because it has changed meanwhile.
+/// How often the configuration is read at most, if it changes during each read.
 const TRIES: u32 = 16;
 
 /// A device's registers, and its place on the bus. It has one queue, number 0.
@@ -53,8 +53,8 @@ pub struct Transport<C, R> {
 }
 
 impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
-    /// Makes the device answer at its registers, and takes windows over them. It interrupts with `message`, from its first start
-    /// on; until then it reads and writes no memory that is given to it.
+    /// Maps the registers by `map`, and makes the device answer there. `message` becomes the device's interrupt when it is
+    /// first started. Until then the device sends no interrupt, and accesses no memory that it was given.
     ///
     /// # Errors
     /// [`NotTaken::NotMapped`]: `map` has no window for some of the registers.
@@ -80,29 +80,28 @@ impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
         Ok(transport)
     }
 
-    /// The configuration of this kind of device: registers, if it has any.
+    /// Returns the registers of the device's own configuration. `None` if the device has no such registers.
     pub(crate) const fn device(&self) -> Option<&R> {
         self.device.as_ref()
     }
 
-    /// Asks for a reset.
+    /// Begins a reset.
     pub(crate) fn begin_reset(&self) {
         self.common.write8(at::STATUS, 0);
     }
 
-    /// Whether the reset has ended. Reading this also drives out what the bus still holds, so that afterwards no write of the
-    /// device is on its way.
+    /// Returns whether the reset has ended. The read also flushes the bus: after it, no write of the device is on its way.
     pub(crate) fn is_reset(&self) -> bool {
         self.common.read8(at::STATUS) == 0
     }
 
-    /// Whether the device says that it works no longer (V 2.1.2).
+    /// Returns whether the device reports that it needs a reset (V 2.1.2).
     pub(crate) fn needs_reset(&self) -> bool {
         self.common.read8(at::STATUS) & status::NEEDS_RESET != 0
     }
 
-    /// After a reset: the device learns that it has a driver, and which of the features it offers are taken, those in `wanted`
-    /// and those of any device. Answers all that were taken (V 3.1.1, steps 2 to 6).
+    /// After a reset, tells the device that it has a driver, and negotiates features: `wanted`, and those wanted of any device,
+    /// as far as the device offers them. Returns all features that were taken (V 3.1.1, steps 2 to 6).
     ///
     /// # Errors
     /// Why the device cannot be used.
@@ -134,14 +133,14 @@ impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
         half(0) | half(1) << 32
     }
 
-    /// How many entries queue 0 may have.
+    /// Returns the maximum number of entries of queue 0.
     pub(crate) fn queue_limit(&self) -> u16 {
         self.common.write16(at::QUEUE_SELECT, 0);
         self.common.read16(at::QUEUE_SIZE)
     }
 
-    /// After [`Transport::negotiate`]: tells where queue 0 is (descriptors, what is available, what is used), sets the
-    /// interrupt, and lets the device begin (V 3.1.1, steps 7 and 8).
+    /// After [`Transport::negotiate`], tells the device where queue 0 is (descriptors, available part, used part), sets the
+    /// interrupt, and starts the device (V 3.1.1, steps 7 and 8).
     ///
     /// # Errors
     /// Why the device cannot be used.
@@ -152,7 +151,7 @@ impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
         common.write16(at::QUEUE_SELECT, 0);
         common.write16(at::QUEUE_SIZE, entries);
         common.write16(at::QUEUE_VECTOR, VECTOR);
-        // A device without room for an interrupt answers another number (V 4.1.5.1.2.2).
+        // The register reads as another number if the device has no resources for an interrupt (V 4.1.5.1.2.2).
         if common.read16(at::CONFIG_VECTOR) != VECTOR || common.read16(at::QUEUE_VECTOR) != VECTOR {
             return Err("has no interrupt for its queue");
         }
@@ -172,28 +171,28 @@ impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
         self.function.set_bus_master(true);
         let done = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
         common.write8(at::STATUS, done);
-        // Reading it back makes sure that it has arrived.
+        // Reading the status back makes sure that the write has arrived.
         if common.read8(at::STATUS) & (status::NEEDS_RESET | status::FAILED) != 0 {
             return Err("does not start");
         }
         Ok(())
     }
 
-    /// The device is given up after a reset that was read back: it touches no memory.
+    /// Gives the device up after a reset has ended: it can no longer access memory.
     pub(crate) fn give_up(&self) {
         self.common.write8(at::STATUS, status::FAILED);
         self.function.set_bus_master(false);
     }
 
-    /// Tells the device that queue 0 has something new.
+    /// Notifies the device that queue 0 has new heads.
     pub(crate) fn notify(&self) {
         self.notify.write16(self.doorbell, 0);
     }
 
-    /// Reads the device's own configuration with `read`, again while it changes (V 2.5.1).
+    /// Reads the device's own configuration with `read`, again if the configuration changed during the read (V 2.5.1).
     ///
     /// # Errors
-    /// It keeps changing.
+    /// The configuration keeps changing.
     pub(crate) fn consistent<T>(&self, mut read: impl FnMut(&Self) -> T) -> Result<T, &'static str> {
         for _ in 0..TRIES {
             let before = self.common.read8(at::GENERATION);
@@ -205,7 +204,7 @@ impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
         Err("changes its configuration all the time")
     }
 
-    /// Lets the device send no interrupt, or again. One that it has to send meanwhile comes then.
+    /// Masks or unmasks the device's interrupt. An interrupt that was due while masked comes when it is unmasked.
     pub fn mask_interrupt(&self, masked: bool) {
         msix_mask(&self.table, usize::from(VECTOR), masked);
     }
