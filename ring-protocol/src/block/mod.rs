@@ -1,12 +1,13 @@
 //! Block devices: what a request, a segment and a response look like, and which of them are served (ABI io 5).
 //!
 //! ```text
-//! slot of the ring --copied once--> Slot --Slot::request--> Request, or Refused with the status it is answered with
+//! slot of the ring --copied once--> Slot --Slot::request--> Request, or Refused, which has the status of the answer
 //!                                          descriptor page --copied once--> [Segment] --judge--> Extent
 //! ```
 //!
-//! Everything here is a pure function of bytes that were copied out of the guest's reach. A sector has 512 bytes, also on
-//! disks with larger blocks. A front end of another width (`x86_32-abi`) lays its slots out differently; [`check_protocol`] refuses it.
+//! Requests are parsed from copies that the guest cannot change; only the [`journal`] accesses shared memory. A sector has 512
+//! bytes, also on disks with larger blocks. A 32-bit front end (`x86_32-abi`) lays its slots out differently;
+//! [`check_protocol`] refuses such a front end.
 
 pub mod journal;
 mod request;
@@ -25,20 +26,20 @@ pub const SLOT_BYTES: usize = 112;
 pub const PAGE_BYTES: usize = 4096;
 /// Bytes of a sector.
 pub const SECTOR_BYTES: u32 = 512;
-/// Sectors of a page: a segment lies within one.
+/// Sectors of a page. A segment lies within one page.
 pub const PAGE_SECTORS: u32 = 8;
-/// The most segments in a slot.
+/// The maximum number of segments in a slot.
 pub const DIRECT_SEGMENTS: usize = 11;
-/// The most segments of an indirect request: what `feature-max-indirect-segments` says.
+/// The maximum number of segments of an indirect request: the value of `feature-max-indirect-segments`.
 pub const INDIRECT_SEGMENTS: usize = 256;
-/// References of descriptor pages in an indirect slot.
+/// The number of references of descriptor pages in an indirect slot.
 pub const DESCRIPTOR_PAGES: usize = 8;
-/// The most pages of a ring, as `max-ring-page-order` says by its logarithm.
+/// The maximum number of pages of a ring. The key `max-ring-page-order` has its logarithm.
 pub const RING_PAGES: usize = 1 << MAX_RING_PAGE_ORDER;
-/// The logarithm of [`RING_PAGES`].
+/// The binary logarithm of [`RING_PAGES`].
 pub const MAX_RING_PAGE_ORDER: usize = 4;
 
-// One descriptor page holds all segments of a request, so the other references of a slot are never looked at.
+// One descriptor page holds all segments of a request, so only the first reference of an indirect slot is used.
 const _: () = assert!(INDIRECT_SEGMENTS * size_of::<Segment>() <= PAGE_BYTES);
 
 /// Operations, as they stand in the first byte of a slot.
@@ -47,9 +48,9 @@ pub mod operation {
     pub const READ: u8 = 0;
     /// Write sectors.
     pub const WRITE: u8 = 1;
-    /// Write sectors between all that came before and all that comes after. Not served: `feature-barrier` is 0.
+    /// Write sectors after all earlier requests and before all later requests. Not served: `feature-barrier` is 0.
     pub const BARRIER: u8 = 2;
-    /// Make durable what was answered before. With segments: and write these, durably too.
+    /// Make durable the writes that were answered before. With segments: then also write the segments durably.
     pub const FLUSH: u8 = 3;
     /// Reserved for packet commands. Not served.
     pub const RESERVED: u8 = 4;
@@ -70,45 +71,46 @@ pub enum Status {
     Okay = 0,
     /// A bad request, a bad grant, or an error of the device.
     Error = -1,
-    /// This back end, or this disk, does not know the operation. Stock front ends stop using it, so a flush is never answered so.
+    /// This back end, or this disk, does not support the operation. Stock front ends then stop using the operation, so a flush
+    /// never gets this answer.
     Unsupported = -2,
-    /// A flush without segments has failed. Stock front ends tell their callers of any number but -1 and -2, by which they
-    /// understand that there is no need to flush.
+    /// A flush without segments has failed. Stock front ends report this number to their callers as an error; -1 and -2 as
+    /// answer to a flush would mean to them that the disk needs no flushes.
     FlushFailed = -5,
 }
 
 impl Status {
-    /// All there are.
+    /// All statuses.
     pub const ALL: [Self; 4] = [Self::Okay, Self::Error, Self::Unsupported, Self::FlushFailed];
 }
 
 /// Why a request is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// An operation we do not know.
+    /// An unknown operation, of this number.
     UnknownOperation(u8),
     /// A barrier.
     Barrier,
-    /// A discard for a disk without.
+    /// A discard on a disk that takes no sectors back.
     NoDiscard,
-    /// A discard that is to be secure.
+    /// A secure discard.
     SecureDiscard,
     /// An indirect request whose operation is neither a read nor a write.
     IndirectOperation(u8),
     /// A read or a write without segments.
     NoSegments,
-    /// More segments than the slot holds, or than we announced.
+    /// More segments than a slot holds, or than `feature-max-indirect-segments` allows.
     TooManySegments(u16),
     /// A segment that ends before it begins, or beyond its page.
     BadSegment {
-        /// Its first sector.
+        /// The segment's first sector.
         first: u8,
-        /// Its last sector.
+        /// The segment's last sector.
         last: u8,
     },
-    /// A segment, a sector or a length that is not whole blocks of the disk.
+    /// A segment, a first sector or a length that does not fit the blocks of the disk.
     Unaligned,
-    /// A discard of nothing.
+    /// A discard of 0 sectors.
     Empty,
     /// Sectors beyond the end of the disk.
     OutOfRange,
@@ -117,7 +119,7 @@ pub enum Refused {
 }
 
 impl Refused {
-    /// What the request is answered with.
+    /// Returns the status of the answer to the request.
     #[must_use]
     pub const fn status(self) -> Status {
         match self {
@@ -157,9 +159,9 @@ impl fmt::Display for Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Response {
-    /// The request's.
+    /// The id of the request.
     pub id: u64,
-    /// The request's, but of an indirect request the operation that is done indirectly (ABI io 5.1).
+    /// The operation of the request; for an indirect request, the operation that is done indirectly (ABI io 5.1).
     pub operation: u8,
     /// Zero.
     pub padding: u8,
@@ -172,7 +174,7 @@ pub struct Response {
 const _: () = assert!(size_of::<Response>() == 16);
 
 impl Response {
-    /// The answer to the request with this head.
+    /// Makes the answer to the request with this head.
     #[must_use]
     pub const fn new(head: Head, status: Status) -> Self {
         Self { id: head.id, operation: head.operation, padding: 0, status: status as i16, padding2: 0 }
@@ -185,12 +187,12 @@ pub const PROTOCOL: &str = "x86_64-abi";
 /// The protocol of 32-bit guests, whose slots are laid out differently.
 const PROTOCOL_32: &str = "x86_32-abi";
 
-/// Why a front end's protocol is not spoken.
+/// Why a front end's protocol is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadProtocol {
     /// The front end is a 32-bit kernel.
     Narrow,
-    /// Nothing we know.
+    /// The name is unknown.
     Unknown,
 }
 
@@ -203,10 +205,10 @@ impl fmt::Display for BadProtocol {
     }
 }
 
-/// Judges the value of a front end's key `protocol`. A front end without the key speaks ours.
+/// Checks the value of a front end's key `protocol`. `None`: the front end has no such key, which means [`PROTOCOL`].
 ///
 /// # Errors
-/// It speaks another.
+/// The front end uses another protocol.
 pub fn check_protocol(value: Option<&[u8]>) -> Result<(), BadProtocol> {
     match value {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! What stands in a slot: the parser of requests.
+//! The contents of a slot, and the parser of requests.
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -7,7 +7,7 @@ use super::{
     Segment, judge, operation,
 };
 
-/// A copy of a slot, with the fields of a read or a write; discards and indirect requests give them other meanings:
+/// A copy of a slot. The fields have different meanings in a read or write, in a discard, and in an indirect request:
 ///
 /// | offset | read, write, barrier, flush | discard | indirect |
 /// | --- | --- | --- | --- |
@@ -33,7 +33,7 @@ pub struct Slot {
 const _: () = assert!(size_of::<Slot>() == SLOT_BYTES);
 const _: () = assert!(size_of::<Indirect>() <= DIRECT_SEGMENTS * 8);
 
-/// What an indirect request has in the place of segments.
+/// The body of an indirect request, which other requests use for segments.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct Indirect {
@@ -42,12 +42,12 @@ struct Indirect {
     references: [u32; DESCRIPTOR_PAGES],
 }
 
-/// What of a request is repeated in its response.
+/// The part of a request that its response repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The front end's name of the request.
+    /// The front end's name for the request.
     pub id: u64,
-    /// The operation; of an indirect request the one that is done indirectly.
+    /// The operation; for an indirect request, the operation that is done indirectly.
     pub operation: u8,
 }
 
@@ -60,45 +60,47 @@ pub enum Direction {
     Write,
 }
 
-/// A request that may be served.
+/// A valid request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// A read or a write with its segments in the slot: see [`Slot::segments`].
     Direct {
-        /// Which way.
+        /// Read or write.
         direction: Direction,
-        /// Where on the disk.
+        /// The sectors of the disk.
         extent: Extent,
-        /// How many segments, at least one.
+        /// The number of segments, at least one.
         segments: usize,
-        /// Everything that was answered before is made durable first, and then what this writes.
+        /// A durable write: first the writes that were answered before are made durable, then this one is done and made
+        /// durable.
         durable: bool,
     },
-    /// A read or a write with its segments in a descriptor page, still to be copied and judged.
+    /// A read or a write with its segments in a descriptor page, which is still to be copied and given to [`judge`].
     Indirect {
-        /// Which way.
+        /// Read or write.
         direction: Direction,
-        /// The first sector.
+        /// The first sector of the disk.
         sector: u64,
-        /// How many segments, at least one and at most [`INDIRECT_SEGMENTS`].
+        /// The number of segments, from 1 to [`INDIRECT_SEGMENTS`].
         segments: usize,
-        /// The grant reference of the descriptor page, which begins with the segments.
+        /// The grant reference of the descriptor page. The segments begin at byte 0 of the page.
         descriptors: u32,
     },
-    /// Make durable what was answered before.
+    /// Make durable the writes that were answered before.
     Flush,
     /// Give sectors back.
     Discard(Extent),
 }
 
 impl Slot {
-    /// A slot of zeroes, to be copied into through [`IntoBytes::as_mut_bytes`].
+    /// Returns a slot of zeroes, to be copied into through [`IntoBytes::as_mut_bytes`].
     #[must_use]
     pub fn empty() -> Self {
         Self::new_zeroed()
     }
 
-    /// A read, a write or a flush as a front end writes it. Segments beyond [`DIRECT_SEGMENTS`] are left out.
+    /// Makes the slot that a front end writes for a read, a write or a flush. Segments beyond [`DIRECT_SEGMENTS`] are left out,
+    /// but counted.
     #[must_use]
     pub fn direct(operation: u8, id: u64, sector: u64, segments: &[Segment]) -> Self {
         let mut slot = Self { operation, id, sector, ..Self::empty() };
@@ -110,7 +112,7 @@ impl Slot {
         slot
     }
 
-    /// An indirect read or write as a front end writes it.
+    /// Makes the slot that a front end writes for an indirect read or write.
     #[must_use]
     pub fn indirect(operation: u8, id: u64, sector: u64, segments: u16, descriptors: u32) -> Self {
         let mut slot =
@@ -125,7 +127,7 @@ impl Slot {
         slot
     }
 
-    /// A discard as a front end writes it.
+    /// Makes the slot that a front end writes for a discard.
     #[must_use]
     pub fn discard(id: u64, sector: u64, sectors: u64) -> Self {
         let mut slot = Self { operation: operation::DISCARD, id, sector, ..Self::empty() };
@@ -134,24 +136,24 @@ impl Slot {
         slot
     }
 
-    /// What the response repeats. It can be read from any slot.
+    /// Returns the part that the response repeats. Every slot has one, also that of an invalid request.
     #[must_use]
     pub const fn head(&self) -> Head {
         let operation = if self.operation == operation::INDIRECT { self.small } else { self.operation };
         Head { id: self.id, operation }
     }
 
-    /// The first `count` segments of a direct request.
+    /// Returns the first `count` segments of a direct request; all [`DIRECT_SEGMENTS`] if `count` is larger.
     #[must_use]
     pub fn segments(&self, count: usize) -> &[Segment] {
         let all: &[Segment; DIRECT_SEGMENTS] = zerocopy::transmute_ref!(&self.body);
         all.get(..count).unwrap_or(all)
     }
 
-    /// Reads the slot as a request to a disk.
+    /// Parses the slot as a request to a disk.
     ///
     /// # Errors
-    /// Why it is not served.
+    /// Why the request is not served.
     pub fn request(&self, disk: &Geometry) -> Result<Request, Refused> {
         match self.operation {
             operation::READ => self.parse_direct(Direction::Read, false, disk),

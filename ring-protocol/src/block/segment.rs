@@ -1,18 +1,18 @@
-//! Segments and what they add up to: sectors within pages of the guest, on a disk of some size.
+//! Segments, which are sectors within pages of the guest, and the extent of the disk that they are for.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{PAGE_SECTORS, Refused, SECTOR_BYTES};
 
-/// A part of a page that takes part in a request: a claim of the front end until [`judge`] has looked at it.
+/// A part of a guest's page that a request reads or writes. Its values are unchecked until [`judge`] has accepted them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Segment {
     /// The grant reference of the page.
     pub reference: u32,
-    /// Its first sector in the page, 0 to 7.
+    /// The first sector in the page, 0 to 7.
     pub first: u8,
-    /// Its last sector in the page, 0 to 7, not before the first.
+    /// The last sector in the page, from `first` to 7.
     pub last: u8,
     /// Ignored.
     pub padding: u16,
@@ -21,10 +21,10 @@ pub struct Segment {
 const _: () = assert!(size_of::<Segment>() == 8 && align_of::<Segment>() == 4);
 
 impl Segment {
-    /// How many sectors it has.
+    /// Returns the number of sectors of the segment.
     ///
     /// # Errors
-    /// It is not a run of sectors within a page.
+    /// [`Refused::BadSegment`]: the segment is no run of sectors within a page.
     pub fn sectors(self) -> Result<u32, Refused> {
         let Self { first, last, .. } = self;
         if first > last || u32::from(last) >= PAGE_SECTORS {
@@ -34,16 +34,16 @@ impl Segment {
     }
 }
 
-/// Sectors of a disk, one after the other: at least one, and all within the disk.
+/// Consecutive sectors of a disk: at least one, all within the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// The first.
+    /// The first sector.
     pub sector: u64,
-    /// How many.
+    /// The number of sectors.
     pub sectors: u64,
 }
 
-/// What a request is judged against.
+/// The properties of a disk that requests are checked against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     sectors: u64,
@@ -53,9 +53,11 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// A disk of `sectors` sectors in blocks of `block_bytes`, that may be read only, and may take sectors back (`discard`).
+    /// Describes a disk of `sectors` sectors in blocks of `block_bytes`, which is read-only or not, and takes sectors back
+    /// (`discard`) or not.
     ///
-    /// `None`: blocks are of 512, 1,024, 2,048 or 4,096 bytes, since segments of a page cannot be whole larger ones.
+    /// `None` unless blocks have 512, 1,024, 2,048 or 4,096 bytes: a segment lies within a page, and cannot have a larger
+    /// block.
     #[must_use]
     pub fn new(sectors: u64, block_bytes: u32, read_only: bool, discard: bool) -> Option<Self> {
         let block_sectors = block_bytes / SECTOR_BYTES;
@@ -63,17 +65,17 @@ impl Geometry {
         (known && block_sectors <= PAGE_SECTORS).then_some(Self { sectors, block_sectors, read_only, discard })
     }
 
-    /// Sectors are given back.
+    /// Returns whether the disk takes sectors back.
     pub(super) const fn discards(&self) -> bool {
         self.discard
     }
 
-    /// Whether sectors may be changed.
+    /// Fails with [`Refused::ReadOnly`] if the disk is read-only.
     pub(super) const fn check_writable(&self) -> Result<(), Refused> {
         if self.read_only { Err(Refused::ReadOnly) } else { Ok(()) }
     }
 
-    /// Judges sectors that a request names: whole blocks, all of them on the disk.
+    /// Checks the sectors of a request: there must be at least one, they must be on the disk, and be whole blocks.
     pub(super) fn extent(&self, sector: u64, sectors: u64) -> Result<Extent, Refused> {
         let block = u64::from(self.block_sectors);
         let end = sector.checked_add(sectors).ok_or(Refused::OutOfRange)?;
@@ -90,8 +92,8 @@ impl Geometry {
     }
 }
 
-/// Judges the segments of a read or a write that begins at `sector`: each lies within a page and has whole blocks, and together
-/// they are on the disk. There may be as many as the caller has room for.
+/// Checks the segments of a read or a write that begins at `sector`. Each segment must lie within a page and have whole blocks,
+/// and the sectors must be on the disk. The number of segments is not limited here. Returns the sectors of the disk.
 ///
 /// # Errors
 /// The first rule that is broken.

@@ -8,13 +8,13 @@ use crate::block::Status;
 pub struct Entry(pub(super) u16);
 
 impl Entry {
-    /// Its number, below the number of entries.
+    /// Returns the entry's number, below the number of entries.
     #[must_use]
     pub const fn number(self) -> usize {
         self.0 as usize
     }
 
-    /// Where it is in the journal.
+    /// Returns the offset of the entry in the journal.
     pub(super) const fn at(self) -> usize {
         ENTRY_BYTES * (self.0 as usize + 1)
     }
@@ -54,7 +54,7 @@ impl State {
     }
 }
 
-/// The entries of a journal that are in one state. As an iterator it hands them out by number.
+/// A set of entries of a journal. As an iterator, it removes and returns them in the order of their numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Entries([u64; MAX_ENTRIES as usize / 64]);
 
@@ -65,7 +65,7 @@ impl Entries {
         }
     }
 
-    /// Whether it was there.
+    /// Removes an entry. Returns whether it was in the set.
     pub(super) fn remove(&mut self, entry: Entry) -> bool {
         let Some(word) = self.0.get_mut(entry.number() / 64) else { return false };
         let bit = 1 << (entry.0 % 64);

@@ -1,28 +1,30 @@
-//! What a back end has taken and not answered, written down so that its death can be survived (ABI io 9.3).
+//! The journal: the requests that a back end has taken and not answered. If the back end dies, its successor reads the journal
+//! and serves the ring without loss (ABI io 9.3).
 //!
-//! The journal lies in memory that may outlive the back end. It begins with four words, then come as many entries as the ring
-//! has slots. An entry holds the private copy of a request, which is needed anyway; entries are handed out from a free list, so
-//! a request keeps its entry although its slot in the ring may have been overwritten by the response to another.
+//! The journal lies in memory that can outlive the back end. It begins with four words; as many entries as the ring has slots
+//! follow at byte 128. An entry holds the back end's private copy of a request. Entries come from a free list, so a request
+//! keeps its entry even when the response to another request overwrites its slot in the ring.
 //!
 //! | offset in the journal | word |
 //! | --- | --- |
 //! | 0 | [`MAGIC`], written last when a journal begins |
 //! | 4 | number of entries |
 //! | 8 | index of the next request to be taken |
-//! | 12 | a note of the back end to the next one, zero at first |
+//! | 12 | a note for the next back end, zero at first |
 //! | 128 | entries of 128 bytes |
 //!
 //! | offset in an entry | what |
 //! | --- | --- |
 //! | 0 | the request |
-//! | 112 | its index in the ring |
-//! | 116 | the index of its response |
-//! | 120 | its state: one word, so that it changes at once |
+//! | 112 | the request's index in the ring |
+//! | 116 | the index of the response |
+//! | 120 | the entry's state: one word, so that it changes atomically |
 //! | 124 | a checksum of the request and its index |
 //!
 //! Order of the stores: request, state `IN_FLIGHT`, index of the next request; then it is carried out; then the index of the
 //! response, state `DONE` with the status, the response in the ring, the published index, state `FREE`. Each state is stored
-//! with release ordering. So at any moment what is `DONE` is not carried out again, and what is `IN_FLIGHT` was not answered.
+//! with release ordering. So whenever the back end dies, a request that is `DONE` is not carried out again, and a request that
+//! is `IN_FLIGHT` was not answered.
 
 mod entry;
 
@@ -39,7 +41,7 @@ pub use entry::Entry;
 
 /// The first word of a journal: its kind and version.
 pub const MAGIC: u32 = 0x314a_4b42;
-/// The most entries of a journal: the slots of a ring of 16 pages.
+/// The maximum number of entries of a journal: the slots of a ring of 16 pages.
 pub const MAX_ENTRIES: u32 = 512;
 
 const MAGIC_AT: usize = 0;
@@ -48,17 +50,18 @@ const CONSUMED_AT: usize = 8;
 const NOTE_AT: usize = 12;
 const ENTRY_BYTES: usize = 128;
 
-/// What of a request its [`Head`] is read from.
+/// The bytes at the beginning of a request that have its [`Head`].
 const HEAD_BYTES: usize = 16;
 const REQUEST_INDEX: usize = 112;
 const RESPONSE_INDEX: usize = 116;
 const STATE: usize = 120;
 const CHECKSUM: usize = 124;
 
-/// How often a request is carried out at most. A back end that dies at it again and again would take every guest's disk with it.
+/// The maximum number of back ends that carry out a request. A request at which each back end dies would take the disks of all
+/// guests away.
 pub const TRIES: u8 = 2;
 
-/// Bytes that the journal of a ring takes.
+/// Returns the bytes of the journal of a ring of `entries` slots.
 #[must_use]
 pub const fn journal_bytes(entries: u32) -> usize {
     ENTRY_BYTES * (entries as usize + 1)
@@ -69,9 +72,9 @@ pub const fn journal_bytes(entries: u32) -> usize {
 pub enum JournalError {
     /// The memory is shorter than [`journal_bytes`], or the ring has more than [`MAX_ENTRIES`] slots.
     Size,
-    /// There is no journal, one of another version, or one of another ring.
+    /// The memory has no journal of this version for a ring of this size.
     Foreign,
-    /// What is in the journal contradicts itself: it was not written by a back end alone.
+    /// The journal contradicts itself or the ring: something else than a back end has written to it.
     Damaged,
     /// The ring is broken.
     Ring(RingError),
@@ -94,8 +97,8 @@ impl fmt::Display for JournalError {
     }
 }
 
-/// The back end of a ring with its journal. The page of the ring and the memory of the journal are given to each call; they must
-/// be the same ones each time.
+/// The back end's side of a ring with a journal. The caller passes the pages of the ring and the memory of the journal to each
+/// call, and must pass those of the first call each time.
 #[derive(Clone, Debug)]
 pub struct Ring {
     ring: BackRing,
@@ -106,10 +109,11 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Connects to a ring that no back end has served, and begins a journal. The memory may hold anything before.
+    /// Connects to a ring without requests of an earlier back end, and begins a journal. Any earlier contents of the journal's
+    /// memory are ignored.
     ///
     /// # Errors
-    /// Its indices contradict each other, or the memory is too small.
+    /// The indices of the ring contradict each other, the memory is too small, or the ring is too large.
     pub fn begin<P: SharedPage, M: SharedPage>(page: &P, journal: &M, layout: Layout) -> Result<Self, JournalError> {
         let mut new = Self::of(BackRing::attach(page, layout)?, journal, layout)?;
         journal.store_u32(MAGIC_AT, 0);
@@ -124,13 +128,14 @@ impl Ring {
         Ok(new)
     }
 
-    /// Connects where an earlier back end died: what it had answered is published, and what it had taken and not answered is in
-    /// flight again, see [`resumed`](Self::resumed). Publish, then notify once in any case.
+    /// Connects to a ring whose earlier back end died. Responses that it had not published are staged again; requests that it
+    /// had taken and not answered are in flight again, see [`resumed`](Self::resumed). The caller must then call
+    /// [`publish`](Self::publish), and notify the front end once whatever that returns.
     ///
     /// # Errors
-    /// The journal cannot be trusted; only a new connection helps.
+    /// The journal or the ring cannot be used. Only a new connection helps.
     pub fn recover<P: SharedPage, M: SharedPage>(page: &P, journal: &M, layout: Layout) -> Result<Self, JournalError> {
-        // The ring as its page shows it: nothing taken beyond what is published.
+        // The ring as its pages show it. These do not tell which requests were taken beyond the published responses.
         let shown = BackRing::attach(page, layout)?;
         let mut new = Self::of(shown, journal, layout)?;
         let head = [MAGIC_AT, ENTRIES_AT].map(|at| journal.load_u32(at));
@@ -160,7 +165,7 @@ impl Ring {
         (0..self.entries).filter_map(|n| u16::try_from(n).ok().map(Entry))
     }
 
-    /// Puts an entry where it belongs after a death.
+    /// Puts an entry into its set, after the death of a back end.
     fn sort<M: SharedPage>(
         &mut self,
         journal: &M,
@@ -174,8 +179,8 @@ impl Ring {
         let before = |index: u32, end: u32| end.wrapping_sub(index).wrapping_sub(1) < self.entries;
         let (is_free, is_held) = match state {
             State::Free => (true, false),
-            // Not taken yet when its back end died: it still is in the ring. Others may be old: answers to later requests went
-            // into their slots.
+            // If the index is `consumed`, the back end died before it had taken the request, which is still in the ring. Only
+            // that request is read from the ring again: responses may have overwritten the slots of earlier ones.
             State::InFlight { .. } => (index == consumed, true),
             State::Done { .. } => (before(response, published), response.wrapping_sub(published) < self.entries),
         };
@@ -198,7 +203,7 @@ impl Ring {
         Ok(())
     }
 
-    /// How many responses had been staged and not published. They lie one after the other from `published` on.
+    /// Returns how many responses were staged and not published. Their indices must follow each other from `published` on.
     fn staged<M: SharedPage>(&self, journal: &M, published: u32) -> Result<u32, JournalError> {
         let (mut count, mut end) = (0u32, 0);
         for entry in self.done.clone() {
@@ -208,7 +213,7 @@ impl Ring {
         if count == end { Ok(count) } else { Err(JournalError::Damaged) }
     }
 
-    /// Writes those responses again, in their order.
+    /// Writes the `answered` staged responses into the ring again, in the order of their indices.
     fn stage_again<P: SharedPage, M: SharedPage>(
         &mut self,
         page: &P,
@@ -227,7 +232,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Takes a new snapshot of the requests; says how many wait.
+    /// Takes a new snapshot of the front end's request index. Returns how many requests wait.
     ///
     /// # Errors
     /// As [`BackRing::look`].
@@ -235,7 +240,8 @@ impl Ring {
         self.ring.look(page)
     }
 
-    /// Takes the next request of the last snapshot: copies it once, into an entry. `None`: nothing is left.
+    /// Takes the next request of the last snapshot, and copies it once, into an entry. `None` if no request of the snapshot is
+    /// left.
     pub fn take<P: SharedPage, M: SharedPage>(&mut self, page: &P, journal: &M) -> Option<(Entry, Slot)> {
         let entry = self.free.first()?;
         let mut slot = Slot::empty();
@@ -250,11 +256,11 @@ impl Ring {
         Some((entry, slot))
     }
 
-    /// Answers a request that is in flight; the front end sees it after [`publish`](Self::publish). Nothing of the guest may be
-    /// pinned for it any more.
+    /// Answers a request that is in flight. The front end sees the answer after [`publish`](Self::publish). The caller must
+    /// have ended all pins for the request.
     ///
     /// # Errors
-    /// Our own mistake: the entry is not in flight.
+    /// The entry is not in flight, which is a mistake of the caller.
     pub fn answer<P: SharedPage, M: SharedPage>(
         &mut self,
         page: &P,
@@ -282,7 +288,7 @@ impl Ring {
         self.ring.respond(page, Response::new(head, status).as_bytes()).map(|_| ())
     }
 
-    /// Publishes all answers; then their entries are free.
+    /// Publishes all answers and frees their entries. Returns whether the front end must be notified.
     #[must_use = "a front end that asked for it must be notified"]
     pub fn publish<P: SharedPage, M: SharedPage>(&mut self, page: &P, journal: &M) -> bool {
         let notify = self.ring.publish(page);
@@ -293,7 +299,7 @@ impl Ring {
         notify
     }
 
-    /// Asks to be woken at the next request. True: it is there already.
+    /// Asks for an event at the next request. Returns true if that request is in the ring already.
     ///
     /// # Errors
     /// As [`BackRing::rearm`].
@@ -301,25 +307,25 @@ impl Ring {
         self.ring.rearm(page, 1)
     }
 
-    /// Leaves a word to the back end that goes on when this one dies.
+    /// Writes a note for the back end that continues if this one dies.
     pub fn leave_note<M: SharedPage>(&self, journal: &M, note: u32) {
         journal.store_u32(NOTE_AT, note);
     }
 
-    /// The word that was left last.
+    /// Returns the last note; 0 if no note was written.
     #[must_use]
     pub fn note<M: SharedPage>(&self, journal: &M) -> u32 {
         journal.load_u32(NOTE_AT)
     }
 
-    /// Requests taken and not answered.
+    /// Returns the number of requests that were taken and not answered.
     #[must_use]
     pub const fn in_flight(&self) -> u32 {
         self.ring.in_flight()
     }
 
-    /// After [`recover`](Self::recover): what is to be carried out again, and whether that has been tried too often ([`TRIES`]):
-    /// such a request is answered with an error.
+    /// After [`recover`](Self::recover), returns the requests in flight. True marks a request that [`TRIES`] back ends have
+    /// tried already: the caller answers it with an error. All other requests are carried out again.
     pub fn resumed<'a, M: SharedPage>(&self, journal: &'a M) -> impl Iterator<Item = (Entry, Slot, bool)> + use<'a, M> {
         self.in_flight.clone().map(move |entry| {
             let state = State::of(journal.load_u32(entry.at() + STATE));
@@ -329,14 +335,14 @@ impl Ring {
     }
 }
 
-/// The request in an entry.
+/// Returns the request in an entry.
 fn copy<M: SharedPage>(journal: &M, entry: Entry) -> Slot {
     let mut bytes = [0; SLOT_BYTES];
     journal.read(entry.at(), &mut bytes);
     Slot::read_from_bytes(&bytes).unwrap_or_else(|_| Slot::empty())
 }
 
-/// What the response to the request in an entry repeats.
+/// Returns the part of the request in an entry that its response repeats.
 fn head<M: SharedPage>(journal: &M, entry: Entry) -> Head {
     let mut slot = Slot::empty();
     let (beginning, _) = slot.as_mut_bytes().split_at_mut(HEAD_BYTES);
@@ -344,7 +350,7 @@ fn head<M: SharedPage>(journal: &M, entry: Entry) -> Head {
     slot.head()
 }
 
-/// Tells an entry from one that was scribbled over. It is no protection against intent.
+/// Returns the checksum of an entry. It detects accidental damage, not forgery.
 fn checksum(slot: &Slot, index: u32) -> u32 {
     let words = slot.as_bytes().as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
     let start = u64::from(index ^ MAGIC);
