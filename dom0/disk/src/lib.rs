@@ -37,10 +37,10 @@ pub const SECTOR: usize = 512;
 
 /// Memory of this domain, in consecutive pages, that grant copies and devices reach. Dropping it gives the memory back.
 pub trait OwnMemory: 'static {
-    /// The page-frame number of its first page.
+    /// Returns the number by which grant copies name the first page.
     fn page(&self) -> u64;
 
-    /// The address of its first byte for a device.
+    /// Returns the address of the first byte for a device.
     fn address(&self) -> BusAddress;
 }
 
@@ -216,7 +216,7 @@ pub trait Device: fmt::Debug {
 pub enum Place {
     /// In a frame of dom0.
     Memory {
-        /// The frame's page-frame number in dom0.
+        /// The number by which grant copies name the frame.
         page: u64,
         /// The first byte, counted from the beginning of the frame.
         offset: u16,

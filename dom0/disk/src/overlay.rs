@@ -28,7 +28,7 @@ const CLUSTER: u64 = PAGE / SECTOR as u64;
 
 /// Where an overlay gets its pages.
 pub trait Pages: fmt::Debug {
-    /// Takes a page of zeroes. Returns its page-frame number in dom0; `None` if no page is free.
+    /// Takes a page of zeroes. Returns the number by which grant copies name it; `None` if no page is free.
     fn take(&mut self) -> Option<u64>;
 
     /// Gives a page back. No copy from or to the page is outstanding.

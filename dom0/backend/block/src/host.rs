@@ -47,7 +47,7 @@ pub struct GrantCopy {
     pub reference: u32,
     /// The first byte in the guest's page.
     pub offset: u16,
-    /// The page-frame number of the frame in dom0.
+    /// The number by which the host knows the frame.
     pub page: u64,
     /// The first byte in dom0's frame.
     pub page_offset: u16,
@@ -82,7 +82,7 @@ pub trait Host {
 /// A page of dom0 that descriptors are copied into.
 #[derive(Debug)]
 pub struct Scratch<M> {
-    /// The page-frame number of the page.
+    /// The number of the page, as in [`GrantCopy::page`].
     pub page: u64,
     /// The bytes of the page.
     pub memory: M,

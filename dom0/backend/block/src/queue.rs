@@ -51,7 +51,7 @@ pub struct Queue<H: Host> {
     looked: usize,
     pub(crate) budget: Rc<Pins>,
     pub(crate) scratch: Vec<Scratch<H::Memory>>,
-    /// The page-frame number of a frame of dom0 that holds zeroes.
+    /// The number ([`GrantCopy::page`](crate::GrantCopy::page)) of a frame of dom0 that holds zeroes.
     pub(crate) zeroes: u64,
     pub(crate) copies: Copies,
     pub(crate) pinning: PinBatch,
@@ -90,7 +90,7 @@ impl<H: Host> fmt::Debug for Queue<H> {
 
 impl<H: Host> Queue<H> {
     /// Makes a queue without vbds. `device` is `None` for disks in memory alone. All queues share `budget`. A page of `scratch`
-    /// takes the descriptors of two requests; `zeroes` is the page-frame number of a frame of dom0 that holds zeroes. The
+    /// takes the descriptors of two requests; `zeroes` is the number of a frame of dom0 that holds zeroes. The
     /// device is reset if it takes `late_limit_ns` for an operation; `None` sets no limit.
     #[must_use]
     pub fn new(

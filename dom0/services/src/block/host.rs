@@ -22,11 +22,11 @@ pub trait BlockHost: Host {
     /// The hypervisor's error; `NoMem` if no addresses are free for the pages.
     fn map_ring(&self, domain: u16, references: &[u32]) -> Result<Self::Ring, Errno>;
 
-    /// Allocates so many consecutive pages of zeroes; `None` if there is not enough memory.
+    /// Allocates `pages` consecutive pages of zeroes. `None` if there is not enough memory.
     fn allocate(&self, pages: usize) -> Option<Self::Memory>;
 
-    /// Takes a page of zeroes for a disk in memory, and returns its page-frame number; `None` if there is no memory. Only grant
-    /// copies read and write the page.
+    /// Takes a page of zeroes for a disk in memory. Returns the number by which grant copies name the page; `None` if there is
+    /// no memory. Only grant copies read and write the page.
     fn take_page(&self) -> Option<u64>;
 
     /// Gives back a page of [`take_page`](BlockHost::take_page).
@@ -62,7 +62,7 @@ impl<M> From<M> for Own<M> {
 }
 
 impl<M: OwnMemory> Own<M> {
-    /// The page-frame number of its first page.
+    /// Returns the number by which grant copies name the first page.
     #[must_use]
     pub fn page(&self) -> u64 {
         self.0.page()

@@ -1,4 +1,4 @@
-//! What a guest's disk is made of, and what it holds of dom0's memory and of other people's disks.
+//! What a guest's disk is made of: pages of dom0's memory, and intervals of devices that it holds.
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -11,9 +11,9 @@ use disk::{Claim, Disk, Holders, Memory, NoPlace, Overlay, Partition, Place, Sha
 
 use super::host::BlockHost;
 
-/// Pages that are taken, or given back, before other tasks have their turns.
+/// The number of pages that are taken or given back before other tasks run.
 const PIECE: usize = 512;
-/// Sectors of an overlay that may have as many pages.
+/// Sectors of an overlay that have at most [`PIECE`] pages.
 const PIECE_SECTORS: u64 = PIECE as u64 * 8;
 
 /// Who holds which interval of which device, by the name of the guest.
@@ -39,12 +39,12 @@ impl Drop for Hold {
     }
 }
 
-/// What is not an overlay.
+/// A disk without an overlay, or below one.
 #[derive(Debug)]
 pub(super) enum Base {
     Device(Partition<Whole>),
     Image(Partition<Memory>),
-    /// Pages of dom0's, for a guest that sees this shape.
+    /// Pages of dom0, with the shape that the guest sees.
     Pages(Memory, Shape),
 }
 
@@ -112,20 +112,21 @@ impl<H: BlockHost> Medium<H> {
         Self { host, body: Some(Body::Plain(base)) }
     }
 
-    /// An overlay of at most `limit` bytes over `base`.
+    /// Makes an overlay of at most `limit` bytes over `base`.
     pub(super) fn overlay(host: H, base: Base, limit: u64) -> Result<Self, NoPlace> {
         let overlay = Overlay::new(base, Pages(host.clone()), limit)?;
         Ok(Self { host, body: Some(Body::Overlay(overlay)) })
     }
 
-    /// `bytes` bytes of empty memory, whole sectors; `None` if there is not enough memory.
+    /// Makes a disk of `bytes` bytes of zeroed memory, without an incomplete sector at the end. `None` if there is not enough
+    /// memory.
     pub(super) async fn memory(host: &H, bytes: u64, read_only: bool) -> Option<Self> {
         let count = usize::try_from(bytes.div_ceil(4096)).ok()?;
         let mut pages = Vec::new();
         pages.try_reserve_exact(count).ok()?;
         let memory = Memory::of_pages(pages);
         let shape = Shape { sectors: bytes / 512, read_only, ..memory.shape() };
-        // What was taken is given back if the future is dropped.
+        // If the future is dropped, the medium is too, and gives the pages back.
         let mut medium = Self::plain(host.clone(), Base::Pages(memory, shape));
         for number in 0..count {
             if number > 0 && number.is_multiple_of(PIECE) {
@@ -144,7 +145,7 @@ impl<H: BlockHost> Medium<H> {
         Some(medium)
     }
 
-    /// Gives back all pages, and lets other tasks run after each piece. Nothing is read from the disk any more.
+    /// Gives back all pages, and lets other tasks run after each piece. The disk must not be read any more.
     pub(super) async fn empty(medium: &RefCell<Self>, host: &H) {
         let mut sector = 0;
         while medium.borrow_mut().give_back(&mut sector) {
@@ -152,7 +153,8 @@ impl<H: BlockHost> Medium<H> {
         }
     }
 
-    /// Gives back a piece of the pages, of an overlay those from `sector` on; returns whether there may be more.
+    /// Gives back a piece of the pages. For an overlay, the piece begins at `sector`, which then moves on. Returns whether
+    /// pages may be left.
     fn give_back(&mut self, sector: &mut u64) -> bool {
         match self.body.as_mut() {
             Some(Body::Plain(Base::Pages(memory, _))) => {
@@ -165,7 +167,7 @@ impl<H: BlockHost> Medium<H> {
             Some(Body::Overlay(overlay)) => {
                 let sectors = overlay.shape().sectors;
                 let piece = PIECE_SECTORS.min(sectors.saturating_sub(*sector));
-                // There is nothing to give back if it is refused: the overlay has no sectors.
+                // A discard is refused only if the overlay has no sectors, and so nothing to give back.
                 let _ = overlay.discard(*sector, piece);
                 *sector += piece;
                 *sector < sectors
@@ -188,7 +190,7 @@ impl<H: BlockHost> Medium<H> {
         }
     }
 
-    /// What the guest's disk can do.
+    /// Returns what the guest's disk can do.
     pub(super) fn shape(&self) -> Shape {
         let nothing = Shape {
             sectors: 0,
@@ -220,7 +222,7 @@ impl<H: BlockHost> fmt::Debug for Medium<H> {
     }
 }
 
-/// A medium as a queue has it while the guest is connected; what was written stays in the medium.
+/// A queue's access to a medium while the guest is connected. Later connections see what was written.
 pub(super) struct View<H: BlockHost>(Rc<RefCell<Medium<H>>>);
 
 impl<H: BlockHost> fmt::Debug for View<H> {

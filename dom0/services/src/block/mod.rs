@@ -1,8 +1,8 @@
-//! The disks of guests: makes each from its description, and serves it.
+//! The disks of guests: this module makes each disk from its description, and serves the disk.
 //!
 //! ```text
-//! Disks::attach    description -> open: a Medium, and who holds it -> nodes: both directories, in one transaction
-//! Vbd              a task per disk of a guest: does what xenbus_backend::Device says
+//! Disks::attach    description -> open: a Medium and its Hold -> nodes: both directories, in one transaction
+//! Vbd              a task per disk of a guest: carries out the acts of xenbus_backend::Device
 //! Worker           a task per device, and one for memory: gives turns to a block_backend::Queue
 //! Disks::detach, Disks::domain_died    until nothing is in flight, pinned, mapped, or written in the store
 //! ```
@@ -19,10 +19,10 @@
 //! | `worker` | when does a queue get its turn, and what becomes of its events? |
 //!
 //! Touches: rings, ports and pins of guests, through the [`BlockHost`]; the store, through a session per disk.
-//! Keeps: a guest's memory for requests and its journal are set aside, or the disk is refused, when the disk is attached. An
-//! overlay takes pages and tables as it is written, at most its limit, and is refused more when there is none.
-//! Dropping a [`Disks`] writes nothing, sends nothing and gives back no pin; [`Disks::detach`] and [`Disks::domain_died`] are
-//! the named acts.
+//! Guarantees: the memory for a disk's requests and journal is set aside when the disk is attached, or the disk is refused. An
+//! overlay takes pages and tables as the guest writes, up to its limit; a write fails if the machine has no memory for it.
+//! Dropping a [`Disks`] writes nothing, sends nothing and gives back no pin: only [`Disks::detach`] and [`Disks::domain_died`]
+//! end disks.
 
 mod disks;
 mod host;

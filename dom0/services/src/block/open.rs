@@ -22,15 +22,15 @@ use crate::host::Class;
 /// A file of the boot bundle, in memory of dom0 that never changes.
 #[derive(Clone, Copy, Debug)]
 pub struct Image {
-    /// The page-frame number of the page with its first byte. All its pages have consecutive numbers.
+    /// The number by which grant copies name the page with the first byte. The pages of the file have consecutive numbers.
     pub page: u64,
-    /// Where the first byte is in that page.
+    /// The offset of the first byte in that page.
     pub offset: u64,
-    /// The file.
+    /// The bytes of the file.
     pub bytes: &'static [u8],
 }
 
-/// A queue that has its turns until this value is dropped.
+/// A queue, and the task that gives it turns until this value is dropped.
 struct Running<H: BlockHost> {
     worker: Rc<Worker<H>>,
     _task: H::Task,
@@ -48,7 +48,7 @@ struct Source<H: BlockHost> {
     serial: String,
     tap: Tap<H::Memory>,
     running: Running<H>,
-    /// What its owner wants kept as long.
+    /// A value of the device's owner, which is dropped with the device: it keeps the port of the interrupt open.
     _kept: Box<dyn Any>,
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Opened<H: BlockHost> {
     pub(super) hold: Option<Hold>,
 }
 
-/// All that disks are made of.
+/// The devices, files and queues that guests' disks are made of.
 pub(super) struct Sources<H: BlockHost> {
     host: H,
     pins: Rc<Pins>,
@@ -115,7 +115,7 @@ impl<H: BlockHost> Sources<H> {
         images.push((name.into(), image));
     }
 
-    /// Pins taken for all queues.
+    /// Returns the number of pins that all queues have taken.
     pub(super) fn pins(&self) -> u32 {
         self.pins.used()
     }
@@ -210,7 +210,7 @@ impl<H: BlockHost> Sources<H> {
         Ok(Opened { worker: self.memory_worker()?, medium, hold: None })
     }
 
-    /// Lays the overlay over the target that the description asks for, if it does.
+    /// Makes the medium: the target itself, or an overlay over the target if the description asks for one.
     fn layered(&self, base: Base, config: &DiskConfig) -> Result<Medium<H>, String> {
         let Some(limit) = config.overlay else { return Ok(Medium::plain(self.host.clone(), base)) };
         let overlay = Medium::overlay(self.host.clone(), base, limit);
@@ -229,7 +229,7 @@ impl<H: BlockHost> Sources<H> {
     }
 }
 
-/// All sectors of a disk that fill blocks.
+/// Returns all sectors of a disk, without an incomplete block at the end.
 fn whole(shape: &Shape) -> Interval {
     let block = u64::from(shape.block_bytes / 512).max(1);
     Interval { first: 0, sectors: shape.sectors - shape.sectors % block }

@@ -1,7 +1,7 @@
-//! A device that serves guests, with a tap: dom0 reads a few sectors in between, for a partition table.
+//! A device that serves guests, with a tap: dom0 reads a few sectors between the guests' requests, for a partition table.
 //!
-//! The tap's ticket ends in a byte that the back end's tickets never end in. What the device still writes is not given back:
-//! the memory of a read stays here until the read has ended or the device was reset.
+//! The lowest byte of the tap's tickets is one that the back end never uses. Memory that the device may still write is not
+//! given back: the tap keeps the memory of a read until the read has ended or the device was reset.
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -18,21 +18,21 @@ use crate::signal::{Waiters, before};
 use disk::OwnMemory;
 use ring_protocol::SharedPage;
 
-/// The lowest byte of the tap's tickets. Those of the back end are at most 65.
+/// The lowest byte of the tap's tickets. In tickets of the back end, that byte is at most 65.
 const LOWEST: u32 = 255;
-/// Nanoseconds after which a read is tried again that the device had no room for.
+/// Nanoseconds until the next try of a read for which the device or the tap had no room.
 const RETRY_NS: u64 = 1_000_000;
 
 /// A read of the tap.
 enum Read<M> {
     Idle,
-    /// The device has it. The memory is given back only when the device has ended it.
+    /// The device has the read. The memory is given back only after the device has ended the read.
     Begun {
         ticket: Ticket,
         memory: ManuallyDrop<M>,
         awaited: bool,
     },
-    /// It has ended; with its memory if the read is good.
+    /// The read has ended. The memory is there if the read has succeeded.
     Ended(Ticket, Option<M>),
 }
 
@@ -65,10 +65,10 @@ impl<M: OwnMemory + SharedPage> Tap<M> {
         Self(Rc::new(Tapped { device, read, number: Cell::new(0), ended }))
     }
 
-    /// Reads `sectors` sectors from `first` on. Calls `kick` to have the device's queue look at the device soon.
+    /// Reads `sectors` sectors from `first` on. Calls `kick` so that the device's queue gets a turn soon.
     ///
     /// # Errors
-    /// Why they cannot be read.
+    /// Why the sectors cannot be read.
     pub(super) async fn read<H>(
         &self,
         host: &H,
@@ -102,7 +102,7 @@ impl<M: OwnMemory + SharedPage> Tap<M> {
         Ok(read)
     }
 
-    /// Begins a read, or returns the memory if the device or the tap has no room.
+    /// Begins a read and returns its ticket. Fails with the memory if the device has no room or another read is under way.
     fn begin(&self, first: u64, sectors: u32, memory: M) -> Result<Ticket, M> {
         let mut read = self.0.read.borrow_mut();
         if !matches!(*read, Read::Idle) {
@@ -121,7 +121,7 @@ impl<M: OwnMemory + SharedPage> Tap<M> {
         Ok(ticket)
     }
 
-    /// Takes the end of a read: the memory, or nothing if the read has failed.
+    /// Takes the result of a read that has ended: its memory, or an inner `None` if the read has failed. `None` before that.
     fn take(&self, ticket: Ticket) -> Option<Option<M>> {
         let mut read = self.0.read.borrow_mut();
         match core::mem::replace(&mut *read, Read::Idle) {
