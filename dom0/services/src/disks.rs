@@ -1,11 +1,11 @@
-//! The disks of the machine: found at boot, started side by side, and kept until somebody serves them.
+//! The disks of the machine: found at boot, started at the same time, and kept until a service takes them.
 //!
 //! ```text
-//! Devices::functions -> a virtio disk -> Devices::open -> reset, asked after each millisecond -> its serial number -> the list
-//!                    -> another device that a driver could be for, or a disk that does not start: named
+//! Devices::functions -> a virtio disk -> Devices::open -> reset, polled each millisecond -> its serial number -> the list
+//!                    -> a network or storage device without a driver, or a disk that does not start: reported
 //! ```
 //!
-//! Keeps: a disk that hangs delays no other one, and ends up named within seconds.
+//! Guarantees: a disk that hangs does not delay the start of other disks, and is reported after about 15 seconds at most.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -23,7 +23,7 @@ use crate::host::Host;
 
 /// Nanoseconds between two looks at disks that are starting.
 const LOOK_NS: u64 = 1_000_000;
-/// How often a disk is asked for its serial number: five seconds.
+/// How often a disk is asked for its serial number before it counts as failed: about five seconds.
 const ASKED: u32 = 5_000;
 
 /// The devices of the machine.
@@ -33,7 +33,7 @@ pub trait Devices: 'static {
     /// The interrupt of a disk. It can be dropped once the disk has been given up.
     type Interrupt: fmt::Debug + 'static;
 
-    /// All functions of the machine's buses; nothing if this domain has no devices.
+    /// Returns all functions of the machine's PCI buses. Empty if this domain has no devices.
     fn functions(&self) -> Vec<Found>;
 
     /// Makes a driver for a virtio disk, which is not started yet.
@@ -42,7 +42,7 @@ pub trait Devices: 'static {
     /// Why the disk is not taken.
     fn open(&self, found: &Found) -> Result<Driver<Self>, NotTaken>;
 
-    /// Asks a disk for its serial number, or again.
+    /// Asks a disk for its serial number. Returns `Pending` until the disk has answered: call again.
     fn identify(&self, disk: &mut Self::Disk) -> Identity;
 
     /// Stops a disk that did not start, and frees its memory if the disk can no longer write there.
@@ -63,14 +63,14 @@ impl<D: Devices + ?Sized> fmt::Debug for Driver<D> {
     }
 }
 
-/// A disk that works.
+/// A disk that was started.
 #[derive(Debug)]
 struct Entry<D: Devices> {
     address: Address,
     /// In printable ASCII; `None` if the disk has no serial number.
     serial: Option<String>,
     shape: Shape,
-    /// `None` while somebody serves the disk.
+    /// `None` after [`MachineDisks::take`].
     driver: Option<Driver<D>>,
 }
 
@@ -125,7 +125,7 @@ impl<D: Devices> Starting<D> {
     }
 }
 
-/// Whether a device is worth naming if nothing drives it: network and storage, but not what chipsets have anyway.
+/// Returns whether a device without a driver is reported: virtio, network and storage devices, except IDE, which chipsets have.
 const fn is_named(found: &Found) -> bool {
     let [class, subclass, _] = found.class;
     const IDE: u8 = 1;
@@ -180,14 +180,14 @@ impl<D: Devices> MachineDisks<D> {
         entries.insert(place, Entry { address: found.address, serial, shape, driver: Some(driver) });
     }
 
-    /// Waits until every disk has been started or named.
+    /// Waits until every disk has been started or reported.
     pub async fn settled<H: Host>(&self, host: &H) {
         while self.searching.get() {
             host.sleep_until(host.now_ns() + LOOK_NS).await;
         }
     }
 
-    /// All disks, for `disks`.
+    /// Returns all disks, for the command `disks`.
     pub fn rows(&self) -> Vec<DiskRow> {
         let row = |Entry { address, serial, shape, .. }: &Entry<D>| DiskRow {
             serial: serial.clone(),
@@ -199,12 +199,13 @@ impl<D: Devices> MachineDisks<D> {
         self.entries.borrow().iter().map(row).collect()
     }
 
-    /// What the only disk with this serial number can do.
+    /// Returns what the disk with this serial number can do. `None` if no disk has the number, or if two have.
     pub fn shape(&self, serial: &str) -> Option<Shape> {
         self.with(serial, |entry| entry.shape)
     }
 
-    /// Takes the only disk with this serial number, to serve it. `None`: there is no such disk, or it has been taken.
+    /// Takes the disk with this serial number, to serve it. `None` if no disk has the number, if two have, or if the disk was
+    /// taken.
     pub fn take(&self, serial: &str) -> Option<Driver<D>> {
         self.with(serial, |entry| entry.driver.take()).flatten()
     }

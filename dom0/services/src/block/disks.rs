@@ -34,13 +34,14 @@ pub use super::open::Image;
 const VBD_BYTES: usize = 16 * 1024;
 const NANOSECONDS: u64 = 1_000_000_000;
 
-/// Bytes of the heap that a disk of a guest uses at most, beside the tables of an overlay.
+/// Returns the maximum number of bytes of heap that a disk of a guest uses, beside the tables of an overlay and the list of the
+/// pages of a disk in memory.
 #[must_use]
 pub fn vbd_bytes() -> usize {
     block_backend::vbd_bytes(RING_PAGES) + VBD_BYTES
 }
 
-/// The number of a guest's domain, and the number of its disk: 51712 for xvda.
+/// The number of a guest's domain, and the number of the disk in the guest: 51712 for xvda.
 type Name = (u16, u32);
 
 /// A disk with the task that drives it.
@@ -54,10 +55,10 @@ struct Shared<H: BlockHost> {
     store: StoreService<H>,
     sources: Sources<H>,
     attached: RefCell<BTreeMap<Name, Attached<H>>>,
-    /// The disks that are being opened; true: the guest has died meanwhile.
+    /// The disks that are being opened. True if the guest has died meanwhile.
     opening: RefCell<BTreeMap<Name, Rc<Cell<bool>>>>,
     changed: Rc<Waiters>,
-    /// The tasks of disks that are gone. A task does not drop itself: the next call drops these tasks.
+    /// The tasks of disks that are gone. A task cannot drop itself: the next call of a method drops these tasks.
     ended: RefCell<Vec<H::Task>>,
 }
 
@@ -81,17 +82,17 @@ impl<H: BlockHost> fmt::Debug for Disks<H> {
 pub struct Listed {
     /// The number of the device: 51712 for xvda.
     pub device: u32,
-    /// Its name in the guest.
+    /// The name of the disk in the guest.
     pub name: String,
-    /// What it is made of.
+    /// The target in the disk's description.
     pub target: String,
     /// `r` or `w`.
     pub mode: &'static str,
     /// The back end's state.
     pub state: State,
-    /// Whether it is to be removed, and the guest has not released it in time.
+    /// Whether the disk is to be removed, and the guest has not released it in time.
     pub in_use: bool,
-    /// What the guest has had done.
+    /// What was done for the guest.
     pub counters: Counters,
 }
 
@@ -112,7 +113,7 @@ impl<H: BlockHost> Drop for Opening<H> {
 }
 
 impl<H: BlockHost> Disks<H> {
-    /// Disks of guests of `store`, none so far.
+    /// Makes the service, without any device or disk, for the guests of `store`.
     pub fn new(host: H, store: StoreService<H>) -> Self {
         Self(Rc::new(Shared {
             sources: Sources::new(host.clone()),
@@ -140,13 +141,13 @@ impl<H: BlockHost> Disks<H> {
         self.0.sources.add_device(serial, device, interrupt, Box::new(kept))
     }
 
-    /// Whether there is a device with this serial number.
+    /// Returns whether there is a device with this serial number.
     #[must_use]
     pub fn has_device(&self, serial: &str) -> bool {
         self.0.sources.worker(serial).is_some()
     }
 
-    /// Adds a file of the boot bundle.
+    /// Adds a file of the boot bundle. A later file of the same name replaces it for disks that are attached later.
     pub fn add_image(&self, name: &str, image: Image) {
         self.0.sources.add_image(name, image);
     }
@@ -154,7 +155,7 @@ impl<H: BlockHost> Disks<H> {
     /// Attaches a disk to the guest with this domain and name: opens its target, and writes both directories.
     ///
     /// # Errors
-    /// Why the guest cannot have the disk, in words; nothing is left of it then.
+    /// A message that tells why the guest cannot have the disk. Nothing is left of the disk then.
     pub async fn attach(&self, domain: u16, guest: &str, config: &DiskConfig) -> Result<(), String> {
         self.0.ended.take();
         let device = config.vdev.number();
@@ -219,7 +220,7 @@ impl<H: BlockHost> Disks<H> {
         Ok(Opening { shared: Rc::clone(&self.0), name, died })
     }
 
-    /// The limit for lines that a guest causes, which all its disks share.
+    /// Returns the limit for log lines that a guest causes. All disks of the guest share it.
     fn lines_of(&self, domain: u16) -> Rc<RefCell<LineLimit>> {
         let attached = self.0.attached.borrow();
         let other = attached.range((domain, 0)..=(domain, u32::MAX)).next();
@@ -250,7 +251,7 @@ impl<H: BlockHost> Disks<H> {
     }
 
     /// Takes a disk away from a guest, and returns when the disk is gone. Without `force`, the guest is asked to release the
-    /// disk. What has begun goes on even if the future is dropped.
+    /// disk. The removal goes on even if the future is dropped.
     ///
     /// # Errors
     /// The guest has no such disk, or has not released the disk within ten seconds; the disk is removed once the guest
@@ -273,8 +274,8 @@ impl<H: BlockHost> Disks<H> {
     }
 
     /// Removes all disks of a domain that has ended, and returns when nothing of the disks is in flight, pinned, mapped or in
-    /// the store. The number of the domain may be used again only then. A device that does not answer is waited for; `reset`
-    /// ends the wait.
+    /// the store. Only then may the number of the domain be used again. A device that does not answer is waited for;
+    /// [`Disks::reset`] ends the wait.
     pub async fn domain_died(&self, domain: u16) {
         self.0.ended.take();
         self.0.opening.borrow_mut().retain(|(of, _), died| {
@@ -289,7 +290,7 @@ impl<H: BlockHost> Disks<H> {
         self.0.ended.take();
     }
 
-    /// The disks of a guest.
+    /// Returns the disks of a guest.
     #[must_use]
     pub fn list(&self, domain: u16) -> Vec<Listed> {
         let listed = |vbd: &Rc<Vbd<H>>| Listed {
@@ -304,10 +305,11 @@ impl<H: BlockHost> Disks<H> {
         self.0.vbds(domain).iter().map(listed).collect()
     }
 
-    /// Resets a device; its unanswered requests are issued again.
+    /// Resets a device. Its unanswered requests are issued again, or fail if the last reset was less than a minute ago. Does
+    /// nothing if the device is being reset or is lost.
     ///
     /// # Errors
-    /// There is no such device.
+    /// No device has the serial number.
     pub fn reset(&self, serial: &str) -> Result<(), String> {
         let worker = self
             .0
@@ -318,7 +320,7 @@ impl<H: BlockHost> Disks<H> {
         Ok(())
     }
 
-    /// How many pins all requests of all guests have now.
+    /// Returns how many pins the requests of all guests have now.
     #[must_use]
     pub fn pins(&self) -> u32 {
         self.0.sources.pins()
@@ -368,7 +370,7 @@ impl<H: BlockHost> manager::Disks for Disks<H> {
     }
 }
 
-/// The state of a back end for a person.
+/// Returns the word that lists show for the state of a back end.
 const fn word(state: State) -> &'static str {
     match state {
         State::Unknown => "gone",

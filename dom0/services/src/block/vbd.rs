@@ -21,10 +21,10 @@ use crate::shape::PATIENCE_NS;
 use crate::signal::Waiters;
 use crate::store::Session;
 
-/// A front end has published its ring in the state `Initialised`.
+/// The kind of these devices: a front end has published its ring when its state is `Initialised`.
 pub(super) const KIND: Kind = Kind { published: State::Initialised };
 
-/// What a disk holds from its attachment to its removal.
+/// What a disk holds as long as it is attached.
 pub(super) struct Holdings<H: BlockHost> {
     pub(super) medium: Rc<RefCell<Medium<H>>>,
     pub(super) _hold: Option<Hold>,
@@ -49,30 +49,30 @@ pub(super) struct Vbd<H: BlockHost> {
     pub(super) number: u32,
     /// The disk's name in the guest.
     pub(super) name: String,
-    /// What it is made of, in words.
+    /// The target in the disk's description.
     pub(super) target: String,
     pub(super) paths: Paths,
     pub(super) features: Features,
     pub(super) limits: Limits,
-    /// When a late device is reset, if the disk says so.
+    /// Nanoseconds that an operation may take until the device is reset. `None` if the disk's description sets no limit.
     pub(super) late_ns: Option<u64>,
     pub(super) session: Session<H>,
     pub(super) worker: Rc<Worker<H>>,
     pub(super) held: Holdings<H>,
     pub(super) device: RefCell<Device>,
-    /// Limits the lines that the guest causes, those of its other disks included.
+    /// Limits the log lines that the guest causes by all its disks.
     pub(super) lines: Rc<RefCell<LineLimit>>,
-    /// Those who wait for the disk to be removed, or to be found in use.
+    /// The tasks that wait until the disk is removed or found in use.
     pub(super) changed: Rc<Waiters>,
     pub(super) state: Inner<H>,
 }
 
-/// What changes while the disk is there.
+/// The parts of a disk that change while it is attached.
 pub(super) struct Inner<H: BlockHost> {
-    /// The front end's nodes are to be read with its state.
+    /// Whether the next step reads the front end's nodes along with its state.
     reads: Cell<bool>,
     link: RefCell<Option<Link<H>>>,
-    /// What was done over connections that have ended.
+    /// The sums of the counters of connections that have ended.
     before: Cell<Counters>,
     in_use: Cell<bool>,
 }
@@ -84,7 +84,7 @@ impl<H: BlockHost> Default for Inner<H> {
 }
 
 impl<H: BlockHost> Vbd<H> {
-    /// Does what the handshake asks for, until both directories are removed.
+    /// Carries out the acts of the handshake, until both directories are removed.
     pub(super) async fn drive(self: &Rc<Self>) {
         loop {
             while !self.host.can_allocate(store::TURN_BYTES) {
@@ -155,7 +155,7 @@ impl<H: BlockHost> Vbd<H> {
         act
     }
 
-    /// Waits until the front end writes its state, somebody wakes the disk, or it is time for the next step.
+    /// Waits until the front end writes its state, [`Vbd::want`] or [`Vbd::fail`] is called, or the next step is due.
     async fn wait(&self, now_ns: u64) {
         let again_ns = self.device.borrow().again_ns(now_ns);
         let timer = async {
@@ -201,7 +201,7 @@ impl<H: BlockHost> Vbd<H> {
         Ok(Link { id, channel })
     }
 
-    /// Finishes what is in flight, then unmaps the ring and closes the port.
+    /// Waits until nothing is in flight, then unmaps the ring and closes the port.
     async fn disconnect(&self) {
         let id = self.state.link.borrow().as_ref().map(|link| link.id);
         let Some(id) = id else { return };
@@ -213,29 +213,29 @@ impl<H: BlockHost> Vbd<H> {
         }
     }
 
-    /// What the guest has had done in all.
+    /// Returns what was done for the guest over all connections.
     pub(super) fn counters(&self) -> Counters {
         let now = self.state.link.borrow().as_ref().map(|link| self.worker.counters(link.id));
         sum(self.state.before.get(), now.unwrap_or_default())
     }
 
-    /// The state that the guest reads of the back end.
+    /// Returns the back end's state, as the guest reads it.
     pub(super) fn back_state(&self) -> State {
         self.device.borrow().state()
     }
 
-    /// Whether the guest was found not to release the disk.
+    /// Returns whether the guest was asked to release the disk and did not do so in time.
     pub(super) fn is_in_use(&self) -> bool {
         self.state.in_use.get()
     }
 
-    /// Changes what is wanted of the disk, and wakes its task.
+    /// Changes the aim of the handshake by `change`, and wakes the disk's task.
     pub(super) fn want(&self, change: impl FnOnce(&mut Device, u64)) {
         change(&mut self.device.borrow_mut(), self.host.now_ns());
         self.session.told().set();
     }
 
-    /// Notes that the disk cannot be served any more: the guest is told to close it.
+    /// Notes that the disk cannot be served any more, for the reason `why`. The guest is told to close the disk.
     pub(super) fn fail(&self, why: &str) {
         self.device.borrow_mut().failed();
         self.report(why);
@@ -252,7 +252,7 @@ impl<H: BlockHost> Vbd<H> {
         self.complain(why);
     }
 
-    /// Logs what the guest caused, unless it has caused too many lines of late.
+    /// Logs a line that the guest has caused, unless it has caused too many lines recently.
     fn complain(&self, what: &str) {
         let line = format!("the disk {} of {}: {what}", self.name, self.guest);
         match self.lines.borrow_mut().admit(self.host.now_ns()) {

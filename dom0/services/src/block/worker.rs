@@ -1,4 +1,5 @@
-//! Gives a queue its turns, and does what its events ask for: a task per device, and one for disks in memory.
+//! The worker of a queue: it gives the queue turns, and handles its events. Each device has a worker; all disks in memory share
+//! another.
 
 use alloc::boxed::Box;
 use alloc::rc::{Rc, Weak};
@@ -24,14 +25,15 @@ use crate::signal::{Signal, Waiters};
 const REQUEST_BYTES: usize = 256 * (8 + 4 + 16);
 /// Bytes of the heap that a queue uses for as long as it exists: the lists of all its requests, and its batches.
 pub const QUEUE_BYTES: usize = FLIGHTS * REQUEST_BYTES + 128 * 1024;
-/// Bytes of the heap that a turn may allocate in all: every request may have the most segments, and a list that grows is copied.
+/// The maximum number of bytes of heap that a turn allocates: the lists of all requests grow to their maximum, and a list that
+/// grows is copied.
 pub const TURN_BYTES: usize = FLIGHTS * REQUEST_BYTES * 2;
-/// The heap keeps a block for the largest turn of all services, which is one of the store.
+/// The heap keeps a block for the largest turn of any service. That is a turn of the store, and must suffice here.
 const _: () = assert!(TURN_BYTES <= store::TURN_BYTES);
 /// Pages for descriptors, each for two requests at a time.
 const SCRATCH: usize = 8;
 
-/// A port that is listened to. The future never ends, so that nothing is allocated for an event.
+/// A port that is listened to. One future serves all events of the port and never ends, so that no event allocates memory.
 struct Listener {
     raised: Rc<Cell<bool>>,
     listening: Pin<Box<dyn Future<Output = ()>>>,
@@ -72,16 +74,16 @@ pub(super) struct Worker<H: BlockHost> {
     queue: RefCell<Queue<Backing<H>>>,
     served: RefCell<Vec<Served<H>>>,
     kick: Signal,
-    /// Those who wait for something that only a turn brings.
+    /// The tasks that wait for the end of a turn.
     turned: Waiters,
-    /// The times after which disks want a late device reset. The shortest one counts.
+    /// The nanoseconds after which disks want a late device reset. The shortest time counts.
     late_ns: RefCell<Vec<u64>>,
     _zeroes: H::Memory,
     _reserved: H::Reserved,
 }
 
 impl<H: BlockHost> Worker<H> {
-    /// A queue for a device, or for memory alone.
+    /// Makes the worker of a queue: of `device`, or of disks in memory if that is `None`.
     pub(super) fn new(
         host: &H,
         name: &str,
@@ -119,7 +121,7 @@ impl<H: BlockHost> Worker<H> {
         Ok(id)
     }
 
-    /// Stops to serve a ring. Returns what is left of it when nothing of it is in flight or pinned.
+    /// Stops serving a ring. Returns the parts of its vbd once no request of it is in flight.
     pub(super) async fn disconnect(&self, id: VbdId) -> Disconnected<Backing<H>> {
         self.queue.borrow_mut().disconnect(id);
         self.served.borrow_mut().retain(|served| served.id != id);
@@ -127,12 +129,12 @@ impl<H: BlockHost> Worker<H> {
         self.turned.until(|| self.queue.borrow_mut().disconnected(id)).await
     }
 
-    /// What a ring that is served has done so far.
+    /// Returns the counters of a vbd that is served. All are 0 if there is no such vbd.
     pub(super) fn counters(&self, id: VbdId) -> Counters {
         self.queue.borrow().vbd(id).map(block_backend::Vbd::counters).unwrap_or_default()
     }
 
-    /// Has the device reset when it is as late, until the limit is lifted.
+    /// Adds a limit: the device is reset when an operation takes `late_ns`, until [`lift_limit`](Self::lift_limit).
     pub(super) fn limit_lateness(&self, late_ns: u64) {
         self.late_ns.borrow_mut().push(late_ns);
         self.apply_limits();
@@ -153,13 +155,13 @@ impl<H: BlockHost> Worker<H> {
         self.queue.borrow_mut().limit_lateness(shortest);
     }
 
-    /// Resets the device, because a person says so.
+    /// Resets the device, by a command of the administrator.
     pub(super) fn reset(&self) {
         self.queue.borrow_mut().reset(self.host.now_ns());
         self.kick();
     }
 
-    /// Whether the device is lost.
+    /// Returns whether the device is lost.
     pub(super) fn is_lost(&self) -> bool {
         self.queue.borrow().is_lost()
     }
@@ -206,7 +208,7 @@ impl<H: BlockHost> Worker<H> {
         self.kick.or(other).await;
     }
 
-    /// Has the queue look at the rings whose ports were raised; returns whether there are any.
+    /// Makes the queue look at the rings whose ports were raised. Returns whether a port was raised.
     fn listen(&self, context: &mut Context<'_>) -> bool {
         let mut queue = self.queue.borrow_mut();
         let mut any = false;
@@ -240,7 +242,7 @@ impl<H: BlockHost> Worker<H> {
             });
             concerned.filter_map(|served| served.vbd.upgrade()).collect()
         };
-        // The device causes all other events, not a guest.
+        // All events except a broken ring are caused by the device, not by a guest, and need no limit of lines.
         if !matches!(event, Event::Broken(..)) {
             log::warn!("the disk {} {event}", self.name);
         }
