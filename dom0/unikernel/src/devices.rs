@@ -1,9 +1,9 @@
 //! Devices of the machine, for a domain that has them: the ports of PCI configuration, windows over registers of devices, and
 //! interrupts of devices.
 //!
-//! Whoever programs a device that masters the bus can have it write to all memory, this domain's included. So ports and windows
-//! are made by `unsafe` functions, whose contract is what Rust cannot check: the device is given addresses only of memory that
-//! is set aside or pinned for it.
+//! A device that masters the bus can be programmed to write to any memory, also to this domain's. So ports and windows are made
+//! by `unsafe` functions. Their contract is what Rust cannot check: the device is given only addresses of memory that is set
+//! aside or pinned for it.
 
 use crate::dma::Bytes;
 use crate::events::Channel;
@@ -20,7 +20,7 @@ const SELECT: u16 = 0xcf8;
 /// The port by which the selected register is read and written.
 const DATA: u16 = 0xcfc;
 
-/// Held from the write to [`SELECT`] to the access by [`DATA`], so that nobody selects another register in between.
+/// Held from the write to [`SELECT`] until the access to [`DATA`], so that no other register is selected in between.
 static SELECTED: MaskMutex<()> = MaskMutex::new(());
 
 /// The configuration space of PCI. The hypervisor carries out each access for a domain with devices; for any other domain, all

@@ -1,7 +1,7 @@
-//! The machine's disks, with their drivers on real registers: safe to use, because the drivers keep the contracts of
-//! [`Ports::open`] and [`RegisterWindow::map`].
+//! The machine's disks, with drivers on real registers. The functions here are safe, because the drivers fulfil the contracts
+//! of [`Ports::open`] and [`RegisterWindow::map`].
 //!
-//! Deliberately absent: a way to configuration space or registers for anybody but a driver.
+//! Deliberately absent: access to configuration space or registers for anything but a driver.
 
 use crate::devices::{Ports, RegisterWindow, message_interrupt};
 use crate::dma::Dma;
@@ -19,10 +19,10 @@ pub type Disk = Blk<Ports, RegisterWindow, Dma>;
 
 /// The memory of a disk's driver, in pages.
 const PAGES: usize = MEMORY_BYTES.div_ceil(4096);
-/// Functions beyond these are not looked at: more than eight buses have.
+/// The maximum number of functions that are looked at: as many as eight full buses have.
 const MOST: usize = 2048;
 
-/// All functions of the machine's PCI buses.
+/// Returns the functions of the machine's PCI buses, at most 2,048.
 ///
 /// # Errors
 /// Why the hypervisor refused.
@@ -32,32 +32,33 @@ pub fn functions() -> Result<Vec<Found>, Errno> {
     Ok(Scan::new(&ports).take(MOST).collect())
 }
 
-/// Makes a driver for a virtio disk, which [`disk::Device::reset`] starts. The channel is raised when requests have ended.
+/// Makes a driver for a virtio disk. [`disk::Device::reset`] then starts the disk. The disk raises the channel when requests
+/// have ended.
 ///
 /// # Errors
 /// Why the disk is not taken.
 pub fn open(found: &Found) -> Result<(Disk, Channel), NotTaken> {
-    // SAFETY: only the driver uses these ports. It lets the disk master the bus after a reset that was read back, and tells it of
-    // no memory but its own, which is a `Dma`, and what it is given as a `BusAddress`.
+    // SAFETY: only the driver uses these ports. It lets the disk master the bus after a reset that was read back, and tells it
+    // of no memory but its own, which is a `Dma`, and what it is given as a `BusAddress`.
     let ports = unsafe { Ports::open() }.map_err(|_| NotTaken::NotMapped)?;
     let function = Function::new(ports, found.address);
-    // Where RAM is we do not know; the hypervisor does, and maps no RAM as registers.
+    // dom0 does not know where RAM is, so it names none. The hypervisor knows, and maps no RAM as registers.
     let layout = Layout::find(&function, Kind::BLOCK, &[])?;
     let (channel, message) = message_interrupt().map_err(|_| NotTaken::NoInterrupt)?;
-    // SAFETY: the layout says that these are registers of the disk, and only the driver has the window.
+    // SAFETY: according to the layout these are registers of the disk, and only the driver has the window.
     let map = |region: drivers::virtio::Region| unsafe { RegisterWindow::map(region.address, region.bytes) }.ok();
     let transport = Transport::open(function, &layout, message, map)?;
     let memory = Dma::allocate(PAGES).map_err(|_| NotTaken::NoRoom)?;
     Ok((Blk::new(transport, memory)?, channel))
 }
 
-/// Gives up a disk that did not start. Its memory is kept for ever if the disk does not stop at once.
+/// Gives up a disk that did not start. If the disk does not stop immediately, its memory is never freed.
 pub fn give_up(mut disk: Disk, channel: Channel) {
     disk.mask_interrupt(true);
     if disk.stop() == Reset::Done
         && let Some(memory) = disk.into_memory()
     {
-        // SAFETY: the disk has been reset, and the reset was read back: `stop` says so.
+        // SAFETY: `stop` has returned `Done`: the disk was reset, and the reset was read back.
         unsafe { memory.give_back() };
     }
     drop(channel);

@@ -1,9 +1,9 @@
-//! Memory that devices read and write at any time: consecutive frames, whose machine address is known. All unsafe code for such
+//! Memory that devices read and write at any time: consecutive frames with known machine addresses. All unsafe code for such
 //! memory is here.
 //!
-//! Touches: frames of this domain that have no other mapping here, so that no Rust reference leads to them.
-//! Keeps: memory that a device may still write is not given back. Dropping a [`Dma`] keeps its memory, and
-//! [`Dma::give_back`] is unsafe and says what must be true.
+//! Touches: frames of this domain that have no other mapping in it, so that no Rust reference leads to them.
+//! Guarantees: memory that a device may still write is not given back. Dropping a [`Dma`] does not free its memory;
+//! [`Dma::give_back`] does, and its contract names what the caller must ensure.
 
 use crate::memory::{PAGE, Window};
 use crate::shared::PeerPages;
@@ -16,10 +16,10 @@ use hypercall_abi::memory::MemoryOp;
 use hypercall_abi::{Errno, domid};
 use ring_protocol::SharedPage;
 
-/// The page number under which each run is asked for: larger than the number of any page that the domain's builder gave it, or
-/// that it borrows.
+/// The page number under which each run is requested. It is larger than the number of any page that the domain got from its
+/// builder or borrows.
 pub(crate) const FIRST_PAGE: u64 = 1 << 31;
-/// The most frames of a run: 2 MiB.
+/// The maximum number of frames of a run: 2 MiB.
 const MOST: usize = 512;
 
 /// Bytes that are accessed atomically or volatilely, never through a reference.
@@ -40,7 +40,7 @@ impl Bytes {
         self.count
     }
 
-    /// A pointer to a `T` at an offset, if it is inside and aligned.
+    /// Returns a pointer to a `T` at an offset. `None` if the `T` would be outside the bytes or not aligned.
     pub(crate) fn at<T>(self, offset: usize) -> Option<*mut T> {
         let end = offset.checked_add(size_of::<T>())?;
         let at = self.base.wrapping_add(offset);
@@ -70,7 +70,7 @@ impl Dma {
             return Err(Errno::Inval);
         }
         let whole = count.next_power_of_two();
-        // All runs are asked for under the same page number, which nobody uses: a run is found by its frame.
+        // All runs are requested under one page number, which nothing uses afterwards: a run is known by its first frame.
         let frame = control::populate_run(domid::SELF, FIRST_PAGE, whole.ilog2())?.ok_or(Errno::NoMem)?;
         return_frames(frame + count as u64, whole - count);
         Self::map(frame, count).inspect_err(|_| return_frames(frame, count))
@@ -148,8 +148,8 @@ impl DmaMemory for Dma {
     }
 
     fn bus_address(&self, offset: usize) -> BusAddress {
-        // There is no IOMMU, so the address for a device is the machine address. It is valid until no device has it any more,
-        // because the run keeps its frames as long.
+        // There is no IOMMU, so the address for a device is the machine address. It stays valid as long as a device uses it,
+        // because the run keeps its frames until `give_back`.
         BusAddress::of_pinned(self.frame * PAGE).plus(offset.min(self.bytes.count()) as u64)
     }
 

@@ -12,9 +12,9 @@ use hypercall_abi::grant::{Copy, CopySide, MapGrantRef, UnmapGrantRef, map, stat
 use hypercall_abi::{Errno, domid};
 use ring_protocol::SharedPage;
 
-/// The most elements of one hypercall. Their structures are on the stack.
+/// The maximum number of elements of one hypercall. Their structures are on the stack.
 const BATCH: usize = 32;
-/// The most pages that one [`GrantedPages`] has.
+/// The maximum number of pages of a [`GrantedPages`].
 pub const MOST_PAGES: usize = 16;
 
 /// Pages of another domain, mapped writable at consecutive addresses until this value is dropped.
@@ -127,7 +127,7 @@ pub enum NotPinned {
 
 /// The machine address of the page that each handle pins; 0 for a handle that pins nothing.
 static PINNED: MaskMutex<Vec<u64>> = MaskMutex::new(Vec::new());
-/// Handles for which [`PINNED`] grows at once.
+/// The number of handles by which [`PINNED`] grows in one step.
 const GROWTH: usize = 512;
 
 /// Notes what a handle pins; returns false if there is no memory for the note.
@@ -183,8 +183,8 @@ pub fn pin(grants: impl Iterator<Item = Grant>, mut each: impl FnMut(usize, Resu
     }
 }
 
-/// Ends pins, by the handles that [`pin`] returned. The caller makes sure that no device reaches the pages any more: each device
-/// has answered or was reset.
+/// Ends pins, by the handles that [`pin`] returned. The caller makes sure that no device reaches the pages any more: each
+/// device has answered or was reset.
 pub fn unpin(handles: impl Iterator<Item = u32>) {
     let mut handles = handles.peekable();
     while handles.peek().is_some() {

@@ -1,7 +1,7 @@
-//! Memory for guests' disks: single pages that only grant copies reach, and runs that are mapped and used again.
+//! Memory for guests' disks: single pages that only grant copies access, and runs of pages that are mapped and reused.
 //!
-//! Both are added to the memory that this domain has, and taken only while the machine keeps [`KEPT`] free pages.
-//! Keeps: whoever takes memory gets zeroes.
+//! Both kinds are added to the memory of this domain, and only while at least [`KEPT`] pages of the machine stay free.
+//! Guarantees: memory is zeroed before it is handed out.
 
 use crate::dma::{Dma, FIRST_PAGE};
 use crate::memory;
@@ -15,17 +15,18 @@ use hypercall_abi::domid;
 use hypercall_abi::memory::MemoryOp;
 use ring_protocol::SharedPage;
 
-/// In the number of a page that copies reach: the page is of the boot bundle, and the other bits are its number in this domain.
-/// Without this bit, the number is that of a machine frame.
+/// A bit in the number by which grant copies name a page. If set, the page is of the boot bundle, and the other bits are its
+/// page-frame number in this domain. If clear, the number is that of a machine frame.
 const OF_BUNDLE: u64 = 1 << 47;
 
-/// The number, for copies, of the page at an address of the boot bundle; `None` if there is no page.
+/// Returns the number by which grant copies name the page at an address of the boot bundle. `None` if there is no page.
 #[must_use]
 pub fn of_bundle(address: u64) -> Option<u64> {
     memory::page_of(address).map(|page| page | OF_BUNDLE)
 }
 
-/// The machine frame of a page that copies reach. If the page is gone, `u64::MAX`, which no machine has.
+/// Returns the machine frame of a page that grant copies name by this number. If there is no such page, returns `u64::MAX`,
+/// which is no frame of any machine.
 #[must_use]
 pub fn machine_frame(page: u64) -> u64 {
     if page & OF_BUNDLE == 0 { page } else { memory::frame_of_page(page & !OF_BUNDLE).unwrap_or(u64::MAX) }
@@ -66,12 +67,12 @@ impl Stack {
     }
 }
 
-/// Frames of zeroes from the hypervisor that nobody has yet.
+/// Frames of zeroes from the hypervisor that are not handed out yet.
 static FRESH: MaskMutex<Stack> = MaskMutex::new(Stack::new());
-/// Frames to be given back to the hypervisor, which clears them before anybody gets them.
+/// Frames that are to be given back to the hypervisor, which clears them before it hands them out again.
 static DONE: MaskMutex<Stack> = MaskMutex::new(Stack::new());
 
-/// Whether the machine has `count` free pages more than are kept.
+/// Returns whether the machine has `count` free pages in addition to [`KEPT`].
 fn has(count: u64) -> bool {
     hypercall::physical_info().is_ok_and(|info| info.free_pages >= KEPT.saturating_add(count))
 }
@@ -87,8 +88,8 @@ pub fn take() -> Option<u64> {
     fresh.pop()
 }
 
-/// Gives back a frame of [`take`]. Refuses a frame that Rust may refer to. The hypervisor gets 64 frames by one call, so that up
-/// to 64 frames are kept until more are given back.
+/// Gives back a frame of [`take`]. Ignores, with a line in the log, a frame that Rust references may lead to. The hypervisor
+/// gets 64 frames by one call, so up to 64 frames stay with this domain until other frames are given back.
 pub fn give_back(frame: u64) {
     if memory::is_linear(frame) {
         return log::error!("frame {frame:#x} is not of a disk");
@@ -102,8 +103,8 @@ pub fn give_back(frame: u64) {
 
 fn flush(done: &mut Stack) {
     let count = done.count as u64;
-    // SAFETY: no Rust reference leads to the frames, as `give_back` checks. A frame that is mapped all the same stays ours until
-    // it is unmapped.
+    // SAFETY: no Rust reference leads to the frames, as `give_back` checks. If a frame is still mapped, it stays with this
+    // domain until it is unmapped.
     let returned = unsafe { hypercall::reservation(MemoryOp::DecreaseReservation, done.frames(), domid::SELF) };
     if returned != Ok(count) {
         log::error!("of {count} frames of disks, {returned:?} were given back");
@@ -111,7 +112,7 @@ fn flush(done: &mut Stack) {
     done.count = 0;
 }
 
-/// What is used again: runs of one length each.
+/// A pool of runs that are reused, sorted by their length.
 struct Pool<T> {
     kinds: Vec<Kind<T>>,
 }
@@ -119,7 +120,7 @@ struct Pool<T> {
 struct Kind<T> {
     count: usize,
     free: Vec<T>,
-    /// How many there are, free or not. `free` has room for all.
+    /// How many runs of this length exist, free or used. `free` has room for all.
     made: usize,
 }
 
@@ -128,7 +129,8 @@ impl<T> Pool<T> {
         Self { kinds: Vec::new() }
     }
 
-    /// Takes one of `count` pages. If all are used, makes one by `make`. `None` if it cannot be made, or noted.
+    /// Takes a free run of `count` pages, or makes one by `make`. `None` if `make` fails, or if no memory is left to note the
+    /// run.
     fn take(&mut self, count: usize, make: impl FnOnce() -> Option<T>) -> Option<T> {
         let place = match self.kinds.iter().position(|kind| kind.count == count) {
             Some(place) => place,
@@ -142,14 +144,14 @@ impl<T> Pool<T> {
         if let Some(free) = kind.free.pop() {
             return Some(free);
         }
-        // Giving back must not need memory.
+        // Room is reserved here, because `give_back` must not need memory.
         kind.free.try_reserve(kind.made + 1).ok()?;
         let made = make()?;
         kind.made += 1;
         Some(made)
     }
 
-    /// Gives back what [`take`](Self::take) returned for as many pages.
+    /// Gives back a run that [`take`](Self::take) returned for the same `count`.
     fn give_back(&mut self, count: usize, it: T) {
         if let Some(kind) = self.kinds.iter_mut().find(|kind| kind.count == count) {
             kind.free.push(it);
@@ -159,7 +161,7 @@ impl<T> Pool<T> {
 
 static RUNS: MaskMutex<Pool<Dma>> = MaskMutex::new(Pool::new());
 
-/// Consecutive pages of this domain, mapped. Dropping the value keeps the pages for the next one of the same length.
+/// Consecutive pages of this domain, mapped. A dropped run goes to a pool, for the next run of the same length.
 #[derive(Debug)]
 pub struct Run(ManuallyDrop<Dma>);
 
@@ -179,7 +181,7 @@ impl OwnMemory for Run {
         self.0.frame()
     }
 
-    /// A device that was given the address has ended all its accesses before the value is dropped.
+    /// The caller must not drop the run before each device that was given the address has ended its accesses.
     fn address(&self) -> BusAddress {
         self.0.bus_address(0)
     }
