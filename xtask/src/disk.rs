@@ -1,8 +1,8 @@
-//! Files of this machine that become disks of the emulated one.
+//! Files of the host that become disks of the emulated machine.
 //!
-//! Each is a virtio disk, known by its serial number. Those of the command line are `tenon0`, `tenon1` and so on, in the order in
-//! which they are given; one that a guest's file names has the serial number that [`serial`] makes of its path. QEMU keeps a
-//! flush until the file has everything, and reports errors to whoever asked.
+//! Each file is a virtio disk, known by its serial number. Files on the command line get the numbers `tenon0`, `tenon1` and so
+//! on, in their order; a file that a guest's file names gets the number that [`serial`] makes of its path. QEMU completes a
+//! flush when the file has all data, and reports errors to the emulated machine.
 
 use crate::guest_file::Described;
 use anyhow::{Context, Result, bail, ensure};
@@ -17,9 +17,9 @@ const SYNTAX: &str = "a disk is FILE[,ro][,format=raw|qcow2]";
 pub(crate) const SECTOR: u64 = 512;
 /// The first bytes of a qcow2 file (QEMU's docs/interop/qcow2.txt).
 const QCOW2: &[u8; 4] = b"QFI\xfb";
-/// Bytes of the header that are looked at.
+/// The number of bytes of a file's header that are read.
 const HEADER: usize = 80;
-/// In the incompatible features of a qcow2 file: the data is in another file.
+/// The incompatible feature of a qcow2 file whose data is in another file.
 const EXTERNAL_DATA: u64 = 1 << 2;
 
 /// How a file holds the sectors of a disk.
@@ -39,14 +39,14 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Reads `FILE[,ro][,format=raw|qcow2]`, and looks at the file. Without a format, the file's header says which it is.
-    /// [`Disk::read_all`] gives it a serial number.
+    /// Parses `FILE[,ro][,format=raw|qcow2]`, and examines the file. Without a format, the file's header determines the format.
+    /// [`Disk::read_all`] then sets the serial number.
     ///
     /// # Errors
     /// What is wrong with the description or the file.
     fn read(text: &str) -> Result<Self> {
         let (mut file, mut read_only, mut format) = (text, false, None);
-        // A name may have commas of its own: options are taken from the end.
+        // The name of a file may contain commas, so options are taken from the end.
         while let Some((before, option)) = file.rsplit_once(',') {
             match option.split_once('=') {
                 None if option == "ro" => read_only = true,
@@ -64,7 +64,8 @@ impl Disk {
         Self::open(Path::new(file), format, read_only, "give it read-only, as FILE,ro")
     }
 
-    /// Reads the disk that a guest's file names, by its path `file`. Where no guest writes it, nobody does.
+    /// Makes the disk of the file at the path `file`, which the guest's description `config` names. The disk is read-only
+    /// unless the description makes the guest write the file.
     ///
     /// # Errors
     /// What is wrong with the file.
@@ -78,7 +79,7 @@ impl Disk {
         Ok(Self { serial: serial(&fs::canonicalize(file)?), ..disk })
     }
 
-    /// A disk without a serial number yet. `otherwise` tells what can be done with a file that cannot be written.
+    /// Makes a disk without a serial number. `otherwise` is a hint for the error message about a file that cannot be written.
     fn open(file: &Path, format: Option<Format>, read_only: bool, otherwise: &str) -> Result<Self> {
         let format = examine(file, format).with_context(|| file.display().to_string())?;
         let writable = read_only || OpenOptions::new().write(true).open(file).is_ok();
@@ -86,10 +87,10 @@ impl Disk {
         Ok(Self { file: file.to_owned(), format, read_only, serial: String::new() })
     }
 
-    /// Reads all disks that the command line gives to a machine.
+    /// Makes all disks that the command line gives to a machine.
     ///
     /// # Errors
-    /// As [`Disk::read`]; or a file that one of them writes is given twice.
+    /// As [`Disk::read`]; or a file is given twice, and not read-only both times.
     pub fn read_all(texts: &[String]) -> Result<Vec<Self>> {
         let mut disks: Vec<(Self, PathBuf)> = Vec::new();
         for (number, text) in texts.iter().enumerate() {
@@ -102,11 +103,13 @@ impl Disk {
         Ok(disks.into_iter().map(|(disk, _)| disk).collect())
     }
 
-    /// Adds to the disks of a machine those files that its guests name. A file is one disk, whoever names it, and is written if
-    /// one of them writes it. From here on the guests have these disks by their serial numbers.
+    /// Adds the files that guests name to the disks of a machine. A file that several guests name is one disk, which is
+    /// writable if one of these guests writes it. The guests' descriptions are changed to name the disks by their serial
+    /// numbers.
     ///
     /// # Errors
-    /// A file that the command line gives as well, or that two guests have in different formats: with the place.
+    /// A file is also given on the command line, or two guests have it in different formats, or two files have the same serial
+    /// number. The error names the place in the guest's file.
     pub fn add(disks: &mut Vec<Self>, guests: &mut [Described]) -> Result<()> {
         let given = disks.len();
         for guest in guests {
@@ -135,13 +138,13 @@ impl Disk {
         Ok(())
     }
 
-    /// The file that it is.
+    /// Returns the path of the disk's file.
     #[must_use]
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// The arguments for QEMU that make this the disk of this number.
+    /// Returns the arguments that give QEMU this disk as number `number`.
     #[must_use]
     pub fn arguments(&self, number: usize) -> [String; 4] {
         let name = format!("tenon{number}");
@@ -150,7 +153,7 @@ impl Disk {
             Format::Qcow2 => "qcow2",
         };
         let read_only = if self.read_only { "on" } else { "off" };
-        // A comma in an option's value is written twice.
+        // In QEMU's syntax, a comma in a value is written twice.
         let file = self.file.as_os_str().to_string_lossy().replace(',', ",,");
         let both = format!("read-only={read_only},discard=unmap");
         [
@@ -162,13 +165,13 @@ impl Disk {
     }
 }
 
-/// The serial number of the disk that is the file at `path`, which must be absolute: the beginning of the file's name, and a
-/// hash of the path. virtio has room for 20 bytes.
+/// Returns the serial number for the file at `path`, which must be absolute: the beginning of the file's name, and a hash of
+/// the path. The number has at most the 20 bytes of a virtio serial number.
 #[must_use]
 pub fn serial(path: &Path) -> String {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).take(8).collect();
-    // FNV-1a: the number must stay as it is from build to build.
+    // FNV-1a: the number must not change from build to build.
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     let hash = path.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
     format!("{}-{:011x}", if name.is_empty() { "disk" } else { &name }, hash >> 20)
@@ -177,7 +180,7 @@ pub fn serial(path: &Path) -> String {
 /// Returns the absolute path of a file that becomes a disk of the boot bundle.
 ///
 /// # Errors
-/// No such file, an empty one, or one of qcow2.
+/// There is no such file, or the file is empty or has the format qcow2.
 pub(crate) fn bundled(file: &Path) -> Result<PathBuf> {
     let examine = || -> Result<PathBuf> {
         let (metadata, header) = look(file)?;
@@ -188,7 +191,7 @@ pub(crate) fn bundled(file: &Path) -> Result<PathBuf> {
     examine().with_context(|| file.display().to_string())
 }
 
-/// A regular file's metadata, and its first bytes.
+/// Returns the metadata and the first bytes of a regular file.
 fn look(path: &Path) -> Result<(fs::Metadata, Vec<u8>)> {
     let metadata = fs::metadata(path).context("no such file")?;
     ensure!(!metadata.is_dir(), "is a directory");
@@ -198,7 +201,7 @@ fn look(path: &Path) -> Result<(fs::Metadata, Vec<u8>)> {
     Ok((metadata, header))
 }
 
-/// The format of a file, which is as it should be.
+/// Checks a file. Returns its format.
 fn examine(path: &Path, wanted: Option<Format>) -> Result<Format> {
     let (metadata, header) = look(path)?;
     if !header.starts_with(QCOW2) {

@@ -1,7 +1,7 @@
-//! Modules of a stock kernel that its guests need for their disks: the driver and the usual file systems.
+//! Modules of a stock kernel that guests need for their disks: the driver and the usual file systems.
 //!
-//! Debian's kernels have them as modules, in the package of the kernel. They are kept unpacked, with the two lists that
-//! `modprobe` reads: what each module needs, and by which other names the kernel asks for it.
+//! The package of a Debian kernel has these modules, compressed or not. They are kept uncompressed, with the two lists that
+//! `modprobe` reads: which modules a module needs, and by which other names the kernel requests a module.
 
 use anyhow::{Context, Result, ensure};
 use lzma_rust2::{Read, XzReader};
@@ -11,11 +11,11 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What is taken, with all that it needs.
+/// The modules that are taken, along with all modules that they need.
 const WANTED: [&str; 4] = ["xen_blkfront", "ext4", "vfat", "isofs"];
-/// What vfat and isofs ask for when a file system is mounted, if the kernel has it as a module.
+/// Modules that vfat and isofs request when a file system is mounted. They are taken if the package has them.
 const ENCODINGS: [&str; 3] = ["nls_cp437", "nls_ascii", "nls_utf8"];
-/// Where all of these are in a package, for [`crate::apt::extract_some`].
+/// Where modules may be in a package, for [`crate::apt::extract_some`].
 pub(crate) const PATTERNS: [&str; 7] = [
     "./*lib/modules/*/modules.builtin",
     "./*lib/modules/*/kernel/arch/*",
@@ -25,22 +25,22 @@ pub(crate) const PATTERNS: [&str; 7] = [
     "./*lib/modules/*/kernel/fs/*",
     "./*lib/modules/*/kernel/lib/*",
 ];
-/// No module unpacks to more bytes than this.
+/// The maximum number of bytes of an uncompressed module.
 const LARGEST: u64 = 64 << 20;
 
-/// What a module says of itself.
+/// The information in a module that is used here.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Info {
-    /// Modules that must be there first.
+    /// Modules that must be loaded before this one.
     depends: Vec<String>,
-    /// Modules, or other names of them, that should be there first.
+    /// Modules, or other names of modules, that should be loaded before this one.
     before: Vec<String>,
     /// Other names of the module.
     aliases: Vec<String>,
 }
 
 impl Info {
-    /// Reads the section `.modinfo` of a module: texts `KEY=VALUE`, each with a NUL behind.
+    /// Reads the section `.modinfo` of a module: texts `KEY=VALUE`, each followed by a NUL.
     fn read(module: &[u8]) -> Result<Self> {
         let file = object::File::parse(module)?;
         let section = file.section_by_name(".modinfo").context("no section .modinfo")?;
@@ -66,16 +66,16 @@ impl Info {
     }
 }
 
-/// A module's name as the kernel writes it.
+/// Returns a module's name as the kernel writes it: with underscores.
 fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// Takes the modules for disks out of the unpacked package below `root`, into the new folder `target`: below a folder that
-/// is called like the kernel's release.
+/// Takes the modules for disks out of the unpacked package below `root`. Writes them and their lists into the folder
+/// `target/RELEASE`, where RELEASE is the kernel's release.
 ///
 /// # Errors
-/// The package lacks one of them, or one is damaged.
+/// The package lacks a module, or a module is damaged.
 pub(crate) fn take(root: &Path, target: &Path) -> Result<()> {
     let tree = release(root).context("the package holds no modules")?;
     let name = tree.file_name().context("modules without a release")?;
@@ -119,13 +119,13 @@ pub(crate) fn take(root: &Path, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The lists of `modprobe`: which modules a module needs, itself last among them, and which other names there are.
+/// Returns the two lists of `modprobe`: the modules that each module needs, and the other names of modules.
 fn lists(taken: &BTreeSet<String>, infos: &BTreeMap<String, Info>) -> (String, String) {
     let (mut dependencies, mut names) = (String::new(), String::new());
     for name in taken {
         let Some(info) = infos.get(name) else { continue };
         let (mut needed, mut open) = (Vec::new(), info.depends.clone());
-        // A module stands before those that it needs itself.
+        // In the list of a module, each needed module stands before those that it needs itself.
         while let Some(next) = open.pop() {
             if taken.contains(&next) {
                 needed.retain(|known| *known != next);
@@ -143,7 +143,7 @@ fn lists(taken: &BTreeSet<String>, infos: &BTreeMap<String, Info>) -> (String, S
     (dependencies, names)
 }
 
-/// The folder of a release, below `root/lib/modules` or `root/usr/lib/modules`.
+/// Returns the folder of a release, below `root/lib/modules` or `root/usr/lib/modules`. `None` if there is no such folder.
 fn release(root: &Path) -> Option<PathBuf> {
     let found = |folder: &str| {
         let mut entries = fs::read_dir(root.join(folder)).ok()?.flatten().map(|entry| entry.path());
@@ -165,13 +165,13 @@ fn list(folder: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// The name of the module in a file `NAME.ko` or `NAME.ko.xz`; `None` for any other file.
+/// Returns the name of the module in a file `NAME.ko` or `NAME.ko.xz`. `None` for any other file.
 fn module_name(path: &Path) -> Option<String> {
     let file = path.file_name()?.to_str()?;
     Some(canonical(file.strip_suffix(".xz").unwrap_or(file).strip_suffix(".ko")?))
 }
 
-/// A module as the kernel takes it from a program that does not know how it is compressed.
+/// Returns the uncompressed module in a file: a program that cannot decompress modules can load it.
 fn unpack(path: &Path) -> Result<Vec<u8>> {
     let file = fs::read(path)?;
     if path.extension().is_none_or(|extension| extension != "xz") {
@@ -189,10 +189,11 @@ fn unpack(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// The files that an initramfs carries for the modules in the folder `modules`, by their names in it.
+/// Returns the files for the modules in the folder `modules` that an initramfs carries: each with its name in the initramfs and
+/// its bytes.
 ///
 /// # Errors
-/// One of them cannot be read.
+/// A file cannot be read.
 pub(crate) fn files(modules: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
     for release in fs::read_dir(modules).with_context(|| format!("cannot read {}", modules.display()))? {
@@ -204,7 +205,7 @@ pub(crate) fn files(modules: &Path) -> Result<Vec<(String, Vec<u8>)>> {
             files.push((name, fs::read(file.path())?));
         }
     }
-    // A folder's order is the file system's.
+    // The file system lists a folder in any order.
     files.sort();
     Ok(files)
 }

@@ -1,21 +1,22 @@
-//! A disk as a guest's file describes it: a text in xl's syntax.
+//! The description of a disk in a guest's file: a text in xl's syntax.
 //!
 //! ```text
 //! TARGET,FORMAT,VDEV,ACCESS[,KEY=VALUE...]        "disk.img,raw,xvda,w"  "bundle:base,,xvda,r"
 //! KEY=VALUE,...[,target=TARGET]                   "vdev=xvdb,format=qcow2,access=r,target=/images/b.qcow2"
 //! ```
 //!
-//! | target | what it is |
+//! | target | meaning |
 //! | --- | --- |
 //! | a path | a file of the host, which becomes a disk of the emulated machine; only in a file for `xtask` |
 //! | `serial:NUMBER` | the disk of the machine with this serial number |
 //! | `bundle:NAME` | a file of the boot bundle, read-only |
 //! | `memory:SIZE` | empty memory, which is lost with the guest |
 //!
-//! `format` is `raw` (the default) or `qcow2` (of a file); `vdev` is `xvda` to `xvdzz`, with a partition number perhaps; `access` is
-//! `r`, `w` (the default) or `!`, to write although another guest has the disk. Of our own: `part=N` for one partition of the
-//! target, `overlay=SIZE` to keep what is written in memory, `rate=SIZE` (bytes a second), `iops=N`, and `late=SECONDS`, after
-//! which a device that does not answer is reset. A SIZE is a number with K, M or G perhaps.
+//! `format` is `raw` (the default) or `qcow2` (only for a path). `vdev` is `xvda` to `xvdzz`, optionally with a partition
+//! number. `access` is `r`, `w` (the default) or `!`, which writes even if another guest has the disk. These keys are not xl's:
+//! `part=N` for one partition of the target; `overlay=SIZE` to keep in memory what the guest writes; `rate=SIZE`, a limit in
+//! bytes per second; `iops=N`, a limit in requests per second; and `late=SECONDS`, after which a device that does not answer is
+//! reset. A SIZE is a number, optionally followed by K, M or G.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -24,9 +25,9 @@ use core::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of a description.
+/// The maximum number of bytes of a description.
 const MAX_TEXT: usize = 1024;
-/// Bytes of a disk in memory, or of an overlay: what fits is up to the machine.
+/// The maximum number of bytes of a disk in memory or of an overlay. The memory of the machine sets a lower limit.
 const MAX_SIZE: u64 = 1 << 40;
 
 /// What a disk is made of.
@@ -38,27 +39,27 @@ pub enum Target {
     Serial(String),
     /// A file of the boot bundle.
     Bundle(String),
-    /// As many bytes of memory.
+    /// Memory of this many bytes.
     Memory(u64),
 }
 
-/// How a file of the host is laid out. Guests see the same disk either way.
+/// The format of a file of the host. It makes no difference to guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Sector by sector.
+    /// The sectors one after the other.
     Raw,
-    /// QEMU's format, version 2.
+    /// QEMU's format qcow2.
     Qcow2,
 }
 
-/// Who may write.
+/// Whether the guest may write the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskAccess {
-    /// Nobody.
+    /// The guest only reads.
     Read,
-    /// The guest, if no other has the disk.
+    /// The guest reads and writes. Other guests may not have the disk.
     Write,
-    /// The guest, whoever has the disk.
+    /// The guest reads and writes, even if other guests have the disk.
     Anyway,
 }
 
@@ -70,13 +71,13 @@ pub struct Vdev {
 }
 
 impl Vdev {
-    /// The name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The number of the device in the store (ABI io 3.8).
+    /// Returns the number of the device in the store (ABI io 3.8).
     #[must_use]
     pub const fn number(&self) -> u32 {
         self.number
@@ -94,7 +95,7 @@ impl FromStr for Vdev {
         if !(1..=2).contains(&letters.len()) || !letters.bytes().all(|letter| letter.is_ascii_lowercase()) {
             return Err(RULE);
         }
-        // a to z, then aa to zz.
+        // Disks a to z have the numbers 0 to 25; aa to zz follow.
         let disk = letters.bytes().fold(0, |disk, letter| disk * 26 + u32::from(letter - b'a') + 1) - 1;
         let partition = match digits {
             "" => 0,
@@ -110,41 +111,41 @@ impl FromStr for Vdev {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DiskConfig {
-    /// What it is made of.
+    /// What the disk is made of.
     pub target: Target,
-    /// How that is laid out.
+    /// The format of the target.
     pub format: Format,
-    /// Its name in the guest.
+    /// The disk's name in the guest.
     pub vdev: Vdev,
-    /// Who may write.
+    /// Whether the guest may write.
     pub access: DiskAccess,
-    /// The number of a partition of the target; `None` for all of it.
+    /// The number of a partition of the target. `None` for the whole target.
     pub part: Option<u32>,
-    /// Bytes of memory that keep what the guest writes; `None`: the target does.
+    /// The maximum number of bytes of memory for what the guest writes. `None`: writes go to the target.
     pub overlay: Option<u64>,
-    /// Bytes a second at most.
+    /// The maximum number of bytes per second. `None`: no limit.
     pub rate: Option<u64>,
-    /// Requests a second at most.
+    /// The maximum number of requests per second. `None`: no limit.
     pub iops: Option<u64>,
-    /// Seconds after which a device that does not answer is reset; `None`: never.
+    /// Seconds after which a device that does not answer is reset. `None`: never.
     pub late: Option<u64>,
 }
 
 impl DiskConfig {
-    /// Whether the target itself is written.
+    /// Returns whether the guest's writes go to the target itself.
     #[must_use]
     pub fn writes_target(&self) -> bool {
         self.access != DiskAccess::Read && self.overlay.is_none()
     }
 }
 
-/// The parts of a text as they are found.
+/// The values of a description, as far as they are parsed.
 #[derive(Default)]
 struct Parts<'a> {
     values: [Option<&'a str>; KEYS.len()],
 }
 
-/// All keys. The first four may be given by their place alone.
+/// All keys. The first four values may be given without their keys, in this order.
 const KEYS: [&str; 9] = ["target", "format", "vdev", "access", "part", "overlay", "rate", "iops", "late"];
 const POSITIONAL: usize = 4;
 
@@ -157,7 +158,7 @@ impl<'a> Parts<'a> {
             let part = part.trim();
             let named = part.split_once('=').filter(|(key, _)| key.bytes().all(|c| c.is_ascii_lowercase()));
             match (named, place) {
-                // The target by its key is the last, so that it may contain commas.
+                // The key `target` comes last, so its value may contain commas.
                 (Some(("target", _)), _) => {
                     let target = rest.trim_start().get("target=".len()..).unwrap_or_default();
                     return parts.set("target", target).map(|()| parts);
@@ -204,7 +205,7 @@ fn surplus(part: &str) -> String {
     format!("`{part}` follows what can be given without a key: target,format,vdev,access")
 }
 
-/// Reads a size: a number, with a unit of 1024, 1024^2 or 1024^3 perhaps.
+/// Parses a size: a number, optionally with K, M or G for 1024, 1024^2 or 1024^3.
 fn size(text: &str) -> Option<u64> {
     let (digits, unit) = match text.as_bytes().last()? {
         b'K' | b'k' => (text.get(..text.len() - 1)?, 10),
@@ -215,7 +216,7 @@ fn size(text: &str) -> Option<u64> {
     plain(digits)?.checked_mul(1 << unit)
 }
 
-/// Reads a number that consists of digits alone.
+/// Parses a number that consists of digits alone.
 fn plain(digits: &str) -> Option<u64> {
     digits.parse().ok().filter(|_| digits.bytes().all(|digit| digit.is_ascii_digit()))
 }
