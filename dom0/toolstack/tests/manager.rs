@@ -523,14 +523,14 @@ const DISKS: &str = "disk = ['memory:1M,,xvda,w', 'serial:a,,xvdb,w']\n";
 fn a_guest_gets_its_disks_and_leaves_none() {
     for end in ["crash", "destroy web", "reboot"] {
         let mut world = World::running(&[&format!("{WEB}{DISKS}")]);
-        let text = "guest                vdev    mode state         reads       KiB    writes       KiB errors  target\n\
-                    web                  xvda    w    connected         1         8         2        16      7  memory:1048576\n\
-                    web                  xvdb    w    connected         1         8         2        16      7  serial:a";
+        let text = "guest                vdev    mode state         reads       KiB    writes       KiB errors overlay KiB  target\n\
+                    web                  xvda    w    connected         1         8         2        16      7          12  memory:1048576\n\
+                    web                  xvdb    w    connected         1         8         2        16      7          12  serial:a";
         assert_eq!((world.text("block-list"), world.text("block-list web")), (text.into(), text.into()));
         let first = json!({
             "name": "web", "domid": 7, "vdev": "xvda", "device": 51712, "target": "memory:1048576", "mode": "w",
             "state": "connected", "reads": 1, "writes": 2, "flushes": 3, "discards": 4, "sectors_read": 16,
-            "sectors_written": 33, "errors": 7
+            "sectors_written": 33, "errors": 7, "overlay_kib": 12
         });
         assert_eq!(world.json("block-list")[0], first);
         match end {

@@ -94,6 +94,8 @@ pub struct Listed {
     pub in_use: bool,
     /// What was done for the guest.
     pub counters: Counters,
+    /// Bytes of memory that the overlay holds; 0 without an overlay.
+    pub overlay_bytes: u64,
 }
 
 /// A disk that is being opened, until this value is dropped.
@@ -301,6 +303,7 @@ impl<H: BlockHost> Disks<H> {
             state: vbd.back_state(),
             in_use: vbd.is_in_use(),
             counters: vbd.counters(),
+            overlay_bytes: vbd.held.medium.borrow().overlay_bytes(),
         };
         self.0.vbds(domain).iter().map(listed).collect()
     }
@@ -342,7 +345,7 @@ impl<H: BlockHost> manager::Disks for Disks<H> {
     }
 
     fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestDisk> {
-        let row = |Listed { device, name, target, mode, state, in_use, counters }| GuestDisk {
+        let row = |Listed { device, name, target, mode, state, in_use, counters, overlay_bytes }| GuestDisk {
             guest: guest.into(),
             domain,
             vdev: name,
@@ -357,6 +360,7 @@ impl<H: BlockHost> manager::Disks for Disks<H> {
             sectors_read: counters.sectors_read,
             sectors_written: counters.sectors_written,
             errors: counters.errors.saturating_add(counters.refused),
+            overlay_kib: overlay_bytes.div_ceil(1024),
         };
         Self::list(self, domain.0).into_iter().map(row).collect()
     }

@@ -190,6 +190,14 @@ impl<H: BlockHost> Medium<H> {
         }
     }
 
+    /// Returns the bytes of memory that an overlay holds; 0 without an overlay.
+    pub(super) fn overlay_bytes(&self) -> u64 {
+        match &self.body {
+            Some(Body::Overlay(overlay)) => overlay.held_bytes(),
+            Some(Body::Plain(_)) | None => 0,
+        }
+    }
+
     /// Returns what the guest's disk can do.
     pub(super) fn shape(&self) -> Shape {
         let nothing = Shape {

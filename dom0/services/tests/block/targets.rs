@@ -94,6 +94,9 @@ fn ten_guests_share_a_base_under_overlays() {
         assert_eq!(front.read(guest, 16), Ok([9; 8]));
         let taken: Vec<_> = (0..8).map(|n| front.write(guest, n * 8, 1)).collect();
         assert!(taken.contains(&-1), "the limit holds: {taken:?}");
+        let (written, held) =
+            (taken.iter().filter(|status| **status == 0).count(), world.disks.list(guest.domain)[0].overlay_bytes);
+        assert!(held >= written as u64 * 4096 && held <= 16 << 10, "{held} bytes hold {written} pages");
     }
     for domain in &domains {
         world.end(*domain);

@@ -159,6 +159,8 @@ pub struct GuestDisk {
     pub sectors_written: u64,
     /// Requests that failed, and requests that broke a rule.
     pub errors: u64,
+    /// KiB of dom0's memory that the overlay holds now; 0 without an overlay.
+    pub overlay_kib: u64,
 }
 
 /// The size of a guest without a domain.
@@ -310,7 +312,8 @@ fn disks_head() -> String {
 }
 
 fn guest_disks_head() -> String {
-    let counts = format!("{:>9} {:>9} {:>9} {:>9} {:>6}", "reads", "KiB", "writes", "KiB", "errors");
+    let counts =
+        format!("{:>9} {:>9} {:>9} {:>9} {:>6} {:>11}", "reads", "KiB", "writes", "KiB", "errors", "overlay KiB");
     format!("{:<20} {:<7} {:<4} {:<9} {counts}  {}", "guest", "vdev", "mode", "state", "target")
 }
 
@@ -408,10 +411,10 @@ impl DiskRow {
 
 impl GuestDisk {
     fn text(&self) -> String {
-        let Self { guest, vdev, mode, state, target, reads, writes, errors, .. } = self;
+        let Self { guest, vdev, mode, state, target, reads, writes, errors, overlay_kib, .. } = self;
         let (read, written) = (self.sectors_read / 2, self.sectors_written / 2);
         format!(
-            "{guest:<20} {vdev:<7} {mode:<4} {state:<9} {reads:>9} {read:>9} {writes:>9} {written:>9} {errors:>6}  {target}"
+            "{guest:<20} {vdev:<7} {mode:<4} {state:<9} {reads:>9} {read:>9} {writes:>9} {written:>9} {errors:>6} {overlay_kib:>11}  {target}"
         )
     }
 
@@ -421,7 +424,7 @@ impl GuestDisk {
         let object = object.text("state", self.state).raw("reads", self.reads).raw("writes", self.writes);
         let object = object.raw("flushes", self.flushes).raw("discards", self.discards);
         let object = object.raw("sectors_read", self.sectors_read).raw("sectors_written", self.sectors_written);
-        object.raw("errors", self.errors).end()
+        object.raw("errors", self.errors).raw("overlay_kib", self.overlay_kib).end()
     }
 }
 

@@ -172,6 +172,7 @@ impl manager::Disks for FakeDisks {
             sectors_read: 16,
             sectors_written: 33,
             errors: 7,
+            overlay_kib: 12,
         };
         mine.map(row).collect()
     }
