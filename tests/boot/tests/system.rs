@@ -63,6 +63,8 @@ const STORIES: &[Story] = &[
     ("commands_from_outside_answer_in_json", run::commands_from_outside_answer_in_json),
     ("disks_of_the_machine_are_found", run::disks_of_the_machine_are_found),
     ("memory_disks_come_and_go", blocks::memory_disks_come_and_go),
+    ("overlays_on_a_base_take_little", blocks::overlays_on_a_base_take_little),
+    ("a_machine_with_a_disk_is_small", blocks::a_machine_with_a_disk_is_small),
     ("machine_disks_have_one_writer", blocks::machine_disks_have_one_writer),
     ("a_hundred_lives_leave_nothing_of_their_disks", blocks::a_hundred_lives_leave_nothing_of_their_disks),
     (

@@ -152,6 +152,69 @@ fn footprint(machine: &mut Machine) -> Result<u64> {
     number(&machine.ask("info")?, "dom0_kib")
 }
 
+/// Ten guests of 64 MiB share a base of the bundle, and each writes half a MiB to an overlay: beside what the overlays hold, dom0
+/// takes at most a MiB for each, with all that dom0 does not take before the first guest.
+pub(crate) fn overlays_on_a_base_take_little() -> Result<()> {
+    const GUESTS: u64 = 10;
+    const BAR: u64 = 1024;
+    let folder = tempfile::tempdir()?;
+    fs::write(folder.path().join("base.img"), vec![b'Z'; 1 << 20])?;
+    let mut files = Vec::new();
+    for number in 0..GUESTS {
+        let file = folder.path().join(format!("{number}.toml"));
+        let text = format!("name = 'blk{number}'\nkernel = '{}'\nmemory = 64\n", image("blk")?.display());
+        let text = format!("{text}extra = 'do=good pages=128'\ndisk = ['bundle:base.img,,xvda,w,overlay=1M']\n");
+        fs::write(&file, text)?;
+        files.push(file);
+    }
+    let setup = Setup { memory: 1024, limit: Duration::from_secs(120), ..Setup::new(dom0("")?.exec("info -j")) };
+    let outcome = Machine::boot("overlays_on_a_base_take_little_without_guests", &setup)?.finish()?;
+    // dom0 says that the bundle has no guests, and carries the command out.
+    outcome.require_end(Failure::NotMade)?;
+    let answers = outcome.answers()?;
+    let without = number(answers.first().context("no answer to info")?, "dom0_kib")?;
+    let guests = guest_file::read(&boot::shell()?, &files)?;
+    let mut machine = start_with("overlays_on_a_base_take_little", "", Duration::from_secs(120), guests)?;
+    let each = |list: &Value| -> Result<Vec<u64>> {
+        list.as_array().into_iter().flatten().map(|disk| number(disk, "overlay_kib")).collect()
+    };
+    let full =
+        |list: &Value| each(list).is_ok_and(|each| each.len() as u64 == GUESTS && each.iter().all(|kib| *kib >= 512));
+    let list = machine.ask_until("block-list", full)?;
+    let (overlays, with) = (each(&list)?, footprint(&mut machine)?);
+    let held: u64 = overlays.iter().sum();
+    let per_guest = (with - without - held).div_ceil(GUESTS);
+    println!(
+        "dom0: {without} KiB, and {with} KiB with {GUESTS} guests; overlays {overlays:?}: {per_guest} KiB a guest"
+    );
+    ensure!(per_guest <= BAR, "{per_guest} KiB a guest, and {BAR} are allowed");
+    for number in 0..GUESTS {
+        let name = format!("blk{number}");
+        machine.require_answer(&format!("destroy {name}"), &done("destroy", &name))?;
+    }
+    machine.finish()?.require_success()
+}
+
+/// Hypervisor and dom0 take at most 24 MiB of a machine of a GiB also when a stock guest uses a disk of the machine.
+pub(crate) fn a_machine_with_a_disk_is_small() -> Result<()> {
+    const BAR: u64 = 24 << 10;
+    let folder = tempfile::tempdir()?;
+    fs::write(folder.path().join("data.img"), vec![0; 4 << 20])?;
+    let guests = vec![with_disks(folder.path(), "web", &["data.img,,xvda,w"])?];
+    let mut machine = start("a_machine_with_a_disk_is_small", guests)?;
+    machine.expect(SHELL, BOOT)?;
+    shell(&mut machine, WRITE)?;
+    shell(&mut machine, READ)?;
+    let info = machine.ask("info")?;
+    let (hypervisor, dom0) = (number(&info, "hypervisor_kib")?, number(&info, "dom0_kib")?);
+    let list = machine.ask("block-list")?;
+    ensure!(number(disk(&list, "xvda")?, "sectors_written")? == 2048, "{list}");
+    println!("hypervisor {hypervisor} KiB and dom0 {dom0} KiB with a disk: {} KiB", hypervisor + dom0);
+    ensure!(hypervisor + dom0 <= BAR, "more than {BAR} KiB: {info}");
+    machine.require_answer("destroy web", &done("destroy", "web"))?;
+    machine.finish()?.require_success()
+}
+
 /// Files of the host are disks of guests: what is written is in the file, also after the guest has crashed; a second writer is
 /// refused by name; what is only read is not written.
 pub(crate) fn machine_disks_have_one_writer() -> Result<()> {

@@ -1,7 +1,8 @@
-//! A front end of a disk, xvda, that any guest can be. `do=good` writes and reads back for ever, and says so; `do=crash` does as
-//! much and then crashes with requests in its ring; `do=harm` changes indices, slots, descriptors, grants and nodes at any
-//! moment, closes and connects again, and crashes in the end; `do=count` sends 50,000 requests with any contents, which it
-//! changes while they are served, and counts the responses. For tests that dom0 goes on serving others.
+//! A front end of a disk, xvda, that any guest can be. `do=good` writes and reads back `pages=` pages (4 if left out) for ever,
+//! and says so; `do=crash` does as much and then crashes with requests in its ring; `do=harm` changes indices, slots,
+//! descriptors, grants and nodes at any moment, closes and connects again, and crashes in the end; `do=count` sends 50,000
+//! requests with any contents, which it changes while they are served, and counts the responses. For tests that dom0 goes on
+//! serving others.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -405,8 +406,9 @@ fn main(boot: &Boot) {
     match boot.argument("do") {
         Some("good") => {
             assert!(disk.connect(), "not connected: B={}", back(&mut disk.store));
+            let pages = boot.argument("pages").and_then(|pages| pages.parse().ok()).unwrap_or(4);
             for number in 1.. {
-                disk.work(number, 4);
+                disk.work(number, pages);
                 if number % 16 == 0 {
                     println!("blk: good {number}");
                 }
