@@ -1,4 +1,4 @@
-//! File systems of guests, made and checked on this machine: e2fsprogs, installed or fetched without installing it.
+//! File systems of guests, made and checked on the host by e2fsprogs, which is installed, or fetched into the cache.
 
 use crate::{apt, cache};
 use anyhow::{Context, Result, ensure};
@@ -7,24 +7,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use xshell::Shell;
 
-/// What must be there, and in which folders of a root it may be.
+/// The programs that are needed, and the folders of a root in which they may be.
 const PROGRAMS: [&str; 2] = ["mke2fs", "e2fsck"];
 const FOLDERS: [&str; 2] = ["usr/sbin", "sbin"];
-/// What `e2fsck` ends with if the file system needs no repair.
+/// The exit code of `e2fsck` if the file system needs no repair.
 const CLEAN: i32 = 0;
 
 /// The programs of e2fsprogs.
 #[derive(Clone, Debug)]
 pub struct Tools {
-    /// They lie below this folder; `/` if they are installed.
+    /// The folder below which the programs are: `/` if they are installed.
     root: PathBuf,
 }
 
 impl Tools {
-    /// The installed programs, or those in the cache, fetched first if need be.
+    /// Finds the programs: installed, or in the cache. Fetches them into the cache if they are in neither place.
     ///
     /// # Errors
-    /// They are not installed, and there is no way to fetch them.
+    /// The programs are not installed and cannot be fetched, or the package lacks one of them.
     pub fn find(sh: &Shell) -> Result<Self> {
         if let Some(found) = Self::present()? {
             return Ok(found);
@@ -38,7 +38,7 @@ impl Tools {
         Self::present()?.context("the package e2fsprogs lacks a program that is needed")
     }
 
-    /// For `doctor`: whether the programs are there, and where.
+    /// Returns, for `doctor`, whether the programs are there, and a text that tells where they are or would come from.
     ///
     /// # Errors
     /// No cache folder can be named.
@@ -61,7 +61,7 @@ impl Tools {
         if self.root != Path::new("/") {
             let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|path| self.root.join(path));
             command.env("LD_LIBRARY_PATH", libraries.map(PathBuf::into_os_string).join(OsStr::new(":")));
-            // The features that are usual are said there.
+            // The configuration file names the usual features of an ext4 file system.
             command.env("MKE2FS_CONFIG", self.root.join("etc/mke2fs.conf"));
         }
         command.args(arguments).output().with_context(|| format!("cannot start {program}"))
@@ -70,7 +70,7 @@ impl Tools {
     /// Makes an empty ext4 file system that fills the existing file `image`.
     ///
     /// # Errors
-    /// What `mke2fs` says.
+    /// `mke2fs` cannot be run, or fails: with its message.
     pub fn make(&self, image: &Path) -> Result<()> {
         let arguments = ["-q", "-F", "-t", "ext4"].map(OsStr::new);
         let output = self.run("mke2fs", &[&arguments[..], &[image.as_os_str()]].concat())?;
@@ -90,7 +90,7 @@ impl Tools {
     }
 }
 
-/// The file of a program below a root.
+/// Returns the file of a program below a root. `None` if there is no such file.
 fn file(root: &Path, program: &str) -> Option<PathBuf> {
     FOLDERS.iter().map(|folder| root.join(folder).join(program)).find(|file| file.is_file())
 }

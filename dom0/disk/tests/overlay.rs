@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// Pages with their contents: one word per sector says what was written there last.
+/// Pages with their contents: one word per sector, which tells what was written there last.
 #[derive(Clone, Debug, Default)]
 struct Heap(Rc<RefCell<State>>);
 
@@ -47,7 +47,7 @@ impl Heap {
     }
 }
 
-/// What sector `n` of the disk below has.
+/// Returns the contents of sector `n` of the disk below.
 fn below(sector: u64) -> u64 {
     sector << 32 | 0xbbbb
 }
@@ -160,9 +160,9 @@ fn a_limit_holds_and_what_was_written_stays() {
     assert_eq!(refused, Some(NoPlace::NoRoom));
     assert!(disk.held_bytes() <= 64 * 1024 && written >= 12, "{written}");
     assert_eq!(heap.used(), written);
-    // What has a place is written again without room.
+    // A sector that has a place is written again, although no room is left.
     assert!(disk.place(true, 0, 8).is_ok());
-    // Given back, its room serves other sectors.
+    // After a discard, the room of the page serves other sectors.
     disk.discard(0, 8).unwrap();
     assert!(disk.place(true, 8, 1).is_ok());
 }

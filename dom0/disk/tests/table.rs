@@ -1,4 +1,4 @@
-//! Partition tables as tools write them, and as nobody would.
+//! Partition tables as tools write them, and damaged or hostile ones.
 
 mod common;
 use common::Random;
@@ -11,7 +11,7 @@ fn shape(sectors: u64, block_bytes: u32) -> Shape {
     Shape { sectors, block_bytes, physical_bytes: block_bytes, read_only: false, volatile: true, discard: None }
 }
 
-/// Reads the table of a disk; answers it and how many reads it took.
+/// Reads the table of a disk. Returns the table and the number of reads.
 fn scan(disk: &[u8], block_bytes: u32) -> (Result<Table, NoTable>, u32) {
     let sectors = disk.len() as u64 / 512;
     let mut reader = Reader::new(shape(sectors, block_bytes)).unwrap();
@@ -118,7 +118,7 @@ fn a_table_may_have_more_entries_than_partitions_but_not_without_bound() {
     gpt_copy_of(248, &mut disk, 1, 1, 2, &all);
     let table = scan(&disk, 512).0.unwrap();
     assert_eq!((table.flaw(), table.numbers().count()), (None, 128), "the first 128 are noted");
-    // Fewer entries than the checksum covers, 504 of them, and entries that a partition could write.
+    // A count of entries that differs from the checksum's, a count of 504, and entries that a partition could write.
     for (at, byte) in [(80, 1), (81, 1), (40, 3)] {
         let mut header: [u8; 92] = disk[512..604].try_into().unwrap();
         header[at] = byte;
@@ -154,7 +154,7 @@ fn a_damaged_gpt_never_becomes_another_table() {
     for _ in 0..3000 {
         let mut disk = whole.clone();
         for _ in 0..=random.below(3) {
-            // Within the first 34 sectors or the last 33; not the record, which may then say anything.
+            // Within the first 34 sectors or the last 33, except the MBR, which could then describe any table.
             let at = 512 + usize::try_from(random.below(66 * 512)).unwrap();
             let at = if at < 34 * 512 { at } else { disk.len() - 33 * 512 + (at - 34 * 512) };
             disk[at] ^= 1 << random.below(8);

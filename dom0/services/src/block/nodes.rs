@@ -38,7 +38,7 @@ impl Paths {
     }
 }
 
-/// Both directories as they are first written. The guest owns its directory and its state; it reads all other nodes.
+/// Returns both directories as they are first written. The guest owns its directory and its state, and reads all other nodes.
 pub(super) fn directories(
     paths: &Paths,
     own: DomainId,
@@ -82,12 +82,12 @@ pub(super) fn directories(
     nodes
 }
 
-/// The front end's state; `Unknown` if there is none.
+/// Returns the front end's state. `Unknown` if the node is missing.
 pub(super) fn front_state(t: &mut Transaction<'_, '_>, paths: &Paths) -> State {
     t.read(&paths.front_state()).map_or(State::Unknown, |value| State::parse(&value))
 }
 
-/// What the front end has published.
+/// Reads what the front end has published.
 pub(super) fn front(t: &mut Transaction<'_, '_>, paths: &Paths) -> Result<Front, BadFront> {
     let mut found: Vec<(&str, Vec<u8>)> = Vec::new();
     for key in KEYS.into_iter().chain(MAX_RING_KEYS) {
@@ -97,7 +97,7 @@ pub(super) fn front(t: &mut Transaction<'_, '_>, paths: &Paths) -> Result<Front,
     Front::parse(|key| found.iter().find(|(name, _)| *name == key).map(|(_, value)| &**value))
 }
 
-/// Writes what an act says into the store, in the transaction in which the front end's state was read.
+/// Writes the nodes of an act into the store, in the transaction in which the front end's state was read.
 pub(super) fn carry_out<N>(
     t: &mut Transaction<'_, '_>,
     paths: &Paths,
@@ -132,7 +132,7 @@ pub(super) fn carry_out<N>(
 /// Writes why the disk does not work. The guest of the disk may read it.
 pub(super) fn error(t: &mut Transaction<'_, '_>, paths: &Paths, own: DomainId, domain: u16, why: &str) {
     let path = format!("{}/error", paths.error);
-    // The error is also in the log, so one that cannot be written is not lost.
+    // The error is also in the log, so it is not lost if the node cannot be written.
     let _ = t.write(&path, why.as_bytes()).and_then(|()| t.set_permissions(&path, &format!("n{own},r{domain}")));
 }
 
