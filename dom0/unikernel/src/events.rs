@@ -226,7 +226,10 @@ impl Future for Wait {
             if core::mem::take(&mut slot.fired) {
                 Poll::Ready(())
             } else {
-                slot.waiting = Some(context.waker().clone());
+                let waker = context.waker();
+                if !slot.waiting.as_ref().is_some_and(|waiting| waiting.will_wake(waker)) {
+                    slot.waiting = Some(waker.clone());
+                }
                 Poll::Pending
             }
         })

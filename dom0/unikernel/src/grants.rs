@@ -14,6 +14,8 @@ use ring_protocol::SharedPage;
 
 /// The maximum number of elements of one hypercall. Their structures are on the stack.
 const BATCH: usize = 32;
+/// The maximum number of elements for which a shorter array is used, which costs less to clear.
+const FEW: usize = 4;
 /// The maximum number of pages of a [`GrantedPages`].
 pub const MOST_PAGES: usize = 16;
 
@@ -130,73 +132,111 @@ static PINNED: MaskMutex<Vec<u64>> = MaskMutex::new(Vec::new());
 /// The number of handles by which [`PINNED`] grows in one step.
 const GROWTH: usize = 512;
 
-/// Notes what a handle pins; returns false if there is no memory for the note.
-fn note(handle: u32, address: u64) -> bool {
+/// The status of a grant that is pinned but not noted, for lack of memory. The hypervisor never returns this status.
+const NOT_NOTED: i16 = i16::MIN;
+
+/// Notes the machine address of each page that was pinned. If there is no memory for a note, sets the status [`NOT_NOTED`].
+fn note(calls: &mut [MapGrantRef]) {
     let mut pinned = PINNED.lock();
-    let index = handle as usize;
-    if index >= pinned.len() {
-        let more = (index + 1).next_multiple_of(GROWTH) - pinned.len();
-        if pinned.try_reserve_exact(more).is_err() {
-            return false;
+    for call in calls.iter_mut().filter(|call| call.status == status::OKAY) {
+        let index = call.handle as usize;
+        if index >= pinned.len() && !grow(&mut pinned, index) {
+            call.status = NOT_NOTED;
+        } else if let Some(slot) = pinned.get_mut(index) {
+            *slot = call.dev_bus_addr;
         }
-        let wanted = pinned.len() + more;
-        pinned.resize(wanted, 0);
     }
-    pinned.get_mut(index).map(|slot| *slot = address).is_some()
+}
+
+/// Makes room for a handle; returns false if there is no memory for this.
+#[cold]
+fn grow(pinned: &mut Vec<u64>, index: usize) -> bool {
+    let more = (index + 1).next_multiple_of(GROWTH) - pinned.len();
+    if pinned.try_reserve_exact(more).is_err() {
+        return false;
+    }
+    let wanted = pinned.len() + more;
+    pinned.resize(wanted, 0);
+    true
 }
 
 /// Pins pages for devices, without mapping them: until [`unpin`], the pages keep their owner and their type. Calls `each` for
 /// each grant, with its place in `grants`, and with its handle and the page's address, or why the page is not pinned.
-pub fn pin(grants: impl Iterator<Item = Grant>, mut each: impl FnMut(usize, Result<(u32, BusAddress), NotPinned>)) {
-    let mut grants = grants.peekable();
-    for first in (0..).step_by(BATCH) {
-        if grants.peek().is_none() {
-            break;
-        }
-        let mut calls = [MapGrantRef::default(); BATCH];
-        let mut count = 0;
-        for (call, grant) in calls.iter_mut().zip(grants.by_ref()) {
-            call.flags = map::DEVICE | if grant.writable { 0 } else { map::READONLY };
-            (call.gref, call.dom) = (grant.reference, grant.domain);
-            call.status = status::GENERAL_ERROR;
-            count += 1;
-        }
-        let calls = calls.get_mut(..count).unwrap_or_default();
-        // SAFETY: nothing is mapped. Even if the call fails as a whole, each status tells whether its element was carried out.
-        let _ = unsafe { hypercall::map_grants(calls) };
-        for (place, call) in (first..).zip(calls) {
-            each(
-                place,
-                match call.status {
-                    status::OKAY if note(call.handle, call.dev_bus_addr) => {
-                        Ok((call.handle, BusAddress::of_pinned(call.dev_bus_addr)))
-                    }
-                    status::OKAY => {
-                        end_pins(&mut [ending(call.handle, call.dev_bus_addr)]);
-                        Err(NotPinned::NoHandles)
-                    }
-                    status::NO_SPACE | status::NO_DEVICE_SPACE => Err(NotPinned::NoHandles),
-                    _ => Err(NotPinned::Refused),
-                },
-            );
-        }
+pub fn pin(
+    mut grants: impl ExactSizeIterator<Item = Grant>,
+    mut each: impl FnMut(usize, Result<(u32, BusAddress), NotPinned>),
+) {
+    let mut first = 0;
+    while grants.len() > 0 {
+        first += if grants.len() <= FEW {
+            pin_batch::<FEW>(&mut grants, |place, answer| each(first + place, answer))
+        } else {
+            pin_batch::<BATCH>(&mut grants, |place, answer| each(first + place, answer))
+        };
     }
+}
+
+/// Pins the next `N` pages at most, as [`pin`] does. Returns how many grants this took.
+fn pin_batch<const N: usize>(
+    grants: &mut impl Iterator<Item = Grant>,
+    mut each: impl FnMut(usize, Result<(u32, BusAddress), NotPinned>),
+) -> usize {
+    let mut calls = [MapGrantRef::default(); N];
+    let mut count = 0;
+    for (call, grant) in calls.iter_mut().zip(grants) {
+        call.flags = map::DEVICE | if grant.writable { 0 } else { map::READONLY };
+        (call.gref, call.dom) = (grant.reference, grant.domain);
+        call.status = status::GENERAL_ERROR;
+        count += 1;
+    }
+    let calls = calls.get_mut(..count).unwrap_or_default();
+    // SAFETY: nothing is mapped. Even if the call fails as a whole, each status tells whether its element was carried out.
+    let _ = unsafe { hypercall::map_grants(calls) };
+    note(calls);
+    for (place, call) in calls.iter().enumerate() {
+        each(
+            place,
+            match call.status {
+                status::OKAY => Ok((call.handle, BusAddress::of_pinned(call.dev_bus_addr))),
+                NOT_NOTED => {
+                    end_pins(&mut [ending(call.handle, call.dev_bus_addr)]);
+                    Err(NotPinned::NoHandles)
+                }
+                status::NO_SPACE | status::NO_DEVICE_SPACE => Err(NotPinned::NoHandles),
+                _ => Err(NotPinned::Refused),
+            },
+        );
+    }
+    count
 }
 
 /// Ends pins, by the handles that [`pin`] returned. The caller makes sure that no device reaches the pages any more: each
 /// device has answered or was reset.
-pub fn unpin(handles: impl Iterator<Item = u32>) {
-    let mut handles = handles.peekable();
-    while handles.peek().is_some() {
-        let mut calls = [UnmapGrantRef::default(); BATCH];
-        let mut count = 0;
-        for (call, handle) in calls.iter_mut().zip(handles.by_ref()) {
-            let address = PINNED.lock().get_mut(handle as usize).map_or(0, core::mem::take);
-            *call = ending(handle, address);
-            count += 1;
+pub fn unpin(mut handles: impl ExactSizeIterator<Item = u32>) {
+    while handles.len() > 0 {
+        if handles.len() <= FEW {
+            unpin_batch::<FEW>(&mut handles);
+        } else {
+            unpin_batch::<BATCH>(&mut handles);
         }
-        end_pins(calls.get_mut(..count).unwrap_or_default());
     }
+}
+
+/// Ends the next `N` pins at most.
+fn unpin_batch<const N: usize>(handles: &mut impl Iterator<Item = u32>) {
+    let mut calls = [UnmapGrantRef::default(); N];
+    let mut count = 0;
+    for (call, handle) in calls.iter_mut().zip(handles) {
+        call.handle = handle;
+        count += 1;
+    }
+    let calls = calls.get_mut(..count).unwrap_or_default();
+    let mut pinned = PINNED.lock();
+    for call in &mut *calls {
+        call.dev_bus_addr = pinned.get_mut(call.handle as usize).map_or(0, core::mem::take);
+    }
+    drop(pinned);
+    end_pins(calls);
 }
 
 fn ending(handle: u32, dev_bus_addr: u64) -> UnmapGrantRef {
@@ -232,35 +272,42 @@ pub struct PageCopy {
 }
 
 /// Makes copies. Calls `each` for each copy, with its place in `copies`, and with whether all its bytes were copied.
-pub fn copy(copies: impl Iterator<Item = PageCopy>, mut each: impl FnMut(usize, bool)) {
+pub fn copy(mut copies: impl ExactSizeIterator<Item = PageCopy>, mut each: impl FnMut(usize, bool)) {
+    let mut first = 0;
+    while copies.len() > 0 {
+        first += if copies.len() <= FEW {
+            copy_batch::<FEW>(&mut copies, |place, done| each(first + place, done))
+        } else {
+            copy_batch::<BATCH>(&mut copies, |place, done| each(first + place, done))
+        };
+    }
+}
+
+/// Makes the next `N` copies at most, as [`copy`] does. Returns how many copies this took.
+fn copy_batch<const N: usize>(copies: &mut impl Iterator<Item = PageCopy>, mut each: impl FnMut(usize, bool)) -> usize {
     const SOURCE_IS_GRANT: u16 = 1;
     const DEST_IS_GRANT: u16 = 2;
-    let mut copies = copies.peekable();
-    for first in (0..).step_by(BATCH) {
-        if copies.peek().is_none() {
-            break;
+    let mut calls = [Copy::default(); N];
+    let mut count = 0;
+    for (call, it) in calls.iter_mut().zip(copies) {
+        count += 1;
+        call.status = status::GENERAL_ERROR;
+        let theirs = CopySide { gref_or_frame: it.reference.into(), domid: it.domain, offset: it.offset, pad: 0 };
+        let ours = CopySide { gref_or_frame: it.frame, domid: domid::SELF, offset: it.frame_offset, pad: 0 };
+        if it.into_ours && memory::is_linear(it.frame) {
+            log::error!("frame {:#x} is not for copies into it", it.frame);
+            continue; // the element has 0 bytes: it is refused, or copies nothing
         }
-        let mut calls = [Copy::default(); BATCH];
-        let mut count = 0;
-        for (call, it) in calls.iter_mut().zip(copies.by_ref()) {
-            count += 1;
-            call.status = status::GENERAL_ERROR;
-            let theirs = CopySide { gref_or_frame: it.reference.into(), domid: it.domain, offset: it.offset, pad: 0 };
-            let ours = CopySide { gref_or_frame: it.frame, domid: domid::SELF, offset: it.frame_offset, pad: 0 };
-            if it.into_ours && memory::is_linear(it.frame) {
-                log::error!("frame {:#x} is not for copies into it", it.frame);
-                continue; // the element has 0 bytes: it is refused, or copies nothing
-            }
-            (call.source, call.dest, call.flags) =
-                if it.into_ours { (theirs, ours, SOURCE_IS_GRANT) } else { (ours, theirs, DEST_IS_GRANT) };
-            call.len = it.bytes;
-        }
-        let calls = calls.get_mut(..count).unwrap_or_default();
-        // SAFETY: Rust refers only to memory from the builder and to borrowed memory, and such frames are not written, as was
-        // checked above. The hypervisor refuses frames of others.
-        let _ = unsafe { hypercall::copy_grants(calls) };
-        for (place, call) in (first..).zip(&*calls) {
-            each(place, call.status == status::OKAY && call.flags != 0);
-        }
+        (call.source, call.dest, call.flags) =
+            if it.into_ours { (theirs, ours, SOURCE_IS_GRANT) } else { (ours, theirs, DEST_IS_GRANT) };
+        call.len = it.bytes;
     }
+    let calls = calls.get_mut(..count).unwrap_or_default();
+    // SAFETY: Rust refers only to memory from the builder and to borrowed memory, and such frames are not written, as was
+    // checked above. The hypervisor refuses frames of others.
+    let _ = unsafe { hypercall::copy_grants(calls) };
+    for (place, call) in calls.iter().enumerate() {
+        each(place, call.status == status::OKAY && call.flags != 0);
+    }
+    count
 }

@@ -134,6 +134,10 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // A task stays among the sleepers until its deadline.
+        if SLEEPERS.lock().get(&self.key).is_some_and(|waker| waker.will_wake(context.waker())) {
+            return Poll::Pending;
+        }
         if now_ns() >= self.key.0 {
             return Poll::Ready(());
         }

@@ -8,6 +8,7 @@
 use super::{PAGE, Pages, borrowed, free_pages};
 use crate::sync::{MaskMutex, RawMaskLock};
 use core::alloc::{GlobalAlloc, Layout};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use talc::TalcLock;
 use talc::base::Talc;
 use talc::base::binning::Binning;
@@ -28,6 +29,9 @@ const KEPT: u64 = 512;
 
 /// The bytes reserved by [`reserve`], and the bytes the heap was given for them.
 static PROMISES: MaskMutex<Promises> = MaskMutex::new(Promises { promised: 0, set_aside: 0 });
+
+/// The bytes of the free block that [`can_allocate`] found last; 0 after an allocation.
+static FOUND: AtomicUsize = AtomicUsize::new(0);
 
 struct Promises {
     promised: usize,
@@ -72,11 +76,15 @@ impl Drop for Reserved {
 #[must_use]
 pub fn can_allocate(bytes: usize) -> bool {
     let Ok(layout) = Layout::from_size_align(bytes.max(1), 1) else { return false };
+    if layout.size() <= FOUND.load(Ordering::Relaxed) {
+        return true;
+    }
     // SAFETY: the size is not zero, and the block is freed with the layout with which it was allocated.
     unsafe {
         let at = HEAP.0.alloc(layout);
         if !at.is_null() {
             HEAP.0.dealloc(at, layout);
+            FOUND.store(layout.size(), Ordering::Relaxed);
         }
         !at.is_null()
     }
@@ -122,6 +130,7 @@ fn is_large(layout: Layout) -> bool {
 // first address of a piece that it borrowed: see `piece`.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        FOUND.store(0, Ordering::Relaxed);
         if is_large(layout) {
             return borrowed::borrow(layout.size()).unwrap_or(core::ptr::null_mut());
         }
@@ -130,6 +139,7 @@ unsafe impl GlobalAlloc for Heap {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        FOUND.store(0, Ordering::Relaxed);
         if is_large(layout) {
             // The hypervisor has zeroed this memory.
             return borrowed::borrow(layout.size()).unwrap_or(core::ptr::null_mut());
@@ -139,6 +149,7 @@ unsafe impl GlobalAlloc for Heap {
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        FOUND.store(0, Ordering::Relaxed);
         if layout.size().max(size) < LARGE || !borrowed::enabled() {
             // SAFETY: the caller's promise, passed on; small allocations came from `talc`, and so did all before
             // borrowing was enabled.
