@@ -6,7 +6,7 @@ use alloc::rc::{Rc, Weak};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
-use core::future::{Future, pending, poll_fn};
+use core::future::{Future, poll_fn};
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
 
@@ -175,35 +175,45 @@ impl<H: BlockHost> Worker<H> {
     pub(super) async fn run(self: Rc<Self>, interrupt: Option<u32>) {
         let host = self.host.clone();
         let mut interrupt = interrupt.map(|port| Listener::new(&host, port));
+        // Most turns leave the deadline as it is.
+        let (mut sleep, mut deadline_ns) = (pin!(None), None);
         loop {
             while !host.can_allocate(TURN_BYTES) {
                 host.sleep_until(host.now_ns().saturating_add(PATIENCE_NS)).await;
             }
-            poll_fn(|context| {
-                self.listen(context);
-                Poll::Ready(())
-            })
-            .await;
             let turn = self.turn();
             if turn.again {
                 host.yield_now().await;
-            } else {
-                self.wait(&mut interrupt, turn.wake_ns).await;
+                poll_fn(|context| {
+                    self.listen(context);
+                    Poll::Ready(())
+                })
+                .await;
+                continue;
             }
+            if sleep.is_none() || turn.wake_ns != deadline_ns {
+                deadline_ns = turn.wake_ns;
+                sleep.set(deadline_ns.map(|at| host.sleep_until(at)));
+            }
+            self.wait(&mut interrupt, sleep.as_mut()).await;
         }
     }
 
-    async fn wait(&self, interrupt: &mut Option<Listener>, wake_ns: Option<u64>) {
-        let mut timer = pin!(async {
-            match wake_ns {
-                Some(at) => self.host.sleep_until(at).await,
-                None => pending().await,
-            }
-        });
+    /// Waits for an interrupt, a raised port, a kick, or the end of `sleep`, which is `None` after that.
+    async fn wait(&self, interrupt: &mut Option<Listener>, mut sleep: Pin<&mut Option<impl Future<Output = ()>>>) {
         let other = poll_fn(|context| {
             let interrupted = interrupt.as_mut().is_some_and(|port| port.poll(context));
             let raised = self.listen(context);
-            if interrupted || raised { Poll::Ready(()) } else { timer.as_mut().poll(context) }
+            if interrupted || raised {
+                return Poll::Ready(());
+            }
+            let woken = sleep.as_mut().as_pin_mut().is_some_and(|sleep| sleep.poll(context).is_ready());
+            if woken {
+                sleep.set(None);
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         });
         self.kick.or(other).await;
     }
