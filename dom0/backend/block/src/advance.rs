@@ -15,6 +15,8 @@ use crate::queue::{FLUSH, PROOF, Queue};
 const DESCRIPTORS: usize = INDIRECT_SEGMENTS * size_of::<Segment>();
 /// The number of requests whose descriptors fit into a page.
 const PER_PAGE: usize = PAGE_BYTES / DESCRIPTORS;
+/// The number of descriptors that are read from a page at once.
+const READ_AT_ONCE: usize = 32;
 /// The maximum number of sectors that one turn gives back in memory: 4,096 pages. A device discards all at once.
 const DISCARDED: u64 = 32_768;
 /// The maximum number of completions that a turn looks at. A correct device never has that many operations.
@@ -152,11 +154,15 @@ impl<H: Host> Queue<H> {
         let flight = self.flights.get_mut(index);
         let Some(vbd) = self.vbds.get_mut(flight.vbd.0).and_then(Option::as_mut) else { return };
         let Some(scratch) = self.scratch.get(place / PER_PAGE) else { return };
-        let mut bytes = [0; DESCRIPTORS];
-        let used = bytes.get_mut(..flight.count * size_of::<Segment>()).unwrap_or_default();
-        scratch.memory.read(place % PER_PAGE * DESCRIPTORS, used);
         flight.segments.clear();
-        flight.segments.extend(used.as_chunks::<8>().0.iter().filter_map(|bytes| Segment::read_from_bytes(bytes).ok()));
+        for first in (0..flight.count).step_by(READ_AT_ONCE) {
+            let mut bytes = [0; READ_AT_ONCE * size_of::<Segment>()];
+            let count = READ_AT_ONCE.min(flight.count - first);
+            let used = bytes.get_mut(..count * size_of::<Segment>()).unwrap_or_default();
+            scratch.memory.read(place % PER_PAGE * DESCRIPTORS + first * size_of::<Segment>(), used);
+            let segments = used.as_chunks::<8>().0.iter();
+            flight.segments.extend(segments.filter_map(|bytes| Segment::read_from_bytes(bytes).ok()));
+        }
         match judge(&flight.segments, flight.sector, &vbd.geometry) {
             Ok(Extent { sectors, .. }) => {
                 (flight.left, flight.sectors) = (sectors, sectors);
@@ -310,10 +316,13 @@ impl<H: Host> Queue<H> {
         }
         let writable = flight.reads();
         let (mut cursor, mut left) = (flight.cursor, u32::try_from(flight.part.1).unwrap_or(0));
-        while let Some(span) = cursor.next(&flight.segments, left) {
-            self.pinning.add(index, span, Wanted { domain: vbd.domain, reference: span.reference, writable });
+        let domain = vbd.domain;
+        let spans = core::iter::from_fn(|| {
+            let span = cursor.next(&flight.segments, left)?;
             left -= span.sectors;
-        }
+            Some((span, Wanted { domain, reference: span.reference, writable }))
+        });
+        self.pinning.add(index, spans);
         flight.beyond = cursor;
     }
 
@@ -322,23 +331,22 @@ impl<H: Host> Queue<H> {
             return;
         }
         self.pinning.run(host);
-        let [mut wanted, mut refused, mut starved] = [Set::default(); 3];
-        for (index, span, answer) in self.pinning.answers() {
+        loop {
+            let Some((index, spans, answers)) = self.pinning.next_owner() else { return };
             let flight = self.flights.get_mut(index);
-            let one = Set(index.bit());
-            wanted = wanted.with(one);
-            match answer {
-                Ok(pinned) => {
-                    flight.handles.push(pinned.handle);
-                    let address = pinned.address.plus(span.offset.into());
-                    flight.pieces.push(disk::Piece { address, bytes: span.bytes.into() });
+            let (mut refused, mut starved) = (false, false);
+            for (span, answer) in spans.iter().zip(answers) {
+                match answer {
+                    Ok(pinned) => {
+                        flight.handles.push(pinned.handle);
+                        let address = pinned.address.plus(span.offset.into());
+                        flight.pieces.push(disk::Piece { address, bytes: span.bytes.into() });
+                    }
+                    Err(PinError::Refused) => refused = true,
+                    Err(PinError::NoHandles) => starved = true,
                 }
-                Err(PinError::Refused) => refused = refused.with(one),
-                Err(PinError::NoHandles) => starved = starved.with(one),
             }
-        }
-        for index in wanted {
-            match (refused.has(index), starved.has(index)) {
+            match (refused, starved) {
                 (true, _) => {
                     self.let_go(index);
                     self.flights.end(index, Status::Error);

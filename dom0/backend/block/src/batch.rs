@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use crate::flight::{Index, Set, Span};
 use crate::host::{GrantCopy, Host, PinError, Pinned, Wanted};
+use crate::limits::FLIGHTS;
 
 /// The maximum number of copies in one call.
 const COPIES: usize = 256;
@@ -52,17 +53,30 @@ impl Copies {
     }
 }
 
+/// What becomes of a page that is to be pinned.
+type Answer = Result<Pinned, PinError>;
+
 /// Pages that are to be pinned.
 #[derive(Debug)]
 pub(crate) struct PinBatch {
     wanted: Vec<Wanted>,
-    owners: Vec<(Index, Span)>,
-    answers: Vec<Result<Pinned, PinError>>,
+    spans: Vec<Span>,
+    answers: Vec<Answer>,
+    /// The flights that want pages, each with the end of its pages in the other lists.
+    owners: Vec<(Index, usize)>,
+    /// The numbers of answers and of owners that were taken.
+    taken: (usize, usize),
 }
 
 impl PinBatch {
     pub(crate) fn new() -> Self {
-        Self { wanted: Vec::with_capacity(PINS), owners: Vec::with_capacity(PINS), answers: Vec::with_capacity(PINS) }
+        Self {
+            wanted: Vec::with_capacity(PINS),
+            spans: Vec::with_capacity(PINS),
+            answers: Vec::with_capacity(PINS),
+            owners: Vec::with_capacity(FLIGHTS),
+            taken: (0, 0),
+        }
     }
 
     /// Returns whether the longest request would no longer fit.
@@ -74,21 +88,38 @@ impl PinBatch {
         self.wanted.is_empty()
     }
 
-    pub(crate) fn add(&mut self, owner: Index, span: Span, wanted: Wanted) {
-        self.wanted.push(wanted);
-        self.owners.push((owner, span));
+    /// Adds the pages of an owner. An owner without pages gets no answer.
+    pub(crate) fn add(&mut self, owner: Index, spans: impl Iterator<Item = (Span, Wanted)>) {
+        let before = self.wanted.len();
+        for (span, wanted) in spans {
+            self.spans.push(span);
+            self.wanted.push(wanted);
+        }
+        if self.wanted.len() > before {
+            self.owners.push((owner, self.wanted.len()));
+        }
     }
 
     pub(crate) fn run<H: Host>(&mut self, host: &mut H) {
         self.answers.clear();
         self.answers.resize(self.wanted.len(), Err(PinError::Refused));
         host.pin(&self.wanted, &mut self.answers);
-        self.wanted.clear();
     }
 
-    /// Takes the answers of a run, each with its flight and its bytes in the guest's page.
-    pub(crate) fn answers(&mut self) -> impl Iterator<Item = (Index, Span, Result<Pinned, PinError>)> {
-        let answers = self.owners.drain(..).zip(self.answers.drain(..));
-        answers.map(|((owner, span), answer)| (owner, span, answer))
+    /// Returns the next owner of a run, its spans, and the answer for each. After the last owner, empties the batch and returns
+    /// `None`.
+    pub(crate) fn next_owner(&mut self) -> Option<(Index, &[Span], &[Answer])> {
+        let (first, owner) = self.taken;
+        let Some(&(index, end)) = self.owners.get(owner) else {
+            self.wanted.clear();
+            self.spans.clear();
+            self.owners.clear();
+            self.taken = (0, 0);
+            return None;
+        };
+        self.taken = (end, owner + 1);
+        let spans = self.spans.get(first..end).unwrap_or_default();
+        let answers = self.answers.get(first..end).unwrap_or_default();
+        Some((index, spans, answers))
     }
 }

@@ -66,24 +66,27 @@ impl Cursor {
     pub(super) fn cut(&mut self, pieces: &[Piece], most: &Most, segments: &mut Vec<Segment>) -> u32 {
         segments.clear();
         let mut total = 0;
+        let mut last: Option<Segment> = None;
         while let Some(rest) = self.rest(pieces).filter(|_| total < MOST_BYTES) {
             let room = rest.bytes.min(MOST_BYTES - total);
-            let full = segments.len() >= most.segments;
-            let last = segments.last_mut().filter(|last| is_next(last, &rest) && last.bytes < most.segment_bytes);
-            let taken = if let Some(last) = last {
+            let grown = last.as_mut().filter(|last| is_next(last, &rest) && last.bytes < most.segment_bytes);
+            let taken = if let Some(last) = grown {
                 let taken = room.min(most.segment_bytes - last.bytes);
                 last.bytes += taken;
                 taken
-            } else if room > 0 && full {
+            } else if room == 0 {
+                0
+            } else if segments.len() + usize::from(last.is_some()) >= most.segments {
                 break;
             } else {
                 let bytes = room.min(most.segment_bytes);
-                segments.extend((bytes > 0).then_some(Segment { bytes, ..rest }));
+                segments.extend(last.replace(Segment { bytes, ..rest }));
                 bytes
             };
             total += taken;
             self.advance(pieces, taken);
         }
+        segments.extend(last);
         // An incomplete block at the end goes into the next part.
         let excess = total % most.block;
         self.go_back(pieces, excess);
