@@ -6,6 +6,8 @@ use core::fmt::{self, Write};
 
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
+/// Bytes that the pages of a page table have.
+pub(crate) const TABLE: usize = 512 * PAGE;
 
 mod number {
     pub(super) const READ: usize = 0;
@@ -330,7 +332,7 @@ impl Map {
     pub(crate) fn replace(&self, file: usize, length: usize) -> Self {
         const READ: usize = 1;
         const PRIVATE_FIXED: usize = 0x12;
-        let start = self.start.next_multiple_of(512 * PAGE);
+        let start = self.start.next_multiple_of(TABLE);
         assert!(start + length <= self.start + self.length, "no room in the map");
         // SAFETY: the pages that go are ours, and nobody refers to them.
         checked(unsafe { call(number::MMAP, [start, length, READ, PRIVATE_FIXED, file]) });
@@ -349,6 +351,17 @@ impl Map {
     pub(crate) fn touch(&self) {
         for at in (self.start..self.start + self.length).step_by(PAGE) {
             // SAFETY: the page is ours and holds nothing but this byte.
+            unsafe { (at as *mut u8).write_volatile(1) };
+        }
+    }
+
+    /// Writes to each page of `length` bytes that begin where a page table does: their number of tables is always the same. The map
+    /// must be longer by [`TABLE`].
+    pub(crate) fn touch_whole_tables(&self, length: usize) {
+        let start = self.start.next_multiple_of(TABLE);
+        assert!(start + length <= self.start + self.length, "no room in the map");
+        for at in (start..start + length).step_by(PAGE) {
+            // SAFETY: as in `touch`.
             unsafe { (at as *mut u8).write_volatile(1) };
         }
     }

@@ -96,10 +96,14 @@ pub(crate) fn run(process: &Process) {
 
 fn memory() {
     for _ in 0..REPETITIONS {
-        let area = Map::new(const { operations(number("page_fault")) } as usize * linux::PAGE);
-        window::<{ number("page_fault") }>(|_| area.touch());
+        let bytes = const { operations(number("page_fault")) } as usize * linux::PAGE;
+        let area = Map::new(bytes + linux::TABLE);
+        window::<{ number("page_fault") }>(|_| area.touch_whole_tables(bytes));
     }
-    measure::<{ number("touch_unmap") }>(|n| Map::new(n as usize * linux::PAGE).touch());
+    measure::<{ number("touch_unmap") }>(|n| {
+        let bytes = n as usize * linux::PAGE;
+        Map::new(bytes + linux::TABLE).touch_whole_tables(bytes);
+    });
     measure::<{ number("mmap_munmap_1M") }>(|n| times(n, || drop(Map::new(MIB))));
     let area = Map::new(1024 * linux::PAGE);
     area.touch();
