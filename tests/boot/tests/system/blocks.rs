@@ -15,11 +15,12 @@ use xtask::disk::Disk;
 use xtask::guest_file::{self, Described};
 use xtask::machine::Failure;
 
-/// Writes a MiB of random bytes to the disk past the guest's cache, and keeps their sum in `/root/sum`.
-const WRITE: &str = "dd if=/dev/urandom of=/root/bytes bs=64k count=16 && md5sum < /root/bytes > /root/sum && \
-                     dd if=/root/bytes of=/dev/xvda bs=64k oflag=direct conv=fsync";
+/// Writes a MiB of random bytes to the disk past the guest's cache, and keeps their sum, in files of the guest that `READ`
+/// compares with.
+const WRITE: &str = "dd if=/dev/urandom of=bytes bs=64k count=16 && md5sum < bytes > sum && \
+                     dd if=bytes of=/dev/xvda bs=64k oflag=direct conv=fsync";
 /// Fails unless these bytes are read from the disk.
-const READ: &str = "dd if=/dev/xvda bs=64k count=16 iflag=direct | md5sum | cmp - /root/sum";
+const READ: &str = "dd if=/dev/xvda bs=64k count=16 iflag=direct | md5sum | cmp - sum";
 
 /// A stock guest that is made again when it crashes, with these disks.
 fn with_disks(folder: &Path, name: &str, disks: &[&str]) -> Result<Described> {
@@ -45,8 +46,8 @@ fn start_with(title: &str, cmdline: &str, limit: Duration, mut guests: Vec<Descr
     Machine::boot(title, &setup)
 }
 
-/// Types commands at the shell of the guest that is shown; all must succeed. The words that tell success are put together by the
-/// guest, because what is typed is echoed.
+/// Types commands at the shell of the guest that is shown; all must succeed. The words that tell success are put together by
+/// the guest, because what is typed is echoed.
 fn shell(machine: &mut Machine, commands: &str) -> Result<()> {
     machine.type_line(&format!("( {commands} ) && echo all\"f\"ine || echo not\"f\"ine"))?;
     let output = machine.expect("fine\r\n", SOON).with_context(|| format!("no end of {commands:?}"))?;
@@ -69,9 +70,9 @@ fn disk<'a>(list: &'a Value, vdev: &str) -> Result<&'a Value> {
     found.with_context(|| format!("no {vdev} in {list}"))
 }
 
-/// A stock guest writes a disk in memory and reads it back, reads a file of the boot bundle, and writes over another copy of it. The disk goes and another comes while the guest runs; one that is
-/// open goes as well, and one goes by force. After a crash the guest has the disks of its file again, empty, and when all is
-/// over dom0 has the memory that it had before.
+/// A stock guest writes a disk in memory and reads it back, reads a file of the boot bundle, and writes over another copy of
+/// it. The disk goes and another comes while the guest runs; one that is open goes as well, and one goes by force. After a
+/// crash the guest has the disks of its file again, empty, and when all is over dom0 has the memory that it had before.
 pub(crate) fn memory_disks_come_and_go() -> Result<()> {
     let folder = tempfile::tempdir()?;
     fs::write(folder.path().join("base.img"), vec![b'Z'; 1 << 20])?;
@@ -84,17 +85,17 @@ pub(crate) fn memory_disks_come_and_go() -> Result<()> {
     shell(&mut machine, READ)?;
     shell(
         &mut machine,
-        "! dd if=/root/bytes of=/dev/xvdb bs=64k count=1 conv=fsync && tr -d '\\0' < /dev/xvdb | wc -c | grep -x 0",
+        "! dd if=bytes of=/dev/xvdb bs=64k count=1 conv=fsync && tr -d '\\0' < /dev/xvdb | wc -c | grep -x 0",
     )?;
     shell(
         &mut machine,
-        "tr -d Z < /dev/xvde | wc -c | grep -x 0 && ! dd if=/root/bytes of=/dev/xvde bs=64k count=1 conv=fsync",
+        "tr -d Z < /dev/xvde | wc -c | grep -x 0 && ! dd if=bytes of=/dev/xvde bs=64k count=1 conv=fsync",
     )?;
     shell(
         &mut machine,
-        "dd if=/root/bytes of=/dev/xvdd bs=512 count=9 seek=3 conv=fsync && echo 3 > /proc/sys/vm/drop_caches",
+        "dd if=bytes of=/dev/xvdd bs=512 count=9 seek=3 conv=fsync && echo 3 > /proc/sys/vm/drop_caches",
     )?;
-    shell(&mut machine, "dd if=/dev/xvdd bs=512 skip=3 count=9 | cmp -n 4608 - /root/bytes")?;
+    shell(&mut machine, "dd if=/dev/xvdd bs=512 skip=3 count=9 | cmp -n 4608 - bytes")?;
     shell(
         &mut machine,
         "dd if=/dev/xvdd bs=512 skip=12 | tr -d Z | wc -c | grep -x 0 && tr -d Z < /dev/xvde | wc -c | grep -x 0",
@@ -152,8 +153,8 @@ fn footprint(machine: &mut Machine) -> Result<u64> {
     number(&machine.ask("info")?, "dom0_kib")
 }
 
-/// Ten guests of 64 MiB share a base of the bundle, and each writes half a MiB to an overlay: beside what the overlays hold, dom0
-/// takes at most a MiB for each, with all that dom0 does not take before the first guest.
+/// Ten guests of 64 MiB share a base of the bundle, and each writes half a MiB to an overlay: beside what the overlays hold,
+/// dom0 takes at most a MiB for each, with all that dom0 does not take before the first guest.
 pub(crate) fn overlays_on_a_base_take_little() -> Result<()> {
     const GUESTS: u64 = 10;
     const BAR: u64 = 1024;
@@ -234,7 +235,7 @@ pub(crate) fn machine_disks_have_one_writer() -> Result<()> {
     shell(&mut machine, WRITE)?;
     shell(&mut machine, READ)?;
     shell(&mut machine, "echo beginning | dd of=/dev/xvda bs=512 conv=sync,fsync")?;
-    shell(&mut machine, "! dd if=/root/bytes of=/dev/xvdb bs=64k count=1 conv=fsync")?;
+    shell(&mut machine, "! dd if=bytes of=/dev/xvdb bs=64k count=1 conv=fsync")?;
     let target = disk(&machine.ask("block-list web")?, "xvda")?["target"].as_str().context("no target")?.to_owned();
     let serial = target.strip_prefix("serial:").context("no serial number")?;
     let why = |guest: &str| format!("guest {guest}: disk xvdc: {serial} is in use: web writes it");

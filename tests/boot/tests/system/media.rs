@@ -144,7 +144,7 @@ pub(crate) fn disks_that_fail_are_borne() -> Result<()> {
     shell(&mut machine, "mkdir /mnt && mount -t ext4 /dev/xvda /mnt", SOON)?;
     late.withhold();
     let begun = Instant::now();
-    machine.type_line(&format!("(echo {word} > /mnt/word; sync && echo late\"\"good > /root/late) &"))?;
+    machine.type_line(&format!("(echo {word} > /mnt/word; sync && echo late\"\"good > late) &"))?;
     machine.expect(SHELL, SOON)?;
 
     shell(&mut machine, "dd if=/dev/xvdb of=/dev/null bs=4096 count=1 iflag=direct", SOON)?;
@@ -172,9 +172,9 @@ pub(crate) fn disks_that_fail_are_borne() -> Result<()> {
 
     std::thread::sleep(Duration::from_secs(40).saturating_sub(begun.elapsed()));
     ensure!(late.waiting() > 0, "nothing waited: {late:?}");
-    shell(&mut machine, "! cat /root/late", SOON)?;
+    shell(&mut machine, "! cat late", SOON)?;
     late.release();
-    shell(&mut machine, "while [ ! -f /root/late ]; do usleep 100000; done; grep lategood /root/late", SOON)?;
+    shell(&mut machine, "while [ ! -f late ]; do usleep 100000; done; grep lategood late", SOON)?;
     shell(&mut machine, "dmesg | grep 'error, dev xvdd'", SOON)?;
     shell(&mut machine, "! dmesg | grep -E 'error, dev xvda|EXT4-fs.* error' && umount /mnt", SOON)?;
     machine.type_line("poweroff -f")?;
