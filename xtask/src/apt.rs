@@ -4,6 +4,7 @@
 
 use crate::cache;
 use anyhow::{Context, Result, bail, ensure};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -87,7 +88,7 @@ pub(crate) fn extract_some(deb: &Path, target: &Path, patterns: &[&str]) -> Resu
 
 /// Fetches `packages` of this machine's release, with those libraries of theirs that the machine lacks, and unpacks
 /// them side by side into the folder of the cache named `kind`, below the version of the first. `why` is told.
-pub(crate) fn provide(sh: &Shell, kind: &str, packages: &[&str], why: &str) -> Result<PathBuf> {
+fn provide(sh: &Shell, kind: &str, packages: &[&str], why: &str) -> Result<PathBuf> {
     let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let suite =
         os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).context("this machine is no Debian")?;
@@ -116,11 +117,63 @@ pub(crate) fn provide(sh: &Shell, kind: &str, packages: &[&str], why: &str) -> R
 }
 
 /// The folders that [`provide`] made for `kind` earlier, newest version last.
-pub(crate) fn provided(kind: &str) -> Result<Vec<PathBuf>> {
+fn provided(kind: &str) -> Result<Vec<PathBuf>> {
     let folders = fs::read_dir(cache::dir()?.join(kind)).into_iter().flatten().flatten();
     let mut folders: Vec<PathBuf> = folders.map(|entry| entry.path()).collect();
     folders.sort();
     Ok(folders)
+}
+
+/// Programs, or other files of packages, that are used where they are installed, or else fetched into the cache.
+pub(crate) struct Programs {
+    /// The folder of the cache.
+    pub(crate) kind: &'static str,
+    /// The packages that have them.
+    pub(crate) packages: &'static [&'static str],
+    /// What is told when they are fetched.
+    pub(crate) why: &'static str,
+    /// Whether all that is needed lies below a folder.
+    pub(crate) complete: fn(&Path) -> bool,
+}
+
+impl Programs {
+    /// Returns the folder below which the programs lie, `/` if they are installed; `None` if they would have to be fetched.
+    ///
+    /// # Errors
+    /// No cache folder can be named.
+    pub(crate) fn present(&self) -> Result<Option<PathBuf>> {
+        let roots = std::iter::once(PathBuf::from("/")).chain(provided(self.kind)?.into_iter().rev());
+        Ok(roots.into_iter().find(|root| (self.complete)(root)))
+    }
+
+    /// As [`Programs::present`], but fetches the programs if need be.
+    ///
+    /// # Errors
+    /// The programs are not installed and cannot be fetched, or the packages lack something that is needed.
+    pub(crate) fn find(&self, sh: &Shell) -> Result<PathBuf> {
+        if let Some(found) = self.present()? {
+            return Ok(found);
+        }
+        let _lock = cache::lock(self.kind)?;
+        if let Some(found) = self.present()? {
+            return Ok(found);
+        }
+        let packages = self.packages.join(", ");
+        provide(sh, self.kind, self.packages, self.why)
+            .with_context(|| format!("cannot fetch {}; installing {packages} helps as well", self.kind))?;
+        self.present()?.with_context(|| format!("something that is needed is not in {packages}"))
+    }
+}
+
+/// A command that starts `program`, which lies below `root`, with the libraries that are there.
+pub(crate) fn command(root: &Path, program: &Path) -> Command {
+    let mut command = Command::new(program);
+    if root != Path::new("/") {
+        let libraries =
+            ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|path| root.join(path).into_os_string());
+        command.env("LD_LIBRARY_PATH", libraries.join(OsStr::new(":")));
+    }
+    command
 }
 
 /// Where apt is told to look for what is installed.

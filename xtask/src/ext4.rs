@@ -1,10 +1,10 @@
 //! File systems of guests, made and checked on the host by e2fsprogs, which is installed, or fetched into the cache.
 
-use crate::{apt, cache};
+use crate::apt::{self, Programs};
 use anyhow::{Context, Result, ensure};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use xshell::Shell;
 
 /// The programs that are needed, and the folders of a root in which they may be.
@@ -12,6 +12,13 @@ const PROGRAMS: [&str; 2] = ["mke2fs", "e2fsck"];
 const FOLDERS: [&str; 2] = ["usr/sbin", "sbin"];
 /// The exit code of `e2fsck` if the file system needs no repair.
 const CLEAN: i32 = 0;
+
+const NEEDED: Programs = Programs {
+    kind: "e2fsprogs",
+    packages: &["e2fsprogs"],
+    why: "to make and check file systems",
+    complete: |root| PROGRAMS.iter().all(|program| file(root, program).is_some()),
+};
 
 /// The programs of e2fsprogs.
 #[derive(Clone, Debug)]
@@ -26,16 +33,7 @@ impl Tools {
     /// # Errors
     /// The programs are not installed and cannot be fetched, or the package lacks one of them.
     pub fn find(sh: &Shell) -> Result<Self> {
-        if let Some(found) = Self::present()? {
-            return Ok(found);
-        }
-        let _lock = cache::lock("e2fsprogs")?;
-        if let Some(found) = Self::present()? {
-            return Ok(found);
-        }
-        apt::provide(sh, "e2fsprogs", &["e2fsprogs"], "to make and check file systems")
-            .context("cannot fetch e2fsprogs; installing the package helps as well")?;
-        Self::present()?.context("the package e2fsprogs lacks a program that is needed")
+        NEEDED.find(sh).map(|root| Self { root })
     }
 
     /// Returns, for `doctor`, whether the programs are there, and a text that tells where they are or would come from.
@@ -43,24 +41,16 @@ impl Tools {
     /// # Errors
     /// No cache folder can be named.
     pub fn state() -> Result<(bool, String)> {
-        Ok(match Self::present()? {
-            Some(tools) => (true, format!("e2fsprogs below {}", tools.root.display())),
+        Ok(match NEEDED.present()? {
+            Some(root) => (true, format!("e2fsprogs below {}", root.display())),
             None => (false, "e2fsprogs would be fetched for `cargo xtask test` (1 MB)".into()),
         })
     }
 
-    fn present() -> Result<Option<Self>> {
-        let roots = std::iter::once(PathBuf::from("/")).chain(apt::provided("e2fsprogs")?.into_iter().rev());
-        let complete = |root: &PathBuf| PROGRAMS.iter().all(|program| file(root, program).is_some());
-        Ok(roots.into_iter().find(complete).map(|root| Self { root }))
-    }
-
     fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output> {
         let file = file(&self.root, program).with_context(|| format!("no {program}"))?;
-        let mut command = Command::new(file);
+        let mut command = apt::command(&self.root, &file);
         if self.root != Path::new("/") {
-            let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|path| self.root.join(path));
-            command.env("LD_LIBRARY_PATH", libraries.map(PathBuf::into_os_string).join(OsStr::new(":")));
             // The configuration file names the usual features of an ext4 file system.
             command.env("MKE2FS_CONFIG", self.root.join("etc/mke2fs.conf"));
         }
@@ -104,7 +94,8 @@ mod tests {
     #[test]
     fn a_damaged_file_system_is_found() {
         // Where they would have to be fetched, the system tests do so, and use them.
-        let Some(tools) = Tools::present().unwrap() else { return };
+        let Some(root) = NEEDED.present().unwrap() else { return };
+        let tools = Tools { root };
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("image");
         fs::write(&image, vec![0; 4 << 20]).unwrap();

@@ -5,12 +5,11 @@
 //! distribution without installing them. The layout is that of `grub-mkrescue`: an El Torito image for BIOS, a FAT image
 //! with `EFI/BOOT/BOOTX64.EFI` for UEFI, and a boot sector and partitions for machines that see a disk.
 
-use crate::{apt, cache};
+use crate::apt::{self, Programs};
 use anyhow::{Context, Result, ensure};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use xshell::Shell;
 
 /// The packages everything comes from.
@@ -32,6 +31,13 @@ const MODULES: &str =
 /// What GRUB does first: it looks for the medium it was loaded from.
 const EARLY: &str = "search --no-floppy --file --set=root /boot/tenon/hypervisor\nset prefix=($root)/boot/grub\n";
 
+const NEEDED: Programs = Programs {
+    kind: "grub",
+    packages: &PACKAGES,
+    why: "to make bootable images",
+    complete: |root| FILES.iter().all(|file| root.join(file).is_file()),
+};
+
 /// GRUB and the programs that make an image of it.
 #[derive(Clone, Debug)]
 pub struct Tools {
@@ -45,17 +51,7 @@ impl Tools {
     /// # Errors
     /// They are not all installed, and there is no way to fetch them.
     pub fn find(sh: &Shell) -> Result<Self> {
-        if let Some(found) = Self::present()? {
-            return Ok(found);
-        }
-        let _lock = cache::lock("grub")?;
-        if let Some(found) = Self::present()? {
-            return Ok(found);
-        }
-        apt::provide(sh, "grub", &PACKAGES, "to make bootable images").with_context(|| {
-            format!("cannot fetch GRUB; installing the packages {} helps as well", PACKAGES.join(", "))
-        })?;
-        Self::present()?.context("the packages of GRUB lack a file that is needed")
+        NEEDED.find(sh).map(|root| Self { root })
     }
 
     /// For `doctor`: whether there is all that images need, and where.
@@ -63,25 +59,15 @@ impl Tools {
     /// # Errors
     /// No cache folder can be named.
     pub fn state() -> Result<(bool, String)> {
-        Ok(match Self::present()? {
-            Some(tools) => (true, format!("GRUB and xorriso below {}", tools.root.display())),
+        Ok(match NEEDED.present()? {
+            Some(root) => (true, format!("GRUB and xorriso below {}", root.display())),
             None => (false, "GRUB and xorriso would be fetched for `cargo xtask image` (8 MB)".into()),
         })
     }
 
-    fn present() -> Result<Option<Self>> {
-        let roots = std::iter::once(PathBuf::from("/")).chain(apt::provided("grub")?.into_iter().rev());
-        let complete = |root: &PathBuf| FILES.iter().all(|file| root.join(file).is_file());
-        Ok(roots.into_iter().find(complete).map(|root| Self { root }))
-    }
-
     /// Runs one of the programs.
     fn run<I: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = I>) -> Result<()> {
-        let mut command = Command::new(self.root.join("usr/bin").join(program));
-        if self.root != Path::new("/") {
-            let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|path| self.root.join(path));
-            command.env("LD_LIBRARY_PATH", libraries.map(PathBuf::into_os_string).join(OsStr::new(":")));
-        }
+        let mut command = apt::command(&self.root, &self.root.join("usr/bin").join(program));
         // No configuration of the user's has a say.
         command.env("MTOOLSRC", "/dev/null").args(arguments);
         let output = command.output().with_context(|| format!("cannot start {program}"))?;
