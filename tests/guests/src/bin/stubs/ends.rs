@@ -15,10 +15,14 @@ use zerocopy::IntoBytes;
 
 static WORD: AtomicU64 = AtomicU64::new(0);
 
-/// The second vcpu takes the stack of the first away.
+/// The second vcpu takes the stack of the first away, once that is in user mode: before, the way there would need it.
 fn unmap() {
+    let word = WORD.load(Ordering::Relaxed);
+    while probe::load(word + 8) == 0 {
+        core::hint::spin_loop();
+    }
     let _ = update_va_mapping(crate::stage::TOP, 0, uvmf::INVLPG | uvmf::ALL);
-    probe::store(WORD.load(Ordering::Relaxed), 1);
+    probe::store(word, 1);
     loop {
         core::hint::spin_loop();
     }
@@ -39,7 +43,7 @@ pub(crate) fn end(how: &str) {
     let code = match what {
         "call" => code!("syscall"),
         "fault" => code!("mov eax, [0x123000]"),
-        "wait" => code!("2: mov rax, [rdi]", "test rax, rax", "jz 2b", "syscall"),
+        "wait" => code!("mov qword ptr [rdi + 8], 1", "2: mov rax, [rdi]", "test rax, rax", "jz 2b", "syscall"),
         _ => code!("nop"),
     };
     go(&stage, code, cause);
@@ -74,7 +78,7 @@ fn go(stage: &Stage, code: Code, cause: &str) {
         "gateless" => drop(call(Hypercall::SetTrapTable, [0; 5]).expect("the table is cleared")),
         "other" => {
             WORD.store(stage.space.data(), Ordering::Relaxed);
-            probe::store(stage.space.data(), 0);
+            probe::store_bytes(stage.space.data(), &[0; 16]);
             at = trip.back;
             start(unmap);
         }
