@@ -81,12 +81,13 @@ impl Console {
     /// All memory that the console ever uses is allocated here: see [`console_bytes`].
     ///
     /// # Errors
-    /// The indices in the page contradict each other, or there is no memory.
+    /// The indices in the page contradict each other, or there is no memory. The page is as it was then.
     pub fn attach<P: SharedPage>(page: &P, scrollback_bytes: usize) -> Result<Self, AttachError> {
-        let ends = BackEnd::attach(page).map_err(AttachError::BadIndices)?;
         let mut typed = VecDeque::new();
         typed.try_reserve_exact(TYPED_MAX).map_err(|_| AttachError::NoMemory)?;
         let printed = Scrollback::new(scrollback_bytes).map_err(|_| AttachError::NoMemory)?;
+        // This marks the page as served, so it comes last: nothing after it can fail.
+        let ends = BackEnd::attach(page).map_err(AttachError::BadIndices)?;
         Ok(Self { ends, typed, printed, stopped: None })
     }
 

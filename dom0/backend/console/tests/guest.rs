@@ -1,7 +1,7 @@
 //! A console against guests that behave, flood, do not read, and lie.
 
-use console_backend::{BUDGET, Console, TYPED_MAX};
-use ring_protocol::console::{FrontEnd, is_connected};
+use console_backend::{AttachError, BUDGET, Console, TYPED_MAX};
+use ring_protocol::console::{FrontEnd, is_connected, set_connected};
 use ring_protocol::{SharedPage, WordPage};
 
 const KEPT: usize = 8192;
@@ -24,6 +24,15 @@ fn bytes_pass_unchanged_both_ways() {
     let mut typed = [0; 16];
     assert_eq!(guest.input.read(&page, &mut typed), Ok(5));
     assert_eq!(&typed[..5], b"root\r");
+}
+
+#[test]
+fn a_console_without_memory_leaves_the_page_unconnected() {
+    let page: WordPage = WordPage::new();
+    set_connected(&page, false);
+    // No allocator can give this much.
+    assert_eq!(Console::attach(&page, usize::MAX).err(), Some(AttachError::NoMemory));
+    assert!(!is_connected(&page), "no back end serves this page");
 }
 
 #[test]
