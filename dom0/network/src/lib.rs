@@ -18,12 +18,17 @@
 
 extern crate alloc;
 
+mod bytes;
+pub mod checksum;
 mod frame;
+mod headers;
 mod mac;
+pub mod segment;
 mod station;
 mod uplink;
 
 pub use frame::{Checksum, FrameInfo, MAX_FRAME, MAX_PACKET, MIN_FRAME, Protocol, Segmentation};
+pub use headers::{Arp, Fragment, HEADER_BYTES, Headers, Ipv4, Ipv6, Kind, L4, Malformed, Transport};
 pub use mac::{BadMac, Mac};
 pub use station::{Output, PortId, Station};
 pub use uplink::{Full, Offloads, Reset, Uplink};
