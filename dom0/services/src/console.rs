@@ -1,4 +1,5 @@
-//! Serves the guests' consoles: a guest's output is taken at once and kept; it is shown if the screen shows this guest.
+//! Serves the consoles of guests. The output of a guest is taken and kept even if nobody reads it. The output is shown as well
+//! while the screen shows this guest.
 
 use alloc::format;
 use alloc::rc::Rc;
@@ -17,9 +18,9 @@ pub use toolstack::terminal::Shows;
 use crate::host::{Channel, Class, Host};
 use crate::shape::{Attached, Ends, Service, Turn};
 
-/// Bytes of output that are kept for each guest.
+/// The most bytes of output that are kept for each guest.
 const KEPT: usize = 64 * 1024;
-/// Bytes of the heap that the console of a guest uses for as long as it exists.
+/// Bytes of the heap that the console of a guest uses for as long as the console exists.
 pub const CONSOLE_BYTES: usize = console_bytes(KEPT);
 
 /// The screen on which the output of guests is shown.
@@ -36,7 +37,7 @@ pub trait Screen: 'static {
     /// Shows a message of dom0 on lines of its own.
     fn message(&self, text: &str);
 
-    /// Tells that a guest has a new name.
+    /// Called when a guest has a new name.
     fn renamed(&self, from: &str, to: &str);
 }
 
@@ -62,11 +63,11 @@ impl<S: toolstack::terminal::Screen + 'static> Screen for Terminal<S> {
     }
 }
 
-/// The console of a guest. When the guest is made again, it keeps its console.
+/// The console of a guest. A guest that is made again keeps its console.
 pub struct GuestConsole<H: Host, S> {
     host: H,
     kept: Rc<Kept<S>>,
-    /// The heap set aside for the console.
+    /// The part of the heap that is set aside for the console; `None` if no part is.
     reserved: RefCell<Option<H::Reserved>>,
     /// The console as a service, while the guest is connected; `None` otherwise.
     life: RefCell<Option<Attached<H, Life<H, S>>>>,
@@ -79,13 +80,14 @@ struct Kept<S> {
     /// The guest's output and input; `None` before the guest is first connected.
     console: RefCell<Option<Console>>,
     lines: RefCell<LineWriter>,
-    /// How many bytes of the guest's output have been shown on the screen, or were dropped before they could be shown.
+    /// How many bytes the guest had printed when its output was last shown on the screen. `show_missed` shows what was printed
+    /// since.
     shown: Cell<u64>,
-    /// How many bytes the guest had printed in all when it was last connected.
+    /// How many bytes the guest had printed in all when the console was last connected.
     begun: Cell<u64>,
 }
 
-/// A console as a service, from the moment the guest is connected until it is disconnected.
+/// A console as a service. It exists while the guest is connected.
 struct Life<H: Host, S> {
     kept: Rc<Kept<S>>,
     ends: Ends<H>,
@@ -98,7 +100,7 @@ impl<H: Host, S> fmt::Debug for GuestConsole<H, S> {
 }
 
 impl<H: Host, S: Screen> GuestConsole<H, S> {
-    /// A console that no guest is connected to.
+    /// A console, not connected yet, for the guest with this name.
     pub fn new(host: H, name: &str, screen: Rc<S>) -> Rc<Self> {
         let kept = Rc::new(Kept {
             name: RefCell::new(name.to_string()),
@@ -182,12 +184,12 @@ fn lines_of(name: &str) -> LineWriter {
 }
 
 impl<S: Screen> Kept<S> {
-    /// Bytes that the guest has printed in all, those before it was last made included.
+    /// How many bytes the guest has printed in all, including what it printed before it was last made again.
     fn printed(&self) -> u64 {
         self.console.borrow().as_ref().map_or(0, |console| console.scrollback().end())
     }
 
-    /// Shows the line that the guest has begun and not finished.
+    /// Shows the unfinished line that `lines` holds, if there is one.
     fn end_line(&self) {
         self.lines.borrow_mut().flush(|line| self.screen.line(line));
     }
@@ -200,7 +202,7 @@ impl<H: Host, S: Screen> Service<H> for Life<H, S> {
     const REFERENCE: u32 = REF_CONSOLE;
     const CLASS: Class = Class::Data;
     const TURN_BYTES: usize = console_backend::TURN_BYTES;
-    /// Bytes per turn.
+    /// Bytes of output taken per turn. Keystrokes do not count: at most those that wait are passed on.
     const BUDGET: usize = console_backend::BUDGET;
 
     fn attach(kept: &Rc<Kept<S>>, ends: Ends<H>) -> Result<Self, &'static str> {
@@ -250,8 +252,8 @@ impl<H: Host, S: Screen> Service<H> for Life<H, S> {
     }
 
     fn detach(&self) {
-        // One turn takes as much as a full ring holds. A loop until the ring is empty could run for ever, as the guest may
-        // still print.
+        // One turn takes as much as a full ring holds. A loop until the ring is empty could run for ever, because the guest may
+        // still be printing.
         let _ = self.serve(Self::BUDGET);
         self.kept.end_line();
         set_connected(&self.ends.page, false);

@@ -1,4 +1,5 @@
-//! The shape of every service: it is attached to a page and a port of a guest, serves in bounded turns, and is detached.
+//! The shape of the services that share one page and one port with each guest: the store and consoles. Such a service is
+//! attached to the page and the port, serves in bounded turns, and is detached.
 
 use alloc::format;
 use alloc::rc::Rc;
@@ -10,7 +11,7 @@ use hypercall_abi::Errno;
 use crate::host::{Channel, Class, Host};
 use crate::signal::Signal;
 
-/// Nanoseconds by which a turn is put off when the heap has no room for it.
+/// Nanoseconds by which a turn is put off when the heap has no room for what the turn may allocate.
 pub const PATIENCE_NS: u64 = 100_000_000;
 
 /// Whether there is more to do after a turn.
@@ -19,7 +20,7 @@ pub const PATIENCE_NS: u64 = 100_000_000;
 pub enum Turn {
     /// There is more to do already. Other tasks get their turns first.
     Again,
-    /// Nothing can be done until an event of the guest or a [`kick`](Attached::kick).
+    /// Nothing can be done before the task is woken: in a service, by an event of the guest or a [`kick`](Attached::kick).
     Idle,
 }
 
@@ -30,7 +31,7 @@ impl Turn {
     }
 }
 
-/// What a service shares with a guest: a page and an event channel. Dropping it unmaps the page and closes the port.
+/// What a service shares with a guest: a page and an event channel. Dropping this value unmaps the page and closes the port.
 #[derive(Debug)]
 pub struct Ends<H: Host> {
     /// The guest.
@@ -61,28 +62,29 @@ pub trait Service<H: Host>: Sized + 'static {
     const NAME: &'static str;
     /// The grant reference of the guest's page.
     const REFERENCE: u32;
-    /// The priority of its task.
+    /// The priority of the service's task.
     const CLASS: Class;
-    /// Bytes of the heap that a turn may allocate in all.
+    /// The most bytes of the heap that one turn may allocate in all.
     const TURN_BYTES: usize;
-    /// The budget of a turn, in the service's own unit: bytes, messages, requests.
+    /// The budget of a turn, in the service's own unit: bytes of output, or messages.
     const BUDGET: usize;
 
     /// Checks the page, and begins to serve the guest.
     ///
     /// # Errors
-    /// Why the guest cannot be served. The guest has then not been told that it is served.
+    /// Why the guest cannot be served. No event has been sent to the guest then, and the page of a console has not been marked
+    /// as connected.
     fn attach(kept: &Self::Kept, ends: Ends<H>) -> Result<Self, &'static str>;
 
-    /// Takes one turn, of at most `budget` units whatever the guest does meanwhile.
+    /// Takes one turn. The turn handles at most `budget` units, whatever the guest does meanwhile.
     fn serve(&self, budget: usize) -> Turn;
 
-    /// Ends the service: does the work that is left, and tells the guest, or a person by the log, what they need to know at the
-    /// end. This does not happen if the service is only dropped.
+    /// Ends the service: does the last work for the guest, and says what is left to say, to the guest through the page or to a
+    /// person through the log. A service that is only dropped does neither.
     fn detach(&self);
 }
 
-/// An attached service, with the task that gives it its turns. Dropping it ends the service and the task without
+/// An attached service, and the task that gives the service its turns. Dropping this value ends both without
 /// [`detach`](Self::detach).
 pub struct Attached<H: Host, S> {
     service: Rc<S>,
@@ -102,13 +104,14 @@ impl<H: Host, S: Service<H>> Attached<H, S> {
     /// the task runs.
     ///
     /// # Errors
-    /// Why the guest's page or port cannot be used, in words.
+    /// Why the guest cannot be served, in words.
     pub fn attach(host: &H, kept: &S::Kept, domain: u16, port: u32) -> Result<Self, String> {
         let ends = Ends::take(host, domain, (S::REFERENCE, port), S::NAME)?;
         let port = ends.channel.port();
         let service = Rc::new(S::attach(kept, ends).map_err(|why| format!("its {} {why}", S::NAME))?);
         let kick: Rc<Signal> = Rc::default();
-        // The task holds neither the page nor the channel, so both are released when the service is detached.
+        // The task has only a weak reference to the service, which owns the page and the channel. So both are released when the
+        // service is detached.
         let (served, kicked) = (Rc::downgrade(&service), Rc::clone(&kick));
         let turn = move || served.upgrade().map(|service| service.serve(S::BUDGET));
         let wait = {
@@ -135,8 +138,9 @@ impl<H: Host, S: Service<H>> Attached<H, S> {
     }
 }
 
-/// Takes turns until `turn` returns `None`, which means that the service is gone. Each turn is put off until the heap has a
-/// free block of `bytes`. After a turn, lets other tasks run if there is more to do, else awaits `wait()`.
+/// Calls `turn` again and again, until `turn` returns `None`: what takes the turns is gone. Before each call, waits until the
+/// heap has a free block of `bytes` bytes. After a call, lets other tasks run if there is more to do; otherwise awaits
+/// `wait()`.
 pub(crate) async fn turns<H: Host>(host: H, bytes: usize, turn: impl Fn() -> Option<Turn>, wait: impl AsyncFn()) {
     loop {
         while !host.can_allocate(bytes) {

@@ -1,4 +1,4 @@
-//! Serves the store: to guests through the page that each of them granted, to dom0 by calls.
+//! Serves the store: to each guest through the page that the guest granted, and to dom0 by calls.
 
 mod session;
 
@@ -22,7 +22,7 @@ use crate::signal::Signal;
 
 pub use session::Session;
 
-/// Bytes of the heap for serving a guest in addition to what the store holds: link, channel, page and task.
+/// Bytes of the heap for serving a guest: link, channel, page and task. What the store holds for the guest is not included.
 const SERVED_BYTES: usize = 8 * 1024;
 
 /// The most bytes of the heap that one guest can make dom0 use for the store.
@@ -31,7 +31,7 @@ pub fn store_bytes() -> usize {
     Quotas::default().domain_bytes() + SERVED_BYTES
 }
 
-/// The store and the guests it serves. Clones stand for the same store.
+/// The store and the guests that are served with it. Clones stand for the same store.
 #[derive(Clone)]
 pub struct StoreService<H: Host>(Rc<Shared<H>>);
 
@@ -42,20 +42,20 @@ struct Shared<H: Host> {
     /// The store's session for requests of dom0 itself.
     session: ConnectionId,
     served: RefCell<BTreeMap<u16, Served<H>>>,
-    /// The sessions of other services, each with the signal that is set when it has events.
+    /// The sessions of other services, each with a signal, which is set when the session has events.
     sessions: RefCell<BTreeMap<ConnectionId, Rc<Signal>>>,
     /// Set when the store has work left to do.
     left: Rc<Signal>,
-    /// The task that does the work that requests have left. It ends when this structure is dropped.
+    /// The task that does the work that requests have left. The task ends when this structure is dropped.
     work: RefCell<Option<H::Task>>,
-    /// The heap set aside for the next guest that will be served.
+    /// The part of the heap set aside for the next guest that will be served.
     reserved: RefCell<Option<H::Reserved>>,
 }
 
 /// A guest being served.
 struct Served<H: Host> {
     ring: Attached<H, Ring<H>>,
-    /// The heap set aside for what the guest makes the store hold.
+    /// The part of the heap set aside for serving the guest, and for what the guest makes the store hold.
     _reserved: Option<H::Reserved>,
 }
 
@@ -64,8 +64,8 @@ struct Ring<H: Host> {
     shared: Weak<Shared<H>>,
     link: RefCell<Link>,
     ends: Ends<H>,
-    /// Whether the store refused further requests from this guest when the guest's last turn ended, because too many of its
-    /// changes are still to be told to watchers, or too many of its replies are still unfetched.
+    /// Whether the store took no more requests of this guest at the end of the guest's last turn. There are two reasons:
+    /// watchers have yet to be told of too many changes of the guest, or too many replies to the guest are unfetched.
     stalled: Cell<bool>,
     /// Limits the warnings that the guest causes.
     lines: RefCell<LineLimit>,
@@ -113,7 +113,7 @@ impl<H: Host> Service<H> for Ring<H> {
 }
 
 impl<H: Host> Ring<H> {
-    /// Logs a warning that the guest caused, unless the guest has caused too many of late.
+    /// Logs a warning that the guest caused, unless the guest has caused too many warnings of late.
     fn complain(&self, now_ns: u64, what: &str) {
         match self.lines.borrow_mut().admit(now_ns) {
             None => {}
@@ -124,7 +124,7 @@ impl<H: Host> Ring<H> {
 }
 
 impl<H: Host> StoreService<H> {
-    /// An empty store, run by domain `own`.
+    /// A new store, run by domain `own`. Its only client is dom0.
     pub fn new(host: H, own: DomainId) -> Self {
         let mut store = store::Store::new(own, Quotas::default());
         let session = store.open_local();
@@ -147,7 +147,8 @@ impl<H: Host> StoreService<H> {
         Self(shared)
     }
 
-    /// Carries out what the store has left to its caller: attaches and detaches rings of guests.
+    /// Carries out the store's duties ([`Duty`]): attaches and detaches rings of guests. Stops at the first ring that cannot be
+    /// attached.
     fn carry_out_duties(&self) -> Result<(), String> {
         loop {
             let duty = self.0.store.borrow_mut().next_duty();
@@ -177,8 +178,9 @@ impl<H: Host> StoreService<H> {
 }
 
 impl<H: Host> Shared<H> {
-    /// Gives a turn to every guest, except `except`, for which the store has output, or which is stalled and may go on. Sets
-    /// the signals of the sessions that have events. Wakes the task for the store's work if there is any.
+    /// Gives a turn to every guest for which the store has output, and to every stalled guest that may go on, but not to guest
+    /// `except`. Sets the signals of the sessions that have events. If the store has work to do, wakes the task that does this
+    /// work.
     fn deliver(&self, except: Option<u16>) {
         let mut store = self.store.borrow_mut();
         for (domain, served) in &*self.served.borrow() {
@@ -205,7 +207,7 @@ impl<H: Host> Shared<H> {
         more
     }
 
-    /// Handles one message of one guest; returns whether there is more to do at once.
+    /// Gives one guest its output, and handles at most one message of the guest. Returns whether there is more to do at once.
     fn step(&self, ring: &Ring<H>) -> bool {
         let domain = ring.ends.domain;
         let step = ring.link.borrow_mut().step(&ring.ends.page, &mut self.store.borrow_mut());
@@ -214,7 +216,8 @@ impl<H: Host> Shared<H> {
         }
         if step.notify {
             ring.ends.channel.notify();
-            // Other guests are woken only after progress; otherwise two stalled guests would wake each other for ever.
+            // Other guests get turns only if this step has made progress. Otherwise two guests that do not fetch their output
+            // would give each other turns for ever.
             self.deliver(Some(domain));
         }
         let id = ConnectionId::Domain(DomainId(domain));
@@ -223,7 +226,7 @@ impl<H: Host> Shared<H> {
     }
 }
 
-/// The name of the store's error.
+/// The name of an error of the store.
 fn text(error: StoreError) -> String {
     error.name().to_string()
 }
@@ -269,7 +272,7 @@ impl<H: Host> toolstack::Store for StoreService<H> {
         self.carry_out_duties()?;
         self.0.deliver(None);
         match released {
-            // The store does not know a domain that could not be introduced.
+            // A domain that could not be introduced is released as well. The store answers `NotFound`, which is no failure.
             Ok(()) | Err(StoreError::NotFound) => Ok(()),
             Err(error) => Err(text(error)),
         }
