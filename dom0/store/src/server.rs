@@ -1,8 +1,8 @@
 //! The server: connections, domains, and one function that carries out a request.
 //!
-//! Every turn of a client is one request, so a client that floods the store waits for its next turn like all others. A request
-//! is answered before the events that it causes are queued. The work that it causes for other clients is done in pieces: see
-//! [`Store::work`].
+//! Every turn of a client is at most one request, so a client that floods the store waits for its next turn like all others.
+//! The reply to a request is queued before the events that the request causes. Work that a request causes for other clients is
+//! done in pieces: see [`Store::work`].
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
@@ -24,15 +24,15 @@ use crate::watch::{Watch, Watches};
 use crate::wire::{self, Kind, Message, PAYLOAD_MAX, ProtocolError};
 use crate::work::{Effect, Jobs};
 
-/// The features of this server, as announced in the ring page.
+/// The features of this server, as announced in the store page of each domain.
 pub const FEATURES: u32 = FEATURE_RECONNECTION | FEATURE_ERROR | FEATURE_WATCH_DEPTH;
 
-/// Something that the caller must do outside the store. Duties are carried out in the order in which [`Store::next_duty`]
-/// returns them.
+/// Something that the caller must do outside the store. The caller carries out duties in the order in which
+/// [`Store::next_duty`] returns them.
 #[must_use = "the store cannot map pages or bind ports itself"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
-    /// Map the domain's store page, bind its port, and serve it from the start of the ring.
+    /// Map the domain's store page, bind the domain's port, and serve the domain with both rings empty at first.
     Attach {
         /// The domain.
         domain: DomainId,
@@ -41,7 +41,7 @@ pub enum Duty {
         /// The domain's end of the event channel.
         port: u32,
     },
-    /// Stop serving this domain: unmap its store page and close the port.
+    /// Stop serving this domain: unmap the domain's store page and close the port.
     Detach {
         /// The domain.
         domain: DomainId,
@@ -53,13 +53,14 @@ pub enum Duty {
 pub struct Handled {
     /// Bytes taken from the front of the input.
     pub taken: usize,
-    /// Whether these bytes completed a message. It has then been carried out and answered.
+    /// Whether these bytes completed a message. If so, the message has been carried out and answered.
     pub message: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Domain {
-    /// Whether the domain has shut down and has not been resumed. Watchers of `@releaseDomain` are told of the shutdown once.
+    /// Whether the domain has shut down and has not been resumed since. While this is true, watchers of `@releaseDomain` are
+    /// not told again.
     pub(crate) shut_down: bool,
 }
 
@@ -68,7 +69,7 @@ type Outcome = Result<(Vec<u8>, Effect), StoreError>;
 /// The store.
 #[derive(Clone, Debug)]
 pub struct Store {
-    /// The domain in which this server runs. It owns the nodes that every store begins with.
+    /// The domain in which this server runs. This domain owns the nodes that every store begins with.
     pub(crate) own: DomainId,
     pub(crate) tree: Tree,
     pub(crate) watches: Watches,
@@ -77,7 +78,7 @@ pub struct Store {
     pub(crate) duties: VecDeque<Duty>,
     pub(crate) quotas: Quotas,
     pub(crate) next_local: u32,
-    /// The work left from requests.
+    /// The work that requests have left.
     pub(crate) jobs: Jobs,
     pub(crate) steps: u64,
 }
@@ -102,12 +103,12 @@ impl Store {
         }
     }
 
-    /// Takes bytes that a client sent: at most up to the end of one message, which is then carried out. Takes nothing
-    /// if the client is not connected, has too many unfetched replies, or made too many changes that watchers have not
-    /// been told of yet.
+    /// Takes bytes that a client sent, at most up to the end of one message. Carries out and answers a message that is
+    /// complete. Takes nothing in three cases: the client is not connected, the client has too many bytes of unfetched replies,
+    /// or watchers have yet to be told of too many bytes of the client's changes.
     ///
     /// # Errors
-    /// The client announced too long a payload. Its connection has been reset: see
+    /// The client announced too long a payload. The client's connection has been reset: see
     /// [`reset_connection`](Self::reset_connection).
     pub fn handle(&mut self, id: ConnectionId, bytes: &[u8]) -> Result<Handled, ProtocolError> {
         let nothing = Handled { taken: 0, message: false };
@@ -138,8 +139,9 @@ impl Store {
         })
     }
 
-    /// How many more bytes this client must send to complete the header that it is sending or, once the header is complete, the
-    /// message; 0 if it is not connected. The caller must not read more than that from the ring.
+    /// How many more bytes this client must send to complete the header or, once the header is complete, the message. 0 if the
+    /// client is not connected, or has announced too long a payload. The caller must not read more bytes than this from the
+    /// client's ring.
     #[must_use]
     pub fn wanted_input(&self, id: ConnectionId) -> usize {
         let connection = self.connections.get(&id);
@@ -167,13 +169,13 @@ impl Store {
         }
     }
 
-    /// Takes the oldest duty that the caller has not taken yet; `None` if there is none.
+    /// Takes the oldest duty that the caller has not taken yet; `None` if no duty is left.
     pub fn next_duty(&mut self) -> Option<Duty> {
         self.duties.pop_front()
     }
 
-    /// Drops everything a client has open: watches, transactions, half-received messages, unfetched output.
-    /// The client may continue with a fresh ring.
+    /// Drops everything that a client has open: watches, transactions, a half-received message, unfetched output. The client
+    /// may continue with fresh rings.
     pub fn reset_connection(&mut self, id: ConnectionId) {
         self.watches.remove_all(id);
         if let Some(connection) = self.connections.get_mut(&id) {
@@ -199,7 +201,7 @@ impl Store {
         &self.quotas
     }
 
-    /// How much the nodes of a domain use.
+    /// How many nodes a domain owns, and how many bytes of the heap these use.
     #[must_use]
     pub fn usage(&self, domain: DomainId) -> Usage {
         self.tree.usage(domain)
@@ -212,8 +214,8 @@ impl Store {
         self.tree.usage(domain).bytes + self.ledger().held(domain).unwrap_or(0)
     }
 
-    /// How many steps have been done so far. A step is a node that is looked up, copied or removed, or a watch or node that is
-    /// passed in a search. Tests use this to bound the length of a turn.
+    /// How many steps have been done so far. To look up, copy, commit or remove a node is a step, and so is to pass a watch or
+    /// a node in a search. Tests use this number to bound the length of a turn.
     #[must_use]
     pub const fn steps(&self) -> u64 {
         self.steps
@@ -225,9 +227,12 @@ impl Store {
         &self.tree
     }
 
-    /// Checks four things. The tree is consistent. For each client, the recorded number of watches equals the number of watches
-    /// that it has, and `untold` equals the bytes charged to it in pending jobs. Every watch belongs to a connection. No
-    /// unprivileged client has too many watches or transactions.
+    /// Checks these things:
+    /// - The tree is consistent.
+    /// - Every watch belongs to a connection.
+    /// - The number of watches that is recorded for a client is the number that the client has.
+    /// - `untold` of a client is the number of bytes that pending jobs charge to the client.
+    /// - No unprivileged client has too many watches or transactions.
     ///
     /// # Errors
     /// The first contradiction found, in words.
@@ -286,8 +291,8 @@ impl Store {
         self.perform(id, header.transaction, request)
     }
 
-    /// Carries out one request. Returns the reply, and the effect of the request, which the caller must pass to
-    /// [`Store::follow`]: no event that the request causes is queued here.
+    /// Carries out one request. Returns the reply and the effect of the request. No event is queued here: the caller must pass
+    /// the effect to [`Store::follow`], which queues the events.
     pub(crate) fn perform(&mut self, id: ConnectionId, transaction: u32, request: Request<'_>) -> Outcome {
         let caller = self.connections.get(&id).ok_or(StoreError::NotFound)?.caller;
         match request {
@@ -350,7 +355,7 @@ impl Store {
         }
     }
 
-    /// Whether this domain has been introduced and not released. The server's own domain always counts as introduced.
+    /// Whether this domain has been introduced and not released since. The server's own domain always counts as introduced.
     #[must_use]
     pub fn is_introduced(&self, domain: DomainId) -> bool {
         domain == self.own || self.domains.contains_key(&domain)
@@ -377,8 +382,9 @@ impl Store {
         done(Effect::Changed(fired))
     }
 
-    /// Runs `work` on the tree as it is seen in the transaction with this number. Number 0 means a new transaction, which is
-    /// committed if `work` succeeds. Returns what `work` returned, and the changes that were committed, for their watchers.
+    /// Runs `work` on the tree as the transaction with this number sees the tree. Number 0 means a new transaction, which is
+    /// committed if `work` succeeds. Returns what `work` returned, and the changes that were committed here, of which watchers
+    /// are to be told.
     pub(crate) fn in_view<R>(
         &mut self,
         id: ConnectionId,
@@ -415,8 +421,8 @@ impl Store {
         Ledger { watches: &self.watches, connections: &self.connections }
     }
 
-    /// Returns `list`; if the caller is unprivileged, without the entries for domains that are not introduced: a later domain
-    /// with such a number must not have rights from the start (XSA-322).
+    /// Returns `list`. If the caller is unprivileged, leaves out the exceptions for domains that are not introduced: a later
+    /// domain with such a number must not have rights from the start (XSA-322).
     fn without_strangers(&self, caller: &Caller, list: Permissions) -> Permissions {
         if caller.privileged {
             return list;
@@ -474,8 +480,8 @@ impl Store {
         Ok((terminated(&format!("{number}")), Effect::None))
     }
 
-    /// Ends a transaction. Its number can be used again afterwards, even if this fails. Returns the changes that were
-    /// committed.
+    /// Ends a transaction: commits its changes if `commit` is true. The transaction's number can be used again afterwards, even
+    /// if this fails. Returns the changes that were committed.
     fn end_transaction(&mut self, id: ConnectionId, number: u32, commit: bool) -> Result<Vec<Fired>, StoreError> {
         let connection = self.connections.get_mut(&id).ok_or(StoreError::NotFound)?;
         let changes = connection.transactions.remove(&number).ok_or(StoreError::Invalid)?;
@@ -492,9 +498,9 @@ impl Store {
         if domain == self.own {
             return Err(StoreError::Invalid);
         }
-        // A domain number is used again only after all other numbers have been used, so the nodes and rights of the domain that
-        // had this number before have usually all been removed by now. If not, they are removed here, before the new domain is
-        // introduced.
+        // A domain number is used again only after all other numbers have been used. So the nodes and rights of the domain that
+        // had this number before have usually all been removed by now. If some are left, they are removed here, before the new
+        // domain is introduced.
         while self.jobs.unmakes(domain) && self.work() {}
         let id = ConnectionId::Domain(domain);
         self.duties.push_back(Duty::Attach { domain, frame, port });
@@ -517,7 +523,7 @@ impl Store {
             if connection.caller.target == Some(domain) {
                 connection.caller.target = None;
             }
-            // An open transaction may give rights to the domain that is gone, so none can be committed.
+            // An open transaction may give rights to the domain that is gone, so no open transaction can be committed any more.
             for changes in connection.transactions.values_mut() {
                 changes.doom(StoreError::Again);
             }
@@ -552,8 +558,8 @@ fn directory(node: &Node) -> Result<Vec<u8>, StoreError> {
     if list.len() > PAYLOAD_MAX { Err(StoreError::TooBig) } else { Ok(list.to_vec()) }
 }
 
-/// Returns the node's generation, then names of its children, from byte `offset` of their list on: as many whole names as fit
-/// into a message. An empty name after the last one marks the end of the list.
+/// Returns the node's generation, and then names of the node's children: as many whole names as fit into a message, from byte
+/// `offset` of the list of names on. An empty name after the last name of the list marks the end of the list.
 fn directory_part(node: &Node, offset: usize) -> Vec<u8> {
     let list = node.children.as_bytes();
     let mut reply = terminated(&format!("{}", node.generation));
