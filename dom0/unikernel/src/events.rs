@@ -2,7 +2,8 @@
 //! ports.
 //!
 //! The unikernel runs with upcalls masked, and [`crate::tasks`] checks the pending bits before every turn of a task. A handler
-//! set with [`on_event`] is called during this check; in test guests that unmask upcalls, it is called during the upcall.
+//! set with [`on_event`] is called during this check. In test guests that unmask upcalls, the handler is called during the
+//! upcall.
 
 use crate::boot::Boot;
 use crate::hypercall;
@@ -23,9 +24,9 @@ static SHARED: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 #[derive(Default)]
 struct Slot {
     call: Option<fn(u32)>,
-    /// Whether an event of the port was seen since the last [`wait`] ended.
+    /// Whether an event of the port was seen since the port was opened or the last [`wait`] ended, whichever was later.
     fired: bool,
-    /// How many events of the port were seen since it was opened.
+    /// How many events of the port were seen since the port was opened.
     count: u64,
     waiting: Option<Waker>,
 }
@@ -35,7 +36,7 @@ static SLOTS: MaskMutex<Vec<Slot>> = MaskMutex::new(Vec::new());
 /// Maps the shared_info page.
 ///
 /// # Safety
-/// Called once, after memory works.
+/// Must be called only once, after the memory of the unikernel is set up.
 ///
 /// # Panics
 /// If the hypervisor refuses to show the page.
@@ -49,7 +50,7 @@ pub(crate) unsafe fn init(boot: &Boot) {
 /// The byte at an offset of the shared page; `None` before [`init`].
 fn byte(offset: usize) -> Option<&'static AtomicU8> {
     let page = SHARED.load(Ordering::Acquire);
-    // SAFETY: once set, the page stays mapped; callers pass offsets below 4096; the hypervisor writes it too, hence an
+    // SAFETY: once set, the page stays mapped; callers pass offsets below 4096. The hypervisor writes the byte too, hence an
     // atomic.
     (!page.is_null()).then(|| unsafe { AtomicU8::from_ptr(page.add(offset)) })
 }
@@ -87,7 +88,7 @@ pub fn page_fault_address() -> u64 {
     word(vcpu_info::CR2).map_or(0, |word| word.load(Ordering::Relaxed))
 }
 
-/// Masks upcalls; returns the previous mask. Before [`init`] it returns 1, because upcalls are masked at first (core 1.3).
+/// Masks upcalls; returns the previous mask: 1 before [`init`], because upcalls are masked at first (core 1.3).
 pub fn mask_upcalls() -> u8 {
     byte(vcpu_info::UPCALL_MASK).map_or(1, |mask| mask.swap(1, Ordering::AcqRel))
 }
@@ -99,8 +100,8 @@ pub fn restore_upcalls(mask: u8) {
     }
 }
 
-/// Unmasks upcalls. If one is pending, a call that does nothing else is made: the hypervisor delivers the upcall before the
-/// call returns.
+/// Unmasks upcalls. If an upcall is pending, makes a hypercall that has no effect of its own: the hypervisor delivers the
+/// upcall before the hypercall returns.
 pub fn unmask_upcalls() {
     if let Some(mask) = byte(vcpu_info::UPCALL_MASK) {
         mask.store(0, Ordering::SeqCst);
@@ -128,7 +129,8 @@ pub(crate) fn upcall() {
     scan();
 }
 
-/// Handles every port that is pending and not masked.
+/// While an upcall is pending, handles the ports of the words that the selector names: each port that is pending and not
+/// masked.
 pub fn scan() {
     let (Some(pending), Some(selector)) = (byte(vcpu_info::UPCALL_PENDING), word(vcpu_info::PENDING_SEL)) else {
         return;
@@ -178,7 +180,7 @@ fn dispatch(port: u32) {
     }
 }
 
-/// Returns what `f` returns for the state of a port; `None` if [`prepare`] has made no room for this port.
+/// Calls `f` with the state of a port, and returns what `f` returns; `None` if [`prepare`] has made no room for this port.
 fn with_slot<T>(port: u32, f: impl FnOnce(&mut Slot) -> T) -> Option<T> {
     let mut slots = SLOTS.lock();
     slots.get_mut(usize::try_from(port).ok()?).map(f)
@@ -196,7 +198,7 @@ fn prepare(port: u32) {
     }
 }
 
-/// Begins to listen to a port that was just bound. Events that were seen in an earlier use of the same number are forgotten.
+/// Begins to listen to a port that was just bound. Events that were seen in an earlier use of this port's number are forgotten.
 pub fn open(port: u32) {
     prepare(port);
     set_port_mask(port, false);
@@ -209,7 +211,8 @@ pub fn on_event(port: u32, call: fn(u32)) {
     deliver_missed(port);
 }
 
-/// Waits for an event of a port; ends at once if one was seen since the last wait ended. Only one task may wait for a port.
+/// Waits for an event of a port. Ends at once if an event was seen since the port was opened or the last wait ended, whichever
+/// was later. Only one task may wait for a port.
 pub fn wait(port: u32) -> impl Future<Output = ()> {
     Wait { port }
 }
@@ -237,14 +240,14 @@ impl Future for Wait {
     }
 }
 
-/// How many events of a port were seen since it was opened.
+/// How many events of a port were seen since the port was opened.
 #[must_use]
 pub fn count(port: u32) -> u64 {
     with_slot(port, |slot| slot.count).unwrap_or(0)
 }
 
 /// Masks or unmasks a port by its bit in the shared_info page, not by a hypercall. An event that came while the port was masked
-/// is delivered when it is unmasked.
+/// is delivered when the port is unmasked.
 pub fn set_port_mask(port: u32, masked: bool) {
     if let Some((word, bit)) = port_bit(offset::EVTCHN_MASK, port) {
         if masked {
@@ -256,8 +259,8 @@ pub fn set_port_mask(port: u32, masked: bool) {
     }
 }
 
-/// If a port is pending, sets its selector bit and marks an upcall as pending. The hypervisor has not done so if the port was
-/// masked when it was raised (core 5.1).
+/// If a port is pending, sets the port's selector bit and marks an upcall as pending: the hypervisor did neither if the port
+/// was masked when the event came (core 5.1). If upcalls are not masked, makes a hypercall as [`unmask_upcalls`] does.
 fn deliver_missed(port: u32) {
     if !is_pending(port) {
         return;
@@ -288,7 +291,7 @@ pub fn clear_pending(port: u32) -> bool {
     port_bit(offset::EVTCHN_PENDING, port).is_some_and(|(word, bit)| word.fetch_and(!bit, Ordering::AcqRel) & bit != 0)
 }
 
-/// An open port. Dropping it closes the port.
+/// An open port. Dropping this value closes the port.
 #[derive(Debug)]
 pub struct Channel {
     port: u32,
@@ -324,12 +327,12 @@ impl Channel {
         self.port
     }
 
-    /// Sends an event to the other end; if the other end is gone, nothing happens.
+    /// Sends an event to the other end. Does nothing if the other end is gone.
     pub fn notify(&self) {
         let _ = hypercall::send(self.port);
     }
 
-    /// Waits until the other end has sent an event.
+    /// Waits for an event from the other end, as [`wait`] does.
     pub async fn wait(&self) {
         wait(self.port).await;
     }

@@ -1,13 +1,14 @@
-//! Cooperative tasks on vcpu 0. They run with upcalls masked. When none is ready, the vcpu sleeps in `tenon_op(Wait)` or, on a
-//! hypervisor without this call, in `sched_op(block)`.
+//! Cooperative tasks on vcpu 0. Tasks run with upcalls masked. When no task is ready, the vcpu sleeps in `tenon_op(Wait)` or,
+//! on a hypervisor without this call, in `sched_op(block)`.
 //!
-//! There are two ready queues: for control tasks, which a guest or a person waits for, and for data tasks, which move bytes.
-//! Control tasks run first, but of nine turns at least one is for a data task, if one is ready. A task that yields goes to the
-//! end of the data queue, whatever its class. Events are checked before every turn, so what an event wakes is in its queue
-//! before the next turn begins. After a millisecond of turns, other domains get the CPU.
+//! There are two ready queues. The control queue is for tasks that a guest or a person waits for, the data queue for tasks that
+//! move bytes. The control queue goes first, but of nine turns at least one is for the data queue, unless the data queue is
+//! empty. A task that yields goes to the end of the data queue, whatever the class of the task. Events are checked before every
+//! turn, so a task that an event wakes is in its queue before the next turn begins. After a millisecond of turns, other domains
+//! get the CPU.
 //!
-//! No wake-up is lost: the ready queues and the pending bits are checked with upcalls masked, and the hypervisor looks for
-//! pending events once more when it puts the vcpu to sleep in `Wait`, or in `block`, which unmasks upcalls (core 5.4).
+//! No wake-up is lost. The ready queues and the pending bits are checked with upcalls masked. The hypervisor looks for pending
+//! events once more when the vcpu goes to sleep, in `Wait` or in `block` (core 5.4); `block` also unmasks upcalls.
 
 mod ready;
 
@@ -24,7 +25,7 @@ pub use async_task::Task;
 pub use ready::{CONTROL_IN_A_ROW, Class};
 
 /// Nanoseconds that tasks run before other domains get the CPU. So a guest that dom0 has answered gets the CPU soon, even if
-/// the machine has only one.
+/// the machine has only one CPU.
 const TURN_NS: u64 = 1_000_000;
 
 static READY: MaskMutex<Ready<Runnable>> = MaskMutex::new(Ready::new());
@@ -79,7 +80,7 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
 }
 
 /// Sleeps until an event is pending. [`block_on`] looks for events itself, so the sleep should end without an upcall: `Wait`
-/// does so, `block` does not.
+/// ends without one, `block` ends with one.
 fn sleep() {
     static HAS_WAIT: AtomicBool = AtomicBool::new(true);
     if HAS_WAIT.load(Ordering::Relaxed) && hypercall::wait().is_err() {
@@ -90,7 +91,7 @@ fn sleep() {
     }
 }
 
-/// Gives the next ready task a turn; returns whether a task was ready.
+/// Gives a turn to the next ready task; returns whether a task was ready.
 fn run_next() -> bool {
     let next = READY.lock().next();
     next.is_some_and(|runnable| {
