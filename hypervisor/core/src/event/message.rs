@@ -3,7 +3,8 @@
 //! Touches: the words that join vectors to ports, and the argument of [`bind`] in the caller's memory.
 //! Never touches: a device. The device's driver writes the address and data that [`bind`] hands out into the device's table of
 //! messages (MSI-X).
-//! Keeps: P5. A vector and its port name each other, and change together under the lock `World::ports`.
+//! Keeps: P5. A vector and the port that it is joined to name each other. They are joined and parted together, under the lock
+//! `World::ports`.
 
 use super::ops::reply_then_bind;
 use super::port::{Binding, PortState};
@@ -15,7 +16,7 @@ use hypercall_abi::event::Virq;
 use hypercall_abi::tenon::BindMessage;
 
 impl World {
-    /// Raises an event for each of the interrupts `arrived`, which came while this CPU slept or was between two steps of a
+    /// Raises an event for each of the interrupts in `arrived`. These came while this CPU slept, or between two steps of a
     /// call.
     pub(crate) fn arrived<M: Machine>(&self, m: &M, arrived: &Arrived) {
         if arrived.console {
@@ -28,8 +29,8 @@ impl World {
         }
     }
 
-    /// Raises the port that `vector` is joined to. If there is none, or it is pending already, counts the message as useless:
-    /// after too many useless ones, messages are held back for a while (`Cpu::useless_message`).
+    /// Raises the port that `vector` is joined to. If there is no such port, or the port is pending already, counts the message
+    /// as useless. After too many useless messages, this CPU holds messages back for a while (`Cpu::useless_message`).
     pub(crate) fn message<M: Machine>(&self, m: &M, vector: u8) {
         let raised = self.messages.taker(vector).is_some_and(|(domain, port)| {
             let domain = self.domain(domain).filter(|it| self.port(m, it, port).binding == Binding::Message(vector));
@@ -46,9 +47,9 @@ impl World {
 /// interrupt the CPU that carries out this call.
 ///
 /// # Errors
-/// `Perm` if the caller does not have [`Powers::DEVICES`], or if `id` is another domain and the caller has no authority over
-/// it; `Srch` if there is no domain `id`; `Fault` if `arg` cannot be read or written; `Inval` if the domain does not have the
-/// vcpu; `NoSpc` if no port or no vector is free; `NoDev` if messages cannot reach this CPU.
+/// `Perm` if the caller does not have [`Powers::DEVICES`], or if `id` is another domain and the caller does not have
+/// [`Powers::CONTROL`]; `Srch` if there is no domain `id`; `Fault` if `arg` cannot be read or written; `Inval` if the domain
+/// does not have the vcpu; `NoSpc` if no port or no vector is free; `NoDev` if messages cannot reach this CPU.
 pub(crate) fn bind<M: Machine>(ctx: &mut Ctx<'_, M>, id: u16, arg: u64) -> Result<(), Errno> {
     ensure!(ctx.domain.may(Powers::DEVICES), Errno::Perm);
     let domain = ctx.controlled(id)?;

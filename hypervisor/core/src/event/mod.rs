@@ -1,13 +1,14 @@
 //! Event channels: how domains, vcpus and the hypervisor notify each other (ABI core 5).
 //!
-//! Touches: the word of each port, in which the hypervisor keeps what the port is joined to and which vcpu it notifies
+//! Touches: the word of each port, in which the hypervisor keeps what the port is joined to and which vcpu the port notifies
 //! ([`port`]); in pages shared with guests, the pending and mask bits of ports, and each vcpu's selector, upcall byte and
 //! upcall mask.
 //! Never touches: a guest's virtual address, except for the arguments of calls in [`ops`] and [`message`]. Pages shared with
 //! guests are reached by frame.
 //! Keeps: P5, each end of a channel names the other end or nobody. And a limit on the work of one event: [`World::send`] reads
-//! the words of two ports, sets at most three bits, allocates nothing, and takes no lock but the leaf lock of a CPU's queue if
-//! a vcpu must be woken.
+//! the words of two ports, sets at most three bits, and allocates nothing. `send` wakes at most the vcpu of the port and the
+//! vcpus of the same domain that poll, 32 vcpus in all. Each wake takes the leaf lock of a CPU's queue; `send` takes no other
+//! lock.
 
 mod bind;
 pub mod message;
@@ -41,9 +42,10 @@ impl World {
         word.map_or(PortState::CLOSED, |word| PortState::from_word(word.load(Acquire)))
     }
 
-    /// Sends an event through a port of `domain`: raises the other end of a channel, or the port itself if it is for
-    /// interprocessor interrupts. Returns `None` if the port is closed, or if only a virtual interrupt or a device raises it.
-    /// Drops the event if the channel has no other end, because nobody has joined it yet or the other domain is gone.
+    /// Sends an event through a port of `domain`: raises the other end of a channel, or the port itself if the port is for
+    /// interprocessor interrupts. Returns `None` if the port is closed, or if the port is only raised by a virtual interrupt or
+    /// a device. If the channel has no other end, the event is dropped: no domain has joined the channel yet, or the other
+    /// domain is gone.
     pub fn send<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> Option<()> {
         let state = self.port(m, domain, port);
         match state.binding {
@@ -62,9 +64,9 @@ impl World {
         }
     }
 
-    /// Makes a port of `domain` pending. If the port was not pending before, notifies the port's vcpu unless the port is
-    /// masked, and wakes the vcpus that poll the port, masked or not. Returns whether the port has become pending: `false` if
-    /// it was pending before, or if the domain has no such port or vcpu.
+    /// Makes a port of `domain` pending. If the port was not pending before, wakes the vcpus that poll the port and, unless the
+    /// port is masked, notifies the port's vcpu. Returns whether the port has become pending: `false` if the port was pending
+    /// before, or if the domain has no such port or does not have the port's vcpu.
     pub fn raise<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> bool {
         let vcpu = self.vcpu(domain, self.port(m, domain, port).vcpu);
         let (Some(bits), Some(vcpu)) = (Bits::of(m, domain, port), vcpu) else { return false };
@@ -81,7 +83,7 @@ impl World {
         true
     }
 
-    /// Wakes the vcpus of `domain` that poll only `port`, and all that poll several ports.
+    /// Wakes the vcpus of `domain` that poll only `port`, and all its vcpus that poll several ports.
     fn wake_pollers<M: Machine>(&self, m: &M, domain: &Domain, port: Port) {
         let bits = domain.pollers.load(SeqCst);
         for number in (0..u32::BITS).filter(|number| bits >> number & 1 != 0) {
@@ -94,8 +96,8 @@ impl World {
     }
 
     /// Sets `bit` in a vcpu's selector. If the bit was clear before, sets the upcall byte as well. If the upcall byte was also
-    /// clear before, kicks the CPU that runs the vcpu, or wakes the vcpu if it sleeps and upcalls are not masked. A vcpu that
-    /// sleeps in `TenonOp::Wait` is woken even if upcalls are masked.
+    /// clear before, makes the vcpu notice: kicks the CPU that runs the vcpu, unless that is this CPU, or wakes the vcpu if it
+    /// sleeps. A vcpu that sleeps with upcalls masked is only woken if it sleeps in `TenonOp::Wait`.
     fn mark<M: Machine>(&self, m: &M, vcpu: &Vcpu, bit: u64) {
         let selector = vcpu.record().and_then(|(frame, at)| m.page(frame).get((at + vcpu_info::PENDING_SEL) / 8));
         let (Some(head), Some(selector)) = (info_head(m, vcpu), selector) else { return };
@@ -108,7 +110,7 @@ impl World {
         }
     }
 
-    /// Raises the port that is bound to virtual interrupt `virq` of one vcpu, if there is one.
+    /// Raises the port that is bound to virtual interrupt `virq` of one vcpu, if there is such a port.
     pub fn raise_virq<M: Machine>(&self, m: &M, vcpu: &Vcpu, virq: Virq) {
         let port = nth(&vcpu.virqs, virq.number()).map_or(0, |port| port.load(Acquire));
         if let (Some(domain), true) = (self.domain_of(vcpu), port != 0) {
@@ -116,7 +118,7 @@ impl World {
         }
     }
 
-    /// Raises a virtual interrupt of the whole machine in all domains that have bound it.
+    /// Raises a virtual interrupt of the whole machine in all domains that have bound this interrupt.
     pub fn raise_global<M: Machine>(&self, m: &M, virq: Virq) {
         for domain in self.domains.iter().filter(|domain| domain.life() == Life::Alive) {
             if let Some(vcpu) = self.vcpu(domain, VcpuId(0)) {
@@ -136,7 +138,7 @@ impl World {
         Bits::of(m, domain, port).is_some_and(|bits| bits.pending.load(SeqCst) & bits.bit != 0)
     }
 
-    /// Unmasks a port. If the port was masked and is pending, notifies its vcpu (ABI core 5.2).
+    /// Unmasks a port. If the port was masked and is pending, notifies the port's vcpu (ABI core 5.2).
     pub(crate) fn unmask<M: Machine>(&self, m: &M, domain: &Domain, port: Port) {
         let vcpu = self.vcpu(domain, self.port(m, domain, port).vcpu);
         let (Some(bits), Some(vcpu)) = (Bits::of(m, domain, port), vcpu) else { return };
@@ -145,8 +147,8 @@ impl World {
         }
     }
 
-    /// Clears the pending bit of a port that is being bound or closed, so that an event of its earlier use is not taken for one
-    /// of the next.
+    /// Clears the pending bit of a port that is being bound or closed, so that an event of the port's earlier use is not taken
+    /// for an event of its next use.
     pub(crate) fn clear_pending<M: Machine>(&self, m: &M, domain: &Domain, port: Port) {
         if let Some(bits) = Bits::of(m, domain, port) {
             bits.pending.fetch_and(!bits.bit, SeqCst);
@@ -161,11 +163,12 @@ pub(crate) const fn is_due(head: u64) -> bool {
     0 < head && head <= PENDING_BYTE // at most 0xff: the mask byte is 0. More than 0: then the upcall byte is not 0
 }
 
-/// A vcpu's upcall mask, in the vcpu_info record, which the guest changes as well.
+/// A vcpu's upcall mask, a byte of the vcpu's vcpu_info record. The guest changes this byte as well.
 pub(crate) struct UpcallMask<'m>(Option<&'m AtomicU64>);
 
 impl<'m> UpcallMask<'m> {
-    /// The upcall mask of `vcpu`, in the record that the vcpu has now; a call of the guest may give the vcpu another record.
+    /// The upcall mask of `vcpu`, in the record that the vcpu has now. A call of the guest may give the vcpu another record
+    /// later.
     pub(crate) fn of<M: Machine>(m: &'m M, vcpu: &Vcpu) -> Self {
         Self(info_head(m, vcpu))
     }
@@ -175,7 +178,7 @@ impl<'m> UpcallMask<'m> {
         self.0.is_some_and(|head| head.load(SeqCst) & PENDING_BYTE != 0)
     }
 
-    /// Whether upcalls are masked; they are if the vcpu has no record.
+    /// Whether upcalls are masked; `true` if the vcpu has no record.
     pub(crate) fn is_set(&self) -> bool {
         self.0.is_none_or(|head| head.load(SeqCst) & MASK_BYTE != 0)
     }
@@ -216,7 +219,7 @@ impl<'m> Bits<'m> {
     }
 }
 
-/// The first word of a vcpu's vcpu_info record, with the upcall byte and the upcall mask; `None` if it has no record.
+/// The first word of a vcpu's vcpu_info record, with the upcall byte and the upcall mask; `None` if the vcpu has no record.
 fn info_head<'m, M: Machine>(m: &'m M, vcpu: &Vcpu) -> Option<&'m AtomicU64> {
     let at = vcpu.info.load(Acquire);
     if at == 0 { None } else { Some(m.word(at)) }

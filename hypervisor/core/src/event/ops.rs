@@ -74,8 +74,8 @@ pub(crate) fn end<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, domain: &Domain) -> R
     Ok(())
 }
 
-/// Always refuses, because there are no FIFO events: with `NoSys` if a hypervisor that has them would accept the argument,
-/// otherwise with the error that such a hypervisor returns.
+/// Always refuses, because there are no FIFO events. A hypervisor with FIFO events would accept some arguments: the error for
+/// these is `NoSys`. For any other argument, the error is the one that such a hypervisor returns.
 fn init_control<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     const BLOCK: u32 = 72;
     let call: InitControl = ctx.read(arg)?;
@@ -91,9 +91,9 @@ fn existing<'a, M: Machine>(ctx: &Ctx<'a, M>, number: u32) -> Result<&'a Vcpu, E
     ctx.world.vcpu(ctx.domain, VcpuId(number)).ok_or(Errno::NoEnt)
 }
 
-/// Finds a free port of `domain`, writes what `reply` returns for it to the address `reply_to`, and gives the port the state
-/// that `commit` returns. `commit` may change the other end of the channel, or refuse. It is called, and the state is stored,
-/// under one hold of the lock `World::ports` (P5). Returns the port.
+/// Finds a free port of `domain`, writes what `reply` returns for this port to the address `reply_to`, and gives the port the
+/// state that `commit` returns. `commit` may change the other end of the channel, or refuse. The lock `World::ports` is held
+/// from the call of `commit` until the state is stored (P5). Returns the port.
 pub(super) fn reply_then_bind<'a, M: Machine, T: IntoBytes + Immutable>(
     ctx: &mut Ctx<'a, M>,
     domain: &'a Domain,
@@ -133,7 +133,7 @@ fn bind_interdomain<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Er
         world.set_port(m, remote, at, PortState { binding: Binding::Interdomain(me, local), ..state });
         Ok(PortState { binding: Binding::Interdomain(remote.id(), at), vcpu: VcpuId(0) })
     })?;
-    // The other end's events were dropped until now; this one stands for them (ABI core 5.2).
+    // Events that the other end sent before this call were dropped. This event stands for them (ABI core 5.2).
     world.raise(m, ctx.domain, local);
     Ok(())
 }
@@ -147,9 +147,9 @@ fn bind_virq<M: Machine>(ctx: &mut Ctx<'_, M>, arg: u64) -> Result<(), Errno> {
     let power = match virq {
         Some(Virq::Console) => Powers::CONSOLE_READ,
         Some(Virq::DomExc) => Powers::CONTROL,
-        // No other VIRQ of the whole machine is ever raised. But a kernel of dom0 might expect to bind one, so a domain with
-        // `MACHINE` is allowed to. (VIRQs of one vcpu and Argo's come here too, but for them `power` is not looked at: see
-        // below.)
+        // No other VIRQ of the whole machine is ever raised. But a kernel of dom0 might expect to bind such a VIRQ, so a domain
+        // with `MACHINE` is allowed to bind it. (This arm is also reached for VIRQs of one vcpu and for `Virq::Argo`. For
+        // these, `power` is not looked at: see below.)
         _ => Powers::MACHINE,
     };
     ensure!(per_vcpu || virq == Some(Virq::Argo) || ctx.domain.may(power), Errno::Perm);

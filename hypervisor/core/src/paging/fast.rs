@@ -1,15 +1,20 @@
 //! The fast paths over page tables:
 //!
-//! 1. they update one L1 entry in the frequent, simple cases;
-//! 2. when a table is promoted, they take the references and uses of the frames to which its entries point, and drop them
-//!    again when the promotion is undone;
-//! 3. they find the present entries of a table that has few, without a look at all of them.
+//! 1. They carry out updates of L1 entries, and requests of mmu_update that store words into pages which are no tables.
+//! 2. When a table is promoted, they take the references and uses that its entries need. When the promotion is undone, they
+//!    drop what the entries hold.
+//! 3. They replace one root of a vcpu by another.
+//! 4. They find the next or last present entry of a table: upwards by a test of 16 entries at a time, downwards by the table's
+//!    note of groups that may have entries.
 //!
-//! An update is simple if the table is a live L1 table of the domain's own, and the frames that the entry points to before and
-//! after are the domain's own and already have the needed use. Each fast path does what a path in `update` or `promote` does.
-//! For a case that is not simple it returns `None` (or stops at that case, if it handles several), and the caller takes the
-//! slow path. It has then taken no reference or use for that case; it may have stored forced bits or a note of an entry, which
-//! the slow path would store, too. `tests/sim` makes every call both ways and compares.
+//! A case is simple if the frames concerned are the domain's own memory, a frame of which a use is taken already has this use,
+//! and a use of a table that is dropped is not the table's last. (A frame that was never used may also get its first use, as
+//! writable.) A new entry must ask for no cacheability other than write-back.
+//!
+//! Each fast path does what a path in `update` or `promote` does. For a case that is not simple, the fast path returns `None`
+//! (or stops at that case, if it handles several), and the caller takes the slow path. By then the fast path holds no reference
+//! or use for that case. It may have stored the bits that the hypervisor forces in every leaf, or noted in the table's link
+//! word that a group may have entries; the slow path would do both too. `tests/sim` makes every call both ways and compares.
 
 use super::entry::{self, ACCESSED, DIRTY, PRESENT, Target, WRITABLE};
 use super::{Session, Space, State};
@@ -47,8 +52,8 @@ impl<'s, 'a, M> Deref for LockedFastPath<'s, 'a, M> {
 
 impl Space {
     /// Takes the paging lock for fast paths; `None` if the domain has unfinished work or is being destroyed. Unlike a
-    /// [`Session`], a fast path leaves no flush to its caller: where a use of a frame ends, the frame is stamped, and CPUs
-    /// flush before the frame gets another use (P4).
+    /// [`Session`], a fast path does no flush at its end: when a use of a frame ends, the frame is stamped, and CPUs flush
+    /// before the frame gets another use (P4).
     #[inline(always)]
     pub(crate) fn fast_path<'s, 'a, M, H: Level>(
         &'s self,
@@ -79,7 +84,7 @@ pub(crate) struct Edit {
     pub(crate) keep: u64,
     /// Bits that are set.
     pub(crate) set: u64,
-    /// The value that the entry must have; with another value nothing is stored.
+    /// The value that the entry must have: if the entry has another value, nothing is stored. `None`: any value.
     pub(crate) only: Option<u64>,
 }
 
@@ -107,7 +112,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         self.state.is_free().then_some(self.fast_within(own))
     }
 
-    /// Like [`Session::fast`], but for use inside unfinished work, so without the check for it.
+    /// Like [`Session::fast`], but without the two checks. For use by the unfinished work itself, and for uses of tables that
+    /// are taken or dropped while there is such work.
     #[inline(always)]
     pub(super) fn fast_within<'s>(&self, own: &'s OwnedFrames<'a>) -> FastPath<'s, 'a, M> {
         FastPath { m: self.m, own }
@@ -121,8 +127,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
 }
 
 impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
-    /// Carries out requests of mmu_update, for entries that lead to frames of the domain's own, up to the first request that is
-    /// not simple. Returns how many it carried out.
+    /// Carries out requests of mmu_update, from the first up to the first that is not simple. Returns how many requests were
+    /// carried out. The caller has made sure that new entries may only lead to the domain's own frames.
     pub(crate) fn updates(&self, requests: &[MmuUpdate]) -> usize {
         let mut done = 0;
         while let Some(rest) = requests.get(done..).filter(|rest| !rest.is_empty()) {
@@ -134,7 +140,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         done
     }
 
-    /// Carries out one request of mmu_update.
+    /// Carries out one request of mmu_update: see [`FastPath::updates`].
     #[inline(always)]
     pub(crate) fn update(&self, request: MmuUpdate) -> Option<()> {
         let frame = Frame::from_u32(low32(request.ptr >> PAGE_SHIFT));
@@ -145,8 +151,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         }
     }
 
-    /// Carries out the first request, and those after it that are for the same frame, up to the first that is not simple.
-    /// Returns how many it carried out.
+    /// Carries out the first request, and the requests after it, up to one that is for another frame or not simple. Returns how
+    /// many requests were carried out; `None` or 0 if the first one was not simple.
     fn some_updates(&self, requests: &[MmuUpdate]) -> Option<usize> {
         let first = requests.first()?;
         let frame = Frame::containing(first.ptr)?;
@@ -177,9 +183,10 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         Some(requests.len().saturating_sub(left))
     }
 
-    /// Carries out requests for `frame`, which is no live L1 table, up to the first that is for another frame or not simple:
-    /// stores their values into the page. `None` if the frame is any other table. The page has one use as writable meanwhile,
-    /// so it cannot become a table.
+    /// Carries out requests for `frame`, up to the first that is for another frame or not simple: stores the requests' values
+    /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory or cannot be
+    /// writable (a table of another level, a descriptor page). The page has one use as writable meanwhile, so the page cannot
+    /// become a table.
     fn updates_of_page(&self, frame: Frame, requests: &[MmuUpdate]) -> Option<usize> {
         let mine = self.own.find(frame)?;
         self.own.hold(mine, true)?;
@@ -194,14 +201,14 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         Some(done)
     }
 
-    /// Does update_va_mapping without its flush, for an entry that leads to a frame of the domain's own.
+    /// Does update_va_mapping without its flush. The new entry leads to a frame of the domain's own, or is not present.
     pub(crate) fn update_va(&self, root: Frame, at: GuestVirt, value: u64) -> Option<()> {
         let path = claim::walk(self.m, self.own.table(), root, at)?;
         let place = self.find_place(path.slot())?;
         self.replace(place, value, 0)
     }
 
-    /// Changes the entry at a machine address. Returns its old value, and whether a new one was stored.
+    /// Changes the entry at a machine address. Returns the entry's old value, and whether a new value was stored.
     #[inline(always)]
     pub(crate) fn edit(&self, at: u64, edit: Edit) -> Option<(u64, bool)> {
         let place = self.find_place(at)?;
@@ -228,14 +235,14 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.replace(self.place(table, at), new, keep)
     }
 
-    /// Replaces an entry by `new`, to which it adds those of the bits `keep` that the old entry has, if `new` is present. What
-    /// the old entry held is dropped after the store.
+    /// Replaces an entry by `new`. If `new` is present, those bits of `keep` that are set in the old entry are set in the new
+    /// entry too. What the old entry held is dropped after the store.
     #[inline(always)]
     fn replace(&self, place: TableSlot<'a>, new: u64, keep: u64) -> Option<()> {
         let TableSlot { word, old, .. } = place;
         let new = entry::ordinary_leaf(new)?;
         let new = if new & PRESENT == 0 { new } else { new | old & keep };
-        // The CPU may set A or D in between: then the exchange fails, and the slow path tries again.
+        // If the CPU has set A or D since the entry was read, the exchange fails, and the slow path tries again.
         let swap = || word.compare_exchange(old, new, SeqCst, SeqCst).ok().map(|_| ());
         if entry::changes_right(old, new) {
             return self.change_right(new, swap);
@@ -246,8 +253,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.lead_elsewhere(place, new, swap)
     }
 
-    /// Replaces an entry by `new`, which points to the same frame as the old entry, but with another right to write. The
-    /// reference stays; only the use as writable is taken or dropped.
+    /// Replaces an entry by `new`. Both entries point to the same frame, and exactly one of them allows writes. The reference
+    /// stays; only the use as writable is taken or dropped.
     #[inline(always)]
     fn change_right(&self, new: u64, swap: impl Fn() -> Option<()>) -> Option<()> {
         let mine = self.own.led_to(new)?;
@@ -292,7 +299,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     }
 
     /// A part of a promotion: takes what the entries `entries` of table `frame` need, up to the first entry that is not simple.
-    /// Returns the index of that entry, or `entries.end`.
+    /// The hypervisor's own slots of an L4 table are not simple. Returns the index of the entry that is not simple, or
+    /// `entries.end`.
     pub(super) fn climb(&self, frame: Frame, level: u8, entries: Range<usize>) -> usize {
         let (page, mut at, end, mut noted) = (self.m.page(frame), entries.start, entries.end, ENTRIES);
         while at < end
@@ -319,18 +327,18 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         at
     }
 
-    /// Takes a use of the table that the entry `raw`, in a table of `level`, points to. `None` if the frame is not a table of
-    /// the level below yet.
+    /// Takes a use of the table to which `raw`, an entry of a table of `level`, points. `None` if that table's frame is not yet
+    /// a table of the level below, or if the hypervisor must force bits of `raw`.
     fn take_lower(&self, raw: u64, level: u8) -> Option<()> {
         let entry = entry::parse(raw, level).ok().filter(|entry| entry.raw == raw)?;
         let Target::Table(frame) = entry.target else { return None };
         self.take_table(frame, Use::table(level.saturating_sub(1))?)
     }
 
-    /// A part of the undoing of a promotion: goes through the entries `entries` of `table` from the last to the first. For each
-    /// entry it drops one use of the lower table to which the entry points. It stops before an entry that is not so simple,
-    /// mostly because that use is the last one and the lower table must be undone itself. Returns the index of that entry plus
-    /// one; `entries.start` if there was none. `filled` is as for [`last_present`].
+    /// A part of the undoing of a promotion, for tables above level 1. Goes through the entries `entries` of `table` from the
+    /// last to the first. For each present entry, drops one use of the lower table to which the entry points. Stops at an entry
+    /// that is not simple: mostly, the use would be the last one, and the lower table must be undone itself. Returns the index
+    /// of that entry plus one, or `entries.start` if all entries were simple. `filled` is as for [`last_present`].
     pub(super) fn descend(&self, table: Frame, level: u8, entries: Range<usize>, filled: u32) -> usize {
         let (page, mut at, end) = (self.m.page(table), entries.end, entries.start);
         while let Some(last) = at.checked_sub(1).filter(|_| at > end) {
@@ -347,7 +355,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     /// Stores into a leaf the bits that the hypervisor forces (see [`entry::ordinary_leaf`]), then takes what the leaf needs.
     fn take_leaf(&self, word: &AtomicU64, raw: u64) -> Option<()> {
         let leaf = entry::ordinary_leaf(raw)?;
-        // The CPU may set A or D in between: then the exchange fails, and the slow path tries again.
+        // If the CPU has set A or D since the entry was read, the exchange fails, and the slow path tries again.
         if leaf != raw && word.compare_exchange(raw, leaf, SeqCst, SeqCst).is_err() {
             return None;
         }
@@ -363,7 +371,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         Some(())
     }
 
-    /// Does what [`Session::switch_root`] does, if the old root has other uses and the new root is an L4 table already.
+    /// Does what [`Session::switch_root`] does. `None` if the two roots are the same, the old root has no other use, or the new
+    /// root is not an L4 table already.
     #[inline(always)]
     pub(crate) fn switch_root(&self, old: Frame, new: Frame, load: impl FnOnce()) -> Option<()> {
         let old = self.own.find(old).filter(|mine| old != new && self.own.has_other_uses(*mine))?;
@@ -377,7 +386,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.own.hold_as(self.own.find(frame)?, want)
     }
 
-    /// Drops one use of a table, if the table has others.
+    /// Drops one use of a table; `None` if the table has no other use.
     pub(super) fn drop_table(&self, frame: Frame) -> Option<()> {
         self.own.let_go_table(self.own.find(frame)?)
     }

@@ -6,10 +6,10 @@ use core::sync::atomic::AtomicU64;
 use hypercall_abi::event::Virq;
 
 impl World {
-    /// Handles the deadlines that this CPU keeps and that have passed, and the periodic timer of the vcpu that runs here. Then
-    /// sets this CPU's timer to the next deadline, or to `limit` if that is earlier. Also ends an interrupt storm: interrupts
-    /// of devices, which this CPU holds back after too many of them have raised no port (`Cpu::useless_message`), are let in
-    /// again.
+    /// Handles each deadline that this CPU keeps and that has passed, and the periodic timer of the vcpu that runs here. Then
+    /// sets this CPU's timer to the next time at which one of these is due, or to `limit`, whichever is earlier. Also ends an
+    /// interrupt storm: this CPU holds messages of devices back after too many of them have raised no port
+    /// (`Cpu::useless_message`), and lets messages in again here.
     pub fn tick<M: Machine>(&self, m: &M, limit: u64) {
         let (here, now) = (self.sched.here(m), m.now());
         let mut next = limit;
@@ -30,8 +30,8 @@ impl World {
         here.arm(m, next);
     }
 
-    /// Sets this CPU's timer for the deadlines and the periodic timer of a vcpu that begins a turn here. For the other vcpus
-    /// whose deadlines this CPU keeps, the timer is set already.
+    /// Makes sure that this CPU's timer fires in time for the deadlines and the periodic timer of a vcpu that begins a turn
+    /// here. For the other vcpus whose deadlines this CPU keeps, the timer is set already.
     pub(super) fn keep<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let sooner = vcpu.earliest() < self.sched.here(m).armed() || vcpu.period.load(Relaxed) != 0;
         if sooner && !planted(Fault::ArriveUnkept) {
@@ -39,7 +39,7 @@ impl World {
         }
     }
 
-    /// Handles the deadlines of a vcpu, that of its poll and that of its one-shot timer, if they have passed.
+    /// Handles two deadlines of a vcpu, each if it has passed: the end of the vcpu's poll, and the vcpu's one-shot timer.
     fn expire<M: Machine>(&self, m: &M, vcpu: &Vcpu, now: u64) {
         if take(&vcpu.poll_deadline, now) {
             self.sched.wake(m, vcpu);
@@ -49,7 +49,8 @@ impl World {
         }
     }
 
-    /// Raises the periodic timer of a running vcpu, if it is due. Returns when it is due next; `u64::MAX` if the vcpu has none.
+    /// Raises VIRQ_TIMER if the periodic timer of a running vcpu is due. Returns when the periodic timer is due next;
+    /// `u64::MAX` if the vcpu has no periodic timer.
     fn periodic<M: Machine>(&self, m: &M, vcpu: &Vcpu, now: u64) -> u64 {
         let period = vcpu.period.load(Relaxed);
         if period == 0 {
@@ -63,7 +64,7 @@ impl World {
     }
 }
 
-/// Whether a deadline has passed. If so, it is removed, so that it is seen only once.
+/// Whether a deadline has passed. If so, removes the deadline, so that only one caller gets `true`.
 fn take(deadline: &AtomicU64, now: u64) -> bool {
     let at = deadline.load(Relaxed);
     at <= now && deadline.compare_exchange(at, u64::MAX, SeqCst, Relaxed).is_ok()

@@ -1,11 +1,11 @@
 //! Which vcpu runs next, on which CPU, and when a timer is due.
 //!
 //! Touches: the places of vcpus, the queues and timers of CPUs.
-//! Never touches: registers or memory of a guest, except in [`switch`], which loads a vcpu into a CPU and takes it out, and in
-//! [`ops`], the calls.
-//! Keeps: no event is lost on a vcpu that sleeps. Whoever wakes a vcpu moves it from `Blocked` to `Queued` in one atomic step,
-//! and `block` looks for events once more after it has moved the vcpu to `Blocked`. A vcpu is in at most one queue, and at most
-//! once.
+//! Never touches: registers or memory of a guest, except in [`switch`], which loads vcpus into CPUs and takes vcpus out of
+//! CPUs, and in [`ops`], the calls.
+//! Keeps: no event is lost on a vcpu that sleeps. The CPU that wakes a vcpu moves the vcpu from `Blocked` to `Queued` in one
+//! atomic step. `block` first moves the vcpu to `Blocked`, and then looks for events once more. A vcpu is in at most one queue,
+//! and at most once.
 
 pub mod cpu;
 pub mod deadlines;
@@ -23,20 +23,21 @@ use cpu::{Cpu, Turn};
 
 pub use cpu::SLICE;
 
-/// The time limit of one step of a multicall or of a list of `mmuext_op`, in nanoseconds. (A step is the part of a call
-/// that is carried out without a break. Between two steps interrupts are let in, and another vcpu may get the CPU.) The
-/// clock is read only between two entries of the list, so this limit does not cut short an entry that has begun (which may end
-/// the step by itself, with `Halt::More`).
+/// The time limit of one step of a multicall or of a list of `mmuext_op`, in nanoseconds. A step is the part of a call that is
+/// carried out without a break. Between two steps interrupts are let in, and another vcpu may get the CPU. The clock is read
+/// only between two entries of the list, so this limit does not cut short an entry that has begun. Such an entry may itself end
+/// the step, with `Halt::More`.
 const STEP: u64 = 100_000;
 
 with_new! {
-    /// The CPUs. Each has a queue of its own, served from its beginning: urgent vcpus that are woken enter it there, all others
-    /// at its end. A CPU whose queue is empty takes vcpus from the queues of others.
+    /// The CPUs. Each has its own queue. Vcpus are taken from the beginning of a queue. An urgent vcpu (see [`cpu`]) that is
+    /// woken enters at the beginning, all other vcpus enter at the end. A CPU that finds no vcpu to run in its own queue takes
+    /// one from the queue of another CPU.
     pub struct Scheduler {
         cpus: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS],
         /// The CPUs that run vcpus.
         online: AtomicU64 = AtomicU64::new(0),
-        /// The CPUs that sleep, or are about to.
+        /// The CPUs that sleep, or are about to sleep.
         idle: AtomicU64 = AtomicU64::new(0),
     }
 }
@@ -65,9 +66,9 @@ impl Scheduler {
         self.cpu(m.this_cpu())
     }
 
-    /// Puts a vcpu into a queue: of the CPU it ran on last if that CPU is idle or if no CPU is, and of an idle CPU otherwise.
-    /// Kicks the chosen CPU, unless it is this one. An urgent vcpu (see [`cpu`]) goes to the beginning of the queue if it was
-    /// just `woken`.
+    /// Puts a vcpu into the queue of the CPU it ran on last, if that CPU is idle or no CPU is idle; otherwise into the queue of
+    /// an idle CPU. Kicks the chosen CPU, unless this code runs on that CPU. An urgent vcpu (see [`cpu`]) that was just `woken`
+    /// goes to the beginning of the queue, any other vcpu to the end.
     fn push<M: Machine>(&self, m: &M, vcpu: &Vcpu, woken: bool) {
         let last = vcpu.last_cpu();
         let mut sleeping = CpuSet(self.idle.load(SeqCst)).iter();
@@ -79,15 +80,16 @@ impl Scheduler {
             false => Turn::Soon,
         };
         cpu.push(vcpu.index(), turn);
-        // If that CPU sleeps, the kick wakes it. If it runs a vcpu, the kick makes it limit that vcpu's slice.
+        // If the chosen CPU sleeps, the kick wakes the CPU. If the chosen CPU runs a vcpu, the kick makes the CPU limit that
+        // vcpu's slice.
         if to != m.this_cpu() {
             m.kick(to);
         }
     }
 
-    /// Removes a vcpu of a dying domain from its queue, and from the CPU that keeps its deadlines, because the vcpu's index may
-    /// soon belong to another vcpu. Returns `false` if the vcpu is `Queued` but in no queue, because another CPU is about to
-    /// put it in, or has just taken it out: the caller tries again.
+    /// Removes a vcpu of a dying domain from the queue that the vcpu is in, and from the CPU that keeps the vcpu's deadlines,
+    /// because the vcpu's index may soon belong to another vcpu. Returns `false` if the vcpu is `Queued` but in no queue:
+    /// another CPU is about to put the vcpu into a queue, or has just taken the vcpu out. The caller tries again then.
     #[must_use]
     pub(crate) fn forget(&self, vcpu: &Vcpu) -> bool {
         let waits = vcpu.place() == Place::Queued;
@@ -99,7 +101,7 @@ impl Scheduler {
         found || !waits
     }
 
-    /// Wakes a vcpu if it sleeps: ends its poll, and queues it.
+    /// Wakes a vcpu if it sleeps: ends the vcpu's poll, and queues the vcpu.
     pub fn wake<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let twice = planted(Fault::QueueTwice) && vcpu.place() == Place::Blocked && {
             vcpu.moves(Place::Blocked, Place::Queued);
@@ -112,14 +114,14 @@ impl Scheduler {
         }
     }
 
-    /// Queues a vcpu if it is `Off`.
+    /// Queues a vcpu if its place is `Off`.
     pub fn start<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         if vcpu.moves(Place::Off, Place::Queued) {
             self.push(m, vcpu, false);
         }
     }
 
-    /// Kicks the CPU that runs `vcpu`, unless it is this CPU, so that it looks at what has changed for the vcpu.
+    /// If another CPU runs `vcpu`, kicks that CPU, which then looks at what has changed for the vcpu.
     pub fn nudge<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         if let Place::Running(cpu) = vcpu.place()
             && cpu != m.this_cpu()
@@ -151,8 +153,8 @@ impl Scheduler {
         }
     }
 
-    /// Returns the deadline of a step that begins now: [`STEP`] from now, or the time to which this CPU's timer is set, if
-    /// that is earlier. After its deadline a step begins no further entry of its list.
+    /// Returns the deadline of a step that begins now: [`STEP`] from now, or the time to which this CPU's timer is set,
+    /// whichever is earlier. After the deadline, the step begins no further entry of its list.
     pub(crate) fn step_end<M: Machine>(&self, m: &M) -> u64 {
         m.now().saturating_add(STEP).min(self.here(m).armed())
     }

@@ -1,20 +1,20 @@
-//! How a CPU takes a vcpu to run, and puts it back.
+//! How a CPU takes a vcpu to run, and puts the vcpu back.
 
 use super::cpu::Cpu;
 use crate::fault::{Fault, planted};
 use crate::prelude::*;
 
 impl World {
-    /// Takes the next vcpu from this CPU's queue or, if no vcpu there may run, from another CPU's, and marks it as running
-    /// here. Returns `None` if no queued vcpu may run.
+    /// Takes from this CPU's queue the first vcpu that may run. If no vcpu there may run, looks in the queues of other CPUs.
+    /// Marks the vcpu as running here. Returns `None` if no queued vcpu may run.
     pub fn pick<M: Machine>(&self, m: &M) -> Option<&Vcpu> {
         let here = self.sched.here(m);
         let others = self.sched.online().without(m.this_cpu());
         self.pick_from(m, here).or_else(|| others.iter().find_map(|cpu| self.pick_from(m, self.sched.cpu(cpu))))
     }
 
-    /// Takes from a queue the first vcpu that may run, and marks it as running here. The vcpus before it, which may not run,
-    /// are removed from the queue.
+    /// Takes from a queue the first vcpu that may run, and marks this vcpu as running here. All vcpus before it may not run:
+    /// they are removed from the queue and put off.
     fn pick_from<M: Machine>(&self, m: &M, from: &Cpu) -> Option<&Vcpu> {
         loop {
             let Some(vcpu) = nth(&self.vcpus, from.pop()?) else { continue };
@@ -26,21 +26,21 @@ impl World {
         }
     }
 
-    /// Moves a vcpu that may not run from the place `from` to `Off`. Then checks again, and starts the vcpu if it may run by
-    /// now. Another CPU may have allowed it to run before it was `Off`; that CPU's `Scheduler::start` did nothing then,
-    /// because it starts only a vcpu that is `Off`.
+    /// Moves a vcpu that may not run from the place `from` to `Off`. Then checks again, and starts the vcpu if the vcpu may run
+    /// by now. Another CPU may have allowed the vcpu to run before the vcpu was `Off`. That CPU's call of `Scheduler::start`
+    /// did nothing, because `start` queues only a vcpu that is `Off`.
     pub(crate) fn put_off<M: Machine>(&self, m: &M, vcpu: &Vcpu, from: Place) {
         if vcpu.moves(from, Place::Off) && self.may_run(vcpu) && !planted(Fault::LeaveOff) {
             self.sched.start(m, vcpu);
         }
     }
 
-    /// Records that a vcpu runs on this CPU from now on, and moves its deadlines here.
+    /// Records that a vcpu runs on this CPU from now on, and moves the vcpu's deadlines to this CPU.
     fn arrives<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let (here, last, index) = (self.sched.here(m), vcpu.last_cpu(), vcpu.index());
         if vcpu.earliest() != u64::MAX {
-            // This CPU begins to keep the deadlines before the vcpu's previous CPU stops (below), so that at least one of the
-            // two keeps them at any time.
+            // This CPU begins to keep the deadlines before the vcpu's previous CPU stops to keep them (below), so that at least
+            // one of the two CPUs keeps them at any time.
             here.watch(index);
         }
         if last != m.this_cpu() {
@@ -50,8 +50,8 @@ impl World {
         here.set_running(Some(index));
     }
 
-    /// Ends a vcpu's turn on this CPU: queues the vcpu again, or moves it to `Off` if it may not run any more. A vcpu that has
-    /// gone to sleep is left alone, even if it has been woken and taken by another CPU meanwhile.
+    /// Ends a vcpu's turn on this CPU: queues the vcpu again, or moves the vcpu to `Off` if it may not run any more. A vcpu
+    /// that has gone to sleep is left alone, even if another CPU has woken or taken the vcpu meanwhile.
     pub fn put_back<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         self.sched.here(m).set_running(None);
         let running = Place::Running(m.this_cpu());
