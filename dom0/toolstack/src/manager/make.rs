@@ -55,7 +55,7 @@ impl From<BundleError> for Unmade {
 }
 
 impl<P: Platform> Manager<P> {
-    /// Adds all guests of the bundle to the list, to be made; reports those that cannot be read.
+    /// Adds all guests of the bundle to the list, to be made. Reports each guest whose configuration cannot be read.
     pub fn plan_all(&self) {
         for config in self.bundle.guests() {
             match config {
@@ -116,8 +116,8 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().filter_map(due).min()
     }
 
-    /// Makes a guest that has no domain, or reports why it could not be made. Other tasks run meanwhile; `destroy` may stop
-    /// this by changing the guest's state.
+    /// Makes a guest that has no domain, or reports why the guest could not be made. Other tasks run meanwhile; `destroy` may
+    /// stop this by changing the guest's state.
     async fn make(&self, place: Place) {
         self.with(place, |entry| entry.made = None);
         self.set_state(place, State::Begun);
@@ -160,7 +160,7 @@ impl<P: Platform> Manager<P> {
         let room = usize::try_from(spare << 12).unwrap_or(usize::MAX);
         let wanted = || self.with(place, |entry| matches!(entry.state, State::Begun)).unwrap_or(false);
         let kernel = unpacked(config, kernel, (KERNEL_LIMIT, room), async || self.platform.pause().await);
-        // If this is stopped, nothing is left to destroy: only memory of dom0 has been used so far.
+        // If the unpacking is stopped, nothing is left to destroy: only memory of dom0 has been used so far.
         let kernel = &*while_wanted(kernel, wanted).await.ok_or(Unmade::GivenUp)??;
         if let Some(why) = warning(config.memory, kernel, ramdisk) {
             self.platform.tell(&format!("warning: guest {}: {why}", config.name));
@@ -183,7 +183,7 @@ impl<P: Platform> Manager<P> {
         let made = match equipped {
             Ok(()) => guest.start(hypervisor, store, pause).await.map_err(Unmade::from),
             Err(why) => {
-                // The domain has not run, so nothing of it is in flight; its disks go before it does.
+                // The domain has not run, so nothing of it is in flight. Its disks are removed before the domain is destroyed.
                 self.platform.disks().domain_died(domain).await;
                 let left_over = guest.destroy(hypervisor, store, pause).await;
                 Err(match why {
@@ -252,7 +252,7 @@ impl<P: Platform> Manager<P> {
         Err(format!("disk {}: {why}", disk.vdev.name()))
     }
 
-    /// Returns how many pages are free beyond [`KEPT_PAGES`]; an error if the guest needs more.
+    /// Returns how many pages are free beyond [`KEPT_PAGES`]; an error if the guest needs more pages than these.
     fn spare_for(&self, config: &GuestConfig) -> Result<u64, Unmade> {
         let free =
             self.platform.hypervisor().physical_info().map_err(|why| Unmade::Failed(why.to_string()))?.free_pages;

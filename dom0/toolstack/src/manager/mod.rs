@@ -1,4 +1,4 @@
-//! The guests of a machine: made from the boot bundle, watched, ended, and made again if their configuration wants it.
+//! The guests of a machine: made from the boot bundle, watched, ended, and made again if their configuration says so.
 //!
 //! ```text
 //! a face (prompt, --exec) -> Command -> Manager::answer -> Reply, Refusal -> text or JSON
@@ -8,9 +8,9 @@
 //! ```
 //!
 //! Touches: domains, the tree of the store, consoles, disks and the clock, through [`Platform`].
-//! Never touches: the terminal. It does not know which face gave a command, and runs as well on a host, against fakes.
-//! Keeps: one guest is made at a time. If making a guest fails, all that was made for it is removed again; what cannot be
-//! removed is reported by [`Platform::tell`].
+//! Never touches: the terminal. The manager does not know which face gave a command, and runs as well on a host, against fakes.
+//! Keeps: one guest is made at a time. If making a guest fails, all that was made for the guest is removed again. What
+//! cannot be removed is reported by [`Platform::tell`].
 //! The list of guests is not borrowed across an await.
 
 mod changed;
@@ -41,17 +41,17 @@ use entry::{Entry, State, Told};
 pub use entry::LastEnd;
 pub use reply::{DiskRow, GuestDisk, MachineInfo, Refusal, Reply, Row, Size, Wait};
 
-/// The number of ends whose full report is kept. Of older ends only the time and the reason in words are kept.
+/// The number of ends whose full report is kept. Of older ends, the report and the refused requests are dropped.
 const REPORTS_KEPT: usize = 16;
 /// The least time in nanoseconds between making a guest and making it again.
 const REMAKE_NS: u64 = 1_000_000_000;
 
-/// How long in nanoseconds the end of a guest waits for its disks before others are dealt with.
+/// How long in nanoseconds the end of a guest waits for its disks before the ends of other guests are dealt with.
 const PATIENCE_NS: u64 = 10_000_000_000;
 /// Nanoseconds between two looks at the disks of guests that have ended.
 const LOOK_NS: u64 = 1_000_000_000;
 
-/// What the manager needs: the hypervisor, the store, consoles, a clock, and a way to tell a person.
+/// What the manager needs: the hypervisor, the store, consoles, disks, a clock, and a way to tell a person.
 pub trait Platform {
     /// The type of the hypervisor.
     type Hypervisor: Hypervisor;
@@ -68,7 +68,7 @@ pub trait Platform {
     fn store(&self) -> &Self::Store;
     /// The disks of guests.
     fn disks(&self) -> &Self::Disks;
-    /// Makes a console for a guest of this name, not connected yet.
+    /// Makes a console, not connected yet, for a guest of this name.
     fn console(&self, name: &str) -> Rc<Self::Console>;
     /// Nanoseconds since the machine started.
     fn now_ns(&self) -> u64;
@@ -76,15 +76,17 @@ pub trait Platform {
     fn sleep_until(&self, deadline_ns: u64) -> impl Future<Output = ()>;
     /// Lets other tasks run.
     fn pause(&self) -> impl Future<Output = ()>;
-    /// Returns a number that differs at each call and in each boot. Guests' UUIDs are made from it; it may be guessable.
+    /// Returns a number that differs at each call and in each boot. Guests' UUIDs are made from this number, which may be
+    /// guessable.
     fn seed(&self) -> u64;
     /// Shows a person what happened, on lines of its own.
     fn tell(&self, text: &str);
     /// Returns the disks of the machine, once the search for them is over.
     fn machine_disks(&self) -> impl Future<Output = Vec<DiskRow>>;
-    /// Bytes of dom0's memory that are set aside for serving a guest when it is made. The guest's own memory is not in it.
+    /// Bytes of dom0's memory that are set aside for serving a guest when the guest is made. The guest's own memory is not
+    /// included.
     fn guest_bytes(&self) -> usize;
-    /// Bytes of dom0's memory that are set aside now for serving guests, for all of them together.
+    /// Bytes of dom0's memory that are set aside now for serving all guests together.
     fn promised_bytes(&self) -> usize;
     /// Marks where a measured stretch of work begins or ends.
     fn mark(&self, mark: Mark);
@@ -97,13 +99,13 @@ pub enum Mark {
     CreateBegins,
     /// The guest has been made, or could not be made.
     CreateEnds,
-    /// A guest is about to be destroyed.
+    /// The command `destroy` is about to destroy a guest.
     DestroyBegins,
-    /// The guest has been destroyed.
+    /// The guest has been destroyed, or its end waits for its disks.
     DestroyEnds,
 }
 
-/// The console of a guest. When the guest is made again, it keeps its console.
+/// The console of a guest. A guest that is made again keeps its console.
 pub trait Console {
     /// Sets aside memory for what the guest prints; returns whether there is enough.
     fn reserve(&self) -> bool;
@@ -113,7 +115,7 @@ pub trait Console {
     /// Begins to serve the guest as `domain`; `port` is the guest's end of the event channel.
     ///
     /// # Errors
-    /// Why its page or port cannot be used.
+    /// Why the console cannot be served, in words.
     fn connect(&self, domain: DomainId, port: u32) -> Result<(), String>;
     /// Takes the guest's last output and unmaps its page. Does nothing if the console is not connected.
     fn disconnect(&self);
@@ -132,8 +134,8 @@ pub trait Console {
 
 /// The disks of guests.
 pub trait Disks {
-    /// Attaches a disk to a guest of this domain and name. Nothing is left of a disk that is not attached, also if the future is
-    /// dropped.
+    /// Attaches a disk to a guest of this domain and name. If this fails, or if the future is dropped before it is done,
+    /// nothing is left of the disk.
     ///
     /// # Errors
     /// Why the guest cannot have the disk, in words.
@@ -142,19 +144,20 @@ pub trait Disks {
     /// to release the disk.
     ///
     /// # Errors
-    /// The guest has no such disk, or does not release the disk in time; the disk is removed once the guest releases it.
+    /// The guest has no such disk, or does not release the disk in time. In the second case, the disk goes once it is released.
     fn detach(&self, domain: DomainId, device: u32, force: bool) -> impl Future<Output = Result<(), String>>;
     /// Removes all disks of a domain that runs no more, and returns when nothing of the domain is pinned or mapped for a disk, and
     /// nothing of its disks is in the store. The number of the domain may be used again only then.
     fn domain_died(&self, domain: DomainId) -> impl Future<Output = ()>;
     /// The disks of a domain; `guest` is the name of its guest.
     fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestDisk>;
-    /// Resets the device with this serial number; its unanswered requests are issued again.
+    /// Resets the device with this serial number. Its unanswered requests are issued again, or fail if the device was reset
+    /// less than a minute ago. Does nothing if the device is being reset or is lost.
     ///
     /// # Errors
     /// There is no such device.
     fn reset(&self, serial: &str) -> Result<(), String>;
-    /// Bytes of dom0's memory that are set aside for serving a disk while it is attached.
+    /// Bytes of dom0's memory that are set aside for serving a disk while the disk is attached.
     fn disk_bytes(&self) -> usize;
 }
 
@@ -218,8 +221,8 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().any(|entry| entry.config.name == name && entry.is_alive())
     }
 
-    /// Whether all guests have ended, none of them is kept, and the commands of `--exec` have been carried out: then the
-    /// machine can be turned off.
+    /// Whether all guests have ended and nothing is left of them, no guest is to be made again, and the commands of `--exec`
+    /// have been carried out. Then the machine can be turned off.
     pub fn all_ended(&self) -> bool {
         let ended = |entry: &Entry<P::Console>| matches!(entry.state, State::Ended);
         !self.commanded.get() && self.entries.borrow().iter().all(ended)
@@ -277,7 +280,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Reports a change when the disks of a guest are gone whose end waits for that. Never returns.
+    /// When the end of a guest waits for its disks, reports a change once these disks are gone. Never returns.
     pub async fn watch_parting(&self) {
         loop {
             let seen = self.changes.count();
@@ -302,7 +305,8 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().position(parted).map(Place)
     }
 
-    /// Removes the disks of a domain that runs no more; returns whether they are gone. They go later if a device does not answer.
+    /// Removes the disks of a domain that runs no more. Returns `false` if a device does not answer in time: then the disks go
+    /// later.
     async fn disks_gone(&self, domain: DomainId) -> bool {
         let mut gone = false;
         let died = async {
@@ -347,7 +351,8 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Ends a guest whose disks are gone; `told` is `None` if it was destroyed.
+    /// Does what is left to do for a guest that has ended: destroys the guest, whose disks are gone, or keeps the guest with
+    /// its disks. `told` is `None` if the command `destroy` ended the guest.
     async fn conclude(&self, place: Place, guest: Guest, told: Option<Box<Told>>) {
         let (hypervisor, store) = (self.platform.hypervisor(), self.platform.store());
         let (name, pause) = (guest.config.name.clone(), async || self.platform.pause().await);
@@ -359,7 +364,7 @@ impl<P: Platform> Manager<P> {
         let Told { end, report } = *told;
         let made_ns = self.with(place, |entry| entry.made_ns).unwrap_or(0);
         let (outcome, left_over) = guest.finish(&end, hypervisor, store, pause).await;
-        // The end is told last: by now, the guest's domain and its nodes in the store are gone, unless it is kept.
+        // The end is told last: by now, the guest's domain and its nodes in the store are gone, unless the guest is kept.
         self.platform.tell(&report);
         self.complain(&name, &left_over);
         if let Some(failure) = Failure::of_end(end.reason)
