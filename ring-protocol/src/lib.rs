@@ -13,6 +13,7 @@
 //! | [`store`] | the store page: 1024 bytes each way, features, errors | 3.1 |
 //! | [`ring`] | requests and responses in the same slots, with event indices | 4 |
 //! | [`block`] | what stands in the slots of a disk's ring, and the journal of its back end | 5, 9.3 |
+//! | [`net`] | what stands in the slots of a network device's rings, and which slots are a packet | 6 |
 //!
 //! The peer is taken for hostile. Each end keeps its own index privately and only publishes it;
 //! every index read from the page passes one check before anything is copied; a refusal is a value
@@ -25,6 +26,7 @@
 pub mod block;
 pub mod bytes;
 pub mod console;
+pub mod net;
 pub mod page;
 pub mod ring;
 pub mod store;

@@ -255,6 +255,18 @@ impl BackRing {
         Some(index)
     }
 
+    /// Puts the last `count` taken requests back, but none that is answered: the next [`take`](Self::take) copies them again, and
+    /// the caller judges the new copies.
+    pub fn put_back(&mut self, count: u32) {
+        self.requests.cons = self.requests.cons.wrapping_sub(min(count, self.in_flight()));
+    }
+
+    /// Returns how many requests of the last snapshot are left to be taken.
+    #[must_use]
+    pub const fn left(&self) -> u32 {
+        self.requests.seen.wrapping_sub(self.requests.cons)
+    }
+
     /// Writes one response into the next slot; the front end sees it after [`publish`](Self::publish).
     ///
     /// # Errors
@@ -462,6 +474,26 @@ mod tests {
         assert_eq!(back.look(&page), Err(RingError::IndexJump { from: 0, to: 5 }));
         page.store_u32(0, 4);
         assert!(back.look(&page).is_err(), "broken for good");
+    }
+
+    #[test]
+    fn requests_that_are_put_back_are_taken_again() {
+        let (page, layout) = four_slots();
+        let mut front = FrontRing::init(&page, layout);
+        let mut back = BackRing::attach(&page, layout).unwrap();
+        for request in [b"a", b"b", b"c"] {
+            front.submit(&page, request).unwrap();
+        }
+        let _ = front.publish(&page);
+        assert_eq!((back.look(&page), back.left()), (Ok(3), 3));
+        let mut byte = [0];
+        while back.take(&page, &mut byte).is_some() {}
+        back.respond(&page, b"A").unwrap();
+        back.put_back(1);
+        assert_eq!((back.take(&page, &mut byte), byte, back.left()), (Some(2), *b"c", 0));
+        back.put_back(9);
+        assert_eq!((back.consumed(), back.in_flight(), back.left()), (1, 0, 2), "an answered request stays answered");
+        assert_eq!((back.take(&page, &mut byte), byte), (Some(1), *b"b"));
     }
 
     #[test]
