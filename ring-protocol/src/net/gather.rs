@@ -151,7 +151,6 @@ pub fn gather(slots: &[TxRequest]) -> Result<Chain, Hostile> {
 }
 
 /// Returns the number of extra slots, and what they say.
-#[expect(clippy::type_complexity, reason = "an error that drops the packet within one that ends the vif")]
 fn gather_extras(first: &TxRequest, rest: &[TxRequest]) -> Result<(usize, Result<Option<Gso>, BadPacket>), Hostile> {
     let (mut extras, mut gso) = (0, Ok(None));
     let mut more = first.flags & tx_flag::EXTRA_INFO != 0;
