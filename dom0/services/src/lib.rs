@@ -5,6 +5,7 @@
 //! | `host` | what does a service need of the domain it runs in? |
 //! | `shape` | how does a service begin, get its turns, and end? |
 //! | `signal` | how does one task wake others? |
+//! | `device` | how does a device of a guest come, and how does it go? |
 //! | [`block`] | which disks does a guest have, and who serves them? |
 //! | [`console`] | what did a guest print, and what is typed for it? |
 //! | [`disks`] | which disks does the machine have? |
@@ -23,6 +24,7 @@ extern crate alloc;
 
 pub mod block;
 pub mod console;
+mod device;
 pub mod disks;
 mod host;
 mod shape;

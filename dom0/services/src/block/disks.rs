@@ -14,18 +14,14 @@ use block_backend::{Counters, Features, Limits, journal_bytes};
 use disk::Device;
 use ring_protocol::block::RING_PAGES;
 use toolstack::disk::DiskConfig;
-use toolstack::limit::LineLimit;
 use toolstack::manager::{self, GuestDisk};
-use toolstack::{DomainId, Store};
+use toolstack::{DomainId, Node};
 use xenbus_backend::State;
 
 use super::host::{BlockHost, Own};
-use super::medium::Medium;
-use super::nodes::{self, Paths};
 use super::open::{Opened, Sources};
-use super::vbd::{Holdings, KIND, Vbd};
-use crate::host::Class;
-use crate::signal::Waiters;
+use super::vbd::{Holdings, Vbd};
+use crate::device::{Attached, Identity, Name, Paths, directories, word};
 use crate::store::StoreService;
 
 pub use super::open::Image;
@@ -41,25 +37,11 @@ pub fn vbd_bytes() -> usize {
     block_backend::vbd_bytes(RING_PAGES) + VBD_BYTES
 }
 
-/// The number of a guest's domain, and the number of the disk in the guest: 51712 for xvda.
-type Name = (u16, u32);
-
-/// A disk with the task that drives it.
-struct Attached<H: BlockHost> {
-    vbd: Rc<Vbd<H>>,
-    task: H::Task,
-}
-
 struct Shared<H: BlockHost> {
-    host: H,
-    store: StoreService<H>,
     sources: Sources<H>,
-    attached: RefCell<BTreeMap<Name, Attached<H>>>,
+    attached: Rc<Attached<H, Vbd<H>>>,
     /// The disks that are being opened. True if the guest has died meanwhile.
     opening: RefCell<BTreeMap<Name, Rc<Cell<bool>>>>,
-    changed: Rc<Waiters>,
-    /// The tasks of disks that are gone. A task cannot drop itself: the next call of a method drops these tasks.
-    ended: RefCell<Vec<H::Task>>,
 }
 
 /// The disks of the machine and of its guests. Clones stand for the same disks.
@@ -73,7 +55,7 @@ impl<H: BlockHost> Clone for Disks<H> {
 
 impl<H: BlockHost> fmt::Debug for Disks<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Disks").field("attached", &self.0.attached.borrow().len()).finish_non_exhaustive()
+        f.debug_struct("Disks").field("attached", &self.0.attached.count()).finish_non_exhaustive()
     }
 }
 
@@ -119,12 +101,8 @@ impl<H: BlockHost> Disks<H> {
     pub fn new(host: H, store: StoreService<H>) -> Self {
         Self(Rc::new(Shared {
             sources: Sources::new(host.clone()),
-            host,
-            store,
-            attached: RefCell::default(),
+            attached: Rc::new(Attached::new(host, store)),
             opening: RefCell::default(),
-            changed: Rc::default(),
-            ended: RefCell::default(),
         }))
     }
 
@@ -159,97 +137,52 @@ impl<H: BlockHost> Disks<H> {
     /// # Errors
     /// A message that tells why the guest cannot have the disk. Nothing is left of the disk then.
     pub async fn attach(&self, domain: u16, guest: &str, config: &DiskConfig) -> Result<(), String> {
-        self.0.ended.take();
         let device = config.vdev.number();
         let opening = self.begin((domain, device), config.vdev.name())?;
         let Opened { worker, medium, hold } = self.0.sources.open(guest, config).await?;
         if opening.died.get() {
             return Err(format!("{guest} has ended"));
         }
-        let no_memory = || format!("not enough memory is left for the disk {}", config.vdev.name());
-        let reserved = self.0.host.reserve(vbd_bytes()).ok_or_else(no_memory)?;
-        let journal = self.0.host.allocate(journal_bytes(RING_PAGES).div_ceil(4096)).ok_or_else(no_memory)?;
-        let (own, shape) = (self.0.store.own(), medium.shape());
+        let (attached, name) = (&self.0.attached, config.vdev.name());
+        let no_memory = || format!("not enough memory is left for the disk {name}");
+        let reserved = attached.host.reserve(vbd_bytes()).ok_or_else(no_memory)?;
+        let journal = attached.host.allocate(journal_bytes(RING_PAGES).div_ceil(4096)).ok_or_else(no_memory)?;
+        let (own, shape) = (attached.store.own(), medium.shape());
         let features = Features::of(&shape);
-        let paths = Paths::new(own, domain, device);
+        let paths = Paths::new(own, "vbd", domain, device);
         let discard = shape.discard.is_some() && !shape.read_only;
-        let directories = nodes::directories(&paths, own, domain, config, &features, discard);
-        self.0.store.write(DomainId(domain), &directories)?;
-        let session = self.0.store.session();
-        if let Err(error) = session.watch(&paths.front_state()) {
-            self.0.store.remove(&paths.front)?;
-            self.0.store.remove(&paths.back)?;
-            return Err(error.name().to_string());
-        }
-        let late_ns = config.late.map(|seconds| seconds.saturating_mul(NANOSECONDS));
-        late_ns.into_iter().for_each(|late_ns| worker.limit_lateness(late_ns));
-        let vbd = Rc::new(Vbd {
-            host: self.0.host.clone(),
-            own,
-            domain,
-            guest: guest.into(),
-            number: device,
-            name: config.vdev.name().into(),
-            target: config.target.to_string(),
-            paths,
-            features,
-            limits: Limits { bytes_per_second: config.rate, requests_per_second: config.iops },
-            late_ns,
-            session,
-            worker,
-            held: Holdings {
-                medium: Rc::new(RefCell::new(medium)),
-                _hold: hold,
-                journal: Own::from(journal),
-                _reserved: reserved,
-            },
-            device: RefCell::new(xenbus_backend::Device::new(KIND)),
-            lines: self.lines_of(domain),
-            changed: Rc::clone(&self.0.changed),
-            state: super::vbd::Inner::default(),
-        });
-        self.drive(vbd, (domain, device));
-        Ok(())
+        let nodes = nodes(&paths, (own, domain), config, &features, discard);
+        let identity = Identity { own, domain, guest: guest.into(), number: device, name: name.into(), paths };
+        attached.attach(identity, &nodes, |handshake| {
+            let late_ns = config.late.map(|seconds| seconds.saturating_mul(NANOSECONDS));
+            late_ns.into_iter().for_each(|late_ns| worker.limit_lateness(late_ns));
+            Vbd {
+                handshake,
+                target: config.target.to_string(),
+                features,
+                limits: Limits { bytes_per_second: config.rate, requests_per_second: config.iops },
+                late_ns,
+                worker,
+                held: Holdings {
+                    medium: Rc::new(RefCell::new(medium)),
+                    _hold: hold,
+                    journal: Own::from(journal),
+                    _reserved: reserved,
+                },
+                link: RefCell::new(None),
+                before: Cell::default(),
+            }
+        })
     }
 
     fn begin(&self, name: Name, vdev: &str) -> Result<Opening<H>, String> {
         let mut opening = self.0.opening.borrow_mut();
-        if self.0.attached.borrow().contains_key(&name) || opening.contains_key(&name) {
+        if self.0.attached.find(name).is_some() || opening.contains_key(&name) {
             return Err(format!("the guest has a disk {vdev} already"));
         }
         let died: Rc<Cell<bool>> = Rc::default();
         opening.insert(name, Rc::clone(&died));
         Ok(Opening { shared: Rc::clone(&self.0), name, died })
-    }
-
-    /// Returns the limit for log lines that a guest causes. All disks of the guest share it.
-    fn lines_of(&self, domain: u16) -> Rc<RefCell<LineLimit>> {
-        let attached = self.0.attached.borrow();
-        let other = attached.range((domain, 0)..=(domain, u32::MAX)).next();
-        other.map_or_else(Rc::default, |(_, other)| Rc::clone(&other.vbd.lines))
-    }
-
-    /// Starts the task of a disk. At its end, all that the disk holds is given back.
-    fn drive(&self, vbd: Rc<Vbd<H>>, name: Name) {
-        let (shared, driven) = (Rc::downgrade(&self.0), Rc::clone(&vbd));
-        let host = self.0.host.clone();
-        let task = self.0.host.spawn(Class::Control, async move {
-            driven.drive().await;
-            Medium::empty(&driven.held.medium, &host).await;
-            drop(driven);
-            let Some(shared) = shared.upgrade() else { return };
-            let gone = shared.attached.borrow_mut().remove(&name);
-            if let Some(Attached { vbd, task }) = gone {
-                drop(vbd);
-                shared.ended.borrow_mut().push(task);
-            }
-            shared.changed.wake();
-        });
-        self.0.attached.borrow_mut().insert(name, Attached { vbd, task });
-    }
-
-    fn find(&self, name: Name) -> Option<Rc<Vbd<H>>> {
-        self.0.attached.borrow().get(&name).map(|attached| Rc::clone(&attached.vbd))
     }
 
     /// Takes a disk away from a guest, and returns when the disk is gone. Without `force`, the guest is asked to release the
@@ -259,53 +192,34 @@ impl<H: BlockHost> Disks<H> {
     /// The guest has no such disk, or has not released the disk within ten seconds; the disk is removed once the guest
     /// releases it.
     pub async fn detach(&self, domain: u16, device: u32, force: bool) -> Result<(), String> {
-        self.0.ended.take();
-        let name = (domain, device);
-        let vbd = self.find(name).ok_or_else(|| format!("the guest has no disk {device}"))?;
-        vbd.want(|device, now_ns| if force { device.force() } else { device.detach(now_ns) });
-        let (removed, in_use) = (Rc::downgrade(&vbd), format!("{} uses the disk {}", vbd.guest, vbd.name));
-        drop(vbd);
-        let look = || match removed.upgrade() {
-            None => Some(Ok(())),
-            Some(vbd) if !force && vbd.is_in_use() => Some(Err(in_use.clone())),
-            Some(_) => None,
-        };
-        let done = self.0.changed.until(look).await;
-        self.0.ended.take();
-        done
+        self.0.attached.detach((domain, device), force).await
     }
 
     /// Removes all disks of a domain that has ended, and returns when nothing of the disks is in flight, pinned, mapped or in
     /// the store. Only then may the number of the domain be used again. A device that does not answer is waited for;
     /// [`Disks::reset`] ends the wait.
     pub async fn domain_died(&self, domain: u16) {
-        self.0.ended.take();
         self.0.opening.borrow_mut().retain(|(of, _), died| {
             died.set(died.get() || *of == domain);
             *of != domain
         });
-        let vbds: Vec<_> = self.0.vbds(domain);
-        vbds.iter().for_each(|vbd| vbd.want(|device, _| device.domain_died()));
-        drop(vbds);
-        let none = || self.0.vbds(domain).is_empty().then_some(());
-        self.0.changed.until(none).await;
-        self.0.ended.take();
+        self.0.attached.domain_died(domain).await;
     }
 
     /// Returns the disks of a guest.
     #[must_use]
     pub fn list(&self, domain: u16) -> Vec<Listed> {
         let listed = |vbd: &Rc<Vbd<H>>| Listed {
-            device: vbd.number,
-            name: vbd.name.clone(),
+            device: vbd.handshake.identity.number,
+            name: vbd.handshake.identity.name.clone(),
             target: vbd.target.clone(),
             mode: vbd.features.mode(),
-            state: vbd.back_state(),
-            in_use: vbd.is_in_use(),
+            state: vbd.handshake.back_state(),
+            in_use: vbd.handshake.is_in_use(),
             counters: vbd.counters(),
             overlay_bytes: vbd.held.medium.borrow().overlay_bytes(),
         };
-        self.0.vbds(domain).iter().map(listed).collect()
+        self.0.attached.of(domain).iter().map(listed).collect()
     }
 
     /// Resets a device. Its unanswered requests are issued again, or fail if the last reset was less than a minute ago. Does
@@ -374,22 +288,26 @@ impl<H: BlockHost> manager::Disks for Disks<H> {
     }
 }
 
-/// Returns the word that lists show for the state of a back end.
-const fn word(state: State) -> &'static str {
-    match state {
-        State::Unknown => "gone",
-        State::Initialising => "new",
-        State::InitWait | State::Initialised => "waits",
-        State::Connected => "connected",
-        State::Closing => "closing",
-        State::Closed => "closed",
-        State::Reconfiguring | State::Reconfigured => "changing",
-    }
-}
-
-impl<H: BlockHost> Shared<H> {
-    fn vbds(&self, domain: u16) -> Vec<Rc<Vbd<H>>> {
-        let attached = self.attached.borrow();
-        attached.range((domain, 0)..=(domain, u32::MAX)).map(|(_, attached)| Rc::clone(&attached.vbd)).collect()
-    }
+/// Returns both directories of a disk as they are first written.
+fn nodes(
+    paths: &Paths,
+    (own, domain): (DomainId, u16),
+    config: &DiskConfig,
+    features: &Features,
+    discard: bool,
+) -> Vec<Node> {
+    let device = config.vdev.number().to_string();
+    let (target, discard) = (config.target.to_string(), if discard { "1" } else { "0" });
+    let of_front = [("virtual-device", &*device), ("device-type", "disk")];
+    let of_back = [
+        ("removable", "0"),
+        ("bootable", "1"),
+        ("dev", config.vdev.name()),
+        ("type", "phy"),
+        ("mode", features.mode()),
+        ("device-type", "disk"),
+        ("discard-enable", discard),
+        ("params", &target),
+    ];
+    directories(paths, (own, domain), &of_front, &of_back)
 }

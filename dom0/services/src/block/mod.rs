@@ -1,8 +1,8 @@
 //! The disks of guests: this module makes each disk from its description, and serves the disk.
 //!
 //! ```text
-//! Disks::attach    description -> open: a Medium and its Hold -> nodes: both directories, in one transaction
-//! Vbd              a task per disk of a guest: carries out the acts of xenbus_backend::Device
+//! Disks::attach    description -> open: a Medium and its Hold -> device: both directories, in one transaction
+//! Vbd              the endpoint of a disk: a task carries out the acts of its handshake
 //! Worker           a task per device, and one for memory: gives turns to a block_backend::Queue
 //! Disks::detach, Disks::domain_died    until nothing is in flight, pinned, mapped, or written in the store
 //! ```
@@ -14,8 +14,7 @@
 //! | `open` | what does a description mean on this machine? |
 //! | `medium` | where are the sectors of a guest's disk, and what does it hold? |
 //! | `tap` | how is a partition table read from a device that serves guests? |
-//! | `nodes` | what is written in the store about a disk, and what is read? |
-//! | `vbd` | how does a disk of a guest live, from the first state to the last? |
+//! | `vbd` | what is a disk of a guest made of, and how is its ring served? |
 //! | `worker` | when does a queue get its turn, and what becomes of its events? |
 //!
 //! Touches: rings, ports and pins of guests, through the [`BlockHost`]; the store, through a session per disk.
@@ -27,7 +26,6 @@
 mod disks;
 mod host;
 mod medium;
-mod nodes;
 mod open;
 mod tap;
 mod vbd;
