@@ -64,4 +64,10 @@ pub trait DmaMemory: fmt::Debug {
     fn store16(&self, offset: usize, value: u16);
     /// Stores 64 bits.
     fn store64(&self, offset: usize, value: u64);
+
+    /// Copies the bytes from `offset` on into `into`. Fills `into` with zeroes if they are not all inside the run. The device
+    /// may write meanwhile, so each byte is one that was there at some moment of the call.
+    fn read_bytes(&self, offset: usize, into: &mut [u8]);
+    /// Copies `from` to the bytes from `offset` on. Does nothing if they are not all inside the run.
+    fn write_bytes(&self, offset: usize, from: &[u8]);
 }

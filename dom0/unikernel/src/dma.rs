@@ -8,6 +8,7 @@
 use crate::memory::{PAGE, Window};
 use crate::shared::PeerPages;
 use crate::{control, hypercall};
+use core::arch::asm;
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use disk::BusAddress;
@@ -45,6 +46,34 @@ impl Bytes {
         let end = offset.checked_add(size_of::<T>())?;
         let at = self.base.wrapping_add(offset);
         (end <= self.count && at.addr().is_multiple_of(align_of::<T>())).then(|| at.cast())
+    }
+
+    /// Returns a pointer to `count` bytes from `offset` on. `None` if they would not all be inside.
+    fn run(self, offset: usize, count: usize) -> Option<*mut u8> {
+        let end = offset.checked_add(count)?;
+        (end <= self.count).then(|| self.base.wrapping_add(offset))
+    }
+}
+
+/// Copies bytes that a device may read or write at the same time.
+///
+/// # Safety
+/// `count` bytes are mapped at `from`, and mapped writable at `to`, and do not overlap. A Rust reference may lead only to the
+/// side that no device reaches.
+unsafe fn copy_shared(from: *const u8, to: *mut u8, count: usize) {
+    // SAFETY: by the contract, the instructions access only mapped bytes. They are opaque to the compiler, which so makes no
+    // assumption about bytes that change meanwhile. The direction flag is clear in Rust code.
+    unsafe {
+        asm!(
+            "rep movsq",
+            "mov rcx, {tail}",
+            "rep movsb",
+            tail = in(reg) count % 8,
+            inout("rcx") count / 8 => _,
+            inout("rsi") from => _,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags),
+        );
     }
 }
 
@@ -182,6 +211,22 @@ impl DmaMemory for Dma {
             word.store(value, Ordering::Release);
         }
     }
+
+    fn read_bytes(&self, offset: usize, into: &mut [u8]) {
+        match self.bytes.run(offset, into.len()) {
+            // SAFETY: `run` keeps the bytes inside the memory, which is mapped by the contract of `Bytes::new`; `into` is a
+            // reference, and no reference leads to the memory, so the two do not overlap.
+            Some(from) => unsafe { copy_shared(from, into.as_mut_ptr(), into.len()) },
+            None => into.fill(0),
+        }
+    }
+
+    fn write_bytes(&self, offset: usize, from: &[u8]) {
+        if let Some(to) = self.bytes.run(offset, from.len()) {
+            // SAFETY: as in `read_bytes`.
+            unsafe { copy_shared(from.as_ptr(), to, from.len()) };
+        }
+    }
 }
 
 impl SharedPage for Dma {
@@ -221,9 +266,26 @@ mod tests {
             [[true, true], [true, false], [true, true], [true, false], [true, false], [false, false]]
         );
         assert_eq!(inside(usize::MAX), [false, false]);
+        let run = |offset, count| bytes.run(offset, count).is_some();
+        assert!(run(0, 32) && run(31, 1) && run(32, 0) && run(5, 0));
+        assert!(!run(0, 33) && !run(31, 2) && !run(33, 0) && !run(1, usize::MAX) && !run(usize::MAX, 2));
         // Registers may begin off a multiple of their width.
         // SAFETY: as above.
         let bytes = unsafe { Bytes::new(memory.as_mut_ptr().cast::<u8>().wrapping_add(4), 28) };
         assert!(bytes.at::<u64>(0).is_none() && bytes.at::<u64>(4).is_some() && bytes.at::<u32>(0).is_some());
+    }
+
+    #[test]
+    fn bytes_of_any_number_are_copied_to_any_place() {
+        let from: [u8; 64] = core::array::from_fn(|n| u8::try_from(n).unwrap() + 1);
+        for (offset, count) in (0..17).flat_map(|offset| (0..40).map(move |count| (offset, count))) {
+            let mut to = [0; 80];
+            // SAFETY: both are arrays with room for the bytes.
+            unsafe { copy_shared(from[offset..].as_ptr(), to[offset / 2..].as_mut_ptr(), count) };
+            let expected = |n: usize| {
+                if (offset / 2..offset / 2 + count).contains(&n) { from[n + offset - offset / 2] } else { 0 }
+            };
+            assert_eq!(to, core::array::from_fn(expected), "{offset} {count}");
+        }
     }
 }

@@ -135,4 +135,12 @@ impl DmaMemory for Ram {
         assert!(offset.is_multiple_of(8));
         self.write(offset, &value.to_le_bytes());
     }
+
+    fn read_bytes(&self, offset: usize, into: &mut [u8]) {
+        self.read(offset, into);
+    }
+
+    fn write_bytes(&self, offset: usize, from: &[u8]) {
+        self.write(offset, from);
+    }
 }
