@@ -21,7 +21,7 @@ mod split;
 mod tables;
 
 use crate::hardware::{ConfigurationPorts, DmaMemory, Registers};
-use crate::virtio::{NotTaken, Queue, Transport, feature};
+use crate::virtio::{Life, NotTaken, Queue, Transport, Unfinished, feature};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use config::Limits;
@@ -37,8 +37,8 @@ pub use tables::MEMORY_BYTES;
 const SLOTS: usize = 256;
 /// The maximum number of pieces of an operation.
 pub const PIECES: usize = 256;
-/// How many calls find a reset unfinished before the device counts as dead. A caller that calls every millisecond waits 10 s.
-pub const RESET_ASKED: u32 = 10_000;
+/// The queue.
+const QUEUE: u16 = 0;
 
 /// Kinds of requests (V 5.2.6).
 mod kind {
@@ -49,22 +49,12 @@ mod kind {
     pub(super) const DISCARD: u32 = 11;
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// The device has no address of dom0's memory: this driver has not started it, or has stopped it.
-    New,
-    /// A reset was begun. So many calls have found it unfinished.
-    Resetting(u32),
-    Running,
-    Dead(&'static str),
-}
-
 /// The driver of one disk.
 #[derive(Debug)]
 pub struct Blk<C, R, M> {
     transport: Transport<C, R>,
     queue: Queue<M>,
-    state: State,
+    life: Life,
     /// Whether the device has violated the protocol. Then nothing that it writes is looked at until it is reset.
     broken: bool,
     limits: Limits,
@@ -108,7 +98,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
         let mut blk = Self {
             transport,
             queue: Queue::new(memory),
-            state: State::New,
+            life: Life::New,
             broken: false,
             limits: UNKNOWN,
             plan: Plan::NONE,
@@ -166,45 +156,23 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
     /// Begins or continues to stop the device, in steps like [`Device::reset`]. After [`Reset::Done`], the device accesses no
     /// memory and sends no interrupt until [`Device::reset`] starts it again.
     pub fn stop(&mut self) -> Reset {
-        if let Err(unfinished) = self.quiesce() {
-            return unfinished;
+        if let Err(unfinished) = self.life.quiesce(&self.transport) {
+            return unfinished.into();
         }
         self.transport.mask_interrupt(true);
         self.transport.give_up();
         self.forget();
-        self.state = State::New;
+        self.life = Life::New;
         Reset::Done
     }
 
     /// Returns the memory that [`Blk::new`] was given. `None` if the device was started and not stopped; the memory is dropped.
     pub fn into_memory(self) -> Option<M> {
-        (self.state == State::New).then(|| self.queue.into_memory())
-    }
-
-    /// Begins or continues a reset. Returns `Ok` when the reset has ended: the device accesses no memory then. Else returns
-    /// [`Reset::Pending`] or [`Reset::Dead`].
-    fn quiesce(&mut self) -> Result<(), Reset> {
-        let asked = match self.state {
-            State::Resetting(asked) => asked,
-            _ => {
-                self.transport.begin_reset();
-                0
-            }
-        };
-        if self.transport.is_reset() {
-            return Ok(());
-        }
-        if asked < RESET_ASKED {
-            self.state = State::Resetting(asked + 1);
-            return Err(Reset::Pending);
-        }
-        let why = "does not answer a reset";
-        self.state = State::Dead(why);
-        Err(Reset::Dead(why))
+        (self.life == Life::New).then(|| self.queue.into_memory())
     }
 
     fn runs(&self) -> bool {
-        self.state == State::Running && !self.broken
+        self.life == Life::Running && !self.broken
     }
 
     /// Forgets all operations and requests in flight.
@@ -222,9 +190,9 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
     /// Starts the device after a reset. Fails with the reason why the device cannot be used.
     fn start(&mut self) -> Result<(), &'static str> {
         let bytes = self.transport.device().map_or(0, Registers::bytes);
-        let features = self.transport.negotiate(config::wanted(bytes))?;
+        let features = self.transport.negotiate(|_| config::wanted(bytes))?;
         self.limits = Limits::read(&self.transport, features)?;
-        let limit = self.transport.queue_limit().min(crate::virtio::MOST);
+        let limit = self.transport.queue_limit(QUEUE).min(crate::virtio::MOST);
         let size = if limit == 0 { 0 } else { 1 << limit.ilog2() };
         let indirect = features & feature::INDIRECT_DESC != 0;
         self.plan = Plan::new(size, self.limits.segments, indirect).ok_or("has no queue that a request fits into")?;
@@ -236,7 +204,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
             self.free_slots.push(slot);
             self.free_ops.push(slot);
         }
-        self.transport.begin(size, self.queue.parts())
+        self.transport.begin(&[(size, self.queue.parts())])
     }
 
     /// Ends an operation without a request to the device.
@@ -318,7 +286,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Device for Blk<C, R, M> 
 
     fn kick(&mut self) {
         if self.runs() && self.queue.expose() {
-            self.transport.notify();
+            self.transport.notify(QUEUE);
         }
     }
 
@@ -337,15 +305,24 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Device for Blk<C, R, M> 
     }
 
     fn reset(&mut self) -> Reset {
-        if let Err(unfinished) = self.quiesce() {
-            return unfinished;
+        if let Err(unfinished) = self.life.quiesce(&self.transport) {
+            return unfinished.into();
         }
         if let Err(why) = self.start() {
             self.transport.give_up();
-            self.state = State::Dead(why);
+            self.life = Life::Dead(why);
             return Reset::Dead(why);
         }
-        self.state = State::Running;
+        self.life = Life::Running;
         Reset::Done
+    }
+}
+
+impl From<Unfinished> for Reset {
+    fn from(unfinished: Unfinished) -> Self {
+        match unfinished {
+            Unfinished::Pending => Self::Pending,
+            Unfinished::Dead(why) => Self::Dead(why),
+        }
     }
 }

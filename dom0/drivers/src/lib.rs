@@ -1,10 +1,11 @@
-//! Drivers of the machine's devices: the search for devices ([`pci`]), what all virtio devices share ([`virtio`]), and virtio
-//! disks ([`Blk`]).
+//! Drivers of the machine's devices: the search for devices ([`pci`]), what all virtio devices share ([`virtio`]), virtio disks
+//! ([`Blk`]), and virtio network devices ([`Net`]).
 //!
 //! ```text
 //! pci::Scan -> Found -> virtio::Layout::find   where the registers are, or why the device is not taken
 //!                       virtio::Transport::open   windows over them, one message interrupt
 //!                       Blk::new, Device::reset until Reset::Done, Blk::identify, then the other calls of disk::Device
+//!                       Net::new, Uplink::reset until Reset::Done, then the other calls of network::Uplink
 //! ```
 //!
 //! A driver begins with a reset, relies on no earlier state of the device, and never waits: the caller repeats calls that take
@@ -29,7 +30,9 @@ extern crate alloc;
 
 pub mod blk;
 pub mod hardware;
+pub mod net;
 pub mod pci;
 pub mod virtio;
 
 pub use blk::Blk;
+pub use net::Net;

@@ -3,11 +3,14 @@
 //! A device is modern if it has the capability that locates its common configuration, whatever its device number is.
 
 mod layout;
+mod life;
 mod queue;
 mod transport;
 
 pub use layout::{Kind, Layout, NotTaken, Region};
-pub(crate) use queue::{Descriptor, MOST, Queue, flags};
+pub use life::RESET_ASKED;
+pub(crate) use life::{Life, Unfinished};
+pub(crate) use queue::{Broken, Descriptor, MOST, QUEUE_BYTES, Queue, descriptor, flags};
 pub use transport::Transport;
 
 /// Feature bits of any device (V 6).

@@ -6,7 +6,8 @@ use common::Random;
 use common::disk::{BLK_SIZE, DISCARD, EVENT_IDX, FLUSH, INDIRECT, Model, RO, SEG_MAX, SIZE_MAX, State, VERSION_1};
 use common::rig::Rig;
 use disk::{BusAddress, Device, Operation, Outcome, Piece, Reset, Shape, Ticket};
-use drivers::blk::{Identity, RESET_ASKED};
+use drivers::blk::Identity;
+use drivers::virtio::RESET_ASKED;
 
 /// So many operations with random orders of everything that may come in any order.
 fn run(model: Model, operations: usize) {

@@ -120,7 +120,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
             match self.queue.take() {
                 Ok(Some(used)) => {
                     // A head that is not in flight, or completes a second time, violates the protocol.
-                    let slot = self.plan.slot_of(used.0);
+                    let slot = self.plan.slot_of(used.head);
                     let working = slot.and_then(|slot| Some((slot, self.slots.get_mut(usize::from(slot))?.take()?)));
                     let Some((slot, op)) = working else {
                         self.broken = true;
@@ -170,7 +170,7 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
             self.go_on(&pieces);
             self.waiting_pieces = pieces;
         }
-        self.went_on |= self.queue.has_hidden();
+        self.went_on |= self.queue.hidden() != 0;
         self.end_if_over(op)
     }
 

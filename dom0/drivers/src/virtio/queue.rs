@@ -10,7 +10,7 @@
 //!
 //! Indices count up for ever and wrap at 65,536; the entry for an index is the index modulo the size. The device sees available
 //! heads at the next [`Queue::expose`]. The device writes the used part: an index beyond the requests in flight is refused
-//! here, a head that is not in flight is refused by the caller, and lengths are ignored.
+//! here; a head that is not in flight, and a length, are judged by the caller.
 
 use super::feature;
 use crate::hardware::DmaMemory;
@@ -23,8 +23,8 @@ pub(crate) const MOST: u16 = 256;
 const AVAILABLE: usize = 4096;
 /// Where the used part begins. Its entries lie at multiples of 8.
 const USED: usize = 5124;
-/// Where the queue ends.
-const END: usize = 8192;
+/// Bytes of the queue.
+pub(crate) const QUEUE_BYTES: usize = 8192;
 /// In the flags of the available part: the driver wants no interrupt. In those of the used part: the device wants no
 /// notification.
 const QUIET: u16 = 1;
@@ -61,9 +61,18 @@ impl Descriptor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Broken;
 
-/// The head of a completed chain.
+/// A completed chain, as the device states it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Used(pub(crate) u32);
+pub(crate) struct Used {
+    pub(crate) head: u32,
+    /// How many bytes the device has written.
+    pub(crate) bytes: u32,
+}
+
+/// Returns the offset of a descriptor of the queue.
+pub(crate) fn descriptor(number: u16) -> usize {
+    usize::from(number) * 16
+}
 
 /// The queue.
 #[derive(Debug)]
@@ -96,7 +105,7 @@ impl<M: DmaMemory> Queue<M> {
 
     /// Empties the queue for a device that was reset. `size` is the number of entries, a power of two up to [`MOST`].
     pub(crate) fn empty(&mut self, size: u16, features: u64) {
-        (0..END).step_by(8).for_each(|offset| self.memory.store64(offset, 0));
+        (0..QUEUE_BYTES).step_by(8).for_each(|offset| self.memory.store64(offset, 0));
         self.size = size;
         self.event_idx = features & feature::EVENT_IDX != 0;
         (self.available, self.shown, self.seen, self.armed) = (0, 0, 0, true);
@@ -108,9 +117,9 @@ impl<M: DmaMemory> Queue<M> {
         [0, AVAILABLE, USED].map(|offset| self.memory.bus_address(offset))
     }
 
-    /// Returns whether a head is available that the device was not shown.
-    pub(crate) const fn has_hidden(&self) -> bool {
-        self.available != self.shown
+    /// Returns how many heads are available that the device was not shown.
+    pub(crate) const fn hidden(&self) -> u16 {
+        self.available.wrapping_sub(self.shown)
     }
 
     fn entry(&self, index: u16) -> usize {
@@ -158,8 +167,8 @@ impl<M: DmaMemory> Queue<M> {
         }
         let element = self.memory.load64(USED + 4 + 8 * self.entry(self.seen));
         self.seen = self.seen.wrapping_add(1);
-        let [a, b, c, d, ..] = element.to_le_bytes();
-        Ok(Some(Used(u32::from_le_bytes([a, b, c, d]))))
+        let [a, b, c, d, e, f, g, h] = element.to_le_bytes();
+        Ok(Some(Used { head: u32::from_le_bytes([a, b, c, d]), bytes: u32::from_le_bytes([e, f, g, h]) }))
     }
 
     /// Asks for no interrupt. With `EVENT_IDX` nothing needs writing: the device interrupts only when it passes the index that

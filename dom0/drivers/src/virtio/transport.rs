@@ -1,4 +1,4 @@
-//! The common configuration of a device (V 4.1.4.3): status, features, its queue, its interrupt.
+//! The common configuration of a device (V 4.1.4.3): status, features, queues, its interrupt.
 
 use super::{Layout, NotTaken, Region, feature};
 use crate::hardware::{ConfigurationPorts, Registers};
@@ -32,12 +32,14 @@ mod status {
     pub(super) const FAILED: u8 = 128;
 }
 
-/// The entry of the message table for the queue and for changes of the configuration.
+/// The entry of the message table for all queues and for changes of the configuration.
 const VECTOR: u16 = 0;
 /// How often the configuration is read at most, if it changes during each read.
 const TRIES: u32 = 16;
+/// The maximum number of queues that are used.
+const QUEUES: usize = 2;
 
-/// A device's registers, and its place on the bus. It has one queue, number 0.
+/// A device's registers, and its place on the bus. The driver uses the first queue, or the first two.
 #[derive(Debug)]
 pub struct Transport<C, R> {
     function: Function<C>,
@@ -48,8 +50,8 @@ pub struct Transport<C, R> {
     msix: Msix,
     message: Message,
     notify_step: u32,
-    /// Where queue 0 is notified.
-    doorbell: usize,
+    /// Where each queue is notified.
+    doorbells: [usize; QUEUES],
 }
 
 impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
@@ -73,7 +75,7 @@ impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
             msix: layout.msix,
             message,
             notify_step: layout.notify_step,
-            doorbell: 0,
+            doorbells: [0; QUEUES],
             function,
         };
         transport.function.answer();
@@ -100,19 +102,19 @@ impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
         self.common.read8(at::STATUS) & status::NEEDS_RESET != 0
     }
 
-    /// After a reset, tells the device that it has a driver, and negotiates features: `wanted`, and those wanted of any device,
-    /// as far as the device offers them. Returns all features that were taken (V 3.1.1, steps 2 to 6).
+    /// After a reset, tells the device that it has a driver, and negotiates features: of those offered, what `choose` returns,
+    /// and those wanted of any device. Returns all features that were taken (V 3.1.1, steps 2 to 6).
     ///
     /// # Errors
     /// Why the device cannot be used.
-    pub(crate) fn negotiate(&self, wanted: u64) -> Result<u64, &'static str> {
+    pub(crate) fn negotiate(&self, choose: impl FnOnce(u64) -> u64) -> Result<u64, &'static str> {
         self.common.write8(at::STATUS, status::ACKNOWLEDGE);
         self.common.write8(at::STATUS, status::ACKNOWLEDGE | status::DRIVER);
         let offered = self.offered();
         if offered & feature::VERSION_1 == 0 {
             return Err("does not offer version 1 of virtio");
         }
-        let taken = offered & (wanted | feature::WANTED);
+        let taken = offered & (choose(offered) | feature::WANTED);
         for (half, shift) in [(0, 0), (1, 32)] {
             self.common.write32(at::DRIVER_FEATURE_SELECT, half);
             self.common.write32(at::DRIVER_FEATURE, u32::try_from(taken >> shift & 0xffff_ffff).unwrap_or(0));
@@ -133,32 +135,54 @@ impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
         half(0) | half(1) << 32
     }
 
-    /// Returns the maximum number of entries of queue 0.
-    pub(crate) fn queue_limit(&self) -> u16 {
-        self.common.write16(at::QUEUE_SELECT, 0);
+    /// Returns the maximum number of entries of a queue; 0 if the device has no such queue.
+    pub(crate) fn queue_limit(&self, queue: u16) -> u16 {
+        self.common.write16(at::QUEUE_SELECT, queue);
         self.common.read16(at::QUEUE_SIZE)
     }
 
-    /// After [`Transport::negotiate`], tells the device where queue 0 is (descriptors, available part, used part), sets the
-    /// interrupt, and starts the device (V 3.1.1, steps 7 and 8).
+    /// After [`Transport::negotiate`], tells the device the number of entries of each queue and where the queue is (descriptors,
+    /// available part, used part), sets the interrupt, and starts the device (V 3.1.1, steps 7 and 8). `queues` has one or two
+    /// queues, from number 0 on.
     ///
     /// # Errors
     /// Why the device cannot be used.
-    pub(crate) fn begin(&mut self, entries: u16, parts: [BusAddress; 3]) -> Result<(), &'static str> {
+    pub(crate) fn begin(&mut self, queues: &[(u16, [BusAddress; 3])]) -> Result<(), &'static str> {
         self.function.enable_msix(&self.msix, &self.table, self.message);
+        self.common.write16(at::CONFIG_VECTOR, VECTOR);
+        // The register reads as another number if the device has no resources for an interrupt (V 4.1.5.1.2.2).
+        if self.common.read16(at::CONFIG_VECTOR) != VECTOR {
+            return Err("has no interrupt for changes of its configuration");
+        }
+        for (number, (entries, parts)) in (0..).zip(queues) {
+            let doorbell = self.set_queue(number, *entries, parts)?;
+            if let Some(slot) = self.doorbells.get_mut(usize::from(number)) {
+                *slot = doorbell;
+            }
+        }
+        self.function.set_bus_master(true);
+        let done = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+        self.common.write8(at::STATUS, done);
+        // Reading the status back makes sure that the write has arrived.
+        if self.common.read8(at::STATUS) & (status::NEEDS_RESET | status::FAILED) != 0 {
+            return Err("does not start");
+        }
+        Ok(())
+    }
+
+    /// Sets and enables a queue. Returns where the queue is notified.
+    fn set_queue(&self, queue: u16, entries: u16, parts: &[BusAddress; 3]) -> Result<usize, &'static str> {
         let common = &self.common;
-        common.write16(at::CONFIG_VECTOR, VECTOR);
-        common.write16(at::QUEUE_SELECT, 0);
+        common.write16(at::QUEUE_SELECT, queue);
         common.write16(at::QUEUE_SIZE, entries);
         common.write16(at::QUEUE_VECTOR, VECTOR);
-        // The register reads as another number if the device has no resources for an interrupt (V 4.1.5.1.2.2).
-        if common.read16(at::CONFIG_VECTOR) != VECTOR || common.read16(at::QUEUE_VECTOR) != VECTOR {
+        if common.read16(at::QUEUE_VECTOR) != VECTOR {
             return Err("has no interrupt for its queue");
         }
         if common.read16(at::QUEUE_SIZE) != entries {
             return Err("does not accept the size of its queue");
         }
-        for (offset, part) in at::QUEUE_PARTS.into_iter().zip(parts) {
+        for (offset, part) in at::QUEUE_PARTS.into_iter().zip(*parts) {
             common.write64(offset, part.number());
         }
         let number = u64::from(common.read16(at::QUEUE_NOTIFY));
@@ -166,16 +190,8 @@ impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
         if doorbell > self.notify.bytes().saturating_sub(2) || !doorbell.is_multiple_of(2) {
             return Err("wants to be notified outside its registers");
         }
-        self.doorbell = doorbell;
         common.write16(at::QUEUE_ENABLE, 1);
-        self.function.set_bus_master(true);
-        let done = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
-        common.write8(at::STATUS, done);
-        // Reading the status back makes sure that the write has arrived.
-        if common.read8(at::STATUS) & (status::NEEDS_RESET | status::FAILED) != 0 {
-            return Err("does not start");
-        }
-        Ok(())
+        Ok(doorbell)
     }
 
     /// Gives the device up after a reset has ended: it can no longer access memory.
@@ -184,9 +200,11 @@ impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
         self.function.set_bus_master(false);
     }
 
-    /// Notifies the device that queue 0 has new heads.
-    pub(crate) fn notify(&self) {
-        self.notify.write16(self.doorbell, 0);
+    /// Notifies the device that a queue has new heads.
+    pub(crate) fn notify(&self, queue: u16) {
+        if let Some(doorbell) = self.doorbells.get(usize::from(queue)) {
+            self.notify.write16(*doorbell, queue);
+        }
     }
 
     /// Reads the device's own configuration with `read`, again if the configuration changed during the read (V 2.5.1).

@@ -69,10 +69,19 @@ impl Space {
 
     /// The words of a virtio disk as QEMU makes it.
     pub fn virtio_disk() -> Self {
-        let mut space = Self::new(0x1af4, 0x1001, [1, 0, 0], 0);
+        Self::virtio(0x1001, [1, 0, 0], 2)
+    }
+
+    /// The words of a virtio network device as QEMU makes it.
+    pub fn virtio_net() -> Self {
+        Self::virtio(0x1000, [2, 0, 0], 4)
+    }
+
+    fn virtio(device: u16, class: [u8; 3], messages: u32) -> Self {
+        let mut space = Self::new(0x1af4, device, class, 0);
         space.bar32(1, 0xfebd_5000, 4096);
         space.bar64(4, 0xfe00_0000, 16384);
-        space.capability(&[1 << 16 | 0x11, 1, 0x801]);
+        space.capability(&[(messages - 1) << 16 | 0x11, 1, 0x801]);
         space.registers(5, 0, 0, 0, &[0]);
         space.registers(2, 4, 0x3000, 0x1000, &[4]);
         space.registers(4, 4, 0x2000, 0x1000, &[]);
