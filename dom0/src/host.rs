@@ -8,7 +8,7 @@ use drivers::pci::Found;
 use drivers::virtio::NotTaken;
 use hypercall_abi::Errno;
 use services::console;
-use services::disks::{self, Devices, Driver};
+use services::machine::{self, Devices, DiskDriver, Driver, NetworkDriver};
 use services::{Class, Host, store};
 use unikernel::events::{self, Channel};
 use unikernel::grants::GrantedPages;
@@ -23,8 +23,8 @@ pub(crate) type GuestConsole = console::GuestConsole<Unikernel, Terminal>;
 /// The store.
 pub(crate) type StoreService = store::StoreService<Unikernel>;
 
-/// The disks of the machine.
-pub(crate) type MachineDisks = disks::MachineDisks<Unikernel>;
+/// The devices of the machine.
+pub(crate) type Machine = machine::Machine<Unikernel>;
 
 /// This domain.
 #[derive(Clone, Copy, Debug)]
@@ -91,22 +91,31 @@ impl Host for Unikernel {
 }
 
 impl Devices for Unikernel {
-    type Disk = unikernel::disks::Disk;
+    type Disk = unikernel::machine::Disk;
+    type Network = unikernel::machine::Network;
     type Interrupt = Channel;
 
     fn functions(&self) -> Vec<Found> {
-        unikernel::disks::functions().unwrap_or_default()
+        unikernel::machine::functions().unwrap_or_default()
     }
 
-    fn open(&self, found: &Found) -> Result<Driver<Self>, NotTaken> {
-        unikernel::disks::open(found).map(|(disk, interrupt)| Driver { disk, interrupt })
+    fn open_disk(&self, found: &Found) -> Result<DiskDriver<Self>, NotTaken> {
+        unikernel::machine::open_disk(found).map(|(device, interrupt)| Driver { device, interrupt })
     }
 
     fn identify(&self, disk: &mut Self::Disk) -> Identity {
         disk.identify()
     }
 
-    fn give_up(&self, Driver { disk, interrupt }: Driver<Self>) {
-        unikernel::disks::give_up(disk, interrupt);
+    fn give_up_disk(&self, Driver { device, interrupt }: DiskDriver<Self>) {
+        unikernel::machine::give_up_disk(device, interrupt);
+    }
+
+    fn open_network(&self, found: &Found) -> Result<NetworkDriver<Self>, NotTaken> {
+        unikernel::machine::open_network(found).map(|(device, interrupt)| Driver { device, interrupt })
+    }
+
+    fn give_up_network(&self, Driver { device, interrupt }: NetworkDriver<Self>) {
+        unikernel::machine::give_up_network(device, interrupt);
     }
 }

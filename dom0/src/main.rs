@@ -5,7 +5,7 @@
 //!                                   -> services::store       the tree by which guests meet
 //!                                   -> services::console     what guests print, and what is typed for them
 //!                                   -> services::block       the disks of guests
-//! the machine's devices -> services::disks                   the disks among them, started
+//! the machine's devices -> services::machine                 disks and network devices, started
 //! keyboard -> toolstack::terminal   -> the manager, or the console that is shown
 //! ```
 //!
@@ -97,7 +97,7 @@ async fn run(bundle: Bundle<'static>, all: bool) -> Option<Failure> {
         show_list(&manager, &terminal).await;
     }
     let machine = manager.clone();
-    tasks::spawn(async move { machine.platform().find_disks().await }).detach();
+    tasks::spawn(async move { machine.platform().find_devices().await }).detach();
     // What is typed need not wait until all are made.
     tasks::spawn(read(manager.clone(), terminal.clone())).detach();
     tasks::spawn(report_ends(manager.clone(), ends)).detach();

@@ -8,7 +8,7 @@ use core::future::Future;
 
 use services::block::Disks;
 use services::console::CONSOLE_BYTES;
-use services::disks::Driver;
+use services::machine::Driver;
 use services::store::store_bytes;
 use toolstack::DomainId;
 use toolstack::bundle::Bundle;
@@ -18,7 +18,7 @@ use unikernel::mark::{self, CREATE, DESTROY};
 use unikernel::{console, hypercall, memory, tasks, time};
 
 use crate::block::image;
-use crate::host::{GuestConsole, MachineDisks, StoreService, Unikernel};
+use crate::host::{GuestConsole, Machine, StoreService, Unikernel};
 use crate::hypervisor::Xen;
 
 /// Set aside at boot: for the turn of a guest that is at hand, and for dom0 itself.
@@ -31,8 +31,8 @@ pub(crate) type Manager = manager::Manager<Platform>;
 pub(crate) struct Platform {
     hypervisor: Xen,
     store: StoreService,
-    /// The disks of the machine.
-    machine: MachineDisks,
+    /// The devices of the machine.
+    machine: Machine,
     /// The disks of guests.
     disks: Disks<Unikernel>,
     terminal: Rc<Terminal>,
@@ -48,18 +48,18 @@ pub(crate) fn manager(own: DomainId, bundle: Bundle<'static>, terminal: Rc<Termi
             None => log::error!("the disk {name} of the boot bundle is out of reach"),
         }
     }
-    let platform = Platform { hypervisor, store, machine: MachineDisks::default(), disks, terminal };
+    let platform = Platform { hypervisor, store, machine: Machine::default(), disks, terminal };
     Rc::new(manager::Manager::new(platform, own, bundle))
 }
 
 impl Platform {
-    /// Finds the disks of the machine, has those with a serial number served, and names what is not used.
-    pub(crate) async fn find_disks(&self) {
+    /// Finds the devices of the machine, has the disks with a serial number served, and names what is not used.
+    pub(crate) async fn find_devices(&self) {
         let tell = |line: &str| self.terminal.message(line);
         self.machine.find(&Unikernel, &Unikernel, tell).await;
-        for serial in self.machine.rows().into_iter().filter_map(|row| row.serial) {
-            let Some(Driver { disk, interrupt }) = self.machine.take(&serial) else { continue };
-            if let Err(why) = self.disks.add_device(&serial, Box::new(disk), interrupt.port(), interrupt) {
+        for serial in self.machine.disks.rows().into_iter().filter_map(|row| row.serial) {
+            let Some(Driver { device, interrupt }) = self.machine.disks.take(&serial) else { continue };
+            if let Err(why) = self.disks.add_device(&serial, Box::new(device), interrupt.port(), interrupt) {
                 tell(&format!("error: {why}"));
             }
         }
@@ -110,7 +110,7 @@ impl manager::Platform for Platform {
 
     async fn machine_disks(&self) -> Vec<DiskRow> {
         self.machine.settled(&Unikernel).await;
-        self.machine.rows()
+        self.machine.disks.rows()
     }
 
     fn guest_bytes(&self) -> usize {

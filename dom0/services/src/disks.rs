@@ -1,67 +1,19 @@
-//! The disks of the machine: found at boot, started at the same time, and kept until a service takes them.
-//!
-//! ```text
-//! Devices::functions -> a virtio disk -> Devices::open -> reset, polled each millisecond -> its serial number -> the list
-//!                    -> a network or storage device without a driver, or a disk that does not start: reported
-//! ```
-//!
-//! Guarantees: a disk that hangs does not delay the start of other disks, and is reported after about 15 seconds at most.
+//! The disks of the machine, by serial number: started, and kept until a service takes them.
 
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
-use core::fmt;
+use core::cell::RefCell;
 
 use disk::{Device, Reset, SECTOR, Shape};
 use drivers::blk::Identity;
 use drivers::pci::{Address, Found};
-use drivers::virtio::{Kind, NotTaken};
 use toolstack::manager::DiskRow;
 
-use crate::host::Host;
+use crate::machine::{Devices, DiskDriver};
 
-/// Nanoseconds between two looks at disks that are starting.
-const LOOK_NS: u64 = 1_000_000;
 /// How often a disk is asked for its serial number before it counts as failed: about five seconds.
 const ASKED: u32 = 5_000;
-
-/// The devices of the machine.
-pub trait Devices: 'static {
-    /// A disk with its driver.
-    type Disk: Device + 'static;
-    /// The interrupt of a disk. It can be dropped once the disk has been given up.
-    type Interrupt: fmt::Debug + 'static;
-
-    /// Returns all functions of the machine's PCI buses. Empty if this domain has no devices.
-    fn functions(&self) -> Vec<Found>;
-
-    /// Makes a driver for a virtio disk, which is not started yet.
-    ///
-    /// # Errors
-    /// Why the disk is not taken.
-    fn open(&self, found: &Found) -> Result<Driver<Self>, NotTaken>;
-
-    /// Asks a disk for its serial number. Returns `Pending` until the disk has answered: call again.
-    fn identify(&self, disk: &mut Self::Disk) -> Identity;
-
-    /// Stops a disk that did not start, and frees its memory if the disk can no longer write there.
-    fn give_up(&self, driver: Driver<Self>);
-}
-
-/// A disk, and the interrupt that it raises when requests have ended.
-pub struct Driver<D: Devices + ?Sized> {
-    /// The disk.
-    pub disk: D::Disk,
-    /// Its interrupt.
-    pub interrupt: D::Interrupt,
-}
-
-impl<D: Devices + ?Sized> fmt::Debug for Driver<D> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Driver").field("disk", &self.disk).field("interrupt", &self.interrupt).finish()
-    }
-}
 
 /// A disk that was started.
 #[derive(Debug)]
@@ -71,28 +23,27 @@ struct Entry<D: Devices> {
     serial: Option<String>,
     shape: Shape,
     /// `None` after [`MachineDisks::take`].
-    driver: Option<Driver<D>>,
+    driver: Option<DiskDriver<D>>,
 }
 
-/// The disks of the machine, by serial number.
+/// The disks of the machine.
 #[derive(Debug)]
 pub struct MachineDisks<D: Devices> {
     /// In the order of their addresses.
     entries: RefCell<Vec<Entry<D>>>,
-    searching: Cell<bool>,
 }
 
 impl<D: Devices> Default for MachineDisks<D> {
-    /// No disk is known until [`MachineDisks::find`] has been called.
+    /// No disk is known yet.
     fn default() -> Self {
-        Self { entries: RefCell::default(), searching: Cell::new(true) }
+        Self { entries: RefCell::default() }
     }
 }
 
 /// A disk that is being started.
-struct Starting<D: Devices> {
+pub(crate) struct Starting<D: Devices> {
     found: Found,
-    driver: Driver<D>,
+    driver: DiskDriver<D>,
     /// How often it was asked for its serial number; `None` before its reset has ended.
     asked: Option<u32>,
 }
@@ -105,8 +56,12 @@ enum Step {
 }
 
 impl<D: Devices> Starting<D> {
+    pub(crate) const fn new(found: Found, driver: DiskDriver<D>) -> Self {
+        Self { found, driver, asked: None }
+    }
+
     fn step(&mut self, devices: &D) -> Step {
-        let disk = &mut self.driver.disk;
+        let disk = &mut self.driver.device;
         let asked = match self.asked {
             Some(asked) => asked,
             None => match disk.reset() {
@@ -125,45 +80,25 @@ impl<D: Devices> Starting<D> {
     }
 }
 
-/// Returns whether a device without a driver is reported: virtio, network and storage devices, except IDE, which chipsets have.
-const fn is_named(found: &Found) -> bool {
-    let [class, subclass, _] = found.class;
-    const IDE: u8 = 1;
-    Kind::of(found).is_some() || class == 1 && subclass != IDE || class == 2
-}
-
 impl<D: Devices> MachineDisks<D> {
-    /// Finds the disks and starts them. `tell` is given a line for each device that was found and is not used.
-    pub async fn find<H: Host>(&self, host: &H, devices: &D, tell: impl Fn(&str)) {
-        let not_used = |found: &Found, why: &dyn fmt::Display| tell(&format!("not used: {found}: {why}"));
-        let mut starting = Vec::new();
-        for found in devices.functions() {
-            if Kind::of(&found) == Some(Kind::BLOCK) {
-                match devices.open(&found) {
-                    Ok(driver) => starting.push(Starting { found, driver, asked: None }),
-                    Err(why) => not_used(&found, &why),
-                }
-            } else if is_named(&found) {
-                not_used(&found, &"there is no driver for it");
+    /// Goes on with a disk that is being started, and adds the disk once it works. Returns the disk if its start goes on, else
+    /// `None`. `not_used` is given a disk that does not work, and the reason.
+    pub(crate) fn go_on(
+        &self,
+        mut disk: Starting<D>,
+        devices: &D,
+        tell: impl Fn(&str),
+        not_used: impl Fn(&Found, &str),
+    ) -> Option<Starting<D>> {
+        match disk.step(devices) {
+            Step::Again => return Some(disk),
+            Step::Works(serial) => self.add(disk, serial, tell),
+            Step::Fails(why) => {
+                not_used(&disk.found, why);
+                devices.give_up_disk(disk.driver);
             }
         }
-        loop {
-            for mut disk in core::mem::take(&mut starting) {
-                match disk.step(devices) {
-                    Step::Again => starting.push(disk),
-                    Step::Works(serial) => self.add(disk, serial, &tell),
-                    Step::Fails(why) => {
-                        not_used(&disk.found, &why);
-                        devices.give_up(disk.driver);
-                    }
-                }
-            }
-            if starting.is_empty() {
-                break;
-            }
-            host.sleep_until(host.now_ns() + LOOK_NS).await;
-        }
-        self.searching.set(false);
+        None
     }
 
     fn add(&self, Starting { found, driver, .. }: Starting<D>, serial: Option<String>, tell: impl Fn(&str)) {
@@ -176,15 +111,8 @@ impl<D: Devices> MachineDisks<D> {
             ));
         }
         let place = entries.partition_point(|entry| entry.address < found.address);
-        let shape = driver.disk.shape();
+        let shape = driver.device.shape();
         entries.insert(place, Entry { address: found.address, serial, shape, driver: Some(driver) });
-    }
-
-    /// Waits until every disk has been started or reported.
-    pub async fn settled<H: Host>(&self, host: &H) {
-        while self.searching.get() {
-            host.sleep_until(host.now_ns() + LOOK_NS).await;
-        }
     }
 
     /// Returns all disks, for the command `disks`.
@@ -206,7 +134,7 @@ impl<D: Devices> MachineDisks<D> {
 
     /// Takes the disk with this serial number, to serve it. `None` if no disk has the number, if two have, or if the disk was
     /// taken.
-    pub fn take(&self, serial: &str) -> Option<Driver<D>> {
+    pub fn take(&self, serial: &str) -> Option<DiskDriver<D>> {
         self.with(serial, |entry| entry.driver.take()).flatten()
     }
 

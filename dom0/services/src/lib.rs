@@ -8,10 +8,12 @@
 //! | `device` | how does a device of a guest come, and how does it go? |
 //! | [`block`] | which disks does a guest have, and who serves them? |
 //! | [`console`] | what did a guest print, and what is typed for it? |
-//! | [`disks`] | which disks does the machine have? |
+//! | [`machine`] | which devices does the machine have? |
+//! | [`disks`] | which disks are among them? |
+//! | [`networks`] | which network devices are among them? |
 //! | [`store`] | who is connected to the store? |
 //!
-//! Touches: the page and the port of each guest, through the [`Host`]; the machine's devices, through [`disks::Devices`].
+//! Touches: the page and the port of each guest, through the [`Host`]; the machine's devices, through [`machine::Devices`].
 //! Never touches: hypercalls, clocks and memory of its own. It runs as well on a host, against fakes.
 //! Keeps: a turn is bounded, and waits until the heap has what it may allocate; what a guest writes is checked by the
 //! crates that know the protocol. Dropping a service only unmaps the page and closes the port; `detach` also tells the
@@ -27,6 +29,8 @@ pub mod console;
 mod device;
 pub mod disks;
 mod host;
+pub mod machine;
+pub mod networks;
 mod shape;
 mod signal;
 pub mod store;

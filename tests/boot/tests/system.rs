@@ -62,6 +62,7 @@ const STORIES: &[Story] = &[
     ("a_balloon_shrinks_and_grows", verbs::a_balloon_shrinks_and_grows),
     ("commands_from_outside_answer_in_json", run::commands_from_outside_answer_in_json),
     ("disks_of_the_machine_are_found", run::disks_of_the_machine_are_found),
+    ("network_devices_of_the_machine_are_found", run::network_devices_of_the_machine_are_found),
     ("memory_disks_come_and_go", blocks::memory_disks_come_and_go),
     ("overlays_on_a_base_take_little", blocks::overlays_on_a_base_take_little),
     ("a_machine_with_a_disk_is_small", blocks::a_machine_with_a_disk_is_small),

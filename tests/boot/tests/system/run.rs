@@ -114,6 +114,32 @@ pub(crate) fn disks_of_the_machine_are_found() -> Result<()> {
     Ok(())
 }
 
+/// dom0 starts the network devices of the machine and says their addresses. One that it cannot use is named.
+pub(crate) fn network_devices_of_the_machine_are_found() -> Result<()> {
+    let mut words = vec!["--qemu-arg=-netdev", "--qemu-arg=user,id=first", "--qemu-arg=-netdev"];
+    words.extend(["--qemu-arg=user,id=second", "--qemu-arg=-netdev", "--qemu-arg=user,id=third"]);
+    // The empty ROM file: QEMU is fetched without its ROMs.
+    for device in [
+        "--qemu-arg=virtio-net-pci,netdev=first,mac=52:54:00:12:34:56,romfile=",
+        "--qemu-arg=virtio-net-pci,netdev=second,mac=52:54:00:12:34:57,host_mtu=9000,romfile=",
+        "--qemu-arg=virtio-net-pci,netdev=third,mac=52:54:00:12:34:58,disable-modern=on,romfile=",
+    ] {
+        words.extend(["--qemu-arg=-device", device]);
+    }
+    // The list of disks waits until all devices were started.
+    words.extend(["--exec", "disks -j; list -j"]);
+    let (status, out, err) = run(&words)?;
+    ensure!(status == 0, "{status} {out}\n{err}");
+    let started =
+        |what: &str| err.lines().filter(|line| line.starts_with("network device ") && line.ends_with(what)).count();
+    ensure!(started(": 52:54:00:12:34:56, MTU 1500") == 1 && started(": 52:54:00:12:34:57, MTU 9000") == 1, "{err}");
+    ensure!(started("") == 2 && err.matches("not used").count() == 1, "{err}");
+    let legacy =
+        |line: &str| line.starts_with("not used: ") && line.contains("(1af4:1000, ") && line.contains("legacy");
+    ensure!(err.lines().any(legacy), "{err}");
+    Ok(())
+}
+
 /// Two guests described by files run; what is wrong with a file is told, with its line, before anything starts.
 pub(crate) fn guest_files_run_and_are_refused_with_their_lines() -> Result<()> {
     let folder = tempfile::tempdir()?;
