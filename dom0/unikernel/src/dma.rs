@@ -126,6 +126,11 @@ impl Dma {
         Ok(dma)
     }
 
+    /// Returns the address of the first byte. The bytes are mapped, and were written, until [`Dma::give_back`].
+    pub(crate) const fn base(&self) -> *mut u8 {
+        self.bytes.base
+    }
+
     /// Writes zeroes to all bytes.
     pub(crate) fn clear(&self) {
         (0..self.bytes.count()).step_by(8).for_each(|offset| self.store64(offset, 0));

@@ -3,6 +3,7 @@
 //! Pins and copies are made in batches, and each element of a batch has a result of its own: if one fails, the others do not.
 
 use crate::memory::Window;
+use crate::pages::{self, Buffer};
 use crate::shared::PeerPages;
 use crate::sync::MaskMutex;
 use crate::{hypercall, memory};
@@ -272,39 +273,132 @@ pub struct PageCopy {
 }
 
 /// Makes copies. Calls `each` for each copy, with its place in `copies`, and with whether all its bytes were copied.
-pub fn copy(mut copies: impl ExactSizeIterator<Item = PageCopy>, mut each: impl FnMut(usize, bool)) {
+pub fn copy(copies: impl ExactSizeIterator<Item = PageCopy>, each: impl FnMut(usize, bool)) {
+    let fill = |call: &mut Copy, it: PageCopy| {
+        let theirs = CopySide { gref_or_frame: it.reference.into(), domid: it.domain, offset: it.offset, pad: 0 };
+        let ours = CopySide { gref_or_frame: it.frame, domid: domid::SELF, offset: it.frame_offset, pad: 0 };
+        if it.into_ours && (memory::is_linear(it.frame) || pages::is_buffer(it.frame)) {
+            log::error!("frame {:#x} is not for copies into it", it.frame);
+            return; // the element has no flags: it counts as refused
+        }
+        (call.source, call.dest, call.flags) =
+            if it.into_ours { (theirs, ours, SOURCE_IS_GRANT) } else { (ours, theirs, DEST_IS_GRANT) };
+        call.len = it.bytes;
+    };
+    // SAFETY: `fill` names a frame to be written only after it has checked that no Rust reference leads there.
+    unsafe { copy_all(copies, fill, each) }
+}
+
+/// A page that bytes are copied from or to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// A page that another domain granted.
+    Granted {
+        /// The domain that granted the page.
+        domain: u16,
+        /// The reference of the grant.
+        reference: u32,
+    },
+    /// A page of this domain, by its machine frame.
+    Own(u64),
+}
+
+/// A copy between two pages, of which at least one is granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SideCopy {
+    /// The page that is read.
+    pub from: Side,
+    /// The first byte that is read.
+    pub from_offset: u16,
+    /// The page that is written.
+    pub to: Side,
+    /// The first byte that is written.
+    pub to_offset: u16,
+    /// How many bytes are copied. They end within the page on both sides.
+    pub bytes: u16,
+}
+
+/// Makes copies in which both sides may be granted pages. Calls `each` for each copy, with its place in `copies`, and with whether
+/// all its bytes were copied. `own` are the buffers that are written: a copy into any other page of this domain is refused, as is
+/// one between two pages of this domain.
+pub fn copy_sides<B: AsMut<Buffer>>(
+    copies: impl ExactSizeIterator<Item = SideCopy>,
+    own: &mut [&mut B],
+    each: impl FnMut(usize, bool),
+) {
+    let fill = |call: &mut Copy, it: SideCopy| {
+        if let Side::Own(frame) = it.to
+            && !own.iter_mut().any(|buffer| (**buffer).as_mut().has(frame))
+        {
+            return log::error!("frame {frame:#x} is of no buffer that is lent for copies into it");
+        }
+        let (from, from_flag) = side(it.from, it.from_offset, SOURCE_IS_GRANT);
+        let (to, to_flag) = side(it.to, it.to_offset, DEST_IS_GRANT);
+        (call.source, call.dest, call.flags) = (from, to, from_flag | to_flag);
+        // Without flags the element counts as refused.
+        call.len = if call.flags == 0 { 0 } else { it.bytes };
+    };
+    // SAFETY: `fill` names only frames to be written of buffers that are borrowed exclusively meanwhile: no Rust reference leads
+    // there.
+    unsafe { copy_all(copies, fill, each) }
+}
+
+fn side(side: Side, offset: u16, flag: u16) -> (CopySide, u16) {
+    match side {
+        Side::Granted { domain, reference } => {
+            (CopySide { gref_or_frame: reference.into(), domid: domain, offset, pad: 0 }, flag)
+        }
+        Side::Own(frame) => (CopySide { gref_or_frame: frame, domid: domid::SELF, offset, pad: 0 }, 0),
+    }
+}
+
+/// Flags of a copy: which sides are granted pages.
+const SOURCE_IS_GRANT: u16 = 1;
+const DEST_IS_GRANT: u16 = 2;
+
+/// Makes copies, each of which `fill` turns into an element of the hypercall. An element without flags, as `fill` gets it, is
+/// refused.
+///
+/// # Safety
+/// No Rust reference leads to a frame that an element from `fill` names to be written.
+unsafe fn copy_all<T>(
+    mut copies: impl ExactSizeIterator<Item = T>,
+    mut fill: impl FnMut(&mut Copy, T),
+    mut each: impl FnMut(usize, bool),
+) {
     let mut first = 0;
     while copies.len() > 0 {
-        first += if copies.len() <= FEW {
-            copy_batch::<FEW>(&mut copies, |place, done| each(first + place, done))
-        } else {
-            copy_batch::<BATCH>(&mut copies, |place, done| each(first + place, done))
+        let few = copies.len() <= FEW;
+        let answer = |place: usize, done| each(first + place, done);
+        // SAFETY: the contract is the same.
+        first += unsafe {
+            if few {
+                copy_batch::<FEW, T>(&mut copies, &mut fill, answer)
+            } else {
+                copy_batch::<BATCH, T>(&mut copies, &mut fill, answer)
+            }
         };
     }
 }
 
-/// Makes the next `N` copies at most, as [`copy`] does. Returns how many copies this took.
-fn copy_batch<const N: usize>(copies: &mut impl Iterator<Item = PageCopy>, mut each: impl FnMut(usize, bool)) -> usize {
-    const SOURCE_IS_GRANT: u16 = 1;
-    const DEST_IS_GRANT: u16 = 2;
+/// Makes the next `N` copies at most, as [`copy_all`] does. Returns how many copies this took.
+///
+/// # Safety
+/// As for [`copy_all`].
+unsafe fn copy_batch<const N: usize, T>(
+    copies: &mut impl Iterator<Item = T>,
+    fill: &mut impl FnMut(&mut Copy, T),
+    mut each: impl FnMut(usize, bool),
+) -> usize {
     let mut calls = [Copy::default(); N];
     let mut count = 0;
     for (call, it) in calls.iter_mut().zip(copies) {
         count += 1;
         call.status = status::GENERAL_ERROR;
-        let theirs = CopySide { gref_or_frame: it.reference.into(), domid: it.domain, offset: it.offset, pad: 0 };
-        let ours = CopySide { gref_or_frame: it.frame, domid: domid::SELF, offset: it.frame_offset, pad: 0 };
-        if it.into_ours && memory::is_linear(it.frame) {
-            log::error!("frame {:#x} is not for copies into it", it.frame);
-            continue; // the element has 0 bytes: it is refused, or copies nothing
-        }
-        (call.source, call.dest, call.flags) =
-            if it.into_ours { (theirs, ours, SOURCE_IS_GRANT) } else { (ours, theirs, DEST_IS_GRANT) };
-        call.len = it.bytes;
+        fill(call, it);
     }
     let calls = calls.get_mut(..count).unwrap_or_default();
-    // SAFETY: Rust refers only to memory from the builder and to borrowed memory, and such frames are not written, as was
-    // checked above. The hypervisor refuses frames of others.
+    // SAFETY: no Rust reference leads to the frames that are written, by the contract. The hypervisor refuses frames of others.
     let _ = unsafe { hypercall::copy_grants(calls) };
     for (place, call) in calls.iter().enumerate() {
         each(place, call.status == status::OKAY && call.flags != 0);

@@ -1,6 +1,7 @@
-//! Memory for guests' disks: single pages that only grant copies access, and runs of pages that are mapped and reused.
+//! Memory for guests' devices: single pages that only grant copies access, runs of pages that are mapped and reused, and runs that
+//! Rust refers to as bytes.
 //!
-//! Both kinds are added to the memory of this domain, and only while at least [`KEPT`] pages of the machine stay free.
+//! All kinds are added to the memory of this domain, and only while at least [`KEPT`] pages of the machine stay free.
 //! Guarantees: memory is zeroed before it is handed out.
 
 use crate::dma::{Dma, FIRST_PAGE};
@@ -9,6 +10,8 @@ use crate::sync::MaskMutex;
 use crate::{control, hypercall};
 use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
+use core::slice;
+use core::sync::atomic::{AtomicU64, Ordering};
 use disk::{BusAddress, OwnMemory};
 use drivers::hardware::DmaMemory;
 use hypercall_abi::domid;
@@ -91,7 +94,7 @@ pub fn take() -> Option<u64> {
 /// Gives back a frame of [`take`]. Ignores, with a line in the log, a frame that Rust references may lead to. The hypervisor
 /// gets 64 frames by one call, so up to 64 frames stay with this domain until other frames are given back.
 pub fn give_back(frame: u64) {
-    if memory::is_linear(frame) {
+    if memory::is_linear(frame) || is_buffer(frame) {
         return log::error!("frame {frame:#x} is not of a disk");
     }
     let mut done = DONE.lock();
@@ -218,6 +221,121 @@ impl SharedPage for Run {
     }
 }
 
+/// The maximum number of buffers.
+const BUFFERS: usize = 16;
+
+/// A set of runs of frames.
+struct Frames {
+    /// The first frame of each run, and above that, from bit [`COUNT`] on, the number of frames. 0 for no run.
+    runs: [AtomicU64; BUFFERS],
+    /// The runs' frames are below this one, and from `low` on; most other frames are told apart by these two.
+    high: AtomicU64,
+    low: AtomicU64,
+}
+
+const COUNT: u32 = 52;
+
+impl Frames {
+    const fn new() -> Self {
+        Self { runs: [const { AtomicU64::new(0) }; BUFFERS], high: AtomicU64::new(0), low: AtomicU64::new(u64::MAX) }
+    }
+
+    /// Returns false if the set is full.
+    fn add(&self, first: u64, count: usize) -> bool {
+        let word = first | (count as u64) << COUNT;
+        self.high.fetch_max(first + count as u64, Ordering::Relaxed);
+        self.low.fetch_min(first, Ordering::Relaxed);
+        self.runs.iter().any(|run| run.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed).is_ok())
+    }
+
+    fn remove(&self, first: u64) {
+        let is_it = |word| (word & ((1 << COUNT) - 1) == first && word != 0).then_some(0);
+        let _ = self.runs.iter().any(|run| run.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_it).is_ok());
+    }
+
+    fn has(&self, frame: u64) -> bool {
+        let between = frame >= self.low.load(Ordering::Relaxed) && frame < self.high.load(Ordering::Relaxed);
+        between
+            && self.runs.iter().any(|run| {
+                let word = run.load(Ordering::Relaxed);
+                let first = word & ((1 << COUNT) - 1);
+                (first..first + (word >> COUNT)).contains(&frame)
+            })
+    }
+}
+
+/// The frames of all buffers.
+static OF_BUFFERS: Frames = Frames::new();
+
+/// Returns whether a frame is of a [`Buffer`]: Rust may refer to it.
+pub(crate) fn is_buffer(frame: u64) -> bool {
+    OF_BUFFERS.has(frame)
+}
+
+/// Consecutive pages of this domain that Rust refers to as bytes. Only copies that borrow the buffer
+/// ([`crate::grants::copy_sides`]) change the bytes behind Rust's back; no device has the address.
+#[derive(Debug)]
+pub struct Buffer(ManuallyDrop<Dma>);
+
+impl Buffer {
+    /// Takes `count` consecutive pages of zeroes, 1 to 512. `None` if the machine has none to spare, or if there are 16
+    /// buffers.
+    #[must_use]
+    pub fn take(count: usize) -> Option<Self> {
+        let run = Run::take(count)?;
+        if !OF_BUFFERS.add(run.page(), count) {
+            return None;
+        }
+        let mut run = ManuallyDrop::new(run);
+        // SAFETY: the run is not used or dropped after this.
+        Some(Self(ManuallyDrop::new(unsafe { ManuallyDrop::take(&mut run.0) })))
+    }
+
+    /// Returns the machine frame of the first page. Those of the following pages follow.
+    #[must_use]
+    pub fn page(&self) -> u64 {
+        self.0.frame()
+    }
+
+    /// Returns whether a machine frame is of a page of this buffer.
+    #[must_use]
+    pub fn has(&self, frame: u64) -> bool {
+        (self.page()..self.page() + (self.0.bytes() / 4096) as u64).contains(&frame)
+    }
+
+    /// Returns the bytes of all pages.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY:
+        // 1. The bytes are mapped and written until the buffer is dropped.
+        // 2. While this borrow lives, nothing writes them. No device has the address, or has it any more, by the contract of
+        //    `Run::address`. Grant copies write only frames of a buffer that they borrow exclusively, and otherwise no frame for
+        //    which `is_buffer` is true. The run is in no pool.
+        unsafe { slice::from_raw_parts(self.0.base(), self.0.bytes()) }
+    }
+
+    /// Returns the bytes of all pages.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; `self` is borrowed exclusively, so no other reference leads to the bytes.
+        unsafe { slice::from_raw_parts_mut(self.0.base(), self.0.bytes()) }
+    }
+}
+
+impl AsMut<Self> for Buffer {
+    fn as_mut(&mut self) -> &mut Self {
+        self
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        OF_BUFFERS.remove(self.page());
+        // SAFETY: the value is dropped, so the pages are not used after this.
+        let dma = unsafe { ManuallyDrop::take(&mut self.0) };
+        drop(Run(ManuallyDrop::new(dma)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,5 +366,20 @@ mod tests {
         assert_eq!([take(&mut pool, 1), take(&mut pool, 1), take(&mut pool, 1)], [Some(1), Some(3), Some(4)]);
         assert_eq!(take(&mut pool, 17), Some(2));
         assert_eq!(pool.take(2, || None), None);
+    }
+
+    #[test]
+    fn a_set_has_the_frames_of_the_runs_in_it() {
+        let frames = Frames::new();
+        assert!(!frames.has(0) && !frames.has(u64::MAX));
+        assert!(frames.add(0x1000, 17) && frames.add(0x2000, 1));
+        let of_them = [0xfff, 0x1000, 0x1010, 0x1011, 0x1fff, 0x2000, 0x2001].map(|frame| frames.has(frame));
+        assert_eq!(of_them, [false, true, true, false, false, true, false]);
+        frames.remove(0x1000);
+        assert!(!frames.has(0x1000) && frames.has(0x2000));
+        let added = (0..100).filter(|n| frames.add(0x8000 + n * 16, 16)).count();
+        assert_eq!(added, BUFFERS - 1);
+        assert!(frames.has(0x2000) && frames.has(0x8000 + 16 * (BUFFERS as u64 - 1) - 1));
+        assert!(!frames.has(0x8000 + 16 * (BUFFERS as u64 - 1)), "it was not added");
     }
 }
