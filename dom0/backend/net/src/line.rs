@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
+use core::fmt;
 
 use network::{Checksum, FrameInfo, Headers, Offloads, Protocol, Reset, Segmentation, Uplink, checksum, segment};
 
@@ -46,7 +47,6 @@ enum Health {
 }
 
 /// The uplink of a switch.
-#[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) device: Box<dyn Uplink>,
     pub(crate) mode: Mode,
@@ -59,6 +59,14 @@ pub(crate) struct Line {
     /// Room for one segment.
     segment: Box<[u8]>,
     pub(crate) counters: UplinkCounters,
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Line");
+        shown.field("device", &self.device.mac()).field("mode", &self.mode).field("health", &self.health);
+        shown.field("attention", &self.attention).field("counters", &self.counters).finish_non_exhaustive()
+    }
 }
 
 impl Line {

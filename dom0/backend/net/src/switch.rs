@@ -305,14 +305,8 @@ impl<H: Host> Switch<H> {
         let count = self.vifs.places();
         let next = self.next;
         (0..count).map(|step| (next + step) % count).find(|place| {
-            let Some(vif) = self.vifs.open(*place).filter(|vif| vif.attention && vif.wait.is_none()) else {
-                return false;
-            };
-            let due = vif.rate.is_none_or(|rate| rate.ready_ns() <= now_ns);
-            if !due && !core::mem::replace(&mut vif.held_back, true) {
-                vif.counters.rate_waits += 1;
-            }
-            due
+            let ready = self.vifs.open(*place).filter(|vif| vif.attention && vif.wait.is_none());
+            ready.is_some_and(|vif| vif.rate.is_none_or(|rate| rate.ready_ns() <= now_ns))
         })
     }
 }

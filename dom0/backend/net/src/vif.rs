@@ -63,8 +63,6 @@ pub struct Vif<H: Host> {
     /// Whether a sender waits for this vif's buffers.
     pub(crate) awaited: bool,
     pub(crate) rate: Option<Bucket>,
-    /// Whether the rate made the guest wait since the last visit.
-    pub(crate) held_back: bool,
     pub(crate) floods: Bucket,
     /// Whether a response is not published yet, in the TX and in the RX ring.
     unpublished: (bool, bool),
@@ -102,7 +100,6 @@ impl<H: Host> Vif<H> {
             short: None,
             awaited: false,
             rate: limits.bytes_per_second.map(|rate| Bucket::new(rate, now_ns)),
-            held_back: false,
             floods: Bucket::new(FLOODS_PER_SECOND, now_ns),
             unpublished: (false, false),
             counters: Counters::default(),

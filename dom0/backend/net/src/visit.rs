@@ -490,11 +490,12 @@ impl<H: Host> Switch<H> {
         }
         let left: usize = jobs.iter().skip(decided).map(|job| job.chain.slots).sum();
         vif.put_back(left);
+        let more = more || left > 0;
         if let Some(rate) = &mut vif.rate {
             rate.take(bytes, now_ns);
+            vif.counters.rate_waits += u64::from(more && rate.ready_ns() > now_ns);
         }
-        vif.held_back = false;
-        if more || left > 0 {
+        if more {
             vif.attention = true;
             return;
         }

@@ -118,7 +118,7 @@ impl Station for Ear {
     fn turn(&mut self, _now_ns: u64, _out: &mut dyn Output) -> Option<u64> {
         let mut heard = self.0.borrow_mut();
         heard.turns += 1;
-        heard.next_ns
+        heard.next_ns.take()
     }
     fn mac(&self) -> Mac {
         STATION

@@ -85,6 +85,11 @@ impl Front {
         }
     }
 
+    /// Makes all further buffers pages that the guest granted for reading alone.
+    pub fn only_read_only(&mut self) {
+        self.free = (RX_PAGES as u32 + 200..RX_PAGES as u32 + 256).collect();
+    }
+
     /// Posts up to `count` buffers. Returns how many.
     pub fn post(&mut self, count: usize) -> usize {
         let mut done = 0;

@@ -92,7 +92,10 @@ impl Machine {
 
     pub fn connect(&self, switch: &mut Switch<Self>, front: &Front, takes: Takes, limits: Limits) -> VifId {
         let domain = front.domain;
-        let (tx, rx) = (front.tx_page.clone(), front.rx_page.clone());
+        let tx = front.tx_page.clone();
+        // The front end reads answers from slots as long as those that change.
+        let shifting = Rc::new(Cell::new(front.rx_page.shifting.take()));
+        let rx = RingPage { words: front.rx_page.words.clone(), shifting };
         let port = u32::from(domain);
         let ports = Ports { tx: 2 * port, rx: 2 * port + 1 };
         let connection = Connection { domain, ports, tx, rx, takes, mac: front.mac, limits };
@@ -199,12 +202,12 @@ impl SharedPage for RingPage {
             word.copy_from_slice(&self.words.load_u32(offset + 4 * at).to_le_bytes()[..word.len()]);
         }
         let seed = self.shifting.get();
-        if seed > 0 && into.len() == 12 {
+        if seed > 0 && into.len() >= 8 {
             let mut random = Random::seeded(seed);
             if random.below(4) == 0 {
                 // The id is the front end's only name of a slot, so it stays.
-                let at = [0, 1, 4, 5, 6, 10, 11][random.below(7) as usize];
-                into[at] = random.next() as u8;
+                let places = if into.len() == 8 { &[4, 5, 6, 7][..] } else { &[0, 1, 4, 5, 6, 10, 11] };
+                into[places[random.below(places.len() as u64) as usize]] = random.next() as u8;
             }
             self.shifting.set(random.next() | 1);
         }
