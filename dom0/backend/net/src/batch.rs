@@ -8,8 +8,8 @@ use crate::host::{GrantCopy, Host, Side};
 
 /// The maximum number of copies of one batch.
 const COPIES: usize = 512;
-/// The maximum number of copies of one delivery: both the packet and the receiver's buffers have at most 18 parts and one more.
-const COPIES_EACH: usize = 40;
+/// The maximum number of copies of a packet to one receiver and to the linear buffer: on both sides there are at most 19 parts.
+const COPIES_EACH: usize = 80;
 /// The maximum number of deliveries of one batch.
 const DELIVERIES: usize = 256;
 

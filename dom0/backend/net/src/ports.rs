@@ -11,7 +11,7 @@ use zerocopy::transmute;
 
 use crate::batch::{Batch, Piece, Prepared, Target, cut};
 use crate::connection::{Broken, ConnectError, Connection, Disconnected, Drop, VifId};
-use crate::header::{Header, Network};
+use crate::header::Network;
 use crate::host::{Buffer, GrantCopy, Host, Side};
 use crate::limits::MAX_VIFS;
 use crate::switch::Event;
@@ -45,7 +45,7 @@ impl Load {
             blank: info.checksum == Checksum::Blank,
             validated: info.checksum == Checksum::Verified,
             gso,
-            network: Header::parse(frame).map_or(Network::Other, |header| header.network),
+            network: Headers::parse(frame, frame.len()).map_or(Network::Other, |headers| Network::of(&headers)),
         }
     }
 
@@ -64,6 +64,11 @@ impl Load {
             Segmentation { protocol, bytes: gso.bytes }
         });
         FrameInfo { checksum, segmentation }
+    }
+
+    /// Returns how many frames the packet stands for.
+    pub(crate) fn segments(&self) -> usize {
+        self.gso.map_or(1, |gso| self.bytes.div_ceil(gso.bytes.max(1).into()))
     }
 
     fn flags(&self) -> u16 {

@@ -4,11 +4,10 @@ use alloc::boxed::Box;
 use alloc::vec;
 use core::fmt;
 
-use network::{MAX_PACKET, Mac, Station, Uplink};
+use network::{FrameInfo, MAX_PACKET, MIN_FRAME, Mac, Station, Uplink};
 
 use crate::connection::Drop;
 use crate::connection::{Broken, ConnectError, Connection, Disconnected, VifId};
-use crate::header::Header;
 use crate::host::{Buffer, Host};
 use crate::limits::{PER_TURN, PER_VISIT};
 use crate::line::{Line, Mode, UplinkCounters};
@@ -251,15 +250,17 @@ impl<H: Host> Switch<H> {
     }
 
     /// Passes on a frame that has arrived, which lies in the linear buffer.
-    fn pass_in(&mut self, host: &mut H, start: usize, bytes: usize, info: network::FrameInfo, now_ns: u64) {
+    fn pass_in(&mut self, host: &mut H, start: usize, bytes: usize, info: FrameInfo, now_ns: u64) {
         let Self { vifs, line, station, station_mac, linear, outgoing, .. } = self;
         let Some(device) = line else { return };
         let Some(frame) = linear.bytes_mut().get_mut(start..start + bytes) else { return };
-        let Some(header) = Header::parse(frame) else { return device.counters.drops.count(Drop::Malformed) };
+        let Some(&[t0, t1, t2, t3, t4, t5, s0, s1, s2, s3, s4, s5, ..]) = frame.first_chunk::<MIN_FRAME>() else {
+            return device.counters.drops.count(Drop::Malformed);
+        };
+        let (to, from) = (Mac([t0, t1, t2, t3, t4, t5]), Mac([s0, s1, s2, s3, s4, s5]));
         let mut for_station = true;
         if device.mode == Mode::Bridged {
-            let to = header.destination;
-            if vifs.place_of_mac(header.source).is_some() || *station_mac == Some(header.source) {
+            if vifs.place_of_mac(from).is_some() || *station_mac == Some(from) {
                 return device.counters.drops.count(Drop::Spoofed);
             }
             let guest = vifs.place_of_mac(to);

@@ -2,12 +2,12 @@
 
 use alloc::vec::Vec;
 
-use network::{MAX_PACKET, PortId};
+use network::{Headers, MAX_PACKET, Mac, PortId};
 use ring_protocol::net::{Chain, Hostile, Packet, TxRequest, gather, status};
 
 use crate::batch::{Piece, Target, cut};
 use crate::connection::{Broken, Drop};
-use crate::header::Header;
+use crate::header::{Network, is_honest};
 use crate::host::{Buffer, Host, Side};
 use crate::limits::PER_VISIT;
 use crate::line::Mode;
@@ -17,7 +17,10 @@ use crate::switch::{HEAD_BYTES, Switch};
 use crate::vif::{Room, Wait};
 
 /// The maximum number of RX slots that a sender waits for.
-const AWAITED_SLOTS: usize = 128;
+const AWAITED_SLOTS: usize = 64;
+
+/// A visit ends when its packets had this many receivers or segments.
+const FRAMES: usize = 256;
 
 /// A packet of the visited guest.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +81,8 @@ pub(crate) struct Work {
     gathered: Vec<Gathered>,
     /// Bytes of the linear buffer in use.
     used: usize,
+    /// Frames that the visit has made: a packet counts for each of its receivers, and for each of the segments that it is cut into.
+    frames: usize,
 }
 
 impl Work {
@@ -88,6 +93,7 @@ impl Work {
             heads: Vec::with_capacity(PER_VISIT),
             gathered: Vec::with_capacity(PER_VISIT),
             used: 0,
+            frames: 0,
         }
     }
 }
@@ -170,7 +176,12 @@ impl<H: Host> Switch<H> {
     /// Carries the packets to where they go. Returns how many are decided: the rest stays in the ring.
     fn carry(&mut self, host: &mut H, place: usize, now_ns: u64) -> usize {
         let mut decided = self.work.jobs.len();
+        self.work.frames = 0;
         for job in 0..self.work.jobs.len() {
+            if self.work.frames >= FRAMES {
+                decided = job;
+                break;
+            }
             match self.plan(host, place, job, now_ns) {
                 Plan::Next => {}
                 Plan::Wait => {
@@ -229,7 +240,7 @@ impl<H: Host> Switch<H> {
             return Plan::Bad(bad);
         }
         match self.judge(place, n, &packet) {
-            Ok((header, load)) => match self.route(place, &header) {
+            Ok((destination, load)) => match self.route(place, destination) {
                 Route::Guest(to) => self.plan_guest(host, place, n, to, &load, now_ns),
                 Route::Group => self.plan_group(host, place, n, &load, now_ns),
                 Route::Station => self.plan_linear(place, n, &load, To { station: true, ..To::default() }),
@@ -245,24 +256,25 @@ impl<H: Host> Switch<H> {
         Plan::Next
     }
 
-    /// Reads a packet's header, and judges whether the guest may send the packet.
-    fn judge(&self, place: usize, job: usize, packet: &Packet) -> Result<(Header, Load), Drop> {
+    /// Reads a packet's headers, and judges whether the guest may send the packet. Returns its destination, and what accompanies it.
+    fn judge(&self, place: usize, job: usize, packet: &Packet) -> Result<(Mac, Load), Drop> {
         let head = self.scratch.bytes().get(job * HEAD_BYTES..).unwrap_or_default();
         let head = head.get(..head_bytes(packet).into()).unwrap_or_default();
-        let header = Header::parse(head).ok_or(Drop::Malformed)?;
+        let bytes = usize::from(packet.bytes);
+        let headers = Headers::parse(head, bytes).map_err(|_| Drop::Malformed)?;
         let vif = self.vifs.at(place).ok_or(Drop::Malformed)?;
-        if !header.is_honest(head, vif.mac, vif.address) {
+        if !is_honest(&headers, vif.mac, vif.address) {
             return Err(Drop::Spoofed);
         }
-        let bytes = usize::from(packet.bytes);
+        let (network, destination) = (Network::of(&headers), headers.destination);
         match packet.gso {
-            Some(gso) if !header.fits(gso.protocol) || header.destination.is_group() => return Err(Drop::Malformed),
+            Some(gso) if !network.fits(gso.protocol) || destination.is_group() => return Err(Drop::Malformed),
             Some(gso) if usize::from(gso.bytes) > self.max_segment() => return Err(Drop::Oversize),
             None if bytes > self.max_frame() => return Err(Drop::Oversize),
             _ => {}
         }
         let Packet { checksum_blank: blank, data_validated: validated, gso, .. } = *packet;
-        Ok((header, Load { bytes, blank, validated, gso, network: header.network }))
+        Ok((destination, Load { bytes, blank, validated, gso, network }))
     }
 
     /// Lists where the bytes of a packet lie: the first of them in scratch memory, the rest with the guest.
@@ -301,7 +313,7 @@ impl<H: Host> Switch<H> {
         let slots = match self.vifs.slots(to, load) {
             Some(slots) if takes => slots,
             // The segments of the packet, or the packet with its checksum.
-            _ => load.gso.map_or(1, |gso| load.bytes.div_ceil(gso.bytes.into())).min(AWAITED_SLOTS),
+            _ => load.segments().min(AWAITED_SLOTS),
         };
         match self.room(place, to, slots, now_ns) {
             Room::Yes => {}
@@ -365,10 +377,11 @@ impl<H: Host> Switch<H> {
         let own = sender.id;
         self.list_pieces(place, n);
         let mut to = To { uplink: self.is_bridged(), station: self.station.is_some(), ..To::default() };
-        let mut receivers = u64::from(to.uplink) + u64::from(to.station);
+        let mut receivers = usize::from(to.uplink) + usize::from(to.station);
         for other in 0..self.vifs.places() {
-            let Some(vif) = self.vifs.open(other).filter(|vif| vif.id != own) else { continue };
-            let _ = vif;
+            if self.vifs.open(other).is_none_or(|vif| vif.id == own) {
+                continue;
+            }
             receivers += 1;
             if !self.vifs.takes(other, load) {
                 to.other_guests = true;
@@ -389,8 +402,9 @@ impl<H: Host> Switch<H> {
             }
             self.vifs.deliver(other, Some(n), load);
         }
+        self.work.frames += receivers;
         if let Some(sender) = self.vifs.at_mut(place) {
-            sender.floods.take(receivers, now_ns);
+            sender.floods.take(receivers as u64, now_ns);
         }
         if to.other_guests {
             return self.convert(host, place, n, load, to, now_ns);
@@ -416,6 +430,7 @@ impl<H: Host> Switch<H> {
             batch.add_delivery(Target::Linear, Some(n), load.bytes);
         }
         self.work.used = (start + load.bytes).next_multiple_of(ALIGNMENT);
+        self.work.frames += load.segments();
         self.work.gathered.push(Gathered { job: n, start, load: *load, to });
         Plan::Next
     }
@@ -506,8 +521,7 @@ impl<H: Host> Switch<H> {
     }
 
     /// Finds where a frame of the vif at `place` goes.
-    fn route(&self, place: usize, header: &Header) -> Route {
-        let to = header.destination;
+    fn route(&self, place: usize, to: Mac) -> Route {
         if to.is_group() {
             return if is_link_local(&to.0) { Route::Nobody } else { Route::Group };
         }

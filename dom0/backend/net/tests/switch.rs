@@ -541,6 +541,34 @@ fn a_visit_is_bounded_and_guests_take_turns() {
 }
 
 #[test]
+fn tiny_segments_buy_no_long_turns() {
+    let plain = Takes { scatter_gather: true, ..Takes::default() };
+    let mut world = World::of(&[ALL, plain], Limits::default());
+    let payload: Vec<u8> = (0..4000).map(|n| (n % 251) as u8).collect();
+    let frame = frames::tcp4_blank(mac(1), mac(0), &payload);
+    for _ in 0..60 {
+        assert!(world.fronts[0].send_stock(&world.machine, &frame, 4054, blank_segments(48)));
+    }
+    world.ids.clone().iter().for_each(|id| world.switch.attend(*id));
+    let (mut again, mut turns, mut arrived) = (true, 0, 0);
+    while again {
+        let before = world.machine.0.borrow().copies;
+        again = world.switch.turn(&mut world.machine, world.now).again;
+        let copies = world.machine.0.borrow().copies - before;
+        assert!(copies < 1000, "{copies} copies in a turn");
+        let packets = world.arrived(1);
+        assert!(packets.iter().all(|packet| frames::is_right_tcp4(&packet.bytes)));
+        arrived += packets.len();
+        world.fronts[1].post(256);
+        turns += 1;
+        world.switch.attend(world.ids[1]);
+        again |= world.fronts[0].collect_sent() > 0;
+    }
+    assert_eq!(arrived, 60 * 4000_usize.div_ceil(48));
+    assert!(turns >= 20, "{turns} turns");
+}
+
+#[test]
 fn addresses_are_unique_and_sensible() {
     let machine = Machine::new(Random::seeded(1), 2);
     let mut switch = machine.switch(1500);
