@@ -77,10 +77,10 @@ impl Batch {
         }
     }
 
-    /// Returns whether another delivery may not fit.
+    /// Returns whether a packet to another receiver and to the linear buffer may not fit.
     pub(crate) fn is_full(&self) -> bool {
         let prepared = self.prepared.len() + MAX_SLOTS + 1 > self.prepared.capacity();
-        self.copies.len() + COPIES_EACH > COPIES || self.deliveries.len() >= DELIVERIES || prepared
+        self.copies.len() + COPIES_EACH > COPIES || self.deliveries.len() + 2 > DELIVERIES || prepared
     }
 
     /// Forgets the current packet.

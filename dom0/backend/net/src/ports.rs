@@ -126,7 +126,8 @@ impl<H: Host> Vifs<H> {
         }
     }
 
-    pub(crate) fn connect(&mut self, with: Connection<H>, now_ns: u64) -> Result<VifId, ConnectError> {
+    /// Adds a vif. With `resumed`, goes on after an earlier back end that died.
+    pub(crate) fn connect(&mut self, with: Connection<H>, now_ns: u64, resumed: bool) -> Result<VifId, ConnectError> {
         let mac = with.mac;
         if mac.is_group() || mac.0 == [0; 6] {
             return Err(ConnectError::NoStation(mac));
@@ -138,11 +139,14 @@ impl<H: Host> Vifs<H> {
         if place >= MAX_VIFS {
             return Err(ConnectError::TooMany);
         }
+        // Each vif has one event at most, and the uplink one.
+        let events = self.places.len() + 2;
         let reserved = self.places.try_reserve(1).and_then(|()| self.taken.try_reserve(1));
-        reserved.and_then(|()| self.macs.try_reserve(1)).map_err(|_| ConnectError::NoMemory)?;
+        let reserved = reserved.and_then(|()| self.macs.try_reserve(1)).and_then(|()| self.events.try_reserve(events));
+        reserved.map_err(|_| ConnectError::NoMemory)?;
         let generation = self.taken.get(place).map_or(0, |taken| taken.wrapping_add(1));
         let id = VifId(PortId(u16::from(generation) << 8 | cut(place)));
-        let vif = Vif::connect(with, id, now_ns)?;
+        let vif = Vif::connect(with, id, now_ns, resumed)?;
         match (self.places.get_mut(place), self.taken.get_mut(place)) {
             (Some(free), Some(taken)) => (*free, *taken) = (Some(vif), generation),
             _ => {

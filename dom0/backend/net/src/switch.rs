@@ -131,15 +131,28 @@ impl<H: Host> Switch<H> {
         self.outgoing = vec![0; MAX_PACKET].into_boxed_slice();
     }
 
-    /// Begins to serve a front end that has just connected, or that an earlier back end has served.
+    /// Begins to serve a front end that has just connected.
     ///
     /// # Errors
     /// Why the front end cannot be served.
     pub fn connect(&mut self, connection: Connection<H>, now_ns: u64) -> Result<VifId, ConnectError> {
+        self.add(connection, now_ns, false)
+    }
+
+    /// Continues to serve a front end whose earlier back end died. Packets that the earlier back end left unanswered are carried, or
+    /// answered with an error if an answer is written over one of their slots.
+    ///
+    /// # Errors
+    /// Why the connection cannot be continued.
+    pub fn resume(&mut self, connection: Connection<H>, now_ns: u64) -> Result<VifId, ConnectError> {
+        self.add(connection, now_ns, true)
+    }
+
+    fn add(&mut self, connection: Connection<H>, now_ns: u64, resumed: bool) -> Result<VifId, ConnectError> {
         if self.station_mac == Some(connection.mac) {
             return Err(ConnectError::MacInUse(connection.mac));
         }
-        self.vifs.connect(connection, now_ns)
+        self.vifs.connect(connection, now_ns, resumed)
     }
 
     /// Ends a vif at once, and returns its parts. Nothing of the guest is in use afterwards, for the switch only copies. `None` if

@@ -64,6 +64,8 @@ pub struct Vif<H: Host> {
     pub(crate) awaited: bool,
     pub(crate) rate: Option<Bucket>,
     pub(crate) floods: Bucket,
+    /// Whether the front end is notified without having asked: it may have missed an event of an earlier back end (ABI io 4.4).
+    greet: bool,
     /// Whether a response is not published yet, in the TX and in the RX ring.
     unpublished: (bool, bool),
     pub(crate) counters: Counters,
@@ -79,7 +81,7 @@ impl<H: Host> fmt::Debug for Vif<H> {
 }
 
 impl<H: Host> Vif<H> {
-    pub(crate) fn connect(with: Connection<H>, id: VifId, now_ns: u64) -> Result<Self, ConnectError> {
+    pub(crate) fn connect(with: Connection<H>, id: VifId, now_ns: u64, resumed: bool) -> Result<Self, ConnectError> {
         let Connection { domain, ports, tx, rx, takes, mac, limits } = with;
         let tx_layout = Layout::new(tx.len_bytes(), TX_SLOT_BYTES)?;
         let rx_layout = Layout::new(rx.len_bytes(), RX_SLOT_BYTES)?;
@@ -101,6 +103,7 @@ impl<H: Host> Vif<H> {
             awaited: false,
             rate: limits.bytes_per_second.map(|rate| Bucket::new(rate, now_ns)),
             floods: Bucket::new(FLOODS_PER_SECOND, now_ns),
+            greet: resumed,
             unpublished: (false, false),
             counters: Counters::default(),
         })
@@ -221,16 +224,17 @@ impl<H: Host> Vif<H> {
         self.unpublished.1 = true;
     }
 
-    /// Returns whether a response is not published yet.
+    /// Returns whether [`publish`](Self::publish) has something to do.
     pub(crate) fn has_unpublished(&self) -> bool {
-        self.unpublished.0 || self.unpublished.1
+        self.unpublished.0 || self.unpublished.1 || self.greet
     }
 
     /// Publishes responses, and notifies the guest if it asked for that.
     pub(crate) fn publish(&mut self, host: &mut H) {
         let (tx, rx) = core::mem::take(&mut self.unpublished);
-        let tx = tx && self.tx.publish(&self.tx_page);
-        let rx = rx && self.rx.publish(&self.rx_page);
+        let greet = core::mem::take(&mut self.greet);
+        let tx = tx && self.tx.publish(&self.tx_page) || greet;
+        let rx = rx && self.rx.publish(&self.rx_page) || greet;
         if rx {
             host.notify(self.ports.rx);
         }

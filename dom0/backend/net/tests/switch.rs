@@ -541,6 +541,65 @@ fn a_visit_is_bounded_and_guests_take_turns() {
 }
 
 #[test]
+fn a_later_back_end_goes_on_where_the_first_died() {
+    let machine = Machine::new(Random::seeded(1), 2);
+    let mut first = machine.switch(1500);
+    let mut fronts = [0, 1].map(Front::new);
+    for front in &fronts {
+        machine.connect(&mut first, front, ALL, Limits::default());
+    }
+    fronts[1].post(10);
+    for _ in 0..15 {
+        assert!(fronts[0].send_small(&machine, &between(1, 0)));
+    }
+    let _ = turns(&mut first, &mut machine.clone(), SECOND);
+    // The sender waits for buffers, and nobody ends the vifs.
+    drop(first);
+    let mut second = machine.switch(1500);
+    let connections = fronts.each_ref().map(|front| {
+        let ports = Ports { tx: u32::from(front.domain) * 2, rx: u32::from(front.domain) * 2 + 1 };
+        let (tx, rx) = (front.tx_page.clone(), front.rx_page.clone());
+        let (domain, mac) = (front.domain, front.mac);
+        Connection { domain, ports, tx, rx, takes: ALL, mac, limits: Limits::default() }
+    });
+    for connection in connections {
+        assert!(second.resume(connection, SECOND).is_ok());
+    }
+    fronts[1].post(256);
+    let before = machine.0.borrow().notified.clone();
+    let _ = turns(&mut second, &mut machine.clone(), SECOND);
+    let after = machine.0.borrow().notified.clone();
+    assert!(before.iter().zip(&after).all(|(before, after)| before < after), "each is notified: {before:?} {after:?}");
+    assert_eq!((fronts[0].collect_sent(), fronts[0].unanswered()), (15, 0));
+    let arrived = fronts[1].collect(&machine);
+    assert!(arrived.len() == 15 && arrived.iter().all(|packet| packet.bytes == between(1, 0)));
+}
+
+#[test]
+fn a_bad_broadcast_in_a_crowd_does_not_hold_back_what_was_sent_before() {
+    let mut world = World::new(130);
+    let device = Device::new();
+    world.switch.set_uplink(Box::new(device.clone()), Mode::Bridged);
+    let outside = frames::plain(Mac([2, 0, 0, 0, 9, 9]), mac(0), &[8; 1000]);
+    let group = frames::plain(Mac::BROADCAST, mac(0), &[9; 600]);
+    assert!(world.fronts[0].send_stock(&world.machine, &outside, 2000, How::default()));
+    assert!(world.fronts[0].send_stock(&world.machine, &group, 300, How::default()));
+    // The third packet begins well, but is no grant after that. Its copies do not fit the batch together with those before.
+    world.machine.write(0, 300, 0, &group[..300]);
+    let first = TxRequest { reference: 300, offset: 0, flags: tx_flag::MORE_DATA, id: 0, size: 614 };
+    assert!(world.fronts[0].put(first, false));
+    assert!(world.fronts[0].put(TxRequest { reference: 9999, offset: 0, flags: 0, id: 0, size: 314 }, false));
+    assert!(world.fronts[0].send_stock(&world.machine, &outside, 500, How::default()));
+    let _ = world.run();
+    assert_eq!((world.fronts[0].errors, world.drops(0, Drop::BadGrant)), (2, 1));
+    let sent: Vec<Vec<u8>> = device.0.borrow().sent.iter().map(|(frame, _)| frame.clone()).collect();
+    assert_eq!(sent, [outside.clone(), group.clone(), outside]);
+    for at in 1..130 {
+        assert_eq!((world.bytes_at(at), world.fronts[at].rx_errors), (vec![group.clone()], 0));
+    }
+}
+
+#[test]
 fn tiny_segments_buy_no_long_turns() {
     let plain = Takes { scatter_gather: true, ..Takes::default() };
     let mut world = World::of(&[ALL, plain], Limits::default());
