@@ -1,7 +1,7 @@
 //! The header that accompanies each frame (V 5.1.6), and what the frame must be for the header to make sense.
 
 use super::config::{Limits, feature};
-use network::{Checksum, FrameInfo, MIN_FRAME, Protocol, Segmentation};
+use network::{Checksum, FrameInfo, Headers, Kind, L4, MIN_FRAME, Protocol, Segmentation};
 
 /// Bytes of the header.
 pub(super) const BYTES: usize = 12;
@@ -142,42 +142,19 @@ struct Transport {
 }
 
 impl Transport {
-    /// Finds the header. `None` if the frame is no whole TCP or UDP packet over IPv4 or IPv6 without extension headers, or has
-    /// more than one VLAN tag.
+    /// Finds the header. `None` if the frame is no whole TCP or UDP packet.
     fn of(frame: &[u8]) -> Option<Self> {
-        const IPV4: [u8; 2] = [0x08, 0x00];
-        const IPV6: [u8; 2] = [0x86, 0xdd];
-        const TAG: [u8; 2] = [0x81, 0x00];
-        let mut at = MIN_FRAME;
-        let mut kind: [u8; 2] = *frame.get(at - 2..)?.first_chunk()?;
-        if kind == TAG {
-            at += 4;
-            kind = *frame.get(at - 2..)?.first_chunk()?;
-        }
-        let packet = frame.get(at..)?;
-        let (header, number, segments) = match kind {
-            IPV4 => {
-                let [first, _, _, _, _, _, high, low, _, number] = *packet.first_chunk()?;
-                let fragment = u16::from_be_bytes([high & 0x3f, low]);
-                let header = usize::from(first & 15) * 4;
-                (first >> 4 == 4 && header >= 20 && fragment == 0).then_some((header, number, Protocol::Tcp4))?
-            }
-            IPV6 => {
-                let [first, _, _, _, _, _, number] = *packet.first_chunk()?;
-                (first >> 4 == 6).then_some((40, number, Protocol::Tcp6))?
-            }
-            _ => return None,
+        let headers = Headers::parse(frame, frame.len()).ok()?;
+        let (transport, None) = headers.transport()? else { return None };
+        let protocol = if matches!(headers.kind, Kind::Ipv4(_)) { Protocol::Tcp4 } else { Protocol::Tcp6 };
+        let (bytes, segments) = match transport.protocol {
+            L4::Tcp { header, .. } => (header, Some(protocol)),
+            L4::Udp { .. } => (8, None),
+            L4::Icmp { .. } | L4::Icmp6 { .. } => return None,
         };
-        let transport = packet.get(header..)?;
-        let (field, bytes, segments) = match number {
-            6 => (16, usize::from(*transport.get(12)? >> 4) * 4, Some(segments)),
-            17 => (6, 8, None),
-            _ => return None,
-        };
-        let fits = bytes >= usize::from(field) + 2 && bytes <= transport.len();
-        let start = at + header;
         let short = |offset: usize| u16::try_from(offset).ok();
-        fits.then_some(Self { start: short(start)?, field, payload: short(start + bytes)?, segments })
+        let (start, field) = (short(transport.at)?, short(transport.checksum_at() - transport.at)?);
+        Some(Self { start, field, payload: short(transport.at + bytes)?, segments })
     }
 }
 
@@ -198,13 +175,15 @@ mod tests {
         frame.extend(if six { [0x86, 0xdd] } else { [0x08, 0x00] });
         let mut packet = [0; 40];
         if six {
-            (packet[0], packet[6]) = (0x60, number);
+            (packet[0], packet[5], packet[6]) = (0x60, 200, number);
             frame.extend(packet);
         } else {
-            (packet[0], packet[9]) = (0x46, number);
+            (packet[0], packet[3], packet[9]) = (0x46, 224, number);
             frame.extend(&packet[..24]);
         }
         let mut transport = [0; 200];
+        // The length of UDP, or the header's of TCP.
+        transport[5] = 200;
         transport[12] = 0x80;
         frame.extend(transport);
         frame
@@ -295,9 +274,9 @@ mod tests {
         }
         for length in 0..tcp.len() {
             let short = &tcp[..length];
-            assert_eq!(incoming(&right, short, &ALL).is_ok(), length >= 100, "{length}");
+            assert_eq!(incoming(&right, short, &ALL), Err(Malformed), "{length}");
             assert_eq!(incoming(&Header::default(), short, &ALL).is_ok(), length >= MIN_FRAME);
-            assert_eq!(outgoing(short, BLANK, &ALL).is_ok(), length >= 38 + 32, "{length}");
+            assert_eq!(outgoing(short, BLANK, &ALL), Err(Malformed), "{length}");
         }
     }
 }

@@ -70,8 +70,10 @@ impl Sample {
         frame[12..14].copy_from_slice(if six { &[0x86, 0xdd] } else { &[0x08, 0x00] });
         frame[14] = if six { 0x60 } else { 0x45 };
         if six {
+            frame[18..20].copy_from_slice(&u16::try_from(bytes - 54).unwrap().to_be_bytes());
             frame[20] = 6;
         } else {
+            frame[16..18].copy_from_slice(&u16::try_from(bytes - 14).unwrap().to_be_bytes());
             (frame[20], frame[21], frame[23]) = (0x40, 0, 6);
         }
         frame[usize::from(start) + 12] = 0x50;
