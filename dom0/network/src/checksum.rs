@@ -56,7 +56,8 @@ pub(crate) const fn complement(sum: u16, udp: bool) -> u16 {
 /// Returns the ones'-complement sum of `start` and the 16-bit numbers in `bytes`. An odd last byte counts as the high one.
 #[must_use]
 pub fn sum(bytes: &[u8], start: u16) -> u16 {
-    // The sum does not depend on the order of bytes, apart from being in that order itself. So words are summed as they are read.
+    // The sum does not depend on the order of bytes, apart from being in that order itself. So words are summed as they are
+    // read.
     let mut total = u64::from(start.swap_bytes());
     let mut add = |word: u64| {
         let (sum, carry) = total.overflowing_add(word);

@@ -233,8 +233,8 @@ impl fmt::Display for Malformed {
 }
 
 impl Headers {
-    /// Parses the headers of a frame of `length` bytes. `first_bytes` is the frame's beginning, of [`HEADER_BYTES`] or more where
-    /// the frame has as many. Headers that contradict each other are no error but [`Kind::Malformed`].
+    /// Parses the headers of a frame of `length` bytes. `first_bytes` is the frame's beginning, of [`HEADER_BYTES`] or more
+    /// where the frame has as many. Headers that contradict each other are no error but [`Kind::Malformed`].
     ///
     /// # Errors
     /// [`Malformed::Frame`]: the frame is shorter than an Ethernet header.
@@ -268,8 +268,8 @@ impl Headers {
         })
     }
 
-    /// Returns the header above IP, and which part of a packet the frame carries. `None` if the frame carries no header above IP
-    /// that is known here.
+    /// Returns the header above IP, and which part of a packet the frame carries. `None` if the frame carries no header above
+    /// IP that is known here.
     #[must_use]
     pub const fn transport(&self) -> Option<(Transport, Option<Fragment>)> {
         match self.kind {
@@ -280,8 +280,8 @@ impl Headers {
     }
 }
 
-/// Parses the commonest frame: TCP over IPv4 with neither tag nor options of IPv4. Returns `None` for any other frame; the general
-/// way judges those.
+/// Parses the commonest frame: TCP over IPv4 with neither tag nor options of IPv4. Returns `None` for any other frame; the
+/// general way judges those.
 fn plain_tcp(first_bytes: &[u8], length: usize) -> Option<Headers> {
     let b: &[u8; 54] = first_bytes.first_chunk()?;
     // EtherType, version and header length; not a fragment; the protocol.

@@ -17,6 +17,12 @@ impl Mac {
         self.0[0] & 1 != 0
     }
 
+    /// Returns whether this is the address of all stations.
+    #[must_use]
+    pub const fn is_broadcast(self) -> bool {
+        matches!(self.0, [0xff, 0xff, 0xff, 0xff, 0xff, 0xff])
+    }
+
     /// Returns the address of the vif with number `vif` of the guest `name`: the same for the same name, in the range that Xen
     /// assigns to guests (00:16:3e).
     #[must_use]

@@ -1,8 +1,8 @@
 //! TCP segments out of a frame that stands for several.
 //!
 //! Touches: the frame and the buffer, which the caller passes.
-//! Guarantees: each segment's headers are right by themselves, its checksums among them; the payloads of the segments, one after
-//! the other, are the frame's; there are at most as many segments as [`MIN_SEGMENT`] bytes go into the payload.
+//! Guarantees: each segment's headers are right by themselves, its checksums among them; the payloads of the segments, one
+//! after the other, are the frame's; there are at most as many segments as [`MIN_SEGMENT`] bytes go into the payload.
 
 use crate::bytes::{array, be16, be32, put, put16};
 use crate::checksum::{add, sum};

@@ -1,6 +1,9 @@
 //! What the tests share: random numbers, and frames built field by field, by other code than the crate's.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod dhcp;
+pub mod world;
+
 /// A generator whose runs are told apart, and repeated, by their seed.
 pub struct Random(pub u64);
 
