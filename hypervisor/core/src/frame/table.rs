@@ -406,13 +406,31 @@ impl FrameTable {
     ///
     /// # Errors
     /// As [`FrameTable::take_use`].
+    #[inline(always)]
     pub fn hold(&self, m: &impl Cpus, frame: Frame, from: DomainId, by: DomainId, write: bool) -> Result<(), Refused> {
-        if write { self.take_writable(m, frame, from, by) } else { self.take_ref(frame, from, by) }
+        let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
+        Self::take_ref_of(&w, from, by)?;
+        let again = |bits| TypeState::again(bits, Use::Writable).map(|next| (next, ())).ok_or(());
+        if write && step(w.kind, again).is_err() { self.change_to_writable(m, frame, by) } else { Ok(()) }
+    }
+
+    /// Takes a use as writable that [`TypeState::again`] does not. The caller has taken the reference, which is dropped on
+    /// an error.
+    #[cold]
+    fn change_to_writable(&self, m: &impl Cpus, frame: Frame, by: DomainId) -> Result<(), Refused> {
+        let w = self.words(frame).ok_or(Refused::NoSuchFrame)?;
+        let taken = self.take_type(m, &w, Use::Writable, self.epochs.all());
+        taken.map(|_| ()).inspect_err(|_| self.drop_ref(frame, by))
     }
 
     /// Drops what [`FrameTable::hold`] took.
+    #[inline(always)]
     pub fn let_go(&self, frame: Frame, by: DomainId, write: bool) {
-        if write { _ = self.drop_use(frame, by) } else { self.drop_ref(frame, by) }
+        let drop_one = |bits| TypeState::drop_one(bits).map(|next| (next, ())).ok_or(());
+        match self.words(frame) {
+            Some(w) if !write || step(w.kind, drop_one).is_ok() => self.drop_ref_of(frame, &w, by),
+            _ => _ = self.drop_use(frame, by), // the last use
+        }
     }
 
     /// Gives a frame back, for its owner. It goes to the pool when nobody uses it any more, which may be at once. Until
@@ -561,6 +579,7 @@ pub(super) fn step<T, E>(word: &AtomicU64, mut rule: impl FnMut(u64) -> Result<(
 
 /// Reports that the hypervisor broke one of its promises. The frame stays as it is: it leaks, which harms nobody;
 /// `tests/sim` fails.
+#[cold]
 pub(crate) fn bug(frame: Frame, what: &str) {
     log::error!("{frame:?}: {what}");
 }

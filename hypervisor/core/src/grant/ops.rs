@@ -189,6 +189,7 @@ fn free_handle<'a, M: Machine>(ctx: &mut Ctx<'a, M>) -> Result<Claimed<'a>, Gran
     Err(GrantRefused::NoHandle)
 }
 
+#[inline(never)]
 fn map_host<M: Machine>(ctx: &mut Ctx<'_, M>, call: &MapGrantRef, pin: Pin) -> Result<(), Failed> {
     let software = u64::from(call.flags >> 16) << 9 & pte::AVAILABLE_LOW;
     let rights = if pin.writable { pte::WRITE } else { 0 };
@@ -217,7 +218,7 @@ fn replace_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut UnmapAndReplace) -> 
 }
 
 /// Unmaps a grant; `by`: the entry of this address is moved to where it was mapped.
-#[inline]
+#[inline(always)]
 fn unmap_one<M: Machine>(ctx: &mut Ctx<'_, M>, call: &UnmapGrantRef, by: Option<u64>) -> Result<(), Failed> {
     let (m, me) = (ctx.m, ctx.domain);
     let (mut handle, claimed) = me.grants.claim_handle(m, call.handle).ok_or(GrantRefused::NoSuchHandle)?;
@@ -237,20 +238,25 @@ fn unmap_halves<M: Machine>(
     by: Option<u64>,
     handle: &mut Handle,
 ) -> Result<(), Failed> {
-    let pin = handle.pin;
-    let bus = [0, pin.frame.address()];
+    let bus = [0, handle.pin.frame.address()];
     ensure!(!handle.device || bus.contains(&call.dev_bus_addr), GrantRefused::WrongBusAddress);
     if call.host_addr != 0 && handle.host {
-        let root = ctx.state.kernel_root;
-        let mut session = ctx.session(ctx.domain);
-        let slot = slot_of(&session, root, call.host_addr, handle.by_entry)?;
-        let by = by
-            .map(|at| if handle.by_entry { Err(GrantRefused::CannotMap) } else { slot_of(&session, root, at, false) });
-        session.unmap_leaf(slot, pin.frame, pin.writable, by.transpose()?)?;
-        handle.host = false; // the session flushes when it ends, before the pin goes
+        unmap_host(ctx, call.host_addr, by, handle)?;
+        handle.host = false;
     }
     handle.device &= call.dev_bus_addr == 0;
     Ok(())
+}
+
+/// Removes the mapping of a grant at an address, and flushes it.
+#[inline(never)]
+fn unmap_host<M: Machine>(ctx: &mut Ctx<'_, M>, at: u64, by: Option<u64>, handle: &Handle) -> Result<(), Failed> {
+    let (root, pin) = (ctx.state.kernel_root, handle.pin);
+    let mut session = ctx.session(ctx.domain);
+    let slot = slot_of(&session, root, at, handle.by_entry)?;
+    let by =
+        by.map(|at| if handle.by_entry { Err(GrantRefused::CannotMap) } else { slot_of(&session, root, at, false) });
+    Ok(session.unmap_leaf(slot, pin.frame, pin.writable, by.transpose()?)?) // the session flushes when it ends
 }
 
 impl<M: Machine> CpuCtx<'_, M> {

@@ -74,7 +74,7 @@ pub(super) struct Pin {
 
 impl<M: Machine> CpuCtx<'_, M> {
     /// Puts a grant of `owner` to use by `user`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn pin(
         &mut self,
         owner: &Domain,
@@ -82,6 +82,12 @@ impl<M: Machine> CpuCtx<'_, M> {
         user: DomainId,
         writable: bool,
     ) -> Result<Pin, GrantRefused> {
+        let frame = self.pin_frame(owner, gref, user, writable)?;
+        Ok(Pin { owner: owner.id(), gref, frame, writable })
+    }
+
+    /// As [`CpuCtx::pin`]; returns the frame.
+    fn pin_frame(&mut self, owner: &Domain, gref: u32, user: DomainId, writable: bool) -> Result<Frame, GrantRefused> {
         let _guard = owner.grants.lock.lock(self.held);
         let (word, record) = owner.grants.entry(self.m, gref).ok_or(GrantRefused::NoSuchGrant)?;
         let active = Active(record.load(Relaxed));
@@ -93,7 +99,7 @@ impl<M: Machine> CpuCtx<'_, M> {
             return Err(if none { GrantRefused::NoSuchPage } else { GrantRefused::NotGranted });
         }
         record.store(more.of(frame).0, Relaxed);
-        Ok(Pin { owner: owner.id(), gref, frame, writable })
+        Ok(frame)
     }
 
     /// Ends a use by `user`. The caller has flushed every translation it had given.
