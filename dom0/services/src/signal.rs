@@ -34,7 +34,10 @@ impl Signal {
             if self.set.take() || other.as_mut().poll(context).is_ready() {
                 return Poll::Ready(());
             }
-            self.waiting.replace(Some(context.waker().clone()));
+            let mut waiting = self.waiting.borrow_mut();
+            if !waiting.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                *waiting = Some(context.waker().clone());
+            }
             Poll::Pending
         })
         .await;

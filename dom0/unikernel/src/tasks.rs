@@ -70,8 +70,11 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
             }
             continue;
         }
+        // A poll of an unfinished task would store the waker.
         let mut context = Context::from_waker(Waker::noop());
-        if let Poll::Ready(value) = task.as_mut().poll(&mut context) {
+        if task.is_finished()
+            && let Poll::Ready(value) = task.as_mut().poll(&mut context)
+        {
             return value;
         }
         sleep();
