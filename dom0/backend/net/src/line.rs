@@ -4,13 +4,16 @@ use alloc::boxed::Box;
 use alloc::vec;
 use core::fmt;
 
-use network::{Checksum, FrameInfo, Headers, Offloads, Protocol, Reset, Segmentation, Uplink, checksum, segment};
+use network::{Checksum, FrameInfo, Headers, Kind, L4, Offloads, Protocol, Reset, Segmentation, Transport, Uplink};
+use network::{checksum, segment};
 
 use crate::connection::{Drop, Drops};
 use crate::limits::RESET_NS;
 
 /// Bytes of an Ethernet header with a VLAN tag.
 const ETHERNET: usize = 18;
+/// Bytes of a VLAN tag.
+const TAG: usize = 4;
 
 /// Who talks to an uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,16 +123,41 @@ impl Line {
             return Err(Drop::UplinkFull);
         }
         match info.segmentation {
-            Some(how) if !self.cuts(how.protocol) => self.send_cut(frame, how),
-            None if frame.len() > self.segment.len() => Err(Drop::Oversize),
-            _ => {
-                if info.checksum == Checksum::Blank && !self.offloads.checksum {
-                    finish(frame)?;
-                    info.checksum = Checksum::Verified;
-                }
-                self.queue(frame, *info)
+            Some(how) if !self.cuts(how.protocol) => return self.send_cut(frame, how),
+            Some(how) => self.check_segments(frame, how)?,
+            None if frame.len() > self.max_frame(frame) => return Err(Drop::Oversize),
+            None if info.checksum != Checksum::Blank => {}
+            None if self.offloads.checksum => check_checksum(frame)?,
+            None => {
+                finish(frame)?;
+                info.checksum = Checksum::Verified;
             }
         }
+        self.queue(frame, *info)
+    }
+
+    /// Judges a frame that the device is to cut: the device believes what it is told.
+    fn check_segments(&self, frame: &[u8], how: Segmentation) -> Result<(), Drop> {
+        let headers = Headers::parse(frame, frame.len()).map_err(|_| Drop::Malformed)?;
+        let version = match headers.kind {
+            Kind::Ipv4(_) => Protocol::Tcp4,
+            Kind::Ipv6(packet) if !packet.routed => Protocol::Tcp6,
+            _ => return Err(Drop::Malformed),
+        };
+        let Some((Transport { protocol: L4::Tcp { header, .. }, at, end }, None)) = headers.transport() else {
+            return Err(Drop::Malformed);
+        };
+        if version != how.protocol || end != frame.len() || how.bytes == 0 {
+            return Err(Drop::Malformed);
+        }
+        let segment = at + header + usize::from(how.bytes);
+        if segment > self.max_frame(frame) { Err(Drop::Oversize) } else { Ok(()) }
+    }
+
+    /// Returns the maximum number of bytes of a frame with this one's Ethernet header: a tag is no part of the payload.
+    fn max_frame(&self, frame: &[u8]) -> usize {
+        let is_tagged = frame.get(12..14) == Some(&[0x81, 0]);
+        self.segment.len().saturating_sub(if is_tagged { 0 } else { TAG })
     }
 
     fn cuts(&self, protocol: Protocol) -> bool {
@@ -140,8 +168,9 @@ impl Line {
     }
 
     fn send_cut(&mut self, frame: &[u8], how: Segmentation) -> Result<(), Drop> {
+        let max = self.max_frame(frame);
         let mut room = core::mem::take(&mut self.segment);
-        let sent = self.send_segments(frame, how, &mut room);
+        let sent = self.send_segments(frame, how, room.get_mut(..max).unwrap_or_default());
         self.segment = room;
         sent
     }
@@ -168,6 +197,15 @@ impl Line {
         if core::mem::take(&mut self.queued) {
             self.device.kick();
         }
+    }
+}
+
+/// Judges a frame whose checksum the device is to compute.
+fn check_checksum(frame: &[u8]) -> Result<(), Drop> {
+    let headers = Headers::parse(frame, frame.len()).map_err(|_| Drop::Malformed)?;
+    match headers.transport() {
+        Some((Transport { protocol: L4::Tcp { .. } | L4::Udp { .. }, .. }, None)) => Ok(()),
+        _ => Err(Drop::Malformed),
     }
 }
 

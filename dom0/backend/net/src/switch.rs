@@ -67,8 +67,9 @@ pub struct Switch<H: Host> {
     pub(crate) line: Option<Line>,
     pub(crate) station: Option<Box<dyn Station>>,
     pub(crate) station_mac: Option<Mac>,
-    /// When the station is to be called. `None`: no time is known.
-    station_ns: Option<u64>,
+    /// When the station is to be called: also after each turn in which it got frames, which may have changed the time. `None`: no
+    /// time is known.
+    pub(crate) station_ns: Option<u64>,
     pub(crate) scratch: H::Buffer,
     pub(crate) linear: H::Buffer,
     /// Room for a frame of the station's on its way to the uplink.
@@ -184,6 +185,13 @@ impl<H: Host> Switch<H> {
         }
     }
 
+    /// Notes that the owner has changed the station: the next turn calls it.
+    pub fn attend_station(&mut self) {
+        if self.station.is_some() {
+            self.station_ns = Some(0);
+        }
+    }
+
     /// Notes that the uplink's device has sent an interrupt.
     pub fn attend_uplink(&mut self) {
         if let Some(line) = &mut self.line {
@@ -209,12 +217,12 @@ impl<H: Host> Switch<H> {
     pub fn turn(&mut self, host: &mut H, now_ns: u64) -> Turn {
         let reset_ns = self.look_after_line(now_ns);
         self.receive(host, now_ns);
-        self.call_station(host, now_ns);
         self.end_waits(now_ns);
         if let Some(place) = self.next_place(now_ns) {
             self.next = place + 1;
             self.visit(host, place, now_ns);
         }
+        self.call_station(host, now_ns);
         if let Some(line) = &mut self.line {
             line.kick();
         }
@@ -264,7 +272,7 @@ impl<H: Host> Switch<H> {
 
     /// Passes on a frame that has arrived, which lies in the linear buffer.
     fn pass_in(&mut self, host: &mut H, start: usize, bytes: usize, info: FrameInfo, now_ns: u64) {
-        let Self { vifs, line, station, station_mac, linear, outgoing, .. } = self;
+        let Self { vifs, line, station, station_mac, station_ns, linear, outgoing, .. } = self;
         let Some(device) = line else { return };
         let Some(frame) = linear.bytes_mut().get_mut(start..start + bytes) else { return };
         let Some(&[t0, t1, t2, t3, t4, t5, s0, s1, s2, s3, s4, s5, ..]) = frame.first_chunk::<MIN_FRAME>() else {
@@ -293,6 +301,7 @@ impl<H: Host> Switch<H> {
         if let Some(station) = station.as_mut().filter(|_| for_station) {
             let mut out = Outlet { host, vifs, line: line.as_mut(), outgoing };
             station.receive_uplink(frame, info, now_ns, &mut out);
+            *station_ns = Some(now_ns);
         }
     }
 

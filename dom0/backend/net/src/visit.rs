@@ -462,7 +462,7 @@ impl<H: Host> Switch<H> {
     /// Passes on a packet in the linear buffer.
     fn pass_on(&mut self, host: &mut H, place: usize, gathered: Gathered, now_ns: u64) {
         let Gathered { job, start, load, to } = gathered;
-        let Self { vifs, line, station, linear, outgoing, .. } = self;
+        let Self { vifs, line, station, station_ns, linear, outgoing, .. } = self;
         let Some(frame) = linear.bytes_mut().get_mut(start..start + load.bytes) else { return };
         let mut info = load.info();
         if let Some(guest) = to.guest {
@@ -483,6 +483,7 @@ impl<H: Host> Switch<H> {
             let port = vifs.at(place).map_or(PortId(0), |vif| vif.id.port());
             let mut out = Outlet { host, vifs, line: line.as_mut(), outgoing };
             station.receive_guest(port, frame, info, now_ns, &mut out);
+            *station_ns = Some(now_ns);
         }
         if let Some(reason) = failed {
             self.refuse(place, job, reason, status::DROPPED);

@@ -371,8 +371,15 @@ fn an_uplink_with_offloads_gets_frames_as_they_are() {
 
 #[test]
 fn a_blank_checksum_that_nobody_can_finish_stays_on_the_machine() {
+    for offloads in [Offloads::default(), Offloads { checksum: true, tcp4: true, tcp6: true }] {
+        cannot_finish(offloads);
+    }
+}
+
+fn cannot_finish(offloads: Offloads) {
     let mut world = World::new(2);
     let device = Device::new();
+    device.0.borrow_mut().offloads = offloads;
     world.switch.set_uplink(Box::new(device.clone()), Mode::Bridged);
     let outside = frames::plain(Mac([2, 0, 0, 0, 9, 9]), mac(0), &[8; 100]);
     assert!(world.fronts[0].send_stock(&world.machine, &outside, 200, How { blank: true, ..How::default() }));
@@ -380,6 +387,26 @@ fn a_blank_checksum_that_nobody_can_finish_stays_on_the_machine() {
     let _ = world.run();
     assert!(device.0.borrow().sent.is_empty());
     assert_eq!((world.arrived(1).len(), world.drops(0, Drop::Malformed)), (1, 1), "between guests nobody cares");
+    // Segments of something that is not TCP, and of a packet that is shorter than its frame.
+    let mut udp = frames::tcp4_blank(Mac([2, 0, 0, 0, 9, 9]), mac(0), &[8; 5000]);
+    let (mut short, good) = (udp.clone(), udp.clone());
+    udp[23] = 17;
+    short.extend([0; 10]);
+    for frame in [&udp, &short, &good] {
+        assert!(world.fronts[0].send_stock(&world.machine, frame, 66, blank_segments(1460)));
+    }
+    let _ = world.run();
+    let sent = if offloads.tcp4 { 1 } else { 4 };
+    assert_eq!((world.drops(0, Drop::Malformed), device.0.borrow().sent.len()), (3, sent), "the last is well");
+    // An uplink with shorter frames than the switch.
+    let narrow = Device::new();
+    (narrow.0.borrow_mut().offloads, narrow.0.borrow_mut().mtu) = (offloads, 1400);
+    world.switch.set_uplink(Box::new(narrow.clone()), Mode::Bridged);
+    assert!(world.fronts[0].send_stock(&world.machine, &good, 66, blank_segments(1361)));
+    assert!(world.fronts[0].send_stock(&world.machine, &good, 66, blank_segments(1360)));
+    let _ = world.run();
+    assert_eq!(narrow.0.borrow().sent.len(), sent);
+    assert_eq!(world.switch.uplink_counters().unwrap().drops.total(), 1);
 }
 
 #[test]
@@ -471,10 +498,19 @@ fn only_the_station_talks_to_a_routed_uplink() {
     world.switch.attend_uplink();
     let _ = world.turns();
     assert_eq!((ear.0.borrow().from_uplink.len(), world.bytes_at(1)), (100, vec![frame; 100]));
-    assert_eq!(ear.0.borrow().turns, 1);
-    world.now += SECOND;
+    // A frame may change when the station is to be called.
+    ear.0.borrow_mut().next_ns = Some(world.now + SECOND / 2);
+    device.0.borrow_mut().coming.push_back((vec![0; 60], FrameInfo::default()));
+    world.switch.attend_uplink();
+    assert_eq!(world.turns().again_ns, Some(world.now + SECOND / 2));
+    let before = ear.0.borrow().turns;
+    assert_eq!(world.turns().again_ns, Some(world.now + SECOND / 2));
+    assert_eq!(ear.0.borrow().turns, before, "the station is not called before its time");
+    world.now += SECOND / 2;
+    assert_eq!(world.turns(), Turn { again: false, again_ns: None });
+    world.switch.attend_station();
     let _ = world.turns();
-    assert_eq!(ear.0.borrow().turns, 2);
+    assert_eq!(ear.0.borrow().turns, before + 2);
 }
 
 #[test]

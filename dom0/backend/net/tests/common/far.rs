@@ -115,10 +115,10 @@ impl Station for Ear {
             out.to_guest(port, frame, info);
         }
     }
-    fn turn(&mut self, _now_ns: u64, _out: &mut dyn Output) -> Option<u64> {
+    fn turn(&mut self, now_ns: u64, _out: &mut dyn Output) -> Option<u64> {
         let mut heard = self.0.borrow_mut();
         heard.turns += 1;
-        heard.next_ns.take()
+        heard.next_ns.filter(|at| *at > now_ns)
     }
     fn mac(&self) -> Mac {
         STATION
