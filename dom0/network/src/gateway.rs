@@ -25,6 +25,7 @@ use crate::dhcp::Terms;
 use crate::guests::Guests;
 use crate::headers::{Arp, Ipv4, L4, Transport, protocol};
 use crate::neighbours::Neighbours;
+use crate::rewrite::{Change, End, Inner, inner, rewrite_inner};
 use crate::translator::{CannotForward, Translator, Transported};
 use crate::{
     Address, CannotAttach, Checksum, Counters, FrameInfo, Headers, Kind, MIN_FRAME, Mac, Network, Output, PortId,
@@ -269,6 +270,25 @@ fn answer_echo(frame: &mut [u8], ip: &Ipv4) -> Option<()> {
     put16(frame, at + 2, 0)?;
     let checksum = !sum(frame.get(at..end)?, 0);
     put16(frame, at + 2, checksum)
+}
+
+/// Returns the packet that an ICMP error is about.
+fn quoted(frame: &[u8], ip: &Ipv4) -> Result<Inner, Reason> {
+    let transport = ip.transport.ok_or(Reason::Malformed)?;
+    let message = frame.get(..transport.end).ok_or(Reason::Malformed)?;
+    if sum(message.get(transport.at..).ok_or(Reason::Malformed)?, 0) != 0xffff {
+        return Err(Reason::Checksum);
+    }
+    inner(message, transport.at).ok_or(Reason::NoFlow)
+}
+
+/// Replaces an end of the packet that an ICMP error is about.
+fn requote(frame: &mut [u8], ip: &Ipv4, inner: &Inner, change: &Change) -> Option<()> {
+    let transport = ip.transport?;
+    rewrite_inner(frame, inner, change)?;
+    put16(frame, transport.at + 2, 0)?;
+    let checksum = !sum(frame.get(transport.at..transport.end)?, 0);
+    put16(frame, transport.at + 2, checksum)
 }
 
 /// Fits what is to be cut into packets of `mtu` bytes. Returns `None` if the packet is too long.

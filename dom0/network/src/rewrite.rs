@@ -136,12 +136,16 @@ pub(crate) fn inner(frame: &[u8], at: usize) -> Option<Inner> {
     })
 }
 
-/// Gives the packet within an ICMP error another source. The error's own checksum is the caller's.
-pub(crate) fn rewrite_inner(frame: &mut [u8], inner: &Inner, address: Ipv4Addr, port: u16) -> Option<()> {
+/// Replaces an end of the packet within an ICMP error. The error's own checksum is the caller's.
+pub(crate) fn rewrite_inner(frame: &mut [u8], inner: &Inner, change: &Change) -> Option<()> {
+    let (address_at, port_at) = match change.end {
+        End::Source => (inner.at + 12, inner.port_at),
+        End::Destination => (inner.at + 16, inner.port_at + 2),
+    };
     let mut addresses = Difference::default();
-    addresses.replace_address(inner.source.octets(), address.octets());
-    put(frame, inner.at + 12, address.octets())?;
+    addresses.replace_address(array(frame, address_at)?, change.address.octets());
+    put(frame, address_at, change.address.octets())?;
     let old = be16(frame, inner.at + 10)?;
     put16(frame, inner.at + 10, addresses.checksum(old))?;
-    put16(frame, inner.port_at, port)
+    put16(frame, port_at, change.port)
 }

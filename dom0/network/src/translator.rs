@@ -288,6 +288,24 @@ impl Translator {
         Some((port, guests.get(port)?.address, own))
     }
 
+    /// Returns the port of the uplink's address to which the peer had sent what a guest's ICMP error is about. `None` if
+    /// that belongs to no flow.
+    pub(crate) fn before_error(&self, guest: &Guest, quoted: &Inner, now_ns: u64) -> Option<u16> {
+        let Inner { protocol, source: remote, source_port: remote_port, destination_port: inner, .. } = *quoted;
+        if protocol == protocol::ICMP {
+            return None;
+        }
+        let forward = self
+            .forwards
+            .iter()
+            .find(|forward| (forward.protocol, forward.port, forward.inner) == (protocol, guest.port, inner));
+        if let Some(forward) = forward {
+            return Some(forward.outer);
+        }
+        let index = guest.flows.find(&Key { protocol, inner, remote, remote_port }, self.secret)?;
+        guest.flows.get(index, now_ns).map(|(_, outer)| outer)
+    }
+
     /// Returns the guest behind a port of the uplink's address, the guest's own port, and the flow's index unless this is a
     /// forward.
     fn behind(

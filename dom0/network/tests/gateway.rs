@@ -539,6 +539,14 @@ fn idle_flows_end() {
     assert_eq!(world.gateway.flows(port), Some(0));
 }
 
+/// Returns an ICMP error about a packet: it is longer than 1,280 bytes.
+fn about(quoted: &[u8]) -> Vec<u8> {
+    let mut message = [&[3, 4, 0, 0, 0, 0, 5, 0][..], quoted].concat();
+    let sum = checksum(&[&message]);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message
+}
+
 #[test]
 fn errors_about_flows_reach_the_guest() {
     let mut world = World::connected(2);
@@ -546,13 +554,7 @@ fn errors_about_flows_reach_the_guest() {
     for (protocol, segment) in [(6, syn((999, 80))), (17, udp((999, 80), b"")), (1, echo(8, 999, b""))] {
         let sent = world.guest(1, &world.guest_frame(1, protocol, FAR, &segment), PLAIN);
         let there = to_uplink(&sent).to_vec();
-        let error = |quoted: &[u8]| {
-            let mut message = [&[3, 4, 0, 0, 0, 0, 5, 0][..], quoted].concat();
-            let sum = checksum(&[&message]);
-            message[2..4].copy_from_slice(&sum.to_be_bytes());
-            message
-        };
-        let sent = world.uplink(&from_far(1, [203, 0, 113, 9], &error(&there[14..42])), PLAIN);
+        let sent = world.uplink(&from_far(1, [203, 0, 113, 9], &about(&there[14..42])), PLAIN);
         let here = to_guest(&sent, &world, 1);
         check(here, [mac, GATEWAY_MAC], [203, 0, 113, 9], own);
         assert_eq!(here[34..36], [3, 4]);
@@ -565,13 +567,13 @@ fn errors_about_flows_reach_the_guest() {
         // About no flow; with a wrong checksum; about another's packet.
         let mut other = there[14..42].to_vec();
         other[19] ^= 1;
-        nothing(&world.uplink(&from_far(1, FAR, &error(&other)), PLAIN));
-        let mut wrong = error(&there[14..42]);
+        nothing(&world.uplink(&from_far(1, FAR, &about(&other)), PLAIN));
+        let mut wrong = about(&there[14..42]);
         wrong[2] ^= 1;
         nothing(&world.uplink(&from_far(1, FAR, &wrong), PLAIN));
         let mut other = there[14..42].to_vec();
         other[15] ^= 1;
-        nothing(&world.uplink(&from_far(1, FAR, &error(&other)), PLAIN));
+        nothing(&world.uplink(&from_far(1, FAR, &about(&other)), PLAIN));
     }
     // Time exceeded is the gateway's own to say.
     let mut last = world.guest_frame(1, 17, FAR, &udp((1, 33_434), b""));
@@ -579,6 +581,40 @@ fn errors_about_flows_reach_the_guest() {
     let sent = world.guest(1, &last, PLAIN);
     let told = to_guest(&sent, &world, 1);
     assert_eq!((&told[26..30], &told[34..36], checksum(&[&told[34..]])), (&GATEWAY[..], &[11, 0][..], 0));
+}
+
+#[test]
+fn errors_of_guests_reach_the_peer() {
+    let mut world = World::connected(2);
+    world.gateway.forward(Transported::Udp, 5_353, world.guests[1].port, 53).unwrap();
+    let outer = ports(to_uplink(&world.guest(1, &world.guest_frame(1, 17, FAR, &udp((999, 80), b"")), PLAIN))).0;
+    // A forward is for every port of the peer's, a flow for one.
+    for (outer, inner, bytes) in [(outer, 999, &[12, 16, 21, 23][..]), (5_353, 53, &[12, 16, 23])] {
+        let packet = from_far(17, FAR, &udp((80, outer), b"to a closed port"));
+        let sent = world.uplink(&packet, PLAIN);
+        let received = to_guest(&sent, &world, 1).to_vec();
+        assert_eq!(ports(&received).1, inner);
+        let sent = world.guest(1, &world.guest_frame(1, 1, FAR, &about(&received[14..])), PLAIN);
+        let there = to_uplink(&sent);
+        check(there, [ROUTER_MAC, UPLINK_MAC], UPLINK, FAR);
+        assert_eq!(there[34..36], [3, 4]);
+        // What is quoted is what the peer had sent, apart from the hop.
+        let mut expected = packet[14..].to_vec();
+        expected[8] -= 1;
+        let quoted = &there[42..];
+        assert_eq!(
+            (checksum(&[&quoted[..20]]), &quoted[..10], &quoted[12..24]),
+            (0, &expected[..10], &expected[12..24])
+        );
+        // To another station; about another's packet; about no flow; by another guest.
+        nothing(&world.guest(1, &world.guest_frame(1, 1, [198, 51, 100, 8], &about(&received[14..])), PLAIN));
+        for at in bytes {
+            let mut other = received[14..].to_vec();
+            other[*at] ^= 1;
+            nothing(&world.guest(1, &world.guest_frame(1, 1, FAR, &about(&other)), PLAIN));
+        }
+        nothing(&world.guest(0, &world.guest_frame(0, 1, FAR, &about(&received[14..])), PLAIN));
+    }
 }
 
 #[test]
@@ -782,9 +818,7 @@ fn no_frame_makes_the_translator_panic_or_pass_what_is_not_its_own() {
     let outer = ports(to_uplink(&world.guest(0, &world.guest_frame(0, 17, FAR, &udp((1_000, 53), b"")), PLAIN))).0;
     let quoted =
         world.guest(0, &world.guest_frame(0, 6, FAR, &syn((1_000, 80))), PLAIN).to_uplink[0].0[14..42].to_vec();
-    let mut error = [&[3, 4, 0, 0, 0, 0, 5, 0][..], &quoted].concat();
-    let sum = checksum(&[&error]);
-    error[2..4].copy_from_slice(&sum.to_be_bytes());
+    let error = about(&quoted);
     let inside: Vec<Vec<u8>> = (0..3)
         .flat_map(|i| {
             let (mac, own) = (world.guests[i].mac, world.guests[i].address);
@@ -797,6 +831,7 @@ fn no_frame_makes_the_translator_panic_or_pass_what_is_not_its_own() {
                 ethernet(GATEWAY_MAC, mac, 0x800, &ipv4(own, FAR, 17, 5, 0x2000, &[], &udp((1, 2), &[0; 48]))),
                 ethernet(GATEWAY_MAC, mac, 0x800, &ipv4(own, FAR, 17, 5, 0x0007, &[], &[0; 48])),
                 arp(1, mac, own, GATEWAY),
+                world.guest_frame(i, 1, FAR, &about(&ipv4(FAR, own, 17, 3, 0, &[], &udp((53, 1_000), b"")))),
             ]
         })
         .collect();
@@ -823,7 +858,7 @@ fn no_frame_makes_the_translator_panic_or_pass_what_is_not_its_own() {
         world.now += SECOND / 1_000;
         if random.below(2) == 0 {
             let seed = random.below(inside.len());
-            let index = if random.below(10) == 0 { random.below(3) } else { seed / 8 };
+            let index = if random.below(10) == 0 { random.below(3) } else { seed / 9 };
             let mut frame = inside[seed].clone();
             random.mutate(&mut frame);
             let sent = world.guest(index, &frame, info);

@@ -1,4 +1,5 @@
-//! A gateway between the network stacks of another project: DHCP and TCP as others understand them, over wires that lose frames.
+//! A gateway between the network stacks of another project: DHCP and TCP as others understand them, over wires that lose
+//! frames.
 
 mod common;
 use common::Random;

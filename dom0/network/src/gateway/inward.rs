@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::dhcp::{self, Message};
-use crate::rewrite::{Change, End, inner, rewrite, rewrite_inner};
+use crate::rewrite::rewrite;
 
 impl Gateway {
     pub(super) fn handle_uplink(
@@ -81,27 +81,17 @@ impl Gateway {
 
     /// Takes an ICMP error: if it is about a packet of a flow, the guest gets it, as if its own packet were quoted.
     fn uplink_error(&mut self, frame: &mut [u8], ip: &Ipv4, now_ns: u64, out: &mut dyn Output) -> Result<(), Reason> {
-        let transport = ip.transport.ok_or(Reason::Malformed)?;
-        let message = frame.get(..transport.end).ok_or(Reason::Malformed)?;
         if ip.end - ip.at > usize::from(self.settings.mtu) {
             return Err(Reason::TooLong);
         }
-        if sum(message.get(transport.at..).ok_or(Reason::Malformed)?, 0) != 0xffff {
-            return Err(Reason::Checksum);
-        }
-        let quoted = inner(message, transport.at).ok_or(Reason::NoFlow)?;
+        let quoted = quoted(frame, ip)?;
         if Some(quoted.source) != self.own() {
             return Err(Reason::NoFlow);
         }
         let found = self.translator.behind_error(&self.guests, &quoted, now_ns);
         let (port, address, own_port) = found.ok_or(Reason::NoFlow)?;
-        let mut finish = || {
-            rewrite_inner(frame, &quoted, address, own_port)?;
-            put16(frame, transport.at + 2, 0)?;
-            let checksum = !sum(frame.get(transport.at..transport.end)?, 0);
-            put16(frame, transport.at + 2, checksum)
-        };
-        finish().ok_or(Reason::Malformed)?;
+        let inside = Change { end: End::Source, address, port: own_port, id: None };
+        requote(frame, ip, &quoted, &inside).ok_or(Reason::Malformed)?;
         let change = Change { end: End::Destination, address, port: 0, id: None };
         // The error has no port that could be replaced.
         let bare = Ipv4 { transport: None, ..*ip };

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::guests::dhcp_question;
+use crate::rewrite::rewrite;
 
 impl Gateway {
     pub(super) fn handle_guest(
@@ -115,8 +116,36 @@ impl Gateway {
             return Err(Reason::TooLong);
         };
         let guest = self.guests.get_mut(port).ok_or(Reason::Unattached)?;
-        let change = self.translator.outward(guest, frame, ip, uplink.address, now_ns)?;
-        crate::rewrite::rewrite(frame, ip, &change, info.checksum).ok_or(Reason::Malformed)?;
+        let is_error = matches!(ip.transport, Some(Transport { protocol: L4::Icmp { kind: 3 | 11 | 12 }, .. }));
+        if is_error && ip.fragment.is_none() {
+            // The guest quotes what it received; the peer gets what it had sent.
+            let quoted = quoted(frame, ip)?;
+            if quoted.destination != guest.address || quoted.source != to {
+                return Err(Reason::NoFlow);
+            }
+            let port = self.translator.before_error(guest, &quoted, now_ns).ok_or(Reason::NoFlow)?;
+            let inside = Change { end: End::Destination, address: uplink.address, port, id: None };
+            requote(frame, ip, &quoted, &inside).ok_or(Reason::Malformed)?;
+            let change = Change { end: End::Source, address: uplink.address, port: 0, id: None };
+            // The error has no port that could be replaced.
+            rewrite(frame, &Ipv4 { transport: None, ..*ip }, &change, info.checksum).ok_or(Reason::Malformed)?;
+        } else {
+            let change = self.translator.outward(guest, frame, ip, uplink.address, now_ns)?;
+            rewrite(frame, ip, &change, info.checksum).ok_or(Reason::Malformed)?;
+        }
+        self.send(frame, to, &uplink, info, now_ns, out)
+    }
+
+    /// Sends a packet to the uplink's next hop, or keeps the packet until the hop is known.
+    fn send(
+        &mut self,
+        frame: &mut [u8],
+        to: Ipv4Addr,
+        uplink: &Address,
+        info: FrameInfo,
+        now_ns: u64,
+        out: &mut dyn Output,
+    ) -> Result<(), Reason> {
         let direct = uplink.network.is_some_and(|network| network.contains(to));
         let hop = if direct { to } else { uplink.router.ok_or(Reason::NoUplink)? };
         let known = self.neighbours.find(hop, uplink.router, now_ns).ok_or(Reason::Neighbour)?;
