@@ -220,6 +220,9 @@ impl<H: Host> Vifs<H> {
 
     /// Lets the senders that wait for this vif go on.
     pub(crate) fn wake_senders(&mut self, id: VifId) {
+        if let Some(vif) = self.place_of(id).and_then(|place| self.at_mut(place)) {
+            vif.awaited = 0;
+        }
         for vif in self.iter_mut().filter(|vif| vif.wait.is_some_and(|wait| wait.on == id)) {
             (vif.wait, vif.attention) = (None, true);
         }

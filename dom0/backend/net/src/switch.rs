@@ -180,7 +180,9 @@ impl<H: Host> Switch<H> {
         let Some(place) = self.vifs.place_of(id) else { return };
         let Some(vif) = self.vifs.open(place) else { return };
         vif.attention = true;
-        if core::mem::take(&mut vif.awaited) {
+        let awaited = vif.awaited;
+        // A guest may send events without posting buffers.
+        if awaited > 0 && self.vifs.has_room(place, awaited) {
             self.vifs.wake_senders(id);
         }
     }

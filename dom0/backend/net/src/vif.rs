@@ -60,8 +60,8 @@ pub struct Vif<H: Host> {
     pub(crate) attention: bool,
     pub(crate) wait: Option<Wait>,
     short: Option<Short>,
-    /// Whether a sender waits for this vif's buffers.
-    pub(crate) awaited: bool,
+    /// How many buffers the first of the waiting senders needs. 0 if no sender waits for this vif.
+    pub(crate) awaited: usize,
     pub(crate) rate: Option<Bucket>,
     pub(crate) floods: Bucket,
     /// Whether the front end is notified without having asked: it may have missed an event of an earlier back end (ABI io 4.4).
@@ -100,7 +100,7 @@ impl<H: Host> Vif<H> {
             attention: true,
             wait: None,
             short: None,
-            awaited: false,
+            awaited: 0,
             rate: limits.bytes_per_second.map(|rate| Bucket::new(rate, now_ns)),
             floods: Bucket::new(FLOODS_PER_SECOND, now_ns),
             greet: resumed,
@@ -188,6 +188,7 @@ impl<H: Host> Vif<H> {
             Some(short) if now_ns < short.until_ns => Ok(Room::WaitUntil(short.until_ns)),
             Some(short) => {
                 short.stalled = true;
+                self.awaited = 0;
                 self.counters.stalls += 1;
                 Ok(Room::Stalled)
             }
@@ -200,8 +201,11 @@ impl<H: Host> Vif<H> {
         Ok(self.rx.left() >= slots || self.rx.look(&self.rx_page)? >= slots)
     }
 
-    /// Asks for an event when `slots` buffers are posted. Returns true if they are there already, and no event will come.
+    /// Asks for an event when `slots` buffers are posted, or as many as another sender waits for. Returns true if they are there
+    /// already, and no event will come.
     pub(crate) fn await_buffers(&mut self, slots: usize) -> Result<bool, RingError> {
+        let slots = if self.awaited > 0 { slots.min(self.awaited) } else { slots };
+        self.awaited = slots;
         self.rx.rearm(&self.rx_page, u32::try_from(slots).unwrap_or(u32::MAX))
     }
 

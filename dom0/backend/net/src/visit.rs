@@ -355,7 +355,6 @@ impl<H: Host> Switch<H> {
         });
         match room {
             Ok(Room::WaitUntil(until_ns)) => {
-                vif.awaited = true;
                 if let Some(sender) = self.vifs.at_mut(place) {
                     sender.wait = Some(Wait { on, until_ns });
                     sender.counters.full_waits += 1;

@@ -189,6 +189,13 @@ fn a_stalled_receiver_holds_its_senders_up_once() {
     assert_eq!(turn, Turn { again: false, again_ns: Some(world.now + PATIENCE_NS) });
     assert_eq!((world.arrived(1).len(), world.arrived(2).len()), (10, 10), "the sender waits");
     assert_eq!(world.fronts[0].unanswered(), 20);
+    // Events without buffers cost nobody anything.
+    let calls = world.machine.0.borrow().calls;
+    for _ in 0..100 {
+        world.switch.attend(world.ids[1]);
+        assert!(!world.turns().again);
+    }
+    assert_eq!(world.machine.0.borrow().calls, calls);
     // A few buffers let the sender go on at once, but the time goes on as well.
     world.now += PATIENCE_NS / 2;
     world.fronts[1].post(4);
@@ -218,6 +225,34 @@ fn a_stalled_receiver_holds_its_senders_up_once() {
     world.send(0, &between(1, 0));
     let _ = world.run();
     assert_eq!(world.arrived(1).len(), 1);
+}
+
+#[test]
+fn the_sender_that_needs_least_is_woken_first() {
+    let machine = Machine::new(Random::seeded(1), 3);
+    let mut switch = machine.switch(1500);
+    let mut fronts: Vec<Front> = (0..3).map(Front::new).collect();
+    let ids = fronts.iter().map(|front| machine.connect(&mut switch, front, ALL, Limits::default())).collect();
+    fronts[2].post(1);
+    let mut world = World { machine, switch, fronts, ids, now: SECOND };
+    let long = frames::tcp4_blank(mac(2), mac(1), &[8; 30_000]);
+    world.send(0, &between(2, 0));
+    let _ = world.run();
+    world.send(0, &between(2, 0));
+    let _ = world.run();
+    assert!(world.fronts[1].send_stock(&world.machine, &long, 66, blank_segments(1448)));
+    let _ = world.run();
+    assert_eq!((world.arrived(2).len(), world.fronts[0].unanswered()), (1, 1));
+    world.fronts[2].post(2);
+    world.switch.attend(world.ids[2]);
+    let _ = world.turns();
+    assert_eq!(world.bytes_at(2), [between(2, 0)]);
+    world.fronts[2].post(20);
+    world.switch.attend(world.ids[2]);
+    let _ = world.turns();
+    assert_eq!(world.arrived(2)[0].bytes.len(), 30_054);
+    let answered: Vec<_> = world.fronts.iter_mut().map(Front::collect_sent).collect();
+    assert_eq!(answered, [1, 10, 0]);
 }
 
 #[test]
