@@ -13,6 +13,8 @@ use guests::memory::{self, PAGE, Pages, Window};
 use guests::probe::{self, address_mut, call, update_va_mapping};
 use guests::tables::{Chain, pin};
 use guests::{own_number, test};
+use unikernel::grants::{self, Side, SideCopy};
+use unikernel::pages::Buffer;
 
 unikernel::entry!(unikernel::testing::run);
 
@@ -319,3 +321,39 @@ fn copies() {
     }
 }
 test!("grants.copy", copies);
+
+/// What the unikernel makes of these for a switch: batches of more than one call, each copy with an answer of its own.
+fn copies_from_side_to_side() {
+    let table = Table::new();
+    let frame = |i| table.pages.frame(i).expect("the page is ours");
+    for at in 0..PAGE / 8 {
+        probe::write(table.pages.address() + at * 8, at * 0x0101).expect("the page is writable");
+    }
+    table.grant_page(8, entry::PERMIT_ACCESS | entry::READONLY, 0);
+    table.grant_page(9, entry::PERMIT_ACCESS, 1);
+    let granted = |reference| Side::Granted { domain: table.own, reference };
+    let list: [SideCopy; 40] = core::array::from_fn(|n| {
+        let at = u16::try_from(n).unwrap_or(0) * 8;
+        let (from, to) = match n {
+            3 => (granted(12), granted(9)),
+            4 => (granted(8), granted(8)),
+            5 => (Side::Own(frame(0)), granted(9)),
+            // No buffer is lent, so this is refused, and between two pages of ours nothing is copied.
+            6 => (granted(8), Side::Own(frame(1))),
+            7 => (Side::Own(frame(0)), Side::Own(frame(1))),
+            _ => (granted(8), granted(9)),
+        };
+        SideCopy { from, from_offset: at, to, to_offset: at + 16, bytes: 8 }
+    });
+    let (mut answers, mut buffers) = ([None; 40], <[&mut Buffer; 0]>::default());
+    grants::copy_sides(list.into_iter(), &mut buffers, |place, done| {
+        assert!(answers[place].replace(done).is_none(), "one answer each");
+    });
+    for (n, (answer, at)) in answers.iter().zip((0..).step_by(8)).enumerate() {
+        let done = ![3, 4, 6, 7].contains(&n);
+        assert_eq!(*answer, Some(done), "copy {n}");
+        let word = probe::read(table.pages.address() + PAGE + at + 16).expect("the page is readable");
+        assert_eq!(word, if done { at / 8 * 0x0101 } else { 0 }, "copy {n}");
+    }
+}
+test!("grants.copy-sides", copies_from_side_to_side);
