@@ -5,6 +5,7 @@
 //! | `host` | what does a service need of the domain it runs in? |
 //! | `shape` | how does a service begin, get its turns, and end? |
 //! | `signal` | how does one task wake others? |
+//! | `listen` | how do events of others bring about turns? |
 //! | `device` | how does a device of a guest come, and how does it go? |
 //! | [`block`] | which disks does a guest have, and who serves them? |
 //! | [`console`] | what did a guest print, and what is typed for it? |
@@ -29,6 +30,7 @@ pub mod console;
 mod device;
 pub mod disks;
 mod host;
+mod listen;
 pub mod machine;
 pub mod networks;
 mod shape;

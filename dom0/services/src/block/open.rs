@@ -18,6 +18,7 @@ use super::medium::{Base, Held, Hold, Medium};
 use super::tap::Tap;
 use super::worker::Worker;
 use crate::host::Class;
+use crate::listen::give_turns;
 
 /// A file of the boot bundle, in memory of dom0 that never changes.
 #[derive(Clone, Copy, Debug)]
@@ -37,8 +38,9 @@ struct Running<H: BlockHost> {
 }
 
 impl<H: BlockHost> Running<H> {
-    fn start(host: &H, worker: Rc<Worker<H>>, interrupt: Option<u32>) -> Self {
-        let task = host.spawn(Class::Data, Rc::clone(&worker).run(interrupt));
+    fn start(host: &H, worker: Rc<Worker<H>>) -> Self {
+        let (working, domain) = (Rc::clone(&worker), host.clone());
+        let task = host.spawn(Class::Data, async move { give_turns(&domain, &*working).await });
         Self { worker, _task: task }
     }
 }
@@ -95,7 +97,7 @@ impl<H: BlockHost> Sources<H> {
             return Err(format!("there are two disks with the serial number {serial}"));
         }
         let tap = Tap::new(device);
-        let worker = match Worker::new(&self.host, serial, Some(Box::new(tap.clone())), &self.pins) {
+        let worker = match Worker::new(&self.host, serial, Some((Box::new(tap.clone()), interrupt)), &self.pins) {
             Ok(worker) => worker,
             Err(why) => {
                 // The device is started, and may raise its interrupt at any time.
@@ -103,7 +105,7 @@ impl<H: BlockHost> Sources<H> {
                 return Err(format!("the disk {serial}: {why}"));
             }
         };
-        let running = Running::start(&self.host, worker, Some(interrupt));
+        let running = Running::start(&self.host, worker);
         self.devices.borrow_mut().push(Source { serial: serial.into(), tap, running, _kept: kept });
         Ok(())
     }
@@ -222,7 +224,7 @@ impl<H: BlockHost> Sources<H> {
         if memory.is_none() {
             let worker = Worker::new(&self.host, "in memory", None, &self.pins);
             let worker = worker.map_err(|why| format!("disks in memory: {why}"))?;
-            *memory = Some(Running::start(&self.host, worker, None));
+            *memory = Some(Running::start(&self.host, worker));
         }
         let running = memory.as_ref().ok_or("disks in memory have no queue")?;
         Ok(Rc::clone(&running.worker))

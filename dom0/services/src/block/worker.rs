@@ -5,20 +5,15 @@ use alloc::boxed::Box;
 use alloc::rc::{Rc, Weak};
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
-use core::future::{Future, poll_fn};
-use core::pin::{Pin, pin};
-use core::task::{Context, Poll};
+use core::cell::RefCell;
+use core::task::Context;
 
-use block_backend::{
-    ConnectError, Connection, Counters, Disconnected, Event, FLIGHTS, Pins, Queue, Scratch, Turn, VbdId,
-};
+use block_backend::{ConnectError, Connection, Counters, Disconnected, Event, FLIGHTS, Pins, Queue, Scratch, VbdId};
 use disk::Device;
 
 use super::host::{Backing, BlockHost, Own};
 use super::vbd::Vbd;
-use crate::host::Host;
-use crate::shape::PATIENCE_NS;
+use crate::listen::{Listener, Next, Turns};
 use crate::signal::{Signal, Waiters};
 
 /// Bytes of the lists of a request with the most segments: segments, handles and pieces.
@@ -32,32 +27,6 @@ pub const TURN_BYTES: usize = FLIGHTS * REQUEST_BYTES * 2;
 const _: () = assert!(TURN_BYTES <= store::TURN_BYTES);
 /// Pages for descriptors, each for two requests at a time.
 const SCRATCH: usize = 8;
-
-/// A port that is listened to. One future serves all events of the port and never ends, so that no event allocates memory.
-struct Listener {
-    raised: Rc<Cell<bool>>,
-    listening: Pin<Box<dyn Future<Output = ()>>>,
-}
-
-impl Listener {
-    fn new<H: Host>(host: &H, port: u32) -> Self {
-        let (host, raised) = (host.clone(), Rc::new(Cell::new(false)));
-        let flag = Rc::clone(&raised);
-        let listening = Box::pin(async move {
-            loop {
-                host.raised(port).await;
-                flag.set(true);
-            }
-        });
-        Self { raised, listening }
-    }
-
-    /// Whether the port was raised since the last call.
-    fn poll(&mut self, context: &mut Context<'_>) -> bool {
-        let _never_ready = self.listening.as_mut().poll(context);
-        self.raised.take()
-    }
-}
 
 /// A ring that the queue serves.
 struct Served<H: BlockHost> {
@@ -73,6 +42,8 @@ pub(super) struct Worker<H: BlockHost> {
     name: String,
     queue: RefCell<Queue<Backing<H>>>,
     served: RefCell<Vec<Served<H>>>,
+    /// The port that the device raises. `None` for disks in memory.
+    interrupt: RefCell<Option<Listener>>,
     kick: Signal,
     /// The tasks that wait for the end of a turn.
     turned: Waiters,
@@ -83,11 +54,11 @@ pub(super) struct Worker<H: BlockHost> {
 }
 
 impl<H: BlockHost> Worker<H> {
-    /// Makes the worker of a queue: of `device`, or of disks in memory if that is `None`.
+    /// Makes the worker of a queue: of a device and the port that it raises, or of disks in memory if that is `None`.
     pub(super) fn new(
         host: &H,
         name: &str,
-        device: Option<Box<dyn Device>>,
+        device: Option<(Box<dyn Device>, u32)>,
         pins: &Rc<Pins>,
     ) -> Result<Rc<Self>, &'static str> {
         const NO_MEMORY: &str = "not enough memory is left to serve it";
@@ -99,11 +70,14 @@ impl<H: BlockHost> Worker<H> {
             scratch.push(Scratch { page: memory.page(), memory });
         }
         let page = disk::OwnMemory::page(&zeroes);
+        let (device, interrupt) = device.unzip();
+        let interrupt = RefCell::new(interrupt.map(|port| Listener::new(host, port)));
         Ok(Rc::new(Self {
             host: host.clone(),
             name: name.into(),
             queue: RefCell::new(Queue::new(device, Rc::clone(pins), scratch, page, None)),
             served: RefCell::default(),
+            interrupt,
             kick: Signal::default(),
             turned: Waiters::default(),
             late_ns: RefCell::default(),
@@ -171,77 +145,6 @@ impl<H: BlockHost> Worker<H> {
         self.kick.set();
     }
 
-    /// Gives turns for ever. `interrupt` is the port that the device raises.
-    pub(super) async fn run(self: Rc<Self>, interrupt: Option<u32>) {
-        let host = self.host.clone();
-        let mut interrupt = interrupt.map(|port| Listener::new(&host, port));
-        // Most turns leave the deadline as it is.
-        let (mut sleep, mut deadline_ns) = (pin!(None), None);
-        loop {
-            while !host.can_allocate(TURN_BYTES) {
-                host.sleep_until(host.now_ns().saturating_add(PATIENCE_NS)).await;
-            }
-            let turn = self.turn();
-            if turn.again {
-                host.yield_now().await;
-                poll_fn(|context| {
-                    self.listen(context);
-                    Poll::Ready(())
-                })
-                .await;
-                continue;
-            }
-            if sleep.is_none() || turn.wake_ns != deadline_ns {
-                deadline_ns = turn.wake_ns;
-                sleep.set(deadline_ns.map(|at| host.sleep_until(at)));
-            }
-            self.wait(&mut interrupt, sleep.as_mut()).await;
-        }
-    }
-
-    /// Waits for an interrupt, a raised port, a kick, or the end of `sleep`, which is `None` after that.
-    async fn wait(&self, interrupt: &mut Option<Listener>, mut sleep: Pin<&mut Option<impl Future<Output = ()>>>) {
-        let other = poll_fn(|context| {
-            let interrupted = interrupt.as_mut().is_some_and(|port| port.poll(context));
-            let raised = self.listen(context);
-            if interrupted || raised {
-                return Poll::Ready(());
-            }
-            let woken = sleep.as_mut().as_pin_mut().is_some_and(|sleep| sleep.poll(context).is_ready());
-            if woken {
-                sleep.set(None);
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
-        });
-        self.kick.or(other).await;
-    }
-
-    /// Makes the queue look at the rings whose ports were raised. Returns whether a port was raised.
-    fn listen(&self, context: &mut Context<'_>) -> bool {
-        let mut queue = self.queue.borrow_mut();
-        let mut any = false;
-        for served in &mut *self.served.borrow_mut() {
-            if served.port.poll(context) {
-                queue.attend(served.id);
-                any = true;
-            }
-        }
-        any
-    }
-
-    fn turn(&self) -> Turn {
-        let turn = self.queue.borrow_mut().turn(&mut Backing(self.host.clone()), self.host.now_ns());
-        loop {
-            let event = self.queue.borrow_mut().event();
-            let Some(event) = event else { break };
-            self.handle(&event);
-        }
-        self.turned.wake();
-        turn
-    }
-
     fn handle(&self, event: &Event) {
         let vbds: Vec<_> = {
             let served = self.served.borrow();
@@ -262,5 +165,37 @@ impl<H: BlockHost> Worker<H> {
                 _ => vbd.fail(&alloc::format!("the disk {} is lost", self.name)),
             }
         }
+    }
+}
+
+impl<H: BlockHost> Turns for Worker<H> {
+    const TURN_BYTES: usize = TURN_BYTES;
+
+    fn turn(&self) -> Next {
+        let turn = self.queue.borrow_mut().turn(&mut Backing(self.host.clone()), self.host.now_ns());
+        loop {
+            let event = self.queue.borrow_mut().event();
+            let Some(event) = event else { break };
+            self.handle(&event);
+        }
+        self.turned.wake();
+        Next { again: turn.again, wake_ns: turn.wake_ns }
+    }
+
+    /// Makes the queue look at the rings whose ports were raised.
+    fn listen(&self, context: &mut Context<'_>) -> bool {
+        let mut any = self.interrupt.borrow_mut().as_mut().is_some_and(|port| port.poll(context));
+        let mut queue = self.queue.borrow_mut();
+        for served in &mut *self.served.borrow_mut() {
+            if served.port.poll(context) {
+                queue.attend(served.id);
+                any = true;
+            }
+        }
+        any
+    }
+
+    fn kick(&self) -> &Signal {
+        &self.kick
     }
 }
