@@ -5,6 +5,7 @@
 //!                                   -> services::store       the tree by which guests meet
 //!                                   -> services::console     what guests print, and what is typed for them
 //!                                   -> services::block       the disks of guests
+//!                                   -> services::net         the networks of guests
 //! the machine's devices -> services::machine                 disks and network devices, started
 //! keyboard -> toolstack::terminal   -> the manager, or the console that is shown
 //! ```
@@ -20,6 +21,7 @@ extern crate alloc;
 mod block;
 mod host;
 mod hypervisor;
+mod net;
 mod platform;
 
 use alloc::rc::Rc;

@@ -3,12 +3,14 @@
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
+use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::future::Future;
 
 use services::block::Disks;
 use services::console::CONSOLE_BYTES;
 use services::machine::Driver;
+use services::net::Networks;
 use services::store::store_bytes;
 use toolstack::DomainId;
 use toolstack::bundle::Bundle;
@@ -35,6 +37,8 @@ pub(crate) struct Platform {
     machine: Machine,
     /// The disks of guests.
     disks: Disks<Unikernel>,
+    /// The networks of guests.
+    networks: Networks<Unikernel>,
     terminal: Rc<Terminal>,
 }
 
@@ -48,7 +52,14 @@ pub(crate) fn manager(own: DomainId, bundle: Bundle<'static>, terminal: Rc<Termi
             None => log::error!("the disk {name} of the boot bundle is out of reach"),
         }
     }
-    let platform = Platform { hypervisor, store, machine: Machine::default(), disks, terminal };
+    let networks = Networks::new(Unikernel, store.clone(), time::counter() ^ time::now_ns().rotate_left(32));
+    for forward in bundle.forwards() {
+        match forward {
+            Ok(forward) => networks.add_forward(forward),
+            Err(why) => log::error!("a forward of the boot bundle: {why}"),
+        }
+    }
+    let platform = Platform { hypervisor, store, machine: Machine::default(), disks, networks, terminal };
     Rc::new(manager::Manager::new(platform, own, bundle))
 }
 
@@ -63,6 +74,9 @@ impl Platform {
                 tell(&format!("error: {why}"));
             }
         }
+        while let Some(Driver { device, interrupt }) = self.machine.networks.take_first() {
+            self.networks.add_device(&device.mac().to_string(), device, interrupt.port(), interrupt);
+        }
     }
 }
 
@@ -71,6 +85,7 @@ impl manager::Platform for Platform {
     type Store = StoreService;
     type Console = GuestConsole;
     type Disks = Disks<Unikernel>;
+    type Networks = Networks<Unikernel>;
 
     fn hypervisor(&self) -> &Xen {
         &self.hypervisor
@@ -82,6 +97,10 @@ impl manager::Platform for Platform {
 
     fn disks(&self) -> &Disks<Unikernel> {
         &self.disks
+    }
+
+    fn networks(&self) -> &Networks<Unikernel> {
+        &self.networks
     }
 
     fn console(&self, name: &str) -> Rc<GuestConsole> {

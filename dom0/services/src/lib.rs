@@ -12,6 +12,7 @@
 //! | [`machine`] | which devices does the machine have? |
 //! | [`disks`] | which disks are among them? |
 //! | [`networks`] | which network devices are among them? |
+//! | [`net`] | which networks are there, and who serves guests on them? |
 //! | [`store`] | who is connected to the store? |
 //!
 //! Touches: the page and the port of each guest, through the [`Host`]; the machine's devices, through [`machine::Devices`].
@@ -32,6 +33,7 @@ pub mod disks;
 mod host;
 mod listen;
 pub mod machine;
+pub mod net;
 pub mod networks;
 mod shape;
 mod signal;

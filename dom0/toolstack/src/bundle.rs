@@ -7,12 +7,16 @@ use core::fmt;
 use hypercall_abi::bundle::entries;
 
 use crate::config::{ConfigError, GuestConfig};
+use crate::forward::Forward;
 
 /// The entry with the commands of `--exec`, separated by `;`. dom0 carries them out once the guests have been made.
 pub const EXEC: &str = "dom0.exec";
 /// The first character of each line of an answer to these commands. Guests cannot forge it: control characters in their
 /// texts are escaped.
 pub const ANSWER: char = '\x1e';
+
+/// The entry with the connections from outside that lead to guests: a [`Forward`] a line.
+pub const FORWARDS: &str = "dom0.forwards";
 
 /// What the names of entries begin with that are disks of guests: `bundle:disks/base` is the entry `disks/base`. The content of
 /// such an entry begins at a multiple of 512 bytes of the archive, and has whole sectors of 512 bytes.
@@ -77,6 +81,12 @@ impl<'a> Bundle<'a> {
                 let text = core::str::from_utf8(content).map_err(|_| BundleError::NotText(name.to_string()))?;
                 GuestConfig::parse(text).map_err(|why| BundleError::Config(name.to_string(), why))
             })
+    }
+
+    /// The connections from outside that lead to guests, or what is wrong with one.
+    pub fn forwards(&self) -> impl Iterator<Item = Result<Forward, String>> + use<'a> {
+        let text = core::str::from_utf8(self.entry(FORWARDS).unwrap_or_default()).unwrap_or("not UTF-8 text");
+        text.lines().map(str::parse)
     }
 
     /// The name and the content of every entry that is a disk.

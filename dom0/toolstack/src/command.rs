@@ -5,6 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::disk::DiskConfig;
+use crate::vif::VifConfig;
 
 /// A parsed line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +72,26 @@ pub enum Command {
     BlockReset(String),
     /// Show the disks of a guest, or of all.
     BlockList(Option<String>),
+    /// Show the networks.
+    Networks,
+    /// Give a guest a network device.
+    NetworkAttach {
+        /// The guest.
+        name: String,
+        /// The device.
+        vif: VifConfig,
+    },
+    /// Take a network device away from a guest.
+    NetworkDetach {
+        /// The guest.
+        name: String,
+        /// The number of the device in the guest, or its address.
+        device: String,
+        /// Whether the guest is not asked.
+        force: bool,
+    },
+    /// Show the network devices of a guest, or of all.
+    NetworkList(Option<String>),
     /// Show the hypervisor's log.
     Dmesg {
         /// Whether to clear the log afterwards.
@@ -179,6 +200,32 @@ pub const VERBS: &[Verb] = &[
         "With what has been read and written since the disk was attached.",
     ),
     verb(
+        "networks",
+        "",
+        "the networks, with the address of dom0 on each",
+        "`nat` translates guests to the address at the machine's first network device, `uplink` is the network of that device, \
+         and any other name is a network of guests alone.",
+    ),
+    verb(
+        "network-attach",
+        "NAME [VIF]",
+        "give a guest a network device until it ends",
+        "VIF is as in a guest's file: mac=ADDRESS,bridge=NETWORK,ip=ADDRESS,rate=NUMBER[KMG]B/s, each of which may be missing.",
+    ),
+    verb(
+        "network-detach",
+        "NAME DEVICE [--force]",
+        "take a network device away from a guest",
+        "DEVICE is the device's number or address. The guest is asked to release the device, and has ten seconds. --force: the \
+         guest is not asked.",
+    ),
+    verb(
+        "network-list",
+        "[NAME]",
+        "the network devices of a guest, or of all guests",
+        "With what has been sent and received since the device was attached, as the guest sees it.",
+    ),
+    verb(
         "dmesg",
         "[-c]",
         "what the hypervisor has logged last",
@@ -262,6 +309,16 @@ impl Command {
             ("block-reset", [serial]) => Self::BlockReset((*serial).to_string()),
             ("block-list", []) => Self::BlockList(None),
             ("block-list", [name]) => Self::BlockList(Some((*name).to_string())),
+            ("networks", []) => Self::Networks,
+            ("network-attach", [name, vif @ ..]) => {
+                let vif = vif.join(" ").parse().map_err(|why| format!("network-attach: {why}"))?;
+                Self::NetworkAttach { name: (*name).to_string(), vif }
+            }
+            ("network-detach", [name, device]) => {
+                Self::NetworkDetach { name: (*name).to_string(), device: (*device).to_string(), force: flag }
+            }
+            ("network-list", []) => Self::NetworkList(None),
+            ("network-list", [name]) => Self::NetworkList(Some((*name).to_string())),
             ("dmesg", []) => Self::Dmesg { clear: flag },
             ("quit", []) => Self::Quit,
             ("help", []) => Self::Help(None),

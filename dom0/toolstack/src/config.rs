@@ -11,9 +11,8 @@
 //! on_poweroff = "destroy"       # destroy, restart or preserve; likewise on_reboot, on_crash
 //! on_watchdog = "destroy"       # optional; the default is what on_crash says
 //! disk = ["serial:sys,,xvda,w"] # optional: see `disk.rs`
+//! vif = ["bridge=lan"]          # optional: see `vif.rs`
 //! ```
-//!
-//! `vif` is known and refused: this build has no such devices.
 //!
 //! `manager/make.rs` makes a guest from its configuration. A new key is a field of [`GuestConfig`] with its check, and
 //! a line where it is used: in `manager/make.rs` or in `create.rs`.
@@ -28,6 +27,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use toml::Spanned;
 
 use crate::disk::DiskConfig;
+use crate::vif::VifConfig;
 
 /// Vcpus the shared-info page has room for.
 const MAX_VCPUS: u32 = 32;
@@ -36,12 +36,12 @@ pub const MAX_EXTRA: usize = 1023;
 const MAX_NAME: usize = 64;
 /// Most disks of a guest.
 pub const MAX_DISKS: usize = 16;
+/// The maximum number of network devices of a guest.
+pub const MAX_VIFS: usize = 8;
 /// Most bytes of a configuration; a longer one is refused unread.
 const MAX_TEXT: usize = 64 << 10;
 /// Most memory in MiB: far more than any machine has, yet a list with four bytes for each page still has a 64-bit size.
 const MAX_MEMORY: u64 = 1 << 30;
-/// Keys of `xl.cfg` that are refused with an error of their own.
-const DEVICES: [&str; 1] = ["vif"];
 
 /// What happens when a guest ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -95,6 +95,10 @@ pub struct GuestConfig {
     /// Its disks, at most [`MAX_DISKS`]; no two have one vdev. A file of the host is still named by its path here.
     #[serde(default, deserialize_with = "disks", skip_serializing_if = "Vec::is_empty")]
     pub disk: Vec<DiskConfig>,
+    /// Its network devices, at most [`MAX_VIFS`]; no two have one address. The numbers of the devices are their places in the
+    /// list, from 0 on.
+    #[serde(default, deserialize_with = "vifs", skip_serializing_if = "Vec::is_empty")]
+    pub vif: Vec<VifConfig>,
 }
 
 const fn one() -> u32 {
@@ -165,6 +169,22 @@ fn disks<'de, D: Deserializer<'de>>(source: D) -> Result<Vec<DiskConfig>, D::Err
     }
 }
 
+fn vifs<'de, D: Deserializer<'de>>(source: D) -> Result<Vec<VifConfig>, D::Error> {
+    let texts = Vec::<String>::deserialize(source)?;
+    if texts.len() > MAX_VIFS {
+        return Err(D::Error::custom(format!("{} vifs, and a guest has at most {MAX_VIFS}", texts.len())));
+    }
+    let read = |(place, text): (usize, &String)| text.parse().map_err(|why| format!("vif {}: {why}", place + 1));
+    let vifs = texts.iter().enumerate().map(read).collect::<Result<Vec<VifConfig>, _>>().map_err(D::Error::custom)?;
+    let twice = |(place, vif): &(usize, &VifConfig)| {
+        vif.mac.is_some() && vifs.iter().take(*place).any(|other| other.mac == vif.mac)
+    };
+    match vifs.iter().enumerate().find(twice).and_then(|(_, vif)| vif.mac) {
+        Some(mac) => Err(D::Error::custom(format!("two vifs have the address {mac}"))),
+        None => Ok(vifs),
+    }
+}
+
 const NOT_LESS_THAN_MEMORY: &str = "a number of MiB, and not less than `memory`";
 
 /// What is wrong in a configuration, and where.
@@ -228,6 +248,7 @@ impl GuestConfig {
             on_crash: destroy(),
             on_watchdog: None,
             disk: Vec::new(),
+            vif: Vec::new(),
         }
     }
 
@@ -243,9 +264,7 @@ impl GuestConfig {
         let mut config: Self = toml::from_str(text).map_err(|error| {
             // The parser may end its messages with a line break.
             let why = error.message().trim_end().replace('\n', ", ");
-            let device = DEVICES.iter().any(|key| why.starts_with(&format!("unknown field `{key}`")));
-            let why = if device { "this build has no such devices" } else { &why };
-            ConfigError::at(text, error.span().map(|span| span.start), why)
+            ConfigError::at(text, error.span().map(|span| span.start), &why)
         })?;
         match config.maxmem {
             0 => config.maxmem = config.memory,

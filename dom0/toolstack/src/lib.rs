@@ -29,6 +29,7 @@ pub mod create;
 pub mod disk;
 pub mod end;
 pub mod face;
+pub mod forward;
 pub mod json;
 pub mod limit;
 pub mod manager;
@@ -40,6 +41,7 @@ pub mod status;
 pub mod terminal;
 mod tree;
 pub mod unpack;
+pub mod vif;
 
 pub use privileged::{DomainId, Hypervisor, Progress, Summary, domains, states};
 pub use tree::{Access, Node, Store};

@@ -18,6 +18,7 @@ fn guests_come_in_order_with_what_they_name() {
         ("shared", b"12345"),
         ("elsewhere/config", b"no configuration"),
         ("disks/base", b"sectors"),
+        ("dom0.forwards", b"tcp:2222:web:22\nnonsense\n"),
     ]);
     let bundle = Bundle::new(&bytes);
     let guests: Vec<_> = bundle.guests().map(Result::unwrap).collect();
@@ -26,6 +27,9 @@ fn guests_come_in_order_with_what_they_name() {
     let both: (&[u8], &[u8]) = (b"KERNEL", b"12345");
     assert_eq!(bundle.images(&guests[0]), Ok(both));
     assert_eq!(bundle.images(&guests[1]).unwrap().1, b"");
+    let forwards: Vec<_> = bundle.forwards().collect();
+    assert_eq!(forwards[0], Ok("2222:web:22".parse().unwrap()));
+    assert!(forwards.len() == 2 && forwards[1].as_ref().unwrap_err().starts_with("`nonsense`"), "{forwards:?}");
     assert_eq!(bundle.disks().collect::<Vec<_>>(), [("disks/base", b"sectors".as_slice())]);
     assert_eq!(bundle.entry("dom0"), Some(b"ELF".as_slice()));
 }

@@ -27,6 +27,15 @@ fn lines_are_understood_by_their_words() {
     assert_eq!([parse("block-detach web xvda"), parse("block-detach --force web xvda")], [detach(false), detach(true)]);
     assert_eq!(parse("block-reset abc"), Some(Command::BlockReset("abc".into())));
     assert_eq!(parse("block-list"), Some(Command::BlockList(None)));
+    assert_eq!(parse("networks"), Some(Command::Networks));
+    let lan = || "bridge=lan,rate=1MB/s".parse().unwrap();
+    let attach = |vif| Some(Command::NetworkAttach { name: web(), vif });
+    assert_eq!(parse("network-attach web bridge=lan, rate=1MB/s"), attach(lan()));
+    assert_eq!(parse("network-attach web"), attach("".parse().unwrap()));
+    let detach = |force| Some(Command::NetworkDetach { name: web(), device: "0".into(), force });
+    assert_eq!([parse("network-detach web 0"), parse("network-detach --force web 0")], [detach(false), detach(true)]);
+    assert_eq!(parse("network-list"), Some(Command::NetworkList(None)));
+    assert_eq!(parse("network-list web"), Some(Command::NetworkList(Some(web()))));
     assert_eq!(parse("block-list web"), Some(Command::BlockList(Some(web()))));
     assert_eq!(parse("help"), Some(Command::Help(None)));
     assert_eq!(parse("quit"), Some(Command::Quit));
@@ -44,6 +53,9 @@ fn what_is_not_understood_is_said_without_control_characters() {
         ("block-attach web memory:1M", "block-attach: `vdev` is missing"),
         ("block-attach web serial:\x1b,,xvda", "block-attach: a disk is described"),
         ("block-detach web", "usage: block-detach NAME VDEV [--force]"),
+        ("networks nat", "usage: networks"),
+        ("network-attach web lan", "network-attach: `lan` is not KEY=VALUE"),
+        ("network-detach web", "usage: network-detach NAME DEVICE [--force]"),
         ("block-list --force", "block-list: no option --force"),
         ("list -w", "list: no option -w"),
         ("console", "usage: console NAME"),
@@ -68,6 +80,7 @@ fn every_verb_has_help_and_is_understood() {
         let words = verb.takes.replace("[NAME]", "web").replace("[VERB]", "list");
         let words = words.replace("[-a]", "-a").replace("[-w]", "-w").replace("[-c]", "-c");
         let words = words.replace("MIB", "64").replace("[--force]", "--force").replace("DISK", "memory:1M,,xvda");
+        let words = words.replace("[VIF]", "bridge=lan").replace("DEVICE", "0");
         let line = format!("{} {words} -j", verb.name);
         assert!(matches!(Command::parse(&line), Ok(Some(Line { json: true, .. }))), "{line}");
         assert_eq!(Command::parse(&format!("help {}", verb.name)).unwrap().unwrap().command, Command::Help(Some(verb)));

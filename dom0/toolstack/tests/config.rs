@@ -71,6 +71,7 @@ fn a_configuration_reads_what_it_wrote() {
             on_crash: actions[(n + 2) % 3],
             on_watchdog: actions.get(n).copied(),
             disk: disks.iter().take(n).map(|disk| disk.parse().unwrap()).collect(),
+            vif: ["", "bridge=lan,ip=10.0.0.9"].iter().take(n).map(|vif| vif.parse().unwrap()).collect(),
             ..GuestConfig::new("web-1.x", 64, "vmlinuz")
         };
         let text = config.to_toml();
@@ -106,8 +107,23 @@ fn memory_may_grow_but_not_below_what_it_is() {
 }
 
 #[test]
-fn devices_are_refused_by_name() {
-    assert_eq!(and("\nvif = ''"), "line 6: vif: this build has no such devices");
+fn network_devices_are_read_in_their_order() {
+    assert_eq!(GuestConfig::parse(GOOD).unwrap().vif, []);
+    let config = GuestConfig::parse(&format!("{GOOD}vif = ['', 'bridge=lan,mac=00:16:3e:00:00:01']\n")).unwrap();
+    let names: Vec<&str> = config.vif.iter().map(|vif| vif.bridge.as_str()).collect();
+    assert_eq!(names, ["nat", "lan"]);
+    assert_eq!(GuestConfig::parse(&config.to_toml()), Ok(config));
+}
+
+#[test]
+fn a_wrong_network_device_is_told_with_its_line() {
+    assert!(and("\nvif = ''").starts_with("line 6: vif: invalid type"), "{}", and("\nvif = ''"));
+    let script = "line 5: vif: vif 2: `script` is refused: dom0 runs no scripts; `bridge`, `ip` and `rate` say what one would set";
+    assert_eq!(and("vif = ['', 'script=vif-route']"), script);
+    let mac = "'mac=00:16:3e:00:00:01'";
+    assert_eq!(and(&format!("vif = [{mac}, '', {mac}]")), "line 5: vif: two vifs have the address 00:16:3e:00:00:01");
+    let many = "'',".repeat(9);
+    assert_eq!(and(&format!("vif = [{many}]")), "line 5: vif: 9 vifs, and a guest has at most 8");
 }
 
 #[test]

@@ -222,7 +222,7 @@ impl SharedPage for Run {
 }
 
 /// The maximum number of buffers.
-const BUFFERS: usize = 16;
+const BUFFERS: usize = 48;
 
 /// A set of runs of frames.
 struct Frames {
@@ -278,7 +278,7 @@ pub(crate) fn is_buffer(frame: u64) -> bool {
 pub struct Buffer(ManuallyDrop<Dma>);
 
 impl Buffer {
-    /// Takes `count` consecutive pages of zeroes, 1 to 512. `None` if the machine has none to spare, or if there are 16
+    /// Takes `count` consecutive pages of zeroes, 1 to 512. `None` if the machine has none to spare, or if there are 48
     /// buffers.
     #[must_use]
     pub fn take(count: usize) -> Option<Self> {

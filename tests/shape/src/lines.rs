@@ -95,7 +95,7 @@ const FOLDERS: &[&str] = &["hypercall-abi/src", "hypervisor/core/src", "hypervis
 
 /// What of dom0 runs in no test on the host, for it wires what does: the folder, and the most lines it may have, comments
 /// among them.
-const WIRING: (&str, usize) = ("dom0/src", 730);
+const WIRING: (&str, usize) = ("dom0/src", 820);
 
 /// Prints the table, and says which areas have passed their limits, and which parts their budgets.
 pub(crate) fn check(root: &Path) -> Result<Vec<String>> {

@@ -212,6 +212,25 @@ pub struct Counters {
     pub drops: Drops,
 }
 
+impl core::ops::Add for Counters {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let mut drops = self.drops;
+        drops.0.iter_mut().zip(other.drops.0).for_each(|(count, more)| *count += more);
+        Self {
+            sent_packets: self.sent_packets + other.sent_packets,
+            sent_bytes: self.sent_bytes + other.sent_bytes,
+            received_packets: self.received_packets + other.received_packets,
+            received_bytes: self.received_bytes + other.received_bytes,
+            rate_waits: self.rate_waits + other.rate_waits,
+            full_waits: self.full_waits + other.full_waits,
+            stalls: self.stalls + other.stalls,
+            drops,
+        }
+    }
+}
+
 /// The parts of a vif that has ended.
 #[derive(Debug)]
 pub struct Disconnected<H: Host> {

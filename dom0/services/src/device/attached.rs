@@ -101,6 +101,11 @@ impl<H: Host, E: Endpoint<H>> Attached<H, E> {
         self.devices.borrow().get(&name).map(|driven| Rc::clone(&driven.endpoint))
     }
 
+    /// Returns all devices.
+    pub(crate) fn all(&self) -> Vec<Rc<E>> {
+        self.devices.borrow().values().map(|driven| Rc::clone(&driven.endpoint)).collect()
+    }
+
     /// Returns the devices of a domain, in the order of their numbers.
     pub(crate) fn of(&self, domain: u16) -> Vec<Rc<E>> {
         let devices = self.devices.borrow();

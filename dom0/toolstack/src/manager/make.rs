@@ -7,7 +7,7 @@
 //! make       makes one guest that is planned, or due to be made again (`destroy` may stop this):
 //!              finds its kernel and ramdisk in the bundle, and checks that there is memory for it
 //!              create::create   makes the domain, with its memory, page tables, vcpu and place in the store
-//!              Console::connect, Disks::attach for each disk, then Guest::start, which lets it run
+//!              Console::connect, Disks::attach and Networks::attach for each device, then Guest::start, which lets it run
 //! ```
 
 use alloc::format;
@@ -16,15 +16,16 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::bundle::BundleError;
-use crate::config::{GuestConfig, MAX_DISKS};
+use crate::config::{GuestConfig, MAX_DISKS, MAX_VIFS};
 use crate::create::{CreateError, Guest, Request, Step, create, unpacked};
 use crate::disk::{DiskConfig, Target};
 use crate::ramdisk::warning;
+use crate::vif::VifConfig;
 use crate::{Hypervisor, Store};
 
 use super::changed::{either, while_wanted};
 use super::entry::{Entry, State};
-use super::{Console, Disks, Manager, Mark, Place, Platform, listed};
+use super::{Console, Disks, Manager, Mark, Networks, Place, Platform, listed};
 
 /// The largest size of an unpacked kernel, in bytes.
 const KERNEL_LIMIT: usize = 256 << 20;
@@ -183,7 +184,8 @@ impl<P: Platform> Manager<P> {
         let made = match equipped {
             Ok(()) => guest.start(hypervisor, store, pause).await.map_err(Unmade::from),
             Err(why) => {
-                // The domain has not run, so nothing of it is in flight. Its disks are removed before the domain is destroyed.
+                // The domain has not run, so nothing of it is in flight. Its devices are removed before the domain is destroyed.
+                self.platform.networks().domain_died(domain).await;
                 self.platform.disks().domain_died(domain).await;
                 let left_over = guest.destroy(hypervisor, store, pause).await;
                 Err(match why {
@@ -197,12 +199,13 @@ impl<P: Platform> Manager<P> {
         };
         if made.is_err() {
             console.disconnect();
+            self.platform.networks().domain_died(domain).await;
             self.platform.disks().domain_died(domain).await;
         }
         made
     }
 
-    /// Attaches the disks that the configuration lists, until the guest is no longer wanted.
+    /// Attaches the disks and network devices that the configuration lists, until the guest is no longer wanted.
     async fn attach_all(&self, guest: &Guest, wanted: impl Fn() -> bool) -> Result<(), Unmade> {
         let mut done = None;
         let attach = async {
@@ -210,6 +213,11 @@ impl<P: Platform> Manager<P> {
             for disk in &guest.config.disk {
                 if attached.is_ok() {
                     attached = self.attach(guest, disk, || true).await;
+                }
+            }
+            for (device, vif) in (0..).zip(&guest.config.vif) {
+                if attached.is_ok() {
+                    attached = self.attach_vif(guest, Some(device), vif, || true).await;
                 }
             }
             done = Some(attached);
@@ -250,6 +258,32 @@ impl<P: Platform> Manager<P> {
             },
         };
         Err(format!("disk {}: {why}", disk.vdev.name()))
+    }
+
+    /// Attaches a network device to a guest, if the guest has not ended (`lives`) by the time the machine's devices are known.
+    /// Without a number, the device gets the lowest one that is free.
+    ///
+    /// # Errors
+    /// Why the guest cannot have the device; nothing is left of the device then.
+    pub(super) async fn attach_vif(
+        &self,
+        guest: &Guest,
+        device: Option<u32>,
+        vif: &VifConfig,
+        lives: impl Fn() -> bool,
+    ) -> Result<(), String> {
+        // The networks know their uplink once the search is over.
+        self.platform.machine_disks().await;
+        let (name, networks) = (&guest.config.name, self.platform.networks());
+        let present = networks.list(guest.domain, name);
+        let free = || (0..).find(|number| present.iter().all(|vif| vif.device != *number)).unwrap_or(0);
+        let device = device.unwrap_or_else(free);
+        let attached = match (lives(), present.len() < MAX_VIFS) {
+            (false, _) => Err("the guest has ended".to_string()),
+            (true, false) => Err(format!("a guest has at most {MAX_VIFS} network devices")),
+            (true, true) => networks.attach(guest.domain, name, device, vif),
+        };
+        attached.map_err(|why| format!("vif {device}: {why}"))
     }
 
     /// Returns how many pages are free beyond [`KEPT_PAGES`]; an error if the guest needs more pages than these.

@@ -7,7 +7,7 @@
 //!                          watch_parting looks for guests whose end waits for a device that does not answer
 //! ```
 //!
-//! Touches: domains, the tree of the store, consoles, disks and the clock, through [`Platform`].
+//! Touches: domains, the tree of the store, consoles, disks, networks and the clock, through [`Platform`].
 //! Never touches: the terminal. The manager does not know which face gave a command, and runs as well on a host, against fakes.
 //! Keeps: one guest is made at a time. If making a guest fails, all that was made for the guest is removed again. What
 //! cannot be removed is reported by [`Platform::tell`].
@@ -33,13 +33,14 @@ use crate::create::Guest;
 use crate::disk::DiskConfig;
 use crate::end::{End, Outcome, end_of};
 use crate::status::Failure;
+use crate::vif::VifConfig;
 use crate::{DomainId, Hypervisor, Store};
 
 use changed::{Changes, either};
 use entry::{Entry, State, Told};
 
 pub use entry::LastEnd;
-pub use reply::{DiskRow, GuestDisk, MachineInfo, Refusal, Reply, Row, Size, Wait};
+pub use reply::{DiskRow, GuestDisk, GuestVif, MachineInfo, NetworkRow, Refusal, Reply, Row, Size, Wait};
 
 /// The number of ends whose full report is kept. Of older ends, the report and the refused requests are dropped.
 const REPORTS_KEPT: usize = 16;
@@ -61,6 +62,8 @@ pub trait Platform {
     type Console: Console;
     /// The type of the disks of guests.
     type Disks: Disks;
+    /// The type of the networks of guests.
+    type Networks: Networks;
 
     /// The hypervisor, with authority over domains.
     fn hypervisor(&self) -> &Self::Hypervisor;
@@ -68,7 +71,9 @@ pub trait Platform {
     fn store(&self) -> &Self::Store;
     /// The disks of guests.
     fn disks(&self) -> &Self::Disks;
-    /// Makes a console, not connected yet, for a guest of this name.
+    /// The networks of guests.
+    fn networks(&self) -> &Self::Networks;
+    /// Makes a console for a guest of this name, not connected yet.
     fn console(&self, name: &str) -> Rc<Self::Console>;
     /// Nanoseconds since the machine started.
     fn now_ns(&self) -> u64;
@@ -81,7 +86,7 @@ pub trait Platform {
     fn seed(&self) -> u64;
     /// Shows a person what happened, on lines of its own.
     fn tell(&self, text: &str);
-    /// Returns the disks of the machine, once the search for them is over.
+    /// Returns the disks of the machine, once the search for the machine's devices is over.
     fn machine_disks(&self) -> impl Future<Output = Vec<DiskRow>>;
     /// Bytes of dom0's memory that are set aside for serving a guest when the guest is made. The guest's own memory is not
     /// included.
@@ -159,6 +164,31 @@ pub trait Disks {
     fn reset(&self, serial: &str) -> Result<(), String>;
     /// Bytes of dom0's memory that are set aside for serving a disk while the disk is attached.
     fn disk_bytes(&self) -> usize;
+}
+
+/// The networks, and the network devices of guests.
+pub trait Networks {
+    /// Attaches a network device with the number `device` to a guest of this domain and name. Nothing is left of a device that is
+    /// not attached.
+    ///
+    /// # Errors
+    /// Why the guest cannot have the device, in words.
+    fn attach(&self, domain: DomainId, guest: &str, device: u32, vif: &VifConfig) -> Result<(), String>;
+    /// Takes the device with this number away from a guest, and returns when the device is gone. Without `force`, the guest is
+    /// asked to release the device.
+    ///
+    /// # Errors
+    /// The guest has no such device, or does not release the device in time; the device is removed once the guest releases it.
+    fn detach(&self, domain: DomainId, device: u32, force: bool) -> impl Future<Output = Result<(), String>>;
+    /// Removes all network devices of a domain that runs no more, and returns when nothing of the domain is mapped for a device,
+    /// and nothing of its devices is in the store. The number of the domain may be used again only then.
+    fn domain_died(&self, domain: DomainId) -> impl Future<Output = ()>;
+    /// The network devices of a domain, in the order of their numbers; `guest` is the name of its guest.
+    fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestVif>;
+    /// The networks.
+    fn networks(&self) -> Vec<NetworkRow>;
+    /// Bytes of dom0's memory that are set aside for serving a network device while it is attached.
+    fn vif_bytes(&self) -> usize;
 }
 
 /// The index of a guest in the list. It never changes, because entries are only added, never removed.
@@ -305,11 +335,12 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().position(parted).map(Place)
     }
 
-    /// Removes the disks of a domain that runs no more. Returns `false` if a device does not answer in time: then the disks go
-    /// later.
+    /// Removes the disks and network devices of a domain that runs no more; returns whether they are gone. Disks go later if a
+    /// device does not answer.
     async fn disks_gone(&self, domain: DomainId) -> bool {
         let mut gone = false;
         let died = async {
+            self.platform.networks().domain_died(domain).await;
             self.platform.disks().domain_died(domain).await;
             gone = true;
         };

@@ -58,6 +58,10 @@ pub enum Reply {
     Disks(Vec<DiskRow>),
     /// The disks of guests.
     GuestDisks(Vec<GuestDisk>),
+    /// The networks.
+    Networks(Vec<NetworkRow>),
+    /// The network devices of guests.
+    GuestVifs(Vec<GuestVif>),
     /// The hypervisor's log: lines of printable ASCII.
     Log(Vec<String>),
     /// The help text.
@@ -87,6 +91,8 @@ pub struct MachineInfo {
     pub each_guest_kib: usize,
     /// What is set aside in dom0 for each disk of a guest while it is attached, in KiB.
     pub each_disk_kib: usize,
+    /// What is set aside in dom0 for each network device of a guest while it is attached, in KiB.
+    pub each_vif_kib: usize,
     /// The boot bundle in KiB.
     pub bundle_kib: u64,
     /// Number of CPUs.
@@ -161,6 +167,50 @@ pub struct GuestDisk {
     pub errors: u64,
     /// KiB of dom0's memory that the overlay holds now; 0 without an overlay.
     pub overlay_kib: u64,
+}
+
+/// A line of `networks`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkRow {
+    /// The name.
+    pub name: String,
+    /// Where it leads.
+    pub kind: &'static str,
+    /// How many devices of guests it has.
+    pub vifs: usize,
+    /// dom0's own address on it, and the bits of the network's part: `10.77.0.1/24`. `None` if dom0 has no address.
+    pub address: Option<String>,
+    /// The device of the machine that it leads to, with what dom0 knows of it. `None` if there is none.
+    pub uplink: Option<String>,
+}
+
+/// A line of `network-list`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestVif {
+    /// The guest.
+    pub guest: String,
+    /// Its domain.
+    pub domain: DomainId,
+    /// The number of the device in the guest.
+    pub device: u32,
+    /// The device's address.
+    pub mac: String,
+    /// The network.
+    pub bridge: String,
+    /// The IPv4 address that dom0 offers the guest.
+    pub ip: Option<String>,
+    /// The back end's state, in words.
+    pub state: &'static str,
+    /// Packets that the guest received.
+    pub received: u64,
+    /// Bytes of those packets.
+    pub received_bytes: u64,
+    /// Packets that the guest sent.
+    pub sent: u64,
+    /// Bytes of those packets.
+    pub sent_bytes: u64,
+    /// Packets that were dropped, by the reason.
+    pub drops: Vec<(&'static str, u64)>,
 }
 
 /// The size of a guest without a domain.
@@ -273,6 +323,9 @@ impl Reply {
             Self::Disks(rows) => rows.iter().fold(disks_head(), |text, row| text + "\n" + &row.text()),
             Self::GuestDisks(rows) if rows.is_empty() => "no disks".to_string(),
             Self::GuestDisks(rows) => rows.iter().fold(guest_disks_head(), |text, row| text + "\n" + &row.text()),
+            Self::Networks(rows) => rows.iter().fold(networks_head(), |text, row| text + "\n" + &row.text()),
+            Self::GuestVifs(rows) if rows.is_empty() => "no network devices".to_string(),
+            Self::GuestVifs(rows) => rows.iter().fold(guest_vifs_head(), |text, row| text + "\n" + &row.text()),
             Self::Log(lines) => lines.join("\n"),
             Self::Help(text) => text.clone(),
         }
@@ -293,6 +346,8 @@ impl Reply {
             Self::List(rows) => json::array(rows.iter().map(Row::json)),
             Self::Disks(rows) => json::array(rows.iter().map(DiskRow::json)),
             Self::GuestDisks(rows) => json::array(rows.iter().map(GuestDisk::json)),
+            Self::Networks(rows) => json::array(rows.iter().map(NetworkRow::json)),
+            Self::GuestVifs(rows) => json::array(rows.iter().map(GuestVif::json)),
             Self::Log(lines) => json::array(lines.iter().map(|line| json::text(line))),
             Self::Help(text) => Object::default().text("help", text).end(),
         }
@@ -301,6 +356,11 @@ impl Reply {
 
 fn done(verb: &str, name: &str) -> Object {
     Object::default().text("done", verb).text("name", name)
+}
+
+/// A string in JSON, or `null`.
+fn optional(text: Option<&str>) -> String {
+    text.map_or_else(|| "null".to_string(), json::text)
 }
 
 fn head() -> String {
@@ -315,6 +375,16 @@ fn guest_disks_head() -> String {
     let counts =
         format!("{:>9} {:>9} {:>9} {:>9} {:>6} {:>11}", "reads", "KiB", "writes", "KiB", "errors", "overlay KiB");
     format!("{:<20} {:<7} {:<4} {:<9} {counts}  {}", "guest", "vdev", "mode", "state", "target")
+}
+
+fn networks_head() -> String {
+    format!("{:<15} {:<11} {:>5} {:<18} {}", "network", "kind", "vifs", "dom0's address", "uplink")
+}
+
+fn guest_vifs_head() -> String {
+    let counts = format!("{:>9} {:>9} {:>9} {:>9} {:>7}", "received", "KiB", "sent", "KiB", "dropped");
+    let device = format!("{:>3} {:<17} {:<15} {:<15} {:<9}", "dev", "mac", "network", "ip", "state");
+    format!("{:<20} {device} {counts}", "guest")
 }
 
 /// Bytes in the largest unit of which they are a whole number.
@@ -336,9 +406,9 @@ impl MachineInfo {
         let version = env!("CARGO_PKG_VERSION");
         format!(
             "version      Tenon {version} (Xen ABI {abi})\nmemory       {total_mib} MiB, of which {free_mib} MiB are free\n\
-             hypervisor   {hypervisor_kib} KiB\ndom0         {dom0_kib} KiB, {} KiB of it for guests ({} KiB each, {} KiB for each disk), and {bundle_kib} KiB of boot bundle\n\
+             hypervisor   {hypervisor_kib} KiB\ndom0         {dom0_kib} KiB, {} KiB of it for guests ({} KiB each, {} KiB for each disk, {} KiB for each vif), and {bundle_kib} KiB of boot bundle\n\
              CPUs         {cpus}\ndomains      {domains}, with {vcpus} vcpus online",
-            self.for_guests_kib, self.each_guest_kib, self.each_disk_kib
+            self.for_guests_kib, self.each_guest_kib, self.each_disk_kib, self.each_vif_kib
         )
     }
 
@@ -353,6 +423,7 @@ impl MachineInfo {
             .raw("for_guests_kib", self.for_guests_kib)
             .raw("each_guest_kib", self.each_guest_kib)
             .raw("each_disk_kib", self.each_disk_kib)
+            .raw("each_vif_kib", self.each_vif_kib)
             .raw("bundle_kib", self.bundle_kib)
             .raw("cpus", self.cpus)
             .raw("domains", self.domains)
@@ -402,8 +473,7 @@ impl DiskRow {
     }
 
     fn json(&self) -> String {
-        let serial = self.serial.as_deref().map_or_else(|| "null".to_string(), json::text);
-        let object = Object::default().raw("serial", serial).raw("bytes", self.bytes);
+        let object = Object::default().raw("serial", optional(self.serial.as_deref())).raw("bytes", self.bytes);
         let object = object.raw("block_bytes", self.block_bytes).raw("read_only", self.read_only);
         object.text("what", &self.what).end()
     }
@@ -425,6 +495,42 @@ impl GuestDisk {
         let object = object.raw("flushes", self.flushes).raw("discards", self.discards);
         let object = object.raw("sectors_read", self.sectors_read).raw("sectors_written", self.sectors_written);
         object.raw("errors", self.errors).raw("overlay_kib", self.overlay_kib).end()
+    }
+}
+
+impl NetworkRow {
+    fn text(&self) -> String {
+        let Self { name, kind, vifs, .. } = self;
+        let [address, uplink] = [&self.address, &self.uplink].map(|value| value.as_deref().unwrap_or("-"));
+        format!("{name:<15} {kind:<11} {vifs:>5} {address:<18} {uplink}")
+    }
+
+    fn json(&self) -> String {
+        let object = Object::default().text("network", &self.name).text("kind", self.kind).raw("vifs", self.vifs);
+        let object = object.raw("address", optional(self.address.as_deref()));
+        object.raw("uplink", optional(self.uplink.as_deref())).end()
+    }
+}
+
+impl GuestVif {
+    fn text(&self) -> String {
+        let Self { guest, device, mac, bridge, state, received, sent, .. } = self;
+        let ip = self.ip.as_deref().unwrap_or("-");
+        let (in_kib, out_kib) = (self.received_bytes >> 10, self.sent_bytes >> 10);
+        let dropped: u64 = self.drops.iter().map(|(_, count)| count).sum();
+        format!(
+            "{guest:<20} {device:>3} {mac:<17} {bridge:<15} {ip:<15} {state:<9} {received:>9} {in_kib:>9} {sent:>9} {out_kib:>9} {dropped:>7}"
+        )
+    }
+
+    fn json(&self) -> String {
+        let object = Object::default().text("name", &self.guest).raw("domid", self.domain).raw("device", self.device);
+        let object =
+            object.text("mac", &self.mac).text("network", &self.bridge).raw("ip", optional(self.ip.as_deref()));
+        let object = object.text("state", self.state).raw("received", self.received);
+        let object = object.raw("received_bytes", self.received_bytes).raw("sent", self.sent);
+        let drops = self.drops.iter().fold(Object::default(), |object, (reason, count)| object.raw(reason, count));
+        object.raw("sent_bytes", self.sent_bytes).raw("drops", drops.end()).end()
     }
 }
 

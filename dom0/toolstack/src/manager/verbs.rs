@@ -9,13 +9,14 @@ use hypercall_abi::domctl::DomainInfo;
 
 use super::changed::either;
 use super::entry::{Entry, State};
-use super::reply::{GuestDisk, MachineInfo, Refusal, Reply, Row, Size, Wait};
-use super::{Console, Disks, Manager, Mark, PATIENCE_NS, Place, Platform};
+use super::reply::{GuestDisk, GuestVif, MachineInfo, Refusal, Reply, Row, Size, Wait};
+use super::{Console, Disks, Manager, Mark, Networks, PATIENCE_NS, Place, Platform};
 use crate::command::{Command, Verb, help};
 use crate::config::{GuestConfig, check_name};
 use crate::create::Guest;
 use crate::disk::DiskConfig;
 use crate::end::EndRequest;
+use crate::vif::VifConfig;
 use crate::{DomainId, Hypervisor, domains};
 
 /// Bytes of the hypervisor's log read in one call.
@@ -40,6 +41,13 @@ impl<P: Platform> Manager<P> {
                 Err(why) => return Err(Refusal::Other(why)),
             },
             Command::BlockList(name) => Reply::GuestDisks(self.guest_disks(name.as_deref()).await?),
+            Command::Networks => {
+                self.platform.machine_disks().await;
+                Reply::Networks(self.platform.networks().networks())
+            }
+            Command::NetworkAttach { name, vif } => self.network_attach(name, vif).await?,
+            Command::NetworkDetach { name, device, force } => self.network_detach(name, device, *force).await?,
+            Command::NetworkList(name) => Reply::GuestVifs(self.guest_vifs(name.as_deref()).await?),
             Command::Dmesg { clear } => Reply::Log(self.log(*clear)?),
             Command::Help(verb) => Reply::Help(verb.map_or_else(help, Verb::help)),
             Command::Quit => Reply::Quit,
@@ -202,10 +210,11 @@ impl<P: Platform> Manager<P> {
         Ok(Reply::Done { verb: "destroy", name })
     }
 
-    /// Removes the disks of a guest that is to be destroyed, if it has any; returns whether they are gone.
+    /// Removes the devices of a guest that is to be destroyed, if it has any; returns whether they are gone.
     async fn end_disks(&self, guest: &Guest) -> bool {
-        let (domain, disks) = (guest.domain, self.platform.disks());
-        if !disks.list(domain, &guest.config.name).is_empty() {
+        let (domain, disks, networks) = (guest.domain, self.platform.disks(), self.platform.networks());
+        let name = &guest.config.name;
+        if !disks.list(domain, name).is_empty() || !networks.list(domain, name).is_empty() {
             // A guest that is stopped sends no more requests; if it cannot be stopped, its domain is gone.
             drop(self.platform.hypervisor().pause(domain));
         }
@@ -253,6 +262,42 @@ impl<P: Platform> Manager<P> {
         let entries = self.entries.borrow();
         let guests = entries.iter().filter_map(Entry::guest);
         Ok(guests.flat_map(|guest| disks.list(guest.domain, &guest.config.name)).collect())
+    }
+
+    async fn network_attach(&self, name: &str, vif: &VifConfig) -> Result<Reply, Refusal> {
+        let (place, guest) = self.guest(name).await?;
+        let lives = || self.with(place, |entry| entry.has_domain(guest.domain)).unwrap_or(false);
+        let name = guest.config.name.clone();
+        match self.attach_vif(&guest, None, vif, lives).await {
+            Ok(()) => Ok(Reply::Done { verb: "network-attach", name }),
+            Err(why) => Err(Refusal::Guest(name, why)),
+        }
+    }
+
+    async fn network_detach(&self, name: &str, device: &str, force: bool) -> Result<Reply, Refusal> {
+        let (_, guest) = self.guest(name).await?;
+        let (name, networks) = (guest.config.name.clone(), self.platform.networks());
+        let named = |vif: &GuestVif| vif.device.to_string() == device || vif.mac.eq_ignore_ascii_case(device);
+        let found = networks.list(guest.domain, &name).into_iter().find(named);
+        let detached = match found {
+            Some(vif) => networks.detach(guest.domain, vif.device, force).await,
+            None => Err(format!("it has no network device {}", device.escape_debug())),
+        };
+        detached
+            .map(|()| Reply::Done { verb: "network-detach", name: name.clone() })
+            .map_err(|why| Refusal::Guest(name, why))
+    }
+
+    /// The network devices of one guest, or of all.
+    async fn guest_vifs(&self, name: Option<&str>) -> Result<Vec<GuestVif>, Refusal> {
+        let networks = self.platform.networks();
+        if let Some(name) = name {
+            let (_, guest) = self.guest(name).await?;
+            return Ok(networks.list(guest.domain, &guest.config.name));
+        }
+        let entries = self.entries.borrow();
+        let guests = entries.iter().filter_map(Entry::guest);
+        Ok(guests.flat_map(|guest| networks.list(guest.domain, &guest.config.name)).collect())
     }
 
     async fn ask(&self, verb: &'static str, name: &str, wish: EndRequest) -> Result<Reply, Refusal> {
@@ -342,6 +387,7 @@ impl<P: Platform> Manager<P> {
             for_guests_kib: self.platform.promised_bytes() >> 10,
             each_guest_kib: self.platform.guest_bytes().div_ceil(1024),
             each_disk_kib: self.platform.disks().disk_bytes().div_ceil(1024),
+            each_vif_kib: self.platform.networks().vif_bytes().div_ceil(1024),
             bundle_kib: bundle << 2,
             cpus: machine.nr_cpus,
             domains: domains.len(),

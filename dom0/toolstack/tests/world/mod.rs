@@ -13,7 +13,8 @@ use toolstack::DomainId;
 use toolstack::bundle::Bundle;
 use toolstack::command::Command;
 use toolstack::disk::DiskConfig;
-use toolstack::manager::{self, DiskRow, GuestDisk, Manager, Mark, Refusal, Reply};
+use toolstack::manager::{self, DiskRow, GuestDisk, GuestVif, Manager, Mark, NetworkRow, Refusal, Reply};
+use toolstack::vif::VifConfig;
 
 use crate::archive::archive;
 use crate::common::*;
@@ -186,6 +187,80 @@ impl manager::Disks for FakeDisks {
     }
 }
 
+/// Networks that say yes, unless they are to refuse, or guests are not to release their devices.
+#[derive(Default)]
+pub(crate) struct FakeNetworks {
+    attached: RefCell<Vec<(DomainId, u32, VifConfig)>>,
+    /// A network that does not exist.
+    pub(crate) broken: RefCell<String>,
+    /// Guests do not release their devices.
+    pub(crate) busy: Cell<bool>,
+}
+
+impl FakeNetworks {
+    fn left(&self) -> Vec<String> {
+        self.attached.borrow().iter().map(|(domain, device, _)| format!("vif {device} of {domain}")).collect()
+    }
+}
+
+impl manager::Networks for FakeNetworks {
+    fn attach(&self, domain: DomainId, _: &str, device: u32, vif: &VifConfig) -> Result<(), String> {
+        if *self.broken.borrow() == vif.bridge {
+            return Err("there is no such network".into());
+        }
+        self.attached.borrow_mut().push((domain, device, vif.clone()));
+        Ok(())
+    }
+
+    async fn detach(&self, domain: DomainId, device: u32, force: bool) -> Result<(), String> {
+        if self.busy.get() && !force {
+            return Err("it is used".into());
+        }
+        self.attached.borrow_mut().retain(|(of, number, _)| (*of, *number) != (domain, device));
+        Ok(())
+    }
+
+    async fn domain_died(&self, domain: DomainId) {
+        self.attached.borrow_mut().retain(|(of, ..)| *of != domain);
+    }
+
+    fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestVif> {
+        let attached = self.attached.borrow();
+        let row = |(_, device, vif): &(_, u32, VifConfig)| GuestVif {
+            guest: guest.into(),
+            domain,
+            device: *device,
+            mac: vif.mac.unwrap_or_else(|| network::Mac::of_guest(guest, *device)).to_string(),
+            bridge: vif.bridge.clone(),
+            ip: vif.ip.map(|ip| ip.to_string()),
+            state: "connected",
+            received: 1,
+            received_bytes: 2048,
+            sent: 3,
+            sent_bytes: 4096,
+            drops: vec![("spoofed", 5), ("rate", 6)],
+        };
+        let mut rows: Vec<_> = attached.iter().filter(|(of, ..)| *of == domain).map(row).collect();
+        rows.sort_by_key(|row| row.device);
+        rows
+    }
+
+    fn networks(&self) -> Vec<NetworkRow> {
+        let address = Some("10.77.0.1/24".to_string());
+        vec![NetworkRow {
+            name: "nat".into(),
+            kind: "translated",
+            vifs: self.attached.borrow().len(),
+            address,
+            uplink: None,
+        }]
+    }
+
+    fn vif_bytes(&self) -> usize {
+        10 << 10
+    }
+}
+
 /// What happens to a machine at some time.
 type Happening = Box<dyn FnOnce(&Fake)>;
 
@@ -194,6 +269,7 @@ pub(crate) struct Fake {
     pub(crate) machine: Shared<Machine>,
     pub(crate) tree: Shared<Tree>,
     pub(crate) guest_disks: FakeDisks,
+    pub(crate) networks: FakeNetworks,
     pub(crate) consoles_broken: Rc<Cell<bool>>,
     pub(crate) now: Cell<u64>,
     sleepers: RefCell<Vec<(u64, Waker)>>,
@@ -212,6 +288,7 @@ impl manager::Platform for Fake {
     type Store = Shared<Tree>;
     type Console = Screenless;
     type Disks = FakeDisks;
+    type Networks = FakeNetworks;
 
     fn hypervisor(&self) -> &Shared<Machine> {
         &self.machine
@@ -223,6 +300,10 @@ impl manager::Platform for Fake {
 
     fn disks(&self) -> &FakeDisks {
         &self.guest_disks
+    }
+
+    fn networks(&self) -> &FakeNetworks {
+        &self.networks
     }
 
     fn console(&self, name: &str) -> Rc<Screenless> {
@@ -442,6 +523,7 @@ impl World {
         left.extend(tree.nodes.keys().cloned());
         left.extend(tree.served.keys().map(|domain| format!("store connection of {domain}")));
         left.extend(self.fake().guest_disks.left());
+        left.extend(self.fake().networks.left());
         left.extend(tree.reserved.then(|| "memory for a guest".into()));
         for name in self.manager.names() {
             let console = self.manager.console(&name).unwrap();
