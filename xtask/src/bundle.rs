@@ -7,6 +7,7 @@
 //! | `dom0` | dom0, planned: see [`hypercall_abi::first`]; its ramdisk is the whole bundle |
 //! | `dom0.cmdline` | its command line, which is in the plan as well |
 //! | `dom0.exec` | commands for dom0, separated by `;` (optional) |
+//! | `dom0.forwards` | connections from outside that lead to guests, one a line (optional) |
 //! | `guests/<name>/config` | what the guest should be, as [`GuestConfig::to_toml`] writes it |
 //! | `guests/<name>/kernel` | the guest's kernel, bzImage, ELF or gzip'ed ELF |
 //! | `guests/<name>/ramdisk` | its initial ramdisk (optional) |
@@ -25,8 +26,10 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
-use toolstack::bundle::EXEC;
+use toolstack::bundle::{EXEC, FORWARDS};
 use toolstack::config::GuestConfig;
+use toolstack::forward::Forward;
+use toolstack::vif::VifConfig;
 
 const REGULAR_FILE: u32 = 0o100_644;
 
@@ -73,6 +76,8 @@ pub struct Guest {
     pub ramdisk: Option<PathBuf>,
     /// The kernel's command line.
     pub extra: String,
+    /// Its network devices.
+    pub vif: Vec<VifConfig>,
 }
 
 impl Bundle {
@@ -98,6 +103,16 @@ impl Bundle {
         self
     }
 
+    /// Leads connections from outside to guests.
+    #[must_use]
+    pub fn forwards(self, forwards: &[Forward]) -> Self {
+        if forwards.is_empty() {
+            return self;
+        }
+        let text: String = forwards.iter().map(|forward| format!("{forward}\n")).collect();
+        self.with_text(FORWARDS, &text)
+    }
+
     /// Gives the first domain so many MiB.
     #[must_use]
     pub fn first_memory(mut self, mib: u64) -> Self {
@@ -115,6 +130,7 @@ impl Bundle {
         let config = GuestConfig {
             vcpus: guest.vcpus,
             extra: guest.extra.clone(),
+            vif: guest.vif.clone(),
             ..GuestConfig::new(&guest.name, guest.memory.into(), "")
         };
         self.with_guest(config, &guest.kernel, guest.ramdisk.as_deref())
@@ -303,6 +319,7 @@ mod tests {
             kernel,
             ramdisk: Some(ramdisk),
             extra: "quiet \"a b\"".into(),
+            vif: Vec::new(),
         };
         let entries = read_back(&bundle.guest(&guest));
         assert_eq!(entries["dom0"], b"D");

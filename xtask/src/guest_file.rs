@@ -101,7 +101,9 @@ fn parse(sh: &Shell, path: &Path, text: &str) -> Result<Described> {
     let file = KernelFile::read(&kernel).with_context(|| at("kernel"))?;
     let ramdisk = match (&config.ramdisk, stock) {
         (Some(ramdisk), _) => Some(folder.join(ramdisk)),
-        (None, Some(name)) => Some(kernels::ramdisk_for_disks(sh, name).with_context(|| at("kernel"))?),
+        (None, Some(name)) => {
+            Some(kernels::ramdisk_for(sh, name, !config.vif.is_empty()).with_context(|| at("kernel"))?)
+        }
         (None, None) => None,
     };
     if let Some(ramdisk) = &ramdisk {
@@ -198,7 +200,7 @@ mod tests {
             (format!("{GOOD}disk = ['bundle:boot/b.qcow2,,xvda']\n"), "web.toml:4: disk: boot/b.qcow2: has the header"),
             (format!("{GOOD}disk = ['bundle:boot/none,,xvda']\n"), "web.toml:4: disk: boot/none: is empty"),
             (format!("{GOOD}disk = ['bundle:base,,xvda']\n"), "web.toml:4: disk: base: no such file"),
-            (format!("{GOOD}\nvif = ['bridge=br0']\n"), "web.toml:5: vif: this build has no such devices"),
+            (format!("{GOOD}\nvif = ['br0']\n"), "web.toml:5: vif: vif 1: `br0` is not KEY=VALUE"),
             (format!("{GOOD}cpus = 1\n"), "web.toml:4: cpus: unknown field `cpus`"),
             (format!("{GOOD}vcpus = 'two'\n"), "web.toml:4: vcpus: invalid type"),
             (format!("{GOOD}maxmem = 32\n"), "web.toml:4: maxmem: a number of MiB, and not less"),

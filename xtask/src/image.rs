@@ -68,7 +68,8 @@ pub(crate) fn image(sh: &Shell, options: &Options) -> Result<()> {
     let tools = Tools::find(sh)?;
     let images = build::images(sh, &iso.profile)?;
     // A firmware reads slowly, and dom0 unpacks quickly.
-    let bundle = iso.guests.bundle(sh, &described, &build::image(&images, "dom0")?, |stock| stock.bzimage)?.write()?;
+    let bundle =
+        iso.guests.bundle(sh, &described, &build::image(&images, "dom0")?, None, |stock| stock.bzimage)?.write()?;
     tools.iso(&build::image(&images, "hypervisor")?, bundle.path(), &menu, &output)?;
     let size = std::fs::metadata(&output)?.len() / 1_000_000;
     println!("{} ({size} MB)", output.display());

@@ -7,7 +7,7 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 # Boot messages would fall between what a test types and what it reads.
 echo 1 > /proc/sys/kernel/printk
-# The kernel loads file systems when they are mounted, and the driver of disks only if asked. Disks may come later, too.
+# The kernel loads file systems when they are mounted, and drivers of devices only if asked. Disks may come later, too.
 release=$(uname -r)
 if [ -d /lib/modules/$release ]; then modprobe xen_blkfront & fi
 for disk in /sys/bus/xen/devices/vbd-*; do
@@ -22,6 +22,15 @@ for disk in /sys/bus/xen/devices/vbd-*; do
     done
     [ -d $disk/block ] || echo "tenon-guest: the disk ${disk##*/vbd-} has not come up in 10 s"
 done
+# Addresses are asked for while other things go on, and renewed as long as the guest runs.
+ip link set lo up
+if [ -d /sys/bus/xen/devices/vif-0 ] && [ -d /lib/modules/$release ]; then modprobe xen_netfront; fi
+for vif in /sys/bus/xen/devices/vif-*; do
+    [ -d $vif/net ] || continue
+    nic=$(ls $vif/net)
+    udhcpc -f -i $nic -s /etc/dhcp.sh -t 1000 -T 3 -O mtu > /dev/null 2>&1 &
+done
+if [ -x /bin/dropbear ]; then mkdir -p /etc/dropbear && dropbear -R -s; fi
 echo "tenon-guest: init reached"
 # Where the hypervisor shows the kernel's log alone, the line has to go there.
 [ -c /dev/hvc0 ] || ! grep -q xenboot /proc/consoles || echo "<0>tenon-guest: init reached" > /dev/kmsg

@@ -5,8 +5,8 @@ use anyhow::{Context, Result};
 use cpio::{NewcBuilder, newc};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::io::{Cursor, Write};
@@ -24,6 +24,8 @@ const HELPERS: [(&str, &str); 3] = [
 ];
 /// What `mount` without a type tries in turn, where the kernel knows no file system with a disk yet.
 const FILE_SYSTEMS: &str = "ext4\nvfat\niso9660\n*\n";
+/// What busybox's DHCP client runs when it has an address, and when it has lost it.
+const DHCP: &str = include_str!("dhcp.sh");
 
 /// Folders every init wants.
 const FOLDERS: [&str; 9] = ["bin", "sbin", "dev", "proc", "sys", "root", "tmp", "run", "etc"];
@@ -32,36 +34,38 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// Builds the archive around `busybox` and the modules in the folder `modules`, or returns the one built earlier from the
+/// Builds the archive around `busybox`, the modules in the folder `modules`, and other files by their names in the guest, or returns the one built earlier from the
 /// same parts.
-pub(crate) fn build(busybox: &Path, modules: Option<&Path>) -> Result<PathBuf> {
+pub(crate) fn build(busybox: &Path, modules: Option<&Path>, others: &BTreeMap<String, Vec<u8>>) -> Result<PathBuf> {
     let program = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
-    let modules = modules.map(modules::files).transpose()?.unwrap_or_default();
+    let mut more = modules.map(modules::files).transpose()?.unwrap_or_default();
+    more.extend(others.iter().map(|(name, file)| (name.clone(), file.clone())));
     let mut hasher = DefaultHasher::new();
-    (INIT, HELPERS, FILE_SYSTEMS, &program, &modules).hash(&mut hasher);
+    (INIT, HELPERS, FILE_SYSTEMS, DHCP, &program, &more).hash(&mut hasher);
     let target = cache::dir()?.join("initramfs").join(format!("{:016x}.cpio", hasher.finish()));
     if target.is_file() {
         return Ok(target);
     }
     let scratch = cache::scratch()?;
     let staging = scratch.path().join("initramfs");
-    fs::write(&staging, archive(&program, &modules)?)?;
+    fs::write(&staging, archive(&program, &more)?)?;
     cache::publish(&staging, &target)?;
     Ok(target)
 }
 
-/// The modules are an archive of their own, which a kernel unpacks after the other: compressed, as they are the larger part.
-fn archive(busybox: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+/// What is more than busybox is an archive of its own, which a kernel unpacks after the other: compressed, as it is the larger part.
+fn archive(busybox: &[u8], more: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     let mut files = vec![("bin/busybox", busybox), ("init", INIT.as_bytes())];
     files.extend(HELPERS.iter().map(|(name, script)| (*name, script.as_bytes())));
     files.push(("etc/filesystems", FILE_SYSTEMS.as_bytes()));
+    files.push(("etc/dhcp.sh", DHCP.as_bytes()));
     let archive = of_programs(&files)?;
-    if modules.is_empty() {
+    if more.is_empty() {
         return Ok(archive);
     }
-    let modules: Vec<(&str, &[u8])> = modules.iter().map(|(name, module)| (name.as_str(), module.as_slice())).collect();
+    let more: Vec<(&str, &[u8])> = more.iter().map(|(name, file)| (name.as_str(), file.as_slice())).collect();
     let mut packed = GzEncoder::new(archive, Compression::default());
-    packed.write_all(&of_programs(&modules)?)?;
+    packed.write_all(&of_programs(&more)?)?;
     Ok(packed.finish()?)
 }
 

@@ -1,7 +1,8 @@
 //! Stock kernels and the userland they start: fetched from the distribution once, kept in the cache.
 
-use crate::{apt, cache, initramfs, kernel_file, modules};
+use crate::{apt, cache, initramfs, kernel_file, modules, ssh};
 use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use xshell::Shell;
@@ -114,7 +115,7 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
     fs::write(staging.join("version"), format!("{package} {version}\n"))?;
     // From 6.13 on they are in a package of their own, which is fetched when a guest needs it.
     if package.starts_with("linux-image-") {
-        modules::take(&root, &staging.join("modules")).with_context(|| format!("the modules in {package}"))?;
+        modules::take(&root, &staging.join(modules::FOLDER)).with_context(|| format!("the modules in {package}"))?;
     }
     cache::publish(&staging, folder)
 }
@@ -134,15 +135,38 @@ pub(crate) fn find(folder: &Path, prefix: &str) -> Option<PathBuf> {
 /// # Errors
 /// No way to fetch busybox.
 pub fn ramdisk(sh: &Shell) -> Result<PathBuf> {
-    initramfs::build(&busybox(sh)?, None)
+    initramfs::build(&busybox(sh)?, None, &BTreeMap::new())
 }
 
-/// The initramfs of [`ramdisk`], with the modules that the stock kernel called `name` needs for disks.
+/// The initramfs of [`ramdisk`], with the modules that the stock kernel called `name` needs for disks and network devices.
 ///
 /// # Errors
 /// An unknown name, or no way to fetch its modules or busybox.
-pub fn ramdisk_for_disks(sh: &Shell, name: &str) -> Result<PathBuf> {
-    initramfs::build(&busybox(sh)?, Some(&modules(sh, name)?))
+pub fn ramdisk_for_devices(sh: &Shell, name: &str) -> Result<PathBuf> {
+    initramfs::build(&busybox(sh)?, Some(&modules(sh, name)?), &BTreeMap::new())
+}
+
+/// The initramfs of [`ramdisk_for_devices`] or, for a guest on a network, that of [`ramdisk_with_ssh`]. If what ssh needs cannot
+/// be had, the guest has a network and no ssh.
+///
+/// # Errors
+/// As [`ramdisk_for_devices`].
+pub fn ramdisk_for(sh: &Shell, name: &str, network: bool) -> Result<PathBuf> {
+    if !network {
+        return ramdisk_for_devices(sh, name);
+    }
+    ramdisk_with_ssh(sh, name).or_else(|why| {
+        eprintln!("warning: the guest cannot be reached by ssh: {why:#}");
+        ramdisk_for_devices(sh, name)
+    })
+}
+
+/// The initramfs of [`ramdisk_for_devices`], with a server for ssh that the key of [`ssh::Client`] opens.
+///
+/// # Errors
+/// An unknown name, or no way to fetch its modules, busybox, or what ssh needs.
+pub fn ramdisk_with_ssh(sh: &Shell, name: &str) -> Result<PathBuf> {
+    initramfs::build(&busybox(sh)?, Some(&modules(sh, name)?), &ssh::server(sh)?)
 }
 
 /// The driver of disks of the stock kernel called `name`, a module.
@@ -163,7 +187,7 @@ pub fn disk_driver(sh: &Shell, name: &str) -> Result<PathBuf> {
 /// they were not kept.
 fn modules(sh: &Shell, name: &str) -> Result<PathBuf> {
     let kernel = stock(sh, name)?;
-    let folder = kernel.bzimage.with_file_name("modules");
+    let folder = kernel.bzimage.with_file_name(modules::FOLDER);
     if !folder.is_dir() {
         let _lock = cache::lock("kernel")?;
         if !folder.is_dir() {

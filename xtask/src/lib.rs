@@ -18,6 +18,7 @@ pub mod kernels;
 pub mod machine;
 mod modules;
 pub mod qemu;
+pub mod ssh;
 pub mod sysroot;
 pub mod xen;
 

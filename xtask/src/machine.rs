@@ -5,6 +5,7 @@ use crate::qemu::{self, Qemu};
 use hypercall_abi::sched::ShutdownReason;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
+use toolstack::forward::{Forward, Transport};
 
 pub use toolstack::bundle::ANSWER;
 pub use toolstack::status::Failure;
@@ -30,15 +31,41 @@ pub struct Hardware {
     pub arguments: Vec<String>,
     /// Its disks; they are numbered from 0 on.
     pub disks: Vec<Disk>,
+    /// Its network device; `None` if it has none.
+    pub network: Option<Network>,
     /// Where its serial line leads.
     pub console: Console,
+}
+
+/// What the machine's network device is connected to: QEMU's user network, behind this machine's own addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// Ports of this machine, at the address 127.0.0.1, that lead to the same ports of the emulated machine.
+    pub forwards: Vec<Forward>,
+}
+
+impl Network {
+    /// The options of QEMU.
+    fn arguments(&self) -> [String; 4] {
+        let forward = |forward: &Forward| {
+            let protocol = match forward.transport {
+                Transport::Tcp => "tcp",
+                Transport::Udp => "udp",
+            };
+            format!(",hostfwd={protocol}:127.0.0.1:{0}-:{0}", forward.outer)
+        };
+        let forwards: String = self.forwards.iter().map(forward).collect();
+        // The device's ROM would boot from the network, and not every QEMU has the file.
+        let device = "virtio-net-pci,netdev=net0,romfile=".to_owned();
+        ["-netdev".into(), format!("user,id=net0{forwards}"), "-device".into(), device]
+    }
 }
 
 impl Hardware {
     /// A machine of so many MiB, with nothing special.
     #[must_use]
     pub const fn new(memory: u32, console: Console) -> Self {
-        Self { memory, cpu: None, arguments: Vec::new(), disks: Vec::new(), console }
+        Self { memory, cpu: None, arguments: Vec::new(), disks: Vec::new(), network: None, console }
     }
 
     /// A command that boots `hypervisor` (an ELF file) with the archive `bundle`. `options` is the hypervisor's own
@@ -84,6 +111,7 @@ impl Hardware {
         });
         command.args(["-serial", "chardev:com1", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
         command.args(self.disks.iter().enumerate().flat_map(|(number, disk)| disk.arguments(number)));
+        command.args(self.network.iter().flat_map(Network::arguments));
         command
     }
 }
@@ -169,6 +197,17 @@ mod tests {
             assert_eq!(model(&words).as_deref(), Some("Nehalem,-sse4.2"));
             assert!(words.ends_with(&["-smp".into(), "2".into()]), "{words:?}");
         }
+    }
+
+    #[test]
+    fn ports_of_the_host_lead_to_the_machine() {
+        let forwards = ["2222:web:22", "udp:53:dns:5353"].map(|text| text.parse().unwrap()).to_vec();
+        let hardware = Hardware { network: Some(Network { forwards }), ..Hardware::new(64, Console::Plain) };
+        let command = hardware.boot(&Qemu::at("qemu".into()), Path::new("a"), Path::new("b"), "");
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+        let at = words.iter().position(|word| word == "-netdev").unwrap();
+        assert_eq!(words[at + 1], "user,id=net0,hostfwd=tcp:127.0.0.1:2222-:2222,hostfwd=udp:127.0.0.1:53-:53");
+        assert_eq!(words[at + 3], "virtio-net-pci,netdev=net0,romfile=");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Modules of a stock kernel that guests need for their disks: the driver and the usual file systems.
+//! Modules of a stock kernel that guests need for their devices: the drivers and the usual file systems.
 //!
 //! The package of a Debian kernel has these modules, compressed or not. They are kept uncompressed, with the two lists that
 //! `modprobe` reads: which modules a module needs, and by which other names the kernel requests a module.
@@ -12,16 +12,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules that are taken, along with all modules that they need.
-const WANTED: [&str; 4] = ["xen_blkfront", "ext4", "vfat", "isofs"];
+const WANTED: [&str; 5] = ["xen_blkfront", "xen_netfront", "ext4", "vfat", "isofs"];
+/// The folder of the cache with a kernel's modules. The number grows with the list of modules that are taken.
+pub(crate) const FOLDER: &str = "modules.2";
 /// Modules that vfat and isofs request when a file system is mounted. They are taken if the package has them.
 const ENCODINGS: [&str; 3] = ["nls_cp437", "nls_ascii", "nls_utf8"];
 /// Where modules may be in a package, for [`crate::apt::extract_some`].
-pub(crate) const PATTERNS: [&str; 7] = [
+pub(crate) const PATTERNS: [&str; 8] = [
     "./*lib/modules/*/modules.builtin",
     "./*lib/modules/*/kernel/arch/*",
     "./*lib/modules/*/kernel/crypto/*",
     "./*lib/modules/*/kernel/drivers/block/*",
     "./*lib/modules/*/kernel/drivers/cdrom/*",
+    "./*lib/modules/*/kernel/drivers/net/xen-netfront.ko*",
     "./*lib/modules/*/kernel/fs/*",
     "./*lib/modules/*/kernel/lib/*",
 ];
@@ -71,7 +74,7 @@ fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// Takes the modules for disks out of the unpacked package below `root`. Writes them and their lists into the folder
+/// Takes the modules for devices out of the unpacked package below `root`. Writes them and their lists into the folder
 /// `target/RELEASE`, where RELEASE is the kernel's release.
 ///
 /// # Errors

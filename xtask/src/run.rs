@@ -14,10 +14,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 use toolstack::bundle::ANSWER;
 use toolstack::command::Command;
+use toolstack::forward::Forward;
 use toolstack::status::Failure;
+use toolstack::vif::{NAT, VifConfig};
 use xshell::Shell;
 use xtask::disk::Disk;
-use xtask::machine::{Console, End, Hardware, Medium};
+use xtask::guest_file::Described;
+use xtask::machine::{Console, End, Hardware, Medium, Network};
 use xtask::qemu::Qemu;
 use xtask::{build, firmware};
 
@@ -45,6 +48,13 @@ pub(crate) struct Options {
     /// has one of them as `serial:tenon0`
     #[arg(long, value_name = "FILE[,ro]")]
     disk: Vec<String>,
+    /// What the machine's network device is connected to: `user`, QEMU's network behind this host, or `none`. The default is
+    /// `user` if a guest has a vif. With `user`, a guest that no file describes has a vif
+    #[arg(long, value_name = "NETWORK")]
+    net: Option<Net>,
+    /// Lead connections to a port of this host to a guest's port: 2222:web:22, or udp:5353:dns:53. Can be repeated
+    #[arg(long, value_name = "PORT:GUEST:PORT", conflicts_with = "first")]
+    forward: Vec<Forward>,
     /// One more argument for QEMU; can be repeated: --qemu-arg=-d --qemu-arg=int
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     qemu_arg: Vec<String>,
@@ -68,6 +78,15 @@ pub(crate) struct Options {
     /// The hypervisor's own options, after `--`
     #[arg(last = true)]
     hypervisor: Vec<String>,
+}
+
+/// What the machine's network device is connected to.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Net {
+    /// QEMU's user network
+    User,
+    /// Nothing: the machine has no network device
+    None,
 }
 
 /// What starts a machine that boots from an image.
@@ -101,11 +120,12 @@ If several things go wrong, the first one counts. A guest that is made anew afte
 /// Builds what is to run, runs it, and gives the status this program ends with.
 pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
     let mut disks = Disk::read_all(&options.disk).context("--disk")?;
-    let hardware = |stays: bool, disks: &[Disk]| Hardware {
+    let hardware = |stays: bool, disks: &[Disk], network: Option<Network>| Hardware {
         memory: options.machine_memory,
         cpu: options.cpu.clone(),
         arguments: options.qemu_arg.clone(),
         disks: disks.to_vec(),
+        network,
         console: match stays && io::stdin().is_terminal() && io::stdout().is_terminal() {
             true => Console::Terminal,
             false => Console::Plain,
@@ -118,7 +138,8 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
             Firmware::Bios => None,
             Firmware::Uefi => Some(firmware::uefi(sh)?),
         };
-        let hardware = hardware(true, &disks);
+        let network = (options.net == Some(Net::User) || !options.forward.is_empty()).then(|| options.network());
+        let hardware = hardware(true, &disks, network);
         let command = hardware.boot_image(&qemu, iso, Medium::Cd, uefi.as_deref());
         return Ok(status(options, &boot(options, command, hardware.console, true)?));
     }
@@ -128,6 +149,7 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
         None => options.guests.check(sh, options.machine_memory)?,
     };
     Disk::add(&mut disks, &mut described)?;
+    let network = options.check_network(&described)?;
     let words = match &options.first {
         Some(_) => options.guests.first_options(&options.hypervisor)?,
         None => options.hypervisor.clone(),
@@ -138,15 +160,56 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
     let hypervisor = build::image(&images, "hypervisor")?;
     let mut bundle = match &options.first {
         Some(first) => options.guests.first(sh, first, &images, options.machine_memory)?,
-        None => options.guests.bundle(sh, &described, &build::image(&images, "dom0")?, |stock| stock.vmlinux)?,
+        None => options
+            .guests
+            .bundle(sh, &described, &build::image(&images, "dom0")?, options.vif(), |stock| stock.vmlinux)?,
     };
+    bundle = bundle.forwards(&options.forward);
     if let Some(commands) = &options.exec {
         bundle = bundle.exec(commands);
     }
     let archive = bundle.write()?;
-    let hardware = hardware(stays, &disks);
+    let hardware = hardware(stays, &disks, network);
     let command = hardware.boot(&qemu, &hypervisor, archive.path(), &words.join(" "));
     Ok(status(options, &boot(options, command, hardware.console, stays)?))
+}
+
+impl Options {
+    fn network(&self) -> Network {
+        Network { forwards: self.forward.clone() }
+    }
+
+    /// The network device of a guest that no file describes.
+    fn vif(&self) -> Option<VifConfig> {
+        let wanted = self.net == Some(Net::User) || !self.forward.is_empty();
+        (wanted && self.first.is_none()).then(VifConfig::default)
+    }
+
+    /// The machine's network device, if a guest or the user wants one.
+    fn check_network(&self, described: &[Described]) -> Result<Option<Network>> {
+        let names = self.guests.names(described);
+        for forward in &self.forward {
+            let (guest, port) = (&forward.guest, forward.outer);
+            ensure!(names.contains(&guest.as_str()), "--forward {forward}: there is no guest {guest}");
+            let on_nat = |guest: &Described| guest.config.vif.iter().any(|vif| vif.bridge == NAT);
+            let described = described.iter().find(|it| it.config.name == *guest);
+            ensure!(described.is_none_or(on_nat), "--forward {forward}: {guest} has no vif on the network {NAT}");
+            let same = |other: &&Forward| other.outer == port && other.transport == forward.transport;
+            ensure!(
+                self.forward.iter().filter(same).count() == 1,
+                "--forward {forward}: port {port} is forwarded twice"
+            );
+        }
+        let wanted = !self.forward.is_empty() || described.iter().any(|guest| !guest.config.vif.is_empty());
+        match self.net {
+            Some(Net::None) => {
+                ensure!(self.forward.is_empty(), "--forward needs the network device that --net none leaves out");
+                Ok(None)
+            }
+            None if !wanted => Ok(None),
+            Some(Net::User) | None => Ok(Some(self.network())),
+        }
+    }
 }
 
 /// The status this program ends with; says on standard error what went wrong.

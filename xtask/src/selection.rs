@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use hypercall_abi::first::MAX_PAGES;
 use std::path::{Path, PathBuf};
 use toolstack::config::{MAX_EXTRA, check_name};
+use toolstack::vif::VifConfig;
 use xshell::Shell;
 use xtask::bundle::{Bundle, DOM0_SPARE, Guest};
 use xtask::guest_file::{self, Described};
@@ -106,7 +107,15 @@ impl Selection {
         Ok(described)
     }
 
-    /// A bundle with dom0 and the guests. `stock` chooses the form of the stock kernel.
+    /// The names of the guests. `described` is what [`Selection::check`] returned.
+    pub(crate) fn names<'a>(&'a self, described: &'a [Described]) -> Vec<&'a str> {
+        match described {
+            [] => vec![&self.name],
+            _ => described.iter().map(|guest| guest.config.name.as_str()).collect(),
+        }
+    }
+
+    /// A bundle with dom0 and the guests. A guest that no file describes has the network device `vif`. `stock` chooses the form of the stock kernel.
     ///
     /// # Errors
     /// A stock kernel or an initramfs that cannot be fetched, or that does not fit.
@@ -115,6 +124,7 @@ impl Selection {
         sh: &Shell,
         described: &[Described],
         dom0: &Path,
+        vif: Option<VifConfig>,
         stock: impl Fn(Kernel) -> PathBuf,
     ) -> Result<Bundle> {
         let mut bundle = Bundle::dom0(dom0, "");
@@ -133,7 +143,7 @@ impl Selection {
             None => stock(kernels::stock(sh, kernels::DEFAULT)?),
         };
         let ramdisk = match &self.ramdisk {
-            None if self.kernel.is_none() => Some(stock_ramdisk(sh, kernels::DEFAULT)?),
+            None if self.kernel.is_none() => Some(stock_ramdisk(sh, kernels::DEFAULT, vif.is_some())?),
             None => Some(kernels::ramdisk(sh)?),
             Some(_) => self.named_ramdisk()?.map(Path::to_owned),
         };
@@ -147,6 +157,7 @@ impl Selection {
             kernel,
             ramdisk,
             extra: self.cmdline(WORDS),
+            vif: vif.into_iter().collect(),
         }))
     }
 
@@ -234,10 +245,10 @@ impl Selection {
     }
 }
 
-/// The ramdisk of the stock kernel called `name`, with its modules for disks if they can be had.
-fn stock_ramdisk(sh: &Shell, name: &str) -> Result<PathBuf> {
-    kernels::ramdisk_for_disks(sh, name).or_else(|why| {
-        eprintln!("warning: the guest cannot use disks: {why:#}");
+/// The ramdisk of the stock kernel called `name`, with its modules for devices if they can be had.
+fn stock_ramdisk(sh: &Shell, name: &str, network: bool) -> Result<PathBuf> {
+    kernels::ramdisk_for(sh, name, network).or_else(|why| {
+        eprintln!("warning: the guest cannot use disks and networks: {why:#}");
         kernels::ramdisk(sh)
     })
 }

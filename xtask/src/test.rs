@@ -127,7 +127,7 @@ pub(crate) fn prepare_system_tests(sh: &Shell) -> Result<()> {
     build::images(sh, SYSTEM_PROFILE)?;
     qemu::Qemu::find(sh, None)?;
     for name in kernels::DAILY {
-        kernels::ramdisk_for_disks(sh, name)?;
+        kernels::ramdisk_for_devices(sh, name)?;
     }
     kernels::ramdisk(sh)?;
     xen::hypervisor(sh)?;

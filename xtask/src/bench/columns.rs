@@ -225,6 +225,7 @@ impl Lab {
             kernel: self.file(form).to_owned(),
             ramdisk: Some(self.ramdisk.path().to_owned()),
             extra: format!("console=hvc0 panic=-1 -- {mode}"),
+            vif: Vec::new(),
         }
     }
 

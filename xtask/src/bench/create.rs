@@ -28,6 +28,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         kernel: lab.image("hello")?,
         ramdisk: None,
         extra: String::new(),
+        vif: Vec::new(),
     };
     // Ctrl-] leads from the guest's console to the prompt. The test guest has ended by then, so this ends the machine.
     let typed = [(REACHED, "\x1d"), ("dom0> ", "destroy linux\r")];

@@ -61,6 +61,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         kernel: lab.image("costs")?,
         ramdisk: None,
         extra: String::new(),
+        vif: Vec::new(),
     };
     let grants = lab.guests("tenon-io", &[costs], SAID, &[])?.record;
     let disks = lab.disks(MEMORY)?.record;

@@ -186,7 +186,7 @@ pub(crate) fn guest_files_run_and_are_refused_with_their_lines() -> Result<()> {
     let why = "is in use: web writes it";
     let (status, out, err) = run(&[&web, &second, "--exec", "destroy web"])?;
     ensure!(status == 14 && err.contains(why), "{status} {out}\n{err}");
-    refused(&[&file("viffy", "vif = ['x']\n")?], "viffy.toml:6: vif: this build has no such devices")?;
+    refused(&[&file("viffy", "vif = ['x']\n")?], "viffy.toml:6: vif: vif 1: `x` is not KEY=VALUE")?;
     refused(&[&file("odd", "cpu = 1\n")?], "odd.toml:6: cpu: unknown field")?;
     refused(&[&web, &web], "web.toml:1: name: \"web\" is the guest of")?;
     refused(&[&web, &db, "--machine-memory", "340M"], "db.toml:5: memory: 128 MiB for db, but only")

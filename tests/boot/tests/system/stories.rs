@@ -30,13 +30,14 @@ pub(crate) fn linux(name: &str, memory: u32) -> Result<Guest> {
         kernel: kernels::stock(&sh, kernels::DEFAULT)?.vmlinux,
         ramdisk: Some(kernels::ramdisk(&sh)?),
         extra: "console=hvc0".into(),
+        vif: Vec::new(),
     })
 }
 
 /// One of our own small guests.
 pub(crate) fn test_guest(name: &str, program: &str, extra: &str) -> Result<Guest> {
     let kernel = image(program)?;
-    Ok(Guest { name: name.into(), memory: 16, vcpus: 1, kernel, ramdisk: None, extra: extra.into() })
+    Ok(Guest { name: name.into(), memory: 16, vcpus: 1, kernel, ramdisk: None, extra: extra.into(), vif: Vec::new() })
 }
 
 pub(crate) fn image(name: &str) -> Result<PathBuf> {
@@ -269,7 +270,7 @@ pub(crate) fn every_crash_is_told_with_reason_and_registers() -> Result<()> {
 /// A guest's kernel as text in a configuration of its own.
 fn with_kernel(bundle: Bundle, name: &str, memory: u32, kernel: &Path) -> Bundle {
     let (kernel, extra) = (kernel.to_owned(), String::new());
-    bundle.guest(&Guest { name: name.into(), memory, vcpus: 1, kernel, ramdisk: None, extra })
+    bundle.guest(&Guest { name: name.into(), memory, vcpus: 1, kernel, ramdisk: None, extra, vif: Vec::new() })
 }
 
 /// Kernels without notes, cut short, without enough memory, or named and not there: each is one line that names the

@@ -135,7 +135,15 @@ pub(crate) fn a_balloon_shrinks_and_grows() -> Result<()> {
 /// nowhere else.
 pub(crate) fn the_log_has_what_guests_write() -> Result<()> {
     let kernel = image("crash")?;
-    let guest = Guest { name: "log".into(), memory: 16, vcpus: 1, kernel, ramdisk: None, extra: "how=log".into() };
+    let guest = Guest {
+        name: "log".into(),
+        memory: 16,
+        vcpus: 1,
+        kernel,
+        ramdisk: None,
+        extra: "how=log".into(),
+        vif: Vec::new(),
+    };
     let mut machine = start("the_log_has_what_guests_write", dom0("consoles=all")?.guest(&guest))?;
     machine.expect("log| crash: log", SOON)?;
     machine.expect("log| crash: logged", SOON)?;
