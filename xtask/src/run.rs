@@ -22,7 +22,10 @@ use xtask::disk::Disk;
 use xtask::guest_file::Described;
 use xtask::machine::{Console, End, Hardware, Medium, Network};
 use xtask::qemu::Qemu;
-use xtask::{build, firmware};
+use xtask::{build, firmware, ssh};
+
+/// The port of ssh.
+const SSH: u16 = 22;
 
 /// What to run and in which machine.
 #[derive(clap::Args)]
@@ -150,6 +153,9 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
     };
     Disk::add(&mut disks, &mut described)?;
     let network = options.check_network(&described)?;
+    for Forward { outer, guest, .. } in options.forward.iter().filter(|forward| forward.inner == SSH) {
+        eprintln!("to enter {guest}: ssh -i {} -p {outer} root@127.0.0.1", ssh::key()?.display());
+    }
     let words = match &options.first {
         Some(_) => options.guests.first_options(&options.hypervisor)?,
         None => options.hypervisor.clone(),

@@ -46,7 +46,7 @@ impl Client {
     /// The programs cannot be fetched, or do not work.
     pub fn find(sh: &Shell) -> Result<Self> {
         let root = CLIENT.find(sh)?;
-        let key = cache::dir()?.join("ssh").join("id_ed25519");
+        let key = key()?;
         if !key.is_file() {
             let _lock = cache::lock("ssh")?;
             if !key.is_file() {
@@ -74,6 +74,14 @@ impl Client {
         let file = self.key.with_extension("pub");
         fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
     }
+}
+
+/// The file of the private key with which guests are entered.
+///
+/// # Errors
+/// No cache folder can be named.
+pub fn key() -> Result<PathBuf> {
+    Ok(cache::dir()?.join("ssh").join("id_ed25519"))
 }
 
 fn make_key(root: &Path, key: &Path) -> Result<()> {

@@ -22,8 +22,12 @@ use crate::host::Class;
 use crate::listen::{Listener, Next, Turns, give_turns};
 use crate::signal::Signal;
 
-/// Bytes of the heap that a network uses for as long as it exists: its lists, and room for a frame of its station.
-const NETWORK_BYTES: usize = MAX_PACKET + 64 * 1024;
+/// Bytes of the heap that a network uses for as long as it exists: its lists, room for a frame of its station, and a table of flows.
+const NETWORK_BYTES: usize = MAX_PACKET + 256 * 1024;
+/// The maximum number of bytes of heap that a turn allocates: a gateway makes its table of flows, and the table of a guest grows.
+const TURN_BYTES: usize = 256 * 1024;
+/// The heap keeps a block for the largest turn of any service. That is a turn of the store, and must suffice here.
+const _: () = assert!(TURN_BYTES <= store::TURN_BYTES);
 
 /// Where a network leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,7 +192,7 @@ impl<H: NetHost> Bridge<H> {
 }
 
 impl<H: NetHost> Turns for Bridge<H> {
-    const TURN_BYTES: usize = 4096;
+    const TURN_BYTES: usize = TURN_BYTES;
 
     fn turn(&self) -> Next {
         let turn = self.switch.borrow_mut().turn(&mut Backing(self.host.clone()), self.host.now_ns());
