@@ -390,11 +390,13 @@ impl Guest {
     /// Introduces the domain to the store, and lets it run. Its devices must have been added to the tree before.
     ///
     /// # Errors
-    /// The step that failed and why. The domain is destroyed first; `pause` is called after every piece of that.
+    /// The step that failed and why. Before this error is returned, `remove_devices` is called, which must remove all that back
+    /// ends have of the domain. Then the domain is destroyed; `pause` is called after every piece of that.
     pub async fn start<H: Hypervisor, S: Store>(
         self,
         hypervisor: &H,
         store: &S,
+        remove_devices: impl AsyncFnOnce(),
         pause: impl AsyncFn(),
     ) -> Result<Self, CreateError> {
         let Ring { page, port } = self.store;
@@ -403,6 +405,7 @@ impl Guest {
             Ok(()) => Ok(self),
             Err(Failed(step, why)) => {
                 let name = self.config.name.clone();
+                remove_devices().await;
                 Err(CreateError { name, step, why, left_over: self.destroy(hypervisor, store, pause).await })
             }
         }

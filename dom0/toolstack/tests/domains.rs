@@ -21,7 +21,7 @@ fn create(machine: &Shared<Machine>, tree: &Shared<Tree>, request: &Request<'_>)
 }
 
 fn start(guest: Guest, machine: &Shared<Machine>, tree: &Shared<Tree>) -> Result<Guest, CreateError> {
-    at_once(guest.start(machine, tree, async || {}))
+    at_once(guest.start(machine, tree, async || {}, async || {}))
 }
 
 fn finish(guest: Guest, end: &End, machine: &Shared<Machine>, tree: &Shared<Tree>) -> (Outcome, Vec<String>) {

@@ -10,7 +10,7 @@ mod world;
 use hypercall_abi::domctl::info;
 use serde_json::{Value, json};
 use toolstack::create::PIECE;
-use toolstack::manager::{DiskRow, Mark, Refusal, Reply, Wait};
+use toolstack::manager::{DiskRow, Disks, Mark, Refusal, Reply, Wait};
 use toolstack::status::Failure;
 use toolstack::{DomainId, end::EndRequest};
 use world::World;
@@ -564,19 +564,26 @@ fn a_guest_whose_disk_cannot_be_attached_is_not_made() {
     assert_eq!(world.text("create web"), "guest web is domain 10");
 }
 
-/// What is started last is undone as well: the domain cannot be started, its disks go.
+/// A guest with disks cannot be started: its disks go before its domain does, and nothing is left.
 #[test]
 fn a_guest_with_disks_that_cannot_be_started_leaves_none() {
     let mut refused = 0;
     for call in 1.. {
         let mut world = World::planned(&[&format!("{WEB}{DISKS}")]);
+        world.fake().guest_disks.held.set(true);
         refuse(&world, call);
         world.begin();
+        world.settle();
+        let has_disks = !world.fake().guest_disks.list(DomainId(7), "web").is_empty();
+        assert_eq!(world.fake().machine.borrow().domains.contains_key(&7), has_disks, "call {call}");
+        world.fake().guest_disks.clear(|disks| &disks.held);
         world.settle();
         if world.manager.is_alive("web") {
             break;
         }
-        refused += usize::from(world.told()[0].contains("letting it run"));
+        let started = world.told()[0].contains("letting it run");
+        assert_eq!(started, has_disks, "call {call}");
+        refused += usize::from(started);
         assert_eq!(world.left(), [""; 0], "call {call}");
     }
     assert_eq!(refused, 1);

@@ -180,13 +180,18 @@ impl<P: Platform> Manager<P> {
             Ok(()) => self.attach_all(&guest, wanted).await,
             Err(why) => Err(why),
         };
+        // If the domain cannot be started, it has not run, so nothing of it is in flight. Its devices are removed before the
+        // domain is destroyed.
+        let remove_devices = async || {
+            console.disconnect();
+            self.platform.networks().domain_died(domain).await;
+            self.platform.disks().domain_died(domain).await;
+        };
         let pause = async || self.platform.pause().await;
-        let made = match equipped {
-            Ok(()) => guest.start(hypervisor, store, pause).await.map_err(Unmade::from),
+        match equipped {
+            Ok(()) => guest.start(hypervisor, store, remove_devices, pause).await.map_err(Unmade::from),
             Err(why) => {
-                // The domain has not run, so nothing of it is in flight. Its devices are removed before the domain is destroyed.
-                self.platform.networks().domain_died(domain).await;
-                self.platform.disks().domain_died(domain).await;
+                remove_devices().await;
                 let left_over = guest.destroy(hypervisor, store, pause).await;
                 Err(match why {
                     Unmade::GivenUp if left_over.is_empty() => Unmade::GivenUp,
@@ -196,13 +201,7 @@ impl<P: Platform> Manager<P> {
                     }
                 })
             }
-        };
-        if made.is_err() {
-            console.disconnect();
-            self.platform.networks().domain_died(domain).await;
-            self.platform.disks().domain_died(domain).await;
         }
-        made
     }
 
     /// Attaches the disks and network devices that the configuration lists, until the guest is no longer wanted.
