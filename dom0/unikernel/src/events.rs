@@ -204,7 +204,8 @@ pub fn open(port: u32) {
     set_port_mask(port, false);
 }
 
-/// Opens a port, and from now on calls `call(port)` whenever an event of the port is seen.
+/// Opens a port, and then calls `call(port)` whenever an event of the port is seen. If upcalls are not masked, an event that is
+/// seen while the port is opened may be missed.
 pub fn on_event(port: u32, call: fn(u32)) {
     open(port);
     with_slot(port, |slot| slot.call = Some(call));
