@@ -7,9 +7,12 @@
 //! 4. They find the next or last present entry of a table: upwards by a test of 16 entries at a time, downwards by the table's
 //!    note of groups that may have entries.
 //!
-//! A case is simple if the frames concerned are the domain's own memory, a frame of which a use is taken already has this use,
-//! and a use of a table that is dropped is not the table's last. (A frame that was never used may also get its first use, as
-//! writable.) A new entry must ask for no cacheability other than write-back.
+//! A case is simple if these things hold:
+//! - The frames concerned are the domain's own memory.
+//! - A frame that gets a new use as a table of some level is a live table of this level already.
+//! - A frame that gets a new use as writable is used as writable already, was last used as writable, or was never used.
+//! - When a use of a table is dropped, the table has other uses left.
+//! - A new leaf asks for no cacheability other than write-back.
 //!
 //! Each fast path does what a path in `update` or `promote` does. For a case that is not simple, the fast path returns `None`
 //! (or stops at that case, if it handles several), and the caller takes the slow path. By then the fast path holds no reference
@@ -112,8 +115,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         self.state.is_free().then_some(self.fast_within(own))
     }
 
-    /// Like [`Session::fast`], but without the two checks. For use by the unfinished work itself, and for uses of tables that
-    /// are taken or dropped while there is such work.
+    /// Like [`Session::fast`], but does not check for unfinished work or for a domain that is being destroyed. For the
+    /// unfinished work itself, and for taking or dropping uses of tables while there is such work.
     #[inline(always)]
     pub(super) fn fast_within<'s>(&self, own: &'s OwnedFrames<'a>) -> FastPath<'s, 'a, M> {
         FastPath { m: self.m, own }
@@ -128,7 +131,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
 
 impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     /// Carries out requests of mmu_update, from the first up to the first that is not simple. Returns how many requests were
-    /// carried out. The caller has made sure that new entries may only lead to the domain's own frames.
+    /// carried out. Only for a call that names no other domain as the owner of the frames to map; the caller has checked this.
+    /// A request whose new entry points to a frame that is not the domain's own is not simple.
     pub(crate) fn updates(&self, requests: &[MmuUpdate]) -> usize {
         let mut done = 0;
         while let Some(rest) = requests.get(done..).filter(|rest| !rest.is_empty()) {
@@ -140,7 +144,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         done
     }
 
-    /// Carries out one request of mmu_update: see [`FastPath::updates`].
+    /// Carries out one request of mmu_update, as [`FastPath::updates`] does; `None` if the request is not simple.
     #[inline(always)]
     pub(crate) fn update(&self, request: MmuUpdate) -> Option<()> {
         let frame = Frame::from_u32(low32(request.ptr >> PAGE_SHIFT));
@@ -185,8 +189,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
 
     /// Carries out requests for `frame`, up to the first that is for another frame or not simple: stores the requests' values
     /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory or cannot be
-    /// writable (a table of another level, a descriptor page). The page has one use as writable meanwhile, so the page cannot
-    /// become a table.
+    /// writable (a table of another level, a descriptor page). During the stores, this function holds a use of the page as
+    /// writable, so the page cannot become a table.
     fn updates_of_page(&self, frame: Frame, requests: &[MmuUpdate]) -> Option<usize> {
         let mine = self.own.find(frame)?;
         self.own.hold(mine, true)?;
@@ -201,7 +205,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         Some(done)
     }
 
-    /// Does update_va_mapping without its flush. The new entry leads to a frame of the domain's own, or is not present.
+    /// Does update_va_mapping without its flush. Only for a call that names no other domain as the owner of the frame to map.
+    /// `None` if the case is not simple, for example if the new entry points to a frame that is not the domain's own.
     pub(crate) fn update_va(&self, root: Frame, at: GuestVirt, value: u64) -> Option<()> {
         let path = claim::walk(self.m, self.own.table(), root, at)?;
         let place = self.find_place(path.slot())?;
@@ -337,8 +342,10 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
 
     /// A part of the undoing of a promotion, for tables above level 1. Goes through the entries `entries` of `table` from the
     /// last to the first. For each present entry, drops one use of the lower table to which the entry points. Stops at an entry
-    /// that is not simple: mostly, the use would be the last one, and the lower table must be undone itself. Returns the index
-    /// of that entry plus one, or `entries.start` if all entries were simple. `filled` is as for [`last_present`].
+    /// that is not simple: usually, the use is the lower table's last, and the lower table must be undone too. Returns the
+    /// index of that entry plus one, or `entries.start` if all entries were simple. The last of `entries` must be present
+    /// (`Session::skip_absent` has moved there): an entry that is not present is not simple. `filled` is as for
+    /// [`last_present`].
     pub(super) fn descend(&self, table: Frame, level: u8, entries: Range<usize>, filled: u32) -> usize {
         let (page, mut at, end) = (self.m.page(table), entries.end, entries.start);
         while let Some(last) = at.checked_sub(1).filter(|_| at > end) {
@@ -362,7 +369,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.own.hold(self.own.led_anywhere(leaf)?, leaf & WRITABLE != 0)
     }
 
-    /// Drops what a leaf holds. `None` if the entry is not present, or its frame is not the domain's own.
+    /// Drops what a leaf holds. `None` if the leaf is not present, or the leaf's frame is not the domain's own.
     pub(super) fn drop_leaf(&self, raw: u64) -> Option<()> {
         if raw & PRESENT == 0 {
             return None;
@@ -386,7 +393,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.own.hold_as(self.own.find(frame)?, want)
     }
 
-    /// Drops one use of a table; `None` if the table has no other use.
+    /// Drops one use of a table; `None` if the use is the table's last, or the frame is not the domain's own.
     pub(super) fn drop_table(&self, frame: Frame) -> Option<()> {
         self.own.let_go_table(self.own.find(frame)?)
     }

@@ -115,7 +115,7 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
     }
 
     /// Carries out requests of mmu_update on the fast path, up to the first that is not simple or that the budget does not
-    /// allow; returns how many. Only for requests whose leaves map frames of the domain's own.
+    /// allow; returns how many. Only for a call that names no other domain as the owner of the frames to map.
     #[inline]
     fn ordinary_updates(&mut self, own: &OwnedFrames<'a>, requests: &[MmuUpdate]) -> usize {
         let paid = requests.get(..requests.len().min(index(self.budget))).unwrap_or_default();

@@ -13,8 +13,8 @@ impl World {
         self.pick_from(m, here).or_else(|| others.iter().find_map(|cpu| self.pick_from(m, self.sched.cpu(cpu))))
     }
 
-    /// Takes from a queue the first vcpu that may run, and marks this vcpu as running here. All vcpus before it may not run:
-    /// they are removed from the queue and put off.
+    /// Takes from a queue the first vcpu that may run, and marks this vcpu as running here. The vcpus before this vcpu may not
+    /// run: they are removed from the queue and moved to `Off`. `None` if no vcpu in the queue may run.
     fn pick_from<M: Machine>(&self, m: &M, from: &Cpu) -> Option<&Vcpu> {
         loop {
             let Some(vcpu) = nth(&self.vcpus, from.pop()?) else { continue };
@@ -27,8 +27,8 @@ impl World {
     }
 
     /// Moves a vcpu that may not run from the place `from` to `Off`. Then checks again, and starts the vcpu if the vcpu may run
-    /// by now. Another CPU may have allowed the vcpu to run before the vcpu was `Off`. That CPU's call of `Scheduler::start`
-    /// did nothing, because `start` queues only a vcpu that is `Off`.
+    /// by now: another CPU may have allowed this just before the vcpu was `Off`, and that CPU's call of `Scheduler::start` did
+    /// nothing, because `start` queues only a vcpu that is `Off`.
     pub(crate) fn put_off<M: Machine>(&self, m: &M, vcpu: &Vcpu, from: Place) {
         if vcpu.moves(from, Place::Off) && self.may_run(vcpu) && !planted(Fault::LeaveOff) {
             self.sched.start(m, vcpu);
@@ -39,7 +39,7 @@ impl World {
     fn arrives<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let (here, last, index) = (self.sched.here(m), vcpu.last_cpu(), vcpu.index());
         if vcpu.earliest() != u64::MAX {
-            // This CPU begins to keep the deadlines before the vcpu's previous CPU stops to keep them (below), so that at least
+            // This CPU begins to keep the deadlines before the vcpu's previous CPU stops keeping them (below), so that at least
             // one of the two CPUs keeps them at any time.
             here.watch(index);
         }
