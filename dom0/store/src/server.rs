@@ -1,6 +1,6 @@
 //! The server: connections, domains, and one function that carries out a request.
 //!
-//! Every turn of a client is at most one request, so a client that floods the store waits for its next turn like all others.
+//! A turn of a client handles at most one request, so a client that floods the store waits for its next turn like all others.
 //! The reply to a request is queued before the events that the request causes. Work that a request causes for other clients is
 //! done in pieces: see [`Store::work`].
 
@@ -32,7 +32,7 @@ pub const FEATURES: u32 = FEATURE_RECONNECTION | FEATURE_ERROR | FEATURE_WATCH_D
 #[must_use = "the store cannot map pages or bind ports itself"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
-    /// Map the domain's store page, bind the domain's port, and serve the domain with both rings empty at first.
+    /// Map the domain's store page, bind the domain's port, make both rings empty, and serve the domain.
     Attach {
         /// The domain.
         domain: DomainId,
@@ -60,7 +60,7 @@ pub struct Handled {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Domain {
     /// Whether the domain has shut down and has not been resumed since. While this is true, watchers of `@releaseDomain` are
-    /// not told again.
+    /// not told of another shutdown.
     pub(crate) shut_down: bool,
 }
 
@@ -105,7 +105,7 @@ impl Store {
 
     /// Takes bytes that a client sent, at most up to the end of one message. Carries out and answers a message that is
     /// complete. Takes nothing in three cases: the client is not connected, the client has too many bytes of unfetched replies,
-    /// or watchers have yet to be told of too many bytes of the client's changes.
+    /// or the client's changes of which watchers have not been told yet use too many bytes.
     ///
     /// # Errors
     /// The client announced too long a payload. The client's connection has been reset: see
@@ -201,7 +201,7 @@ impl Store {
         &self.quotas
     }
 
-    /// How many nodes a domain owns, and how many bytes of the heap these use.
+    /// How many nodes a domain owns, and how many bytes of the heap these nodes use.
     #[must_use]
     pub fn usage(&self, domain: DomainId) -> Usage {
         self.tree.usage(domain)
@@ -214,8 +214,10 @@ impl Store {
         self.tree.usage(domain).bytes + self.ledger().held(domain).unwrap_or(0)
     }
 
-    /// How many steps have been done so far. To look up, copy, commit or remove a node is a step, and so is to pass a watch or
-    /// a node in a search. Tests use this number to bound the length of a turn.
+    /// How many steps have been done so far. A node counts as a step each time it is looked up in the tree, copied, checked for
+    /// a commit, committed, or looked at when the rights of a domain that is gone are removed. Each piece of a job that
+    /// [`work`](Self::work) does is a step too (a look at one watch, for instance). Tests use this number to bound the length
+    /// of a turn.
     #[must_use]
     pub const fn steps(&self) -> u64 {
         self.steps
@@ -291,8 +293,8 @@ impl Store {
         self.perform(id, header.transaction, request)
     }
 
-    /// Carries out one request. Returns the reply and the effect of the request. No event is queued here: the caller must pass
-    /// the effect to [`Store::follow`], which queues the events.
+    /// Carries out one request. Returns the reply and the effect of the request. The events of the request are not queued here:
+    /// the caller must pass the effect to [`Store::follow`], which queues these events.
     pub(crate) fn perform(&mut self, id: ConnectionId, transaction: u32, request: Request<'_>) -> Outcome {
         let caller = self.connections.get(&id).ok_or(StoreError::NotFound)?.caller;
         match request {
@@ -498,9 +500,9 @@ impl Store {
         if domain == self.own {
             return Err(StoreError::Invalid);
         }
-        // A domain number is used again only after all other numbers have been used. So the nodes and rights of the domain that
-        // had this number before have usually all been removed by now. If some are left, they are removed here, before the new
-        // domain is introduced.
+        // The hypervisor gives numbers to new domains in rising order and begins anew only at the end of the range, unless its
+        // caller asks for a number. So the nodes and rights of the domain that had this number before have usually been removed
+        // by now. Those that are left are removed here, before the new domain is introduced.
         while self.jobs.unmakes(domain) && self.work() {}
         let id = ConnectionId::Domain(domain);
         self.duties.push_back(Duty::Attach { domain, frame, port });

@@ -123,7 +123,8 @@ pub(crate) struct Changes {
     explicit: bool,
     /// Why the commit will be refused, if that is known already.
     doomed: Option<StoreError>,
-    /// Nodes looked up, copied or removed since [`take_work`](Self::take_work): the measure for the length of a turn.
+    /// How many nodes have been looked up in the tree, plus how many have been copied, since
+    /// [`take_work`](Self::take_work): the measure for the length of a turn.
     work: usize,
 }
 
