@@ -138,9 +138,9 @@ impl<H: Host, S: Service<H>> Attached<H, S> {
     }
 }
 
-/// Calls `turn` again and again, until `turn` returns `None`: what takes the turns is gone. Before each call, waits until the
-/// heap has a free block of `bytes` bytes. After a call, lets other tasks run if there is more to do; otherwise awaits
-/// `wait()`.
+/// Calls `turn` again and again, until `turn` returns `None`, which means that the service (or whatever else takes the turns)
+/// is gone. Before each call, waits until the heap has a free block of `bytes` bytes. After a call, lets other tasks run if
+/// there is more to do; otherwise awaits `wait()`.
 pub(crate) async fn turns<H: Host>(host: H, bytes: usize, turn: impl Fn() -> Option<Turn>, wait: impl AsyncFn()) {
     loop {
         while !host.can_allocate(bytes) {

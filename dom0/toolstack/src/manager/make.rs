@@ -29,7 +29,8 @@ use super::{Console, Disks, Manager, Mark, Networks, Place, Platform, listed};
 
 /// The largest size of an unpacked kernel, in bytes.
 const KERNEL_LIMIT: usize = 256 << 20;
-/// Free pages of the machine that no guest gets: they are left for the hypervisor and dom0.
+/// Free pages of the machine that must remain, for the hypervisor and dom0, when a guest is made. A guest that grows to its
+/// `maxmem` later may still take these pages.
 const KEPT_PAGES: u64 = 1024;
 
 /// Why a guest was not made.
