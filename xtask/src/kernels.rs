@@ -169,18 +169,15 @@ pub fn ramdisk_with_ssh(sh: &Shell, name: &str) -> Result<PathBuf> {
     initramfs::build(&busybox(sh)?, Some(&modules(sh, name)?), &ssh::server(sh)?)
 }
 
-/// The driver of disks of the stock kernel called `name`, a module.
+/// The file of the module `module` of the stock kernel called `name`, such as `xen_blkfront`.
 ///
 /// # Errors
 /// An unknown name, or no way to fetch its modules; or there are none.
-pub fn disk_driver(sh: &Shell, name: &str) -> Result<PathBuf> {
+pub fn driver(sh: &Shell, name: &str, module: &str) -> Result<PathBuf> {
     let folder = modules(sh, name)?;
     let versions = fs::read_dir(&folder)?.collect::<Result<Vec<_>, _>>()?;
-    let files = versions.iter().map(|version| version.path().join("xen_blkfront.ko"));
-    files
-        .into_iter()
-        .find(|file| file.is_file())
-        .with_context(|| format!("{} has no xen_blkfront.ko", folder.display()))
+    let files = versions.iter().map(|version| version.path().join(format!("{module}.ko")));
+    files.into_iter().find(|file| file.is_file()).with_context(|| format!("{} has no {module}.ko", folder.display()))
 }
 
 /// The modules of the stock kernel called `name`, fetched first if need be: a kernel in the cache may be from a time when

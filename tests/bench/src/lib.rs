@@ -80,6 +80,13 @@ pub const READS: [Reading; 4] = [
     reading("128 KiB in sequence, 16 at a time, disk of the machine", 0, 128 << 10, DEPTH, 64),
 ];
 
+/// What is sent from one guest to another by TCP: MiB.
+pub const MIB: Metric = metric("TCP guest to guest, a MiB", 4);
+/// What goes there and back: a byte.
+pub const TRIPS: Metric = metric("round trip guest to guest", 200);
+/// Where the driver of network devices lies in the initramfs, a module of the kernel's.
+pub const NET_DRIVER: &CStr = c"/bench/netfront.ko";
+
 /// A script for busybox's shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Script {
@@ -111,6 +118,10 @@ pub mod mode {
     pub const GUEST: &str = "guest";
     /// Read from the disks and power off.
     pub const DISKS: &str = "disks";
+    /// Serve the guest that is told [`NETWORK`], and power off.
+    pub const SERVE: &str = "serve";
+    /// Measure TCP with the guest that is told [`SERVE`], and power off.
+    pub const NETWORK: &str = "network";
     /// Run every script and power off.
     pub const SCRIPTS: &str = "scripts";
     /// Reach the point `INIT`, run the operations of `bench wall` by the clock, and power off.

@@ -37,6 +37,10 @@ pub const COPY_ODD: u16 = 33;
 pub const COPY_PAGE: u16 = 34;
 /// Window: 32 copies of 8 bytes.
 pub const COPY_SMALL: u16 = 35;
+/// Window: TCP from one guest to another.
+pub const STREAM: u16 = 40;
+/// Window: round trips of a byte between two guests.
+pub const TRIPS: u16 = 41;
 /// Window of the first metric of the benchmark program; the others follow.
 pub const METRICS: u16 = 256;
 /// Window of the first thing the benchmark program reads from disks; the others follow.

@@ -5,7 +5,7 @@ use super::counts::Record;
 use anyhow::{Context, Error, Result, bail};
 use microbench::{DONE, REACHED, SCRIPTS, SETUP, mode};
 use object::{Object, ObjectSegment, SegmentFlags};
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 use toolstack::config::GuestConfig;
+use toolstack::vif::VifConfig;
 use xshell::{Shell, cmd};
 use xtask::bundle::{Bundle, Guest};
 use xtask::machine::End;
@@ -107,13 +108,15 @@ impl Lab {
             super::Which::Scripts => Some(fs::read(kernels::busybox(sh)?)?),
             _ => None,
         };
-        let driver = match options.which {
-            super::Which::Io => Some(fs::read(kernels::disk_driver(sh, &options.kernel)?)?),
-            _ => None,
+        let modules = [("xen_blkfront", microbench::DRIVER), ("xen_netfront", microbench::NET_DRIVER)];
+        let driver = |(module, path): (&str, &'static CStr)| -> Result<_> {
+            Ok((path.to_str()?.trim_start_matches('/'), fs::read(kernels::driver(sh, &options.kernel, module)?)?))
         };
-        if let Some(driver) = &driver {
-            files.push((microbench::DRIVER.to_str()?.trim_start_matches('/'), driver));
-        }
+        let drivers = match options.which {
+            super::Which::Io => modules.into_iter().map(driver).collect::<Result<Vec<_>>>()?,
+            _ => Vec::new(),
+        };
+        files.extend(drivers.iter().map(|(path, driver)| (*path, driver.as_slice())));
         if let Some(shell) = &shell {
             files.push(("bin/busybox", shell));
             for script in [SETUP].iter().chain(&SCRIPTS) {
@@ -256,6 +259,16 @@ impl Lab {
             format!("virtio-blk-pci,drive=bench,serial={SERIAL}"),
         ];
         self.bundle("tenon-disks", &bundle, &arguments, wants(mode::DISKS), &[])
+    }
+
+    /// Two guests on a network: one serves, the other measures. The console of the first is shown.
+    pub(super) fn network(&self, memory: u32) -> Result<Run> {
+        let vif = || "bridge=bench".parse::<VifConfig>().map_err(Error::msg);
+        let [serves, measures] =
+            [("serves", mode::SERVE), ("measures", mode::NETWORK)].map(|(name, mode)| -> Result<_> {
+                Ok(Guest { name: name.into(), vif: vec![vif()?], ..self.linux(Form::Elf, mode, memory) })
+            });
+        self.guests("tenon-network", &[measures?, serves?], wants(mode::NETWORK), &[])
     }
 
     /// Tenon with this bundle, and more arguments for QEMU.

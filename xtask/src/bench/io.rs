@@ -7,7 +7,7 @@ use super::plot::{self, Group};
 use super::profile;
 use super::report::{Report, number, short};
 use anyhow::{Context, Result};
-use marker::{COPY_ODD, COPY_PAGE, COPY_SMALL, PIN, READS};
+use marker::{COPY_ODD, COPY_PAGE, COPY_SMALL, PIN, READS, STREAM, TRIPS};
 use xtask::bundle::Guest;
 
 /// Elements of a window of grants.
@@ -28,6 +28,10 @@ const DEEDS: [(&str, u16, Option<f64>); 4] = [
 /// What a read of [`microbench::READS`] may take in all, and of the hypervisor and dom0 together.
 const READ_BARS: [(f64, Option<f64>); 4] =
     [(40_000.0, Some(18_000.0)), (36_000.0, Some(15_000.0)), (95_000.0, None), (70_000.0, None)];
+
+/// What is done between two guests, in which window, and what it may take in all.
+const NETWORK: [(microbench::Metric, u16, f64); 2] =
+    [(microbench::MIB, STREAM, 2_000_000.0), (microbench::TRIPS, TRIPS, 85_000.0)];
 
 /// A row: what is done so many times in a window, and its bars.
 struct Row<'a> {
@@ -83,6 +87,13 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         row.bars.extend(of_hosts);
         rows.push(row);
     }
+    let network = lab.network(MEMORY)?.record;
+    for (metric, window, limit) in NETWORK {
+        let counts = network.least(window).with_context(|| format!("no window of {}", metric.name))?;
+        let mut row = Row { name: metric.name, counts, operations: metric.operations, bars: Vec::new() };
+        row.bars.push(Bar::new(metric.name, row.per(counts.total()), limit));
+        rows.push(row);
+    }
     let mut table = vec![["each", "ring 0", "dom0", "guest", "all", "entries"].map(str::to_owned).to_vec()];
     let (mut bars, mut plot, mut numbers, mut profiles) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for row in rows {
@@ -98,7 +109,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         name: "io".into(),
         about: format!(
             "Instructions for grants, in batches of {BATCH}: a test guest pins its own pages for a device, and copies from them. \
-             And for reads of a stock guest from its disks, past its kernel's cache: the least of five windows."
+             And for reads of a stock guest from its disks, past its kernel's cache, and for TCP between two stock guests: the least of five windows."
         ),
         versions: lab.versions.clone(),
         date: lab.date.clone(),

@@ -13,6 +13,8 @@ mod disks;
 mod linux;
 #[path = "microbench/metrics.rs"]
 mod metrics;
+#[path = "microbench/network.rs"]
+mod network;
 #[path = "microbench/scripts.rs"]
 mod scripts;
 #[path = "microbench/wall.rs"]
@@ -47,6 +49,11 @@ extern "C" fn main(stack: *const usize) -> ! {
         }
         word if word == mode::DISKS.as_bytes() => {
             disks::run();
+            println!("{DONE}");
+        }
+        word if word == mode::SERVE.as_bytes() => network::serve(),
+        word if word == mode::NETWORK.as_bytes() => {
+            network::run();
             println!("{DONE}");
         }
         word if word == mode::SCRIPTS.as_bytes() => {

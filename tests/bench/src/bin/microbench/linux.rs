@@ -19,6 +19,7 @@ mod number {
     pub(super) const MUNMAP: usize = 11;
     pub(super) const RT_SIGACTION: usize = 13;
     pub(super) const RT_SIGRETURN: usize = 15;
+    pub(super) const IOCTL: usize = 16;
     pub(super) const PREAD: usize = 17;
     pub(super) const PWRITE: usize = 18;
     pub(super) const PIPE: usize = 22;
@@ -26,6 +27,11 @@ mod number {
     pub(super) const PAUSE: usize = 34;
     pub(super) const NANOSLEEP: usize = 35;
     pub(super) const GETPID: usize = 39;
+    pub(super) const SOCKET: usize = 41;
+    pub(super) const CONNECT: usize = 42;
+    pub(super) const ACCEPT: usize = 43;
+    pub(super) const BIND: usize = 49;
+    pub(super) const LISTEN: usize = 50;
     pub(super) const FORK: usize = 57;
     pub(super) const EXECVE: usize = 59;
     pub(super) const WAIT4: usize = 61;
@@ -200,6 +206,99 @@ pub(crate) fn make_disk(path: &CStr, major: usize, minor: usize) -> usize {
         sleep(0, 10_000_000);
     }
     panic!("no disk {path:?}")
+}
+
+/// An address and a port, as the kernel wants them (`struct sockaddr_in`).
+fn internet(address: [u8; 4], port: u16) -> [u8; 16] {
+    let (family, [high, low]) = (2, port.to_be_bytes());
+    let [a, b, c, d] = address;
+    [family, 0, high, low, a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0]
+}
+
+#[track_caller]
+fn socket(kind: usize) -> usize {
+    const INTERNET: usize = 2;
+    // SAFETY: no memory is involved.
+    checked(unsafe { call(number::SOCKET, [INTERNET, kind, 0, 0, 0]) })
+}
+
+const STREAM: usize = 1;
+const DATAGRAM: usize = 2;
+
+/// Gives the network device eth0 an address, and turns it on, as soon as there is one.
+#[track_caller]
+pub(crate) fn set_address(address: [u8; 4]) {
+    const SET_ADDRESS: usize = 0x8916;
+    const SET_FLAGS: usize = 0x8914;
+    const UP: u8 = 1;
+    let socket = socket(DATAGRAM);
+    let ask = |request, value: &[u8]| {
+        // A name, and what is asked for (`struct ifreq`).
+        let mut words = [0_u8; 40];
+        words[..4].copy_from_slice(b"eth0");
+        words[16..16 + value.len()].copy_from_slice(value);
+        // SAFETY: the kernel reads the words.
+        unsafe { call(number::IOCTL, [socket, request, words.as_ptr() as usize, 0, 0]) }
+    };
+    for _ in 0..1000 {
+        if ask(SET_ADDRESS, &internet(address, 0)) == 0 {
+            checked(ask(SET_FLAGS, &[UP, 0]));
+            return close(socket);
+        }
+        sleep(0, 10_000_000);
+    }
+    panic!("no network device")
+}
+
+/// Listens for connections.
+#[track_caller]
+pub(crate) fn listen(port: u16) -> usize {
+    let (socket, address) = (socket(STREAM), internet([0; 4], port));
+    // SAFETY: the kernel reads the address.
+    checked(unsafe { call(number::BIND, [socket, address.as_ptr() as usize, address.len(), 0, 0]) });
+    // SAFETY: no memory is involved.
+    checked(unsafe { call(number::LISTEN, [socket, 1, 0, 0, 0]) });
+    socket
+}
+
+/// Waits for a connection.
+#[track_caller]
+pub(crate) fn accept(listening: usize) -> usize {
+    // SAFETY: the kernel writes no address.
+    checked(unsafe { call(number::ACCEPT, [listening, 0, 0, 0, 0]) })
+}
+
+/// Connects, as soon as somebody listens.
+#[track_caller]
+pub(crate) fn connect(address: [u8; 4], port: u16) -> usize {
+    let to = internet(address, port);
+    for _ in 0..1000 {
+        let socket = socket(STREAM);
+        // SAFETY: the kernel reads the address.
+        if unsafe { call(number::CONNECT, [socket, to.as_ptr() as usize, to.len(), 0, 0]) } == 0 {
+            return socket;
+        }
+        close(socket);
+        sleep(0, 10_000_000);
+    }
+    panic!("nobody listens")
+}
+
+/// Sends what some memory holds.
+#[track_caller]
+pub(crate) fn send(connection: usize, memory: &Map, bytes: usize) {
+    assert!(bytes <= memory.length, "the memory is too small");
+    // SAFETY: the memory is a map's, which nobody refers to.
+    let sent = checked(unsafe { call(number::WRITE, [connection, memory.start, bytes, 0, 0]) });
+    assert_eq!(sent, bytes, "not all is sent");
+}
+
+/// Receives at most so many bytes into some memory. Returns how many; 0 if the other side has hung up.
+#[track_caller]
+pub(crate) fn receive(connection: usize, memory: &Map, bytes: usize) -> usize {
+    assert!(bytes <= memory.length, "the memory is too small");
+    // SAFETY: the memory is a map's, which nobody refers to.
+    checked(unsafe { call(number::READ, [connection, memory.start, bytes, 0, 0]) })
 }
 
 /// A read or a write, as the kernel wants it from those who do not wait for it (`struct iocb`).
