@@ -67,7 +67,7 @@ impl<S: toolstack::terminal::Screen + 'static> Screen for Terminal<S> {
 pub struct GuestConsole<H: Host, S> {
     host: H,
     kept: Rc<Kept<S>>,
-    /// The part of the heap that is set aside for the console; `None` if no part is.
+    /// The part of the heap that is set aside for the console; `None` if nothing is set aside.
     reserved: RefCell<Option<H::Reserved>>,
     /// The console as a service, while the guest is connected; `None` otherwise.
     life: RefCell<Option<Attached<H, Life<H, S>>>>,

@@ -72,8 +72,8 @@ pub trait Service<H: Host>: Sized + 'static {
     /// Checks the page, and begins to serve the guest.
     ///
     /// # Errors
-    /// Why the guest cannot be served. No event has been sent to the guest then, and the page of a console has not been marked
-    /// as connected.
+    /// Why the guest cannot be served. In this case, no event has been sent to the guest, and the page of a console has not
+    /// been marked as connected.
     fn attach(kept: &Self::Kept, ends: Ends<H>) -> Result<Self, &'static str>;
 
     /// Takes one turn. The turn handles at most `budget` units, whatever the guest does meanwhile.
