@@ -1,95 +1,18 @@
-//! A stock front end (ABI io 3.10): talks to the store through its ring, and asks for sectors through its block ring.
+//! A stock front end (ABI io 3.10): asks for sectors through its block ring.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
-use guest_image::MachineFrame;
-use hypercall_abi::grant::REF_XENSTORE;
-use ring_protocol::WordPage;
 use ring_protocol::block::{Response, Segment, Slot, operation};
 use ring_protocol::ring::{FrontRing, Layout};
-use ring_protocol::store::Client;
-use services::store::StoreService;
-use store::wire::{Assembler, Kind, message};
-
-use toolstack::{Access, DomainId, Node, Store};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::common::guest::Rounds;
 use crate::machine::{Machine, Pages};
+
+pub type Guest = crate::common::guest::Guest<Machine>;
 
 /// The first reference of a ring; data pages have lower ones.
 const RINGS: u32 = 100;
-
-/// A guest with its end of the store's ring.
-pub struct Guest {
-    pub machine: Machine,
-    pub domain: u16,
-    page: Rc<WordPage>,
-    client: Client,
-    assembler: Assembler,
-}
-
-impl Guest {
-    pub fn new(machine: &Machine, store: &StoreService<Machine>, domain: u16) -> Self {
-        let home = format!("/local/domain/{domain}");
-        let node = |path: String, access| Node { path, value: String::new(), access };
-        let nodes = [node(home.clone(), Access::Read), node(format!("{home}/device"), Access::Read)];
-        store.write(DomainId(domain), &nodes).unwrap();
-        assert!(store.reserve());
-        store.introduce(DomainId(domain), MachineFrame(1), 7).unwrap();
-        let page = machine.fake.page(domain, REF_XENSTORE);
-        let client = Client::attach(&*page).unwrap();
-        Self { machine: machine.clone(), domain, page, client, assembler: Assembler::default() }
-    }
-
-    /// The answer to a request: `None` if it is an error.
-    fn ask(&mut self, transaction: u32, kind: Kind, payload: &[u8]) -> Option<String> {
-        let bytes = message(kind as u32, 1, transaction, payload);
-        assert_eq!(self.client.requests.write(&*self.page, &bytes), Ok(bytes.len()));
-        for _ in 0..200 {
-            self.machine.fake.raise(self.domain);
-            self.machine.round();
-            let mut buffer = [0; 1024];
-            let count = self.client.responses.read(&*self.page, &mut buffer).unwrap();
-            let mut rest = &buffer[..count];
-            while !rest.is_empty() {
-                let (taken, message) = self.assembler.push(rest).unwrap();
-                rest = &rest[taken..];
-                if let Some(message) = message {
-                    let text = String::from_utf8_lossy(&message.payload).replace('\0', "");
-                    return Some(text).filter(|_| message.header.kind != Kind::Error as u32);
-                }
-            }
-        }
-        panic!("the store does not answer domain {}", self.domain);
-    }
-
-    pub fn get(&mut self, path: &str) -> Option<String> {
-        self.ask(0, Kind::Read, format!("{path}\0").as_bytes())
-    }
-
-    pub fn put(&mut self, path: &str, value: &str) -> bool {
-        self.ask(0, Kind::Write, format!("{path}\0{value}").as_bytes()).is_some()
-    }
-
-    pub fn remove(&mut self, path: &str) {
-        self.ask(0, Kind::Remove, format!("{path}\0").as_bytes());
-    }
-
-    /// Writes nodes together. Tries again when others have changed something meanwhile.
-    pub fn put_all(&mut self, nodes: &[(String, String)]) {
-        for _ in 0..20 {
-            let id: u32 = self.ask(0, Kind::TransactionStart, b"\0").unwrap().parse().unwrap();
-            for (path, value) in nodes {
-                self.ask(id, Kind::Write, format!("{path}\0{value}").as_bytes());
-            }
-            if self.ask(id, Kind::TransactionEnd, b"T\0").is_some() {
-                return;
-            }
-        }
-        panic!("the transaction never succeeds");
-    }
-}
 
 /// A front end of one disk.
 pub struct Front {

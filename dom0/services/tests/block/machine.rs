@@ -16,6 +16,7 @@ use ring_protocol::{SharedPage, WordPage};
 use services::block::BlockHost;
 use services::{Class, Host};
 
+use crate::common::guest::Rounds;
 use crate::common::{Fake, Handle as Task, Mapped, Part, Port};
 use crate::device::Media;
 
@@ -51,9 +52,12 @@ pub struct Machine {
     pub state: Rc<RefCell<State>>,
 }
 
-impl Machine {
-    /// Gives every task a turn, and every device.
-    pub fn round(&self) {
+impl Rounds for Machine {
+    fn fake(&self) -> &Fake {
+        &self.fake
+    }
+
+    fn round(&self) {
         self.fake.round();
         let media = self.state.borrow().media.clone();
         for media in media {
@@ -63,11 +67,9 @@ impl Machine {
         }
         self.fake.advance(ROUND_NS);
     }
+}
 
-    pub fn rounds(&self, count: usize) {
-        (0..count).for_each(|_| self.round());
-    }
-
+impl Machine {
     /// Goes on until the future is done; `None` if it is not done after so many rounds.
     pub fn run_for<T>(&self, rounds: usize, future: impl Future<Output = T>) -> Option<T> {
         let mut future = pin!(future);

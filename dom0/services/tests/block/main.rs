@@ -12,6 +12,7 @@ mod orders;
 mod targets;
 mod world;
 
+use common::guest::Rounds;
 use front::{Front, Guest};
 use machine::NOT_GRANTED;
 use ring_protocol::block::operation;

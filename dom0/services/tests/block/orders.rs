@@ -2,6 +2,7 @@
 
 use ring_protocol::block::operation;
 
+use crate::common::guest::Rounds;
 use crate::front::{Front, Guest};
 use crate::targets::mbr;
 use crate::world::{World, XVDA, XVDB, config};

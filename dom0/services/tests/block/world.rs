@@ -9,6 +9,7 @@ use services::store::StoreService;
 use toolstack::disk::DiskConfig;
 use toolstack::{DomainId, Store};
 
+use crate::common::guest::Rounds;
 use crate::device::{Device, Media};
 use crate::front::{Front, Guest};
 use crate::machine::Machine;

@@ -1,6 +1,8 @@
 //! A domain for services to run in: pages, ports, a clock and a heap that tests look at and change.
 #![allow(dead_code, unreachable_pub, reason = "each suite uses a part of it")]
 
+pub mod guest;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
@@ -74,6 +76,12 @@ impl Fake {
     /// A port of ours is raised, whoever does it.
     pub fn raise_port(&self, port: u32) {
         self.0.raised.borrow_mut().insert(port);
+    }
+
+    /// We send an event on a port of ours, which has to be open.
+    pub fn send(&self, port: u32) {
+        let (domain, _) = *self.0.open.borrow().get(&port).expect("an event on a port that is not open");
+        *self.0.notified.borrow_mut().entry(domain).or_default() += 1;
     }
 
     /// The heap is full, or is no longer.
