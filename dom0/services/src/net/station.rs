@@ -35,6 +35,7 @@ const fn mac(number: u8) -> Mac {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a network has one, for as long as the network exists")]
 enum Kind {
     Gateway(Gateway),
     Responder(Responder),
