@@ -90,6 +90,13 @@ impl<H: NetHost> Networks<H> {
     /// # Errors
     /// A message that tells why the guest cannot have the device. Nothing is left of the device then.
     pub fn attach(&self, domain: u16, guest: &str, device: u32, config: &VifConfig) -> Result<(), String> {
+        self.forget_empty();
+        let done = self.try_attach(domain, guest, device, config);
+        self.forget_empty();
+        done
+    }
+
+    fn try_attach(&self, domain: u16, guest: &str, device: u32, config: &VifConfig) -> Result<(), String> {
         let attached = &self.0.attached;
         if attached.find((domain, device)).is_some() {
             return Err(format!("the guest has a vif {device} already"));
@@ -121,6 +128,12 @@ impl<H: NetHost> Networks<H> {
         })
     }
 
+    /// Removes the networks of guests alone that have no device any more.
+    fn forget_empty(&self) {
+        let has_use = |running: &Running<H>| running.bridge.kind != Kind::Isolated || running.bridge.vifs.get() > 0;
+        self.0.networks.borrow_mut().retain(has_use);
+    }
+
     /// Checks that no other device of the same network has the Ethernet or the IPv4 address.
     fn check(&self, mac: Mac, config: &VifConfig) -> Result<(), String> {
         for vif in self.0.attached.all().iter().filter(|vif| vif.bridge.name == config.bridge) {
@@ -141,8 +154,6 @@ impl<H: NetHost> Networks<H> {
         if let Some(running) = networks.iter().find(|running| running.bridge.name == name) {
             return Ok(Rc::clone(&running.bridge));
         }
-        // Networks of guests alone go with their last device.
-        networks.retain(|running| running.bridge.kind != Kind::Isolated || running.bridge.vifs.get() > 0);
         if networks.len() >= MAX_NETWORKS {
             return Err(format!("there are {MAX_NETWORKS} networks already"));
         }
@@ -190,13 +201,16 @@ impl<H: NetHost> Networks<H> {
     /// The guest has no such device, or has not released the device within ten seconds; the device is removed once the guest
     /// releases it.
     pub async fn detach(&self, domain: u16, device: u32, force: bool) -> Result<(), String> {
-        self.0.attached.detach((domain, device), force).await
+        let done = self.0.attached.detach((domain, device), force).await;
+        self.forget_empty();
+        done
     }
 
     /// Removes all devices of a domain that has ended, and returns when nothing of the devices is mapped or in the store. Only then
     /// may the number of the domain be used again.
     pub async fn domain_died(&self, domain: u16) {
         self.0.attached.domain_died(domain).await;
+        self.forget_empty();
     }
 
     /// Returns the devices of a guest, in the order of their numbers.
@@ -227,6 +241,7 @@ impl<H: NetHost> Networks<H> {
     /// Returns the networks, for the command `networks`.
     #[must_use]
     pub fn networks(&self) -> Vec<NetworkRow> {
+        self.forget_empty();
         let row = |Running { bridge, .. }: &Running<H>| {
             let at = bridge.station.as_ref().and_then(Station::uplink_address);
             let uplink = bridge.uplink.as_ref().map(|device| match at {
