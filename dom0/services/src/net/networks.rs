@@ -105,6 +105,9 @@ impl<H: NetHost> Networks<H> {
         self.check(mac, config)?;
         let reserved = self.0.host.reserve(VIF_BYTES).ok_or("not enough memory is left for it")?;
         let bridge = self.bridge(&config.bridge)?;
+        if let (Some(station), Some(ip)) = (&bridge.station, config.ip) {
+            station.check(ip)?;
+        }
         let own = attached.store.own();
         let paths = Paths::new(own, "vif", domain, device);
         let nodes = nodes(&paths, (own, domain), device, mac, config);

@@ -46,6 +46,7 @@ enum Kind {
 pub(super) struct Station {
     kind: Rc<RefCell<Kind>>,
     mac: Mac,
+    network: Network,
     /// dom0's address.
     own: Ipv4Addr,
 }
@@ -70,7 +71,7 @@ impl Station {
             seed,
         };
         let gateway = Gateway::new(settings).ok()?;
-        Some(Self { kind: Rc::new(RefCell::new(Kind::Gateway(gateway))), mac, own })
+        Some(Self { kind: Rc::new(RefCell::new(Kind::Gateway(gateway))), mac, network, own })
     }
 
     /// Makes the responder of the network of guests alone with this number.
@@ -87,7 +88,7 @@ impl Station {
             mtu: MTU,
             domain: DOMAIN.to_string(),
         };
-        Some(Self { kind: Rc::new(RefCell::new(Kind::Responder(Responder::new(settings)))), mac, own })
+        Some(Self { kind: Rc::new(RefCell::new(Kind::Responder(Responder::new(settings)))), mac, network, own })
     }
 
     /// Returns dom0's address and the bits of the network's part, as text.
@@ -101,6 +102,18 @@ impl Station {
             Kind::Gateway(gateway) => gateway.uplink_address().map(|address| address.address.to_string()),
             Kind::Responder(_) => None,
         }
+    }
+
+    /// Checks that a guest may be given the address `wanted`, as far as other guests do not have it.
+    ///
+    /// # Errors
+    /// Why no guest can have the address.
+    pub(super) fn check(&self, wanted: Ipv4Addr) -> Result<(), String> {
+        if wanted == self.own {
+            return Err(format!("{wanted} is dom0's own address on the network"));
+        }
+        let of_network = || format!("{wanted} is no address for a guest of the network {}", self.network);
+        self.network.is_host(wanted).then_some(()).ok_or_else(of_network)
     }
 
     /// Gives an address to the guest of a vif: `wanted`, or one that depends on `mac` as long as it is free.
