@@ -112,7 +112,7 @@ impl<H: NetHost> Networks<H> {
         let paths = Paths::new(own, "vif", domain, device);
         let nodes = nodes(&paths, (own, domain), device, mac, config);
         let identity = Identity { own, domain, guest: guest.into(), number: device, name: device.to_string(), paths };
-        let first = !attached.of(domain).iter().any(|vif| vif.bridge.kind == Kind::Translated);
+        let first = !attached.of(domain).iter().any(|vif| !vif.forwards.is_empty());
         let forwards = self.0.forwards.borrow();
         let mine = forwards.iter().filter(|forward| first && bridge.kind == Kind::Translated && forward.guest == guest);
         let forwards: Vec<Forward> = mine.cloned().collect();
