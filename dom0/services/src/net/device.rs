@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::net::Ipv4Addr;
 
-use net_backend::{Connection, Counters, Features, Front, KEYS, Limits, Ports, VifId};
+use net_backend::{ConnectError, Connection, Counters, Features, Front, KEYS, Limits, Ports, VifId};
 use network::Mac;
 use toolstack::forward::Forward;
 use xenbus_backend::{Kind, State};
@@ -87,7 +87,10 @@ impl<H: NetHost> Endpoint<H> for Vif<H> {
             mac: self.mac,
             limits: self.limits,
         };
-        let id = self.bridge.connect(connection, Rc::downgrade(self)).map_err(|why| why.to_string())?;
+        let id = self.bridge.connect(connection, Rc::downgrade(self)).map_err(|why| match why {
+            ConnectError::Ring(why) => format!("its rings cannot be served: {why}"),
+            other => other.to_string(),
+        })?;
         let station = self.bridge.station.as_ref();
         let address = station.map(|station| station.attach(id, self.mac, self.limits.address, &identity.guest));
         let address = address.transpose().inspect_err(|_| drop(self.bridge.disconnect(id)))?;
