@@ -1,0 +1,127 @@
+//! Which networks there are, which device each has, and which addresses are refused.
+
+use services::net::MAX_NETWORKS;
+
+use crate::dhcp;
+use crate::frames::world::UPLINK_MAC;
+use crate::wire::Device;
+use crate::world::World;
+
+fn rows(world: &World) -> Vec<(String, &'static str, Option<String>, Option<String>)> {
+    let rows = world.networks.networks();
+    rows.into_iter().map(|row| (row.name, row.kind, row.address, row.uplink)).collect()
+}
+
+#[test]
+fn an_address_is_given_once_on_a_network() {
+    let world = World::new();
+    let (guest, mut front) = world.connected(5, "mac=00:16:3e:01:02:03");
+    let address = dhcp(&mut front, &guest).map(|part| part.to_string()).join(".");
+    let same_mac = world.attach(6, 0, "mac=00:16:3e:01:02:03").unwrap_err();
+    assert_eq!(same_mac, "guest5 has the address 00:16:3e:01:02:03 on the network nat");
+    let same_ip = world.attach(6, 0, &format!("ip={address}")).unwrap_err();
+    assert_eq!(same_ip, format!("guest5 has the address {address} on the network nat"));
+    world.attach(7, 0, "bridge=a,ip=10.77.1.9").unwrap();
+    let same_ip = world.attach(6, 0, "bridge=a,ip=10.77.1.9").unwrap_err();
+    assert_eq!(same_ip, "guest7 has the address 10.77.1.9 on the network a", "though it is not connected");
+    assert!(world.listed(6).is_empty());
+    // Another network has addresses of its own.
+    world.attach(6, 0, "bridge=b,mac=00:16:3e:01:02:03,ip=10.77.2.9").unwrap();
+    (5..8).for_each(|domain| world.end(domain));
+    world.attach(6, 0, "mac=00:16:3e:01:02:03").unwrap();
+    world.end(6);
+    world.assert_clean(&[5, 6, 7]);
+}
+
+#[test]
+fn an_address_of_no_guest_is_refused() {
+    let world = World::new();
+    for (ip, reason) in [
+        ("192.168.0.1", "192.168.0.1 is no address for a guest of the network 10.77.0.0/24"),
+        ("10.77.0.1", "10.77.0.1 is dom0's own address on the network"),
+        ("10.77.0.255", "10.77.0.255 is no address for a guest of the network 10.77.0.0/24"),
+    ] {
+        assert_eq!(world.attach(5, 0, &format!("ip={ip}")).unwrap_err(), reason);
+    }
+    world.assert_clean(&[5]);
+    let bare = World::bare();
+    let why = bare.attach(5, 0, "bridge=a,ip=10.77.0.9").unwrap_err();
+    assert_eq!(why, "10.77.0.9 is no address for a guest of the network 10.77.1.0/24");
+    bare.assert_clean(&[5]);
+}
+
+#[test]
+fn nat_and_uplink_take_devices_in_their_order() {
+    let world = World::bare();
+    let none = "the machine has no network device that another network does not use";
+    assert_eq!(world.attach(5, 0, "bridge=uplink").unwrap_err(), none);
+    world.assert_clean(&[5]);
+    let second = Device::default();
+    world.networks.add_device("eth0", Box::new(world.wire.clone()), 500_000, ());
+    world.networks.add_device("eth1", Box::new(second.clone()), 500_001, ());
+    world.attach(5, 0, "bridge=uplink").unwrap();
+    world.attach(5, 1, "").unwrap();
+    world.attach(5, 2, "bridge=a").unwrap();
+    let text = |text: &str| Some(text.to_string());
+    assert_eq!(
+        rows(&world),
+        [
+            ("uplink".into(), "bridged", None, text("eth0")),
+            ("nat".into(), "translated", text("10.77.0.1/24"), text("eth1")),
+            ("a".into(), "isolated", text("10.77.1.1/24"), None),
+        ]
+    );
+    let before = world.networks().len();
+    world.end(5);
+    assert_eq!((before, world.networks()), (3, vec![("uplink".into(), 0), ("nat".into(), 0)]));
+    let asks = |device: &Device| device.0.borrow().sent.iter().any(|frame| frame[6..12] == UPLINK_MAC);
+    assert!(asks(&second) && !asks(&world.wire), "the gateway asks for an address at its device alone");
+}
+
+#[test]
+fn a_device_goes_back_if_there_is_no_memory_for_its_network() {
+    let world = World::bare();
+    world.networks.add_device("eth0", Box::new(world.wire.clone()), 500_000, ());
+    world.networks.add_device("eth1", Box::new(Device::default()), 500_001, ());
+    world.machine.state.borrow_mut().buffers_left = Some(2);
+    assert_eq!(world.attach(5, 0, "bridge=uplink").unwrap_err(), "not enough memory is left for the network");
+    world.assert_clean(&[5]);
+    world.machine.state.borrow_mut().buffers_left = None;
+    world.attach(5, 0, "").unwrap();
+    assert_eq!(rows(&world)[0].3.as_deref(), Some("eth0"));
+    world.end(5);
+}
+
+#[test]
+fn nat_without_a_device_gives_out_addresses() {
+    let world = World::bare();
+    let (guest, mut front) = world.connected(5, "");
+    assert_eq!(dhcp(&mut front, &guest)[..3], [10, 77, 0]);
+    assert_eq!(rows(&world), [("nat".into(), "translated", Some("10.77.0.1/24".into()), None)]);
+    world.end(5);
+}
+
+#[test]
+fn there_are_so_many_networks_and_no_more() {
+    let world = World::new();
+    for n in 1..MAX_NETWORKS as u16 {
+        world.attach(10 + n, 0, &format!("bridge=net{n}")).unwrap();
+    }
+    let why = world.attach(5, 0, "bridge=more").unwrap_err();
+    assert_eq!(why, "there are 16 networks already");
+    world.attach(5, 0, "bridge=net3").unwrap();
+    assert_eq!(world.networks().len(), MAX_NETWORKS);
+    // The network goes with its last device, and the next one gets its number.
+    world.end(5);
+    assert_eq!(world.networks().len(), MAX_NETWORKS);
+    world.end(13);
+    assert_eq!(world.networks().len(), MAX_NETWORKS - 1);
+    let (guest, mut front) = world.connected(5, "bridge=more");
+    assert_eq!(dhcp(&mut front, &guest)[..3], [10, 77, 3]);
+    world.machine.run(world.networks.detach(5, 0, true)).unwrap();
+    assert_eq!(world.networks().len(), MAX_NETWORKS - 1);
+    (5..40).for_each(|domain| world.machine.run(world.networks.domain_died(domain)));
+    assert_eq!(world.networks(), [("nat".to_string(), 0)]);
+    world.end(5);
+    world.assert_clean(&[5]);
+}
