@@ -2,11 +2,11 @@
 # Run by udhcpc: $1 says what has happened, the environment what the server said.
 case $1 in
 deconfig)
-    ip address flush dev $interface
+    ip -4 address flush dev $interface
     ip link set $interface up
     ;;
 bound | renew)
-    ip address flush dev $interface
+    ip -4 address flush dev $interface
     ip address add $ip/$mask dev $interface
     [ -z "$mtu" ] || ip link set $interface mtu $mtu
     for gateway in $router; do ip route replace default via $gateway dev $interface && break; done
