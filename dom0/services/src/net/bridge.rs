@@ -17,7 +17,7 @@ use network::{MAX_PACKET, Uplink};
 
 use super::device::Vif;
 use super::host::{Backing, NetHost};
-use super::station::{MTU, Station};
+use super::station::Station;
 use crate::host::Class;
 use crate::listen::{Listener, Next, Turns, give_turns};
 use crate::signal::Signal;
@@ -28,6 +28,9 @@ const NETWORK_BYTES: usize = MAX_PACKET + 256 * 1024;
 const TURN_BYTES: usize = 256 * 1024;
 /// The heap keeps a block for the largest turn of any service. That is a turn of the store, and must suffice here.
 const _: () = assert!(TURN_BYTES <= store::TURN_BYTES);
+
+/// The maximum number of bytes of a packet between guests. Guests begin with what dom0's DHCP says, and may agree on more.
+const MAX_MTU: u16 = 9_000;
 
 /// Where a network leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +119,7 @@ impl<H: NetHost> Running<H> {
             Some((buffers, served, host.reserve(NETWORK_BYTES)?))
         };
         let Some((buffers, served, reserved)) = memory() else { return Err((NO_MEMORY, device)) };
-        let mut switch = Switch::new(buffers, MTU);
+        let mut switch = Switch::new(buffers, MAX_MTU);
         if let Some(station) = &station {
             switch.set_station(Box::new(station.clone()));
         }
