@@ -120,7 +120,7 @@ fn measured(sh: &Shell, total: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// Images, emulator, kernel, initramfs, GRUB and firmware: nothing a system test needs is built or fetched while it runs.
+/// Images, emulator, kernel, initramfs, ssh, GRUB and firmware: nothing a system test needs is built or fetched while it runs.
 pub(crate) fn prepare_system_tests(sh: &Shell) -> Result<()> {
     let start = Instant::now();
     sysroot::ensure_target(sh)?;
@@ -128,6 +128,7 @@ pub(crate) fn prepare_system_tests(sh: &Shell) -> Result<()> {
     qemu::Qemu::find(sh, None)?;
     for name in kernels::DAILY {
         kernels::ramdisk_for_devices(sh, name)?;
+        kernels::ramdisk_with_ssh(sh, name)?;
     }
     kernels::ramdisk(sh)?;
     xen::hypervisor(sh)?;

@@ -30,7 +30,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use xshell::Shell;
 use xtask::bundle::Bundle;
-use xtask::machine::{Console, End, Failure, Hardware, Medium};
+use xtask::machine::{Console, End, Failure, Hardware, Medium, Network};
 use xtask::qemu::{Qemu, accelerator};
 use xtask::xen::Xen;
 use xtask::{build, firmware};
@@ -59,6 +59,8 @@ pub struct Setup {
     pub limit: Duration,
     /// Arguments for QEMU that stand behind our own.
     pub arguments: Vec<String>,
+    /// Its network device; `None` if it has none.
+    pub network: Option<Network>,
     /// Bytes that the terminal takes in a second; `None` for all that come.
     pub pace: Option<u32>,
     /// The machine's clock advances by a nanosecond an instruction, so that times in it do not depend on this machine's. Only
@@ -77,6 +79,7 @@ impl Setup {
             cpu: None,
             limit: Duration::from_secs(60),
             arguments: Vec::new(),
+            network: None,
             pace: None,
             counted: false,
         }
@@ -180,7 +183,8 @@ impl Machine {
         let counting =
             if setup.counted && accelerator().0 == "tcg" { ["-icount", "shift=0,sleep=off"].as_slice() } else { &[] };
         let arguments = counting.iter().map(|word| (*word).to_owned()).chain(setup.arguments.clone()).collect();
-        let hardware = Hardware { cpu: setup.cpu.clone(), arguments, ..Hardware::new(setup.memory, Console::Plain) };
+        let (cpu, network) = (setup.cpu.clone(), setup.network.clone());
+        let hardware = Hardware { cpu, arguments, network, ..Hardware::new(setup.memory, Console::Plain) };
         let options = format!("{} {}", setup.options, options());
         let command = hardware.boot(&qemu, &hypervisor, bundle.path(), options.trim());
         Self::start(command, folder, setup.limit, setup.pace, Box::new(bundle))

@@ -14,6 +14,8 @@ mod entry;
 mod images;
 #[path = "system/media.rs"]
 mod media;
+#[path = "system/networks.rs"]
+mod networks;
 #[path = "system/run.rs"]
 mod run;
 #[path = "system/soak.rs"]
@@ -74,6 +76,9 @@ const STORIES: &[Story] = &[
     ),
     ("hostile_front_ends_harm_nobody", blocks::hostile_front_ends_harm_nobody),
     ("every_request_gets_one_response", blocks::every_request_gets_one_response),
+    ("a_guest_is_reached_by_ssh", networks::a_guest_is_reached_by_ssh),
+    ("guests_exchange_files", networks::guests_exchange_files),
+    ("networks_keep_apart_and_are_told", networks::networks_keep_apart_and_are_told),
     ("guest_files_run_and_are_refused_with_their_lines", run::guest_files_run_and_are_refused_with_their_lines),
     ("a_cd_boots_with_bios", images::a_cd_boots_with_bios),
     ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),

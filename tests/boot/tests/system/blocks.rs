@@ -48,7 +48,7 @@ fn start_with(title: &str, cmdline: &str, limit: Duration, mut guests: Vec<Descr
 
 /// Types commands at the shell of the guest that is shown; all must succeed. The words that tell success are put together by
 /// the guest, because what is typed is echoed.
-fn shell(machine: &mut Machine, commands: &str) -> Result<()> {
+pub(crate) fn shell(machine: &mut Machine, commands: &str) -> Result<()> {
     machine.type_line(&format!("( {commands} ) && echo all\"f\"ine || echo not\"f\"ine"))?;
     let output = machine.expect("fine\r\n", SOON).with_context(|| format!("no end of {commands:?}"))?;
     ensure!(output.ends_with("allfine\r\n"), "{commands:?} failed:\n{output}");
@@ -56,7 +56,7 @@ fn shell(machine: &mut Machine, commands: &str) -> Result<()> {
 }
 
 /// Leads from dom0's prompt to the shell of a guest.
-fn console(machine: &mut Machine, name: &str) -> Result<()> {
+pub(crate) fn console(machine: &mut Machine, name: &str) -> Result<()> {
     machine.type_keys(LEAVE)?;
     machine.type_line(&format!("console {name}"))?;
     machine.expect(&format!("[console of {name}"), SOON)?;

@@ -64,9 +64,14 @@ pub(crate) fn nonce() -> Result<String> {
 
 /// What `md5sum` of this machine makes of a line.
 pub(crate) fn md5(line: &str) -> Result<String> {
+    md5_of(format!("{line}\n").as_bytes())
+}
+
+/// What `md5sum` of this machine makes of these bytes.
+pub(crate) fn md5_of(bytes: &[u8]) -> Result<String> {
     let mut child = Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut input = child.stdin.take().context("md5sum without input")?;
-    input.write_all(format!("{line}\n").as_bytes())?;
+    input.write_all(bytes)?;
     drop(input);
     let output = String::from_utf8(child.wait_with_output()?.stdout)?;
     let sum = output.split_whitespace().next().context("md5sum without output")?;
