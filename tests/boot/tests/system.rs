@@ -79,6 +79,7 @@ const STORIES: &[Story] = &[
     ("a_guest_is_reached_by_ssh", networks::a_guest_is_reached_by_ssh),
     ("guests_exchange_files", networks::guests_exchange_files),
     ("networks_keep_apart_and_are_told", networks::networks_keep_apart_and_are_told),
+    ("unplugs_under_load_are_borne", networks::unplugs_under_load_are_borne),
     ("guest_files_run_and_are_refused_with_their_lines", run::guest_files_run_and_are_refused_with_their_lines),
     ("a_cd_boots_with_bios", images::a_cd_boots_with_bios),
     ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),

@@ -3,7 +3,7 @@
 use crate::blocks::{console, shell};
 use crate::stories::{BOOT, SHELL, SOON, dom0, md5_of};
 use anyhow::{Context, Result, bail, ensure};
-use boot::answers::{done, refused};
+use boot::answers::{done, number, refused};
 use boot::{Machine, Setup};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -334,6 +334,56 @@ pub(crate) fn networks_keep_apart_and_are_told() -> Result<()> {
     console(&mut machine, "db")?;
     shell(&mut machine, "[ ! -e /sys/class/net/eth1 ]")?;
     for name in ["web", "db"] {
+        machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
+    }
+    machine.finish()?.require_success()
+}
+
+/// While a guest sends without an end, the receiver is destroyed, made again, and loses its device by force: dom0 and the sender
+/// go on each time, the sender reaches the receiver again, and dom0 keeps no memory of what is gone.
+pub(crate) fn unplugs_under_load_are_borne() -> Result<()> {
+    let bundle = dom0("")?.guest(&guest("left", kernels::DEFAULT, 128, &["bridge=lan"])?).guest(&guest(
+        "right",
+        kernels::DEFAULT,
+        128,
+        &["bridge=lan,ip=10.77.1.9"],
+    )?);
+    let mut machine = start("unplugs_under_load_are_borne", bundle, None)?;
+    // The first guest that is made takes the terminal.
+    enter(&mut machine, "left", "eth0")?;
+    let mut kib = Vec::new();
+    for order in ["destroy right", "network-detach right 0 --force", "network-detach left 0 --force"] {
+        enter(&mut machine, "right", "eth0")?;
+        // With nothing to send, a server of this kind would end the connection at once.
+        shell(&mut machine, "printf '#!/bin/sh\\ncat > /dev/null\\n' > sink && chmod 755 sink")?;
+        shell(&mut machine, "nc -ll -p 9 -e ./sink &")?;
+        kib.push(number(&machine.ask("info")?, "dom0_kib")?);
+        enter(&mut machine, "left", "eth0")?;
+        shell(&mut machine, "ping -q -c 1 -w 20 10.77.1.9")?;
+        shell(&mut machine, "while :; do nc 10.77.1.9 9 < /dev/zero; usleep 100000; done & echo $! > burst")?;
+        let received = |list: &Value| vif(list, "right", 0).ok().and_then(|vif| vif["received_bytes"].as_u64());
+        let enough = received(&machine.ask("network-list")?).unwrap_or(0) + (8 << 20);
+        machine.ask_until("network-list", |list| received(list) > Some(enough))?;
+        let verb = order.split(' ').next().unwrap_or_default();
+        let name = order.split(' ').nth(1).unwrap_or_default();
+        machine.require_answer(order, &done(verb, name))?;
+        console(&mut machine, "left")?;
+        shell(&mut machine, "kill $(cat burst); killall nc; sleep 1; ! ping -q -c 1 -w 2 10.77.1.9")?;
+        if verb == "destroy" {
+            let made = machine.ask("create right")?;
+            ensure!(made["done"] == "create", "{made}");
+            continue;
+        }
+        let ip = if name == "right" { ",ip=10.77.1.9" } else { "" };
+        machine.require_answer(&format!("network-attach {name} bridge=lan{ip}"), &done("network-attach", name))?;
+        machine.ask_until("network-list", |list| vif(list, name, 0).is_ok_and(|vif| vif["state"] == "connected"))?;
+        console(&mut machine, name)?;
+        shell(&mut machine, "killall nc; udhcpc -n -q -i eth0 -s /etc/dhcp.sh")?;
+    }
+    enter(&mut machine, "left", "eth0")?;
+    shell(&mut machine, "ping -q -c 3 -w 20 10.77.1.9")?;
+    ensure!(kib.iter().all(|each| *each <= kib[0] + 256), "KiB of dom0: {kib:?}");
+    for name in ["left", "right"] {
         machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
     }
     machine.finish()?.require_success()
