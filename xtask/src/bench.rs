@@ -74,7 +74,7 @@ enum Which {
     Create,
     /// What a stock guest's system calls, faults and processes cost
     Guest,
-    /// What grants cost, of which disks and networks are made
+    /// What grants cost, reads from disks, and TCP between guests
     Io,
     /// What shell scripts cost in a stock guest
     Scripts,
