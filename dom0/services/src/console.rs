@@ -1,5 +1,5 @@
-//! Serves the consoles of guests. The output of a guest is taken and kept even if nobody reads it. The output is shown as well
-//! while the screen shows this guest.
+//! Serves the consoles of guests. The output of a guest is taken and kept even if nobody reads it. While the screen
+//! shows a guest, that guest's output is also shown there.
 
 use alloc::format;
 use alloc::rc::Rc;
@@ -20,7 +20,7 @@ use crate::shape::{Attached, Ends, Service, Turn};
 
 /// The most bytes of output that are kept for each guest.
 const KEPT: usize = 64 * 1024;
-/// Bytes of the heap that the console of a guest uses for as long as the console exists.
+/// Bytes of the heap that `reserve` sets aside for the console of a guest. They are used from the first connection on.
 pub const CONSOLE_BYTES: usize = console_bytes(KEPT);
 
 /// The screen on which the output of guests is shown.

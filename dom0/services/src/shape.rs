@@ -20,7 +20,8 @@ pub const PATIENCE_NS: u64 = 100_000_000;
 pub enum Turn {
     /// There is more to do already. Other tasks get their turns first.
     Again,
-    /// Nothing can be done before the task is woken: in a service, by an event of the guest or a [`kick`](Attached::kick).
+    /// Nothing can be done before the task is woken. The task of a [`Service`] is woken by an event of the guest or by a
+    /// [`kick`](Attached::kick).
     Idle,
 }
 

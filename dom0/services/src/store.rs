@@ -64,7 +64,7 @@ struct Ring<H: Host> {
     shared: Weak<Shared<H>>,
     link: RefCell<Link>,
     ends: Ends<H>,
-    /// Whether the store took no more requests of this guest at the end of the guest's last turn. There are two reasons:
+    /// Whether the store, at the end of the guest's last turn, would not have taken another request. There are two reasons:
     /// watchers have yet to be told of too many changes of the guest, or too many replies to the guest are unfetched.
     stalled: Cell<bool>,
     /// Limits the warnings that the guest causes.

@@ -185,7 +185,7 @@ impl Store {
     }
 
     /// To be called when a domain has shut down (for whatever reason, suspension included), crashed or died. Tells the watchers
-    /// of `@releaseDomain`, unless they have been told since the domain was introduced or resumed.
+    /// of `@releaseDomain`, unless they have been told since the domain was first introduced or was resumed.
     pub fn domain_shut_down(&mut self, domain: DomainId) {
         let Some(state) = self.domains.get_mut(&domain) else {
             return;
@@ -423,8 +423,8 @@ impl Store {
         Ledger { watches: &self.watches, connections: &self.connections }
     }
 
-    /// Returns `list`. If the caller is unprivileged, leaves out the exceptions for domains that are not introduced: a later
-    /// domain with such a number must not have rights from the start (XSA-322).
+    /// Returns `list`. If the caller is unprivileged, leaves out the entries after the first that name domains which are not
+    /// introduced: a later domain with such a number must not have rights from the start (XSA-322).
     fn without_strangers(&self, caller: &Caller, list: Permissions) -> Permissions {
         if caller.privileged {
             return list;

@@ -88,7 +88,7 @@ pub fn page_fault_address() -> u64 {
     word(vcpu_info::CR2).map_or(0, |word| word.load(Ordering::Relaxed))
 }
 
-/// Masks upcalls; returns the previous mask: 1 before [`init`], because upcalls are masked at first (core 1.3).
+/// Masks upcalls, and returns the previous mask. Before [`init`], returns 1, because upcalls are masked at first (core 1.3).
 pub fn mask_upcalls() -> u8 {
     byte(vcpu_info::UPCALL_MASK).map_or(1, |mask| mask.swap(1, Ordering::AcqRel))
 }
@@ -205,7 +205,7 @@ pub fn open(port: u32) {
 }
 
 /// Opens a port, and then calls `call(port)` whenever an event of the port is seen. If upcalls are not masked, an event that is
-/// seen while the port is opened may be missed.
+/// seen after the port is open and before `call` is set does not reach `call`.
 pub fn on_event(port: u32, call: fn(u32)) {
     open(port);
     with_slot(port, |slot| slot.call = Some(call));

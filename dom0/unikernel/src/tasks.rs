@@ -70,7 +70,7 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
             }
             continue;
         }
-        // A poll of an unfinished task would store the waker.
+        // An unfinished task is not polled: the poll would only store this waker, which wakes nobody.
         let mut context = Context::from_waker(Waker::noop());
         if task.is_finished()
             && let Poll::Ready(value) = task.as_mut().poll(&mut context)

@@ -205,7 +205,8 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Attaches the disks and network devices that the configuration lists, until the guest is no longer wanted.
+    /// Attaches the disks and network devices that the configuration lists. Ends with [`Unmade::GivenUp`] as soon as the guest is
+    /// no longer wanted.
     async fn attach_all(&self, guest: &Guest, wanted: impl Fn() -> bool) -> Result<(), Unmade> {
         let mut done = None;
         let attach = async {
@@ -272,7 +273,7 @@ impl<P: Platform> Manager<P> {
         vif: &VifConfig,
         lives: impl Fn() -> bool,
     ) -> Result<(), String> {
-        // The networks know their uplink once the search is over.
+        // The networks know their uplink only when the search for the machine's devices is over. The list itself is not used.
         self.platform.machine_disks().await;
         let (name, networks) = (&guest.config.name, self.platform.networks());
         let present = networks.list(guest.domain, name);

@@ -52,7 +52,7 @@ const PATIENCE_NS: u64 = 10_000_000_000;
 /// Nanoseconds between two looks at the disks of guests that have ended.
 const LOOK_NS: u64 = 1_000_000_000;
 
-/// What the manager needs: the hypervisor, the store, consoles, disks, a clock, and a way to tell a person.
+/// What the manager needs: the hypervisor, the store, consoles, disks, networks, a clock, and a way to tell a person.
 pub trait Platform {
     /// The type of the hypervisor.
     type Hypervisor: Hypervisor;

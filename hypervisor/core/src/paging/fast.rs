@@ -188,9 +188,10 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     }
 
     /// Carries out requests for `frame`, up to the first that is for another frame or not simple: stores the requests' values
-    /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory or cannot be
-    /// writable (a table of another level, a descriptor page). During the stores, this function holds a use of the page as
-    /// writable, so the page cannot become a table.
+    /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory, or if
+    /// its use as writable is not simple (a table of another level, a descriptor page, or a frame that was last used as one of
+    /// these or as an L1 table). During the stores, this function holds a use of the page as writable, so the page cannot become
+    /// a table.
     fn updates_of_page(&self, frame: Frame, requests: &[MmuUpdate]) -> Option<usize> {
         let mine = self.own.find(frame)?;
         self.own.hold(mine, true)?;
