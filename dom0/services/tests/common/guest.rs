@@ -13,6 +13,9 @@ use toolstack::{Access, DomainId, Node, Store};
 
 use super::Fake;
 
+/// The guest's port to the store.
+const STORE_PORT: u32 = 7;
+
 /// A machine in which guests run.
 pub trait Rounds: Host {
     fn fake(&self) -> &Fake;
@@ -41,7 +44,7 @@ impl<M: Rounds> Guest<M> {
         let nodes = [node(home.clone(), Access::Read), node(format!("{home}/device"), Access::Read)];
         store.write(DomainId(domain), &nodes).unwrap();
         assert!(store.reserve());
-        store.introduce(DomainId(domain), MachineFrame(1), 7).unwrap();
+        store.introduce(DomainId(domain), MachineFrame(1), STORE_PORT).unwrap();
         let page = machine.fake().page(domain, REF_XENSTORE);
         let client = Client::attach(&*page).unwrap();
         Self { machine: machine.clone(), domain, page, client, assembler: Assembler::default() }
@@ -52,7 +55,7 @@ impl<M: Rounds> Guest<M> {
         let bytes = message(kind as u32, 1, transaction, payload);
         assert_eq!(self.client.requests.write(&*self.page, &bytes), Ok(bytes.len()));
         for _ in 0..200 {
-            self.machine.fake().raise(self.domain);
+            self.machine.fake().raise_from(self.domain, STORE_PORT);
             self.machine.round();
             let mut buffer = [0; 1024];
             let count = self.client.responses.read(&*self.page, &mut buffer).unwrap();

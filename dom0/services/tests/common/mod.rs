@@ -73,6 +73,18 @@ impl Fake {
         self.0.raised.borrow_mut().extend(ours);
     }
 
+    /// A guest raises the channel that is its port `port`.
+    pub fn raise_from(&self, domain: u16, port: u32) {
+        let open = self.0.open.borrow();
+        let ours = open.iter().filter(|(_, end)| **end == (domain, port)).map(|(ours, _)| *ours);
+        self.0.raised.borrow_mut().extend(ours);
+    }
+
+    /// Whether a port of ours is open.
+    pub fn is_open(&self, port: u32) -> bool {
+        self.0.open.borrow().contains_key(&port)
+    }
+
     /// A port of ours is raised, whoever does it.
     pub fn raise_port(&self, port: u32) {
         self.0.raised.borrow_mut().insert(port);

@@ -35,6 +35,8 @@ pub struct Front {
     /// The address and the network, as read when the front end connected.
     pub mac: [u8; 6],
     pub network: String,
+    /// A frame that is in the ring when the front end connects, without an event.
+    pub early: Vec<u8>,
     rings: Option<Rings>,
     connections: u32,
     /// It has written what no stock driver writes.
@@ -44,7 +46,22 @@ pub struct Front {
 impl Front {
     pub const fn new(device: u32) -> Self {
         let network = String::new();
-        Self { device, one_channel: false, mac: [0; 6], network, rings: None, connections: 0, odd: false }
+        Self {
+            device,
+            one_channel: false,
+            mac: [0; 6],
+            network,
+            early: Vec::new(),
+            rings: None,
+            connections: 0,
+            odd: false,
+        }
+    }
+
+    /// The ports of both rings.
+    const fn ports(&self) -> [u32; 2] {
+        let tx = 20 + self.device * 2;
+        [tx, if self.one_channel { tx } else { tx + 1 }]
     }
 
     /// The first reference of the pages with frames.
@@ -106,12 +123,12 @@ impl Front {
 
     /// The keys that it publishes for the rings at these references.
     pub fn keys(&self, tx: u32) -> Vec<(&'static str, String)> {
-        let port = 20 + self.device * 2;
+        let [tx_port, rx_port] = self.ports();
         let mut keys = vec![("tx-ring-ref", tx.to_string()), ("rx-ring-ref", (tx + 1).to_string())];
         if self.one_channel {
-            keys.push(("event-channel", port.to_string()));
+            keys.push(("event-channel", tx_port.to_string()));
         } else {
-            keys.extend([("event-channel-tx", port.to_string()), ("event-channel-rx", (port + 1).to_string())]);
+            keys.extend([("event-channel-tx", tx_port.to_string()), ("event-channel-rx", rx_port.to_string())]);
         }
         for key in ["request-rx-copy", "feature-rx-notify", "feature-sg", "feature-gso-tcpv4", "feature-gso-tcpv6"] {
             keys.push((key, "1".into()));
@@ -135,6 +152,10 @@ impl Front {
             post(&mut rx_ring, &rx_page, id, self.pages());
         }
         self.rings = Some(Rings { tx_page, rx_page, tx: tx_ring, rx: rx_ring, asked: VecDeque::new(), sent: 0 });
+        let early = std::mem::take(&mut self.early);
+        if !early.is_empty() {
+            self.send(guest, &early);
+        }
         let mut nodes: Vec<_> = self.keys(tx).into_iter().map(|(key, value)| (self.path(key), value)).collect();
         nodes.push((self.path("state"), "4".into()));
         guest.put_all(&nodes);
@@ -142,6 +163,7 @@ impl Front {
 
     /// Puts a slot into the TX ring; false if there is no ring, or no room in it.
     fn put(&mut self, guest: &Guest, slot: TxRequest) -> bool {
+        let [port, _] = self.ports();
         let Some(rings) = &mut self.rings else { return false };
         let slot = TxRequest { id: rings.sent, ..slot };
         if rings.tx.submit(&*rings.tx_page, slot.as_bytes()).unwrap().is_none() {
@@ -150,7 +172,7 @@ impl Front {
         rings.asked.push_back(rings.sent);
         rings.sent = rings.sent.wrapping_add(1);
         let _ = rings.tx.publish(&*rings.tx_page);
-        guest.machine.fake.raise(guest.domain);
+        guest.machine.fake.raise_from(guest.domain, port);
         true
     }
 
@@ -181,7 +203,7 @@ impl Front {
         if let Some(rings) = &self.rings {
             let page = if tx { &rings.tx_page } else { &rings.rx_page };
             ring_protocol::SharedPage::store_u32(&**page, 0, 0x8000_0000);
-            guest.machine.fake.raise(guest.domain);
+            guest.machine.fake.raise_from(guest.domain, self.ports()[usize::from(!tx)]);
         }
     }
 
@@ -202,7 +224,7 @@ impl Front {
 
     /// Takes the frames that have arrived, and posts their pages again.
     pub fn take(&mut self, guest: &Guest) -> Vec<Vec<u8>> {
-        let (mut frames, first) = (Vec::new(), self.pages());
+        let (mut frames, first, [_, port]) = (Vec::new(), self.pages(), self.ports());
         let Some(rings) = &mut self.rings else { return frames };
         rings.rx.look(&*rings.rx_page).expect("more answers than pages");
         let mut bytes = [0; RX_SLOT_BYTES];
@@ -219,7 +241,7 @@ impl Front {
         let any = !ids.is_empty();
         ids.into_iter().for_each(|id| post(&mut rings.rx, &rings.rx_page, id, first));
         if any {
-            guest.machine.fake.raise(guest.domain);
+            guest.machine.fake.raise_from(guest.domain, port);
         }
         let _ = rings.rx.rearm(&*rings.rx_page, 1);
         frames

@@ -1,7 +1,7 @@
 //! A machine with guests' pages, grants and buffers of dom0 as fakes, and the count of all that can leak.
 
 use std::cell::RefCell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -18,6 +18,8 @@ use crate::common::{Fake, Handle, Mapped, Part, Port};
 pub const PAGE: usize = 4096;
 /// References from here on are granted by nobody.
 pub const NOT_GRANTED: u32 = 10_000;
+/// Ports from here on are raised by devices.
+pub const FIRST_INTERRUPT: u32 = 500_000;
 /// Nanoseconds that pass in a round.
 pub const ROUND_NS: u64 = 1_000_000;
 
@@ -165,7 +167,12 @@ impl Host for Machine {
         self.fake.connect(domain, port)
     }
     fn raised(&self, port: u32) -> impl Future<Output = ()> {
-        self.fake.raised(port)
+        let (machine, mut raised) = (self.clone(), Box::pin(self.fake.raised(port)));
+        poll_fn(move |context| {
+            let of_device = port >= FIRST_INTERRUPT;
+            assert!(of_device || machine.fake.is_open(port), "somebody listens to a port that is closed");
+            raised.as_mut().poll(context)
+        })
     }
     fn spawn(&self, class: Class, task: impl Future<Output = ()> + 'static) -> Handle {
         self.fake.spawn(class, task)

@@ -2,8 +2,10 @@
 
 use services::net::MAX_NETWORKS;
 
+use crate::common::guest::Rounds;
 use crate::dhcp;
 use crate::frames::world::UPLINK_MAC;
+use crate::front::Front;
 use crate::wire::Device;
 use crate::world::World;
 
@@ -31,6 +33,32 @@ fn an_address_is_given_once_on_a_network() {
     world.attach(6, 0, "mac=00:16:3e:01:02:03").unwrap();
     world.end(6);
     world.assert_clean(&[5, 6, 7]);
+}
+
+#[test]
+fn an_address_that_another_guest_got_meanwhile_is_named() {
+    let world = World::new();
+    let (guest5, mut five) = world.connected(5, "");
+    let chosen = dhcp(&mut five, &guest5).map(|part| part.to_string()).join(".");
+    world.end(5);
+    world.attach(6, 0, &format!("ip={chosen}")).unwrap();
+    // The guest 5 connects before the guest 6.
+    let (guest5, mut five) = world.connected(5, "");
+    assert_eq!(world.only(5).ip.as_ref(), Some(&chosen));
+    let held = world.machine.fake.held();
+    let (mut guest6, mut six) = (world.guest(6), Front::new(0));
+    (0..5).for_each(|_| six.step(&mut guest6));
+    world.machine.rounds(10);
+    let error = guest6.get("/local/domain/0/error/backend/vif/6/0/error").unwrap();
+    assert_eq!(error, format!("{chosen} is in use"));
+    assert_eq!(world.machine.fake.held(), (held.0 + 1, held.1 + 1), "the store's page and port of the guest 6");
+    dhcp(&mut five, &guest5);
+    world.end(5);
+    six.set_state(&mut guest6, 1);
+    six.connect(&mut guest6);
+    assert_eq!(dhcp(&mut six, &guest6).map(|part| part.to_string()).join("."), chosen);
+    world.end(6);
+    world.assert_clean(&[5, 6]);
 }
 
 #[test]

@@ -48,6 +48,11 @@ fn forwards_lead_to_the_first_nat_vif_of_the_guest() {
         // The front end closes, and connects again.
         first.close(&mut guest);
         world.machine.rounds(20);
+        // Another vif of the guest connects again meanwhile, which changes nothing.
+        second.close(&mut guest);
+        world.machine.rounds(20);
+        second.set_state(&mut guest, 1);
+        second.connect(&mut guest);
         let mut fronts = [(&guest, &mut second), (&guest7, &mut seven)];
         assert_eq!(knock(&world, &mut fronts, 6, 2222), []);
         first.set_state(&mut guest, 1);
