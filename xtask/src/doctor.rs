@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use std::fs;
 use std::path::Path;
 use xshell::{Shell, cmd};
-use xtask::{cache, ext4, grub, kernels, qemu, sysroot};
+use xtask::{cache, ext4, grub, kernels, qemu, ssh, sysroot};
 
 /// Memory the tests need on the host, in KiB: two machines of 1 GiB at a time, and the compiler beside them.
 const MEMORY: u64 = 3 << 20;
@@ -28,6 +28,7 @@ pub(crate) fn doctor(sh: &Shell) -> Result<()> {
     findings.extend(kernels::names().map(|name| ("guest kernel", kernel(name))));
     findings.push(("images", ready(grub::Tools::state())));
     findings.push(("file systems", ready(ext4::Tools::state())));
+    findings.push(("ssh", ready(ssh::Client::state())));
     findings.push(("packages", packages()));
     findings.push(("memory", memory()));
     findings.push(("cache", cache_folder()));

@@ -56,6 +56,24 @@ impl Client {
         Ok(Self { root, key })
     }
 
+    /// Returns, for `doctor`, whether the programs of both sides are there, and a text that tells where they are or would come
+    /// from.
+    ///
+    /// # Errors
+    /// No cache folder can be named.
+    pub fn state() -> Result<(bool, String)> {
+        Ok(match (CLIENT.present()?, DROPBEAR.present()?) {
+            (Some(client), Some(server)) => {
+                (true, format!("ssh below {}, dropbear below {}", client.display(), server.display()))
+            }
+            (client, server) => {
+                let missing = [(client, "openssh-client"), (server, "dropbear")];
+                let names: Vec<_> = missing.iter().filter(|(root, _)| root.is_none()).map(|(_, name)| *name).collect();
+                (false, format!("{} would be fetched for guests on networks (2 MB)", names.join(" and ")))
+            }
+        })
+    }
+
     /// A command that enters a guest as root, by `port` of this machine, and runs `script` there. The guest's own key is not
     /// checked: the guest makes a new one each time it starts.
     #[must_use]
