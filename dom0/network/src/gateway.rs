@@ -156,6 +156,19 @@ impl Gateway {
         self.guests.attach(port, mac, address, name)
     }
 
+    /// Keeps an address for the guest that is attached with it: the station chooses the address for no other guest.
+    ///
+    /// # Errors
+    /// No memory is left.
+    pub fn keep(&mut self, address: Ipv4Addr) -> Result<(), CannotAttach> {
+        self.guests.keep(address)
+    }
+
+    /// Keeps an address no longer. A guest that has the address goes on with it.
+    pub fn release(&mut self, address: Ipv4Addr) {
+        self.guests.release(address);
+    }
+
     /// Forgets the guest of a port, its flows and the forwards to it. Returns false if the port has no guest.
     pub fn detach(&mut self, port: PortId) -> bool {
         let guest = self.guests.detach(port);

@@ -71,13 +71,15 @@ pub(crate) struct Guests {
     network: Network,
     /// Addresses that no guest gets: the station's, the router's.
     reserved: [Option<Ipv4Addr>; 2],
+    /// Addresses that a guest gets only by asking for them.
+    kept: Vec<Ipv4Addr>,
     /// In the order of their ports.
     guests: Vec<Guest>,
 }
 
 impl Guests {
     pub(crate) const fn new(network: Network, reserved: [Option<Ipv4Addr>; 2]) -> Self {
-        Self { network, reserved, guests: Vec::new() }
+        Self { network, reserved, kept: Vec::new(), guests: Vec::new() }
     }
 
     fn is_free(&self, address: Ipv4Addr) -> bool {
@@ -90,9 +92,22 @@ impl Guests {
         let hash = mix(u64::from_be_bytes([0, 0, a, b, c, d, e, f]));
         let start = u32::try_from(hash % u64::from(self.network.hosts())).ok()?;
         // One more than there are addresses in use is enough to find a free one.
-        let tries = u32::try_from(self.guests.len() + self.reserved.len() + 1).ok()?.min(self.network.hosts());
+        let taken = self.guests.len() + self.reserved.len() + self.kept.len();
+        let tries = u32::try_from(taken + 1).ok()?.min(self.network.hosts());
         let candidates = (0..tries).map(|i| self.network.host((start + i) % self.network.hosts()));
-        candidates.into_iter().find(|&address| self.is_free(address))
+        candidates.into_iter().find(|&address| self.is_free(address) && !self.kept.contains(&address))
+    }
+
+    pub(crate) fn keep(&mut self, address: Ipv4Addr) -> Result<(), CannotAttach> {
+        self.kept.try_reserve(1).map_err(|_| CannotAttach::Memory)?;
+        self.kept.push(address);
+        Ok(())
+    }
+
+    pub(crate) fn release(&mut self, address: Ipv4Addr) {
+        if let Some(at) = self.kept.iter().position(|kept| *kept == address) {
+            self.kept.swap_remove(at);
+        }
     }
 
     pub(crate) fn attach(

@@ -886,3 +886,19 @@ fn no_frame_makes_the_translator_panic_or_pass_what_is_not_its_own() {
     println!("{out} to the uplink, {back} to guests");
     assert!(out > 50_000 && back > 20_000);
 }
+
+#[test]
+fn an_address_that_is_kept_is_chosen_for_nobody() {
+    let mut gateway = Gateway::new(settings()).unwrap();
+    let mac = Mac::of_guest("guest", 0);
+    let first = gateway.attach(PortId(1), mac, None, "guest").unwrap();
+    assert!(gateway.detach(PortId(1)));
+    gateway.keep(first).unwrap();
+    assert_ne!(gateway.attach(PortId(1), mac, None, "guest"), Ok(first));
+    let other = Mac::of_guest("other", 0);
+    assert_eq!(gateway.attach(PortId(2), other, Some(first), "other"), Ok(first));
+    assert!(gateway.detach(PortId(1)) && gateway.detach(PortId(2)));
+    gateway.release(first);
+    gateway.release(first);
+    assert_eq!(gateway.attach(PortId(1), mac, None, "guest"), Ok(first));
+}

@@ -14,6 +14,7 @@ use xenbus_backend::{Kind, State};
 
 use super::bridge::Bridge;
 use super::host::{Backing, NetHost};
+use super::station::Kept;
 use crate::device::{Endpoint, Handshake, Key};
 use crate::host::Channel;
 
@@ -37,6 +38,8 @@ pub(super) struct Vif<H: NetHost> {
     pub(super) link: RefCell<Option<Link<H>>>,
     /// The sums of the counters of connections that have ended.
     pub(super) before: Cell<Counters>,
+    /// The configured address, which no other guest gets.
+    pub(super) _kept: Option<Kept>,
     pub(super) _reserved: H::Reserved,
 }
 

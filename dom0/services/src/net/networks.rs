@@ -105,9 +105,10 @@ impl<H: NetHost> Networks<H> {
         self.check(mac, config)?;
         let reserved = self.0.host.reserve(VIF_BYTES).ok_or("not enough memory is left for it")?;
         let bridge = self.bridge(&config.bridge)?;
-        if let (Some(station), Some(ip)) = (&bridge.station, config.ip) {
-            station.check(ip)?;
-        }
+        let kept = match (&bridge.station, config.ip) {
+            (Some(station), Some(ip)) => Some(station.keep(ip)?),
+            _ => None,
+        };
         let own = attached.store.own();
         let paths = Paths::new(own, "vif", domain, device);
         let nodes = nodes(&paths, (own, domain), device, mac, config);
@@ -126,6 +127,7 @@ impl<H: NetHost> Networks<H> {
                 forwards,
                 link: RefCell::new(None),
                 before: Cell::default(),
+                _kept: kept,
                 _reserved: reserved,
             }
         })

@@ -51,6 +51,18 @@ pub(super) struct Station {
     own: Ipv4Addr,
 }
 
+/// An address that is kept for a guest.
+pub(super) struct Kept(Station, Ipv4Addr);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        match &mut *self.0.kind.borrow_mut() {
+            Kind::Gateway(gateway) => gateway.release(self.1),
+            Kind::Responder(responder) => responder.release(self.1),
+        }
+    }
+}
+
 impl Station {
     /// Makes the gateway of the translated network. `uplink` is the address and the MTU of the device that it uses.
     pub(super) fn gateway(uplink: Option<(Mac, u16)>, seed: u64) -> Option<Self> {
@@ -104,16 +116,21 @@ impl Station {
         }
     }
 
-    /// Checks that a guest may be given the address `wanted`, as far as other guests do not have it.
+    /// Keeps the address `wanted` for a guest that will be attached with it, until the returned value is dropped.
     ///
     /// # Errors
-    /// Why no guest can have the address.
-    pub(super) fn check(&self, wanted: Ipv4Addr) -> Result<(), String> {
+    /// Why no guest can have the address, or there is no memory.
+    pub(super) fn keep(&self, wanted: Ipv4Addr) -> Result<Kept, String> {
         if wanted == self.own {
             return Err(format!("{wanted} is dom0's own address on the network"));
         }
         let of_network = || format!("{wanted} is no address for a guest of the network {}", self.network);
-        self.network.is_host(wanted).then_some(()).ok_or_else(of_network)
+        self.network.is_host(wanted).then_some(()).ok_or_else(of_network)?;
+        let kept = match &mut *self.kind.borrow_mut() {
+            Kind::Gateway(gateway) => gateway.keep(wanted),
+            Kind::Responder(responder) => responder.keep(wanted),
+        };
+        kept.map(|()| Kept(self.clone(), wanted)).map_err(|why| why.to_string())
     }
 
     /// Gives an address to the guest of a vif: `wanted`, or one that depends on `mac` as long as it is free.

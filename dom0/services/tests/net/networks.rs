@@ -9,6 +9,10 @@ use crate::front::Front;
 use crate::wire::Device;
 use crate::world::World;
 
+fn text(address: [u8; 4]) -> String {
+    address.map(|part| part.to_string()).join(".")
+}
+
 fn rows(world: &World) -> Vec<(String, &'static str, Option<String>, Option<String>)> {
     let rows = world.networks.networks();
     rows.into_iter().map(|row| (row.name, row.kind, row.address, row.uplink)).collect()
@@ -18,7 +22,7 @@ fn rows(world: &World) -> Vec<(String, &'static str, Option<String>, Option<Stri
 fn an_address_is_given_once_on_a_network() {
     let world = World::new();
     let (guest, mut front) = world.connected(5, "mac=00:16:3e:01:02:03");
-    let address = dhcp(&mut front, &guest).map(|part| part.to_string()).join(".");
+    let address = text(dhcp(&mut front, &guest));
     let same_mac = world.attach(6, 0, "mac=00:16:3e:01:02:03").unwrap_err();
     assert_eq!(same_mac, "guest5 has the address 00:16:3e:01:02:03 on the network nat");
     let same_ip = world.attach(6, 0, &format!("ip={address}")).unwrap_err();
@@ -36,29 +40,51 @@ fn an_address_is_given_once_on_a_network() {
 }
 
 #[test]
-fn an_address_that_another_guest_got_meanwhile_is_named() {
+fn an_address_is_kept_for_the_guest_that_was_promised_it() {
     let world = World::new();
     let (guest5, mut five) = world.connected(5, "");
-    let chosen = dhcp(&mut five, &guest5).map(|part| part.to_string()).join(".");
+    let first = dhcp(&mut five, &guest5);
     world.end(5);
-    world.attach(6, 0, &format!("ip={chosen}")).unwrap();
+    world.attach(6, 0, &format!("ip={}", text(first))).unwrap();
     // The guest 5 connects before the guest 6.
     let (guest5, mut five) = world.connected(5, "");
-    assert_eq!(world.only(5).ip.as_ref(), Some(&chosen));
+    assert_ne!(dhcp(&mut five, &guest5), first);
+    let mut guest6 = world.guest(6);
+    let mut six = Front::new(0);
+    six.connect(&mut guest6);
+    assert_eq!(dhcp(&mut six, &guest6), first);
+    world.end(5);
+    world.end(6);
+    let (guest5, mut five) = world.connected(5, "");
+    assert_eq!(dhcp(&mut five, &guest5), first, "the address is kept no longer");
+    world.end(5);
+    world.assert_clean(&[5, 6]);
+}
+
+#[test]
+fn a_network_without_a_free_address_connects_nobody() {
+    let world = World::new();
+    // All addresses but one are promised.
+    for n in 2..=253_u16 {
+        world.attach(100 + n, 0, &format!("bridge=a,ip=10.77.1.{n}")).unwrap();
+    }
+    let (guest5, mut five) = world.connected(5, "bridge=a");
+    assert_eq!(dhcp(&mut five, &guest5), [10, 77, 1, 254]);
+    let mut guest6 = world.guest(6);
     let held = world.machine.fake.held();
-    let (mut guest6, mut six) = (world.guest(6), Front::new(0));
+    world.attach(6, 0, "bridge=a").unwrap();
+    let mut six = Front::new(0);
     (0..5).for_each(|_| six.step(&mut guest6));
     world.machine.rounds(10);
     let error = guest6.get("/local/domain/0/error/backend/vif/6/0/error").unwrap();
-    assert_eq!(error, format!("{chosen} is in use"));
-    assert_eq!(world.machine.fake.held(), (held.0 + 1, held.1 + 1), "the store's page and port of the guest 6");
-    dhcp(&mut five, &guest5);
+    assert_eq!((&*error, world.machine.fake.held()), ("no address is free", held));
     world.end(5);
     six.set_state(&mut guest6, 1);
     six.connect(&mut guest6);
-    assert_eq!(dhcp(&mut six, &guest6).map(|part| part.to_string()).join("."), chosen);
+    assert_eq!(dhcp(&mut six, &guest6), [10, 77, 1, 254]);
     world.end(6);
-    world.assert_clean(&[5, 6]);
+    (2..=253).for_each(|n| world.machine.run(world.networks.domain_died(100 + n)));
+    world.assert_clean(&[5, 6, 102]);
 }
 
 #[test]
@@ -90,13 +116,13 @@ fn nat_and_uplink_take_devices_in_their_order() {
     world.attach(5, 0, "bridge=uplink").unwrap();
     world.attach(5, 1, "").unwrap();
     world.attach(5, 2, "bridge=a").unwrap();
-    let text = |text: &str| Some(text.to_string());
+    let some = |text: &str| Some(text.to_string());
     assert_eq!(
         rows(&world),
         [
-            ("uplink".into(), "bridged", None, text("eth0")),
-            ("nat".into(), "translated", text("10.77.0.1/24"), text("eth1")),
-            ("a".into(), "isolated", text("10.77.1.1/24"), None),
+            ("uplink".into(), "bridged", None, some("eth0")),
+            ("nat".into(), "translated", some("10.77.0.1/24"), some("eth1")),
+            ("a".into(), "isolated", some("10.77.1.1/24"), None),
         ]
     );
     let before = world.networks().len();
