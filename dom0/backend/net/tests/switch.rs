@@ -26,8 +26,13 @@ struct World {
 impl World {
     /// Guests that take these things. All have all buffers posted.
     fn of(takes: &[Takes], limits: Limits) -> Self {
+        Self::wide(takes, limits, 1500)
+    }
+
+    /// As above, on a switch with this MTU.
+    fn wide(takes: &[Takes], limits: Limits, mtu: u16) -> Self {
         let machine = Machine::new(Random::seeded(1), takes.len());
-        let mut switch = machine.switch(1500);
+        let mut switch = machine.switch(mtu);
         let mut fronts: Vec<Front> = (0..takes.len()).map(|n| Front::new(n as u16)).collect();
         let ids = fronts.iter().zip(takes).map(|(front, takes)| machine.connect(&mut switch, front, *takes, limits));
         let ids = ids.collect();
@@ -442,6 +447,32 @@ fn cannot_finish(offloads: Offloads) {
     let _ = world.run();
     assert_eq!(narrow.0.borrow().sent.len(), sent);
     assert_eq!(world.switch.uplink_counters().unwrap().drops.total(), 1);
+}
+
+#[test]
+fn frames_too_long_for_the_uplink_stay_on_the_machine() {
+    for offloads in [Offloads::default(), Offloads { checksum: true, tcp4: true, tcp6: true }] {
+        let mut world = World::wide(&[ALL; 2], Limits::default(), 9000);
+        let device = Device::new();
+        device.0.borrow_mut().offloads = offloads;
+        world.switch.set_uplink(Box::new(device.clone()), Mode::Bridged);
+        let outside = Mac([2, 0, 0, 0, 9, 9]);
+        let frames = [(outside, 1500), (outside, 1501), (outside, 9000), (mac(1), 9000), (mac(1), 9100)];
+        for (to, bytes) in frames {
+            let frame = frames::plain(to, mac(0), &vec![7; bytes]);
+            assert!(world.fronts[0].send_stock(&world.machine, &frame, 200, How::default()));
+        }
+        // A broadcast reaches the guests all the same.
+        let all = frames::plain(Mac::BROADCAST, mac(0), &[7; 2000]);
+        assert!(world.fronts[0].send_stock(&world.machine, &all, 200, How::default()));
+        let _ = world.run();
+        let sent: Vec<usize> = device.0.borrow().sent.iter().map(|(frame, _)| frame.len()).collect();
+        assert_eq!(sent, [1514]);
+        let arrived: Vec<usize> = world.bytes_at(1).iter().map(Vec::len).collect();
+        assert_eq!(arrived, [9014, 2014]);
+        assert_eq!(world.switch.uplink_counters().unwrap().drops.of(Drop::Oversize), 3);
+        assert_eq!(world.drops(0, Drop::Oversize), 4, "three to the uplink, and one that no guest may send");
+    }
 }
 
 #[test]
