@@ -64,8 +64,8 @@ struct Ring<H: Host> {
     shared: Weak<Shared<H>>,
     link: RefCell<Link>,
     ends: Ends<H>,
-    /// Whether the store, at the end of the guest's last turn, would not have taken another request. There are two reasons:
-    /// watchers have yet to be told of too many changes of the guest, or too many replies to the guest are unfetched.
+    /// Whether the store refused further requests of the guest at the end of the guest's last turn. It does so while too many
+    /// changes by the guest are still to be told to watchers, or too many replies to the guest are unfetched.
     stalled: Cell<bool>,
     /// Limits the warnings that the guest causes.
     lines: RefCell<LineLimit>,

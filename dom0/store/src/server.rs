@@ -423,8 +423,8 @@ impl Store {
         Ledger { watches: &self.watches, connections: &self.connections }
     }
 
-    /// Returns `list`. If the caller is unprivileged, leaves out the entries after the first that name domains which are not
-    /// introduced: a later domain with such a number must not have rights from the start (XSA-322).
+    /// Returns `list`. If the caller is unprivileged, leaves out each entry whose domain is not introduced, except the first
+    /// entry, which names the owner: a later domain with such a number must not have rights from the start (XSA-322).
     fn without_strangers(&self, caller: &Caller, list: Permissions) -> Permissions {
         if caller.privileged {
             return list;

@@ -42,14 +42,14 @@ impl World {
     }
 }
 
-/// Carries out `tenon_op(BindMessage)`, which Xen does not have: joins a free vector to a free port of domain `id`. Writes to
-/// `arg` the port, and the address and data that a device must write in order to raise the port. The device's messages will
-/// interrupt the CPU that carries out this call.
+/// Carries out `tenon_op(BindMessage)`, which Xen does not have: joins a free vector to a free port of domain `id`, which
+/// notifies the vcpu that `arg` names. Writes to `arg` the port, and the address and data that a device must write in order to
+/// raise the port. The device's messages will interrupt the CPU that carries out this call.
 ///
 /// # Errors
 /// `Perm` if the caller does not have [`Powers::DEVICES`], or if `id` is another domain and the caller does not have
 /// [`Powers::CONTROL`]; `Srch` if there is no domain `id`; `Fault` if `arg` cannot be read or written; `Inval` if the domain
-/// does not have the vcpu; `NoSpc` if no port or no vector is free; `NoDev` if messages cannot reach this CPU.
+/// has no vcpu of that number; `NoSpc` if no port or no vector is free; `NoDev` if messages cannot reach this CPU.
 pub(crate) fn bind<M: Machine>(ctx: &mut Ctx<'_, M>, id: u16, arg: u64) -> Result<(), Errno> {
     ensure!(ctx.domain.may(Powers::DEVICES), Errno::Perm);
     let domain = ctx.controlled(id)?;

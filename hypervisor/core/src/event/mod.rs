@@ -64,8 +64,8 @@ impl World {
         }
     }
 
-    /// Makes a port of `domain` pending. If the port was not pending before, wakes the vcpus that poll the port and, unless the
-    /// port is masked, notifies the port's vcpu. Returns whether the port has become pending: `false` if the port was pending
+    /// Makes a port of `domain` pending. If the port was not pending before, wakes the vcpus that poll the port or
+    /// several ports and, unless the port is masked, notifies the port's vcpu. Returns whether the port has become pending: `false` if the port was pending
     /// before, if there is no port with this number, or if the domain lacks the port's vcpu. Whether the port is bound makes no
     /// difference.
     pub fn raise<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> bool {

@@ -7,15 +7,16 @@
 //! 4. They find the next or last present entry of a table: upwards by a test of 16 entries at a time, downwards by the table's
 //!    note of groups that may have entries.
 //!
-//! A case is simple if these things hold:
+//! A case is simple only if these things hold; some functions ask for more:
 //! - The frames concerned are the domain's own memory.
 //! - A frame that gets a new use as a table of some level is a live table of this level already.
 //! - A frame that gets a new use as writable is used as writable already, was last used as writable, or was never used.
 //! - When a use of a table is dropped, the table has other uses left.
 //! - A new leaf asks for no cacheability other than write-back.
 //!
-//! Each fast path does what a path in `update` or `promote` does. For a case that is not simple, the fast path returns `None`
-//! (or stops at that case, if it handles several), and the caller takes the slow path. By then the fast path holds no reference
+//! Each fast path does what a path in `update` or `promote` does. For a case that is not simple, and if the CPU has changed an
+//! entry meanwhile, the fast path returns `None` (or stops at that case, if it handles several), and the caller takes the slow
+//! path. By then the fast path holds no reference
 //! or use for that case. It may have stored the bits that the hypervisor forces in every leaf, or noted in the table's link
 //! word that a group may have entries; the slow path would do both too. `tests/sim` makes every call both ways and compares.
 
@@ -55,8 +56,8 @@ impl<'s, 'a, M> Deref for LockedFastPath<'s, 'a, M> {
 
 impl Space {
     /// Takes the paging lock for fast paths; `None` if the domain has unfinished work or is being destroyed. Unlike a
-    /// [`Session`], a fast path does no flush at its end: when a use of a frame ends, the frame is stamped, and CPUs flush
-    /// before the frame gets another use (P4).
+    /// [`Session`], a fast path does no flush at its end, because it writes no table above level 1. As everywhere, a frame is
+    /// stamped when its last use goes, and CPUs flush before the frame gets another kind of use (P4).
     #[inline(always)]
     pub(crate) fn fast_path<'s, 'a, M, H: Level>(
         &'s self,
@@ -305,7 +306,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     }
 
     /// A part of a promotion: takes what the entries `entries` of table `frame` need, up to the first entry that is not simple.
-    /// The hypervisor's own slots of an L4 table are not simple. Returns the index of the entry that is not simple, or
+    /// A present entry in one of the hypervisor's own slots of an L4 table is not simple. Returns the index of the entry that is not simple, or
     /// `entries.end`.
     pub(super) fn climb(&self, frame: Frame, level: u8, entries: Range<usize>) -> usize {
         let (page, mut at, end, mut noted) = (self.m.page(frame), entries.start, entries.end, ENTRIES);
