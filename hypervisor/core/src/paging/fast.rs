@@ -16,9 +16,9 @@
 //!
 //! Each fast path does what a path in `update` or `promote` does. For a case that is not simple, and if the CPU has changed an
 //! entry meanwhile, the fast path returns `None` (or stops at that case, if it handles several), and the caller takes the slow
-//! path. By then the fast path holds no reference
-//! or use for that case. It may have stored the bits that the hypervisor forces in every leaf, or noted in the table's link
-//! word that a group may have entries; the slow path would do both too. `tests/sim` makes every call both ways and compares.
+//! path. By then the fast path holds no reference or use for that case. It may have stored the bits that the hypervisor forces
+//! in every leaf, or noted in the table's link word that a group may have entries; the slow path would do both too. `tests/sim`
+//! makes every call both ways and compares.
 
 use super::entry::{self, ACCESSED, DIRTY, PRESENT, Target, WRITABLE};
 use super::{Session, Space, State};
