@@ -16,7 +16,7 @@ use toolstack::bundle::ANSWER;
 use toolstack::command::Command;
 use toolstack::forward::Forward;
 use toolstack::status::Failure;
-use toolstack::vif::{NAT, VifConfig};
+use toolstack::vif::{NAT, UPLINK, VifConfig};
 use xshell::Shell;
 use xtask::disk::Disk;
 use xtask::guest_file::Described;
@@ -56,7 +56,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NETWORK")]
     net: Option<Net>,
     /// Lead connections to a port of this host to a guest's port: 2222:web:22, or udp:5353:dns:53. Can be repeated
-    #[arg(long, value_name = "PORT:GUEST:PORT", conflicts_with = "first")]
+    #[arg(long, value_name = "PORT:GUEST:PORT", conflicts_with_all = ["first", "iso"])]
     forward: Vec<Forward>,
     /// One more argument for QEMU; can be repeated: --qemu-arg=-d --qemu-arg=int
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
@@ -141,7 +141,7 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
             Firmware::Bios => None,
             Firmware::Uefi => Some(firmware::uefi(sh)?),
         };
-        let network = (options.net == Some(Net::User) || !options.forward.is_empty()).then(|| options.network());
+        let network = (options.net == Some(Net::User)).then(|| options.network());
         let hardware = hardware(true, &disks, network);
         let command = hardware.boot_image(&qemu, iso, Medium::Cd, uefi.as_deref());
         return Ok(status(options, &boot(options, command, hardware.console, true)?));
@@ -154,7 +154,8 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
     Disk::add(&mut disks, &mut described)?;
     let network = options.check_network(&described)?;
     for Forward { outer, guest, .. } in options.forward.iter().filter(|forward| forward.inner == SSH) {
-        eprintln!("to enter {guest}: ssh -i {} -p {outer} root@127.0.0.1", ssh::key()?.display());
+        let key = ssh::key()?;
+        eprintln!("to enter {guest}: ssh -i {} {} -p {outer} root@127.0.0.1", key.display(), ssh::ANY_HOST_KEY);
     }
     let words = match &options.first {
         Some(_) => options.guests.first_options(&options.hypervisor)?,
@@ -206,6 +207,12 @@ impl Options {
                 "--forward {forward}: port {port} is forwarded twice"
             );
         }
+        let uses = |name| described.iter().flat_map(|guest| &guest.config.vif).any(|vif| vif.bridge == name);
+        ensure!(
+            !(uses(NAT) && uses(UPLINK)) || !self.qemu_arg.is_empty(),
+            "guests have vifs on {NAT} and on {UPLINK}, which cannot share the machine's network device; give it another one \
+             with --qemu-arg"
+        );
         let wanted = !self.forward.is_empty() || described.iter().any(|guest| !guest.config.vif.is_empty());
         match self.net {
             Some(Net::None) => {

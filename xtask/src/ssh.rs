@@ -30,6 +30,9 @@ const CLIENT: Programs = Programs {
     complete: |root| ["ssh", "ssh-keygen"].iter().all(|program| root.join("usr/bin").join(program).is_file()),
 };
 
+/// Options of ssh for guests, each of which makes a new key of its own when it starts.
+pub const ANY_HOST_KEY: &str = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null";
+
 /// The client: the program `ssh`, and the key with which guests are entered.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -80,9 +83,7 @@ impl Client {
     pub fn command(&self, port: u16, script: &str) -> std::process::Command {
         let mut command = apt::command(&self.root, &self.root.join("usr/bin/ssh"));
         command.arg("-i").arg(&self.key).args(["-p", &port.to_string()]);
-        for option in ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes"] {
-            command.args(["-o", option]);
-        }
+        command.args(ANY_HOST_KEY.split(' ')).args(["-o", "LogLevel=ERROR", "-o", "BatchMode=yes"]);
         command.args(["-F", "none", "root@127.0.0.1", script]);
         command
     }

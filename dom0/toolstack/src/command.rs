@@ -203,14 +203,14 @@ pub const VERBS: &[Verb] = &[
         "networks",
         "",
         "the networks, with the address of dom0 on each",
-        "`nat` translates guests to the address at the machine's first network device, `uplink` is the network of that device, \
-         and any other name is a network of guests alone.",
+        "`nat` translates guests to the address at a network device of the machine, `uplink` is the network that another one is \
+         connected to, and any other name is a network of guests alone.",
     ),
     verb(
         "network-attach",
         "NAME [VIF]",
         "give a guest a network device until it ends",
-        "VIF is as in a guest's file: mac=ADDRESS,bridge=NETWORK,ip=ADDRESS,rate=NUMBER[KMG]B/s, each of which may be missing.",
+        "VIF is as in a guest's file: mac=ADDRESS,bridge=NETWORK,ip=ADDRESS,rate=10Mb/s, each of which may be missing.",
     ),
     verb(
         "network-detach",

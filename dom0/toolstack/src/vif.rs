@@ -12,8 +12,9 @@
 //! | `rate` | the limit for what the guest sends: a number followed by B/s, KB/s, MB/s, GB/s, b/s, Kb/s, Mb/s or Gb/s |
 //! | `type` | `vif`, the only type there is |
 //!
-//! On the network `nat`, guests have addresses that dom0 gives them, and reach other networks by the address that dom0 has at the
-//! machine's first network device. On the network `uplink`, guests are stations of the network that device is connected to.
+//! On the network `nat`, guests have addresses that dom0 gives them, and reach other networks by the address that dom0 has at a
+//! network device of the machine. On the network `uplink`, guests are stations of the network that a device is connected to. Each
+//! of the two takes the first device that the other does not have, when a guest first uses it.
 //! Keys of xl that name scripts, models and driver domains are refused, each with its reason.
 
 use alloc::format;
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 /// The network whose guests are translated to the machine's address. The default.
 pub const NAT: &str = "nat";
-/// The network that the machine's first network device is connected to.
+/// The network that a network device of the machine is connected to.
 pub const UPLINK: &str = "uplink";
 
 /// The maximum number of bytes of a description.
