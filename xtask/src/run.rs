@@ -209,7 +209,7 @@ impl Options {
         }
         let uses = |name| described.iter().flat_map(|guest| &guest.config.vif).any(|vif| vif.bridge == name);
         ensure!(
-            !(uses(NAT) && uses(UPLINK)) || !self.qemu_arg.is_empty(),
+            !(uses(NAT) && uses(UPLINK) && self.qemu_arg.is_empty()),
             "guests have vifs on {NAT} and on {UPLINK}, which cannot share the machine's network device; give it another one \
              with --qemu-arg"
         );

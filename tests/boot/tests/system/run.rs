@@ -187,6 +187,10 @@ pub(crate) fn guest_files_run_and_are_refused_with_their_lines() -> Result<()> {
     let (status, out, err) = run(&[&web, &second, "--exec", "destroy web"])?;
     ensure!(status == 14 && err.contains(why), "{status} {out}\n{err}");
     refused(&[&file("viffy", "vif = ['x']\n")?], "viffy.toml:6: vif: vif 1: `x` is not KEY=VALUE")?;
+    let both = file("both", "vif = ['', 'bridge=uplink']\n")?;
+    refused(&[&both], "guests have vifs on nat and on uplink, which cannot share the machine's network device")?;
+    refused(&[&web, "--forward", "2222:nobody:22"], "--forward tcp:2222:nobody:22: there is no guest nobody")?;
+    refused(&[&web, "--forward", "2222:web:22"], "--forward tcp:2222:web:22: web has no vif on the network nat")?;
     refused(&[&file("odd", "cpu = 1\n")?], "odd.toml:6: cpu: unknown field")?;
     refused(&[&web, &web], "web.toml:1: name: \"web\" is the guest of")?;
     refused(&[&web, &db, "--machine-memory", "340M"], "db.toml:5: memory: 128 MiB for db, but only")
