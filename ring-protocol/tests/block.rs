@@ -3,8 +3,8 @@
 #![allow(clippy::cast_possible_truncation, reason = "random numbers are cut to size on purpose")]
 mod common;
 
-use common::Random;
 use ring_protocol::block::{Direction, Extent, Geometry, Request, Segment, Slot, Status, judge};
+use test_random::Random;
 use zerocopy::FromBytes;
 
 struct Disk {
@@ -33,9 +33,9 @@ fn number(random: &mut Random, near: u64) -> u64 {
 fn random_slot(random: &mut Random, disk: &Disk) -> [u8; 112] {
     let mut bytes = [0; 112];
     bytes.fill_with(|| random.next() as u8);
-    bytes[0] = [0, 0, 1, 1, 2, 3, 3, 4, 5, 6, 6, random.next() as u8][random.below(12) as usize];
-    bytes[1] = [0, 1, 2, 3, 11, 12, random.next() as u8][random.below(7) as usize];
-    bytes[2..4].copy_from_slice(&([0u16, 1, 12, 256, 257, 512][random.below(6) as usize]).to_le_bytes());
+    bytes[0] = [0, 0, 1, 1, 2, 3, 3, 4, 5, 6, 6, random.next() as u8][random.below(12)];
+    bytes[1] = [0, 1, 2, 3, 11, 12, random.next() as u8][random.below(7)];
+    bytes[2..4].copy_from_slice(&([0u16, 1, 12, 256, 257, 512][random.below(6)]).to_le_bytes());
     bytes[16..24].copy_from_slice(&number(random, disk.sectors).to_le_bytes());
     for segment in bytes[24..].chunks_exact_mut(8) {
         let odd = random.below(40) == 0;
@@ -126,10 +126,10 @@ fn a_descriptor_page_is_judged_as_a_slot_is() {
     let mut random = Random::new();
     for _ in 0..50_000 {
         let disk = Disk { sectors: 4096, block: 1 << random.below(4), read_only: false, discard: false };
-        let count = 1 + random.below(256) as usize;
+        let count = 1 + random.below(256);
         let mut bytes: Vec<u8> = [1, 0, 0, 0, 0, 7, 0, 0].repeat(count);
         for _ in 0..random.below(3) {
-            let at = random.below(bytes.len() as u64) as usize;
+            let at = random.below(bytes.len());
             bytes[at] = random.next() as u8;
         }
         let sector = number(&mut random, disk.sectors);

@@ -3,12 +3,13 @@
 #![allow(clippy::cast_possible_truncation, reason = "random numbers are cut to size on purpose")]
 mod common;
 
+use common::index;
 use std::collections::VecDeque;
 
-use common::Random;
 use ring_protocol::bytes::{ByteRing, Reader, Writer};
 use ring_protocol::ring::{BackRing, FrontRing, Layout};
 use ring_protocol::{SharedPage, WordPage};
+use test_random::Random;
 
 #[test]
 fn a_back_end_takes_only_what_fits_whatever_the_front_end_writes() {
@@ -16,7 +17,7 @@ fn a_back_end_takes_only_what_fits_whatever_the_front_end_writes() {
     for _ in 0..2_000 {
         let page: WordPage = WordPage::new();
         let layout = Layout::new(64 + 8 * 8, 8).unwrap();
-        let start = random.index(u32::MAX - 4);
+        let start = index(&mut random, u32::MAX - 4);
         for offset in [0, 4, 8, 12] {
             page.store_u32(offset, start);
         }
@@ -24,7 +25,7 @@ fn a_back_end_takes_only_what_fits_whatever_the_front_end_writes() {
         let (mut taken, mut answered) = (0u32, 0u32);
         let mut broken = false;
         for _ in 0..60 {
-            page.store_u32(random.below(4) as usize * 4, random.index(start.wrapping_add(taken)));
+            page.store_u32(random.below(4) * 4, index(&mut random, start.wrapping_add(taken)));
             let before = page.load_u32(0);
             match back.look(&page) {
                 Ok(waiting) => {
@@ -67,13 +68,13 @@ fn a_front_end_takes_only_answers_it_asked_for() {
                 asked += 1;
             }
             let _ = front.publish(&page);
-            page.store_u32(random.below(4) as usize * 4, random.index(taken));
+            page.store_u32(random.below(4) * 4, index(&mut random, taken));
             let _ = front.look(&page);
             while front.take(&page, &mut [0; 8]).is_some() {
                 taken += 1;
             }
             assert!(taken <= asked && asked - taken <= 4, "{taken} answers to {asked} requests");
-            let _ = front.rearm(&page, random.below(5) as u32);
+            let _ = front.rearm(&page, random.below(5));
         }
     }
 }
@@ -110,7 +111,7 @@ fn honest_ends_lose_and_invent_nothing() {
                     }
                 }
                 3 if !in_back.is_empty() => {
-                    let pick = random.below(in_back.len() as u64) as usize;
+                    let pick = random.below(in_back.len());
                     let answer = !in_back.swap_remove(pick);
                     back.respond(&page, &answer.to_le_bytes()).unwrap();
                     expected_responses.push_back(answer);
@@ -134,19 +135,19 @@ fn a_byte_ring_survives_any_indices_and_touches_only_its_bytes() {
     let ring = ByteRing::new(16, 32, 48, 52);
     for _ in 0..20_000 {
         let page: WordPage<32> = WordPage::new();
-        let start = random.index(u32::MAX);
+        let start = index(&mut random, u32::MAX);
         page.store_u32(48, start);
         page.store_u32(52, start);
         let mut reader = Reader::attach(ring, &page).unwrap();
         let mut writer = Writer::attach(ring, &page).unwrap();
         for _ in 0..4 {
             let offset = if random.below(2) == 0 { 48 } else { 52 };
-            page.store_u32(offset, random.index(start));
-            let mut buffer = vec![0; random.below(80) as usize];
+            page.store_u32(offset, index(&mut random, start));
+            let mut buffer = vec![0; random.below(80)];
             if let Ok(count) = reader.read(&page, &mut buffer) {
                 assert!(count <= 32 && count <= buffer.len());
             }
-            if let Ok(count) = writer.write(&page, &vec![0xee; random.below(80) as usize]) {
+            if let Ok(count) = writer.write(&page, &vec![0xee; random.below(80)]) {
                 assert!(count <= 32);
             }
         }
@@ -167,9 +168,9 @@ fn a_byte_ring_is_a_stream() {
     let mut writer = Writer::attach(ring, &page).unwrap();
     let (mut sent, mut received) = (0u8, 0u8);
     for _ in 0..20_000 {
-        let chunk: Vec<u8> = (0..random.below(90)).map(|i| sent.wrapping_add(i as u8)).collect();
+        let chunk: Vec<u8> = (0..random.below(90)).map(|i| sent.wrapping_add(i)).collect();
         sent = sent.wrapping_add(writer.write(&page, &chunk).unwrap() as u8);
-        let mut buffer = vec![0; random.below(90) as usize];
+        let mut buffer = vec![0; random.below(90)];
         let count = reader.read(&page, &mut buffer).unwrap();
         for byte in &buffer[..count] {
             assert_eq!(*byte, received);

@@ -7,11 +7,11 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use common::Random;
 use ring_protocol::block::journal::{Entry, JournalError, Ring, TRIES, journal_bytes};
 use ring_protocol::block::{Response, Slot, Status, operation};
 use ring_protocol::ring::{FrontRing, Layout, RingError};
 use ring_protocol::{SharedPage, WordPage};
+use test_random::Random;
 use zerocopy::{FromBytes, IntoBytes};
 
 const SLOTS: u32 = 4;
@@ -157,7 +157,7 @@ fn step(world: &mut World, back: &mut Back, random: &mut Random, life: &Life) {
         1 => world.collect(),
         2 => take(world, back, life),
         3 if !back.taken.is_empty() => {
-            let (entry, _) = back.taken.swap_remove(random.below(back.taken.len() as u64) as usize);
+            let (entry, _) = back.taken.swap_remove(random.below(back.taken.len()));
             let (page, journal) = (World::mortal(&world.ring, life), World::mortal(&world.journal, life));
             back.ring.answer(&page, &journal, entry, Status::Okay).unwrap();
         }

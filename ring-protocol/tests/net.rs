@@ -3,8 +3,8 @@
 #![allow(clippy::cast_possible_truncation, reason = "random numbers are cut to size on purpose")]
 mod common;
 
-use common::Random;
 use ring_protocol::net::{CHAIN_SLOTS, Hostile, TxRequest, gather, tx_flag};
+use test_random::Random;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Slots that are nearly a packet.
@@ -22,16 +22,16 @@ fn nearly(random: &mut Random) -> Vec<TxRequest> {
     let mut slots = Vec::new();
     for at in 0..data {
         let more = if at + 1 < data { tx_flag::MORE_DATA } else { 0 };
-        let size = 14 + random.below(1000) as u16;
-        slots.push(TxRequest { reference: 9, offset: random.below(3000) as u16, flags: more, id: 0, size });
+        let size = 14 + random.below(1000);
+        slots.push(TxRequest { reference: 9, offset: random.below(3000), flags: more, id: 0, size });
     }
     let others: u16 = slots[1..].iter().map(|slot| slot.size).sum();
     slots[0].size += others;
     for at in 0..extras {
         let more = u32::from(at + 1 < extras);
-        let size = 40 + random.below(100) as u32;
-        let kind = if random.below(8) == 0 { random.below(7) as u32 } else { 1 };
-        let protocol = if random.below(8) == 0 { random.below(4) as u16 } else { 1 };
+        let size = 40 + random.below(100);
+        let kind = if random.below(8) == 0 { random.below(7) } else { 1 };
+        let protocol = if random.below(8) == 0 { random.below(4) } else { 1 };
         let extra = TxRequest { reference: kind | more << 8 | size << 16, offset: protocol, ..TxRequest::default() };
         slots.insert(1, extra);
         // Extras are inserted at the front, so the first inserted is the last.
@@ -101,12 +101,12 @@ fn packets_and_mutations_of_packets_are_judged_as_the_rules_say() {
         whole += u64::from(gather(&slots).is_ok());
         carried += u64::from(check(&slots));
         for _ in 0..1 + random.below(3) {
-            let at = random.below(slots.len() as u64) as usize;
+            let at = random.below(slots.len());
             let mut bytes: [u8; 12] = slots[at].as_bytes().try_into().unwrap();
-            bytes[random.below(12) as usize] = random.next() as u8;
+            bytes[random.below(12)] = random.next() as u8;
             slots[at] = TxRequest::read_from_bytes(&bytes).unwrap();
         }
-        slots.truncate(1 + random.below(slots.len() as u64) as usize);
+        slots.truncate(1 + random.below(slots.len()));
         mutated_carried += u64::from(check(&slots));
     }
     println!("{whole} whole, {carried} carried; of the mutated {mutated_carried} carried");

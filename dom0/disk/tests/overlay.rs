@@ -1,11 +1,10 @@
 //! An overlay against a model of it: what was written is read, what was given back is zero, the rest is the disk below.
 
-mod common;
-use common::Random;
 use disk::{Disk, Memory, NoPlace, Overlay, Pages, Partition, Place, Shape, Whole};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use test_random::Random;
 
 /// Pages with their contents: one word per sector, which tells what was written there last.
 #[derive(Clone, Debug, Default)]

@@ -1,9 +1,8 @@
 //! Partition tables as tools write them, and damaged or hostile ones.
 
-mod common;
-use common::Random;
 use disk::Shape;
 use disk::table::{Flaw, Interval, Kind, NoPartition, NoTable, Reader, Table};
+use test_random::Random;
 
 const SECTORS: u64 = 4096;
 
@@ -155,7 +154,7 @@ fn a_damaged_gpt_never_becomes_another_table() {
         let mut disk = whole.clone();
         for _ in 0..=random.below(3) {
             // Within the first 34 sectors or the last 33, except the MBR, which could then describe any table.
-            let at = 512 + usize::try_from(random.below(66 * 512)).unwrap();
+            let at = 512 + random.below(66 * 512);
             let at = if at < 34 * 512 { at } else { disk.len() - 33 * 512 + (at - 34 * 512) };
             disk[at] ^= 1 << random.below(8);
         }
@@ -248,9 +247,9 @@ fn whatever_stands_in_a_record_partitions_lie_apart_and_on_the_disk() {
         let sectors = 64 + random.below(200);
         let mut disk = vec![0; usize::try_from(sectors).unwrap() * 512];
         for _ in 0..random.below(12) {
-            let small = [0x83, 0x05, 0x0f, 0, 0x82, 0x05, 0x05][usize::try_from(random.below(7)).unwrap()];
+            let small = [0x83, 0x05, 0x0f, 0, 0x82, 0x05, 0x05][random.below(7)];
             let sector = usize::try_from(random.below(3) * random.below(sectors) / 2).unwrap();
-            let index = usize::try_from(random.below(4)).unwrap();
+            let index = random.below(4);
             let number = |random: &mut Random| {
                 let number = if random.below(20) == 0 { random.next() } else { random.below(sectors) };
                 u32::try_from(number & 0xffff_ffff).unwrap()

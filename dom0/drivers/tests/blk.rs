@@ -2,12 +2,12 @@
 //! or an interrupt that never comes.
 
 mod common;
-use common::Random;
 use common::disk::{BLK_SIZE, DISCARD, EVENT_IDX, FLUSH, INDIRECT, Model, RO, SEG_MAX, SIZE_MAX, State, VERSION_1};
 use common::rig::Rig;
 use disk::{BusAddress, Device, Operation, Outcome, Piece, Reset, Shape, Ticket};
 use drivers::blk::Identity;
 use drivers::virtio::RESET_ASKED;
+use test_random::Random;
 
 /// So many operations with random orders of everything that may come in any order.
 fn run(model: Model, operations: usize) {
@@ -110,7 +110,7 @@ fn answers(rig: &mut Rig) -> Vec<(u32, Outcome)> {
 
 #[test]
 fn nothing_is_done_before_the_first_reset_and_no_memory_is_touched_before_it_ends() {
-    let random = Random(1);
+    let random = Random::seeded(1);
     let mut rig = Rig::new(Model::usual(), &random);
     assert_eq!(rig.command(), 0x402, "answers, no line, no bus master");
     assert!(rig.blk.needs_reset());
@@ -139,7 +139,7 @@ fn nothing_is_done_before_the_first_reset_and_no_memory_is_touched_before_it_end
 
 #[test]
 fn a_disk_is_asked_for_its_serial_number_beside_other_work() {
-    let mut rig = Rig::started(Model::usual(), &Random(1));
+    let mut rig = Rig::started(Model::usual(), &Random::seeded(1));
     rig.blk.submit(Ticket(7), Operation::Flush).unwrap();
     assert_eq!(rig.blk.identify(), Identity::Pending);
     assert_eq!(rig.blk.identify(), Identity::Pending);
@@ -150,7 +150,7 @@ fn a_disk_is_asked_for_its_serial_number_beside_other_work() {
     // It is known after a reset as well, and asked for again if it was lost in one.
     assert_eq!(rig.blk.reset(), Reset::Done);
     assert_eq!(rig.blk.identify(), Identity::Known(serial));
-    let mut rig = Rig::started(Model::usual(), &Random(1));
+    let mut rig = Rig::started(Model::usual(), &Random::seeded(1));
     assert_eq!(rig.blk.identify(), Identity::Pending);
     assert_eq!(rig.blk.reset(), Reset::Done);
     assert_eq!(rig.blk.identify(), Identity::Pending);
@@ -161,7 +161,7 @@ fn a_disk_is_asked_for_its_serial_number_beside_other_work() {
 
 #[test]
 fn what_a_disk_cannot_do_is_answered_without_it() {
-    let mut rig = Rig::started(Model { features: VERSION_1 | RO, ..Model::usual() }, &Random(1));
+    let mut rig = Rig::started(Model { features: VERSION_1 | RO, ..Model::usual() }, &Random::seeded(1));
     assert!(rig.blk.shape().read_only && !rig.blk.shape().volatile);
     let piece = |bytes| [Piece { address: BusAddress::of_pinned(0x8000_0000), bytes }];
     fn submit(rig: &mut Rig, ticket: u32, operation: Operation<'_>) {
@@ -188,7 +188,7 @@ fn a_failed_part_fails_its_operation_alone() {
     for (status, outcome) in
         [(1, Outcome::Failed), (2, Outcome::Unsupported), (255, Outcome::Failed), (9, Outcome::Failed)]
     {
-        let mut rig = Rig::started(model, &Random(1));
+        let mut rig = Rig::started(model, &Random::seeded(1));
         let pieces = rig.pieces(0, 200);
         rig.blk.submit(Ticket(1), Operation::Write { sector: 0, pieces: &pieces }).unwrap();
         rig.blk.submit(Ticket(2), Operation::Discard { sector: 0, sectors: 500 }).unwrap();
@@ -215,7 +215,7 @@ fn a_failed_part_fails_its_operation_alone() {
 #[test]
 fn an_operation_of_many_pieces_is_taken_by_an_idle_disk_however_little_it_takes_at_once() {
     let least = Model { features: VERSION_1 | BLK_SIZE | FLUSH, queue: 4, ..Model::usual() };
-    let mut rig = Rig::started(least, &Random(1));
+    let mut rig = Rig::started(least, &Random::seeded(1));
     let pieces: Vec<Piece> =
         (0..256).map(|i| Piece { address: BusAddress::of_pinned(0x8000_0000 + i * 1024), bytes: 512 }).collect();
     rig.blk.submit(Ticket(1), Operation::Read { sector: 0, pieces: &pieces }).unwrap();
@@ -235,7 +235,7 @@ fn a_device_that_cannot_be_used_is_dead_with_a_reason() {
     let usual = Model::usual();
     let reason = |change: fn(&mut State)| {
         // It has worked once.
-        let mut rig = Rig::started(usual, &Random(1));
+        let mut rig = Rig::started(usual, &Random::seeded(1));
         assert_eq!(rig.command(), 0x406);
         change(&mut rig.disk.0.borrow_mut());
         let ends = (0..RESET_ASKED + 2).map(|_| rig.blk.reset());
@@ -258,7 +258,7 @@ fn a_device_that_cannot_be_used_is_dead_with_a_reason() {
 
 #[test]
 fn nothing_more_is_asked_for_an_operation_that_has_failed() {
-    let mut rig = Rig::started(Model { queue: 8, seg_max: 2, ..Model::usual() }, &Random(1));
+    let mut rig = Rig::started(Model { queue: 8, seg_max: 2, ..Model::usual() }, &Random::seeded(1));
     let pieces: Vec<Piece> =
         (0..256).map(|i| Piece { address: BusAddress::of_pinned(0x8000_0000 + i * 1024), bytes: 512 }).collect();
     for operation in [Operation::Read { sector: 0, pieces: &pieces }, Operation::Discard { sector: 0, sectors: 512 }] {
@@ -279,7 +279,7 @@ fn nothing_more_is_asked_for_an_operation_that_has_failed() {
 
 #[test]
 fn a_disk_that_was_stopped_gives_its_memory_back_and_can_be_started_again() {
-    let mut rig = Rig::started(Model::usual(), &Random(1));
+    let mut rig = Rig::started(Model::usual(), &Random::seeded(1));
     rig.blk.submit(Ticket(1), Operation::Flush).unwrap();
     rig.blk.kick();
     rig.disk.0.borrow_mut().faults.slow_reset = 1;
@@ -295,13 +295,13 @@ fn a_disk_that_was_stopped_gives_its_memory_back_and_can_be_started_again() {
     assert_eq!(answers(&mut rig), [(2, Outcome::Good)]);
     assert_eq!(rig.blk.stop(), Reset::Done);
     assert!(rig.blk.into_memory().is_some());
-    let rig = Rig::started(Model::usual(), &Random(1));
+    let rig = Rig::started(Model::usual(), &Random::seeded(1));
     assert!(rig.blk.into_memory().is_none(), "the device has it");
 }
 
 #[test]
 fn a_masked_interrupt_is_not_sent() {
-    let mut rig = Rig::started(Model::usual(), &Random(1));
+    let mut rig = Rig::started(Model::usual(), &Random::seeded(1));
     rig.blk.mask_interrupt(true);
     rig.blk.submit(Ticket(1), Operation::Flush).unwrap();
     rig.blk.kick();

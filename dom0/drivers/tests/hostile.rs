@@ -2,12 +2,12 @@
 //! ticket twice, and after a reset works as if nothing had been.
 
 mod common;
-use common::Random;
 use common::disk::{EVENT_IDX, Faults, INDIRECT, Model};
 use common::rig::Rig;
 use disk::{Device, Outcome, Reset};
 use drivers::blk::MEMORY_BYTES;
 use drivers::hardware::DmaMemory;
+use test_random::Random;
 
 /// Lets the disk do one thing to the memory it shares with the driver. False if the queue may hold nonsense afterwards, so that the
 /// disk must not serve it any more.
@@ -142,7 +142,7 @@ fn the_same_without_indirect_tables_and_event_indices() {
 #[test]
 fn heads_that_come_back_twice_or_never_were_there_break_the_disk() {
     for head in [1, 255, 256, 65_536, u32::MAX, 0] {
-        let mut rig = Rig::started(Model::usual(), &Random(1));
+        let mut rig = Rig::started(Model::usual(), &Random::seeded(1));
         while rig.in_flight() == 0 {
             rig.submit(1, false);
         }
@@ -164,7 +164,7 @@ fn heads_that_come_back_twice_or_never_were_there_break_the_disk() {
 
 #[test]
 fn a_head_that_comes_back_twice_breaks_the_disk_while_others_are_in_flight() {
-    let mut rig = Rig::started(Model::usual(), &Random(1));
+    let mut rig = Rig::started(Model::usual(), &Random::seeded(1));
     while rig.in_flight() < 3 {
         rig.submit(1, false);
     }
@@ -177,7 +177,7 @@ fn a_head_that_comes_back_twice_breaks_the_disk_while_others_are_in_flight() {
 
 #[test]
 fn what_was_not_shown_cannot_come_back() {
-    let mut rig = Rig::started(Model::usual(), &Random(1));
+    let mut rig = Rig::started(Model::usual(), &Random::seeded(1));
     while rig.in_flight() == 0 {
         rig.submit(1, false);
     }
@@ -187,7 +187,7 @@ fn what_was_not_shown_cannot_come_back() {
 
 #[test]
 fn a_length_is_not_believed_and_a_missing_status_is_a_failure() {
-    let mut rig = Rig::started(Model::usual(), &Random(1));
+    let mut rig = Rig::started(Model::usual(), &Random::seeded(1));
     while rig.in_flight() == 0 {
         rig.submit(1, false);
     }
@@ -200,7 +200,7 @@ fn a_length_is_not_believed_and_a_missing_status_is_a_failure() {
 
 #[test]
 fn a_device_is_asked_whether_it_needs_a_reset_only_when_it_owes_an_answer() {
-    let mut rig = Rig::started(Model::usual(), &Random(1));
+    let mut rig = Rig::started(Model::usual(), &Random::seeded(1));
     rig.disk.0.borrow_mut().status |= 64;
     assert!(rig.take().is_none() && !rig.blk.needs_reset(), "nothing is asked of it");
     while rig.in_flight() == 0 {
@@ -214,7 +214,7 @@ fn a_device_is_asked_whether_it_needs_a_reset_only_when_it_owes_an_answer() {
 
 #[test]
 fn a_device_that_was_pulled_out_is_dead_and_answers_nothing() {
-    let mut rig = Rig::started(Model::usual(), &Random(1));
+    let mut rig = Rig::started(Model::usual(), &Random::seeded(1));
     rig.submit(1, false);
     rig.disk.0.borrow_mut().faults.slow_reset = usize::MAX;
     rig.disk.0.borrow_mut().status = 0xff;

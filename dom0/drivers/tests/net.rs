@@ -2,13 +2,13 @@
 //! a notification or an interrupt that never comes.
 
 mod common;
-use common::Random;
 use common::net_rig::{NetRig, Sample};
 use common::nic::{CSUM, EVENT_IDX, GUEST_CSUM, GUEST_TSO, HOST_TSO, MAC, MRG_RXBUF, MTU, Model, State, VERSION_1};
 use drivers::net::Dropped;
 use drivers::virtio::RESET_ASKED;
 use network::{Checksum, FrameInfo, Full, Mac, Offloads, Protocol, Reset, Segmentation, Uplink};
 use std::collections::VecDeque;
+use test_random::Random;
 
 /// Sends and delivers so many frames in random order. `most` is the longest frame that is not cut.
 fn run(model: Model, most: usize, frames: usize) {
@@ -120,7 +120,7 @@ fn a_device_that_can_only_send_and_receive() {
 
 #[test]
 fn nothing_is_done_before_the_first_reset_and_no_memory_is_touched_before_it_ends() {
-    let mut rig = NetRig::new(Model::usual(), &Random(1));
+    let mut rig = NetRig::new(Model::usual(), &Random::seeded(1));
     let mut into = vec![0; 65_535];
     assert_eq!(rig.command(), 0x402, "answers, no line, no bus master");
     assert!(rig.net.needs_reset() && !rig.net.rearm() && !rig.net.has_link());
@@ -141,7 +141,7 @@ fn nothing_is_done_before_the_first_reset_and_no_memory_is_touched_before_it_end
 fn a_device_that_cannot_be_used_is_dead_with_a_reason() {
     let reason = |change: fn(&mut State)| {
         // It has worked once.
-        let mut rig = NetRig::started(Model::usual(), &Random(1));
+        let mut rig = NetRig::started(Model::usual(), &Random::seeded(1));
         change(&mut rig.nic.0.borrow_mut());
         let ends = (0..RESET_ASKED + 2).map(|_| rig.net.reset());
         let end = ends.into_iter().find(|end| *end != Reset::Pending);
@@ -164,7 +164,7 @@ fn a_device_that_cannot_be_used_is_dead_with_a_reason() {
 
 #[test]
 fn what_the_device_does_not_do_is_dropped_and_counted() {
-    let (mut random, mut into) = (Random(1), vec![0; 65_535]);
+    let (mut random, mut into) = (Random::seeded(1), vec![0; 65_535]);
     let mut rig = NetRig::started(Model::usual(), &random);
     let blank = Sample::tcp(&mut random, 100, false, 0);
     let segments = Sample::tcp(&mut random, 10_000, false, 1000);
@@ -195,7 +195,7 @@ fn what_the_device_does_not_do_is_dropped_and_counted() {
 fn a_verified_checksum_is_believed_of_a_device_that_verifies() {
     let mut into = vec![0; 65_535];
     for (model, checksum) in [(Model::able(), Checksum::Verified), (Model::usual(), Checksum::Unverified)] {
-        let mut rig = NetRig::started(model, &Random(1));
+        let mut rig = NetRig::started(model, &Random::seeded(1));
         let mut header = [0; 12];
         header[0] = 2;
         assert!(rig.nic.0.borrow_mut().deliver(header, &[7; 60]));
@@ -205,7 +205,7 @@ fn a_verified_checksum_is_believed_of_a_device_that_verifies() {
 
 #[test]
 fn a_frame_whose_buffers_come_one_by_one_is_taken_when_it_is_whole() {
-    let (mut random, mut into) = (Random(1), vec![0; 65_535]);
+    let (mut random, mut into) = (Random::seeded(1), vec![0; 65_535]);
     let mut rig = NetRig::started(Model::able(), &random);
     let sample = Sample::tcp(&mut random, 9000, true, 1400);
     {
@@ -225,7 +225,7 @@ fn a_frame_whose_buffers_come_one_by_one_is_taken_when_it_is_whole() {
 
 #[test]
 fn a_device_that_was_stopped_gives_its_memory_back_and_can_be_started_again() {
-    let (mut rig, mut into) = (NetRig::started(Model::usual(), &Random(1)), vec![0; 65_535]);
+    let (mut rig, mut into) = (NetRig::started(Model::usual(), &Random::seeded(1)), vec![0; 65_535]);
     assert!(rig.nic.0.borrow_mut().deliver([0; 12], &[1; 60]));
     rig.nic.0.borrow_mut().faults.slow_reset = 1;
     assert_eq!((rig.net.stop(), rig.command()), (Reset::Pending, 0x406));
@@ -241,6 +241,6 @@ fn a_device_that_was_stopped_gives_its_memory_back_and_can_be_started_again() {
     assert_eq!(rig.net.receive(&mut into).map(|(bytes, _)| bytes), Some(61));
     assert_eq!(rig.net.stop(), Reset::Done);
     assert!(rig.net.into_memory().is_some());
-    let rig = NetRig::started(Model::usual(), &Random(1));
+    let rig = NetRig::started(Model::usual(), &Random::seeded(1));
     assert!(rig.net.into_memory().is_none(), "the device has it");
 }

@@ -2,11 +2,11 @@
 //! buffer twice, and after a reset works as if nothing had been.
 
 mod common;
-use common::Random;
 use common::net_rig::{NetRig, Sample};
 use common::nic::{EVENT_IDX, Faults, MRG_RXBUF, Model};
 use drivers::hardware::DmaMemory;
 use network::{Checksum, Reset, Uplink};
+use test_random::Random;
 
 /// Lets the device do one thing to the memory it shares with the driver. False if the queues may hold nonsense afterwards, so that
 /// the device must not serve them any more; `sane`: they hold none yet.
@@ -163,8 +163,8 @@ fn heads_that_come_back_twice_or_never_were_there_break_the_device() {
     let mut into = vec![0; 65_535];
     // A receive queue has heads 0 to 63; none of a send queue's is with the device after head 127.
     for (queue, head) in [(0, 64), (0, 65_536), (0, u32::MAX), (1, 0), (1, 1), (1, 128), (1, u32::MAX)] {
-        let mut rig = NetRig::started(Model::able(), &Random(1));
-        let plain = Sample::plain(&mut Random(2), 60);
+        let mut rig = NetRig::started(Model::able(), &Random::seeded(1));
+        let plain = Sample::plain(&mut Random::seeded(2), 60);
         rig.net.send(&plain.frame, plain.info).unwrap();
         rig.net.kick();
         rig.nic.0.borrow_mut().send(1);
@@ -180,13 +180,13 @@ fn heads_that_come_back_twice_or_never_were_there_break_the_device() {
 
 #[test]
 fn a_buffer_that_comes_back_twice_breaks_the_device() {
-    let (mut rig, mut into) = (NetRig::started(Model::able(), &Random(1)), vec![0; 65_535]);
+    let (mut rig, mut into) = (NetRig::started(Model::able(), &Random::seeded(1)), vec![0; 65_535]);
     assert!(rig.nic.0.borrow_mut().deliver([0; 12], &[1; 60]));
     rig.nic.0.borrow_mut().put_used(0, 0, 72);
     assert!(rig.net.receive(&mut into).is_some(), "the first time");
     // Its buffer is available again, but the device was not shown that.
     assert!(rig.net.receive(&mut into).is_some());
-    let mut rig = NetRig::started(Model::able(), &Random(1));
+    let mut rig = NetRig::started(Model::able(), &Random::seeded(1));
     let mut two = [0; 12];
     two[10] = 2;
     rig.memory[0].write_bytes(8192, &two);
@@ -211,7 +211,7 @@ fn lengths_and_numbers_of_buffers_that_cannot_be_break_the_device() {
         (60, 65, true),
         (60, u16::MAX, true),
     ] {
-        let mut rig = NetRig::started(Model::able(), &Random(1));
+        let mut rig = NetRig::started(Model::able(), &Random::seeded(1));
         let mut header = [0; 12];
         header[10..].copy_from_slice(&buffers.to_le_bytes());
         rig.memory[0].write_bytes(8192, &header);
@@ -223,14 +223,14 @@ fn lengths_and_numbers_of_buffers_that_cannot_be_break_the_device() {
 
 #[test]
 fn what_was_not_shown_cannot_come_back() {
-    let (mut rig, mut into) = (NetRig::started(Model::able(), &Random(1)), vec![0; 65_535]);
+    let (mut rig, mut into) = (NetRig::started(Model::able(), &Random::seeded(1)), vec![0; 65_535]);
     rig.nic.0.borrow_mut().set_used_index(0, 65);
     assert!(rig.net.receive(&mut into).is_none() && rig.net.needs_reset());
 }
 
 #[test]
 fn a_device_is_asked_whether_it_needs_a_reset_only_after_a_look_in_vain() {
-    let (mut rig, mut into) = (NetRig::started(Model::able(), &Random(1)), vec![0; 65_535]);
+    let (mut rig, mut into) = (NetRig::started(Model::able(), &Random::seeded(1)), vec![0; 65_535]);
     assert!(rig.nic.0.borrow_mut().deliver([0; 12], &[1; 60]));
     rig.nic.0.borrow_mut().status |= 64;
     assert!(!rig.net.needs_reset(), "nobody has looked yet");
@@ -243,7 +243,7 @@ fn a_device_is_asked_whether_it_needs_a_reset_only_after_a_look_in_vain() {
 
 #[test]
 fn a_device_that_was_pulled_out_is_dead() {
-    let (mut rig, mut into) = (NetRig::started(Model::usual(), &Random(1)), vec![0; 65_535]);
+    let (mut rig, mut into) = (NetRig::started(Model::usual(), &Random::seeded(1)), vec![0; 65_535]);
     rig.nic.0.borrow_mut().faults.slow_reset = usize::MAX;
     rig.nic.0.borrow_mut().status = 0xff;
     assert!(rig.net.receive(&mut into).is_none() && rig.net.needs_reset());

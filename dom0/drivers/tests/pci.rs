@@ -140,7 +140,7 @@ fn measuring_a_bar_leaves_it_as_it_was() {
 
 #[test]
 fn random_configuration_space_is_survived() {
-    let mut random = common::Random::new();
+    let mut random = test_random::Random::new();
     let mut taken = 0;
     for _ in 0..20_000 {
         let mut space = Space::virtio_disk();

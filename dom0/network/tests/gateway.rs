@@ -6,12 +6,13 @@ use common::world::{
     DNS, FAR, GATEWAY, GATEWAY_MAC, ROUTER, ROUTER_MAC, SECOND, Sent, UPLINK, UPLINK_MAC, World, arp, echo, from_far,
     settings, syn,
 };
-use common::{Fill, Random, checksum, ethernet, fill, ipv4, is_right, tcp, udp};
+use common::{Fill, checksum, ethernet, fill, ipv4, is_right, mutate, tcp, udp};
 use network::{
     Address, Addressing, CannotAttach, CannotForward, Checksum, FrameInfo, Gateway, Mac, PortId, Protocol, Reason,
     Responder, ResponderSettings, Segmentation, Station, Transported,
 };
 use std::collections::BTreeSet;
+use test_random::Random;
 
 /// Makes the answer to a port.
 type Answer<'a> = Box<dyn Fn(u16) -> Vec<u8> + 'a>;
@@ -290,7 +291,7 @@ fn flows_are_translated_both_ways() {
         let far = [198, 51, 100, random.byte()];
         let count = random.below(300);
         let (data, back) = (random.bytes(count), random.bytes(count / 2));
-        let (inner, remote) = (1_024 + round, 1 + u16::try_from(random.below(60_000)).unwrap());
+        let (inner, remote) = (1_024 + round, 1 + random.below(60_000));
         let (protocol, out, answer): (u8, Vec<u8>, Answer<'_>) = match random.below(3) {
             0 => (
                 6,
@@ -787,7 +788,7 @@ fn no_dhcp_frame_makes_the_gateway_panic_or_answer_another() {
         let index = if random.below(10) == 0 { random.below(4) } else { seed / 3 };
         let mut frame = seeds[seed].clone();
         if random.below(3) == 0 {
-            random.mutate(&mut frame);
+            mutate(&mut random, &mut frame);
         } else {
             let at = 42 + 236 + random.below(frame.len() - 42 - 236);
             frame[at] = random.byte();
@@ -852,7 +853,7 @@ fn no_frame_makes_the_translator_panic_or_pass_what_is_not_its_own() {
             checksum: [Checksum::Unverified, Checksum::Verified, Checksum::Blank][random.below(3)],
             segmentation: (random.below(8) == 0).then_some(Segmentation {
                 protocol: if random.below(2) == 0 { Protocol::Tcp4 } else { Protocol::Tcp6 },
-                bytes: u16::try_from(random.below(2_000)).unwrap(),
+                bytes: random.below(2_000),
             }),
         };
         world.now += SECOND / 1_000;
@@ -860,7 +861,7 @@ fn no_frame_makes_the_translator_panic_or_pass_what_is_not_its_own() {
             let seed = random.below(inside.len());
             let index = if random.below(10) == 0 { random.below(3) } else { seed / 9 };
             let mut frame = inside[seed].clone();
-            random.mutate(&mut frame);
+            mutate(&mut random, &mut frame);
             let sent = world.guest(index, &frame, info);
             assert!(sent.to_guests.iter().all(|(port, ..)| *port == world.guests[index].port));
             for (frame, _) in sent.to_uplink {
@@ -870,7 +871,7 @@ fn no_frame_makes_the_translator_panic_or_pass_what_is_not_its_own() {
             }
         } else {
             let mut frame = outside[random.below(outside.len())].clone();
-            random.mutate(&mut frame);
+            mutate(&mut random, &mut frame);
             let sent = world.uplink(&frame, info);
             for (port, frame, _) in sent.to_guests {
                 let guest = world.guests.iter().find(|guest| guest.port == port).unwrap();

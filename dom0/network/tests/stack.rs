@@ -2,7 +2,6 @@
 //! frames.
 
 mod common;
-use common::Random;
 use common::world::{ROUTER, ROUTER_MAC, SECOND, Sent, UPLINK, settings};
 use network::{Address, Addressing, FrameInfo, Gateway, Mac, PortId, Station, Transported};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -11,6 +10,7 @@ use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv4Address};
 use std::collections::VecDeque;
+use test_random::Random;
 
 /// A network device: frames that wait for the stack, and frames that the stack sent.
 #[derive(Default)]

@@ -6,6 +6,7 @@ use ring_protocol::{SharedPage, WordPage};
 use store::transport::Link;
 use store::wire::message;
 use store::{DomainId, Store};
+use test_random::Random;
 
 const PIECES: [&str; 22] = [
     "data",
@@ -35,7 +36,7 @@ const PIECES: [&str; 22] = [
 fn payload(random: &mut Random) -> Vec<u8> {
     let mut text = String::new();
     for _ in 0..random.below(8) {
-        text += *random.pick(&PIECES);
+        text += random.pick(&PIECES);
     }
     let mut payload = bytes(&text);
     match random.below(12) {
@@ -56,9 +57,9 @@ fn requests_made_of_pieces_never_break_the_store() {
     let mut random = Random::new();
     let mut world = World::new(&[5, 6]);
     for step in 0..60_000 {
-        let id = *random.pick(&[World::guest(5), World::guest(6), World::guest(5), world.dom0]);
+        let id = random.pick(&[World::guest(5), World::guest(6), World::guest(5), world.dom0]);
         let privileged = id == world.dom0;
-        let kind = u32::try_from(random.below(28)).unwrap();
+        let kind = random.below(28);
         let transaction = u32::try_from(random.below(4) * random.below(2)).unwrap();
         // dom0 is trusted not to give everything away or to forget its clients.
         if privileged && (kind == RELEASE || kind == SET_PERMS || kind == INTRODUCE) {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::*;
 use store::{ConnectionId, DomainId, Quotas};
+use test_random::Random;
 
 const DOMAINS: [u16; 3] = [1, 2, 3];
 const NODES_MAX: usize = 14;
@@ -247,9 +248,9 @@ impl Model {
 
 fn random_path(random: &mut Random) -> String {
     let tops = ["", "/local/domain/1/data", "/local/domain/2/data", "/s"];
-    let mut path = (*random.pick(&tops)).to_owned();
+    let mut path = (random.pick(&tops)).to_owned();
     for _ in 0..random.below(4) {
-        path += *random.pick(&["/a", "/b", "/c-", "/b0"]);
+        path += random.pick(&["/a", "/b", "/c-", "/b0"]);
     }
     if path.is_empty() { "/".into() } else { path }
 }
@@ -265,7 +266,7 @@ fn random_op(random: &mut Random) -> Op {
         10 | 11 => Op::Rm(path),
         _ => {
             let count = 1 + random.below(4);
-            let one = |random: &mut Random| (*random.pick(&['n', 'r', 'w', 'b']), *random.pick(&[0, 1, 2, 3]));
+            let one = |random: &mut Random| (random.pick(&['n', 'r', 'w', 'b']), random.pick(&[0, 1, 2, 3]));
             Op::SetPerms(path, (0..count).map(|_| one(random)).collect())
         }
     }
@@ -484,9 +485,9 @@ fn the_store_agrees_with_its_model() {
             run.plain(0, &Op::SetPerms("/s".into(), vec![('n', 0), ('b', 1), ('b', 2), ('r', 3)]));
             run.plain(0, &Op::SetPerms("/".into(), vec![('r', 0)]));
         }
-        let who = *random.pick(&[0, 1, 1, 2, 2, 3]);
+        let who = random.pick(&[0, 1, 1, 2, 2, 3]);
         match random.below(100) {
-            0 if random.below(20) == 0 => run.release(*random.pick(&DOMAINS)),
+            0 if random.below(20) == 0 => run.release(random.pick(&DOMAINS)),
             0..=2 => {
                 let token = format!("t{}", random.below(3));
                 run.watch(who, random_path(&mut random), token);

@@ -7,6 +7,7 @@ use ring_protocol::{SharedPage, WordPage};
 use store::transport::Link;
 use store::wire::{Assembler, message};
 use store::{DomainId, Quotas, SnapshotError, Store, StoreError};
+use test_random::Random;
 
 fn restart(world: &mut World) {
     let snapshot = world.store.save();

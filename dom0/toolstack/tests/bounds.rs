@@ -5,9 +5,10 @@
 #[allow(dead_code, reason = "shared by two tests")]
 mod packed;
 
-use packed::{FORMATS, Random, bzimage, crc32, gzip, kernel, sized, zstd};
+use packed::{FORMATS, bzimage, crc32, damaged, gzip, kernel, sized, zstd};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
+use test_random::Random;
 use toolstack::unpack::{room_for, unpack};
 
 #[global_allocator]
@@ -112,7 +113,7 @@ fn a_window_is_no_larger_than_the_kernel() {
 
 /// Damaged files of every format, headers and payload, and gzip'ed files.
 fn damaged_files_cost_no_more() {
-    let mut random = Random::from_environment();
+    let mut random = Random::new();
     let elf = &kernel()[..6000];
     let mut wholes: Vec<Vec<u8>> = FORMATS.iter().map(|(_, pack)| bzimage(&pack(elf))).collect();
     wholes.extend(FORMATS.iter().map(|(_, pack)| bzimage(&twice(pack(elf), elf.len()))));
@@ -120,7 +121,7 @@ fn damaged_files_cost_no_more() {
     let mut refused = 0;
     for whole in &wholes {
         for round in 0..600 {
-            let image = random.damaged(whole);
+            let image = damaged(&mut random, whole);
             // The header says where the payload ends, and there is the claim.
             let claimed = claim(&image);
             refused += usize::from(counted(&format!("round {round}"), &image, claimed).is_some());

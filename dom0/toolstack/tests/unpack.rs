@@ -4,9 +4,10 @@
 #[allow(dead_code, reason = "shared by two tests")]
 mod packed;
 
-use packed::{FORMATS, Random, bzimage, gzip, kernel, lz4, sized, xz, zstd};
+use packed::{FORMATS, bzimage, damaged, gzip, kernel, lz4, sized, xz, zstd};
 use std::borrow::Cow;
 use std::cell::Cell;
+use test_random::Random;
 use toolstack::unpack::{Compression, Packed, UnpackError, at_once, unpack, unpack_within};
 
 const LIMIT: usize = 64 << 20;
@@ -156,13 +157,13 @@ fn a_damaged_gzip_payload_fails_its_checksum() {
 
 #[test]
 fn damaged_payloads_never_panic() {
-    let mut random = Random::from_environment();
+    let mut random = Random::new();
     let elf = &kernel()[..6000];
     let mut refused = 0;
     for (_, pack) in FORMATS {
         let whole = bzimage(&pack(elf));
         for _ in 0..400 {
-            let image = random.damaged(&whole);
+            let image = damaged(&mut random, &whole);
             if let Err(error) = unpack(&image, 1 << 20) {
                 assert!(!error.to_string().is_empty());
                 refused += 1;

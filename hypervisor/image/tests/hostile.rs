@@ -7,6 +7,7 @@ mod common;
 
 use common::*;
 use guest_image::{Config, ImageError, Kernel, MOST_HEADERS, MOST_NOTE_BYTES, Plan, Wiring};
+use test_random::Random;
 
 fn refusal(file: &[u8]) -> String {
     Kernel::parse(file).err().unwrap().to_string()
@@ -201,29 +202,9 @@ fn most_written(file: &[u8], plan: &Plan<'_>) -> u64 {
     file.len() as u64 + plan.kernel.span.1 - plan.kernel.span.0 + plan.config.ramdisk.len() as u64 + 2 * 4096 * ours
 }
 
-/// xorshift64*: good enough to break files with.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).unwrap()
-    }
-}
-
 #[test]
 fn a_corrupted_kernel_never_panics() {
-    let seed = std::env::var("TENON_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
-        u64::from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos()) | 1
-    });
-    println!("TENON_SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = Random::new();
     let all = [number(15, 0x80_0000_0000), number(16, 1), number(2, BASE + 0x1000)];
     let all = [linux_notes(BASE + 0x1000), all.to_vec()].concat();
     // What mutations have to play with: segments that are not there, for copies of others.

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+use test_random::Random;
 
 /// Bytes that a disk writes as a whole.
 pub const SECTOR: usize = 512;
@@ -133,26 +134,13 @@ impl Sectors {
 
     /// Lets each volatile sector be what it was, or one of what it was to be.
     fn lose(&mut self, seed: u64) {
-        let mut random = Random(seed);
+        let mut random = Random::seeded(seed);
         for (sector, contents) in std::mem::take(&mut self.volatile) {
             let choice = random.below(contents.len() + 1);
             if let Some(content) = contents.get(choice) {
                 self.settle(sector, content);
             }
         }
-    }
-}
-
-/// Numbers that a seed determines (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % end as u64).unwrap_or(0)
     }
 }
 

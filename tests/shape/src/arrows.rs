@@ -20,7 +20,7 @@ const fn outside(name: &'static str, ours: &'static [&'static str]) -> Allowed {
 }
 
 /// What any crate's tests may use.
-const FOR_TESTS: &str = "test-kernels";
+const FOR_TESTS: &[&str] = &["test-kernels", "test-random"];
 
 /// What the tests of a crate may use beside: the heap is tried with those it is for.
 const TRIED_WITH: &[(&str, &[&str])] = &[("unikernel", &["console-backend", "store"])];
@@ -96,8 +96,9 @@ const ARROWS: &[Allowed] = &[
     ),
     outside("guests", &["hypercall-abi", "ring-protocol", "unikernel"]),
     outside("sim", &["guest-image", "hv-core", "hypercall-abi", "ring-protocol"]),
-    outside("boot", &["xtask"]),
-    outside(FOR_TESTS, &[]),
+    outside("boot", &["test-random", "xtask"]),
+    outside("test-kernels", &[]),
+    outside("test-random", &[]),
     outside("microbench", &["marker"]),
     outside("marker", &[]),
     outside("plugin", &["marker"]),
@@ -121,7 +122,7 @@ pub(crate) fn check(crates: &[Crate]) -> Vec<String> {
                 let tried =
                     TRIED_WITH.iter().any(|(tested, with)| *tested == member.name && with.contains(&name.as_str()));
                 let fine = if names.contains(&name.as_str()) {
-                    let for_tests = section == "dev-dependencies" && (tried || name == FOR_TESTS);
+                    let for_tests = section == "dev-dependencies" && (tried || FOR_TESTS.contains(&name.as_str()));
                     for_tests || allowed.ours.contains(&name.as_str())
                 } else {
                     tools || allowed.theirs.is_none_or(|theirs| theirs.contains(&name.as_str()))

@@ -7,7 +7,8 @@ use block_backend::Limits;
 use common::device::Media;
 use common::disks::Partition;
 use common::neighbour::Neighbour;
-use common::{Device, Faults, Machine, Random};
+use common::{Device, Faults, Machine};
+use test_random::Random;
 
 const SECTORS: u64 = 96;
 

@@ -7,10 +7,11 @@ use block_backend::{DATA_PINS, FLIGHTS, Limits, Pins, Queue, VbdId};
 use common::device::Media;
 use common::disks::{Partition, Patchwork};
 use common::front::whole;
-use common::{Device, FIRST_FREE, Front, Machine, Random, turns};
+use common::{Device, FIRST_FREE, Front, Machine, turns};
 use ring_protocol::block::operation;
 use std::cell::RefCell;
 use std::rc::Rc;
+use test_random::Random;
 
 const SECTORS: u64 = 4096;
 

@@ -9,11 +9,12 @@ use common::device::Media;
 use common::disks::{Layered, Partition, Patchwork, Pool};
 use common::front::segment;
 use common::neighbour::Neighbour;
-use common::{Device, FIRST_FREE, Faults, Front, Machine, Random};
+use common::{Device, FIRST_FREE, Faults, Front, Machine};
 use ring_protocol::SharedPage;
 use ring_protocol::block::{Segment, Slot, operation};
 use std::cell::RefCell;
 use std::rc::Rc;
+use test_random::Random;
 use zerocopy::{FromBytes, IntoBytes};
 
 const SECTORS: u64 = 256;
@@ -100,7 +101,7 @@ impl World {
     }
 
     fn step(&mut self) {
-        let n = self.random.below(2) as usize;
+        let n = self.random.below(2);
         let burst = 1 + self.random.below(40);
         for _ in 0..burst {
             let (random, hostile) = (&mut self.random, &mut self.hostile[n]);
@@ -136,7 +137,7 @@ impl World {
     fn scribble(&mut self, n: usize) {
         let mut state = self.machine.0.borrow_mut();
         let page = &mut state.guests[n][(self.random.below(8) + 80) as usize];
-        for place in page.chunks_exact_mut(8).take(1 + self.random.below(256) as usize) {
+        for place in page.chunks_exact_mut(8).take(1 + self.random.below(256)) {
             place.copy_from_slice(any_segment(&mut self.random, 60).as_bytes());
         }
     }
@@ -164,7 +165,7 @@ impl World {
     fn break_ring(&mut self, n: usize) {
         let Hostile { front, id, .. } = &mut self.hostile[n];
         let wild = self.random.next() as u32;
-        let near = front.page.load_u32(0).wrapping_add(self.random.below(600) as u32);
+        let near = front.page.load_u32(0).wrapping_add(self.random.below(600));
         front.page.store_u32(0, if self.random.below(2) == 0 { wild } else { near });
         self.queue.attend(*id);
         let id = *id;
@@ -230,34 +231,34 @@ impl World {
     }
 }
 
-fn any_segment(random: &mut Random, known: u64) -> Segment {
-    let reference = if random.below(200) == 0 { random.next() as u32 } else { random.below(known) as u32 };
+fn any_segment(random: &mut Random, known: u32) -> Segment {
+    let reference = if random.below(200) == 0 { random.next() as u32 } else { random.below(known) };
     match random.below(100) {
         0 => Segment { reference, first: random.next() as u8, last: random.next() as u8, padding: 1 },
         _ => {
-            let first = random.below(8) as u8;
-            segment(reference, first, first + random.below(8 - u64::from(first)) as u8)
+            let first = random.below(8);
+            segment(reference, first, first + random.below(8 - first))
         }
     }
 }
 
 fn any_slot(random: &mut Random, id: u64) -> Slot {
     let sector = random.below(SECTORS + 8);
-    let op = [operation::READ, operation::WRITE][random.below(2) as usize];
+    let op = [operation::READ, operation::WRITE][random.below(2)];
     let segments: Vec<Segment> = (0..1 + random.below(4)).map(|_| any_segment(random, 90)).collect();
     let slot = match random.below(16) {
         0 => Slot::direct(operation::FLUSH, id, 0, &[]),
         1 => Slot::direct(operation::FLUSH, id, sector, &segments),
         2 => Slot::discard(id, sector, random.below(20)),
         3 => Slot::direct(random.next() as u8, id, sector, &segments),
-        4 | 5 => Slot::indirect(op, id, sector, random.below(40) as u16, 80 + random.below(8) as u32),
-        6 if random.below(8) == 0 => Slot::indirect(op, id, sector, random.below(300) as u16, random.below(120) as u32),
+        4 | 5 => Slot::indirect(op, id, sector, random.below(40), 80 + random.below(8)),
+        6 if random.below(8) == 0 => Slot::indirect(op, id, sector, random.below(300), random.below(120)),
         _ => Slot::direct(op, id, sector, &segments),
     };
     let mut bytes: [u8; 112] = slot.as_bytes().try_into().unwrap();
     if random.below(4) == 0 {
         for _ in 0..1 + random.below(3) {
-            let at = random.below(112) as usize;
+            let at = random.below(112);
             bytes[if (8..16).contains(&at) { 0 } else { at }] = random.next() as u8;
         }
     }
@@ -283,7 +284,7 @@ fn every_mutated_request_has_one_answer_and_nothing_is_left() {
                 let faults = any_faults(&mut world.random, run % 5 == 4);
                 world.machine.faults(faults);
                 // Handles for all, for a few requests, or for not even the longest.
-                let handles = [8192, 8192, 300, 40][world.random.below(4) as usize];
+                let handles = [8192, 8192, 300, 40][world.random.below(4)];
                 world.machine.0.borrow_mut().handles = handles;
             }
             world.step();

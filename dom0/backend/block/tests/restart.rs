@@ -10,10 +10,11 @@ use common::device::Media;
 use common::disks::Partition;
 use common::front::whole;
 use common::neighbour::Neighbour;
-use common::{Device, Faults, Front, Machine, Memory, Random};
+use common::{Device, Faults, Front, Machine, Memory};
 use ring_protocol::WordPage;
 use std::cell::RefCell;
 use std::rc::Rc;
+use test_random::Random;
 
 const SECTORS: u64 = 96;
 

@@ -8,9 +8,10 @@ use common::device::{Media, SECTOR};
 use common::disks::{Partition, Patchwork};
 use common::front::{segment, whole};
 use common::two::Two;
-use common::{Device, FIRST_FREE, Front, Machine, Random, turns};
+use common::{Device, FIRST_FREE, Front, Machine, turns};
 use ring_protocol::SharedPage;
 use ring_protocol::block::{Slot, operation};
+use test_random::Random;
 
 #[test]
 fn what_is_written_is_read_on_the_own_partition() {

@@ -3,6 +3,7 @@
 use console_backend::{AttachError, BUDGET, Console, TYPED_MAX};
 use ring_protocol::console::{FrontEnd, is_connected, set_connected};
 use ring_protocol::{SharedPage, WordPage};
+use test_random::Random;
 
 const KEPT: usize = 8192;
 
@@ -111,16 +112,8 @@ fn a_lying_guest_is_left_alone() {
 
 #[test]
 fn random_indices_never_panic() {
-    let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        u64::from(now.subsec_nanos())
-    });
-    println!("SEED={seed}");
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        u32::try_from(state >> 32).unwrap()
-    };
+    let mut random = Random::new();
+    let mut next = || u32::try_from(random.next() >> 32).unwrap();
     for _ in 0..20_000 {
         let page: WordPage = WordPage::new();
         let base = next();

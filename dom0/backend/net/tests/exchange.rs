@@ -4,9 +4,10 @@
 mod common;
 
 use common::front::How;
-use common::{ALL, Front, Machine, Random, frames, turns};
+use common::{ALL, Front, Machine, frames, turns};
 use net_backend::{Limits, Switch, VifId};
 use ring_protocol::net::{Gso, GsoProtocol, MAX_SLOTS};
+use test_random::Random;
 
 struct World {
     machine: Machine,
@@ -43,9 +44,9 @@ fn any_parts(random: &mut Random, total: usize) -> Vec<(usize, usize)> {
         let length = match random.below(3) {
             0 => least,
             1 => most,
-            _ => least + random.below((most - least + 1) as u64) as usize,
+            _ => least + random.below(most - least + 1),
         };
-        parts.push((random.below((4096 - length + 1) as u64) as usize, length));
+        parts.push((random.below(4096 - length + 1), length));
         left -= length;
     }
     parts
@@ -57,10 +58,10 @@ fn packets_of_all_shapes_arrive_as_they_were_sent() {
     let mut random = Random::new();
     let mut sent = vec![Vec::new(); 3];
     for round in 0..3000 {
-        let from = random.below(3) as usize;
-        let to = (from + 1 + random.below(2) as usize) % 3;
+        let from = random.below(3);
+        let to = (from + 1 + random.below(2)) % 3;
         let gso = random.below(2) == 0;
-        let length = 60 + random.below(if gso { 65_400 } else { 8_900 }) as usize;
+        let length = 60 + random.below(if gso { 65_400 } else { 8_900 });
         let (to_mac, from_mac) = (world.fronts[to].mac, world.fronts[from].mac);
         let frame = match gso {
             true => frames::tcp4_blank(to_mac, from_mac, &vec![round as u8; length - 54]),

@@ -6,13 +6,14 @@ mod common;
 
 use common::far::{Device, Ear, STATION};
 use common::front::How;
-use common::{ALL, Front, Machine, RX_PAGES, Random, frames, mac};
+use common::{ALL, Front, Machine, RX_PAGES, frames, mac};
 use net_backend::{Drop, Event, Limits, Mode, Switch, Takes, VifId};
 use network::{FrameInfo, Mac, Offloads, Reset};
 use ring_protocol::SharedPage;
 use ring_protocol::net::{Extra, Gso, GsoProtocol, TxRequest, tx_flag};
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
+use test_random::Random;
 
 const SLOTS: u64 = 2_000_000;
 const RUNS: u64 = 8;
@@ -49,7 +50,7 @@ struct World {
 fn stamped(to: u16, from: u16, stamp: u64) -> (Vec<u8>, How) {
     let mut random = Random::seeded(stamp);
     let most = if random.below(4) == 0 { 40_000 } else { 1400 };
-    let length = 20 + random.below(most) as usize;
+    let length = 20 + random.below(most);
     let mut payload = vec![0; length];
     payload.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]));
     payload[..8].copy_from_slice(&stamp.to_le_bytes());
@@ -128,15 +129,15 @@ impl World {
                 1 => STATION,
                 2 => OUTSIDE,
                 3 => mac(1 - n),
-                _ => mac(2 + random.below(2) as u16),
+                _ => mac(2 + random.below(2)),
             };
-            let from = if random.below(10) == 0 { mac(random.below(4) as u16) } else { mac(n) };
+            let from = if random.below(10) == 0 { mac(random.below(4)) } else { mac(n) };
             let mut frame = frames::tcp4_blank(to, from, &[0x66; 300]);
             if random.below(3) == 0 {
-                let at = random.below(60) as usize;
+                let at = random.below(60);
                 frame[at] = random.next() as u8;
             }
-            let page = RX_PAGES + random.below(32) as usize;
+            let page = RX_PAGES + random.below(32);
             self.machine.write(n, page as u32, 0, &frame);
         }
     }
@@ -155,14 +156,14 @@ impl World {
         }
         // Without segments, a frame is to fit the switch.
         let most = if gso || random.below(10) == 0 { 3000 } else { 1440 / data };
-        let sizes: Vec<u16> = (0..data).map(|_| 1 + random.below(most) as u16).collect();
+        let sizes: Vec<u16> = (0..data).map(|_| 1 + random.below(most)).collect();
         let total = sizes.iter().map(|size| u64::from(*size)).sum::<u64>() + 60;
         for (at, size) in sizes.iter().enumerate() {
             let reference =
                 if random.below(50) == 0 { random.next() as u32 } else { (RX_PAGES as u64 + random.below(32)) as u32 };
-            let offset = if at == 0 || random.below(2) == 0 { 0 } else { random.below(1200) as u16 };
+            let offset = if at == 0 || random.below(2) == 0 { 0 } else { random.below(1200) };
             let mut flags = if at + 1 < sizes.len() { tx_flag::MORE_DATA } else { 0 };
-            flags |= random.below(4) as u16;
+            flags |= random.below(4);
             let size = if at == 0 { total.min(65_535) as u16 } else { *size };
             if at == 0 && gso {
                 flags |= tx_flag::EXTRA_INFO;
@@ -177,11 +178,11 @@ impl World {
             front.put(slot, false);
             self.sent += 1;
             if at == 0 && gso {
-                let bytes = if random.below(4) == 0 { random.next() as u16 } else { 48 + random.below(1400) as u16 };
+                let bytes = if random.below(4) == 0 { random.next() as u16 } else { 48 + random.below(1400) };
                 let mut extra = Extra::gso(Gso { protocol: GsoProtocol::Tcp4, bytes });
                 if random.below(10) == 0 {
-                    extra.protocol = random.below(4) as u8;
-                    extra.kind = random.below(6) as u8;
+                    extra.protocol = random.below(4);
+                    extra.kind = random.below(6);
                 }
                 front.put(TxRequest::of_extra(extra), true);
                 self.sent += 1;
@@ -190,14 +191,14 @@ impl World {
     }
 
     fn step(&mut self) {
-        let n = self.random.below(2) as usize;
+        let n = self.random.below(2);
         let packets = if self.random.below(10) == 0 { 100 } else { 1 + self.random.below(20) };
         for _ in 0..packets {
             self.send_hostile(n);
         }
         let (front, id) = &mut self.hostile[n];
         let _ = front.tx.publish(&front.tx_page);
-        front.post(self.random.below(100) as usize);
+        front.post(self.random.below(100));
         self.switch.attend(*id);
         self.scribble(n as u16);
         for from in 0..2 {
@@ -207,7 +208,7 @@ impl World {
             self.switch.attend(self.neighbours[from].id);
         }
         if self.random.below(4) == 0 {
-            let to = [Mac::BROADCAST, mac(0), mac(1), mac(9)][self.random.below(4) as usize];
+            let to = [Mac::BROADCAST, mac(0), mac(1), mac(9)][self.random.below(4)];
             let frame = frames::tcp4_blank(to, OUTSIDE, &[0x77; 500]);
             self.device.0.borrow_mut().coming.push_back((frame, FrameInfo::default()));
             self.switch.attend_uplink();
@@ -232,7 +233,7 @@ impl World {
         let to = 1 - from;
         let (frame, how) = stamped(2 + to as u16, 2 + from as u16, self.stamp);
         if self.neighbours[from].front.can_send(20) {
-            let linear = 54 + self.random.below(300) as usize;
+            let linear = 54 + self.random.below(300);
             assert!(self.neighbours[from].front.send_stock(&self.machine, &frame, linear, how));
             self.neighbours[to].expected.push_back(self.stamp);
             self.stamp += 1;
@@ -270,8 +271,8 @@ impl World {
     /// A hostile guest writes an index.
     fn break_ring(&mut self, n: usize) {
         let front = &self.hostile[n].0;
-        let page = [&front.tx_page, &front.rx_page][self.random.below(2) as usize];
-        let near = page.load_u32(0).wrapping_add(self.random.below(600) as u32);
+        let page = [&front.tx_page, &front.rx_page][self.random.below(2)];
+        let near = page.load_u32(0).wrapping_add(self.random.below(600));
         page.store_u32(0, if self.random.below(2) == 0 { self.random.next() as u32 } else { near });
         let id = self.hostile[n].1;
         self.switch.attend(id);

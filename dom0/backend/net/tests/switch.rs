@@ -5,13 +5,14 @@ mod common;
 
 use common::far::{Device, Ear, STATION};
 use common::front::{Arrived, How};
-use common::{ALL, Front, Machine, Random, frames, mac, turns};
+use common::{ALL, Front, Machine, frames, mac, turns};
 use net_backend::{BACK_BUFFERS, Broken, Connection, Counters, Drop, Event, Limits, Mode, PATIENCE_NS, Ports};
 use net_backend::{ConnectError, Switch, Takes, Turn, VifId};
 use network::{Checksum, FrameInfo, Mac, Offloads, Protocol, Reset, Segmentation};
 use ring_protocol::SharedPage;
 use ring_protocol::net::{Gso, GsoProtocol, TxRequest, tx_flag};
 use std::net::Ipv4Addr;
+use test_random::Random;
 
 const SECOND: u64 = 1_000_000_000;
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use test_random::Random;
 use xenbus_backend::{Act, Device, Front, IN_USE_NS, Kind, State};
 
 const ORDERS: u64 = 1_000;
@@ -9,19 +10,6 @@ const ORDERS: u64 = 1_000;
 const EVENTS: usize = 150;
 const BLOCK: Kind = Kind { published: State::Initialised };
 const NET: Kind = Kind { published: State::Connected };
-
-/// What is decided by chance, so that an order can be played again.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ mixed >> 31) % limit
-    }
-}
 
 /// The stock drivers that differ in what they do (ABI io 2.4, 3.10, 3.11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +64,7 @@ impl FrontEnd {
     }
 
     /// The guest looks at B and does what follows.
-    fn step(&mut self, back: State, chance: &mut Chance) {
+    fn step(&mut self, back: State, random: &mut Random) {
         let Some(state) = self.state else { return };
         let followed = |least: State| back == State::Unknown || (least..=State::Closed).contains(&back);
         match self.plan {
@@ -94,7 +82,7 @@ impl FrontEnd {
                 (self.state, self.plan, self.odd) = (Some(State::Initialising), Plan::Run, false);
             }
             Plan::ShutDown(_) | Plan::Reset(_) | Plan::Unbind(_) => {}
-            Plan::Hostile => self.harm(chance),
+            Plan::Hostile => self.harm(random),
         }
     }
 
@@ -112,9 +100,9 @@ impl FrontEnd {
         }
     }
 
-    fn harm(&mut self, chance: &mut Chance) {
+    fn harm(&mut self, random: &mut Random) {
         self.odd = true;
-        match chance.below(40) {
+        match random.below(40) {
             0 => self.state = None,
             1..4 => self.nodes = None,
             4..8 => self.nodes = Some(0),
@@ -147,7 +135,7 @@ type Met = BTreeMap<(Event, State), usize>;
 
 struct World {
     seed: u64,
-    chance: Chance,
+    random: Random,
     now: u64,
     device: Device,
     front: FrontEnd,
@@ -182,13 +170,13 @@ impl Drop for World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let mut chance = Chance(seed);
-        let driver = [Driver::Block, Driver::Net, Driver::Console][usize::try_from(chance.below(3)).unwrap()];
+        let mut random = Random::seeded(seed);
+        let driver = [Driver::Block, Driver::Net, Driver::Console][usize::try_from(random.below(3)).unwrap()];
         let kind = if driver == Driver::Net { NET } else { BLOCK };
         let state = Some(State::Initialising);
         Self {
             seed,
-            chance,
+            random,
             now: 1_000_000_000,
             device: Device::new(kind),
             front: FrontEnd { driver, plan: Plan::Run, state, nodes: None, made: 0, odd: false },
@@ -211,7 +199,7 @@ impl World {
     fn front_step(&mut self) {
         let before = (self.front.state, self.front.nodes);
         if !self.dead {
-            self.front.step(self.back.unwrap_or_default(), &mut self.chance);
+            self.front.step(self.back.unwrap_or_default(), &mut self.random);
         }
         if (self.front.state, self.front.nodes) != before {
             self.told.push(format!("{:?}: F={:?} nodes {:?}", self.front.plan, self.front.state, self.front.nodes));
@@ -279,7 +267,7 @@ impl World {
     /// The mapping and binding that has begun ends.
     fn connect_ends(&mut self) {
         let Some(nodes) = self.connecting.take() else { return };
-        if nodes == 0 || self.chance.below(8) == 0 {
+        if nodes == 0 || self.random.below(8) == 0 {
             self.told.push("cannot be connected".into());
             self.device.not_connected();
         } else {
@@ -330,11 +318,11 @@ impl World {
     }
 
     fn random_event(&mut self, met: &mut Met) {
-        match self.chance.below(400) {
+        match self.random.below(400) {
             0..160 => drop(self.back_step()),
             160..300 => self.front_step(),
             300..340 => self.connect_ends(),
-            340..360 => self.now += 1_000_000 << self.chance.below(16),
+            340..360 => self.now += 1_000_000 << self.random.below(16),
             360..366 => self.happen(Event::Reset, met),
             366..372 => self.happen(Event::Unbind, met),
             372..378 => self.happen(Event::Failure, met),

@@ -2,10 +2,11 @@
 
 mod registers;
 
-use super::{Ram, Random};
+use super::Ram;
 use drivers::hardware::DmaMemory;
 use std::cell::RefCell;
 use std::rc::Rc;
+use test_random::Random;
 
 /// Which registers of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,39 +13,6 @@ use drivers::hardware::DmaMemory;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// A generator whose runs are told apart, and repeated, by their seed.
-#[derive(Clone, Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    /// Takes `SEED` from the environment, or the time; prints it.
-    pub fn new() -> Self {
-        let given = std::env::var("SEED").ok().and_then(|text| text.parse().ok());
-        let seed = given.unwrap_or_else(|| {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-            u64::from(now.subsec_nanos()) ^ now.as_secs() << 20
-        });
-        println!("SEED={seed}");
-        Self(seed)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound as u64).unwrap()
-    }
-
-    pub fn one_in(&mut self, chance: usize) -> bool {
-        self.below(chance) == 0
-    }
-}
-
 /// Memory at an address of the bus.
 #[derive(Clone, Debug)]
 pub struct Ram {

@@ -1,13 +1,14 @@
 //! A driver with its network device, and frames to send and deliver.
 
+use super::Ram;
 use super::bus::{Bus, Space};
 use super::nic::{Model, Nic, Part, View};
-use super::{Ram, Random};
 use drivers::Net;
 use drivers::net::{RECEIVE_BYTES, SEND_BYTES};
 use drivers::pci::{Address, Function, Message};
 use drivers::virtio::{Kind, Layout, Transport};
 use network::{Checksum, FrameInfo, Protocol, Reset, Segmentation, Uplink};
+use test_random::Random;
 
 const PLACE: Address = Address::new(0, 3, 0);
 

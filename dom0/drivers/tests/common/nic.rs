@@ -1,10 +1,11 @@
 //! A virtio network device: the device's side of registers and queues, honest or not.
 
-use super::{Ram, Random};
+use super::Ram;
 use drivers::hardware::{DmaMemory, Registers};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
+use test_random::Random;
 
 pub const CSUM: u64 = 1 << 0;
 pub const GUEST_CSUM: u64 = 1 << 1;

@@ -1,13 +1,14 @@
 //! A driver with its disk, and a caller that submits operations at random and checks each answer.
 
+use super::Ram;
 use super::bus::{Bus, Space};
 use super::disk::{Disk, Model, Part, View};
-use super::{Ram, Random};
 use ::disk::{BusAddress, Device, Operation, Outcome, Piece, Reset, Ticket};
 use drivers::Blk;
 use drivers::blk::MEMORY_BYTES;
 use drivers::pci::{Address, Function, Message};
 use drivers::virtio::{Kind, Layout, Transport};
+use test_random::Random;
 
 /// Operations that the caller has in flight at most, and the sectors of memory of each.
 pub const TICKETS: usize = 100;
@@ -66,7 +67,7 @@ impl Rig {
             blk: Blk::new(transport, dma.beside(&disk)).unwrap(),
             disk,
             bus,
-            random: Random(random.0 ^ 1),
+            random: random.another(),
             guest,
             flights: vec![None; TICKETS],
             content: vec![0; sectors],

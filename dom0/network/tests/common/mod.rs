@@ -1,66 +1,31 @@
-//! What the tests share: random numbers, and frames built field by field, by other code than the crate's.
+//! What the tests share: frames built field by field, by other code than the crate's.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod dhcp;
 pub mod world;
 
-/// A generator whose runs are told apart, and repeated, by their seed.
-pub struct Random(pub u64);
+use test_random::Random;
 
-impl Random {
-    /// Takes `SEED` from the environment, or the time; prints it.
-    pub fn new() -> Self {
-        let given = std::env::var("SEED").ok().and_then(|text| text.parse().ok());
-        let seed = given.unwrap_or_else(|| {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-            u64::from(now.subsec_nanos()) ^ now.as_secs() << 20
-        });
-        println!("SEED={seed}");
-        Self(seed)
-    }
-
-    /// Returns the next number.
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    /// Returns a number below `limit`.
-    pub fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).unwrap()
-    }
-
-    pub fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[0]
-    }
-
-    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.byte()).collect()
-    }
-
-    /// Changes a few bytes, often to values at a limit, or cuts the frame, or makes it longer.
-    pub fn mutate(&mut self, frame: &mut Vec<u8>) {
-        for _ in 0..=self.below(4) {
-            if frame.is_empty() {
-                return;
+/// Changes a few bytes, often to values at a limit, or cuts the frame, or makes it longer.
+pub fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
+    for _ in 0..=random.below(4) {
+        if frame.is_empty() {
+            return;
+        }
+        let at = random.below(frame.len().min(400));
+        match random.below(12) {
+            0 => frame.truncate(at),
+            1 => frame.push(random.byte()),
+            2 => frame[at] = 0,
+            3 => frame[at] = 0xff,
+            4 => frame[at] ^= 1 << random.below(8),
+            5 => frame[at] = frame[at].wrapping_add(1),
+            6 => frame[at] = frame[at].wrapping_sub(1),
+            7 => {
+                let from = random.below(frame.len());
+                frame[at] = frame[from];
             }
-            let at = self.below(frame.len().min(400));
-            match self.below(12) {
-                0 => frame.truncate(at),
-                1 => frame.push(self.byte()),
-                2 => frame[at] = 0,
-                3 => frame[at] = 0xff,
-                4 => frame[at] ^= 1 << self.below(8),
-                5 => frame[at] = frame[at].wrapping_add(1),
-                6 => frame[at] = frame[at].wrapping_sub(1),
-                7 => {
-                    let from = self.below(frame.len());
-                    frame[at] = frame[from];
-                }
-                _ => frame[at] = self.byte(),
-            }
+            _ => frame[at] = random.byte(),
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::common::guest::Rounds;
 use crate::front::{Front, Guest};
 use crate::targets::mbr;
 use crate::world::{World, XVDA, XVDB, config};
+use test_random::Random;
 
 const ORDERS: u64 = 1_000;
 const EVENTS: usize = 100;
@@ -19,23 +20,6 @@ const DISKS: [(u32, &str); 6] = [
     (XVDB, "memory:512,,xvdb,r"),
 ];
 
-/// What is decided by chance, so that an order can be played again.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ mixed >> 31) % limit
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-}
-
 struct Living {
     guest: Guest,
     fronts: [Front; 2],
@@ -43,7 +27,7 @@ struct Living {
 
 struct Order {
     world: World,
-    chance: Chance,
+    random: Random,
     living: Vec<Living>,
     connected: usize,
     answered: usize,
@@ -51,8 +35,8 @@ struct Order {
 
 impl Order {
     fn event(&mut self) {
-        let Self { world, chance, living, .. } = self;
-        let domain = chance.of(&DOMAINS);
+        let Self { world, random, living, .. } = self;
+        let domain = random.pick(&DOMAINS);
         let at = living.iter().position(|living| living.guest.domain == domain);
         let Some(at) = at else {
             living.push(Living {
@@ -62,16 +46,16 @@ impl Order {
             return;
         };
         let Living { guest, fronts } = &mut living[at];
-        let front = &mut fronts[chance.below(2) as usize];
-        let event = chance.below(100);
+        let front = &mut fronts[random.below(2)];
+        let event = random.below(100);
         front.odd |= (73..84).contains(&event);
         match event {
             0..20 => {
-                let (_, text) = chance.of(&DISKS);
+                let (_, text) = random.pick(&DISKS);
                 let (config, name) = (config(text), format!("guest{domain}"));
                 let attached = world.disks.attach(domain, &name, &config);
                 // Sometimes nobody waits for it.
-                let _ = world.machine.run_for(1 + chance.below(60) as usize, attached);
+                let _ = world.machine.run_for(1 + random.below(60), attached);
             }
             20..45 => {
                 for _ in 0..3 {
@@ -81,22 +65,22 @@ impl Order {
             }
             45..65 => {
                 for _ in 0..4 {
-                    let op = chance.of(&[operation::READ, operation::WRITE, operation::FLUSH]);
-                    front.send(guest, op, chance.below(20) * 8, 8 + chance.below(4) as u32);
+                    let op = random.pick(&[operation::READ, operation::WRITE, operation::FLUSH]);
+                    front.send(guest, op, random.below(20) * 8, 8 + random.below(4));
                 }
-                world.machine.rounds(chance.below(4) as usize);
+                world.machine.rounds(random.below(4));
                 self.answered += front.answers().len();
             }
             65..70 => front.set_state(guest, 5),
             70..73 => front.close(guest),
             73..77 => front.set_state(guest, 1),
-            77..80 => front.set_state(guest, chance.below(9) as u32),
-            80..82 => drop(guest.put(&front.path("ring-ref"), chance.of(&["", "1000", "102", "x"]))),
+            77..80 => front.set_state(guest, random.below(9)),
+            80..82 => drop(guest.put(&front.path("ring-ref"), random.pick(&["", "1000", "102", "x"]))),
             82..83 => guest.remove(&format!("device/vbd/{}", front.device)),
             83..84 => front.break_ring(guest),
             84..90 => {
-                let detach = world.disks.detach(domain, front.device, chance.below(2) == 0);
-                let _ = world.machine.run_for(1 + chance.below(20) as usize, detach);
+                let detach = world.disks.detach(domain, front.device, random.below(2) == 0);
+                let _ = world.machine.run_for(1 + random.below(20), detach);
             }
             90..92 => world.media.borrow_mut().hangs = true,
             92..95 => world.media.borrow_mut().hangs = false,
@@ -128,7 +112,7 @@ fn a_thousand_random_orders_leave_nothing() {
     for seed in 0..ORDERS {
         let world = World::new();
         mbr(&mut world.media.borrow_mut().bytes);
-        let mut order = Order { world, chance: Chance(seed), living: Vec::new(), connected: 0, answered: 0 };
+        let mut order = Order { world, random: Random::seeded(seed), living: Vec::new(), connected: 0, answered: 0 };
         for _ in 0..EVENTS {
             order.event();
         }

@@ -4,29 +4,13 @@ use crate::ALL;
 use crate::common::guest::Rounds;
 use crate::front::{Front, Guest};
 use crate::world::{World, test_frame, test_text};
+use test_random::Random;
 
 const ORDERS: u64 = 1_000;
 const EVENTS: usize = 200;
 const DOMAINS: [u16; 3] = [5, 6, 7];
 const VIFS: [&str; 8] =
     ["", "", "bridge=a", "bridge=a", "bridge=b", "bridge=a,ip=10.77.1.9", "ip=10.77.0.9,rate=50KB/s", "bridge=uplink"];
-
-/// What is decided by chance, so that an order can be played again.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ mixed >> 31) % limit
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-}
 
 struct Living {
     guest: Guest,
@@ -35,7 +19,7 @@ struct Living {
 
 struct Order {
     world: World,
-    chance: Chance,
+    random: Random,
     living: Vec<Living>,
     connected: usize,
     heard: usize,
@@ -43,21 +27,21 @@ struct Order {
 
 impl Order {
     fn event(&mut self) {
-        let Self { world, chance, living, .. } = self;
-        let domain = chance.of(&DOMAINS);
+        let Self { world, random, living, .. } = self;
+        let domain = random.pick(&DOMAINS);
         let Some(at) = living.iter().position(|living| living.guest.domain == domain) else {
             living.push(Living { guest: world.guest(domain), fronts: [Front::new(0), Front::new(1)] });
             return;
         };
         let macs: Vec<[u8; 6]> = living.iter().flat_map(|living| &living.fronts).map(|front| front.mac).collect();
         let Living { guest, fronts } = &mut living[at];
-        let front = &mut fronts[chance.below(2) as usize];
-        let event = chance.below(100);
+        let front = &mut fronts[random.below(2)];
+        let event = random.below(100);
         front.odd |= (73..84).contains(&event);
         match event {
             0..20 => {
-                let attached = world.attach(domain, front.device, chance.of(&VIFS));
-                world.machine.rounds(if attached.is_ok() { chance.below(6) as usize } else { 0 });
+                let attached = world.attach(domain, front.device, random.pick(&VIFS));
+                world.machine.rounds(if attached.is_ok() { random.below(6) } else { 0 });
             }
             20..45 => {
                 for _ in 0..3 {
@@ -67,39 +51,39 @@ impl Order {
             }
             45..65 | 92..97 => {
                 for _ in 0..4 {
-                    let to = if chance.below(2) == 0 { ALL } else { chance.of(&macs) };
+                    let to = if random.below(2) == 0 { ALL } else { random.pick(&macs) };
                     let frame = test_frame(to, front.mac, &front.network);
-                    match chance.below(12) {
+                    match random.below(12) {
                         0 => front.send_nothing(guest),
-                        1 => front.send(guest, &frame[..chance.below(14) as usize]),
+                        1 => front.send(guest, &frame[..random.below(14)]),
                         _ => front.send(guest, &frame),
                     };
                 }
-                world.machine.rounds(chance.below(4) as usize);
+                world.machine.rounds(random.below(4));
                 front.answers();
                 self.listen();
             }
             65..70 => front.set_state(guest, 5),
             70..73 => front.close(guest),
             73..77 => front.set_state(guest, 1),
-            77..80 => front.set_state(guest, chance.below(9) as u32),
+            77..80 => front.set_state(guest, random.below(9)),
             80..82 => {
-                let key = chance.of(&["tx-ring-ref", "rx-ring-ref", "event-channel-tx", "event-channel-rx"]);
-                guest.put(&front.path(key), chance.of(&["", "10000", "99", "x"]));
+                let key = random.pick(&["tx-ring-ref", "rx-ring-ref", "event-channel-tx", "event-channel-rx"]);
+                guest.put(&front.path(key), random.pick(&["", "10000", "99", "x"]));
             }
             82..83 => guest.remove(&format!("device/vif/{}", front.device)),
-            83..84 => match chance.below(3) {
+            83..84 => match random.below(3) {
                 0 => front.send_endless(guest),
                 ring => front.break_ring(guest, ring == 1),
             },
             84..89 => {
-                let detach = world.networks.detach(domain, front.device, chance.below(2) == 0);
-                let _ = world.machine.run_for(1 + chance.below(20) as usize, detach);
+                let detach = world.networks.detach(domain, front.device, random.below(2) == 0);
+                let _ = world.machine.run_for(1 + random.below(20), detach);
             }
             89..92 => {
                 world.machine.fake.set_full(true);
-                world.machine.rounds(chance.below(4) as usize);
-                let _ = world.attach(domain, front.device, chance.of(&VIFS));
+                world.machine.rounds(random.below(4));
+                let _ = world.attach(domain, front.device, random.pick(&VIFS));
                 world.machine.fake.set_full(false);
             }
             _ => {
@@ -137,7 +121,8 @@ impl Order {
 fn a_thousand_random_orders_leave_nothing() {
     let (mut connected, mut heard) = (0, 0);
     for seed in 0..ORDERS {
-        let mut order = Order { world: World::new(), chance: Chance(seed), living: Vec::new(), connected: 0, heard: 0 };
+        let mut order =
+            Order { world: World::new(), random: Random::seeded(seed), living: Vec::new(), connected: 0, heard: 0 };
         for _ in 0..EVENTS {
             order.event();
         }

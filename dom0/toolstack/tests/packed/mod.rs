@@ -1,6 +1,7 @@
 //! Kernels in every wrapping, and what damages them.
 
 use lzma_rust2::{FilterType, Write, XzOptions, XzWriter};
+use test_random::Random;
 use toolstack::unpack::Compression;
 
 /// An "ELF file" with something to compress, and x86 calls for the filter.
@@ -80,42 +81,21 @@ pub(crate) const FORMATS: [(Compression, Packer); 4] = [
     (Compression::Lz4, lz4),
 ];
 
-/// xorshift64: good enough to break files with.
-pub(crate) struct Random(u64);
-
-impl Random {
-    /// From the seed in `TENON_SEED`, or by the clock; printed.
-    pub(crate) fn from_environment() -> Self {
-        let seed = std::env::var("TENON_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
-            u64::from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos()) | 1
-        });
-        println!("TENON_SEED={seed}");
-        Self(seed)
+/// Returns a copy of `whole` with a few other bytes, or without its end.
+pub(crate) fn damaged(random: &mut Random, whole: &[u8]) -> Vec<u8> {
+    let mut image = whole.to_vec();
+    for _ in 0..=random.below(3) {
+        // The header now and then, else the payload. A small payload that begins the file is all there is.
+        let at = match random.below(4) {
+            0 if image.len() > 0x1000 => 0x1f0 + random.below(0x60),
+            1 if image.len() > 0x1000 => 0x1000 + random.below(24),
+            _ if image.len() > 0x1000 => 0x1000 + random.below(image.len() - 0x1000),
+            _ => random.below(image.len()),
+        };
+        image[at] = random.byte();
     }
-
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % end as u64).unwrap()
+    if random.below(4) == 0 {
+        image.truncate(random.below(image.len()));
     }
-
-    /// A copy of `whole` with a few other bytes, or without its end.
-    pub(crate) fn damaged(&mut self, whole: &[u8]) -> Vec<u8> {
-        let mut image = whole.to_vec();
-        for _ in 0..=self.below(3) {
-            // The header now and then, else the payload. A small payload that begins the file is all there is.
-            let at = match self.below(4) {
-                0 if image.len() > 0x1000 => 0x1f0 + self.below(0x60),
-                1 if image.len() > 0x1000 => 0x1000 + self.below(24),
-                _ if image.len() > 0x1000 => 0x1000 + self.below(image.len() - 0x1000),
-                _ => self.below(image.len()),
-            };
-            image[at] = u8::try_from(self.below(256)).unwrap();
-        }
-        if self.below(4) == 0 {
-            image.truncate(self.below(image.len()));
-        }
-        image
-    }
+    image
 }

@@ -16,6 +16,7 @@ use std::cell::Cell;
 use store::transport::Link;
 use store::wire::message;
 use store::{ConnectionId, DomainId, Quotas, Store, TURN_BYTES};
+use test_random::Random;
 
 const CLIENTS: u16 = 6;
 /// Bytes of output kept for each guest, as in dom0.
@@ -86,19 +87,6 @@ fn inside<R>(work: impl FnOnce() -> R) -> R {
     let done = work();
     INSIDE.set(false);
     done
-}
-
-/// A generator of pseudo-random numbers; the state is the seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % u64::try_from(bound).unwrap()).unwrap()
-    }
 }
 
 /// Guests that are served by a store in the arena, and the largest allocations so far.
@@ -295,7 +283,7 @@ fn guests_that_fill_their_quotas_fit_into_their_budgets() {
 #[test]
 fn guests_that_do_anything_fit_into_their_budgets() {
     with_arena(store_arena(), || {
-        let mut random = Random(17);
+        let mut random = Random::seeded(17);
         let mut machine = Machine::new();
         for step in 0..60_000 {
             let guest = random.below(CLIENTS.into());
@@ -308,7 +296,7 @@ fn guests_that_do_anything_fit_into_their_budgets() {
                 3 => transaction = u32::try_from(random.below(11)).unwrap(),
                 4 => {
                     payload = payload.strip_prefix(b"data").map_or(payload.clone(), |rest| {
-                        [format!("/local/domain/{}/data", 1 + random.below(CLIENTS.into())).as_bytes(), rest].concat()
+                        [format!("/local/domain/{}/data", 1 + random.below(CLIENTS)).as_bytes(), rest].concat()
                     })
                 }
                 5 => kind = u32::try_from(random.below(24)).unwrap(),

@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use disk::{Discard, Full, Operation, Outcome, Piece, Reset, Shape, Ticket};
 
-use super::{Machine, Random};
+use super::Machine;
+use test_random::Random;
 
 pub const SECTOR: usize = 512;
 pub type Sector = [u8; SECTOR];

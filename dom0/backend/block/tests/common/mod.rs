@@ -7,7 +7,6 @@ pub mod device;
 pub mod disks;
 pub mod front;
 pub mod neighbour;
-pub mod random;
 pub mod two;
 
 use std::cell::{Cell, RefCell};
@@ -22,7 +21,7 @@ use ring_protocol::{SharedPage, WordPage};
 
 pub use device::Device;
 pub use front::Front;
-pub use random::Random;
+use test_random::Random;
 
 pub const PAGE: usize = 4096;
 /// Pages of each guest: reference n is page n, below [`READ_ONLY`] of them writable.
@@ -262,7 +261,7 @@ impl SharedPage for RingPage {
         if seed > 0 && into.len() == 112 {
             let mut random = Random::seeded(seed);
             // The id is the front end's only name of it, so it stays.
-            let at = [0, 1, 2, 3, 16, 17, 24, 28, 29, 36, 37, 44][random.below(12) as usize];
+            let at = [0, 1, 2, 3, 16, 17, 24, 28, 29, 36, 37, 44][random.below(12)];
             into[at] = random.next() as u8;
             seed = random.next() | 1;
             self.shifting.set(seed);

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use ring_protocol::block::{Segment, Slot, operation};
 
+use super::Machine;
 use super::front::{Front, segment};
-use super::{Machine, Random};
+use test_random::Random;
 
 /// Requests it has in flight at most, each with pages of its own.
 const AT_A_TIME: usize = 8;
@@ -89,13 +90,13 @@ impl Neighbour {
             return self.flush(lane);
         }
         let mut segments = Vec::new();
-        for page in 0..=random.below(PAGES_EACH as u64) as usize % PAGES_EACH {
-            let first = random.below(8) as u8;
-            let last = first + random.below(8 - u64::from(first)) as u8;
+        for page in 0..=random.below(PAGES_EACH) {
+            let first = random.below(8);
+            let last = first + random.below(8 - first);
             segments.push(segment((lane * PAGES_EACH + page) as u32, first, last));
         }
         let sectors: usize = segments.iter().map(|s| usize::from(s.last - s.first) + 1).sum();
-        let at = random.below((self.model.len() - sectors + 1) as u64) as usize;
+        let at = random.below(self.model.len() - sectors + 1);
         if self.busy[at..at + sectors].contains(&true) {
             return;
         }

@@ -7,7 +7,8 @@ use block_backend::{Event, Limits, Queue, VbdId};
 
 use super::device::Media;
 use super::disks::Partition;
-use super::{Device, Front, Machine, Random, turns};
+use super::{Device, Front, Machine, turns};
+use test_random::Random;
 
 /// A device of 2,048 sectors with a partition of 1,024 for each of two guests.
 pub struct Two {

@@ -1,7 +1,7 @@
 //! Frames with right headers, and random ones.
 
-use super::Random;
 use network::Mac;
+use test_random::Random;
 
 /// An Ethernet frame that carries nothing known.
 pub fn plain(to: Mac, from: Mac, payload: &[u8]) -> Vec<u8> {

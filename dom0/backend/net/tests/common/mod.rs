@@ -9,7 +9,6 @@
 pub mod far;
 pub mod frames;
 pub mod front;
-pub mod random;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -20,7 +19,7 @@ use network::Mac;
 use ring_protocol::{SharedPage, WordPage};
 
 pub use front::Front;
-pub use random::Random;
+use test_random::Random;
 
 pub const PAGE: usize = 4096;
 /// Pages of each guest: reference n is page n. The first are RX buffers, the others hold packets for TX and cannot be written.
@@ -207,7 +206,7 @@ impl SharedPage for RingPage {
             if random.below(4) == 0 {
                 // The id is the front end's only name of a slot, so it stays.
                 let places = if into.len() == 8 { &[4, 5, 6, 7][..] } else { &[0, 1, 4, 5, 6, 10, 11] };
-                into[places[random.below(places.len() as u64) as usize]] = random.next() as u8;
+                into[places[random.below(places.len())]] = random.next() as u8;
             }
             self.shifting.set(random.next() | 1);
         }
