@@ -46,7 +46,7 @@ struct Shared<H: Host> {
     sessions: RefCell<BTreeMap<ConnectionId, Rc<Signal>>>,
     /// Set when the store has work left to do.
     left: Rc<Signal>,
-    /// The task that does the work that requests have left. The task ends when this structure is dropped.
+    /// The task that does the work that requests left for later. The task ends when this structure is dropped.
     work: RefCell<Option<H::Task>>,
     /// The part of the heap set aside for the next guest that will be served.
     reserved: RefCell<Option<H::Reserved>>,

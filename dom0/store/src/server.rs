@@ -78,7 +78,7 @@ pub struct Store {
     pub(crate) duties: VecDeque<Duty>,
     pub(crate) quotas: Quotas,
     pub(crate) next_local: u32,
-    /// The work that requests have left.
+    /// Work that requests caused and that is still to be done.
     pub(crate) jobs: Jobs,
     pub(crate) steps: u64,
 }
@@ -104,8 +104,8 @@ impl Store {
     }
 
     /// Takes bytes that a client sent, at most up to the end of one message. Carries out and answers a message that is
-    /// complete. Takes nothing in three cases: the client is not connected, the client has too many bytes of unfetched replies,
-    /// or the client's changes of which watchers have not been told yet use too many bytes.
+    /// complete. Takes nothing in three cases: the client is not connected; the client has too many bytes of unfetched replies;
+    /// the client made changes of which watchers have not been told yet, and these use too many bytes.
     ///
     /// # Errors
     /// The client announced too long a payload. The client's connection has been reset: see
@@ -185,7 +185,8 @@ impl Store {
     }
 
     /// To be called when a domain has shut down (for whatever reason, suspension included), crashed or died. Tells the watchers
-    /// of `@releaseDomain`, unless they have been told since the domain was first introduced or was resumed.
+    /// of `@releaseDomain` once: not again until the domain has been resumed, or released and introduced anew. Does nothing if
+    /// the domain is not introduced.
     pub fn domain_shut_down(&mut self, domain: DomainId) {
         let Some(state) = self.domains.get_mut(&domain) else {
             return;
@@ -423,8 +424,8 @@ impl Store {
         Ledger { watches: &self.watches, connections: &self.connections }
     }
 
-    /// Returns `list`. If the caller is unprivileged, leaves out each entry whose domain is not introduced, except the first
-    /// entry, which names the owner: a later domain with such a number must not have rights from the start (XSA-322).
+    /// Returns `list`. If the caller is unprivileged, leaves out each entry whose domain is not introduced, so that a later
+    /// domain with that number has no rights from the start (XSA-322). The first entry, which names the owner, always stays.
     fn without_strangers(&self, caller: &Caller, list: Permissions) -> Permissions {
         if caller.privileged {
             return list;
@@ -560,8 +561,8 @@ fn directory(node: &Node) -> Result<Vec<u8>, StoreError> {
     if list.len() > PAYLOAD_MAX { Err(StoreError::TooBig) } else { Ok(list.to_vec()) }
 }
 
-/// Returns the node's generation, and then names of the node's children: as many whole names as fit into a message, from byte
-/// `offset` of the list of names on. An empty name after the last name of the list marks the end of the list.
+/// Returns the node's generation, and then names of the node's children: as many whole names as fit into a message, and the first
+/// is at byte `offset` of the list of names. An empty name after the last name of the list marks the end of the list.
 fn directory_part(node: &Node, offset: usize) -> Vec<u8> {
     let list = node.children.as_bytes();
     let mut reply = terminated(&format!("{}", node.generation));

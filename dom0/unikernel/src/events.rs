@@ -198,7 +198,7 @@ fn prepare(port: u32) {
     }
 }
 
-/// Begins to listen to a port that was just bound. Events that were seen in an earlier use of this port's number are forgotten.
+/// Begins to listen to a port that was just bound or allocated. Events that were seen in an earlier use of this port's number are forgotten.
 pub fn open(port: u32) {
     prepare(port);
     set_port_mask(port, false);
@@ -315,7 +315,7 @@ impl Channel {
         hypercall::allocate_unbound(domid::SELF, remote).map(Self::adopt)
     }
 
-    /// Wraps a port that is bound already.
+    /// Wraps a port that this domain has, bound or unbound.
     #[must_use]
     pub fn adopt(port: u32) -> Self {
         open(port);

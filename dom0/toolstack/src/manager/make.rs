@@ -273,7 +273,7 @@ impl<P: Platform> Manager<P> {
         vif: &VifConfig,
         lives: impl Fn() -> bool,
     ) -> Result<(), String> {
-        // The networks know their uplink only when the search for the machine's devices is over. The list itself is not used.
+        // The networks know their uplink only when the search for the machine's devices is over. This only waits for the search.
         self.platform.machine_disks().await;
         let (name, networks) = (&guest.config.name, self.platform.networks());
         let present = networks.list(guest.domain, name);

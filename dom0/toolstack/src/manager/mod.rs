@@ -47,9 +47,10 @@ const REPORTS_KEPT: usize = 16;
 /// The least time in nanoseconds between making a guest and making it again.
 const REMAKE_NS: u64 = 1_000_000_000;
 
-/// How long in nanoseconds the end of a guest waits for its disks before the ends of other guests are dealt with.
+/// How long in nanoseconds the end of a guest waits for the guest's devices before the ends of other guests are dealt with, and
+/// the command `destroy` before it is refused. `block-detach` waits twice as long.
 const PATIENCE_NS: u64 = 10_000_000_000;
-/// Nanoseconds between two looks at the disks of guests that have ended.
+/// Nanoseconds between two looks at the devices of guests that have ended.
 const LOOK_NS: u64 = 1_000_000_000;
 
 /// What the manager needs: the hypervisor, the store, consoles, disks, networks, a clock, and a way to tell a person.
@@ -168,8 +169,8 @@ pub trait Disks {
 
 /// The networks, and the network devices of guests.
 pub trait Networks {
-    /// Attaches a network device with the number `device` to a guest of this domain and name. Nothing is left of a device that is
-    /// not attached.
+    /// Attaches a network device with the number `device` to a guest of this domain and name. If this fails, nothing is left of
+    /// the device.
     ///
     /// # Errors
     /// Why the guest cannot have the device, in words.
@@ -251,8 +252,8 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().any(|entry| entry.config.name == name && entry.is_alive())
     }
 
-    /// Whether all guests have ended and nothing is left of them, no guest is to be made again, and the commands of `--exec`
-    /// have been carried out. Then the machine can be turned off.
+    /// Whether all guests have ended, all that could be removed of them has been removed, no guest is to be made again, and the
+    /// commands of `--exec` have been carried out. Then the machine can be turned off.
     pub fn all_ended(&self) -> bool {
         let ended = |entry: &Entry<P::Console>| matches!(entry.state, State::Ended);
         !self.commanded.get() && self.entries.borrow().iter().all(ended)

@@ -1,7 +1,7 @@
 //! Message-signalled interrupts of devices: each vector raises one port.
 //!
 //! Touches: the words that join vectors to ports, and the argument of [`bind`] in the caller's memory.
-//! Never touches: a device. The device's driver writes the address and data that [`bind`] hands out into the device's table of
+//! Never touches: a device. [`bind`] returns an address and data; the device's driver writes these into the device's table of
 //! messages (MSI-X).
 //! Keeps: P5. A vector and the port that it is joined to name each other. They are joined and parted together, under the lock
 //! `World::ports`.
@@ -42,8 +42,8 @@ impl World {
     }
 }
 
-/// Carries out `tenon_op(BindMessage)`, which Xen does not have: joins a free vector to a free port of domain `id`, which
-/// notifies the vcpu that `arg` names. Writes to `arg` the port, and the address and data that a device must write in order to
+/// Carries out `tenon_op(BindMessage)`, which Xen does not have: joins a free vector to a free port of domain `id`.
+/// The port will notify the vcpu that `arg` names. Writes to `arg` the port, and the address and data that a device must write in order to
 /// raise the port. The device's messages will interrupt the CPU that carries out this call.
 ///
 /// # Errors

@@ -64,10 +64,10 @@ impl World {
         }
     }
 
-    /// Makes a port of `domain` pending. If the port was not pending before, wakes the vcpus that poll the port or
-    /// several ports and, unless the port is masked, notifies the port's vcpu. Returns whether the port has become pending: `false` if the port was pending
-    /// before, if there is no port with this number, or if the domain lacks the port's vcpu. Whether the port is bound makes no
-    /// difference.
+    /// Makes a port of `domain` pending. If the port was not pending before, notifies the port's vcpu (unless the port is masked)
+    /// and wakes two kinds of vcpus: those that poll only this port, and those that poll more than one port, whichever these are.
+    /// Returns whether the port has become pending: `false` if the port was pending before, if there is no port with this number,
+    /// or if the domain lacks the port's vcpu. Whether the port is bound makes no difference.
     pub fn raise<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> bool {
         let vcpu = self.vcpu(domain, self.port(m, domain, port).vcpu);
         let (Some(bits), Some(vcpu)) = (Bits::of(m, domain, port), vcpu) else { return false };

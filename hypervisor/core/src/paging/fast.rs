@@ -14,11 +14,12 @@
 //! - When a use of a table is dropped, the table has other uses left.
 //! - A new leaf asks for no cacheability other than write-back.
 //!
-//! Each fast path does what a path in `update` or `promote` does. For a case that is not simple, and if the CPU has changed an
-//! entry meanwhile, the fast path returns `None` (or stops at that case, if it handles several), and the caller takes the slow
-//! path. By then the fast path holds no reference or use for that case. It may have stored the bits that the hypervisor forces
-//! in every leaf, or noted in the table's link word that a group may have entries; the slow path would do both too. `tests/sim`
-//! makes every call both ways and compares.
+//! Each fast path does what a path in `update` or `promote` does. If a case is not simple, or if a CPU has set the accessed or
+//! dirty bit of an entry since the entry was read, the fast path returns `None` (or stops at that case, if it handles several),
+//! and the caller takes the slow path. By then the fast path holds no reference or use for that case. It may have stored the
+//! bits that the hypervisor forces in every leaf, or noted in the table's link word that a group may have entries; the slow path
+//! would do both too. It may also have taken a frame's use as writable and dropped this use again, which changes what the frame
+//! was last used as, and its turn and stamp. `tests/sim` makes every call both ways and compares.
 
 use super::entry::{self, ACCESSED, DIRTY, PRESENT, Target, WRITABLE};
 use super::{Session, Space, State};
@@ -306,8 +307,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     }
 
     /// A part of a promotion: takes what the entries `entries` of table `frame` need, up to the first entry that is not simple.
-    /// A present entry in one of the hypervisor's own slots of an L4 table is not simple. Returns the index of the entry that is not simple, or
-    /// `entries.end`.
+    /// A present entry in one of the hypervisor's own slots of an L4 table is not simple. Returns the index of the entry that is
+    /// not simple, or `entries.end`.
     pub(super) fn climb(&self, frame: Frame, level: u8, entries: Range<usize>) -> usize {
         let (page, mut at, end, mut noted) = (self.m.page(frame), entries.start, entries.end, ENTRIES);
         while at < end
@@ -334,8 +335,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         at
     }
 
-    /// Takes a use of the table to which `raw`, an entry of a table of `level`, points. `None` if that table's frame is not yet
-    /// a table of the level below, or if the hypervisor must force bits of `raw`.
+    /// Takes a use, as a table of the level below, of the frame to which `raw` points, an entry of a table of `level`. `None` if
+    /// the frame is not such a table yet, or if the hypervisor must force bits of `raw`.
     fn take_lower(&self, raw: u64, level: u8) -> Option<()> {
         let entry = entry::parse(raw, level).ok().filter(|entry| entry.raw == raw)?;
         let Target::Table(frame) = entry.target else { return None };

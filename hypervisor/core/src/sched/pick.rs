@@ -13,8 +13,8 @@ impl World {
         self.pick_from(m, here).or_else(|| others.iter().find_map(|cpu| self.pick_from(m, self.sched.cpu(cpu))))
     }
 
-    /// Takes from a queue the first vcpu that may run, and marks this vcpu as running here. The vcpus before this vcpu may not
-    /// run: they are removed from the queue and moved to `Off`. `None` if no vcpu in the queue may run.
+    /// Takes from a queue the first vcpu that may run (`may_run`), and marks this vcpu as running here. The vcpus before it in the
+    /// queue are removed and moved to `Off`. `None` if no vcpu in the queue may run.
     fn pick_from<M: Machine>(&self, m: &M, from: &Cpu) -> Option<&Vcpu> {
         loop {
             let Some(vcpu) = nth(&self.vcpus, from.pop()?) else { continue };
@@ -51,7 +51,7 @@ impl World {
     }
 
     /// Ends a vcpu's turn on this CPU: queues the vcpu again, or moves the vcpu to `Off` if it may not run any more. A vcpu
-    /// that has gone to sleep is left alone, even if another CPU has woken or taken the vcpu meanwhile.
+    /// that has gone to sleep is left alone: by now, another CPU may have woken the vcpu, or may even run it.
     pub fn put_back<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         self.sched.here(m).set_running(None);
         let running = Place::Running(m.this_cpu());
