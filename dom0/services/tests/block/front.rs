@@ -6,6 +6,7 @@ use ring_protocol::block::{Response, Segment, Slot, operation};
 use ring_protocol::ring::{FrontRing, Layout};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::common::front::FrontEnd;
 use crate::common::guest::Rounds;
 use crate::machine::{Machine, Pages};
 
@@ -27,34 +28,14 @@ pub struct Front {
     pub odd: bool,
 }
 
-impl Front {
-    pub const fn new(device: u32) -> Self {
-        Self { device, pages: 1, ring: None, rings: 0, next_id: 0, waiting: BTreeMap::new(), odd: false }
+impl FrontEnd<Machine> for Front {
+    const KIND: &'static str = "vbd";
+
+    fn device(&self) -> u32 {
+        self.device
     }
 
-    pub fn path(&self, key: &str) -> String {
-        format!("device/vbd/{}/{key}", self.device)
-    }
-
-    pub fn state(&self, guest: &mut Guest) -> u32 {
-        guest.get(&self.path("state")).and_then(|value| value.parse().ok()).unwrap_or(0)
-    }
-
-    pub fn set_state(&self, guest: &mut Guest, state: u32) {
-        guest.put(&self.path("state"), &state.to_string());
-    }
-
-    pub fn back(&self, guest: &mut Guest, key: &str) -> Option<String> {
-        let back = guest.get(&self.path("backend"))?;
-        guest.get(&format!("{back}/{key}"))
-    }
-
-    pub fn back_state(&self, guest: &mut Guest) -> u32 {
-        self.back(guest, "state").and_then(|value| value.parse().ok()).unwrap_or(0)
-    }
-
-    /// Looks at the back end's state, and does what a stock front end does.
-    pub fn step(&mut self, guest: &mut Guest) {
+    fn step(&mut self, guest: &mut Guest) {
         match (self.state(guest), self.back_state(guest)) {
             (1, 2) => self.publish(guest),
             (3, 4) => {
@@ -68,22 +49,16 @@ impl Front {
         }
     }
 
-    /// Steps until it is connected.
-    pub fn connect(&mut self, guest: &mut Guest) {
-        for _ in 0..30 {
-            self.step(guest);
-            if self.state(guest) == 4 {
-                return;
-            }
-        }
-        panic!("F={}, B={}", self.state(guest), self.back_state(guest));
-    }
-
-    /// Frees its ring, and is closed.
-    pub fn close(&mut self, guest: &mut Guest) {
+    fn close(&mut self, guest: &mut Guest) {
         self.ring = None;
         self.waiting.clear();
         self.set_state(guest, 6);
+    }
+}
+
+impl Front {
+    pub const fn new(device: u32) -> Self {
+        Self { device, pages: 1, ring: None, rings: 0, next_id: 0, waiting: BTreeMap::new(), odd: false }
     }
 
     pub fn publish(&mut self, guest: &mut Guest) {

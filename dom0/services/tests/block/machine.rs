@@ -2,10 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
 
 use block_backend::{GrantCopy, Handle, PinError, Pinned, Wanted};
 use disk::BusAddress;
@@ -14,10 +11,9 @@ use hypercall_abi::Errno;
 use ring_protocol::block::Direction;
 use ring_protocol::{SharedPage, WordPage};
 use services::block::BlockHost;
-use services::{Class, Host};
 
 use crate::common::guest::Rounds;
-use crate::common::{Fake, Handle as Task, Mapped, Part, Port};
+use crate::common::{Fake, host_as_its_fake};
 use crate::device::Media;
 
 /// References from here on are granted by nobody.
@@ -52,6 +48,8 @@ pub struct Machine {
     pub state: Rc<RefCell<State>>,
 }
 
+host_as_its_fake!(Machine);
+
 impl Rounds for Machine {
     fn fake(&self) -> &Fake {
         &self.fake
@@ -70,22 +68,6 @@ impl Rounds for Machine {
 }
 
 impl Machine {
-    /// Goes on until the future is done; `None` if it is not done after so many rounds.
-    pub fn run_for<T>(&self, rounds: usize, future: impl Future<Output = T>) -> Option<T> {
-        let mut future = pin!(future);
-        for _ in 0..rounds {
-            if let Poll::Ready(result) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                return Some(result);
-            }
-            self.round();
-        }
-        None
-    }
-
-    pub fn run<T>(&self, future: impl Future<Output = T>) -> T {
-        self.run_for(50_000, future).expect("it never ends")
-    }
-
     /// Frames of dom0 in use.
     pub fn frames(&self) -> usize {
         self.state.borrow().frames.len()
@@ -312,39 +294,4 @@ impl BlockHost for Machine {
     }
 
     fn notify(&self, _port: u32) {}
-}
-
-impl Host for Machine {
-    type Page = Mapped;
-    type Channel = Port;
-    type Task = Task;
-    type Reserved = Part;
-
-    fn map(&self, domain: u16, reference: u32) -> Result<Mapped, Errno> {
-        self.fake.map(domain, reference)
-    }
-    fn connect(&self, domain: u16, port: u32) -> Result<Port, Errno> {
-        self.fake.connect(domain, port)
-    }
-    fn raised(&self, port: u32) -> impl Future<Output = ()> {
-        self.fake.raised(port)
-    }
-    fn spawn(&self, class: Class, task: impl Future<Output = ()> + 'static) -> Task {
-        self.fake.spawn(class, task)
-    }
-    fn yield_now(&self) -> impl Future<Output = ()> {
-        self.fake.yield_now()
-    }
-    fn now_ns(&self) -> u64 {
-        self.fake.now_ns()
-    }
-    fn sleep_until(&self, deadline_ns: u64) -> impl Future<Output = ()> {
-        self.fake.sleep_until(deadline_ns)
-    }
-    fn can_allocate(&self, bytes: usize) -> bool {
-        self.fake.can_allocate(bytes)
-    }
-    fn reserve(&self, bytes: usize) -> Option<Part> {
-        self.fake.reserve(bytes)
-    }
 }

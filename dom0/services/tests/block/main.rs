@@ -12,6 +12,7 @@ mod orders;
 mod targets;
 mod world;
 
+use common::front::FrontEnd;
 use common::guest::Rounds;
 use front::{Front, Guest};
 use machine::NOT_GRANTED;

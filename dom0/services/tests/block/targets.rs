@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use services::block::Image;
 
+use crate::common::front::FrontEnd;
 use crate::common::guest::Rounds;
 use crate::device::Device;
 use crate::front::Front;

@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use services::Class;
 use services::block::{Disks, Listed};
 use services::store::StoreService;
+use toolstack::DomainId;
 use toolstack::disk::DiskConfig;
-use toolstack::{DomainId, Store};
 
+use crate::common::front::FrontEnd;
 use crate::common::guest::Rounds;
+use crate::common::leaks::{self, assert_no_nodes, release};
 use crate::device::{Device, Media};
 use crate::front::{Front, Guest};
 use crate::machine::Machine;
@@ -27,16 +28,8 @@ pub struct World {
     before: Counted,
 }
 
-/// What can leak: frames, disk frames, heap, pages and ports, tasks, sessions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Counted {
-    frames: usize,
-    disk_frames: usize,
-    heap: usize,
-    held: (usize, usize),
-    tasks: (usize, usize),
-    sessions: usize,
-}
+/// What can leak: frames, disk frames, and what any service can leak.
+type Counted = (usize, usize, leaks::Counted);
 
 pub fn config(text: &str) -> DiskConfig {
     text.parse().unwrap()
@@ -51,8 +44,7 @@ impl World {
         let media = Media::new(&machine, SECTORS, 900);
         disks.add_device("abc", Box::new(Device(Rc::clone(&media))), 900, ()).unwrap();
         assert!(disks.has_device("abc") && !disks.has_device("abd"));
-        let nothing = Counted { frames: 0, disk_frames: 0, heap: 0, held: (0, 0), tasks: (0, 0), sessions: 0 };
-        let mut world = Self { machine, store, disks, media, before: nothing };
+        let mut world = Self { machine, store, disks, media, before: Counted::default() };
         // The first disk in memory makes the queue of all of them.
         world.attach(99, "memory:4096,,xvda,w").unwrap();
         world.machine.run(world.disks.domain_died(99));
@@ -81,22 +73,12 @@ impl World {
     pub fn end(&self, domain: u16) {
         self.machine.run(self.disks.domain_died(domain));
         assert_eq!(crate::front::left(&self.machine, &[domain]), 0, "pins and rings of domain {domain}");
-        self.store.domain_shut_down(DomainId(domain));
-        self.store.release(DomainId(domain)).unwrap();
-        self.machine.rounds(10);
+        release(&self.machine, &self.store, domain);
     }
 
     fn count(&self) -> Counted {
-        let fake = &self.machine.fake;
-        self.machine.rounds(3);
-        Counted {
-            frames: self.machine.frames(),
-            disk_frames: self.machine.disk_frames(),
-            heap: fake.reserved(),
-            held: fake.held(),
-            tasks: (fake.tasks(Class::Control), fake.tasks(Class::Data)),
-            sessions: self.store.sessions(),
-        }
+        let any = leaks::count(&self.machine, &self.store);
+        (self.machine.frames(), self.machine.disk_frames(), any)
     }
 
     /// All guests are gone: nothing of theirs is left.
@@ -104,16 +86,6 @@ impl World {
         assert_eq!(self.count(), self.before);
         assert_eq!((self.disks.pins(), self.machine.state.borrow().pins.len()), (0, 0));
         assert!(self.machine.state.borrow().rings.values().all(|count| *count == 0));
-        let session = self.store.session();
-        for domain in domains {
-            for path in [
-                format!("/local/domain/{domain}/device/vbd"),
-                format!("/local/domain/0/backend/vbd/{domain}"),
-                format!("/local/domain/0/error/backend/vbd/{domain}"),
-            ] {
-                let below = session.transaction(|t| t.list(&path)).unwrap_or_default();
-                assert!(below.is_empty(), "{path}: {below:?}");
-            }
-        }
+        assert_no_nodes(&self.store, "vbd", domains);
     }
 }

@@ -1,6 +1,8 @@
 //! A guest that talks to the store through its ring.
 
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use guest_image::MachineFrame;
 use hypercall_abi::grant::REF_XENSTORE;
@@ -25,6 +27,22 @@ pub trait Rounds: Host {
 
     fn rounds(&self, count: usize) {
         (0..count).for_each(|_| self.round());
+    }
+
+    /// Goes on until the future is done; `None` if it is not done after so many rounds.
+    fn run_for<T>(&self, rounds: usize, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        for _ in 0..rounds {
+            if let Poll::Ready(result) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                return Some(result);
+            }
+            self.round();
+        }
+        None
+    }
+
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        self.run_for(50_000, future).expect("it never ends")
     }
 }
 

@@ -1,7 +1,10 @@
 //! A domain for services to run in: pages, ports, a clock and a heap that tests look at and change.
 #![allow(dead_code, unreachable_pub, reason = "each suite uses a part of it")]
 
+pub mod front;
 pub mod guest;
+pub mod leaks;
+pub mod orders;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +29,10 @@ struct Inner {
     /// Ours, and whose each is joined to.
     open: RefCell<BTreeMap<u32, (u16, u32)>>,
     raised: RefCell<BTreeSet<u32>>,
+    /// Ports from here on are raised by devices. A port below must be open when somebody listens to it. `None`: nobody checks.
+    first_interrupt: Cell<Option<u32>>,
+    /// References from here on are granted by nobody. `None`: all are granted.
+    not_granted: Cell<Option<u32>>,
     /// How often each guest was notified.
     notified: RefCell<BTreeMap<u16, usize>>,
     now: Cell<u64>,
@@ -94,6 +101,16 @@ impl Fake {
     pub fn send(&self, port: u32) {
         let (domain, _) = *self.0.open.borrow().get(&port).expect("an event on a port that is not open");
         *self.0.notified.borrow_mut().entry(domain).or_default() += 1;
+    }
+
+    /// Ports from here on are raised by devices. From now on a port below must be open when somebody listens to it.
+    pub fn devices_raise(&self, first: u32) {
+        self.0.first_interrupt.set(Some(first));
+    }
+
+    /// References from here on are granted by nobody.
+    pub fn grant_below(&self, reference: u32) {
+        self.0.not_granted.set(Some(reference));
     }
 
     /// The heap is full, or is no longer.
@@ -200,7 +217,7 @@ impl Host for Fake {
 
     /// Domain 99 grants nothing.
     fn map(&self, domain: u16, reference: u32) -> Result<Mapped, Errno> {
-        if domain == 99 {
+        if domain == 99 || self.0.not_granted.get().is_some_and(|first| reference >= first) {
             return Err(Errno::Inval);
         }
         self.0.mapped.set(self.0.mapped.get() + 1);
@@ -219,7 +236,11 @@ impl Host for Fake {
     }
 
     fn raised(&self, port: u32) -> impl Future<Output = ()> {
-        poll_fn(move |_| if self.0.raised.borrow_mut().remove(&port) { Poll::Ready(()) } else { Poll::Pending })
+        poll_fn(move |_| {
+            let of_device = self.0.first_interrupt.get().is_none_or(|first| port >= first);
+            assert!(of_device || self.is_open(port), "somebody listens to a port that is closed");
+            if self.0.raised.borrow_mut().remove(&port) { Poll::Ready(()) } else { Poll::Pending }
+        })
     }
 
     fn spawn(&self, class: Class, task: impl Future<Output = ()> + 'static) -> Handle {
@@ -253,3 +274,46 @@ impl Host for Fake {
         Some(Part(bytes, self.clone()))
     }
 }
+
+/// Makes a machine a domain for services to run in, as the fake in its field `fake` is.
+#[allow(unused_macros, reason = "each suite uses a part of this module")]
+macro_rules! host_as_its_fake {
+    ($machine:ty) => {
+        impl services::Host for $machine {
+            type Page = $crate::common::Mapped;
+            type Channel = $crate::common::Port;
+            type Task = $crate::common::Handle;
+            type Reserved = $crate::common::Part;
+
+            fn map(&self, domain: u16, reference: u32) -> Result<Self::Page, hypercall_abi::Errno> {
+                self.fake.map(domain, reference)
+            }
+            fn connect(&self, domain: u16, port: u32) -> Result<Self::Channel, hypercall_abi::Errno> {
+                self.fake.connect(domain, port)
+            }
+            fn raised(&self, port: u32) -> impl Future<Output = ()> {
+                self.fake.raised(port)
+            }
+            fn spawn(&self, class: services::Class, task: impl Future<Output = ()> + 'static) -> Self::Task {
+                self.fake.spawn(class, task)
+            }
+            fn yield_now(&self) -> impl Future<Output = ()> {
+                self.fake.yield_now()
+            }
+            fn now_ns(&self) -> u64 {
+                self.fake.now_ns()
+            }
+            fn sleep_until(&self, deadline_ns: u64) -> impl Future<Output = ()> {
+                self.fake.sleep_until(deadline_ns)
+            }
+            fn can_allocate(&self, bytes: usize) -> bool {
+                self.fake.can_allocate(bytes)
+            }
+            fn reserve(&self, bytes: usize) -> Option<Self::Reserved> {
+                self.fake.reserve(bytes)
+            }
+        }
+    };
+}
+#[allow(unused_imports, reason = "each suite uses a part of it")]
+pub(crate) use host_as_its_fake;

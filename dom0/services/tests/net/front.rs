@@ -9,6 +9,7 @@ use ring_protocol::net::{rx_flag, status, tx_flag};
 use ring_protocol::ring::{FrontRing, Layout};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::common::front::FrontEnd;
 use crate::common::guest::Rounds;
 use crate::machine::{Machine, NOT_GRANTED, PAGE};
 
@@ -43,6 +44,32 @@ pub struct Front {
     pub odd: bool,
 }
 
+impl FrontEnd<Machine> for Front {
+    const KIND: &'static str = "vif";
+
+    fn device(&self) -> u32 {
+        self.device
+    }
+
+    fn step(&mut self, guest: &mut Guest) {
+        match (self.state(guest), self.back_state(guest)) {
+            (1, 2) => {
+                for key in OFFERED {
+                    assert_eq!(self.back(guest, key).as_deref(), Some("1"), "{key} at B=2");
+                }
+                self.publish(guest);
+            }
+            (2..=5, 5 | 6) => self.close(guest),
+            _ => {}
+        }
+    }
+
+    fn close(&mut self, guest: &mut Guest) {
+        self.rings = None;
+        self.set_state(guest, 6);
+    }
+}
+
 impl Front {
     pub const fn new(device: u32) -> Self {
         let network = String::new();
@@ -67,58 +94,6 @@ impl Front {
     /// The first reference of the pages with frames.
     const fn pages(&self) -> u32 {
         1_000 * (self.device + 1)
-    }
-
-    pub fn path(&self, key: &str) -> String {
-        format!("device/vif/{}/{key}", self.device)
-    }
-
-    pub fn state(&self, guest: &mut Guest) -> u32 {
-        guest.get(&self.path("state")).and_then(|value| value.parse().ok()).unwrap_or(0)
-    }
-
-    pub fn set_state(&self, guest: &mut Guest, state: u32) {
-        guest.put(&self.path("state"), &state.to_string());
-    }
-
-    pub fn back(&self, guest: &mut Guest, key: &str) -> Option<String> {
-        let back = guest.get(&self.path("backend"))?;
-        guest.get(&format!("{back}/{key}"))
-    }
-
-    pub fn back_state(&self, guest: &mut Guest) -> u32 {
-        self.back(guest, "state").and_then(|value| value.parse().ok()).unwrap_or(0)
-    }
-
-    /// Looks at the back end's state, and does what a stock front end does.
-    pub fn step(&mut self, guest: &mut Guest) {
-        match (self.state(guest), self.back_state(guest)) {
-            (1, 2) => {
-                for key in OFFERED {
-                    assert_eq!(self.back(guest, key).as_deref(), Some("1"), "{key} at B=2");
-                }
-                self.publish(guest);
-            }
-            (2..=5, 5 | 6) => self.close(guest),
-            _ => {}
-        }
-    }
-
-    /// Steps until both ends are connected.
-    pub fn connect(&mut self, guest: &mut Guest) {
-        for _ in 0..30 {
-            self.step(guest);
-            if (self.state(guest), self.back_state(guest)) == (4, 4) {
-                return;
-            }
-        }
-        panic!("F={}, B={}", self.state(guest), self.back_state(guest));
-    }
-
-    /// Frees its rings, and is closed.
-    pub fn close(&mut self, guest: &mut Guest) {
-        self.rings = None;
-        self.set_state(guest, 6);
     }
 
     /// The keys that it publishes for the rings at these references.

@@ -2,6 +2,7 @@
 
 use ring_protocol::net::status;
 
+use crate::common::front::FrontEnd;
 use crate::common::guest::Rounds;
 use crate::front::Front;
 use crate::world::{World, test_frame, test_text};

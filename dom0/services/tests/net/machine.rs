@@ -1,19 +1,14 @@
 //! A machine with guests' pages, grants and buffers of dom0 as fakes, and the count of all that can leak.
 
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
 
-use hypercall_abi::Errno;
 use net_backend::{Buffer, GrantCopy, Side};
 use ring_protocol::SharedPage;
 use services::net::NetHost;
-use services::{Class, Host};
 
 use crate::common::guest::Rounds;
-use crate::common::{Fake, Handle, Mapped, Part, Port};
+use crate::common::{Fake, host_as_its_fake};
 
 pub const PAGE: usize = 4096;
 /// References from here on are granted by nobody.
@@ -32,11 +27,22 @@ pub struct State {
     pub buffers_left: Option<usize>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Machine {
     pub fake: Fake,
     pub state: Rc<RefCell<State>>,
 }
+
+impl Default for Machine {
+    fn default() -> Self {
+        let fake = Fake::default();
+        fake.grant_below(NOT_GRANTED);
+        fake.devices_raise(FIRST_INTERRUPT);
+        Self { fake, state: Rc::default() }
+    }
+}
+
+host_as_its_fake!(Machine);
 
 impl Rounds for Machine {
     fn fake(&self) -> &Fake {
@@ -50,22 +56,6 @@ impl Rounds for Machine {
 }
 
 impl Machine {
-    /// Goes on until the future is done; `None` if it is not done after so many rounds.
-    pub fn run_for<T>(&self, rounds: usize, future: impl Future<Output = T>) -> Option<T> {
-        let mut future = pin!(future);
-        for _ in 0..rounds {
-            if let Poll::Ready(result) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                return Some(result);
-            }
-            self.round();
-        }
-        None
-    }
-
-    pub fn run<T>(&self, future: impl Future<Output = T>) -> T {
-        self.run_for(50_000, future).expect("it never ends")
-    }
-
     /// Writes into a page of a guest.
     pub fn write(&self, domain: u16, reference: u32, bytes: &[u8]) {
         self.fake.page(domain, reference).write(0, bytes);
@@ -151,45 +141,5 @@ impl NetHost for Machine {
 
     fn send(&self, port: u32) {
         self.fake.send(port);
-    }
-}
-
-impl Host for Machine {
-    type Page = Mapped;
-    type Channel = Port;
-    type Task = Handle;
-    type Reserved = Part;
-
-    fn map(&self, domain: u16, reference: u32) -> Result<Mapped, Errno> {
-        if reference >= NOT_GRANTED { Err(Errno::Inval) } else { self.fake.map(domain, reference) }
-    }
-    fn connect(&self, domain: u16, port: u32) -> Result<Port, Errno> {
-        self.fake.connect(domain, port)
-    }
-    fn raised(&self, port: u32) -> impl Future<Output = ()> {
-        let (machine, mut raised) = (self.clone(), Box::pin(self.fake.raised(port)));
-        poll_fn(move |context| {
-            let of_device = port >= FIRST_INTERRUPT;
-            assert!(of_device || machine.fake.is_open(port), "somebody listens to a port that is closed");
-            raised.as_mut().poll(context)
-        })
-    }
-    fn spawn(&self, class: Class, task: impl Future<Output = ()> + 'static) -> Handle {
-        self.fake.spawn(class, task)
-    }
-    fn yield_now(&self) -> impl Future<Output = ()> {
-        self.fake.yield_now()
-    }
-    fn now_ns(&self) -> u64 {
-        self.fake.now_ns()
-    }
-    fn sleep_until(&self, deadline_ns: u64) -> impl Future<Output = ()> {
-        self.fake.sleep_until(deadline_ns)
-    }
-    fn can_allocate(&self, bytes: usize) -> bool {
-        self.fake.can_allocate(bytes)
-    }
-    fn reserve(&self, bytes: usize) -> Option<Part> {
-        self.fake.reserve(bytes)
     }
 }

@@ -16,6 +16,7 @@ mod uplink;
 mod wire;
 mod world;
 
+use common::front::FrontEnd;
 use common::guest::Rounds;
 use frames::dhcp::{question, take_apart};
 use front::Front;

@@ -2,6 +2,7 @@
 
 use services::net::MAX_NETWORKS;
 
+use crate::common::front::FrontEnd;
 use crate::common::guest::Rounds;
 use crate::dhcp;
 use crate::frames::world::UPLINK_MAC;

@@ -2,6 +2,7 @@
 
 use ring_protocol::net::status;
 
+use crate::common::front::FrontEnd;
 use crate::common::guest::Rounds;
 use crate::frames::world::{ROUTER, ROUTER_MAC, UPLINK, UPLINK_MAC};
 use crate::frames::{Fill, ethernet, fill, ipv4, tcp, udp};

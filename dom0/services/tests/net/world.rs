@@ -1,13 +1,14 @@
 //! A store, networks and a device, and what must be left of a guest that is gone: nothing.
 
-use services::Class;
 use services::net::Networks;
 use services::store::StoreService;
+use toolstack::DomainId;
 use toolstack::manager::GuestVif;
 use toolstack::vif::VifConfig;
-use toolstack::{DomainId, Store};
 
+use crate::common::front::FrontEnd;
 use crate::common::guest::Rounds;
+use crate::common::leaks::{self, assert_no_nodes, release};
 use crate::frames::ethernet;
 use crate::front::{Front, Guest};
 use crate::machine::Machine;
@@ -26,15 +27,8 @@ pub struct World {
     before: Counted,
 }
 
-/// What can leak: buffers, heap, pages and ports, tasks, sessions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counted {
-    buffers: usize,
-    heap: usize,
-    held: (usize, usize),
-    tasks: (usize, usize),
-    sessions: usize,
-}
+/// What can leak: buffers, and what any service can leak.
+type Counted = (usize, leaks::Counted);
 
 pub fn config(text: &str) -> VifConfig {
     text.parse().unwrap()
@@ -103,9 +97,7 @@ impl World {
     /// Ends a domain as the manager does.
     pub fn end(&self, domain: u16) {
         self.machine.run(self.networks.domain_died(domain));
-        self.store.domain_shut_down(DomainId(domain));
-        self.store.release(DomainId(domain)).unwrap();
-        self.machine.rounds(10);
+        release(&self.machine, &self.store, domain);
     }
 
     /// The uplink's network gives the gateway an address.
@@ -124,32 +116,15 @@ impl World {
     }
 
     fn count(&self) -> Counted {
-        let fake = &self.machine.fake;
-        self.machine.rounds(3);
-        Counted {
-            buffers: self.machine.state.borrow().buffers,
-            heap: fake.reserved(),
-            held: fake.held(),
-            tasks: (fake.tasks(Class::Control), fake.tasks(Class::Data)),
-            sessions: self.store.sessions(),
-        }
+        let any = leaks::count(&self.machine, &self.store);
+        (self.machine.state.borrow().buffers, any)
     }
 
     /// All guests are gone: nothing of theirs is left.
     pub fn assert_clean(&self, domains: &[u16]) {
         assert_eq!(self.count(), self.before);
         assert!(self.networks().iter().all(|(_, vifs)| *vifs == 0));
-        let session = self.store.session();
-        for domain in domains {
-            for path in [
-                format!("/local/domain/{domain}/device/vif"),
-                format!("/local/domain/0/backend/vif/{domain}"),
-                format!("/local/domain/0/error/backend/vif/{domain}"),
-            ] {
-                let below = session.transaction(|t| t.list(&path)).unwrap_or_default();
-                assert!(below.is_empty(), "{path}: {below:?}");
-            }
-        }
+        assert_no_nodes(&self.store, "vif", domains);
     }
 }
 
