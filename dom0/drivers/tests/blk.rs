@@ -2,8 +2,9 @@
 //! or an interrupt that never comes.
 
 mod common;
-use common::disk::{BLK_SIZE, DISCARD, EVENT_IDX, FLUSH, INDIRECT, Model, RO, SEG_MAX, SIZE_MAX, State, VERSION_1};
+use common::disk::{BLK_SIZE, DISCARD, FLUSH, Model, RO, SEG_MAX, SIZE_MAX, State};
 use common::rig::Rig;
+use common::virtio::{EVENT_IDX, INDIRECT, VERSION_1};
 use disk::{BusAddress, Device, Operation, Outcome, Piece, Reset, Shape, Ticket};
 use drivers::blk::Identity;
 use drivers::virtio::RESET_ASKED;
@@ -52,7 +53,7 @@ fn run(model: Model, operations: usize) {
     assert!(!rig.blk.needs_reset());
     if model.features == Model::usual().features && model.queue == 256 && model.seg_max == 254 {
         let disk = rig.disk.0.borrow();
-        assert!(disk.notified < operations / 2 && disk.all_interrupts < operations / 2, "batches");
+        assert!(disk.notified[0] < operations / 2 && disk.all_interrupts < operations / 2, "batches");
     }
 }
 
@@ -176,7 +177,7 @@ fn what_a_disk_cannot_do_is_answered_without_it() {
     submit(&mut rig, 7, Operation::Read { sector: 0, pieces: &[] });
     submit(&mut rig, 8, Operation::Read { sector: 0, pieces: &[piece(512)[0]; 257] });
     rig.blk.kick();
-    assert_eq!(rig.disk.0.borrow().notified, 0);
+    assert_eq!(rig.disk.0.borrow().notified[0], 0);
     let expected = [(1, Outcome::Good), (2, Outcome::Unsupported)];
     let failed = (3..=8).map(|ticket| (ticket, Outcome::Failed));
     assert_eq!(answers(&mut rig), expected.into_iter().chain(failed).collect::<Vec<_>>());

@@ -2,8 +2,9 @@
 //! ticket twice, and after a reset works as if nothing had been.
 
 mod common;
-use common::disk::{EVENT_IDX, Faults, INDIRECT, Model};
+use common::disk::Model;
 use common::rig::Rig;
+use common::virtio::{EVENT_IDX, Faults, INDIRECT};
 use disk::{Device, Outcome, Reset};
 use drivers::blk::MEMORY_BYTES;
 use drivers::hardware::DmaMemory;
@@ -21,13 +22,13 @@ fn mischief(rig: &Rig, random: &mut Random) -> bool {
         // A head that is out of range, or in flight or not as it happens, with any length.
         0 => {
             let head = if random.one_in(2) { number(random) } else { number(random) % 256 };
-            disk.put_used(head, number(random));
+            disk.put_used(0, &[(head, number(random))]);
             // The driver may now use the slot of a request that the disk still has.
             return false;
         }
         1 => {
             let index = u16::try_from(random.next() & 0xffff).unwrap();
-            disk.set_used_index(index);
+            disk.set_used_index(0, index);
         }
         2 => disk.fail_with = Some(u8::try_from(random.next() & 0xff).unwrap()).filter(|status| *status != 0),
         3 => disk.status |= 64,
@@ -154,7 +155,7 @@ fn heads_that_come_back_twice_or_never_were_there_break_the_disk() {
         }
         assert!(rig.take().is_some());
         // Head 0 has come back already, the others are none.
-        rig.disk.0.borrow_mut().put_used(head, 1);
+        rig.disk.0.borrow_mut().put_used(0, &[(head, 1)]);
         assert!(rig.take().is_none());
         assert!(rig.blk.needs_reset(), "{head}");
         assert_eq!(rig.blk.reset(), Reset::Done);
@@ -169,8 +170,8 @@ fn a_head_that_comes_back_twice_breaks_the_disk_while_others_are_in_flight() {
         rig.submit(1, false);
     }
     rig.blk.kick();
-    rig.disk.0.borrow_mut().put_used(1, 0);
-    rig.disk.0.borrow_mut().put_used(1, 0);
+    rig.disk.0.borrow_mut().put_used(0, &[(1, 0)]);
+    rig.disk.0.borrow_mut().put_used(0, &[(1, 0)]);
     assert!(rig.take().is_some() && rig.take().is_none() && rig.blk.needs_reset());
     assert_eq!(rig.in_flight(), 2, "the others wait for the reset");
 }
@@ -181,7 +182,7 @@ fn what_was_not_shown_cannot_come_back() {
     while rig.in_flight() == 0 {
         rig.submit(1, false);
     }
-    rig.disk.0.borrow_mut().put_used(0, 0);
+    rig.disk.0.borrow_mut().put_used(0, &[(0, 0)]);
     assert!(rig.take().is_none() && rig.blk.needs_reset());
 }
 
@@ -192,7 +193,7 @@ fn a_length_is_not_believed_and_a_missing_status_is_a_failure() {
         rig.submit(1, false);
     }
     rig.blk.kick();
-    rig.disk.0.borrow_mut().put_used(0, u32::MAX);
+    rig.disk.0.borrow_mut().put_used(0, &[(0, u32::MAX)]);
     let (_, outcome) = rig.take().unwrap();
     assert_eq!(outcome, Outcome::Failed);
     assert!(!rig.blk.needs_reset());

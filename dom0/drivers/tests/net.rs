@@ -3,7 +3,8 @@
 
 mod common;
 use common::net_rig::{NetRig, Sample};
-use common::nic::{CSUM, EVENT_IDX, GUEST_CSUM, GUEST_TSO, HOST_TSO, MAC, MRG_RXBUF, MTU, Model, State, VERSION_1};
+use common::nic::{CSUM, GUEST_CSUM, GUEST_TSO, HOST_TSO, MAC, MRG_RXBUF, MTU, Model, State};
+use common::virtio::{EVENT_IDX, VERSION_1};
 use drivers::net::Dropped;
 use drivers::virtio::RESET_ASKED;
 use network::{Checksum, FrameInfo, Full, Mac, Offloads, Protocol, Reset, Segmentation, Uplink};

@@ -3,7 +3,8 @@
 
 mod common;
 use common::net_rig::{NetRig, Sample};
-use common::nic::{EVENT_IDX, Faults, MRG_RXBUF, Model};
+use common::nic::{MRG_RXBUF, Model};
+use common::virtio::{EVENT_IDX, Faults};
 use drivers::hardware::DmaMemory;
 use network::{Checksum, Reset, Uplink};
 use test_random::Random;
@@ -22,7 +23,7 @@ fn mischief(rig: &NetRig, random: &mut Random, sane: bool) -> bool {
         0 => {
             let head = if random.one_in(2) { number(random) } else { number(random) % 256 };
             let bytes = if random.one_in(2) { number(random) } else { number(random) % 5000 };
-            nic.put_used(queue, head, bytes);
+            nic.put_used(queue, &[(head, bytes)]);
             return false;
         }
         1 => {
@@ -79,7 +80,7 @@ fn fuzz(model: Model, rounds: usize) {
         let slow_reset = random.below(4);
         // Lies count from a reset on: for the one at the end of this round.
         let registers = if random.one_in(8) { 40 } else { 0 };
-        rig.nic.0.borrow_mut().faults = Faults { registers, slow_reset };
+        rig.nic.0.borrow_mut().faults = Faults { registers, slow_reset, ..Faults::default() };
         let mut sane = !rig.nic.0.borrow().lied && registers == 0;
         for _ in 0..random.below(100) {
             steps += 1;
@@ -168,7 +169,7 @@ fn heads_that_come_back_twice_or_never_were_there_break_the_device() {
         rig.net.send(&plain.frame, plain.info).unwrap();
         rig.net.kick();
         rig.nic.0.borrow_mut().send(1);
-        rig.nic.0.borrow_mut().put_used(queue, head, 60);
+        rig.nic.0.borrow_mut().put_used(queue, &[(head, 60)]);
         // What was sent is looked at when pages run out.
         let full = (0..200).any(|_| rig.net.send(&plain.frame, plain.info).is_err());
         assert!(full && rig.net.receive(&mut into).is_none());
@@ -182,7 +183,7 @@ fn heads_that_come_back_twice_or_never_were_there_break_the_device() {
 fn a_buffer_that_comes_back_twice_breaks_the_device() {
     let (mut rig, mut into) = (NetRig::started(Model::able(), &Random::seeded(1)), vec![0; 65_535]);
     assert!(rig.nic.0.borrow_mut().deliver([0; 12], &[1; 60]));
-    rig.nic.0.borrow_mut().put_used(0, 0, 72);
+    rig.nic.0.borrow_mut().put_used(0, &[(0, 72)]);
     assert!(rig.net.receive(&mut into).is_some(), "the first time");
     // Its buffer is available again, but the device was not shown that.
     assert!(rig.net.receive(&mut into).is_some());
@@ -191,7 +192,7 @@ fn a_buffer_that_comes_back_twice_breaks_the_device() {
     two[10] = 2;
     rig.memory[0].write_bytes(8192, &two);
     for _ in 0..2 {
-        rig.nic.0.borrow_mut().put_used(0, 0, 72);
+        rig.nic.0.borrow_mut().put_used(0, &[(0, 72)]);
     }
     assert!(rig.net.receive(&mut into).is_none() && rig.net.needs_reset(), "in one frame");
 }
@@ -215,7 +216,7 @@ fn lengths_and_numbers_of_buffers_that_cannot_be_break_the_device() {
         let mut header = [0; 12];
         header[10..].copy_from_slice(&buffers.to_le_bytes());
         rig.memory[0].write_bytes(8192, &header);
-        rig.nic.0.borrow_mut().put_used(0, 0, bytes);
+        rig.nic.0.borrow_mut().put_used(0, &[(0, bytes)]);
         assert_eq!(rig.net.receive(&mut into).is_some(), !breaks && buffers == 1);
         assert_eq!(rig.net.needs_reset(), breaks, "{bytes} bytes, {buffers} buffers");
     }

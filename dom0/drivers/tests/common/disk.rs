@@ -1,21 +1,12 @@
-//! A virtio disk: the device's side of registers and queue, honest or not.
-
-mod registers;
+//! A virtio disk.
 
 use super::Ram;
+use super::virtio::{Device, EVENT_IDX, INDIRECT, Taken, VERSION_1, Virtio};
 use drivers::hardware::DmaMemory;
 use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use test_random::Random;
-
-/// Which registers of the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    Common,
-    Notify,
-    Device,
-    Table,
-}
 
 /// What a disk is like.
 #[derive(Clone, Copy, Debug)]
@@ -35,9 +26,6 @@ pub const RO: u64 = 1 << 5;
 pub const BLK_SIZE: u64 = 1 << 6;
 pub const FLUSH: u64 = 1 << 9;
 pub const DISCARD: u64 = 1 << 13;
-pub const INDIRECT: u64 = 1 << 28;
-pub const EVENT_IDX: u64 = 1 << 29;
-pub const VERSION_1: u64 = 1 << 32;
 
 impl Model {
     /// As QEMU's.
@@ -54,239 +42,109 @@ impl Model {
     }
 }
 
-/// What a disk does that it must not.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
-    /// Each register reads as anything, once in so many times. 0: never.
-    pub registers: usize,
-    /// Instead of an answer, nonsense in the used part, once in so many times.
-    pub used: usize,
-    /// Requests that are never answered.
-    pub silent: usize,
-    /// A reset that takes so many reads of the status.
-    pub slow_reset: usize,
-    /// The configuration changes at each read.
-    pub restless: bool,
-}
-
-/// A request that the disk has taken and not answered.
-#[derive(Clone, Debug)]
-struct Taken {
-    head: u16,
-    chain: Vec<(u64, u32, bool)>,
-}
-
 #[derive(Debug)]
 pub struct State {
+    virtio: Virtio,
     pub model: Model,
-    pub faults: Faults,
-    pub random: Random,
-    /// Memory that the disk can reach.
-    pub memory: Vec<Ram>,
     pub content: Vec<u8>,
-    pub status: u8,
-    pub accepted: u64,
-    /// The queue was notified.
-    pub rung: bool,
-    /// Interrupts sent and not yet seen by the driver.
-    pub interrupts: usize,
-    pub all_interrupts: usize,
-    pub notified: usize,
     pub flushes: usize,
-    /// Registers read as anything since the last reset: what the driver does may be anything, too.
-    pub lied: bool,
     /// It works between any two accesses of the driver.
     pub eager: bool,
     /// The next answers are this status.
     pub fail_with: Option<u8>,
-    select: [u32; 2],
-    vectors: [u16; 2],
-    queue_size: u16,
-    enabled: bool,
-    parts: [u64; 3],
-    generation: u8,
-    resetting: usize,
+    /// Requests that were taken and not answered.
     taken: Vec<Taken>,
-    last_available: u16,
-    used: u16,
-    table: [u8; 32],
 }
 
 /// The disk; copies are the same disk.
 #[derive(Clone, Debug)]
 pub struct Disk(pub Rc<RefCell<State>>);
 
-/// A window over registers of the disk.
-#[derive(Clone, Debug)]
-pub struct View {
-    disk: Disk,
-    part: Part,
-}
-
 impl Disk {
     pub fn new(model: Model, memory: Vec<Ram>, random: Random) -> Self {
-        let content = vec![0; usize::try_from(model.sectors).unwrap() * 512];
-        // The firmware has left it running.
-        let state = State {
+        Self(Rc::new(RefCell::new(State {
+            virtio: Virtio::new(1, memory, random),
             model,
-            faults: Faults::default(),
-            random,
-            memory,
-            content,
-            status: 15,
-            accepted: 0,
-            rung: false,
-            interrupts: 0,
-            all_interrupts: 0,
-            notified: 0,
+            content: vec![0; usize::try_from(model.sectors).unwrap() * 512],
             flushes: 0,
-            lied: false,
             eager: false,
             fail_with: None,
-            select: [0; 2],
-            vectors: [0xffff; 2],
-            queue_size: model.queue,
-            enabled: false,
-            parts: [0; 3],
-            generation: 0,
-            resetting: 0,
             taken: Vec::new(),
-            last_available: 0,
-            used: 0,
-            table: [0; 32],
-        };
-        Self(Rc::new(RefCell::new(state)))
+        })))
+    }
+}
+
+impl Deref for State {
+    type Target = Virtio;
+
+    fn deref(&self) -> &Virtio {
+        &self.virtio
+    }
+}
+
+impl DerefMut for State {
+    fn deref_mut(&mut self) -> &mut Virtio {
+        &mut self.virtio
+    }
+}
+
+impl Device for State {
+    const VECTORS: usize = 2;
+
+    fn offer(&self) -> (u64, u16) {
+        (self.model.features, self.model.queue)
     }
 
-    pub fn view(&self, part: Part) -> View {
-        View { disk: self.clone(), part }
+    fn configuration(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 60];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, &self.model.sectors.to_le_bytes());
+        put(8, &self.model.size_max.to_le_bytes());
+        put(12, &self.model.seg_max.to_le_bytes());
+        put(20, &self.model.block.to_le_bytes());
+        put(36, &self.model.max_discard.to_le_bytes());
+        put(40, &1u32.to_le_bytes());
+        put(44, &(self.model.block / 512).to_le_bytes());
+        bytes
+    }
+
+    fn forget(&mut self) {
+        self.taken.clear();
     }
 }
 
 impl State {
-    fn find(&self, address: u64, bytes: usize) -> (&Ram, usize) {
-        let found = self.memory.iter().find_map(|ram| Some((ram, ram.offset(address, bytes)?)));
-        found.unwrap_or_else(|| panic!("the disk is told of {bytes} bytes at {address:#x}"))
-    }
-
-    fn load16(&self, address: u64) -> u16 {
-        let (ram, offset) = self.find(address, 2);
-        ram.load16(offset)
-    }
-
-    fn descriptor(&self, address: u64) -> (u64, u32, u16, u16) {
-        let (ram, offset) = self.find(address, 16);
-        let rest = ram.load64(offset + 8).to_le_bytes();
-        let bytes = u32::from_le_bytes(rest[..4].try_into().unwrap());
-        let half = |at: usize| u16::from_le_bytes([rest[at], rest[at + 1]]);
-        (ram.load64(offset), bytes, half(4), half(6))
-    }
-
-    fn has(&self, feature: u64) -> bool {
-        self.accepted & feature != 0
-    }
-
     /// Whether requests are with the disk, taken or waiting behind a notification.
     pub fn is_busy(&self) -> bool {
-        self.rung || !self.taken.is_empty()
+        self.queues[0].rung || !self.taken.is_empty()
     }
 
     /// Takes what is available, if it was told of it.
     pub fn fetch(&mut self) {
-        if !core::mem::take(&mut self.rung) || !self.enabled || self.status != 15 {
-            return;
-        }
-        loop {
-            let index = self.load16(self.parts[1] + 2);
-            assert!(index.wrapping_sub(self.last_available) <= self.queue_size, "more than the queue holds");
-            while self.last_available != index {
-                let entry = u64::from(self.last_available % self.queue_size);
-                let head = self.load16(self.parts[1] + 4 + 2 * entry);
-                let chain = self.chain(head);
-                self.taken.push(Taken { head, chain });
-                self.last_available = self.last_available.wrapping_add(1);
-            }
-            if self.has(EVENT_IDX) {
-                let at = self.parts[2] + 4 + 8 * u64::from(self.queue_size);
-                let (ram, offset) = self.find(at, 2);
-                ram.store16(offset, self.last_available);
-            }
-            if self.load16(self.parts[1] + 2) == self.last_available {
-                return;
-            }
-        }
-    }
-
-    fn chain(&self, head: u16) -> Vec<(u64, u32, bool)> {
-        assert!(head < self.queue_size);
-        let (mut table, mut entries, mut next) = (self.parts[0], u32::from(self.queue_size), head);
-        let mut chain = Vec::new();
-        loop {
-            assert!(u32::from(next) < entries && chain.len() < usize::from(self.queue_size));
-            let (address, bytes, flags, follows) = self.descriptor(table + 16 * u64::from(next));
-            if flags & 4 != 0 {
-                assert!(self.has(INDIRECT) && flags == 4 && chain.is_empty() && bytes.is_multiple_of(16));
-                (table, entries, next) = (address, bytes / 16, 0);
-                continue;
-            }
-            assert!(bytes > 0);
-            chain.push((address, bytes, flags & 2 != 0));
-            if flags & 1 == 0 {
-                return chain;
-            }
-            next = follows;
-        }
+        let new = self.take(0);
+        self.taken.extend(new);
     }
 
     /// Answers one of the requests it has taken, any of them. False if there is none.
     pub fn answer_one(&mut self) -> bool {
-        if self.taken.is_empty() || self.status != 15 {
+        let count = self.taken.len();
+        if count == 0 || self.status != 15 {
             return false;
         }
-        let at = self.random.below(self.taken.len());
-        let Taken { head, chain } = self.taken.swap_remove(at);
+        let at = self.random.below(count);
+        let (head, chain) = self.taken.swap_remove(at);
         let status = self.fail_with.unwrap_or_else(|| self.serve(&chain));
         let (address, bytes, writable) = *chain.last().unwrap();
         assert!(bytes == 1 && writable, "no place for a status");
         let (ram, offset) = self.find(address, 1);
         ram.store8(offset, status);
-        self.put_used(u32::from(head), 0);
+        self.put_used(0, &[(u32::from(head), 0)]);
         true
-    }
-
-    /// Puts an entry into the used part, and interrupts if it should.
-    pub fn put_used(&mut self, head: u32, bytes: u32) {
-        let before = self.used;
-        let entry = u64::from(self.used % self.queue_size);
-        let (ram, offset) = self.find(self.parts[2] + 4 + 8 * entry, 8);
-        ram.store64(offset, u64::from(head) | u64::from(bytes) << 32);
-        self.used = self.used.wrapping_add(1);
-        self.set_used_index(self.used);
-        let wanted = if self.has(EVENT_IDX) {
-            self.load16(self.parts[1] + 4 + 2 * u64::from(self.queue_size)) == before
-        } else {
-            self.load16(self.parts[1]) & 1 == 0
-        };
-        let masked = self.table[12] & 1 != 0;
-        if wanted && !masked {
-            self.interrupts += 1;
-            self.all_interrupts += 1;
-        }
-    }
-
-    pub fn set_used_index(&self, index: u16) {
-        let (ram, offset) = self.find(self.parts[2] + 2, 2);
-        ram.store16(offset, index);
     }
 
     /// How many requests it has answered since its reset.
     pub fn answered(&self) -> u16 {
-        self.used
-    }
-
-    /// Whether the queue has been set.
-    pub fn is_set(&self) -> bool {
-        self.enabled && self.status == 15
+        self.queues[0].used
     }
 
     /// Does what a request says; answers its status.
@@ -309,8 +167,7 @@ impl State {
                     let bytes = usize::try_from(*bytes).unwrap();
                     assert!(!self.has(SIZE_MAX) || bytes <= usize::try_from(self.model.size_max).unwrap());
                     assert_eq!(*writable, kind == 0);
-                    let (ram, offset) = self.find(*address, bytes);
-                    let ram = ram.clone();
+                    let (ram, offset) = self.virtio.find(*address, bytes);
                     if kind == 0 {
                         ram.write(offset, &self.content[at..at + bytes]);
                     } else {

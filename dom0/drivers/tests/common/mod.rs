@@ -7,6 +7,7 @@ pub mod disk;
 pub mod net_rig;
 pub mod nic;
 pub mod rig;
+pub mod virtio;
 
 use ::disk::BusAddress;
 use drivers::hardware::DmaMemory;

@@ -2,18 +2,16 @@
 
 use super::Ram;
 use super::bus::{Bus, Space};
-use super::nic::{Model, Nic, Part, View};
+use super::nic::{Model, Nic, State};
+use super::virtio::{View, command, plug};
 use drivers::Net;
 use drivers::net::{RECEIVE_BYTES, SEND_BYTES};
-use drivers::pci::{Address, Function, Message};
-use drivers::virtio::{Kind, Layout, Transport};
+use drivers::virtio::Kind;
 use network::{Checksum, FrameInfo, Protocol, Reset, Segmentation, Uplink};
 use test_random::Random;
 
-const PLACE: Address = Address::new(0, 3, 0);
-
 pub struct NetRig {
-    pub net: Net<Bus, View, Ram>,
+    pub net: Net<Bus, View<State>, Ram>,
     pub nic: Nic,
     bus: Bus,
     pub memory: [Ram; 2],
@@ -24,13 +22,7 @@ impl NetRig {
     pub fn new(model: Model, random: &Random) -> Self {
         let memory = [Ram::new(0x1_0000_0000, RECEIVE_BYTES), Ram::new(0x2_0000_0000, SEND_BYTES)];
         let nic = Nic::new(model, memory.to_vec(), random.clone());
-        let bus = Bus::with([(PLACE, Space::virtio_net())]);
-        let function = Function::new(bus.clone(), PLACE);
-        let layout = Layout::find(&function, Kind::NET, &[]).unwrap();
-        let mut parts = [Part::Common, Part::Notify, Part::Device, Part::Table].into_iter();
-        let map = |_| parts.next().map(|part| nic.view(part));
-        let message = Message { address: 0xfee0_0000, data: 0x41 };
-        let transport = Transport::open(function, &layout, message, map).unwrap();
+        let (bus, transport) = plug(&nic.0, Kind::NET, Space::virtio_net());
         let [receive, send] = memory.clone();
         Self { net: Net::new(transport, receive, send).unwrap(), nic, bus, memory }
     }
@@ -42,7 +34,7 @@ impl NetRig {
     }
 
     pub fn command(&self) -> u32 {
-        self.bus.0.borrow()[&PLACE].command()
+        command(&self.bus)
     }
 }
 

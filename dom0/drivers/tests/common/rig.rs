@@ -2,18 +2,17 @@
 
 use super::Ram;
 use super::bus::{Bus, Space};
-use super::disk::{Disk, Model, Part, View};
+use super::disk::{Disk, Model, State};
+use super::virtio::{View, command, plug};
 use ::disk::{BusAddress, Device, Operation, Outcome, Piece, Reset, Ticket};
 use drivers::Blk;
 use drivers::blk::MEMORY_BYTES;
-use drivers::pci::{Address, Function, Message};
-use drivers::virtio::{Kind, Layout, Transport};
+use drivers::virtio::Kind;
 use test_random::Random;
 
 /// Operations that the caller has in flight at most, and the sectors of memory of each.
 pub const TICKETS: usize = 100;
 const REGION: usize = 1024;
-const PLACE: Address = Address::new(0, 3, 0);
 /// What a sector reads as that was given back.
 const GIVEN_BACK: u64 = 0xdddd_dddd_dddd_dddd;
 
@@ -34,7 +33,7 @@ pub struct Flight {
 }
 
 pub struct Rig {
-    pub blk: Blk<Bus, View, Ram>,
+    pub blk: Blk<Bus, View<State>, Ram>,
     pub disk: Disk,
     pub bus: Bus,
     pub random: Random,
@@ -55,13 +54,7 @@ impl Rig {
         let dma = Ram::new(0x1_0000_0000, MEMORY_BYTES);
         let guest = Ram::new(0x8000_0000, TICKETS * REGION * 512);
         let disk = Disk::new(model, vec![dma.clone(), guest.clone()], random.clone());
-        let bus = Bus::with([(PLACE, Space::virtio_disk())]);
-        let function = Function::new(bus.clone(), PLACE);
-        let layout = Layout::find(&function, Kind::BLOCK, &[]).unwrap();
-        let mut parts = [Part::Common, Part::Notify, Part::Device, Part::Table].into_iter();
-        let map = |_| parts.next().map(|part| disk.view(part));
-        let message = Message { address: 0xfee0_0000, data: 0x41 };
-        let transport = Transport::open(function, &layout, message, map).unwrap();
+        let (bus, transport) = plug(&disk.0, Kind::BLOCK, Space::virtio_disk());
         let sectors = usize::try_from(model.sectors).unwrap();
         Self {
             blk: Blk::new(transport, dma.beside(&disk)).unwrap(),
@@ -85,7 +78,7 @@ impl Rig {
     }
 
     pub fn command(&self) -> u32 {
-        self.bus.0.borrow()[&PLACE].command()
+        command(&self.bus)
     }
 
     pub fn in_flight(&self) -> usize {
