@@ -105,7 +105,7 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
     fs::create_dir_all(&root)?;
     fs::create_dir_all(&staging)?;
     let kernel = ["./boot/vmlinuz-*", "./usr/lib/modules/*/vmlinuz"];
-    apt::extract_some(&deb, &root, &[&kernel[..], &modules::PATTERNS].concat())?;
+    apt::extract_some(&deb, &root, &[&kernel[..], modules::OF_GUESTS.patterns].concat())?;
     let file = find(&root, "vmlinuz").with_context(|| format!("{package} holds no kernel"))?;
     let bzimage = fs::read(&file)?;
     let vmlinux =
@@ -115,7 +115,8 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
     fs::write(staging.join("version"), format!("{package} {version}\n"))?;
     // From 6.13 on they are in a package of their own, which is fetched when a guest needs it.
     if package.starts_with("linux-image-") {
-        modules::take(&root, &staging.join(modules::FOLDER)).with_context(|| format!("the modules in {package}"))?;
+        let set = modules::OF_GUESTS;
+        modules::take(&root, &staging.join(set.folder), set).with_context(|| format!("the modules in {package}"))?;
     }
     cache::publish(&staging, folder)
 }
@@ -180,22 +181,36 @@ pub fn driver(sh: &Shell, name: &str, module: &str) -> Result<PathBuf> {
     files.into_iter().find(|file| file.is_file()).with_context(|| format!("{} has no {module}.ko", folder.display()))
 }
 
-/// The modules of the stock kernel called `name`, fetched first if need be: a kernel in the cache may be from a time when
-/// they were not kept.
+/// The files of the modules that the stock kernel called `name` needs for a virtio network device when it is alone on a machine,
+/// in an order in which they can be loaded.
+///
+/// # Errors
+/// An unknown name, or no way to fetch its modules.
+pub fn drivers_of_virtio_net(sh: &Shell, name: &str) -> Result<Vec<PathBuf>> {
+    modules::in_order(&module_set(sh, name, modules::VIRTIO_NET)?)
+}
+
+/// The modules of the stock kernel called `name` that guests need.
 fn modules(sh: &Shell, name: &str) -> Result<PathBuf> {
+    module_set(sh, name, modules::OF_GUESTS)
+}
+
+/// The folder with modules of the stock kernel called `name`, fetched first if need be: a kernel in the cache may be from a time
+/// when they were not kept.
+fn module_set(sh: &Shell, name: &str, set: modules::Set) -> Result<PathBuf> {
     let kernel = stock(sh, name)?;
-    let folder = kernel.bzimage.with_file_name(modules::FOLDER);
+    let folder = kernel.bzimage.with_file_name(set.folder);
     if !folder.is_dir() {
         let _lock = cache::lock("kernel")?;
         if !folder.is_dir() {
-            fetch_modules(sh, name, &kernel.version()?, &folder)
+            fetch_modules(sh, name, &kernel.version()?, &folder, set)
                 .with_context(|| format!("cannot fetch the modules of the stock kernel {name}"))?;
         }
     }
     Ok(folder)
 }
 
-fn fetch_modules(sh: &Shell, name: &str, version: &str, folder: &Path) -> Result<()> {
+fn fetch_modules(sh: &Shell, name: &str, version: &str, folder: &Path, set: modules::Set) -> Result<()> {
     let stock = STOCK.iter().find(|stock| stock.name == name).context("no such stock kernel")?;
     let scratch = cache::scratch()?;
     let lists = apt::Lists::update(sh, scratch.path(), &[stock.suite], apt::Installed::Nothing)?;
@@ -208,8 +223,8 @@ fn fetch_modules(sh: &Shell, name: &str, version: &str, folder: &Path) -> Result
     let deb = lists.fetch(sh, &record, scratch.path())?;
     let (root, staging) = (scratch.path().join("root"), scratch.path().join("modules"));
     fs::create_dir_all(&root)?;
-    apt::extract_some(&deb, &root, &modules::PATTERNS)?;
-    modules::take(&root, &staging).with_context(|| format!("the modules in {package}"))?;
+    apt::extract_some(&deb, &root, set.patterns)?;
+    modules::take(&root, &staging, set).with_context(|| format!("the modules in {package}"))?;
     cache::publish(&staging, folder)
 }
 

@@ -11,23 +11,52 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules that are taken, along with all modules that they need.
-const WANTED: [&str; 5] = ["xen_blkfront", "xen_netfront", "ext4", "vfat", "isofs"];
-/// The folder of the cache with a kernel's modules. The number grows with the list of modules that are taken.
-pub(crate) const FOLDER: &str = "modules.2";
-/// Modules that vfat and isofs request when a file system is mounted. They are taken if the package has them.
-const ENCODINGS: [&str; 3] = ["nls_cp437", "nls_ascii", "nls_utf8"];
-/// Where modules may be in a package, for [`crate::apt::extract_some`].
-pub(crate) const PATTERNS: [&str; 8] = [
-    "./*lib/modules/*/modules.builtin",
-    "./*lib/modules/*/kernel/arch/*",
-    "./*lib/modules/*/kernel/crypto/*",
-    "./*lib/modules/*/kernel/drivers/block/*",
-    "./*lib/modules/*/kernel/drivers/cdrom/*",
-    "./*lib/modules/*/kernel/drivers/net/xen-netfront.ko*",
-    "./*lib/modules/*/kernel/fs/*",
-    "./*lib/modules/*/kernel/lib/*",
-];
+/// Modules of a kernel that are kept together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Set {
+    /// The modules that are taken, along with all modules that they need.
+    wanted: &'static [&'static str],
+    /// Modules that are taken if the package has them.
+    optional: &'static [&'static str],
+    /// The folder of the cache with the modules. The number grows with the list of modules that are taken.
+    pub(crate) folder: &'static str,
+    /// Where the modules may be in a package, for [`crate::apt::extract_some`].
+    pub(crate) patterns: &'static [&'static str],
+}
+
+/// What guests need.
+pub(crate) const OF_GUESTS: Set = Set {
+    wanted: &["xen_blkfront", "xen_netfront", "ext4", "vfat", "isofs"],
+    // vfat and isofs request them when a file system is mounted.
+    optional: &["nls_cp437", "nls_ascii", "nls_utf8"],
+    folder: "modules.2",
+    patterns: &[
+        "./*lib/modules/*/modules.builtin",
+        "./*lib/modules/*/kernel/arch/*",
+        "./*lib/modules/*/kernel/crypto/*",
+        "./*lib/modules/*/kernel/drivers/block/*",
+        "./*lib/modules/*/kernel/drivers/cdrom/*",
+        "./*lib/modules/*/kernel/drivers/net/xen-netfront.ko*",
+        "./*lib/modules/*/kernel/fs/*",
+        "./*lib/modules/*/kernel/lib/*",
+    ],
+};
+
+/// What a kernel that is alone on a machine needs for a virtio network device on PCI.
+pub(crate) const VIRTIO_NET: Set = Set {
+    wanted: &["virtio_pci", "virtio_net"],
+    optional: &[],
+    folder: "virtio-net.1",
+    patterns: &[
+        "./*lib/modules/*/modules.builtin",
+        "./*lib/modules/*/kernel/drivers/net/net_failover.ko*",
+        "./*lib/modules/*/kernel/drivers/net/virtio_net.ko*",
+        "./*lib/modules/*/kernel/drivers/virtio/*",
+        "./*lib/modules/*/kernel/lib/*",
+        "./*lib/modules/*/kernel/net/core/*",
+    ],
+};
+
 /// The maximum number of bytes of an uncompressed module.
 const LARGEST: u64 = 64 << 20;
 
@@ -74,12 +103,12 @@ fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// Takes the modules for devices out of the unpacked package below `root`. Writes them and their lists into the folder
+/// Takes the modules of a set out of the unpacked package below `root`. Writes them and their lists into the folder
 /// `target/RELEASE`, where RELEASE is the kernel's release.
 ///
 /// # Errors
 /// The package lacks a module, or a module is damaged.
-pub(crate) fn take(root: &Path, target: &Path) -> Result<()> {
+pub(crate) fn take(root: &Path, target: &Path, set: Set) -> Result<()> {
     let tree = release(root).context("the package holds no modules")?;
     let name = tree.file_name().context("modules without a release")?;
     let builtin = fs::read_to_string(tree.join("modules.builtin")).unwrap_or_default();
@@ -96,8 +125,8 @@ pub(crate) fn take(root: &Path, target: &Path) -> Result<()> {
         }
         infos.insert(name.clone(), info);
     }
-    let mut open: Vec<String> = WANTED.map(str::to_owned).into();
-    open.extend(ENCODINGS.iter().filter(|name| files.contains_key(**name)).map(|name| (*name).to_owned()));
+    let optional = set.optional.iter().filter(|name| files.contains_key(**name));
+    let mut open: Vec<String> = set.wanted.iter().chain(optional).map(|name| (*name).to_owned()).collect();
     let mut taken = BTreeSet::new();
     while let Some(name) = open.pop() {
         if builtin.contains(&name) || !taken.insert(name.clone()) {
@@ -144,6 +173,29 @@ fn lists(taken: &BTreeSet<String>, infos: &BTreeMap<String, Info>) -> (String, S
         }
     }
     (dependencies, names)
+}
+
+/// Returns the files of all modules in the folder `modules` of a set, in an order in which they can be loaded.
+///
+/// # Errors
+/// The folder or its list cannot be read.
+pub(crate) fn in_order(modules: &Path) -> Result<Vec<PathBuf>> {
+    let release = fs::read_dir(modules)?.next().context("no release")??.path();
+    let file = release.join("modules.dep");
+    let list = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(order(&list).iter().map(|name| release.join(name)).collect())
+}
+
+/// Returns the modules in a list of `modprobe`'s, each behind those that it needs.
+fn order(list: &str) -> Vec<&str> {
+    let mut lines: Vec<Vec<&str>> = list
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, needed)| std::iter::once(name).chain(needed.split_whitespace()).collect())
+        .collect();
+    // A module needs more modules than any module that it needs.
+    lines.sort_by_key(Vec::len);
+    lines.iter().filter_map(|line| line.first().copied()).collect()
 }
 
 /// Returns the folder of a release, below `root/lib/modules` or `root/usr/lib/modules`. `None` if there is no such folder.
@@ -250,12 +302,13 @@ mod tests {
         let (dependencies, names) = lists(&taken, &infos);
         assert_eq!(dependencies, "a.ko: b.ko c.ko\nb.ko: c.ko\nc.ko:\n");
         assert_eq!(names, "alias fs-x a\nalias fs-x b\nalias fs-x c\n");
+        assert_eq!(order(&dependencies), ["c.ko", "b.ko", "a.ko"]);
     }
 
     #[test]
     fn a_package_without_modules_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let why = |folder: &Path| take(folder, &folder.join("out")).unwrap_err().to_string();
+        let why = |folder: &Path| take(folder, &folder.join("out"), OF_GUESTS).unwrap_err().to_string();
         assert_eq!(why(folder.path()), "the package holds no modules");
         fs::create_dir_all(folder.path().join("usr/lib/modules/6.99/kernel/fs")).unwrap();
         assert!(why(folder.path()).starts_with("the package lacks the module "));
