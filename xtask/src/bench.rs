@@ -9,6 +9,7 @@ mod columns;
 mod counts;
 mod create;
 mod guest;
+mod host;
 mod io;
 mod plot;
 mod profile;
@@ -74,7 +75,7 @@ enum Which {
     Create,
     /// What a stock guest's system calls, faults and processes cost
     Guest,
-    /// What grants cost, reads from disks, and TCP between guests
+    /// What grants cost, reads from disks, and networks: TCP and UDP between guests, and TCP with the host
     Io,
     /// What shell scripts cost in a stock guest
     Scripts,

@@ -84,6 +84,24 @@ pub const READS: [Reading; 4] = [
 pub const MIB: Metric = metric("TCP guest to guest, a MiB", 4);
 /// What goes there and back: a byte.
 pub const TRIPS: Metric = metric("round trip guest to guest", 200);
+/// What is sent from one guest to another by UDP: a packet of [`PACKET_BYTES`].
+pub const PACKETS: Metric = metric("UDP packet of 64 bytes guest to guest", 2048);
+/// Bytes of a packet, the headers of Ethernet, IPv4 and UDP among them.
+pub const PACKET_BYTES: usize = 64;
+/// What is sent to the host of the emulated machine by TCP: MiB.
+pub const TO_HOST: Metric = metric("TCP guest to host, a MiB", 4);
+/// What is sent by the host of the emulated machine by TCP: MiB.
+pub const FROM_HOST: Metric = metric("TCP host to guest, a MiB", 4);
+/// Where the drivers of a virtio network device lie in the initramfs, in the order in which they are loaded.
+pub const VIRTIO_NET_DRIVERS: &CStr = c"/bench/virtio-net/";
+/// The most drivers that lie there: their names are `a.ko`, `b.ko` and so on.
+pub const MAX_DRIVERS: u8 = 26;
+/// The address of the host behind QEMU's user network.
+pub const HOST: [u8; 4] = [10, 0, 2, 2];
+/// The address of a guest behind dom0's gateway, and the gateway's.
+pub const BEHIND_GATEWAY: [[u8; 4]; 2] = [[10, 77, 0, 9], [10, 77, 0, 1]];
+/// The address of a kernel that is alone on the machine, and its gateway's.
+pub const ALONE: [[u8; 4]; 2] = [[10, 0, 2, 15], HOST];
 /// Where the driver of network devices lies in the initramfs, a module of the kernel's.
 pub const NET_DRIVER: &CStr = c"/bench/netfront.ko";
 
@@ -122,6 +140,10 @@ pub mod mode {
     pub const SERVE: &str = "serve";
     /// Measure TCP with the guest that is told [`SERVE`], and power off.
     pub const NETWORK: &str = "network";
+    /// Measure TCP with the host as a guest, and power off. The next argument is the host's port.
+    pub const HOST_GUEST: &str = "host-guest";
+    /// Measure TCP with the host as the kernel that is alone on the machine, and power off. The next argument is the host's port.
+    pub const HOST_ALONE: &str = "host-alone";
     /// Run every script and power off.
     pub const SCRIPTS: &str = "scripts";
     /// Reach the point `INIT`, run the operations of `bench wall` by the clock, and power off.

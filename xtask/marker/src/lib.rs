@@ -41,6 +41,12 @@ pub const COPY_SMALL: u16 = 35;
 pub const STREAM: u16 = 40;
 /// Window: round trips of a byte between two guests.
 pub const TRIPS: u16 = 41;
+/// Window: packets of UDP from one guest to another.
+pub const PACKETS: u16 = 42;
+/// Window: TCP from a guest to the host of the emulated machine.
+pub const TO_HOST: u16 = 43;
+/// Window: TCP from the host of the emulated machine to a guest.
+pub const FROM_HOST: u16 = 44;
 /// Window of the first metric of the benchmark program; the others follow.
 pub const METRICS: u16 = 256;
 /// Window of the first thing the benchmark program reads from disks; the others follow.

@@ -2,12 +2,14 @@
 
 use super::Options;
 use super::counts::Record;
-use anyhow::{Context, Error, Result, bail};
-use microbench::{DONE, REACHED, SCRIPTS, SETUP, mode};
+use super::host::Server;
+use anyhow::{Context, Error, Result, bail, ensure};
+use microbench::{BEHIND_GATEWAY, DONE, MAX_DRIVERS, REACHED, SCRIPTS, SETUP, VIRTIO_NET_DRIVERS, mode};
 use object::{Object, ObjectSegment, SegmentFlags};
 use std::ffi::{CStr, OsString};
 use std::fs;
 use std::io::{Read, Write};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,6 +36,9 @@ const CPU: &str = "max,-erms,-fsrm,-fzrm,-fsrs,-la57,-smap,-smep,-x2apic";
 /// Words for every kernel. Addresses of programs are not random: where a stack or a map lies decides how many page tables a process
 /// has, and so moved rows of fork and exec by up to a tenth from run to run.
 const WORDS: &str = "panic=-1 norandmaps";
+
+/// A virtio network device, which leads to QEMU's user network. Its ROM would boot from there, and not every QEMU has the file.
+const USER_NETWORK: [&str; 4] = ["-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile="];
 
 /// What a column of a table stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -69,15 +74,30 @@ pub(super) struct Lab {
     pub(super) date: String,
 }
 
-/// What becomes of time in which no CPU has anything to do.
+/// How the clock of a machine goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Idle {
-    /// The clock jumps to the next timer.
-    Skipped,
-    /// It passes by the clock on the wall. Otherwise each wait for a device would last until the next tick of the guest, whose
-    /// handling would be counted: 12,000 instructions for a read of a disk.
+pub(super) enum Clock {
+    /// By a nanosecond an instruction. While no CPU has anything to do, it jumps to the next timer.
+    Skips,
+    /// By a nanosecond an instruction. While no CPU has anything to do, it goes as the host's. Otherwise each wait for a device
+    /// would last until the next tick of the guest, whose handling would be counted: 12,000 instructions for a read of a disk.
     Passes,
+    /// As the host's, and nothing is counted.
+    IsHosts,
 }
+
+impl Clock {
+    /// What tells a run by the host's clock from one that is counted, in names.
+    const fn ending(self) -> &'static str {
+        match self {
+            Self::Skips | Self::Passes => "",
+            Self::IsHosts => "-by-clock",
+        }
+    }
+}
+
+/// How long windows of TCP took by the host's clock: to the host, and from it.
+pub(super) type Times = [Vec<Duration>; 2];
 
 /// What is typed once something was printed.
 pub(super) type Typed<'a> = (&'a str, &'a str);
@@ -120,6 +140,11 @@ impl Lab {
             _ => Vec::new(),
         };
         files.extend(drivers.iter().map(|(path, driver)| (*path, driver.as_slice())));
+        let of_virtio_net = match options.which {
+            super::Which::Io => of_virtio_net(sh, &options.kernel)?,
+            _ => Vec::new(),
+        };
+        files.extend(of_virtio_net.iter().map(|(path, driver)| (path.as_str(), driver.as_slice())));
         if let Some(shell) = &shell {
             files.push(("bin/busybox", shell));
             for script in [SETUP].iter().chain(&SCRIPTS) {
@@ -195,7 +220,7 @@ impl Lab {
     }
 
     fn bare_with(&self, words: &str, mode: &str) -> Result<Run> {
-        let mut machine = self.machine("", Idle::Skipped)?;
+        let mut machine = self.machine("", Clock::Skips)?;
         let command = &mut machine.command;
         command.arg("-kernel").arg(&self.kernel.bzimage).arg("-initrd").arg(self.ramdisk.path());
         command.arg("-append").arg(format!("console=ttyS0 {WORDS} {words}-- {mode}"));
@@ -205,7 +230,7 @@ impl Lab {
     /// The stock kernel as Xen's first domain.
     pub(super) fn xen(&self, form: Form, mode: &str, memory: u32) -> Result<Run> {
         let xen = self.xen.as_ref().context("Xen is not wanted, yet asked for")?;
-        let mut machine = self.machine("", Idle::Skipped)?;
+        let mut machine = self.machine("", Clock::Skips)?;
         // Modules: the kernel with its command line, and its ramdisk.
         let mut modules = OsString::from(self.file(form));
         modules.push(format!(" console=hvc0 {WORDS} -- {mode},"));
@@ -238,7 +263,7 @@ impl Lab {
     /// Tenon with these guests. `wants` must appear on the console; `typed` goes to it.
     pub(super) fn guests(&self, name: &str, guests: &[Guest], wants: &str, typed: &[Typed<'_>]) -> Result<Run> {
         let bundle = guests.iter().fold(Bundle::dom0(&self.image("dom0")?, ""), |bundle, guest| bundle.guest(guest));
-        self.bundle(name, &bundle, &[], wants, typed)
+        self.bundle(name, &bundle, (&[], Clock::Skips), wants, typed)
     }
 
     /// A guest that reads from disks: one of the machine, and one in memory.
@@ -261,7 +286,7 @@ impl Lab {
             "-device".to_owned(),
             format!("virtio-blk-pci,drive=bench,serial={SERIAL}"),
         ];
-        self.bundle("tenon-disks", &bundle, &arguments, wants(mode::DISKS), &[])
+        self.bundle("tenon-disks", &bundle, (&arguments, Clock::Passes), wants(mode::DISKS), &[])
     }
 
     /// Two guests on a network: one serves, the other measures. The console of the first is shown.
@@ -274,12 +299,46 @@ impl Lab {
         self.guests("tenon-network", &[measures?, serves?], wants(mode::NETWORK), &[])
     }
 
-    /// Tenon with this bundle, and more arguments for QEMU.
-    fn bundle(&self, name: &str, bundle: &Bundle, more: &[String], wants: &str, typed: &[Typed<'_>]) -> Result<Run> {
+    /// A guest that exchanges bytes with the host by TCP, through dom0's gateway.
+    pub(super) fn guest_and_host(&self, memory: u32, clock: Clock) -> Result<(Run, Times)> {
+        let server = Server::start()?;
+        let vif = format!("ip={}", Ipv4Addr::from(BEHIND_GATEWAY[0])).parse::<VifConfig>().map_err(Error::msg)?;
+        let linux = self.linux(Form::Elf, &format!("{} {}", mode::HOST_GUEST, server.port()), memory);
+        let bundle = Bundle::dom0(&self.image("dom0")?, "").guest(&Guest { vif: vec![vif], ..linux });
+        let run = self.bundle(
+            &format!("tenon-host{}", clock.ending()),
+            &bundle,
+            (&USER_NETWORK.map(Into::into), clock),
+            wants(mode::HOST_GUEST),
+            &[],
+        )?;
+        Ok((run, server.finish()?))
+    }
+
+    /// The stock kernel alone, which exchanges bytes with the host by TCP.
+    pub(super) fn bare_and_host(&self, clock: Clock) -> Result<(Run, Times)> {
+        let server = Server::start()?;
+        let mut machine = self.machine("", clock)?;
+        let command = machine.command.args(USER_NETWORK);
+        command.arg("-kernel").arg(&self.kernel.bzimage).arg("-initrd").arg(self.ramdisk.path());
+        command.arg("-append").arg(format!("console=ttyS0 panic=-1 -- {} {}", mode::HOST_ALONE, server.port()));
+        let run =
+            machine.run(&format!("bare-host{}", clock.ending()), wants(mode::HOST_ALONE), &[], self.logs.as_deref())?;
+        Ok((run, server.finish()?))
+    }
+
+    /// Tenon with this bundle, more arguments for QEMU, and this clock.
+    fn bundle(
+        &self,
+        name: &str,
+        bundle: &Bundle,
+        (more, clock): (&[String], Clock),
+        wants: &str,
+        typed: &[Typed<'_>],
+    ) -> Result<Run> {
         let dom0 = self.image("dom0")?;
         let archive = bundle.write()?;
-        let idle = if more.is_empty() { Idle::Skipped } else { Idle::Passes };
-        let mut machine = self.machine(&format!(",dom0={}", text_of(&dom0)?), idle)?;
+        let mut machine = self.machine(&format!(",dom0={}", text_of(&dom0)?), clock)?;
         let command = &mut machine.command;
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]).args(more);
         command.arg("-kernel").arg(self.image("hypervisor")?).arg("-initrd").arg(archive.path());
@@ -294,26 +353,36 @@ impl Lab {
     }
 
     /// The machine of every column; `arguments` are more words for the plugin.
-    fn machine(&self, arguments: &str, idle: Idle) -> Result<Machine> {
+    fn machine(&self, arguments: &str, clock: Clock) -> Result<Machine> {
         let counts = NamedTempFile::new()?;
         let mut command = self.qemu.command();
         command.args(["-accel", "tcg", "-smp", "1", "-cpu", CPU]);
         command.args(["-m", &MACHINE.to_string(), "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
-        if self.counting {
+        let clock = if self.counting { clock } else { Clock::IsHosts };
+        let sleep = match clock {
+            Clock::Skips => Some("off"),
+            Clock::Passes => Some("on"),
+            Clock::IsHosts => None,
+        };
+        if let Some(sleep) = sleep {
             let on = |wanted, what| if wanted { what } else { "" };
             let (profile, stays) = (on(self.profile, ",profile=on"), on(self.stays, ",stays=on"));
             let mut plugin = OsString::from("file=");
             plugin.push(&self.plugin);
             plugin.push(format!(",out={}{arguments}{profile}{stays}", counts.path().display()));
-            // The clock advances by a nanosecond an instruction.
-            let icount = match idle {
-                Idle::Skipped => "shift=0,sleep=off",
-                Idle::Passes => "shift=0,sleep=on",
-            };
-            command.args(["-icount", icount]).arg("-plugin").arg(plugin);
+            command.arg("-icount").arg(format!("shift=0,sleep={sleep}")).arg("-plugin").arg(plugin);
         }
         Ok(Machine { command, counts })
     }
+}
+
+/// The drivers that a kernel alone on a machine loads for a virtio network device, by their paths in the initramfs.
+fn of_virtio_net(sh: &Shell, kernel: &str) -> Result<Vec<(String, Vec<u8>)>> {
+    let folder = VIRTIO_NET_DRIVERS.to_str()?.trim_start_matches('/');
+    let files = kernels::drivers_of_virtio_net(sh, kernel)?;
+    ensure!(files.len() <= MAX_DRIVERS.into(), "{} drivers are too many", files.len());
+    let named = ('a'..).zip(files).map(|(letter, file)| Ok((format!("{folder}{letter}.ko"), fs::read(file)?)));
+    named.collect()
 }
 
 /// What the benchmark program prints when it has done what `mode` asks.

@@ -56,6 +56,10 @@ extern "C" fn main(stack: *const usize) -> ! {
             network::run();
             println!("{DONE}");
         }
+        word if word == mode::HOST_GUEST.as_bytes() || word == mode::HOST_ALONE.as_bytes() => {
+            network::with_host(word == mode::HOST_ALONE.as_bytes(), process.argument(2).unwrap_or_default());
+            println!("{DONE}");
+        }
         word if word == mode::SCRIPTS.as_bytes() => {
             scripts::run();
             println!("{DONE}");

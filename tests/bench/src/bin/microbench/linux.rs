@@ -32,6 +32,7 @@ mod number {
     pub(super) const ACCEPT: usize = 43;
     pub(super) const BIND: usize = 49;
     pub(super) const LISTEN: usize = 50;
+    pub(super) const SETSOCKOPT: usize = 54;
     pub(super) const FORK: usize = 57;
     pub(super) const EXECVE: usize = 59;
     pub(super) const WAIT4: usize = 61;
@@ -190,6 +191,27 @@ pub(crate) fn load_module(path: &CStr) {
     close(file);
 }
 
+/// Loads the modules `a.ko`, `b.ko` and so on of a folder, whose path ends with a slash; at most `count` of them.
+#[track_caller]
+pub(crate) fn load_modules(folder: &CStr, count: u8) {
+    for letter in (b'a'..).take(count.into()) {
+        let name = [letter, b'.', b'k', b'o'];
+        let mut path = [0; 64];
+        for (to, from) in path.iter_mut().zip(folder.to_bytes().iter().chain(&name)) {
+            *to = *from;
+        }
+        // SAFETY: the kernel reads the path, which is shorter than its place.
+        let file = unsafe { call(number::OPEN, [path.as_ptr() as usize, 0, 0, 0, 0]) };
+        let Ok(file) = usize::try_from(file) else {
+            assert!(letter > b'a', "no module in {folder:?}");
+            return;
+        };
+        // SAFETY: as in `load_module`.
+        checked(unsafe { call(number::FINIT_MODULE, [file, c"".as_ptr() as usize, 0, 0, 0]) });
+        close(file);
+    }
+}
+
 /// Makes the node of a disk, and opens the disk past the kernel's cache as soon as there is one.
 #[track_caller]
 pub(crate) fn make_disk(path: &CStr, major: usize, minor: usize) -> usize {
@@ -248,6 +270,68 @@ pub(crate) fn set_address(address: [u8; 4]) {
         sleep(0, 10_000_000);
     }
     panic!("no network device")
+}
+
+/// Makes eth0 lead to a network whose part of an address has `prefix` bits, and by `gateway` to all others.
+#[track_caller]
+pub(crate) fn set_route(prefix: u32, gateway: [u8; 4]) {
+    const SET_MASK: usize = 0x891c;
+    const ADD_ROUTE: usize = 0x890b;
+    const UP_BY_GATEWAY: u8 = 3;
+    let socket = socket(DATAGRAM);
+    let mask = u32::MAX.checked_shl(32 - prefix).unwrap_or(0).to_be_bytes();
+    // A name, and what is asked for (`struct ifreq`).
+    let mut words = [0_u8; 40];
+    words[..4].copy_from_slice(b"eth0");
+    words[16..32].copy_from_slice(&internet(mask, 0));
+    // SAFETY: the kernel reads the words.
+    checked(unsafe { call(number::IOCTL, [socket, SET_MASK, words.as_ptr() as usize, 0, 0]) });
+    // A word, destination, gateway, mask, flags, and what may be 0 (`struct rtentry`).
+    let mut route = [0_u8; 120];
+    for (at, address) in [(8, [0; 4]), (24, gateway), (40, [0; 4])] {
+        route[at..at + 16].copy_from_slice(&internet(address, 0));
+    }
+    route[56] = UP_BY_GATEWAY;
+    // SAFETY: as above.
+    checked(unsafe { call(number::IOCTL, [socket, ADD_ROUTE, route.as_ptr() as usize, 0, 0]) });
+    close(socket);
+}
+
+/// Sets an option of a socket to a value, which is at an address and has so many bytes.
+#[track_caller]
+fn set_option(socket: usize, option: usize, (value, bytes): (usize, usize)) {
+    const SOCKET_LEVEL: usize = 1;
+    // SAFETY: the kernel reads the value.
+    checked(unsafe { call(number::SETSOCKOPT, [socket, SOCKET_LEVEL, option, value, bytes]) });
+}
+
+/// Takes packets at a port, and keeps those of `bytes` bytes until they are read. A reader waits `seconds` for a packet.
+#[track_caller]
+pub(crate) fn take_packets(port: u16, bytes: u32, seconds: i64) -> usize {
+    const RECEIVE_TIMEOUT: usize = 20;
+    const FORCE_RECEIVE_BUFFER: usize = 33;
+    let (socket, address) = (socket(DATAGRAM), internet([0; 4], port));
+    let (time, bytes) = ([seconds, 0], bytes.to_ne_bytes());
+    set_option(socket, RECEIVE_TIMEOUT, (time.as_ptr() as usize, size_of_val(&time)));
+    set_option(socket, FORCE_RECEIVE_BUFFER, (bytes.as_ptr() as usize, bytes.len()));
+    // SAFETY: the kernel reads the address.
+    checked(unsafe { call(number::BIND, [socket, address.as_ptr() as usize, address.len(), 0, 0]) });
+    socket
+}
+
+/// Reads a packet into some memory. Returns false if none came for too long.
+pub(crate) fn take_packet(socket: usize, memory: &Map) -> bool {
+    // SAFETY: the memory is a map's, which nobody refers to.
+    unsafe { call(number::READ, [socket, memory.start, memory.length, 0, 0]) >= 0 }
+}
+
+/// Makes a socket whose packets go to an address.
+#[track_caller]
+pub(crate) fn aim_packets(address: [u8; 4], port: u16) -> usize {
+    let (socket, to) = (socket(DATAGRAM), internet(address, port));
+    // SAFETY: the kernel reads the address.
+    checked(unsafe { call(number::CONNECT, [socket, to.as_ptr() as usize, to.len(), 0, 0]) });
+    socket
 }
 
 /// Listens for connections.
