@@ -27,6 +27,7 @@ pub mod table;
 use alloc::boxed::Box;
 use core::fmt;
 
+pub use device::Reset;
 pub use holders::{Access, Claim, Holders, InUse};
 pub use memory::{Memory, Misplaced};
 pub use overlay::{Overlay, Pages};
@@ -168,17 +169,6 @@ pub enum Outcome {
 /// A device has no room for an operation now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
-
-/// How far a reset has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reset {
-    /// The reset goes on: call [`Device::reset`] again after a while.
-    Pending,
-    /// The reset has ended. The device is ready for operations, and no longer accesses memory that it was given before.
-    Done,
-    /// The device does not come back, for this reason. It may access memory that it was given at any later time.
-    Dead(&'static str),
-}
 
 /// A disk that moves data by itself.
 pub trait Device: fmt::Debug {

@@ -21,7 +21,7 @@ mod split;
 mod tables;
 
 use crate::hardware::{ConfigurationPorts, DmaMemory, Registers};
-use crate::virtio::{Life, NotTaken, Queue, Transport, Unfinished, feature};
+use crate::virtio::{Life, NotTaken, Queue, Transport, feature};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use config::Limits;
@@ -156,14 +156,11 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Blk<C, R, M> {
     /// Begins or continues to stop the device, in steps like [`Device::reset`]. After [`Reset::Done`], the device accesses no
     /// memory and sends no interrupt until [`Device::reset`] starts it again.
     pub fn stop(&mut self) -> Reset {
-        if let Err(unfinished) = self.life.quiesce(&self.transport) {
-            return unfinished.into();
+        let stopped = self.life.stop(&self.transport);
+        if stopped == Reset::Done {
+            self.forget();
         }
-        self.transport.mask_interrupt(true);
-        self.transport.give_up();
-        self.forget();
-        self.life = Life::New;
-        Reset::Done
+        stopped
     }
 
     /// Returns the memory that [`Blk::new`] was given. `None` if the device was started and not stopped; the memory is dropped.
@@ -305,24 +302,11 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Device for Blk<C, R, M> 
     }
 
     fn reset(&mut self) -> Reset {
-        if let Err(unfinished) = self.life.quiesce(&self.transport) {
-            return unfinished.into();
+        let quiet = self.life.quiesce(&self.transport);
+        if quiet != Reset::Done {
+            return quiet;
         }
-        if let Err(why) = self.start() {
-            self.transport.give_up();
-            self.life = Life::Dead(why);
-            return Reset::Dead(why);
-        }
-        self.life = Life::Running;
-        Reset::Done
-    }
-}
-
-impl From<Unfinished> for Reset {
-    fn from(unfinished: Unfinished) -> Self {
-        match unfinished {
-            Unfinished::Pending => Self::Pending,
-            Unfinished::Dead(why) => Self::Dead(why),
-        }
+        let started = self.start();
+        self.life.begin(&self.transport, started)
     }
 }

@@ -21,7 +21,7 @@ mod receive;
 mod send;
 
 use crate::hardware::{ConfigurationPorts, DmaMemory, Registers};
-use crate::virtio::{Broken, Life, MOST, NotTaken, QUEUE_BYTES, Transport, Unfinished, descriptor};
+use crate::virtio::{Broken, Life, MOST, NotTaken, QUEUE_BYTES, Transport, descriptor};
 use config::{Limits, feature};
 use network::{FrameInfo, Full, MAX_PACKET, Mac, Offloads, Reset, Uplink};
 use receive::Receiver;
@@ -100,14 +100,11 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Net<C, R, M> {
     /// Begins or continues to stop the device, in steps like [`Uplink::reset`]. After [`Reset::Done`], the device accesses no
     /// memory and sends no interrupt until [`Uplink::reset`] starts it again.
     pub fn stop(&mut self) -> Reset {
-        if let Err(unfinished) = self.life.quiesce(&self.transport) {
-            return unfinished.into();
+        let stopped = self.life.stop(&self.transport);
+        if stopped == Reset::Done {
+            self.forget();
         }
-        self.transport.mask_interrupt(true);
-        self.transport.give_up();
-        self.forget();
-        self.life = Life::New;
-        Reset::Done
+        stopped
     }
 
     /// Returns the memory that [`Net::new`] was given. `None` if the device was started and not stopped; the memory is dropped.
@@ -237,24 +234,11 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Uplink for Net<C, R, M> 
     }
 
     fn reset(&mut self) -> Reset {
-        if let Err(unfinished) = self.life.quiesce(&self.transport) {
-            return unfinished.into();
+        let quiet = self.life.quiesce(&self.transport);
+        if quiet != Reset::Done {
+            return quiet;
         }
-        if let Err(why) = self.start() {
-            self.transport.give_up();
-            self.life = Life::Dead(why);
-            return Reset::Dead(why);
-        }
-        self.life = Life::Running;
-        Reset::Done
-    }
-}
-
-impl From<Unfinished> for Reset {
-    fn from(unfinished: Unfinished) -> Self {
-        match unfinished {
-            Unfinished::Pending => Self::Pending,
-            Unfinished::Dead(why) => Self::Dead(why),
-        }
+        let started = self.start();
+        self.life.begin(&self.transport, started)
     }
 }

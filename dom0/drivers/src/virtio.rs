@@ -8,8 +8,8 @@ mod queue;
 mod transport;
 
 pub use layout::{Kind, Layout, NotTaken, Region};
+pub(crate) use life::Life;
 pub use life::RESET_ASKED;
-pub(crate) use life::{Life, Unfinished};
 pub(crate) use queue::{Broken, Descriptor, MOST, QUEUE_BYTES, Queue, descriptor, flags};
 pub use transport::Transport;
 

@@ -42,6 +42,7 @@ mod uplink;
 
 pub use client::Address;
 pub use counters::{Counters, Reason};
+pub use device::Reset;
 pub use frame::{Checksum, FrameInfo, MAX_FRAME, MAX_PACKET, MIN_FRAME, Protocol, Segmentation};
 pub use gateway::{Addressing, BadSettings, Gateway, GatewaySettings};
 pub use guests::CannotAttach;
@@ -51,4 +52,4 @@ pub use mac::{BadMac, Mac};
 pub use responder::{Responder, ResponderSettings};
 pub use station::{Output, PortId, Station};
 pub use translator::{CannotForward, Transported};
-pub use uplink::{Full, Offloads, Reset, Uplink};
+pub use uplink::{Full, Offloads, Uplink};

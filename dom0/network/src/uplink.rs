@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::{FrameInfo, Mac};
+use crate::{FrameInfo, Mac, Reset};
 
 /// What a device does by itself with frames that it sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,17 +18,6 @@ pub struct Offloads {
 /// The device has no room. A later try may succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
-
-/// How far the reset of a device is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reset {
-    /// Call again later.
-    Pending,
-    /// The device is ready. Frames of before are lost.
-    Done,
-    /// The device cannot be used, for this reason.
-    Dead(&'static str),
-}
 
 /// A network device of the machine. No call waits.
 pub trait Uplink: fmt::Debug {

@@ -76,76 +76,9 @@ pub struct Limits {
     pub requests_per_second: Option<u64>,
 }
 
-/// Nanoseconds of a second.
-const SECOND_NS: u64 = 1_000_000_000;
-/// A bucket holds at most what flows in during this time.
-const BURST_NS: u64 = SECOND_NS / 10;
-
-/// A token bucket. A single taking may exceed the level, which leaves a debt; nothing can be taken until time has filled the
-/// debt.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bucket {
-    per_second: u64,
-    /// Units times [`SECOND_NS`]. A value below zero is a debt.
-    level: i128,
-    filled_ns: u64,
-}
-
-impl Bucket {
-    pub(crate) fn new(per_second: u64, now_ns: u64) -> Self {
-        let per_second = max(1, per_second);
-        Self { per_second, level: 0, filled_ns: now_ns }
-    }
-
-    /// Fills the bucket up to now. Returns when something may be taken: now, or when the debt will be filled.
-    pub(crate) fn ready_ns(&mut self, now_ns: u64) -> u64 {
-        let passed = now_ns.saturating_sub(self.filled_ns);
-        self.filled_ns = max(now_ns, self.filled_ns);
-        let rate = i128::from(self.per_second);
-        let most = rate * i128::from(BURST_NS);
-        self.level = most.min(self.level + rate * i128::from(passed));
-        let debt = u64::try_from(-self.level).unwrap_or(0);
-        now_ns.saturating_add(debt.div_ceil(self.per_second))
-    }
-
-    pub(crate) fn take(&mut self, units: u64) {
-        self.level -= i128::from(units) * i128::from(SECOND_NS);
-    }
-
-    /// Puts back `units` that were taken and not used.
-    pub(crate) fn give(&mut self, units: u64) {
-        self.level += i128::from(units) * i128::from(SECOND_NS);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_bucket_lets_pass_what_it_says_in_a_second() {
-        let mut bucket = Bucket::new(1000, 0);
-        let (mut now, mut passed) = (0, 0);
-        while now < 10 * SECOND_NS {
-            now = now.max(bucket.ready_ns(now));
-            if bucket.ready_ns(now) <= now {
-                bucket.take(64);
-                passed += 64;
-            }
-        }
-        assert!((9_900..=10_200).contains(&passed), "{passed}");
-    }
-
-    #[test]
-    fn silence_is_worth_a_tenth_of_a_second() {
-        let mut bucket = Bucket::new(1000, 0);
-        let now = 3600 * SECOND_NS;
-        assert_eq!(bucket.ready_ns(now), now);
-        bucket.take(1100);
-        assert_eq!(bucket.ready_ns(now), now + SECOND_NS);
-        bucket.give(1000);
-        assert_eq!(bucket.ready_ns(now), now);
-    }
 
     #[test]
     fn one_guest_gets_all_and_many_get_what_they_need() {

@@ -41,7 +41,7 @@ impl<H: Host> Queue<H> {
                 let id = VbdId(self.next % count);
                 loop {
                     match self.head(id, busy, now_ns, &mut wake_ns) {
-                        Head::May => self.begin(id),
+                        Head::May => self.begin(id, now_ns),
                         Head::Deficit => {
                             poor = true;
                             break;
@@ -114,14 +114,14 @@ impl<H: Host> Queue<H> {
     }
 
     /// Makes a flight of the first waiting request of a vbd.
-    fn begin(&mut self, id: VbdId) {
+    fn begin(&mut self, id: VbdId, now_ns: u64) {
         let on_device = self.pins();
         let Some(index) = self.flights.at(Stage::Free).next() else { return };
         let Some(vbd) = self.vbds.get_mut(id.0).and_then(Option::as_mut) else { return };
         let Some(waiting) = vbd.waiting.pop_front() else { return };
         let pins = if on_device { waiting.segments } else { 0 };
         self.budget.take(pins);
-        vbd.charge(&waiting);
+        vbd.charge(&waiting, now_ns);
         self.spent = self.spent.saturating_add(waiting.cost());
         vbd.in_flight += 1;
         vbd.pins += pins;

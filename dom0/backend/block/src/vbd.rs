@@ -3,8 +3,10 @@
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::cmp::max;
 use core::fmt;
 
+use device::Bucket;
 use disk::{Disk, Shape};
 use ring_protocol::SharedPage;
 use ring_protocol::block::journal::{Entry, JournalError, Ring};
@@ -15,7 +17,7 @@ use crate::connection::{ConnectError, Connection, Counters, Disconnected};
 use crate::flight::{Durable, Flight, Work};
 use crate::flush::Durability;
 use crate::host::Host;
-use crate::limits::{BUSY_NS, Bucket, PER_TURN};
+use crate::limits::{BUSY_NS, PER_TURN};
 use crate::waiting::Waiting;
 
 /// Noted in the journal while a failed flush may have lost writes and the guest was not told of the failure.
@@ -250,18 +252,18 @@ impl<H: Host> Vbd<H> {
     }
 
     /// Returns when the limits of this disk allow the next request.
-    pub(crate) fn ready_ns(&mut self, now_ns: u64) -> u64 {
-        let buckets = [&mut self.bytes, &mut self.requests].into_iter().flatten();
-        buckets.map(|bucket| bucket.ready_ns(now_ns)).max().unwrap_or(now_ns)
+    pub(crate) fn ready_ns(&self, now_ns: u64) -> u64 {
+        let buckets = [&self.bytes, &self.requests].into_iter().flatten();
+        buckets.filter(|bucket| !bucket.is_ready(now_ns)).map(Bucket::ready_ns).fold(now_ns, max)
     }
 
-    pub(crate) fn charge(&mut self, waiting: &Waiting) {
+    pub(crate) fn charge(&mut self, waiting: &Waiting, now_ns: u64) {
         self.deficit = self.deficit.saturating_sub(waiting.cost());
         if let Some(bytes) = &mut self.bytes {
-            bytes.take(waiting.bytes.into());
+            bytes.take(waiting.bytes.into(), now_ns);
         }
         if let Some(requests) = &mut self.requests {
-            requests.take(1);
+            requests.take(1, now_ns);
         }
     }
 

@@ -136,7 +136,7 @@ impl World {
     /// A hostile guest writes descriptors, and anything, into its pages.
     fn scribble(&mut self, n: usize) {
         let mut state = self.machine.0.borrow_mut();
-        let page = &mut state.guests[n][(self.random.below(8) + 80) as usize];
+        let page = &mut state.guests[n][80 + self.random.below(8)];
         for place in page.chunks_exact_mut(8).take(1 + self.random.below(256)) {
             place.copy_from_slice(any_segment(&mut self.random, 60).as_bytes());
         }

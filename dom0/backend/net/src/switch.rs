@@ -331,7 +331,7 @@ impl<H: Host> Switch<H> {
         let next = self.next;
         (0..count).map(|step| (next + step) % count).find(|place| {
             let ready = self.vifs.open(*place).filter(|vif| vif.attention && vif.wait.is_none());
-            ready.is_some_and(|vif| vif.rate.is_none_or(|rate| rate.ready_ns() <= now_ns))
+            ready.is_some_and(|vif| vif.rate.is_none_or(|rate| rate.is_ready(now_ns)))
         })
     }
 }

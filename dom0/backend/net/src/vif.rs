@@ -3,6 +3,7 @@
 use core::fmt;
 use core::net::Ipv4Addr;
 
+use device::Bucket;
 use network::Mac;
 use ring_protocol::SharedPage;
 use ring_protocol::net::{Chain, RX_SLOT_BYTES, RxRequest, TX_SLOT_BYTES, TxRequest, TxResponse, status};
@@ -12,7 +13,7 @@ use zerocopy::IntoBytes;
 use crate::connection::{ConnectError, Connection, Counters, Disconnected, Drop, VifId};
 use crate::front::{Ports, Takes};
 use crate::host::Host;
-use crate::limits::{BACK_BUFFERS, Bucket, FLOODS_PER_SECOND, PATIENCE_NS};
+use crate::limits::{BACK_BUFFERS, FLOODS_PER_SECOND, PATIENCE_NS};
 
 /// A sender waits for a receiver that is out of buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

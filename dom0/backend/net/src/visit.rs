@@ -370,7 +370,7 @@ impl<H: Host> Switch<H> {
     }
 
     fn plan_group(&mut self, host: &mut H, place: usize, n: usize, load: &Load, now_ns: u64) -> Plan {
-        let Some(sender) = self.vifs.at(place).filter(|vif| vif.floods.ready_ns() <= now_ns) else {
+        let Some(sender) = self.vifs.at(place).filter(|vif| vif.floods.is_ready(now_ns)) else {
             return self.drop_sent(place, n, Drop::Flood);
         };
         let own = sender.id;
@@ -508,7 +508,7 @@ impl<H: Host> Switch<H> {
         let more = more || left > 0;
         if let Some(rate) = &mut vif.rate {
             rate.take(bytes, now_ns);
-            vif.counters.rate_waits += u64::from(more && rate.ready_ns() > now_ns);
+            vif.counters.rate_waits += u64::from(more && !rate.is_ready(now_ns));
         }
         if more {
             vif.attention = true;

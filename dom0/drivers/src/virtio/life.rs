@@ -2,6 +2,7 @@
 
 use super::Transport;
 use crate::hardware::{ConfigurationPorts, Registers};
+use device::Reset;
 
 /// How many calls find a reset unfinished before the device counts as dead. A caller that calls every millisecond waits 10 s.
 pub const RESET_ASKED: u32 = 10_000;
@@ -18,18 +19,9 @@ pub(crate) enum Life {
     Dead(&'static str),
 }
 
-/// Why a reset has not ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unfinished {
-    /// The device is still at it.
-    Pending,
-    /// The device was asked [`RESET_ASKED`] times.
-    Dead(&'static str),
-}
-
 impl Life {
-    /// Begins or continues a reset. Returns `Ok` when the reset has ended: the device accesses no memory then.
-    pub(crate) fn quiesce<C, R>(&mut self, transport: &Transport<C, R>) -> Result<(), Unfinished>
+    /// Begins or continues a reset. After [`Reset::Done`], the device accesses no memory.
+    pub(crate) fn quiesce<C, R>(&mut self, transport: &Transport<C, R>) -> Reset
     where
         C: ConfigurationPorts,
         R: Registers,
@@ -42,14 +34,44 @@ impl Life {
             }
         };
         if transport.is_reset() {
-            return Ok(());
+            return Reset::Done;
         }
         if asked < RESET_ASKED {
             *self = Self::Resetting(asked + 1);
-            return Err(Unfinished::Pending);
+            return Reset::Pending;
         }
         let why = "does not answer a reset";
         *self = Self::Dead(why);
-        Err(Unfinished::Dead(why))
+        Reset::Dead(why)
+    }
+
+    /// Goes on after a reset has ended. `started` is the reason why the device cannot be used, if there is a reason.
+    pub(crate) fn begin<C, R>(&mut self, transport: &Transport<C, R>, started: Result<(), &'static str>) -> Reset
+    where
+        C: ConfigurationPorts,
+        R: Registers,
+    {
+        if let Err(why) = started {
+            transport.give_up();
+            *self = Self::Dead(why);
+            return Reset::Dead(why);
+        }
+        *self = Self::Running;
+        Reset::Done
+    }
+
+    /// Begins or continues to stop the device. After [`Reset::Done`], the device accesses no memory and sends no interrupt.
+    pub(crate) fn stop<C, R>(&mut self, transport: &Transport<C, R>) -> Reset
+    where
+        C: ConfigurationPorts,
+        R: Registers,
+    {
+        let reset = self.quiesce(transport);
+        if reset == Reset::Done {
+            transport.mask_interrupt(true);
+            transport.give_up();
+            *self = Self::New;
+        }
+        reset
     }
 }
