@@ -24,6 +24,8 @@ mod soak;
 mod stories;
 #[path = "system/verbs.rs"]
 mod verbs;
+#[path = "system/vifs.rs"]
+mod vifs;
 
 use anyhow::Result;
 use boot::guests::{self, Run};
@@ -80,6 +82,7 @@ const STORIES: &[Story] = &[
     ("guests_exchange_files", networks::guests_exchange_files),
     ("networks_keep_apart_and_are_told", networks::networks_keep_apart_and_are_told),
     ("unplugs_under_load_are_borne", networks::unplugs_under_load_are_borne),
+    ("a_guest_routes_between_networks", vifs::a_guest_routes_between_networks),
     ("guest_files_run_and_are_refused_with_their_lines", run::guest_files_run_and_are_refused_with_their_lines),
     ("a_cd_boots_with_bios", images::a_cd_boots_with_bios),
     ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),

@@ -21,7 +21,7 @@ use xtask::ssh::Client;
 /// How long a machine may take.
 const LIMIT: Duration = Duration::from_secs(180);
 /// How long a file of [`FILE`] bytes may take.
-const FETCHED: Duration = Duration::from_secs(60);
+pub(crate) const FETCHED: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
 /// Bytes of a file that is fetched.
 const FILE: usize = 64 * MIB;
@@ -29,7 +29,7 @@ const FILE: usize = 64 * MIB;
 const HOST: &str = "10.0.2.2";
 
 /// A stock guest with these network devices, and a server for ssh.
-fn guest(name: &str, kernel: &str, memory: u32, vifs: &[&str]) -> Result<Guest> {
+pub(crate) fn guest(name: &str, kernel: &str, memory: u32, vifs: &[&str]) -> Result<Guest> {
     let sh = boot::shell()?;
     let vif = vifs.iter().map(|text| text.parse().map_err(anyhow::Error::msg)).collect::<Result<_>>()?;
     Ok(Guest {
@@ -44,7 +44,7 @@ fn guest(name: &str, kernel: &str, memory: u32, vifs: &[&str]) -> Result<Guest> 
 }
 
 /// Boots a machine of a GiB with this bundle.
-fn start(title: &str, bundle: Bundle, network: Option<Network>) -> Result<Machine> {
+pub(crate) fn start(title: &str, bundle: Bundle, network: Option<Network>) -> Result<Machine> {
     Machine::boot(title, &Setup { memory: 1024, limit: LIMIT, network, ..Setup::new(bundle) })
 }
 
@@ -116,7 +116,7 @@ fn respond(mut stream: TcpStream, content: &[u8]) -> std::io::Result<()> {
 }
 
 /// The network device of this guest in an answer to `network-list`; of a guest with several, the device with this number.
-fn vif<'a>(list: &'a Value, name: &str, device: u64) -> Result<&'a Value> {
+pub(crate) fn vif<'a>(list: &'a Value, name: &str, device: u64) -> Result<&'a Value> {
     let mut rows = list.as_array().into_iter().flatten();
     rows.find(|row| row["name"] == name && row["device"] == device).with_context(|| format!("no {name} in {list}"))
 }
@@ -198,7 +198,7 @@ pub(crate) fn a_guest_is_reached_by_ssh() -> Result<()> {
 }
 
 /// What a command prints at the shell of the guest that is shown, in one line.
-fn value(machine: &mut Machine, command: &str, limit: Duration) -> Result<String> {
+pub(crate) fn value(machine: &mut Machine, command: &str, limit: Duration) -> Result<String> {
     // What is typed is echoed, and has quotation marks inside the words that are waited for.
     machine.type_line(&format!("echo beg\"i\"n:$({command}) e\"n\"d"))?;
     machine.expect("begin:", limit).with_context(|| format!("no end of {command:?}"))?;
@@ -208,7 +208,7 @@ fn value(machine: &mut Machine, command: &str, limit: Duration) -> Result<String
 }
 
 /// Leads to the shell of a guest, and waits there for an address of this device.
-fn enter(machine: &mut Machine, name: &str, device: &str) -> Result<()> {
+pub(crate) fn enter(machine: &mut Machine, name: &str, device: &str) -> Result<()> {
     console(machine, name)?;
     let tried = format!("ip -4 -o addr show dev {device} | grep -q 'inet 10'");
     shell(machine, &format!("for n in $(seq 25); do {tried} && break; sleep 1; done; {tried}"))

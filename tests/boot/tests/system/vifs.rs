@@ -1,0 +1,73 @@
+//! Stories of guests' network devices under harm and load.
+
+use crate::blocks::{console, shell};
+use crate::networks::{FETCHED, enter, guest, start, value, vif};
+use crate::stories::{SOON, dom0};
+use anyhow::{Context, Result, ensure};
+use boot::Machine;
+use boot::answers::done;
+use serde_json::json;
+use std::net::Ipv4Addr;
+use std::time::Instant;
+use xtask::kernels;
+
+/// Lets a guest serve a file of so many MiB with bytes that nobody knows, and returns the file's sum.
+fn serve(machine: &mut Machine, name: &str, mib: u32) -> Result<String> {
+    enter(machine, name, "eth0")?;
+    // The parts differ, so that none can stand for another.
+    let file = format!("for n in $(seq {mib}); do echo $n; cat part; done > www/data");
+    shell(machine, &format!("mkdir www && head -c 1048576 /dev/urandom > part && {file} && httpd -h www"))?;
+    value(machine, "md5sum < www/data", SOON)
+}
+
+/// A number that a guest has counted for its device eth0.
+fn counted(machine: &mut Machine, device: &str, what: &str) -> Result<u64> {
+    Ok(value(machine, &format!("cat /sys/class/net/{device}/statistics/{what}"), SOON)?.parse()?)
+}
+
+/// A guest with two devices leads a connection from one network to another. The packets stay long, their sums are right, and none
+/// is damaged or dropped.
+pub(crate) fn a_guest_routes_between_networks() -> Result<()> {
+    let bundle = dom0("")?
+        .guest(&guest("left", kernels::DEFAULT, 128, &["bridge=one"])?)
+        .guest(&guest("router", kernels::DEFAULT, 128, &["bridge=one", "bridge=two"])?)
+        .guest(&guest("right", kernels::DEFAULT, 256, &["bridge=two"])?);
+    let mut machine = start("a_guest_routes_between_networks", bundle, None)?;
+    // The first guest that is made takes the terminal.
+    enter(&mut machine, "left", "eth0")?;
+    let sum = serve(&mut machine, "right", 64)?;
+    enter(&mut machine, "router", "eth0")?;
+    enter(&mut machine, "router", "eth1")?;
+    shell(&mut machine, "echo 1 > /proc/sys/net/ipv4/ip_forward")?;
+    let list = machine.ask("network-list")?;
+    let at = |name, device| -> Result<Ipv4Addr> {
+        Ok(vif(&list, name, device)?["ip"].as_str().context("no address")?.parse()?)
+    };
+    let (left, right, here, there) = (at("left", 0)?, at("right", 0)?, at("router", 0)?, at("router", 1)?);
+    for (name, other, gateway) in [("right", left, there), ("left", right, here)] {
+        enter(&mut machine, name, "eth0")?;
+        shell(&mut machine, &format!("ip route add {other}/32 via {gateway}"))?;
+    }
+    let begin = Instant::now();
+    let fetched = value(&mut machine, &format!("wget -q -O - http://{right}/data | md5sum"), FETCHED)?;
+    println!("64 MiB by a router in {:.1} s", begin.elapsed().as_secs_f64());
+    ensure!(fetched == sum, "{fetched} was fetched, not {sum}");
+    for (name, device) in [("left", "eth0"), ("router", "eth0"), ("router", "eth1"), ("right", "eth0")] {
+        console(&mut machine, name)?;
+        let wrong = counted(&mut machine, device, "rx_errors")?;
+        ensure!(wrong == 0, "{name}: {device}: {wrong} packets were damaged");
+        if name == "router" && device == "eth0" {
+            let each = counted(&mut machine, device, "tx_bytes")? / counted(&mut machine, device, "tx_packets")?;
+            println!("the router sends {each} bytes a packet");
+            ensure!(each > 4000, "{each} bytes a packet: they were cut");
+        }
+    }
+    let list = machine.ask("network-list")?;
+    for row in list.as_array().into_iter().flatten() {
+        ensure!(row["drops"] == json!({}), "{list}");
+    }
+    for name in ["left", "router", "right"] {
+        machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
+    }
+    machine.finish()?.require_success()
+}
