@@ -122,7 +122,7 @@ pub(crate) fn vif<'a>(list: &'a Value, name: &str, device: u64) -> Result<&'a Va
 }
 
 /// The IPv4 address that dom0 offers a guest's first network device.
-fn address(machine: &mut Machine, name: &str) -> Result<Ipv4Addr> {
+pub(crate) fn address(machine: &mut Machine, name: &str) -> Result<Ipv4Addr> {
     let offered = |list: &Value| vif(list, name, 0).is_ok_and(|vif| vif["ip"].is_string());
     let until = Instant::now() + BOOT;
     loop {

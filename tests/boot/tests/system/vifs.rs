@@ -1,15 +1,18 @@
 //! Stories of guests' network devices under harm and load.
 
 use crate::blocks::{console, shell};
-use crate::networks::{FETCHED, enter, guest, start, value, vif};
-use crate::stories::{SOON, dom0};
+use crate::networks::{FETCHED, address, enter, guest, start, value, vif};
+use crate::stories::{SOON, dom0, image};
 use anyhow::{Context, Result, ensure};
 use boot::Machine;
 use boot::answers::done;
 use serde_json::json;
+use std::fs;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Instant;
-use xtask::kernels;
+use xtask::bundle::Guest;
+use xtask::{initramfs, kernels};
 
 /// Lets a guest serve a file of so many MiB with bytes that nobody knows, and returns the file's sum.
 fn serve(machine: &mut Machine, name: &str, mib: u32) -> Result<String> {
@@ -20,9 +23,62 @@ fn serve(machine: &mut Machine, name: &str, mib: u32) -> Result<String> {
     value(machine, "md5sum < www/data", SOON)
 }
 
+/// The ramdisk of a guest, and the program `offloads` of our own.
+fn with_offloads(guest: Guest, folder: &Path) -> Result<Guest> {
+    let ramdisk = guest.ramdisk.context("no ramdisk")?;
+    let mut bytes = fs::read(ramdisk)?;
+    // The kernel unpacks one archive after the other. The second begins at a multiple of four bytes.
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes.extend(initramfs::of_programs(&[("bin/offloads", &fs::read(image("offloads")?)?)])?);
+    let target = folder.join(format!("{}.cpio", guest.name));
+    fs::write(&target, bytes)?;
+    Ok(Guest { ramdisk: Some(target), ..guest })
+}
+
 /// A number that a guest has counted for its device eth0.
 fn counted(machine: &mut Machine, device: &str, what: &str) -> Result<u64> {
     Ok(value(machine, &format!("cat /sys/class/net/{device}/statistics/{what}"), SOON)?.parse()?)
+}
+
+/// Guests fetch files by IPv4 and by IPv6 when both, one, or none of them lets its device cut and join packets. The bytes are
+/// right, and no packet arrives damaged.
+pub(crate) fn files_arrive_whoever_cuts_packets() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut bundle = dom0("")?;
+    for (name, kernel) in [("old", "6.1"), ("new", "6.12")] {
+        bundle = bundle.guest(&with_offloads(guest(name, kernel, 320, &["bridge=lan"])?, folder.path())?);
+    }
+    let mut machine = start("files_arrive_whoever_cuts_packets", bundle, None)?;
+    let sum = serve(&mut machine, "old", 64)?;
+    let link = value(&mut machine, "ip -6 -o addr show dev eth0 scope link | sed 's/.*inet6 //; s,/.*,,'", SOON)?;
+    let old = address(&mut machine, "old")?;
+    let hosts = [old.to_string(), format!("[{link}%eth0]")];
+    for (round, [sender, receiver]) in [["off", "off"], ["off", "on"], ["on", "off"]].into_iter().enumerate() {
+        enter(&mut machine, "old", "eth0")?;
+        shell(&mut machine, &format!("offloads eth0 {sender}"))?;
+        let before = [counted(&mut machine, "eth0", "tx_bytes")?, counted(&mut machine, "eth0", "tx_packets")?];
+        enter(&mut machine, "new", "eth0")?;
+        shell(&mut machine, &format!("offloads eth0 {receiver}"))?;
+        let begin = Instant::now();
+        let host = &hosts[round % 2];
+        let fetched = value(&mut machine, &format!("wget -q -O - 'http://{host}/data' | md5sum"), FETCHED)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        ensure!(fetched == sum, "{fetched} was fetched from {host}, not {sum}");
+        ensure!(counted(&mut machine, "eth0", "rx_errors")? == 0, "packets were damaged");
+        console(&mut machine, "old")?;
+        let bytes = counted(&mut machine, "eth0", "tx_bytes")? - before[0];
+        let packets = counted(&mut machine, "eth0", "tx_packets")? - before[1];
+        ensure!(counted(&mut machine, "eth0", "rx_errors")? == 0, "packets were damaged");
+        let each = bytes / packets;
+        println!("sender {sender}, receiver {receiver}, {host}: 64 MiB in {seconds:.1} s, {each} bytes a packet");
+        ensure!(if sender == "off" { each <= 1514 } else { each > 4000 }, "{each} bytes a packet");
+    }
+    let list = machine.ask("network-list")?;
+    for name in ["old", "new"] {
+        ensure!(vif(&list, name, 0)?["drops"] == json!({}), "{list}");
+        machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
+    }
+    machine.finish()?.require_success()
 }
 
 /// A guest with two devices leads a connection from one network to another. The packets stay long, their sums are right, and none
