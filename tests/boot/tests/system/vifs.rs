@@ -4,14 +4,14 @@ use crate::blocks::{console, shell};
 use crate::networks::{FETCHED, address, enter, guest, start, value, vif};
 use crate::stories::{SOON, dom0, image};
 use anyhow::{Context, Result, ensure};
-use boot::Machine;
-use boot::answers::done;
-use serde_json::json;
+use boot::answers::{done, number};
+use boot::{Machine, Setup};
+use serde_json::{Value, json};
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::Instant;
-use xtask::bundle::Guest;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use xtask::bundle::{Bundle, Guest};
 use xtask::{initramfs, kernels};
 
 /// Lets a guest serve a file of so many MiB with bytes that nobody knows, and returns the file's sum.
@@ -21,6 +21,125 @@ fn serve(machine: &mut Machine, name: &str, mib: u32) -> Result<String> {
     let file = format!("for n in $(seq {mib}); do echo $n; cat part; done > www/data");
     shell(machine, &format!("mkdir www && head -c 1048576 /dev/urandom > part && {file} && httpd -h www"))?;
     value(machine, "md5sum < www/data", SOON)
+}
+
+/// Boots a machine of a GiB with this bundle, for at most so long.
+fn start_for(title: &str, bundle: Bundle, limit: Duration) -> Result<Machine> {
+    Machine::boot(title, &Setup { memory: 1024, limit, ..Setup::new(bundle) })
+}
+
+/// KiB of dom0.
+fn footprint(machine: &mut Machine) -> Result<u64> {
+    number(&machine.ask("info")?, "dom0_kib")
+}
+
+/// Attaches a device to a guest.
+fn attach(machine: &mut Machine, name: &str, config: &str) -> Result<()> {
+    machine.require_answer(&format!("network-attach {name} {config}"), &done("network-attach", name))
+}
+
+/// Waits until a device of a guest is in this state.
+fn becomes(machine: &mut Machine, name: &str, device: u64, state: &str) -> Result<Value> {
+    machine.ask_until("network-list", |list| vif(list, name, device).is_ok_and(|vif| vif["state"] == state))
+}
+
+/// Random numbers: splitmix.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31) % bound
+    }
+}
+
+/// How many devices a guest is given at once.
+const PLUGGED: u64 = 4;
+
+/// A guest is given four devices, sends by each of them, and loses them, in any order and by force or not, while it sends and
+/// while it does not, or before it has seen them. Now and then the guest is destroyed in the middle, and made again.
+pub(crate) fn a_hundred_re_plugs_leave_nothing() -> Result<()> {
+    re_plugs("a_hundred_re_plugs_leave_nothing", 25)
+}
+
+/// As above, so many times.
+pub(crate) fn re_plugs(title: &str, rounds: u64) -> Result<()> {
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    println!("{title}: seed {seed}");
+    let mut random = Random(seed);
+    let bundle = dom0("")?.guest(&guest("web", kernels::DEFAULT, 128, &["bridge=lan"])?).guest(&guest(
+        "db",
+        kernels::DEFAULT,
+        128,
+        &["bridge=lan"],
+    )?);
+    let mut machine = start_for(title, bundle, Duration::from_secs(180 + 8 * rounds))?;
+    // The first guest that is made takes the terminal.
+    enter(&mut machine, "web", "eth0")?;
+    let sum = serve(&mut machine, "db", 2)?;
+    let db = address(&mut machine, "db")?;
+    let mut kib = Vec::new();
+    for round in 0..rounds {
+        enter(&mut machine, "web", "eth0")?;
+        for _ in 0..PLUGGED {
+            attach(&mut machine, "web", "bridge=lan")?;
+        }
+        // The devices may go before the guest has seen them.
+        if random.below(5) > 0 {
+            for device in 1..=PLUGGED {
+                becomes(&mut machine, "web", device, "connected")?;
+            }
+            console(&mut machine, "web")?;
+            // Each device answers for its own address alone.
+            shell(&mut machine, "cd /proc/sys/net/ipv4/conf/all && echo 1 > arp_ignore && echo 2 > arp_announce")?;
+            let up = "ip addr add 10.77.1.20$n/24 dev eth$n && ip link set eth$n up";
+            let send = format!("ping -q -c 3 -A -s 8000 -w 20 -I eth$n {db}");
+            shell(&mut machine, &format!("for n in $(seq {PLUGGED}); do {up} && {send} || exit 1; done"))?;
+            if random.below(2) == 0 {
+                let endless =
+                    format!("while [ -e burst ]; do ping -q -c 1000 -A -s 8000 -I eth$n {db}; usleep 20000; done");
+                shell(
+                    &mut machine,
+                    &format!("touch burst; for n in $(seq {PLUGGED}); do ({endless}) > /dev/null 2>&1 & done"),
+                )?;
+            }
+        }
+        if round % 8 == 7 {
+            machine.require_answer("destroy web", &done("destroy", "web"))?;
+            let made = machine.ask("create web")?;
+            ensure!(made["done"] == "create", "{made}");
+        } else {
+            let mut left: Vec<u64> = (1..=PLUGGED).collect();
+            while !left.is_empty() {
+                let at = usize::try_from(random.below(left.len() as u64))?;
+                let force = if random.below(3) == 0 { " --force" } else { "" };
+                let command = format!("network-detach web {}{force}", left.swap_remove(at));
+                machine.require_answer(&command, &done("network-detach", "web"))?;
+            }
+            enter(&mut machine, "web", "eth0")?;
+            shell(
+                &mut machine,
+                "rm -f burst; for n in $(seq 20); do ls /sys/class/net | grep -q 'eth[1-9]' || exit 0; sleep 1; done; exit 1",
+            )?;
+        }
+        if round == 3 || round + 1 == rounds {
+            enter(&mut machine, "web", "eth0")?;
+            let fetched = value(&mut machine, &format!("wget -q -O - http://{db}/data | md5sum"), SOON)?;
+            ensure!(fetched.starts_with(&sum), "{fetched} was fetched, not {sum}");
+            kib.push(footprint(&mut machine)?);
+        }
+    }
+    println!("{title}: dom0 had {kib:?} KiB");
+    ensure!(kib[1] <= kib[0] + 64, "KiB of dom0: {kib:?}");
+    let list = machine.ask("network-list")?;
+    ensure!(list.as_array().is_some_and(|list| list.len() == 2), "{list}");
+    for name in ["web", "db"] {
+        machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
+    }
+    machine.finish()?.require_success()
 }
 
 /// The ramdisk of a guest, and the program `offloads` of our own.
