@@ -6,6 +6,8 @@
 mod blocks;
 #[path = "system/cpus.rs"]
 mod cpus;
+#[path = "system/crowds.rs"]
+mod crowds;
 #[path = "system/durability.rs"]
 mod durability;
 #[path = "system/entry.rs"]

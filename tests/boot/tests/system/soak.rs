@@ -1,6 +1,6 @@
 //! What is too long for every day: `cargo xtask soak`.
 
-use crate::{blocks, cpus, durability, verbs, vifs};
+use crate::{blocks, cpus, crowds, durability, verbs, vifs};
 use anyhow::{Context, Result};
 use boot::guests::{self, Run};
 use libtest_mimic::Trial;
@@ -11,9 +11,9 @@ use xtask::{build, kernels};
 const ROUNDS: u32 = 20_000;
 const SECONDS: u32 = 30;
 
-/// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that
-/// come and go; so many times more power cuts, lives of disks and of hostile front ends, and re-plugs of network devices; every
-/// stock kernel; and on every CPU model the stock kernels of every day, and the guest that tries features.
+/// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that come and go;
+/// so many times more power cuts, lives of disks and of hostile front ends, and re-plugs of network devices; networks with many
+/// guests; every stock kernel; and on every CPU model the stock kernels of every day, and the guest that tries features.
 pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let path = build::image(&boot::images()?, "fuzz")?;
     let mut trials = Vec::new();
@@ -36,6 +36,8 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     trials.push(crate::trial(title.to_owned(), move || blocks::harm(title, 60 * u64::from(times))));
     let title = "re_plugs_leave_nothing";
     trials.push(crate::trial(title.to_owned(), move || vifs::re_plugs(title, 25 * u64::from(times))));
+    let title = "twenty_guests_share_an_uplink";
+    trials.push(crate::trial(title.to_owned(), || crowds::twenty_guests_share_an_uplink(title)));
     trials.extend(kernels::names().flat_map(crate::kernel_trials));
     let on = |model| kernels::DAILY.map(|kernel| cpus::soak(model, kernel));
     trials.extend(cpus::MODELS.into_iter().flat_map(on));
