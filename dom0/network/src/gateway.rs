@@ -28,8 +28,8 @@ use crate::neighbours::Neighbours;
 use crate::rewrite::{Change, End, Inner, inner, rewrite_inner};
 use crate::translator::{CannotForward, Translator, Transported};
 use crate::{
-    Address, CannotAttach, Checksum, Counters, FrameInfo, Headers, Kind, MIN_FRAME, Mac, Network, Output, PortId,
-    Protocol, Reason, Segmentation, Station,
+    Address, Checksum, Counters, FrameInfo, Headers, Kind, MIN_FRAME, Mac, Network, Output, PortId, Protocol, Reason,
+    Segmentation, Station,
 };
 use alloc::string::String;
 use core::net::Ipv4Addr;
@@ -142,31 +142,9 @@ impl Gateway {
         })
     }
 
-    /// Attaches a guest. Returns the guest's address: `address`, or one that depends on `mac` alone as long as that is free.
-    ///
-    /// # Errors
-    /// Says why the guest cannot have the address.
-    pub fn attach(
-        &mut self,
-        port: PortId,
-        mac: Mac,
-        address: Option<Ipv4Addr>,
-        name: &str,
-    ) -> Result<Ipv4Addr, CannotAttach> {
-        self.guests.attach(port, mac, address, name)
-    }
-
-    /// Keeps an address for the guest that is attached with it: the station chooses the address for no other guest.
-    ///
-    /// # Errors
-    /// No memory is left.
-    pub fn keep(&mut self, address: Ipv4Addr) -> Result<(), CannotAttach> {
-        self.guests.keep(address)
-    }
-
-    /// Keeps an address no longer. A guest that has the address goes on with it.
-    pub fn release(&mut self, address: Ipv4Addr) {
-        self.guests.release(address);
+    /// Returns the guests, to attach one or to keep an address.
+    pub const fn guests(&mut self) -> &mut Guests {
+        &mut self.guests
     }
 
     /// Forgets the guest of a port, its flows and the forwards to it. Returns false if the port has no guest.

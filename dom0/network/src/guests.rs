@@ -67,7 +67,7 @@ pub(crate) struct Guest {
 
 /// The guests of a station.
 #[derive(Debug)]
-pub(crate) struct Guests {
+pub struct Guests {
     network: Network,
     /// Addresses that no guest gets: the station's, the router's.
     reserved: [Option<Ipv4Addr>; 2],
@@ -98,19 +98,28 @@ impl Guests {
         candidates.into_iter().find(|&address| self.is_free(address) && !self.kept.contains(&address))
     }
 
-    pub(crate) fn keep(&mut self, address: Ipv4Addr) -> Result<(), CannotAttach> {
+    /// Keeps an address for the guest that is attached with it: the station chooses the address for no other guest.
+    ///
+    /// # Errors
+    /// No memory is left.
+    pub fn keep(&mut self, address: Ipv4Addr) -> Result<(), CannotAttach> {
         self.kept.try_reserve(1).map_err(|_| CannotAttach::Memory)?;
         self.kept.push(address);
         Ok(())
     }
 
-    pub(crate) fn release(&mut self, address: Ipv4Addr) {
+    /// Keeps an address no longer. A guest that has the address goes on with it.
+    pub fn release(&mut self, address: Ipv4Addr) {
         if let Some(at) = self.kept.iter().position(|kept| *kept == address) {
             self.kept.swap_remove(at);
         }
     }
 
-    pub(crate) fn attach(
+    /// Attaches a guest. Returns the guest's address: `address`, or one that depends on `mac` alone as long as that is free.
+    ///
+    /// # Errors
+    /// Says why the guest cannot have the address.
+    pub fn attach(
         &mut self,
         port: PortId,
         mac: Mac,

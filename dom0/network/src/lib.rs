@@ -45,7 +45,7 @@ pub use counters::{Counters, Reason};
 pub use device::Reset;
 pub use frame::{Checksum, FrameInfo, MAX_FRAME, MAX_PACKET, MIN_FRAME, Protocol, Segmentation};
 pub use gateway::{Addressing, BadSettings, Gateway, GatewaySettings};
-pub use guests::CannotAttach;
+pub use guests::{CannotAttach, Guests};
 pub use headers::{Arp, Fragment, HEADER_BYTES, Headers, Ipv4, Ipv6, Kind, L4, Malformed, Transport};
 pub use ipv4net::{BadNetwork, Network};
 pub use mac::{BadMac, Mac};

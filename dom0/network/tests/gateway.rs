@@ -169,7 +169,7 @@ fn twenty_guests_have_an_address_each_and_keep_it() {
     // A guest that comes again gets what it had, though others came meanwhile.
     let (port, mac, own) = (world.guests[4].port, Mac(world.guests[4].mac), world.guests[4].address);
     assert!(world.gateway.detach(port) && !world.gateway.detach(port));
-    assert_eq!(world.gateway.attach(port, mac, None, "again").unwrap().octets(), own);
+    assert_eq!(world.gateway.guests().attach(port, mac, None, "again").unwrap().octets(), own);
 }
 
 #[test]
@@ -224,9 +224,9 @@ fn addresses_are_given_once() {
     let mut gateway = Gateway::new(settings()).unwrap();
     let mac = |i| Mac([0, 0x16, 0x3e, 0, 0, i]);
     let at = |last| Some([10, 77, 0, last].into());
-    assert_eq!(gateway.attach(PortId(1), mac(1), at(9), "a"), Ok([10, 77, 0, 9].into()));
-    assert_eq!(gateway.attach(PortId(1), mac(2), None, "b"), Err(CannotAttach::Port));
-    assert_eq!(gateway.attach(PortId(2), mac(1), None, "b"), Err(CannotAttach::Mac));
+    assert_eq!(gateway.guests().attach(PortId(1), mac(1), at(9), "a"), Ok([10, 77, 0, 9].into()));
+    assert_eq!(gateway.guests().attach(PortId(1), mac(2), None, "b"), Err(CannotAttach::Port));
+    assert_eq!(gateway.guests().attach(PortId(2), mac(1), None, "b"), Err(CannotAttach::Mac));
     for (address, refusal) in [
         (at(9), CannotAttach::AddressInUse([10, 77, 0, 9].into())),
         (at(1), CannotAttach::AddressInUse(GATEWAY.into())),
@@ -234,16 +234,16 @@ fn addresses_are_given_once() {
         (at(255), CannotAttach::NotInNetwork([10, 77, 0, 255].into())),
         (Some([10, 78, 0, 9].into()), CannotAttach::NotInNetwork([10, 78, 0, 9].into())),
     ] {
-        assert_eq!(gateway.attach(PortId(2), mac(2), address, "b"), Err(refusal));
+        assert_eq!(gateway.guests().attach(PortId(2), mac(2), address, "b"), Err(refusal));
     }
     // A network with room for six stations, one of which is the gateway.
     let mut small = settings();
     small.network = "10.77.0.0/29".parse().unwrap();
     let mut gateway = Gateway::new(small).unwrap();
     let given: BTreeSet<_> =
-        (0..5).map(|i| gateway.attach(PortId(i.into()), mac(i), None, "").unwrap().octets()[3]).collect();
+        (0..5).map(|i| gateway.guests().attach(PortId(i.into()), mac(i), None, "").unwrap().octets()[3]).collect();
     assert_eq!(given, BTreeSet::from([2, 3, 4, 5, 6]));
-    assert_eq!(gateway.attach(PortId(9), mac(9), None, ""), Err(CannotAttach::Full));
+    assert_eq!(gateway.guests().attach(PortId(9), mac(9), None, ""), Err(CannotAttach::Full));
 }
 
 #[test]
@@ -750,7 +750,7 @@ fn a_responder_hands_out_addresses_and_nothing_else() {
         domain: String::new(),
     });
     let mac = [0, 0x16, 0x3e, 1, 1, 1];
-    let own = responder.attach(PortId(3), Mac(mac), None, "db").unwrap().octets();
+    let own = responder.guests().attach(PortId(3), Mac(mac), None, "db").unwrap().octets();
     let mut send = |port, mut frame: Vec<u8>| {
         let mut sent = Sent::default();
         responder.receive_guest(PortId(port), &mut frame, PLAIN, SECOND, &mut sent);
@@ -892,14 +892,14 @@ fn no_frame_makes_the_translator_panic_or_pass_what_is_not_its_own() {
 fn an_address_that_is_kept_is_chosen_for_nobody() {
     let mut gateway = Gateway::new(settings()).unwrap();
     let mac = Mac::of_guest("guest", 0);
-    let first = gateway.attach(PortId(1), mac, None, "guest").unwrap();
+    let first = gateway.guests().attach(PortId(1), mac, None, "guest").unwrap();
     assert!(gateway.detach(PortId(1)));
-    gateway.keep(first).unwrap();
-    assert_ne!(gateway.attach(PortId(1), mac, None, "guest"), Ok(first));
+    gateway.guests().keep(first).unwrap();
+    assert_ne!(gateway.guests().attach(PortId(1), mac, None, "guest"), Ok(first));
     let other = Mac::of_guest("other", 0);
-    assert_eq!(gateway.attach(PortId(2), other, Some(first), "other"), Ok(first));
+    assert_eq!(gateway.guests().attach(PortId(2), other, Some(first), "other"), Ok(first));
     assert!(gateway.detach(PortId(1)) && gateway.detach(PortId(2)));
-    gateway.release(first);
-    gateway.release(first);
-    assert_eq!(gateway.attach(PortId(1), mac, None, "guest"), Ok(first));
+    gateway.guests().release(first);
+    gateway.guests().release(first);
+    assert_eq!(gateway.guests().attach(PortId(1), mac, None, "guest"), Ok(first));
 }

@@ -143,7 +143,7 @@ impl Machine {
         let guests = (0..guests)
             .map(|i| {
                 let mac = Mac::of_guest("stack", i.into());
-                gateway.attach(PortId(i), mac, None, "stack").unwrap();
+                gateway.guests().attach(PortId(i), mac, None, "stack").unwrap();
                 Stack::new(mac.0, None)
             })
             .collect();

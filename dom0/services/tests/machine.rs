@@ -106,12 +106,8 @@ impl Uplink for Card {
         false
     }
 
-    fn reset(&mut self) -> network::Reset {
-        match Device::reset(&mut self.0) {
-            Reset::Pending => network::Reset::Pending,
-            Reset::Done => network::Reset::Done,
-            Reset::Dead(why) => network::Reset::Dead(why),
-        }
+    fn reset(&mut self) -> Reset {
+        Device::reset(&mut self.0)
     }
 }
 

@@ -68,7 +68,7 @@ impl World {
             .map(|i| {
                 let (port, name) = (PortId(i * 3), format!("guest{i}"));
                 let mac = Mac::of_guest(&name, 0);
-                let address = gateway.attach(port, mac, None, &name).unwrap().octets();
+                let address = gateway.guests().attach(port, mac, None, &name).unwrap().octets();
                 Guest { port, mac: mac.0, address }
             })
             .collect();

@@ -8,8 +8,8 @@ use core::net::Ipv4Addr;
 
 use net_backend::VifId;
 use network::{
-    Addressing, FrameInfo, Gateway, GatewaySettings, Mac, Network, Output, PortId, Responder, ResponderSettings,
-    Transported,
+    Addressing, FrameInfo, Gateway, GatewaySettings, Guests, Mac, Network, Output, PortId, Responder,
+    ResponderSettings, Transported,
 };
 use toolstack::forward::{Forward, Transport};
 
@@ -41,6 +41,15 @@ enum Kind {
     Responder(Responder),
 }
 
+impl Kind {
+    const fn guests(&mut self) -> &mut Guests {
+        match self {
+            Self::Gateway(gateway) => gateway.guests(),
+            Self::Responder(responder) => responder.guests(),
+        }
+    }
+}
+
 /// A station of dom0's own. Clones stand for the same station.
 #[derive(Clone, Debug)]
 pub(super) struct Station {
@@ -56,10 +65,7 @@ pub(super) struct Kept(Station, Ipv4Addr);
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        match &mut *self.0.kind.borrow_mut() {
-            Kind::Gateway(gateway) => gateway.release(self.1),
-            Kind::Responder(responder) => responder.release(self.1),
-        }
+        self.0.kind.borrow_mut().guests().release(self.1);
     }
 }
 
@@ -126,10 +132,7 @@ impl Station {
         }
         let of_network = || format!("{wanted} is no address for a guest of the network {}", self.network);
         self.network.is_host(wanted).then_some(()).ok_or_else(of_network)?;
-        let kept = match &mut *self.kind.borrow_mut() {
-            Kind::Gateway(gateway) => gateway.keep(wanted),
-            Kind::Responder(responder) => responder.keep(wanted),
-        };
+        let kept = self.kind.borrow_mut().guests().keep(wanted);
         kept.map(|()| Kept(self.clone(), wanted)).map_err(|why| why.to_string())
     }
 
@@ -144,10 +147,7 @@ impl Station {
         wanted: Option<Ipv4Addr>,
         guest: &str,
     ) -> Result<Ipv4Addr, String> {
-        let attached = match &mut *self.kind.borrow_mut() {
-            Kind::Gateway(gateway) => gateway.attach(id.port(), mac, wanted, guest),
-            Kind::Responder(responder) => responder.attach(id.port(), mac, wanted, guest),
-        };
+        let attached = self.kind.borrow_mut().guests().attach(id.port(), mac, wanted, guest);
         attached.map_err(|why| why.to_string())
     }
 
