@@ -87,11 +87,6 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Net<C, R, M> {
         self.dropped
     }
 
-    /// Returns whether the device is running and its link is up. Reads a register.
-    pub fn has_link(&self) -> bool {
-        self.runs() && config::link(self.transport.device(), self.limits.features)
-    }
-
     /// Masks or unmasks the device's interrupt: for a device that interrupts without reason, and before its port is closed.
     pub fn mask_interrupt(&self, masked: bool) {
         self.transport.mask_interrupt(masked);
@@ -158,6 +153,11 @@ impl<C: ConfigurationPorts, R: Registers, M: DmaMemory> Uplink for Net<C, R, M> 
 
     fn mtu(&self) -> u16 {
         self.limits.mtu
+    }
+
+    /// Returns whether the device is running and its link is up. Reads a register.
+    fn has_link(&self) -> bool {
+        self.runs() && config::link(self.transport.device(), self.limits.features)
     }
 
     /// Returns the offloads that the device had at its last start.

@@ -177,11 +177,6 @@ impl Gateway {
         self.translator.forward(protocol, outer_port, port, inner_port)
     }
 
-    /// Ends a forward. Returns false if there is no such forward.
-    pub fn unforward(&mut self, protocol: Transported, outer_port: u16) -> bool {
-        self.translator.unforward(protocol, outer_port)
-    }
-
     /// Returns the uplink's address and what belongs to it. `None` if the uplink has no address.
     #[must_use]
     pub const fn uplink_address(&self) -> Option<Address> {

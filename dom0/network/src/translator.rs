@@ -149,12 +149,6 @@ impl Translator {
         Ok(())
     }
 
-    pub(crate) fn unforward(&mut self, protocol: Transported, outer: u16) -> bool {
-        let before = self.forwards.len();
-        self.forwards.retain(|forward| (forward.protocol, forward.outer) != (protocol.number(), outer));
-        self.forwards.len() < before
-    }
-
     /// Forgets what leads to a guest.
     pub(crate) fn detach(&mut self, guest: &Guest) {
         guest.flows.outer_ports().for_each(|outer| free(&mut self.ports, outer));

@@ -27,6 +27,9 @@ pub trait Uplink: fmt::Debug {
     /// The maximum number of bytes of a frame's payload, after its Ethernet header.
     fn mtu(&self) -> u16;
 
+    /// Whether the device's link is up. May read a register.
+    fn has_link(&self) -> bool;
+
     /// What the device does by itself with frames that it sends. The caller does the rest before [`send`](Uplink::send).
     fn offloads(&self) -> Offloads;
 

@@ -405,9 +405,6 @@ fn forwards_lead_to_a_guest() {
     // Connections from outside cost no flow. UDP has no such forward.
     assert_eq!(world.gateway.flows(web), Some(0));
     nothing(&world.uplink(&from_far(17, FAR, &udp((1, 2_222), b"")), PLAIN));
-    assert!(world.gateway.unforward(Transported::Tcp, 2_222) && !world.gateway.unforward(Transported::Tcp, 2_222));
-    nothing(&world.uplink(&from_far(6, FAR, &syn((1, 2_222))), PLAIN));
-    world.gateway.forward(Transported::Tcp, 2_222, web, 22).unwrap();
     world.gateway.detach(web);
     nothing(&world.uplink(&from_far(6, FAR, &syn((1, 2_222))), PLAIN));
 }

@@ -6,44 +6,21 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 
 use drivers::pci::{Address, Found};
-use network::{Mac, Reset, Uplink};
+use network::{Reset, Uplink};
 
 use crate::machine::{Devices, Driver, NetworkDriver};
-
-/// A network device that was started.
-#[derive(Debug)]
-struct Entry<D: Devices> {
-    address: Address,
-    mac: Mac,
-    mtu: u16,
-    /// `None` after [`MachineNetworks::take`].
-    driver: Option<NetworkDriver<D>>,
-}
-
-/// A network device of the machine, as a list shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NetworkRow {
-    /// Where the device is.
-    pub address: Address,
-    /// Its Ethernet address.
-    pub mac: Mac,
-    /// The maximum number of bytes of a frame's payload.
-    pub mtu: u16,
-    /// Whether it was taken.
-    pub taken: bool,
-}
 
 /// The network devices of the machine.
 #[derive(Debug)]
 pub struct MachineNetworks<D: Devices> {
-    /// In the order of their addresses on the bus.
-    entries: RefCell<Vec<Entry<D>>>,
+    /// Those that were started and not taken, in the order of their addresses on the bus.
+    started: RefCell<Vec<(Address, NetworkDriver<D>)>>,
 }
 
 impl<D: Devices> Default for MachineNetworks<D> {
     /// No device is known yet.
     fn default() -> Self {
-        Self { entries: RefCell::default() }
+        Self { started: RefCell::default() }
     }
 }
 
@@ -83,32 +60,18 @@ impl<D: Devices> MachineNetworks<D> {
     fn add(&self, Starting { found, driver }: Starting<D>, tell: impl Fn(&str)) {
         let (mac, mtu) = (driver.device.mac(), driver.device.mtu());
         tell(&format!("network device {}: {mac}, MTU {mtu}", found.address));
-        let mut entries = self.entries.borrow_mut();
-        let place = entries.partition_point(|entry| entry.address < found.address);
-        entries.insert(place, Entry { address: found.address, mac, mtu, driver: Some(driver) });
+        let mut started = self.started.borrow_mut();
+        let place = started.partition_point(|(address, _)| *address < found.address);
+        started.insert(place, (found.address, driver));
     }
 
-    /// Returns all devices, in the order of their addresses on the bus.
-    pub fn rows(&self) -> Vec<NetworkRow> {
-        let row = |entry: &Entry<D>| NetworkRow {
-            address: entry.address,
-            mac: entry.mac,
-            mtu: entry.mtu,
-            taken: entry.driver.is_none(),
-        };
-        self.entries.borrow().iter().map(row).collect()
-    }
-
-    /// Takes the device at a place in [`MachineNetworks::rows`], to build a switch on it. `None` if there is no such device, or
-    /// if the device was taken.
-    pub fn take(&self, place: usize) -> Option<Driver<Box<dyn Uplink>, D::Interrupt>> {
-        let Driver { device, interrupt } = self.entries.borrow_mut().get_mut(place)?.driver.take()?;
-        Some(Driver { device: Box::new(device), interrupt })
-    }
-
-    /// Takes the first device that was not taken. `None` if there is no such device.
+    /// Takes the device with the lowest address on the bus, to build a switch on it. `None` if there is no device that was not taken.
     pub fn take_first(&self) -> Option<Driver<Box<dyn Uplink>, D::Interrupt>> {
-        let place = self.entries.borrow().iter().position(|entry| entry.driver.is_some())?;
-        self.take(place)
+        let mut started = self.started.borrow_mut();
+        if started.is_empty() {
+            return None;
+        }
+        let (_, Driver { device, interrupt }) = started.remove(0);
+        Some(Driver { device: Box::new(device), interrupt })
     }
 }

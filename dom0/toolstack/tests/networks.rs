@@ -8,6 +8,7 @@ mod common;
 mod world;
 
 use serde_json::json;
+use toolstack::manager::NetworkDevice;
 use world::World;
 
 const WEB: &str = "name = 'web'\nmemory = 16\nkernel = 'k'\n";
@@ -31,6 +32,7 @@ fn a_guest_gets_its_devices_and_leaves_none() {
             (first["mac"].as_str(), first["network"].as_str(), first["device"].as_u64()),
             (Some(&*own), Some("nat"), Some(0))
         );
+        assert_eq!((&first["flows"], &second["flows"]), (&json!(7), &json!(null)), "only nat translates");
         let drops = json!({"spoofed": 5, "rate": 6});
         let expected = json!({
             "name": "web", "domid": 7, "device": 1, "mac": "00:16:3e:00:00:01", "network": "lan", "ip": "10.0.0.9",
@@ -81,6 +83,20 @@ fn devices_come_and_go_while_a_guest_runs() {
     );
     let networks = "network         kind         vifs dom0's address     uplink\nnat             translated      2 10.77.0.1/24       -";
     assert_eq!(world.text("networks"), networks);
+    let drops = vec![("oversize", 9), ("flood", 1)];
+    let (received, received_bytes, sent, sent_bytes, resets) = (1, 2_048, 3, 4_096, 2);
+    let device = NetworkDevice { link: true, received, received_bytes, sent, sent_bytes, resets, drops };
+    world.fake().networks.device.replace(Some(device));
+    let line = "uplink          bridged         0 -                  eth0, link up, received 1 (2 KiB), sent 3 (4 KiB), dropped 10, resets 2";
+    assert_eq!(world.text("networks"), format!("{networks}\n{line}"));
+    assert_eq!(
+        world.json("networks")[1]["device"],
+        json!({
+            "link": "up", "received": 1, "received_bytes": 2_048, "sent": 3, "sent_bytes": 4_096, "resets": 2,
+            "drops": {"oversize": 9, "flood": 1}
+        })
+    );
+    world.fake().networks.device.replace(None);
     assert_eq!(world.text("network-detach web 7"), "guest web: it has no network device 7");
     world.fake().networks.busy.set(true);
     assert_eq!(world.text("network-detach web 0"), "guest web: it is used");

@@ -126,8 +126,8 @@ impl<H: Host> Vifs<H> {
         }
     }
 
-    /// Adds a vif. With `resumed`, goes on after an earlier back end that died.
-    pub(crate) fn connect(&mut self, with: Connection<H>, now_ns: u64, resumed: bool) -> Result<VifId, ConnectError> {
+    /// Adds a vif.
+    pub(crate) fn connect(&mut self, with: Connection<H>, now_ns: u64) -> Result<VifId, ConnectError> {
         let mac = with.mac;
         if mac.is_group() || mac.0 == [0; 6] {
             return Err(ConnectError::NoStation(mac));
@@ -146,7 +146,7 @@ impl<H: Host> Vifs<H> {
         reserved.map_err(|_| ConnectError::NoMemory)?;
         let generation = self.taken.get(place).map_or(0, |taken| taken.wrapping_add(1));
         let id = VifId(PortId(u16::from(generation) << 8 | cut(place)));
-        let vif = Vif::connect(with, id, now_ns, resumed)?;
+        let vif = Vif::connect(with, id, now_ns)?;
         match (self.places.get_mut(place), self.taken.get_mut(place)) {
             (Some(free), Some(taken)) => (*free, *taken) = (Some(vif), generation),
             _ => {

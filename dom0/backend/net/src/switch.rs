@@ -114,15 +114,16 @@ impl<H: Host> Switch<H> {
         self.line = Some(Line::new(device, mode));
     }
 
-    /// Returns the uplink's device, and goes on without an uplink. `None` if there is none.
-    pub fn take_uplink(&mut self) -> Option<Box<dyn Uplink>> {
-        self.line.take().map(|line| line.device)
-    }
-
     /// Returns what the uplink has done so far. `None` if there is no uplink.
     #[must_use]
     pub fn uplink_counters(&self) -> Option<UplinkCounters> {
         self.line.as_ref().map(|line| line.counters)
+    }
+
+    /// Returns whether the uplink's device works and its link is up. False if there is no uplink. May read a register.
+    #[must_use]
+    pub fn has_link(&self) -> bool {
+        self.line.as_ref().is_some_and(|line| line.is_fine() && line.device.has_link())
     }
 
     /// Gives the switch a station, which is called in the next turn.
@@ -137,23 +138,10 @@ impl<H: Host> Switch<H> {
     /// # Errors
     /// Why the front end cannot be served.
     pub fn connect(&mut self, connection: Connection<H>, now_ns: u64) -> Result<VifId, ConnectError> {
-        self.add(connection, now_ns, false)
-    }
-
-    /// Continues to serve a front end whose earlier back end died. Packets that the earlier back end left unanswered are carried, or
-    /// answered with an error if an answer is written over one of their slots.
-    ///
-    /// # Errors
-    /// Why the connection cannot be continued.
-    pub fn resume(&mut self, connection: Connection<H>, now_ns: u64) -> Result<VifId, ConnectError> {
-        self.add(connection, now_ns, true)
-    }
-
-    fn add(&mut self, connection: Connection<H>, now_ns: u64, resumed: bool) -> Result<VifId, ConnectError> {
         if self.station_mac == Some(connection.mac) {
             return Err(ConnectError::MacInUse(connection.mac));
         }
-        self.vifs.connect(connection, now_ns, resumed)
+        self.vifs.connect(connection, now_ns)
     }
 
     /// Ends a vif at once, and returns its parts. Nothing of the guest is in use afterwards, for the switch only copies. `None` if

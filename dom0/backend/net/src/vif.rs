@@ -65,8 +65,6 @@ pub struct Vif<H: Host> {
     pub(crate) awaited: usize,
     pub(crate) rate: Option<Bucket>,
     pub(crate) floods: Bucket,
-    /// Whether the front end is notified without having asked: it may have missed an event of an earlier back end (ABI io 4.4).
-    greet: bool,
     /// Whether a response is not published yet, in the TX and in the RX ring.
     unpublished: (bool, bool),
     pub(crate) counters: Counters,
@@ -82,7 +80,7 @@ impl<H: Host> fmt::Debug for Vif<H> {
 }
 
 impl<H: Host> Vif<H> {
-    pub(crate) fn connect(with: Connection<H>, id: VifId, now_ns: u64, resumed: bool) -> Result<Self, ConnectError> {
+    pub(crate) fn connect(with: Connection<H>, id: VifId, now_ns: u64) -> Result<Self, ConnectError> {
         let Connection { domain, ports, tx, rx, takes, mac, limits } = with;
         let tx_layout = Layout::new(tx.len_bytes(), TX_SLOT_BYTES)?;
         let rx_layout = Layout::new(rx.len_bytes(), RX_SLOT_BYTES)?;
@@ -104,7 +102,6 @@ impl<H: Host> Vif<H> {
             awaited: 0,
             rate: limits.bytes_per_second.map(|rate| Bucket::new(rate, now_ns)),
             floods: Bucket::new(FLOODS_PER_SECOND, now_ns),
-            greet: resumed,
             unpublished: (false, false),
             counters: Counters::default(),
         })
@@ -231,15 +228,14 @@ impl<H: Host> Vif<H> {
 
     /// Returns whether [`publish`](Self::publish) has something to do.
     pub(crate) fn has_unpublished(&self) -> bool {
-        self.unpublished.0 || self.unpublished.1 || self.greet
+        self.unpublished.0 || self.unpublished.1
     }
 
     /// Publishes responses, and notifies the guest if it asked for that.
     pub(crate) fn publish(&mut self, host: &mut H) {
         let (tx, rx) = core::mem::take(&mut self.unpublished);
-        let greet = core::mem::take(&mut self.greet);
-        let tx = tx && self.tx.publish(&self.tx_page) || greet;
-        let rx = rx && self.rx.publish(&self.rx_page) || greet;
+        let tx = tx && self.tx.publish(&self.tx_page);
+        let rx = rx && self.rx.publish(&self.rx_page);
         if rx {
             host.notify(self.ports.rx);
         }

@@ -644,41 +644,6 @@ fn a_visit_is_bounded_and_guests_take_turns() {
 }
 
 #[test]
-fn a_later_back_end_goes_on_where_the_first_died() {
-    let machine = Machine::new(Random::seeded(1), 2);
-    let mut first = machine.switch(1500);
-    let mut fronts = [0, 1].map(Front::new);
-    for front in &fronts {
-        machine.connect(&mut first, front, ALL, Limits::default());
-    }
-    fronts[1].post(10);
-    for _ in 0..15 {
-        assert!(fronts[0].send_small(&machine, &between(1, 0)));
-    }
-    let _ = turns(&mut first, &mut machine.clone(), SECOND);
-    // The sender waits for buffers, and nobody ends the vifs.
-    drop(first);
-    let mut second = machine.switch(1500);
-    let connections = fronts.each_ref().map(|front| {
-        let ports = Ports { tx: u32::from(front.domain) * 2, rx: u32::from(front.domain) * 2 + 1 };
-        let (tx, rx) = (front.tx_page.clone(), front.rx_page.clone());
-        let (domain, mac) = (front.domain, front.mac);
-        Connection { domain, ports, tx, rx, takes: ALL, mac, limits: Limits::default() }
-    });
-    for connection in connections {
-        assert!(second.resume(connection, SECOND).is_ok());
-    }
-    fronts[1].post(256);
-    let before = machine.0.borrow().notified.clone();
-    let _ = turns(&mut second, &mut machine.clone(), SECOND);
-    let after = machine.0.borrow().notified.clone();
-    assert!(before.iter().zip(&after).all(|(before, after)| before < after), "each is notified: {before:?} {after:?}");
-    assert_eq!((fronts[0].collect_sent(), fronts[0].unanswered()), (15, 0));
-    let arrived = fronts[1].collect(&machine);
-    assert!(arrived.len() == 15 && arrived.iter().all(|packet| packet.bytes == between(1, 0)));
-}
-
-#[test]
 fn a_bad_broadcast_in_a_crowd_does_not_hold_back_what_was_sent_before() {
     let mut world = World::new(130);
     let device = Device::new();

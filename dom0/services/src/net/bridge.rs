@@ -10,10 +10,11 @@ use core::cell::{Cell, RefCell};
 use core::task::Context;
 
 use net_backend::{
-    Buffers, ConnectError, Connection, Counters, Disconnected, Event, LINEAR_PAGES, MAX_VIFS, Mode, SCRATCH_PAGES,
-    STAGING_PAGES, Switch, VifId,
+    Buffers, ConnectError, Connection, Counters, Disconnected, Drop, Drops, Event, LINEAR_PAGES, MAX_VIFS, Mode,
+    SCRATCH_PAGES, STAGING_PAGES, Switch, UplinkCounters, VifId,
 };
 use network::{MAX_PACKET, Uplink};
+use toolstack::manager::NetworkDevice;
 
 use super::device::Vif;
 use super::host::{Backing, NetHost};
@@ -176,6 +177,22 @@ impl<H: NetHost> Bridge<H> {
         self.switch.borrow().vif(id).map(net_backend::Vif::counters).unwrap_or_default()
     }
 
+    /// Returns what the network's device has done. `None` if the network has no device.
+    pub(super) fn device(&self) -> Option<NetworkDevice> {
+        let switch = self.switch.borrow();
+        let UplinkCounters { received_packets, received_bytes, sent_packets, sent_bytes, resets, drops } =
+            switch.uplink_counters()?;
+        Some(NetworkDevice {
+            link: switch.has_link(),
+            received: received_packets,
+            received_bytes,
+            sent: sent_packets,
+            sent_bytes,
+            resets,
+            drops: by_reason(&drops),
+        })
+    }
+
     fn handle(&self, event: Event) {
         match event {
             Event::Broken(id, why) => {
@@ -192,6 +209,12 @@ impl<H: NetHost> Bridge<H> {
             }
         }
     }
+}
+
+/// Returns how much was dropped, by the names of the reasons.
+pub(super) fn by_reason(drops: &Drops) -> Vec<(&'static str, u64)> {
+    let dropped = Drop::ALL.iter().map(|reason| (reason.name(), drops.of(*reason)));
+    dropped.filter(|(_, count)| *count > 0).collect()
 }
 
 impl<H: NetHost> Turns for Bridge<H> {

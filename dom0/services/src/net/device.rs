@@ -133,6 +133,13 @@ impl<H: NetHost> Vif<H> {
         self.link.borrow().as_ref().and_then(|link| link.address).or(self.limits.address)
     }
 
+    /// Returns how many of the guest's connections are translated. `None` if the network is not translated, or the vif is not
+    /// connected.
+    pub(super) fn flows(&self) -> Option<usize> {
+        let id = self.link.borrow().as_ref()?.id;
+        self.bridge.station.as_ref()?.flows(id)
+    }
+
     /// Notes that the vif cannot be served any more, for the reason `why`. The guest is told to close the vif.
     pub(super) fn fail(&self, why: &str) {
         self.handshake.fail::<Self>(why);

@@ -8,14 +8,14 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::fmt;
 
-use net_backend::{Counters, Drop, Limits};
+use net_backend::{Counters, Limits};
 use network::{Mac, Uplink};
 use toolstack::DomainId;
 use toolstack::forward::Forward;
 use toolstack::manager::{self, GuestVif, NetworkRow};
 use toolstack::vif::{NAT, UPLINK, VifConfig};
 
-use super::bridge::{Bridge, Device, Kind, Running};
+use super::bridge::{Bridge, Device, Kind, Running, by_reason};
 use super::device::Vif;
 use super::host::NetHost;
 use super::station::{MTU, Station};
@@ -224,7 +224,6 @@ impl<H: NetHost> Networks<H> {
         let row = |vif: &Rc<Vif<H>>| {
             let Counters { received_packets, received_bytes, sent_packets, sent_bytes, drops, .. } = vif.counters();
             let state = if vif.handshake.is_in_use() { "in use" } else { word(vif.handshake.back_state()) };
-            let dropped = Drop::ALL.iter().map(|reason| (reason.name(), drops.of(*reason)));
             GuestVif {
                 guest: guest.into(),
                 domain: DomainId(domain),
@@ -237,7 +236,8 @@ impl<H: NetHost> Networks<H> {
                 received_bytes,
                 sent: sent_packets,
                 sent_bytes,
-                drops: dropped.filter(|(_, count)| *count > 0).collect(),
+                drops: by_reason(&drops),
+                flows: vif.flows(),
             }
         };
         self.0.attached.of(domain).iter().map(row).collect()
@@ -259,6 +259,7 @@ impl<H: NetHost> Networks<H> {
                 vifs: bridge.vifs.get(),
                 address: bridge.station.as_ref().map(Station::address),
                 uplink,
+                device: bridge.device(),
             }
         };
         self.0.networks.borrow().iter().map(row).collect()

@@ -159,6 +159,14 @@ impl Station {
         };
     }
 
+    /// Returns how many connections of the guest of a vif are translated. `None` if the network is not translated.
+    pub(super) fn flows(&self, id: VifId) -> Option<usize> {
+        match &*self.kind.borrow() {
+            Kind::Gateway(gateway) => gateway.flows(id.port()),
+            Kind::Responder(_) => None,
+        }
+    }
+
     /// Leads connections from the uplink to the guest of a vif.
     ///
     /// # Errors

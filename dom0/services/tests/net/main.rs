@@ -70,7 +70,7 @@ fn a_guest_connects_and_gets_an_address_from_the_gateway() {
     let listed = world.only(5);
     assert_eq!(listed.ip, Some(address.map(|part| part.to_string()).join(".")));
     assert_eq!((listed.device, &*listed.bridge, listed.state), (0, "nat", "connected"));
-    assert_eq!((listed.sent, listed.received, listed.drops), (2, 2, vec![]));
+    assert_eq!((listed.sent, listed.received, listed.drops, listed.flows), (2, 2, vec![], Some(0)));
     // Who has 10.77.0.1?
     let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
     arp.extend([&front.mac[..], &address, &[0; 6], &[10, 77, 0, 1]].concat());

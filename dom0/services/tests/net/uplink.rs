@@ -84,6 +84,12 @@ fn guests_of_the_network_uplink_are_on_the_outer_network() {
     let frames = front.take(&guest);
     assert_eq!(frames.iter().filter_map(|frame| test_text(frame)).collect::<Vec<_>>(), ["for the guest"]);
     assert_eq!(world.only(5).ip, None, "dom0 gives out no addresses there");
+    let device = || world.networks.networks()[0].device.clone().unwrap();
+    let shown = device();
+    assert_eq!((shown.sent, shown.received, shown.resets, shown.link), (1, 2, 0, true));
+    assert_eq!(shown.sent_bytes, test_frame(ALL, front.mac, "to all").len() as u64);
+    world.wire.0.borrow_mut().unplugged = true;
+    assert!(!device().link);
     world.end(5);
 }
 
@@ -104,6 +110,8 @@ fn a_network_goes_on_without_its_device() {
     assert_eq!(heard, ["hello"]);
     world.machine.rounds(5_000);
     assert!(wire().sent.is_empty(), "nothing is sent to a lost device");
+    let shown = world.networks.networks()[0].device.clone().unwrap();
+    assert_eq!((shown.resets, shown.link), (1, false), "the link of a lost device is down");
     world.end(5);
     world.end(6);
     world.assert_clean(&[5, 6]);

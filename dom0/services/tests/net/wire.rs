@@ -16,6 +16,7 @@ pub struct Wire {
     pub sent: Vec<Vec<u8>>,
     pub coming: VecDeque<Vec<u8>>,
     pub needs_reset: bool,
+    pub unplugged: bool,
     /// What a reset says; `None` if the device works again.
     pub dead: Option<&'static str>,
 }
@@ -50,6 +51,9 @@ impl Uplink for Device {
     }
     fn mtu(&self) -> u16 {
         1_500
+    }
+    fn has_link(&self) -> bool {
+        !self.0.borrow().unplugged
     }
     fn offloads(&self) -> Offloads {
         Offloads::default()

@@ -40,7 +40,9 @@ use changed::{Changes, either};
 use entry::{Entry, State, Told};
 
 pub use entry::LastEnd;
-pub use reply::{DiskRow, GuestDisk, GuestVif, MachineInfo, NetworkRow, Refusal, Reply, Row, Size, Wait};
+pub use reply::{
+    DiskRow, GuestDisk, GuestVif, MachineInfo, NetworkDevice, NetworkRow, Refusal, Reply, Row, Size, Wait,
+};
 
 /// The number of ends whose full report is kept. Of older ends, the report and the refused requests are dropped.
 const REPORTS_KEPT: usize = 16;

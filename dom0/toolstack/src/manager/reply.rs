@@ -182,6 +182,27 @@ pub struct NetworkRow {
     pub address: Option<String>,
     /// The device of the machine that it leads to, with what dom0 knows of it. `None` if there is none.
     pub uplink: Option<String>,
+    /// What that device has done. `None` if there is none.
+    pub device: Option<NetworkDevice>,
+}
+
+/// What a network device of the machine has done since its network was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkDevice {
+    /// Whether the device works and its link is up.
+    pub link: bool,
+    /// Frames that arrived.
+    pub received: u64,
+    /// Bytes of those frames.
+    pub received_bytes: u64,
+    /// Frames that were sent.
+    pub sent: u64,
+    /// Bytes of those frames.
+    pub sent_bytes: u64,
+    /// How often the device was reset.
+    pub resets: u64,
+    /// Frames of either direction that were dropped, by the reason.
+    pub drops: Vec<(&'static str, u64)>,
 }
 
 /// A line of `network-list`.
@@ -211,6 +232,8 @@ pub struct GuestVif {
     pub sent_bytes: u64,
     /// Packets that were dropped, by the reason.
     pub drops: Vec<(&'static str, u64)>,
+    /// Its connections that dom0 translates. `None` if the network is not translated, or the device is not connected.
+    pub flows: Option<usize>,
 }
 
 /// The size of a guest without a domain.
@@ -502,14 +525,48 @@ impl NetworkRow {
     fn text(&self) -> String {
         let Self { name, kind, vifs, .. } = self;
         let [address, uplink] = [&self.address, &self.uplink].map(|value| value.as_deref().unwrap_or("-"));
-        format!("{name:<15} {kind:<11} {vifs:>5} {address:<18} {uplink}")
+        let device = self.device.as_ref().map(NetworkDevice::text).unwrap_or_default();
+        format!("{name:<15} {kind:<11} {vifs:>5} {address:<18} {uplink}{device}")
     }
 
     fn json(&self) -> String {
         let object = Object::default().text("network", &self.name).text("kind", self.kind).raw("vifs", self.vifs);
         let object = object.raw("address", optional(self.address.as_deref()));
-        object.raw("uplink", optional(self.uplink.as_deref())).end()
+        let object = object.raw("uplink", optional(self.uplink.as_deref()));
+        match &self.device {
+            Some(device) => object.raw("device", device.json()).end(),
+            None => object.end(),
+        }
     }
+}
+
+impl NetworkDevice {
+    fn link(&self) -> &'static str {
+        if self.link { "up" } else { "down" }
+    }
+
+    /// What follows the device's name.
+    fn text(&self) -> String {
+        let Self { received, sent, resets, .. } = self;
+        let (in_kib, out_kib) = (self.received_bytes >> 10, self.sent_bytes >> 10);
+        let dropped: u64 = self.drops.iter().map(|(_, count)| count).sum();
+        let link = self.link();
+        format!(
+            ", link {link}, received {received} ({in_kib} KiB), sent {sent} ({out_kib} KiB), dropped {dropped}, resets {resets}"
+        )
+    }
+
+    fn json(&self) -> String {
+        let object = Object::default().text("link", self.link()).raw("received", self.received);
+        let object = object.raw("received_bytes", self.received_bytes).raw("sent", self.sent);
+        let object = object.raw("sent_bytes", self.sent_bytes).raw("resets", self.resets);
+        object.raw("drops", drops(&self.drops)).end()
+    }
+}
+
+/// The numbers of dropped packets, by the reason.
+fn drops(drops: &[(&'static str, u64)]) -> String {
+    drops.iter().fold(Object::default(), |object, (reason, count)| object.raw(reason, count)).end()
 }
 
 impl GuestVif {
@@ -529,8 +586,11 @@ impl GuestVif {
             object.text("mac", &self.mac).text("network", &self.bridge).raw("ip", optional(self.ip.as_deref()));
         let object = object.text("state", self.state).raw("received", self.received);
         let object = object.raw("received_bytes", self.received_bytes).raw("sent", self.sent);
-        let drops = self.drops.iter().fold(Object::default(), |object, (reason, count)| object.raw(reason, count));
-        object.raw("sent_bytes", self.sent_bytes).raw("drops", drops.end()).end()
+        let object = object.raw("sent_bytes", self.sent_bytes).raw("drops", drops(&self.drops));
+        match self.flows {
+            Some(flows) => object.raw("flows", flows).end(),
+            None => object.end(),
+        }
     }
 }
 

@@ -13,7 +13,9 @@ use toolstack::DomainId;
 use toolstack::bundle::Bundle;
 use toolstack::command::Command;
 use toolstack::disk::DiskConfig;
-use toolstack::manager::{self, DiskRow, GuestDisk, GuestVif, Manager, Mark, NetworkRow, Refusal, Reply};
+use toolstack::manager::{
+    self, DiskRow, GuestDisk, GuestVif, Manager, Mark, NetworkDevice, NetworkRow, Refusal, Reply,
+};
 use toolstack::vif::VifConfig;
 
 use crate::archive::archive;
@@ -190,6 +192,8 @@ impl manager::Disks for FakeDisks {
 /// Networks that say yes, unless they are to refuse, or guests are not to release their devices.
 #[derive(Default)]
 pub(crate) struct FakeNetworks {
+    /// A device that a network of its own leads to.
+    pub(crate) device: RefCell<Option<NetworkDevice>>,
     attached: RefCell<Vec<(DomainId, u32, VifConfig)>>,
     /// A network that does not exist.
     pub(crate) broken: RefCell<String>,
@@ -239,6 +243,7 @@ impl manager::Networks for FakeNetworks {
             sent: 3,
             sent_bytes: 4096,
             drops: vec![("spoofed", 5), ("rate", 6)],
+            flows: (vif.bridge == "nat").then_some(7),
         };
         let mut rows: Vec<_> = attached.iter().filter(|(of, ..)| *of == domain).map(row).collect();
         rows.sort_by_key(|row| row.device);
@@ -247,13 +252,24 @@ impl manager::Networks for FakeNetworks {
 
     fn networks(&self) -> Vec<NetworkRow> {
         let address = Some("10.77.0.1/24".to_string());
-        vec![NetworkRow {
+        let mut rows = vec![NetworkRow {
             name: "nat".into(),
             kind: "translated",
             vifs: self.attached.borrow().len(),
             address,
             uplink: None,
-        }]
+            device: None,
+        }];
+        let device = self.device.borrow().clone();
+        rows.extend(device.map(|device| NetworkRow {
+            name: "uplink".into(),
+            kind: "bridged",
+            vifs: 0,
+            address: None,
+            uplink: Some("eth0".into()),
+            device: Some(device),
+        }));
+        rows
     }
 
     fn vif_bytes(&self) -> usize {

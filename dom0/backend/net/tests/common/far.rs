@@ -17,6 +17,7 @@ pub struct Wire {
     pub offloads: Offloads,
     pub mtu: u16,
     pub needs_reset: bool,
+    pub unplugged: bool,
     /// What the next resets say.
     pub resets: VecDeque<Reset>,
     pub rearmed: u64,
@@ -37,6 +38,9 @@ impl Uplink for Device {
     }
     fn mtu(&self) -> u16 {
         self.0.borrow().mtu
+    }
+    fn has_link(&self) -> bool {
+        !self.0.borrow().unplugged
     }
     fn offloads(&self) -> Offloads {
         self.0.borrow().offloads
