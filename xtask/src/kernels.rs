@@ -1,6 +1,6 @@
 //! Stock kernels and the userland they start: fetched from the distribution once, kept in the cache.
 
-use crate::{apt, cache, initramfs, kernel_file, modules, ssh};
+use crate::{apt, built, cache, initramfs, kernel_file, modules, ssh};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fs;
@@ -73,6 +73,19 @@ pub fn stock(sh: &Shell, name: &str) -> Result<Kernel> {
         }
     }
     Ok(kernel)
+}
+
+/// The names of all kernels: those that can be fetched, and those that are built here.
+pub fn all_names() -> impl Iterator<Item = &'static str> {
+    names().chain(built::NAMES)
+}
+
+/// The kernel called `name`, fetched or built first if need be.
+///
+/// # Errors
+/// An unknown name, or no way to fetch or build it.
+pub fn named(sh: &Shell, name: &str) -> Result<Kernel> {
+    if built::NAMES.contains(&name) { built::named(sh, name) } else { stock(sh, name) }
 }
 
 /// Whether the stock kernel called `name` is in the cache.

@@ -4,6 +4,7 @@
 
 mod apt;
 pub mod build;
+pub mod built;
 pub mod bundle;
 pub mod cache;
 pub mod disk;

@@ -6,6 +6,7 @@ mod bench;
 mod check;
 mod doctor;
 mod image;
+mod kernel;
 mod run;
 mod selection;
 mod soak;
@@ -33,6 +34,8 @@ enum Verb {
     Run(Box<run::Options>),
     /// Make a bootable image for other machines
     Image(image::Options),
+    /// Build a guest kernel with the patches of guest-kernel-patches
+    Kernel(kernel::Options),
     /// Check format, lints and the shape of the project
     Check,
     /// Run every test, on the host and in emulated machines
@@ -67,6 +70,7 @@ fn act(verb: Verb) -> Result<ExitCode> {
         Verb::Build(options) => build::images(&sh, &options.profile).map(drop)?,
         Verb::Run(options) => return run::run(&sh, &options),
         Verb::Image(options) => image::image(&sh, &options)?,
+        Verb::Kernel(options) => kernel::kernel(&sh, &options)?,
         Verb::Check => check::check(&sh)?,
         Verb::Test(options) => return test::test(&sh, &options),
         Verb::Soak(options) => return soak::soak(&sh, &options),

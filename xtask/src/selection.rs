@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use toolstack::config::{MAX_EXTRA, check_name};
 use toolstack::vif::VifConfig;
 use xshell::Shell;
+use xtask::built;
 use xtask::bundle::{Bundle, DOM0_SPARE, Guest};
 use xtask::guest_file::{self, Described};
 use xtask::kernel_file::KernelFile;
@@ -28,8 +29,9 @@ pub(crate) struct Selection {
     /// How many vcpus the guest has
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
     vcpus: u32,
-    /// The guest's kernel, bzImage, ELF or gzip'ed ELF, instead of the stock one
-    #[arg(long, value_name = "PATH")]
+    /// The guest's kernel, bzImage, ELF or gzip'ed ELF, instead of the stock one; or a kernel that is built first: `patched`,
+    /// or `unpatched` to compare with (`cargo xtask kernel`)
+    #[arg(long, value_name = "PATH|patched|unpatched")]
     kernel: Option<PathBuf>,
     /// The guest's initial ramdisk instead of busybox, or `none`
     #[arg(long, value_name = "PATH|none", value_parser = ramdisk)]
@@ -95,12 +97,13 @@ impl Selection {
         if described.is_empty() {
             let ramdisk = self.named_ramdisk()?;
             let mut room = 0;
-            if let Some(path) = &self.kernel {
+            let kernel = self.named_kernel(sh)?;
+            if let Some(path) = &kernel {
                 let kernel = KernelFile::read(path)?;
                 kernel.fits(self.memory.into(), ramdisk, true).context("--memory")?;
                 room = kernel.room;
             }
-            let files = [self.kernel.as_deref(), ramdisk].into_iter().flatten().map(size).sum();
+            let files = [kernel.as_deref(), ramdisk].into_iter().flatten().map(size).sum();
             wishes.push(Wish { at: "--memory", name: &self.name, memory: self.memory.into(), files, room });
         }
         fits(memory.into(), Some(DOM0_SPARE), &wishes)?;
@@ -138,8 +141,8 @@ impl Selection {
         if !described.is_empty() {
             return Ok(bundle);
         }
-        let kernel = match &self.kernel {
-            Some(path) => path.clone(),
+        let kernel = match self.named_kernel(sh)? {
+            Some(path) => path,
             None => stock(kernels::stock(sh, kernels::DEFAULT)?),
         };
         let ramdisk = match &self.ramdisk {
@@ -215,6 +218,16 @@ impl Selection {
             options.push(format!("{VCPUS}{}", self.vcpus));
         }
         Ok(options)
+    }
+
+    /// The kernel that the user named, built first if it is one of ours.
+    fn named_kernel(&self, sh: &Shell) -> Result<Option<PathBuf>> {
+        let Some(path) = &self.kernel else { return Ok(None) };
+        let ours = built::NAMES.into_iter().find(|name| path == Path::new(name) && !path.exists());
+        Ok(Some(match ours {
+            Some(name) => built::named(sh, name)?.vmlinux,
+            None => path.clone(),
+        }))
     }
 
     /// The ramdisk that the user named.

@@ -166,8 +166,8 @@ fn find(sh: &Shell, form: &Form) -> Result<Suite> {
     };
     if form.test.is_none() {
         test::prepare_system_tests(sh)?;
-        for name in kernels::names() {
-            kernels::stock(sh, name)?;
+        for name in kernels::all_names() {
+            kernels::named(sh, name)?;
         }
     }
     Ok(suite)

@@ -34,7 +34,7 @@ use boot::guests::{self, Run};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use xtask::{build, kernels};
+use xtask::{build, built, kernels};
 
 /// A story, and what it is called.
 type Story = (&'static str, fn() -> Result<()>);
@@ -164,10 +164,11 @@ fn trials() -> Result<Vec<Trial>> {
     Ok(trials)
 }
 
-/// A stock kernel, in both of its forms.
+/// A stock kernel, or one that is built here, in both of its forms.
 fn kernel_trials(name: &'static str) -> [Trial; 2] {
+    let kind = if built::NAMES.contains(&name) { "built" } else { "stock" };
     [("ELF", true), ("bzImage", false)].map(|(form, elf)| {
-        let title = format!("stock_{name}_answers_from_its_shell_as_{form}");
+        let title = format!("{kind}_{name}_answers_from_its_shell_as_{form}");
         trial(title.clone(), move || stories::kernel_answers(&title, name, elf, None).map(drop))
     })
 }
