@@ -11,6 +11,7 @@ mod create;
 mod guest;
 mod host;
 mod io;
+mod patches;
 mod plot;
 mod profile;
 mod report;
@@ -21,10 +22,10 @@ mod wall;
 use anyhow::{Result, ensure};
 use std::process::ExitCode;
 use xshell::Shell;
-use xtask::kernels;
+use xtask::{built, kernels};
 
 /// What to measure, and what to do with the result.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct Options {
     /// What to measure
     which: Which,
@@ -34,7 +35,7 @@ pub(crate) struct Options {
     /// Print the result as JSON instead of a table
     #[arg(long)]
     json: bool,
-    /// Keep table, plot and JSON in tests/bench/results
+    /// Keep table, plot and JSON in tests/bench/results (those of `patches` beside the patches)
     #[arg(long, conflicts_with_all = ["only", "profile", "stays"])]
     save: bool,
     /// Say as well which functions of ring 0 and dom0 the instructions belong to
@@ -43,9 +44,10 @@ pub(crate) struct Options {
     /// Say as well how long the stays in ring 0 were, and what they were for (`guest`)
     #[arg(long)]
     stays: bool,
-    /// The stock kernel to measure with (`guest`; others than the default have one bar for all operations)
-    #[arg(long, value_name = "VERSION", default_value = kernels::DEFAULT)]
-    #[arg(value_parser = clap::builder::PossibleValuesParser::new(kernels::names()))]
+    /// The kernel to measure with, a stock kernel or `patched` or `unpatched` (`guest`, where others than the default have one
+    /// bar for all operations, and `boot`, where they have none)
+    #[arg(long, value_name = "KERNEL", default_value = kernels::DEFAULT)]
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(kernels::all_names()))]
     kernel: String,
     /// Only these columns
     #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
@@ -59,7 +61,8 @@ impl Options {
     /// Refuses what the bench that is asked for does not have.
     fn ensure_sense(&self) -> Result<()> {
         ensure!(self.which == Which::Guest || !self.stays, "--stays is for `bench guest`");
-        ensure!(self.which == Which::Guest || self.kernel == kernels::DEFAULT, "--kernel is for `bench guest`");
+        let any_kernel = matches!(self.which, Which::Boot | Which::Guest) || self.kernel == kernels::DEFAULT;
+        ensure!(any_kernel, "--kernel is for `bench guest` and `bench boot`");
         let counts = self.which != Which::Wall;
         ensure!(counts || !(self.check || self.profile), "`bench wall` has no bars, and counts no instructions");
         Ok(())
@@ -77,6 +80,8 @@ enum Which {
     Guest,
     /// What grants cost, reads from disks, and networks: TCP and UDP between guests, and TCP with the host
     Io,
+    /// What each part of the patches for guest kernels gains
+    Patches,
     /// What shell scripts cost in a stock guest
     Scripts,
     /// How long operations take by the clock: not exact, and never a failure
@@ -93,7 +98,11 @@ pub(crate) fn bench(sh: &Shell, options: &Options) -> Result<ExitCode> {
         print!("{}", report.markdown());
     }
     if options.save {
-        report.save(&sh.current_dir().join("tests/bench/results"))?;
+        let folder = match options.which {
+            Which::Patches => built::folder(built::DEFAULT),
+            _ => sh.current_dir().join("tests/bench/results"),
+        };
+        report.save(&folder)?;
     }
     let missed = report.bars.iter().filter(|bar| !bar.is_met()).count();
     if options.check && missed > 0 {
@@ -104,14 +113,15 @@ pub(crate) fn bench(sh: &Shell, options: &Options) -> Result<ExitCode> {
 }
 
 fn measure(sh: &Shell, options: &Options) -> Result<report::Report> {
-    let lab = columns::Lab::new(sh, options)?;
+    let lab = || columns::Lab::new(sh, options);
     match options.which {
-        Which::Boot => boot::measure(&lab),
-        Which::Create => create::measure(&lab),
-        Which::Guest => guest::measure(&lab),
-        Which::Io => io::measure(&lab),
-        Which::Scripts => scripts::measure(&lab),
-        Which::Wall => wall::measure(&lab),
+        Which::Boot => boot::measure(&lab()?),
+        Which::Create => create::measure(&lab()?),
+        Which::Guest => guest::measure(&lab()?),
+        Which::Io => io::measure(&lab()?),
+        Which::Patches => patches::measure(sh, options),
+        Which::Scripts => scripts::measure(&lab()?),
+        Which::Wall => wall::measure(&lab()?),
     }
 }
 

@@ -56,18 +56,19 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
     let find = |name: &str| runs.iter().find(|(it, _)| *it == name).map(|(_, record)| record);
     let total = |record: &Record, point| record.point(point).map(Counts::total).map(exact);
     let mut bars = Vec::new();
-    if let (Some(bare), Some(tenon)) = (find("bare, bzImage"), find("Tenon, guest, bzImage")) {
+    let promised = lab.is_default_kernel();
+    if let (true, Some(bare), Some(tenon)) = (promised, find("bare, bzImage"), find("Tenon, guest, bzImage")) {
         let (bare, tenon) = (total(bare, INIT).unwrap_or(0.0), total(tenon, INIT).unwrap_or(f64::MAX));
         bars.push(Bar::new("init of a stock guest from bzImage: 1.5 times bare", tenon, TIMES_BARE * bare));
     }
     for (name, form) in [("Tenon, guest, bzImage", "bzImage"), ("Tenon, guest, ELF", "ELF")] {
-        if let Some(tenon) = find(name) {
+        if let (true, Some(tenon)) = (promised, find(name)) {
             let listed = total(tenon, LISTED).with_context(|| format!("{name}: dom0 did not list its guests"))?;
             bars.push(Bar::new(format!("dom0 lists its guests ({form})"), listed, LISTED_LIMIT));
         }
     }
     Ok(Report {
-        name: "boot".into(),
+        name: lab.name("boot"),
         about: format!(
             "Instructions from power-on to the first instruction of init in a stock Linux. Tenon's guest has {MEMORY} MiB, \
              Xen's first domain {XEN_MEMORY} (with {MEMORY} it does not start). The mark was taken with Debian's Xen and \

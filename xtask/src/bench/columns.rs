@@ -63,6 +63,8 @@ pub(super) struct Lab {
     /// An initramfs whose init is the benchmark program.
     ramdisk: NamedTempFile,
     only: Vec<Column>,
+    /// More words for the kernel's command line, each with a blank behind it.
+    pub(super) words: String,
     pub(super) profile: bool,
     pub(super) stays: bool,
     /// Whether the clock counts instructions; else it is the host's, and nothing is counted.
@@ -118,7 +120,7 @@ impl Lab {
         let images = build::images(sh, "release")?;
         cmd!(sh, "cargo build --quiet --release --package plugin").quiet().run()?;
         let plugin = build::target_dir(sh)?.join("release/libplugin.so");
-        let kernel = kernels::stock(sh, &options.kernel)?;
+        let kernel = kernels::named(sh, &options.kernel)?;
         let wanted = |column| options.only.is_empty() || options.only.contains(&column);
         let xen = wanted(Column::Xen).then(|| xen::hypervisor(sh)).transpose()?;
         let program = |name| {
@@ -180,6 +182,7 @@ impl Lab {
             xen,
             ramdisk,
             only: options.only.clone(),
+            words: String::new(),
             profile: options.profile,
             stays: options.stays,
             counting: options.which != super::Which::Wall,
@@ -233,7 +236,7 @@ impl Lab {
         let mut machine = self.machine("", Clock::Skips)?;
         // Modules: the kernel with its command line, and its ramdisk.
         let mut modules = OsString::from(self.file(form));
-        modules.push(format!(" console=hvc0 {WORDS} -- {mode},"));
+        modules.push(format!(" console=hvc0 {WORDS} {}-- {mode},", self.words));
         modules.push(self.ramdisk.path());
         let command = &mut machine.command;
         command.arg("-kernel").arg(&xen.image).arg("-initrd").arg(modules);
@@ -255,7 +258,7 @@ impl Lab {
             vcpus: 1,
             kernel: self.file(form).to_owned(),
             ramdisk: Some(self.ramdisk.path().to_owned()),
-            extra: format!("console=hvc0 {WORDS} -- {mode}"),
+            extra: format!("console=hvc0 {WORDS} {}-- {mode}", self.words),
             vif: Vec::new(),
         }
     }
