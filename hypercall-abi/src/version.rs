@@ -47,8 +47,12 @@ abi! {
         submap: u32,
     }
 }
-/// Feature bits of word 0 (core 8.1).
+/// Feature bits of word 0 (core 8.1), and the number of our own word.
 pub mod feature {
+    /// The word of Tenon's extensions: the bytes `TEN1`. There are no extensions yet; that the word is there tells a guest where
+    /// it runs. Xen refuses the number.
+    pub const TENON_SUBMAP: u32 = 0x314e_4554;
+
     /// `mmu_update` can preserve accessed and dirty bits.
     pub const MMU_PT_UPDATE_PRESERVE_AD: u32 = 1 << 5;
     /// COPY_PAGE and CLEAR_PAGE work.

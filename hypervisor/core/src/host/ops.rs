@@ -13,7 +13,8 @@ use zerocopy::{FromBytes, IntoBytes};
 /// `xen_version` (ABI core 8.1): version and features.
 ///
 /// # Errors
-/// `NoSys` for unknown commands, `Perm` for what only the toolstack may know, `Inval` for a second word of features.
+/// `NoSys` for unknown commands, `Perm` for what only the toolstack may know, `Inval` for a word of
+/// features that is neither Xen's first nor Tenon's.
 pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer {
     let (command, arg) = (call.command(), call.args[1]);
     match VersionOp::from_number(command).ok_or(Errno::NoSys)? {
@@ -28,11 +29,17 @@ pub fn xen_version<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call) -> Answer 
         VersionOp::PlatformParameters => ctx.write(arg, &HOLE_START)?,
         VersionOp::GetFeatures => {
             let mut info: FeatureInfo = ctx.read(arg)?;
-            ensure!(info.submap_idx == 0, Errno::Inval);
-            info.submap = feature::MMU_PT_UPDATE_PRESERVE_AD | feature::HIGHMEM_ASSIST | feature::GNTTAB_MAP_AVAIL_BITS;
-            if ctx.domain.may(Powers::CONTROL) {
-                info.submap |= feature::DOM0;
-            }
+            let powers = if ctx.domain.may(Powers::CONTROL) { feature::DOM0 } else { 0 };
+            info.submap = match info.submap_idx {
+                0 => {
+                    feature::MMU_PT_UPDATE_PRESERVE_AD
+                        | feature::HIGHMEM_ASSIST
+                        | feature::GNTTAB_MAP_AVAIL_BITS
+                        | powers
+                }
+                feature::TENON_SUBMAP => 0,
+                _ => return Err(Errno::Inval.into()),
+            };
             ctx.write(arg, &info)?;
         }
         VersionOp::Pagesize if arg == 0 => return Ok(PAGE_BYTES),
