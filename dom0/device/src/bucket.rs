@@ -7,8 +7,8 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// A bucket holds at most what flows in during this time.
 const BURST_NS: u64 = SECOND_NS / 10;
 
-/// A token bucket, kept as a time: before that time nothing may be taken. A single taking may exceed what the bucket holds, which
-/// moves the time into the future.
+/// A token bucket, kept as a time: before that time nothing may be taken. A single taking may exceed what the bucket holds,
+/// which moves the time into the future.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
     per_second: u64,

@@ -65,7 +65,8 @@ impl<D: Devices> MachineNetworks<D> {
         started.insert(place, (found.address, driver));
     }
 
-    /// Takes the device with the lowest address on the bus, to build a switch on it. `None` if there is no device that was not taken.
+    /// Takes the device with the lowest address on the bus, to build a switch on it. `None` if there is no device that was not
+    /// taken.
     pub fn take_first(&self) -> Option<Driver<Box<dyn Uplink>, D::Interrupt>> {
         let mut started = self.started.borrow_mut();
         if started.is_empty() {

@@ -21,6 +21,9 @@ use services::{Channel, Class, Host};
 #[derive(Clone, Default)]
 pub struct Fake(Rc<Inner>);
 
+/// What is called before and after the tasks have a turn.
+type Watch = Rc<dyn Fn(bool)>;
+
 #[derive(Default)]
 struct Inner {
     pages: RefCell<BTreeMap<(u16, u32), Rc<WordPage>>>,
@@ -39,6 +42,7 @@ struct Inner {
     full: Cell<bool>,
     reserved: Cell<usize>,
     tasks: RefCell<Vec<Running>>,
+    watch: RefCell<Option<Watch>>,
 }
 
 struct Running {
@@ -122,9 +126,22 @@ impl Fake {
         self.0.now.set(self.0.now.get() + ns);
     }
 
+    /// From now on calls `watch` before (true) and after (false) the tasks have a turn.
+    pub fn watch(&self, watch: impl Fn(bool) + 'static) {
+        self.0.watch.replace(Some(Rc::new(watch)));
+    }
+
+    fn mark(&self, begins: bool) {
+        let watch = self.0.watch.borrow().clone();
+        if let Some(watch) = watch {
+            watch(begins);
+        }
+    }
+
     /// Gives every task one turn.
     pub fn round(&self) {
         let mut tasks = std::mem::take(&mut *self.0.tasks.borrow_mut());
+        self.mark(true);
         for task in &mut tasks {
             if !task.ended.get() {
                 let done = task.future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
@@ -132,6 +149,7 @@ impl Fake {
             }
         }
         tasks.retain(|task| !task.ended.get());
+        self.mark(false);
         let mut new = self.0.tasks.borrow_mut();
         tasks.append(&mut new);
         *new = tasks;

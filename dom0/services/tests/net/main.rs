@@ -335,5 +335,5 @@ fn dropping_the_networks_says_nothing() {
 
 #[test]
 fn a_vif_takes_no_more_than_it_says() {
-    assert_eq!(vif_bytes().div_ceil(1024), 96);
+    assert_eq!(vif_bytes().div_ceil(1024), 64);
 }
