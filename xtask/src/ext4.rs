@@ -2,9 +2,9 @@
 
 use crate::apt::{self, Programs};
 use anyhow::{Context, Result, ensure};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 use xshell::Shell;
 
 /// The programs that are needed, and the folders of a root in which they may be.
@@ -49,12 +49,26 @@ impl Tools {
 
     fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output> {
         let file = file(&self.root, program).with_context(|| format!("no {program}"))?;
-        let mut command = apt::command(&self.root, &file);
+        let mut command = Command::new(file);
+        command.envs(self.environment()).args(arguments).output().with_context(|| format!("cannot start {program}"))
+    }
+
+    /// The file of `mke2fs`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn maker(&self) -> Result<PathBuf> {
+        file(&self.root, "mke2fs").context("no mke2fs")
+    }
+
+    /// What the programs want in their environment: the libraries and the configuration that came with them.
+    pub(crate) fn environment(&self) -> Vec<(OsString, OsString)> {
+        let mut command = apt::command(&self.root, Path::new(""));
         if self.root != Path::new("/") {
             // The configuration file names the usual features of an ext4 file system.
             command.env("MKE2FS_CONFIG", self.root.join("etc/mke2fs.conf"));
         }
-        command.args(arguments).output().with_context(|| format!("cannot start {program}"))
+        command.get_envs().filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned()))).collect()
     }
 
     /// Makes an empty ext4 file system that fills the existing file `image`.

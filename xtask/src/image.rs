@@ -5,6 +5,7 @@ use anyhow::{Result, bail, ensure};
 use std::path::PathBuf;
 use xshell::Shell;
 use xtask::build;
+use xtask::debian::{Image, Recipe};
 use xtask::grub::{Menu, Tools};
 
 /// Which image.
@@ -19,6 +20,8 @@ pub(crate) struct Options {
 enum Form {
     /// A file for a CD or a stick, booted by GRUB on BIOS and UEFI machines: the hypervisor, dom0 and the guests
     Iso(Box<Iso>),
+    /// A disk with Debian, and beside it the file that describes its guest, for `cargo xtask run`
+    Debian(Debian),
     #[command(external_subcommand)]
     Other(Vec<String>),
 }
@@ -41,11 +44,35 @@ struct Iso {
     hypervisor: Vec<String>,
 }
 
+#[derive(clap::Args)]
+struct Debian {
+    #[command(flatten)]
+    recipe: Recipe,
+    /// Where the disk is written [default: debian.img in Cargo's target folder, which `run --guest debian` starts]
+    #[arg(short, long, value_name = "PATH")]
+    output: Option<PathBuf>,
+}
+
+/// Makes a disk with Debian and prints where its guest is described.
+fn debian(sh: &Shell, options: &Debian) -> Result<()> {
+    let image = match &options.output {
+        Some(output) => Image::at(output)?,
+        None => Image::usual(sh)?,
+    };
+    image.make(sh, &options.recipe)?;
+    println!("{}\n{}", image.disk.display(), image.guest.display());
+    eprintln!("start it: cargo xtask run {} --forward 2222:debian:22", image.guest.display());
+    Ok(())
+}
+
 /// Makes the image and prints where it is.
 pub(crate) fn image(sh: &Shell, options: &Options) -> Result<()> {
     let iso = match &options.form {
         Form::Iso(iso) => iso,
-        Form::Other(words) => bail!("no form {:?} of image; there is: iso", words.first().map_or("", |word| word)),
+        Form::Debian(options) => return debian(sh, options),
+        Form::Other(words) => {
+            bail!("no form {:?} of image; there are: iso, debian", words.first().map_or("", |word| word))
+        }
     };
     // What the user named is looked at before anything is built or fetched for it.
     let described = iso.guests.check(sh, iso.machine_memory)?;

@@ -22,6 +22,20 @@ for disk in /sys/bus/xen/devices/vbd-*; do
     done
     [ -d $disk/block ] || echo "tenon-guest: the disk ${disk##*/vbd-} has not come up in 10 s"
 done
+# A guest whose system is on a disk goes on from there. That system checks the disk before it makes it writable.
+for word in $(cat /proc/cmdline); do
+    case $word in
+    root=*)
+        root=${word#root=}
+        # Its first program may be a link that leads somewhere only there.
+        if mkdir -p /mnt && mount -o ro $root /mnt && { [ -L /mnt/sbin/init ] || [ -x /mnt/sbin/init ]; }; then
+            for folder in proc sys dev; do mount --move /$folder /mnt/$folder; done
+            exec switch_root /mnt /sbin/init
+        fi
+        echo "tenon-guest: $root has no system to start"
+        ;;
+    esac
+done
 # Addresses are asked for while other things go on, and renewed as long as the guest runs.
 ip link set lo up
 if [ -d /sys/bus/xen/devices/vif-0 ] && [ -d /lib/modules/$release ]; then modprobe xen_netfront; fi

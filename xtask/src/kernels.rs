@@ -208,6 +208,14 @@ fn modules(sh: &Shell, name: &str) -> Result<PathBuf> {
     module_set(sh, name, modules::OF_GUESTS)
 }
 
+/// The folder with all modules of the stock kernel called `name` that a guest with a disk of its own may want, in `RELEASE/kernel`.
+///
+/// # Errors
+/// An unknown name, or no way to fetch its modules.
+pub(crate) fn all_modules(sh: &Shell, name: &str) -> Result<PathBuf> {
+    module_set(sh, name, modules::OF_SYSTEMS)
+}
+
 /// The folder with modules of the stock kernel called `name`, fetched first if need be: a kernel in the cache may be from a time
 /// when they were not kept.
 fn module_set(sh: &Shell, name: &str, set: modules::Set) -> Result<PathBuf> {

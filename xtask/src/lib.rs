@@ -7,6 +7,7 @@ pub mod build;
 pub mod built;
 pub mod bundle;
 pub mod cache;
+pub mod debian;
 pub mod disk;
 pub mod ext4;
 pub mod firmware;

@@ -68,7 +68,7 @@ fn act(verb: Verb) -> Result<ExitCode> {
     sh.change_dir(root());
     match verb {
         Verb::Build(options) => build::images(&sh, &options.profile).map(drop)?,
-        Verb::Run(options) => return run::run(&sh, &options),
+        Verb::Run(options) => return run::run(&sh, *options),
         Verb::Image(options) => image::image(&sh, &options)?,
         Verb::Kernel(options) => kernel::kernel(&sh, &options)?,
         Verb::Check => check::check(&sh)?,

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 /// Modules of a kernel that are kept together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Set {
-    /// The modules that are taken, along with all modules that they need.
+    /// The modules that are taken, along with all modules that they need. If empty, all modules are taken, as the package has
+    /// them and without lists.
     wanted: &'static [&'static str],
     /// Modules that are taken if the package has them.
     optional: &'static [&'static str],
@@ -39,6 +40,28 @@ pub(crate) const OF_GUESTS: Set = Set {
         "./*lib/modules/*/kernel/drivers/net/xen-netfront.ko*",
         "./*lib/modules/*/kernel/fs/*",
         "./*lib/modules/*/kernel/lib/*",
+    ],
+};
+
+/// What a guest may want whose system is on a disk, and makes the lists itself. A PV guest has no devices beside the split ones, so
+/// most drivers are left out.
+pub(crate) const OF_SYSTEMS: Set = Set {
+    wanted: &[],
+    optional: &[],
+    folder: "system.1",
+    patterns: &[
+        "./*lib/modules/*/modules.builtin*",
+        "./*lib/modules/*/modules.order",
+        "./*lib/modules/*/kernel/arch/*",
+        "./*lib/modules/*/kernel/crypto/*",
+        "./*lib/modules/*/kernel/drivers/block/*",
+        "./*lib/modules/*/kernel/drivers/md/*",
+        "./*lib/modules/*/kernel/drivers/net/*.ko*",
+        "./*lib/modules/*/kernel/drivers/xen/*",
+        "./*lib/modules/*/kernel/fs/*",
+        "./*lib/modules/*/kernel/lib/*",
+        "./*lib/modules/*/kernel/net/*",
+        "./*lib/modules/*/kernel/security/*",
     ],
 };
 
@@ -111,6 +134,10 @@ fn canonical(name: &str) -> String {
 pub(crate) fn take(root: &Path, target: &Path, set: Set) -> Result<()> {
     let tree = release(root).context("the package holds no modules")?;
     let name = tree.file_name().context("modules without a release")?;
+    if set.wanted.is_empty() {
+        fs::create_dir_all(target)?;
+        return Ok(fs::rename(&tree, target.join(name))?);
+    }
     let builtin = fs::read_to_string(tree.join("modules.builtin")).unwrap_or_default();
     let builtin: BTreeSet<String> = builtin.lines().filter_map(|line| module_name(Path::new(line))).collect();
     let mut files = BTreeMap::new();

@@ -18,6 +18,7 @@ use toolstack::forward::Forward;
 use toolstack::status::Failure;
 use toolstack::vif::{NAT, UPLINK, VifConfig};
 use xshell::Shell;
+use xtask::debian::{Image, Recipe};
 use xtask::disk::Disk;
 use xtask::guest_file::Described;
 use xtask::machine::{Console, End, Hardware, Medium, Network};
@@ -33,6 +34,11 @@ const SSH: u16 = 22;
 pub(crate) struct Options {
     #[command(flatten)]
     guests: Selection,
+    /// Start a guest with a distribution, from the disk that `cargo xtask image` makes of it in Cargo's target folder. The disk is
+    /// made now if it is not there
+    #[arg(long, value_name = "SYSTEM", conflicts_with_all = ["first", "name", "kernel", "ramdisk", "extra"])]
+    #[arg(conflicts_with_all = ["extra_only", "vcpus", "memory", "iso"])]
+    guest: Option<System>,
     /// Start KERNEL as the first domain instead of dom0: a file, a test guest's name, or a stock kernel such as 6.1
     #[arg(long, value_name = "KERNEL", conflicts_with_all = ["guests", "name", "kernel"])]
     first: Option<String>,
@@ -83,6 +89,13 @@ pub(crate) struct Options {
     hypervisor: Vec<String>,
 }
 
+/// A distribution that a guest can have.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum System {
+    /// Debian
+    Debian,
+}
+
 /// What the machine's network device is connected to.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Net {
@@ -121,7 +134,15 @@ Exit status:
 If several things go wrong, the first one counts. A guest that is made anew after its end (`restart`) has not ended.";
 
 /// Builds what is to run, runs it, and gives the status this program ends with.
-pub(crate) fn run(sh: &Shell, options: &Options) -> Result<ExitCode> {
+pub(crate) fn run(sh: &Shell, mut options: Options) -> Result<ExitCode> {
+    if options.guest == Some(System::Debian) {
+        let image = Image::usual(sh)?;
+        if !image.disk.exists() {
+            image.make(sh, &Recipe::default())?;
+        }
+        options.guests.add(image.guest);
+    }
+    let options = &options;
     let mut disks = Disk::read_all(&options.disk).context("--disk")?;
     let hardware = |stays: bool, disks: &[Disk], network: Option<Network>| Hardware {
         memory: options.machine_memory,

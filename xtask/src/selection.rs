@@ -110,6 +110,11 @@ impl Selection {
         Ok(described)
     }
 
+    /// Adds a guest that the file `file` describes.
+    pub(crate) fn add(&mut self, file: PathBuf) {
+        self.guests.push(file);
+    }
+
     /// The names of the guests. `described` is what [`Selection::check`] returned.
     pub(crate) fn names<'a>(&'a self, described: &'a [Described]) -> Vec<&'a str> {
         match described {

@@ -89,7 +89,7 @@ impl Client {
     }
 
     /// The public key, as a line of a file `authorized_keys`.
-    fn public(&self) -> Result<String> {
+    pub(crate) fn public(&self) -> Result<String> {
         let file = self.key.with_extension("pub");
         fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
     }

@@ -8,6 +8,8 @@ mod blocks;
 mod cpus;
 #[path = "system/crowds.rs"]
 mod crowds;
+#[path = "system/debian.rs"]
+mod debian;
 #[path = "system/durability.rs"]
 mod durability;
 #[path = "system/entry.rs"]

@@ -49,7 +49,7 @@ pub(crate) fn start(title: &str, bundle: Bundle, network: Option<Network>) -> Re
 }
 
 /// Runs a command for at most so long, and returns what the command prints.
-fn output(command: &mut Command, limit: Duration) -> Result<String> {
+pub(crate) fn output(command: &mut Command, limit: Duration) -> Result<String> {
     let (mut out, mut err) = (tempfile::tempfile()?, tempfile::tempfile()?);
     let mut child = command.stdout(out.try_clone()?).stderr(err.try_clone()?).spawn()?;
     let until = Instant::now() + limit;
@@ -136,7 +136,7 @@ pub(crate) fn address(machine: &mut Machine, name: &str) -> Result<Ipv4Addr> {
 }
 
 /// A port of this machine that nobody uses.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 

@@ -1,10 +1,11 @@
 //! What is too long for every day: `cargo xtask soak`.
 
-use crate::{blocks, cpus, crowds, durability, stories, verbs, vifs};
+use crate::{blocks, cpus, crowds, debian, durability, stories, verbs, vifs};
 use anyhow::{Context, Result};
 use boot::guests::{self, Run};
 use libtest_mimic::Trial;
 use std::time::Duration;
+use xtask::debian::Suite;
 use xtask::{build, kernels};
 
 /// Rounds of the hostile guest in the usual suite, and about the seconds they take on a busy machine.
@@ -13,7 +14,7 @@ const SECONDS: u32 = 30;
 
 /// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that come and go;
 /// so many times more power cuts, lives of disks and of hostile front ends, and re-plugs of network devices; networks with many
-/// guests; every stock kernel, and those that are built here; and on every CPU model the stock kernels of every day, and the
+/// guests; Debian on a disk; every stock kernel, and those that are built here; and on every CPU model the stock kernels of every day, and the
 /// guest that tries features.
 pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let path = build::image(&boot::images()?, "fuzz")?;
@@ -39,6 +40,10 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     trials.push(crate::trial(title.to_owned(), move || vifs::re_plugs(title, 25 * u64::from(times))));
     let title = "twenty_guests_share_an_uplink";
     trials.push(crate::trial(title.to_owned(), || crowds::twenty_guests_share_an_uplink(title)));
+    for suite in [Suite::Bookworm, Suite::Trixie] {
+        let title = format!("debian_keeps_what_was_written::{}", suite.name());
+        trials.push(crate::trial(title.clone(), move || debian::keeps_what_was_written(&title, suite)));
+    }
     trials.extend(kernels::all_names().flat_map(crate::kernel_trials));
     for (title, words) in [("with_all_parts", "tenon=all"), ("with_no_part", "tenon=none")] {
         let title = format!("patched_kernel_carries_load_{title}");

@@ -1,0 +1,403 @@
+//! A guest with Debian: packages that mmdebstrap installs, an ext4 file system that mke2fs makes of them, and a file that
+//! describes the guest.
+//!
+//! Files of a distribution have many owners, so somebody who may be all of them unpacks them: root, or the root of a user
+//! namespace, which has the host user's range of user ids (`/etc/subuid`). Nothing is installed on the host.
+
+use crate::apt::{self, Programs};
+use crate::{build, cache, ext4, kernels, ssh};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::hash_map::DefaultHasher;
+use std::fs::{self, File};
+use std::hash::{Hash, Hasher};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use xshell::{Shell, cmd};
+
+/// A release of Debian that a guest can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Suite {
+    /// Debian 12, with the kernel 6.1
+    Bookworm,
+    /// Debian 13, with the kernel 6.12
+    Trixie,
+}
+
+impl Suite {
+    /// The name in an archive.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+        }
+    }
+
+    /// The suite's stock kernel.
+    const fn kernel(self) -> &'static str {
+        match self {
+            Self::Bookworm => "6.1",
+            Self::Trixie => "6.12",
+        }
+    }
+}
+
+/// What a guest's disk holds.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Recipe {
+    /// The release of Debian
+    #[arg(long, value_enum, default_value_t = Suite::Bookworm)]
+    pub suite: Suite,
+    /// More packages, separated by commas or spaces. Can be repeated
+    #[arg(long, value_name = "PACKAGES", value_delimiter = ',', value_parser = package)]
+    pub packages: Vec<String>,
+    /// Size of the disk, in MiB or with a suffix: 4G
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size)]
+    pub size: u64,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self { suite: Suite::Bookworm, packages: Vec::new(), size: 4 << 10 }
+    }
+}
+
+/// A package's name (Debian policy 5.6.1).
+fn package(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+    match name.len() > 1 && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(allowed) {
+        true => Ok(name.to_owned()),
+        false => Err(format!("{name:?} is no name of a package")),
+    }
+}
+
+/// A size in MiB: `4096`, `4096M` or `4G`. A disk holds at least a gigabyte, or Debian has no room.
+fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix(['G', 'g']) {
+        Some(number) => (number, 1 << 10),
+        None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
+    };
+    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    match size.ok_or("a size is a number of MiB, or has a suffix: 4096M, 4G")? {
+        size @ 1024..=0x100_0000 => Ok(size),
+        size => Err(format!("{size} MiB; a disk has 1 GiB to 16 TiB")),
+    }
+}
+
+const BOOTSTRAP: Programs = Programs {
+    kind: "mmdebstrap",
+    packages: &["mmdebstrap"],
+    why: "to install Debian for guests",
+    complete: |root| root.join("usr/bin/mmdebstrap").is_file(),
+};
+
+/// The packages of each guest, beside those that every Debian has.
+const PACKAGES: [&str; 14] = [
+    "apt-utils",
+    "ca-certificates",
+    "dbus",
+    "e2fsprogs",
+    "iproute2",
+    "iputils-ping",
+    "kmod",
+    "less",
+    "nano",
+    "openssh-server",
+    "procps",
+    "systemd-resolved",
+    "systemd-sysv",
+    "udev",
+];
+/// What is done in the new system once all packages are installed. Root logs in on the console without a password: whoever has
+/// the console has the machine. sshd takes the key alone.
+const SETUP: &str = "passwd -q -d root
+systemctl -q enable systemd-networkd systemd-resolved
+rm -f /etc/ssh/ssh_host_* /etc/machine-id
+: > /etc/machine-id";
+
+/// Devices with any name ask for addresses: kernels name the device of a vif `eth0` or `enX0`.
+const NETWORK: &str = "[Match]\nType=ether\n\n[Network]\nDHCP=yes\n";
+/// Each guest makes host keys of its own when it first starts.
+const HOST_KEYS: &str =
+    "[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n";
+const FSTAB: &str = "/dev/xvda / ext4 errors=remount-ro 0 1\n";
+
+/// Unpacks the archive `$1` into the folder `$2`, lays the files below `$3` over it as root's, and lists the modules of the
+/// kernel `$4`. Then makes a file system of the folder in the file `$6` by the program `$5`, and removes the folder.
+const UNPACK: &str = r#"trap 'rm -rf --one-file-system "$2"' EXIT
+tar --extract --preserve-permissions --numeric-owner --file "$1" --directory "$2"
+cp --archive --no-preserve=ownership --remove-destination "$3/." "$2"
+chroot "$2" /usr/sbin/depmod "$4"
+"$5" -q -F -t ext4 -L debian -d "$2" "$6""#;
+
+/// A disk with Debian, and the file that describes its guest.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The disk, a raw file.
+    pub disk: PathBuf,
+    /// The guest's description, for `cargo xtask run`.
+    pub guest: PathBuf,
+}
+
+impl Image {
+    /// The disk at `disk`, and the guest's description beside it.
+    ///
+    /// # Errors
+    /// The path names no file, or one that a description cannot name.
+    pub fn at(disk: &Path) -> Result<Self> {
+        let name = disk.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let plain = !name.is_empty() && !name.contains([',', '"', '\\', ':']) && !name.ends_with(".toml");
+        ensure!(plain && !name.chars().any(char::is_control), "{}: no name for a disk", disk.display());
+        Ok(Self { disk: disk.to_owned(), guest: disk.with_extension("toml") })
+    }
+
+    /// The one that `cargo xtask run --guest debian` starts: in Cargo's target folder.
+    ///
+    /// # Errors
+    /// Cargo names no such folder.
+    pub fn usual(sh: &Shell) -> Result<Self> {
+        Self::at(&build::target_dir(sh)?.join("debian.img"))
+    }
+
+    /// Makes disk and description. Neither may be there. If this fails, nothing is left of either.
+    ///
+    /// # Errors
+    /// Why Debian cannot be fetched or installed.
+    pub fn make(&self, sh: &Shell, recipe: &Recipe) -> Result<()> {
+        for file in [&self.disk, &self.guest] {
+            ensure!(!file.exists(), "{} is there already", file.display());
+        }
+        let folder = self.disk.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        ensure!(folder.is_dir(), "no folder for {}", self.disk.display());
+        let user = User::find()?;
+        let archive = archive(sh, recipe, &user)?;
+        eprintln!("making the file system of {} ({} MiB) as {}", self.disk.display(), recipe.size, user.name());
+        // In the folder of the disk, so that the finished disk is renamed into place.
+        let scratch = tempfile::Builder::new().prefix("part-").tempdir_in(folder)?;
+        let staging = scratch.path().join("disk");
+        file_system(sh, recipe, &user, &archive, scratch.path(), &staging)?;
+        fs::write(&self.guest, self.description(recipe))?;
+        fs::rename(&staging, &self.disk).inspect_err(|_| drop(fs::remove_file(&self.guest)))?;
+        Ok(())
+    }
+
+    fn description(&self, recipe: &Recipe) -> String {
+        let disk = self.disk.file_name().unwrap_or_default().to_string_lossy();
+        let (suite, kernel) = (recipe.suite.name(), recipe.suite.kernel());
+        format!(
+            "# Debian {suite}, whose disk `cargo xtask image debian` has made.\n\
+             name = \"debian\"\n\
+             kernel = \"{kernel}\"\n\
+             extra = \"console=hvc0 root=/dev/xvda\"\n\
+             memory = 512\n\
+             on_reboot = \"restart\"\n\
+             disk = [\"{disk},,xvda,w\"]\n\
+             vif = [\"\"]\n"
+        )
+    }
+}
+
+/// Who unpacks files with many owners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// Root of this machine.
+    Root,
+    /// The root of a user namespace.
+    Namespace,
+}
+
+impl User {
+    /// Finds out who can.
+    ///
+    /// # Errors
+    /// Nobody can: what is missing.
+    pub fn find() -> Result<Self> {
+        if fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0) {
+            return Ok(Self::Root);
+        }
+        let output = Self::Namespace.command("true").output().context("cannot start unshare (package util-linux)")?;
+        let why = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "Debian's files have many owners, and this user can be one alone ({}): be root, or install the package \
+             uidmap and have ranges in /etc/subuid and /etc/subgid",
+            why.trim_end()
+        );
+        Ok(Self::Namespace)
+    }
+
+    /// How `doctor` calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Namespace => "the root of a user namespace",
+        }
+    }
+
+    /// How mmdebstrap calls it.
+    const fn mode(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Namespace => "unshare",
+        }
+    }
+
+    /// A command that this user carries out.
+    fn command(self, program: &str) -> Command {
+        match self {
+            Self::Root => Command::new(program),
+            Self::Namespace => {
+                let mut command = Command::new("unshare");
+                command.args(["--map-root-user", "--map-auto", "--", program]);
+                command
+            }
+        }
+    }
+}
+
+/// Returns an archive of an installed Debian: of the cache, or made now.
+fn archive(sh: &Shell, recipe: &Recipe, user: &User) -> Result<PathBuf> {
+    let mut packages: Vec<&str> = PACKAGES.into_iter().chain(recipe.packages.iter().map(String::as_str)).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    let suite = recipe.suite.name();
+    let mut hasher = DefaultHasher::new();
+    (&packages, SETUP).hash(&mut hasher);
+    let target = cache::dir()?.join("debian").join(format!("{suite}-{:016x}.tar", hasher.finish()));
+    if target.is_file() {
+        return Ok(target);
+    }
+    let _lock = cache::lock("debian")?;
+    if target.is_file() {
+        return Ok(target);
+    }
+    let root = BOOTSTRAP.find(sh)?;
+    let scratch = cache::scratch()?;
+    // mmdebstrap's own user writes here, too.
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755))?;
+    let mirror = apt::archive(sh)?;
+    let sources = [suite.to_owned(), format!("{suite}-updates")].map(|suite| format!("deb {mirror} {suite} main"));
+    let (staging, log) = (scratch.path().join("tar"), scratch.path().join("log"));
+    eprintln!(
+        "installing Debian {suite} for guests: {} packages and what they need (once, some minutes)",
+        packages.len()
+    );
+    let mut command = apt::command(&root, Path::new("perl"));
+    command.arg(root.join("usr/bin/mmdebstrap")).args(["--quiet", "--variant=minbase", "--format=tar"]);
+    command.arg(format!("--mode={}", user.mode())).arg(format!("--include={}", packages.join(",")));
+    command.arg(format!("--customize-hook=chroot \"$1\" sh -euc '{SETUP}'"));
+    command.arg(suite).arg(&staging).args(&sources);
+    command.env("TMPDIR", scratch.path());
+    let status = command.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?).status();
+    let status = status.context("cannot start perl, which mmdebstrap is written in")?;
+    if !status.success() {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("E: ")).collect();
+        let why = lines.first().copied().or_else(|| text.lines().last()).unwrap_or_default();
+        bail!("mmdebstrap cannot install Debian {suite} from {mirror}: {why}");
+    }
+    cache::publish(&staging, &target)?;
+    Ok(target)
+}
+
+/// Makes the file system of an installed Debian in the file `image`. `scratch` is an empty folder.
+fn file_system(sh: &Shell, recipe: &Recipe, user: &User, archive: &Path, scratch: &Path, image: &Path) -> Result<()> {
+    let (root, over) = (scratch.join("root"), scratch.join("over"));
+    fs::create_dir(&root)?;
+    let release = lay_out(sh, recipe, &over)?;
+    File::create(image)?.set_len(recipe.size << 20)?;
+    let tools = ext4::Tools::find(sh)?;
+    let mut command = user.command("sh");
+    command.args(["-euc", UNPACK, "sh"]).arg(archive).arg(&root).arg(&over).arg(release);
+    command.arg(tools.maker()?).arg(image).envs(tools.environment());
+    let output = command.output()?;
+    let why = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "cannot make the file system: {}", why.lines().last().unwrap_or_default());
+    tools.check(image).context("the new file system")
+}
+
+/// Writes what the guest has beside packages below the folder `over`. Returns the kernel's release.
+fn lay_out(sh: &Shell, recipe: &Recipe, over: &Path) -> Result<String> {
+    let client = ssh::Client::find(sh)?;
+    let write = |name: &str, text: &str, mode: u32| -> Result<()> {
+        let file = over.join(name);
+        fs::create_dir_all(file.parent().context("no folder")?)?;
+        fs::write(&file, text)?;
+        Ok(fs::set_permissions(&file, fs::Permissions::from_mode(mode))?)
+    };
+    write("etc/hostname", "debian\n", 0o644)?;
+    write("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost\n", 0o644)?;
+    write("etc/fstab", FSTAB, 0o644)?;
+    write("etc/systemd/network/80-vif.network", NETWORK, 0o644)?;
+    write("etc/systemd/system/ssh.service.d/keys.conf", HOST_KEYS, 0o644)?;
+    write("root/.ssh/authorized_keys", &client.public()?, 0o600)?;
+    for (folder, mode) in [("root", 0o700), ("root/.ssh", 0o700)] {
+        fs::set_permissions(over.join(folder), fs::Permissions::from_mode(mode))?;
+    }
+    symlink("../run/systemd/resolve/stub-resolv.conf", over.join("etc/resolv.conf"))?;
+    // `/lib` is a link into `/usr`.
+    let (tree, target) = (kernels::all_modules(sh, recipe.suite.kernel())?, over.join("usr/lib/modules"));
+    fs::create_dir_all(&target)?;
+    cmd!(sh, "cp -r {tree}/. {target}").quiet().run()?;
+    let releases = fs::read_dir(&tree)?.collect::<Result<Vec<_>, _>>()?;
+    let release = releases.first().context("modules without a release")?.file_name();
+    release.into_string().ok().context("a release that is no text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use toolstack::config::GuestConfig;
+
+    #[test]
+    fn descriptions_are_guests() {
+        for suite in [Suite::Bookworm, Suite::Trixie] {
+            let image = Image::at(Path::new("/some/where/my disk.img")).unwrap();
+            assert_eq!(image.guest, Path::new("/some/where/my disk.toml"));
+            let text = image.description(&Recipe { suite, ..Recipe::default() });
+            let config = GuestConfig::parse(&text).unwrap();
+            assert_eq!((config.kernel.as_str(), config.disk.len()), (suite.kernel(), 1));
+            assert!(kernels::names().any(|name| name == config.kernel), "{}", config.kernel);
+        }
+    }
+
+    #[test]
+    fn names_that_a_description_cannot_hold_are_refused() {
+        for name in ["", "/", "a,b.img", "a\"b.img", "a:b.img", "a\\b.img", "a.toml", "a\nb.img"] {
+            let why = Image::at(Path::new(name)).unwrap_err().to_string();
+            assert!(why.ends_with("no name for a disk"), "{name}: {why}");
+        }
+    }
+
+    #[test]
+    fn what_is_there_is_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let sh = Shell::new().unwrap();
+        let image = Image::at(&folder.path().join("debian.img")).unwrap();
+        for file in [&image.disk, &image.guest] {
+            fs::write(file, "mine").unwrap();
+            let why = image.make(&sh, &Recipe::default()).unwrap_err().to_string();
+            assert_eq!(why, format!("{} is there already", file.display()));
+            assert_eq!(fs::read(file).unwrap(), b"mine");
+            fs::remove_file(file).unwrap();
+        }
+        let image = Image::at(&folder.path().join("none/debian.img")).unwrap();
+        let why = image.make(&sh, &Recipe::default()).unwrap_err().to_string();
+        assert_eq!(why, format!("no folder for {}", image.disk.display()));
+    }
+
+    #[test]
+    fn packages_and_sizes_are_examined() {
+        assert_eq!(package(" g++ "), Ok("g++".to_owned()));
+        for name in ["", "a", "-o", "Vim", "vim;reboot", "a b", "über"] {
+            assert!(package(name).is_err(), "{name}");
+        }
+        assert_eq!((size("4G"), size("1024"), size("2048M")), (Ok(4096), Ok(1024), Ok(2048)));
+        for text in ["", "0", "1023", "4T", "-1", "99999999999999999999", "18014398509481984G"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}
