@@ -86,6 +86,7 @@ const STORIES: &[Story] = &[
     ("guests_exchange_files", networks::guests_exchange_files),
     ("networks_keep_apart_and_are_told", networks::networks_keep_apart_and_are_told),
     ("unplugs_under_load_are_borne", networks::unplugs_under_load_are_borne),
+    ("any_slots_of_a_network_device_harm_nobody", vifs::any_slots_of_a_network_device_harm_nobody),
     ("a_hundred_re_plugs_leave_nothing", vifs::a_hundred_re_plugs_leave_nothing),
     ("files_arrive_whoever_cuts_packets", vifs::files_arrive_whoever_cuts_packets),
     ("a_guest_routes_between_networks", vifs::a_guest_routes_between_networks),

@@ -4,6 +4,7 @@
 
 extern crate alloc;
 
+pub mod front;
 pub mod granted;
 pub mod shared;
 pub mod tables;

@@ -2,9 +2,9 @@
 
 use crate::blocks::{console, shell};
 use crate::networks::{FETCHED, address, enter, guest, start, value, vif};
-use crate::stories::{SOON, dom0, image};
+use crate::stories::{BOOT, SOON, dom0, image, test_guest};
 use anyhow::{Context, Result, ensure};
-use boot::answers::{done, number};
+use boot::answers::{LEAVE, done, number};
 use boot::{Machine, Setup};
 use serde_json::{Value, json};
 use std::fs;
@@ -14,6 +14,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use xtask::bundle::{Bundle, Guest};
 use xtask::{initramfs, kernels};
 
+/// The address of a guest that others send to.
+const PEER: &str = "00:16:3e:00:00:09";
+
+/// Our own small guest that is a front end of network devices, with these words on its command line.
+fn front_end(name: &str, words: &str, vifs: &[&str]) -> Result<Guest> {
+    let vif = vifs.iter().map(|text| text.parse().map_err(anyhow::Error::msg)).collect::<Result<_>>()?;
+    Ok(Guest { vif, ..test_guest(name, "net", words)? })
+}
+
 /// Lets a guest serve a file of so many MiB with bytes that nobody knows, and returns the file's sum.
 fn serve(machine: &mut Machine, name: &str, mib: u32) -> Result<String> {
     enter(machine, name, "eth0")?;
@@ -21,6 +30,25 @@ fn serve(machine: &mut Machine, name: &str, mib: u32) -> Result<String> {
     let file = format!("for n in $(seq {mib}); do echo $n; cat part; done > www/data");
     shell(machine, &format!("mkdir www && head -c 1048576 /dev/urandom > part && {file} && httpd -h www"))?;
     value(machine, "md5sum < www/data", SOON)
+}
+
+/// Lets a guest fetch the file of a server again and again in the background, and keep the sums.
+fn begin_fetching(machine: &mut Machine, name: &str, server: Ipv4Addr) -> Result<()> {
+    enter(machine, name, "eth0")?;
+    let fetch = format!("wget -q -O - http://{server}/data | md5sum");
+    machine.type_line(&format!("rm -f stop; (while [ ! -e stop ]; do {fetch}; done > sums; touch over) &"))?;
+    shell(machine, "for n in $(seq 25); do grep -q . sums && break; sleep 1; done; grep -q . sums")
+}
+
+/// Ends what [`begin_fetching`] began. Returns how often the file was fetched. An error if it was once another file.
+fn end_fetching(machine: &mut Machine, name: &str, sum: &str) -> Result<u32> {
+    console(machine, name)?;
+    shell(machine, "touch stop; for n in $(seq 25); do [ -e over ] && break; sleep 1; done; rm over")?;
+    let sum = sum.split(' ').next().unwrap_or(sum);
+    let (all, right) = ("grep -c . sums", format!("grep -c '^{sum} ' sums"));
+    let (all, right) = (value(machine, all, SOON)?.parse::<u32>()?, value(machine, &right, SOON)?.parse::<u32>()?);
+    ensure!(all == right && all > 0, "{name}: {all} files were fetched, and {right} of them are right");
+    Ok(all)
 }
 
 /// Boots a machine of a GiB with this bundle, for at most so long.
@@ -41,6 +69,60 @@ fn attach(machine: &mut Machine, name: &str, config: &str) -> Result<()> {
 /// Waits until a device of a guest is in this state.
 fn becomes(machine: &mut Machine, name: &str, device: u64, state: &str) -> Result<Value> {
     machine.ask_until("network-list", |list| vif(list, name, device).is_ok_and(|vif| vif["state"] == state))
+}
+
+/// Fifty thousand slots with any contents, changed while they are served, go from one guest into both of its devices, to a stock
+/// neighbour, and to anybody. Each slot gets one answer, each broken rule ends the connection with its reason, what is dropped is
+/// counted by its reason, and nothing of the guest stays in use. Meanwhile the neighbour serves a file to a third guest, whole each time.
+pub(crate) fn any_slots_of_a_network_device_harm_nobody() -> Result<()> {
+    let words = format!("do=count peer={PEER}");
+    let server = format!("bridge=lan,mac={PEER}");
+    let bundle = dom0("")?
+        .guest(&guest("web", kernels::DEFAULT, 128, &["bridge=lan"])?)
+        .guest(&guest("db", kernels::DEFAULT, 160, &[&server])?)
+        .guest(&front_end("bad", &words, &[])?);
+    let mut machine = start_for("any_slots_of_a_network_device_harm_nobody", bundle, Duration::from_secs(240))?;
+    // The first guest that is made takes the terminal.
+    enter(&mut machine, "web", "eth0")?;
+    let sum = serve(&mut machine, "db", 16)?;
+    let db = address(&mut machine, "db")?;
+    begin_fetching(&mut machine, "web", db)?;
+    let before = footprint(&mut machine)?;
+    for _ in 0..2 {
+        attach(&mut machine, "bad", "bridge=lan")?;
+    }
+    machine.type_keys(LEAVE)?;
+    machine.type_line("console bad")?;
+    machine.expect("net: seed=", SOON)?;
+    let seen = machine.expect("net: counted ", BOOT)?;
+    let counted = machine.expect("\n", SOON)?;
+    println!("{seen}{counted}");
+    let list = machine.ask("network-list bad")?;
+    println!("{list}");
+    let buffers = counted.split_whitespace().nth(3).and_then(|count| count.parse::<u32>().ok());
+    ensure!(buffers >= Some(3000), "so few buffers were filled: {counted}");
+    for device in 0..2 {
+        let drops = &vif(&list, "bad", device)?["drops"];
+        let reasons = ["spoofed", "malformed", "oversize", "bad-grant", "unknown", "bad-buffer"];
+        ensure!(reasons.iter().all(|reason| drops[reason].as_u64() > Some(0)), "not for all reasons: {list}");
+    }
+    machine.require_answer("destroy bad", &done("destroy", "bad"))?;
+    let fetched = end_fetching(&mut machine, "web", &sum)?;
+    println!("the neighbour's file was fetched {fetched} times");
+    let list = machine.ask("network-list")?;
+    ensure!(list.as_array().is_some_and(|list| list.len() == 2), "{list}");
+    ensure!(number(vif(&list, "db", 0)?, "received")? > 0, "{list}");
+    for name in ["web", "db"] {
+        let drops = &vif(&list, name, 0)?["drops"];
+        let faults = ["malformed", "bad-grant", "bad-buffer", "spoofed"];
+        ensure!(faults.iter().all(|fault| drops[fault].is_null()), "{list}");
+    }
+    let after = footprint(&mut machine)?;
+    ensure!(after <= before + 64, "dom0 had {before} KiB, and has {after} KiB");
+    for name in ["web", "db"] {
+        machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
+    }
+    machine.finish()?.require_success()
 }
 
 /// Random numbers: splitmix.

@@ -7,17 +7,14 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
-extern crate alloc;
-
-use alloc::format;
 use guests::abi::domid;
 use guests::abi::grant::entry;
 use guests::abi::sched::ShutdownReason;
-use guests::granted::{GrantTable, IN_USE};
-use guests::memory::{PAGE, Pages};
+use guests::front::{Device, FIRST, Granted, PATIENCE_NS, Random, reference};
+use guests::granted::IN_USE;
+use guests::hypercall;
 use guests::shared::Shared;
 use guests::xenstore::Store;
-use guests::{hypercall, probe};
 use ring_protocol::SharedPage;
 use ring_protocol::block::{PROTOCOL, Response, SLOT_BYTES, Segment, Slot, operation};
 use ring_protocol::ring::{FrontRing, Layout};
@@ -27,72 +24,17 @@ use zerocopy::{FromBytes, IntoBytes};
 
 unikernel::entry!(main);
 
-/// Our directory of the disk, in the store.
-const FRONT: &str = "device/vbd/51712/";
-/// References before these are the store's and the console's.
-const FIRST: u32 = 8;
 /// Pages: the ring, descriptors, and data.
 const RING: u64 = 0;
 const DESCRIPTORS: u64 = 1;
 const DATA: u64 = 2;
 const PAGES: u64 = 16;
-/// Nanoseconds that an answer may take.
-const PATIENCE_NS: u64 = 20_000_000_000;
-
-/// Writes a key of our directory of the disk.
-fn put(store: &mut Store, key: &str, value: &str) {
-    let _ = store.write(&format!("{FRONT}{key}"), value);
-}
-
-fn put_number(store: &mut Store, key: &str, value: u32) {
-    put(store, key, &format!("{value}"));
-}
-
-/// The back end's state; 0 if there is none.
-fn back(store: &mut Store) -> u32 {
-    let Some(back) = store.read(&format!("{FRONT}backend")) else { return 0 };
-    store.read(&format!("{back}/state")).and_then(|state| state.parse().ok()).unwrap_or(0)
-}
-
-/// Waits until the back end's state is one of these, and returns it; `None` if it takes too long.
-fn until(store: &mut Store, states: &[u32]) -> Option<u32> {
-    let deadline = time::now_ns() + PATIENCE_NS;
-    while time::now_ns() < deadline {
-        let state = back(store);
-        if states.contains(&state) {
-            return Some(state);
-        }
-        let _ = hypercall::poll(&[], time::now_ns() + 1_000_000);
-    }
-    None
-}
-
-/// A generator of random numbers: splitmix.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn word(&mut self) -> u32 {
-        u32::try_from(self.next() & u64::from(u32::MAX)).unwrap_or(0)
-    }
-}
 
 /// The front end.
 struct Disk {
     store: Store,
-    table: GrantTable,
-    pages: Pages,
+    device: Device,
+    pages: Granted,
     port: u32,
     ring: FrontRing,
     next: u64,
@@ -104,33 +46,32 @@ fn layout() -> Layout {
 
 impl Disk {
     fn new(boot: &Boot) -> Self {
-        let table = GrantTable::new();
-        let pages = Pages::allocate(PAGES).expect("pages are free");
+        let pages = Granted::new(PAGES);
         let port = hypercall::allocate_unbound(domid::SELF, 0).expect("a port is free");
-        let ring = FrontRing::init(&Shared::of_pages(&pages, RING), layout());
-        let disk = Self { store: Store::new(boot), table, pages, port, ring, next: 0 };
-        (0..PAGES).for_each(|page| disk.grant(page, page, entry::PERMIT_ACCESS));
-        disk
+        let ring = FrontRing::init(&pages.page(RING), layout());
+        Self { store: Store::new(boot), device: Device::new("vbd", 51712), pages, port, ring, next: 0 }
     }
 
     fn page(&self, page: u64) -> Shared {
-        Shared::of_pages(&self.pages, page)
+        self.pages.page(page)
     }
 
-    /// The words of a page.
-    fn words(&self, page: u64) -> impl Iterator<Item = u64> {
-        let start = self.pages.address() + page * PAGE;
-        (start..start + PAGE).step_by(8).map(probe::load)
+    /// Writes a key of our directory of the disk.
+    fn put(&mut self, key: &str, value: &str) {
+        self.device.put(&mut self.store, key, value);
     }
 
-    /// Lets the back end reach `page` by the reference of `place`.
-    fn grant(&self, place: u64, page: u64, flags: u16) {
-        let frame = self.pages.frame(page).expect("the page is ours");
-        self.table.set(Self::reference(place), u64::from(flags) | frame << 32);
+    fn put_number(&mut self, key: &str, value: u32) {
+        self.device.put_number(&mut self.store, key, value);
     }
 
-    fn reference(page: u64) -> u32 {
-        FIRST + u32::try_from(page).unwrap_or(0)
+    /// The back end's state; 0 if there is none.
+    fn back(&mut self) -> u32 {
+        self.device.back(&mut self.store)
+    }
+
+    fn until(&mut self, states: &[u32]) -> Option<u32> {
+        self.device.until(&mut self.store, states)
     }
 
     /// Connects; returns whether the back end did.
@@ -138,23 +79,23 @@ impl Disk {
         let ring = self.page(RING);
         ring.write(0, &[0; 4096]);
         self.ring = FrontRing::init(&ring, layout());
-        if until(&mut self.store, &[2]).is_none() {
+        if self.until(&[2]).is_none() {
             return false;
         }
-        put_number(&mut self.store, "ring-ref", Self::reference(RING));
-        put_number(&mut self.store, "event-channel", self.port);
-        put(&mut self.store, "protocol", PROTOCOL);
-        put(&mut self.store, "state", "3");
-        if until(&mut self.store, &[4, 5, 6]) != Some(4) {
+        self.put_number("ring-ref", reference(RING));
+        self.put_number("event-channel", self.port);
+        self.put("protocol", PROTOCOL);
+        self.put("state", "3");
+        if self.until(&[4, 5, 6]) != Some(4) {
             return false;
         }
-        put(&mut self.store, "state", "4");
+        self.put("state", "4");
         true
     }
 
     /// Puts a request for a page of data into the ring.
     fn begin(&mut self, what: u8, sector: u64, page: u64) -> bool {
-        let segments = [Segment { reference: Self::reference(page), first: 0, last: 7, padding: 0 }];
+        let segments = [Segment { reference: reference(page), first: 0, last: 7, padding: 0 }];
         let segments = if what == operation::FLUSH { &[][..] } else { &segments };
         self.next += 1;
         let slot = Slot::direct(what, self.next, sector, segments);
@@ -193,7 +134,7 @@ impl Disk {
             assert_eq!(self.ask(operation::WRITE, sector, DATA), 0, "a write fails");
             assert_eq!(self.ask(operation::FLUSH, 0, DATA), 0, "a flush fails");
             assert_eq!(self.ask(operation::READ, sector, DATA + 1), 0, "a read fails");
-            assert!(self.words(DATA + 1).all(|found| found == word), "page {page} reads as something else");
+            assert!(self.pages.words(DATA + 1).all(|found| found == word), "page {page} reads as something else");
         }
     }
 
@@ -207,12 +148,12 @@ impl Disk {
 
     /// Closes the disk and connects again, if the back end goes along.
     fn connect_again(&mut self) {
-        (0..PAGES).for_each(|page| self.grant(page, page, entry::PERMIT_ACCESS));
-        let _ = self.store.remove(&format!("{FRONT}ring-page-order"));
-        put(&mut self.store, "state", "6");
+        self.pages.grant_all();
+        self.device.remove(&mut self.store, "ring-page-order");
+        self.put("state", "6");
         let _ = hypercall::poll(&[], time::now_ns() + 5_000_000);
-        if back(&mut self.store) == 6 {
-            put(&mut self.store, "state", "1");
+        if self.back() == 6 {
+            self.put("state", "1");
             let connected = self.connect();
             println!("blk: again {connected}");
         }
@@ -233,7 +174,7 @@ impl Disk {
             4..=18 => {
                 // A slot of random words, with an operation that there is.
                 let at = 64 + usize::try_from(random.below(32)).unwrap_or(0) * SLOT_BYTES;
-                (0..SLOT_BYTES).step_by(8).for_each(|word| ring.write(at + word, &random.next().to_le_bytes()));
+                (0..SLOT_BYTES).step_by(8).for_each(|word| ring.write(at + word, &random.long().to_le_bytes()));
                 ring.write(
                     at,
                     &[u8::try_from(random.below(8)).unwrap_or(0), u8::try_from(random.below(14)).unwrap_or(0)],
@@ -256,31 +197,31 @@ impl Disk {
                 }
                 self.next += 1;
                 let what = if random.below(2) == 0 { operation::READ } else { operation::WRITE };
-                let reference = Self::reference(DESCRIPTORS);
+                let reference = reference(DESCRIPTORS);
                 let slot = Slot::indirect(what, self.next, random.below(64), segments, reference);
                 let _ = self.ring.submit(&ring, slot.as_bytes());
                 let _ = self.ring.publish(&ring);
                 let _ = hypercall::send(self.port);
                 // The descriptors change while the back end may read them.
-                (0..64).for_each(|at| descriptors.write(at * 8, &random.next().to_le_bytes()));
+                (0..64).for_each(|at| descriptors.write(at * 8, &random.long().to_le_bytes()));
             }
             33..=36 => {
                 let flags = [0, entry::PERMIT_ACCESS, entry::PERMIT_ACCESS | entry::READONLY];
                 let flags = flags.get(usize::try_from(random.below(3)).unwrap_or(0)).copied().unwrap_or(0);
-                self.grant(random.below(PAGES), random.below(PAGES), flags);
+                self.pages.grant(random.below(PAGES), random.below(PAGES), flags);
             }
             37 => {
-                let word = random.next();
-                self.table.set(Self::reference(random.below(PAGES)), word);
+                let word = random.long();
+                self.pages.table.set(reference(random.below(PAGES)), word);
             }
-            38 => put_number(&mut self.store, "state", pick(random, &[0, 1, 2, 3, 4, 5, 6, 7, 99])),
+            38 => self.put_number("state", pick(random, &[0, 1, 2, 3, 4, 5, 6, 7, 99])),
             39 => {
                 let key = ["ring-ref", "event-channel", "protocol", "ring-page-order", "ring-ref0", "state"];
                 let key = key.get(usize::try_from(random.below(6)).unwrap_or(0)).copied().unwrap_or("state");
                 if random.below(3) == 0 {
-                    let _ = self.store.remove(&format!("{FRONT}{key}"));
+                    self.device.remove(&mut self.store, key);
                 } else {
-                    put_number(&mut self.store, key, random.word());
+                    self.put_number(key, random.word());
                 }
             }
             40 => {
@@ -307,11 +248,11 @@ impl Disk {
     fn any_request(&self, random: &mut Random, id: u64) -> Slot {
         if random.below(16) == 0 {
             let mut bytes = [0; SLOT_BYTES];
-            bytes.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&random.next().to_le_bytes()));
+            bytes.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&random.long().to_le_bytes()));
             bytes[8..16].copy_from_slice(&id.to_le_bytes());
             return Slot::read_from_bytes(&bytes).expect("the size of a slot");
         }
-        let sector = if random.below(8) == 0 { random.next() } else { random.below(256) * 8 };
+        let sector = if random.below(8) == 0 { random.long() } else { random.below(256) * 8 };
         let what = if random.below(2) == 0 { operation::READ } else { operation::WRITE };
         let count = usize::try_from(random.below(12)).unwrap_or(0);
         let segments = core::array::from_fn::<_, 11, _>(|_| self.any_segment(random));
@@ -320,7 +261,7 @@ impl Disk {
             1 => Slot::discard(id, sector, random.below(32)),
             2 | 3 => {
                 let segments = u16::try_from(random.below(260)).unwrap_or(0);
-                Slot::indirect(what, id, sector, segments, Self::reference(DESCRIPTORS))
+                Slot::indirect(what, id, sector, segments, reference(DESCRIPTORS))
             }
             _ => Slot::direct(what, id, sector, segments.get(..count).unwrap_or(&segments)),
         }
@@ -330,18 +271,18 @@ impl Disk {
     fn any_segment(&self, random: &mut Random) -> Segment {
         let reference = match random.below(16) {
             0 => random.word(),
-            1 => Self::reference(PAGES) + random.word() % 400,
-            _ => Self::reference(DATA + random.below(PAGES - DATA)),
+            1 => reference(PAGES) + random.word() % 400,
+            _ => reference(DATA + random.below(PAGES - DATA)),
         };
         let [first, last, ..] =
-            if random.below(8) == 0 { random.next().to_le_bytes() } else { [0, 7, 0, 0, 0, 0, 0, 0] };
+            if random.below(8) == 0 { random.long().to_le_bytes() } else { [0, 7, 0, 0, 0, 0, 0, 0] };
         Segment { reference, first, last, padding: 0 }
     }
 
     /// Changes what the back end may be looking at: slots except for their ids, descriptors, grants.
     fn meddle(&self, random: &mut Random) {
         let slot = 64 + usize::try_from(random.below(32)).unwrap_or(0) * SLOT_BYTES;
-        let word = random.next();
+        let word = random.long();
         match random.below(4) {
             0 => {
                 let at = usize::try_from(random.below(12)).unwrap_or(0) * 8 + 16;
@@ -352,10 +293,10 @@ impl Disk {
                 self.page(DESCRIPTORS).write(at, self.any_segment(random).as_bytes());
             }),
             // Without the marks that tell a use, which are to be those of real uses at the end.
-            2 => self.table.set(Self::reference(DATA + random.below(PAGES - DATA)), word & !IN_USE),
+            2 => self.pages.table.set(reference(DATA + random.below(PAGES - DATA)), word & !IN_USE),
             _ => {
                 let flags = if word & 1 == 0 { entry::PERMIT_ACCESS } else { entry::PERMIT_ACCESS | entry::READONLY };
-                (DESCRIPTORS..PAGES).for_each(|page| self.grant(page, page, flags));
+                (DESCRIPTORS..PAGES).for_each(|page| self.pages.grant(page, page, flags));
             }
         }
     }
@@ -391,12 +332,10 @@ impl Disk {
     fn break_ring(&mut self, random: &mut Random) {
         self.page(RING).store_u32(0, random.word() | 1 << 31);
         let _ = hypercall::send(self.port);
-        assert!(until(&mut self.store, &[5, 6]).is_some(), "a broken ring is not closed");
-        put(&mut self.store, "state", "6");
-        assert_eq!(until(&mut self.store, &[6]), Some(6), "a broken ring is not let go of");
-        for page in 0..PAGES {
-            assert!(!self.table.in_use(Self::reference(page)), "page {page} is still in use");
-        }
+        assert!(self.until(&[5, 6]).is_some(), "a broken ring is not closed");
+        self.put("state", "6");
+        assert_eq!(self.until(&[6]), Some(6), "a broken ring is not let go of");
+        self.pages.require_unused();
     }
 }
 
@@ -405,7 +344,7 @@ fn main(boot: &Boot) {
     let mut random = Random(time::counter());
     match boot.argument("do") {
         Some("good") => {
-            assert!(disk.connect(), "not connected: B={}", back(&mut disk.store));
+            assert!(disk.connect(), "not connected: B={}", disk.back());
             let pages = boot.argument("pages").and_then(|pages| pages.parse().ok()).unwrap_or(4);
             for number in 1.. {
                 disk.work(number, pages);
@@ -418,11 +357,11 @@ fn main(boot: &Boot) {
         Some("count") => {
             println!("blk: count from {:#x}", random.0);
             for ring in 0..COUNTED / RING_LIFE {
-                (0..PAGES).for_each(|page| disk.grant(page, page, entry::PERMIT_ACCESS));
+                disk.pages.grant_all();
                 if ring > 0 {
-                    put(&mut disk.store, "state", "1");
+                    disk.put("state", "1");
                 }
-                assert!(disk.connect(), "not connected: B={}", back(&mut disk.store));
+                assert!(disk.connect(), "not connected: B={}", disk.back());
                 disk.send_counted(&mut random, RING_LIFE);
                 disk.break_ring(&mut random);
             }
@@ -443,8 +382,8 @@ fn main(boot: &Boot) {
             }
         }
         _ => {
-            assert!(disk.connect(), "not connected: B={}", back(&mut disk.store));
-            disk.work(random.next() >> 16, 4);
+            assert!(disk.connect(), "not connected: B={}", disk.back());
+            disk.work(random.long() >> 16, 4);
             disk.leave_busy();
         }
     }
