@@ -501,8 +501,8 @@ impl Store {
         if domain == self.own {
             return Err(StoreError::Invalid);
         }
-        // The hypervisor gives numbers to new domains in rising order and begins anew only at the end of the range, unless its
-        // caller asks for a number. So the nodes and rights of the domain that had this number before have usually been removed
+        // Unless whoever creates a domain asks for a number, the hypervisor gives numbers to new domains in rising order, and
+        // begins anew only at the end of the range. So the nodes and rights of the domain that had this number before have usually been removed
         // by now. Those that are left are removed here, before the new domain is introduced.
         while self.jobs.unmakes(domain) && self.work() {}
         let id = ConnectionId::Domain(domain);
@@ -561,8 +561,8 @@ fn directory(node: &Node) -> Result<Vec<u8>, StoreError> {
     if list.len() > PAYLOAD_MAX { Err(StoreError::TooBig) } else { Ok(list.to_vec()) }
 }
 
-/// Returns the node's generation, and then names of the node's children: as many whole names as fit into a message, and the first
-/// is at byte `offset` of the list of names. An empty name after the last name of the list marks the end of the list.
+/// Returns the node's generation, and then a part of the list of its children's names: from byte `offset` of the list, as many
+/// whole names as fit into a message. An empty name after the last name of the list marks the end of the list.
 fn directory_part(node: &Node, offset: usize) -> Vec<u8> {
     let list = node.children.as_bytes();
     let mut reply = terminated(&format!("{}", node.generation));

@@ -315,7 +315,7 @@ impl Channel {
         hypercall::allocate_unbound(domid::SELF, remote).map(Self::adopt)
     }
 
-    /// Wraps a port that this domain has, bound or unbound.
+    /// Opens a port that this domain has, bound or unbound (see [`open`]), and returns the port as a channel.
     #[must_use]
     pub fn adopt(port: u32) -> Self {
         open(port);

@@ -3,7 +3,8 @@
 //!
 //! There are two ready queues. The control queue is for tasks that a guest or a person waits for, the data queue for tasks that
 //! move bytes. The control queue goes first, but of nine turns at least one is for the data queue, unless the data queue is
-//! empty. A task that yields goes to the end of the data queue, whatever the class of the task. Events are checked before every
+//! empty. A task that yields, or is woken during its own turn, goes to the end of the data queue, whatever
+//! the class of the task. Events are checked before every
 //! turn, so a task that an event wakes is in its queue before the next turn begins. After a millisecond of turns, other domains
 //! get the CPU.
 //!

@@ -83,7 +83,7 @@ impl<P: Platform> Manager<P> {
     pub async fn make_planned(&self) {
         while self.next_to_make().is_some() {
             self.platform.pause().await;
-            // `destroy` may have changed the list during the pause.
+            // During the pause, `destroy` may have changed the guest's state, so that the guest is no longer to be made.
             if let Some(place) = self.next_to_make() {
                 self.make(place).await;
             }
@@ -236,7 +236,8 @@ impl<P: Platform> Manager<P> {
         done.ok_or(Unmade::GivenUp)?.map_err(Unmade::Failed)
     }
 
-    /// Attaches a disk to a guest, if the guest has not ended (`lives`) by the time the disks of the machine are known.
+    /// Attaches a disk to a guest. If the disk is one of the machine, waits first until the machine's disks are known. Fails if the
+    /// guest has ended by then (`lives` returns false).
     ///
     /// # Errors
     /// Why the guest cannot have the disk; nothing is left of the disk then.
@@ -273,7 +274,8 @@ impl<P: Platform> Manager<P> {
         vif: &VifConfig,
         lives: impl Fn() -> bool,
     ) -> Result<(), String> {
-        // The networks know their uplink only when the search for the machine's devices is over. This only waits for the search.
+        // The networks know their uplink only when the search for the machine's devices is over. Only the wait
+        // counts here, not the list of disks that `machine_disks` returns.
         self.platform.machine_disks().await;
         let (name, networks) = (&guest.config.name, self.platform.networks());
         let present = networks.list(guest.domain, name);

@@ -4,7 +4,7 @@
 //! a face (prompt, --exec) -> Command -> Manager::answer -> Reply, Refusal -> text or JSON
 //! called by dom0's tasks:  keep_making   makes one guest after the other
 //!                          bury          destroys or keeps each guest that has ended, and tells how it ended
-//!                          watch_parting looks for guests whose end waits for a device that does not answer
+//!                          watch_parting reports when the disks are gone for which the end of a guest has waited
 //! ```
 //!
 //! Touches: domains, the tree of the store, consoles, disks, networks and the clock, through [`Platform`].
@@ -49,8 +49,9 @@ const REPORTS_KEPT: usize = 16;
 /// The least time in nanoseconds between making a guest and making it again.
 const REMAKE_NS: u64 = 1_000_000_000;
 
-/// How long in nanoseconds the end of a guest waits for the guest's devices before the ends of other guests are dealt with, and
-/// the command `destroy` before it is refused. `block-detach` waits twice as long.
+/// How long in nanoseconds `bury` and the command `destroy` wait for the devices of a guest that ends. After that, `bury` goes on
+/// with other guests, and `destroy` answers [`Refusal::Parting`]; the guest is destroyed once its disks are gone. `block-detach`
+/// waits twice as long.
 const PATIENCE_NS: u64 = 10_000_000_000;
 /// Nanoseconds between two looks at the devices of guests that have ended.
 const LOOK_NS: u64 = 1_000_000_000;
@@ -115,7 +116,7 @@ pub enum Mark {
 
 /// The console of a guest. A guest that is made again keeps its console.
 pub trait Console {
-    /// Sets aside memory for what the guest prints; returns whether there is enough.
+    /// Sets aside memory for the guest's output and input; returns whether there is enough.
     fn reserve(&self) -> bool;
     /// Called when the guest was not made. Frees what [`reserve`](Console::reserve) set aside, unless the console has ever been
     /// connected: the memory may then hold what the guest printed.
@@ -254,8 +255,8 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().any(|entry| entry.config.name == name && entry.is_alive())
     }
 
-    /// Whether all guests have ended, all that could be removed of them has been removed, no guest is to be made again, and the
-    /// commands of `--exec` have been carried out. Then the machine can be turned off.
+    /// Whether no guest lives or is kept, none is to be made or made again, and the commands of `--exec` have been carried out.
+    /// Then the machine can be turned off.
     pub fn all_ended(&self) -> bool {
         let ended = |entry: &Entry<P::Console>| matches!(entry.state, State::Ended);
         !self.commanded.get() && self.entries.borrow().iter().all(ended)
@@ -398,7 +399,7 @@ impl<P: Platform> Manager<P> {
         let Told { end, report } = *told;
         let made_ns = self.with(place, |entry| entry.made_ns).unwrap_or(0);
         let (outcome, left_over) = guest.finish(&end, hypervisor, store, pause).await;
-        // The end is told last: by now, the guest's domain and its nodes in the store are gone, unless the guest is kept.
+        // The end is told last: by now, unless the guest is kept, its domain is gone and its nodes are being removed.
         self.platform.tell(&report);
         self.complain(&name, &left_over);
         if let Some(failure) = Failure::of_end(end.reason)
@@ -425,7 +426,7 @@ impl<P: Platform> Manager<P> {
         self.changes.add();
     }
 
-    /// Records how a guest ended, in place of its previous end.
+    /// Records how a guest ended, or that it was not made, in place of what was recorded before.
     fn remember(
         &self,
         place: Place,

@@ -6,8 +6,8 @@
 //! Never touches: a guest's virtual address, except for the arguments of calls in [`ops`] and [`message`]. Pages shared with
 //! guests are reached by frame.
 //! Keeps: P5, each end of a channel names the other end or nobody. And a limit on the work of one event: [`World::send`] reads
-//! the words of two ports, sets at most three bits, and allocates nothing. `send` wakes at most the vcpu of the port and the
-//! vcpus of the same domain that poll, 32 vcpus in all. Each wake takes the leaf lock of a CPU's queue; `send` takes no other
+//! the words of two ports, sets at most three bits, and allocates nothing. `send` wakes at most the vcpu of the port that it
+//! raises, and the polling vcpus of that port's domain: 32 vcpus in all. Each wake takes the leaf lock of a CPU's queue; `send` takes no other
 //! lock.
 
 mod bind;

@@ -19,7 +19,7 @@
 //! and the caller takes the slow path. By then the fast path holds no reference or use for that case. It may have stored the
 //! bits that the hypervisor forces in every leaf, or noted in the table's link word that a group may have entries; the slow path
 //! would do both too. It may also have taken a frame's use as writable and dropped this use again, which changes what the frame
-//! was last used as, and its turn and stamp. `tests/sim` makes every call both ways and compares.
+//! was last used as, its stamp, and the count of times that its uses fell to 0. `tests/sim` makes every call both ways and compares.
 
 use super::entry::{self, ACCESSED, DIRTY, PRESENT, Target, WRITABLE};
 use super::{Session, Space, State};
@@ -335,8 +335,9 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         at
     }
 
-    /// Takes a use, as a table of the level below, of the frame to which `raw` points, an entry of a table of `level`. `None` if
-    /// the frame is not such a table yet, or if the hypervisor must force bits of `raw`.
+    /// `raw` is an entry of a table of `level`. Takes a use of the frame to which the entry points, as a table of the level below.
+    /// `None` if the frame is not the domain's own or not such a table yet, if `raw` has forbidden bits, or if the hypervisor must
+    /// force bits of `raw`.
     fn take_lower(&self, raw: u64, level: u8) -> Option<()> {
         let entry = entry::parse(raw, level).ok().filter(|entry| entry.raw == raw)?;
         let Target::Table(frame) = entry.target else { return None };
