@@ -183,6 +183,14 @@ pub fn ramdisk_with_ssh(sh: &Shell, name: &str) -> Result<PathBuf> {
     initramfs::build(&busybox(sh)?, Some(&modules(sh, name)?), &ssh::server(sh)?)
 }
 
+/// The initramfs of [`ramdisk_for_devices`], with these programs by their names in the initramfs.
+///
+/// # Errors
+/// As [`ramdisk_for_devices`].
+pub fn ramdisk_with(sh: &Shell, name: &str, programs: &BTreeMap<String, Vec<u8>>) -> Result<PathBuf> {
+    initramfs::build(&busybox(sh)?, Some(&modules(sh, name)?), programs)
+}
+
 /// The file of the module `module` of the stock kernel called `name`, such as `xen_blkfront`.
 ///
 /// # Errors
@@ -194,8 +202,8 @@ pub fn driver(sh: &Shell, name: &str, module: &str) -> Result<PathBuf> {
     files.into_iter().find(|file| file.is_file()).with_context(|| format!("{} has no {module}.ko", folder.display()))
 }
 
-/// The files of the modules that the stock kernel called `name` needs for a virtio network device when it is alone on a machine,
-/// in an order in which they can be loaded.
+/// The files of the modules that the stock kernel called `name` needs for a virtio network device when it is alone on a
+/// machine, in an order in which they can be loaded.
 ///
 /// # Errors
 /// An unknown name, or no way to fetch its modules.
@@ -216,8 +224,8 @@ pub(crate) fn all_modules(sh: &Shell, name: &str) -> Result<PathBuf> {
     module_set(sh, name, modules::OF_SYSTEMS)
 }
 
-/// The folder with modules of the stock kernel called `name`, fetched first if need be: a kernel in the cache may be from a time
-/// when they were not kept.
+/// The folder with modules of the stock kernel called `name`, fetched first if need be: a kernel in the cache may be from a
+/// time when they were not kept.
 fn module_set(sh: &Shell, name: &str, set: modules::Set) -> Result<PathBuf> {
     let kernel = stock(sh, name)?;
     let folder = kernel.bzimage.with_file_name(set.folder);

@@ -142,8 +142,10 @@ pub mod mode {
     pub const NETWORK: &str = "network";
     /// Measure TCP with the host as a guest, and power off. The next argument is the host's port.
     pub const HOST_GUEST: &str = "host-guest";
-    /// Measure TCP with the host as the kernel that is alone on the machine, and power off. The next argument is the host's port.
+    /// Measure TCP with the host as the kernel that is alone on the machine, and power off. The next argument is as above.
     pub const HOST_ALONE: &str = "host-alone";
+    /// Send packets of UDP to the address in the next argument, without an end. This is for a program beside others.
+    pub const FLOOD: &str = "flood";
     /// Run every script and power off.
     pub const SCRIPTS: &str = "scripts";
     /// Reach the point `INIT`, run the operations of `bench wall` by the clock, and power off.

@@ -60,6 +60,7 @@ extern "C" fn main(stack: *const usize) -> ! {
             network::with_host(word == mode::HOST_ALONE.as_bytes(), process.argument(2).unwrap_or_default());
             println!("{DONE}");
         }
+        word if word == mode::FLOOD.as_bytes() => network::flood(process.argument(2).unwrap_or_default()),
         word if word == mode::SCRIPTS.as_bytes() => {
             scripts::run();
             println!("{DONE}");

@@ -12,10 +12,10 @@ use xtask::{build, kernels};
 const ROUNDS: u32 = 20_000;
 const SECONDS: u32 = 30;
 
-/// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that come and go;
-/// so many times more power cuts, lives of disks and of hostile front ends, and re-plugs of network devices; networks with many
-/// guests; Debian on a disk; every stock kernel, and those that are built here; and on every CPU model the stock kernels of every day, and the
-/// guest that tries features.
+/// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that come and
+/// go; so many times more power cuts, lives of disks and of hostile front ends, and re-plugs of network devices; networks with
+/// many guests; Debian on a disk; every stock kernel, and those that are built here; and on every CPU model the stock kernels
+/// of every day, and the guest that tries features.
 pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let path = build::image(&boot::images()?, "fuzz")?;
     let mut trials = Vec::new();
@@ -38,6 +38,8 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     trials.push(crate::trial(title.to_owned(), move || blocks::harm(title, 60 * u64::from(times))));
     let title = "re_plugs_leave_nothing";
     trials.push(crate::trial(title.to_owned(), move || vifs::re_plugs(title, 25 * u64::from(times))));
+    let title = "a_flood_leaves_others_their_round_trips";
+    trials.push(crate::trial(title.to_owned(), || crowds::a_flood_leaves_others_their_round_trips(title)));
     let title = "twenty_guests_share_an_uplink";
     trials.push(crate::trial(title.to_owned(), || crowds::twenty_guests_share_an_uplink(title)));
     for suite in [Suite::Bookworm, Suite::Trixie] {

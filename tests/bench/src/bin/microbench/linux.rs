@@ -325,10 +325,13 @@ pub(crate) fn take_packet(socket: usize, memory: &Map) -> bool {
     unsafe { call(number::READ, [socket, memory.start, memory.length, 0, 0]) >= 0 }
 }
 
-/// Makes a socket whose packets go to an address.
+/// Makes a socket whose packets go to an address, which may be a broadcast address.
 #[track_caller]
 pub(crate) fn aim_packets(address: [u8; 4], port: u16) -> usize {
+    const BROADCAST: usize = 6;
+    static ON: u32 = 1;
     let (socket, to) = (socket(DATAGRAM), internet(address, port));
+    set_option(socket, BROADCAST, (&raw const ON as usize, size_of::<u32>()));
     // SAFETY: the kernel reads the address.
     checked(unsafe { call(number::CONNECT, [socket, to.as_ptr() as usize, to.len(), 0, 0]) });
     socket
@@ -375,6 +378,13 @@ pub(crate) fn send(connection: usize, memory: &Map, bytes: usize) {
     // SAFETY: the memory is a map's, which nobody refers to.
     let sent = checked(unsafe { call(number::WRITE, [connection, memory.start, bytes, 0, 0]) });
     assert_eq!(sent, bytes, "not all is sent");
+}
+
+/// Sends what some memory holds, if it can be sent.
+pub(crate) fn try_send(connection: usize, memory: &Map, bytes: usize) {
+    assert!(bytes <= memory.length, "the memory is too small");
+    // SAFETY: as in `send`.
+    unsafe { call(number::WRITE, [connection, memory.start, bytes, 0, 0]) };
 }
 
 /// Receives at most so many bytes into some memory. Returns how many; 0 if the other side has hung up.

@@ -2,6 +2,7 @@
 
 use crate::linux::{self, Map};
 use crate::window;
+use core::net::Ipv4Addr;
 use core::str::FromStr;
 use microbench::{
     ALONE, BEHIND_GATEWAY, FROM_HOST, HOST, MAX_DRIVERS, MIB, NET_DRIVER, PACKET_BYTES, PACKETS, REPETITIONS, TO_HOST,
@@ -23,8 +24,8 @@ const ROOM: u32 = 16 << 20;
 /// Seconds without a packet after which the rest of a window is lost.
 const PATIENCE: i64 = 2;
 
-/// Serves three connections, one after the other: on the first, whole windows of bytes are answered by a byte; on the second, each
-/// byte; on the third, whole windows of packets that arrive beside it.
+/// Serves three connections, one after the other: on the first, whole windows of bytes are answered by a byte; on the second,
+/// each byte; on the third, whole windows of packets that arrive beside it.
 pub(crate) fn serve() {
     linux::load_module(NET_DRIVER);
     linux::set_address(SERVER);
@@ -108,8 +109,8 @@ pub(crate) fn run() {
     linux::close(connection);
 }
 
-/// Measures TCP with the host. On the first connection, the host answers whole windows of bytes by a byte. On the second, the host
-/// answers a byte by a window of bytes.
+/// Measures TCP with the host. On the first connection, the host answers whole windows of bytes by a byte. On the second, the
+/// host answers a byte by a window of bytes.
 pub(crate) fn with_host(alone: bool, port: &[u8]) {
     let port = parsed(port).expect("the second argument is a port");
     if alone {
@@ -149,6 +150,17 @@ pub(crate) fn with_host(alone: bool, port: &[u8]) {
         window::window::<{ marker::FROM_HOST }>(&mut receive);
     }
     linux::close(connection);
+}
+
+/// Sends packets to an address for ever.
+pub(crate) fn flood(address: &[u8]) -> ! {
+    let address: Ipv4Addr = parsed(address).expect("the second argument is an address");
+    let memory = Map::new(linux::PAGE);
+    memory.touch();
+    let packets = linux::aim_packets(address.octets(), PORT);
+    loop {
+        linux::try_send(packets, &memory, PACKET_BYTES - HEADERS);
+    }
 }
 
 fn parsed<T: FromStr>(word: &[u8]) -> Option<T> {
