@@ -89,6 +89,7 @@ const STORIES: &[Story] = &[
     ("any_slots_of_a_network_device_harm_nobody", vifs::any_slots_of_a_network_device_harm_nobody),
     ("a_hundred_re_plugs_leave_nothing", vifs::a_hundred_re_plugs_leave_nothing),
     ("files_arrive_whoever_cuts_packets", vifs::files_arrive_whoever_cuts_packets),
+    ("a_receiver_without_buffers_slows_nobody", vifs::a_receiver_without_buffers_slows_nobody),
     ("a_guest_routes_between_networks", vifs::a_guest_routes_between_networks),
     ("guest_files_run_and_are_refused_with_their_lines", run::guest_files_run_and_are_refused_with_their_lines),
     ("a_cd_boots_with_bios", images::a_cd_boots_with_bios),

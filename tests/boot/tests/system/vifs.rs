@@ -3,7 +3,7 @@
 use crate::blocks::{console, shell};
 use crate::networks::{FETCHED, address, enter, guest, start, value, vif};
 use crate::stories::{BOOT, SOON, dom0, image, test_guest};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use boot::answers::{LEAVE, done, number};
 use boot::{Machine, Setup};
 use serde_json::{Value, json};
@@ -277,6 +277,66 @@ pub(crate) fn files_arrive_whoever_cuts_packets() -> Result<()> {
     let list = machine.ask("network-list")?;
     for name in ["old", "new"] {
         ensure!(vif(&list, name, 0)?["drops"] == json!({}), "{list}");
+        machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
+    }
+    machine.finish()?.require_success()
+}
+
+/// Nanoseconds that a guest needs to fetch a file twice, by its clock.
+fn time_to_fetch(machine: &mut Machine, name: &str, server: Ipv4Addr) -> Result<u64> {
+    console(machine, name)?;
+    let now = "$(sed -n 's/^now at \\([0-9]*\\) .*/\\1/p' /proc/timer_list)";
+    let fetch = format!("for n in 1 2; do wget -q -O - http://{server}/data > /dev/null || exit 1; done");
+    let time = value(machine, &format!("a={now}; {fetch}; b={now}; echo $((b - a))"), FETCHED)?;
+    time.parse().with_context(|| format!("no time: {time:?}"))
+}
+
+/// A guest that posts no buffers is flooded, while a healthy pair transfers. By a clock that counts instructions, the pair keeps
+/// nine tenths of its throughput. If the sender floods as fast as it can, which takes time from the pair wherever the flood goes,
+/// the pair is as fast as if the flood had gone to nobody. The drops are counted with their reason.
+pub(crate) fn a_receiver_without_buffers_slows_nobody() -> Result<()> {
+    const NOBODY: &str = "00:16:3e:00:00:07";
+    let hole = format!("bridge=lan,mac={PEER}");
+    let bundle = dom0("")?
+        .guest(&guest("web", kernels::DEFAULT, 128, &["bridge=lan"])?)
+        .guest(&guest("db", kernels::DEFAULT, 160, &["bridge=lan"])?)
+        .guest(&front_end("hole", "do=stall", &[&hole])?)
+        .guest(&front_end("some", &format!("do=flood once=64 after=4000 peer={PEER}"), &[])?)
+        .guest(&front_end("lost", &format!("do=flood peer={NOBODY}"), &[])?)
+        .guest(&front_end("flood", &format!("do=flood peer={PEER}"), &[])?);
+    let setup = Setup { memory: 1024, limit: Duration::from_secs(360), counted: true, ..Setup::new(bundle) };
+    let mut machine = Machine::boot("a_receiver_without_buffers_slows_nobody", &setup)?;
+    // The first guest that is made takes the terminal.
+    enter(&mut machine, "web", "eth0")?;
+    let sum = serve(&mut machine, "db", 16)?;
+    let db = address(&mut machine, "db")?;
+    enter(&mut machine, "web", "eth0")?;
+    let fetched = value(&mut machine, &format!("wget -q -O - http://{db}/data | md5sum"), FETCHED)?;
+    ensure!(fetched == sum, "{fetched} was fetched, not {sum}");
+    let mut times = vec![time_to_fetch(&mut machine, "web", db)?];
+    for (name, loser, reason) in
+        [("some", "hole", "stalled"), ("lost", "lost", "unknown"), ("flood", "hole", "stalled")]
+    {
+        attach(&mut machine, name, "bridge=lan")?;
+        let lost = |list: &Value| vif(list, loser, 0).ok().and_then(|vif| vif["drops"][reason].as_u64()).unwrap_or(0);
+        let before = lost(&machine.ask("network-list")?);
+        let before = lost(&machine.ask_until("network-list", |list| lost(list) > before + 1000)?);
+        times.push(time_to_fetch(&mut machine, "web", db)?);
+        let list = machine.ask("network-list")?;
+        let dropped = lost(&list) - before;
+        println!("{name}: {dropped} packets dropped as {reason}: {}", vif(&list, loser, 0)?);
+        ensure!(dropped > 1000, "no flood: {list}");
+        machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
+    }
+    let [alone, some, lost, flood] = *times else { bail!("{times:?}") };
+    println!("32 MiB alone in {alone} ns, beside 16,000 packets a second to a guest without buffers in {some} ns");
+    println!("32 MiB beside a flood to nobody in {lost} ns, and to a guest without buffers in {flood} ns");
+    ensure!(alone * 10 >= some * 9 && lost * 10 >= flood * 8, "{times:?}");
+    let list = machine.ask("network-list")?;
+    for name in ["web", "db"] {
+        ensure!(vif(&list, name, 0)?["drops"] == json!({}), "{list}");
+    }
+    for name in ["web", "db", "hole"] {
         machine.require_answer(&format!("destroy {name}"), &done("destroy", name))?;
     }
     machine.finish()?.require_success()
