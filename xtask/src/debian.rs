@@ -5,14 +5,16 @@
 //! namespace, which has the host user's range of user ids (`/etc/subuid`). Nothing is installed on the host.
 
 use crate::apt::{self, Programs};
-use crate::{build, cache, ext4, kernels, ssh};
+use crate::{build, cache, ext4, guest_file, kernels, ssh};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tempfile::NamedTempFile;
 use xshell::{Shell, cmd};
 
 /// A release of Debian that a guest can have.
@@ -181,6 +183,24 @@ impl Image {
         fs::write(&self.guest, self.description(recipe))?;
         fs::rename(&staging, &self.disk).inspect_err(|_| drop(fs::remove_file(&self.guest)))?;
         Ok(())
+    }
+
+    /// Returns a file with the description of a guest that leaves the disk as it is: what the guest writes is kept in at most `mib`
+    /// MiB of memory, and is lost with the guest. The file is removed when it is dropped.
+    ///
+    /// # Errors
+    /// The guest's description is wrong, or does not name one disk.
+    pub fn overlaid(&self, sh: &Shell, mib: u32) -> Result<NamedTempFile> {
+        let mut guest = guest_file::read(sh, &[&self.guest])?.pop().context("a file is a guest")?.config;
+        let [disk] = guest.disk.as_mut_slice() else {
+            bail!("{}: --overlay is for a guest with one disk", self.guest.display());
+        };
+        disk.overlay = Some(u64::from(mib) << 20);
+        // In the folder of the other: paths in a description start there.
+        let folder = self.guest.parent().context("a description in no folder")?;
+        let mut file = tempfile::Builder::new().prefix("part-").suffix(".toml").tempfile_in(folder)?;
+        file.write_all(guest.to_toml().as_bytes())?;
+        Ok(file)
     }
 
     fn description(&self, recipe: &Recipe) -> String {
@@ -362,6 +382,28 @@ mod tests {
             assert_eq!((config.kernel.as_str(), config.disk.len()), (suite.kernel(), 1));
             assert!(kernels::names().any(|name| name == config.kernel), "{}", config.kernel);
         }
+    }
+
+    #[test]
+    fn an_overlay_leaves_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let sh = Shell::new().unwrap();
+        let image = Image::at(&folder.path().join("debian.img")).unwrap();
+        fs::write(&image.disk, [0; 4096]).unwrap();
+        let kernel = folder.path().join("kernel");
+        fs::write(&kernel, test_kernels::halting()).unwrap();
+        let text = image.description(&Recipe::default()).replace("\"6.1\"", "\"kernel\"");
+        fs::write(&image.guest, &text).unwrap();
+        let file = image.overlaid(&sh, 64).unwrap();
+        let guest = guest_file::read(&sh, &[file.path()]).unwrap().pop().unwrap();
+        let [disk] = guest.config.disk.as_slice() else { panic!("{:?}", guest.config.disk) };
+        assert_eq!((disk.overlay, disk.writes_target()), (Some(64 << 20), false));
+        let path = file.path().to_owned();
+        drop(file);
+        assert!(!path.exists());
+        fs::write(&image.guest, text.replace("disk", "#")).unwrap();
+        let why = image.overlaid(&sh, 64).unwrap_err().to_string();
+        assert_eq!(why, format!("{}: --overlay is for a guest with one disk", image.guest.display()));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use tempfile::NamedTempFile;
 use toolstack::bundle::ANSWER;
 use toolstack::command::Command;
 use toolstack::forward::Forward;
@@ -39,6 +40,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SYSTEM", conflicts_with_all = ["first", "name", "kernel", "ramdisk", "extra"])]
     #[arg(conflicts_with_all = ["extra_only", "vcpus", "memory", "iso"])]
     guest: Option<System>,
+    /// Leave the disk of `--guest` as it is: what the guest writes is kept in memory of this size, in MiB or with a suffix,
+    /// and is lost with the guest
+    #[arg(long, value_name = "SIZE", requires = "guest", value_parser = |text: &str| mebibytes(text, 1))]
+    overlay: Option<u32>,
     /// Start KERNEL as the first domain instead of dom0: a file, a test guest's name, or a stock kernel such as 6.1
     #[arg(long, value_name = "KERNEL", conflicts_with_all = ["guests", "name", "kernel"])]
     first: Option<String>,
@@ -135,13 +140,8 @@ If several things go wrong, the first one counts. A guest that is made anew afte
 
 /// Builds what is to run, runs it, and gives the status this program ends with.
 pub(crate) fn run(sh: &Shell, mut options: Options) -> Result<ExitCode> {
-    if options.guest == Some(System::Debian) {
-        let image = Image::usual(sh)?;
-        if !image.disk.exists() {
-            image.make(sh, &Recipe::default())?;
-        }
-        options.guests.add(image.guest);
-    }
+    // The description with an overlay is removed when the machine has ended.
+    let _overlaid = options.add_system(sh)?;
     let options = &options;
     let mut disks = Disk::read_all(&options.disk).context("--disk")?;
     let hardware = |stays: bool, disks: &[Disk], network: Option<Network>| Hardware {
@@ -203,6 +203,18 @@ pub(crate) fn run(sh: &Shell, mut options: Options) -> Result<ExitCode> {
 }
 
 impl Options {
+    /// Adds the guest of `--guest`, and makes its disk if need be. Returns the file that describes the guest with an overlay.
+    fn add_system(&mut self, sh: &Shell) -> Result<Option<NamedTempFile>> {
+        let Some(System::Debian) = self.guest else { return Ok(None) };
+        let image = Image::usual(sh)?;
+        if !image.disk.exists() {
+            image.make(sh, &Recipe::default())?;
+        }
+        let overlaid = self.overlay.map(|mib| image.overlaid(sh, mib)).transpose()?;
+        self.guests.add(overlaid.as_ref().map_or(image.guest, |file| file.path().to_owned()));
+        Ok(overlaid)
+    }
+
     fn network(&self) -> Network {
         Network { forwards: self.forward.clone() }
     }
