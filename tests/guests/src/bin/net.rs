@@ -508,7 +508,8 @@ impl Front {
         if !matches!(harm, Harm::TxJump | Harm::TxBack) {
             let _ = vif.tx.publish(&tx);
         }
-        let deadline = time::now_ns() + PATIENCE_NS;
+        // An RX ring is looked at when its buffers are used up, which takes many packets.
+        let deadline = time::now_ns() + 3 * PATIENCE_NS;
         while vif.device.back(&mut self.store) == 4 {
             assert!(time::now_ns() < deadline, "nothing comes of {harm:?}");
             if harm == Harm::Anything {
@@ -524,7 +525,7 @@ impl Front {
                 while vif.tx.take(&tx, &mut [0; 4]).is_some() {}
             }
             // The back end looks at the RX ring when there is something for it.
-            other.send(self, random, 32);
+            other.send(self, random, 200);
             other.post(self, random);
             vif.notify();
             other.notify();
