@@ -309,6 +309,7 @@ pub fn build(sh: &Shell, version: &str, variant: Variant<'_>) -> Result<Kernel> 
     }
     room()?;
     let tools = TOOLS.find(sh)?;
+    mend_links(&tools, Path::new("/"))?;
     let workshop = Workshop { folder: cache::dir()?.join("kernel-build").join(source.version), tools };
     workshop.lay_out(sh, &source, &source.apply(patches)?)?;
     workshop.configure(&config, &wanted)?;
@@ -326,6 +327,26 @@ pub fn build(sh: &Shell, version: &str, variant: Variant<'_>) -> Result<Kernel> 
     fs::write(staging.join("version"), format!("{} {patched}, {compiler}\n", source.package))?;
     cache::publish(&staging, &target)?;
     Ok(kernel)
+}
+
+/// Makes links below `tools` to libraries that are not there lead to those of the machine, whose root is `machine`: what the
+/// machine has is not fetched. The linker would take the static form instead, which wants more libraries.
+fn mend_links(tools: &Path, machine: &Path) -> Result<()> {
+    const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+    if tools == machine {
+        return Ok(());
+    }
+    for entry in fs::read_dir(tools.join(LIBRARIES))? {
+        let link = entry?.path();
+        let Ok(target) = fs::read_link(&link) else { continue };
+        let installed = machine.join(LIBRARIES).join(target);
+        if !link.exists() && installed.exists() {
+            fs::remove_file(&link)?;
+            std::os::unix::fs::symlink(&installed, &link)
+                .with_context(|| format!("cannot make the link {}", link.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// A folder with a source tree that patches are applied to, and its objects.
@@ -542,6 +563,22 @@ mod tests {
         assert_eq!(refusal, "0001-x.patch does not apply to source 1: d/x.c: Hunk #1 FAILED at 1");
         let refusal = source.apply(&[patch(&PATCH.replace("d/x.c", "d/y.c"))]).unwrap_err().to_string();
         assert!(refusal.starts_with("0001-x.patch does not apply to source 1: "), "{refusal}");
+    }
+
+    #[test]
+    fn links_to_libraries_of_the_machine_are_mended() {
+        let [tools, machine] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let libraries = |root: &Path| root.join("usr/lib/x86_64-linux-gnu");
+        for root in [tools.path(), machine.path()] {
+            fs::create_dir_all(libraries(root)).unwrap();
+        }
+        fs::write(libraries(machine.path()).join("a.so.1"), "a").unwrap();
+        for (link, target) in [("a.so", "a.so.1"), ("b.so", "b.so.1")] {
+            std::os::unix::fs::symlink(target, libraries(tools.path()).join(link)).unwrap();
+        }
+        mend_links(tools.path(), machine.path()).unwrap();
+        assert_eq!(fs::read_to_string(libraries(tools.path()).join("a.so")).unwrap(), "a");
+        assert!(!libraries(tools.path()).join("b.so").exists());
     }
 
     #[test]
