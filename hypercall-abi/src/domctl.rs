@@ -7,8 +7,8 @@ pub const INTERFACE_VERSION: u32 = 0x15;
 abi! {
     /// Commands of `domctl`.
     pub enum DomctlOp: u32 {
-        /// [`CreateDomain`]; `domain` in: the id that is asked for, 0 for any; out: the id. `Exist` if it, or one that shares its
-        /// slot, is taken.
+        /// [`CreateDomain`]; `domain` in: the id that is asked for, 0 for any; out: the id. `Exist` if it, or one that shares
+        /// its slot, is taken.
         CreateDomain = 1,
         /// Ends a domain and returns all it had. A caller whose payload begins with [`crate::tenon::GRADUALLY`] gets
         /// [`crate::tenon::MORE`] after each step, to call again; for any other the call goes on by itself.

@@ -12,12 +12,12 @@ abi! {
         CrashReport = 0,
         /// `(op, domain, address of Refusals)`: what a domain was refused last. For domains with authority over it.
         Refusals = 1,
-        /// `(op, domain, address of a BindMessage)`: joins a free port of a domain to message-signalled interrupts, of the caller
-        /// or, with authority over it, of another. For who has devices. `Inval`: no such vcpu; `NoSpc`: no free port or vector.
-        /// `event_channel_op(Close)` parts them.
+        /// `(op, domain, address of a BindMessage)`: joins a free port of a domain to message-signalled interrupts, of the
+        /// caller or, with authority over it, of another. For who has devices. `Inval`: no such vcpu; `NoSpc`: no free port or
+        /// vector. `event_channel_op(Close)` parts them.
         BindMessage = 2,
-        /// `(op)`: sleeps until an event is pending for the vcpu, whether its upcall mask is set or not, and leaves the mask as it
-        /// is. For a kernel that looks for events itself, without an upcall.
+        /// `(op)`: sleeps until an event is pending for the vcpu, whether its upcall mask is set or not, and leaves the mask as
+        /// it is. For a kernel that looks for events itself, without an upcall.
         Wait = 3,
     }
 

@@ -49,8 +49,8 @@ abi! {
 }
 /// Feature bits of word 0 (core 8.1), and the number of our own word.
 pub mod feature {
-    /// The word of Tenon's extensions: the bytes `TEN1`. There are no extensions yet; that the word is there tells a guest where
-    /// it runs. Xen refuses the number.
+    /// The word of Tenon's extensions: the bytes `TEN1`. There are no extensions yet; that the word is there tells a guest
+    /// where it runs. Xen refuses the number.
     pub const TENON_SUBMAP: u32 = 0x314e_4554;
 
     /// `mmu_update` can preserve accessed and dirty bits.

@@ -255,8 +255,8 @@ impl BackRing {
         Some(index)
     }
 
-    /// Puts the last `count` taken requests back, but none that is answered: the next [`take`](Self::take) copies them again, and
-    /// the caller judges the new copies.
+    /// Puts the last `count` taken requests back, but none that is answered: the next [`take`](Self::take) copies them again,
+    /// and the caller judges the new copies.
     pub fn put_back(&mut self, count: u32) {
         self.requests.cons = self.requests.cons.wrapping_sub(min(count, self.in_flight()));
     }

@@ -1,8 +1,8 @@
 //! Guest kernels that are built here: the distribution's source, the patches of `guest-kernel-patches`, and the configuration
 //! that is committed beside them.
 //!
-//! One build folder per version keeps its objects, so that a changed patch costs what depends on the files it touches. What is built is cached by
-//! content: the version of the source, the patches, the configuration and the compiler.
+//! One build folder per version keeps its objects, so that a changed patch costs what depends on the files it touches. What is
+//! built is cached by content: the version of the source, the patches, the configuration and the compiler.
 
 use crate::apt::{self, Programs};
 use crate::kernels::Kernel;

@@ -185,8 +185,8 @@ impl Image {
         Ok(())
     }
 
-    /// Returns a file with the description of a guest that leaves the disk as it is: what the guest writes is kept in at most `mib`
-    /// MiB of memory, and is lost with the guest. The file is removed when it is dropped.
+    /// Returns a file with the description of a guest that leaves the disk as it is: what the guest writes is kept in at most
+    /// `mib` MiB of memory, and is lost with the guest. The file is removed when it is dropped.
     ///
     /// # Errors
     /// The guest's description is wrong, or does not name one disk.

@@ -34,8 +34,8 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// Builds the archive around `busybox`, the modules in the folder `modules`, and other files by their names in the guest, or returns the one built earlier from the
-/// same parts.
+/// Builds the archive around `busybox`, the modules in the folder `modules`, and other files by their names in the guest, or
+/// returns the one built earlier from the same parts.
 pub(crate) fn build(busybox: &Path, modules: Option<&Path>, others: &BTreeMap<String, Vec<u8>>) -> Result<PathBuf> {
     let program = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let mut more = modules.map(modules::files).transpose()?.unwrap_or_default();
@@ -53,7 +53,8 @@ pub(crate) fn build(busybox: &Path, modules: Option<&Path>, others: &BTreeMap<St
     Ok(target)
 }
 
-/// What is more than busybox is an archive of its own, which a kernel unpacks after the other: compressed, as it is the larger part.
+/// What is more than busybox is an archive of its own, which a kernel unpacks after the other: compressed, as it is the larger
+/// part.
 fn archive(busybox: &[u8], more: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     let mut files = vec![("bin/busybox", busybox), ("init", INIT.as_bytes())];
     files.extend(HELPERS.iter().map(|(name, script)| (*name, script.as_bytes())));

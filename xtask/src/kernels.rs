@@ -160,8 +160,8 @@ pub fn ramdisk_for_devices(sh: &Shell, name: &str) -> Result<PathBuf> {
     initramfs::build(&busybox(sh)?, Some(&modules(sh, name)?), &BTreeMap::new())
 }
 
-/// The initramfs of [`ramdisk_for_devices`] or, for a guest on a network, that of [`ramdisk_with_ssh`]. If what ssh needs cannot
-/// be had, the guest has a network and no ssh.
+/// The initramfs of [`ramdisk_for_devices`] or, for a guest on a network, that of [`ramdisk_with_ssh`]. If what ssh needs
+/// cannot be had, the guest has a network and no ssh.
 ///
 /// # Errors
 /// As [`ramdisk_for_devices`].
@@ -216,7 +216,8 @@ fn modules(sh: &Shell, name: &str) -> Result<PathBuf> {
     module_set(sh, name, modules::OF_GUESTS)
 }
 
-/// The folder with all modules of the stock kernel called `name` that a guest with a disk of its own may want, in `RELEASE/kernel`.
+/// The folder with all modules of the stock kernel called `name` that a guest with a disk of its own may want, in
+/// `RELEASE/kernel`.
 ///
 /// # Errors
 /// An unknown name, or no way to fetch its modules.

@@ -43,8 +43,8 @@ pub(crate) const OF_GUESTS: Set = Set {
     ],
 };
 
-/// What a guest may want whose system is on a disk, and makes the lists itself. A PV guest has no devices beside the split ones, so
-/// most drivers are left out.
+/// What a guest may want whose system is on a disk, and makes the lists itself. A PV guest has no devices beside the split
+/// ones, so most drivers are left out.
 pub(crate) const OF_SYSTEMS: Set = Set {
     wanted: &[],
     optional: &[],

@@ -35,8 +35,8 @@ const SSH: u16 = 22;
 pub(crate) struct Options {
     #[command(flatten)]
     guests: Selection,
-    /// Start a guest with a distribution, from the disk that `cargo xtask image` makes of it in Cargo's target folder. The disk is
-    /// made now if it is not there
+    /// Start a guest with a distribution, from the disk that `cargo xtask image` makes of it in Cargo's target folder. The disk
+    /// is made now if it is not there
     #[arg(long, value_name = "SYSTEM", conflicts_with_all = ["first", "name", "kernel", "ramdisk", "extra"])]
     #[arg(conflicts_with_all = ["extra_only", "vcpus", "memory", "iso"])]
     guest: Option<System>,

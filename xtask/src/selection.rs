@@ -123,7 +123,8 @@ impl Selection {
         }
     }
 
-    /// A bundle with dom0 and the guests. A guest that no file describes has the network device `vif`. `stock` chooses the form of the stock kernel.
+    /// A bundle with dom0 and the guests. A guest that no file describes has the network device `vif`. `stock` chooses the form
+    /// of the stock kernel.
     ///
     /// # Errors
     /// A stock kernel or an initramfs that cannot be fetched, or that does not fit.

@@ -1,5 +1,5 @@
-//! A driver and an honest disk: whatever the disk's limits, each sector is where it belongs, and nobody waits for a notification
-//! or an interrupt that never comes.
+//! A driver and an honest disk: whatever the disk's limits, each sector is where it belongs, and nobody waits for a
+//! notification or an interrupt that never comes.
 
 mod common;
 use common::disk::{BLK_SIZE, DISCARD, FLUSH, Model, RO, SEG_MAX, SIZE_MAX, State};

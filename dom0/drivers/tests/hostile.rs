@@ -10,8 +10,8 @@ use drivers::blk::MEMORY_BYTES;
 use drivers::hardware::DmaMemory;
 use test_random::Random;
 
-/// Lets the disk do one thing to the memory it shares with the driver. False if the queue may hold nonsense afterwards, so that the
-/// disk must not serve it any more.
+/// Lets the disk do one thing to the memory it shares with the driver. False if the queue may hold nonsense afterwards, so that
+/// the disk must not serve it any more.
 fn mischief(rig: &Rig, random: &mut Random) -> bool {
     let disk = &mut *rig.disk.0.borrow_mut();
     if !disk.is_set() {

@@ -1,5 +1,5 @@
-//! A network device that does what it must not. It may lose frames and deliver wrong ones; the driver does not panic, gives it no
-//! buffer twice, and after a reset works as if nothing had been.
+//! A network device that does what it must not. It may lose frames and deliver wrong ones; the driver does not panic, gives it
+//! no buffer twice, and after a reset works as if nothing had been.
 
 mod common;
 use common::net_rig::{NetRig, Sample};
@@ -9,8 +9,8 @@ use drivers::hardware::DmaMemory;
 use network::{Checksum, Reset, Uplink};
 use test_random::Random;
 
-/// Lets the device do one thing to the memory it shares with the driver. False if the queues may hold nonsense afterwards, so that
-/// the device must not serve them any more; `sane`: they hold none yet.
+/// Lets the device do one thing to the memory it shares with the driver. False if the queues may hold nonsense afterwards, so
+/// that the device must not serve them any more; `sane`: they hold none yet.
 fn mischief(rig: &NetRig, random: &mut Random, sane: bool) -> bool {
     let nic = &mut *rig.nic.0.borrow_mut();
     if !nic.is_set() {

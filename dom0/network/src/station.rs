@@ -2,8 +2,8 @@
 
 use crate::frame::FrameInfo;
 
-/// A port of a switch that leads to a guest. The switch gives the numbers; a number is not used again while frames or state for it
-/// exist.
+/// A port of a switch that leads to a guest. The switch gives the numbers; a number is not used again while frames or state for
+/// it exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortId(pub u16);
 
@@ -19,8 +19,8 @@ pub trait Output {
 /// What dom0 itself is on a network: answers, addresses, routes. All frames here are whole and in memory of dom0, which guests
 /// cannot change. A station may change a frame in place before it passes the frame on.
 pub trait Station {
-    /// Takes a frame that a guest sent to [`mac`](Station::mac) or to a group. The source address is the guest's own: the switch
-    /// has checked it.
+    /// Takes a frame that a guest sent to [`mac`](Station::mac) or to a group. The source address is the guest's own: the
+    /// switch has checked it.
     fn receive_guest(&mut self, port: PortId, frame: &mut [u8], info: FrameInfo, now_ns: u64, out: &mut dyn Output);
 
     /// Takes a frame from the uplink.

@@ -42,8 +42,8 @@ pub trait Uplink: fmt::Debug {
     /// Tells the device about the frames that were queued since the last call.
     fn kick(&mut self);
 
-    /// Copies the next frame that has arrived into `into`, of at least [`MAX_PACKET`](crate::MAX_PACKET) bytes. Returns the number
-    /// of bytes and what accompanies them; `None` if no frame has arrived.
+    /// Copies the next frame that has arrived into `into`, of at least [`MAX_PACKET`](crate::MAX_PACKET) bytes. Returns the
+    /// number of bytes and what accompanies them; `None` if no frame has arrived.
     fn receive(&mut self, into: &mut [u8]) -> Option<(usize, FrameInfo)>;
 
     /// Asks for an interrupt at the next frame. Returns true if a frame has arrived already, and no interrupt will come.

@@ -100,8 +100,8 @@ const fn is_named(found: &Found) -> bool {
 }
 
 impl<D: Devices> Machine<D> {
-    /// Finds the devices and starts them. `tell` is given a line for each network device, and for each device that was found and
-    /// is not used.
+    /// Finds the devices and starts them. `tell` is given a line for each network device, and for each device that was found
+    /// and is not used.
     pub async fn find<H: Host>(&self, host: &H, devices: &D, tell: impl Fn(&str)) {
         let not_used = |found: &Found, why: &dyn fmt::Display| tell(&format!("not used: {found}: {why}"));
         let (mut disks, mut networks) = (Vec::new(), Vec::new());

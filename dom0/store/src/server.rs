@@ -502,8 +502,8 @@ impl Store {
             return Err(StoreError::Invalid);
         }
         // Unless whoever creates a domain asks for a number, the hypervisor gives numbers to new domains in rising order, and
-        // begins anew only at the end of the range. So the nodes and rights of the domain that had this number before have usually been removed
-        // by now. Those that are left are removed here, before the new domain is introduced.
+        // begins anew only at the end of the range. So the nodes and rights of the domain that had this number before have
+        // usually been removed by now. Those that are left are removed here, before the new domain is introduced.
         while self.jobs.unmakes(domain) && self.work() {}
         let id = ConnectionId::Domain(domain);
         self.duties.push_back(Duty::Attach { domain, frame, port });

@@ -7,8 +7,8 @@ use hypercall_abi::Errno;
 pub const RUN_ORDER: u32 = 9;
 const RUN: usize = 1 << RUN_ORDER;
 
-/// Gives a domain the pages from `first` on, and writes their frames into `frames`. Returns how many pages were given: fewer than
-/// there are frames if the machine has no more memory.
+/// Gives a domain the pages from `first` on, and writes their frames into `frames`. Returns how many pages were given: fewer
+/// than there are frames if the machine has no more memory.
 ///
 /// `run` gives a run of pages from a page on, and returns its first frame; `None` if the machine has no such run. `pages` gives
 /// as many pages as the slice has places, from a page on, and returns how many it gave.

@@ -13,8 +13,8 @@
 //! | `type` | `vif`, the only type there is |
 //!
 //! On the network `nat`, guests have addresses that dom0 gives them, and reach other networks by the address that dom0 has at a
-//! network device of the machine. On the network `uplink`, guests are stations of the network that a device is connected to. Each
-//! of the two takes the first device that the other does not have, when a guest first uses it.
+//! network device of the machine. On the network `uplink`, guests are stations of the network that a device is connected to.
+//! Each of the two takes the first device that the other does not have, when a guest first uses it.
 //! Keys of xl that name scripts, models and driver domains are refused, each with its reason.
 
 use alloc::format;

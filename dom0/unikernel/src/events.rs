@@ -198,7 +198,8 @@ fn prepare(port: u32) {
     }
 }
 
-/// Begins to listen to a port that was just bound or allocated. Events that were seen in an earlier use of this port's number are forgotten.
+/// Begins to listen to a port that was just bound or allocated. Events that were seen in an earlier use of this port's number
+/// are forgotten.
 pub fn open(port: u32) {
     prepare(port);
     set_port_mask(port, false);

@@ -318,9 +318,9 @@ pub struct SideCopy {
     pub bytes: u16,
 }
 
-/// Makes copies in which both sides may be granted pages. Calls `each` for each copy, with its place in `copies`, and with whether
-/// all its bytes were copied. `own` are the buffers that are written: a copy into any other page of this domain is refused, as is
-/// one between two pages of this domain.
+/// Makes copies in which both sides may be granted pages. Calls `each` for each copy, with its place in `copies`, and with
+/// whether all its bytes were copied. `own` are the buffers that are written: a copy into any other page of this domain is
+/// refused, as is one between two pages of this domain.
 pub fn copy_sides<B: AsMut<Buffer>>(
     copies: impl ExactSizeIterator<Item = SideCopy>,
     own: &mut [&mut B],
@@ -338,8 +338,8 @@ pub fn copy_sides<B: AsMut<Buffer>>(
         // Without flags the element counts as refused.
         call.len = if call.flags == 0 { 0 } else { it.bytes };
     };
-    // SAFETY: `fill` names only frames to be written of buffers that are borrowed exclusively meanwhile: no Rust reference leads
-    // there.
+    // SAFETY: `fill` names only frames to be written of buffers that are borrowed exclusively meanwhile: no Rust reference
+    // leads there.
     unsafe { copy_all(copies, fill, each) }
 }
 

@@ -310,8 +310,8 @@ pub fn page_of_frame(frame: u64) -> Option<u64> {
     with(|memory| memory.page(frame)).flatten()
 }
 
-/// Whether Rust may refer to a frame of this domain: the frame is from the builder, or borrowed. All other frames of this domain
-/// are reached by atomic accesses, or not at all.
+/// Whether Rust may refer to a frame of this domain: the frame is from the builder, or borrowed. All other frames of this
+/// domain are reached by atomic accesses, or not at all.
 pub(crate) fn is_linear(frame: u64) -> bool {
     with(|memory| memory.page(frame).is_some() || borrowed::is_borrowed(memory, frame)).unwrap_or(true)
 }

@@ -1,5 +1,5 @@
-//! Memory for guests' devices: single pages that only grant copies access, runs of pages that are mapped and reused, and runs that
-//! Rust refers to as bytes.
+//! Memory for guests' devices: single pages that only grant copies access, runs of pages that are mapped and reused, and runs
+//! that Rust refers to as bytes.
 //!
 //! All kinds are added to the memory of this domain, and only while at least [`KEPT`] pages of the machine stay free.
 //! Guarantees: memory is zeroed before it is handed out.
@@ -309,8 +309,8 @@ impl Buffer {
         // SAFETY:
         // 1. The bytes are mapped and written until the buffer is dropped.
         // 2. While this borrow lives, nothing writes them. No device has the address, or has it any more, by the contract of
-        //    `Run::address`. Grant copies write only frames of a buffer that they borrow exclusively, and otherwise no frame for
-        //    which `is_buffer` is true. The run is in no pool.
+        //    `Run::address`. Grant copies write only frames of a buffer that they borrow exclusively, and otherwise no frame
+        //    for which `is_buffer` is true. The run is in no pool.
         unsafe { slice::from_raw_parts(self.0.base(), self.0.bytes()) }
     }
 

@@ -31,8 +31,8 @@ pub trait Frames {
     fn write(&self, frame: Frame, offset: usize, from: &[u8]);
     /// Fills a frame with zeros.
     fn zero(&self, frame: Frame);
-    /// Copies `length` bytes from an offset in a frame to one in another, neither of which passes the end of its page. Guests may
-    /// change both meanwhile; within one frame, overlapping ranges are left with any mixture of their bytes.
+    /// Copies `length` bytes from an offset in a frame to one in another, neither of which passes the end of its page. Guests
+    /// may change both meanwhile; within one frame, overlapping ranges are left with any mixture of their bytes.
     fn copy(&self, from: (Frame, usize), to: (Frame, usize), length: usize);
     /// The address at which the entry code sees a frame, for [`Entry`].
     fn direct(&self, frame: Frame) -> u64;
@@ -84,8 +84,8 @@ pub struct Arrived {
 
 /// What devices of domains need of ring 0, which knows none of them.
 pub trait Devices {
-    /// Returns what a device writes, and where, in order to interrupt this CPU with a vector: address and data. `None` if messages
-    /// cannot reach this CPU.
+    /// Returns what a device writes, and where, in order to interrupt this CPU with a vector: address and data. `None` if
+    /// messages cannot reach this CPU.
     fn message(&self, vector: u8) -> Option<(u64, u32)>;
     /// Keeps messages from interrupting this CPU, or lets them in again. None is lost.
     fn hold_messages(&self, hold: bool);
@@ -324,8 +324,8 @@ pub struct Segments {
 
 with_new! {
 /// What the entry code of a CPU needs to take a system call or a page fault of user code to the guest's kernel, and to take it
-/// back, without asking the rules. The rules say before the guest runs what it may do ([`crate::lean::arm()`]); what it has done
-/// is in here afterwards ([`crate::lean::left`]).
+/// back, without asking the rules. The rules say before the guest runs what it may do ([`crate::lean::arm()`]); what it has
+/// done is in here afterwards ([`crate::lean::left`]).
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub struct Entry {

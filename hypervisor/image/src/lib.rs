@@ -7,7 +7,8 @@
 //!
 //! Touches: the bytes it is given, and the pages of the new domain through the [`Builder`].
 //! Never touches: hypercalls, frame ownership, the m2p, `shared_info`. It allocates nothing.
-//! Keeps: what it reads and writes is bounded by the file and the domain, whatever the file claims. Nobody believes it. The page tables are proposals; the hypervisor promotes them like any guest's.
+//! Keeps: what it reads and writes is bounded by the file and the domain, whatever the file claims. Nobody believes it. The
+//! page tables are proposals; the hypervisor promotes them like any guest's.
 //!
 //! The rules are those of the Xen PV start of day: 1:1 image of pfn 0 upwards from VIRT_BASE, tables mapped read-only.
 #![no_std]

@@ -207,9 +207,9 @@ fn new_table(free: &mut Ranges) -> Result<Frame, NoMemory> {
     Ok(frame)
 }
 
-/// Builds the final tables and loads them. The module's frames are in the direct map also where the memory map no longer calls them
-/// RAM: firmware may reserve more after the loader has placed the module. `devices` are machine addresses of register pages,
-/// mapped in their order from [`DEVICES`] on. Leaves four zeroed words per frame.
+/// Builds the final tables and loads them. The module's frames are in the direct map also where the memory map no longer calls
+/// them RAM: firmware may reserve more after the loader has placed the module. `devices` are machine addresses of register
+/// pages, mapped in their order from [`DEVICES`] on. Leaves four zeroed words per frame.
 pub(crate) fn build(
     ram: &Ranges,
     module: &Range<u64>,
@@ -268,8 +268,8 @@ fn to_word(offset: usize) -> usize {
 /// Copies so many words, one after the other.
 ///
 /// # Safety
-/// They are there, and both kinds of memory have no other user that would mind: a frame's words are atomics. `from` and `to` are
-/// the same or apart.
+/// They are there, and both kinds of memory have no other user that would mind: a frame's words are atomics. `from` and `to`
+/// are the same or apart.
 unsafe fn move_words(from: *const [u8; 8], to: *mut [u8; 8], count: usize) {
     // SAFETY: by this function's contract. The direction flag is clear in ring 0.
     unsafe {
@@ -390,8 +390,9 @@ impl Frames for Hardware {
             return;
         }
         let (from, to) = (page(from).as_ptr().cast::<u8>(), page(to).as_ptr().cast_mut().cast::<u8>());
-        // SAFETY: reads and writes so many bytes of two pages (looked at above), or of one, which consist of atomics whose sharers
-        // expect them to change at any time. No reference to the bytes exists, and the direction flag is clear in ring 0.
+        // SAFETY: reads and writes so many bytes of two pages (looked at above), or of one, which consist of atomics whose
+        // sharers expect them to change at any time. No reference to the bytes exists, and the direction flag is clear in ring
+        // 0.
         unsafe {
             asm!(
                 "rep movsq", "mov rcx, {tail}", "rep movsb", tail = in(reg) length % 8,

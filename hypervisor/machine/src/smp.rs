@@ -81,8 +81,8 @@ impl Cpus for Hardware {
             }
         }
         for cpu in others() {
-            // A CPU inside the rules may be about to use a frame it has just walked to, so we wait for it. Every loop that waits
-            // answers flushes, this one included: nobody waits for ever.
+            // A CPU inside the rules may be about to use a frame it has just walked to, so we wait for it. Every loop that
+            // waits answers flushes, this one included: nobody waits for ever.
             let requests = cpu.asked.so_far();
             while !cpu.asked.has_answered(requests) && !cpu.idle.load(SeqCst) {
                 flush_if_asked(this);

@@ -123,8 +123,8 @@ impl fmt::Display for Hostile {
 /// Gathers the packet that begins with the first of `slots`. Looks at [`CHAIN_SLOTS`] slots at most.
 ///
 /// # Errors
-/// [`Hostile::Unfinished`] if the packet goes on after the last of `slots`: the caller decides whether more slots are there. Any
-/// other error ends the vif.
+/// [`Hostile::Unfinished`] if the packet goes on after the last of `slots`: the caller decides whether more slots are there.
+/// Any other error ends the vif.
 pub fn gather(slots: &[TxRequest]) -> Result<Chain, Hostile> {
     let (first, rest) = slots.split_first().ok_or(Hostile::Unfinished)?;
     let (extras, gso) = gather_extras(first, rest)?;

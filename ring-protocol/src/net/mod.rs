@@ -27,7 +27,8 @@ pub const PAGE_BYTES: usize = 4096;
 pub const MAX_SLOTS: usize = 18;
 /// The maximum number of RX slots of a packet whose first slot holds more than [`PULLED_BYTES`].
 pub const MAX_SLOTS_UNPULLED: usize = 17;
-/// A front end copies a first RX slot of at most this many bytes out of its page, so that the page is no fragment of the packet.
+/// A front end copies a first RX slot of at most this many bytes out of its page, so that the page is no fragment of the
+/// packet.
 pub const PULLED_BYTES: u16 = 256;
 /// A TX packet with more data slots ends the vif. A packet with more than [`MAX_SLOTS`] and at most this many is dropped.
 pub const HOSTILE_SLOTS: usize = 20;

@@ -71,8 +71,8 @@ const fn reading(name: &'static str, disk: u32, bytes: u32, depth: u32, operatio
     Reading { name, disk, bytes, random: bytes == 4096, depth, operations }
 }
 
-/// All that is read, in the order of the numbers of the windows, which begin at [`marker::READS`]. Disk 0 is one of the machine,
-/// disk 1 is memory.
+/// All that is read, in the order of the numbers of the windows, which begin at [`marker::READS`]. Disk 0 is one of the
+/// machine, disk 1 is memory.
 pub const READS: [Reading; 4] = [
     reading("4 KiB, random, disk of the machine", 0, 4096, 1, 100),
     reading("4 KiB, random, memory", 1, 4096, 1, 100),

@@ -46,8 +46,8 @@ type Story = (&'static str, fn() -> Result<()>);
 const BOTH_WAYS: &[&str] = &["stubs", "entry", "traps", "fuzz"];
 const LONG_WAY: &str = "lean=off";
 
-/// Tests of guests that have found something with a seed: QEMU's emulation saves flags that no CPU has in ring 3, and lets ring 3
-/// return to virtual-8086 mode.
+/// Tests of guests that have found something with a seed: QEMU's emulation saves flags that no CPU has in ring 3, and lets ring
+/// 3 return to virtual-8086 mode.
 const FOUND: &[(&str, &str, &str)] =
     &[("fuzz", "fuzz.instructions", "seed=425437818"), ("fuzz", "fuzz.instructions", "seed=394706780")];
 

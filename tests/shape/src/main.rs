@@ -1,8 +1,8 @@
 //! The shape of the project, checked: `shape [HYPERVISOR]`, run in the top folder of the checkout.
 //!
-//! It looks at seven things: which crate depends on which, where `unsafe` stands and why, how many lines run in ring 0, which
-//! of its files know each other in a circle, whether PROMISES.md names what exists, whether citations lead somewhere, and
-//! (given the release hypervisor's ELF file) which functions of ring 0 can panic.
+//! It looks at eight things: which crate depends on which, where `unsafe` stands and why, how wide comments are, how many lines
+//! run in ring 0, which of its files know each other in a circle, whether PROMISES.md names what exists, whether citations lead
+//! somewhere, and (given the release hypervisor's ELF file) which functions of ring 0 can panic.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ mod panics;
 mod promises;
 mod source;
 mod unsafety;
+mod widths;
 
 use anyhow::Result;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,7 @@ fn violations(root: &Path, hypervisor: Option<&Path>) -> Result<Vec<String>> {
     let crates = source::crates(root)?;
     let mut found = arrows::check(&crates);
     found.extend(unsafety::check(&crates));
+    found.extend(widths::check(&crates));
     found.extend(lines::check(root)?);
     found.extend(circles::check(root)?);
     found.extend(promises::check(root)?);

@@ -1,5 +1,5 @@
-//! What the entry code may do by itself: nothing, if one thing is out of the ordinary that it does not look at. Some of these no
-//! guest can bring about, because whoever writes them checks: a mistake there is to be none here.
+//! What the entry code may do by itself: nothing, if one thing is out of the ordinary that it does not look at. Some of these
+//! no guest can bring about, because whoever writes them checks: a mistake there is to be none here.
 
 use hv_core::addr::GuestVirt;
 use hv_core::lean;

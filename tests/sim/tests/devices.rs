@@ -1,5 +1,5 @@
-//! What a domain with devices may do, and nobody else: messages of devices, PCI configuration, frames outside RAM, ids asked for,
-//! and that its turn comes soon.
+//! What a domain with devices may do, and nobody else: messages of devices, PCI configuration, frames outside RAM, ids asked
+//! for, and that its turn comes soon.
 
 use hv_core::addr::{DomainId, Port, VcpuId};
 use hv_core::domain::Domain;

@@ -1,4 +1,5 @@
-//! Hostile guests do the same with fast paths and without them, and find the same. `SEED=` repeats a run, `SIM_STEPS=` prolongs it.
+//! Hostile guests do the same with fast paths and without them, and find the same. `SEED=` repeats a run, `SIM_STEPS=` prolongs
+//! it.
 
 use sim::world::pair::{self, Totals};
 

@@ -206,8 +206,8 @@ impl Runner<WholeMachine> for Yielding {
     }
 }
 
-/// A list of yields kept interrupts out for as long as it was: each step of it ended with the vcpu leaving its CPU, to which it came
-/// back at once, and interrupts were let in only after a step after which it stayed.
+/// A list of yields kept interrupts out for as long as it was: each step of it ended with the vcpu leaving its CPU, to which it
+/// came back at once, and interrupts were let in only after a step after which it stayed.
 #[test]
 fn a_key_is_heard_while_a_list_of_yields_goes_on() {
     tell(300, |stage| {

@@ -33,8 +33,8 @@ const LIMIT: Duration = Duration::from_mins(20);
 /// operations (with FSRM but without ERMS, Linux 6.1 does not boot), as TCG counts each byte of a copy; 48-bit addresses, as
 /// all PV kernels have; no x2APIC, as QEMU 10.0 gives up ("Bad icount read") when Xen uses its timer by MSRs.
 const CPU: &str = "max,-erms,-fsrm,-fzrm,-fsrs,-la57,-smap,-smep,-x2apic";
-/// Words for every kernel. Addresses of programs are not random: where a stack or a map lies decides how many page tables a process
-/// has, and so moved rows of fork and exec by up to a tenth from run to run.
+/// Words for every kernel. Addresses of programs are not random: where a stack or a map lies decides how many page tables a
+/// process has, and so moved rows of fork and exec by up to a tenth from run to run.
 const WORDS: &str = "panic=-1 norandmaps";
 
 /// A virtio network device, which leads to QEMU's user network. Its ROM would boot from there, and not every QEMU has the file.

@@ -196,8 +196,8 @@ fn least<'a>(record: &'a Record, window: u16, name: &str) -> Result<&'a Counts> 
     record.least(window).with_context(|| format!("no window of {name}"))
 }
 
-/// How many times as long as on bare Linux the exchange with the host takes by the clock: the median of the pairs of runs, of each
-/// of which the median of the windows counts. `None` if there are none.
+/// How many times as long as on bare Linux the exchange with the host takes by the clock: the median of the pairs of runs, of
+/// each of which the median of the windows counts. `None` if there are none.
 fn slowdowns(pairs: &[[Times; 2]]) -> Option<Vec<(&'static str, f64)>> {
     let whats = [
         "TCP guest to host, times bare Linux by the clock, median of five",

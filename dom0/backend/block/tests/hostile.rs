@@ -1,5 +1,5 @@
-//! Two guests that write anything into rings, slots and descriptors, beside two that look after their sectors, on a partition and
-//! on an overlay in memory, while any call may fail: two million requests.
+//! Two guests that write anything into rings, slots and descriptors, beside two that look after their sectors, on a partition
+//! and on an overlay in memory, while any call may fail: two million requests.
 
 #![allow(clippy::cast_possible_truncation, reason = "random numbers are cut to size on purpose")]
 mod common;

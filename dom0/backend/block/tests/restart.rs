@@ -1,5 +1,5 @@
-//! A back end that dies in the middle of anything, and the next one that goes on by the journals: each request is answered once,
-//! and every sector holds what its guest was told.
+//! A back end that dies in the middle of anything, and the next one that goes on by the journals: each request is answered
+//! once, and every sector holds what its guest was told.
 
 #![allow(clippy::cast_possible_truncation, reason = "random numbers are cut to size on purpose")]
 mod common;

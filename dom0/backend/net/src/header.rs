@@ -1,5 +1,5 @@
-//! What the headers of a packet mean to the switch: whether the guest may send the packet, and how it may be cut. The headers were
-//! read from a private copy.
+//! What the headers of a packet mean to the switch: whether the guest may send the packet, and how it may be cut. The headers
+//! were read from a private copy.
 
 use core::net::Ipv4Addr;
 

@@ -17,11 +17,11 @@
 //! Touches: rings, through `SharedPage`; guests' pages, by copies of a [`Host`]; frames in buffers of dom0; a device, through
 //! `network::Uplink`; what dom0 itself is on the network, through `network::Station`.
 //! Never touches: the store (this crate only parses and lists keys), clocks (the caller passes the time).
-//! Guarantees: each slot gets one answer, TX in ring order, RX in slot order; what decides about a packet is read once, into memory
-//! that no guest can change; nothing of a guest stays in use between calls, so a vif ends at once; a packet allocates nothing; a
-//! receiver without buffers holds its senders up for 10 ms, once; a guest that breaks a rule ends its own vif alone.
-//! Only [`Switch::disconnect`] ends a vif: dropping a switch or a vif tells nobody. All that a later back end needs is in the rings
-//! and in a [`Record`]: slots are answered in order, and only whole packets are published (ABI io 9.4).
+//! Guarantees: each slot gets one answer, TX in ring order, RX in slot order; what decides about a packet is read once, into
+//! memory that no guest can change; nothing of a guest stays in use between calls, so a vif ends at once; a packet allocates
+//! nothing; a receiver without buffers holds its senders up for 10 ms, once; a guest that breaks a rule ends its own vif alone.
+//! Only [`Switch::disconnect`] ends a vif: dropping a switch or a vif tells nobody. All that a later back end needs is in the
+//! rings and in a [`Record`]: slots are answered in order, and only whole packets are published (ABI io 9.4).
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]

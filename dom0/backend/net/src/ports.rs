@@ -280,8 +280,8 @@ impl<H: Host> Vifs<H> {
         batch.add_delivery(Target::Vif(place), job, load.bytes);
     }
 
-    /// Does all copies and fills the RX rings. Returns the first packet of the visited guest that cannot be read: that packet, and
-    /// all later packets of the guest, are delivered to nobody. `None` if there is no such packet.
+    /// Does all copies and fills the RX rings. Returns the first packet of the visited guest that cannot be read: that packet,
+    /// and all later packets of the guest, are delivered to nobody. `None` if there is no such packet.
     pub(crate) fn settle(&mut self, host: &mut H, visit: Visited<'_, H>) -> Option<usize> {
         let Visited { scratch, linear } = visit;
         self.batch.run(host, &mut [&mut self.staging, scratch, linear]);
@@ -325,8 +325,8 @@ impl<H: Host> Vifs<H> {
         self.staged = 0;
     }
 
-    /// Copies have failed. Returns the first packet of the visited guest that cannot be read: a failed copy is done again, into a
-    /// page of dom0. `None` if the receivers are at fault.
+    /// Copies have failed. Returns the first packet of the visited guest that cannot be read: a failed copy is done again, into
+    /// a page of dom0. `None` if the receivers are at fault.
     fn find_fault(&mut self, host: &mut H, scratch: &mut H::Buffer) -> Option<usize> {
         let Self { batch, probes, waste, .. } = self;
         probes.clear();
@@ -384,8 +384,8 @@ impl<H: Host> Vifs<H> {
         cuts && finishes
     }
 
-    /// Sends a frame of dom0's to a guest, as packets that the guest takes. The frame is dropped, and counted, if the guest has no
-    /// room. Only frames of dom0's may be in the batch.
+    /// Sends a frame of dom0's to a guest, as packets that the guest takes. The frame is dropped, and counted, if the guest has
+    /// no room. Only frames of dom0's may be in the batch.
     pub(crate) fn send(&mut self, host: &mut H, place: usize, frame: &[u8], info: FrameInfo) {
         let load = Load::of_frame(frame, info);
         if self.takes(place, &load) {
@@ -432,8 +432,8 @@ impl<H: Host> Vifs<H> {
         }
     }
 
-    /// Adds a frame at `start` of consecutive pages of dom0 to the batch, for a guest that takes the frame as it is. Returns false
-    /// if the frame was dropped.
+    /// Adds a frame at `start` of consecutive pages of dom0 to the batch, for a guest that takes the frame as it is. Returns
+    /// false if the frame was dropped.
     pub(crate) fn send_own(&mut self, place: usize, page: u64, start: usize, load: &Load) -> bool {
         self.batch.clear_packet();
         self.batch.add_own(page, start, load.bytes);

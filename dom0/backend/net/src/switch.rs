@@ -67,8 +67,8 @@ pub struct Switch<H: Host> {
     pub(crate) line: Option<Line>,
     pub(crate) station: Option<Box<dyn Station>>,
     pub(crate) station_mac: Option<Mac>,
-    /// When the station is to be called: also after each turn in which it got frames, which may have changed the time. `None`: no
-    /// time is known.
+    /// When the station is to be called: also after each turn in which it got frames, which may have changed the time. `None`:
+    /// no time is known.
     pub(crate) station_ns: Option<u64>,
     pub(crate) scratch: H::Buffer,
     pub(crate) linear: H::Buffer,
@@ -144,8 +144,8 @@ impl<H: Host> Switch<H> {
         self.vifs.connect(connection, now_ns)
     }
 
-    /// Ends a vif at once, and returns its parts. Nothing of the guest is in use afterwards, for the switch only copies. `None` if
-    /// the vif has ended before.
+    /// Ends a vif at once, and returns its parts. Nothing of the guest is in use afterwards, for the switch only copies. `None`
+    /// if the vif has ended before.
     pub fn disconnect(&mut self, id: VifId) -> Option<Disconnected<H>> {
         let parts = self.vifs.disconnect(id)?;
         self.vifs.wake_senders(id);

@@ -199,8 +199,8 @@ impl<H: Host> Vif<H> {
         Ok(self.rx.left() >= slots || self.rx.look(&self.rx_page)? >= slots)
     }
 
-    /// Asks for an event when `slots` buffers are posted, or as many as another sender waits for. Returns true if they are there
-    /// already, and no event will come.
+    /// Asks for an event when `slots` buffers are posted, or as many as another sender waits for. Returns true if they are
+    /// there already, and no event will come.
     pub(crate) fn await_buffers(&mut self, slots: usize) -> Result<bool, RingError> {
         let slots = if self.awaited > 0 { slots.min(self.awaited) } else { slots };
         self.awaited = slots;

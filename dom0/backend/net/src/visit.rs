@@ -81,7 +81,8 @@ pub(crate) struct Work {
     gathered: Vec<Gathered>,
     /// Bytes of the linear buffer in use.
     used: usize,
-    /// Frames that the visit has made: a packet counts for each of its receivers, and for each of the segments that it is cut into.
+    /// Frames that the visit has made: a packet counts for each of its receivers, and for each of the segments that it is cut
+    /// into.
     frames: usize,
 }
 
@@ -256,7 +257,8 @@ impl<H: Host> Switch<H> {
         Plan::Next
     }
 
-    /// Reads a packet's headers, and judges whether the guest may send the packet. Returns its destination, and what accompanies it.
+    /// Reads a packet's headers, and judges whether the guest may send the packet. Returns its destination, and what
+    /// accompanies it.
     fn judge(&self, place: usize, job: usize, packet: &Packet) -> Result<(Mac, Load), Drop> {
         let head = self.scratch.bytes().get(job * HEAD_BYTES..).unwrap_or_default();
         let head = head.get(..head_bytes(packet).into()).unwrap_or_default();
@@ -334,8 +336,8 @@ impl<H: Host> Switch<H> {
         Plan::Next
     }
 
-    /// Changes a packet in the linear buffer into what its receiver takes. Packets keep their order, so the packets before it are
-    /// delivered first.
+    /// Changes a packet in the linear buffer into what its receiver takes. Packets keep their order, so the packets before it
+    /// are delivered first.
     fn convert(&mut self, host: &mut H, place: usize, n: usize, load: &Load, to: To, now_ns: u64) -> Plan {
         if let Some(bad) = self.flush(host, place, now_ns) {
             return Plan::Bad(bad);

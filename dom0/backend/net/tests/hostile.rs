@@ -1,5 +1,5 @@
-//! Two guests that write anything into rings, slots and packets, beside two that look at each packet they get, with an uplink and
-//! a station, while any copy may fail: two million slots.
+//! Two guests that write anything into rings, slots and packets, beside two that look at each packet they get, with an uplink
+//! and a station, while any copy may fail: two million slots.
 
 #![allow(clippy::cast_possible_truncation, reason = "random numbers are cut to size on purpose")]
 mod common;

@@ -141,9 +141,9 @@ impl<C: ConfigurationPorts, R: Registers> Transport<C, R> {
         self.common.read16(at::QUEUE_SIZE)
     }
 
-    /// After [`Transport::negotiate`], tells the device the number of entries of each queue and where the queue is (descriptors,
-    /// available part, used part), sets the interrupt, and starts the device (V 3.1.1, steps 7 and 8). `queues` has one or two
-    /// queues, from number 0 on.
+    /// After [`Transport::negotiate`], tells the device the number of entries of each queue and where the queue is
+    /// (descriptors, available part, used part), sets the interrupt, and starts the device (V 3.1.1, steps 7 and 8). `queues`
+    /// has one or two queues, from number 0 on.
     ///
     /// # Errors
     /// Why the device cannot be used.

@@ -1,5 +1,5 @@
-//! A machine in memory: a bus with functions, memory that a device shares, and a virtio disk and a virtio network device that can
-//! misbehave.
+//! A machine in memory: a bus with functions, memory that a device shares, and a virtio disk and a virtio network device that
+//! can misbehave.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod bus;

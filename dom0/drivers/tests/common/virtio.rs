@@ -42,8 +42,8 @@ pub struct Queue {
     pub used: u16,
 }
 
-/// A head that the device has taken from a queue, and what the head leads to: addresses, bytes, and whether the device may write
-/// them.
+/// A head that the device has taken from a queue, and what the head leads to: addresses, bytes, and whether the device may
+/// write them.
 pub type Taken = (u16, Vec<(u64, u32, bool)>);
 
 /// What devices of all kinds have.

@@ -112,8 +112,8 @@ impl<H: Host, E: Endpoint<H>> Attached<H, E> {
         devices.range((domain, 0)..=(domain, u32::MAX)).map(|(_, driven)| Rc::clone(&driven.endpoint)).collect()
     }
 
-    /// Takes a device away from a guest, and returns when the device is gone. Without `force`, the guest is asked to release the
-    /// device. The removal goes on even if the future is dropped.
+    /// Takes a device away from a guest, and returns when the device is gone. Without `force`, the guest is asked to release
+    /// the device. The removal goes on even if the future is dropped.
     ///
     /// # Errors
     /// The guest has no such device, or has not released the device within ten seconds; the device is removed once the guest

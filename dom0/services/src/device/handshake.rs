@@ -143,7 +143,8 @@ impl<H: Host> Handshake<H> {
         act
     }
 
-    /// Waits until the front end writes its state, [`Handshake::want`] or [`Handshake::fail`] is called, or the next step is due.
+    /// Waits until the front end writes its state, [`Handshake::want`] or [`Handshake::fail`] is called, or the next step is
+    /// due.
     async fn wait(&self, now_ns: u64) {
         let again_ns = self.device.borrow().again_ns(now_ns);
         let timer = async {

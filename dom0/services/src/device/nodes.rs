@@ -39,8 +39,8 @@ impl Paths {
     }
 }
 
-/// Returns both directories as they are first written, with the nodes that all devices have and those of the kind. The guest owns
-/// its directory and its state, and reads all other nodes.
+/// Returns both directories as they are first written, with the nodes that all devices have and those of the kind. The guest
+/// owns its directory and its state, and reads all other nodes.
 pub(crate) fn directories(
     paths: &Paths,
     (own, domain): (DomainId, u16),
@@ -78,8 +78,8 @@ pub(super) fn front_keys(
     keys.filter_map(&mut read).collect()
 }
 
-/// Writes the nodes of an act into the store, in the transaction in which the front end's state was read. `keys` returns the keys
-/// that are written together with a state.
+/// Writes the nodes of an act into the store, in the transaction in which the front end's state was read. `keys` returns the
+/// keys that are written together with a state.
 pub(super) fn carry_out<N>(
     t: &mut Transaction<'_, '_>,
     paths: &Paths,

@@ -23,10 +23,11 @@ use crate::host::Class;
 use crate::listen::{Listener, Next, Turns, give_turns};
 use crate::signal::Signal;
 
-/// The maximum number of bytes of heap that a network uses for as long as it exists: its lists, room for a frame of its station,
-/// and the gateway's table of ports and frames that wait for neighbours. `tests/net_heap` measures 380 KiB.
+/// The maximum number of bytes of heap that a network uses for as long as it exists: its lists, room for a frame of its
+/// station, and the gateway's table of ports and frames that wait for neighbours. `tests/net_heap` measures 380 KiB.
 const NETWORK_BYTES: usize = 448 * 1024;
-/// The maximum number of bytes of heap that a turn allocates: a gateway makes its table of flows, and the table of a guest grows.
+/// The maximum number of bytes of heap that a turn allocates: a gateway makes its table of flows, and the table of a guest
+/// grows.
 const TURN_BYTES: usize = 256 * 1024;
 /// The heap keeps a block for the largest turn of any service. That is a turn of the store, and must suffice here.
 const _: () = assert!(TURN_BYTES <= store::TURN_BYTES);

@@ -17,8 +17,8 @@
 //!
 //! Touches: rings and ports of guests, through the [`NetHost`]; the store, through a session per device; the machine's network
 //! devices, through [`network::Uplink`].
-//! Guarantees: the memory for a network is set aside when the network is made, or the device is refused that needs it; a guest makes
-//! dom0 allocate nothing while packets flow. Dropping [`Networks`] writes nothing and sends nothing.
+//! Guarantees: the memory for a network is set aside when the network is made, or the device is refused that needs it; a guest
+//! makes dom0 allocate nothing while packets flow. Dropping [`Networks`] writes nothing and sends nothing.
 
 mod bridge;
 mod device;

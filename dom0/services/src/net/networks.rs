@@ -24,8 +24,8 @@ use crate::store::StoreService;
 
 /// The maximum number of networks.
 pub const MAX_NETWORKS: usize = 16;
-/// Bytes of the heap for a network device of a guest: its names, its session of the store, its task, its place in the switch, its
-/// flows. `tests/net_heap` measures 46 KiB.
+/// Bytes of the heap for a network device of a guest: its names, its session of the store, its task, its place in the switch,
+/// its flows. `tests/net_heap` measures 46 KiB.
 const VIF_BYTES: usize = 64 * 1024;
 
 /// Returns the maximum number of bytes of heap that a network device of a guest uses.
@@ -60,8 +60,8 @@ impl<H: NetHost> fmt::Debug for Networks<H> {
 }
 
 impl<H: NetHost> Networks<H> {
-    /// Makes the service, without any network or device, for the guests of `store`. Ports of translated connections are chosen by
-    /// `seed`.
+    /// Makes the service, without any network or device, for the guests of `store`. Ports of translated connections are chosen
+    /// by `seed`.
     pub fn new(host: H, store: StoreService<H>, seed: u64) -> Self {
         Self(Rc::new(Shared {
             attached: Rc::new(Attached::new(host.clone(), store)),
@@ -73,8 +73,8 @@ impl<H: NetHost> Networks<H> {
         }))
     }
 
-    /// Adds a network device of the machine that is started. It raises the port `interrupt` of this domain; `kept` keeps the port
-    /// open. The networks `nat` and `uplink` take devices in the order in which they were added.
+    /// Adds a network device of the machine that is started. It raises the port `interrupt` of this domain; `kept` keeps the
+    /// port open. The networks `nat` and `uplink` take devices in the order in which they were added.
     pub fn add_device(&self, name: &str, uplink: Box<dyn Uplink>, interrupt: u32, kept: impl core::any::Any) {
         self.0.devices.borrow_mut().push(Device { uplink, name: name.into(), interrupt, kept: Box::new(kept) });
     }
@@ -199,8 +199,8 @@ impl<H: NetHost> Networks<H> {
         }
     }
 
-    /// Takes a device away from a guest, and returns when the device is gone. Without `force`, the guest is asked to release the
-    /// device. The removal goes on even if the future is dropped.
+    /// Takes a device away from a guest, and returns when the device is gone. Without `force`, the guest is asked to release
+    /// the device. The removal goes on even if the future is dropped.
     ///
     /// # Errors
     /// The guest has no such device, or has not released the device within ten seconds; the device is removed once the guest
@@ -211,8 +211,8 @@ impl<H: NetHost> Networks<H> {
         done
     }
 
-    /// Removes all devices of a domain that has ended, and returns when nothing of the devices is mapped or in the store. Only then
-    /// may the number of the domain be used again.
+    /// Removes all devices of a domain that has ended, and returns when nothing of the devices is mapped or in the store. Only
+    /// then may the number of the domain be used again.
     pub async fn domain_died(&self, domain: u16) {
         self.0.attached.domain_died(domain).await;
         self.forget_empty();

@@ -140,8 +140,8 @@ impl Station {
     }
 }
 
-/// Asserts that what is set aside suffices for what was measured and for the allocator's own records, and is at most half as much
-/// again.
+/// Asserts that what is set aside suffices for what was measured and for the allocator's own records, and is at most half as
+/// much again.
 fn judge(what: &str, measured: usize, estimate: usize) {
     println!("{what}: {measured} bytes measured, {estimate} set aside");
     assert!(measured + measured / 16 <= estimate, "{what}: {measured} bytes, and {estimate} are set aside");

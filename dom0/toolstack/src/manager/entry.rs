@@ -96,8 +96,8 @@ impl<C> Entry<C> {
         }
     }
 
-    /// Takes a guest in the state `Parting` out of the entry; the state is `Ending` then. Returns `None`, and changes nothing, in
-    /// any other state.
+    /// Takes a guest in the state `Parting` out of the entry; the state is `Ending` then. Returns `None`, and changes nothing,
+    /// in any other state.
     pub(super) fn take_parting(&mut self) -> Option<(Guest, Option<Box<Told>>)> {
         match core::mem::replace(&mut self.state, State::Ending) {
             State::Parting(guest, told) => Some((guest, told)),

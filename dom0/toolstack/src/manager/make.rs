@@ -205,8 +205,8 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Attaches the disks and network devices that the configuration lists. Ends with [`Unmade::GivenUp`] as soon as the guest is
-    /// no longer wanted.
+    /// Attaches the disks and network devices that the configuration lists. Ends with [`Unmade::GivenUp`] as soon as the guest
+    /// is no longer wanted.
     async fn attach_all(&self, guest: &Guest, wanted: impl Fn() -> bool) -> Result<(), Unmade> {
         let mut done = None;
         let attach = async {
@@ -236,8 +236,8 @@ impl<P: Platform> Manager<P> {
         done.ok_or(Unmade::GivenUp)?.map_err(Unmade::Failed)
     }
 
-    /// Attaches a disk to a guest. If the disk is one of the machine, waits first until the machine's disks are known. Fails if the
-    /// guest has ended by then (`lives` returns false).
+    /// Attaches a disk to a guest. If the disk is one of the machine, waits first until the machine's disks are known. Fails if
+    /// the guest has ended by then (`lives` returns false).
     ///
     /// # Errors
     /// Why the guest cannot have the disk; nothing is left of the disk then.

@@ -49,9 +49,9 @@ const REPORTS_KEPT: usize = 16;
 /// The least time in nanoseconds between making a guest and making it again.
 const REMAKE_NS: u64 = 1_000_000_000;
 
-/// How long in nanoseconds `bury` and the command `destroy` wait for the devices of a guest that ends. After that, `bury` goes on
-/// with other guests, and `destroy` answers [`Refusal::Parting`]; the guest is destroyed once its disks are gone. `block-detach`
-/// waits twice as long.
+/// How long in nanoseconds `bury` and the command `destroy` wait for the devices of a guest that ends. After that, `bury` goes
+/// on with other guests, and `destroy` answers [`Refusal::Parting`]; the guest is destroyed once its disks are gone.
+/// `block-detach` waits twice as long.
 const PATIENCE_NS: u64 = 10_000_000_000;
 /// Nanoseconds between two looks at the devices of guests that have ended.
 const LOOK_NS: u64 = 1_000_000_000;
@@ -149,14 +149,14 @@ pub trait Disks {
     /// # Errors
     /// Why the guest cannot have the disk, in words.
     fn attach(&self, domain: DomainId, guest: &str, disk: &DiskConfig) -> impl Future<Output = Result<(), String>>;
-    /// Takes the disk with this number away from a guest, and returns when the disk is gone. Without `force`, the guest is asked
-    /// to release the disk.
+    /// Takes the disk with this number away from a guest, and returns when the disk is gone. Without `force`, the guest is
+    /// asked to release the disk.
     ///
     /// # Errors
     /// The guest has no such disk, or does not release the disk in time. In the second case, the disk goes once it is released.
     fn detach(&self, domain: DomainId, device: u32, force: bool) -> impl Future<Output = Result<(), String>>;
-    /// Removes all disks of a domain that runs no more, and returns when nothing of the domain is pinned or mapped for a disk, and
-    /// nothing of its disks is in the store. The number of the domain may be used again only then.
+    /// Removes all disks of a domain that runs no more, and returns when nothing of the domain is pinned or mapped for a disk,
+    /// and nothing of its disks is in the store. The number of the domain may be used again only then.
     fn domain_died(&self, domain: DomainId) -> impl Future<Output = ()>;
     /// The disks of a domain; `guest` is the name of its guest.
     fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestDisk>;
@@ -184,8 +184,8 @@ pub trait Networks {
     /// # Errors
     /// The guest has no such device, or does not release the device in time; the device is removed once the guest releases it.
     fn detach(&self, domain: DomainId, device: u32, force: bool) -> impl Future<Output = Result<(), String>>;
-    /// Removes all network devices of a domain that runs no more, and returns when nothing of the domain is mapped for a device,
-    /// and nothing of its devices is in the store. The number of the domain may be used again only then.
+    /// Removes all network devices of a domain that runs no more, and returns when nothing of the domain is mapped for a
+    /// device, and nothing of its devices is in the store. The number of the domain may be used again only then.
     fn domain_died(&self, domain: DomainId) -> impl Future<Output = ()>;
     /// The network devices of a domain, in the order of their numbers; `guest` is the name of its guest.
     fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestVif>;

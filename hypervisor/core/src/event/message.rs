@@ -42,9 +42,9 @@ impl World {
     }
 }
 
-/// Carries out `tenon_op(BindMessage)`, which Xen does not have: joins a free vector to a free port of domain `id`.
-/// The port will notify the vcpu that `arg` names. Writes to `arg` the port, and the address and data that a device must write in order to
-/// raise the port. The device's messages will interrupt the CPU that carries out this call.
+/// Carries out `tenon_op(BindMessage)`, which Xen does not have: joins a free vector to a free port of domain `id`. The port
+/// will notify the vcpu that `arg` names. Writes to `arg` the port, and the address and data that a device must write in order
+/// to raise the port. The device's messages will interrupt the CPU that carries out this call.
 ///
 /// # Errors
 /// `Perm` if the caller does not have [`Powers::DEVICES`], or if `id` is another domain and the caller does not have

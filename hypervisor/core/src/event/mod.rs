@@ -7,8 +7,8 @@
 //! guests are reached by frame.
 //! Keeps: P5, each end of a channel names the other end or nobody. And a limit on the work of one event: [`World::send`] reads
 //! the words of two ports, sets at most three bits, and allocates nothing. `send` wakes at most the vcpu of the port that it
-//! raises, and the polling vcpus of that port's domain: 32 vcpus in all. Each wake takes the leaf lock of a CPU's queue; `send` takes no other
-//! lock.
+//! raises, and the polling vcpus of that port's domain: 32 vcpus in all. Each wake takes the leaf lock of a CPU's queue; `send`
+//! takes no other lock.
 
 mod bind;
 pub mod message;
@@ -64,10 +64,10 @@ impl World {
         }
     }
 
-    /// Makes a port of `domain` pending. If the port was not pending before, notifies the port's vcpu (unless the port is masked)
-    /// and wakes two kinds of vcpus: those that poll only this port, and those that poll more than one port, whichever these are.
-    /// Returns whether the port has become pending: `false` if the port was pending before, if there is no port with this number,
-    /// or if the domain lacks the port's vcpu. Whether the port is bound makes no difference.
+    /// Makes a port of `domain` pending. If the port was not pending before, notifies the port's vcpu (unless the port is
+    /// masked) and wakes two kinds of vcpus: those that poll only this port, and those that poll more than one port, whichever
+    /// these are. Returns whether the port has become pending: `false` if the port was pending before, if there is no port with
+    /// this number, or if the domain lacks the port's vcpu. Whether the port is bound makes no difference.
     pub fn raise<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> bool {
         let vcpu = self.vcpu(domain, self.port(m, domain, port).vcpu);
         let (Some(bits), Some(vcpu)) = (Bits::of(m, domain, port), vcpu) else { return false };

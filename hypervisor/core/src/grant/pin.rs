@@ -211,8 +211,8 @@ impl Grants {
         Some((held, Claimed { grants: self, words, number }))
     }
 
-    /// Claims the handle from which a search for a free one would begin, if it is free. Takes no lock: the frames of handles stay
-    /// where they are for as long as the domain lives.
+    /// Claims the handle from which a search for a free one would begin, if it is free. Takes no lock: the frames of handles
+    /// stay where they are for as long as the domain lives.
     pub(super) fn next_free<'m, M: Machine>(&'m self, m: &'m M) -> Option<Claimed<'m>> {
         let number = self.free.load(SeqCst);
         let claimed = self.claim_free(m, number)?;

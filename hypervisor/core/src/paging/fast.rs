@@ -17,9 +17,10 @@
 //! Each fast path does what a path in `update` or `promote` does. If a case is not simple, or if a CPU has set the accessed or
 //! dirty bit of an entry since the entry was read, the fast path returns `None` (or stops at that case, if it handles several),
 //! and the caller takes the slow path. By then the fast path holds no reference or use for that case. It may have stored the
-//! bits that the hypervisor forces in every leaf, or noted in the table's link word that a group may have entries; the slow path
-//! would do both too. It may also have taken a frame's use as writable and dropped this use again, which changes what the frame
-//! was last used as, its stamp, and the count of times that its uses fell to 0. `tests/sim` makes every call both ways and compares.
+//! bits that the hypervisor forces in every leaf, or noted in the table's link word that a group may have entries; the slow
+//! path would do both too. It may also have taken a frame's use as writable and dropped this use again, which changes what the
+//! frame was last used as, its stamp, and the count of times that its uses fell to 0. `tests/sim` makes every call both ways
+//! and compares.
 
 use super::entry::{self, ACCESSED, DIRTY, PRESENT, Target, WRITABLE};
 use super::{Session, Space, State};
@@ -190,10 +191,10 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     }
 
     /// Carries out requests for `frame`, up to the first that is for another frame or not simple: stores the requests' values
-    /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory, or if
-    /// its use as writable is not simple (a table of another level, a descriptor page, or a frame that was last used as one of
-    /// these or as an L1 table). During the stores, this function holds a use of the page as writable, so the page cannot become
-    /// a table.
+    /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory, or if its
+    /// use as writable is not simple (a table of another level, a descriptor page, or a frame that was last used as one of
+    /// these or as an L1 table). During the stores, this function holds a use of the page as writable, so the page cannot
+    /// become a table.
     fn updates_of_page(&self, frame: Frame, requests: &[MmuUpdate]) -> Option<usize> {
         let mine = self.own.find(frame)?;
         self.own.hold(mine, true)?;
@@ -307,8 +308,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     }
 
     /// A part of a promotion: takes what the entries `entries` of table `frame` need, up to the first entry that is not simple.
-    /// A present entry in one of the hypervisor's own slots of an L4 table is not simple. Returns the index of the entry that is
-    /// not simple, or `entries.end`.
+    /// A present entry in one of the hypervisor's own slots of an L4 table is not simple. Returns the index of the entry that
+    /// is not simple, or `entries.end`.
     pub(super) fn climb(&self, frame: Frame, level: u8, entries: Range<usize>) -> usize {
         let (page, mut at, end, mut noted) = (self.m.page(frame), entries.start, entries.end, ENTRIES);
         while at < end
@@ -335,9 +336,9 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         at
     }
 
-    /// `raw` is an entry of a table of `level`. Takes a use of the frame to which the entry points, as a table of the level below.
-    /// `None` if the frame is not the domain's own or not such a table yet, if `raw` has forbidden bits, or if the hypervisor must
-    /// force bits of `raw`.
+    /// `raw` is an entry of a table of `level`. Takes a use of the frame to which the entry points, as a table of the level
+    /// below. `None` if the frame is not the domain's own or not such a table yet, if `raw` has forbidden bits, or if the
+    /// hypervisor must force bits of `raw`.
     fn take_lower(&self, raw: u64, level: u8) -> Option<()> {
         let entry = entry::parse(raw, level).ok().filter(|entry| entry.raw == raw)?;
         let Target::Table(frame) = entry.target else { return None };

@@ -1,8 +1,8 @@
 //! Which vcpu runs next, on which CPU, and when a timer is due.
 //!
 //! Touches: the places of vcpus, the queues and timers of CPUs.
-//! Never touches by itself: registers or memory of a guest, except in [`switch`], which loads vcpus into CPUs and takes vcpus out
-//! of CPUs, and in [`ops`], the calls. [`deadlines`] raises events by `event`, and [`life`] runs guests by a `Runner`.
+//! Never touches by itself: registers or memory of a guest, except in [`switch`], which loads vcpus into CPUs and takes vcpus
+//! out of CPUs, and in [`ops`], the calls. [`deadlines`] raises events by `event`, and [`life`] runs guests by a `Runner`.
 //! Keeps: no event is lost on a vcpu that sleeps. The CPU that wakes a vcpu moves the vcpu from `Blocked` to `Queued` in one
 //! atomic step. `block` first moves the vcpu to `Blocked`, and then looks for events once more. A vcpu is in at most one queue,
 //! and at most once.

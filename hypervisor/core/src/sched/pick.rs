@@ -13,8 +13,8 @@ impl World {
         self.pick_from(m, here).or_else(|| others.iter().find_map(|cpu| self.pick_from(m, self.sched.cpu(cpu))))
     }
 
-    /// Takes from a queue the first vcpu that may run (`may_run`), and marks this vcpu as running here. The vcpus before it in the
-    /// queue are removed and moved to `Off`. `None` if no vcpu in the queue may run.
+    /// Takes from a queue the first vcpu that may run (`may_run`), and marks this vcpu as running here. The vcpus before it in
+    /// the queue are removed and moved to `Off`. `None` if no vcpu in the queue may run.
     fn pick_from<M: Machine>(&self, m: &M, from: &Cpu) -> Option<&Vcpu> {
         loop {
             let Some(vcpu) = nth(&self.vcpus, from.pop()?) else { continue };

@@ -343,8 +343,8 @@ fn port_access<M: Machine>(ctx: &Ctx<'_, M>, access: PortAccess) -> Option<u16> 
     (u16::from_le_bytes(bits) & wanted == 0).then_some(number)
 }
 
-/// No domain has a device behind another port than those of PCI configuration: ones, except where ones would make a guest wait for a
-/// counter (ABI core 3.9).
+/// No domain has a device behind another port than those of PCI configuration: ones, except where ones would make a guest wait
+/// for a counter (ABI core 3.9).
 fn read_port<M: Machine>(ctx: &mut Ctx<'_, M>, port: u16, size: u8) {
     const PIT_CHANNEL_2: u16 = 0x42;
     let otherwise = if port == PIT_CHANNEL_2 { 0 } else { u64::MAX };

@@ -137,9 +137,9 @@ impl Hardware {
         } else {
             self.enter_exactly(registers);
         }
-        // On a CPU these change nothing: a guest runs in ring 3, with IF set and IOPL 0. QEMU's emulation saves flags that it has
-        // not computed yet, and lets an IRET of ring 3 enter virtual-8086 mode, where CS and SS are any numbers, IOPL may be 3,
-        // and CLI works (SECURITY.md).
+        // On a CPU these change nothing: a guest runs in ring 3, with IF set and IOPL 0. QEMU's emulation saves flags that it
+        // has not computed yet, and lets an IRET of ring 3 enter virtual-8086 mode, where CS and SS are any numbers, IOPL may
+        // be 3, and CLI works (SECURITY.md).
         registers.rflags = registers.rflags & RING_3_FLAGS | IF;
         registers.cs |= 3;
         registers.ss |= 3;
@@ -185,8 +185,8 @@ impl Hardware {
         }
     }
 
-    /// Sleeps until an interrupt; returns those of the console and of devices. Several can come at once; the others need no word,
-    /// as the caller looks at its deadlines and at its queue anyway.
+    /// Sleeps until an interrupt; returns those of the console and of devices. Several can come at once; the others need no
+    /// word, as the caller looks at its deadlines and at its queue anyway.
     pub fn idle(&self) -> Arrived {
         let cpu = percpu::this();
         cpu.idle.store(true, SeqCst);

@@ -1,5 +1,5 @@
-//! Turns what a network device does for Linux on or off, and shows by its exit status whether that has come to be: `offloads eth0
-//! off`. For guests of tests, whose shell has no program that does so.
+//! Turns what a network device does for Linux on or off, and shows by its exit status whether that has come to be: `offloads
+//! eth0 off`. For guests of tests, whose shell has no program that does so.
 #![no_std]
 #![no_main]
 
@@ -14,8 +14,8 @@ mod number {
     pub(super) const EXIT_GROUP: usize = 231;
 }
 
-/// What is turned on and off: the command that asks for the state, and the one that sets it. Packets of several parts, segments of
-/// TCP, segments of anything, joined segments. A driver allows the second only with the first.
+/// What is turned on and off: the command that asks for the state, and the one that sets it. Packets of several parts, segments
+/// of TCP, segments of anything, joined segments. A driver allows the second only with the first.
 const OFFLOADS: [[u32; 2]; 4] = [[0x18, 0x19], [0x1e, 0x1f], [0x23, 0x24], [0x2b, 0x2c]];
 
 /// Exit statuses.

@@ -20,8 +20,8 @@ const LOGIN: Duration = Duration::from_mins(10);
 const COMMAND: Duration = Duration::from_mins(5);
 const PROMPT: &str = "root@debian:~# ";
 
-/// A guest with this release of Debian is entered on its console and by ssh, and no unit of it fails. What it writes is there when
-/// it has rebooted. After it has turned itself off, its file system needs no repair.
+/// A guest with this release of Debian is entered on its console and by ssh, and no unit of it fails. What it writes is there
+/// when it has rebooted. After it has turned itself off, its file system needs no repair.
 pub(crate) fn keeps_what_was_written(title: &str, suite: Suite) -> Result<()> {
     let sh = boot::shell()?;
     let folder = tempfile::tempdir()?;

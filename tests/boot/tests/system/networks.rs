@@ -277,8 +277,8 @@ fn dropped(machine: &mut Machine, name: &str, device: u64, reason: &str) -> Resu
     Ok(vif(&machine.ask("network-list")?, name, device)?["drops"][reason].as_u64().unwrap_or(0))
 }
 
-/// Guests of different networks do not reach each other, and do once a device is attached. What the guest's file says of a device
-/// holds: the guest has these addresses, and packets from others are dropped and counted. All of it is told.
+/// Guests of different networks do not reach each other, and do once a device is attached. What the guest's file says of a
+/// device holds: the guest has these addresses, and packets from others are dropped and counted. All of it is told.
 pub(crate) fn networks_keep_apart_and_are_told() -> Result<()> {
     const MAC: &str = "00:16:3e:01:02:03";
     let bundle = dom0("")?
@@ -343,8 +343,8 @@ pub(crate) fn networks_keep_apart_and_are_told() -> Result<()> {
     machine.finish()?.require_success()
 }
 
-/// While a guest sends without an end, the receiver is destroyed, made again, and loses its device by force: dom0 and the sender
-/// go on each time, the sender reaches the receiver again, and dom0 keeps no memory of what is gone.
+/// While a guest sends without an end, the receiver is destroyed, made again, and loses its device by force: dom0 and the
+/// sender go on each time, the sender reaches the receiver again, and dom0 keeps no memory of what is gone.
 pub(crate) fn unplugs_under_load_are_borne() -> Result<()> {
     let bundle = dom0("")?.guest(&guest("left", kernels::DEFAULT, 128, &["bridge=lan"])?).guest(&guest(
         "right",

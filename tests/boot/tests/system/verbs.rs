@@ -221,8 +221,8 @@ pub(crate) fn small_after(rounds: usize) -> Result<()> {
     Ok(())
 }
 
-/// Five guests of 11 MiB on a machine of 82 MiB, where there is hardly anything left, hold all that their quotas let them hold in the store: dom0 had promised
-/// it the memory when it made them, goes on answering, and has it all back when they are gone.
+/// Five guests of 11 MiB on a machine of 82 MiB, where there is hardly anything left, hold all that their quotas let them hold
+/// in the store: dom0 had promised it the memory when it made them, goes on answering, and has it all back when they are gone.
 pub(crate) fn guests_that_fill_the_store_do_not_harm_dom0() -> Result<()> {
     const NAMES: [&str; 5] = ["one", "two", "three", "four", "five"];
     let mut bundle = dom0("")?;

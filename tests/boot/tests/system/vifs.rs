@@ -71,9 +71,10 @@ fn becomes(machine: &mut Machine, name: &str, device: u64, state: &str) -> Resul
     machine.ask_until("network-list", |list| vif(list, name, device).is_ok_and(|vif| vif["state"] == state))
 }
 
-/// Fifty thousand slots with any contents, changed while they are served, go from one guest into both of its devices, to a stock
-/// neighbour, and to anybody. Each slot gets one answer, each broken rule ends the connection with its reason, what is dropped is
-/// counted by its reason, and nothing of the guest stays in use. Meanwhile the neighbour serves a file to a third guest, whole each time.
+/// Fifty thousand slots with any contents, changed while they are served, go from one guest into both of its devices, to a
+/// stock neighbour, and to anybody. Each slot gets one answer, each broken rule ends the connection with its reason, what is
+/// dropped is counted by its reason, and nothing of the guest stays in use. Meanwhile the neighbour serves a file to a third
+/// guest, whole each time.
 pub(crate) fn any_slots_of_a_network_device_harm_nobody() -> Result<()> {
     let words = format!("do=count peer={PEER}");
     let server = format!("bridge=lan,mac={PEER}");
@@ -343,8 +344,8 @@ pub(crate) fn a_receiver_without_buffers_slows_nobody() -> Result<()> {
     machine.finish()?.require_success()
 }
 
-/// A guest with two devices leads a connection from one network to another. The packets stay long, their sums are right, and none
-/// is damaged or dropped.
+/// A guest with two devices leads a connection from one network to another. The packets stay long, their sums are right, and
+/// none is damaged or dropped.
 pub(crate) fn a_guest_routes_between_networks() -> Result<()> {
     let bundle = dom0("")?
         .guest(&guest("left", kernels::DEFAULT, 128, &["bridge=one"])?)

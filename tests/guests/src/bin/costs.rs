@@ -1,5 +1,5 @@
-//! What grants cost: pins of many pages in a batch, and copies, between this guest and itself. For `cargo xtask bench io`, which
-//! counts the instructions of ring 0 in each window.
+//! What grants cost: pins of many pages in a batch, and copies, between this guest and itself. For `cargo xtask bench io`,
+//! which counts the instructions of ring 0 in each window.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]

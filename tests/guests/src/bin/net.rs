@@ -1,8 +1,8 @@
-//! A front end of network devices, which waits until they are attached. `do=count` sends 50,000 TX slots with any contents from two
-//! devices of one network to each other, to the neighbour with the address `peer=`, and to anybody; the slots, pages and grants
-//! change while they are served. The answers of both rings are counted, and each connection ends with a rule broken. `seed=`
-//! repeats a run. `do=flood` sends packets to the neighbour for ever: `once=` of them at once, every `after=` microseconds.
-//! `do=stall` posts no buffers. For tests that dom0 goes on serving others.
+//! A front end of network devices, which waits until they are attached. `do=count` sends 50,000 TX slots with any contents from
+//! two devices of one network to each other, to the neighbour with the address `peer=`, and to anybody; the slots, pages and
+//! grants change while they are served. The answers of both rings are counted, and each connection ends with a rule broken.
+//! `seed=` repeats a run. `do=flood` sends packets to the neighbour for ever: `once=` of them at once, every `after=`
+//! microseconds. `do=stall` posts no buffers. For tests that dom0 goes on serving others.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -482,7 +482,8 @@ impl Front {
         }
     }
 
-    /// Breaks a rule with the first of the devices until the back end closes it, and requires the reason that the back end tells.
+    /// Breaks a rule with the first of the devices until the back end closes it, and requires the reason that the back end
+    /// tells.
     fn break_rule(&mut self, vifs: &mut [Vif], random: &mut Random, harm: Harm) {
         self.pages.grant_all();
         let [vif, other] = vifs else { return };

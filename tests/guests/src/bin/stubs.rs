@@ -1,6 +1,7 @@
 //! The ways that the hypervisor's entry code goes without asking its rules: system calls of user code, the way back, page
 //! faults of user code, the GS base of user mode. Each test opens these ways, changes one condition and compares every
-//! register, flag and word with what the ABI says (core 3). The suite runs it also with `lean=off`, where the rules do the same.
+//! register, flag and word with what the ABI says (core 3). The suite runs it also with `lean=off`, where the rules do the
+//! same.
 //!
 //! | argument | what is done |
 //! | --- | --- |

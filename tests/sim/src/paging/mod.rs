@@ -78,7 +78,8 @@ impl std::fmt::Display for Totals {
     }
 }
 
-/// Lets random guests make `calls` calls on 1, 2 or 4 CPUs, as the seed says, with an audit after each; with both ways, another world is not audited but compared.
+/// Lets random guests make `calls` calls on 1, 2 or 4 CPUs, as the seed says, with an audit after each; with both ways, another
+/// world is not audited but compared.
 ///
 /// # Errors
 /// What the audit found, with the seed and the step.

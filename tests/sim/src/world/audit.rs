@@ -506,8 +506,8 @@ fn queues(m: &WholeMachine, world: &World) -> Found {
     Ok(())
 }
 
-/// The timer of a CPU fires in time for every vcpu of a living domain whose deadlines it keeps, and for the one that runs there; or the CPU has
-/// been kicked, and will look.
+/// The timer of a CPU fires in time for every vcpu of a living domain whose deadlines it keeps, and for the one that runs
+/// there; or the CPU has been kicked, and will look.
 fn timers(m: &WholeMachine, world: &World) -> Found {
     let alive = |vcpu: &&Vcpu| world.domain_of(vcpu).is_some_and(|domain| domain.life() == Life::Alive);
     for vcpu in world.vcpus.iter().filter(alive) {

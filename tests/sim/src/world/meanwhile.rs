@@ -1,5 +1,5 @@
-//! Told stories of two CPUs: what one does while the other waits until all have flushed, answers that it has, or is at any other
-//! place where the two can meet.
+//! Told stories of two CPUs: what one does while the other waits until all have flushed, answers that it has, or is at any
+//! other place where the two can meet.
 
 use super::audit::On;
 use super::build::{self, at, page};
@@ -217,9 +217,9 @@ pub fn a_domain_that_dies_during_a_flush() {
     });
 }
 
-/// The last use of a page as writable ends after the entry is gone. While a fast path makes an entry read-only, another CPU of the
-/// guest flushes, and then looks at the entry: if it finds that it may write, it must flush once more before the page can be a
-/// table.
+/// The last use of a page as writable ends after the entry is gone. While a fast path makes an entry read-only, another CPU of
+/// the guest flushes, and then looks at the entry: if it finds that it may write, it must flush once more before the page can
+/// be a table.
 pub fn a_page_that_is_looked_at_while_its_entry_changes() {
     at_every_place(|stage, guest, place| {
         let (m, world, frame) = (stage.m, stage.world, guest.pages[LIST]);

@@ -1,5 +1,5 @@
-//! Hostile guests in two worlds, one with fast paths and one without: several domains and vcpus on one CPU, to whom the same seed
-//! has the same happen. Wherever a guest is about to run, both worlds are to be the same.
+//! Hostile guests in two worlds, one with fast paths and one without: several domains and vcpus on one CPU, to whom the same
+//! seed has the same happen. Wherever a guest is about to run, both worlds are to be the same.
 //!
 //! What may differ, because the fast paths are shorter, is kept out of the comparison or out of the world:
 //!
@@ -7,8 +7,8 @@
 //! - How often a page was used as writable (`turn`): a batch holds a page once, and not once for each request.
 //! - Time: it does not pass with work here, only with what guests do.
 //! - Words that change under the rules' eyes: with fewer looks they change at others. `hostile` has them.
-//! - A frame that lies over the record of upcalls: the entry code lets upcalls in before it reads the rest of the frame, the rules
-//!   after that. Records are where no stack ends.
+//! - A frame that lies over the record of upcalls: the entry code lets upcalls in before it reads the rest of the frame, the
+//!   rules after that. Records are where no stack ends.
 //! - Where a call is split into steps, hence which flush comes first, and what is read after it: a list of updates has one
 //!   element if it changes an upper table, or the page or the mapping of the list itself.
 

@@ -120,8 +120,8 @@ impl Front {
         self.tx.room() as usize > slots
     }
 
-    /// Sends a packet whose bytes lie in slots of these lengths, each at an offset in a page of its own. Returns false if the ring
-    /// is full.
+    /// Sends a packet whose bytes lie in slots of these lengths, each at an offset in a page of its own. Returns false if the
+    /// ring is full.
     pub fn send(&mut self, machine: &Machine, bytes: &[u8], parts: &[(usize, usize)], how: How) -> bool {
         assert_eq!(parts.iter().map(|(_, length)| length).sum::<usize>(), bytes.len());
         assert!(parts.len() <= MAX_SLOTS);

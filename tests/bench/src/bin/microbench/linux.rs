@@ -548,8 +548,8 @@ impl Map {
         }
     }
 
-    /// Writes to each page of `length` bytes that begin where a page table does: their number of tables is always the same. The map
-    /// must be longer by [`TABLE`].
+    /// Writes to each page of `length` bytes that begin where a page table does: their number of tables is always the same. The
+    /// map must be longer by [`TABLE`].
     pub(crate) fn touch_whole_tables(&self, length: usize) {
         let start = self.start.next_multiple_of(TABLE);
         assert!(start + length <= self.start + self.length, "no room in the map");

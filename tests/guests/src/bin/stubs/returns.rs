@@ -308,8 +308,8 @@ fn levels_in_frames() {
 }
 test!("stubs.iret.levels", levels_in_frames);
 
-/// System calls and page faults whose handlers go back at once, as Linux does, with timer interrupts among them: what one leaves
-/// behind is what the next finds.
+/// System calls and page faults whose handlers go back at once, as Linux does, with timer interrupts among them: what one
+/// leaves behind is what the next finds.
 fn many_without_a_rule() {
     const TIMES: u64 = 50_000;
     let stage = Stage::new();

@@ -191,8 +191,8 @@ impl WholeMachine {
         it
     }
 
-    /// While this CPU waits for the next flush, when all have done it, or when it has answered that it has flushed, another does
-    /// something.
+    /// While this CPU waits for the next flush, when all have done it, or when it has answered that it has flushed, another
+    /// does something.
     pub fn meanwhile(&self, work: impl FnOnce() + Send + 'static) {
         *lock(&self.meanwhile) = Some(Box::new(work));
     }
