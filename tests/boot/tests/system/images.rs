@@ -87,7 +87,7 @@ pub(crate) fn what_is_no_image_is_refused() -> Result<()> {
     let filed = path("filed.toml");
     let (big, disky, output) = (path("big.toml"), path("disky.toml"), path("out.iso"));
     for (arguments, why) in [
-        (&["qcow", "--output", &output][..], "no form \"qcow\" of image; there is: iso"),
+        (&["qcow", "--output", &output][..], "no form \"qcow\" of image; there are: iso, debian"),
         (&["iso", "--output", &output, &big], "big.toml:3: memory: 2000 MiB for big, but only"),
         (&["iso", "--output", &output, &disky], "disky.toml:4: disk: disk 1: `vdev` is missing"),
         (
