@@ -19,8 +19,8 @@ use hypercall_abi::vcpu::{SetSingleshotTimer, VcpuOp};
 use zerocopy::{FromZeros, IntoBytes};
 
 const SELF: u64 = domid::SELF as u64;
-/// The maximum number of requests of a list that the fast path of `mmu_update` carries out: what our patches of Linux put into one
-/// call, and a few ten thousand instructions.
+/// The maximum number of requests of a list that the fast path of `mmu_update` carries out: what our patches of Linux put into
+/// one call, and a few ten thousand instructions.
 const MOST_UPDATES: u64 = 256;
 
 /// Carries out the call in the registers of the guest's kernel.

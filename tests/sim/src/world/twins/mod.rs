@@ -222,7 +222,8 @@ impl Act {
         self.call(Hypercall::MmuUpdate, [at(page::ARGS), count as u64, told, owner]);
     }
 
-    /// A list as Linux makes it, which fast paths carry out as a whole: of leaves of one table, with rights to the guest's own data.
+    /// A list as Linux makes it, which fast paths carry out as a whole: of leaves of one table, with rights to the guest's own
+    /// data.
     fn long_list(&mut self, rng: &mut Rng, guest: &Actor) {
         let count = 1 + rng.below(255);
         let requests: Vec<u64> = (0..count)
