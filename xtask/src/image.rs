@@ -1,12 +1,13 @@
 //! `cargo xtask image`: what boots without this tool.
 
-use crate::selection::{Selection, mebibytes};
+use crate::selection::Selection;
 use anyhow::{Result, bail, ensure};
 use std::path::PathBuf;
 use xshell::Shell;
 use xtask::build;
 use xtask::debian::{Image, Recipe};
 use xtask::grub::{Menu, Tools};
+use xtask::mebibytes;
 
 /// Which image.
 #[derive(clap::Args)]

@@ -35,3 +35,17 @@ pub fn root() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here)
 }
+
+/// Parses a size in MiB: `256`, `256M` or `1G`.
+///
+/// # Errors
+/// The text is no size, or a size below `least` MiB.
+pub fn mebibytes(text: &str, least: u32) -> Result<u32, String> {
+    let (number, unit) = match text.strip_suffix(['G', 'g']) {
+        Some(number) => (number, 1024),
+        None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
+    };
+    let size = number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit));
+    let size = size.ok_or("a size is a number of MiB, or has a suffix: 256M, 1G")?;
+    if size < least { Err(format!("at least {least}M")) } else { Ok(size) }
+}

@@ -1,6 +1,6 @@
 //! `cargo xtask run`: one machine, on this terminal.
 
-use crate::selection::{Selection, mebibytes};
+use crate::selection::Selection;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hypercall_abi::sched::ShutdownReason;
 use nix::sys::signal::{SigSet, Signal};
@@ -24,7 +24,7 @@ use xtask::disk::Disk;
 use xtask::guest_file::Described;
 use xtask::machine::{Console, End, Hardware, Medium, Network};
 use xtask::qemu::Qemu;
-use xtask::{build, firmware, ssh};
+use xtask::{build, firmware, mebibytes, ssh};
 
 /// The port of ssh.
 const SSH: u16 = 22;

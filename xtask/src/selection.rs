@@ -11,6 +11,7 @@ use xtask::bundle::{Bundle, DOM0_SPARE, Guest};
 use xtask::guest_file::{self, Described};
 use xtask::kernel_file::KernelFile;
 use xtask::kernels::{self, Kernel};
+use xtask::mebibytes;
 
 /// Which guests dom0 starts.
 #[derive(clap::Args)]
@@ -72,17 +73,6 @@ const PER_TABLE_MIB: u64 = 96;
 
 /// MiB that the first domain can have.
 const FIRST_MIB: u64 = MAX_PAGES >> 8;
-
-/// A size in MiB: `256`, `256M` or `1G`.
-pub(crate) fn mebibytes(text: &str, least: u32) -> Result<u32, String> {
-    let (number, unit) = match text.strip_suffix(['G', 'g']) {
-        Some(number) => (number, 1024),
-        None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
-    };
-    let size = number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit));
-    let size = size.ok_or("a size is a number of MiB, or has a suffix: 256M, 1G")?;
-    if size < least { Err(format!("at least {least}M")) } else { Ok(size) }
-}
 
 impl Selection {
     /// Looks at everything the user named, before anything is built or fetched for it, and reads the files that
