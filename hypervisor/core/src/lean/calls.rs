@@ -19,6 +19,9 @@ use hypercall_abi::vcpu::{SetSingleshotTimer, VcpuOp};
 use zerocopy::{FromZeros, IntoBytes};
 
 const SELF: u64 = domid::SELF as u64;
+/// The maximum number of requests of a list that the fast path of `mmu_update` carries out: as many as our patches of Linux put
+/// into one call, and some ten thousand instructions.
+const MOST_UPDATES: u64 = 256;
 
 /// Carries out the call in the registers of the guest's kernel.
 #[inline(always)]
@@ -80,17 +83,29 @@ fn mmu_update<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     done(ctx)
 }
 
+/// A list of any length, of which the first [`MOST_UPDATES`] requests at most are carried out here.
 #[inline(never)]
 fn several_updates<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64, count: u64) -> Option<Resume> {
-    let mut requests = [MmuUpdate::new_zeroed(); BATCH];
-    let requests = requests.get_mut(..usize::try_from(count).ok()?)?;
-    ctx.read_bytes(list, requests.as_mut_bytes()).ok()?;
-    let did = ctx.fast_path()?.updates(requests);
-    settle(ctx);
-    match did as u64 {
+    let mut room = [MmuUpdate::new_zeroed(); BATCH];
+    let mut all = 0;
+    while all < count.min(MOST_UPDATES) {
+        let some = usize::try_from(count.wrapping_sub(all)).map_or(BATCH, |left| left.min(BATCH));
+        let Some(requests) = room.get_mut(..some) else { break };
+        let at = list.wrapping_add(all.wrapping_mul(size_of::<MmuUpdate>() as u64));
+        let did = match (ctx.read_bytes(at, requests.as_mut_bytes()), ctx.fast_path()) {
+            (Ok(()), Some(fast)) => fast.updates(requests),
+            _ => break,
+        };
+        settle(ctx);
+        all = all.wrapping_add(did as u64);
+        if did < some {
+            break;
+        }
+    }
+    match all {
         0 => None,
-        all if all == count => done(ctx),
-        some => rest(ctx, some, size_of::<MmuUpdate>()),
+        _ if all == count => done(ctx),
+        _ => rest(ctx, all, size_of::<MmuUpdate>()),
     }
 }
 

@@ -11,6 +11,8 @@
 //!   rules after that. Records are where no stack ends.
 //! - Where a call is split into steps, hence which flush comes first, and what is read after it: a list of updates has one
 //!   element if it changes an upper table, or the page or the mapping of the list itself.
+//! - How often the CPU's timer is set anew, which the rules do between two steps of a call. Until then the timer may fire for a
+//!   deadline that is gone. After a call that the fast path splits into other steps, both worlds set the timer anew.
 
 use super::Context;
 use super::build;
@@ -40,6 +42,8 @@ use zerocopy::IntoBytes;
 
 /// Steps between two looks at what changes rarely.
 const RARELY: u64 = 32;
+/// Updates that the rules carry out in a step of a call.
+const STEP: u64 = 32;
 /// Steps of the rules without a guest that runs, after which the world is taken for one that never comes to an end.
 const ENDLESS: u64 = 1_000_000;
 
@@ -223,7 +227,7 @@ fn live(seed: u64, steps: u64, short: bool, came: &Sender<Came>, hears: Receiver
     world.frames.set_fast_paths(short);
     m.steady.store(true, Relaxed);
     let (rng, totals) = (Rng::new(seed ^ 0x7a11), Totals::default());
-    let mut twin = Twin { m, everybody, rng, totals, idle: 0, came: came.clone(), hears };
+    let mut twin = Twin { m, everybody, rng, totals, idle: 0, split: false, came: came.clone(), hears };
     let mut held = Held::entering_ring_0();
     let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         while life::live(&mut CpuCtx { m, world, held: &mut held }, &mut twin).is_some() {}
@@ -245,6 +249,8 @@ struct Twin {
     totals: Totals,
     /// Steps since a guest ran.
     idle: u64,
+    /// The last call may have had other steps in the other world.
+    split: bool,
     came: Sender<Came>,
     hears: Receiver<Go>,
 }
@@ -252,6 +258,9 @@ struct Twin {
 impl Twin {
     /// The guest runs until it leaves: first the worlds are compared.
     fn leave(&mut self, ctx: &mut Context<'_>) -> Exit {
+        if std::mem::take(&mut self.split) {
+            return Exit::Interrupt(Interrupt::Kick);
+        }
         let entry = ctx.m.entry();
         // What the entry code has done is taken over, as the rules will.
         match entry.mode.load(Relaxed) {
@@ -301,6 +310,8 @@ impl Twin {
             (regs.rcx, regs.r11) = (regs.rip, regs.rflags);
             if ctx.state.kernel_mode {
                 keep_apart(ctx);
+                let Registers { rax, rsi: count, .. } = ctx.state.regs;
+                self.split = rax == Hypercall::MmuUpdate.number() && count & 0x7fff_ffff > STEP;
             }
         }
         exit
@@ -363,12 +374,12 @@ fn keep_apart(ctx: &mut Context<'_>) {
 
 /// Whether a list of updates is for L1 tables, and neither for its own page nor for how that is mapped.
 fn is_plain(ctx: &Context<'_>, list: u64, count: u64, told: u64) -> bool {
-    const MOST: u64 = 64;
+    const MOST: u64 = 512;
     let count = count & 0x7fff_ffff;
-    let (bytes, view) = (count.min(MOST) * 16, ctx.memory());
-    let Ok(view) = view else { return true };
-    let pages = [list, list.wrapping_add(bytes), told].map(GuestVirt);
-    let pages = pages.map(|at| view.frame(at, Access::Read).ok());
+    let Ok(view) = ctx.memory() else { return true };
+    let ends = [0, 255, 256, 511, 512].map(|n| list.wrapping_add(16 * count.min(n)));
+    let pages = ends.into_iter().chain([told]).map(|at| view.frame(GuestVirt(at), Access::Read).ok());
+    let pages: Vec<_> = pages.collect();
     count <= 1
         || (0..count.min(MOST)).all(|n| {
             let Ok(update) = ctx.read::<MmuUpdate>(list.wrapping_add(16 * n)) else { return true };

@@ -201,6 +201,9 @@ impl Act {
             self.write(guest, at(page::ARGS), &[slot, to.address() | pte::PRESENT | pte::WRITE | pte::USER]);
             return self.call(Hypercall::MmuUpdate, [at(page::ARGS), 1, 0, domid::SELF.into()]);
         }
+        if rng.one_in(8) {
+            return self.long_list(rng, guest);
+        }
         let count = if rng.one_in(2) { 1 } else { 1 + rng.below(40) };
         let mut requests = Vec::new();
         for _ in 0..count {
@@ -217,6 +220,21 @@ impl Act {
         let told = if rng.one_in(6) { at(page::MORE_ARGS) } else { 0 };
         let owner = if rng.one_in(10) { 3 } else { u64::from(domid::SELF) };
         self.call(Hypercall::MmuUpdate, [at(page::ARGS), count as u64, told, owner]);
+    }
+
+    /// A list as Linux makes it, which fast paths carry out as a whole: leaves of one table, for the guest's own data.
+    fn long_list(&mut self, rng: &mut Rng, guest: &Actor) {
+        let count = 1 + rng.below(255);
+        let requests: Vec<u64> = (0..count)
+            .flat_map(|_| {
+                let slot = guest.pages[page::L1].address() + 8 * (PAGES + rng.below(20)) as u64;
+                let data = guest.pages[page::DATA + 4 + rng.below(PAGES - page::DATA - 4)];
+                let rights = pte::PRESENT | pte::USER | [0, pte::WRITE][rng.below(2)];
+                [slot, if rng.one_in(3) { 0 } else { data.address() | rights }]
+            })
+            .collect();
+        self.write(guest, at(page::ARGS), &requests);
+        self.call(Hypercall::MmuUpdate, [at(page::ARGS), count as u64, 0, domid::SELF.into()]);
     }
 
     fn roots(&mut self, rng: &mut Rng, guest: &Actor) {
