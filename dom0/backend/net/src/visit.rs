@@ -357,7 +357,8 @@ impl<H: Host> Switch<H> {
         });
         match room {
             Ok(Room::WaitUntil(until_ns)) => {
-                if let Some(sender) = self.vifs.at_mut(place) {
+                // What was sent before may have broken the sender.
+                if let Some(sender) = self.vifs.open(place) {
                     sender.wait = Some(Wait { on, until_ns });
                     sender.counters.full_waits += 1;
                 }

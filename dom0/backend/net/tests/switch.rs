@@ -620,6 +620,34 @@ fn a_guest_that_breaks_a_rule_ends_its_own_vif() {
 }
 
 #[test]
+fn a_guest_whose_ring_breaks_during_its_visit_waits_for_nobody() {
+    let unfinished = Takes { checksum4: false, ..ALL };
+    let mut world = World::of(&[ALL, ALL, unfinished], Limits::default());
+    let ear = Ear::default();
+    ear.0.borrow_mut().echoes = true;
+    world.switch.set_station(Box::new(ear));
+    // Guest 1 has no buffer left.
+    for _ in 0..256 {
+        world.send(2, &between(1, 2));
+        let _ = world.run();
+    }
+    // Guest 0 breaks its RX ring, which the station's answer finds out before guest 1 is to be waited for: the packet between
+    // them has to be finished, and what was sent before goes first.
+    world.fronts[0].rx_page.store_u32(0, 5000);
+    world.send(0, &frames::plain(STATION, mac(0), &[1; 60]));
+    let blank = frames::tcp4_blank(mac(2), mac(0), &[2; 100]);
+    let how = How { blank: true, ..How::default() };
+    assert!(world.fronts[0].send_stock(&world.machine, &blank, blank.len(), how));
+    world.send(0, &between(1, 0));
+    let _ = world.run();
+    let Some(Event::Broken(id, Broken::RxRing(_))) = world.switch.event() else { panic!("the ring is not broken") };
+    assert_eq!((id, world.bytes_at(2).len()), (world.ids[0], 1));
+    // The vif stays until its owner disconnects it, which may take its guest for ever.
+    world.now += PATIENCE_NS;
+    assert_eq!(world.turns(), Turn { again: false, again_ns: None });
+}
+
+#[test]
 fn a_visit_is_bounded_and_guests_take_turns() {
     let mut world = World::new(3);
     for _ in 0..200 {
