@@ -6,6 +6,9 @@ pub const MAX_VIFS: usize = 256;
 pub const PER_VISIT: usize = 64;
 /// The maximum number of frames taken from the uplink in a turn.
 pub const PER_TURN: usize = 64;
+/// A visit ends when its packets had this many receivers or segments. Frames of the uplink wait for the next turn when those
+/// before them had as many receivers.
+pub(crate) const FRAMES: usize = 256;
 /// A sender waits for a receiver without buffers at most this long.
 pub const PATIENCE_NS: u64 = 10_000_000;
 /// A receiver that was out of buffers counts as back when it has posted this many.

@@ -9,7 +9,7 @@ use network::{FrameInfo, MAX_PACKET, MIN_FRAME, Mac, Station, Uplink};
 use crate::connection::Drop;
 use crate::connection::{Broken, ConnectError, Connection, Disconnected, VifId};
 use crate::host::{Buffer, Host};
-use crate::limits::{PER_TURN, PER_VISIT};
+use crate::limits::{FRAMES, PER_TURN, PER_VISIT};
 use crate::line::{Line, Mode, UplinkCounters};
 use crate::outlet::Outlet;
 use crate::ports::{ALIGNMENT, Vifs};
@@ -240,8 +240,11 @@ impl<H: Host> Switch<H> {
 
     /// Takes frames from the uplink.
     fn receive(&mut self, host: &mut H, now_ns: u64) {
-        let mut used = 0;
+        let (mut used, mut receivers) = (0, 0);
         for _ in 0..PER_TURN {
+            if receivers >= FRAMES {
+                break;
+            }
             let Some(line) = self.line.as_mut().filter(|line| line.attention && line.is_fine()) else { break };
             if self.linear.bytes().len() - used < MAX_PACKET {
                 self.vifs.settle_own(host);
@@ -254,33 +257,38 @@ impl<H: Host> Switch<H> {
             };
             line.counters.received_packets += 1;
             line.counters.received_bytes += bytes as u64;
-            self.pass_in(host, used, bytes, info, now_ns);
+            receivers += self.pass_in(host, used, bytes, info, now_ns);
             used = (used + bytes).next_multiple_of(ALIGNMENT);
         }
         self.vifs.settle_own(host);
     }
 
-    /// Passes on a frame that has arrived, which lies in the linear buffer.
-    fn pass_in(&mut self, host: &mut H, start: usize, bytes: usize, info: FrameInfo, now_ns: u64) {
+    /// Passes on a frame that has arrived, which lies in the linear buffer. Returns how many guests it is for.
+    fn pass_in(&mut self, host: &mut H, start: usize, bytes: usize, info: FrameInfo, now_ns: u64) -> usize {
         let Self { vifs, line, station, station_mac, station_ns, linear, outgoing, .. } = self;
-        let Some(device) = line else { return };
-        let Some(frame) = linear.bytes_mut().get_mut(start..start + bytes) else { return };
+        let Some(device) = line else { return 0 };
+        let Some(frame) = linear.bytes_mut().get_mut(start..start + bytes) else { return 0 };
+        let mut receivers = 0;
         let Some(&[t0, t1, t2, t3, t4, t5, s0, s1, s2, s3, s4, s5, ..]) = frame.first_chunk::<MIN_FRAME>() else {
-            return device.counters.drops.count(Drop::Malformed);
+            device.counters.drops.count(Drop::Malformed);
+            return 0;
         };
         let (to, from) = (Mac([t0, t1, t2, t3, t4, t5]), Mac([s0, s1, s2, s3, s4, s5]));
         let mut for_station = true;
         if device.mode == Mode::Bridged {
             if vifs.place_of_mac(from).is_some() || *station_mac == Some(from) {
-                return device.counters.drops.count(Drop::Spoofed);
+                device.counters.drops.count(Drop::Spoofed);
+                return 0;
             }
             let guest = vifs.place_of_mac(to);
             for_station = station.is_some() && (to.is_group() || *station_mac == Some(to));
             if let Some(guest) = guest {
+                receivers = 1;
                 vifs.send(host, guest, frame, info);
             } else if to.is_group() && !is_link_local(&to.0) {
                 for place in 0..vifs.places() {
                     if vifs.open(place).is_some() {
+                        receivers += 1;
                         vifs.send(host, place, frame, info);
                     }
                 }
@@ -293,6 +301,7 @@ impl<H: Host> Switch<H> {
             station.receive_uplink(frame, info, now_ns, &mut out);
             *station_ns = Some(now_ns);
         }
+        receivers
     }
 
     fn call_station(&mut self, host: &mut H, now_ns: u64) {

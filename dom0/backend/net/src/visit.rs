@@ -9,7 +9,7 @@ use crate::batch::{Piece, Target, cut};
 use crate::connection::{Broken, Drop};
 use crate::header::{Network, is_honest};
 use crate::host::{Buffer, Host, Side};
-use crate::limits::PER_VISIT;
+use crate::limits::{FRAMES, PER_VISIT};
 use crate::line::Mode;
 use crate::outlet::Outlet;
 use crate::ports::{ALIGNMENT, Load, Visited};
@@ -18,9 +18,6 @@ use crate::vif::{Room, Wait};
 
 /// The maximum number of RX slots that a sender waits for.
 const AWAITED_SLOTS: usize = 64;
-
-/// A visit ends when its packets had this many receivers or segments.
-const FRAMES: usize = 256;
 
 /// A packet of the visited guest.
 #[derive(Clone, Copy, Debug)]

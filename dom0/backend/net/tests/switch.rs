@@ -648,6 +648,29 @@ fn a_guest_whose_ring_breaks_during_its_visit_waits_for_nobody() {
 }
 
 #[test]
+fn a_turn_carries_few_frames_of_the_uplink_to_a_crowd() {
+    let mut world = World::new(40);
+    let _ = world.run();
+    let device = Device::new();
+    world.switch.set_uplink(Box::new(device.clone()), Mode::Bridged);
+    let flood = frames::plain(Mac::BROADCAST, Mac([2, 0, 0, 0, 9, 9]), &[3; 100]);
+    device.0.borrow_mut().coming.extend((0..64).map(|_| (flood.clone(), FrameInfo::default())));
+    let mut turns = 0;
+    loop {
+        let before = world.machine.0.borrow().copies;
+        let turn = world.switch.turn(&mut world.machine, world.now);
+        let copies = world.machine.0.borrow().copies - before;
+        assert!(copies <= 256 + 40, "{copies} copies in a turn");
+        turns += 1;
+        if !turn.again {
+            break;
+        }
+    }
+    assert!((9..20).contains(&turns), "{turns} turns");
+    assert!((0..40).all(|at| world.bytes_at(at).len() == 64));
+}
+
+#[test]
 fn a_visit_is_bounded_and_guests_take_turns() {
     let mut world = World::new(3);
     for _ in 0..200 {
