@@ -9,8 +9,10 @@ use ring_protocol::net::GsoProtocol;
 /// The ports of DHCP.
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
-/// The type of a router advertisement.
-const ROUTER_ADVERTISEMENT: u8 = 134;
+/// The port of servers of DHCP for IPv6.
+const DHCP6_SERVER: u16 = 547;
+/// Messages of ICMP for IPv6 that only routers send: an advertisement, and a redirection.
+const OF_ROUTERS: [u8; 2] = [134, 137];
 
 /// The version of IP that a packet carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +62,11 @@ pub(crate) fn is_honest(headers: &Headers, mac: Mac, address: Option<Ipv4Addr>) 
             let gives_addresses = ports.is_some_and(|(source, _)| source == DHCP_SERVER);
             !gives_addresses && address.is_none_or(|address| packet.source == address || asks_for_address)
         }
-        Kind::Ipv6(packet) => {
-            let transport = packet.transport.map(|transport| transport.protocol);
-            transport != Some(L4::Icmp6 { kind: ROUTER_ADVERTISEMENT })
-        }
+        Kind::Ipv6(packet) => match packet.transport.map(|transport| transport.protocol) {
+            Some(L4::Icmp6 { kind }) => !OF_ROUTERS.contains(&kind),
+            Some(L4::Udp { source, .. }) => source != DHCP6_SERVER,
+            _ => true,
+        },
         // The first may tell of a router where nobody looks; the others name a sender that nobody reads.
         Kind::Malformed(Malformed::Extensions | Malformed::Arp | Malformed::Vlan) => false,
         Kind::Malformed(_) | Kind::Other(_) => address.is_none(),
@@ -129,6 +132,9 @@ mod tests {
             frame(&[0x86, 0xdd], &[&head[..], &[0; 32], rest].concat())
         };
         assert!(honest(&packet6(58, &[135, 0, 0, 0]), None) && !honest(&packet6(58, &[134, 0, 0, 0]), None));
+        assert!(!honest(&packet6(58, &[137, 0, 0, 0]), None), "a redirection");
+        assert!(!honest(&packet6(17, &[2, 35, 2, 34, 0, 8, 0, 0]), None), "DHCP of IPv6");
+        assert!(honest(&packet6(17, &[2, 34, 2, 35, 0, 8, 0, 0]), None));
         assert!(!honest(&packet6(0, &[58, 0, 0, 0, 0, 0, 0, 0, 134, 0, 0, 0]), None), "behind options");
         assert!(honest(&packet6(0, &[58, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0]), None));
         assert!(!honest(&packet6(0, &[0; 200]), None), "endless options");
