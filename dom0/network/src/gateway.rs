@@ -177,6 +177,14 @@ impl Gateway {
         self.translator.forward(protocol, outer_port, port, inner_port)
     }
 
+    /// Keeps a port of the uplink's address for a forward: no flow gets the port from now on.
+    ///
+    /// # Errors
+    /// As many ports are kept as can be forwarded, or no memory is left.
+    pub fn keep_port(&mut self, outer_port: u16) -> Result<(), CannotForward> {
+        self.translator.keep(outer_port)
+    }
+
     /// Returns the uplink's address and what belongs to it. `None` if the uplink has no address.
     #[must_use]
     pub const fn uplink_address(&self) -> Option<Address> {

@@ -35,7 +35,7 @@ pub(crate) const MAX_PARTS: usize = 64;
 pub(crate) const MAX_OWN_PARTS: usize = 16;
 /// How long the parts of a packet are let through.
 const PARTS_NS: u64 = 30 * SECOND;
-/// The maximum number of forwards.
+/// The maximum number of forwards, and of ports that are kept for forwards.
 const MAX_FORWARDS: usize = 256;
 
 /// A protocol whose connections can be forwarded.
@@ -61,6 +61,8 @@ impl Transported {
 pub enum CannotForward {
     /// The port of the uplink's address leads elsewhere already.
     Outer,
+    /// A connection of a guest has the port of the uplink's address.
+    Flow,
     /// The guest's port is reached from another port already.
     Inner,
     /// The port of the switch has no guest.
@@ -75,6 +77,7 @@ impl fmt::Display for CannotForward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Outer => "the port of the uplink's address is forwarded already",
+            Self::Flow => "a connection of a guest has the port of the uplink's address",
             Self::Inner => "the guest's port is forwarded from another port already",
             Self::Guest => "the port of the switch has no guest",
             Self::Port => "this port cannot be forwarded",
@@ -110,6 +113,8 @@ pub(crate) struct Translator {
     /// For each port from [`FIRST_PORT`] on: the guest's port times 65,536, and the flow's index.
     ports: Vec<u32>,
     forwards: Vec<Forward>,
+    /// Ports that no flow gets.
+    kept: Vec<u16>,
     /// Oldest first.
     parts: Vec<Parts>,
     random: Random,
@@ -121,7 +126,8 @@ pub(crate) struct Translator {
 impl Translator {
     pub(crate) fn new(mut random: Random) -> Self {
         let secret = random.next();
-        Self { ports: Vec::new(), forwards: Vec::new(), parts: Vec::new(), random, secret, sweep: (0, 0) }
+        let (ports, forwards, kept, parts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { ports, forwards, kept, parts, random, secret, sweep: (0, 0) }
     }
 
     pub(crate) fn forward(
@@ -142,10 +148,30 @@ impl Translator {
         if same.any(|forward| (forward.port, forward.inner) == (port, inner)) {
             return Err(CannotForward::Inner);
         }
+        // What the peer of that flow still sends is for the flow's guest alone.
+        if outer
+            .checked_sub(FIRST_PORT)
+            .and_then(|at| self.ports.get(usize::from(at)))
+            .is_some_and(|flow| *flow != NONE)
+        {
+            return Err(CannotForward::Flow);
+        }
         if self.forwards.len() >= MAX_FORWARDS || self.forwards.try_reserve(1).is_err() {
             return Err(CannotForward::Full);
         }
         self.forwards.push(Forward { protocol, outer, port, inner });
+        Ok(())
+    }
+
+    /// Keeps a port for a forward, whether there is one or not.
+    pub(crate) fn keep(&mut self, outer: u16) -> Result<(), CannotForward> {
+        if self.kept.contains(&outer) {
+            return Ok(());
+        }
+        if self.kept.len() >= MAX_FORWARDS || self.kept.try_reserve(1).is_err() {
+            return Err(CannotForward::Full);
+        }
+        self.kept.push(outer);
         Ok(())
     }
 
@@ -235,7 +261,8 @@ impl Translator {
             let outer =
                 FIRST_PORT + u16::try_from(self.random.below(u32::from(u16::MAX - FIRST_PORT) + 1)).unwrap_or(0);
             let is_free = self.ports.get(usize::from(outer - FIRST_PORT)) == Some(&NONE);
-            if is_free && self.forwards.iter().all(|forward| forward.outer != outer) {
+            let is_kept = self.kept.contains(&outer) || self.forwards.iter().any(|forward| forward.outer == outer);
+            if is_free && !is_kept {
                 return Ok(outer);
             }
         }

@@ -409,6 +409,32 @@ fn forwards_lead_to_a_guest() {
     nothing(&world.uplink(&from_far(6, FAR, &syn((1, 2_222))), PLAIN));
 }
 
+#[test]
+fn a_port_of_a_flow_is_not_forwarded_to_another_guest() {
+    let mut world = World::connected(2);
+    let question = world.guest_frame(0, 17, FAR, &udp((5_000, 53), b"question"));
+    let outer = ports(to_uplink(&world.guest(0, &question, PLAIN))).0;
+    let other = world.guests[1].port;
+    assert_eq!(world.gateway.forward(Transported::Udp, outer, other, 53), Err(CannotForward::Flow));
+    to_guest(&world.uplink(&from_far(17, FAR, &udp((53, outer), b"answer")), PLAIN), &world, 0);
+    world.gateway.detach(world.guests[0].port);
+    assert_eq!(world.gateway.forward(Transported::Udp, outer, other, 53), Ok(()));
+}
+
+#[test]
+fn a_port_that_is_kept_for_a_forward_is_no_flow_s() {
+    let mut world = World::connected(1);
+    let kept = 60_000..60_256;
+    kept.clone().for_each(|port| world.gateway.keep_port(port).unwrap());
+    assert_eq!((world.gateway.keep_port(60_000), world.gateway.keep_port(1)), (Ok(()), Err(CannotForward::Full)));
+    for i in 0..10_000_u16 {
+        let frame = world.guest_frame(0, 17, FAR, &udp((1_000 + i, 53), b""));
+        let outer = ports(to_uplink(&world.guest(0, &frame, PLAIN))).0;
+        assert!(!kept.contains(&outer), "{outer}");
+    }
+    assert_eq!(world.gateway.forward(Transported::Udp, 60_100, world.guests[0].port, 53), Ok(()));
+}
+
 /// Cuts a datagram into parts of 1,000 bytes.
 fn parts(macs: [[u8; 6]; 2], from: [u8; 4], to: [u8; 4], id: u16, datagram: &[u8]) -> Vec<Vec<u8>> {
     let (count, mut parts) = (datagram.len().div_ceil(1_000), Vec::new());

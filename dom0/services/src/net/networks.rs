@@ -79,8 +79,14 @@ impl<H: NetHost> Networks<H> {
         self.0.devices.borrow_mut().push(Device { uplink, name: name.into(), interrupt, kept: Box::new(kept) });
     }
 
-    /// Leads connections from the uplink to a guest, from the next time on that the guest has a device on the network `nat`.
+    /// Leads connections from the uplink to a guest, from the next time on that the guest has a device on the network `nat`. No
+    /// connection that a guest begins from now on gets the port of the uplink's address.
     pub fn add_forward(&self, forward: Forward) {
+        let networks = self.0.networks.borrow();
+        networks
+            .iter()
+            .filter_map(|running| running.bridge.station.as_ref())
+            .for_each(|station| keep(station, &forward));
         self.0.forwards.borrow_mut().push(forward);
     }
 
@@ -175,7 +181,10 @@ impl<H: NetHost> Networks<H> {
         let (number, station) = match kind {
             Kind::Translated => {
                 let uplink = device.as_ref().map(|device| (device.uplink.mac(), device.uplink.mtu()));
-                (0, Station::gateway(uplink, self.0.seed.get()))
+                let station = Station::gateway(uplink, self.0.seed.get());
+                let forwards = self.0.forwards.borrow();
+                station.iter().for_each(|station| forwards.iter().for_each(|forward| keep(station, forward)));
+                (0, station)
             }
             Kind::Bridged => (0, None),
             Kind::Isolated => {
@@ -290,6 +299,13 @@ impl<H: NetHost> manager::Networks for Networks<H> {
 
     fn vif_bytes(&self) -> usize {
         vif_bytes()
+    }
+}
+
+/// Keeps the port of a forward, also while its guest is not there: the port is no other guest's.
+fn keep(station: &Station, forward: &Forward) {
+    if let Err(why) = station.keep_port(forward) {
+        log::warn!("the port is not kept: {why}");
     }
 }
 

@@ -167,6 +167,17 @@ impl Station {
         }
     }
 
+    /// Keeps a port of the uplink's address for a forward: no connection of a guest gets it.
+    ///
+    /// # Errors
+    /// Why the port is not kept.
+    pub(super) fn keep_port(&self, forward: &Forward) -> Result<(), String> {
+        match &mut *self.kind.borrow_mut() {
+            Kind::Gateway(gateway) => gateway.keep_port(forward.outer).map_err(|why| format!("{forward}: {why}")),
+            Kind::Responder(_) => Ok(()),
+        }
+    }
+
     /// Leads connections from the uplink to the guest of a vif.
     ///
     /// # Errors

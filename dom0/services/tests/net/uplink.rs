@@ -7,7 +7,7 @@ use crate::common::guest::Rounds;
 use crate::frames::world::{ROUTER, ROUTER_MAC, UPLINK, UPLINK_MAC};
 use crate::frames::{Fill, ethernet, fill, ipv4, tcp, udp};
 use crate::front::{Front, Guest};
-use crate::world::{INTERRUPT, World, test_frame, test_text};
+use crate::world::{GATEWAY_MAC, INTERRUPT, World, test_frame, test_text};
 use crate::{ALL, dhcp};
 
 /// A connection from outside comes to a port. Returns the port of the guest at which it arrives.
@@ -67,6 +67,40 @@ fn forwards_lead_to_the_first_nat_vif_of_the_guest() {
     world.end(5);
     world.end(7);
     world.assert_clean(&[5, 7]);
+}
+
+#[test]
+fn ports_of_forwards_are_no_guest_s_own() {
+    const PORTS: std::ops::Range<u16> = 40_000..40_256;
+    // The network is there before the forwards, or is made after them.
+    for world in [World::new(), World::bare()] {
+        // Their guest is not there yet.
+        PORTS.for_each(|port| world.networks.add_forward(format!("udp:{port}:guest6:{port}").parse().unwrap()));
+        if world.networks().is_empty() {
+            world.networks.add_device("eth0", Box::new(world.wire.clone()), INTERRUPT, ());
+        }
+        let (guest, mut front) = world.connected(5, "");
+        world.serve_uplink();
+        let own = world.only(5).ip.unwrap().parse::<std::net::Ipv4Addr>().unwrap().octets();
+        let arp = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &ROUTER_MAC, &ROUTER, &UPLINK_MAC, &UPLINK].concat();
+        let mut begun = 0;
+        for port in 1_000..2_500 {
+            let packet = ipv4(own, ROUTER, 17, 0, 0, &[], &udp((port, 53), b"question"));
+            front.ask(&guest, &ethernet(GATEWAY_MAC, front.mac, 0x800, &packet));
+            if port == 1_000 {
+                world.wire.0.borrow_mut().coming.push_back(ethernet(UPLINK_MAC, ROUTER_MAC, 0x806, &arp));
+                world.machine.fake.raise_port(INTERRUPT);
+                world.machine.rounds(10);
+            }
+            for frame in world.wire.0.borrow_mut().sent.drain(..).filter(|frame| frame[23] == 17 && frame[37] == 53) {
+                let outer = u16::from_be_bytes([frame[34], frame[35]]);
+                assert!(!PORTS.contains(&outer), "{outer}");
+                begun += 1;
+            }
+        }
+        assert_eq!(begun, 1_500);
+        world.end(5);
+    }
 }
 
 #[test]

@@ -16,6 +16,8 @@ use crate::wire::Device;
 
 /// The port that the device of the network `nat` raises.
 pub const INTERRUPT: u32 = 1_000_000;
+/// The gateway's address on the side of the guests.
+pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x16, 0x3e, 0, 0, 0];
 /// The type of frames that only tests send.
 pub const TEST: u16 = 0x88b5;
 
