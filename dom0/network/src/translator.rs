@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Guarantees: what arrives from outside belongs to a flow that a guest began, with the very address and port to which the
-//! guest began the flow, or to a forward; a guest's flows cost other guests no flow of theirs; at most [`MAX_PARTS`] packets
-//! are known by their first part, [`MAX_OWN_PARTS`] of a guest.
+//! guest began the flow, or to a forward; a guest's flows cost other guests no flow of theirs, and leave them ports; at most
+//! [`MAX_PARTS`] packets are known by their first part, [`MAX_OWN_PARTS`] of a guest, and a guest's cost no guest that has
+//! fewer.
 
 use crate::bucket::{Random, SECOND};
 use crate::bytes::{be16, byte};
@@ -377,18 +378,16 @@ impl Translator {
     ) -> Result<u16, Reason> {
         let id = be16(frame, ip.at + 4).ok_or(Reason::Malformed)?;
         let new_id = u16::try_from(new_id).unwrap_or(0);
-        self.parts.retain(|parts| {
-            parts.expires_ns > now_ns
-                && (parts.port, parts.inward, parts.remote, parts.protocol, parts.id)
-                    != (port, inward, remote, ip.protocol, id)
-        });
-        let own = self.parts.iter().filter(|parts| parts.port == port).count();
-        let leaves = if own >= MAX_OWN_PARTS {
-            self.parts.iter().position(|parts| parts.port == port)
-        } else {
-            (self.parts.len() >= MAX_PARTS).then_some(0)
+        let same = |parts: &Parts| {
+            (parts.inward, parts.remote, parts.protocol, parts.id) == (inward, remote, ip.protocol, id)
+                // Outside, all guests have one address: a number stands for the packet that began last, whoever gets it.
+                && (inward || parts.port == port)
         };
-        if let Some(index) = leaves {
+        self.parts.retain(|parts| parts.expires_ns > now_ns && !same(parts));
+        let of = |port| self.parts.iter().filter(|parts| parts.port == port).count();
+        let most = self.parts.iter().map(|parts| parts.port).max_by_key(|port| of(*port));
+        let loses = if of(port) >= MAX_OWN_PARTS { Some(port) } else { most.filter(|_| self.parts.len() >= MAX_PARTS) };
+        if let Some(index) = self.parts.iter().position(|parts| Some(parts.port) == loses) {
             self.parts.remove(index);
         }
         self.parts.try_reserve(1).map_err(|_| Reason::Memory)?;

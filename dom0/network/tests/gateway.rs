@@ -502,6 +502,40 @@ fn the_parts_of_a_packet_follow_the_first() {
 }
 
 #[test]
+fn parts_from_outside_follow_the_last_first_part_of_their_number() {
+    let mut world = World::connected(2);
+    let outer = [0, 1].map(|index| {
+        let frame = world.guest_frame(index, 17, FAR, &udp((5_000, 53), b""));
+        ports(to_uplink(&world.guest(index, &frame, PLAIN))).0
+    });
+    let payload = [7; 1_500];
+    // The peer, or somebody in its name, uses a number twice within thirty seconds.
+    let answer = |index: usize| parts([UPLINK_MAC, ROUTER_MAC], FAR, UPLINK, 99, &udp((53, outer[index]), &payload));
+    for index in [0, 1] {
+        for part in &answer(index) {
+            to_guest(&world.uplink(part, PLAIN), &world, index);
+        }
+    }
+}
+
+#[test]
+fn guests_with_many_packets_in_parts_displace_none_of_another() {
+    let mut world = World::connected(5);
+    let part = |world: &mut World, index: usize, id: u16, number: usize| {
+        let guest = &world.guests[index];
+        let parts = parts([GATEWAY_MAC, guest.mac], guest.address, FAR, id, &udp((5_000, 53), &[0; 1_500]));
+        world.guest(index, &parts[number], PLAIN)
+    };
+    let flood = |world: &mut World, from: u16| {
+        (from..from + 20).for_each(|id| (1..5).for_each(|index| drop(part(world, index, id, 0).to_uplink)));
+    };
+    flood(&mut world, 0);
+    to_uplink(&part(&mut world, 0, 1, 0));
+    flood(&mut world, 100);
+    to_uplink(&part(&mut world, 0, 1, 1));
+}
+
+#[test]
 fn a_guest_has_a_thousand_flows_and_displaces_its_own_oldest() {
     let mut world = World::connected(2);
     let other = world.guest_frame(1, 17, FAR, &udp((1, 1), b""));
