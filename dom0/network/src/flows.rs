@@ -1,7 +1,7 @@
 //! The flows of one guest through the translator.
 //!
-//! Guarantees: at most [`MAX_FLOWS`]; if a further one begins, the one that was idle for longest ends. Finding a flow costs no
-//! more than the guest's own flows, and which flows share a chain depends on a secret.
+//! Guarantees: at most [`MAX_FLOWS`], or as many as the caller allows; if a further one begins, the one that was idle for
+//! longest ends. Finding a flow costs no more than the guest's own flows, and which flows share a chain depends on a secret.
 
 use crate::bucket::{SECOND, mix};
 use alloc::vec::Vec;
@@ -119,9 +119,9 @@ impl Flows {
         None
     }
 
-    /// Returns the flow that has been idle for longest; `None` if there is room for a further one.
-    pub(crate) const fn to_leave(&self) -> Option<u16> {
-        if self.count < MAX_FLOWS { None } else { Some(self.oldest) }
+    /// Returns the flow that has been idle for longest; `None` if there are fewer than `limit`.
+    pub(crate) const fn to_leave(&self, limit: usize) -> Option<u16> {
+        if self.count < limit { None } else { Some(self.oldest) }
     }
 
     /// Adds a flow. Returns its index; `None` if no memory or no slot is left.

@@ -167,6 +167,10 @@ impl Guests {
         self.guests.get_mut(index)
     }
 
+    pub(crate) const fn count(&self) -> usize {
+        self.guests.len()
+    }
+
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Guest> {
         self.guests.iter_mut()
     }

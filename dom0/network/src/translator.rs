@@ -190,13 +190,14 @@ impl Translator {
         self.parts.clear();
     }
 
-    /// Says what becomes of the source of a guest's packet.
+    /// Says what becomes of the source of a guest's packet. `share` is the guest's share of the flows: see [`share`].
     pub(crate) fn outward(
         &mut self,
         guest: &mut Guest,
         frame: &[u8],
         ip: &Ipv4,
         uplink: Ipv4Addr,
+        share: usize,
         now_ns: u64,
     ) -> Result<Change, Reason> {
         let mut change = Change { end: End::Source, address: uplink, port: 0, id: None };
@@ -219,7 +220,7 @@ impl Translator {
             .find(|forward| (forward.protocol, forward.port, forward.inner) == (key.protocol, guest.port, inner));
         change.port = match forward {
             Some(forward) => forward.outer,
-            None => self.flow(guest, key, flags, now_ns)?,
+            None => self.flow(guest, key, flags, share, now_ns)?,
         };
         if ip.fragment.is_some() {
             let new_id = self.random.below(65_536);
@@ -229,16 +230,19 @@ impl Translator {
     }
 
     /// Returns the outer port of a guest's flow, which begins if it is not known.
-    fn flow(&mut self, guest: &mut Guest, key: Key, flags: u8, now_ns: u64) -> Result<u16, Reason> {
+    fn flow(&mut self, guest: &mut Guest, key: Key, flags: u8, share: usize, now_ns: u64) -> Result<u16, Reason> {
         let packet = Packet { inward: false, flags };
         let index = match guest.flows.find(&key, self.secret) {
             Some(index) => index,
             None if key.protocol == protocol::TCP && flags & (SYN | ACK) != SYN => return Err(Reason::NoFlow),
             None => {
-                if let Some(oldest) = guest.flows.to_leave()
-                    && let Some(outer) = guest.flows.remove(oldest, self.secret)
-                {
-                    free(&mut self.ports, outer);
+                // Two leave where further guests have made the share smaller.
+                for _ in 0..2 {
+                    if let Some(oldest) = guest.flows.to_leave(share)
+                        && let Some(outer) = guest.flows.remove(oldest, self.secret)
+                    {
+                        free(&mut self.ports, outer);
+                    }
                 }
                 let outer = self.free_port()?;
                 let index = guest.flows.insert(key, outer, self.secret).ok_or(Reason::Memory)?;
@@ -409,6 +413,11 @@ impl Translator {
         let next = from + AT_ONCE;
         self.sweep = if usize::from(next) < crate::flows::MAX_FLOWS { (place, next) } else { (place + 1, 0) };
     }
+}
+
+/// Returns how many flows each of `guests` guests may have. Half of the ports stay free, so that a free one is soon found.
+pub(crate) fn share(guests: usize) -> usize {
+    (PORTS / 2 / guests.max(1)).min(crate::flows::MAX_FLOWS)
 }
 
 /// Marks a port as free.

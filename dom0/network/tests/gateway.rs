@@ -536,6 +536,25 @@ fn guests_with_many_packets_in_parts_displace_none_of_another() {
 }
 
 #[test]
+fn many_guests_with_many_flows_leave_ports_to_others() {
+    let mut world = World::connected(40);
+    let begin = |world: &mut World, index: usize, port: u16| {
+        let frame = world.guest_frame(index, 17, FAR, &udp((port, 53), b""));
+        world.guest(index, &frame, PLAIN).to_uplink.len()
+    };
+    for port in 1_000..2_024 {
+        (1..40).for_each(|index| assert!(begin(&mut world, index, port) <= 1));
+    }
+    let flows = |world: &World, index: usize| world.gateway.flows(world.guests[index].port).unwrap();
+    let begun: usize = (0..300).map(|port| begin(&mut world, 0, 1_000 + port)).sum();
+    assert_eq!((begun, flows(&world, 0)), (300, 301));
+    // With fewer guests, a guest has more.
+    (2..40).for_each(|index| assert!(world.gateway.detach(world.guests[index].port)));
+    (0..1_100).for_each(|port| assert_eq!(begin(&mut world, 0, 3_000 + port), 1));
+    assert_eq!(flows(&world, 0), 1_024);
+}
+
+#[test]
 fn a_guest_has_a_thousand_flows_and_displaces_its_own_oldest() {
     let mut world = World::connected(2);
     let other = world.guest_frame(1, 17, FAR, &udp((1, 1), b""));

@@ -3,6 +3,7 @@
 use super::*;
 use crate::guests::dhcp_question;
 use crate::rewrite::rewrite;
+use crate::translator::share;
 
 impl Gateway {
     pub(super) fn handle_guest(
@@ -115,6 +116,7 @@ impl Gateway {
             }
             return Err(Reason::TooLong);
         };
+        let share = share(self.guests.count());
         let guest = self.guests.get_mut(port).ok_or(Reason::Unattached)?;
         let is_error = matches!(ip.transport, Some(Transport { protocol: L4::Icmp { kind: 3 | 11 | 12 }, .. }));
         if is_error && ip.fragment.is_none() {
@@ -130,7 +132,7 @@ impl Gateway {
             // The error has no port that could be replaced.
             rewrite(frame, &Ipv4 { transport: None, ..*ip }, &change, info.checksum).ok_or(Reason::Malformed)?;
         } else {
-            let change = self.translator.outward(guest, frame, ip, uplink.address, now_ns)?;
+            let change = self.translator.outward(guest, frame, ip, uplink.address, share, now_ns)?;
             rewrite(frame, ip, &change, info.checksum).ok_or(Reason::Malformed)?;
         }
         self.send(frame, to, &uplink, info, now_ns, out)
