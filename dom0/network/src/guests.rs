@@ -19,6 +19,8 @@ const MAX_GUESTS: usize = 1_024;
 const DHCP_A_SECOND: u64 = 10;
 /// Echoes of a guest that are answered, and errors about its packets, in a second.
 const ICMP_A_SECOND: u64 = 100;
+/// Stations of the uplink's network that a guest makes the gateway look for in a second.
+const NEIGHBOURS_A_SECOND: u64 = 10;
 /// The longest name of a guest that is handed out, in bytes.
 const MAX_NAME: usize = 63;
 
@@ -62,6 +64,8 @@ pub(crate) struct Guest {
     dhcp: Bucket,
     /// Limits echoes and errors.
     pub(crate) icmp: Bucket,
+    /// Limits questions about neighbours.
+    pub(crate) neighbours: Bucket,
     pub(crate) flows: Flows,
 }
 
@@ -144,8 +148,8 @@ impl Guests {
         own.try_reserve_exact(name.len()).map_err(|_| CannotAttach::Memory)?;
         own.push_str(name);
         self.guests.try_reserve(1).map_err(|_| CannotAttach::Memory)?;
-        let (dhcp, icmp) = (Bucket::new(DHCP_A_SECOND), Bucket::new(ICMP_A_SECOND));
-        self.guests.insert(index, Guest { port, mac, address, name: own, dhcp, icmp, flows: Flows::new() });
+        let [dhcp, icmp, neighbours] = [DHCP_A_SECOND, ICMP_A_SECOND, NEIGHBOURS_A_SECOND].map(Bucket::new);
+        self.guests.insert(index, Guest { port, mac, address, name: own, dhcp, icmp, neighbours, flows: Flows::new() });
         Ok(address)
     }
 

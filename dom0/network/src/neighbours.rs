@@ -1,7 +1,8 @@
 //! Which Ethernet address a station of the uplink's network has.
 //!
 //! Guarantees: at most [`MAX_NEIGHBOURS`] are known or asked for, each with one waiting frame of at most [`MAX_WAITING`] bytes;
-//! an answer to no question changes nothing; the router, once known, is not displaced by others.
+//! an answer to no question changes nothing; the router, once known, is not displaced by others; a guest's questions cost other
+//! guests no question of theirs.
 
 use crate::bucket::{Bucket, SECOND};
 use crate::{FrameInfo, Mac};
@@ -18,8 +19,6 @@ const GOOD_NS: u64 = 120 * SECOND;
 const AGAIN_NS: u64 = 30 * SECOND;
 /// How many questions stay without answer.
 const TRIES: u8 = 3;
-/// Questions about further neighbours in a second.
-const A_SECOND: u64 = 50;
 
 #[derive(Debug)]
 struct Neighbour {
@@ -45,21 +44,26 @@ pub(crate) struct Known {
 #[derive(Debug)]
 pub(crate) struct Neighbours {
     all: Vec<Neighbour>,
-    questions: Bucket,
 }
 
 impl Neighbours {
     pub(crate) const fn new() -> Self {
-        Self { all: Vec::new(), questions: Bucket::new(A_SECOND) }
+        Self { all: Vec::new() }
     }
 
     pub(crate) fn clear(&mut self) {
         self.all.clear();
     }
 
-    /// Returns what is known of a neighbour. `router` is never displaced. Returns `None` if there is no room to ask for the
-    /// neighbour.
-    pub(crate) fn find(&mut self, address: Ipv4Addr, router: Option<Ipv4Addr>, now_ns: u64) -> Option<Known> {
+    /// Returns what is known of a neighbour. `router` is never displaced. A question about a further neighbour is taken from
+    /// `questions`. Returns `None` if there is no room to ask for the neighbour, or there were too many questions.
+    pub(crate) fn find(
+        &mut self,
+        address: Ipv4Addr,
+        router: Option<Ipv4Addr>,
+        questions: &mut Bucket,
+        now_ns: u64,
+    ) -> Option<Known> {
         if let Some(neighbour) = self.all.iter_mut().find(|neighbour| neighbour.address == address) {
             if neighbour.mac.is_some() && neighbour.until_ns <= now_ns {
                 (neighbour.mac, neighbour.tries) = (None, 0);
@@ -78,7 +82,7 @@ impl Neighbours {
             return Some(Known { mac: neighbour.mac, ask });
         }
         // Only questions about further neighbours count: nobody can keep those in use from being asked again.
-        if Some(address) != router && !self.questions.take(now_ns) {
+        if Some(address) != router && !questions.take(now_ns) {
             return None;
         }
         if self.all.len() >= MAX_NEIGHBOURS {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::guests::dhcp_question;
+use crate::neighbours::Known;
 use crate::rewrite::rewrite;
 use crate::translator::share;
 
@@ -135,22 +136,22 @@ impl Gateway {
             let change = self.translator.outward(guest, frame, ip, uplink.address, share, now_ns)?;
             rewrite(frame, ip, &change, info.checksum).ok_or(Reason::Malformed)?;
         }
-        self.send(frame, to, &uplink, info, now_ns, out)
+        let direct = uplink.network.is_some_and(|network| network.contains(to));
+        let hop = if direct { to } else { uplink.router.ok_or(Reason::NoUplink)? };
+        let known = self.neighbours.find(hop, uplink.router, &mut guest.neighbours, now_ns).ok_or(Reason::Neighbour)?;
+        self.send(frame, hop, known, &uplink, info, out)
     }
 
     /// Sends a packet to the uplink's next hop, or keeps the packet until the hop is known.
     fn send(
         &mut self,
         frame: &mut [u8],
-        to: Ipv4Addr,
+        hop: Ipv4Addr,
+        known: Known,
         uplink: &Address,
         info: FrameInfo,
-        now_ns: u64,
         out: &mut dyn Output,
     ) -> Result<(), Reason> {
-        let direct = uplink.network.is_some_and(|network| network.contains(to));
-        let hop = if direct { to } else { uplink.router.ok_or(Reason::NoUplink)? };
-        let known = self.neighbours.find(hop, uplink.router, now_ns).ok_or(Reason::Neighbour)?;
         if known.ask {
             self.send_arp(1, uplink.address, (Mac([0; 6]), hop), Mac::BROADCAST, out);
         }
