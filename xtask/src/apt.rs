@@ -13,25 +13,72 @@ use xshell::{Shell, cmd};
 /// The helper behind apt's downloads: it knows the machine's proxy and certificates and checks the hash.
 const HELPER: &str = "/usr/lib/apt/apt-helper";
 
+/// A source of packages that apt is configured for: its address with a trailing slash, its label, and the release.
+struct Source {
+    uri: String,
+    label: String,
+    release: String,
+}
+
 /// The address of the Debian archive apt is configured for, with a trailing slash.
 pub(crate) fn archive(sh: &Shell) -> Result<String> {
-    if let Some(archive) = configured(sh, &[])? {
-        return Ok(archive);
+    Ok(debian(&known(sh)?)?.uri.clone())
+}
+
+/// The lines of a `sources.list` for the release `suite` of Debian: from the archive apt is configured for, with updates and
+/// security updates if apt is configured for those of this machine's own release.
+///
+/// # Errors
+/// No apt, or apt is configured for no Debian archive.
+pub fn sources(sh: &Shell, suite: &str) -> Result<Vec<String>> {
+    lines(&known(sh)?, suite)
+}
+
+fn lines(sources: &[Source], suite: &str) -> Result<Vec<String>> {
+    let line = |source: &Source, ending: &str| format!("deb {} {suite}{ending} main", source.uri);
+    let updates = sources.iter().find(|source| source.label == "Debian" && source.release.ends_with("-updates"));
+    let security = sources.iter().find(|source| source.label == "Debian-Security");
+    let more = [(updates, "-updates"), (security, "-security")];
+    let more = more.into_iter().filter_map(|(source, ending)| Some(line(source?, ending)));
+    Ok(std::iter::once(line(debian(sources)?, "")).chain(more).collect())
+}
+
+fn debian(sources: &[Source]) -> Result<&Source> {
+    sources.iter().find(|source| source.label == "Debian").context("apt has no Debian archive configured")
+}
+
+/// The sources that apt is configured for, with their labels.
+fn known(sh: &Shell) -> Result<Vec<Source>> {
+    let sources = configured(sh, &[])?;
+    if debian(&sources).is_ok() {
+        return Ok(sources);
     }
     // apt knows the labels of its archives from their indexes, and a fresh machine has none: fetch them for ourselves.
     let scratch = cache::scratch()?;
     let state = &private_state(sh, scratch.path(), Installed::Nothing)?;
     // One foreign archive out of reach is no reason to stop: what counts is what can be asked afterwards.
     cmd!(sh, "apt-get {state...} -qq update").quiet().ignore_stderr().ignore_status().run()?;
-    configured(sh, state)?.context("apt has no Debian archive configured")
+    configured(sh, state)
 }
 
-/// The Debian archive among those apt knows the label of.
-fn configured(sh: &Shell, options: &[String]) -> Result<Option<String>> {
-    let query = ["--format", "$(REPO_URI) $(LABEL)", "Identifier: Packages", "Component: main"];
+/// The sources that apt is configured for. apt knows the label of a source whose index it has.
+fn configured(sh: &Shell, options: &[String]) -> Result<Vec<Source>> {
+    let format = "$(REPO_URI) $(RELEASE) $(LABEL)";
+    let query = ["--format", format, "Identifier: Packages", "Component: main"];
     let targets = cmd!(sh, "apt-get {options...} indextargets {query...}").quiet().ignore_stderr().read();
-    let targets = targets.context("no apt on this machine")?;
-    Ok(targets.lines().find_map(|line| line.strip_suffix(" Debian")).map(str::to_owned))
+    Ok(targets.context("no apt on this machine")?.lines().filter_map(source).collect())
+}
+
+/// The source in a line of [`configured`].
+fn source(line: &str) -> Option<Source> {
+    let mut words = line.splitn(3, ' ').map(str::to_owned);
+    Some(Source { uri: words.next()?, release: words.next()?, label: words.next().unwrap_or_default() })
+}
+
+/// What apt is configured for, as a text that is another for other sources.
+pub(crate) fn configuration(sh: &Shell) -> Result<String> {
+    let sources = configured(sh, &[])?;
+    Ok(sources.iter().map(|source| format!("{} {}\n", source.uri, source.release)).collect())
 }
 
 /// Options that make apt keep its state in the folder `dir` instead of its own.
@@ -265,5 +312,57 @@ impl Record {
     /// The size of the package file in bytes.
     pub(crate) fn size(&self) -> Result<u64> {
         Ok(self.field("Size")?.parse()?)
+    }
+}
+
+/// Returns a folder of the cache with a small archive: these packages of the release `suite` of Debian, and their index
+/// `Packages`. It is not signed.
+///
+/// # Errors
+/// A package cannot be fetched.
+pub fn mirror(sh: &Shell, suite: &str, packages: &[&str]) -> Result<PathBuf> {
+    let target = cache::dir()?.join("mirror").join(format!("{suite}-{}", packages.join("-")));
+    if target.is_dir() {
+        return Ok(target);
+    }
+    let scratch = cache::scratch()?;
+    let lists = Lists::update(sh, scratch.path(), &[suite], Installed::Nothing)?;
+    let staging = scratch.path().join("mirror");
+    fs::create_dir(&staging)?;
+    let mut index = String::new();
+    for package in packages {
+        let record = lists.record(sh, package)?;
+        let file = lists.fetch(sh, &record, &staging)?;
+        let name = file.file_name().and_then(OsStr::to_str).context("a package without a name")?;
+        index += &record.0.replace(record.field("Filename")?, &format!("./{name}"));
+        index += "\n\n";
+    }
+    fs::write(staging.join("Packages"), index)?;
+    cache::publish(&staging, &target)?;
+    Ok(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_has_the_sources_of_this_machine() {
+        let read = |text: &str| text.lines().filter_map(source).collect::<Vec<_>>();
+        let main = "https://foreign/ nodistro Node\nhttp://here/debian/ stable Debian\n";
+        let lines_of = |text: &str| lines(&read(text), "trixie");
+        assert_eq!(lines_of(main).unwrap(), ["deb http://here/debian/ trixie main"]);
+        let all = format!(
+            "{main}http://there/ stable-updates Debian\nhttp://safe/ stable-security Debian-Security\n\
+             http://back/ bookworm-backports Debian Backports\n"
+        );
+        let wanted = [
+            "deb http://here/debian/ trixie main",
+            "deb http://there/ trixie-updates main",
+            "deb http://safe/ trixie-security main",
+        ];
+        assert_eq!(lines_of(&all).unwrap(), wanted);
+        // Without an index, apt knows no label.
+        assert_eq!(lines_of("http://here/ stable \n").unwrap_err().to_string(), "apt has no Debian archive configured");
     }
 }

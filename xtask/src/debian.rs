@@ -4,8 +4,7 @@
 //! Files of a distribution have many owners, so somebody who may be all of them unpacks them: root, or the root of a user
 //! namespace, which has the host user's range of user ids (`/etc/subuid`). Nothing is installed on the host.
 
-use crate::apt::{self, Programs};
-use crate::{build, cache, ext4, guest_file, kernels, mebibytes, ssh};
+use crate::{bootstrap, build, cache, ext4, guest_file, kernels, mebibytes, ssh};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
@@ -75,43 +74,13 @@ fn package(text: &str) -> Result<String, String> {
     }
 }
 
-const BOOTSTRAP: Programs = Programs {
-    kind: "mmdebstrap",
-    packages: &["mmdebstrap"],
-    why: "to install Debian for guests",
-    complete: |root| root.join("usr/bin/mmdebstrap").is_file(),
-};
-
-/// The packages of each guest, beside those that every Debian has.
-const PACKAGES: [&str; 14] = [
-    "apt-utils",
-    "ca-certificates",
-    "dbus",
-    "e2fsprogs",
-    "iproute2",
-    "iputils-ping",
-    "kmod",
-    "less",
-    "nano",
-    "openssh-server",
-    "procps",
-    "systemd-resolved",
-    "systemd-sysv",
-    "udev",
-];
-/// What is done in the new system once all packages are installed. Root logs in on the console without a password: whoever has
-/// the console has the machine. sshd takes the key alone.
-const SETUP: &str = "passwd -q -d root
-systemctl -q enable systemd-networkd systemd-resolved
-rm -f /etc/ssh/ssh_host_* /etc/machine-id
-: > /etc/machine-id";
-
 /// Devices with any name ask for addresses: kernels name the device of a vif `eth0` or `enX0`.
 const NETWORK: &str = "[Match]\nType=ether\n\n[Network]\nDHCP=yes\n";
 /// Each guest makes host keys of its own when it first starts.
 const HOST_KEYS: &str =
     "[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n";
-const FSTAB: &str = "/dev/xvda / ext4 errors=remount-ro 0 1\n";
+/// A kernel that is alone on a machine calls the disk otherwise than a guest does.
+const FSTAB: &str = "LABEL=debian / ext4 errors=remount-ro 0 1\n";
 
 /// Unpacks the archive `$1` into the folder `$2`, lays the files below `$3` over it as root's, and lists the modules of the
 /// kernel `$4`. Then makes a file system of the folder in the file `$6` by the program `$5`, and removes the folder.
@@ -160,13 +129,11 @@ impl Image {
         }
         let folder = self.disk.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         ensure!(folder.is_dir(), "no folder for {}", self.disk.display());
-        let user = User::find()?;
-        let archive = archive(sh, recipe, &user)?;
-        eprintln!("making the file system of {} ({} MiB) as {}", self.disk.display(), recipe.size, user.name());
+        let made = cached(sh, recipe)?;
         // In the folder of the disk, so that the finished disk is renamed into place.
         let scratch = tempfile::Builder::new().prefix("part-").tempdir_in(folder)?;
         let staging = scratch.path().join("disk");
-        file_system(sh, recipe, &user, &archive, scratch.path(), &staging)?;
+        copy(sh, &made, &staging)?;
         fs::write(&self.guest, self.description(recipe))?;
         fs::rename(&staging, &self.disk).inspect_err(|_| drop(fs::remove_file(&self.guest)))?;
         Ok(())
@@ -245,7 +212,7 @@ impl User {
     }
 
     /// How mmdebstrap calls it.
-    const fn mode(self) -> &'static str {
+    pub(crate) const fn mode(self) -> &'static str {
         match self {
             Self::Root => "root",
             Self::Namespace => "unshare",
@@ -265,15 +232,18 @@ impl User {
     }
 }
 
-/// Returns an archive of an installed Debian: of the cache, or made now.
-fn archive(sh: &Shell, recipe: &Recipe, user: &User) -> Result<PathBuf> {
-    let mut packages: Vec<&str> = PACKAGES.into_iter().chain(recipe.packages.iter().map(String::as_str)).collect();
-    packages.sort_unstable();
-    packages.dedup();
-    let suite = recipe.suite.name();
+/// Returns the disk of this recipe as it is before a guest has started from it: of the cache, or made now. Nobody may write it.
+///
+/// # Errors
+/// Why Debian cannot be fetched or installed.
+pub fn cached(sh: &Shell, recipe: &Recipe) -> Result<PathBuf> {
+    let user = User::find()?;
+    let archive = bootstrap::archive(sh, recipe, user)?;
+    let kernel = kernels::stock(sh, recipe.suite.kernel())?.version()?;
+    let files = files(&ssh::Client::find(sh)?)?;
     let mut hasher = DefaultHasher::new();
-    (&packages, SETUP).hash(&mut hasher);
-    let target = cache::dir()?.join("debian").join(format!("{suite}-{:016x}.tar", hasher.finish()));
+    (&archive, recipe.size, kernel, kernels::SYSTEM_MODULES, UNPACK, &files).hash(&mut hasher);
+    let target = cache::dir()?.join("debian").join(format!("{}-{:016x}.img", recipe.suite.name(), hasher.finish()));
     if target.is_file() {
         return Ok(target);
     }
@@ -281,66 +251,63 @@ fn archive(sh: &Shell, recipe: &Recipe, user: &User) -> Result<PathBuf> {
     if target.is_file() {
         return Ok(target);
     }
-    let root = BOOTSTRAP.find(sh)?;
+    let (name, size) = (recipe.suite.name(), recipe.size);
+    eprintln!("making the file system of Debian {name} ({size} MiB) as {}", user.name());
     let scratch = cache::scratch()?;
-    // mmdebstrap's own user writes here, too.
-    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755))?;
-    let mirror = apt::archive(sh)?;
-    let sources = [suite.to_owned(), format!("{suite}-updates")].map(|suite| format!("deb {mirror} {suite} main"));
-    let (staging, log) = (scratch.path().join("tar"), scratch.path().join("log"));
-    eprintln!(
-        "installing Debian {suite} for guests: {} packages and what they need (once, some minutes)",
-        packages.len()
-    );
-    let mut command = apt::command(&root, Path::new("perl"));
-    command.arg(root.join("usr/bin/mmdebstrap")).args(["--quiet", "--variant=minbase", "--format=tar"]);
-    command.arg(format!("--mode={}", user.mode())).arg(format!("--include={}", packages.join(",")));
-    command.arg(format!("--customize-hook=chroot \"$1\" sh -euc '{SETUP}'"));
-    command.arg(suite).arg(&staging).args(&sources);
-    command.env("TMPDIR", scratch.path());
-    let status = command.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?).status();
-    let status = status.context("cannot start perl, which mmdebstrap is written in")?;
-    if !status.success() {
-        let text = fs::read_to_string(&log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("E: ")).collect();
-        let why = lines.first().copied().or_else(|| text.lines().last()).unwrap_or_default();
-        bail!("mmdebstrap cannot install Debian {suite} from {mirror}: {why}");
-    }
+    let staging = scratch.path().join("disk");
+    file_system(sh, recipe, user, &archive, &files, scratch.path())?;
     cache::publish(&staging, &target)?;
     Ok(target)
 }
 
-/// Makes the file system of an installed Debian in the file `image`. `scratch` is an empty folder.
-fn file_system(sh: &Shell, recipe: &Recipe, user: &User, archive: &Path, scratch: &Path, image: &Path) -> Result<()> {
-    let (root, over) = (scratch.join("root"), scratch.join("over"));
+/// Copies a disk, without the blocks that hold nothing.
+fn copy(sh: &Shell, from: &Path, to: &Path) -> Result<()> {
+    cmd!(sh, "cp --sparse=always --reflink=auto {from} {to}").quiet().run().context("cannot copy the disk")
+}
+
+/// Makes the file system of an installed Debian in the file `disk` of the empty folder `scratch`.
+fn file_system(
+    sh: &Shell,
+    recipe: &Recipe,
+    user: User,
+    archive: &Path,
+    files: &[(&str, String, u32)],
+    scratch: &Path,
+) -> Result<()> {
+    let (root, over, image) = (scratch.join("root"), scratch.join("over"), scratch.join("disk"));
     fs::create_dir(&root)?;
-    let release = lay_out(sh, recipe, &over)?;
-    File::create(image)?.set_len(u64::from(recipe.size) << 20)?;
+    let release = lay_out(sh, recipe, files, &over)?;
+    File::create(&image)?.set_len(u64::from(recipe.size) << 20)?;
     let tools = ext4::Tools::find(sh)?;
     let mut command = user.command("sh");
     command.args(["-euc", UNPACK, "sh"]).arg(archive).arg(&root).arg(&over).arg(release);
-    command.arg(tools.maker()?).arg(image).envs(tools.environment());
+    command.arg(tools.maker()?).arg(&image).envs(tools.environment());
     let output = command.output()?;
     let why = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "cannot make the file system: {}", why.lines().last().unwrap_or_default());
-    tools.check(image).context("the new file system")
+    tools.check(&image).context("the new file system")
+}
+
+/// The files that a guest has beside those of packages and modules: names, contents, and modes.
+fn files(client: &ssh::Client) -> Result<Vec<(&'static str, String, u32)>> {
+    Ok(vec![
+        ("etc/hostname", "debian\n".to_owned(), 0o644),
+        ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost\n".to_owned(), 0o644),
+        ("etc/fstab", FSTAB.to_owned(), 0o644),
+        ("etc/systemd/network/80-vif.network", NETWORK.to_owned(), 0o644),
+        ("etc/systemd/system/ssh.service.d/keys.conf", HOST_KEYS.to_owned(), 0o644),
+        ("root/.ssh/authorized_keys", client.public()?, 0o600),
+    ])
 }
 
 /// Writes what the guest has beside packages below the folder `over`. Returns the kernel's release.
-fn lay_out(sh: &Shell, recipe: &Recipe, over: &Path) -> Result<String> {
-    let client = ssh::Client::find(sh)?;
-    let write = |name: &str, text: &str, mode: u32| -> Result<()> {
+fn lay_out(sh: &Shell, recipe: &Recipe, files: &[(&str, String, u32)], over: &Path) -> Result<String> {
+    for (name, text, mode) in files {
         let file = over.join(name);
         fs::create_dir_all(file.parent().context("no folder")?)?;
         fs::write(&file, text)?;
-        Ok(fs::set_permissions(&file, fs::Permissions::from_mode(mode))?)
-    };
-    write("etc/hostname", "debian\n", 0o644)?;
-    write("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost\n", 0o644)?;
-    write("etc/fstab", FSTAB, 0o644)?;
-    write("etc/systemd/network/80-vif.network", NETWORK, 0o644)?;
-    write("etc/systemd/system/ssh.service.d/keys.conf", HOST_KEYS, 0o644)?;
-    write("root/.ssh/authorized_keys", &client.public()?, 0o600)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(*mode))?;
+    }
     for (folder, mode) in [("root", 0o700), ("root/.ssh", 0o700)] {
         fs::set_permissions(over.join(folder), fs::Permissions::from_mode(mode))?;
     }

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use std::fs;
 use std::path::Path;
 use xshell::{Shell, cmd};
+use xtask::debian::User;
 use xtask::{cache, ext4, grub, kernels, qemu, ssh, sysroot};
 
 /// Memory the tests need on the host, in KiB: two machines of 1 GiB at a time, and the compiler beside them.
@@ -28,6 +29,7 @@ pub(crate) fn doctor(sh: &Shell) -> Result<()> {
     findings.extend(kernels::names().map(|name| ("guest kernel", kernel(name))));
     findings.push(("images", ready(grub::Tools::state())));
     findings.push(("file systems", ready(ext4::Tools::state())));
+    findings.push(("Debian disks", debian()));
     findings.push(("ssh", ready(ssh::Client::state())));
     findings.push(("packages", packages()));
     findings.push(("memory", memory()));
@@ -85,6 +87,14 @@ fn kernel(name: &str) -> Finding {
         Ok(true) => Good(format!("stock {name} in the cache")),
         Ok(false) => Later(format!("stock {name} would be fetched from the distribution (70 MB)")),
         Err(error) => Bad(format!("{error:#}")),
+    }
+}
+
+/// Who makes the disks of `cargo xtask image debian`.
+fn debian() -> Finding {
+    match User::find() {
+        Ok(user) => Good(format!("made as {}", user.name())),
+        Err(why) => Later(format!("none can be made: {why:#}")),
     }
 }
 

@@ -216,6 +216,9 @@ fn modules(sh: &Shell, name: &str) -> Result<PathBuf> {
     module_set(sh, name, modules::OF_GUESTS)
 }
 
+/// The name of the folder with [`all_modules`], which is another for another choice of modules.
+pub(crate) const SYSTEM_MODULES: &str = modules::OF_SYSTEMS.folder;
+
 /// The folder with all modules of the stock kernel called `name` that a guest with a disk of its own may want, in
 /// `RELEASE/kernel`.
 ///

@@ -2,7 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-mod apt;
+pub mod apt;
+mod bootstrap;
 pub mod build;
 pub mod built;
 pub mod bundle;
