@@ -315,6 +315,9 @@ impl Record {
     }
 }
 
+/// A small package for tests: it needs no other than the C library.
+pub const TEST_PACKAGE: &str = "hello";
+
 /// Returns a folder of the cache with a small archive: these packages of the release `suite` of Debian, and their index
 /// `Packages`. It is not signed.
 ///

@@ -10,7 +10,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 use xshell::{Shell, cmd};
-use xtask::{build, ext4, firmware, grub, kernels, qemu, sysroot, xen};
+use xtask::debian::{self, Recipe, User};
+use xtask::{apt, build, ext4, firmware, grub, kernels, qemu, sysroot, xen};
 
 /// The whole run should take no longer on two cores that have nothing else to do. One that does says so, and has not
 /// failed: the machine may be busy.
@@ -120,7 +121,8 @@ fn measured(sh: &Shell, total: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// Images, emulator, kernel, initramfs, ssh, GRUB and firmware: nothing a system test needs is built or fetched while it runs.
+/// Images, emulator, kernel, initramfs, ssh, GRUB, firmware and Debian: nothing that a system test needs is built or fetched
+/// while it runs.
 pub(crate) fn prepare_system_tests(sh: &Shell) -> Result<()> {
     let start = Instant::now();
     sysroot::ensure_target(sh)?;
@@ -135,6 +137,13 @@ pub(crate) fn prepare_system_tests(sh: &Shell) -> Result<()> {
     grub::Tools::find(sh)?;
     firmware::uefi(sh)?;
     ext4::Tools::find(sh)?;
+    match User::find() {
+        Ok(_) => {
+            debian::cached(sh, &Recipe::default())?;
+            apt::mirror(sh, debian::Suite::Bookworm.name(), &[apt::TEST_PACKAGE])?;
+        }
+        Err(why) => println!("== left out: the test with Debian: {why:#}"),
+    }
     println!("== images, emulator and kernels ready in {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
 }

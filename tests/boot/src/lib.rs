@@ -16,6 +16,7 @@
 pub mod answers;
 pub mod gpt;
 pub mod guests;
+pub mod http;
 pub mod nbd;
 
 use anyhow::{Context, Result, bail};

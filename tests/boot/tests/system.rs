@@ -36,6 +36,7 @@ use boot::guests::{self, Run};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use xtask::debian::{Suite, User};
 use xtask::{build, built, kernels};
 
 /// A story, and what it is called.
@@ -164,6 +165,9 @@ fn trials() -> Result<Vec<Trial>> {
         trials.extend(kernels::DAILY.into_iter().flat_map(kernel_trials));
         trials.extend(cpus::DAILY.map(|(model, kernel)| cpus::daily(model, kernel)));
         trials.extend(STORIES.iter().map(|(name, story)| trial((*name).to_owned(), story)));
+        let title = "debian_keeps_what_was_written";
+        let debian = trial(title.to_owned(), || debian::keeps_what_was_written(title, Suite::Bookworm));
+        trials.push(debian.with_ignored_flag(User::find().is_err()));
     }
     Ok(trials)
 }

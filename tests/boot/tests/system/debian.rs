@@ -1,8 +1,9 @@
-//! A guest with Debian: entered on its console and by ssh, started anew, and turned off.
+//! A guest with Debian: entered on its console and by ssh, given a package, started anew, and turned off.
 
 use crate::networks::{free_port, output};
 use crate::stories::dom0;
 use anyhow::{Context, Result, ensure};
+use boot::http::{self, HOST};
 use boot::{Machine, Setup};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use xtask::debian::{Image, Recipe, Suite};
 use xtask::disk::Disk;
 use xtask::machine::Network;
 use xtask::ssh::Client;
-use xtask::{ext4, guest_file};
+use xtask::{apt, ext4, guest_file};
 
 /// How long a machine may take.
 const LIMIT: Duration = Duration::from_mins(30);
@@ -19,9 +20,16 @@ const LOGIN: Duration = Duration::from_mins(10);
 /// How long a command may take.
 const COMMAND: Duration = Duration::from_mins(5);
 const PROMPT: &str = "root@debian:~# ";
+/// The package that is installed. Its program has the same name, and prints this.
+const PACKAGE: &str = apt::TEST_PACKAGE;
+const GREETING: &str = "Hello, world!\n";
+/// Writes 100 MiB whose pieces differ, and prints their sum.
+const WRITE: &str = "head -c 1048576 /dev/urandom > part && for n in $(seq 100); do echo $n; cat part; done > data && \
+                     sync && md5sum data";
 
-/// A guest with this release of Debian is entered on its console and by ssh, and no unit of it fails. What it writes is there
-/// when it has rebooted. After it has turned itself off, its file system needs no repair.
+/// A guest with this release of Debian is entered on its console and by ssh, and no unit of it fails. It installs a package
+/// from an archive on the host. The package and what the guest writes are there when it has rebooted. After it has turned
+/// itself off, its file system needs no repair.
 pub(crate) fn keeps_what_was_written(title: &str, suite: Suite) -> Result<()> {
     let sh = boot::shell()?;
     let folder = tempfile::tempdir()?;
@@ -34,6 +42,7 @@ pub(crate) fn keeps_what_was_written(title: &str, suite: Suite) -> Result<()> {
     let bundle = dom0("")?.forwards(&forwards).described(guests.first().context("a file is a guest")?);
     let arguments = disks.iter().enumerate().flat_map(|(number, disk)| disk.arguments(number)).collect();
     let network = Some(Network { forwards });
+    let begin = Instant::now();
     let mut machine =
         Machine::boot(title, &Setup { memory: 1024, limit: LIMIT, network, arguments, ..Setup::new(bundle) })?;
     machine.expect("debian login: ", LOGIN)?;
@@ -44,7 +53,14 @@ pub(crate) fn keeps_what_was_written(title: &str, suite: Suite) -> Result<()> {
     let first = running(&ssh)?;
     let release = ssh(". /etc/os-release; echo $VERSION_CODENAME")?;
     ensure!(release.trim_end() == suite.name(), "{suite:?} is {release}");
-    let sum = ssh("head -c 104857600 /dev/urandom > data && sync && sha256sum data")?;
+    let sources = ssh("cat /etc/apt/sources.list")?;
+    ensure!(
+        sources.lines().filter(|line| !line.is_empty()).eq(apt::sources(&sh, suite.name())?),
+        "not the sources of this machine: {sources}"
+    );
+    let mirror = http::serve(http::files(&apt::mirror(&sh, suite.name(), &[PACKAGE])?)?)?;
+    ssh(&format!("dpkg -s {PACKAGE} 2>/dev/null && exit 1; {}", install(mirror)))?;
+    let sum = ssh(WRITE)?;
     // The guest makes its host keys itself, and its own number.
     let made =
         ssh("test $(stat -c %Y /etc/ssh/ssh_host_ed25519_key) -ge $(stat -c %Y /etc/hostname) && cat /etc/machine-id")?;
@@ -53,13 +69,24 @@ pub(crate) fn keeps_what_was_written(title: &str, suite: Suite) -> Result<()> {
     machine.expect("debian login: ", 2 * LOGIN)?;
     let second = running(&ssh)?;
     ensure!(first != second, "the guest has not rebooted: {first}");
-    let left = ssh("sha256sum data")?;
+    let greeting = ssh(PACKAGE)?;
+    ensure!(greeting == GREETING, "{PACKAGE} prints {greeting:?}");
+    let left = ssh("md5sum data")?;
     ensure!(left == sum, "the guest reads {left}, and wrote {sum}");
     machine.type_line("root")?;
     machine.expect(PROMPT, COMMAND)?;
     machine.type_line("poweroff")?;
     machine.finish()?.require_success()?;
+    println!("Debian {} boots twice and is changed in {:.0} s", suite.name(), begin.elapsed().as_secs_f64());
     ext4::Tools::find(&sh)?.check(&image.disk)
+}
+
+/// Installs the package from the archive at this port of the host, and from no other.
+fn install(port: u16) -> String {
+    let apt = "apt-get -q -o Dir::Etc::SourceList=/root/mirror.list -o Dir::Etc::SourceParts=/dev/null";
+    format!(
+        "echo 'deb [trusted=yes] http://{HOST}:{port} ./' > mirror.list && {apt} update && {apt} install -y {PACKAGE}"
+    )
 }
 
 /// Waits until the guest that `ssh` enters has started all its units, none of which may fail. Returns the number of this boot.

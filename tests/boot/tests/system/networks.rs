@@ -4,13 +4,13 @@ use crate::blocks::{console, shell};
 use crate::stories::{BOOT, SHELL, SOON, dom0, md5_of};
 use anyhow::{Context, Result, bail, ensure};
 use boot::answers::{done, number, refused};
+use boot::http::{self, HOST};
 use boot::{Machine, Setup};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io::{Read, Seek};
+use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 use xtask::bundle::{Bundle, Guest};
@@ -25,8 +25,6 @@ pub(crate) const FETCHED: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
 /// Bytes of a file that is fetched.
 const FILE: usize = 64 * MIB;
-/// The host, as guests of QEMU's user network know it.
-const HOST: &str = "10.0.2.2";
 
 /// A stock guest with these network devices, and a server for ssh.
 pub(crate) fn guest(name: &str, kernel: &str, memory: u32, vifs: &[&str]) -> Result<Guest> {
@@ -90,31 +88,6 @@ fn bytes(count: usize) -> Vec<u8> {
     std::iter::from_fn(next).flatten().take(count).collect()
 }
 
-/// Serves these bytes by HTTP at a port of this machine, and returns the port. The server goes on until the tests end.
-fn serve(content: Vec<u8>) -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let port = listener.local_addr()?.port();
-    let content = Arc::new(content);
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let content = Arc::clone(&content);
-            // A client that goes away early is told by what it has received.
-            thread::spawn(move || respond(stream, &content));
-        }
-    });
-    Ok(port)
-}
-
-fn respond(mut stream: TcpStream, content: &[u8]) -> std::io::Result<()> {
-    for line in BufReader::new(stream.try_clone()?).lines() {
-        if line?.is_empty() {
-            break;
-        }
-    }
-    write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", content.len())?;
-    stream.write_all(content)
-}
-
 /// The network device of this guest in an answer to `network-list`; of a guest with several, the device with this number.
 pub(crate) fn vif<'a>(list: &'a Value, name: &str, device: u64) -> Result<&'a Value> {
     let mut rows = list.as_array().into_iter().flatten();
@@ -145,7 +118,7 @@ pub(crate) fn free_port() -> Result<u16> {
 pub(crate) fn a_guest_is_reached_by_ssh() -> Result<()> {
     let content = bytes(FILE);
     let sum = md5_of(&content)?;
-    let (served, port) = (serve(content)?, free_port()?);
+    let (served, port) = (http::serve([("/".to_owned(), content)].into())?, free_port()?);
     let forwards = vec![format!("{port}:db:22").parse().map_err(anyhow::Error::msg)?];
     let names = ["web", "db", "mail"];
     let mut bundle = dom0("")?.forwards(&forwards);
