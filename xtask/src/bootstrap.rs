@@ -65,8 +65,12 @@ pub(crate) fn archive(sh: &Shell, recipe: &Recipe, user: User) -> Result<PathBuf
     }
     let root = MMDEBSTRAP.find(sh)?;
     let scratch = cache::scratch()?;
-    // mmdebstrap's own user writes here, too.
-    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755))?;
+    let tree = match user {
+        User::Root => tempfile::tempdir_in(scratch.path())?,
+        // In mmdebstrap's namespace, this user is nobody, and may not enter a home folder, where the cache is.
+        User::Namespace => tempfile::tempdir_in("/var/tmp")?,
+    };
+    fs::set_permissions(tree.path(), fs::Permissions::from_mode(0o755))?;
     let sources = apt::sources(sh, suite)?;
     let (staging, log) = (scratch.path().join("tar"), scratch.path().join("log"));
     eprintln!(
@@ -78,7 +82,7 @@ pub(crate) fn archive(sh: &Shell, recipe: &Recipe, user: User) -> Result<PathBuf
     command.arg(format!("--mode={}", user.mode())).arg(format!("--include={}", packages.join(",")));
     command.arg(format!("--customize-hook=chroot \"$1\" sh -euc '{SETUP}'"));
     command.arg(suite).arg(&staging).args(&sources);
-    command.env("TMPDIR", scratch.path());
+    command.env("TMPDIR", tree.path());
     let (output, end) = io::pipe()?;
     let child = command.stdout(end.try_clone()?).stderr(end).spawn();
     // The command holds the ends that the child writes to.

@@ -82,10 +82,12 @@ const HOST_KEYS: &str =
 /// A kernel that is alone on a machine calls the disk otherwise than a guest does.
 const FSTAB: &str = "LABEL=debian / ext4 errors=remount-ro 0 1\n";
 
-/// Unpacks the archive `$1` into the folder `$2`, lays the files below `$3` over it as root's, and lists the modules of the
-/// kernel `$4`. Then makes a file system of the folder in the file `$6` by the program `$5`, and removes the folder.
+/// Unpacks the archive `$1` into the folder `$2`, except device nodes, which the root of a user namespace cannot make and the
+/// kernel provides. Lays the files below `$3` over it as root's, and lists the modules of the kernel `$4`. Then makes a file
+/// system of the folder in the file `$6` by the program `$5`, and removes the folder.
 const UNPACK: &str = r#"trap 'rm -rf --one-file-system "$2"' EXIT
-tar --extract --preserve-permissions --numeric-owner --file "$1" --directory "$2"
+PATH=$PATH:/usr/sbin:/sbin
+tar --extract --preserve-permissions --numeric-owner --exclude './dev/*' --file "$1" --directory "$2"
 cp --archive --no-preserve=ownership --remove-destination "$3/." "$2"
 chroot "$2" /usr/sbin/depmod "$4"
 "$5" -q -F -t ext4 -L debian -d "$2" "$6""#;
@@ -284,7 +286,7 @@ fn file_system(
     command.arg(tools.maker()?).arg(&image).envs(tools.environment());
     let output = command.output()?;
     let why = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "cannot make the file system: {}", why.lines().last().unwrap_or_default());
+    ensure!(output.status.success(), "cannot make the file system: {}", why.lines().next().unwrap_or_default());
     tools.check(&image).context("the new file system")
 }
 
