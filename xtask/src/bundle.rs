@@ -149,17 +149,25 @@ impl Bundle {
         bundle
     }
 
-    /// Adds a guest with a configuration of its own. The names of its kernel and ramdisk are set here.
+    /// Adds a guest with a configuration of its own. The names of its kernel and ramdisk are set here. Guests that have the
+    /// same file share an entry.
     #[must_use]
     pub fn with_guest(self, mut config: GuestConfig, kernel: &Path, ramdisk: Option<&Path>) -> Self {
         let folder = format!("guests/{}", config.name);
-        config.kernel = format!("{folder}/kernel");
-        config.ramdisk = ramdisk.map(|_| format!("{folder}/ramdisk"));
-        let mut bundle = self.with_file(&config.kernel, kernel);
-        if let (Some(entry), Some(ramdisk)) = (&config.ramdisk, ramdisk) {
-            bundle = bundle.with_file(entry, ramdisk);
-        }
+        let mut bundle = self;
+        config.kernel = bundle.share(format!("{folder}/kernel"), kernel);
+        config.ramdisk = ramdisk.map(|ramdisk| bundle.share(format!("{folder}/ramdisk"), ramdisk));
         bundle.with_text(&format!("{folder}/config"), &config.to_toml())
+    }
+
+    /// Returns the name of an entry with the content of a file. If there is none yet, an entry of the name `name` is added.
+    fn share(&mut self, name: String, file: &Path) -> String {
+        let same = |content: &Content| matches!(content, Content::File(known) if known == file);
+        if let Some((known, _)) = self.entries.iter().find(|(_, content)| same(content)) {
+            return known.clone();
+        }
+        self.entries.push((name.clone(), Content::File(file.to_owned())));
+        name
     }
 
     /// Adds commands, separated by `;`, that dom0 carries out when it has made the guests.

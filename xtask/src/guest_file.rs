@@ -11,8 +11,8 @@ use crate::kernels;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
-use toolstack::config::GuestConfig;
-use toolstack::disk::Target;
+use toolstack::config::{GuestConfig, MAX_EXTRA, check_name};
+use toolstack::disk::{DiskConfig, Target};
 use xshell::Shell;
 
 /// A guest, and where its file says what may yet turn out wrong.
@@ -47,7 +47,8 @@ pub struct FileDisk {
     pub disk: Disk,
 }
 
-/// Reads guests from files; names must differ.
+/// Reads guests from files; names must differ. A file with a `count` describes so many guests, whose names end with their
+/// numbers.
 ///
 /// # Errors
 /// The first thing that is wrong, with its file and line.
@@ -56,12 +57,13 @@ pub fn read(sh: &Shell, files: &[impl AsRef<Path>]) -> Result<Vec<Described>> {
     for file in files {
         let file = file.as_ref();
         let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let described = parse(sh, file, &text)?;
-        let name = &described.config.name;
-        if let Some((_, other)) = guests.iter().find(|(other, _)| other.config.name == *name) {
-            bail!("{}: {name:?} is the guest of {} already", place(file, &text, "name"), other.display());
+        for described in each(parse(sh, file, &text)?, file, &text)? {
+            let name = &described.config.name;
+            if let Some((_, other)) = guests.iter().find(|(other, _)| other.config.name == *name) {
+                bail!("{}: {name:?} is the guest of {} already", place(file, &text, "name"), other.display());
+            }
+            guests.push((described, file));
         }
-        guests.push((described, file));
     }
     Ok(guests.into_iter().map(|(described, _)| described).collect())
 }
@@ -112,6 +114,42 @@ fn parse(sh: &Shell, path: &Path, text: &str) -> Result<Described> {
     file.fits(config.memory, ramdisk.as_deref(), true).with_context(|| at("memory"))?;
     file.warn(&at("memory"), config.memory, ramdisk.as_deref())?;
     Ok(Described { memory_at: at("memory"), config, kernel, ramdisk, room: file.room, stock, disks, images })
+}
+
+/// Returns the guests that a file describes: one, or as many as its `count` says. They may share a disk that none of them
+/// writes, and no address. A system that they start from a disk is told its name.
+fn each(described: Described, path: &Path, text: &str) -> Result<Vec<Described>> {
+    let count = described.config.count;
+    if count == 1 {
+        return Ok(vec![described]);
+    }
+    let at = |key: &str| place(path, text, key);
+    let config = &described.config;
+    let shared = |disk: &&DiskConfig| disk.writes_target() && !matches!(disk.target, Target::Memory(_));
+    if let Some(disk) = config.disk.iter().find(shared) {
+        let at = match &disk.target {
+            Target::File(target) | Target::Serial(target) => place_of_disk(path, text, target),
+            Target::Bundle(_) | Target::Memory(_) => at("disk"),
+        };
+        bail!("{at}: {} would be written by {count} guests; give it an `overlay`, or the access `r`", disk.vdev.name());
+    }
+    for vif in &config.vif {
+        ensure!(vif.mac.is_none() && vif.ip.is_none(), "{}: {count} guests cannot have one `mac` or `ip`", at("vif"));
+    }
+    (1..=count).map(|number| numbered(&described, number, &at)).collect()
+}
+
+/// The guest with this number among those that a file describes.
+fn numbered(described: &Described, number: u32, at: &impl Fn(&str) -> String) -> Result<Described> {
+    let name = format!("{}-{number}", described.config.name);
+    check_name(&name).map_err(|why| anyhow!("{}: {name}: {why}", at("name")))?;
+    let mut extra = described.config.extra.clone();
+    if extra.split_whitespace().any(|word| word.starts_with("root=")) {
+        extra.push_str(&format!(" systemd.hostname={name}"));
+    }
+    ensure!(extra.len() <= MAX_EXTRA, "{}: with the name of a guest, more than {MAX_EXTRA} bytes", at("extra"));
+    let config = GuestConfig { name, extra, count: 1, ..described.config.clone() };
+    Ok(Described { config, ..described.clone() })
 }
 
 /// `FILE:LINE: disk`, where the file names this target of a disk.
@@ -256,6 +294,43 @@ mod tests {
         }
         let why = machine(&[&one], &[format!("{},ro", real.display())]).unwrap_err();
         assert!(why.ends_with("boot/a.img is given with --disk, too") && why.contains("one.toml:4: disk: "), "{why}");
+    }
+
+    /// Guests of one file share what none of them writes, and have names of their own.
+    #[test]
+    fn a_count_makes_guests() {
+        let folder = folder();
+        let file = folder.path().join("web.toml");
+        let text = format!(
+            "{GOOD}count = 3\nextra = 'root=/dev/xvda'\ndisk = ['boot/a.img,,xvda,overlay=1M', 'memory:1M,,xvdb']\n"
+        );
+        fs::write(&file, &text).unwrap();
+        let mut guests = read(&Shell::new().unwrap(), std::slice::from_ref(&file)).unwrap();
+        let mut disks = Vec::new();
+        Disk::add(&mut disks, &mut guests).unwrap();
+        assert_eq!(disks.len(), 1, "one base for all: {disks:?}");
+        let told: Vec<_> = guests.iter().map(|guest| format!("{} {}", guest.config.name, guest.config.extra)).collect();
+        let wanted = [1, 2, 3].map(|number| format!("web-{number} root=/dev/xvda systemd.hostname=web-{number}"));
+        assert_eq!(told, wanted);
+        assert!(guests.iter().all(|guest| guest.config.disk[0].target == guests[0].config.disk[0].target));
+        assert!(!guests[0].config.to_toml().contains("count"));
+        for (line, why) in [
+            ("count = 0", "web.toml:4: count: 1 to 64 guests"),
+            ("count = 65", "web.toml:4: count: 1 to 64 guests"),
+            ("count = 2\ndisk = ['boot/a.img,,xvda']", "web.toml:5: disk: xvda would be written by 2 guests"),
+            ("count = 2\ndisk = ['serial:tenon0,,xvda,!']", "web.toml:5: disk: xvda would be written by 2 guests"),
+            ("count = 2\nvif = ['mac=00:16:3e:00:00:01']", "web.toml:5: vif: 2 guests cannot have one `mac` or `ip`"),
+            ("count = 2\nvif = ['', 'ip=10.77.0.9']", "web.toml:5: vif: 2 guests cannot have one `mac` or `ip`"),
+        ] {
+            let refusal = refusal(&format!("{GOOD}{line}\n"));
+            assert!(refusal.starts_with(why), "{refusal} is not: {why}");
+        }
+        let long = GOOD.replace("web", &"w".repeat(63));
+        assert!(refusal(&format!("{long}count = 2\n")).starts_with("web.toml:1: name: "));
+        let other = folder.path().join("other.toml");
+        fs::write(&other, GOOD.replace("web", "web-2")).unwrap();
+        let why = read(&Shell::new().unwrap(), &[&file, &other]).unwrap_err().to_string();
+        assert!(why.contains("other.toml:1: name: \"web-2\" is the guest of "), "{why}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use hypercall_abi::first::MAX_PAGES;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use toolstack::config::{MAX_EXTRA, check_name};
 use toolstack::vif::VifConfig;
@@ -83,7 +84,9 @@ impl Selection {
     pub(crate) fn check(&self, sh: &Shell, memory: u32) -> Result<Vec<Described>> {
         let described = guest_file::read(sh, &self.guests)?;
         self.check_words(&self.cmdline(WORDS))?;
-        let mut wishes: Vec<Wish<'_>> = described.iter().map(Wish::of).collect();
+        // Guests that have the same file share it.
+        let mut counted = BTreeSet::new();
+        let mut wishes: Vec<Wish<'_>> = described.iter().map(|guest| Wish::of(guest, &mut counted)).collect();
         if described.is_empty() {
             let ramdisk = self.named_ramdisk()?;
             let mut room = 0;
@@ -281,9 +284,11 @@ struct Wish<'a> {
 }
 
 impl<'a> Wish<'a> {
-    fn of(guest: &'a Described) -> Self {
-        let images: u64 = guest.images.iter().map(|(_, file)| size(file)).sum();
-        let files = size(&guest.kernel) + guest.ramdisk.as_deref().map_or(0, size) + images;
+    /// The wish of a guest. Files in `counted` are not counted again.
+    fn of(guest: &'a Described, counted: &mut BTreeSet<&'a Path>) -> Self {
+        let images = guest.images.iter().map(|(_, file)| file);
+        let files = [&guest.kernel].into_iter().chain(&guest.ramdisk).chain(images).map(PathBuf::as_path);
+        let files = files.filter(|file| counted.insert(file)).map(size).sum();
         let (at, name, memory) = (&guest.memory_at, &guest.config.name, guest.config.memory);
         Self { at, name, memory, files, room: guest.room }
     }

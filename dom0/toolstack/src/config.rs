@@ -31,6 +31,8 @@ use crate::vif::VifConfig;
 
 /// Vcpus the shared-info page has room for.
 const MAX_VCPUS: u32 = 32;
+/// The most guests that one file describes.
+const MAX_COUNT: u32 = 64;
 /// Most bytes of a command line in the start-info page, without its NUL.
 pub const MAX_EXTRA: usize = 1023;
 const MAX_NAME: usize = 64;
@@ -62,6 +64,10 @@ pub struct GuestConfig {
     /// The guest's name: see [`check_name`].
     #[serde(deserialize_with = "name")]
     pub name: String,
+    /// How many such guests there are, 1 to 64. A file for `cargo xtask` may say so, which puts each of them into the boot
+    /// bundle with a name of its own; dom0 makes one.
+    #[serde(default = "one", deserialize_with = "count", skip_serializing_if = "is_one")]
+    pub count: u32,
     /// Memory in MiB.
     #[serde(deserialize_with = "memory")]
     pub memory: u64,
@@ -105,6 +111,11 @@ const fn one() -> u32 {
     1
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_one(count: &u32) -> bool {
+    *count == 1
+}
+
 const fn destroy() -> Action {
     Action::Destroy
 }
@@ -134,6 +145,10 @@ fn memory<'de, D: Deserializer<'de>>(source: D) -> Result<u64, D::Error> {
 
 fn maxmem<'de, D: Deserializer<'de>>(source: D) -> Result<u64, D::Error> {
     checked(source, |mib| (1..=MAX_MEMORY).contains(mib), NOT_LESS_THAN_MEMORY)
+}
+
+fn count<'de, D: Deserializer<'de>>(source: D) -> Result<u32, D::Error> {
+    checked(source, |count| (1..=MAX_COUNT).contains(count), "1 to 64 guests")
 }
 
 fn vcpus<'de, D: Deserializer<'de>>(source: D) -> Result<u32, D::Error> {
@@ -237,6 +252,7 @@ impl GuestConfig {
     pub fn new(name: &str, memory: u64, kernel: &str) -> Self {
         Self {
             name: name.into(),
+            count: one(),
             memory,
             maxmem: memory,
             vcpus: one(),

@@ -16,6 +16,8 @@ mod durability;
 mod entry;
 #[path = "system/images.rs"]
 mod images;
+#[path = "system/many.rs"]
+mod many;
 #[path = "system/media.rs"]
 mod media;
 #[path = "system/networks.rs"]

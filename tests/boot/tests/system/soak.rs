@@ -1,6 +1,6 @@
 //! What is too long for every day: `cargo xtask soak`.
 
-use crate::{blocks, cpus, crowds, debian, durability, stories, verbs, vifs};
+use crate::{blocks, cpus, crowds, debian, durability, many, stories, verbs, vifs};
 use anyhow::{Context, Result};
 use boot::guests::{self, Run};
 use libtest_mimic::Trial;
@@ -44,6 +44,8 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     trials.push(crate::trial(title.to_owned(), || crowds::twenty_guests_share_an_uplink(title)));
     let title = "debian_13_keeps_what_was_written";
     trials.push(crate::trial(title.to_owned(), || debian::keeps_what_was_written(title, Suite::Trixie)));
+    let title = "sixteen_debian_guests_share_a_disk";
+    trials.push(crate::trial(title.to_owned(), || many::share_a_disk(title, 16)));
     trials.extend(kernels::all_names().flat_map(crate::kernel_trials));
     for (title, words) in [("with_all_parts", "tenon=all"), ("with_no_part", "tenon=none")] {
         let title = format!("patched_kernel_carries_load_{title}");
