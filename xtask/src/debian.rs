@@ -197,7 +197,7 @@ impl User {
         let why = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success(),
-            "Debian's files have many owners, and this user can be one alone ({}): be root, or install the package \
+            "files of a distribution have many owners, and this user can be one alone ({}): be root, or install the package \
              uidmap and have ranges in /etc/subuid and /etc/subgid",
             why.trim_end()
         );
@@ -222,7 +222,7 @@ impl User {
     }
 
     /// A command that this user carries out.
-    fn command(self, program: &str) -> Command {
+    pub(crate) fn command(self, program: &str) -> Command {
         match self {
             Self::Root => Command::new(program),
             Self::Namespace => {

@@ -44,6 +44,11 @@ for vif in /sys/bus/xen/devices/vif-*; do
     nic=$(ls $vif/net)
     udhcpc -f -i $nic -s /etc/dhcp.sh -t 1000 -T 3 -O mtu > /dev/null 2>&1 &
 done
+# A guest whose system is a container goes on with a program of its own.
+if [ -x /bin/container-init ]; then
+    for module in /lib/container/*.ko; do insmod $module; done
+    exec /bin/container-init
+fi
 if [ -x /bin/dropbear ]; then mkdir -p /etc/dropbear && dropbear -R -s; fi
 echo "tenon-guest: init reached"
 # Where the hypervisor shows the kernel's log alone, the line has to go there.

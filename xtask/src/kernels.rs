@@ -128,8 +128,10 @@ fn fetch(sh: &Shell, stock: &Stock, folder: &Path) -> Result<()> {
     fs::write(staging.join("version"), format!("{package} {version}\n"))?;
     // From 6.13 on they are in a package of their own, which is fetched when a guest needs it.
     if package.starts_with("linux-image-") {
-        let set = modules::OF_GUESTS;
-        modules::take(&root, &staging.join(set.folder), set).with_context(|| format!("the modules in {package}"))?;
+        for set in [modules::OF_GUESTS, modules::OVERLAY] {
+            modules::take(&root, &staging.join(set.folder), set)
+                .with_context(|| format!("the modules in {package}"))?;
+        }
     }
     cache::publish(&staging, folder)
 }
@@ -209,6 +211,11 @@ pub fn driver(sh: &Shell, name: &str, module: &str) -> Result<PathBuf> {
 /// An unknown name, or no way to fetch its modules.
 pub fn drivers_of_virtio_net(sh: &Shell, name: &str) -> Result<Vec<PathBuf>> {
     modules::in_order(&module_set(sh, name, modules::VIRTIO_NET)?)
+}
+
+/// The files of the modules that the stock kernel called `name` needs for overlayfs, in an order in which they can be loaded.
+pub(crate) fn overlay_modules(sh: &Shell, name: &str) -> Result<Vec<PathBuf>> {
+    modules::in_order(&module_set(sh, name, modules::OVERLAY)?)
 }
 
 /// The modules of the stock kernel called `name` that guests need.

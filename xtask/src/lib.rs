@@ -20,6 +20,7 @@ pub mod kernel_file;
 pub mod kernels;
 pub mod machine;
 mod modules;
+pub mod oci;
 pub mod qemu;
 pub mod ssh;
 pub mod sysroot;

@@ -65,6 +65,14 @@ pub(crate) const OF_SYSTEMS: Set = Set {
     ],
 };
 
+/// What lays what a guest writes over a disk that is only read.
+pub(crate) const OVERLAY: Set = Set {
+    wanted: &["overlay"],
+    optional: &[],
+    folder: "overlay.1",
+    patterns: &["./*lib/modules/*/modules.builtin", "./*lib/modules/*/kernel/fs/*"],
+};
+
 /// What a kernel that is alone on a machine needs for a virtio network device on PCI.
 pub(crate) const VIRTIO_NET: Set = Set {
     wanted: &["virtio_pci", "virtio_net"],

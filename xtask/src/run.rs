@@ -2,6 +2,7 @@
 
 use crate::selection::Selection;
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use container_init::End as ProcessEnd;
 use hypercall_abi::sched::ShutdownReason;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::termios::{self, OutputFlags, SetArg, Termios};
@@ -23,9 +24,12 @@ use xtask::debian::{Image, Recipe};
 use xtask::disk::Disk;
 use xtask::guest_file::Described;
 use xtask::machine::{Console, End, Hardware, Medium, Network};
+use xtask::oci::{Container, Wanted};
 use xtask::qemu::Qemu;
 use xtask::{build, firmware, mebibytes, ssh};
 
+/// The status if the process of a container was not started, or its guest told no end of it.
+const NO_PROCESS: u8 = 125;
 /// The port of ssh.
 const SSH: u16 = 22;
 
@@ -38,11 +42,17 @@ pub(crate) struct Options {
     /// Start a guest with a distribution, from the disk that `cargo xtask image` makes of it in Cargo's target folder. The disk
     /// is made now if it is not there
     #[arg(long, value_name = "SYSTEM", conflicts_with_all = ["first", "name", "kernel", "ramdisk", "extra"])]
-    #[arg(conflicts_with_all = ["extra_only", "vcpus", "memory", "iso"])]
+    #[arg(conflicts_with_all = ["extra_only", "vcpus", "memory", "iso"], group = "system")]
     guest: Option<System>,
+    /// Start a guest with the files of a container image, and in it the image's process, or with `-- COMMAND` the image's
+    /// entrypoint with this command: a folder with an OCI image layout, or an archive of one. What the process writes is kept
+    /// in the guest's memory, and is lost with the guest. The exit status is that of the process
+    #[arg(long, value_name = "PATH[:NAME]", conflicts_with_all = ["guests", "first", "kernel", "ramdisk", "extra_only"])]
+    #[arg(conflicts_with_all = ["iso"], group = "system")]
+    oci: Option<PathBuf>,
     /// Leave the disk of `--guest` as it is: what the guest writes is kept in memory of this size, in MiB or with a suffix,
-    /// and is lost with the guest
-    #[arg(long, value_name = "SIZE", requires = "guest", value_parser = |text: &str| mebibytes(text, 1))]
+    /// and is lost with the guest. With `--oci`, this is a part of the guest's memory, and the default is half of it
+    #[arg(long, value_name = "SIZE", requires = "system", value_parser = |text: &str| mebibytes(text, 1))]
     overlay: Option<u32>,
     /// Start KERNEL as the first domain instead of dom0: a file, a test guest's name, or a stock kernel such as 6.1
     #[arg(long, value_name = "KERNEL", conflicts_with_all = ["guests", "name", "kernel"])]
@@ -89,7 +99,7 @@ pub(crate) struct Options {
     /// Cargo profile of the images: `release` or `checked`
     #[arg(long, default_value = "release")]
     profile: String,
-    /// The hypervisor's own options, after `--`
+    /// The hypervisor's own options, after `--`; with `--oci`, the container's command
     #[arg(last = true)]
     hypervisor: Vec<String>,
 }
@@ -135,13 +145,17 @@ Exit status:
   21   the hypervisor panicked, or had nothing to start
   22   the machine was reset, or QEMU failed
   124  --timeout was over
+  125  --oci: the process was not started, or the guest has not told how it ended
   130  interrupted
-If several things go wrong, the first one counts. A guest that is made anew after its end (`restart`) has not ended.";
+If several things go wrong, the first one counts. A guest that is made anew after its end (`restart`) has not ended.
+With --oci, a guest that powered off gives the status of its process instead of 0, and standard error says so: `the process
+exited with 7`; or 128 and the number of the signal that ended the process. What begins with `error:` is of this list.";
 
 /// Builds what is to run, runs it, and gives the status this program ends with.
 pub(crate) fn run(sh: &Shell, mut options: Options) -> Result<ExitCode> {
     // The description with an overlay is removed when the machine has ended.
     let _overlaid = options.add_system(sh)?;
+    let container = options.add_container(sh)?;
     let options = &options;
     let mut disks = Disk::read_all(&options.disk).context("--disk")?;
     let hardware = |stays: bool, disks: &[Disk], network: Option<Network>| Hardware {
@@ -174,7 +188,9 @@ pub(crate) fn run(sh: &Shell, mut options: Options) -> Result<ExitCode> {
     };
     Disk::add(&mut disks, &mut described)?;
     let network = options.check_network(&described)?;
-    for Forward { outer, guest, .. } in options.forward.iter().filter(|forward| forward.inner == SSH) {
+    for Forward { outer, guest, .. } in
+        options.forward.iter().filter(|forward| forward.inner == SSH && container.is_none())
+    {
         let key = ssh::key()?;
         eprintln!("to enter {guest}: ssh -i {} {} -p {outer} root@127.0.0.1", key.display(), ssh::ANY_HOST_KEY);
     }
@@ -199,7 +215,11 @@ pub(crate) fn run(sh: &Shell, mut options: Options) -> Result<ExitCode> {
     let archive = bundle.write()?;
     let hardware = hardware(stays, &disks, network);
     let command = hardware.boot(&qemu, &hypervisor, archive.path(), &words.join(" "));
-    Ok(status(options, &boot(options, command, hardware.console, stays)?))
+    let end = boot(options, command, hardware.console, stays)?;
+    match container {
+        Some(container) if verdict(options, &end).0 == 0 => Ok(status_of_process(&container)),
+        _ => Ok(status(options, &end)),
+    }
 }
 
 impl Options {
@@ -213,6 +233,17 @@ impl Options {
         let overlaid = self.overlay.map(|mib| image.overlaid(sh, mib)).transpose()?;
         self.guests.add(overlaid.as_ref().map_or(image.guest, |file| file.path().to_owned()));
         Ok(overlaid)
+    }
+
+    /// Adds the guest of `--oci`, and makes its disk if need be. The words after `--` are its command.
+    fn add_container(&mut self, sh: &Shell) -> Result<Option<Container>> {
+        let Some(image) = &self.oci else { return Ok(None) };
+        let wanted =
+            Wanted { vif: self.vif(), written: self.overlay, ..self.guests.container(image, &self.hypervisor) };
+        let container = Container::make(sh, &wanted)?;
+        self.guests.add(container.guest());
+        self.hypervisor.clear();
+        Ok(Some(container))
     }
 
     fn network(&self) -> Network {
@@ -265,6 +296,29 @@ fn status(options: &Options, end: &Ended) -> ExitCode {
         eprintln!("error: {why}");
     }
     ExitCode::from(status)
+}
+
+/// The status of a container's process, if its guest has powered off; says on standard error what it is unless it is 0.
+fn status_of_process(container: &Container) -> ExitCode {
+    ExitCode::from(match container.end() {
+        Ok(ProcessEnd::Exited(0)) => 0,
+        Ok(ProcessEnd::Exited(status)) => {
+            eprintln!("the process exited with {status}");
+            status
+        }
+        Ok(ProcessEnd::Killed(number)) => {
+            eprintln!("the process was ended by signal {number}");
+            128 | number
+        }
+        Ok(ProcessEnd::Failed(why)) => {
+            eprintln!("error: the process was not started: {}", why.escape_debug());
+            NO_PROCESS
+        }
+        Err(why) => {
+            eprintln!("error: {why:#}");
+            NO_PROCESS
+        }
+    })
 }
 
 /// The exit status for an end, and what to say about it.
@@ -417,7 +471,7 @@ mod tests {
     fn every_status_is_explained() {
         let told = |status: u8| STATUSES.lines().any(|line| line.trim_start().starts_with(&format!("{status} ")));
         assert!(Failure::ALL.iter().all(|failure| told(failure.exit_status())));
-        assert!([0, 1, 2, 20, 21, 22, 124, 130].into_iter().all(told));
+        assert!([0, 1, 2, 20, 21, 22, 124, NO_PROCESS, 130].into_iter().all(told));
     }
 
     #[test]

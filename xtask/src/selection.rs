@@ -13,6 +13,7 @@ use xtask::guest_file::{self, Described};
 use xtask::kernel_file::KernelFile;
 use xtask::kernels::{self, Kernel};
 use xtask::mebibytes;
+use xtask::oci::Wanted;
 
 /// Which guests dom0 starts.
 #[derive(clap::Args)]
@@ -106,6 +107,12 @@ impl Selection {
     /// Adds a guest that the file `file` describes.
     pub(crate) fn add(&mut self, file: PathBuf) {
         self.guests.push(file);
+    }
+
+    /// A guest of these options that runs the process of the image `image`.
+    pub(crate) fn container<'a>(&'a self, image: &'a Path, command: &'a [String]) -> Wanted<'a> {
+        let (name, extra) = (&self.name, self.cmdline(WORDS));
+        Wanted { image, command, name, memory: self.memory, vcpus: self.vcpus, extra, vif: None, written: None }
     }
 
     /// The names of the guests. `described` is what [`Selection::check`] returned.

@@ -4,6 +4,8 @@
 
 #[path = "system/blocks.rs"]
 mod blocks;
+#[path = "system/containers.rs"]
+mod containers;
 #[path = "system/cpus.rs"]
 mod cpus;
 #[path = "system/crowds.rs"]
@@ -95,6 +97,8 @@ const STORIES: &[Story] = &[
     ("a_receiver_without_buffers_slows_nobody", vifs::a_receiver_without_buffers_slows_nobody),
     ("a_guest_routes_between_networks", vifs::a_guest_routes_between_networks),
     ("guest_files_run_and_are_refused_with_their_lines", run::guest_files_run_and_are_refused_with_their_lines),
+    ("a_container_image_is_a_guest", containers::a_container_image_is_a_guest),
+    ("a_container_has_a_user_and_an_entrypoint", containers::a_container_has_a_user_and_an_entrypoint),
     ("a_cd_boots_with_bios", images::a_cd_boots_with_bios),
     ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),
     ("a_stick_boots_with_either_firmware", images::a_stick_boots_with_either_firmware),

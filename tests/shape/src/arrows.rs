@@ -20,7 +20,7 @@ const fn outside(name: &'static str, ours: &'static [&'static str]) -> Allowed {
 }
 
 /// What any crate's tests may use.
-const FOR_TESTS: &[&str] = &["test-kernels", "test-random"];
+const FOR_TESTS: &[&str] = &["test-images", "test-kernels", "test-random"];
 
 /// What the tests of a crate may use beside: the heap is tried with those it is for.
 const TRIED_WITH: &[(&str, &[&str])] = &[("unikernel", &["console-backend", "store"])];
@@ -98,13 +98,15 @@ const ARROWS: &[Allowed] = &[
     outside("guests", &["hypercall-abi", "ring-protocol", "unikernel"]),
     outside("sim", &["guest-image", "hv-core", "hypercall-abi", "ring-protocol"]),
     outside("boot", &["test-random", "xtask"]),
+    outside("test-images", &[]),
     outside("test-kernels", &[]),
     outside("test-random", &[]),
     outside("microbench", &["marker"]),
     outside("marker", &[]),
     outside("plugin", &["marker"]),
+    outside("container-init", &[]),
     outside("shape", &[]),
-    outside("xtask", &["guest-image", "hypercall-abi", "marker", "microbench", "toolstack"]),
+    outside("xtask", &["container-init", "guest-image", "hypercall-abi", "marker", "microbench", "toolstack"]),
 ];
 
 /// Arrows that are not drawn in the table.
