@@ -113,7 +113,8 @@ impl Session<'_> {
     /// Removes a node and everything below it.
     ///
     /// # Errors
-    /// `NotFound` if even the node's directory is missing; `Invalid` for the root.
+    /// `NotFound` if even the node's directory is missing; `Invalid` for the root; `NoSpace` if there are more nodes than a
+    /// turn may remove: see [`remove_gradually`](Self::remove_gradually).
     pub fn remove(&mut self, path: &str) -> Result<(), StoreError> {
         self.transaction(|t| t.remove(path))
     }
@@ -131,6 +132,18 @@ impl Session<'_> {
         path.parent().ok_or(StoreError::Invalid)?;
         self.store.follow(Some(self.id), Effect::Removed(path));
         Ok(())
+    }
+
+    /// Returns whether a removal of the node at `path` by [`remove_gradually`](Self::remove_gradually) goes on. False for a
+    /// malformed path.
+    #[must_use]
+    pub fn is_removing(&self, path: &str) -> bool {
+        let caller = self.store.connections.get(&self.id).map(|connection| connection.caller);
+        let path = caller.and_then(|caller| {
+            let reader = Reader { caller: &caller, quotas: &self.store.quotas };
+            reader.path(path.as_bytes()).ok()
+        });
+        path.is_some_and(|path| self.store.jobs.removes(&path))
     }
 
     /// Reads a permission list.

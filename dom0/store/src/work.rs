@@ -66,6 +66,11 @@ impl Jobs {
         self.0.iter().any(|job| matches!(job, Job::Unmake { domain: gone, .. } if *gone == domain))
     }
 
+    /// Whether a node and all below it are still to be removed, by a request of a privileged caller.
+    pub(crate) fn removes(&self, path: &Path) -> bool {
+        self.0.iter().any(|job| matches!(job, Job::Remove(removed) if removed == path))
+    }
+
     /// How many bytes are charged to a client for changes that not all watchers have been told of.
     pub(crate) fn untold(&self, id: ConnectionId) -> usize {
         let of = |job: &Job| match job {

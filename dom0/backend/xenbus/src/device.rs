@@ -118,6 +118,12 @@ impl Device {
         self.gone
     }
 
+    /// Whether the toolstack wants the device removed.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.want != Want::Up
+    }
+
     /// Tells that the toolstack wants the device removed once the front end releases it.
     pub fn detach(&mut self, now_ns: u64) {
         if self.want == Want::Up {

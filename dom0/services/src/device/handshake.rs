@@ -74,6 +74,14 @@ impl<H: Host> Handshake<H> {
             let now_ns = self.host.now_ns();
             let act = match self.step(&**endpoint, now_ns) {
                 Ok(act) => act,
+                // Other guests may have put more nodes into the front end's directory than one turn may remove.
+                Err(StoreError::NoSpace) if self.device.borrow().is_leaving() => {
+                    if let Err(error) = self.session.remove_gradually(&self.identity.paths.front).await {
+                        self.complain::<E>(&format!("its directory cannot be removed: {}", error.name()));
+                        self.pause().await;
+                    }
+                    continue;
+                }
                 Err(error) => {
                     self.complain::<E>(&format!("the store refuses what is to be written: {}", error.name()));
                     self.pause().await;

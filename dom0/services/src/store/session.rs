@@ -11,6 +11,9 @@ use super::{Shared, StoreService};
 use crate::host::Host;
 use crate::signal::Signal;
 
+/// Nanoseconds between two looks at a removal that goes on.
+const LOOK_NS: u64 = 1_000_000;
+
 /// A session with all rights. Dropping it removes its watches.
 pub struct Session<H: Host> {
     shared: Rc<Shared<H>>,
@@ -59,6 +62,20 @@ impl<H: Host> Session<H> {
         let done = self.shared.store.borrow_mut().session(self.id).transaction(work);
         self.shared.deliver(None);
         done
+    }
+
+    /// Removes a node and all nodes below it, however many there are, and returns once that is done.
+    ///
+    /// # Errors
+    /// The store's error.
+    pub async fn remove_gradually(&self, path: &str) -> Result<(), StoreError> {
+        let begun = self.shared.store.borrow_mut().session(self.id).remove_gradually(path);
+        self.shared.deliver(None);
+        begun?;
+        while self.shared.store.borrow_mut().session(self.id).is_removing(path) {
+            self.shared.host.sleep_until(self.shared.host.now_ns().saturating_add(LOOK_NS)).await;
+        }
+        Ok(())
     }
 
     /// Watches the node at `path` and all nodes below it. The first event comes at once.

@@ -98,6 +98,11 @@ impl<M: Rounds> Guest<M> {
         self.ask(0, Kind::Write, format!("{path}\0{value}").as_bytes()).is_some()
     }
 
+    /// Lets all domains write a node and make nodes below it.
+    pub fn open_to_all(&mut self, path: &str) {
+        self.ask(0, Kind::SetPermissions, format!("{path}\0b{}\0", self.domain).as_bytes()).unwrap();
+    }
+
     pub fn remove(&mut self, path: &str) {
         self.ask(0, Kind::Remove, format!("{path}\0").as_bytes());
     }

@@ -53,6 +53,25 @@ fn what_a_front_end_publishes_wrong_is_named_and_it_may_come_again() {
 }
 
 #[test]
+fn a_directory_full_of_nodes_of_others_goes_in_pieces() {
+    let world = World::new();
+    let (mut guest, front) = world.connected(5, "");
+    let folder = "/local/domain/5/device/vif/0";
+    guest.open_to_all(folder);
+    for domain in [6, 7] {
+        let mut other = world.guest(domain);
+        (0..520).for_each(|n| assert!(other.put(&format!("{folder}/{domain}-{}/{n}", n % 4), "")));
+    }
+    assert_eq!(front.back_state(&mut guest), 4);
+    world.end(5);
+    assert!(world.attach(5, 0, "").is_ok());
+    world.machine.rounds(50);
+    assert_eq!(world.only(5).state, "waits", "what was left of the old device does not end the new one");
+    [5, 6, 7].into_iter().for_each(|domain| world.end(domain));
+    world.assert_clean(&[5, 6, 7]);
+}
+
+#[test]
 fn a_ring_that_contradicts_itself_is_not_served() {
     let world = World::new();
     let mut guest = world.guest(5);
