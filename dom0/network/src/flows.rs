@@ -207,13 +207,13 @@ impl Flows {
         }
     }
 
-    /// Notes a packet of a flow: the flow lives on.
-    pub(crate) fn touch(&mut self, index: u16, packet: Packet, now_ns: u64) {
+    /// Notes a packet of a flow: the flow lives on. Returns when it ends unless it has another packet.
+    pub(crate) fn touch(&mut self, index: u16, packet: Packet, now_ns: u64) -> u64 {
         if self.newest != index {
             self.unlink(index);
             self.link(index);
         }
-        let Some(flow) = self.slot_mut(index) else { return };
+        let Some(flow) = self.slot_mut(index) else { return u64::MAX };
         if packet.flags & (SYN | ACK) == SYN {
             (flow.answered, flow.ended) = (false, [false; 2]);
         }
@@ -233,17 +233,27 @@ impl Flows {
             _ => idle::ECHO,
         };
         flow.expires_ns = now_ns + seconds * SECOND;
+        flow.expires_ns
     }
 
     /// Ends the flows with an index of `from` to `from + count` that have been idle for too long; tells their outer ports.
-    pub(crate) fn sweep(&mut self, from: u16, count: u16, now_ns: u64, secret: u64, mut ended: impl FnMut(u16)) {
+    /// Returns when the first of the others ends; `u64::MAX` if there is no other.
+    pub(crate) fn sweep(&mut self, from: u16, count: u16, now_ns: u64, secret: u64, mut ended: impl FnMut(u16)) -> u64 {
+        let mut next_ns = u64::MAX;
         for index in from..from.saturating_add(count) {
-            if self.slot(index).is_some_and(|flow| flow.expires_ns <= now_ns)
-                && let Some(outer) = self.remove(index, secret)
-            {
+            let Some(flow) = self.slot(index) else { continue };
+            if flow.expires_ns > now_ns {
+                next_ns = next_ns.min(flow.expires_ns);
+            } else if let Some(outer) = self.remove(index, secret) {
                 ended(outer);
             }
         }
+        next_ns
+    }
+
+    /// Returns a number that is larger than the index of any flow; 0 if there is none.
+    pub(crate) const fn end(&self) -> usize {
+        if self.count == 0 { 0 } else { self.slots.len() }
     }
 
     /// Returns the outer ports of all flows.

@@ -16,7 +16,7 @@
 mod inward;
 mod outward;
 
-use crate::bucket::{Bucket, Random, SECOND};
+use crate::bucket::{Bucket, Random};
 use crate::build::{Frame, IP_HEADER};
 use crate::bytes::{be16, put, put16};
 use crate::checksum::sum;
@@ -38,8 +38,6 @@ use core::net::Ipv4Addr;
 const SHORT_LEASE: u32 = 60;
 /// Echoes that the gateway answers on the uplink in a second.
 const ECHOES_A_SECOND: u64 = 100;
-/// How often flows are looked through for ended ones, and neighbours for those to be asked again.
-const SWEEP_NS: u64 = SECOND;
 /// Bytes of a packet that an ICMP error quotes: IPv4 header and ports.
 const QUOTED: usize = IP_HEADER + 8;
 
@@ -108,7 +106,6 @@ pub struct Gateway {
     client: Option<Client>,
     uplink: Option<Address>,
     echoes: Bucket,
-    sweep_ns: u64,
     counters: Counters,
 }
 
@@ -136,7 +133,6 @@ impl Gateway {
             client,
             uplink,
             echoes: Bucket::new(ECHOES_A_SECOND),
-            sweep_ns: 0,
             counters: Counters::new(),
             settings,
         })
@@ -345,13 +341,9 @@ impl Station for Gateway {
             });
             (0..dropped).for_each(|_| self.counters.count(Reason::Neighbour));
         }
-        if now_ns >= self.sweep_ns {
-            self.translator.sweep(&mut self.guests, now_ns);
-            self.sweep_ns = now_ns + SWEEP_NS;
-        }
-        // Flows and questions begin between two calls, so there is always a next one.
+        self.translator.sweep(&mut self.guests, now_ns);
         let client = self.client.as_ref().map(Client::next_ns);
-        [client, self.neighbours.next_ns(), Some(self.sweep_ns)].into_iter().flatten().min()
+        [client, self.neighbours.next_ns(), self.translator.next_ns()].into_iter().flatten().min()
     }
 
     fn mac(&self) -> Mac {

@@ -37,6 +37,7 @@ mod responder;
 mod rewrite;
 pub mod segment;
 mod station;
+mod sweep;
 mod translator;
 mod uplink;
 

@@ -17,6 +17,7 @@ use crate::flows::{ACK, Key, Packet, SYN};
 use crate::guests::{Guest, Guests};
 use crate::headers::{Ipv4, L4, protocol};
 use crate::rewrite::{Change, End, Inner};
+use crate::sweep::Sweep;
 use crate::{PortId, Reason};
 use alloc::vec::Vec;
 use core::fmt;
@@ -120,15 +121,14 @@ pub(crate) struct Translator {
     parts: Vec<Parts>,
     random: Random,
     secret: u64,
-    /// Where the next sweep begins: the guest, by its place in the order, and the flow.
-    sweep: (usize, u16),
+    sweep: Sweep,
 }
 
 impl Translator {
     pub(crate) fn new(mut random: Random) -> Self {
         let secret = random.next();
         let (ports, forwards, kept, parts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { ports, forwards, kept, parts, random, secret, sweep: (0, 0) }
+        Self { ports, forwards, kept, parts, random, secret, sweep: Sweep::new() }
     }
 
     pub(crate) fn forward(
@@ -181,6 +181,7 @@ impl Translator {
         guest.flows.outer_ports().for_each(|outer| free(&mut self.ports, outer));
         self.forwards.retain(|forward| forward.port != guest.port);
         self.parts.retain(|parts| parts.port != guest.port);
+        self.sweep.restart();
     }
 
     /// Ends all flows: the uplink's address is another.
@@ -252,7 +253,7 @@ impl Translator {
                 index
             }
         };
-        guest.flows.touch(index, packet, now_ns);
+        self.sweep.note(guest.flows.touch(index, packet, now_ns));
         guest.flows.get(index, now_ns).map(|(_, outer)| outer).ok_or(Reason::NoFlow)
     }
 
@@ -298,7 +299,7 @@ impl Translator {
             self.behind(guests, ip.protocol, outer, (ip.source, remote_port), now_ns).ok_or(Reason::NoFlow)?;
         let guest = guests.get_mut(port).ok_or(Reason::NoFlow)?;
         if let Some(index) = index {
-            guest.flows.touch(index, packet, now_ns);
+            self.sweep.note(guest.flows.touch(index, packet, now_ns));
         }
         if ip.fragment.is_some() {
             self.add_parts(port, true, ip.source, ip, frame, 0, now_ns)?;
@@ -400,18 +401,15 @@ impl Translator {
         Ok(new_id)
     }
 
-    /// Ends some of the flows that have been idle for too long. Calls go round all guests.
+    /// Ends some of the flows that have been idle for too long, if it is time to look for them.
     pub(crate) fn sweep(&mut self, guests: &mut Guests, now_ns: u64) {
-        const AT_ONCE: u16 = 256;
-        let (place, from) = self.sweep;
-        let Some(guest) = guests.iter_mut().nth(place) else {
-            self.sweep = (0, 0);
-            return;
-        };
-        let ports = &mut self.ports;
-        guest.flows.sweep(from, AT_ONCE, now_ns, self.secret, |outer| free(ports, outer));
-        let next = from + AT_ONCE;
-        self.sweep = if usize::from(next) < crate::flows::MAX_FLOWS { (place, next) } else { (place + 1, 0) };
+        let Self { sweep, ports, secret, .. } = self;
+        sweep.step(guests, *secret, now_ns, |outer| free(ports, outer));
+    }
+
+    /// Returns when [`sweep`](Self::sweep) is to be called next. `None` if no flow can end.
+    pub(crate) fn next_ns(&self) -> Option<u64> {
+        self.sweep.next_ns()
     }
 }
 

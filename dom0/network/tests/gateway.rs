@@ -616,6 +616,75 @@ fn idle_flows_end() {
     assert_eq!(world.gateway.flows(port), Some(0));
 }
 
+/// A gateway is called when something is due and at no other time: to renew its lease, to ask for a neighbour, to end flows.
+#[test]
+fn a_gateway_is_called_only_when_something_is_due() {
+    let mut world = World::connected(3);
+    // How often it is called in so many seconds.
+    let calls = |world: &mut World, seconds: u64| {
+        let until = world.now + seconds * SECOND;
+        let mut called = 0;
+        while let (_, Some(next)) = world.turn()
+            && next <= until
+        {
+            assert!(next > world.now, "it is called at once, and without end");
+            world.now = next;
+            called += 1;
+        }
+        world.now = until;
+        called
+    };
+    // What the connection has left behind.
+    calls(&mut world, 600);
+    assert_eq!(world.guests.iter().filter_map(|guest| world.gateway.flows(guest.port)).sum::<usize>(), 0);
+    assert_eq!(calls(&mut world, 600), 0, "nothing happens, and no flow is there");
+    // Flows end when they have been idle for a minute, all of them, though nobody sends anything.
+    let port = |world: &World, guest: usize| world.guests[guest].port;
+    for guest in [0, 2] {
+        for n in 0..600 {
+            world.guest(guest, &world.guest_frame(guest, 17, FAR, &udp((1_000 + n, 53), b"")), PLAIN);
+        }
+    }
+    calls(&mut world, 59);
+    assert_eq!(world.gateway.flows(port(&world, 0)), Some(600));
+    assert!(calls(&mut world, 12) <= 7, "three steps for each guest");
+    assert_eq!([0, 2].map(|guest| world.gateway.flows(port(&world, guest))), [Some(0); 2]);
+    // One that goes on keeps the gateway busy once a minute, and ends a minute after its end.
+    for _ in 0..30 {
+        world.guest(1, &world.guest_frame(1, 17, FAR, &udp((1_000, 53), b"")), PLAIN);
+        world.uplink(&arp(2, ROUTER_MAC, ROUTER, UPLINK), PLAIN);
+        assert!(calls(&mut world, 10) <= 1);
+        assert_eq!(world.gateway.flows(port(&world, 1)), Some(1));
+    }
+    assert!(calls(&mut world, 61) <= 2);
+    assert_eq!(world.gateway.flows(port(&world, 1)), Some(0));
+}
+
+/// A guest that goes while flows are looked for leaves no flow of another one behind.
+#[test]
+fn a_guest_that_goes_does_not_keep_flows_of_others() {
+    let mut world = World::connected(3);
+    world.turn();
+    for guest in 0..3 {
+        for n in 0..600 {
+            world.guest(guest, &world.guest_frame(guest, 17, FAR, &udp((1_000 + n, 53), b"")), PLAIN);
+        }
+    }
+    world.now += 61 * SECOND;
+    for _ in 0..4 {
+        world.turn();
+        world.now += SECOND;
+    }
+    let last = world.guests[2].port;
+    assert_eq!(world.gateway.flows(last), Some(600), "the search has come to the second guest");
+    assert!(world.gateway.detach(world.guests[0].port));
+    let until = world.now + 20 * SECOND;
+    while let Some(next) = world.turn().1.filter(|next| *next < until) {
+        world.now = next;
+    }
+    assert_eq!(world.gateway.flows(last), Some(0));
+}
+
 /// Returns an ICMP error about a packet: it is longer than 1,280 bytes.
 fn about(quoted: &[u8]) -> Vec<u8> {
     let mut message = [&[3, 4, 0, 0, 0, 0, 5, 0][..], quoted].concat();
