@@ -6,10 +6,13 @@ mod common;
 use common::index;
 use std::collections::VecDeque;
 
+use ring_protocol::block::{Response, SLOT_BYTES};
 use ring_protocol::bytes::{ByteRing, Reader, Writer};
+use ring_protocol::net::{RX_SLOT_BYTES, RxResponse, TX_SLOT_BYTES, TxResponse};
 use ring_protocol::ring::{BackRing, FrontRing, Layout};
 use ring_protocol::{SharedPage, WordPage};
 use test_random::Random;
+use zerocopy::FromBytes;
 
 #[test]
 fn a_back_end_takes_only_what_fits_whatever_the_front_end_writes() {
@@ -177,4 +180,130 @@ fn a_byte_ring_is_a_stream() {
             received = received.wrapping_add(1);
         }
     }
+}
+
+/// A page that a test ends on when a byte beyond its ring is touched.
+struct Fenced {
+    page: WordPage,
+    len: usize,
+}
+
+impl Fenced {
+    fn check(&self, offset: usize, bytes: usize) {
+        assert!(offset + bytes <= self.len, "{bytes} bytes at {offset} of {}", self.len);
+    }
+}
+
+impl SharedPage for Fenced {
+    fn len_bytes(&self) -> usize {
+        self.len
+    }
+    fn load_u32(&self, offset: usize) -> u32 {
+        self.check(offset, 4);
+        self.page.load_u32(offset)
+    }
+    fn store_u32(&self, offset: usize, value: u32) {
+        self.check(offset, 4);
+        self.page.store_u32(offset, value);
+    }
+    fn read(&self, offset: usize, into: &mut [u8]) {
+        self.check(offset, into.len());
+        self.page.read(offset, into);
+    }
+    fn write(&self, offset: usize, from: &[u8]) {
+        self.check(offset, from.len());
+        self.page.write(offset, from);
+    }
+}
+
+/// What a hostile back end has done so far, for all connections.
+#[derive(Debug, Default)]
+struct Tried {
+    answers: u64,
+    believed: u64,
+    foreign: u64,
+    broken: u64,
+}
+
+/// One connection to a back end that writes any bytes into any slot, and any index, between any two steps of the front end.
+/// `parse` says which id an answer names. It ends when the ring is broken, or after some rounds.
+fn hostile_back_end(random: &mut Random, slot: usize, parse: fn(&[u8]) -> u64, tried: &mut Tried) {
+    let layout = Layout::new(4096, slot).unwrap();
+    let page = Fenced { page: WordPage::new(), len: layout.ring_bytes() };
+    let mut front = FrontRing::init(&page, layout);
+    // The ids in the order of their slots, as a front end keeps them; none is used twice.
+    let mut asked: VecDeque<u64> = VecDeque::new();
+    let (mut next_id, mut next_answer) = (random.next() & 0x7fff, 0_u32);
+    for _ in 0..200 {
+        while random.below(4) != 0 {
+            let request: Vec<u8> = next_id.to_le_bytes().into_iter().cycle().take(slot).collect();
+            if front.submit(&page, &request).unwrap().is_none() {
+                assert_eq!(asked.len(), layout.entries() as usize);
+                break;
+            }
+            asked.push_back(next_id & 0xffff);
+            next_id += 1;
+        }
+        let _ = front.publish(&page);
+        for _ in 0..random.below(8) {
+            match random.below(16) {
+                0 => page.store_u32(random.below(4) * 4, index(random, next_answer)),
+                1..4 => {
+                    let honest = next_answer.wrapping_add(random.below(asked.len() + 1) as u32);
+                    page.store_u32(8, honest);
+                }
+                // The answer to one of the next requests, or any id, status, offset and length.
+                _ => {
+                    let ahead = random.below(12);
+                    let mut bytes: Vec<u8> = (0..slot).map(|_| random.byte()).collect();
+                    if let (true, Some(id)) = (random.below(2) == 0, asked.get(ahead)) {
+                        bytes[..2].copy_from_slice(&(*id as u16).to_le_bytes());
+                        bytes[2..8.min(slot)].fill(0);
+                    }
+                    let place = next_answer.wrapping_add(ahead as u32) as usize % layout.entries() as usize;
+                    page.write(64 + place * slot, &bytes);
+                }
+            }
+        }
+        let there = front.look(&page);
+        if let Ok(there) = there {
+            assert!(there as usize <= asked.len(), "{there} answers to {} requests", asked.len());
+        }
+        let mut answer = vec![0; slot];
+        while random.below(8) != 0 {
+            let Some(at) = front.take(&page, &mut answer) else { break };
+            assert!(there.is_ok(), "an answer from a broken ring");
+            assert_eq!(at, next_answer, "answers are taken in turn, each once");
+            next_answer = next_answer.wrapping_add(1);
+            let own = asked.pop_front().expect("no more answers than requests");
+            tried.answers += 1;
+            if parse(&answer) == own { tried.believed += 1 } else { tried.foreign += 1 }
+        }
+        assert_eq!(front.room() as usize, layout.entries() as usize - asked.len(), "a slot is lost or used twice");
+        if there.is_err() || random.below(4) == 0 && front.rearm(&page, random.below(9)).is_err() {
+            tried.broken += 1;
+            // Whatever comes later: a broken ring stays broken.
+            page.store_u32(8, next_answer);
+            assert!(front.look(&page).is_err() && front.take(&page, &mut answer).is_none());
+            return;
+        }
+    }
+}
+
+/// A million answers with any ids, statuses, offsets and lengths, and indices that jump. A front end is given an answer for
+/// each request at most, in the order of the slots, so that it knows which id the answer must have; and no byte beyond the ring
+/// is touched.
+#[test]
+fn a_front_end_stays_sound_whatever_the_back_end_writes() {
+    let net_tx = |answer: &[u8]| u64::from(TxResponse::read_from_prefix(answer).unwrap().0.id);
+    let net_rx = |answer: &[u8]| u64::from(RxResponse::read_from_prefix(answer).unwrap().0.id);
+    let block = |answer: &[u8]| Response::read_from_prefix(answer).unwrap().0.id;
+    let kinds: [(usize, fn(&[u8]) -> u64); 3] = [(TX_SLOT_BYTES, net_tx), (RX_SLOT_BYTES, net_rx), (SLOT_BYTES, block)];
+    let (mut random, mut tried) = (Random::new(), Tried::default());
+    while tried.answers < 1_000_000 {
+        let (slot, parse) = kinds[random.below(kinds.len())];
+        hostile_back_end(&mut random, slot, parse, &mut tried);
+    }
+    println!("{tried:?}");
+    assert!(tried.believed > 100_000 && tried.foreign > 100_000 && tried.broken > 1_000, "{tried:?}");
 }
