@@ -45,7 +45,7 @@ mod visit;
 pub use connection::{Broken, ConnectError, Connection, Counters, Disconnected, Drop, Drops, Limits, VifId};
 pub use front::{BadFront, Front, KEYS, Ports, Takes};
 pub use host::{Buffer, GrantCopy, Host, Side};
-pub use limits::{BACK_BUFFERS, MAX_VIFS, PATIENCE_NS, PER_TURN, PER_VISIT};
+pub use limits::{BACK_BUFFERS, MAX_VIFS, PATIENCE_NS, PER_TURN, PER_VISIT, PROMPT_IN_A_ROW};
 pub use line::{Mode, UplinkCounters};
 pub use record::{Features, Key, Record};
 pub use switch::{Buffers, Event, LINEAR_PAGES, SCRATCH_PAGES, STAGING_PAGES, Switch, Turn};

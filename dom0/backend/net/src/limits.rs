@@ -4,6 +4,8 @@
 pub const MAX_VIFS: usize = 256;
 /// The maximum number of TX slots taken from one ring before other rings have their turn.
 pub const PER_VISIT: usize = 64;
+/// How many guests without a backlog are visited in a row while one with a backlog waits: see `Vif::backlog`.
+pub const PROMPT_IN_A_ROW: u32 = 4;
 /// The maximum number of frames taken from the uplink in a turn.
 pub const PER_TURN: usize = 64;
 /// A visit ends when its packets had this many receivers or segments. Frames of the uplink wait for the next turn when those

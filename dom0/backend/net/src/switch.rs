@@ -9,7 +9,7 @@ use network::{FrameInfo, MAX_PACKET, MIN_FRAME, Mac, Station, Uplink};
 use crate::connection::Drop;
 use crate::connection::{Broken, ConnectError, Connection, Disconnected, VifId};
 use crate::host::{Buffer, Host};
-use crate::limits::{FRAMES, PER_TURN, PER_VISIT};
+use crate::limits::{FRAMES, PER_TURN, PER_VISIT, PROMPT_IN_A_ROW};
 use crate::line::{Line, Mode, UplinkCounters};
 use crate::outlet::Outlet;
 use crate::ports::{ALIGNMENT, Vifs};
@@ -76,8 +76,10 @@ pub struct Switch<H: Host> {
     pub(crate) outgoing: Box<[u8]>,
     pub(crate) work: Work,
     mtu: u16,
-    /// The place whose turn it is.
-    next: usize,
+    /// The places whose turns are next among guests without a backlog, and among those with one.
+    next: [usize; 2],
+    /// How many guests without a backlog were visited since the last one with a backlog.
+    in_a_row: u32,
 }
 
 impl<H: Host> fmt::Debug for Switch<H> {
@@ -105,7 +107,8 @@ impl<H: Host> Switch<H> {
             outgoing: Box::default(),
             work: Work::new(),
             mtu,
-            next: 0,
+            next: [0; 2],
+            in_a_row: 0,
         }
     }
 
@@ -209,7 +212,6 @@ impl<H: Host> Switch<H> {
         self.receive(host, now_ns);
         self.end_waits(now_ns);
         if let Some(place) = self.next_place(now_ns) {
-            self.next = place + 1;
             self.visit(host, place, now_ns);
         }
         self.call_station(host, now_ns);
@@ -322,13 +324,27 @@ impl<H: Host> Switch<H> {
         }
     }
 
-    /// Returns the next place whose guest may send. `None` if there is no such guest.
+    /// Returns the next place whose guest may send. `None` if there is no such guest. Guests that may send and have no backlog
+    /// are first, in turn, but of five visits at least one is to a guest with a backlog.
     fn next_place(&mut self, now_ns: u64) -> Option<usize> {
-        let count = self.vifs.places();
-        let next = self.next;
+        let backlog_first = self.in_a_row >= PROMPT_IN_A_ROW;
+        let (backlog, place) = [backlog_first, !backlog_first].into_iter().find_map(|backlog| {
+            let place = self.next_with(backlog, now_ns)?;
+            Some((backlog, place))
+        })?;
+        self.in_a_row = if backlog { 0 } else { self.in_a_row.saturating_add(1) };
+        let [prompt, later] = &mut self.next;
+        *if backlog { later } else { prompt } = place + 1;
+        Some(place)
+    }
+
+    /// Returns the next place whose guest may send and has a backlog, or has none.
+    fn next_with(&mut self, backlog: bool, now_ns: u64) -> Option<usize> {
+        let (count, [prompt, later]) = (self.vifs.places(), self.next);
+        let next = if backlog { later } else { prompt };
         (0..count).map(|step| (next + step) % count).find(|place| {
             let ready = self.vifs.open(*place).filter(|vif| vif.attention && vif.wait.is_none());
-            ready.is_some_and(|vif| vif.rate.is_none_or(|rate| rate.is_ready(now_ns)))
+            ready.is_some_and(|vif| vif.backlog == backlog && vif.rate.is_none_or(|rate| rate.is_ready(now_ns)))
         })
     }
 }

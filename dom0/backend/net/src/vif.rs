@@ -59,6 +59,8 @@ pub struct Vif<H: Host> {
     pub(crate) broken: bool,
     /// Whether the TX ring may have new requests.
     pub(crate) attention: bool,
+    /// The last visit has left requests in the TX ring: guests of which this is not so are visited first.
+    pub(crate) backlog: bool,
     pub(crate) wait: Option<Wait>,
     short: Option<Short>,
     /// How many buffers the first of the waiting senders needs. 0 if no sender waits for this vif.
@@ -97,6 +99,7 @@ impl<H: Host> Vif<H> {
             address: limits.address,
             broken: false,
             attention: true,
+            backlog: false,
             wait: None,
             short: None,
             awaited: 0,

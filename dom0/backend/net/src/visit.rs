@@ -510,6 +510,7 @@ impl<H: Host> Switch<H> {
             rate.take(bytes, now_ns);
             vif.counters.rate_waits += u64::from(more && !rate.is_ready(now_ns));
         }
+        vif.backlog = more;
         if more {
             vif.attention = true;
             return;
