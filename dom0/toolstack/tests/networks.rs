@@ -8,6 +8,7 @@ mod common;
 mod world;
 
 use serde_json::json;
+use toolstack::DomainId;
 use toolstack::manager::NetworkDevice;
 use world::World;
 
@@ -18,7 +19,33 @@ const CRASH: u32 = 3;
 const REBOOT: u32 = 1;
 const POWEROFF: u32 = 0;
 
+const DISKS: &str = "disk = ['memory:1M,,xvda,w']\n";
 const VIFS: &str = "vif = ['', 'bridge=lan,mac=00:16:3e:00:00:01,ip=10.0.0.9']\n";
+
+/// A network device that goes slowly keeps the domain, and no disk.
+#[test]
+fn a_domain_stays_until_its_network_devices_are_gone() {
+    for (disks, end) in [("", "crash"), (DISKS, "crash"), (DISKS, "destroy web")] {
+        let mut world = World::running(&[&format!("{WEB}{VIFS}{disks}"), DB]);
+        world.fake().networks.held.set(true);
+        if end == "crash" {
+            world.shut_down(7, CRASH);
+        } else {
+            world.begin_asking(end);
+            world.settle();
+        }
+        world.pass(11 * SECOND);
+        world.pass(2 * SECOND);
+        assert!(world.fake().machine.borrow().domains.contains_key(&7), "{disks}{end}: its pages are still mapped");
+        assert_eq!(world.text("block-list"), "no disks", "{end}");
+        world.fake().networks.forget(DomainId(7));
+        world.pass(SECOND);
+        world.pass(SECOND);
+        assert!(!world.fake().machine.borrow().domains.contains_key(&7), "{disks}{end}");
+        world.shut_down(8, POWEROFF);
+        assert_eq!((world.left(), world.manager.all_ended()), (vec![], true), "{disks}{end}");
+    }
+}
 
 /// A guest with two network devices is made, and loses them when it ends, however it ends.
 #[test]

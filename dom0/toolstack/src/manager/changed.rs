@@ -57,6 +57,18 @@ pub(super) async fn either(one: impl Future<Output = ()>, other: Option<impl Fut
     .await;
 }
 
+/// Waits until `one` and `other` are both done.
+pub(super) async fn both(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    let (mut one_done, mut other_done) = (false, false);
+    poll_fn(|context| {
+        one_done = one_done || one.as_mut().poll(context).is_ready();
+        other_done = other_done || other.as_mut().poll(context).is_ready();
+        if one_done && other_done { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
 /// Runs `work` and returns its value. Calls `wanted` before each piece of `work`; once it returns false, drops `work` where it
 /// pauses, and returns `None`.
 pub(super) async fn while_wanted<T>(work: impl Future<Output = T>, wanted: impl Fn() -> bool) -> Option<T> {

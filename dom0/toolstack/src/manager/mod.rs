@@ -36,7 +36,7 @@ use crate::status::Failure;
 use crate::vif::VifConfig;
 use crate::{DomainId, Hypervisor, Store};
 
-use changed::{Changes, either};
+use changed::{Changes, both, either};
 use entry::{Entry, State, Told};
 
 pub use entry::LastEnd;
@@ -329,11 +329,14 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// A guest whose end waited for its disks, and whose disks are gone.
+    /// A guest whose end waited for its devices, and whose devices are gone.
     fn next_parted(&self) -> Option<Place> {
-        let disks = self.platform.disks();
+        let (disks, networks) = (self.platform.disks(), self.platform.networks());
         let parted = |entry: &Entry<P::Console>| match &entry.state {
-            State::Parting(guest, _) => disks.list(guest.domain, &guest.config.name).is_empty(),
+            State::Parting(guest, _) => {
+                let (domain, name) = (guest.domain, &guest.config.name);
+                disks.list(domain, name).is_empty() && networks.list(domain, name).is_empty()
+            }
             _ => false,
         };
         self.entries.borrow().iter().position(parted).map(Place)
@@ -343,9 +346,9 @@ impl<P: Platform> Manager<P> {
     /// device does not answer.
     async fn disks_gone(&self, domain: DomainId) -> bool {
         let mut gone = false;
+        // Both begin at once: whichever is late, the other goes.
         let died = async {
-            self.platform.networks().domain_died(domain).await;
-            self.platform.disks().domain_died(domain).await;
+            both(self.platform.networks().domain_died(domain), self.platform.disks().domain_died(domain)).await;
             gone = true;
         };
         let deadline_ns = self.platform.now_ns().saturating_add(PATIENCE_NS);

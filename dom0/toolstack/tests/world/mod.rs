@@ -199,9 +199,17 @@ pub(crate) struct FakeNetworks {
     pub(crate) broken: RefCell<String>,
     /// Guests do not release their devices.
     pub(crate) busy: Cell<bool>,
+    /// The devices of a domain that has ended stay as long as this is true.
+    pub(crate) held: Cell<bool>,
 }
 
 impl FakeNetworks {
+    /// The devices of a domain go, though nobody waits for that any more.
+    pub(crate) fn forget(&self, domain: DomainId) {
+        self.held.set(false);
+        self.attached.borrow_mut().retain(|(of, ..)| *of != domain);
+    }
+
     fn left(&self) -> Vec<String> {
         self.attached.borrow().iter().map(|(domain, device, _)| format!("vif {device} of {domain}")).collect()
     }
@@ -225,6 +233,9 @@ impl manager::Networks for FakeNetworks {
     }
 
     async fn domain_died(&self, domain: DomainId) {
+        if self.held.get() {
+            std::future::pending::<()>().await;
+        }
         self.attached.borrow_mut().retain(|(of, ..)| *of != domain);
     }
 
