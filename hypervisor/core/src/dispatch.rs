@@ -19,7 +19,7 @@ use hypercall_abi::grant::status;
 use hypercall_abi::mmu::MulticallEntry;
 
 /// How many entries of a multicall one step carries out.
-const MULTICALL_STEP: u32 = 32;
+pub(crate) const MULTICALL_STEP: u32 = 32;
 
 /// Carries out one step of the vcpu's call, if it has one.
 pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) -> Next {
@@ -55,7 +55,7 @@ pub fn let_in<M: Machine>(ctx: &Ctx<'_, M>) {
 }
 
 /// The value of RAX for an answer, if it is time for one. What is refused is noted.
-fn settle<M: Machine>(ctx: &Ctx<'_, M>, call: &Call, answer: Answer) -> Answer {
+pub(crate) fn settle<M: Machine>(ctx: &Ctx<'_, M>, call: &Call, answer: Answer) -> Answer {
     answer.or_else(|halt| match halt {
         Halt::Refused(errno) => {
             ctx.note_refused_call(call.number, call.args[0], call.args[1], errno);

@@ -373,6 +373,8 @@ pub mod mode {
     pub const USER: u64 = 1;
     /// The guest's kernel runs, and the fields hold.
     pub const KERNEL: u64 = 2;
+    /// The guest's kernel runs and has no root for user code: everything goes to the rules, which may take fast paths.
+    pub const ROOTLESS: u64 = 3;
 }
 
 /// Which entry into ring 0 it was: the high half of [`Registers::error`], where it is no vector.

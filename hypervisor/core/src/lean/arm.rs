@@ -5,7 +5,8 @@
 //! `return_from_trap` and `toggle` look at: the handlers mask events, no NMI is masked, no area waits for kernel mode,
 //! no I/O privilege level is kept for the guest, and the kernel's stack is a page that the guest may write. The page of
 //! the vcpu_info record is held for writing as long as the domain exists; another vcpu cannot move the record while
-//! this one is up.
+//! this one is up. In [`mode::ROOTLESS`] all this holds as well, but the entry code does nothing: Linux has no root of user
+//! mode while it takes the tables of a process down.
 //!
 //! [`Entry`]: crate::machine::Entry
 
@@ -58,18 +59,20 @@ fn prepare<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
     entry.syscall.store(syscall.address, Relaxed);
     entry.fault.store(fault.address, Relaxed);
     entry.kernel_cr3.store(state.kernel_root?.address(), Relaxed);
-    entry.user_cr3.store(state.user_root?.address(), Relaxed);
+    (state.kernel_mode || state.user_root.is_some()).then_some(())?;
+    entry.user_cr3.store(state.user_root.map_or(0, Frame::address), Relaxed);
     GuestVirt(entry.other_gs.load(Relaxed)).is_canonical().then_some(())
 }
 
 /// Tells the entry code where the kernel's stack is. This is the last step of [`arm`], and is enough if only the stack
-/// has changed since. Without a usable stack the entry code does nothing by itself.
+/// or both roots have changed since. Without a usable stack the entry code does nothing by itself.
 #[inline(always)]
 pub(super) fn point_at_stack<M: Machine>(ctx: &Ctx<'_, M>) {
     let mode = match (find_frames(ctx), ctx.state.kernel_mode) {
         (None, _) => mode::SLOW,
         (Some(()), false) => mode::USER,
-        (Some(()), true) => mode::KERNEL,
+        (Some(()), true) if ctx.state.user_root.is_some() => mode::KERNEL,
+        (Some(()), true) => mode::ROOTLESS,
     };
     ctx.m.entry().mode.store(mode, Relaxed);
 }
@@ -121,7 +124,7 @@ pub fn left<M: Machine>(ctx: &mut Ctx<'_, M>) {
     let entry = ctx.m.entry();
     match entry.mode.load(Relaxed) {
         mode::USER => ctx.state.kernel_mode = false,
-        mode::KERNEL => ctx.state.kernel_mode = true,
+        mode::KERNEL | mode::ROOTLESS => ctx.state.kernel_mode = true,
         _ => {}
     }
     entry.mode.store(mode::SLOW, Relaxed);

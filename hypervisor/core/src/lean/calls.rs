@@ -1,7 +1,7 @@
 //! Hypercalls of a stock kernel that are finished at once, on a fast path.
 
 use super::arm::{point_at_stack, stay_at_stack};
-use super::{Resume, count, settle, settle_at};
+use super::{Resume, count, multicall, settle, settle_at};
 use crate::addr::CpuSet;
 use crate::call::Call;
 use crate::event::UpcallMask;
@@ -11,41 +11,80 @@ use crate::machine::{Flush, Registers, mode};
 use crate::paging::ops::{BATCH, COUNT};
 use crate::prelude::*;
 use crate::sched::ops::set_timer;
+use crate::vcpu;
 use core::hint::cold_path;
-use hypercall_abi::Hypercall;
-use hypercall_abi::callback::{IRET_IN_SYSCALL, IretContext, SegmentBase};
+use hypercall_abi::callback::{IRET_IN_SYSCALL, IretContext};
 use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, MmuextOp, uvmf};
 use hypercall_abi::vcpu::{SetSingleshotTimer, VcpuOp};
 use zerocopy::{FromZeros, IntoBytes};
 
+/// Roots of a vcpu.
+pub(super) const ROOTS: u64 = 2;
 const SELF: u64 = domid::SELF as u64;
 /// The maximum number of requests of a list that the fast path of `mmu_update` carries out: as many as our patches of Linux put
 /// into one call, and some ten thousand instructions.
 const MOST_UPDATES: u64 = 256;
 
+/// Numbers of the calls that have fast paths.
+pub(super) mod number {
+    use hypercall_abi::Hypercall;
+
+    pub(crate) const MMU_UPDATE: u64 = Hypercall::MmuUpdate as u64;
+    pub(crate) const STACK_SWITCH: u64 = Hypercall::StackSwitch as u64;
+    pub(crate) const MULTICALL: u64 = Hypercall::Multicall as u64;
+    pub(crate) const UPDATE_VA_MAPPING: u64 = Hypercall::UpdateVaMapping as u64;
+    pub(crate) const IRET: u64 = Hypercall::Iret as u64;
+    pub(crate) const SET_SEGMENT_BASE: u64 = Hypercall::SetSegmentBase as u64;
+    pub(crate) const MMUEXT_OP: u64 = Hypercall::MmuextOp as u64;
+    pub(crate) const VCPU_OP: u64 = Hypercall::VcpuOp as u64;
+}
+
 /// Carries out the call in the registers of the guest's kernel.
 #[inline(always)]
 pub(super) fn hypercall<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
-    const MMU_UPDATE: u64 = Hypercall::MmuUpdate as u64;
-    const STACK_SWITCH: u64 = Hypercall::StackSwitch as u64;
-    const UPDATE_VA_MAPPING: u64 = Hypercall::UpdateVaMapping as u64;
-    const IRET: u64 = Hypercall::Iret as u64;
-    const SET_SEGMENT_BASE: u64 = Hypercall::SetSegmentBase as u64;
-    const MMUEXT_OP: u64 = Hypercall::MmuextOp as u64;
-    const VCPU_OP: u64 = Hypercall::VcpuOp as u64;
-    if ctx.state.regs.rax == MMU_UPDATE {
+    if ctx.state.regs.rax == number::MMU_UPDATE {
         return mmu_update(ctx);
     }
     cold_path();
-    match ctx.state.regs.rax {
-        UPDATE_VA_MAPPING => update_va_mapping(ctx),
-        IRET => iret(ctx),
-        STACK_SWITCH => stack_switch(ctx),
-        SET_SEGMENT_BASE => set_segment_base(ctx),
-        MMUEXT_OP => new_roots(ctx),
-        VCPU_OP => timer(ctx),
-        _ => None,
+    let Registers { rax: number, rdi, rsi, rdx, r10, .. } = ctx.state.regs;
+    let args = [rdi, rsi, rdx, r10];
+    match number {
+        number::STACK_SWITCH => {
+            stack_switch(ctx, args);
+            point_at_stack(ctx);
+            done(ctx)
+        }
+        number::MMUEXT_OP if rsi & COUNT != 1 => match new_roots(ctx, args)? {
+            ROOTS => {
+                stay_at_stack(ctx, ctx.state.kernel_root?);
+                done(ctx)
+            }
+            some => rest(ctx, some, size_of::<MmuextOp>()),
+        },
+        number::IRET => iret(ctx),
+        number::MULTICALL => multicall::multicall(ctx),
+        number::VCPU_OP => timer(ctx),
+        _ => other(ctx, number, args),
     }
+}
+
+/// Carries out a call that is not as frequent.
+#[inline(never)]
+fn other<M: Machine>(ctx: &mut Ctx<'_, M>, number: u64, args: [u64; 4]) -> Option<Resume> {
+    let did = match number {
+        number::UPDATE_VA_MAPPING => update_va_mapping(ctx, args),
+        number::SET_SEGMENT_BASE => vcpu::ops::set_segment_base(ctx, &mut new_call(number, args)).ok().map(|_| ()),
+        number::MMUEXT_OP => flush_here(ctx, args),
+        _ => None,
+    };
+    settle(ctx);
+    did?;
+    done(ctx)
+}
+
+/// A call with these arguments, of which nothing has been done.
+fn new_call(number: u64, [a, b, c, d]: [u64; 4]) -> Call {
+    Call::new(number, [a, b, c, d, 0, 0])
 }
 
 /// Ends the call with result 0.
@@ -58,13 +97,20 @@ fn done<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
 /// Stores the rest of a call over a list, of which the first `done` elements (of `size` bytes each) have been carried
 /// out.
 fn rest<M: Machine>(ctx: &mut Ctx<'_, M>, done: u64, size: usize) -> Option<Resume> {
-    let Registers { rax, rdi, rsi, rdx, r10, r8, r9, .. } = ctx.state.regs;
-    let list = rdi.wrapping_add(done.wrapping_mul(size as u64));
-    let mut call = Call::new(rax, [list, (rsi & COUNT).wrapping_sub(done), rdx, r10, r8, r9]);
-    call.done = done;
+    let Registers { rax, rdi, rsi, rdx, r10, .. } = ctx.state.regs;
+    let mut call = new_call(rax, [rdi, rsi, rdx, r10]);
+    advance(&mut call, done, size);
     ctx.state.call = Some(call);
     count(ctx);
     Some(Resume::Call)
+}
+
+/// Moves a call over a list on by `done` elements of `size` bytes each.
+pub(super) fn advance(call: &mut Call, done: u64, size: usize) {
+    let [list, count, ..] = &mut call.args;
+    *list = list.wrapping_add(done.wrapping_mul(size as u64));
+    *count = (*count & COUNT).wrapping_sub(done);
+    call.done = done;
 }
 
 /// `mmu_update` of the caller's own tables with its own frames, without a pointer for the number of requests done.
@@ -96,12 +142,12 @@ fn several_updates<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64, count: u64) -> O
             (Ok(()), Some(fast)) => fast.updates(requests),
             _ => break,
         };
-        settle(ctx);
         all = all.wrapping_add(did as u64);
         if did < some {
             break;
         }
     }
+    settle(ctx);
     match all {
         0 => None,
         _ if all == count => done(ctx),
@@ -110,38 +156,22 @@ fn several_updates<M: Machine>(ctx: &mut Ctx<'_, M>, list: u64, count: u64) -> O
 }
 
 /// `update_va_mapping` with a frame of the caller's own, and no flush or one of this address on this CPU.
-fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
-    let Registers { rdi: at, rsi: value, rdx: how, .. } = ctx.state.regs;
+pub(super) fn update_va_mapping<M: Machine>(ctx: &mut Ctx<'_, M>, [at, value, how, _]: [u64; 4]) -> Option<()> {
     if how != 0 && how != uvmf::INVLPG {
         return None;
     }
     let (root, at) = (ctx.state.kernel_root?, GuestVirt(at));
-    let updated = ctx.fast_path()?.update_va(root, at, value);
-    settle(ctx);
-    updated?;
+    ctx.fast_path()?.update_va(root, at, value)?;
     if how == uvmf::INVLPG && !at.in_hole() {
         ctx.m.flush(CpuSet::only(ctx.m.this_cpu()), Flush::Page(at));
     }
-    done(ctx)
+    Some(())
 }
 
-/// `stack_switch`, by which a kernel sets its stack for the next process.
-fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
-    let Registers { rdi: ss, rsi: sp, .. } = ctx.state.regs;
+/// `stack_switch`, by which a kernel sets its stack for the next process. The caller tells the entry code of it.
+#[inline(always)]
+pub(super) fn stack_switch<M: Machine>(ctx: &mut Ctx<'_, M>, [ss, sp, ..]: [u64; 4]) {
     (ctx.state.kernel_ss, ctx.state.kernel_sp) = (ss & 0xffff | 3, sp);
-    point_at_stack(ctx);
-    done(ctx)
-}
-
-fn set_segment_base<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
-    let Registers { rdi: which, rsi: base, .. } = ctx.state.regs;
-    GuestVirt(base).is_canonical().then_some(())?;
-    match SegmentBase::from_number(u64::from(low32(which)))? {
-        SegmentBase::Fs => ctx.m.set_fs_base(base),
-        SegmentBase::GsUser => ctx.m.entry().other_gs.store(base, Relaxed),
-        _ => return None,
-    }
-    done(ctx)
 }
 
 /// The `vcpu_op` that sets the caller's own one-shot timer to a time in the future.
@@ -157,12 +187,28 @@ fn timer<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     done(ctx)
 }
 
-/// The `mmuext_op` by which Linux changes both roots for the next process.
-fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
+/// The `mmuext_op` by which Linux flushes what this CPU knows of one address, or of all.
+fn flush_here<M: Machine>(ctx: &mut Ctx<'_, M>, [list, count, told, domain]: [u64; 4]) -> Option<()> {
+    if domain != SELF || told != 0 || count & COUNT != 1 {
+        return None;
+    }
+    let (op, here) = (ctx.read::<MmuextOp>(list).ok()?, CpuSet::only(ctx.m.this_cpu()));
+    match MmuextCommand::from_number(op.cmd.into())? {
+        MmuextCommand::TlbFlushLocal => ctx.world.frames.epochs().flush(ctx.m, here),
+        MmuextCommand::InvlpgLocal if GuestVirt(op.arg1).in_hole() => {}
+        MmuextCommand::InvlpgLocal => ctx.m.flush(here, Flush::Page(GuestVirt(op.arg1))),
+        _ => return None,
+    }
+    Some(())
+}
+
+/// The `mmuext_op` by which Linux changes both roots for the next process. The caller then tells the entry code of the
+/// stack, which may be in another frame. Returns how many of the [`ROOTS`] are changed.
+#[inline(always)]
+pub(super) fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>, [list, count, told, domain]: [u64; 4]) -> Option<u64> {
     const KERNEL: u32 = MmuextCommand::NewBaseptr as u32;
     const USER: u32 = MmuextCommand::NewUserBaseptr as u32;
-    let Registers { rdi: list, rsi: count, rdx: told, r10: domain, .. } = ctx.state.regs;
-    if domain != SELF || told != 0 || count & COUNT != 2 || ctx.state.ldt_entries > 0 {
+    if domain != SELF || told != 0 || count & COUNT != ROOTS || ctx.state.ldt_entries > 0 {
         return None;
     }
     let [first, second] = ctx.read::<[MmuextOp; 2]>(list).ok()?;
@@ -177,15 +223,14 @@ fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     drop(fast);
     ctx.state.kernel_root = Some(kernel);
     let entry = ctx.m.entry();
-    entry.mode.store(mode::SLOW, Relaxed); // until the entry code has both roots
+    entry.mode.store(mode::SLOW, Relaxed); // until the entry code has both roots, and the stack
     entry.kernel_cr3.store(kernel.address(), Relaxed);
     if also.is_none() {
-        return rest(ctx, 1, size_of::<MmuextOp>());
+        return Some(1);
     }
     ctx.state.user_root = Some(user);
     entry.user_cr3.store(user.address(), Relaxed);
-    stay_at_stack(ctx, kernel);
-    done(ctx)
+    Some(ROOTS)
 }
 
 /// The return from a trap of kernel code to kernel code.

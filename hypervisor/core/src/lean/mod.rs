@@ -3,8 +3,8 @@
 //! anything. Without this module the guest would see the same.
 //!
 //! The fastest paths are in the assembly of the entry code: system calls of user code, the return from them, page
-//! faults of user code, and changes of a GS base. [`mod@arm`] tells the entry code what it may do by itself; [`calls`]
-//! and [`faults`] handle the exits that the entry code does not.
+//! faults of user code, and changes of a GS base. [`mod@arm`] tells the entry code what it may do by itself; [`calls`],
+//! [`multicall`] and [`faults`] handle the exits that the entry code does not.
 //!
 //! Touches: what the slow paths touch.
 //! Keeps: what the slow paths keep.
@@ -12,6 +12,7 @@
 pub mod arm;
 mod calls;
 mod faults;
+mod multicall;
 pub mod shape;
 
 pub use arm::{arm, left};
@@ -67,7 +68,7 @@ fn handle<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     let (raw, mode) = (ctx.state.regs.error, ctx.m.entry().mode.load(Relaxed));
     let kind = low32(raw >> 32);
     // If the guest has unmasked upcalls without a call and an event is pending, the slow path delivers it now.
-    if mode != mode::KERNEL || is_due(ctx.m.record_head()) {
+    if mode < mode::KERNEL || is_due(ctx.m.record_head()) {
         return None;
     }
     ctx.state.kernel_mode = true; // the entry code may have changed the mode

@@ -12,7 +12,7 @@
 //! - Where a call is split into steps, hence which flush comes first, and what is read after it: a list of updates has one
 //!   element if it changes an upper table, or the page or the mapping of the list itself.
 //! - How often the CPU's timer is set anew, which the rules do between two steps of a call. Until then the timer may fire for a
-//!   deadline that is gone. After a call that the fast path splits into other steps, both worlds set the timer anew.
+//!   deadline that is gone. After a call that the fast path may split into other steps, both worlds set the timer anew.
 
 use super::Context;
 use super::build;
@@ -259,7 +259,7 @@ impl Twin {
     /// The guest runs until it leaves: first the worlds are compared.
     fn leave(&mut self, ctx: &mut Context<'_>) -> Exit {
         if std::mem::take(&mut self.split) {
-            return Exit::Interrupt(Interrupt::Kick);
+            self.everybody.world.tick(self.m, u64::MAX); // the end of a slice comes with the next kick
         }
         let entry = ctx.m.entry();
         // What the entry code has done is taken over, as the rules will.
@@ -311,7 +311,8 @@ impl Twin {
             if ctx.state.kernel_mode {
                 keep_apart(ctx);
                 let Registers { rax, rsi: count, .. } = ctx.state.regs;
-                self.split = rax == Hypercall::MmuUpdate.number() && count & 0x7fff_ffff > STEP;
+                self.split = rax == Hypercall::Multicall.number()
+                    || rax == Hypercall::MmuUpdate.number() && count & 0x7fff_ffff > STEP;
             }
         }
         exit

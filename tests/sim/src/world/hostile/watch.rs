@@ -140,6 +140,7 @@ impl Everybody {
         let value = |word: &AtomicU64| word.load(Relaxed);
         let kernel = match value(&entry.mode) {
             mode::SLOW => return Ok(()),
+            mode::ROOTLESS if own.kernel_mode && own.user_root.is_none() => return Ok(()),
             now => now == mode::KERNEL,
         };
         let root = |root: Option<Frame>| root.map_or(0, Frame::address);

@@ -16,7 +16,7 @@ use hv_core::claim;
 use hv_core::flags;
 use hv_core::frame::FrameTable;
 use hv_core::lean::{self, End};
-use hv_core::machine::{CpuState, Cpus, Exit, Frames, Interrupt, Registers};
+use hv_core::machine::{CpuState, Cpus, Exit, Frames, Interrupt, Registers, mode};
 use hv_core::{dispatch, trap};
 use hypercall_abi::callback::Assist;
 use hypercall_abi::mmu::{MmuextCommand, pte};
@@ -131,26 +131,17 @@ impl Act {
         (regs.cs, regs.ss) = (selector::GUEST_CS.into(), selector::GUEST_SS.into());
         regs.rflags = 0x202 | rng.word() & 0xcd5 & !if rng.one_in(8) { 0 } else { flags::TF };
         regs.rip = at(page::CODE) + 8 * rng.below(200) as u64 + rng.below(8) as u64;
-        let tops = [page::STACK + 1, page::STACK + 1, page::DATA + 1, page::DATA + 2];
-        let top = if rng.one_in(40) { page::L1 + 1 } else { rng.pick(&tops).unwrap_or(page::STACK + 1) };
-        let top = at(top).wrapping_sub(if rng.one_in(6) { 8 } else { 0 });
         regs.rsp = ctx.state.kernel_sp.wrapping_sub(8 * rng.below(40) as u64);
         if !ctx.state.kernel_mode {
             act.user(rng);
             return act;
         }
-        match rng.below(12) {
-            0 => act.updates(rng, guest),
-            1 => act.call(Hypercall::UpdateVaMapping, [leaf_address(rng), leaf(rng, guest), rng.below(4) as u64, 0]),
-            2 => act.call(Hypercall::StackSwitch, [selector::GUEST_SS.into(), top, 0, 0]),
-            3 => {
-                let base = if rng.one_in(4) { rng.word() } else { rng.word() >> 17 };
-                act.call(Hypercall::SetSegmentBase, [rng.below(4) as u64 | rng.word() << 32, base, 0, 0]);
-            }
-            4 => act.roots(rng, guest),
+        match rng.below(13) {
+            which @ 0..=4 => act.some_call(rng, guest, which),
             5..=7 => act.back(rng, ctx),
             8 => act.exit = segment_base(rng, &mut act.regs, &mut act.written, guest),
             9 | 10 => act.table_write(rng, guest),
+            11 => act.multicall(rng, guest),
             _ => {
                 let error = 4 | [0, 1, 2, 3, 16, 17][rng.below(6)];
                 // The CPU has the address from the instruction: none is at hand that writes to the tables.
@@ -159,6 +150,53 @@ impl Act {
             }
         }
         act
+    }
+
+    /// A call that may take a fast path.
+    fn some_call(&mut self, rng: &mut Rng, guest: &Actor, which: usize) {
+        match which {
+            0 => self.updates(rng, guest),
+            1 => self.call(Hypercall::UpdateVaMapping, [leaf_address(rng), leaf(rng, guest), rng.below(4) as u64, 0]),
+            2 => {
+                let tops = [page::STACK + 1, page::STACK + 1, page::DATA + 1, page::DATA + 2];
+                let top = if rng.one_in(40) { page::L1 + 1 } else { rng.pick(&tops).unwrap_or(page::STACK + 1) };
+                let top = at(top).wrapping_sub(if rng.one_in(6) { 8 } else { 0 });
+                self.call(Hypercall::StackSwitch, [selector::GUEST_SS.into(), top, 0, 0]);
+            }
+            3 => {
+                let base = if rng.one_in(4) { rng.word() } else { rng.word() >> 17 };
+                self.call(Hypercall::SetSegmentBase, [rng.below(4) as u64 | rng.word() << 32, base, 0, 0]);
+            }
+            _ if rng.one_in(3) => self.one_operation(rng, guest),
+            _ => self.roots(rng, guest),
+        }
+    }
+
+    /// A list of calls: those that may take a fast path, and one that has none.
+    fn multicall(&mut self, rng: &mut Rng, guest: &Actor) {
+        let mut list = Vec::new();
+        let most = if rng.one_in(8) { 40 } else { 5 };
+        let count = 1 + rng.below(most);
+        for _ in 0..count {
+            let which = rng.below(5);
+            self.some_call(rng, guest, which);
+            let Registers { rax, rdi, rsi, rdx, r10, .. } = self.regs;
+            let number = if rng.one_in(12) { Hypercall::XenVersion.number() } else { rax };
+            list.extend([number, u64::MAX, rdi, rsi, rdx, r10, 0, 0]);
+        }
+        let to = if rng.one_in(20) { page::L1 } else { page::MORE_ARGS };
+        self.write(guest, at(page::MORE_ARGS), &list);
+        self.call(Hypercall::Multicall, [at(to), count as u64, 0, 0]);
+    }
+
+    /// An operation of `mmuext_op` alone.
+    fn one_operation(&mut self, rng: &mut Rng, guest: &Actor) {
+        use MmuextCommand as C;
+        let command = [C::TlbFlushLocal, C::InvlpgLocal, C::TlbFlushLocal, C::PinL1, C::Unpin][rng.below(5)];
+        let table = guest.pages[page::L1].number();
+        let target = if command == C::InvlpgLocal { leaf_address(rng) } else { table };
+        self.write(guest, at(page::ARGS), &[command as u64, target, 0]);
+        self.call(Hypercall::MmuextOp, [at(page::ARGS), 1, 0, domid::SELF.into()]);
     }
 
     /// User code leaves: a system call, or a page fault.
@@ -313,6 +351,9 @@ impl Act {
             runs += 1;
             let mut exit = Exit::Interrupt(Interrupt::Other);
             assert!(runs == 1 || !ctx.world.upcall_due(ctx.m, ctx.vcpu), "an event waits, and the guest goes on");
+            if runs > 1 {
+                know_all(ctx);
+            }
             if runs == 1 {
                 ctx.state.regs = self.regs;
                 entered = enters(ctx, self.exit);
@@ -339,6 +380,19 @@ impl Act {
             _ => Did::Short,
         }
     }
+}
+
+/// After a fast path, the entry code knows the roots, and where the stack is.
+fn know_all(ctx: &Context<'_>) {
+    let (entry, own) = (ctx.m.entry(), &ctx.state);
+    if !matches!(value(&entry.mode), mode::USER | mode::KERNEL) {
+        return;
+    }
+    let (sp, root) = (own.kernel_sp.wrapping_sub(72), own.kernel_root.expect("it runs"));
+    let page = claim::walk(ctx.m, &ctx.world.frames, root, GuestVirt(sp)).and_then(|path| path.frame());
+    let known = [&entry.kernel_cr3, &entry.user_cr3, &entry.back_sp].map(value);
+    assert_eq!(known, [root.address(), own.user_root.map_or(0, Frame::address), sp]);
+    assert_eq!(Frame::containing(value(&entry.back)), page, "the page of the stack");
 }
 
 /// Compares the worlds: the vcpu, the CPU, all memory and the words of all frames.
