@@ -3,7 +3,7 @@
 use crate::networks::{free_port, output};
 use crate::stories::dom0;
 use anyhow::{Context, Result, ensure};
-use boot::answers::LEAVE;
+use boot::answers::{LEAVE, named, number};
 use boot::{Machine, Setup};
 use std::collections::BTreeSet;
 use std::fs;
@@ -84,9 +84,14 @@ pub(crate) fn share_a_disk(title: &str, count: u32) -> Result<()> {
         let said = ssh(*port, "head -c 1048576 /dev/urandom > /mine && sync /mine && stat -c %s /mine && dmesg")?;
         ensure!(said.starts_with("1048576\n") && !said.contains("I/O error"), "{name}: {said}");
     }
-    let list = machine.ask("list")?;
-    let held = machine.ask("block-list")?;
-    println!("{list}\n{held}");
+    let (list, disks) = (machine.ask("list")?, machine.ask("block-list")?);
+    for (name, _) in &doors {
+        let (domain, disk) = (named(&list, name)?, named(&disks, name)?);
+        let (memory, held) = (number(domain, "memory_mib")?, number(disk, "overlay_kib")? >> 10);
+        // Where the emulator counts, a second of the machine is 10^9 instructions.
+        let seconds = &domain["seconds"];
+        println!("{name}: {memory} MiB, {held} MiB in its overlay, {seconds} thousand million instructions");
+    }
     machine.type_keys(LEAVE)?;
     machine.type_line("quit")?;
     machine.finish()?.require_success()
