@@ -8,6 +8,7 @@ mod boot;
 mod columns;
 mod counts;
 mod create;
+mod debian;
 mod guest;
 mod host;
 mod io;
@@ -49,6 +50,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "KERNEL", default_value = kernels::DEFAULT)]
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(kernels::all_names()))]
     kernel: String,
+    /// Boot this system to its login prompt instead of the kernel to its init (`boot`, with the columns bare and tenon)
+    #[arg(long, value_name = "SYSTEM", conflicts_with = "kernel")]
+    guest: Option<System>,
     /// Only these columns
     #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
     only: Vec<columns::Column>,
@@ -63,6 +67,7 @@ impl Options {
         ensure!(self.which == Which::Guest || !self.stays, "--stays is for `bench guest`");
         let any_kernel = matches!(self.which, Which::Boot | Which::Guest) || self.kernel == kernels::DEFAULT;
         ensure!(any_kernel, "--kernel is for `bench guest` and `bench boot`");
+        ensure!(self.which == Which::Boot || self.guest.is_none(), "--guest is for `bench boot`");
         let counts = self.which != Which::Wall;
         ensure!(counts || !(self.check || self.profile), "`bench wall` has no bars, and counts no instructions");
         Ok(())
@@ -86,6 +91,13 @@ enum Which {
     Scripts,
     /// How long operations take by the clock: not exact, and never a failure
     Wall,
+}
+
+/// A system on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum System {
+    /// Debian 12
+    Debian,
 }
 
 /// Measures, and shows or keeps the result.
@@ -115,6 +127,16 @@ pub(crate) fn bench(sh: &Shell, options: &Options) -> Result<ExitCode> {
 fn measure(sh: &Shell, options: &Options) -> Result<report::Report> {
     let lab = || columns::Lab::new(sh, options);
     match options.which {
+        Which::Boot if options.guest == Some(System::Debian) => {
+            // Xen would need tools of its own in the system.
+            let columns = [columns::Column::Bare, columns::Column::Tenon];
+            let only = match options.only.as_slice() {
+                [] => columns.to_vec(),
+                only => only.to_vec(),
+            };
+            ensure!(only.iter().all(|column| columns.contains(column)), "--guest has the columns bare and tenon");
+            debian::measure(sh, &columns::Lab::new(sh, &Options { only, ..options.clone() })?)
+        }
         Which::Boot => boot::measure(&lab()?),
         Which::Create => create::measure(&lab()?),
         Which::Guest => guest::measure(&lab()?),
@@ -137,6 +159,7 @@ pub(crate) fn bars(sh: &Shell) -> Result<Vec<(String, bool)>> {
             profile: false,
             stays: false,
             kernel: kernels::DEFAULT.into(),
+            guest: None,
             only: vec![],
             logs: None,
         };
@@ -189,8 +212,13 @@ mod tests {
         for (line, why) in refused {
             assert_eq!(parse(line).map(|_| ()), Err(why), "{line}");
         }
-        for line in ["bench boot --stays", "bench scripts --kernel 6.12", "bench wall --check", "bench wall --profile"]
-        {
+        for line in [
+            "bench boot --stays",
+            "bench scripts --kernel 6.12",
+            "bench wall --check",
+            "bench wall --profile",
+            "bench io --guest debian",
+        ] {
             assert!(parse(line).unwrap().ensure_sense().is_err(), "{line}");
         }
     }

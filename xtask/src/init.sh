@@ -22,6 +22,19 @@ for disk in /sys/bus/xen/devices/vbd-*; do
     done
     [ -d $disk/block ] || echo "tenon-guest: the disk ${disk##*/vbd-} has not come up in 10 s"
 done
+# A kernel that is alone on a machine finds its system on a virtio disk.
+for word in $(cat /proc/cmdline); do
+    case $word in
+    root=/dev/vd*)
+        modprobe virtio_pci
+        modprobe virtio_blk
+        for tenth in $(seq 100); do
+            [ ! -b ${word#root=} ] || break
+            usleep 100000
+        done
+        ;;
+    esac
+done
 # A guest whose system is on a disk goes on from there. That system checks the disk before it makes it writable.
 for word in $(cat /proc/cmdline); do
     case $word in

@@ -185,6 +185,14 @@ pub fn ramdisk_with_ssh(sh: &Shell, name: &str) -> Result<PathBuf> {
     initramfs::build(&busybox(sh)?, Some(&modules(sh, name)?), &ssh::server(sh)?)
 }
 
+/// The initramfs of [`ramdisk_with_ssh`] for the stock kernel called `name` alone on a machine, with a system on a virtio disk.
+///
+/// # Errors
+/// As [`ramdisk_with_ssh`].
+pub fn ramdisk_for_machine(sh: &Shell, name: &str) -> Result<PathBuf> {
+    initramfs::build(&busybox(sh)?, Some(&module_set(sh, name, modules::VIRTIO_DISK)?), &ssh::server(sh)?)
+}
+
 /// The initramfs of [`ramdisk_for_devices`], with these programs by their names in the initramfs.
 ///
 /// # Errors

@@ -73,6 +73,22 @@ pub(crate) const OVERLAY: Set = Set {
     patterns: &["./*lib/modules/*/modules.builtin", "./*lib/modules/*/kernel/fs/*"],
 };
 
+/// What a kernel that is alone on a machine needs for a system on a virtio disk on PCI.
+pub(crate) const VIRTIO_DISK: Set = Set {
+    wanted: &["virtio_pci", "virtio_blk", "ext4"],
+    optional: &[],
+    folder: "virtio-disk.1",
+    patterns: &[
+        "./*lib/modules/*/modules.builtin",
+        "./*lib/modules/*/kernel/arch/*",
+        "./*lib/modules/*/kernel/crypto/*",
+        "./*lib/modules/*/kernel/drivers/block/*",
+        "./*lib/modules/*/kernel/drivers/virtio/*",
+        "./*lib/modules/*/kernel/fs/*",
+        "./*lib/modules/*/kernel/lib/*",
+    ],
+};
+
 /// What a kernel that is alone on a machine needs for a virtio network device on PCI.
 pub(crate) const VIRTIO_NET: Set = Set {
     wanted: &["virtio_pci", "virtio_net"],

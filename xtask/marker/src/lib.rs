@@ -29,6 +29,8 @@ pub const LISTED: u16 = 2;
 pub const CREATE: u16 = 16;
 /// Window: dom0 ends a guest.
 pub const DESTROY: u16 = 17;
+/// Window: from the first instruction of a kernel until a text was printed. The plugin finds both itself.
+pub const PRINTED: u16 = 18;
 /// Window: 32 pages are pinned and unpinned.
 pub const PIN: u16 = 32;
 /// Window: 32 copies of 4,000 bytes at an odd offset.

@@ -21,6 +21,11 @@ pub(crate) fn is_syscall(code: &[u8]) -> bool {
     code == [0x0f, 0x05]
 }
 
+/// Whether the instruction writes the byte in AL to the port in DX.
+pub(crate) fn writes_port(code: &[u8]) -> bool {
+    code == [0xee]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,6 +46,13 @@ mod tests {
         assert!(is_syscall(&[0x0f, 0x05]));
         assert!(!is_syscall(&[0x0f, 0x07]));
         assert!(!is_syscall(&[0x48, 0x0f, 0x07]));
+    }
+
+    #[test]
+    fn a_byte_for_a_port_is_known() {
+        // out dx, al; out dx, eax; in al, dx; outsb
+        assert!(writes_port(&[0xee]));
+        assert!([0xef, 0xec, 0x6e].into_iter().all(|code| !writes_port(&[code])));
     }
 
     #[test]

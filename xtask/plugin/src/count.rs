@@ -2,8 +2,9 @@
 
 use crate::code;
 use crate::owner::{OWNERS, Owner, Owners};
-use crate::qemu::{self, Counter, Id, Insn, Scoreboard, Tb};
+use crate::qemu::{self, Counter, Id, Insn, Name, Scoreboard, Tb};
 use crate::stays::Stays;
+use crate::text::Text;
 use marker::Kind;
 use std::collections::HashMap;
 use std::ffi::{c_uint, c_void};
@@ -13,6 +14,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Places whose instructions are counted apart; those that find no room share the last.
 const PLACES: usize = 1 << 16;
+
+/// The port that takes the bytes for the first serial line.
+const COM1: u64 = 0x3f8;
 
 // The numbers of a scoreboard.
 const INSNS: usize = 0;
@@ -44,6 +48,10 @@ struct State {
     entries: [u64; OWNERS * OWNERS],
     /// Stays in ring 0 by length, if that is wanted.
     stays: Option<Stays>,
+    /// Whether a text is waited for, and no kernel has executed anything so far.
+    kernel_is_awaited: bool,
+    /// The text whose end on the first serial line closes a window, if that is wanted.
+    text: Option<Text>,
     /// What had been counted when a window that is open began.
     open: HashMap<u16, Snapshot>,
     out: BufWriter<File>,
@@ -88,6 +96,7 @@ impl Plugin {
         let before = usize::try_from(before).unwrap_or(0).min(OWNERS - 1);
         let mut state = self.state();
         state.entries[before * OWNERS + owner] += 1;
+        let first = owner == Owner::Kernel as usize && std::mem::take(&mut state.kernel_is_awaited);
         if let Some(stays) = &mut state.stays {
             // SAFETY: the number is inside the scoreboard.
             let executed = unsafe { qemu::qemu_plugin_u64_sum(self.counter(INSNS + Owner::Ring0 as usize)) };
@@ -98,8 +107,20 @@ impl Plugin {
             }
         }
         drop(state);
+        if first {
+            self.reach(Kind::Begin, marker::PRINTED);
+        }
         // SAFETY: as above.
         unsafe { qemu::qemu_plugin_u64_set(last, vcpu, owner as u64) };
+    }
+
+    /// A byte is written to a port.
+    fn write(&self, port: u64, byte: u8) {
+        // What a driver sets its line up with before is no part of the text.
+        let printed = port == COM1 && self.state().text.as_mut().is_some_and(|text| text.takes(byte));
+        if printed {
+            self.reach(Kind::End, marker::PRINTED);
+        }
     }
 
     fn reach(&self, kind: Kind, number: u16) {
@@ -124,7 +145,7 @@ impl Plugin {
         let mut state = self.state();
         let owner = state.owners.of(address);
         let place = state.place(owner, address);
-        let stays = state.stays.is_some();
+        let (stays, prints) = (state.stays.is_some(), state.text.is_some());
         drop(state);
         let data = match owner {
             // Ring 0 is in the upper half, so its addresses are no numbers of owners.
@@ -152,12 +173,12 @@ impl Plugin {
         for index in 0..length {
             // SAFETY: `tb` as above, and the index is below the number of its instructions.
             let insn = unsafe { qemu::qemu_plugin_tb_get_insn(tb, index) };
-            self.look(insn, owner, stays);
+            self.look(insn, owner, stays, prints);
         }
     }
 
-    /// Watches an instruction if it means something; SYSCALL does if `stays` are counted.
-    fn look(&self, insn: *mut Insn, owner: Owner, stays: bool) {
+    /// Watches an instruction if it means something; SYSCALL does if `stays` are counted, OUT if a text is waited for.
+    fn look(&self, insn: *mut Insn, owner: Owner, stays: bool, prints: bool) {
         let mut code = [0; 16];
         // SAFETY: `insn` belongs to the block that is being translated; at most 16 bytes are written to `code`.
         let length = unsafe {
@@ -177,6 +198,10 @@ impl Plugin {
             let data = usize::from(owner == Owner::User) as *mut c_void;
             // SAFETY: `insn` as above; `on_syscall` reads registers, and takes 1 for a program's call.
             unsafe { qemu::qemu_plugin_register_vcpu_insn_exec_cb(insn, on_syscall, qemu::READ_REGISTERS, data) };
+        } else if prints && code::writes_port(code) {
+            let data = std::ptr::null_mut();
+            // SAFETY: `insn` as above; `on_write` reads registers, and takes no data.
+            unsafe { qemu::qemu_plugin_register_vcpu_insn_exec_cb(insn, on_write, qemu::READ_REGISTERS, data) };
         }
     }
 }
@@ -233,18 +258,23 @@ impl State {
 /// Makes the plugin out of its arguments.
 pub(crate) fn install(id: Id, arguments: &[String]) -> Result<(), String> {
     let mut owners = Owners::default();
-    let (mut out, mut profile, mut stays) = (None, false, None);
+    let (mut out, mut profile, mut stays, mut text) = (None, false, None, None);
     for argument in arguments {
         match argument.split_once('=') {
             Some(("out", path)) => {
                 out = Some(File::create(path).map_err(|why| format!("cannot create {path}: {why}"))?);
             }
             Some(("dom0", range)) => owners.dom0 = parse_range(range)?,
+            Some(("until", wanted)) if !wanted.is_empty() => text = Some(Text::new(wanted)),
             Some(("profile", "on")) => profile = true,
             Some(("profile", "off")) => profile = false,
             Some(("stays", "on")) => stays = Some(Stays::default()),
             Some(("stays", "off")) => stays = None,
-            _ => return Err(format!("unknown argument {argument}; there are out=, dom0=, profile=on, stays=on")),
+            _ => {
+                return Err(format!(
+                    "unknown argument {argument}; there are out=, dom0=, until=, profile=on, stays=on"
+                ));
+            }
         }
     }
     let out = BufWriter::new(out.ok_or("out=FILE is missing")?);
@@ -258,6 +288,8 @@ pub(crate) fn install(id: Id, arguments: &[String]) -> Result<(), String> {
         addresses: Vec::new(),
         entries: [0; OWNERS * OWNERS],
         stays,
+        kernel_is_awaited: text.is_some(),
+        text,
         open: HashMap::new(),
         out,
     };
@@ -292,9 +324,16 @@ extern "C" fn on_enter(vcpu: c_uint, data: *mut c_void) {
 }
 
 extern "C" fn on_syscall(_vcpu: c_uint, program: *mut c_void) {
-    let rax = if program.is_null() { qemu::rax() } else { None };
+    let rax = if program.is_null() { qemu::register(Name::Rax) } else { None };
     if let Some(stays) = PLUGIN.get().map(Plugin::state).as_mut().and_then(|state| state.stays.as_mut()) {
         stays.call(rax);
+    }
+}
+
+extern "C" fn on_write(_vcpu: c_uint, _data: *mut c_void) {
+    let registers = (qemu::register(Name::Rdx), qemu::register(Name::Rax));
+    if let (Some(plugin), (Some(port), Some(byte))) = (PLUGIN.get(), registers) {
+        plugin.write(port & 0xffff, byte.to_le_bytes()[0]);
     }
 }
 

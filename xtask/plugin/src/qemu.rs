@@ -111,20 +111,28 @@ unsafe extern "C" {
     fn g_byte_array_free(array: *mut Array<u8>, data: c_int) -> *mut u8;
 }
 
-/// RAX of the vcpu that executes. Only for callbacks that were registered with [`READ_REGISTERS`].
-pub(crate) fn rax() -> Option<u64> {
-    static HANDLE: OnceLock<usize> = OnceLock::new();
-    let handle = *HANDLE.get_or_init(|| {
+/// A register of the vcpu.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    Rax,
+    Rdx,
+}
+
+/// A register of the vcpu that executes. Only for callbacks that were registered with [`READ_REGISTERS`].
+pub(crate) fn register(name: Name) -> Option<u64> {
+    static HANDLES: OnceLock<[usize; 2]> = OnceLock::new();
+    let handles = HANDLES.get_or_init(|| {
         // SAFETY: a vcpu executes; QEMU hands over an array of its registers, whose names live as long as QEMU.
         unsafe {
             let registers = qemu_plugin_get_registers();
             let all = std::slice::from_raw_parts((*registers).data, (*registers).length as usize);
-            let rax = all.iter().find(|register| CStr::from_ptr(register.name) == c"rax");
-            let handle = rax.map_or(0, |register| register.handle as usize);
+            let find = |name| all.iter().find(|register| CStr::from_ptr(register.name) == name);
+            let handles = [c"rax", c"rdx"].map(|name| find(name).map_or(0, |register| register.handle as usize));
             g_array_free(registers, 1);
-            handle
+            handles
         }
     });
+    let handle = handles[name as usize];
     if handle == 0 {
         return None;
     }

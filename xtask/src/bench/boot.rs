@@ -86,6 +86,6 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of a boot are far below 2^52")]
-fn exact(count: u64) -> f64 {
+pub(super) fn exact(count: u64) -> f64 {
     count as f64
 }

@@ -1,10 +1,16 @@
 //! The machines that are compared: one emulated machine, and what it is started with.
 
+mod systems;
+
+pub(super) use systems::System;
+
 use super::Options;
 use super::counts::Record;
 use super::host::Server;
 use anyhow::{Context, Error, Result, bail, ensure};
 use microbench::{BEHIND_GATEWAY, DONE, MAX_DRIVERS, REACHED, SCRIPTS, SETUP, VIRTIO_NET_DRIVERS, mode};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 use object::{Object, ObjectSegment, SegmentFlags};
 use std::ffi::{CStr, OsString};
 use std::fs;
@@ -39,6 +45,19 @@ const WORDS: &str = "panic=-1 norandmaps";
 
 /// A virtio network device, which leads to QEMU's user network. Its ROM would boot from there, and not every QEMU has the file.
 const USER_NETWORK: [&str; 4] = ["-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile="];
+
+/// The serial number of a machine's disk.
+const SERIAL: &str = "bench";
+
+/// The arguments of QEMU for the disk in the file `file`, with more options for its drive.
+fn disk(file: &Path, more: &str) -> [String; 4] {
+    [
+        "-drive".to_owned(),
+        format!("file={},format=raw,if=none,id=bench,cache=unsafe{more}", file.display()),
+        "-device".to_owned(),
+        format!("virtio-blk-pci,drive=bench,serial={SERIAL}"),
+    ]
+}
 
 /// What a column of a table stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -271,7 +290,6 @@ impl Lab {
 
     /// A guest that reads from disks: one of the machine, and one in memory.
     pub(super) fn disks(&self, memory: u32) -> Result<Run> {
-        const SERIAL: &str = "bench";
         let guest = self.linux(Form::Elf, mode::DISKS, memory);
         let mib = microbench::DISK_BYTES >> 20;
         let disks = [format!("serial:{SERIAL},,xvda,w"), format!("memory:{mib}M,,xvdb,w")];
@@ -283,12 +301,7 @@ impl Lab {
         let bundle = Bundle::dom0(&self.image("dom0")?, "").with_guest(config, &guest.kernel, guest.ramdisk.as_deref());
         let file = NamedTempFile::new()?;
         file.as_file().set_len(microbench::DISK_BYTES)?;
-        let arguments = [
-            "-drive".to_owned(),
-            format!("file={},format=raw,if=none,id=bench,cache=unsafe", file.path().display()),
-            "-device".to_owned(),
-            format!("virtio-blk-pci,drive=bench,serial={SERIAL}"),
-        ];
+        let arguments = disk(file.path(), "");
         self.bundle("tenon-disks", &bundle, (&arguments, Clock::Passes), wants(mode::DISKS), &[])
     }
 
@@ -375,7 +388,7 @@ impl Lab {
             plugin.push(format!(",out={}{arguments}{profile}{stays}", counts.path().display()));
             command.arg("-icount").arg(format!("shift=0,sleep={sleep}")).arg("-plugin").arg(plugin);
         }
-        Ok(Machine { command, counts })
+        Ok(Machine { command, counts, until: None })
     }
 }
 
@@ -436,6 +449,8 @@ impl Printed {
 struct Machine {
     command: Command,
     counts: NamedTempFile,
+    /// The machine is stopped, which is then a good end, when this was printed.
+    until: Option<String>,
 }
 
 impl Machine {
@@ -471,6 +486,11 @@ impl Machine {
                     input.write_all(words.as_bytes())?;
                     next = typed.next();
                 }
+            }
+            let stops = |text: &String| printed().text.windows(text.len()).any(|part| part == text.as_bytes());
+            if self.until.take_if(|text| stops(text)).is_some() {
+                // QEMU ends in good order then, and writes the counts.
+                signal::kill(Pid::from_raw(child.0.id().try_into()?), Signal::SIGTERM)?;
             }
             thread::sleep(Duration::from_millis(50));
         };

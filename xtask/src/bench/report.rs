@@ -32,7 +32,8 @@ pub(super) struct Report {
 impl Report {
     /// Everything as text.
     pub(super) fn markdown(&self) -> String {
-        let mut out = format!("# cargo xtask bench {}\n\n{}\n\n", self.name.replacen('-', " --kernel ", 1), self.about);
+        let option = if self.name.ends_with("-debian") { " --guest " } else { " --kernel " };
+        let mut out = format!("# cargo xtask bench {}\n\n{}\n\n", self.name.replacen('-', option, 1), self.about);
         let versions: Vec<_> = self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         // Writing to a string does not fail.
         let _ = writeln!(out, "{}: {}.\n", self.date, versions.join(", "));
