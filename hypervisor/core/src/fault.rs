@@ -82,6 +82,8 @@ pub enum Fault {
     ArriveUnkept,
     /// Two CPUs that wake a vcpu at once both have it wait.
     QueueTwice,
+    /// What vcpus run out of turn is charged to nobody.
+    BoostForFree,
     /// A CPU has a vcpu wait that it has let go of, though another has it already.
     RunTwice,
     /// A vcpu that goes to sleep looks for events before, and not afterwards: a kick that comes late finds it gone.

@@ -71,6 +71,7 @@ impl World {
     pub fn raise<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> bool {
         let vcpu = self.vcpu(domain, self.port(m, domain, port).vcpu);
         let (Some(bits), Some(vcpu)) = (Bits::of(m, domain, port), vcpu) else { return false };
+        self.sched.hand_over(m, vcpu);
         // The order is pending bit, selector bit, upcall byte. So a guest that sees the upcall byte finds the other two bits.
         if bits.pending.fetch_or(bits.bit, SeqCst) & bits.bit != 0 {
             return false;

@@ -4,6 +4,7 @@
 //! Touches: nothing itself; it only determines in which order other modules do their work. Ring 0 and the simulated machines
 //! run the same loop.
 
+use super::cpu::{BOOST_SLICE, HANDED_SLICE, Slice};
 use super::switch;
 use crate::machine::{Arrived, Exit, Interrupt};
 use crate::prelude::*;
@@ -96,19 +97,30 @@ fn turn<M: Machine>(cpu_ctx: &mut CpuCtx<'_, M>, vcpu: &Vcpu, runner: &mut impl 
 fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> ControlFlow<()> {
     let (m, world) = (ctx.m, ctx.world);
     let here = world.sched.here(m);
+    let (serves, boosted) = (ctx.vcpu.serves.load(Relaxed), here.is_boosted());
     let began = ctx.state.runstate.state_entry_time;
-    let mut slice = u64::MAX;
-    let mut contended = began;
+    let (used, handed) = (ctx.vcpu.used.swap(0, Relaxed), boosted && serves);
+    let mut slice = Slice { began, used, most: u64::MAX, handed };
+    let (mut waiting, mut leave, mut contended) = (0, u64::MAX, began);
     world.keep(m, ctx.vcpu);
     let mut next = Next::Stay;
     while next == Next::Stay {
-        let now = here.slice();
-        if now < slice {
-            if slice == u64::MAX && ctx.vcpu.serves.load(Relaxed) {
+        let wait = here.waiting();
+        if wait != waiting {
+            if leave == u64::MAX && (serves || boosted) {
                 contended = m.now();
+                slice.most = match (boosted, serves) {
+                    (false, _) => u64::MAX,
+                    (true, false) => ctx.vcpu.boost_left(began).max(BOOST_SLICE),
+                    (true, true) => HANDED_SLICE,
+                };
             }
-            slice = now;
-            here.arm_by(m, began.saturating_add(slice));
+            waiting = wait;
+            let sooner = slice.leave(waiting);
+            if sooner < leave {
+                leave = sooner;
+                here.arm_by(m, leave);
+            }
         }
         if ctx.state.call.is_some() {
             next = dispatch::step(ctx);
@@ -116,7 +128,7 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
             if ctx.state.call.is_some() {
                 // Also if the vcpu leaves: it may come back at once, to the next step.
                 dispatch::let_in(ctx);
-                let due = tick(ctx, began); // what came in may have been a kick or the timer
+                let due = tick(ctx, &slice); // what came in may have been a kick or the timer
                 next = if next == Next::Stay { due } else { next };
             }
         } else {
@@ -128,7 +140,7 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
                 runner.seen(ctx, Step::Exit(exit))?;
                 // The kick may come from a vcpu that has started this one's periodic timer.
                 if matches!(exit, Exit::Interrupt(Interrupt::Timer | Interrupt::Kick)) {
-                    next = tick(ctx, began);
+                    next = tick(ctx, &slice);
                 }
             }
         }
@@ -136,22 +148,27 @@ fn stay<M: Machine>(ctx: &mut Ctx<'_, M>, runner: &mut impl Runner<M>) -> Contro
             break;
         }
     }
-    if slice != u64::MAX {
+    if leave != u64::MAX {
         world.tick(m, u64::MAX); // sets the timer anew, which may be set to the end of this slice
-        if ctx.vcpu.serves.load(Relaxed) {
-            here.charge_urgent(m.now().saturating_sub(contended));
+        if serves || boosted {
+            let now = m.now();
+            here.charge(now, now.saturating_sub(contended), serves);
         }
     }
     ControlFlow::Continue(())
 }
 
-/// Handles the deadlines that have passed, and sets the timer anew. Returns `Leave` if the slice of the vcpu, whose turn began
-/// at `began`, is over.
+/// Handles the deadlines that have passed, and sets the timer anew. Returns `Leave` if the vcpu is to leave the CPU, because
+/// its slice is over or a boosted vcpu waits. In the latter case, notes how much of the slice the vcpu has used.
 #[inline(never)]
-fn tick<M: Machine>(ctx: &mut Ctx<'_, M>, began: u64) -> Next {
+fn tick<M: Machine>(ctx: &mut Ctx<'_, M>, slice: &Slice) -> Next {
     let (m, world) = (ctx.m, ctx.world);
-    let slice_end = began.saturating_add(world.sched.here(m).slice()); // never, if no vcpu is queued here
-    let over = slice_end <= m.now();
-    world.tick(m, if over { u64::MAX } else { slice_end });
+    let (waiting, now) = (world.sched.here(m).waiting(), m.now());
+    let leave = slice.leave(waiting); // never, if no vcpu is queued here
+    let over = leave <= now;
+    if over {
+        ctx.vcpu.used.store(slice.used(waiting, now), Relaxed);
+    }
+    world.tick(m, if over { u64::MAX } else { leave });
     if over { Next::Leave } else { Next::Stay }
 }

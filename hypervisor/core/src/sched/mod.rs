@@ -7,6 +7,7 @@
 //! atomic step. `block` first moves the vcpu to `Blocked`, and then looks for events once more. A vcpu is in at most one queue,
 //! and at most once.
 
+pub(crate) mod budget;
 pub mod cpu;
 pub mod deadlines;
 pub mod life;
@@ -31,8 +32,8 @@ const STEP: u64 = 100_000;
 
 with_new! {
     /// The CPUs. Each has its own queue. Vcpus are taken from the beginning of a queue. An urgent vcpu (see [`cpu`]) that is
-    /// woken enters at the beginning, all other vcpus enter at the end. A CPU that finds no vcpu to run in its own queue takes
-    /// one from the queue of another CPU.
+    /// woken enters at the beginning, and a boosted one before that; all other vcpus enter at the end. A CPU that finds no vcpu
+    /// to run in its own queue takes one from the queue of another CPU.
     pub struct Scheduler {
         cpus: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS],
         /// The CPUs that run vcpus.
@@ -40,6 +41,17 @@ with_new! {
         /// The CPUs that sleep, or are about to sleep.
         idle: AtomicU64 = AtomicU64::new(0),
     }
+}
+
+/// Why a vcpu is queued.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Queued {
+    /// It slept and was woken.
+    Woken,
+    /// Its slice is over, or it may run again.
+    Started,
+    /// It has left its CPU for a boosted one, before its slice was over. It may have been boosted itself.
+    Preempted { boosted: bool },
 }
 
 impl Scheduler {
@@ -67,23 +79,47 @@ impl Scheduler {
     }
 
     /// Puts a vcpu into the queue of the CPU it ran on last, if that CPU is idle or no CPU is idle; otherwise into the queue of
-    /// an idle CPU. Kicks the chosen CPU, unless this code runs on that CPU. An urgent vcpu (see [`cpu`]) that was just `woken`
-    /// goes to the beginning of the queue, any other vcpu to the end.
-    fn push<M: Machine>(&self, m: &M, vcpu: &Vcpu, woken: bool) {
+    /// an idle CPU. Kicks the chosen CPU, unless this code runs on that CPU.
+    fn push<M: Machine>(&self, m: &M, vcpu: &Vcpu, from: Queued) {
         let last = vcpu.last_cpu();
         let mut sleeping = CpuSet(self.idle.load(SeqCst)).iter();
         let to = if CpuSet(self.idle.load(SeqCst)).has(last) { last } else { sleeping.next().unwrap_or(last) };
         let cpu = self.cpu(to);
-        let turn = match woken {
-            _ if !vcpu.serves.load(Relaxed) || !cpu.has_urgent_time(m.now()) => Turn::Last,
-            true => Turn::Next,
-            false => Turn::Soon,
-        };
-        cpu.push(vcpu.index(), turn);
+        cpu.push(vcpu.index(), self.turn(m, vcpu, cpu, from));
         // If the chosen CPU sleeps, the kick wakes the CPU. If the chosen CPU runs a vcpu, the kick makes the CPU limit that
         // vcpu's slice.
         if to != m.this_cpu() {
             m.kick(to);
+        }
+    }
+
+    /// Where a vcpu goes in the queue of a CPU.
+    fn turn<M: Machine>(&self, m: &M, vcpu: &Vcpu, cpu: &Cpu, from: Queued) -> Turn {
+        let (serves, now) = (vcpu.serves.load(Relaxed), m.now());
+        // A guest's vcpu that was woken, or was boosted until another one was; or one that a boosted vcpu wakes to be served.
+        let boosted = match from {
+            Queued::Woken if serves => self.here(m).is_boosted(),
+            Queued::Woken => vcpu.may_be_boosted(now),
+            Queued::Preempted { boosted: true } => !serves && vcpu.boost_left(now) > 0,
+            _ => false,
+        };
+        if boosted && cpu.has_boost_time(now) {
+            return Turn::Boosted;
+        }
+        let urgent = serves && cpu.has_urgent_time(now);
+        match from {
+            Queued::Preempted { boosted: true } if serves && !urgent => Turn::Last,
+            Queued::Preempted { .. } => Turn::Rest { urgent },
+            Queued::Woken if urgent => Turn::Next,
+            Queued::Started if urgent => Turn::Soon,
+            _ => Turn::Last,
+        }
+    }
+
+    /// Boosts a queued vcpu that serves others if the vcpu that runs here, which sends it an event, is boosted.
+    pub(crate) fn hand_over<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
+        if vcpu.serves.load(Relaxed) && self.here(m).is_boosted() && vcpu.place() == Place::Queued {
+            let _ = self.cpus.iter().filter(|cpu| cpu.is_wanted()).any(|cpu| cpu.promote(vcpu.index()));
         }
     }
 
@@ -110,14 +146,14 @@ impl Scheduler {
         if twice || vcpu.moves(Place::Blocked, Place::Queued) {
             vcpu.polling.store(polling::NO, SeqCst);
             vcpu.poll_deadline.store(u64::MAX, Relaxed);
-            self.push(m, vcpu, true);
+            self.push(m, vcpu, Queued::Woken);
         }
     }
 
     /// Queues a vcpu if its place is `Off`.
     pub fn start<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         if vcpu.moves(Place::Off, Place::Queued) {
-            self.push(m, vcpu, false);
+            self.push(m, vcpu, Queued::Started);
         }
     }
 

@@ -1,5 +1,6 @@
 //! How a CPU takes a vcpu to run, and puts the vcpu back.
 
+use super::Queued;
 use super::cpu::Cpu;
 use crate::fault::{Fault, planted};
 use crate::prelude::*;
@@ -17,9 +18,10 @@ impl World {
     /// the queue are removed and moved to `Off`. `None` if no vcpu in the queue may run.
     fn pick_from<M: Machine>(&self, m: &M, from: &Cpu) -> Option<&Vcpu> {
         loop {
-            let Some(vcpu) = nth(&self.vcpus, from.pop()?) else { continue };
+            let (index, boosted) = from.pop()?;
+            let Some(vcpu) = nth(&self.vcpus, index) else { continue };
             if self.may_run(vcpu) && vcpu.moves(Place::Queued, Place::Running(m.this_cpu())) {
-                self.arrives(m, vcpu);
+                self.arrives(m, vcpu, boosted);
                 return Some(vcpu);
             }
             self.put_off(m, vcpu, Place::Queued);
@@ -36,7 +38,7 @@ impl World {
     }
 
     /// Records that a vcpu runs on this CPU from now on, and moves the vcpu's deadlines to this CPU.
-    fn arrives<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
+    fn arrives<M: Machine>(&self, m: &M, vcpu: &Vcpu, boosted: bool) {
         let (here, last, index) = (self.sched.here(m), vcpu.last_cpu(), vcpu.index());
         if vcpu.earliest() != u64::MAX {
             // This CPU begins to keep the deadlines before the vcpu's previous CPU stops keeping them (below), so that at least
@@ -47,18 +49,21 @@ impl World {
             self.sched.cpu(last).unwatch(index);
             vcpu.set_last_cpu(m.this_cpu());
         }
-        here.set_running(Some(index));
+        here.set_running(Some(index), boosted);
     }
 
     /// Ends a vcpu's turn on this CPU: queues the vcpu again, or moves the vcpu to `Off` if it may not run any more. A vcpu
     /// that has gone to sleep is left alone: by now, another CPU may have woken the vcpu, or may even run it.
     pub fn put_back<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
-        self.sched.here(m).set_running(None);
+        let here = self.sched.here(m);
+        let boosted = here.is_boosted();
+        here.set_running(None, false);
         let running = Place::Running(m.this_cpu());
         if !self.may_run(vcpu) {
             self.put_off(m, vcpu, running);
         } else if vcpu.moves(running, Place::Queued) || planted(Fault::RunTwice) && vcpu.seizes() {
-            self.sched.push(m, vcpu, false);
+            let preempted = vcpu.used.load(Relaxed) > 0;
+            self.sched.push(m, vcpu, if preempted { Queued::Preempted { boosted } } else { Queued::Started });
         }
     }
 

@@ -76,7 +76,10 @@ pub fn depart<M: Machine>(ctx: &mut Ctx<'_, M>) {
         _ if ctx.domain.runs() => Runstate::Runnable,
         _ => Runstate::Offline,
     };
+    let began = ctx.state.runstate.state_entry_time;
     enter_state(ctx, state); // while the root is still loaded: this may write to the guest's memory
+    let now = ctx.state.runstate.state_entry_time;
+    ctx.vcpu.charge(now, now.saturating_sub(began));
     if let Some(fpu) = ctx.state.fpu {
         ctx.m.switch_out(&mut ctx.state.segments, fpu);
     }

@@ -17,6 +17,7 @@ use crate::lean::shape::Shape;
 use crate::lock::Owned;
 use crate::machine::{Registers, Segments};
 use crate::prelude::*;
+use crate::sched::budget::Budget;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64};
 use debug::{DR6_CLEAR, DR7_CLEAR};
 use hypercall_abi::event::VIRQS;
@@ -24,6 +25,9 @@ use hypercall_abi::vcpu::{Runstate, RunstateInfo};
 
 /// Most descriptors that an LDT may have.
 pub const MAX_LDT: u32 = 8192;
+
+/// What a turn costs others beside its own time, in nanoseconds: without it, very short turns would cost a vcpu nothing.
+const SWITCH: u64 = 2_000;
 
 /// A callback or trap handler of the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -225,6 +229,10 @@ renewable! {
         pub(crate) online: AtomicBool = AtomicBool::new(false),
         /// Its domain has devices, and others wait for what it does.
         pub(crate) serves: AtomicBool = AtomicBool::new(false),
+        /// How long the vcpu had run of its slice when it left its CPU for a boosted one, in nanoseconds.
+        pub(crate) used: AtomicU64 = AtomicU64::new(0),
+        /// The vcpu's [`Budget::GUEST`].
+        pub(crate) budget: AtomicU64 = AtomicU64::new(0),
         /// A [`polling`] value.
         pub(crate) polling: AtomicU32 = AtomicU32::new(polling::NO),
         /// Machine address of its vcpu_info record; 0 if it has none.
@@ -300,6 +308,22 @@ impl Vcpu {
     /// Records that the vcpu runs on another CPU from now on.
     pub(crate) fn set_last_cpu(&self, cpu: CpuId) {
         self.cpu.store(cpu.0, Relaxed);
+    }
+
+    /// How long the vcpu may run boosted from now on, in nanoseconds; 0 if it has used much of the CPU.
+    pub(crate) fn boost_left(&self, now: u64) -> u64 {
+        Budget::GUEST.left(&self.budget, now)
+    }
+
+    /// Whether the vcpu is boosted when it is woken. A vcpu that has used up its budget is not until half of it is there again:
+    /// so one that uses more than its share all the time is never boosted.
+    pub(crate) fn may_be_boosted(&self, now: u64) -> bool {
+        Budget::GUEST.is_half_full(&self.budget, now)
+    }
+
+    /// Charges the vcpu for a turn of `ran` nanoseconds, which has just ended on this CPU. It owes nothing beyond its budget.
+    pub(crate) fn charge(&self, now: u64, ran: u64) {
+        Budget::GUEST.use_up(&self.budget, now, ran.saturating_add(SWITCH));
     }
 
     /// Whether any event wakes the vcpu, a masked one too (`TenonOp::Wait`).

@@ -53,7 +53,7 @@ pub struct Went {
 }
 
 /// Domains for which a stage has what is set aside for each, besides the frames that a story asks for.
-const ACTORS: usize = 4;
+const ACTORS: usize = 6;
 
 /// Tells a story on a thread with room for a world, whose domains can have so many frames of memory.
 pub fn tell(memory: usize, story: impl FnOnce(&mut Stage) + Send + 'static) {
