@@ -95,6 +95,7 @@ const STORIES: &[Story] = &[
     ("a_hundred_re_plugs_leave_nothing", vifs::a_hundred_re_plugs_leave_nothing),
     ("files_arrive_whoever_cuts_packets", vifs::files_arrive_whoever_cuts_packets),
     ("a_receiver_without_buffers_slows_nobody", vifs::a_receiver_without_buffers_slows_nobody),
+    ("a_flood_leaves_a_pair_its_round_trips", crowds::a_flood_leaves_a_pair_its_round_trips),
     ("a_guest_routes_between_networks", vifs::a_guest_routes_between_networks),
     ("guest_files_run_and_are_refused_with_their_lines", run::guest_files_run_and_are_refused_with_their_lines),
     ("a_container_image_is_a_guest", containers::a_container_image_is_a_guest),
