@@ -57,8 +57,31 @@ fn known(sh: &Shell) -> Result<Vec<Source>> {
     let scratch = cache::scratch()?;
     let state = &private_state(sh, scratch.path(), Installed::Nothing)?;
     // One foreign archive out of reach is no reason to stop: what counts is what can be asked afterwards.
-    cmd!(sh, "apt-get {state...} -qq update").quiet().ignore_stderr().ignore_status().run()?;
-    configured(sh, state)
+    let updated = update(sh, state);
+    let sources = configured(sh, state)?;
+    if debian(&sources).is_err() {
+        updated?;
+    }
+    Ok(sources)
+}
+
+/// Fetches the indexes that the options lead to.
+fn update(sh: &Shell, options: &[String]) -> Result<()> {
+    let output = cmd!(sh, "apt-get {options...} -qq update").quiet().ignore_status().output()?;
+    ensure!(output.status.success(), "cannot fetch the package indexes: {}", complaint(&output.stderr));
+    Ok(())
+}
+
+/// What apt complained of first, in one line.
+fn complaint(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
+    let first = said.lines().find_map(|line| line.strip_prefix("E: ").or_else(|| line.strip_prefix("W: ")));
+    first
+        .or_else(|| said.lines().last())
+        .unwrap_or("apt gives no reason")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The sources that apt is configured for. apt knows the label of a source whose index it has.
@@ -98,6 +121,8 @@ fn private_state(sh: &Shell, dir: &Path, installed: Installed) -> Result<Vec<Str
         "APT::Sandbox::User=".into(),
         "Acquire::Languages=none".into(),
         "Debug::NoLocking=true".into(),
+        // Without the indexes of an archive, packages would seem to be missing.
+        "APT::Update::Error-Mode=any".into(),
         "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".into(),
     ];
     Ok(options.into_iter().flat_map(|option| ["-o".into(), option]).collect())
@@ -106,10 +131,12 @@ fn private_state(sh: &Shell, dir: &Path, installed: Installed) -> Result<Vec<Str
 /// Fetches `uri` into `file`; apt's helper refuses anything whose SHA-256 is not `sha256`.
 pub(crate) fn download(sh: &Shell, uri: &str, file: &Path, sha256: &str) -> Result<()> {
     let hash = format!("SHA256:{sha256}");
-    cmd!(sh, "{HELPER} -o APT::Sandbox::User= -qq download-file {uri} {file} {hash}")
+    let output = cmd!(sh, "{HELPER} -o APT::Sandbox::User= -qq download-file {uri} {file} {hash}")
         .quiet()
-        .run()
-        .with_context(|| format!("cannot fetch {uri}"))
+        .ignore_status()
+        .output()?;
+    ensure!(output.status.success(), "cannot fetch {uri}: {}", complaint(&output.stderr));
+    Ok(())
 }
 
 /// Unpacks a package file into `target`.
@@ -247,8 +274,7 @@ impl Lists {
         let sources =
             [format!("Dir::Etc::SourceList={}/sources.list", dir.display()), "Dir::Etc::SourceParts=/dev/null".into()];
         options.extend(sources.into_iter().flat_map(|option| ["-o".into(), option]));
-        let arguments = &options;
-        cmd!(sh, "apt-get {arguments...} -qq update").quiet().run().context("cannot fetch the package indexes")?;
+        update(sh, &options)?;
         Ok(Self { archive, options })
     }
 
@@ -367,5 +393,13 @@ mod tests {
         assert_eq!(lines_of(&all).unwrap(), wanted);
         // Without an index, apt knows no label.
         assert_eq!(lines_of("http://here/ stable \n").unwrap_err().to_string(), "apt has no Debian archive configured");
+    }
+
+    #[test]
+    fn the_first_complaint_is_told() {
+        let said = b"Err:1 somewhere\nW: Failed to fetch x  Could not connect\nE: Some index files failed\n";
+        assert_eq!(complaint(said), "Failed to fetch x Could not connect");
+        assert_eq!(complaint(b"404\n"), "404");
+        assert_eq!(complaint(b""), "apt gives no reason");
     }
 }

@@ -93,7 +93,7 @@ pub(crate) fn archive(sh: &Shell, recipe: &Recipe, user: User) -> Result<PathBuf
     shown?;
     if !status.success() {
         let text = fs::read_to_string(&log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("E: ")).collect();
+        let lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("E: ")).collect();
         let why = lines.first().copied().or_else(|| text.lines().last()).unwrap_or_default();
         bail!("mmdebstrap cannot install Debian {suite} with {}: {why}", sources.join(", "));
     }

@@ -135,7 +135,7 @@ impl Image {
         // In the folder of the disk, so that the finished disk is renamed into place.
         let scratch = tempfile::Builder::new().prefix("part-").tempdir_in(folder)?;
         let staging = scratch.path().join("disk");
-        copy(sh, &made, &staging)?;
+        copy(sh, &made, &staging).with_context(|| format!("cannot make {}", self.disk.display()))?;
         fs::write(&self.guest, self.description(recipe))?;
         fs::rename(&staging, &self.disk).inspect_err(|_| drop(fs::remove_file(&self.guest)))?;
         Ok(())
@@ -264,7 +264,17 @@ pub fn cached(sh: &Shell, recipe: &Recipe) -> Result<PathBuf> {
 
 /// Copies a disk, without the blocks that hold nothing.
 fn copy(sh: &Shell, from: &Path, to: &Path) -> Result<()> {
-    cmd!(sh, "cp --sparse=always --reflink=auto {from} {to}").quiet().run().context("cannot copy the disk")
+    let copied = cmd!(sh, "cp --sparse=always --reflink=auto {from} {to}").quiet().ignore_status().output()?;
+    ensure!(copied.status.success(), "{}", reason(&copied.stderr));
+    Ok(())
+}
+
+/// Why programs failed, in one line: that there is no room, if one of them said so.
+fn reason(said: &[u8]) -> String {
+    const FULL: &str = "No space left on device";
+    let said = String::from_utf8_lossy(said);
+    let full = said.lines().any(|line| line.contains(FULL));
+    if full { format!("{FULL} of this machine") } else { said.lines().next().unwrap_or_default().to_owned() }
 }
 
 /// Makes the file system of an installed Debian in the file `disk` of the empty folder `scratch`.
@@ -285,8 +295,7 @@ fn file_system(
     command.args(["-euc", UNPACK, "sh"]).arg(archive).arg(&root).arg(&over).arg(release);
     command.arg(tools.maker()?).arg(&image).envs(tools.environment());
     let output = command.output()?;
-    let why = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "cannot make the file system: {}", why.lines().next().unwrap_or_default());
+    ensure!(output.status.success(), "cannot make the file system: {}", reason(&output.stderr));
     tools.check(&image).context("the new file system")
 }
 
@@ -317,7 +326,8 @@ fn lay_out(sh: &Shell, recipe: &Recipe, files: &[(&str, String, u32)], over: &Pa
     // `/lib` is a link into `/usr`.
     let (tree, target) = (kernels::all_modules(sh, recipe.suite.kernel())?, over.join("usr/lib/modules"));
     fs::create_dir_all(&target)?;
-    cmd!(sh, "cp -r {tree}/. {target}").quiet().run()?;
+    let copied = cmd!(sh, "cp -r {tree}/. {target}").quiet().ignore_status().output()?;
+    ensure!(copied.status.success(), "cannot copy the kernel's modules: {}", reason(&copied.stderr));
     let releases = fs::read_dir(&tree)?.collect::<Result<Vec<_>, _>>()?;
     let release = releases.first().context("modules without a release")?.file_name();
     release.into_string().ok().context("a release that is no text")
