@@ -2,7 +2,7 @@
 
 use crate::apt::{self, Programs};
 use crate::cache;
-use crate::debian::{Recipe, User};
+use crate::debian::{Extra, Recipe, User};
 use anyhow::{Context, Result, bail};
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ const MMDEBSTRAP: Programs = Programs {
 };
 
 /// The packages of each guest, beside those that every Debian has.
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 15] = [
     "apt-utils",
     "ca-certificates",
     "dbus",
@@ -33,6 +33,7 @@ const PACKAGES: [&str; 14] = [
     "nano",
     "openssh-server",
     "procps",
+    "sudo",
     "systemd-resolved",
     "systemd-sysv",
     "udev",
@@ -50,6 +51,7 @@ const PERIOD: Duration = Duration::from_secs(30);
 /// Returns an archive of an installed Debian: of the cache, or made now.
 pub(crate) fn archive(sh: &Shell, recipe: &Recipe, user: User) -> Result<PathBuf> {
     let mut packages: Vec<&str> = PACKAGES.into_iter().chain(recipe.packages.iter().map(String::as_str)).collect();
+    packages.extend(recipe.with.contains(&Extra::CloudInit).then_some("cloud-init"));
     packages.sort_unstable();
     packages.dedup();
     let suite = recipe.suite.name();

@@ -4,7 +4,7 @@
 //! Files of a distribution have many owners, so somebody who may be all of them unpacks them: root, or the root of a user
 //! namespace, which has the host user's range of user ids (`/etc/subuid`). Nothing is installed on the host.
 
-use crate::{bootstrap, build, cache, ext4, guest_file, kernels, mebibytes, ssh};
+use crate::{bootstrap, build, cache, ext4, guest_file, kernels, mebibytes, seed, ssh};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
@@ -44,6 +44,13 @@ impl Suite {
     }
 }
 
+/// What a guest can have beside the usual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Extra {
+    /// The real cloud-init, which reads seeds and does more with them than the guest's own small program
+    CloudInit,
+}
+
 /// What a guest's disk holds.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Recipe {
@@ -53,6 +60,9 @@ pub struct Recipe {
     /// More packages, separated by commas. Can be repeated
     #[arg(long, value_name = "PACKAGES", value_delimiter = ',', value_parser = package)]
     pub packages: Vec<String>,
+    /// Something that the guest has beside the usual. Can be repeated
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub with: Vec<Extra>,
     /// Size of the disk, in MiB or with a suffix: 4G
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = |text: &str| mebibytes(text, 1024))]
     pub size: u32,
@@ -60,7 +70,7 @@ pub struct Recipe {
 
 impl Default for Recipe {
     fn default() -> Self {
-        Self { suite: Suite::Bookworm, packages: Vec::new(), size: 4 << 10 }
+        Self { suite: Suite::Bookworm, packages: Vec::new(), with: Vec::new(), size: 4 << 10 }
     }
 }
 
@@ -81,6 +91,11 @@ const HOST_KEYS: &str =
     "[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n";
 /// A kernel that is alone on a machine calls the disk otherwise than a guest does.
 const FSTAB: &str = "LABEL=debian / ext4 errors=remount-ro 0 1\n";
+
+/// What cloud-init is told: a seed on a disk is all that there is, root is entered with the key of xtask, apt has its sources,
+/// and no locale need be made.
+const CLOUD_INIT: &str = "datasource_list: [NoCloud, None]\ndisable_root: false\nlocale: C.UTF-8\n\
+                          apt: {preserve_sources_list: true}\n";
 
 /// Unpacks the archive `$1` into the folder `$2`, except device nodes, which the root of a user namespace cannot make and the
 /// kernel provides. Lays the files below `$3` over it as root's, and lists the modules of the kernel `$4`. Then makes a file
@@ -242,7 +257,7 @@ pub fn cached(sh: &Shell, recipe: &Recipe) -> Result<PathBuf> {
     let user = User::find()?;
     let archive = bootstrap::archive(sh, recipe, user)?;
     let kernel = kernels::stock(sh, recipe.suite.kernel())?.version()?;
-    let files = files(&ssh::Client::find(sh)?)?;
+    let files = files(recipe, &ssh::Client::find(sh)?)?;
     let mut hasher = DefaultHasher::new();
     (&archive, recipe.size, kernel, kernels::SYSTEM_MODULES, UNPACK, &files).hash(&mut hasher);
     let target = cache::dir()?.join("debian").join(format!("{}-{:016x}.img", recipe.suite.name(), hasher.finish()));
@@ -300,15 +315,21 @@ fn file_system(
 }
 
 /// The files that a guest has beside those of packages and modules: names, contents, and modes.
-fn files(client: &ssh::Client) -> Result<Vec<(&'static str, String, u32)>> {
-    Ok(vec![
+fn files(recipe: &Recipe, client: &ssh::Client) -> Result<Vec<(&'static str, String, u32)>> {
+    let mut files = vec![
         ("etc/hostname", "debian\n".to_owned(), 0o644),
         ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost\n".to_owned(), 0o644),
         ("etc/fstab", FSTAB.to_owned(), 0o644),
         ("etc/systemd/network/80-vif.network", NETWORK.to_owned(), 0o644),
         ("etc/systemd/system/ssh.service.d/keys.conf", HOST_KEYS.to_owned(), 0o644),
         ("root/.ssh/authorized_keys", client.public()?, 0o600),
-    ])
+        ("usr/lib/tenon/seed", seed::PROGRAM.to_owned(), 0o755),
+    ];
+    files.extend(seed::UNITS.map(|(name, text)| (name, text.to_owned(), 0o644)));
+    if recipe.with.contains(&Extra::CloudInit) {
+        files.push(("etc/cloud/cloud.cfg.d/90-tenon.cfg", CLOUD_INIT.to_owned(), 0o644));
+    }
+    Ok(files)
 }
 
 /// Writes what the guest has beside packages below the folder `over`. Returns the kernel's release.
@@ -322,6 +343,9 @@ fn lay_out(sh: &Shell, recipe: &Recipe, files: &[(&str, String, u32)], over: &Pa
     for (folder, mode) in [("root", 0o700), ("root/.ssh", 0o700)] {
         fs::set_permissions(over.join(folder), fs::Permissions::from_mode(mode))?;
     }
+    let wanted = over.join("etc/systemd/system/multi-user.target.wants");
+    fs::create_dir(&wanted)?;
+    symlink("../tenon-seed.service", wanted.join("tenon-seed.service"))?;
     symlink("../run/systemd/resolve/stub-resolv.conf", over.join("etc/resolv.conf"))?;
     // `/lib` is a link into `/usr`.
     let (tree, target) = (kernels::all_modules(sh, recipe.suite.kernel())?, over.join("usr/lib/modules"));

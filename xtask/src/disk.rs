@@ -171,10 +171,14 @@ impl Disk {
 pub fn serial(path: &Path) -> String {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).take(8).collect();
-    // FNV-1a: the number must not change from build to build.
-    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    let hash = path.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
+    let hash = hash(path.as_os_str().as_encoded_bytes());
     format!("{}-{:011x}", if name.is_empty() { "disk" } else { &name }, hash >> 20)
+}
+
+/// Returns a number that is made of bytes, and does not change from build to build: FNV-1a.
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
 /// Returns the absolute path of a file that becomes a disk of the boot bundle.

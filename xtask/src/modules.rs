@@ -48,13 +48,14 @@ pub(crate) const OF_GUESTS: Set = Set {
 pub(crate) const OF_SYSTEMS: Set = Set {
     wanted: &[],
     optional: &[],
-    folder: "system.1",
+    folder: "system.2",
     patterns: &[
         "./*lib/modules/*/modules.builtin*",
         "./*lib/modules/*/modules.order",
         "./*lib/modules/*/kernel/arch/*",
         "./*lib/modules/*/kernel/crypto/*",
         "./*lib/modules/*/kernel/drivers/block/*",
+        "./*lib/modules/*/kernel/drivers/cdrom/*",
         "./*lib/modules/*/kernel/drivers/md/*",
         "./*lib/modules/*/kernel/drivers/net/*.ko*",
         "./*lib/modules/*/kernel/drivers/xen/*",

@@ -26,6 +26,7 @@ use xtask::guest_file::Described;
 use xtask::machine::{Console, End, Hardware, Medium, Network};
 use xtask::oci::{Container, Wanted};
 use xtask::qemu::Qemu;
+use xtask::seed::{self, Seed};
 use xtask::{build, firmware, mebibytes, ssh};
 
 /// The status if the process of a container was not started, or its guest told no end of it.
@@ -54,6 +55,8 @@ pub(crate) struct Options {
     /// and is lost with the guest. With `--oci`, this is a part of the guest's memory, and the default is half of it
     #[arg(long, value_name = "SIZE", requires = "system", value_parser = |text: &str| mebibytes(text, 1))]
     overlay: Option<u32>,
+    #[command(flatten)]
+    seed: seed::Wishes,
     /// Start KERNEL as the first domain instead of dom0: a file, a test guest's name, or a stock kernel such as 6.1
     #[arg(long, value_name = "KERNEL", conflicts_with_all = ["guests", "name", "kernel"])]
     first: Option<String>,
@@ -153,6 +156,11 @@ exited with 7`; or 128 and the number of the signal that ended the process. What
 
 /// Builds what is to run, runs it, and gives the status this program ends with.
 pub(crate) fn run(sh: &Shell, mut options: Options) -> Result<ExitCode> {
+    // A seed that is wrong is refused before a disk is made.
+    let seed = Seed::read(&options.seed)?;
+    for what in seed.iter().flat_map(|seed| &seed.unknown) {
+        eprintln!("warning: {what}: a guest without cloud-init leaves it out");
+    }
     // The description with an overlay is removed when the machine has ended.
     let _overlaid = options.add_system(sh)?;
     let container = options.add_container(sh)?;
@@ -185,6 +193,11 @@ pub(crate) fn run(sh: &Shell, mut options: Options) -> Result<ExitCode> {
     let mut described = match &options.first {
         Some(_) => Vec::new(),
         None => options.guests.check(sh, options.machine_memory)?,
+    };
+    // The volume is removed when the machine has ended.
+    let _volume = match (&seed, described.last_mut()) {
+        (Some(seed), Some(guest)) => Some(seed.attach(guest)?),
+        _ => None,
     };
     Disk::add(&mut disks, &mut described)?;
     let network = options.check_network(&described)?;

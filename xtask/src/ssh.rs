@@ -81,10 +81,16 @@ impl Client {
     /// checked: the guest makes a new one each time it starts.
     #[must_use]
     pub fn command(&self, port: u16, script: &str) -> std::process::Command {
+        self.command_as("root", port, script)
+    }
+
+    /// The same as another user.
+    #[must_use]
+    pub fn command_as(&self, user: &str, port: u16, script: &str) -> std::process::Command {
         let mut command = apt::command(&self.root, &self.root.join("usr/bin/ssh"));
         command.arg("-i").arg(&self.key).args(["-p", &port.to_string()]);
         command.args(ANY_HOST_KEY.split(' ')).args(["-o", "LogLevel=ERROR", "-o", "BatchMode=yes"]);
-        command.args(["-F", "none", "root@127.0.0.1", script]);
+        command.args(["-F", "none", &format!("{user}@127.0.0.1"), script]);
         command
     }
 

@@ -26,6 +26,10 @@ mod media;
 mod networks;
 #[path = "system/run.rs"]
 mod run;
+#[path = "system/scarcity.rs"]
+mod scarcity;
+#[path = "system/seeds.rs"]
+mod seeds;
 #[path = "system/soak.rs"]
 mod soak;
 #[path = "system/stories.rs"]
@@ -104,6 +108,7 @@ const STORIES: &[Story] = &[
     ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),
     ("a_stick_boots_with_either_firmware", images::a_stick_boots_with_either_firmware),
     ("what_is_no_image_is_refused", images::what_is_no_image_is_refused),
+    ("a_machine_without_a_network_is_told", scarcity::a_machine_without_a_network_is_told),
     ("the_exit_status_says_who_failed", images::the_exit_status_says_who_failed),
     ("the_entry_table_holds_for_dom0", entry::the_entry_table_holds_for_dom0),
     ("the_entry_table_holds_on_xen", entry::the_entry_table_holds_on_xen),

@@ -14,9 +14,9 @@ use xtask::ssh::Client;
 use xtask::{apt, ext4, guest_file};
 
 /// How long a machine may take.
-const LIMIT: Duration = Duration::from_mins(30);
+pub(crate) const LIMIT: Duration = Duration::from_mins(30);
 /// How long a guest may take from its kernel to the login prompt, or from there to its end.
-const LOGIN: Duration = Duration::from_mins(10);
+pub(crate) const LOGIN: Duration = Duration::from_mins(10);
 /// How long a command may take.
 const COMMAND: Duration = Duration::from_mins(5);
 const PROMPT: &str = "root@debian:~# ";
@@ -90,7 +90,7 @@ fn install(port: u16) -> String {
 }
 
 /// Waits until the guest that `ssh` enters has started all its units, none of which may fail. Returns the number of this boot.
-fn running(ssh: &impl Fn(&str) -> Result<String>) -> Result<String> {
+pub(crate) fn running(ssh: &impl Fn(&str) -> Result<String>) -> Result<String> {
     let until = Instant::now() + LOGIN;
     loop {
         match ssh(

@@ -31,7 +31,24 @@ fn xtask_command(arguments: &[&str]) -> Result<Command> {
 
 /// The exit status of `cargo xtask` with these arguments, and what it printed.
 pub(crate) fn xtask(arguments: &[&str]) -> Result<(i32, String, String)> {
-    let output = xtask_command(arguments)?.output()?;
+    xtask_with(arguments, &[])
+}
+
+/// The same with variables in its environment.
+pub(crate) fn xtask_with(arguments: &[&str], variables: &[(&str, &Path)]) -> Result<(i32, String, String)> {
+    outcome(xtask_command(arguments)?.envs(variables.iter().copied()))
+}
+
+/// The same by another program, which is given its words, and behind them those that start it.
+pub(crate) fn xtask_by(program: &mut Command, arguments: &[&str]) -> Result<(i32, String, String)> {
+    let command = xtask_command(arguments)?;
+    let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    program.current_dir(xtask::root()).envs(variables).stdin(Stdio::null());
+    outcome(program.arg(command.get_program()).args(command.get_args()))
+}
+
+fn outcome(command: &mut Command) -> Result<(i32, String, String)> {
+    let output = command.output()?;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Ok((output.status.code().context("no status")?, text(output.stdout), text(output.stderr)))
 }

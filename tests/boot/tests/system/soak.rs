@@ -1,11 +1,11 @@
 //! What is too long for every day: `cargo xtask soak`.
 
-use crate::{blocks, cpus, crowds, debian, durability, many, stories, verbs, vifs};
+use crate::{blocks, cpus, crowds, debian, durability, many, scarcity, seeds, stories, verbs, vifs};
 use anyhow::{Context, Result};
 use boot::guests::{self, Run};
 use libtest_mimic::Trial;
 use std::time::Duration;
-use xtask::debian::Suite;
+use xtask::debian::{Extra, Suite};
 use xtask::{build, kernels};
 
 /// Rounds of the hostile guest in the usual suite, and about the seconds they take on a busy machine.
@@ -14,8 +14,8 @@ const SECONDS: u32 = 30;
 
 /// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that come and
 /// go; so many times more power cuts, lives of disks and of hostile front ends, and re-plugs of network devices; networks with
-/// many guests; Debian 13 on a disk; every stock kernel, and those that are built here; and on every CPU model the stock
-/// kernels of every day, and the guest that tries features.
+/// many guests; Debian 13 on a disk, Debian set up by a seed, and without room for the disk; every stock kernel, and those that
+/// are built here; and on every CPU model the stock kernels of every day, and the guest that tries features.
 pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let path = build::image(&boot::images()?, "fuzz")?;
     let mut trials = Vec::new();
@@ -46,6 +46,11 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     trials.push(crate::trial(title.to_owned(), || debian::keeps_what_was_written(title, Suite::Trixie)));
     let title = "sixteen_debian_guests_share_a_disk";
     trials.push(crate::trial(title.to_owned(), || many::share_a_disk(title, 16)));
+    trials.push(crate::trial("a_full_disk_is_told".to_owned(), scarcity::a_full_disk_is_told));
+    for (name, with) in [("alone", &[][..]), ("cloud_init", &[Extra::CloudInit])] {
+        let title = format!("a_seed_sets_up_a_guest::{name}");
+        trials.push(crate::trial(title.clone(), move || seeds::a_seed_sets_up_a_guest(&title, with)));
+    }
     trials.extend(kernels::all_names().flat_map(crate::kernel_trials));
     for (title, words) in [("with_all_parts", "tenon=all"), ("with_no_part", "tenon=none")] {
         let title = format!("patched_kernel_carries_load_{title}");
