@@ -181,6 +181,18 @@ pub(crate) fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
+/// Returns the format of a file that a guest can have as a disk.
+///
+/// # Errors
+/// What is wrong with the file.
+pub(crate) fn format(file: &Path) -> Result<GuestFormat> {
+    let (_, header) = look(file)?;
+    let qcow2 = header.starts_with(QCOW2);
+    let format = if qcow2 { Format::Qcow2 } else { Format::Raw };
+    examine(file, Some(format))?;
+    Ok(if qcow2 { GuestFormat::Qcow2 } else { GuestFormat::Raw })
+}
+
 /// Returns the absolute path of a file that becomes a disk of the boot bundle.
 ///
 /// # Errors

@@ -76,8 +76,20 @@ impl Tools {
     /// # Errors
     /// `mke2fs` cannot be run, or fails: with its message.
     pub fn make(&self, image: &Path) -> Result<()> {
+        self.make_of(image, &[])
+    }
+
+    /// Makes an ext4 file system with the files of a folder, which fills the existing file `image`.
+    ///
+    /// # Errors
+    /// As [`Tools::make`].
+    pub fn fill(&self, image: &Path, folder: &Path) -> Result<()> {
+        self.make_of(image, &[OsStr::new("-d"), folder.as_os_str()])
+    }
+
+    fn make_of(&self, image: &Path, more: &[&OsStr]) -> Result<()> {
         let arguments = ["-q", "-F", "-t", "ext4"].map(OsStr::new);
-        let output = self.run("mke2fs", &[&arguments[..], &[image.as_os_str()]].concat())?;
+        let output = self.run("mke2fs", &[&arguments[..], more, &[image.as_os_str()]].concat())?;
         ensure!(output.status.success(), "mke2fs: {}", String::from_utf8_lossy(&output.stderr).trim_end());
         Ok(())
     }

@@ -8,6 +8,7 @@ pub mod build;
 pub mod built;
 pub mod bundle;
 pub mod cache;
+pub mod cloud;
 pub mod debian;
 pub mod disk;
 pub mod ext4;

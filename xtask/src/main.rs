@@ -10,6 +10,7 @@ mod kernel;
 mod run;
 mod selection;
 mod soak;
+mod terminal;
 mod test;
 
 use anyhow::Result;

@@ -1,15 +1,13 @@
 //! `cargo xtask run`: one machine, on this terminal.
 
 use crate::selection::Selection;
+use crate::terminal::{RawTerminal, stop_on_signals};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use container_init::End as ProcessEnd;
 use hypercall_abi::sched::ShutdownReason;
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::termios::{self, OutputFlags, SetArg, Termios};
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::{self, Child, ExitCode, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,12 +25,14 @@ use xtask::machine::{Console, End, Hardware, Medium, Network};
 use xtask::oci::{Container, Wanted};
 use xtask::qemu::Qemu;
 use xtask::seed::{self, Seed};
-use xtask::{build, firmware, mebibytes, ssh};
+use xtask::{build, cloud, firmware, mebibytes, ssh};
 
 /// The status if the process of a container was not started, or its guest told no end of it.
 const NO_PROCESS: u8 = 125;
 /// The port of ssh.
 const SSH: u16 = 22;
+/// MiB of memory for what a guest from a cloud image writes.
+const CLOUD_OVERLAY: u32 = 256;
 
 /// What to run and in which machine.
 #[derive(clap::Args)]
@@ -51,8 +51,17 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PATH[:NAME]", conflicts_with_all = ["guests", "first", "kernel", "ramdisk", "extra_only"])]
     #[arg(conflicts_with_all = ["iso"], group = "system")]
     oci: Option<PathBuf>,
-    /// Leave the disk of `--guest` as it is: what the guest writes is kept in memory of this size, in MiB or with a suffix,
-    /// and is lost with the guest. With `--oci`, this is a part of the guest's memory, and the default is half of it
+    /// Start a guest from a cloud image, raw or qcow2, with the newest kernel of the image, which is read here. The image stays
+    /// as it is, unless --write is given
+    #[arg(long, value_name = "IMAGE", group = "system", conflicts_with_all = ["guests", "first", "kernel", "ramdisk"])]
+    #[arg(conflicts_with_all = ["extra_only", "iso"])]
+    cloud: Option<PathBuf>,
+    /// Let the guest of `--cloud` write the image
+    #[arg(long, requires = "cloud", conflicts_with = "overlay")]
+    write: bool,
+    /// Leave the disk of `--guest` or `--cloud` as it is: what the guest writes is kept in memory of this size, in MiB or with
+    /// a suffix, and is lost with the guest [default with --cloud: 256M]. With `--oci`, this is a part of the guest's memory,
+    /// and the default is half of it
     #[arg(long, value_name = "SIZE", requires = "system", value_parser = |text: &str| mebibytes(text, 1))]
     overlay: Option<u32>,
     #[command(flatten)]
@@ -164,6 +173,7 @@ pub(crate) fn run(sh: &Shell, mut options: Options) -> Result<ExitCode> {
     // The description with an overlay is removed when the machine has ended.
     let _overlaid = options.add_system(sh)?;
     let container = options.add_container(sh)?;
+    let _cloud = options.add_cloud()?;
     let options = &options;
     let mut disks = Disk::read_all(&options.disk).context("--disk")?;
     let hardware = |stays: bool, disks: &[Disk], network: Option<Network>| Hardware {
@@ -257,6 +267,16 @@ impl Options {
         self.guests.add(container.guest());
         self.hypervisor.clear();
         Ok(Some(container))
+    }
+
+    /// Adds the guest of `--cloud`, and returns it: its kernel and ramdisk disappear with it.
+    fn add_cloud(&mut self) -> Result<Option<cloud::Guest>> {
+        let Some(image) = &self.cloud else { return Ok(None) };
+        let (name, memory, vcpus, extra) = self.guests.cloud();
+        let overlay = (!self.write).then(|| self.overlay.unwrap_or(CLOUD_OVERLAY));
+        let guest = cloud::guest(&cloud::Wish { image, name, memory, vcpus, extra, overlay })?;
+        self.guests.give(guest.described.clone());
+        Ok(Some(guest))
     }
 
     fn network(&self) -> Network {
@@ -438,41 +458,6 @@ impl Drop for Running {
         // Both fail only if it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// Turns the signals that would end this program into a flag, so that machine, terminal and files are put in order.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    signals.thread_block()?;
-    let stopped = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stopped);
-    thread::spawn(move || {
-        if signals.wait().is_ok() {
-            flag.store(true, Ordering::Relaxed);
-        }
-    });
-    Ok(stopped)
-}
-
-/// The terminal in raw mode; the guest at the other end edits and echoes. Restored when dropped.
-struct RawTerminal(Termios);
-
-impl RawTerminal {
-    fn enter() -> Result<Self> {
-        let before = termios::tcgetattr(io::stdin())?;
-        let mut raw = before.clone();
-        termios::cfmakeraw(&mut raw);
-        raw.output_flags |= OutputFlags::OPOST;
-        termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &raw)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        // Nothing better can be done if the terminal is gone.
-        let _ = termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
     }
 }
 

@@ -22,13 +22,13 @@ pub(crate) struct Selection {
     #[arg(value_name = "FILE.toml")]
     #[arg(conflicts_with_all = ["name", "kernel", "ramdisk", "extra", "extra_only", "vcpus", "memory"])]
     guests: Vec<PathBuf>,
-    /// What the guest is called
-    #[arg(long, value_name = "NAME", default_value = "linux", allow_hyphen_values = true)]
+    /// What the guest is called [default: linux, or cloud with --cloud]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     #[arg(value_parser = |name: &str| check_name(name).map(|()| name.to_owned()))]
-    name: String,
-    /// Memory of the guest, in MiB or with a suffix: 256M, 1G
-    #[arg(long, value_name = "SIZE", default_value = "256", value_parser = |text: &str| mebibytes(text, 1))]
-    memory: u32,
+    name: Option<String>,
+    /// Memory of the guest, in MiB or with a suffix: 256M, 1G [default: 256M, or 512M with --cloud]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| mebibytes(text, 1))]
+    memory: Option<u32>,
     /// How many vcpus the guest has
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
     vcpus: u32,
@@ -45,6 +45,9 @@ pub(crate) struct Selection {
     /// The guest kernel's whole command line
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true, conflicts_with = "extra")]
     extra_only: Option<String>,
+    /// Guests that neither a file nor these options describe.
+    #[arg(skip)]
+    given: Vec<Described>,
 }
 
 /// What is said about a guest's initial ramdisk.
@@ -83,7 +86,13 @@ impl Selection {
     /// # Errors
     /// What is wrong first, and where.
     pub(crate) fn check(&self, sh: &Shell, memory: u32) -> Result<Vec<Described>> {
-        let described = guest_file::read(sh, &self.guests)?;
+        let mut described = guest_file::read(sh, &self.guests)?;
+        for guest in &self.given {
+            let name = &guest.config.name;
+            let known = described.iter().any(|other| other.config.name == *name);
+            ensure!(!known, "{name:?} is the name of two guests");
+            described.push(guest.clone());
+        }
         self.check_words(&self.cmdline(WORDS))?;
         // Guests that have the same file share it.
         let mut counted = BTreeSet::new();
@@ -94,11 +103,11 @@ impl Selection {
             let kernel = self.named_kernel(sh)?;
             if let Some(path) = &kernel {
                 let kernel = KernelFile::read(path)?;
-                kernel.fits(self.memory.into(), ramdisk, true).context("--memory")?;
+                kernel.fits(self.memory().into(), ramdisk, true).context("--memory")?;
                 room = kernel.room;
             }
             let files = [kernel.as_deref(), ramdisk].into_iter().flatten().map(size).sum();
-            wishes.push(Wish { at: "--memory", name: &self.name, memory: self.memory.into(), files, room });
+            wishes.push(Wish { at: "--memory", name: self.name(), memory: self.memory().into(), files, room });
         }
         fits(memory.into(), Some(DOM0_SPARE), &wishes)?;
         Ok(described)
@@ -111,14 +120,33 @@ impl Selection {
 
     /// A guest of these options that runs the process of the image `image`.
     pub(crate) fn container<'a>(&'a self, image: &'a Path, command: &'a [String]) -> Wanted<'a> {
-        let (name, extra) = (&self.name, self.cmdline(WORDS));
-        Wanted { image, command, name, memory: self.memory, vcpus: self.vcpus, extra, vif: None, written: None }
+        let (name, extra) = (self.name(), self.cmdline(WORDS));
+        Wanted { image, command, name, memory: self.memory(), vcpus: self.vcpus, extra, vif: None, written: None }
+    }
+
+    /// Adds a guest.
+    pub(crate) fn give(&mut self, guest: Described) {
+        self.given.push(guest);
+    }
+
+    /// What the options say of a guest from a cloud image: its name, memory in MiB, vcpus and more words for its kernel.
+    pub(crate) fn cloud(&self) -> (&str, u32, u32, &str) {
+        (self.name.as_deref().unwrap_or("cloud"), self.memory.unwrap_or(512), self.vcpus, &self.extra)
+    }
+
+    fn name(&self) -> &str {
+        self.name.as_deref().unwrap_or("linux")
+    }
+
+    /// MiB.
+    fn memory(&self) -> u32 {
+        self.memory.unwrap_or(256)
     }
 
     /// The names of the guests. `described` is what [`Selection::check`] returned.
     pub(crate) fn names<'a>(&'a self, described: &'a [Described]) -> Vec<&'a str> {
         match described {
-            [] => vec![&self.name],
+            [] => vec![self.name()],
             _ => described.iter().map(|guest| guest.config.name.as_str()).collect(),
         }
     }
@@ -157,11 +185,11 @@ impl Selection {
             Some(_) => self.named_ramdisk()?.map(Path::to_owned),
         };
         let file = KernelFile::read(&kernel)?;
-        file.fits(self.memory.into(), ramdisk.as_deref(), true).context("--memory")?;
-        file.warn("--memory", self.memory.into(), ramdisk.as_deref())?;
+        file.fits(self.memory().into(), ramdisk.as_deref(), true).context("--memory")?;
+        file.warn("--memory", self.memory().into(), ramdisk.as_deref())?;
         Ok(bundle.guest(&Guest {
-            name: self.name.clone(),
-            memory: self.memory,
+            name: self.name().to_owned(),
+            memory: self.memory(),
             vcpus: self.vcpus,
             kernel,
             ramdisk,
@@ -200,7 +228,7 @@ impl Selection {
             ramdisk.is_none() || file.takes_unmapped_ramdisk(),
             "--ramdisk: {first} cannot have one as the first domain: it has no Xen note MOD_START_PFN"
         );
-        let memory = u64::from(self.memory);
+        let memory = u64::from(self.memory());
         ensure!(memory <= FIRST_MIB, "--memory: {memory} MiB, and the first domain can have {FIRST_MIB}");
         file.fits(memory, ramdisk.as_deref(), false).context("--memory")?;
         file.warn("--memory", memory, ramdisk.as_deref())?;
@@ -383,7 +411,7 @@ mod tests {
 
     #[test]
     fn names_are_checked_with_the_line() {
-        assert_eq!(select(&["--name", "web"]).unwrap().name, "web");
+        assert_eq!(select(&["--name", "web"]).unwrap().name(), "web");
         for bad in ["-j", "12", "a b", ""] {
             let why = select(&["--name", bad]).err().unwrap_or_default();
             assert!(why.contains("1 to 64 letters"), "{bad}: {why}");

@@ -4,6 +4,8 @@
 
 #[path = "system/blocks.rs"]
 mod blocks;
+#[path = "system/clouds.rs"]
+mod clouds;
 #[path = "system/containers.rs"]
 mod containers;
 #[path = "system/cpus.rs"]
@@ -108,6 +110,8 @@ const STORIES: &[Story] = &[
     ("a_cd_boots_with_uefi", images::a_cd_boots_with_uefi),
     ("a_stick_boots_with_either_firmware", images::a_stick_boots_with_either_firmware),
     ("what_is_no_image_is_refused", images::what_is_no_image_is_refused),
+    ("a_cloud_image_boots", clouds::a_cloud_image_boots),
+    ("bad_images_and_seeds_are_refused", clouds::bad_images_and_seeds_are_refused),
     ("a_machine_without_a_network_is_told", scarcity::a_machine_without_a_network_is_told),
     ("the_exit_status_says_who_failed", images::the_exit_status_says_who_failed),
     ("the_entry_table_holds_for_dom0", entry::the_entry_table_holds_for_dom0),

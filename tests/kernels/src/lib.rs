@@ -1,5 +1,5 @@
-//! Kernel files of a few bytes, for tests: ELF files with the notes of Xen's ABI (core 1.2), made by hand so that they can
-//! be wrong as well.
+//! Files for tests. Kernels of a few bytes: ELF files with the notes of Xen's ABI (core 1.2), made by hand so that they can
+//! be wrong as well. And images of disks.
 //!
 //! ```
 //! # use test_kernels::{BASE, elf, load, note, notes, number};
@@ -9,8 +9,10 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::missing_panics_doc, reason = "a test that asks for too much may panic")]
 
+mod qcow2;
 mod smallest;
 
+pub use qcow2::qcow2;
 pub use smallest::{Notes, smallest};
 
 /// `PT_LOAD`.

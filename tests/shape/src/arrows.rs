@@ -106,7 +106,7 @@ const ARROWS: &[Allowed] = &[
     outside("plugin", &["marker"]),
     outside("container-init", &[]),
     outside("shape", &[]),
-    outside("xtask", &["container-init", "guest-image", "hypercall-abi", "marker", "microbench", "toolstack"]),
+    outside("xtask", &["container-init", "disk", "guest-image", "hypercall-abi", "marker", "microbench", "toolstack"]),
 ];
 
 /// Arrows that are not drawn in the table.

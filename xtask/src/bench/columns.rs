@@ -396,7 +396,7 @@ impl Lab {
 fn of_virtio_net(sh: &Shell, kernel: &str) -> Result<Vec<(String, Vec<u8>)>> {
     let folder = VIRTIO_NET_DRIVERS.to_str()?.trim_start_matches('/');
     let files = kernels::drivers_of_virtio_net(sh, kernel)?;
-    ensure!(files.len() <= MAX_DRIVERS.into(), "{} drivers are too many", files.len());
+    ensure!(files.len() <= usize::from(MAX_DRIVERS), "{} drivers are too many", files.len());
     let named = ('a'..).zip(files).map(|(letter, file)| Ok((format!("{folder}{letter}.ko"), fs::read(file)?)));
     named.collect()
 }
