@@ -7,6 +7,7 @@ mod check;
 mod doctor;
 mod image;
 mod kernel;
+mod picture;
 mod run;
 mod selection;
 mod soak;
@@ -47,6 +48,9 @@ enum Verb {
     Bench(bench::Options),
     /// Say what this machine has and lacks
     Doctor,
+    /// Draw the picture on the README's first page, of the transcript there
+    #[command(hide = true)]
+    Picture,
     /// Make `core` for the bare-metal target available to plain cargo in this checkout
     #[command(hide = true)]
     Provision {
@@ -77,6 +81,7 @@ fn act(verb: Verb) -> Result<ExitCode> {
         Verb::Soak(options) => return soak::soak(&sh, &options),
         Verb::Bench(options) => return bench::bench(&sh, &options),
         Verb::Doctor => doctor::doctor(&sh)?,
+        Verb::Picture => picture::write()?,
         Verb::Provision { all } => provision(&sh, all)?,
     }
     Ok(ExitCode::SUCCESS)
