@@ -15,8 +15,6 @@ use xtask::kernels;
 
 /// Memory of the kernel in MiB: as much as the guest of `cargo xtask run --guest debian` has.
 const MEMORY: u32 = 512;
-/// When sshd first starts, a program looks for random primes: now long, now short.
-const WORDS: &str = "systemd.mask=ssh.service";
 /// The end of the prompt.
 const PROMPT: &str = "login:";
 /// Tenon may take so many times what the bare machine takes.
@@ -24,7 +22,7 @@ const TIMES_BARE: f64 = 1.3;
 
 /// Boots Debian 12 to the login prompt in each column.
 pub(super) fn measure(sh: &Shell, lab: &Lab) -> Result<Report> {
-    let system = System { disk: &debian::cached(sh, &Recipe::default())?, memory: MEMORY, words: WORDS };
+    let system = System { disk: &debian::cached(sh, &Recipe::default())?, memory: MEMORY };
     let mut runs: Vec<(&str, Run)> = Vec::new();
     if lab.wants(Column::Bare) {
         let ramdisk = kernels::ramdisk_for_machine(sh, kernels::DEFAULT)?;
@@ -66,7 +64,7 @@ pub(super) fn measure(sh: &Shell, lab: &Lab) -> Result<Report> {
             "Instructions of the whole machine from the first instruction of the kernel to the login prompt of Debian 12, \
              from the same disk, which is then as it was. Both kernels have {MEMORY} MiB, a network device, and our \
              initramfs with dropbear: for the bare machine with the drivers of virtio disks, for the guest with those of its \
-             own devices. sshd does not start, as it would first look for random primes, now long, now short."
+             own devices."
         ),
         versions: lab.versions.clone(),
         date: lab.date.clone(),

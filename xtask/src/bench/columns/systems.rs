@@ -13,8 +13,6 @@ pub(in crate::bench) struct System<'a> {
     pub(in crate::bench) disk: &'a Path,
     /// Memory of its kernel in MiB.
     pub(in crate::bench) memory: u32,
-    /// More words for the kernel's command line.
-    pub(in crate::bench) words: &'static str,
 }
 
 impl System<'_> {
@@ -31,7 +29,7 @@ impl Lab {
         let mut machine = self.machine(&format!(",until={until}"), Clock::Passes)?;
         let command = machine.command.args(system.devices());
         command.arg("-kernel").arg(&self.kernel.bzimage).arg("-initrd").arg(ramdisk);
-        command.arg("-append").arg(format!("console=ttyS0 root=/dev/vda mem={}M {}", system.memory, system.words));
+        command.arg("-append").arg(format!("console=ttyS0 root=/dev/vda mem={}M", system.memory));
         machine.until = Some(until.to_owned());
         machine.run("bare-system", until, &[], self.logs.as_deref())
     }
@@ -40,7 +38,7 @@ impl Lab {
     pub(in crate::bench) fn system(&self, system: &System<'_>, ramdisk: &Path, until: &str) -> Result<Run> {
         let dom0 = self.image("dom0")?;
         let config = GuestConfig {
-            extra: format!("console=hvc0 root=/dev/xvda {}", system.words),
+            extra: "console=hvc0 root=/dev/xvda".to_owned(),
             disk: vec![format!("serial:{SERIAL},,xvda,w").parse().map_err(Error::msg)?],
             vif: vec![VifConfig::default()],
             ..GuestConfig::new("debian", system.memory.into(), "")
