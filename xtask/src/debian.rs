@@ -86,8 +86,8 @@ fn package(text: &str) -> Result<String, String> {
 
 /// Devices with any name ask for addresses: kernels name the device of a vif `eth0` or `enX0`.
 const NETWORK: &str = "[Match]\nType=ether\n\n[Network]\nDHCP=yes\n";
-/// Each guest makes a host key of its own when it first starts. `ssh-keygen -A` would make one of each kind, and to look for the
-/// primes of an RSA key takes a third of the instructions of a first boot.
+/// Each guest makes a host key of its own when it first starts. `ssh-keygen -A` would make one of each kind, and looking for
+/// the primes of an RSA key takes a third of the instructions of a first boot.
 const HOST_KEYS: &str = "[Service]
 ExecStartPre=
 ExecStartPre=/bin/sh -c 'cd /etc/ssh; test -s ssh_host_ed25519_key || \\
