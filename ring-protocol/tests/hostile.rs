@@ -227,7 +227,7 @@ struct Tried {
 
 /// One connection to a back end that writes any bytes into any slot, and any index, between any two steps of the front end.
 /// `parse` says which id an answer names. It ends when the ring is broken, or after some rounds.
-fn hostile_back_end(random: &mut Random, slot: usize, parse: fn(&[u8]) -> u64, tried: &mut Tried) {
+fn hostile_back_end(random: &mut Random, slot: usize, parse: IdOf, tried: &mut Tried) {
     let layout = Layout::new(4096, slot).unwrap();
     let page = Fenced { page: WordPage::new(), len: layout.ring_bytes() };
     let mut front = FrontRing::init(&page, layout);
@@ -290,6 +290,9 @@ fn hostile_back_end(random: &mut Random, slot: usize, parse: fn(&[u8]) -> u64, t
     }
 }
 
+/// Reads the id of an answer.
+type IdOf = fn(&[u8]) -> u64;
+
 /// A million answers with any ids, statuses, offsets and lengths, and indices that jump. A front end is given an answer for
 /// each request at most, in the order of the slots, so that it knows which id the answer must have; and no byte beyond the ring
 /// is touched.
@@ -298,7 +301,7 @@ fn a_front_end_stays_sound_whatever_the_back_end_writes() {
     let net_tx = |answer: &[u8]| u64::from(TxResponse::read_from_prefix(answer).unwrap().0.id);
     let net_rx = |answer: &[u8]| u64::from(RxResponse::read_from_prefix(answer).unwrap().0.id);
     let block = |answer: &[u8]| Response::read_from_prefix(answer).unwrap().0.id;
-    let kinds: [(usize, fn(&[u8]) -> u64); 3] = [(TX_SLOT_BYTES, net_tx), (RX_SLOT_BYTES, net_rx), (SLOT_BYTES, block)];
+    let kinds: [(usize, IdOf); 3] = [(TX_SLOT_BYTES, net_tx), (RX_SLOT_BYTES, net_rx), (SLOT_BYTES, block)];
     let (mut random, mut tried) = (Random::new(), Tried::default());
     while tried.answers < 1_000_000 {
         let (slot, parse) = kinds[random.below(kinds.len())];
