@@ -1,6 +1,7 @@
-//! A guest with Debian: entered on its console and by ssh, given a package, started anew, and turned off.
+//! A guest with Debian: set up by a seed, entered on its console and by ssh, given a package, started anew, and turned off.
 
 use crate::networks::{free_port, output};
+use crate::seeds::{self, NAME};
 use crate::stories::dom0;
 use anyhow::{Context, Result, ensure};
 use boot::http::{self, HOST};
@@ -19,7 +20,7 @@ pub(crate) const LIMIT: Duration = Duration::from_mins(30);
 pub(crate) const LOGIN: Duration = Duration::from_mins(10);
 /// How long a command may take.
 const COMMAND: Duration = Duration::from_mins(5);
-const PROMPT: &str = "root@debian:~# ";
+const PROMPT: &str = "root@web:~# ";
 /// The package that is installed. Its program has the same name, and prints this.
 const PACKAGE: &str = apt::TEST_PACKAGE;
 const GREETING: &str = "Hello, world!\n";
@@ -27,15 +28,17 @@ const GREETING: &str = "Hello, world!\n";
 const WRITE: &str = "head -c 1048576 /dev/urandom > part && for n in $(seq 100); do echo $n; cat part; done > data && \
                      sync && md5sum data";
 
-/// A guest with this release of Debian is entered on its console and by ssh, and no unit of it fails. It installs a package
-/// from an archive on the host. The package and what the guest writes are there when it has rebooted. After it has turned
+/// A guest with this release of Debian is set up by its seed, once, by a small program of its own. It is entered on its console
+/// and by ssh, and no unit of it fails. It installs a package from an archive on the host. The package and what the guest writes are there when it has rebooted. After it has turned
 /// itself off, its file system needs no repair.
 pub(crate) fn keeps_what_was_written(title: &str, suite: Suite) -> Result<()> {
     let sh = boot::shell()?;
     let folder = tempfile::tempdir()?;
     let image = Image::at(&folder.path().join("debian.img"))?;
     image.make(&sh, &Recipe { suite, ..Recipe::default() })?;
-    let (mut guests, mut disks) = (guest_file::read(&sh, &[&image.guest])?, Vec::new());
+    let (client, mut disks) = (Client::find(&sh)?, Vec::new());
+    let mut guests = guest_file::read(&sh, &[&image.guest])?;
+    let _volume = seeds::give(guests.first_mut().context("a file is a guest")?, folder.path(), &client)?;
     Disk::add(&mut disks, &mut guests)?;
     let port = free_port()?;
     let forwards = vec![format!("{port}:debian:22").parse().map_err(anyhow::Error::msg)?];
@@ -45,12 +48,16 @@ pub(crate) fn keeps_what_was_written(title: &str, suite: Suite) -> Result<()> {
     let begin = Instant::now();
     let mut machine =
         Machine::boot(title, &Setup { memory: 1024, limit: LIMIT, network, arguments, ..Setup::new(bundle) })?;
-    machine.expect("debian login: ", LOGIN)?;
+    let login = format!("{NAME} login: ");
+    machine.expect(&login, LOGIN)?;
     machine.type_line("root")?;
     machine.expect(PROMPT, COMMAND)?;
-    let client = Client::find(&sh)?;
     let ssh = |script: &str| output(&mut client.command(port, script), COMMAND);
     let first = running(&ssh)?;
+    seeds::check(&client, port)?;
+    ensure!(ssh("hostname -f")? == format!("{NAME}.example.org\n"), "the guest does not know its domain");
+    let unknown = "tenon-seed: user-data:11: timezone: not known here";
+    ensure!(machine.console().contains(unknown), "no {unknown:?} in {}", machine.console());
     let release = ssh(". /etc/os-release; echo $VERSION_CODENAME")?;
     ensure!(release.trim_end() == suite.name(), "{suite:?} is {release}");
     let sources = ssh("cat /etc/apt/sources.list")?;
@@ -66,9 +73,10 @@ pub(crate) fn keeps_what_was_written(title: &str, suite: Suite) -> Result<()> {
         ssh("test $(stat -c %Y /etc/ssh/ssh_host_ed25519_key) -ge $(stat -c %Y /etc/hostname) && cat /etc/machine-id")?;
     ensure!(made.trim_end().len() == 32, "no machine id: {made}");
     machine.type_line("reboot")?;
-    machine.expect("debian login: ", 2 * LOGIN)?;
+    machine.expect(&login, 2 * LOGIN)?;
     let second = running(&ssh)?;
     ensure!(first != second, "the guest has not rebooted: {first}");
+    seeds::check(&client, port)?;
     let greeting = ssh(PACKAGE)?;
     ensure!(greeting == GREETING, "{PACKAGE} prints {greeting:?}");
     let left = ssh("md5sum data")?;

@@ -1,4 +1,4 @@
-//! A guest that a seed sets up when it first starts, by its own small program or by cloud-init.
+//! Guests that a seed sets up when they first start.
 
 use crate::debian::{LIMIT, LOGIN, running};
 use crate::networks::{free_port, output};
@@ -6,10 +6,12 @@ use crate::stories::dom0;
 use anyhow::{Context, Result, anyhow, ensure};
 use boot::{Machine, Setup};
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
+use tempfile::NamedTempFile;
 use xtask::debian::{Extra, Image, Recipe};
 use xtask::disk::Disk;
-use xtask::guest_file;
+use xtask::guest_file::{self, Described};
 use xtask::machine::Network;
 use xtask::seed::{Seed, Wishes};
 use xtask::ssh::Client;
@@ -39,26 +41,54 @@ runcmd:
 const NETWORK: &str = "version: 2\nethernets:\n  any:\n    match: {macaddress: '00:16:3e:00:00:50'}\n    addresses: [10.77.0.50/24]\n    \
                        routes: [{to: '0.0.0.0/0', via: 10.77.0.1}]\n    nameservers: {addresses: [10.77.0.1]}\n";
 
-/// A guest with Debian, with cloud-init or without, has the name, users, keys, files and network of its seed, and has carried
-/// out its commands: once, although it starts twice.
-pub(crate) fn a_seed_sets_up_a_guest(title: &str, with: &[Extra]) -> Result<()> {
+/// The name that the guest gives itself.
+pub(crate) const NAME: &str = "web";
+
+/// Gives a guest with Debian a name, users, keys, files, commands and a network by a seed. Returns the file of the volume.
+pub(crate) fn give(guest: &mut Described, folder: &Path, client: &Client) -> Result<NamedTempFile> {
+    let [user_data, network] = [("user-data", USER_DATA), ("network", NETWORK)].map(|(name, text)| {
+        let file = folder.join(name);
+        fs::write(&file, text).map(|()| file)
+    });
+    let wishes = Wishes::new(Some(format!("{NAME}.example.org")), vec![client.key.with_extension("pub")]);
+    let wishes = wishes.with_user_data(user_data?).with_network_config(network?);
+    // dom0 leads connections to the address that it knows of.
+    guest.config.vif = vec!["ip=10.77.0.50,mac=00:16:3e:00:00:50".parse().map_err(|why| anyhow!("{why}"))?];
+    Seed::read(&wishes)?.context("a seed is wished for")?.attach(guest)
+}
+
+/// Checks that a guest, which root enters at this port, is set up as its seed says, and was so once.
+pub(crate) fn check(client: &Client, port: u16) -> Result<()> {
+    for (script, expected) in [
+        ("hostname", "web\n"),
+        ("getent passwd ann | cut -d: -f5,7; id -nG ann", "Ann O'Neill:/bin/sh\nann users\n"),
+        // What `crypt` makes of the password is what is stored.
+        ("perl -e 'print crypt(\"two words\", $ARGV[0]) eq $ARGV[0]' $(getent shadow ann | cut -d: -f2)", "1"),
+        ("sudo -u ann sudo -n id -un", "root\n"),
+        ("cat /etc/seeded/text; stat -c '%a %U %G' /etc/seeded/text", "it's $HOME\nmore\n640 root adm\n"),
+        ("ip -4 -o addr show scope global | awk '{print $4}'", "10.77.0.50/24\n"),
+        // It has not been told so by DHCP.
+        ("ip route show default | sed 's/dev [^ ]* //; s/ *$//'", "default via 10.77.0.1 proto static\n"),
+        ("cat /root/late; test -f '/root/a  b' && echo there", "web root\nthere\n"),
+    ] {
+        let said = output(&mut client.command(port, script), COMMAND)?;
+        ensure!(said == expected, "{script}: {said:?}, and not {expected:?}");
+    }
+    let said = output(&mut client.command_as("debian", port, "sudo -n id -un"), COMMAND)?;
+    ensure!(said == "root\n", "the default user is {said:?}");
+    Ok(())
+}
+
+/// A guest with Debian and cloud-init has the name, users, keys, files and network of its seed, and has carried out its commands:
+/// once, although it starts twice.
+pub(crate) fn cloud_init_reads_a_seed(title: &str) -> Result<()> {
     let sh = boot::shell()?;
     let folder = tempfile::tempdir()?;
     let image = Image::at(&folder.path().join("debian.img"))?;
-    image.make(&sh, &Recipe { with: with.to_vec(), ..Recipe::default() })?;
-    let [user_data, network] = [("user-data", USER_DATA), ("network", NETWORK)].map(|(name, text)| {
-        let file = folder.path().join(name);
-        fs::write(&file, text).map(|()| file)
-    });
-    let client = Client::find(&sh)?;
-    let wishes = Wishes::new(Some("web.example.org".into()), vec![client.key.with_extension("pub")]);
-    let wishes = wishes.with_user_data(user_data?).with_network_config(network?);
-    let seed = Seed::read(&wishes)?.context("a seed is wished for")?;
-    let (mut guests, mut disks) = (guest_file::read(&sh, &[&image.guest])?, Vec::new());
-    let guest = guests.first_mut().context("a file is a guest")?;
-    // dom0 leads connections to the address that it knows of.
-    guest.config.vif = vec!["ip=10.77.0.50,mac=00:16:3e:00:00:50".parse().map_err(|why| anyhow!("{why}"))?];
-    let _volume = seed.attach(guest)?;
+    image.make(&sh, &Recipe { with: vec![Extra::CloudInit], ..Recipe::default() })?;
+    let (client, mut disks) = (Client::find(&sh)?, Vec::new());
+    let mut guests = guest_file::read(&sh, &[&image.guest])?;
+    let _volume = give(guests.first_mut().context("a file is a guest")?, folder.path(), &client)?;
     Disk::add(&mut disks, &mut guests)?;
     let port = free_port()?;
     let forwards = vec![format!("{port}:debian:22").parse().map_err(anyhow::Error::msg)?];
@@ -67,44 +97,15 @@ pub(crate) fn a_seed_sets_up_a_guest(title: &str, with: &[Extra]) -> Result<()> 
     let network = Some(Network { forwards });
     let mut machine =
         Machine::boot(title, &Setup { memory: 1024, limit: LIMIT, network, arguments, ..Setup::new(bundle) })?;
-    machine.expect("web login: ", LOGIN)?;
+    machine.expect(&format!("{NAME} login: "), LOGIN)?;
     let root = |script: &str| output(&mut client.command(port, script), COMMAND);
     let first = running(&root)?;
-    if with.is_empty() {
-        // cloud-init leaves the guest's `/etc/hosts` alone unless it is told otherwise.
-        ensure!(root("hostname -f")? == "web.example.org\n", "the guest does not know its domain");
-        ensure!(
-            machine.console().contains("tenon-seed: user-data:11: timezone: not known here"),
-            "{}",
-            machine.console()
-        );
-    }
-    let check = || -> Result<()> {
-        for (script, expected) in [
-            ("hostname", "web\n"),
-            ("getent passwd ann | cut -d: -f5,7; id -nG ann", "Ann O'Neill:/bin/sh\nann users\n"),
-            // What `crypt` makes of the password is what is stored.
-            ("perl -e 'print crypt(\"two words\", $ARGV[0]) eq $ARGV[0]' $(getent shadow ann | cut -d: -f2)", "1"),
-            ("sudo -u ann sudo -n id -un", "root\n"),
-            ("cat /etc/seeded/text; stat -c '%a %U %G' /etc/seeded/text", "it's $HOME\nmore\n640 root adm\n"),
-            ("ip -4 -o addr show scope global | awk '{print $4}'", "10.77.0.50/24\n"),
-            // It has not been told so by DHCP.
-            ("ip route show default | cut -d' ' -f1-7", "default via 10.77.0.1 dev enX0 proto static\n"),
-            ("cat /root/late; test -f '/root/a  b' && echo there", "web root\nthere\n"),
-        ] {
-            let said = root(script)?;
-            ensure!(said == expected, "{script}: {said:?}, and not {expected:?}");
-        }
-        let said = output(&mut client.command_as("debian", port, "sudo -n id -un"), COMMAND)?;
-        ensure!(said == "root\n", "the default user is {said:?}");
-        Ok(())
-    };
-    check()?;
+    check(&client, port)?;
     // The end of the connection is no success.
     let _ = root("reboot");
-    machine.expect("web login: ", 2 * LOGIN)?;
+    machine.expect(&format!("{NAME} login: "), 2 * LOGIN)?;
     ensure!(running(&root)? != first, "the guest has not rebooted");
-    check()?;
+    check(&client, port)?;
     let _ = root("poweroff");
     machine.finish()?.require_success()
 }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use boot::guests::{self, Run};
 use libtest_mimic::Trial;
 use std::time::Duration;
-use xtask::debian::{Extra, Suite};
+use xtask::debian::Suite;
 use xtask::{build, kernels};
 
 /// Rounds of the hostile guest in the usual suite, and about the seconds they take on a busy machine.
@@ -14,7 +14,7 @@ const SECONDS: u32 = 30;
 
 /// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that come and
 /// go; so many times more power cuts, lives of disks and of hostile front ends, and re-plugs of network devices; networks with
-/// many guests; Debian 13 on a disk, Debian set up by a seed, and without room for the disk; every stock kernel, and those that
+/// many guests; Debian 13 on a disk, Debian set up by cloud-init, and without room for the disk; every stock kernel, and those that
 /// are built here; and on every CPU model the stock kernels of every day, and the guest that tries features.
 pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let path = build::image(&boot::images()?, "fuzz")?;
@@ -47,10 +47,8 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let title = "sixteen_debian_guests_share_a_disk";
     trials.push(crate::trial(title.to_owned(), || many::share_a_disk(title, 16)));
     trials.push(crate::trial("a_full_disk_is_told".to_owned(), scarcity::a_full_disk_is_told));
-    for (name, with) in [("alone", &[][..]), ("cloud_init", &[Extra::CloudInit])] {
-        let title = format!("a_seed_sets_up_a_guest::{name}");
-        trials.push(crate::trial(title.clone(), move || seeds::a_seed_sets_up_a_guest(&title, with)));
-    }
+    let title = "cloud_init_reads_a_seed";
+    trials.push(crate::trial(title.to_owned(), || seeds::cloud_init_reads_a_seed(title)));
     trials.extend(kernels::all_names().flat_map(crate::kernel_trials));
     for (title, words) in [("with_all_parts", "tenon=all"), ("with_no_part", "tenon=none")] {
         let title = format!("patched_kernel_carries_load_{title}");
