@@ -87,7 +87,7 @@ impl End {
     /// # Errors
     /// The guest wrote something else.
     pub fn of_disk(disk: &[u8]) -> Result<Option<Self>> {
-        parse(disk.get(..END_BYTES).unwrap_or_default())
+        parse(disk.get(..END_BYTES).unwrap_or(disk))
     }
 }
 

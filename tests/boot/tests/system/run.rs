@@ -210,7 +210,7 @@ pub(crate) fn guest_files_run_and_are_refused_with_their_lines() -> Result<()> {
     refused(&[&web, "--forward", "2222:web:22"], "--forward tcp:2222:web:22: web has no vif on the network nat")?;
     refused(&[&file("odd", "cpu = 1\n")?], "odd.toml:6: cpu: unknown field")?;
     refused(&[&web, &web], "web.toml:1: name: \"web\" is the guest of")?;
-    refused(&[&web, &db, "--machine-memory", "340M"], "db.toml:5: memory: 128 MiB for db, but only")
+    refused(&[&web, &db, "--machine-memory", "320M"], "db.toml:5: memory: 128 MiB for db, but only")
 }
 
 /// How a guest ends is the status of the run; what could not be, too.
