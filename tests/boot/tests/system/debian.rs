@@ -29,8 +29,8 @@ const WRITE: &str = "head -c 1048576 /dev/urandom > part && for n in $(seq 100);
                      sync && md5sum data";
 
 /// A guest with this release of Debian is set up by its seed, once, by a small program of its own. It is entered on its console
-/// and by ssh, and no unit of it fails. It installs a package from an archive on the host. The package and what the guest writes are there when it has rebooted. After it has turned
-/// itself off, its file system needs no repair.
+/// and by ssh, and no unit of it fails. It installs a package from an archive on the host. The package and what the guest
+/// writes are there when it has rebooted. After it has turned itself off, its file system needs no repair.
 pub(crate) fn keeps_what_was_written(title: &str, suite: Suite) -> Result<()> {
     let sh = boot::shell()?;
     let folder = tempfile::tempdir()?;

@@ -79,8 +79,8 @@ pub(crate) fn check(client: &Client, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// A guest with Debian and cloud-init has the name, users, keys, files and network of its seed, and has carried out its commands:
-/// once, although it starts twice.
+/// A guest with Debian and cloud-init has the name, users, keys, files and network of its seed, and has carried out its
+/// commands: once, although it starts twice.
 pub(crate) fn cloud_init_reads_a_seed(title: &str) -> Result<()> {
     let sh = boot::shell()?;
     let folder = tempfile::tempdir()?;

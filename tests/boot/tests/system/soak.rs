@@ -14,8 +14,8 @@ const SECONDS: u32 = 30;
 
 /// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that come and
 /// go; so many times more power cuts, lives of disks and of hostile front ends, and re-plugs of network devices; networks with
-/// many guests; Debian 13 on a disk, Debian set up by cloud-init, and without room for the disk; every stock kernel, and those that
-/// are built here; and on every CPU model the stock kernels of every day, and the guest that tries features.
+/// many guests; Debian 13 on a disk, Debian set up by cloud-init, and without room for the disk; every stock kernel, and those
+/// that are built here; and on every CPU model the stock kernels of every day, and the guest that tries features.
 pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let path = build::image(&boot::images()?, "fuzz")?;
     let mut trials = Vec::new();
