@@ -8,6 +8,7 @@ use boot::http::{self, HOST};
 use boot::{Machine, Setup};
 use std::thread;
 use std::time::{Duration, Instant};
+use tempfile::{NamedTempFile, TempDir};
 use xtask::debian::{Image, Recipe, Suite};
 use xtask::disk::Disk;
 use xtask::machine::Network;
@@ -15,7 +16,7 @@ use xtask::ssh::Client;
 use xtask::{apt, ext4, guest_file};
 
 /// How long a machine may take.
-pub(crate) const LIMIT: Duration = Duration::from_mins(30);
+const LIMIT: Duration = Duration::from_mins(30);
 /// How long a guest may take from its kernel to the login prompt, or from there to its end.
 pub(crate) const LOGIN: Duration = Duration::from_mins(10);
 /// How long a command may take.
@@ -28,26 +29,48 @@ const GREETING: &str = "Hello, world!\n";
 const WRITE: &str = "head -c 1048576 /dev/urandom > part && for n in $(seq 100); do echo $n; cat part; done > data && \
                      sync && md5sum data";
 
+/// A machine with a guest that has Debian and a seed (see [`seeds`]).
+pub(crate) struct Started {
+    pub(crate) machine: Machine,
+    /// Enters the guest as root at this port.
+    pub(crate) client: Client,
+    pub(crate) port: u16,
+    image: Image,
+    _volume: NamedTempFile,
+    _folder: TempDir,
+}
+
+impl Started {
+    /// Boots a guest from a new disk of this recipe.
+    pub(crate) fn new(title: &str, recipe: &Recipe) -> Result<Self> {
+        let sh = boot::shell()?;
+        let folder = tempfile::tempdir()?;
+        let image = Image::at(&folder.path().join("debian.img"))?;
+        image.make(&sh, recipe)?;
+        let (client, mut disks) = (Client::find(&sh)?, Vec::new());
+        let mut guests = guest_file::read(&sh, &[&image.guest])?;
+        let volume = seeds::give(guests.first_mut().context("a file is a guest")?, folder.path(), &client)?;
+        Disk::add(&mut disks, &mut guests)?;
+        let port = free_port()?;
+        let forwards = vec![format!("{port}:debian:22").parse().map_err(anyhow::Error::msg)?];
+        let bundle = dom0("")?.forwards(&forwards).described(guests.first().context("a file is a guest")?);
+        let arguments = disks.iter().enumerate().flat_map(|(number, disk)| disk.arguments(number)).collect();
+        let network = Some(Network { forwards });
+        let machine =
+            Machine::boot(title, &Setup { memory: 1024, limit: LIMIT, network, arguments, ..Setup::new(bundle) })?;
+        Ok(Self { machine, client, port, image, _volume: volume, _folder: folder })
+    }
+}
+
 /// A guest with this release of Debian is set up by its seed, once, by a small program of its own. It is entered on its console
 /// and by ssh, and no unit of it fails. It installs a package from an archive on the host. The package and what the guest
 /// writes are there when it has rebooted. After it has turned itself off, its file system needs no repair.
 pub(crate) fn keeps_what_was_written(title: &str, suite: Suite) -> Result<()> {
     let sh = boot::shell()?;
-    let folder = tempfile::tempdir()?;
-    let image = Image::at(&folder.path().join("debian.img"))?;
-    image.make(&sh, &Recipe { suite, ..Recipe::default() })?;
-    let (client, mut disks) = (Client::find(&sh)?, Vec::new());
-    let mut guests = guest_file::read(&sh, &[&image.guest])?;
-    let _volume = seeds::give(guests.first_mut().context("a file is a guest")?, folder.path(), &client)?;
-    Disk::add(&mut disks, &mut guests)?;
-    let port = free_port()?;
-    let forwards = vec![format!("{port}:debian:22").parse().map_err(anyhow::Error::msg)?];
-    let bundle = dom0("")?.forwards(&forwards).described(guests.first().context("a file is a guest")?);
-    let arguments = disks.iter().enumerate().flat_map(|(number, disk)| disk.arguments(number)).collect();
-    let network = Some(Network { forwards });
     let begin = Instant::now();
-    let mut machine =
-        Machine::boot(title, &Setup { memory: 1024, limit: LIMIT, network, arguments, ..Setup::new(bundle) })?;
+    let started = Started::new(title, &Recipe { suite, ..Recipe::default() })?;
+    // What is not named here stays until the guest has ended.
+    let Started { mut machine, client, port, image, .. } = started;
     let login = format!("{NAME} login: ");
     machine.expect(&login, LOGIN)?;
     machine.type_line("root")?;

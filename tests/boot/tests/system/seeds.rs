@@ -1,18 +1,14 @@
 //! Guests that a seed sets up when they first start.
 
-use crate::debian::{LIMIT, LOGIN, running};
-use crate::networks::{free_port, output};
-use crate::stories::dom0;
+use crate::debian::{LOGIN, Started, running};
+use crate::networks::output;
 use anyhow::{Context, Result, anyhow, ensure};
-use boot::{Machine, Setup};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 use tempfile::NamedTempFile;
-use xtask::debian::{Extra, Image, Recipe};
-use xtask::disk::Disk;
-use xtask::guest_file::{self, Described};
-use xtask::machine::Network;
+use xtask::debian::{Extra, Recipe};
+use xtask::guest_file::Described;
 use xtask::seed::{Seed, Wishes};
 use xtask::ssh::Client;
 
@@ -82,21 +78,9 @@ pub(crate) fn check(client: &Client, port: u16) -> Result<()> {
 /// A guest with Debian and cloud-init has the name, users, keys, files and network of its seed, and has carried out its
 /// commands: once, although it starts twice.
 pub(crate) fn cloud_init_reads_a_seed(title: &str) -> Result<()> {
-    let sh = boot::shell()?;
-    let folder = tempfile::tempdir()?;
-    let image = Image::at(&folder.path().join("debian.img"))?;
-    image.make(&sh, &Recipe { with: vec![Extra::CloudInit], ..Recipe::default() })?;
-    let (client, mut disks) = (Client::find(&sh)?, Vec::new());
-    let mut guests = guest_file::read(&sh, &[&image.guest])?;
-    let _volume = give(guests.first_mut().context("a file is a guest")?, folder.path(), &client)?;
-    Disk::add(&mut disks, &mut guests)?;
-    let port = free_port()?;
-    let forwards = vec![format!("{port}:debian:22").parse().map_err(anyhow::Error::msg)?];
-    let bundle = dom0("")?.forwards(&forwards).described(guests.first().context("a file is a guest")?);
-    let arguments = disks.iter().enumerate().flat_map(|(number, disk)| disk.arguments(number)).collect();
-    let network = Some(Network { forwards });
-    let mut machine =
-        Machine::boot(title, &Setup { memory: 1024, limit: LIMIT, network, arguments, ..Setup::new(bundle) })?;
+    let started = Started::new(title, &Recipe { with: vec![Extra::CloudInit], ..Recipe::default() })?;
+    // What is not named here stays until the guest has ended.
+    let Started { mut machine, client, port, .. } = started;
     machine.expect(&format!("{NAME} login: "), LOGIN)?;
     let root = |script: &str| output(&mut client.command(port, script), COMMAND);
     let first = running(&root)?;
