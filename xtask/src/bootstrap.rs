@@ -58,11 +58,11 @@ pub(crate) fn archive(sh: &Shell, recipe: &Recipe, user: User) -> Result<PathBuf
     let mut hasher = DefaultHasher::new();
     (&packages, SETUP, apt::configuration(sh)?).hash(&mut hasher);
     let target = cache::dir()?.join("debian").join(format!("{suite}-{:016x}.tar", hasher.finish()));
-    if target.is_file() {
+    if cache::has(&target) {
         return Ok(target);
     }
     let _lock = cache::lock("debian")?;
-    if target.is_file() {
+    if cache::has(&target) {
         return Ok(target);
     }
     let root = MMDEBSTRAP.find(sh)?;
@@ -99,7 +99,7 @@ pub(crate) fn archive(sh: &Shell, recipe: &Recipe, user: User) -> Result<PathBuf
         let why = lines.first().copied().or_else(|| text.lines().last()).unwrap_or_default();
         bail!("mmdebstrap cannot install Debian {suite} with {}: {why}", sources.join(", "));
     }
-    cache::publish(&staging, &target)?;
+    cache::publish_by_content(&staging, &target)?;
     Ok(target)
 }
 

@@ -266,11 +266,11 @@ pub fn cached(sh: &Shell, recipe: &Recipe) -> Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
     (&archive, recipe.size, kernel, kernels::SYSTEM_MODULES, UNPACK, &files).hash(&mut hasher);
     let target = cache::dir()?.join("debian").join(format!("{}-{:016x}.img", recipe.suite.name(), hasher.finish()));
-    if target.is_file() {
+    if cache::has(&target) {
         return Ok(target);
     }
     let _lock = cache::lock("debian")?;
-    if target.is_file() {
+    if cache::has(&target) {
         return Ok(target);
     }
     let (name, size) = (recipe.suite.name(), recipe.size);
@@ -278,7 +278,7 @@ pub fn cached(sh: &Shell, recipe: &Recipe) -> Result<PathBuf> {
     let scratch = cache::scratch()?;
     let staging = scratch.path().join("disk");
     file_system(sh, recipe, user, &archive, &files, scratch.path())?;
-    cache::publish(&staging, &target)?;
+    cache::publish_by_content(&staging, &target)?;
     Ok(target)
 }
 

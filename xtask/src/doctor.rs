@@ -119,7 +119,7 @@ fn memory() -> Finding {
 
 fn cache_folder() -> Finding {
     match cache::dir() {
-        Ok(dir) => Good(dir.display().to_string()),
+        Ok(dir) => Good(format!("{}, {} MiB", dir.display(), cache::size().unwrap_or_default() >> 20)),
         Err(error) => Bad(format!("{error:#}")),
     }
 }

@@ -43,13 +43,13 @@ pub(crate) fn build(busybox: &Path, modules: Option<&Path>, others: &BTreeMap<St
     let mut hasher = DefaultHasher::new();
     (INIT, HELPERS, FILE_SYSTEMS, DHCP, &program, &more).hash(&mut hasher);
     let target = cache::dir()?.join("initramfs").join(format!("{:016x}.cpio", hasher.finish()));
-    if target.is_file() {
+    if cache::has(&target) {
         return Ok(target);
     }
     let scratch = cache::scratch()?;
     let staging = scratch.path().join("initramfs");
     fs::write(&staging, archive(&program, &more)?)?;
-    cache::publish(&staging, &target)?;
+    cache::publish_by_content(&staging, &target)?;
     Ok(target)
 }
 

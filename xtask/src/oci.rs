@@ -176,11 +176,11 @@ fn open(image: &Path) -> Result<(Digest, Manifest, Layout)> {
 fn disk_of(sh: &Shell, image: &Path) -> Result<PathBuf> {
     let (digest, manifest, layout) = open(image)?;
     let folder = cache::dir()?.join("oci").join(format!("{}-{VERSION}", digest.digits()));
-    if folder.is_dir() {
+    if cache::has(&folder) {
         return Ok(folder);
     }
     let _lock = cache::lock("oci")?;
-    if folder.is_dir() {
+    if cache::has(&folder) {
         return Ok(folder);
     }
     let unpacker = User::find()?;
@@ -191,7 +191,7 @@ fn disk_of(sh: &Shell, image: &Path) -> Result<PathBuf> {
     let user = wishes.user(|path| config::read(&tree, &layers, path))?;
     file_system(sh, unpacker, &tree, &mut layers, scratch.path(), &staging.join(DISK))?;
     fs::write(staging.join(WISHES), serde_json::to_vec(&Made { wishes, user })?)?;
-    cache::publish(&staging, &folder)?;
+    cache::publish_by_content(&staging, &folder)?;
     Ok(folder)
 }
 
