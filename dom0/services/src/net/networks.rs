@@ -111,6 +111,9 @@ impl<H: NetHost> Networks<H> {
         self.check(mac, config)?;
         let reserved = self.0.host.reserve(VIF_BYTES).ok_or("not enough memory is left for it")?;
         let bridge = self.bridge(&config.bridge)?;
+        if bridge.station.as_ref().is_some_and(|station| station.ethernet() == mac) {
+            return Err(format!("dom0 has the address {mac} on the network {}", config.bridge));
+        }
         let kept = match (&bridge.station, config.ip) {
             (Some(station), Some(ip)) => Some(station.keep(ip)?),
             _ => None,
@@ -181,10 +184,15 @@ impl<H: NetHost> Networks<H> {
         let (number, station) = match kind {
             Kind::Translated => {
                 let uplink = device.as_ref().map(|device| (device.uplink.mac(), device.uplink.mtu()));
-                let station = Station::gateway(uplink, self.0.seed.get());
-                let forwards = self.0.forwards.borrow();
-                station.iter().for_each(|station| forwards.iter().for_each(|forward| keep(station, forward)));
-                (0, station)
+                let station = match Station::gateway(uplink, self.0.seed.get()) {
+                    Ok(station) => station,
+                    Err(why) => {
+                        device.into_iter().for_each(|device| devices.insert(0, device));
+                        return Err(format!("the network {name}: {why}"));
+                    }
+                };
+                self.0.forwards.borrow().iter().for_each(|forward| keep(&station, forward));
+                (0, Some(station))
             }
             Kind::Bridged => (0, None),
             Kind::Isolated => {

@@ -71,8 +71,11 @@ impl Drop for Kept {
 
 impl Station {
     /// Makes the gateway of the translated network. `uplink` is the address and the MTU of the device that it uses.
-    pub(super) fn gateway(uplink: Option<(Mac, u16)>, seed: u64) -> Option<Self> {
-        let (network, own) = network(0)?;
+    ///
+    /// # Errors
+    /// Packets of the device are too short for a gateway.
+    pub(super) fn gateway(uplink: Option<(Mac, u16)>, seed: u64) -> Result<Self, String> {
+        let (network, own) = network(0).ok_or("the network has no address")?;
         let mac = mac(0);
         let (uplink_mac, uplink_mtu) = uplink.unwrap_or((mac, MTU));
         let settings = GatewaySettings {
@@ -88,8 +91,8 @@ impl Station {
             addressing: Addressing::Dhcp,
             seed,
         };
-        let gateway = Gateway::new(settings).ok()?;
-        Some(Self { kind: Rc::new(RefCell::new(Kind::Gateway(gateway))), mac, network, own })
+        let gateway = Gateway::new(settings).map_err(|why| why.to_string())?;
+        Ok(Self { kind: Rc::new(RefCell::new(Kind::Gateway(gateway))), mac, network, own })
     }
 
     /// Makes the responder of the network of guests alone with this number.
@@ -107,6 +110,11 @@ impl Station {
             domain: DOMAIN.to_string(),
         };
         Some(Self { kind: Rc::new(RefCell::new(Kind::Responder(Responder::new(settings)))), mac, network, own })
+    }
+
+    /// Returns dom0's Ethernet address.
+    pub(super) const fn ethernet(&self) -> Mac {
+        self.mac
     }
 
     /// Returns dom0's address and the bits of the network's part, as text.

@@ -41,6 +41,34 @@ fn an_address_is_given_once_on_a_network() {
 }
 
 #[test]
+fn an_address_of_dom0_is_given_to_nobody() {
+    let world = World::new();
+    for (bridge, mac) in [("nat", "02:16:3e:00:00:00"), ("a", "02:16:3e:00:00:01")] {
+        let refusal = world.attach(5, 0, &format!("bridge={bridge},mac={mac}")).unwrap_err();
+        assert_eq!(refusal, format!("dom0 has the address {mac} on the network {bridge}"));
+        assert!(world.listed(5).is_empty());
+    }
+    // On another network it is free.
+    world.attach(5, 0, "bridge=a,mac=02:16:3e:00:00:00").unwrap();
+    world.end(5);
+    world.assert_clean(&[5]);
+}
+
+#[test]
+fn a_device_with_short_packets_is_told() {
+    let world = World::bare();
+    let short = Device::default();
+    short.0.borrow_mut().mtu = Some(500);
+    world.networks.add_device("eth0", Box::new(short.clone()), 500_000, ());
+    let refusal = world.attach(5, 0, "").unwrap_err();
+    assert_eq!(refusal, "the network nat: packets of 500 bytes are too short: IPv4 needs 576");
+    assert!(world.listed(5).is_empty() && rows(&world).is_empty());
+    // The network `uplink` has no gateway, and the device is still there for it.
+    world.attach(5, 0, "bridge=uplink").unwrap();
+    assert_eq!(rows(&world)[0].0, "uplink");
+}
+
+#[test]
 fn an_address_is_kept_for_the_guest_that_was_promised_it() {
     let world = World::new();
     let (guest5, mut five) = world.connected(5, "");

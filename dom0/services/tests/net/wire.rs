@@ -17,6 +17,8 @@ pub struct Wire {
     pub coming: VecDeque<Vec<u8>>,
     pub needs_reset: bool,
     pub unplugged: bool,
+    /// The usual one if `None`.
+    pub mtu: Option<u16>,
     /// What a reset says; `None` if the device works again.
     pub dead: Option<&'static str>,
 }
@@ -50,7 +52,7 @@ impl Uplink for Device {
         Mac(UPLINK_MAC)
     }
     fn mtu(&self) -> u16 {
-        1_500
+        self.0.borrow().mtu.unwrap_or(1_500)
     }
     fn has_link(&self) -> bool {
         !self.0.borrow().unplugged
