@@ -1,5 +1,5 @@
-//! The shape of the services that share one page and one port with each guest: the store and consoles. Such a service is
-//! attached to the page and the port, serves in bounded turns, and is detached.
+//! What the store and the consoles have in common: each guest is served through a page and a port of its own. A [`Service`] is
+//! one guest's part of that. It is attached to the page and the port, serves in bounded turns, and is detached.
 
 use alloc::format;
 use alloc::rc::Rc;

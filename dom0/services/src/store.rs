@@ -46,7 +46,8 @@ struct Shared<H: Host> {
     sessions: RefCell<BTreeMap<ConnectionId, Rc<Signal>>>,
     /// Set when the store has work left to do.
     left: Rc<Signal>,
-    /// The task that does the work that requests left for later. The task ends when this structure is dropped.
+    /// The task that does postponed work: what a request causes and does not do in its own turn. The task ends when this
+    /// structure is dropped.
     work: RefCell<Option<H::Task>>,
     /// The part of the heap set aside for the next guest that will be served.
     reserved: RefCell<Option<H::Reserved>>,
@@ -124,7 +125,7 @@ impl<H: Host> Ring<H> {
 }
 
 impl<H: Host> StoreService<H> {
-    /// A new store, run by domain `own`. Its only client is dom0.
+    /// A new store, run by domain `own`, which is its only client until a guest is introduced.
     pub fn new(host: H, own: DomainId) -> Self {
         let mut store = store::Store::new(own, Quotas::default());
         let session = store.open_local();
@@ -169,7 +170,7 @@ impl<H: Host> StoreService<H> {
     }
 
     fn detach(&self, domain: DomainId) {
-        // The borrow of the map ends before the ring is detached, because detaching a ring calls the service and the host.
+        // Detaching runs `Ring::detach` and calls of the host, so the map must not be borrowed by then.
         let served = self.0.served.borrow_mut().remove(&domain.0);
         if let Some(served) = served {
             served.ring.detach();

@@ -251,7 +251,7 @@ impl Store {
         for (id, connection) in &self.connections {
             let counted = held.get(id).copied().unwrap_or(0);
             if counted != self.watches.held(*id).watches {
-                return Err(format!("{id:?} has {counted} watches, and another number is noted"));
+                return Err(format!("{id:?} has {counted} watches, and its count of them differs"));
             }
             let limits = !connection.caller.privileged;
             if limits && counted > self.quotas.watches {
@@ -261,7 +261,10 @@ impl Store {
                 return Err(format!("{id:?} has too many transactions"));
             }
             if connection.untold != self.jobs.untold(*id) {
-                return Err(format!("{id:?} waits for another number of bytes to be told than there are"));
+                return Err(format!(
+                    "{id:?} is charged for {} bytes, and its jobs hold another number",
+                    connection.untold
+                ));
             }
         }
         Ok(())
@@ -424,8 +427,9 @@ impl Store {
         Ledger { watches: &self.watches, connections: &self.connections }
     }
 
-    /// Returns `list`. If the caller is unprivileged, leaves out each entry whose domain is not introduced, so that a later
-    /// domain with that number has no rights from the start (XSA-322). The first entry, which names the owner, always stays.
+    /// Returns `list`. If the caller is unprivileged, leaves out each entry whose domain is not introduced, so that a domain
+    /// that gets this number later does not begin with rights that were meant for another (XSA-322). The first entry, which
+    /// names the owner, always stays.
     fn without_strangers(&self, caller: &Caller, list: Permissions) -> Permissions {
         if caller.privileged {
             return list;
@@ -501,8 +505,8 @@ impl Store {
         if domain == self.own {
             return Err(StoreError::Invalid);
         }
-        // Unless whoever creates a domain asks for a number, the hypervisor gives numbers to new domains in rising order, and
-        // begins anew only at the end of the range. So the nodes and rights of the domain that had this number before have
+        // A number is rarely used again soon: the hypervisor hands numbers out in rising order, unless a number is asked for,
+        // and starts over only at the end of the range. So the nodes and rights of the domain that had this number before have
         // usually been removed by now. Those that are left are removed here, before the new domain is introduced.
         while self.jobs.unmakes(domain) && self.work() {}
         let id = ConnectionId::Domain(domain);

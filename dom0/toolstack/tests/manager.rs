@@ -659,7 +659,7 @@ fn a_device_that_does_not_answer_holds_up_nobody_else() {
     for end in ["crash", "destroy web"] {
         let mut world = World::running(&[&format!("{WEB}{DISKS}on_crash = 'restart'\n"), DB]);
         world.fake().guest_disks.held.set(true);
-        let waits = "guest web has ended, and goes when the device of its disk answers";
+        let waits = "guest web has ended, and is destroyed once its devices are removed";
         if end == "crash" {
             world.shut_down(7, CRASH);
             world.pass(11 * SECOND);

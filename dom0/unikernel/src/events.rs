@@ -129,8 +129,8 @@ pub(crate) fn upcall() {
     scan();
 }
 
-/// While an upcall is pending, handles the ports of the words that the selector names: each port that is pending and not
-/// masked.
+/// As long as an upcall is pending, takes the selector, whose bits name words of 64 ports, and handles each port in these words
+/// that is pending and not masked.
 pub fn scan() {
     let (Some(pending), Some(selector)) = (byte(vcpu_info::UPCALL_PENDING), word(vcpu_info::PENDING_SEL)) else {
         return;

@@ -25,9 +25,9 @@ use ready::Ready;
 pub use async_task::Task;
 pub use ready::{CONTROL_IN_A_ROW, Class};
 
-/// Nanoseconds that tasks run before other domains get the CPU. So a guest that dom0 has answered gets the CPU soon, even if
-/// the machine has only one CPU.
-const TURN_NS: u64 = 1_000_000;
+/// After so many nanoseconds of turns, dom0 yields the CPU to other domains. So a guest that dom0 has answered gets the CPU
+/// soon, even if the machine has only one CPU.
+const YIELD_AFTER_NS: u64 = 1_000_000;
 
 static READY: MaskMutex<Ready<Runnable>> = MaskMutex::new(Ready::new());
 
@@ -65,7 +65,7 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
         let _ = events::mask_upcalls();
         events::scan();
         if run_next() {
-            if time::now_ns().saturating_sub(begun) >= TURN_NS {
+            if time::now_ns().saturating_sub(begun) >= YIELD_AFTER_NS {
                 hypercall::yield_now();
                 begun = time::now_ns();
             }

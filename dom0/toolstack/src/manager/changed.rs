@@ -69,8 +69,8 @@ pub(super) async fn both(one: impl Future<Output = ()>, other: impl Future<Outpu
     .await;
 }
 
-/// Runs `work` and returns its value. Calls `wanted` before each piece of `work`; once it returns false, drops `work` where it
-/// pauses, and returns `None`.
+/// Runs `work` and returns its value. Calls `wanted` before each poll of `work`. Once `wanted` returns false, drops `work`
+/// unfinished and returns `None`.
 pub(super) async fn while_wanted<T>(work: impl Future<Output = T>, wanted: impl Fn() -> bool) -> Option<T> {
     let mut work = pin!(work);
     poll_fn(|context| match wanted() {

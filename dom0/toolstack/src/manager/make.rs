@@ -7,7 +7,8 @@
 //! make       makes one guest that is planned, or due to be made again (`destroy` may stop this):
 //!              finds its kernel and ramdisk in the bundle, and checks that there is memory for it
 //!              create::create   makes the domain, with its memory, page tables, vcpu and place in the store
-//!              Console::connect, Disks::attach and Networks::attach for each device, then Guest::start, which lets it run
+//!              Console::connect; Disks::attach for each disk, Networks::attach for each network device
+//!              Guest::start     lets the guest run
 //! ```
 
 use alloc::format;

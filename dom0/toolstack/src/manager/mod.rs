@@ -1,14 +1,14 @@
 //! The guests of a machine: made from the boot bundle, watched, ended, and made again if their configuration says so.
 //!
 //! ```text
-//! a face (prompt, --exec) -> Command -> Manager::answer -> Reply, Refusal -> text or JSON
+//! a face (prompt, --exec) -> Command -> Manager::answer (verbs.rs) -> Reply, Refusal -> text or JSON
 //! called by dom0's tasks:  keep_making   makes one guest after the other
 //!                          bury          destroys or keeps each guest that has ended, and tells how it ended
-//!                          watch_parting reports when the disks are gone for which the end of a guest has waited
+//!                          watch_parting when a guest's end has to wait for its devices, goes on with it once they are gone
 //! ```
 //!
 //! Touches: domains, the tree of the store, consoles, disks, networks and the clock, through [`Platform`].
-//! Never touches: the terminal. The manager does not know which face gave a command, and runs as well on a host, against fakes.
+//! Never touches: the terminal. The manager does not know which face gave a command, and also runs on a host, against fakes.
 //! Keeps: one guest is made at a time. If making a guest fails, all that was made for the guest is removed again. What
 //! cannot be removed is reported by [`Platform::tell`].
 //! The list of guests is not borrowed across an await.
@@ -44,13 +44,15 @@ pub use reply::{
     DiskRow, GuestDisk, GuestVif, MachineInfo, NetworkDevice, NetworkRow, Refusal, Reply, Row, Size, Wait,
 };
 
-/// The number of ends whose full report is kept. Of older ends, the report and the refused requests are dropped.
+/// How many guests that have ended, of all together, keep the full report of their last end. Of the others, the report and the
+/// refused requests are dropped.
 const REPORTS_KEPT: usize = 16;
 /// The least time in nanoseconds between making a guest and making it again.
 const REMAKE_NS: u64 = 1_000_000_000;
 
-/// How long in nanoseconds `bury` and the command `destroy` wait for the devices of a guest that ends. After that, `bury` goes
-/// on with other guests, and `destroy` answers [`Refusal::Parting`]; the guest is destroyed once its disks are gone.
+/// How long in nanoseconds `bury` and the command `destroy` wait until the disks and network devices of a guest that has ended
+/// are removed. After that, `bury` goes on with other guests, and `destroy` answers [`Refusal::Parting`]; the guest is
+/// destroyed once its devices are removed.
 /// `block-detach` waits twice as long.
 const PATIENCE_NS: u64 = 10_000_000_000;
 /// Nanoseconds between two looks at the devices of guests that have ended.
@@ -255,8 +257,8 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().any(|entry| entry.config.name == name && entry.is_alive())
     }
 
-    /// Whether no guest lives or is kept, none is to be made or made again, and the commands of `--exec` have been carried out.
-    /// Then the machine can be turned off.
+    /// Whether nothing is left to do, so that the machine can be turned off: each guest has ended for good (it is not kept, and
+    /// will not be made again), and the commands of `--exec` have been carried out.
     pub fn all_ended(&self) -> bool {
         let ended = |entry: &Entry<P::Console>| matches!(entry.state, State::Ended);
         !self.commanded.get() && self.entries.borrow().iter().all(ended)
@@ -342,11 +344,11 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().position(parted).map(Place)
     }
 
-    /// Removes the disks and network devices of a domain that runs no more; returns whether they are gone. Disks go later if a
-    /// device does not answer.
-    async fn disks_gone(&self, domain: DomainId) -> bool {
+    /// Removes the disks and network devices of a domain that runs no more. Returns whether all are removed within
+    /// [`PATIENCE_NS`]; if a disk of the machine does not answer, the guest's disks on it are removed once it does.
+    async fn devices_gone(&self, domain: DomainId) -> bool {
         let mut gone = false;
-        // Both begin at once: whichever is late, the other goes.
+        // Both removals begin at once, so that a slow one does not delay the other.
         let died = async {
             both(self.platform.networks().domain_died(domain), self.platform.disks().domain_died(domain)).await;
             gone = true;
@@ -378,19 +380,18 @@ impl<P: Platform> Manager<P> {
         console.disconnect();
         let report = end.told(console.is_silent());
         self.remember(place, Some(guest.domain), end.how, (report.clone(), end.refused.clone()));
-        let gone = end.action == Action::Preserve || self.disks_gone(guest.domain).await;
+        let gone = end.action == Action::Preserve || self.devices_gone(guest.domain).await;
         let told = Some(Box::new(Told { end, report }));
         if gone {
             self.conclude(place, guest, told).await;
         } else {
-            let name = &guest.config.name;
-            self.platform.tell(&format!("guest {name} has ended, and goes when the device of its disk answers"));
+            self.platform.tell(&format!("{}", Refusal::Parting(guest.config.name.clone())));
             self.set_state(place, State::Parting(guest, told));
         }
     }
 
-    /// Does what is left to do for a guest that has ended: destroys the guest, whose disks are gone, or keeps the guest with
-    /// its disks. `told` is `None` if the command `destroy` ended the guest.
+    /// Does what is left to do for a guest that has ended: destroys the guest, whose devices are gone, or keeps the guest with
+    /// its devices. `told` is `None` if the command `destroy` ended the guest.
     async fn conclude(&self, place: Place, guest: Guest, told: Option<Box<Told>>) {
         let (hypervisor, store) = (self.platform.hypervisor(), self.platform.store());
         let (name, pause) = (guest.config.name.clone(), async || self.platform.pause().await);

@@ -304,7 +304,7 @@ impl fmt::Display for Refusal {
             Self::NoGuest(name) => write!(f, "there is no guest {}", name.escape_debug()),
             Self::HasEnded(name) => write!(f, "guest {name} has ended"),
             Self::EndedAlready(name) => write!(f, "guest {name} has ended already"),
-            Self::Parting(name) => write!(f, "guest {name} has ended, and goes when the device of its disk answers"),
+            Self::Parting(name) => write!(f, "guest {name} has ended, and is destroyed once its devices are removed"),
             Self::Exists(name) => write!(f, "guest {name} exists"),
             Self::NotMade(name) => write!(f, "guest {name} was not made"),
             Self::InBetween(name) => write!(f, "guest {name} is being made or ended; try again"),

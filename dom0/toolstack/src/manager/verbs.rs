@@ -219,7 +219,7 @@ impl<P: Platform> Manager<P> {
             drop(self.platform.hypervisor().pause(domain));
         }
         // A disk may also be on its way.
-        self.disks_gone(domain).await
+        self.devices_gone(domain).await
     }
 
     async fn block_attach(&self, name: &str, disk: &DiskConfig) -> Result<Reply, Refusal> {

@@ -6,9 +6,9 @@
 //! Never touches: a guest's virtual address, except for the arguments of calls in [`ops`] and [`message`]. Pages shared with
 //! guests are reached by frame.
 //! Keeps: P5, each end of a channel names the other end or nobody. And a limit on the work of one event: [`World::send`] reads
-//! the words of two ports, sets at most three bits, and allocates nothing. `send` wakes at most the vcpu of the port that it
-//! raises, and the polling vcpus of that port's domain: 32 vcpus in all. Each wake takes the leaf lock of a CPU's queue; `send`
-//! takes no other lock.
+//! the words of two ports, sets at most three bits, and allocates nothing. All vcpus that `send` wakes are of the domain whose
+//! port it raises (the port's vcpu, and those that poll), so they are at most 32. Each wake takes the leaf lock of a CPU's
+//! queue; `send` takes no other lock.
 
 mod bind;
 pub mod message;
@@ -65,8 +65,8 @@ impl World {
     }
 
     /// Makes a port of `domain` pending. If the port was not pending before, notifies the port's vcpu (unless the port is
-    /// masked) and wakes two kinds of vcpus: those that poll only this port, and those that poll more than one port, whichever
-    /// these are. Returns whether the port has become pending: `false` if the port was pending before, if there is no port with
+    /// masked) and wakes the vcpus that poll this port alone, and those that poll several ports, even if this port is not among
+    /// them. Returns whether the port has become pending: `false` if the port was pending before, if there is no port with
     /// this number, or if the domain lacks the port's vcpu. Whether the port is bound makes no difference.
     pub fn raise<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> bool {
         let vcpu = self.vcpu(domain, self.port(m, domain, port).vcpu);
@@ -162,7 +162,7 @@ impl World {
 #[inline]
 pub(crate) const fn is_due(head: u64) -> bool {
     let head = head & (PENDING_BYTE | MASK_BYTE);
-    0 < head && head <= PENDING_BYTE // at most 0xff: the mask byte is 0. More than 0: then the upcall byte is not 0
+    0 < head && head <= PENDING_BYTE // not 0: one of the bytes is set; at most 0xff: it is the upcall byte alone
 }
 
 /// A vcpu's upcall mask, a byte of the vcpu's vcpu_info record. The guest changes this byte as well.

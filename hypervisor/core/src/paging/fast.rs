@@ -348,9 +348,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     /// A part of the undoing of a promotion, for tables above level 1. Goes through the entries `entries` of `table` from the
     /// last to the first. For each present entry, drops one use of the lower table to which the entry points. Stops at an entry
     /// that is not simple: usually, the use is the lower table's last, and the lower table must be undone too. Returns the
-    /// index of that entry plus one, or `entries.start` if all entries were simple. The last of `entries` must be present
-    /// (`Session::skip_absent` has moved there): an entry that is not present is not simple. `filled` is as for
-    /// [`last_present`].
+    /// index of that entry plus one, or `entries.start` if all entries were simple. The last of `entries` must be present, as
+    /// `Session::skip_absent` has made sure; otherwise this stops at once. `filled` is as for [`last_present`].
     pub(super) fn descend(&self, table: Frame, level: u8, entries: Range<usize>, filled: u32) -> usize {
         let (page, mut at, end) = (self.m.page(table), entries.end, entries.start);
         while let Some(last) = at.checked_sub(1).filter(|_| at > end) {
@@ -383,8 +382,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         Some(())
     }
 
-    /// Does what [`Session::switch_root`] does. `None` if the two roots are the same, the old root has no other use, or the new
-    /// root is not an L4 table already.
+    /// Does what [`Session::switch_root`] does. `None` if the two roots are the same, one is not the domain's own, the old root
+    /// has no other use, or the new root is not yet an L4 table.
     #[inline(always)]
     pub(crate) fn switch_root(&self, old: Frame, new: Frame, load: impl FnOnce()) -> Option<()> {
         let old = self.own.find(old).filter(|mine| old != new && self.own.has_other_uses(*mine))?;

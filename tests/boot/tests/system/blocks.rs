@@ -439,7 +439,7 @@ pub(crate) fn a_disk_that_does_not_answer_holds_up_its_guest_alone() -> Result<(
         thread::sleep(Duration::from_millis(100));
     }
     ensure!(server.waiting() > 0, "nothing waits: {server:?}");
-    let waits = refused("guest web has ended, and goes when the device of its disk answers");
+    let waits = refused("guest web has ended, and is destroyed once its devices are removed");
     machine.require_answer("destroy web", &waits)?;
     machine.require_answer("create web", &waits)?;
     goes_on(&mut machine)?;
