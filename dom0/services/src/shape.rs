@@ -81,7 +81,8 @@ pub trait Service<H: Host>: Sized + 'static {
     fn serve(&self, budget: usize) -> Turn;
 
     /// Ends the service: does the last work for the guest, and says what is left to say, to the guest through the page or to a
-    /// person through the log. A service that is only dropped does neither.
+    /// person through the log. A service that is dropped without this call does no last
+    /// work, and says nothing to anybody.
     fn detach(&self);
 }
 

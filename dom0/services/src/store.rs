@@ -42,12 +42,13 @@ struct Shared<H: Host> {
     /// The store's session for requests of dom0 itself.
     session: ConnectionId,
     served: RefCell<BTreeMap<u16, Served<H>>>,
-    /// The sessions of other services, each with a signal, which is set when the session has events.
+    /// The sessions that dom0's other services (disks, networks) have opened. Each has a signal, which is set when the session
+    /// has events.
     sessions: RefCell<BTreeMap<ConnectionId, Rc<Signal>>>,
     /// Set when the store has work left to do.
     left: Rc<Signal>,
-    /// The task that does postponed work: what a request causes and does not do in its own turn. The task ends when this
-    /// structure is dropped.
+    /// The task that does postponed work: work that a request causes, but that is not done in the turn that handles the
+    /// request. The task ends when this structure is dropped.
     work: RefCell<Option<H::Task>>,
     /// The part of the heap set aside for the next guest that will be served.
     reserved: RefCell<Option<H::Reserved>>,
@@ -170,7 +171,7 @@ impl<H: Host> StoreService<H> {
     }
 
     fn detach(&self, domain: DomainId) {
-        // Detaching runs `Ring::detach` and calls of the host, so the map must not be borrowed by then.
+        // The borrow of the map ends first, because detaching runs `Ring::detach` and calls of the host.
         let served = self.0.served.borrow_mut().remove(&domain.0);
         if let Some(served) = served {
             served.ring.detach();

@@ -427,9 +427,9 @@ impl Store {
         Ledger { watches: &self.watches, connections: &self.connections }
     }
 
-    /// Returns `list`. If the caller is unprivileged, leaves out each entry whose domain is not introduced, so that a domain
-    /// that gets this number later does not begin with rights that were meant for another (XSA-322). The first entry, which
-    /// names the owner, always stays.
+    /// Returns `list`. If the caller is unprivileged, leaves out each entry whose domain number is not introduced. Otherwise a
+    /// domain that gets the number later would begin with rights that were meant for another domain (XSA-322). The first entry,
+    /// which names the owner, always stays.
     fn without_strangers(&self, caller: &Caller, list: Permissions) -> Permissions {
         if caller.privileged {
             return list;
@@ -505,9 +505,10 @@ impl Store {
         if domain == self.own {
             return Err(StoreError::Invalid);
         }
-        // A number is rarely used again soon: the hypervisor hands numbers out in rising order, unless a number is asked for,
-        // and starts over only at the end of the range. So the nodes and rights of the domain that had this number before have
-        // usually been removed by now. Those that are left are removed here, before the new domain is introduced.
+        // A domain number is rarely used again soon: unless the creator asks for a particular one, the hypervisor hands out
+        // numbers in rising order, and starts over only at the end of the range. So the nodes and rights of the domain that had
+        // this number before have usually been removed by now. Those that are left are removed here, before the new domain is
+        // introduced.
         while self.jobs.unmakes(domain) && self.work() {}
         let id = ConnectionId::Domain(domain);
         self.duties.push_back(Duty::Attach { domain, frame, port });

@@ -361,7 +361,7 @@ fn seed_grants<H: Hypervisor>(
     Ok(())
 }
 
-/// The state of vcpu 0 at the first instruction (core 1.5).
+/// The state of vcpu 0 at the first instruction (ABI core 1.5).
 fn first_context(start: &Start) -> VcpuContext {
     let user_regs = UserRegs {
         rip: start.entry,

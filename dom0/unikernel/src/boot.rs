@@ -1,4 +1,4 @@
-//! The start info and the command line, which the domain gets at its start (core 1.4).
+//! The start info and the command line, which the domain gets at its start (ABI core 1.4).
 
 use crate::memory;
 use hypercall_abi::start_info::{StartInfo, flags};
@@ -27,7 +27,7 @@ impl Boot {
         self.info
     }
 
-    /// First address after the boot stack: where the builder's layout ends and padding begins (core 1.3).
+    /// First address after the boot stack: where the builder's layout ends and padding begins (ABI core 1.3).
     #[must_use]
     pub fn layout_end(&self) -> u64 {
         self.stack_end

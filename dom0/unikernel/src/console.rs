@@ -1,6 +1,6 @@
 //! Printing, and the back end of `log`.
 //!
-//! The first domain and test guests print by `console_io` (core 8.2). A domain that has a console ring prints on the
+//! The first domain and test guests print by `console_io` (ABI core 8.2). A domain that has a console ring prints on the
 //! ring (io 2), and waits while the ring is full.
 
 use crate::boot::Boot;
@@ -161,9 +161,9 @@ fn find_ring(info: &StartInfo) -> Option<Ring> {
     if info.console_mfn > table.max_mfn {
         return None;
     }
-    // SAFETY: the table is readable for every frame that it covers, and the frame is ours (core 2.2).
+    // SAFETY: the table is readable for every frame that it covers, and the frame is ours (ABI core 2.2).
     let page = unsafe { ((table.v_start + info.console_mfn * 8) as *const u64).read_volatile() };
-    // SAFETY: the page is below the boot stack, so the builder mapped it there (core 1.3), and only the ring uses it.
+    // SAFETY: the page is below the boot stack, so the builder mapped it there (ABI core 1.3), and only the ring uses it.
     let page = unsafe { PeerPages::new(memory::linear(page) as *mut u8, 4096) };
     let end = FrontEnd::attach(&page).ok()?;
     Some(Ring { page, port: info.console_evtchn, end })

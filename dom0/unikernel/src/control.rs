@@ -1,4 +1,4 @@
-//! Authority over other domains: what a toolstack needs, as safe functions (core 4, 5; the `domctl` numbers).
+//! Authority over other domains: what a toolstack needs, as safe functions (ABI core 4, 5; the `domctl` numbers).
 //!
 //! None of these functions can change the meaning of an address of this domain. Frames of other domains are written
 //! through [`crate::memory::Foreign`].

@@ -1,4 +1,4 @@
-//! Event channels, 2-level format (core 5): the shared pending and mask bits, the upcall, and the tasks that wait for
+//! Event channels, 2-level format (ABI core 5): the shared pending and mask bits, the upcall, and the tasks that wait for
 //! ports.
 //!
 //! The unikernel runs with upcalls masked, and [`crate::tasks`] checks the pending bits before every turn of a task. A handler
@@ -70,7 +70,7 @@ fn port_bit(array: usize, port: u32) -> Option<(&'static AtomicU64, u64)> {
     Some((word(array + index * 8)?, 1 << (port % 64)))
 }
 
-/// A pointer to vcpu 0's time record (core 6.1); null before [`init`].
+/// A pointer to vcpu 0's time record (ABI core 6.1); null before [`init`].
 pub(crate) fn time_record() -> *const u8 {
     let page = SHARED.load(Ordering::Acquire);
     if page.is_null() { page } else { page.wrapping_add(vcpu_info::TIME) }
@@ -88,12 +88,13 @@ pub fn page_fault_address() -> u64 {
     word(vcpu_info::CR2).map_or(0, |word| word.load(Ordering::Relaxed))
 }
 
-/// Masks upcalls, and returns the previous mask. Before [`init`], returns 1, because upcalls are masked at first (core 1.3).
+/// Masks upcalls, and returns the previous mask. Before [`init`], returns 1, because upcalls are masked at first (ABI core
+/// 1.3).
 pub fn mask_upcalls() -> u8 {
     byte(vcpu_info::UPCALL_MASK).map_or(1, |mask| mask.swap(1, Ordering::AcqRel))
 }
 
-/// Restores the mask that [`mask_upcalls`] returned. If this unmasks, pending events are delivered (core 3.8).
+/// Restores the mask that [`mask_upcalls`] returned. If this unmasks, pending events are delivered (ABI core 3.8).
 pub fn restore_upcalls(mask: u8) {
     if mask == 0 {
         unmask_upcalls();
@@ -123,7 +124,7 @@ pub fn upcall_pending() -> bool {
     byte(vcpu_info::UPCALL_PENDING).is_some_and(|pending| pending.load(Ordering::SeqCst) != 0)
 }
 
-/// Handles the event upcall. Upcalls are masked while this runs (core 3.8); the loop in [`scan`] handles events that arrive
+/// Handles the event upcall. Upcalls are masked while this runs (ABI core 3.8); the loop in [`scan`] handles events that arrive
 /// meanwhile.
 pub(crate) fn upcall() {
     scan();
@@ -262,7 +263,7 @@ pub fn set_port_mask(port: u32, masked: bool) {
 }
 
 /// If a port is pending, sets the port's selector bit and marks an upcall as pending: the hypervisor did neither if the port
-/// was masked when the event came (core 5.1). If upcalls are not masked, makes a hypercall as [`unmask_upcalls`] does.
+/// was masked when the event came (ABI core 5.1). If upcalls are not masked, makes a hypercall as [`unmask_upcalls`] does.
 fn deliver_missed(port: u32) {
     if !is_pending(port) {
         return;

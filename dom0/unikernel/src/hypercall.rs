@@ -1,4 +1,4 @@
-//! Typed hypercalls: one function per call, errors as [`Errno`] (convention: core 1.7).
+//! Typed hypercalls: one function per call, errors as [`Errno`] (convention: ABI core 1.7).
 //!
 //! Functions that can change the meaning of an address of this domain (by page tables or mapped grants) are `unsafe`.
 //! The worst that the others can do is to return an error.
@@ -33,7 +33,7 @@ pub unsafe fn raw(number: u64, args: [u64; 5]) -> u64 {
     let [a, b, c, d, e] = args;
     let result;
     // SAFETY: `syscall` in a guest kernel is a hypercall; it destroys rcx and r11, and may destroy its arguments
-    // (core 1.7). The caller is responsible for the effect of the call.
+    // (ABI core 1.7). The caller is responsible for the effect of the call.
     unsafe {
         asm!(
             "syscall",
@@ -181,7 +181,7 @@ pub fn shutdown(reason: ShutdownReason) -> ! {
 /// `set_trap_table`: replaces the gates listed, up to the first whose address is 0.
 ///
 /// # Safety
-/// Each address is a handler that follows the frame convention (core 3.3).
+/// Each address is a handler that follows the frame convention (ABI core 3.3).
 ///
 /// # Errors
 /// `Inval` for an address that is not canonical.
@@ -194,7 +194,7 @@ pub unsafe fn set_trap_table(gates: &[TrapInfo]) -> Result<(), Errno> {
 /// `callback_op(register)`: sets the handler of a callback.
 ///
 /// # Safety
-/// `handler` follows the frame convention of its kind (core 3.4).
+/// `handler` follows the frame convention of its kind (ABI core 3.4).
 ///
 /// # Errors
 /// `Inval` for an address that is not canonical, `NoSys` for an unknown kind.
@@ -371,7 +371,7 @@ fn event_op<T>(command: EventOp, arg: &mut T) -> Result<(), Errno> {
 /// Allocates a port of domain `dom` (usually [`domid::SELF`]) that `remote` may bind.
 ///
 /// # Errors
-/// `Srch`, `Perm`, `NoSpc` (core 5.2).
+/// `Srch`, `Perm`, `NoSpc` (ABI core 5.2).
 pub fn allocate_unbound(dom: u16, remote: u16) -> Result<u32, Errno> {
     let mut arg = AllocUnbound { dom, remote_dom: remote, port: 0 };
     event_op(EventOp::AllocUnbound, &mut arg)?;
@@ -381,7 +381,7 @@ pub fn allocate_unbound(dom: u16, remote: u16) -> Result<u32, Errno> {
 /// Binds a new port to the unbound port `remote_port` of `remote`; returns the new port.
 ///
 /// # Errors
-/// `Srch`, `Inval`, `NoSpc` (core 5.2).
+/// `Srch`, `Inval`, `NoSpc` (ABI core 5.2).
 pub fn bind_interdomain(remote: u16, remote_port: u32) -> Result<u32, Errno> {
     let mut arg = BindInterdomain { remote_dom: remote, pad: 0, remote_port, local_port: 0 };
     event_op(EventOp::BindInterdomain, &mut arg)?;
@@ -391,7 +391,7 @@ pub fn bind_interdomain(remote: u16, remote_port: u32) -> Result<u32, Errno> {
 /// Binds a virtual interrupt to `vcpu`; returns the port.
 ///
 /// # Errors
-/// `Inval`, `NoEnt`, `Exist`, `Busy` (core 5.2).
+/// `Inval`, `NoEnt`, `Exist`, `Busy` (ABI core 5.2).
 pub fn bind_virq(virq: Virq, vcpu: u32) -> Result<u32, Errno> {
     let mut arg = BindVirq { virq: virq as u32, vcpu, port: 0 };
     event_op(EventOp::BindVirq, &mut arg)?;
@@ -443,7 +443,7 @@ pub fn unmask(port: u32) -> Result<(), Errno> {
 /// The state of `port` of `dom`.
 ///
 /// # Errors
-/// `Srch`, `Inval` (core 5.2).
+/// `Srch`, `Inval` (ABI core 5.2).
 pub fn port_status(dom: u16, port: u32) -> Result<Status, Errno> {
     let mut arg = Status { dom, port, ..Status::default() };
     event_op(EventOp::Status, &mut arg)?;
@@ -531,7 +531,7 @@ pub fn runstate(vcpu: u32) -> Result<RunstateInfo, Errno> {
     Ok(info)
 }
 
-/// Memory in which the hypervisor keeps a vcpu's runstate up to date (core 6.4).
+/// Memory in which the hypervisor keeps a vcpu's runstate up to date (ABI core 6.4).
 #[repr(transparent)]
 pub struct RunstateArea(UnsafeCell<RunstateInfo>);
 
@@ -582,7 +582,7 @@ pub fn set_periodic_timer(vcpu: u32, period_ns: u64) -> Result<(), Errno> {
 /// Stops a vcpu's periodic timer.
 ///
 /// # Errors
-/// The ABI documents no error; the call must succeed (core 6.3).
+/// The ABI documents no error; the call must succeed (ABI core 6.3).
 pub fn stop_periodic_timer(vcpu: u32) -> Result<(), Errno> {
     // SAFETY: takes no argument.
     unsafe { plain_vcpu_op(VcpuOp::StopPeriodicTimer, vcpu) }.map(drop)

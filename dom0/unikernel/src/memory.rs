@@ -1,8 +1,8 @@
 //! Memory of this domain: pages, page tables, the heap, and windows onto frames of others.
 //!
 //! Page *n* lies at [`VIRT_BASE`]` + n * 4096` and nowhere else. The builder maps only the first pages like this
-//! (core 1.3); [`init`] maps the rest. It makes page tables as Linux does: filled while writable, then mapped
-//! read-only, and only then installed in the live tree (core 4.8).
+//! (ABI core 1.3); [`init`] maps the rest. It makes page tables as Linux does: filled while writable, then mapped
+//! read-only, and only then installed in the live tree (ABI core 4.8).
 //!
 //! ```text
 //! 0xffffffff_80000000  VIRT_BASE: page 0, 1, 2, ... (at most 1 GiB; pages beyond are not used)
@@ -34,7 +34,7 @@ pub const PAGE: u64 = 4096;
 pub const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
 /// Pages the linear mapping can hold.
 pub(crate) const LINEAR_PAGES: u64 = 1 << 18;
-/// Flags of an entry that maps an own page; the hypervisor adds what guest code in ring 3 needs (core 4.2).
+/// Flags of an entry that maps an own page; the hypervisor adds what guest code in ring 3 needs (ABI core 4.2).
 const LEAF: u64 = pte::PRESENT | pte::WRITE | pte::ACCESSED | pte::DIRTY;
 /// Flags of an entry that leads to a table.
 const BRANCH: u64 = LEAF | pte::USER;
@@ -45,7 +45,7 @@ const ENTRIES: u64 = 512;
 struct Memory {
     /// The builder's p2m list: the frame of each page.
     p2m: &'static [u64],
-    /// Address of the hypervisor's M2P table: the page of each frame; read-only (core 2.2).
+    /// Address of the hypervisor's M2P table: the page of each frame; read-only (ABI core 2.2).
     m2p: u64,
     /// Number of entries of the M2P table.
     m2p_entries: u64,
@@ -76,7 +76,7 @@ fn with<T>(f: impl FnOnce(&mut Memory) -> T) -> Option<T> {
 pub(crate) unsafe fn init(boot: &Boot) {
     let info = boot.info();
     let pages = usize::try_from(info.nr_pages).expect("nr_pages fits an address space");
-    // SAFETY: the builder mapped the list here, `nr_pages` long (core 1.3), and nobody writes it.
+    // SAFETY: the builder mapped the list here, `nr_pages` long (ABI core 1.3), and nobody writes it.
     let p2m = unsafe { core::slice::from_raw_parts(info.mfn_list as *const u64, pages) };
     let m2p = hypercall::machphys_mapping().expect("machphys_mapping is refused");
     let limit = info.nr_pages.min(LINEAR_PAGES);
@@ -85,7 +85,7 @@ pub(crate) unsafe fn init(boot: &Boot) {
     let bitmap_pages = (bitmap_words * 8).div_ceil(PAGE);
     let words = usize::try_from(bitmap_words).expect("at most 4096");
     let bitmap = (VIRT_BASE + first_free * PAGE) as *mut u64;
-    // SAFETY: the padding after the boot stack is mapped writable, has at least 512 KiB (core 1.3) and is not used by
+    // SAFETY: the padding after the boot stack is mapped writable, has at least 512 KiB (ABI core 1.3) and is not used by
     // anything; the bitmap of 2^18 pages takes 32 KiB of it.
     let used = unsafe {
         bitmap.write_bytes(0, words);

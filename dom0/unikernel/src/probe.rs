@@ -47,7 +47,7 @@ pub struct Registers {
 pub struct Stop {
     /// The trap's frame, as pushed.
     pub frame: TrapFrame,
-    /// The address after the frame: where the hypervisor began to push (core 3.3).
+    /// The address after the frame: where the hypervisor began to push (ABI core 3.3).
     pub base: u64,
     /// RFLAGS in the handler; its arithmetic flags have no meaning.
     pub handler_rflags: u64,

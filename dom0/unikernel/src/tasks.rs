@@ -9,7 +9,7 @@
 //! get the CPU.
 //!
 //! No wake-up is lost. The ready queues and the pending bits are checked with upcalls masked. The hypervisor looks for pending
-//! events once more when the vcpu goes to sleep, in `Wait` or in `block` (core 5.4); `block` also unmasks upcalls.
+//! events once more when the vcpu goes to sleep, in `Wait` or in `block` (ABI core 5.4); `block` also unmasks upcalls.
 
 mod ready;
 

@@ -1,4 +1,4 @@
-//! The clock and the one-shot timer (core 6).
+//! The clock and the one-shot timer (ABI core 6).
 
 use crate::sync::MaskMutex;
 use crate::{events, hypercall};
@@ -20,7 +20,7 @@ static SLEEPERS: MaskMutex<BTreeMap<(u64, u64), Waker>> = MaskMutex::new(BTreeMa
 /// the first sleep early.
 ///
 /// # Panics
-/// If the hypervisor refuses what it must grant (core 6.3).
+/// If the hypervisor refuses what it must grant (ABI core 6.3).
 pub(crate) fn init() {
     hypercall::stop_periodic_timer(0).expect("the tick does not stop");
     let port = hypercall::bind_virq(Virq::Timer, 0).expect("the timer interrupt is not bound");
@@ -43,7 +43,7 @@ pub fn record() -> TimeInfo {
     }
     loop {
         // SAFETY: the shared page stays mapped and the record is aligned; the hypervisor may write the record
-        // meanwhile, which its version shows (core 6.1), hence volatile reads between fences.
+        // meanwhile, which its version shows (ABI core 6.1), hence volatile reads between fences.
         let (before, copy, after) = unsafe {
             let version = (&raw const (*record).version).read_volatile();
             fence(Ordering::Acquire);
@@ -163,7 +163,7 @@ impl Drop for Sleep {
 mod tests {
     use super::*;
 
-    /// core 6.1: for 2 GHz, mul is 2^31 and the shift 0; for 1 GHz the difference is doubled first.
+    /// ABI core 6.1: for 2 GHz, mul is 2^31 and the shift 0; for 1 GHz the difference is doubled first.
     #[test]
     fn time_is_scaled_by_shift_and_multiplier() {
         let two_ghz =

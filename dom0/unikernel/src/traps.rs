@@ -1,4 +1,4 @@
-//! Traps and callbacks that the hypervisor delivers to this domain, all in one form (core 3.2-3.8).
+//! Traps and callbacks that the hypervisor delivers to this domain, all in one form (ABI core 3.2-3.8).
 
 use crate::entry::Stubs;
 use crate::{events, hypercall, println};
@@ -14,7 +14,7 @@ pub const SYSCALL: u64 = 257;
 /// The value of [`TrapFrame::vector`] for the failsafe callback.
 pub const FAILSAFE: u64 = 258;
 
-/// The interrupted state. The handler may change it; the `iret` hypercall restores it (core 3.7).
+/// The interrupted state. The handler may change it; the `iret` hypercall restores it (ABI core 3.7).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 #[expect(missing_docs, reason = "the registers' own names")]

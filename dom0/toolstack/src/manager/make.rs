@@ -237,8 +237,8 @@ impl<P: Platform> Manager<P> {
         done.ok_or(Unmade::GivenUp)?.map_err(Unmade::Failed)
     }
 
-    /// Attaches a disk to a guest. If the disk is one of the machine, waits first until the machine's disks are known. Fails if
-    /// the guest has ended by then (`lives` returns false).
+    /// Attaches a disk to a guest. If the disk's target is a disk of the machine, first waits until the machine's disks are
+    /// known. Fails if the guest has ended by then (`lives` returns false).
     ///
     /// # Errors
     /// Why the guest cannot have the disk; nothing is left of the disk then.

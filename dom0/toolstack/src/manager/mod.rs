@@ -4,7 +4,7 @@
 //! a face (prompt, --exec) -> Command -> Manager::answer (verbs.rs) -> Reply, Refusal -> text or JSON
 //! called by dom0's tasks:  keep_making   makes one guest after the other
 //!                          bury          destroys or keeps each guest that has ended, and tells how it ended
-//!                          watch_parting when a guest's end has to wait for its devices, goes on with it once they are gone
+//!                          watch_parting when a guest's end has to wait for devices, wakes `bury` once these are gone
 //! ```
 //!
 //! Touches: domains, the tree of the store, consoles, disks, networks and the clock, through [`Platform`].
@@ -44,16 +44,16 @@ pub use reply::{
     DiskRow, GuestDisk, GuestVif, MachineInfo, NetworkDevice, NetworkRow, Refusal, Reply, Row, Size, Wait,
 };
 
-/// How many guests that have ended, of all together, keep the full report of their last end. Of the others, the report and the
-/// refused requests are dropped.
+/// How many full reports of ends are kept for all guests together: those of the newest ends. Of older ends, the report and the
+/// list of requests that the hypervisor refused are dropped.
 const REPORTS_KEPT: usize = 16;
 /// The least time in nanoseconds between making a guest and making it again.
 const REMAKE_NS: u64 = 1_000_000_000;
 
 /// How long in nanoseconds `bury` and the command `destroy` wait until the disks and network devices of a guest that has ended
-/// are removed. After that, `bury` goes on with other guests, and `destroy` answers [`Refusal::Parting`]; the guest is
-/// destroyed once its devices are removed.
-/// `block-detach` waits twice as long.
+/// are removed. If they are not removed in this time, `bury` goes on with other guests, and `destroy` answers
+/// [`Refusal::Parting`]; the guest is destroyed once its devices are removed. The command `block-detach` waits twice this time
+/// for the disk to be gone.
 const PATIENCE_NS: u64 = 10_000_000_000;
 /// Nanoseconds between two looks at the devices of guests that have ended.
 const LOOK_NS: u64 = 1_000_000_000;
@@ -112,7 +112,7 @@ pub enum Mark {
     CreateEnds,
     /// The command `destroy` is about to destroy a guest.
     DestroyBegins,
-    /// The guest has been destroyed, or its end waits for its disks.
+    /// The guest has been destroyed, or its end waits for its devices.
     DestroyEnds,
 }
 
@@ -162,8 +162,8 @@ pub trait Disks {
     fn domain_died(&self, domain: DomainId) -> impl Future<Output = ()>;
     /// The disks of a domain; `guest` is the name of its guest.
     fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestDisk>;
-    /// Resets the device with this serial number. Its unanswered requests are issued again, or fail if the device was reset
-    /// less than a minute ago. Does nothing if the device is being reset or is lost.
+    /// Resets the disk of the machine with this serial number. Requests that the disk has not answered are issued again, or
+    /// fail if the disk was reset less than a minute ago. Does nothing if the disk is being reset or is lost.
     ///
     /// # Errors
     /// There is no such device.
@@ -301,7 +301,7 @@ impl<P: Platform> Manager<P> {
     }
 
     /// Deals with each guest that has ended: destroys or keeps it, as its configuration says, tells how it ended, and has it
-    /// made again if the configuration says so. A guest whose disks are not gone within ten seconds is left for later.
+    /// made again if the configuration says so. A guest whose devices are not gone within ten seconds is left for later.
     pub async fn bury(&self) {
         loop {
             if let Some(place) = self.next_parted() {
@@ -316,7 +316,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// When the end of a guest waits for its disks, reports a change once these disks are gone. Never returns.
+    /// When the end of a guest waits for its devices, reports a change once they are gone. Never returns.
     pub async fn watch_parting(&self) {
         loop {
             let seen = self.changes.count();

@@ -33,7 +33,7 @@ extern "C" fn work() {
         let job = unsafe { core::mem::transmute::<usize, fn()>(job) };
         job();
         DONE.fetch_add(1, Ordering::Release);
-        // When the vcpu is brought up again, it continues after this call (core 7).
+        // When the vcpu is brought up again, it continues after this call (ABI core 7).
         let _ = hypercall::vcpu_down(VCPU);
     }
 }

@@ -3,7 +3,7 @@
 //! Touches: the words that join vectors to ports, and the argument of [`bind`] in the caller's memory.
 //! Never touches: a device. [`bind`] returns an address and data; the device's driver writes these into the device's table of
 //! messages (MSI-X).
-//! Keeps: P5. A vector and the port that it is joined to name each other. They are joined and parted together, under the lock
+//! Keeps: P5. A vector and the port that it is joined to name each other. Both records are changed under one hold of the lock
 //! `World::ports`.
 
 use super::ops::reply_then_bind;

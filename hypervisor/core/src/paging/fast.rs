@@ -4,8 +4,8 @@
 //! 2. When a table is promoted, they take the references and uses that its entries need. When the promotion is undone, they
 //!    drop what the entries hold.
 //! 3. They replace one root of a vcpu by another.
-//! 4. They find the next or last present entry of a table: upwards by a test of 16 entries at a time, downwards by the table's
-//!    note of groups that may have entries.
+//! 4. They find the next or last present entry of a table: upwards by a test of 16 entries at a time, downwards by the note
+//!    that the table's link word keeps (see `frame::table`): which of its groups of 16 entries may have entries.
 //!
 //! A case is simple only if these things hold; some functions ask for more:
 //! - The frames concerned are the domain's own memory.
@@ -118,8 +118,8 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
         self.state.is_free().then_some(self.fast_within(own))
     }
 
-    /// Like [`Session::fast`], but does not check for unfinished work or for a domain that is being destroyed. For the
-    /// unfinished work itself, and for taking or dropping uses of tables while there is such work.
+    /// Like [`Session::fast`], but does not check for unfinished work or for a domain that is being destroyed. To be
+    /// used by the unfinished work itself, and to take or drop uses of tables while there is such work.
     #[inline(always)]
     pub(super) fn fast_within<'s>(&self, own: &'s OwnedFrames<'a>) -> FastPath<'s, 'a, M> {
         FastPath { m: self.m, own }
@@ -192,8 +192,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
 
     /// Carries out requests for `frame`, up to the first that is for another frame or not simple: stores the requests' values
     /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory, or if its
-    /// use as writable is not simple (a table of another level, a descriptor page, or a frame that was last used as one of
-    /// these or as an L1 table). During the stores, this function holds a use of the page as writable, so the page cannot
+    /// use as writable is not simple: it is a table of another level or a descriptor page, or was last used as one of these or
+    /// as an L1 table. During the stores, this function holds a use of the page as writable, so the page cannot
     /// become a table.
     fn updates_of_page(&self, frame: Frame, requests: &[MmuUpdate]) -> Option<usize> {
         let mine = self.own.find(frame)?;

@@ -2,7 +2,8 @@
 //!
 //! Touches: the places of vcpus, the queues and timers of CPUs.
 //! Never touches by itself: registers or memory of a guest, except in [`switch`], which loads vcpus into CPUs and takes vcpus
-//! out of CPUs, and in [`ops`], the calls. [`deadlines`] raises events by `event`, and [`life`] runs guests by a `Runner`.
+//! out of CPUs, and in [`ops`], the calls. [`deadlines`] and [`life`] touch guests only through others: the module `event`,
+//! which raises events, and a `Runner`, which runs guests.
 //! Keeps: no event is lost on a vcpu that sleeps. The CPU that wakes a vcpu moves the vcpu from `Blocked` to `Queued` in one
 //! atomic step. `block` first moves the vcpu to `Blocked`, and then looks for events once more. A vcpu is in at most one queue,
 //! and at most once.
@@ -26,13 +27,14 @@ pub use cpu::SLICE;
 
 /// The time limit of one step of a multicall or of a list of `mmuext_op`, in nanoseconds. A step is the part of a call that is
 /// carried out without a break. Between two steps interrupts are let in, and another vcpu may get the CPU. The clock is read
-/// only between two entries of the list, so this limit does not cut short an entry that has begun. Such an entry may itself end
-/// the step, with `Halt::More`.
+/// only between two entries of the list, so this limit does not cut short an entry that has begun. But an entry that takes long
+/// may end the step of its own accord, with `Halt::More`.
 const STEP: u64 = 100_000;
 
 with_new! {
-    /// The CPUs. Each has its own queue. Vcpus are taken from the beginning of a queue. An urgent vcpu (see [`cpu`]) that is
-    /// woken enters at the beginning, and a boosted one before that; all other vcpus enter at the end. A CPU that finds no vcpu
+    /// The CPUs. Each has its own queue (see [`cpu`]). Boosted vcpus come before all others, in the order in which they were
+    /// queued. Of the others, an urgent vcpu that is woken enters at the front, and so does a vcpu whose slice is not over; the
+    /// rest enter at the end. A CPU that finds no vcpu
     /// to run in its own queue takes one from the queue of another CPU.
     pub struct Scheduler {
         cpus: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS],
@@ -48,9 +50,9 @@ with_new! {
 enum Queued {
     /// It slept and was woken.
     Woken,
-    /// Its slice is over, or it may run again.
+    /// Its slice is over; or it was `Off`, and is allowed to run now.
     Started,
-    /// It has left its CPU for a boosted one, before its slice was over. It may have been boosted itself.
+    /// It has left its CPU to a boosted vcpu before its slice was over. `boosted`: it was boosted itself.
     Preempted { boosted: bool },
 }
 
@@ -96,7 +98,8 @@ impl Scheduler {
     /// Where a vcpu goes in the queue of a CPU.
     fn turn<M: Machine>(&self, m: &M, vcpu: &Vcpu, cpu: &Cpu, from: Queued) -> Turn {
         let (serves, now) = (vcpu.serves.load(Relaxed), m.now());
-        // A guest's vcpu that was woken, or was boosted until another one was; or one that a boosted vcpu wakes to be served.
+        // Candidates for a boost: a vcpu that serves others, if a boosted vcpu wakes it; another vcpu that is woken and has
+        // enough budget; and a vcpu that was boosted, left its CPU to another boosted one, and has budget left.
         let boosted = match from {
             Queued::Woken if serves => self.here(m).is_boosted(),
             Queued::Woken => vcpu.may_be_boosted(now),
@@ -116,7 +119,8 @@ impl Scheduler {
         }
     }
 
-    /// Boosts a queued vcpu that serves others if the vcpu that runs here, which sends it an event, is boosted.
+    /// Called when the vcpu that runs here sends `vcpu` an event. If the sender is boosted, and `vcpu` is queued and serves
+    /// others (see [`cpu`]), boosts `vcpu`.
     pub(crate) fn hand_over<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         if vcpu.serves.load(Relaxed) && self.here(m).is_boosted() && vcpu.place() == Place::Queued {
             let _ = self.cpus.iter().filter(|cpu| cpu.is_wanted()).any(|cpu| cpu.promote(vcpu.index()));
@@ -173,7 +177,7 @@ impl Scheduler {
         here.arm_by(m, deadline);
     }
 
-    /// Whether a vcpu is queued on any CPU.
+    /// Whether any CPU has a queued vcpu.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
         self.online().iter().any(|cpu| self.cpu(cpu).is_wanted())
