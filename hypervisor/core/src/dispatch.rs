@@ -24,7 +24,7 @@ pub(crate) const MULTICALL_STEP: u32 = 32;
 /// Carries out one step of the vcpu's call, if it has one.
 pub fn step<M: Machine>(ctx: &mut Ctx<'_, M>) -> Next {
     let Some(mut call) = ctx.state.call.take() else { return Next::Stay };
-    if call.multicall.is_none() && Hypercall::from_number(call.number) == Some(Hypercall::Multicall) {
+    if call.multicall.is_none() && call.number == Hypercall::Multicall as u64 {
         call.multicall = Some(Multicall::new(call.args[0], low32(call.args[1]).into()));
     }
     let answer = match call.multicall {
@@ -128,7 +128,7 @@ fn multicall<M: Machine>(ctx: &mut Ctx<'_, M>, call: &mut Call, mut list: Multic
             list.running = true;
         }
         call.multicall = Some(list);
-        let nested = Hypercall::from_number(call.number) == Some(Hypercall::Multicall);
+        let nested = call.number == Hypercall::Multicall as u64;
         let answer = if nested { Err(Errno::Inval.into()) } else { execute(ctx, call) };
         list.leaves = answer == Err(Halt::Leave);
         call.multicall = Some(list); // also if the result cannot be stored

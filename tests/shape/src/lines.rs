@@ -47,10 +47,10 @@ const AREAS: &[Area] = &[
         limit: 1_300,
         parts: &[
             // Of these, 115 for multicalls, flushes and kernels without a root of user mode: 3 % of a fork and of an exec.
-            ("core/lean", 709, &["hypervisor/core/src/lean"]),
+            ("core/lean", 708, &["hypervisor/core/src/lean"]),
             (
                 "fast paths of frame, paging, claim",
-                591,
+                592,
                 &[
                     "hypervisor/core/src/frame/owned",
                     "hypervisor/core/src/paging/fast",

@@ -142,6 +142,7 @@ impl WalkCache {
     }
 
     /// Puts a page into the cache: `path` is the walk's result, `life` was read before the walk.
+    #[inline(always)]
     pub(super) fn note<M: Frames + Cpus>(
         &self,
         m: &M,
