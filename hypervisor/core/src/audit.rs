@@ -54,12 +54,12 @@ impl World {
         vcpu.place() == Place::Blocked && (waited || self.upcall_due(m, vcpu))
     }
 
-    /// Whether a CPU keeps the deadlines of a vcpu.
+    /// Whether a CPU keeps the deadlines of a vcpu, and handles them in time.
     #[must_use]
     pub fn keeps_deadlines(&self, cpu: CpuId, vcpu: &Vcpu) -> bool {
-        let mut watched = false;
-        self.sched.cpu(cpu).for_watched(|index| watched |= index == vcpu.index());
-        watched
+        let (cpu, mut watched) = (self.sched.cpu(cpu), false);
+        cpu.for_watched(|index| watched |= index == vcpu.index());
+        watched && cpu.due() <= vcpu.earliest()
     }
 }
 

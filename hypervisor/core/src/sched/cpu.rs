@@ -138,6 +138,8 @@ with_new! {
         boosted: AtomicBool = AtomicBool::new(false),
         /// The time to which the timer is set; `u64::MAX` if it is off.
         armed: AtomicU64 = AtomicU64::new(u64::MAX),
+        /// No deadline of a vcpu in `watched` is earlier than this.
+        due: AtomicU64 = AtomicU64::new(u64::MAX),
         /// Device messages since the last tick that raised no port.
         useless: AtomicU32 = AtomicU32::new(0),
         /// The cache of page walks made on this CPU.
@@ -233,8 +235,9 @@ impl Cpu {
         self.boosted.load(Relaxed)
     }
 
-    /// Makes this CPU keep the deadlines of a vcpu.
-    pub(super) fn watch(&self, vcpu: u16) {
+    /// Makes this CPU keep the deadlines of a vcpu, the first of which is `deadline`. Called on this CPU.
+    pub(super) fn watch(&self, vcpu: u16, deadline: u64) {
+        self.due.store(self.due().min(deadline), Relaxed);
         if let Some(bits) = nth(&self.watched, vcpu / 64) {
             self.words.fetch_or(1 << (vcpu / 64), SeqCst);
             bits.fetch_or(1 << (vcpu % 64), SeqCst);
@@ -246,6 +249,16 @@ impl Cpu {
         if let Some(bits) = nth(&self.watched, vcpu / 64) {
             bits.fetch_and(!(1 << (vcpu % 64)), SeqCst);
         }
+    }
+
+    /// No deadline that this CPU keeps is earlier than this.
+    pub(crate) fn due(&self) -> u64 {
+        self.due.load(Relaxed)
+    }
+
+    /// Records that no deadline that this CPU keeps is earlier than `due`. Called on this CPU.
+    pub(super) fn set_due(&self, due: u64) {
+        self.due.store(due, Relaxed);
     }
 
     /// Calls `what` for each vcpu whose deadlines this CPU keeps.

@@ -1,5 +1,6 @@
 //! Handles deadlines that have passed.
 
+use super::cpu::Cpu;
 use crate::fault::{Fault, planted};
 use crate::prelude::*;
 use core::sync::atomic::AtomicU64;
@@ -12,8 +13,20 @@ impl World {
     /// (`Cpu::useless_message`), and lets messages in again here.
     pub fn tick<M: Machine>(&self, m: &M, limit: u64) {
         let (here, now) = (self.sched.here(m), m.now());
-        let mut next = limit;
         here.end_storm(m);
+        if here.due() <= now {
+            self.expire_watched(m, here, now);
+        }
+        let mut next = limit.min(here.due());
+        if let Some(vcpu) = here.running().and_then(|index| nth(&self.vcpus, index)) {
+            next = next.min(self.periodic(m, vcpu, now));
+        }
+        here.arm(m, next);
+    }
+
+    /// Handles each deadline that this CPU keeps and that has passed, and determines the next one.
+    fn expire_watched<M: Machine>(&self, m: &M, here: &Cpu, now: u64) {
+        let mut next = u64::MAX;
         here.for_watched(|index| {
             let Some(vcpu) = nth(&self.vcpus, index) else { return };
             if vcpu.earliest() <= now {
@@ -24,10 +37,7 @@ impl World {
                 deadline => next = next.min(deadline),
             }
         });
-        if let Some(vcpu) = here.running().and_then(|index| nth(&self.vcpus, index)) {
-            next = next.min(self.periodic(m, vcpu, now));
-        }
-        here.arm(m, next);
+        here.set_due(next);
     }
 
     /// Makes sure that this CPU's timer fires in time for the deadlines and the periodic timer of a vcpu that begins a turn

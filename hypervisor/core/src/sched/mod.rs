@@ -173,7 +173,7 @@ impl Scheduler {
     /// Makes this CPU, which runs `vcpu`, keep a deadline of the vcpu.
     pub fn expect<M: Machine>(&self, m: &M, vcpu: &Vcpu, deadline: u64) {
         let here = self.here(m);
-        here.watch(vcpu.index());
+        here.watch(vcpu.index(), deadline);
         here.arm_by(m, deadline);
     }
 

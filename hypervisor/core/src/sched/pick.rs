@@ -40,12 +40,13 @@ impl World {
     /// Records that a vcpu runs on this CPU from now on, and moves the vcpu's deadlines to this CPU.
     fn arrives<M: Machine>(&self, m: &M, vcpu: &Vcpu, boosted: bool) {
         let (here, last, index) = (self.sched.here(m), vcpu.last_cpu(), vcpu.index());
-        if vcpu.earliest() != u64::MAX {
-            // This CPU begins to keep the deadlines before the vcpu's previous CPU stops keeping them (below), so that at least
-            // one of the two CPUs keeps them at any time.
-            here.watch(index);
-        }
+        // A CPU keeps the deadlines of the vcpus that ran there last.
         if last != m.this_cpu() {
+            // This CPU begins to keep the deadlines before the vcpu's previous CPU stops keeping them, so that at least one of
+            // the two CPUs keeps them at any time.
+            if vcpu.earliest() != u64::MAX {
+                here.watch(index, vcpu.earliest());
+            }
             self.sched.cpu(last).unwatch(index);
             vcpu.set_last_cpu(m.this_cpu());
         }
