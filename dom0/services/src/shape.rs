@@ -1,5 +1,5 @@
-//! What the store and the consoles have in common: each guest is served through a page and a port of its own. A [`Service`] is
-//! one guest's part of that. It is attached to the page and the port, serves in bounded turns, and is detached.
+//! What the store and the consoles have in common: each guest is served through a page and a port of its own. A [`Service`]
+//! serves one guest with one of the two. It is attached to the page and the port, serves in bounded turns, and is detached.
 
 use alloc::format;
 use alloc::rc::Rc;
@@ -15,7 +15,7 @@ use crate::signal::Signal;
 pub const PATIENCE_NS: u64 = 100_000_000;
 
 /// Whether there is more to do after a turn.
-#[must_use = "a service that is not served again stands still"]
+#[must_use = "a service that gets no further turn stands still"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// There is more to do already. Other tasks get their turns first.
@@ -73,16 +73,15 @@ pub trait Service<H: Host>: Sized + 'static {
     /// Checks the page, and begins to serve the guest.
     ///
     /// # Errors
-    /// Why the guest cannot be served. In this case, no event has been sent to the guest, and the page of a console has not
-    /// been marked as connected.
+    /// Why the guest cannot be served. In this case, no event has been sent to the guest, and a console has not marked its
+    /// page as connected either.
     fn attach(kept: &Self::Kept, ends: Ends<H>) -> Result<Self, &'static str>;
 
     /// Takes one turn. The turn handles at most `budget` units, whatever the guest does meanwhile.
     fn serve(&self, budget: usize) -> Turn;
 
-    /// Ends the service: does the last work for the guest, and says what is left to say, to the guest through the page or to a
-    /// person through the log. A service that is dropped without this call does no last
-    /// work, and says nothing to anybody.
+    /// Ends the service: does the last work for the guest, marks the page as not connected if the page has such a mark, and
+    /// logs what has not been logged yet. A service that is dropped without this call does nothing of this.
     fn detach(&self);
 }
 

@@ -66,8 +66,8 @@ struct Ring<H: Host> {
     shared: Weak<Shared<H>>,
     link: RefCell<Link>,
     ends: Ends<H>,
-    /// Whether the store refused further requests of the guest at the end of the guest's last turn. It does so while too many
-    /// changes by the guest are still to be told to watchers, or too many replies to the guest are unfetched.
+    /// Whether, when this service's latest turn ended, the store took no more requests from the guest. The store takes none
+    /// while too many changes by the guest are still to be told to watchers, or too many replies to the guest are unfetched.
     stalled: Cell<bool>,
     /// Limits the warnings that the guest causes.
     lines: RefCell<LineLimit>,
@@ -218,8 +218,8 @@ impl<H: Host> Shared<H> {
         }
         if step.notify {
             ring.ends.channel.notify();
-            // Other guests get turns only if this step has made progress. Otherwise two guests that do not fetch their output
-            // would give each other turns for ever.
+            // Other guests get turns only if this step has made progress. Without this condition, two guests that do not fetch
+            // their output would give each other turns for ever.
             self.deliver(Some(domain));
         }
         let id = ConnectionId::Domain(DomainId(domain));
@@ -274,7 +274,7 @@ impl<H: Host> toolstack::Store for StoreService<H> {
         self.carry_out_duties()?;
         self.0.deliver(None);
         match released {
-            // A domain that could not be introduced is released as well. The store answers `NotFound`, which is no failure.
+            // The toolstack calls this for a domain that it could not introduce, too. The store then answers `NotFound`.
             Ok(()) | Err(StoreError::NotFound) => Ok(()),
             Err(error) => Err(text(error)),
         }

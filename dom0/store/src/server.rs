@@ -216,9 +216,9 @@ impl Store {
     }
 
     /// How many steps have been done so far. A node counts as a step each time it is looked up in the tree, copied, checked for
-    /// a commit, committed, or looked at when the rights of a domain that is gone are removed. Each piece of a job that
-    /// [`work`](Self::work) does is a step too (a look at one watch, for instance). Tests use this number to bound the length
-    /// of a turn.
+    /// a commit, or committed. It also counts when it is visited to remove the rights of a domain that is gone. Each piece of a
+    /// job that [`work`](Self::work) does is a step too (a look at one watch, for instance). Tests use this number to bound the
+    /// length of a turn.
     #[must_use]
     pub const fn steps(&self) -> u64 {
         self.steps
@@ -427,9 +427,9 @@ impl Store {
         Ledger { watches: &self.watches, connections: &self.connections }
     }
 
-    /// Returns `list`. If the caller is unprivileged, leaves out each entry whose domain number is not introduced. Otherwise a
-    /// domain that gets the number later would begin with rights that were meant for another domain (XSA-322). The first entry,
-    /// which names the owner, always stays.
+    /// Returns `list`. If the caller is unprivileged, leaves out each entry whose domain number is not introduced. If such an
+    /// entry stayed, a domain that gets the number later would begin with rights that were meant for another (XSA-322). The
+    /// first entry, which names the owner, always stays.
     fn without_strangers(&self, caller: &Caller, list: Permissions) -> Permissions {
         if caller.privileged {
             return list;

@@ -25,7 +25,7 @@ use ready::Ready;
 pub use async_task::Task;
 pub use ready::{CONTROL_IN_A_ROW, Class};
 
-/// After so many nanoseconds of turns, dom0 yields the CPU to other domains. So a guest that dom0 has answered gets the CPU
+/// Nanoseconds of turns after which dom0 yields the CPU to other domains. So a guest that dom0 has answered gets the CPU
 /// soon, even if the machine has only one CPU.
 const YIELD_AFTER_NS: u64 = 1_000_000;
 
@@ -83,8 +83,8 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
     }
 }
 
-/// Sleeps until an event is pending. [`block_on`] looks for events itself, so the sleep should end without an upcall: `Wait`
-/// ends without one, `block` ends with one.
+/// Sleeps until an event is pending. [`block_on`] looks for events itself, so an upcall at the end of the sleep is wasted:
+/// `Wait` ends without one. `block`, which ends with one, is used only where there is no `Wait`.
 fn sleep() {
     static HAS_WAIT: AtomicBool = AtomicBool::new(true);
     if HAS_WAIT.load(Ordering::Relaxed) && hypercall::wait().is_err() {

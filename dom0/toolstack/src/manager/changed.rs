@@ -6,7 +6,8 @@ use core::future::{Future, pending, poll_fn};
 use core::pin::pin;
 use core::task::{Poll, Waker};
 
-/// Counts changes, and wakes the tasks that wait for one.
+/// Counts changes, and wakes the tasks that wait for one. A change is anything for which such a task should look at the guests
+/// again: a guest's new state, the end of the commands of `--exec`, or a hint that a domain has ended or devices are gone.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     count: Cell<u64>,

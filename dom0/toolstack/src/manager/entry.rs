@@ -60,7 +60,7 @@ pub(super) enum State {
     Lives(Guest),
     /// It has ended, or is being made and no longer wanted. Its resources are being freed.
     Ending,
-    /// It has ended; its domain is there until the device of a disk has answered. `None`: it was destroyed.
+    /// It has ended; its domain is there until its devices are removed. `None`: it was destroyed.
     Parting(Guest, Option<Box<Told>>),
     /// It has ended, and its domain is kept (`preserve`).
     Kept(Guest),

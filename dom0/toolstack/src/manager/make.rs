@@ -182,8 +182,8 @@ impl<P: Platform> Manager<P> {
             Ok(()) => self.attach_all(&guest, wanted).await,
             Err(why) => Err(why),
         };
-        // If the domain cannot be started, it has not run, so nothing of it is in flight. Its devices are removed before the
-        // domain is destroyed.
+        // A domain that cannot be started has not run, so no device is still at work on its requests. Its devices are removed
+        // before the domain is destroyed.
         let remove_devices = async || {
             console.disconnect();
             self.platform.networks().domain_died(domain).await;

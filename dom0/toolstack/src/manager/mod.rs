@@ -316,7 +316,8 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// When the end of a guest waits for its devices, reports a change once they are gone. Never returns.
+    /// When the end of a guest waits for its devices, counts a change, which wakes `bury`, once they
+    /// are gone. Never returns.
     pub async fn watch_parting(&self) {
         loop {
             let seen = self.changes.count();
@@ -390,8 +391,8 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// Does what is left to do for a guest that has ended: destroys the guest, whose devices are gone, or keeps the guest with
-    /// its devices. `told` is `None` if the command `destroy` ended the guest.
+    /// Does what is left to do for a guest that has ended: destroys the guest, or keeps it with its devices. A guest to be
+    /// destroyed must have no devices any more. `told` is `None` if the command `destroy` ended the guest.
     async fn conclude(&self, place: Place, guest: Guest, told: Option<Box<Told>>) {
         let (hypervisor, store) = (self.platform.hypervisor(), self.platform.store());
         let (name, pause) = (guest.config.name.clone(), async || self.platform.pause().await);

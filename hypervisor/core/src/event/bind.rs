@@ -45,7 +45,8 @@ impl World {
                 }
             }
             Binding::Virq(virq) => {
-                // The port of a virtual interrupt of the whole machine is recorded in vcpu 0, whichever vcpu the port notifies.
+                // A port for a machine-wide virtual interrupt is recorded in vcpu 0; a port for another is recorded in the vcpu
+                // that it notifies. Only a record that names this port is cleared.
                 let vcpus = [state.vcpu, VcpuId(0)].map(|number| self.vcpu(domain, number));
                 for slot in vcpus.into_iter().flatten().filter_map(|vcpu| nth(&vcpu.virqs, virq)) {
                     let _ = slot.compare_exchange(low16(u64::from(port.0)), 0, AcqRel, Acquire);

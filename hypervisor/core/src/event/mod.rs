@@ -8,7 +8,8 @@
 //! Keeps: P5, each end of a channel names the other end or nobody. And a limit on the work of one event: [`World::send`] reads
 //! the words of two ports, sets at most three bits, and allocates nothing. All vcpus that `send` wakes are of the domain whose
 //! port it raises (the port's vcpu, and those that poll), so they are at most 32. Each wake takes the leaf lock of a CPU's
-//! queue; `send` takes no other lock.
+//! queue. A boost that is handed over takes those of all CPUs with a queue, one after the other, to find the vcpu. `send` takes
+//! no other lock.
 
 mod bind;
 pub mod message;
@@ -44,8 +45,8 @@ impl World {
 
     /// Sends an event through a port of `domain`: raises the other end of a channel, or the port itself if the port is for
     /// interprocessor interrupts. Returns `None` if the port is closed, or if the port is only raised by a virtual interrupt or
-    /// a device. If the channel has no other end, the event is dropped: no domain has joined the channel yet, or the other
-    /// domain is gone.
+    /// a device. A channel has no other end if no domain has joined it yet, or if the other domain is gone; then the event is
+    /// dropped, and `Some` is returned.
     pub fn send<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> Option<()> {
         let state = self.port(m, domain, port);
         match state.binding {
@@ -85,7 +86,7 @@ impl World {
         true
     }
 
-    /// Wakes the vcpus of `domain` that poll only `port`, and all its vcpus that poll several ports.
+    /// Wakes the vcpus of `domain` that poll one port, if it is `port`, and all that poll several ports.
     fn wake_pollers<M: Machine>(&self, m: &M, domain: &Domain, port: Port) {
         let bits = domain.pollers.load(SeqCst);
         for number in (0..u32::BITS).filter(|number| bits >> number & 1 != 0) {
@@ -98,8 +99,8 @@ impl World {
     }
 
     /// Sets `bit` in a vcpu's selector. If the bit was clear before, sets the upcall byte as well. If the upcall byte was also
-    /// clear before, makes the vcpu notice: kicks the CPU that runs the vcpu, unless that is this CPU, or wakes the vcpu if it
-    /// sleeps. A vcpu that sleeps with upcalls masked is only woken if it sleeps in `TenonOp::Wait`.
+    /// clear before, makes the vcpu notice: if another CPU runs the vcpu, kicks that CPU; if the vcpu sleeps, wakes it. A vcpu
+    /// that sleeps with upcalls masked is only woken if it sleeps in `TenonOp::Wait`.
     fn mark<M: Machine>(&self, m: &M, vcpu: &Vcpu, bit: u64) {
         let selector = vcpu.record().and_then(|(frame, at)| m.page(frame).get((at + vcpu_info::PENDING_SEL) / 8));
         let (Some(head), Some(selector)) = (info_head(m, vcpu), selector) else { return };

@@ -4,8 +4,8 @@
 //! 2. When a table is promoted, they take the references and uses that its entries need. When the promotion is undone, they
 //!    drop what the entries hold.
 //! 3. They replace one root of a vcpu by another.
-//! 4. They find the next or last present entry of a table: upwards by a test of 16 entries at a time, downwards by the note
-//!    that the table's link word keeps (see `frame::table`): which of its groups of 16 entries may have entries.
+//! 4. They find the nearest present entry of a table. Upwards they test 16 entries at a time. Downwards they skip groups of 16
+//!    whose bit in the table's link word is clear (see `frame::table`): no entry of such a group is present.
 //!
 //! A case is simple only if these things hold; some functions ask for more:
 //! - The frames concerned are the domain's own memory.
@@ -17,7 +17,7 @@
 //! Each fast path does what a path in `update` or `promote` does. If a case is not simple, or if a CPU has set the accessed or
 //! dirty bit of an entry since the entry was read, the fast path returns `None` (or stops at that case, if it handles several),
 //! and the caller takes the slow path. By then the fast path holds no reference or use for that case. It may have stored the
-//! bits that the hypervisor forces in every leaf, or noted in the table's link word that a group may have entries; the slow
+//! bits that the hypervisor forces in every leaf, or set the bit of a group in the table's link word; the slow
 //! path would do both too. It may also have taken a frame's use as writable and dropped this use again, which changes what the
 //! frame was last used as, its stamp, and the count of times that its uses fell to 0. `tests/sim` makes every call both ways
 //! and compares.
@@ -133,9 +133,9 @@ impl<'a, M: Frames + Cpus> Session<'a, M> {
 }
 
 impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
-    /// Carries out requests of mmu_update, from the first up to the first that is not simple. Returns how many requests were
-    /// carried out. Only for a call that names no other domain as the owner of the frames to map; the caller has checked this.
-    /// A request whose new entry points to a frame that is not the domain's own is not simple.
+    /// Carries out requests of mmu_update in order, and stops before the first that is not simple. Returns how many requests
+    /// were carried out. Only for a call that names no other domain as the owner of the frames to map; the caller has checked
+    /// this. A request whose new entry points to a frame that is not the domain's own is not simple.
     pub(crate) fn updates(&self, requests: &[MmuUpdate]) -> usize {
         let mut done = 0;
         while let Some(rest) = requests.get(done..).filter(|rest| !rest.is_empty()) {
@@ -158,8 +158,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         }
     }
 
-    /// Carries out the first request, and the requests after it, up to one that is for another frame or not simple. Returns how
-    /// many requests were carried out; `None` or 0 if the first one was not simple.
+    /// Carries out the first request and those after it, and stops before one that is for another frame or not simple. Returns
+    /// how many requests were carried out; `None` or 0 if the first one was not simple.
     fn some_updates(&self, requests: &[MmuUpdate]) -> Option<usize> {
         let first = requests.first()?;
         let frame = Frame::containing(first.ptr)?;
@@ -191,9 +191,9 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     }
 
     /// Carries out requests for `frame`, up to the first that is for another frame or not simple: stores the requests' values
-    /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory, or if its
-    /// use as writable is not simple: it is a table of another level or a descriptor page, or was last used as one of these or
-    /// as an L1 table. During the stores, this function holds a use of the page as writable, so the page cannot
+    /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory, or
+    /// cannot simply be used as writable, because it is a table of another level or a descriptor page, or was last used as one
+    /// of these or as an L1 table. During the stores, this function holds a use of the page as writable, so the page cannot
     /// become a table.
     fn updates_of_page(&self, frame: Frame, requests: &[MmuUpdate]) -> Option<usize> {
         let mine = self.own.find(frame)?;

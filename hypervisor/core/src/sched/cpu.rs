@@ -147,7 +147,7 @@ with_new! {
         /// The slot, plus one, of the domain that ran on this CPU last; 0 if none has run. `walks` has pages of this domain
         /// alone, and this CPU is asked for the domain's flushes.
         pub(super) home: AtomicU16 = AtomicU16::new(0),
-        /// The vcpus whose deadlines this CPU keeps: it sets its timer for them. One bit for each vcpu.
+        /// The vcpus whose deadlines this CPU watches: it sets its timer for them. One bit for each vcpu.
         watched: [AtomicU64; MAX_VCPUS / 64] = [const { AtomicU64::new(0) }; MAX_VCPUS / 64],
         /// One bit for each word of `watched`: whether any bit of the word was ever set.
         words: AtomicU64 = AtomicU64::new(0),
@@ -235,7 +235,7 @@ impl Cpu {
         self.boosted.load(Relaxed)
     }
 
-    /// Makes this CPU keep the deadlines of a vcpu, the first of which is `deadline`. Called on this CPU.
+    /// Makes this CPU watch the deadlines of a vcpu, the first of which is `deadline`. Called on this CPU.
     pub(super) fn watch(&self, vcpu: u16, deadline: u64) {
         self.due.store(self.due().min(deadline), Relaxed);
         if let Some(bits) = nth(&self.watched, vcpu / 64) {
@@ -244,24 +244,24 @@ impl Cpu {
         }
     }
 
-    /// Makes this CPU no longer keep the deadlines of a vcpu.
+    /// Makes this CPU no longer watch the deadlines of a vcpu.
     pub(super) fn unwatch(&self, vcpu: u16) {
         if let Some(bits) = nth(&self.watched, vcpu / 64) {
             bits.fetch_and(!(1 << (vcpu % 64)), SeqCst);
         }
     }
 
-    /// No deadline that this CPU keeps is earlier than this.
+    /// No deadline that this CPU watches is earlier than this.
     pub(crate) fn due(&self) -> u64 {
         self.due.load(Relaxed)
     }
 
-    /// Records that no deadline that this CPU keeps is earlier than `due`. Called on this CPU.
+    /// Records that no deadline that this CPU watches is earlier than `due`. Called on this CPU.
     pub(super) fn set_due(&self, due: u64) {
         self.due.store(due, Relaxed);
     }
 
-    /// Calls `what` for each vcpu whose deadlines this CPU keeps.
+    /// Calls `what` for each vcpu whose deadlines this CPU watches.
     pub(crate) fn for_watched(&self, mut what: impl FnMut(u16)) {
         for word in ones(self.words.load(SeqCst)).map(u64::from).map(low16) {
             let bits = nth(&self.watched, word).map_or(0, |bits| bits.load(SeqCst));

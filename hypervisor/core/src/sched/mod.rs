@@ -32,10 +32,10 @@ pub use cpu::SLICE;
 const STEP: u64 = 100_000;
 
 with_new! {
-    /// The CPUs. Each has its own queue (see [`cpu`]). Boosted vcpus come before all others, in the order in which they were
-    /// queued. Of the others, an urgent vcpu that is woken enters at the front, and so does a vcpu whose slice is not over; the
-    /// rest enter at the end. A CPU that finds no vcpu
-    /// to run in its own queue takes one from the queue of another CPU.
+    /// The CPUs. Each has its own queue. Boosted vcpus come before all others, in the order in which they were queued
+    /// (*boosted*, *urgent*, *serves*: see [`cpu`]). Of the others, two kinds enter at the front: an urgent vcpu that is woken,
+    /// and a vcpu that left its CPU before its slice was over. The rest enter at the end. A CPU that finds no vcpu to run in
+    /// its own queue takes one from the queue of another CPU.
     pub struct Scheduler {
         cpus: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS],
         /// The CPUs that run vcpus.
@@ -52,7 +52,8 @@ enum Queued {
     Woken,
     /// Its slice is over; or it was `Off`, and is allowed to run now.
     Started,
-    /// It has left its CPU to a boosted vcpu before its slice was over. `boosted`: it was boosted itself.
+    /// It has left its CPU before its slice was over: to a boosted vcpu, or because its own boost has ended. `boosted`: it was
+    /// boosted itself.
     Preempted { boosted: bool },
 }
 
@@ -95,11 +96,11 @@ impl Scheduler {
         }
     }
 
-    /// Where a vcpu goes in the queue of a CPU.
+    /// The place at which a vcpu enters the queue of a CPU.
     fn turn<M: Machine>(&self, m: &M, vcpu: &Vcpu, cpu: &Cpu, from: Queued) -> Turn {
         let (serves, now) = (vcpu.serves.load(Relaxed), m.now());
-        // Candidates for a boost: a vcpu that serves others, if a boosted vcpu wakes it; another vcpu that is woken and has
-        // enough budget; and a vcpu that was boosted, left its CPU to another boosted one, and has budget left.
+        // A vcpu that serves others is a candidate for a boost only if a boosted vcpu wakes it. One that does not serve is a
+        // candidate if it is woken with enough budget, or if it was boosted, left its CPU early, and has budget left.
         let boosted = match from {
             Queued::Woken if serves => self.here(m).is_boosted(),
             Queued::Woken => vcpu.may_be_boosted(now),
@@ -119,15 +120,15 @@ impl Scheduler {
         }
     }
 
-    /// Called when the vcpu that runs here sends `vcpu` an event. If the sender is boosted, and `vcpu` is queued and serves
-    /// others (see [`cpu`]), boosts `vcpu`.
+    /// Called when this CPU raises an event for `vcpu`, most often since the vcpu that runs here sends it. If the vcpu that
+    /// runs here is boosted, and `vcpu` is queued and serves others, boosts `vcpu`.
     pub(crate) fn hand_over<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         if vcpu.serves.load(Relaxed) && self.here(m).is_boosted() && vcpu.place() == Place::Queued {
             let _ = self.cpus.iter().filter(|cpu| cpu.is_wanted()).any(|cpu| cpu.promote(vcpu.index()));
         }
     }
 
-    /// Removes a vcpu of a dying domain from the queue that the vcpu is in, and from the CPU that keeps the vcpu's deadlines,
+    /// Removes a vcpu of a dying domain from the queue that the vcpu is in, and from the CPU that watches the vcpu's deadlines,
     /// because the vcpu's index may soon belong to another vcpu. Returns `false` if the vcpu is `Queued` but in no queue:
     /// another CPU is about to put the vcpu into a queue, or has just taken the vcpu out. The caller tries again then.
     #[must_use]
@@ -170,7 +171,7 @@ impl Scheduler {
         }
     }
 
-    /// Makes this CPU, which runs `vcpu`, keep a deadline of the vcpu.
+    /// Makes this CPU, which runs `vcpu`, watch a deadline of the vcpu: the CPU sets its timer for it.
     pub fn expect<M: Machine>(&self, m: &M, vcpu: &Vcpu, deadline: u64) {
         let here = self.here(m);
         here.watch(vcpu.index(), deadline);

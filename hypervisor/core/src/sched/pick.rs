@@ -28,8 +28,8 @@ impl World {
         }
     }
 
-    /// Moves a vcpu that may not run from the place `from` to `Off`. Then checks again, and starts the vcpu if the vcpu may run
-    /// by now: another CPU may have allowed this just before the vcpu was `Off`, and that CPU's call of `Scheduler::start` did
+    /// Moves a vcpu that may not run from the place `from` to `Off`. Then checks again, and queues the vcpu if it may run by
+    /// now. Perhaps another CPU unpaused it, or brought it up, just before it was `Off`: that CPU's `Scheduler::start` did
     /// nothing, because `start` queues only a vcpu that is `Off`.
     pub(crate) fn put_off<M: Machine>(&self, m: &M, vcpu: &Vcpu, from: Place) {
         if vcpu.moves(from, Place::Off) && self.may_run(vcpu) && !planted(Fault::LeaveOff) {
@@ -40,10 +40,10 @@ impl World {
     /// Records that a vcpu runs on this CPU from now on, and moves the vcpu's deadlines to this CPU.
     fn arrives<M: Machine>(&self, m: &M, vcpu: &Vcpu, boosted: bool) {
         let (here, last, index) = (self.sched.here(m), vcpu.last_cpu(), vcpu.index());
-        // A CPU keeps the deadlines of the vcpus that ran there last.
+        // A vcpu's deadlines are watched by the CPU on which the vcpu ran last.
         if last != m.this_cpu() {
-            // This CPU begins to keep the deadlines before the vcpu's previous CPU stops keeping them, so that at least one of
-            // the two CPUs keeps them at any time.
+            // This CPU begins to watch the deadlines before the vcpu's previous CPU stops, so that at least one of the two CPUs
+            // watches them at any time.
             if vcpu.earliest() != u64::MAX {
                 here.watch(index, vcpu.earliest());
             }
@@ -68,7 +68,8 @@ impl World {
         }
     }
 
-    /// Whether a vcpu may run: the vcpu is up, and its domain runs.
+    /// Whether a vcpu may run: the guest has brought it up (`online`), and its domain is not paused, shut down or dying
+    /// ([`Domain::runs`]).
     fn may_run(&self, vcpu: &Vcpu) -> bool {
         vcpu.online.load(SeqCst) && self.domain_of(vcpu).is_some_and(Domain::runs)
     }
