@@ -114,6 +114,14 @@ pub fn series(version: &str) -> Result<Vec<Patch>> {
     names.map(|name| Ok(Patch { name: name.to_owned(), text: read(name)? })).collect()
 }
 
+/// The parts that a series lets the boot parameter switch.
+#[must_use]
+pub fn parts(series: &[Patch]) -> Vec<String> {
+    let lines = series.iter().flat_map(|patch| patch.text.lines());
+    let names = lines.filter_map(|line| line.strip_prefix("+\t{ .name = \"")?.split_once('"'));
+    names.map(|(name, _)| name.to_owned()).collect()
+}
+
 /// The source of a kernel in the cache.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -544,6 +552,14 @@ mod tests {
         assert_eq!(patch.lines(), (2, 1));
         assert!(patch.changes().starts_with("\ndiff --git a/d/x.c"));
         assert_eq!(patch.files().into_iter().collect::<Vec<_>>(), ["d/x.c"]);
+    }
+
+    #[test]
+    fn parts_are_those_of_the_patches() {
+        let text = "+static struct part parts[] = {\n+\t{ .name = \"pte\", .key = &k },\n \t{ .name = \"old\" },\n";
+        assert_eq!(parts(&[patch(text)]), ["pte"]);
+        let parts = parts(&series(DEFAULT).unwrap());
+        assert!(parts.iter().all(|part| !part.is_empty() && part != "all" && part != "none"), "{parts:?}");
     }
 
     /// Whether there is a program `patch`. Where it would have to be fetched, `cargo xtask kernel` fetches and uses it.

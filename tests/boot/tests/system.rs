@@ -26,6 +26,8 @@ mod many;
 mod media;
 #[path = "system/networks.rs"]
 mod networks;
+#[path = "system/patched.rs"]
+mod patched;
 #[path = "system/run.rs"]
 mod run;
 #[path = "system/scarcity.rs"]

@@ -7,7 +7,7 @@ use super::report::{Report, number, short};
 use anyhow::{Context, Result};
 use microbench::{METRICS, Metric, mode};
 use xshell::Shell;
-use xtask::built::{self, Patch};
+use xtask::built;
 
 /// Memory of the guest in MiB, and of the one that is only booted.
 const MEMORY: u32 = 256;
@@ -31,7 +31,7 @@ pub(super) fn measure(sh: &Shell, options: &Options) -> Result<Report> {
     let lab = |name: &str| Lab::new(sh, &Options { kernel: name.into(), ..options.clone() });
     let [patched, unpatched] = built::NAMES;
     let (mut patched, mut unpatched) = (lab(patched)?, lab(unpatched)?);
-    let parts = parts(&built::series(built::DEFAULT)?);
+    let parts = built::parts(&built::series(built::DEFAULT)?);
     let mut steps = Vec::new();
     let mut boots = vec!["to init, by the kernel's clock".to_owned()];
     for (column, prefix) in [(Column::Tenon, ""), (Column::Xen, "Xen: ")] {
@@ -117,13 +117,6 @@ fn clock(console: &str) -> Option<f64> {
     Some(seconds.parse::<f64>().ok()? * 1e9)
 }
 
-/// The parts that a series lets the boot parameter switch.
-fn parts(series: &[Patch]) -> Vec<String> {
-    let lines = series.iter().flat_map(|patch| patch.text.lines());
-    let names = lines.filter_map(|line| line.strip_prefix("+\t{ .name = \"")?.split_once('"'));
-    names.map(|(name, _)| name.to_owned()).collect()
-}
-
 #[allow(clippy::cast_precision_loss, reason = "counts of a window are far below 2^52")]
 fn per(count: u64, metric: &Metric) -> f64 {
     count as f64 / f64::from(metric.operations)
@@ -132,14 +125,6 @@ fn per(count: u64, metric: &Metric) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn parts_are_those_of_the_patches() {
-        let text = "+static struct part parts[] = {\n+\t{ .name = \"pte\", .key = &k },\n \t{ .name = \"old\" },\n";
-        assert_eq!(parts(&[Patch { name: "x".into(), text: text.into() }]), ["pte"]);
-        let parts = parts(&built::series(built::DEFAULT).unwrap());
-        assert!(parts.iter().all(|part| !part.is_empty() && part != "all" && part != "none"), "{parts:?}");
-    }
 
     #[test]
     fn the_clock_is_that_of_the_line_about_init() {

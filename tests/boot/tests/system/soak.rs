@@ -1,12 +1,12 @@
 //! What is too long for every day: `cargo xtask soak`.
 
-use crate::{blocks, cpus, crowds, debian, durability, many, scarcity, seeds, stories, verbs, vifs};
+use crate::{blocks, cpus, crowds, debian, durability, many, patched, scarcity, seeds, verbs, vifs};
 use anyhow::{Context, Result};
 use boot::guests::{self, Run};
 use libtest_mimic::Trial;
 use std::time::Duration;
 use xtask::debian::Suite;
-use xtask::{build, kernels};
+use xtask::{build, built, kernels};
 
 /// Rounds of the hostile guest in the usual suite, and about the seconds they take on a busy machine.
 const ROUNDS: u32 = 20_000;
@@ -15,7 +15,8 @@ const SECONDS: u32 = 30;
 /// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that come and
 /// go; so many times more power cuts, lives of disks and of hostile front ends, and re-plugs of network devices; networks with
 /// many guests; Debian 13 on a disk, Debian set up by cloud-init, and without room for the disk; every stock kernel, and those
-/// that are built here; and on every CPU model the stock kernels of every day, and the guest that tries features.
+/// that are built here; the patched one under load; and on every CPU model the stock kernels of
+/// every day, and the guest that tries features.
 pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let path = build::image(&boot::images()?, "fuzz")?;
     let mut trials = Vec::new();
@@ -50,13 +51,20 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let title = "cloud_init_reads_a_seed";
     trials.push(crate::trial(title.to_owned(), || seeds::cloud_init_reads_a_seed(title)));
     trials.extend(kernels::all_names().flat_map(crate::kernel_trials));
-    for (title, words) in [("with_all_parts", "tenon=all"), ("with_no_part", "tenon=none")] {
+    for (title, parts) in choices()? {
         let title = format!("patched_kernel_carries_load_{title}");
-        trials.push(crate::trial(title.clone(), move || stories::patched_kernel_carries_load(&title, words)));
+        trials.push(crate::trial(title.clone(), move || patched::carries_load(&title, &parts)));
     }
     let on = |model| kernels::DAILY.map(|kernel| cpus::soak(model, kernel));
     trials.extend(cpus::MODELS.into_iter().flat_map(on));
     let features = build::image(&boot::images()?, "features")?;
     trials.extend(cpus::MODELS.map(|model| cpus::features(model, features.clone())));
     Ok(trials)
+}
+
+/// All parts of the patches, none, and each alone, with what a title calls them.
+fn choices() -> Result<Vec<(String, Vec<String>)>> {
+    let parts = built::parts(&built::series(built::DEFAULT)?);
+    let alone = parts.iter().map(|part| (format!("with_{part}_alone"), vec![part.clone()])).collect();
+    Ok([vec![("with_all_parts".to_owned(), parts), ("with_no_part".to_owned(), Vec::new())], alone].concat())
 }

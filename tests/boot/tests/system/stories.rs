@@ -131,34 +131,6 @@ pub(crate) fn kernel_answers(title: &str, name: &str, elf: bool, cpu: Option<&st
     Ok(outcome)
 }
 
-/// The patched kernel, on four vcpus and with the parts that `words` switch, sorts, packs and unpacks what it counts, and comes
-/// to the right sums each time; nothing in its log is a warning.
-pub(crate) fn patched_kernel_carries_load(title: &str, words: &str) -> Result<()> {
-    const ROUNDS: usize = 15;
-    const LINES: usize = 5_000;
-    let kernel = kernels::named(&boot::shell()?, "patched")?.vmlinux;
-    let extra = format!("console=hvc0 {words}");
-    let mut setup = Setup::new(dom0("")?.guest(&Guest { kernel, vcpus: 4, extra, ..linux("linux", 256)? }));
-    setup.memory = 1024;
-    setup.limit = Duration::from_secs(900);
-    let mut machine = Machine::boot(title, &setup)?;
-    machine.expect(SHELL, BOOT)?;
-    machine.type_line(&format!("once() {{ seq {LINES} | sort -r | gzip | gunzip | sort -n | md5sum; }}"))?;
-    machine.expect(SHELL, SOON)?;
-    machine.type_line(&format!("load() {{ for n in $(seq {ROUNDS}); do once; done > /tmp/$1; }}"))?;
-    machine.expect(SHELL, SOON)?;
-    machine.type_line("for cpu in 0 1 2 3; do load $cpu & done; wait; cat /tmp/[0-3] | sort | uniq -c")?;
-    let numbers: String = (1..=LINES).map(|line| format!("{line}\n")).collect();
-    machine.expect(&format!("{} {}", 4 * ROUNDS, md5_of(numbers.as_bytes())?), Duration::from_secs(600))?;
-    machine.expect(SHELL, SOON)?;
-    machine.type_line("echo bad-$(dmesg | grep -c -E 'WARNING|BUG|multicall')-")?;
-    machine.expect("bad-0-", SOON)?;
-    machine.expect(SHELL, SOON)?;
-    machine.type_line("poweroff -f")?;
-    machine.expect("guest linux (domain 8) powered off", SOON)?;
-    machine.finish()?.require_success()
-}
-
 /// A stock kernel runs programs on each of its vcpus, lets go of one and takes it back, and starts processes on all of them
 /// at once.
 pub(crate) fn a_stock_kernel_uses_all_its_vcpus() -> Result<()> {
