@@ -8,7 +8,7 @@ use microbench::{METRICS, REPETITIONS};
 const MIB: usize = 1 << 20;
 /// Memory that is written before or in the metrics of large forks.
 const DIRTY: usize = 8 * MIB;
-/// Pages of the file in `map_file_64_pages`.
+/// Pages of the file in `map_file_64_pages` and `map_file_page`.
 const FILE_PAGES: usize = 64;
 
 /// The number of a metric's window; a metric that does not exist stops the build.
@@ -86,12 +86,20 @@ pub(crate) fn run(process: &Process) {
         times(n, || around.replace(file, FILE_PAGES * linux::PAGE).read());
     });
     drop(around);
-    linux::close(file);
     let area = Map::new(DIRTY);
     for _ in 0..REPETITIONS {
         area.touch();
         window::<{ number("fork_exit_8M") }>(|n| times(n, || linux::wait(linux::fork(|| ()))));
     }
+    drop(area);
+    let around = Map::new(4 * MIB);
+    around.touch();
+    for _ in 0..REPETITIONS {
+        let map = around.replace(file, FILE_PAGES * linux::PAGE);
+        window::<{ number("map_file_page") }>(|_| map.read());
+    }
+    drop(around);
+    linux::close(file);
 }
 
 fn memory() {
