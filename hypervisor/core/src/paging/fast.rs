@@ -111,6 +111,14 @@ struct TableSlot<'a> {
     old: u64,
 }
 
+impl TableSlot<'_> {
+    /// Stores a new value. If the CPU has set A or D since the entry was read, this fails, and the slow path tries again.
+    #[inline(always)]
+    fn swap(self, new: u64) -> Option<()> {
+        self.word.compare_exchange(self.old, new, SeqCst, SeqCst).ok().map(|_| ())
+    }
+}
+
 impl<'a, M: Frames + Cpus> Session<'a, M> {
     /// The fast paths over the domain's frames `own`; `None` if the domain has unfinished work or is being destroyed.
     #[inline(always)]
@@ -165,29 +173,37 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         let frame = Frame::containing(first.ptr)?;
         ordinary(frame, first.ptr)?;
         match self.own.find_l1(frame) {
-            Some(table) => self.updates_of_table(frame, table, requests),
+            Some(table) if first.val & PRESENT == 0 => Some(self.updates_of_table::<true>(frame, table, requests)),
+            Some(table) => Some(self.updates_of_table::<false>(frame, table, requests)),
             None => self.updates_of_page(frame, requests),
         }
     }
 
-    fn updates_of_table(&self, frame: Frame, table: OwnedFrame<'a>, requests: &[MmuUpdate]) -> Option<usize> {
+    /// Carries out requests for `frame`, up to the first that is for another frame or not simple, or (`CLEARS`) does not clear
+    /// an entry. Returns how many were carried out.
+    #[inline(never)]
+    fn updates_of_table<const CLEARS: bool>(&self, frame: Frame, table: OwnedFrame<'a>, list: &[MmuUpdate]) -> usize {
         let page = self.m.page(frame);
-        let mut rest = requests.iter();
+        let mut rest = list.iter();
         let refused = rest.any(|MmuUpdate { ptr, val }| {
             let Some((index, keep)) = ordinary(frame, *ptr) else { return true };
             let Some(word) = page.get(index) else { return true };
-            let (old, new) = (word.load(SeqCst), *val);
-            let done = if entry::changes_right_of_ordinary(old, new) {
-                // Most requests in long lists only change the right to write.
-                let new = new | old & keep;
-                self.change_right(new, || word.compare_exchange(old, new, SeqCst, SeqCst).ok().map(|_| ()))
+            let (place, new) = (TableSlot { table, at: *ptr, word, old: word.load(SeqCst) }, *val);
+            // Most requests in long lists clear entries, or only change the right to write.
+            let done = if CLEARS && new & PRESENT != 0 {
+                None
+            } else if CLEARS {
+                self.lead_elsewhere(place, new, || place.swap(new))
+            } else if entry::changes_right_of_ordinary(place.old, new) {
+                let new = new | place.old & keep;
+                self.change_right(new, || place.swap(new))
             } else {
                 self.replace_out_of_line(table, *ptr, new, keep)
             };
             done.is_none()
         });
         let left = rest.len().saturating_add(usize::from(refused));
-        Some(requests.len().saturating_sub(left))
+        list.len().saturating_sub(left)
     }
 
     /// Carries out requests for `frame`, up to the first that is for another frame or not simple: stores the requests' values
@@ -248,11 +264,10 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     /// entry too. What the old entry held is dropped after the store.
     #[inline(always)]
     fn replace(&self, place: TableSlot<'a>, new: u64, keep: u64) -> Option<()> {
-        let TableSlot { word, old, .. } = place;
+        let old = place.old;
         let new = entry::ordinary_leaf(new)?;
         let new = if new & PRESENT == 0 { new } else { new | old & keep };
-        // If the CPU has set A or D since the entry was read, the exchange fails, and the slow path tries again.
-        let swap = || word.compare_exchange(old, new, SeqCst, SeqCst).ok().map(|_| ());
+        let swap = || place.swap(new);
         if entry::changes_right(old, new) {
             return self.change_right(new, swap);
         }
