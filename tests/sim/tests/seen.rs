@@ -2,15 +2,16 @@
 //! process.
 
 use hv_core::addr::Frame;
+use hv_core::dispatch;
 use hv_core::fault::{Fault, plant};
 use hv_core::lean::{self, End};
 use hv_core::machine::{CpuState, Exit, Frames, Interrupt, mode};
 use hv_core::world::Ctx;
-use hypercall_abi::mmu::{MmuUpdate, pte};
-use hypercall_abi::{Hypercall, domid};
+use hypercall_abi::mmu::{MmuUpdate, MmuextCommand, pte};
+use hypercall_abi::{Hypercall, domid, selector};
 use sim::world::build::{self, BASE, at, page};
 use sim::world::machine::WholeMachine;
-use sim::world::script::{Actor, tell};
+use sim::world::script::{Actor, Stage, tell};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
 
@@ -44,6 +45,19 @@ impl Change {
     }
 }
 
+/// Writes a second L1 table, L2 and L3, in which the page of arguments is another.
+fn put_tables(m: &WholeMachine, guest: &Actor) {
+    let [l1, l2, l3] = page::SPARE.map(|n| guest.pages[n]);
+    put(m, l1, page::ARGS as u64, guest.pages[page::DATA].address() | TABLE);
+    put(m, l2, BASE >> 21, l1.address() | TABLE);
+    put(m, l3, BASE >> 30, l2.address() | TABLE);
+}
+
+/// Writes a word of a page.
+fn put(m: &WholeMachine, frame: Frame, slot: u64, value: u64) {
+    m.write(frame, usize::try_from(slot % 512 * 8).expect("small"), &value.to_le_bytes());
+}
+
 fn update(ctx: &mut Ctx<'_, WholeMachine>, (slot, entry): (u64, u64)) {
     let (domain, id) = (ctx.domain, ctx.domain.id());
     assert_eq!(ctx.session(domain).mmu_update(slot, entry, id), Ok(()));
@@ -59,18 +73,9 @@ fn finds(how: Change) -> bool {
     let (said, hear) = mpsc::channel();
     tell(200, move |stage| {
         let [guest, other] = [stage.enter(false), stage.enter(false)];
-        let m = stage.m;
-        let put = |frame: Frame, slot: u64, value: u64| {
-            m.write(frame, usize::try_from(slot % 512 * 8).expect("small"), &value.to_le_bytes());
-        };
-        let data = guest.pages[page::DATA];
-        put(guest.pages[page::ARGS], 0, 1);
-        put(data, 0, 2);
-        // A second L1 table, L2 and L3, in which the page of arguments is another.
-        let [l1, l2, l3] = page::SPARE.map(|n| guest.pages[n]);
-        put(l1, page::ARGS as u64, data.address() | TABLE);
-        put(l2, BASE >> 21, l1.address() | TABLE);
-        put(l3, BASE >> 30, l2.address() | TABLE);
+        put(stage.m, guest.pages[page::ARGS], 0, 1);
+        put(stage.m, guest.pages[page::DATA], 0, 2);
+        put_tables(stage.m, &guest);
         let entry = how.entry(&guest);
         let found = match how {
             Change::Away | Change::Asleep => {
@@ -102,14 +107,55 @@ fn finds(how: Change) -> bool {
     hear.recv().expect("the story was told")
 }
 
+/// Enters a guest to which fast paths are open.
+fn ordinary(stage: &mut Stage) -> Actor {
+    (0..4).map(|_| stage.enter(false)).find(|guest| build::is_ordinary(&guest.pages)).expect("most are")
+}
+
+/// Whether a list that first switches to another root is read on, and gets its results, where it is under that root.
+fn switch_is_read_on() -> bool {
+    let (said, hear) = mpsc::channel();
+    tell(200, move |stage| {
+        let guest = ordinary(stage);
+        put_tables(stage.m, &guest);
+        let (call, list) = (|call: Hypercall| call.number(), at(page::ARGS));
+        let [kernel, user] = [page::USER_ROOT, page::KERNEL_ROOT].map(|n| guest.pages[n].number());
+        let operations = [MmuextCommand::NewBaseptr as u64, kernel, 0, MmuextCommand::NewUserBaseptr as u64, user, 0];
+        let pages = [page::ARGS, page::DATA].map(|n| guest.pages[n]);
+        for (frame, sp) in pages.into_iter().zip([8, 16]) {
+            let roots = [call(Hypercall::MmuextOp), 1, list + 512, 2, 0, domid::SELF.into(), 0, 0];
+            let stack = [call(Hypercall::StackSwitch), 1, selector::GUEST_SS.into(), at(page::STACK) + sp];
+            let words = (0..).zip(roots.into_iter().chain(stack)).chain((64..).zip(operations));
+            words.for_each(|(slot, word)| put(stage.m, frame, slot, word));
+        }
+        let read_on = stage.on_cpu(&guest, |ctx, _| {
+            update(ctx, Change::Root.entry(&guest));
+            let mut runs = 0;
+            let end = lean::run(ctx, |ctx, _| {
+                runs += 1;
+                let exit = if runs == 1 { Exit::Syscall } else { Exit::Interrupt(Interrupt::Other) };
+                let regs = &mut ctx.state.regs;
+                (regs.rax, regs.rdi, regs.rsi) = (call(Hypercall::Multicall), list, 2);
+                ctx.m.keep_exit(&mut ctx.state.regs, exit);
+            });
+            assert!(end == End::Call || runs == 2, "the list takes a fast path");
+            while ctx.state.call.is_some() {
+                let _ = dispatch::step(ctx);
+            }
+            let results = pages.map(|page| [1, 9].map(|word| ctx.m.page(page)[word].load(Relaxed)));
+            ctx.state.kernel_sp == at(page::STACK) + 16 && results == [[1, 1], [0, 0]]
+        });
+        said.send(read_on).expect("somebody listens");
+    });
+    hear.recv().expect("the story was told")
+}
+
 /// Whether the entry code knows where the kernel's stack is, after the guest has put another page there by a call that takes
 /// the fast path.
 fn stack_is_found() -> bool {
     let (said, hear) = mpsc::channel();
     tell(200, move |stage| {
-        let mut guests = (0..4).map(|_| stage.enter(false));
-        let guest = guests.find(|guest| build::is_ordinary(&guest.pages)).expect("most are");
-        drop(guests);
+        let guest = ordinary(stage);
         let (slot, to) = (guest.pages[page::L1].address() + page::STACK as u64 * 8, guest.pages[page::DATA]);
         let list = stage.put(&guest, 0, &MmuUpdate { ptr: slot, val: to.address() | TABLE });
         let known = stage.on_cpu(&guest, |ctx, _| {
@@ -149,6 +195,11 @@ fn what_is_remembered_is_what_a_walk_would_find() {
         plant(None);
         assert!(!found, "{how:?} does not show {fault:?}");
     }
+    assert!(switch_is_read_on());
+    plant(Some(Fault::SeenOverRoot));
+    let read_on = switch_is_read_on();
+    plant(None);
+    assert!(!read_on, "a list that is elsewhere under the new root does not show {:?}", Fault::SeenOverRoot);
     assert!(stack_is_found());
     plant(Some(Fault::StayArmed));
     let found = stack_is_found();

@@ -11,6 +11,7 @@
 pub mod walks;
 
 use crate::addr::{ENTRIES, Frame, GuestVirt, PAGE_SIZE, long};
+use crate::fault::{Fault, planted};
 use crate::frame::FrameTable;
 use crate::machine::{Cpus, Frames};
 use core::ops::Range;
@@ -97,6 +98,12 @@ pub fn walk(m: &impl Frames, table: &FrameTable, root: Frame, at: GuestVirt) -> 
     }
     (path.writable, path.user) = (rights & WRITE != 0, rights & USER != 0);
     Some(path)
+}
+
+/// What tells that a page at this address is still the same: how often this CPU has flushed, and the root table's entry.
+#[inline(always)]
+pub(crate) fn view(m: &(impl Frames + Cpus), root: Frame, at: GuestVirt) -> (u64, u64) {
+    (walks::life(m), if planted(Fault::SeenOverRoot) { 0 } else { walks::entry_above(m, root, at) })
 }
 
 /// A guest's memory, as one root table maps it.

@@ -163,7 +163,7 @@ impl WalkCache {
 
 /// The root table's entry for an address.
 #[inline(always)]
-fn entry_above<M: Frames>(m: &M, root: Frame, at: GuestVirt) -> u64 {
+pub(super) fn entry_above<M: Frames>(m: &M, root: Frame, at: GuestVirt) -> u64 {
     m.word(root.address() | (at.slot(4) as u64 * 8)).load(SeqCst)
 }
 

@@ -8,7 +8,7 @@
 //! [`table`]: super::table
 
 use super::Use;
-use super::state::{OwnerState, TypeState};
+use super::state::{ONE, OwnerState, TypeState};
 use super::table::{FrameTable, WORDS, Words, step};
 use crate::addr::{DomainId, Frame, PAGE_SHIFT, long};
 use crate::fault::{Fault, planted};
@@ -73,7 +73,12 @@ impl<'a> OwnedFrames<'a> {
     /// Like [`OwnedFrames::led_to`], but does not check the owner: [`OwnedFrames::hold`] does.
     #[inline(always)]
     pub(crate) fn led_anywhere(&self, entry: u64) -> Option<OwnedFrame<'a>> {
-        let index = usize::try_from((entry & FRAME) >> PAGE_SHIFT).ok()?;
+        self.anyones(usize::try_from((entry & FRAME) >> PAGE_SHIFT).ok()?)
+    }
+
+    /// Looks up the frame with this index, but does not check the owner: [`OwnedFrames::hold_as`] does.
+    #[inline(always)]
+    pub(crate) fn anyones(&self, index: usize) -> Option<OwnedFrame<'a>> {
         Some(OwnedFrame { index, row: self.rows.get(index)? })
     }
 
@@ -121,12 +126,11 @@ impl<'a> OwnedFrames<'a> {
         TypeState::drop_one(mine.words().kind.load(SeqCst)).is_some()
     }
 
-    /// Drops a use as a table and its reference, unless it is the last use.
+    /// Drops a use and its reference, if [`OwnedFrames::has_other_uses`] is true under the same lock.
     #[inline(always)]
-    pub(crate) fn let_go_table(&self, mine: OwnedFrame<'a>) -> Option<()> {
-        step(mine.words().kind, |bits| TypeState::drop_one(bits).map(|next| (next, ())).ok_or(())).ok()?;
-        self.drop_ref(mine);
-        Some(())
+    pub(crate) fn drop_one_of_several(&self, mine: OwnedFrame<'a>) {
+        mine.words().kind.fetch_sub(ONE, SeqCst);
+        mine.words().owner.fetch_sub(ONE, SeqCst);
     }
 
     #[inline(always)]

@@ -131,7 +131,7 @@ const KIND: u64 = 7 | VALIDATED | 1 << 5;
 const VALIDATED: u64 = 1 << 4;
 const PINNED: u64 = 1 << 3;
 /// In both words: the unit of the count of uses or references.
-const ONE: u64 = 1 << 32;
+pub(super) const ONE: u64 = 1 << 32;
 /// In both words: from this value on, the count is full.
 const LAST: u64 = u64::MAX << 32;
 

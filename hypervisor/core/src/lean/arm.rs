@@ -68,12 +68,19 @@ fn prepare<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
 /// or both roots have changed since. Without a usable stack the entry code does nothing by itself.
 #[inline(always)]
 pub(super) fn point_at_stack<M: Machine>(ctx: &Ctx<'_, M>) {
-    let mode = match (find_frames(ctx), ctx.state.kernel_mode) {
+    let mode = match (find_frames(ctx, ctx.state.kernel_root), ctx.state.kernel_mode) {
         (None, _) => mode::SLOW,
         (Some(()), false) => mode::USER,
         (Some(()), true) if ctx.state.user_root.is_some() => mode::KERNEL,
         (Some(()), true) => mode::ROOTLESS,
     };
+    ctx.m.entry().mode.store(mode, Relaxed);
+}
+
+/// Like [`point_at_stack`], in kernel mode with this root, and with a root of user mode.
+#[inline(always)]
+pub(super) fn point_at_kernel_stack<M: Machine>(ctx: &Ctx<'_, M>, root: Frame) {
+    let mode = if find_frames(ctx, Some(root)).is_some() { mode::KERNEL } else { mode::SLOW };
     ctx.m.entry().mode.store(mode, Relaxed);
 }
 
@@ -90,13 +97,13 @@ pub(super) fn stay_at_stack<M: Machine>(ctx: &Ctx<'_, M>, root: Frame) {
 
 /// Finds the frames on the kernel's stack: that of system calls and page faults, and that of the return, in one page.
 #[inline(always)]
-fn find_frames<M: Machine>(ctx: &Ctx<'_, M>) -> Option<()> {
+fn find_frames<M: Machine>(ctx: &Ctx<'_, M>, root: Option<Frame>) -> Option<()> {
     let (sp, entry) = (ctx.state.kernel_sp, ctx.m.entry());
     let (frame, back) = ((sp & !15).wrapping_sub(PUSHED), sp.wrapping_sub(POPPED));
     if sp & 7 != 0 || (back ^ sp.wrapping_sub(8)) / PAGE_SIZE as u64 != 0 {
         return None;
     }
-    let page = ctx.m.direct(ctx.frame(ctx.state.kernel_root?, GuestVirt(back), Kind::Data, Access::Write)?);
+    let page = ctx.m.direct(ctx.frame(root?, GuestVirt(back), Kind::Data, Access::Write)?);
     entry.frame_sp.store(frame, Relaxed);
     entry.frame.store(page + GuestVirt(frame).offset() as u64, Relaxed);
     entry.back_sp.store(back, Relaxed);

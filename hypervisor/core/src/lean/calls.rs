@@ -46,6 +46,9 @@ pub(super) fn hypercall<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
         return mmu_update(ctx);
     }
     cold_path();
+    if ctx.state.regs.rax == number::MULTICALL {
+        return multicall::switch(ctx).or_else(|| multicall::multicall(ctx));
+    }
     let Registers { rax: number, rdi, rsi, rdx, r10, .. } = ctx.state.regs;
     let args = [rdi, rsi, rdx, r10];
     match number {
@@ -62,7 +65,6 @@ pub(super) fn hypercall<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
             some => rest(ctx, some, size_of::<MmuextOp>()),
         },
         number::IRET => iret(ctx),
-        number::MULTICALL => multicall::multicall(ctx),
         number::VCPU_OP => timer(ctx),
         _ => other(ctx, number, args),
     }
@@ -88,7 +90,8 @@ fn new_call(number: u64, [a, b, c, d]: [u64; 4]) -> Call {
 }
 
 /// Ends the call with result 0.
-fn done<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
+#[inline(always)]
+pub(super) fn done<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     ctx.state.regs.rax = 0;
     count(ctx);
     Some(Resume::Sysret)
@@ -205,17 +208,25 @@ fn flush_here<M: Machine>(ctx: &mut Ctx<'_, M>, [list, count, told, domain]: [u6
 /// The `mmuext_op` by which Linux changes both roots for the next process. The caller then tells the entry code of the
 /// stack, which may be in another frame. Returns how many of the [`ROOTS`] are changed.
 #[inline(always)]
-pub(super) fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>, [list, count, told, domain]: [u64; 4]) -> Option<u64> {
+pub(super) fn new_roots<M: Machine>(ctx: &mut Ctx<'_, M>, args: [u64; 4]) -> Option<u64> {
+    let [list, ..] = args;
+    let operations = ctx.read(list).ok()?;
+    set_roots(ctx, args, operations)
+}
+
+/// Does [`new_roots`] with the words of both operations.
+#[inline(always)]
+pub(super) fn set_roots<M: Machine>(ctx: &mut Ctx<'_, M>, args: [u64; 4], operations: [u64; 6]) -> Option<u64> {
     const KERNEL: u32 = MmuextCommand::NewBaseptr as u32;
     const USER: u32 = MmuextCommand::NewUserBaseptr as u32;
+    let ([_, count, told, domain], [first, kernel, _, second, user, _]) = (args, operations);
     if domain != SELF || told != 0 || count & COUNT != ROOTS || ctx.state.ldt_entries > 0 {
         return None;
     }
-    let [first, second] = ctx.read::<[MmuextOp; 2]>(list).ok()?;
-    if (first.cmd, second.cmd) != (KERNEL, USER) {
+    if (low32(first), low32(second)) != (KERNEL, USER) {
         return None;
     }
-    let (kernel, user) = (Frame::new(first.arg1)?, Frame::new(second.arg1).filter(|_| second.arg1 != 0)?);
+    let (kernel, user) = (Frame::new(kernel)?, Frame::new(user).filter(|_| user != 0)?);
     let (m, old) = (ctx.m, (ctx.state.kernel_root?, ctx.state.user_root?));
     let fast = ctx.fast_path()?;
     fast.switch_root(old.0, kernel, || m.load_root(kernel))?;

@@ -123,9 +123,9 @@ pub(super) fn segment_base<M: Machine>(ctx: &mut Ctx<'_, M>) -> Option<Resume> {
     }
     if code == RDMSR {
         let value = match which {
+            msr::KERNEL_GS_BASE => entry.other_gs.load(Relaxed),
             msr::FS_BASE => ctx.m.fs_base(),
             msr::GS_BASE => ctx.m.gs_base(),
-            msr::KERNEL_GS_BASE => entry.other_gs.load(Relaxed),
             _ => return None,
         };
         let regs = &mut ctx.state.regs;

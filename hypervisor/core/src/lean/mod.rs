@@ -24,12 +24,12 @@ use crate::prelude::*;
 /// How the guest is resumed after an exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Resume {
-    /// On the slow path, which carries out the rest of a call, stored in `VcpuState::call`.
-    Call,
     /// At once, with all registers restored.
     Exact,
     /// At once by SYSRET, which overwrites RCX and R11.
     Sysret,
+    /// On the slow path, which carries out the rest of a call, stored in `VcpuState::call`.
+    Call,
 }
 
 /// Why [`run`] ended.

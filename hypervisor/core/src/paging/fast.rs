@@ -401,10 +401,14 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     /// has no other use, or the new root is not yet an L4 table.
     #[inline(always)]
     pub(crate) fn switch_root(&self, old: Frame, new: Frame, load: impl FnOnce()) -> Option<()> {
-        let old = self.own.find(old).filter(|mine| old != new && self.own.has_other_uses(*mine))?;
-        self.own.hold_as(self.own.find(new)?, Use::L4)?;
+        let was = self.own.anyones(old.index())?; // the vcpu's root, so of its domain
+        if old == new || !self.own.has_other_uses(was) {
+            return None;
+        }
+        self.own.hold_as(self.own.anyones(new.index())?, Use::L4)?;
         load();
-        self.own.let_go_table(old)
+        self.own.drop_one_of_several(was);
+        Some(())
     }
 
     /// Takes one use of a frame as the table `want`, if the frame is such a table already.
@@ -414,7 +418,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
 
     /// Drops one use of a table; `None` if the use is the table's last, or the frame is not the domain's own.
     pub(super) fn drop_table(&self, frame: Frame) -> Option<()> {
-        self.own.let_go_table(self.own.find(frame)?)
+        let mine = self.own.find(frame)?;
+        self.own.has_other_uses(mine).then(|| self.own.drop_one_of_several(mine))
     }
 }
 

@@ -141,6 +141,7 @@ impl Act {
             5..=7 => act.back(rng, ctx),
             8 => act.exit = segment_base(rng, &mut act.regs, &mut act.written, guest),
             9 | 10 => act.table_write(rng, guest),
+            11 if rng.one_in(2) => act.switch(rng, guest),
             11 => act.multicall(rng, guest),
             _ => {
                 let error = 4 | [0, 1, 2, 3, 16, 17][rng.below(6)];
@@ -168,7 +169,7 @@ impl Act {
                 self.call(Hypercall::SetSegmentBase, [rng.below(4) as u64 | rng.word() << 32, base, 0, 0]);
             }
             _ if rng.one_in(3) => self.one_operation(rng, guest),
-            _ => self.roots(rng, guest),
+            _ => self.roots(rng, guest, at(page::ARGS)),
         }
     }
 
@@ -180,13 +181,34 @@ impl Act {
         for _ in 0..count {
             let which = rng.below(5);
             self.some_call(rng, guest, which);
-            let Registers { rax, rdi, rsi, rdx, r10, .. } = self.regs;
-            let number = if rng.one_in(12) { Hypercall::XenVersion.number() } else { rax };
-            list.extend([number, u64::MAX, rdi, rsi, rdx, r10, 0, 0]);
+            let [number, rest @ ..] = self.entry();
+            list.push(if rng.one_in(12) { Hypercall::XenVersion.number() } else { number });
+            list.extend(rest);
         }
         let to = if rng.one_in(20) { page::L1 } else { page::MORE_ARGS };
         self.write(guest, at(page::MORE_ARGS), &list);
         self.call(Hypercall::Multicall, [at(to), count as u64, 0, 0]);
+    }
+
+    /// The call in the registers, as an entry of a list.
+    fn entry(&self) -> [u64; 8] {
+        let Registers { rax, rdi, rsi, rdx, r10, .. } = self.regs;
+        [rax, u64::MAX, rdi, rsi, rdx, r10, 0, 0]
+    }
+
+    /// The list by which our patches of Linux switch to another process, often in one page with the roots.
+    fn switch(&mut self, rng: &mut Rng, guest: &Actor) {
+        let to = at(page::MORE_ARGS) + [0, 0, 0, 8, 4096 - 128, 4096 - 64][rng.below(6)];
+        let operations = [at(page::MORE_ARGS) + 512, at(page::MORE_ARGS) + 512, at(page::ARGS)][rng.below(3)];
+        self.roots(rng, guest, operations);
+        let mut list = self.entry().to_vec();
+        self.some_call(rng, guest, 2);
+        list.extend(self.entry());
+        if rng.one_in(8) {
+            list[rng.below(16)] = rng.word() >> 40;
+        }
+        self.write(guest, to, &list);
+        self.call(Hypercall::Multicall, [to, 2, 0, 0]);
     }
 
     /// An operation of `mmuext_op` alone.
@@ -275,16 +297,16 @@ impl Act {
         self.call(Hypercall::MmuUpdate, [at(page::ARGS), count as u64, 0, domid::SELF.into()]);
     }
 
-    fn roots(&mut self, rng: &mut Rng, guest: &Actor) {
+    /// Both roots become others, by operations at this address.
+    fn roots(&mut self, rng: &mut Rng, guest: &Actor, operations: u64) {
         let root = |rng: &mut Rng| {
             let pages = [page::KERNEL_ROOT, page::USER_ROOT, page::KERNEL_ROOT, page::USER_ROOT, page::L3];
             guest.pages[rng.pick(&pages).unwrap_or(0)].number()
         };
         let commands = [MmuextCommand::NewBaseptr as u64, MmuextCommand::NewUserBaseptr as u64];
         let second = if rng.one_in(60) { 0 } else { root(rng) };
-        let list = [commands[0], root(rng), 0, commands[usize::from(!rng.one_in(6))], second, 0];
-        self.write(guest, at(page::ARGS), &list);
-        self.call(Hypercall::MmuextOp, [at(page::ARGS), 2 - u64::from(rng.one_in(8)), 0, domid::SELF.into()]);
+        self.write(guest, operations, &[commands[0], root(rng), 0, commands[usize::from(!rng.one_in(6))], second, 0]);
+        self.call(Hypercall::MmuextOp, [operations, 2 - u64::from(rng.one_in(8)), 0, domid::SELF.into()]);
     }
 
     /// The way back, to the kernel or to user code, most often from where Linux has its frame.
