@@ -202,8 +202,8 @@ impl<H: Host, S: Screen> Service<H> for Life<H, S> {
     const REFERENCE: u32 = REF_CONSOLE;
     const CLASS: Class = Class::Data;
     const TURN_BYTES: usize = console_backend::TURN_BYTES;
-    /// The most bytes of output taken in one turn. Keystrokes do not count: a turn passes on no more keystrokes than the
-    /// console holds, which are at most [`console_backend::TYPED_MAX`].
+    /// The most bytes of output taken in one turn. Keystrokes do not count: the console holds at most
+    /// [`console_backend::TYPED_MAX`], and a turn passes on no more than these.
     const BUDGET: usize = console_backend::BUDGET;
 
     fn attach(kept: &Rc<Kept<S>>, ends: Ends<H>) -> Result<Self, &'static str> {

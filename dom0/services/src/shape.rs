@@ -1,5 +1,6 @@
-//! What the store and the consoles have in common: each guest is served through a page and a port of its own. A [`Service`]
-//! serves one guest with one of the two. It is attached to the page and the port, serves in bounded turns, and is detached.
+//! What the store and the consoles have in common: each serves a guest through a page and a port of the guest's own. A
+//! [`Service`] is the store, or a console, as it serves one guest. It is attached to the page and the port, serves in bounded
+//! turns, and is detached.
 
 use alloc::format;
 use alloc::rc::Rc;
@@ -54,7 +55,7 @@ impl<H: Host> Ends<H> {
     }
 }
 
-/// A service of one guest, while the guest has a domain.
+/// A service that dom0 gives to one guest while the guest has a domain.
 pub trait Service<H: Host>: Sized + 'static {
     /// State that is kept from one attachment to the next.
     type Kept;

@@ -66,7 +66,7 @@ struct Ring<H: Host> {
     shared: Weak<Shared<H>>,
     link: RefCell<Link>,
     ends: Ends<H>,
-    /// Whether, when this service's latest turn ended, the store took no more requests from the guest. The store takes none
+    /// Whether the store refused further requests of the guest when this service's latest turn ended. The store refuses them
     /// while too many changes by the guest are still to be told to watchers, or too many replies to the guest are unfetched.
     stalled: Cell<bool>,
     /// Limits the warnings that the guest causes.
@@ -218,8 +218,8 @@ impl<H: Host> Shared<H> {
         }
         if step.notify {
             ring.ends.channel.notify();
-            // Other guests get turns only if this step has made progress. Without this condition, two guests that do not fetch
-            // their output would give each other turns for ever.
+            // `notify` says that this step has moved bytes. Only then do other guests get turns: otherwise two guests that do
+            // not fetch their output would give each other turns for ever.
             self.deliver(Some(domain));
         }
         let id = ConnectionId::Domain(DomainId(domain));

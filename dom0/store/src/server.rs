@@ -389,8 +389,8 @@ impl Store {
     }
 
     /// Runs `work` on the tree as the transaction with this number sees the tree. Number 0 means a new transaction, which is
-    /// committed if `work` succeeds. Returns what `work` returned, and the changes that were committed here, of which watchers
-    /// are to be told.
+    /// committed if `work` succeeds. Returns what `work` returned, and the changes that watchers are to be told of. There are
+    /// none if `transaction` is not 0, because nothing is committed then.
     pub(crate) fn in_view<R>(
         &mut self,
         id: ConnectionId,
@@ -487,8 +487,8 @@ impl Store {
         Ok((terminated(&format!("{number}")), Effect::None))
     }
 
-    /// Ends a transaction: commits its changes if `commit` is true. The transaction's number can be used again afterwards, even
-    /// if this fails. Returns the changes that were committed.
+    /// Ends a transaction: commits its changes if `commit` is true. The transaction is gone afterwards, even if the
+    /// commit fails, so its number can be used again. Returns the changes that were committed.
     fn end_transaction(&mut self, id: ConnectionId, number: u32, commit: bool) -> Result<Vec<Fired>, StoreError> {
         let connection = self.connections.get_mut(&id).ok_or(StoreError::NotFound)?;
         let changes = connection.transactions.remove(&number).ok_or(StoreError::Invalid)?;

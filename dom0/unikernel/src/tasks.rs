@@ -3,10 +3,9 @@
 //!
 //! There are two ready queues. The control queue is for tasks that a guest or a person waits for, the data queue for tasks that
 //! move bytes. The control queue goes first, but of nine turns at least one is for the data queue, unless the data queue is
-//! empty. A task that yields, or is woken during its own turn, goes to the end of the data queue, whatever
-//! the class of the task. Events are checked before every
-//! turn, so a task that an event wakes is in its queue before the next turn begins. After a millisecond of turns, other domains
-//! get the CPU.
+//! empty. A task that yields, or is woken during its own turn, goes to the end of the data queue, whatever the class of the
+//! task. Events are checked before every turn, so a task that an event wakes is in its queue before the next turn begins. When
+//! tasks have run for a millisecond since dom0 last slept or yielded, dom0 yields the CPU to other domains.
 //!
 //! No wake-up is lost. The ready queues and the pending bits are checked with upcalls masked. The hypervisor looks for pending
 //! events once more when the vcpu goes to sleep, in `Wait` or in `block` (ABI core 5.4); `block` also unmasks upcalls.
@@ -25,8 +24,8 @@ use ready::Ready;
 pub use async_task::Task;
 pub use ready::{CONTROL_IN_A_ROW, Class};
 
-/// Nanoseconds of turns after which dom0 yields the CPU to other domains. So a guest that dom0 has answered gets the CPU
-/// soon, even if the machine has only one CPU.
+/// Nanoseconds for which tasks run, since dom0 last slept or yielded, before dom0 yields the CPU to other domains. So a guest
+/// that dom0 has answered gets the CPU soon, even if the machine has only one CPU.
 const YIELD_AFTER_NS: u64 = 1_000_000;
 
 static READY: MaskMutex<Ready<Runnable>> = MaskMutex::new(Ready::new());
@@ -83,8 +82,9 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
     }
 }
 
-/// Sleeps until an event is pending. [`block_on`] looks for events itself, so an upcall at the end of the sleep is wasted:
-/// `Wait` ends without one. `block`, which ends with one, is used only where there is no `Wait`.
+/// Sleeps until an event is pending. [`block_on`] looks for events itself, so an upcall at the end of the sleep would be
+/// wasted. So the vcpu sleeps by `Wait`, which ends without an upcall, and by `block`, which ends with one, only on a
+/// hypervisor without `Wait`.
 fn sleep() {
     static HAS_WAIT: AtomicBool = AtomicBool::new(true);
     if HAS_WAIT.load(Ordering::Relaxed) && hypercall::wait().is_err() {

@@ -241,7 +241,7 @@ impl<P: Platform> Manager<P> {
     /// known. Fails if the guest has ended by then (`lives` returns false).
     ///
     /// # Errors
-    /// Why the guest cannot have the disk; nothing is left of the disk then.
+    /// Why the guest cannot have the disk. The attachment has been undone then.
     pub(super) async fn attach(
         &self,
         guest: &Guest,
@@ -267,7 +267,7 @@ impl<P: Platform> Manager<P> {
     /// Without a number, the device gets the lowest one that is free.
     ///
     /// # Errors
-    /// Why the guest cannot have the device; nothing is left of the device then.
+    /// Why the guest cannot have the device. The attachment has been undone then.
     pub(super) async fn attach_vif(
         &self,
         guest: &Guest,

@@ -4,7 +4,7 @@
 //! a face (prompt, --exec) -> Command -> Manager::answer (verbs.rs) -> Reply, Refusal -> text or JSON
 //! called by dom0's tasks:  keep_making   makes one guest after the other
 //!                          bury          destroys or keeps each guest that has ended, and tells how it ended
-//!                          watch_parting when a guest's end has to wait for devices, wakes `bury` once these are gone
+//!                          watch_parting looks at ended guests that still have devices; wakes bury once these are gone
 //! ```
 //!
 //! Touches: domains, the tree of the store, consoles, disks, networks and the clock, through [`Platform`].
@@ -44,8 +44,8 @@ pub use reply::{
     DiskRow, GuestDisk, GuestVif, MachineInfo, NetworkDevice, NetworkRow, Refusal, Reply, Row, Size, Wait,
 };
 
-/// How many full reports of ends are kept for all guests together: those of the newest ends. Of older ends, the report and the
-/// list of requests that the hypervisor refused are dropped.
+/// How many reports on how a guest ended are kept, for all guests together. When there are more, the oldest is dropped, with
+/// its list of requests that the hypervisor refused; how and when the guest ended is still known then.
 const REPORTS_KEPT: usize = 16;
 /// The least time in nanoseconds between making a guest and making it again.
 const REMAKE_NS: u64 = 1_000_000_000;
@@ -112,7 +112,7 @@ pub enum Mark {
     CreateEnds,
     /// The command `destroy` is about to destroy a guest.
     DestroyBegins,
-    /// The guest has been destroyed, or its end waits for its devices.
+    /// The guest has been destroyed, or its destruction waits until its devices are removed.
     DestroyEnds,
 }
 
@@ -123,7 +123,7 @@ pub trait Console {
     /// Called when the guest was not made. Frees what [`reserve`](Console::reserve) set aside, unless the console has ever been
     /// connected: the memory may then hold what the guest printed.
     fn give_back(&self);
-    /// Begins to serve the guest as `domain`; `port` is the guest's end of the event channel.
+    /// Begins to serve the guest, whose domain now is `domain`; `port` is the guest's end of the event channel.
     ///
     /// # Errors
     /// Why the console cannot be served, in words.
@@ -146,7 +146,7 @@ pub trait Console {
 /// The disks of guests.
 pub trait Disks {
     /// Attaches a disk to a guest of this domain and name. If this fails, or if the future is dropped before it is done,
-    /// nothing is left of the disk.
+    /// all that the attachment has made is removed again.
     ///
     /// # Errors
     /// Why the guest cannot have the disk, in words.
@@ -174,8 +174,8 @@ pub trait Disks {
 
 /// The networks, and the network devices of guests.
 pub trait Networks {
-    /// Attaches a network device with the number `device` to a guest of this domain and name. If this fails, nothing is left of
-    /// the device.
+    /// Attaches a network device with the number `device` to a guest of this domain and name. If this fails, all
+    /// that the attachment has made is removed again.
     ///
     /// # Errors
     /// Why the guest cannot have the device, in words.
@@ -316,8 +316,8 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// When the end of a guest waits for its devices, counts a change, which wakes `bury`, once they
-    /// are gone. Never returns.
+    /// Looks every second at the guests that cannot be destroyed yet because their devices are not removed. Once the devices of
+    /// one are removed, counts a change, so that the task that calls `bury` calls it again. Never returns.
     pub async fn watch_parting(&self) {
         loop {
             let seen = self.changes.count();

@@ -45,8 +45,8 @@ impl World {
                 }
             }
             Binding::Virq(virq) => {
-                // A port for a machine-wide virtual interrupt is recorded in vcpu 0; a port for another is recorded in the vcpu
-                // that it notifies. Only a record that names this port is cleared.
+                // The port of a machine-wide virtual interrupt is recorded in vcpu 0. The port of any other virtual interrupt
+                // is recorded in the vcpu that the port notifies. Only a record that names this port is cleared.
                 let vcpus = [state.vcpu, VcpuId(0)].map(|number| self.vcpu(domain, number));
                 for slot in vcpus.into_iter().flatten().filter_map(|vcpu| nth(&vcpu.virqs, virq)) {
                     let _ = slot.compare_exchange(low16(u64::from(port.0)), 0, AcqRel, Acquire);

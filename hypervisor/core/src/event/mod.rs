@@ -2,14 +2,12 @@
 //!
 //! Touches: the word of each port, in which the hypervisor keeps what the port is joined to and which vcpu the port notifies
 //! ([`port`]); in pages shared with guests, the pending and mask bits of ports, and each vcpu's selector, upcall byte and
-//! upcall mask.
-//! Never touches: a guest's virtual address, except for the arguments of calls in [`ops`] and [`message`]. Pages shared with
-//! guests are reached by frame.
-//! Keeps: P5, each end of a channel names the other end or nobody. And a limit on the work of one event: [`World::send`] reads
-//! the words of two ports, sets at most three bits, and allocates nothing. All vcpus that `send` wakes are of the domain whose
-//! port it raises (the port's vcpu, and those that poll), so they are at most 32. Each wake takes the leaf lock of a CPU's
-//! queue. A boost that is handed over takes those of all CPUs with a queue, one after the other, to find the vcpu. `send` takes
-//! no other lock.
+//! upcall mask. Never touches: a guest's virtual address, except for the arguments of calls in [`ops`] and [`message`]. Pages
+//! shared with guests are reached by frame. Keeps: P5, each end of a channel names the other end or nobody. And a limit on the
+//! work of one event: [`World::send`] reads the words of two ports, sets at most three bits, and allocates nothing. All vcpus
+//! that `send` wakes are of the domain whose port it raises (the port's vcpu, and those that poll), so they are at most 32.
+//! Each wake takes the leaf lock of a CPU's queue. If `send` also boosts the port's vcpu (`Scheduler::hand_over`), it takes the
+//! queue lock of each CPU that has queued vcpus, one after the other, until it finds the vcpu. `send` takes no other lock.
 
 mod bind;
 pub mod message;
@@ -65,10 +63,10 @@ impl World {
         }
     }
 
-    /// Makes a port of `domain` pending. If the port was not pending before, notifies the port's vcpu (unless the port is
-    /// masked) and wakes the vcpus that poll this port alone, and those that poll several ports, even if this port is not among
-    /// them. Returns whether the port has become pending: `false` if the port was pending before, if there is no port with
-    /// this number, or if the domain lacks the port's vcpu. Whether the port is bound makes no difference.
+    /// Makes a port of `domain` pending. If the port was not pending before, notifies the port's vcpu, unless the port is
+    /// masked; and, masked or not, wakes vcpus that poll (see `wake_pollers`). Returns whether the port has become pending:
+    /// `false` if the port was pending before, if there is no port with this number, or if the domain lacks the port's vcpu.
+    /// Whether the port is bound makes no difference.
     pub fn raise<M: Machine>(&self, m: &M, domain: &Domain, port: Port) -> bool {
         let vcpu = self.vcpu(domain, self.port(m, domain, port).vcpu);
         let (Some(bits), Some(vcpu)) = (Bits::of(m, domain, port), vcpu) else { return false };
@@ -86,7 +84,7 @@ impl World {
         true
     }
 
-    /// Wakes the vcpus of `domain` that poll one port, if it is `port`, and all that poll several ports.
+    /// Wakes each vcpu of `domain` that polls `port` and nothing else, and each that polls several ports, whichever these are.
     fn wake_pollers<M: Machine>(&self, m: &M, domain: &Domain, port: Port) {
         let bits = domain.pollers.load(SeqCst);
         for number in (0..u32::BITS).filter(|number| bits >> number & 1 != 0) {

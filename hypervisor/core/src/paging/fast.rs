@@ -4,8 +4,9 @@
 //! 2. When a table is promoted, they take the references and uses that its entries need. When the promotion is undone, they
 //!    drop what the entries hold.
 //! 3. They replace one root of a vcpu by another.
-//! 4. They find the nearest present entry of a table. Upwards they test 16 entries at a time. Downwards they skip groups of 16
-//!    whose bit in the table's link word is clear (see `frame::table`): no entry of such a group is present.
+//! 4. They find the present entry of a table that is nearest to a given index. Towards higher indices they test 16 entries at a
+//!    time. Towards lower indices they skip groups of 16 whose bit in the table's link word is clear (see `frame::table`): no
+//!    entry of such a group is present.
 //!
 //! A case is simple only if these things hold; some functions ask for more:
 //! - The frames concerned are the domain's own memory.
@@ -17,10 +18,9 @@
 //! Each fast path does what a path in `update` or `promote` does. If a case is not simple, or if a CPU has set the accessed or
 //! dirty bit of an entry since the entry was read, the fast path returns `None` (or stops at that case, if it handles several),
 //! and the caller takes the slow path. By then the fast path holds no reference or use for that case. It may have stored the
-//! bits that the hypervisor forces in every leaf, or set the bit of a group in the table's link word; the slow
-//! path would do both too. It may also have taken a frame's use as writable and dropped this use again, which changes what the
-//! frame was last used as, its stamp, and the count of times that its uses fell to 0. `tests/sim` makes every call both ways
-//! and compares.
+//! bits that the hypervisor forces in every leaf, or set the bit of a group in the table's link word; the slow path would do
+//! both too. It may also have taken a use of a frame as writable and dropped it again. This changes three records of the frame:
+//! its last use, its stamp, and how many times its uses fell to 0. `tests/sim` makes every call both ways and compares.
 
 use super::entry::{self, ACCESSED, DIRTY, PRESENT, Target, WRITABLE};
 use super::{Session, Space, State};
@@ -207,8 +207,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     }
 
     /// Carries out requests for `frame`, up to the first that is for another frame or not simple: stores the requests' values
-    /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory, or
-    /// cannot simply be used as writable, because it is a table of another level or a descriptor page, or was last used as one
+    /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory, or if
+    /// a new use of it as writable is not simple: it is a table of another level or a descriptor page, or was last used as one
     /// of these or as an L1 table. During the stores, this function holds a use of the page as writable, so the page cannot
     /// become a table.
     fn updates_of_page(&self, frame: Frame, requests: &[MmuUpdate]) -> Option<usize> {
@@ -277,8 +277,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         self.lead_elsewhere(place, new, swap)
     }
 
-    /// Replaces an entry by `new`. Both entries point to the same frame, and exactly one of them allows writes. The reference
-    /// stays; only the use as writable is taken or dropped.
+    /// Replaces an entry by `new`, which points to the same frame as the entry did, and differs in the right to write. The
+    /// reference stays; only the use as writable is taken or dropped.
     #[inline(always)]
     fn change_right(&self, new: u64, swap: impl Fn() -> Option<()>) -> Option<()> {
         let mine = self.own.led_to(new)?;

@@ -1,12 +1,11 @@
 //! Which vcpu runs next, on which CPU, and when a timer is due.
 //!
-//! Touches: the places of vcpus, the queues and timers of CPUs.
-//! Never touches by itself: registers or memory of a guest, except in [`switch`], which loads vcpus into CPUs and takes vcpus
-//! out of CPUs, and in [`ops`], the calls. [`deadlines`] and [`life`] touch guests only through others: the module `event`,
-//! which raises events, and a `Runner`, which runs guests.
-//! Keeps: no event is lost on a vcpu that sleeps. The CPU that wakes a vcpu moves the vcpu from `Blocked` to `Queued` in one
-//! atomic step. `block` first moves the vcpu to `Blocked`, and then looks for events once more. A vcpu is in at most one queue,
-//! and at most once.
+//! Touches: the places of vcpus, the queues and timers of CPUs. Never touches: registers or memory of a guest, except in
+//! [`switch`], which loads vcpus into CPUs and takes vcpus out of CPUs, and in [`ops`], which carries out hypercalls and so
+//! reads their arguments. [`deadlines`] has the module `event` raise events, and [`life`] has a `Runner` run guests. Keeps: no
+//! event is lost on a vcpu that sleeps. The CPU that wakes a vcpu moves the vcpu from `Blocked` to `Queued` in one atomic step.
+//! `block` first moves the vcpu to `Blocked`, and then looks for events once more. A vcpu is in at most one queue, and at most
+//! once.
 
 pub(crate) mod budget;
 pub mod cpu;
@@ -32,10 +31,11 @@ pub use cpu::SLICE;
 const STEP: u64 = 100_000;
 
 with_new! {
-    /// The CPUs. Each has its own queue. Boosted vcpus come before all others, in the order in which they were queued
-    /// (*boosted*, *urgent*, *serves*: see [`cpu`]). Of the others, two kinds enter at the front: an urgent vcpu that is woken,
-    /// and a vcpu that left its CPU before its slice was over. The rest enter at the end. A CPU that finds no vcpu to run in
-    /// its own queue takes one from the queue of another CPU.
+    /// The CPUs. Each has its own queue. For *boosted*, *urgent* and *serves* see [`cpu`]. Boosted vcpus come first, in the
+    /// order in which they were queued. Of those that are not boosted, two kinds enter at the front: an urgent vcpu that is
+    /// woken, and a vcpu that left its CPU before its slice was over (unless it serves, was boosted, and is not urgent). All
+    /// remaining ones enter at the end. A CPU that finds no vcpu to run in its own queue takes one from the queue of another
+    /// CPU.
     pub struct Scheduler {
         cpus: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS],
         /// The CPUs that run vcpus.
@@ -52,8 +52,8 @@ enum Queued {
     Woken,
     /// Its slice is over; or it was `Off`, and is allowed to run now.
     Started,
-    /// It has left its CPU before its slice was over: to a boosted vcpu, or because its own boost has ended. `boosted`: it was
-    /// boosted itself.
+    /// It gave up its CPU before its slice was over, because a boosted vcpu was queued there or because its own boost ended.
+    /// `boosted`: whether it was boosted while it ran.
     Preempted { boosted: bool },
 }
 
@@ -96,11 +96,11 @@ impl Scheduler {
         }
     }
 
-    /// The place at which a vcpu enters the queue of a CPU.
+    /// Where in a CPU's queue a vcpu enters it.
     fn turn<M: Machine>(&self, m: &M, vcpu: &Vcpu, cpu: &Cpu, from: Queued) -> Turn {
         let (serves, now) = (vcpu.serves.load(Relaxed), m.now());
         // A vcpu that serves others is a candidate for a boost only if a boosted vcpu wakes it. One that does not serve is a
-        // candidate if it is woken with enough budget, or if it was boosted, left its CPU early, and has budget left.
+        // candidate if it is woken with enough budget, or if it was boosted, gave up its CPU early, and has budget left.
         let boosted = match from {
             Queued::Woken if serves => self.here(m).is_boosted(),
             Queued::Woken => vcpu.may_be_boosted(now),
@@ -120,7 +120,7 @@ impl Scheduler {
         }
     }
 
-    /// Called when this CPU raises an event for `vcpu`, most often since the vcpu that runs here sends it. If the vcpu that
+    /// Called when this CPU raises an event for `vcpu`. Usually the vcpu that runs here has sent the event. If the vcpu that
     /// runs here is boosted, and `vcpu` is queued and serves others, boosts `vcpu`.
     pub(crate) fn hand_over<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         if vcpu.serves.load(Relaxed) && self.here(m).is_boosted() && vcpu.place() == Place::Queued {

@@ -28,9 +28,9 @@ impl World {
         }
     }
 
-    /// Moves a vcpu that may not run from the place `from` to `Off`. Then checks again, and queues the vcpu if it may run by
-    /// now. Perhaps another CPU unpaused it, or brought it up, just before it was `Off`: that CPU's `Scheduler::start` did
-    /// nothing, because `start` queues only a vcpu that is `Off`.
+    /// Moves a vcpu from the place `from` to `Off`, because it may not run. Then checks again, and queues the vcpu if it may
+    /// run by now. Perhaps another CPU unpaused it, or brought it up, just before it was `Off`: that CPU's `Scheduler::start`
+    /// did nothing, because `start` queues only a vcpu that is `Off`.
     pub(crate) fn put_off<M: Machine>(&self, m: &M, vcpu: &Vcpu, from: Place) {
         if vcpu.moves(from, Place::Off) && self.may_run(vcpu) && !planted(Fault::LeaveOff) {
             self.sched.start(m, vcpu);
@@ -54,7 +54,7 @@ impl World {
     }
 
     /// Ends a vcpu's turn on this CPU: queues the vcpu again, or moves the vcpu to `Off` if it may not run any more. A vcpu
-    /// that has gone to sleep is left alone: by now, another CPU may have woken the vcpu, or may even run it.
+    /// that has gone to sleep is left alone: by now, another CPU has perhaps woken the vcpu, or even runs it.
     pub fn put_back<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         let here = self.sched.here(m);
         let boosted = here.is_boosted();
