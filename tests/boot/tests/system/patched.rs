@@ -1,14 +1,16 @@
-//! What the patches for guest kernels must not change: sums under load.
+//! What the patches for guest kernels must not change: sums under load, and what programs are shown.
 
-use crate::stories::{BOOT, SHELL, SOON, dom0, linux, md5_of};
+use crate::stories::{BOOT, SHELL, SOON, dom0, image, linux, md5_of};
 use anyhow::Result;
 use boot::{Machine, Setup};
+use std::fs;
 use std::time::Duration;
 use xtask::bundle::Guest;
 use xtask::kernels;
 
 /// The patched kernel, on four vcpus and with these parts alone, sorts, packs and unpacks what it counts, and comes to the
-/// right sums each time; its log says which parts are on, and nothing in it is a warning.
+/// right sums each time; its log says which parts are on, and nothing in it is a warning. System calls end by SYSRET if
+/// that part is on.
 pub(crate) fn carries_load(title: &str, parts: &[String]) -> Result<()> {
     const ROUNDS: usize = 15;
     const LINES: usize = 5_000;
@@ -16,7 +18,9 @@ pub(crate) fn carries_load(title: &str, parts: &[String]) -> Result<()> {
     let kernel = kernels::named(&boot::shell()?, "patched")?.vmlinux;
     let words = if parts.is_empty() { "none".to_owned() } else { parts.join(",") };
     let extra = format!("console=hvc0 tenon={words}");
-    let mut setup = Setup::new(dom0("")?.guest(&Guest { kernel, vcpus: 4, extra, ..linux("linux", 256)? }));
+    let program = [("bin/selectors".to_owned(), fs::read(image("selectors")?)?)].into();
+    let ramdisk = Some(kernels::ramdisk_with(&boot::shell()?, kernels::DEFAULT, &program)?);
+    let mut setup = Setup::new(dom0("")?.guest(&Guest { kernel, vcpus: 4, extra, ramdisk, ..linux("linux", 256)? }));
     setup.memory = 1024;
     setup.limit = LOADED;
     let mut machine = Machine::boot(title, &setup)?;
@@ -25,6 +29,13 @@ pub(crate) fn carries_load(title: &str, parts: &[String]) -> Result<()> {
     let mut on = parts.to_vec();
     on.sort();
     machine.expect(&md5_of(on.iter().map(|part| format!("{part}\n")).collect::<String>().as_bytes())?, SOON)?;
+    machine.expect(SHELL, SOON)?;
+    // SYSRET loads the hypervisor's selectors, IRET those of Linux, which are the ones that Linux shows in either case.
+    let live = if parts.iter().any(|part| part == "sysret") { "0xe033 0xe02b" } else { "0x33 0x2b" };
+    machine.type_line("selectors")?;
+    machine.expect(&format!("selectors: {live} after a system call"), SOON)?;
+    machine.expect("selectors: 0x33 0x2b in 61 signals", SOON)?;
+    machine.expect("selectors: 0x33 0x2b in 5 stops", SOON)?;
     machine.expect(SHELL, SOON)?;
     machine.type_line(&format!("once() {{ seq {LINES} | sort -r | gzip | gunzip | sort -n | md5sum; }}"))?;
     machine.expect(SHELL, SOON)?;

@@ -52,7 +52,7 @@ mod number {
 ///
 /// # Safety
 /// That of the call: what it does to this process' memory must be sound.
-unsafe fn call(number: usize, [a, b, c, d, e]: [usize; 5]) -> isize {
+pub(crate) unsafe fn call(number: usize, [a, b, c, d, e]: [usize; 5]) -> isize {
     let result;
     // SAFETY: the kernel's convention; six arguments at most, the last is always 0 here.
     unsafe {
@@ -75,7 +75,7 @@ unsafe fn call(number: usize, [a, b, c, d, e]: [usize; 5]) -> isize {
 
 /// The result of a call that has no reason to fail.
 #[track_caller]
-fn checked(result: isize) -> usize {
+pub(crate) fn checked(result: isize) -> usize {
     match usize::try_from(result) {
         Ok(value) => value,
         Err(_) => panic!("errno {}", -result),
@@ -648,7 +648,7 @@ extern "C" fn on_signal(_signal: i32) {}
 /// # Safety
 /// For the kernel alone.
 #[unsafe(naked)]
-unsafe extern "C" fn restore() {
+pub(crate) unsafe extern "C" fn restore() {
     naked_asm!("mov eax, {}", "syscall", "ud2", const number::RT_SIGRETURN)
 }
 
