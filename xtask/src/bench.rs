@@ -137,7 +137,7 @@ fn measure(sh: &Shell, options: &Options) -> Result<report::Report> {
             ensure!(only.iter().all(|column| columns.contains(column)), "--guest has the columns bare and tenon");
             debian::measure(sh, &columns::Lab::new(sh, &Options { only, ..options.clone() })?)
         }
-        Which::Boot => boot::measure(&lab()?),
+        Which::Boot => boot::measure(sh, &lab()?),
         Which::Create => create::measure(&lab()?),
         Which::Guest => guest::measure(&lab()?),
         Which::Io => io::measure(&lab()?),

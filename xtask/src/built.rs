@@ -39,6 +39,12 @@ pub enum Variant<'a> {
     Unpatched,
 }
 
+/// The name of the same kernel without the patches, if the kernel called `name` has them.
+#[must_use]
+pub fn unpatched(name: &str) -> Option<String> {
+    name.starts_with(PATCHED).then(|| format!("un{name}"))
+}
+
 /// The kernel of [`DEFAULT`] that one of [`NAMES`] names, built first if need be.
 ///
 /// # Errors
@@ -102,4 +108,16 @@ pub fn build(sh: &Shell, version: &str, variant: Variant<'_>) -> Result<Kernel> 
 
 fn last_line(text: &str) -> &str {
     text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("nothing was said")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_patched_kernel_has_an_unpatched_one() {
+        let pairs: Vec<_> = NAMES.into_iter().filter_map(unpatched).collect();
+        assert!(!pairs.is_empty() && pairs.iter().all(|name| NAMES.contains(&&**name)), "{pairs:?}");
+        assert_eq!([unpatched(UNPATCHED), unpatched("6.12")], [None, None]);
+    }
 }

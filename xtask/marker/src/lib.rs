@@ -25,6 +25,8 @@ pub enum Kind {
 pub const INIT: u16 = 1;
 /// Point: dom0 has listed its guests.
 pub const LISTED: u16 = 2;
+/// Point: the first instruction of a guest's kernel, or of the kernel alone on a machine. The plugin finds it itself.
+pub const KERNEL: u16 = 3;
 /// Window: dom0 makes a guest.
 pub const CREATE: u16 = 16;
 /// Window: dom0 ends a guest.

@@ -48,7 +48,7 @@ struct State {
     entries: [u64; OWNERS * OWNERS],
     /// Stays in ring 0 by length, if that is wanted.
     stays: Option<Stays>,
-    /// Whether a text is waited for, and no kernel has executed anything so far.
+    /// Whether no kernel has executed anything so far.
     kernel_is_awaited: bool,
     /// The text whose end on the first serial line closes a window, if that is wanted.
     text: Option<Text>,
@@ -108,6 +108,7 @@ impl Plugin {
         }
         drop(state);
         if first {
+            self.reach(Kind::Point, marker::KERNEL);
             self.reach(Kind::Begin, marker::PRINTED);
         }
         // SAFETY: as above.
@@ -288,7 +289,7 @@ pub(crate) fn install(id: Id, arguments: &[String]) -> Result<(), String> {
         addresses: Vec::new(),
         entries: [0; OWNERS * OWNERS],
         stays,
-        kernel_is_awaited: text.is_some(),
+        kernel_is_awaited: true,
         text,
         open: HashMap::new(),
         out,

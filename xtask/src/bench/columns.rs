@@ -9,7 +9,7 @@ pub(super) use systems::System;
 
 use super::Options;
 use super::host::Server;
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use microbench::{BEHIND_GATEWAY, DONE, MAX_DRIVERS, REACHED, SCRIPTS, SETUP, VIRTIO_NET_DRIVERS, mode};
 use object::{Object, ObjectSegment, SegmentFlags};
 use std::ffi::{CStr, OsString};
@@ -17,6 +17,7 @@ use std::fs;
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tempfile::NamedTempFile;
 use toolstack::config::GuestConfig;
@@ -25,7 +26,7 @@ use xshell::{Shell, cmd};
 use xtask::bundle::{Bundle, Guest};
 use xtask::qemu::Qemu;
 use xtask::xen::Xen;
-use xtask::{build, initramfs, kernels, xen};
+use xtask::{build, built, initramfs, kernels, xen};
 
 /// Memory of the machine in MiB.
 const MACHINE: u32 = 1024;
@@ -65,6 +66,7 @@ pub(super) enum Column {
 }
 
 /// Everything that runs need.
+#[derive(Clone)]
 pub(super) struct Lab {
     qemu: Qemu,
     plugin: PathBuf,
@@ -74,10 +76,10 @@ pub(super) struct Lab {
     kernel_name: String,
     xen: Option<Xen>,
     /// An initramfs whose init is the benchmark program.
-    ramdisk: NamedTempFile,
+    ramdisk: Arc<NamedTempFile>,
     only: Vec<Column>,
     /// More words for the kernel's command line, each with a blank behind it.
-    pub(super) words: String,
+    words: String,
     pub(super) profile: bool,
     pub(super) stays: bool,
     /// Whether the clock counts instructions; else it is the host's, and nothing is counted.
@@ -193,7 +195,7 @@ impl Lab {
             kernel,
             kernel_name: options.kernel.clone(),
             xen,
-            ramdisk,
+            ramdisk: Arc::new(ramdisk),
             only: options.only.clone(),
             words: String::new(),
             profile: options.profile,
@@ -212,7 +214,32 @@ impl Lab {
 
     /// Whether the kernel is the one that is measured where none is named.
     pub(super) fn is_default_kernel(&self) -> bool {
-        self.kernel_name == kernels::DEFAULT
+        self.is(kernels::DEFAULT)
+    }
+
+    /// Whether the kernel has this name.
+    pub(super) fn is(&self, kernel: &str) -> bool {
+        self.kernel_name == kernel
+    }
+
+    /// The same with another kernel. The initramfs stays: drivers in it are those of the first kernel.
+    pub(super) fn with_kernel(&self, sh: &Shell, name: &str) -> Result<Self> {
+        Ok(Self { kernel: kernels::named(sh, name)?, kernel_name: name.to_owned(), ..self.clone() })
+    }
+
+    /// The same with these words on the kernel's command line.
+    pub(super) fn with_words(&self, words: impl Into<String>) -> Self {
+        Self { words: words.into(), ..self.clone() }
+    }
+
+    /// The version of the kernel.
+    pub(super) fn kernel_version(&self) -> Result<String> {
+        self.kernel.version()
+    }
+
+    /// The kernel without patches that this kernel, which has them, is compared with; `None` if this kernel has none.
+    pub(super) fn compared_with(&self) -> Option<String> {
+        built::unpatched(&self.kernel_name)
     }
 
     /// The name of a bench with this kernel.
@@ -225,9 +252,20 @@ impl Lab {
         build::image(&self.images, name)
     }
 
+    /// What a run is called in messages and in the names of logs.
+    fn name_of_run(&self, place: &str, what: &str) -> String {
+        let kernel = if self.is_default_kernel() { String::new() } else { format!("{}-", self.kernel_name) };
+        format!("{place}-{kernel}{what}").replace(' ', "-")
+    }
+
     /// The stock kernel alone.
     pub(super) fn bare(&self, mode: &str) -> Result<Run> {
         self.bare_with("", mode)
+    }
+
+    /// The stock kernel alone with so many MiB of the machine's memory.
+    pub(super) fn bare_in(&self, mode: &str, memory: u32) -> Result<Run> {
+        self.bare_with(&format!("mem={memory}M "), mode)
     }
 
     /// The stock kernel alone, which isolates its page tables from programs.
@@ -240,7 +278,7 @@ impl Lab {
         let command = &mut machine.command;
         command.arg("-kernel").arg(&self.kernel.bzimage).arg("-initrd").arg(self.ramdisk.path());
         command.arg("-append").arg(format!("console=ttyS0 {WORDS} {words}-- {mode}"));
-        machine.run(&format!("bare-{words}{mode}").replace(' ', "-"), wants(mode), &[], self.logs.as_deref())
+        machine.run(&self.name_of_run("bare", &format!("{words}{mode}")), wants(mode), &[], self.logs.as_deref())
     }
 
     /// The stock kernel as Xen's first domain.
@@ -254,13 +292,22 @@ impl Lab {
         let command = &mut machine.command;
         command.arg("-kernel").arg(&xen.image).arg("-initrd").arg(modules);
         command.arg("-append").arg(format!("console=com1 com1=115200 dom0_mem={memory}M,max:{memory}M"));
-        machine.run(&format!("xen-{mode}"), wants(mode), &[], self.logs.as_deref())
+        machine.run(&self.name_of_run("xen", &format!("{}{mode}", self.words)), wants(mode), &[], self.logs.as_deref())
     }
 
     /// The stock kernel as a guest of Tenon.
     pub(super) fn tenon(&self, form: Form, mode: &str, memory: u32) -> Result<Run> {
-        let name = format!("tenon-{mode}-{form:?}").to_lowercase();
+        let name = self.name_of_run("tenon", &format!("{}{mode}-{form:?}", self.words)).to_lowercase();
         self.guests(&name, &[self.linux(form, mode, memory)], wants(mode), &[])
+    }
+
+    /// The stock kernel on a hypervisor, as Xen's first domain or as a guest of Tenon.
+    pub(super) fn hosted(&self, column: Column, form: Form, mode: &str, memory: u32) -> Result<Run> {
+        match column {
+            Column::Bare => bail!("the bare machine has no hypervisor"),
+            Column::Xen => self.xen(form, mode, memory),
+            Column::Tenon => self.tenon(form, mode, memory),
+        }
     }
 
     /// A guest that runs the benchmark program.

@@ -60,6 +60,12 @@ impl Counts {
         OWNERS.iter().map(|owner| self.insns(owner)).sum()
     }
 
+    /// What was counted here and not yet in `then`.
+    fn since(&self, then: &Self) -> Self {
+        let less = |(key, count): (&String, &u64)| (key.clone(), count.saturating_sub(then.get(key)));
+        Self { numbers: self.numbers.iter().map(less).collect(), ..Self::default() }
+    }
+
     /// Instructions of the hypervisor and of dom0: those of a deed of theirs, whatever guests do meanwhile.
     pub(super) fn hosts(&self) -> u64 {
         self.insns("dom0") + self.insns("ring0")
@@ -151,6 +157,11 @@ impl Record {
     pub(super) fn point(&self, number: u16) -> Option<&Counts> {
         self.points.iter().find(|(it, _)| *it == number).map(|(_, counts)| counts)
     }
+
+    /// What was counted from the first instruction of a kernel up to a point.
+    pub(super) fn since_kernel(&self, number: u16) -> Option<Counts> {
+        Some(self.point(number)?.since(self.point(marker::KERNEL)?))
+    }
 }
 
 #[cfg(test)]
@@ -160,7 +171,8 @@ mod tests {
     #[test]
     fn windows_points_and_places_are_read() {
         let text = "window 256 insns.user=10 insns.ring0=5 entry.user.ring0=2 cr3.ring0=1\nat ffff8280 5\n\
-                    stay kernel hypercall:23 51 2\nwindow 256 insns.user=9 entry.user.kernel=1\npoint 1 insns.boot=100\ntotal 0 insns.boot=200\nat 10 3\n";
+                    stay kernel hypercall:23 51 2\nwindow 256 insns.user=9 entry.user.kernel=1\npoint 3 insns.boot=60 insns.ring0=5\n\
+                    point 1 insns.boot=60 insns.ring0=25 insns.kernel=15\ntotal 0 insns.boot=200\nat 10 3\n";
         let record = Record::parse(text).unwrap();
         assert_eq!(record.windows(256).count(), 2);
         assert_eq!(record.least(256).unwrap().total(), 9);
@@ -171,6 +183,8 @@ mod tests {
         assert_eq!(first.stays, [stay]);
         assert_eq!(record.fewest(256, Counts::entries), Some(0));
         assert_eq!(record.point(1).unwrap().total(), 100);
+        let boot = record.since_kernel(1).unwrap();
+        assert_eq!((boot.insns("boot"), boot.insns("ring0"), boot.insns("kernel")), (0, 20, 15));
         assert_eq!(record.all.places, [(0x10, 3)]);
         assert!(record.least(1).is_none() && record.point(2).is_none());
     }

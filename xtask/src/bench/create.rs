@@ -65,7 +65,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         versions: lab.versions.clone(),
         date: lab.date.clone(),
         notes: Vec::new(),
-        table,
+        tables: vec![table.into()],
         bars,
         plot,
         numbers,

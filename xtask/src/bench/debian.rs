@@ -72,7 +72,7 @@ pub(super) fn measure(sh: &Shell, lab: &Lab) -> Result<Report> {
             "Minutes from power-on by the clock of the machine that this ran on, with whatever else ran there: {}.",
             minutes.join(", ")
         )],
-        table,
+        tables: vec![table.into()],
         bars,
         plot: vec![Group { label: String::new(), bars: shown }],
         numbers,

@@ -168,7 +168,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
             .into(),
         versions: lab.versions.clone(),
         date: lab.date.clone(),
-        table,
+        tables: vec![table.into()],
         bars,
         plot,
         numbers,

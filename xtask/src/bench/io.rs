@@ -132,7 +132,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         versions: lab.versions.clone(),
         date: lab.date.clone(),
         notes,
-        table,
+        tables: vec![table.into()],
         bars,
         plot,
         numbers,

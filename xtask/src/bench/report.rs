@@ -17,8 +17,7 @@ pub(super) struct Report {
     pub(super) about: String,
     pub(super) versions: Vec<(String, String)>,
     pub(super) date: String,
-    /// First row: the heads of the columns.
-    pub(super) table: Vec<Vec<String>>,
+    pub(super) tables: Vec<Table>,
     pub(super) bars: Vec<Bar>,
     pub(super) plot: Vec<Group>,
     /// Every number, by measurement.
@@ -29,6 +28,27 @@ pub(super) struct Report {
     pub(super) profiles: Vec<(String, Vec<String>)>,
 }
 
+/// A table.
+pub(super) struct Table {
+    /// What stands above it; may be empty.
+    pub(super) title: String,
+    /// The first has the heads of the columns.
+    pub(super) rows: Vec<Vec<String>>,
+}
+
+impl From<Vec<Vec<String>>> for Table {
+    fn from(rows: Vec<Vec<String>>) -> Self {
+        Self { title: String::new(), rows }
+    }
+}
+
+impl Table {
+    fn markdown(&self) -> String {
+        let title = if self.title.is_empty() { String::new() } else { format!("## {}\n\n", self.title) };
+        title + &aligned(&self.rows)
+    }
+}
+
 impl Report {
     /// Everything as text.
     pub(super) fn markdown(&self) -> String {
@@ -37,7 +57,7 @@ impl Report {
         let versions: Vec<_> = self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         // Writing to a string does not fail.
         let _ = writeln!(out, "{}: {}.\n", self.date, versions.join(", "));
-        out += &aligned(&self.table);
+        out += &self.tables.iter().map(Table::markdown).collect::<Vec<_>>().join("\n");
         for note in &self.notes {
             let _ = write!(out, "\n{note}\n");
         }
@@ -103,6 +123,7 @@ pub(super) fn short(number: f64) -> String {
         n if n >= 1e5 => format!("{:.0} k", n / 1e3),
         n if n >= 100.0 => format!("{n:.0}"),
         n if n == n.trunc() => format!("{n:.0}"),
+        n if n < 0.1 => format!("{n:.3}"),
         n => format!("{n:.2}"),
     }
 }
@@ -135,8 +156,8 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        let numbers = [0.0, 0.25, 73.0, 784.0, 12345.4, 756_123.0, 8.04e6, 290.2e6, 6.13e9];
-        let texts = ["0", "0.25", "73", "784", "12345", "756 k", "8.04 M", "290 M", "6.13 G"];
+        let numbers = [0.0, 0.009, 0.25, 73.0, 784.0, 12345.4, 756_123.0, 8.04e6, 290.2e6, 6.13e9];
+        let texts = ["0", "0.009", "0.25", "73", "784", "12345", "756 k", "8.04 M", "290 M", "6.13 G"];
         assert_eq!(numbers.map(short), texts);
     }
 
@@ -153,7 +174,7 @@ mod tests {
             about: "About.".into(),
             versions: vec![("QEMU".into(), "10".into())],
             date: "2025-01-01".into(),
-            table: vec![vec!["x".into()]],
+            tables: vec![vec![vec!["x".into()]].into(), Table { title: "More".into(), rows: vec![vec!["y".into()]] }],
             bars: vec![Bar::new("good", 1.0, 1.0), Bar::new("bad", 2.0, 1.0)],
             plot: vec![Group { label: String::new(), bars: Vec::new() }],
             numbers: vec![number("bare", &Counts::default(), 1)],
@@ -161,6 +182,7 @@ mod tests {
             profiles: Vec::new(),
         };
         assert_eq!(report.bars.iter().filter(|bar| !bar.is_met()).count(), 1);
+        assert!(report.markdown().contains("| --- |\n\n## More\n\n| y   |\n"), "{}", report.markdown());
         assert!(report.markdown().contains("| bad  |        2 |       1 | MISSED |"), "{}", report.markdown());
         assert_eq!(report.json()["bars"][1]["met"], false);
         let folder = tempfile::tempdir().unwrap();

@@ -65,7 +65,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
             .into(),
         versions: lab.versions.clone(),
         date: lab.date.clone(),
-        table,
+        tables: vec![table.into()],
         notes: Vec::new(),
         bars,
         plot,

@@ -116,7 +116,7 @@ pub(super) fn measure(lab: &Lab) -> Result<Report> {
         ),
         versions: lab.versions.clone(),
         date: lab.date.clone(),
-        table,
+        tables: vec![table.into()],
         notes: vec![format!(
             "Boot is timed on the host, the operations by the guest's clock, which differed from the host's by at most: \
              {clocks}."
