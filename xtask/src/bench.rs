@@ -45,8 +45,8 @@ pub(crate) struct Options {
     /// Say as well how long the stays in ring 0 were, and what they were for (`guest`)
     #[arg(long)]
     stays: bool,
-    /// The kernel to measure with, a stock kernel or `patched` or `unpatched` (`guest`, where others than the default have one
-    /// bar for all operations, and `boot`, where they have none)
+    /// The kernel to measure with (`boot`, `guest` and `scripts`): a stock kernel, or one that is built here. One with our patches
+    /// is compared with the same kernel without, and has bars of its own
     #[arg(long, value_name = "KERNEL", default_value = kernels::DEFAULT)]
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(kernels::all_names()))]
     kernel: String,
@@ -65,8 +65,11 @@ impl Options {
     /// Refuses what the bench that is asked for does not have.
     fn ensure_sense(&self) -> Result<()> {
         ensure!(self.which == Which::Guest || !self.stays, "--stays is for `bench guest`");
-        let any_kernel = matches!(self.which, Which::Boot | Which::Guest) || self.kernel == kernels::DEFAULT;
-        ensure!(any_kernel, "--kernel is for `bench guest` and `bench boot`");
+        let with_kernels = matches!(self.which, Which::Boot | Which::Guest | Which::Scripts);
+        ensure!(
+            with_kernels || self.kernel == kernels::DEFAULT,
+            "--kernel is for `bench guest`, `bench boot` and `bench scripts`"
+        );
         ensure!(self.which == Which::Boot || self.guest.is_none(), "--guest is for `bench boot`");
         let counts = self.which != Which::Wall;
         ensure!(counts || !(self.check || self.profile), "`bench wall` has no bars, and counts no instructions");
@@ -139,10 +142,10 @@ fn measure(sh: &Shell, options: &Options) -> Result<report::Report> {
         }
         Which::Boot => boot::measure(sh, &lab()?),
         Which::Create => create::measure(&lab()?),
-        Which::Guest => guest::measure(&lab()?),
+        Which::Guest => guest::measure(sh, &lab()?),
         Which::Io => io::measure(&lab()?),
         Which::Patches => patches::measure(sh, options),
-        Which::Scripts => scripts::measure(&lab()?),
+        Which::Scripts => scripts::measure(sh, &lab()?),
         Which::Wall => wall::measure(&lab()?),
     }
 }
@@ -214,7 +217,7 @@ mod tests {
         }
         for line in [
             "bench boot --stays",
-            "bench scripts --kernel 6.12",
+            "bench create --kernel 6.12",
             "bench wall --check",
             "bench wall --profile",
             "bench io --guest debian",

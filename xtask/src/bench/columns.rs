@@ -212,6 +212,11 @@ impl Lab {
         self.only.is_empty() || self.only.contains(&column)
     }
 
+    /// Whether all columns are wanted.
+    pub(super) fn wants_all(&self) -> bool {
+        self.only.is_empty()
+    }
+
     /// Whether the kernel is the one that is measured where none is named.
     pub(super) fn is_default_kernel(&self) -> bool {
         self.is(kernels::DEFAULT)

@@ -1,5 +1,7 @@
 //! What a stock guest's system calls, faults and processes cost.
 
+mod patched;
+
 use super::bars::Bar;
 use super::columns::{Column, Form, Lab, Run};
 use super::counts::{Counts, Record};
@@ -9,6 +11,7 @@ use super::report::{Report, number, short};
 use super::stays::{self, Places};
 use anyhow::{Context, Result};
 use microbench::{METRICS, Metric, mode};
+use xshell::Shell;
 
 /// Memory of the guest in MiB.
 const MEMORY: u32 = 256;
@@ -55,20 +58,32 @@ const BEFORE: [(&str, f64, f64); 14] = [
 const TIMES_BEFORE: f64 = 1.01;
 
 /// One column, as far as it was measured.
+#[derive(Default)]
 struct Measured(Option<Record>);
 
 impl Measured {
+    /// What a run has measured, which must be everything.
+    fn take(column: Column, run: &Run) -> Result<Self> {
+        let measured = Self(Some(run.record.clone()));
+        for (index, metric) in METRICS.iter().enumerate() {
+            measured.metric(index).with_context(|| format!("{column:?}: no window of {}", metric.name))?;
+        }
+        Ok(measured)
+    }
+
     fn metric(&self, index: usize) -> Option<&Counts> {
         self.0.as_ref()?.least(window(index))
     }
 
     /// Instructions of ring 0 for the unmapping of a page: what a page costs that is touched and unmapped, beyond the touch.
     fn unmapping(&self) -> Option<f64> {
-        let cost = |name| {
-            let (index, metric) = METRICS.iter().enumerate().find(|(_, metric)| metric.name == name)?;
-            Some(per(ring0(self.metric(index)?), metric))
-        };
-        Some(cost("touch_unmap")? - cost("page_fault")?)
+        Some(self.cost("touch_unmap")?[0] - self.cost("page_fault")?[0])
+    }
+
+    /// Instructions of ring 0 and entries of an operation.
+    fn cost(&self, name: &str) -> Option<[f64; 2]> {
+        let (index, metric) = METRICS.iter().enumerate().find(|(_, metric)| metric.name == name)?;
+        Some([per(ring0(self.metric(index)?), metric), per(self.fewest(index)?[0], metric)])
     }
 
     /// The fewest entries and the fewest loads of CR3 in a window of the metric.
@@ -83,17 +98,19 @@ fn window(index: usize) -> u16 {
     u16::try_from(index).map_or(u16::MAX, |index| marker::METRICS.saturating_add(index))
 }
 
-/// Runs the benchmark program in each column.
-pub(super) fn measure(lab: &Lab) -> Result<Report> {
+/// Runs the benchmark program in each column. A kernel with our patches is compared with the one without, unless only some
+/// columns or profiles are wanted.
+pub(super) fn measure(sh: &Shell, lab: &Lab) -> Result<Report> {
+    match lab.compared_with() {
+        Some(unpatched) if lab.wants_all() && !lab.profile && !lab.stays => patched::measure(sh, lab, &unpatched),
+        _ => measure_one(lab),
+    }
+}
+
+/// Runs the benchmark program in each column, with one kernel.
+fn measure_one(lab: &Lab) -> Result<Report> {
     let run = |column, run: &dyn Fn() -> Result<Run>| -> Result<Measured> {
-        let run = lab.wants(column).then(run).transpose()?;
-        let measured = Measured(run.map(|run| run.record));
-        if measured.0.is_some() {
-            for (index, metric) in METRICS.iter().enumerate() {
-                measured.metric(index).with_context(|| format!("{column:?}: no window of {}", metric.name))?;
-            }
-        }
-        Ok(measured)
+        if lab.wants(column) { Measured::take(column, &run()?) } else { Ok(Measured::default()) }
     };
     let bare = run(Column::Bare, &|| lab.bare(mode::GUEST))?;
     let xen = run(Column::Xen, &|| lab.xen(Form::Elf, mode::GUEST, MEMORY))?;

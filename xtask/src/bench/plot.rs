@@ -16,6 +16,8 @@ pub(super) struct Bar {
     pub(super) label: String,
     /// One number for each of [`OWNERS`]; a mark taken elsewhere has but one.
     pub(super) parts: Vec<f64>,
+    /// What is said behind the sum; may be empty.
+    note: String,
 }
 
 impl Bar {
@@ -23,7 +25,12 @@ impl Bar {
     pub(super) fn new(label: impl Into<String>, counts: &Counts, operations: u32) -> Self {
         #[allow(clippy::cast_precision_loss, reason = "a plot has no more than some hundred points")]
         let parts = OWNERS.iter().map(|owner| counts.insns(owner) as f64 / f64::from(operations)).collect();
-        Self { label: label.into(), parts }
+        Self { label: label.into(), parts, note: String::new() }
+    }
+
+    /// The same with something said behind the sum.
+    pub(super) fn with_note(self, note: String) -> Self {
+        Self { note, ..self }
     }
 
     /// The same without those of guests.
@@ -39,7 +46,7 @@ impl Bar {
 
     /// A number from a document.
     pub(super) fn mark(label: impl Into<String>, total: f64) -> Self {
-        Self { label: label.into(), parts: vec![total] }
+        Self { label: label.into(), parts: vec![total], note: String::new() }
     }
 
     fn total(&self) -> f64 {
@@ -56,7 +63,7 @@ const NAMES: [&str; OWNERS.len()] = ["firmware, unpacking", "programs", "guest k
 const MARK: &str = "#dddddd";
 const LEFT: f64 = 270.0;
 const LENGTH: f64 = 420.0;
-const WIDTH: f64 = 800.0;
+const WIDTH: f64 = 830.0;
 const LINE: f64 = 18.0;
 
 fn text(x: f64, y: f64, anchor: &str, weight: &str, words: &str) -> Text {
@@ -94,7 +101,9 @@ pub(super) fn svg(title: &str, groups: &[Group]) -> String {
                 }
                 x += width;
             }
-            plot = plot.add(text(x + 5.0, y + 12.0, "start", "normal", &short(bar.total())));
+            let sum = short(bar.total());
+            let words = if bar.note.is_empty() { sum } else { format!("{sum}, {}", bar.note) };
+            plot = plot.add(text(x + 5.0, y + 12.0, "start", "normal", &words));
             y += LINE;
         }
         y += 8.0;
@@ -110,17 +119,19 @@ mod tests {
 
     #[test]
     fn bars_have_their_lengths_and_words_are_escaped() {
-        let bars = vec![Bar::mark("Xen", 100.0), Bar { label: "a<b".into(), parts: vec![0.0, 25.0, 0.0, 0.0, 25.0] }];
+        let parts = vec![0.0, 25.0, 0.0, 0.0, 25.0];
+        let bars = vec![Bar::mark("Xen", 100.0), Bar { label: "a<b".into(), parts, note: "2 entries".into() }];
         let plot = svg("title", &[Group { label: "group".into(), bars }]);
         assert!(plot.contains(&format!("width=\"{LENGTH:.1}\"")), "the longest bar fills the width");
         assert_eq!(plot.matches(&format!("width=\"{:.1}\"", LENGTH / 4.0)).count(), 2);
-        assert!(plot.contains("a&lt;b"));
+        assert!(plot.contains("a&lt;b") && plot.contains("50, 2 entries"), "{plot}");
     }
 
     #[test]
     fn the_same_numbers_make_the_same_plot() {
         let plot = |numbers: [f64; 2]| {
-            let bars = numbers.map(|number| Bar { label: "bar".into(), parts: vec![number, 1.5] }).into();
+            let bars =
+                numbers.map(|number| Bar { label: "bar".into(), parts: vec![number, 1.5], note: String::new() }).into();
             svg("title", &[Group { label: "group".into(), bars }])
         };
         assert_eq!(plot([1e6, 3.0]), plot([1e6, 3.0]));
