@@ -45,8 +45,8 @@ pub(crate) struct Options {
     /// Say as well how long the stays in ring 0 were, and what they were for (`guest`)
     #[arg(long)]
     stays: bool,
-    /// The kernel to measure with (`boot`, `guest` and `scripts`): a stock kernel, or one that is built here. One with our patches
-    /// is compared with the same kernel without, and has bars of its own
+    /// The kernel to measure with (`boot`, `guest` and `scripts`): a stock kernel, or one that is built here. One with our
+    /// patches is compared with the same kernel without, and has bars of its own
     #[arg(long, value_name = "KERNEL", default_value = kernels::DEFAULT)]
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(kernels::all_names()))]
     kernel: String,

@@ -1,7 +1,7 @@
 //! A plugin for QEMU's TCG that counts who executes how many instructions: `-plugin file=libplugin.so,out=FILE`.
 //!
 //! It counts by owner ([`owner`]): instructions, CR3 loads, and entries, that is, how often execution went from one owner to
-//! another. Programs cut the counts into windows by marker no-ops (`marker`); the first instruction of a kernel is a point. With
+//! another. Programs cut the counts into windows by marker no-ops (`marker`); a kernel's first instruction is a point. With
 //! `until=TEXT` there is a window from there to the OUT that writes the last byte of TEXT to the first serial line. With
 //! `profile=on` it also says which pieces of ring 0's and dom0's code the instructions belong to, and with `stays=on` how long
 //! the stays in ring 0 were.
