@@ -61,13 +61,14 @@ struct Served<H: Host> {
     _reserved: Option<H::Reserved>,
 }
 
-/// The store as a service of one guest.
+/// The store as it serves one guest.
 struct Ring<H: Host> {
     shared: Weak<Shared<H>>,
     link: RefCell<Link>,
     ends: Ends<H>,
-    /// Whether the store refused further requests of the guest when this service's latest turn ended. The store refuses them
-    /// while too many changes by the guest are still to be told to watchers, or too many replies to the guest are unfetched.
+    /// Whether the store took no more requests from the guest's ring when this service's latest turn ended. It leaves them in
+    /// the ring while too many changes by the guest are still to be told to watchers, or too many replies to the guest are
+    /// unfetched.
     stalled: Cell<bool>,
     /// Limits the warnings that the guest causes.
     lines: RefCell<LineLimit>,
@@ -218,8 +219,8 @@ impl<H: Host> Shared<H> {
         }
         if step.notify {
             ring.ends.channel.notify();
-            // `notify` says that this step has moved bytes. Only then do other guests get turns: otherwise two guests that do
-            // not fetch their output would give each other turns for ever.
+            // `notify` says that this step has moved bytes. Only then are the other guests kicked: if every step kicked them,
+            // two guests that do not fetch their output would kick each other for ever.
             self.deliver(Some(domain));
         }
         let id = ConnectionId::Domain(DomainId(domain));

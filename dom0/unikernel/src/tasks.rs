@@ -83,8 +83,8 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
 }
 
 /// Sleeps until an event is pending. [`block_on`] looks for events itself, so an upcall at the end of the sleep would be
-/// wasted. So the vcpu sleeps by `Wait`, which ends without an upcall, and by `block`, which ends with one, only on a
-/// hypervisor without `Wait`.
+/// wasted. Therefore the vcpu sleeps by `Wait`, which ends without an upcall. Only on a hypervisor without `Wait` does it sleep
+/// by `block`, which ends with one.
 fn sleep() {
     static HAS_WAIT: AtomicBool = AtomicBool::new(true);
     if HAS_WAIT.load(Ordering::Relaxed) && hypercall::wait().is_err() {

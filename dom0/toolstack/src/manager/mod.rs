@@ -4,7 +4,7 @@
 //! a face (prompt, --exec) -> Command -> Manager::answer (verbs.rs) -> Reply, Refusal -> text or JSON
 //! called by dom0's tasks:  keep_making   makes one guest after the other
 //!                          bury          destroys or keeps each guest that has ended, and tells how it ended
-//!                          watch_parting looks at ended guests that still have devices; wakes bury once these are gone
+//!                          watch_parting has bury called again once the devices of a guest that has ended are removed
 //! ```
 //!
 //! Touches: domains, the tree of the store, consoles, disks, networks and the clock, through [`Platform`].
@@ -44,8 +44,8 @@ pub use reply::{
     DiskRow, GuestDisk, GuestVif, MachineInfo, NetworkDevice, NetworkRow, Refusal, Reply, Row, Size, Wait,
 };
 
-/// How many reports on how a guest ended are kept, for all guests together. When there are more, the oldest is dropped, with
-/// its list of requests that the hypervisor refused; how and when the guest ended is still known then.
+/// How many full reports on ended guests (`LastEnd::report` and `refused`) are kept, for all guests together. When there are
+/// more, the oldest ones are emptied; `how` and `at_ns` of these ends stay.
 const REPORTS_KEPT: usize = 16;
 /// The least time in nanoseconds between making a guest and making it again.
 const REMAKE_NS: u64 = 1_000_000_000;
@@ -158,7 +158,8 @@ pub trait Disks {
     /// The guest has no such disk, or does not release the disk in time. In the second case, the disk goes once it is released.
     fn detach(&self, domain: DomainId, device: u32, force: bool) -> impl Future<Output = Result<(), String>>;
     /// Removes all disks of a domain that runs no more, and returns when nothing of the domain is pinned or mapped for a disk,
-    /// and nothing of its disks is in the store. The number of the domain may be used again only then.
+    /// and nothing of its disks is in the store. The caller destroys the domain only then: its number could be used
+    /// again.
     fn domain_died(&self, domain: DomainId) -> impl Future<Output = ()>;
     /// The disks of a domain; `guest` is the name of its guest.
     fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestDisk>;
@@ -187,7 +188,8 @@ pub trait Networks {
     /// The guest has no such device, or does not release the device in time; the device is removed once the guest releases it.
     fn detach(&self, domain: DomainId, device: u32, force: bool) -> impl Future<Output = Result<(), String>>;
     /// Removes all network devices of a domain that runs no more, and returns when nothing of the domain is mapped for a
-    /// device, and nothing of its devices is in the store. The number of the domain may be used again only then.
+    /// device, and nothing of its devices is in the store. The caller destroys the domain only then: its number could be used
+    /// again.
     fn domain_died(&self, domain: DomainId) -> impl Future<Output = ()>;
     /// The network devices of a domain, in the order of their numbers; `guest` is the name of its guest.
     fn list(&self, domain: DomainId, guest: &str) -> Vec<GuestVif>;
@@ -332,7 +334,7 @@ impl<P: Platform> Manager<P> {
         }
     }
 
-    /// A guest whose end waited for its devices, and whose devices are gone.
+    /// A guest in the state `Parting` whose devices are removed by now, so that its domain can be destroyed.
     fn next_parted(&self) -> Option<Place> {
         let (disks, networks) = (self.platform.disks(), self.platform.networks());
         let parted = |entry: &Entry<P::Console>| match &entry.state {
@@ -345,8 +347,9 @@ impl<P: Platform> Manager<P> {
         self.entries.borrow().iter().position(parted).map(Place)
     }
 
-    /// Removes the disks and network devices of a domain that runs no more. Returns whether all are removed within
-    /// [`PATIENCE_NS`]; if a disk of the machine does not answer, the guest's disks on it are removed once it does.
+    /// Removes the disks and network devices of a domain that runs no more. Returns false if they are not all removed within
+    /// [`PATIENCE_NS`]. The removal then goes on after the return: disks on a disk of the machine that does not answer are
+    /// removed once that disk answers.
     async fn devices_gone(&self, domain: DomainId) -> bool {
         let mut gone = false;
         // Both removals begin at once, so that a slow one does not delay the other.

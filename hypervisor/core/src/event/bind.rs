@@ -16,7 +16,7 @@ impl World {
     }
 
     /// Returns the lowest free port. If no port is free in the frames that the domain has for ports, allocates one more frame.
-    /// `NoSpc` if the domain may have no more frames of ports.
+    /// `NoSpc` if the domain has as many frames of ports as a domain is allowed, and all are full.
     pub(super) fn free_port<M: Machine>(&self, m: &M, domain: &Domain) -> Result<Port, Errno> {
         for (first, slot) in (0..PORTS).step_by(ENTRIES).zip(&domain.port_frames) {
             if slot.get().is_none() {

@@ -2,12 +2,14 @@
 //!
 //! Touches: the word of each port, in which the hypervisor keeps what the port is joined to and which vcpu the port notifies
 //! ([`port`]); in pages shared with guests, the pending and mask bits of ports, and each vcpu's selector, upcall byte and
-//! upcall mask. Never touches: a guest's virtual address, except for the arguments of calls in [`ops`] and [`message`]. Pages
-//! shared with guests are reached by frame. Keeps: P5, each end of a channel names the other end or nobody. And a limit on the
-//! work of one event: [`World::send`] reads the words of two ports, sets at most three bits, and allocates nothing. All vcpus
-//! that `send` wakes are of the domain whose port it raises (the port's vcpu, and those that poll), so they are at most 32.
-//! Each wake takes the leaf lock of a CPU's queue. If `send` also boosts the port's vcpu (`Scheduler::hand_over`), it takes the
-//! queue lock of each CPU that has queued vcpus, one after the other, until it finds the vcpu. `send` takes no other lock.
+//! upcall mask.
+//! Never touches: a guest's virtual address, except for the arguments of calls in [`ops`] and [`message`]. Pages shared with
+//! guests are reached by frame.
+//! Keeps: P5, each end of a channel names the other end or nobody. Also the work of one event is bounded: [`World::send`] reads
+//! the words of two ports, sets at most three bits, and allocates nothing. All vcpus that `send` wakes are of the domain whose
+//! port it raises (the port's vcpu, and those that poll), so they are at most 32. Each wake takes the queue lock (a leaf lock)
+//! of one CPU. If `send` also boosts the port's vcpu (`Scheduler::hand_over`), it takes the queue lock of each CPU that has
+//! queued vcpus, one after the other, until it finds the vcpu. `send` takes no other lock.
 
 mod bind;
 pub mod message;

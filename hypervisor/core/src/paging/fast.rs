@@ -179,8 +179,8 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
         }
     }
 
-    /// Carries out requests for `frame`, up to the first that is for another frame or not simple, or (`CLEARS`) does not clear
-    /// an entry. Returns how many were carried out.
+    /// Carries out requests for `frame`. Stops before the first that is for another frame or not simple and, if `CLEARS`,
+    /// before the first that does not clear an entry. Returns how many were carried out.
     #[inline(never)]
     fn updates_of_table<const CLEARS: bool>(&self, frame: Frame, table: OwnedFrame<'a>, list: &[MmuUpdate]) -> usize {
         let page = self.m.page(frame);
@@ -207,10 +207,10 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     }
 
     /// Carries out requests for `frame`, up to the first that is for another frame or not simple: stores the requests' values
-    /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory, or if
-    /// a new use of it as writable is not simple: it is a table of another level or a descriptor page, or was last used as one
-    /// of these or as an L1 table. During the stores, this function holds a use of the page as writable, so the page cannot
-    /// become a table.
+    /// into the page. `frame` is known not to be a live L1 table. `None` if `frame` is not the domain's own memory, or is no
+    /// simple case for a use as writable: it is an L2, L3 or L4 table or a descriptor page, or its latest use was as one of
+    /// these or as an L1 table. During the stores, this function holds a use of the page as writable, so the page cannot become
+    /// a table.
     fn updates_of_page(&self, frame: Frame, requests: &[MmuUpdate]) -> Option<usize> {
         let mine = self.own.find(frame)?;
         self.own.hold(mine, true)?;
@@ -401,7 +401,7 @@ impl<'a, M: Frames + Cpus> FastPath<'_, 'a, M> {
     /// has no other use, or the new root is not yet an L4 table.
     #[inline(always)]
     pub(crate) fn switch_root(&self, old: Frame, new: Frame, load: impl FnOnce()) -> Option<()> {
-        let was = self.own.anyones(old.index())?; // the vcpu's root, so of its domain
+        let was = self.own.anyones(old.index())?; // no check of the owner: a vcpu's root belongs to the vcpu's domain
         if old == new || !self.own.has_other_uses(was) {
             return None;
         }

@@ -1,11 +1,12 @@
 //! Which vcpu runs next, on which CPU, and when a timer is due.
 //!
-//! Touches: the places of vcpus, the queues and timers of CPUs. Never touches: registers or memory of a guest, except in
-//! [`switch`], which loads vcpus into CPUs and takes vcpus out of CPUs, and in [`ops`], which carries out hypercalls and so
-//! reads their arguments. [`deadlines`] has the module `event` raise events, and [`life`] has a `Runner` run guests. Keeps: no
-//! event is lost on a vcpu that sleeps. The CPU that wakes a vcpu moves the vcpu from `Blocked` to `Queued` in one atomic step.
-//! `block` first moves the vcpu to `Blocked`, and then looks for events once more. A vcpu is in at most one queue, and at most
-//! once.
+//! Touches: each vcpu's [`Place`] (off, blocked, queued or running), the queues and timers of CPUs.
+//! Never touches: registers or memory of a guest, except in [`switch`], which loads vcpus into CPUs and takes vcpus out of
+//! CPUs, and in [`ops`], which carries out hypercalls and so reads their arguments. Two modules reach guests through others:
+//! [`deadlines`] lets the module `event` raise events, and [`life`] lets a `Runner` run guests.
+//! Keeps: no event is lost on a vcpu that sleeps. The CPU that wakes a vcpu moves the vcpu from `Blocked` to `Queued` in one
+//! atomic step. `block` first moves the vcpu to `Blocked`, and then looks for events once more. A vcpu is in at most one queue,
+//! and at most once.
 
 pub(crate) mod budget;
 pub mod cpu;
@@ -32,9 +33,9 @@ const STEP: u64 = 100_000;
 
 with_new! {
     /// The CPUs. Each has its own queue. For *boosted*, *urgent* and *serves* see [`cpu`]. Boosted vcpus come first, in the
-    /// order in which they were queued. Of those that are not boosted, two kinds enter at the front: an urgent vcpu that is
-    /// woken, and a vcpu that left its CPU before its slice was over (unless it serves, was boosted, and is not urgent). All
-    /// remaining ones enter at the end. A CPU that finds no vcpu to run in its own queue takes one from the queue of another
+    /// order in which they were queued. Of the others, two kinds enter at the front: an urgent vcpu that is woken, and a
+    /// preempted vcpu, to finish its slice. All remaining ones enter at the end, and so does a preempted vcpu that ran boosted
+    /// and serves, unless it is urgent. A CPU that finds no vcpu to run in its own queue takes one from the queue of another
     /// CPU.
     pub struct Scheduler {
         cpus: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS],
@@ -50,9 +51,9 @@ with_new! {
 enum Queued {
     /// It slept and was woken.
     Woken,
-    /// Its slice is over; or it was `Off`, and is allowed to run now.
+    /// Its slice is over, or it yielded; or it was `Off`, and is allowed to run now.
     Started,
-    /// It gave up its CPU before its slice was over, because a boosted vcpu was queued there or because its own boost ended.
+    /// It was preempted before its slice was over, because a boosted vcpu was queued there or because its own boost ended.
     /// `boosted`: whether it was boosted while it ran.
     Preempted { boosted: bool },
 }
@@ -96,7 +97,7 @@ impl Scheduler {
         }
     }
 
-    /// Where in a CPU's queue a vcpu enters it.
+    /// At which position a vcpu enters a CPU's queue.
     fn turn<M: Machine>(&self, m: &M, vcpu: &Vcpu, cpu: &Cpu, from: Queued) -> Turn {
         let (serves, now) = (vcpu.serves.load(Relaxed), m.now());
         // A vcpu that serves others is a candidate for a boost only if a boosted vcpu wakes it. One that does not serve is a
@@ -120,8 +121,8 @@ impl Scheduler {
         }
     }
 
-    /// Called when this CPU raises an event for `vcpu`. Usually the vcpu that runs here has sent the event. If the vcpu that
-    /// runs here is boosted, and `vcpu` is queued and serves others, boosts `vcpu`.
+    /// Called when this CPU raises an event for `vcpu`. Boosts `vcpu` if it is queued and serves others, and the vcpu that runs
+    /// here is boosted. Usually that one has sent the event; this is not checked.
     pub(crate) fn hand_over<M: Machine>(&self, m: &M, vcpu: &Vcpu) {
         if vcpu.serves.load(Relaxed) && self.here(m).is_boosted() && vcpu.place() == Place::Queued {
             let _ = self.cpus.iter().filter(|cpu| cpu.is_wanted()).any(|cpu| cpu.promote(vcpu.index()));

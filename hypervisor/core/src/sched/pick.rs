@@ -42,8 +42,8 @@ impl World {
         let (here, last, index) = (self.sched.here(m), vcpu.last_cpu(), vcpu.index());
         // A vcpu's deadlines are watched by the CPU on which the vcpu ran last.
         if last != m.this_cpu() {
-            // This CPU begins to watch the deadlines before the vcpu's previous CPU stops, so that at least one of the two CPUs
-            // watches them at any time.
+            // This CPU begins to watch the deadlines before the vcpu's previous CPU ceases to, so that at least one of the two
+            // CPUs watches them at any time.
             if vcpu.earliest() != u64::MAX {
                 here.watch(index, vcpu.earliest());
             }
