@@ -45,7 +45,7 @@ fn measure_patched(lab: &Lab, (name, unpatched): (&str, &Lab)) -> Result<Report>
     {
         for (name, lab) in [(without, unpatched), (with, lab)] {
             if lab.wants(column) {
-                runs.push((name, lab.hosted(column, Form::Elf, mode::BOOT, XEN_MEMORY)?));
+                runs.push((name, lab.with_parts(column).hosted(column, Form::Elf, mode::BOOT, XEN_MEMORY)?));
             }
         }
     }
@@ -85,7 +85,7 @@ fn measure_patched(lab: &Lab, (name, unpatched): (&str, &Lab)) -> Result<Report>
         about: format!(
             "Instructions of the kernel and of ring 0 from the first instruction of the kernel, which is unpacked before, to \
              the first instruction of init: of a Linux with our patches and of the same Linux without, each with \
-             {XEN_MEMORY} MiB. The bare machine's kernel also finds devices, and waits for clocks to be calibrated. The kernel's \
+             {XEN_MEMORY} MiB. On Xen all parts of the patches are switched on. The bare machine's kernel also finds devices, and waits for clocks to be calibrated. The kernel's \
              own clock counts all instructions of the machine from a moment early in its start."
         ),
         versions,

@@ -237,6 +237,12 @@ impl Lab {
         Self { words: words.into(), ..self.clone() }
     }
 
+    /// The same with all parts of our patches on, if the kernel has them: on Xen they are off unless that is said.
+    pub(super) fn with_parts(&self, column: Column) -> Self {
+        let say = column == Column::Xen && self.compared_with().is_some();
+        if say { self.with_words("tenon=all ") } else { self.clone() }
+    }
+
     /// The version of the kernel.
     pub(super) fn kernel_version(&self) -> Result<String> {
         self.kernel.version()

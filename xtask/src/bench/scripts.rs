@@ -89,7 +89,7 @@ fn run(lab: &Lab, names: [&'static str; 3], runs: &mut Vec<(&'static str, Record
         if lab.wants(column) {
             let run = match column {
                 Column::Bare => lab.bare(mode::SCRIPTS)?,
-                _ => lab.hosted(column, Form::Elf, mode::SCRIPTS, MEMORY)?,
+                _ => lab.with_parts(column).hosted(column, Form::Elf, mode::SCRIPTS, MEMORY)?,
             };
             runs.push((name, run.record));
         }

@@ -60,7 +60,10 @@ struct Columns {
 impl Columns {
     fn measure(sh: &Shell, patched: &Lab, unpatched: &Lab) -> Result<Self> {
         let distributions = patched.with_kernel(sh, DISTRIBUTIONS)?;
-        let xen = |lab: &Lab| Measured::take(Column::Xen, &lab.xen(Form::Elf, mode::GUEST, MEMORY)?);
+        let xen = |lab: &Lab| {
+            let run = lab.with_parts(Column::Xen).xen(Form::Elf, mode::GUEST, MEMORY)?;
+            Measured::take(Column::Xen, &run)
+        };
         let tenon = |lab: &Lab| Measured::take(Column::Tenon, &lab.tenon(Form::Elf, mode::GUEST, MEMORY)?);
         Ok(Self {
             bare: Measured::take(Column::Bare, &patched.bare(mode::GUEST)?)?,
@@ -101,7 +104,8 @@ pub(in crate::bench) fn measure(sh: &Shell, lab: &Lab, unpatched: &str) -> Resul
     Ok(Report {
         name: lab.name("guest"),
         about: "Instructions of an operation inside a Linux with our patches and inside the same Linux without them: on the \
-                bare machine, as Xen's first domain, and as a guest of Tenon. The bare machine has the patched kernel. Beside \
+                bare machine, as Xen's first domain, and as a guest of Tenon. The bare machine has the patched kernel, and \
+                on Xen all parts of the patches are switched on. Beside \
                 them stands Debian's own binary of the same version. Each number is of the best of five windows: that with the \
                 fewest instructions, and for entries and CR3 loads that with the fewest of these."
             .into(),
