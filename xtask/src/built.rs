@@ -6,7 +6,7 @@
 
 mod series;
 mod source;
-mod tools;
+pub(crate) mod tools;
 mod workshop;
 
 pub use series::{Patch, check_form, folder, parts, series};
@@ -18,7 +18,6 @@ use anyhow::{Context, Result, bail};
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
 use std::hash::{Hash, Hasher};
-use std::path::Path;
 use workshop::Workshop;
 use xshell::{Shell, cmd};
 
@@ -85,8 +84,7 @@ pub fn build(sh: &Shell, version: &str, variant: Variant<'_>) -> Result<Kernel> 
         return Ok(kernel);
     }
     source::room()?;
-    let tools = tools::TOOLS.find(sh)?;
-    tools::mend_links(&tools, Path::new("/"))?;
+    let tools = tools::ready(sh)?;
     let workshop = Workshop { folder: cache::dir()?.join("kernel-build").join(source.version), tools };
     workshop.lay_out(sh, &source, &source.apply(patches)?)?;
     workshop.configure(&file, &wanted)?;

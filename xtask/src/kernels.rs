@@ -154,6 +154,14 @@ pub fn ramdisk(sh: &Shell) -> Result<PathBuf> {
     initramfs::build(&busybox(sh)?, None, &BTreeMap::new())
 }
 
+/// The initramfs of [`ramdisk`], with these files by their names in the initramfs.
+///
+/// # Errors
+/// No way to fetch busybox.
+pub fn ramdisk_with_files(sh: &Shell, files: &BTreeMap<String, Vec<u8>>) -> Result<PathBuf> {
+    initramfs::build(&busybox(sh)?, None, files)
+}
+
 /// The initramfs of [`ramdisk`], with the modules that the stock kernel called `name` needs for disks and network devices.
 ///
 /// # Errors

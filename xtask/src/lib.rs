@@ -25,6 +25,7 @@ mod modules;
 pub mod oci;
 pub mod qemu;
 pub mod seed;
+pub mod selftests;
 pub mod ssh;
 pub mod sysroot;
 pub mod xen;

@@ -18,6 +18,7 @@ pub mod gpt;
 pub mod guests;
 pub mod http;
 pub mod nbd;
+pub mod selftests;
 
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};

@@ -4,8 +4,9 @@ use crate::apt::{self, Programs};
 use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use xshell::Shell;
 
 /// What a kernel build needs beside a C compiler.
 pub(super) const TOOLS: Programs = Programs {
@@ -20,8 +21,15 @@ pub(super) const TOOLS: Programs = Programs {
     },
 };
 
-/// `make`, which finds the other tools below `tools`.
-pub(super) fn command(tools: &Path) -> Command {
+/// The folder below which the tools lie, fetched first if need be.
+pub(crate) fn ready(sh: &Shell) -> Result<PathBuf> {
+    let tools = TOOLS.find(sh)?;
+    mend_links(&tools, Path::new("/"))?;
+    Ok(tools)
+}
+
+/// `make`, which finds the other tools below `tools`. Nothing of the user's has a say.
+pub(crate) fn command(tools: &Path) -> Command {
     let mut command = apt::command(tools, &tools.join("usr/bin/make"));
     if tools != Path::new("/") {
         let mut path = tools.join("usr/bin").into_os_string();
@@ -32,12 +40,15 @@ pub(super) fn command(tools: &Path) -> Command {
         command.env("C_INCLUDE_PATH", tools.join("usr/include"));
         command.env("LIBRARY_PATH", tools.join("usr/lib/x86_64-linux-gnu"));
     }
+    for name in ["MAKEFLAGS", "MFLAGS", "CFLAGS", "KCFLAGS", "ARCH", "CROSS_COMPILE"] {
+        command.env_remove(name);
+    }
     command
 }
 
 /// Makes links below `tools` to libraries that are not there lead to those of the machine, whose root is `machine`: what the
 /// machine has is not fetched. The linker would take the static form instead, which wants more libraries.
-pub(super) fn mend_links(tools: &Path, machine: &Path) -> Result<()> {
+fn mend_links(tools: &Path, machine: &Path) -> Result<()> {
     const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
     if tools == machine {
         return Ok(());

@@ -83,10 +83,7 @@ impl Workshop {
     /// `make` in the tree, with the tools.
     fn make_command(&self) -> Command {
         let mut command = command(&self.tools);
-        // Nothing of the user's has a say, and nothing in the kernel tells who built it and when.
-        for name in ["MAKEFLAGS", "MFLAGS", "CFLAGS", "KCFLAGS", "ARCH", "CROSS_COMPILE"] {
-            command.env_remove(name);
-        }
+        // Nothing in the kernel tells who built it and when.
         command.env("KBUILD_BUILD_TIMESTAMP", "@0").env("KBUILD_BUILD_USER", "tenon").env("KBUILD_BUILD_HOST", "tenon");
         let mut objects = OsString::from("O=");
         objects.push(self.objects());

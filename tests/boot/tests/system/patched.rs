@@ -1,12 +1,20 @@
-//! What the patches for guest kernels must not change: sums under load, and what programs are shown.
+//! What the patches for guest kernels must not change: sums under load, what programs are shown, and the verdicts of the
+//! kernel's own tests.
 
 use crate::stories::{BOOT, SHELL, SOON, dom0, image, linux, md5_of};
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use boot::selftests::{Verdict, differences, table, verdicts};
 use boot::{Machine, Setup};
 use std::fs;
 use std::time::Duration;
 use xtask::bundle::Guest;
 use xtask::kernels;
+use xtask::selftests::{COMMAND, Selftests};
+
+/// Seconds that a test may take; the clock of the machine counts instructions, so that they do not depend on this machine's.
+const SECONDS: u32 = 10;
+/// How long all tests may take in a guest.
+const LIMIT: Duration = Duration::from_secs(5400);
 
 /// The patched kernel, on four vcpus and with these parts alone, sorts, packs and unpacks what it counts, and comes to the
 /// right sums each time; its log says which parts are on, and nothing in it is a warning. System calls end by SYSRET if
@@ -51,4 +59,44 @@ pub(crate) fn carries_load(title: &str, parts: &[String]) -> Result<()> {
     machine.type_line("poweroff -f")?;
     machine.expect("guest linux (domain 8) powered off", SOON)?;
     machine.finish()?.require_success()
+}
+
+/// The kernel's selftests of x86 and of memory management come to the same verdicts in a guest without the patches and in one
+/// with all of them. Both lists are printed.
+pub(crate) fn has_the_verdicts_of_an_unpatched_guest(title: &str) -> Result<()> {
+    let tests = Selftests::find(&boot::shell()?)?;
+    let stock = run(&format!("{title}_unpatched"), "unpatched", "", &tests)?;
+    let patched = run(&format!("{title}_patched"), "patched", "tenon=all", &tests)?;
+    println!("of the kernel's selftests: unpatched | patched");
+    for line in table(&stock, &patched) {
+        println!("{line}");
+    }
+    for line in &tests.left_out {
+        println!("not built: {line}");
+    }
+    let differences = differences(&tests.list(), &stock, &patched);
+    ensure!(differences.is_empty(), "the patched guest differs:\n{}", differences.join("\n"));
+    Ok(())
+}
+
+/// Runs all tests in a guest.
+fn run(title: &str, kernel: &str, words: &str, tests: &Selftests) -> Result<Vec<Verdict>> {
+    let sh = boot::shell()?;
+    let (kernel, ramdisk) = (kernels::named(&sh, kernel)?.vmlinux, kernels::ramdisk_with_files(&sh, &tests.files())?);
+    let extra = format!("console=hvc0 {words}");
+    let guest = Guest { kernel, ramdisk: Some(ramdisk), vcpus: 2, extra, ..linux("linux", 1024)? };
+    let mut setup = Setup::new(dom0("")?.guest(&guest));
+    setup.memory = 1536;
+    setup.limit = LIMIT;
+    setup.counted = true;
+    let mut machine = Machine::boot(title, &setup)?;
+    // An emulator that counts instructions unpacks the programs slowly.
+    machine.expect(SHELL, LIMIT)?;
+    machine.type_line(&format!("{COMMAND} {SECONDS}"))?;
+    let said = machine.expect("@@ all tests have ended", LIMIT).context("the tests have no end")?;
+    machine.expect(SHELL, SOON)?;
+    machine.type_line("poweroff -f")?;
+    machine.expect("guest linux (domain 8) powered off", SOON)?;
+    machine.finish()?.require_success()?;
+    Ok(verdicts(&said))
 }

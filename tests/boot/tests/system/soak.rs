@@ -15,7 +15,7 @@ const SECONDS: u32 = 30;
 /// The long forms: the hostile guest, each of its tests so many times longer; fifty kernels unpacked for guests that come and
 /// go; so many times more power cuts, lives of disks and of hostile front ends, and re-plugs of network devices; networks with
 /// many guests; Debian 13 on a disk, Debian set up by cloud-init, and without room for the disk; every stock kernel, and those
-/// that are built here; the patched one under load; and on every CPU model the stock kernels of
+/// that are built here; the patched one under load and with the kernel's own tests; and on every CPU model the stock kernels of
 /// every day, and the guest that tries features.
 pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     let path = build::image(&boot::images()?, "fuzz")?;
@@ -55,6 +55,8 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
         let title = format!("patched_kernel_carries_load_{title}");
         trials.push(crate::trial(title.clone(), move || patched::carries_load(&title, &parts)));
     }
+    let title = "selftests_have_the_verdicts_of_an_unpatched_guest";
+    trials.push(crate::trial(title.to_owned(), || patched::has_the_verdicts_of_an_unpatched_guest(title)));
     let on = |model| kernels::DAILY.map(|kernel| cpus::soak(model, kernel));
     trials.extend(cpus::MODELS.into_iter().flat_map(on));
     let features = build::image(&boot::images()?, "features")?;
