@@ -22,7 +22,7 @@ const fn metric(name: &'static str, operations: u32) -> Metric {
 }
 
 /// Every metric, in the order of the numbers of their windows, which begin at [`marker::METRICS`].
-pub const METRICS: [Metric; 16] = [
+pub const METRICS: [Metric; 17] = [
     metric("null_syscall", 2000),
     metric("clock_gettime", 2000),
     metric("open_close", 200),
@@ -43,6 +43,8 @@ pub const METRICS: [Metric; 16] = [
     metric("fork_exit_8M", 1),
     // Each page of a file in the page cache is read the first time after it was mapped. Mapping and unmapping are outside.
     metric("map_file_page", 64),
+    // As page_fault, where the program asks for large folios: a fault may map sixteen pages.
+    metric("page_fault_folios", 1024),
 ];
 
 /// What is read from a disk, past the kernel's cache.

@@ -45,7 +45,7 @@ const BEFORE: [(&str, f64, f64); 14] = [
     ("touch_unmap", 4.05, 2.02),
     ("mmap_munmap_1M", 7.0, 6.0),
     ("mprotect_1024_pages", 38.9, 3.0),
-    ("fork_exit", 45.45, 27.0),
+    ("fork_exit", 46.3, 27.0),
     ("fork_dirty_8M", 8329.0, 4132.0),
     ("fork_exec", 68.1, 43.0),
     ("ctxsw_pipe", 8.01, 5.0),

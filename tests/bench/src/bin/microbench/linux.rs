@@ -510,13 +510,25 @@ impl Map {
     /// Pages that are not there until they are touched.
     #[track_caller]
     pub(crate) fn new(length: usize) -> Self {
+        const NO_HUGE_PAGE: usize = 15;
+        Self::advised(length, NO_HUGE_PAGE)
+    }
+
+    /// As [`Map::new`], with large folios where the kernel has them.
+    #[track_caller]
+    pub(crate) fn with_folios(length: usize) -> Self {
+        const HUGE_PAGE: usize = 14;
+        Self::advised(length, HUGE_PAGE)
+    }
+
+    #[track_caller]
+    fn advised(length: usize, advice: usize) -> Self {
         const READ_WRITE: usize = 3;
         const PRIVATE_ANONYMOUS: usize = 0x22;
-        const NO_HUGE_PAGE: usize = 15;
         // SAFETY: new pages where nothing is; no file is behind them, so its number (r8) is -1.
         let start = checked(unsafe { call(number::MMAP, [0, length, READ_WRITE, PRIVATE_ANONYMOUS, usize::MAX]) });
         // SAFETY: the pages are ours and hold nothing. A kernel without huge pages refuses, and needs no advice.
-        unsafe { call(number::MADVISE, [start, length, NO_HUGE_PAGE, 0, 0]) };
+        unsafe { call(number::MADVISE, [start, length, advice, 0, 0]) };
         Self { start, length }
     }
 

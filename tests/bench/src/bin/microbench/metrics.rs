@@ -100,6 +100,11 @@ pub(crate) fn run(process: &Process) {
     }
     drop(around);
     linux::close(file);
+    for _ in 0..REPETITIONS {
+        let bytes = const { operations(number("page_fault_folios")) } as usize * linux::PAGE;
+        let area = Map::with_folios(bytes + linux::TABLE);
+        window::<{ number("page_fault_folios") }>(|_| area.touch_whole_tables(bytes));
+    }
 }
 
 fn memory() {
