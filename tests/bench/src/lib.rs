@@ -150,6 +150,10 @@ pub mod mode {
     pub const HOST_ALONE: &str = "host-alone";
     /// Send packets of UDP to the address in the next argument, without an end. This is for a program beside others.
     pub const FLOOD: &str = "flood";
+    /// Press the kernel's memory from several processes, and check what it holds. This is for a program beside others.
+    pub const PRESS: &str = "press";
+    /// Interrupt CPUs on which other processes run. This is for a program beside others.
+    pub const INTERRUPT: &str = "interrupt";
     /// Run every script and power off.
     pub const SCRIPTS: &str = "scripts";
     /// Reach the point `INIT`, run the operations of `bench wall` by the clock, and power off.

@@ -15,6 +15,8 @@ mod linux;
 mod metrics;
 #[path = "microbench/network.rs"]
 mod network;
+#[path = "microbench/press.rs"]
+mod press;
 #[path = "microbench/scripts.rs"]
 mod scripts;
 #[path = "microbench/wall.rs"]
@@ -61,6 +63,16 @@ extern "C" fn main(stack: *const usize) -> ! {
             println!("{DONE}");
         }
         word if word == mode::FLOOD.as_bytes() => network::flood(process.argument(2).unwrap_or_default()),
+        word if word == mode::PRESS.as_bytes() => {
+            press::run();
+            println!("{DONE}");
+            linux::exit(0);
+        }
+        word if word == mode::INTERRUPT.as_bytes() => {
+            press::interrupt();
+            println!("{DONE}");
+            linux::exit(0);
+        }
         word if word == mode::SCRIPTS.as_bytes() => {
             scripts::run();
             println!("{DONE}");

@@ -3,6 +3,7 @@
 use core::arch::{asm, naked_asm};
 use core::ffi::CStr;
 use core::fmt::{self, Write};
+use core::ops::Range;
 
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
@@ -23,6 +24,7 @@ mod number {
     pub(super) const PREAD: usize = 17;
     pub(super) const PWRITE: usize = 18;
     pub(super) const PIPE: usize = 22;
+    pub(super) const MREMAP: usize = 25;
     pub(super) const MADVISE: usize = 28;
     pub(super) const PAUSE: usize = 34;
     pub(super) const NANOSLEEP: usize = 35;
@@ -46,6 +48,7 @@ mod number {
     pub(super) const CLOCK_GETTIME: usize = 228;
     pub(super) const EXIT_GROUP: usize = 231;
     pub(super) const FINIT_MODULE: usize = 313;
+    pub(super) const MEMBARRIER: usize = 324;
 }
 
 /// A system call.
@@ -571,6 +574,50 @@ impl Map {
         }
     }
 
+    /// The address of a page, by its number in the map.
+    fn page(&self, page: usize) -> *mut u64 {
+        assert!(page < self.length / PAGE, "no page {page}");
+        (self.start + page * PAGE) as *mut u64
+    }
+
+    /// Writes the first word of a page.
+    pub(crate) fn set(&self, page: usize, word: u64) {
+        // SAFETY: the page is ours and holds nothing but words.
+        unsafe { self.page(page).write_volatile(word) };
+    }
+
+    /// The first word of a page.
+    pub(crate) fn get(&self, page: usize) -> u64 {
+        // SAFETY: the page is ours.
+        unsafe { self.page(page).read_volatile() }
+    }
+
+    /// Gives the kernel advice about some pages: `MADV_DONTNEED` (4), `MADV_FREE` (8) or `MADV_COLD` (20).
+    #[track_caller]
+    pub(crate) fn advise(&self, pages: Range<usize>, advice: usize) {
+        let start = self.page(pages.start) as usize;
+        // SAFETY: the pages are ours, and hold nothing but words.
+        checked(unsafe { call(number::MADVISE, [start, pages.len() * PAGE, advice, 0, 0]) });
+    }
+
+    /// Gives some pages back, of which nobody may ask again.
+    #[track_caller]
+    pub(crate) fn unmap(&self, pages: Range<usize>) {
+        let start = self.page(pages.start) as usize;
+        // SAFETY: the pages are ours, and nobody refers to them.
+        checked(unsafe { call(number::MUNMAP, [start, pages.len() * PAGE, 0, 0, 0]) });
+    }
+
+    /// Moves all pages to another place.
+    #[track_caller]
+    pub(crate) fn moved(self) -> Self {
+        const MOVE_TO_FIXED: usize = 3;
+        let to = Self::new(self.length);
+        // SAFETY: the pages there are ours and hold nothing.
+        checked(unsafe { call(number::MREMAP, [self.start, self.length, self.length, MOVE_TO_FIXED, to.start]) });
+        to
+    }
+
     /// Lets the pages be written, or only read.
     #[track_caller]
     pub(crate) fn protect(&self, writable: bool) {
@@ -589,8 +636,30 @@ impl Drop for Map {
 
 /// The smallest system call.
 pub(crate) fn getppid() {
+    parent();
+}
+
+/// The number of this process' parent.
+#[inline(always)]
+pub(crate) fn parent() -> usize {
     // SAFETY: no memory is involved.
-    unsafe { call(number::GETPPID, [0; 5]) };
+    unsafe { call(number::GETPPID, [0; 5]) }.cast_unsigned()
+}
+
+/// Wants to be interrupted by the [`barrier`]s of other processes.
+#[track_caller]
+pub(crate) fn take_barriers() {
+    const REGISTER_GLOBAL_EXPEDITED: usize = 4;
+    // SAFETY: no memory is involved.
+    checked(unsafe { call(number::MEMBARRIER, [REGISTER_GLOBAL_EXPEDITED, 0, 0, 0, 0]) });
+}
+
+/// Interrupts the CPUs that run processes which [`take_barriers`], and waits until all were.
+#[track_caller]
+pub(crate) fn barrier() {
+    const GLOBAL_EXPEDITED: usize = 2;
+    // SAFETY: no memory is involved.
+    checked(unsafe { call(number::MEMBARRIER, [GLOBAL_EXPEDITED, 0, 0, 0, 0]) });
 }
 
 /// The monotonic clock by a system call.
