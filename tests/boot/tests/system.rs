@@ -26,6 +26,8 @@ mod many;
 mod media;
 #[path = "system/networks.rs"]
 mod networks;
+#[path = "system/parts.rs"]
+mod parts;
 #[path = "system/patched.rs"]
 mod patched;
 #[path = "system/run.rs"]

@@ -1,6 +1,6 @@
 //! What is too long for every day: `cargo xtask soak`.
 
-use crate::{blocks, cpus, crowds, debian, durability, many, patched, scarcity, seeds, verbs, vifs};
+use crate::{blocks, cpus, crowds, debian, durability, many, parts, patched, scarcity, seeds, verbs, vifs};
 use anyhow::{Context, Result};
 use boot::guests::{self, Run};
 use libtest_mimic::Trial;
@@ -57,6 +57,16 @@ pub(crate) fn trials(times: u32) -> Result<Vec<Trial>> {
     }
     let title = "selftests_have_the_verdicts_of_an_unpatched_guest";
     trials.push(crate::trial(title.to_owned(), || patched::has_the_verdicts_of_an_unpatched_guest(title)));
+    for (title, words, made) in
+        [("with_all_parts", "all", true), ("with_their_part_alone", "folio", true), ("with_no_part", "none", false)]
+    {
+        let title = format!("large_folios_hold_what_was_written_{title}");
+        trials.push(crate::trial(title.clone(), move || parts::folios_hold_what_was_written(&title, words, made)));
+    }
+    for (title, words, together) in [("each", "count", false), ("together", "ipi,count", true)] {
+        let title = format!("cpus_are_interrupted_{title}");
+        trials.push(crate::trial(title.clone(), move || parts::cpus_are_interrupted(&title, words, together)));
+    }
     let on = |model| kernels::DAILY.map(|kernel| cpus::soak(model, kernel));
     trials.extend(cpus::MODELS.into_iter().flat_map(on));
     let features = build::image(&boot::images()?, "features")?;
