@@ -204,17 +204,35 @@ impl Machine {
         Self::start(command, folder(&sh, name)?, limit, None, Box::new(()))
     }
 
-    /// Boots Xen, the hypervisor we are measured by, with one of our guests as its first domain. Xen does not end QEMU
-    /// when the guest is done.
+    /// Boots Xen, the hypervisor we are measured by, with a kernel, its command line and its ramdisk as the first domain, which
+    /// has two vcpus. Xen does not end QEMU when the guest is done.
     ///
     /// # Errors
     /// No QEMU.
-    pub fn boot_on_xen(name: &str, xen: &Xen, guest: &Path, words: &str, limit: Duration) -> Result<Self> {
+    pub fn boot_on_xen(
+        name: &str,
+        xen: &Xen,
+        (kernel, words, ramdisk): (&Path, &str, Option<&Path>),
+        limit: Duration,
+    ) -> Result<Self> {
         const OPTIONS: &str = "console=com1 com1=115200 dom0_mem=128M dom0_max_vcpus=2";
         let sh = shell()?;
         let qemu = Qemu::find(&sh, None)?;
-        let module = PathBuf::from(format!("{} {words}", guest.display()));
-        let command = Hardware::new(512, Console::Plain).boot(&qemu, &xen.image, &module, OPTIONS);
+        let ramdisk = ramdisk.map(|file| format!(",{}", file.display())).unwrap_or_default();
+        // A comma in the words would begin another module.
+        let modules = PathBuf::from(format!("{} {}{ramdisk}", kernel.display(), words.replace(',', ",,")));
+        let command = Hardware::new(512, Console::Plain).boot(&qemu, &xen.image, &modules, OPTIONS);
+        Self::start(command, folder(&sh, name)?, limit, None, Box::new(()))
+    }
+
+    /// Boots a kernel, a bzImage, that is alone on a machine of 256 MiB.
+    ///
+    /// # Errors
+    /// No QEMU.
+    pub fn boot_alone(name: &str, kernel: &Path, words: &str, ramdisk: &Path, limit: Duration) -> Result<Self> {
+        let sh = shell()?;
+        let qemu = Qemu::find(&sh, None)?;
+        let command = Hardware::new(256, Console::Plain).boot(&qemu, kernel, ramdisk, words);
         Self::start(command, folder(&sh, name)?, limit, None, Box::new(()))
     }
 

@@ -121,6 +121,7 @@ const STORIES: &[Story] = &[
     ("the_entry_table_holds_for_dom0", entry::the_entry_table_holds_for_dom0),
     ("the_entry_table_holds_on_xen", entry::the_entry_table_holds_on_xen),
     ("the_entry_table_holds_for_a_guest", entry::the_entry_table_holds_for_a_guest),
+    ("the_patched_kernel_boots_everywhere", patched::the_patched_kernel_boots_everywhere),
     ("guests_without_a_stack_end_the_same_way", entry::guests_without_a_stack_end_the_same_way),
     ("the_table_of_differences_is_true", entry::the_table_of_differences_is_true),
     ("the_exit_status_says_how_guests_ended", run::the_exit_status_says_how_guests_ended),

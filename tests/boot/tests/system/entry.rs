@@ -27,7 +27,8 @@ fn sum(console: &str, who: &str) -> Result<()> {
 pub(crate) fn the_entry_table_holds_on_xen() -> Result<()> {
     let xen = xen::hypervisor(&boot::shell()?)?;
     let limit = Duration::from_secs(60);
-    let mut machine = Machine::boot_on_xen("the_entry_table_holds_on_xen", &xen, &image("entry")?, "test=*", limit)?;
+    let (title, guest) = ("the_entry_table_holds_on_xen", image("entry")?);
+    let mut machine = Machine::boot_on_xen(title, &xen, (&guest, "test=*", None), limit)?;
     machine.expect("@@ done: ", limit)?;
     machine.expect("\n", SOON)?;
     let console = machine.console();

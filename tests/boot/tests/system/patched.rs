@@ -1,5 +1,5 @@
-//! What the patches for guest kernels must not change: sums under load, what programs are shown, and the verdicts of the
-//! kernel's own tests.
+//! What the patches for guest kernels must not change: sums under load, what programs are shown, the verdicts of the kernel's
+//! own tests, and what happens on other hypervisors and on none.
 
 use crate::stories::{BOOT, SHELL, SOON, dom0, image, linux, md5_of};
 use anyhow::{Context, Result, ensure};
@@ -8,13 +8,40 @@ use boot::{Machine, Setup};
 use std::fs;
 use std::time::Duration;
 use xtask::bundle::Guest;
-use xtask::kernels;
 use xtask::selftests::{COMMAND, Selftests};
+use xtask::{built, kernels, xen};
 
 /// Seconds that a test may take; the clock of the machine counts instructions, so that they do not depend on this machine's.
 const SECONDS: u32 = 10;
 /// How long all tests may take in a guest.
 const LIMIT: Duration = Duration::from_secs(5400);
+
+/// Without words on its command line, the patched kernel runs the old code on the bare machine and as Xen's first domain, and all
+/// parts of the patches on Tenon: its log says which parts are on.
+pub(crate) fn the_patched_kernel_boots_everywhere() -> Result<()> {
+    const TITLE: &str = "the_patched_kernel_boots_everywhere";
+    let sh = boot::shell()?;
+    let (kernel, ramdisk) = (kernels::named(&sh, "patched")?, kernels::ramdisk(&sh)?);
+    // On a busy machine, the emulated timer is too late for the check of a kernel that is alone.
+    let (alone, words) = (format!("{TITLE}/alone"), "console=ttyS0 no_timer_check");
+    has_parts(&mut Machine::boot_alone(&alone, &kernel.bzimage, words, &ramdisk, BOOT)?, 0)?;
+    let first = (&*kernel.vmlinux, "console=hvc0", Some(&*ramdisk));
+    has_parts(&mut Machine::boot_on_xen(&format!("{TITLE}/xen"), &xen::hypervisor(&sh)?, first, BOOT)?, 0)?;
+    let guest = Guest { kernel: kernel.vmlinux, ..linux("linux", 128)? };
+    let mut machine = Machine::boot(TITLE, &Setup { limit: BOOT, ..Setup::new(dom0("")?.guest(&guest)) })?;
+    has_parts(&mut machine, built::parts(&built::series(built::DEFAULT)?).len())?;
+    machine.expect(SHELL, SOON)?;
+    machine.type_line("poweroff -f")?;
+    machine.finish()?.require_success()
+}
+
+/// The kernel's log says of so many parts that they are on, and of none more.
+fn has_parts(machine: &mut Machine, parts: usize) -> Result<()> {
+    machine.expect(SHELL, BOOT)?;
+    machine.type_line("echo $(dmesg | grep -c 'Linux version')-log-$(dmesg | grep -c 'tenon: .* is on')-parts")?;
+    machine.expect(&format!("1-log-{parts}-parts"), SOON)?;
+    Ok(())
+}
 
 /// The patched kernel, on four vcpus and with these parts alone, sorts, packs and unpacks what it counts, and comes to the
 /// right sums each time; its log says which parts are on, and nothing in it is a warning. System calls end by SYSRET if
