@@ -7,10 +7,12 @@
 mod series;
 mod source;
 pub(crate) mod tools;
+mod tree;
 mod workshop;
 
 pub use series::{Patch, check_form, folder, parts, series};
 pub use source::Source;
+pub use tree::{grow, harvest};
 
 use crate::kernels::Kernel;
 use crate::{cache, kernel_file};

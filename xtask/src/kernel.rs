@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use xshell::Shell;
 use xtask::built::{self, Patch, Source, Variant};
 
@@ -25,6 +25,13 @@ pub(crate) struct Options {
     /// Build the kernel after each patch
     #[arg(long, requires = "check")]
     all: bool,
+    /// Make a Git repository in the new folder DIR, with the source as its first commit and each patch as one more, to change
+    /// them there; and build nothing
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["stock", "stat", "check", "from"])]
+    tree: Option<PathBuf>,
+    /// First write the commits in DIR, made by --tree, to the files of the patches
+    #[arg(long, value_name = "DIR", conflicts_with = "stock")]
+    from: Option<PathBuf>,
 }
 
 /// Carries out what is asked for.
@@ -34,7 +41,15 @@ pub(crate) fn kernel(sh: &Shell, options: &Options) -> Result<()> {
     if options.stock {
         return build(sh, options, Variant::Unpatched);
     }
-    let series = built::series(&options.version)?;
+    let series = match &options.from {
+        Some(tree) => built::harvest(tree, &options.version)?,
+        None => built::series(&options.version)?,
+    };
+    if let Some(tree) = &options.tree {
+        built::grow(&source, &series, tree)?;
+        println!("{} has {} commits behind the source", tree.display(), series.len());
+        return Ok(());
+    }
     if options.stat {
         return stat(&source, &series);
     }
