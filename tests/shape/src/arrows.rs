@@ -97,7 +97,7 @@ const ARROWS: &[Allowed] = &[
     ),
     outside("guests", &["hypercall-abi", "ring-protocol", "unikernel"]),
     outside("sim", &["guest-image", "hv-core", "hypercall-abi", "ring-protocol"]),
-    outside("boot", &["test-random", "xtask"]),
+    outside("boot", &["microbench", "test-random", "xtask"]),
     outside("test-images", &[]),
     outside("test-kernels", &[]),
     outside("test-random", &[]),

@@ -16,8 +16,8 @@ const SECONDS: u32 = 10;
 /// How long all tests may take in a guest.
 const LIMIT: Duration = Duration::from_secs(5400);
 
-/// Without words on its command line, the patched kernel runs the old code on the bare machine and as Xen's first domain, and all
-/// parts of the patches on Tenon: its log says which parts are on.
+/// Without words on its command line, the patched kernel runs the old code on the bare machine and as Xen's first domain, and
+/// all parts of the patches on Tenon: its log says which parts are on.
 pub(crate) fn the_patched_kernel_boots_everywhere() -> Result<()> {
     const TITLE: &str = "the_patched_kernel_boots_everywhere";
     let sh = boot::shell()?;
