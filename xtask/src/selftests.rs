@@ -1,5 +1,5 @@
 //! The kernel's own tests of x86 and of memory management: static programs for a guest, built from the source of
-//! [`built`](crate::built).
+//! [`crate::built`].
 //!
 //! The source's own makefiles say which programs there are. Those that cannot be built are left out and named; the 32-bit forms
 //! are left out as well, as they want a second C library.
