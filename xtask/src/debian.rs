@@ -161,17 +161,25 @@ impl Image {
         Ok(())
     }
 
-    /// Returns a file with the description of a guest that leaves the disk as it is: what the guest writes is kept in at most
-    /// `mib` MiB of memory, and is lost with the guest. The file is removed when it is dropped.
+    /// Returns a file with the description of the guest as it is to be this time. With an `overlay`, it leaves the disk as it
+    /// is: what the guest writes is kept in at most so many MiB of memory, and is lost with the guest. With a `kernel`, it
+    /// starts from this one, without a ramdisk. The file is removed when it is dropped.
     ///
     /// # Errors
-    /// The guest's description is wrong, or does not name one disk.
-    pub fn overlaid(&self, sh: &Shell, mib: u32) -> Result<NamedTempFile> {
+    /// The guest's description is wrong, or does not name one disk for the overlay; or a description cannot name the kernel.
+    pub fn changed(&self, sh: &Shell, overlay: Option<u32>, kernel: Option<&Path>) -> Result<NamedTempFile> {
         let mut guest = guest_file::read(sh, &[&self.guest])?.pop().context("a file is a guest")?.config;
-        let [disk] = guest.disk.as_mut_slice() else {
-            bail!("{}: --overlay is for a guest with one disk", self.guest.display());
-        };
-        disk.overlay = Some(u64::from(mib) << 20);
+        if let Some(mib) = overlay {
+            let [disk] = guest.disk.as_mut_slice() else {
+                bail!("{}: --overlay is for a guest with one disk", self.guest.display());
+            };
+            disk.overlay = Some(u64::from(mib) << 20);
+        }
+        if let Some(kernel) = kernel {
+            let path = std::path::absolute(kernel)?;
+            guest.kernel = path.to_str().with_context(|| format!("{}: no text", kernel.display()))?.to_owned();
+            guest.ramdisk = None;
+        }
         // In the folder of the other: paths in a description start there.
         let folder = self.guest.parent().context("a description in no folder")?;
         let mut file = tempfile::Builder::new().prefix("part-").suffix(".toml").tempfile_in(folder)?;
@@ -389,15 +397,20 @@ mod tests {
         fs::write(&kernel, test_kernels::halting()).unwrap();
         let text = image.description(&Recipe::default()).replace("\"6.1\"", "\"kernel\"");
         fs::write(&image.guest, &text).unwrap();
-        let file = image.overlaid(&sh, 64).unwrap();
+        let file = image.changed(&sh, Some(64), None).unwrap();
         let guest = guest_file::read(&sh, &[file.path()]).unwrap().pop().unwrap();
         let [disk] = guest.config.disk.as_slice() else { panic!("{:?}", guest.config.disk) };
         assert_eq!((disk.overlay, disk.writes_target()), (Some(64 << 20), false));
+        let other = folder.path().join("other");
+        fs::write(&other, test_kernels::halting()).unwrap();
+        let changed = image.changed(&sh, None, Some(&other)).unwrap();
+        let guest = guest_file::read(&sh, &[changed.path()]).unwrap().pop().unwrap();
+        assert_eq!((&guest.kernel, guest.config.disk[0].overlay), (&other, None));
         let path = file.path().to_owned();
         drop(file);
         assert!(!path.exists());
         fs::write(&image.guest, text.replace("disk", "#")).unwrap();
-        let why = image.overlaid(&sh, 64).unwrap_err().to_string();
+        let why = image.changed(&sh, Some(64), None).unwrap_err().to_string();
         assert_eq!(why, format!("{}: --overlay is for a guest with one disk", image.guest.display()));
     }
 

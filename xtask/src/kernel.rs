@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use xshell::Shell;
-use xtask::built::{self, Patch, Source, Variant};
+use xtask::built::{self, Config, Patch, Source, Variant};
 
 /// What to build, or to say.
 #[derive(clap::Args)]
@@ -16,6 +16,9 @@ pub(crate) struct Options {
     /// Build the source as it is, for comparison
     #[arg(long, conflicts_with_all = ["stat", "check"])]
     stock: bool,
+    /// Build with few options instead of Debian's: the kernel `patched-small`, or with --stock `unpatched-small`
+    #[arg(long)]
+    small: bool,
     /// Say how large the patches are, and build nothing
     #[arg(long, conflicts_with = "check")]
     stat: bool,
@@ -27,7 +30,7 @@ pub(crate) struct Options {
     all: bool,
     /// Make a Git repository in the new folder DIR, with the source as its first commit and each patch as one more, to change
     /// them there; and build nothing
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["stock", "stat", "check", "from"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["stock", "small", "stat", "check", "from"])]
     tree: Option<PathBuf>,
     /// First write the commits in DIR, made by --tree, to the files of the patches
     #[arg(long, value_name = "DIR", conflicts_with = "stock")]
@@ -71,7 +74,8 @@ pub(crate) fn kernel(sh: &Shell, options: &Options) -> Result<()> {
 }
 
 fn build(sh: &Shell, options: &Options, variant: Variant<'_>) -> Result<()> {
-    let kernel = built::build(sh, &options.version, variant)?;
+    let config = if options.small { Config::Small } else { Config::Debian };
+    let kernel = built::build(sh, &options.version, config, variant)?;
     println!("{}\n{}\n{}", kernel.version()?, kernel.vmlinux.display(), kernel.bzimage.display());
     Ok(())
 }

@@ -41,8 +41,8 @@ pub(crate) struct Options {
     #[command(flatten)]
     guests: Selection,
     /// Start a guest with a distribution, from the disk that `cargo xtask image` makes of it in Cargo's target folder. The disk
-    /// is made now if it is not there
-    #[arg(long, value_name = "SYSTEM", conflicts_with_all = ["first", "name", "kernel", "ramdisk", "extra"])]
+    /// is made now if it is not there. With `--kernel`, it starts from that kernel without a ramdisk
+    #[arg(long, value_name = "SYSTEM", conflicts_with_all = ["first", "name", "ramdisk", "extra"])]
     #[arg(conflicts_with_all = ["extra_only", "vcpus", "memory", "iso"], group = "system")]
     guest: Option<System>,
     /// Start a guest with the files of a container image, and in it the image's process, or with `-- COMMAND` the image's
@@ -170,8 +170,8 @@ pub(crate) fn run(sh: &Shell, mut options: Options) -> Result<ExitCode> {
     for what in seed.iter().flat_map(|seed| &seed.unknown) {
         eprintln!("warning: {what}: a guest without cloud-init leaves it out");
     }
-    // The description with an overlay is removed when the machine has ended.
-    let _overlaid = options.add_system(sh)?;
+    // A changed description is removed when the machine has ended.
+    let _changed = options.add_system(sh)?;
     let container = options.add_container(sh)?;
     let _cloud = options.add_cloud()?;
     let options = &options;
@@ -246,16 +246,19 @@ pub(crate) fn run(sh: &Shell, mut options: Options) -> Result<ExitCode> {
 }
 
 impl Options {
-    /// Adds the guest of `--guest`, and makes its disk if need be. Returns the file that describes the guest with an overlay.
+    /// Adds the guest of `--guest`, and makes its disk if need be. Returns the file that describes the guest with an
+    /// overlay or another kernel.
     fn add_system(&mut self, sh: &Shell) -> Result<Option<NamedTempFile>> {
         let Some(System::Debian) = self.guest else { return Ok(None) };
         let image = Image::usual(sh)?;
         if !image.disk.exists() {
             image.make(sh, &Recipe::default())?;
         }
-        let overlaid = self.overlay.map(|mib| image.overlaid(sh, mib)).transpose()?;
-        self.guests.add(overlaid.as_ref().map_or(image.guest, |file| file.path().to_owned()));
-        Ok(overlaid)
+        let kernel = self.guests.named_kernel(sh)?;
+        let changes = self.overlay.is_some() || kernel.is_some();
+        let changed = changes.then(|| image.changed(sh, self.overlay, kernel.as_deref())).transpose()?;
+        self.guests.add(changed.as_ref().map_or(image.guest, |file| file.path().to_owned()));
+        Ok(changed)
     }
 
     /// Adds the guest of `--oci`, and makes its disk if need be. The words after `--` are its command.

@@ -33,8 +33,8 @@ pub(crate) struct Selection {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
     vcpus: u32,
     /// The guest's kernel, bzImage, ELF or gzip'ed ELF, instead of the stock one; or a kernel that is built first: `patched`,
-    /// or `unpatched` to compare with (`cargo xtask kernel`)
-    #[arg(long, value_name = "PATH|patched|unpatched")]
+    /// or `unpatched` to compare with, and `patched-small` and `unpatched-small` with fewer options (`cargo xtask kernel`)
+    #[arg(long, value_name = "PATH|patched|...")]
     kernel: Option<PathBuf>,
     /// The guest's initial ramdisk instead of busybox, or `none`
     #[arg(long, value_name = "PATH|none", value_parser = ramdisk)]
@@ -255,7 +255,7 @@ impl Selection {
     }
 
     /// The kernel that the user named, built first if it is one of ours.
-    fn named_kernel(&self, sh: &Shell) -> Result<Option<PathBuf>> {
+    pub(crate) fn named_kernel(&self, sh: &Shell) -> Result<Option<PathBuf>> {
         let Some(path) = &self.kernel else { return Ok(None) };
         let ours = built::NAMES.into_iter().find(|name| path == Path::new(name) && !path.exists());
         Ok(Some(match ours {

@@ -69,7 +69,7 @@ fn window(index: usize) -> u16 {
 
 /// Runs the benchmark program in the unpatched kernel, and in the patched one with no part, each part, and all parts.
 pub(super) fn measure(sh: &Shell, options: &Options) -> Result<Report> {
-    let [patched, unpatched] = built::NAMES;
+    let [patched, unpatched, ..] = built::NAMES;
     let patched = Lab::new(sh, &Options { kernel: patched.into(), ..options.clone() })?;
     let unpatched = patched.with_kernel(sh, unpatched)?;
     let parts = built::parts(&built::series(built::DEFAULT)?);

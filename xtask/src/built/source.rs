@@ -16,7 +16,7 @@ use xshell::{Shell, cmd};
 pub(super) const VERSIONS: [(&str, &str); 1] = [("6.12", "trixie")];
 
 /// Bytes that source, objects and kernels take.
-const ROOM: u64 = 4 << 30;
+const ROOM: u64 = 6 << 30;
 
 /// The source of a kernel in the cache.
 #[derive(Clone, Debug)]

@@ -1,5 +1,6 @@
-//! The folder where kernels are built: a source tree that patches are applied to, and its objects.
+//! The folder where kernels are built: a source tree that patches are applied to, and the objects of each configuration.
 
+use super::Config;
 use super::source::Source;
 use super::tools::command;
 use anyhow::{Context, Result, bail, ensure};
@@ -19,11 +20,13 @@ const PROGRESS: Duration = Duration::from_secs(20);
 /// Lines of the log that are shown when a build fails.
 const SHOWN: usize = 20;
 
-/// A folder with a source tree that patches are applied to, and its objects.
+/// A folder with a source tree that patches are applied to, and objects.
 pub(super) struct Workshop {
     pub(super) folder: PathBuf,
     /// The tools lie below this folder.
     pub(super) tools: PathBuf,
+    /// What kernels are built with. Each configuration has objects of its own, so that another one does not replace them.
+    pub(super) config: Config,
 }
 
 impl Workshop {
@@ -32,7 +35,7 @@ impl Workshop {
     }
 
     fn objects(&self) -> PathBuf {
-        self.folder.join("objects")
+        self.folder.join(format!("objects-{}", self.config.name()))
     }
 
     /// The kernel that was built.
@@ -114,7 +117,8 @@ impl Workshop {
         let mut command = self.make_command();
         command.arg(format!("-j{jobs}")).arg("bzImage").stdout(Stdio::piped()).stderr(file.try_clone()?);
         let start = Instant::now();
-        eprintln!("building {what} on {jobs} CPUs (5 minutes from nothing on two that are idle)");
+        let minutes = self.config.minutes();
+        eprintln!("building {what} on {jobs} CPUs ({minutes} minutes from nothing on two that are idle)");
         let mut child = command.spawn().context("cannot start make")?;
         let (mut files, mut told) = (0, start);
         for line in BufReader::new(child.stdout.take().context("make has no output")?).lines() {

@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(5400);
 pub(crate) fn the_patched_kernel_boots_everywhere() -> Result<()> {
     const TITLE: &str = "the_patched_kernel_boots_everywhere";
     let sh = boot::shell()?;
-    let (kernel, ramdisk) = (kernels::named(&sh, "patched")?, kernels::ramdisk(&sh)?);
+    let (kernel, ramdisk) = (kernels::named(&sh, built::PATCHED_SMALL)?, kernels::ramdisk(&sh)?);
     // On a busy machine, the emulated timer is too late for the check of a kernel that is alone.
     let (alone, words) = (format!("{TITLE}/alone"), "console=ttyS0 no_timer_check");
     has_parts(&mut Machine::boot_alone(&alone, &kernel.bzimage, words, &ramdisk, BOOT)?, 0)?;
