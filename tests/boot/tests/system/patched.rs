@@ -22,7 +22,7 @@ pub(crate) fn the_patched_kernel_boots_everywhere() -> Result<()> {
     const TITLE: &str = "the_patched_kernel_boots_everywhere";
     let sh = boot::shell()?;
     let (kernel, ramdisk) = (kernels::named(&sh, built::PATCHED_SMALL)?, kernels::ramdisk(&sh)?);
-    // On a busy machine, the emulated timer is too late for the check of a kernel that is alone.
+    // The kernel checks the emulated timer when it is alone, and once took it for broken, perhaps as the machine was busy.
     let (alone, words) = (format!("{TITLE}/alone"), "console=ttyS0 no_timer_check");
     has_parts(&mut Machine::boot_alone(&alone, &kernel.bzimage, words, &ramdisk, BOOT)?, 0)?;
     let first = (&*kernel.vmlinux, "console=hvc0", Some(&*ramdisk));
